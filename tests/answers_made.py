@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niso.plan.answers import Heard
+from niso.plan.dns_answers import Heard
 
 API, OTHER = "api.example.com", "other.example.com"
 ONE, TWO, THREE = "203.0.113.1", "203.0.113.2", "203.0.113.3"

@@ -13,12 +13,12 @@ import pytest
 from cluster_world import KEYS, Joined
 from fake_world import Steps, World
 
+from niso.change.deactivate import deactivate
 from niso.cluster.agent import Agent, Me
 from niso.cluster.engine import Compacted, NoAnswer
-from niso.cluster.host_values import Host
-from niso.cluster.kept import Kept
+from niso.cluster.key_values import Host
 from niso.cluster.membership import Membership
-from niso.commands.deactivate import deactivate
+from niso.cluster.watch import Kept
 from niso.store.store import Store
 
 NETWORKS = ("backend", "front")

@@ -21,22 +21,20 @@ import pytest
 from cluster_node import CLOCK, Node
 from cluster_world import KEYS, SUBNETS
 from fake_world import Steps
+from fakes.engine import FakeEngine
 
-from niso.base import failpoint, locks, names
+from niso.base import locks, names, signals
 from niso.base.errors import Conflict, Error
+from niso.change import journal, networks, repair, targets
+from niso.change.activate import activate
+from niso.change.deactivate import deactivate, remove
 from niso.cluster import view
-from niso.cluster.claim_values import claim_of
-from niso.cluster.engine import NoAnswer
-from niso.cluster.fake_engine import FakeEngine
-from niso.cluster.keys import decode
+from niso.cluster.engine import NoAnswer, decode
+from niso.cluster.key_values import claim_of
 from niso.cluster.membership import Membership
 from niso.cluster.own_claims import STRAY_S
-from niso.commands import network, repair
-from niso.commands.activate import activate
-from niso.commands.deactivate import deactivate, remove
-from niso.plan.policy_maps import PASSES
-from niso.services import journal, targets
-from niso.services.networks import NetworkRequest
+from niso.plan.policy_elements import PASSES
+from niso.plan.subnets import NetworkRequest
 
 HOSTS = ("a", "b", "c")
 SERVICES = ("api", "db", "evil", "web")
@@ -79,7 +77,7 @@ class Walk:
         for node in self.nodes if self.fake is None else self.nodes[:1]:
             with node:
                 request = NetworkRequest("backend", SUBNETS, span=True)
-                network.create(node.world.machine, request)
+                networks.create(node.world.machine, request)
         for node in self.nodes:
             node.keep()
 
@@ -128,9 +126,9 @@ class Walk:
     def network(self, node: Node) -> None:
         machine = node.world.machine
         if node.world.store.network("front") is None:
-            network.create(machine, NetworkRequest("front", ("10.99.7.0/29",), span=True))
+            networks.create(machine, NetworkRequest("front", ("10.99.7.0/29",), span=True))
         else:
-            network.remove(machine, ["front"])
+            networks.remove(machine, ["front"])
 
     def step(self) -> None:
         node, what = self.draw.choice(self.nodes), self.draw.random()
@@ -185,7 +183,7 @@ class Walk:
         node.steps.append(None)
         try:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(failpoint, "hit", lambda name: None)
+                patch.setattr(signals, "hit", lambda name: None)
                 kernel.fail, processes.fail = lambda step: 0, lambda what: False
                 yield
         finally:

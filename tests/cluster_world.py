@@ -5,24 +5,24 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from fake_world import World
+from fakes.engine import FakeEngine
 
+from niso.change import attach as change_attach
+from niso.change import networks as change_networks
+from niso.change import targets
+from niso.change.activate import activate
+from niso.change.attach import Request, Wish
+from niso.change.cluster_hosts import end_services
 from niso.cluster import mirror, view
 from niso.cluster.agent import Agent, Me
-from niso.cluster.claim_values import Claim
 from niso.cluster.claims import Claims, Wanted
-from niso.cluster.fake_engine import FakeEngine
-from niso.cluster.host_values import Host
-from niso.cluster.keys import Keys, decode
+from niso.cluster.engine import Keys, decode
+from niso.cluster.key_values import Claim, Host
 from niso.cluster.membership import Membership
-from niso.commands import network
-from niso.commands.activate import activate
-from niso.commands.cluster_hosts import end_services
-from niso.kernel.kinds.hosts_line import HostsLine
-from niso.kernel.nft_wire import CLAIMS
-from niso.plan.policy_maps import PASSES
-from niso.services import attachments, targets
-from niso.services.attach_request import Request, Wish
-from niso.services.networks import NetworkRequest
+from niso.kernel.kinds.hosts_files import HostsLine
+from niso.kernel.ruleset import CLAIMS
+from niso.plan.policy_elements import PASSES
+from niso.plan.subnets import NetworkRequest
 
 KEYS = Keys()
 ME = "b"
@@ -64,7 +64,9 @@ class Cluster:
             self.lease = self.engine.grant(10)
             assert self.membership.live(name, f"id-{name}", self.lease, "boot")
         join(world, self.engine, ME, "198.51.100.2")
-        network.create(world.machine, NetworkRequest("backend", SUBNETS, mtu=1430, span=True))
+        change_networks.create(
+            world.machine, NetworkRequest("backend", SUBNETS, mtu=1430, span=True)
+        )
         policy = {"allow_from": ["api"]}
         world.activate(world.package("db", network={"network": "backend", "policy": policy}))
 
@@ -133,7 +135,7 @@ class Hosted(Cluster):
         if path not in self.world.kernel.engines:
             self.world.kernel.begin_engine(path)
         request = Request(name, path, wishes or (Wish("backend"),), **more)
-        return attachments.attach(self.world.machine, request, self.report).addresses[0]
+        return change_attach.attach(self.world.machine, request, self.report).addresses[0]
 
     def look(self, now_s: float = 0.0) -> list[str]:
         return self.agent.look(self.world.store, self.world.kernel, self.engine, now_s)
@@ -185,4 +187,6 @@ def lose(host: Hosted, name: str) -> None:
 
 def create(host: Hosted, name: str, *subnets: str, **more: Any) -> Any:
     """Create a network that spans hosts, as `network.create`."""
-    return network.create(host.world.machine, NetworkRequest(name, subnets, span=True, **more))
+    return change_networks.create(
+        host.world.machine, NetworkRequest(name, subnets, span=True, **more)
+    )

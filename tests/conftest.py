@@ -27,7 +27,7 @@ import pytest
 from fake_world import World
 from hypothesis import settings
 
-from niso.kernel import sysctl
+from niso.kernel import proc_sys
 
 TESTS = pathlib.Path(__file__).resolve().parent
 DEADLINE_SECONDS = 480
@@ -459,6 +459,6 @@ def no_sysctl_of_the_machine(
     def refuse() -> int:
         raise AssertionError("a unit test asks for a sysctl of the machine")
 
-    monkeypatch.setattr(sysctl, "_own_sys", refuse)
-    monkeypatch.setattr(sysctl, "_top", -1)
-    monkeypatch.setattr(sysctl, "_folders", {})
+    monkeypatch.setattr(proc_sys, "_own_sys", refuse)
+    monkeypatch.setattr(proc_sys, "_top", -1)
+    monkeypatch.setattr(proc_sys, "_folders", {})

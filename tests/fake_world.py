@@ -13,23 +13,23 @@ from types import TracebackType
 from typing import Any
 
 import pytest
+from fakes.kernel import Fake
+from fakes.processes import FakeProcesses
 from stored import TemporaryStore, dump
 
-from niso.base import failpoint, paths
+from niso.base import paths, signals
 from niso.base.errors import Error
+from niso.change import activate as change_activate
+from niso.change import networks as change_networks
+from niso.change import stacks, targets
+from niso.change.activate import Outcome
 from niso.cluster import config
-from niso.commands import activate, check, stack
-from niso.commands import network as networks
-from niso.commands.activate import Outcome
-from niso.kernel.fake import Fake
-from niso.kernel.kinds.kind import kind_of
-from niso.kernel.state import State
+from niso.kernel.kinds.kind import State, kind_of
+from niso.look import check, stack_members
 from niso.manifest import load
-from niso.reconcile import converge
-from niso.runtime.fake_processes import FakeProcesses
-from niso.services import targets
-from niso.services.machine import Machine
-from niso.services.networks import NetworkRequest
+from niso.plan.subnets import NetworkRequest
+from niso.reconcile import change
+from niso.runtime.machine import Machine
 from niso.store.store import Store
 
 
@@ -128,14 +128,14 @@ class World:
 
     def activate(self, *arguments: str, replace: bool = False, **more: Any) -> list[Outcome]:
         found = targets.find_targets(self.store, arguments, replace)
-        return activate.activate(self.machine, found, 5.0, **more)
+        return change_activate.activate(self.machine, found, 5.0, **more)
 
     def make(self, network: str, *subnets: str) -> None:
         """Create a network with these subnets."""
-        networks.create(self.machine, NetworkRequest(network, subnets))
+        change_networks.create(self.machine, NetworkRequest(network, subnets))
 
-    def up(self, path: str, replace: bool = False) -> stack.Up:
-        return stack.up(self.machine, stack.load(path), 5.0, replace=replace)
+    def up(self, path: str, replace: bool = False) -> stacks.Up:
+        return stacks.up(self.machine, stack_members.load(path), 5.0, replace=replace)
 
     def ports(self, service: str) -> list[str]:
         return [port.text for _, port in self.store.ports(service)]
@@ -160,7 +160,7 @@ class World:
     def assert_whole(self) -> None:
         """The kernel has what the store says and nothing else, each process is as it should be, and nothing is half done."""
         assert self.store.intents() == []
-        steps, want, have, foreign = converge.compare(self.kernel, self.store)
+        steps, want, have, foreign = change.compare(self.kernel, self.store)
         assert steps == [], [step.describe() for step in steps]
         assert foreign == {}
         assert State.of_kinds(lambda kind: want[kind.thing]) == have
@@ -207,7 +207,7 @@ class Steps:
     def __enter__(self) -> Steps:
         self.world.kernel.fail = lambda step: errno.ENOMEM * self._breaks(step.describe())
         self.world.processes.fail = self._breaks
-        self._patch.setattr(failpoint, "hit", self._point)
+        self._patch.setattr(signals, "hit", self._point)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from niso.explain.foreign_walk import Place
-from niso.kernel.foreign_chains import (
-    Between,
-    Load,
-    Mask,
-    Rule,
-    Verdict,
-)
+from niso.kernel.foreign_chains import Between, Load, Mask, Rule, Verdict
+from niso.look.other_firewalls import Place
 
 INET, IP, BRIDGE, IP6 = 1, 2, 7, 10
 ACCEPT, DROP, RETURN = Verdict("accept"), Verdict("drop"), Verdict("return")

@@ -29,45 +29,40 @@ import termios
 import traceback
 
 LOADED = (
-    "api.handover",
     "api.host_networks",
     "api.host_services",
-    "api.service_views",
+    "change.activate",
+    "change.deactivate",
+    "change.networks",
+    "change.process_record",
+    "change.repair",
+    "change.stop",
+    "change.warnings",
     "cli.catalogue.net",
-    "cli.catalogue.net_attachments",
-    "cli.catalogue.net_policies",
     "cli.catalogue.service",
-    "cli.inspect",
-    "cli.net",
-    "cli.service",
-    "commands.lab.__main__",
-    "commands.activate",
-    "commands.check",
-    "commands.deactivate",
-    "commands.repair",
-    "commands.restart",
-    "commands.store_repair",
-    "explain.exposure",
-    "explain.foreign_firewalls",
+    "cli.net_commands",
+    "cli.service_commands",
     "kernel.conntrack",
+    "kernel.flow_memory",
     "kernel.host_facts",
-    "kernel.neighbours",
-    "kernel.nft_compare",
-    "kernel.qdiscs",
+    "kernel.kinds.nft",
+    "kernel.link_records",
+    "kernel.neighbour_tables",
     "kernel.real",
-    "kernel.sensor",
-    "kernel.sockdiag",
+    "kernel.sockets",
+    "lab.__main__",
+    "look.check",
+    "look.exposure",
+    "look.other_firewalls",
+    "look.services",
+    "look.store_defects",
     "manifest.load",
     "manifest.validate",
-    "reconcile.world",
-    "runtime.idle",
+    "reconcile.live_world",
     "runtime.launch",
+    "runtime.lifecycle",
     "runtime.oci",
     "runtime.real_processes",
-    "services.networks",
-    "services.process_record",
-    "services.stop",
-    "services.withdraw",
 )
 """Modules of niso that its commands find loaded. What a command needs beside them it imports itself."""
 
@@ -138,11 +133,11 @@ def load() -> None:
 
 def run_niso(arguments: list[str], environment: dict[str, str]) -> None:
     """Be ``niso ARGUMENTS``, in a process just forked: what is not inherited by execve(2) goes."""
-    from niso.base import failpoint
+    from niso.base import signals
     from niso.cli.main import main
 
     os.closerange(3, 1 << 20)
-    failpoint._spec = None  # read when the lab was made, from another environment
+    signals._spec = None  # read when the lab was made, from another environment
     with open("/proc/self/comm", "w") as comm:
         comm.write("niso")
     os.environ.clear()
@@ -164,7 +159,7 @@ def run_niso(arguments: list[str], environment: dict[str, str]) -> None:
 
 def run_lab(arguments: list[str], environment: dict[str, str]) -> None:
     """Make a lab whose command is a fork of this process, in place of a program."""
-    from niso.commands.lab.__main__ import main
+    from niso.lab.__main__ import main
 
     os.closerange(3, 1 << 20)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python does

@@ -8,7 +8,7 @@ import pytest
 
 from niso.base.errors import ErrorGroup, InvalidInput
 from niso.manifest.load import load
-from niso.plan.service_spec import ServiceSpec
+from niso.plan.specs import ServiceSpec
 
 HEAD = '[package]\nname = "api"\nversion = "1.0.0"\n[binary]\nentrypoint = "bin/api"\n'
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from stored import service_spec
 
+from niso.change.targets import Target
 from niso.plan.records import Entry, Network, Peer, Policy, Subnet
-from niso.services.targets import Target
 
 ONE = Network("one", "", 1500, (Subnet(4, "10.99.1.0/24", "10.99.1.1"),))
 TWO = Network(

@@ -7,12 +7,12 @@ from typing import Any
 from fake_world import World
 
 from niso.base import names
-from niso.kernel.kinds.element import Element
+from niso.kernel.nft_elements import Element
 from niso.plan.desired import desired
-from niso.plan.policy_maps import PASSES, decides
+from niso.plan.policy_elements import PASSES, decides
 from niso.plan.verdict import decide
-from niso.reconcile.world import read_world
-from niso.store.store import ALL
+from niso.reconcile.live_world import read_world
+from niso.store.snapshots import ALL
 
 
 def seen(world: World, *networks: str) -> dict[str, set[str]]:

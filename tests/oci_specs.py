@@ -6,7 +6,7 @@ import json
 import pathlib
 from typing import Any
 
-from niso.plan.process_spec import ProcessSpec
+from niso.plan.specs import ProcessSpec
 from niso.runtime import oci
 
 PROFILE: dict[str, Any] = json.loads(

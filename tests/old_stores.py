@@ -8,9 +8,8 @@ import sqlite3
 
 from niso.base import paths
 from niso.plan.records import Port
-from niso.store import reboot, written_rows
-from niso.store import tables as schema
-from niso.store.store import ROW_TABLES
+from niso.store import same_host, tables
+from niso.store.service_rows import ROW_TABLES
 
 VERSION_1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -89,7 +88,7 @@ CREATE TABLE sysctl (name TEXT PRIMARY KEY, before TEXT NOT NULL) STRICT;
 
 NUMBER_2 = (2).to_bytes(16)
 ROWS: dict[str, list[tuple]] = {
-    "meta": [("state_id", "0123abcd"), ("world", reboot.here())],
+    "meta": [("state_id", "0123abcd"), ("world", same_host.here())],
     "network": [("backend", "niso-backend", 1500, 1, 1.0), ("front", "niso-front", 1400, 0, 2.0)],
     "subnet": [
         ("backend", 4, "10.99.1.0/24", "10.99.1.1"),
@@ -220,9 +219,9 @@ def stored_as(version: int) -> sqlite3.Connection:
     for table, rows in ROWS.items():
         for row in rows:
             database.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
-    written_rows.add_functions(database)
+    tables.add_functions(database)
     for number in range(2, version + 1):
-        for statement in schema.MIGRATIONS[number].split(";"):
+        for statement in tables.MIGRATIONS[number].split(";"):
             database.execute(statement)
         if number == 3:
             _write_manifests(database)

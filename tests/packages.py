@@ -6,7 +6,7 @@ from pathlib import Path
 
 from niso.base import paths
 from niso.runtime import package
-from niso.runtime.contents import Contents
+from niso.runtime.package import Contents
 
 
 def small_package(folder: Path) -> Path:

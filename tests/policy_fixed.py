@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from policy_worlds import HOST, known, network, world
 
-from niso.plan.known_world import World
 from niso.plan.records import ANY, Port
-from niso.plan.verdict import Verdict, decide
+from niso.plan.verdict import Verdict, World, decide
 
 BACKEND = network("backend", "10.99.1.0/24", "fd00:1::/64")
 FRONTEND = network("frontend", "10.99.2.0/24")

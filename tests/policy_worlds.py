@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
-from niso.manifest import parse_policy as model
-from niso.plan.known_world import Known, World
+from niso.manifest import policy as manifest_policy
 from niso.plan.records import ANY, ANY4, ANY6, Endpoint, Entry, Network, Policy, Port, Subnet
+from niso.plan.verdict import Known, World
 
 NOTHING = Policy()
 HOST, OUTSIDE = "192.0.2.1", "192.0.2.2"
@@ -47,7 +47,7 @@ def policy(
     allow: Iterable[str] | None = None,
     deny: Iterable[str] = (),
 ) -> Policy:
-    return model.parse(allow_from, deny_from, allow, deny, False)
+    return manifest_policy.parse(allow_from, deny_from, allow, deny, False)
 
 
 def known(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from fakes.kernel import Fake
+from fakes.processes import FakeProcesses
 from snapshots_made import network
 from stored import add_network, put
 
 from niso.base.errors import Conflict
-from niso.kernel.fake import Fake
-from niso.kernel.sockdiag import Listener
-from niso.manifest.parse_ports import parse_port
+from niso.change import ports as change_ports
+from niso.kernel.sockets import Listener
+from niso.manifest.addresses_and_ports import parse_port
 from niso.plan.records import Network, Port, Subnet
-from niso.runtime.fake_processes import FakeProcesses
-from niso.services import ports as portmap
-from niso.services.machine import Machine
+from niso.runtime.machine import Machine
 from niso.store.store import Store
 
 KERNEL = Fake()
@@ -51,7 +51,7 @@ def admit(store: Store, *texts: str, service: str = "api") -> list[Port]:
     row = store.service(service)
     before = [port for _, port in store.ports(service)] if row is not None and row.active else []
     with store.transaction():
-        ports, chosen = portmap.admit(machine(store), service, wanted(*texts), before)
+        ports, chosen = change_ports.admit(machine(store), service, wanted(*texts), before)
         store.set_ports(service, ports, chosen)
     return ports
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 from niso.base import names
-from niso.kernel.kinds.element import Element
-from niso.manifest.parse_policy import parse_entry
-from niso.plan import nft, policy_maps
+from niso.kernel.nft_elements import Element
+from niso.manifest.policy import parse_entry
+from niso.plan import elements
+from niso.plan import policy_elements as plan_policy_elements
 from niso.plan.records import Audit, Limits, Member, Policed, Policy, Port, Subnet
 
 ODD_NAMES = (
@@ -61,24 +62,24 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
         ),
     )
     return [
-        *nft.network(network, names.bridge(network), mac, subnets, internal=True),
-        *nft.endpoint(service, link, mac, (four, six), Limits(1, 2, 3)),
-        *nft.receivers(service, mac, mac, (four, six)),
-        *(element for port in ports for element in nft.published(service, port, (four, six))),
+        *elements.network(network, names.bridge(network), mac, subnets, internal=True),
+        *elements.endpoint(service, link, mac, (four, six), Limits(1, 2, 3)),
+        *elements.receivers(service, mac, mac, (four, six)),
+        *(element for port in ports for element in elements.published(service, port, (four, six))),
         *(
             element
             for port in ports
-            for element in nft.published_on(service, port, names.bridge(network), (four, six))
+            for element in elements.published_on(service, port, names.bridge(network), (four, six))
         ),
-        *nft.hairpin(service, ((four, subnets[0].gateway), (six, subnets[1].gateway))),
-        nft.wire(4000 + number),
-        nft.sealed(4000 + number),
-        *nft.spans(network, names.vxlan(network)),
-        nft.here(service, 1 << number, mac),
+        *elements.hairpin(service, ((four, subnets[0].gateway), (six, subnets[1].gateway))),
+        elements.wire(4000 + number),
+        elements.sealed(4000 + number),
+        *elements.spans(network, names.vxlan(network)),
+        elements.here(service, 1 << number, mac),
         *(
             element
             for host in ("198.51.100.2", "2001:db8::2")
-            for element in nft.claim(
+            for element in elements.claim(
                 f"{service[:60]}-at", host, 1 << number, names.vxlan(network), mac, (four, six)
             )
             if element.container.startswith("vx")
@@ -114,7 +115,7 @@ def policy_elements() -> list[Element]:
     now = int(time.time())
     audited = Policy(allow_from=(), audit=Audit("", now, now + 3600))
     return [
-        *policy_maps.elements(own, [Member("service", "db", ("10.99.1.3", "fd00::3"))]),
-        *policy_maps.elements(Policed("large", ("10.99.1.8", "fd00::8"), large), []),
-        *policy_maps.elements(Policed("loud", ("10.99.1.9", "fd00::9"), audited), []),
+        *plan_policy_elements.elements(own, [Member("service", "db", ("10.99.1.3", "fd00::3"))]),
+        *plan_policy_elements.elements(Policed("large", ("10.99.1.8", "fd00::8"), large), []),
+        *plan_policy_elements.elements(Policed("loud", ("10.99.1.9", "fd00::9"), audited), []),
     ]

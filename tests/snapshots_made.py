@@ -7,9 +7,9 @@ import ipaddress
 from hypothesis import strategies as st
 
 from niso.base import names
-from niso.kernel import nft_tables
-from niso.kernel.kinds.element import Element
-from niso.kernel.state import State
+from niso.kernel import ruleset
+from niso.kernel.kinds.kind import State
+from niso.kernel.nft_elements import Element
 from niso.plan.records import ANY, ANY4, ANY6, Endpoint, Network, Port, Service, Snapshot, Subnet
 
 STATE_ID = "0123abcd"
@@ -139,9 +139,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     )
 
 
-def elements(
-    state: State, container: str, table: str = nft_tables.INET
-) -> dict[str, tuple[str, str]]:
+def elements(state: State, container: str, table: str = ruleset.INET) -> dict[str, tuple[str, str]]:
     """Return the value and comment of each element of a set or map."""
     return {
         e.element: (e.value, e.comment)

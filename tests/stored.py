@@ -8,18 +8,19 @@ import tempfile
 from types import TracebackType
 
 from niso.base import convert, names
-from niso.manifest import build
-from niso.manifest.manifest_tables import Manifest
+from niso.manifest import keys
+from niso.manifest.keys import Manifest
 from niso.plan.records import Network, Port
-from niso.plan.service_spec import ServiceSpec
-from niso.store import leases
-from niso.store.store import ServiceRow, Store
+from niso.plan.specs import ServiceSpec
+from niso.store import service_rows
+from niso.store.service_rows import ServiceRow
+from niso.store.store import Store
 
 
 def service_spec(name: str = "api", **tables: object) -> ServiceSpec:
     """What a small manifest asks for that has these tables too: ``network={"ports": ["80:80"]}``."""
     data = {"package": {"name": name, "version": "1"}, "binary": {"entrypoint": "sleep"}, **tables}
-    return build.spec(convert.convert(data, Manifest), {})
+    return keys.spec(convert.convert(data, Manifest), {})
 
 
 class TemporaryStore:
@@ -88,7 +89,7 @@ def put(
     store.set_endpoints(name, networks)
     for network in networks:
         wanted = (static or {}).get(network)
-        leases.lease(store, name, network, () if wanted is None else (wanted,))
+        service_rows.lease(store, name, network, () if wanted is None else (wanted,))
     store.set_ports(name, ports, chosen)
     for sharer in store.sharers(name):
         store.note_published(sharer)

@@ -11,22 +11,9 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # importing typing for it would cost more than this module
 
 if TYPE_CHECKING:
-    from niso.api.as_json import plain as plain
-    from niso.api.captures import Capture as Capture
-    from niso.api.captures import Stage as Stage
-    from niso.api.captures import Traced as Traced
-    from niso.api.cluster_views import ClusterLine as ClusterLine
-    from niso.api.cluster_views import ClusterPort as ClusterPort
-    from niso.api.compose_files import ImportedStack as ImportedStack
-    from niso.api.compose_files import Missing as Missing
-    from niso.api.compose_files import import_compose as import_compose
-    from niso.api.event_views import Events as Events
-    from niso.api.event_views import Happened as Happened
-    from niso.api.flow_views import Flow as Flow
-    from niso.api.flow_views import FlowEnd as FlowEnd
-    from niso.api.flow_views import Flows as Flows
     from niso.api.host import Host as Host
     from niso.api.host import connect as connect
+    from niso.api.host import plain as plain
     from niso.api.host_attachments import Attachment as Attachment
     from niso.api.host_attachments import AttachRequest as AttachRequest
     from niso.api.host_attachments import Changed as Changed
@@ -36,6 +23,7 @@ if TYPE_CHECKING:
     from niso.api.host_cluster import ExistingEtcd as ExistingEtcd
     from niso.api.host_cluster import Membership as Membership
     from niso.api.host_networks import CreatedNetwork as CreatedNetwork
+    from niso.api.host_networks import Finding as Finding
     from niso.api.host_networks import HostName as HostName
     from niso.api.host_networks import HostNames as HostNames
     from niso.api.host_networks import Network as Network
@@ -43,62 +31,28 @@ if TYPE_CHECKING:
     from niso.api.host_networks import NetworkMember as NetworkMember
     from niso.api.host_networks import PublishedPort as PublishedPort
     from niso.api.host_networks import RemovedNetwork as RemovedNetwork
+    from niso.api.host_networks import Repaired as Repaired
     from niso.api.host_networks import Rules as Rules
     from niso.api.host_networks import Subnet as Subnet
+    from niso.api.host_networks import Swept as Swept
+    from niso.api.host_services import Done as Done
+    from niso.api.host_services import Executed as Executed
+    from niso.api.host_services import Forwarded as Forwarded
+    from niso.api.host_services import Marked as Marked
+    from niso.api.host_services import Outcome as Outcome
     from niso.api.host_services import Package as Package
+    from niso.api.host_services import Restored as Restored
+    from niso.api.host_services import Signalled as Signalled
+    from niso.api.host_services import Taken as Taken
     from niso.api.host_stacks import StackDown as StackDown
     from niso.api.host_stacks import StackUp as StackUp
-    from niso.api.learning import LearnedEntry as LearnedEntry
-    from niso.api.learning import LearnedPolicy as LearnedPolicy
-    from niso.api.learning import PolicyChange as PolicyChange
-    from niso.api.map_views import Map as Map
-    from niso.api.map_views import MapChange as MapChange
-    from niso.api.map_views import MapEnd as MapEnd
-    from niso.api.map_views import MapFlow as MapFlow
-    from niso.api.map_views import MapNetwork as MapNetwork
-    from niso.api.map_views import MapPolicy as MapPolicy
-    from niso.api.map_views import MapService as MapService
-    from niso.api.map_views import MapState as MapState
-    from niso.api.metric_views import Metric as Metric
-    from niso.api.metric_views import Sample as Sample
-    from niso.api.outcomes import Done as Done
-    from niso.api.outcomes import Outcome as Outcome
-    from niso.api.outcomes import Restored as Restored
-    from niso.api.outside_views import OutsideName as OutsideName
-    from niso.api.packets import Drop as Drop
-    from niso.api.packets import Drops as Drops
-    from niso.api.packets import Explanation as Explanation
-    from niso.api.packets import Judged as Judged
-    from niso.api.packets import Judgement as Judgement
-    from niso.api.packets import OtherHostObject as OtherHostObject
-    from niso.api.packets import Pong as Pong
-    from niso.api.packets import Proof as Proof
-    from niso.api.policy_views import PolicyEffect as PolicyEffect
-    from niso.api.policy_views import PolicyEntry as PolicyEntry
-    from niso.api.published_ports import Port as Port
-    from niso.api.service_results import Executed as Executed
-    from niso.api.service_results import Forwarded as Forwarded
-    from niso.api.service_results import Marked as Marked
-    from niso.api.service_results import Signalled as Signalled
-    from niso.api.service_results import Taken as Taken
-    from niso.api.service_views import AttachedTo as AttachedTo
-    from niso.api.service_views import Endpoint as Endpoint
-    from niso.api.service_views import Process as Process
-    from niso.api.service_views import Service as Service
-    from niso.api.service_views import ServiceLine as ServiceLine
-    from niso.api.service_views import User as User
-    from niso.api.top_views import FlowLoad as FlowLoad
-    from niso.api.top_views import Load as Load
-    from niso.api.top_views import ServiceLoad as ServiceLoad
-    from niso.api.top_views import ServiceSocket as ServiceSocket
-    from niso.api.top_views import Top as Top
-    from niso.api.upkeep import Finding as Finding
-    from niso.api.upkeep import Repaired as Repaired
-    from niso.api.upkeep import Swept as Swept
-    from niso.api.validation import Valid as Valid
-    from niso.api.validation import manifest_schema as manifest_schema
-    from niso.api.validation import stack_schema as stack_schema
-    from niso.api.validation import validate as validate
+    from niso.api.without_host import ImportedStack as ImportedStack
+    from niso.api.without_host import Missing as Missing
+    from niso.api.without_host import Valid as Valid
+    from niso.api.without_host import import_compose as import_compose
+    from niso.api.without_host import manifest_schema as manifest_schema
+    from niso.api.without_host import stack_schema as stack_schema
+    from niso.api.without_host import validate as validate
     from niso.base.errors import Conflict as Conflict
     from niso.base.errors import Error as Error
     from niso.base.errors import ErrorGroup as ErrorGroup
@@ -108,54 +62,98 @@ if TYPE_CHECKING:
     from niso.base.errors import ProcessError as ProcessError
     from niso.base.errors import UsageError as UsageError
     from niso.base.report import Caution as Caution
+    from niso.base.report import Completed as Completed
+    from niso.base.report import CopyingPackage as CopyingPackage
     from niso.base.report import Event as Event
     from niso.base.report import Expects as Expects
     from niso.base.report import Finished as Finished
+    from niso.base.report import Healthy as Healthy
+    from niso.base.report import RemovingVolumes as RemovingVolumes
+    from niso.base.report import Starting as Starting
+    from niso.base.report import Stopping as Stopping
+    from niso.base.report import Undoing as Undoing
+    from niso.base.report import WaitingForHealth as WaitingForHealth
     from niso.base.report import WaitingForLock as WaitingForLock
-    from niso.base.service_events import Completed as Completed
-    from niso.base.service_events import CopyingPackage as CopyingPackage
-    from niso.base.service_events import Healthy as Healthy
-    from niso.base.service_events import RemovingVolumes as RemovingVolumes
-    from niso.base.service_events import Starting as Starting
-    from niso.base.service_events import Stopping as Stopping
-    from niso.base.service_events import Undoing as Undoing
-    from niso.base.service_events import WaitingForHealth as WaitingForHealth
-    from niso.base.service_events import WaitingForPacket as WaitingForPacket
-    from niso.explain.service_stats import Stats as Stats
+    from niso.base.report import WaitingForPacket as WaitingForPacket
+    from niso.change.warnings import PolicyEffect as PolicyEffect
+    from niso.look.capture import Capture as Capture
+    from niso.look.capture import Stage as Stage
+    from niso.look.capture import Traced as Traced
+    from niso.look.drops import Drop as Drop
+    from niso.look.drops import Drops as Drops
+    from niso.look.drops import Stats as Stats
+    from niso.look.events import Events as Events
+    from niso.look.events import Happened as Happened
+    from niso.look.explain import Explanation as Explanation
+    from niso.look.explain import Judged as Judged
+    from niso.look.explain import Judgement as Judgement
+    from niso.look.explain import OtherHostObject as OtherHostObject
+    from niso.look.explain import Proof as Proof
+    from niso.look.flows import Flow as Flow
+    from niso.look.flows import FlowEnd as FlowEnd
+    from niso.look.flows import Flows as Flows
+    from niso.look.host_ports import Port as Port
+    from niso.look.learn import LearnedEntry as LearnedEntry
+    from niso.look.learn import LearnedPolicy as LearnedPolicy
+    from niso.look.learn import PolicyChange as PolicyChange
+    from niso.look.map import Map as Map
+    from niso.look.map import MapChange as MapChange
+    from niso.look.map import MapEnd as MapEnd
+    from niso.look.map import MapFlow as MapFlow
+    from niso.look.map import MapNetwork as MapNetwork
+    from niso.look.map import MapPolicy as MapPolicy
+    from niso.look.map import MapService as MapService
+    from niso.look.map import MapState as MapState
+    from niso.look.metrics import Metric as Metric
+    from niso.look.metrics import Sample as Sample
+    from niso.look.other_hosts import ClusterLine as ClusterLine
+    from niso.look.other_hosts import ClusterPort as ClusterPort
+    from niso.look.outside_names import OutsideName as OutsideName
+    from niso.look.policies import PolicyEntry as PolicyEntry
+    from niso.look.prove import Pong as Pong
+    from niso.look.services import AttachedTo as AttachedTo
+    from niso.look.services import Endpoint as Endpoint
+    from niso.look.services import Process as Process
+    from niso.look.services import Service as Service
+    from niso.look.services import ServiceLine as ServiceLine
+    from niso.look.services import User as User
+    from niso.look.top import FlowLoad as FlowLoad
+    from niso.look.top import Load as Load
+    from niso.look.top import ServiceLoad as ServiceLoad
+    from niso.look.top import ServiceSocket as ServiceSocket
+    from niso.look.top import Top as Top
 
 _MODULES = {
-    "api.as_json": "plain",
-    "api.validation": "Valid manifest_schema stack_schema validate",
-    "api.captures": "Capture Stage Traced",
-    "api.cluster_views": "ClusterLine ClusterPort",
-    "api.event_views": "Events Happened",
-    "api.flow_views": "Flow FlowEnd Flows",
-    "api.host": "Host connect",
+    "api.host": "Host connect plain",
     "api.host_attachments": "AttachRequest Attachment Changed",
     "api.host_cluster": "ClusterHost ClusterMember ClusterStatus ExistingEtcd Membership",
-    "api.host_networks": "CreatedNetwork HostName HostNames Network NetworkLine NetworkMember"
-    " PublishedPort RemovedNetwork Rules Subnet",
-    "api.compose_files": "ImportedStack Missing import_compose",
-    "api.learning": "LearnedEntry LearnedPolicy PolicyChange",
-    "api.map_views": "Map MapChange MapEnd MapFlow MapNetwork MapPolicy MapService MapState",
-    "api.metric_views": "Metric Sample",
-    "api.outside_views": "OutsideName",
-    "api.packets": "Drop Drops Explanation Judged Judgement OtherHostObject Pong Proof",
-    "api.policy_views": "PolicyEffect PolicyEntry",
-    "api.published_ports": "Port",
-    "api.host_services": "Package",
-    "api.outcomes": "Done Outcome Restored",
+    "api.host_networks": "CreatedNetwork Finding HostName HostNames Network NetworkLine"
+    " NetworkMember PublishedPort RemovedNetwork Repaired Rules Subnet Swept",
+    "api.host_services": "Done Executed Forwarded Marked Outcome Package Restored Signalled Taken",
     "api.host_stacks": "StackDown StackUp",
-    "api.service_results": "Executed Forwarded Marked Signalled Taken",
-    "api.service_views": "AttachedTo Endpoint Process Service ServiceLine User",
-    "api.top_views": "FlowLoad Load ServiceLoad ServiceSocket Top",
-    "api.upkeep": "Finding Repaired Swept",
+    "api.without_host": "ImportedStack Missing Valid import_compose manifest_schema"
+    " stack_schema validate",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
     " UsageError",
-    "base.report": "Caution Event Expects Finished WaitingForLock",
-    "base.service_events": "Completed CopyingPackage Healthy RemovingVolumes Starting Stopping"
-    " Undoing WaitingForHealth WaitingForPacket",
-    "explain.service_stats": "Stats",
+    "base.report": "Caution Completed CopyingPackage Event Expects Finished Healthy"
+    " RemovingVolumes Starting Stopping Undoing WaitingForHealth WaitingForLock"
+    " WaitingForPacket",
+    "change.warnings": "PolicyEffect",
+    "look.capture": "Capture Stage Traced",
+    "look.drops": "Drop Drops Stats",
+    "look.events": "Events Happened",
+    "look.explain": "Explanation Judged Judgement OtherHostObject Proof",
+    "look.flows": "Flow FlowEnd Flows",
+    "look.host_ports": "Port",
+    "look.learn": "LearnedEntry LearnedPolicy PolicyChange",
+    "look.map": "Map MapChange MapEnd MapFlow MapNetwork MapPolicy MapService MapState",
+    "look.metrics": "Metric Sample",
+    "look.other_hosts": "ClusterLine ClusterPort",
+    "look.outside_names": "OutsideName",
+    "look.policies": "PolicyEntry",
+    "look.prove": "Pong",
+    "look.services": "AttachedTo Endpoint Process Service ServiceLine User",
+    "look.top": "FlowLoad Load ServiceLoad ServiceSocket Top",
 }
 """Module -> names imported from it, separated by spaces."""
 

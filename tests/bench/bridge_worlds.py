@@ -11,8 +11,8 @@ from attack_worlds import without_limits
 from niso_world import NisoWorld, package
 from worlds import SERVED, World, run, timed, write
 
-from niso.commands import activate, deactivate
-from niso.services.targets import find_targets
+from niso.change import activate, deactivate
+from niso.change.targets import find_targets
 
 A_NETWORK = 200  # services on each
 PEERS = 10

@@ -56,9 +56,7 @@ def main() -> None:
             "--inside",
         ]
         sys.exit(
-            subprocess.run(
-                [sys.executable, "-m", "niso.commands.lab", "--", *own], check=False
-            ).returncode
+            subprocess.run([sys.executable, "-m", "niso.lab", "--", *own], check=False).returncode
         )
     counts = [int(word) for word in args.counts.split(",")]
     if args.profile:
@@ -99,7 +97,7 @@ class World:
     """Services without processes, by this process, and single ones with a process, by the command."""
 
     def __init__(self) -> None:
-        from niso.services import machine
+        from niso.runtime import machine
         from niso.store.store import Store
 
         self.store = Store.open()
@@ -118,7 +116,7 @@ class World:
         self._names += names
 
     def clear(self) -> None:
-        from niso.commands import deactivate
+        from niso.change import deactivate
 
         with _without_processes():
             deactivate.remove(self.machine, self._names)
@@ -157,13 +155,13 @@ class World:
         _niso("remove", *names)
 
     def _activate(self, folders: list[str]) -> None:
-        from niso.commands import activate
-        from niso.services.targets import find_targets
+        from niso.change import activate
+        from niso.change.targets import find_targets
 
         activate.activate(self.machine, find_targets(self.store, folders), 60)
 
     def _deactivate(self, names: list[str]) -> None:
-        from niso.commands import deactivate
+        from niso.change import deactivate
 
         deactivate.deactivate(self.machine, names)
 
@@ -223,14 +221,14 @@ class _without_processes:
     """Within the block services have no process; the store and the kernel's network are as ever."""
 
     def __enter__(self) -> None:
-        from niso.runtime import process, status
-        from niso.services import start
+        from niso.change import start
+        from niso.runtime import lifecycle, status
 
         nothing = mock.Mock(return_value=None)
         running = mock.Mock(return_value=mock.Mock(state="running", pid=1, error=None))
         asked = mock.Mock(return_value=-1)
         self._patches = [
-            mock.patch.multiple(process, start=nothing, stop=nothing, terminate=asked),
+            mock.patch.multiple(lifecycle, start=nothing, stop=nothing, terminate=asked),
             mock.patch.multiple(status, read=running, runs=running),
             mock.patch.multiple(start, run=nothing, expect=nothing),
         ]
@@ -243,17 +241,17 @@ class _without_processes:
 
 
 class _watched:
-    """Within the block the times and processor times, in ms, that `niso.reconcile.converge.carry_out` takes: all that changes the kernel goes through it."""
+    """Within the block the times and processor times, in ms, that `niso.reconcile.change.carry_out` takes: all that changes the kernel goes through it."""
 
     def __init__(self, profiler: cProfile.Profile | None = None) -> None:
         self._profiler = profiler
 
     def __enter__(self) -> list[tuple[float, float]]:
-        from niso.commands import activate
-        from niso.reconcile import converge
+        from niso.change import activate
+        from niso.reconcile import change
 
         found: list[tuple[float, float]] = []
-        real = converge.carry_out
+        real = change.carry_out
 
         def carry_out(*args: Any, **options: Any) -> Any:
             before, processor = time.perf_counter(), time.process_time()
@@ -272,7 +270,7 @@ class _watched:
                 )
 
         self._patches = [
-            mock.patch.object(each, "carry_out", carry_out) for each in (converge, activate)
+            mock.patch.object(each, "carry_out", carry_out) for each in (change, activate)
         ]
         for patch in self._patches:
             patch.start()

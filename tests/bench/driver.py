@@ -45,7 +45,7 @@ class Lab:
         self._asked: tuple[str, float] = ("", 0.0)
         agent = [sys.executable, "-B", str(HERE / "agent.py"), kind, flows]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "niso.commands.lab", "--", *agent],
+            [sys.executable, "-m", "niso.lab", "--", *agent],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

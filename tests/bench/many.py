@@ -33,11 +33,7 @@ def main() -> None:
         return
     own = [sys.executable, "-B", str(pathlib.Path(__file__).resolve()), str(args.count), "--inside"]
     own += ["--profile", args.profile] if args.profile else []
-    sys.exit(
-        subprocess.run(
-            [sys.executable, "-m", "niso.commands.lab", "--", *own], check=False
-        ).returncode
-    )
+    sys.exit(subprocess.run([sys.executable, "-m", "niso.lab", "--", *own], check=False).returncode)
 
 
 def package(name: str, number: int) -> str:
@@ -62,17 +58,17 @@ def timed(what: Callable[[], object]) -> float:
 
 
 def measure(count: int, profile: str | None) -> None:
-    from niso.commands import activate as activation
-    from niso.commands import deactivate as deactivation
-    from niso.runtime import process, status
-    from niso.services import machine, start
-    from niso.services.targets import find_targets
+    from niso.change import activate as change_activate
+    from niso.change import deactivate as change_deactivate
+    from niso.change import start
+    from niso.change.targets import find_targets
+    from niso.runtime import lifecycle, machine, status
     from niso.store.store import Store
 
     nothing = mock.Mock(return_value=None)
     running = mock.Mock(return_value=mock.Mock(state="running", pid=1, error=None))
     asked = mock.Mock(return_value=-1)
-    mock.patch.multiple(process, start=nothing, stop=nothing, terminate=asked).start()
+    mock.patch.multiple(lifecycle, start=nothing, stop=nothing, terminate=asked).start()
     mock.patch.multiple(status, read=running, runs=mock.Mock(return_value=True)).start()
     mock.patch.object(start, "run", nothing).start()
 
@@ -82,10 +78,10 @@ def measure(count: int, profile: str | None) -> None:
     host = machine.real(store)
 
     def activate(some: list[str]) -> None:
-        activation.activate(host, find_targets(store, some), 60)
+        change_activate.activate(host, find_targets(store, some), 60)
 
     def deactivate(some: list[str]) -> None:
-        deactivation.deactivate(host, some)
+        change_deactivate.deactivate(host, some)
 
     activate(folders)  # packages are copied once
     deactivate(names)

@@ -9,11 +9,11 @@ import sys
 import control
 from worlds import SPARE, SPARE_TO, Mapping, World, ports_of, run, timed
 
-from niso.commands import activate as activation
-from niso.commands import deactivate, port_forward
-from niso.manifest.parse_ports import parse_port
+from niso.change import activate as change_activate
+from niso.change import deactivate, port_forward
+from niso.change.targets import find_targets
+from niso.manifest.addresses_and_ports import parse_port
 from niso.plan.records import Port
-from niso.services.targets import find_targets
 
 HERE = pathlib.Path(__file__).resolve().parent
 WITHOUT_PROCESS = (sys.executable, "-B", str(HERE / "without_process.py"))
@@ -55,7 +55,7 @@ class NisoWorld(World):
         self.activate([package(name, mappings) for name, mappings in plan.items()])
 
     def activate(self, folders: list[str]) -> None:
-        activation.activate(self.machine, find_targets(self.store, folders), 60)
+        change_activate.activate(self.machine, find_targets(self.store, folders), 60)
 
     def in_service(self, name: str) -> list[str]:
         return ["ip", "netns", "exec", f"niso-{name}"]

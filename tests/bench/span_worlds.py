@@ -19,15 +19,13 @@ from worlds import HOST, SERVED, World, run, timed, write
 
 from niso.base import paths
 from niso.base.errors import Error
+from niso.change import cluster_claims, deactivate
 from niso.cluster import config, mirror
 from niso.cluster.agent import Agent, Me
 from niso.cluster.claims import Claims, Wanted
-from niso.cluster.engine import Delete, Put, Txn
-from niso.cluster.host_values import Host
-from niso.cluster.keys import encode
+from niso.cluster.engine import Delete, Put, Txn, encode
+from niso.cluster.key_values import Host
 from niso.cluster.membership import Membership
-from niso.commands import deactivate
-from niso.services import cluster_claims
 
 SPAN, SUBNET, WIDE = "span", "10.99.0.0/22", "10.96.0.0/17"
 GUARDED, GUARDED_SUBNET = "guarded", "10.99.8.0/22"

@@ -60,7 +60,7 @@ class Thousand(NisoWhole):
     def crowd(self, leases: int, networks: int) -> None:
         """Have so many leases of inactive services on the network, and so many further networks."""
         import niso
-        from niso.store import specs
+        from niso.store import service_rows
         from niso.store.store import Store
 
         network, store = control.NETWORK, Store.open()
@@ -70,7 +70,7 @@ class Thousand(NisoWhole):
             for number in range(leases):
                 name = f"idle{number:05}"
                 spec = known.require_service()._replace(name=name, hostname=name, ports=())
-                manifest, uid = specs.encode_service(spec), known.uid + 1_000 + number
+                manifest, uid = service_rows.encode_service(spec), known.uid + 1_000 + number
                 idle = known._replace(name=name, manifest=manifest, active=False, uid=uid)
                 store.put_service(idle)
                 store.set_names(name, spec.names)

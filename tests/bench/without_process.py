@@ -19,12 +19,12 @@ def nothing(*_: Any, **__: Any) -> None:
 def main() -> None:
     if os.environ.get("NISO_LAB") != "1":
         sys.exit("only in a lab")
+    from niso.change import start
     from niso.cli.main import main as command
-    from niso.runtime import process, status
-    from niso.services import start
+    from niso.runtime import lifecycle, status
 
-    process.start = process.stop = nothing  # type: ignore[assignment]
-    process.terminate = lambda *_, **__: -1
+    lifecycle.start = lifecycle.stop = nothing  # type: ignore[assignment]
+    lifecycle.terminate = lambda *_, **__: -1
     status.runs = lambda *_, **__: True
     status.read = lambda *_, **__: SimpleNamespace(state="running", pid=1, error=None)  # type: ignore[assignment,return-value]
     start.run = start.expect = nothing  # type: ignore[assignment]

@@ -11,7 +11,7 @@ from fault_world import World
 
 ERRNOS = {"EBUSY": "busy", "ENOSPC": "No space left", "ENOMEM": "Cannot allocate memory"}
 LATER = ("overrun", "sqlite-busy", "sqlite-full", "crun", "conmon")
-"""What does not fail at the step itself but where it is needed next (niso.base.failpoint.LATER)."""
+"""What does not fail at the step itself but where it is needed next (niso.base.signals.LATER)."""
 BEFORE = """\
 [stack]
 name = "shop"

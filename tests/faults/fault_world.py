@@ -93,7 +93,7 @@ class World:
         return self._logged(f"{number}:{action}", argv)
 
     def uses(self) -> dict[str, list[int]]:
-        """Of the command that was logged last: what of niso.base.failpoint.LATER it needed, and after how many steps."""
+        """Of the command that was logged last: what of niso.base.signals.LATER it needed, and after how many steps."""
         found: dict[str, list[int]] = {}
         steps = 0
         for line in self.lab.path(LOG).read_text().splitlines():

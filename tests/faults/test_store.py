@@ -11,7 +11,7 @@ import pytest
 from conftest import Lab
 from fault_world import LONG, World
 
-from niso.cli import registry
+from niso.cli import command as cli_command
 from niso.cli.catalogue import net
 
 STATE = "/var/lib/niso"
@@ -159,7 +159,7 @@ DAMAGES = {
 
 
 def test_every_command_is_tried() -> None:
-    known = {*registry.COMMANDS, *(action.name for action in net.GROUP.actions)}
+    known = {*cli_command.COMMANDS, *(action.name for action in net.GROUP.actions)}
     assert COMMANDS.keys() | WITHOUT == known
 
 

@@ -17,23 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.kernel import Fake
 from samples import samples
 from stored import TemporaryStore, add_network, put, service_spec
 
 from niso.base.names import DEFAULT_NETWORK
-from niso.kernel import nft_tables
+from niso.kernel import ruleset as kernel_ruleset
 from niso.kernel.diff import diff
-from niso.kernel.fake import Fake
-from niso.kernel.kinds import order
-from niso.kernel.kinds.element import NftTransaction
-from niso.kernel.kinds.kind import AnyStep
-from niso.kernel.kinds.ruleset import Ruleset
-from niso.kernel.kinds.setting import FORWARDING
-from niso.kernel.state import State
-from niso.manifest.parse_ports import parse_port
+from niso.kernel.kinds import kind as kinds_kind
+from niso.kernel.kinds.kind import AnyStep, State
+from niso.kernel.kinds.nft import NftTransaction, Ruleset
+from niso.kernel.kinds.sysctls import FORWARDING
+from niso.manifest.addresses_and_ports import parse_port
 from niso.plan.desired import desired
 from niso.plan.records import Network, Subnet
-from niso.store.store import ALL, Store
+from niso.store.snapshots import ALL
+from niso.store.store import Store
 
 HERE = Path(__file__).parent
 CASES = sorted(folder.name for folder in HERE.iterdir() if (folder / "after.toml").exists())
@@ -120,7 +119,7 @@ def worked_out(case: str) -> tuple[State, State, list[AnyStep]]:
 
 def written(state: State) -> str:
     lines = []
-    for kind in order.KINDS:
+    for kind in kinds_kind.KINDS:
         for thing in sorted(state[kind.thing]):
             fields = " ".join(f"{name}={value!r}" for name, value in thing._asdict().items())
             lines.append(f"{type(thing).__name__} {fields}\n")
@@ -155,7 +154,7 @@ def test_goldens_over_each_other_in_random_order_end_where_they_should(seed: int
     random.Random(seed).shuffle(states)
     kernel = Fake(strict=True)
     for state in states:
-        want = state.replace(Ruleset, [Ruleset(nft_tables.DIGEST)] if state[Ruleset] else [])
+        want = state.replace(Ruleset, [Ruleset(kernel_ruleset.DIGEST)] if state[Ruleset] else [])
         kernel.write(diff(want, kernel.everything(want)))
         have = kernel.everything(want)
         assert have == want

@@ -15,7 +15,7 @@ import sys
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from niso.cli import main, registry
+from niso.cli import command, main
 
 API, WEB = "/tmp/packages/api", "/tmp/packages/web"
 NASTY = [
@@ -177,7 +177,7 @@ WORDS = st.one_of(
     st.text(max_size=8),
 )
 ACTIONS = [
-    *([name] for name in registry.COMMANDS if name not in ("lab", "net", "stack", "cluster")),
+    *([name] for name in command.COMMANDS if name not in ("lab", "net", "stack", "cluster")),
     *(
         ["net", name]
         for name in (

@@ -1,6 +1,6 @@
 """List damages of every kind of object, each with how it is done and the expected findings.
 
-``tests/unit/test_damages.py`` holds this table to the kinds of `niso.kernel.kinds.order`.
+``tests/unit/test_damages.py`` holds this table to the kinds of `niso.kernel.kinds.kind`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 from conftest import TESTS, Lab
 
-from niso.cluster import certificates
+from niso.cluster import invitation
 from niso.cluster.engine import NoAnswer
 from niso.cluster.etcd import Access, Etcd
 
@@ -25,7 +25,7 @@ START_SECONDS = 30
 
 def flags(name: str, data: str, client: str, peer: str, tls: str) -> list[str]:
     """The flags of a member, of a cluster of one unless others follow."""
-    chosen = (certificates.CERTIFICATE, certificates.KEY, certificates.AUTHORITY)
+    chosen = (invitation.CERTIFICATE, invitation.KEY, invitation.AUTHORITY)
     files = [f"{tls}/{each}" for each in chosen]
     words = {
         "name": name,
@@ -95,7 +95,7 @@ class Members(list[Member]):
     def access(self, *names: str) -> Access:
         """How to reach these members, or all."""
         chosen = tuple(m.client for m in self if not names or m.name in names)
-        files = (certificates.AUTHORITY, certificates.CERTIFICATE, certificates.KEY)
+        files = (invitation.AUTHORITY, invitation.CERTIFICATE, invitation.KEY)
         return Access(chosen, *(str(self.folder / name) for name in files))
 
 
@@ -117,8 +117,8 @@ def etcd(
     """
     if not os.access(BINARY, os.X_OK):
         pytest.fail("etcd is missing: ./dev test unpacks it", pytrace=False)
-    certificates.make_authority(str(folder), "test")
-    certificates.issue(str(folder), str(folder), ["127.0.0.1"])
+    invitation.make_authority(str(folder), "test")
+    invitation.issue(str(folder), str(folder), ["127.0.0.1"])
     ports = free_ports(2 * count)
     members = Members(
         Member(

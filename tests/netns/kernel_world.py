@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from niso.base import failpoint
-from niso.kernel import bridge_flags, netns
+from niso.base import signals
+from niso.kernel import link_records, netns
 from niso.kernel.rtnetlink import Rtnl
 
 SECONDS = 300
@@ -64,7 +64,7 @@ def _child(write: int, test: Callable[[], None]) -> None:
         assert libc.mount(b"none", b"/run", b"tmpfs", 0, None) == 0
         sh("ip link set lo up")
         # read once for each process: an earlier test of this one may have passed a point already
-        failpoint._spec, failpoint._count = None, 0
+        signals._spec, signals._count = None, 0
         test()
     except BaseException:
         os.write(write, traceback.format_exc().encode()[-60000:])
@@ -109,7 +109,7 @@ def add_pair(
             peer_mac=MAC,
             mtu=1400,
             bridge=bridge,
-            port=bridge_flags.new_port(hairpin, learns=True),
+            port=link_records.new_port(hairpin, learns=True),
             alias=ALIAS,
         )
     finally:

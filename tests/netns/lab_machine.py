@@ -7,7 +7,7 @@ import sys
 
 from conftest import Lab, Process
 
-LAB = (sys.executable, "-m", "niso.commands.lab", "--")
+LAB = (sys.executable, "-m", "niso.lab", "--")
 NAMESPACES = ("net", "mnt", "pid", "uts", "ipc", "cgroup")
 # Prints a JSON object of everything that a lab could have changed outside itself.
 SNAPSHOT = r"""

@@ -16,16 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from fakes.kernel import Fake
+from fakes.processes import FakeProcesses
+
 from niso.base import paths
 from niso.base.errors import ProcessError
 from niso.base.locks import service_lock
-from niso.kernel.fake import Fake
-from niso.kernel.kinds.hosts_file import HostsEdit
+from niso.kernel.kinds.hosts_files import HostsEdit
 from niso.kernel.kinds.kind import Step
-from niso.kernel.kinds.namespace import Netns
-from niso.plan.process_spec import ProcessSpec
+from niso.kernel.kinds.namespaces import Netns
+from niso.plan.specs import ProcessSpec
 from niso.runtime import status
-from niso.runtime.fake_processes import FakeProcesses
 from niso.runtime.processes import Processes
 from niso.runtime.real_processes import RealProcesses
 

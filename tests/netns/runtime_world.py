@@ -20,8 +20,10 @@ _CALL = r"""
 import json, sys
 from niso.base.errors import Error
 from niso.base.convert import convert
-from niso.plan.process_spec import ProcessSpec
-from niso.runtime import process, spec, status
+from niso.plan.specs import ProcessSpec
+from niso.runtime import lifecycle as process
+from niso.runtime import crun as spec
+from niso.runtime import status
 from niso.base.locks import service_lock
 name, args = sys.argv[1], json.loads(sys.argv[2])
 if name == "start":

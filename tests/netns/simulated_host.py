@@ -13,17 +13,16 @@ from typing import Any
 
 from fake_world import World
 
+from niso.change import networks
 from niso.cluster import view
 from niso.cluster.agent import Agent, Me
-from niso.cluster.engine import Batch
+from niso.cluster.engine import Batch, Keys
 from niso.cluster.etcd import Access, Etcd, _batch
-from niso.cluster.host_values import Host
-from niso.cluster.kept import Kept
-from niso.cluster.keys import Keys
+from niso.cluster.key_values import Host
 from niso.cluster.membership import Membership
-from niso.commands import network
-from niso.kernel.nft_wire import CLAIMS
-from niso.services.networks import NetworkRequest
+from niso.cluster.watch import Kept
+from niso.kernel.ruleset import CLAIMS
+from niso.plan.subnets import NetworkRequest
 
 NETWORK_HOSTS = 10
 KEYS = Keys()
@@ -97,7 +96,7 @@ class Simulated:
         self.agent = Agent(me, lambda: engine, lambda lost: None, lambda line: None)
         subnet = f"10.{100 + number // NETWORK_HOSTS // 250}.{number // NETWORK_HOSTS % 250}.0/24"
         self.here()
-        network.create(self.world.machine, NetworkRequest(self.network, (subnet,), span=True))
+        networks.create(self.world.machine, NetworkRequest(self.network, (subnet,), span=True))
 
     def here(self) -> None:
         """Make its state folder that of this process."""

@@ -24,12 +24,11 @@ from typing import Any
 from etcd_world import Members, etcd, spent_s
 from simulated_host import KEYS, NETWORK_HOSTS, Simulated, Watch
 
-from niso.cluster.engine import Put, Txn
+from niso.change import deactivate
+from niso.cluster.engine import Put, Txn, encode
 from niso.cluster.etcd import Access, Etcd
-from niso.cluster.host_values import host_value
-from niso.cluster.keys import encode
+from niso.cluster.key_values import host_value
 from niso.cluster.membership import Membership
-from niso.commands import deactivate
 
 SERVICES = 2
 PROCESSES = 2

@@ -75,7 +75,9 @@ def test_process_runs_in_the_named_namespace_under_conmon_alone(lab: Lab) -> Non
     pid = pid_of(lab, "api")
     assert os.stat(lab.path(f"/proc/{pid}/ns/net")).st_ino == namespace(lab, "api")
     listing = lab.run("ps", "-eo", "comm=,args=").stdout.splitlines()
-    known = "conmon |niso-init |.* -m niso.commands.lab |.*/lab_agent"  # the last where the clone is called niso
+    known = (
+        "conmon |niso-init |.* -m niso.lab |.*/lab_agent"  # the last where the clone is called niso
+    )
     assert not [line for line in listing if "niso" in line and not re.match(known, line)]
     assert len([line for line in listing if line.startswith("conmon")]) == 1
 

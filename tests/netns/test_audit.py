@@ -13,7 +13,7 @@ from policy_shop import CLIENT, EVERY, HOST, Shop
 from services import elements_of, idle
 from wire import Wire
 
-from niso.kernel import nft_audit
+from niso.kernel import policy_rules
 
 AUDIT = {"mode": "audit"}
 AUDIT_S = 12
@@ -28,7 +28,9 @@ def shop(lab: Lab) -> Iterator[Shop]:
 
 def left(lab: Lab) -> list[int]:
     """The seconds that each element of an audit has left, as nft lists them."""
-    return [element["expires"] for name in nft_audit.PLACES for element in elements_of(lab, name)]
+    return [
+        element["expires"] for name in policy_rules.PLACES for element in elements_of(lab, name)
+    ]
 
 
 def row(lab: Lab, name: str, *command: str) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def test_audit_drops_nothing_says_so_and_ends_in_the_kernel(shop: Shop) -> None:
     assert "others would be denied" in lab.niso("net", "policy", "show", "db").stdout
     # nothing prolongs it: not a repair of the tables, nor an activation, nor another entry
     before = left(lab)
-    assert len(before) == 4 and 0 < max(before) <= nft_audit.MOST_S
+    assert len(before) == 4 and 0 < max(before) <= policy_rules.MOST_S
     lab.wait_for(lambda: max(left(lab)) < min(before), what="a second")
     before = left(lab)
     lab.run("nft", "delete", "table", "inet", "niso")
@@ -149,7 +151,7 @@ def test_element_without_its_end_is_a_difference(lab: Lab) -> None:
         lab.run("nft", "add", "element", *place, text)
         assert "timeout" in lab.niso("net", "check", check=False).stdout
         lab.niso("net", "repair")
-        assert max(left(lab)) <= nft_audit.MOST_S
+        assert max(left(lab)) <= policy_rules.MOST_S
         assert "OK" in lab.niso("net", "check").stdout
     lab.run("nft", "add", "element", *place, "{ 10.1.1.1 timeout 1d }")
     assert "10.1.1.1" in lab.niso("net", "check", check=False).stdout
@@ -165,7 +167,7 @@ def test_audit_without_an_end(shop: Shop) -> None:
     assert "audit: the policy of db denies nothing until the manifest ends it" in done.stderr
 
     def elements() -> list[dict[str, Any]]:
-        return [element for name in nft_audit.PLACES for element in elements_of(lab, name)]
+        return [element for name in policy_rules.PLACES for element in elements_of(lab, name)]
 
     def assert_endless() -> None:
         assert len(elements()) == 4
@@ -196,7 +198,7 @@ def test_audit_without_an_end(shop: Shop) -> None:
     assert_endless()
     # another end, and none
     lab.niso("activate", shop.write("db", rules))
-    assert len(left(lab)) == 4 and 0 < max(left(lab)) <= nft_audit.MOST_S
+    assert len(left(lab)) == 4 and 0 < max(left(lab)) <= policy_rules.MOST_S
     lab.niso("activate", shop.write("db", {**rules, "audit_until": "never"}))
     assert_endless()
     shop.policy("db", {"allow_from": []})

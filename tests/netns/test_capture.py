@@ -16,10 +16,9 @@ import pytest
 from conftest import Lab
 from services import BUSYBOX, answer, ask, echo, idle, on
 
-from niso.explain import dropping
-from niso.kernel.nft_drops import Dropped
-from niso.plan.known_world import World
-from niso.see import capture, pcapng
+from niso.kernel.packet_events import Dropped
+from niso.look import capture, drops
+from niso.plan.verdict import World
 
 PATH = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 BLOCKS = {0x0A0D0D0A: "section", 4: "names", 1: "interface", 6: "packet"}
@@ -41,8 +40,8 @@ def test_pcap_that_comes_in_pieces_becomes_pcapng_with_names() -> None:
     for at, packet in enumerate(packets):
         pcap += struct.pack("=IIII", 1_700_000_000 + at, 5, len(packet), 99) + packet
     names = {"10.99.1.2": "db", "fd00::2": "db"}
-    file = pcapng.File(names, lambda time: "why" if time % 2 else "", most=3)
-    converter, other = pcapng.Converter(file, "db"), pcapng.Converter(file, "api")
+    file = capture.File(names, lambda time: "why" if time % 2 else "", most=3)
+    converter, other = capture.Converter(file, "db"), capture.Converter(file, "api")
     whole = b"".join(converter.feed(pcap[i : i + 1]) for i in range(len(pcap)))
     whole += other.feed(pcap)
     found = blocks(whole)
@@ -55,7 +54,7 @@ def test_pcap_that_comes_in_pieces_becomes_pcapng_with_names() -> None:
     assert (number, high << 32 | low, kept, length) == (0, 1_700_000_000_000_005, 5, 99)
     assert b"why" in found[3][1] and struct.unpack_from("=I", found[6][1]) == (1,)
     with pytest.raises(ValueError):
-        pcapng.Converter(file, "x").feed(b"x" * 24)
+        capture.Converter(file, "x").feed(b"x" * 24)
 
 
 def test_expression_of_a_peer() -> None:
@@ -227,4 +226,4 @@ def test_rule_that_drops_by_its_own_condition_is_the_reason(
     """And no policy, even if one would deny the packet too: here the world is not looked at."""
     dropped = Dropped("inet niso", chain, rule, b"", 0)
     world = cast(World, None)
-    assert dropping.words(world, dropped) == (words or f"inet niso {chain}: {rule}")
+    assert drops.words(world, dropped) == (words or f"inet niso {chain}: {rule}")

@@ -25,7 +25,7 @@ from many_hosts import Host, underlay
 from reference.results import RESULTS
 from result_forms import conforms
 
-from niso.cluster import certificates
+from niso.cluster import invitation
 
 
 def cluster(host: Host, *words: str, input: str | None = None, check: bool = True) -> Any:
@@ -237,8 +237,8 @@ def test_cluster_in_an_etcd_with_users_and_a_prefix(hosts: list[Host]) -> None:
     a, b, c, _ = hosts
     tls = a.lab.path("/tmp/tls")
     tls.mkdir()
-    certificates.make_authority(str(tls), "test")
-    certificates.issue(str(tls), str(tls), [a.address[4]])
+    invitation.make_authority(str(tls), "test")
+    invitation.issue(str(tls), str(tls), [a.address[4]])
     words = flags("a", "/tmp/etcd", "198.51.100.1:2379", "198.51.100.1:2380", "/tmp/tls")
     a.lab.popen(BINARY, *words, stdout=-3, stderr=-3)
     a.lab.run("sh", "-c", "echo niso:secret > /tmp/tls/user; echo niso:wrong > /tmp/tls/wrong")

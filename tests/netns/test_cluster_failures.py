@@ -30,7 +30,7 @@ table inet cut {
 """
 NAMESAKE = """\
 from niso.cluster import config
-from niso.cluster.host_values import Host
+from niso.cluster.key_values import Host
 from niso.cluster.membership import Membership
 own = config.require()
 with own.engine() as engine:

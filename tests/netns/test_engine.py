@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from etcd_world import Members, etcd
+from fakes.engine import FakeEngine
 from samples import samples
 
 from niso.cluster.claims import Claims, Wanted
@@ -22,17 +23,16 @@ from niso.cluster.engine import (
     Compare,
     Delete,
     Event,
+    Keys,
     NoAnswer,
     Put,
     Refused,
     Txn,
 )
 from niso.cluster.etcd import Access, Etcd
-from niso.cluster.fake_engine import FakeEngine
-from niso.cluster.index import Spec
-from niso.cluster.keys import Keys
-from niso.cluster.members import state
+from niso.cluster.key_values import Spec
 from niso.cluster.membership import Membership
+from niso.cluster.own_etcd import state
 
 if TYPE_CHECKING:
     from niso.cluster.engine import Engine

@@ -14,9 +14,8 @@ import pytest
 from conftest import Lab
 from services import echo, idle, on
 
-from niso.cli.command import Command, Group
-from niso.cli.meta import first_screen
-from niso.cli.registry import find
+from niso.cli.command import Command, Group, find
+from niso.cli.general_commands import first_screen
 
 HERE = "/tmp/here"
 LAB = next(line for line, _ in find("lab", "").examples if "--" in line)  # type: ignore[union-attr]

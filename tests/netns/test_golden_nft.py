@@ -12,9 +12,9 @@ from kernel_world import throw_away_host
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "golden"))
 from test_golden import CASES, HERE, worked_out
 
-from niso.kernel import nft_tables
-from niso.kernel.kinds.element import Edit, Element
-from niso.kernel.kinds.ruleset import Ruleset
+from niso.kernel import ruleset
+from niso.kernel.kinds.nft import Edit, Ruleset
+from niso.kernel.nft_elements import Element
 
 
 def given_to_nft(text: str, *options: str) -> None:
@@ -30,7 +30,7 @@ def test_kernel_takes_each_transaction_of_a_golden(case: str) -> None:
     have, _, _ = worked_out(case)
     if have[Ruleset]:
         elements = [Edit("add", element).text() for element in sorted(have[Element])]
-        given_to_nft("\n".join([nft_tables.TABLES, *elements]))
+        given_to_nft("\n".join([ruleset.TABLES, *elements]))
     for transaction in (HERE / case / "ruleset.nft").read_text().split("# transaction ")[1:]:
         statements = transaction.partition("\n")[2]
         given_to_nft(statements, "--check")

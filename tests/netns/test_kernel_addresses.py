@@ -10,9 +10,9 @@ import pytest
 from kernel_world import ALIAS, MAC, add_pair, ip, sh, throw_away_host
 
 from niso.base.errors import KernelError
-from niso.kernel import neighbours, netns
+from niso.kernel import neighbour_tables, netns
+from niso.kernel.link_records import prefix
 from niso.kernel.rtnetlink import Rtnl
-from niso.kernel.rtnl_records import prefix
 
 
 @pytest.mark.parametrize(("cidr", "flag"), [("10.99.1.1/24", ""), ("fd00:99::1/64", "nodad")])
@@ -172,11 +172,11 @@ def test_neighbour_tables_have_the_limit_and_count_what_it_is_about_in_this_name
         sh(f"{where} -b /run/batch")
 
     with Rtnl() as rtnl:
-        before = {table.family: table for table in neighbours.tables(rtnl)}
+        before = {table.family: table for table in neighbour_tables.tables(rtnl)}
         add("ip", "permanent", range(1, 250))
         add("ip -n other", "permanent", range(1, 250))
         add("ip", "stale", range(250, 255))
-        after = {table.family: table for table in neighbours.tables(rtnl)}
+        after = {table.family: table for table in neighbour_tables.tables(rtnl)}
     for family, name in ((4, "arp_cache"), (6, "ndisc_cache")):
         (shown,) = (each for each in ip(f"-s ntable show name {name}") if "entries" in each)
         assert after[family].most == shown["thresh3"]

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import pytest
+from fakes.kernel import Fake
 from kernel_world import throw_away_host
 
 from niso.base.errors import Conflict, KernelError
-from niso.kernel import nft_sets, nft_tables
-from niso.kernel.fake import Fake
+from niso.kernel import ruleset
 from niso.kernel.interface import Kernel
-from niso.kernel.kinds.address import Address
-from niso.kernel.kinds.bridge import Bridge
-from niso.kernel.kinds.element import Edit, Element, NftTransaction
-from niso.kernel.kinds.fdb import Fdb
-from niso.kernel.kinds.kind import AnyStep, Step
-from niso.kernel.kinds.namespace import Netns
-from niso.kernel.kinds.peer import Peer
-from niso.kernel.kinds.route import Route
-from niso.kernel.kinds.ruleset import owner
-from niso.kernel.kinds.setting import Sysctl
-from niso.kernel.kinds.veth import Veth
-from niso.kernel.kinds.vxlan import Vxlan
+from niso.kernel.kinds.addresses import Address, Route
+from niso.kernel.kinds.kind import AnyStep, State, Step
+from niso.kernel.kinds.links import Bridge, Veth
+from niso.kernel.kinds.namespaces import Netns
+from niso.kernel.kinds.neighbours import Fdb, Peer
+from niso.kernel.kinds.nft import Edit, NftTransaction, owner
+from niso.kernel.kinds.sysctls import Sysctl
+from niso.kernel.kinds.tunnels import Vxlan
+from niso.kernel.link_records import prefix
+from niso.kernel.nft_elements import Element
 from niso.kernel.real import Real
-from niso.kernel.rtnl_records import prefix
-from niso.kernel.state import State
 
 ALIAS = "niso:0123abcd"
 BRIDGE = Bridge("niso-b", 1500, ALIAS, mac="0a:00:00:00:00:01")
@@ -37,7 +33,7 @@ IPV6 = Sysctl("niso-s", "net/ipv6/conf/default/disable_ipv6", "0")
 
 
 def element(container: str, key: str, value: str = "") -> Element:
-    return Element(nft_tables.INET, container, key, value, "")
+    return Element(ruleset.INET, container, key, value, "")
 
 
 def edits(verb: str, *elements: Element) -> NftTransaction:
@@ -54,8 +50,8 @@ def delete(*things: object) -> tuple[Step, ...]:
 
 TABLES = NftTransaction(
     (
-        *(f"destroy table {table}" for table in nft_sets.CONTAINERS),
-        nft_tables.TABLES,
+        *(f"destroy table {table}" for table in ruleset.CONTAINERS),
+        ruleset.TABLES,
         *(Edit("add", each) for each in owner("0123abcd")),
     )
 )
@@ -220,7 +216,7 @@ def test_links_are_ended_by_name() -> None:
 @throw_away_host
 def test_bridge_is_full_at_1023_ports() -> None:
     """Add 1,023 ports by hand: the fake and the real kernel refuse the next one."""
-    from niso.kernel.fake import MOST_PORTS
+    from fakes.kernel import MOST_PORTS
 
     kernels: tuple[Kernel, ...] = (Real(), Fake())
     for kernel in kernels:

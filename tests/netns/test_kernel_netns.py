@@ -11,7 +11,7 @@ import pytest
 from kernel_world import ip, sh, throw_away_host
 
 from niso.base.errors import KernelError
-from niso.kernel import netns, netns_folder
+from niso.kernel import netns
 
 ALIAS = "niso:0123abcd"
 
@@ -226,11 +226,11 @@ def test_an_interrupt_on_the_way_in_or_out_leaves_the_caller_where_it_was() -> N
 def test_an_interrupted_create_leaves_no_name() -> None:
     for step in ("bind", "share"):
         with pytest.MonkeyPatch.context() as patch:
-            real = getattr(netns_folder, step)
+            real = getattr(netns, step)
             name_it = Interrupted(real)
             # the folder is a mount before, which is no part of what is undone
             patch.setattr(
-                netns_folder,
+                netns,
                 step,
                 lambda *args, name_it=name_it, real=real: (
                     name_it if "niso-api" in str(args) or not args else real

@@ -12,7 +12,7 @@ import pytest
 from kernel_world import ALIAS, MAC, add_pair, ip, nft, sh, throw_away_host
 
 from niso.base.errors import KernelError
-from niso.kernel import bridge_flags, netns
+from niso.kernel import link_records, netns
 from niso.kernel.rtnetlink import Rtnl
 
 
@@ -126,7 +126,7 @@ def test_only_a_bridge_that_calls_shows_its_frames_to_the_forward_hook(
                 peer_mac=mac,
                 mtu=1500,
                 bridge="niso-b",
-                port=bridge_flags.new_port(hairpin=False, learns=True),
+                port=link_records.new_port(hairpin=False, learns=True),
                 alias=ALIAS,
             )
             os.close(fd)

@@ -1,4 +1,4 @@
-"""niso.kernel.sockdiag against sockets of the test itself, and ss."""
+"""niso.kernel.sockets against sockets of the test itself, and ss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 import pytest
 from kernel_world import sh, throw_away_host
 
-from niso.kernel import netns, sockdiag
+from niso.kernel import netns, sockets
 
 
 def opened(
@@ -51,9 +51,9 @@ def test_listeners_are_those_that_take_what_comes_to_their_port() -> None:
             (socket.AF_INET, "0.0.0.0", 8005, inode(both)),
             (socket.AF_INET, "127.0.0.1", 8006, inode(mapped)),
         }
-        assert set(sockdiag.listeners(proto)) == expected
+        assert set(sockets.listeners(proto)) == expected
         for port in range(8000, 8009):
-            assert set(sockdiag.listeners(proto, port)) == {
+            assert set(sockets.listeners(proto, port)) == {
                 row for row in expected if row[2] == port
             }
         shown = sh(f"ss -Hln --{proto}").splitlines()
@@ -72,7 +72,7 @@ def test_listeners_of_a_range_are_those_within_it() -> None:
         kept.append(opened(socket.AF_INET6, kind, "::", 8006))
 
         def ports(first: int, last: int, proto: str = proto) -> set[int]:
-            shown = {row.port for row in sockdiag.listeners(proto, first, last)}
+            shown = {row.port for row in sockets.listeners(proto, first, last)}
             lines = sh(f"ss -Hln --{proto} sport >= :{first} and sport <= :{last}").splitlines()
             assert {int(line.split()[3].rpartition(":")[2]) for line in lines} == shown
             return shown
@@ -81,7 +81,7 @@ def test_listeners_of_a_range_are_those_within_it() -> None:
         assert ports(8001, 8004) == set()
         assert ports(8010, 8010) == {8010}
         assert ports(1, 65535) == {7999, 8000, 8005, 8006, 8010, 8011}
-        assert {row.port for row in sockdiag.listeners(proto, 8005)} == {8005}
+        assert {row.port for row in sockets.listeners(proto, 8005)} == {8005}
         for one in kept:
             one.close()
 
@@ -90,13 +90,13 @@ def test_listeners_of_a_range_are_those_within_it() -> None:
 def test_udp_socket_that_is_connected_is_no_listener() -> None:
     server = opened(socket.AF_INET, socket.SOCK_DGRAM, "127.0.0.1", 8001)
     client = opened(socket.AF_INET, socket.SOCK_DGRAM, "127.0.0.1", 8002)
-    assert {row.inode for row in sockdiag.listeners("udp", 8001, 8002)} == {
+    assert {row.inode for row in sockets.listeners("udp", 8001, 8002)} == {
         inode(server),
         inode(client),
     }
     client.connect(("127.0.0.1", 8001))
-    assert [row.inode for row in sockdiag.listeners("udp", 8001, 8002)] == [inode(server)]
-    assert sockdiag.listeners("udp", 8002) == []
+    assert [row.inode for row in sockets.listeners("udp", 8001, 8002)] == [inode(server)]
+    assert sockets.listeners("udp", 8002) == []
 
 
 @throw_away_host
@@ -113,8 +113,8 @@ def test_sctp_has_the_listeners_that_the_kernel_has_none_without_sctp() -> None:
     else:
         one.bind(("127.0.0.1", 8001))
         one.listen()
-        expected = [sockdiag.Listener(socket.AF_INET, "127.0.0.1", 8001, inode(one))]
-    assert sockdiag.listeners("sctp", 8001) == sockdiag.listeners("sctp", 8000, 8010) == expected
+        expected = [sockets.Listener(socket.AF_INET, "127.0.0.1", 8001, inode(one))]
+    assert sockets.listeners("sctp", 8001) == sockets.listeners("sctp", 8000, 8010) == expected
     assert len(kept) == 2
 
 
@@ -123,8 +123,8 @@ def test_listeners_of_another_namespace_are_not_listed() -> None:
     netns.create("niso-api")
     one = opened(socket.AF_INET, socket.SOCK_STREAM, "0.0.0.0", 8001)
     with netns.inside("niso-api"):
-        assert sockdiag.listeners("tcp") == []
-    assert [row.inode for row in sockdiag.listeners("tcp")] == [inode(one)]
+        assert sockets.listeners("tcp") == []
+    assert [row.inode for row in sockets.listeners("tcp")] == [inode(one)]
 
 
 @throw_away_host
@@ -134,13 +134,13 @@ def test_holder_is_the_process_that_has_the_socket_open() -> None:
     child = subprocess.Popen(["sleep", "60"], pass_fds=[one.fileno()])
     try:
         with open("/proc/self/comm", encoding="ascii") as file:
-            assert sockdiag.holder(number) == (os.getpid(), file.read().strip())
+            assert sockets.holder(number) == (os.getpid(), file.read().strip())
         one.close()
-        assert sockdiag.holder(number) == (child.pid, "sleep")
+        assert sockets.holder(number) == (child.pid, "sleep")
     finally:
         child.kill()
         child.wait()
-    assert sockdiag.holder(number) is None
+    assert sockets.holder(number) is None
 
 
 @throw_away_host
@@ -159,7 +159,7 @@ def test_measured_connections_have_the_figures_of_ss() -> None:
     lost.connect_ex(("10.9.9.9", 81))
     own, there = client.getsockname(), ("10.9.9.1", lost.getsockname()[1])
     end = time.monotonic() + 10
-    while not (rows := {(*r.connection[:2], r.is_server): r for r in sockdiag.measured()})[
+    while not (rows := {(*r.connection[:2], r.is_server): r for r in sockets.measured()})[
         (*there, False)
     ].retransmitted:
         assert time.monotonic() < end
@@ -186,6 +186,6 @@ def test_measured_connections_have_the_figures_of_ss() -> None:
     for one in (client, taken, lost):
         one.close()
     end = time.monotonic() + 10
-    while sockdiag.measured():
+    while sockets.measured():
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""niso.kernel.sysctl against the files themselves, seen from another process."""
+"""niso.kernel.proc_sys against the files themselves, seen from another process."""
 
 from __future__ import annotations
 
@@ -9,67 +9,67 @@ import pytest
 from kernel_world import sh, throw_away_host
 
 from niso.base.errors import KernelError
-from niso.kernel import netns, sysctl
+from niso.kernel import netns, proc_sys
 
 
 @pytest.mark.parametrize(
-    ("fsopen", "walks"), [(sysctl._FSOPEN, 64), (sysctl._FSOPEN, 1), (9999, 1)]
+    ("fsopen", "walks"), [(proc_sys._FSOPEN, 64), (proc_sys._FSOPEN, 1), (9999, 1)]
 )
 @throw_away_host
 def test_written_value_is_that_namespaces_only(fsopen: int, walks: int) -> None:
     """By a proc file system of our own, by one after the other, and where the kernel gives none."""
-    sysctl._FSOPEN, sysctl._MOST_WALKS = fsopen, walks
-    sysctl._FEW = -1  # as on a host with many namespaces
+    proc_sys._FSOPEN, proc_sys._MOST_WALKS = fsopen, walks
+    proc_sys._FEW = -1  # as on a host with many namespaces
     netns.create("niso-api")
     before = sh("cat /proc/sys/net/ipv4/ip_forward")
     with netns.inside("niso-api"):
-        sysctl.write("net/ipv4/ip_forward", "1")
-        assert sysctl.read("net/ipv4/ip_forward") == "1"
-        sysctl.write("net/ipv4/ip_local_port_range", "30000 40000")
+        proc_sys.write("net/ipv4/ip_forward", "1")
+        assert proc_sys.read("net/ipv4/ip_forward") == "1"
+        proc_sys.write("net/ipv4/ip_local_port_range", "30000 40000")
     assert (
         sh("cat /proc/sys/net/ipv4/ip_forward")
         == before
-        == f"{sysctl.read('net/ipv4/ip_forward')}\n"
+        == f"{proc_sys.read('net/ipv4/ip_forward')}\n"
     )
     assert sh("ip netns exec niso-api cat /proc/sys/net/ipv4/ip_forward") == "1\n"
     assert (
         sh("ip netns exec niso-api cat /proc/sys/net/ipv4/ip_local_port_range") == "30000\t40000\n"
     )
-    own = os.fstat(sysctl._top).st_dev != os.stat("/proc/sys").st_dev
+    own = os.fstat(proc_sys._top).st_dev != os.stat("/proc/sys").st_dev
     assert own == (fsopen != 9999)
 
 
 @throw_away_host
 def test_read_only_sysctls_of_networks_stay_so_and_read_only_others_do_not_matter() -> None:
-    sysctl._FEW = -1
+    proc_sys._FEW = -1
     netns.create("niso-api")
     sh("mount --bind /proc/sys /proc/sys")
     sh("mount --bind /proc/sys/net /proc/sys/net")
     sh("mount -o remount,bind,ro /proc/sys")  # as in a lab
-    sysctl.write("net/ipv4/ip_forward", "1")
-    assert os.fstat(sysctl._top).st_dev != os.stat("/proc/sys").st_dev
+    proc_sys.write("net/ipv4/ip_forward", "1")
+    assert os.fstat(proc_sys._top).st_dev != os.stat("/proc/sys").st_dev
     sh("mount -o remount,bind,ro /proc/sys/net")
-    sysctl._top = -1
-    sysctl._folders.clear()
+    proc_sys._top = -1
+    proc_sys._folders.clear()
     with pytest.raises(KernelError, match="read-only") as caught:
-        sysctl.write("net/ipv4/ip_forward", "0")
+        proc_sys.write("net/ipv4/ip_forward", "0")
     assert caught.value.errno == errno.EROFS
 
 
 @throw_away_host
 def test_interface_with_dots_in_its_name_works() -> None:
     sh("ip link add a.b.c type bridge")
-    sysctl.write("net/ipv4/conf/a.b.c/route_localnet", "1")
+    proc_sys.write("net/ipv4/conf/a.b.c/route_localnet", "1")
     assert sh("cat /proc/sys/net/ipv4/conf/a.b.c/route_localnet") == "1\n"
-    assert sysctl.read("net/ipv4/conf/a.b.c/route_localnet") == "1"
+    assert proc_sys.read("net/ipv4/conf/a.b.c/route_localnet") == "1"
 
 
 @throw_away_host
 def test_missing_sysctl_reads_as_none_and_cannot_be_written() -> None:
-    assert sysctl.read("net/ipv4/conf/absent/forwarding") is None
-    assert sysctl.read("net/ipv4/ip_forward/below") is None
+    assert proc_sys.read("net/ipv4/conf/absent/forwarding") is None
+    assert proc_sys.read("net/ipv4/ip_forward/below") is None
     with pytest.raises(KernelError, match="net/ipv4/conf/absent/forwarding to '1': no such file"):
-        sysctl.write("net/ipv4/conf/absent/forwarding", "1")
+        proc_sys.write("net/ipv4/conf/absent/forwarding", "1")
 
 
 @throw_away_host
@@ -77,7 +77,7 @@ def test_value_that_the_kernel_refuses_is_an_error_that_names_it() -> None:
     with pytest.raises(
         KernelError, match="net/ipv4/ip_unprivileged_port_start to '70000'"
     ) as caught:
-        sysctl.write("net/ipv4/ip_unprivileged_port_start", "70000")
+        proc_sys.write("net/ipv4/ip_unprivileged_port_start", "70000")
     assert caught.value.errno == errno.EINVAL
 
 
@@ -87,7 +87,7 @@ def test_value_that_the_kernel_refuses_is_an_error_that_names_it() -> None:
 )
 @throw_away_host
 def test_name_outside_net_is_refused(name: str) -> None:
-    for use in (lambda: sysctl.read(name), lambda: sysctl.write(name, "1")):
+    for use in (lambda: proc_sys.read(name), lambda: proc_sys.write(name, "1")):
         with pytest.raises(KernelError, match="not a sysctl of a network namespace"):
             use()
 
@@ -96,6 +96,6 @@ def test_name_outside_net_is_refused(name: str) -> None:
 def test_read_only_proc_is_not_gone_around() -> None:
     sh("mount --bind /proc/sys /proc/sys")
     sh("mount -o remount,bind,ro /proc/sys")
-    assert sysctl.read("net/ipv4/ip_forward") == "0"
+    assert proc_sys.read("net/ipv4/ip_forward") == "0"
     with pytest.raises(KernelError, match="read-only file system"):
-        sysctl.write("net/ipv4/ip_forward", "1")
+        proc_sys.write("net/ipv4/ip_forward", "1")

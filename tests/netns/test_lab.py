@@ -177,7 +177,7 @@ grep CapEff /proc/self/status
 
 def test_accidents_of_root_stay_in_a_lab() -> None:
     """In /usr, which services see through an overlay, in /dev, in sysctls and in /sys."""
-    command = [sys.executable, "-m", "niso.commands.lab", "--", "sh", "-c", ACCIDENTS]
+    command = [sys.executable, "-m", "niso.lab", "--", "sh", "-c", ACCIDENTS]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     files = ("/usr/niso-lab-test", "/dev/niso-lab-test")
     left = [path for path in files if os.path.exists(path)]

@@ -330,10 +330,10 @@ def test_sharer_killed_or_provider_killed_the_namespace_stays(lab: Lab) -> None:
 
 AGAIN = """
 import sys
-from niso.commands.restart import restart
-from niso.services import machine
+from niso.change.activate import restart
+from niso.runtime import machine
 from niso.store.store import Store
-all = machine.real(Store.open())
+all = Machine(Store.open(), Real(), RealProcesses())
 for _ in range(int(sys.argv[2])):
     restart(all, [sys.argv[1]])
 """

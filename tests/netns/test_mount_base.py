@@ -9,8 +9,9 @@ from conftest import Lab
 
 CODE = """\
 import _thread, ctypes, json, os, sys
-from niso.runtime import mount_base, under_way
-from niso.runtime.mount_calls import mount
+from niso.runtime import launch as mount_base
+from niso.runtime import root as under_way
+from niso.runtime.root import mount
 
 if jail := "".join(sys.argv[1:]):
     os.chroot(jail)

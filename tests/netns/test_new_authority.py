@@ -63,6 +63,6 @@ def test_former_authority_signs_nothing_that_is_taken() -> None:
 
 SIGNS = """\
 import sys
-from niso.cluster import certificates
+from niso.cluster import invitation as certificates
 certificates.issue(sys.argv[1], sys.argv[1], ["198.51.100.3"])
 """

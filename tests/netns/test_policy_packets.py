@@ -22,12 +22,11 @@ from policy_fates import Cell, Fate, Fates, Place, Seen, family, other
 from services import idle
 from wire import Wire
 
-from niso.kernel import sensor
-from niso.manifest import parse_policy as model
-from niso.plan import verdict as policy
-from niso.plan.known_world import World
+from niso.kernel import flow_memory
+from niso.manifest import policy
+from niso.plan import verdict as plan_verdict
 from niso.plan.records import Policy
-from niso.plan.verdict import Verdict
+from niso.plan.verdict import Verdict, World
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
 SEED = os.environ.get("NISO_TEST_SEED")
@@ -38,7 +37,7 @@ LINK_LOCAL = "fe80::1"
 
 WORLD = """\
 import base64, pickle
-from niso.reconcile.world import read_world
+from niso.reconcile.live_world import read_world
 from niso.kernel.real import Real
 from niso.store.store import Store
 print(base64.b64encode(pickle.dumps(read_world(Real(), Store.open()))).decode())
@@ -150,7 +149,7 @@ def _flows(cell: Cell, to_host: bool, published: set[tuple[int, str]]) -> Iterat
 
 
 def judged(world: World, cell: Cell) -> Verdict:
-    return policy.decide(world, cell.source, cell.to, cell.port, cell.proto)
+    return plan_verdict.decide(world, cell.source, cell.to, cell.port, cell.proto)
 
 
 def expected(
@@ -195,14 +194,15 @@ def _is_served(verdict: Verdict) -> bool:
 
 SENSOR = """\
 import base64, pickle
-from niso.kernel import nft_sensor, sensor
+from niso.kernel import policy_rules as nft_sensor
+from niso.kernel import flow_memory as sensor
 found = {name: {flow[:4] for flow in sensor.recorded(name)} for name in nft_sensor.SIZES}
 print(base64.b64encode(pickle.dumps((found, sensor.missed()))).decode())
 """
 
 
 def forget_everything(lab: Lab) -> None:
-    for name, table in sensor.PLACES.items():
+    for name, table in flow_memory.PLACES.items():
         lab.run("nft", "flush", "set", *table.split(), name)
 
 
@@ -312,7 +312,7 @@ class Run:
             key = (cell.source, verdict.destination.address, cell.proto, verdict.port)
             own = {address for address, _, _ in here[cell.place]}
             involved = verdict.source.service or verdict.destination.service
-            if not _is_served(verdict) or cell.proto not in policy.PORTED or not involved:
+            if not _is_served(verdict) or cell.proto not in plan_verdict.PORTED or not involved:
                 continue
             if cell.place is None and not verdict.passes:
                 # what the host sends passes each rule, also to an address that nobody has now
@@ -418,7 +418,7 @@ def _parsed(rules: dict[str, Any]) -> Policy:
         egress.get("allow"),
         egress.get("deny", ()),
     )
-    return model.parse(*lists, False)
+    return policy.parse(*lists, False)
 
 
 def _case_package(lab: Lab, name: str, rules: dict[str, Any]) -> str:

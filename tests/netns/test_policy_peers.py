@@ -14,7 +14,7 @@ from services import idle
 from test_policy_packets import engine_world
 from wire import Wire
 
-from niso.kernel.nft_policies import POLICY_PARTS
+from niso.kernel.policy_rules import POLICY_PARTS
 from niso.plan import verdict
 
 ANYBODY = {"any_port", "rest"}

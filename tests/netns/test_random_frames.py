@@ -20,7 +20,7 @@ from services import CLIENT, HOST, filter_bridged, idle
 from test_policy_packets import engine_world
 from wire import Wire  # before scapy: it silences its warnings
 
-from niso.plan import verdict as policy  # isort: skip
+from niso.plan import verdict  # isort: skip
 from scapy.layers.inet import ICMP, IP, TCP, UDP  # isort: skip
 from scapy.layers.inet6 import (  # isort: skip
     IPv6,
@@ -199,8 +199,8 @@ class World:
             passes = passes or self._verdict(sent.target, sent.source, sent.port, sent).passes
         return self.holder.get(target) == at and passes and sent.mac == sent.end.mac
 
-    def _verdict(self, source: str, target: str, port: int | None, sent: Sent) -> policy.Verdict:
-        return policy.decide(self.verdicts, source, target, port, sent.proto)
+    def _verdict(self, source: str, target: str, port: int | None, sent: Sent) -> verdict.Verdict:
+        return verdict.decide(self.verdicts, source, target, port, sent.proto)
 
     def arrived(self, sent: dict[int, Sent]) -> tuple[int, list[str]]:
         """Return how many frames have arrived, and descriptions of those that must not."""

@@ -39,7 +39,9 @@ def test_granted_capability_is_had_by_the_unprivileged_user_and_no_other(runtime
 
 
 def test_service_is_at_rest_when_all_its_threads_sleep(runtime: Runtime) -> None:
-    code = "import sys; from niso.runtime import idle; print(idle.mark(int(sys.argv[1])))"
+    code = (
+        "import sys; from niso.runtime import lifecycle as idle; print(idle.mark(int(sys.argv[1])))"
+    )
 
     def mark() -> str:
         return runtime.lab.run(
@@ -215,7 +217,7 @@ def test_nothing_of_the_caller_is_inherited(runtime: Runtime, lab: Lab) -> None:
         "python",
         "-c",
         "import os, sys, json\nfor fd in (7, 8): os.set_inheritable(fd, True)\n"
-        "from niso.base.convert import convert\nfrom niso.plan.process_spec import ProcessSpec\nfrom niso.runtime import process\nfrom niso.base.locks import service_lock\n"
+        "from niso.base.convert import convert\nfrom niso.plan.specs import ProcessSpec\nfrom niso.runtime import lifecycle as process\nfrom niso.base.locks import service_lock\n"
         "with service_lock('demo'): process.start(convert(json.loads(sys.argv[1]), ProcessSpec))",
         json.dumps(runtime.spec(["/bin/sleep", "1000"])),
         env={"SECRET_OF_CALLER": "x"},

@@ -92,9 +92,9 @@ import json, os, sys
 from niso.base.convert import convert
 from niso.base.errors import Error
 from niso.base.locks import service_lock
-from niso.plan.process_spec import ProcessSpec
-from niso.runtime import process
-from niso.runtime.pids import wait_readable
+from niso.plan.specs import ProcessSpec
+from niso.runtime import lifecycle as process
+from niso.runtime.crun import wait_readable
 with service_lock("{SERVICE}"):
     start = process.Start(convert(json.loads(sys.argv[1]), ProcessSpec))
     assert wait_readable(start.fd, 20)
@@ -117,8 +117,9 @@ def test_crun_starts_a_container_whose_fifo_niso_cannot_open(runtime: Runtime, l
 import json, os, sys
 from niso.base.convert import convert
 from niso.base.locks import service_lock
-from niso.plan.process_spec import ProcessSpec
-from niso.runtime import crun, process
+from niso.plan.specs import ProcessSpec
+from niso.runtime import crun
+from niso.runtime import lifecycle as process
 opened, run, asked = os.open, crun.run, []
 def missing(path, *rest, **names):
     if str(path).endswith("/exec.fifo"):
@@ -181,7 +182,7 @@ def test_start_killed_at_any_step_can_be_cleared_and_repeated(runtime: Runtime, 
             done = lab.run(
                 "python",
                 "-c",
-                "import sys, json\nfrom niso.base.convert import convert\nfrom niso.plan.process_spec import ProcessSpec\nfrom niso.runtime import process\n"
+                "import sys, json\nfrom niso.base.convert import convert\nfrom niso.plan.specs import ProcessSpec\nfrom niso.runtime import lifecycle as process\n"
                 "process.start(convert(json.loads(sys.argv[1]), ProcessSpec))",
                 json.dumps(runtime.spec(["/bin/sleep", "1000"])),
                 env={"NISO_FAILPOINT": f"{step}:kill"},
@@ -205,7 +206,7 @@ def test_stop_killed_at_any_step_can_be_repeated(runtime: Runtime, lab: Lab) -> 
         done = lab.run(
             "python",
             "-c",
-            "from niso.runtime import process\nprocess.stop('demo')",
+            "from niso.runtime import lifecycle as process\nprocess.stop('demo')",
             env={"NISO_FAILPOINT": f"{step}:kill"},
             check=False,
         )
@@ -269,7 +270,7 @@ def test_stop_ends_a_service_whose_folder_was_removed(runtime: Runtime, lab: Lab
 
 def test_error_without_a_file_does_not_name_one(runtime: Runtime) -> None:
     code = (
-        "import errno, os, sys, json\nfrom niso.base.errors import Error\nfrom niso.base.convert import convert\nfrom niso.plan.process_spec import ProcessSpec\nfrom niso.runtime import process\n"
+        "import errno, os, sys, json\nfrom niso.base.errors import Error\nfrom niso.base.convert import convert\nfrom niso.plan.specs import ProcessSpec\nfrom niso.runtime import lifecycle as process\n"
         "def full(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "process.save = full\n"
         "try: process.start(convert(json.loads(sys.argv[1]), ProcessSpec))\n"

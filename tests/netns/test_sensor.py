@@ -8,23 +8,23 @@ import pytest
 from conftest import Lab
 from services import answer, ask, echo, elements_of, filter_bridged, idle, on
 
-from niso.kernel import nft_sensor, sensor
+from niso.kernel import flow_memory, policy_rules
 
-SETS = tuple(sensor.PLACES)
+SETS = tuple(flow_memory.PLACES)
 
 
 def elements(lab: Lab, *names: str) -> set[tuple[str, str, str, int]]:
     """The keys in these sets, as nft lists them."""
     found = set()
     for name in names:
-        for element in elements_of(lab, name, sensor.PLACES[name]):
+        for element in elements_of(lab, name, flow_memory.PLACES[name]):
             source, to, proto, port = element["val"]["concat"]
             found.add((source, to, str(proto), port))
     return found
 
 
 def missed(lab: Lab) -> dict[str, int]:
-    code = "import json; from niso.kernel import sensor; print(json.dumps(sensor.missed()))"
+    code = "import json; from niso.kernel import flow_memory as sensor; print(json.dumps(sensor.missed()))"
     found: dict[str, int] = json.loads(lab.run("python", "-c", code).stdout)
     return found
 
@@ -79,9 +79,9 @@ def test_flows_of_a_former_holder_are_not_those_of_the_next(world: Lab) -> None:
 
 def test_full_set_drops_nothing_and_says_what_it_missed(world: Lab) -> None:
     answer(world, "192.0.2.1", 8080, "client")
-    for name in (nft_sensor.ENTERED, nft_sensor.REFUSED, nft_sensor.AUDITED):
+    for name in (policy_rules.ENTERED, policy_rules.REFUSED, policy_rules.AUDITED):
         keys = [
-            f"10.{i >> 8}.{i & 255}.1 . 10.0.0.1 . tcp . 1" for i in range(nft_sensor.SIZES[name])
+            f"10.{i >> 8}.{i & 255}.1 . 10.0.0.1 . tcp . 1" for i in range(policy_rules.SIZES[name])
         ]
         world.run("nft", "flush", "set", "inet", "niso", f"{name}4")
         text = f"add element inet niso {name}4 {{ {', '.join(keys)} }}"
@@ -91,14 +91,16 @@ def test_full_set_drops_nothing_and_says_what_it_missed(world: Lab) -> None:
     assert ask(world, "192.0.2.1", 8080, "client").startswith("db")
     assert ask(world, "10.99.1.2", 80, "niso-api") == "", "a full set does not let it pass"
     after = missed(world)
-    assert after[nft_sensor.ENTERED] == 1 and after[nft_sensor.REFUSED] >= 1
-    assert after[nft_sensor.SEEN] == after[nft_sensor.SWITCHED] == after[nft_sensor.AUDITED] == 0
+    assert after[policy_rules.ENTERED] == 1 and after[policy_rules.REFUSED] >= 1
+    assert (
+        after[policy_rules.SEEN] == after[policy_rules.SWITCHED] == after[policy_rules.AUDITED] == 0
+    )
     # nor does that of audits
     network = on("backend", ports=["8080:80"])
     rules = {"network.policy": {"deny_from": ["api"], "mode": "audit"}}
     world.niso("activate", echo(world, "db", network=network, **rules))
     answer(world, "10.99.1.2", 80, "niso-api")
-    assert missed(world)[nft_sensor.AUDITED] >= 1
+    assert missed(world)[policy_rules.AUDITED] >= 1
 
 
 def test_packets_of_niso_itself_are_left_out(world: Lab) -> None:

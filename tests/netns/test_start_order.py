@@ -11,17 +11,17 @@ from services import BUSYBOX, idle, package, pid_of
 
 ACTIVATE = """
 import json, sys
-from niso.commands import activate as activation
+from niso.change import activate as activation
 from niso.base.errors import Error
 from niso.store.store import Store
-from niso.services.targets import find_targets
-from niso.services import machine
+from niso.change.targets import find_targets
+from niso.runtime import machine
 folders, after, timeout_s = json.loads(sys.argv[1])
 store = Store.open()
 def shown(event):
     print(event.describe())
 try:
-    activation.activate(machine.real(store), find_targets(store, folders), timeout_s, shown, after=after)
+    activation.activate(Machine(store, Real(), RealProcesses()), find_targets(store, folders), timeout_s, shown, after=after)
 except Error as error:
     print("ERROR " + error.message)
 """

@@ -25,7 +25,7 @@ NOBODY = "65534"
 AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 CONFINED = """
 import os, sys
-from niso.web import confined
+from niso.web import page_server as confined
 call = confined._prctl
 confined._prctl = lambda option, value: call(option, int(sys.argv[1]) if option == 4 else value)
 confined.confine()

@@ -281,7 +281,7 @@ def main() -> None:
     own = [sys.executable, "-B", str(HERE / "soak.py"), "--inside", *words]
     sys.exit(
         subprocess.run(
-            [sys.executable, "-m", "niso.commands.lab", "--", *own], check=False, cwd="/"
+            [sys.executable, "-m", "niso.lab", "--", *own], check=False, cwd="/"
         ).returncode
     )
 

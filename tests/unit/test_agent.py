@@ -12,21 +12,20 @@ from pathlib import Path
 import pytest
 from cluster_world import KEYS, ME, Cluster
 from fake_world import World
+from fakes.engine import FakeEngine
 from samples import samples
 
 from niso.base.errors import Conflict, Error
 from niso.base.locks import Lock
-from niso.cluster import absent_hosts, agent, mirror, watchers
-from niso.cluster.agent import TTL_S, Agent, Me
+from niso.change.deactivate import deactivate
+from niso.cluster import agent as cluster_agent
+from niso.cluster import mirror, watch
+from niso.cluster.agent import GUARD_S, TTL_S, Agent, Me
 from niso.cluster.claims import Claims, Wanted
-from niso.cluster.doubt import GUARD_S
-from niso.cluster.engine import Answer, Delete, NoAnswer, Put, Txn
-from niso.cluster.fake_engine import FakeEngine
-from niso.cluster.host_values import Host
-from niso.cluster.keys import decode, encode
-from niso.cluster.settle import recorded
+from niso.cluster.engine import Answer, Delete, NoAnswer, Put, Txn, decode, encode
+from niso.cluster.key_values import Host
+from niso.cluster.own_claims import recorded
 from niso.cluster.view import Seen
-from niso.commands.deactivate import deactivate
 from niso.kernel.interface import Kernel
 from niso.store.sqlite import encoded
 from niso.store.store import Store
@@ -194,7 +193,7 @@ def test_agent_that_cannot_look_says_by_how_much_it_is_behind(host: Hosted) -> N
     assert membership.late() == {}, "it goes with the host"
     host.look(100)
     host.look(130)
-    assert absent_hosts.last() == absent_hosts.Look(130, dict.fromkeys("abc", 100))
+    assert cluster_agent.last() == cluster_agent.Look(130, dict.fromkeys("abc", 100))
 
 
 class Others:
@@ -320,7 +319,7 @@ def test_running_agent_sees_what_changes(host: Hosted) -> None:
 def test_agent_waits_for_its_files_and_ends_well_once_the_host_has_left(
     host: Hosted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (agent, watchers):
+    for module in (cluster_agent, watch):
         monkeypatch.setattr(module, "about", lambda seconds: 0.01)
     cluster, missing = host.cluster, [True]
 

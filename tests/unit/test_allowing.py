@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from policy_worlds import HOST, OUTSIDE, known, network, policy, with_policy, world
 from samples import samples
 
-from niso.kernel.sensor import Recorded
+from niso.kernel.flow_memory import Recorded
+from niso.look import flows as look_flows
+from niso.look import map, what_if
+from niso.look.what_if import Change
 from niso.plan import verdict
-from niso.plan.known_world import World
 from niso.plan.records import Port
-from niso.see import allowing, map_flows, seen
-from niso.see.allowing import Change
+from niso.plan.verdict import World
 
 DB, WEB, GUEST, FAR = "10.99.1.2", "10.99.1.3", "10.99.1.4", "10.99.2.2"
 NETWORKS = [network("back", "10.99.1.0/24"), network("far", "10.99.2.0/24")]
@@ -31,9 +32,9 @@ def made(db: dict[str, list[str]], guest: dict[str, list[str]]) -> World:
     return world(services, NETWORKS, [HOST])
 
 
-def refused(there: World, source: str, to: str, port: int = 80) -> seen.Seen:
+def refused(there: World, source: str, to: str, port: int = 80) -> look_flows.Seen:
     row = Recorded(source, to, "tcp", port, 3, 60, 1.0)
-    (found,) = seen.joined(there, seen.Memory((), (row,), ()))
+    (found,) = look_flows.joined(there, look_flows.Memory((), (row,), ()))
     return found
 
 
@@ -72,7 +73,7 @@ POLICIES = st.fixed_dictionaries({}, optional=dict.fromkeys(LISTS, ENTRIES))
 def test_the_lines_let_this_flow_pass_and_no_other_when_they_only_add(db, guest, source) -> None:
     there = made(db, guest)
     flow = refused(there, source, DB)
-    changes = allowing.changes(there, flow, lambda owner, other: other)
+    changes = what_if.changes(there, flow, lambda owner, other: other)
     after = applied(there, changes)
     judged = verdict.judge(after, source, DB, 80, "tcp")
     assert all(reason.passes for reason in judged)
@@ -107,7 +108,7 @@ def test_the_lines_let_this_flow_pass_and_no_other_when_they_only_add(db, guest,
 )
 def test_lines(db, guest, ends, expected) -> None:
     there = made(db, guest)
-    changes = allowing.changes(there, refused(there, *ends), lambda owner, other: other)
+    changes = what_if.changes(there, refused(there, *ends), lambda owner, other: other)
     assert [(c.key.removeprefix("network.policy."), c.text, c.adds) for c in changes] == expected
 
 
@@ -116,19 +117,19 @@ def test_what_an_audit_lets_pass_has_the_lines_too() -> None:
     audited = there.services["db"]._replace(audits=True)
     there = there._replace(services={**there.services, "db": audited})
     row = Recorded(GUEST, DB, "tcp", 80, 3, 60, 1.0)
-    (flow,) = seen.joined(there, seen.Memory((row,), (), (), 0, (row,)))
-    assert flow.verdict == seen.AUDIT
-    (change,) = allowing.changes(there, flow, lambda owner, other: other)
+    (flow,) = look_flows.joined(there, look_flows.Memory((row,), (), (), 0, (row,)))
+    assert flow.verdict == look_flows.AUDIT
+    (change,) = what_if.changes(there, flow, lambda owner, other: other)
     assert change.text == "guest:80/tcp"
-    assert [each.last.verdict for each in map_flows.joint([flow], lambda row: 1)] == [seen.AUDIT]
+    assert [each.last.verdict for each in map.joint([flow], lambda row: 1)] == [look_flows.AUDIT]
 
 
 def test_a_service_without_a_name_of_its_own_is_written_by_address() -> None:
     there = made({"allow_from": []}, {})
     flow = refused(there, GUEST, DB)
-    (change,) = allowing.changes(there, flow, lambda owner, other: None)
+    (change,) = what_if.changes(there, flow, lambda owner, other: None)
     assert change.text == f"{GUEST}:80/tcp"
-    assert allowing.changes(there, flow._replace(passes=True), lambda owner, other: None) == ()
+    assert what_if.changes(there, flow._replace(passes=True), lambda owner, other: None) == ()
 
 
 def test_a_map_has_few_other_machines_and_counts_what_it_leaves_out() -> None:
@@ -136,24 +137,24 @@ def test_a_map_has_few_other_machines_and_counts_what_it_leaves_out() -> None:
     clients = [f"198.51.100.{i}" for i in range(1, 20)]
     rows = [Recorded(each, DB, "tcp", 80, 2, 60, float(i)) for i, each in enumerate(clients)]
     rows.append(Recorded(clients[3], DB, "tcp", 81, 2, 60, 5.0))  # with most rows
-    memory, left_out = map_flows.bounded(seen.Memory(tuple(rows), (), ()))
+    memory, left_out = map.bounded(look_flows.Memory(tuple(rows), (), ()))
     assert left_out == 0
-    flows = map_flows.joint(seen.joined(there, memory), lambda row: 1)
+    flows = map.joint(look_flows.joined(there, memory), lambda row: 1)
     names = {flow.source.name for flow in flows}
-    assert len(names) == map_flows.MOST_OUTSIDE + 1 and {clients[3], map_flows.OTHERS} <= names
+    assert len(names) == map.MOST_OUTSIDE + 1 and {clients[3], map.OTHERS} <= names
     others = next(flow for flow in flows if flow.source.kind == "others")
     assert others.new == 2 * (19 - 8) and others.fresh == 19 - 8
     many = tuple(Recorded(DB, WEB, "tcp", port, 1, 60, float(port)) for port in range(1, 5001))
-    kept, left_out = map_flows.bounded(seen.Memory(many, (), ()))
+    kept, left_out = map.bounded(look_flows.Memory(many, (), ()))
     assert left_out == 1000 and [row.port for row in kept.passed] == list(range(1, 4001))
 
 
 def test_judged_flows_are_not_judged_again() -> None:
     there = made({"allow_from": []}, {})
-    judge = seen.Judge(there)
+    judge = look_flows.Judge(there)
     row = Recorded(GUEST, DB, "tcp", 80, 3, 60, 1.0)
-    first = seen.joined(there, seen.Memory((), (row,), ()), judge)
-    later = seen.joined(there, seen.Memory((), (row._replace(packets=9),), ()), judge)
+    first = look_flows.joined(there, look_flows.Memory((), (row,), ()), judge)
+    later = look_flows.joined(there, look_flows.Memory((), (row._replace(packets=9),), ()), judge)
     assert first[0]._replace(new=9) == later[0]
     assert later[0].reason is first[0].reason
     assert judge.in_world(made({"allow_from": []}, {})) is judge

@@ -15,10 +15,10 @@ import pytest
 from refusals import refuses
 
 import niso
-from niso.api import guard
-from niso.api.as_json import JOINED, PYTHON_ONLY
-from niso.api.service_views import Process
+from niso.api.host import JOINED, PYTHON_ONLY
 from niso.base import locks, paths
+from niso.look import session as look_session
+from niso.look.services import Process
 from niso.store.store import Store
 
 
@@ -197,7 +197,7 @@ def test_errors_of_sqlite_and_of_the_system_become_nisos(host: niso.Host) -> Non
     class Broken:
         session = host.session
 
-        @guard.guarded
+        @look_session.guarded
         def fail(self, error: Exception) -> None:
             raise error
 
@@ -224,7 +224,7 @@ def test_error_of_the_callback_is_the_callers_own(host: niso.Host) -> None:
     class Reporting:
         session = host.session
 
-        @guard.guarded
+        @look_session.guarded
         def report(self) -> None:
             self.session.report(niso.Starting("api"))
 
@@ -280,11 +280,11 @@ def test_waiting_for_locks_is_reported_only_until_the_call_ends(
     class Part:
         session = host.session
 
-        @guard.guarded
+        @look_session.guarded
         def look(self) -> None:
             pass
 
-        @guard.guarded
+        @look_session.guarded
         def change(self) -> None:
             self.session.report_waits()
             self.look()  # as a callback may, in the middle of a change

@@ -9,20 +9,18 @@ from fake_world import Steps, World
 from refusals import refuses
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
-from niso.commands.check import check
-from niso.commands.repair import repair_all
-from niso.kernel.kinds.address import Address
-from niso.kernel.kinds.named import Named
-from niso.kernel.kinds.namespace import Netns
-from niso.kernel.kinds.route import Route
-from niso.kernel.kinds.setting import Sysctl
-from niso.manifest.parse_policy import parse_ingress
+from niso.change import attach as change_attach
+from niso.change.attach import Done, Request, Wish
+from niso.change.repair import repair_all
+from niso.kernel.kinds.addresses import Address, Route
+from niso.kernel.kinds.namespaces import Named, Netns
+from niso.kernel.kinds.sysctls import Sysctl
+from niso.look.check import check
+from niso.manifest.policy import parse_ingress
 from niso.plan.records import Policy, Port
-from niso.reconcile import converge
-from niso.services import attachments
-from niso.services.attach_request import Request, Wish
-from niso.services.attachments import Done
-from niso.store.store import ALL, Store
+from niso.reconcile import change
+from niso.store.snapshots import ALL
+from niso.store.store import Store
 
 PATH = "/proc/4711/ns/net"
 BACKEND, FRONT = Wish("backend"), Wish("front")
@@ -35,7 +33,7 @@ def attach(
     if path and path not in world.kernel.engines:
         world.kernel.begin_engine(path)
     request = Request(name, path, wishes or (BACKEND,), **more)  # type: ignore[arg-type]
-    return attachments.attach(world.machine, request)
+    return change_attach.attach(world.machine, request)
 
 
 def findings(world: World) -> list[str]:
@@ -47,7 +45,7 @@ def test_attached_namespace_has_what_a_service_has_and_nothing_else_is_touched(
 ) -> None:
     done = attach(world, "box", PATH, BACKEND, FRONT, ports=(Port("", 8080, 80, "tcp"),))
     assert done.changed and len(done.addresses) == 2
-    state = world.kernel.everything(converge.desired_now(world.kernel, world.store, ALL))
+    state = world.kernel.everything(change.desired_now(world.kernel, world.store, ALL))
     assert state[Named] == {Named("niso-box", PATH, world.kernel.engines[PATH].cookie)}
     assert state[Netns] == frozenset()
     inside = {address.link for address in state[Address] if address.netns}
@@ -60,8 +58,8 @@ def test_attached_namespace_has_what_a_service_has_and_nothing_else_is_touched(
     assert not attach(
         world, "box", PATH, BACKEND, FRONT, ports=(Port("", 8080, 80, "tcp"),)
     ).changed
-    assert attachments.detach(world.machine, "box")
-    assert not attachments.detach(world.machine, "box")
+    assert change_attach.detach(world.machine, "box")
+    assert not change_attach.detach(world.machine, "box")
     world.assert_whole()
     assert world.store.services() == [] and not world.kernel.veths and not world.kernel.named
     assert PATH in world.kernel.engines
@@ -88,15 +86,15 @@ def test_interface_and_default_route_of_others_stay(world: World) -> None:
 def test_address_goes_to_its_owner_again_and_to_others_oldest_first(world: World) -> None:
     first = attach(world, "one", "/n/1").addresses
     second = attach(world, "two", "/n/2").addresses
-    attachments.detach(world.machine, "one")
-    attachments.detach(world.machine, "two")
+    change_attach.detach(world.machine, "one")
+    change_attach.detach(world.machine, "two")
     assert world.store.network("backend") is None  # it was made for them, and the leases go with it
     attach(world, "keeps", "/n/0")
     for name in ("one", "two"):
         attach(world, name, f"/n/{name}")
     held = {name: world.store.addresses(name)[0][1] for name in ("one", "two")}
-    attachments.detach(world.machine, "two")
-    attachments.detach(world.machine, "one")
+    change_attach.detach(world.machine, "two")
+    change_attach.detach(world.machine, "one")
     assert attach(world, "new", "/n/3").addresses[0] not in (*held.values(), *first, *second)
     assert attach(world, "one", "/n/4").addresses == (held["one"],)
     assert attach(world, "two", "/n/2").addresses == (held["two"],)
@@ -104,13 +102,13 @@ def test_address_goes_to_its_owner_again_and_to_others_oldest_first(world: World
 
 
 def test_full_network_takes_the_address_that_is_free_longest(world: World) -> None:
-    from niso.commands import network
-    from niso.services.networks import NetworkRequest
+    from niso.change import networks
+    from niso.plan.subnets import NetworkRequest
 
-    network.create(world.machine, NetworkRequest("backend", ("10.99.1.0/29",)))
+    networks.create(world.machine, NetworkRequest("backend", ("10.99.1.0/29",)))
     held = [attach(world, f"a{n}", f"/n/{n}").addresses[0] for n in range(5)]
-    attachments.detach(world.machine, "a3")
-    attachments.detach(world.machine, "a1")
+    change_attach.detach(world.machine, "a3")
+    change_attach.detach(world.machine, "a1")
     assert attach(world, "x", "/n/x").addresses == (held[3],)
     assert attach(world, "a1", "/n/again").addresses == (held[1],)
     with refuses(Conflict, hint="create a larger network"):
@@ -153,13 +151,13 @@ def test_living_attachment_is_replaced_by_its_own_owner_alone(world: World) -> N
         attach(world, path="/n/2")
     with refuses(Conflict, "box", hint="attach box to more networks, or detach it first"):
         attach(world, "other")
-    assert not attachments.detach(world.machine, "box", "another id")
+    assert not change_attach.detach(world.machine, "box", "another id")
     before = world.store.addresses("box")
     assert attach(world, path="/n/2", owner="podman", id="b186").changed
     assert world.store.addresses("box") == before
-    assert attachments.collect(world.machine, "cni", []) == []
-    assert attachments.collect(world.machine, "podman", ["b186"]) == []
-    assert attachments.collect(world.machine, "podman", []) == ["box"]
+    assert change_attach.collect(world.machine, "cni", []) == []
+    assert change_attach.collect(world.machine, "podman", ["b186"]) == []
+    assert change_attach.collect(world.machine, "podman", []) == ["box"]
     world.assert_whole()
 
 
@@ -189,7 +187,7 @@ def test_chosen_mac_is_nobody_elses(world: World) -> None:
     attach(world, "two", "/n/2", FRONT._replace(mac=chosen.mac))
     with pytest.raises(Conflict, match="already has the MAC address"):
         attach(world, "two", "/n/2", chosen)
-    attachments.detach(world.machine, "one")
+    change_attach.detach(world.machine, "one")
     attach(world, "two", "/n/2", chosen)
     world.assert_whole()
 
@@ -202,7 +200,7 @@ def test_mac_that_an_earlier_version_took_is_kept_but_not_beside_whose_it_is(wor
         with world.store.transaction():
             world.store._db.execute("UPDATE attached_link SET mac=?", (mac,))
         repair_all(world.machine)
-        assert attachments.apply_policies(world.machine)  # as for any attachment
+        assert change_attach.apply_policies(world.machine)  # as for any attachment
         with pytest.raises(InvalidInput, match="are those of niso's"):
             attach(world, "box", PATH, BACKEND._replace(mac="0a:00:00:00:00:00"))
     before = world.picture()
@@ -220,12 +218,12 @@ def test_what_cannot_be_attached_is_refused_and_changes_nothing(world: World) ->
     world.kernel.begin_engine(PATH)
     before = world.picture()
     with refuses(NotFound, hint="a path like /proc/PID/ns/net or /run/netns/NAME"):
-        attachments.attach(world.machine, Request("box", "/n/none", (BACKEND,)))
+        change_attach.attach(world.machine, Request("box", "/n/none", (BACKEND,)))
     in_use = "^api: the name is already used by a service with a manifest$"
     with pytest.raises(Conflict, match=in_use):
         attach(world, "api")
     with refuses(Conflict, key="NAME", hint="niso deactivate --help"):
-        attachments.detach(world.machine, "api")
+        change_attach.detach(world.machine, "api")
     with refuses(InvalidInput, hint="name each once"):
         attach(world, "box", PATH, BACKEND, BACKEND)
     host = world.kernel.engines[PATH]._replace(is_host=True)
@@ -254,15 +252,15 @@ def test_what_cannot_be_attached_is_refused_and_changes_nothing(world: World) ->
 
 
 def test_after_a_reboot_the_owners_bring_them_back(world: World) -> None:
-    from niso.commands import boot
-    from niso.store import reboot
+    from niso.change import boot
+    from niso.store import same_host
 
     attach(world, owner="podman", id="b186")
     world.activate(world.package("api", network={"networks": ["backend"]}))
     boot.enable(world.machine, ["api"])
     before = {name: world.store.addresses(name) for name in ("box", "api")}
     with world.store.transaction():
-        reboot.forget_if_gone(world.store._db, "another-boot 1 2")
+        same_host.forget_if_gone(world.store._db, "another-boot 1 2")
     world._use(world.store)  # nothing of the kernel is left
     done = boot.restore(world.machine, 5.0)
     assert ([one.service for one in done.outcomes], done.errors) == (["api"], [])
@@ -272,9 +270,9 @@ def test_after_a_reboot_the_owners_bring_them_back(world: World) -> None:
     assert {name: world.store.addresses(name) for name in before} == before
     world.assert_whole()
     with world.store.transaction():
-        reboot.forget_if_gone(world.store._db, "a-third-boot 1 2")
+        same_host.forget_if_gone(world.store._db, "a-third-boot 1 2")
     world._use(world.store)
-    assert attachments.collect(world.machine) == ["box"]
+    assert change_attach.collect(world.machine) == ["box"]
     world.assert_whole()
 
 
@@ -294,18 +292,18 @@ def test_policies_of_the_administrator_apply_to_what_is_attached(
     attach(world, policy=own)
     attach(world, "other", "/n/2")
     (policies / "a.toml").write_text('[[policy]]\nname = "b*"\nallow_from = ["api"]\n')
-    done = attachments.apply_policies(world.machine)
+    done = change_attach.apply_policies(world.machine)
     assert [(one.service, one.changed) for one in done] == [("box", True), ("other", False)]
     policy = world.store.policy("box")
     assert policy is not None and policy.allow_from and policy.deny_from == own.deny_from
     world.assert_whole()
     (policies / "a.toml").write_text("[[policy]")
-    for command in (lambda: attachments.apply_policies(world.machine), lambda: attach(world)):
+    for command in (lambda: change_attach.apply_policies(world.machine), lambda: attach(world)):
         with pytest.raises(Error):
             command()
     assert world.store.policy("box") == policy
     (policies / "a.toml").unlink()
-    attachments.apply_policies(world.machine)
+    change_attach.apply_policies(world.machine)
     assert world.store.policy("box") == own
     world.assert_whole()
 
@@ -322,7 +320,7 @@ def test_container_that_marks_its_own_links_as_those_of_niso_keeps_no_policy(
     assert policy is not None and policy.allow_from == ()
     with refuses(Conflict, hint="network.networks in its manifest names its networks"):
         attach(world, "other")
-    attachments.detach(world.machine, "box")
+    change_attach.detach(world.machine, "box")
     with refuses(Conflict, hint="network.networks in its manifest names its networks"):
         attach(world)
     world.assert_whole()
@@ -334,19 +332,19 @@ def test_policy_that_another_process_narrows_meanwhile_is_not_taken_back(
     """The agent of Kubernetes' policies, or a detachment, beside a change of the administrator's."""
     attach(world)
     attach(world, "other", "/n/2")
-    current, narrow = attachments.current, Policy(allow_from=())
+    current, narrow = change_attach.current, Policy(allow_from=())
 
     def overtaken(store: Store, name: str) -> Request | None:
         request = current(store, name)
         if name == "other":
-            attachments.detach(world.machine, name)
+            change_attach.detach(world.machine, name)
         elif request is not None and request.policy != narrow:
-            attachments.attach(world.machine, request._replace(policy=narrow))
+            change_attach.attach(world.machine, request._replace(policy=narrow))
         return request
 
-    monkeypatch.setattr(attachments, "current", overtaken)
+    monkeypatch.setattr(change_attach, "current", overtaken)
     (policies / "a.toml").write_text('[[policy]]\nname = "b*"\ndeny_from = ["api"]\n')
-    assert [one.service for one in attachments.apply_policies(world.machine)] == ["box"]
+    assert [one.service for one in change_attach.apply_policies(world.machine)] == ["box"]
     policy = world.store.policy("box")
     assert policy is not None and policy.allow_from == () and len(policy.deny_from) == 1
     assert world.store.service("other") is None
@@ -360,7 +358,7 @@ def test_namespace_of_its_own_is_as_that_of_a_service(world: World) -> None:
     assert any("network namespace niso-box" in finding for finding in findings(world))
     repair_all(world.machine)
     world.assert_whole()
-    attachments.detach(world.machine, "box")
+    change_attach.detach(world.machine, "box")
     assert not world.kernel.netns
 
 
@@ -384,7 +382,7 @@ def test_break_at_any_step_leaves_nothing_half_done(world: World, kills: bool) -
         pytest.fail("it never came to its end")
     world.assert_whole()
     for number in range(1, 80):
-        if Steps(world, number, kills).run(lambda: attachments.detach(world.machine, "box")):
+        if Steps(world, number, kills).run(lambda: change_attach.detach(world.machine, "box")):
             break
         repair_all(world.machine)
         world.assert_whole()

@@ -10,12 +10,12 @@ from fake_world import World
 from refusals import refuses
 
 from niso.base.errors import Error, InvalidInput
-from niso.commands.check import check
-from niso.kernel import nft_audit
-from niso.kernel.kinds.element import Element
+from niso.kernel import policy_rules
+from niso.kernel.nft_elements import Element
+from niso.look.check import check
 from niso.manifest import load
 from niso.plan.records import Audit, Policy
-from niso.services import auditing
+from niso.reconcile import live_world
 
 DAY = 86_400
 NOW = 1_800_000_000
@@ -27,64 +27,66 @@ NOW = 1_800_000_000
         (NOW, NOW + DAY, NOW, DAY),
         (NOW, NOW + DAY, NOW + DAY, 0),
         (NOW, NOW + DAY, NOW + 2 * DAY, 0),
-        (NOW, NOW + 90 * DAY, NOW, nft_audit.MOST_S),  # whatever the store says
+        (NOW, NOW + 90 * DAY, NOW, policy_rules.MOST_S),  # whatever the store says
         (NOW, NOW + DAY, 3600, 0),  # a clock that starts at 1970 does not prolong it
         (NOW, NOW + DAY, NOW - 5, DAY + 5),
         (0, 0, NOW, 0),
-        (NOW, nft_audit.NEVER, NOW + 900 * DAY, nft_audit.ENDLESS),
-        (NOW, nft_audit.NEVER, 3600, nft_audit.ENDLESS),  # no clock matters to it
-        (0, nft_audit.NEVER, NOW, 0),  # it has not begun
+        (NOW, policy_rules.NEVER, NOW + 900 * DAY, policy_rules.ENDLESS),
+        (NOW, policy_rules.NEVER, 3600, policy_rules.ENDLESS),  # no clock matters to it
+        (0, policy_rules.NEVER, NOW, 0),  # it has not begun
     ],
 )
 def test_time_that_is_left(since: int, until: int, now: int, left: int) -> None:
-    assert nft_audit.left_s(since, until, now) == left
-    assert nft_audit.timeout_s(nft_audit.comment("db", since, until), now) == left
+    assert policy_rules.left_s(since, until, now) == left
+    assert policy_rules.timeout_s(policy_rules.comment("db", since, until), now) == left
 
 
 @pytest.mark.parametrize("comment", ["", "db", "db 1", "db x y", "db 1 2 3"])
 def test_comment_of_others_is_no_audit(comment: str) -> None:
-    assert not nft_audit.is_wanted(comment, 1)
+    assert not policy_rules.is_wanted(comment, 1)
 
 
 def test_element_is_as_it_should_be_if_it_does_not_end_later() -> None:
-    text = nft_audit.comment("db", NOW, NOW + DAY)
+    text = policy_rules.comment("db", NOW, NOW + DAY)
 
     def seen(left_s: float | None, now: float = NOW) -> str | None:
-        value = "" if left_s is None else nft_audit.expires(int(left_s * 1000))
-        return nft_audit.seen(value, text, now)
+        value = "" if left_s is None else policy_rules.expires(int(left_s * 1000))
+        return policy_rules.seen(value, text, now)
 
     assert seen(DAY) == seen(DAY - 500) == ""
     assert seen(None) and seen(DAY + 60)
     assert seen(1, NOW + DAY - 1) is None
     assert seen(3, NOW + DAY + 1) is None
     assert seen(DAY, NOW + 2 * DAY), "the clock was set, or the machine slept"
-    text = nft_audit.comment("db", NOW, nft_audit.NEVER)
+    text = policy_rules.comment("db", NOW, policy_rules.NEVER)
     assert seen(None) == "" and seen(DAY) and seen(None, NOW + 900 * DAY) == ""
 
 
 def test_end_is_fixed_when_the_audit_begins() -> None:
     written = Policy(allow_from=(), audit=Audit(""))
-    first = auditing.begun(written, None, NOW)
-    assert first.audit == Audit("", NOW, NOW + nft_audit.MOST_S)
+    first = live_world.begun(written, None, NOW)
+    assert first.audit == Audit("", NOW, NOW + policy_rules.MOST_S)
     # an activation later, also after its end, and with other entries
-    assert auditing.begun(written, first, NOW + DAY).audit == first.audit
-    assert auditing.begun(written, first, NOW + 90 * DAY).audit == first.audit
-    assert auditing.begun(written._replace(allow_from=None), first, NOW + DAY).audit == first.audit
+    assert live_world.begun(written, first, NOW + DAY).audit == first.audit
+    assert live_world.begun(written, first, NOW + 90 * DAY).audit == first.audit
+    assert (
+        live_world.begun(written._replace(allow_from=None), first, NOW + DAY).audit == first.audit
+    )
     # after it was enforced in between
-    again = auditing.begun(written, first._replace(audit=None), NOW + DAY)
-    assert again.audit == Audit("", NOW + DAY, NOW + DAY + nft_audit.MOST_S)
+    again = live_world.begun(written, first._replace(audit=None), NOW + DAY)
+    assert again.audit == Audit("", NOW + DAY, NOW + DAY + policy_rules.MOST_S)
     dated = Policy(allow_from=(), audit=Audit("2027-01-20T00:00:00Z", 0, 1_800_403_200))
-    assert auditing.begun(dated, first, NOW).audit == Audit(
+    assert live_world.begun(dated, first, NOW).audit == Audit(
         "2027-01-20T00:00:00Z", NOW, 1_800_403_200
     )
     with refuses(InvalidInput, key="network.policy.audit_until"):
-        auditing.begun(dated, None, NOW - 30 * DAY)
+        live_world.begun(dated, None, NOW - 30 * DAY)
     with refuses(
         InvalidInput,
         key="network.policy.audit_until",
         hint='a later date; mode = "enforce" is the policy without an audit',
     ):
-        auditing.begun(dated, first, NOW + 30 * DAY)
+        live_world.begun(dated, first, NOW + 30 * DAY)
 
 
 def audits(world: World) -> set[tuple[str, str]]:
@@ -116,11 +118,11 @@ def test_commands_do_not_prolong_an_audit(world: World, monkeypatch: pytest.Monk
     assert check(world.machine) == []
     world.activate(manifest)
     assert (audits(world), len(world.kernel.done)) == (set(), done)
-    assert auditing.ended(world.store) == ["db"]
+    assert live_world.ended(world.store) == ["db"]
     # an end that the store has lost is no audit
     later(0)
     world.store._db.execute("DELETE FROM policy")
-    from niso.commands import repair
+    from niso.change import repair
 
     repair.repair_all(world.machine, lambda event: None)
     assert audits(world) == set() and check(world.machine) == []
@@ -145,10 +147,10 @@ def test_dates_of_a_manifest(world: World, tmp_path: Path) -> None:
     assert policy('mode = "enforce"').audit is None
     assert policy('mode = "audit"').audit == Audit("")
     endless = policy('mode = "audit"\naudit_until = "never"')
-    assert endless.audit == Audit("never", 0, nft_audit.NEVER)
-    first = auditing.begun(endless, None, NOW)
-    assert first.audit == Audit("never", NOW, nft_audit.NEVER)
-    assert auditing.begun(endless, first, NOW + DAY).audit == first.audit
+    assert endless.audit == Audit("never", 0, policy_rules.NEVER)
+    first = live_world.begun(endless, None, NOW)
+    assert first.audit == Audit("never", NOW, policy_rules.NEVER)
+    assert live_world.begun(endless, first, NOW + DAY).audit == first.audit
     for written in ("2026-12-10", "2026-12-10T08:00:00", "2026-12-10T08:00:00+01:00"):
         for quoted in (written, f'"{written}"'):
             audit = policy(f'mode = "audit"\naudit_until = {quoted}').audit
@@ -178,9 +180,9 @@ def test_dates_of_a_manifest(world: World, tmp_path: Path) -> None:
 def test_element_in_words() -> None:
     now = int(time.time())
     element = Element("inet niso", "audit_in4", "10.0.0.2", "", f"db {now} {now + 100}")
-    from niso.kernel.kinds.element import Edit
+    from niso.kernel.kinds.nft import Edit
 
     assert "10.0.0.2 timeout" in Edit("add", element).text()
-    endless = element._replace(comment=f"db {now} {nft_audit.NEVER}")
+    endless = element._replace(comment=f"db {now} {policy_rules.NEVER}")
     assert Edit("add", endless).text().endswith('{ 10.0.0.2 comment "' + f'db {now} -1" }}')
     assert Edit("delete", element).text() == "destroy element inet niso audit_in4 { 10.0.0.2 }"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from niso.services.targets import is_beside_another
+from niso.change.targets import is_beside_another
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ from refusals import refuses
 
 from niso.base.errors import Conflict, Error, ProcessError
 from niso.base.report import Caution
-from niso.commands import boot, kubernetes, names_timer
-from niso.commands.deactivate import deactivate
-from niso.kernel import wireguard_links
+from niso.change import boot, outside_names_refresh
+from niso.change.deactivate import deactivate
+from niso.engines import pod_agent
+from niso.kernel.kinds import tunnels
 from niso.runtime.units import unit_file
 
 API = unit_file("api")
@@ -89,9 +90,12 @@ def test_service_whose_unit_would_be_one_of_niso_is_not_enabled(world: World, na
 
 def test_units_that_niso_has_in_packages_or_while_it_runs_are_reserved() -> None:
     packages = {path.stem for path in (ROOT / "debian").glob("*.service")}
-    runs = {wireguard_links._UNIT}
+    runs = {tunnels._UNIT}
     assert packages | runs == {f"niso-{name}" for name in boot.RESERVED}
-    assert all("_" in unit for unit in (kubernetes.UNIT, names_timer.TIMER, names_timer._SERVICE))
+    assert all(
+        "_" in unit
+        for unit in (pod_agent.UNIT, outside_names_refresh.TIMER, outside_names_refresh._SERVICE)
+    )
 
 
 def test_changed_unit_is_written_again(world: World) -> None:
@@ -128,12 +132,12 @@ def test_activation_by_systemd_completes_the_start_of_the_unit(world: World) -> 
     world.activate(world.package("api"))
     units = world.processes.units
     units.caller = "api"
-    boot.settle(world.machine, ["api"])
+    boot.hand_over(world.machine, ["api"])
     assert units.active == {"api"}
     assert units.files == {}
     world.processes.end("api", None)
     first = len(world.processes.done)
-    boot.settle(world.machine, ["api"])  # its conmon is gone: it is started again
+    boot.hand_over(world.machine, ["api"])  # its conmon is gone: it is started again
     assert "start api" in world.processes.done[first:]
     world.assert_whole()
 
@@ -144,7 +148,7 @@ def test_unit_of_a_process_that_has_ended_does_not_start(world: World) -> None:
     world.processes.dies["api"] = 1
     world.processes.end("api", 1)
     with pytest.raises(ProcessError):
-        boot.settle(world.machine, ["api"])
+        boot.hand_over(world.machine, ["api"])
     assert world.processes.units.active == set()
 
 
@@ -154,7 +158,7 @@ def test_activation_by_hand_puts_an_enabled_service_under_its_unit(world: World)
     deactivate(world.machine, ["api"])
     world.processes.units.active.clear()
     world.activate("api")
-    boot.settle(world.machine, ["api", "db"])
+    boot.hand_over(world.machine, ["api", "db"])
     assert world.processes.units.active == {"api"}
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from niso.base import paths
 from niso.base.errors import Conflict
-from niso.commands import boot, unit_files
+from niso.change import boot
+from niso.runtime import units as runtime_units
 
 
 def words(line: str) -> list[str]:
@@ -57,18 +58,18 @@ ODD = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]),
 @given(st.lists(ODD, min_size=1, max_size=4))
 @example(["/a b", "100%", '"', "\\", "'", "$HOME", "a\nb", "ü", ";", "#", ""])
 def test_any_word_is_read_back(given) -> None:
-    line = " ".join(unit_files.quoted(each) for each in given)
+    line = " ".join(runtime_units.quoted(each) for each in given)
     assert "\n" not in line and all(c.isascii() and (c == " " or c.isprintable()) for c in line)
     if all("'" not in each for each in given):
         assert words(line) == given
 
 
 def test_a_single_quote_stands_in_double_ones() -> None:
-    assert unit_files.quoted("it's") == '"it\'s"'
+    assert runtime_units.quoted("it's") == '"it\'s"'
 
 
 def test_bytes_that_are_no_text_are_kept() -> None:
-    assert words(unit_files.quoted(os.fsdecode(b"/a\xff"))) == [os.fsdecode(b"/a\xff")]
+    assert words(runtime_units.quoted(os.fsdecode(b"/a\xff"))) == [os.fsdecode(b"/a\xff")]
 
 
 def lines(text: str, key: str) -> list[str]:

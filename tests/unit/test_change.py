@@ -14,22 +14,22 @@ from typing import Any, NamedTuple
 import pytest
 from cluster_world import ME, SUBNETS, Cluster
 from fake_world import Steps, World
+from fakes.kernel import Fake
 
 from niso.base import paths
 from niso.base.errors import Error
+from niso.change import attach as change_attach
+from niso.change import journal, networks, outside_names_refresh, port_forward, stop
+from niso.change.attach import Request, Wish
+from niso.change.deactivate import deactivate, remove
 from niso.cluster import encryption, mirror
 from niso.cluster.claims import Claims
-from niso.commands import network, port_forward
-from niso.commands.deactivate import deactivate, remove
-from niso.kernel.fake import Fake
-from niso.kernel.flows import Flow
-from niso.kernel.sockdiag import Connection
-from niso.plan.answers import Heard
+from niso.kernel.conntrack import Flow
+from niso.kernel.sockets import Connection
+from niso.plan.dns_answers import Heard
 from niso.plan.records import Network, Port, Subnet, Tunnel
 from niso.reconcile.change import change
-from niso.services import attachments, journal, refreshing, resolver, stop
-from niso.services.attach_request import Request, Wish
-from niso.store.store import Scope
+from niso.store.snapshots import Scope
 
 
 class Ended(NamedTuple):
@@ -105,7 +105,7 @@ def test_network_that_is_made_ends_nothing(world: World) -> None:
 
 def test_network_that_is_removed_ends_the_memory_of_its_subnets(world: World) -> None:
     world.make("front", "10.99.7.0/24")
-    done = watched(world.kernel, lambda: network.remove(world.machine, ["front"]))
+    done = watched(world.kernel, lambda: networks.remove(world.machine, ["front"]))
     assert done == ended(recorded=["10.99.7.0/24"])
 
 
@@ -244,11 +244,11 @@ def test_activation_that_fails_ends_what_its_policy_had_allowed(world: World) ->
 def attach(world: World, *wishes: Wish, **more: Any) -> None:
     if "/n/box" not in world.kernel.engines:
         world.kernel.begin_engine("/n/box")
-    attachments.attach(world.machine, Request("box", "/n/box", wishes, **more))
+    change_attach.attach(world.machine, Request("box", "/n/box", wishes, **more))
 
 
 def test_attachment_ends_flows_of_addresses_ports_and_policies(world: World) -> None:
-    from niso.manifest.parse_policy import parse_ingress
+    from niso.manifest.policy import parse_ingress
     from niso.plan.records import Policy
 
     back, front = Wish("backend"), Wish("front")
@@ -263,7 +263,7 @@ def test_attachment_ends_flows_of_addresses_ports_and_policies(world: World) -> 
     assert done == ended(gone, ["8080", "8081"], now, [*now, "10.99.1.0/24"])
     front_now = world.store.require_network("front")
     subnets = [subnet.cidr for subnet in front_now.subnets]
-    done = watched(world.kernel, lambda: attachments.detach(world.machine, "box"))
+    done = watched(world.kernel, lambda: change_attach.detach(world.machine, "box"))
     assert done == ended(now, ["8081"], recorded=subnets)
 
 
@@ -293,23 +293,25 @@ def test_refresh_ends_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> 
     """Open connections stay, whatever DNS answers."""
     now, answer = [1e6], ["203.0.113.1"]
     heard = lambda names: {name: (Heard(4, tuple(answer), 60.0),) for name in names}  # noqa: E731
-    monkeypatch.setattr(resolver, "ask", heard)
-    monkeypatch.setattr(resolver, "require", lambda: None)
-    monkeypatch.setattr(refreshing.time, "time", lambda: now[0])
+    monkeypatch.setattr(outside_names_refresh, "ask", heard)
+    monkeypatch.setattr(outside_names_refresh, "require", lambda: None)
+    monkeypatch.setattr(outside_names_refresh.time, "time", lambda: now[0])
     policy = {"egress": {"allow": ["api.example.com"]}}
     world.activate(world.package("web", network={"policy": policy}))
     answer[0] = "203.0.113.2"
     for _ in range(3):
         now[0] += 400
-        assert watched(world.kernel, lambda: refreshing.refresh(world.machine)) == NOTHING
+        assert (
+            watched(world.kernel, lambda: outside_names_refresh.refresh(world.machine)) == NOTHING
+        )
 
 
 def test_open_flow_to_an_address_that_a_network_takes_from_a_name_ends(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard = lambda names: {name: (Heard(4, ("203.0.113.1",), 60.0),) for name in names}  # noqa: E731
-    monkeypatch.setattr(resolver, "ask", heard)
-    monkeypatch.setattr(resolver, "require", lambda: None)
+    monkeypatch.setattr(outside_names_refresh, "ask", heard)
+    monkeypatch.setattr(outside_names_refresh, "require", lambda: None)
     policy = {"egress": {"allow": ["api.example.com"]}}
     world.activate(world.package("web", network={"policy": policy}))
     store, kernel = world.store, world.kernel

@@ -6,15 +6,13 @@ import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fakes.engine import FakeEngine
 from refusals import refuses
 
 from niso.base.errors import Conflict, NotFound
 from niso.cluster.claims import Claims, Wanted
-from niso.cluster.engine import NoAnswer
-from niso.cluster.fake_engine import FakeEngine
-from niso.cluster.host_values import Host
-from niso.cluster.index import Spec
-from niso.cluster.keys import Keys, decode
+from niso.cluster.engine import Keys, NoAnswer, decode
+from niso.cluster.key_values import Host, Spec
 from niso.cluster.membership import FIRST_VNI, Membership
 
 KEYS = Keys()

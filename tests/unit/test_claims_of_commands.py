@@ -12,16 +12,17 @@ from refusals import refuses
 from samples import samples
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
+from niso.change import attach as change_attach
+from niso.change import journal
+from niso.change.activate import restart
+from niso.change.attach import Wish
+from niso.change.deactivate import deactivate, remove
+from niso.change.repair import repair_all
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import NoAnswer, Refused
-from niso.cluster.index import Spec
+from niso.cluster.key_values import Spec
 from niso.cluster.own_claims import ORPHAN_S, STRAY_S
-from niso.commands.deactivate import deactivate, remove
-from niso.commands.repair import repair_all
-from niso.commands.restart import restart
 from niso.plan.records import Port
-from niso.services import attachments, journal
-from niso.services.attach_request import Wish
 
 
 @pytest.fixture
@@ -212,7 +213,7 @@ def test_attachment_is_held_as_a_service_is(host: Hosted) -> None:
     host.attach("box", Wish("niso-default"))
     assert host.held("box") is None and host.record("box")
     host.attach("box")
-    assert attachments.detach(host.world.machine, "box")
+    assert change_attach.detach(host.world.machine, "box")
     assert host.held("box") is None and host.record("box")
     host.world.assert_whole()
 
@@ -225,7 +226,7 @@ def test_attachment_that_is_broken_off_leaves_nothing(host: Hosted, kills: bool)
         return host.attach("box")
 
     def detach() -> object:
-        return attachments.detach(world.machine, "box")
+        return change_attach.detach(world.machine, "box")
 
     for command in (attach, detach):
         for number in range(1, 80):
@@ -375,7 +376,7 @@ def test_what_is_held_starts_and_others_are_followed_while_the_engine_is_full(ho
 def test_policy_that_is_too_long_for_a_claim_is_left_out(
     host: Hosted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("niso.cluster.claim_values.MOST_POLICY", 200)
+    monkeypatch.setattr("niso.cluster.key_values.MOST_POLICY", 200)
     entries = [f"10.0.{number}.0/24" for number in range(20)]
     host.activate(host.package("api", policy={"allow_from": entries}))
     held = host.held("api")

@@ -10,14 +10,14 @@ from fake_world import World
 from refusals import refuses
 
 from niso.base.errors import Conflict, Error, NotFound
+from niso.change import attach, networks, stacks
+from niso.change.attach import Wish
+from niso.change.deactivate import remove
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import NoAnswer
-from niso.cluster.index import Spec
-from niso.commands import network, stack
-from niso.commands.deactivate import remove
-from niso.services import attachments
-from niso.services.attach_request import Wish
-from niso.services.networks import NetworkRequest
+from niso.cluster.key_values import Spec
+from niso.look import stack_members
+from niso.plan.subnets import NetworkRequest
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_network_that_an_attachment_leaves_goes_with_what_others_have_there(
     host.attach("box", Wish("front"))
     assert host.claims() == {("web", "198.51.100.3")}
     if how == "detached":
-        attachments.detach(world.machine, "box")
+        attach.detach(world.machine, "box")
     else:
         host.attach("box", Wish("backend"))
     assert world.store.network("front") is None and host.claims() == set()
@@ -77,7 +77,7 @@ def test_network_that_the_cluster_does_not_have_is_this_hosts_own(host: Hosted) 
 def test_network_that_spans_is_made_taken_over_and_removed(host: Hosted) -> None:
     world = host.world
     before, revision = world.picture(), host.engine.get(KEYS.prefix).revision
-    tried = network.create(
+    tried = networks.create(
         world.machine, NetworkRequest("front", ("10.99.7.0/24",), span=True), dry_run=True
     )
     assert tried is not None and tried.span is not None and tried.span.vni == 4098
@@ -88,7 +88,7 @@ def test_network_that_spans_is_made_taken_over_and_removed(host: Hosted) -> None
     assert spec == Spec("front", 4098, 1450, (("10.99.7.0/24", "10.99.7.1"),))
     assert create(host, "front", "10.99.7.0/24") is None
     world.assert_whole()
-    network.remove(world.machine, ["front"])
+    networks.remove(world.machine, ["front"])
     assert host.membership.network("front") is None
     world.assert_whole()
     # one that another host made
@@ -96,7 +96,7 @@ def test_network_that_spans_is_made_taken_over_and_removed(host: Hosted) -> None
     with refuses(Conflict, hint="match it, or choose another name"):
         create(host, "side", "10.99.9.0/24")
     with refuses(Conflict, "backend", hint="match it, or choose another name"):
-        network.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",)))
+        networks.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",)))
     world.make("near", "10.99.60.0/24")
     host.membership.create_network(Spec("over", 0, 1400, (("10.99.60.0/23", "10.99.60.1"),)))
     with refuses(
@@ -114,14 +114,14 @@ def test_network_that_spans_is_made_taken_over_and_removed(host: Hosted) -> None
     with refuses(
         Conflict, "web", "side", hint="it can be removed once they are removed or on other networks"
     ):
-        network.remove(world.machine, ["side"])
+        networks.remove(world.machine, ["side"])
     with refuses(
         Conflict,
         "db",
         "backend",
         hint="it can be removed once they are removed or on other networks",
     ):
-        network.remove(world.machine, ["backend"])
+        networks.remove(world.machine, ["backend"])
     world.assert_whole()
 
 
@@ -177,7 +177,7 @@ def test_stack_makes_a_network_that_spans_hosts(host: Hosted) -> None:
     path = spanning_stack(host, "observe = false")
     before = host.world.picture(), host.engine.get(KEYS.prefix)
     host.warned.clear()
-    stack.up(host.world.machine, stack.load(path), 5.0, host.report, dry_run=True)
+    stacks.up(host.world.machine, stack_members.load(path), 5.0, host.report, dry_run=True)
     assert (host.world.picture(), host.engine.get(KEYS.prefix)) == before
     assert host.warned == ["network front is not in the cluster yet, and would be made there"]
     assert host.world.up(path).made == ["front"]
@@ -192,10 +192,10 @@ def test_stack_makes_a_network_that_spans_hosts(host: Hosted) -> None:
     remove(host.world.machine, ["web"])
     assert host.world.store.network("front") is None
     host.membership.create_network(Spec("back", 0, 1430, (("10.99.8.0/24", "10.99.8.1"),), False))
-    network.remove(host.world.machine, ["front", "back"])
+    networks.remove(host.world.machine, ["front", "back"])
     assert host.membership.network_names() == ["backend"]
     with refuses(NotFound, "front", hint="niso net list lists them"):
-        network.remove(host.world.machine, ["front"])
+        networks.remove(host.world.machine, ["front"])
     host.world.assert_whole()
 
 

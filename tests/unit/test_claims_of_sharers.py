@@ -11,14 +11,13 @@ from refusals import refuses
 
 from niso.base.errors import Conflict, Error
 from niso.base.locks import service_lock
+from niso.change import targets
+from niso.change.activate import activate, restart
+from niso.change.deactivate import deactivate, remove
+from niso.change.repair import repair_all
 from niso.cluster.claims import Claims, Wanted
-from niso.cluster.keys import decode
+from niso.cluster.engine import decode
 from niso.cluster.own_claims import ORPHAN_S
-from niso.commands.activate import activate
-from niso.commands.deactivate import deactivate, remove
-from niso.commands.repair import repair_all
-from niso.commands.restart import restart
-from niso.services import targets
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from fake_world import World
 
 from niso.base.errors import Error
 from niso.cluster.claims import Claims, Wanted
-from niso.cluster.host_values import Host
-from niso.cluster.index import Spec
+from niso.cluster.key_values import Host, Spec
 
 
 @pytest.fixture

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from cluster_world import ME, Cluster
 from fake_world import World
+from fakes.kernel import Fake
 
-from niso.cluster import absent_hosts, members
+from niso.change import cluster_check, networks
+from niso.cluster import agent as cluster_agent
+from niso.cluster import own_etcd
 from niso.cluster.config import Config, Reach
-from niso.cluster.index import Spec
-from niso.cluster.members import EtcdState
-from niso.commands import cluster_check, network
-from niso.kernel.fake import Fake
-from niso.services.networks import NetworkRequest
+from niso.cluster.key_values import Spec
+from niso.cluster.own_etcd import EtcdState
+from niso.plan.subnets import NetworkRequest
 
 OWN = Config(ME, "198.51.100.2", Reach(("198.51.100.1:2379",)))
 
@@ -37,7 +38,7 @@ def said(
 ) -> list[str]:
     monkeypatch.setattr(Config, "engine", lambda own, brief=False: cluster.engine)
     state = EtcdState("3.5.16", "1", "1", 7, ahead_s, alarms)
-    monkeypatch.setattr(members, "state", lambda access, place: state)
+    monkeypatch.setattr(own_etcd, "state", lambda access, place: state)
     monkeypatch.setattr(cluster_check, "_answered", lambda wanted: dict.fromkeys(wanted, True))
     checked = cluster_check.check(cluster.world.machine, OWN)
     assert checked.findings == []
@@ -47,11 +48,11 @@ def said(
 def test_what_hides_the_clusters_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with World(tmp_path) as world:
         cluster = Cluster(world)
-        absent_hosts.note((), time.monotonic())
+        cluster_agent.note((), time.monotonic())
         assert said(cluster, monkeypatch) == []
         subnets = (("10.99.7.0/24", "10.99.7.1"),)
         cluster.membership.create_network(Spec("front", 0, 1430, subnets, False))
-        network.create(world.machine, NetworkRequest("front", ("10.98.7.0/24",)))
+        networks.create(world.machine, NetworkRequest("front", ("10.98.7.0/24",)))
         world.activate(world.package("web", network={"network": "front"}))
         cluster.claim("a", "web")
         assert said(cluster, monkeypatch) == [
@@ -65,7 +66,7 @@ def test_clocks_that_differ_and_an_agent_that_does_not_look_are_named(
 ) -> None:
     with World(tmp_path) as world:
         cluster = Cluster(world)
-        absent_hosts.note((), time.monotonic() - 300)
+        cluster_agent.note((), time.monotonic() - 300)
         agent, clock = said(cluster, monkeypatch, ahead_s=125)
         assert agent == "the agent of this host looked last 300 s ago"
         assert clock == "this host's clock is 125 s behind that of 198.51.100.1:2379"
@@ -94,6 +95,6 @@ def test_host_without_its_address_between_the_hosts_is_missed(
 
 
 def test_a_member_of_etcd_says_the_time() -> None:
-    ahead: Any = members._ahead_s
+    ahead: Any = own_etcd._ahead_s
     assert ahead("Thu, 01 Jan 1970 00:02:00 GMT", 60.0) == 60
     assert ahead("", 60.0) == ahead("soon", 60.0) == 0

@@ -11,25 +11,24 @@ from typing import Any
 
 import pytest
 from fake_world import Killed, World
+from fakes.engine import FakeEngine
 from refusals import refuses
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, UsageError
 from niso.base.report import Caution
-from niso.cluster import certificates, config, invitation, own_etcd
+from niso.change import cluster_hosts, cluster_join
+from niso.cluster import config, invitation, key_values, own_etcd
 from niso.cluster.agent import Agent
 from niso.cluster.config import Config
-from niso.cluster.engine import NoAnswer, Put, Txn
+from niso.cluster.engine import Keys, NoAnswer, Put, Txn
 from niso.cluster.etcd import Etcd
-from niso.cluster.fake_engine import FakeEngine
-from niso.cluster.host_values import Host
-from niso.cluster.keys import Keys
+from niso.cluster.key_values import Host
 from niso.cluster.membership import Membership
-from niso.commands import cluster, cluster_hosts, cluster_leave
 from niso.store.span_rows import Claim
 
 HERE = "192.0.2.1"
-ETCD = cluster.Existing(("http://etcd1:2379",))
+ETCD = cluster_join.Existing(("http://etcd1:2379",))
 
 
 class Engine(FakeEngine):
@@ -59,8 +58,10 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     return engine
 
 
-def init(world: World, existing: cluster.Existing = ETCD, host: str = "a") -> cluster.Joined:
-    return cluster.init(world.machine, host, HERE, existing, lambda event: None)
+def init(
+    world: World, existing: cluster_join.Existing = ETCD, host: str = "a"
+) -> cluster_join.Joined:
+    return cluster_join.init(world.machine, host, HERE, existing, lambda event: None)
 
 
 def is_clean(world: World) -> bool:
@@ -86,7 +87,7 @@ def test_init_leave_and_join_fail_at_each_request(
         raise AssertionError("it never ends")
 
     def leave() -> None:
-        cluster_leave.leave(world.machine, False, lambda event: None)
+        cluster_join.leave(world.machine, False, lambda event: None)
 
     trying(lambda: init(world), lambda: world.store.cluster_id() != "")
     hosts = Membership(engine).hosts()
@@ -96,11 +97,11 @@ def test_init_leave_and_join_fail_at_each_request(
     made = world.store.cluster_id()
     with pytest.raises(Conflict, match=f"in cluster {made} already"):
         init(world)
-    text = cluster.invite(world.machine, "b", "192.0.2.2", False).encode()
+    text = cluster_join.invite(world.machine, "b", "192.0.2.2", False).encode()
     own = text.replace(b"192.0.2.2", HERE.encode())
     trying(leave, lambda: is_clean(world))
     assert Membership(engine).hosts() == []
-    joining = lambda: cluster.join(world.machine, own, None, lambda event: None)  # noqa: E731
+    joining = lambda: cluster_join.join(world.machine, own, None, lambda event: None)  # noqa: E731
     trying(joining, lambda: world.store.cluster_id() == made)
     assert config.require().host == "b"
 
@@ -114,7 +115,7 @@ def test_host_that_leaves_without_an_answer_does_not_say_that_its_agent_will_tel
         world.store.across.set_claim(Claim("old", "mark", 1, {}))
     engine.down = True
     said: list[Any] = []
-    cluster_leave.leave(world.machine, True, said.append)
+    cluster_join.leave(world.machine, True, said.append)
     assert not [each for each in said if isinstance(each, Caution)]
     assert is_clean(world)
 
@@ -125,18 +126,23 @@ def test_host_that_leaves_without_an_answer_does_not_say_that_its_agent_will_tel
         (ETCD, "A b", HERE, "--name"),
         (ETCD, "a", "127.0.0.1", "not an address of a host"),
         (ETCD, "a", "192.0.2.77", "not an address of this host"),
-        (cluster.Existing(("etcd1:2379",)), "a", HERE, "not a URL of etcd"),
-        (cluster.Existing(("https://etcd1",)), "a", HERE, "https needs --cacert"),
-        (cluster.Existing(("http://e",), cacert="/c"), "a", HERE, "https needs --cacert"),
-        (cluster.Existing(("http://e/x",)), "a", HERE, "not a URL of etcd"),
+        (cluster_join.Existing(("etcd1:2379",)), "a", HERE, "not a URL of etcd"),
+        (cluster_join.Existing(("https://etcd1",)), "a", HERE, "https needs --cacert"),
+        (cluster_join.Existing(("http://e",), cacert="/c"), "a", HERE, "https needs --cacert"),
+        (cluster_join.Existing(("http://e/x",)), "a", HERE, "not a URL of etcd"),
         (ETCD._replace(prefix="niso"), "a", HERE, "not a prefix of keys"),
     ],
 )
 def test_wrong_input_of_init_changes_nothing(
-    world: World, engine: Engine, existing: cluster.Existing, host: str, address: str, words: str
+    world: World,
+    engine: Engine,
+    existing: cluster_join.Existing,
+    host: str,
+    address: str,
+    words: str,
 ) -> None:
     with pytest.raises((InvalidInput, UsageError)) as caught:
-        cluster.init(world.machine, host, address, existing, lambda event: None)
+        cluster_join.init(world.machine, host, address, existing, lambda event: None)
     assert words in caught.value.message
     assert is_clean(world) and engine.get("/").items == ()
 
@@ -169,7 +175,7 @@ def test_lost_host_is_forgotten_and_lives_no_more(world: World, engine: Engine) 
     init(world)
     keys = Keys()
     membership = Membership(engine, keys)
-    membership.join(cluster.Host("b", "id-b", "192.0.2.2", 1500, False))
+    membership.join(key_values.Host("b", "id-b", "192.0.2.2", 1500, False))
     lease = engine.grant(10)
     assert membership.live("b", "id-b", lease, "boot")
     with refuses(Conflict, hint="only a host that is gone can be forgotten"):
@@ -219,12 +225,12 @@ def test_renewal_takes_no_files_that_do_not_work(
     with refuses(
         Conflict, hint="all hosts of a cluster have IPv4 addresses, or all have IPv6 addresses"
     ):
-        cluster.invite(world.machine, "b", "2001:db8::2", False)
-    text = cluster.invite(world.machine, "a", "", True)
+        cluster_join.invite(world.machine, "b", "2001:db8::2", False)
+    text = cluster_join.invite(world.machine, "a", "", True)
     monkeypatch.setattr(Config, "engine", lambda own: Etcd(own.access()))
     bad = text.replace("[files]\n", '[files]\ncacert = "junk"\ncert = "junk"\nkey = "junk"\n')
     with refuses(InvalidInput, hint="make a new one: niso cluster invite HOST --address A"):
-        cluster.join(world.machine, bad.encode(), None, lambda event: None)
+        cluster_join.join(world.machine, bad.encode(), None, lambda event: None)
     assert os.listdir(paths.cluster_dir()) == ["cluster.toml"]
 
 
@@ -251,7 +257,7 @@ def test_member_refuses_for_ever_what_it_once_refused(tmp_path: Path) -> None:
         folder = Path(paths.cluster_dir())
         folder.mkdir(mode=0o700)
         (Path(own_etcd.folder()) / "tls").mkdir(parents=True)
-        certificates.make_authority(str(folder), "test")
+        invitation.make_authority(str(folder), "test")
         assert own_etcd.refuse([]) == []
         assert own_etcd.refuse(["0B"]) == ["0B"]
         assert own_etcd.refuse(["0A"]) == ["0A", "0B"], "etcd's data are from a backup"

@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 from cluster_world import KEYS, ME, Hosted, create, lose
 from fake_world import World
+from fakes.engine import FakeEngine
 from refusals import refuses
 
 from niso.base.errors import Conflict
+from niso.change.deactivate import deactivate, remove
 from niso.cluster.claims import Claims, Wanted
-from niso.cluster.engine import NoAnswer
-from niso.cluster.fake_engine import FakeEngine
-from niso.cluster.host_values import Host
-from niso.cluster.keys import decode
-from niso.cluster.restore import restore
-from niso.commands.deactivate import deactivate, remove
+from niso.cluster.engine import NoAnswer, decode
+from niso.cluster.key_values import Host
+from niso.cluster.own_claims import restore
 
 OWN = Host(ME, f"id-{ME}", "198.51.100.2", 1500, True)
 

@@ -15,14 +15,13 @@ from fake_world import World
 from samples import samples
 
 from niso.base.errors import Error
-from niso.cluster import value_checks
+from niso.cluster import key_values
 from niso.cluster.agent import Agent, Me
 from niso.cluster.claims import Claims, Wanted
-from niso.cluster.engine import Delete, Put, Txn
-from niso.cluster.index import Spec
-from niso.cluster.keys import encode
+from niso.cluster.engine import Delete, Put, Txn, encode
+from niso.cluster.key_values import Spec
 from niso.cluster.membership import Membership
-from niso.kernel.nft_wire import CLAIMS
+from niso.kernel.ruleset import CLAIMS
 
 SUBNETS = (("10.99.7.0/24", "10.99.7.1"),)
 SAMPLES = samples(150, 5000)
@@ -71,7 +70,7 @@ def agent(cluster: Cluster, said: list[str]) -> Agent:
     ],
 )
 def test_address_is_one_in_its_usual_form(address: str, good: bool) -> None:
-    assert value_checks.is_address(address) is good
+    assert key_values.is_address(address) is good
 
 
 def test_claim_outside_the_network_or_of_a_wrong_name_is_ignored_and_named(

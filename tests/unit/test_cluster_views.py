@@ -13,14 +13,13 @@ from fake_world import World
 from refusals import refuses
 from stored import service_spec
 
-from niso.api import cluster_views
 from niso.base.errors import Error
-from niso.cluster.claim_values import About
 from niso.cluster.claims import Claims
-from niso.explain.explanation import Explanation, explain
-from niso.explain.question import Packet
+from niso.cluster.key_values import About
+from niso.look import other_hosts
+from niso.look.packet_path import Explanation, Packet, explain
 from niso.plan.records import Audit
-from niso.reconcile.world import read_world
+from niso.reconcile.live_world import read_world
 from niso.store.sqlite import encoded
 
 
@@ -54,7 +53,7 @@ class Shown(Cluster):
     def explain(self, source: str, destination: str, port: int = 80) -> Explanation:
         store = self.world.store
         here = read_world(self.world.kernel, store)
-        seen = cluster_views.world(self.session, here, source, destination)
+        seen = other_hosts.world(self.session, here, source, destination)
         return explain(store, seen, Packet(source, destination, port, "tcp"))
 
 
@@ -114,7 +113,7 @@ def test_ports_of_all_hosts_are_listed_where_they_are_open(shown: Shown) -> None
     address = held.networks["backend"]
 
     def ports() -> list[tuple[str, ...]]:
-        return [tuple(line) for line in cluster_views.ports(shown.session, world.machine)]
+        return [tuple(line) for line in other_hosts.ports(shown.session, world.machine)]
 
     own = [
         ("log", "b", "127.0.0.1:9000-9001", "90-91", "udp"),
@@ -125,7 +124,7 @@ def test_ports_of_all_hosts_are_listed_where_they_are_open(shown: Shown) -> None
         ("tail", "c", "[2001:db8::1]:8081", "81", "tcp"),
         ("web", "c", "8080", "80", "tcp"),
     ]
-    lines = {line.service: line for line in cluster_views.lines(shown.session, world.machine)}
+    lines = {line.service: line for line in other_hosts.lines(shown.session, world.machine)}
     assert lines["tail"] == ("tail", "c", "up", address, ("[2001:db8::1]:8081:81",))
     assert shown.said == []
     assert claims.publish("web", held.mark, False) and ports() == own

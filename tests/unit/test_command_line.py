@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from niso.base.errors import Error, UsageError
-from niso.cli import help as shown
-from niso.cli import main, registry
+from niso.cli import command as cli_command
+from niso.cli import main
+from niso.cli import parse as cli_parse
 from niso.cli.command import Command, Group
 from niso.cli.parse import parse
 
@@ -20,8 +21,8 @@ HIDDEN = ("complete", "on-exit")
 
 def commands() -> list[Command]:
     found: list[Command] = []
-    for name in registry.COMMANDS:
-        each = registry.find(name, "")
+    for name in cli_command.COMMANDS:
+        each = cli_command.find(name, "")
         found += each.actions if isinstance(each, Group) else [each]
     return found
 
@@ -51,7 +52,7 @@ def test_first_screen_has_every_command_and_fits_a_terminal_of_24_lines(capsys, 
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert len(lines) <= 23 and all(len(line) <= 80 for line in lines)
-    for name in registry.COMMANDS.keys() - {*HIDDEN}:
+    for name in cli_command.COMMANDS.keys() - {*HIDDEN}:
         assert re.search(rf"^(  |also: (.|\n)*\b){name}\b", out, re.MULTILINE), name
 
 
@@ -63,7 +64,7 @@ def test_group_alone_shows_its_actions(capsys, name) -> None:
     assert len(set(asked)) == 1
     status, out, err = asked[0]
     assert (status, err) == (0, "")
-    group = registry.find(name, "")
+    group = cli_command.find(name, "")
     assert isinstance(group, Group)
     for action in group.actions:
         if action.aside:
@@ -106,7 +107,7 @@ def test_help_fits_other_terminals(columns, monkeypatch, capsys) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     for command in VISIBLE:
         outside = re.sub(
-            r"^examples?:\n((?:  .*\n)+)", "", shown.command(command), flags=re.MULTILINE
+            r"^examples?:\n((?:  .*\n)+)", "", cli_parse.command(command), flags=re.MULTILINE
         )
         assert max(len(line) for line in outside.splitlines()) <= columns, command.name
     for words in ([], ["net"], ["stack"]):
@@ -355,7 +356,7 @@ def test_the_commands_that_need_no_root(capsys) -> None:
 
 def test_every_habit_is_answered_and_names_a_real_command() -> None:
     from niso.cli.catalogue.habits import HABITS, answer
-    from niso.cli.registry import unknown_command
+    from niso.cli.parse import unknown_command
 
     typed = [theirs for habit in HABITS for theirs in habit.theirs]
     assert len(typed) == len(set(typed))

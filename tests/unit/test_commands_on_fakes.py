@@ -13,20 +13,21 @@ import pytest
 from fake_world import Steps, World
 from refusals import refuses
 
-from niso.base import names, paths
+from niso.base import names
+from niso.base import paths as base_paths
 from niso.base.errors import Conflict, Error, NotFound, ProcessError
 from niso.base.locks import service_lock
 from niso.base.report import Event, Recovered
-from niso.commands import activate, network, port_forward, restart
-from niso.commands.check import check
-from niso.commands.deactivate import deactivate, remove
-from niso.kernel.kinds.setting import FORWARDING
-from niso.kernel.nft_tables import INET
-from niso.kernel.sockdiag import Listener
+from niso.change import activate, journal, networks, port_forward, targets
+from niso.change.deactivate import deactivate, remove
+from niso.kernel.kinds.sysctls import FORWARDING
+from niso.kernel.ruleset import INET
+from niso.kernel.sockets import Listener
+from niso.look import services as look_services
+from niso.look.check import check
 from niso.plan.records import Port
+from niso.plan.subnets import NetworkRequest
 from niso.runtime import package
-from niso.services import journal, pending, targets
-from niso.services.networks import NetworkRequest
 from niso.store.store import Store
 
 SHARE = {"mode": "share", "share": "api"}
@@ -243,9 +244,9 @@ def test_moved_state_folder_has_its_package_copies(
     world.activate(world.package("api"))
     deactivate(world.machine, ["api"])
     world.store.close()
-    moved = shutil.copytree(paths.state_dir(), tmp_path / "moved")
-    shutil.rmtree(os.path.join(paths.state_dir(), "packages"))
-    os.unlink(paths.database())
+    moved = shutil.copytree(base_paths.state_dir(), tmp_path / "moved")
+    shutil.rmtree(os.path.join(base_paths.state_dir(), "packages"))
+    os.unlink(base_paths.database())
     monkeypatch.setenv("NISO_STATE_DIR", str(moved))
     world.reopen()
     world.activate("api")
@@ -260,13 +261,13 @@ def test_change_of_a_dead_command_is_named_until_another_one_ends_it(world: Worl
     manifest = world.package("api")
     Steps(world, 18, True).run(lambda: world.activate(manifest))
     with service_lock("api"):
-        assert pending.interrupted(world.store) == {}
+        assert look_services.interrupted(world.store) == {}
     words = "different: service 'api' (niso activate was interrupted; the next command that changes anything rolls it back)"
     assert words in [finding.text() for finding in check(world.machine)]
     assert words in [finding.text() for finding in check(world.machine, "api")]
     assert words not in [finding.text() for finding in check(world.machine, "db")]
     events: list[Event] = []
-    restart.restart(world.machine, ["db"], events.append)
+    activate.restart(world.machine, ["db"], events.append)
     said = [event.describe() for event in events if isinstance(event, Recovered)]
     assert said == ["api: the interrupted activate was rolled back"]
     world.assert_whole()
@@ -275,7 +276,7 @@ def test_change_of_a_dead_command_is_named_until_another_one_ends_it(world: Worl
 @pytest.mark.parametrize(
     "command",
     [
-        lambda world: restart.restart(world.machine, ["api"]),
+        lambda world: activate.restart(world.machine, ["api"]),
         lambda world: deactivate(world.machine, ["api"]),
         lambda world: port_forward.port_forward(world.machine, "api", Port("", 9000, 80, "tcp")),
     ],
@@ -396,13 +397,13 @@ def test_removed_service_leaves_nothing(world: World) -> None:
 def test_restart_keeps_all_but_the_process(world: World) -> None:
     world.activate(world.package("api", network=WEB), world.package("db"))
     first, done = world.pid("api"), len(world.kernel.done)
-    restart.restart(world.machine, ["api"])
+    activate.restart(world.machine, ["api"])
     assert world.pid("api") != first
     assert world.kernel.done[done:] == []
     world.assert_whole()
     deactivate(world.machine, ["db"])
     with refuses(Conflict, hint="niso activate db"):
-        restart.restart(world.machine, ["api", "db"])
+        activate.restart(world.machine, ["api", "db"])
     world.assert_whole()
 
 
@@ -430,7 +431,7 @@ def test_service_whose_log_cannot_be_deleted_is_not_removed(
         patch.setattr(package, "delete_tree", lambda folder: busy if "logs" in folder else None)
         with pytest.raises(Error, match=r"cannot delete service\.log"):
             remove(world.machine, ["api"])
-    assert pending.interrupted(world.store) == {"api": "remove"}
+    assert look_services.interrupted(world.store) == {"api": "remove"}
     remove(world.machine, ["api"])
     assert world.store.service("api") is None
     world.assert_whole()
@@ -447,7 +448,7 @@ def test_address_that_a_manifest_names_is_not_given_to_another_one(
 
 def test_network_that_is_asked_for_outlives_its_services(world: World) -> None:
     world.activate(world.package("api", network={"network": "front"}))
-    network.create(world.machine, NetworkRequest("front"))
+    networks.create(world.machine, NetworkRequest("front"))
     remove(world.machine, ["api"])
     assert world.store.network_names() == ["front"]
     world.assert_whole()
@@ -458,7 +459,7 @@ def test_restart_without_room_for_a_start_stops_nothing(world: World) -> None:
     before = world.pid("api")
     world.processes.is_full = True
     with pytest.raises(ProcessError, match="no room"):
-        restart.restart(world.machine, ["api"])
+        activate.restart(world.machine, ["api"])
     with pytest.raises(ProcessError, match="no room"):
         world.activate(world.package("api", environment={"LEVEL": "debug"}))
     assert world.pid("api") == before

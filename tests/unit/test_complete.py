@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from niso.cli import complete, main, registry
+from niso.cli import command, complete, main
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +100,7 @@ def test_what_can_follow(words, current, offered) -> None:
 
 
 def test_first_word_is_a_command() -> None:
-    assert names("") == [name for name in registry.COMMANDS if name not in registry.HIDDEN]
+    assert names("") == [name for name in command.COMMANDS if name not in command.HIDDEN]
     assert names("help") == names("")
 
 

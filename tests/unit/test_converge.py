@@ -8,26 +8,26 @@ from collections.abc import Iterator
 
 import pytest
 from fake_world import unguarded
+from fakes.kernel import Fake
 from refusals import refuses
 from stored import TemporaryStore, add_network, put
 
 from niso.base import names
 from niso.base.errors import Conflict, ErrorGroup, KernelError
-from niso.base.lite_typing import NamedTuple
-from niso.kernel import nft_tables
-from niso.kernel.fake import Fake
-from niso.kernel.kinds import order
-from niso.kernel.kinds.element import NftTransaction
-from niso.kernel.kinds.kind import Kind, Step, netns_place
-from niso.kernel.kinds.namespace import Netns
-from niso.kernel.kinds.ruleset import Ruleset
-from niso.kernel.kinds.veth import Veth
-from niso.kernel.state import State
-from niso.plan.findings import findings
+from niso.base.named_tuples import NamedTuple
+from niso.kernel import ruleset
+from niso.kernel.kinds import kind
+from niso.kernel.kinds.kind import Kind, State, Step, netns_place
+from niso.kernel.kinds.links import Veth
+from niso.kernel.kinds.namespaces import Netns
+from niso.kernel.kinds.nft import NftTransaction, Ruleset
+from niso.plan import desired
+from niso.plan.desired import findings
 from niso.plan.records import Network, Port, Subnet
-from niso.reconcile import converge
+from niso.reconcile import change as reconcile_change
 from niso.reconcile.change import change
-from niso.store.store import ALL, Scope, Store
+from niso.store.snapshots import ALL, Scope
+from niso.store.store import Store
 
 ONE = Network("one", "", 1500, (Subnet(4, "10.99.1.0/24", "10.99.1.1"),))
 WEB = Port("", 8080, 80, "tcp")
@@ -63,7 +63,7 @@ def deactivate(kernel: Fake, store: Store, service: str, ending: list[str] | Non
 
 
 def is_as_wanted(kernel: Fake, store: Store) -> bool:
-    return converge.compare(kernel, store)[0] == [] and not unguarded(kernel)
+    return reconcile_change.compare(kernel, store)[0] == [] and not unguarded(kernel)
 
 
 def test_second_service_costs_its_own_steps_and_nothing_of_the_first(
@@ -129,7 +129,7 @@ def test_teardown_goes_on_after_a_failure_and_keeps_the_rules(kernel: Fake, stor
     assert names.netns("api") not in kernel.netns
     assert not unguarded(kernel)
     kernel.fail = lambda step: 0
-    converge.repair(kernel, store)
+    reconcile_change.repair(kernel, store)
     assert is_as_wanted(kernel, store)
 
 
@@ -142,7 +142,7 @@ def test_element_that_has_another_value_is_found_by_the_kernels_word(
     with store.transaction() as tried:
         tried.cancel()
         put(store, "api", ("one",), ports=(WEB,))
-        want = converge.desired_now(kernel, store, scope)
+        want = reconcile_change.desired_now(kernel, store, scope)
     (element,) = [e for e in converge_elements(want) if e.container == "publish_any4"]
     kernel.elements[element.key()] = element._replace(value="10.99.1.77 . 1")
     with change(kernel, store, scope, rows_first=True) as made:
@@ -153,7 +153,7 @@ def test_element_that_has_another_value_is_found_by_the_kernels_word(
 
 
 def converge_elements(state: State) -> list:
-    from niso.kernel.kinds.element import Element
+    from niso.kernel.nft_elements import Element
 
     return list(state[Element])
 
@@ -228,19 +228,19 @@ def test_name_that_somebody_else_has_is_a_conflict_and_nothing_changes(
         activate(kernel, store, "api")
     assert kernel.done == []
     with pytest.raises(ErrorGroup):
-        converge.repair(kernel, store)
+        reconcile_change.repair(kernel, store)
     assert not kernel.veths
-    assert kernel.ruleset == nft_tables.DIGEST
+    assert kernel.ruleset == ruleset.DIGEST
 
 
 def test_repair_makes_again_what_is_lost_and_nothing_else(kernel: Fake, store: Store) -> None:
     activate(kernel, store, "api", "db")
     kernel.lose_netns(names.netns("api"))
     words: list[str] = []
-    converge.repair(kernel, store, lambda event: words.append(event.describe()))
+    reconcile_change.repair(kernel, store, lambda event: words.append(event.describe()))
     assert words[0] == f"ip netns add {names.netns('api')}"
     assert not any(names.netns("db") in line for line in words)
-    assert converge.repair(kernel, store) == []
+    assert reconcile_change.repair(kernel, store) == []
 
 
 # --- a kind that somebody adds ---------------------------------------------------------------------------------------
@@ -272,19 +272,19 @@ def test_made_up_kind_is_planned_written_checked_and_repaired(
     kernel: Fake, store: Store, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """One `Kind`, and one line in the order."""
-    at = order.ORDER.index("HostsFile")
-    monkeypatch.setattr(order, "ORDER", (*order.ORDER[:at], "Lamp", *order.ORDER[at:]))
-    kinds = [*order.KINDS]
+    at = kind.ORDER.index("HostsFile")
+    monkeypatch.setattr(kind, "ORDER", (*kind.ORDER[:at], "Lamp", *kind.ORDER[at:]))
+    kinds = [*kind.KINDS]
     _Lamps(Lamp)
-    request.addfinalizer(lambda: order.KINDS.__setitem__(slice(None), kinds))
-    real = converge.desired
+    request.addfinalizer(lambda: kind.KINDS.__setitem__(slice(None), kinds))
+    real = desired.desired
 
     def with_lamps(snapshot: object) -> State:
         want = real(snapshot)  # type: ignore[arg-type]
         return want | State(Lamp(netns.name, "front") for netns in want[Netns])
 
-    monkeypatch.setattr(converge, "desired", with_lamps)
-    planned = converge.plan(kernel, store, ALL, State())
+    monkeypatch.setattr(reconcile_change, "desired", with_lamps)
+    planned = reconcile_change.plan(kernel, store, ALL, State())
     assert not planned.want[Lamp]
     steps = activate(kernel, store, "api")
     space = names.netns("api")
@@ -296,21 +296,21 @@ def test_made_up_kind_is_planned_written_checked_and_repaired(
 
     kernel.others[Lamp][lamp.key()] = lamp._replace(colour="red")
     kernel.others[Lamp][space, "back"] = Lamp(space, "back")
-    _, want, have, _ = converge.compare(kernel, store)
+    _, want, have, _ = reconcile_change.compare(kernel, store)
     assert [finding.text() for finding in findings(want, have)] == [
         f"different: lamp {space} front (colour is 'red', should be 'green')",
         f"foreign: lamp {space} back",
     ]
-    assert [step.describe() for step in converge.repair(kernel, store)] == [
+    assert [step.describe() for step in reconcile_change.repair(kernel, store)] == [
         "lamp change front green",
         "lamp delete back green",
     ]
     assert is_as_wanted(kernel, store)
 
     kernel.lose_netns(space)
-    _, want, have, _ = converge.compare(kernel, store)
+    _, want, have, _ = reconcile_change.compare(kernel, store)
     assert not any("lamp" in finding.text() for finding in findings(want, have))
-    converge.repair(kernel, store)
+    reconcile_change.repair(kernel, store)
     assert is_as_wanted(kernel, store)
     steps = deactivate(kernel, store, "api")
     assert not any("lamp" in step.describe() for step in steps)  # it goes with its namespace
@@ -319,4 +319,4 @@ def test_made_up_kind_is_planned_written_checked_and_repaired(
 
 def test_states_of_the_fake_have_the_tables(kernel: Fake, store: Store) -> None:
     activate(kernel, store, "api")
-    assert kernel.everything(State())[Ruleset] == {Ruleset(nft_tables.DIGEST)}
+    assert kernel.everything(State())[Ruleset] == {Ruleset(ruleset.DIGEST)}

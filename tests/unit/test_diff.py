@@ -7,25 +7,23 @@ import re
 import shlex
 
 from fake_world import unguarded
+from fakes.kernel import Fake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import samples
 from snapshots_made import endpoint, everything, network, snapshots
 
 from niso.base.errors import KernelError
-from niso.kernel import nft_sets, nft_tables
+from niso.kernel import ruleset
 from niso.kernel.diff import diff
-from niso.kernel.fake import Fake
-from niso.kernel.kinds.bridge import Bridge
-from niso.kernel.kinds.element import Edit, Element, NftTransaction
-from niso.kernel.kinds.hosts_file import HostsEdit
-from niso.kernel.kinds.kind import Step
-from niso.kernel.kinds.namespace import Netns
-from niso.kernel.kinds.route import Route
-from niso.kernel.kinds.ruleset import Ruleset
-from niso.kernel.kinds.setting import Sysctl
-from niso.kernel.kinds.veth import Veth
-from niso.kernel.state import State
+from niso.kernel.kinds.addresses import Route
+from niso.kernel.kinds.hosts_files import HostsEdit
+from niso.kernel.kinds.kind import State, Step
+from niso.kernel.kinds.links import Bridge, Veth
+from niso.kernel.kinds.namespaces import Netns
+from niso.kernel.kinds.nft import Edit, NftTransaction, Ruleset
+from niso.kernel.kinds.sysctls import Sysctl
+from niso.kernel.nft_elements import Element
 from niso.plan.desired import desired
 from niso.plan.records import Port, Service
 
@@ -167,7 +165,7 @@ def test_nft_additions_come_before_links_and_guards_go_after_them(before, after)
         guards = [
             s
             for s in steps[i].statements
-            if s.startswith("delete element") and s.split()[4] in nft_sets.LATE
+            if s.startswith("delete element") and s.split()[4] in ruleset.LATE
         ]
         # a guard whose element only changes is deleted and added in one transaction
         keys = {
@@ -251,7 +249,7 @@ def test_lost_tables_come_back_with_all_elements_in_one_transaction() -> None:
     assert step.statements[:3] == (
         "destroy table inet niso",
         "destroy table bridge niso",
-        nft_tables.TABLES,
+        ruleset.TABLES,
     )
     assert len(step.statements) == 3 + len(want[Element])
 
@@ -260,7 +258,7 @@ def test_rules_of_another_version_are_replaced_in_one_transaction() -> None:
     want = state(API)
     (step,) = diff(want, want.replace(Ruleset, [Ruleset("0ld")]))
     assert isinstance(step, NftTransaction)
-    assert step.statements[2] == nft_tables.TABLES
+    assert step.statements[2] == ruleset.TABLES
 
 
 def test_rules_of_another_version_and_a_service_that_goes_at_once_leave_it_guarded_to_its_end() -> (
@@ -416,7 +414,7 @@ def test_fake_kernel_refuses_what_the_kernel_refuses() -> None:
     key = "tcp . 8080"
 
     def element(container: str, key: str, value: str = "") -> Element:
-        return Element(nft_tables.INET, container, key, value, "")
+        return Element(ruleset.INET, container, key, value, "")
 
     def add(*fields: str) -> NftTransaction:
         return NftTransaction((Edit("add", element(*fields)),))

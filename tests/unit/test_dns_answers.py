@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from answers_made import API, NOBODY, NOTHING, ONE, SIX, TWO, heard
 
-from niso.plan.answers import FORMER, NOW, PAST, Bars, Heard, Known, Outside, after
+from niso.plan.dns_answers import FORMER, NOW, PAST, Bars, Heard, Known, Outside, after
 
 FINE = (
     *(ONE, SIX, "192.168.1.5", "192.0.2.7", "198.51.100.5", "198.51.100.8"),

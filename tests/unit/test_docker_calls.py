@@ -16,9 +16,8 @@ from fake_world import World
 from refusals import refuses
 
 from niso.base.errors import Error, InvalidInput
-from niso.commands import network as networks
-from niso.engines import docker_calls, plugin
-from niso.services import attachments
+from niso.change import attach, networks
+from niso.engines import docker, plugin
 
 ID = "49619180c636582d0dcf0c64a6aab759d2739efcebb4755f6ebea40be1285c56"
 
@@ -40,46 +39,46 @@ def test_ports_are_those_of_the_call() -> None:
         {"Proto": 17, "IP": "", "Port": 53, "HostIP": "127.0.0.1", "HostPort": 53},
         {"Proto": 6, "IP": "", "Port": 81, "HostIP": "", "HostPort": 0, "HostPortEnd": 0},
     ]
-    ports = docker_calls._ports({"Options": {"com.docker.network.portmap": sent}})
+    ports = docker._ports({"Options": {"com.docker.network.portmap": sent}})
     assert [(p.host_ip, p.host_port, p.container_port, p.proto) for p in ports] == [
         ("", 8080, 80, "tcp"),
         ("127.0.0.1", 53, 53, "udp"),
         ("", 0, 81, "tcp"),
     ]
-    assert docker_calls._ports({"Options": None}) == docker_calls._ports({}) == ()
+    assert docker._ports({"Options": None}) == docker._ports({}) == ()
     for wrong in ({"HostPortEnd": 8090}, {"HostIP": "127.0.0.1", "HostPort": 0, "HostPortEnd": 0}):
         with pytest.raises(InvalidInput):
-            docker_calls._ports({"Options": {"com.docker.network.portmap": [sent[0] | wrong]}})
+            docker._ports({"Options": {"com.docker.network.portmap": [sent[0] | wrong]}})
 
 
 def test_endpoint_is_kept_for_its_join_and_wrong_options_are_refused_before() -> None:
     endpoint = {"NetworkID": ID, "EndpointID": "ab", **options(allow_from="web:80", name="api")}
     with refuses(Error, hint="docker network rm, and create it again"):
-        docker_calls.answer("CreateEndpoint", endpoint)
-    docker_calls._keep(docker_calls._file(os.environ["NISO_STATE_DIR"], ID), {"options": {}})
-    assert docker_calls.answer("CreateEndpoint", endpoint) == {"Interface": {}}
-    kept = docker_calls._known(docker_calls._file(os.environ["NISO_RUN_DIR"], "ab"))
+        docker.answer_call("CreateEndpoint", endpoint)
+    docker._keep(docker._file(os.environ["NISO_STATE_DIR"], ID), {"options": {}})
+    assert docker.answer_call("CreateEndpoint", endpoint) == {"Interface": {}}
+    kept = docker._known(docker._file(os.environ["NISO_RUN_DIR"], "ab"))
     assert kept == {"endpoint": endpoint}
     for wrong in (options(allow_form="web"), options(allow_from="we?b")):
         with pytest.raises(InvalidInput):
-            docker_calls.answer("CreateEndpoint", {**endpoint, "EndpointID": "cd", **wrong})
-    assert not os.path.lexists(docker_calls._file(os.environ["NISO_RUN_DIR"], "cd"))
+            docker.answer_call("CreateEndpoint", {**endpoint, "EndpointID": "cd", **wrong})
+    assert not os.path.lexists(docker._file(os.environ["NISO_RUN_DIR"], "cd"))
     # without a name, which may have been dropped with a policy
     nameless = endpoint | {"EndpointID": "ee"} | options(allow_from="web:80")
-    docker_calls.answer("CreateEndpoint", nameless)
+    docker.answer_call("CreateEndpoint", nameless)
     named = {"options": {"named": "true"}}
-    docker_calls._keep(docker_calls._file(os.environ["NISO_STATE_DIR"], ID), named)
+    docker._keep(docker._file(os.environ["NISO_STATE_DIR"], ID), named)
     with refuses(InvalidInput, hint="driver-opt niso.name=NAME; Compose passes it from 2.27.1 on"):
-        docker_calls.answer("CreateEndpoint", nameless | {"EndpointID": "ef"})
-    assert not os.path.exists(docker_calls._file(os.environ["NISO_RUN_DIR"], "ef"))
-    docker_calls.answer("CreateEndpoint", endpoint)
+        docker.answer_call("CreateEndpoint", nameless | {"EndpointID": "ef"})
+    assert not os.path.exists(docker._file(os.environ["NISO_RUN_DIR"], "ef"))
+    docker.answer_call("CreateEndpoint", endpoint)
 
 
 @pytest.mark.parametrize("id", ["", "../x", "AB", "a/b", "a" * 65, None, 5.0])
 def test_what_is_not_an_id_of_docker_is_no_path(id: object) -> None:
     for call in ("CreateNetwork", "CreateEndpoint", "Join", "DeleteEndpoint", "DeleteNetwork"):
         with pytest.raises((InvalidInput, Error)):
-            docker_calls.answer(call, {"NetworkID": id, "EndpointID": id, "SandboxKey": "/x"})
+            docker.answer_call(call, {"NetworkID": id, "EndpointID": id, "SandboxKey": "/x"})
 
 
 def test_network_that_a_killed_driver_made_goes_with_docker_s(
@@ -88,7 +87,7 @@ def test_network_that_a_killed_driver_made_goes_with_docker_s(
     """Docker repeats a call that was not answered."""
     with World(tmp_path) as world:
         monkeypatch.setattr(plugin, "machine", lambda: world.machine)
-        create = docker_calls._create_network
+        create = docker._create_network
         data = [{"Pool": "10.99.7.0/24", "Gateway": "10.99.7.1/24"}]
         given = {"NetworkID": ID, "IPv4Data": data}
         with monkeypatch.context() as patch:
@@ -102,8 +101,8 @@ def test_network_that_a_killed_driver_made_goes_with_docker_s(
         for id in (ID, "ab"):
             with pytest.raises(Error):
                 create({"NetworkID": id, "IPv4Data": wrong})
-        assert docker_calls._known(docker_calls._file(os.environ["NISO_STATE_DIR"], "ab")) is None
-        docker_calls.answer("DeleteNetwork", {"NetworkID": ID})
+        assert docker._known(docker._file(os.environ["NISO_STATE_DIR"], "ab")) is None
+        docker.answer_call("DeleteNetwork", {"NetworkID": ID})
         assert world.store.network(f"docker-{ID[:12]}") is None
 
 
@@ -112,7 +111,7 @@ def test_mac_address_of_docker_is_no_others(
 ) -> None:
     with World(tmp_path) as world:
         monkeypatch.setattr(plugin, "machine", lambda: world.machine)
-        docker_calls._create_network(
+        docker._create_network(
             {
                 "NetworkID": ID,
                 "IPv4Data": [{"Pool": "10.99.7.0/24", "Gateway": "10.99.7.1/24"}],
@@ -123,9 +122,9 @@ def test_mac_address_of_docker_is_no_others(
 
         def join(id: str, mac: str) -> None:
             endpoint = {"NetworkID": ID, "EndpointID": id, "Interface": {"MacAddress": mac}}
-            request = docker_calls._request(world.machine, network, endpoint, id)
+            request = docker._request(world.machine, network, endpoint, id)
             world.kernel.begin_engine(request.netns)
-            attachments.attach(world.machine, request)
+            attach.attach(world.machine, request)
 
         join("ab", "02:42:00:00:00:01")
         bridge = world.kernel.bridges["niso-shop"].mac
@@ -142,7 +141,7 @@ def test_mac_address_of_docker_is_no_others(
         wrong = {"Interface": {"MacAddress": "01:00:5e:00:00:01"}}
         with pytest.raises(InvalidInput, match="not a MAC address of one station"):
             call = {"NetworkID": ID, "EndpointID": "ee", **wrong}
-            docker_calls.answer("CreateEndpoint", call)
+            docker.answer_call("CreateEndpoint", call)
         world.assert_whole()
 
 
@@ -155,7 +154,7 @@ import os, sys
 os.dup2(int(sys.argv.pop()), 3)
 os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
 sys.path[:0] = [sys.argv.pop()]
-from niso.engines import docker_server
+from niso.engines import docker as docker_server
 docker_server._IDLE_S = 0.3
 docker_server.main()
 """
@@ -166,7 +165,7 @@ def test_server_answers_on_the_socket_of_systemd_and_ends_when_idle(tmp_path: Pa
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()
-        source = str(Path(docker_calls.__file__).parents[2])
+        source = str(Path(docker.__file__).parents[2])
         server = subprocess.Popen(
             [sys.executable, "-c", SERVER, source, str(listening.fileno())],
             pass_fds=[listening.fileno()],
@@ -198,6 +197,6 @@ def test_server_without_a_usable_store_answers_why(
     state.mkdir(0o700)
     (state / "state.db").write_bytes(b"nonsense" * 1000)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert docker_calls.take_up() is False and docker_calls.settle() is False
+    assert docker.take_up() is False and docker.settle() is False
     with pytest.raises(Error, match="not a database"):
-        docker_calls.answer("Leave", {"NetworkID": ID, "EndpointID": ID})
+        docker.answer_call("Leave", {"NetworkID": ID, "EndpointID": ID})

@@ -19,10 +19,11 @@ import pages
 import pytest
 
 from niso.base.errors import Error
-from niso.cli import main, registry
+from niso.cli import command as cli_command
+from niso.cli import main
 from niso.cli.command import Command
-from niso.kernel import nft_tables
-from niso.manifest import load, stack_file
+from niso.kernel import ruleset
+from niso.manifest import load, stack
 
 ROOT = pages.ROOT
 PAGES = pages.pages()
@@ -119,7 +120,7 @@ def check(data: dict[str, Any], folder: pathlib.Path) -> None:
             asked = {"healthcheck": {"tcp": 80}}  # what depends_on "healthy" needs
             (package / "manifest.toml").write_text(toml(minimal | asked))
         (folder / "stack.toml").write_text(toml(data))
-        stack_file.load(str(folder))
+        stack.load(str(folder))
         return
     data.setdefault("package", {"name": "shown", "version": "1"})
     data.setdefault("binary", {"entrypoint": "true"})
@@ -186,7 +187,7 @@ def test_the_picture_of_a_packets_way_has_chains_that_there_are() -> None:
     assert (
         {"raw", "publish", "forward"}
         <= drawn
-        <= set(re.findall(r"^\tchain (\w+) {", nft_tables.TABLES, re.MULTILINE))
+        <= set(re.findall(r"^\tchain (\w+) {", ruleset.TABLES, re.MULTILINE))
     )
 
 
@@ -206,7 +207,7 @@ def help_of(*command: str) -> str:
 ACTIONS_OF_THREE = [
     action
     for group in ("net", "cluster")
-    for action in registry.find(group, "").actions
+    for action in cli_command.find(group, "").actions
     if action.name.count(" ") == 2
 ]
 
@@ -294,8 +295,8 @@ def test_a_wrong_command_and_a_wrong_output_are_seen() -> None:
 def test_commands_that_need_no_root_are_all_named() -> None:
     free = {
         name
-        for name in registry.COMMANDS
-        if isinstance(found := registry.find(name, ""), Command) and not found.root
+        for name in cli_command.COMMANDS
+        if isinstance(found := cli_command.find(name, ""), Command) and not found.root
     } - {"complete"}
     for page in PAGES:
         for named in re.findall(

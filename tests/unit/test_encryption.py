@@ -10,30 +10,29 @@ from pathlib import Path
 
 import pytest
 from fake_world import World
+from fakes.engine import FakeEngine
 from refusals import refuses
 
-from niso.base import names, paths
+from niso.base import names as base_names
+from niso.base import paths
 from niso.base.errors import Conflict, Error
+from niso.change import cluster_hosts, cluster_join, networks
 from niso.cluster import config, encryption, invitation
 from niso.cluster.agent import Agent, Me
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.config import Config
-from niso.cluster.engine import Delete, Put, Txn
-from niso.cluster.fake_engine import FakeEngine
-from niso.cluster.host_values import PROTO, Cluster, Host
-from niso.cluster.keys import encode
+from niso.cluster.engine import Delete, Put, Txn, encode
+from niso.cluster.key_values import PROTO, Cluster, Host
 from niso.cluster.membership import Membership
-from niso.commands import cluster, cluster_hosts, cluster_leave, network
-from niso.kernel.kinds.element import Element
-from niso.kernel.kinds.fdb import Fdb
-from niso.kernel.kinds.vxlan import Vxlan
-from niso.kernel.kinds.wireguard import KERNEL, USERSPACE, FarEnd, WireGuard
-from niso.kernel.nft_wire import TUNNEL
-from niso.kernel.state import State
-from niso.services.networks import NetworkRequest
+from niso.kernel.kinds.kind import State
+from niso.kernel.kinds.neighbours import Fdb
+from niso.kernel.kinds.tunnels import KERNEL, USERSPACE, FarEnd, Vxlan, WireGuard
+from niso.kernel.nft_elements import Element
+from niso.kernel.ruleset import TUNNEL
+from niso.plan.subnets import NetworkRequest
 
 HERE = "192.0.2.1"
-ETCD = cluster.Existing(("http://etcd1:2379",))
+ETCD = cluster_join.Existing(("http://etcd1:2379",))
 KEYS = [f"{number:042}w=" for number in range(10, 14)]
 NO_KERNEL = {KERNEL: "the kernel has no WireGuard (Error: Unknown device type.)"}
 
@@ -60,7 +59,7 @@ def world(world: World) -> World:
 
 
 def init(world: World, encrypt: str) -> Config:
-    return cluster.init(world.machine, "a", HERE, ETCD, lambda event: None, encrypt).config
+    return cluster_join.init(world.machine, "a", HERE, ETCD, lambda event: None, encrypt).config
 
 
 def look(world: World, engine: Engine) -> None:
@@ -112,11 +111,11 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
     membership = Membership(engine)
     assert membership.cluster() == Cluster(world.store.cluster_id(), 4799, "kernel")
     assert not links(world)
-    network.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",), span=True))
+    networks.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",), span=True))
     here = encryption.address(world.store.cluster_id(), "a")
     [link] = links(world)
     assert link[:5] == (TUNNEL, KERNEL, f"{here}/64", 4800, 1500 - 60)
-    assert link.alias == names.alias(world.store.state_id())
+    assert link.alias == base_names.alias(world.store.state_id())
     [vxlan] = world.kernel.everything(State())[Vxlan]
     assert (vxlan.local, vxlan.mtu) == (here, 1500 - 60 - 70)
     elements = world.kernel.everything(State())[Element]
@@ -152,7 +151,7 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
     look(world, engine)
     assert links(world) == [link]
     # and so has this one
-    cluster_leave.leave(world.machine, False, lambda event: None)
+    cluster_join.leave(world.machine, False, lambda event: None)
     assert not links(world) and not os.path.exists(paths.wireguard_key())
     assert world.store.across.tunnel() is None
 
@@ -160,7 +159,7 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
 def test_cluster_that_is_written_again_is_encrypted_as_it_was(world: World, engine: Engine) -> None:
     init(world, "kernel")
     membership = Membership(engine)
-    network.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",), span=True))
+    networks.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",), span=True))
     membership.join(Host("b", "id-b", "192.0.2.2", 1500, False, public=KEYS[0]))
     assert membership.live("b", "id-b", engine.grant(10), "boot")
     look(world, engine)
@@ -183,10 +182,10 @@ def test_new_key_is_that_of_the_link_and_of_the_cluster_even_after_a_kill(
     world: World, engine: Engine
 ) -> None:
     init(world, "kernel")
-    network.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",), span=True))
+    networks.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",), span=True))
     [link] = links(world)
-    text = cluster.invite(world.machine, "a", "", renew=True)
-    cluster.join(world.machine, text.encode(), None, lambda event: None)
+    text = cluster_join.invite(world.machine, "a", "", renew=True)
+    cluster_join.join(world.machine, text.encode(), None, lambda event: None)
     [new] = links(world)
     [host] = Membership(engine).hosts()
     assert link.public != new.public == host.public
@@ -195,7 +194,7 @@ def test_new_key_is_that_of_the_link_and_of_the_cluster_even_after_a_kill(
     Path(paths.wireguard_key()).write_text(private)
     encryption.mend(world.store, world.kernel)
     assert links(world) == [new._replace(public=public)]
-    Membership(engine).refresh(cluster.as_member(world.machine, config.require(), 1500))
+    Membership(engine).refresh(cluster_join.as_member(world.machine, config.require(), 1500))
     [host] = Membership(engine).hosts()
     assert host.public == public
 
@@ -225,9 +224,9 @@ def test_all_hosts_of_a_cluster_encrypt_or_none(world: World, engine: Engine) ->
     plain = Host("b", "id-b", "192.0.2.2", 1500, False)
     with refuses(Conflict, hint="all hosts of a cluster encrypt, or none"):
         membership.join(plain)
-    text = cluster.invite(world.machine, "b", "192.0.2.2", False)
+    text = cluster_join.invite(world.machine, "b", "192.0.2.2", False)
     assert invitation.parsed(text.encode()).config().encryption == "userspace"
-    cluster_leave.leave(world.machine, False, lambda event: None)
+    cluster_join.leave(world.machine, False, lambda event: None)
     with refuses(Conflict, hint="--encrypt=userspace"):
         init(world, "")
     assert not os.path.exists(paths.cluster_dir())

@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 from fake_world import World
 
-from niso.engines import cni, netavark, plugin, pods
-from niso.kubernetes import waiting
+from niso.change import attach
+from niso.change.attach import Request
+from niso.engines import cni, netavark, plugin, pod_agent
 from niso.plan.records import Policy
-from niso.services import attachments
-from niso.services.attach_request import Request
-from niso.services.machine import Machine
+from niso.runtime.machine import Machine
 
 NETNS = "/run/netns/netns-1"
 NETWORK = {
@@ -295,23 +294,23 @@ def test_second_network_of_a_pod_leaves_its_network_policy_and_limits(
     """A configuration without the key ``kubernetes``, as another one of a list of networks."""
 
     def stand(machine: Machine, _: object, service: str) -> None:
-        now = attachments.current(machine.store, service)
+        now = attach.current(machine.store, service)
         assert now is not None
-        attachments.attach(machine, waiting.standing(now, waiting.CLOSED))
+        attach.attach(machine, pod_agent.standing(now, pod_agent.CLOSED))
 
-    monkeypatch.setattr(waiting, "agent_runs", lambda: True)
-    monkeypatch.setattr(pods, "wait", stand)
+    monkeypatch.setattr(pod_agent, "agent_runs", lambda: True)
+    monkeypatch.setattr(cni, "wait", stand)
     first = {"cniVersion": "1.0.0", "name": "pods", "type": "niso-cni"}
     second = first | {"name": "second"}
     first |= {"kubernetes": {}, "runtimeConfig": {"bandwidth": {"ingressRate": 8_000_000}}}
     pod = POD | {"ARGS": "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=u"}
     assert run(cni.main, first, COMMAND="ADD", **pod)[0] == 0
-    before = attachments.current(world.store, "web-shop")
+    before = attach.current(world.store, "web-shop")
     for _ in range(2):
         assert run(cni.main, second, COMMAND="ADD", **(pod | {"IFNAME": "net1"}))[0] == 0
-    now = attachments.current(world.store, "web-shop")
+    now = attach.current(world.store, "web-shop")
     assert before is not None and now is not None and len(now.wishes) == 2
-    assert now.policy == before.policy == waiting.CLOSED
+    assert now.policy == before.policy == pod_agent.CLOSED
     assert now.labels == before.labels and now.bandwidth == before.bandwidth != ()
 
 
@@ -319,31 +318,31 @@ def test_policy_that_the_agent_narrows_meanwhile_stays(
     world: World, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ADD and DEL of another network repeat the policy that they have read."""
-    real = attachments.attach
+    real = attach.attach
 
     def say(policy: Policy) -> None:
-        now = attachments.current(world.store, "web-shop")
+        now = attach.current(world.store, "web-shop")
         assert now is not None
-        real(world.machine, waiting.standing(now, policy))
+        real(world.machine, pod_agent.standing(now, policy))
 
     def meanwhile(machine: Machine, request: Request, **more: Any) -> object:
-        monkeypatch.setattr(attachments, "attach", real)
-        say(waiting.CLOSED)
+        monkeypatch.setattr(attach, "attach", real)
+        say(pod_agent.CLOSED)
         return real(machine, request, **more)
 
-    monkeypatch.setattr(waiting, "agent_runs", lambda: True)
-    monkeypatch.setattr(pods, "wait", lambda *_: say(Policy()))
+    monkeypatch.setattr(pod_agent, "agent_runs", lambda: True)
+    monkeypatch.setattr(cni, "wait", lambda *_: say(Policy()))
     second = {"cniVersion": "1.0.0", "name": "second", "type": "niso-cni"}
     pod = POD | {"ARGS": "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=u"}
     first = second | {"name": "pods", "kubernetes": {}}
     assert run(cni.main, first, COMMAND="ADD", **pod)[0] == 0
     pod["IFNAME"] = "net1"
     for command in ("ADD", "DEL"):
-        monkeypatch.setattr(attachments, "attach", meanwhile)
+        monkeypatch.setattr(attach, "attach", meanwhile)
         status, answer = run(cni.main, second, COMMAND=command, **pod)
         assert status == 1 and "meanwhile" in answer["msg"], command
-        now = attachments.current(world.store, "web-shop")
-        assert now is not None and now.policy == waiting.CLOSED
+        now = attach.current(world.store, "web-shop")
+        assert now is not None and now.policy == pod_agent.CLOSED
         say(Policy())
         assert run(cni.main, second, COMMAND=command, **pod)[0] == 0
     world.assert_whole()

@@ -93,8 +93,8 @@ def test_error_is_said_where_no_module_can_be_read(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/run/niso/lock")
 
     monkeypatch.setattr(main, "_command", command)
-    monkeypatch.delitem(sys.modules, "niso.cli.failures", raising=False)
-    monkeypatch.delattr("niso.cli.failures", raising=False)
+    monkeypatch.delitem(sys.modules, "niso.cli.main", raising=False)
+    monkeypatch.delattr("niso.cli.main", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Finder()])
     assert main.run(["version"]) == 1
     assert capfd.readouterr().err == "niso: /run/niso/lock: Too many open files\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from niso.explain import exposure
-from niso.manifest.parse_policy import parse
+from niso.look import exposure
+from niso.manifest.policy import parse
 from niso.plan.records import Policy
 
 WAYS = ["this host", "services", "other machines via 192.0.2.1 on uplink0"]

@@ -7,12 +7,8 @@ from foreign_rules import BACKEND, BRIDGE, DROP, IIF, IN, INET, IP, IP6, OUT, RE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from niso.explain.foreign_firewalls import Drop, drops
-from niso.explain.foreign_walk import OUTWARD, PUBLISHED, Place
-from niso.kernel.foreign_chains import (
-    Chain,
-    Verdict,
-)
+from niso.kernel.foreign_chains import Chain, Verdict
+from niso.look.other_firewalls import OUTWARD, PUBLISHED, Drop, Place, drops
 
 
 def remedy(

@@ -29,9 +29,7 @@ from foreign_rules import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from niso.explain import foreign_firewalls
-from niso.explain.foreign_firewalls import drops
-from niso.explain.foreign_walk import OUTWARD, PUBLISHED, WITHIN, Place
+from niso.kernel import foreign_chains
 from niso.kernel.foreign_chains import (
     Between,
     Bridged,
@@ -47,6 +45,8 @@ from niso.kernel.foreign_chains import (
 )
 from niso.kernel.netlink import attribute, nested, text
 from niso.kernel.real import Real
+from niso.look import other_firewalls
+from niso.look.other_firewalls import OUTWARD, PUBLISHED, WITHIN, Place, drops
 
 
 def found(
@@ -407,7 +407,5 @@ def test_no_bytes_can_make_it_fail(body) -> None:
 
 
 def test_no_bridge_asks_nothing(monkeypatch) -> None:
-    monkeypatch.setattr(
-        foreign_firewalls.foreign_chains.Foreign, "base_chains", lambda self: pytest.fail("asked")
-    )
-    assert foreign_firewalls.foreign_drops(Real(), [], True) == []
+    monkeypatch.setattr(foreign_chains.Foreign, "base_chains", lambda self: pytest.fail("asked"))
+    assert other_firewalls.foreign_drops(Real(), [], True) == []

@@ -6,13 +6,12 @@ from hypothesis import given, settings
 from policy_worlds import HOST, NOTHING, OUTSIDE, known, network, policy, world, worlds
 from samples import samples
 
-from niso.api import flow_views
-from niso.cli.see import _cells, _merged, decided_by
-from niso.kernel.flows import Open
-from niso.kernel.sensor import Recorded
-from niso.plan import known_world, verdict
+from niso.cli.traffic_commands import _cells, _merged, decided_by
+from niso.kernel.conntrack import Open
+from niso.kernel.flow_memory import Recorded
+from niso.look import flows
+from niso.plan import verdict
 from niso.plan.records import Port
-from niso.see import seen as flows
 
 BACK = network("back", "10.99.1.0/24", "fd00:99:1::/64")
 DB, API, WEB, GATEWAY = "10.99.1.2", "10.99.1.3", "10.99.1.4", "10.99.1.1"
@@ -78,7 +77,7 @@ def test_nothing_is_said_about_the_policy_of_a_service_that_is_gone() -> None:
     assert len(found) == 7
     for each in found:
         assert (each.reason, each.agrees, each.published, each.gone) == (None, True, None, True)
-        assert decided_by(flow_views._flow(each)) == ""  # shown as -
+        assert decided_by(flows._flow(each)) == ""  # shown as -
     (other,) = flows.joined(there, memory(refused=(row(OUTSIDE, DB),)))
     assert other.reason is not None and not other.gone
 
@@ -113,7 +112,7 @@ def test_both_families_are_one_line() -> None:
     )
     rows = (row(API, DB, packets=2, ago=70), row("fd00:99:1::3", "fd00:99:1::2", packets=3))
     joined = flows.joined(dual, memory(*rows, refused=(row(API, DB),)))
-    found = [flow_views._flow(each) for each in joined]
+    found = [flows._flow(each) for each in joined]
     assert [_cells(flow)[:6] for flow in _merged(found)] == [
         ("api", "db:80/tcp", "1", "-", "5s ago", "drop"),
         ("api", "db:80/tcp", "5", "-", "5s ago", "pass"),
@@ -172,7 +171,7 @@ def test_changes_are_counted_from_look_to_look() -> None:
 @given(worlds())
 def test_a_verdict_needs_only_the_two_ends(drawn) -> None:
     """The engine gets a world of the two services alone; with all of them it says the same."""
-    addresses = [a for each in drawn.services.values() for a in known_world.addresses_of(each)]
+    addresses = [a for each in drawn.services.values() for a in verdict.addresses_of(each)]
     pairs = [(a, b) for a in (*addresses, OUTSIDE) for b in addresses if (":" in a) == (":" in b)]
     rows = [row(a, b, 80) for a, b in pairs[:40]]
     for seen in flows.joined(drawn, memory(*rows)):

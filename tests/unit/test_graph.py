@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from policy_worlds import HOST, OUTSIDE, known, network, policy, world
 from samples import samples
 
-from niso.kernel.sensor import Recorded
-from niso.manifest import stack_file
+from niso.kernel.flow_memory import Recorded
+from niso.look import flows as look_flows
+from niso.look import graph
+from niso.manifest import stack as manifest_stack
 from niso.plan import verdict
 from niso.plan.records import Policy, Port
-from niso.see import graph, seen, stack_world
 
 ROOT = Path(__file__).resolve().parents[2]
 BACK, EDGE = network("back", "10.99.1.0/24"), network("edge", "10.99.2.0/24")
@@ -44,8 +45,8 @@ def row(source: str, to: str, port: int, proto: str = "tcp") -> Recorded:
 def test_traffic_as_mermaid() -> None:
     passed = [row("10.99.1.3", "10.99.1.2", 80), row("10.99.1.3", "10.99.1.2", 53, "udp")]
     passed += [row(OUTSIDE, "10.99.2.2", 80), row("127.0.0.1", "10.99.2.2", 80)]
-    memory = seen.Memory(tuple(passed), (row("10.99.1.9", "10.99.1.2", 80),), ())
-    flows = seen.joined(WORLD, memory)
+    memory = look_flows.Memory(tuple(passed), (row("10.99.1.9", "10.99.1.2", 80),), ())
+    flows = look_flows.joined(WORLD, memory)
     assert (
         graph.mermaid(graph.of_traffic(WORLD, flows, None))
         == """\
@@ -75,7 +76,9 @@ flowchart LR
     only = graph.of_traffic(WORLD, flows, frozenset(["web"]))
     assert [node.lines[0] for group in only.groups for node in group.nodes] == ["web"]
     many = [row(f"198.51.100.{i}", "10.99.2.2", 80 + i) for i in range(9)]
-    folded = graph.of_traffic(WORLD, seen.joined(WORLD, seen.Memory(tuple(many), (), ())), None)
+    folded = graph.of_traffic(
+        WORLD, look_flows.joined(WORLD, look_flows.Memory(tuple(many), (), ())), None
+    )
     assert [node.lines for node in folded.others] == [("outside",)]
     assert [e.label for e in folded.edges] == [":80, :81, :82, :83, :84, 4 more"]
 
@@ -121,8 +124,8 @@ def test_a_published_port_is_drawn_for_those_who_may_use_it() -> None:
 
 def test_picture_of_a_stack_depends_on_its_files_alone_and_is_in_the_readme() -> None:
     """What `niso net graph --declared --stack examples/shop` prints; run it again after a change of the shop."""
-    stack = stack_file.load(str(ROOT / "examples/shop"), lambda *_: ())
-    text = graph.mermaid(graph.of_policies(stack_world.declared(stack), None, False))
+    stack = manifest_stack.load(str(ROOT / "examples/shop"), lambda *_: ())
+    text = graph.mermaid(graph.of_policies(graph.declared_world(stack), None, False))
     page = (ROOT / "examples/shop/README.md").read_text()
     assert f"```mermaid\n{text}```\n" in page
     assert 'n_api -- ":5432/tcp" --> n_postgres' in text
@@ -147,7 +150,7 @@ def test_flows_that_pass_because_of_an_audit_are_not_drawn_as_allowed() -> None:
     api, bad = (known(n, {"back": [a]}) for n, a in (("api", "10.99.1.3"), ("bad", "10.99.1.9")))
     there = world([db, api, bad], [BACK], [HOST])
     rows = row("10.99.1.9", "10.99.1.2", 80), row("10.99.1.3", "10.99.1.2", 80)
-    flows = seen.joined(there, seen.Memory(rows, (), (), 0, rows[:1]))
+    flows = look_flows.joined(there, look_flows.Memory(rows, (), (), 0, rows[:1]))
     text = graph.mermaid(graph.of_traffic(there, flows, None))
     assert text.splitlines()[-3:] == [
         '  n_api -- ":80" --> n_db',
@@ -172,7 +175,9 @@ def test_names_cannot_be_syntax(names: list[str]) -> None:
     services = [known(name, {"back": [f"10.99.1.{i + 2}"]}) for i, name in enumerate(names)]
     there = world(services, [BACK._replace(name=names[0])], [HOST])
     there = there._replace(networks={"back": BACK._replace(name=names[0])})
-    flows = seen.joined(there, seen.Memory((row("10.99.1.2", "10.99.1.3", 80),), (), ()))
+    flows = look_flows.joined(
+        there, look_flows.Memory((row("10.99.1.2", "10.99.1.3", 80),), (), ())
+    )
     picture = graph.of_traffic(there, flows, None)
     ids = [node.id for group in picture.groups for node in group.nodes]
     assert len(set(ids)) == len(names)
@@ -191,7 +196,9 @@ def test_names_cannot_be_syntax(names: list[str]) -> None:
 def test_graphviz_draws_it(format_: str) -> None:
     hostile = known('x"];\n<b>&amp;', {"back": ["10.99.1.7"]})
     there = WORLD._replace(services={**WORLD.services, hostile.name: hostile})
-    flows = seen.joined(there, seen.Memory((row("10.99.1.7", "10.99.1.2", 80),), (), ()))
+    flows = look_flows.joined(
+        there, look_flows.Memory((row("10.99.1.7", "10.99.1.2", 80),), (), ())
+    )
     text = graph.dot(graph.of_traffic(there, flows, None))
     done = subprocess.run(
         ["dot", f"-T{format_}"], input=text.encode(), capture_output=True, check=False

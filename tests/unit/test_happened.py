@@ -9,10 +9,10 @@ import threading
 
 import pytest
 
-from niso.api import event_views
 from niso.kernel import netlink, watches
 from niso.kernel.watches import TableChange
-from niso.see.happened import Look, Shown, between, past
+from niso.look import events
+from niso.look.events import Look, Shown, between, past
 
 OFF = Shown(False, False)
 UP = Shown(
@@ -151,11 +151,11 @@ def test_transactions_of_one_foreign_process_are_one_line_and_own_ones_none() ->
         TableChange(both, "nft", 2),
         TableChange(inet, "niso-cni", 3),
     ]
-    (line,) = event_views._foreign(tables, 5.0)
+    (line,) = events._foreign(tables, 5.0)
     assert (line.what, line.program, line.pid) == ("foreign", "nft", 2)
     words = "inet niso and bridge niso changed by nft (pid 2): niso net check"
     assert line.detail == words
-    (lost,) = event_views._foreign(None, 5.0)
+    (lost,) = events._foreign(None, 5.0)
     assert lost.what == "lost" and lost.detail.endswith("niso net check")
 
 

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from niso.base import paths
-from niso.base.report import Event
-from niso.base.service_events import WaitingForHealth
+from niso.base.report import Event, WaitingForHealth
 from niso.plan.records import Healthcheck
-from niso.runtime import health, health_probe
+from niso.runtime import health
 from niso.runtime.health import Probed
 
 CHECK = Healthcheck("127.0.0.1", 80, "127.0.0.1:80", "/", 5.0, 2.0, 3, 10.0)
@@ -53,7 +52,7 @@ def says(text: bytes) -> Callable[[socket.socket], None]:
 
 
 def ask(port: int, **changes: object) -> str:
-    (words,) = health_probe.probe_all([(CHECK._replace(port=port, **changes), "api", None)])  # type: ignore[arg-type]
+    (words,) = health.probe_all([(CHECK._replace(port=port, **changes), "api", None)])  # type: ignore[arg-type]
     return words
 
 
@@ -116,14 +115,14 @@ def test_probe_that_meets_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     """Linux connects a socket to itself where the port that it gets is the one it asks for."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    plain = health_probe._socket
+    plain = health._socket
 
     def bound(address: str, namespace: str | None) -> socket.socket:
         sock = plain(address, namespace)
         sock.bind((address, port))
         return sock
 
-    monkeypatch.setattr(health_probe, "_socket", bound)
+    monkeypatch.setattr(health, "_socket", bound)
     assert ask(port, path=None) == f"tcp {port}: connection refused (127.0.0.1)"
 
 
@@ -142,7 +141,7 @@ def test_server_that_never_ends_its_interim_responses_is_given_up() -> None:
             return (b"HTTP/1.1 100 Continue\r\n\r\n" * 200)[:4000]
 
     with pytest.raises(StopIteration) as end:
-        next(health_probe._http(Fast(), CHECK))  # type: ignore[arg-type]
+        next(health._http(Fast(), CHECK))  # type: ignore[arg-type]
     assert end.value.value.endswith("no HTTP response")
 
 
@@ -153,7 +152,7 @@ def test_silent_server_is_given_up_and_does_not_delay_the_others() -> None:
     ):
         slow = CHECK._replace(port=silent, timeout_s=0.3)
         quick = CHECK._replace(port=well)
-        probes = [health_probe.Probe(slow, None), health_probe.Probe(quick, None)]
+        probes = [health.Probe(slow, None), health.Probe(quick, None)]
         while probes[1].answer is None:
             health.advance(
                 [probe for probe in probes if probe.answer is None], (), probes[0].deadline
@@ -247,7 +246,7 @@ def test_only_those_that_are_due_are_asked(monkeypatch: pytest.MonkeyPatch) -> N
         asked.extend(check for check, _, _ in wanted)
         return [""] * len(wanted)
 
-    monkeypatch.setattr(health_probe, "probe_all", answers)
+    monkeypatch.setattr(health, "probe_all", answers)
     for name in ("one", "two"):
         os.makedirs(paths.service_dir(name))
     services = [

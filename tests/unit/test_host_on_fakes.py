@@ -6,12 +6,12 @@ import pytest
 from fake_world import World
 
 from niso.base import names
-from niso.commands.check import check, full_neighbour_tables
-from niso.commands.deactivate import deactivate
-from niso.kernel.kinds.element import Element
-from niso.kernel.kinds.setting import FORWARDING
-from niso.kernel.neighbours import Table
-from niso.kernel.nft_tables import INET
+from niso.change.deactivate import deactivate
+from niso.kernel.kinds.sysctls import FORWARDING
+from niso.kernel.neighbour_tables import Table
+from niso.kernel.nft_elements import Element
+from niso.kernel.ruleset import INET
+from niso.look.check import check, full_neighbour_tables
 
 WEB = {"ports": ["8080:80"]}
 

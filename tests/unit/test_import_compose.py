@@ -15,8 +15,8 @@ from refusals import refuses
 import niso
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.cli import main
-from niso.importers import compose_values
-from niso.manifest import stack_file
+from niso.compose import storage
+from niso.manifest import stack
 
 
 def tables(folder: Path, text: str) -> dict[str, Any]:
@@ -158,7 +158,7 @@ secrets: {key: {file: ./key.txt}}
     (tmp_path / ".env").write_text("TAG=3\nM=4\n")
     (tmp_path / "rootfs" / "a").mkdir(parents=True)
     (tmp_path / "stack.toml").write_text(made.text)
-    spec = stack_file.load(str(tmp_path)).members[0].loaded.spec
+    spec = stack.load(str(tmp_path)).members[0].loaded.spec
     assert spec.args == ("3-e", "$HOME", "${HOME}", "4")
     assert (spec.ports[0].port.text, spec.environment) == ("8080:80", {"A": "1"})
 
@@ -349,20 +349,20 @@ def test_missing_file_and_missing_library(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("rule", "given_", "expected"),
     [
-        (compose_values.seconds, "1m30s", 90.0),
-        (compose_values.seconds, "1.5h", 5400.0),
-        (compose_values.seconds, "500ms", 0.5),
-        (compose_values.seconds, "1 m", None),
-        (compose_values.size, "1.5G", "1536M"),
-        (compose_values.size, "512mb", "512M"),
-        (compose_values.size, 1000, "1K"),
-        (compose_values.size, "50%", None),
-        (compose_values.port, 3000, ":3000"),
-        (compose_values.port, "3000-3005", ":3000-3005"),
-        (compose_values.port, "127.0.0.1::80/udp", "127.0.0.1::80/udp"),
-        (compose_values.port, {"target": 80, "host_ip": "::1", "published": 8080}, "[::1]:8080:80"),
-        (compose_values.words, "sh -c 'a b'", ["sh", "-c", "a b"]),
-        (compose_values.words, "it's", None),
+        (storage.seconds, "1m30s", 90.0),
+        (storage.seconds, "1.5h", 5400.0),
+        (storage.seconds, "500ms", 0.5),
+        (storage.seconds, "1 m", None),
+        (storage.parse_size, "1.5G", "1536M"),
+        (storage.parse_size, "512mb", "512M"),
+        (storage.parse_size, 1000, "1K"),
+        (storage.parse_size, "50%", None),
+        (storage.port, 3000, ":3000"),
+        (storage.port, "3000-3005", ":3000-3005"),
+        (storage.port, "127.0.0.1::80/udp", "127.0.0.1::80/udp"),
+        (storage.port, {"target": 80, "host_ip": "::1", "published": 8080}, "[::1]:8080:80"),
+        (storage.words, "sh -c 'a b'", ["sh", "-c", "a b"]),
+        (storage.words, "it's", None),
     ],
 )
 def test_single_values(rule: Any, given_: object, expected: object) -> None:

@@ -14,7 +14,7 @@ from samples import samples
 
 import niso
 from niso.base.errors import InvalidInput
-from niso.importers import toml_text
+from niso.manifest import toml
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 70000) | st.text(max_size=6) | st.floats(0, 9),
@@ -82,5 +82,5 @@ def test_whatever_a_file_says_there_is_a_stack_or_an_error(
 @given(st.dictionaries(st.text(), PLAIN.filter(lambda data: data is not None)))
 def test_toml_text_is_read_back(data: dict[str, Any]) -> None:
     data = json.loads(json.dumps(data).replace("null", "0"))
-    text = "\n".join(toml_text.table("t", data, 1))
+    text = "\n".join(toml.table("t", data, 1))
     assert tomllib.loads(text)["t"] == data

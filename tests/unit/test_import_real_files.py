@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 import niso
 from niso.base.errors import Error, ErrorGroup, flatten
-from niso.manifest.stack_schema import schema
+from niso.manifest.json_schema import stack_schema
 
 FILES = sorted((Path(__file__).parent / "compose").glob("*.yaml"))
 
@@ -88,7 +88,7 @@ def test_real_files_become_valid_stacks_and_say_what_is_missing(file: Path, tmp_
         found.setdefault(gap.service, set()).add(gap.key)
     assert found == GAPS[file.stem]
     data = tomllib.loads(made.text)
-    Draft202012Validator(schema()).validate(data)
+    Draft202012Validator(stack_schema()).validate(data)
     unset = [gap.key[2:-1] for gap in made.missing if gap.key.startswith("${")]
     (tmp_path / ".env").write_text("".join(f"{name}=x\n" for name in unset))
     # without their root file systems, nothing else is wrong

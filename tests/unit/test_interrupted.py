@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.kernel import Fake
+from fakes.processes import FakeProcesses
 
 from niso.base import locks
 from niso.base.errors import Error
 from niso.base.locks import Lock
 from niso.base.report import WaitingForLock
 from niso.base.signals import ENDING, signals_held
+from niso.change import undo
 from niso.cli import main
-from niso.cli.interrupts import BURST_S, interrupt, state
-from niso.kernel.fake import Fake
-from niso.runtime import pids, process, service_paths
-from niso.runtime.fake_processes import FakeProcesses
-from niso.services import undo
-from niso.services.machine import Machine
+from niso.cli.main import BURST_S, interrupt, state
+from niso.runtime import crun, entrypoint, lifecycle
+from niso.runtime.machine import Machine
 from niso.store import sqlite
 from niso.store.store import Store
 
@@ -91,7 +91,7 @@ def test_signals_are_not_held_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
 
 LOSES_IT = """
 import os, signal, sys, time
-from niso.cli.interrupts import end_on_signals
+from niso.cli.main import end_on_signals
 
 class Lost:
     def __del__(self):
@@ -155,7 +155,7 @@ def test_nothing_is_closed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "close", lambda fd: close(fd) if not closed else real(fd))
-        service_paths.open_inside({"": "/"}, "/usr/bin/env")
+        entrypoint.open_inside({"": "/"}, "/usr/bin/env")
 
 
 def test_nisos_lock_that_an_interrupt_kept_from_being_released_is_taken_again() -> None:
@@ -238,9 +238,9 @@ def test_one_that_comes_while_modules_are_imported_ends_the_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(state, "over", False)
-    for there in (types.ModuleType("niso.services.undo"), None):
+    for there in (types.ModuleType("niso.change.undo"), None):
         monkeypatch.setattr(state, "last", -BURST_S)
-        monkeypatch.setitem(sys.modules, "niso.services.undo", there)
+        monkeypatch.setitem(sys.modules, "niso.change.undo", there)
         with pytest.raises(KeyboardInterrupt):
             interrupt()
 
@@ -269,17 +269,17 @@ def test_crun_that_creates_is_no_conmon(monkeypatch: pytest.MonkeyPatch) -> None
             b"niso-service-a",
         ],
     }
-    monkeypatch.setattr(process, "command_line", lambda pid: lines.get(pid, []))
+    monkeypatch.setattr(lifecycle, "command_line", lambda pid: lines.get(pid, []))
     monkeypatch.setattr(os, "listdir", lambda _: ["1", "2", "self"])
-    assert process._conmons(["a"]) == [(1, bundle.decode())]
-    assert process.has_conmon("a")
-    assert not process.has_conmon("a-b")  # the name of the other service is part of its own
+    assert lifecycle._conmons(["a"]) == [(1, bundle.decode())]
+    assert lifecycle.has_conmon("a")
+    assert not lifecycle.has_conmon("a-b")  # the name of the other service is part of its own
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "0", "99999999999999999999", "9" * 5000])
 def test_file_without_a_possible_pid_counts_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "pid").write_text(text)
-    assert pids.read_pid(f"{tmp_path}/pid") is None
+    assert crun.read_pid(f"{tmp_path}/pid") is None
 
 
 def test_nisos_lock_of_another_thread_is_waited_for() -> None:

@@ -11,8 +11,7 @@ from samples import samples
 
 from niso.base.errors import UsageError
 from niso.plan import subnets
-from niso.plan.subnets import unique_local
-from niso.services.networks import parse_subnet
+from niso.plan.subnets import parse_subnet, unique_local
 
 BOUNDED = settings(max_examples=samples(50, 200), deadline=None)
 

@@ -10,15 +10,13 @@ import pytest
 from fake_world import Steps, World
 from refusals import refuses
 
-from niso.api import service_views
 from niso.base.errors import Conflict, Error, ErrorGroup, ProcessError
-from niso.base.report import Event
-from niso.base.service_events import Completed
-from niso.commands import boot, repair, restart
-from niso.commands.check import check
-from niso.commands.deactivate import deactivate
+from niso.base.report import Completed, Event
+from niso.change import activate, boot, journal, repair, start
+from niso.change.deactivate import deactivate
+from niso.look import services
+from niso.look.check import check
 from niso.manifest.load import load
-from niso.services import journal, start
 
 JOB: dict[str, Any] = {"service": {"kind": "job"}}
 LIMITED: dict[str, Any] = {"service": {"kind": "job", "timeout": "100ms"}}
@@ -99,7 +97,7 @@ def test_activate_waits_for_the_end_of_a_job_and_keeps_its_network(world: World)
     assert runs_of(world, "job") == 1
     (again,) = world.activate(manifest)
     assert (again.addresses, runs_of(world, "job")) == (outcome.addresses, 2)
-    restart.restart(world.machine, ["job"])
+    activate.restart(world.machine, ["job"])
     assert runs_of(world, "job") == 3
     deactivate(world.machine, ["job"])
     world.assert_whole()
@@ -135,7 +133,7 @@ def test_a_failed_second_run_is_not_repeated_by_undo_and_repair(
     with refuses(
         ProcessError, "exit status 4", hint="see binary.entrypoint and binary.args in its manifest"
     ):
-        restart.restart(world.machine, ["job"])
+        activate.restart(world.machine, ["job"])
     assert runs_of(world, "job") == 3
 
 
@@ -152,7 +150,7 @@ def test_job_is_completed_again_after_the_rollback_of_its_next_version(world: Wo
 
     def shown() -> str:
         session: Any = None  # for attachments alone
-        return service_views._status(session, world.store, row)[0]
+        return services._status(session, world.store, row)[0]
 
     assert shown() == "completed"
     journal.begin(world.store, ["job"], "activate")

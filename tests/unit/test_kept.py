@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
+from fakes.engine import FakeEngine
 
 from niso.cluster.engine import Answer, Batch, Compacted, Delete, Event, Item, NoAnswer, Put, Txn
-from niso.cluster.fake_engine import FakeEngine
-from niso.cluster.kept import CHECK_S, TRUST_S, WHOLE_S, Kept
+from niso.cluster.watch import CHECK_S, TRUST_S, WHOLE_S, Kept
 
 AT = "h/"
 

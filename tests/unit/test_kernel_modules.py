@@ -10,7 +10,7 @@ import pytest
 from refusals import refuses
 
 from niso.base.errors import KernelError
-from niso.kernel import modules, qdiscs, sysctl
+from niso.kernel import link_records, proc_sys
 
 NAMES = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables")
 
@@ -21,9 +21,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Pat
     program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n{script}\n')
     program.chmod(0o755)
     folder = tmp_path / "sys"
-    monkeypatch.setattr(modules, "_MODPROBE", (str(tmp_path / "none"), str(program)))
-    monkeypatch.setattr(modules, "_SYS", str(folder))
-    monkeypatch.setattr(sysctl, "_own_sys", lambda: os.open(folder, os.O_PATH | os.O_DIRECTORY))
+    monkeypatch.setattr(proc_sys, "_MODPROBE", (str(tmp_path / "none"), str(program)))
+    monkeypatch.setattr(proc_sys, "_SYS", str(folder))
+    monkeypatch.setattr(proc_sys, "_own_sys", lambda: os.open(folder, os.O_PATH | os.O_DIRECTORY))
     return folder / "net/bridge"
 
 
@@ -33,7 +33,7 @@ def test_missing_module_is_loaded_and_other_bridges_keep_their_frames(
     folder = tmp_path / "sys/net/bridge"
     make = f"/bin/mkdir -p {folder}\n" + "\n".join(f"echo 1 > {folder}/{name}" for name in NAMES)
     assert machine(tmp_path, monkeypatch, make) == folder
-    modules.load_bridge_netfilter()
+    proc_sys.load_bridge_netfilter()
     assert (tmp_path / "called").read_text() == "br_netfilter\n"
     assert [(folder / name).read_text() for name in NAMES] == ["0"] * 3
 
@@ -42,7 +42,7 @@ def test_module_that_is_there_is_left_as_it_is(tmp_path, monkeypatch) -> None:
     folder = machine(tmp_path, monkeypatch, "")
     folder.mkdir(parents=True)
     (folder / NAMES[0]).write_text("1")
-    modules.load_bridge_netfilter()
+    proc_sys.load_bridge_netfilter()
     assert not (tmp_path / "called").exists()
     assert (folder / NAMES[0]).read_text() == "1"
 
@@ -56,7 +56,7 @@ def test_module_that_cannot_be_loaded_is_an_error_that_says_what_will_not_work(
         "br_netfilter",
         hint="install the full set of kernel modules, or publish no ports",
     ):
-        modules.load_bridge_netfilter()
+        proc_sys.load_bridge_netfilter()
 
 
 def test_kernel_without_the_queue_for_bandwidth_says_so() -> None:
@@ -68,5 +68,5 @@ def test_kernel_without_the_queue_for_bandwidth_says_so() -> None:
         KernelError,
         hint="load the module sch_tbf (CONFIG_NET_SCH_TBF), or leave out network.bandwidth",
     ) as error:
-        qdiscs.set_rate(Refusing(), 7, 8000)  # type: ignore[arg-type]
+        link_records.set_rate(Refusing(), 7, 8000)  # type: ignore[arg-type]
     assert "sch_tbf" in str(error.value.hint)

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 import niso.kernel.real  # noqa: F401  # every kind is registered
-from niso.kernel.kinds import order
-from niso.kernel.reading import Reading, Space
-from niso.kernel.state import State
+from niso.kernel.kinds import kind as kinds_kind
+from niso.kernel.kinds.kind import Reading, Space, State
 
 
 def reading(everything: bool) -> Reading:
@@ -22,7 +21,7 @@ def reading(everything: bool) -> Reading:
     "name", ["RoutingRule", "WireGuard", "Vxlan", "Fdb", "Shaper", "Attached", "Neighbour"]
 )
 def test_seldom_kind_reads_nothing_without_candidates(name: str, space: str) -> None:
-    (kind,) = (kind for kind in order.KINDS if kind.thing.__name__ == name)
+    (kind,) = (kind for kind in kinds_kind.KINDS if kind.thing.__name__ == name)
     assert [*kind.read(Space(reading(everything=False), space, {}), ())] == []
     assert not kind.wanted(State(), State())
     assert not kind.in_the_way(State(), State())

@@ -7,8 +7,8 @@ from fake_world import World
 
 from niso.base.errors import KernelError, ProcessError
 from niso.base.report import Caution
-from niso.commands import known_names
-from niso.commands.deactivate import deactivate
+from niso.change import networks
+from niso.change.deactivate import deactivate
 
 
 def known(world: World) -> list[str]:
@@ -19,7 +19,7 @@ def test_host_knows_what_is_active_and_a_failed_activation_changes_nothing(world
     world.make("two", "10.99.1.0/24", "fd00:1::/64")
     world.activate(world.package("api", network={"networks": ["two", "one"], "aliases": ["www"]}))
     assert known(world) == []
-    assert known_names.show(world.machine, True) and not known_names.show(world.machine, True)
+    assert networks.show(world.machine, True) and not networks.show(world.machine, True)
     both = ["10.99.1.2  api.niso.local", "fd00:1::2  api.niso.local"]
     assert known(world) == both
     world.assert_whole()
@@ -31,7 +31,7 @@ def test_host_knows_what_is_active_and_a_failed_activation_changes_nothing(world
     deactivate(world.machine, ["api"])
     assert known(world) == []
     world.activate(world.package("api", network={"network": "two"}))
-    assert known_names.show(world.machine, False) and known(world) == []
+    assert networks.show(world.machine, False) and known(world) == []
     world.activate(world.package("web"))
     assert known(world) == []
 
@@ -39,15 +39,15 @@ def test_host_knows_what_is_active_and_a_failed_activation_changes_nothing(world
 def test_file_that_cannot_be_written_is_refused_and_later_only_reported(world: World) -> None:
     world.kernel.own_hosts_refuses = True
     with pytest.raises(KernelError):
-        known_names.show(world.machine, True)
+        networks.show(world.machine, True)
     assert not world.store.host_knows()
     world.kernel.own_hosts_refuses = False
-    known_names.show(world.machine, True)
+    networks.show(world.machine, True)
     world.kernel.own_hosts_refuses = True
     said: list[object] = []
     world.activate(world.package("api"), report=said.append)
     (caution,) = [event for event in said if isinstance(event, Caution)]
     assert "is a mount point" in caution.text and "--host off" in caution.hints[1]
     with pytest.raises(KernelError):
-        known_names.show(world.machine, False)
+        networks.show(world.machine, False)
     assert world.store.host_knows()

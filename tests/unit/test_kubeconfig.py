@@ -13,9 +13,8 @@ import pytest
 from refusals import refuses
 
 from niso.base.errors import Error, InvalidInput, NotFound
-from niso.kubernetes import api_server, kubeconfig
-from niso.kubernetes.api_server import ApiServer, NoAnswer
-from niso.kubernetes.kubeconfig import Access
+from niso.engines import api_server
+from niso.engines.api_server import Access, ApiServer, NoAnswer
 
 
 def config(cluster: dict[str, Any], user: dict[str, Any]) -> dict[str, Any]:
@@ -41,11 +40,11 @@ def test_kubeconfig_is_yaml_or_json(tmp_path: Path) -> None:
     wanted = Access("https://[2001:db8::1]:6443", b"CA", b"C", b"K", "", str(tmp_path / "token"))
     path = tmp_path / "config"
     path.write_text(json.dumps(data))
-    assert kubeconfig.read(str(path)) == wanted
+    assert api_server.read(str(path)) == wanted
     import yaml
 
     path.write_text(yaml.safe_dump(data))
-    assert kubeconfig.read(str(path)) == wanted
+    assert api_server.read(str(path)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -78,14 +77,14 @@ def test_kubeconfig_that_niso_cannot_use_is_refused(
     path = tmp_path / "config"
     path.write_text(json.dumps(config(cluster, user)))
     with pytest.raises(InvalidInput, match=reason):
-        kubeconfig.read(str(path))
+        api_server.read(str(path))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost", "127.9.8.7"])
 def test_server_of_this_machine_needs_no_tls(tmp_path: Path, host: str) -> None:
     path = tmp_path / "config"
     path.write_text(json.dumps(config({"server": f"http://{host}:7443"}, {"token": "t"})))
-    assert kubeconfig.read(str(path)).server == f"http://{host}:7443"
+    assert api_server.read(str(path)).server == f"http://{host}:7443"
 
 
 def test_name_that_leads_to_another_machine_gets_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,25 +100,25 @@ def test_name_that_leads_to_another_machine_gets_no_token(monkeypatch: pytest.Mo
 def test_kubeconfig_without_its_parts_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config"
     with pytest.raises(NotFound):
-        kubeconfig.read(str(path))
+        api_server.read(str(path))
     path.write_text("{}")
     path.chmod(0o666)
     with pytest.raises(InvalidInput, match="other users than root can change it"):
-        kubeconfig.read(str(path))
+        api_server.read(str(path))
     path.chmod(0o660)
     os.chown(path, os.geteuid(), 12345 if os.geteuid() == 0 else os.getegid())
     if os.geteuid() == 0:
         with pytest.raises(InvalidInput, match="change it: it is writable for group 12345"):
-            kubeconfig.read(str(path))
+            api_server.read(str(path))
     path.chmod(0o600)
     tmp_path.chmod(0o777)
     with pytest.raises(InvalidInput, match="change it: its folder is writable for everybody"):
-        kubeconfig.read(str(path))
+        api_server.read(str(path))
     tmp_path.chmod(0o700)
     with refuses(InvalidInput, hint="kubectl config view shows what it has", file="config"):
-        kubeconfig.read(str(path))
+        api_server.read(str(path))
     path.write_text(json.dumps({"current-context": "c"}))
     with refuses(InvalidInput, hint="kubectl config view shows what it has", file="config"):
-        kubeconfig.read(str(path))
+        api_server.read(str(path))
     with pytest.raises(Error, match="certificates of the kubeconfig"):
         ApiServer(Access("https://127.0.0.1:1", b"nonsense"))

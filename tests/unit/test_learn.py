@@ -25,19 +25,17 @@ from policy_worlds import (
 from refusals import refuses
 from samples import samples
 
-from niso.api import learning
-from niso.api.learning import LearnedPolicy, PolicyChange
-from niso.api.written_names import WrittenNames
 from niso.base.errors import Conflict, Error, InvalidInput
-from niso.cli import learn as cli
-from niso.kernel.flows import Open
-from niso.kernel.sensor import Recorded
-from niso.manifest.toml_edit import Item, with_list
-from niso.plan import known_world, verdict
-from niso.plan.known_world import World
+from niso.cli import traffic_commands
+from niso.kernel.conntrack import Open
+from niso.kernel.flow_memory import Recorded
+from niso.look import flows
+from niso.look import learn as look_learn
+from niso.look.learn import Learned, LearnedPolicy, Line, PolicyChange, WrittenNames, learn_flows
+from niso.manifest.toml import Item, with_list
+from niso.plan import verdict
 from niso.plan.records import Policy, Port
-from niso.see import seen as flows
-from niso.see.learner import Learned, Line, learn
+from niso.plan.verdict import World
 
 BACK = network("back", "10.99.1.0/24", "fd00:99:1::/64")
 DB, API, WEB, GATEWAY = "10.99.1.2", "10.99.1.3", "10.99.1.4", "10.99.1.1"
@@ -61,7 +59,7 @@ def learned(
     on: World, *passed: Recorded, refused: tuple[Recorded, ...] = (), opened: tuple[Open, ...] = ()
 ) -> Learned:
     joined = flows.joined(on, flows.Memory(passed, refused, opened))
-    return learn(on, joined, "db", lambda other: other, True)
+    return learn_flows(on, joined, "db", lambda other: other, True)
 
 
 def shown(lines: tuple[Line, ...] | None) -> list[str]:
@@ -187,7 +185,7 @@ def test_network_is_offered_if_most_of_it_connects() -> None:
 def test_ambiguous_name_becomes_an_address() -> None:
     on = there()
     joined = flows.joined(on, flows.Memory((row(API),), (), ()))
-    found = learn(on, joined, "db", lambda _other: None, False)
+    found = learn_flows(on, joined, "db", lambda _other: None, False)
     assert shown(found.ingress) == [f"{API}:80/tcp"] and found.egress is None
 
 
@@ -197,7 +195,7 @@ def test_policy_allows_what_was_seen_and_nothing_that_was_denied(
     drawn: World, data: st.DataObject
 ) -> None:
     """And of what services send, nothing that was not seen, but by entries for everybody or of before."""
-    leased = [a for each in drawn.services.values() for a in known_world.addresses_of(each)]
+    leased = [a for each in drawn.services.values() for a in verdict.addresses_of(each)]
     peers = [*leased, OUTSIDE, image(OUTSIDE), "198.51.100.7"]
     pairs = [(a, b) for a in peers for b in leased if (":" in a) == (":" in b)]
     keys = [(a, b, port, proto) for a, b in pairs for port in (80, 81) for proto in ("tcp", "udp")]
@@ -206,7 +204,7 @@ def test_policy_allows_what_was_seen_and_nothing_that_was_denied(
         drawn, flows.Memory(tuple(row(a, b, n, 1, p) for a, b, n, p in rows), (), ())
     )
     for name, each in drawn.services.items():
-        found = learn(drawn, joined, name, lambda other: other, True)
+        found = learn_flows(drawn, joined, name, lambda other: other, True)
         allowed = [line.text for line in found.ingress if line.allowed]
         egress = [line.text for line in found.egress or () if line.allowed]
         was = each.policy
@@ -233,8 +231,8 @@ def test_policy_allows_what_was_seen_and_nothing_that_was_denied(
                 assert (*ends, port, proto) in by_name
 
 
-def _of(on: World, address: str) -> known_world.Known | None:
-    return next((s for s in on.services.values() if address in known_world.addresses_of(s)), None)
+def _of(on: World, address: str) -> verdict.Known | None:
+    return next((s for s in on.services.values() if address in verdict.addresses_of(s)), None)
 
 
 # --- into a manifest -------------------------------------------------------------------------------------------------
@@ -315,12 +313,12 @@ def test_all_files_are_written_or_none(tmp_path: Path, monkeypatch: pytest.Monke
         file.write_text("x = 1\n")
     first, second = (PolicyChange(str(file), (), "x = 1\n", "x = 2\n", "") for file in files)
     with refuses(Conflict, hint="learn again", file="b/manifest.toml"):
-        learning.write([first, second._replace(before="x = 0\n")])
+        look_learn.write([first, second._replace(before="x = 0\n")])
     files[1].write_text("x = 1\n[x]\n")
     with refuses(
         InvalidInput, "line 2", hint="see https://toml.io for the syntax", file="b/manifest.toml"
     ):
-        learning.write([first, second])
+        look_learn.write([first, second])
     files[1].write_text("x = 1\n")
 
     def busy(draft: str, path: str) -> None:
@@ -328,10 +326,10 @@ def test_all_files_are_written_or_none(tmp_path: Path, monkeypatch: pytest.Monke
 
     with monkeypatch.context() as patch, pytest.raises(Error) as caught:
         patch.setattr("os.rename", busy)
-        learning.write([first, second])
+        look_learn.write([first, second])
     assert str(caught.value).startswith(f"{files[0]}: cannot be written") and caught.value.hint
     assert [file.read_text() for file in files] == ["x = 1\n"] * 2
-    learning.write([first, second])
+    look_learn.write([first, second])
     assert [file.read_text() for file in files] == ["x = 2\n"] * 2
     assert all(os.listdir(file.parent) == ["manifest.toml"] for file in files)
 
@@ -339,7 +337,7 @@ def test_all_files_are_written_or_none(tmp_path: Path, monkeypatch: pytest.Monke
 def test_path_with_a_newline_adds_nothing_to_what_is_printed() -> None:
     path = '/tmp/x\n[network.policy]\nallow_from = ["0.0.0.0/0"]\n#/manifest.toml'
     found = LearnedPolicy("db", path, "network.policy", 9.0, (), None)
-    text = "\n".join(cli._lines(found))
+    text = "\n".join(traffic_commands._lines(found))
     assert tomllib.loads(text) == {"network": {"policy": {"allow_from": []}}}
     change = PolicyChange(path, ("db",), "x = 1\n", "x = 2\n", "")
     assert [line[:3] for line in change.diff.splitlines()] == ["---", "+++", "@@ ", "-x ", "+x "]

@@ -14,13 +14,13 @@ from manifest_texts import GOOD, MANIFESTS, NEAR, quoted, toml
 from samples import samples
 
 from niso.base.errors import Error, ErrorGroup
-from niso.manifest import build
-from niso.manifest import load as model
-from niso.manifest.json_schema import schema
-from niso.plan.service_spec import ServiceSpec
-from niso.store import specs
+from niso.manifest import keys
+from niso.manifest import load as manifest_load
+from niso.manifest.json_schema import manifest_schema
+from niso.plan.specs import ServiceSpec
+from niso.store import service_rows
 
-VALIDATOR = Draft202012Validator(schema())
+VALIDATOR = Draft202012Validator(manifest_schema())
 
 
 def load(content: bytes) -> ServiceSpec | None:
@@ -30,7 +30,7 @@ def load(content: bytes) -> ServiceSpec | None:
         with open(path, "wb") as file:
             file.write(content)
         try:
-            return model.load(path).spec
+            return manifest_load.load(path).spec
         except Error as error:
             single = error.errors if isinstance(error, ErrorGroup) else [error]
             for one in single:
@@ -43,9 +43,11 @@ def load(content: bytes) -> ServiceSpec | None:
 
 def is_kept(spec: ServiceSpec) -> None:
     """The store keeps it as it is, and an old store's manifest becomes the same."""
-    text = specs.encode_service(spec)
-    assert specs.service(f"{text} ") == spec  # another text: else what was encoded is remembered
-    assert build.of_written(json.dumps(spec.manifest)) == spec._replace(apart=())
+    text = service_rows.encode_service(spec)
+    assert (
+        service_rows.service(f"{text} ") == spec
+    )  # another text: else what was encoded is remembered
+    assert keys.of_written(json.dumps(spec.manifest)) == spec._replace(apart=())
 
 
 @settings(

@@ -9,7 +9,7 @@ from manifests import HEAD, error, errors, loaded, write
 
 from niso.manifest.load import load
 from niso.plan.records import Entry, Healthcheck, Peer, Policy, Port
-from niso.plan.service_spec import Published, User, Volume
+from niso.plan.specs import Published, User, Volume
 
 FULL = """
 [package]

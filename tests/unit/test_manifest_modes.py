@@ -9,11 +9,11 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from niso.base.errors import ErrorGroup, InvalidInput
-from niso.manifest.json_schema import schema
+from niso.manifest.json_schema import manifest_schema
 from niso.manifest.load import load
 
 HEAD = '[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "sleep"\n'
-VALIDATOR = Draft202012Validator(schema())
+VALIDATOR = Draft202012Validator(manifest_schema())
 
 KEYS = {
     "ports": "ports = ['80:80']",

@@ -16,11 +16,11 @@ from samples import samples
 
 from niso.base.errors import InvalidInput
 from niso.manifest import validate
-from niso.manifest.json_schema import schema
-from niso.manifest.load import Manifest
-from niso.manifest.parse_ports import parse_port
+from niso.manifest.addresses_and_ports import parse_port
+from niso.manifest.json_schema import manifest_schema
+from niso.manifest.keys import Manifest
 
-VALIDATOR = Draft202012Validator(schema())
+VALIDATOR = Draft202012Validator(manifest_schema())
 VALID: dict[str, Any] = {
     "package": {"name": "api", "version": "1.0.0", "rootfs": "rootfs"},
     "binary": {"entrypoint": "bin/api", "args": ["--port", "8080", ""], "working_dir": "/app"},
@@ -63,13 +63,13 @@ def with_value(key: str, value: object) -> dict[str, Any]:
 
 
 def test_schema_is_a_schema_and_plain_json() -> None:
-    Draft202012Validator.check_schema(schema())
-    assert json.loads(json.dumps(schema())) == schema()
-    assert "null" not in json.dumps(schema())
+    Draft202012Validator.check_schema(manifest_schema())
+    assert json.loads(json.dumps(manifest_schema())) == manifest_schema()
+    assert "null" not in json.dumps(manifest_schema())
 
 
 def test_every_key_has_a_description() -> None:
-    for struct in schema()["$defs"].values():
+    for struct in manifest_schema()["$defs"].values():
         for name, field in struct["properties"].items():
             assert field.get("description"), name
 

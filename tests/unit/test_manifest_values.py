@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from niso.base import text as base_text
 from niso.base.errors import InvalidInput
-from niso.manifest import parse_addresses, values
-from niso.manifest.parse_ports import parse_port
+from niso.manifest import addresses_and_ports, values
+from niso.manifest.addresses_and_ports import parse_port
+from niso.plan import specs
 
 Parser = Callable[[str, str], object]
 
@@ -34,12 +36,12 @@ ACCEPTED: list[tuple[Parser, str, object]] = [
     (values.host_label, "ip6", "ip6"),
     (values.network_name, "niso-default", "niso-default"),
     (values.network_name, "back-", "back-"),
-    (values.user, "1000:1000", values.User(None, 1000, 1000)),
-    (values.user, "0", values.User(None, 0, None)),
-    (values.user, "4294967294", values.User(None, 4294967294, None)),
-    (values.user, "www-data", values.User("www-data", None, None)),
-    (values.user, "_apt", values.User("_apt", None, None)),
-    (parse_addresses.static_address, "10.99.1.10", "10.99.1.10"),
+    (values.user, "1000:1000", specs.User(None, 1000, 1000)),
+    (values.user, "0", specs.User(None, 0, None)),
+    (values.user, "4294967294", specs.User(None, 4294967294, None)),
+    (values.user, "www-data", specs.User("www-data", None, None)),
+    (values.user, "_apt", specs.User("_apt", None, None)),
+    (addresses_and_ports.static_address, "10.99.1.10", "10.99.1.10"),
     (values.version, "1.0.0", "1.0.0"),
     (values.version, "2", "2"),
     (values.entrypoint, "bin/api", "bin/api"),
@@ -125,7 +127,7 @@ REFUSED: list[tuple[Parser, list[str]]] = [
     ),
     (values.user, ["٣", "ä", "-a", ".a", "a" * 33, "9" * 5000]),
     (
-        parse_addresses.static_address,
+        addresses_and_ports.static_address,
         [
             "",
             "10.99.1",
@@ -138,7 +140,7 @@ REFUSED: list[tuple[Parser, list[str]]] = [
         ],
     ),
     (
-        parse_addresses.static_address,
+        addresses_and_ports.static_address,
         [
             "224.0.0.1",
             "255.255.255.255",
@@ -205,13 +207,13 @@ def test_capabilities_are_those_of_the_kernels_header() -> None:
     ],
 )
 def test_value_is_shown_as_toml_without_control_characters(value: object, text: str) -> None:
-    assert values.shown(value) == text
+    assert base_text.shown(value) == text
 
 
 @settings(deadline=None)
 @given(st.text())
 def test_escaped_text_is_always_printable(text: str) -> None:
-    assert values.escaped(text).isprintable()
+    assert base_text.escaped(text).isprintable()
 
 
 @settings(deadline=None)

@@ -14,9 +14,9 @@ from refusals import refuses
 from samples import samples
 
 from niso.base.errors import Error, ErrorGroup, InvalidInput, flatten
-from niso.manifest import env_files, interpolate, load, stack_file, toml
-from niso.manifest.interpolate import Variables
-from niso.plan.service_spec import ServiceSpec
+from niso.manifest import load, stack, toml, variables
+from niso.manifest.variables import Variables
+from niso.plan.specs import ServiceSpec
 
 HEAD = '[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "run"\n'
 SET = {"A": "one", "EMPTY": "", "PORT": "8080", "B": "${A}"}
@@ -69,7 +69,7 @@ def errors(folder: Path, text: str, env: str | None = None) -> dict[str | None, 
     ],
 )
 def test_text_with_variables(written: str, result: str) -> None:
-    assert interpolate.text(written, Variables(SET, ".env")) == result
+    assert variables.text(written, Variables(SET, ".env")) == result
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def test_text_that_cannot_be_resolved_names_file_key_and_variable(
 @given(st.text("${}:-?+A_ \\\"'", max_size=20))
 def test_any_text_is_resolved_or_refused(written: str) -> None:
     try:
-        result = interpolate.text(written, Variables(SET, ".env"))
-    except interpolate._Wrong:
+        result = variables.text(written, Variables(SET, ".env"))
+    except variables._Wrong:
         assert "${" in written
     else:
         assert "${" in written or result == written
@@ -181,7 +181,7 @@ def test_form_of_a_file(tmp_path: Path) -> None:
         "\ufeff# comment\n\n  A = spaces around  \nB=a#b # comment\nC='lit $A \\n # x' # comment\n"
         'D="a\\nb\\t\\"q\\" \\\\ \\$A \\x"\nexport E=5\nF=\nG=a=b\nPASSED\nNOT_SET\nH=#x\r\nI=${A} $A\n'
     )
-    assert env_files.read(str(path), {"PASSED": "on"}) == {
+    assert variables.read(str(path), {"PASSED": "on"}) == {
         "A": "spaces around",
         "B": "a#b",
         "C": "lit $A \\n # x",
@@ -214,7 +214,7 @@ def test_wrong_line_is_named_without_its_value(tmp_path: Path, line: str, words:
     path = tmp_path / "x.env"
     path.write_text(f"OK=1\n{line}\n")
     with pytest.raises(InvalidInput) as caught:
-        env_files.read(str(path), {})
+        variables.read(str(path), {})
     assert caught.value.message.startswith(f"{path}: ") and words in caught.value.message
     assert "secret" not in f"{caught.value.message} {caught.value.hint}"
 
@@ -290,10 +290,10 @@ def test_stack_has_its_own_variables_files_and_folder(
         '[service.volumes]\nmine = { mount = "/mine", host = "./data" }\n'
     )
     (tmp_path / "stack.toml").write_text(text)
-    loaded = stack_file.load(str(tmp_path))
+    loaded = stack.load(str(tmp_path))
     (member,) = loaded.members
     found = member.loaded.spec
-    assert loaded.name == stack_file.outline(str(tmp_path)).name == "shop"
+    assert loaded.name == stack.outline(str(tmp_path)).name == "shop"
     assert dict(found.environment) == {
         "FILE": "package", "X": "stack", "Y": "package", "Z": "${A}",
     }  # fmt: skip
@@ -304,11 +304,11 @@ def test_stack_has_its_own_variables_files_and_folder(
     }
     (tmp_path / "stack.env").write_text("FILE=stack\n")
     (tmp_path / "stack.toml").write_text(text + '[service.service]\nenv_file = "stack.env"\n')
-    (member,) = stack_file.load(str(tmp_path)).members
+    (member,) = stack.load(str(tmp_path)).members
     assert member.loaded.spec.environment["FILE"] == "stack"  # it replaces the package's
     (tmp_path / "stack.toml").write_text(text.replace("${PORT:-8080}", "${PORT}"))
     with pytest.raises(ErrorGroup) as caught:
-        stack_file.load(str(tmp_path))
+        stack.load(str(tmp_path))
     assert [error.key for error in caught.value.errors] == ["service[0].ports[0]"]
     assert f"set it in {tmp_path}/.env" in caught.value.errors[0].message
 

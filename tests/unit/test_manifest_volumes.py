@@ -8,7 +8,7 @@ import pytest
 from stored import service_spec
 
 from niso.base.errors import InvalidInput
-from niso.manifest import parse_health, parse_resources, parse_volumes
+from niso.manifest import process_keys
 
 
 def said(errors: list[InvalidInput]) -> dict[str | None, str]:
@@ -52,7 +52,7 @@ def said(errors: list[InvalidInput]) -> dict[str | None, str]:
     ],
 )
 def test_wrong_volume_is_refused_by_its_key(keys: dict[str, Any], key: str, words: str) -> None:
-    found = said(parse_volumes.problems({"data": keys}, {}))
+    found = said(process_keys.volumes_problems({"data": keys}, {}))
     assert list(found) == [f"volumes.data.{key}"]
     assert words in found[f"volumes.data.{key}"]
 
@@ -75,12 +75,12 @@ def test_wrong_volume_is_refused_by_its_key(keys: dict[str, Any], key: str, word
     ],
 )
 def test_right_volume_is_taken(keys: dict[str, Any]) -> None:
-    assert parse_volumes.problems({"data": keys}, {}) == []
+    assert process_keys.volumes_problems({"data": keys}, {}) == []
 
 
 @pytest.mark.parametrize("name", ["", "1a", "-a", "a b", "a/b", "..", "a.b", "ä", "a" * 64])
 def test_name_that_is_no_folders_name_is_refused(name: str) -> None:
-    assert len(parse_volumes.problems({name: {"mount": "/data"}}, {})) == 1
+    assert len(process_keys.volumes_problems({name: {"mount": "/data"}}, {})) == 1
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,9 @@ def test_name_that_is_no_folders_name_is_refused(name: str) -> None:
     ],
 )
 def test_mount_points_lie_apart(second: str, words: str) -> None:
-    found = parse_volumes.problems({"one": {"mount": "/data/a"}, "two": {"mount": second}}, {})
+    found = process_keys.volumes_problems(
+        {"one": {"mount": "/data/a"}, "two": {"mount": second}}, {}
+    )
     if not words:
         assert found == []
         return
@@ -121,7 +123,7 @@ def test_mount_points_lie_apart(second: str, words: str) -> None:
 def test_url_of_the_service_itself_is_taken(
     text: str, address: str, port: int, host: str, path: str
 ) -> None:
-    assert parse_health.url(text, "k", {"api", "web"}) == (address, port, host, path)
+    assert process_keys.url(text, "k", {"api", "web"}) == (address, port, host, path)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def test_url_of_the_service_itself_is_taken(
 )
 def test_other_urls_are_refused(text: str, words: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        parse_health.url(text, "healthcheck.http", {"api"})
+        process_keys.url(text, "healthcheck.http", {"api"})
     assert words in caught.value.message
 
 
@@ -165,7 +167,7 @@ def test_other_urls_are_refused(text: str, words: str) -> None:
     ],
 )
 def test_wrong_healthcheck_is_refused(section: dict[str, Any], keys: list[str] | None) -> None:
-    found = [error.key for error in parse_health.problems(section, (), {})]
+    found = [error.key for error in process_keys.health_problems(section, (), {})]
     assert found == (
         keys or [f"healthcheck.{k}" for k in ("interval", "timeout", "start_period", "retries")]
     )
@@ -183,15 +185,16 @@ def test_healthcheck_has_its_defaults() -> None:
 
 
 def test_right_limits_are_taken() -> None:
-    assert parse_resources.memory_max("512M", "k") == 512 << 20
-    assert [parse_resources.cpu_max(text, "k") for text in ("1%", "50%", "200%", "1000000%")] == [
+    assert process_keys.memory_max("512M", "k") == 512 << 20
+    assert [process_keys.cpu_max(text, "k") for text in ("1%", "50%", "200%", "1000000%")] == [
         1,
         50,
         200,
         1_000_000,
     ]
     assert (
-        parse_resources.problems({"memory_max": "1M", "cpu_max": "1%", "pids_limit": 2}, {}) == []
+        process_keys.resources_problems({"memory_max": "1M", "cpu_max": "1%", "pids_limit": 2}, {})
+        == []
     )
 
 
@@ -202,8 +205,8 @@ def test_tmp_has_a_quarter_of_the_memory_limit() -> None:
         (6 << 20, "1536K"),
         (1 << 30, "256M"),
     ):
-        assert parse_resources.tmp_default(memory_max) == text
-        assert parse_resources.tmpfs(text, "k") == (memory_max or 1 << 30) // 4
+        assert process_keys.tmp_default(memory_max) == text
+        assert process_keys.tmpfs(text, "k") == (memory_max or 1 << 30) // 4
 
 
 @pytest.mark.parametrize(
@@ -211,7 +214,7 @@ def test_tmp_has_a_quarter_of_the_memory_limit() -> None:
 )
 def test_wrong_share_of_cpus_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
-        parse_resources.cpu_max(text, "isolation.resources.cpu_max")
+        process_keys.cpu_max(text, "isolation.resources.cpu_max")
 
 
 @pytest.mark.parametrize(
@@ -224,6 +227,6 @@ def test_wrong_share_of_cpus_is_refused(text: str) -> None:
     ],
 )
 def test_wrong_limit_is_refused_by_its_key(name: str, value: object) -> None:
-    assert [error.key for error in parse_resources.problems({name: value}, {})] == [
+    assert [error.key for error in process_keys.resources_problems({name: value}, {})] == [
         f"isolation.resources.{name}"
     ]

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from policy_worlds import HOST, OUTSIDE, known, network, policy, world
 from samples import samples
 
-from niso.api.metric_views import Metric, Sample
 from niso.base.errors import UsageError
-from niso.kernel.sensor import Recorded
-from niso.see import flow_totals, seen
+from niso.kernel.flow_memory import Recorded
+from niso.look import flows as look_flows
+from niso.look.metrics import Metric, Sample
 
 WORLD = world(
     [
@@ -32,8 +32,8 @@ def test_flows_are_counted_by_name_and_the_rarest_are_left_out() -> None:
     passed += [row(f"198.51.100.{n}", "10.99.1.2", 1) for n in range(9)]
     passed += [row(HOST, "10.99.1.2", 1), row("127.0.0.1", "10.99.1.2", 1)]
     audited = (row("10.99.1.3", "10.99.2.2", 1), row("10.99.1.3", "10.99.2.9", 1))
-    memory = seen.Memory(tuple(passed), (row(OUTSIDE, "10.99.1.2", 4),), (), 0, audited)
-    everything, none = flow_totals.totals(WORLD, memory, 10)
+    memory = look_flows.Memory(tuple(passed), (row(OUTSIDE, "10.99.1.2", 4),), (), 0, audited)
+    everything, none = look_flows.totals(WORLD, memory, 10)
     assert [(t.source, t.destination, t.port, t.verdict, t.flows) for t in everything] == [
         ("api", "db", 80, "audit", 1),
         ("api", "db", 80, "pass", 4),
@@ -42,9 +42,9 @@ def test_flows_are_counted_by_name_and_the_rarest_are_left_out() -> None:
         ("outside", "db", 80, "pass", 9),
     ]
     assert none == 0
-    frequent, others = flow_totals.totals(WORLD, memory, 2)
+    frequent, others = look_flows.totals(WORLD, memory, 2)
     assert ([total.flows for total in frequent], others) == ([4, 9], 3)
-    assert flow_totals.totals(WORLD, memory, 0) == ([], 5)
+    assert look_flows.totals(WORLD, memory, 0) == ([], 5)
 
 
 _NAMES = st.from_regex(r"niso_[a-z][a-z_]{0,8}[a-z]", fullmatch=True).filter(
@@ -60,7 +60,7 @@ def test_text_means_the_same_to_another_parser(drawn) -> None:
     pytest.importorskip("prometheus_client")
     from prometheus_client.parser import text_string_to_metric_families
 
-    from niso.cli import metrics
+    from niso.cli import prometheus
 
     wanted = []
     for name, (words, values, counts) in drawn.items():
@@ -68,8 +68,8 @@ def test_text_means_the_same_to_another_parser(drawn) -> None:
         full = f"{name}_total" if counts else name
         wanted.append(Metric(full, "counter" if counts else "gauge", words, rows))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "connect", lambda progress: _Host(tuple(wanted)))
-        text = metrics.text(7).decode()
+        patch.setattr(prometheus, "connect", lambda progress: _Host(tuple(wanted)))
+        text = prometheus.text(7).decode()
     read = {
         (sample.name, sample.labels["service"]): (family.type, sample.value)
         for family in text_string_to_metric_families(text)
@@ -106,9 +106,9 @@ class _Host:
     ],
 )
 def test_where_to_listen(given_: str, meant: tuple[str, int]) -> None:
-    from niso.cli import metrics
+    from niso.cli import prometheus
 
-    assert metrics.address_of(given_) == meant
+    assert prometheus.address_of(given_) == meant
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_where_to_listen(given_: str, meant: tuple[str, int]) -> None:
     ["", "x", ":9500", "65536", "1" * 5000, "-1", "localhost:1", "::1:1", "[10.0.0.1]:1", "[]:1"],
 )
 def test_never_listens_elsewhere_than_given(wrong: str) -> None:
-    from niso.cli import metrics
+    from niso.cli import prometheus
 
     with pytest.raises(UsageError):
-        metrics.address_of(wrong)
+        prometheus.address_of(wrong)

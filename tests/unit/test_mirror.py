@@ -12,12 +12,11 @@ from fake_world import World
 
 from niso.base import names
 from niso.base.errors import KernelError
+from niso.change.deactivate import remove
 from niso.cluster import mirror
 from niso.cluster.claims import Claims, Wanted
-from niso.commands.deactivate import remove
-from niso.kernel.kinds.fdb import Fdb
-from niso.kernel.kinds.peer import Peer
-from niso.kernel.state import State
+from niso.kernel.kinds.kind import State
+from niso.kernel.kinds.neighbours import Fdb, Peer
 
 
 @pytest.fixture

@@ -6,32 +6,31 @@ import json
 from pathlib import Path
 
 import pytest
+from fakes.kernel import Fake
 from modes_stored import ONE, TWO, policy, target
 from refusals import refuses
 from stored import TemporaryStore, add_network, put, service_spec
 
 from niso.base import names
 from niso.base.errors import Conflict, InvalidInput
-from niso.kernel import nft_tables
-from niso.kernel.fake import Fake
-from niso.kernel.kinds.address import Address
-from niso.kernel.kinds.bridge import Bridge
-from niso.kernel.kinds.element import Element
-from niso.kernel.kinds.hosts_file import HostsFile
-from niso.kernel.kinds.hosts_line import HostsLine
-from niso.kernel.kinds.namespace import Netns
-from niso.kernel.kinds.ruleset import Ruleset
-from niso.kernel.kinds.setting import Sysctl
-from niso.kernel.kinds.veth import Veth
-from niso.kernel.state import State
+from niso.change import sharing, stop, undo
+from niso.kernel import ruleset
+from niso.kernel.kinds.addresses import Address
+from niso.kernel.kinds.hosts_files import HostsFile, HostsLine
+from niso.kernel.kinds.kind import State
+from niso.kernel.kinds.links import Bridge, Veth
+from niso.kernel.kinds.namespaces import Netns
+from niso.kernel.kinds.nft import Ruleset
+from niso.kernel.kinds.sysctls import Sysctl
+from niso.kernel.nft_elements import Element
 from niso.plan.desired import desired
 from niso.plan.records import Port
 from niso.plan.verdict import decide
-from niso.reconcile.world import read_world
+from niso.reconcile.live_world import read_world
 from niso.runtime import oci, root
-from niso.services import sharing, stop, undo
-from niso.store.specs import encode_process, encode_service
-from niso.store.store import ALL, Intent, Store
+from niso.store.service_rows import Intent, encode_process, encode_service
+from niso.store.snapshots import ALL
+from niso.store.store import Store
 
 P80, P90 = Port("", 8080, 80, "tcp"), Port("", 9090, 90, "tcp")
 
@@ -77,7 +76,7 @@ def elements(state: State, container: str) -> dict[str, tuple[str, str]]:
     return {
         e.element: (e.value, e.comment)
         for e in state[Element]
-        if (e.table, e.container) == (nft_tables.INET, container)
+        if (e.table, e.container) == (ruleset.INET, container)
     }
 
 

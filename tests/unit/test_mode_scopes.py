@@ -12,14 +12,15 @@ from stored import TemporaryStore, add_network, put
 
 from niso.base import names
 from niso.base.errors import Conflict, InvalidInput
-from niso.kernel.kinds.namespace import Netns
-from niso.kernel.state import State
+from niso.change import sharing, stop
+from niso.change.scope import scope_of
+from niso.kernel.kinds.kind import State
+from niso.kernel.kinds.namespaces import Netns
 from niso.plan.desired import desired
 from niso.plan.records import Port
-from niso.services import sharing, stop
-from niso.services.concern import scope_of
-from niso.store.specs import encode_service
-from niso.store.store import ALL, Scope, ServiceRow, Store
+from niso.store.service_rows import ServiceRow, encode_service
+from niso.store.snapshots import ALL, Scope
+from niso.store.store import Store
 
 NAMES = ("a", "b", "c", "d")
 _MODES = st.sampled_from(("bridge", "bridge", "host", "none", "share", "share"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from samples import samples
 
 from niso.base import names
-from niso.kernel.nft_wire import TUNNEL
+from niso.kernel.ruleset import TUNNEL
 
 NAME = st.from_regex(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 LINK = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")

@@ -17,10 +17,10 @@ from stored import TemporaryStore, add_network, put
 
 from niso.base import names
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, ProcessError, flatten
-from niso.commands import restart
-from niso.commands.deactivate import deactivate, remove
-from niso.explain import question
-from niso.manifest.parse_policy import parse
+from niso.change import activate
+from niso.change.deactivate import deactivate, remove
+from niso.look import packet_path
+from niso.manifest.policy import parse
 from niso.plan.records import Network, Subnet
 
 # --- the same name on two networks ------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def test_two_networks_have_a_name_each_and_none_sees_the_other(world: World) -> 
     assert caught.value.message == (
         "'db' is ambiguous, it could be 'one-db' (network one), 'two-db' (network two)"
     )
-    ends = question.resolve_both(world.store, "one-api", "db")
+    ends = packet_path.resolve_both(world.store, "one-api", "db")
     assert [end.service for end in ends] == ["one-api", "one-db"]
     remove(world.machine, ["two-db"])
     assert world.store.resolve("db") == "one-db"  # the only one
@@ -142,11 +142,11 @@ def test_reader_on_both_networks_sees_the_name_of_its_first_one(world: World) ->
     one, two = address(world, "one-db"), address(world, "two-db")
     assert seen(world, "two", "one")["db"] == two
     assert seen(world, "two", "one")["one-db"] == one  # its other name stays
-    assert question.resolve_both(world.store, "proxy", "db")[1].service == "two-db"
+    assert packet_path.resolve_both(world.store, "proxy", "db")[1].service == "two-db"
     world.assert_whole()
     deactivate(world.machine, ["two-db"])
     assert seen(world, "two", "one")["db"] == one
-    assert question.resolve_both(world.store, "proxy", "db")[1].service == "one-db"
+    assert packet_path.resolve_both(world.store, "proxy", "db")[1].service == "one-db"
     world.assert_whole()
     world.activate(world.package("two-db", network=on("two", hostname="db")))
     assert seen(world, "two", "one")["db"] == two
@@ -249,7 +249,7 @@ def test_name_servers_are_those_of_the_manifest_and_a_change_restarts(world: Wor
     servers = [line for line in resolver().splitlines() if line.startswith(("name", "search"))]
     assert servers == ["nameserver 192.0.2.53", "nameserver fd00::53", "search example.com lan"]
     assert world.pid("api") != first
-    restart.restart(world.machine, ["api"])
+    activate.restart(world.machine, ["api"])
     assert "nameserver 192.0.2.53\n" in resolver()
     world.activate(world.package("api", network=on("one", dns_search=[])))
     assert "search" not in resolver() and "192.0.2.53" not in resolver()

@@ -22,16 +22,15 @@ from samples import samples
 from niso.base.errors import KernelError
 from niso.kernel import (
     conntrack,
-    flows,
     foreign_chains,
-    link_counters,
+    link_records,
     netlink,
-    nflog,
     nft_elements,
-    nft_sets,
+    packet_events,
     probe,
     rtnetlink,
-    sockdiag,
+    ruleset,
+    sockets,
 )
 
 ANSWERS = {
@@ -104,31 +103,31 @@ def _foreign(said: list[bytes]) -> Any:
 
 
 def _log(said: list[bytes]) -> Any:
-    return [each for _ in said for each in of(nflog.Nflog, said).read() or ()]
+    return [each for _ in said for each in of(packet_events.Nflog, said).read() or ()]
 
 
 ANSWERS["elements"] = [ANSWERS["element"][0], done()]
 H4 = nft_elements.HEADERS["inet niso", "publish_any4"]
-COUNTED = [nft_elements.HEADERS["inet niso", name] for name in sorted(nft_sets.COUNTED)]
+COUNTED = [nft_elements.HEADERS["inet niso", name] for name in sorted(ruleset.COUNTED)]
 READERS: dict[str, Callable[[list[bytes]], Any]] = {
     "links": lambda said: of(rtnetlink.Rtnl, said).links(),
     "link": lambda said: of(rtnetlink.Rtnl, said).link("lo"),
     "addresses": lambda said: of(rtnetlink.Rtnl, said).addresses(),
     "routes": lambda said: of(rtnetlink.Rtnl, said).routes(),
     "traffic": lambda said: of(netlink.Netlink, said).dump(
-        "read counters", 94, b"", link_counters._parse
+        "read counters", 94, b"", link_records._parse_counters
     ),
     "listeners": lambda said: of(netlink.Netlink, said).dump(
-        "list sockets", 20, b"", sockdiag._parse
+        "list sockets", 20, b"", sockets._parse
     ),
     "connections": lambda said: of(netlink.Netlink, said).dump(
-        "list sockets", 20, b"", sockdiag._parse_ends
+        "list sockets", 20, b"", sockets._parse_ends
     ),
     "measured": lambda said: of(netlink.Netlink, said).dump(
-        "list sockets", 20, b"", sockdiag._parse_measured
+        "list sockets", 20, b"", sockets._parse_measured
     ),
     "flows": lambda said: of(netlink.Netlink, said).dump(
-        "list conntrack entries", 257, b"", flows._parse
+        "list conntrack entries", 257, b"", conntrack._parse
     ),
     "header": lambda said: of(nft_elements.Nfnetlink, said).header("inet niso", "publish_any4"),
     "element": lambda said: of(nft_elements.Nfnetlink, said).get(H4, ["tcp . 8080"]),
@@ -367,19 +366,19 @@ def test_no_packet_of_a_service_makes_a_probe_fail(packet: bytes, proto: str, ve
 @BOUNDED
 @given(st.binary(max_size=120))
 def test_no_packet_makes_the_log_fail(packet: bytes) -> None:
-    nflog._ends(packet)
+    packet_events._ends(packet)
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 def test_time_of_a_logged_packet_can_always_be_shown(seconds: int, micros: int) -> None:
-    from niso.api.time_texts import time_text
+    from niso.base.text import time_text
 
     body = (
         bytes(4)
         + netlink.attribute(3, struct.pack("!QQ", seconds, micros))
         + netlink.attribute(9, b"\x45" + bytes(30))
     )
-    found = nflog._parse(body)
+    found = packet_events._parse(body)
     assert found is not None and time_text(found.time)
 
 
@@ -397,7 +396,7 @@ def test_no_attribute_of_an_entry_makes_the_flush_of_flows_fail(
             is_whole = len(each) >= 16 and each[8:12] == b"\1\0\0\0"
             later.append(each[:8] + b"\2\0\0\0" + each[12:] if is_whole else each)
         reader = of(plain, [stats, *later])
-        monkeypatch.setattr(conntrack.netlink, "Netlink", lambda _: reader)
+        monkeypatch.setattr(netlink, "Netlink", lambda _: reader)
         try:
             conntrack.flush_ports([("tcp", 8080, 8080)], lambda: ["192.0.2.1"], True)
         except KernelError:

@@ -13,8 +13,8 @@ from refusals import refuses
 from samples import samples
 
 from niso.base.errors import InvalidInput
-from niso.kubernetes import objects
-from niso.kubernetes.translate import World, _prefixes, policy_of
+from niso.engines import network_policies
+from niso.engines.network_policies import World, _prefixes, policy_of
 from niso.plan import verdict
 from niso.plan.records import Policy
 
@@ -200,11 +200,11 @@ def clusters(draw: st.DrawFn) -> tuple[list[Json], list[Json], Json]:
 
 def translated(pods: list[Json], policies: list[Json], spaces: Json) -> dict[str, Policy]:
     """The policy of each pod by its name."""
-    read = [objects.pod(each) for each in pods]
+    read = [network_policies.pod(each) for each in pods]
     seen = World(
         {(each.namespace, each.name): each for each in read},
         spaces,
-        {(x.namespace, x.name): x for x in map(objects.network_policy, policies)},
+        {(x.namespace, x.name): x for x in map(network_policies.network_policy, policies)},
         {(each.namespace, each.name): (each.name,) for each in read},
     )
     return {each.name: policy_of(each, seen) for each in read}
@@ -260,11 +260,11 @@ def test_pods_without_a_policy_are_open_and_a_direction_is_closed_by_its_type() 
 
 def test_pod_in_the_network_of_its_node_or_elsewhere_is_no_peer() -> None:
     spec = {"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]}
-    pods = [objects.pod(pod("a", name, {})) for name in ("here", "elsewhere")]
+    pods = [network_policies.pod(pod("a", name, {})) for name in ("here", "elsewhere")]
     seen = World(
         {("a", each.name): each for each in pods},
         {"a": {}},
-        {("a", "n"): objects.network_policy(policy("a", "n", spec))},
+        {("a", "n"): network_policies.network_policy(policy("a", "n", spec))},
         {("a", "here"): ("here-a", "here-a-1f2e3")},
     )
     assert texts(policy_of(pods[0], seen).allow_from) == ["n: here-a", "n: here-a-1f2e3"]
@@ -289,7 +289,7 @@ def test_policy_that_is_not_understood_closes_its_namespace(spec: Any) -> None:
     pods = [pod("a", "web", {}), pod("b", "other", {})]
     wrong = policy("a", "new", spec)
     opens = policy("a", "opens", {"podSelector": {}, "ingress": [{}], "egress": [{}]})
-    assert objects.network_policy(wrong).error
+    assert network_policies.network_policy(wrong).error
     rules = translated(pods, [wrong], {"a": {}, "b": {}})
     assert rules["web"].allow_from == () and rules["other"] == Policy()
     # what others allow stays allowed
@@ -299,11 +299,11 @@ def test_policy_that_is_not_understood_closes_its_namespace(spec: Any) -> None:
 def test_static_pod_is_known_by_the_uid_of_its_mirror() -> None:
     static = pod("kube-system", "proxy", {})
     static["metadata"]["annotations"] = {"kubernetes.io/config.mirror": "hash"}
-    assert objects.pod(static).uid == "hash"
+    assert network_policies.pod(static).uid == "hash"
     static["spec"]["hostNetwork"] = True
-    assert objects.pod(static).in_host_network
+    assert network_policies.pod(static).in_host_network
     with pytest.raises(ValueError, match="not a pod"):
-        objects.pod({"metadata": {}})
+        network_policies.pod({"metadata": {}})
 
 
 def test_block_less_many_others_is_what_is_left() -> None:
@@ -313,12 +313,12 @@ def test_block_less_many_others_is_what_is_left() -> None:
     whole = ipaddress.ip_network("2001:db8::/32")
     for many in (0, 1, 3, 200):
         gone = [whole[chance.getrandbits(96)] for _ in range(many)]
-        block = objects.Block(str(whole), tuple(f"{one}/128" for one in gone))
+        block = network_policies.Block(str(whole), tuple(f"{one}/128" for one in gone))
         left = [ipaddress.ip_network(text) for text in _prefixes(block)]
         assert sum(one.num_addresses for one in left) == whole.num_addresses - many
         assert not any(address in one for one in left for address in gone)
-    assert list(_prefixes(objects.Block("10.0.0.0/30", ("10.0.0.0/8", "::/0")))) == []
-    assert list(_prefixes(objects.Block("10.0.0.0/30", ("10.0.0.2/32", "::/0")))) == [
+    assert list(_prefixes(network_policies.Block("10.0.0.0/30", ("10.0.0.0/8", "::/0")))) == []
+    assert list(_prefixes(network_policies.Block("10.0.0.0/30", ("10.0.0.2/32", "::/0")))) == [
         "10.0.0.0/31",
         "10.0.0.3/32",
     ]

@@ -7,9 +7,9 @@ from fake_world import World
 from refusals import refuses
 
 from niso.base.errors import Conflict, Error, UsageError
-from niso.commands import network
-from niso.commands.deactivate import deactivate, remove
-from niso.services.networks import NetworkRequest
+from niso.change import networks
+from niso.change.deactivate import deactivate, remove
+from niso.plan.subnets import NetworkRequest
 
 FLAGS = ("--ipv6", "--internal")
 
@@ -111,11 +111,11 @@ def test_network_that_cannot_be_is_refused_and_changes_nothing(
         "2001:db8:77::/48": "uplink0",
     }
     taken = ["--subnet", "10.99.1.0/24", "--subnet", "fd00:99:0:5::/64"]
-    network.create(world.machine, request("backend", taken))
+    networks.create(world.machine, request("backend", taken))
     before = world.picture()
     kind: type[Error] = Conflict if "overlaps" in words[0] else UsageError
     with pytest.raises(kind) as refused:
-        network.create(world.machine, request("new", arguments))
+        networks.create(world.machine, request("new", arguments))
     said = f"{refused.value.key} {refused.value.message} {refused.value.hint}"
     assert all(word in said for word in words), said
     assert world.picture() == before
@@ -124,16 +124,16 @@ def test_network_that_cannot_be_is_refused_and_changes_nothing(
 @pytest.mark.parametrize("subnet", ["8.8.8.0/24", "2a00:1450::/64"])
 def test_public_prefix_is_accepted_if_asked_for(world: World, subnet: str) -> None:
     asked = NetworkRequest("front", (subnet,), allow_public=True)
-    made = network.create(world.machine, asked)
+    made = networks.create(world.machine, asked)
     assert made is not None and [one.cidr for one in made.subnets] == [subnet]
-    assert network.create(world.machine, asked) is None
+    assert networks.create(world.machine, asked) is None
 
 
 @pytest.mark.parametrize(
     "subnet", ["100.64.0.0/24", "192.168.7.0/24", "172.31.0.0/16", "fd12::/64"]
 )
 def test_private_shared_and_unique_local_prefixes_are_accepted(world: World, subnet: str) -> None:
-    assert network.create(world.machine, NetworkRequest("front", (subnet,))) is not None
+    assert networks.create(world.machine, NetworkRequest("front", (subnet,))) is not None
 
 
 def test_public_address_makes_no_network(world: World) -> None:
@@ -163,9 +163,9 @@ V4, V6 = ["--subnet", "10.50.0.0/24"], ["--subnet", "fd00::/64"]
 def test_network_that_exists_as_requested_stays_so(
     world: World, first: list[str], again: list[str]
 ) -> None:
-    assert network.create(world.machine, request("backend", first)) is not None
+    assert networks.create(world.machine, request("backend", first)) is not None
     before = world.picture()
-    assert network.create(world.machine, request("backend", again)) is None
+    assert networks.create(world.machine, request("backend", again)) is None
     assert world.picture() == before
 
 
@@ -187,10 +187,10 @@ def test_network_that_exists_as_requested_stays_so(
 def test_network_that_exists_as_another_one_is_a_conflict(
     world: World, first: list[str], again: list[str], facts: list[str]
 ) -> None:
-    network.create(world.machine, request("backend", first))
+    networks.create(world.machine, request("backend", first))
     before = world.picture()
     with refuses(Conflict, "'backend'", *facts, hint="match it, or choose another name"):
-        network.create(world.machine, request("backend", again))
+        networks.create(world.machine, request("backend", again))
     assert world.picture() == before
 
 
@@ -198,17 +198,17 @@ def test_pool_of_the_environment_can_be_used_up(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NISO_POOL", "172.30.0.0/23")
-    made = network.create(world.machine, request("one", []))
+    made = networks.create(world.machine, request("one", []))
     assert made is not None and [one.cidr for one in made.subnets] == ["172.30.1.0/24"]
     hint = "set NISO_POOL to a free prefix, or niso net create two --subnet CIDR"
     with refuses(Conflict, "172.30.0.0/23", "172.30.1.0/24", "'one'", "niso-default", hint=hint):
-        network.create(world.machine, request("two", []))
+        networks.create(world.machine, request("two", []))
     world.activate(world.package("api"))
     assert world.store.addresses("api") == [("niso-default", "172.30.0.2")]
     for wrong in ("10.0.0.0/25", "nonsense", "fd00::/48", "10.50.0.0/24"):
         monkeypatch.setenv("NISO_POOL", wrong)
         with pytest.raises(Error) as caught:
-            network.create(world.machine, request("two", []))
+            networks.create(world.machine, request("two", []))
         assert "NISO_POOL" in f"{caught.value.message} {caught.value.hint}"
 
 

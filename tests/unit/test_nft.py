@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from ruleset_elements import SYSCTLS, all_elements, policy_elements
 from samples import samples
 
-from niso.kernel import nft_audit, nft_sensor, nft_sets, nft_tables, nft_wire
-from niso.kernel.kinds.element import Edit, Element
-from niso.kernel.kinds.ruleset import owner
-from niso.plan import nft
+from niso.kernel import policy_rules, ruleset
+from niso.kernel.kinds.nft import Edit, owner
+from niso.kernel.nft_elements import Element
+from niso.plan import elements as plan_elements
 
 NAME = st.from_regex(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 
@@ -35,40 +35,40 @@ def test_no_name_can_break_out_of_its_place(service, network) -> None:
 
 
 def test_comment_comes_before_the_value_and_only_where_something_is_added() -> None:
-    element = Element(nft_tables.INET, "publish_any4", "tcp . 1", "10.0.0.2 . 2", "api")
+    element = Element(ruleset.INET, "publish_any4", "tcp . 1", "10.0.0.2 . 2", "api")
     assert Edit("add", element).text() == (
         'add element inet niso publish_any4 { tcp . 1 comment "api" : 10.0.0.2 . 2 }'
     )
     assert Edit("delete", element).text() == "delete element inet niso publish_any4 { tcp . 1 }"
-    assert Edit("add", nft.closed(4)).text() == "add element inet niso closed { ipv4 }"
+    assert Edit("add", plan_elements.closed(4)).text() == "add element inet niso closed { ipv4 }"
 
 
 def test_list_of_containers_is_that_of_the_text() -> None:
     found: dict[str, list[str]] = {}
     table = ""
-    for line in nft_tables.TABLES.splitlines():
+    for line in ruleset.TABLES.splitlines():
         if heading := re.fullmatch(r"table (\w+ \w+) \{", line):
             table = heading[1]
             found[table] = []
         # what is dynamic is filled by the rules themselves
         if (container := re.match(r"\t(?:set|map) (\w+) ", line)) and "dynamic" not in line:
             found[table].append(container[1])
-    assert {name: tuple(each) for name, each in found.items()} == nft_sets.CONTAINERS
+    assert {name: tuple(each) for name, each in found.items()} == ruleset.CONTAINERS
     assert {
-        name for containers in nft_sets.CONTAINERS.values() for name in containers
-    } >= nft_sets.LATE | nft_sets.POLICIES
+        name for containers in ruleset.CONTAINERS.values() for name in containers
+    } >= ruleset.LATE | ruleset.POLICIES
 
 
 def test_all_kinds_of_elements_are_there_and_each_is_of_its_types() -> None:
     """So that what is given to the kernel above, and to the fake one, is all that there is."""
-    elements = [*owner("0123abcd"), nft.closed(4), *all_elements("api", "backend")]
-    elements += nft.before("net/ipv4/ip_forward", "0")
+    elements = [*owner("0123abcd"), plan_elements.closed(4), *all_elements("api", "backend")]
+    elements += plan_elements.before("net/ipv4/ip_forward", "0")
     elements += policy_elements()
     assert {(e.table, e.container) for e in elements} == {
-        (table, name) for table, containers in nft_sets.CONTAINERS.items() for name in containers
+        (table, name) for table, containers in ruleset.CONTAINERS.items() for name in containers
     }
     for element in elements:
-        key, value, interval = nft_sets.DECLARED[element.table, element.container]
+        key, value, interval = ruleset.DECLARED[element.table, element.container]
         assert len(element.element.split(" . ")) == len(key.split(" . "))
         assert bool(element.value) == (value is not None)
         assert len(element.value.split(" . ")) == len((value or "").split(" . "))
@@ -78,22 +78,22 @@ def test_all_kinds_of_elements_are_there_and_each_is_of_its_types() -> None:
 
 @pytest.mark.parametrize(("name", "value"), SYSCTLS)
 def test_what_a_sysctl_was_is_read_back(name: str, value: str) -> None:
-    (element,) = nft.before(name, value)
-    assert nft.sysctl_before(element.element) == (name, value)
+    (element,) = plan_elements.before(name, value)
+    assert plan_elements.sysctl_before(element.element) == (name, value)
 
 
 @pytest.mark.parametrize("link", ['x"y', "a;b", "x}", "a23456789012345 6"])
 def test_link_whose_name_is_no_word_of_nft_is_left_out(link: str) -> None:
-    assert nft.before(f"net/ipv6/conf/{link}/accept_ra", "1") == []
-    assert nft.before("net/ipv4/ip_forward", "0 } ; flush ruleset") == []
+    assert plan_elements.before(f"net/ipv6/conf/{link}/accept_ra", "1") == []
+    assert plan_elements.before("net/ipv4/ip_forward", "0 } ; flush ruleset") == []
 
 
 def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
     # the end of an audit is always safe
-    guards = nft_sets.LATE | nft_sets.POLICIES | {nft_sensor.WATCHED, *nft_audit.PLACES}
+    guards = ruleset.LATE | ruleset.POLICIES | {policy_rules.WATCHED, *policy_rules.PLACES}
     early = {
         name
-        for containers in nft_sets.CONTAINERS.values()
+        for containers in ruleset.CONTAINERS.values()
         for name in containers
         if name not in guards
     }
@@ -113,13 +113,13 @@ def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
     ports = {f"{kind}{family}" for kind in kinds for family in (4, 6)}
     # claims, without which nobody of another host is heard; receivers, without which nobody is
     # reached by a gateway's MAC
-    assert early == ports | {"here", *nft_wire.CLAIMS, "receivers4", "receivers6"}
+    assert early == ports | {"here", *ruleset.CLAIMS, "receivers4", "receivers6"}
 
 
 def test_every_set_that_is_declared_is_used_by_a_rule() -> None:
-    for containers in nft_sets.CONTAINERS.values():
+    for containers in ruleset.CONTAINERS.values():
         for name in set(containers) - {"owner", "policies", "before"}:
-            assert re.search(rf"@{name}\b", nft_tables.TABLES), name
+            assert re.search(rf"@{name}\b", ruleset.TABLES), name
 
 
 def test_text_has_both_families() -> None:
@@ -133,14 +133,14 @@ def test_text_has_both_families() -> None:
         "hairpin",
     ):
         for family in "46":
-            assert f"@{container}{family}" in nft_tables.TABLES
+            assert f"@{container}{family}" in ruleset.TABLES
     for words in ("ip saddr @subnets4", "ip6 saddr @subnets6", "dnat ip to", "dnat ip6 to"):
-        assert words in nft_tables.TABLES
+        assert words in ruleset.TABLES
 
 
 def test_digest_is_of_the_text() -> None:
-    assert re.fullmatch(r"[0-9a-f]{8}", nft_tables.DIGEST)
+    assert re.fullmatch(r"[0-9a-f]{8}", ruleset.DIGEST)
     marks = {element.element for element in owner("0123abcd")}
-    assert marks == {'"id-0123abcd"', f'"rules-{nft_tables.DIGEST}"'}
-    assert {element.table for element in owner("0123abcd")} == set(nft_sets.CONTAINERS)
+    assert marks == {'"id-0123abcd"', f'"rules-{ruleset.DIGEST}"'}
+    assert {element.table for element in owner("0123abcd")} == set(ruleset.CONTAINERS)
     assert all(len(mark.strip('"')) <= 15 for mark in marks), "an ifname holds 15 characters"

@@ -11,10 +11,7 @@ from hypothesis import strategies as st
 from samples import samples
 
 from niso.base.errors import KernelError
-from niso.kernel import (
-    libnftables,
-    nft_elements,
-)
+from niso.kernel import libnftables, nft_elements
 
 BOUNDED = settings(max_examples=samples(50, 2000), deadline=None)
 H4 = nft_elements.HEADERS["inet niso", "publish_any4"]
@@ -87,7 +84,7 @@ def elements(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> Any:
         def header(self, *_: object) -> Any:
             return H4._replace(key=(0,))  # of a type that is not read by netlink
 
-    monkeypatch.setattr(libnftables.nft_elements, "Nfnetlink", Header)
+    monkeypatch.setattr(nft_elements, "Nfnetlink", Header)
     one = libnftables.Nft.__new__(libnftables.Nft)
     one._nft, one._context = Library(), None  # type: ignore[assignment]
     try:

@@ -17,8 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import samples
 
-from niso.api import as_json, published_ports, time_texts
+from niso.api import host
+from niso.base import names
+from niso.base import text as base_text
 from niso.cli import output
+from niso.look import host_ports
 from niso.plan.records import Port
 
 BOUNDED = settings(max_examples=samples(50, 200), deadline=None)
@@ -92,7 +95,7 @@ def test_json_is_read_back_and_holds_no_control_bytes(capsys) -> None:
 )
 def test_port_text(port, shown, monkeypatch) -> None:
     monkeypatch.setattr(output, "arrow", lambda: "→")
-    rows = published_ports.rows([port], (4, 6))
+    rows = host_ports.rows([port], (4, 6))
     assert output.ports_text(rows) == [shown]
     assert output.as_listed(port.text) == shown  # in ps --all-hosts
     monkeypatch.undo()
@@ -117,12 +120,12 @@ def test_port_has_a_row_for_all_addresses_of_each_family_of_the_network(
     host_ip, families, rows
 ) -> None:
     port = Port(host_ip, 80, 80, "tcp")
-    assert [row.host_ip for row in published_ports.rows([port], families)] == rows
+    assert [row.host_ip for row in host_ports.rows([port], families)] == rows
 
 
 def test_ports_in_json_are_a_row_each_and_a_range_says_how_many_it_has() -> None:
     given = (Port("", 8080, 80, "tcp"), Port("127.0.0.1", 8000, 9000, "udp", 3))
-    assert as_json.plain(published_ports.rows(given, (4, 6))) == [
+    assert host.plain(host_ports.rows(given, (4, 6))) == [
         {"host_ip": "0.0.0.0", "host_port": 8080, "container_port": 80, "proto": "tcp"},
         {"host_ip": "::", "host_port": 8080, "container_port": 80, "proto": "tcp"},
         {
@@ -133,12 +136,12 @@ def test_ports_in_json_are_a_row_each_and_a_range_says_how_many_it_has() -> None
             "range": 3,
         },
     ]
-    assert as_json.plain(published_ports.rows((), (4,))) == []
+    assert host.plain(host_ports.rows((), (4,))) == []
 
 
 def test_address_with_a_port_is_in_brackets_where_it_is_ipv6() -> None:
-    assert output.bracketed("2001:db8::1") == "[2001:db8::1]"
-    assert output.bracketed("192.0.2.1") == "192.0.2.1"
+    assert names.bracketed("2001:db8::1") == "[2001:db8::1]"
+    assert names.bracketed("192.0.2.1") == "192.0.2.1"
 
 
 @pytest.mark.parametrize(
@@ -212,9 +215,9 @@ def test_duration(seconds, shown) -> None:
 
 
 def test_times_are_rfc_3339_in_utc() -> None:
-    assert time_texts.time_text(0) == "1970-01-01T00:00:00Z"
-    assert time_texts.time_text(1764000000.5) == "2025-11-24T16:00:00Z"
-    assert time_texts.time_text(None) is None
+    assert base_text.time_text(0) == "1970-01-01T00:00:00Z"
+    assert base_text.time_text(1764000000.5) == "2025-11-24T16:00:00Z"
+    assert base_text.time_text(None) is None
 
 
 def test_notes_keep_their_lines_and_escape_the_rest(capsys) -> None:

@@ -15,21 +15,19 @@ from fake_world import Steps, World
 from niso.base import names
 from niso.base.errors import Conflict, Error
 from niso.base.report import Caution
+from niso.change import boot, outside_names_refresh, stacks
+from niso.change.deactivate import deactivate, remove
 from niso.cluster.claims import Claims, Wanted
-from niso.cluster.index import Spec
-from niso.commands import boot, names_timer, stack
-from niso.commands.deactivate import deactivate, remove
-from niso.explain import question
-from niso.kernel.kinds.element import Element
-from niso.kernel.state import State
-from niso.plan.answers import Heard, Outside
-from niso.plan.policy_maps import PASSES, decides
+from niso.cluster.key_values import Spec
+from niso.kernel.kinds.kind import State
+from niso.kernel.nft_elements import Element
+from niso.look import flows, packet_path, stack_members
+from niso.plan.dns_answers import Heard, Outside
+from niso.plan.policy_elements import PASSES, decides
 from niso.plan.verdict import decide
-from niso.reconcile import policy_flows
-from niso.reconcile.world import read_world
-from niso.see import seen as flows
-from niso.services import refreshing, resolver
-from niso.store.store import ALL
+from niso.reconcile import ended_flows
+from niso.reconcile.live_world import read_world
+from niso.store.snapshots import ALL
 
 
 class Dns:
@@ -53,9 +51,9 @@ class Dns:
 @pytest.fixture
 def dns(monkeypatch: pytest.MonkeyPatch) -> Dns:
     made = Dns()
-    monkeypatch.setattr(resolver, "ask", made.ask)
-    monkeypatch.setattr(resolver, "require", lambda: None)
-    monkeypatch.setattr(refreshing, "time", SimpleNamespace(time=made.time))
+    monkeypatch.setattr(outside_names_refresh, "ask", made.ask)
+    monkeypatch.setattr(outside_names_refresh, "require", lambda: None)
+    monkeypatch.setattr(outside_names_refresh, "time", SimpleNamespace(time=made.time))
     made.answers[API] = heard(ONE, SIX)
     return made
 
@@ -113,19 +111,19 @@ def test_rules_and_hosts_file_have_the_same_addresses(world: World, dns: Dns) ->
     assert any("web.niso.local" in line.names for line in shared)
     # nothing is asked for before its time, by whatever command
     assert dns.asked == [API]
-    assert refreshing.refresh(world.machine) == []
+    assert outside_names_refresh.refresh(world.machine) == []
     world.activate(world.package("web", network=to(f"{API}:443")))
     assert dns.asked == [API]
     # at its end, the answer is another one: the old address passes for a minute, and is not found
     dns.answers[API] = heard(TWO)
     dns.now += 300
     process = world.pid("web")
-    assert refreshing.refresh(world.machine) == [API]
+    assert outside_names_refresh.refresh(world.machine) == [API]
     world.assert_whole()
     assert hosts(world) == hosts(world, "old") == {API: {TWO}}
     assert reaches(world) == {ONE, SIX, TWO}
     dns.now += 60
-    assert refreshing.refresh(world.machine) == [API]
+    assert outside_names_refresh.refresh(world.machine) == [API]
     world.assert_whole()
     assert reaches(world) == {TWO} and world.pid("web") == process
     # and the name goes with the policy, while the process runs on
@@ -142,7 +140,7 @@ def test_rules_and_hosts_file_have_the_same_addresses(world: World, dns: Dns) ->
     remove(world.machine, ["side"])
     remove(world.machine, ["web", "old"])
     dns.now += 7200
-    assert refreshing.refresh(world.machine) == []
+    assert outside_names_refresh.refresh(world.machine) == []
     world.assert_whole()
 
 
@@ -172,10 +170,10 @@ def test_no_name_leads_into_a_network_that_its_own_activation_makes(world: World
     world.package("db", network={"network": "odd", "ip": TWO})
     path = world.stack("db", "web", odd="203.0.113.0/29")
     before = world.picture()
-    stack.up(world.machine, stack.load(path), 5.0, dry_run=True)
+    stacks.up(world.machine, stack_members.load(path), 5.0, dry_run=True)
     assert world.picture() == before
     said: list[object] = []
-    stack.up(world.machine, stack.load(path), 5.0, said.append)
+    stacks.up(world.machine, stack_members.load(path), 5.0, said.append)
     world.assert_whole()
     assert hosts(world) == {OTHER: {"192.0.2.7"}} and TWO not in reaches(world)
     assert f"{API}: {TWO} is refused: it is in a network of niso" in [
@@ -183,7 +181,7 @@ def test_no_name_leads_into_a_network_that_its_own_activation_makes(world: World
     ]
     # it is asked for again at once
     dns.answers[API] = heard("192.0.2.8")
-    assert refreshing.refresh(world.machine) == [API]
+    assert outside_names_refresh.refresh(world.machine) == [API]
     world.assert_whole()
     assert hosts(world)[API] == {"192.0.2.8"}
 
@@ -215,7 +213,7 @@ def test_hosts_file_has_no_addresses_of_a_family_without_a_route(world: World, d
     assert hosts(world, "old") == {API: {ONE}} and ONE in reaches(world, "old")
     judged = read_world(world.kernel, world.store)
     asked = {
-        name: question.ends(judged, *question.resolve_both(world.store, name, API))[1]
+        name: packet_path.ends(judged, *packet_path.resolve_both(world.store, name, API))[1]
         for name in ("web", "six", "old")
     }
     assert asked == {"web": SIX, "six": SIX, "old": ONE}
@@ -244,10 +242,10 @@ def test_address_that_a_network_has_taken_since_is_never_reached_by_the_name(
     # one that the host takes meanwhile goes with the next refresh
     far = "198.51.100.9"
     dns.answers[API] = heard(far, ttl_s=86_400)
-    refreshing.refresh(world.machine, force=True)
-    assert hosts(world) == {API: {far}} and refreshing.refresh(world.machine) == []
+    outside_names_refresh.refresh(world.machine, force=True)
+    assert hosts(world) == {API: {far}} and outside_names_refresh.refresh(world.machine) == []
     world.kernel.own_addresses[f"{far}/24"] = "uplink0"
-    assert refreshing.refresh(world.machine) == [API]
+    assert outside_names_refresh.refresh(world.machine) == [API]
     world.assert_whole()
     assert hosts(world) == {} and reaches(world) == set()
 
@@ -257,18 +255,18 @@ def test_names_that_hang_take_turns_and_are_said_once(
 ) -> None:
     pytest.importorskip("dns.resolver")
     slow = [f"h{number}.example.com" for number in range(9)]
-    monkeypatch.setattr(resolver, "RESOLV_CONF", str(tmp_path / "resolv.conf"))
+    monkeypatch.setattr(outside_names_refresh, "RESOLV_CONF", str(tmp_path / "resolv.conf"))
     (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
-    monkeypatch.setattr(resolver, "_AT_ONCE", 1)
+    monkeypatch.setattr(outside_names_refresh, "_AT_ONCE", 1)
     asked: list[str] = []
 
     def one(_dns: object, _resolver: object, name: str, family: int, _end: float) -> Heard:
         asked.append(name)
         return Heard(family, problem="no name server answered", silent=True)
 
-    monkeypatch.setattr(resolver, "_one", one)
+    monkeypatch.setattr(outside_names_refresh, "_one", one)
     for _ in range(9):
-        assert [h.family for h in resolver.ask(slow)[slow[0]]] == [4, 6]
+        assert [h.family for h in outside_names_refresh.ask(slow)[slow[0]]] == [4, 6]
     assert len(set(asked[:: 2 * len(slow)])) > 1, "who is asked first"
     said: list[object] = []
     world.activate(world.package("web", network=to(*slow)), report=said.append)
@@ -285,15 +283,15 @@ def test_name_without_an_answer_starts_the_service_and_allows_nothing(
     assert Caution(f"{API}: no name server answered", ("niso net refresh asks again",)) in said
     world.assert_whole()
     assert hosts(world) == {} and reaches(world) == set()
-    both = question.resolve_both(world.store, "web", API)
+    both = packet_path.resolve_both(world.store, "web", API)
     with pytest.raises(Error, match=f"{API} has no address"):
-        question.ends(read_world(world.kernel, world.store), *both)
+        packet_path.ends(read_world(world.kernel, world.store), *both)
     with pytest.raises(Error) as caught:
-        question.resolve_both(world.store, "web", "other.example.com")
+        packet_path.resolve_both(world.store, "web", "other.example.com")
     assert "if a policy has it" in str(caught.value.hint)
     dns.answers[API] = heard(ONE)
     dns.now += 30
-    refreshing.refresh(world.machine)
+    outside_names_refresh.refresh(world.machine)
     world.assert_whole()
     assert hosts(world) == {API: {ONE}} and reaches(world) == {ONE}
     # a reboot while the name servers are away
@@ -321,11 +319,11 @@ def test_flow_to_an_address_that_dns_does_not_have_any_more_is_not_cut(
 ) -> None:
     world.activate(world.package("web", network=to(API)))
     cut: list[str] = []
-    monkeypatch.setattr(policy_flows, "cut", lambda *_: cut.append("cut"))
+    monkeypatch.setattr(ended_flows, "cut", lambda *_: cut.append("cut"))
     dns.answers[API] = heard(TWO)
     for _ in range(3):
         dns.now += 400
-        refreshing.refresh(world.machine)
+        outside_names_refresh.refresh(world.machine)
     assert reaches(world) == {TWO} and cut == []
     monkeypatch.undo()
     # what judges open flows knows that the name had the address
@@ -341,17 +339,17 @@ def test_refresh_that_fails_or_is_killed_is_completed_by_the_next_and_never_wide
     world.activate(world.package("web", network=to(API)))
     dns.answers[API] = heard(TWO)
     dns.now += 400
-    refreshing.refresh(world.machine)
+    outside_names_refresh.refresh(world.machine)
     for number in itertools.count(1):
         # ONE leaves the rules, and THREE comes in the place of TWO; then the other way round
         other, new = (THREE, TWO) if hosts(world) == {API: {THREE}} else (TWO, THREE)
         dns.answers[API] = heard(new)
         dns.now += 400
         steps = Steps(world, number, kills)
-        done = steps.run(lambda: refreshing.refresh(world.machine))
+        done = steps.run(lambda: outside_names_refresh.refresh(world.machine))
         if kills:
             assert_no_wider(world)
-        refreshing.refresh(world.machine)
+        outside_names_refresh.refresh(world.machine)
         world.assert_whole()
         assert hosts(world) == {API: {new}}
         assert reaches(world) <= {new, other}
@@ -369,8 +367,8 @@ def test_refresh_that_is_killed_leaves_no_line_of_an_address_that_two_names_shar
         world.activate(world.package("web", network=to(API, other)))
         dns.answers[other] = heard(ONE)
         dns.now += 400
-        done = Steps(world, number, True).run(lambda: refreshing.refresh(world.machine))
-        refreshing.refresh(world.machine)
+        done = Steps(world, number, True).run(lambda: outside_names_refresh.refresh(world.machine))
+        outside_names_refresh.refresh(world.machine)
         world.assert_whole()
         assert hosts(world) == {API: {ONE}, other: {ONE}}
         if done:
@@ -409,14 +407,14 @@ def test_timer_is_there_while_an_enabled_service_has_names(world: World, dns: Dn
     boot.enable(world.machine, ["db"])
     assert written() == []
     boot.enable(world.machine, ["web"])
-    assert len(written()) == 3 and units.is_active(names_timer.TIMER)
+    assert len(written()) == 3 and units.is_active(outside_names_refresh.TIMER)
     text = "".join(units.files[path] for path in written())
     assert "OnUnitActiveSec=60s" in text and "net refresh" in text
     assert "Wants=niso_refresh.timer" in text
     boot.disable(world.machine, ["db"])
     assert len(written()) == 3
     boot.disable(world.machine, ["web"])
-    assert written() == [] and not units.is_active(names_timer.TIMER)
+    assert written() == [] and not units.is_active(outside_names_refresh.TIMER)
     # an activation may bring the first name to a service that is enabled, also to a job
     world.processes.dies["mig"] = 0
     for name, more in (("web", {}), ("mig", {"service": {"kind": "job"}})):
@@ -424,7 +422,7 @@ def test_timer_is_there_while_an_enabled_service_has_names(world: World, dns: Dn
         boot.enable(world.machine, [name])
         world.activate(world.package(name, network=to(API), **more))
         assert written() == []
-        boot.settle(world.machine, [name])
+        boot.hand_over(world.machine, [name])
         assert len(written()) == 3
         boot.disable(world.machine, [name])
     # another state folder's is left alone
@@ -441,5 +439,5 @@ def test_damaged_answer_is_asked_for_again(world: World, dns: Dns) -> None:
         with world.store.transaction():
             world.store._db.execute("UPDATE outside_name SET answer=?", (text,))
         assert world.store.outside.answer(API) == Outside(API)
-    refreshing.refresh(world.machine)
+    outside_names_refresh.refresh(world.machine)
     assert hosts(world) == {API: {ONE, SIX}}

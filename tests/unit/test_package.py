@@ -15,11 +15,11 @@ import pytest
 from packages import copy_to, fingerprint, left_over, names_below, small_package
 from refusals import refuses
 
-from niso.base import paths
+from niso.base import files, paths
 from niso.base.errors import Error, InvalidInput
 from niso.manifest import load
-from niso.plan.service_spec import ServiceSpec
-from niso.runtime import mount_calls, package
+from niso.plan.specs import ServiceSpec
+from niso.runtime import package
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_copy_is_on_the_disk_before_it_has_its_name(folder, monkeypatch, more) -
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(os, "rename", noted_rename)
-    monkeypatch.setattr(mount_calls, "syncfs", lambda fd: done.append("all of it"))
+    monkeypatch.setattr(package, "syncfs", lambda fd: done.append("all of it"))
     copy = copied(folder)
     named = done.index(f"rename {copy}")
     before = {path.partition(".new")[2].lstrip("/") or path for path in done[:named]}
@@ -478,6 +478,6 @@ def test_manifest_of_a_copy_is_written_only_if_it_differs(tmp_path: Path) -> Non
     assert as_copied(load.load(str(tmp_path)).spec, tmp_path / "copy").mode == "host"
     (tmp_path / "manifest.toml").write_text(JOB.replace("true", "false"))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Error, match="cannot write"):
-        patch.setattr(package.files, "write", lambda *_: os.open("/nowhere", 0))
+        patch.setattr(files, "write", lambda *_: os.open("/nowhere", 0))
         as_copied(load.load(str(tmp_path)).spec, tmp_path / "copy")
     assert load.load(str(tmp_path / "copy")).spec.mode == "host", "the file is as it was"

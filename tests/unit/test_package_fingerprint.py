@@ -10,8 +10,8 @@ import pytest
 from packages import fingerprint, small_package
 
 from niso.base import paths
-from niso.runtime import contents, package
-from niso.runtime.contents import Contents
+from niso.runtime import package
+from niso.runtime.package import Contents
 
 
 @pytest.fixture
@@ -60,8 +60,8 @@ def test_fingerprint_is_the_same_for_the_same_content_written_again(folder) -> N
 def reads(monkeypatch) -> list[int]:
     """The sizes of the files that are read for their digests."""
     found: list[int] = []
-    read = contents._read
-    monkeypatch.setattr(contents, "_read", lambda fd, size: found.append(size) or read(fd, size))
+    read = package._read
+    monkeypatch.setattr(package, "_read", lambda fd, size: found.append(size) or read(fd, size))
     return found
 
 

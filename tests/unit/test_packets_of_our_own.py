@@ -21,7 +21,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.sctp import SCTP, crc32c
 
 from niso.base.errors import Conflict, KernelError
-from niso.kernel import nflog, probe
+from niso.kernel import packet_events, probe
 
 FOUR = {"src": "10.99.1.2", "dst": "10.99.1.3"}
 SIX = {"src": "fd00::2", "dst": "fd00::3"}
@@ -67,13 +67,13 @@ def test_checksum_of_the_internet(data: bytes) -> None:
 )
 def test_what_a_packet_says(packet: IP | IPv6, said: tuple[int | None, str]) -> None:
     ends = (FOUR if packet.version == 4 else SIX).values()
-    assert nflog._ends(bytes(packet)) == (*ends, *said)
+    assert packet_events._ends(bytes(packet)) == (*ends, *said)
 
 
 @given(st.binary(max_size=120))
 def test_any_bytes_are_a_packet_or_none(data: bytes) -> None:
     for start in (b"", b"\x45", b"\x60"):
-        found = nflog._ends(start + data)
+        found = packet_events._ends(start + data)
         if found is not None:
             for address in found[:2]:
                 socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
@@ -107,7 +107,7 @@ def test_group_that_cannot_be_read(
             {errno.EPERM: "not permitted", errno.ENOMEM: "no memory"}.get(number, "?"), None, number
         )
 
-    monkeypatch.setattr(nflog.Nflog, "transact", fail)
-    monkeypatch.setattr(nflog, "_holder", lambda _: held)
+    monkeypatch.setattr(packet_events.Nflog, "transact", fail)
+    monkeypatch.setattr(packet_events, "_holder", lambda _: held)
     with pytest.raises(kind, match=words):
-        nflog.Nflog(1)
+        packet_events.Nflog(1)

@@ -16,18 +16,15 @@ from snapshots_made import (
 )
 
 from niso.base import names
-from niso.kernel import nft_sets, nft_tables
-from niso.kernel.kinds.address import Address
-from niso.kernel.kinds.bridge import Bridge
-from niso.kernel.kinds.element import Element
-from niso.kernel.kinds.hosts_file import HostsFile
-from niso.kernel.kinds.hosts_line import HostsLine
-from niso.kernel.kinds.namespace import Netns
-from niso.kernel.kinds.route import Route
-from niso.kernel.kinds.ruleset import Ruleset
-from niso.kernel.kinds.setting import Sysctl
-from niso.kernel.kinds.veth import Veth
-from niso.kernel.state import State
+from niso.kernel import ruleset
+from niso.kernel.kinds.addresses import Address, Route
+from niso.kernel.kinds.hosts_files import HostsFile, HostsLine
+from niso.kernel.kinds.kind import State
+from niso.kernel.kinds.links import Bridge, Veth
+from niso.kernel.kinds.namespaces import Netns
+from niso.kernel.kinds.nft import Ruleset
+from niso.kernel.kinds.sysctls import Sysctl
+from niso.kernel.nft_elements import Element
 from niso.plan.desired import desired
 from niso.plan.records import Endpoint, Network, Port, Service, Snapshot, Subnet
 
@@ -44,7 +41,7 @@ def test_empty_store_wants_nothing_but_the_sysctls_as_they_were() -> None:
 
 def test_network_without_services_is_a_bridge_that_lets_nothing_through() -> None:
     state = desired(everything((BACKEND,), ()))
-    assert state[Ruleset] == {Ruleset(nft_tables.DIGEST)}
+    assert state[Ruleset] == {Ruleset(ruleset.DIGEST)}
     assert state[Bridge] == {
         Bridge(
             "niso-backend", 1500, ALIAS, True, False, False, names.mac("", "niso-backend", ALIAS)
@@ -77,10 +74,10 @@ def test_service_that_publishes() -> None:
     }
     assert elements(state, "publish_any4") == {"tcp . 8080": ("10.99.0.2 . 80", "api")}
     assert elements(state, "publish_any6") == {}
-    assert elements(state, "sources4", nft_tables.BRIDGE) == {
+    assert elements(state, "sources4", ruleset.BRIDGE) == {
         f'"{host_end}" . {mac} . 10.99.0.2': ("", "api")
     }
-    for table in (nft_tables.INET, nft_tables.BRIDGE):
+    for table in (ruleset.INET, ruleset.BRIDGE):
         assert elements(state, "ports", table) == {f'"{host_end}"': ("", "api")}
     assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "1") in state[Sysctl]
     assert Sysctl("", "net/ipv4/ip_forward", "1") in state[Sysctl]
@@ -205,7 +202,7 @@ def test_dual_stack_has_each_thing_of_both_families() -> None:
     }
     (bridge,), (veth,) = state[Bridge], state[Veth]
     for family, address in ((4, "10.99.0.2"), (6, "fd00:99:1::2")):
-        receivers = elements(state, f"receivers{family}", nft_tables.BRIDGE)
+        receivers = elements(state, f"receivers{family}", ruleset.BRIDGE)
         assert receivers == {f"{bridge.mac} . {address}": (veth.mac, "api")}
     assert {a.address for a in state[Address] if not a.netns} == {
         "10.99.0.1/24",
@@ -222,7 +219,7 @@ def test_dual_stack_has_each_thing_of_both_families() -> None:
     }
     assert elements(state, "publish_any6") == {"tcp . 8080": ("fd00:99:1::2 . 80", "api")}
     assert list(elements(state, "subnets6")) == ["fd00:99:1::/64"]
-    assert len(elements(state, "sources6", nft_tables.BRIDGE)) == 1
+    assert len(elements(state, "sources6", ruleset.BRIDGE)) == 1
     assert elements(state, "hairpin4") == {"10.99.0.2 . 10.99.0.2": ("10.99.0.1", "api")}
     assert elements(state, "hairpin6") == {"fd00:99:1::2 . fd00:99:1::2": ("fd00:99:1::1", "api")}
     assert [(b.tracked4, b.tracked6) for b in state[Bridge]] == [(True, True)]
@@ -286,7 +283,7 @@ def test_form_of_a_port_is_elements_of_the_families_of_its_host_address(
     state = desired(everything((dual,), (service,)))
     found = {
         name: {key: value for key, (value, _) in each.items()}
-        for name in nft_sets.CONTAINERS[nft_tables.INET]
+        for name in ruleset.CONTAINERS[ruleset.INET]
         if name.startswith(("publish_", "range_", "local_")) and (each := elements(state, name))
     }
     assert found == four | six
@@ -319,7 +316,7 @@ def test_internal_network_is_named_in_the_set_that_lets_nothing_out() -> None:
 
 def test_broadcast_address_of_each_ipv4_subnet_is_named() -> None:
     state = desired(everything((network(0, dual=True), FRONT), ()))
-    assert elements(state, "broadcasts", nft_tables.BRIDGE) == {
+    assert elements(state, "broadcasts", ruleset.BRIDGE) == {
         "10.99.0.255": ("", "backend"),
         "10.99.1.255": ("", "front"),
     }
@@ -382,7 +379,7 @@ def test_element_of_a_state_says_who_owns_it() -> None:
     assert owners == {"", "api", "backend"}
     unowned = {element.container for element in state[Element] if not element.comment}
     assert unowned == {"owner", "closed", "before"}
-    assert Element(nft_tables.INET, "owner", '"id-0123abcd"', "", "") in state[Element]
+    assert Element(ruleset.INET, "owner", '"id-0123abcd"', "", "") in state[Element]
 
 
 def test_another_service_adds_no_element_to_a_set_of_intervals_of_several_fields() -> None:
@@ -390,7 +387,7 @@ def test_another_service_adds_no_element_to_a_set_of_intervals_of_several_fields
     slow = {
         name
         for name, kind in re.findall(
-            r"\t(?:set|map) (\w+) \{ type ([^:;]*)[^}]*flags interval", nft_tables.TABLES
+            r"\t(?:set|map) (\w+) \{ type ([^:;]*)[^}]*flags interval", ruleset.TABLES
         )
         if " . " in kind
     }

@@ -12,17 +12,14 @@ from snapshots_made import (
 )
 
 from niso.base import names
-from niso.kernel import nft_tables
-from niso.kernel.kinds.address import Address
-from niso.kernel.kinds.bridge import Bridge
-from niso.kernel.kinds.element import Element
-from niso.kernel.kinds.hosts_file import HostsFile
-from niso.kernel.kinds.hosts_line import HostsLine
-from niso.kernel.kinds.namespace import Netns
-from niso.kernel.kinds.route import Route
-from niso.kernel.kinds.ruleset import Ruleset
-from niso.kernel.kinds.setting import Sysctl
-from niso.kernel.kinds.veth import Veth
+from niso.kernel import ruleset
+from niso.kernel.kinds.addresses import Address, Route
+from niso.kernel.kinds.hosts_files import HostsFile, HostsLine
+from niso.kernel.kinds.links import Bridge, Veth
+from niso.kernel.kinds.namespaces import Netns
+from niso.kernel.kinds.nft import Ruleset
+from niso.kernel.kinds.sysctls import Sysctl
+from niso.kernel.nft_elements import Element
 from niso.plan.desired import desired
 
 BOUNDED = settings(max_examples=samples(30, 120), deadline=None)
@@ -67,11 +64,11 @@ def test_everything_that_a_thing_refers_to_is_there(snapshot) -> None:
 def test_each_link_is_guarded_and_each_guard_is_of_a_link(snapshot) -> None:
     state = desired(snapshot)
     assert set(elements(state, "bridges")) == {f'"{bridge.name}"' for bridge in state[Bridge]}
-    for table in (nft_tables.INET, nft_tables.BRIDGE):
+    for table in (ruleset.INET, ruleset.BRIDGE):
         assert set(elements(state, "ports", table)) == {f'"{veth.name}"' for veth in state[Veth]}
     sources = {
-        *elements(state, "sources4", nft_tables.BRIDGE),
-        *elements(state, "sources6", nft_tables.BRIDGE),
+        *elements(state, "sources4", ruleset.BRIDGE),
+        *elements(state, "sources6", ruleset.BRIDGE),
     }
     own = {
         f'"{veth.name}" . {veth.mac} . {address.address.partition("/")[0]}'

@@ -12,16 +12,16 @@ import pytest
 from fake_api_server import FakeApi
 from fake_world import World
 
-from niso.base import paths, wake
+from niso.base import paths
 from niso.base.errors import Error
-from niso.kubernetes import waiting
-from niso.kubernetes.api_server import ApiServer
-from niso.kubernetes.kubeconfig import Access
-from niso.kubernetes.pod_agent import PodAgent
-from niso.manifest.parse_policy import parse_ingress
+from niso.change import attach as change_attach
+from niso.change.attach import Request, Wish
+from niso.engines import pod_agent
+from niso.engines.api_server import Access, ApiServer
+from niso.engines.pod_agent import PodAgent
+from niso.manifest.policy import parse_ingress
 from niso.plan.records import Policy
-from niso.services import attachments
-from niso.services.attachments import Request, Wish
+from niso.runtime import units
 from niso.store.attached_rows import Attached, wishes
 
 DENY = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
@@ -61,8 +61,8 @@ class Node:
         path = f"/n/{name}-{uid}"
         self.world.kernel.begin_engine(path)
         request = Request(f"{name}-{space}", path, (Wish("pods"),), owner="cni", id=uid, **more)
-        pod = waiting.Who(space, name, uid)
-        attachments.attach(self.world.machine, waiting.closed(request, pod))
+        pod = pod_agent.Who(space, name, uid)
+        change_attach.attach(self.world.machine, pod_agent.closed(request, pod))
         return f"{name}-{space}"
 
     def create(self, name: str, space: str = "shop", **labels: str) -> None:
@@ -96,13 +96,13 @@ class Node:
     def order(self, patch: pytest.MonkeyPatch) -> list[str]:
         """A list that grows by each attachment."""
         order: list[str] = []
-        attach = attachments.attach
+        attach = change_attach.attach
 
         def seen(machine: Any, request: Request, *rest: Any, **more: Any) -> Any:
             order.append(request.name)
             return attach(machine, request, *rest, **more)
 
-        patch.setattr(attachments, "attach", seen)
+        patch.setattr(change_attach, "attach", seen)
         return order
 
     def policy(self, service: str) -> Policy | None:
@@ -116,7 +116,7 @@ class Node:
     def stands(self, service: str) -> bool:
         attached = self.world.store.attachments.get(service)
         assert attached is not None
-        return waiting.stands(attached)
+        return pod_agent.stands(attached)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_new_pod_is_closed_until_its_policy_stands(node: Node) -> None:
     node.allow("web", {"app": "web"}, {"app": "api"})
     node.hear()
     assert node.pod("web") == "web-shop"
-    assert node.policy("web-shop") == waiting.CLOSED and not node.stands("web-shop")
+    assert node.policy("web-shop") == pod_agent.CLOSED and not node.stands("web-shop")
     assert node.look() == ["web-shop"]
     assert node.stands("web-shop") and node.allowed("web-shop") == []
     policy = node.policy("web-shop")
@@ -156,7 +156,7 @@ def test_policy_that_no_watch_has_brought_holds_for_a_new_pod(node: Node) -> Non
     node.create("web")
     node.pod("web")
     assert node.look() == ["web-shop"]
-    assert node.policy("web-shop") == waiting.CLOSED and node.stands("web-shop")
+    assert node.policy("web-shop") == pod_agent.CLOSED and node.stands("web-shop")
     assert node.look() == []
 
 
@@ -200,7 +200,7 @@ def test_policies_that_name_a_new_pod_wrongly_are_changed_before_it_is_let_go(no
     node.api.delete("pods", "shop", "db-0")
     node.create("db-0", app="other")
     node.hear()
-    attachments.detach(node.world.machine, "db-0-shop")
+    change_attach.detach(node.world.machine, "db-0-shop")
     node.pod("db-0")
     with pytest.MonkeyPatch.context() as patch:
         order = node.order(patch)
@@ -227,7 +227,7 @@ def test_pod_that_cannot_have_its_policy_is_closed_and_keeps_nobody_waiting(node
 def test_pod_with_too_large_a_policy_is_closed_and_keeps_nobody_waiting(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("niso.kubernetes.translate._MOST_ENTRIES", 2)
+    monkeypatch.setattr("niso.engines.network_policies._MOST_ENTRIES", 2)
     ports = [{"port": 80 + n} for n in range(3)]
     spec = {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"ports": ports}]}
     named = {"namespace": "shop", "name": "big"}
@@ -240,7 +240,7 @@ def test_pod_with_too_large_a_policy_is_closed_and_keeps_nobody_waiting(
     node.api.put("networkpolicies", {"metadata": named, "spec": spec})
     node.hear()
     assert node.look() == ["web-shop"]
-    assert node.policy("web-shop") == waiting.CLOSED and node.stands("web-shop")
+    assert node.policy("web-shop") == pod_agent.CLOSED and node.stands("web-shop")
     assert any("web-shop" in line and "such as big" in line for line in node.said)
     assert node.look() == [] and node.policy("api-shop") is None
 
@@ -249,7 +249,7 @@ def test_one_namespace_keeps_no_pods_of_others_waiting(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """300 blocks times 66 ports, for its running pods and for new ones."""
-    monkeypatch.setattr("niso.kubernetes.pod_agent._HEAVY", 300)
+    monkeypatch.setattr("niso.engines.pod_agent._HEAVY", 300)
     node.api.put("namespaces", {"metadata": {"name": "evil", "labels": {"team": "evil"}}})
     for name in ("a1", "a2"):
         node.create(name, "evil")
@@ -275,7 +275,7 @@ def test_one_namespace_keeps_no_pods_of_others_waiting(
     assert 366 < len(rules) < 400, len(rules)
     # a new pod with a name that they may still allow comes after them
     assert node.allowed("a1-evil") is not None
-    attachments.detach(node.world.machine, "b-shop")
+    change_attach.detach(node.world.machine, "b-shop")
     node.api.delete("pods", "shop", "b")
     node.api.put("namespaces", {"metadata": {"name": "shop", "labels": {"team": "b"}}})
     node.create("b")
@@ -299,8 +299,8 @@ def test_one_namespace_keeps_no_pods_of_others_waiting(
 
     with pytest.MonkeyPatch.context() as patch:
         order = node.order(patch)
-        stands = waiting.standing
-        patch.setattr(waiting, "standing", lambda *told: (stands(*told), comes())[0])
+        stands = pod_agent.standing
+        patch.setattr(pod_agent, "standing", lambda *told: (stands(*told), comes())[0])
         node.look()
         del order[0]
         node.agent._wake.clear()
@@ -311,7 +311,7 @@ def test_one_namespace_keeps_no_pods_of_others_waiting(
 def test_what_one_namespace_may_need_is_limited(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("niso.kubernetes.pod_agent._MOST_OF_NAMESPACE", 100)
+    monkeypatch.setattr("niso.engines.pod_agent._MOST_OF_NAMESPACE", 100)
     node.api.put("namespaces", {"metadata": {"name": "evil"}})
     node.many("evil", 20, 20)
     node.many("shop", 20, 20)
@@ -323,8 +323,8 @@ def test_what_one_namespace_may_need_is_limited(
         node.pod(name, space="evil")
     node.pod("web")
     node.look()
-    closed = [node.policy(f"{name}-evil") == waiting.CLOSED for name in "abc"]
-    assert closed == [False, False, True] and node.policy("web-shop") != waiting.CLOSED
+    closed = [node.policy(f"{name}-evil") == pod_agent.CLOSED for name in "abc"]
+    assert closed == [False, False, True] and node.policy("web-shop") != pod_agent.CLOSED
     assert all(node.stands(name) for name in ("a-evil", "b-evil", "c-evil", "web-shop"))
     assert any("c-evil" in line and "namespace evil" in line for line in node.said)
     said = len(node.said)
@@ -332,7 +332,7 @@ def test_what_one_namespace_may_need_is_limited(
     node.many("evil", 10, 10)
     node.hear()
     assert node.look() == ["a-evil", "b-evil", "c-evil"]
-    assert not any(node.policy(f"{name}-evil") == waiting.CLOSED for name in "abc")
+    assert not any(node.policy(f"{name}-evil") == pod_agent.CLOSED for name in "abc")
 
 
 def test_what_others_attached_is_left_alone(node: Node) -> None:
@@ -343,7 +343,7 @@ def test_what_others_attached_is_left_alone(node: Node) -> None:
     node.world.kernel.begin_engine("/n/own")
     labels = (("pod_namespace", "shop"),)
     request = Request("own", "/n/own", (Wish("pods"),), labels=labels)
-    attachments.attach(node.world.machine, request)
+    change_attach.attach(node.world.machine, request)
     assert node.look() == [] and node.policy("own") is None
 
 
@@ -354,7 +354,7 @@ def test_pod_that_goes_while_its_policy_is_applied_does_not_come_back(node: Node
 
     def goes(attached: Attached, kernel: Any) -> bool:
         alive = lives(attached, kernel)
-        attachments.detach(node.world.machine, "web-shop")
+        change_attach.detach(node.world.machine, "web-shop")
         return alive
 
     with pytest.MonkeyPatch.context() as patch:
@@ -374,7 +374,7 @@ def test_not_understood_policy_is_said_once(node: Node) -> None:
     assert node.said == [
         "NetworkPolicy shop/n: not understood, so shop is closed: future is not known to niso"
     ]
-    assert node.policy("web-shop") == waiting.CLOSED
+    assert node.policy("web-shop") == pod_agent.CLOSED
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -455,7 +455,7 @@ def test_stream_outlives_answers_that_are_none(
     node: Node, api: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stream that has ended would leave all pods with the policies of that moment, for ever."""
-    monkeypatch.setattr("niso.kubernetes.stream._BACK_OFF_S", (0.01, 0.01))
+    monkeypatch.setattr("niso.engines.api_server._BACK_OFF_S", (0.01, 0.01))
     pods = node.agent.pods
     api.says = [*GARBAGE, b'{"items": [], "metadata": {"resourceVersion": "1"}}', *GARBLED]
     over = threading.Event()
@@ -510,7 +510,7 @@ def test_status_of_a_pod_wakes_nobody(node: Node, api: FakeApi) -> None:
 
 
 def test_lists_come_in_pages(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("niso.kubernetes.stream._PAGE", "2")
+    monkeypatch.setattr("niso.engines.api_server._PAGE", "2")
     for number in range(5):
         node.create(f"p{number}")
     node.hear()
@@ -525,23 +525,23 @@ def test_waiting_ends_with_the_policy_or_in_time(
     node.hear()
     node.pod("web")
     store = node.world.store
-    assert not waiting.wait(store, "web-shop", 0.01)
+    assert not pod_agent.wait(store, "web-shop", 0.01)
     node.look()
-    assert waiting.wait(store, "web-shop", 0)
-    assert not waiting.wait(store, "gone", 0)
+    assert pod_agent.wait(store, "web-shop", 0)
+    assert not pod_agent.wait(store, "gone", 0)
     # no agent has the pipe open
-    assert not waiting.agent_runs()
+    assert not pod_agent.agent_runs()
     over, woken = threading.Event(), threading.Event()
     listens = threading.Thread(
-        target=wake.listen, args=(wake.KUBERNETES, woken.set, over), daemon=True
+        target=units.listen, args=(units.KUBERNETES, woken.set, over), daemon=True
     )
     listens.start()
-    until(waiting.agent_runs)
+    until(pod_agent.agent_runs)
     assert woken.wait(20)
     over.set()
-    wake.agent(wake.KUBERNETES)
+    units.agent_name(units.KUBERNETES)
     listens.join(20)
-    assert not waiting.agent_runs() and Path(paths.run_dir()).exists()
+    assert not pod_agent.agent_runs() and Path(paths.run_dir()).exists()
 
 
 def test_labels_of_a_pod_are_kept(node: Node) -> None:
@@ -552,5 +552,5 @@ def test_labels_of_a_pod_are_kept(node: Node) -> None:
     attached = node.world.store.attachments.get("web-shop")
     assert attached is not None
     uid = node.api.objects["pods", "shop", "web"]["metadata"]["uid"]
-    assert waiting.pod_of(attached) == waiting.Who("shop", "web", uid)
+    assert pod_agent.pod_of(attached) == pod_agent.Who("shop", "web", uid)
     assert wishes(attached)["labels"]["pod_namespace"] == "shop"

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from policy_worlds import SERVICES, Packet, known, network, packets, policy, swapped, world, worlds
 from samples import samples
 
-from niso.kernel import nft_audit, nft_policies, nft_tables
-from niso.kernel.kinds.element import Element
-from niso.plan import policy_maps as rules
-from niso.plan.known_world import Known, World
+from niso.change.attach import prefixes
+from niso.kernel import policy_rules, ruleset
+from niso.kernel.nft_elements import Element
+from niso.plan import policy_elements
 from niso.plan.records import Audit, Entry, Member, Peer, Policed, Policy
-from niso.plan.verdict import judge
-from niso.services.policies import prefixes
+from niso.plan.verdict import Known, World, judge
 
 properties = settings(
     deadline=None,
@@ -32,9 +31,9 @@ def thrift(data: st.DataObject) -> Iterator[None]:
     """Lets small policies take the forms that large ones take to need fewer elements."""
     with pytest.MonkeyPatch.context() as patch:
         if data.draw(st.booleans(), "thrift"):
-            patch.setattr(rules, "_WORTH", 0)
+            patch.setattr(policy_elements, "_WORTH", 0)
         if data.draw(st.booleans(), "classes of single addresses"):
-            patch.setattr(rules, "_MOST_PAIRS", 0)
+            patch.setattr(policy_elements, "_MOST_PAIRS", 0)
         yield
 
 
@@ -63,7 +62,7 @@ def policed(known: Known, only: frozenset[str] | None = None) -> Policed:
 
 
 def of(world: World, name: str, only: frozenset[str] | None = None) -> list[Element]:
-    return rules.elements(policed(world.services[name], only), members(world))
+    return policy_elements.elements(policed(world.services[name], only), members(world))
 
 
 def look_up(
@@ -74,7 +73,7 @@ def look_up(
     family = 6 if ":" in own else 4
     found = []
     its_class = ""
-    for part, (fields, _) in nft_policies.POLICY_PARTS.items():
+    for part, (fields, _) in policy_rules.POLICY_PARTS.items():
         for element in elements:
             if element.container != f"{'in' if ingress else 'out'}{family}_{part}":
                 continue
@@ -148,7 +147,7 @@ def agree(world: World, elements: dict[str, list[Element]], packet: Packet) -> N
             continue
         word = {"icmp": "ipv6-icmp" if ":" in own else "icmp"}.get(proto, proto)
         gate = Element(
-            nft_tables.INET,
+            ruleset.INET,
             f"{'in' if ingress else 'e'}gress{6 if ':' in own else 4}",
             own,
             "",
@@ -162,12 +161,14 @@ def agree(world: World, elements: dict[str, list[Element]], packet: Packet) -> N
         # what denies leads to the set of audits in audit alone, whether it has ended or not
         if first.value != "return":
             in_audit = holder.policy.audit is not None
-            assert (first.value in nft_audit.VERDICTS) is in_audit, (packet, first)
+            assert (first.value in policy_rules.VERDICTS) is in_audit, (packet, first)
             assert reason.audits is holder.audits
         ends = {element.element for element in elements[holder.name] if element.ends}
         assert ends == (set(addresses(holder)) if holder.policy.audit else set())
         assert first.comment == f"{holder.name} {reason.key}".rstrip()
-        said = rules.decides(policed(holder), members(world), ingress, own, peer, proto, port)
+        said = policy_elements.decides(
+            policed(holder), members(world), ingress, own, peer, proto, port
+        )
         assert said == first
 
 
@@ -229,8 +230,8 @@ def test_peer_that_comes_or_goes_changes_its_own_elements_alone(
         with thrift(data):
             before, after = set(of(without, name)), set(of(drawn, name))
             there, here = without.services[name], drawn.services[name]
-            some_before = set(rules.elements(policed(there, moved), members(without)))
-            some_after = set(rules.elements(policed(here, moved), members(drawn)))
+            some_before = set(policy_elements.elements(policed(there, moved), members(without)))
+            some_after = set(policy_elements.elements(policed(here, moved), members(drawn)))
         assert some_before <= before and some_after <= after
         assert after - before == some_after - some_before
         assert before - after == some_before - some_after

@@ -22,10 +22,9 @@ from policy_fixed import (
 )
 from policy_worlds import HOST, OUTSIDE, known, policy, with_policy, world
 
-from niso.manifest.parse_policy import parse_entry
-from niso.plan.known_world import Known
+from niso.manifest.policy import parse_entry
 from niso.plan.records import Network, Policy
-from niso.plan.verdict import matches
+from niso.plan.verdict import Known, matches
 
 # --- policies: the cases of Kubernetes' network-policy conformance ---------------------------------------------------
 

@@ -9,10 +9,9 @@ import pytest
 from refusals import refuses
 
 from niso.base.errors import Error, InvalidInput
-from niso.manifest.parse_policy import parse
-from niso.manifest.policy_files import Subject, about
+from niso.change.attach import both, combined
+from niso.manifest.policy import Subject, about, parse
 from niso.plan.records import Policy
-from niso.services.policies import both, combined
 
 BOX = Subject("box", ("backend",), "podman", {"pod_namespace": "shop"})
 OPEN = Policy()

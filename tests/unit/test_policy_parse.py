@@ -13,12 +13,12 @@ from refusals import refuses
 from samples import samples
 
 from niso.base.errors import InvalidInput
-from niso.manifest.json_schema import schema
-from niso.manifest.parse_policy import EXAMPLE, RIGHT, parse, parse_egress_allow, parse_entry
+from niso.manifest.json_schema import manifest_schema
+from niso.manifest.policy import EXAMPLE, RIGHT, parse, parse_egress_allow, parse_entry
 from niso.plan.records import Entry, Peer
 
 HEAD = '[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "x"\n'
-VALIDATOR = Draft202012Validator(schema())
+VALIDATOR = Draft202012Validator(manifest_schema())
 KEY = "network.policy.allow_from[0]"
 
 ACCEPTED: list[tuple[str, str, str, int, int, str]] = [

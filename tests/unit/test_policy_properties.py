@@ -19,10 +19,9 @@ from policy_worlds import (
 )
 from samples import samples
 
-from niso.manifest.parse_policy import parse_entry
-from niso.plan.known_world import World
+from niso.manifest.policy import parse_entry
 from niso.plan.records import Entry, Policy
-from niso.plan.verdict import Reason, Verdict, decide, matches
+from niso.plan.verdict import Reason, Verdict, World, decide, matches
 
 properties = settings(
     deadline=None,

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from niso.base.errors import ErrorGroup
-from niso.manifest import build
-from niso.manifest import load as model
-from niso.manifest.parse_policy import parse
+from niso.manifest import keys, load
+from niso.manifest.policy import parse
 from niso.plan.records import Entry, Peer, Policy
 
 HEAD = '[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "x"\n'
@@ -36,7 +35,7 @@ def test_outside_names_that_contradict_the_hosts_file_or_are_too_many(tmp_path: 
 
 def loaded(folder: Path, text: str) -> Policy:
     (folder / "manifest.toml").write_text(HEAD + text, encoding="utf-8")
-    return model.load(str(folder)).spec.policy
+    return load.load(str(folder)).spec.policy
 
 
 def errors(folder: Path, text: str) -> dict[str | None, str]:
@@ -140,7 +139,7 @@ def test_missing_list_allows_all_and_an_empty_one_nobody(
 
 def test_manifest_that_was_stored_before_there_were_policies_has_none() -> None:
     text = '{"package": {"name": "a", "version": "1"}, "binary": {"entrypoint": "x"}, "network": {"mode": "bridge"}}'
-    assert build.of_written(text).policy == Policy()
+    assert keys.of_written(text).policy == Policy()
 
 
 def test_nothing_said_is_the_empty_policy() -> None:

@@ -14,9 +14,9 @@ from policy_fixed import (
 )
 from policy_worlds import HOST, OUTSIDE, known, policy, with_policy
 
-from niso.explain import explanation
-from niso.explain.question import Packet
-from niso.manifest.parse_policy import parse_entry
+from niso.look import packet_path
+from niso.look.packet_path import Packet
+from niso.manifest.policy import parse_entry
 from niso.plan.records import ANY, ANY4, ANY6, Port
 from niso.plan.verdict import Reason, decide, matches
 
@@ -442,5 +442,5 @@ def test_element_of_a_port_is_that_of_its_address_or_of_all(address: str, elemen
     world = with_ports("api", *ports)
     verdict = decide(world, HOST, address, 40000, "tcp")
     packet = Packet(HOST, address, 40000, "tcp")
-    (named,) = explanation._published(world, packet, verdict, None)
+    (named,) = packet_path._published(world, packet, verdict, None)
     assert named.text == element

@@ -12,7 +12,7 @@ from refusals import refuses
 from samples import samples
 
 from niso.base.errors import InvalidInput
-from niso.manifest.parse_ports import contradictions, distinct, parse_port
+from niso.manifest.addresses_and_ports import contradictions, distinct, parse_port
 from niso.plan.records import Port
 
 BOUNDED = settings(max_examples=samples(80, 400), deadline=None)

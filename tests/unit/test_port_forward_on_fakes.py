@@ -8,12 +8,11 @@ from refusals import refuses
 
 from niso.base.errors import Conflict, Error, NotFound
 from niso.base.report import Caution
-from niso.commands import port_forward
-from niso.commands.check import unpublished_ports
-from niso.commands.deactivate import deactivate
-from niso.kernel.sockdiag import Listener
+from niso.change import journal, port_forward
+from niso.change.deactivate import deactivate
+from niso.kernel.sockets import Listener
+from niso.look.check import unpublished_ports
 from niso.plan.records import Port
-from niso.services import journal
 
 WEB = {"ports": ["8080:80"]}
 MORE = Port("", 9090, 80, "tcp")

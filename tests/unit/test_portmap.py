@@ -21,11 +21,11 @@ from samples import samples
 from stored import TemporaryStore, add_network, put
 
 from niso.base.errors import Conflict, ErrorGroup
-from niso.kernel.sockdiag import Listener
-from niso.manifest.parse_ports import contradictions, distinct
+from niso.change import ports as change_ports
+from niso.change.ports import FREE_FIRST, FREE_LAST
+from niso.kernel.sockets import Listener
+from niso.manifest.addresses_and_ports import contradictions, distinct
 from niso.plan.records import Port
-from niso.services import ports as portmap
-from niso.services.ports import FREE_FIRST, FREE_LAST
 
 
 def first_of(found: list[tuple[int, int]]) -> tuple[int, int] | None:
@@ -44,7 +44,9 @@ def listening() -> dict[str, list[Listener]]:
 
 def test_port_that_is_left_open_is_the_lowest_free_one_and_the_others_stay_as_they_are() -> None:
     store = new_store()
-    ports, chosen = portmap.admit(machine(store), "api", wanted("8080:80", ":81", "9090:90"), ())
+    ports, chosen = change_ports.admit(
+        machine(store), "api", wanted("8080:80", ":81", "9090:90"), ()
+    )
     assert ports == wanted("8080:80", "20000:81", "9090:90")
     assert chosen == wanted("20000:81")
 
@@ -202,7 +204,7 @@ def test_whatever_is_admitted_no_packet_is_for_two_services_and_no_port_is_there
                 continue
             before = [port for _, port in store.ports(service)]
             try:
-                ports, chosen = portmap.admit(machine(store), service, asked, before)
+                ports, chosen = change_ports.admit(machine(store), service, asked, before)
             except (Conflict, ErrorGroup):
                 continue
             assert [port[2:] for port in ports] == [port[2:] for port in asked]

@@ -19,9 +19,9 @@ from ports_admitted import (
 from stored import add_network, put
 
 from niso.base.errors import Conflict
-from niso.kernel.sockdiag import Listener
+from niso.change import ports
+from niso.kernel.sockets import Listener
 from niso.plan.records import Network
-from niso.services import ports as portmap
 from niso.store.store import Store
 
 
@@ -189,7 +189,7 @@ def test_port_that_the_service_has_is_not_looked_at_again(listening) -> None:
 def test_messages_call_a_port_by_the_key_that_the_manifest_has_it_under() -> None:
     store = new_store(blog=wanted("8080:80"))
     with pytest.raises(Conflict) as caught, store.transaction():
-        portmap.admit(
+        ports.admit(
             machine(store),
             "api",
             wanted("80:80", "8080:80"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from niso.base import prefixes
+from niso.base import names
 
 ADDRESSES = st.ip_addresses().map(str)
 
@@ -16,7 +16,7 @@ ADDRESSES = st.ip_addresses().map(str)
 @given(ADDRESSES, st.integers(0, 32), ADDRESSES)
 def test_prefix_is_that_of_ipaddress(start: str, length: int, other: str) -> None:
     net = ipaddress.ip_network(f"{start}/{length}", strict=False)
-    prefix = prefixes.prefix(str(net))
+    prefix = names.prefix(str(net))
     assert prefix.num_addresses == net.num_addresses
     assert ipaddress.ip_address(prefix.at(0)) == net.network_address
     assert ipaddress.ip_address(prefix.at(net.num_addresses - 1)) == net.broadcast_address
@@ -33,6 +33,6 @@ def test_prefix_is_that_of_ipaddress(start: str, length: int, other: str) -> Non
 @example("::ffff:1.2.3.4")
 @example("::1")
 def test_address_in_a_packet_is_that_of_ipaddress(text: str) -> None:
-    assert prefixes.packed(text) == ipaddress.ip_address(text).packed
-    assert prefixes.unpacked(prefixes.packed(text)) == text
-    assert prefixes.number(text) == int(ipaddress.ip_address(text))
+    assert names.packed(text) == ipaddress.ip_address(text).packed
+    assert names.unpacked(names.packed(text)) == text
+    assert names.number(text) == int(ipaddress.ip_address(text))

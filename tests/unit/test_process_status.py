@@ -16,7 +16,7 @@ from refusals import refuses
 
 from niso.base import paths
 from niso.base.errors import Error
-from niso.runtime import crun, exit_command, process, spec, status
+from niso.runtime import crun, launch, lifecycle, status
 
 
 def ended(policy: str, code: int, *, stopping: bool = False) -> Path:
@@ -24,7 +24,7 @@ def ended(policy: str, code: int, *, stopping: bool = False) -> Path:
     folder = Path(paths.service_dir("api"))
     bundle = folder / "run-0"
     (bundle / "exits").mkdir(parents=True)
-    spec.save(SPEC._replace(restart=policy))
+    crun.save(SPEC._replace(restart=policy))
     record = {"run": 0, "phase": "running", "restarts": 0, "failures": 0, "pid": 1 << 22}
     status.write_state("api", record)
     (bundle / "exits" / crun.container_id("api")).write_text(str(code))
@@ -81,19 +81,19 @@ def test_start_without_descriptors_or_space_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     os.makedirs(paths.run_dir())
-    process.require_room()
+    lifecycle.require_room()
     room = os.statvfs(paths.run_dir())
     fields = [*room[:4], 3, *room[5:]]
     with monkeypatch.context() as patch:
         patch.setattr(os, "statvfs", lambda _: os.statvfs_result([*fields, 0]))
         with pytest.raises(Error, match="no space is left"):
-            process.require_room()
+            lifecycle.require_room()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = max(map(int, os.listdir("/proc/self/fd")))
     resource.setrlimit(resource.RLIMIT_NOFILE, (16, hard))
     try:
         with refuses(Error, hint="ulimit -n must be at least 128"):
-            process.require_room()
+            lifecycle.require_room()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert max(map(int, os.listdir("/proc/self/fd"))) <= used + 1
@@ -110,19 +110,19 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     python.chmod(0o755)
     module.touch()
     monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setattr(exit_command, "__file__", str(tmp_path / "exit_command.py"))
+    monkeypatch.setattr(launch, "__file__", str(tmp_path / "exit_command.py"))
     other = tmp_path / "bin"
     other.mkdir()
     (other / "niso").write_text('#!/bin/sh\necho other "$@"\n')
     (other / "niso").chmod(0o755)
-    monkeypatch.setattr(exit_command, "_PATH", f"{other}:/usr/bin:/bin")
+    monkeypatch.setattr(launch, "_PATH", f"{other}:/usr/bin:/bin")
     os.makedirs(paths.run_dir())
-    exit_command.write()
+    launch.write()
     return python
 
 
 def run() -> str:
-    argv = [exit_command.SHELL, exit_command.path(), "api", "/run/a b/run-0"]
+    argv = [launch.SHELL, launch.path(), "api", "/run/a b/run-0"]
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
@@ -137,7 +137,7 @@ def test_exit_command_finds_niso_where_it_is_now(
     if gone == "version":  # the venv's Python leads to another version now
         shutil.move(script, script.with_name("python3.12"))
         script.symlink_to("python3.12")
-        exit_command.write()
+        launch.write()
         shutil.move(script.with_name("python3.12"), script.with_name("python3.13"))
         script.unlink()
         script.symlink_to("python3.13")
@@ -152,13 +152,13 @@ def test_another_niso_takes_the_exit_command_over(
     moved = script.with_name("python")
     script.rename(moved)
     monkeypatch.setattr(sys, "executable", str(moved))
-    exit_command.renew()
+    launch.renew()
     assert run().startswith("this ")
     assert os.listdir(paths.run_dir()) == ["on-exit"]
 
 
 def test_exit_command_is_not_made_before_it_is_needed() -> None:
-    exit_command.renew()
-    assert not os.path.exists(exit_command.path())
+    launch.renew()
+    assert not os.path.exists(launch.path())
     with pytest.raises((OSError, Error)):
-        exit_command.write()
+        launch.write()

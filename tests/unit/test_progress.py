@@ -10,15 +10,20 @@ import pytest
 from niso.base.errors import Error
 from niso.base.report import (
     Caution,
+    Command,
     Event,
     Expects,
     Finished,
+    Forgetting,
+    Healthy,
     Recovered,
+    Starting,
+    Stopping,
+    Undoing,
     Unfinished,
     WaitingForLock,
 )
-from niso.base.service_events import Command, Forgetting, Healthy, Starting, Stopping, Undoing
-from niso.cli.progress import Progress
+from niso.cli.output import Progress
 
 
 def progress(**options: Any) -> Progress:

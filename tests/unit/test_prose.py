@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from test_imports import MODULES, tree
 
-from niso.cli import registry
+from niso.cli import command as cli_command
 from niso.cli.command import Group
 
 PROSE = {"message", "detail", "reason", "words", "hint", "right"}
@@ -29,7 +29,7 @@ DECIDES = {
 """Methods of str that tell one text from another, or take it apart."""
 
 MAY = {
-    ("cli.progress", "event.describe().split('\\n', 1)"),  # shows the first command of several
+    ("cli.output", "event.describe().split('\\n', 1)"),  # shows the first command of several
 }
 """What takes prose apart to show less of it."""
 
@@ -110,12 +110,12 @@ def test_showing_it_is_none(code: str) -> None:
 
 COMMANDS = {
     command.name: command
-    for entry in (registry.find(name, "") for name in registry.COMMANDS)
+    for entry in (cli_command.find(name, "") for name in cli_command.COMMANDS)
     for command in (entry.actions if isinstance(entry, Group) else (entry,))
 }
 WRITTEN = re.compile(r"niso ((?:net |stack )?[a-z][a-z-]*)([^;]*)")
 """A command in a text, and what follows it to the end of the sentence."""
-NOT_ADVICE = ("cli.catalogue", "runtime.unit", "commands.boot")
+NOT_ADVICE = ("cli.catalogue", "runtime.units", "change.boot")
 """Modules whose texts are help, niso's words for those of other tools, or units of systemd."""
 
 

@@ -12,9 +12,9 @@ from port_packets import packets, takes
 from samples import samples
 from snapshots_made import SERVICES, endpoint, everything, network
 
-from niso.kernel import nft_sets, nft_tables
-from niso.kernel.kinds.element import Element
-from niso.kernel.state import State
+from niso.kernel import ruleset
+from niso.kernel.kinds.kind import State
+from niso.kernel.nft_elements import Element
 from niso.plan.desired import desired
 from niso.plan.records import Network, Port, Service, Snapshot
 
@@ -52,7 +52,7 @@ def _rules(chain: str) -> list[str]:
     Those look at the link themselves, so packets from elsewhere match none of them.
     """
     lines: list[str] = []
-    for line in nft_sets.rules_of(nft_tables.INET, chain):
+    for line in ruleset.rules_of(ruleset.INET, chain):
         if jump := _JUMP.fullmatch(line):
             inner = _rules(jump[1])
             assert all(" to iifname . " in each for each in inner)

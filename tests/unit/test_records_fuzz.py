@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from samples import samples
 
-from niso.api.time_texts import time_text
 from niso.base import paths
+from niso.base.text import time_text
 from niso.cli.output import escaped_lines
-from niso.kernel import sockdiag
-from niso.runtime import crun, health, health_probe, logs, spec, status
+from niso.kernel import sockets
+from niso.runtime import crun, health, logs, status
 
 BOUNDED = settings(
     max_examples=samples(60, 3000),
@@ -88,7 +88,7 @@ def test_damaged_records_of_a_process_count_as_none(service: str, state: Any, sa
     written(f"{paths.service_dir(service)}/spec.json", saved)
     found = status.read(service)
     assert isinstance(found.state, str) and isinstance(found.restarts, int)
-    assert spec.load(service) is None
+    assert crun.load(service) is None
     assert status.runs(service) in (True, False) and not status.conmon_alive(service)
     status.out_of_memory(service)
     logs.rotate_if_large(service)
@@ -141,7 +141,7 @@ def test_whatever_is_in_a_log_it_is_read_and_shown_without_control_bytes(
     )
 )
 def test_no_answer_to_a_healthcheck_makes_it_fail(blocks: list[bytes]) -> None:
-    code, rest = health_probe._status(b"".join(blocks))
+    code, rest = health._status(b"".join(blocks))
     assert code is None or 200 <= code <= 999 or code < 100
     assert len(rest) <= len(b"".join(blocks))
 
@@ -164,7 +164,7 @@ def test_name_that_a_program_gives_itself_is_one_line() -> None:
         inode = os.fstat(held.fileno()).st_ino
         try:
             mine.write_text("x\nniso: done")
-            found = sockdiag.holder(inode)
+            found = sockets.holder(inode)
         finally:
             mine.write_text(before)
     assert found == (os.getpid(), "x niso: done")

@@ -12,13 +12,13 @@ from reference import other_tools, results, toml_files
 from reference.document import Code, Heading, Page, Terms, Text, man, markdown
 from reference.pages import pages
 
-from niso.cli import registry
+from niso.cli import command as cli_command
 from niso.cli.command import Command, Group
-from niso.cli.meta import first_screen
-from niso.engines import cni_calls, docker_calls, netavark, plugin
-from niso.manifest import json_schema, load, stack_file
-from niso.manifest.parse_policy import parse
-from niso.manifest.parse_ports import parse_port
+from niso.cli.general_commands import first_screen
+from niso.engines import cni, docker, netavark, plugin
+from niso.manifest import json_schema, load, stack
+from niso.manifest.addresses_and_ports import parse_port
+from niso.manifest.policy import parse
 from niso.plan.records import Port
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -86,8 +86,8 @@ def test_manuals_have_every_command_option_example_and_exit_status() -> None:
 
 def test_manuals_of_plugins_have_every_option() -> None:
     words = {
-        "cni": (*cni_calls._KEYS, *(f"NISO_{key.upper()}" for key in plugin.POLICY_KEYS)),
-        "docker": (*docker_calls._OPTIONS, *(f"niso.{key}" for key in docker_calls._OWN_OPTIONS)),
+        "cni": (*cni._KEYS, *(f"NISO_{key.upper()}" for key in plugin.POLICY_KEYS)),
+        "docker": (*docker._OPTIONS, *(f"niso.{key}" for key in docker._OWN_OPTIONS)),
         "netavark": (*netavark._OPTIONS, *netavark._OWN_OPTIONS),
     }
     by_runtime = {"cniVersion", "name", "runtimeConfig", "args", "prevResult", "ipMasq"}
@@ -129,7 +129,7 @@ def test_example_manifest_is_right(tmp_path: Path) -> None:
     (tmp_path / "manifest.toml").write_text(toml_files.MANIFEST)
     (published,) = load.load(str(tmp_path)).spec.ports
     assert published.port == Port("", 8080, 8080, "tcp")
-    jsonschema.Draft202012Validator(json_schema.schema()).validate(
+    jsonschema.Draft202012Validator(json_schema.manifest_schema()).validate(
         tomllib.loads(toml_files.MANIFEST)
     )
 
@@ -141,7 +141,7 @@ def test_example_stack_is_right(tmp_path: Path) -> None:
             f'[package]\nname = "{name}"\nversion = "1"\n[binary]\nentrypoint = "sh"\n[healthcheck]\ntcp = 80\n'
         )
     (tmp_path / "stack.toml").write_text(toml_files.STACK)
-    assert [member.name for member in stack_file.load(str(tmp_path)).members] == ["db", "api"]
+    assert [member.name for member in stack.load(str(tmp_path)).members] == ["db", "api"]
 
 
 @pytest.mark.parametrize("form", [form for form, _ in toml_files.PORTS])
@@ -157,14 +157,14 @@ def test_form_of_a_peer_is_right(form: str) -> None:
 
 def test_manifest_page_has_every_key_of_the_schema() -> None:
     page = PAGES["reference/manifest.md"]
-    for struct, definition in json_schema.schema()["$defs"].items():
+    for struct, definition in json_schema.manifest_schema()["$defs"].items():
         for name, field in definition["properties"].items():
             assert field["description"] in page.replace("\\", ""), f"{struct}.{name}"
 
 
 def test_stack_page_has_every_key() -> None:
     page = PAGES["reference/stack.md"]
-    for name in (*stack_file.Network._fields, *stack_file.Own._fields):
+    for name in (*stack.Network._fields, *stack.Own._fields):
         assert f"| `{name}: " in page
 
 
@@ -178,7 +178,7 @@ def test_what_json_prints_is_told_of_every_command_that_has_it() -> None:
         if any("--json" in option.flags for option in command.options)
     }
     assert have == {name.removesuffix(" --all-hosts") for name in results.RESULTS}
-    assert registry.COMMANDS.keys() >= {name.split()[0] for name in have}
+    assert cli_command.COMMANDS.keys() >= {name.split()[0] for name in have}
 
 
 def test_what_is_inside_an_object_is_told_wherever_it_is() -> None:

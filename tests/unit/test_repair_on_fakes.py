@@ -11,11 +11,10 @@ from fake_world import World
 
 from niso.base import names
 from niso.base.locks import locked_services
-from niso.commands import repair
-from niso.commands.check import check
-from niso.commands.deactivate import deactivate, remove
-from niso.kernel.kinds.setting import FORWARDING
-from niso.services import journal
+from niso.change import journal, repair
+from niso.change.deactivate import deactivate, remove
+from niso.kernel.kinds.sysctls import FORWARDING
+from niso.look.check import check
 from niso.store.store import Store
 
 WEB = {"ports": ["8080:80"]}
@@ -139,7 +138,7 @@ def test_lock_of_a_service_that_goes_while_it_is_repaired_goes_too(
 ) -> None:
     world.activate(world.package("api"))
     monkeypatch.setattr(world.store, "active_services", lambda: ["api"])
-    names_of = repair.journal.locked
+    names_of = journal.locked
 
     def locked(store: Store, services: list[str]) -> ExitStack:
         monkeypatch.undo()

@@ -11,7 +11,8 @@ from refusals import refuses
 from stored import dump
 
 from niso.base.errors import Error
-from niso.commands import check, deactivate, repair, store_repair
+from niso.change import deactivate, repair
+from niso.look import check, store_defects
 from niso.store.service_rows import ROW_TABLES
 from niso.store.store import Store
 
@@ -50,7 +51,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def test_each_row_that_is_lost_is_missed_and_restored(world: World) -> None:
     store, kernel = world.store, world.kernel
-    assert store_repair.find_defects(kernel, store) == []
+    assert store_defects.find_defects(kernel, store) == []
     assert [row.name for row in store.doubtful()] == ["agent", "api", "db"]
     whole, tried = dump(store), set()
     for table in sorted(FOLLOW):
@@ -60,7 +61,7 @@ def test_each_row_that_is_lost_is_missed_and_restored(world: World) -> None:
         for row in cursor.fetchall():
             service = row[columns.index("service")]
             store._db.execute(f"DELETE FROM {table} WHERE {key}", row)
-            found = store_repair.find_defects(kernel, store)
+            found = store_defects.find_defects(kernel, store)
             assert [(each.problem, each.table, each.service) for each in found] == [
                 ("missing", table, service)
             ], row
@@ -90,7 +91,7 @@ def test_each_row_that_is_lost_is_missed_and_restored(world: World) -> None:
 def test_row_that_is_changed_is_missed_and_restored(world: World, change: str) -> None:
     whole = dump(world.store)
     world.store._db.execute(change)
-    found = store_repair.find_defects(world.kernel, world.store)
+    found = store_defects.find_defects(world.kernel, world.store)
     assert {each.table for each in found} == {change.split()[1]}
     repair.repair_all(world.machine)
     assert dump(world.store) == whole
@@ -122,10 +123,10 @@ def test_record_that_is_damaged_is_named(world: World) -> None:
         assert whole is not None
         for column, value in damage:
             store._db.execute(f"UPDATE service SET {column}={value} WHERE name='{service}'")
-            found = store_repair.find_defects(world.kernel, store)
-            assert found == [store_repair.Defect("different", "service", service)], (column, value)
+            found = store_defects.find_defects(world.kernel, store)
+            assert found == [store_defects.Defect("different", "service", service)], (column, value)
             store.put_service(whole)
-    assert store_repair.find_defects(world.kernel, store) == []
+    assert store_defects.find_defects(world.kernel, store) == []
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_record_without_its_mark_is_compared_closely(world: World, change: str) 
     store._db.execute(f"UPDATE service SET {change} WHERE name='idle'")
     marked = change.startswith("generation")
     assert [row.name for row in store.doubtful()] == [*before, *([] if marked else ["idle"])]
-    found = [each.service for each in store_repair.find_defects(world.kernel, store)]
+    found = [each.service for each in store_defects.find_defects(world.kernel, store)]
     assert found == (["idle"] if "manifest" in change else [])
 
 
@@ -177,7 +178,7 @@ def test_all_rows_are_restored_at_once(world: World) -> None:
     whole = dump(world.store)
     for table in FOLLOW:
         world.store._db.execute(f"DELETE FROM {table} WHERE service NOT IN ('db', 'idle')")
-    found = store_repair.find_defects(world.kernel, world.store)
+    found = store_defects.find_defects(world.kernel, world.store)
     assert {each.table for each in found if each.service == "api"} == FOLLOW
     lost = {each.table for each in found if each.service == "agent"}
     assert lost == {"host_name", "port", "published"}
@@ -190,7 +191,7 @@ def test_rows_of_a_change_in_progress_are_its_own(world: World) -> None:
     with world.store.transaction():
         world.store.begin_intent("api", "activate", 1.0)
     world.store._db.execute("DELETE FROM host_name WHERE service='api'")
-    assert store_repair.find_defects(world.kernel, world.store) == []
+    assert store_defects.find_defects(world.kernel, world.store) == []
 
 
 def test_network_that_is_lost_is_named(world: World) -> None:
@@ -201,4 +202,4 @@ def test_network_that_is_lost_is_named(world: World) -> None:
         "api",
         hint="niso net create front --subnet CIDR, with the prefix of the address of niso-front",
     ):
-        store_repair.find_defects(world.kernel, world.store)
+        store_defects.find_defects(world.kernel, world.store)

@@ -8,7 +8,7 @@ import pathlib
 import pytest
 from oci_specs import PROFILE, SPEC
 
-from niso.runtime import cgroup, oci
+from niso.runtime import cgroups, oci
 
 LIMITED = SPEC._replace(memory_max=512 << 20, cpu_max=150, pids_limit=64)
 
@@ -35,8 +35,8 @@ def test_limit_that_the_machine_cannot_hold_is_left_out() -> None:
 
 
 def test_service_without_limits_has_none() -> None:
-    assert cgroup.limits(SPEC) == {}
-    assert list(cgroup.limits(SPEC._replace(pids_limit=2))) == ["pids"]
+    assert cgroups.limits(SPEC) == {}
+    assert list(cgroups.limits(SPEC._replace(pids_limit=2))) == ["pids"]
 
 
 class Machine:
@@ -46,8 +46,8 @@ class Machine:
         self.top, self.table = folder / "cgroup", folder / "mountinfo"
         self.top.mkdir()
         self.table.write_text("1 0 0:1 / / rw - ext4 /dev/vda rw\n")
-        monkeypatch.setattr(cgroup, "_TOP", str(self.top))
-        monkeypatch.setattr(cgroup, "_MOUNTS", str(self.table))
+        monkeypatch.setattr(cgroups, "_TOP", str(self.top))
+        monkeypatch.setattr(cgroups, "_MOUNTS", str(self.table))
 
     def mount(self, place: str, kind: str, options: str = "rw") -> None:
         (self.top / place).mkdir(exist_ok=True)
@@ -71,7 +71,7 @@ def machine(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def usable() -> list[str]:
-    return cgroup.usable(["memory", "cpu", "pids"])
+    return cgroups.usable(["memory", "cpu", "pids"])
 
 
 def test_machine_without_cgroups_holds_nothing(machine: Machine) -> None:
@@ -109,7 +109,7 @@ def test_v2_holds_what_is_enabled_and_nothing_is_written(machine: Machine) -> No
 def test_v2_enables_what_is_wanted_and_no_more(machine: Machine) -> None:
     machine.mount(".", "cgroup2")
     path = machine.control("cpu memory pids io", "cpu")
-    assert cgroup.usable(["cpu", "memory"]) == ["cpu", "memory"]
+    assert cgroups.usable(["cpu", "memory"]) == ["cpu", "memory"]
     assert path.read_text() == "+memory"  # the kernel would make "cpu memory" of it
 
 
@@ -154,18 +154,18 @@ def test_process_moves_to_the_cgroup_that_it_is_in(
         machine.mount(*mount)
     table = machine.top.parent / "own"
     table.write_text(own)
-    monkeypatch.setattr(cgroup, "_OWN", str(table))
-    cgroup.move_nowhere()
+    monkeypatch.setattr(cgroups, "_OWN", str(table))
+    cgroups.move_nowhere()
     assert path.read_text() == "0"
 
 
 def test_machine_that_shows_no_cgroup_is_left_alone(machine: Machine) -> None:
-    cgroup.move_nowhere()
+    cgroups.move_nowhere()
     assert list(machine.top.iterdir()) == []
 
 
 def test_process_stays_where_it_was() -> None:
     before, files = pathlib.Path("/proc/self/cgroup").read_text(), os.listdir("/proc/self/fd")
-    cgroup.move_nowhere()
+    cgroups.move_nowhere()
     assert pathlib.Path("/proc/self/cgroup").read_text() == before
     assert len(os.listdir("/proc/self/fd")) == len(files)

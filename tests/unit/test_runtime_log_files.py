@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from niso.api.guard import moment
 from niso.base.errors import UsageError
-from niso.runtime import joint_logs, logs
+from niso.look.session import moment
+from niso.runtime import logs
 
 STAMP = "2026-01-02T03:04:05.{:09d}+00:00"
 
@@ -254,14 +254,14 @@ def test_logs_of_several_services_are_one_in_order_of_time(files: Files) -> None
     write_log(files, "db", "02 b", "03 c")
     names = ["api", "db", "never-ran"]
     expected = [("api", b"a\n"), ("db", b"b\n"), ("db", b"c\n"), ("api", b"d\n"), ("api", b"e\n")]
-    assert list(joint_logs.read(names)) == expected
-    assert list(joint_logs.read(names, 1)) == [("db", b"c\n"), ("api", b"e\n")]
+    assert list(logs.read_joint(names)) == expected
+    assert list(logs.read_joint(names, 1)) == [("db", b"c\n"), ("api", b"e\n")]
 
 
 def test_followed_logs_begin_in_order_and_go_on_until_all_are_removed(files: Files) -> None:
     write_log(files, "api", "01 a", "03 c")
     write_log(files, "db", "02 b")
-    lines = joint_logs.read(["api", "db"], follow=True)
+    lines = logs.read_joint(["api", "db"], follow=True)
     assert [next(lines) for _ in range(3)] == [("api", b"a\n"), ("db", b"b\n"), ("api", b"c\n")]
     write_log(files, "db", "04 d")
     assert next(lines) == ("db", b"d\n")

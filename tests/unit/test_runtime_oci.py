@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from oci_specs import PROFILE, SPEC
 
-from niso.plan.process_spec import ProcessSpec
+from niso.plan.specs import ProcessSpec
 from niso.runtime import oci, on_exit, status
 
 

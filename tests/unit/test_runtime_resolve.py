@@ -11,10 +11,10 @@ from refusals import refuses
 
 from niso.base.errors import Error, InvalidInput
 from niso.manifest import values
-from niso.plan.service_spec import User
-from niso.runtime import users
+from niso.plan.specs import User
+from niso.runtime import entrypoint as runtime_entrypoint
+from niso.runtime.crun import DEFAULT_PATH
 from niso.runtime.entrypoint import check_working_dir, resolve_entrypoint
-from niso.runtime.spec import DEFAULT_PATH
 
 OWN_UID = 1_900_000_007
 
@@ -61,20 +61,23 @@ def test_user_is_looked_up_in_the_rootfs(
 ) -> None:
     wanted = None if user is None else values.user(user, "service.user")
     assert wanted is None or wanted.text == user
-    assert users.resolve_user(str(rootfs), wanted, OWN_UID, "api") == expected
+    assert runtime_entrypoint.resolve_user(str(rootfs), wanted, OWN_UID, "api") == expected
 
 
 @pytest.mark.parametrize("user", ["nobody-here", "odd"])
 def test_user_that_cannot_be_names_key_and_value(rootfs: pathlib.Path, user: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        users.resolve_user(str(rootfs), User(user, None, None), OWN_UID, "api")
+        runtime_entrypoint.resolve_user(str(rootfs), User(user, None, None), OWN_UID, "api")
     assert caught.value.key == "service.user"
     assert repr(user) in caught.value.message
     assert caught.value.hint
 
 
 def test_assembled_root_knows_the_users_of_the_host() -> None:
-    assert users.resolve_user(None, User("root", None, None), OWN_UID, "api")[:2] == (0, 0)
+    assert runtime_entrypoint.resolve_user(None, User("root", None, None), OWN_UID, "api")[:2] == (
+        0,
+        0,
+    )
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "huge", "loop", "device", "absent"])
@@ -95,7 +98,7 @@ def test_user_database_that_is_no_small_file_counts_as_empty(
     elif kind == "device":
         passwd.symlink_to("/dev/zero")
     with pytest.raises(InvalidInput):
-        users.resolve_user(str(rootfs), User("web", None, None), OWN_UID, "api")
+        runtime_entrypoint.resolve_user(str(rootfs), User("web", None, None), OWN_UID, "api")
 
 
 def test_links_of_the_rootfs_lead_nowhere_outside_it(
@@ -110,11 +113,11 @@ def test_links_of_the_rootfs_lead_nowhere_outside_it(
         passwd = rootfs / "etc" / "passwd"
         passwd.unlink()
         passwd.symlink_to(target)
-        assert users.read_database(str(rootfs), "passwd") == []
+        assert runtime_entrypoint.read_database(str(rootfs), "passwd") == []
     passwd.unlink()
     (rootfs / "usr" / "passwd").write_text("web:x:33:44::/:/bin/sh\n")
     passwd.symlink_to("/bin/../passwd")
-    assert users.read_database(str(rootfs), "passwd")[0][0] == "web"
+    assert runtime_entrypoint.read_database(str(rootfs), "passwd")[0][0] == "web"
 
 
 def test_entrypoint_of_the_package_is_below_app(
@@ -315,10 +318,10 @@ def test_ids_that_the_kernel_does_not_have_are_skipped(rootfs: pathlib.Path) -> 
         f"huge:x:{many}:0::/:/bin/sh\nunset:x:4294967295:0::/:/bin/sh\nok:x:7:8::/srv:/bin/sh\n"
     )
     (rootfs / "etc" / "group").write_text(f"huge:x:{many}:ok\nmore:x:9:ok\n")
-    assert users.read_database(str(rootfs), "passwd") == [
+    assert runtime_entrypoint.read_database(str(rootfs), "passwd") == [
         ["ok", "x", "7", "8", "", "/srv", "/bin/sh"]
     ]
-    assert users.resolve_user(str(rootfs), User("ok", None, None), 1, "demo") == (
+    assert runtime_entrypoint.resolve_user(str(rootfs), User("ok", None, None), 1, "demo") == (
         7,
         8,
         (9,),
@@ -326,7 +329,7 @@ def test_ids_that_the_kernel_does_not_have_are_skipped(rootfs: pathlib.Path) -> 
         "/srv",
     )
     with pytest.raises(InvalidInput):
-        users.resolve_user(str(rootfs), User("huge", None, None), 1, "demo")
+        runtime_entrypoint.resolve_user(str(rootfs), User("huge", None, None), 1, "demo")
 
 
 @pytest.mark.parametrize("point", ["/usr/share/app", "/bin/app", "/etc/ssl/certs/app"])

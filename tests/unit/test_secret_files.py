@@ -11,9 +11,9 @@ from fake_world import World
 from refusals import refuses
 
 from niso.base.errors import Error, flatten
-from niso.commands import restart
+from niso.change import activate
 from niso.manifest import load
-from niso.plan.process_spec import ProcessSpec
+from niso.plan.specs import ProcessSpec
 
 HEAD = '[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "run"\n'
 
@@ -112,7 +112,7 @@ def test_secret_that_cannot_be_read_starts_nothing(world: World) -> None:
     pid = world.pid("api")
     (folder / "a").unlink()
     with refuses(Error, key="secrets.A.file"):
-        restart.restart(world.machine, ["api"])
+        activate.restart(world.machine, ["api"])
     assert world.pid("api") == pid
 
 

@@ -6,11 +6,11 @@ import pytest
 from policy_worlds import known, network, policy, world
 
 from niso.base.errors import Error, NotFound, UsageError
-from niso.explain import explanation, question
-from niso.explain.question import End, Packet
-from niso.kernel import nft_sets, nft_tables, probe
-from niso.plan.known_world import World
+from niso.kernel import probe, ruleset
+from niso.look import packet_path
+from niso.look.packet_path import End, Packet
 from niso.plan.records import Port
+from niso.plan.verdict import World
 from niso.store.store import Store
 
 NETWORKS = [
@@ -59,7 +59,7 @@ def made(**ports: Port) -> World:
     ],
 )
 def test_target(text: str, meant: tuple[str, int | None, str]) -> None:
-    assert question.parse_target(text) == meant
+    assert packet_path.parse_target(text) == meant
 
 
 WRONG = (
@@ -97,24 +97,26 @@ WRONG = (
 @pytest.mark.parametrize("text", WRONG)
 def test_wrong_target(text: str) -> None:
     with pytest.raises(UsageError):
-        who, _, _ = question.parse_target(text)
-        question.resolve(Store.open(), who)
+        who, _, _ = packet_path.parse_target(text)
+        packet_path.resolve(Store.open(), who)
 
 
 def test_who_is_meant() -> None:
     store = Store.open()
-    assert question.resolve(store, "host") == question.resolve(store, "host.niso.local") == End()
-    assert question.resolve(store, "192.0.2.7") == End(address="192.0.2.7")
     assert (
-        question.resolve(store, "FD00:0::1")
-        == question.resolve(store, "[fd00::1]")
+        packet_path.resolve(store, "host") == packet_path.resolve(store, "host.niso.local") == End()
+    )
+    assert packet_path.resolve(store, "192.0.2.7") == End(address="192.0.2.7")
+    assert (
+        packet_path.resolve(store, "FD00:0::1")
+        == packet_path.resolve(store, "[fd00::1]")
         == End(address="fd00::1")
     )
     for text in ("::ffff:10.0.0.1", "fe80::1%eth0", "300.1.1.1", "10.0.0.0/8", "fd00::zz", "1.2.3"):
         with pytest.raises(UsageError):
-            question.resolve(store, text)
+            packet_path.resolve(store, text)
     with pytest.raises(NotFound):
-        question.resolve(store, "db")
+        packet_path.resolve(store, "db")
 
 
 @pytest.mark.parametrize(
@@ -160,20 +162,20 @@ def test_addresses(
         probe, "own_address", lambda to: None if to == "198.51.100.1" else f"by {to}"
     )
     if pair is not None:
-        assert question.ends(made(), source, to, family) == pair
+        assert packet_path.ends(made(), source, to, family) == pair
         return
     with pytest.raises(Error, match=r"no addresses of the same family|are of different families"):
-        question.ends(made(), source, to, family)
+        packet_path.ends(made(), source, to, family)
 
 
 def test_rules_of_the_fixed_text_are_those_of_each_chain() -> None:
-    for table in nft_sets.CONTAINERS:
-        body = nft_tables.TABLES.partition(f"table {table} {{")[2].partition("\n}")[0]
+    for table in ruleset.CONTAINERS:
+        body = ruleset.TABLES.partition(f"table {table} {{")[2].partition("\n}")[0]
         chains = [line.split()[1] for line in body.splitlines() if line.startswith("\tchain ")]
         hooks = body.count("\t\ttype ")
-        rules = sum(len(nft_sets.rules_of(table, chain)) for chain in chains)
+        rules = sum(len(ruleset.rules_of(table, chain)) for chain in chains)
         assert rules + hooks == sum(line.startswith("\t\t") for line in body.splitlines())
-    assert nft_sets.rules_of(nft_tables.INET, "forward")[-1] == "goto next_hop"
+    assert ruleset.rules_of(ruleset.INET, "forward")[-1] == "goto next_hop"
 
 
 SOURCES4, PUBLISH = "sources4", Port("", 5432, 80, "tcp")
@@ -213,7 +215,7 @@ SOURCES4, PUBLISH = "sources4", Port("", 5432, 80, "tcp")
 def test_objects_of_the_way_and_what_counts_it(
     source: str, to: str, port: int, path: list[str], counted: list[str]
 ) -> None:
-    explained = explanation.explain(Store.open(), made(db=PUBLISH), Packet(source, to, port, "tcp"))
+    explained = packet_path.explain(Store.open(), made(db=PUBLISH), Packet(source, to, port, "tcp"))
     assert [each.container for each in explained.path] == path
     assert [each.container for each in explained.counted] == counted
     assert all(each.counts for each in explained.counted)
@@ -225,7 +227,7 @@ def test_objects_of_the_way_and_what_counts_it(
 
 def test_element_of_each_family_is_named_with_the_line_of_the_manifest() -> None:
     for family, source, to in ((4, "10.99.1.3", "10.99.1.2"), (6, "fd00:99:1::3", "fd00:99:1::2")):
-        explained = explanation.explain(Store.open(), made(), Packet(source, to, 80, "tcp"))
+        explained = packet_path.explain(Store.open(), made(), Packet(source, to, 80, "tcp"))
         leads, element = explained.ingress
         assert (leads.container, leads.text) == (f"ingress{family}", to)
         said = f'{to} . {source} . tcp . 80 comment "db network.policy.allow_from[0]" : return'
@@ -234,12 +236,12 @@ def test_element_of_each_family_is_named_with_the_line_of_the_manifest() -> None
 
 def test_other_family_where_both_have_it() -> None:
     store, about = Store.open(), made()
-    other = explanation.other_family(
+    other = packet_path.other_family(
         store, about, End("api"), End("db"), Packet("10.99.1.3", "10.99.1.2", 80, "tcp")
     )
     assert other is not None and other.packet == Packet("fd00:99:1::3", "fd00:99:1::2", 80, "tcp")
     assert (
-        explanation.other_family(
+        packet_path.other_family(
             store, about, End("web"), End("db"), Packet("10.99.2.2", "10.99.1.2", 80, "tcp")
         )
         is None

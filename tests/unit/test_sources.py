@@ -8,7 +8,7 @@ import pathlib
 import pytest
 from oci_specs import SPEC
 
-from niso.plan.process_spec import ProcessSpec, Volume
+from niso.plan.specs import MountedVolume, ProcessSpec
 from niso.runtime import sources
 
 
@@ -19,11 +19,11 @@ def spec(tmp_path: pathlib.Path) -> ProcessSpec:
     (tmp_path / "file").write_text("one")
     (tmp_path / "link").symlink_to("data")
     volumes = tuple(
-        Volume(name, f"/{name}", str(tmp_path / name), False, False, None)
+        MountedVolume(name, f"/{name}", str(tmp_path / name), False, False, None)
         for name in ("data", "file", "link")
     )
-    kept = Volume("kept", "/kept", str(tmp_path / "kept"), True, False, None)
-    memory = Volume("memory", "/memory", None, False, False, None)
+    kept = MountedVolume("kept", "/kept", str(tmp_path / "kept"), True, False, None)
+    memory = MountedVolume("memory", "/memory", None, False, False, None)
     found = SPEC._replace(rootfs=str(tmp_path / "rootfs"), volumes=(*volumes, kept, memory))
     return sources.recorded(found)
 

@@ -13,15 +13,15 @@ from samples import samples
 from stack_texts import STACKS
 
 from niso.base.errors import Error, ErrorGroup
-from niso.commands import stack
-from niso.manifest import stack_file as model
+from niso.look import stack_members
+from niso.manifest import stack
 
 BOUNDED = settings(
     max_examples=samples(25, 1600), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
-def read(content: bytes) -> model.Stack | None:
+def read(content: bytes) -> stack.Stack | None:
     """The stack of these bytes, beside two good packages and a link out; None after errors, which are held to be printable."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("api", "db"):
@@ -32,7 +32,7 @@ def read(content: bytes) -> model.Stack | None:
         with open(os.path.join(folder, "stack.toml"), "wb") as file:
             file.write(content)
         found = None
-        for reader in (model.outline, stack.load):
+        for reader in (stack.outline, stack_members.load):
             try:
                 found = reader(folder)
             except Error as error:

@@ -10,11 +10,12 @@ from fake_world import World
 from jsonschema import Draft202012Validator
 from refusals import refuses
 
-from niso.api import validation
+from niso.api import without_host
 from niso.base.errors import Error, ErrorGroup
-from niso.commands import repair, stack
-from niso.manifest import stack_file
-from niso.manifest.stack_schema import schema
+from niso.change import repair, stacks
+from niso.look import stack_members
+from niso.manifest import stack
+from niso.manifest.json_schema import stack_schema
 
 STACK = """
 [stack]
@@ -60,12 +61,12 @@ def write(world: World, text: str) -> str:
 
 
 def is_valid(text: str) -> bool:
-    return Draft202012Validator(schema()).is_valid(tomllib.loads(text))
+    return Draft202012Validator(stack_schema()).is_valid(tomllib.loads(text))
 
 
 def errors(world: World, text: str) -> list[str]:
     with pytest.raises(ErrorGroup) as caught:
-        stack.load(write(world, text))
+        stack_members.load(write(world, text))
     found = [error.message for error in caught.value.errors]
     assert all(error.startswith(str(world.folder / "stack.toml")) for error in found), found
     return [error.partition("stack.toml: ")[2] for error in found]
@@ -74,7 +75,7 @@ def errors(world: World, text: str) -> list[str]:
 def test_inline_services_run_beside_others(world: World) -> None:
     path = write(world, STACK)
     assert is_valid(STACK)
-    assert validation.validate(path)[0].services == ("db", "migrate", "api")
+    assert without_host.validate(path)[0].services == ("db", "migrate", "api")
     up = world.up(path)
     assert [outcome.service for outcome in up.outcomes] == ["db", "migrate", "api"]
     world.assert_whole()
@@ -93,12 +94,12 @@ def test_inline_services_run_beside_others(world: World) -> None:
     assert repair.repair_all(world.machine) == 1
     assert (copy / "run").exists()
     assert not any(outcome.changed for outcome in world.up(path).outcomes if not outcome.job)
-    assert list(stack_file.outline(path).after.items()) == [
+    assert list(stack.outline(path).after.items()) == [
         ("api", ("migrate", "db")),
         ("db", ()),
         ("migrate", ("db",)),
     ]
-    stack.down(world.machine, path)
+    stacks.down(world.machine, path)
     assert world.store.active_services() == []
 
 
@@ -153,7 +154,7 @@ RUN = 'binary = { entrypoint = "sh" }\n'
 )
 def test_errors_name_the_key_in_the_stack(world: World, text: str, expected: list[str]) -> None:
     if not expected:
-        stack.load(write(world, text))
+        stack_members.load(write(world, text))
         return
     found = errors(world, text)
     assert [error[: len(start)] for error, start in zip(found, expected, strict=True)] == expected

@@ -9,11 +9,11 @@ import pytest
 from refusals import refuses
 
 from niso.base.errors import Error, ErrorGroup, InvalidInput, NotFound
-from niso.commands import stack as stacks
-from niso.manifest import load as manifests
-from niso.manifest import stack_file as model
+from niso.look import stack_members
+from niso.manifest import load as manifest_load
+from niso.manifest import stack as manifest_stack
 from niso.plan.records import Port
-from niso.plan.service_spec import ServiceSpec
+from niso.plan.specs import ServiceSpec
 
 HEAD = '[stack]\nname = "shop"\n'
 MANIFEST = """\
@@ -43,7 +43,7 @@ def shop(tmp_path: Path) -> Any:
 def errors_of(folder: str) -> dict[str, str]:
     """Key -> message of all that is wrong."""
     with pytest.raises(Error) as caught:
-        stacks.load(folder)
+        stack_members.load(folder)
     errors = caught.value.errors if isinstance(caught.value, ErrorGroup) else [caught.value]
     assert all(error.message.startswith(folder) for error in errors), errors
     return {str(error.key): error.message for error in errors}
@@ -54,14 +54,16 @@ def service(name: str, text: str = "", package: str = "") -> str:
 
 
 def spec(folder: str, name: str) -> ServiceSpec:
-    return next(member for member in stacks.load(folder).members if member.name == name).loaded.spec
+    return next(
+        member for member in stack_members.load(folder).members if member.name == name
+    ).loaded.spec
 
 
 def test_services_come_after_those_that_they_depend_on(shop: Any) -> None:
     text = service("a", 'depends_on = ["b", "c"]', "api") + service(
         "b", 'depends_on = { c = "started" }', "api"
     )
-    stack = stacks.load(shop(text + service("c", "", "db") + service("d", "", "db")))
+    stack = stack_members.load(shop(text + service("c", "", "db") + service("d", "", "db")))
     order = [member.name for member in stack.members]
     assert sorted(order) == ["a", "b", "c", "d"] and order.index("c") < order.index(
         "b"
@@ -110,7 +112,7 @@ def test_keys_of_the_stack_lie_over_those_of_the_manifest(shop: Any) -> None:
 
 
 def test_one_package_can_be_several_services(shop: Any) -> None:
-    stack = stacks.load(shop(service("one", "", "api") + service("two", "", "api")))
+    stack = stack_members.load(shop(service("one", "", "api") + service("two", "", "api")))
     assert [member.name for member in stack.members] == ["one", "two"]
     assert len({member.loaded.path for member in stack.members}) == 1
 
@@ -118,10 +120,15 @@ def test_one_package_can_be_several_services(shop: Any) -> None:
 def test_networks_are_as_net_create_knows_them(shop: Any) -> None:
     text = '[networks]\na = { subnet = "10.99.1.0/24", gateway = "10.99.1.9", mtu = 1400 }\nb = { ipv6 = true, internal = true }\n'
     text += 'c = { subnet = ["10.99.2.0/24", "fd00:2::/64"], gateway = ["fd00:2::9"] }\nd = {}\n'
-    networks = stacks.load(shop(text + service("db"))).networks
-    assert networks["a"] == model.Network(subnet="10.99.1.0/24", gateway="10.99.1.9", mtu=1400)
+    networks = stack_members.load(shop(text + service("db"))).networks
+    assert networks["a"] == manifest_stack.Network(
+        subnet="10.99.1.0/24", gateway="10.99.1.9", mtu=1400
+    )
     assert (networks["a"].subnets, networks["a"].gateways) == (("10.99.1.0/24",), ("10.99.1.9",))
-    assert networks["b"] == model.Network(ipv6=True, internal=True) and networks["b"].subnets == ()
+    assert (
+        networks["b"] == manifest_stack.Network(ipv6=True, internal=True)
+        and networks["b"].subnets == ()
+    )
     assert networks["c"].subnets == ("10.99.2.0/24", "fd00:2::/64") and networks["c"].gateways == (
         "fd00:2::9",
     )
@@ -229,15 +236,19 @@ def test_wrong_value_is_told_with_file_key_and_what_is_right(
 )
 def test_hint_says_where_a_key_belongs(shop: Any, text: str, hint: str) -> None:
     with pytest.raises(ErrorGroup) as caught:
-        stacks.load(shop("", HEAD + text))
+        stack_members.load(shop("", HEAD + text))
     assert hint in (caught.value.errors[0].hint or "")
 
 
 def test_file_of_another_form_in_the_folder_is_named(tmp_path: Path) -> None:
     for load, name, command in (
-        (stacks.load, "docker-compose.yml", "niso import {0}/docker-compose.yml --output {0}"),
-        (manifests.load, "stack.toml", "niso stack up {0}"),
-        (stacks.load, "manifest.toml", "niso activate {0}"),
+        (
+            stack_members.load,
+            "docker-compose.yml",
+            "niso import {0}/docker-compose.yml --output {0}",
+        ),
+        (manifest_load.load, "stack.toml", "niso stack up {0}"),
+        (stack_members.load, "manifest.toml", "niso activate {0}"),
     ):
         folder = tmp_path / name
         folder.mkdir()
@@ -246,14 +257,14 @@ def test_file_of_another_form_in_the_folder_is_named(tmp_path: Path) -> None:
             load(str(folder))
         assert caught.value.hint == f"there is a {name}: {command.format(folder)}"
     with pytest.raises(NotFound) as wrong:
-        stacks.load(str(tmp_path / "docker-compose.yml" / "docker-compose.yml"))
+        stack_members.load(str(tmp_path / "docker-compose.yml" / "docker-compose.yml"))
     assert "niso import" in (wrong.value.hint or "")
 
 
 def test_unknown_key_suggests_the_nearest_once(shop: Any) -> None:
     folder = shop(service("db", 'port = ["80:80"]'))
     with pytest.raises(Error) as caught:
-        stacks.load(folder)
+        stack_members.load(folder)
     assert caught.value.message.endswith("unknown key (did you mean service[0].ports?)")
     assert caught.value.hint is None
 
@@ -307,12 +318,12 @@ def test_circle_is_named_in_its_order(shop: Any) -> None:
 
 def test_a_thousand_services_in_a_row_are_put_in_order(shop: Any) -> None:
     after = {f"s{n}": [f"s{n + 1}"] for n in range(3000)} | {"s3000": []}
-    assert model.ordered(after)[0] == "s3000"
+    assert manifest_stack.ordered(after)[0] == "s3000"
 
 
 def test_outline_needs_the_name_alone(shop: Any) -> None:
     text = service("db", "foo = 1", "nowhere") + service("api", 'depends_on = { db = "healthy" }')
-    outline = model.outline(shop(text + "[networks]\nx = 3\n"))
+    outline = manifest_stack.outline(shop(text + "[networks]\nx = 3\n"))
     assert (outline.name, outline.after) == ("shop", {"db": (), "api": ("db",)})
     for head, key in (
         ("", "stack"),
@@ -320,22 +331,22 @@ def test_outline_needs_the_name_alone(shop: Any) -> None:
         ("[stack]\nname = 3\n", "stack.name"),
     ):
         with pytest.raises(Error) as caught:
-            model.outline(shop(text, head))
+            manifest_stack.outline(shop(text, head))
         assert key in caught.value.message, key
     with refuses(
         InvalidInput, "line 1", hint="see https://toml.io for the syntax", file="stack.toml"
     ):
-        model.outline(shop("", "[stack"))
+        manifest_stack.outline(shop("", "[stack"))
     with refuses(
         NotFound,
         "stack.toml",
         hint="pass the path of a stack.toml or of its folder",
         file="stack.toml",
     ):
-        model.outline("/nowhere")
+        manifest_stack.outline("/nowhere")
 
 
 @pytest.mark.parametrize("path", ["", "stack.toml"])
 def test_argument_is_the_folder_or_the_file(shop: Any, path: str) -> None:
     folder = shop(service("db"))
-    assert stacks.load(f"{folder}/{path}").path == f"{folder}/stack.toml"
+    assert stack_members.load(f"{folder}/{path}").path == f"{folder}/stack.toml"

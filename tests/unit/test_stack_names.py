@@ -9,12 +9,13 @@ from fake_world import World
 from names_seen import address, allowed, on, seen
 from refusals import refuses
 
-from niso.api.written_names import WrittenNames
 from niso.base import paths
 from niso.base.errors import Conflict, ErrorGroup
-from niso.commands import stack as command
-from niso.commands.deactivate import remove
-from niso.manifest import stack_prefix
+from niso.change import stacks
+from niso.change.deactivate import remove
+from niso.look import stack_members
+from niso.look.learn import WrittenNames
+from niso.manifest import stack as manifest_stack
 
 
 def test_policies_are_written_with_the_names_of_the_stacks_own_file(world: World) -> None:
@@ -45,7 +46,7 @@ def test_networks_in_policies_and_addresses_are_the_stacks_own(world: World) -> 
     policy = { allow_from = ["network:backend", "network:outside", "db", "other"] }
     """
     folder = project(world, "shop", "shop", "prefix = true", api=keys)
-    shop = command.named(world.store, command.load(folder))
+    shop = stack_members.named(world.store, stack_members.load(folder))
     (spec,) = [one.loaded.spec for one in shop.members if one.name == "shop-api"]
     assert spec.networks == ("shop-backend", "outside")  # one that is not of the file is as it is
     assert dict(spec.addresses) == {"shop-backend": "10.99.7.9"}
@@ -82,9 +83,9 @@ def test_two_projects_of_one_form_are_side_by_side(world: World) -> None:
     world.assert_whole()
     for folder in (shop, blog):  # each keeps its names, whatever comes after it
         assert not any(one.changed for one in world.up(folder).outcomes)
-    outline = command.outlined(world.store, blog)
+    outline = stack_members.outlined(world.store, blog)
     assert set(outline.after) == {"blog-db", "blog-api"}
-    down = command.down(world.machine, blog)
+    down = stacks.down(world.machine, blog)
     assert {name for name, _ in down.services} == {"blog-db", "blog-api"}
     assert world.store.active_services() == ["api", "db"]
     remove(world.machine, ["api", "db"])
@@ -178,9 +179,9 @@ def test_key_decides_and_a_stack_without_it_keeps_its_names(world: World) -> Non
 def test_known_stack_keeps_the_names_that_it_has(
     names: list[str], members: list[str], taken: bool, prefix: bool
 ) -> None:
-    assert stack_prefix.applies(None, "shop", names, members, taken) is prefix
-    assert stack_prefix.applies(True, "shop", names, members, taken) is True
-    assert stack_prefix.applies(False, "shop", names, members, taken) is False
+    assert manifest_stack.applies(None, "shop", names, members, taken) is prefix
+    assert manifest_stack.applies(True, "shop", names, members, taken) is True
+    assert manifest_stack.applies(False, "shop", names, members, taken) is False
 
 
 def test_stack_may_not_take_names_of_another_one(world: World) -> None:

@@ -10,8 +10,9 @@ from refusals import refuses
 
 from niso.base.errors import Conflict, Error, ProcessError, flatten
 from niso.base.report import Caution, Event
-from niso.commands import stack
-from niso.commands.deactivate import remove
+from niso.change import stacks
+from niso.change.deactivate import remove
+from niso.look import stack_members
 
 
 def test_stack_comes_changes_and_goes(world: World) -> None:
@@ -34,7 +35,7 @@ def test_stack_comes_changes_and_goes(world: World) -> None:
     assert (up.left, [outcome.changed for outcome in up.outcomes]) == (["log"], [False])
     world.stack("api", "log", backend="10.99.7.0/24")
     world.up(path)
-    down = stack.down(world.machine, path)
+    down = stacks.down(world.machine, path)
     assert down.services == [("log", True), ("api", True)]
     assert not world.kernel.netns
     world.assert_whole()
@@ -70,23 +71,25 @@ def test_stack_of_another_folder_is_neither_replaced_nor_taken_down(world: World
     events: list[Event] = []
     for command in (
         lambda: world.up(second),
-        lambda: stack.up(world.machine, stack.load(second), 5.0, events.append, dry_run=True),
-        lambda: stack.down(world.machine, second),
-        lambda: stack.own(world.store, second),  # status and logs
+        lambda: stacks.up(
+            world.machine, stack_members.load(second), 5.0, events.append, dry_run=True
+        ),
+        lambda: stacks.down(world.machine, second),
+        lambda: stack_members.own(world.store, second),  # status and logs
     ):
         with pytest.raises(Conflict) as caught:
             command()
         assert caught.value.message == f"{second}: stack 'shop' is that of {first}"
         assert world.picture() == before and events == []
     # net policy test foresees a copy
-    assert stack.foreseen(world.machine, stack.load(second), replace=True)
-    assert set(stack.outlined(world.store, second).after) == {"api", "log"}
+    assert stacks.foreseen(world.machine, stack_members.load(second), replace=True)
+    assert set(stack_members.outlined(world.store, second).after) == {"api", "log"}
     assert sorted(world.store.active_services()) == ["api", "db"]
     up = world.up(second, replace=True)
     assert up.left == ["db"] and sorted(world.store.active_services()) == ["api", "log"]
     with pytest.raises(Conflict):
-        stack.down(world.machine, first)
-    stack.down(world.machine, second)
+        stacks.down(world.machine, first)
+    stacks.down(world.machine, second)
     world.assert_whole()
 
 
@@ -97,7 +100,7 @@ def test_stack_that_joins_the_network_of_another_one_is_told_so_once(world: Worl
         files.append(world.stack(f"{name}-api", name=name, below=name, backend="10.99.7.0/24"))
     events: list[Event] = []
     for file in files * 2:
-        stack.up(world.machine, stack.load(file), 5.0, events.append)
+        stacks.up(world.machine, stack_members.load(file), 5.0, events.append)
     (caution,) = [event for event in events if isinstance(event, Caution)]
     assert "network backend is also that of stack one" in caution.text
 
@@ -167,7 +170,7 @@ def test_service_of_another_stack_and_a_network_that_differs_are_refused_by_key(
     assert world.picture() == before
     path = other("web", "10.99.7.0/24")
     world.up(path)  # both stacks can have the network
-    stack.down(world.machine, path)
+    stacks.down(world.machine, path)
     assert world.store.active_services() == ["db"]
     world.assert_whole()
 

@@ -6,21 +6,21 @@ import os
 
 import pytest
 
-from niso.runtime import cgroup, status, systemd, unit
+from niso.runtime import cgroups, status, units
 
 
 def test_stand_in_of_a_service_without_a_record_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """`niso remove` deletes the record first; otherwise it would wait 10 s for its own child."""
     wait, hold = os.pipe()
     done, say = os.pipe()
-    monkeypatch.setattr(systemd, "load", lambda _: None)
+    monkeypatch.setattr(units, "load", lambda _: None)
     monkeypatch.setattr(status, "conmon", lambda _: None)
-    monkeypatch.setattr(cgroup, "roots", lambda: pytest.fail("no process has a place to go to"))
-    monkeypatch.setattr(unit, "_stand_ins", {"api": (hold, done, "/niso-api.service", 1)})
+    monkeypatch.setattr(cgroups, "roots", lambda: pytest.fail("no process has a place to go to"))
+    monkeypatch.setattr(units, "_stand_ins", {"api": (hold, done, "/niso-api.service", 1)})
     os.write(say, b".")
-    systemd.Systemd().give_back("api")
+    units.Systemd().give_back("api")
     os.set_blocking(wait, False)
     assert os.read(wait, 1) == b""  # the end of the pipe, for which the stand-in waits
-    assert unit._stand_ins == {}
+    assert units._stand_ins == {}
     os.close(wait)
     os.close(say)

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 from fake_world import World
+from fakes.kernel import Fake
+from fakes.processes import FakeProcesses
 from refusals import refuses
 
 from niso.base import paths
 from niso.base.errors import Conflict, ErrorGroup, ProcessError
-from niso.kernel.fake import Fake
+from niso.change import admit, start
 from niso.runtime import health
-from niso.runtime.fake_processes import FakeProcesses
-from niso.services import stacks, waits
-from niso.store.store import ServiceRow
+from niso.store.service_rows import ServiceRow
 
 BUSY = ServiceRow("busy", "", "{}", None, "", "", 0, True, 1, (), "{}", 1.0, 1.0)
 
@@ -28,9 +28,9 @@ def test_the_moment_of_being_started_is_waited_for_also_where_it_has_just_passed
 ) -> None:
     """It passes between the look at the service and the question until when to wait: the next look must not be at the deadline."""
     now = [1000.0]
-    monkeypatch.setattr(waits.time, "monotonic", lambda: now[0])
-    wait = waits.Wait(FakeProcesses(Fake()), waits.Start(BUSY, None, True, None, 60.0))
-    ripe_at = now[0] + waits.STARTED_WITHIN_S
+    monkeypatch.setattr(start.time, "monotonic", lambda: now[0])
+    wait = start.Wait(FakeProcesses(Fake()), start.Start(BUSY, None, True, None, 60.0))
+    ripe_at = now[0] + start.STARTED_WITHIN_S
     now[0] = ripe_at - 0.0001
     assert not wait.is_started
     now[0] += passes
@@ -101,9 +101,9 @@ def test_stack_that_lost_a_race_for_a_name_is_told_to_run_again(world: World) ->
     """When its command began, no other stack had the name, so that its services have no prefix."""
     world.package("db")
     world.up(world.stack("db", name="first"))
-    second = stacks.Membership("second", "/other/stack.toml", "/other/stack.toml", (), (), {})
+    second = admit.Membership("second", "/other/stack.toml", "/other/stack.toml", (), (), {})
     with refuses(
         Conflict, "first", hint="another command has just made that stack: run this one again"
     ) as caught:
-        stacks.prepare(world.machine, second, ["db"])
+        admit.prepare(world.machine, second, ["db"])
     assert (caught.value.hint or "").endswith("run this one again")

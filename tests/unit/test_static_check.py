@@ -12,7 +12,8 @@ from fake_world import World
 
 import niso
 from niso.base.errors import Error, flatten
-from niso.commands import stack
+from niso.change import stacks
+from niso.look import stack_members
 
 SERVICE = '[services.{}]\nbinary = {{ entrypoint = "/bin/true" }}\n'
 BACK = '[networks.back]\nsubnet = "10.99.7.0/24"\n'
@@ -37,7 +38,7 @@ def refused(file: Path) -> list[tuple[str, str]]:
 
 def refused_by_activation(world: World, file: Path) -> list[tuple[str, str]]:
     with pytest.raises(Error) as caught:
-        stack.up(world.machine, stack.load(str(file)), 5.0, dry_run=True)
+        stacks.up(world.machine, stack_members.load(str(file)), 5.0, dry_run=True)
     return [(each.key or "", f"{each.reason}; {each.hint}") for each in flatten(caught.value)]
 
 

@@ -7,16 +7,17 @@ import random
 from pathlib import Path
 
 import pytest
+from fakes.kernel import Fake
 from samples import samples
 from snapshots_made import network
 from stored import TemporaryStore, add_network, put
 
-from niso.api import guard
 from niso.base import paths
 from niso.base.errors import Error
-from niso.kernel.fake import Fake
-from niso.reconcile import converge
-from niso.store.store import ALL, Store
+from niso.look import session
+from niso.reconcile import change
+from niso.store.snapshots import ALL
+from niso.store.store import Store
 
 NETWORK = network(0)
 
@@ -44,7 +45,7 @@ def use() -> None:
         store.stacks()
         store.networks()
         store.resolve("service-1")
-        converge.desired_now(Fake(), store, ALL)
+        change.desired_now(Fake(), store, ALL)
     finally:
         store.close()
 
@@ -60,7 +61,7 @@ def unexplained(content: bytes) -> Exception | None:
     except Error:
         return None
     except Exception as error:
-        return None if guard.explained(error) is not None else error
+        return None if session.explained(error) is not None else error
     return None
 
 

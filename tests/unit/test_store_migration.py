@@ -8,30 +8,31 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from fakes.kernel import Fake
 from old_stores import LATER, PORTS, PROCESS, ROWS, WRITTEN, positions, rows_of, stored_as
 from stored import dump, put
 
 from niso.base import convert, paths
 from niso.base.errors import Error
-from niso.commands import store_repair
-from niso.kernel.fake import Fake
-from niso.kernel.kinds.element import Element
-from niso.kernel.kinds.setting import Sysctl
-from niso.manifest import build
-from niso.manifest.manifest_tables import Manifest
+from niso.kernel.kinds.sysctls import Sysctl
+from niso.kernel.nft_elements import Element
+from niso.look import store_defects
+from niso.manifest import keys
+from niso.manifest.keys import Manifest
 from niso.plan.desired import desired
 from niso.plan.records import Healthcheck, Port
-from niso.plan.service_spec import Published, User
-from niso.store import migrate, reboot, specs
-from niso.store import tables as schema
+from niso.plan.specs import Published, User
+from niso.store import same_host, service_rows
+from niso.store import tables as store_tables
+from niso.store.snapshots import ALL
 from niso.store.sqlite import COLUMNS, VERSION
-from niso.store.store import ALL, Store
+from niso.store.store import Store
 
 
 @pytest.fixture(autouse=True)
 def what_was_active_lives(monkeypatch) -> None:
     """The store was written on this host, in this boot."""
-    monkeypatch.setattr(reboot, "_lives", lambda _: True)
+    monkeypatch.setattr(same_host, "_lives", lambda _: True)
 
 
 def layout(database: sqlite3.Connection) -> tuple[dict[str, object], list[str]]:
@@ -248,7 +249,7 @@ def test_process_of_version_3_is_the_same_so_that_nothing_restarts() -> None:
     stored_as(3).close()
     row = Store.open().service("api")
     assert row is not None and row.spec == PROCESS
-    now, old = json.loads(specs.encode_process(row.require_process())), json.loads(PROCESS)
+    now, old = json.loads(service_rows.encode_process(row.require_process())), json.loads(PROCESS)
     assert [volume.pop("identity") for volume in now["volumes"]] == [None] * len(now["volumes"])
     later = {key: now[key] for key in now.keys() - old.keys()}
     assert now == old | later and not any(later.values())
@@ -260,7 +261,7 @@ def test_row_of_version_3_is_the_one_that_an_activation_would_write() -> None:
     row = Store.open().service("api")
     assert row is not None
     tables = convert.convert(json.loads(WRITTEN["api"]), Manifest)
-    assert specs.encode_service(build.spec(tables, {})) == row.manifest
+    assert service_rows.encode_service(keys.spec(tables, {})) == row.manifest
 
 
 @pytest.mark.parametrize("text", ["x", "{}", "[]", WRITTEN["db"].replace('"5432"', '"0"')])
@@ -272,7 +273,7 @@ def test_manifest_of_version_3_that_is_damaged_keeps_nothing_from_being_migrated
     store = Store.open()
     api, db = store.services()
     assert api.service is not None and (db.service, db.manifest) == (None, text)
-    defects = store_repair.find_defects(Fake(), store)
+    defects = store_defects.find_defects(Fake(), store)
     assert [defect.service for defect in defects if defect.problem == "different"] == ["db"]
     (intent,) = store.intents()
     assert store.is_as_before(intent)
@@ -329,7 +330,7 @@ def test_reboot_between_the_versions_ends_what_was_active_in_intents_too(monkeyp
     old.execute("INSERT INTO intent VALUES ('api', 'activate', ?, 5.0)", (positions(old, "api"),))
     old.execute("UPDATE meta SET value='another boot' WHERE key='world'")
     old.close()
-    monkeypatch.setattr(reboot, "_lives", lambda _: False)
+    monkeypatch.setattr(same_host, "_lives", lambda _: False)
     store = Store.open()
     (intent,) = store.intents()
     assert intent.before is not None and not intent.before.active
@@ -339,7 +340,9 @@ def test_reboot_between_the_versions_ends_what_was_active_in_intents_too(monkeyp
 def test_migration_that_fails_leaves_version_1_as_it_was(monkeypatch) -> None:
     old = stored_as(1)
     before = old.execute("SELECT sql FROM sqlite_master").fetchall()
-    monkeypatch.setitem(schema.MIGRATIONS, 2, schema.MIGRATIONS[2] + "; SELECT * FROM nonesuch")
+    monkeypatch.setitem(
+        store_tables.MIGRATIONS, 2, store_tables.MIGRATIONS[2] + "; SELECT * FROM nonesuch"
+    )
     with pytest.raises(Error):
         Store.open()
     assert old.execute("PRAGMA user_version").fetchone() == (1,)
@@ -415,7 +418,7 @@ def test_no_policy_of_version_9_has_outside_names() -> None:
 
 
 def test_every_version_has_a_migration_to_the_next() -> None:
-    assert schema.MIGRATIONS.keys() == set(range(2, VERSION + 1))
+    assert store_tables.MIGRATIONS.keys() == set(range(2, VERSION + 1))
 
 
 @pytest.mark.parametrize("version", range(1, VERSION))
@@ -424,10 +427,10 @@ def test_migration_that_fails_half_way_changes_nothing(version: int, monkeypatch
     before = list(old.iterdump())
     old.close()
     broken = {
-        **schema.MIGRATIONS,
-        VERSION: f"{schema.MIGRATIONS[VERSION]}; INSERT INTO gone VALUES (1)",
+        **store_tables.MIGRATIONS,
+        VERSION: f"{store_tables.MIGRATIONS[VERSION]}; INSERT INTO gone VALUES (1)",
     }
-    monkeypatch.setattr(schema, "MIGRATIONS", broken)
+    monkeypatch.setattr(store_tables, "MIGRATIONS", broken)
     with pytest.raises(Error, match="no such table: gone"):
         Store.open()
     again = sqlite3.connect(paths.database())
@@ -449,7 +452,7 @@ def test_store_of_another_form_is_not_migrated() -> None:
         Store.open()
     assert list(old.iterdump()) == before
     assert old.execute("PRAGMA user_version").fetchone() == (4,)
-    assert not Path(migrate.copy_path(4)).exists()
+    assert not Path(store_tables.copy_path(4)).exists()
 
 
 @pytest.mark.parametrize("version", range(1, VERSION))
@@ -458,10 +461,10 @@ def test_store_as_it_was_is_kept(version: int) -> None:
     before = list(old.iterdump())
     old.close()
     Store.open().close()
-    kept = sqlite3.connect(migrate.copy_path(version))
+    kept = sqlite3.connect(store_tables.copy_path(version))
     assert list(kept.iterdump()) == before
     assert kept.execute("PRAGMA user_version").fetchone() == (version,)
-    assert os.stat(migrate.copy_path(version)).st_mode & 0o777 == 0o600
+    assert os.stat(store_tables.copy_path(version)).st_mode & 0o777 == 0o600
     assert not list(Path(paths.state_dir()).glob("*.new*"))
 
 
@@ -470,10 +473,12 @@ def test_nothing_is_kept_of_the_present_version_and_nothing_followed() -> None:
     stored_as(4).close()
     outside = Path(paths.state_dir()).parent / "outside"
     outside.write_text("untouched")
-    draft = Path(f"{migrate.copy_path(4)}.new")
+    draft = Path(f"{store_tables.copy_path(4)}.new")
     draft.symlink_to(outside)
     Store.open().close()
     assert outside.read_text() == "untouched" and not draft.is_symlink()
-    assert sqlite3.connect(migrate.copy_path(4)).execute("PRAGMA user_version").fetchone() == (4,)
-    migrate.keep(VERSION)
-    assert not Path(migrate.copy_path(VERSION)).exists()
+    assert sqlite3.connect(store_tables.copy_path(4)).execute("PRAGMA user_version").fetchone() == (
+        4,
+    )
+    store_tables.keep(VERSION)
+    assert not Path(store_tables.copy_path(VERSION)).exists()

@@ -14,7 +14,8 @@ from stored import TemporaryStore, add_network, dump, put
 
 from niso.plan.records import Port
 from niso.store.port_rows import CHOSEN, FORWARD, MANIFEST
-from niso.store.store import ALL, Store
+from niso.store.snapshots import ALL
+from niso.store.store import Store
 
 BOUNDED = settings(max_examples=samples(25, 100), deadline=None)
 NETWORKS = (network(0), network(1, dual=True))

@@ -17,11 +17,12 @@ from stored import TemporaryStore, add_network, dump, put
 
 from niso.base import paths
 from niso.base.errors import Error, NotFound
-from niso.kernel.state import State
+from niso.kernel.kinds.kind import State
 from niso.plan.desired import desired
 from niso.plan.records import Port
+from niso.store.snapshots import ALL
 from niso.store.sqlite import VERSION, close_all, unusable
-from niso.store.store import ALL, Store
+from niso.store.store import Store
 
 # --- opening -----------------------------------------------------------------------------------------------------
 

@@ -10,10 +10,11 @@ from stored import TemporaryStore, add_network, put
 
 from niso.base import names
 from niso.base.errors import Conflict
-from niso.kernel.state import State
+from niso.kernel.kinds.kind import State
 from niso.plan.desired import desired
 from niso.plan.records import Port, Snapshot
-from niso.store.store import ALL, Scope, Store
+from niso.store.snapshots import ALL, Scope
+from niso.store.store import Store
 
 
 def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:

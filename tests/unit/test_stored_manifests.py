@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from samples import samples
 
 from niso.base import convert
-from niso.manifest import build
-from niso.manifest.manifest_tables import Manifest
+from niso.manifest import keys
+from niso.manifest.keys import Manifest
 from niso.plan.records import Policy
-from niso.plan.service_spec import ServiceSpec
-from niso.store import specs, written_rows
+from niso.plan.specs import ServiceSpec
+from niso.store import service_rows, tables
 
 BOUNDED = settings(
     max_examples=samples(60, 300), deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -88,7 +88,7 @@ FULLEST = (
 )
 def test_manifest_of_an_old_store_is_what_its_file_was(data: dict[str, Any], text: str) -> None:
     spec = spec_of(data)
-    assert build.of_written(text) == spec
+    assert keys.of_written(text) == spec
     assert spec.manifest == json.loads(text)
 
 
@@ -125,7 +125,7 @@ STORED_FULL = (
 
 
 def spec_of(data: dict[str, Any]) -> ServiceSpec:
-    return build.spec(convert.convert(data, Manifest), {})
+    return keys.spec(convert.convert(data, Manifest), {})
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def spec_of(data: dict[str, Any]) -> ServiceSpec:
 def test_stored_text_is_that_of_the_version(data: dict[str, Any], text: str) -> None:
     """A service whose stored text changed would be seen as changed."""
     spec = spec_of(data)
-    assert specs.encode_service(spec) == text
-    found = specs.service(json.dumps(json.loads(text), indent=1))
+    assert service_rows.encode_service(spec) == text
+    found = service_rows.service(json.dumps(json.loads(text), indent=1))
     assert found == spec
     assert found is not None and type(found.policy) is Policy and type(found.volumes) is tuple
 
@@ -159,8 +159,8 @@ def test_stored_text_is_that_of_the_version(data: dict[str, Any], text: str) -> 
 def test_stored_text_escapes_what_it_always_did(value: str, text: str) -> None:
     spec = spec_of(HEAD)._replace(environment={"A": value, value: "A"})
     stored = STORED.replace('"environment":{}', f'"environment":{{"A":{text},{text}:"A"}}', 1)
-    assert specs.encode_service(spec) == stored
-    assert specs.service(f"{stored} ") == spec
+    assert service_rows.encode_service(spec) == stored
+    assert service_rows.service(f"{stored} ") == spec
 
 
 @pytest.mark.parametrize(
@@ -172,14 +172,14 @@ def test_stored_text_escapes_what_it_always_did(value: str, text: str) -> None:
     ],
 )
 def test_stored_text_may_be_written_otherwise(instead: str, text: str) -> None:
-    found = specs.service(STORED.replace('"environment":{}', instead, 1))
+    found = service_rows.service(STORED.replace('"environment":{}', instead, 1))
     assert found is not None and found.environment == {"A": text}
 
 
 def test_manifest_of_an_old_store_without_a_key_has_its_default() -> None:
     """As one of a niso that did not have the key yet."""
     text = SMALLEST.replace('"volumes":{},', "").replace(',"share":null', "")
-    assert build.of_written(text) == build.of_written(SMALLEST)
+    assert keys.of_written(text) == keys.of_written(SMALLEST)
 
 
 DAMAGED = [
@@ -240,12 +240,12 @@ DAMAGED = [
 @pytest.mark.parametrize(("part", "instead"), DAMAGED)
 def test_stored_text_that_is_damaged_is_nothing(part: str, instead: str) -> None:
     assert part in STORED
-    assert specs.service(STORED.replace(part, instead, 1)) is None
+    assert service_rows.service(STORED.replace(part, instead, 1)) is None
 
 
 @pytest.mark.parametrize("text", ["", "null", "{}", "[" * 100_000, '"\\ud800"', SMALLEST[:-1]])
 def test_manifest_of_an_old_store_that_is_damaged_stays_as_it_is(text: str) -> None:
-    assert written_rows.parsed_manifest(text) == text
+    assert tables.parsed_manifest(text) == text
 
 
 @pytest.mark.parametrize(
@@ -262,8 +262,8 @@ def test_manifest_of_an_old_store_that_says_something_else_stays_as_it_is(
 ) -> None:
     old = SMALLEST.replace(part, instead)
     assert old != SMALLEST
-    assert written_rows.parsed_manifest(old) == old
-    assert specs.service(old) is None
+    assert tables.parsed_manifest(old) == old
+    assert service_rows.service(old) is None
 
 
 @BOUNDED
@@ -276,9 +276,9 @@ def test_manifest_of_an_old_store_that_says_something_else_stays_as_it_is(
 def test_stored_text_with_a_few_characters_changed_is_read_or_refused(
     start: int, length: int, patch: str
 ) -> None:
-    found = specs.service(STORED_FULL[:start] + patch + STORED_FULL[start + length :])
+    found = service_rows.service(STORED_FULL[:start] + patch + STORED_FULL[start + length :])
     if found is not None:
-        assert specs.service(f"{specs.encode_service(found)} ") == found
+        assert service_rows.service(f"{service_rows.encode_service(found)} ") == found
 
 
 @BOUNDED
@@ -291,5 +291,5 @@ def test_manifest_of_an_old_store_with_a_few_characters_changed_is_converted_or_
     start: int, length: int, patch: str
 ) -> None:
     old = FULLEST[:start] + patch + FULLEST[start + length :]
-    new = written_rows.parsed_manifest(old)
-    assert (new == old) == (specs.service(f"{new} ") is None)
+    new = tables.parsed_manifest(old)
+    assert (new == old) == (service_rows.service(f"{new} ") is None)

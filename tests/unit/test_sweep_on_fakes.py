@@ -13,18 +13,19 @@ from refusals import refuses
 from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.base.names import alias
-from niso.commands import lost_store, network, sweep
-from niso.kernel.kinds.namespace import Netns
-from niso.kernel.kinds.setting import FORWARDING
-from niso.kernel.state import State
-from niso.services.networks import NetworkRequest
+from niso.change import networks, repair
+from niso.kernel.kinds.kind import State
+from niso.kernel.kinds.namespaces import Netns
+from niso.kernel.kinds.sysctls import FORWARDING
+from niso.look import session
+from niso.plan.subnets import NetworkRequest
 
 WEB = {"ports": ["8080:80"]}
 
 
 @pytest.fixture
 def full(world: World) -> World:
-    network.create(world.machine, NetworkRequest("front", internal=True))
+    networks.create(world.machine, NetworkRequest("front", internal=True))
     world.activate(
         world.package("api", network=WEB),
         world.package("db", network={"network": "front"}),
@@ -36,7 +37,7 @@ def full(world: World) -> World:
 def swept(world: World, dry_run: bool = False) -> list[str]:
     """What a sweep removes, in order."""
     said: list[str] = []
-    gone, error = sweep.sweep(
+    gone, error = repair.sweep(
         world.kernel, world.processes, lambda event: said.append(event.describe()), dry_run
     )
     assert (gone, error) == (len(said), None)
@@ -111,19 +112,19 @@ def test_store_that_cannot_be_updated_is_said_after_the_sweep(full: World) -> No
     for end in ("", "-wal", "-shm"):
         Path(f"{paths.database()}{end}").unlink(missing_ok=True)
     Path(paths.database()).write_bytes(b"rubbish" * 1000)
-    gone, error = sweep.sweep(full.kernel, full.processes)
+    gone, error = repair.sweep(full.kernel, full.processes)
     assert gone
     assert error is not None and paths.database() in error.message
     assert not full.kernel.everything(State())
 
 
 def test_lost_store_is_refused_until_a_sweep(full: World) -> None:
-    lost_store.refuse(full.kernel, full.processes)
+    session.refuse(full.kernel, full.processes)
     os.rename(paths.database(), f"{paths.database()}.away")
     with pytest.raises(Conflict, match=r"is missing, but .* link .* and \d+ more"):
-        lost_store.refuse(full.kernel, full.processes)
-    sweep.sweep(full.kernel, full.processes)
-    lost_store.refuse(full.kernel, full.processes)
+        session.refuse(full.kernel, full.processes)
+    repair.sweep(full.kernel, full.processes)
+    session.refuse(full.kernel, full.processes)
 
 
 def test_lost_store_is_refused_for_a_process_alone(world: World) -> None:
@@ -132,4 +133,4 @@ def test_lost_store_is_refused_for_a_process_alone(world: World) -> None:
         world.kernel.end_links([name])
     os.rename(paths.database(), f"{paths.database()}.away")
     with pytest.raises(Conflict, match="service 'api' in"):
-        lost_store.refuse(world.kernel, world.processes)
+        session.refuse(world.kernel, world.processes)

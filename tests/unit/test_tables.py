@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +15,9 @@ from samples import samples
 from stack_texts import NETWORK, SERVICE, STACKS
 
 from niso.base import convert
-from niso.base.lite_typing import Literal, NamedTuple
-from niso.manifest import json_schema, stack_file, validate
-from niso.manifest.manifest_tables import Manifest
+from niso.base.named_tuples import Literal, NamedTuple
+from niso.manifest import json_schema, stack, validate
+from niso.manifest.keys import Manifest
 
 BOUNDED = settings(
     max_examples=samples(60, 300), deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -196,11 +194,11 @@ def test_manifest_is_refused_exactly_where_walk_finds_something(data: Any) -> No
 def test_parts_of_a_stack_are_refused_exactly_where_walk_finds_something(
     data: Any, service: Any, network: Any
 ) -> None:
-    agree(data, stack_file._Whole)
-    agree(network, stack_file.Network)
+    agree(data, stack._Whole)
+    agree(network, stack.Network)
     agree(
-        {name: value for name, value in service.items() if name in stack_file.Own._fields},
-        stack_file.Own,
+        {name: value for name, value in service.items() if name in stack.Own._fields},
+        stack.Own,
     )
 
 
@@ -220,19 +218,3 @@ def test_schema_knows_every_type() -> None:
         "object",
     ]
     assert (found["Every"]["required"], found["Leaf"]["required"]) == ([], ["name"])
-
-
-def test_types_are_read_without_typing() -> None:
-    code = "import sys, niso.cli.service, niso.commands.activate, niso.manifest.validate, niso.manifest.stack_file\n"
-    code += "from niso.base.convert import convert\n"
-    code += "from niso.manifest import build\n"
-    code += "from niso.manifest.manifest_tables import Manifest\n"
-    code += "from niso.store import specs\n"
-    code += "data = {'package': {'name': 'a', 'version': '1'}, 'binary': {'entrypoint': 'x'}}\n"
-    code += "text = specs.encode_service(build.spec(convert(data, Manifest), {}))\n"
-    code += "assert specs.service(text + ' ')\n"
-    code += "assert niso.manifest.validate.walk({}, Manifest)\n"
-    code += "sys.exit('typing' in sys.modules)"
-    subprocess.run(
-        [sys.executable, "-ISc", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"], check=True
-    )

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 import niso
 from niso.base.errors import Error, ErrorGroup
-from niso.importers import toml_text
-from niso.manifest import toml_lines
+from niso.manifest import toml
 
 TEXT = '''\
 # a comment with [table] and key = 1
@@ -71,26 +70,22 @@ mode = "host"
 def test_line_of_a_key(key: str, line: int) -> None:
     tomllib.loads(TEXT)
     error = Error("wrong", key=key)
-    toml_lines.locate(TEXT, [error])
+    toml.locate(TEXT, [error])
     # what is not there is at the nearest table that is
     assert error.line == (25 if key == "services.web" else line)
 
 
 @given(st.dictionaries(st.text(max_size=5), st.dictionaries(st.text(max_size=5), st.text())))
 def test_any_valid_file_is_read(data: dict[str, dict[str, str]]) -> None:
-    lines = [
-        line
-        for name, table in data.items()
-        for line in toml_text.table(toml_text.key(name), table, 0)
-    ]
+    lines = [line for name, table in data.items() for line in toml.table(toml.key(name), table, 0)]
     text = "\n".join(lines)
     assert tomllib.loads(text) == data
     for name, table in data.items():
         for key, value in table.items():
-            path = f"{toml_text.key(name)}.{toml_text.key(key)}"
+            path = f"{toml.key(name)}.{toml.key(key)}"
             error = Error("wrong", key=path)
-            toml_lines.locate(text, [error])
-            assert lines[error.line - 1] == f"{toml_text.key(key)} = {toml_text.value(value)}"
+            toml.locate(text, [error])
+            assert lines[error.line - 1] == f"{toml.key(key)} = {toml.value(value)}"
 
 
 def test_check_names_the_line(tmp_path: Path) -> None:

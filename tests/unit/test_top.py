@@ -11,15 +11,15 @@ import re
 import pytest
 from policy_worlds import HOST, NOTHING, OUTSIDE, known, network, policy, world
 
-from niso.api import top_views
-from niso.api.service_views import ServiceLine
-from niso.api.top_views import FlowLoad, Load, Look, ServiceLoad, ServiceSocket
-from niso.cli import top
-from niso.explain.service_stats import Stats
-from niso.kernel.sensor import Recorded
-from niso.kernel.sockdiag import Connection, Measured
+from niso.cli import traffic_commands
+from niso.kernel.flow_memory import Recorded
+from niso.kernel.sockets import Connection, Measured
+from niso.look import flows as look_flows
+from niso.look import top
+from niso.look.drops import Stats
+from niso.look.services import ServiceLine
+from niso.look.top import FlowLoad, Load, Look, ServiceLoad, ServiceSocket
 from niso.plan.records import Port
-from niso.see import seen
 
 PICTURE = pathlib.Path(__file__).parents[1] / "golden" / "top.svg"
 DB, API = "10.99.1.2", "10.99.1.3"
@@ -34,31 +34,31 @@ def row(source: str, to: str, packets: int) -> Recorded:
     return Recorded(source, to, "tcp", 80, packets, 60, 1.0)
 
 
-def look(at: float, memory: seen.Memory, *stats: Stats) -> Look:
+def look(at: float, memory: look_flows.Memory, *stats: Stats) -> Look:
     lines = tuple(
         ServiceLine(name, "running", None, "bridge", (), (), 1.0, None, None, None)
         for name in ("api", "db", "side")
     )
     networks = {"api": ("back",), "db": ("back",), "side": ()}
     shares = {"side": "db"}
-    counts = top_views.counts(memory)
+    counts = top.counts(memory)
     return Look(at, lines, networks, shares, {s.service: s for s in stats}, counts)
 
 
 def test_rates_between_two_looks() -> None:
     before = look(
         10.0,
-        seen.Memory((row(API, DB, 5), row(HOST, DB, 9)), (row(OUTSIDE, DB, 50),), ()),
+        look_flows.Memory((row(API, DB, 5), row(HOST, DB, 9)), (row(OUTSIDE, DB, 50),), ()),
         Stats("db", 1, 1000, 3, 1, 500, 0, 0, None, None),
     )
     now = look(
         12.0,
-        seen.Memory((row(API, DB, 11), row(HOST, DB, 9)), (row(OUTSIDE, DB, 4),), ()),
+        look_flows.Memory((row(API, DB, 11), row(HOST, DB, 9)), (row(OUTSIDE, DB, 4),), ()),
         Stats("db", 9, 3000, 7, 9, 100, 0, 0, None, None),  # sent: a new interface
         Stats("api", 9, 900, None, 9, 900, None, 0, None, None),  # was not there before
     )
-    judge = seen.Judge(WORLD)
-    load = top_views.between(judge, before, now)
+    judge = look_flows.Judge(WORLD)
+    load = top.between(judge, before, now)
     assert load.seconds == 2.0
     assert load.services == (
         ServiceLoad("api", "running", None, ("back",), 0.0, 0.0, 3.0, None, None, None),
@@ -70,18 +70,18 @@ def test_rates_between_two_looks() -> None:
         (OUTSIDE, "db", 80, "drop", 2.0),  # forgotten, and counted from 0 again
     ]
     moved = {(API, DB, "tcp", 80): 250, (HOST, DB, "tcp", 80): 500, (DB, API, "tcp", 9): 999}
-    counted = top_views.between(judge, before, now, moved)
-    assert [top.flow_cells(f) for f in counted.flows] == [
+    counted = top.between(judge, before, now, moved)
+    assert [traffic_commands.flow_cells(f) for f in counted.flows] == [
         ("api", "db:80/tcp", "1.0 kb/s", "3.0", "pass", 'db allow_from[0] "api:80"'),
         (OUTSIDE, "db:80/tcp", "0 b/s", "2.0", "drop", "db allow_from"),
         ("host", "db:80/tcp", "2.0 kb/s", "0.0", "pass", "-"),  # has begun before
     ]
-    assert [top.cells(service) for service in load.services] == [
+    assert [traffic_commands.cells(service) for service in load.services] == [
         ("api", "running", "0 b/s", "0 b/s", "3.0", "-", "-", "back"),
         ("db", "running", "8.0 kb/s", "400 b/s", "5.0", "7", "0", "back"),
         ("side", "running", "-", "-", "-", "-", "-", "-"),
     ]
-    assert top.summary(load) == [
+    assert traffic_commands.summary(load) == [
         ("3 of 3 up", ""),
         ("3.0 new/s", ""),
         ("2.0 refused/s", "bad"),
@@ -100,8 +100,8 @@ def test_sockets_have_the_names_of_flows() -> None:
         Measured(Connection("127.0.0.1", 3333, "127.0.0.1", 80), False, *figures),
         Measured(Connection(DB, 2222, API, 9), False, "syn-sent", None, None, None, None),
     ]
-    sockets = top_views.sockets_of(seen.Judge(there), measured)
-    assert [top.socket_cells(socket) for socket in sockets] == [
+    sockets = top.sockets_of(look_flows.Judge(there), measured)
+    assert [traffic_commands.socket_cells(socket) for socket in sockets] == [
         # of the service itself, although the address is also the host's
         (
             "127.0.0.1:3333",
@@ -120,18 +120,29 @@ def test_sockets_have_the_names_of_flows() -> None:
 def test_commands_about_a_flow() -> None:
     """Addresses, since a service can have several; and where it was sent to."""
     flow = FlowLoad(end("api"), end("db", "10.99.1.2"), 53, "udp", "pass", 1.0, None, *BY_NOTHING)
-    outside = top_views.FlowEnd("fd00::9", None, "fd00::9")
-    host = top_views.FlowEnd("host", None, "10.99.1.1")
-    assert top.explain_words(flow) == ["net", "explain", "10.99.1.9", "10.99.1.2:53/udp"]
-    assert top.capture_words("db", flow) == ["net", "capture", "db", "10.99.1.9:53"]
-    assert top.capture_words("api", flow) == ["net", "capture", "api", "10.99.1.2:53"]
-    assert top.capture_words("api", None) == ["net", "capture", "api"]
+    outside = look_flows.FlowEnd("fd00::9", None, "fd00::9")
+    host = look_flows.FlowEnd("host", None, "10.99.1.1")
+    assert traffic_commands.explain_words(flow) == [
+        "net",
+        "explain",
+        "10.99.1.9",
+        "10.99.1.2:53/udp",
+    ]
+    assert traffic_commands.capture_words("db", flow) == ["net", "capture", "db", "10.99.1.9:53"]
+    assert traffic_commands.capture_words("api", flow) == ["net", "capture", "api", "10.99.1.2:53"]
+    assert traffic_commands.capture_words("api", None) == ["net", "capture", "api"]
     came = flow._replace(from_=outside, published=5353, verdict="drop")
-    assert top.explain_words(came) == ["net", "explain", "fd00::9", "host:5353/udp"]
-    assert top.capture_words("db", came) == ["net", "capture", "db", "[fd00::9]:53", "--drops"]
-    assert top.capture_words("db", flow._replace(from_=host))[-1] == "host:53"
+    assert traffic_commands.explain_words(came) == ["net", "explain", "fd00::9", "host:5353/udp"]
+    assert traffic_commands.capture_words("db", came) == [
+        "net",
+        "capture",
+        "db",
+        "[fd00::9]:53",
+        "--drops",
+    ]
+    assert traffic_commands.capture_words("db", flow._replace(from_=host))[-1] == "host:53"
     to_outside = flow._replace(to=outside)
-    assert top.explain_words(to_outside)[-1] == "[fd00::9]:53/udp"
+    assert traffic_commands.explain_words(to_outside)[-1] == "[fd00::9]:53/udp"
 
 
 @pytest.mark.parametrize(
@@ -148,11 +159,11 @@ def test_commands_about_a_flow() -> None:
     ],
 )
 def test_rate_in_three_digits(bits, text) -> None:
-    assert top.rate(bits) == text
+    assert traffic_commands.rate(bits) == text
 
 
-def end(name: str, address: str = "10.99.1.9") -> top_views.FlowEnd:
-    return top_views.FlowEnd(name, name, address)
+def end(name: str, address: str = "10.99.1.9") -> look_flows.FlowEnd:
+    return look_flows.FlowEnd(name, name, address)
 
 
 def loads() -> Load:
@@ -185,8 +196,7 @@ def test_screen() -> None:
 
 
 async def _on_the_screen() -> None:
-    from niso.cli.top_rows import Rows
-    from niso.cli.top_screen import Listed, TopScreen
+    from niso.cli.top_screen import Listed, Rows, TopScreen
 
     screen = TopScreen()
     async with screen.run_test(size=(120, 16)) as pilot:
@@ -276,22 +286,21 @@ async def _on_the_screen() -> None:
 
 def test_commands_of_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("textual")
-    from niso.cli import top_output
+    from niso.cli import top_screen
 
     # says what it was asked for, then ends, waits, or says it again and again
     program = """\
         echo "$@"; printf "\\033[2J\tend" >&2
         case "$*" in "logs db"*) exec yes -- "$@";; logs*) exec sleep 60;; esac
         exit 3"""
-    monkeypatch.setattr(top_output, "NISO", ("/bin/sh", "-c", program, "sh"))
+    monkeypatch.setattr(top_screen, "NISO", ("/bin/sh", "-c", program, "sh"))
     asyncio.run(_commands())
 
 
 async def _commands() -> None:
     from textual.widgets import Log
 
-    from niso.cli.top_output import Output
-    from niso.cli.top_screen import Listed, TopScreen
+    from niso.cli.top_screen import Listed, Output, TopScreen
 
     failures: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, what: failures.append(what))
@@ -385,8 +394,7 @@ def test_of_many_services_those_in_view_are_written() -> None:
 
 
 async def _many() -> None:
-    from niso.cli.top_rows import Rows
-    from niso.cli.top_screen import TopScreen
+    from niso.cli.top_screen import Rows, TopScreen
 
     first = loads().services[0]
     many = [first._replace(service=f"s{n:03}", received=1e3 * n) for n in range(1000)]

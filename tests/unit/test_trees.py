@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from niso.base import trees
+from niso.base import files
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_depth_costs_neither_descriptors_nor_recursion(
     nest(top, 1200, "n" * 200)
     with pytest.raises((OSError, RecursionError)):
         shutil.rmtree(top)
-    trees.remove(str(top))
+    files.remove_tree(str(top))
     assert not top.exists()
 
 
@@ -52,7 +52,7 @@ def test_names_like_those_of_the_removal_are_not_lost_or_in_its_way(tmp_path: pa
         (top / f"a{number}" / ".2").mkdir(parents=True)
     (top / ".5").write_text("a file")
     (top / ".6").symlink_to(".")
-    trees.remove(str(top))
+    files.remove_tree(str(top))
     assert not top.exists()
 
 
@@ -66,15 +66,15 @@ def test_links_are_not_followed_and_special_files_not_opened(tmp_path: pathlib.P
     (top / "a" / "link").symlink_to(outside / "below")
     (top / "a" / "loop").symlink_to("loop")
     os.mkfifo(top / "fifo")
-    trees.remove(str(top))
+    files.remove_tree(str(top))
     assert not top.exists()
     assert sorted(path.name for path in outside.iterdir()) == ["below", "file"]
 
 
 def test_missing_folder_is_nothing_and_a_link_is_refused(tmp_path: pathlib.Path) -> None:
-    trees.remove(str(tmp_path / "gone"))
+    files.remove_tree(str(tmp_path / "gone"))
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("folder")
     with pytest.raises(OSError):
-        trees.remove(str(tmp_path / "link"))
+        files.remove_tree(str(tmp_path / "link"))
     assert (tmp_path / "folder").is_dir()

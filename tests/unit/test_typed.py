@@ -10,10 +10,10 @@ import typing
 
 import pytest
 
-from niso.base import lite_typing
+from niso.base import named_tuples
 
 
-class Ours(lite_typing.NamedTuple):
+class Ours(named_tuples.NamedTuple):
     """One."""
 
     name: str
@@ -38,7 +38,7 @@ class Theirs(typing.NamedTuple):
         return f"{self.name}:{self.port}"
 
 
-class Nothing(lite_typing.NamedTuple):
+class Nothing(named_tuples.NamedTuple):
     pass
 
 
@@ -99,13 +99,13 @@ def test_one_without_fields_and_one_that_inherits() -> None:
 
 def test_a_field_without_a_default_cannot_follow_one_that_has_one() -> None:
     with pytest.raises(TypeError, match="Bad"):
-        lite_typing._Kind(
-            "Bad", (lite_typing.NamedTuple,), {"__annotations__": {"a": "int", "b": "int"}, "a": 1}
+        named_tuples._Kind(
+            "Bad", (named_tuples.NamedTuple,), {"__annotations__": {"a": "int", "b": "int"}, "a": 1}
         )
 
 
 def test_does_not_import_typing() -> None:
-    code = "import sys, niso.base.lite_typing, niso.plan.records, niso.kernel.state; sys.exit('typing' in sys.modules)"
+    code = "import sys, niso.base.named_tuples, niso.plan.records, niso.kernel.kinds.kind; sys.exit('typing' in sys.modules)"
     subprocess.run(
         [sys.executable, "-ISc", f"import sys; sys.path[:0] = {sys.path!r}\n{code}"], check=True
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from niso.runtime import under_way
+from niso.runtime import root
 
 
 class Reads:
@@ -22,27 +22,27 @@ class Reads:
 
 def test_nothing_is_kept_outside_of_a_start() -> None:
     reads = Reads()
-    assert [under_way.once(reads.read, "a") for _ in range(2)] == ["a1", "a2"]
+    assert [root.once(reads.read, "a") for _ in range(2)] == ["a1", "a2"]
 
 
 def test_starts_under_way_share_what_is_read_until_the_last_has_ended() -> None:
     reads = Reads()
-    under_way.begin()
-    assert [under_way.once(reads.read, name) for name in ("a", "b", "a")] == ["a1", "b2", "a1"]
-    under_way.begin()
-    under_way.end()
-    assert under_way.once(reads.read, "a") == "a1"
-    under_way.end()
-    under_way.begin()
-    assert under_way.once(reads.read, "a") == "a3"
-    under_way.end()
+    root.begin()
+    assert [root.once(reads.read, name) for name in ("a", "b", "a")] == ["a1", "b2", "a1"]
+    root.begin()
+    root.end()
+    assert root.once(reads.read, "a") == "a1"
+    root.end()
+    root.begin()
+    assert root.once(reads.read, "a") == "a3"
+    root.end()
 
 
 def test_error_is_raised_each_time() -> None:
     reads = Reads()
-    under_way.begin()
+    root.begin()
     for _ in range(2):
         with pytest.raises(OSError, match="missing"):
-            under_way.once(reads.read, "missing")
-    under_way.end()
+            root.once(reads.read, "missing")
+    root.end()
     assert reads.count == 2

@@ -19,11 +19,11 @@ from fake_world import Steps, World
 from niso.base import locks, paths
 from niso.base.errors import NotFound
 from niso.base.report import Event, Recovered
-from niso.commands import activate, port_forward, restart, stack
-from niso.commands.deactivate import deactivate, remove
+from niso.change import activate, journal, port_forward, stacks, undo
+from niso.change.deactivate import deactivate, remove
+from niso.change.targets import Target
+from niso.look import services
 from niso.plan.records import Port
-from niso.services import journal, pending, undo
-from niso.services.targets import Target
 from niso.store.store import Store
 
 WEB = {"ports": ["8080:80"]}
@@ -123,12 +123,12 @@ def stack_down(world: World) -> Command:
         world.package(name, network={"network": "backend"})
     path = world.stack("db", "api", backend="10.99.7.0/24")
     world.up(path)
-    return lambda: stack.down(world.machine, path)
+    return lambda: stacks.down(world.machine, path)
 
 
 def restarted(world: World) -> Command:
     world.activate(world.package("api", network=WEB), world.package("db"))
-    return lambda: restart.restart(world.machine, ["api", "db"])
+    return lambda: activate.restart(world.machine, ["api", "db"])
 
 
 UNDONE: list[Scene] = [
@@ -193,7 +193,7 @@ def test_death_at_any_step_is_recovered(tmp_path: Path, scene: Scene) -> None:
     def look(world: World, command: Command, before: object) -> None:
         begun = {intent.action for intent in world.store.intents()}
         left = {intent.service for intent in world.store.intents()}
-        assert pending.interrupted(world.store).keys() == left
+        assert services.interrupted(world.store).keys() == left
         events: list[Event] = []
         journal.recover(world.machine, events.append)
         assert {event.service for event in events if isinstance(event, Recovered)} == left

@@ -8,13 +8,13 @@ from refusals import refuses
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.base.report import Caution
-from niso.commands import firewall_units, unit_network
-from niso.services.attach_request import Request, Wish
-from niso.services.attachments import current
+from niso.change import boot, unit_network
+from niso.change.attach import Request, Wish, current
+from niso.runtime import units as runtime_units
 
 WORDS = ("net", "attach", "web", "--new")
 NETWORK = "/etc/systemd/system/niso-net@web.service"
-DROP_IN = unit_network.drop_in("web.service")
+DROP_IN = runtime_units.drop_in("web.service")
 
 
 @pytest.fixture
@@ -73,13 +73,13 @@ def test_one_network_for_one_unit_and_files_of_others_stay(world: World) -> None
         attach(world, "web", "api.service")
     with pytest.raises(NotFound):
         attach(world, "none", "none.service")
-    units.files[unit_network.drop_in("api.service")] = "[Service]\n"
+    units.files[runtime_units.drop_in("api.service")] = "[Service]\n"
     with refuses(Conflict, hint="move it away"):
         attach(world, "api", "api.service")
     assert unit_network.unit_of(world.machine, "web") == "web.service"
     assert unit_network.unit_of(world.machine, "api") is None
     unit_network.detach(world.machine, "web", "web.service")
-    assert list(units.files) == [unit_network.drop_in("api.service")]
+    assert list(units.files) == [runtime_units.drop_in("api.service")]
     assert units.others["web.service"] and current(world.store, "web") is None
     units.is_init = False
     with refuses(Error, key="--unit"):
@@ -102,14 +102,14 @@ def test_drop_ins_of_firewalls(world: World) -> None:
     units, theirs = world.processes.units, "/etc/systemd/system/nftables.service.d/niso.conf"
     units.files[theirs] = "[Service]\n"
     with pytest.raises(Conflict):
-        firewall_units.enable(world.machine)
-    assert not any(each.changed for each in firewall_units.disable(world.machine))
+        boot.enable_firewall(world.machine)
+    assert not any(each.changed for each in boot.disable_firewall(world.machine))
     assert units.files == {theirs: "[Service]\n"}
     del units.files[theirs]
-    assert all(each.changed for each in firewall_units.enable(world.machine))
+    assert all(each.changed for each in boot.enable_firewall(world.machine))
     assert units.known == units.files
-    assert not any(each.changed for each in firewall_units.enable(world.machine))
-    assert all(each.changed for each in firewall_units.disable(world.machine))
+    assert not any(each.changed for each in boot.enable_firewall(world.machine))
+    assert all(each.changed for each in boot.disable_firewall(world.machine))
     assert units.known == units.files == {}
     units.is_init = False
     with refuses(
@@ -117,4 +117,4 @@ def test_drop_ins_of_firewalls(world: World) -> None:
         key="--firewall",
         hint="let the script that loads the firewall run niso net repair --kernel",
     ):
-        firewall_units.enable(world.machine)
+        boot.enable_firewall(world.machine)

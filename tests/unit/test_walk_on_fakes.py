@@ -18,12 +18,11 @@ from fake_world import Steps, World
 from samples import samples
 
 from niso.base.errors import Error
-from niso.commands import network, port_forward, repair, restart
-from niso.commands.deactivate import deactivate, remove
-from niso.plan.answers import Heard
+from niso.change import activate, journal, networks, outside_names_refresh, port_forward, repair
+from niso.change.deactivate import deactivate, remove
+from niso.plan.dns_answers import Heard
 from niso.plan.records import Port
-from niso.services import journal, refreshing, resolver
-from niso.services.networks import NetworkRequest
+from niso.plan.subnets import NetworkRequest
 
 SERVICES = ("api", "db", "log", "web")
 NETWORKS = ("front", "back", "side")
@@ -53,7 +52,7 @@ class Walk:
 
     def refresh(self) -> None:
         self.now += self.draw.choice((10, 100, 1000, 1e6))
-        refreshing.refresh(self.world.machine)
+        outside_names_refresh.refresh(self.world.machine)
 
     def manifest(self, name: str) -> str:
         """Write a manifest of a service; it changes one part or all."""
@@ -111,16 +110,16 @@ class Walk:
                 lambda: port_forward.port_forward(machine, name, port, replace=replace),
             ),
             (f"unforward {held}", lambda: port_forward.port_unforward(machine, *held)),
-            (f"restart {some}", lambda: restart.restart(machine, some)),
+            (f"restart {some}", lambda: activate.restart(machine, some)),
         )[what - 1]
         self.done.append(words)
         return command
 
     def network(self, name: str) -> None:
         if self.world.store.network(name) is None:
-            network.create(self.world.machine, NetworkRequest(name))
+            networks.create(self.world.machine, NetworkRequest(name))
         else:
-            network.remove(self.world.machine, [name])
+            networks.remove(self.world.machine, [name])
 
     def step(self) -> None:
         """Run one command, which may be refused, break at one of its steps or be killed there."""
@@ -141,7 +140,7 @@ class Walk:
                 self.world.machine
             )  # the network is known, its bridge is not complete
         journal.recover(self.world.machine)
-        refreshing.refresh(self.world.machine)  # as the timer does
+        outside_names_refresh.refresh(self.world.machine)  # as the timer does
         self.world.assert_whole()
 
 
@@ -151,9 +150,9 @@ def test_what_a_command_plans_is_all_that_it_changes(
 ) -> None:
     with World(tmp_path) as world:
         walk = Walk(world, seed)
-        monkeypatch.setattr(resolver, "ask", walk.ask)
-        monkeypatch.setattr(resolver, "require", lambda: None)
-        monkeypatch.setattr(refreshing, "time", SimpleNamespace(time=lambda: walk.now))
+        monkeypatch.setattr(outside_names_refresh, "ask", walk.ask)
+        monkeypatch.setattr(outside_names_refresh, "require", lambda: None)
+        monkeypatch.setattr(outside_names_refresh, "time", SimpleNamespace(time=lambda: walk.now))
         for _ in range(STEPS):
             try:
                 walk.step()

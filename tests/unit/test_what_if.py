@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 from policy_worlds import HOST, OUTSIDE, known, network, packets, policy, world, worlds
 from samples import samples
 
-from niso.commands import activate
-from niso.kernel.sensor import Recorded
-from niso.plan import known_world, verdict
-from niso.plan.known_world import World
+from niso.change import activate, targets
+from niso.kernel.flow_memory import Recorded
+from niso.look import flows
+from niso.look.what_if import Effect, effects
+from niso.plan import verdict
 from niso.plan.records import Policy, Port
-from niso.reconcile.world import read_world
-from niso.see import seen as flows
-from niso.see.what_if import Effect, effects
-from niso.services import targets
+from niso.plan.verdict import World
+from niso.reconcile.live_world import read_world
 
 BACK = network("back", "10.99.1.0/24")
 DB, API, WEB = "10.99.1.2", "10.99.1.3", "10.99.1.4"
@@ -205,7 +204,7 @@ def test_effect_is_the_verdict_after_the_change(drawn: World, data: st.DataObjec
         was = verdict.decide(drawn, *sent)
         key = sent.source, was.destination.address, sent.proto, was.port or 0
         policies = was.egress.passes and was.ingress.passes
-        inside = was.source.service or known_world.is_host(drawn, sent.source)
+        inside = was.source.service or verdict.is_host(drawn, sent.source)
         if sent.proto not in verdict.PORTED or was.source.service == was.destination.service:
             continue
         if not (inside or was.path.passes):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from niso.cli import meta, registry
+from niso.cli import command as cli_command
+from niso.cli import general_commands
 from niso.cli.command import Command, Group, sentence
-from niso.cli.help import examples, usage
+from niso.cli.parse import examples, usage
 from reference.document import Block, Code, Heading, Page, Terms, Text
 
 _COLUMNS = 68
@@ -82,7 +83,7 @@ def page_blocks() -> Iterator[Block]:
         "name, hostname or alias, with or without .niso.local. "
         f"{_root()}"
     )
-    for entry in meta.first_screen():
+    for entry in general_commands.first_screen():
         commands = entry.actions if isinstance(entry, Group) else (entry,)
         if isinstance(entry, Group):
             yield Heading(f"niso {entry.name}")
@@ -95,14 +96,14 @@ def page_blocks() -> Iterator[Block]:
 
 def _root() -> str:
     """Return which commands need root, as a sentence."""
-    every = [registry.find(name, "") for name in registry.COMMANDS if name != "complete"]
+    every = [cli_command.find(name, "") for name in cli_command.COMMANDS if name != "complete"]
     free = sorted(one.name for one in every if isinstance(one, Command) and not one.root)
     return f"All commands except {', '.join(free[:-1])} and {free[-1]} need root."
 
 
 def manuals() -> Iterator[Page]:
     """Return niso(1), niso-net(1) and niso-stack(1)."""
-    first = meta.first_screen()
+    first = general_commands.first_screen()
     groups = [entry for entry in first if isinstance(entry, Group)]
     blocks: list[Block] = [
         Heading("Synopsis"),

@@ -9,7 +9,7 @@ import re
 import textwrap
 from collections.abc import Iterable
 
-from niso.base.lite_typing import NamedTuple
+from niso.base.named_tuples import NamedTuple
 
 
 class Heading(NamedTuple):

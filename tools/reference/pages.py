@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from niso import __version__
-from niso.api import validation
+from niso.api import without_host
 from reference import commands, plugins, results, toml_files
 from reference.document import man, markdown
 
@@ -17,9 +17,13 @@ def pages() -> dict[str, str]:
         "reference/json.md": markdown("JSON output", results.page_blocks()),
         "reference/manifest.md": markdown("manifest.toml", toml_files.manifest_blocks()),
         "reference/stack.md": markdown("stack.toml", toml_files.stack_blocks()),
-        "reference/manifest.schema.json": f"{json.dumps(validation.manifest_schema(), indent=2)}\n",
-        "reference/stack.schema.json": f"{json.dumps(validation.stack_schema(), indent=2)}\n",
+        "reference/manifest.schema.json": _json(without_host.manifest_schema()),
+        "reference/stack.schema.json": _json(without_host.stack_schema()),
     }
     for page in (*commands.manuals(), *toml_files.manuals(), *plugins.manuals()):
         texts[f"man/{page.name}.{page.section}"] = man(page, __version__)
     return texts
+
+
+def _json(schema: object) -> str:
+    return f"{json.dumps(schema, indent=2)}\n"

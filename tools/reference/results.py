@@ -8,8 +8,8 @@ import inspect
 from collections.abc import Iterator
 
 import niso
-from niso.api.as_json import JOINED, KEYS, PYTHON_ONLY
-from niso.base.lite_typing import NamedTuple
+from niso.api.host import JOINED, KEYS, PYTHON_ONLY
+from niso.base.named_tuples import NamedTuple
 from reference.document import Block, Heading, Terms, Text
 
 ONLY = "; only "
@@ -62,7 +62,7 @@ def fields(name: str, module: str = "") -> tuple[Field, ...]:
         (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None
     )
     if defined is None:  # of another module
-        return fields(name)
+        return fields(name, _home(tree, name))
     result: list[Field] = []
     for place, line in enumerate(defined.body):
         if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
@@ -91,6 +91,14 @@ def fields(name: str, module: str = "") -> tuple[Field, ...]:
             )
         )
     return tuple(result)
+
+
+def _home(tree: ast.Module, name: str) -> str:
+    """Return the module from which a module imports a class; "" if it does not."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
+            return str(node.module)
+    return ""
 
 
 def _without_none(annotation: ast.expr) -> tuple[ast.expr, bool]:

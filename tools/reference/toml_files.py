@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from niso.manifest import json_schema, stack_file
+from niso.manifest import json_schema, stack
 from reference.document import Block, Code, Heading, Page, Terms, Text
 
 MANIFEST = """\
@@ -135,7 +135,7 @@ def manifest_blocks() -> Iterator[Block]:
     )
     yield Heading("Example")
     yield Code(MANIFEST, "toml")
-    definitions = json_schema.schema()["$defs"]
+    definitions = json_schema.manifest_schema()["$defs"]
     root = definitions["Manifest"]
     for table in _TABLES:
         yield from _table(definitions, table, root["properties"][table], table in root["required"])
@@ -180,13 +180,13 @@ def stack_blocks() -> Iterator[Block]:
         "Each is `NAME = { ... }`, with the settings of niso net create. A network that no service "
         "of the file uses is not created."
     )
-    yield Terms(tuple(_rows(stack_file.Network, _NETWORK_KEYS)))
+    yield Terms(tuple(_rows(stack.Network, _NETWORK_KEYS)))
     yield Heading("[[service]]")
-    yield Terms(tuple(_rows(stack_file.Own, _OWN_KEYS)))
+    yield Terms(tuple(_rows(stack.Own, _OWN_KEYS)))
     yield Text(
         "The keys of a manifest's [network] are given here directly: "
-        f"{', '.join(stack_file.NETWORK_KEYS)}. The other tables of a manifest are "
-        f"{', '.join(f'[service.{table}]' for table in stack_file.TABLES)}. Each key overrides the "
+        f"{', '.join(stack.NETWORK_KEYS)}. The other tables of a manifest are "
+        f"{', '.join(f'[service.{table}]' for table in stack.TABLES)}. Each key overrides the "
         "key of the package's manifest. Arrays and volumes are replaced as a whole. network and "
         "networks replace each other, and so do tcp, http and command of a healthcheck. "
         "A key cannot be removed."
@@ -205,7 +205,7 @@ def stack_blocks() -> Iterator[Block]:
                 "rootfs: the root file system. folder: what the service sees at /app; if unset, "
                 "/app is empty. version: 0 if unset. The table can be left out.",
             ),
-            (f"{', '.join(stack_file.TABLES)}, network", "the tables of a manifest"),
+            (f"{', '.join(stack.TABLES)}, network", "the tables of a manifest"),
         )
     )
 

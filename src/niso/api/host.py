@@ -1,36 +1,45 @@
-"""The public Python API: ``host = niso.connect()``. The command is built on it."""
+"""Niso.connect, Host.
+
+The public Python API: ``host = niso.connect()``. The command is built on it.
+
+Convert results to plain data for JSON.
+
+The types of the results are the schema: docs/reference/json.md is generated from them.
+"""
 
 from __future__ import annotations
 
-from niso.api.guard import guarded, text, texts
-from niso.api.session import Session, open_session
-from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.look.session import Session, guarded, moment, open_session, path, seconds, text, texts
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
     from types import TracebackType
+    from typing import Any
 
-    from niso.api.captures import Capture, Traced
-    from niso.api.event_views import Events
-    from niso.api.flow_views import Flow, Flows
     from niso.api.host_attachments import Attachments
-    from niso.api.host_cluster import Clusters
-    from niso.api.host_kubernetes import Kubernetes
-    from niso.api.host_networks import Networks
-    from niso.api.host_services import Services
+    from niso.api.host_cluster import Clusters, Kubernetes
+    from niso.api.host_networks import Finding, Networks, Repaired, Swept
+    from niso.api.host_services import Marked, Services
     from niso.api.host_stacks import Stacks
-    from niso.api.learning import LearnedPolicy, PolicyChange
-    from niso.api.map_views import Map
-    from niso.api.metric_views import Metric
-    from niso.api.outside_views import OutsideName
-    from niso.api.packets import Drops, Explanation, Pong
-    from niso.api.policy_views import PolicyEffect, PolicyEntry
-    from niso.api.service_results import Marked
-    from niso.api.session import Progress
-    from niso.api.top_views import Top
-    from niso.api.upkeep import Finding, Repaired, Swept
-    from niso.explain.service_stats import Stats
+    from niso.change.warnings import PolicyEffect
+    from niso.look.capture import Capture, Traced
+    from niso.look.drops import Drops, Stats
+    from niso.look.events import Events
+    from niso.look.explain import Explanation
+    from niso.look.flows import Flow, Flows
+    from niso.look.learn import LearnedPolicy, PolicyChange
+    from niso.look.map import Map
+    from niso.look.metrics import Metric
+    from niso.look.outside_names import OutsideName
+    from niso.look.policies import PolicyEntry
+    from niso.look.prove import Pong
+    from niso.look.session import Progress
+    from niso.look.top import Top
+
+
+# --- host ----------------------------------------------------------------------------------------
 
 
 def connect(
@@ -82,6 +91,7 @@ class Host:
     @property
     def networks(self) -> Networks:
         """Networks and published ports."""
+
         from niso.api.host_networks import Networks
 
         return Networks(self.session)
@@ -89,6 +99,7 @@ class Host:
     @property
     def services(self) -> Services:
         """Services."""
+
         from niso.api.host_services import Services
 
         return Services(self.session)
@@ -96,6 +107,7 @@ class Host:
     @property
     def attachments(self) -> Attachments:
         """Network namespaces that other programs created."""
+
         from niso.api.host_attachments import Attachments
 
         return Attachments(self.session)
@@ -103,6 +115,7 @@ class Host:
     @property
     def cluster(self) -> Clusters:
         """The cluster that this host is in."""
+
         from niso.api.host_cluster import Clusters
 
         return Clusters(self.session)
@@ -110,13 +123,15 @@ class Host:
     @property
     def kubernetes(self) -> Kubernetes:
         """The agent of Kubernetes' network policies."""
-        from niso.api.host_kubernetes import Kubernetes
+
+        from niso.api.host_cluster import Kubernetes
 
         return Kubernetes(self.session)
 
     @property
     def stacks(self) -> Stacks:
         """Stacks: the services of one stack.toml."""
+
         from niso.api.host_stacks import Stacks
 
         return Stacks(self.session)
@@ -133,10 +148,11 @@ class Host:
         (``db:5432``, ``db:53/udp``, ``db/icmp``). ``family`` is 4 or 6. ``prove`` sends a test
         packet. Raises NotFound, UsageError, Error.
         """
-        from niso.api import packets
+
+        from niso.look import explain
 
         ends = text(source, "source"), text(destination, "destination")
-        return packets.explain(self.session, *ends, family, prove)
+        return explain.explain(self.session, *ends, family, prove)
 
     @guarded
     def ping(self, source: str, destination: str) -> Pong:
@@ -144,16 +160,18 @@ class Host:
 
         Raises Error with the reason if there is no reply.
         """
-        from niso.api import packets
 
-        return packets.ping(self.session, text(source, "source"), text(destination, "destination"))
+        from niso.look import prove
+
+        return prove.ping(self.session, text(source, "source"), text(destination, "destination"))
 
     @guarded
     def stats(self) -> tuple[Stats, ...]:
         """Return the counters of each active service. Raises KernelError."""
-        from niso.api import packets
 
-        return packets.stats(self.session)
+        from niso.look import drops
+
+        return drops.stats(self.session)
 
     @guarded
     def metrics(self, *, flows: int = 200) -> tuple[Metric, ...]:
@@ -162,9 +180,10 @@ class Host:
         ``flows`` limits the number of (source, destination, port) combinations with a series.
         Raises UsageError, KernelError.
         """
-        from niso.api import metric_views
 
-        return metric_views.metrics(self.session, flows)
+        from niso.look import metrics
+
+        return metrics.metrics(self.session, flows)
 
     @guarded
     def top(self, service: str | None = None) -> Top:
@@ -173,10 +192,11 @@ class Host:
         Each ``read()`` of the result returns a `niso.Load` for the time since the last call. Raises
         NotFound, KernelError.
         """
-        from niso.api import top_views
+
+        from niso.look import top
 
         name = None if service is None else text(service, "service")
-        return top_views.top(self.session, name)
+        return top.top(self.session, name)
 
     @guarded
     def events(self, service: str | None = None, *, since: str | None = None) -> Events:
@@ -186,12 +206,12 @@ class Host:
         time of RFC 3339 or a period such as ``2h``), its ``past()`` returns the known events since
         then. Raises NotFound, UsageError, KernelError.
         """
-        from niso.api import event_views
-        from niso.api.guard import moment
+
+        from niso.look import events
 
         name = None if service is None else text(service, "service")
         start = None if since is None else moment(since, "--since")
-        return event_views.follow(self.session, name, start)
+        return events.follow(self.session, name, start)
 
     @guarded
     def map(self) -> Map:
@@ -200,9 +220,10 @@ class Host:
         Each ``read()`` of the result returns a `niso.MapState`. Use it in a ``with`` block, or
         close it: until then the kernel counts the bytes of flows.
         """
-        from niso.api import map_views
 
-        return map_views.Map(self.session)
+        from niso.look.map import Map
+
+        return Map(self.session)
 
     @guarded
     def drops(self, service: str | None = None) -> Drops:
@@ -210,10 +231,11 @@ class Host:
 
         Use it in a ``with`` block; it is an endless iterator of `niso.Drop`.
         """
-        from niso.api import packets
+
+        from niso.look import drops
 
         name = None if service is None else text(service, "service")
-        return packets.drops(self.session, name)
+        return drops.drops(self.session, name)
 
     @guarded
     def flows(
@@ -225,12 +247,12 @@ class Host:
         ``since`` (a time of RFC 3339 or a period such as ``2h``) to those with a new flow since
         then, or an open one. Raises NotFound, UsageError, KernelError.
         """
-        from niso.api import flow_views
-        from niso.api.guard import moment
+
+        from niso.look import flows
 
         name = None if service is None else text(service, "service")
         start = None if since is None else moment(since, "--since")
-        return flow_views.flows(self.session, name, denied, start)
+        return flows.flows(self.session, name, denied, start)
 
     @guarded
     def follow_flows(self, service: str | None = None, *, denied: bool = False) -> Flows:
@@ -238,10 +260,11 @@ class Host:
 
         Use it in a ``with`` block; it is an endless iterator of `niso.Flow`.
         """
-        from niso.api import flow_views
+
+        from niso.look import flows
 
         name = None if service is None else text(service, "service")
-        return flow_views.follow(self.session, name, denied)
+        return flows.follow(self.session, name, denied)
 
     @guarded
     def graph(
@@ -258,12 +281,12 @@ class Host:
         traffic; together with ``stack`` it depends only on the stack's files. ``since`` is as for
         `flows`. Raises UsageError, and Error if the program ``dot`` is needed and missing.
         """
-        from niso.api import pictures
-        from niso.api.guard import moment, path
+
+        from niso.look import graph
 
         start = None if since is None else moment(since, "--since")
         folder = None if stack is None else path(stack, "stack")
-        return pictures.graph(self.session, text(format, "format"), folder, declared, start)
+        return graph.graph(self.session, text(format, "format"), folder, declared, start)
 
     @guarded
     def capture(
@@ -285,13 +308,14 @@ class Host:
         text with ``lines``, and b"" at the end; ``stop()`` ends it. Raises Error without tcpdump,
         UsageError, Conflict, NotFound.
         """
-        from niso.api import captures
+
+        from niso.look import capture
 
         whose = tuple(text(name, "service") for name in (service, *others))
         who = None if peer is None else text(peer, "peer")
         more = "" if filter is None else text(filter, "filter")
-        wanted = captures.Wanted(whose, who, more, count, lines, drops)
-        return captures.capture(self.session, wanted)
+        wanted = capture.Wanted(whose, who, more, count, lines, drops)
+        return capture.capture(self.session, wanted)
 
     @guarded
     def trace(
@@ -303,12 +327,12 @@ class Host:
         connection is traced, or any with ``any_packet``. Tables of other programs are included.
         Raises NotFound, UsageError, KernelError.
         """
-        from niso.api import captures
-        from niso.api.guard import seconds
+
+        from niso.look import capture
 
         ends = text(source, "source"), text(destination, "destination")
         wait = seconds(wait_s, "wait_s", 0.01)
-        return captures.trace(self.session, *ends, any_packet, wait)
+        return capture.trace(self.session, *ends, any_packet, wait)
 
     @guarded
     def learn(
@@ -319,11 +343,11 @@ class Host:
         ``since`` is as for `flows`. With ``egress``, they also have what the services connected to.
         Raises NotFound, UsageError, KernelError.
         """
-        from niso.api import learning
-        from niso.api.guard import moment
+
+        from niso.look import learn
 
         start = None if since is None else moment(since, "--since")
-        return learning.learn(self.session, texts(services, "services"), start, egress)
+        return learn.learn(self.session, texts(services, "services"), start, egress)
 
     @guarded
     def learned_changes(self, learned: Iterable[LearnedPolicy]) -> tuple[PolicyChange, ...]:
@@ -332,9 +356,10 @@ class Host:
         Raises Error if a service has no manifest, or tomlkit is missing; Conflict if services share
         a manifest.
         """
-        from niso.api import learning
 
-        return learning.changes(self.session, learned)
+        from niso.look import learn
+
+        return learn.changes(self.session, learned)
 
     @guarded
     def write_policies(self, changes: Iterable[PolicyChange]) -> None:
@@ -342,9 +367,10 @@ class Host:
 
         Raises Conflict if one was changed in the meantime.
         """
-        from niso.api import learning
 
-        learning.write(changes)
+        from niso.look import learn
+
+        learn.write(changes)
 
     @guarded
     def policy(self, service: str, *, unused: str | None = None) -> tuple[PolicyEntry, ...]:
@@ -355,11 +381,10 @@ class Host:
         """
         import time
 
-        from niso.api import policy_views
-        from niso.api.guard import moment
+        from niso.look import policies
 
         period = None if unused is None else time.time() - moment(unused, "--unused")
-        return policy_views.show(self.session, text(service, "service"), period)
+        return policies.show(self.session, text(service, "service"), period)
 
     @guarded
     def policy_effects(
@@ -369,12 +394,12 @@ class Host:
 
         Nothing changes. ``since`` is as for `flows`. Raises the errors of `Services.activate`.
         """
-        from niso.api import policy_views
-        from niso.api.guard import moment, path
+
+        from niso.change import warnings
 
         start = None if since is None else moment(since, "--since")
         files = [path(file, "what") for file in what]
-        return policy_views.effects(self.session, files, start)
+        return warnings.effects(self.session, files, start)
 
     @guarded
     def refresh_names(self, *, force: bool = False) -> tuple[OutsideName, ...]:
@@ -383,16 +408,18 @@ class Host:
         ``force`` resolves all of them. The rules and the services' hosts files change together.
         Returns all names. Raises Error without dnspython, KernelError.
         """
-        from niso.api import outside_views
 
-        return outside_views.refresh(self.session, force)
+        from niso.change import outside_names_refresh
+
+        return outside_names_refresh.refresh_names(self.session, force)
 
     @guarded
     def names_due(self) -> float:
         """Return the seconds until `refresh_names` has a name to resolve, at most 60."""
-        from niso.api import outside_views
 
-        return outside_views.next_due(self.session)
+        from niso.look import outside_names
+
+        return outside_names.next_due(self.session)
 
     # --- check and repair ------------------------------------------------------------------------
 
@@ -402,9 +429,10 @@ class Host:
 
         ``name`` limits the result to one service or network. Raises NotFound, KernelError.
         """
-        from niso.api import upkeep
 
-        return upkeep.check(self.session, None if name is None else text(name, "name"))
+        from niso.api import host_networks
+
+        return host_networks.check(self.session, None if name is None else text(name, "name"))
 
     @guarded
     def repair(self, *, dry_run: bool = False, kernel: bool = False) -> Repaired:
@@ -413,9 +441,10 @@ class Host:
         With ``kernel``, repair only the network: no process is started or stopped, no attachment is
         removed, and no interrupted change is finished.
         """
-        from niso.api import upkeep
 
-        return upkeep.repair(self.session, dry_run, kernel)
+        from niso.api import host_networks
+
+        return host_networks.repair(self.session, dry_run, kernel)
 
     @guarded
     def guard_firewalls(self, on: bool = True) -> tuple[Marked, ...]:
@@ -423,13 +452,61 @@ class Host:
 
         With ``on`` false, stop doing so. Raises Error without systemd, Conflict.
         """
-        from niso.api import upkeep
 
-        return upkeep.guard_firewalls(self.session, on)
+        from niso.api import host_networks
+
+        return host_networks.guard_firewalls(self.session, on)
 
     @guarded
     def sweep(self, *, dry_run: bool = False) -> Swept:
         """Remove everything of niso's from the kernel; works without a store. Raises ErrorGroup."""
-        from niso.api import upkeep
 
-        return upkeep.sweep(self.session, dry_run)
+        from niso.api import host_networks
+
+        return host_networks.sweep(self.session, dry_run)
+
+
+# --- as json -------------------------------------------------------------------------------------
+
+
+KEYS = {
+    "from_": "from",
+    **{
+        name: name.replace("_", "-")
+        for name in (
+            "in_packets",
+            "in_bytes",
+            "in_drops",
+            "out_packets",
+            "out_bytes",
+            "out_drops",
+            "in_audits",
+            "out_audits",
+        )
+    },
+}
+"""Field -> JSON key, where they differ."""
+
+JOINED = ("mapping", "process", "judged")
+"""Fields whose value is a result, which is merged into its parent."""
+
+PYTHON_ONLY = ("anywhere", "label", "idle")
+"""Fields that are left out of JSON."""
+
+
+def plain(value: object) -> Any:
+    """Return a result, or a sequence of them, as dict, list, str, int, float, bool or None."""
+    fields: tuple[str, ...] | None = getattr(value, "_fields", None)
+    if fields is None:
+        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+    left_out = value.left_out() if hasattr(value, "left_out") else ()
+    described: dict[str, object] = {}
+    for name in fields:
+        member = getattr(value, name)
+        if name in left_out or name in PYTHON_ONLY:
+            continue
+        if name in JOINED:
+            described |= plain(member) or {}
+        else:
+            described[KEYS.get(name, name)] = plain(member)
+    return described

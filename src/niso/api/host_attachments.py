@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from niso.api.guard import guarded, path, text, texts
-from niso.api.published_ports import Port, rows
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.errors import InvalidInput, UsageError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.look.host_ports import Port, rows
+from niso.look.session import Session, guarded, path, text, texts
+from niso.plan import records
+from niso.plan.records import Policy
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Mapping
 
-    from niso.api.session import Session
     from niso.base.report import Report
-    from niso.plan import records
-    from niso.services.attach_request import Request, Wish
-    from niso.services.machine import Machine
+    from niso.change.attach import Request, Wish
+    from niso.runtime.machine import Machine
+
 
 _WISHES = {"interface": 1, "ip": 2, "mac": 1}
 """Key of a network -> how often it may be given."""
@@ -82,9 +84,8 @@ class Attachments:
 
         Raises UsageError, NotFound, Conflict, KernelError, and Error if systemd refuses the unit.
         """
-        from niso.api import handover
-        from niso.base.errors import InvalidInput, UsageError
-        from niso.services import attachments
+
+        from niso.change import attach, unit_network, warnings
 
         self.session.require()
         try:
@@ -94,14 +95,12 @@ class Attachments:
             raise UsageError.of(error) from None
         machine = self.session.machine_for_change(create=True)
         if given.unit is not None:
-            from niso.commands import unit_network
-
             done = unit_network.attach(
                 machine, wanted, given.unit, _words(given), self.session.report
             )
         else:
-            done = attachments.attach(machine, wanted, self.session.report)
-        handover.attached(self.session, machine, [done])
+            done = attach.attach(machine, wanted, self.session.report)
+        warnings.attached(self.session, machine, [done])
         return Attachment(
             done.service,
             done.changed,
@@ -130,12 +129,12 @@ class Attachments:
 
         Raises Error, ErrorGroup; an attachment named in an error keeps its policy.
         """
-        from niso.api import handover
-        from niso.services import attachments
+
+        from niso.change import attach, warnings
 
         machine = self.session.machine_for_change()
-        done = attachments.apply_policies(machine, self.session.report)
-        handover.attached(self.session, machine, done)
+        done = attach.apply_policies(machine, self.session.report)
+        warnings.attached(self.session, machine, done)
         return tuple(Changed(one.service, one.changed) for one in done)
 
     @guarded
@@ -148,32 +147,30 @@ class Attachments:
         one owner's. With ``valid``, the ids that the owner still has, its other attachments are
         detached too. Raises KernelError.
         """
-        from niso.base.errors import UsageError
-        from niso.services import attachments
+
+        from niso.change import attach
+        from niso.engines import netavark
 
         ids = None if valid is None else texts(valid, "valid")
         if ids is not None and owner is None:
             raise UsageError("needs --owner", "ids are those of one owner", "--valid")
         machine = self.session.machine_for_change()
-        gone = attachments.collect(machine, owner, ids, self.session.report)
+        gone = attach.collect(machine, owner, ids, self.session.report)
         if owner in (None, "podman"):
-            from niso.engines import netavark
-
             netavark.drop_networks(machine, report=self.session.report)
         return tuple(Changed(name, True) for name in gone)
 
 
 def _detach(machine: Machine, name: str, id: str | None, report: Report) -> bool:
-    from niso.services import attachments
+
+    from niso.change import attach, unit_network
 
     if id is None:
-        from niso.commands import unit_network
-
         unit = unit_network.unit_of(machine, name)
         if unit is not None:
             unit_network.detach(machine, name, unit, report)
             return True
-    return attachments.detach(machine, name, id, report)
+    return attach.detach(machine, name, id, report)
 
 
 def _complete(given: AttachRequest) -> AttachRequest:
@@ -181,6 +178,8 @@ def _complete(given: AttachRequest) -> AttachRequest:
 
     Raises UsageError, InvalidInput.
     """
+    from niso.change import unit_network
+
     given = given._replace(
         networks=texts(given.networks, "networks"),
         ports=texts(given.ports, "ports"),
@@ -192,8 +191,6 @@ def _complete(given: AttachRequest) -> AttachRequest:
     )
     if given.unit is None:
         return given
-    from niso.base.errors import UsageError
-    from niso.commands import unit_network
 
     if not given.new:
         raise UsageError("needs --new", "niso makes the namespace of a unit", "--unit")
@@ -227,9 +224,9 @@ def _words(given: AttachRequest) -> list[str]:
 
 def _request(given: AttachRequest) -> Request:
     """Parse the values of a request. Raises UsageError, InvalidInput."""
-    from niso.base.errors import UsageError
+
+    from niso.change.attach import Request
     from niso.manifest.values import host_label, service_name
-    from niso.services.attach_request import Request
 
     if sum((given.netns is not None, given.pid is not None, given.new)) != 1:
         raise UsageError(
@@ -256,10 +253,9 @@ def _wish(written: str) -> Wish:
     """Parse a network such as ``backend,interface=net0,ip=10.99.1.9``. Raises InvalidInput."""
     from ipaddress import ip_address
 
-    from niso.base.errors import InvalidInput
-    from niso.manifest.parse_addresses import static_address
+    from niso.change.attach import Wish, interface_name, mac
+    from niso.manifest.addresses_and_ports import static_address
     from niso.manifest.values import network_name
-    from niso.services.attach_request import Wish, interface_name, mac
 
     name, *keys = written.split(",")
     given: dict[str, list[str]] = {word: [] for word in _WISHES}
@@ -282,10 +278,10 @@ def _wish(written: str) -> Wish:
 
 def _bandwidth(written: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
     """Parse the limits to bytes per second. Raises InvalidInput."""
+    from niso.manifest.process_keys import WAYS, rate
+
     if not written:
         return ()
-    from niso.base.errors import InvalidInput
-    from niso.manifest.parse_resources import WAYS, rate
 
     for way in written:
         if way not in WAYS:
@@ -295,16 +291,18 @@ def _bandwidth(written: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
 
 def _ports(written: Iterable[str]) -> tuple[records.Port, ...]:
     """Parse published ports. Raises InvalidInput."""
+    from niso.manifest.addresses_and_ports import distinct, parse_port
+
     if not written:
         return ()
-    from niso.manifest.parse_ports import distinct, parse_port
 
     return distinct(tuple(parse_port(port, "--port") for port in written))
 
 
 def _policy(given: AttachRequest) -> records.Policy:
     """Parse the four lists of policy entries. Raises InvalidInput."""
-    from niso.plan.records import Policy
+
+    from niso.manifest.policy import parse
 
     lists = (
         _entries(given.allow_from, "allow_from"),
@@ -314,7 +312,6 @@ def _policy(given: AttachRequest) -> records.Policy:
     )
     if lists == (None, [], None, []) and not given.log:
         return Policy()
-    from niso.manifest.parse_policy import parse
 
     # an attachment's hosts file is its engine's, so outside names in it could differ from the rules
     return parse(*lists, given.log, outside=False)

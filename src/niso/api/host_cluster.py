@@ -1,21 +1,30 @@
-"""Manage this host's cluster: ``host.cluster``."""
+"""Host.cluster, host.kubernetes.
+
+Manage this host's cluster: ``host.cluster``.
+
+Apply Kubernetes' network policies: ``host.kubernetes``.
+"""
 
 from __future__ import annotations
 
-from niso.api.guard import guarded, path, text, texts
-from niso.base.errors import UsageError
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.api.host_services import Marked
+from niso.base import paths
+from niso.base.errors import Error, InvalidInput, UsageError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.look.session import Session, guarded, path, text, texts
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from niso.api.session import Session
+    from niso.change.cluster_hosts import Status
+    from niso.change.cluster_join import Existing, Joined
     from niso.cluster.config import Config
-    from niso.cluster.host_values import Host
-    from niso.commands.agents import Following
-    from niso.commands.cluster import Existing, Joined
-    from niso.commands.cluster_hosts import Status
+    from niso.cluster.key_values import Host
+    from niso.runtime.units import Following
+
+
+# --- host cluster --------------------------------------------------------------------------------
 
 
 class ExistingEtcd(NamedTuple):
@@ -139,6 +148,8 @@ class Clusters:
         lacks it. ``restore``, without other arguments, writes this host's cluster again after etcd
         has lost its data. Raises UsageError, Conflict, Error.
         """
+        from niso.change import cluster_hosts, cluster_join
+
         if restore:
             if name or address or encrypt or etcd is not None:
                 raise UsageError(
@@ -146,16 +157,14 @@ class Clusters:
                     "leave out the other options",
                     "--restore",
                 )
-            from niso.commands import cluster_hosts
 
             machine = self.session.machine_for_change()
             return _membership(cluster_hosts.restore(machine, self.session.report))
-        from niso.commands import cluster
 
         machine = self.session.machine_for_change(create=True)
         existing = None if etcd is None else _existing(etcd)
         made = _entering(
-            lambda: cluster.init(
+            lambda: cluster_join.init(
                 machine,
                 text(name, "--name"),
                 text(address, "--address"),
@@ -176,11 +185,12 @@ class Clusters:
         host may run an etcd member, as the first three hosts do anyway. Raises UsageError,
         Conflict, Error.
         """
-        from niso.commands import cluster
+
+        from niso.change import cluster_join
 
         machine = self.session.machine()
         name, where = text(host, "HOST"), text(address, "--address")
-        return _usage(lambda: cluster.invite(machine, name, where, renew, member))
+        return _usage(lambda: cluster_join.invite(machine, name, where, renew, member))
 
     @guarded
     def join(
@@ -192,12 +202,13 @@ class Clusters:
         ``encrypt`` is for a host of an encrypted cluster that may encrypt differently from the
         cluster's default: "kernel" or "userspace". Raises InvalidInput, Conflict, Error.
         """
-        from niso.commands import cluster
+
+        from niso.change import cluster_join
 
         machine = self.session.machine_for_change(create=True)
         how, report = text(encrypt, "--encrypt"), self.session.report
         return _membership(
-            _entering(lambda: cluster.join(machine, invitation, member, report, how))
+            _entering(lambda: cluster_join.join(machine, invitation, member, report, how))
         )
 
     @guarded
@@ -207,10 +218,11 @@ class Clusters:
         With ``force`` also if etcd does not answer. Raises Conflict if the host has services there,
         Error.
         """
-        from niso.commands import cluster_leave
+
+        from niso.change import cluster_join
 
         machine = self.session.machine_for_change()
-        return cluster_leave.leave(machine, force, self.session.report).host
+        return cluster_join.leave(machine, force, self.session.report).host
 
     @guarded
     def forget(self, host: str) -> Forgotten:
@@ -218,7 +230,8 @@ class Clusters:
 
         Raises NotFound, Conflict if it is alive.
         """
-        from niso.commands import cluster_hosts
+
+        from niso.change import cluster_hosts
 
         gone = cluster_hosts.forget(self.session.machine(), text(host, "HOST"))
         return Forgotten(tuple(gone.services), gone.certificates)
@@ -226,7 +239,8 @@ class Clusters:
     @guarded
     def add_member(self, host: str = "") -> int:
         """Run an etcd member on this host; return the number of members. Raises Conflict, Error."""
-        from niso.commands import cluster_hosts
+
+        from niso.change import cluster_hosts
 
         machine = self.session.machine_for_change()
         return cluster_hosts.add_member(machine, text(host, "HOST"), self.session.report)
@@ -237,7 +251,8 @@ class Clusters:
 
         Raises Conflict, NotFound, Error.
         """
-        from niso.commands import cluster_hosts
+
+        from niso.change import cluster_hosts
 
         machine = self.session.machine_for_change()
         return cluster_hosts.remove_member(machine, text(host, "HOST"), self.session.report)
@@ -248,7 +263,8 @@ class Clusters:
 
         Raises Conflict if most members answer, Error.
         """
-        from niso.commands import cluster_hosts
+
+        from niso.change import cluster_hosts
 
         cluster_hosts.be_only_member(self.session.machine_for_change(), self.session.report)
 
@@ -258,15 +274,17 @@ class Clusters:
 
         The size is in bytes.
         """
-        from niso.commands import cluster_hosts
+
+        from niso.change import cluster_hosts
 
         return cluster_hosts.backup(self.session.machine(), path(file, "FILE"))
 
     @guarded
     def status(self) -> ClusterStatus:
         """Return the hosts and etcd's members. Raises Error if this host is in no cluster."""
-        from niso.cluster import members
-        from niso.commands import cluster_check, cluster_hosts
+
+        from niso.change import cluster_check, cluster_hosts
+        from niso.cluster import own_etcd
 
         machine = self.session.machine()
         seen = cluster_hosts.status(machine)
@@ -275,7 +293,7 @@ class Clusters:
                 seen.problem.message,
                 (seen.problem.hint or "", "hosts are listed as this one knew them last"),
             )
-        for line, step in members.alarmed(state for _, state in seen.members if state):
+        for line, step in own_etcd.alarmed(state for _, state in seen.members if state):
             self.session.caution(line, (step,))
         for finding in cluster_check.lost_address(machine, seen.own):
             self.session.caution(finding.text())
@@ -287,21 +305,23 @@ class Clusters:
 
         ``log`` takes lines of text. Raises Error if this host is in no cluster.
         """
-        from niso.commands import cluster_hosts
+
+        from niso.change import cluster_hosts
 
         return cluster_hosts.follow(self.session.machine(), log)
 
     @guarded
     def become_etcd(self) -> None:
         """Execute this host's etcd member in this process. Raises Error if it has none."""
-        from niso.cluster import config, own_etcd
 
-        own_etcd.execute(config.require())
+        from niso.cluster import own_etcd
+        from niso.cluster.config import require
+
+        own_etcd.execute(require())
 
 
 def _usage[T](call: Callable[[], T]) -> T:
     """Return the result of a call; convert an InvalidInput without a file to a UsageError."""
-    from niso.base.errors import InvalidInput
 
     try:
         return call()
@@ -316,8 +336,7 @@ def _entering[T](call: Callable[[], T]) -> T:
 
     An error names what the caller passed, because the files created from it are removed again.
     """
-    from niso.base import paths
-    from niso.base.errors import Error, InvalidInput
+
     from niso.cluster.engine import NoAnswer, Refused
 
     try:
@@ -336,7 +355,8 @@ def _entering[T](call: Callable[[], T]) -> T:
 
 
 def _existing(given: ExistingEtcd) -> Existing:
-    from niso.commands.cluster import Existing
+
+    from niso.change.cluster_join import Existing
 
     chosen = (given.cacert, given.cert, given.key, given.user_file)
     named = zip(chosen, ("--cacert", "--cert", "--key", "--user"), strict=True)
@@ -388,3 +408,57 @@ def _host(host: Host, seen: Status) -> ClusterHost:
     elif here:  # its agent is not running, or cannot reach the cluster
         behind_s = seen.looked_s
     return ClusterHost(*where, tuple(networks), len(held), host.version, behind_s)
+
+
+# --- host kubernetes -----------------------------------------------------------------------------
+
+
+KUBECONFIG = "/etc/niso/kubeconfig"
+
+
+class Kubernetes:
+    """The agent that applies Kubernetes' network policies to the pods of this node."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @guarded
+    def follow(
+        self, log: Callable[[str], None], kubeconfig: str | os.PathLike[str] = KUBECONFIG
+    ) -> Following:
+        """Return the agent: ``run()`` follows the API server until ``stop()`` is called.
+
+        ``log`` takes lines of text. Raises Error if the kubeconfig is unusable.
+        """
+
+        from niso.engines import pod_agent
+
+        config = path(kubeconfig, "--kubeconfig")
+        return pod_agent.follow(self.session.machine(create=True), config, log)
+
+    @guarded
+    def enable(self, kubeconfig: str | os.PathLike[str] = KUBECONFIG) -> Marked:
+        """Let systemd run the agent, now and at boot. Raises Error without systemd, Conflict."""
+
+        from niso.engines import pod_agent
+
+        config = path(kubeconfig, "--kubeconfig")
+        machine = self.session.machine_for_change(create=True)
+        changed = pod_agent.enable(machine, config, self.session.report)
+        return _marked(changed)
+
+    @guarded
+    def disable(self) -> Marked:
+        """Stop the agent and do not start it at boot. Pods keep their present policies."""
+
+        from niso.engines import pod_agent
+
+        return _marked(pod_agent.disable(self.session.machine_for_change(), self.session.report))
+
+
+def _marked(changed: bool) -> Marked:
+
+    from niso.engines import pod_agent
+    from niso.runtime.units import UNITS
+
+    return Marked(pod_agent.UNIT, changed, f"{UNITS}/{pod_agent.UNIT}")

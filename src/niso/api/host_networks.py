@@ -1,21 +1,34 @@
-"""Manage networks; list published ports and nftables rules."""
+"""Host.networks.
+
+Manage networks; list published ports and nftables rules.
+
+Compare kernel and configuration: check, repair and sweep.
+"""
 
 from __future__ import annotations
 
-from niso.api.guard import guarded, text, texts
-from niso.base.addresses import family_of
 from niso.base.errors import InvalidInput, UsageError
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import family_of
+from niso.base.report import AskingCluster, Finished
+from niso.look.session import Session, guarded, text, texts
+from niso.plan import records
+from niso.plan.subnets import NetworkRequest
+from niso.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
-    from niso.api.cluster_views import ClusterPort
-    from niso.api.published_ports import Port
-    from niso.api.session import Session
-    from niso.plan import records
-    from niso.store.store import Store
+    from niso.api.host_services import Marked
+    from niso.look.host_ports import Port
+    from niso.look.other_hosts import ClusterPort
+    from niso.plan import desired
+    from niso.runtime.machine import Machine
+
+
+# --- host networks -------------------------------------------------------------------------------
+
 
 _DEFAULT_NETWORK = "niso-default"  # copied from niso.base.names, to save an import
 
@@ -173,9 +186,9 @@ class Networks:
         cluster too, or adds an existing one from there. Raises Conflict, UsageError, KernelError,
         and Error if the cluster does not answer; then nothing has changed.
         """
-        from niso.commands import network as command
+
+        from niso.change import journal, networks
         from niso.manifest.values import network_name
-        from niso.services.networks import NetworkRequest
 
         self.session.require()
         try:
@@ -191,10 +204,8 @@ class Networks:
             name, given[0], ipv6, given[1], internal, mtu, allow_public, observe, span
         )
         if not dry_run and store.intents():
-            from niso.services import journal
-
             journal.recover(machine, self.session.report)
-        made = command.create(machine, request, self.session.report, dry_run)
+        made = networks.create(machine, request, self.session.report, dry_run)
         return CreatedNetwork(
             made is not None, _described(store, made or store.require_network(name))
         )
@@ -233,14 +244,14 @@ class Networks:
 
         Raises NotFound, and Conflict if a service uses one of them.
         """
-        from niso.commands import network as command
-        from niso.services import journal
+
+        from niso.change import journal, networks
 
         wanted = [*dict.fromkeys(texts(names, "names"))]
         machine = self.session.machine_for_change()
         if not dry_run:
             journal.recover(machine, self.session.report)
-        command.remove(machine, wanted, self.session.report, dry_run)
+        networks.remove(machine, wanted, self.session.report, dry_run)
         return tuple(RemovedNetwork(name, not dry_run) for name in wanted)
 
     @guarded
@@ -257,15 +268,17 @@ class Networks:
         For other hosts, only services on networks that span hosts are known. Raises Error without a
         cluster.
         """
-        from niso.api import cluster_views
 
-        return cluster_views.ports(self.session, self.session.machine())
+        from niso.look import other_hosts
+
+        return other_hosts.ports(self.session, self.session.machine())
 
     @guarded
     def exposure(self) -> tuple[PublishedPort, ...]:
         """Return `ports` with ``from_``: from where each port is reachable. Raises KernelError."""
-        from niso.explain import exposure
-        from niso.services.ports import shadows
+
+        from niso.look import exposure
+        from niso.look.host_ports import shadows
 
         store = self.session.store()
         lines = [*_port_rows(store)]
@@ -308,16 +321,16 @@ class Networks:
         ``on_host`` keeps them in the host's own /etc/hosts from now on, or removes them. Raises
         KernelError if that file cannot be replaced atomically; then nothing has changed.
         """
-        from niso.reconcile import host_names
+
+        from niso.change import networks
+        from niso.reconcile import host_settings
 
         if on_host is None:
             store, changed = self.session.store(), False
         else:
-            from niso.commands import known_names
-
             machine = self.session.machine_for_change(create=on_host)
-            store, changed = machine.store, known_names.show(machine, on_host)
-        lines = (line.split() for line in host_names.wanted(store))
+            store, changed = machine.store, networks.show(machine, on_host)
+        lines = (line.split() for line in host_settings.wanted(store))
         rows = tuple(HostName(name, address) for address, *called in lines for name in called)
         return HostNames(store.host_knows(), changed, rows)
 
@@ -359,20 +372,22 @@ def _declared(text: str) -> Iterator[str]:
 
 def _tables(as_text: bool) -> list[Any]:
     """Return niso's tables in the kernel, each as text or as a list of objects."""
-    from niso.kernel import nft_sets
+
+    from niso.kernel import ruleset
     from niso.kernel.libnftables import Nft
 
     with Nft() as kernel:
         return [
             kernel.text(f"list table {table}") if as_text else kernel.query(f"list table {table}")
-            for table in nft_sets.CONTAINERS
+            for table in ruleset.CONTAINERS
             if kernel.elements(table, "owner") is not None
         ]
 
 
 def _port_rows(store: Store) -> list[tuple[str, records.Port, Port]]:
     """Return (service, port, result row) for the ports of all active services."""
-    from niso.api.published_ports import rows
+
+    from niso.look.host_ports import rows
 
     families: dict[str, tuple[int, ...]] = {}
     lines = []
@@ -411,7 +426,8 @@ def _members(store: Store, network: str) -> list[tuple[str, bool]]:
 
 
 def _described(store: Store, network: records.Network) -> Network:
-    from niso.api.published_ports import rows
+
+    from niso.look.host_ports import rows
 
     return Network(
         network.name,
@@ -452,3 +468,122 @@ def _elsewhere(store: Store, network: str) -> tuple[NetworkMember, ...]:
         )
         for service in store.across.remotes_on((network,))
     )
+
+
+# --- upkeep --------------------------------------------------------------------------------------
+
+
+class Finding(NamedTuple):
+    """A difference between kernel and configuration."""
+
+    problem: str
+    """missing, foreign, different, gone or dropped"""
+    what: str
+    """the object"""
+    detail: str
+    """the difference; can be empty"""
+
+    @property
+    def text(self) -> str:
+        """The finding as one line."""
+        return f"{self.problem}: {self.what}{f' ({self.detail})' if self.detail else ''}"
+
+
+class Repaired(NamedTuple):
+    """Result of `Host.repair`."""
+
+    steps: int
+    """number of steps taken; only without --sweep"""
+
+
+class Swept(NamedTuple):
+    """Result of `Host.sweep`."""
+
+    removed: int
+    """number of objects removed; only with --sweep"""
+
+
+def check(session: Session, name: str | None) -> tuple[Finding, ...]:
+    """Compare kernel and configuration: `Host.check`."""
+
+    from niso.look import check as look_check
+    from niso.look import other_firewalls, outside_names
+    from niso.look.check import full_neighbour_tables, policy_warnings, unpublished_ports
+
+    machine = session.machine()
+    before = machine.kernel.neighbour_tables()
+    findings = look_check.check(machine, name)
+    for line in other_firewalls.unseen((4, 6)):
+        session.caution(line)
+    for line, hint in full_neighbour_tables(before, machine.kernel.neighbour_tables()):
+        session.caution(line, (hint,))
+    for line, hint in unpublished_ports(machine, name):
+        session.caution(line, (hint,))
+    for line, hint in policy_warnings(machine, name):
+        session.caution(line, (hint,))
+    if machine.store.names_outside():
+        outside_names.warn(session, name)
+    if machine.store.cluster_id():
+        findings += _hosts(session, machine, name)
+    return tuple(Finding(item.problem, item.what, item.detail) for item in findings)
+
+
+def _hosts(session: Session, machine: Machine, name: str | None) -> list[desired.Finding]:
+    """Return the differences between this host and the others of its cluster."""
+
+    from niso.change import cluster_check
+    from niso.cluster import config
+
+    own = config.load()
+    if own is None or not cluster_check.concerned(machine, name):
+        return []
+    session.report(AskingCluster())
+    checked = cluster_check.check(machine, own, name)
+    for line, hint in checked.warnings:
+        session.caution(line, (hint,))
+    return checked.findings
+
+
+def guard_firewalls(session: Session, on: bool) -> tuple[Marked, ...]:
+    """Write or remove the drop-ins of firewalls: `Host.guard_firewalls`."""
+
+    from niso.api import host_services
+    from niso.change import boot
+
+    machine = session.machine_for_change(create=on)
+    change = boot.enable_firewall if on else boot.disable_firewall
+    return tuple(host_services.Marked(*done) for done in change(machine, session.report))
+
+
+def repair(session: Session, dry_run: bool, kernel: bool) -> Repaired:
+    """Repair differences: `Host.repair`."""
+
+    from niso.change import boot
+    from niso.change.repair import plan_repair, repair_all, repair_network
+
+    machine = session.machine_for_change()
+    if dry_run:
+        plan_repair(machine, session.report, kernel)
+        return Repaired(0)
+    if kernel:
+        return Repaired(repair_network(machine, session.report))
+    steps = repair_all(machine, session.report)
+    session.report(Finished())
+    if steps:
+        boot.hand_over_started(session, machine, machine.store.active_services())
+    return Repaired(steps)
+
+
+def sweep(session: Session, dry_run: bool) -> Swept:
+    """Remove everything from the kernel: `Host.sweep`."""
+
+    from niso.change import repair as change_repair
+
+    session.report_waits()
+    removed, warning = change_repair.sweep(
+        session.kernel(), session.processes(), session.report, dry_run
+    )
+    session.report(Finished())
+    if warning is not None and not dry_run:
+        session.caution(warning.message)
+    return Swept(removed)

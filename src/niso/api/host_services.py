@@ -1,11 +1,23 @@
-"""Manage services: start, stop, inspect, run commands in them."""
+"""Host.services and its results.
+
+Manage services: start, stop, inspect, run commands in them.
+
+Define results of commands that change services.
+
+Results of less common commands for services.
+"""
 
 from __future__ import annotations
 
 import sys
 
-from niso.api.guard import (
+from niso.base.errors import Error, InvalidInput, NotFound, UsageError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.report import Caution, Finished
+from niso.look.host_ports import Port, rows
+from niso.look.session import (
     LEAST_TIMEOUT_S,
+    Session,
     callers,
     guarded,
     line_count,
@@ -16,24 +28,21 @@ from niso.api.guard import (
     texts,
     user_of,
 )
-from niso.api.outcomes import Done, Outcome, Restored
-from niso.api.published_ports import Port, rows
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.plan import records
+from niso.store.store import Store
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
-    from niso.api.cluster_views import ClusterLine
-    from niso.api.service_results import Executed, Forwarded, Marked, Signalled
-    from niso.api.service_views import Service, ServiceLine
-    from niso.api.session import Session
-    from niso.commands import activate as activation
-    from niso.commands import boot
-    from niso.plan import records
-    from niso.services.start import After
-    from niso.store.store import Store
+    from niso.change import activate, boot
+    from niso.change.start import After
+    from niso.look.other_hosts import ClusterLine
+    from niso.look.services import Service, ServiceLine
+
+
+# --- host services -------------------------------------------------------------------------------
 
 
 class Package(NamedTuple):
@@ -86,10 +95,7 @@ class Services:
         and the caller can change is refused.
         """
 
-        from niso.api import handover
-        from niso.base.report import Caution, Finished
-        from niso.commands import activate
-        from niso.services import targets
+        from niso.change import activate, targets, warnings
 
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
@@ -105,39 +111,40 @@ class Services:
                 self.session.report(Caution(text, (f"to apply that one: niso activate ./{name}",)))
         self.session.expect(target.name for target in wanted if target.spec.healthcheck)
         outcomes = activate.activate(
-            machine, wanted, timeout_s, self.session.report, dry_run, meanwhile=handover.prepare
+            machine, wanted, timeout_s, self.session.report, dry_run, meanwhile=warnings.prepare
         )
         self.session.report(Finished())
         if not dry_run:
-            handover.activated(self.session, machine, outcomes)
+            warnings.activated(self.session, machine, outcomes)
         return described(store, outcomes)
 
     @guarded
     def deactivate(self, *names: str, dry_run: bool = False) -> tuple[Done, ...]:
         """Stop services and detach them; leases and volumes are kept. Raises Error."""
-        from niso.api import handover
+
+        from niso.change import boot
 
         wanted = texts(names, "names")
         self.session.require()
-        if handover.has_ended_by_itself(wanted):
+        if boot.has_ended_by_itself(wanted):
             return ()
         machine = self.session.machine_for_change()
         store = machine.store
-        outcomes = handover.deactivate(self.session, machine, _resolved(store, wanted), dry_run)
+        outcomes = boot.deactivate(self.session, machine, _resolved(store, wanted), dry_run)
         return tuple(Done(*outcome) for outcome in outcomes)
 
     @guarded
     def deactivate_all(self, *, dry_run: bool = False) -> tuple[Done, ...]:
         """Stop all active services, as `deactivate` does."""
-        from niso.api import handover
-        from niso.services import journal
+
+        from niso.change import boot, journal
 
         machine = self.session.machine_for_change()
         store = machine.store
         if not dry_run:
             journal.recover(machine, self.session.report)  # recovery can restore services
         own = [row.name for row in store.services() if row.active and row.has_process]
-        outcomes = handover.deactivate(self.session, machine, own, dry_run)
+        outcomes = boot.deactivate(self.session, machine, own, dry_run)
         return tuple(Done(*outcome) for outcome in outcomes)
 
     @guarded
@@ -150,19 +157,18 @@ class Services:
 
     def restart_in_order(self, names: list[str], after: After | None) -> tuple[Done, ...]:
         """Restart services, each after its dependencies in ``after``; see `restart`."""
-        from niso.api import handover
-        from niso.base.report import Finished
-        from niso.commands import restart
+
+        from niso.change import activate, boot, warnings
 
         machine = self.session.machine_for_change()
         store = machine.store
         wanted = _resolved(store, names)
         self.session.expect(with_healthcheck(store, wanted))
-        restart.restart(machine, wanted, self.session.report, after)
+        activate.restart(machine, wanted, self.session.report, after)
         self.session.report(Finished())
-        handover.warn_of_limits(self.session, store, wanted)
-        handover.warn_of_name_servers(self.session, wanted)
-        handover.settle(self.session, machine, wanted)
+        warnings.warn_of_limits(self.session, store, wanted)
+        warnings.warn_of_name_servers(self.session, wanted)
+        boot.hand_over_started(self.session, machine, wanted)
         return tuple(Done(name, True) for name in wanted)
 
     @guarded
@@ -171,7 +177,8 @@ class Services:
 
         Raises Error.
         """
-        from niso.commands import deactivate
+
+        from niso.change import boot, deactivate
 
         machine = self.session.machine_for_change()
         store = machine.store
@@ -179,8 +186,6 @@ class Services:
         enabled = [name for name in wanted if (row := store.service(name)) and row.enabled]
         deactivate.remove(machine, wanted, self.session.report, volumes)
         if enabled:
-            from niso.commands import boot
-
             boot.clear(machine, enabled, self.session.report)
         return tuple(Done(name, True) for name in wanted)
 
@@ -189,7 +194,8 @@ class Services:
     @guarded
     def enable(self, *names: str) -> tuple[Marked, ...]:
         """Start services at boot. Raises Conflict, Error."""
-        from niso.commands import boot
+
+        from niso.change import boot
 
         machine = self.session.machine_for_change()
         store = machine.store
@@ -199,7 +205,8 @@ class Services:
     @guarded
     def disable(self, *names: str) -> tuple[Marked, ...]:
         """Do not start services at boot; active ones stay active. Raises Conflict, Error."""
-        from niso.commands import boot
+
+        from niso.change import boot
 
         machine = self.session.machine_for_change()
         store = machine.store
@@ -209,9 +216,8 @@ class Services:
     @guarded
     def restore(self, *, timeout: float = 60.0) -> Restored:
         """Create all bridges and activate all enabled services, as at boot without systemd."""
-        from niso.api import handover
-        from niso.base.report import Finished
-        from niso.commands import boot
+
+        from niso.change import boot, warnings
 
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
@@ -221,7 +227,7 @@ class Services:
         self.session.expect(with_healthcheck(store, enabled))
         done = boot.restore(machine, timeout_s, self.session.report)
         self.session.report(Finished())
-        handover.activated(self.session, machine, done.outcomes)
+        warnings.activated(self.session, machine, done.outcomes)
         return Restored(described(store, done.outcomes), tuple(done.errors))
 
     # --- inspect ---------------------------------------------------------------------------------
@@ -229,9 +235,10 @@ class Services:
     @guarded
     def list(self) -> tuple[ServiceLine, ...]:
         """Return all services with their status, by name. Runs health checks that are due."""
-        from niso.api import service_views
 
-        return service_views.lines(self.session, self.session.store())
+        from niso.look.services import service_lines
+
+        return service_lines(self.session, self.session.store())
 
     @guarded
     def everywhere(self) -> tuple[ClusterLine, ...]:
@@ -239,9 +246,10 @@ class Services:
 
         Raises Error without a cluster, or if it does not answer.
         """
-        from niso.api import cluster_views
 
-        return cluster_views.lines(self.session, self.session.machine())
+        from niso.look import other_hosts
+
+        return other_hosts.lines(self.session, self.session.machine())
 
     @guarded
     def names(self) -> tuple[Name, ...]:
@@ -256,10 +264,11 @@ class Services:
     @guarded
     def inspect(self, name: str) -> Service:
         """Return everything about a service. Raises NotFound, Error."""
-        from niso.api import service_views
+
+        from niso.look.services import everything
 
         store = self.session.store()
-        return service_views.everything(self.session, store, store.resolve(text(name, "name")))
+        return everything(self.session, store, store.resolve(text(name, "name")))
 
     @guarded
     def forwards(self, name: str) -> tuple[Port, ...]:
@@ -285,6 +294,7 @@ class Services:
         ``timestamps`` puts the time (RFC 3339) before each line. ``since`` is a time (RFC 3339) or
         a period until now (``10m``). Raises NotFound, UsageError.
         """
+
         from niso.runtime import logs
 
         store = self.session.store()
@@ -307,7 +317,7 @@ class Services:
         forwarded to the command, so call it in the main thread. Raises Conflict if the service is
         not active, ProcessError if the command cannot be run.
         """
-        from niso.base.errors import UsageError
+
         from niso.runtime.execute import execute
 
         threading = sys.modules.get("threading")
@@ -328,8 +338,7 @@ class Services:
 
         Raises as `exec` does.
         """
-        from niso.api.service_results import Executed
-        from niso.base.errors import UsageError
+
         from niso.runtime.execute import capture
 
         if not isinstance(stdin, bytes):
@@ -343,19 +352,18 @@ class Services:
         ``signal`` is a name, such as HUP or SIGHUP, or a number. Raises Conflict if a service is
         not active, ProcessError if it has no process.
         """
-        from niso.api.service_results import Signalled
-        from niso.runtime import kill
 
-        number = kill.number(text(signal, "signal"))
+        from niso.runtime import lifecycle
+
+        number = lifecycle.number(text(signal, "signal"))
         wanted = [self._to_run(name, ("-",))[0] for name in texts(names, "names")]
         return tuple(
-            Signalled(name, kill.name(number), kill.send(name, number))
+            Signalled(name, lifecycle.name(number), lifecycle.send(name, number))
             for name in dict.fromkeys(wanted)
         )
 
     def _to_run(self, name: str, command: Iterable[str]) -> tuple[str, Any]:
         """Check a service, which must be active, and the arguments of a command; return both."""
-        from niso.base.errors import UsageError
 
         words = texts(command, "command")
         if not words:
@@ -376,8 +384,8 @@ class Services:
 
         ``replace`` takes the host port from the service that has it. Raises Conflict, KernelError.
         """
-        from niso.api.service_results import forwarded
-        from niso.commands import port_forward
+
+        from niso.change import port_forward
 
         wanted = self._port(name, port)
         machine = self.session.machine_for_change()
@@ -393,8 +401,8 @@ class Services:
 
         Manifest ports that it took are published again.
         """
-        from niso.api.service_results import forwarded
-        from niso.commands import port_forward
+
+        from niso.change import port_forward
 
         wanted = self._port(name, port)
         machine = self.session.machine_for_change()
@@ -403,8 +411,8 @@ class Services:
         return forwarded(machine.store, service, wanted, True, returned=back)
 
     def _port(self, name: str, port: str) -> records.Port:
-        from niso.base.errors import InvalidInput, UsageError
-        from niso.manifest.parse_ports import parse_port
+
+        from niso.manifest.addresses_and_ports import parse_port
 
         self.session.require()
         text(name, "name")
@@ -420,7 +428,7 @@ class Services:
         return wanted
 
 
-def described(store: Store, outcomes: Iterable[activation.Outcome]) -> tuple[Outcome, ...]:
+def described(store: Store, outcomes: Iterable[activate.Outcome]) -> tuple[Outcome, ...]:
     """Convert the outcomes of an activation to results of the API."""
     return tuple(
         Outcome(
@@ -442,10 +450,10 @@ def with_healthcheck(store: Store, names: Iterable[str]) -> list[str]:
 
 def _requested(what: object) -> Any:
     """Return a target of an activation: a path or name as str, or a validated manifest."""
+    from niso.manifest import load
+
     if isinstance(what, Package):
         import os
-
-        from niso.manifest import load
 
         folder = os.path.abspath(path(what.folder, "folder"))
         return load.of_data(what.manifest, folder)
@@ -471,21 +479,131 @@ def _known(store: Store, name: str, with_volumes: bool) -> str:
 
     ``with_volumes`` also accepts a removed service whose volumes are kept.
     """
-    from niso.base.errors import NotFound
+
+    from niso.runtime import volumes
 
     try:
         service = store.resolve(name)
         _require_own(store, service)
         return service
     except NotFound:
-        from niso.runtime import volumes
-
         if with_volumes and "/" not in name and volumes.kept(name):
             return name
         raise
 
 
 def _marked(marked: Iterable[boot.Marked]) -> tuple[Marked, ...]:
-    from niso.api.service_results import Marked
 
     return tuple(Marked(mark.service, mark.changed, mark.unit) for mark in marked)
+
+
+# --- outcomes ------------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """Result of an activation for one service."""
+
+    service: str
+    """the service's name"""
+    changed: bool
+    """false if it was already active and nothing changed"""
+    address: tuple[str, ...]
+    """addresses, one per network and family; can be empty"""
+    ports: tuple[Port, ...]
+    """published ports, one per address family"""
+    completed: bool
+    """true for a job, which has run and exited with status 0"""
+
+
+class Done(NamedTuple):
+    """Result of a command for one service."""
+
+    service: str
+    """the service's name"""
+    changed: bool
+    """false if nothing changed"""
+
+
+class Restored(NamedTuple):
+    """Result of `Services.restore`; services start even if others fail."""
+
+    outcomes: tuple[Outcome, ...]
+    errors: tuple[Error, ...]
+
+
+# --- service results -----------------------------------------------------------------------------
+
+
+class Marked(NamedTuple):
+    """Result of `Services.enable` and `disable` for one service, and of `Host.guard_firewalls`.
+
+    Also of `Kubernetes.enable` and `disable`.
+    """
+
+    service: str
+    """the service's name; with --firewall, the unit of a firewall"""
+    changed: bool
+    """false if nothing changed"""
+    unit: str | None
+    """path of the systemd unit; with --firewall, of the drop-in"""
+
+
+class Taken(NamedTuple):
+    """Ports taken over from a service, or returned to it."""
+
+    service: str
+    """the service's name"""
+    ports: tuple[Port, ...]
+    """published ports, one per address family"""
+
+
+class Forwarded(NamedTuple):
+    """Result of `Services.port_forward` and `Services.port_unforward`."""
+
+    service: str
+    """the service's name"""
+    changed: bool
+    """false if nothing changed"""
+    ports: tuple[Port, ...]
+    """published ports, one per address family"""
+    taken: tuple[Taken, ...]
+    """services that lost ports to --replace"""
+    returned: tuple[Taken, ...]
+    """services whose manifests' ports are published again after --remove"""
+
+
+def forwarded(
+    store: Store,
+    service: str,
+    port: records.Port,
+    changed: bool,
+    taken: Iterable[tuple[str, records.Port]] = (),
+    returned: Iterable[tuple[str, records.Port]] = (),
+) -> Forwarded:
+    """Return the result for a port of a service, and for ports of others that were affected."""
+
+    def ports_of(name: str, one: records.Port) -> tuple[Port, ...]:
+        return rows([one], store.port_families(name))
+
+    lost = tuple(Taken(who, ports_of(who, one)) for who, one in taken)
+    back = tuple(Taken(who, ports_of(who, one)) for who, one in returned)
+    return Forwarded(service, changed, ports_of(service, port), lost, back)
+
+
+class Executed(NamedTuple):
+    """Result of `Services.run`; ``status`` is 128 + N if signal N killed the command."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Signalled(NamedTuple):
+    """Result of `Services.kill` for one service."""
+
+    service: str
+    """the service's name"""
+    signal: str
+    """name of the signal"""
+    ended: bool
+    """whether its process had ended shortly afterwards"""

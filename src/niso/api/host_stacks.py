@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from niso.api.guard import LEAST_TIMEOUT_S, callers, guarded, line_count, moment, path, seconds
-from niso.api.host_services import described
-from niso.api.outcomes import Done, Outcome
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.api.host_services import Done, Outcome, Services, described
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.report import Finished
+from niso.look.session import (
+    LEAST_TIMEOUT_S,
+    Session,
+    callers,
+    guarded,
+    line_count,
+    moment,
+    path,
+    seconds,
+)
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
-    from niso.api.service_views import ServiceLine
-    from niso.api.session import Session
+    from niso.look.services import ServiceLine
 
 
 class StackUp(NamedTuple):
@@ -59,20 +67,20 @@ class Stacks:
         NotFound, KernelError, ProcessError, ErrorGroup. Without ``trust_owner``, files that users
         other than root and the caller can change are refused.
         """
-        from niso.api import handover
-        from niso.base.report import Finished
-        from niso.commands import stack as command
+
+        from niso.change import stacks, warnings
+        from niso.look import stack_members
 
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
-        loaded = command.load(path(stack, "stack"), None if trust_owner else callers())
+        loaded = stack_members.load(path(stack, "stack"), None if trust_owner else callers())
         machine = self.session.machine_for_change(create=not dry_run)
-        named = command.named(machine.store, loaded)
+        named = stack_members.named(machine.store, loaded)
         self.session.expect(member.name for member in named.members if member.has_healthcheck)
-        done = command.up(machine, loaded, timeout_s, self.session.report, dry_run, replace)
+        done = stacks.up(machine, loaded, timeout_s, self.session.report, dry_run, replace)
         self.session.report(Finished())
         if not dry_run:
-            handover.activated(self.session, machine, done.outcomes)
+            warnings.activated(self.session, machine, done.outcomes)
         return StackUp(
             loaded.name,
             described(machine.store, done.outcomes),
@@ -89,11 +97,12 @@ class Stacks:
 
         Leases and networks are kept; ``volumes`` deletes the named volumes. Raises Error.
         """
-        from niso.commands import stack as command
+
+        from niso.change import stacks
 
         machine = self.session.machine_for_change()
         where = path(stack, "stack")
-        done = command.down(machine, where, self.session.report, dry_run, volumes)
+        done = stacks.down(machine, where, self.session.report, dry_run, volumes)
         return StackDown(done.stack, tuple(Done(*service) for service in done.services))
 
     @guarded
@@ -102,13 +111,14 @@ class Stacks:
 
         Raises Conflict if the stack came from another file.
         """
-        from niso.api import service_views
-        from niso.commands import stack as command
+
+        from niso.look import stack_members
+        from niso.look.services import of_stack
 
         self.session.require()
         store = self.session.store()
-        outline = command.own(store, path(stack, "stack"))
-        return service_views.of_stack(self.session, store, outline.after, outline.name)
+        outline = stack_members.own(store, path(stack, "stack"))
+        return of_stack(self.session, store, outline.after, outline.name)
 
     @guarded
     def restart(self, stack: str | os.PathLike[str]) -> tuple[Done, ...]:
@@ -116,12 +126,13 @@ class Stacks:
 
         Raises Conflict if the stack came from another file, NotFound, ProcessError.
         """
-        from niso.api.host_services import Services
-        from niso.commands import stack as command
+
+        from niso.change import stacks
+        from niso.look import stack_members
 
         self.session.require()
-        loaded = command.load(path(stack, "stack"))
-        names, after = command.active_members(self.session.store(), loaded)
+        loaded = stack_members.load(path(stack, "stack"))
+        names, after = stacks.active_members(self.session.store(), loaded)
         return Services(self.session).restart_in_order(names, after) if names else ()
 
     @guarded
@@ -139,15 +150,16 @@ class Stacks:
         The arguments are those of ``host.services.logs``; ``lines`` applies to each service. Raises
         NotFound, UsageError, Conflict if the stack came from another file.
         """
-        from niso.commands import stack as command
-        from niso.runtime import joint_logs
+
+        from niso.look import stack_members
+        from niso.runtime import logs
         from niso.runtime.logs import rotate_if_large
 
         self.session.require()
         store = self.session.store()
-        outline = command.own(store, path(stack, "stack"))
+        outline = stack_members.own(store, path(stack, "stack"))
         names = store.stack_members(outline.name)
         for name in names:
             rotate_if_large(name)
         start = None if since is None else moment(since, "--since")
-        return joint_logs.read(names, line_count(lines), follow, timestamps, start)
+        return logs.read_joint(names, line_count(lines), follow, timestamps, start)

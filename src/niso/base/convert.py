@@ -1,6 +1,6 @@
 """Convert plain data, as parsed from TOML or JSON, to named tuples and back.
 
-A table is a `niso.base.lite_typing.NamedTuple`. The type of a table's key may be ``str``, ``int``,
+A table is a `niso.base.named_tuples.NamedTuple`. The type of a table's key may be ``str``, ``int``,
 ``float`` (which also accepts an integer), ``bool``, a table, ``tuple[X, ...]`` (an array),
 ``dict[str, X]`` or ``Mapping[str, X]`` (a table with arbitrary keys), ``Literal`` with strings,
 ``object`` (any plain data, unchanged), or a union of these with ``|``. A union may contain None,
@@ -17,11 +17,13 @@ from __future__ import annotations
 import sys
 from types import GenericAlias, UnionType
 
-from niso.base.lite_typing import TYPE_CHECKING, Choice
+from niso.base.named_tuples import TYPE_CHECKING, Choice
 
 if TYPE_CHECKING:
     from typing import Any
 
+
+if TYPE_CHECKING:
     type Kind = dict[type, Any]
     """The types that a value may have, each with the type of its content.
 

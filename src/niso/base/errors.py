@@ -9,7 +9,7 @@ passes an error on changes its fields, never its text. Every error that reaches 
 
 from __future__ import annotations
 
-from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Self

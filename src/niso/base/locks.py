@@ -12,12 +12,15 @@ from io import FileIO
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error
-from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from niso.base.report import Report
+
 
 if TYPE_CHECKING:
     from weakref import ref
 
-    from niso.base.report import Report
 else:
     from _weakref import ref  # without the imports of weakref
 
@@ -38,13 +41,13 @@ def take(fd: int, service: str, at_most_s: float | None = None) -> bool:
     Reports the wait as WaitingForLock for ``service``; "" is the global lock of the network.
     Returns False if the lock is still held after ``at_most_s`` seconds. Raises OSError.
     """
+    from niso.base.report import WaitingForLock
+
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         if listener is not None:
-            from niso.base.report import WaitingForLock
-
             listener(WaitingForLock(service))
     if at_most_s is None:
         fcntl.flock(fd, fcntl.LOCK_EX)

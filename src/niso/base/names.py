@@ -1,11 +1,26 @@
-"""Derive the names of kernel objects from services and networks; all are deterministic.
+"""Names and MACs of kernel objects; addresses and prefixes as text.
+
+Derive the names of kernel objects from services and networks; all are deterministic.
 
 An interface name has at most 15 characters (IFNAMSIZ - 1, linux/if.h).
+
+Write addresses and ports as text, and read the family of an address.
+
+Do arithmetic with IP addresses and prefixes, as a cheap replacement for `ipaddress`.
+
+For input that is already validated, `ipaddress` costs 6 of the 182 million instructions of an
+attachment.
 """
 
 from __future__ import annotations
 
 from hashlib import sha256
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+
+from niso.base.named_tuples import NamedTuple
+
+# --- names ---------------------------------------------------------------------------------------
+
 
 MAX_IFNAME = 15
 DEFAULT_NETWORK = "niso-default"
@@ -46,7 +61,7 @@ def veth(service: str, network: str, generation: int) -> str:
 
     ``generation`` counts the activations of the service. Each activation uses a new name, since the
     kernel frees the devices of a deleted namespace asynchronously. The digest in the name has 28
-    bits, so two endpoints may get equal names: `niso.services.admit` chooses a generation without a
+    bits, so two endpoints may get equal names: `niso.change.admit` chooses a generation without a
     clash.
     """
     return f"ni{link_prefix(service)}-{_digest(f'{service}/{network}/{generation}', 7)}"
@@ -101,3 +116,84 @@ def hosts_folder(networks: tuple[str, ...]) -> str:
     """Return the folder of the hosts file shared by all services with this list of networks."""
     plain = "+".join(networks)
     return plain if len(plain) <= 100 else f"{plain[:80]}+{_digest(plain, 16)}"
+
+
+# --- addresses -----------------------------------------------------------------------------------
+
+
+def family_of(address: str) -> int:
+    """Return the IP version, 4 or 6, of an address or prefix in text form."""
+    return 6 if ":" in address else 4
+
+
+def bracketed(address: str) -> str:
+    """Return ``[fd00::1]`` for an IPv6 address, and an IPv4 address unchanged (RFC 3986, 3.2.2)."""
+    return f"[{address}]" if family_of(address) == 6 else address
+
+
+def span(first: int, count: int) -> str:
+    """Return a port or a range of ``count`` ports: ``8000`` or ``8000-8010``."""
+    return str(first) if count == 1 else f"{first}-{first + count - 1}"
+
+
+# --- prefixes ------------------------------------------------------------------------------------
+
+
+_COMPATIBLE = bytes(10)
+_KINDS = {4: (AF_INET, 4), 6: (AF_INET6, 16)}
+
+
+def packed(address: str) -> bytes:
+    """Return the bytes of an address in network order. Raises OSError if it is invalid."""
+    return inet_pton(_KINDS[family_of(address)][0], address)
+
+
+def number(address: str) -> int:
+    """Return an address as an integer. Raises OSError if it is invalid."""
+    return int.from_bytes(packed(address))
+
+
+def unpacked(address: bytes) -> str:
+    """Return the text of a packed address of 4 or 16 bytes, in the form that `ipaddress` uses."""
+    if len(address) == 4:
+        return inet_ntop(AF_INET, address)
+    # inet_ntop(3) writes some IPv6 addresses with a dotted IPv4 part
+    if address.startswith(_COMPATIBLE):
+        import ipaddress
+
+        return str(ipaddress.IPv6Address(address))
+    return inet_ntop(AF_INET6, address)
+
+
+class Prefix(NamedTuple):
+    """A prefix as numbers: 10.99.1.0/24 is (4, 0x0a630100, 24)."""
+
+    version: int
+    start: int
+    length: int
+
+    @property
+    def num_addresses(self) -> int:
+        """Return the number of addresses, like `ipaddress.IPv4Network`."""
+        return 1 << (_KINDS[self.version][1] * 8 - self.length)
+
+    def at(self, offset: int) -> str:
+        """Return the address at ``offset`` in the prefix. Raises ValueError if it is outside."""
+        if not 0 <= offset < self.num_addresses:
+            raise ValueError(offset)
+        kind, size = _KINDS[self.version]
+        return inet_ntop(kind, (self.start + offset).to_bytes(size))
+
+    def offset(self, address: str) -> int:
+        """Return the offset of an address from the first address of the prefix."""
+        return number(address) - self.start
+
+    def holds(self, address: str) -> bool:
+        """Return whether the prefix contains an address."""
+        return family_of(address) == self.version and 0 <= self.offset(address) < self.num_addresses
+
+
+def prefix(cidr: str) -> Prefix:
+    """Parse a prefix that is already validated, such as ``10.99.1.0/24``."""
+    start, _, length = cidr.partition("/")
+    return Prefix(family_of(cidr), number(start), int(length))

@@ -1,8 +1,12 @@
-"""Define how a command reports its progress, and the events that any command may report.
+"""Events that a command reports (progress, services, cautions).
 
-Events of services are in `niso.base.service_events`; an event that only one module sends is defined
+Define how a command reports its progress, and the events that any command may report.
+
+Events of services are in `niso.base.report`; an event that only one module sends is defined
 in that module. Kernel steps (niso.kernel.kinds.kind) are events too. Receivers decide by the type
 of an event, never by its text.
+
+Define the events of services and their processes (see `niso.base.report`).
 """
 
 from __future__ import annotations
@@ -10,10 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from niso.base.errors import Error
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Protocol
+
+
+# --- report --------------------------------------------------------------------------------------
+
+
+if TYPE_CHECKING:
 
     class Event(Protocol):
         """A step that is about to run, or something that has happened."""
@@ -109,3 +119,124 @@ class NotStarted(NamedTuple):
 
     def describe(self) -> str:
         return f"{self.service}: cannot start it again: {self.error.message}"
+
+
+# --- service events ------------------------------------------------------------------------------
+
+
+class Starting(NamedTuple):
+    """The process of a service is started; ``argv`` is empty on a restart."""
+
+    service: str
+    argv: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        return f"start {self.service}" + (f": {' '.join(self.argv)}" if self.argv else "")
+
+
+class Stopping(NamedTuple):
+    """The process of a service is stopped."""
+
+    service: str
+
+    def describe(self) -> str:
+        return f"stop {self.service}"
+
+
+class Healthy(NamedTuple):
+    """A service has become healthy."""
+
+    service: str
+
+    def describe(self) -> str:
+        return f"{self.service} is healthy"
+
+
+class Completed(NamedTuple):
+    """A job has exited with status 0."""
+
+    service: str
+
+    def describe(self) -> str:
+        return f"{self.service} is completed"
+
+
+class WaitingForHealth(NamedTuple):
+    """The command waits for the results of health checks."""
+
+    services: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"waiting for the health checks of {', '.join(self.services)}"
+
+
+class Undoing(NamedTuple):
+    """An interrupted or failed activation of a service is being rolled back."""
+
+    service: str
+
+    def describe(self) -> str:
+        return f"roll back the activation of {self.service}"
+
+
+class CopyingPackage(NamedTuple):
+    """A package is being copied."""
+
+    folder: str
+
+    def describe(self) -> str:
+        return f"copy package {self.folder}"
+
+
+class ShowingHosts(NamedTuple):
+    """A running service gets another hosts file mounted: that of ``folder``, or its own again."""
+
+    service: str
+    folder: str = ""
+
+    def describe(self) -> str:
+        which = f"the hosts file {self.folder}" if self.folder else "its hosts file"
+        return f"mount {which} in {self.service}"
+
+
+class Forgetting(NamedTuple):
+    """A service is being removed with its leases, logs and package copies."""
+
+    service: str
+
+    def describe(self) -> str:
+        return f"delete the record of {self.service}"
+
+
+class RemovingVolumes(NamedTuple):
+    """The named volumes of a service are being deleted."""
+
+    service: str
+    volumes: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"delete the volumes of {self.service}: {', '.join(self.volumes)}"
+
+
+class WaitingForPacket(NamedTuple):
+    """The command waits for a packet ``to`` a service, or for the reply from the service.
+
+    ``kind`` is "reply", "test" for niso's own packet, or "real" for a packet that other programs
+    send.
+    """
+
+    to: str
+    kind: str
+
+    def describe(self) -> str:
+        what = {"reply": "a reply from", "test": "a test packet to"}.get(self.kind, "a packet to")
+        return f"waiting for {what} {self.to}"
+
+
+class Command(NamedTuple):
+    """A change of the kernel, shown as the equivalent command line."""
+
+    text: str
+
+    def describe(self) -> str:
+        return self.text

@@ -1,18 +1,35 @@
-"""Fork safely while signals may arrive at any moment.
+"""Fork safely while signals may arrive; failpoints of the tests.
+
+Fork safely while signals may arrive at any moment.
 
 Ctrl-C signals the whole process group. In a forked child, CPython drops signals that arrived during
 the fork (PyOS_AfterFork_Child), and a signal just after the fork would unwind the caller's frames a
 second time, in the child. So code that forks blocks the signals until it has recorded the child. A
 child exits when its parent closes a descriptor or when its work is done, never by one of these
 signals.
+
+Failpoints: ``NISO_FAILPOINT=N[:ACTION]`` makes step N of a command die or fail (as gofail does).
+
+Code that changes anything outside this process calls `hit` just before. ACTION is ``kill`` (the
+default), the name of an errno, or one of `LATER`, which lets step N succeed and breaks a later
+operation. Failpoints work in a lab only.
+
+``NISO_FAILPOINT=0`` never fires. With ``NISO_FAILPOINT_LOG=FILE``, each failpoint reached is
+appended to FILE, and each check for one of `LATER` as ``- ACTION``.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 from collections.abc import Iterable
 from itertools import pairwise
+
+from niso.base import paths
+
+# --- signals -------------------------------------------------------------------------------------
+
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -62,3 +79,82 @@ def heed_signals() -> None:
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
+# --- failpoint -----------------------------------------------------------------------------------
+
+
+OVERRUN = "overrun"
+BUSY = "sqlite-busy"
+FULL = "sqlite-full"
+LATER = {
+    OVERRUN: "the next netlink answer is lost: the socket's buffer was full (netlink(7), ENOBUFS)",
+    BUSY: "no store transaction can begin any more: another one is open",
+    FULL: "no store transaction can be committed any more: the disk is full",
+    "crun": "crun fails from then on, without a message",
+    "conmon": "conmon exits at once from then on",
+}
+
+_lock = _thread.allocate_lock()  # several processes are started at once, each by a thread
+_count = 0
+_spec: tuple[int, str] | None = None
+_log: str | None = None
+_broken = ""
+
+
+def _load() -> tuple[int, str]:
+    global _log
+    if not paths.in_lab():
+        return (-1, "")
+    number, _, action = os.environ.get("NISO_FAILPOINT", "").partition(":")
+    _log = os.environ.get("NISO_FAILPOINT_LOG")
+    return (int(number) if number.isdigit() else -1, action or "kill")
+
+
+def _note(line: str) -> None:
+    if _log:
+        with open(_log, "a", encoding="utf-8") as log:
+            log.write(f"{line}\n")
+
+
+def hit(name: str) -> None:
+    """Mark a failpoint; ``name`` describes the step that is about to run.
+
+    At the requested failpoint, kills this process with SIGKILL or raises OSError with the requested
+    errno.
+    """
+    global _count, _spec, _broken
+    if _spec is None:
+        _spec = _load()
+    if _spec[0] < 0:
+        return
+    with _lock:
+        _count += 1
+        number = _count
+        _note(f"{number} {name}")
+    if number != _spec[0]:
+        return
+    if _spec[1] == "kill":
+        os.kill(os.getpid(), 9)
+    if _spec[1] in LATER:
+        _broken = _spec[1]
+        return
+    import errno
+
+    code = getattr(errno, _spec[1], errno.EIO)
+    raise OSError(code, f"{os.strerror(code)} (failpoint {number})", name)
+
+
+def broken(what: str) -> bool:
+    """Return whether the operation ``what``, one of `LATER`, must fail now.
+
+    An overrun is reported once.
+    """
+    global _broken
+    if _spec is None or _spec[0] < 0:
+        return False
+    _note(f"- {what}")
+    is_broken = _broken == what
+    if is_broken and what == OVERRUN:
+        _broken = ""
+    return is_broken

@@ -1,11 +1,24 @@
-"""Define commands as data.
+"""Commands as data, and where each is.
+
+Define commands as data.
 
 The parser, help, completion, man pages and docs/reference are generated from these data.
+
+List the commands, with the module that implements each and its entry in the catalogue.
 """
 
 from __future__ import annotations
 
-from niso.base.lite_typing import NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    from niso.cli.parse import Args
+
+
+# --- command -------------------------------------------------------------------------------------
 
 
 class Argument(NamedTuple):
@@ -132,3 +145,76 @@ def synopsis(command: Command) -> list[str]:
 def sentence(phrase: str) -> str:
     """Format a phrase as a sentence."""
     return f"{phrase[:1].upper()}{phrase[1:]}."
+
+
+# --- registry ------------------------------------------------------------------------------------
+
+
+COMMANDS = {
+    "activate": ("service_commands.run_service", "service"),
+    "deactivate": ("service_commands.run_service", "service"),
+    "restart": ("service_commands.run_service", "service"),
+    "remove": ("service_commands.run_service", "service"),
+    "ps": ("service_commands.run_inspect", "service"),
+    "inspect": ("service_commands.run_inspect", "service"),
+    "logs": ("service_commands.run_inspect", "service"),
+    "exec": ("service_commands.run_exec", "service"),
+    "kill": ("service_commands.run_exec", "service"),
+    "port-forward": ("service_commands.run_forward", "service"),
+    "net": ("net_commands.run_net", "net"),
+    "stack": ("service_commands.run_stack", "service"),
+    "cluster": ("cluster_commands.run_cluster", "general"),
+    "enable": ("service_commands.run_boot", "general"),
+    "disable": ("service_commands.run_boot", "general"),
+    "restore": ("service_commands.run_boot", "general"),
+    "agent": ("cluster_commands.run_cluster", "general"),
+    "kubernetes": ("cluster_commands.run_kubernetes", "general"),
+    "top": ("traffic_commands.run_top", "general"),
+    "events": ("traffic_commands.run_events", "general"),
+    "web": ("browser.run", "general"),
+    "metrics": ("prometheus.run", "general"),
+    "lab": ("general_commands.run_meta", "general"),
+    "check": ("general_commands.run_meta", "general"),
+    "schema": ("general_commands.run_meta", "general"),
+    "import": ("general_commands.run_importing", "general"),
+    "completion": ("complete.run", "general"),
+    "complete": ("complete.run", "general"),
+    "on-exit": ("general_commands.run_meta", "general"),
+    "help": ("general_commands.run_meta", "general"),
+    "version": ("general_commands.run_meta", "general"),
+}
+"""Command -> (function of cli that runs it, module of cli/catalogue that describes it)."""
+
+GROUPS = ("net", "stack", "cluster")
+"""Commands that have actions."""
+
+HIDDEN = ("complete", "on-exit")
+"""Commands that only programs call; help and completion leave them out."""
+
+ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "version"}
+
+
+def find(name: str, action: str) -> Command | Group:
+    """Return the command with this name and action; the group if it has no such action.
+
+    ``action`` can have two words, of which the second may be an argument.
+    """
+    catalogue = module(f"catalogue.{COMMANDS[name][1]}")
+    group: Group | None = catalogue.GROUP if name in GROUPS else None
+    commands: tuple[Command, ...] = group.actions if group else catalogue.COMMANDS
+    wanted = (f"{name} {action}", f"{name} {action.partition(' ')[0]}") if group else (name,)
+    match = next((command for command in commands if command.name in wanted), None)
+    return match or group or commands[0]
+
+
+def runner(name: str) -> Callable[[str, Args], int]:
+    """Import and return the function that runs a command."""
+    place, _, function = COMMANDS[name][0].partition(".")
+    run: Callable[[str, Args], int] = getattr(module(place), function)
+    return run
+
+
+def module(name: str) -> ModuleType:
+    """Import and return a module of cli."""
+    # importlib would load two more modules for every command
+    return __import__(f"niso.cli.{name}", fromlist=["run"])

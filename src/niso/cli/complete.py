@@ -11,16 +11,16 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from niso.base.addresses import bracketed, span
 from niso.base.errors import Error
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.cli import registry
-from niso.cli.command import Command, Group, Option
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.names import bracketed, span
+from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, Group, Option, find
 from niso.cli.parse import HELP, Args, unknown
 
 if TYPE_CHECKING:
     from niso.api.host import Host
-    from niso.api.published_ports import Port
+    from niso.look.host_ports import Port
+
 
 SHELLS = {"bash": "completion.bash", "zsh": "completion.zsh"}
 MANIFESTS, FOLDERS, PROGRAMS = ("\tmanifests", ""), ("\tfolders", ""), ("\tprograms", "")
@@ -93,28 +93,20 @@ def candidates(words: list[str], current: str) -> Candidates:
     """
     if not words:
         return _commands()
-    name = registry.ALIASES.get(words[0], words[0])
-    if name not in registry.COMMANDS or name in registry.HIDDEN:
+    name = ALIASES.get(words[0], words[0])
+    if name not in COMMANDS or name in HIDDEN:
         return []
     if name == "help":
-        topic = (
-            registry.find(words[1], "")
-            if len(words) > 1 and words[1] in registry.COMMANDS
-            else None
-        )
+        topic = find(words[1], "") if len(words) > 1 and words[1] in COMMANDS else None
         return _commands() if len(words) == 1 else _actions(topic, words[2:])
-    command = registry.find(name, " ".join(words[1:3]))
+    command = find(name, " ".join(words[1:3]))
     if isinstance(command, Group):
         return _actions(command, words[1:])
     return _of_command(command, words[1 + command.name.count(" ") :], current)
 
 
 def _commands() -> Candidates:
-    return [
-        (name, registry.find(name, "").does)
-        for name in registry.COMMANDS
-        if name not in registry.HIDDEN
-    ]
+    return [(name, find(name, "").does) for name in COMMANDS if name not in HIDDEN]
 
 
 def _actions(group: Command | Group | None, words: Sequence[str]) -> Candidates:
@@ -186,9 +178,10 @@ def _options(command: Command, given: list[str]) -> Candidates:
 
 
 def _from_host(read: Callable[[Host], Candidates]) -> Candidates:
+    from niso.api.host import connect
+
     if os.geteuid() != 0:
         return []
-    from niso.api.host import connect
 
     try:
         return read(connect())

@@ -1,23 +1,33 @@
-"""Run the command ``niso``: find the subcommand, run it, report errors, set the exit status.
+"""The command niso: find, run, report, end.
+
+Run the command ``niso``: find the subcommand, run it, report errors, set the exit status.
 
 Only the module of the subcommand is imported, to keep start-up short.
+
+Report errors on stderr as text or JSON.
+
+End a command on TERM and HUP as on INT (Ctrl-C).
 """
 
 from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 
-from niso.base.errors import Error, UsageError
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.cli import interrupts
-from niso.cli.command import Command, Group
-from niso.cli.parse import HELP, asks_help, parse
-from niso.cli.registry import ALIASES, COMMANDS, find, module, unknown_command
+from niso.base import paths
+from niso.base.errors import Error, ErrorGroup, UsageError
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.cli.output import error as error_lines
 
 if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
     from typing import NoReturn
+
+
+# --- main ----------------------------------------------------------------------------------------
+
 
 JUDGES = ("net check", "net explain")
 """Commands whose exit status 1 is a result: there are differences, or the packet is dropped."""
@@ -31,7 +41,7 @@ def main() -> None:
         # characters that the encoding lacks are printed as escapes
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        interrupts.end_on_signals()
+        end_on_signals()
         status = run(sys.argv[1:])
     except KeyboardInterrupt:  # a signal before `run` handles it
         _report(Error("interrupted"), False)
@@ -63,8 +73,8 @@ def _end(status: int) -> NoReturn:
 
     The interpreter's own shutdown is skipped: it takes up to 8 ms.
     """
-    if "niso.api.session" in sys.modules:
-        sys.modules["niso.api.session"].close_all()
+    if "niso.look.session" in sys.modules:
+        sys.modules["niso.look.session"].close_all()
     os._exit(status)
 
 
@@ -80,7 +90,7 @@ def run(arguments: list[str]) -> int:
             )
             return _run(arguments, as_json)
         finally:
-            interrupts.state.over = True
+            state.over = True
     except KeyboardInterrupt:
         _report(Error("interrupted"), as_json)
         return 130
@@ -113,8 +123,6 @@ def _run(arguments: list[str], as_json: bool) -> int:
 def _explained(error: Exception) -> Error:
     """Convert an exception that no layer has converted to an `Error`."""
     try:
-        from niso.cli.failures import explained
-
         return explained(error)
     except (OSError, MemoryError):  # without descriptors or memory, nothing can be imported
         if isinstance(error, OSError):
@@ -125,8 +133,6 @@ def _explained(error: Exception) -> Error:
 def _report(error: Error, as_json: bool) -> None:
     """Print an error on stderr."""
     try:
-        from niso.cli.failures import report
-
         report(error, as_json)
     except (OSError, MemoryError):  # nothing can be imported
         try:
@@ -141,12 +147,15 @@ def _failed(error: Error, as_json: bool, status: int) -> int:
     Raises KeyboardInterrupt if a signal came before, because the error can be its consequence.
     """
     _report(error, as_json)
-    if interrupts.state.last > 0:
+    if state.last > 0:
         raise KeyboardInterrupt
     return status
 
 
 def _command(arguments: list[str]) -> int:
+    from niso.cli.command import ALIASES, COMMANDS, Group, find, runner
+    from niso.cli.parse import HELP, asks_help, parse, unknown_command
+
     name = ALIASES.get(arguments[0], arguments[0])
     for word in arguments:
         # the store and the JSON for crun can only contain text
@@ -174,14 +183,14 @@ def _command(arguments: list[str]) -> int:
             f"sudo niso {' '.join(arguments)}" if _plain(arguments) else "run it with sudo",
         )
     if command.root:
-        from niso.base import paths
-
         paths.is_command = True
-    return int(module(COMMANDS[name][0]).run(command.name, parsed))
+    return runner(name)(command.name, parsed)
 
 
 def _refuse_early_option(arguments: list[str], place: int) -> None:
     """Raise UsageError if the word at ``place`` is an option that belongs after the command."""
+    from niso.cli.command import COMMANDS, Command, find
+
     option, words = arguments[place], [*arguments[:place], *arguments[place + 1 :]]
     if not option.startswith("-") or not words or words[0] not in COMMANDS:
         return
@@ -198,9 +207,10 @@ def _refuse_early_option(arguments: list[str], place: int) -> None:
 
 
 def _print_help(words: list[str]) -> int:
-    from niso.cli import meta
 
-    return meta.print_help(words)
+    from niso.cli import general_commands
+
+    return general_commands.print_help(words)
 
 
 def _encodable(word: str) -> bool:
@@ -215,3 +225,128 @@ def _encodable(word: str) -> bool:
 def _plain(arguments: list[str]) -> bool:
     """Return whether the words need no quotes in a shell."""
     return all(word and all(c.isalnum() or c in "-_./:=,@%+" for c in word) for word in arguments)
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+
+def explained(error: Exception) -> Error:
+    """Convert an exception that no layer has converted to an `Error`."""
+
+    from niso.look.session import explained as known
+
+    if isinstance(error, OSError) and error.filename is None:
+        return _of_output(error) or known(error) or Error(f"system call: {error.strerror}")
+    if isinstance(error, MemoryError):
+        return Error("out of memory", "free some, or raise the limit: ulimit -v")
+    return known(error) or Error(
+        f"unexpected {type(error).__name__}: {error}",
+        "this is a bug in niso; NISO_TRACEBACK=1 shows where it happened",
+    )
+
+
+def _of_output(error: OSError) -> Error | None:
+    """Return an `Error` if the failed system call was a write to stdout; else None."""
+    try:
+        sys.stdout.flush()  # fails again, except after a write larger than the buffer
+        os.write(1, b"")
+    except OSError as again:
+        if again.errno == error.errno:
+            return Error(
+                f"cannot write to stdout: {error.strerror}", "redirect the output elsewhere"
+            )
+    return None
+
+
+def report(error: Error, as_json: bool) -> None:
+    """Print an error, or each error of a group, on stderr."""
+
+    errors = error.errors if isinstance(error, ErrorGroup) else [error]
+    try:
+        if as_json:
+            import json
+
+            for one in errors:
+                body = {"message": one.message, "hint": one.hint, "key": one.key}
+                print(json.dumps({"error": body}), file=sys.stderr)
+            return
+        for one in errors:
+            error_lines(one.message, one.hint)
+    except OSError:
+        pass  # stderr is closed
+
+
+# --- interrupts ----------------------------------------------------------------------------------
+
+
+class state:
+    """State of the signal handlers."""
+
+    last = 0.0
+    """When a signal was last handled, in seconds of the monotonic clock; 0.0 if never."""
+    over = False
+    """Whether the command has ended: signals no longer interrupt it while it reports."""
+    lost = False
+    """Whether an interrupt was raised where Python discards exceptions; it is raised again."""
+
+
+BURST_S = 1.0
+"""Signals within this time count as one.
+
+timeout(1) and some shells signal a process and then its group.
+"""
+_AGAIN_S = 0.001
+
+
+def interrupt(*_: object) -> None:
+    """Raise KeyboardInterrupt in a command, which then rolls back its change.
+
+    A second signal also ends the rollback. The first signal does not, if the command has failed and
+    is already rolling back: `main._failed` then reports both.
+    """
+    import time
+
+    now = time.monotonic()
+    if state.over or now - state.last < BURST_S:
+        return
+    is_first, state.last = state.last <= 0, now
+    recovery = sys.modules.get("niso.change.undo")  # may be partially imported
+    if not (is_first and getattr(recovery, "undoing", False)):
+        raise KeyboardInterrupt
+
+
+def _unraisable(lost: UnraisableHookArgs) -> None:
+    """Raise an interrupt again that Python has discarded.
+
+    importlib runs a weak reference callback after each import. A KeyboardInterrupt raised there is
+    discarded, and the command would run to its end.
+    """
+    if lost.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(lost)
+        return
+    # raised from a timer, because exceptions raised in this hook are discarded too
+    state.lost = True
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+    state.lost = False
+
+
+def _again(*_: object) -> None:
+    if state.lost:
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        return
+    state.last = -BURST_S
+    signal.raise_signal(signal.SIGTERM)  # stays pending while signals are blocked
+
+
+def end_on_signals() -> None:
+    """Install the handlers: INT, TERM and HUP call `interrupt`."""
+    state.last, state.over = -BURST_S, False
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGALRM, _again)
+    sys.unraisablehook = _unraisable
+    # some parents leave it ignored, and then wait(2) returns no status
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        # leave it ignored, as in background jobs of scripts and by nohup(1)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)

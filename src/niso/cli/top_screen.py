@@ -1,19 +1,49 @@
-"""Show niso top on a terminal, the only module that needs and loads Textual."""
+"""Niso top as a screen (Textual).
+
+Show niso top on a terminal, the only module that needs and loads Textual.
+
+Draw tables of many rows for the screen of niso top, with Textual.
+
+Show the output of another niso command on the screen of niso top, with Textual.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import ClassVar
 
+from rich.segment import Segment
+from rich.style import Style
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.geometry import Size
+from textual.message import Message
+from textual.screen import ModalScreen
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+from textual.widgets import Footer, Log, Static
+
 from niso.api.host import connect
-from niso.api.top_views import FlowLoad
 from niso.base.errors import Error
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.cli import top
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.cli import traffic_commands
 from niso.cli.output import escaped
+from niso.look.top import FlowLoad, Load, ServiceLoad, ServiceSocket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from textual.events import Click, Resize
+
+
+# --- top screen ----------------------------------------------------------------------------------
+
 
 try:
     from rich.text import Text
@@ -25,22 +55,11 @@ except ImportError:
     hint = "niso top -n 1, apt install python3-textual, or install niso[top] with pip"
     raise Error("textual, which draws the screen, is not installed", hint) from None
 
-from niso.cli.top_output import Output
-from niso.cli.top_rows import STYLES, Rows
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from textual.events import Resize
-
-    from niso.api.top_views import Load, ServiceLoad, ServiceSocket
-    from niso.cli.top_rows import Cells
-
 HISTORY = 15
 TALL = 24
 """With at least so many lines, flows are shown below the services."""
 _BARS = "▁▂▃▄▅▆▇█"
-_COLUMNS = (*top.COLUMNS[:4], "LAST 30 s", *top.COLUMNS[4:])
+_COLUMNS = (*traffic_commands.TOP_COLUMNS[:4], "LAST 30 s", *traffic_commands.TOP_COLUMNS[4:])
 _FLOW_COLUMNS = ("FROM", "TO", "VERDICT", "TRAFFIC", "LAST 30 s", "NEW/s", "BY")
 _VERDICTS = {"drop": "bad", "audit": "waiting", "pass": "good"}
 ORDERS = ("name", "traffic", "new", "denied")
@@ -78,14 +97,14 @@ def _read(screen: TopScreen) -> None:
     """Measure every `top.EVERY_S`, in a thread, because health checks can take long."""
     try:
         with connect() as host, host.top() as measured:
-            due = time.monotonic() + top.EVERY_S
+            due = time.monotonic() + traffic_commands.EVERY_S
             while True:
                 screen.wake.wait(max(due - time.monotonic(), 0))
                 screen.wake.clear()
                 if screen.is_over:
                     return
                 if time.monotonic() >= due:
-                    due = time.monotonic() + top.EVERY_S
+                    due = time.monotonic() + traffic_commands.EVERY_S
                     screen.post_message(Looked(measured.read()))  # safe to call in a thread
                 if (chosen := screen.chosen) is not None:
                     screen.post_message(Listed(chosen, measured.sockets(chosen)))
@@ -237,7 +256,7 @@ class TopScreen(App[None]):
         load = self._load
         if load is None:
             return
-        parts = [("niso top", "name"), *top.summary(load)]
+        parts = [("niso top", "name"), *traffic_commands.summary(load)]
         if self.chosen is not None:
             parts.insert(1, (self.chosen, "name"))
         parts += [(f"sorted by {self.order}", "")] * (self.order != ORDERS[0])
@@ -253,7 +272,7 @@ class TopScreen(App[None]):
         if flows.display:
             flows.fill(_FLOW_COLUMNS, self._flow_keys(), self._flow_cells)
         if sockets.display:
-            sockets.fill(top.SOCKET_COLUMNS, list(self._sockets), self._socket_cells)
+            sockets.fill(traffic_commands.SOCKET_COLUMNS, list(self._sockets), self._socket_cells)
 
     def _flow_keys(self) -> list[str]:
         """Return the flows to show: denied ones first, then those with most traffic in 30 s."""
@@ -273,7 +292,7 @@ class TopScreen(App[None]):
 
     def _flow_cells(self, key: str) -> Cells:
         flow = self._flows[key]
-        from_, to, traffic, new, verdict, by = top.flow_cells(flow)
+        from_, to, traffic, new, verdict, by = traffic_commands.flow_cells(flow)
         kind = "bad" if verdict == "drop" else ""
         return (
             (escaped(from_), kind),
@@ -287,7 +306,7 @@ class TopScreen(App[None]):
 
     def _socket_cells(self, key: str) -> Cells:
         socket = self._sockets[key]
-        *ends, state, rtt, resent, received, sent = top.socket_cells(socket)
+        *ends, state, rtt, resent, received, sent = traffic_commands.socket_cells(socket)
         return (
             *((escaped(end), "") for end in ends),
             (state, "" if state == "established" else "waiting"),
@@ -298,7 +317,7 @@ class TopScreen(App[None]):
         )
 
     def _cells(self, load: ServiceLoad) -> Cells:
-        name, state, *rates, new, into, out, networks = top.cells(load)
+        name, state, *rates, new, into, out, networks = traffic_commands.cells(load)
         off = "soft" if load.status == "inactive" else ""
         return (
             (escaped(name), off or "name"),
@@ -380,19 +399,19 @@ class TopScreen(App[None]):
         if flow is None:
             self.notify("e explains a flow; Tab or Enter shows the flows")
         else:
-            self.push_screen(Output(top.explain_words(flow)))
+            self.push_screen(Output(traffic_commands.explain_words(flow)))
 
     def action_capture(self) -> None:
         """Capture the service, flow or socket at the cursor."""
         service, flow = self._subject()
         if service is not None:
-            self.push_screen(Output(top.capture_words(service, flow)))
+            self.push_screen(Output(traffic_commands.capture_words(service, flow)))
 
     def action_logs(self) -> None:
         """Show the logs of the chosen service, or of the one at the cursor."""
         service = self.chosen or self._subject()[0]
         if service is not None:
-            self.push_screen(Output(top.logs_words(service)))
+            self.push_screen(Output(traffic_commands.logs_words(service)))
 
     def _subject(self) -> tuple[str | None, FlowLoad | None]:
         """Return the service and the flow at the cursor, each None if there is none.
@@ -450,3 +469,256 @@ def _kind(load: ServiceLoad) -> str:
     if load.status in ("starting", "restarting"):
         return "waiting"
     return {"inactive": "soft", "completed": "soft", "attached": ""}.get(load.status, "bad")
+
+
+# --- top rows ------------------------------------------------------------------------------------
+
+
+if TYPE_CHECKING:
+    Cells = tuple[tuple[str, str], ...]
+    """Texts of one row, each with its style (`STYLES`)."""
+
+_AT_THE_RIGHT = frozenset(
+    (
+        "IN",
+        "OUT",
+        "TRAFFIC",
+        "NEW/s",
+        "DENIED IN",
+        "DENIED OUT",
+        "RTT",
+        "RETRANS",
+        "RECEIVED",
+        "SENT",
+    )
+)
+_SPACE = "  "
+STYLES = {
+    "": Style(),
+    "name": Style(bold=True),
+    "good": Style(color="green"),
+    "bad": Style(color="red", bold=True),
+    "waiting": Style(color="yellow"),
+    "soft": Style(dim=True),
+    "bars": Style(color="cyan"),
+}
+
+
+class Rows(ScrollView, can_focus=True):
+    """A table of many rows, of which only the visible lines are drawn.
+
+    The first line has the titles. The cursor stays on the row with the same key when the order
+    changes.
+    """
+
+    COMPONENT_CLASSES: ClassVar = {"rows--titles", "rows--cursor"}
+    DEFAULT_CSS = """
+    Rows { height: 1fr; }
+    Rows > .rows--titles { background: $panel; text-style: bold; }
+    Rows > .rows--cursor { background: $primary; color: $text; text-style: bold; }
+    """
+    BINDINGS: ClassVar = [
+        Binding("up", "move(-1)", show=False),
+        Binding("down", "move(1)", show=False),
+        Binding("pageup", "page(-1)", show=False),
+        Binding("pagedown", "page(1)", show=False),
+        Binding("home,ctrl+home", "move_to(0)", show=False),
+        Binding("end,ctrl+end", "move_to(-1)", show=False),
+        Binding("enter", "choose", show=False),
+    ]
+
+    class Chosen(Message):
+        """Sent when a row is chosen, by Enter or a click on it."""
+
+        def __init__(self, key: str) -> None:
+            self.key = key
+            super().__init__()
+
+    def __init__(self, id_: str) -> None:
+        super().__init__(id=id_)
+        self.keys: list[str] = []
+        self.cursor = 0
+        self._titles: tuple[str, ...] = ()
+        self._widths: list[int] = []
+        self._cells: Callable[[str], Cells] = lambda _: ()
+
+    def fill(self, titles: tuple[str, ...], keys: list[str], cells: Callable[[str], Cells]) -> None:
+        """Show a row for each key, with the texts that ``cells`` returns for it."""
+        at = self.key
+        if titles != self._titles:
+            self._titles, self._widths = titles, [len(title) for title in titles]
+        self.keys, self._cells = keys, cells
+        where = keys.index(at) if at in keys else self.cursor
+        self.cursor = max(0, min(where, len(keys) - 1))
+        self._measure()
+
+    @property
+    def key(self) -> str | None:
+        """Return the key of the row with the cursor, None if there are no rows."""
+        return self.keys[self.cursor] if self.cursor < len(self.keys) else None
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Adapt the columns to the rows that become visible."""
+        super().watch_scroll_y(old_value, new_value)
+        self._measure()
+
+    def on_resize(self) -> None:
+        """Adapt the columns to the rows that become visible."""
+        self._measure()
+
+    def _measure(self) -> None:
+        """Redraw the table; widen a column if a visible row needs it, but never narrow it."""
+        first = self.scroll_offset.y
+        for key in self.keys[first : first + self.size.height]:
+            needed = [len(text) for text, _ in self._cells(key)]
+            self._widths = [max(pair) for pair in zip(needed, self._widths, strict=True)]
+        width = sum(self._widths) + len(_SPACE) * len(self._widths) + 1
+        self.virtual_size = Size(width, len(self.keys) + 1)
+        self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        """Draw the visible line ``y``."""
+        plain = self.rich_style
+        at = y - 1 + self.scroll_offset.y
+        cells: Cells = ()
+        over: Style | None = None
+        if y == 0:
+            cells = tuple((title, "") for title in self._titles)
+            over = self.get_component_rich_style("rows--titles")
+        elif at < len(self.keys):
+            cells = self._cells(self.keys[at])
+            if at == self.cursor and self.has_focus:
+                over = self.get_component_rich_style("rows--cursor")
+        segments = [Segment(" ", over or plain)]
+        for (text, kind), title, width in zip(cells, self._titles, self._widths, strict=False):
+            words = text.rjust(width) if title in _AT_THE_RIGHT else text.ljust(width)
+            segments.append(Segment(words + _SPACE, over or plain + STYLES[kind]))
+        x = self.scroll_offset.x
+        return Strip(segments).crop_extend(x, x + self.size.width, over or plain)
+
+    def action_move(self, by: int) -> None:
+        """Move the cursor by some rows."""
+        self.action_move_to(max(0, min(self.cursor + by, len(self.keys) - 1)))
+
+    def action_page(self, by: int) -> None:
+        """Move the cursor by some pages."""
+        self.action_move(by * max(1, self.size.height - 2))
+
+    def action_move_to(self, at: int) -> None:
+        """Move the cursor to a row; -1 is the last."""
+        self.cursor = at if at >= 0 else max(0, len(self.keys) - 1)
+        most = max(1, self.size.height - 1)
+        top_ = min(max(self.scroll_offset.y, self.cursor - most + 1), self.cursor)
+        self.scroll_to(y=top_, animate=False, immediate=True)
+        self.refresh()
+
+    def action_choose(self) -> None:
+        """Choose the row with the cursor."""
+        if self.key is not None:
+            self.post_message(self.Chosen(self.key))
+
+    def on_click(self, event: Click) -> None:
+        """Move the cursor to the clicked row, or choose the row if it has the cursor."""
+        at = event.y - 1 + self.scroll_offset.y
+        if event.y == 0 or at >= len(self.keys):
+            return
+        if at == self.cursor:
+            self.action_choose()
+        else:
+            self.action_move_to(at)
+
+
+# --- top output ----------------------------------------------------------------------------------
+
+
+NISO = (sys.executable, "-I", "-m", "niso.cli")
+_MOST_LINES = 5000
+_MOST_BYTES = 8192
+"""Bytes read at a time, so that keys keep working; longer lines are broken."""
+_END_S = 5.0
+"""How long (s) the command has to exit by itself."""
+
+
+class Output(ModalScreen[None]):
+    """Runs ``niso WORDS`` and shows its output as it comes. The command ends with the screen.
+
+    The screen is modal, so that the keys of the tables have no effect.
+    """
+
+    CSS = """
+    #command { padding: 0 1; background: $panel; text-style: bold; }
+    #output { height: 1fr; background: $background; }
+    """
+    BINDINGS: ClassVar = [
+        Binding("escape", "dismiss", "back"),
+        Binding("q", "app.quit", "quit"),
+        Binding("ctrl+c", "app.interrupt", "quit", show=False, priority=True),
+    ]
+
+    def __init__(self, words: list[str]) -> None:
+        super().__init__()
+        self.words = words
+        self._unfinished = b""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def compose(self) -> ComposeResult:
+        """Yield the parts of the screen, from top to bottom."""
+        yield Static(id="command", markup=False)
+        yield Log(id="output", max_lines=_MOST_LINES)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """Start the command."""
+        self._title("")
+        self.query_one(Log).focus()
+        self._process = subprocess.Popen(
+            (*NISO, *self.words),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        asyncio.get_running_loop().add_reader(self._descriptor(), self._read)
+
+    def on_unmount(self) -> None:
+        """End the command."""
+        self._end()
+
+    def _descriptor(self) -> int:
+        assert self._process is not None and self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def _read(self) -> None:
+        """Show the complete lines, and at the end the exit status."""
+        log = next(iter(self.query(Log)), None)
+        if log is None:  # the screen is being left
+            self._end()
+            return
+        data = os.read(self._descriptor(), _MOST_BYTES)
+        *lines, self._unfinished = (self._unfinished + data).split(b"\n")
+        if self._unfinished and (not data or len(self._unfinished) > _MOST_BYTES):
+            lines, self._unfinished = [*lines, self._unfinished], b""
+        log.write_lines(
+            [escaped(line.decode("utf-8", "replace").expandtabs()) for line in lines],
+            scroll_end=log.is_vertical_scroll_end,
+        )
+        if not data:
+            self._title(f"(exit status {self._end()})")
+
+    def _end(self) -> int | None:
+        """End the command if it is still running; return its exit status."""
+        process = self._process
+        if process is None:
+            return None
+        asyncio.get_running_loop().remove_reader(self._descriptor())
+        self._process = None
+        with process:  # closes the pipe
+            process.terminate()
+            try:
+                return process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                return process.wait()
+
+    def _title(self, state: str) -> None:
+        words = " ".join(("niso", *self.words))
+        self.query_one("#command", Static).update(f"{words}  {state}".rstrip())

@@ -1,40 +1,52 @@
-"""Synchronise one host with the cluster: `Agent.look` does a sync pass, `Agent.run` schedules it.
+"""The agent's look at all that is due.
+
+Synchronise one host with the cluster: `Agent.look` does a sync pass, `Agent.run` schedules it.
 
 The agent has no state but the store and a file with its lease in the run folder, so it can be
 killed at any point and restarted. Nothing that runs depends on it: without it, or without the
 engine, a host keeps the state it has, and does not learn of changes.
+
+Record when this host's agent last synchronised, and since when other hosts are gone.
+
+The record is a file in the run folder. Clocks of different hosts are never compared. Times are of
+this host's monotonic clock, which starts at boot; the run folder is empty then too.
+
+Delay implausible changes: that most hosts, or all services, disappear at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable
 
-from niso.base import paths, wake
+from niso.base import files, paths
 from niso.base.errors import Conflict, Error
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Busy, service_lock
-from niso.cluster import absent_hosts, mirror, restore
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.cluster import encryption, mirror, own_claims
 from niso.cluster.claims import Claims
-from niso.cluster.doubt import Guard
-from niso.cluster.index import index_of
-from niso.cluster.kept import Kept
-from niso.cluster.keys import Keys
-from niso.cluster.lag import Lag
+from niso.cluster.engine import Keys
+from niso.cluster.key_values import Host, index_of
 from niso.cluster.membership import Membership
 from niso.cluster.own_claims import OwnClaims
-from niso.cluster.roster import Roster
-from niso.cluster.view import View
-from niso.cluster.watchers import Watches, about, connected
-from niso.store.sqlite import sqlite3, unusable
+from niso.cluster.view import Known, Seen, View
+from niso.cluster.watch import Kept, Lag, Roster, Watches, about, connected
+from niso.runtime import units
+from niso.store.sqlite import unusable
+from niso.store.store import Store
 
 if TYPE_CHECKING:
     from niso.cluster.engine import Engine
     from niso.kernel.interface import Kernel
-    from niso.store.store import Store
+
+
+# --- agent ---------------------------------------------------------------------------------------
+
 
 TTL_S = 10
 KEEP_S = 3.0
@@ -151,8 +163,6 @@ class Agent:
             self._say(f"{self.me.host} is not a host of the cluster: nothing is changed")
             return []
         if store.across.tunnel() is not None:
-            from niso.cluster import encryption
-
             encryption.follow(store, kernel, hosts, self.me.host)
         # some claims of this host were not as recorded, so any service may be affected
         if not is_sure:
@@ -162,7 +172,7 @@ class Agent:
             self._view.done()
         self.lag.caught_up(now_s)
         with contextlib.suppress(OSError):  # only lists show this record
-            absent_hosts.note((host.name for host in hosts if not host.alive), now_s)
+            note((host.name for host in hosts if not host.alive), now_s)
         self._said = self._said if self._guard.doubts else ""
         return changed
 
@@ -204,9 +214,9 @@ class Agent:
         if not any(name in claim.addresses for claim in store.across.claims()):
             self._say(f"the cluster does not have network {name}, which has services here")
             return
-        spec = restore.spec_of(store.require_network(name))
+        spec = own_claims.spec_of(store.require_network(name))
         try:
-            base = restore.base_of(store)
+            base = own_claims.base_of(store)
             Membership(engine, self.keys).restore_network(spec._replace(base=base))
             self.log(f"the cluster did not have network {name}, which has services here: restored")
         except Conflict as error:
@@ -327,7 +337,7 @@ class Agent:
             self._notice()
 
         try:
-            wake.listen(wake.AGENT, called, self._over)
+            units.listen(units.AGENT, called, self._over)
         except OSError as error:
             self.log(f"commands of this host cannot wake the agent: {error}")
 
@@ -377,3 +387,96 @@ def _text(error: Exception) -> str:
     """Return an error's text for the log."""
     error = unusable(error) if isinstance(error, sqlite3.Error) else error
     return error.message if isinstance(error, Error) else str(error)
+
+
+# --- absent hosts --------------------------------------------------------------------------------
+
+
+class Look(NamedTuple):
+    """What the agent knew at its last sync pass; times are of time.monotonic()."""
+
+    at_s: float | None  # time of the last pass; None before the first
+    gone: dict[str, float]  # hosts that are gone, each with the time since when
+
+
+def last() -> Look:
+    """Read the record of the last sync pass; an empty one if there is none or it is unreadable."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        kept = json.loads(files.read(_path()) or b"{}")
+        gone = {str(host): float(seen_s) for host, seen_s in kept["gone"].items()}
+        return Look(float(kept["at"]), gone)
+    return Look(None, {})
+
+
+def note(gone: Iterable[str], now_s: float) -> None:
+    """Record a sync pass and the hosts that are gone. Raises OSError."""
+    before = last().gone
+    now = {host: before.get(host, now_s) for host in sorted(gone)}
+    kept = json.dumps({"at": now_s, "gone": now})
+    files.replace(_path(), kept.encode(), 0o600)
+
+
+def _path() -> str:
+    return os.path.join(paths.run_dir(), "gone")
+
+
+# --- doubt ---------------------------------------------------------------------------------------
+
+
+GUARD_S = 60.0
+"""How long names stay if most hosts, or all services, seem to disappear at once."""
+_GUARDED = 4
+
+
+class Guard:
+    """Filters implausible changes out of what the engine reports.
+
+    ``own`` is the name of this host, ``say`` takes one line of text.
+    """
+
+    def __init__(self, own: str, say: Callable[[str], None]) -> None:
+        self._own = own
+        self._say = say
+        self._doubt_since: float | None = None
+
+    @property
+    def doubts(self) -> bool:
+        """Return whether the last reported state was implausible."""
+        return self._doubt_since is not None
+
+    def guarded(self, store: Store, now: Seen, now_s: float) -> Seen:
+        """Return the engine's state, or for a while (`GUARD_S`) the last one if it is implausible.
+
+        If the engine has lost its data, or is cut off, all other hosts seem to have disappeared.
+        """
+        others = [host for host in now.hosts if host.name != self._own]
+        empty = not any(
+            a.host != self._own for service in now.services.values() for a in service.addresses
+        )
+        if now.only is not None and not empty:
+            return now  # no host has changed
+        now = now._replace(only=None)
+        known = store.across.addresses() if empty else {}
+        empty = bool(known)
+        peers = store.across.peers()
+        before = {name for name, (_, _, live) in peers.items() if live}
+        gone = before - {host.name for host in others if host.alive}
+        most = len(before) >= _GUARDED and len(gone) * 2 > len(before)
+        if not (most or (empty and len(known) > 1)):
+            self._doubt_since = None
+            return now
+        if self._doubt_since is None:
+            self._doubt_since = now_s
+        if now_s - self._doubt_since >= GUARD_S:
+            return now
+        what = "all services" if empty else f"{len(gone)} of {len(before)} hosts"
+        self._say(f"{what} have gone at once: their names stay for {GUARD_S:.0f} s")
+        if empty:
+            services = now.services | {
+                name: Known(rows, store.across.names(name)) for name, rows in known.items()
+            }
+            now = now._replace(services=services)
+        hosts = [h._replace(alive=h.alive or h.name in gone) for h in now.hosts]
+        missing = gone - {host.name for host in hosts}
+        hosts += [Host(name, *peers[name][:2], 0, True) for name in sorted(missing)]
+        return now._replace(hosts=tuple(hosts))

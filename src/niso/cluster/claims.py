@@ -14,12 +14,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.cluster import value_checks
-from niso.cluster.claim_values import About, Claim, address_value, claim_of
-from niso.cluster.engine import Compare, Delete, Item, NoAnswer, Put, Txn
-from niso.cluster.index import spec_of
-from niso.cluster.keys import Keys, decode, encode
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.cluster import key_values
+from niso.cluster.engine import Compare, Delete, Item, Keys, NoAnswer, Put, Txn, decode, encode
+from niso.cluster.key_values import About, Claim, address_value, claim_of, spec_of
 from niso.plan import subnets
 
 if TYPE_CHECKING:
@@ -27,11 +25,12 @@ if TYPE_CHECKING:
 
     from niso.cluster.engine import Engine
 
+
 TRIES = 16
 """Attempts of one change: each was lost to a change of another host, or not answered."""
 NEAR = 64
 """After a lost race, an address is chosen at random from the first so many free ones."""
-MOST_KEYS = value_checks.MOST_NAMES
+MOST_KEYS = key_values.MOST_NAMES
 """The most keys of a claim: etcd accepts 128 operations in a transaction."""
 
 
@@ -397,7 +396,7 @@ def _free(
     Raises Conflict if the subnet is full.
     """
     base = int(net.network_address)
-    known = map(ipaddress.ip_address, filter(value_checks.is_address, taken))
+    known = map(ipaddress.ip_address, filter(key_values.is_address, taken))
     here = [address for address in known if address in net]
     used = sorted(int(address) - base for address in here)
     own = int(ipaddress.ip_address(gateway)) - base

@@ -11,14 +11,16 @@ import os
 
 from niso.base import convert, files, paths
 from niso.base.errors import Error, ErrorGroup, InvalidInput
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.cluster import value_checks
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.text import escaped, shown
+from niso.cluster import key_values
+from niso.cluster.engine import PREFIX, Keys
 from niso.cluster.etcd import Access, Etcd
-from niso.cluster.keys import PREFIX, Keys
-from niso.manifest import toml, values
+from niso.manifest import toml, validate, values
 
 if TYPE_CHECKING:
     from typing import Any
+
 
 FILE_NAME = "cluster.toml"
 CLIENT_PORT, PEER_PORT = 2379, 2380
@@ -120,11 +122,9 @@ def parsed(data: dict[str, Any], path: str) -> Config:
         config = Config(own.name, own.address, etcd, member, own.encryption)
         errors = _wrong(config)
     except convert.Mismatch:
-        from niso.manifest import validate
-
         errors = [*validate.walk(data, _File)]
     for error in errors:
-        error.file = values.escaped(path)
+        error.file = escaped(path)
     if errors:
         raise ErrorGroup(errors) if len(errors) > 1 else errors[0]
     return config
@@ -157,12 +157,12 @@ def host_name(text: str, key: str) -> str:
 
 def ip_address(text: str, key: str) -> str:
     """Validate a host's address; return its canonical form. Raises InvalidInput."""
-    if not value_checks.is_host_address(text):
+    if not key_values.is_host_address(text):
         raise InvalidInput(
             "is not an address of a host",
             "use the one by which the other hosts reach it",
             key,
-            value=values.shown(text),
+            value=shown(text),
         )
     return str(ipaddress.ip_address(text))
 
@@ -174,7 +174,7 @@ def endpoint(text: str, key: str) -> str:
     good = port.isascii() and port.isdigit() and 0 < int(port) < 65536 and bare
     if not good or (":" in bare) != host.startswith("[") or not set(bare).isdisjoint("/@[] "):
         raise InvalidInput(
-            "is not an address of etcd", key=key, value=values.shown(text), right="HOST:PORT"
+            "is not an address of etcd", key=key, value=shown(text), right="HOST:PORT"
         )
     return text
 
@@ -185,7 +185,7 @@ def key_prefix(text: str, key: str) -> str:
         raise InvalidInput(
             "is not a prefix of keys",
             key=key,
-            value=values.shown(text),
+            value=shown(text),
             right="such as /niso/prod/",
         )
     return text
@@ -197,7 +197,7 @@ def way_to_encrypt(text: str, key: str) -> str:
         raise InvalidInput(
             "is not a way to encrypt",
             key=key,
-            value=values.shown(text),
+            value=shown(text),
             right="kernel or userspace",
         )
     return text

@@ -10,27 +10,30 @@ import hashlib
 import ipaddress
 
 from niso.base import files, paths
-from niso.base.addresses import bracketed
 from niso.base.errors import Error
-from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
-from niso.kernel.kinds import wireguard as kinds
-from niso.kernel.nft_wire import TUNNEL
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.names import alias, bracketed
+from niso.kernel.diff import diff
+from niso.kernel.kinds import tunnels
+from niso.kernel.kinds.kind import State
+from niso.kernel.kinds.tunnels import WireGuard
+from niso.kernel.ruleset import TUNNEL
 from niso.plan.records import Tunnel
-from niso.reconcile.change import change
-from niso.reconcile.converge import desired_now
-from niso.store.store import Scope
+from niso.reconcile.change import change, desired_now
+from niso.store.snapshots import Scope
+from niso.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from niso.cluster.host_values import Host
+    from niso.cluster.key_values import Host
     from niso.kernel.interface import Kernel
-    from niso.store.store import Store
+
 
 KERNEL, BY_PROCESS = "kernel", "userspace"
 """How a host may encrypt: with the kernel's WireGuard only, or else with wireguard-go."""
-FORMS = {KERNEL: kinds.KERNEL, BY_PROCESS: kinds.USERSPACE}
+FORMS = {KERNEL: tunnels.KERNEL, BY_PROCESS: tunnels.USERSPACE}
 HEADERS = {4: 60, 6: 80}
 """Bytes that WireGuard adds to a packet, by the address family between the hosts."""
 LEAST_MTU = 1280
@@ -46,11 +49,11 @@ def chosen(kernel: Kernel, asked: str) -> str:
     why = kernel.lacks_ipv6()  # addresses inside the tunnel are IPv6
     if why is not None:
         raise Error(f"this host cannot encrypt: {why}")
-    why = kernel.lacks_wireguard(kinds.KERNEL)
+    why = kernel.lacks_wireguard(tunnels.KERNEL)
     if why is None:
         return KERNEL
     if asked == BY_PROCESS:
-        why = kernel.lacks_wireguard(kinds.USERSPACE)
+        why = kernel.lacks_wireguard(tunnels.USERSPACE)
         if why is None:
             return BY_PROCESS
     hint = (
@@ -191,10 +194,6 @@ def mend(store: Store, kernel: Kernel) -> None:
     if store.across.tunnel() is None:
         return
     _adopt(store, kernel)
-    from niso.base.names import alias
-    from niso.kernel.diff import diff
-    from niso.kernel.kinds.wireguard import WireGuard
-    from niso.kernel.state import State
 
     with Lock(), kernel:
         want = State(desired_now(kernel, store, Scope((), ()))[WireGuard])

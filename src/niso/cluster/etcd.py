@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Iterable, Iterator, Sequence
 
 from niso.base.errors import Error
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.cluster.engine import (
     Answer,
     Batch,
@@ -36,6 +36,7 @@ from niso.cluster.engine import (
 
 if TYPE_CHECKING:
     from typing import Any
+
 
 REQUEST_S = 2.0
 ROUNDS = 3

@@ -1,22 +1,37 @@
-"""Write and read invitations: one file with all that a host needs to join a cluster.
+"""Invitations and certificates.
+
+Write and read invitations: one file with all that a host needs to join a cluster.
 
 It contains the host's own certificate and key, so that no service has to sign certificates. The
 invitation of a host that becomes a member of etcd also has the authority's key, with which it can
 invite others.
+
+Create the cluster's certificate authority and its hosts' certificates, with openssl(1).
+
+A host's certificate has no subject: etcd's gateway refuses certificates with a common name once
+users are in use. Its addresses are therefore critical (RFC 5280, 4.2.1.6).
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
 
-from niso.base import convert, files, paths
+from niso.base import convert, paths
 from niso.base.errors import Error, InvalidInput
-from niso.base.lite_typing import NamedTuple
-from niso.cluster import certificates, config
+from niso.base.files import replace, sync
+from niso.base.named_tuples import NamedTuple
+from niso.base.text import escaped
+from niso.cluster import config
 from niso.cluster.config import Config, Own, Reach
 from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.membership import Membership
-from niso.manifest import values
+
+# --- invitation ----------------------------------------------------------------------------------
+
 
 MAX_BYTES = 64 * 1024
 _HEAD = "# an invitation of niso cluster: who has it is a host of the cluster\n"
@@ -47,9 +62,9 @@ class Invitation(NamedTuple):
             self.host.name,
             self.host.address,
             self.etcd._replace(
-                cacert=certificates.AUTHORITY if kept.cacert else "",
-                cert=certificates.CERTIFICATE if kept.cert else "",
-                key=certificates.KEY if kept.key else "",
+                cacert=AUTHORITY if kept.cacert else "",
+                cert=CERTIFICATE if kept.cert else "",
+                key=KEY if kept.key else "",
                 user_file=_USER if kept.user else "",
             ),
             encryption=self.host.encryption,
@@ -105,20 +120,17 @@ def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
     import tempfile
 
     folder = paths.cluster_dir()
-    key = os.path.join(folder, certificates.AUTHORITY_KEY)
+    key = os.path.join(folder, AUTHORITY_KEY)
     if not os.path.lexists(key):
         raise Error(
             f"{own.host} has no key to sign certificates with",
             "niso cluster status shows the members of etcd: run it on one of them",
         )
     with tempfile.TemporaryDirectory(dir=folder, prefix="new-") as made:
-        certificates.issue(folder, made, [address])
-        serial = certificates.serial(os.path.join(made, certificates.CERTIFICATE))
-        authority = _content(os.path.join(folder, certificates.AUTHORITY))
-        cert, private = (
-            _content(os.path.join(made, name))
-            for name in (certificates.CERTIFICATE, certificates.KEY)
-        )
+        issue(folder, made, [address])
+        serial = serial_of(os.path.join(made, CERTIFICATE))
+        authority = _content(os.path.join(folder, AUTHORITY))
+        cert, private = (_content(os.path.join(made, name)) for name in (CERTIFICATE, KEY))
     return Files(authority, cert, private, "", _content(key) if member else ""), serial
 
 
@@ -128,18 +140,18 @@ def keep(made: Files, folder: str = "") -> None:
     The default is the folder of cluster.toml. Raises OSError.
     """
     named = {
-        certificates.AUTHORITY: made.cacert,
-        certificates.CERTIFICATE: made.cert,
-        certificates.KEY: made.key,
-        certificates.AUTHORITY_KEY: made.authority_key,
+        AUTHORITY: made.cacert,
+        CERTIFICATE: made.cert,
+        KEY: made.key,
+        AUTHORITY_KEY: made.authority_key,
         _USER: made.user,
     }
     folder = folder or paths.cluster_dir()
     os.makedirs(folder, 0o700, exist_ok=True)
     for name, text in named.items():
         if text:
-            files.replace(os.path.join(folder, name), text.encode(), 0o600)
-    files.sync(folder)
+            replace(os.path.join(folder, name), text.encode(), 0o600)
+    sync(folder)
 
 
 def require_valid(invited: Invitation, own: Config) -> None:
@@ -172,4 +184,137 @@ def _content(path: str) -> str:
         with open(path, encoding="utf-8") as file:
             return file.read(MAX_BYTES)
     except (OSError, ValueError) as error:
-        raise Error(f"cannot be read: {error}", file=values.escaped(path)) from None
+        raise Error(f"cannot be read: {error}", file=escaped(path)) from None
+
+
+# --- certificates --------------------------------------------------------------------------------
+
+
+DAYS = 3650
+_EARLIER_S = 86400
+"""Certificates are valid from yesterday, because clocks of hosts differ."""
+AUTHORITY, CERTIFICATE, KEY = "authority.pem", "host.pem", "host.key"
+AUTHORITY_KEY = "authority.key"
+REFUSED_DAYS = 36500
+_CURVE = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+_OF_AUTHORITY = """\
+[req]
+distinguished_name = name
+x509_extensions = authority
+[name]
+[authority]
+basicConstraints = critical, CA:TRUE, pathlen:0
+keyUsage = critical, keyCertSign, cRLSign
+subjectKeyIdentifier = hash
+"""
+_OF_HOST = """\
+[host]
+basicConstraints = critical, CA:FALSE
+keyUsage = critical, digitalSignature
+extendedKeyUsage = serverAuth, clientAuth
+subjectAltName = critical, {names}
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+"""
+
+
+_OF_REFUSAL = """\
+[ca]
+default_ca = list
+[list]
+database = {index}
+default_md = sha256
+"""
+
+
+def make_authority(folder: str, cluster: str) -> None:
+    """Create a cluster's authority in an existing folder: certificate and key, valid for 10 years.
+
+    Raises Error.
+    """
+    _run(
+        *("req", "-x509", *_CURVE, *_period(), "-config", "/dev/stdin"),
+        *("-subj", f"/O=niso/CN=cluster {cluster}"),
+        *("-keyout", os.path.join(folder, AUTHORITY_KEY)),
+        *("-out", os.path.join(folder, AUTHORITY)),
+        text=_OF_AUTHORITY,
+    )
+
+
+def issue(authority: str, folder: str, addresses: Sequence[str]) -> None:
+    """Create a host's certificate and key in an existing folder, signed by ``authority``'s key.
+
+    ``authority`` is the folder of the authority. The certificate is valid for these addresses and
+    localhost, as server and client. Raises Error.
+    """
+    names = [f"IP:{address}" for address in (*addresses, "127.0.0.1", "::1")]
+    key, request = os.path.join(folder, KEY), os.path.join(folder, "host.csr")
+    _run(*("req", "-new", *_CURVE, "-subj", "/", "-keyout", key, "-out", request))
+    try:
+        _run(
+            *("x509", "-req", "-in", request, *_period()),
+            *("-CA", os.path.join(authority, AUTHORITY)),
+            *("-CAkey", os.path.join(authority, AUTHORITY_KEY)),
+            *("-extfile", "/dev/stdin", "-extensions", "host"),
+            *("-out", os.path.join(folder, CERTIFICATE)),
+            text=_OF_HOST.format(names=", ".join(names)),
+        )
+    finally:
+        os.unlink(request)
+
+
+def serial_of(path: str) -> str:
+    """Return the serial number of a certificate file, as hexadecimal digits. Raises Error."""
+    return _run("x509", "-in", path, "-noout", "-serial").strip().rpartition("=")[2]
+
+
+def refusal(authority: str, serials: Sequence[str]) -> bytes:
+    """Return a certificate revocation list in PEM (RFC 5280, 5) with these serial numbers.
+
+    It is signed by the authority in the folder ``authority``. Raises Error.
+    """
+    with tempfile.TemporaryDirectory(dir=authority, prefix="new-") as folder:
+        index = os.path.join(folder, "index")
+        with open(index, "w", encoding="ascii") as file:  # the columns of openssl-ca(1)
+            end, since = "491231235959Z", "000101000000Z"
+            file.writelines(f"R\t{end}\t{since}\t{serial}\tunknown\t/\n" for serial in serials)
+        made = os.path.join(folder, "list")
+        _run(
+            *("ca", "-gencrl", "-config", "/dev/stdin", "-crldays", str(REFUSED_DAYS)),
+            *("-cert", os.path.join(authority, AUTHORITY)),
+            *("-keyfile", os.path.join(authority, AUTHORITY_KEY)),
+            *("-out", made),
+            text=_OF_REFUSAL.format(index=index),
+        )
+        with open(made, "rb") as file:
+            return file.read()
+
+
+def _period() -> tuple[str, ...]:
+    """Return openssl's options for the validity period of a certificate (UTC)."""
+    now = time.time()
+    ends = (now - _EARLIER_S, now + DAYS * 86400)
+    start, end = (time.strftime("%Y%m%d%H%M%SZ", time.gmtime(end_s)) for end_s in ends)
+    return "-not_before", start, "-not_after", end
+
+
+def _run(*words: str, text: str = "") -> str:
+    """Run openssl and return its output. Raises Error.
+
+    Keys that openssl writes are readable by the caller only.
+    """
+    try:
+        done = subprocess.run(
+            ["openssl", *words],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            umask=0o077,
+        )
+    except FileNotFoundError:
+        raise Error("openssl is missing", "apt-get install openssl") from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        raise Error(f"openssl {words[0]}: {said[-1]}")
+    return done.stdout

@@ -1,4 +1,7 @@
-"""Change the cluster's own keys: the cluster, its hosts, its networks; by compare-and-swap."""
+"""Change the cluster, its hosts and networks.
+
+Change the cluster's own keys: the cluster, its hosts, its networks; by compare-and-swap.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,38 @@ import os
 import re
 
 from niso.base.errors import Conflict, Error, NotFound
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.cluster import value_checks
-from niso.cluster.claim_values import Claim, claim_of
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.cluster import key_values
 from niso.cluster.claims import TRIES
-from niso.cluster.engine import Compare, Delete, Item, NoAnswer, Put, Txn
-from niso.cluster.host_values import (
+from niso.cluster.engine import Compare, Delete, Item, Keys, NoAnswer, Put, Txn, decode, encode
+from niso.cluster.key_values import (
+    Claim,
     Cluster,
     Host,
+    Spec,
+    claim_of,
     clash,
     cluster_of,
     cluster_value,
     host_of,
     host_value,
+    index_of,
     require_family,
+    spec_of,
+    spec_value,
 )
-from niso.cluster.index import Spec, index_of, spec_of, spec_value
-from niso.cluster.keys import Keys, decode, encode
+from niso.runtime.machine import Machine
+from niso.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from niso.cluster.engine import Engine
+    from niso.cluster.engine import Engine, Joined
+
+
+# --- membership ----------------------------------------------------------------------------------
+
 
 PORT = 4799
 """UDP port of VXLAN. 4789 is Docker's, whose packets niso's rules would drop."""
@@ -152,7 +164,7 @@ class Membership:
         for item in self.engine.get(self.keys.late, stale=True).items:
             with contextlib.suppress(Error):
                 seconds = decode(item.value, item.key).get("seconds")
-                if isinstance(seconds, int) and value_checks.is_number(seconds):
+                if isinstance(seconds, int) and key_values.is_number(seconds):
                     behind[item.key.removeprefix(self.keys.late)] = seconds
         return behind
 
@@ -421,3 +433,32 @@ def _require_apart(spec: Spec, index: dict[str, Any]) -> None:
                         " in the cluster",
                         "choose another subnet",
                     )
+
+
+# --- span networks -------------------------------------------------------------------------------
+
+
+def require_joined(machine: Machine) -> Joined:
+    """Return this host's access to its cluster. Raises Error if it is in none."""
+    joined: Joined | None = machine.joined()
+    if joined is None:
+        raise Error(
+            "this host is in no cluster",
+            "niso cluster init makes one; niso cluster join FILE joins one",
+        )
+    return joined
+
+
+def require_own(store: Store, membership: Membership) -> Cluster:
+    """Return the engine's cluster. Raises Conflict if it is not this host's.
+
+    An engine that has lost its data has none.
+    """
+    cluster, own = membership.cluster(), store.cluster_id()
+    if cluster is None or cluster.identity != own:
+        has = f"cluster {cluster.identity}" if cluster else "no cluster"
+        raise Conflict(
+            f"etcd has {has}, and this host is in {own or 'none'}: nothing is changed",
+            "niso cluster status shows both",
+        )
+    return cluster

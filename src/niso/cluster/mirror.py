@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Report, silent
+from niso.cluster import encryption
+from niso.cluster.key_values import Host
 from niso.cluster.view import NOTHING, Known, Seen
 from niso.reconcile.change import change
-from niso.store.span_rows import Address, Attempt
-from niso.store.store import Scope, Store
+from niso.store.snapshots import Scope
+from niso.store.span_rows import Address, Attempt, Spans
+from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.cluster.host_values import Host
     from niso.kernel.interface import Kernel
-    from niso.store.span_rows import Spans
 
 
 def follow(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
@@ -208,7 +209,6 @@ def _wire(store: Store, host: Host) -> str:
     """Return the source address of a host's VXLAN packets."""
     if not host.public:
         return host.address
-    from niso.cluster import encryption
 
     return encryption.address(store.cluster_id(), host.name)
 

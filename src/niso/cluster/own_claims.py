@@ -1,22 +1,58 @@
-"""Keep the cluster's keys of this host's services as their rows say."""
+"""What this host's store says, brought to the cluster, also after etcd lost it.
+
+Keep the cluster's keys of this host's services as their rows say.
+
+Synchronise the cluster's claim of a service with this host's rows: held, up, down or released.
+
+It is level-triggered: it starts from the rows of the service, so it does not matter what an
+interrupted command could not report. The next caller, a command or the agent, reports it.
+
+Restore a cluster's keys from the store of one of its hosts, after etcd has lost its data.
+
+The cluster's own key is written last, and all others only while it is absent: until then no host
+changes anything. Existing keys are left alone, so a restore can be repeated. What this host does
+not know is restored by the agents of the others.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 
-from niso.base.errors import Error
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.base.locks import Busy, remove_locks, service_lock
-from niso.cluster.claims import Claims
-from niso.cluster.engine import NoAnswer, Refused
-from niso.cluster.membership import Membership
-from niso.cluster.settle import is_so, settle
+from niso.base.errors import Conflict, Error
+from niso.base.locks import Busy, Lock, remove_locks, service_lock
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.cluster import mirror
+from niso.cluster.claims import Claims, Wanted
+from niso.cluster.engine import Compare, Keys, NoAnswer, Put, Refused, Txn, encode
+from niso.cluster.key_values import (
+    About,
+    Cluster,
+    Host,
+    Spec,
+    address_value,
+    cluster_value,
+    host_value,
+)
+from niso.cluster.key_values import Claim as Held
+from niso.cluster.membership import PORT, Membership
+from niso.cluster.view import Seen
+from niso.plan.records import Network, Tunnel
+from niso.store.service_rows import ServiceRow
+from niso.store.span_rows import Claim
+from niso.store.sqlite import encoded
+from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.cluster.view import Seen
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
+
     from niso.kernel.interface import Kernel
-    from niso.store.store import Store
+
+
+# --- own claims ----------------------------------------------------------------------------------
+
 
 ORPHAN_S = 60.0
 """How long a claim may exist without a service, which a command may be about to record."""
@@ -111,3 +147,264 @@ class OwnClaims:
                 if store.service(service) is None:
                     remove_locks(service)
         return not strays
+
+
+# --- settle --------------------------------------------------------------------------------------
+
+
+def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bool = True) -> bool:
+    """Update a service's claim in the cluster from its rows; return False if another host has it.
+
+    The caller holds the service's lock, not niso's, and no change of the service is in progress.
+    Without ``final``, an empty record of the claim stays: a request for it may still be on its way.
+    A service without a claim has no addresses either, so no policy resolves to them. Raises
+    NoAnswer, Refused, Error, and Conflict if others have addresses or names that the service has
+    here.
+    """
+    row, record, have = store.service(service), store.across.claim(service), claims.held(service)
+    on = store.across.spanning(row.networks) if row is not None else []
+    mine = have is not None and have.host == claims.host
+    wanted = wanted_by_rows(store, row, on) if row is not None and on else None
+    if row is None or wanted is None or not _is_wanted(store, row, record, have, mine):
+        if have is not None and mine:
+            claims.release(service, have.mark)
+        if record is not None:
+            mirror.drop_claims(store, kernel, [service])
+        with store.transaction():
+            store.across.drop_claim(service)
+            if record is not None and not final:
+                store.across.set_claim(Claim(service, "", 0, {}))
+        return True
+    since = record.gen if record is not None else 0
+    if have is not None and not mine and have.gen >= since:
+        return False
+    if not mine or have is None or not _is_same(have, wanted):
+        try:
+            have = claims.claim(wanted, since=since)
+        except Conflict:
+            if record is None or _places(wanted.requested) <= _places(record.addresses):
+                raise
+            # a command released it and was undone, and another service has the address now
+            return False
+    now = recorded(have)
+    if record != now:
+        with store.transaction():
+            store.across.set_claim(now._replace(mark=""))
+    claims.publish(service, have.mark, row.active, about(store, service))
+    if record != now:
+        with store.transaction():
+            store.across.set_claim(now)
+    return True
+
+
+def is_so(store: Store, record: Claim, now: Seen) -> bool:
+    """Return whether the cluster's keys of a service match this host's rows, as far as visible.
+
+    The recorded claim alone does not tell, because an activation that was undone may have changed
+    it. Ports and policies are not visible; `untold` records that they are not published yet.
+    """
+    row, known = store.service(record.service), now.services.get(record.service)
+    if row is None or known is None or not record.addresses or not record.mark:
+        return False
+    on = store.across.spanning(row.networks)
+    leased = {address for address in store.addresses(record.service) if address[0] in on}
+    return (
+        {(a.network, a.address) for a in known.addresses} == _places(record.addresses) == leased
+        and {*record.addresses} == {*on}
+        and {a.gen for a in known.addresses} == {record.gen}
+        and {a.up for a in known.addresses} == {row.active}
+        and {*known.names} == {*store.names_there(record.service)}
+    )
+
+
+def untold(store: Store, services: Iterable[str]) -> None:
+    """Record that services with claims may not be fully published, so that the agent does it.
+
+    The caller does not hold niso's lock.
+    """
+    with Lock(), store.transaction():
+        for service in services:
+            if (record := store.across.claim(service)) is not None:
+                store.across.set_claim(record._replace(mark=""))
+
+
+def _places(addresses: Mapping[str, Iterable[str]]) -> set[tuple[str, str]]:
+    return {(network, address) for network, some in addresses.items() for address in some}
+
+
+def recorded(claim: Held) -> Claim:
+    """Convert a claim to its form in the store."""
+    return Claim(claim.service, claim.mark, claim.gen, claim.networks)
+
+
+def about(store: Store, service: str) -> About:
+    """Return the data of a service for display on other hosts."""
+    policy = store.policy(service)
+    return About(
+        tuple(port.text for _, port in store.ports(service)),
+        "" if policy is None else encoded(policy),
+        tuple(
+            (sharer, tuple(port.text for _, port in store.ports(sharer)))
+            for sharer in store.sharers(service)
+        ),
+    )
+
+
+def wanted_by_rows(store: Store, row: ServiceRow, on: Sequence[str]) -> Wanted:
+    """Return the claim that a service needs by its rows: its addresses, and all its names."""
+    leased: dict[str, tuple[str, ...]] = {}
+    for network, address in store.addresses(row.name):
+        if network in on:
+            leased[network] = (*leased.get(network, ()), address)
+    return Wanted(row.name, tuple(on), store.names_there(row.name), leased, {})
+
+
+def _is_same(have: Held, wanted: Wanted) -> bool:
+    return (have.networks, have.names) == (wanted.requested, wanted.names)
+
+
+def _is_wanted(
+    store: Store, row: ServiceRow, record: Claim | None, have: Held | None, mine: bool
+) -> bool:
+    """Return whether a service of this host should have a claim.
+
+    An inactive one should not if a command took the claim from another host, or requested one, and
+    failed. Nor if it has since lost an address to another service: the new claim would have an
+    address that its rows do not have.
+    """
+    if row.active:
+        return True
+    if record is None or not record.addresses or (have and mine and have.former):
+        return False
+    on = store.across.spanning(row.networks)
+    subnets = {network: len(store.require_network(network).subnets) for network in on}
+    had = [network for network, _ in store.addresses(row.name) if network in subnets]
+    return all(had.count(network) == count for network, count in subnets.items())
+
+
+# --- restore -------------------------------------------------------------------------------------
+
+
+EPOCH = 1 << 32
+LIVES_S = 30
+"""How long a host that was alive still counts as alive, before its agent reports."""
+
+
+def spec_of(network: Network) -> Spec:
+    """Convert a network to its form in the cluster."""
+    assert network.span is not None
+    subnets = tuple((subnet.cidr, subnet.gateway) for subnet in network.subnets)
+    return Spec(network.name, network.span.vni, network.mtu, subnets, network.internal)
+
+
+def base_of(store: Store) -> int:
+    """Return a number above all claims' numbers (``gen``) so far, and above those that may follow.
+
+    The engine's revisions restart, and a claim from before the loss must not look newer.
+    """
+    known = [claim.gen for claim in store.across.claims()]
+    known += [row.gen for rows in store.across.addresses().values() for row in rows]
+    return (max(known, default=0) // EPOCH + 1) * EPOCH
+
+
+def restore(store: Store, membership: Membership, own: Host, encryption: str = "") -> Cluster:
+    """Write the keys that this host knows; return the cluster.
+
+    ``encryption`` is how this host encrypts traffic to others. Raises Conflict if the engine has a
+    cluster.
+    """
+    networks = [network for network in store.networks() if network.span is not None]
+    tunnel = store.across.tunnel()
+    ports = {n.span.port for n in networks if n.span is not None}
+    if tunnel is not None:
+        ports.add(tunnel.port - 1)
+    made = Cluster(store.cluster_id(), ports.pop() if ports else PORT, encryption)
+    have = membership.cluster()
+    if have is not None:
+        raise Conflict(
+            f"etcd has cluster {have.identity}: there is nothing to restore",
+            "niso cluster status shows its hosts",
+        )
+    engine, keys = membership.engine, membership.keys
+    lease = engine.grant(LIVES_S)
+    for host in (own, *_peers(store, own.mtu, tunnel)):
+        _put(membership, {keys.host(host.name): encode(host_value(host))})
+        if host.alive and host != own:
+            _put(membership, {keys.live(host.name): encode({"boot": ""})}, lease)
+    for network in networks:
+        membership.restore_network(spec_of(network)._replace(base=base_of(store)))
+    for claim, shown in (*_own(store, own.name), *_others(store)):
+        _put(membership, _values(claim, shown, keys))
+    _put(membership, {keys.cluster: encode(cluster_value(made))})
+    if membership.cluster() != made:
+        raise Conflict("another host makes the cluster", "niso cluster status")
+    return made
+
+
+def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[Host]:
+    """Yield the other hosts; in an encrypted cluster only those whose public keys are known."""
+    inside = {end[2]: end for end in tunnel.others} if tunnel is not None else {}
+    for name, (state_id, address, alive) in store.across.peers().items():
+        if tunnel is None:
+            yield Host(name, state_id, address, mtu, alive)
+        # the record has the address inside the tunnel, not the one between the hosts
+        elif address in inside:
+            public, place, _ = inside[address]
+            between = place.rpartition(":")[0].strip("[]")
+            yield Host(name, state_id, between, mtu, alive, public=public)
+
+
+def _put(membership: Membership, values: dict[str, str], lease: int = 0) -> None:
+    """Write keys if none of them exists. Raises Conflict if there is a cluster, NoAnswer."""
+    keys = membership.keys
+    conditions = [Compare(key) for key in sorted({*values, keys.cluster})]
+    txn = Txn(tuple(conditions), tuple(Put(key, text, lease) for key, text in values.items()))
+    try:
+        membership.engine.commit(txn)
+    except NoAnswer as error:
+        if not error.unknown:
+            raise
+        membership.engine.commit(txn)  # this one changes nothing if the first was carried out
+
+
+def _own(store: Store, host: str) -> Iterable[tuple[Held, About]]:
+    """Yield the claims that this host has recorded for its own services."""
+    for record in store.across.claims():
+        row = store.service(record.service)
+        if row is not None and record.addresses:
+            mark = record.mark or os.urandom(16).hex()
+            who = (record.service, host, record.gen, mark)
+            what = (record.addresses, store.names_there(record.service), 0)
+            yield Held(*who, *what, up=row.active), about(store, record.service)
+
+
+def _others(store: Store) -> Iterable[tuple[Held, About]]:
+    """Yield the claims of other hosts on networks that this host has too."""
+    for service, rows in store.across.addresses().items():
+        networks: dict[str, tuple[str, ...]] = {}
+        for row in rows:
+            networks[row.network] = (*networks.get(row.network, ()), row.address)
+        newest = max(rows, key=lambda row: row.gen)
+        who = (service, newest.host, newest.gen, os.urandom(16).hex())
+        yield Held(*who, networks, store.across.names(service), 0, up=newest.up), About((), "")
+
+
+def _values(claim: Held, shown: About, keys: Keys) -> dict[str, str]:
+    """Return a claim's keys and their values."""
+    service = {
+        "host": claim.host,
+        "gen": claim.gen,
+        "claim": claim.mark,
+        "networks": claim.networks,
+        "names": claim.names,
+        "kept": claim.kept,
+        "up": claim.up,
+    } | shown.values()
+    values: dict[str, dict[str, Any]] = {keys.service(claim.service): service}
+    values |= {
+        keys.name(network, name): {"service": claim.service}
+        for network in claim.networks
+        for name in claim.names
+    }
+    values |= {key: address_value(claim, claim.up) for key in sorted(claim.address_keys(keys))}
+    return {key: encode(value) for key, value in values.items()}

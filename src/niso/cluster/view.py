@@ -6,15 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from sys import intern
 
 from niso.base.errors import Error
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.cluster import value_checks
-from niso.cluster.keys import Keys, decode
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.cluster import key_values
+from niso.cluster.engine import Item, Keys, decode
+from niso.cluster.key_values import Host
 from niso.store.span_rows import Address
 
 if TYPE_CHECKING:
-    from niso.cluster.engine import Item
-    from niso.cluster.host_values import Host
-
     Subnets = Mapping[str, Sequence[tuple[str, str]]]
 
 
@@ -171,15 +169,15 @@ class View:
         host, gen, names = (value.get(key, 0) for key in ("host", "gen", "names"))
         subnets = self._subnets
         if not (
-            value_checks.is_address(address)
-            and (subnets is None or value_checks.is_usable(address, subnets.get(network, ())))
-            and value_checks.is_name(name)
-            and value_checks.is_name(str(host))
+            key_values.is_address(address)
+            and (subnets is None or key_values.is_usable(address, subnets.get(network, ())))
+            and key_values.is_name(name)
+            and key_values.is_name(str(host))
             and host not in self._strange
-            and value_checks.is_number(gen)
+            and key_values.is_number(gen)
             and isinstance(names, list)
-            and len(names) <= value_checks.MOST_NAMES
-            and all(value_checks.is_name(str(text)) for text in names)
+            and len(names) <= key_values.MOST_NAMES
+            and all(key_values.is_name(str(text)) for text in names)
         ):
             self._wrong[item.key] = None
             return None
@@ -201,7 +199,7 @@ def _unreachable(hosts: Sequence[Host], own: str) -> frozenset[str]:
         for host in hosts
         if host.name != own
         and (
-            not value_checks.is_host_address(host.address)
+            not key_values.is_host_address(host.address)
             or (here and (host.address == here or (":" in host.address) != (":" in here)))
         )
     )

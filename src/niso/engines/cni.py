@@ -1,8 +1,21 @@
-"""Run as a CNI plugin: attach containers of containerd, Nomad and others to niso's networks.
+"""CNI plugin: calls, chains, pods that are closed at first.
+
+Run as a CNI plugin: attach containers of containerd, Nomad and others to niso's networks.
 
 The specification is containernetworking/cni, SPEC.md, versions 0.3.0 to 1.1.0. The engine passes
 CNI_* variables and the network's configuration on stdin; the answer is JSON on stdout.
-`niso.engines.cni_calls` carries out the calls; VERSION does not load it.
+`niso.engines.cni` carries out the calls; VERSION does not load it.
+
+Carry out the calls of a CNI runtime: ADD, DEL, CHECK, GC and STATUS (`niso.engines.cni`).
+
+Merge niso's result with those of other plugins in a list (CNI SPEC.md, Success).
+
+The runtime passes ``prevResult``: for ADD the result of the plugins before niso, for CHECK and DEL
+that of the whole list.
+
+Attach Kubernetes pods closed, and wait until the agent has applied their network policies.
+
+The configuration's key ``kubernetes`` requests it. The policies come from `niso kubernetes`.
 """
 
 from __future__ import annotations
@@ -10,13 +23,33 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable, Iterator, Mapping
 
+from niso.base import names
 from niso.base.errors import Error, ErrorGroup, InvalidInput
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.engines import protocol
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import prefix
+from niso.change import attach, networks
+from niso.change.attach import Request, Wish, combined
+from niso.engines import plugin, pod_agent
+from niso.kernel.libnftables import Nft
+from niso.look import check
+from niso.manifest.addresses_and_ports import static_address
+from niso.manifest.process_keys import rate_of_bits
+from niso.manifest.values import network_name
+from niso.plan.records import Network, Policy, Port
+from niso.plan.subnets import NetworkRequest, first_free
+from niso.runtime import units
+from niso.runtime.machine import Machine
+from niso.store.attached_rows import CHOSEN_ALIASES, CHOSEN_IP, NAMESPACE, Attached, Link
+from niso.store.store import Store
 
 if TYPE_CHECKING:
     from typing import Any
+
+
+# --- cni -----------------------------------------------------------------------------------------
+
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 WRONG_VARIABLE, WRONG_CONFIG, KERNEL = 4, 7, 100
@@ -46,7 +79,7 @@ def main() -> None:
     except OSError as error:
         text = f"{error.filename or 'system call'}: {error.strerror}"
         answer, status = _error(version, Failure(KERNEL, text)), 1
-    except protocol.MALFORMED as error:
+    except plugin.MALFORMED as error:
         text = f"does not understand this call: {error!r}"
         answer, status = _error(version, Failure(WRONG_CONFIG, text)), 1
     if answer is not None:
@@ -77,7 +110,7 @@ def _failure(error: Error) -> Failure:
 def _config() -> dict[str, Any]:
     """Read the configuration from stdin. Raises Failure."""
     try:
-        data = json.loads(protocol.read_stdin())
+        data = json.loads(plugin.read_stdin())
     except OSError as error:
         raise Failure(_NOT_READ, f"stdin: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -98,6 +131,615 @@ def _answer(command: str, version: str, config: dict[str, Any]) -> dict[str, Any
     if version not in VERSIONS:
         reason = f"cniVersion {version!r} is not supported"
         raise Failure(_WRONG_VERSION, reason, f"supported: {', '.join(VERSIONS)}")
-    from niso.engines import cni_calls
 
-    return cni_calls.answer(command, version, config)
+    return answer(command, version, config)
+
+
+# --- cni calls -----------------------------------------------------------------------------------
+
+
+OWNER = "cni"
+_WAYS = {"in": "ingress", "out": "egress"}
+_SINCE_0_4, _SINCE_1_1 = VERSIONS[2:], VERSIONS[4:]
+_NOT_USABLE, _DIFFERENT = 50, 101
+_KEYS = {
+    "cniVersion",
+    "name",
+    "type",
+    "network",
+    "subnets",
+    "internal",
+    "ipv6",
+    "mtu",
+    "policy",
+    "kubernetes",
+    "annotations",
+    "names",
+    "capabilities",
+    "runtimeConfig",
+    "args",
+    "dns",
+    "prevResult",
+    "ipMasq",
+    "disableCheck",
+    "disableGC",
+    "cni.dev/valid-attachments",
+    "cni.dev/attachments",
+}
+_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
+_PREFIX = "niso.io/"
+CHOSEN = ("aliases", "ip")
+"""The annotations that only a configuration with the key ``annotations`` lets users write."""
+_ID = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+
+
+class Call(NamedTuple):
+    """The checked parameters of a call."""
+
+    version: str
+    config: Mapping[str, Any]
+    network: str
+    container: str
+    netns: str
+    interface: str
+    args: Mapping[str, str]
+
+
+def answer(command: str, version: str, config: dict[str, Any]) -> dict[str, Any] | None:
+    """Carry out a command and return the answer to print. Raises Failure, Error."""
+    commands = {"ADD": _add, "DEL": _delete, "CHECK": _check, "GC": _gc, "STATUS": _status}
+    return commands[command](_call(command, version, config))
+
+
+def _call(command: str, version: str, config: dict[str, Any]) -> Call:
+    """Check the variables and the configuration of a call. Raises Failure, InvalidInput."""
+
+    container, interface = (os.environ.get(f"CNI_{n}", "") for n in ("CONTAINERID", "IFNAME"))
+    netns = os.environ.get("CNI_NETNS", "")
+    if command in ("ADD", "DEL", "CHECK"):
+        if not container or not container[0].isalnum() or not _ID.issuperset(container):
+            raise Failure(WRONG_VARIABLE, f"CNI_CONTAINERID {container!r} is not valid")
+        if not interface:
+            raise Failure(WRONG_VARIABLE, "CNI_IFNAME is missing")
+        try:
+            attach.interface_name(interface)
+        except InvalidInput as error:
+            raise Failure(WRONG_VARIABLE, f"CNI_IFNAME: {error.message}") from error
+    if command in ("ADD", "CHECK") and not netns:
+        raise Failure(WRONG_VARIABLE, "CNI_NETNS is missing")
+    if command == "CHECK" and version not in _SINCE_0_4:
+        raise Failure(WRONG_VARIABLE, f"version {version} has no CHECK")
+    if command in ("GC", "STATUS") and version not in _SINCE_1_1:
+        raise Failure(WRONG_VARIABLE, f"version {version} has no {command}")
+    if command != "DEL":  # DEL must succeed even after the configuration was changed
+        _check_config(config)
+    name = config.get("network", config.get("name"))
+    if not isinstance(name, str):
+        raise Failure(WRONG_CONFIG, "the configuration has no name")
+    return Call(
+        version, config, network_name(name, "network"), container, netns, interface, _args()
+    )
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Raise Failure if niso does not support what the configuration requests."""
+    if "ipam" in config:
+        raise Failure(WRONG_CONFIG, "ipam: niso leases addresses itself", "remove the key")
+    if unknown := sorted(config.keys() - _KEYS):
+        raise Failure(WRONG_CONFIG, f"{unknown[0]}: unknown key", f"known: {sorted(_KEYS)}")
+    kinds: dict[str, type] = {"internal": bool, "ipv6": bool, "mtu": int, "policy": dict}
+    kinds |= {"runtimeConfig": dict, "names": str, "subnets": list, "kubernetes": dict}
+    for key, kind in kinds.items():
+        if key in config and not isinstance(config[key], kind):
+            raise Failure(WRONG_CONFIG, f"{key} has the wrong type")
+    chosen = config.get("annotations", [])
+    if not isinstance(chosen, list) or not all(word in CHOSEN for word in chosen):
+        words = " and ".join(CHOSEN)
+        raise Failure(WRONG_CONFIG, f"annotations: a list that may have {words}")
+    form = config.get("names", "").replace("{pod}", "").replace("{namespace}", "")
+    if "{" in form or "}" in form:
+        raise Failure(WRONG_CONFIG, "names: only {pod} and {namespace} are replaced")
+    if config.get("policy", {}).keys() - set(plugin.POLICY_KEYS):
+        known = ", ".join(plugin.POLICY_KEYS)
+        raise Failure(WRONG_CONFIG, f"policy: only {known} are known keys")
+    if not all(isinstance(cidr, str) for cidr in config.get("subnets", ())):
+        raise Failure(WRONG_CONFIG, "subnets is not a list of texts")
+
+
+def _args() -> dict[str, str]:
+    """Parse the pairs of CNI_ARGS: ``K8S_POD_NAME=web;IP=10.99.1.9``."""
+    pairs = (pair.partition("=") for pair in os.environ.get("CNI_ARGS", "").split(";"))
+    return _once(((key, value) for key, equals, value in pairs if equals), "CNI_ARGS: ")
+
+
+# --- ADD --------------------------------------------------------------------------------------
+
+
+def _add(call: Call) -> dict[str, Any]:
+    runtime = _folded(call.config.get("runtimeConfig", {}))
+    servers = _name_servers(runtime.get("dns") or {})
+    machine = plugin.machine()
+    store = machine.store
+    known = store.attachments.all(OWNER, call.container)
+    there = machine.kernel.cookie_at(call.netns)
+    same = next((attached for attached in known if there and attached.cookie == there), None)
+    waits, is_chained = "kubernetes" in call.config, call.config.get("prevResult") is not None
+    if is_chained:
+        require_free(store, call, same)
+    if waits:
+        require(call, same)
+    if same is not None:
+        name = same.service
+    elif known:
+        name = known[0].service
+    else:
+        name = plugin.free_name(machine, _given(call), call.container)
+    request = _request(call, runtime, name)
+    if waits:
+        request = closed(store, call, request, same)
+    if same is not None:
+        request = plugin.joined(store, request)
+    network = store.network(call.network)
+    if network is None:
+        _create_network(machine, call)
+    else:
+        _require_configured(network, call.config)
+    # the policy of the repeated request may be wider than what the agent has applied since
+    done = attach.attach(machine, request, instead_of=same)
+    if waits:
+        wait(machine, call, done.service)
+    own = _result(store, call, done.service)
+    if servers:
+        own["dns"] = servers
+    return merged(call, own) if is_chained else own
+
+
+def _folded(value: Any) -> dict[str, Any]:
+    """Convert an object's keys to lower case at all depths, because containerd writes HostPort."""
+
+    def fold(inner: Any) -> Any:
+        if isinstance(inner, dict):
+            return _once(((str(key).lower(), fold(item)) for key, item in inner.items()), "")
+        return [fold(item) for item in inner] if isinstance(inner, list) else inner
+
+    folded = fold(value)
+    return folded if isinstance(folded, dict) else {}
+
+
+def _create_network(machine: Machine, call: Call) -> None:
+    """Create the configuration's network. Raises Error."""
+
+    config = call.config
+    request = NetworkRequest(
+        call.network,
+        tuple(config.get("subnets", ())),
+        ipv6=config.get("ipv6", False),
+        internal=config.get("internal", False),
+        mtu=config.get("mtu") or None,
+    )
+    networks.create(machine, request)
+
+
+def _require_configured(network: Network, config: Mapping[str, Any]) -> None:
+    """Raise Failure if a network that exists is not what the keys of the configuration say."""
+    there = {subnet.cidr for subnet in network.subnets}
+    subnets, has_ipv6 = set(config.get("subnets", ())), any(":" in cidr for cidr in there)
+    if subnets and subnets != there:
+        subnets = set(map(str, NetworkRequest(network.name, tuple(subnets)).nets))
+    # without the key any are right; with ipv6 as well, niso has chosen one
+    is_chosen = {":" in cidr for cidr in there - subnets} == {True} and config.get("ipv6")
+    differs = {
+        "internal": config.get("internal", network.internal) != network.internal,
+        "mtu": (config.get("mtu") or network.mtu) != network.mtu,
+        "ipv6": not subnets and config.get("ipv6", has_ipv6) != has_ipv6,
+        "subnets": subnets and not (subnets <= there and (subnets == there or is_chosen)),
+    }
+    for key in (key for key, is_different in differs.items() if is_different):
+        raise Failure(
+            WRONG_CONFIG,
+            f"{key}: network {network.name} exists and differs",
+            f"match it (niso net inspect {network.name}), or choose another name",
+        )
+
+
+def _name_servers(given: Any) -> dict[str, Any]:
+    """Return the result's ``dns`` for the capability of that name. Raises Failure."""
+    keys = {"servers": "nameservers", "searches": "search", "options": "options"}
+    if not isinstance(given, dict) or given.keys() - keys:
+        raise Failure(WRONG_CONFIG, f"runtimeConfig.dns has other keys than {', '.join(keys)}")
+    return {keys[key]: value for key, value in given.items() if value}
+
+
+def _given(call: Call) -> str:
+    """Return the user's name for the container: derived from the pod, or the container's id."""
+    pod, space = (call.args.get(f"K8S_POD_{word}", "") for word in ("NAME", "NAMESPACE"))
+    if not pod:
+        return call.container
+    form = str(call.config.get("names", "{pod}-{namespace}"))
+    return form.replace("{pod}", pod).replace("{namespace}", space)
+
+
+def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
+    """Return the request to attach the container to the configuration's network.
+
+    Raises Failure, InvalidInput.
+    """
+    notes = runtime.get(_ANNOTATIONS) or {}
+    if not isinstance(notes, dict):  # policies could be in it
+        raise Failure(WRONG_CONFIG, f"{_ANNOTATIONS} is not an object")
+    own = {
+        key.removeprefix(_PREFIX): str(value)
+        for key, value in notes.items()
+        if key.startswith(_PREFIX)
+    }
+    for word in CHOSEN:
+        if own.get(word) and word not in call.config.get("annotations", ()):
+            raise Failure(
+                WRONG_CONFIG,
+                f"annotation {_PREFIX}{word}: the configuration of {call.network} does not let"
+                " users of pods choose it",
+                f'"annotations": ["{word}"] in the configuration lets them',
+            )
+    ips = [*(runtime.get("ips") or ()), call.args.get("IP", ""), own.get("ip", "")]
+    mac = str(runtime.get("mac") or call.args.get("MAC", ""))
+    said = runtime.get("aliases") or ()
+    listed = [*(said.get(call.network, ()) if isinstance(said, dict) else said)]
+    chosen = own.get("aliases", "").replace(",", " ").split()
+    labels = {
+        NAMESPACE: call.args.get("K8S_POD_NAMESPACE", ""),
+        CHOSEN_ALIASES: " ".join(plugin.aliases(chosen, name)),
+        CHOSEN_IP: _address(own["ip"]) if own.get("ip") else "",
+    }
+    wish = Wish(
+        call.network,
+        call.interface,
+        tuple(dict.fromkeys(_address(str(ip)) for ip in ips if ip)),
+        attach.mac(mac) if mac else "",
+    )
+    return Request(
+        name,
+        call.netns,
+        (wish,),
+        tuple(dict.fromkeys(_ports(runtime.get("portmappings") or ()))),
+        plugin.aliases([*listed, *chosen], name),
+        owner=OWNER,
+        id=call.container,
+        given=_given(call),
+        labels=tuple((key, value) for key, value in labels.items() if value),
+        bandwidth=_bandwidth(runtime.get("bandwidth")),
+        policies=((call.network, _policy(call, own)),),
+    )
+
+
+def _bandwidth(given: Any) -> tuple[tuple[str, int], ...]:
+    """Parse the rates of the capability ``bandwidth``, in bits per second; 0 means no limit.
+
+    Bursts are ignored: niso derives them from the rate. Raises InvalidInput.
+    """
+    rates = {way: given.get(f"{key}rate") for way, key in _WAYS.items()} if given else {}
+    if not any(rates.values()):
+        return ()
+
+    return tuple(
+        (way, rate_of_bits(int(rate), "bandwidth", rate)) for way, rate in rates.items() if rate
+    )
+
+
+def _address(text: str) -> str:
+
+    return plugin.address(static_address(text.partition("/")[0], "ips"))
+
+
+def _ports(mappings: Any) -> Iterator[Port]:
+    for one in mappings if isinstance(mappings, list) else ():
+        try:
+            host, inner = int(one.get("hostport", 0)), int(one.get("containerport", 0))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise Failure(WRONG_CONFIG, "portMappings: a port is not a number") from error
+        if host:  # 0 means not published
+            ip, proto = str(one.get("hostip") or ""), str(one.get("protocol") or "tcp")
+            yield plugin.port(ip, host, inner, proto)
+
+
+def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
+    """Return the policy that configuration, annotations and CNI_ARGS all allow."""
+
+    noted = _once(((key.replace("-", "_"), value) for key, value in notes.items()), _PREFIX)
+    args = _once(
+        (
+            (key.removeprefix("NISO_").lower(), value)
+            for key, value in call.args.items()
+            if key.startswith("NISO_")
+        ),
+        "NISO_",
+    )
+    if unknown := sorted(args.keys() - set(plugin.POLICY_KEYS)):
+        raise Failure(WRONG_CONFIG, f"CNI_ARGS: NISO_{unknown[0].upper()} is unknown")
+    if unknown := sorted(noted.keys() - {*plugin.POLICY_KEYS, "aliases", "ip"}):
+        wrong = unknown[0].replace("_", "-")
+        raise Failure(WRONG_CONFIG, f"annotation {_PREFIX}{wrong} is unknown")
+    return combined(
+        plugin.policy({key: given[key] for key in plugin.POLICY_KEYS if key in given}, where)
+        for given, where in (
+            (call.config.get("policy", {}), "policy."),
+            (noted, _PREFIX),
+            (args, "NISO_"),
+        )
+    )
+
+
+def _once(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """Collect pairs in a dict. Raises Failure if a key has two different values."""
+    known: dict[str, Any] = {}
+    for key, value in pairs:
+        if known.setdefault(key, value) != value:
+            raise Failure(WRONG_CONFIG, f"{where}{key} is given twice", "give each once")
+    return known
+
+
+def _result(store: Store, call: Call, name: str) -> dict[str, Any]:
+    """Return the result of ADD: the attachment's link on the network."""
+    network, row = store.require_network(call.network), store.service(name)
+    link = next(x for x in store.attachments.links(name) if x.network == call.network)
+    own = [address for on, address in store.addresses(name) if on == call.network]
+    inner = {
+        "name": link.interface,
+        "mac": link.mac or store.derived_mac(name, call.network),
+        "sandbox": call.netns,
+    }
+    assert row is not None
+    interfaces: list[dict[str, Any]] = [
+        {"name": network.bridge, "mac": _bridge_mac(store, network)},
+        {"name": names.veth(name, call.network, row.generation)},
+        inner,
+    ]
+    if call.version in _SINCE_1_1:
+        for interface in interfaces:
+            interface["mtu"] = network.mtu
+    ips: list[dict[str, Any]] = []
+    for subnet, address in zip(network.subnets, own, strict=True):
+        length = subnet.cidr.rpartition("/")[2]
+        ips.append(
+            {"address": f"{address}/{length}", "gateway": subnet.gateway, "interface": 2}
+            | ({"version": str(subnet.family)} if call.version < "1" else {})
+        )
+    return {
+        "cniVersion": call.version,
+        "interfaces": interfaces,
+        "ips": ips,
+        "routes": [
+            {"dst": "0.0.0.0/0" if subnet.family == 4 else "::/0", "gw": subnet.gateway}
+            for subnet in network.subnets
+            if link.routes
+        ],
+        "dns": call.config.get("dns", {}),
+    }
+
+
+def _bridge_mac(store: Store, network: Network) -> str:
+    return names.mac("", network.bridge, names.alias(store.state_id()))
+
+
+# --- DEL, GC ------------------------------------------------------------------------------------
+
+
+def _delete(call: Call) -> None:
+    machine = plugin.machine()
+    for attached in machine.store.attachments.all(OWNER, call.container):
+        plugin.take_off(machine, attached, lambda link: link.interface == call.interface)
+    if "kubernetes" in call.config:
+        units.agent_name(units.KUBERNETES)
+
+
+def _gc(call: Call) -> None:
+    """Detach this network's attachments that the engine no longer knows."""
+    valid = call.config.get("cni.dev/valid-attachments", call.config.get("cni.dev/attachments"))
+    if not isinstance(valid, list) or not all(isinstance(attachment, dict) for attachment in valid):
+        raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments is missing")
+    known = {(attachment.get("containerID"), attachment.get("ifname")) for attachment in valid}
+    if not all(isinstance(word, str) and word for pair in known for word in pair):
+        # with keys in another spelling, attachments that are in use would be detached
+        raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments: containerID or ifname is missing")
+    machine = plugin.machine()
+    for attached in machine.store.attachments.all(OWNER):
+
+        def goes(link: Link, id: str = attached.id) -> bool:
+            return link.network == call.network and (id, link.interface) not in known
+
+        plugin.take_off(machine, attached, goes)
+
+
+# --- CHECK, STATUS ------------------------------------------------------------------------------
+
+
+def _check(call: Call) -> None:
+
+    machine = plugin.machine()
+    store = machine.store
+    for attached in store.attachments.all(OWNER, call.container):
+        links = store.attachments.links(attached.service)
+        if any(x.network == call.network and x.interface == call.interface for x in links):
+            findings = [finding.text() for finding in check.check(machine, attached.service)]
+            own = {address for _, address in store.addresses(attached.service)}
+            lost = addresses(call) - own
+            findings += [f"missing: address {address}" for address in sorted(lost)]
+            if machine.kernel.cookie_at(call.netns) != attached.cookie:
+                findings.append(f"different: {call.netns} is another network namespace")
+            if findings:
+                raise Failure(_DIFFERENT, findings[0], "\n".join(findings))
+            return
+    raise Failure(_DIFFERENT, f"{call.container} is not on network {call.network}")
+
+
+def _status(call: Call) -> None:
+    """Raise Failure if an ADD cannot succeed now."""
+
+    try:
+        machine = plugin.machine()
+        with Nft():
+            pass
+    except (Error, OSError) as error:
+        raise Failure(_NOT_USABLE, f"niso is not usable: {error}") from error
+    if "kubernetes" in call.config:
+        require_agent()
+    network = machine.store.network(call.network)
+    for subnet in network.subnets if network is not None else ():
+        whole = prefix(subnet.cidr)
+        used = machine.store.used_numbers(call.network, subnet.family)
+        if first_free(whole, whole.offset(subnet.gateway), used) is None:
+            raise Failure(
+                _NOT_USABLE, f"network {call.network} ({subnet.cidr}) has no free address"
+            )
+
+
+# --- cni chain -----------------------------------------------------------------------------------
+
+
+_KEY = "prevResult"
+_LISTS = ("interfaces", "ips", "routes")
+_HINT = "look at the plugins before niso-cni in the list"
+
+
+def require_free(store: Store, call: Call, same: Attached | None) -> None:
+    """Raise Failure if a plugin before niso in the list has created the interface.
+
+    niso's own attachment may have it: after ADD of the same container again, or twice in a list.
+    """
+    own = store.attachments.links(same.service) if same is not None else ()
+    is_own = any(link.interface == call.interface for link in own)
+    interfaces = _previous(call)["interfaces"]
+    is_made = any(x.get("sandbox") and x.get("name") == call.interface for x in interfaces)
+    if is_made and not is_own:
+        raise Failure(
+            WRONG_CONFIG,
+            f"another plugin of this list has made {call.interface}, and niso makes it itself",
+            "remove that plugin from the list, or give it a list and an interface of its own",
+        )
+
+
+def merged(call: Call, own: dict[str, Any]) -> dict[str, Any]:
+    """Merge niso's result into the previous one, without duplicates. Raises Failure."""
+    before = _previous(call)
+    interfaces = list(before["interfaces"])
+    places = []
+    for interface in own["interfaces"]:
+        if interface not in interfaces:
+            interfaces.append(interface)
+        places.append(interfaces.index(interface))
+    ips = [{**ip, "interface": places[ip["interface"]]} for ip in own["ips"]]
+    return {
+        **before,
+        "cniVersion": own["cniVersion"],
+        "interfaces": interfaces,
+        "ips": [*before["ips"], *(ip for ip in ips if ip not in before["ips"])],
+        "routes": [*before["routes"], *(r for r in own["routes"] if r not in before["routes"])],
+        "dns": own["dns"] or before.get("dns", {}),
+    }
+
+
+def addresses(call: Call) -> set[str]:
+    """Return the interface's addresses in the list's result. Raises Failure."""
+    if call.config.get(_KEY) is None:
+        return set()
+    previous = _previous(call)
+    of_container = [
+        place
+        for place, interface in enumerate(previous["interfaces"])
+        if interface.get("sandbox") and interface.get("name") == call.interface
+    ]
+    return {
+        str(ip.get("address", "")).partition("/")[0]
+        for ip in previous["ips"]
+        if ip.get("interface") in of_container
+    }
+
+
+def _previous(call: Call) -> dict[str, Any]:
+    """Return ``prevResult``, where missing or null lists become empty ones. Raises Failure."""
+    given = call.config[_KEY]
+    if not isinstance(given, dict):
+        raise Failure(WRONG_CONFIG, f"{_KEY} is not an object", _HINT)
+    previous = {**given, **{key: given.get(key) or [] for key in _LISTS}}
+    for key in _LISTS:
+        value = previous[key]
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise Failure(WRONG_CONFIG, f"{_KEY}.{key} is not a list of objects", _HINT)
+    return previous
+
+
+# --- pods ----------------------------------------------------------------------------------------
+
+
+_TRY_AGAIN, _NOT_READY = 11, 50
+_WAIT_S, _LONGEST_S = 10, 120
+_NO_AGENT = "niso kubernetes does not run, so the network policies of pods are not known"
+_POD_HINT = "systemctl status niso_kubernetes"
+
+
+def require(call: Call, same: Attached | None) -> None:
+    """Raise Failure unless the pod is named, and its policy is applied or the agent is running."""
+    _wait_s(call)
+    _who(call)
+    if not (same is not None and pod_agent.stands(same)) and not pod_agent.agent_runs():
+        raise Failure(_TRY_AGAIN, _NO_AGENT, _POD_HINT)
+
+
+def require_agent() -> None:
+    """Raise Failure if no pod can be attached (STATUS)."""
+    if not pod_agent.agent_runs():
+        raise Failure(_NOT_READY, _NO_AGENT, _POD_HINT)
+
+
+def closed(store: Store, call: Call, request: Request, same: Attached | None) -> Request:
+    """Return a pod's request with the closed policy, or with its policy if that is applied already.
+
+    A pod has no aliases: with one, its user could impersonate a pod that other policies name.
+    Raises Failure.
+    """
+    if request.aliases:
+        raise Failure(WRONG_CONFIG, "aliases: pods of Kubernetes have none", "use a Service")
+    pod = _who(call)
+    now = attach.current(store, same.service) if same is not None else None
+    request = pod_agent.closed(request, pod)
+    if same is None or now is None or pod_agent.pod_of(same) != pod or not pod_agent.stands(same):
+        return request
+    return pod_agent.standing(request, now.policy)
+
+
+def wait(machine: Machine, call: Call, service: str) -> None:
+    """Wait for the policy.
+
+    If it is not applied in time, detach the pod and raise Failure, so that the runtime tries again.
+    """
+    limit_s = _wait_s(call)
+    pod_agent.agent_runs()
+    try:
+        stands = pod_agent.wait(machine.store, service, limit_s)
+    except BaseException:
+        attach.detach(machine, service, call.container)
+        raise
+    if not stands:
+        attach.detach(machine, service, call.container)
+        raise Failure(
+            _TRY_AGAIN,
+            f"the network policies of {service} were not applied within {limit_s:g} s",
+            _POD_HINT,
+        )
+
+
+def _who(call: Call) -> pod_agent.Who:
+    words = ("NAMESPACE", "NAME", "UID")
+    namespace, name, uid = (call.args.get(f"K8S_POD_{word}", "") for word in words)
+    if not (namespace and name and uid):
+        raise Failure(WRONG_VARIABLE, "CNI_ARGS names no pod, and the key kubernetes needs one")
+    return pod_agent.Who(namespace, name, uid)
+
+
+def _wait_s(call: Call) -> float:
+    given = call.config["kubernetes"]
+    value = given.get("wait_policy_s", _WAIT_S)
+    if given.keys() - {"wait_policy_s"} or type(value) not in (int, float):
+        raise Failure(WRONG_CONFIG, "kubernetes has only the key wait_policy_s, in seconds")
+    if not 0 < value <= _LONGEST_S:
+        raise Failure(WRONG_CONFIG, f"kubernetes.wait_policy_s: more than 0, up to {_LONGEST_S}")
+    return float(value)

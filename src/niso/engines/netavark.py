@@ -1,13 +1,27 @@
-"""Run as a plugin of netavark, Podman's network program, for networks with the driver niso.
+"""Netavark plugin of Podman, names by aardvark-dns.
+
+Run as a plugin of netavark, Podman's network program, for networks with the driver niso.
 
 The calls are ``info``, ``create``, ``setup NETNS`` and ``teardown NETNS``, with JSON on stdin and
 stdout (github.com/containers/netavark, plugin-API.md; seen with Podman 5.4).
+
+Resolve names of Podman's containers for each other, with aardvark-dns if it is installed.
+
+aardvark-dns is the name server of Podman's own networks. It reads one file for each network: the
+network's addresses, then a line ``ID IPV4S IPV6S NAMES`` for each container. It reads them again at
+SIGHUP, and exits when there is none (github.com/containers/aardvark-dns). niso runs its own
+instance, because netavark's does not know the networks of plugins.
+
+It forwards other names to the host's name servers, except for addresses that only files of internal
+networks have, whichever address of the host they ask. The names of such files end in ``%int``.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -15,16 +29,24 @@ from collections.abc import Mapping
 import niso
 from niso.base import files, paths
 from niso.base.errors import Error, InvalidInput
-from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.names import family_of, prefix
 from niso.base.report import Caution, Report, silent
-from niso.engines import aardvark, plugin, protocol
+from niso.change import attach, networks
+from niso.change.attach import Request, Wish, combined
+from niso.engines import plugin
+from niso.manifest.values import network_name
 from niso.plan.records import Network, Port
-from niso.services import attach_request, attachments
-from niso.services.attach_request import Request, Wish
-from niso.services.machine import Machine
+from niso.plan.subnets import NetworkRequest
+from niso.runtime.machine import Machine
+from niso.store.store import Store
 
 if TYPE_CHECKING:
     from typing import Any
+
+
+# --- netavark ------------------------------------------------------------------------------------
+
 
 OWNER = "podman"
 API_VERSION = "1.0.0"
@@ -40,10 +62,10 @@ def main() -> None:
     try:
         answer = _answer(sys.argv[1:])
     except Error as error:
-        answer, status = {"error": protocol.one_line(error)}, 1
+        answer, status = {"error": plugin.one_line(error)}, 1
     except OSError as error:
         answer, status = {"error": f"niso: {error}"}, 1
-    except protocol.MALFORMED as error:
+    except plugin.MALFORMED as error:
         answer, status = {"error": f"niso: does not understand this call: {error!r}"}, 1
     if answer is not None:
         sys.stdout.write(f"{json.dumps(answer)}\n")
@@ -62,7 +84,7 @@ def _answer(words: list[str]) -> dict[str, Any] | None:
             "this is a plugin for netavark", "create, setup NETNS, teardown NETNS or info"
         )
     try:
-        given = json.loads(protocol.read_stdin())
+        given = json.loads(plugin.read_stdin())
     except ValueError as error:
         raise InvalidInput(f"stdin is not JSON: {error}") from error
     if not isinstance(given, dict):
@@ -114,9 +136,6 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
         return known
     from ipaddress import ip_network
 
-    from niso.commands import network
-    from niso.services.networks import NetworkRequest
-
     for subnet in subnets:
         if subnet.get("lease_range"):
             raise InvalidInput(
@@ -141,7 +160,7 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
     )
     if request.ipv6 and request.gateways:
         raise InvalidInput("--ipv6 with --gateway: name the IPv6 subnet too", "--subnet PREFIX")
-    if network.create(machine, request) is not None:
+    if networks.create(machine, request) is not None:
         _note(machine, name, str(given.get("name", "")))
     return machine.store.require_network(name)
 
@@ -183,7 +202,6 @@ def drop_networks(machine: Machine, wanted: str = "", report: Report = silent) -
     so young ones are kept, except for ``wanted``, which Podman is about to create. One that cannot
     be removed is reported. Raises OSError.
     """
-    from niso.commands import network
 
     try:
         names = sorted(os.listdir(_notes()))
@@ -205,7 +223,7 @@ def drop_networks(machine: Machine, wanted: str = "", report: Report = silent) -
         if store.members(name) or store.held_by(name):
             continue
         try:
-            network.remove(machine, [name])
+            networks.remove(machine, [name])
         except Error as error:
             report(Caution(f"network {name!r}, which Podman has removed, is left: {error}"))
             continue
@@ -242,7 +260,6 @@ def _network_name(given: Mapping[str, Any]) -> str:
 
     Raises InvalidInput for a name with another meaning in niso, such as ``none``.
     """
-    from niso.manifest.values import network_name
 
     name = str(given.get("name", ""))
     try:
@@ -266,7 +283,6 @@ def _checked(given: Any, known: tuple[str, ...], what: str) -> dict[str, str]:
 
 def _policy(options: Mapping[str, str], own: Mapping[str, str], name: str) -> Any:
     """Return the policy that the options of both network and container allow."""
-    from niso.services.policies import combined
 
     return combined(
         plugin.policy({key: some[key] for key in plugin.POLICY_KEYS if key in some}, where)
@@ -296,9 +312,9 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
     mac = str(mine.get("static_mac") or "")
     wish = Wish(
         network.name,
-        attach_request.interface_name(str(mine.get("interface_name") or "eth0")),
+        attach.interface_name(str(mine.get("interface_name") or "eth0")),
         tuple(map(plugin.address, mine.get("static_ips") or ())),
-        attach_request.mac(mac) if mac else "",
+        attach.mac(mac) if mac else "",
     )
     request = Request(
         name,
@@ -315,15 +331,15 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
         request = plugin.joined(store, request)
         # netavark calls for the networks in any order, in which Podman may count interfaces too
         request = request._replace(wishes=tuple(sorted(request.wishes)))
-    attachments.attach(machine, request)
+    attach.attach(machine, request)
     has_names = options.get("dns") != "none"
     if has_names:
-        aardvark.update(machine, network.name, OWNER)
-    resolvers = aardvark.servers(network) if has_names else []
+        update(machine, network.name, OWNER)
+    resolvers = servers(network) if has_names else []
     link = next(x for x in store.attachments.links(name) if x.network == network.name)
     addresses = [address for on, address in store.addresses(name) if on == network.name]
     return {
-        "dns_search_domains": [aardvark.DOMAIN] if resolvers else [],
+        "dns_search_domains": [DOMAIN] if resolvers else [],
         "dns_server_ips": resolvers,
         "interfaces": {
             link.interface: {
@@ -360,4 +376,115 @@ def _teardown(machine: Machine, given: Mapping[str, Any]) -> None:
     for attached in machine.store.attachments.all(OWNER, str(given["container_id"])):
         plugin.take_off(machine, attached, lambda link: link.network == network)
     if machine.store.network(network) is not None:
-        aardvark.update(machine, network, OWNER)
+        update(machine, network, OWNER)
+
+
+# --- aardvark ------------------------------------------------------------------------------------
+
+
+PROGRAMS = tuple(
+    f"{folder}/podman/aardvark-dns"
+    for folder in ("/usr/local/libexec", "/usr/local/lib", "/usr/libexec", "/usr/lib")
+)
+DOMAIN = "dns.podman"
+_PID_FILE = "aardvark.pid"
+_INTERNAL = "%int"
+_SILENCED = 1022
+"""Of an internal network: its first so many addresses, and all leased ones, are not forwarded for.
+
+Services of niso's own are on it too, and aardvark-dns forwards for an address that no file has.
+"""
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
+
+
+def servers(network: Network) -> list[str]:
+    """Return the name server's addresses for a network; none if it is not installed."""
+    return [subnet.gateway for subnet in network.subnets] if _program() else []
+
+
+def update(machine: Machine, network: str, owner: str) -> None:
+    """Write the names of the owner's attachments on a network, and make the server reload them.
+
+    Raises OSError.
+    """
+    program = _program()
+    if program is None:
+        return
+    folder = os.path.join(paths.run_dir(), "dns")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # under the lock, the last writer has also read the store last
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        text = _text(machine.store, network, owner)
+        known = machine.store.network(network)
+        ends = (_INTERNAL, "") if known is not None and known.internal else ("", _INTERNAL)
+        path, other = (os.path.join(folder, f"{network}{end}") for end in ends)
+        if os.path.exists(other):
+            os.unlink(other)
+        if text:
+            draft = os.path.join(folder, ".new")
+            with open(draft, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.rename(draft, path)
+        elif os.path.exists(path):
+            os.unlink(path)
+        _notify(program, folder, bool(text))
+    finally:
+        os.close(lock)
+
+
+def _program() -> str | None:
+    return next((path for path in PROGRAMS if os.access(path, os.X_OK)), None)
+
+
+def _text(store: Store, network: str, owner: str) -> str:
+    """Return the content of a network's file; "" if no container is on it."""
+    known = store.network(network)
+    lines = []
+    for attached in store.attachments.all(owner):
+        own = [address for on, address in store.addresses(attached.service) if on == network]
+        names = {attached.given.lower(), *store.names(attached.service)}
+        shown = ",".join(sorted(name for name in names if name and _NAME.issuperset(name)))
+        if own and shown:
+            families = (",".join(a for a in own if family_of(a) == n) for n in (4, 6))
+            lines.append(f"{attached.service} {' '.join(families)} {shown}\n")
+    if known is None or not lines:
+        return ""
+    if known.internal:
+        families = (",".join(_silenced(store, known, family)) for family in (4, 6))
+        lines.append(f"- {' '.join(families)} -\n")
+    return "".join([",".join(subnet.gateway for subnet in known.subnets) + "\n", *lines])
+
+
+def _silenced(store: Store, network: Network, family: int) -> list[str]:
+    """Return the addresses of an internal network that are not forwarded for."""
+    addresses = {address for address, _, _ in store.leases(network.name, family)}
+    for subnet in network.subnets:
+        if subnet.family == family:
+            whole = prefix(subnet.cidr)
+            count = min(_SILENCED, whole.num_addresses)
+            addresses |= {whole.at(number) for number in range(count)} - {subnet.gateway}
+    return sorted(addresses)
+
+
+def _notify(program: str, folder: str, needed: bool) -> None:
+    """Make the running server reload its files; start one if none runs and there are names."""
+    try:
+        with open(os.path.join(folder, _PID_FILE), encoding="ascii") as file:
+            pid = int(file.read())
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            if file.read().strip() == "aardvark-dns":
+                os.kill(pid, signal.SIGHUP)
+                return
+    except (OSError, ValueError):
+        pass  # no server is running
+    if not needed:
+        return
+    # in a scope of its own: the caller may be in the cgroup of a unit that ends
+    scope = ("/usr/bin/systemd-run", "-q", "--scope")
+    by_systemd = os.path.isdir("/run/systemd/system") and os.access(scope[0], os.X_OK)
+    argv = [*(scope if by_systemd else ()), program, "--config", folder, "-p", "53", "run"]
+    null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
+    # it daemonises: its parent exits when it listens
+    os.waitpid(os.posix_spawn(argv[0], argv, dict(os.environ), file_actions=null), 0)

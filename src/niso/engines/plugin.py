@@ -1,22 +1,31 @@
-"""Shared code of the engines' plugins: the machine, names, ports and policies.
+"""What plugins share; what engines send.
+
+Shared code of the engines' plugins: the machine, names, ports and policies.
 
 An engine waits for its plugin, so this imports no code for manifests or processes.
+
+Read an engine's input, and format errors for it.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
 from niso.base import paths
-from niso.base.errors import Conflict, Error, InvalidInput
-from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.change import attach
+from niso.change.attach import POD_POLICY, Request
 from niso.kernel.real import Real
-from niso.plan.records import ANY, Policy, Port
-from niso.services import attachments
-from niso.services.attachments import POD_POLICY
-from niso.services.machine import Machine
+from niso.manifest.addresses_and_ports import parse_port
+from niso.manifest.policy import denials, parse_entry
+from niso.manifest.values import host_label
+from niso.plan.records import ANY, Entry, Policy, Port
+from niso.runtime.machine import Machine
+from niso.store.attached_rows import Attached, Link
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -24,8 +33,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from niso.cluster.engine import Joined
-    from niso.services.attach_request import Request
-    from niso.store.attached_rows import Attached, Link
+
+
+# --- plugin --------------------------------------------------------------------------------------
+
 
 _LONGEST_NAME = 40
 """The most characters of an attachment's name; longer ones are cut and get a digest."""
@@ -35,6 +46,7 @@ class _LateProcesses:
     """The processes of services, imported on first use, which is only after a failure."""
 
     def __getattr__(self, name: str) -> Any:
+
         from niso.runtime.real_processes import RealProcesses
 
         return getattr(RealProcesses(), name)
@@ -45,20 +57,21 @@ def machine() -> Machine:
 
     Raises Error if not run as root.
     """
+    from niso.look import session
+
     if os.geteuid() != 0:
         raise Error("niso needs root", "niso has no rootless networks")
     paths.is_command = True
     processes: Any = _LateProcesses()
     kernel = Real()
     if not os.path.lexists(paths.database()):
-        from niso.commands import lost_store
-
-        lost_store.refuse(kernel, processes)
+        session.refuse(kernel, processes)
     return Machine(Store.open(), kernel, processes, _joined)
 
 
 def _joined() -> Joined | None:
-    from niso.cluster import config  # only hosts of a cluster need it
+
+    from niso.cluster import config
 
     return config.load()
 
@@ -81,7 +94,6 @@ def label(text: str) -> str:
 
 def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
     """Return the texts that are valid aliases, in lower case and without ``but``."""
-    from niso.manifest.values import host_label
 
     valid: dict[str, None] = {}
     for text in texts:
@@ -107,7 +119,6 @@ def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) ->
 
     Raises InvalidInput.
     """
-    from niso.manifest.parse_ports import parse_port
 
     address = f"[{host_ip}]:" if ":" in host_ip else f"{host_ip}:" if host_ip else ANY
     spans = [f"{n}-{n + count - 1}" if count > 1 else str(n) for n in (host, container)]
@@ -131,8 +142,6 @@ def policy(given: Mapping[str, object], where: str) -> Policy:
     """
     if not given:
         return Policy()
-    from niso.manifest.parse_policy import denials, parse_entry
-    from niso.plan.records import Entry
 
     def entries(key: str) -> tuple[Entry, ...] | None:
         if key not in given:
@@ -180,7 +189,7 @@ def joined(store: Store, request: Request) -> Request:
     Conflict if the attachment has another interface on the network, or the interface is on another
     network.
     """
-    now = attachments.current(store, request.name)
+    now = attach.current(store, request.name)
     if now is None:
         return request
     (new,) = request.wishes
@@ -217,15 +226,41 @@ def take_off(machine: Machine, attached: Attached, goes: Callable[[Link], bool])
     left = {link.network for link in links if not goes(link)}
     if len(left) == len(links) and links:
         return
-    now = attachments.current(store, attached.service)
+    now = attach.current(store, attached.service)
     if left and now is not None and attached.lives(machine.kernel):
         wishes = tuple(wish for wish in now.wishes if wish.network in left)
         policies = tuple((on, policy) for on, policy in now.policies if on in left)
         left_over = now._replace(wishes=wishes, policies=policies)
-        attachments.attach(machine, left_over, instead_of=attached)
+        attach.attach(machine, left_over, instead_of=attached)
     else:
-        attachments.detach(machine, attached.service, attached.id)
+        attach.detach(machine, attached.service, attached.id)
 
 
 POLICY_KEYS = ("allow_from", "deny_from", "egress_allow", "egress_deny", "log")
 """The keys that `policy` parses."""
+
+
+# --- protocol ------------------------------------------------------------------------------------
+
+
+_MOST_BYTES = 4 << 20
+"""The most bytes that an engine may send. The annotations of a pod have at most 256 KiB."""
+
+
+MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError)
+"""Exceptions raised by a malformed call. Nothing has changed at that point."""
+
+
+def read_stdin() -> str:
+    """Read stdin. Raises InvalidInput if it is too long, ValueError."""
+    data = sys.stdin.buffer.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise InvalidInput("stdin: the configuration is too long")
+    return data.decode()
+
+
+def one_line(error: Error) -> str:
+    """Format an error on one line, with its next step."""
+    if isinstance(error, ErrorGroup):
+        return "; ".join(map(one_line, error.errors))
+    return f"niso: {error.message}{f' ({error.hint})' if error.hint else ''}"

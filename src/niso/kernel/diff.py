@@ -5,13 +5,7 @@ Objects are created in the order of their kinds and deleted in reverse, addition
 
 from __future__ import annotations
 
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel.kinds import order
-from niso.kernel.kinds.kind import Step, kind_of
-from niso.kernel.state import State
-
-if TYPE_CHECKING:
-    from niso.kernel.kinds.kind import AnyStep
+from niso.kernel.kinds.kind import KINDS, AnyStep, State, Step, kind_of
 
 
 def diff(want: State, have: State) -> list[AnyStep]:
@@ -27,7 +21,7 @@ def diff(want: State, have: State) -> list[AnyStep]:
     early = State.of_kinds(lambda kind: kind.in_the_way(want, have))
     have = _without(have, early)
     going = _places_that_go(want, have)
-    for kind in order.KINDS:
+    for kind in KINDS:
         steps = kind.steps(want, have, going)
         first += steps.first
         made += [Step("delete", thing) for thing in sorted(early[kind.thing])]
@@ -52,7 +46,7 @@ def _places_that_go(want: State, have: State) -> set[str]:
     The objects in them disappear with them.
     """
     going: set[str] = set()
-    for kind in order.KINDS:
+    for kind in KINDS:
         if kind.holds_others:
             keys = {thing.key() for thing in want[kind.thing]}
             going |= {kind.place(t) for t in have[kind.thing] if t.key() not in keys}

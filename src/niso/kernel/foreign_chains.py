@@ -12,7 +12,7 @@ import errno
 import struct
 from collections.abc import Callable, Iterator
 
-from niso.base.lite_typing import NamedTuple
+from niso.base.named_tuples import NamedTuple
 from niso.kernel.netlink import MALFORMED, attribute, attributes, nested, string, text, understood
 from niso.kernel.nft_elements import Nfnetlink, nfgenmsg
 
@@ -416,6 +416,31 @@ def _target(fields: dict[int, bytes]) -> Expression | None:
     return None if name in _TARGETS_PASS else Perhaps()
 
 
+def _number(fields: dict[int, bytes], kind: int, default: int = 0) -> int:
+    return int.from_bytes(fields[kind], "big") if kind in fields else default
+
+
+def _register(fields: dict[int, bytes], kind: int) -> int:
+    """Return the byte offset of a register: NFT_REG_1.. have 16 bytes, NFT_REG32_00.. have 4."""
+    number = _number(fields, kind)
+    return min(number * 16 if number < 8 else (number - 4) * 4, _REGISTERS)
+
+
+def _value(nest: bytes | None) -> bytes:
+    return attributes(nest or b"").get(1, b"")  # NFTA_DATA_VALUE
+
+
+def _verdict(nest: bytes | None) -> Verdict | None:
+    if nest is None:
+        return None
+    fields = attributes(nest)  # NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN
+    code = struct.unpack_from(">i", fields.get(1, b"").rjust(4, b"\0"))[0]
+    if code in _VERDICTS:
+        return Verdict(_VERDICTS[code], string(fields.get(2, b"")))
+    # NF_DROP; NF_ACCEPT, and NF_QUEUE as above
+    return Verdict("drop" if code & 0xFF == 0 else "accept")
+
+
 _PARSERS: dict[str, Callable[[dict[int, bytes]], Expression | None]] = {
     "meta": lambda fields: _load("meta", fields),
     "ct": lambda fields: _load("ct", fields),
@@ -433,31 +458,6 @@ _PARSERS: dict[str, Callable[[dict[int, bytes]], Expression | None]] = {
     # NF_QUEUE: the program that reads the queue decides, so there is nothing to warn about
     "queue": lambda _: Verdict("accept"),
 }
-
-
-def _verdict(nest: bytes | None) -> Verdict | None:
-    if nest is None:
-        return None
-    fields = attributes(nest)  # NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN
-    code = struct.unpack_from(">i", fields.get(1, b"").rjust(4, b"\0"))[0]
-    if code in _VERDICTS:
-        return Verdict(_VERDICTS[code], string(fields.get(2, b"")))
-    # NF_DROP; NF_ACCEPT, and NF_QUEUE as above
-    return Verdict("drop" if code & 0xFF == 0 else "accept")
-
-
-def _value(nest: bytes | None) -> bytes:
-    return attributes(nest or b"").get(1, b"")  # NFTA_DATA_VALUE
-
-
-def _number(fields: dict[int, bytes], kind: int, default: int = 0) -> int:
-    return int.from_bytes(fields[kind], "big") if kind in fields else default
-
-
-def _register(fields: dict[int, bytes], kind: int) -> int:
-    """Return the byte offset of a register: NFT_REG_1.. have 16 bytes, NFT_REG32_00.. have 4."""
-    number = _number(fields, kind)
-    return min(number * 16 if number < 8 else (number - 4) * 4, _REGISTERS)
 
 
 def _list(data: bytes) -> Iterator[bytes]:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 
-from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import is_marked
-from niso.kernel import sysctl
-from niso.kernel.nft_wire import TUNNEL
+from niso.kernel import proc_sys
+from niso.kernel.link_records import Link
 from niso.kernel.rtnetlink import Rtnl
-
-if TYPE_CHECKING:
-    from niso.kernel.rtnl_records import Link
+from niso.kernel.ruleset import TUNNEL
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -102,7 +99,7 @@ def lacks_ipv6() -> str | None:
 
     See ip-sysctl.rst, conf/all/disable_ipv6.
     """
-    disabled = sysctl.read("net/ipv6/conf/all/disable_ipv6")
+    disabled = proc_sys.read("net/ipv6/conf/all/disable_ipv6")
     if disabled is None:
         return "this kernel has no IPv6 or was booted with ipv6.disable=1"
     return (
@@ -133,7 +130,7 @@ def not_forwarding() -> dict[str, set[str]]:
     Maps the name of each such link, if it is up, to its addresses. The link's own sysctl decides
     (ip-sysctl.rst, conf/interface/forwarding). Raises KernelError.
     """
-    if sysctl.read("net/ipv4/ip_forward") != "1":
+    if proc_sys.read("net/ipv4/ip_forward") != "1":
         return {}
     by_link: dict[str, set[str]] = {}
     with Rtnl() as rtnl:
@@ -147,7 +144,7 @@ def not_forwarding() -> dict[str, set[str]]:
     return {
         name: own
         for name, own in by_link.items()
-        if sysctl.read(f"net/ipv4/conf/{name}/forwarding") == "0"
+        if proc_sys.read(f"net/ipv4/conf/{name}/forwarding") == "0"
     }
 
 

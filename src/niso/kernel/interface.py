@@ -1,28 +1,28 @@
-"""Define the interface to the kernel. `niso.kernel.fake` implements it without root."""
+"""Define the interface to the kernel. `fakes.kernel` implements it without root."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from niso.base.errors import Conflict, Error
-from niso.base.lite_typing import TYPE_CHECKING
-
-Foreign = dict[str, Conflict]
-"""Maps the name of a link or namespace that should be niso's but is foreign to the error."""
+from niso.base.errors import Error
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.kernel.kinds.kind import AnyStep, Foreign, State
+from niso.kernel.neighbour_tables import Table
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+    from niso.kernel.conntrack import Flow, Tracked
+    from niso.kernel.foreign_chains import Foreign as ForeignChains
+    from niso.kernel.host_facts import Network
+    from niso.kernel.kinds.addresses import RoutingRule
+    from niso.kernel.netns import ForeignNetns
+    from niso.kernel.sockets import Connection, Listener, Measured
+
+
+if TYPE_CHECKING:
     from typing import Protocol, Self
 
-    from niso.kernel.flows import Flow, Tracked
-    from niso.kernel.foreign_chains import Foreign as ForeignChains
-    from niso.kernel.foreign_netns import ForeignNetns
-    from niso.kernel.host_facts import Network
-    from niso.kernel.kinds.kind import AnyStep
-    from niso.kernel.kinds.routing_rule import RoutingRule
-    from niso.kernel.neighbours import Table
-    from niso.kernel.sockdiag import Connection, Listener, Measured
-    from niso.kernel.state import State
 else:
     Protocol = object
 

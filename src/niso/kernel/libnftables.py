@@ -13,18 +13,19 @@ import json
 import os
 from collections.abc import Iterable
 
-from niso.base import failpoint
+from niso.base import signals
 from niso.base.errors import KernelError
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel import nft_audit, nft_elements, nft_values
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.kernel import nft_elements, policy_rules
 from niso.kernel.netlink import MALFORMED, named, refused
 
 if TYPE_CHECKING:
     from typing import Any, Self
 
+
 # NFT_CTX_OUTPUT_... of libnftables(3)
 _STATELESS, _HANDLES, _JSON, _TERSE = 1 << 2, 1 << 3, 1 << 4, 1 << 11
-_PROTOCOLS = {number: name for name, number in nft_values.PROTOCOLS.items()}
+_PROTOCOLS = {number: name for name, number in nft_elements.PROTOCOLS.items()}
 
 _MALFORMED = (*MALFORMED, TypeError, AttributeError, RecursionError)
 
@@ -97,7 +98,7 @@ class Nft:
         """
         what = f"apply nftables rules ({text.strip().partition(chr(10))[0][:80]})"
         try:
-            failpoint.hit(what)
+            signals.hit(what)
         except OSError as error:
             raise refused(what, error.errno or 0) from error
         with named():
@@ -106,7 +107,7 @@ class Nft:
             errors = self._errors()
             # nft reports the kernel's errors at the first line of a buffer, but correctly in a file
             raise self._error(self._dry_run(text) or errors, text)
-        if failpoint.broken(failpoint.OVERRUN):
+        if signals.broken(signals.OVERRUN):
             raise refused(what, errno.ENOBUFS)
 
     def check(self, text: str) -> None:
@@ -248,7 +249,7 @@ def _element(entry: Any, body: dict[str, Any]) -> tuple[str, tuple[str, str]]:
         if "limit" in key["elem"]:
             limit = _limit(key["elem"]["limit"])
         if "expires" in key["elem"]:
-            limit = nft_audit.expires(1000 * int(key["elem"]["expires"]))
+            limit = policy_rules.expires(1000 * int(key["elem"]["expires"]))
         key = key["elem"]["val"]
     written = limit if value is None else _text(value, _types(body.get("map")))
     return _text(key, _types(body.get("type"))), (written, comment)

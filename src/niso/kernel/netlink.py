@@ -14,12 +14,13 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 
-from niso.base import failpoint
+from niso.base import signals
 from niso.base.errors import KernelError
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Self
+
 
 ROUTE = 0  # NETLINK_ROUTE
 SOCK_DIAG = 4  # NETLINK_SOCK_DIAG
@@ -247,7 +248,7 @@ class Netlink:
         )
         results: dict[int, tuple[int, str]] = {}
         try:
-            failpoint.hit(messages[0].what)
+            signals.hit(messages[0].what)
             self._socket.sendto(packet, (0, 0))
             while last not in results:
                 for reply in self._receive():
@@ -283,7 +284,7 @@ class Netlink:
         packets.append(self._pack(end.kind, end.flags, end.body))
         packet = b"".join(packets)
         try:
-            failpoint.hit(what)
+            signals.hit(what)
             try:
                 self._socket.setsockopt(
                     socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(packet) + _BUFFER
@@ -412,7 +413,7 @@ class Netlink:
         The kernel's port is 0 (netlink(7)). Raises OSError.
         """
         data, _, truncated, (sender, _) = self._socket.recvmsg(_BUFFER)
-        if failpoint.broken(failpoint.OVERRUN):
+        if signals.broken(signals.OVERRUN):
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
         if sender:
             return []

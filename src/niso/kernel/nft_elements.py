@@ -1,4 +1,8 @@
-"""Read and change single elements of nftables sets and maps (linux/netfilter/nf_tables.h).
+"""Element; elements of sets and maps by netlink, and their bytes.
+
+Convert values of nftables elements to the bytes of the kernel's registers, and back.
+
+Read and change single elements of nftables sets and maps (linux/netfilter/nf_tables.h).
 
 The cost is 10 µs per element, independent of the size of the set.
 """
@@ -6,25 +10,187 @@ The cost is 10 µs per element, independent of the size of the set.
 from __future__ import annotations
 
 import errno
+import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from niso.base.lite_typing import NamedTuple
-from niso.kernel import netlink, nft_audit, nft_sets
+from niso.base.named_tuples import NamedTuple
+from niso.kernel import netlink, policy_rules, ruleset
 from niso.kernel.netlink import attribute, attributes, nested, several, string, text, understood
-from niso.kernel.nft_values import (
-    NAMES,
-    WIDTHS,
-    in_intervals,
-    limit,
-    pack,
-    pack_limit,
-    pack_range,
-    unpack,
-    unpack_range,
-)
+
+# --- nft values ----------------------------------------------------------------------------------
+
+
+PROTOCOLS = {
+    "icmp": 1,
+    "igmp": 2,
+    "tcp": 6,
+    "udp": 17,
+    "gre": 47,
+    "ipv6-icmp": 58,
+    "sctp": 132,
+    "udplite": 136,
+}
+
+ELEM_EXPR = 7  # NFTA_SET_ELEM_EXPR
+_LIMIT_RATE, _LIMIT_UNIT, _LIMIT_BURST, _LIMIT_TYPE, _LIMIT_FLAGS = 1, 2, 3, 4, 5
+_LIMIT_INV = 1  # NFT_LIMIT_F_INV: matches what is over the rate
+
+# nftables, include/datatype.h: number and width in bytes of each type that niso uses
+_NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _CLASS, _IFNAME = 2, 7, 8, 9, 12, 13, 23, 41
+# bytes of a packet without an nft type: a MAC, addresses of a quoted or wrapped packet, a VNI
+_MAC_NUMBER, _QUOTED4, _QUOTED6, _VNI = -1, -2, -3, -4
+_SORTED_CLASS = -5  # a class as intervals have it
+_NUMBERS = (_MAC_NUMBER, _QUOTED4, _QUOTED6, _VNI)
+WIDTHS = {
+    _VNI: 3,
+    _MAC_NUMBER: 6,
+    _QUOTED4: 4,
+    _QUOTED6: 16,
+    _NFPROTO: 1,
+    _IPV4: 4,
+    _IPV6: 16,
+    _ETHER: 6,
+    _PROTO: 1,
+    _SERVICE: 2,
+    _CLASS: 4,
+    _SORTED_CLASS: 4,
+    _IFNAME: 16,
+}
+_NFPROTOS = {"ipv4": 2, "ipv6": 10}  # NFPROTO_*
+NAMES = {
+    "nf_proto": _NFPROTO,
+    "ipv4_addr": _IPV4,
+    "ipv6_addr": _IPV6,
+    "ether_addr": _ETHER,
+    "inet_proto": _PROTO,
+    "inet_service": _SERVICE,
+    "classid": _CLASS,
+    "ifname": _IFNAME,
+    "iifname": _IFNAME,
+    "@th,208,48": _MAC_NUMBER,
+    "@th,192,32": _QUOTED4,
+    "@th,256,128": _QUOTED6,
+    "ip saddr": _IPV4,
+    "ip6 saddr": _IPV6,
+    ruleset.VNI: _VNI,
+    ruleset.TO: _MAC_NUMBER,
+    ruleset.FROM: _MAC_NUMBER,
+    "@th,336,32": _QUOTED4,
+    "@th,304,128": _QUOTED6,
+}
+
+
+def in_intervals(kinds: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the types of a key as a set with intervals has them: all in network byte order."""
+    return tuple(_SORTED_CLASS if kind == _CLASS else kind for kind in kinds)
+
+
+def pack_limit(value: str) -> bytes:
+    """Return the expression of a limit written as by `nft_limits.limit`, with the unit second."""
+    rate, burst = (int(word.partition("/")[0]) for word in value.split()[3:6:2])
+    return nested(
+        ELEM_EXPR,
+        text(_EXPR_NAME, "limit"),
+        nested(
+            _EXPR_DATA,
+            attribute(_LIMIT_RATE, rate.to_bytes(8, "big")),
+            attribute(_LIMIT_UNIT, (1).to_bytes(8, "big")),
+            attribute(_LIMIT_BURST, burst.to_bytes(4, "big")),
+            attribute(_LIMIT_TYPE, bytes(4)),  # NFT_LIMIT_PKTS
+            attribute(_LIMIT_FLAGS, _LIMIT_INV.to_bytes(4, "big")),
+        ),
+    )
+
+
+def limit(expression: dict[int, bytes]) -> str:
+    """Return the limit of an element as nft writes it, "" if the element has another expression."""
+    if string(expression[_EXPR_NAME]) != "limit":
+        return ""
+    data = attributes(expression[_EXPR_DATA])
+    rate, unit, burst, _, flags = (int.from_bytes(data[n], "big") for n in range(1, 6))
+    over = " over" if flags & _LIMIT_INV else ""
+    per = {1: "second", 60: "minute", 3600: "hour"}.get(unit, f"{unit} s")
+    return f"limit rate{over} {rate}/{per} burst {burst} packets"
+
+
+def pack_range(kind: int, field: str) -> tuple[bytes, bytes]:
+    address, slash, length = field.partition("/")
+    if slash and kind in (_IPV4, _IPV6):
+        first = pack(kind, address)
+        host = (1 << len(first) * 8 - int(length)) - 1
+        return first, (int.from_bytes(first, "big") | host).to_bytes(len(first), "big")
+    low, dash, high = field.partition("-")
+    if dash and kind in (_IPV4, _IPV6, _SERVICE):
+        return pack(kind, low), pack(kind, high)
+    return pack(kind, field), pack(kind, field)
+
+
+def pack(kind: int, field: str) -> bytes:
+    if kind == _IPV4:
+        return socket.inet_pton(socket.AF_INET, field)
+    if kind == _IPV6:
+        return socket.inet_pton(socket.AF_INET6, field)
+    if kind == _ETHER:
+        return bytes.fromhex(field.replace(":", ""))
+    if kind in _NUMBERS:
+        return int(field, 0).to_bytes(WIDTHS[kind], "big")
+    if kind == _SERVICE:
+        return int(field).to_bytes(2, "big")
+    if kind in (_CLASS, _SORTED_CLASS):
+        major, _, minor = field.partition(":")
+        number = int(major, 16) << 16 | int(minor, 16)
+        return number.to_bytes(4, sys.byteorder if kind == _CLASS else "big")
+    if kind == _NFPROTO:
+        return bytes([_NFPROTOS[field]])
+    if kind == _PROTO:
+        return bytes([PROTOCOLS[field] if field in PROTOCOLS else int(field)])
+    return field.strip('"').encode().ljust(16, b"\0")
+
+
+def unpack_range(kind: int, first: bytes, last: bytes) -> str:
+    """Return a range packed by `pack_range` as nft lists it: as a prefix if possible."""
+    if first == last:
+        return unpack(kind, first)
+    if kind in (_IPV4, _IPV6):
+        low, high = int.from_bytes(first, "big"), int.from_bytes(last, "big")
+        length = (low ^ high).bit_length()
+        if low ^ high == (1 << length) - 1 and high & low == low:
+            return f"{unpack(kind, first)}/{8 * len(first) - length}"
+    return f"{unpack(kind, first)}-{unpack(kind, last)}"
+
+
+def unpack(kind: int, packed: bytes) -> str:
+    if kind == _IPV4:
+        return socket.inet_ntop(socket.AF_INET, packed)
+    if kind == _IPV6:
+        return socket.inet_ntop(socket.AF_INET6, packed)
+    if kind == _ETHER:
+        return packed.hex(":")
+    if kind in _NUMBERS:
+        number = int.from_bytes(packed, "big")
+        return hex(number) if kind == _QUOTED6 else str(number)  # nft has no longer integer type
+    if kind == _SERVICE:
+        return str(int.from_bytes(packed, "big"))
+    if kind in (_CLASS, _SORTED_CLASS):
+        number = int.from_bytes(packed, sys.byteorder if kind == _CLASS else "big")
+        return f"{number >> 16:x}:{number & 0xFFFF:x}"
+    if kind == _NFPROTO:
+        return next(
+            (name for name, number in _NFPROTOS.items() if number == packed[0]), str(packed[0])
+        )
+    if kind == _PROTO:
+        return next(
+            (name for name, number in PROTOCOLS.items() if number == packed[0]), str(packed[0])
+        )
+    return f'"{string(packed)}"'
+
+
+# --- nft elements --------------------------------------------------------------------------------
+
 
 _FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
 _GETSET, _GETSETELEM = 0x0A0A, 0x0A0D  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_*
@@ -277,7 +443,7 @@ def _content(header: Header, element: dict[int, bytes]) -> tuple[str, str]:
     """Return (value, comment) of an element."""
     if _ELEM_EXPIRATION in element and header.value == ():
         left_ms = int.from_bytes(element[_ELEM_EXPIRATION], "big")
-        return nft_audit.expires(left_ms), _comment(element)
+        return policy_rules.expires(left_ms), _comment(element)
     if _ELEM_EXPR in element and header.value == ():
         return limit(attributes(element[_ELEM_EXPR])), _comment(element)
     return _value(header, element.get(_ELEM_DATA, b"")), _comment(element)
@@ -288,7 +454,7 @@ def _deletion(header: Header) -> int:
 
     An element with a timeout may have expired, so its deletion must not fail if it is missing.
     """
-    return _DESTROYSETELEM if header.name in nft_audit.PLACES else _DELSETELEM
+    return _DESTROYSETELEM if header.name in policy_rules.PLACES else _DELSETELEM
 
 
 def _header(family: int, table: str, name: str, answer: bytes) -> Header:
@@ -404,9 +570,9 @@ def _element(change: Change) -> bytes:
         parts.append(pack_limit(change.value))
     elif change.adds and change.value:
         parts.append(nested(_ELEM_DATA, _pack_value(change.header, change.value)))
-    if change.adds and change.header.name in nft_audit.PLACES:
-        left_s = nft_audit.timeout_s(change.comment, time.time())
-        if left_s != nft_audit.ENDLESS:
+    if change.adds and change.header.name in policy_rules.PLACES:
+        left_s = policy_rules.timeout_s(change.comment, time.time())
+        if left_s != policy_rules.ENDLESS:
             left_ms = max(1, int(left_s * 1000))
             parts.append(attribute(_ELEM_TIMEOUT, left_ms.to_bytes(8, "big")))
     if change.adds and change.comment:
@@ -449,9 +615,7 @@ def declared(
     return Header(_FAMILIES[family], table, container, interval, keys, values)
 
 
-HEADERS = {
-    place: declared(place[0], place[1], *types) for place, types in nft_sets.DECLARED.items()
-}
+HEADERS = {place: declared(place[0], place[1], *types) for place, types in ruleset.DECLARED.items()}
 """The header of each set and map in niso's tables."""
 
 
@@ -502,3 +666,33 @@ def _comment(element: dict[int, bytes]) -> str:
             return string(userdata[offset + 2 : offset + 2 + length])
         offset += 2 + length
     return ""
+
+
+# --- element -------------------------------------------------------------------------------------
+
+
+class Element(NamedTuple):
+    """One element of an nftables set or map. In a set, ``value`` is "", or the element's limit.
+
+    ``comment`` names the service or network that owns the element, and for a policy the manifest
+    line.
+    """
+
+    table: str  # "inet niso" or "bridge niso"
+    container: str
+    element: str  # as nft writes it: "tcp . 8080"
+    value: str
+    comment: str
+
+    def key(self) -> tuple[str, ...]:
+        return (self.table, self.container, self.element)
+
+    @property
+    def is_mapped(self) -> bool:
+        """Return whether the element is in a map."""
+        return bool(self.value) and not (self.value.startswith("limit ") or self.ends)
+
+    @property
+    def ends(self) -> bool:
+        """Return whether it belongs to an audit: the kernel may delete it after its timeout."""
+        return self.container in policy_rules.PLACES

@@ -14,14 +14,15 @@ import socket
 import struct
 import time
 
-from niso.base.addresses import family_of
 from niso.base.errors import KernelError
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.kernel import netns, sensor
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import family_of
+from niso.kernel import flow_memory, netns
 from niso.kernel.netlink import refused
 
 if TYPE_CHECKING:
     from typing import Self
+
 
 _NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
 # protocol, request, reply
@@ -119,7 +120,7 @@ class Probe:
         The rules do not record the packet as a flow.
         """
         if self._proto != "icmp":
-            sensor.leave_out(self._source, self._proto, self._own_port)
+            flow_memory.leave_out(self._source, self._proto, self._own_port)
         try:
             if self._proto == "udp":
                 self._socket.connect((self._to, self._port))

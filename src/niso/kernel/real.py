@@ -1,51 +1,55 @@
-"""Implement `niso.kernel.interface.Kernel` on the real kernel."""
+"""The host's kernel; writes steps.
+
+Implement `niso.kernel.interface.Kernel` on the real kernel.
+
+Execute steps: the only module that changes the kernel.
+
+The code for each kind is in kernel/kinds.
+"""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection, Iterable
 
-# every kind is registered, so that a reading of everything finds all objects
-import niso.kernel.kinds.address
-import niso.kernel.kinds.attached
-import niso.kernel.kinds.bridge
-import niso.kernel.kinds.element
-import niso.kernel.kinds.fdb
-import niso.kernel.kinds.hosts_file
-import niso.kernel.kinds.hosts_leftover
-import niso.kernel.kinds.hosts_line
-import niso.kernel.kinds.named
-import niso.kernel.kinds.namespace
-import niso.kernel.kinds.neighbour
-import niso.kernel.kinds.peer
-import niso.kernel.kinds.route
-import niso.kernel.kinds.routing_rule
-import niso.kernel.kinds.ruleset
-import niso.kernel.kinds.setting
-import niso.kernel.kinds.shaper
-import niso.kernel.kinds.veth
-import niso.kernel.kinds.vxlan
-import niso.kernel.kinds.wireguard  # noqa: F401
-from niso.base import paths
+import niso.kernel.kinds.neighbours
+import niso.kernel.kinds.nft  # noqa: F401  # every kind is registered
+from niso.base import paths, signals
 from niso.base.errors import Error, KernelError
-from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import is_marked
-from niso.kernel import netns, sysctl
+from niso.kernel import (
+    conntrack,
+    flow_memory,
+    foreign_chains,
+    host_facts,
+    neighbour_tables,
+    netns,
+    proc_sys,
+    rtnetlink,
+    sockets,
+)
+from niso.kernel.conntrack import Flow, Tracked, end
+from niso.kernel.foreign_chains import Foreign as ForeignChains
+from niso.kernel.host_facts import Network
+from niso.kernel.kinds import hosts_files, kind, tunnels
+from niso.kernel.kinds.addresses import RoutingRule
+from niso.kernel.kinds.kind import AnyStep, Foreign, State, Step
+from niso.kernel.kinds.links import delete_links
+from niso.kernel.kinds.namespaces import Named, Netns
+from niso.kernel.kinds.sysctls import Sysctl, _link
+from niso.kernel.libnftables import Nft
+from niso.kernel.neighbour_tables import Table
+from niso.kernel.netns import ForeignNetns, Sockets, inside
 from niso.kernel.rtnetlink import Rtnl
-from niso.kernel.rtnl_sockets import Sockets
+from niso.kernel.sockets import Connection, Listener, Measured
 
 if TYPE_CHECKING:
-    from typing import Self
+    from collections.abc import Hashable, Sequence
+    from typing import Any, Self
 
-    from niso.kernel.flows import Flow, Tracked
-    from niso.kernel.foreign_chains import Foreign as ForeignChains
-    from niso.kernel.foreign_netns import ForeignNetns
-    from niso.kernel.host_facts import Network
-    from niso.kernel.interface import Foreign
-    from niso.kernel.kinds.kind import AnyStep
-    from niso.kernel.kinds.routing_rule import RoutingRule
-    from niso.kernel.neighbours import Table
-    from niso.kernel.sockdiag import Connection, Listener, Measured
-    from niso.kernel.state import State
+
+# --- real ----------------------------------------------------------------------------------------
 
 
 class Real:
@@ -73,38 +77,32 @@ class Real:
         strays: bool = False,
         taken: bool = False,
     ) -> State:
-        from niso.kernel import reading
 
         with self:
-            return reading.read(candidates, alias, self._sockets, foreign, strays, taken)
+            return kind.read(candidates, alias, self._sockets, foreign, strays, taken)
 
     def read_all(self, want: State, alias: str, foreign: Foreign) -> State:
-        from niso.kernel import reading
 
         with self:
-            return reading.read_all(want, alias, self._sockets, foreign)
+            return kind.read_all(want, alias, self._sockets, foreign)
 
     def write(self, steps: Iterable[AnyStep], ending: list[str] | None = None) -> None:
-        from niso.kernel import writing
 
         with self:
-            writing.Writer(steps, self._sockets, ending).run()
+            Writer(steps, self._sockets, ending).run()
 
     def write_what_can_be(
         self, steps: Iterable[AnyStep], ending: list[str] | None = None
     ) -> list[Error]:
-        from niso.kernel import writing
 
         with self:
-            return writing.Writer(steps, self._sockets, ending).run_what_can_be()
+            return Writer(steps, self._sockets, ending).run_what_can_be()
 
     def end_links(self, names: list[str]) -> None:
-        from niso.kernel import writing
 
-        writing.end_links(names)
+        end_links(names)
 
     def list_elements(self, table: str, container: str) -> dict[str, tuple[str, str]] | None:
-        from niso.kernel.libnftables import Nft
 
         with Nft() as nft:
             return nft.elements(table, container)
@@ -117,61 +115,54 @@ class Real:
         return {link.name: link.alias for link in links if is_marked(link.alias)}
 
     def marked_rules(self) -> list[RoutingRule]:
-        from niso.kernel import routing_rules
-        from niso.kernel.kinds.routing_rule import RoutingRule
 
         with self:
             here = self._sockets.here()
             return [
                 RoutingRule(rule.link, family, rule.drift)
                 for family in (4, 6)
-                for rule in routing_rules.of_niso(here, family)
+                for rule in rtnetlink.of_niso(here, family)
             ]
 
     def marked_netns(self) -> dict[str, str]:
         marked = {}
         for name in netns.own_names():
-            with netns.inside(name), Rtnl() as rtnl:
+            with inside(name), Rtnl() as rtnl:
                 lo = rtnl.link("lo")
             if lo is not None and is_marked(lo.alias):
                 marked[name] = lo.alias
         return marked
 
     def marked_names(self) -> list[str]:
-        from niso.kernel import foreign_netns
 
         with self:
             links = self._sockets.here().links()
         marked = {(link.peer_index, link.index) for link in links if is_marked(link.alias)}
-        return foreign_netns.dead_names(marked)
+        return netns.dead_names(marked)
 
     def clear_hosts(self) -> None:
         import contextlib
         import shutil
 
-        from niso.kernel import etc_hosts
-
         shutil.rmtree(paths.hosts_root(), ignore_errors=True)
         with contextlib.suppress(KernelError):
-            etc_hosts.clear()
+            hosts_files.clear()
 
     def host_names(self, mark: str) -> tuple[str, ...]:
-        from niso.kernel import etc_hosts
 
-        return etc_hosts.lines(mark)
+        return hosts_files.host_lines(mark)
 
     def write_host_names(self, mark: str, lines: Iterable[str], always: bool = False) -> bool:
-        from niso.kernel import etc_hosts
 
-        return etc_hosts.write(mark, lines, always)
+        return hosts_files.write(mark, lines, always)
 
     # --- sysctls of the host ---
 
     def sysctl(self, name: str) -> str | None:
-        return sysctl.read(name)
+        return proc_sys.read(name)
 
     def set_sysctl(self, name: str, value: str) -> None:
-        sysctl.write(name, value)
+        proc_sys.write(name, value)
 
     # --- namespaces of services ---
 
@@ -182,9 +173,8 @@ class Real:
         return netns.cookie_at(path)
 
     def look_at(self, path: str) -> ForeignNetns | None:
-        from niso.kernel import foreign_netns
 
-        return foreign_netns.look(path)
+        return netns.look(path)
 
     def clear_unfinished(self, name: str) -> None:
         netns.clear_unfinished(name)
@@ -198,64 +188,54 @@ class Real:
     def addresses_in(self, name: str, link: str) -> list[str]:
         if not netns.exists(name):
             return []
-        with netns.inside(name), Rtnl() as rtnl:
+        with inside(name), Rtnl() as rtnl:
             there = rtnl.link(link)
             return [assigned.address for assigned in rtnl.addresses(there.index)] if there else []
 
     def connections_in(self, name: str) -> list[Connection]:
-        from niso.kernel import sockdiag
 
         if not netns.exists(name):
             return []
-        with netns.inside(name):
-            return sockdiag.connections()
+        with inside(name):
+            return sockets.connections()
 
     def measured_in(self, name: str) -> list[Measured]:
-        from niso.kernel import sockdiag
 
         if not netns.exists(name):
             return []
-        with netns.inside(name):
-            return sockdiag.measured()
+        with inside(name):
+            return sockets.measured()
 
     # --- flows ---
 
     def flows(self) -> list[Tracked]:
-        from niso.kernel import flows
 
-        return flows.tracked()
+        return conntrack.tracked()
 
     def flows_of(self, addresses: Iterable[str]) -> list[Flow]:
-        from niso.kernel import flows
 
-        return flows.of(addresses)
+        return conntrack.of(addresses)
 
     def end_flows(self, flows: Iterable[Flow | Tracked]) -> int:
-        from niso.kernel.flows import end
 
         return end(flows)
 
     def add_flows(self, connections: Iterable[Connection]) -> None:
-        from niso.kernel import flows
 
-        flows.introduce(connections)
+        conntrack.introduce(connections)
 
     def flush_addresses(self, addresses: Iterable[str]) -> None:
-        from niso.kernel import conntrack
 
         conntrack.flush_addresses(addresses)
 
     def forget_flows(self, addresses: Collection[str]) -> None:
-        from niso.kernel import sensor
 
-        sensor.forget(addresses)
+        flow_memory.forget(addresses)
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
         def own() -> list[str]:
             plain = {address.partition("/")[0] for address in self.host_addresses()}
             return [*sorted(plain), "127.0.0.0/8"]
-
-        from niso.kernel import conntrack
 
         conntrack.flush_ports(claims, own, answered)
 
@@ -266,77 +246,227 @@ class Real:
             return [assigned.address for assigned in self._sockets.here().addresses()]
 
     def used_prefixes(self, except_alias: str) -> list[tuple[Network, str]]:
-        from niso.kernel import host_facts
 
         return host_facts.used_prefixes(except_alias)
 
     def engine_prefixes(self) -> list[tuple[Network, str]]:
-        from niso.kernel import host_facts
 
         return host_facts.engine_prefixes()
 
     def default_mtu(self) -> int:
-        from niso.kernel import host_facts
 
         return host_facts.default_mtu()
 
     def mtu_of(self, address: str) -> int | None:
-        from niso.kernel import host_facts
 
         return host_facts.mtu_of(address)
 
     def lacks_ipv6(self) -> str | None:
-        from niso.kernel import host_facts
 
         return host_facts.lacks_ipv6()
 
     def lacks_wireguard(self, form: str) -> str | None:
-        from niso.kernel import wireguard_links
 
-        return wireguard_links.lacks(form)
+        return tunnels.lacks(form)
 
     def wireguard_keys(self, private: str) -> tuple[str, str]:
-        from niso.kernel import wireguard_links
 
-        private = private or wireguard_links.new_key()
-        return private, wireguard_links.public_key(private)
+        private = private or tunnels.new_key()
+        return private, tunnels.public_key(private)
 
     def wireguard_answers(self, name: str, form: str) -> bool:
-        from niso.kernel import wireguard_links
 
-        return wireguard_links.answers(name, form)
+        return tunnels.answers(name, form)
 
     def receiving6(self) -> list[str]:
-        from niso.kernel import host_facts
 
         return host_facts.receiving6()
 
     def not_forwarding(self) -> dict[str, set[str]]:
-        from niso.kernel import host_facts
 
         return host_facts.not_forwarding()
 
     def neighbour_tables(self) -> list[Table]:
-        from niso.kernel import neighbours
 
         with self:
-            return neighbours.tables(self._sockets.here())
+            return neighbour_tables.tables(self._sockets.here())
 
     def listeners(self, proto: str) -> list[Listener]:
-        from niso.kernel import sockdiag
 
-        return sockdiag.listeners(proto)
+        return sockets.listeners(proto)
 
     def socket_holder(self, inode: int) -> tuple[int, str] | None:
-        from niso.kernel import sockdiag
 
-        return sockdiag.holder(inode)
+        return sockets.holder(inode)
 
     def foreign_nat(self) -> dict[str, int]:
         with self.foreign_chains() as source:
             return source.nat4()
 
     def foreign_chains(self) -> ForeignChains:
-        from niso.kernel import foreign_chains
 
         return foreign_chains.Foreign()
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Steps, and the sockets that their kinds need to execute them.
+
+    With ``ending``, veth pairs whose namespace is deleted too are only detached, and their names
+    added to ``ending``.
+    """
+
+    def __init__(
+        self,
+        steps: Iterable[AnyStep],
+        sockets: Sockets,
+        ending: list[str] | None = None,
+    ) -> None:
+        self.steps = list(steps)
+        self.sockets = sockets
+        self.ending = ending if ending is not None else []
+        self._by_space: dict[str, list[Step[Any]]] = {}
+        self.detached = {
+            step.thing.name
+            for step in self.steps
+            if ending is not None
+            and isinstance(step, Step)
+            and step.action == "delete"
+            and isinstance(step.thing, Netns | Named)
+        }
+
+    def steps_in(self, netns: str) -> Sequence[Step[Any]]:
+        """Return the steps for objects in a namespace, in order."""
+        if not self._by_space:
+            for step in self.steps:
+                if isinstance(step, Step):
+                    self._by_space.setdefault(step.kind.space(step.thing), []).append(step)
+        return self._by_space.get(netns, ())
+
+    def rtnl(self, netns: str) -> Rtnl:
+        """Return a socket of a namespace; "" is the host. Raises KernelError."""
+        return self.sockets.at(netns)
+
+    def link(self, netns: str, name: str) -> tuple[Rtnl, int | None]:
+        """Return a socket of the namespace and the link's index; None if the link does not exist.
+
+        If the link does not exist, no object on it exists either.
+        """
+        rtnl = self.rtnl(netns)
+        try:
+            return rtnl, rtnl.index(name)
+        except KernelError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return rtnl, None
+
+    @staticmethod
+    def existing(index: int | None, link: str) -> int:
+        """Return ``index`` if it is not None. Raises KernelError if the link does not exist."""
+        if index is None:
+            raise KernelError(
+                f"link {link!r} does not exist", "niso net repair", errno=errno.ENODEV
+            )
+        return index
+
+    def run(self) -> None:
+        """Execute all steps in order, stopping at the first failure.
+
+        Raises KernelError with the description of the failed step.
+        """
+        for batch in self._batches():
+            self._do(batch)
+
+    def run_what_can_be(self) -> list[Error]:
+        """Execute all steps, continuing after failures; return the errors.
+
+        After a failure no rule is deleted, since the rule may guard an object that could not be
+        deleted.
+        """
+        errors: list[Error] = []
+        for batch in self._batches():
+            if errors and batch[0].kind.is_transactional:
+                continue
+            try:
+                self._do(batch)
+            except Error as error:
+                errors.append(error)
+                for step in batch[1:]:
+                    try:
+                        self._do([step])
+                    except Error as other:
+                        errors.append(other)
+        return errors
+
+    def _batches(self) -> list[list[AnyStep]]:
+        """Return the steps in order, grouped into batches that their kind writes together."""
+        batches: list[list[AnyStep]] = []
+        last: Hashable = None
+        for step in self.steps:
+            common = step.kind.batch(step, self) if isinstance(step, Step) else None
+            key = None if common is None else (step.kind, common)
+            if key is not None and key == last:
+                batches[-1].append(step)
+            else:
+                batches.append([step])
+            last = key
+        return batches
+
+    def _do(self, batch: list[AnyStep]) -> None:
+        """Execute the steps of one batch.
+
+        Raises KernelError with the description of the step that failed.
+        """
+        description = ""
+        try:
+            try:
+                for step in batch:
+                    description = step.describe()
+                    signals.hit(description)
+                batch[0].kind.write(self, batch)
+            except OSError as error:
+                raise KernelError(
+                    f"{description.splitlines()[0]}: {error.strerror}", errno=error.errno or 0
+                ) from error
+        except KernelError as error:
+            first = batch[0]
+            if isinstance(first, Step):
+                error.space = first.kind.space(first.thing)
+                error.thing = first.thing if len(batch) == 1 else None
+            raise
+
+
+def end_links(names: list[str]) -> None:
+    """Delete the links that a `Writer` has detached.
+
+    On return, they no longer exist. Raises KernelError.
+    """
+    if names:
+        what = f"delete links {', '.join(names)}"
+        try:
+            signals.hit(what)
+        except OSError as error:
+            raise KernelError(f"{what}: {error.strerror}", errno=error.errno or 0) from error
+        with Rtnl() as rtnl:
+            delete_links(rtnl, names)
+
+
+# --- setting -------------------------------------------------------------------------------------
+
+
+def write_first(writer: Writer, netns: str, link: str) -> None:
+    """Set the sysctls of a new link before it is set up, taken from all steps of the plan.
+
+    Otherwise the kernel would assign the link an IPv6 address and send from it.
+    """
+
+    first = [
+        (step.thing.name, step.thing.value)
+        for step in writer.steps_in(netns)
+        if isinstance(step.thing, Sysctl) and _link(step.thing) == link
+    ]
+    if first:
+        with inside(netns):
+            proc_sys.write_all(first)

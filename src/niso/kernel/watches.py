@@ -16,12 +16,13 @@ from collections.abc import Iterable
 
 from niso.base import paths
 from niso.base.errors import KernelError
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import netlink
 from niso.kernel.netlink import OWN_THREAD, attributes, refused, string, understood
 
 if TYPE_CHECKING:
     from typing import Self
+
 
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _NFNLGRP_NFTABLES, _RTNLGRP_LINK = 7, 1

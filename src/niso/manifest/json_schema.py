@@ -1,32 +1,34 @@
-"""Build the JSON Schema (draft 2020-12) of manifest.toml, for editors and for `niso schema`.
+"""JSON Schema of manifest.toml and stack.toml.
+
+Build the JSON Schema (draft 2020-12) of manifest.toml, for editors and for `niso schema`.
 
 Keys, types and defaults come from the tables of the manifest; patterns and descriptions are here.
 `niso.manifest.validate` accepts nothing that the schema rejects. It also checks what a schema
 cannot express: that folders exist, that names differ, that no host port is used twice.
+
+Build the JSON Schema of stack.toml from the tables of stack and manifest.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from types import NoneType
 
 from niso.base import convert
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.manifest import (
-    parse_addresses,
-    parse_health,
-    parse_policy,
-    parse_resources,
-    validate,
-    values,
-)
-from niso.manifest.manifest_tables import Manifest
-from niso.plan import mount_points
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.manifest import addresses_and_ports, policy, process_keys, stack, validate, values
+from niso.manifest.keys import Manifest
+from niso.plan import specs
 
 if TYPE_CHECKING:
     from typing import Any
 
     from niso.base.convert import Kind
+
+
+# --- json schema ---------------------------------------------------------------------------------
+
 
 _PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _PORTS = rf"{_PORT}(?:-{_PORT})?"
@@ -39,8 +41,8 @@ _NO_CLIMB = r"(?!(?:.*/)?\.\.(?:/|$))"
 _ARGUMENT = r"^[^\u0000]*$"
 _WORD = r"^[^\u0000]+$"
 _MOUNT = (
-    rf"^(?!(?:{'|'.join(mount_points.TAKEN + mount_points.TAKEN_FILES)})(?:/|$))"
-    rf"(?!(?:{'|'.join(mount_points.HIDING[1:])})$)"
+    rf"^(?!(?:{'|'.join(specs.TAKEN + specs.TAKEN_FILES)})(?:/|$))"
+    rf"(?!(?:{'|'.join(specs.HIDING[1:])})$)"
     r"(?:/(?!\.{1,2}(?:/|$))[^/\u0000-\u001f\u007f]+)+$"
 )
 _NETWORK = r"^(?!(?:default|none|host)$)[a-z][a-z0-9-]{0,62}$"
@@ -195,7 +197,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "metadata is the metadata service of a cloud: 169.254.169.254 and fd00:ec2::254.",
     ),
     "Policy.audit_until": (
-        rf"^(?:{parse_policy.DATE}|{parse_policy.NO_END})$",
+        rf"^(?:{policy.DATE}|{policy.NO_END})$",
         "End of the audit: a date, or a date and time, at most 14 days ahead; never: it has no "
         "end. If unset, 14 days after it began.",
     ),
@@ -270,7 +272,7 @@ _DESCRIPTIONS = {
 }
 
 
-def schema() -> dict[str, Any]:
+def manifest_schema() -> dict[str, Any]:
     """Return the schema as plain data, for `json.dumps`."""
     tables = definitions(Manifest)
     for table, definition in tables.items():
@@ -295,22 +297,22 @@ def schema() -> dict[str, Any]:
     network["allOf"] = [_mode(mode, without) for mode, without in validate.WITHOUT.items()]
     network["properties"]["networks"] |= {"minItems": 1, "uniqueItems": True}
     network["properties"]["aliases"]["uniqueItems"] = True
-    network["properties"]["dns"] |= {"minItems": 1, "maxItems": parse_addresses.MAX_SERVERS}
+    network["properties"]["dns"] |= {"minItems": 1, "maxItems": addresses_and_ports.MAX_SERVERS}
     network["properties"]["extra_hosts"]["propertyNames"] = {
         "pattern": r"^(?!(?:localhost|host\.niso\.local)$|ip6-)[a-z0-9_-]{1,63}"
         r"(?:\.[a-z0-9_-]{1,63})*$"
     }
-    network["properties"]["bandwidth"]["propertyNames"] = {"enum": list(parse_resources.WAYS)}
+    network["properties"]["bandwidth"]["propertyNames"] = {"enum": list(process_keys.WAYS)}
     tables["Isolation"]["properties"]["capabilities"]["items"] = {"enum": list(values.CAPABILITIES)}
     limits = tables["Resources"]["properties"]["pids_limit"]
-    limits |= {"minimum": parse_resources.MIN_PIDS, "maximum": parse_resources.MAX_PIDS}
-    for name in parse_resources.RATES:
+    limits |= {"minimum": process_keys.MIN_PIDS, "maximum": process_keys.MAX_PIDS}
+    for name in process_keys.RATES:
         rate = tables["Resources"]["properties"][name]
-        rate |= {"minimum": 0, "maximum": parse_resources.MAX_RATE}
+        rate |= {"minimum": 0, "maximum": process_keys.MAX_RATE}
     healthcheck = tables["Healthcheck"]
     healthcheck["properties"]["tcp"] |= {"minimum": 1, "maximum": 65535}
-    healthcheck["properties"]["retries"] |= {"minimum": 1, "maximum": parse_health.MAX_RETRIES}
-    healthcheck["oneOf"] = [{"required": [kind]} for kind in parse_health.KINDS]
+    healthcheck["properties"]["retries"] |= {"minimum": 1, "maximum": process_keys.MAX_RETRIES}
+    healthcheck["oneOf"] = [{"required": [kind]} for kind in process_keys.KINDS]
     healthcheck["properties"]["command"] |= {
         "minItems": 1,
         "prefixItems": [{"type": "string", "pattern": _WORD}],
@@ -421,3 +423,134 @@ def _set_pattern(field: dict[str, Any], pattern: str) -> None:
             _set_pattern(choice[texts], pattern)
         else:
             choice["pattern"] = rf"\$\{{|{pattern}"  # a text with a variable matches any pattern
+
+
+# --- stack schema --------------------------------------------------------------------------------
+
+
+_OWN = ("Manifest", "Package", "Binary", "Service", "Healthcheck", "Network")
+_STACK_DESCRIPTIONS = {
+    "name": "Name of the service; replaces the name in its manifest.",
+    "prefix": "Whether services and networks are named after the stack: shop-db for db, whose "
+    "hostname stays db. If unset, a new stack has the prefix if another stack has one of its "
+    "services' names.",
+    "package": "Folder with a manifest.toml, relative to this file.",
+    "depends_on": "Services of the stack that must have started, be healthy or, of a job, be "
+    "completed before this one starts.",
+    "subnet": "Subnet; an array of one IPv4 and one IPv6 subnet. If unset, the next free /24.",
+    "ipv6": "Whether the network also has a unique local IPv6 /64.",
+    "internal": "Whether the network is isolated from everything but the host.",
+    "gateway": "Address of the bridge; an array of one for each subnet. If unset, the first one.",
+    "observe": "Whether the kernel remembers its flows.",
+    "span": "Whether the network spans the hosts of the cluster that this host is in.",
+    "allow_public": "Whether a subnet can be a prefix of the Internet.",
+    "mtu": "Maximum packet size in bytes. If unset, that of the default route.",
+}
+
+
+def stack_schema() -> dict[str, Any]:
+    """Return the schema as plain data, for `json.dumps`.
+
+    A [[service]] has the keys of a manifest's [network] directly. Its other tables override single
+    keys of the manifest, so they require none.
+    """
+    tables: dict[str, Any] = manifest_schema()["$defs"]
+    whole = _inline(tables)
+    for table in ("Binary", "Healthcheck"):
+        for condition in ("required", "oneOf"):
+            tables[table].pop(condition, None)
+    for condition in ("if", "then", "else"):
+        tables["Service"].pop(condition)
+    manifest, network = tables.pop("Manifest"), tables.pop("Network")
+    own = definitions(stack.Own)["Own"]
+    label = tables.pop("Package")["properties"]["name"]["pattern"]
+    own["properties"]["name"]["pattern"] = label
+    tables["StackService"] = {
+        "title": "Service of a stack",
+        "type": "object",
+        "properties": _described(own["properties"])
+        | network["properties"]
+        | {name: manifest["properties"][name] for name in stack.TABLES},
+        "required": own["required"],
+        "additionalProperties": False,
+        "not": network["not"],
+    }
+    made = definitions(stack.Network)["Network"]
+    tables["StackNetwork"] = made | {"properties": _described(made["properties"])}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "niso stack.toml",
+        "type": "object",
+        "properties": {
+            "stack": {
+                "type": "object",
+                "description": "The stack.",
+                "properties": {
+                    "name": {
+                        "type": "string",
+                        "pattern": label,
+                        "description": "Name of the stack, unique on the host.",
+                    },
+                    "prefix": {"type": "boolean", "description": _STACK_DESCRIPTIONS["prefix"]},
+                },
+                "required": ["name"],
+                "additionalProperties": False,
+            },
+            "service": {
+                "type": "array",
+                "description": "Services of the stack.",
+                "items": {"$ref": "#/$defs/StackService"},
+                "minItems": 1,
+            },
+            "services": {
+                "type": "object",
+                "description": "Services by name, each with the content of a manifest.",
+                "propertyNames": {"pattern": label},
+                "additionalProperties": {"$ref": "#/$defs/InlineManifest"},
+            },
+            "networks": {
+                "type": "object",
+                "description": "Networks that the stack makes.",
+                "additionalProperties": {"$ref": "#/$defs/StackNetwork"},
+            },
+        },
+        "required": ["stack"],
+        "anyOf": [
+            {"required": ["service"]},
+            {"required": ["services"], "properties": {"services": {"minProperties": 1}}},
+        ],
+        "additionalProperties": False,
+        "$defs": tables | whole,
+    }
+
+
+def _inline(tables: dict[str, Any]) -> dict[str, Any]:
+    """Return the definitions of [services.NAME]: a complete manifest, named by its table.
+
+    Definitions that a [[service]] relaxes are repeated.
+    """
+    text = json.dumps({f"Inline{name}": tables[name] for name in _OWN})
+    for name in _OWN:
+        text = text.replace(f'"#/$defs/{name}"', f'"#/$defs/Inline{name}"')
+    whole: dict[str, Any] = json.loads(text)
+    needs = definitions(stack.Needs)["Needs"]["properties"]
+    manifest, package = whole["InlineManifest"], whole["InlinePackage"]
+    manifest["properties"] |= _described(needs)
+    manifest["required"].remove("package")
+    package["properties"]["folder"] = {
+        "type": "string",
+        "description": "Folder that the service sees at /app, relative to this file. If unset, "
+        "/app is empty.",
+    }
+    package["required"] = []
+    package["properties"]["rootfs"]["description"] = (
+        "Folder beside this file: the service's root file system. niso never writes to it."
+    )
+    return whole
+
+
+def _described(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: field | {"description": _STACK_DESCRIPTIONS[name]}
+        for name, field in properties.items()
+    }

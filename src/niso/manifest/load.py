@@ -1,4 +1,4 @@
-"""Load and check a manifest, and return its `niso.plan.service_spec.ServiceSpec`."""
+"""Load and check a manifest, and return its `niso.plan.specs.ServiceSpec`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import os
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from niso.base import convert, files
+from niso.base import convert
 from niso.base.errors import Error, ErrorGroup, InvalidInput, NotFound
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.manifest import build, interpolate, manifest_tables, toml, values
-from niso.manifest.interpolate import Resolved
-from niso.manifest.manifest_tables import Manifest
-from niso.plan.service_spec import ServiceSpec
+from niso.base.files import file_changed_by_others
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.text import escaped, shown
+from niso.manifest import toml, validate, values
+from niso.manifest import variables as manifest_variables
+from niso.manifest.keys import Binary, Healthcheck, Manifest, Package, Volume, spec
+from niso.manifest.values import join
+from niso.manifest.variables import Resolved, has_variables, read, resolve
+from niso.plan.specs import ServiceSpec
 
 if TYPE_CHECKING:
     from typing import Any
+
 
 FILE_NAME = "manifest.toml"
 Outer = Callable[[], Mapping[str, str]]
@@ -52,17 +57,17 @@ def of_data(data: object, folder: str) -> Loaded:
     """
     path = os.path.join(folder, FILE_NAME)
     if not os.path.isdir(folder):
-        raise NotFound("no such folder", "pass the package's folder", file=values.escaped(folder))
+        raise NotFound("no such folder", "pass the package's folder", file=escaped(folder))
     try:
         tables = _tables(data)
     except RecursionError:
-        raise InvalidInput("nested too deeply", file=values.escaped(path)) from None
+        raise InvalidInput("nested too deeply", file=escaped(path)) from None
     except UnicodeEncodeError as error:
-        reason = f"{values.shown(error.object)} is not valid UTF-8"
-        raise InvalidInput(reason, file=values.escaped(path)) from None
+        reason = f"{shown(error.object)} is not valid UTF-8"
+        raise InvalidInput(reason, file=escaped(path)) from None
     if not isinstance(tables, dict):
         reason = f"must be a table, not {type(data).__name__}"
-        raise InvalidInput(reason, file=values.escaped(path))
+        raise InvalidInput(reason, file=escaped(path))
     toml.write_dates(tables)
     return Loaded(checked(prepared(tables, path), path), path, folder)
 
@@ -103,11 +108,9 @@ def prepared(
     """
     folder = os.path.dirname(path)
     resolved = Resolved(data, [])
-    if interpolate.has_variables(data):
-        from niso.manifest import env_files
-
-        variables = env_files.variables(folder, owners, outer() if outer else None)
-        resolved = interpolate.resolve(data, variables, {dict: Manifest})
+    if has_variables(data):
+        variables = manifest_variables.variables(folder, owners, outer() if outer else None)
+        resolved = resolve(data, variables, {dict: Manifest})
     return with_paths(resolved, folder)
 
 
@@ -118,7 +121,6 @@ def with_paths(resolved: Resolved, folder: str, base: str = "") -> Resolved:
     ``./``. Neither such a path nor a relative path of a secret or of env_file may lead out of
     ``folder``.
     """
-    from niso.manifest.validate import join
 
     data, errors = resolved.data, list(resolved.errors)
     service = data.get("service")
@@ -179,7 +181,6 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
 
     Raises ErrorGroup as `load` does.
     """
-    from niso.manifest import validate
 
     manifest: Manifest | None = None
     parsed: dict[str, Any] = {}
@@ -196,23 +197,21 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
     environment: dict[str, str] = {}
     files = (files,) if isinstance(files, str) else files
     for file in files:
-        from niso.manifest import env_files
-
         if not file.startswith("/") or values.path_reason(file):
             continue  # an error that `with_paths` has found
         try:
-            environment |= env_files.read(file, os.environ, owners)
+            environment |= read(file, os.environ, owners)
         except Error as error:
             others.append(error)
     errors += _secrets(manifest, owners) if manifest is not None and not errors else ()
     if manifest is None or errors or others:
         for one in errors:
-            one.file = values.escaped(path)
+            one.file = escaped(path)
         raise ErrorGroup([*errors, *others])
     if environment:
         manifest = manifest._replace(environment={**environment, **manifest.environment})
     beside = os.path.join(os.path.dirname(path), ".env")
-    return build.spec(manifest, parsed)._replace(
+    return spec(manifest, parsed)._replace(
         apart=tuple(path for path in (beside, *files) if os.path.lexists(path))
     )
 
@@ -229,14 +228,12 @@ def _secrets(manifest: Manifest, owners: Collection[int] | None) -> Iterator[Inv
             if not stat.S_ISREG(info.st_mode):
                 raise InvalidInput("is not a regular file")
             if owners is not None:
-                how = files.file_changed_by_others(secret.file, owners) or ""
+                how = file_changed_by_others(secret.file, owners) or ""
                 how = how.removeprefix("it ").replace("its folder", "is in a folder that", 1)
                 toml.require_owner(how or None, owners)
         except InvalidInput as error:
-            from niso.manifest.validate import join
-
             error.key = f"{join('secrets', name)}.file"
-            error.value = values.shown(secret.file)
+            error.value = shown(secret.file)
             yield error
         except (OSError, ValueError):
             continue
@@ -244,9 +241,9 @@ def _secrets(manifest: Manifest, owners: Collection[int] | None) -> Iterator[Inv
 
 def written(spec: ServiceSpec) -> dict[str, Any]:
     """Return the tables of a manifest with the keys that differ from their defaults."""
-    defaults = convert.plain(Manifest(manifest_tables.Package("", ""), manifest_tables.Binary("")))
-    defaults["healthcheck"] = convert.plain(manifest_tables.Healthcheck())
-    volume = convert.plain(manifest_tables.Volume(""))
+    defaults = convert.plain(Manifest(Package("", ""), Binary("")))
+    defaults["healthcheck"] = convert.plain(Healthcheck())
+    volume = convert.plain(Volume(""))
     data: dict[str, Any] = {}
     for name, table in spec.manifest.items():
         if name == "volumes" and isinstance(table, Mapping):

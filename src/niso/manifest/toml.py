@@ -1,14 +1,38 @@
-"""Read a user's TOML file; errors name the file, and for syntax errors line and column."""
+"""Read, locate, edit and write TOML.
+
+Read a user's TOML file; errors name the file, and for syntax errors line and column.
+
+Find the line of a key in the text of a TOML file, because tomllib does not report it.
+
+Only valid files are scanned, and only after an error was found in one.
+
+Change a list in a TOML text, keeping everything else, with comments and order.
+
+It needs tomlkit, which only `niso net learn --write` loads.
+
+Write plain data as TOML (https://toml.io/en/v1.0.0).
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import stat
-from collections.abc import Collection, Container
+import tomllib
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 
 from niso.base import files
 from niso.base.errors import Error, InvalidInput, NotFound
-from niso.manifest import values
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.text import escaped
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# --- toml ----------------------------------------------------------------------------------------
+
 
 MAX_BYTES = 1024 * 1024
 _COMPOSE = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
@@ -31,7 +55,7 @@ def load(
     try:
         return parse(content(path, name, owners, untrusted=untrusted))
     except Error as error:
-        error.file = values.escaped(path)
+        error.file = escaped(path)
         error.hint = _meant(path, isinstance(error, NotFound)) or error.hint
         raise
 
@@ -42,12 +66,12 @@ def _meant(path: str, is_missing: bool) -> str | None:
     # the command line may have taken the argument for a folder
     file = folder if is_missing else path
     if file.endswith((".yaml", ".yml")) and os.path.isfile(file):
-        return f"niso import {values.escaped(file)} converts a compose file"
+        return f"niso import {escaped(file)} converts a compose file"
     if name not in _COMMANDS or not is_missing:
         return None
     others = (other for other in _COMMANDS if os.path.isfile(os.path.join(folder, other)))
     other = next(others, None)
-    command = _COMMANDS[other].format(folder=values.escaped(folder)) if other else ""
+    command = _COMMANDS[other].format(folder=escaped(folder)) if other else ""
     return f"there is a {other}: {command}" if other else None
 
 
@@ -180,7 +204,7 @@ def _syntax(message: str, text: str) -> str:
     if place == "end of document":
         place = f"line {text.count(chr(10)) + 1}, column {len(text) - text.rfind(chr(10))}"
     reason = _duplicate(reason, place, text) or f"{reason[:1].lower()}{reason[1:]}"
-    return values.escaped(f"{place}: {reason}")
+    return escaped(f"{place}: {reason}")
 
 
 def _duplicate(reason: str, place: str, text: str) -> str:
@@ -201,3 +225,288 @@ def _duplicate(reason: str, place: str, text: str) -> str:
         key = line.partition("=")[0].strip()
         return f"{key} has a value already"
     return ""
+
+
+# --- toml lines ----------------------------------------------------------------------------------
+
+
+if TYPE_CHECKING:
+    type Path = tuple[str | int, ...]
+
+_PART = re.compile(
+    r'"(?P<basic>(?:[^"\\]|\\.)*)"|\'(?P<literal>[^\']*)\'|(?P<bare>[^\s."\'\[\]=]+)'
+)
+_INDEX = re.compile(r"\[(\d+)\]")
+_PIECE = re.compile(
+    r'"""(?:[^\\]|\\.)*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#[^\n]*|[\[{]|[\]}]|\n|[^\[\]{}"\'#\n]+',
+    re.DOTALL,
+)
+
+
+def locate(text: str, errors: list[Error]) -> None:
+    """Set the line of each error whose key, or a table that contains it, is in ``text``."""
+    lines = dict(_lines(text))
+    for error in errors:
+        path = _path(error.key or "")
+        while path and path not in lines:
+            path = path[:-1]
+        error.line = lines.get(path, 0)
+
+
+def _path(key: str) -> Path:
+    """Split a key such as ``service[1].environment."A B"`` into its parts."""
+    parts: list[str | int] = []
+    at = 0
+    while at < len(key):
+        if index := _INDEX.match(key, at):
+            parts.append(int(index[1]))
+            at = index.end()
+        elif part := _PART.match(key, at):
+            parts.append(_name(part))
+            at = part.end()
+        else:
+            at += 1
+    return tuple(parts)
+
+
+def _name(part: re.Match[str]) -> str:
+    if part["basic"] is None:
+        return str(part["literal"] if part["literal"] is not None else part["bare"])
+    import json
+
+    try:
+        return str(json.loads(f'"{part["basic"]}"'))
+    except ValueError:  # an escape that only TOML has
+        return str(part["basic"])
+
+
+def _lines(text: str) -> Iterator[tuple[Path, int]]:
+    """Yield the path and line of each key and table. The first mention of a path comes last."""
+    lines: list[tuple[Path, int]] = []
+    table: Path = ()
+    counts: dict[Path, int] = {}
+    for number, statement in _statements(text):
+        if statement.startswith("["):
+            names = _resolved(_path_of_header(statement), counts)
+            if statement.startswith("[["):
+                counts[names] = counts.get(names, -1) + 1
+                names = (*names, counts[names])
+            table = names
+        else:
+            names = (*table, *(_name(part) for part in _PART.finditer(statement)))
+        lines += [(names[:length], number) for length in range(1, len(names) + 1)]
+    yield from reversed(lines)
+
+
+def _path_of_header(statement: str) -> Path:
+    return tuple(_name(part) for part in _PART.finditer(statement.strip("[]")))
+
+
+def _resolved(names: Path, counts: dict[Path, int]) -> Path:
+    """Return the path of a table, with the index of the latest item of each array in the path."""
+    path: Path = ()
+    for position, name in enumerate(names):
+        path = (*path, name)
+        if path in counts and position < len(names) - 1:
+            path = (*path, counts[path])
+    return path
+
+
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the line number of each statement, and its header or the text before its ``=``."""
+    number, depth, start, head, is_value = 1, 0, 1, "", False
+    for piece in _PIECE.findall(text + "\n"):
+        if piece == "\n" and not depth:
+            if head.strip():
+                yield start, head.strip()
+            head, is_value = "", False
+        elif is_value or piece.startswith("#"):
+            depth += (piece in "[{") - (piece in "]}")
+        else:
+            before, equals, _ = piece.partition("=") if piece[0] not in "\"'" else (piece, "", "")
+            if not head.strip():
+                start = number
+            head += before
+            is_value = bool(equals)
+        number += piece.count("\n")
+
+
+# --- toml edit -----------------------------------------------------------------------------------
+
+
+KeyPath = Sequence[str | int]
+"""The path to a value: names of tables, and positions in arrays of tables."""
+
+_TOKEN = re.compile(r"""("(?:\\.|[^"\\\n])*"|'[^'\n]*')|\#([^\n]*)|(\n)""")
+"""The tokens of an array of texts: a text, a comment, the end of a line."""
+
+
+class Item(NamedTuple):
+    """A line of a list: a text with its comment, or only a comment."""
+
+    text: str
+    used: bool
+    note: str = ""
+
+
+def with_list(text: str, path: KeyPath, key: str, items: Iterable[Item]) -> str:
+    """Return a TOML text in which ``key`` of the table at ``path`` is replaced by a list of texts.
+
+    Missing tables are added. Comments of the old list stay, if they are on their own lines or next
+    to a text that stays. Raises Error without tomlkit, InvalidInput if the result would differ in
+    anything else.
+    """
+    wanted = list(items)
+    expected = tomllib.loads(text)
+    try:
+        at: Any = expected
+        for name in path:
+            at = at[name] if isinstance(name, int) else at.setdefault(name, {})
+        at[key] = [item.text for item in wanted if item.used]
+        result = _edited(_library(), text, path, key, wanted)
+        same = tomllib.loads(result) == expected
+    except (TypeError, ValueError, AttributeError, LookupError):  # includes tomlkit's
+        same, result = False, ""
+    if not same:
+        where = ".".join(map(str, (*path, key)))
+        raise InvalidInput(
+            f"{where} cannot be changed in the form that it has here",
+            "write what niso net learn prints into the file",
+        )
+    return result
+
+
+def list_at(text: str, path: KeyPath, key: str) -> object:
+    """Return the value of ``key`` in the table at ``path`` of a valid TOML text.
+
+    None if missing.
+    """
+    value: Any = tomllib.loads(text)
+    try:
+        for name in (*path, key):
+            value = value[name]
+    except (LookupError, TypeError):
+        return None
+    return value
+
+
+def _edited(tomlkit: Any, text: str, path: KeyPath, key: str, items: Sequence[Item]) -> str:
+    document = tomlkit.parse(text)
+    table: Any = document
+    added = False
+    for name in path:
+        if not isinstance(name, int) and name not in table:
+            inline = isinstance(table, tomlkit.items.InlineTable)
+            table[name] = tomlkit.inline_table() if inline else tomlkit.table(name != path[-1])
+            added = not inline
+        table = table[name]
+    old = table[key].as_string() if key in table else ""
+    lines = "".join(f"  {line}\n" for line in _item_lines(items, old))
+    table[key] = tomlkit.parse(f"{key} = [\n{lines}]\n")[key] if lines else tomlkit.array()
+    if added:
+        table.add(tomlkit.nl())
+    result = str(tomlkit.dumps(document))
+    if added:
+        result = result.rstrip("\n") + "\n"
+    if "\r\n" in text and not re.search(r"(?<!\r)\n", text):
+        result = re.sub(r"(?<!\r)\n", "\r\n", result)
+    return result
+
+
+def listed(items: Iterable[Item]) -> Iterator[str]:
+    """Yield the lines of a list, without the brackets."""
+    for item in items:
+        quoted = json.dumps(item.text)
+        note = f"  # {item.note}" if item.note else ""
+        yield f"{quoted},{note}" if item.used else f"# {quoted},{note}"
+
+
+def _item_lines(items: Sequence[Item], old: str) -> Iterator[str]:
+    """Yield the lines of a new list, with the comments of the list that it replaces."""
+    beside, alone = _comments(old)
+    for comment in alone:
+        if not any(comment.startswith(json.dumps(item.text)) for item in items):
+            yield f"# {comment}"
+    for item in items:
+        comment = beside.get(item.text, "")
+        note = comment if item.note in comment else f"{item.note}; {comment}".removesuffix("; ")
+        yield from listed([item._replace(note=note)])
+
+
+def _comments(array: str) -> tuple[dict[str, str], list[str]]:
+    """Return the comments of an array of texts: (those next to a text, the others)."""
+    beside: dict[str, str] = {}
+    alone: list[str] = []
+    last = ""
+    for match in _TOKEN.finditer(array):
+        text, comment, end = match.groups()
+        if end is not None:
+            last = ""
+        elif text is not None:
+            last = tomllib.loads(f"x = {text}")["x"]
+        elif last:
+            beside[last] = comment.strip()
+        else:
+            alone.append(comment.strip())
+    return beside, alone
+
+
+def _library() -> Any:
+    try:
+        import tomlkit
+        import tomlkit.items
+    except ImportError:
+        hint = "apt install python3-tomlkit, or install niso[learn] with pip"
+        raise Error("tomlkit, which changes manifests, is not installed", hint) from None
+    return tomlkit
+
+
+# --- toml text -----------------------------------------------------------------------------------
+
+
+_ESCAPES: dict[int, str] = {
+    **{number: f"\\u{number:04x}" for number in (*range(0x20), 0x7F)},
+    **{ord(char): f"\\{short}" for char, short in zip('"\\\n\r\t\b\f', '"\\nrtbf', strict=True)},
+}
+"""What a basic string of TOML cannot have as it is. json is not loaded, for activations."""
+
+
+def value(data: object) -> str:
+    """Return a value on one line; a mapping becomes an inline table."""
+    if isinstance(data, bool):
+        return str(data).lower()
+    if isinstance(data, int | float):
+        return str(data)
+    if isinstance(data, str):
+        return f'"{data.translate(_ESCAPES)}"'
+    if isinstance(data, Mapping):
+        inside = ", ".join(f"{key(name)} = {value(item)}" for name, item in data.items())
+        return f"{{ {inside} }}" if inside else "{}"
+    assert isinstance(data, list | tuple)
+    return f"[{', '.join(value(item) for item in data)}]"
+
+
+def key(name: str) -> str:
+    """Return a key, bare if possible, else quoted."""
+    bare = name and name.isascii() and name.replace("-", "").replace("_", "").isalnum()
+    return name if bare else value(name)
+
+
+def table(header: str, data: Mapping[str, Any], inline: int) -> Iterator[str]:
+    """Yield the lines of a table: its values, then its tables, each under its own header.
+
+    Tables ``inline`` levels deeper are written on one line.
+    """
+    below = {}
+    lines = []
+    for name, item in data.items():
+        if isinstance(item, Mapping) and inline:
+            below[name] = item
+        else:
+            lines.append(f"{key(name)} = {value(item)}")
+    if lines or not below:
+        yield f"[{header}]"
+        yield from lines
+        yield ""
+    for name, item in below.items():
+        yield from table(f"{header}.{key(name)}", item, inline - 1)

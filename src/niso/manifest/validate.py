@@ -12,31 +12,26 @@ from types import NoneType
 
 from niso.base import convert
 from niso.base.errors import InvalidInput
-from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import DEFAULT_NETWORK
-from niso.manifest import (
-    parse_addresses,
-    parse_health,
-    parse_policy,
-    parse_resources,
-    parse_secrets,
-    parse_volumes,
-    values,
-)
-from niso.manifest.parse_policy import (
+from niso.base.text import shown
+from niso.manifest import addresses_and_ports, policy, process_keys, values
+from niso.manifest.addresses_and_ports import contradictions, parse_port
+from niso.manifest.policy import (
     AUDIT_ENDS,
     audit_end,
     parse_egress,
     parse_egress_allow,
     parse_ingress,
 )
-from niso.manifest.parse_ports import contradictions, parse_port
+from niso.manifest.values import join, texts
 from niso.plan.records import Port
 
 if TYPE_CHECKING:
     from typing import Any
 
     from niso.base.convert import Kind
+
 
 TEXT_RULES: dict[str, Callable[[str, str], object]] = {
     "package.name": values.service_name,
@@ -51,7 +46,7 @@ TEXT_RULES: dict[str, Callable[[str, str], object]] = {
     "network.share": values.service_name,
     "network.network": values.network_name,
     "network.hostname": values.host_label,
-    "network.ip": parse_addresses.static_address,
+    "network.ip": addresses_and_ports.static_address,
     "network.policy.audit_until": audit_end,
 }
 ARRAY_RULES: dict[str, Callable[[str, str], object]] = {
@@ -59,20 +54,20 @@ ARRAY_RULES: dict[str, Callable[[str, str], object]] = {
     "isolation.capabilities": values.capability,
     "network.networks": values.network_name,
     "network.aliases": values.host_label,
-    "network.ip": parse_addresses.static_address,
-    "network.dns": parse_addresses.server_address,
-    "network.dns_search": parse_addresses.domain,
+    "network.ip": addresses_and_ports.static_address,
+    "network.dns": addresses_and_ports.server_address,
+    "network.dns_search": addresses_and_ports.domain,
     "network.policy.allow_from": parse_ingress,
     "network.policy.deny_from": parse_ingress,
     "network.policy.egress.allow": parse_egress_allow,
     "network.policy.egress.deny": parse_egress,
 }
 MORE_RULES: dict[str, Callable[[str, str], object]] = {
-    **{f"isolation.resources.{name}": rule for name, rule in parse_resources.RULES.items()},
-    "healthcheck.interval": parse_health.interval,
-    "healthcheck.timeout": parse_health.timeout,
-    "healthcheck.start_period": parse_health.start_period,
-    "healthcheck.http": lambda text, key: parse_health.url(text, key, ()),
+    **{f"isolation.resources.{name}": rule for name, rule in process_keys.RULES.items()},
+    "healthcheck.interval": process_keys.interval,
+    "healthcheck.timeout": process_keys.timeout,
+    "healthcheck.start_period": process_keys.start_period,
+    "healthcheck.http": lambda text, key: process_keys.url(text, key, ()),
     "network.ports": parse_port,
 }
 """Rules of other keys, or of their items, which `rules` applies through other modules."""
@@ -112,13 +107,6 @@ _FORMS = {
 _MAX_GUESSES = 20  # the most unknown keys of one table that get a suggestion: difflib is slow
 
 
-def join(base: str, name: str) -> str:
-    """Join a key to a path, quoted as in TOML: ``environment."A B"``."""
-    bare = name and name.isascii() and name.replace("-", "").replace("_", "").isalnum()
-    part = name if bare else values.shown(name)
-    return f"{base}.{part}" if base else part
-
-
 def walk(data: object, table: type, key: str = "") -> list[InvalidInput]:
     """Return an error for each unknown key, missing key and wrong type in ``data``.
 
@@ -140,9 +128,7 @@ def unknown_key(
     if elsewhere and not near:
         right += f"; elsewhere: {elsewhere}"
         hint = f"move it to {elsewhere}, or remove it"
-    return InvalidInput(
-        "unknown key", hint, key, value=values.shown(value), right=right, about_key=True
-    )
+    return InvalidInput("unknown key", hint, key, value=shown(value), right=right, about_key=True)
 
 
 def _walk(value: Any, may_be: Kind, key: str, root: tuple[Any, str]) -> Iterator[InvalidInput]:
@@ -235,7 +221,7 @@ def _allowed(may_be: Kind) -> str:
     choices: list[str] = []
     for form, inside in may_be.items():
         if form is str and inside:
-            choices += [values.shown(choice) for choice in inside]
+            choices += [shown(choice) for choice in inside]
         elif form is not NoneType:
             choices.append("true or false" if form is bool else _FORMS[form])
     return " or ".join((", ".join(choices[:-1]), choices[-1])) if len(choices) > 1 else choices[0]
@@ -267,12 +253,12 @@ def _rule(key: str) -> Callable[[str, str], object] | None:
         return ARRAY_RULES.get(array) or MORE_RULES.get(array)
     if key.startswith("volumes."):
         return {
-            "mount": parse_volumes.mount,
-            "host": parse_volumes.host,
-            "size": parse_volumes.size,
+            "mount": process_keys.mount,
+            "host": process_keys.host,
+            "size": process_keys.size,
         }.get(key.rpartition(".")[2])
     return (
-        parse_addresses.static_address
+        addresses_and_ports.static_address
         if key.startswith("network.ip.")
         else TEXT_RULES.get(key) or MORE_RULES.get(key)
     )
@@ -285,7 +271,7 @@ def _accepted(rule: Callable[[str, str], object] | None, key: str, *texts: str) 
         try:
             if rule is not None:
                 rule(text, key)
-            return values.shown(text)
+            return shown(text)
         except InvalidInput as error:
             example = example or error.example
     return example
@@ -307,18 +293,6 @@ def _table(data: dict[str, Any], path: str) -> dict[str, Any]:
         if not isinstance(data, dict):
             return {}
     return data
-
-
-def texts(items: object, key: str) -> Iterator[tuple[str, str]]:
-    """Yield the path and text of each string of an array or table."""
-    if isinstance(items, list):
-        yield from (
-            (f"{key}[{index}]", item) for index, item in enumerate(items) if isinstance(item, str)
-        )
-    elif isinstance(items, dict):
-        yield from (
-            (join(key, name), item) for name, item in items.items() if isinstance(item, str)
-        )
 
 
 def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[InvalidInput]:
@@ -351,8 +325,8 @@ def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[
     for path, text in texts(environment, "environment"):
         parse(values.argument, text, path)
     network = _table(data, "network")
-    errors += parse_addresses.problems(network, parsed)
-    errors += parse_resources.ways(network, parsed)
+    errors += addresses_and_ports.problems(network, parsed)
+    errors += process_keys.ways(network, parsed)
     ports = network.get("ports")
     known = list(texts(ports if isinstance(ports, list) else None, "network.ports"))
     for path, text in known:
@@ -360,16 +334,16 @@ def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[
     errors += _contradictions(
         [(path, text, parsed[path]) for path, text in known if path in parsed]
     )
-    errors += parse_policy.problems(network, parsed)
-    errors += parse_resources.problems(_table(data, "isolation.resources"), parsed)
+    errors += policy.problems(network, parsed)
+    errors += process_keys.resources_problems(_table(data, "isolation.resources"), parsed)
     volumes = _table(data, "volumes")
-    errors += parse_volumes.problems(volumes, parsed)
-    errors += parse_secrets.problems(_table(data, "secrets"), volumes, parsed)
+    errors += process_keys.volumes_problems(volumes, parsed)
+    errors += process_keys.secrets_problems(_table(data, "secrets"), volumes, parsed)
     if isinstance(check := data.get("healthcheck"), dict):
-        own = parse_health.own_names(
+        own = process_keys.own_names(
             _table(data, "package").get("name"), network.get("hostname"), network.get("aliases")
         )
-        errors += parse_health.problems(check, own, parsed)
+        errors += process_keys.health_problems(check, own, parsed)
     errors += _kind(_table(data, "service"), data)
     errors += _modes(network, _table(data, "package").get("name"))
     errors += _networks(network)
@@ -387,7 +361,7 @@ def _contradictions(known: list[tuple[str, str, Port]]) -> Iterator[InvalidInput
     for index, before in contradictions(port for _, _, port in known):
         path, text, _ = known[index]
         first, earlier, _ = known[before]
-        reason = f"conflicts with {first}, {values.shown(earlier)}: same host port"
+        reason = f"conflicts with {first}, {shown(earlier)}: same host port"
         yield values.wrong(path, text, reason, "choose another host port")
 
 
@@ -454,13 +428,13 @@ def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
         yield values.wrong("network.networks", several, "is empty", right, '["backend"]')
     names = several if isinstance(several, list) else [network.get("network", DEFAULT_NETWORK)]
     if isinstance(ip, str | list) and len(names) > 1:
-        example = f"{{ {names[0]} = {values.shown(ip)} }}" if isinstance(names[0], str) else ""
+        example = f"{{ {names[0]} = {shown(ip)} }}" if isinstance(names[0], str) else ""
         reason = "names no network, but the service is on several networks"
         yield values.wrong("network.ip", ip, reason, "a table NETWORK = ADDRESS", example)
     if isinstance(ip, dict):
         known = {name for name in names if isinstance(name, str)}
         for name in (name for name in ip if name not in known):
-            reason, right = "is for a network that the service is not on", values.shown(names)
+            reason, right = "is for a network that the service is not on", shown(names)
             yield values.wrong(join("network.ip", name), ip[name], reason, f"one of {right}")
 
 

@@ -1,4 +1,6 @@
-"""Parse single values: convert text to a checked value.
+"""Parse one value.
+
+Parse single values: convert text to a checked value.
 
 An invalid text raises InvalidInput with the key, the value and the valid form. This module reads no
 file and does not know the tables of a manifest, so commands apply the same rules to arguments of
@@ -8,12 +10,20 @@ name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from niso.base import text
 from niso.base.errors import InvalidInput
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.plan.service_spec import User
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.text import shown
+from niso.plan.specs import User
 
 if TYPE_CHECKING:
     from typing import NoReturn
+
+
+# --- values --------------------------------------------------------------------------------------
+
 
 LOWER = frozenset("abcdefghijklmnopqrstuvwxyz")
 DIGITS = frozenset("0123456789")
@@ -38,41 +48,6 @@ _CHARACTERS_RIGHT = "a-z, 0-9, -"
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
-
-
-def escaped(text: str) -> str:
-    """Escape unprintable characters in ``text`` as TOML does: safe to write to a terminal."""
-    if text.isprintable():
-        return text
-    short = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
-    return "".join(c if c.isprintable() else short.get(c) or _code(ord(c)) for c in text)
-
-
-def _code(number: int) -> str:
-    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
-
-
-def shown(value: object, limit: int = 80, depth: int = 2) -> str:
-    """Return a value as TOML, escaped and shortened.
-
-    A string keeps ``limit`` characters, an array or table 5 items and ``depth`` levels.
-    """
-    if isinstance(value, str):
-        head = value[:limit].replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped(head)}{"..." if len(value) > limit else ""}"'
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        inner = [shown(item, 40, depth - 1) for item in value[:5]] if depth else []
-        return f"[{', '.join([*inner, '...'] if len(value) > len(inner) else inner)}]"
-    if isinstance(value, dict):
-        pairs = list(value.items())[:5] if depth else []
-        inner = [f"{shown(name, 40)} = {shown(item, 40, depth - 1)}" for name, item in pairs]
-        return f"{{{', '.join([*inner, '...'] if len(value) > len(inner) else inner)}}}"
-    try:
-        return escaped(str(value))[:limit]
-    except ValueError:  # an int of more digits than sys.set_int_max_str_digits allows
-        return "a very large number"
 
 
 def wrong(key: str, value: object, reason: str, right: str, example: str = "") -> InvalidInput:
@@ -397,3 +372,25 @@ def capability(text: str, key: str) -> str:
         right = f'"{plain}"' if plain in CAPABILITIES else "a name of capabilities(7) without CAP_"
         raise wrong(key, text, "is not a valid capability", right, '"NET_BIND_SERVICE"')
     return text
+
+
+# --- validate ------------------------------------------------------------------------------------
+
+
+def join(base: str, name: str) -> str:
+    """Join a key to a path, quoted as in TOML: ``environment."A B"``."""
+    bare = name and name.isascii() and name.replace("-", "").replace("_", "").isalnum()
+    part = name if bare else text.shown(name)
+    return f"{base}.{part}" if base else part
+
+
+def texts(items: object, key: str) -> Iterator[tuple[str, str]]:
+    """Yield the path and text of each string of an array or table."""
+    if isinstance(items, list):
+        yield from (
+            (f"{key}[{index}]", item) for index, item in enumerate(items) if isinstance(item, str)
+        )
+    elif isinstance(items, dict):
+        yield from (
+            (join(key, name), item) for name, item in items.items() if isinstance(item, str)
+        )

@@ -1,7 +1,11 @@
-"""Compute the desired state of the kernel from the store's content. Pure: no I/O, no clock.
+"""Snapshot to State, and what differs from it (picture of the types at its top).
+
+Compute the desired state of the kernel from the store's content. Pure: no I/O, no clock.
 
 A `Snapshot` is the part of the store that one command needs (one service, one network, or
 everything). `desired` turns it into a `State` of the same scope.
+
+Report each difference between the desired and the actual state, without its consequences.
 """
 
 from __future__ import annotations
@@ -9,25 +13,38 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from niso.base import names
-from niso.base.addresses import family_of
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.kernel import hosts_text, nft_tables
-from niso.kernel.kinds.address import Address
-from niso.kernel.kinds.bridge import Bridge
-from niso.kernel.kinds.element import Element
-from niso.kernel.kinds.hosts_file import HostsFile
-from niso.kernel.kinds.hosts_line import HostsLine
-from niso.kernel.kinds.kind import Thing
-from niso.kernel.kinds.named import Named
-from niso.kernel.kinds.namespace import Netns
-from niso.kernel.kinds.peer import Peer
-from niso.kernel.kinds.route import Route
-from niso.kernel.kinds.ruleset import Ruleset, owner
-from niso.kernel.kinds.setting import FORWARDING, ON, Sysctl
-from niso.kernel.kinds.veth import Veth
-from niso.kernel.nft_wire import TUNNEL
-from niso.kernel.state import State
-from niso.plan import nft, policy_maps
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import family_of
+from niso.kernel import ruleset
+from niso.kernel.diff import wanted as in_view_of
+from niso.kernel.kinds import hosts_files
+from niso.kernel.kinds.addresses import Address, Route, RoutingRule
+from niso.kernel.kinds.hosts_files import HostsFile, HostsLine
+from niso.kernel.kinds.kind import KINDS, State, Thing, by_key, kind_of
+from niso.kernel.kinds.links import Bridge, Shaper, Veth
+from niso.kernel.kinds.namespaces import Named, Netns
+from niso.kernel.kinds.neighbours import Fdb, Peer
+from niso.kernel.kinds.nft import Ruleset, owner
+from niso.kernel.kinds.sysctls import FORWARDING, ON, Sysctl
+from niso.kernel.kinds.tunnels import FarEnd, Vxlan, WireGuard
+from niso.kernel.nft_elements import Element
+from niso.kernel.ruleset import TUNNEL
+from niso.plan import elements as plan_elements
+from niso.plan import policy_elements
+from niso.plan.elements import (
+    before,
+    claim,
+    closed,
+    hairpin,
+    here,
+    published,
+    published_on,
+    receivers,
+    sealed,
+    spans,
+    tunnel,
+    wire,
+)
 from niso.plan.records import (
     HOST_GATEWAY,
     Network,
@@ -41,7 +58,11 @@ from niso.plan.records import (
 )
 
 if TYPE_CHECKING:
-    from niso.kernel.kinds.wireguard import WireGuard
+    from niso.kernel.kinds.kind import Problem
+
+
+# --- desired -------------------------------------------------------------------------------------
+
 
 BRIDGE_LINK_LOCAL = "fe80::1/64"
 """A bridge's own address: the host needs it to solicit neighbours for packets that it forwards.
@@ -71,25 +92,24 @@ def desired(snapshot: Snapshot) -> State:
 def _shared(snapshot: Snapshot) -> Iterator[Thing]:
     """Yield the tables, and the elements that belong to no single service or network."""
     if snapshot.any_network:
-        yield Ruleset(nft_tables.DIGEST)
+        yield Ruleset(ruleset.DIGEST)
         yield from owner(snapshot.state_id)
-    yield from map(nft.wire, snapshot.wire)
+    yield from map(wire, snapshot.wire)
     if snapshot.tunnel is not None:
-        yield from map(nft.sealed, snapshot.wire)
-        yield nft.tunnel(TUNNEL)
+        yield from map(sealed, snapshot.wire)
+        yield tunnel(TUNNEL)
         yield _tunnel(snapshot.tunnel, names.alias(snapshot.state_id))
     for policed in snapshot.policed:
-        yield from policy_maps.elements(policed, snapshot.members)
+        yield from policy_elements.elements(policed, snapshot.members)
     for family in shut(dict(snapshot.sysctls_before), snapshot.any_active, snapshot.any_active6):
-        yield nft.closed(family)
+        yield closed(family)
     for name, value in snapshot.sysctls_before:
         if _needed(snapshot, name):
-            yield from nft.before(name, value)
+            yield from before(name, value)
 
 
 def _tunnel(tunnel: Tunnel, alias: str) -> WireGuard:
     """Return the encrypted link between the hosts."""
-    from niso.kernel.kinds.wireguard import FarEnd, WireGuard
 
     others = tuple(sorted(FarEnd(*end) for end in tunnel.others))
     own = (tunnel.form, tunnel.address, tunnel.port, tunnel.mtu, tunnel.public)
@@ -109,10 +129,8 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:
     mac = names.mac("", bridge, alias)
     yield Bridge(bridge, network.mtu, alias, True, tracked4, tracked6, mac)
     words = (network.subnets, network.internal, network.observe)
-    yield from nft.network(network.name, bridge, mac, *words)
+    yield from plan_elements.network(network.name, bridge, mac, *words)
     if network.internal:
-        from niso.kernel.kinds.routing_rule import RoutingRule
-
         yield from (RoutingRule(bridge, family) for family in sorted(families))
     for subnet in network.subnets:
         length = subnet.cidr.rpartition("/")[2]
@@ -127,12 +145,11 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:
 
 def _span(network: Network, span: Span, alias: str) -> Iterator[Thing]:
     """Yield the VXLAN device of a network that spans hosts."""
-    from niso.kernel.kinds.vxlan import Vxlan
 
     link = names.vxlan(network.name)
     yield Vxlan(link, span.vni, span.local, span.port, network.mtu, network.bridge, alias)
     yield Sysctl("", f"net/ipv6/conf/{link}/disable_ipv6", "1")
-    yield from nft.spans(network.name, link)
+    yield from spans(network.name, link)
 
 
 def _remote(remote: Remote, networks: dict[str, Network], alias: str) -> Iterator[Thing]:
@@ -140,7 +157,6 @@ def _remote(remote: Remote, networks: dict[str, Network], alias: str) -> Iterato
 
     The same objects allow only that service to answer.
     """
-    from niso.kernel.kinds.fdb import Fdb
 
     for endpoint in remote.endpoints:
         network = networks[endpoint.network]
@@ -150,11 +166,9 @@ def _remote(remote: Remote, networks: dict[str, Network], alias: str) -> Iterato
         mac = names.mac(remote.name, network.name, network.span.cluster)
         yield Fdb(link, mac, remote.host)
         yield from (Peer("", network.bridge, address, mac) for address in endpoint.addresses)
-        yield from nft.claim(
-            remote.name, remote.host, network.span.vni, link, mac, endpoint.addresses
-        )
+        yield from claim(remote.name, remote.host, network.span.vni, link, mac, endpoint.addresses)
         gateway_mac = names.mac("", network.bridge, alias)
-        yield from nft.receivers(remote.name, gateway_mac, mac, endpoint.addresses)
+        yield from receivers(remote.name, gateway_mac, mac, endpoint.addresses)
 
 
 def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network]) -> Iterator[Thing]:
@@ -192,8 +206,6 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
         link = (network.mtu, network.bridge, service.publishes, alias)
         yield Veth(host_end, netns, inner, mac, *link, sums=service.raw)
         if any(service.bandwidth):
-            from niso.kernel.kinds.shaper import Shaper
-
             yield Shaper(host_end, netns, inner, *service.bandwidth)
         for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
             own.append((address, subnet.gateway))
@@ -214,12 +226,14 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
             yield Peer("", network.bridge, address, mac)
             yield Peer(netns, inner, subnet.gateway, gateway_mac)
         own_limits = (service.limits, network.observe)
-        yield from nft.endpoint(service.name, host_end, mac, endpoint.addresses, *own_limits)
-        yield from nft.receivers(service.name, gateway_mac, mac, endpoint.addresses)
+        yield from plan_elements.endpoint(
+            service.name, host_end, mac, endpoint.addresses, *own_limits
+        )
+        yield from receivers(service.name, gateway_mac, mac, endpoint.addresses)
         if network.span is not None:
-            yield nft.here(service.name, network.span.vni, mac)
+            yield here(service.name, network.span.vni, mac)
     if service.publishes:
-        yield from nft.hairpin(service.name, own)
+        yield from hairpin(service.name, own)
 
 
 def _published(service: Service, port: Port, networks: dict[str, Network]) -> list[Element]:
@@ -228,11 +242,11 @@ def _published(service: Service, port: Port, networks: dict[str, Network]) -> li
     if first is None:
         return []
     others = [endpoint for endpoint in service.endpoints if endpoint is not first]
-    elements = nft.published(service.name, port, first.addresses)
+    elements = published(service.name, port, first.addresses)
     families = {family_of(address) for address in first.addresses}
     for endpoint in others:
         inside = [address for address in endpoint.addresses if family_of(address) in families]
-        elements += nft.published_on(service.name, port, networks[endpoint.network].bridge, inside)
+        elements += published_on(service.name, port, networks[endpoint.network].bridge, inside)
     return elements
 
 
@@ -337,7 +351,7 @@ def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
     """
     lines = [
         HostsLine(
-            names.own_hosts_folder(service.name), address, hosts_text.line_names(service.names)
+            names.own_hosts_folder(service.name), address, hosts_files.line_names(service.names)
         )
         for service in snapshot.services
         if service.mode == "none"
@@ -350,7 +364,7 @@ def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
         lines += _services_lines(reader, [*services, *map(_as_listed, remotes)])
         if (first := networks.get(reader.networks[0])) is not None:
             gateways = [subnet.gateway for subnet in first.subnets]
-            lines += [HostsLine(reader.folder, gateway, hosts_text.HOST) for gateway in gateways]
+            lines += [HostsLine(reader.folder, gateway, hosts_files.HOST) for gateway in gateways]
             lines += _extra_lines(reader, gateways)
     return lines
 
@@ -371,7 +385,7 @@ def _services_lines(reader: _Reader, services: Iterable[Service]) -> Iterator[Ho
         if shared:
             listed.append((shared[0], service, by_network[reader.networks[shared[0]]]))
         for network in (reader.networks[at] for at in shared[1:]):
-            text = hosts_text.name_on(service.name, network)
+            text = hosts_files.name_on(service.name, network)
             yield from (HostsLine(reader.folder, one, text) for one in by_network[network])
     first = {name: -1 for name, _ in reader.extra}
     for at, service, _ in listed:
@@ -380,7 +394,7 @@ def _services_lines(reader: _Reader, services: Iterable[Service]) -> Iterator[Ho
     for at, service, addresses in listed:
         own = tuple(name for name in service.names if first[name] == at)
         if own:
-            text = hosts_text.line_names(own)
+            text = hosts_files.line_names(own)
             yield from (HostsLine(reader.folder, address, text) for address in addresses)
 
 
@@ -392,3 +406,64 @@ def _extra_lines(reader: _Reader, gateways: list[str]) -> Iterator[HostsLine]:
             by_address.setdefault(one, []).append(name)
     for one, called in by_address.items():
         yield HostsLine(reader.folder, one, " ".join(called))
+
+
+# --- findings ------------------------------------------------------------------------------------
+
+
+class Finding(NamedTuple):
+    """One difference. ``what`` names the object, ``detail`` says how it differs: texts for people.
+
+    ``defect`` names a defect that repair handles specially (niso.runtime.sources).
+    """
+
+    problem: Problem
+    what: str
+    detail: str = ""
+    defect: str = ""
+
+    def text(self) -> str:
+        """Return the finding as one line."""
+        return f"{self.problem}: {self.what}{f' ({self.detail})' if self.detail else ''}"
+
+
+def findings(want: State, have: State) -> list[Finding]:
+    """Return the differences between two states.
+
+    Consequences of a reported difference are left out, such as an address of a missing link.
+    """
+    result: list[Finding] = []
+    # missing or foreign parents, and conditions that explain other differences
+    known = set(_unseen_links(want, have))
+    want = in_view_of(want, have)
+    for kind in KINDS:
+        before, more = by_key(want[kind.thing], have[kind.thing])
+        for thing in sorted(want[kind.thing]):
+            was = before.pop(thing.key(), None)
+            if was == thing or not known.isdisjoint(
+                (*kind.lies_in(thing), *kind.follows_from(thing, was))
+            ):
+                continue
+            if was is None:
+                result.append(Finding(*kind.missing(thing)))
+                known.add(kind.place(thing))
+            else:
+                result += (Finding(*fields) for fields in kind.differences(thing, was, known))
+                known.update(kind.conditions(thing, was))
+        for thing in sorted([*before.values(), *more]):
+            if kind.is_only_set or not known.isdisjoint(kind.lies_in(thing)):
+                continue
+            result.append(Finding("foreign", kind.what(thing)))
+            known.add(kind.place(thing))
+    return result
+
+
+def _unseen_links(want: State, have: State) -> Iterator[str]:
+    """Yield services' links that are missing or in the wrong namespace; so are their sysctls.
+
+    Sysctls are compared before veth pairs, in the order of creation.
+    """
+    there = {veth.key() for veth in have[Veth] if veth.peer}
+    for veth in want[Veth]:
+        if veth.key() not in there:
+            yield kind_of(veth).place(veth)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from niso.base.addresses import bracketed, family_of, span
-from niso.base.lite_typing import NamedTuple
+from niso.base.named_tuples import NamedTuple
+from niso.base.names import bracketed, family_of, span
 
 ANY, ANY4, ANY6 = "", "0.0.0.0", "::"
 """Wildcard host addresses: every family of the network, IPv4, IPv6."""
@@ -21,7 +21,7 @@ class Subnet(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The settings of a network that spans hosts (kernel/nft_wire.py)."""
+    """The settings of a network that spans hosts (kernel/ruleset.py)."""
 
     cluster: str  # the id of the cluster, from which MACs are derived: equal on all hosts
     vni: int
@@ -30,7 +30,7 @@ class Span(NamedTuple):
 
 
 class Tunnel(NamedTuple):
-    """The WireGuard link of a host of an encrypted cluster (kernel/kinds/wireguard.py)."""
+    """The WireGuard link of a host of an encrypted cluster (kernel/kinds/tunnels.py)."""
 
     form: str
     address: str  # inside the tunnel, with its prefix length
@@ -130,7 +130,7 @@ class Audit(NamedTuple):
     """The time during which a policy denies nothing. The end is fixed when the audit begins.
 
     ``since`` and ``until`` are in seconds since 1970. In a manifest ``since`` is 0, and ``until``
-    is 0 for the default, or `niso.kernel.nft_audit.NEVER` for no end.
+    is 0 for the default, or `niso.kernel.policy_rules.NEVER` for no end.
     """
 
     text: str  # the end as written; "" for the default

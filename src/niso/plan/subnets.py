@@ -1,4 +1,6 @@
-"""Choose addresses for endpoints and prefixes for networks. Pure; the store has the leases.
+"""Subnets, prefixes and gateways that a network may have.
+
+Choose addresses for endpoints and prefixes for networks. Pure; the store has the leases.
 
 An address is handled as its number within its subnet (0 is the network address), so that IPv4 and
 IPv6 work alike.
@@ -6,15 +8,20 @@ IPv6 work alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ipaddress
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from itertools import pairwise
 
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.base.prefixes import Prefix
+from niso.base.errors import Conflict, UsageError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import Prefix
+from niso.plan import records
+
+# --- subnets -------------------------------------------------------------------------------------
+
 
 if TYPE_CHECKING:
-    import ipaddress
-
     Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEFAULT_POOL = "10.99.0.0/16"
@@ -99,3 +106,190 @@ def free_prefix(
         if pool.version == 4
         else ipaddress.IPv6Network((start, length))
     )
+
+
+# --- networks ------------------------------------------------------------------------------------
+
+
+PREFIX_LENGTH = 24
+PREFIX_LENGTHS = {4: (8, 30), 6: (48, 126)}
+MIN_MTUS = {
+    4: 576,
+    6: 1280,
+}  # RFC 791: datagram size that every host accepts; RFC 8200: minimum link MTU
+MAX_MTU = 65535  # the largest MTU of a link
+THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")  # RFC 1122, 3.2.1.3
+PRIVATE = {
+    4: "an address space for private use: 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16",
+    6: "a unique local prefix, fd00::/8",
+}
+"""Hint for --subnet, by family (RFC 1918; RFC 4193). RFC 6598's 100.64.0.0/10 is allowed too."""
+UNICAST6 = (
+    ipaddress.IPv6Network("2000::/3"),
+    ipaddress.IPv6Network("fc00::/7"),
+)  # global unicast (RFC 4291) and unique local (RFC 4193)
+EXAMPLES = ("a prefix like 10.99.1.0/24", "a prefix like fd12:3456:789a:1::/64")
+
+
+def parse_subnet(text: str) -> Network:
+    """Parse a subnet from user input. Raises UsageError.
+
+    IPv6 subnets are global unicast or unique local prefixes from /48 (a site, RFC 6177) to /126. A
+    /126 is the longest with room for a service next to the bridge, because the subnet's own address
+    is the routers' anycast address (RFC 4291, 2.6.1). A /64 is usual. Other lengths work because no
+    service configures its own address (SLAAC).
+    """
+    key = "--subnet"
+    try:
+        subnet = ipaddress.ip_network(text)
+    except ValueError as error:
+        hint = EXAMPLES[":" in text]
+        try:
+            hint = f"did you mean {ipaddress.ip_network(text, strict=False)}?"
+        except ValueError:
+            pass
+        raise UsageError(f"{text!r}: {error}", hint, key) from None
+    hint = EXAMPLES[subnet.version == 6]
+    shortest, longest = PREFIX_LENGTHS[subnet.version]
+    if not shortest <= subnet.prefixlen <= longest:
+        raise UsageError(f"{text}: must be a /{shortest} to /{longest}", hint, key)
+    if subnet.version == 6:
+        usable = any(subnet.subnet_of(unicast) for unicast in UNICAST6)
+    else:
+        usable = not (
+            subnet.is_loopback
+            or subnet.is_multicast
+            or subnet.is_link_local
+            or subnet.is_reserved
+            or subnet.subnet_of(THIS_NETWORK)
+        )
+    if not usable:
+        raise UsageError(f"{text}: not a prefix of unicast addresses", hint, key)
+    return subnet
+
+
+class NetworkRequest(NamedTuple):
+    """A requested network, with at most one subnet of each family.
+
+    Without any, it gets the next free /24.
+    """
+
+    name: str
+    subnets: tuple[str, ...] = ()
+    ipv6: bool = False  # add a unique local /64
+    gateways: tuple[str, ...] = ()  # for some of the subnets
+    internal: bool = False
+    mtu: int | None = None
+    allow_public: bool = False  # also allow public prefixes
+    observe: bool = True  # record its flows
+    span: bool = False  # over all hosts of the cluster
+
+    @property
+    def nets(self) -> list[Network]:
+        """Return the subnets, IPv4 first. Raises UsageError."""
+        return _parsed(self.subnets, self.ipv6)
+
+    @property
+    def families(self) -> set[int]:
+        """Return the requested address families (4, 6)."""
+        return ({net.version for net in self.nets} or {4}) | ({6} if self.ipv6 else set())
+
+
+def check(request: NetworkRequest) -> None:
+    """Raise UsageError if no network could satisfy the request."""
+    nets, least = request.nets, MIN_MTUS[max(request.families)]
+    for net in nets:
+        if net.is_global and not request.allow_public:
+            raise UsageError(
+                f"{net}: a public prefix: this host could no longer reach its real addresses",
+                f"{PRIVATE[net.version]}; --allow-public if the prefix is yours",
+                "--subnet",
+            )
+    if request.mtu is not None and not least <= request.mtu <= MAX_MTU:
+        raise UsageError(
+            f"{request.mtu}: must be {least} to {MAX_MTU}"
+            f"{' with IPv6' if least == MIN_MTUS[6] else ''}",
+            "omit it to use the MTU of the default route",
+            "--mtu",
+        )
+    if nets and not request.ipv6:
+        _gateways(nets, request.gateways)
+    for text in request.gateways:
+        _gateway(text, "an address of the network's subnet")
+
+
+def _parsed(subnets: Sequence[str], ipv6: bool) -> list[Network]:
+    """Parse subnets, at most one of each family, IPv4 first. Raises UsageError."""
+    nets = sorted(map(parse_subnet, subnets), key=lambda net: net.version)
+    for one, other in pairwise(nets):
+        if one.version == other.version:
+            raise UsageError(
+                f"{one}, --subnet {other}: a network can have only one IPv{one.version} subnet",
+                "niso net create NAME creates another network",
+                "--subnet",
+            )
+    if ipv6 and any(net.version == 6 for net in nets):
+        raise UsageError(
+            f"chooses a subnet, and --subnet {nets[-1]} names one",
+            "omit one of them",
+            "--ipv6",
+        )
+    return nets
+
+
+def _gateways(nets: Sequence[Network], texts: Sequence[str]) -> dict[int, str]:
+    """Return {family: requested gateway} in canonical notation. Raises UsageError."""
+    gateways: dict[int, str] = {}
+    for text in texts:
+        hint = f"an address of {' or '.join(map(str, nets))}"
+        address = _gateway(text, hint)
+        net = next((net for net in nets if net.version == address.version), None)
+        if net is None or address not in net:
+            reason: str | None = f"not in {net or ' or '.join(map(str, nets))}"
+        elif address.version in gateways:
+            reason = f"only one gateway is allowed for {net}"
+        else:
+            reason = refusal(net, -1, int(address) - int(net.network_address))
+        if reason:
+            raise UsageError(f"{text}: {reason}", hint, "--gateway")
+        gateways[address.version] = str(address)
+    return gateways
+
+
+def _gateway(text: str, hint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Parse the address of a gateway. Raises UsageError."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r}: {error}", hint, "--gateway") from None
+
+
+def require_same(present: records.Network, request: NetworkRequest, where: str = "") -> None:
+    """Raise Conflict unless the existing network satisfies the request."""
+    there = {subnet.family: subnet for subnet in present.subnets}
+    shown = ", ".join(subnet.cidr for subnet in present.subnets)
+    differs = None
+    if request.span != (present.span is not None):
+        differs = "and spans hosts" if present.span else "on this host alone"
+    elif request.families != there.keys() or any(
+        str(net) != there[net.version].cidr for net in request.nets
+    ):
+        differs = f"with subnet {shown}"
+    elif request.gateways:
+        have = {family: subnet.gateway for family, subnet in there.items()}
+        given = _gateways(
+            [ipaddress.ip_network(subnet.cidr) for subnet in present.subnets], request.gateways
+        )
+        if any(have[family] != gateway for family, gateway in given.items()):
+            differs = f"with gateway {', '.join(have.values())}"
+    if differs is None and request.internal != present.internal:
+        differs = "as an internal network" if present.internal else "and is not internal"
+    if differs is None and not request.observe and present.observe:
+        differs = "and is observed"
+    if differs is None and request.mtu is not None and request.mtu != present.mtu:
+        differs = f"with mtu {present.mtu}"
+    if differs is not None:
+        raise Conflict(
+            f"network {present.name!r} already exists {where}{differs}",
+            "match it, or choose another name",
+        )

@@ -1,11 +1,37 @@
-"""Run crun, and locate the programs that start services."""
+"""Run crun; spec.json, state.json and pids of a run.
+
+Run crun, and locate the programs that start services.
+
+Read and write the records of a service's present activation (spec.json, state.json).
+
+Identify processes by pid without mistaking a recycled pid for the original process.
+
+The functions that open a pidfd (pidfd_open(2)) check the process after the open: from then on the
+descriptor refers to that process, whatever happens to its pid.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import select
+import time
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 
-from niso.base import failpoint, paths
+from niso.base import convert, files, paths, signals
 from niso.base.errors import ProcessError
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.signals import signals_delivered, signals_held
+from niso.plan.specs import ProcessSpec
+from niso.runtime import cgroups
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# --- crun ----------------------------------------------------------------------------------------
+
 
 _TOOL_FOLDERS = (
     "/usr/bin",
@@ -18,7 +44,7 @@ _TOOL_FOLDERS = (
 
 def tool(name: str) -> str:
     """Return the absolute path of crun, conmon, catatonit or nsenter. Raises `ProcessError`."""
-    if failpoint.broken(name):
+    if signals.broken(name):
         return "/usr/bin/false"
     for folder in _TOOL_FOLDERS:
         path = f"{folder}/{name}"
@@ -59,7 +85,6 @@ def run(*args: str) -> tuple[int, str]:
 
     Waits for crun to end even if a signal interrupts: an undo must not run concurrently.
     """
-    from niso.base.signals import signals_delivered, signals_held
 
     program = tool("crun")
     with signals_held():
@@ -128,3 +153,215 @@ def read_all(fd: int, most: int = 1 << 16) -> bytes:
     finally:
         os.close(fd)
     return kept
+
+
+# --- spec ----------------------------------------------------------------------------------------
+
+
+APP = "/app"
+INIT = "/dev/niso-init"
+"""PID 1 of a service: catatonit, mounted into the service's /dev."""
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def path_env(environment: Mapping[str, str]) -> str:
+    """Return the PATH of a service."""
+    return environment.get("PATH", DEFAULT_PATH)
+
+
+def cgroup_of(spec: ProcessSpec) -> str:
+    """Return the service's cgroup, relative to the root of each hierarchy."""
+    return f"/niso-{spec.state_id}/{spec.service}"
+
+
+def namespace(spec: ProcessSpec) -> str | None:
+    """Return the name of a service's network namespace; None for the host's."""
+    return os.path.basename(spec.netns) if spec.netns else None
+
+
+def save(spec: ProcessSpec) -> None:
+    """Write spec.json into the service's folder, atomically. Raises OSError."""
+    write_json(f"{paths.service_dir(spec.service)}/spec.json", convert.plain(spec))
+
+
+def load(service: str) -> ProcessSpec | None:
+    """Read the spec of a service's present activation; None if there is none, or it is damaged."""
+    text = files.read(f"{paths.service_dir(service)}/spec.json")
+    return None if text is None else _parsed(text)
+
+
+def group(service: str) -> str | None:
+    """Return the cgroup of a service's present activation, as `cgroup_of`; None if it has no spec.
+
+    Decodes only this part of the spec, for lists of many services.
+    """
+    fields = read_json(f"{paths.service_dir(service)}/spec.json") or {}
+    state_id = fields.get("state_id")
+    return f"/niso-{state_id}/{service}" if isinstance(state_id, str) else None
+
+
+@lru_cache(maxsize=1)
+def _parsed(text: bytes) -> ProcessSpec | None:
+    """Decode a spec.json. Cached, since reading a status decodes it several times in a row."""
+    fields = _parse_json(text)
+    try:
+        return None if fields is None else convert.convert(fields, ProcessSpec)
+    except convert.Mismatch:  # damaged
+        return None
+
+
+def read_state(service: str) -> dict[str, Any] | None:
+    """Read state.json of a service's activation; None if there is none, or it is damaged."""
+    record = read_json(f"{paths.service_dir(service)}/state.json")
+    kinds = {"run": int, "phase": str, "restarts": int, "failures": int}
+    if record is None:
+        return None
+    is_valid = all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+    return record if is_valid else None
+
+
+def write_json(path: str, value: object) -> None:
+    """Replace ``path`` by ``value`` as JSON (mode 0600), atomically. Raises OSError."""
+    draft = f"{path}.new"
+    with open(files.make(draft, 0o600), "w", encoding="utf-8") as file:
+        file.write(json.dumps(value))
+    files.rename(draft, path)
+
+
+def read_json(path: str) -> dict[str, Any] | None:
+    """Read the JSON object in ``path``; None if there is none. Raises OSError."""
+    text = files.read(path)
+    return None if text is None else _parse_json(text)
+
+
+def _parse_json(text: bytes) -> dict[str, Any] | None:
+    """Parse a JSON object; None if the text is not one."""
+    try:
+        value = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+# --- pids ----------------------------------------------------------------------------------------
+
+
+_PID_MAX = 1 << 22
+"""The kernel's largest limit of pids (PID_MAX_LIMIT, linux/threads.h)."""
+
+
+def in_service(service: str, pid: int) -> bool:
+    """Return whether ``pid`` is now a process of the service, according to its cgroup."""
+    path = group(service)
+    return path is not None and cgroups.holds(path, pid)
+
+
+def in_group(service: str, group: int) -> list[int]:
+    """List the processes of a service in a process group (setpgid(2))."""
+    spec = load(service)
+    members = []
+    for pid in cgroups.pids(cgroup_of(spec)) if spec is not None else ():
+        try:
+            if os.getpgid(pid) == group:
+                members.append(pid)
+        except ProcessLookupError:
+            pass
+    return members
+
+
+def children(pid: int | None) -> list[int]:
+    """List the children of a single-threaded process (proc_pid_task_tid_children(5)).
+
+    Empty if the process has ended, or the kernel lacks CONFIG_PROC_CHILDREN.
+    """
+    return [int(word) for word in files.of_process(pid, f"task/{pid}/children").split()]
+
+
+def open_in_service(service: str, pid: int | None) -> int:
+    """Open a pidfd of the service's process ``pid``; -1 if it has ended or is not the service's."""
+    return _open_if(pid, lambda pid: in_service(service, pid))
+
+
+def open_supervisor(pid: int | None, bundle: str) -> int:
+    """Open a pidfd of ``pid``, the conmon or exit command of ``bundle``; -1 if it has ended."""
+    return _open_if(pid, lambda pid: is_supervisor(pid, bundle))
+
+
+def _open_if(pid: int | None, is_it: Callable[[int], bool]) -> int:
+    """Open a pidfd of ``pid``; -1 if it has ended or ``is_it`` returns false.
+
+    ``is_it`` is called after the open: before, the pid could be reused for another process.
+    """
+    if pid is None:
+        return -1
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+    if is_it(pid):
+        return pidfd
+    os.close(pidfd)
+    return -1
+
+
+def is_supervisor(pid: int | None, bundle: str) -> bool:
+    """Return whether ``pid`` is the conmon or exit command of ``bundle``, by its command line."""
+    words = [] if pid is None else command_line(pid)
+    name = os.fsencode(bundle)
+    return name in words or b"--exit-command-arg=" + name in words
+
+
+def command_line(pid: int) -> list[bytes]:
+    """Read the command line of a process (proc_pid_cmdline(5)); empty if it has ended."""
+    content = files.of_process(pid, "cmdline")
+    return content.split(b"\0") if content else []
+
+
+def state_letter(pid: int | None) -> str:
+    """Read the state of a process (proc_pid_stat(5)): Z zombie, T or t stopped, X ended."""
+    return files.of_process(pid, "stat").rpartition(b") ")[2][:1].decode() or "X"
+
+
+def is_init(pid: int | None) -> bool:
+    """Return whether ``pid`` is the PID 1 (catatonit) of a service."""
+    return pid is not None and command_line(pid)[:1] == [INIT.encode()]
+
+
+def send_signal(pidfd: int, number: int) -> None:
+    """Send a signal by pidfd; no-op if the process has ended."""
+    import signal
+
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return
+
+
+def read_pid(path: str) -> int | None:
+    """Read the pid in a file; None if there is no file, or no valid pid in it. Raises OSError."""
+    try:
+        pid = int(files.read(path) or b"")
+    except ValueError:
+        return None
+    return pid if 0 < pid <= _PID_MAX else None
+
+
+def int_or_none(value: object) -> int | None:
+    """Return ``value`` if it is an int, else None."""
+    return value if isinstance(value, int) else None
+
+
+def wait_readable(fd: int, timeout_s: float) -> bool:
+    """Wait up to ``timeout_s`` until ``fd`` is readable; return whether it is.
+
+    A pidfd is readable once its process has ended (pidfd_open(2)).
+    """
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left = deadline - time.monotonic()
+        if poll.poll(max(0, int(left * 1000 + 0.999))):
+            return True
+        if left <= 0:
+            return False

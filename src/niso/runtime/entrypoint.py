@@ -1,4 +1,13 @@
-"""Look up the entrypoint and the working directory of a manifest in the service's root."""
+"""Find program, user and working directory inside a root.
+
+Look up the entrypoint and the working directory of a manifest in the service's root.
+
+Look up the user that a service runs as in the passwd and group files that it sees.
+
+Open files as a service sees them, without entering its root.
+
+Paths are walked component by component, so no symlink leads out of the root.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +17,12 @@ import stat
 from collections.abc import Sequence
 
 from niso.base.errors import InvalidInput
-from niso.base.lite_typing import NamedTuple
-from niso.runtime.service_paths import open_inside
-from niso.runtime.spec import APP
+from niso.base.named_tuples import NamedTuple
+from niso.plan.specs import User
+from niso.runtime.crun import APP
+
+# --- entrypoint ----------------------------------------------------------------------------------
+
 
 _HEAD_BYTES = 256
 """How much of a script the kernel reads (BINPRM_BUF_SIZE, linux/binfmts.h)."""
@@ -234,3 +246,168 @@ def _cannot_run(entrypoint: str, problem: Problem, root: str) -> InvalidInput:
 def _bad_entrypoint(entrypoint: str, what: str, hint: str = "") -> InvalidInput:
     usual = "name a file of the package, an absolute path, or a command on the service's PATH"
     return InvalidInput(f"{entrypoint!r} {what}", hint or usual, "binary.entrypoint")
+
+
+# --- users ---------------------------------------------------------------------------------------
+
+
+MAX_ID = 4_294_967_294
+"""The largest uid or gid; (uid_t) -1 means "unchanged" (setresuid(2))."""
+_HOME = "/tmp"  # noqa: S108 - a tmpfs of the service's own
+
+
+def resolve_user(
+    rootfs: str | None, user: User | None, own_uid: int, service: str
+) -> tuple[int, int, tuple[int, ...], str, str]:
+    """Look up the user of a service: (uid, gid, supplementary gids, name, home).
+
+    If ``user`` is None, the uid is ``own_uid``, and the name that of the service. Names are looked
+    up in /etc/passwd and /etc/group of the rootfs, or of the host without one. Raises
+    `InvalidInput` with the key service.user.
+    """
+    if user is None:
+        return own_uid, own_uid, (), service, _HOME
+    column, wanted = (0, user.name) if user.name is not None else (2, str(user.uid))
+    accounts = read_database(rootfs, "passwd")
+    account = next((line for line in accounts if line[column] == wanted), None)
+    if account is None:
+        if user.uid is None:
+            where = "the rootfs" if rootfs else "the host"
+            raise InvalidInput(
+                f"{user.text!r} is not in /etc/passwd of {where}",
+                "use a name from that file, or a number (uid or uid:gid)",
+                "service.user",
+            )
+        return user.uid, user.uid if user.gid is None else user.gid, (), service, _HOME
+    name, _, uid, gid, _, home, _ = account
+    if user.gid is not None:
+        return int(uid), user.gid, (), name, home or _HOME
+    groups = read_database(rootfs, "group")
+    supplementary = {int(line[2]) for line in groups if name in line[3].split(",")} - {int(gid)}
+    return int(uid), int(gid), tuple(sorted(supplementary)), name, home or _HOME
+
+
+def read_database(rootfs: str | None, name: str) -> list[list[str]]:
+    """Read the valid lines of ``/etc/passwd`` or ``/etc/group`` (passwd(5), group(5)) as fields.
+
+    Anything but a regular file of at most 4 MiB counts as empty.
+    Lines with an id above `MAX_ID` are skipped, as the C library skips them.
+    """
+    fields = 7 if name == "passwd" else 4
+    ids = (2, 3) if name == "passwd" else (2,)
+    try:
+        text = read_inside({"": rootfs or "/"}, f"/etc/{name}")
+    except OSError:
+        return []
+    lines = [line.split(":") for line in text.decode("utf-8", "replace").splitlines()]
+    return [
+        line
+        for line in lines
+        if len(line) == fields and line[0] and all(_is_id(line[i]) for i in ids)
+    ]
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _is_id(text: str) -> bool:
+    """Return whether a field is a valid uid or gid. int() refuses more than 4300 digits."""
+    return _is_number(text) and len(text) <= 10 and int(text) <= MAX_ID
+
+
+# --- service paths -------------------------------------------------------------------------------
+
+
+MAX_FILE_BYTES = 4 << 20
+"""The largest file that `read_inside` reads."""
+TOP_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_OF_THE_HOST = frozenset(("usr", "etc", *TOP_LINKS))
+"""The parts of the host's root that a service without a rootfs has (`niso.runtime.root`)."""
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
+    """Open ``path`` as a service sees it, without side effects (O_PATH).
+
+    ``mounts`` maps mount points to folders of the host: ``{"": rootfs, "/app": package}``; "" is
+    the root. If the root is the host's own, only the parts that such a service has are visible:
+    /home and /opt are not, even if a path through them leads back into /usr. Returns the
+    descriptor, which the caller closes, and the path inside the service with all links resolved.
+    Raises OSError (ENOENT, ENOTDIR, ELOOP ...).
+    """
+    todo = _parts(path)
+    done: list[str] = []
+    links = 0
+    fd = _open_real(mounts, done)
+    try:
+        while todo:
+            part = todo.pop()
+            if part == "..":
+                # '..' of a mounted folder lies on the host: walk down again from the root.
+                done = done[:-1]
+                following = _open_real(mounts, done)
+            else:
+                target = mounts.get("/" + "/".join([*done, part]))
+                if not (target or done or mounts[""] != "/" or part in _OF_THE_HOST):
+                    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+                following = (
+                    os.open(target, _FOLDER) if target else os.open(part, _NOFOLLOW, dir_fd=fd)
+                )
+                if not stat.S_ISLNK(os.fstat(following).st_mode):
+                    done.append(part)
+                else:
+                    links += 1
+                    link = os.readlink("", dir_fd=following)
+                    os.close(following)
+                    if links > _MAX_LINKS:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                    todo.extend(_parts(link))
+                    if not link.startswith("/"):
+                        continue
+                    done = []
+                    following = _open_real(mounts, done)
+            fd, above = following, fd
+            os.close(above)  # after the swap: an interrupt here must not close fd twice
+        if path.endswith("/") and not stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, "/" + "/".join(done)
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
+def _open_real(mounts: dict[str, str], parts: list[str]) -> int:
+    """Open a folder by a path inside the service that contains no links."""
+    fd = os.open(mounts[""], _FOLDER)
+    for i, part in enumerate(parts):
+        target = mounts.get("/" + "/".join(parts[: i + 1]))
+        try:
+            following = os.open(target, _FOLDER) if target else os.open(part, _NOFOLLOW, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = following
+    return fd
+
+
+def read_inside(mounts: dict[str, str], path: str) -> bytes:
+    """Read a small regular file as the service sees it.
+
+    Raises OSError: EFBIG over `MAX_FILE_BYTES`, EINVAL if it is not a regular file.
+    """
+    fd, _ = open_inside(mounts, path)
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        if info.st_size > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+        with open(f"/proc/self/fd/{fd}", "rb") as file:
+            return file.read(MAX_FILE_BYTES)
+    finally:
+        os.close(fd)

@@ -16,14 +16,16 @@ from contextlib import suppress
 from types import FrameType
 
 from niso.base.errors import InvalidInput, ProcessError
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.plan.service_spec import User
-from niso.runtime import crun, entrypoint, pids, status, users
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.plan.specs import User
+from niso.runtime import crun, entrypoint
+from niso.runtime.crun import DEFAULT_PATH, load, read_json, read_state, write_json
 from niso.runtime.oci import SHELL_TERM
-from niso.runtime.spec import DEFAULT_PATH, load, read_json, read_state, write_json
+from niso.runtime.status import bundle_of, read
 
 if TYPE_CHECKING:
     from typing import Any
+
 
 CANNOT, NOT_EXECUTABLE, NOT_FOUND, SIGNALLED = 125, 126, 127, 128
 FORWARDED = (
@@ -102,10 +104,10 @@ def prepare(
 
     The command runs as ``user``, by default as the service's. Raises `ProcessError` as `execute`.
     """
-    now = status.read(service)
+    now = read(service)
     if now.pid is None and now.state == "running":  # the service is starting or stopping
         time.sleep(0.05)
-        now = status.read(service)
+        now = read(service)
     if now.pid is None:
         state = "it is being started or stopped" if now.state == "running" else now.state
         raise _failed(
@@ -114,7 +116,7 @@ def prepare(
             f"niso logs {service} shows what it wrote; a restart starts it again",
         )
     record = read_state(service)
-    bundle = status.bundle_of(service, int(record["run"]) if record else 0)
+    bundle = bundle_of(service, int(record["run"]) if record else 0)
     config = read_json(f"{bundle}/config.json")
     if config is None:
         raise _failed(CANNOT, f"{service} is being stopped", None)
@@ -135,7 +137,7 @@ def _become(service: str, user: User, oci_process: dict[str, Any]) -> None:
     if spec is None:
         raise _failed(CANNOT, f"{service} is being stopped", None)
     try:
-        uid, gid, groups, _, home = users.resolve_user(spec.rootfs, user, spec.uid, service)
+        uid, gid, groups, _, home = entrypoint.resolve_user(spec.rootfs, user, spec.uid, service)
     except InvalidInput as error:
         raise _failed(CANNOT, f"{service}: user {error.reason}", error.hint) from error
     oci_process["user"] = {
@@ -446,7 +448,7 @@ class _Session:
             return
         try:
             # The pid may be recycled by now: check it after the open.
-            while self._signals and pids.in_service(self._service, pid):
+            while self._signals and crun.in_service(self._service, pid):
                 signal.pidfd_send_signal(target, self._signals.pop(0))
         except ProcessLookupError:
             return
@@ -460,7 +462,7 @@ class _Session:
             deadline = time.monotonic() + _END_S
             while time.monotonic() < deadline:
                 self._forward()
-                if pids.wait_readable(self._pidfd, _RETRY_MS / 1000):
+                if crun.wait_readable(self._pidfd, _RETRY_MS / 1000):
                     return
 
     def _refused(self, reply: str) -> ProcessError:

@@ -1,28 +1,54 @@
-"""Record the latest results of each service's probes, and derive its health from them.
+"""Health checks: probes, commands, verdict.
 
-The probes themselves are in `niso.runtime.health_probe`, which is loaded only for services with a
+Record the latest results of each service's probes, and derive its health from them.
+
+The probes themselves are in `niso.runtime.health`, which is loaded only for services with a
 health check.
+
+Probe the health of services by connections, without blocking.
+
+A probe is a socket made inside the service's network namespace: no process runs there, and no shell
+parses anything. Probes by a command are in `niso.runtime.health`. Any number of probes
+share one poll(2), and each ends at its deadline, whatever its peer does.
+
+Probe a service's health with a command that runs inside it, as its user and within its limits.
+
+crun exec runs the command. Only the end of its output is kept, in memory: the output may contain
+secrets, and no other user may read it. crun changes the owner of its stdin and stdout, so these are
+pipes.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
+import signal
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import suppress
 
 from niso.base import paths
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.errors import Error
 from niso.base.locks import open_lock
-from niso.base.report import Report
-from niso.base.service_events import WaitingForHealth
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import family_of
+from niso.base.report import Report, WaitingForHealth
+from niso.base.signals import signals_held
+from niso.kernel import netns
+from niso.kernel.rtnetlink import Rtnl
 from niso.plan.records import Healthcheck
-from niso.runtime import process
-from niso.runtime.spec import read_json
+from niso.runtime import crun, execute, lifecycle
+from niso.runtime.crun import read_json, write_json
+from niso.runtime.status import describe_exit
 
 if TYPE_CHECKING:
-    from niso.runtime.health_probe import Probe
+    from typing import Any
+
+
+# --- health --------------------------------------------------------------------------------------
 
 
 def advance(probes: Sequence[Probe], others: Sequence[int], until: float) -> None:
@@ -100,7 +126,7 @@ def write_record(service: str, run: tuple[int, float], failure: str) -> None:
         file.write(json.dumps(after._asdict()))
     os.rename(draft, path)
     if not os.path.isdir(paths.service_dir(service)):
-        process.forget_health(service)
+        lifecycle.forget_health(service)
 
 
 def read_record(service: str) -> Probed | None:
@@ -124,15 +150,13 @@ def check_all(targets: Sequence[Target], report: Report) -> dict[str, Health]:
     import fcntl
 
     if due := [target for target in targets if _is_due(target)]:
-        from niso.runtime import health_probe
-
         report(WaitingForHealth(tuple(target.service for target in due)))
         lock = open_lock(".health")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             # Another process may have probed some of them in the meantime.
             due = [target for target in due if _is_due(target)]
-            failures = health_probe.probe_all(
+            failures = probe_all(
                 [(target.check, target.service, target.namespace) for target in due]
             )
             for target, failure in zip(due, failures, strict=True):
@@ -174,3 +198,374 @@ def judge(check: Healthcheck, started_at: float, record: Probed | None) -> Healt
     ):
         return Health("unhealthy", record.failure)
     return Health("healthy" if record.well_at else "starting", record.failure)
+
+
+# --- health probe --------------------------------------------------------------------------------
+
+
+_MAX_RESPONSE = 16 << 10
+"""Bytes, including interim responses. A longer response is not HTTP, and must not keep a probe
+busy."""
+_MAX_ADDRESSES = 16
+_BLOCK = 4096
+
+_Steps = Generator[tuple[socket.socket, int], None, str]
+
+
+class Probe:
+    """One probe in progress.
+
+    ``fd`` becomes ready for ``events`` (poll(2)) when `go_on` can continue.
+    """
+
+    def __init__(self, check: Healthcheck, namespace: str | None) -> None:
+        """Start the probe.
+
+        ``namespace`` is a name below /run/netns; None means the caller's own.
+        """
+        self.began = time.monotonic()
+        self.deadline = self.began + check.timeout_s
+        self.fd = -1
+        self.events = 0
+        self.answer: str | None = None
+        """None until the probe ends, then "" for healthy, else the reason."""
+        self._check = check
+        self._doing = ["connect"]
+        self._steps = _steps(check, namespace, self._doing)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Continue as far as possible without blocking."""
+        try:
+            sock, self.events = next(self._steps)
+            self.fd = sock.fileno()
+        except StopIteration as end:
+            self.answer = end.value
+        except (Error, OSError) as error:  # the namespace no longer exists
+            self.answer = f"{self._check.target}: {error}"
+
+    def give_up_if_late(self) -> None:
+        """End the probe if its deadline has passed; the answer names the step that timed out."""
+        if self.answer is None and time.monotonic() >= self.deadline:
+            self.close()
+            late = f"{self._doing[0]}: no answer within {self._check.timeout_s:g}s"
+            self.answer = f"{self._check.target}: {late}"
+
+    @property
+    def said(self) -> str:
+        """The last line of a command's output, printable; "" for other probes."""
+        return ""
+
+    def close(self) -> None:
+        """Close the socket of a probe; no-op if the probe has ended."""
+        self._steps.close()
+
+
+def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Steps:
+    """Run a probe as a generator: yield (socket, events) to wait for; return "" or the reason."""
+    refusals = ""
+    for address in _candidates(check, namespace):
+        sock = _socket(address, namespace)
+        try:
+            doing[0] = f"connect to {address}"
+            number = sock.connect_ex((address, check.port))
+            if number in (errno.EINPROGRESS, errno.EAGAIN):
+                yield sock, select.POLLOUT
+                number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if number == 0 and sock.getsockname() == sock.getpeername():
+                # RFC 9293, 3.5: without a listener, a connection from the port to itself succeeds.
+                number = errno.ECONNREFUSED
+            if number == 0:
+                if check.path is None:
+                    return ""
+                doing[0] = f"answer of {address}"
+                return (yield from _http(sock, check))
+            refusals = refusals or f"{check.target}: {os.strerror(number).lower()} ({address})"
+        except OSError as error:
+            refusals = (
+                refusals or f"{check.target}: {(error.strerror or str(error)).lower()} ({address})"
+            )
+        finally:
+            sock.close()
+    return refusals
+
+
+def _candidates(check: Healthcheck, namespace: str | None) -> Generator[str, None, None]:
+    """Yield the addresses to try: loopback, then those of the links (read only if needed)."""
+    if check.address:
+        yield check.address
+        return
+    yield "127.0.0.1"
+    yield "::1"
+    with _inside(namespace), Rtnl() as rtnl:
+        addresses = [entry.address.partition("/")[0] for entry in rtnl.addresses()]
+    own = [
+        address
+        for address in addresses
+        if not address.startswith(("127.", "fe80:")) and address != "::1"
+    ]
+    yield from own[:_MAX_ADDRESSES]
+
+
+def _socket(address: str, namespace: str | None) -> socket.socket:
+    with _inside(namespace):
+        family = socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
+        return socket.socket(
+            family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
+
+
+def _inside(namespace: str | None) -> Any:
+    if namespace is not None:
+        return netns.inside(namespace)
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
+    """Send a request (RFC 9112) and read up to the status line of the final response.
+
+    Interim responses (RFC 9110, 15.2) come before it.
+    """
+    lines = (
+        f"GET {check.path} HTTP/1.1",
+        f"Host: {check.host}",
+        "User-Agent: niso",
+        "Accept: */*",
+        "Connection: close",
+    )
+    request = "".join(f"{line}\r\n" for line in (*lines, "")).encode("ascii")
+    while request:
+        try:
+            request = request[sock.send(request) :]
+        except BlockingIOError:
+            yield sock, select.POLLOUT
+    received = b""
+    size = 0
+    while size < _MAX_RESPONSE:
+        try:
+            block = sock.recv(_BLOCK)
+        except BlockingIOError:
+            yield sock, select.POLLIN
+            continue
+        size += len(block)
+        status, received = _status(received + block)
+        if status is not None:
+            return "" if 200 <= status < 400 else f"{check.target}: status {status}"
+        if not block:
+            break
+        if b"\n" in received and not received.startswith(b"HTTP/"):
+            break
+    what = "no HTTP response" if received or size >= _MAX_RESPONSE else "closed without a response"
+    return f"{check.target}: {what}"
+
+
+def _status(received: bytes) -> tuple[int | None, bytes]:
+    """Parse the final status code, skipping interim responses: (code or None, rest to parse)."""
+    while True:
+        line, end, _ = received.partition(b"\n")
+        words = line.split(b" ", 2)
+        if (
+            not end
+            or not line.startswith(b"HTTP/1.")
+            or len(words) < 2
+            or len(words[1].strip()) != 3
+        ):
+            return None, received
+        code = words[1].strip()
+        if not code.isdigit():
+            return None, received
+        if not code.startswith(b"1"):
+            return int(code), received
+        _, blank, following = received.replace(b"\r\n", b"\n").partition(b"\n\n")
+        if not blank:
+            return None, received
+        received = following
+
+
+def begin(check: Healthcheck, service: str, namespace: str | None) -> Probe:
+    """Begin a probe of a service; ``namespace`` is as for `Probe`."""
+    if check.command:
+        return CommandProbe(check, service)
+    return Probe(check, namespace)
+
+
+def probe_all(targets: Sequence[tuple[Healthcheck, str, str | None]]) -> list[str]:
+    """Run probes concurrently; return "" or the reason for each.
+
+    A target is (check, service, namespace). Takes at most the longest timeout.
+    """
+    probes: list[Probe] = []
+    try:
+        for target in targets:
+            probes.append(begin(*target))
+        while pending := [probe for probe in probes if probe.answer is None]:
+            advance(pending, (), pending[0].deadline)
+    finally:
+        for probe in probes:
+            probe.close()
+    return [probe.answer or "" for probe in probes]
+
+
+# --- health command ------------------------------------------------------------------------------
+
+
+_OUTPUT_BLOCK = 1 << 16
+_KEPT, _LINE = 4096, 200
+"""Bytes of output that are kept, and the most characters of a line that are shown."""
+
+
+class CommandProbe(Probe):
+    """A running command. ``fd`` becomes ready when the command has ended or has written output."""
+
+    def __init__(self, check: Healthcheck, service: str) -> None:
+        """Start the command.
+
+        A service without a process counts as a failed probe, not as an error.
+        """
+        self.began = time.monotonic()
+        self.deadline = self.began + check.timeout_s
+        self.fd, self.events = -1, select.POLLIN
+        self.answer: str | None = None
+        self._check, self._service = check, service
+        self._pid, self._pidfd, self._output = 0, -1, -1
+        self._stem = ""
+        self._tail = b""
+        try:
+            self._start()
+        except (Error, OSError) as error:
+            self._free()
+            reason = error.detail if isinstance(error, Error) else os.strerror(error.errno or 0)
+            self.answer = f"{check.target}: {reason}"
+
+    def _start(self) -> None:
+        stem, process = execute.prepare(self._service, list(self._check.command))
+        # several probes of one service may run at once: of this niso and of another one
+        self._stem = f"{stem}-{time.monotonic_ns()}"
+        write_json(f"{self._stem}.json", process)
+        os.close(os.open(f"{self._stem}.log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        argv = ["crun", f"--root={crun.state_dir()}", f"--log=file:{self._stem}.log", "exec"]
+        argv += ["--process", f"{self._stem}.json", "--pid-file", f"{self._stem}.pid"]
+        argv.append(crun.container_id(self._service))
+        stdin, end = os.pipe()
+        self._output, output = os.pipe()
+        os.close(end)
+        os.set_blocking(self._output, False)
+        actions = [
+            (os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((stdin, output, output))
+        ]
+        try:
+            with signals_held():  # a signal in between would leave a child that no code reaps
+                self._pid = os.posix_spawn(
+                    crun.tool("crun"),
+                    argv,
+                    crun.environment(),
+                    file_actions=actions,
+                    setpgroup=0,
+                    setsigmask=(),
+                )
+            self._pidfd = os.pidfd_open(self._pid)
+        finally:
+            os.close(stdin)
+            os.close(output)
+        ready = select.epoll()
+        self.fd = os.dup(ready.fileno())
+        ready.register(self._pidfd, select.EPOLLIN)
+        ready.register(self._output, select.EPOLLIN)
+        ready.close()
+
+    def go_on(self) -> None:
+        """Read the command's output, and its exit status if it has ended.
+
+        Processes that the command has started are killed when it ends.
+        """
+        if self.answer is not None:
+            return
+        is_over = crun.wait_readable(self._pidfd, 0)
+        if self._output >= 0:
+            with suppress(BlockingIOError):
+                block = os.read(self._output, _OUTPUT_BLOCK)
+                self._tail = (self._tail + block)[-_KEPT:]
+                if not block:  # the command has closed its output, and may still run
+                    self._forget_output()
+        if not is_over:
+            return
+        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        self._pid = 0
+        self._end_group()
+        with open(f"{self._stem}.log", "rb") as file:
+            refusal = crun.plain_message(file.read(_OUTPUT_BLOCK))
+        self._free()
+        if refusal:
+            self.answer = f"{self._check.target}: {refusal}"
+        else:
+            code = 128 - code if code < 0 else code
+            self.answer = f"{self._check.target}: {describe_exit(code)}" if code else ""
+
+    @property
+    def said(self) -> str:
+        """The last line of the command's output, printable."""
+        lines = self._tail.decode("utf-8", "replace").split("\n")
+        last = next((line for line in map(str.strip, reversed(lines)) if line), "")
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in last[-_LINE:])
+
+    def give_up_if_late(self) -> None:
+        """Kill the command if its deadline has passed."""
+        if self.answer is None and time.monotonic() >= self.deadline:
+            self.close()
+            late = f"has not ended within {self._check.timeout_s:g}s"
+            self.answer = f"{self._check.target}: {late}"
+
+    def _forget_output(self) -> None:
+        ready = select.epoll.fromfd(os.dup(self.fd))
+        ready.unregister(self._output)
+        ready.close()
+        os.close(self._output)
+        self._output = -1
+
+    def close(self) -> None:
+        """Kill the command and its process group if it still runs, and release all resources."""
+        if self._pid:
+            self._kill()
+        self._free()
+
+    def _kill(self) -> None:
+        os.kill(self._pid, signal.SIGSTOP)
+        _, state = os.waitpid(self._pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(state):
+            self._pid = 0
+            return
+        # crun is stopped and reaps no child, so the pid below cannot be reused
+        with suppress(OSError, ValueError):
+            with open(f"{self._stem}.pid", encoding="ascii") as file:
+                pid = int(file.read())
+            if crun.in_service(self._service, pid):
+                os.kill(pid, signal.SIGKILL)
+                if os.getpgid(pid) == pid:
+                    os.killpg(pid, signal.SIGKILL)
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        self._pid = 0
+
+    def _end_group(self) -> None:
+        """Kill the rest of the process group of a command that has ended.
+
+        While a process is in the group, no other process group gets its number (free_pid,
+        kernel/pid.c).
+        """
+        leader = crun.read_pid(f"{self._stem}.pid")
+        for pid in crun.in_group(self._service, leader) if leader is not None else ():
+            pidfd = crun.open_in_service(self._service, pid)
+            if pidfd >= 0:
+                crun.send_signal(pidfd, signal.SIGKILL)
+                os.close(pidfd)
+
+    def _free(self) -> None:
+        for fd in (self.fd, self._pidfd, self._output):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self._pidfd = self._output = -1
+        for suffix in ("json", "pid", "log") if self._stem else ():
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self._stem}.{suffix}")

@@ -1,4 +1,6 @@
-"""Start a service: mount its root in a private mount namespace, then run conmon and crun.
+"""Start: private mount namespace, conmon, crun; conmon's exit command.
+
+Start a service: mount its root in a private mount namespace, then run conmon and crun.
 
     a thread: conmon                           waits for a byte on a pipe
     a thread: mount the root, wait             its mount namespace ends with it
@@ -8,6 +10,20 @@
 The caller writes the bundle while conmon loads, and may prepare other services from then on. No
 shell and no format string is involved. conmon runs in the log folder, because its log option cannot
 take a path with a ``:``.
+
+Keep a mount namespace from which starts are copied: the host's without /run/netns.
+
+Each start copies a mount namespace twice: niso for the root, and crun for the container. The kernel
+copies mount by mount under one lock of the machine, and each service has a mount in /run/netns. So
+the first of several concurrent starts copies the host's mounts and unmounts /run/netns in its copy;
+the other starts copy that namespace.
+
+Write the script with which conmon starts niso when a service ends: ``<run>/on-exit``.
+
+A conmon keeps its command line as long as its service runs, while niso may be reinstalled in
+another folder or for another Python. Therefore the command line names this script, and the script
+names the niso that last wrote it. If that niso no longer exists, the script looks for the command
+``niso``.
 """
 
 from __future__ import annotations
@@ -19,35 +35,46 @@ import json
 import os
 import resource
 import signal
+import sys
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 
-from niso.base import failpoint, paths
+from niso.base import files, paths, signals
 from niso.base.errors import ProcessError
-from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import open_lock
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.signals import ENDING, signals_held
-from niso.plan.process_spec import ProcessSpec
-from niso.runtime import (
-    cgroup,
-    crun,
-    exit_command,
-    mount_base,
-    oci,
-    root,
-    skeleton,
-    sources,
-    under_way,
-    unit,
-    volumes,
-)
+from niso.plan.specs import ProcessSpec
+from niso.runtime import cgroups, crun, oci, sources, units, volumes
+from niso.runtime import root as runtime_root
+from niso.runtime.crun import cgroup_of, wait_readable, write_json
 from niso.runtime.logs import LOG_NAME
-from niso.runtime.pids import wait_readable
-from niso.runtime.spec import cgroup_of, write_json
+from niso.runtime.root import (
+    HOST,
+    INIT,
+    LOWER,
+    SECRETS,
+    Skeleton,
+    assemble,
+    at_end,
+    begin,
+    current,
+    end,
+    mount,
+    of_host,
+    once,
+    unmount,
+    write_layer,
+)
+from niso.runtime.status import STOPPING, services
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
+
+
+# --- launch --------------------------------------------------------------------------------------
+
 
 LOG_SIZE_MAX = 64 << 20
 """Bytes after which conmon itself starts a new log file; see `niso.runtime.logs`."""
@@ -73,12 +100,12 @@ _LIMITS = (
 _FOLDERS = (
     "layer",
     "empty",
-    root.HOST,
-    root.INIT,
+    HOST,
+    INIT,
     sources.VOLUMES,
     sources.PACKAGE,
     "scratch",
-    root.SECRETS,
+    SECRETS,
     "root",
     "exits",
     "persist",
@@ -114,7 +141,7 @@ def expect() -> None:
 
 def _move_nowhere() -> None:
     with suppress(OSError, ValueError):  # only an optimization, so errors are ignored
-        cgroup.move_nowhere()
+        cgroups.move_nowhere()
 
 
 class Launch:
@@ -122,7 +149,7 @@ class Launch:
 
     The caller holds the service's lock, and must call `finish` or `close`. Raises `ProcessError`
     with the message of crun or conmon, or OSError. After an error, the caller must remove what was
-    created (`niso.runtime.process.clear`).
+    created (`niso.runtime.lifecycle.clear`).
     """
 
     def __init__(self, spec: ProcessSpec, bundle: str) -> None:
@@ -130,23 +157,23 @@ class Launch:
         self._bundle = bundle
         self._held = ExitStack()
         try:
-            failpoint.hit(f"write the bundle of {spec.service}")
+            signals.hit(f"write the bundle of {spec.service}")
             held = sources.Held(spec)
             self._held.callback(held.close)
-            under_way.begin()
-            self._held.callback(under_way.end)
+            begin()
+            self._held.callback(end)
             os.mkdir(bundle, 0o700)
             # Keeps other processes from removing niso's cgroups before conmon and crun's container
             # are in them.
             guard = open_lock(".cgroup")
             self._held.callback(os.close, guard)
             fcntl.flock(guard, fcntl.LOCK_SH)
-            exit_command.write()
+            write()
             # A signal between the two would leave a thread and a conmon that no code ends.
             with signals_held():
                 self._creator = _Creator(spec, bundle, held)
                 self._held.callback(self._creator.close)
-            under = skeleton.current() if spec.rootfs is None else None
+            under = current() if spec.rootfs is None else None
             write_bundle(held.spec, bundle, under)
             self._creator.create(under.folders if under is not None else ())
             self.fd = self._creator.fd
@@ -161,7 +188,7 @@ class Launch:
             pid = self._creator.pid()
         finally:
             self.close()
-        failpoint.hit(f"start the process of {self._spec.service}")
+        signals.hit(f"start the process of {self._spec.service}")
         crun.start(self._spec.service)
         return pid
 
@@ -175,13 +202,13 @@ def init() -> str:
     return os.path.realpath(crun.tool("catatonit"))
 
 
-def write_bundle(spec: ProcessSpec, bundle: str, under: skeleton.Skeleton | None) -> None:
+def write_bundle(spec: ProcessSpec, bundle: str, under: Skeleton | None) -> None:
     """Write the OCI bundle: config.json and the folders of the root. Raises OSError.
 
     ``spec`` is that of `sources.Held`. Without a rootfs, ``under`` is the skeleton of the root.
     """
     if not spec.netns:
-        spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
+        spec = spec._replace(hostname=os.uname().nodename, resolv_conf=of_host("resolv.conf"))
     for name in _FOLDERS:
         os.mkdir(os.path.join(bundle, name), 0o700)
     if spec.netns:
@@ -191,23 +218,23 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: skeleton.Skeleton | None
     where = volumes.placed(spec.rootfs, spec.volumes)
     volumes.make_named(spec)
     if under is None:
-        os.mkdir(f"{bundle}/{skeleton.LOWER}", 0o700)
+        os.mkdir(f"{bundle}/{LOWER}", 0o700)
     else:
-        os.symlink(under.path, f"{bundle}/{skeleton.LOWER}")
+        os.symlink(under.path, f"{bundle}/{LOWER}")
     below = spec.rootfs if under is None else under.path
     assert below is not None
-    hosts_at = root.write_layer(spec, f"{bundle}/layer", below)
+    hosts_at = write_layer(spec, f"{bundle}/layer", below)
     volumes.make_points(below, f"{bundle}/layer", where)
     shared = f"{bundle}/{sources.VOLUMES}"
     volumes.make_sources(shared, where)
     machine = oci.Machine(
-        init=os.path.join(bundle, root.INIT, os.path.basename(init())),
-        nofile_max=under_way.once(nofile_max),
+        init=os.path.join(bundle, INIT, os.path.basename(init())),
+        nofile_max=once(nofile_max),
         seccomp=_profile(),
-        host=f"{bundle}/{root.HOST}",
-        secrets=f"{bundle}/{root.SECRETS}" if spec.secrets else "",
+        host=f"{bundle}/{HOST}",
+        secrets=f"{bundle}/{SECRETS}" if spec.secrets else "",
         folders=under.folders if under is not None else (),
-        controllers=cgroup.usable(cgroup.limits(spec)),
+        controllers=cgroups.usable(cgroups.limits(spec)),
     )
     mounts = volumes.mounts(spec, where, shared)
     config = oci.config(spec, f"{bundle}/root", hosts_at, machine, mounts)
@@ -338,15 +365,15 @@ class _Creator:
             )
         self._close_ends()
         # otherwise conmon is the main process of this unit
-        if unit.path(self._spec.service) is None:
-            cgroup.keep(self._conmon, cgroup_of(self._spec))
+        if units.path(self._spec.service) is None:
+            cgroups.keep(self._conmon, cgroup_of(self._spec))
 
     def _mount(self) -> None:
-        failpoint.hit(f"mount the root of {self._spec.service}")
+        signals.hit(f"mount the root of {self._spec.service}")
         held = self._sources
         try:
-            mount_base.enter()
-            root.assemble(self._spec, self._bundle, init(), self._folders, held.trees, held.secrets)
+            enter()
+            assemble(self._spec, self._bundle, init(), self._folders, held.trees, held.secrets)
         except OSError as error:
             where = error.filename or "unshare"
             raise ProcessError(
@@ -355,7 +382,7 @@ class _Creator:
 
     def _let_conmon_create(self) -> None:
         """Signal conmon to fork and create the container; wait until it has forked."""
-        failpoint.hit(f"create the process of {self._spec.service}")
+        signals.hit(f"create the process of {self._spec.service}")
         _set_limits(self._conmon)
         pidfd = os.pidfd_open(self._conmon)
         try:
@@ -406,6 +433,13 @@ def _inherited() -> list[int]:
     return [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inherited(fd)]
 
 
+def _is_inherited(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:  # the descriptor that listed the folder
+        return False
+
+
 _inherited_once = cache(_inherited)
 """Cached, since a command has two descriptors for each service and opens none to be inherited."""
 
@@ -416,16 +450,9 @@ def _set_inherited(fds: list[int], inherited: bool) -> None:
             os.set_inheritable(fd, inherited)
 
 
-def _is_inherited(fd: int) -> bool:
-    try:
-        return os.get_inheritable(fd)
-    except OSError:  # the descriptor that listed the folder
-        return False
-
-
 def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
     """Return conmon's command line; the container is created in the namespace of thread ``tid``."""
-    exit_arguments = [exit_command.path(), spec.service, bundle]
+    exit_arguments = [path(), spec.service, bundle]
     runtime = [
         f"--mount=/proc/{tid}/ns/mnt",
         # the host's root differs from the namespace's root if niso runs in a chroot
@@ -449,9 +476,9 @@ def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
         *("-r", crun.tool("nsenter"), *(f"--runtime-arg={arg}" for arg in runtime)),
         *("-b", bundle, "-p", f"{bundle}/pid", "-P", f"{bundle}/conmon.pid"),
         *("-l", f"k8s-file:{LOG_NAME}", "--log-size-max", str(LOG_SIZE_MAX), "--no-sync-log"),
-        *(("-l", "journald") if unit.logs_to_journal(spec.service) else ()),
+        *(("-l", "journald") if units.logs_to_journal(spec.service) else ()),
         *("--exit-dir", f"{bundle}/exits", "--persist-dir", f"{bundle}/persist", "--full-attach"),
-        *("--exit-command", exit_command.SHELL),
+        *("--exit-command", SHELL),
         *(f"--exit-command-arg={arg}" for arg in exit_arguments),
         *("--log-level", "warning"),
     ]
@@ -501,3 +528,142 @@ def _created_pid(spec: ProcessSpec, bundle: str, line: bytes) -> int:
         with open(f"{bundle}/conmon.err", "rb") as file:
             message = crun.plain_message(file.read(4096)) or "conmon ended without a message"
     raise ProcessError(f"{message.removeprefix('; ')}", service=spec.service)
+
+
+# --- mount base ----------------------------------------------------------------------------------
+
+
+# mount(2), linux/mount.h
+_MS_NOSUID, _MS_NODEV, _MS_REC, _MS_SLAVE = 0x2, 0x4, 0x4000, 0x80000
+_MNT_DETACH = 2
+
+_lock = _thread.allocate_lock()
+_base: list[int] = []
+"""Descriptors of the namespace from which starts are copied, and of this process's root in it."""
+
+
+def enter() -> None:
+    """Move the calling thread into a mount namespace of its own, whose mounts the host never sees.
+
+    Later mounts of the host appear in it (mount_namespaces(7), MS_SLAVE). The thread must have
+    unshared CLONE_FS, and be in a start (`under_way.begin`). Raises OSError.
+    """
+    with _lock:
+        if _base:
+            namespace, root = _base
+            os.setns(namespace, os.CLONE_NEWNS)  # also moves the thread to the namespace's root
+            os.fchdir(root)
+            os.chroot(".")
+        else:
+            os.unshare(os.CLONE_NEWNS)
+            _prepare()
+            root = os.open("/", os.O_PATH)
+            try:
+                _base[:] = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY), root
+            except OSError:
+                os.close(root)
+                raise
+            at_end(_close)
+    os.unshare(os.CLONE_NEWNS)
+
+
+def _close() -> None:
+    """Close the base namespace, since it would keep mounts in use that the host unmounts."""
+    while _base:
+        os.close(_base.pop())
+
+
+def _prepare() -> None:
+    """Unmount in this thread's namespace what no start needs."""
+    mount(None, "/", None, _MS_REC | _MS_SLAVE)
+    with suppress(OSError):  # /run/netns is not a mount: no service has a network namespace
+        unmount(os.fsencode(paths.NETNS_DIR), _MNT_DETACH)
+    if os.path.isdir("/sys/fs/cgroup/unified") and os.path.isdir("/sys/fs/cgroup/systemd"):
+        # crun does not accept the unified hierarchy next to those of v1: hide it.
+        mount("none", "/sys/fs/cgroup/unified", "tmpfs", _MS_NOSUID | _MS_NODEV)
+
+
+# --- exit command --------------------------------------------------------------------------------
+
+
+SHELL = "/bin/sh"
+"""Runs the script: /run is often mounted noexec."""
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/root/.local/bin"
+MODULE = "niso.runtime.on_exit"
+
+
+def path() -> str:
+    """Return the path of the script."""
+    return os.path.join(paths.run_dir(), "on-exit")
+
+
+def text() -> str:
+    """Return the script that starts this niso.
+
+    After an upgrade of Python, the interpreter of a virtual environment still exists, but does not
+    find the modules of the old version. The script therefore also checks that the target of the
+    interpreter's link still exists.
+    """
+    own = os.path.join(os.path.dirname(os.path.abspath(__file__)), "on_exit.py")
+    python = _quoted(sys.executable)
+    needs = (sys.executable, os.path.realpath(sys.executable), own)
+    return (
+        "# conmon runs this when a service of niso ends\n"
+        # so that stopping a thousand services at once does not start Python a thousand times for
+        # nothing
+        f'test -e "$2/{STOPPING}" && exit\n'
+        f"if {' && '.join(f'test -e {_quoted(name)}' for name in needs)}; then\n"
+        f'    exec {python} -I -m {MODULE} "$@"\n'
+        "fi\n"
+        f'PATH={_PATH} exec niso on-exit "$@"\n'
+    )
+
+
+def write() -> None:
+    """Write the script unless it is up to date. Raises OSError.
+
+    The caller holds the lock ``.cgroup`` shared, so that a concurrent `remove_unused` waits until
+    its service is started.
+    """
+    wanted = os.fsencode(text())
+    if files.read(path()) == wanted:
+        return
+    draft = f"{path()}.{os.getpid()}.new"
+    fd = files.make(draft, 0o600)
+    try:
+        files.write(fd, wanted)
+    finally:
+        os.close(fd)
+    files.rename(draft, path())
+
+
+def renew() -> None:
+    """Rewrite the script if another niso wrote it; no-op if it is missing, or on an error."""
+    try:
+        if files.read(path()) is not None:
+            write()
+    except OSError:
+        return
+
+
+def remove_unused() -> None:
+    """Remove the script if no service has runtime files, and remove unused skeletons.
+
+    Raises OSError.
+    """
+
+    guard = open_lock(".cgroup")
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        runtime_root.remove_unused()
+        if not services():
+            os.unlink(path())
+    except (BlockingIOError, FileNotFoundError):  # a service is starting; no script
+        return
+    finally:
+        os.close(guard)
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for a shell."""
+    return "'" + word.replace("'", "'\\''") + "'"

@@ -1,4 +1,6 @@
-"""Rotate and read the log of a service: conmon's files in its format ``k8s-file``.
+"""Logs of one service and of several.
+
+Rotate and read the log of a service: conmon's files in its format ``k8s-file``.
 
 conmon writes ``service.log``. When niso reads the status of a service whose log exceeds 16 MiB, it
 renames the log to ``service.log.1`` (and that to ``.2``) and makes conmon open a new file.
@@ -7,6 +9,8 @@ conmon's own limit (`niso.runtime.launch.LOG_SIZE_MAX`) bounds the disk space of
 writes more between two reads of its status: conmon then replaces the file. The old file survives as
 ``service.log.kept``, a hard link that niso made. So the last 10 MB are kept for every service that
 writes less than twice that limit between two reads.
+
+Merge the logs of several services.
 """
 
 from __future__ import annotations
@@ -18,11 +22,17 @@ import stat
 import time
 from collections import deque
 from collections.abc import Iterator
+from heapq import merge
+from queue import SimpleQueue
+from threading import Thread
 
-from niso.base import failpoint, paths
-from niso.base.lite_typing import NamedTuple
+from niso.base import paths, signals
 from niso.base.locks import open_lock
-from niso.runtime.spec import read_state
+from niso.base.named_tuples import NamedTuple
+from niso.runtime.crun import read_state
+
+# --- logs ----------------------------------------------------------------------------------------
+
 
 LOG_NAME = "service.log"
 ROTATE_BYTES = 16 << 20
@@ -61,7 +71,7 @@ def rotate_if_large(service: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _keep(path)
         if large:
-            failpoint.hit(f"rotate the log of {service}")
+            signals.hit(f"rotate the log of {service}")
             _rotate(service, path)
             _keep(path)
     except (BlockingIOError, FileNotFoundError):
@@ -333,3 +343,74 @@ def _identity(file: str | int) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return info.st_dev, info.st_ino
+
+
+# --- joint logs ----------------------------------------------------------------------------------
+
+
+def read_joint(
+    services: list[str],
+    last: int | None = None,
+    follow: bool = False,
+    timestamps: bool = False,
+    since: float | None = None,
+) -> Iterator[tuple[str, bytes]]:
+    """Yield (service, line) of several services, in order of time.
+
+    The arguments are those of `niso.runtime.logs.read`; ``last`` counts for each service. With
+    ``follow``, new lines come as they arrive, until all log folders are removed.
+    """
+    lines = _followed(services, last, since) if follow else _past(services, last, since)
+    for service, record in lines:
+        yield service, shown(record, timestamps)
+
+
+def _past(
+    services: list[str], last: int | None, since: float | None
+) -> Iterator[tuple[str, Record]]:
+    every = (
+        [(one, record) for record in records(one, last, False, since) if record] for one in services
+    )
+    yield from merge(*every, key=_time)
+
+
+def _followed(
+    services: list[str], last: int | None, since: float | None
+) -> Iterator[tuple[str, Record]]:
+    """Yield past lines of the services, sorted, then new lines, read by one thread per service."""
+    queue: SimpleQueue[tuple[str, Record | None] | None] = SimpleQueue()
+
+    def collect(service: str) -> None:
+        caught_up = False
+        try:
+            for record in records(service, last, True, since):
+                queue.put((service, record))
+                caught_up = caught_up or record is None
+        finally:
+            if not caught_up:
+                queue.put((service, None))
+            queue.put(None)
+
+    for service in services:
+        Thread(target=collect, args=(service,), daemon=True).start()
+    past: list[tuple[str, Record]] = []
+    behind = alive = len(services)
+    while alive:
+        item = queue.get()
+        if item is None:
+            alive -= 1
+            continue
+        service, record = item
+        if record is None:
+            behind -= 1
+            if not behind:
+                yield from sorted(past, key=_time)
+        elif behind:
+            past.append((service, record))
+        else:
+            yield service, record
+
+
+def _time(line: tuple[str, Record]) -> bytes:
+    # conmon writes all times with the same offset and number of digits
+    return line[1].stamp

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Sequence
 
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.plan.process_spec import ProcessSpec
-from niso.runtime import cgroup
-from niso.runtime.skeleton import TMPFS
-from niso.runtime.spec import APP, INIT, cgroup_of, path_env
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.plan.specs import ProcessSpec
+from niso.runtime import cgroups
+from niso.runtime.crun import APP, INIT, cgroup_of, path_env
+from niso.runtime.root import TMPFS
 
 if TYPE_CHECKING:
     from typing import Any
+
 
 THE_MACHINE = {
     "SYS_ADMIN": "it can mount file systems, run programs as the machine's root through cgroups, "
@@ -87,7 +88,7 @@ class Machine(NamedTuple):
     """The seccomp profile of all services (seccomp.json)."""
     folders: Sequence[str] = ()
     """Folders of the host that the service sees read-only at the same path."""
-    controllers: Container[str] = cgroup.CONTROLLERS
+    controllers: Container[str] = cgroups.CONTROLLERS
     """Cgroup controllers that can limit the service."""
     host: str = ""
     """The folder that shows ``folders`` while the container is created, each below its own path."""
@@ -168,7 +169,7 @@ def config(
                 ],
                 **{
                     name: value
-                    for name, value in cgroup.limits(spec).items()
+                    for name, value in cgroups.limits(spec).items()
                     if name in machine.controllers
                 },
             },

@@ -12,16 +12,17 @@ import os
 import sys
 import time
 
-from niso.base import files, trees
+from niso.base import files
 from niso.base.errors import Error
-from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import service_lock
-from niso.plan.process_spec import ProcessSpec
-from niso.runtime import cgroup, logs, process, sources, status, unit
-from niso.runtime.spec import cgroup_of, load, read_state, save
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.plan.specs import ProcessSpec
+from niso.runtime import cgroups, lifecycle, logs, sources, status, units
+from niso.runtime.crun import cgroup_of, load, read_state, save
 
 if TYPE_CHECKING:
     from typing import Any
+
 
 MAX_DELAY_S = 60.0
 LONG_LIFE_S = 60.0
@@ -84,11 +85,11 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
     for older in status.bundles(os.path.dirname(bundle)):
         if older != bundle:
             # The pid file is kept until now: a stop must also wait for the conmon of that run.
-            process.end_conmon(older)
-            trees.remove(older)
-    process.clear(spec.service)
+            lifecycle.end_conmon(older)
+            files.remove_tree(older)
+    lifecycle.clear(spec.service)
     path = cgroup_of(spec)
-    cgroup.remove_with_parent(path)
+    cgroups.remove_with_parent(path)
     logs.rotate_if_large(spec.service)
     began = record.get("started_monotonic")
     lived_s = time.monotonic() - began if isinstance(began, float) else 0.0
@@ -103,8 +104,8 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
     )
     status.write_state(spec.service, record)
     if not restarts:  # no other code removes niso's own cgroup
-        cgroup.release(status.supervisors(spec.service), path)
-        cgroup.remove_with_parent(path)
+        cgroups.release(status.supervisors(spec.service), path)
+        cgroups.remove_with_parent(path)
     return record
 
 
@@ -120,9 +121,9 @@ def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
         known, spec = spec, sources.recorded(spec)
         if spec != known:  # an older niso activated the service
             save(spec)
-        process.Run(spec, number, counts).finish()
+        lifecycle.Run(spec, number, counts).finish()
     except (Error, OSError) as error:
-        process.abandon(spec, status.bundle_of(spec.service, number))
+        lifecycle.abandon(spec, status.bundle_of(spec.service, number))
         record = {**record, "failures": counts["failures"] + 1, "error": str(error)}
         status.write_state(spec.service, record)
         return record
@@ -136,9 +137,9 @@ def _notify_unit(service: str) -> None:
     If that fails, systemd treats the end of this run's conmon as the end of the service.
     """
     conmon = status.conmon(service)
-    if conmon is not None and unit.path(service) is not None:
+    if conmon is not None and units.path(service) is not None:
         try:
-            unit.tell(f"MAINPID={conmon}")
+            units.tell(f"MAINPID={conmon}")
         except OSError:
             return
 

@@ -1,4 +1,6 @@
-"""Copy packages: /app in a service is a copy made at activation, so later edits do not affect it.
+"""Copy packages; digests of their files.
+
+Copy packages: /app in a service is a copy made at activation, so later edits do not affect it.
 
 The folder of a copy is named after the fingerprint of its source: names, contents and execute
 permission of all files except the manifest. So files that are written again with the same content,
@@ -8,6 +10,12 @@ that refers to it does.
 
 The manifest.toml of a copy is written by niso: the active manifest, with what a stack.toml and
 variables made of it. So the copy can be activated if the store is lost, with the same policies.
+
+Compute digests of files in packages, and cache the digests of unchanged files.
+
+A file counts as unchanged while its device, inode, size, mtime and ctime are the same. No process
+can set the ctime of a file (utimensat(2)). But two changes within one tick of the clock have the
+same ctime, so the digest of a file that changed in the last seconds is not cached.
 """
 
 from __future__ import annotations
@@ -15,17 +23,22 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import sha256
 
-from niso.base import failpoint, files, paths, trees
+from niso.base import files, signals
 from niso.base.errors import Error, InvalidInput
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.runtime.contents import Contents, forget
+from niso.base.named_tuples import NamedTuple
+from niso.base.paths import contents_file, package_dir, packages_dir, shown, state_dir
+from niso.manifest import load, toml
+from niso.plan.specs import ServiceSpec
+from niso.runtime.root import syncfs
+from niso.store import service_rows
 
-if TYPE_CHECKING:
-    from niso.plan.service_spec import ServiceSpec
+# --- package -------------------------------------------------------------------------------------
+
 
 MAX_DEPTH = 64
 Apart = str | tuple[str, ...] | None
@@ -79,11 +92,11 @@ def copy(
     nothing. Raises InvalidInput if the package changes concurrently, or Error.
     ``spec`` is the content of the copy's manifest, as for `keep_manifest`.
     """
-    target = os.path.join(paths.package_dir(service), digest)
+    target = os.path.join(package_dir(service), digest)
     if is_copied(service, digest, folder, apart, manifest):
         return target
     temporary = f"{target}.{os.getpid()}.new"
-    failpoint.hit(f"copy package to {target}")
+    signals.hit(f"copy package to {target}")
     delete_tree(temporary)  # of an interrupted process with the same pid
     try:
         os.makedirs(temporary, mode=0o755)
@@ -97,18 +110,18 @@ def copy(
         if spec is not None:
             _write_manifest(temporary, spec)
         _write_to_disk(temporary)
-        failpoint.hit(f"name package copy {target}")
+        signals.hit(f"name package copy {target}")
         if os.path.islink(target):
             os.unlink(target)
         elif os.path.isdir(target):
             os.rename(target, f"{temporary}.damaged")
         os.rename(temporary, target)
-        for above in (paths.package_dir(service), paths.packages_dir(), paths.state_dir()):
+        for above in (package_dir(service), packages_dir(), state_dir()):
             files.sync(above)
         delete_tree(f"{temporary}.damaged")
     except OSError as error:
         _delete_copy(temporary)
-        where = paths.shown(os.fsdecode(error.filename or target))
+        where = shown(os.fsdecode(error.filename or target))
         raise Error(f"cannot copy {folder}: {where}: {error.strerror}") from error
     except BaseException:
         _delete_copy(temporary)
@@ -124,7 +137,7 @@ def _require_room(folder: str, apart: Apart, target: str) -> None:
     needs = sum(entry.info.st_blocks * 512 for entry in _walk(folder, apart))
     if needs > free and disk.f_blocks:  # a tmpfs without a limit reports 0
         raise Error(
-            f"cannot copy {folder}: it takes {max(needs >> 20, 1)} MB, and {paths.state_dir()} has"
+            f"cannot copy {folder}: it takes {max(needs >> 20, 1)} MB, and {state_dir()} has"
             f" {free >> 20} MB free",
             "make room there, or move what the service does not need out of the package",
         )
@@ -142,7 +155,6 @@ def _write_to_disk(copy: str) -> None:
         for path in paths:
             files.sync(path)
         return
-    from niso.runtime.mount_calls import syncfs
 
     fd = os.open(copy, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -158,7 +170,7 @@ def is_copied(
 
     The file ``manifest`` may have changed. Raises InvalidInput or Error as `fingerprint`.
     """
-    copy = os.path.join(paths.package_dir(service), digest)
+    copy = os.path.join(package_dir(service), digest)
     if not _is_folder(copy):
         return False
     return all(
@@ -178,7 +190,7 @@ def keep_manifest(copy: str, spec: ServiceSpec) -> None:
         mark = _mark(spec)
         if (files.read(path) or b"").startswith(mark):
             return
-        failpoint.hit(f"write {path}")
+        signals.hit(f"write {path}")
         text = mark + _text(spec)
         if os.path.isdir(path):  # of a package whose manifest has another name
             return
@@ -208,21 +220,16 @@ def _mode(spec: ServiceSpec) -> int:
 
 def _mark(spec: ServiceSpec) -> bytes:
     """Return the first line of the manifest of a copy, which differs for each manifest."""
-    from niso.store import specs
 
-    digest = sha256(specs.encode_service(spec).encode()).hexdigest()
+    digest = sha256(service_rows.encode_service(spec).encode()).hexdigest()
     return f"# niso: the manifest as it was activated, {digest}\n".encode()
 
 
 def _text(spec: ServiceSpec) -> bytes:
     """Return a manifest.toml with the keys of a manifest that differ from their defaults."""
-    from niso.importers import toml_text
-    from niso.manifest import load
 
     data = load.written(spec)
-    lines = [
-        line for name, table in data.items() if table for line in toml_text.table(name, table, 0)
-    ]
+    lines = [line for name, table in data.items() if table for line in toml.table(name, table, 0)]
     return "\n".join(lines).encode()
 
 
@@ -265,7 +272,7 @@ def is_emptied(copy: str) -> bool:
 
 def keep_only(service: str, copies: set[str]) -> None:
     """Delete all copies of a service's package except the paths in ``copies``; ignore errors."""
-    folder = paths.package_dir(service)
+    folder = package_dir(service)
     if not copies:
         forget(service)
     try:
@@ -275,7 +282,7 @@ def keep_only(service: str, copies: set[str]) -> None:
     for path in existing:
         if path not in copies:
             try:
-                failpoint.hit(f"delete package copy {path}")
+                signals.hit(f"delete package copy {path}")
             except OSError:
                 continue
             delete_tree(path)
@@ -298,7 +305,7 @@ def delete_tree(folder: str) -> OSError | None:
     Returns the error if that fails, else None.
     """
     try:
-        trees.remove(folder)
+        files.remove_tree(folder)
     except OSError as error:
         return error
     return None
@@ -336,7 +343,7 @@ def _walk(folder: str, apart: Apart) -> Iterator[_Entry]:
             is_folder = stat.S_ISDIR(entry.info.st_mode)
             yield entry
             if is_folder and depth >= MAX_DEPTH:
-                path = paths.shown(os.path.join(folder, entry.path))
+                path = shown(os.path.join(folder, entry.path))
                 raise InvalidInput(f"{path!r}: folders are nested more than {MAX_DEPTH} deep")
             if is_folder:
                 pending.append((entry.path, depth + 1))
@@ -365,7 +372,7 @@ def _entries(folder: str, base: str, skipped: set[tuple[int, int] | None]) -> It
                     continue
                 kind = stat.S_IFMT(info.st_mode)
                 if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
-                    odd = paths.shown(path)
+                    odd = shown(path)
                     raise InvalidInput(
                         f"{odd!r}: a package may contain only files, folders and symlinks",
                         "move it out of the package",
@@ -423,11 +430,11 @@ def _leads_to(inside: int, name: str, info: os.stat_result) -> tuple[int, int] |
 
 
 def _cannot_read(path: str, error: OSError) -> Error:
-    return Error(f"cannot read {paths.shown(path)}: {error.strerror}")
+    return Error(f"cannot read {shown(path)}: {error.strerror}")
 
 
 def _unreadable(folder: str, base: str, error: OSError) -> Error:
-    where = paths.shown(os.path.join(folder, base))
+    where = shown(os.path.join(folder, base))
     return Error(f"cannot read package folder {where}: {error.strerror}")
 
 
@@ -490,3 +497,115 @@ def _data(reader: int, info: os.stat_result) -> Iterator[tuple[int, int]]:
             raise
         end = min(os.lseek(reader, start, os.SEEK_HOLE), size)
         yield start, end
+
+
+# --- contents ------------------------------------------------------------------------------------
+
+
+_TICK_S = 2
+"""The coarsest timestamps of a file system that can hold niso's packages (FAT), in seconds."""
+_CHUNK = 1 << 17
+_MANY_BYTES = 1 << 23
+_ZEROS = bytes(_CHUNK)
+_DIGEST = 64
+
+
+class Contents:
+    """The cached digests of a service's package, from `paths.contents_file`.
+
+    To save them, the caller must hold the service's lock.
+    """
+
+    def __init__(self, service: str) -> None:
+        self._path = contents_file(service)
+        try:
+            kept = (files.read(self._path) or b"").decode("utf-8", "surrogateescape").split("\0")
+        except OSError:  # the digests are only a cache
+            kept = []
+        self._kept = {line[_DIGEST:]: line[:_DIGEST] for line in kept if line}
+        self._seen: dict[str, str] = {}
+        self._recent: set[str] = set()
+
+    def digest(self, path: str, info: os.stat_result, fd: int) -> str:
+        """Return the digest of a regular file, 64 hex digits; ``fd`` is open with O_PATH.
+
+        Reads the file unless its digest is cached. Raises OSError.
+        """
+        times = f"{info.st_mtime_ns} {info.st_ctime_ns}"
+        stamp = f"{info.st_dev} {info.st_ino} {info.st_size} {times} {path}"
+        known = self._seen.get(stamp) or self._kept.get(stamp)
+        if known is None:
+            if info.st_ctime_ns > time.time_ns() - _TICK_S * 10**9:
+                self._recent.add(stamp)
+            known = _read(fd, info.st_size)
+        self._seen[stamp] = known
+        return known
+
+    def save(self) -> None:
+        """Save the digests that were requested; ignore errors."""
+        now = {stamp: value for stamp, value in self._seen.items() if stamp not in self._recent}
+        if now == self._kept:
+            return
+        text = "\0".join(value + stamp for stamp, value in now.items())
+        draft = _draft(self._path)
+        try:
+            os.makedirs(os.path.dirname(self._path), 0o700, exist_ok=True)
+            fd = files.make(draft, 0o600)
+            try:
+                files.write(fd, text.encode("utf-8", "surrogateescape"))
+            finally:
+                os.close(fd)
+            files.rename(draft, self._path)
+        except OSError:
+            _remove(draft)
+
+
+def forget(service: str) -> None:
+    """Delete the cached digests of a service; ignore errors."""
+    path = contents_file(service)
+    _remove(path)
+    _remove(_draft(path))
+
+
+def _draft(path: str) -> str:
+    return f"{path}.new"
+
+
+def _remove(path: str) -> None:
+    try:
+        files.remove(path)
+    except OSError:
+        pass
+
+
+def _read(fd: int, size: int) -> str:
+    """Return the digest of an open file: of its size, and of each chunk that is not all zeros.
+
+    A hole therefore equals zeros, and is not read (lseek(2)). Raises OSError.
+    """
+    if size > _MANY_BYTES:
+        # OpenSSL's implementation is faster, but takes 3 ms to load
+        from hashlib import sha256 as make
+    else:
+        make = sha256
+    digest = make(f"{size}".encode())
+    reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        at = 0
+        while at < size:
+            try:
+                at = os.lseek(reader, at, os.SEEK_DATA) // _CHUNK * _CHUNK
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break  # a hole up to the end of the file
+            chunk = os.pread(reader, _CHUNK, at)
+            if not chunk:
+                break  # the file has become shorter
+            if chunk != _ZEROS[: len(chunk)]:
+                digest.update(b"%d:" % at)
+                digest.update(chunk)
+            at += _CHUNK
+    finally:
+        os.close(reader)
+    return digest.hexdigest()

@@ -5,19 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable
 
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.plan.process_spec import ProcessSpec
-from niso.runtime import exit_command, process, status
-from niso.runtime.spec import load, read_state, save
-
-if TYPE_CHECKING:
-    from niso.base.errors import Error
-    from niso.plan.findings import Finding
-    from niso.plan.records import Healthcheck
-    from niso.runtime.health_probe import Probe
-    from niso.runtime.idle import Mark
-    from niso.runtime.lost_services import Lost
-    from niso.runtime.systemd import Systemd
+from niso.base.errors import Error
+from niso.plan.desired import Finding
+from niso.plan.records import Healthcheck
+from niso.plan.specs import ProcessSpec
+from niso.runtime import health, launch, lifecycle, logs, sources, status
+from niso.runtime.crun import load, read_state, save
+from niso.runtime.health import Probe
+from niso.runtime.lifecycle import Lost, Mark
+from niso.runtime.units import Systemd
 
 _EXIT_CODE_S = 1.0
 """How long conmon may take to write an exit status."""
@@ -28,7 +24,6 @@ class RealProcesses:
 
     @property
     def units(self) -> Systemd:
-        from niso.runtime.systemd import Systemd
 
         return Systemd()
 
@@ -56,73 +51,66 @@ class RealProcesses:
         save(spec)
 
     def defect(self, service: str) -> Finding | None:
-        from niso.runtime import defects
 
-        return defects.of_process(service)
+        return sources.of_process(service)
 
     # --- start and stop ---
 
     def renew(self) -> None:
-        exit_command.renew()
+        launch.renew()
 
     def require_room(self) -> None:
-        process.require_room()
+        lifecycle.require_room()
 
     def expect(self) -> None:
-        from niso.runtime import launch
 
         launch.expect()
 
-    def begin(self, spec: ProcessSpec) -> process.Start:
-        return process.Start(spec)
+    def begin(self, spec: ProcessSpec) -> lifecycle.Start:
+        return lifecycle.Start(spec)
 
     def start(self, spec: ProcessSpec) -> int:
-        return process.start(spec)
+        return lifecycle.start(spec)
 
     def terminate(self, service: str) -> int:
-        return process.terminate(service)
+        return lifecycle.terminate(service)
 
     def stop(self, service: str, timeout_s: float | None = None) -> None:
-        process.stop(service, timeout_s)
+        lifecycle.stop(service, timeout_s)
 
     def stop_all(self, services: Iterable[str]) -> dict[str, Error]:
-        return process.stop_all(services)
+        return lifecycle.stop_all(services)
 
     def end_unrecorded(self, services: Collection[str]) -> None:
-        process.end_unrecorded_conmons(services)
+        lifecycle.end_unrecorded_conmons(services)
 
     def lost(self, state_ids: Iterable[str]) -> list[Lost]:
-        from niso.runtime import lost_services
 
-        return lost_services.find(state_ids)
+        return lifecycle.find(state_ids)
 
     def end_lost(self, lost: Lost) -> None:
-        process.end_orphans(lost.service, lost.cgroup)
+        lifecycle.end_orphans(lost.service, lost.cgroup)
 
     def swap_hosts(self, spec: ProcessSpec) -> None:
-        from niso.runtime import hosts_mount
 
-        hosts_mount.swap(spec)
+        lifecycle.swap(spec)
 
     # --- waiting ---
 
     def open_init(self, service: str) -> int:
-        return process.open_init(service)
+        return lifecycle.open_init(service)
 
     def mark(self, pid: int) -> Mark | None:
-        from niso.runtime import idle
 
-        return idle.mark(pid)
+        return lifecycle.mark(pid)
 
     def is_starved(self, pid: int) -> bool:
-        from niso.runtime import idle
 
-        return idle.is_starved(pid)
+        return lifecycle.is_starved(pid)
 
     def probe(self, check: Healthcheck, service: str, service_netns: str | None) -> Probe:
-        from niso.runtime import health_probe
 
-        return health_probe.begin(check, service, service_netns)
+        return health.begin(check, service, service_netns)
 
     # --- the end of a process ---
 
@@ -142,8 +130,6 @@ class RealProcesses:
 
     def last_lines(self, service: str, count: int) -> list[str]:
         from datetime import datetime
-
-        from niso.runtime import logs
 
         launched_at = (read_state(service) or {}).get("launched_at", 0.0)
         lines = []

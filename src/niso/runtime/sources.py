@@ -1,4 +1,6 @@
-"""Identify the files of the host that a service sees: rootfs, host volumes, secrets, package copy.
+"""What a service sees of the host, and what differs now.
+
+Identify the files of the host that a service sees: rootfs, host volumes, secrets, package copy.
 
 A path can be replaced after it was checked. A user who can write to one of its folders could
 replace the rootfs with a link to / after the activation, and the service would read the host's
@@ -9,6 +11,8 @@ A rootfs must stay the same folder. A host volume may be replaced where only roo
 example when a program recreates its folder below /run, or an editor replaces a file. A secret is a
 file, which may be replaced by another file with other content, but not by a link. A package copy
 must be a folder that only root can change.
+
+Find defects in the process and the package copy of an active service.
 """
 
 from __future__ import annotations
@@ -21,15 +25,20 @@ from hashlib import sha256
 
 from niso.base import files, paths
 from niso.base.errors import Error, ProcessError
-from niso.base.lite_typing import NamedTuple
-from niso.plan.process_spec import Identity, ProcessSpec, Secret, Volume
-from niso.runtime import mount_calls
-from niso.runtime.skeleton import LOWER
+from niso.base.named_tuples import NamedTuple
+from niso.plan.desired import Finding
+from niso.plan.specs import Identity, MountedVolume, ProcessSpec, Secret
+from niso.runtime import root, status
+from niso.runtime.crun import APP, load
+from niso.runtime.root import HOSTS, LOWER
+
+# --- sources -------------------------------------------------------------------------------------
+
 
 VOLUMES, PACKAGE, NETNS = "volumes", "package", "netns"
 """Paths in the bundle where the sources are mounted for the creation of the container; the last is
 a file."""
-_NO_LINKS = mount_calls.NO_SYMLINKS | mount_calls.NO_MAGICLINKS
+_NO_LINKS = root.NO_SYMLINKS | root.NO_MAGICLINKS
 MAX_SECRET_BYTES = 512 << 10
 _REPLACED = (errno.ELOOP, errno.ENOENT, errno.ENOTDIR)
 
@@ -39,7 +48,7 @@ class _Source(NamedTuple):
     path: str
     identity: Identity | None
     point: str  # mount point in a bundle
-    volume: Volume | None
+    volume: MountedVolume | None
 
 
 def _sources(spec: ProcessSpec) -> Iterator[_Source]:
@@ -51,7 +60,7 @@ def _sources(spec: ProcessSpec) -> Iterator[_Source]:
             yield _Source(key, str(volume.source), volume.identity, point, volume)
 
 
-def is_shared(volume: Volume) -> bool:
+def is_shared(volume: MountedVolume) -> bool:
     """Return whether a volume is a path of the host named in the manifest."""
     return volume.source is not None and not volume.named
 
@@ -63,7 +72,7 @@ def recorded(spec: ProcessSpec) -> ProcessSpec:
     """
     boot = paths.boot_id()
     if spec.rootfs is not None and spec.rootfs_identity is None:
-        fd = mount_calls.open_place(spec.rootfs, _NO_LINKS)
+        fd = root.open_place(spec.rootfs, _NO_LINKS)
         spec = spec._replace(rootfs_identity=_identity(fd, boot))
         os.close(fd)
     volumes = tuple(
@@ -79,7 +88,7 @@ def _recorded_secret(secret: Secret) -> Secret:
 
     Links in its path are followed now, and never again.
     """
-    fd = mount_calls.open_place(os.path.realpath(secret.source), _NO_LINKS)
+    fd = root.open_place(os.path.realpath(secret.source), _NO_LINKS)
     try:
         source = os.readlink(f"/proc/self/fd/{fd}")
         salt = secret.salt or os.urandom(16).hex()
@@ -91,7 +100,7 @@ def _recorded_secret(secret: Secret) -> Secret:
 
 def read_secret(secret: Secret) -> bytes:
     """Return the content of a secret, following no link. Raises OSError."""
-    fd = mount_calls.open_place(secret.source, _NO_LINKS)
+    fd = root.open_place(secret.source, _NO_LINKS)
     try:
         return _content(fd, secret.source)
     finally:
@@ -109,8 +118,8 @@ def _content(fd: int, path: str) -> bytes:
     return content
 
 
-def _recorded(volume: Volume, boot: str) -> Volume:
-    fd = mount_calls.open_place(os.path.realpath(str(volume.source)), _NO_LINKS)
+def _recorded(volume: MountedVolume, boot: str) -> MountedVolume:
+    fd = root.open_place(os.path.realpath(str(volume.source)), _NO_LINKS)
     try:
         return volume._replace(
             source=os.readlink(f"/proc/self/fd/{fd}"), identity=_identity(fd, boot)
@@ -167,15 +176,15 @@ class Held:
         try:
             fd = open_copy(spec.package, spec.service)
             try:
-                self.trees[PACKAGE] = mount_calls.clone_mount(fd, recursive=True)
+                self.trees[PACKAGE] = root.clone_mount(fd, recursive=True)
             finally:
                 os.close(fd)
             if spec.netns:
-                self.trees[NETNS] = mount_calls.clone_mount(mount_calls.AT_FDCWD, spec.netns)
+                self.trees[NETNS] = root.clone_mount(root.AT_FDCWD, spec.netns)
             for source in _sources(spec):
                 fd = _open(source, spec.service)
                 try:
-                    tree = mount_calls.clone_mount(fd, recursive=source.volume is not None)
+                    tree = root.clone_mount(fd, recursive=source.volume is not None)
                 finally:
                     os.close(fd)
                 self.trees[source.point] = tree
@@ -203,8 +212,8 @@ def open_copy(path: str, service: str = "", manifest: str = "FOLDER") -> int:
     above, name = os.path.split(path)
     folder = copy = -1
     try:
-        folder = mount_calls.open_place(above, 0)
-        copy = mount_calls.open_place(name, _NO_LINKS | mount_calls.BENEATH, folder)
+        folder = root.open_place(above, 0)
+        copy = root.open_place(name, _NO_LINKS | root.BENEATH, folder)
         # allowed by the modes of the folders above, but not by that of the state folder
         owned = os.fstat(folder).st_uid in (0, os.geteuid())
         if not owned or not files.is_own_folder(os.fstat(copy)):
@@ -229,7 +238,7 @@ def _open(source: _Source, service: str = "") -> int:
     """Open a source and verify it. Raises ProcessError."""
     was = source.identity
     try:
-        fd = mount_calls.open_place(source.path, 0 if was is None else _NO_LINKS)
+        fd = root.open_place(source.path, 0 if was is None else _NO_LINKS)
     except OSError as error:
         if error.errno not in _REPLACED:
             raise _not_it(source, f"cannot be opened: {error.strerror}", service) from error
@@ -293,3 +302,74 @@ def _identity(fd: int, boot: str) -> Identity:
     if not stat.S_ISDIR(info.st_mode):
         return Identity(0, 0, boot)
     return Identity(info.st_dev, info.st_ino, boot)
+
+
+# --- defects -------------------------------------------------------------------------------------
+
+
+def of_process(name: str) -> Finding | None:
+    """Return the defect of an active service's process, None if it has none.
+
+    A process that has ended is not a defect if its restart policy does not restart it.
+    """
+    what = f"process of service {name!r}"
+    keeper = status.conmon(name)
+    if status.outside_cgroup(name, keeper):
+        return Finding(
+            "different", f"cgroup of service {name!r}", "its process was moved out of it"
+        )
+    now = status.read(name, closely=True)
+    if now.state in ("none", "failed"):
+        return Finding("missing", what, now.error or "")
+    if now.state == "exited" and status.is_stopping(name):
+        return Finding("missing", what, INTERRUPTED)
+    if now.state != "running":
+        return None
+    spec = load(name)
+    if spec is None:
+        return Finding(
+            "missing",
+            f"spec.json of service {name!r}",
+            "the spec that identifies its process",
+            UNKNOWN,
+        )
+    if _lost_sight(spec.package, now.pid):
+        return Finding("different", what, "its package copy was deleted while running")
+    if not status.is_in_own_netns(spec, now.pid):
+        return Finding("different", what, "it runs in another network namespace")
+    if not _sees_hosts(spec, now.pid):
+        return Finding(
+            "different", what, "it does not see its hosts file: the folder was removed", BLIND
+        )
+    if keeper is None:
+        return Finding(
+            "missing",
+            f"conmon of service {name!r}",
+            "no process collects its log or restarts it",
+        )
+    if now.pid is not None and not status.known_to_crun(name, now.pid):
+        return Finding("missing", f"crun's state of service {name!r}", "niso exec cannot find it")
+    return None
+
+
+INTERRUPTED = "a stop of it was interrupted"
+UNKNOWN, BLIND = "spec gone", "hosts file unseen"
+"""Defects that are repaired while the process keeps running."""
+
+
+def _lost_sight(copy: str, pid: int | None) -> bool:
+    """Return whether /app is a deleted package copy although the copy exists again."""
+    try:
+        return os.stat(f"/proc/{pid}/root{APP}").st_nlink == 0 and os.path.isdir(copy)
+    except OSError:
+        return False
+
+
+def _sees_hosts(spec: ProcessSpec, pid: int | None) -> bool:
+    """Return whether a service sees the hosts folder that niso writes; True if unknown."""
+    try:
+        return os.path.samestat(
+            os.stat(f"/proc/{pid}/root/etc/{HOSTS}"), os.stat(spec.hosts_folder)
+        )
+    except OSError:
+        return True

@@ -6,23 +6,27 @@ import os
 import time
 
 from niso.base import files, paths
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.runtime import cgroup, crun
-from niso.runtime.pids import (
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.plan.specs import ProcessSpec
+from niso.runtime import cgroups, crun
+from niso.runtime.crun import (
+    cgroup_of,
     children,
     in_service,
     int_or_none,
     is_init,
     is_supervisor,
+    load,
+    read_json,
     read_pid,
+    read_state,
     state_letter,
+    write_json,
 )
-from niso.runtime.spec import cgroup_of, load, read_json, read_state, write_json
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from niso.plan.process_spec import ProcessSpec
 
 STOPPING = "stopping"
 """A file of a run: a stop of this run has begun, so the restart policy does not apply."""
@@ -191,7 +195,7 @@ def outside_cgroup(service: str, keeper: int | None) -> bool:
     pid = int_or_none((record or {}).get("pid"))
     if spec is None or pid is None or keeper is None or pid not in children(keeper):
         return False
-    return is_init(pid) and not cgroup.holds_wholly(cgroup_of(spec), pid)
+    return is_init(pid) and not cgroups.holds_wholly(cgroup_of(spec), pid)
 
 
 def restarts_after(policy: str, code: int) -> bool:

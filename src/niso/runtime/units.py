@@ -1,17 +1,460 @@
-"""Declare the interface to systemd's units of services. `niso.runtime.fake_units` needs no root."""
+"""Systemd units: one OwnedFiles for all that niso writes, and conmon's hand-over.
+
+Keep the systemd unit of a service attached to its conmon through every restart.
+
+Only niso restarts a service. It notifies systemd of the unit's new main process (sd_notify(3),
+MAINPID). systemd therefore sees a restarted service as running, and a final exit as the end of the
+unit, with its exit status.
+
+Only a process in the unit's cgroup may send the notification. The exit command is in the cgroup, as
+a child of conmon. A niso command is not: before it kills conmon, it moves a process of its own into
+the unit. This stand-in stays until the next conmon runs. If it ends without a next conmon, the unit
+ends, as for a service that was deactivated.
+
+Manage the units of services through systemctl and systemd's unit files.
+
+Shared parts of niso's systemd units and drop-ins.
+
+Wake an agent of this host from a command, through a named pipe in the run folder.
+
+Run one of this host's agents in the foreground.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+import select
+import sys
+import time
+from collections.abc import Callable, Iterable
 
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.runtime import unit
+from niso.base import files, paths
+from niso.base.errors import Conflict, Error, ProcessError
+from niso.base.locks import service_lock
+from niso.base.named_tuples import TYPE_CHECKING, Literal, NamedTuple
+from niso.base.signals import heed_signals, keep_only, signals_held
+from niso.runtime import status
+from niso.runtime.cgroups import keep_in, move, pids_in, roots
+from niso.runtime.crun import cgroup_of, load
 
 if TYPE_CHECKING:
-    from typing import Protocol
-else:
-    Protocol = object
+    import threading
+    from typing import NoReturn
+
+
+# --- unit ----------------------------------------------------------------------------------------
+
+
+_NOTIFY = "/run/systemd/notify"
+_JOURNAL = "/run/systemd/journal/socket"
+_NOTIFY_S = 5.0
+"""How long systemd may take to handle a message."""
+
+
+def unit_of(service: str) -> str:
+    """Return the name of a service's unit."""
+    return f"niso-{service}.service"
+
+
+def booted() -> bool:
+    """Return whether systemd is the init (sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
+
+
+def has_ended() -> bool:
+    """Return whether a unit's ExecStop runs because its main process has ended.
+
+    Otherwise it runs to end that process (systemd.exec(5), $EXIT_CODE).
+    """
+    return "EXIT_CODE" in os.environ
+
+
+def path(service: str, pid: int | None = None) -> str | None:
+    """Return the cgroup of a service's unit if process ``pid`` (default: this one) is in it.
+
+    None if the process is not in it, or has ended (proc_pid_cgroup(5)).
+    """
+    try:
+        with open(
+            f"/proc/{pid or 'self'}/cgroup", encoding="utf-8", errors="surrogateescape"
+        ) as lines:
+            cgroups = [line.rstrip("\n").split(":", 2)[2] for line in lines]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return next((path for path in cgroups if path.endswith(f"/{unit_of(service)}")), None)
+
+
+def logs_to_journal(service: str) -> bool:
+    """Return whether journald runs and a conmon started now will be in the service's unit."""
+    return (service in _stand_ins or path(service) is not None) and os.path.exists(_JOURNAL)
+
+
+def adopt(pids: list[int], to: str) -> None:
+    """Move processes into the cgroup ``to``, in each hierarchy that has it and accepts them."""
+    for root in roots():
+        for pid in pids:
+            move(pid, f"{root}{to}")
+
+
+def tell(*lines: str) -> None:
+    """Send assignments (``MAINPID=12``, ``READY=1``) to systemd and wait until they are handled.
+
+    Waits up to `_NOTIFY_S`. Raises OSError.
+    """
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.settimeout(_NOTIFY_S)
+        sender.connect(_NOTIFY)
+        sender.send("\n".join(lines).encode())
+        # systemd closes the descriptor once it has handled earlier messages (sd_notify_barrier(3)).
+        read, write = os.pipe()
+        try:
+            socket.send_fds(sender, [b"BARRIER=1"], [write])
+            os.close(write)
+            write = -1
+            poll = select.poll()
+            poll.register(read, select.POLLIN)
+            poll.poll(_NOTIFY_S * 1000)
+        finally:
+            os.close(read)
+            if write >= 0:
+                os.close(write)
+
+
+_stand_ins: dict[str, tuple[int, int, str, int]] = {}
+"""Service: the pipe to its stand-in, the pipe from it, the unit's cgroup, the stand-in's pid."""
+
+
+def stand_in(service: str, conmon: int | None) -> None:
+    """Move a stand-in process into the unit of ``conmon``, which the caller is about to kill.
+
+    No-op if conmon is not in a unit, or this process is in the same unit.
+    """
+    if conmon is None or service in _stand_ins or path(service) is not None:
+        return
+    unit = path(service, conmon)
+    if unit is None:
+        return
+    with signals_held():
+        wait, hold = os.pipe()
+        done, say = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            _stand(unit, wait, say)
+        os.close(wait)
+        os.close(say)
+        os.waitpid(pid, 0)
+        stand_in_pid = os.read(done, 20)
+        _stand_ins[service] = (hold, done, unit, int(stand_in_pid or b"-1"))
+
+
+def hand_over(service: str, conmon: int | None) -> None:
+    """Make the next conmon the unit's main process in place of the stand-in, which then ends."""
+    if service not in _stand_ins or conmon is None:
+        return
+    hold, done, unit, _ = _stand_ins.pop(service)
+    try:
+        adopt([conmon], unit)
+        os.write(hold, f"{conmon}".encode())
+        os.close(hold)
+        os.read(done, 1)
+    except OSError:
+        return  # the unit was stopped in the meantime
+    finally:
+        os.close(done)
+
+
+def give_back(service: str, conmon: int | None, path: str | None) -> None:
+    """Stop a service's unit, but not its processes.
+
+    ``path`` is the service's cgroup; None if the cgroup has been removed, and only the stand-in is
+    left.
+    """
+    stand_in(service, conmon)
+    if service not in _stand_ins:
+        return
+    hold, done, unit, stand_in_pid = _stand_ins.pop(service)
+    if path is not None:
+        for root in roots():
+            for pid in pids_in(f"{root}{unit}"):
+                if pid != stand_in_pid:
+                    keep_in(root, pid, path)
+    os.close(hold)
+    os.read(done, 1)
+    os.close(done)
+
+
+def _stand(unit: str, wait: int, say: int) -> NoReturn:
+    """Run the stand-in, in a second fork: systemd becomes its parent and sees its exit status."""
+    try:
+        if os.fork() != 0:
+            os._exit(0)
+        os.setsid()
+        keep_only((wait, say))
+        heed_signals()
+        adopt([os.getpid()], unit)
+        tell(f"MAINPID={os.getpid()}")
+        os.write(say, f"{os.getpid()}".encode())
+        conmon = os.read(wait, 20)
+        if conmon:
+            tell(f"MAINPID={conmon.decode()}")
+    finally:
+        os._exit(0)
+
+
+# --- systemd -------------------------------------------------------------------------------------
+
+
+_SYSTEMCTL_S = 300.0
+
+
+class Systemd:
+    """The units of services of this machine's systemd."""
+
+    def booted(self) -> bool:
+        return booted()
+
+    # --- unit files ---
+
+    def read(self, path: str) -> str | None:
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: str, text: str) -> None:
+        folder, draft = os.path.dirname(path), f"{path}.new"
+        os.makedirs(folder, 0o755, exist_ok=True)
+        with open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+        files.sync(draft)
+        os.rename(draft, path)
+        files.sync(folder)
+
+    def delete(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        with contextlib.suppress(OSError):  # other programs have files in the folder
+            os.rmdir(os.path.dirname(path))
+
+    def reload(self) -> None:
+        _systemctl("daemon-reload")
+
+    def is_enabled(self, service: str) -> bool:
+        return os.path.islink(os.path.join(UNITS, f"{WANTED_BY}.wants", unit_of(service)))
+
+    def enable(self, services: Iterable[str]) -> None:
+        _systemctl("daemon-reload")
+        _systemctl("enable", *map(unit_of, services))
+
+    def remove(self, services: Iterable[str]) -> None:
+        names = list(services)
+        if not names:
+            return
+        units = [unit_of(name) for name in names]
+        _wait_ended(units)
+        _systemctl("disable", *units)
+        for name in names:
+            os.unlink(unit_file(name))
+        _systemctl("daemon-reload")
+        _systemctl("reset-failed", *units, may_fail=True)
+
+    # --- foreign units ---
+
+    def is_known(self, unit: str) -> bool:
+        shown = _systemctl("show", "--property=LoadState", "--value", "--", unit)
+        return shown.strip() == "loaded"
+
+    def is_active(self, unit: str) -> bool:
+        return _systemctl("is-active", "--", unit, may_fail=True).strip() == "active"
+
+    def start_unit(self, unit: str) -> None:
+        _systemctl("start", "--", unit)
+
+    def stop_unit(self, unit: str) -> None:
+        _systemctl("stop", "--", unit)
+
+    # --- running units of services ---
+
+    def start(self, services: Iterable[str]) -> None:
+        _systemctl("start", *map(unit_of, services))
+
+    def stop(self, services: Iterable[str]) -> None:
+        _systemctl("stop", *map(unit_of, services))
+
+    def is_ours(self, service: str) -> bool:
+        return path(service) is not None
+
+    def is_supervised(self, service: str) -> bool:
+        return bool(status.supervisors(service))
+
+    def is_outside(self, service: str) -> bool:
+        conmon = status.conmon(service)
+        return conmon is not None and path(service, conmon) is None
+
+    def ready(self, service: str) -> None:
+        own = path(service)
+        assert own is not None
+        pids = status.supervisors(service)
+        if not pids:
+            raise ProcessError("its process has ended", f"niso logs {service}", service=service)
+        adopt([pid for pid in pids if path(service, pid) != own], own)
+        tell(f"MAINPID={pids[0]}", "READY=1")
+
+    def give_back(self, service: str) -> None:
+        spec = load(service)
+        give_back(service, status.conmon(service), cgroup_of(spec) if spec is not None else None)
+
+
+def _wait_ended(units: list[str]) -> None:
+    """Wait at most 10 s until none of these units is active.
+
+    Deleting the file of an active unit would discard its ExecStop.
+    """
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        states = _systemctl("is-active", *units, may_fail=True).split()
+        if not set(states) & {"active", "deactivating", "activating", "reloading"}:
+            return
+        time.sleep(0.02)
+
+
+def _systemctl(*arguments: str, may_fail: bool = False) -> str:
+    """Run systemctl and return its output. Raises Error with its error message."""
+    import subprocess
+
+    command = f"systemctl {' '.join(arguments)}"
+    try:
+        done = subprocess.run(
+            [
+                "systemctl",
+                *(() if arguments[0] == "is-active" else ("--quiet",)),
+                "--no-ask-password",
+                *arguments,
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SYSTEMCTL_S,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise Error("systemctl is not installed", "apt install systemd") from error
+    except subprocess.TimeoutExpired as error:
+        raise Error(
+            f"{command}: no answer within {_SYSTEMCTL_S:g}s", "systemctl list-jobs"
+        ) from error
+    if done.returncode != 0 and not may_fail:
+        reason = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        raise Error(
+            f"{command}: {reason}", f"systemctl status {arguments[-1]}" if arguments[1:] else None
+        )
+    return done.stdout
+
+
+# --- unit files ----------------------------------------------------------------------------------
+
+
+class ChangingUnit(NamedTuple):
+    """Reported when a systemd unit file is written or removed."""
+
+    action: Literal["write", "remove"]
+    path: str
+
+    def describe(self) -> str:
+        return f"{self.action} {self.path}"
+
+
+AFTER = (
+    "nftables.service",
+    "netfilter-persistent.service",
+    "firewalld.service",
+    "ufw.service",
+    "docker.service",
+    "libvirtd.service",
+    "virtnetworkd.service",
+)
+"""Units that start before niso's at boot.
+
+The first ones load their own rules and may flush all others. The last ones switch forwarding on;
+started before niso, they share it with niso.
+"""
+
+
+def drop_in(unit: str) -> str:
+    """Return the path of niso's drop-in for a unit (systemd.unit(5))."""
+    return os.path.join(UNITS, f"{unit}.d", "niso.conf")
+
+
+def command(*words: str) -> str:
+    """Return the command line of this niso with arguments, for a unit file.
+
+    After any prefix of the caller it begins with ``:``, so that ``$`` has no meaning
+    (systemd.service(5)).
+    """
+    return ":" + " ".join(quoted(word) for word in (sys.executable, "-I", "-m", "niso.cli", *words))
+
+
+def agent(
+    mark: str, description: str, words: tuple[str, ...], more: tuple[str, ...] = ("RestartSec=1",)
+) -> list[str]:
+    """Return the lines of a unit for a command that runs permanently (systemd.service(5)).
+
+    The command reports when it is ready, and systemd restarts it whenever it ends. ``mark`` is the
+    first line, and ``more`` are lines of ``[Service]``.
+    """
+    return [
+        mark,
+        "[Unit]",
+        f"Description={description}",
+        "Wants=network-online.target",
+        "After=network-online.target",
+        f"RequiresMountsFor={quoted(paths.state_dir())}",
+        "StartLimitIntervalSec=0",
+        "",
+        "[Service]",
+        "Type=notify",
+        "Restart=always",
+        *more,
+        *environment(),
+        f"ExecStart={command(*words)}",
+        "",
+    ]
+
+
+def environment() -> list[str]:
+    """Return ``Environment=`` lines for folders and an address pool that are not the default."""
+    folders = {"NISO_STATE_DIR": paths.state_dir(), "NISO_RUN_DIR": paths.run_dir()}
+    usual = {"NISO_STATE_DIR": paths.STATE_DIR, "NISO_RUN_DIR": paths.RUN_DIR}
+    variables = {name: value for name, value in folders.items() if value != usual[name]}
+    if os.environ.get("NISO_POOL"):
+        variables["NISO_POOL"] = os.environ["NISO_POOL"]
+    return [f"Environment={quoted(f'{name}={value}')}" for name, value in variables.items()]
+
+
+def quoted(word: str) -> str:
+    """Quote a word for a unit file (systemd.syntax(7); systemd.unit(5), Specifiers).
+
+    A ``$`` stays: commands have the prefix ``:``, and elsewhere it has no meaning.
+    """
+    if word and all(c.isascii() and (c.isalnum() or c in "/._-+=,@") for c in word):
+        return word
+    text = "".join(
+        f"\\x{byte:02x}"
+        if byte < 0x20 or byte >= 0x7F
+        else f"\\{chr(byte)}"
+        if chr(byte) in '"\\'
+        else chr(byte)
+        for byte in os.fsencode(word)
+    )
+    return f'"{text.replace("%", "%%")}"'
+
+
+# --- units ---------------------------------------------------------------------------------------
+
 
 UNITS = "/etc/systemd/system"
 WANTED_BY = "multi-user.target"
@@ -19,80 +462,76 @@ WANTED_BY = "multi-user.target"
 
 def unit_file(service: str) -> str:
     """Return the path of a service's unit file."""
-    return os.path.join(UNITS, unit.name(service))
+    return os.path.join(UNITS, unit_of(service))
 
 
-class Units(Protocol):
-    """The systemd units of services. Methods other than `booted` require systemd as the init.
+# --- wake ----------------------------------------------------------------------------------------
 
-    All raise Error if systemd refuses.
-    """
 
-    def booted(self) -> bool:
-        """Return whether systemd is the init."""
+AGENT = "agent"
+KUBERNETES = "kubernetes"
+_LOOKS_S = 1.0
 
-    # --- unit files ---
 
-    def read(self, path: str) -> str | None:
-        """Return the text of a unit file or drop-in; None if there is none."""
+def _path(name: str) -> str:
+    return os.path.join(paths.run_dir(), f"{name}.wake")
 
-    def write(self, path: str, text: str) -> None:
-        """Replace a unit file or drop-in; call `enable` or `reload` to make systemd read it.
 
-        Raises OSError.
-        """
+def agent_name(name: str = AGENT) -> bool:
+    """Wake the agent ``name``; return whether it is running."""
+    try:
+        fd = os.open(_path(name), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:  # no pipe, or no process reads it
+        return False
+    try:
+        os.write(fd, b"\n")
+    except OSError:
+        pass  # the pipe is full: the agent already has something to read
+    finally:
+        os.close(fd)
+    return True
 
-    def delete(self, path: str) -> None:
-        """Delete a unit file or drop-in, and its folder if empty; no-op if it is missing."""
 
-    def reload(self) -> None:
-        """Reload systemd's unit files (daemon-reload)."""
+def listen(name: str, woken: Callable[[], object], over: threading.Event) -> None:
+    """Call ``woken`` whenever a command wakes the agent, until ``over`` is set. Raises OSError."""
+    import select
 
-    def is_enabled(self, service: str) -> bool:
-        """Return whether systemd starts the unit at boot."""
+    os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
+    try:
+        os.mkfifo(_path(name), 0o600)
+    except FileExistsError:
+        pass
+    # with a writer of its own, the agent's pipe never reports end of file
+    fd = os.open(_path(name), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        while not over.is_set():
+            if select.select([fd], [], [], _LOOKS_S)[0]:
+                os.read(fd, 4096)
+                woken()
+    finally:
+        os.close(fd)
 
-    def enable(self, services: Iterable[str]) -> None:
-        """Reload the units of services, and enable them to start at boot."""
 
-    def remove(self, services: Iterable[str]) -> None:
-        """Disable units and remove their files, once none is active; no-op without services."""
+# --- agents --------------------------------------------------------------------------------------
 
-    # --- foreign units ---
 
-    def is_known(self, unit: str) -> bool:
-        """Return whether systemd has a file for a unit."""
+class Following(NamedTuple):
+    """An agent of this host. ``run`` returns after ``stop``, which a signal handler may call."""
 
-    def is_active(self, unit: str) -> bool:
-        """Return whether a unit is active."""
+    run: Callable[[], None]
+    stop: Callable[[], None]
 
-    def start_unit(self, unit: str) -> None:
-        """Start a unit and wait for it; no-op if it is active."""
 
-    def stop_unit(self, unit: str) -> None:
-        """Stop a unit and wait for it; no-op if it is inactive."""
-
-    # --- running units of services ---
-
-    def start(self, services: Iterable[str]) -> None:
-        """Start the units of services and wait for them."""
-
-    def stop(self, services: Iterable[str]) -> None:
-        """Stop the units of services, whose processes do not belong to them, and wait."""
-
-    def is_ours(self, service: str) -> bool:
-        """Return whether this command runs inside the service's unit."""
-
-    def is_supervised(self, service: str) -> bool:
-        """Return whether the service's process has a living conmon."""
-
-    def is_outside(self, service: str) -> bool:
-        """Return whether the service has a conmon that is not in its unit."""
-
-    def ready(self, service: str) -> None:
-        """Make the service's conmon the main process of its unit, in which this command runs.
-
-        The caller holds the service's lock. Raises ProcessError if the process has ended.
-        """
-
-    def give_back(self, service: str) -> None:
-        """Stop a service's unit, but not its processes. The caller holds the service's lock."""
+def alone(lock: str, held: Conflict, work: Callable[[], None]) -> None:
+    """Run an agent of which a host has only one. Raises ``held`` if it is running already."""
+    try:
+        taken = service_lock(lock, 0)
+        taken.__enter__()
+    except Conflict:
+        raise held from None
+    try:
+        if "NOTIFY_SOCKET" in os.environ:
+            tell("READY=1")
+        work()
+    finally:
+        taken.__exit__()

@@ -1,6 +1,6 @@
 """Resolve mount points of volumes; create and remove named volumes.
 
-The links of a mount point are resolved inside the rootfs (`niso.runtime.service_paths`). A missing
+The links of a mount point are resolved inside the rootfs (`niso.runtime.entrypoint`). A missing
 mount point is created in niso's own layer, and crun mounts there without leaving the root. Nothing
 is written to the rootfs or to a path of the host.
 """
@@ -11,33 +11,31 @@ import os
 import stat
 from collections.abc import Iterable
 
-from niso.base import failpoint, paths, trees
+from niso.base import files, paths, signals
 from niso.base.errors import Conflict, Error, InvalidInput
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.plan.mount_points import taken
-from niso.plan.process_spec import ProcessSpec, Volume
-from niso.runtime import cgroup
-from niso.runtime.root import mount_file, mount_point, place
-from niso.runtime.service_paths import TOP_LINKS
-from niso.runtime.skeleton import TMPFS, etc_folders
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.report import RemovingVolumes, Report
+from niso.plan.specs import MountedVolume, ProcessSpec, taken
+from niso.runtime import cgroups
+from niso.runtime.entrypoint import TOP_LINKS
+from niso.runtime.root import TMPFS, etc_folders, mount_file, mount_point, place
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from niso.base.report import Report
 
 _BIND = ("rbind", "rprivate", "rnosuid", "rnodev")
 
 
 class Placed(NamedTuple):
-    volume: Volume
+    volume: MountedVolume
     at: str
     """The mount point inside the service, links resolved."""
     folder: bool
     """Whether it is a folder or a file."""
 
 
-def placed(rootfs: str | None, volumes: Iterable[Volume]) -> list[Placed]:
+def placed(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[Placed]:
     """Resolve the mount points of volumes in a service with this rootfs.
 
     Raises InvalidInput with the key of the manifest, also if two of them overlap.
@@ -53,7 +51,7 @@ def placed(rootfs: str | None, volumes: Iterable[Volume]) -> list[Placed]:
     return result
 
 
-def _place(rootfs: str | None, volume: Volume) -> str:
+def _place(rootfs: str | None, volume: MountedVolume) -> str:
     """Resolve the mount point of one volume. Raises InvalidInput."""
     path = volume.mount
     if any(_is_within(path, point) for point in TMPFS):
@@ -64,7 +62,7 @@ def _place(rootfs: str | None, volume: Volume) -> str:
     return at
 
 
-def _place_assembled(volume: Volume) -> str:
+def _place_assembled(volume: MountedVolume) -> str:
     """Resolve a mount point in the assembled root of a service without a rootfs."""
     path = volume.mount
     read_only = ["/usr", *(f"/{name}" for name in TOP_LINKS)]
@@ -85,7 +83,7 @@ _LINKS = (("/var/run", "/run"), ("/var/lock", "/run/lock"))
 """The links of an assembled root below which a mount point can be."""
 
 
-def _is_folder(volume: Volume) -> bool:
+def _is_folder(volume: MountedVolume) -> bool:
     """Return whether a volume is a folder. Raises InvalidInput if its host path cannot be used."""
     if volume.source is None or volume.named:
         return True
@@ -103,14 +101,14 @@ def _is_folder(volume: Volume) -> bool:
         ) from None
 
 
-def _bad_mount(volume: Volume, reason: str) -> InvalidInput:
+def _bad_mount(volume: MountedVolume, reason: str) -> InvalidInput:
     key = f"volumes.{volume.name}.mount"
     return InvalidInput(
         f"{volume.mount!r} cannot be a mount point: {reason}", "for example /data", key
     )
 
 
-def is_writable(volume: Volume, spec: ProcessSpec) -> bool:
+def is_writable(volume: MountedVolume, spec: ProcessSpec) -> bool:
     """Return whether the service's user may write to a volume of the host.
 
     True where that is not known: it does not exist, or has an access control list (acl(5)).
@@ -133,7 +131,7 @@ def is_writable(volume: Volume, spec: ProcessSpec) -> bool:
     return bool(info.st_mode & stat.S_IWOTH)
 
 
-def unwritable(spec: ProcessSpec) -> list[Volume]:
+def unwritable(spec: ProcessSpec) -> list[MountedVolume]:
     """Return the host volumes that are writable by the manifest, but not for the service's user."""
     return [
         volume
@@ -151,7 +149,7 @@ def make_named(spec: ProcessSpec) -> None:
     for volume in spec.volumes:
         if not volume.named or volume.source is None or os.path.isdir(volume.source):
             continue
-        failpoint.hit(f"make volume {volume.source}")
+        signals.hit(f"make volume {volume.source}")
         folder, name = os.path.split(volume.source)
         os.makedirs(folder, 0o700, exist_ok=True)
         draft = os.path.join(folder, f".{name}.new")  # names of volumes do not start with a dot
@@ -259,12 +257,11 @@ def remove_all(service: str, report: Report) -> None:
     if not os.path.lexists(folder):
         return
     check_removable(service)
-    from niso.base.service_events import RemovingVolumes
 
     report(RemovingVolumes(service, tuple(kept(service))))
     try:
-        failpoint.hit(f"remove the volumes of {service}")
-        trees.remove(folder)
+        signals.hit(f"remove the volumes of {service}")
+        files.remove_tree(folder)
     except OSError as error:
         inside = f" (in it: {error.filename})" if error.filename not in (None, folder) else ""
         raise Error(
@@ -277,14 +274,14 @@ def remove_all(service: str, report: Report) -> None:
 def _mounted_below(folder: str) -> list[str]:
     """List the mount points at or below a folder (proc_pid_mountinfo(5))."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        points = [cgroup.unescaped(line.split(" ")[4]) for line in lines]
+        points = [cgroups.unescaped(line.split(" ")[4]) for line in lines]
     return [point for point in points if _is_within(point, folder)]
 
 
-def check(rootfs: str | None, volumes: Iterable[Volume]) -> list[InvalidInput]:
+def check(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[InvalidInput]:
     """Return all errors in the volumes of a service, before anything is started."""
     errors: list[InvalidInput] = []
-    good: list[Volume] = []
+    good: list[MountedVolume] = []
     for volume in volumes:
         try:
             placed(rootfs, [*good, volume])

@@ -1,4 +1,6 @@
-"""Read and write the rows of attachments: services in namespaces made by or for other programs.
+"""Rows of attachments.
+
+Read and write the rows of attachments: services in namespaces made by or for other programs.
 
 Another program, the *owner*, starts the process: podman, cni, systemd, or cli for a person. ``id``
 and ``given`` are the owner's names for the attachment. After an attachment ends, its address stays
@@ -7,16 +9,20 @@ reserved for the owner and this name (table ``released``) until no other address
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable
 
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.store.service_rows import ServiceRow, service_row
-from niso.store.sqlite import decoded, sqlite3
+from niso.store.sqlite import decoded
 
 if TYPE_CHECKING:
     from typing import Any
 
     from niso.kernel.interface import Kernel
+
+
+# --- attached rows -------------------------------------------------------------------------------
 
 
 class Attached(NamedTuple):
@@ -150,3 +156,10 @@ class Attachments:
 def wishes(attached: Attached) -> dict[str, Any]:
     """Return what the owner requested: ``policy``, ``policies`` by network, and ``labels``."""
     return dict(decoded(attached.asked))
+
+
+# --- attach request ------------------------------------------------------------------------------
+
+
+BY_INTERFACE = "docker"
+"""The owner with one attachment for each interface, which sets the default route itself."""

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.records import Audit, Entry, Member, Peer, Policed, Policy, Service
-from niso.store.name_rows import NameRows
+from niso.store.name_rows import NameRows, OutsideRows
 from niso.store.sqlite import decoded, encoded
-
-if TYPE_CHECKING:
-    from niso.store.outside_rows import OutsideRows
 
 Name = tuple[str, str]
 """(kind, name) of a peer: "service" or "network"."""
@@ -80,7 +76,6 @@ class PolicyRows(NameRows):
     @property
     def outside(self) -> OutsideRows:
         """Return the queries for outside names."""
-        from niso.store.outside_rows import OutsideRows  # few stores have outside names
 
         return OutsideRows(self._db)
 

@@ -6,12 +6,13 @@ port) or ``forward`` (niso port-forward).
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
 from niso.plan.records import Port
-from niso.store.sqlite import decoded, encoded, others_intend, sqlite3
+from niso.store.sqlite import decoded, encoded, others_intend
 
 MANIFEST, CHOSEN, FORWARD = "manifest", "chosen", "forward"
 _PORT = "host_ip, host_port, container_port, proto, count"

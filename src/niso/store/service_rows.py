@@ -1,25 +1,42 @@
-"""Read and write the rows of services: service, changes in progress, leases, stack.
+"""Rows of services, intents, stacks, modes; their JSON.
+
+Read and write the rows of services: service, changes in progress, leases, stack.
 
 A service belongs to at most one stack, until it is removed or leaves the stack's file. A service of
 mode share (a sharer) has no endpoint. It uses the addresses, networks and port families of its
 provider. While it is active, its names and ports belong to the provider's namespace.
+
+Encode and decode the JSON of ServiceSpec and ProcessSpec in the store.
+
+Lease addresses to services. The caller holds a transaction.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Collection, Iterable, Iterator
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from zlib import crc32
 
-from niso.base import paths
-from niso.base.errors import Conflict, Error
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.plan.records import Port
+from niso.base import convert, paths
+from niso.base.errors import Conflict, Error, InvalidInput
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import family_of, prefix
+from niso.plan import subnets
+from niso.plan.records import Network, Policy, Port, Subnet
+from niso.plan.specs import ProcessSpec, ServiceSpec
 from niso.store.port_rows import PRIMARY
-from niso.store.sqlite import decoded, encoded, others_intend, sqlite3
+from niso.store.sqlite import decoded, encoded, others_intend
 
 if TYPE_CHECKING:
-    from niso.plan.process_spec import ProcessSpec
-    from niso.plan.service_spec import ServiceSpec
+    from typing import Any
+
+    from niso.store.store import Store
+
+
+# --- service rows --------------------------------------------------------------------------------
+
 
 ROW_TABLES = (
     "service",
@@ -75,16 +92,14 @@ class ServiceRow(NamedTuple):
     @property
     def service(self) -> ServiceSpec | None:
         """Return the ServiceSpec of the last activation; None if the row is damaged."""
-        from niso.store import specs  # imported late, since commands that only list do not need it
 
-        return specs.service(self.manifest)
+        return service(self.manifest)
 
     @property
     def process(self) -> ProcessSpec | None:
         """Return the ProcessSpec of the last activation; None if the row is damaged."""
-        from niso.store import specs
 
-        return specs.process(self.spec)
+        return process(self.spec)
 
     @property
     def is_job(self) -> bool:
@@ -214,7 +229,7 @@ class IntentRows:
     def rows(self, service: str) -> dict[str, list[dict[str, object]]]:
         """Return all rows of a service by table, as {column: value} for JSON.
 
-        The checksum of its own row (`niso.store.specs.mark`) is left out, since the columns
+        The checksum of its own row (`niso.store.service_rows.mark`) is left out, since the columns
         determine it.
         """
         rows = {}
@@ -498,3 +513,232 @@ class LeaseRows:
             "DELETE FROM lease WHERE service=? AND network=? AND family=?",
             (service, network, family),
         )
+
+
+# --- specs ---------------------------------------------------------------------------------------
+
+
+_decoded: dict[tuple[type, str], Any] = {}
+"""Cache of decoded texts, since a command reads the same row many times. None if damaged."""
+_MOST_DECODED = 64
+"""The most cached texts: a command that reads the rows of all services must not keep them all."""
+
+
+def encode_service(spec: ServiceSpec) -> str:
+    """Encode a ServiceSpec as JSON with every key.
+
+    So a recorded service does not change if a later version of niso has another default.
+    """
+    text = json.dumps(convert.plain(spec), ensure_ascii=False, separators=(",", ":"))
+    _remember((ServiceSpec, text), spec)
+    return text
+
+
+def encode_process(spec: ProcessSpec) -> str:
+    """Encode a ProcessSpec as ASCII JSON.
+
+    Bytes of resolv.conf that are not UTF-8 are surrogates.
+    """
+    text = json.dumps(convert.plain(spec))
+    _remember((type(spec), text), spec)
+    return text
+
+
+def service(text: str) -> ServiceSpec | None:
+    """Decode a ServiceSpec that `encode_service` wrote; None if the text is damaged."""
+    return _decode(text, ServiceSpec)
+
+
+def process(text: str) -> ProcessSpec | None:
+    """Decode a ProcessSpec that `encode_process` wrote; None if the text is damaged."""
+
+    return _decode(text, ProcessSpec)
+
+
+def mark(name: str, mode: str, manifest: str, spec: str, networks: str) -> int:
+    """Return the checksum of the record of a plain service; 0 for any other service.
+
+    All rows of a plain service follow from its names and networks: it has no policy, alias, static
+    address or extra host. A record that matches its checksum can be compared with its rows without
+    decoding it. The arguments are columns of the table service.
+    """
+    own = service(manifest) if mode != "attached" else None
+    if own is None or process(spec) is None:
+        return 0
+    more = own.aliases or own.addresses or own.addresses6 or own.extra_hosts
+    if more or own.policy != Policy():
+        return 0
+    return checksum(*(text.encode() for text in (name, manifest, spec, networks)))
+
+
+def checksum(*columns: bytes) -> int:
+    """Return the CRC-32 of a record's columns, never 0."""
+    return crc32(b"\0".join(columns)) or 1
+
+
+def _decode[T](text: str, table: type[T]) -> T | None:
+    known = table, text
+    if known not in _decoded:
+        try:
+            data = json.loads(text)
+            if table is ServiceSpec and "\\u" in text:
+                # json accepts lone surrogates, which are not valid text
+                json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+            _remember(known, convert.convert(data, table))
+        except (ValueError, RecursionError):  # Mismatch is a ValueError
+            _remember(known, None)
+    return _decoded[known]  # type: ignore[no-any-return]
+
+
+def _remember(known: tuple[type, str], spec: object) -> None:
+    if len(_decoded) >= _MOST_DECODED:
+        del _decoded[next(iter(_decoded))]  # the oldest entry
+    _decoded[known] = spec
+
+
+# --- leases --------------------------------------------------------------------------------------
+
+
+KEY = "network.ip"
+
+
+def lease(
+    store: Store,
+    service: str,
+    network_name: str,
+    statics: Sequence[str] = (),
+    beside: frozenset[str] = frozenset(),
+    kept: tuple[str, str] | None = None,
+) -> None:
+    """Lease an address in each subnet: the static one, the current one, or the lowest free one.
+
+    On a network that spans hosts, the addresses come from the service's claim.
+
+    ``statics`` has at most one address of each family. ``beside`` are the services that the same
+    command activates. ``kept`` is (owner, name) of an attachment, which gets its earlier address
+    again. A released address is leased to another service only if no other address is free; the one
+    released first is taken. Raises InvalidInput if a static address is unusable, Conflict if it is
+    taken or the network is full.
+    """
+    network = store.require_network(network_name)
+    wanted = {family_of(address): address for address in statics}
+    for family in wanted.keys() - {subnet.family for subnet in network.subnets}:
+        raise InvalidInput(
+            f"network {network_name!r} has no IPv{family} subnet for {wanted[family]}",
+            "remove it from network.ip, or create the network first: "
+            f"niso net create {network_name} --subnet CIDR",
+            KEY,
+        )
+    claimed = store.claimed(service, network_name) if network.span is not None else ()
+    for subnet in network.subnets:
+        net = prefix(subnet.cidr)
+        gateway = net.offset(subnet.gateway)
+        static = wanted.get(subnet.family)
+        if static is not None:
+            if static in claimed:
+                store.across.drop_stale_lease(service, static)
+            number = _static_number(store, service, network_name, subnet, static, beside)
+            if network.span is not None and static not in claimed:
+                raise _unclaimed(service, network_name, subnet.cidr)
+            store.drop_lease(service, network_name, subnet.family)
+            store.add_lease(service, network_name, subnet.family, number, static, static=True)
+        elif network.span is not None:
+            _lease_claimed(store, service, network_name, subnet, claimed)
+        elif store.lease_of(service, network_name, subnet.family) is None:
+            where = network_name, subnet.family
+            free = None if kept is None else store.released_by(*kept, *where)
+            if free is None:
+                released = store.released(*where)
+                free = subnets.first_free(net, gateway, store.used_numbers(*where, released))
+                free = next(iter(released), None) if free is None else free
+            if free is None:
+                raise _full(store, network_name, subnet.family, subnet.cidr)
+            address = net.at(free)
+            store.add_lease(service, network_name, subnet.family, free, address, static=False)
+
+
+def is_leased(store: Store, service: str, network: Network, statics: Sequence[str]) -> bool:
+    """Return whether a service already has all leases that `lease` would create.
+
+    A service that another host has taken over needs none.
+    """
+    spans = network.span is not None
+    claimed = store.claimed(service, network.name) if spans else ()
+    if spans and not claimed:
+        return True
+    wanted = {family_of(address): address for address in statics}
+    for subnet in network.subnets:
+        have = store.lease_of(service, network.name, subnet.family)
+        static = wanted.pop(subnet.family, None)
+        if have is None or (static is not None and have != (static, True)):
+            return False
+        if spans and have[0] not in claimed:
+            return False
+    return not wanted
+
+
+def _lease_claimed(
+    store: Store, service: str, network: str, subnet: Subnet, claimed: Sequence[str]
+) -> None:
+    """Lease the claimed address in one subnet. Raises Conflict if the claim has none."""
+    net = prefix(subnet.cidr)
+    address = next((text for text in claimed if net.holds(text)), None)
+    if address is None:
+        raise _unclaimed(service, network, subnet.cidr)
+    have = store.lease_of(service, network, subnet.family)
+    if have is None or have[0] != address:
+        store.drop_lease(service, network, subnet.family)
+        number = net.offset(address)
+        store.across.drop_stale_lease(service, address)
+        holder = store.lease_holder(address)
+        if holder is not None and holder != service:
+            raise Conflict(
+                f"{address} is still used by {holder!r}, which another host has taken over",
+                "the agent of this host ends it: niso cluster status",
+            )
+        store.add_lease(service, network, subnet.family, number, address, static=False)
+
+
+def _unclaimed(service: str, network: str, cidr: str) -> Conflict:
+    return Conflict(
+        f"network {network!r} spans hosts, and {service!r} has claimed no address of {cidr}",
+        "niso cluster status shows whether this host is in the cluster",
+    )
+
+
+def _static_number(
+    store: Store,
+    service: str,
+    network: str,
+    subnet: Subnet,
+    wanted: str,
+    beside: frozenset[str],
+) -> int:
+    """Return the offset of a static address in its subnet. Raises InvalidInput, Conflict."""
+    net = prefix(subnet.cidr)
+    if not net.holds(wanted):
+        raise InvalidInput(
+            f"{wanted} is not in {subnet.cidr}, the subnet of network {network!r}", None, KEY
+        )
+    number = net.offset(wanted)
+    reason = subnets.refusal(net, net.offset(subnet.gateway), number)
+    if reason:
+        raise InvalidInput(f"{wanted} cannot be a service's address: {reason}", None, KEY)
+    holder = store.lease_holder(wanted)
+    if holder is not None and holder != service:
+        hint = f"choose another; {holder} keeps it until it is removed"
+        if holder in beside:
+            hint = f"{holder} is part of this command: choose another address for one of the two"
+        raise Conflict(f"{wanted} is leased to service {holder!r}", hint, KEY)
+    return number
+
+
+def _full(store: Store, network: str, family: int, cidr: str) -> Conflict:
+    idle = [service for _, service, active in store.leases(network, family) if not active]
+    shown = ", ".join(idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
+    hint = (
+        f"create a larger network; inactive services keep addresses until they are removed: {shown}"
+        if idle
+        else "create a larger network"
+    )
+    return Conflict(f"network {network!r} ({cidr}) has no free address", hint)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from niso.base.addresses import family_of
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import NamedTuple
+from niso.base.names import family_of
 from niso.plan.records import (
     ATTACHED_LIMITS,
     LIMITS,
@@ -21,12 +21,11 @@ from niso.plan.records import (
     Subnet,
     primary,
 )
+from niso.store.attached_rows import Attachments
 from niso.store.policy_rows import Name, PolicyRows
 from niso.store.port_rows import PortRows
+from niso.store.span_rows import Spans
 from niso.store.sqlite import Reading, damaged, decoded, encoded
-
-if TYPE_CHECKING:
-    from niso.store.span_rows import Spans
 
 _PUBLISHED = (
     "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1"
@@ -178,7 +177,6 @@ class SnapshotRows(PortRows, PolicyRows):
     @property
     def across(self) -> Spans:
         """Return the queries for networks that span hosts."""
-        from niso.store.span_rows import Spans
 
         return Spans(self._db)
 
@@ -230,8 +228,6 @@ class SnapshotRows(PortRows, PolicyRows):
             own = row[1] != "share"  # a sharer uses the namespace of its provider
             sharers = self.sharers(name) if own else []
             if row[1] == "attached":
-                from niso.store.attached_rows import Attachments
-
                 outside, links = Attachments(self._db).planned(name)
             else:
                 outside, links = None, {}

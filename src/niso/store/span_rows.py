@@ -6,11 +6,12 @@ such a network load this module.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Collection, Iterable, Mapping
 
-from niso.base.lite_typing import NamedTuple
+from niso.base.named_tuples import NamedTuple
 from niso.plan.records import Endpoint, Remote, Tunnel
-from niso.store.sqlite import decoded, encoded, sqlite3
+from niso.store.sqlite import decoded, encoded
 
 _QUERY = (
     "SELECT r.service, p.address, r.network, r.address, r.up AND p.live"

@@ -10,14 +10,13 @@ import time
 from functools import lru_cache
 from weakref import ref
 
-from niso.base import failpoint, paths
+from niso.base import paths, signals
 from niso.base.errors import Error
-from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.named_tuples import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["sqlite3"]
 
 VERSION = 11
 """Version of the tables; `niso.store.tables` has them and the migrations from older ones."""
@@ -43,7 +42,7 @@ class Transaction:
         self._cancelled = False
 
     def __enter__(self) -> Transaction:
-        if failpoint.broken(failpoint.BUSY):
+        if signals.broken(signals.BUSY):
             raise sqlite3.OperationalError("database is locked")
         try:
             self._db.execute("BEGIN IMMEDIATE")
@@ -61,8 +60,8 @@ class Transaction:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
             if kind is None and not self._cancelled:
-                failpoint.hit("commit to the store")
-                if failpoint.broken(failpoint.FULL):
+                signals.hit("commit to the store")
+                if signals.broken(signals.FULL):
                     full = sqlite3.OperationalError("database or disk is full")
                     full.sqlite_errorcode = sqlite3.SQLITE_FULL
                     raise full

@@ -1,6 +1,35 @@
-"""Define the tables of state.db and the migrations from older versions."""
+"""The tables, and migrations from the first released version on.
+
+Define the tables of state.db and the migrations from older versions.
+
+Migrate a store from an earlier version, and keep a copy of it.
+
+Migrate the rows of a store of version 3 or older to version 4.
+
+Older stores have a manifest as it was written, and the rows of an intent as lists. Version 4 has
+the parsed manifest, and rows by column names.
+"""
 
 from __future__ import annotations
+
+import json
+import os
+import sqlite3
+
+from niso.base import files, paths
+from niso.base.errors import InvalidInput
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.manifest import keys
+from niso.plan.records import Port
+from niso.store import service_rows
+from niso.store.sqlite import VERSION
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# --- tables --------------------------------------------------------------------------------------
+
 
 _SINCE_2 = """CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
 CREATE TABLE published (
@@ -238,7 +267,7 @@ ALTER TABLE service ADD COLUMN enabled INTEGER NOT NULL DEFAULT 0;
     + """CREATE TABLE stack_member (service TEXT PRIMARY KEY, stack TEXT NOT NULL) STRICT;
 CREATE INDEX stack_member_stack ON stack_member (stack);
 """,
-    # manifests as ServiceSpecs, intents by column names: functions of `niso.store.written_rows`
+    # manifests as ServiceSpecs, intents by column names: functions of `niso.store.tables`
     4: "UPDATE service SET manifest=parsed_manifest(manifest);"
     " UPDATE intent SET undo=named_undo(action, undo)",
     # ServiceSpec and ProcessSpec have more fields, with the defaults of version 4
@@ -264,7 +293,7 @@ CREATE INDEX host_name_service ON host_name (service, position);
     9: _SPANS,
     # outside names in policies, with the answers of DNS
     10: _OUTSIDE,
-    # the checksum of plain services (`niso.store.specs.mark`), and columns to list inactive ones
+    # the checksum of plain services (`mark` of service_rows), and columns to list inactive ones
     11: "ALTER TABLE service ADD COLUMN plain INTEGER NOT NULL DEFAULT 0;"
     " UPDATE service SET plain=mark(name, mode, manifest, spec, networks);" + _INACTIVE,
 }
@@ -273,3 +302,107 @@ CREATE INDEX host_name_service ON host_name (service, position);
 Columns are only ever added. An intent holds whole rows: those of an older version are restored with
 the defaults of the new columns.
 """
+
+
+# --- migrate -------------------------------------------------------------------------------------
+
+
+def migrate(db: sqlite3.Connection) -> int:
+    """Bring a store to this version, and return its previous version.
+
+    No-op if another process has done so. The caller holds a transaction. Raises sqlite3.Error.
+    """
+    before = version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    while version < VERSION:
+        version += 1
+        if version == 4:
+            add_functions(db)
+        if version == 11:
+            db.create_function("mark", 5, service_rows.mark, deterministic=True)
+        for statement in MIGRATIONS[version].split(";"):
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version={VERSION}")
+    return before
+
+
+def copy_path(version: int) -> str:
+    """Return the path for the copy of a store of an earlier version."""
+    return f"{paths.database()}.v{version}"
+
+
+def keep(version: int) -> None:
+    """Copy the store of an earlier version to `copy_path`; no-op for the present version.
+
+    The caller has changed the store in a transaction that is not committed yet. Raises
+    sqlite3.Error, OSError.
+    """
+    if version == VERSION:
+        return
+    path = copy_path(version)
+    draft = f"{path}.new"
+    if os.path.lexists(draft):
+        files.remove(draft)
+    # another connection than the caller's: it reads the store before the change
+    source, target = sqlite3.connect(paths.database()), sqlite3.connect(draft)
+    try:
+        source.backup(target)
+    finally:
+        source.close()
+        target.close()
+    os.chmod(draft, 0o600)
+    files.sync(draft)
+    os.rename(draft, path)
+    files.sync(paths.state_dir())
+
+
+# --- written rows --------------------------------------------------------------------------------
+
+
+def add_functions(connection: sqlite3.Connection) -> None:
+    """Register the SQL functions ``parsed_manifest`` and ``named_undo``.
+
+    The tables must have all columns of version 3.
+    """
+    columns: dict[str, list[tuple[str, object]]] = {}  # table -> (name, default) of each column
+    for (table,) in connection.execute("SELECT name FROM sqlite_schema WHERE type='table'"):
+        columns[table] = [
+            (name, connection.execute(f"SELECT {default}").fetchone()[0] if default else None)
+            for _, name, _, _, default, _ in connection.execute(f"PRAGMA table_info({table})")
+        ]
+    connection.create_function("parsed_manifest", 1, parsed_manifest, deterministic=True)
+    connection.create_function("named_undo", 2, lambda *row: _named_undo(columns, *row))
+
+
+def parsed_manifest(text: str) -> str:
+    """Convert a manifest to the form of version 4.
+
+    A damaged manifest is returned unchanged: `niso net check` reports it.
+    """
+    try:
+        new = service_rows.encode_service(keys.of_written(text))
+        new.encode()  # json accepts lone surrogates, which are not valid text
+        return new
+    except (ValueError, RecursionError, InvalidInput):
+        return text
+
+
+def _named_undo(columns: dict[str, list[tuple[str, object]]], action: str, text: str) -> str:
+    """Convert the undo data of an intent to rows by column names.
+
+    Columns that the row's version did not have get their defaults.
+    """
+    undo: dict[str, list[Any]] = json.loads(text)
+    if action == "ports":
+        return json.dumps({"moved": [Port(*port)._asdict() for port in undo["moved"]]})
+    named = {}
+    for table, rows in undo.items():
+        named[table] = [
+            {
+                name: row[i] if i < len(row) else default
+                for i, (name, default) in enumerate(columns[table])
+            }
+            for row in rows
+        ]
+    for row in named.get("service", ()):
+        row["manifest"] = parsed_manifest(str(row["manifest"]))
+    return json.dumps(named)

@@ -1,12 +1,12 @@
 """List the commands of other tools, each with the niso command for it.
 
-`niso.cli.registry.unknown_command` answers them, and docs/guide/coming-from-docker.md has them as a
+`niso.cli.parse.unknown_command` answers them, and docs/guide/coming-from-docker.md has them as a
 table, which ``./dev docs`` writes.
 """
 
 from __future__ import annotations
 
-from niso.base.lite_typing import NamedTuple
+from niso.base.named_tuples import NamedTuple
 
 
 class Habit(NamedTuple):

@@ -1,9 +1,262 @@
-"""Describe niso net."""
+"""Niso net as data.
+
+Describe the attachment commands of niso net; net.py lists them.
+
+Describe the policy commands of niso net; net.py lists them.
+
+Describe niso net.
+"""
 
 from __future__ import annotations
 
-from niso.cli.catalogue import net_attachments, net_policies
 from niso.cli.command import DRY_RUN, JSON, VERBOSE, Argument, Command, Group, Option
+
+# --- net attachments -----------------------------------------------------------------------------
+
+
+ATTACHMENT_COMMANDS = (
+    Command(
+        "net attach",
+        "connect a network namespace of another program to niso's networks",
+        (Argument("name", "NAME", "its name for commands, policies and services", "", "nothing"),),
+        (
+            Option("netns", ("--netns",), "the file of the namespace", "PATH"),
+            Option("pid", ("--pid",), "the namespace of this process", "N", number=True),
+            Option("new", ("--new",), "create a namespace, /run/netns/niso-NAME"),
+            Option(
+                "network",
+                ("--network",),
+                "a network, optionally with ,interface=NAME ,ip=ADDRESS ,mac=ADDRESS "
+                "(default: niso-default)",
+                "NETWORK",
+                many=True,
+            ),
+            Option("port", ("-p", "--port"), "publish a port", "PORT", many=True),
+            Option("alias", ("--alias",), "an additional name", "NAME", many=True),
+            Option(
+                "allow_from",
+                ("--allow-from",),
+                "entries of a policy, separated by spaces or commas",
+                "ENTRIES",
+            ),
+            Option("deny_from", ("--deny-from",), "the same, of deny_from", "ENTRIES"),
+            Option("egress_allow", ("--egress-allow",), "the same, of egress.allow", "ENTRIES"),
+            Option("egress_deny", ("--egress-deny",), "the same, of egress.deny", "ENTRIES"),
+            Option("log", ("--log",), "log what the policy drops"),
+            Option(
+                "bandwidth",
+                ("--bandwidth",),
+                "limits on each network, in bits per second",
+                "in=RATE,out=RATE",
+            ),
+            Option(
+                "owner",
+                ("--owner",),
+                "the program that manages the namespace (default: cli)",
+                "WORD",
+            ),
+            Option("id", ("--id",), "the owner's id for it", "ID"),
+            Option(
+                "unit",
+                ("--unit",),
+                "with --new: put this service unit of systemd into it, by a drop-in",
+                "UNIT",
+            ),
+            VERBOSE,
+            JSON,
+        ),
+        "The namespace gets an interface on each network, addresses, routes, ports and policy "
+        "as a service does. niso starts no process in it, and touches nothing else in it. "
+        "Attach again to change something: only the difference is applied. niso identifies the "
+        "namespace by its cookie: if the path leads to another one later, the attachment is gone. "
+        "With --unit, systemd attaches it before the unit starts, also after a reboot.",
+        (
+            ("niso net attach box --pid 4711 --network backend", ""),
+            ("niso net attach box --netns /run/netns/blue --network backend,ip=10.99.1.9", ""),
+            ("niso net attach web --new -p 8081:80 --allow-from '10.0.0.0/8 api:80'", ""),
+            ("niso net attach web --new --unit web.service -p 8081:80", "a unit of systemd"),
+        ),
+        aside=True,
+    ),
+    Command(
+        "net detach",
+        "disconnect attached namespaces from niso's networks",
+        (Argument("names", "NAME", "an attachment", "+", "service"),),
+        (
+            Option("id", ("--id",), "only if the attachment still has this id", "ID"),
+            VERBOSE,
+            JSON,
+        ),
+        "An attachment that is gone already is not an error. The namespace stays, unless niso "
+        "made it. The address is kept for the same owner and name until no other is free. "
+        "Without --id, the files of net attach --unit are removed too; the unit has the host's "
+        "network from its next start on.",
+        (("niso net detach box", ""),),
+        ends=True,
+        aside=True,
+    ),
+    Command(
+        "net gc",
+        "detach attachments whose namespace has ended",
+        (),
+        (
+            Option("owner", ("--owner",), "only attachments of this owner", "WORD"),
+            Option(
+                "valid",
+                ("--valid",),
+                "ids that the owner still has, separated by spaces; detach its other attachments "
+                "too",
+                "IDS",
+            ),
+            VERBOSE,
+            JSON,
+        ),
+        "A namespace ends with the last process or mount that holds it, or by a reboot.",
+        (("niso net gc", ""), ("niso net gc --owner podman --valid 'b186d057f65e'", "")),
+        ends=True,
+        aside=True,
+    ),
+    Command(
+        "net apply",
+        "apply /etc/niso/policies to attachments",
+        (),
+        (VERBOSE, JSON),
+        "The policies of the files there must allow a packet as well as the attachment's own. "
+        "They are read whenever something is attached; after an edit, this applies them to "
+        "what is attached already.",
+        (("niso net apply", ""),),
+        aside=True,
+    ),
+)
+
+
+# --- net policies --------------------------------------------------------------------------------
+
+
+POLICY_COMMANDS = (
+    Command(
+        "net learn",
+        "write policies from the traffic that was seen",
+        (Argument("names", "SERVICE", "services (default: all active ones)", "*", "service"),),
+        (
+            Option(
+                "since",
+                ("--since",),
+                "only what was new since then: a time (RFC 3339) or a period such as 2h",
+                "TIME",
+                group="time",
+            ),
+            Option(
+                "for_",
+                ("--for",),
+                "watch for this long, such as 10m, then print; Ctrl-C ends it early",
+                "TIME",
+                group="time",
+            ),
+            Option("egress", ("--egress",), "also where the services connected"),
+            Option(
+                "write",
+                ("--write",),
+                "show how the manifests would change, ask, and write them",
+                group="form",
+            ),
+            Option("yes", ("-y", "--yes"), "write without asking"),
+            JSON._replace(group="form"),
+        ),
+        "Prints an allow list of what passed within a week and would still pass, or is open "
+        "now. Services are entries by name. A published port that another machine used is "
+        "allowed for everybody. What was denied is only a comment. The host may always connect "
+        "and is not listed. Only TCP, UDP and SCTP are seen, so add PEER/icmp where ping is "
+        "needed. An allow list that exists is narrowed, never widened. --write keeps comments "
+        "and order, and needs tomlkit (python3-tomlkit, or niso[learn] with pip).",
+        (
+            ("niso net learn", ""),
+            ("niso net learn postgres --since 2d", ""),
+            ("niso net learn api --egress --write", ""),
+        ),
+        (("1", "nothing was written, because the answer was no"),),
+    ),
+    Command(
+        "net refresh",
+        "resolve the outside names of policies again",
+        (),
+        (
+            Option("all", ("--all",), "also names whose TTL has not expired"),
+            Option(
+                "for_",
+                ("--for",),
+                "keep running for this long, such as 24h, and resolve each name when it is due",
+                "TIME",
+            ),
+            VERBOSE,
+            JSON,
+        ),
+        "Asks the name servers of the host for the names in network.policy.egress.allow whose TTL "
+        "has expired, and puts the answers into the rules and the services' hosts files. Open "
+        "connections stay. niso activate asks too. niso enable has systemd call this every minute. "
+        "It needs dnspython (python3-dnspython, or niso[names] with pip).",
+        (("niso net refresh", ""), ("niso net refresh --all", "")),
+        (("3", "a name has no address"), ("130", "stopped with Ctrl-C")),
+        aside=True,
+    ),
+    Command(
+        "net policy show",
+        "show what each entry of a policy let pass, and when last",
+        (Argument("name", "SERVICE", "a service", "", "service"),),
+        (
+            Option(
+                "unused",
+                ("--unused",),
+                "only entries without open flows that decided on nothing for this long, such as 7d",
+                "TIME",
+            ),
+            JSON,
+        ),
+        "PACKETS are first packets of flows. They count since the policy last changed, or the "
+        "addresses of the peer. LAST is remembered for a week, also across such changes. An entry "
+        "with OPEN flows is in use, however old they are. The lines without an entry are for peers "
+        "that the list does not have.",
+        (("niso net policy show postgres", ""), ("niso net policy show postgres --unused 7d", "")),
+        aside=True,
+    ),
+    Command(
+        "net policy test",
+        "show what activating a manifest or stack would cut",
+        (
+            Argument(
+                "path",
+                "MANIFEST|STACK",
+                "a manifest.toml or stack.toml, or its folder",
+                "",
+                "package",
+            ),
+        ),
+        (
+            Option(
+                "since",
+                ("--since",),
+                "only flows that were new since then: a time (RFC 3339) or a period such as 2h",
+                "TIME",
+            ),
+            JSON,
+        ),
+        "Judges the flows of the last week, and those that are open, as the rules would after "
+        "niso activate or stack up. Nothing changes. cut: it passes and would not. audit: it would "
+        "be cut, but the policy is in audit. new: it was denied and would pass. Ports that are no "
+        "longer published and networks that a service leaves cut flows too.",
+        (("niso net policy test ./postgres", ""),),
+        (
+            ("0", "nothing would be cut"),
+            ("1", "something would be cut"),
+            ("2", "no flow was seen, so there is nothing to judge by"),
+        ),
+        aside=True,
+    ),
+)
+
+
+# --- net -----------------------------------------------------------------------------------------
+
 
 GROUP = Group(
     "net",
@@ -111,7 +364,7 @@ GROUP = Group(
             (("niso net remove backend", ""),),
             ends=True,
         ),
-        *net_attachments.COMMANDS,
+        *ATTACHMENT_COMMANDS,
         Command(
             "net ports",
             "list published ports",
@@ -328,7 +581,7 @@ GROUP = Group(
             ),
             (("130", "stopped with Ctrl-C"),),
         ),
-        *net_policies.COMMANDS,
+        *POLICY_COMMANDS,
         Command(
             "net trace",
             "follow a real packet through all hooks",

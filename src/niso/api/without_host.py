@@ -1,0 +1,218 @@
+"""Validate, schemas, import_compose: no host needed.
+
+Validate manifests and stacks without a host: for CI jobs and editors.
+
+Import files of other tools, without a host.
+"""
+
+from __future__ import annotations
+
+import os
+
+from niso.base.errors import Conflict, Error, ErrorGroup, flatten
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+# --- validation ----------------------------------------------------------------------------------
+
+
+class Valid(NamedTuple):
+    """A valid file."""
+
+    path: str
+    """absolute path of the file"""
+    kind: str
+    """manifest or stack"""
+    name: str
+    """name of the service or stack"""
+    services: tuple[str, ...]
+    """strings: the service, or the services of the stack"""
+
+
+def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
+    """Validate manifest.toml and stack.toml files, or those in a folder.
+
+    Does not need root, and ignores the state of this machine, such as its networks and programs.
+    What an activation refuses on any machine is refused here too. Raises ErrorGroup or Error with
+    all errors of all files.
+    """
+    from niso.look.session import path
+
+    valid: list[Valid] = []
+    errors: list[Error] = []
+    for file in files:
+        for place in _places(path(file, "PATH")):
+            try:
+                valid.append(_valid(place))
+            except Error as error:
+                errors += flatten(error)
+    _locate(errors)
+    # a manifest has the same errors alone and in its stack
+    distinct = list({error.message: error for error in errors}.values())
+    if distinct:
+        raise distinct[0] if len(distinct) == 1 else ErrorGroup(distinct)
+    return tuple(valid)
+
+
+def _locate(errors: list[Error]) -> None:
+    """Set the line of each error of a file, where the file is readable."""
+
+    from niso.manifest import toml
+
+    by_file: dict[str, list[Error]] = {}
+    for error in errors:
+        if error.file and error.key:
+            by_file.setdefault(error.file, []).append(error)
+    for file, in_file in by_file.items():
+        try:
+            with open(file, encoding="utf-8", errors="replace") as text:
+                toml.locate(text.read(toml.MAX_BYTES), in_file)
+        except (OSError, ValueError):  # a path shown escaped cannot be opened
+            continue
+
+
+def _places(given: str) -> Iterator[str]:
+    """Yield the files at a path.
+
+    For a folder without any, that is its missing manifest.
+    """
+    from niso.manifest import load
+    from niso.manifest import stack as manifest_stack
+
+    if not os.path.isdir(given):
+        yield os.path.abspath(given)
+        return
+    names = (load.FILE_NAME, manifest_stack.FILE_NAME)
+    present = [name for name in names if os.path.exists(os.path.join(given, name))]
+    for name in present or names[:1]:
+        yield os.path.join(os.path.abspath(given), name)
+
+
+def _valid(file: str) -> Valid:
+    from niso.change import stacks, static_check
+    from niso.look import stack_members
+    from niso.manifest import load, toml
+    from niso.manifest import stack as manifest_stack
+    from niso.manifest.stack import stack
+
+    name = os.path.basename(file)
+    if name != load.FILE_NAME and (
+        name == manifest_stack.FILE_NAME
+        or "stack" in toml.load(file, "manifest.toml or stack.toml")
+    ):
+        loaded = stack_members.load(file)
+        stacks.refuse(loaded)
+        if loaded.asks:
+            loaded = stack(loaded)
+        return Valid(file, "stack", loaded.name, tuple(one.name for one in loaded.members))
+
+    manifest = load.load(file)
+    static_check.refuse([manifest])
+    spec = manifest.spec
+    return Valid(file, "manifest", spec.name, (spec.name,))
+
+
+def manifest_schema() -> dict[str, object]:
+    """Return the JSON Schema of manifest.toml."""
+
+    from niso.manifest import json_schema
+
+    return json_schema.manifest_schema()
+
+
+def stack_schema() -> dict[str, object]:
+    """Return the JSON Schema of stack.toml."""
+
+    from niso.manifest import json_schema
+
+    return json_schema.stack_schema()
+
+
+# --- compose files -------------------------------------------------------------------------------
+
+
+FILE_NAME = "stack.toml"
+
+
+class Missing(NamedTuple):
+    """Something that was not converted."""
+
+    service: str
+    """the service in the compose file; empty for the file itself"""
+    key: str
+    """the key in the compose file; can be empty"""
+    text: str
+    """what it means, and what to do instead"""
+
+
+class ImportedStack(NamedTuple):
+    """A compose file as a stack."""
+
+    stack: str
+    """name of the stack"""
+    services: tuple[str, ...]
+    """strings: names of the services"""
+    file: str | None
+    """path of the stack.toml; null if none was written"""
+    text: str
+    """content of the stack.toml"""
+    missing: tuple[Missing, ...]
+    """what was not converted"""
+    commands: tuple[str, ...]
+    """strings: commands that fetch the root file systems, in the folder of the stack.toml"""
+
+
+def import_compose(
+    file: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
+) -> ImportedStack:
+    """Convert a compose file to a stack.toml, and write it into the folder ``output``.
+
+    Does not need root. Raises Conflict if the folder has a stack.toml, NotFound, InvalidInput, and
+    Error without PyYAML.
+    """
+    from niso.compose import compose_file
+    from niso.look.session import path
+
+    target = None if output is None else path(output, "--output")
+    made = compose_file.convert(path(file, "FILE"), target)
+    commands = tuple(command for name, image in made.images for command in _fetch(name, image))
+    missing = tuple(Missing(*gap) for gap in made.gaps)
+    written = None if target is None else _write(target, made.text)
+    return ImportedStack(made.stack, made.services, written, made.text, missing, commands)
+
+
+def _fetch(service: str, image: str) -> list[str]:
+    """Return commands that unpack an image into a service's root file system."""
+    if not image:
+        return []
+    import shlex
+
+    word, folder = shlex.quote(image), f"rootfs/{service}"
+    return [
+        f"skopeo copy docker://{word} oci:images/{service}:latest"
+        f" && umoci raw unpack --image images/{service}:latest {folder}",
+        f"mkdir -p {folder} && podman export $(podman create {word}) | tar -x -C {folder}",
+    ]
+
+
+def _write(folder: str, text: str) -> str:
+    """Write the file, readable by its owner only since it may have passwords; return its path."""
+    target = os.path.join(os.path.abspath(folder), FILE_NAME)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        hint = "choose another folder with --output, or move the file away"
+        raise Conflict("already exists", hint, file=target) from None
+    except OSError as error:
+        raise Error(f"cannot be written: {os.strerror(error.errno or 0)}", file=target) from error
+    try:
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        os.unlink(target)
+        raise Error(f"cannot be written: {os.strerror(error.errno or 0)}", file=target) from error
+    return target

@@ -1,0 +1,73 @@
+"""Values as text: escapes, times, periods.
+
+Format times and periods as text.
+"""
+
+from __future__ import annotations
+
+import time
+
+# --- time texts ----------------------------------------------------------------------------------
+
+
+def time_text(seconds: float | None) -> str | None:
+    """Format a time (seconds since 1970) as RFC 3339 in UTC; None stays None."""
+    if seconds is None:
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def exact_time_text(seconds: float) -> str:
+    """Format a time like `time_text`, to the millisecond."""
+    return f"{str(time_text(seconds))[:-1]}.{int(seconds % 1 * 1000):03d}Z"
+
+
+def period_text(seconds: float) -> str:
+    """Format a period in minutes or hours."""
+    return f"{seconds / 3600:.0f}h" if seconds >= 7200 else f"{seconds / 60:.0f}m"
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+def escaped(text: str) -> str:
+    """Escape unprintable characters in ``text`` as TOML does: safe to write to a terminal."""
+    if text.isprintable():
+        return text
+    short = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+    return "".join(c if c.isprintable() else short.get(c) or _code(ord(c)) for c in text)
+
+
+def _code(number: int) -> str:
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def shown(value: object, limit: int = 80, depth: int = 2) -> str:
+    """Return a value as TOML, escaped and shortened.
+
+    A string keeps ``limit`` characters, an array or table 5 items and ``depth`` levels.
+    """
+    if isinstance(value, str):
+        head = value[:limit].replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped(head)}{"..." if len(value) > limit else ""}"'
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        inner = [shown(item, 40, depth - 1) for item in value[:5]] if depth else []
+        return f"[{', '.join([*inner, '...'] if len(value) > len(inner) else inner)}]"
+    if isinstance(value, dict):
+        pairs = list(value.items())[:5] if depth else []
+        inner = [f"{shown(name, 40)} = {shown(item, 40, depth - 1)}" for name, item in pairs]
+        return f"{{{', '.join([*inner, '...'] if len(value) > len(inner) else inner)}}}"
+    try:
+        return escaped(str(value))[:limit]
+    except ValueError:  # an int of more digits than sys.set_int_max_str_digits allows
+        return "a very large number"
+
+
+# --- auditing ------------------------------------------------------------------------------------
+
+
+def local_time_text(seconds: float) -> str:
+    """Format a time for people, in the host's time zone, to the minute."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

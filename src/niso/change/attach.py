@@ -1,0 +1,682 @@
+"""Attach and detach namespaces of others.
+
+Attach network namespaces of other programs to niso's networks, and detach them.
+
+An attachment is a service row of mode ``attached``. Admission, plan and rules are those of every
+service (`niso.change.admit`, `niso.plan.desired`); an attachment has no package and no process.
+This module imports nothing that only processes need, because an engine waits for each call.
+
+Describe a requested attachment, and the records that it needs.
+
+Combine an attachment's policy with the administrator's: both must allow a packet.
+
+An engine's user writes the former; the latter are the files in /etc/niso/policies.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import count
+
+from niso.base import paths
+from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound
+from niso.base.locks import Lock
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import MAC_PREFIX, family_of
+from niso.base.report import Report, silent
+from niso.change import journal, stop
+from niso.change.admit import LinkNames, record, release
+from niso.change.scope import leaving, scope_of
+from niso.change.targets import Target
+from niso.change.undo import undo_all
+from niso.kernel.netns import ForeignNetns
+from niso.look.check import is_moving, shown
+from niso.manifest.policy import Subject, about
+from niso.plan.records import Entry, Peer, Policy, Port
+from niso.plan.specs import Published, ServiceSpec
+from niso.reconcile.change import change
+from niso.runtime.machine import Machine
+from niso.store.attached_rows import BY_INTERFACE, Attached, Link, wishes
+from niso.store.policy_rows import policy_of
+from niso.store.service_rows import ServiceRow
+from niso.store.sqlite import encoded
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.change import cluster_claims
+    from niso.kernel.interface import Kernel
+
+
+# --- attachments ---------------------------------------------------------------------------------
+
+
+POD_POLICY = "pod_policy"
+"""Label of Kubernetes pods.
+
+Other components translate packets to pods, even from a pod to itself, as published ports do.
+"""
+
+
+_TRIES = 20
+"""Attempts to attach again while another process, such as an agent, does the same."""
+
+
+class Done(NamedTuple):
+    """The result of an attachment."""
+
+    service: str
+    changed: bool
+    addresses: tuple[str, ...]
+    ports: tuple[Port, ...]
+
+
+# --- attach -----------------------------------------------------------------------------------
+
+
+def attach(
+    machine: Machine,
+    request: Request,
+    report: Report = silent,
+    instead_of: Attached | None = None,
+) -> Done:
+    """Attach a namespace to the networks of ``request``, and to no others.
+
+    The administrator's policies must allow a packet too (`niso.manifest.policy`). For an
+    attachment in the same namespace, only the difference is applied. An attachment is replaced if
+    its namespace no longer exists, or if the same owner gave it the same id. With ``instead_of``,
+    the call fails unless that is the present attachment. Raises InvalidInput, NotFound, Conflict,
+    KernelError; then nothing has changed, except that an attachment whose namespace no longer
+    exists may have been removed.
+    """
+    store, kernel = machine.store, machine.kernel
+    if store.intents():
+        journal.recover(machine, report, [request.name])
+    with journal.locked_one(store, request.name):
+        before, row = store.attachments.get(request.name), store.service(request.name)
+        request, foreign = _located(kernel, request, before)
+        if instead_of is not None and before != instead_of:
+            raise Conflict(f"{request.name!r} was attached again or detached meanwhile")
+        if foreign is not None:
+            _refuse_attached(kernel, store, request, foreign.cookie)
+        if before is not None and row is not None and not _is_same(before, row, request, foreign):
+            if row.active and before.lives(kernel) and not _is_of(before, request):
+                raise Conflict(
+                    f"{request.name!r} is already attached, by {shown(before)}",
+                    "choose another name, or detach it first",
+                    "NAME",
+                )
+            _forget(machine, row, report)
+            before = None
+        target = target_of(store, request, foreign, before)
+        held: cluster_claims.Held | None = None
+        try:
+            held = _held(machine, target, report) if store.cluster_id() else None
+            done = _apply(machine, target, held, report)
+        except BaseException as error:
+            undo_all(machine, [request.name], error, report)
+            raise
+        finally:
+            if held is not None:
+                held.close()
+        if held is None and store.cluster_id():
+            _tell(machine, request.name, report)
+        return done
+
+
+def _held(machine: Machine, target: Target, report: Report) -> cluster_claims.Held | None:
+    """Claim what an attachment needs on networks that span hosts; None if it is on none.
+
+    Raises InvalidInput, Conflict, NoAnswer, Error.
+    """
+
+    from niso.change import cluster_claims
+
+    held = cluster_claims.prepare(machine, [target], (), report)
+    own = [link for link in target.links if link.mac] if held is not None else []
+    for link in own:
+        if held is not None and link.network in held.networks(target.name):
+            held.close()
+            raise InvalidInput(
+                f"network {link.network!r} spans hosts, which derive the MAC address of what is"
+                " there from its name",
+                "leave out the MAC address",
+            )
+    return held
+
+
+def _tell(machine: Machine, name: str, report: Report) -> None:
+    """Release the cluster's claim of an attachment that no longer needs one."""
+
+    from niso.change import cluster_claims
+
+    cluster_claims.tell(machine, [name], report)
+
+
+def _apply(
+    machine: Machine, target: Target, held: cluster_claims.Held | None, report: Report
+) -> Done:
+    """Record an attachment and update the kernel; the caller undoes it after an error."""
+    store, kernel, name = machine.store, machine.kernel, target.name
+    alone = frozenset([name])
+    with Lock():
+        scope = scope_of(store, [target])
+        if held is not None:
+            held.make_way(report)
+            scope = scope.joined(held.scope())
+        with change(kernel, store, scope, report, rows_first=True) as made:
+            if held is not None:
+                held.record()
+            release(store, target)
+            recorded = record(machine, target, "", alone, alone, LinkNames(store))
+            assert target.attached is not None
+            if POD_POLICY in wishes(target.attached)["labels"] and not store.publishes(name):
+                to = next((link for link in target.links if link.routes), target.links[0])
+                store.put_published_row(name, (name, to.network, 0))
+            intent = store.intent(name)
+            assert intent is not None
+            as_before = store.is_as_before(intent)
+        was = recorded.before.networks if recorded.before is not None else ()
+        left = set(was) - set(recorded.row.networks)
+        if held is None:
+            _end(machine, name, left, report)
+    if held is not None:
+        held.publish(report)
+        with Lock():
+            _end(machine, name, left, report)
+    return Done(
+        name,
+        bool(made.steps) or not as_before,
+        tuple(address for _, address in store.addresses(name)),
+        tuple(port for _, port in store.ports(name)),
+    )
+
+
+def _end(machine: Machine, name: str, left: set[str], report: Report) -> None:
+    """Record that an attachment is done, which has left these networks."""
+    store = machine.store
+    with leaving(machine, left, report):
+        store.end_intent(name)
+        store.attachments.drop_released()
+        store.drop_implicit_networks(left)
+
+
+def _located(
+    kernel: Kernel, request: Request, before: Attached | None
+) -> tuple[Request, ForeignNetns | None]:
+    """Return the request with the canonical path of its namespace, and the namespace's description.
+
+    Raises NotFound, InvalidInput and Conflict if the namespace cannot be attached.
+    """
+    if not request.netns:
+        return request, None
+    # the last part is a magic link in /proc, which must not be resolved
+    folder, _, last = os.path.abspath(request.netns).rpartition("/")
+    path = os.path.join(os.path.realpath(folder or "/"), last)
+    foreign = kernel.look_at(path)
+    cookie = foreign.cookie if foreign is not None else None
+    if request.awaited and before is not None and cookie != before.cookie:
+        foreign = ForeignNetns(before.cookie, "", frozenset(), frozenset())
+    if foreign is None:
+        raise NotFound(
+            f"{request.netns}: the network namespace does not exist",
+            "a path like /proc/PID/ns/net or /run/netns/NAME",
+        )
+    if foreign.is_host:
+        raise InvalidInput(
+            f"{request.netns} is the network namespace of the host itself",
+            "name the namespace of a container",
+        )
+    # the attached program may have set the mark itself, to prevent a change of its policy
+    if foreign.mark and (before is None or before.cookie != foreign.cookie):
+        raise Conflict(
+            f"{request.netns} is the network namespace of a service of niso",
+            "network.networks in its manifest names its networks",
+        )
+    return request._replace(netns=path), foreign
+
+
+def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int) -> None:
+    """Raise Conflict if the namespace with this cookie is attached under another name."""
+    for other in store.attachments.of_cookie(cookie):
+        row = store.service(other.service)
+        if other.service == request.name or other.owner == request.owner == BY_INTERFACE:
+            continue
+        if row is not None and row.active and other.lives(kernel):
+            raise Conflict(
+                f"this network namespace is already attached as {other.service!r}",
+                f"attach {other.service} to more networks, or detach it first",
+            )
+
+
+def _is_same(
+    before: Attached, row: ServiceRow, request: Request, foreign: ForeignNetns | None
+) -> bool:
+    """Return whether an attachment has the request's namespace, owner and id."""
+    if not row.active or (before.owner, before.id) != (request.owner, request.id):
+        return False
+    if foreign is None:
+        return not before.netns
+    return (before.netns, before.cookie) == (request.netns, foreign.cookie)
+
+
+def _is_of(before: Attached, request: Request) -> bool:
+    """Return whether an attachment is the request's own, from an earlier namespace."""
+    return request.id != "" and (before.owner, before.id) == (request.owner, request.id)
+
+
+def current(store: Store, name: str) -> Request | None:
+    """Return the request that would produce the present attachment; None if there is none.
+
+    To change a part of an attachment, change this request and attach again.
+    """
+    row, attached = store.service(name), store.attachments.get(name)
+    if row is None or attached is None:
+        return None
+    spec, asked = row.require_service(), wishes(attached)
+    return Request(
+        name,
+        attached.netns,
+        tuple(
+            Wish(link.network, link.interface, spec.statics(link.network), link.mac)
+            for link in store.attachments.links(name)
+        ),
+        tuple(published.port for published in spec.ports),
+        spec.aliases,
+        policy_of(asked["policy"]),
+        attached.owner,
+        attached.id,
+        attached.given,
+        tuple(sorted(asked["labels"].items())),
+        tuple(sorted(spec.bandwidth.items())),
+        tuple((on, policy_of(policy)) for on, policy in sorted(asked.get("policies", {}).items())),
+    )
+
+
+def apply_policies(machine: Machine, report: Report = silent) -> list[Done]:
+    """Attach all live attachments again, to apply the administrator's present policies.
+
+    Raises an ErrorGroup of all failures, after trying the others; failed ones keep their policy.
+    """
+    store = machine.store
+    done, errors = [], list[Error]()
+    for name in [attached.service for attached in store.attachments.all()]:
+        for _ in range(_TRIES):
+            row, attached = store.service(name), store.attachments.get(name)
+            request = current(store, name)
+            if row is None or attached is None or request is None:
+                break
+            if not row.active or not attached.lives(machine.kernel):
+                break
+            try:
+                done.append(attach(machine, request, report, instead_of=attached))
+                break
+            except Error as error:
+                if store.attachments.get(name) == attached:
+                    error.service = error.service or name
+                    errors.append(error)
+                    break
+        else:
+            errors.append(Conflict(f"{name!r} is attached again and again", "try again"))
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+    return done
+
+
+# --- detach -----------------------------------------------------------------------------------
+
+
+def detach(machine: Machine, name: str, id: str | None = None, report: Report = silent) -> bool:
+    """Detach an attachment; return whether there was one.
+
+    No-op if it does not exist, or if the name now belongs to another ``id``. Raises Conflict if the
+    name is that of a service, KernelError.
+    """
+    store = machine.store
+    if store.intents():
+        journal.recover(machine, report, [name])
+    if store.service(name) is None:
+        return False
+    with journal.locked_one(store, name):
+        row, attached = store.service(name), store.attachments.get(name)
+        if row is None or (id is not None and (attached is None or attached.id != id)):
+            return False
+        if row.has_process:
+            raise Conflict(
+                f"{name!r} is a service, not an attachment",
+                "niso deactivate --help",
+                "NAME",
+            )
+        _forget(machine, row, report)
+    return True
+
+
+def _forget(machine: Machine, row: ServiceRow, report: Report) -> None:
+    """Remove an attachment from the network and delete its rows; the caller holds its lock."""
+
+    store = machine.store
+    with Lock(), store.transaction():
+        store.begin_intent(row.name, "remove", time.time())
+    stop.withdraw(machine, [row], report, ends=True, forgets=True)
+    if store.cluster_id():
+        _tell(machine, row.name, report)
+
+
+def collect(
+    machine: Machine,
+    owner: str | None = None,
+    valid: Iterable[str] | None = None,
+    report: Report = silent,
+) -> list[str]:
+    """Detach the attachments whose namespace no longer exists; return their names.
+
+    ``owner`` limits this to one owner. After a reboot that is all of them. With ``valid``,
+    attachments with another id are detached too.
+    """
+    store, kernel = machine.store, machine.kernel
+    known = None if valid is None else set(valid)
+    done = []
+    for attached in store.attachments.all(owner):
+        row = store.service(attached.service)
+        if row is None:
+            continue
+        is_kept = known is None or attached.id in known
+        if row.active and is_kept and (attached.lives(kernel) or is_moving(attached)):
+            continue
+        if detach(machine, attached.service, attached.id, report):
+            done.append(attached.service)
+    return done
+
+
+# --- attach request ------------------------------------------------------------------------------
+
+
+CLI = "cli"
+"""The owner of attachments that a person made."""
+_MAX_INTERFACE = 15  # IFNAMSIZ - 1, linux/if.h
+_NO_INTERFACE = ("", ".", "..", "lo", "all", "default")
+"""Names that are no valid link name, or that have another meaning in /proc/sys/net."""
+
+
+class Wish(NamedTuple):
+    """A network to attach a namespace to."""
+
+    network: str
+    interface: str = ""  # "": the one it has there, or the next free eth<n>
+    ips: tuple[str, ...] = ()  # at most one of each family
+    mac: str = ""  # "": derived from the names
+
+
+class Request(NamedTuple):
+    """The wanted state of an attachment; it replaces the present one."""
+
+    name: str
+    netns: str  # the path of the namespace; "": niso creates one
+    wishes: tuple[Wish, ...]
+    ports: tuple[Port, ...] = ()
+    aliases: tuple[str, ...] = ()
+    policy: Policy = Policy()
+    owner: str = CLI
+    id: str = ""
+    given: str = ""  # the name that the owner gave it; "": the name
+    # what the owner reports about it, such as (pod_namespace, shop)
+    labels: tuple[tuple[str, str], ...] = ()
+    bandwidth: tuple[tuple[str, int], ...] = ()  # "in" and "out", bytes per second
+    policies: tuple[tuple[str, Policy], ...] = ()
+    """(network, policy): the policy must also allow packets of an attachment on that network."""
+    awaited: bool = False
+    """Whether the namespace will soon be replaced: until then only the rules change."""
+
+
+def target_of(
+    store: Store, request: Request, foreign: ForeignNetns | None, before: Attached | None
+) -> Target:
+    """Return the target to record. Raises InvalidInput, Conflict."""
+    links = _links(store, request, foreign, before)
+    attached = Attached(
+        request.name,
+        request.owner,
+        request.id,
+        request.given or request.name,
+        request.netns,
+        foreign.cookie if foreign is not None else 0,
+        encoded(
+            {
+                "policy": request.policy,
+                "labels": dict(request.labels),
+                "policies": dict(request.policies),
+            }
+        ),
+    )
+    return Target(
+        request.name, _spec(request), "", "", None, None, attached=attached, links=tuple(links)
+    )
+
+
+def _links(
+    store: Store, request: Request, foreign: ForeignNetns | None, before: Attached | None
+) -> list[Link]:
+    """Choose the interface of each link. Raises InvalidInput, Conflict.
+
+    A link that was attached before keeps its interface. The first link on a network that is not
+    internal has the default route, else the first link, unless the namespace has one already.
+    """
+    had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
+    _refuse_twice([wish.network for wish in request.wishes], "--network")
+    own = {link.interface for link in had.values()}
+    taken = (foreign.links if foreign is not None else frozenset(["lo"])) - own
+    kept_names = {had[wish.network].interface for wish in request.wishes if wish.network in had}
+    free = _free_names(taken | kept_names | {wish.interface for wish in request.wishes})
+    routed = (
+        foreign is not None and bool(foreign.routed) and not any(x.routes for x in had.values())
+    )
+    routed |= request.owner == BY_INTERFACE
+    links: list[Link] = []
+    for wish in request.wishes:
+        kept = had.get(wish.network)
+        interface = wish.interface or (kept.interface if kept is not None else "")
+        if interface in {link.interface for link in links} or not interface:
+            interface = next(free)
+        if interface in taken:
+            raise Conflict(
+                f"interface {interface!r} already exists in {request.netns or 'it'}",
+                "name another one, or none: niso chooses the next free eth<n>",
+                "interface",
+            )
+        own_mac = _own_mac(store, request.name, wish, kept.mac if kept is not None else "")
+        links.append(Link(wish.network, interface, own_mac, False))
+    _refuse_twice([link.interface for link in links], "interface")
+    if links and not routed:
+        known = [store.network(link.network) for link in links]
+        outer = (at for at, network in enumerate(known) if network is None or not network.internal)
+        first = next(outer, 0)
+        links[first] = links[first]._replace(routes=True)
+    return links
+
+
+def _own_mac(store: Store, name: str, wish: Wish, had: str) -> str:
+    """Return the MAC that an attachment chooses on a network; "" for the one that niso derives.
+
+    MACs that begin as niso's are for what niso derives: bridges and services, also of other hosts
+    and of names that nothing has yet. One that an earlier version accepted (``had``) is kept.
+    Raises InvalidInput.
+    """
+    chosen = mac(wish.mac) if wish.mac else ""
+    if not chosen or chosen == store.derived_mac(name, wish.network):
+        return ""
+    if chosen.startswith(MAC_PREFIX) and chosen != had:
+        raise InvalidInput(
+            f"{chosen!r}: MAC addresses that begin with {MAC_PREFIX} are those of niso's bridges"
+            " and services",
+            "choose one that begins with 02:, or none: niso derives one",
+        )
+    return chosen
+
+
+def _spec(request: Request) -> ServiceSpec:
+    """Return the spec of a service without a process."""
+    return ServiceSpec(
+        name=request.name,
+        rootfs=None,
+        entrypoint="",
+        args=(),
+        working_dir="/",
+        environment={},
+        user=None,
+        restart="no",
+        restart_delay_s=0.0,
+        stop_timeout_s=0.0,
+        capabilities=(),
+        read_only=False,
+        memory_max=None,
+        cpu_max=None,
+        pids_limit=None,
+        healthcheck=None,
+        volumes=(),
+        mode="attached",
+        share=None,
+        networks=tuple(wish.network for wish in request.wishes),
+        addresses=_statics(request, 4),
+        addresses6=_statics(request, 6),
+        hostname=request.name,
+        aliases=request.aliases,
+        ports=tuple(Published(port, f"--port {port.text}") for port in request.ports),
+        policy=_whole_policy(request),
+        manifest={},
+        bandwidth=dict(request.bandwidth),
+    )
+
+
+def _statics(request: Request, family: int) -> dict[str, str]:
+    return {
+        wish.network: ip for wish in request.wishes for ip in wish.ips if family_of(ip) == family
+    }
+
+
+def _whole_policy(request: Request) -> Policy:
+    networks = tuple(wish.network for wish in request.wishes)
+    own = [request.policy, *(policy for on, policy in request.policies if on in networks)]
+    files: Iterable[Policy] = ()
+    # also without the folder: who can write to the one above can take it away
+    if os.path.lexists(os.path.dirname(paths.policy_dir())):
+        files = about(Subject(request.name, networks, request.owner, dict(request.labels)))
+
+    return combined([*own, *files])
+
+
+def _refuse_twice(values: Sequence[str], what: str) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise InvalidInput(f"{what} {value} is given twice", "name each once")
+
+
+def _free_names(taken: Container[str]) -> Iterator[str]:
+    return (name for number in count() if (name := f"eth{number}") not in taken)
+
+
+def interface_name(text: str) -> str:
+    """Validate the name of a new link (dev_valid_name, net/core/dev.c). Raises InvalidInput."""
+    bad = text in _NO_INTERFACE or len(text.encode()) > _MAX_INTERFACE
+    if bad or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
+        raise InvalidInput(
+            f"{text!r} is not a valid name of an interface",
+            f"at most {_MAX_INTERFACE} characters, none of them a space, / or :",
+        )
+    return text
+
+
+def mac(text: str) -> str:
+    """Parse a unicast MAC address (IEEE 802, 8.2). Raises InvalidInput."""
+    parts = text.lower().replace("-", ":").split(":")
+    octets = [int(p, 16) for p in parts if len(p) == 2 and not set(p) - set("0123456789abcdef")]
+    if len(parts) != 6 or len(octets) != 6 or octets[0] & 1 or not any(octets):
+        raise InvalidInput(
+            f"{text!r} is not a MAC address of one station", "six octets like 02:00:00:00:00:01"
+        )
+    return ":".join(f"{octet:02x}" for octet in octets)
+
+
+# --- policies ------------------------------------------------------------------------------------
+
+
+_ALL_PORTS = (0, 65535)
+
+
+def combined(policies: Iterable[Policy]) -> Policy:
+    """Return the policy that allows what all policies allow.
+
+    Raises InvalidInput if it cannot be written as a list.
+    """
+    whole = Policy()
+    for policy in policies:
+        whole = both(whole, policy)
+    return whole
+
+
+def both(one: Policy, other: Policy) -> Policy:
+    """Return the policy that allows what both allow.
+
+    Raises InvalidInput if it cannot be written as a list.
+    """
+    return Policy(
+        _meeting(one.allow_from, other.allow_from),
+        tuple(dict.fromkeys((*one.deny_from, *other.deny_from))),
+        _meeting(one.egress_allow, other.egress_allow),
+        tuple(dict.fromkeys((*one.egress_deny, *other.egress_deny))),
+        one.log or other.log,
+    )
+
+
+def _meeting(
+    one: tuple[Entry, ...] | None, other: tuple[Entry, ...] | None
+) -> tuple[Entry, ...] | None:
+    if one is None or other is None:
+        return other if one is None else one
+    met = (_met(first, second) for first in one for second in other)
+    return tuple(entry for entry in met if entry is not None)
+
+
+def _met(one: Entry, other: Entry) -> Entry | None:
+    """Return the entry that matches what both entries match; None if that is nothing."""
+    peer = _peer(one, other)
+    first, last = max(one.first, other.first), min(one.last, other.last)
+    proto = one.proto or other.proto
+    if peer is None or first > last or (one.proto and other.proto and one.proto != other.proto):
+        return None
+    if proto == "icmp" and (first, last) != _ALL_PORTS:
+        return None
+    return one._replace(peer=peer, first=first, last=last, proto=proto)
+
+
+def prefixes(cidrs: Iterable[str]) -> Peer:
+    """Return the peer of these canonical prefixes, of which there is at least one."""
+    each = list(dict.fromkeys(cidrs))
+    return Peer("prefix" if len(each) == 1 else "prefixes", ",".join(each))
+
+
+def _peer(one: Entry, other: Entry) -> Peer | None:
+    if one.peer == other.peer:
+        return one.peer
+    kinds = {one.peer.kind, other.peer.kind}
+    if kinds <= {"prefix", "prefixes"}:
+        import ipaddress
+
+        ours, theirs = (
+            [ipaddress.ip_network(cidr) for cidr in entry.peer.name.split(",")]
+            for entry in (one, other)
+        )
+        met = [
+            str(a if a.prefixlen >= b.prefixlen else b)
+            for a in ours
+            for b in theirs
+            if a.version == b.version and a.overlaps(b)
+        ]
+        return prefixes(met) if met else None
+    if len(kinds) == 1:  # names of two services; a common address of them is ignored
+        return None
+    raise InvalidInput(
+        f"{one.key} ({one.text!r}) and {other.key} ({other.text!r}) cannot be combined: one names "
+        "a service or network, the other something else",
+        "name the same in both, or say in the file what is denied",
+    )

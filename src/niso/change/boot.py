@@ -1,0 +1,500 @@
+"""Enable, disable, restore; units of services and of other firewalls.
+
+Start services at boot, with systemd or without.
+
+With systemd as init, each enabled service has a unit, which calls ``niso activate`` and ``niso
+deactivate`` as a user would. Otherwise only the store records that a service is enabled, and the
+boot scripts call ``niso restore``.
+
+Restore niso's rules whenever systemd has loaded another firewall's rules.
+
+/etc/nftables.conf usually begins with ``flush ruleset``, which deletes niso's tables too. A drop-in
+for the firewall's unit runs ``niso net repair --kernel`` after its start, reload and stop. That
+command waits for no service, because a service's unit may be waiting for the firewall's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from niso.base import paths
+from niso.base.errors import Conflict, Error, flatten
+from niso.base.locks import Lock
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.report import Caution, Report, silent
+from niso.change import activate, journal, outside_names_refresh, start
+from niso.change import deactivate as change_deactivate
+from niso.change.activate import Outcome
+from niso.change.targets import find_targets
+from niso.reconcile.change import repair
+from niso.runtime.machine import Machine
+from niso.runtime.units import (
+    AFTER,
+    WANTED_BY,
+    ChangingUnit,
+    booted,
+    command,
+    drop_in,
+    environment,
+    has_ended,
+    path,
+    quoted,
+    unit_file,
+    unit_of,
+)
+from niso.store.service_rows import ServiceRow
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.look.session import Session
+    from niso.runtime.processes import Units
+
+
+# --- boot ----------------------------------------------------------------------------------------
+
+
+_MARKS = (
+    "# written by niso enable, removed by niso disable; state folder ",
+    "# made by niso enable, goes with niso disable; state folder ",
+)
+"""The first line of a unit file, followed by the state id; the second is from earlier versions."""
+_SERVICE = (
+    "# niso restarts the process itself, and notifies systemd of the main process",
+    "Type=notify",
+    "NotifyAccess=all",
+)
+_JOB = ("# the start lasts until the job has ended", "Type=oneshot", "RemainAfterExit=yes")
+RESERVED = ("docker", "wireguard")
+"""Service names whose units would collide with units of niso itself in other places.
+
+The Debian package niso-docker has a unit in /usr/lib, which a unit in /etc would hide. The unit of
+wireguard-go only exists while its link does (kernel/kinds/tunnels.py). Other units of niso have
+names of another form (`names_timer.TIMER`), or are in /etc too (`cluster_units`).
+"""
+_SPARE_S = 90
+"""Time (s) for niso itself, added to a service's own start or stop timeout."""
+
+
+class Marked(NamedTuple):
+    """The result of `enable` or `disable` for one service."""
+
+    service: str
+    changed: bool
+    unit: str | None
+    """Path of its unit file; None if systemd is not the init."""
+
+
+# --- the unit -----------------------------------------------------------------
+
+
+def unit_text(
+    service: str, state_id: str, provider: str | None, stop_timeout_s: float, job: bool = False
+) -> str:
+    """Return a service's unit file (systemd.service(5)).
+
+    ``provider`` is the service whose namespace it shares, if any. A job's unit stays active after
+    its end, without a process.
+    """
+    after = ["network-online.target", *AFTER, *([unit_of(provider)] if provider else [])]
+    return "\n".join(
+        [
+            _MARKS[0] + state_id,
+            "[Unit]",
+            f"Description=niso service {service}",
+            "Wants=network-online.target",
+            f"After={' '.join(after)}",
+            *([f"Requires={unit_of(provider)}"] if provider else []),
+            f"RequiresMountsFor={quoted(paths.state_dir())}",
+            "StartLimitIntervalSec=0",
+            "",
+            "[Service]",
+            *(_JOB if job else _SERVICE),
+            "Restart=no",
+            *environment(),
+            f"ExecStart={command('activate', service)}",
+            f"ExecStop={command('deactivate', service)}",
+            "SuccessExitStatus=143",
+            f"TimeoutStartSec={'infinity' if job else int(start.TIMEOUT_S) + _SPARE_S}",
+            f"TimeoutStopSec={int(stop_timeout_s) + _SPARE_S}",
+            "",
+            "[Install]",
+            f"WantedBy={WANTED_BY}",
+            "",
+        ]
+    )
+
+
+def _is_marked(text: str, state_id: str = "") -> bool:
+    """Return whether niso wrote a unit file, and for the given state folder if one is named."""
+    return text.startswith(tuple(mark + state_id for mark in _MARKS))
+
+
+def _text_of(store: Store, row: ServiceRow) -> str:
+    stop_timeout_s = row.require_process().stop_timeout_s
+    return unit_text(row.name, store.state_id(), row.provider, stop_timeout_s, row.is_job)
+
+
+def _refuse_foreign(units: Units, store: Store, service: str) -> None:
+    """Raise Conflict if the unit's name belongs to niso, another state folder or another program.
+
+    A unit that an earlier version wrote for the service is accepted.
+    """
+    text = units.read(unit_file(service))
+    if text is None and service in RESERVED:
+        reason = f"{unit_of(service)} is a unit of niso itself"
+        raise Conflict(reason, "give the service another name")
+    if text is not None and not _is_marked(text, store.state_id()):
+        raise Conflict(
+            f"{unit_file(service)} already exists and was not made for this state folder",
+            "move it away, or give the service another name",
+        )
+
+
+def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> None:
+    """Raise Conflict if a service's provider is neither enabled nor in ``together``.
+
+    Otherwise it could be missing at boot.
+    """
+    provider = row.provider and store.service(row.provider)
+    if provider and not provider.enabled and provider.name not in together:
+        raise Conflict(
+            f"{row.name!r} shares the namespace of {provider.name!r}, which is not enabled",
+            f"niso enable {provider.name} {row.name}",
+        )
+
+
+def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list[str]:
+    """Write and enable missing or outdated units; return the affected services."""
+    stale = []
+    for row in rows:
+        text = _text_of(store, row)
+        if units.read(unit_file(row.name)) != text:
+            units.write(unit_file(row.name), text)
+            stale.append(row.name)
+        elif not units.is_enabled(row.name):
+            stale.append(row.name)
+    if stale:
+        units.enable(stale)
+    return stale
+
+
+# --- enable, disable ----------------------------------------------------------
+
+
+def enable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
+    """Start services at boot; let systemd supervise the active ones from now on.
+
+    Raises Error, and Conflict if a service shares the namespace of one that is not enabled, or if
+    its unit's name is taken.
+    """
+    store, units = machine.store, machine.processes.units
+    rows = [_row(store, name) for name in names]
+    for row in rows:
+        _refuse_alone(store, row, names)
+        if units.booted():
+            _refuse_foreign(units, store, row.name)
+    fresh = {row.name for row in rows if not row.enabled}
+    _set_enabled(store, fresh, True)
+    if units.booted():
+        written = _write_units(units, store, rows)
+        for name in written:
+            report(ChangingUnit("write", unit_file(name)))
+        fresh.update(written)
+        _start_units(units, (row for row in rows if row.active and not row.is_job))
+        outside_names_refresh.settle(machine, report)
+    elif fresh:
+        report(
+            Caution(
+                "systemd did not boot this machine, so nothing starts enabled services by itself",
+                ("run niso restore at boot: from the init, or from @reboot in root's crontab",),
+            )
+        )
+    return [
+        Marked(name, name in fresh, unit_file(name) if units.booted() else None) for name in names
+    ]
+
+
+def disable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
+    """Do not start services at boot; active ones keep running without systemd's supervision.
+
+    Raises Error, and Conflict if an enabled service shares the namespace of one of them.
+    """
+    store, units = machine.store, machine.processes.units
+    rows = [_row(store, name) for name in names]
+    for other in store.services():
+        if other.enabled and other.provider in names and other.name not in names:
+            raise Conflict(
+                f"{other.name!r}, which is enabled, shares the namespace of {other.provider!r}",
+                f"niso disable {other.name} {other.provider}",
+            )
+    was = {row.name for row in rows if row.enabled}
+    _set_enabled(store, was, False)
+    was.update(clear(machine, names, report))
+    return [
+        Marked(name, name in was, unit_file(name) if name in was and units.booted() else None)
+        for name in names
+    ]
+
+
+def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> list[str]:
+    """Remove the units of services, running or not; return the services that had one.
+
+    No-op without systemd. Units that niso did not write are left alone.
+    """
+    units = machine.processes.units
+    if not units.booted():
+        return []
+    mine = []
+    for name in names:
+        text = units.read(unit_file(name))
+        if text is None or not _is_marked(text):
+            continue
+        mine.append(name)
+        with journal.locked(machine.store, [name]):
+            units.give_back(name)
+        report(ChangingUnit("remove", unit_file(name)))
+    units.remove(mine)
+    outside_names_refresh.settle(machine, report)
+    return mine
+
+
+def _row(store: Store, name: str) -> ServiceRow:
+    row = store.service(name)
+    assert row is not None
+    return row
+
+
+def _set_enabled(store: Store, names: Iterable[str], enabled: bool) -> None:
+    with Lock(), store.transaction():
+        for name in names:
+            store.set_enabled(name, enabled)
+
+
+# --- notify systemd -----------------------------------------------------------
+
+
+def hand_over(machine: Machine, names: Iterable[str]) -> None:
+    """Let systemd supervise enabled services after they were activated or restarted.
+
+    If called from the unit itself, this completes the unit's start. Raises Error, OSError.
+    """
+    store, units = machine.store, machine.processes.units
+    rows = [
+        row
+        for name in names
+        if (row := store.service(name)) is not None and row.active and not row.is_job
+    ]
+    for row in rows:
+        if units.is_ours(row.name):
+            # its conmon was killed, but the process is still running
+            if not units.is_supervised(row.name):
+                activate.restart(machine, [row.name])
+            with journal.locked(store, [row.name]):
+                units.ready(row.name)
+            return
+    rows = [row for row in rows if row.enabled]
+    if units.booted():
+        for row in rows:
+            _refuse_foreign(units, store, row.name)
+            _refuse_alone(store, row, ())
+        _write_units(units, store, rows)
+        _start_units(units, rows)
+        outside_names_refresh.settle(machine)
+
+
+def _start_units(units: Units, rows: Iterable[ServiceRow]) -> None:
+    """Start the units of active services whose process is not in its unit yet."""
+    waiting = [row.name for row in rows if units.is_outside(row.name)]
+    if waiting:
+        units.start(waiting)
+
+
+# --- restore ------------------------------------------------------------------
+
+
+class Restored(NamedTuple):
+    """The outcomes and errors of `restore`."""
+
+    outcomes: list[Outcome]
+    errors: list[Error]
+
+
+def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Restored:
+    """Create the bridges of all networks and activate every enabled service, providers first.
+
+    The failure of one service does not stop the others.
+    """
+    store = machine.store
+    errors: list[Error] = []
+    try:
+        journal.recover(machine, report, every=True)
+    except Error as error:
+        errors += flatten(error)
+    try:
+        with Lock():
+            repair(machine.kernel, store, report)
+    except Error as error:
+        errors += flatten(error)
+    enabled = [row for row in store.services() if row.enabled]
+    outcomes: list[Outcome] = []
+    for together in (
+        [row.name for row in enabled if row.provider is None],
+        [row.name for row in enabled if row.provider is not None],
+    ):
+        outcomes += _activate(machine, together, timeout_s, report, errors)
+    return Restored(sorted(outcomes), errors)
+
+
+def _activate(
+    machine: Machine, names: list[str], timeout_s: float, report: Report, errors: list[Error]
+) -> list[Outcome]:
+    """Activate all services together; if that fails, one by one. Failures go to ``errors``."""
+    if not names:
+        return []
+    try:
+        return activate.activate(machine, find_targets(machine.store, names), timeout_s, report)
+    except Error as error:
+        if len(names) == 1:
+            errors += [_naming(names[0], one) for one in flatten(error)]
+            return []
+    return [
+        outcome
+        for name in names
+        for outcome in _activate(machine, [name], timeout_s, report, errors)
+    ]
+
+
+def _naming(service: str, error: Error) -> Error:
+    """Return the error with the service's name in its message."""
+    if error.service == service and not error.file:
+        return error
+    return Error(error.message, error.hint, error.key, service=service, names_key=False)
+
+
+# --- firewall units ------------------------------------------------------------------------------
+
+
+_UNITS = ("nftables.service", "firewalld.service")
+_MARK = "# written by niso enable --firewall, removed by niso disable --firewall; state folder "
+
+
+class Guarded(NamedTuple):
+    """The result for one firewall's unit."""
+
+    unit: str
+    changed: bool
+    path: str
+    """Path of niso's drop-in."""
+
+
+def _text(state_id: str) -> str:
+    """Return the drop-in (systemd.service(5)).
+
+    ``+`` runs the command outside the unit's file system sandbox, in which niso could not name
+    network namespaces. With ``-``, its failure does not fail the firewall's unit.
+    """
+    repair = f"-+{command('net', 'repair', '--kernel')}"
+    return "\n".join(
+        [
+            _MARK + state_id,
+            "[Service]",
+            *environment(),
+            f"ExecStartPost={repair}",
+            f"ExecReload={repair}",
+            f"ExecStopPost={repair}",
+            "",
+        ]
+    )
+
+
+def enable_firewall(machine: Machine, report: Report = silent) -> list[Guarded]:
+    """Write the drop-ins, including those for firewalls that are not installed yet.
+
+    Raises Error without systemd, Conflict if a file was not written for this state folder.
+    """
+    units, state_id = machine.processes.units, machine.store.state_id()
+    if not units.booted():
+        raise Error(
+            "systemd did not boot this machine",
+            "let the script that loads the firewall run niso net repair --kernel",
+            "--firewall",
+        )
+    text = _text(state_id)
+    texts = {unit: units.read(drop_in(unit)) for unit in _UNITS}
+    for unit, now in texts.items():
+        if now is not None and not now.startswith(_MARK + state_id):
+            raise Conflict(
+                f"{drop_in(unit)} already exists and was not made for this state folder",
+                "move it away",
+            )
+    done = [Guarded(unit, texts[unit] != text, drop_in(unit)) for unit in _UNITS]
+    for guarded in done:
+        if guarded.changed:
+            report(ChangingUnit("write", guarded.path))
+            units.write(guarded.path, text)
+    if any(guarded.changed for guarded in done):
+        units.reload()
+    return done
+
+
+def disable_firewall(machine: Machine, report: Report = silent) -> list[Guarded]:
+    """Remove the drop-ins; no-op for missing ones, and those of other state folders."""
+    units, state_id = machine.processes.units, machine.store.state_id()
+    done = []
+    for unit in _UNITS:
+        is_ours = (units.read(drop_in(unit)) or "").startswith(_MARK + state_id)
+        if is_ours:
+            report(ChangingUnit("remove", drop_in(unit)))
+            units.delete(drop_in(unit))
+        done.append(Guarded(unit, is_ours, drop_in(unit)))
+    if any(guarded.changed for guarded in done) and units.booted():
+        units.reload()
+    return done
+
+
+# --- handover ------------------------------------------------------------------------------------
+
+
+def hand_over_started(session: Session, machine: Machine, names: list[str]) -> None:
+    """Let systemd supervise started services, if it is the init.
+
+    If systemd requested the start, errors are raised; otherwise they become warnings.
+    """
+
+    by_systemd = any(path(name) is not None for name in names)
+    if not by_systemd and not (
+        booted() and any((row := machine.store.service(name)) and row.enabled for name in names)
+    ):
+        return
+
+    try:
+        hand_over(machine, names)
+    except Error as error:
+        if by_systemd:
+            raise
+        session.caution(error.message, [error.hint] if error.hint else [])
+
+
+def has_ended_by_itself(names: list[str]) -> bool:
+    """Return whether systemd stops a unit because its process exited: the service stays active."""
+
+    return has_ended() and any(path(name) is not None for name in names)
+
+
+def deactivate(
+    session: Session, machine: Machine, names: list[str], dry_run: bool
+) -> list[tuple[str, bool]]:
+    """Stop services; return pairs (service, whether it was active).
+
+    The forwards of services stopped by systemd are kept for their next start.
+    """
+
+    by_systemd = any(path(name) is not None for name in names)
+    if by_systemd:  # systemd cannot be refused, so stop the sharers that it does not know too
+        names = [
+            *names,
+            *(row.name for row in machine.store.services() if row.active and row.provider in names),
+        ]
+    return change_deactivate.deactivate(
+        machine, names, session.report, dry_run, keep_forwards=by_systemd
+    )

@@ -1,0 +1,265 @@
+"""Check this host against the others of its cluster: packets, names, clocks and its agent.
+
+It sends echo requests between the hosts, and between their services.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+
+from niso.base import names
+from niso.base.errors import KernelError
+from niso.base.named_tuples import NamedTuple
+from niso.change import span_networks
+from niso.cluster import agent, own_etcd
+from niso.cluster.agent import LOOK_S
+from niso.cluster.config import Config
+from niso.cluster.engine import NoAnswer
+from niso.cluster.key_values import Claim, Host
+from niso.cluster.membership import Membership, require_own
+from niso.kernel import probe
+from niso.plan.desired import Finding
+from niso.plan.records import Network
+from niso.runtime.machine import Machine
+from niso.store.store import Store
+
+PATIENCE_S = 1.0
+_TRIES = 3
+"""The number of service pairs that exchange packets, for each other host."""
+_APART_S = 60.0
+_LATE_S = 2 * LOOK_S
+
+
+class Checked(NamedTuple):
+    """Differences, and (warning, next step) for likely mistakes."""
+
+    findings: list[Finding]
+    warnings: list[tuple[str, str]]
+
+
+class _Pair(NamedTuple):
+    """A service here and a remote one that policies allow to answer it, with an address of each."""
+
+    service: str
+    other: str
+    source: str
+    destination: str
+
+
+def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
+    """Check this host against the others; ``name`` limits this to a network that spans hosts.
+
+    If the cluster does not answer, a warning says so. Raises KernelError, Error.
+    """
+    store = machine.store
+    spans = [network for network in store.networks() if network.span is not None]
+    spans = [network for network in spans if name in (None, network.name)]
+    warnings = _own_agent() if name is None else []
+    lost = lost_address(machine, own)
+    try:
+        with contextlib.closing(own.engine(brief=True)) as engine:
+            membership = Membership(engine, own.keys)
+            require_own(store, membership)
+            hosts = membership.hosts()
+            late = membership.late()
+            claims = membership.services()
+            elsewhere = {*membership.network_names()} if name is None else set()
+    except NoAnswer as error:
+        what = f"this host is not compared with the others: {error.message}"
+        return Checked(lost, [*warnings, (what, "running services continue; niso cluster status")])
+    if name is None:
+        warnings += _hidden(store, elsewhere, claims, own.host)
+        warnings += _etcd(own)
+    reachable = [
+        host for host in hosts if host.name != own.host and host.alive and host.name not in late
+    ]
+    pairs = {} if lost else _pairs(store, claims, own.host, spans)
+    return Checked(lost or _wires(own, reachable, pairs, spans), warnings)
+
+
+def lost_address(machine: Machine, own: Config) -> list[Finding]:
+    """Return a finding if this host no longer has its address for the other hosts."""
+    if machine.kernel.mtu_of(own.address) is not None:
+        return []
+    what = f"{own.address}, by which the other hosts reach this one"
+    detail = "with another address it has to leave the cluster, and join again"
+    return [Finding("missing", what, detail)]
+
+
+# --- names, clocks, the agent ---------------------------------------------------------------------
+
+
+def _own_agent() -> list[tuple[str, str]]:
+    """Return a warning if this host's agent has not done a sync pass for long."""
+    at_s = agent.last().at_s
+    ago_s = None if at_s is None else time.monotonic() - at_s
+    if ago_s is not None and ago_s < _LATE_S:
+        return []
+    when = "has not looked since the boot" if ago_s is None else f"looked last {ago_s:.0f} s ago"
+    return [(f"the agent of this host {when}", "systemctl status niso-agent; niso agent runs it")]
+
+
+def _hidden(
+    store: Store, elsewhere: set[str], claims: Iterable[Claim], own: str
+) -> list[tuple[str, str]]:
+    """Return warnings about networks and services of this host that hide remote ones by name."""
+    hidden = [
+        (
+            f"network {network.name} is this host's own, and hides the one that spans hosts",
+            "services here do not see those of other hosts on it: give one of both another name",
+        )
+        for network in store.networks()
+        if network.span is None and network.name in elsewhere
+    ]
+    here = {row.name for row in store.services()} - {c.service for c in store.across.claims()}
+    return hidden + [
+        (
+            f"service {claim.service} is one of this host, and hides that of {claim.host}",
+            "names and policies here mean the own one: give one of both another name",
+        )
+        for claim in claims
+        if claim.host != own and claim.service in here
+    ]
+
+
+def _etcd(own: Config) -> list[tuple[str, str]]:
+    """Return a warning for each alarm, and for each member whose clock differs from this host's."""
+    warnings, states = [], []
+    for place in own.etcd.members:
+        state = own_etcd.state(own.access(), place)
+        states += [state] if state is not None else []
+        if state is not None and abs(state.ahead_s) > _APART_S:
+            way = "behind" if state.ahead_s > 0 else "ahead of"
+            text = f"this host's clock is {abs(state.ahead_s):.0f} s {way} that of {place}"
+            warnings.append((text, "timedatectl on both shows which one is wrong"))
+    return warnings + own_etcd.alarmed(states)
+
+
+# --- packets --------------------------------------------------------------------------------------
+
+
+def _pairs(
+    store: Store, claims: Iterable[Claim], own: str, spans: list[Network]
+) -> dict[str, list[_Pair]]:
+    """Return, for each other host, pairs of services whose policies let them exchange packets."""
+    claims = [claim for claim in claims if claim.up]
+    here = [claim for claim in claims if claim.host == own and _asks(store, claim.service)]
+    on = {network.name for network in spans}
+    pairs: dict[str, list[_Pair]] = {}
+    for other in claims:
+        have = pairs.setdefault(other.host, [])
+        if other.host == own or other.policy or len(have) >= _TRIES:
+            continue
+        for mine in here:
+            pair = _meet(mine, other, on)
+            if pair is not None:
+                have.append(pair)
+                break
+    return pairs
+
+
+def _asks(store: Store, service: str) -> bool:
+    """Return whether a service is active and no policy restricts its egress."""
+    row, policy = store.service(service), store.policy(service)
+    open_ = policy is None or (policy.egress_allow is None and not policy.egress_deny)
+    return row is not None and row.active and row.has_process and open_
+
+
+def _meet(mine: Claim, other: Claim, on: set[str]) -> _Pair | None:
+    """Return two services with their addresses on a common network; None without one."""
+    for network in on & mine.networks.keys() & other.networks.keys():
+        for to in other.networks[network]:
+            for source in mine.networks[network]:
+                if (":" in source) == (":" in to):
+                    return _Pair(mine.service, other.service, source, to)
+    return None
+
+
+def _wires(
+    own: Config, hosts: list[Host], pairs: dict[str, list[_Pair]], spans: list[Network]
+) -> list[Finding]:
+    """Return a finding for each host with which packets are not exchanged as they should be."""
+    if not spans:
+        return []
+    inner = _answered(
+        {
+            (host.name, pair): (names.netns(pair.service), pair.source, pair.destination, 0)
+            for host in hosts
+            for pair in pairs.get(host.name, ())
+        }
+    )
+    most = max(network.mtu for network in spans)
+    size = most + span_networks.header(own)
+    outer = _answered(
+        {
+            (host.name, bytes_): ("", own.address, host.address, bytes_)
+            for host in hosts
+            for bytes_ in (0, size)
+        }
+    )
+    port = next(network.span.port for network in spans if network.span is not None)
+    port += 1 if own.encryption else 0  # WireGuard uses the next port
+    findings = []
+    for host in hosts:
+        where = f"{host.name} ({host.address})"
+        tried = [(pair, ok) for (name, pair), ok in inner.items() if name == host.name]
+        if tried and not any(ok for _, ok in tried):
+            pair = tried[0][0]
+            ping = "answers ping" if outer[host.name, 0] else "does not answer ping"
+            findings.append(
+                Finding(
+                    "dropped",
+                    f"packets of services between this host and {where}",
+                    f"{host.name} {ping}; {pair.other} does not answer {pair.service};"
+                    f" UDP port {port} has to pass both ways between {own.address} and"
+                    f" {host.address}",
+                )
+            )
+        if outer[host.name, 0] and not outer[host.name, size]:
+            findings.append(
+                Finding(
+                    "dropped",
+                    f"packets of {size} bytes between this host and {where}",
+                    f"packets of services have up to {most} bytes, and {size - most} more there;"
+                    " smaller ones pass",
+                )
+            )
+    return findings
+
+
+def _answered[K](wanted: dict[K, tuple[str, str, str, int]]) -> dict[K, bool]:
+    """Send an echo request for each (namespace, source, destination, size).
+
+    Returns which were answered. One that cannot be sent counts as unanswered. All wait within the
+    same second; those without an answer get a second try.
+    """
+    answered = dict.fromkeys(wanted, False)
+    for _ in range(2):
+        sent: dict[K, probe.Probe] = {}
+        try:
+            for key, (namespace, source, to, size) in wanted.items():
+                if answered[key]:
+                    continue
+                try:
+                    made = probe.Probe(namespace, source, to, None, "icmp", size=size)
+                except KernelError:
+                    continue
+                sent[key] = made
+                if made.send():
+                    sent.pop(key).__exit__()
+            until = time.monotonic() + PATIENCE_S
+            for key, made in sent.items():
+                answered[key] = made.wait(max(0.0, until - time.monotonic())).answered
+        finally:
+            for made in sent.values():
+                made.__exit__()
+    return answered
+
+
+def concerned(machine: Machine, name: str | None) -> bool:
+    """Return whether a check of ``name`` (None for all) concerns other hosts of the cluster."""
+    store = machine.store
+    network = None if name is None else store.network(name)
+    return name is None or (network is not None and network.span is not None)

@@ -1,0 +1,447 @@
+"""What services need in the cluster, held for a change.
+
+Claim what services need on networks that span hosts, and publish their state.
+
+Only hosts of a cluster load this module.
+
+Derive the claims that services need, from their manifests and the rows of related services.
+
+Only hosts of a cluster load this module.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable
+
+from niso.base.errors import Conflict, Error, ErrorGroup
+from niso.base.locks import Lock
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.names import DEFAULT_NETWORK
+from niso.base.report import AskingCluster, Caution, Report, silent
+from niso.change import span_networks
+from niso.change.journal import locked
+from niso.change.targets import Target
+from niso.cluster import mirror, view
+from niso.cluster.claims import Claims, Wanted
+from niso.cluster.engine import NoAnswer
+from niso.cluster.membership import Membership, require_own
+from niso.cluster.own_claims import about, recorded, settle, untold, wanted_by_rows
+from niso.runtime import units
+from niso.runtime.machine import Machine
+from niso.store.snapshots import Scope
+from niso.store.span_rows import Claim
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.cluster.engine import Engine, Joined
+
+
+# --- cluster claims ------------------------------------------------------------------------------
+
+
+_LATER = "the agent says it once the cluster answers: niso cluster status"
+
+
+class Held:
+    """The claims of one activation in the cluster, and the networks that are new to this host."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        joined: Joined,
+        engine: Engine,
+        arriving: span_networks.Arriving,
+        unobserved: Collection[str],
+        homes: Collection[str],
+    ) -> None:
+        self._unobserved = unobserved
+        self.homes = homes
+        """Providers that the command does not change, but whose namespaces its services share."""
+        self._machine = machine
+        self._joined = joined
+        self._engine = engine
+        self._arriving = arriving
+        self._claims = Claims(engine, joined.host, joined.keys)
+        self._held: dict[str, Claim] = {}
+        self._is_silent = False
+        self.lost: NoAnswer | None = None
+        """Why the engine's answers do not count: it has lost its data. None if they count."""
+
+    def __contains__(self, service: str) -> bool:
+        return service in self._held
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def networks(self, service: str) -> Collection[str]:
+        """Return a service's networks that span hosts."""
+        claim = self._held.get(service)
+        return claim.addresses if claim is not None else ()
+
+    # --- before niso's lock ---------------------------------------------------
+
+    def claim(self, wanted: dict[str, tuple[Target, Wanted]], report: Report) -> None:
+        """Claim what services need. Raises Conflict, NoAnswer, ErrorGroup.
+
+        A claim that this host has already recorded needs no answer of the cluster.
+        """
+        store = self._machine.store
+        known = {name: self._own_record(name, *pair) for name, pair in wanted.items()}
+        self._begin([name for name, record in known.items() if record is None])
+        errors: list[Error] = []
+        for name, (target, asked) in wanted.items():
+            try:
+                if self.lost is not None:
+                    raise self.lost
+                row = store.service(name)
+                renew = row is None or not row.active
+                held = self._claims.claim(asked, target.take, keep=True, renew=renew)
+                self._held[name] = recorded(held)
+            except NoAnswer as error:
+                record = known[name]
+                if record is None:
+                    raise
+                self._is_silent = True
+                self._held[name] = record
+                text = f"{target.name} starts by this host's own record: {error.message}"
+                report(Caution(text, (_LATER,)))
+            except Error as error:
+                if error.key:
+                    error.file, error.service = target.manifest_path, name
+                errors.append(error)
+        if errors:
+            raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+
+    def foresee(self, wanted: dict[str, tuple[Target, Wanted]]) -> None:
+        """Compute the claims that `claim` would make, without making them."""
+        for name, (target, asked) in wanted.items():
+            try:
+                if self.lost is not None:
+                    raise self.lost
+                self._held[name] = recorded(self._claims.foreseen(asked, target.take))
+            except NoAnswer:
+                record = self._own_record(name, target, asked)
+                if record is None:
+                    raise
+                self._held[name] = record
+
+    def _own_record(self, name: str, target: Target, asked: Wanted) -> Claim | None:
+        store = self._machine.store
+        if name in self.homes:
+            return store.across.claim(name)
+        return own_record(store, target, asked)
+
+    def _begin(self, services: list[str]) -> None:
+        """Record the pending claims, so that recovery after a kill can find them."""
+        store = self._machine.store
+        if services:
+            with Lock(), store.transaction():
+                for name in services:
+                    store.begin_intent(name, "activate", time.time())
+                    if store.across.claim(name) is None:
+                        store.across.set_claim(Claim(name, "", 0, {}))
+
+    # --- under niso's lock ----------------------------------------------------
+
+    def make_way(self, report: Report) -> None:
+        """Remove remote services' names and addresses that this host has claimed.
+
+        The caller is in no transaction.
+        """
+        machine = self._machine
+        mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
+
+    def scope(self) -> Scope:
+        """Return the scope of the new networks, and of remote services that lose what is claimed
+        here.
+        """
+        changed = self._turned()
+        return mirror.scope_of(self._machine.store, changed, changed)
+
+    def record(self) -> None:
+        """Record the networks and claims, and remove from remote services what is claimed here.
+
+        The caller is in a transaction that records the services too.
+        """
+        store, changed = self._machine.store, self._turned()
+        self._arriving.record(self._machine, True, self._unobserved)
+        mirror.write(store, self._arriving.seen, self._joined.host, changed)
+        for name, claim in self._held.items():
+            have = store.across.claim(name) if name in self.homes else None
+            # skip a provider's older claim: another command may be changing it
+            if have is None or have.gen < claim.gen:
+                store.across.set_claim(claim)
+
+    def _turned(self) -> dict[str, view.Known]:
+        seen, own = self._arriving.seen, self._joined.host
+        return mirror.turned(self._machine.store, seen, own, self._held, self._addresses())
+
+    def _addresses(self) -> set[tuple[str, str]]:
+        claims = self._held.values()
+        return {(net, a) for claim in claims for net, some in claim.addresses.items() for a in some}
+
+    # --- at the end -----------------------------------------------------------
+
+    def publish(self, report: Report) -> None:
+        """Publish the services as up. Raises Conflict if this host has lost one in the meantime."""
+        store = self._machine.store
+        # `tell` does it for providers, which another command may be changing
+        own = {name: claim for name, claim in self._held.items() if name not in self.homes}
+        if self._is_silent:
+            untold(store, own)
+            own = {}
+        for name, claim in own.items():
+            try:
+                held = self._claims.publish(name, claim.mark, True, about(store, name))
+            except NoAnswer as error:
+                untold(store, own)
+                report(Caution(f"other hosts do not know yet that {name} is up", (_LATER,)))
+                report(Caution(error.message))
+                break
+            if not held:
+                raise Conflict(
+                    f"another host has taken {name} over while it started",
+                    "niso ps --all-hosts shows where it is",
+                )
+        units.agent_name()
+
+
+def prepare(
+    machine: Machine,
+    targets: Iterable[Target],
+    made: Iterable[str],
+    report: Report,
+    dry_run: bool = False,
+    unobserved: Collection[str] = (),
+) -> Held | None:
+    """Claim what services need in the cluster; None if they need nothing.
+
+    ``made`` are networks that the command creates on this host. ``unobserved`` are networks whose
+    flows are not recorded, if they are new here. With ``dry_run`` nothing is claimed. Raises
+    Conflict, NoAnswer, Refused, Error; claims made by then are released by `tell`.
+    """
+    store = machine.store
+    every = list(targets)
+    homes = {target.name: home_network(store, target, every) for target in every}
+    names = needed_names(store, homes, every)
+    around = needed_around(store, homes, names)
+    targets = [target for target in every if target.spec.mode in ("bridge", "attached")]
+    on = sorted({net for target in targets for net in target.spec.networks} - {*made})
+    spans = store.across.spanning(on)
+    unknown = [net for net in on if net != DEFAULT_NETWORK and store.network(net) is None]
+    joined = machine.joined() if spans or unknown or around else None
+    if joined is None:
+        return None
+    brief = not unknown and all(
+        own_record(store, target, needs_of(store, target, spans, names)) for target in targets
+    )
+    engine = joined.engine(brief)
+    report(AskingCluster())
+    lost: NoAnswer | None = None
+    try:
+        try:
+            arriving = _arriving(store, joined, engine, unknown, brief)
+        except Conflict as error:
+            if not brief:
+                raise
+            arriving = span_networks.Arriving.none(joined)
+            lost = NoAnswer(error.reason, error.hint)
+        spans += [spec.name for spec in arriving.specs]
+        wanted = {
+            target.name: (target, needs_of(store, target, spans, names))
+            for target in targets
+            if not {*target.spec.networks}.isdisjoint(spans)
+        }
+        wanted |= {
+            home: (target, around[home])
+            for target in every
+            if (home := homes[target.name]) in around
+        }
+        held = Held(machine, joined, engine, arriving, unobserved, around)
+        held.lost = lost
+        if dry_run:
+            held.foresee(wanted)
+        else:
+            held.claim(wanted, report)
+    except BaseException:
+        engine.close()
+        raise
+    if not wanted or dry_run:
+        engine.close()
+    return held if wanted else None
+
+
+def tell(machine: Machine, services: Iterable[str], report: Report, final: bool = True) -> None:
+    """Publish the final state of services and their providers to the cluster. Raises no Error.
+
+    What cannot be published now is left to the agent; a service that another command is changing is
+    left to that command. The caller has the locks of services, but not of each provider. ``final``
+    is as for `settle.settle`.
+    """
+    store = machine.store
+    services = list(services)
+    both = dict.fromkeys((*services, *(store.home(name) for name in services)))
+    told = [name for name in both if store.across.claim(name) and store.intent(name) is None]
+    joined = machine.joined() if told else None
+    if joined is None:
+        return
+    engine = joined.engine(brief=True)
+    claims = Claims(engine, joined.host, joined.keys)
+    report(AskingCluster())
+    try:
+        require_own(store, Membership(engine, joined.keys))
+        for name in told:
+            try:
+                settle(store, machine.kernel, claims, name, final)
+            except NoAnswer:
+                raise
+            except Error as error:
+                report(Caution(error.message, (error.hint,) if error.hint else ()))
+    except NoAnswer as error:
+        untold(store, told)
+        report(Caution(f"other hosts do not know it yet: {error.message}", (_LATER,)))
+    except Error as error:
+        report(Caution(error.message, (error.hint,) if error.hint else ()))
+    finally:
+        engine.close()
+    units.agent_name()
+
+
+def tell_rest(machine: Machine) -> None:
+    """Publish the end of all services that still have a claim. Raises no Error.
+
+    Failures are not reported here: leaving the cluster is refused as long as claims remain.
+    """
+
+    left = [claim.service for claim in machine.store.across.claims()]
+    with locked(machine.store, left):
+        tell(machine, left, silent)
+
+
+def _arriving(
+    store: Store, joined: Joined, engine: Engine, unknown: list[str], brief: bool
+) -> span_networks.Arriving:
+    """Return those of the unknown networks that exist in the cluster."""
+    membership = Membership(engine, joined.keys)
+    try:
+        cluster = require_own(store, membership)
+    except NoAnswer as error:
+        if brief:
+            return span_networks.Arriving.none(joined)
+        if unknown:
+            error.reason = f"network {unknown[0]!r} may be one of the cluster: {error.reason}"
+        raise
+    specs = [spec for name in unknown if (spec := membership.network(name)) is not None]
+    if not specs:
+        return span_networks.Arriving.none(joined)
+    return span_networks.arriving(joined, engine, cluster, specs)
+
+
+# --- cluster needs -------------------------------------------------------------------------------
+
+
+def home_network(store: Store, target: Target, targets: Iterable[Target]) -> str:
+    """Return the service whose namespace another will share; "" if none, or an unknown one."""
+    share = target.spec.share if target.spec.mode == "share" else None
+    if share is None:
+        return ""
+    for other in targets:
+        if share == other.name or share in other.spec.names:
+            return other.name
+    try:
+        return store.name_holder(share) or ""
+    except Conflict:  # recording the service refuses the ambiguous name
+        return ""
+
+
+def _shares(store: Store, target: Target) -> bool:
+    """Return whether an active service shares another's namespace now."""
+    row = store.service(target.name)
+    return row is not None and row.active and row.provider is not None
+
+
+def needed_names(
+    store: Store, homes: dict[str, str], targets: Iterable[Target]
+) -> dict[str, tuple[str, ...]]:
+    """Return the names at each provider's addresses that belong to its sharers, by provider.
+
+    A sharer has one name, its own. If a name moves between two services of this host, the new
+    provider gets it at the end, when the old one has released it (`behind`). Names that a provider
+    releases stay with it until then.
+    """
+    providers = {*homes.values(), *(target.name for target in targets)} - {""}
+    fresh = [
+        target.name
+        for target in targets
+        if store.across.claim(target.name) is None and not _shares(store, target)
+    ]
+    return {
+        provider: tuple(
+            sorted({*store.sharers(provider), *(s for s in fresh if homes[s] == provider)})
+        )
+        for provider in providers
+    }
+
+
+def needed_around(
+    store: Store, homes: dict[str, str], names: dict[str, tuple[str, ...]]
+) -> dict[str, Wanted]:
+    """Return the claims of providers that the command does not change, extended by new sharers.
+
+    A provider that another command is changing is left out: with a different mark, that command
+    would take its claim for lost.
+    """
+    wanted: dict[str, Wanted] = {}
+    for home in {*homes.values()} - {*homes, ""}:
+        row = store.service(home) if store.intent(home) is None else None
+        on = store.across.spanning(row.networks) if row is not None else []
+        if row is not None and on and store.across.claim(home) is not None:
+            asked = wanted_by_rows(store, row, on)
+            every = dict.fromkeys((*store.names(home), *names[home]))
+            wanted[home] = asked._replace(names=tuple(every))
+    return wanted
+
+
+def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str]:
+    """Return the services whose claims lack or still have names of sharers, losers first.
+
+    ``services`` are the changed ones, each with its former provider.
+    """
+    concerned: dict[str, None] = {}
+    for name, before in services:
+        row = store.service(name)
+        now = row.provider if row is not None else None
+        if before or now:
+            concerned |= dict.fromkeys(service for service in (before, name, now) if service)
+    return list(concerned)
+
+
+def needs_of(
+    store: Store, target: Target, spans: list[str], names: dict[str, tuple[str, ...]]
+) -> Wanted:
+    """Return the claim that a service needs: its manifest's addresses, else those it had.
+
+    If it was a sharer, its names still belong to its former provider.
+    """
+    spec = target.spec
+    on = tuple(network for network in spec.networks if network in spans)
+    had: dict[str, tuple[str, ...]] = {}
+    for network, address in store.addresses(target.name):
+        had[network] = (*had.get(network, ()), address)
+    former = store.names(target.name) if _shares(store, target) else ()
+    every = dict.fromkeys((*spec.names, *names.get(target.name, ())))
+    called = tuple(name for name in every if name not in former)
+    statics = {net: tuple(spec.statics(net)) for net in on}
+    return Wanted(target.name, on, called, statics, had)
+
+
+def own_record(store: Store, target: Target, wanted: Wanted) -> Claim | None:
+    """Return this host's recorded claim if it has all that is wanted, else None."""
+    claim = store.across.claim(target.name)
+    if claim is None or {*claim.addresses} != {*wanted.networks}:
+        return None
+    statics = {address for some in wanted.requested.values() for address in some}
+    held = {address for some in claim.addresses.values() for address in some}
+    same = statics <= held and {*store.names(target.name)} == {*target.spec.names}
+    return claim if same else None

@@ -1,0 +1,628 @@
+"""Make, join and leave a cluster; its units.
+
+Create a cluster, and join one.
+
+A host is in a cluster once its store has the cluster's id. Whatever an interrupted command left
+before that point is removed by the next one.
+
+Remove this host from its cluster.
+
+Run the programs that a host of a cluster needs: the agent, and etcd on members.
+
+With systemd as init, each has a unit. Otherwise etcd is started in the background, because nothing
+works without it, and starting the agent is left to the caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+from urllib.parse import urlsplit
+
+import niso
+from niso.base import files, paths
+from niso.base.errors import Conflict, Error, InvalidInput, UsageError
+from niso.base.locks import Lock, service_lock
+from niso.base.named_tuples import NamedTuple
+from niso.base.report import Caution, Report
+from niso.change import cluster_claims
+from niso.cluster import invitation, mirror, own_etcd
+from niso.cluster.config import (
+    CLIENT_PORT,
+    Config,
+    Member,
+    Own,
+    Reach,
+    endpoint,
+    host_name,
+    ip_address,
+    key_prefix,
+    require,
+    save,
+    way_to_encrypt,
+)
+from niso.cluster.encryption import chosen, prepare, renew, require_mtu, tunnel
+from niso.cluster.engine import NoAnswer
+from niso.cluster.etcd import Etcd
+from niso.cluster.invitation import Invitation
+from niso.cluster.key_values import Cluster, Host, require_family
+from niso.cluster.membership import Membership
+from niso.runtime.machine import Machine
+from niso.runtime.units import WANTED_BY, ChangingUnit, agent, agent_name, unit_file
+
+# --- cluster -------------------------------------------------------------------------------------
+
+
+LOCK = "niso.cluster"
+LOCK_S = 60.0
+MOST_MEMBERS = 3
+"""The number of hosts that become etcd members by default: with three, one may be lost."""
+
+
+class Existing(NamedTuple):
+    """Access to an etcd that niso does not run."""
+
+    urls: tuple[str, ...]
+    cacert: str = ""
+    cert: str = ""
+    key: str = ""
+    user_file: str = ""
+    prefix: str = ""
+
+
+class Joined(NamedTuple):
+    """This host's membership of a cluster."""
+
+    config: Config
+    cluster: str  # the cluster's id
+    members: int  # voting members of etcd; 0 if niso does not run it
+
+
+# --- init -----------------------------------------------------------------------------------------
+
+
+def init(
+    machine: Machine,
+    host: str,
+    address: str,
+    existing: Existing | None,
+    report: Report,
+    encrypt: str = "",
+) -> Joined:
+    """Create a cluster with this host as the first; "" for the default name and address.
+
+    ``encrypt`` is "", or one of the kinds of `niso.cluster.encryption`. Raises UsageError,
+    Conflict, Error, NoAnswer; then nothing is left over.
+    """
+    way_to_encrypt(encrypt, "--encrypt")
+    host = host_name(host or _own_name(), "--name")
+    address = ip_address(address or _own_address(), "--address")
+    mtu = _require_own(machine, address, "--address")
+    with service_lock(LOCK, LOCK_S):
+        _require_apart(machine)
+        how = _encrypts(machine, encrypt, mtu, address)
+        clear(machine, report)
+        if existing is None:
+            places = own_etcd.client_place(address), own_etcd.peer_url(address)
+            reach = Reach((places[0],), *_OWN_FILES, own=True)
+            own = Config(host, address, reach, Member((f"{host}={places[1]}",)), how)
+            own_etcd.program()
+            require_free(machine, ETCD)
+        else:
+            own = Config(host, address, _reach(existing), None, how)
+        require_free(machine, AGENT)
+        try:
+            os.makedirs(paths.cluster_dir(), 0o700, exist_ok=True)
+            if existing is None:
+                invitation.make_authority(paths.cluster_dir(), f"of {host}")
+                invitation.issue(paths.cluster_dir(), paths.cluster_dir(), [address])
+            save(own)
+            if existing is None:
+                start_etcd(machine, own, report)
+            with own.engine() as engine:
+                membership = Membership(engine, own.keys)
+                left = None if membership.hosts() else membership.cluster()
+                if left is not None and left.encryption != encrypt:
+                    raise _otherwise(left)
+                # the cluster that an interrupted command created
+                cluster = left or membership.make(encryption=encrypt)
+                if existing is None:
+                    path = os.path.join(paths.cluster_dir(), invitation.CERTIFICATE)
+                    membership.issued(host, invitation.serial_of(path))
+                _record(machine, own, cluster, mtu)
+        except BaseException:
+            clear(machine, report)
+            raise
+        start_agent(machine, report)
+    return Joined(own, cluster.identity, 1 if existing is None else 0)
+
+
+def _encrypts(machine: Machine, asked: str, mtu: int, address: str) -> str:
+    """Return this host's kind of encryption as requested; "" for none. Raises Error."""
+    if not asked:
+        return ""
+
+    require_mtu(address, mtu)
+    return chosen(machine.kernel, asked)
+
+
+def _otherwise(cluster: Cluster) -> Conflict:
+    """Return the error for a cluster whose encryption differs from the request."""
+    if not cluster.encryption:
+        return Conflict(f"cluster {cluster.identity} is not encrypted", "leave out --encrypt")
+    how = f"--encrypt={cluster.encryption}"
+    return Conflict(f"cluster {cluster.identity} is encrypted with {how}", how)
+
+
+_OWN_FILES = (invitation.AUTHORITY, invitation.CERTIFICATE, invitation.KEY)
+
+
+def _reach(existing: Existing) -> Reach:
+    """Return the access to an etcd that niso does not run. Raises UsageError, Error."""
+    places, schemes = [], set()
+    for url in existing.urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or parts.path.strip("/") or not parts.netloc:
+            raise UsageError(
+                "is not a URL of etcd", "--etcd https://etcd1:2379", "--etcd", value=url
+            )
+        place = parts.netloc if parts.port else f"{parts.netloc}:{CLIENT_PORT}"
+        places.append(endpoint(place, "--etcd"))
+        schemes.add(parts.scheme)
+    if schemes != {"https" if existing.cacert else "http"}:
+        raise UsageError(
+            "https needs --cacert, and http has none",
+            "http has neither encryption nor authentication: use it for trials only",
+            "--etcd",
+        )
+    chosen = (existing.cacert, existing.cert, existing.key, existing.user_file)
+    cacert, cert, key, user = (os.path.abspath(file) if file else "" for file in chosen)
+    reach = Reach(tuple(places), cacert, cert, key, user)
+    if existing.prefix:
+        prefix = key_prefix(existing.prefix, "--prefix")
+        reach = reach._replace(prefix=prefix)
+    return reach
+
+
+# --- invite, join ---------------------------------------------------------------------------------
+
+
+def invite(machine: Machine, host: str, address: str, renew: bool, member: bool = False) -> str:
+    """Return an invitation for a host, a text that contains keys.
+
+    With ``renew``, it is for a host of the cluster, with new certificates. With ``member``, the
+    host may run an etcd member, as the first three hosts do. Raises Conflict, Error.
+    """
+    own = require_member(machine)
+    host_name(host, "HOST")
+    with own.engine() as engine:
+        known = {other.name: other for other in Membership(engine, own.keys).hosts()}
+        if renew:
+            if host not in known:
+                raise Conflict(f"host {host} is not in the cluster", "leave out --renew")
+            address = address or known[host].address
+        elif host in known:
+            raise Conflict(
+                f"host {host} is in the cluster already",
+                "--renew makes new certificates for it; a new host needs another name",
+            )
+        elif not address:
+            raise UsageError("is needed", "by which other hosts reach it", "--address")
+        address = ip_address(address, "--address")
+        if any(other.address == address and other.name != host for other in known.values()):
+            raise Conflict(f"{address} is the address of another host", "choose another address")
+        require_family(address, own.address, own.host)
+        places = own.etcd.members
+        if own.etcd.own:
+            places = own_etcd.endpoints(own_etcd.members(engine)) or places
+            member = member or (not renew and voting(engine) < MOST_MEMBERS)
+            kept, serial = invitation.issued(own, address, member)
+            Membership(engine, own.keys).issued(host, serial)
+        elif member:
+            raise UsageError("is for a cluster whose etcd niso runs", key="--member")
+        else:
+            kept = invitation.contents(own)
+        cluster = Membership(engine, own.keys).cluster()
+    encryption = cluster.encryption if cluster else ""
+    reach = Reach(places, prefix=own.etcd.prefix, own=own.etcd.own)
+    made = Invitation(machine.store.cluster_id(), Own(host, address, encryption), reach, kept)
+    return invitation.text_of(made)
+
+
+def join(
+    machine: Machine, text: bytes, member: bool | None, report: Report, encrypt: str = ""
+) -> Joined:
+    """Join the cluster of an invitation.
+
+    ``member`` says whether to run an etcd member; by default the first three hosts do. A host that
+    is in the cluster already installs the new certificates. ``encrypt`` says how this host may
+    encrypt, "" for the cluster's default. Raises InvalidInput, Conflict, Error, NoAnswer; then
+    nothing is left over.
+    """
+    way_to_encrypt(encrypt, "--encrypt")
+    invited = invitation.parsed(text)
+    own = invited.config()
+    if member and not own.etcd.own:
+        raise UsageError("is for a cluster whose etcd niso runs", key="--member")
+    with service_lock(LOCK, LOCK_S):
+        if machine.store.cluster_id() == invited.cluster:
+            return _renew(machine, invited, member, report)
+        _require_apart(machine)
+        mtu = _require_own(machine, own.address, "the invitation")
+        if encrypt and not own.encryption:
+            raise Conflict(f"cluster {invited.cluster} is not encrypted", "leave out --encrypt")
+        if own.encryption:
+            how = _encrypts(machine, encrypt or own.encryption, mtu, own.address)
+            own = own._replace(encryption=how)
+        clear(machine, report)
+        require_free(machine, AGENT)
+        try:
+            invitation.keep(invited.files)
+            save(own)
+            with own.engine() as engine:
+                membership = Membership(engine, own.keys)
+                cluster = membership.cluster()
+                if cluster is None or cluster.identity != invited.cluster:
+                    raise Error(
+                        f"etcd does not have cluster {invited.cluster}",
+                        "the invitation is of another one, or its data were lost",
+                    )
+                count = voting(engine) if own.etcd.own else 0
+                if member is None:
+                    member = bool(invited.files.authority_key) and count < MOST_MEMBERS
+                if member:
+                    _require_key(invited)
+                    _require_etcd()
+                    require_free(machine, ETCD)
+                else:
+                    _drop_authority_key()
+                _record(machine, own, cluster, mtu)
+        except BaseException:
+            clear(machine, report)
+            raise
+        start_agent(machine, report)
+        if member:
+            try:
+                own = become_member(machine, own, report)
+            except Error as error:
+                raise Error(
+                    f"joined as {own.host}, but not as a member of etcd: {error.message}",
+                    "niso cluster member add tries it again",
+                ) from error
+            count += 1
+    return Joined(own, cluster.identity, count)
+
+
+def _renew(machine: Machine, invited: Invitation, member: bool | None, report: Report) -> Joined:
+    """Install the certificates of an invitation for this host, and create a new encryption key.
+
+    Raises Conflict, Error.
+    """
+    own = require()
+    if invited.host.name != own.host:
+        raise Conflict(
+            f"this host is {own.host} in the cluster, and the invitation is of {invited.host.name}",
+            f"niso cluster invite {own.host} --renew",
+        )
+    if invited.host.address != own.address:
+        raise Conflict(
+            f"this host has {own.address} in the cluster, and the invitation is of"
+            f" {invited.host.address}",
+            "a host with another address leaves the cluster and joins it again",
+        )
+    invitation.require_valid(invited, own)
+    invitation.keep(invited.files)
+    if own.member is not None:
+        own_etcd.prepare()
+    elif not member:
+        _drop_authority_key()
+    else:
+        _require_key(invited)
+        own = become_member(machine, own, report)
+    with own.engine() as engine:
+        if own.encryption:
+            renew(machine.store, machine.kernel)
+            mtu = _require_own(machine, own.address, "cluster.toml")
+            Membership(engine, own.keys).refresh(as_member(machine, own, mtu))
+        return Joined(own, invited.cluster, voting(engine) if own.etcd.own else 0)
+
+
+# --- members --------------------------------------------------------------------------------------
+
+
+def become_member(machine: Machine, own: Config, report: Report) -> Config:
+    """Run an etcd member on this host; return the new configuration. Raises Error, NoAnswer."""
+    own_etcd.program()
+    require_free(machine, ETCD)
+    peer = own_etcd.peer_url(own.address)
+    with own.engine() as engine:
+        own_etcd.forget()
+        try:
+            own_etcd.add(engine, peer)
+            initial = tuple(
+                f"{member.name or own.host}={member.peer}" for member in own_etcd.members(engine)
+            )
+            changed = own._replace(member=Member(initial, joins=True))
+            save(changed)
+            start_etcd(machine, changed, report)
+            own_etcd.promote(engine, peer)
+            places = own_etcd.endpoints(own_etcd.members(engine))
+            changed = changed._replace(etcd=own.etcd._replace(members=places))
+            save(changed)
+        except BaseException:
+            end_member(machine, own, engine, report)
+            raise
+    return changed
+
+
+def end_member(machine: Machine, own: Config, engine: Etcd, report: Report) -> None:
+    """Remove this host's etcd member; no-op if there is none. Raises Error, NoAnswer."""
+    peer = own_etcd.peer_url(own.address)
+    for member in own_etcd.members(engine):
+        if member.peer == peer:
+            own_etcd.remove(engine, member)
+    end(machine, ETCD, report)
+    save(own._replace(member=None))
+    own_etcd.forget()
+
+
+def voting(engine: Etcd) -> int:
+    """Return the number of voting etcd members."""
+    return sum(not member.learns for member in own_etcd.members(engine))
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def require_member(machine: Machine) -> Config:
+    """Read cluster.toml of a host in a cluster. Raises Error if the host is in none."""
+    own = require()
+    if not machine.store.cluster_id():
+        raise Error(
+            "joining the cluster was interrupted",
+            "do it again: niso cluster init or niso cluster join",
+        )
+    return own
+
+
+def _require_apart(machine: Machine) -> None:
+    """Raise Conflict if this host is in a cluster."""
+    identity = machine.store.cluster_id()
+    if identity:
+        raise Conflict(f"this host is in cluster {identity} already", "niso cluster status")
+
+
+def _require_own(machine: Machine, address: str, key: str) -> int:
+    """Return the MTU of the link with an address.
+
+    Raises InvalidInput if this host has no such link.
+    """
+    mtu = machine.kernel.mtu_of(address)
+    if mtu is None:
+        raise InvalidInput(
+            f"{address} is not an address of this host", "ip address lists them", key
+        )
+    return mtu
+
+
+def as_member(machine: Machine, own: Config, mtu: int) -> Host:
+    """Return this host's values for the cluster; ``mtu`` is that of the link to the other hosts."""
+    store = machine.store
+    tunnel = store.across.tunnel()
+    public = tunnel.public if tunnel else ""
+    return Host(own.host, store.state_id(), own.address, mtu, True, niso.__version__, public)
+
+
+def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:
+    """Add this host to the cluster's keys, and the cluster to the store."""
+    store = machine.store
+    host = Host(own.host, store.state_id(), own.address, mtu, False, niso.__version__)
+    if own.encryption:
+        host = host._replace(public=prepare(machine.kernel))
+    with own.engine() as engine:
+        Membership(engine, own.keys).join(host)
+    with Lock(), store.transaction():
+        store.across.set_cluster(cluster.identity)
+        if own.encryption:
+            made = tunnel(cluster.identity, cluster.port, own.encryption, host)
+            store.across.set_tunnel(made)
+
+
+_OF_THE_RUN = ("lease", "gone", "agent.wake", "etcd.pid")
+"""Files of the agent and of etcd in the run folder."""
+
+
+def clear(machine: Machine, report: Report) -> None:
+    """Remove all leftovers of a cluster that this host is not in; no-op if there are none."""
+    end(machine, AGENT, report)
+    end(machine, ETCD, report)
+    own_etcd.forget()
+    shutil.rmtree(paths.cluster_dir(), ignore_errors=True)
+    for name in _OF_THE_RUN:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(paths.run_dir(), name))
+
+
+def _require_key(invited: Invitation) -> None:
+    """Raise InvalidInput if an invitation does not allow its host to run an etcd member."""
+    if not invited.files.authority_key:
+        raise InvalidInput(
+            "the invitation is not that of a member of etcd",
+            f"niso cluster invite {invited.host.name} --member; or join without --member",
+        )
+
+
+def _require_etcd() -> None:
+    """Raise Error if etcd is not installed, with the hint that joining works without it."""
+    try:
+        own_etcd.program()
+    except Error as error:
+        error.hint = f"{error.hint}; with --no-member it is not needed"
+        raise
+
+
+def _drop_authority_key() -> None:
+    """Delete the authority's key, which only members need."""
+    path = os.path.join(paths.cluster_dir(), invitation.AUTHORITY_KEY)
+    if os.path.lexists(path):
+        files.remove(path)
+
+
+def _own_name() -> str:
+    return os.uname().nodename.partition(".")[0].lower()
+
+
+def _own_address() -> str:
+    """Return the address from which this host reaches others.
+
+    Raises UsageError if there is none.
+    """
+    for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect((far, 9))  # connecting a datagram socket sends nothing
+                return str(probe.getsockname()[0])
+            except OSError:
+                continue
+    raise UsageError("is needed, since this host has no default route", key="--address")
+
+
+# --- cluster leave -------------------------------------------------------------------------------
+
+
+def leave(machine: Machine, force: bool, report: Report) -> Config:
+    """Remove this host from its cluster; return its former configuration.
+
+    With ``force`` also if the cluster does not answer, which then still lists this host. Raises
+    Conflict if the host has services there, NoAnswer, Error.
+    """
+    store = machine.store
+    own = require()
+    with service_lock(LOCK, LOCK_S):
+        spans = [network.name for network in store.networks() if network.span is not None]
+        held = [service for name in spans for service, _ in store.members(name)]
+        if held:
+            raise Conflict(
+                f"services are on networks of the cluster: {', '.join(sorted(set(held)))}",
+                "the host can leave once they are removed, or on other networks",
+            )
+        if store.cluster_id():
+            cluster_claims.tell_rest(machine)
+            _give_notice(machine, own, force, report)
+        for name in spans:
+            mirror.drop_network(store, machine.kernel, name, report)
+        with Lock(), store.transaction():
+            store.across.set_cluster("")
+        agent_name()
+        clear(machine, report)
+    return own
+
+
+def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> None:
+    """Remove this host from the cluster's keys and from etcd's members."""
+    try:
+        with own.engine() as engine:
+            membership = Membership(engine, own.keys)
+            alone = all(host.name == own.host for host in membership.hosts())
+            if own.member is not None and not alone and voting(engine) < 2:
+                raise Conflict(
+                    "this host runs the only member of etcd",
+                    "niso cluster member add on another host makes a second one",
+                )
+            membership.leave(own.host, machine.store.state_id())
+            if own.member is not None and not alone:
+                end_member(machine, own, engine, report)
+            if not alone:
+                membership.withdraw(own.host)
+    except NoAnswer as error:
+        if not force:
+            raise NoAnswer(
+                error.reason,
+                "with --force the host leaves without it; another host forgets it, if none has",
+                error.unknown,
+            ) from error
+
+
+# --- cluster units -------------------------------------------------------------------------------
+
+
+AGENT, ETCD = "agent", "etcd"
+_MARK = "# written by niso cluster, which also removes it; state folder "
+_WORDS = {AGENT: ("agent",), ETCD: ("cluster", "etcd")}
+_DESCRIPTIONS = {AGENT: "niso agent, which follows the cluster", ETCD: "etcd of niso's cluster"}
+# a member waits for the other members, and no unit waits for it
+_MORE = {
+    AGENT: ("RestartSec=1",),
+    ETCD: ("RestartSec=2", "TimeoutStartSec=infinity", "LimitNOFILE=40000"),
+}
+
+
+def unit_text(which: str, state_id: str) -> str:
+    """Return the unit file of the agent or of etcd (systemd.service(5))."""
+    lines = agent(f"{_MARK}{state_id}", _DESCRIPTIONS[which], _WORDS[which], _MORE[which])
+    return "\n".join([*lines, "[Install]", f"WantedBy={WANTED_BY}", ""])
+
+
+def require_free(machine: Machine, which: str) -> None:
+    """Raise Conflict if the unit's name belongs to another state folder or program."""
+    units = machine.processes.units
+    text = units.read(unit_file(which)) if units.booted() else None
+    if text is not None and not text.startswith(f"{_MARK}{machine.store.state_id()}"):
+        raise Conflict(
+            f"{unit_file(which)} already exists and was not made for this state folder",
+            "move it away",
+        )
+
+
+def start_agent(machine: Machine, report: Report) -> None:
+    """Start the agent, now and at boot; without systemd, report how to. Raises Error."""
+    if machine.processes.units.booted():
+        _start_unit(machine, AGENT, report)
+        return
+    report(
+        Caution(
+            "systemd did not boot this machine, so nothing runs the agent",
+            ("run niso agent; at boot, niso cluster etcd on members, and niso agent",),
+        )
+    )
+
+
+def start_etcd(machine: Machine, config: Config, report: Report) -> None:
+    """Start this host's member, now and at boot, and wait until it answers. Raises Error."""
+    if machine.processes.units.booted():
+        _start_unit(machine, ETCD, report)
+    else:
+        own_etcd.start(config)
+    own_etcd.wait(config)
+
+
+def pause_etcd(machine: Machine) -> None:
+    """Stop this host's member until the next `start_etcd`. Raises Error."""
+    if machine.processes.units.booted():
+        machine.processes.units.stop([ETCD])
+    own_etcd.stop()
+
+
+def end(machine: Machine, which: str, report: Report) -> None:
+    """Stop the agent or etcd and remove its unit; no-op if there is none. Raises Error."""
+    units = machine.processes.units
+    text = units.read(unit_file(which)) if units.booted() else None
+    if text is not None and text.startswith(_MARK):
+        units.stop([which])
+        units.remove([which])
+        report(ChangingUnit("remove", unit_file(which)))
+    if which == ETCD:
+        own_etcd.stop()
+
+
+def _start_unit(machine: Machine, which: str, report: Report) -> None:
+    units = machine.processes.units
+    require_free(machine, which)
+    text = unit_text(which, machine.store.state_id())
+    if units.read(unit_file(which)) != text:
+        units.write(unit_file(which), text)
+        report(ChangingUnit("write", unit_file(which)))
+    units.enable([which])
+    units.start([which])

@@ -1,0 +1,104 @@
+"""Deactivate services, and delete their records or volumes."""
+
+from __future__ import annotations
+
+from niso.base.errors import Conflict
+from niso.base.locks import Lock
+from niso.base.report import Report, silent
+from niso.change import stop
+from niso.change.journal import begin, locked, recover
+from niso.runtime import volumes
+from niso.runtime.machine import Machine
+
+
+def deactivate(
+    machine: Machine,
+    services: list[str],
+    report: Report = silent,
+    dry_run: bool = False,
+    keep_forwards: bool = False,
+    needs: stop.Needs | None = None,
+) -> list[tuple[str, bool]]:
+    """Stop services and remove their networks; leases stay. Returns (service, was active) pairs.
+
+    With ``keep_forwards``, their forwards return with the next activation. Processes end in
+    parallel, except that dependencies (``needs``) end after their dependents. Raises Error, and
+    NotFound if recovery has just completed the removal of one.
+    """
+    store = machine.store
+    if dry_run:
+        with Lock():
+            stop.refuse(store, services)
+            stop.plan_only(machine, services, report)
+        return []
+    recover(machine, report, services)
+    with locked(store, services):
+        for name in () if keep_forwards else services:
+            store.require_known(name)
+        active = [
+            name for name in services if (row := store.service(name)) is not None and row.active
+        ]
+        begin(store, active, "stop" if keep_forwards else "deactivate")
+        errors = stop.finish(machine, active, report, True, keep_forwards, needs)
+        idle = [name for name in services if name not in active and store.forwards(name)]
+        if idle and not keep_forwards:
+            with Lock(), store.transaction():
+                for name in idle:
+                    store.end_publishing(name)
+        _tell(machine, services, report)
+        stop.raise_all(errors)
+    return [(name, name in active) for name in services]
+
+
+def remove(
+    machine: Machine, services: list[str], report: Report = silent, with_volumes: bool = False
+) -> None:
+    """Deactivate services and delete their records, leases, logs and package copies.
+
+    ``with_volumes`` also deletes their named volumes, even for a service that does not exist.
+    Raises Error.
+    """
+    store = machine.store
+    recover(machine, report, services)
+    with locked(store, services):
+        known = [name for name in services if store.service(name) is not None]
+        if with_volumes:
+            for name in services:
+                volumes.check_removable(name)  # before anything is stopped
+        homes = [store.home(name) for name in known]
+        begin(store, known, "remove volumes" if with_volumes else "remove")
+        errors = stop.finish(machine, known, report, ends=False)
+        ended = [name for name in known if (row := store.service(name)) and not row.active]
+        stop.forget(machine, ended, report, with_volumes)
+        for name in services if with_volumes else ():
+            if name not in known:
+                volumes.remove_all(name, report)
+        _tell(machine, [*known, *homes], report)
+        stop.raise_all(errors)
+
+
+def remove_volumes(machine: Machine, services: list[str], report: Report = silent) -> None:
+    """Remove the named volumes of inactive services.
+
+    Raises Error, Conflict if a service is active.
+    """
+    store = machine.store
+    recover(machine, report, services)
+    with locked(store, services):
+        for name in services:
+            if (row := store.service(name)) is not None and row.active:
+                raise Conflict(
+                    f"service {name!r} is active and uses its volumes",
+                    "they can be removed once it is inactive",
+                )
+            volumes.check_removable(name)
+        for name in services:
+            volumes.remove_all(name, report)
+
+
+def _tell(machine: Machine, services: list[str], report: Report) -> None:
+    """Publish to the cluster that services are down or removed; no-op outside a cluster."""
+    from niso.change import cluster_claims
+
+    if machine.store.cluster_id():
+        cluster_claims.tell(machine, services, report)

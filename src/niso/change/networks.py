@@ -1,0 +1,382 @@
+"""Create, plan and remove networks.
+
+Plan networks: choose subnet and bridge, and detect conflicts.
+
+Create and remove networks.
+
+Add the names of services to the host's own hosts file, or remove them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import time
+from collections.abc import Sequence
+
+from niso.base import names as base_names
+from niso.base.errors import Conflict, InvalidInput, KernelError
+from niso.base.locks import Lock
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.names import DEFAULT_NETWORK, alias
+from niso.base.report import Report, silent
+from niso.plan import subnets
+from niso.plan.records import Network, Subnet
+from niso.plan.subnets import (
+    MIN_MTUS,
+    PREFIX_LENGTH,
+    PRIVATE,
+    NetworkRequest,
+    _gateways,
+    check,
+    require_same,
+)
+from niso.reconcile import host_settings
+from niso.reconcile.change import change
+from niso.runtime import units
+from niso.runtime.machine import Machine
+from niso.store.snapshots import Scope
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.change.span_networks import Arriving
+
+
+# --- networks ------------------------------------------------------------------------------------
+
+
+def pool() -> subnets.Network:
+    """Return the prefix that subnets are allocated from (``NISO_POOL``). Raises InvalidInput."""
+    text = os.environ.get("NISO_POOL") or subnets.DEFAULT_POOL
+    try:
+        prefix = ipaddress.ip_network(text)
+    except ValueError as error:
+        raise InvalidInput(
+            f"{error}", f"a prefix like {subnets.DEFAULT_POOL}", "NISO_POOL"
+        ) from None
+    if prefix.version != 4 or prefix.prefixlen > PREFIX_LENGTH:
+        raise InvalidInput(
+            f"{text!r} is not an IPv4 prefix of at least a /24",
+            f"an IPv4 prefix like {subnets.DEFAULT_POOL}",
+            "NISO_POOL",
+        )
+    if prefix.is_global:
+        raise InvalidInput(f"{text!r} is a public prefix", PRIVATE[4], "NISO_POOL")
+    return prefix
+
+
+def observes() -> bool:
+    """Return whether flows of new networks are recorded (``NISO_OBSERVE``). Raises InvalidInput."""
+    text = os.environ.get("NISO_OBSERVE") or "1"
+    if text not in ("0", "1"):
+        raise InvalidInput(f"{text!r} is not valid", "0 or 1", "NISO_OBSERVE")
+    return text == "1"
+
+
+def ensure(machine: Machine, request: NetworkRequest, implicit: bool) -> Network | None:
+    """Record a network; return None if it already exists and satisfies the request.
+
+    An existing network stays implicit only if the request is ``implicit`` too (see
+    `Store.add_network`). The caller is in a transaction. Raises UsageError, and Conflict if it
+    exists and differs, or if its name, subnet or bridge is taken.
+    """
+    store = machine.store
+    present = store.network(request.name)
+    if present is not None:
+        require_same(present, request)
+        if not implicit:
+            store.keep_network(request.name)
+        return None
+    network = plan_network(
+        machine,
+        request.name,
+        subnets=request.nets,
+        ipv6=request.ipv6,
+        gateways=request.gateways,
+        internal=request.internal,
+        mtu=request.mtu,
+    )._replace(observe=request.observe and observes())
+    store.add_network(network, implicit=implicit, now=time.time())
+    return network
+
+
+def plan_network(  # noqa: PLR0913  # settings, by keyword
+    machine: Machine,
+    name: str,
+    *,
+    subnets: Sequence[subnets.Network] = (),
+    ipv6: bool = False,
+    gateways: Sequence[str] = (),
+    internal: bool = False,
+    mtu: int | None = None,
+    holds: str | None = None,
+    besides: Sequence[tuple[subnets.Network, str]] = (),
+) -> Network:
+    """Return a network that can be created now, without overlap with ``besides`` (subnet, owner).
+
+    Without ``subnets`` it gets the /24 around the address ``holds``, else the next free /24. Raises
+    UsageError, and Conflict if subnet or bridge are taken or the host lacks IPv6.
+    """
+    store, kernel = machine.store, machine.kernel
+    taken = [*_taken(machine), *besides]
+    nets = list(subnets)
+    around = (
+        ipaddress.ip_network((holds, PREFIX_LENGTH), strict=False)
+        if holds is not None and not nets
+        else None
+    )
+    if not nets:
+        nets.append(around or _next_free(name, taken))
+    if around is not None and around.is_global:
+        raise Conflict(
+            f"is a public address: new network {name!r} would take {around} from this host",
+            f"if the prefix is yours: niso net create {name} --subnet {around} --allow-public",
+            "network.ip",
+            value=f'"{holds}"',
+            right=PRIVATE[4],
+        )
+    if ipv6:
+        nets.append(_next_unique_local(name, store.state_id(), taken))
+    for net in nets:
+        _require_free(name, net, taken, holds if net == around else None)
+    with_ipv6 = any(net.version == 6 for net in nets)
+    missing = kernel.lacks_ipv6() if with_ipv6 else None
+    if missing is not None:
+        raise Conflict(
+            f"network {name!r} cannot have IPv6: {missing}",
+            "omit its IPv6 subnet",
+        )
+    bridge = base_names.bridge(name)
+    holder = store.bridge_holder(bridge)
+    if holder is not None:
+        raise Conflict(
+            f"network {name!r} would use bridge {bridge}, which belongs to network {holder!r}",
+            "choose another name",
+        )
+    given = _gateways(nets, gateways)
+    return Network(
+        name=name,
+        bridge=bridge,
+        mtu=mtu if mtu is not None else max(kernel.default_mtu(), MIN_MTUS[6] if with_ipv6 else 0),
+        subnets=tuple(
+            Subnet(net.version, str(net), given.get(net.version, str(net.network_address + 1)))
+            for net in sorted(nets, key=lambda net: net.version)
+        ),
+        internal=internal,
+    )
+
+
+def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:
+    """Return (prefix, owner) for each prefix that a new network must not overlap."""
+    store = machine.store
+    taken = [
+        (ipaddress.ip_network(subnet.cidr), f"network {network.name!r}")
+        for network in store.networks()
+        for subnet in network.subnets
+    ]
+    taken += [
+        (net, f"the host's route or address on {link}")
+        for net, link in machine.kernel.used_prefixes(alias(store.state_id()))
+    ]
+    # no service may have an address that policies allow by an outside name
+    if store.names_outside():
+        taken += [
+            (ipaddress.ip_network(address), f"the outside name {name!r}")
+            for name in store.outside.named()
+            for address in store.outside.meant(name)
+        ]
+    return taken
+
+
+def _require_free(
+    name: str, net: subnets.Network, taken: Sequence[tuple[subnets.Network, str]], holds: str | None
+) -> None:
+    """Raise Conflict if a subnet overlaps.
+
+    ``holds`` is the address of a service that the subnet was chosen for, if any.
+    """
+    for other, whose in taken:
+        if other.version != net.version or not other.overlaps(net):
+            continue
+        if holds is None:
+            raise Conflict(
+                f"network {name!r}: subnet {net} overlaps {other} of {whose}",
+                "choose another subnet",
+            )
+        raise Conflict(
+            f"is not available: new network {name!r} would get {net}, "
+            f"which overlaps {other} of {whose}",
+            "choose another one, or create the network first: "
+            f"niso net create {name} --subnet CIDR",
+            "network.ip",
+            value=f'"{holds}"',
+            right=f"an address in a free /{PREFIX_LENGTH}",
+        )
+
+
+def _next_unique_local(
+    name: str, state_id: str, taken: list[tuple[subnets.Network, str]]
+) -> subnets.Network:
+    whole = subnets.unique_local(state_id)
+    prefix = subnets.free_prefix(whole, 64, [net for net, _ in taken])
+    if prefix is None:
+        raise Conflict(
+            f"network {name!r}: no free /64 is left in {whole}",
+            "choose a free IPv6 prefix as its subnet",
+        )
+    return prefix
+
+
+def _next_free(name: str, taken: list[tuple[subnets.Network, str]]) -> subnets.Network:
+    whole = pool()
+    kept = ipaddress.ip_network((whole.network_address, PREFIX_LENGTH))
+    used = [net for net, _ in taken]
+    if name == DEFAULT_NETWORK and not any(net.version == 4 and net.overlaps(kept) for net in used):
+        return kept
+    prefix = subnets.free_prefix(whole, PREFIX_LENGTH, used, kept)
+    if prefix is None:
+        others = [
+            f"{net} of {whose}"
+            for net, whose in taken
+            if net.version == whole.version and net.overlaps(whole)
+        ]
+        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        reasons = [f"it is taken by {shown}"] if others else []
+        if not any(net.version == 4 and net.overlaps(kept) for net in used):
+            reasons.append(f"{kept} is reserved for {DEFAULT_NETWORK}")
+        raise Conflict(
+            f"network {name!r}: no free /{PREFIX_LENGTH} is left in the pool {whole}: "
+            f"{', and '.join(reasons)}",
+            f"set NISO_POOL to a free prefix, or niso net create {name} --subnet CIDR",
+        )
+    return prefix
+
+
+# --- network -------------------------------------------------------------------------------------
+
+
+def create(
+    machine: Machine, request: NetworkRequest, report: Report = silent, dry_run: bool = False
+) -> Network | None:
+    """Create a network and its bridge; return None if the same network already exists.
+
+    A network that spans hosts is created in the cluster too, or added from there. Raises
+    UsageError, KernelError, and Conflict if name, subnet or bridge is taken; then nothing has
+    changed.
+    """
+    from niso.change import span_networks
+
+    check(request)
+    if not request.span:
+        return _create(machine, request, report, dry_run)
+
+    proposed = span_networks.propose(machine, request, dry_run)
+    try:
+        network = _create(machine, proposed.request, report, dry_run, proposed.arriving)
+    except BaseException:
+        span_networks.withdraw(machine, proposed, report)
+        raise
+    if not dry_run:
+        units.agent_name()
+    return network
+
+
+def _create(
+    machine: Machine,
+    request: NetworkRequest,
+    report: Report,
+    dry_run: bool,
+    arriving: Arriving | None = None,
+) -> Network | None:
+    store, kernel = machine.store, machine.kernel
+    with Lock():
+        scope = Scope((), (request.name,), names=(("network", request.name),))
+        if arriving is not None:
+            scope = scope.joined(arriving.scope(store))
+        network: Network | None = None
+        made = change(kernel, store, scope, report, rows_first=True, dry_run=dry_run)
+        try:
+            with made:
+                network = ensure(machine, request, False) if arriving is None else None
+                if arriving is not None:
+                    unobserved = () if request.observe else (request.name,)
+                    network = next(iter(arriving.record(machine, False, unobserved)), None)
+                    arriving.fill(store)
+        except BaseException:
+            if network is not None and made.is_recorded:  # its bridge could not be made
+                with change(kernel, store, scope, teardown=True, rows_first=True):
+                    store.drop_network(request.name)
+            raise
+    return network
+
+
+def remove(
+    machine: Machine, names: list[str], report: Report = silent, dry_run: bool = False
+) -> None:
+    """Remove networks and their bridges, all or none.
+
+    A network that spans hosts is removed from the cluster first, even if only other hosts had
+    services on it. Raises NotFound, Conflict if a service is on one of the networks, on any host,
+    and KernelError.
+    """
+    from niso.change import span_networks
+
+    store, kernel = machine.store, machine.kernel
+    here = {name: store.network(name) for name in names}
+    for name, network in here.items():
+        if network is not None or not store.cluster_id():
+            _require_unused(store, name)
+    if spanning := [name for name in names if (n := here[name]) is None or n.span is not None]:
+        span_networks.remove(machine, spanning, dry_run)
+    with Lock():
+        # the agent may have removed a network that the cluster no longer has
+        names = [name for name in names if name not in spanning or store.network(name) is not None]
+        for name in names:
+            _require_unused(store, name)
+        scope = Scope((), tuple(names), names=tuple(("network", name) for name in names))
+        if spanning:
+            scope = span_networks.going(store, scope, every=True)
+        # if this fails or niso dies, the networks stay known for repair
+        with change(kernel, store, scope, report, teardown=True, dry_run=dry_run):
+            for name in names:
+                store.require_network(name)
+                store.drop_network(name)
+
+
+def _require_unused(store: Store, name: str) -> None:
+    """Raise NotFound if there is no such network, Conflict if a service of this host is on it."""
+    store.require_network(name)
+    members = [service for service, _ in store.members(name)] or store.held_by(name)
+    if members:
+        raise Conflict(
+            f"network {name!r} is used by {', '.join(members)}",
+            "it can be removed once they are removed or on other networks",
+        )
+
+
+# --- known names ---------------------------------------------------------------------------------
+
+
+def show(machine: Machine, on: bool) -> bool:
+    """Keep the names of services in the host's hosts file from now on, or remove them.
+
+    Returns whether anything changed. Raises KernelError; then nothing has changed.
+    """
+    store, kernel = machine.store, machine.kernel
+    with Lock():
+        was, mark = store.host_knows(), store.state_id()
+        if on and not was:  # recorded first, so that the next command completes it
+            with store.transaction():
+                store.set_host_knows(True)
+        try:
+            lines = host_settings.wanted(store) if on else []
+            changed = kernel.write_host_names(mark, lines, always=on and not was)
+        except KernelError:
+            if on and not was:
+                with store.transaction():
+                    store.set_host_knows(False)
+            raise
+        if was and not on:
+            with store.transaction():
+                store.set_host_knows(False)
+        return changed or was != on

@@ -1,0 +1,373 @@
+"""Ask DNS for outside names, in rules and hosts files; its timer.
+
+Keep the addresses of outside names up to date, in rules and hosts files at the same time.
+
+There is no resolver process: names are resolved by an activation, and by `niso net refresh`, which
+a timer calls.
+
+Resolve outside names with the host's name servers, by dnspython.
+
+Names are resolved as on the host, with the name servers of its resolv.conf, including those on its
+loopback, which services cannot reach. Its hosts file is not read, because its lines have no TTL,
+and search domains are not used.
+
+Let a systemd timer resolve outside names again while enabled services need them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+
+from niso.base.errors import Error
+from niso.base.locks import Lock
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.report import Caution, Finished, Report, silent
+from niso.change.scope import concerned
+from niso.look.outside_names import OutsideName, described
+from niso.plan.dns_answers import FORMER, NOW, Bars, Heard, Outside, after, barred
+from niso.plan.subnets import DEFAULT_POOL, unique_local
+from niso.reconcile.change import change, repair
+from niso.runtime.machine import Machine
+from niso.runtime.units import UNITS, ChangingUnit, command, environment
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from niso.change.targets import Target
+    from niso.look.session import Session
+
+
+# --- refreshing ----------------------------------------------------------------------------------
+
+
+KEPT_S = 3600.0
+"""How long (s) to keep an answer for a name in no policy, whose activation may be in progress."""
+
+
+def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent) -> None:
+    """Resolve the outside names of services that are about to be activated.
+
+    A name without an address is only reported: the service starts, and cannot connect there until a
+    refresh finds an address. So a machine that boots before its name servers does not hang. Raises
+    Error if dnspython is not installed.
+    """
+    names = _names(targets)
+    if not names:
+        return
+    require()
+    refresh(machine, names, report)
+    unknown: dict[str, list[str]] = {}
+    for name in names:
+        answer = machine.store.outside.answer(name)
+        if not answer.in_state(NOW):
+            unknown.setdefault(answer.problem, []).append(name)
+        elif answer.problem:
+            report(Caution(f"{name}: {answer.problem}"))
+    for problem, some in unknown.items():
+        report(Caution(f"{', '.join(some)}: {problem}", ("niso net refresh asks again",)))
+
+
+def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
+    """Remove addresses from outside names that lie in a network which now exists.
+
+    The names were resolved before the networks of the command were recorded. The caller is in the
+    transaction that has recorded them. Raises KernelError.
+    """
+    if not (names := _names(targets)):
+        return
+    rows, bars, now = machine.store.outside, _bars(machine), time.time()
+    for before in map(rows.answer, names):
+        answer = barred(before, bars, now)
+        if answer != before:
+            rows.put([answer])
+            report(Caution(f"{answer.name}: {answer.problem}"))
+
+
+def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
+    """Resolve the outside names of services without recording the answers.
+
+    Raises Error if dnspython is not installed, KernelError.
+    """
+    names = _names(targets)
+    if not names:
+        return []
+    now, rows, bars = time.time(), machine.store.outside, _bars(machine)
+    heard = ask([name for name in names if rows.answer(name).is_due(bars, now)])
+    return [after(rows.answer(name), answers, bars, now) for name, answers in heard.items()]
+
+
+def _names(targets: Iterable[Target]) -> list[str]:
+    return sorted({name for target in targets for name in target.spec.policy.outside_names()})
+
+
+def refresh(
+    machine: Machine,
+    names: Iterable[str] | None = None,
+    report: Report = silent,
+    force: bool = False,
+) -> list[str]:
+    """Resolve the names that are due and apply the answers; return the names that changed.
+
+    ``names`` limits it to these (default: all names in policies). ``force`` resolves all of them.
+    Open connections stay, whatever DNS answers. Raises Error if dnspython is not installed,
+    KernelError.
+    """
+    rows = machine.store.outside
+    now = time.time()
+    known = [rows.answer(name) for name in (rows.named() if names is None else names)]
+    bars = _bars(machine)
+    due = [answer.name for answer in known if force or answer.is_due(bars, now)]
+    unsettled = [answer.name for answer in known if not answer.settled]
+    if not (due or unsettled):
+        return []
+    heard = ask(due) if due else {}
+    with Lock():
+        return _apply(machine, heard, unsettled, now, report)
+
+
+def _apply(
+    machine: Machine,
+    heard: dict[str, tuple[Heard, ...]],
+    unsettled: Iterable[str],
+    now: float,
+    report: Report,
+) -> list[str]:
+    """Record answers and converge; the caller holds the lock.
+
+    The rows are committed first, marked as not settled. If this process dies before the kernel has
+    them, the next refresh removes what an earlier answer may have left.
+    """
+    store, kernel = machine.store, machine.kernel
+    rows = store.outside
+    before = {name: rows.answer(name) for name in {*heard, *unsettled}}
+    services = rows.naming(before)
+    scope = concerned(store, services)
+    # without a service that names them, the answers are rows alone
+    made = change(kernel, store, scope, report, rows_first=True) if services else None
+    with made or store.transaction():
+        if made is not None and not all(answer.settled for answer in before.values()):
+            rows.put(_all_in_use(answer) for answer in before.values() if not answer.settled)
+            made.doubt()
+        bars = _bars(machine)
+        reached = [
+            after(before[name], heard[name], bars, now) if name in heard else before[name]
+            for name in sorted(before)
+        ]
+        rows.put(answer._replace(settled=False) for answer in reached)
+        rows.forget_others(now - KEPT_S)
+    if services and any(not answer.settled for answer in before.values()):
+        # a line of a hosts file has all names of an address, and may be there without some.
+        # What else cannot be repaired does not concern the names, and `net check` reports it
+        with suppress(Error):
+            repair(kernel, store, report)
+    with store.transaction():
+        rows.put(answer._replace(settled=True) for answer in reached)
+    return [answer.name for answer in reached if _used(answer) != _used(before[answer.name])]
+
+
+def _used(answer: Outside) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return answer.in_state(NOW), answer.in_state(FORMER)
+
+
+def _all_in_use(answer: Outside) -> Outside:
+    """Return an answer with all known addresses in use, because the kernel may have any of them."""
+    return answer._replace(addresses=tuple(known._replace(state=NOW) for known in answer.addresses))
+
+
+def _bars(machine: Machine) -> Bars:
+    """Return the addresses that no outside name may resolve to. Raises KernelError."""
+    store: Store = machine.store
+    pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
+    subnets = (subnet.cidr for network in store.networks() for subnet in network.subnets)
+    bridges = [(str(prefix), link) for prefix, link in machine.kernel.engine_prefixes()]
+    return Bars(machine.kernel.host_addresses(), (*pools, *subnets), bridges)
+
+
+# --- resolver ------------------------------------------------------------------------------------
+
+
+RESOLV_CONF = "/etc/resolv.conf"
+_SERVER_S, _QUESTION_S, _ALL_S = 1.5, 4.0, 15.0
+"""Timeouts (s) of one server, one question and all questions."""
+_AT_ONCE = 16
+_TYPES = {4: "A", 6: "AAAA"}
+
+
+def require() -> Any:
+    """Import and return the module dns. Raises Error if dnspython is not installed."""
+    try:
+        import dns.exception
+        import dns.resolver
+    except ImportError:
+        hint = "apt install python3-dnspython, or install niso[names] with pip"
+        raise Error("dnspython, which resolves outside names, is not installed", hint) from None
+    return dns
+
+
+def ask(names: Iterable[str]) -> dict[str, tuple[Heard, ...]]:
+    """Resolve names; return one answer of each family. Raises Error if dnspython is not installed.
+
+    Takes at most `_ALL_S`, and a little more for questions already sent.
+    """
+    import random  # dnspython loads it anyway
+
+    dns = require()
+    order = list(names)
+    random.shuffle(order)  # slow names must not use up the time of the same other names each time
+    questions = [(name, family) for name in order for family in _TYPES]
+    try:
+        resolver = dns.resolver.Resolver(filename=RESOLV_CONF)
+    # ValueError: a name server's address is invalid
+    except (dns.exception.DNSException, ValueError):
+        reason = f"{RESOLV_CONF} has no usable name server"
+        heard = [Heard(family, problem=reason, silent=True) for _, family in questions]
+    else:
+        from concurrent.futures import ThreadPoolExecutor
+
+        resolver.timeout = _SERVER_S
+        end = time.monotonic() + _ALL_S
+        # a slow name must not use up the time of the others
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            heard = list(
+                pool.map(
+                    lambda question: _one(dns, resolver, question[0], question[1], end), questions
+                )
+            )
+    answers: dict[str, tuple[Heard, ...]] = {}
+    for (name, _), one in zip(questions, heard, strict=True):
+        answers[name] = (*answers.get(name, ()), one)
+    return answers
+
+
+def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> Heard:
+    """Resolve one family of a name, following CNAMEs."""
+    left = end - time.monotonic()
+    if left <= 0:
+        return Heard(family, problem="there was no time to ask", silent=True)
+    try:
+        answer = resolver.resolve(
+            f"{name}.",
+            _TYPES[family],
+            raise_on_no_answer=False,
+            search=False,
+            lifetime=min(_QUESTION_S, left),
+        )
+    except dns.resolver.NXDOMAIN:
+        return Heard(family, problem="DNS has no such name")
+    except dns.exception.Timeout:
+        return Heard(family, problem="no name server answered", silent=True)
+    except dns.resolver.NoNameservers:
+        return Heard(family, problem="no name server could answer", silent=True)
+    except (dns.exception.DNSException, OSError, ValueError) as error:
+        reason = f"the answer is unusable ({type(error).__name__})"
+        return Heard(family, problem=reason, silent=True)
+    if answer.rrset is None:
+        return Heard(family, problem=f"DNS has no IPv{family} address for it")
+    # the minimum over the chain of CNAMEs
+    ttl_s = float(answer.chaining_result.minimum_ttl)
+    return Heard(family, tuple(record.address for record in answer.rrset), ttl_s)
+
+
+# --- names timer ---------------------------------------------------------------------------------
+
+
+EVERY_S = 60
+"""The interval (s) of `niso net refresh`, which resolves only names that are due."""
+TIMER = "niso_refresh.timer"
+"""Not a possible name of a service's unit, which begins with niso-."""
+_SERVICE = "niso_refresh.service"
+_DROP_IN = f"timers.target.d/{TIMER}.conf"
+_MARK = "# written by niso enable for outside names; state folder "
+
+
+def settle(machine: Machine, report: Report = silent) -> None:
+    """Write or remove the timer, as enabled services need it; no-op without systemd.
+
+    Raises Error, OSError.
+    """
+    store, units = machine.store, machine.processes.units
+    if not units.booted():
+        return
+    known = units.read(_path(TIMER))
+    mine = known is not None and known.startswith(_MARK + store.state_id())
+    if not (mine or store.names_outside()):
+        return
+    wanted = any(
+        enabled and store.names_outside(service) for service, _, enabled in store.service_names()
+    )
+    files = texts(store.state_id())
+    if mine and not wanted:
+        report(ChangingUnit("remove", _path(TIMER)))
+        units.stop_unit(TIMER)
+        for name in reversed(files):
+            units.delete(_path(name))
+        units.reload()
+    elif wanted and known is not None and not mine:
+        report(
+            Caution(
+                f"{_path(TIMER)} was not made for this state folder, so nothing resolves the"
+                " outside names of its services",
+                ("call niso net refresh from cron",),
+            )
+        )
+    elif wanted and any(units.read(_path(name)) != text for name, text in files.items()):
+        report(ChangingUnit("write", _path(TIMER)))
+        for name, text in files.items():
+            units.write(_path(name), text)
+        units.reload()
+        units.stop_unit(TIMER)
+        units.start_unit(TIMER)
+
+
+def texts(state_id: str) -> dict[str, str]:
+    """Return the files of the timer and its service (systemd.timer(5)), by name.
+
+    A drop-in of timers.target starts the timer.
+    """
+    head = (_MARK + state_id, "[Unit]")
+    about = (*head, "Description=niso: resolve outside names of policies", "")
+    service = (
+        *about,
+        "[Service]",
+        "Type=oneshot",
+        *environment(),
+        f"ExecStart={command('net', 'refresh')}",
+        "# a name without an address is not a failure of the unit",
+        "SuccessExitStatus=3",
+        "# the journal has errors alone",
+        "StandardOutput=null",
+        "TimeoutStartSec=120",
+        "",
+    )
+    timer = (
+        *about,
+        "[Timer]",
+        "OnActiveSec=5s",
+        f"OnUnitActiveSec={EVERY_S}s",
+        "AccuracySec=5s",
+        "",
+    )
+    drop_in = (*head, f"Wants={TIMER}", "")
+    files = {_SERVICE: service, _DROP_IN: drop_in, TIMER: timer}
+    return {name: "\n".join(lines) for name, lines in files.items()}
+
+
+def _path(name: str) -> str:
+    return os.path.join(UNITS, name)
+
+
+# --- outside views -------------------------------------------------------------------------------
+
+
+def refresh_names(session: Session, force: bool) -> tuple[OutsideName, ...]:
+    """Resolve the names that are due: `Host.refresh_names`."""
+
+    machine = session.machine_for_change()
+    if machine.store.names_outside():
+        refresh(machine, report=session.report, force=force)
+    session.report(Finished())
+    return described(machine.store)

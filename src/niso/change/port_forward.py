@@ -1,0 +1,180 @@
+"""Niso port-forward.
+
+Publish and withdraw additional ports of an active service.
+"""
+
+from __future__ import annotations
+
+from niso.base.errors import Conflict, NotFound
+from niso.base.locks import Lock
+from niso.base.report import Caution, Report, silent
+from niso.change import ports
+from niso.change.journal import locked, recover
+from niso.change.ports import _change, check_family
+from niso.look.host_ports import Listeners, as_held, published_by, same_place
+from niso.plan.records import Port
+from niso.runtime.machine import Machine
+from niso.store.store import Store
+
+# --- port forward --------------------------------------------------------------------------------
+
+
+def port_forward(
+    machine: Machine, name: str, port: Port, *, replace: bool = False, report: Report = silent
+) -> tuple[bool, list[tuple[str, Port]]]:
+    """Publish one more port of an active service; see `forwards.forward`."""
+    recover(machine, report, [name])
+    held = ports.concerned(machine.store, name, port, replace)
+    with locked(machine.store, sorted(held)):
+        return forward(machine, name, port, replace, held, report)
+
+
+def port_unforward(
+    machine: Machine, name: str, port: Port, report: Report = silent
+) -> list[tuple[str, Port]]:
+    """Withdraw a port that `port_forward` added; see `forwards.unforward`."""
+    recover(machine, report, [name])
+    held = {name, *(holder for holder, _ in kept_out(machine.store, name, port))}
+    with locked(machine.store, sorted(held)):
+        return unforward(machine, name, port, held, report)
+
+
+# --- forwards ------------------------------------------------------------------------------------
+
+
+def forward(
+    machine: Machine,
+    service: str,
+    port: Port,
+    replace: bool,
+    locked: set[str],
+    report: Report = silent,
+) -> tuple[bool, list[tuple[str, Port]]]:
+    """Publish one more port of an active service immediately.
+
+    Returns (whether anything changed, (service, port) pairs that lost the host port). With
+    ``replace``, the host port is taken from its holders in one kernel transaction. ``locked`` are
+    the services whose locks the caller holds. Raises Conflict, KernelError; then nothing has
+    changed.
+    """
+    store, key = machine.store, "PORT"
+    with Lock():
+        store.require_active(service)
+        if store.has_port(service, port):
+            return False, []
+        _check_mode(store, service, key)
+        check_family(service, port, store.port_families(service), key)
+        holders = store.port_holders(port)
+        losers = [
+            (holder, held)
+            for holder, held in holders
+            if holder != service or same_place(held, port)
+        ]
+        if losers and not replace:
+            holder, held = losers[0]
+            message = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
+            hint = f"--replace takes {held.text} from {holder}"
+            if holder == service:
+                hint = f"--replace replaces {held.text}"
+            if _is_part(port, held):
+                hint = "it is part of a range: move the whole range, or change that manifest"
+            raise Conflict(message, hint, key, names_key=False)
+        for holder, held in losers:
+            if _is_part(port, held):
+                message = f"host port {port.host_side} is part of {held.host_side} of {holder!r}"
+                raise Conflict(
+                    message, "move the whole range, or change that manifest", key, names_key=False
+                )
+            if holder not in locked:
+                raise Conflict(
+                    f"{holder!r} has just taken host port {port.host_side}",
+                    "try again",
+                    key,
+                    names_key=False,
+                )
+        Listeners(machine.kernel, store.port_families(service)).check(port, key)
+        _change(machine, [(service, port)], losers, report)
+    return True, losers
+
+
+def _is_part(port: Port, held: Port) -> bool:
+    """Return whether ``held`` has host ports outside ``port``, which would be lost too."""
+    return held.host_port < port.host_port or held.last > port.last
+
+
+def kept_out(store: Store, service: str, port: Port) -> list[tuple[str, Port]]:
+    """Return (service, port) for each manifest port that only this forward keeps unpublished.
+
+    They are those of active services. A host port that several services want is left out.
+    """
+    claims = []
+    for row in store.active_rows():
+        for claimed in dict.fromkeys(published_by(row)):
+            if not claimed.host_port or store.has_port(row.name, claimed):
+                continue
+            if not (same_place(port, claimed) if row.name == service else port.clashes(claimed)):
+                continue
+            holders = [held for held in store.port_holders(claimed) if held != (service, port)]
+            if not any(who != row.name or same_place(held, claimed) for who, held in holders):
+                claims.append((row.name, claimed))
+    return [
+        (name, claimed)
+        for name, claimed in claims
+        if not any(name != who and claimed.clashes(other) for who, other in claims)
+    ]
+
+
+def unforward(
+    machine: Machine, service: str, port: Port, locked: set[str], report: Report = silent
+) -> list[tuple[str, Port]]:
+    """Withdraw a port that `forward` added, even if its service has not started since a reboot.
+
+    Ports of services in ``locked`` that only this forward kept unpublished are published again, in
+    one kernel transaction, and returned. Raises NotFound if the port is not forwarded, Conflict if
+    the manifest publishes it.
+    """
+    store = machine.store
+    with Lock():
+        forwards = store.forwards(service)
+        if port not in forwards:
+            store.require_active(service)
+            if store.has_port(service, port):
+                message = f"{port.text} is in the manifest of {service!r}"
+                raise Conflict(
+                    message, "remove it there and activate the service", "PORT", names_key=False
+                )
+            added = ", ".join(forward.text for forward in forwards) or "none"
+            raise NotFound(f"{port.text} is not forwarded to {service!r}", f"its forwards: {added}")
+        back = []
+        for holder, claimed in kept_out(store, service, port):
+            if holder not in locked:  # it was activated in the meantime
+                continue
+            try:
+                Listeners(machine.kernel, store.port_families(holder)).check(claimed, "PORT")
+            except Conflict as error:
+                what = f"{holder}: {claimed.text} is not published again: {error.reason}"
+                report(Caution(what, (f"stop it, then niso activate {holder}",)))
+                continue
+            back.append((holder, claimed))
+        _change(machine, [], [(service, port)], report, back)
+    return back
+
+
+def _check_mode(store: Store, service: str, key: str) -> None:
+    """Raise Conflict if neither a service nor its provider has a network to forward a port to."""
+    home = store.service(store.home(service))
+    if home is not None and home.mode in ("host", "none"):
+        whose = (
+            f"service {service!r}"
+            if home.name == service
+            else f"{home.name!r}, whose network {service!r} shares,"
+        )
+        if home.mode == "host":
+            raise Conflict(
+                f"{whose} has mode host", "its listening ports are already the host's", key
+            )
+        raise Conflict(
+            f"{whose} has mode none: it cannot be reached",
+            'set mode = "bridge" to have a network',
+            key,
+        )

@@ -1,0 +1,315 @@
+"""Admit host ports; bring a change of ports to the kernel.
+
+Assign host ports to services: find present holders and free ports.
+
+The caller of `admit` is in a transaction of the store.
+
+Publish and withdraw ports of running services (`niso port-forward`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container, Iterable, Sequence
+
+from niso.base.errors import Conflict, Error, ErrorGroup
+from niso.base.locks import Lock
+from niso.base.named_tuples import NamedTuple
+from niso.base.report import Report, silent
+from niso.change import scope as change_scope
+from niso.kernel.kinds.kind import State
+from niso.kernel.nft_elements import Element
+from niso.look.host_ports import Listeners, as_held, published_by, same_place, taken
+from niso.plan.elements import hairpin, published, published_on
+from niso.plan.records import Port
+from niso.reconcile.change import change
+from niso.runtime.machine import Machine
+from niso.store.store import Store
+
+# --- ports ---------------------------------------------------------------------------------------
+
+
+FREE_FIRST, FREE_LAST = 20_000, 29_999
+"""Host ports that niso chooses from if a manifest names none.
+
+They lie below Linux's ephemeral range (ip_local_port_range).
+"""
+
+
+class Command(NamedTuple):
+    """What a command means for ports of other services."""
+
+    services: frozenset[str] = frozenset()
+    """The command's services: their released ports are free, since all are rolled back together."""
+    named: tuple[Port, ...] = ()
+    """Host ports named in the command's manifests; they are not chosen for ports without one."""
+
+
+def admit(
+    machine: Machine,
+    service: str,
+    wanted: Sequence[Port],
+    before: Iterable[Port],
+    keys: Sequence[str] = (),
+    command: Command = Command(),  # noqa: B008  # it is immutable
+    published: Container[Port] = (),
+    held: bool = False,
+) -> tuple[list[Port], list[Port]]:
+    """Return (a manifest's ports with host ports, those whose host port was chosen here).
+
+    ``before`` are the present ports of the service, which are not checked again. ``keys`` are the
+    manifest keys of ``wanted``, for messages. ``published`` are the manifest ports of the last
+    activation; those that `taken` returns are left out. With ``held``, the engine of an attachment
+    itself listens on the ports, to keep other programs from them. Raises Conflict, which names key
+    and holder, or an ErrorGroup of several.
+    """
+    store = machine.store
+    keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
+    have = set(before)
+    families = store.port_families(service)
+    forwards = store.forwards(service)
+    listeners = Listeners(machine.kernel, families)
+    ports: list[Port] = []
+    chosen: list[Port] = []
+    errors: list[Error] = []
+    new = [port for port in wanted if port not in have]
+    gone = {port for port, _, _ in taken(store, service, new, published)}
+    for key, port in zip(keys, wanted, strict=True):
+        try:
+            check_family(service, port, families, key)
+            assigned = port
+            if not port.host_port:
+                assigned = port._replace(
+                    host_port=_choose(
+                        store,
+                        service,
+                        port,
+                        ([*wanted, *ports], command.named),
+                        have,
+                        listeners,
+                        key,
+                    )
+                )
+                chosen.append(assigned)
+            elif port not in have:
+                if port in gone:
+                    continue  # it stays with the service whose forward took it
+                _check_holders(store, service, port, key, command.services)
+                if not held:
+                    listeners.check(port, key)
+                _check_forwards(service, port, forwards, key)
+            ports.append(assigned)
+        except Conflict as error:
+            errors.append(error)
+    for forward in forwards:
+        try:
+            check_family(service, forward, families, f"port-forward {forward.text}")
+        except Conflict as error:
+            errors.append(error)
+            continue
+        # the reservation survived a reboot, and another service or process may have the host port
+        # now
+        if forward not in have:
+            try:
+                _check_holders(
+                    store, service, forward, f"port-forward {forward.text}", command.services
+                )
+                listeners.check(forward, f"port-forward {forward.text}")
+            except Conflict as error:
+                errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+    return ports, chosen
+
+
+def check_family(service: str, port: Port, families: tuple[int, ...], key: str) -> None:
+    if not set(port.families) & set(families):
+        family = port.families[0]
+        raise Conflict(
+            f"{port.host_side} is an IPv{family} port, and the default route's network of service "
+            f"{service!r} has no IPv{family} subnet",
+            "niso net create NAME --ipv6 creates a network with both families; list it first"
+            if family == 6
+            else "omit the address, or list a network with an IPv4 subnet first",
+            key,
+        )
+
+
+def _check_holders(
+    store: Store, service: str, port: Port, key: str, together: frozenset[str]
+) -> None:
+    """Raise Conflict if another service has the host port."""
+    for holder, held in store.port_holders(port, together):
+        if holder != service:
+            message = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
+            hint = f"choose another host port, or release it from {holder}"
+            if holder in together:
+                hint = f"{holder} is part of this command: choose another port for one of the two"
+            if held in store.forwards(holder):
+                hint = f"choose another host port, or withdraw the forward {held.text} of {holder}"
+            raise Conflict(message, hint, key)
+
+
+def _check_forwards(service: str, port: Port, forwards: Iterable[Port], key: str) -> None:
+    """Raise Conflict if `niso port-forward` publishes another port of this service there."""
+    for forward in forwards:
+        if same_place(forward, port):
+            raise Conflict(
+                f"host port {port.host_side} is forwarded to another port of {service!r}",
+                f"choose another host port, or withdraw the forward {forward.text}",
+                key,
+            )
+
+
+def _choose(
+    store: Store,
+    service: str,
+    port: Port,
+    others: tuple[Iterable[Port], Iterable[Port]],
+    have: set[Port],
+    listeners: Listeners,
+    key: str,
+) -> int:
+    """Choose a host port for a port without one: its previous one, else the lowest free one.
+
+    ``others`` are the ports of this manifest, and the ports of all manifests of the command. Raises
+    Conflict if no port is free.
+    """
+    mine, named = others
+    kept = store.chosen_port(service, port)
+    if kept is not None:
+        again = port._replace(host_port=kept)
+        held = any(holder != service for holder, _ in store.port_holders(again))
+        clear = not any(same_place(again, other) for other in mine if other.host_port)
+        if clear and (again in have or not (held or listeners.clashing(again))):
+            return kept
+    taken = store.spans(port.proto, FREE_FIRST, FREE_LAST)
+    taken += [
+        (other.host_port, other.last)
+        for other in (*mine, *named)
+        if other.host_port and other.proto == port.proto
+    ]
+    taken += [(other.port, other.port) for other in listeners.of(port.proto)]
+    candidate = FREE_FIRST
+    for first, last in sorted(taken):
+        if first - candidate >= port.count:
+            break
+        candidate = max(candidate, last + 1)
+    if candidate + port.count - 1 > FREE_LAST:
+        many = "port" if port.count == 1 else f"{port.count} ports in a row"
+        raise Conflict(f"no {many} of {FREE_FIRST}-{FREE_LAST} free", "specify a host port", key)
+    return candidate
+
+
+# --- forwards ------------------------------------------------------------------------------------
+
+
+class FinishingPorts(NamedTuple):
+    """Reported when port changes of an interrupted command are completed."""
+
+    services: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"complete the port changes of {', '.join(self.services)}"
+
+
+def concerned(store: Store, service: str, port: Port, replace: bool) -> set[str]:
+    """Return the services whose ports `forward` would change; the caller must lock them."""
+    return {service} | ({holder for holder, _ in store.port_holders(port)} if replace else set())
+
+
+def finish(machine: Machine, report: Report = silent) -> None:
+    """Apply the port changes recorded by interrupted commands.
+
+    They are applied together, because one service may have taken a port from another. A live
+    command holds niso's lock from its record to the end, so every record found here is from an
+    interrupted one.
+    """
+    store = machine.store
+    with Lock():
+        moved = store.moved_ports()
+        if moved:
+            report(FinishingPorts(tuple(sorted({service for service, _ in moved}))))
+            with _moving(machine, moved, store.moved_on(), report) as made:
+                made.doubt(_elements(store, moved))
+            _end(store, moved)
+
+
+_One = tuple[str, Port]
+_Moved = list[_One]
+
+
+def _change(
+    machine: Machine, come: _Moved, go: _Moved, report: Report, back: Sequence[_One] = ()
+) -> None:
+    """Record added and withdrawn ports and update the kernel; on failure, roll back both.
+
+    ``come`` are new forwards, ``go`` withdrawn ports, ``back`` manifest ports to publish again. The
+    caller holds niso's lock.
+    """
+    store = machine.store
+    moved = [*come, *back, *go]
+    names = {service for service, _ in moved}
+    # a network that a service has left may still have its bridge set up for the service's ports
+    on = set(change_scope.concerned(store, names).networks or ())
+    rows = {name: (store.port_rows(name), store.published_row(name)) for name in names}
+    made = _moving(machine, moved, on, report)
+    try:
+        with made:
+            for service, port in go:
+                store.take_port(service, port)
+            for service, port in come:
+                store.add_forward(service, port)
+            for service, port in back:
+                row = store.service(service)
+                store.add_back(service, port, published_by(row) if row is not None else ())
+            store.begin_moving(moved, on, time.time())
+            made.scope = made.scope.joined(change_scope.concerned(store, names, on))
+        _end(store, moved)
+    except BaseException:
+        if made.is_recorded:
+            with _moving(machine, moved, on, report, teardown=True) as undone:
+                for name, (ports, published) in rows.items():
+                    store.put_port_rows(name, ports)
+                    store.put_published_row(name, published)
+                undone.scope = undone.scope.joined(change_scope.concerned(store, names, on))
+            _end(store, moved)
+        raise
+
+
+def _moving(
+    machine: Machine, moved: _Moved, on: set[str], report: Report, teardown: bool = False
+) -> change:
+    """Return the context of a change of these ports alone.
+
+    ``on`` are the networks that it concerned before. The rows are first: if niso dies, the next
+    command finds which ports were moved.
+    """
+    store, kernel = machine.store, machine.kernel
+    scope = change_scope.concerned(store, sorted({service for service, _ in moved}), on)
+    scope = scope._replace(ports=tuple(port for _, port in moved))
+    return change(kernel, store, scope, report, teardown=teardown, rows_first=True)
+
+
+def _end(store: Store, moved: _Moved) -> None:
+    """Record that these ports have been moved."""
+    with store.transaction():
+        for name in sorted({service for service, _ in moved}):
+            store.end_intent(name)
+
+
+def _elements(store: Store, ports: _Moved) -> State:
+    """Return the map elements of these ports.
+
+    This includes the elements that a service has as long as it publishes any port.
+    """
+    elements: set[Element] = set()
+    for service, port in ports:
+        own = store.addresses(service)
+        first = [address for network, address in own if network == own[0][0]]
+        elements.update(published(service, port, first))
+        for name in {network for network, _ in own} - {own[0][0]}:
+            there = [address for network, address in own if network == name]
+            elements.update(published_on(service, port, store.require_network(name).bridge, there))
+        elements.update(hairpin(store.home(service), [(address, "") for _, address in own]))
+    return State(elements)

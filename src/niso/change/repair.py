@@ -1,0 +1,603 @@
+"""Niso net repair, and --sweep.
+
+Repair everything that `niso net check` reports.
+
+Remove everything of niso's from the kernel (``niso net repair --sweep``), without a store.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+from niso.base import names, paths, signals
+from niso.base.errors import Conflict, Error, ErrorGroup, flatten
+from niso.base.locks import Lock, locked_services, service_lock
+from niso.base.named_tuples import TYPE_CHECKING, Literal, NamedTuple
+from niso.base.names import alias, state_id_of
+from niso.base.report import (
+    Command,
+    CopyingPackage,
+    Event,
+    Forgetting,
+    Report,
+    ShowingHosts,
+    Starting,
+    Stopping,
+    silent,
+)
+from niso.change import attach, journal, process_record
+from niso.change.targets import apart
+from niso.kernel import ruleset
+from niso.kernel.kinds.kind import Step
+from niso.kernel.kinds.links import Veth
+from niso.kernel.kinds.namespaces import Named, Netns
+from niso.kernel.kinds.nft import NftTransaction
+from niso.look import check, store_defects
+from niso.look.check import left_running, of_package, of_service
+from niso.look.store_defects import Defect, _marked_sysctls, _restored
+from niso.plan import elements
+from niso.plan.desired import Finding
+from niso.reconcile import ended_flows, host_settings, live_world
+from niso.reconcile.change import compare, desired_now, repair
+from niso.runtime import package
+from niso.runtime.lifecycle import Lost
+from niso.runtime.machine import Machine
+from niso.runtime.package import Contents
+from niso.runtime.sources import BLIND, UNKNOWN
+from niso.store import service_rows
+from niso.store.service_rows import ServiceRow
+from niso.store.snapshots import ALL
+from niso.store.sqlite import connected, unusable
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+    from niso.runtime.processes import Processes
+
+
+# --- repair --------------------------------------------------------------------------------------
+
+
+class RepairingStore(NamedTuple):
+    """Reported when rows of the store are rewritten or deleted."""
+
+    action: Literal["write", "delete"]
+    table: str
+    service: str = ""
+
+    def describe(self) -> str:
+        whose = f" of {self.service}" if self.service else ""
+        return f"{self.action} {self.table}{whose} in the store"
+
+
+class WritingSpec(NamedTuple):
+    """Reported when the spec.json of a running service is rewritten."""
+
+    service: str
+
+    def describe(self) -> str:
+        return f"write spec.json of {self.service}"
+
+
+def plan_repair(machine: Machine, report: Report, network_only: bool = False) -> None:
+    """Report the steps of `repair_all`, except recovery of interrupted changes. Changes nothing.
+
+    With ``network_only`` those of `repair_network`.
+    """
+    store, kernel, processes, _ = machine
+    lost = _of_rows(store_defects.find_defects(kernel, store))
+    for defect in lost:
+        report(_event_of(defect))
+    if lost:
+        copy = store.in_memory()
+        repair_defects(kernel, copy, lost)
+        store = copy
+        machine = machine._replace(store=copy)
+    homes = _nameless(machine)
+    for name, pid in homes:
+        report(Command(f"ip netns attach {names.netns(name)} {pid}"))
+    back = {names.netns(name) for name, _ in homes}
+    steps, want, _, _ = compare(kernel, store)
+    back |= {veth.name for veth in want[Veth] if veth.netns in back}
+    for step in steps:
+        if not (
+            isinstance(step, Step)
+            and ({step.thing.key()[0], getattr(step.thing, "netns", "")} & back)
+        ):
+            report(step)
+    if network_only:
+        return
+    for name in check.gone(kernel, store):
+        report(Forgetting(name))
+    for name in store.active_services():
+        row = store.service(name)
+        if row is not None and not row.has_process:
+            continue
+        if row is not None and of_package(row) is not None:
+            report(CopyingPackage(row.folder))
+        finding = of_service(processes, row) if row is not None else None
+        if finding is not None:
+            report(_mending(name, finding))
+    for name in left_running(machine):
+        report(Stopping(name))
+
+
+def repair_all(machine: Machine, report: Report = silent) -> int:
+    """Recover interrupted changes, repair everything and start what should be running.
+
+    Returns the number of repairs. Raises an ErrorGroup of all failed repairs after trying the rest,
+    and Error if the store cannot be repaired, because then the wanted state is unknown.
+    """
+    store = machine.store
+    errors: list[Error] = []
+    with Lock():
+        done = _repair_store(machine, report, errors)
+    done += _recover(machine, report, errors)
+    with Lock():
+        done += _repair_kernel(machine, report, errors)
+    done += _forget_gone(machine, report, errors)
+    for name in store.active_services():
+        with journal.locked(store, [name]):
+            # a command that failed in the meantime has left its change to recovery
+            if store.intent(name) is None:
+                done += _repair_process(machine, name, report, errors)
+    done += _recover(machine, report, errors)
+    done += _stop_left_running(machine, report, errors)
+    _raise_all(errors)
+    return done
+
+
+def repair_network(machine: Machine, report: Report = silent) -> int:
+    """Repair the store and the kernel; leave processes and interrupted changes alone.
+
+    This only takes niso's own lock, so it can run in a systemd unit that services wait for. Returns
+    the number of repairs. Raises the errors of `repair_all`.
+    """
+    errors: list[Error] = []
+    with Lock():
+        done = _repair_store(machine, report, errors)
+        done += _repair_kernel(machine, report, errors)
+    _raise_all(errors)
+    return done
+
+
+def _raise_all(errors: list[Error]) -> None:
+    if errors:
+        raise ErrorGroup([one for error in errors for one in flatten(error)])
+
+
+def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
+    """Repair the store's rows, without which the wanted state is unknown.
+
+    Returns the number of repairs. Failures of single services go to ``errors``. The caller holds
+    the lock. Raises Error.
+    """
+    store, kernel = machine.store, machine.kernel
+    defects = store_defects.find_defects(kernel, store)
+    lost = _of_rows(defects)
+    if lost:
+        with store.transaction():
+            repair_defects(kernel, store, lost)
+    for defect in lost:
+        report(_event_of(defect))
+    done = len(lost)
+    for damaged in (defect for defect in defects if defect.problem == "different"):
+        try:
+            repair_row(machine.processes, store, damaged.service)
+            report(_event_of(damaged))
+            done += 1
+        except Error as error:
+            errors.append(error)
+    return done
+
+
+def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
+    """Finish or undo interrupted changes; return their number. Failures go to ``errors``."""
+    try:
+        return journal.recover(machine, report, every=True)
+    except Error as error:
+        errors.append(error)
+        return 0
+
+
+def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
+    """Repair the kernel; return the number of repairs. Failures go to ``errors``.
+
+    After a repair, or an earlier error, flows that do not match the rules are ended. The caller
+    holds the lock.
+    """
+    store, kernel, *_ = machine
+    done, steps = 0, []
+    try:
+        done = _name_again(machine, report)
+        steps = repair(kernel, store, report)
+        if store.host_knows():
+            done += host_settings.settle(kernel, store, report)
+    except Error as error:
+        errors.append(error)
+    if steps or errors:
+        # flows that began while a rule was missing have no NAT, so their packets would be misrouted
+        ended_flows.clear(kernel, desired_now(kernel, store, ALL))
+        # flows that began while a policy was missing may be denied by it
+        ended_flows.cut(
+            kernel,
+            store,
+            [name for name in store.active_services() if store.policy(name) is not None],
+        )
+    elif ended := live_world.ended(store):
+        # flows that an audit let pass: when it ends, the kernel does not check open flows
+        ended_flows.cut(kernel, store, ended)
+    return done + len(steps)
+
+
+def _repair_process(machine: Machine, name: str, report: Report, errors: list[Error]) -> int:
+    """Repair the package copy, spec and process of an active service; the caller holds its lock.
+
+    Returns the number of repairs. Failures go to ``errors``.
+    """
+    processes, row = machine.processes, machine.store.service(name)
+    if row is None or not row.active or not row.has_process:
+        return 0
+    done = 0
+    try:
+        done += _copy_again(row, report) + _write_spec_again(processes, row, report)
+    except Error as error:
+        errors.append(error)
+    finding = of_service(processes, row)
+    if finding is None:
+        return done
+    report(_mending(name, finding))
+    try:
+        spec = row.require_process()
+        if finding.defect == BLIND:
+            process_record.swap_or_restart(processes, spec, report)
+        else:
+            processes.stop(name, spec.stop_timeout_s)
+            processes.start(spec)
+    except Error as error:
+        errors.append(error)
+    return done + 1
+
+
+def _forget_gone(machine: Machine, report: Report, errors: list[Error]) -> int:
+    """Detach the attachments whose namespace no longer exists; return the number of repairs.
+
+    Failures go to ``errors``.
+    """
+    done = 0
+    for name in check.gone(machine.kernel, machine.store):
+        report(Forgetting(name))
+        try:
+            done += attach.detach(machine, name, report=report)
+        except Error as error:
+            errors.append(error)
+    return done
+
+
+def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) -> int:
+    """Stop the processes of inactive services; return the number of repairs.
+
+    Failures go to ``errors``.
+    """
+    done = 0
+    for name in left_running(machine):
+        with journal.locked(machine.store, [name]):
+            if name not in left_running(machine):  # another command has changed it
+                continue
+            report(Stopping(name))
+            try:
+                machine.processes.stop(name)
+            except Error as error:
+                errors.append(error)
+            done += 1
+    return done
+
+
+def _copy_again(row: ServiceRow, report: Report) -> int:
+    """Copy a service's package again if the copy is missing or damaged.
+
+    Returns the number of repairs. Raises Error if the package has changed or is missing too.
+    """
+    if of_package(row) is None:
+        return 0
+
+    folder, contents, spec = row.folder, Contents(row.name), row.require_service()
+    without = apart(row.rootfs, spec)
+    try:
+        now = package.fingerprint(folder, without, contents, row.manifest_path)
+        same = now == row.fingerprint
+    except Error:
+        same = False
+    if not same:
+        message = (
+            f"{row.name}: its package copy {row.package} is gone or damaged, "
+            f"and {folder} no longer contains the same package"
+        )
+        raise Error(message, row.again)
+    report(CopyingPackage(folder))
+    package.copy(row.name, folder, without, row.fingerprint, contents, row.manifest_path, spec)
+    return 1
+
+
+def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> int:
+    """Write a running service's missing spec.json; return the number of repairs.
+
+    Raises Error.
+    """
+    finding = processes.defect(row.name)
+    if finding is None or finding.defect != UNKNOWN:
+        return 0
+    report(_mending(row.name, finding))
+    try:
+        processes.save(row.require_process())
+    except OSError as error:
+        raise Error(f"cannot write spec.json: {error.strerror}", service=row.name) from error
+    return 1
+
+
+def _of_rows(defects: list[store_defects.Defect]) -> list[store_defects.Defect]:
+    """Return the defects of missing rows and of rows of unknown services.
+
+    Such rows can be derived from other rows.
+    """
+    return [defect for defect in defects if defect.problem != "different"]
+
+
+def _event_of(defect: store_defects.Defect) -> Event:
+    return RepairingStore(
+        "delete" if defect.problem == "foreign" else "write", defect.table, defect.service
+    )
+
+
+def _nameless(machine: Machine) -> list[tuple[str, int]]:
+    """Return (active service, pid) for each process whose network namespace has lost its name."""
+    store, kernel, processes, _ = machine
+    mark = alias(store.state_id())
+    nameless = []
+    for name in store.active_services():
+        spec = processes.spec(name)
+        pid = processes.status(name).pid
+        if (
+            spec is None
+            or pid is None
+            or spec.netns != paths.netns_path(name)
+            or kernel.has_netns(names.netns(name))
+        ):
+            continue
+        if kernel.alias_at(pid) == mark:
+            nameless.append((name, pid))
+    return nameless
+
+
+def _name_again(machine: Machine, report: Report) -> int:
+    homes = _nameless(machine)
+    for name, pid in homes:
+        report(Command(f"ip netns attach {names.netns(name)} {pid}"))
+        machine.kernel.name_netns(names.netns(name), pid, alias(machine.store.state_id()))
+    return len(homes)
+
+
+def _mending(name: str, finding: Finding) -> Event:
+    if finding.defect == UNKNOWN:
+        return WritingSpec(name)
+    return ShowingHosts(name) if finding.defect == BLIND else Starting(name)
+
+
+# --- sweep ---------------------------------------------------------------------------------------
+
+
+class EndingLost(NamedTuple):
+    """Reported when processes of a service without a run folder are killed."""
+
+    cgroup: str
+
+    def describe(self) -> str:
+        return f"kill the processes in the cgroup {self.cgroup}"
+
+
+_TRIES = 50
+
+
+def sweep(
+    kernel: Kernel, processes: Processes, report: Report = silent, dry_run: bool = False
+) -> tuple[int, Error | None]:
+    """Remove everything that niso created in the kernel, for all state folders. Needs no store.
+
+    Processes end first, then namespaces and links, tables last. Returns (number of removed objects,
+    error of updating the store or None). Raises an ErrorGroup of all failed removals after trying
+    the rest.
+    """
+    errors: list[Error] = []
+    gone = 0
+    untold: Error | None = None
+    with Lock() if dry_run else _alone():
+        marked = kernel.marked_links()
+        lost = processes.lost(state_id_of(mark) for mark in marked.values())
+        _refuse_strangers(lost)
+        for thing in (
+            *_running(processes, lost),
+            *_marked(kernel, marked),
+            *_all_rules(kernel, marked),
+        ):
+            if errors and thing.is_guard:  # the objects that the table protects may still exist
+                continue
+            report(thing.event)
+            gone += 1
+            if dry_run:
+                continue
+            try:
+                signals.hit(thing.event.describe())
+                thing.remove()
+            except OSError as error:
+                errors.append(Error(f"{thing.event.describe()}: {error.strerror}"))
+            except Error as error:
+                errors.append(error)
+        if not dry_run:
+            kernel.clear_hosts()
+        if not dry_run and not errors:
+            try:
+                _forget_active(kernel, Store.open(create=False))
+            except Error as error:  # an unusable store is the very case that a sweep is for
+                untold = error
+    if errors:
+        raise ErrorGroup(errors)
+    return gone, untold
+
+
+class _Thing(NamedTuple):
+    """An object of niso and the function that removes it."""
+
+    event: Event
+    remove: Callable[[], object]
+    is_guard: bool = False  # a table: its rules protect everything else
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Hold niso's lock and those of all services, so that no other command is changing anything.
+
+    Raises Conflict if new locks keep appearing.
+    """
+    for _ in range(_TRIES):
+        known = locked_services()
+        with ExitStack() as locks:
+            for name in sorted(known):
+                locks.enter_context(service_lock(name))
+            locks.enter_context(Lock())
+            # retry if a lock was added: locks are always taken in order, so that no deadlock is
+            # possible
+            if locked_services() <= known:
+                yield
+                return
+    raise Conflict(
+        "other niso commands keep starting and locking services",
+        "try again when they have finished",
+    )
+
+
+def _refuse_strangers(lost: list[Lost]) -> None:
+    """Raise Conflict if services of another run folder are running, which need their network."""
+    for one in lost:
+        if one.stranger is not None:
+            raise Conflict(
+                f"service {one.service!r} of the niso state folder with id {one.state_id} "
+                f"runs (pid {one.stranger}), under another run folder",
+                "set NISO_STATE_DIR and NISO_RUN_DIR to theirs, or end its processes first",
+            )
+
+
+def _running(processes: Processes, lost: list[Lost]) -> Iterator[_Thing]:
+    """Yield all processes of services."""
+    for name in processes.services():
+        yield _Thing(Stopping(name), partial(processes.stop, name, 0))
+    for one in lost:
+        yield _Thing(EndingLost(one.cgroup), partial(processes.end_lost, one))
+
+
+def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
+    """Yield all namespaces, links and routing rules with niso's mark, in removal order.
+
+    For a namespace of another program, only the name in /run/netns is niso's, whatever
+    mark a program has made in it.
+    """
+    attached = _attached()
+    for name, mark in kernel.marked_netns().items():
+        if attached and kernel.cookie_at(os.path.join(paths.NETNS_DIR, name)) in attached:
+            continue
+        step = Step("delete", Netns(name, mark))
+        yield _Thing(Command(step.describe()), partial(kernel.write, [step]))
+    for name in kernel.marked_names():
+        unnamed = Step("delete", Named(name, "", 0))
+        yield _Thing(Command(unnamed.describe()), partial(kernel.write, [unnamed]))
+    for name in links:
+        yield _Thing(Command(f"ip link delete {name}"), partial(kernel.end_links, [name]))
+    for rule in kernel.marked_rules():
+        delete = Step("delete", rule)
+        yield _Thing(Command(delete.describe()), partial(kernel.write, [delete]))
+
+
+def _attached() -> frozenset[int]:
+    """Return the cookies of the namespaces that others made, of active attachments on record.
+
+    The store is only read, and may be missing or damaged. To open it as commands do would record a
+    move or a reboot.
+    """
+    query = (
+        "SELECT cookie FROM attached a JOIN service s ON s.name=a.service"
+        " WHERE a.netns!='' AND s.active=1"
+    )
+    try:
+        if not os.path.lexists(paths.database()):
+            return frozenset()
+        db = connected(paths.database())
+        try:
+            return frozenset(row[0] for row in db.execute(query))
+        finally:
+            db.close()
+    except (Error, OSError, sqlite3.DatabaseError):
+        return frozenset()
+
+
+def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Thing]:
+    """Yield niso's tables, preceded by the sysctls whose former values they record.
+
+    Sysctls of the links in ``going`` vanish with the links.
+    """
+    marks = kernel.list_elements(ruleset.INET, "before") or ()
+    for name, value in host_settings.to_put_back(kernel, dict(map(elements.sysctl_before, marks))):
+        if not going.keys() & set(name.split("/")):
+            put_back = Command(f"sysctl -w {name}={value}")
+            yield _Thing(put_back, partial(kernel.set_sysctl, name, value))
+    for table in ruleset.CONTAINERS:
+        if kernel.list_elements(table, "owner") is not None:
+            destroy = f"destroy table {table}"
+            write = partial(kernel.write, [NftTransaction((destroy,))])
+            yield _Thing(Command(f"nft {destroy}"), write, is_guard=True)
+
+
+def _forget_active(kernel: Kernel, store: Store) -> None:
+    """Record all services as inactive after a sweep, and restore forwarding. Raises Error."""
+    try:
+        with store.transaction():
+            for name in store.active_services():
+                store.set_active(name, False)
+            for intent in store.intents():
+                store.end_intent(intent.service)
+            host_settings.put_back(kernel, store)
+    except sqlite3.DatabaseError as error:
+        raise unusable(error) from error
+
+
+# --- store repair --------------------------------------------------------------------------------
+
+
+def repair_row(processes: Processes, store: Store, name: str) -> None:
+    """Rewrite the process spec in a service's "different" row from the running service.
+
+    Raises Error if the run folder has no spec of the service, or the manifest is damaged.
+    """
+    row = store.service(name)
+    if row is None:
+        return
+    spec = processes.spec(row.name)
+    if spec is None or row.service is None:
+        raise row.damaged()
+    with store.transaction():
+        store.put_service(row._replace(spec=service_rows.encode_process(spec)))
+
+
+def repair_defects(kernel: Kernel, store: Store, defects: Iterable[Defect]) -> None:
+    """Repair the defects that are "missing" or "foreign". Raises Error.
+
+    The caller is in a transaction of the store.
+    """
+    wanted = [hole for hole in defects if hole.problem == "missing"]
+    _restored(kernel, store, [hole.service for hole in wanted if hole.service])
+    if any(hole.table == "sysctl" for hole in wanted):
+        for sysctl, value in _marked_sysctls(kernel).items():
+            store.set_sysctl_before(sysctl, value)
+        host_settings.record(kernel, store, store.networks_in_use())

@@ -1,0 +1,183 @@
+"""Let services share the network namespace of another service.
+
+The owner of the namespace is the provider. It has mode bridge or none, so it never shares a
+namespace itself. This module finds providers, restarts sharers with them, and refuses changes that
+would leave a sharer without a namespace.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from niso.base import names, paths
+from niso.base.errors import Conflict, InvalidInput, NotFound
+from niso.base.named_tuples import NamedTuple
+from niso.change import targets
+from niso.change.targets import Target
+from niso.plan.specs import ServiceSpec
+from niso.store.service_rows import ServiceRow
+from niso.store.store import Store
+
+PROVIDERS = ("bridge", "none")
+"""The modes of services with a namespace of their own."""
+_KEY = "network.share"
+
+
+class Home(NamedTuple):
+    """The network of a service's process; all fields are empty for the host's network."""
+
+    netns: str  # path of the namespace
+    hosts_folder: str
+    hostname: str
+
+
+def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) -> Home:
+    """Return the network of a service's process.
+
+    ``provider`` is the existing service whose namespace it shares, if any.
+    """
+    if provider is not None:
+        row = store.service(provider)
+        assert row is not None
+        return home(store, provider, row.require_service(), None)
+    if spec.mode == "host":
+        return Home("", "", "")
+    apart = spec.extra_hosts or spec.policy.outside_names()
+    shared = spec.networks and not apart
+    folder = names.hosts_folder(spec.networks) if shared else names.own_hosts_folder(service)
+    return Home(
+        paths.netns_path(service),
+        os.path.join(paths.hosts_root(), folder),
+        spec.hostname,
+    )
+
+
+def provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
+    """Return the service whose namespace the manifest asks to share; None without mode share.
+
+    ``together`` are the services of the command; those without mode share are already recorded.
+    Raises Conflict if the namespace is not available, InvalidInput if the manifest names its own
+    service.
+    """
+    share = target.spec.share
+    if target.spec.mode != "share" or share is None:
+        return None
+    try:
+        provider = store.resolve(share)
+    except NotFound:
+        message = f"no service {share!r} is known"
+        raise Conflict(
+            message,
+            f"activate it first, or both in one command: niso activate PATH {target.name}",
+            _KEY,
+        ) from None
+    if provider == target.name:
+        raise InvalidInput(
+            f"{share!r} is a name of the service itself", "name another service", _KEY
+        )
+    row = store.service(provider)
+    assert row is not None
+    if row.mode == "host":
+        message = f"service {provider!r} has mode host and no network namespace of its own"
+        raise Conflict(message, 'mode = "host" gives this service the same network', _KEY)
+    if row.mode == "share":
+        message = (
+            f"service {provider!r} has no network namespace of its own, "
+            f"it shares that of {row.provider!r}"
+        )
+        raise Conflict(message, f'share = "{row.provider}"', _KEY)
+    if row.mode == "attached":
+        message = f"{provider!r} is an attachment, whose network namespace may end at any time"
+        raise Conflict(message, "name a service with a manifest", _KEY)
+    if not row.active:
+        message = f"service {provider!r} is not active"
+        raise Conflict(
+            message,
+            f"niso activate {provider}, or both in one command: "
+            f"niso activate {provider} {target.name}",
+            _KEY,
+        )
+    if provider not in together and store.intent(provider) is not None:
+        message = f"service {provider!r} is being changed by another command"
+        raise Conflict(message, "try again when that command has finished", _KEY)
+    return provider
+
+
+def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> list[str]:
+    """Return the active services that must restart together with ``wanted``.
+
+    Sharers see the hostname and hosts file of their provider, so they restart if these change.
+    Services in ``ending`` are left out.
+    """
+    chosen = list(wanted)
+    apart = {*ending, *(target.name for target in chosen)}
+    restarting = []
+    for target in chosen:
+        if target.spec.mode in PROVIDERS:
+            there = home(store, target.name, target.spec, None)
+            for sharer in store.sharers(target.name):
+                row = store.service(sharer)
+                if sharer not in apart and row is not None and not _sees(row, there):
+                    restarting.append(sharer)
+    return restarting
+
+
+def with_followers(
+    store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()
+) -> list[Target]:
+    """Return ``wanted`` and the services that restart with them (`followers`), providers first."""
+    chosen = list(wanted)
+    chosen += [targets.known(store, name) for name in followers(store, chosen, ending)]
+    return sorted(chosen, key=lambda target: target.spec.mode == "share")
+
+
+def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[ServiceRow] = ()) -> None:
+    """Raise Conflict if a command would leave services that share a namespace without one.
+
+    All ``changed`` services are recorded. ``leaving`` are the services that the command ends.
+    """
+    rows, ended = list(changed), list(leaving)
+    together = frozenset(row.name for row in (*rows, *ended))
+    for row in ended:
+        if sharers := store.held_sharers(row.name, together):
+            message = f"service {row.name!r} is in use: {they_share(sharers)} its network namespace"
+            raise Conflict(message, together_with(sharers))
+    for row in rows:
+        sharers = store.held_sharers(row.name, together)
+        if sharers and row.mode not in PROVIDERS:
+            raise Conflict(
+                f"{row.mode!r} is not possible because {they_share(sharers)} its network namespace",
+                "activate in the same command, with a mode other than share: " + ", ".join(sharers),
+                "network.mode",
+                file=row.manifest_path,
+            )
+        for sharer in sharers:
+            other = store.service(sharer)
+            there = home(store, row.name, row.require_service(), None)
+            if (
+                other is not None
+                and sharer not in together
+                and other.provider == row.name
+                and not _sees(other, there)
+            ):
+                raise Conflict(
+                    f"service {sharer!r} has just begun to share "
+                    f"the network namespace of {row.name!r}",
+                    "try again",
+                )
+
+
+def _sees(row: ServiceRow, there: Home) -> bool:
+    spec = row.process
+    return spec is not None and Home(spec.netns, spec.hosts_folder, spec.hostname) == there
+
+
+def together_with(sharers: list[str]) -> str:
+    """Return the hint for a service that cannot end before its ``sharers``."""
+    return f"it can end after these, or in the same command: {', '.join(sharers)}"
+
+
+def they_share(sharers: list[str]) -> str:
+    """Return ``'a', 'b' share``, as the start of a sentence."""
+    return f"{', '.join(map(repr, sharers))} {'shares' if len(sharers) == 1 else 'share'}"

@@ -1,0 +1,297 @@
+"""Create networks that span hosts, add them from the cluster, and remove them.
+
+Only commands about such networks load this module.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from niso.base import names
+from niso.base.errors import Conflict, Error, NotFound
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.report import Caution, Report
+from niso.change import networks
+from niso.cluster import mirror, view
+from niso.cluster.key_values import Cluster, Spec
+from niso.cluster.membership import FIRST_VNI, MOST_VNI, Membership, require_joined, require_own
+from niso.plan.records import Network, Span, Subnet
+from niso.plan.subnets import NetworkRequest, require_same
+from niso.runtime.machine import Machine
+from niso.store.snapshots import Scope
+from niso.store.span_rows import Address
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from niso.cluster.engine import Engine, Joined
+
+
+HEADERS = {4: 50, 6: 70}
+"""Bytes that VXLAN adds to a packet, by the address family between the hosts."""
+
+
+class Arriving(NamedTuple):
+    """Networks of the cluster that are new to this host, and the remote services on them."""
+
+    joined: Joined
+    port: int  # UDP port of VXLAN
+    specs: tuple[Spec, ...]
+    seen: view.Seen
+
+    @classmethod
+    def none(cls, joined: Joined) -> Arriving:
+        return cls(joined, 0, (), view.Seen((), {}, frozenset()))
+
+    def scope(self, store: Store) -> Scope:
+        """Return the scope of adding these networks."""
+        changed = mirror.turned(store, self.seen, self.joined.host)
+        return mirror.scope_of(store, changed, changed)
+
+    def fill(self, store: Store) -> None:
+        """Record the remote services on them; the caller is in a transaction."""
+        changed = mirror.turned(store, self.seen, self.joined.host)
+        mirror.write(store, self.seen, self.joined.host, changed)
+
+    def record(
+        self, machine: Machine, implicit: bool, unobserved: Collection[str] = ()
+    ) -> list[Network]:
+        """Record the networks; return those that were created.
+
+        The caller is in a transaction, and records the remote services on them. ``unobserved`` are
+        networks whose flows are not recorded. Raises Conflict if this host cannot have the
+        networks.
+        """
+        store, made = machine.store, []
+        for spec in self.specs:
+            holder = store.across.vni_holder(spec.vni)
+            if holder not in (None, spec.name):
+                raise Conflict(
+                    f"network {spec.name!r} has the number of network {holder!r}, which the cluster"
+                    " does not have any more",
+                    f"niso net inspect {holder}: it can be removed once no service is on it",
+                )
+            if store.network(spec.name) is not None:
+                if not implicit:
+                    store.keep_network(spec.name)
+                continue
+            plain = request_of(spec, spec.name not in unobserved)._replace(span=False)
+            try:
+                networks.ensure(machine, plain, implicit=implicit)
+            except Conflict as error:  # another host chose the subnets, not this command
+                error.hint = "the cluster has it with this subnet: another one here has to go"
+                raise
+            where = (self.port, _wire(store, self.joined))
+            store.across.set_span(spec.name, spec.vni, *where)
+            made.append(store.require_network(spec.name))
+        return made
+
+
+def arriving(joined: Joined, engine: Engine, cluster: Cluster, specs: Sequence[Spec]) -> Arriving:
+    """Return networks that are new to this host, and the remote services on them.
+
+    Raises Conflict if the MTU of the link between the hosts is too small.
+    """
+    hosts = Membership(engine, joined.keys).hosts()
+    own = next((host for host in hosts if host.name == joined.host), None)
+    for spec in specs:
+        if own is not None and own.mtu - header(joined) < spec.mtu:
+            raise Conflict(
+                f"network {spec.name!r} has an MTU of {spec.mtu}, and packets of"
+                f" {own.mtu - header(joined)} bytes fit the link of {joined.address}",
+                f"raise the MTU of that link to {spec.mtu + header(joined)}",
+            )
+    items = {s.name: engine.get(joined.keys.addresses(s.name)).items for s in specs}
+    subnets = {spec.name: spec.subnets for spec in specs}
+    seen = view.seen(hosts, dict(items), joined.keys, subnets, joined.host)
+    return Arriving(joined, cluster.port, tuple(specs), seen)
+
+
+class Proposed(NamedTuple):
+    """A network that spans hosts, or will; ``made`` if this command created it in the cluster."""
+
+    request: NetworkRequest
+    arriving: Arriving
+    made: bool
+    exists: bool  # whether the cluster has it; not in a dry run that would create it
+
+
+def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Proposed:
+    """Create a network in the cluster unless it exists there; nothing changes on this host.
+
+    With ``dry_run`` nothing changes at all. Raises Error if there is no cluster or it does not
+    answer, and Conflict if the network exists and differs, or overlaps another one.
+    """
+    store, name = machine.store, request.name
+    if name == names.DEFAULT_NETWORK:
+        raise Conflict(f"network {name!r} is each host's own", "choose another name", "NAME")
+    joined = require_joined(machine)
+    present = store.network(name)
+    if present is not None:
+        require_same(present, request)
+    engine = joined.engine()
+    try:
+        membership = Membership(engine, joined.keys)
+        cluster = require_own(store, membership)
+        spec, made = membership.network(name), False
+        exists = spec is not None or not dry_run
+        if spec is None:
+            try:
+                spec = _planned(machine, request, membership, joined, present)
+                if not dry_run:
+                    spec, made = membership.create_network(spec), True
+            except Conflict:
+                spec = membership.network(name)  # another host created it at the same time
+                if spec is None:
+                    raise
+        there = _network(spec, joined, cluster)._replace(observe=request.observe)
+        require_same(there, request, "in the cluster ")
+        return Proposed(
+            request_of(spec, request.observe),
+            arriving(joined, engine, cluster, [spec]),
+            made,
+            exists,
+        )
+    finally:
+        engine.close()
+
+
+def request_of(spec: Spec, observe: bool) -> NetworkRequest:
+    """Return the request for a network with the cluster's settings."""
+    return NetworkRequest(
+        spec.name,
+        tuple(cidr for cidr, _ in spec.subnets),
+        gateways=tuple(gateway for _, gateway in spec.subnets),
+        internal=spec.internal,
+        mtu=spec.mtu,
+        allow_public=True,
+        observe=observe,
+        span=True,
+    )
+
+
+def _planned(
+    machine: Machine,
+    request: NetworkRequest,
+    membership: Membership,
+    joined: Joined,
+    present: Network | None,
+) -> Spec:
+    """Plan a network that neither this host nor the cluster has. Raises Conflict."""
+    fits = min((host.mtu for host in membership.hosts()), default=1500) - header(joined)
+    if request.mtu is not None and request.mtu > fits:
+        raise Conflict(
+            f"{request.mtu}: between the hosts of the cluster, packets of {fits} bytes fit",
+            f"omit it to use {fits}",
+            "--mtu",
+        )
+    network = present
+    if network is None:
+        besides = [
+            (ipaddress.ip_network(cidr), f"network {spec.name!r} in the cluster")
+            for spec in membership.networks()
+            for cidr, _ in spec.subnets
+        ]
+        network = networks.plan_network(
+            machine,
+            request.name,
+            subnets=request.nets,
+            ipv6=request.ipv6,
+            gateways=request.gateways,
+            internal=request.internal,
+            mtu=fits if request.mtu is None else request.mtu,
+            besides=besides,
+        )
+    pairs = tuple((subnet.cidr, subnet.gateway) for subnet in network.subnets)
+    taken = {spec.vni for spec in membership.networks()}
+    free = next(vni for vni in range(FIRST_VNI, MOST_VNI) if vni not in taken)
+    return Spec(request.name, free, network.mtu, pairs, network.internal)
+
+
+def header(joined: Joined) -> int:
+    """Return the number of bytes added to a service's packet between hosts."""
+    from niso.cluster import encryption
+
+    outer = 6 if ":" in joined.address else 4
+    if not joined.encryption:
+        return HEADERS[outer]
+
+    return HEADERS[6] + encryption.HEADERS[outer]
+
+
+def _wire(store: Store, joined: Joined) -> str:
+    """Return the source address of this host's VXLAN packets."""
+    from niso.cluster import encryption
+
+    if not joined.encryption:
+        return joined.address
+
+    return encryption.address(store.cluster_id(), joined.host)
+
+
+def _network(spec: Spec, joined: Joined, cluster: Cluster) -> Network:
+    subnets = tuple(
+        Subnet(6 if ":" in cidr else 4, cidr, gateway) for cidr, gateway in spec.subnets
+    )
+    span = Span(cluster.identity, spec.vni, cluster.port, joined.address)
+    bridge = names.bridge(spec.name)
+    return Network(spec.name, bridge, spec.mtu, subnets, spec.internal, span=span)
+
+
+def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:
+    """Remove a network that this command created in the cluster, but could not create here."""
+    if proposed.made:
+        try:
+            remove(machine, [proposed.request.name])
+        except Error as error:
+            hint = f"niso net create {proposed.request.name} --span takes it over"
+            report(Caution(f"the cluster keeps the network: {error.message}", (hint,)))
+
+
+def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> None:
+    """Remove networks from the cluster. No-op for those that it no longer has.
+
+    A host without a cluster forgets only its own part. Raises NotFound if neither this host nor the
+    cluster has the network, Conflict if hosts have services there, and NoAnswer: then nothing has
+    changed.
+    """
+    joined = machine.joined()
+    if joined is None:
+        return
+    engine = joined.engine()
+    try:
+        membership = Membership(engine, joined.keys)
+        require_own(machine.store, membership)
+        for name in removed:
+            if machine.store.network(name) is None and membership.network(name) is None:
+                machine.store.require_network(name)
+            used = sorted({f"{a.service} on {a.host}" for a in _addresses(engine, joined, name)})
+            if used:
+                raise Conflict(
+                    f"network {name!r} is used by {', '.join(used[:5])}"
+                    + (f" and {len(used) - 5} more" if len(used) > 5 else ""),
+                    "it can be removed once they are removed or on other networks",
+                )
+        for name in () if dry_run else removed:
+            try:
+                membership.remove_network(name)
+            except NotFound:
+                continue
+    finally:
+        engine.close()
+
+
+def _addresses(engine: Engine, joined: Joined, name: str) -> list[Address]:
+    items = engine.get(joined.keys.addresses(name)).items
+    services = view.seen((), {name: items}, joined.keys).services
+    return [address for known in services.values() for address in known.addresses]
+
+
+def going(store: Store, scope: Scope, every: bool = False) -> Scope:
+    """Add the remote services on networks that may be removed to a scope.
+
+    These are the scope's implicit networks, or ``every`` one.
+    """
+    on = store.across.spanning(scope.networks or (), implicit=not every)
+    return scope.joined(mirror.scope_on(store, on)) if on else scope

@@ -1,0 +1,233 @@
+"""Carry out `niso stack up`, `down` and `status`: the services of one stack.toml as a unit.
+
+`up` is one activation of all services, including the stack's networks and the services that left
+its file, planned once and applied once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Container, Iterable, Iterator
+
+from niso.base.errors import Error, ErrorGroup, InvalidInput, flatten
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.report import Caution, RemovingVolumes, Report, silent
+from niso.change import activate, admit, deactivate, journal, start, static_check, targets
+from niso.change.activate import Outcome
+from niso.change.admit import Membership
+from niso.change.targets import Target
+from niso.look import stack_members
+from niso.look.stack_members import _refuse_elsewhere, _request, members, named, own
+from niso.manifest import stack as manifest_stack
+from niso.manifest.stack import Stack, as_stack_error
+from niso.plan.subnets import NetworkRequest
+from niso.plan.verdict import World
+from niso.runtime import volumes
+from niso.runtime.machine import Machine
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.change import span_networks
+
+
+class Up(NamedTuple):
+    outcomes: list[Outcome]  # in dependency order
+    left: list[str]  # services that are no longer in the file
+    made: list[str]  # networks that were created
+    idle: list[str]  # networks of the file that none of its services uses
+
+
+class Down(NamedTuple):
+    stack: str
+    services: list[
+        tuple[str, bool]
+    ]  # in the order in which they ended, and whether they were active
+
+
+def up(
+    machine: Machine,
+    stack: Stack,
+    timeout_s: float,
+    report: Report = silent,
+    dry_run: bool = False,
+    replace: bool = False,
+) -> Up:
+    """Apply the stack's file completely, or change nothing.
+
+    ``replace`` takes over services and a stack of these names from other folders. Raises the errors
+    of `activate.activate`.
+    """
+    store = machine.store
+    if not dry_run:
+        journal.recover(machine, report)  # recovery may change which services belong to the stack
+    stack = named(store, stack)
+    if not replace:  # repeated under the lock; here, before a dry run shows what would end
+        stack_members.refuse_elsewhere(store, stack.name, stack.path, admit.OR_REPLACE)
+    wanted, joins = _joining(store, stack, replace)
+    on = {network for target in wanted for network in target.spec.networks}
+    known = (*stack.networks, *sorted(on - {*stack.networks}))
+    made = [name for name in known if name in on and store.network(name) is None]
+    after = {member.name: member.after for member in stack.members if member.after}
+    spanning = [request for request in joins.networks if request.span]
+    for network, other in admit.shared(store, joins) if not joins.prefix else ():
+        what = f"network {network} is also that of stack {other}: their services reach each other"
+        report(Caution(what, ("prefix = true in [stack] makes networks of this stack's own",)))
+    try:
+        with _in_cluster(machine, joins, spanning, report, dry_run):
+            outcomes = activate.activate(machine, wanted, timeout_s, report, dry_run, after, joins)
+    except ErrorGroup as group:
+        raise ErrorGroup([as_stack_error(stack, error) for error in group.errors]) from group
+    except Error as error:
+        raise as_stack_error(stack, error) from error
+    left = list(joins.leaving)
+    return Up(outcomes, left, made, [name for name in stack.networks if name not in on])
+
+
+def refuse(plain: Stack) -> None:
+    """Raise the errors that `up` would raise on any host. Changes nothing and reads no host.
+
+    Raises an ErrorGroup, with the keys of the stack's file where they are known.
+    """
+
+    stack = manifest_stack.stack(plain) if plain.asks else plain
+    loaded = [member.loaded for member in stack.members]
+    on = {network for one in loaded for network in one.spec.networks}
+    try:
+        static_check.refuse(loaded, _membership(stack, on))
+    except Error as error:
+        raise ErrorGroup([as_stack_error(stack, one) for one in flatten(error)]) from None
+
+
+@contextlib.contextmanager
+def _in_cluster(
+    machine: Machine,
+    joins: Membership,
+    spanning: list[NetworkRequest],
+    report: Report,
+    dry_run: bool,
+) -> Iterator[None]:
+    """Create networks in the cluster for a block; remove them again if the block fails."""
+    from niso.change import span_networks
+    from niso.cluster.engine import NoAnswer
+
+    if not spanning:
+        yield
+        return
+
+    made: list[span_networks.Proposed] = []
+    try:
+        for request in spanning:
+            try:
+                proposed = span_networks.propose(machine, request, dry_run)
+            except NoAnswer:
+                raise
+            except Error as error:
+                raise admit.network_error(joins, request.name, error) from None
+            made.append(proposed)
+            if dry_run and not proposed.exists:
+                what = f"network {request.name} is not in the cluster yet, and would be made there"
+                report(Caution(what, ("its VXLAN device and what it claims are not shown",)))
+        yield
+    except BaseException:
+        for proposed in made:
+            span_networks.withdraw(machine, proposed, report)
+        raise
+
+
+def foreseen(machine: Machine, stack: Stack, replace: bool = False) -> tuple[World, World]:
+    """Return the present services and networks, and those after `up`, as two worlds."""
+    wanted, joins = _joining(machine.store, named(machine.store, stack), replace)
+    return activate.foreseen(machine, wanted, joins)
+
+
+def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], Membership]:
+    """Return a stack's targets, and their membership."""
+    wanted = [target._replace(replace=replace) for target in _targets(store, stack)]
+    names = {member.name for member in stack.members}
+    left = [name for name in store.stack_members(stack.name) if name not in names]
+    on = {network for target in wanted for network in target.spec.networks}
+    return wanted, _membership(stack, on, left, replace)
+
+
+def _membership(
+    stack: Stack, on: Container[str], left: Iterable[str] = (), replace: bool = False
+) -> Membership:
+    """Return the membership for a stack's services, with those of its networks in ``on``."""
+    requests = [_request(name, settings) for name, settings in stack.networks.items() if name in on]
+    return Membership(
+        stack.name,
+        stack.path,
+        stack.file,
+        tuple(requests),
+        tuple(left),
+        {},
+        replace,
+        stack.prefix,
+    )
+
+
+def down(
+    machine: Machine,
+    path: str,
+    report: Report = silent,
+    dry_run: bool = False,
+    with_volumes: bool = False,
+) -> Down:
+    """Deactivate all services of a stack, dependents first; their leases and networks stay.
+
+    ``with_volumes`` also deletes their named volumes. Only the stack's name in the file must be
+    valid. Raises Error.
+    """
+    store = machine.store
+    if not dry_run:
+        journal.recover(machine, report)
+    outline = own(store, path)
+    names = members(store, outline)
+    for name in names if with_volumes else ():
+        volumes.check_removable(name)  # before anything is stopped
+    ended = deactivate.deactivate(machine, names, report, dry_run, needs=outline.after)
+    if with_volumes and dry_run:
+        for name in names:
+            if kept := volumes.kept(name):
+                report(RemovingVolumes(name, tuple(kept)))
+    elif with_volumes:
+        deactivate.remove_volumes(machine, names, report)
+    return Down(outline.name, ended if not dry_run else [(name, True) for name in names])
+
+
+def active_members(store: Store, stack: Stack) -> tuple[list[str], start.After]:
+    """Return the active services of a stack, each after its dependencies among them.
+
+    Raises Conflict if the stack of this name was activated from another file.
+    """
+    _refuse_elsewhere(store, stack.name, stack.path)
+    stack = named(store, stack)
+    active = {*store.active_services()} & {*store.stack_members(stack.name)}
+    after = {
+        member.name: {name: state for name, state in member.after.items() if name in active}
+        for member in stack.members
+        if member.name in active
+    }
+    return list(after), {name: needs for name, needs in after.items() if needs}
+
+
+def _targets(store: Store, stack: Stack) -> list[Target]:
+    """Return a stack's targets. Raises an ErrorGroup with the keys of the stack's file."""
+    wanted: list[Target] = []
+    errors: list[Error] = []
+    taken = stack_members.taken(store, stack.name, [member.name for member in stack.members])
+    for member in stack.members:
+        if member.name in taken:
+            key = f"{member.key}.name" if member.overrides is not None else member.key
+            error: Error = InvalidInput.of(taken[member.name])
+            error.file, error.key = stack.file, key
+            errors.append(error)
+        try:
+            wanted.append(targets.of_manifest(member.loaded))
+        except ErrorGroup as group:
+            errors += [as_stack_error(stack, error, member) for error in group.errors]
+        except Error as error:
+            errors.append(as_stack_error(stack, error, member))
+    if errors:
+        raise ErrorGroup(errors)
+    return wanted

@@ -1,0 +1,622 @@
+"""Start processes in order, and wait.
+
+Start the processes of services in dependency order, and wait until each is started or healthy.
+
+All waits run concurrently: while one service is probed, others start, answer or end. A process
+that ends during the wait fails at once, with its last output in the error.
+
+Track starting and ending processes: started, healthy, or failed with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from niso.base.errors import Conflict, Error, ProcessError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.report import (
+    Completed,
+    Event,
+    Healthy,
+    Report,
+    ShowingHosts,
+    Starting,
+    Stopping,
+    silent,
+)
+from niso.change import process_record
+from niso.plan.records import Healthcheck
+from niso.plan.specs import ProcessSpec
+from niso.runtime import health, volumes
+from niso.runtime.crun import namespace, wait_readable
+from niso.runtime.health import Probe
+from niso.runtime.lifecycle import Mark
+from niso.runtime.status import describe_exit
+from niso.store.service_rows import ServiceRow
+
+if TYPE_CHECKING:
+    from niso.change.admit import Change
+    from niso.runtime.processes import Processes
+    from niso.runtime.processes import Start as Begun
+
+
+# --- start ---------------------------------------------------------------------------------------
+
+
+TIMEOUT_S = 60.0
+"""Timeout (s) of a restart that waits for healthy."""
+
+STARTED, HEALTHY, COMPLETED = "started", "healthy", "completed"
+After = Mapping[str, Mapping[str, str]]
+"""service -> {service that it depends on: STARTED, HEALTHY or, for a job, COMPLETED}."""
+_REACHES = {
+    STARTED: (STARTED, HEALTHY, COMPLETED),
+    HEALTHY: (HEALTHY,),
+    COMPLETED: (COMPLETED,),
+}
+"""The states that satisfy each required state."""
+
+_AT_ONCE = 2 * len(os.sched_getaffinity(0))
+"""Number of containers created at once, while niso prepares the next.
+
+Half of the time, each waits for RCU grace periods and locks of the kernel.
+"""
+
+
+def run(
+    processes: Processes,
+    changes: list[Change],
+    timeout_s: float,
+    report: Report = silent,
+    after: After | None = None,
+    meanwhile: Callable[[], object] | None = None,
+) -> None:
+    """Start the processes that must start, each after its dependencies in ``after``; wait for all.
+
+    From its own start, each process has ``timeout_s`` to become idle or live for
+    `STARTED_WITHIN_S`, and to become healthy if it has a healthcheck. For a job, wait until it has
+    exited with status 0, within the timeout of its manifest. A process that already runs as wanted
+    is waited for only if another depends on it, its healthcheck is new, or it was restarted by its
+    policy and has not been healthy since. ``meanwhile`` is called once while a container is being
+    created. Raises ProcessError with the reason, Conflict if the order is impossible. The caller
+    must stop what was started before the error.
+    """
+    for change in changes:
+        if change.rehosts:
+            report(event_of(change))
+            process_record.swap_or_restart(processes, change.row.require_process(), report)
+    begin = {change.name for change in changes if change.restarts}
+    after = {name: needs for name, needs in (after or {}).items() if name in begin}
+    needed = {
+        dependency
+        for needs in after.values()
+        for dependency, state in needs.items()
+        if state == HEALTHY
+    }
+    starts = []
+    for change in changes:
+        was = change.before if change.before is not None and change.before.active else None
+        check = check_of(change.row)
+        asked = (
+            change.restarts
+            or change.name in needed
+            or (was is not None and check_of(was) != check)
+            or (check is not None and not _was_healthy(processes, change.name))
+        )
+        # if the old record is damaged, the new one has the stop timeout
+        stops = (
+            (was.process or change.row.require_process())
+            if was is not None and change.restarts
+            else None
+        )
+        starts.append(
+            _begins(change.row, stops, change.restarts, check if asked else None, timeout_s)
+        )
+    _check_order(processes, starts, after)
+    _Starting(processes, starts, after, report, meanwhile).all()
+
+
+def expect(processes: Processes, changes: list[Change]) -> None:
+    """Announce that `run` will soon start the processes of ``changes``.
+
+    Kernel work that the start would have to wait for can then finish earlier.
+    """
+    if any(change.restarts for change in changes):
+        processes.expect()
+
+
+def restart(
+    processes: Processes,
+    rows: list[ServiceRow],
+    report: Report = silent,
+    after: After | None = None,
+) -> None:
+    """Restart the processes of active services, and wait for all as `run` does.
+
+    ``after`` is as for `run`. Raises ProcessError.
+    """
+    starts = [_begins(row, row.require_process(), True, check_of(row), TIMEOUT_S) for row in rows]
+    _Starting(processes, starts, after or {}, report).all()
+
+
+def _begins(
+    row: ServiceRow,
+    stops: ProcessSpec | None,
+    starts: bool,
+    check: Healthcheck | None,
+    timeout_s: float,
+) -> Start:
+    """Return the `Start` of a service, or of a job with its manifest's timeout."""
+    spec = row.service
+    if spec is None or spec.kind != "job":
+        return Start(row, stops, starts, check, timeout_s)
+    return Start(row, stops, starts, None, spec.timeout_s or math.inf, job=True)
+
+
+def check_of(row: ServiceRow) -> Healthcheck | None:
+    """Return the healthcheck of a service's manifest; None if it has none or is damaged."""
+    spec = row.service  # None if the row is damaged, which `niso net check` reports
+    return spec.healthcheck if spec is not None else None
+
+
+def event_of(change: Change) -> Event:
+    """Return the event that `run` reports when it starts a service or swaps its hosts file."""
+    if change.rehosts:
+        folder = os.path.basename(change.row.require_process().hosts_folder)
+        return ShowingHosts(change.name, folder)
+    return _starting(change.row)
+
+
+def _was_healthy(processes: Processes, service: str) -> bool:
+    """Return whether a service has been healthy since its policy last restarted it."""
+    now = processes.status(service)
+    if now.restarts == 0:
+        return True  # its activation has waited until it was healthy
+    known, run = health.read_record(service), (now.pid or 0, now.started_at or 0.0)
+    return known is not None and known.run == run and known.well_at > 0
+
+
+def _starting(row: ServiceRow) -> Starting:
+    return Starting(row.name, row.require_process().argv)
+
+
+def _check_order(processes: Processes, starts: list[Start], after: After) -> None:
+    """Raise Conflict if a service depends on one that will not reach the required state."""
+    known = {start.name: start for start in starts}
+    for name, dependencies in after.items():
+        for dependency, state in dependencies.items():
+            start = known.get(dependency)
+            if start is not None:
+                if state == HEALTHY and start.check is None:
+                    raise Conflict(
+                        f"{name} waits until {dependency} is healthy, "
+                        f"but {dependency} has no healthcheck",
+                        f"add [healthcheck] to the manifest of {dependency}, or wait for started",
+                    )
+                if state == COMPLETED and not start.job:
+                    raise Conflict(
+                        f"{name} waits until {dependency} is completed, "
+                        f"but {dependency} is not a job",
+                        f'set service.kind = "job" for {dependency}, or wait for started',
+                    )
+                continue
+            now = processes.status(dependency)
+            if state == COMPLETED:
+                well = now.state == "exited" and now.exit_code == 0
+            else:
+                recorded = health.read_record(dependency)
+                well = now.state == "running" and (
+                    state == STARTED or (recorded is not None and recorded.failures == 0)
+                )
+            if not well:
+                raise Conflict(
+                    f"{name} waits until {dependency} is {state}, but it is not",
+                    f"niso ps, for {dependency}",
+                )
+
+
+class _Starting:
+    """All starts of one command, run concurrently."""
+
+    def __init__(
+        self,
+        processes: Processes,
+        starts: list[Start],
+        after: After,
+        report: Report,
+        meanwhile: Callable[[], object] | None = None,
+    ) -> None:
+        self._processes = processes
+        self._meanwhile = meanwhile
+        self._todo = starts
+        self._after = after
+        self._report = report
+        self._names = {start.name for start in starts}
+        self._reached: dict[str, str] = {}
+        self._ends: list[End] = []
+        self._begun: list[tuple[Start, Begun]] = []
+        self._waits: list[Wait] = []
+
+    def all(self) -> None:
+        if any(start.stops is not None for start in self._todo):
+            self._processes.require_room()
+        try:
+            while self._todo or self._ends or self._begun or self._waits:
+                start = next(self._ready(), None)
+                if start is not None:
+                    self._todo.remove(start)
+                    self._begin(start)
+                elif not self._waits and not self._begun and not self._ends and self._todo:
+                    names = ", ".join(start.name for start in self._todo)
+                    raise Conflict(
+                        f"dependency cycle among {names}",
+                        "remove one of the dependencies between them",
+                    )
+                self._turn(wait=next(self._ready(), None) is None)
+        finally:
+            for end in self._ends:
+                end.close()
+            for _, begun in self._begun:
+                begun.close()
+            for wait in self._waits:
+                wait.close()
+
+    def _ready(self) -> Iterator[Start]:
+        """Yield the starts whose dependencies are met, in the order of the command.
+
+        None is ready while `_AT_ONCE` containers are being created.
+        """
+        for start in self._todo if len(self._begun) < _AT_ONCE else ():
+            needs = self._after.get(start.name, {})
+            if all(
+                dependency not in self._names
+                or self._reached.get(dependency) in _REACHES.get(state, (state,))
+                for dependency, state in needs.items()
+            ):
+                yield start
+
+    def _begin(self, start: Start) -> None:
+        if not start.starts and start.check is None and not start.job:
+            self._reached[start.name] = STARTED
+            return
+        if start.stops is not None:
+            self._report(Stopping(start.name))
+            self._ends.append(End(self._processes, start, start.stops.stop_timeout_s))
+        else:
+            self._start(start)
+
+    def _start(self, start: Start) -> None:
+        if start.starts:
+            self._report(_starting(start.row))
+            self._begun.append((start, self._processes.begin(start.row.require_process())))
+        else:
+            self._waits.append(Wait(self._processes, start))
+
+    def _created(self) -> None:
+        """Start the processes of the containers that have been created, and track them."""
+        for pair in list(self._begun):
+            start, begun = pair
+            if begun.is_created:
+                self._begun.remove(pair)
+                begun.finish()
+                self._waits.append(Wait(self._processes, start))
+
+    def _turn(self, wait: bool) -> None:
+        """Advance every start that can advance; with ``wait``, first wait for the next event."""
+        for waiter in self._waits:
+            waiter.step()
+        if wait and self._begun and self._meanwhile is not None:
+            self._meanwhile()
+            self._meanwhile = None
+        if self._waits or self._ends or self._begun:
+            under_way: list[Wait | End] = [*self._waits, *self._ends]
+            moments = (waiter.next_at for waiter in under_way)
+            until = min((*moments, time.monotonic() + TIMEOUT_S)) if wait else 0.0
+            probes = [
+                waiter.probe
+                for waiter in self._waits
+                if waiter.probe is not None and waiter.probe.answer is None
+            ]
+            over = any(
+                waiter.probe is not None and waiter.probe.answer is not None
+                for waiter in self._waits
+            )
+            pidfds = [waiter.pidfd for waiter in under_way if waiter.pidfd >= 0] + [
+                begun.fd for _, begun in self._begun
+            ]
+            health.advance(probes, pidfds, 0.0 if over else until)
+        self._created()
+        self._stop_ended()
+        for waiter in list(self._waits):
+            waiter.step()
+            self._look(waiter)
+
+    def _stop_ended(self) -> None:
+        """Clean up ended processes, stop those past their timeout, and start all of them next."""
+        over = [end for end in self._ends if end.is_over]
+        for end in over:
+            self._ends.remove(end)
+            end.close()
+        errors = self._processes.stop_all([end.start.name for end in over])
+        if errors:
+            raise next(iter(errors.values()))
+        self._todo[:0] = [end.start._replace(stops=None) for end in over]
+
+    def _has_succeeded(self, wait: Wait) -> bool:
+        """If a process was meant to end and succeeded, record that and return True.
+
+        Such a process is a job, or one that is never restarted, with exit status 0.
+        """
+        start = wait.start
+        once = start.job or (wait.well and start.row.require_process().restart == "no")
+        if not once or self._processes.exit_code(start.name) != 0:
+            return False
+        if start.job:
+            self._report(Completed(start.name))
+        self._reached[start.name] = COMPLETED if start.job else STARTED
+        self._waits.remove(wait)
+        wait.close()
+        return True
+
+    def _look(self, wait: Wait) -> None:
+        """Record whether a process is started or healthy.
+
+        Raises ProcessError if it has ended or exceeded its timeout.
+        """
+        start = wait.start
+        if not is_alive(wait.pidfd):
+            if self._has_succeeded(wait):
+                return
+            raise ended(self._processes, start, not wait.well)
+        if not wait.is_started:
+            return
+        now = time.monotonic()
+        if start.job:
+            if now >= wait.deadline:
+                raise late(self._processes, start)
+            self._reached.setdefault(start.name, STARTED)
+        elif wait.well:
+            if start.check is not None:
+                health.write_record(start.name, wait.run, "")
+                self._report(Healthy(start.name))
+            self._reached[start.name] = HEALTHY if start.check is not None else STARTED
+            self._waits.remove(wait)
+            wait.close()
+        elif now >= wait.deadline:
+            reason = wait.reason or "no probe has ended"
+            raise failed(
+                self._processes, start.name, f"is not healthy after {start.timeout_s:g}s: {reason}"
+            )
+        else:
+            self._reached.setdefault(start.name, STARTED)
+
+
+# --- waits ---------------------------------------------------------------------------------------
+
+
+STARTED_WITHIN_S = 0.2
+"""A process that ends within this time (s) failed to start.
+
+A wrong entrypoint only shows when PID 1's child ends.
+"""
+_BUSY_S = 2.0
+"""The most (s) that this time is extended on a busy machine, where the process got little CPU."""
+RESTS_S, _LOOK_S = 0.002, 0.001
+"""A process has started if all its threads slept for RESTS_S (s). First sample: after _LOOK_S."""
+_FIRST_PAUSE_S, _MOST_PAUSE_S = 0.05, 0.5
+_LAST_LINES = 5
+
+
+class Start(NamedTuple):
+    row: ServiceRow
+    stops: ProcessSpec | None  # the present process, which ends first
+    starts: bool
+    check: Healthcheck | None  # None: wait only until it is started
+    timeout_s: float
+    job: bool = False  # it must exit with status 0; ``timeout_s`` can be infinite
+
+    @property
+    def name(self) -> str:
+        return self.row.name
+
+
+class End:
+    """Tracks a process that was told to end and will be started again."""
+
+    def __init__(self, processes: Processes, start: Start, timeout_s: float) -> None:
+        self.start = start
+        self.pidfd = processes.terminate(start.name) if timeout_s > 0 else -1
+        self.next_at = time.monotonic() + (timeout_s if self.pidfd >= 0 else 0.0)
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether the process has ended or exceeded its timeout."""
+        return not is_alive(self.pidfd) or time.monotonic() >= self.next_at
+
+    def close(self) -> None:
+        """Close the pidfd."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class Wait:
+    """Tracks a running process until it is started, healthy or failed."""
+
+    def __init__(self, processes: Processes, start: Start) -> None:
+        self.start, self._processes = start, processes
+        now = processes.status(start.name)
+        # a restart since our start means that the process ended; if it ran before, the restart may
+        # be an old one
+        self.pidfd = (
+            processes.open_init(start.name) if now.restarts == 0 or not start.starts else -1
+        )
+        self.run = (now.pid or 0, now.started_at or 0.0)
+        began = time.monotonic()
+        self.deadline = began + start.timeout_s
+        self._ripe_at = min(began + STARTED_WITHIN_S, self.deadline) if start.starts else began
+        self._look_at, self._look_s = began, _LOOK_S
+        self._mark: Mark | None = None
+        self._rests_since, self._rests, self._began = began, False, began
+        self._started = False
+        self.well = start.check is None
+        self.probe: Probe | None = None
+        self.ask_at = began
+        self.reason = ""
+        self._pause_s = _FIRST_PAUSE_S
+        self._failures = 0
+        lives_s = now.lives_s or 0.0
+        self._counts_at = began - lives_s + (start.check.start_period_s if start.check else 0.0)
+
+    @property
+    def next_at(self) -> float:
+        """The time (monotonic, s) of the next step if no event comes before."""
+        moments = [self.deadline]
+        # only is_started compares with the clock: otherwise the time could pass between the two
+        if not self._started:
+            moments.append(min(self._ripe_at, self._look_at))
+        if not self.well and self.probe is None:
+            moments.append(self.ask_at)
+        return min(moments)
+
+    @property
+    def is_started(self) -> bool:
+        """Return whether the process has run for `STARTED_WITHIN_S`, or become idle before that."""
+        now = time.monotonic()
+        if self._started:
+            return True
+        if now < self._ripe_at and now >= self._look_at:
+            mark = self._processes.mark(self.run[0]) if self.pidfd >= 0 else None
+            if mark is None or mark != self._mark:
+                self._mark, self._rests_since = mark, now
+            elif now - self._rests_since >= RESTS_S:
+                self._ripe_at, self._rests = now, True
+            self._look_at = now + (self._look_s if mark is None else RESTS_S)
+            self._look_s *= 1.25
+        waits_on = (
+            self.start.starts
+            and not self._rests
+            and now < min(self._began + _BUSY_S, self.deadline)
+        )
+        if (
+            now >= self._ripe_at
+            and waits_on
+            and self.pidfd >= 0
+            and self._processes.is_starved(self.run[0])
+        ):
+            self._ripe_at = now + STARTED_WITHIN_S / 4
+        self._started = now >= self._ripe_at
+        return self._started
+
+    def step(self) -> None:
+        """Evaluate a finished probe, and start the next one when it is due.
+
+        Raises ProcessError if the service is unhealthy.
+        """
+        check = self.start.check
+        if check is None or self.well:
+            return
+        if self.probe is None and time.monotonic() >= self.ask_at:
+            netns = namespace(self.start.row.require_process())
+            self.probe = self._processes.probe(check, self.start.name, netns)
+            self.probe.give_up_if_late()
+        if self.probe is None or self.probe.answer is None:
+            return
+        probe, self.probe = self.probe, None
+        probe.close()
+        self.reason = probe.answer or ""
+        self.well = not self.reason
+        if self.reason and probe.said:
+            self.reason += f"; it said: {probe.said}"
+        if self.well:
+            return
+        now = time.monotonic()
+        if probe.began >= self._counts_at:
+            self._failures += 1
+            self._counts_at = probe.began + check.interval_s
+            if self._failures >= check.retries:
+                times = "once" if check.retries == 1 else f"{check.retries} times"
+                raise failed(
+                    self._processes,
+                    self.start.name,
+                    f"is unhealthy, the probe failed {times}: {self.reason}",
+                )
+        self.ask_at = now + min(self._pause_s, check.interval_s)
+        self._pause_s = min(2 * self._pause_s, _MOST_PAUSE_S)
+
+    def close(self) -> None:
+        """Close the pidfd and a running probe."""
+        if self.probe is not None:
+            self.probe.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def until_started(processes: Processes, row: ServiceRow) -> None:
+    """Wait until a new process counts as started, for about `STARTED_WITHIN_S`.
+
+    Raises Error if it ends before, unless it is never restarted and exits with status 0.
+    """
+    start = Start(row, None, True, None, 2 * _BUSY_S)
+    wait = Wait(processes, start)
+    try:
+        while is_alive(wait.pidfd):
+            if wait.is_started:
+                return
+            wait_readable(wait.pidfd, max(0.0, wait.next_at - time.monotonic()))
+    finally:
+        wait.close()
+    if row.require_process().restart != "no" or processes.exit_code(row.name) != 0:
+        raise ended(processes, start, False)
+
+
+def late(processes: Processes, start: Start) -> ProcessError:
+    """Return the error for a job that has exceeded its timeout."""
+    what = f"has not ended after {start.timeout_s:g}s{_last_output(processes, start.name)}"
+    hint = "raise service.timeout in its manifest, or leave it out"
+    return ProcessError(what, hint, service=start.name)
+
+
+def failed(processes: Processes, service: str, what: str) -> ProcessError:
+    return ProcessError(
+        f"{what}{_last_output(processes, service)}",
+        "see [healthcheck] in its manifest",
+        service=service,
+    )
+
+
+def ended(processes: Processes, start: Start, unhealthy: bool) -> Error:
+    """Return the error for a process that ended, with its exit status and last output."""
+
+    service = start.name
+    how = describe_exit(processes.exit_code(service))
+    output = _last_output(processes, service)
+    if processes.out_of_memory(service):
+        how += ", out of memory: isolation.resources.memory_max"
+    when = "before it was healthy" if unhealthy else "at once"
+    hint = "see binary.entrypoint and binary.args in its manifest" if not output else None
+    spec = start.row.require_process()
+    if denied := volumes.unwritable(spec):
+        paths = ", ".join(f"{volume.source} (volumes.{volume.name})" for volume in denied)
+        hint = f"its user, uid {spec.uid}, cannot write to {paths}"
+    if start.job:
+        return ProcessError(f"the job failed ({how})" + output, hint, service=service)
+    return ProcessError(f"its process ended {when} ({how})" + output, hint, service=service)
+
+
+def _last_output(processes: Processes, service: str) -> str:
+    """Return the last output of the current run as a suffix for a message.
+
+    Output of earlier runs would not explain the error.
+    """
+    lines = processes.last_lines(service, _LAST_LINES)
+    return "; last output:" + "".join(f"\n    {line}" for line in lines) if lines else ""
+
+
+def is_alive(pidfd: int) -> bool:
+    """Return whether the process of a pidfd is running; False for -1."""
+    return pidfd >= 0 and not wait_readable(pidfd, 0)

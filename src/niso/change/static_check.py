@@ -1,0 +1,204 @@
+"""Find what an activation would refuse on any host (`niso check`).
+
+The services are recorded by the code of activations, in a store without a file, on a host that
+has nothing. What depends on the host is not checked: networks that no file describes, services that
+no file has, and the present time.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from typing import cast
+
+from niso.base import names
+from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, flatten
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.change import admit, networks, targets
+from niso.change.admit import Membership, record_all
+from niso.change.targets import Target
+from niso.manifest.load import Loaded
+from niso.plan import subnets
+from niso.plan.records import Network, Policy, Subnet
+from niso.plan.specs import ServiceSpec
+from niso.runtime.machine import Machine
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+    from niso.kernel.sockets import Listener
+    from niso.runtime.processes import Processes
+
+
+_SPACE = 1 << 12
+"""Number of addresses reserved for each network whose subnet is not known."""
+
+
+class _BareHost:
+    """Answer what recording a service asks of `niso.kernel.interface.Kernel`, for a bare host.
+
+    The host has no addresses, listeners, rules of others or services, and lacks nothing.
+    """
+
+    def sysctl(self, name: str) -> str:
+        return "0"
+
+    def default_mtu(self) -> int:
+        return 1500
+
+    def mtu_of(self, address: str) -> None:
+        return None
+
+    def lacks_ipv6(self) -> None:
+        return None
+
+    def host_addresses(self) -> list[str]:
+        return []
+
+    def used_prefixes(self, except_alias: str) -> list[tuple[subnets.Network, str]]:
+        return []
+
+    def receiving6(self) -> list[str]:
+        return []
+
+    def listeners(self, proto: str) -> list[Listener]:
+        return []
+
+    def foreign_nat(self) -> dict[str, int]:
+        return {}
+
+
+def refuse(loaded: Iterable[Loaded], stack: Membership | None = None) -> None:
+    """Raise the errors that activating these services, alone or as a stack, raises on any host.
+
+    Changes nothing and reads nothing of this machine. Raises Conflict, InvalidInput, or an
+    ErrorGroup of all errors.
+    """
+    wanted = [_target(one) for one in loaded]
+    store = Store.empty()
+    host = Machine(store, cast("Kernel", _BareHost()), cast("Processes", None))
+    errors: list[Error] = [error for target in wanted for error in _misplaced(target)]
+    try:
+        with store.transaction() as transaction:
+            transaction.cancel()
+            if stack is not None:
+                requests = tuple(one._replace(span=False) for one in stack.networks)
+                known = tuple(one for one in requests if len(one.nets) == len(one.families))
+                stack = stack._replace(networks=requests)
+                admit.prepare(host, stack._replace(networks=known), ())
+            every = [*wanted, *_providers(wanted)]
+            _make_unknown(host, every, stack)
+            # the placeholders of the other networks need not match their requests
+            if stack is not None:
+                stack = stack._replace(networks=known)
+            record_all(host, every, {one.name: "" for one in every}, [], stack, None)
+    except (Conflict, InvalidInput, ErrorGroup) as error:
+        errors += flatten(error)
+    finally:
+        store.close()
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+
+
+def _target(loaded: Loaded) -> Target:
+    """Return a service without its files.
+
+    An audit is left out, because its end depends on the day and on the previous activation.
+    """
+    spec = loaded.spec
+    spec = spec._replace(policy=spec.policy._replace(audit=None))
+    rootfs = targets.rootfs(loaded)
+    return Target(spec.name, spec, loaded.path, loaded.folder, rootfs, "", with_process=False)
+
+
+def _misplaced(target: Target) -> list[InvalidInput]:
+    """Return the errors of a service's mount points.
+
+    Without a rootfs, mount points below /etc depend on the host's folders there, and are not
+    checked.
+    """
+    own = target.rootfs is not None
+    placed = [volume for volume in targets.volumes(target.spec) if own or not _is_etc(volume.mount)]
+    try:
+        # checked like a tmpfs, because only the host knows whether its paths exist
+        return targets.misplaced(target, [volume._replace(source=None) for volume in placed])
+    except OSError:  # a folder of the rootfs that only root can read
+        return []
+
+
+def _is_etc(mount: str) -> bool:
+    return mount == "/etc" or mount.startswith("/etc/")
+
+
+def _providers(wanted: Iterable[Target]) -> list[Target]:
+    """Return placeholders for providers that are not among the services."""
+    specs = [target.spec for target in wanted]
+    known = {name for spec in specs for name in spec.names}
+    unknown = {
+        spec.share: spec for spec in specs if spec.share is not None and spec.share not in known
+    }
+    return [
+        Target(name, _stand_in(name, spec), "", "", None, "", with_process=False)
+        for name, spec in unknown.items()
+    ]
+
+
+def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
+    """Return a placeholder service on a network of its own, with a name that no file can use."""
+    return sharer._replace(
+        name=name,
+        mode="bridge",
+        share=None,
+        networks=(f"that of {name}",),
+        hostname=name,
+        aliases=(),
+        ports=(),
+        policy=Policy(),
+        extra_hosts={},
+    )
+
+
+def _make_unknown(host: Machine, wanted: Iterable[Target], stack: Membership | None) -> None:
+    """Record networks without a subnet in the files, with a subnet that contains any address.
+
+    Raises Conflict if a subnet in the file overlaps that of another network.
+    """
+    store = host.store
+    requests = {one.name: one for one in (stack.networks if stack is not None else ())}
+    made: list[Network] = []
+    planned: list[tuple[subnets.Network, str]] = []
+    for name in dict.fromkeys(name for target in wanted for name in target.spec.networks):
+        if store.network(name) is not None:
+            continue
+        request = requests.get(name)
+        known: tuple[Subnet, ...] = ()
+        if stack is not None and request is not None and request.nets:
+            try:
+                known = networks.plan_network(
+                    host,
+                    name,
+                    subnets=request.nets,
+                    gateways=request.gateways,
+                    besides=planned,
+                ).subnets
+            except Error as error:
+                raise admit.network_error(stack, name, error) from None
+            planned += [(net, f"network {name!r}") for net in request.nets]
+        families = {4, 6} if request is None else request.families
+        missing = sorted(families - {subnet.family for subnet in known})
+        every = sorted((*known, *(_anything(family, len(made)) for family in missing)))
+        internal = request is not None and request.internal
+        made.append(Network(name, names.bridge(name), 0, tuple(every), internal))
+    for network in made:
+        store.add_network(network, implicit=True, now=0)
+
+
+def _anything(family: int, position: int) -> Subnet:
+    """Return a subnet that contains all addresses.
+
+    Services without a static address get one of 0.0.0.0/8 or ::/104, which no static address can be
+    in. ``position`` keeps networks' addresses apart.
+    """
+    start = ipaddress.ip_address(position * _SPACE)
+    text = str(start if family == 4 else ipaddress.IPv6Address(int(start)))
+    return Subnet(family, f"{text}/0", text)

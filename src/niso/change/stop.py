@@ -1,0 +1,244 @@
+"""End processes, withdraw services from the network.
+
+Stop services: end processes in parallel, remove networks with one plan, delete records.
+
+The caller holds the services' locks and has begun their intents.
+
+Remove services from the network with one plan, after their processes have ended.
+
+This module imports nothing that only processes need, because it also serves attachments.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Iterable, Mapping
+
+from niso.base import paths
+from niso.base.errors import Conflict, Error, ErrorGroup
+from niso.base.locks import Lock
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.report import Forgetting, Report, Stopping
+from niso.change.scope import all_names, concerned, with_remotes
+from niso.change.sharing import they_share, together_with
+from niso.reconcile import host_settings
+from niso.reconcile.change import change
+from niso.runtime import package, volumes
+from niso.runtime.machine import Machine
+from niso.store.service_rows import ServiceRow
+from niso.store.snapshots import Scope
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.runtime.processes import Processes
+
+
+# --- stop ----------------------------------------------------------------------------------------
+
+
+Needs = Mapping[str, Iterable[str]]
+"""service -> services that it depends on, which end after it."""
+
+
+_STOP_TIMEOUT_S = 10.0
+"""Stop timeout (s) of a service whose own is unreadable: the default of service.stop_timeout."""
+
+
+def finish(
+    machine: Machine,
+    services: list[str],
+    report: Report,
+    ends: bool,
+    keep_forwards: bool = False,
+    needs: Needs | None = None,
+) -> list[Error]:
+    """Stop services and remove their networks; with ``ends``, end their intents.
+
+    Returns the errors of processes that could not be stopped; such a service keeps its network.
+    Raises Error if the kernel refuses a change. Then no service is recorded as stopped, and the
+    call can be repeated.
+    """
+    store = machine.store
+    rows = [row for name in services if (row := store.service(name)) is not None]
+    if not rows:
+        return []
+    errors = stop(machine.processes, rows, report, needs or {})
+    # keep a provider's namespace as long as the process of a sharer is in it
+    kept = {*errors, *(row.provider for row in rows if row.name in errors)}
+    rows = [row for row in rows if row.name not in kept]
+    withdraw(machine, rows, report, ends, keep_forwards)
+    return list(errors.values())
+
+
+def plan_only(machine: Machine, services: list[str], report: Report) -> None:
+    """Report what `finish` would do; the caller holds niso's lock."""
+    store, kernel = machine.store, machine.kernel
+    rows = [row for name in services if (row := store.service(name)) is not None and row.active]
+    for row in rows:
+        report(Stopping(row.name))
+    if rows:
+        with change(kernel, store, scope_of(store, rows), report, dry_run=True):
+            go(machine, rows)
+
+
+def forget(
+    machine: Machine, services: list[str], report: Report, with_volumes: bool = False
+) -> None:
+    """Delete the records, leases, package copies and logs of stopped services; end their intents.
+
+    ``with_volumes`` also deletes their named volumes. Raises Error if something cannot be deleted.
+    Then no record is deleted, and the call can be repeated.
+    """
+    store, kernel = machine.store, machine.kernel
+    for name in services if with_volumes else ():
+        volumes.remove_all(name, report)
+    for name in services:
+        report(Forgetting(name))
+        package.keep_only(name, set())
+        for folder in (paths.package_dir(name), paths.log_dir(name)):
+            if (error := package.delete_tree(folder)) is not None:
+                where = error.filename or folder
+                raise Error(f"cannot delete {where}: {error.strerror}", service=name)
+    with Lock():
+        scope = concerned(store, services)
+        scope = scope._replace(names=tuple(sorted(all_names(store, scope))))
+        scope = with_remotes(store, scope)
+        with change(kernel, store, scope, report, teardown=True):
+            for name in services:
+                store.forget(name)
+                store.end_intent(name)
+            store.drop_implicit_networks(scope.networks or ())
+
+
+def stop(
+    processes: Processes, rows: Iterable[ServiceRow], report: Report, needs: Needs
+) -> dict[str, Error]:
+    """End the processes of services: dependents first, otherwise all at once.
+
+    Returns {service: error} for processes that could not be stopped.
+    """
+    rows = list(rows)
+    left = {
+        row.name: spec.stop_timeout_s if (spec := row.process) else _STOP_TIMEOUT_S for row in rows
+    }
+    providers = {row.name: [row.provider] if row.provider else [] for row in rows}
+    dependents: dict[str, set[str]] = {name: set() for name in left}
+    for name in left:
+        for dependency in {*needs.get(name, ()), *providers[name]}:
+            if dependency in dependents and dependency != name:
+                dependents[dependency].add(name)
+    asked: dict[str, tuple[int, float]] = {}  # service -> (pidfd, monotonic time to kill it)
+    clear: list[str] = []
+    errors: dict[str, Error] = {}
+
+    try:
+        while left or asked:
+            ready = [name for name in left if not dependents[name]]
+            for name in ready or ([] if asked else list(left)):
+                report(Stopping(name))
+                timeout_s = left.pop(name)
+                pidfd = processes.terminate(name) if timeout_s > 0 else -1
+                asked[name] = (pidfd, time.monotonic() + (timeout_s if pidfd >= 0 else 0.0))
+                clear.append(name)
+            for name in _over(asked):
+                pidfd, until = asked.pop(name)
+                if pidfd >= 0:
+                    os.close(pidfd)
+                if until <= time.monotonic():
+                    clear.remove(name)
+                    errors |= processes.stop_all([name])
+                for waiting in dependents.values():
+                    waiting.discard(name)
+    finally:
+        for pidfd, _ in asked.values():
+            if pidfd >= 0:
+                os.close(pidfd)
+    return errors | processes.stop_all(clear)
+
+
+def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
+    """Wait for the first process to end or time out; return all that did."""
+    poll = select.poll()
+    for pidfd, _ in asked.values():
+        if pidfd >= 0:
+            poll.register(pidfd, select.POLLIN)
+    left_s = min(until for _, until in asked.values()) - time.monotonic()
+    ended = {fd for fd, _ in poll.poll(max(0, int(left_s * 1000 + 0.999)))}
+    now = time.monotonic()
+    return [name for name, (pidfd, until) in asked.items() if pidfd in ended or until <= now]
+
+
+def raise_all(errors: list[Error]) -> None:
+    """Raise the error, or an ErrorGroup of several; no-op without errors."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+
+
+def refuse(store: Store, services: Iterable[str]) -> None:
+    """Raise Conflict if others still need the namespace of one of ``services``."""
+    together = frozenset(services)
+    for name in sorted(together):
+        sharers = [
+            sharer for sharer in store.held_sharers(name, together) if sharer not in together
+        ]
+        if sharers:
+            raise Conflict(
+                f"service {name!r} is in use: {they_share(sharers)} its network namespace",
+                together_with(sharers),
+            )
+
+
+# --- withdraw ------------------------------------------------------------------------------------
+
+
+def withdraw(
+    machine: Machine,
+    rows: Iterable[ServiceRow],
+    report: Report,
+    ends: bool,
+    keep_forwards: bool = False,
+    forgets: bool = False,
+) -> None:
+    """Record services as inactive and remove their networks; with ``ends``, end their intents.
+
+    With ``forgets``, their rows are deleted in the same transaction. Raises Error; then nothing is
+    recorded, and the call can be repeated.
+    """
+    store, kernel = machine.store, machine.kernel
+    rows = list(rows)
+    links: list[str] = []
+    with Lock():
+        scope = scope_of(store, rows)
+        if forgets:  # policies that name these services will match nothing
+            scope = scope._replace(names=tuple(sorted({*scope.names, *all_names(store, scope)})))
+            scope = with_remotes(store, scope)
+        with change(kernel, store, scope, report, teardown=True, ending=links):
+            go(machine, rows, keep_forwards)
+            for row in rows:
+                if forgets:
+                    store.forget(row.name)
+                if ends or forgets:
+                    store.end_intent(row.name)
+            if forgets:
+                store.drop_implicit_networks(scope.networks or ())
+    kernel.end_links(links)
+
+
+def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False) -> None:
+    """Record services as inactive; the caller is in a transaction."""
+    store = machine.store
+    for row in rows:
+        store.set_active(row.name, False)
+    host_settings.note_late(machine.kernel, store)
+    for row in rows:
+        store.end_publishing(row.name, keep_forwards)
+
+
+def scope_of(store: Store, rows: Iterable[ServiceRow]) -> Scope:
+    """Return the scope of a withdrawal."""
+    rows = list(rows)
+    # the name of a service that shares a namespace resolves only while it is active
+    shared = store.names_with(store.with_companions(row.name for row in rows if row.provider))
+    return concerned(store, (row.name for row in rows), names=shared)

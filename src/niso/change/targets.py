@@ -1,0 +1,301 @@
+"""Target, and arguments of activate to targets.
+
+Resolve the arguments of ``niso activate`` and check that they can start. Changes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection, Iterable
+
+from niso.base import paths
+from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound
+from niso.base.named_tuples import NamedTuple
+from niso.look.stack_members import is_elsewhere
+from niso.manifest import load
+from niso.plan.specs import MountedVolume, Secret, ServiceSpec
+from niso.runtime import package, sources
+from niso.runtime.crun import path_env
+from niso.runtime.entrypoint import check_working_dir, resolve_entrypoint, resolve_user
+from niso.runtime.package import Contents
+from niso.runtime.root import check_points
+from niso.runtime.volumes import check
+from niso.store.attached_rows import Attached, Link
+from niso.store.name_rows import bare_name
+from niso.store.service_rows import ServiceRow
+from niso.store.store import Store
+
+# --- targets -------------------------------------------------------------------------------------
+
+
+FIRST_UID = 1_900_000_000
+"""The first uid for services: above every range that Debian, systemd and subuid allocate."""
+
+
+def find_targets(
+    store: Store,
+    arguments: Iterable[str | load.Loaded],
+    replace: bool = False,
+    owners: Collection[int] | None = None,
+) -> list[Target]:
+    """Resolve the arguments of ``niso activate``; ``replace`` as in `Target`.
+
+    Each is a manifest or its folder, an existing service, or a folder in the working directory.
+    Loaded manifests are used as they are. With ``owners``, files must belong to one of these uids.
+    Raises Error, or an ErrorGroup of the errors of all arguments; then nothing has changed.
+    """
+    targets: dict[str, Target] = {}
+    errors: list[Error] = []
+    for argument in arguments:
+        try:
+            target = _find_target(store, argument, owners)
+        except ErrorGroup as group:
+            errors += group.errors
+        except Error as error:
+            errors.append(error)
+        else:
+            other = targets.setdefault(target.name, target)
+            if other.manifest_path != target.manifest_path:
+                errors.append(
+                    Conflict(
+                        f"{other.manifest_path} and {target.manifest_path} "
+                        f"are both named {target.name!r}"
+                    )
+                )
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+    return [target._replace(replace=replace) for target in targets.values()]
+
+
+def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
+    """Raise Conflict if an existing service has a manifest in another folder that still exists."""
+    if target.replace or not is_elsewhere(before.manifest_path, target.manifest_path):
+        return
+    raise Conflict(
+        f"{target.name!r} is already the service of {before.manifest_path}",
+        "choose another name; --replace takes over its addresses, ports and volumes",
+        "package.name",
+    )
+
+
+def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
+    """Return whether ./NAME has a manifest other than the one its service was activated from.
+
+    It is another one if its folder differs, or has changed since ``copy`` was made of it, by the
+    status change times (inode(7)), which no program can set.
+    """
+    manifest = f"{name}/manifest.toml"
+    if not os.path.exists(manifest):
+        return False
+    if os.path.realpath(manifest) != os.path.realpath(manifest_path):
+        return True
+    try:
+        copied = os.stat(copy).st_ctime_ns
+        return any(
+            os.lstat(os.path.join(folder, entry)).st_ctime_ns > copied
+            for folder, folders, files in os.walk(name)
+            for entry in (".", *folders, *files)
+        )
+    except OSError:
+        return True
+
+
+def still_so(store: Store, target: Target) -> Target:
+    """Return an existing service as the store has it now; the caller holds its lock.
+
+    Raises NotFound if it has been removed.
+    """
+    if target.fingerprint is not None:
+        return target
+    return _find_target(store, store.resolve(target.name))._replace(take=target.take)
+
+
+def known(store: Store, service: str) -> Target:
+    """Return an existing service with the manifest of its last activation.
+
+    Raises NotFound if its package copy no longer exists, Error if the copy is damaged or was
+    replaced.
+    """
+    row = store.service(service)
+    assert row is not None
+    row.require_own()
+    gone = NotFound(
+        f"its package copy {row.package} is gone",
+        row.again,
+        service=service,
+    )
+    if not os.path.isdir(row.package):
+        raise gone
+    if package.is_emptied(row.package):
+        raise Error(
+            f"its package copy {row.package} is damaged, all of its files are empty",
+            row.again,
+            service=service,
+        )
+    target = Target(
+        service, row.require_service(), row.manifest_path, row.package, row.rootfs, None
+    )
+    replaced(row)
+    try:
+        _check_files(target)
+    except Error:
+        if os.path.isdir(row.package):
+            raise
+        raise gone from None  # it was removed during the check
+    return target
+
+
+def replaced(row: ServiceRow) -> None:
+    """Raise an error if a path of a service no longer leads to what it did at the activation."""
+    os.close(sources.open_copy(row.package, row.name, row.manifest_path))
+    spec = row.process  # None if the row is damaged: then the paths are not known
+    errors = list(sources.problems(spec)) if spec is not None else []
+    for error in errors:
+        error.service = row.name
+        error.hint = f"put it back; or {row.again}, if it may be used"
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+
+
+def _find_target(
+    store: Store, argument: str | load.Loaded, owners: Collection[int] | None = None
+) -> Target:
+    if not isinstance(argument, str):
+        return of_manifest(argument)
+    if "/" not in argument and not argument.endswith(".toml"):
+        holder = store.name_holder(bare_name(argument))
+        if holder is not None:
+            return known(store, holder)
+        if not os.path.isdir(argument):
+            store.resolve(argument)
+
+    return of_manifest(load.load(argument, owners))
+
+
+def of_manifest(loaded: load.Loaded) -> Target:
+    """Return the service of a valid manifest after checking its files.
+
+    Raises InvalidInput, ErrorGroup, Error.
+    """
+    spec = loaded.spec
+    root = rootfs(loaded)
+    target = Target(spec.name, spec, loaded.path, loaded.folder, root, "")
+    _check_files(target)
+    contents = Contents(spec.name)
+    fingerprint = package.fingerprint(loaded.folder, apart(root, spec), contents, loaded.path)
+    return target._replace(fingerprint=fingerprint, contents=contents)
+
+
+def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
+    """Return the paths that are not part of a package, even below its folder.
+
+    They are the rootfs, secrets, files of variables, and writable volumes: otherwise what a service
+    writes there would count as a change of its package.
+    """
+    written = [volume.host for volume in spec.volumes if volume.host and not volume.read_only]
+    kept = (*spec.secrets.values(), *spec.apart)
+    return tuple(path for path in (rootfs, *written, *kept) if path is not None)
+
+
+def rootfs(loaded: load.Loaded) -> str | None:
+    """Return the resolved path of the rootfs.
+
+    Raises InvalidInput if it is outside the package's folder, because links changed after the
+    manifest was checked.
+    """
+    if loaded.spec.rootfs is None:
+        return None
+    home = os.path.realpath(os.path.dirname(loaded.path))
+    path = os.path.realpath(os.path.join(home, loaded.spec.rootfs))
+    if not path.startswith(f"{home.rstrip('/')}/"):
+        reason = f"leaves the folder of its file: it leads to {path}"
+        raise InvalidInput(reason, None, "package.rootfs", file=loaded.path)
+    return path
+
+
+def _check_files(target: Target) -> None:
+    """Check rootfs, entrypoint, user, working folder and volumes before anything starts.
+
+    Raises InvalidInput, or an ErrorGroup of all errors.
+    """
+    spec = target.spec
+    errors: list[Error] = []
+    checks = (
+        lambda: None if target.rootfs is None else check_points(target.rootfs),
+        lambda: entrypoint(target, target.folder),
+        lambda: user(target, FIRST_UID),
+        lambda: check_working_dir(
+            target.folder,
+            target.rootfs,
+            spec.working_dir,
+            [volume.mount for volume in spec.volumes],
+        ),
+    )
+    for name, path in spec.secrets.items():
+        try:
+            sources.read_secret(Secret(name, os.path.realpath(path)))
+        except OSError as failed:
+            reason = "does not exist" if failed.errno == errno.ENOENT else failed.strerror
+            wrong = InvalidInput(f"{path!r} {reason}", None, f"secrets.{name}.file")
+            errors.append(_in_manifest(target, wrong))
+    errors += misplaced(target, volumes(spec))
+    for call in checks:
+        try:
+            call()
+        except Error as error:
+            errors.append(_in_manifest(target, error))
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+
+
+def misplaced(target: Target, volumes: Iterable[MountedVolume]) -> list[InvalidInput]:
+    """Return an error for each volume that cannot be mounted where the manifest says."""
+    return [_in_manifest(target, error) for error in check(target.rootfs, volumes)]
+
+
+def _in_manifest(target: Target, error: Error) -> InvalidInput:
+    new = InvalidInput.of(error)
+    new.file, new.service = target.manifest_path, target.name
+    return new
+
+
+def entrypoint(target: Target, folder: str) -> str:
+    spec = target.spec
+    return resolve_entrypoint(folder, target.rootfs, spec.entrypoint, path_env(spec.environment))
+
+
+def volumes(spec: ServiceSpec) -> tuple[MountedVolume, ...]:
+    """Return the volumes of a service's process, in manifest order."""
+    kept = paths.volume_dir(spec.name)
+    result = []
+    for name, mount, host, tmpfs, read_only, size in spec.volumes:
+        named = host is None and not tmpfs
+        source = os.path.join(kept, name) if named else host
+        result.append(MountedVolume(name, mount, source, named, read_only, size))
+    return tuple(result)
+
+
+def user(target: Target, own_uid: int) -> tuple[int, int, tuple[int, ...], str, str]:
+    return resolve_user(target.rootfs, target.spec.user, own_uid, target.name)
+
+
+# --- admit ---------------------------------------------------------------------------------------
+
+
+class Target(NamedTuple):
+    """A service to activate: its manifest and the location of its files."""
+
+    name: str
+    spec: ServiceSpec
+    manifest_path: str
+    folder: str  # the package to copy, or the existing copy if the service is activated by its name
+    rootfs: str | None
+    fingerprint: str | None  # None if ``folder`` is already the copy
+    contents: Contents | None = None  # the digests behind the fingerprint, if there is one
+    replace: bool = False  # take over a service of this name from another folder
+    take: bool = False  # take it over from another host of the cluster, which is lost
+    with_process: bool = True  # False: record only what it needs of the network
+    # set for an attachment, which has no files and no process of niso's
+    attached: Attached | None = None
+    links: tuple[Link, ...] = ()  # of an attachment

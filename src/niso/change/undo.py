@@ -1,0 +1,307 @@
+"""Undo failed or interrupted activations: restore rows, kernel state and processes.
+
+The caller holds the services' locks.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable
+from contextlib import suppress
+
+from niso.base import paths
+from niso.base.errors import Error, ErrorGroup, ProcessError
+from niso.base.locks import Busy, Lock
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.report import Report, Undoing
+from niso.change import process_record
+from niso.change.scope import all_names, concerned, with_remotes
+from niso.change.start import until_started
+from niso.plan.specs import ProcessSpec
+from niso.reconcile import host_settings
+from niso.reconcile.change import change
+from niso.runtime import package, volumes
+from niso.runtime.machine import Machine
+from niso.store.service_rows import Intent, ServiceRow
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.runtime.processes import Processes
+
+
+WAIT_S = 10.0
+"""How long (s) an interrupted command waits for niso's lock to roll back.
+
+After that, the next command does it, so that one signal is enough to end this one.
+"""
+
+undoing = False
+"""Whether a failed command is being undone now."""
+
+
+def undo_all(
+    machine: Machine, services: Iterable[str], cause: BaseException, report: Report
+) -> None:
+    """Undo the activation of ``services`` after ``cause``.
+
+    If the undo fails, or a process that ran before ends at once, and ``cause`` is an Error, raises
+    an ErrorGroup of all errors.
+    """
+    global undoing
+    store = machine.store
+    is_failure = isinstance(cause, Exception)
+    begun = [intent for name in services if (intent := store.intent(name)) is not None]
+    undoing = is_failure
+    failures: list[Error] = []
+    status = machine.processes.status
+    ran = {intent.service: status(intent.service).started_at for intent in begun}
+    try:
+        final = not getattr(cause, "unknown", False)  # set by niso.cluster.engine.NoAnswer
+        wait_s = None if is_failure else WAIT_S
+        left = undo(machine, in_order(store, begun), report, wait_s, final)
+        failures = _unstarted(machine, ran.keys() - left.keys(), ran) if is_failure else []
+    except Error as error:
+        left = {", ".join(intent.service for intent in begun): error}
+    except (OSError, sqlite3.Error) as error:
+        left = {", ".join(intent.service for intent in begun): Error(str(error))}
+    finally:
+        undoing = False
+    failures += (_not_undone(names, error) for names, error in left.items())
+    if failures and isinstance(cause, Error):
+        raise ErrorGroup([cause, *failures]) from cause
+
+
+def _unstarted(
+    machine: Machine, undone: Iterable[str], ran: dict[str, float | None]
+) -> list[Error]:
+    """Wait for the processes that an undo started again; return the errors of those that ended.
+
+    ``ran`` has the start time of each process before the undo. What a process needs may have
+    changed since its first start: a secret, a volume, a database.
+    """
+    processes, errors = machine.processes, []
+    for name in sorted(undone):
+        row, now = machine.store.service(name), processes.status(name)
+        if row is None or not row.active or not row.has_process or row.is_job:
+            continue
+        if now.started_at in (None, ran[name]):
+            continue
+        try:
+            until_started(processes, row)
+        except Error as error:
+            reason = f"the rollback could not start it: {error.detail}"
+            errors.append(Error(reason, error.hint, service=name))
+    return errors
+
+
+def _not_undone(names: str, error: Error) -> Error:
+    reason = error.detail if error.service == names and not error.file else error.message
+    return Error(
+        f"the activation could not be rolled back completely: {reason}",
+        error.hint or "niso net repair",
+        service=names,
+    )
+
+
+def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
+    """Sort intents for undoing: present sharers before their provider, restored ones after it."""
+    left = {intent.service: intent for intent in intents}
+    firsts: dict[str, set[str]] = {name: set() for name in left}
+    for name, intent in left.items():
+        row, was = store.service(name), intent.before
+        if intent.action == "activate" and was is not None and was.active and was.provider in left:
+            firsts[name].add(was.provider)
+        now = row.provider if row is not None and row.active else None
+        if now in left and now not in firsts[name]:
+            firsts[now].add(name)
+    ordered: list[Intent] = []
+    while left:
+        name = next((name for name in left if not firsts[name] & left.keys()), next(iter(left)))
+        ordered.append(left.pop(name))
+    return ordered
+
+
+def undo(
+    machine: Machine,
+    intents: list[Intent],
+    report: Report,
+    wait_s: float | None = None,
+    final: bool = True,
+) -> dict[str, Error]:
+    """Undo activations together, because one may have taken what another released.
+
+    Without ``final``, a request to the cluster may still be on its way. Returns {service: error}.
+    Raises Busy if niso's lock is needed and not free within ``wait_s``.
+    """
+    from niso.change import cluster_claims
+
+    if not intents:
+        return {}
+    store = machine.store
+    for intent in intents:
+        report(Undoing(intent.service))
+    errors: dict[str, Error] = {}
+    changed = [intent for intent in intents if not store.is_as_before(intent)]
+    for intent in intents:
+        _end_job(machine, intent.service)
+    try:
+        _undo_records(machine, changed, report, wait_s)
+    except Busy:
+        raise
+    except Error as error:
+        errors = {intent.service: error for intent in changed}
+        for intent in changed if len(changed) > 1 else ():  # undo those that can be, one by one
+            try:
+                _undo_records(machine, [intent], report, wait_s)
+                del errors[intent.service]
+            except Error as other:
+                errors[intent.service] = other
+    undone = [intent.service for intent in intents if intent.service not in errors]
+    # order is irrelevant: a provider's namespace exists even without its process
+    for name in undone:
+        try:
+            restored = store.service(name)
+            if restored is None or not restored.is_job:
+                start_again(machine, name)
+        except Error as error:
+            errors[name] = error
+        kept = store.service(name)
+        _forget_failed(name, kept)
+        spec = kept.service if kept is not None and kept.has_process else None
+        if kept is not None and spec is not None and os.path.isdir(kept.package):
+            try:
+                package.keep_manifest(kept.package, spec)
+            except Error as error:
+                errors[name] = error
+    with store.transaction():
+        for name in undone:
+            store.end_intent(name)
+    if store.cluster_id():
+        cluster_claims.tell(machine, undone, report, final)
+    return errors
+
+
+def _end_job(machine: Machine, name: str) -> None:
+    """Stop a job that an undone activation left running; no-op for others. Raises no error.
+
+    Its stop timeout applies, because it may be changing data. Only an activation runs it again.
+    """
+    row = machine.store.service(name)
+    if row is not None and row.is_job and machine.processes.runs(name):
+        with suppress(Error):  # a process that does not end is reported by the undo, or by `check`
+            machine.processes.stop(name)
+
+
+def start_again(machine: Machine, name: str) -> None:
+    """Restart the process of an active service if it does not run as recorded.
+
+    A process that has exited by itself is not started. Raises Error.
+    """
+    processes = machine.processes
+    restored = machine.store.service(name)
+    if restored is not None and restored.active and restored.has_process:
+        # its namespace was replaced, or it was being stopped
+        if not processes.in_own_netns(name) or processes.is_stopping(name):
+            processes.stop(name)
+        # only a command with the service's lock starts the process, so that start was interrupted
+        if processes.status(name).state == "starting":
+            processes.stop(name, 0)
+        if processes.status(name).state == "running" and not processes.units.is_supervised(name):
+            processes.stop(name)  # its conmon has died too, so it would not be restarted
+        if processes.status(name).state in ("none", "failed"):
+            processes.start(restored.require_process())
+
+
+def _undo_records(
+    machine: Machine, intents: list[Intent], report: Report, wait_s: float | None
+) -> None:
+    """Restore the rows and networks of services; end processes that do not match them.
+
+    Raises Busy or another Error; then the rows are unchanged.
+    """
+    if not intents:
+        return
+    store, kernel, processes, _ = machine
+    shown = _end_changed(machine, intents)
+    touched = {
+        name
+        for intent in intents
+        for name in (intent.service, intent.before.provider if intent.before else None)
+        if name is not None
+    }
+    links: list[str] = []
+    with Lock(wait_s, required=True):
+        restored_names = {("service", name) for intent in intents for name in intent.names}
+        scope = concerned(store, touched)
+        scope = concerned(store, touched, names=restored_names | all_names(store, scope))
+        scope = with_remotes(store, scope)
+        # if niso dies here, the intents and their rows stay
+        with change(kernel, store, scope, report, teardown=True, ending=links) as undone:
+            try:
+                store.undo(intents)
+            except sqlite3.IntegrityError as error:
+                # another command is undoing a service of the same activation, and has not yet
+                # released a name, address or port that this service had
+                raise Error(
+                    f"another service still holds its name, address or port: {error}",
+                    "niso net repair",
+                ) from error
+            host_settings.note_late(kernel, store)
+            # include networks of services that stay inactive: the activation may have dropped an
+            # implicit network as its last step
+            undone.scope = scope.joined(concerned(store, touched))
+            undone.then(lambda: _show_hosts(processes, shown))
+    kernel.end_links(links)
+
+
+def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:
+    """Show running processes the hosts files of their old networks."""
+    for old in shown:
+        try:
+            processes.swap_hosts(old)
+        except ProcessError:
+            processes.stop(old.service, 0)  # `start_again` starts it afterwards
+
+
+def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
+    """End processes that the old rows do not match; return those that need their old hosts file."""
+    store, _, processes, _ = machine
+    shown: list[ProcessSpec] = []
+    for intent in intents:
+        name = intent.service
+        now, was = store.service(name), intent.before
+        old = was.process if was is not None and was.active else None
+        now_spec = now.process if now is not None else None
+        if (
+            old is None
+            or now_spec is None
+            or not (
+                process_record.can_swap(processes, now_spec, old)
+                or _runs_with(processes, name, old)
+            )
+        ):
+            processes.stop(name, 0)
+        elif (
+            # also if the process does not have the new file yet: the old one may have been missing
+            now_spec.hosts_folder != old.hosts_folder
+            and old.hosts_folder
+            and processes.status(name).pid is not None
+        ):
+            shown.append(old)
+    return shown
+
+
+def _forget_failed(name: str, kept: ServiceRow | None) -> None:
+    """Delete the package copies of a failed activation.
+
+    If the service did not exist before, delete its log and empty volumes too.
+    """
+    package.keep_only(name, {kept.package} if kept else set())
+    if kept is None:
+        package.delete_tree(paths.log_dir(name))
+        volumes.remove_empty(name)
+
+
+def _runs_with(processes: Processes, name: str, wanted: ProcessSpec) -> bool:
+    return processes.spec(name) == wanted and processes.runs(name)

@@ -1,0 +1,220 @@
+"""Give an ordinary systemd unit a network of niso (``niso net attach --new --unit``).
+
+A unit ``niso-net@NAME.service`` attaches a namespace that niso creates, and a drop-in puts the
+ordinary unit into it. The namespace outlives the unit's process, and a reboot starts both.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from niso.base import names, paths
+from niso.base.errors import Conflict, Error, InvalidInput, NotFound
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.report import Caution, Report, silent
+from niso.change import attach as change_attach
+from niso.change.attach import Done, Request, current
+from niso.runtime.machine import Machine
+from niso.runtime.units import AFTER, UNITS, ChangingUnit, command, drop_in, environment, quoted
+
+if TYPE_CHECKING:
+    from niso.runtime.processes import Units
+
+OWNER = "systemd"
+"""The owner of such an attachment; its id is the unit."""
+_MARK = "# written by niso net attach, removed by niso net detach; state folder "
+_UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+\.service", re.ASCII)  # systemd.unit(5)
+_LONGEST = 255  # UNIT_NAME_MAX, systemd's src/basic/unit-name.h
+_OF = re.compile(r"^\[X-niso\]\nUnit=(.+)$", re.MULTILINE)
+_TIMEOUT_S = 90
+
+
+def unit_name(text: str) -> str:
+    """Validate a unit name and complete it: ``web`` is web.service. Raises InvalidInput."""
+    name = text if text.endswith(".service") else f"{text}.service"
+    if not _UNIT.fullmatch(name) or len(name) > _LONGEST or name.endswith("@.service"):
+        raise InvalidInput(
+            f"{text!r} is not the name of a service unit", "a name like web.service", "--unit"
+        )
+    if name.startswith("niso-"):
+        raise InvalidInput(
+            f"{name} is a unit of niso", "the networks of a service are in its manifest", "--unit"
+        )
+    return name
+
+
+def network_unit(attachment: str) -> str:
+    """Return the name of the unit that attaches a namespace."""
+    return f"niso-net@{attachment}.service"
+
+
+def _file(attachment: str) -> str:
+    return os.path.join(UNITS, network_unit(attachment))
+
+
+def _network_text(attachment: str, unit: str, words: Sequence[str], state_id: str) -> str:
+    """Return the file of `network_unit`; ``words`` are the command's arguments to attach."""
+    return "\n".join(
+        [
+            _MARK + state_id,
+            "[Unit]",
+            f"Description=niso network {attachment} of {quoted(unit)}",
+            f"After={' '.join(AFTER)}",
+            f"RequiresMountsFor={quoted(paths.state_dir())}",
+            "",
+            "[Service]",
+            "Type=oneshot",
+            "RemainAfterExit=yes",
+            *environment(),
+            f"ExecStart={command(*words)}",
+            f"ExecStop={command('net', 'detach', attachment, '--id', unit)}",
+            f"TimeoutStartSec={_TIMEOUT_S}",
+            f"TimeoutStopSec={_TIMEOUT_S}",
+            "",
+            "[X-niso]",
+            f"Unit={unit}",
+            "",
+        ]
+    )
+
+
+def _drop_in_text(attachment: str, state_id: str) -> str:
+    return "\n".join(
+        [
+            _MARK + state_id,
+            "[Unit]",
+            f"BindsTo={network_unit(attachment)}",
+            f"After={network_unit(attachment)}",
+            "",
+            "[Service]",
+            f"NetworkNamespacePath={os.path.join(paths.NETNS_DIR, names.netns(attachment))}",
+            "",
+        ]
+    )
+
+
+def attach(
+    machine: Machine, request: Request, unit: str, words: Sequence[str], report: Report = silent
+) -> Done:
+    """Attach a new namespace, and put a unit into it from the unit's next start on.
+
+    ``words`` are niso's arguments for the same attachment without a unit. Raises Error without
+    systemd, NotFound for an unknown unit, and the errors of `attachments.attach`; then nothing has
+    changed.
+    """
+    store, units, name = machine.store, machine.processes.units, request.name
+    if not units.booted():
+        raise Error("systemd did not boot this machine, so it has no units", None, "--unit")
+    if not units.is_known(unit):
+        raise NotFound(f"systemd has no unit {unit!r}", "systemctl list-unit-files", "--unit")
+    wanted = {
+        _file(name): _network_text(name, unit, words, store.state_id()),
+        drop_in(unit): _drop_in_text(name, store.state_id()),
+    }
+    texts = {path: units.read(path) for path in wanted}
+    for path, text in texts.items():
+        if text is not None and not text.startswith(_MARK + store.state_id()):
+            raise Conflict(
+                f"{path} already exists and was not made for this state folder", "move it away"
+            )
+    _refuse_other(name, unit, texts[_file(name)], texts[drop_in(unit)])
+    before = current(store, name)
+    done = change_attach.attach(machine, request, report)
+    try:
+        changed = [
+            path
+            for path, text in wanted.items()
+            if _put(units, path, text, text != texts[path], report)
+        ]
+    except BaseException:
+        _undo(machine, name, before, texts, report)
+        raise
+    if drop_in(unit) in changed and units.is_active(unit):
+        report(Caution(f"{unit} is in this network only from its next start on"))
+    return done._replace(changed=done.changed or bool(changed))
+
+
+def _binds(dropped: str, attachment: str) -> bool:
+    """Return whether a drop-in of niso belongs to this attachment."""
+    return f"\nBindsTo={network_unit(attachment)}\n" in dropped
+
+
+def _refuse_other(name: str, unit: str, network: str | None, dropped: str | None) -> None:
+    """Raise Conflict if the attachment has another unit, or the unit another attachment."""
+    of = _OF.search(network or "")
+    if of is not None and of[1] != unit:
+        raise Conflict(f"{name!r} is the network of {of[1]}", "choose another name", "NAME")
+    if dropped is not None and not _binds(dropped, name):
+        raise Conflict(
+            f"{unit} has a network already, by {drop_in(unit)}", "attach it by the name there"
+        )
+
+
+def _put(units: Units, path: str, text: str, is_new: bool, report: Report) -> bool:
+    """Write a file and reload systemd if it is new; start it if it is a network's unit.
+
+    Returns whether it was new. Write the drop-in after that: systemd stops a unit that is bound to
+    an inactive one.
+    """
+    if is_new:
+        report(ChangingUnit("write", path))
+        units.write(path, text)
+        units.reload()
+    if not path.endswith(".conf"):
+        units.start_unit(os.path.basename(path))
+    return is_new
+
+
+def _undo(
+    machine: Machine,
+    name: str,
+    before: Request | None,
+    texts: dict[str, str | None],
+    report: Report,
+) -> None:
+    """Restore the files and the attachment after an error."""
+    units = machine.processes.units
+    try:
+        for path, text in reversed(texts.items()):
+            if text is None:
+                units.delete(path)
+            else:
+                units.write(path, text)
+        units.reload()
+    finally:
+        if before is None:
+            change_attach.detach(machine, name, report=report)
+        else:
+            change_attach.attach(machine, before, report)
+
+
+def unit_of(machine: Machine, attachment: str) -> str | None:
+    """Return the unit that uses this attachment, or None."""
+    units = machine.processes.units
+    text = units.read(_file(attachment)) if units.booted() else None
+    if text is None or not text.startswith(_MARK + machine.store.state_id()):
+        return None
+    of = _OF.search(text)
+    return of[1] if of is not None else None
+
+
+def detach(machine: Machine, name: str, unit: str, report: Report = silent) -> None:
+    """Remove a unit's network, from the unit's next start on, and end the network.
+
+    A running process of the unit stays in its namespace, without a network. Raises Error.
+    """
+    units = machine.processes.units
+    dropped = units.read(drop_in(unit)) or ""
+    if dropped.startswith(_MARK + machine.store.state_id()) and _binds(dropped, name):
+        report(ChangingUnit("remove", drop_in(unit)))
+        units.delete(drop_in(unit))
+        units.reload()  # the unit is no longer bound to the network's unit, so it keeps running
+    if units.is_active(unit):
+        report(Caution(f"{unit} has no network now, and that of the host from its next start on"))
+    units.stop_unit(network_unit(name))
+    change_attach.detach(machine, name, unit, report)
+    report(ChangingUnit("remove", _file(name)))
+    units.delete(_file(name))
+    units.reload()

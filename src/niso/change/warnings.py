@@ -1,0 +1,326 @@
+"""Warnings after a change, and what a dry run would cut.
+
+After a change of services, warn about likely problems and hand over to systemd.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.change import activate, stacks, targets
+from niso.change.activate import Outcome
+from niso.change.boot import hand_over_started
+from niso.kernel import host_facts, netns
+from niso.look import exposure, flows, host_ports, outside_names, policies, stack_members, what_if
+from niso.look.flows import FlowEnd, Seen, end_of
+from niso.look.session import Session
+from niso.look.what_if import Effect
+from niso.manifest import load, process_keys
+from niso.manifest.stack import FILE_NAME
+from niso.plan.records import Port
+from niso.plan.specs import MountedVolume, ProcessSpec
+from niso.plan.verdict import World
+from niso.reconcile import host_settings
+from niso.runtime import cgroups, oci, sources, units, volumes
+from niso.runtime.machine import Machine
+from niso.store.service_rows import ServiceRow
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from niso.change.attach import Done
+
+
+# --- handover ------------------------------------------------------------------------------------
+
+
+def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> None:
+    """Warn about likely problems of activated services, and hand them over to systemd."""
+    store = machine.store
+    changed = [outcome.service for outcome in outcomes if outcome.changed]
+    _warn_of_rights(session, store, changed)
+    _warn_of_taken(session, store, [outcome.service for outcome in outcomes])
+    warn_of_limits(session, store, changed)
+    warn_of_name_servers(session, changed)
+    _warn_of_policies(session, machine, [outcome.service for outcome in outcomes])
+    _warn_of_names(session, store, changed)
+    _warn_of_host(session, machine, changed)
+    hand_over_started(session, machine, [outcome.service for outcome in outcomes])
+
+
+def attached(session: Session, machine: Machine, outcomes: list[Done]) -> None:
+    """Warn about likely problems of attachments: those of services that concern the network."""
+    names = [done.service for done in outcomes]
+    _warn_of_taken(session, machine.store, names)
+    _warn_of_policies(session, machine, names)
+    _warn_of_host(session, machine, [done.service for done in outcomes if done.changed])
+
+
+def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> None:
+    """Warn if something on the host drops the packets of services."""
+    store = machine.store
+    on = {network for service in services for network, _ in store.addresses(service)}
+    networks = [network for name in sorted(on) if (network := store.network(name))]
+    if networks:
+        if netns.is_hidden():
+            session.caution(
+                "niso runs in a mount namespace of its own: outside it, the network namespaces in"
+                " /run/netns have no names",
+                ("run it without PrivateTmp=, ProtectSystem= and the like",),
+            )
+        for drop in exposure.drops(machine.kernel, networks):
+            session.caution(drop.describe(), drop.remedy)
+
+        for problem, remedy in exposure.others_dropped(host_settings.others(machine.kernel, store)):
+            session.caution(problem, [remedy])
+
+
+def prepare() -> None:
+    """Import what `activated` needs (3 ms) while a process is being created."""
+
+
+def _warn_of_policies(session: Session, machine: Machine, names: list[str]) -> None:
+    """Warn about policies that are in audit, or that are likely mistakes."""
+    if set(names) & set(machine.store.policied()):
+        for line, hint in policies.warnings(machine.kernel, machine.store, names):
+            session.caution(line, (hint,))
+
+
+def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
+    """Warn about services whose outside names no timer resolves again."""
+    if not store.names_outside():
+        return
+
+    for name in names:
+        row = store.service(name)
+        for outside in store.outside.of(name):
+            outside_names.warn_of_families(session, store.outside.answer(outside), [name])
+        if store.names_outside(name) and not (row and row.enabled and units.booted()):
+            session.caution(
+                f"{name}: nothing resolves the outside names of its policy again",
+                (
+                    f"niso enable {name}"
+                    if units.booted()
+                    else "call niso net refresh every minute, or run niso net refresh --for 24h",
+                ),
+            )
+
+
+def warn_of_name_servers(session: Session, names: list[str]) -> None:
+    """Warn if the host's resolv.conf has no name server that services can reach."""
+
+    store = session.store()
+    rows = [store.service(name) for name in names]
+    own = [spec.dns for row in rows if row is not None and (spec := row.process) is not None]
+    warning = host_facts.resolv_conf()[1] if own and None in own else None
+    if warning:
+        session.caution(warning)
+
+
+def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
+    """Warn about resource limits that this machine cannot enforce."""
+
+    for name in names:
+        row = store.service(name)
+        limits = cgroups.limits(row.require_process()) if row is not None else {}
+        # the default, which was not requested
+        if limits.get("pids") == {"limit": process_keys.PIDS}:
+            del limits["pids"]
+        for controller in set(limits) - set(cgroups.usable(limits)):
+            session.caution(
+                f"{name}: {cgroups.CONTROLLERS[controller]} has no effect:"
+                f" this machine has no cgroup controller {controller}",
+                (
+                    "enable it in a v1 hierarchy or in cgroup.subtree_control of the v2 root,"
+                    " see cgroups(7)",
+                ),
+            )
+
+
+def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
+    """Warn about manifest ports that are forwarded to other services instead."""
+
+    rows = (
+        [row for name in names if (row := store.service(name)) is not None]
+        if store.all_forwards()
+        else []
+    )
+    for row in rows:
+        name, ports = row.name, host_ports.published_by(row)
+        for port, holder, held in host_ports.taken(store, name, ports, ports):
+            session.caution(
+                f"{name}: host port {port.host_side} is not published: it is forwarded to"
+                f" {_whose(name, holder, held)}",
+                (f"it is published again once the forward {held.text} of {holder} is withdrawn",),
+            )
+
+
+def _whose(name: str, holder: str, held: Port) -> str:
+    return f"its port {held.container_port}" if holder == name else repr(holder)
+
+
+def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
+    """Warn about capabilities that affect the whole machine, and about root in host volumes."""
+
+    for name in names:
+        row = store.service(name)
+        if row is None:
+            continue
+        process = row.require_process()
+        if process.capabilities:
+            _warn_of_capabilities(session, store, row, process)
+        shared = [volume for volume in process.volumes if sources.is_shared(volume)]
+        for volume in shared:
+            _warn_of_others(session, name, volume)
+        shared = [volume for volume in shared if not volume.read_only]
+        for volume in volumes.unwritable(process):
+            session.caution(
+                f"{name}: volumes.{volume.name}.host: the service's user (uid {process.uid})"
+                f' cannot write to {volume.source}, and mode is "rw"',
+                ('let that uid write to it, set service.user to its owner, or mode = "ro"',),
+            )
+        if process.uid == 0:
+            root, instead = "is root (uid 0)", "set service.user to the owner of that path"
+        else:
+            root, instead = "can become root (SETUID)", "leave out SETUID"
+        for volume in shared if process.uid == 0 or "SETUID" in process.capabilities else ():
+            session.caution(
+                f"{name}: volumes.{volume.name}.host: the service {root}, also in"
+                f" {volume.source} on the host",
+                (f'{instead}, or mode = "ro"',),
+            )
+        where = ", ".join(str(volume.source) for volume in shared)
+        if shared and not process.restrict_suid_sgid:
+            session.caution(
+                f"{name}: isolation.restrict_suid_sgid is false: the service can leave setuid"
+                f" programs in {where}"
+            )
+        if shared and "SETFCAP" in process.capabilities:
+            session.caution(
+                f"{name}: isolation.capabilities: with SETFCAP the service can leave programs in"
+                f" {where} that have any capability on the host"
+            )
+
+
+def _warn_of_capabilities(
+    session: Session, store: Store, row: ServiceRow, process: ProcessSpec
+) -> None:
+
+    holder = store.service(row.provider) if row.provider else row
+    more = {"host": oci.HOST_NETWORK, "bridge": oci.LINKED}
+    means = oci.THE_MACHINE | more.get(holder.mode if holder else "", {})
+    for capability in process.capabilities:
+        if capability in means:
+            session.caution(
+                f"{row.name}: isolation.capabilities: {capability} affects the whole machine:"
+                f" {means[capability]}"
+            )
+
+
+def _warn_of_others(session: Session, name: str, volume: MountedVolume) -> None:
+    """Warn if users other than root and the owner of a host volume can replace it."""
+
+    path = str(volume.source)
+    try:
+        folder = sources.changeable(path, {0, os.stat(path).st_uid})
+    except OSError:
+        return
+    if folder is not None:
+        session.caution(
+            f"{name}: volumes.{volume.name}.host: users other than root and the owner of {path} can"
+            f" replace it, because they can write to {folder}",
+            ("let only root or its owner own the folders above it and write to them",),
+        )
+
+
+# --- policy views --------------------------------------------------------------------------------
+
+
+class PolicyEffect(NamedTuple):
+    """The effect of a change of policies on the flows from one address to one port of another."""
+
+    effect: str
+    """cut, pass, new: it was denied and would pass, or audit: it would be cut without the audit"""
+    from_: FlowEnd
+    """the end that opened them"""
+    to: FlowEnd
+    """the other end"""
+    port: int
+    """port of the destination"""
+    proto: str
+    """tcp, udp or sctp"""
+    service: str | None
+    """service whose manifest would decide"""
+    key: str | None
+    """key of the manifest"""
+    text: str | None
+    """entry under the key"""
+    words: str | None
+    """the reason"""
+    new: int
+    """new flows within a week"""
+    ago: float | None
+    """seconds since the last one"""
+    open: int
+    """flows that are open now"""
+
+
+# --- test ----------------------------------------------------------------------------------------
+
+
+def effects(session: Session, what: Sequence[str], since: float | None) -> tuple[PolicyEffect, ...]:
+    """Return the effects of activating files: `Host.policy_effects`."""
+
+    machine = session.machine()
+    stack = what[0] if len(what) == 1 else ""
+    if os.path.basename(stack) == FILE_NAME or (
+        os.path.isfile(os.path.join(stack, FILE_NAME))
+        and not os.path.exists(os.path.join(stack, load.FILE_NAME))
+    ):
+        loaded = stack_members.load(stack)
+        names = frozenset(stack_members.outlined(machine.store, stack).after)
+        worlds = stacks.foreseen(machine, loaded, replace=True)
+    else:
+        wanted = targets.find_targets(machine.store, what, True, None)
+        names = frozenset(target.name for target in wanted)
+        worlds = activate.foreseen(machine, wanted)
+    return _of_change(session, *worlds, names, since)
+
+
+def _of_change(
+    session: Session, before: World, after: World, names: frozenset[str], since: float | None
+) -> tuple[PolicyEffect, ...]:
+
+    changed = {name for name, known in after.services.items() if before.services.get(name) != known}
+    memory = flows.remembered(session.kernel(), before)
+    joined = flows.joined(before, memory)
+    oldest = None if since is None else time.time() - since
+    recent = [
+        flow
+        for flow in joined
+        if oldest is None or flow.open or (flow.ago is not None and flow.ago <= oldest)
+    ]
+    return tuple(map(_effect, what_if.effects(before, after, recent, names | changed)))
+
+
+def _effect(effect: Effect) -> PolicyEffect:
+
+    seen: Seen = effect.seen
+    reason = effect.reason
+    return PolicyEffect(
+        effect.kind,
+        end_of(seen.source),
+        end_of(seen.destination),
+        seen.port,
+        seen.proto,
+        reason.service or None if reason else None,
+        reason.key or None if reason else None,
+        reason.text or None if reason else None,
+        reason.message if reason else None,
+        seen.new,
+        None if seen.ago is None else round(seen.ago, 3),
+        seen.open,
+    )

@@ -1,0 +1,340 @@
+"""Niso web: looks as root, and opens a browser.
+
+Implement niso web: this root process measures, an unprivileged one serves the results.
+
+Open an address in the browser of the user who called sudo(8).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pwd
+import secrets
+import select
+import signal
+import socket
+import stat
+import subprocess
+import time
+from contextlib import suppress
+
+from niso.api.host import Host, connect, plain
+from niso.base import files
+from niso.base.errors import Error, UsageError
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.signals import keep_only, signals_held
+from niso.cli import output
+from niso.cli.parse import Args
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+# --- web -----------------------------------------------------------------------------------------
+
+
+EVERY_S = 2.0
+_SHARE = 4
+"""After a slow measurement, pause for so many times its duration."""
+_TOKEN_BYTES = 24
+_END_S = 5.0
+"""How long (s) the server has to exit by itself."""
+LOCAL = "127.0.0.1"
+_READY = b"serving\n"
+
+
+def run(_: str, args: Args) -> int:
+    from niso.look.session import duration
+
+    seconds = None if args.seconds is None else duration(args.seconds, "--for")
+    end = None if seconds is None else time.monotonic() + seconds
+    port = int(args.port)
+    if not 0 <= port <= 65535:
+        raise UsageError("must be 0 to 65535", "niso web --port 9500", "--port", value=str(port))
+    if args.socket is not None and port == 0:
+        hint = "--port 9500: the local port of the tunnel to the socket"
+        raise UsageError("cannot be chosen with --socket", hint, "--port", value="0")
+    path = None if args.socket is None else os.path.abspath(args.socket)
+    _require_libraries()
+    opener = None
+    try:
+        with _listening(path, port) as listener, _Server(listener) as server:
+            if path is None:
+                port = listener.getsockname()[1]
+            address = f"http://{LOCAL}:{port}/#token={server.token}"
+            listener.close()  # from here on only the server uses it
+            with connect() as host:
+                look = _looks(host)
+                server.write(next(look))  # reports mistakes before the address is printed
+                print(address, flush=True)
+                _say(path, port)
+                if args.open:
+                    opener = Opener(address)
+                _serve(look, server, end)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if opener is not None:
+            opener.close()
+    return 0
+
+
+def _require_libraries() -> None:
+    """Raise Error if the libraries are not installed; only the server process loads them."""
+    from importlib.util import find_spec
+
+    if find_spec("starlette") is None or find_spec("uvicorn") is None:
+        hint = "apt install python3-starlette python3-uvicorn, or install niso[web] with pip"
+        raise Error("starlette and uvicorn, which serve the page, are not installed", hint)
+
+
+def _say(path: str | None, port: int) -> None:
+    output.note("niso: a read-only map of this host; Ctrl-C ends it")
+    there = path or f"{LOCAL}:{port}"
+    user = "root@" if path else ""
+    output.note(f"  from another machine: ssh -L {port}:{there} {user}{os.uname().nodename}")
+
+
+def _serve(look: Iterator[bytes], server: _Server, end: float | None) -> None:
+    """Measure repeatedly until the time is over. Raises Error if the server has exited."""
+    began = time.monotonic()
+    while True:
+        took = time.monotonic() - began
+        wait = max(EVERY_S, _SHARE * took)
+        if end is not None:
+            wait = min(wait, end - time.monotonic())
+            if wait <= 0:
+                return
+        server.wait(wait)
+        began = time.monotonic()
+        server.write(next(look))
+
+
+def _looks(host: Host) -> Iterator[bytes]:
+    """Yield states as lines of JSON. The first one raises Error; later errors are lines too."""
+
+    with host.map() as measured:
+        yield _line({"state": plain(measured.read())})
+        while True:
+            try:
+                yield _line({"state": plain(measured.read())})
+            except Error as error:
+                yield _line({"error": error.message, "hint": error.hint})
+
+
+def _line(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
+
+
+class _Server:
+    """The serving process. A context manager, which ends it.
+
+    It is forked before this process opens the store, so it has nothing of the store in its memory.
+    """
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.token = secrets.token_urlsafe(_TOKEN_BYTES)
+        theirs, self._pipe = os.pipe()
+        self._status, status = os.pipe()
+        with signals_held():
+            self._pid = os.fork()
+            if self._pid == 0:
+                _in_child(listener, theirs, status, self.token)
+            self._handle = os.pidfd_open(self._pid)
+            os.close(theirs)
+            os.close(status)
+        self._over = False
+
+    def __enter__(self) -> _Server:
+        """Wait until the server is ready. Raises Error."""
+        try:
+            said = os.read(self._status, len(_READY))
+            if said != _READY:
+                raise self._failure(said)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def write(self, line: bytes) -> None:
+        """Pass a state to the server. Raises Error if it has exited."""
+        view = memoryview(line)
+        try:
+            while view:
+                view = view[os.write(self._pipe, view) :]
+        except BrokenPipeError:
+            raise self._failure(b"") from None
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a time. Raises Error if the server exits before."""
+        if select.select([self._handle], [], [], seconds)[0]:
+            raise self._failure(b"")
+
+    def _failure(self, said: bytes) -> Error:
+        """Return why the server has exited."""
+        while block := os.read(self._status, 4096):
+            said += block
+        if said:
+            message, _, hint = said.removeprefix(_READY).decode("utf-8", "replace").partition("\n")
+            if message:
+                return Error(message, hint or None)
+        _, status = os.waitpid(self._pid, 0)
+        self._over = True
+        code = os.waitstatus_to_exitcode(status)
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        return Error(f"the process that serves the page has ended: {how}", "niso web")
+
+    def __exit__(self, *_: object) -> None:
+        """End the server: it exits when its pipe closes. Kill it if it does not."""
+        os.close(self._pipe)
+        os.close(self._status)
+        if not self._over:
+            if not select.select([self._handle], [], [], _END_S)[0]:
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        os.close(self._handle)
+
+
+def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> None:
+    """Serve, then end this process.
+
+    INT, TERM and HUP stay blocked: it exits when its pipe closes.
+    """
+    from niso.web import page_server
+
+    code = 1
+    try:
+        keep_only((listener.fileno(), pipe, status))
+        for _ in range(3):  # descriptors 0, 1 and 2
+            os.open(os.devnull, os.O_RDWR)
+
+        page_server.serve(listener, pipe, status, token)
+        code = 0
+    except Error as error:
+        os.write(status, f"{error.message}\n{error.hint or ''}".encode())
+    # whatever the error is, this process must not continue the parent's code
+    except BaseException as error:
+        os.write(status, f"cannot serve the page: {error}\n".encode(errors="replace"))
+    finally:
+        os._exit(code)
+
+
+# --- sockets -------------------------------------------------------------------------------------
+
+
+class _listening:
+    """Listen on a port of 127.0.0.1, or on a Unix socket for root only. Raises Error."""
+
+    def __init__(self, path: str | None, port: int) -> None:
+        self._path = path
+        where = f"{LOCAL}:{port}" if path is None else path
+        self._socket = socket.socket(socket.AF_INET if path is None else socket.AF_UNIX)
+        try:
+            if path is None:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self._socket.bind((LOCAL, port))
+            else:
+                _remove_dead(path)
+                before = os.umask(0o177)
+                try:
+                    self._socket.bind(path)
+                finally:
+                    os.umask(before)
+            self._socket.listen(16)
+        except OSError as error:
+            self._socket.close()
+            reason = (error.strerror or str(error)).lower()
+            hint = "niso web --port 0 takes a free port" if path is None else "choose another path"
+            raise Error(f"cannot listen on {where}: {reason}", hint) from None
+
+    def __enter__(self) -> socket.socket:
+        return self._socket
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        if self._path is not None:
+            with suppress(OSError):
+                os.unlink(self._path)
+
+
+def _remove_dead(path: str) -> None:
+    """Remove the socket of a niso web that was killed: root's, with no listener.
+
+    Raises OSError if the path is something else.
+    """
+    with suppress(FileNotFoundError):
+        info = os.lstat(path)
+        if not stat.S_ISSOCK(info.st_mode):
+            raise FileExistsError(errno.EEXIST, "it exists and is not a socket")
+        if info.st_uid != os.geteuid():
+            return
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
+
+
+# --- web opener ----------------------------------------------------------------------------------
+
+
+_KEPT = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "LANG", "PATH", "TERM")
+
+
+class Opener:
+    """Makes the user's browser open an address. Raises UsageError if there is no such user.
+
+    The address has the token, and everyone can read the arguments of a process (proc(5)). So the
+    browser gets a file that only the user can read, which redirects to the address.
+    """
+
+    def __init__(self, address: str) -> None:
+        sudo = os.environ.get("SUDO_UID", "")
+        uid = int(sudo) if sudo.isascii() and sudo.isdigit() else 0
+        folder = f"/run/user/{uid}"
+        try:
+            user = pwd.getpwuid(uid)
+        except (KeyError, OverflowError):
+            user = None
+        if uid == 0 or user is None or not os.path.isdir(folder):
+            hint = "run it from a desktop session, or open the address yourself"
+            raise UsageError("needs the session of a user who calls sudo", hint, "--open")
+        self._path = f"{folder}/niso-web-{secrets.token_hex(8)}.html"
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            os.fchown(fd, uid, user.pw_gid)
+            refresh = f'<meta http-equiv="refresh" content="0; url={address}">\n'
+            files.write(fd, f"<!DOCTYPE html><title>niso</title>{refresh}".encode())
+        finally:
+            os.close(fd)
+        environment = {key: os.environ[key] for key in _KEPT if key in os.environ}
+        environment |= {
+            "HOME": user.pw_dir,
+            "USER": user.pw_name,
+            "XDG_RUNTIME_DIR": folder,
+            "DBUS_SESSION_BUS_ADDRESS": f"unix:path={folder}/bus",
+        }
+        try:
+            subprocess.Popen(
+                ["xdg-open", self._path],
+                user=uid,
+                group=user.pw_gid,
+                extra_groups=os.getgrouplist(user.pw_name, user.pw_gid),
+                env=environment,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError:
+            self.close()
+            hint = "apt install xdg-utils, or open the address yourself"
+            raise UsageError("needs xdg-open, which is not installed", hint, "--open") from None
+
+    def close(self) -> None:
+        """Remove the file."""
+        with suppress(OSError):
+            os.unlink(self._path)

@@ -1,0 +1,307 @@
+"""Niso cluster, agent, kubernetes.
+
+Implement niso cluster and niso agent.
+
+Run an agent in the foreground until a signal ends it.
+
+Implement niso kubernetes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import sys
+
+from niso.api.host import Host, connect
+from niso.api.host_cluster import (
+    ClusterHost,
+    ClusterMember,
+    ClusterStatus,
+    ExistingEtcd,
+    Membership,
+)
+from niso.base.errors import UsageError
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.cli import output
+from niso.cli.output import Progress
+from niso.cli.parse import Args
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+
+# --- cluster -------------------------------------------------------------------------------------
+
+
+COLUMNS = ("HOST", "ADDRESS", "STATE", "ETCD", "NETWORKS", "SERVICES", "NISO", "BEHIND")
+_MOST_BYTES = 1 << 20
+
+
+def run_cluster(name: str, args: Args) -> int:
+    words = name.removeprefix("cluster ").replace(" ", "_")
+    return int(globals()[f"_{words}"](connect(), args))
+
+
+def _init(host: Host, args: Args) -> int:
+    with output.LateProgress(args) as host.progress:
+        made = host.cluster.init(
+            name=args.name or "",
+            address=args.address or "",
+            etcd=_existing(args),
+            encrypt=args.encrypt or "",
+            restore=args.restore,
+        )
+    if args.json:
+        output.as_json(made)
+        return 0
+    if args.restore:
+        print(f"cluster {made.cluster}: written again, as {made.host} ({made.address}) knows it")
+        print("  next: niso cluster status, and on hosts that ran a member of etcd whose data are")
+        print("  lost, niso cluster member remove and then add")
+        return 0
+    where = "an existing etcd" if not made.members else "member 1 of etcd"
+    print(f"cluster {made.cluster}: created; this host is {made.host} ({made.address}), {where}")
+    print("  next: niso cluster invite HOST --address ADDRESS | ssh HOST niso cluster join -")
+    return 0
+
+
+def _existing(args: Args) -> ExistingEtcd | None:
+    """Return the existing etcd that the options name, None without --etcd. Raises UsageError."""
+    if not args.etcd:
+        for name in ("cacert", "cert", "key", "user", "prefix"):
+            if getattr(args, name):
+                raise UsageError("needs --etcd", "it is about an existing etcd", f"--{name}")
+        return None
+
+    return ExistingEtcd(
+        tuple(args.etcd.split(",")),
+        args.cacert or None,
+        args.cert or None,
+        args.key or None,
+        args.user or None,
+        args.prefix or "",
+    )
+
+
+def _invite(host: Host, args: Args) -> int:
+    if os.isatty(1):
+        raise UsageError(
+            "the invitation has a key, which is not for a terminal",
+            f"niso cluster invite {args.host} ... > {args.host}.join, or"
+            f" | ssh {args.host} niso cluster join -",
+        )
+    text = host.cluster.invite(
+        args.host, address=args.address or "", renew=args.renew, member=args.member
+    )
+    if stat.S_ISREG(os.fstat(1).st_mode):
+        os.fchmod(1, 0o600)  # the shell has created the file, readable by everyone
+    sys.stdout.write(text)
+    return 0
+
+
+def _join(host: Host, args: Args) -> int:
+    text = _content(args.file)
+    member = {1: True, 2: False}.get(args.member)
+    with output.LateProgress(args) as host.progress:
+        made = host.cluster.join(text, member=member, encrypt=args.encrypt or "")
+    if args.json:
+        output.as_json(made)
+    else:
+        print(f"cluster {made.cluster}: joined as {made.host}, {_membership(made)}")
+    return 0
+
+
+def _content(name: str) -> bytes:
+    """Return the content of a file, or of stdin for "-". Raises UsageError."""
+    try:
+        if name == "-":
+            return sys.stdin.buffer.read(_MOST_BYTES)
+        with open(name, "rb") as file:
+            return file.read(_MOST_BYTES)
+    except OSError as error:
+        reason = (error.strerror or "").lower()
+        raise UsageError(
+            f"cannot read {name}: {reason}", "the file of niso cluster invite"
+        ) from None
+
+
+def _membership(made: Membership) -> str:
+    """Return a host's role in etcd, and how many losses etcd survives."""
+    if not made.member:
+        return "not a member of etcd"
+    number = f"member {made.members} of etcd"
+    missing = made.members + 1 if made.members % 2 == 0 else 0
+    if missing:
+        return f"{number}; one more makes it survive the loss of {(missing - 1) // 2}"
+    lost = (made.members - 1) // 2
+    return f"{number}, which survives the loss of {lost}" if lost else number
+
+
+def _leave(host: Host, args: Args) -> int:
+    with output.LateProgress(args) as host.progress:
+        name = host.cluster.leave(force=args.force)
+    print(f"{name}: has left the cluster")
+    return 0
+
+
+def _forget(host: Host, args: Args) -> int:
+    gone = host.cluster.forget(args.host)
+    parts = [", ".join(gone.services)] if gone.services else []
+    parts += ["its certificate, which is withdrawn"] if gone.certificates else []
+    print(f"{args.host}: forgotten{', with ' if parts else ''}{' and '.join(parts)}")
+    return 0
+
+
+def _member_add(host: Host, args: Args) -> int:
+    with output.LateProgress(args) as host.progress:
+        print(f"member added: {_members(host.cluster.add_member(args.host or ''))}")
+    return 0
+
+
+def _member_remove(host: Host, args: Args) -> int:
+    with output.LateProgress(args) as host.progress:
+        print(f"member removed: {_members(host.cluster.remove_member(args.host or ''))}")
+    return 0
+
+
+def _member_alone(host: Host, args: Args) -> int:
+    with output.LateProgress(args) as host.progress:
+        host.cluster.be_only_member()
+    print("this host has the only member of etcd")
+    return 0
+
+
+def _members(count: int) -> str:
+    lost = (count - 1) // 2
+    return f"etcd has {count}, and survives the loss of {lost or 'none'}"
+
+
+def _backup(host: Host, args: Args) -> int:
+    size = host.cluster.backup(args.file)
+    print(f"{output.escaped(args.file)}: {size} bytes")
+    return 0
+
+
+def _etcd(host: Host, args: Args) -> int:
+    host.cluster.become_etcd()
+    return 1
+
+
+def _agent(host: Host, args: Args) -> int:
+    return follow(host.cluster.follow)
+
+
+def _status(host: Host, args: Args) -> int:
+    with output.LateProgress(args) as host.progress:
+        seen = host.cluster.status()
+    if args.json:
+        output.as_json(seen)
+        return 0 if seen.answers else 1
+    print(_headline(seen))
+    members = {member.name: _member(member) for member in seen.members if member.name}
+    output.table(
+        COLUMNS,
+        [
+            (
+                row.name,
+                row.address,
+                _state(row),
+                members.get(row.name, "-"),
+                ", ".join(row.networks) or "-",
+                str(row.services) if seen.answers else "-",
+                row.niso or "-",
+                "-" if row.behind_s is None else output.duration(row.behind_s),
+            )
+            for row in seen.hosts
+        ],
+    )
+    print(f"networks that span hosts: {', '.join(seen.networks) or 'none'}")
+    gone = [row.name for row in seen.hosts if row.state == "gone" and row.services]
+    if gone and seen.answers:
+        print(
+            f"  hint: services of {', '.join(gone)} keep their names and addresses; "
+            f"niso activate NAME --take moves one here"
+        )
+    late = [row.name for row in seen.hosts if row.behind_s and row.state != "gone"]
+    if late and seen.answers:
+        print(f"  hint: the agent of {', '.join(late)} is behind: journalctl -u niso-agent there")
+    return 0 if seen.answers else 1
+
+
+def _state(host: ClusterHost) -> str:
+    return host.state if host.gone_s is None else f"gone for {output.duration(host.gone_s)}"
+
+
+def _headline(seen: ClusterStatus) -> str:
+    there = [member for member in seen.members if member.version]
+    versions = ", ".join(sorted({member.version for member in there if member.version}))
+    leader = next((member.name for member in there if member.leader), "")
+    parts = [f"cluster {seen.cluster}", f"etcd {versions}".strip()]
+    parts[-1] += f", {len(there)} of {len(seen.members)} answer"
+    parts[-1] += f", leader {leader}" if leader else ""
+    if seen.revision:
+        parts.append(f"revision {seen.revision}")
+    parts.append("TLS" if seen.tls else "no TLS")
+    if seen.encryption:
+        parts.append(f"WireGuard ({seen.encryption})")
+    return "  ".join(parts)
+
+
+def _member(member: ClusterMember) -> str:
+    if member.version is None:
+        return "no answer"
+    return "leader" if member.leader else "learns" if member.learns else "member"
+
+
+# --- agents --------------------------------------------------------------------------------------
+
+
+if TYPE_CHECKING:
+
+    class Agent(Protocol):
+        """The interface of an agent: ``run`` returns after ``stop``."""
+
+        @property
+        def run(self) -> Callable[[], None]: ...
+
+        @property
+        def stop(self) -> Callable[[], None]: ...
+
+
+def follow(start: Callable[[Callable[[str], None]], Agent]) -> int:
+    """Run an agent with its log on stdout; return the exit status.
+
+    ``start`` gets a function that logs a line, and returns the agent.
+    """
+    following = start(lambda line: print(output.escaped(line), flush=True))
+    ended = []
+
+    def end(number: int, _: object) -> None:
+        ended.append(number)
+        following.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, end)
+    following.run()
+    return 130 if signal.SIGINT in ended else 0
+
+
+# --- kubernetes ----------------------------------------------------------------------------------
+
+
+def run_kubernetes(name: str, args: Args) -> int:
+    host = connect()
+    config = args.kubeconfig
+    if not (args.enable or args.disable):
+        return follow(lambda log: host.kubernetes.follow(log, config))
+    with Progress(args) as host.progress:
+        done = host.kubernetes.enable(config) if args.enable else host.kubernetes.disable()
+    if args.json:
+        output.as_json(done)
+        return 0
+    state = ("enabled" if args.enable else "disabled") if done.changed else "unchanged"
+    print(f"{done.service}: {state}  {done.unit}")
+    return 0

@@ -1,0 +1,124 @@
+"""Help, version, check, schema, lab, import.
+
+Implement niso help, version, check, schema, lab and on-exit.
+
+Implement niso import, which converts a compose file to a stack.toml.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from niso import __version__
+from niso.api import without_host
+from niso.api.without_host import ImportedStack, import_compose, validate
+from niso.base.errors import UsageError
+from niso.cli import parse
+from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, Group, find
+from niso.cli.parse import HELP, Args
+
+# --- meta ----------------------------------------------------------------------------------------
+
+
+def run_meta(name: str, args: Args) -> int:
+    from niso.lab.supervisor import run
+    from niso.runtime import on_exit
+
+    if name == "help":
+        return print_help(args.words)
+    if name == "version":
+        print(f"niso {__version__}")
+        return 0
+    if name == "check":
+        return _check(args)
+    if name == "schema":
+        return _schema(args.file)
+    if name == "on-exit":
+        on_exit.main(args.service, args.run)
+        return 0
+    if args.command and not args.command[0]:
+        raise UsageError("the command is empty", "niso lab -- CMD; niso lab alone starts a shell")
+
+    return run(args.command, args.write)
+
+
+def _schema(file: str) -> int:
+
+    from niso.cli.output import as_json
+
+    known = {"manifest": without_host.manifest_schema, "stack": without_host.stack_schema}
+    if file not in known:
+        raise UsageError(f"unknown file {file!r}", "manifest or stack")
+    as_json(known[file]())
+    return 0
+
+
+def _check(args: Args) -> int:
+
+    from niso.cli import output
+
+    valid = validate(*(args.paths or ["."]))
+    if args.json:
+        output.as_json(valid)
+        return 0
+    for file in valid:
+        what = f"{file.kind} {file.name}"
+        if file.kind == "stack":
+            what += f" of {', '.join(file.services)}"
+        print(f"{output.escaped(file.path)}: valid {what}")
+    return 0
+
+
+def print_help(words: list[str]) -> int:
+    """Print the help of the command or action named, or the first screen. Raises UsageError."""
+
+    if not words or words[0] in HELP:
+        print(parse.first_screen(__version__, first_screen()), end="")
+        return 0
+    name = ALIASES.get(words[0], words[0])
+    if name not in COMMANDS:
+        raise parse.unknown_command(words)
+    topic = find(name, " ".join(words[1:3]))
+    if isinstance(topic, Command):
+        print(parse.command(topic), end="")
+    elif words[1:] and words[1] not in HELP:
+        raise parse.unknown_command(words)
+    else:
+        print(parse.group(topic), end="")
+    return 0
+
+
+def first_screen() -> list[Command | Group]:
+    """Return the commands for the first screen: all but help, version and hidden ones."""
+    return [find(name, "") for name in COMMANDS if name not in (*HIDDEN, "help", "version")]
+
+
+# --- importing -----------------------------------------------------------------------------------
+
+
+def run_importing(_: str, args: Args) -> int:
+    from niso.cli import output
+
+    made = import_compose(args.file, args.output or None)
+    if args.json:
+        output.as_json(made)
+    elif made.file is None:
+        print(made.text, end="")
+        print("\n".join(_notes(made)), file=sys.stderr)
+    else:
+        print(f"{output.escaped(made.file)}: stack {made.stack} of {', '.join(made.services)}")
+        print("\n".join(_notes(made)))
+    return 0
+
+
+def _notes(made: ImportedStack) -> list[str]:
+    from niso.cli import output
+
+    lines = ["not taken over:"] if made.missing else ["everything was taken over"]
+    for gap in made.missing:
+        place = ": ".join(filter(None, (gap.service, gap.key)))
+        lines.append(output.escaped(f"  {place}: {gap.text}"))
+    if made.commands:
+        lines.append("root file systems, in the folder of the stack.toml; one of each two lines:")
+        lines += (output.escaped(f"  {command}") for command in made.commands)
+    return lines

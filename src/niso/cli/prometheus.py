@@ -1,0 +1,218 @@
+"""Implement niso metrics, the only command that needs and loads prometheus_client."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import socketserver
+import sys
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+
+from niso.api.host import connect
+from niso.base import files
+from niso.base.errors import Error, UsageError
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.cli import output
+from niso.cli.parse import Args
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from prometheus_client.core import Metric as Family
+
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_LOCAL = "127.0.0.1"
+_PATIENCE_S = 30
+"""Timeout (s) of an HTTP request, including its answer."""
+_AT_ONCE = 8
+
+
+def run(_: str, args: Args) -> int:
+    _library()
+    flows = int(args.flows)
+    if args.listen:
+        return _listen(args.listen, flows)
+    if args.inetd:
+        return _answer_stdin(flows)
+    with output.LateProgress(args) as progress:
+        body = text(flows, progress)
+    if args.output:
+        _write(args.output, body)
+    else:
+        sys.stdout.write(body.decode())
+    return 0
+
+
+def _library() -> Any:
+    try:
+        import prometheus_client
+        import prometheus_client.core
+    except ImportError:
+        hint = "apt install python3-prometheus-client, or install niso[metrics] with pip"
+        raise Error("prometheus_client, which writes the metrics, is not installed", hint) from None
+    return prometheus_client
+
+
+class _Families:
+    """Passes the metrics to prometheus_client."""
+
+    def __init__(self, flows: int, progress: Any) -> None:
+        self._flows, self._progress = flows, progress
+
+    def collect(self) -> Iterator[Family]:
+        """Yield all metrics, including those without samples, for their types."""
+        from prometheus_client.core import Metric as Family
+
+        with connect(progress=self._progress) as host:
+            metrics = host.metrics(flows=self._flows)
+        for metric in metrics:
+            # a counter's family has the name without _total
+            family = Family(metric.name.removesuffix("_total"), metric.help, metric.type)
+            for sample in metric.samples:
+                family.add_sample(metric.name, sample.labels, sample.value)
+            yield family
+
+
+def text(flows: int, progress: Any = None) -> bytes:
+    """Return all metrics in the text format 0.0.4. Raises Error."""
+    library = _library()
+    registry = library.CollectorRegistry(auto_describe=False)
+    registry.register(_Families(flows, progress))
+    body: bytes = library.generate_latest(registry)
+    return body
+
+
+def _write(path: str, body: bytes) -> None:
+    """Replace a file atomically, so that a reader sees the old or the new content.
+
+    Only a plain file is replaced: not a folder, a device such as /dev/null, or a link.
+    """
+    # node_exporter reads *.prom, so it ignores this name
+    draft = f"{path}.{os.getpid()}"
+    try:
+        files.require_plain(path)
+        fd = files.make(draft, 0o644)
+        try:
+            files.write(fd, body)
+        finally:
+            os.close(fd)
+        os.rename(draft, path)
+    except OSError as error:
+        try:
+            files.remove(draft)
+        except OSError:
+            pass
+        reason = (error.strerror or "").lower()
+        hint = "choose another file, or omit -o and redirect the output"
+        raise UsageError(f"cannot write {path}: {reason}", hint, "-o") from None
+
+
+# --- HTTP ----------------------------------------------------------------------------------------
+
+
+class _Scrape(BaseHTTPRequestHandler):
+    """Answers one request, in a process of its own with a timeout enforced by the kernel."""
+
+    flows = 0
+    server_version, sys_version = "niso", ""
+
+    def setup(self) -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_PATIENCE_S)
+        super().setup()
+
+    def do_GET(self) -> None:
+        """Answer with the metrics, or with an error status."""
+        if self.path.partition("?")[0] not in ("/", "/metrics"):
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
+        try:
+            body = text(self.flows)
+        except Error as error:
+            output.error(error.message, error.hint)
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
+            return
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", CONTENT_TYPE)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing: the collector sends a request every few seconds."""
+
+
+class _Server(socketserver.ForkingMixIn, socketserver.TCPServer):
+    allow_reuse_address = True
+    block_on_close = False  # children exit by themselves
+    max_children = _AT_ONCE
+
+    def __init__(self, address: str, port: int) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        super().__init__((address, port), _Scrape)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Report in one line why a request failed, such as a client that disconnected."""
+        output.error(f"metrics: {sys.exception()}", None)
+
+
+def _listen(where: str, flows: int) -> int:
+    address, port = address_of(where)
+    _Scrape.flows = flows
+    with connect() as host:
+        host.metrics(flows=flows)  # reports mistakes before the first request
+    try:
+        server = _Server(address, port)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        hint = "niso metrics --listen [ADDR:]PORT"
+        raise Error(f"cannot listen on {where}: {reason}", hint) from None
+    with server:
+        shown = f"[{address}]" if ":" in address else address
+        output.note(f"niso: http://{shown}:{server.server_address[1]}/metrics; Ctrl-C ends it")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return 130
+    return 0
+
+
+def address_of(where: str) -> tuple[str, int]:
+    """Parse ``[ADDR:]PORT`` to address and port. Raises UsageError."""
+    import ipaddress
+
+    host, _, port = where.rpartition(":")
+    bare = host[1:-1] if host[:1] == "[" and host[-1:] == "]" else host
+    valid = port.isascii() and port.isdigit() and int(port[:6]) <= 65535
+    if host:
+        try:
+            # only an IPv6 address is written in brackets
+            right = ipaddress.ip_address(bare).version == (6 if bare != host else 4)
+        except ValueError:
+            right = False
+        valid = valid and right
+    if not valid or (not host and ":" in where):
+        hint = "9501, 192.0.2.1:9501 or [::1]:9501"
+        raise UsageError("must be [ADDR:]PORT", hint, "--listen", value=repr(where))
+    return bare or _LOCAL, int(port)
+
+
+def _answer_stdin(flows: int) -> int:
+    """Answer one request on the socket that is stdin, as passed by systemd with Accept=yes."""
+    _Scrape.flows = flows
+    try:
+        connection = socket.socket(fileno=os.dup(0))
+    except OSError:
+        hint = "systemd.socket(5) with Accept=yes, and StandardInput=socket in the service"
+        raise UsageError("needs a socket as stdin", hint, "--inetd") from None
+    server: Any = None  # the handler does not use it
+    with connection:
+        try:
+            _Scrape(connection, ("", 0), server)
+        except OSError as error:
+            raise Error(f"metrics: {(error.strerror or str(error)).lower()}") from None
+    return 0

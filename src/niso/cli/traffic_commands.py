@@ -1,0 +1,800 @@
+"""Explain, ping, flows, graph, capture, learn, events, top.
+
+Implement niso net ping, explain, stats and log.
+
+Implement niso net flows, graph, capture and trace.
+
+Implement niso net learn.
+
+Implement niso events.
+
+Implement niso top: tables for pipes and -n, a screen for terminals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import sys
+import time
+
+from niso.api.host import Host, connect, plain
+from niso.base.errors import Error, UsageError
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.names import bracketed
+from niso.cli.parse import Args
+from niso.look.session import duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import IO, NoReturn
+
+    from niso.look.capture import Capture, Traced
+    from niso.look.drops import Drop, Drops
+    from niso.look.events import Events, Happened
+    from niso.look.explain import Explanation, Judged, Proof
+    from niso.look.flows import Flow, Flows
+    from niso.look.learn import LearnedEntry, LearnedPolicy, PolicyChange
+    from niso.look.top import FlowLoad, Load, ServiceLoad, ServiceSocket, Top
+
+
+# --- explain -------------------------------------------------------------------------------------
+
+
+DROP_COLUMNS = (
+    "SERVICE",
+    "IN-PACKETS",
+    "IN-BYTES",
+    "IN-DROPS",
+    "OUT-PACKETS",
+    "OUT-BYTES",
+    "OUT-DROPS",
+    "FOREIGN",
+)
+
+
+def run_explain(action: str, args: Args) -> int:
+    return int(globals()[f"_{action}"](connect(), args))
+
+
+# --- ping ------------------------------------------------------------------------------------
+
+
+def _ping(host: Host, args: Args) -> int:
+    from niso.cli import output
+    from niso.cli.output import Progress
+
+    with Progress(args) as host.progress:
+        pong = host.ping(args.source, args.destination)
+    if args.json:
+        output.as_json(pong)
+    else:
+        from_, to = (
+            _end(end.service, end.address, None, end.host) for end in (pong.from_, pong.to)
+        )
+        print(f"{from_} {output.arrow()} {to}: ok ({_ms(pong.seconds)}ms)")
+    return 0
+
+
+def _ms(seconds: float) -> str:
+    """Format milliseconds with one decimal, or two below 0.1."""
+    ms = seconds * 1000
+    return f"{ms:.1f}" if ms >= 0.1 else f"{ms:.2f}"
+
+
+# --- explain ---------------------------------------------------------------------------------
+
+
+def _explain(host: Host, args: Args) -> int:
+    from niso.cli import output
+    from niso.cli.output import Progress
+
+    with Progress(args) as host.progress:
+        explained = host.explain(
+            args.source, args.destination, family=args.family, prove=args.prove
+        )
+    if args.json:
+        output.as_json(explained)
+    else:
+        _print_explained(explained)
+    proof = explained.proof
+    return 0 if explained.passes and (proof is None or proof.agrees is not False) else 1
+
+
+def _print_explained(explained: Explanation) -> None:
+    from niso.cli import output
+
+    _print_judged(explained.judged)
+    for sharer, service in explained.shares.items():
+        print(f"  {sharer} shares the network namespace, addresses and policy of {service}")
+    other = explained.other_family
+    if other is not None and other.passes != explained.passes:
+        reason = other.dropped_by
+        verdict = f"drop: {reason.words}" if reason else "pass"
+        family = 6 if ":" in other.asked.address else 4
+        print(output.escaped(f"  over IPv{family} ({other.asked.address}) {verdict}"))
+    if explained.proof is not None:
+        _print_proof(explained.judged, explained.proof)
+
+
+def _print_judged(judged: Judged) -> None:
+    from niso.cli import output
+
+    arrow = output.arrow()
+    asked = (
+        [_end(None, judged.asked.address, judged.asked.port)]
+        if judged.to.address != judged.asked.address
+        else []
+    )
+    from_, to = judged.from_, judged.to
+    reached = _end(to.service, to.address, to.port, to.host)
+    ends = [_end(from_.service, from_.address, None, from_.host), *asked, reached]
+    print(f"{f' {arrow} '.join(ends)}/{judged.asked.proto}: {judged.verdict}")
+    for name in ("path", "egress", "ingress"):
+        part = getattr(judged, name)
+        print(output.escaped(f"  {name:<8} {part.verdict}  {part.words}"))
+        for line in part.nft:
+            print(output.escaped(f"  {'':<8} {'':<4}  nft {line}"))
+        for rule in part.elsewhere:
+            print(output.escaped(f"  {'':<8} {'':<4}  on {rule.host}, computed: nft {rule.nft}"))
+
+
+def _end(service: str | None, address: str, port: int | None, host: str | None = None) -> str:
+    """Format one end: ``db (10.99.1.2):5432``, ``db (10.99.1.2 on a)``, ``[2001:db8::2]:80``."""
+    shown = bracketed(address) if port is not None else address
+    if service:
+        shown = f"{service} ({address}{f' on {host}' if host else ''})"
+    return shown if port is None else f"{shown}:{port}"
+
+
+def _print_proof(judged: Judged, proof: Proof) -> None:
+    from niso.cli import output
+
+    to = judged.to.service or judged.to.address
+    if proof.unsent:
+        result = f"the sender's kernel refused the packet: {proof.unsent}"
+    elif proof.arrived is None:
+        reply = "replied to" if proof.answered else "did not reply to"
+        result = f"{to} {reply} a test packet"
+    else:
+        result = f"a test packet {'reached' if proof.arrived else 'did not reach'} {to}"
+    outcome = {True: "confirmed", False: "CONTRADICTED", None: "inconclusive"}[proof.agrees]
+    print(output.escaped(f"  {'proof':<8} {outcome}: {result}"))
+    for count in proof.counters:
+        before, after = ("no rule" if n is None else n for n in (count.before, count.after))
+        print(output.escaped(f"  {'':<8} counted {before} {output.arrow()} {after}: {count.label}"))
+    if proof.agrees is False:
+        print(f"  {'':<8} niso net check shows what differs from the configuration")
+
+
+# --- stats and log ---------------------------------------------------------------------------
+
+
+def _stats(host: Host, args: Args) -> int:
+    from niso.cli import output
+
+    rows = host.stats()
+    if args.json:
+        output.as_json(rows)
+    else:
+        columns: tuple[str, ...] = DROP_COLUMNS
+        if any(row.in_audits is not None for row in rows):
+            columns = (*DROP_COLUMNS, "IN-AUDITS", "OUT-AUDITS")
+        cells = [["-" if value is None else str(value) for value in row] for row in rows]
+        output.table(columns, [line[: len(columns)] for line in cells])
+    return 0
+
+
+def _log(host: Host, args: Args) -> int:
+    from niso.cli import output
+
+    try:
+        with output.LateProgress(args) as host.progress, host.drops(args.name) as drops:
+            _follow_drops(drops, args.json)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _follow_drops(drops: Drops, as_json: bool) -> NoReturn:
+    import json
+    import select
+
+    from niso.cli import output
+
+    poll = select.poll()
+    poll.register(drops, select.POLLIN)
+    poll.register(sys.stdout, 0)  # reports a closed pipe even while nothing is written
+    while True:
+        ready = dict(poll.poll())
+        if ready.get(sys.stdout.fileno(), 0):
+            raise BrokenPipeError
+        for drop in drops.read():
+            print(json.dumps(plain(drop)) if as_json else output.escaped(_drop_text(drop)))
+        sys.stdout.flush()
+
+
+def _drop_text(drop: Drop) -> str:
+    from niso.cli import output
+
+    source = drop.source.service or bracketed(drop.source.address)
+    to = drop.destination
+    port = "" if to.port is None else f":{to.port}"
+    ends = f"{source} {output.arrow()} {to.service or bracketed(to.address)}{port}/{drop.proto}"
+    return f"{drop.time}  {drop.service}  {drop.direction}  {drop.key}  {ends}  {drop.interface}"
+
+
+# --- see -----------------------------------------------------------------------------------------
+
+
+COLUMNS = ("FROM", "TO", "NEW", "OPEN", "LAST", "VERDICT", "BY")
+_EVERY_MS = 1000
+
+
+def run_see(action: str, args: Args) -> int:
+    return int(globals()[f"_{action}"](connect(), args))
+
+
+def _flows(host: Host, args: Args) -> int:
+    from niso.cli import output
+
+    with output.LateProgress(args) as host.progress:
+        if args.follow:
+            try:
+                with host.follow_flows(args.name, denied=args.denied) as flows:
+                    _follow_flows(flows, args.json)
+            except KeyboardInterrupt:
+                return 130
+        rows = host.flows(args.name, denied=args.denied, since=args.since)
+    if args.json:
+        output.as_json(rows)
+    else:
+        output.table(COLUMNS, [_cells(flow) for flow in _merged(rows)])
+    return 0
+
+
+def _merged(flows: Iterable[Flow]) -> list[Flow]:
+    from niso.cli import output
+
+    return output.merged(flows, lambda f: (f.from_.name, _to(f), f.verdict, decided_by(f)))
+
+
+def _graph(host: Host, args: Args) -> int:
+    from niso.cli import output
+
+    with output.LateProgress(args) as host.progress:
+        if args.format == "png" and not args.output and output.is_terminal():
+            raise UsageError("a PNG is not for a terminal", "-o FILE.png", "--format")
+        picture = host.graph(
+            args.format, stack=args.stack, since=args.since, declared=args.declared
+        )
+    if args.output:
+        _write_picture(args.output, picture)
+    else:
+        sys.stdout.buffer.write(picture)
+        sys.stdout.flush()
+    return 0
+
+
+def _write_picture(path: str, content: bytes) -> None:
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        reason = (error.strerror or "").lower()
+        raise UsageError(f"cannot write {path}: {reason}", "choose another file", "-o") from None
+
+
+def _capture(host: Host, args: Args) -> int:
+
+    from niso.cli import output
+
+    seconds = None if args.seconds is None else duration(args.seconds, "--for")
+    if args.write == "-" and output.is_terminal():
+        raise UsageError("a capture is not for a terminal", "-w FILE, or a pipe", "-w")
+    services, peer = args.names, None
+    if len(services) > 1 and _is_peer(services[-1]):
+        *services, peer = services
+    with contextlib.ExitStack() as stack:
+        running = host.capture(
+            *services,
+            peer=peer,
+            filter=" ".join(args.filter),
+            count=args.count,
+            lines=args.write is None,
+            drops=args.drops,
+        )
+        capture = stack.enter_context(running)
+        file: IO[bytes] = sys.stdout.buffer
+        if args.write not in (None, "-"):
+            # wait for the file's header before replacing a file: by then tcpdump has accepted the
+            # filter
+            first = capture.read()
+            try:
+                file = stack.enter_context(open(args.write, "wb", buffering=0))
+            except OSError as error:
+                raise _unwritten(args.write, error) from None
+            if not first:
+                return 0
+            try:
+                _write_all(file, first)
+                return _copy(capture, file, seconds, as_text=False)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise _unwritten(args.write, error) from None
+        return _copy(capture, file, seconds, args.write is None)
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+    file.flush()
+
+
+def _unwritten(path: str, error: OSError) -> UsageError:
+    reason = (error.strerror or "").lower()
+    return UsageError(f"cannot write {path}: {reason}", "choose another file", "-w")
+
+
+def _is_peer(word: str) -> bool:
+    """Return whether a word is a peer, not just a service: ``db:80``, ``host``, an address."""
+    return word == "host" or not word[:1].isalpha() or not set(word).isdisjoint(":/")
+
+
+def _copy(capture: Capture, file: IO[bytes], seconds: float | None, as_text: bool) -> int:
+    """Copy a capture to a file until it ends; return the exit status."""
+    import select
+    import time
+
+    from niso.cli import output
+
+    end = None if seconds is None else time.monotonic() + seconds
+    poll = select.poll()
+    poll.register(capture, select.POLLIN)
+    poll.register(file, 0)  # reports a closed pipe even while nothing is written
+    status = 0
+    while True:
+        try:
+            left = None if end is None else max(0.0, end - time.monotonic()) * 1000
+            ready = dict(poll.poll(left))
+            if file.fileno() in ready:
+                raise BrokenPipeError
+            if not ready:
+                end = None
+                capture.stop()
+                continue
+            data = capture.read_ready()
+        except KeyboardInterrupt:
+            if status:
+                raise
+            status = 130
+            capture.stop()
+            continue
+        if data is None:
+            continue
+        if not data:
+            return status
+        if as_text:
+            lines = data.decode("utf-8", "replace").splitlines()
+            data = "".join(output.escaped(line) + "\n" for line in lines).encode()
+        _write_all(file, data)
+
+
+def _trace(host: Host, args: Args) -> int:
+
+    from niso.cli import output
+    from niso.cli.output import Progress
+
+    seconds = duration(args.seconds, "--for")
+    try:
+        with Progress(args) as host.progress:
+            traced = host.trace(args.source, args.destination, any_packet=args.any, wait_s=seconds)
+    except KeyboardInterrupt:
+        return 130
+    if traced is None:
+        which = "packet" if args.any else "new connection, datagram or ping"
+        raise Error(
+            f"no {which} from {args.source} to {args.destination} within {args.seconds}",
+            f"niso net explain {args.source} {args.destination} says what would happen to one",
+        )
+    if args.json:
+        output.as_json(traced)
+    else:
+        _print_traced(traced)
+    return 0 if traced.passes else 1
+
+
+def _print_traced(traced: Traced) -> None:
+    from niso.cli import output
+
+    def end(address: str, port: int | None) -> str:
+        return address if port is None else f"{bracketed(address)}:{port}"
+
+    ends = end(traced.source, traced.source_port), end(traced.destination, traced.port)
+    print(f"{ends[0]} {output.arrow()} {ends[1]}/{traced.proto}")
+    wide = max((len(f"{s.table} {s.chain}") for s in traced.stages), default=0)
+    for stage in traced.stages:
+        verdict = stage.verdict.replace("→", output.arrow())
+        line = f"  {f'{stage.table} {stage.chain}':<{wide}}  {verdict:<16}  {stage.words}"
+        print(output.escaped(line.rstrip()))
+    if not traced.others:
+        print("  (no other table saw it)")
+
+
+def _cells(flow: Flow) -> tuple[str, ...]:
+    from niso.cli import output
+
+    last = "-"
+    if flow.ago is not None:
+        last = "now" if flow.ago < 1 else f"{output.duration(flow.ago)} ago"
+    new, opened = str(flow.new or "-"), str(flow.open or "-")
+    return (flow.from_.name, _to(flow), new, opened, last, flow.verdict, decided_by(flow) or "-")
+
+
+def _to(flow: Flow) -> str:
+    return f"{bracketed(flow.to.name)}:{flow.port}/{flow.proto}"
+
+
+def decided_by(flow: Flow | FlowLoad) -> str:
+    """Return what decides about a flow: ``published 8080``, ``db allow_from[0] "api:80"``."""
+    parts = [] if flow.published is None else [f"published {flow.published}"]
+    if flow.key:
+        line = f"{flow.service} {flow.key.removeprefix('network.policy.')}"
+        line += f' "{flow.text}"' if flow.text else ""
+        parts.append(line if flow.agrees else f"now denied: {line}")
+    elif flow.verdict == "drop":
+        parts.append((flow.words or "") if flow.agrees else "now allowed")
+    return ", ".join(parts)
+
+
+def _follow_flows(flows: Flows, as_json: bool) -> NoReturn:
+    import json
+    import select
+
+    from niso.cli import output
+
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # reports a closed pipe even while nothing is written
+    while True:
+        if poll.poll(_EVERY_MS):
+            raise BrokenPipeError
+        for flow in flows.read():
+            print(json.dumps(plain(flow)) if as_json else output.escaped(_line(flow)))
+        sys.stdout.flush()
+
+
+def _line(flow: Flow) -> str:
+    from niso.cli import output
+
+    ends = f"{flow.from_.name} {output.arrow()} {_to(flow)}"
+    times = f"  ({flow.new} times)" if flow.new > 1 else ""
+    by = f"  {decided_by(flow)}" if decided_by(flow) else ""
+    return f"{flow.last}  {ends}  {flow.verdict}{by}{times}"
+
+
+# --- learn ---------------------------------------------------------------------------------------
+
+
+_SHORT_S = 86_400
+"""Below this time (s), daily events may not have been seen."""
+
+
+def run_learn(args: Args) -> int:
+    from niso.cli import output
+
+    host = connect()
+    if args.write and not args.yes and not sys.stdin.isatty():
+        raise UsageError("--write asks before it writes, and there is no terminal", "add --yes")
+    since = args.since
+    with output.LateProgress(args) as host.progress:
+        if args.for_:
+            host.learn(*args.names, egress=args.egress)  # reports mistakes before the wait
+            since = _watch(args.for_)
+        learned = host.learn(*args.names, since=since, egress=args.egress)
+        if args.json:
+            output.as_json(learned)
+            return 0
+        if args.write:
+            return _write_policies(host, args, host.learned_changes(learned))
+    for number, policy in enumerate(learned):
+        print("\n" * bool(number) + output.escaped_lines("\n".join(_lines(policy))))
+    sys.stdout.flush()
+    _say_how_long(learned)
+    return 0
+
+
+def _watch(period: str) -> str:
+    """Wait for a period, or until Ctrl-C; return its start (RFC 3339). Raises UsageError."""
+    from datetime import UTC, datetime
+
+    from niso.cli import output
+
+    seconds = duration(period, "--for")
+    start = datetime.now(UTC)
+    output.note(f"niso: watching for {period}; Ctrl-C ends it early")
+    try:
+        time.sleep(seconds)
+    except KeyboardInterrupt:
+        pass
+    return start.isoformat()
+
+
+def _lines(policy: LearnedPolicy) -> Iterator[str]:
+    """Yield the policy as TOML, with the evidence as comments."""
+    # a path with a newline must not end the comment
+    from niso.cli import output
+
+    where = output.escaped(policy.file or f"{policy.service} (no manifest)")
+    peers = sum(entry.allowed for entry in policy.allow_from)
+    denied = sum(entry.note.endswith("denied") for entry in policy.allow_from)
+    known = f"{peers} {'entry' if peers == 1 else 'entries'}"
+    if policy.watched is not None:
+        known += f" after {output.duration(policy.watched)}"
+    known += f"; {denied} denied" if denied else ""
+    yield f"# {where}: {policy.service}, {known}"
+    yield f"[{policy.table}]"
+    yield from _list("allow_from", policy.allow_from)
+    if policy.egress is not None:
+        yield ""
+        yield f"[{policy.table}.egress]"
+        yield from _list("allow", policy.egress)
+
+
+def _list(key: str, entries: tuple[LearnedEntry, ...]) -> Iterator[str]:
+    if not entries:
+        yield f"{key} = []  # nobody" if key == "allow_from" else f"{key} = []  # nowhere"
+        return
+    yield f"{key} = ["
+    texts = [f"{'' if entry.allowed else '# '}{json.dumps(entry.text)}," for entry in entries]
+    width = max(map(len, texts))
+    for text, entry in zip(texts, entries, strict=True):
+        comment = "; ".join(part for part in (entry.note, _evidence(entry)) if part)
+        yield f"  {text:{width}}  # {comment}" if comment else f"  {text}"
+    yield "]"
+
+
+def _evidence(entry: LearnedEntry) -> str:
+    from niso.cli import output
+
+    parts = []
+    if entry.new:
+        times = "once" if entry.new == 1 else f"{entry.new} times"
+        parts.append(f"{entry.new} new" if entry.allowed else times)
+    if entry.ago is not None:
+        when = "now" if entry.ago < 1 else f"{output.duration(entry.ago)} ago"
+        parts.append(f"last {when}")
+    if entry.open:
+        parts.append(f"{entry.open} open" if entry.new else f"{entry.open} open, none new")
+    return ", ".join(parts)
+
+
+def _say_how_long(learned: tuple[LearnedPolicy, ...]) -> None:
+    from niso.cli import output
+
+    watched = [policy.watched or 0.0 for policy in learned]
+    if watched:
+        least = min(watched)
+        rare = "once a day or once a month" if least < _SHORT_S else "once a month"
+        output.note(
+            f"niso: watched for {output.duration(least)}: what happens {rare} has not been seen"
+        )
+
+
+def _write_policies(host: Host, args: Args, changes: tuple[PolicyChange, ...]) -> int:
+    from niso.cli import output
+
+    if not changes:
+        print("unchanged")
+        return 0
+    for change in changes:
+        print(output.escaped_lines(change.diff), end="")
+    sys.stdout.flush()
+    if not args.yes:
+        files = ", ".join(change.file for change in changes)
+        try:
+            answer = input(output.escaped(f"write {files}? [y/N] "))
+        except EOFError:
+            answer = ""
+        if answer.strip().lower() not in ("y", "yes"):
+            print("nothing was written")
+            return 1
+    host.write_policies(changes)
+    for change in changes:
+        output.note(output.escaped(f"niso: {change.file}: written; {change.apply} applies it"))
+    return 0
+
+
+# --- events --------------------------------------------------------------------------------------
+
+
+def run_events(_: str, args: Args) -> int:
+
+    from niso.cli import output
+
+    seconds = None if args.seconds is None else duration(args.seconds, "--for")
+    end = None if seconds is None else time.monotonic() + seconds
+    with output.LateProgress(args) as progress, connect(progress=progress) as host:
+        try:
+            with host.events(args.name, since=args.since) as events:
+                _print_events(events.past(), args.json)
+                _follow_events(events, end, args.json)
+        except KeyboardInterrupt:
+            return 130
+    return 0
+
+
+def _follow_events(events: Events, end: float | None, as_json: bool) -> None:
+    poll = select.poll()
+    poll.register(events, select.POLLIN)
+    poll.register(sys.stdout, 0)  # reports a closed pipe even while nothing is written
+    while True:
+        left = None if end is None else max(0.0, end - time.monotonic()) * 1000
+        ready = dict(poll.poll(left))
+        if sys.stdout.fileno() in ready:
+            raise BrokenPipeError
+        if not ready:
+            return
+        _print_events(events.read(), as_json)
+
+
+def _print_events(happened: Iterable[Happened], as_json: bool) -> None:
+
+    from niso.cli import output
+
+    for one in happened:
+        if as_json:
+            print(json.dumps(plain(one)))
+            continue
+        name = one.service or one.network or "-"
+        detail = one.detail.replace("→", output.arrow())
+        print(output.escaped(f"{one.time}  {name:<12}  {one.what:<15}  {detail}".rstrip()))
+    sys.stdout.flush()
+
+
+# --- top -----------------------------------------------------------------------------------------
+
+
+EVERY_S = 2.0
+TOP_COLUMNS = ("SERVICE", "HEALTH", "IN", "OUT", "NEW/s", "DENIED IN", "DENIED OUT", "NETWORKS")
+FLOW_COLUMNS = ("FROM", "TO", "TRAFFIC", "NEW/s", "VERDICT", "BY")
+SOCKET_COLUMNS = ("FROM", "TO", "STATE", "RTT", "RETRANS", "RECEIVED", "SENT")
+
+
+def run_top(_: str, args: Args) -> int:
+    from niso.cli import output, top_screen
+
+    if args.count is not None and args.count < 1:
+        raise UsageError("must be 1 or more", "niso top -n 1", "-n", value=str(args.count))
+    if args.count is None and not args.json and output.is_terminal() and os.isatty(0):
+        return top_screen.show(args.name)
+    with output.LateProgress(args) as progress, connect(progress=progress) as host:
+        try:
+            _print_loads(host, args)
+        except KeyboardInterrupt:
+            return 130
+    return 0
+
+
+def _print_loads(host: Host, args: Args) -> None:
+    with host.top(args.name) as top:
+        _print_looks(top, args)
+
+
+def _print_looks(top: Top, args: Args) -> None:
+
+    from niso.cli import output
+
+    left = args.count or 1
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # reports a closed pipe even while nothing is written
+    first = True
+    while left:
+        end = time.monotonic() + EVERY_S
+        while (wait := end - time.monotonic()) > 0:
+            if poll.poll(wait * 1000):
+                raise BrokenPipeError
+        load = top.read()
+        if args.json:
+            print(json.dumps(plain(load)))
+        else:
+            print("\n" * (not first), end="")
+            output.table(TOP_COLUMNS, [cells(service) for service in load.services])
+            if args.name is not None:
+                print()
+                output.table(FLOW_COLUMNS, [flow_cells(flow) for flow in load.flows])
+                print()
+                output.table(SOCKET_COLUMNS, [socket_cells(socket) for socket in load.sockets])
+        sys.stdout.flush()
+        first = False
+        left -= 1
+
+
+def summary(load: Load) -> list[tuple[str, str]]:
+    """Return the parts of the headline (``2 of 3 up``, ``1 unhealthy`` ...) with their styles."""
+    up = sum(service.status in ("running", "attached", "completed") for service in load.services)
+    unhealthy = sum(service.health == "unhealthy" for service in load.services)
+    new = dict.fromkeys(("pass", "audit", "drop"), 0.0)
+    for flow in load.flows:
+        new[flow.verdict] += flow.new
+    parts = [(f"{up} of {len(load.services)} up", "")]
+    parts += [(f"{unhealthy} unhealthy", "bad")] * bool(unhealthy)
+    parts += [(f"{new['pass'] + new['audit']:.1f} new/s", "")]
+    parts += [(f"{new['drop']:.1f} refused/s", "bad")] * bool(new["drop"])
+    parts += [(f"{new['audit']:.1f} in audit/s", "waiting")] * bool(new["audit"])
+    parts += [(rate(sum(service.received or 0 for service in load.services)), "")]
+    return parts
+
+
+def cells(load: ServiceLoad) -> tuple[str, ...]:
+    """Return the cells of a service, in the order of `COLUMNS`."""
+    state = load.health if load.health and load.status == "running" else load.status
+    denied = (
+        "-" if number is None else str(number) for number in (load.denied_in, load.denied_out)
+    )
+    networks = ", ".join(load.networks) or "-"
+    new = "-" if load.new is None else f"{load.new:.1f}"
+    rates = rate(load.received), rate(load.sent)
+    return (load.service, state, *rates, new, *denied, networks)
+
+
+def flow_cells(flow: FlowLoad) -> tuple[str, ...]:
+    """Return the cells of a flow, in the order of `FLOW_COLUMNS`."""
+    to = f"{bracketed(flow.to.name)}:{flow.port}/{flow.proto}"
+    figures = rate(flow.bits), f"{flow.new:.1f}"
+    return (flow.from_.name, to, *figures, flow.verdict, decided_by(flow) or "-")
+
+
+def socket_cells(socket: ServiceSocket) -> tuple[str, ...]:
+    """Return the cells of a socket, in the order of `SOCKET_COLUMNS`."""
+    from_ = f"{bracketed(socket.from_.name)}:{socket.from_port}"
+    to = f"{bracketed(socket.to.name)}:{socket.port}/tcp"
+    rtt = "-" if socket.rtt is None else f"{socket.rtt * 1000:.2f} ms"
+    resent = "-" if socket.retransmitted is None else str(socket.retransmitted)
+    sizes = _scaled(socket.received, "B"), _scaled(socket.sent, "B")
+    return (from_, to, socket.state, rtt, resent, *sizes)
+
+
+def rate(bits: float | None) -> str:
+    """Format bits per second with three digits: ``391 kb/s``."""
+    return _scaled(bits, "b/s")
+
+
+def _scaled(number: float | None, unit: str) -> str:
+    if number is None:
+        return "-"
+    for prefix in ("", "k", "M", "G"):
+        if number < 999.5 or prefix == "G":
+            break
+        number /= 1000
+    digits = 1 if number < 9.95 and prefix else 0
+    return f"{number:.{digits}f} {prefix}{unit}"
+
+
+# --- commands that show more ------------------------------------------------------------------
+
+
+def explain_words(flow: FlowLoad) -> list[str]:
+    """Return the arguments of ``niso net explain`` for a flow."""
+    to, port = bracketed(flow.to.address), flow.port
+    if flow.published is not None:
+        to, port = "host", flow.published  # the destination before DNAT
+    return ["net", "explain", flow.from_.address, f"{to}:{port}/{flow.proto}"]
+
+
+def capture_words(service: str, flow: FlowLoad | None) -> list[str]:
+    """Return the arguments of ``niso net capture`` for a service, or for one of its flows."""
+    words = ["net", "capture", service]
+    if flow is not None:
+        other = flow.from_ if flow.to.service == service else flow.to
+        is_host = other.service is None and other.name == "host"
+        words.append(f"{'host' if is_host else bracketed(other.address)}:{flow.port}")
+        words += ["--drops"] * (flow.verdict == "drop")
+    return words
+
+
+def logs_words(service: str) -> list[str]:
+    """Return the arguments of ``niso logs`` for a service."""
+    return ["logs", service, "-n", "200", "-f"]

@@ -1,0 +1,412 @@
+"""Values of the keys: hosts, claims, networks, checked.
+
+Check values from the cluster before they reach the store and the kernel.
+
+Other hosts are trusted to claim only what is free, but they may have bugs. In a shared etcd, anyone
+may have written a key.
+
+Define a claim and its JSON values in the cluster's keys.
+
+Define hosts and clusters, and their JSON values in the cluster's keys.
+
+Parse and check networks in the cluster's keys.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from functools import lru_cache
+
+from niso.base.errors import Conflict, Error, InvalidInput
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.cluster.engine import Item, Keys, decode, invalid
+from niso.manifest import values
+from niso.plan.records import Entry, Policy
+from niso.plan.subnets import refusal
+from niso.store.policy_rows import policy_of
+from niso.store.sqlite import decoded
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# --- value checks --------------------------------------------------------------------------------
+
+
+_KEPT = 1 << 16
+_LONGEST_VERSION = 40
+MOST_NAMES = 120
+"""The most names of a service: each is a key of its claim (`niso.cluster.claims.MOST_KEYS`).
+
+etcd accepts 128 operations per transaction.
+"""
+_PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=", re.ASCII)
+
+
+def is_address(text: str) -> bool:
+    """Return whether a text is one IP address in canonical form, without a zone."""
+    try:
+        return str(ipaddress.ip_address(text)) == text and "%" not in text
+    except ValueError:
+        return False
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text is a valid name of a service or host."""
+    try:
+        values.host_label(text, "")
+    except InvalidInput:
+        return False
+    return True
+
+
+def is_number(value: object, most: int = 1 << 53) -> bool:
+    """Return whether a value is an integer from 1 to below ``most``."""
+    return type(value) is int and 0 < value < most
+
+
+def version(text: object) -> str:
+    """Return a host's version of niso for display; "" if it is not valid."""
+    good = isinstance(text, str) and len(text) <= _LONGEST_VERSION and text.isprintable()
+    return str(text) if good else ""
+
+
+def is_public_key(text: str) -> bool:
+    """Return whether a text is a WireGuard public key: 32 bytes in base64."""
+    return _PUBLIC_KEY.fullmatch(text) is not None
+
+
+def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
+    """Return whether a service can have this address in one of the subnets (CIDR, gateway)."""
+    number = ipaddress.ip_address(address)
+    for cidr, gateway in networks:
+        net = ipaddress.ip_network(cidr)
+        if number in net:
+            base = int(net.network_address)
+            own = int(ipaddress.ip_address(gateway)) - base
+            return refusal(net, own, int(number) - base) is None
+    return False
+
+
+@lru_cache(_KEPT)
+def is_host_address(text: str) -> bool:
+    """Return whether a text is an address by which another host can be reached."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return "%" not in text and not (
+        address.is_unspecified
+        or address.is_loopback
+        or address.is_multicast
+        or address.is_link_local
+        or text == "255.255.255.255"
+    )
+
+
+_KINDS = ("service", "network", "prefix", "prefixes", "outside")
+_PROTOCOLS = ("", "tcp", "udp", "sctp", "icmp")
+
+
+def policy(text: str) -> Policy:
+    """Parse the policy of another host's service. Raises ValueError if it is not valid."""
+
+    try:
+        made = policy_of(decoded(text))
+        sound = all(map(_is_entry, made.entries()))
+        if made.audit is not None:
+            sound = sound and all(type(number) is int for number in made.audit[1:])
+    except (TypeError, LookupError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise ValueError(text)
+    return made
+
+
+def _is_entry(entry: Entry) -> bool:
+    """Return whether a policy entry is one that a manifest can contain."""
+    texts = (entry.key, entry.text, entry.peer.kind, entry.peer.name, entry.proto)
+    if not all(type(text) is str for text in texts):
+        return False
+    if entry.peer.kind in ("prefix", "prefixes"):
+        many = entry.peer.kind == "prefixes"
+        for cidr in entry.peer.name.split(",") if many else (entry.peer.name,):
+            ipaddress.ip_network(cidr)  # raises ValueError
+    known = entry.peer.kind in _KINDS and entry.proto in _PROTOCOLS
+    numbers = (entry.first, entry.last)
+    return known and all(type(number) is int and 0 <= number <= 65535 for number in numbers)
+
+
+# --- claim values --------------------------------------------------------------------------------
+
+
+MOST_POLICY = 1 << 16
+"""The most characters of a policy to publish; etcd refuses requests of more than 1.5 MB."""
+
+
+type Sharers = tuple[tuple[str, tuple[str, ...]], ...]
+"""The active services that share a service's namespace, each with its published ports."""
+
+
+class Claim(NamedTuple):
+    """A host's claim to a service. ``revision`` is the modified revision of the service's key.
+
+    ``gen`` is higher than that of every earlier claim; the claim with the highest number wins.
+    ``former`` is the host that the service was taken from, until it is up on the new one.
+    """
+
+    service: str
+    host: str
+    gen: int
+    mark: str
+    networks: dict[str, tuple[str, ...]]  # addresses by network
+    names: tuple[str, ...]
+    revision: int
+    former: str = ""
+    ports: tuple[str, ...] = ()  # published ones, for display
+    up: bool = False  # as last published, for display
+    policy: str = ""  # JSON, as in the store, for explanations; "" for none
+    # keys of former addresses and names, held until the service is published
+    kept: tuple[str, ...] = ()
+    sharers: Sharers = ()  # for display
+
+    def keys(self, keys: Keys) -> set[str]:
+        """Return the keys of the claim's addresses and names, including those held for a while."""
+        names = {keys.name(net, name) for net in self.networks for name in self.names}
+        return {*names, *self.address_keys(keys), *self.kept}
+
+    def address_keys(self, keys: Keys) -> set[str]:
+        """Return the keys of the claim's addresses."""
+        return {keys.address(net, a) for net, some in self.networks.items() for a in some}
+
+
+class About(NamedTuple):
+    """Data about a service for display on other hosts; nothing depends on it."""
+
+    ports: tuple[str, ...]
+    policy: str
+    sharers: Sharers = ()
+
+    def values(self) -> dict[str, Any]:
+        """Return these data as fields of the service's key."""
+        sharers = {name: list(ports) for name, ports in self.sharers}
+        policy = self.policy if len(self.policy) <= MOST_POLICY else "too long"
+        return {"ports": list(self.ports), "policy": policy, "sharers": sharers}
+
+
+def claim_of(item: Item, keys: Keys) -> Claim:
+    """Parse the value of a service's key to a claim. Raises Error if it is malformed."""
+    value = decode(item.value, item.key)
+    try:
+        networks = {str(net): tuple(map(str, some)) for net, some in value["networks"].items()}
+        if not all(is_address(address) for some in networks.values() for address in some):
+            raise ValueError
+        if not is_number(value["gen"]):
+            raise ValueError
+        former = [value["former"]["host"]] if "former" in value else []
+        sharers = tuple(
+            (str(name), tuple(map(str, some))) for name, some in value.get("sharers", {}).items()
+        )
+        called = (value["host"], *former, *value["names"], *(name for name, _ in sharers))
+        if not all(is_name(str(name)) for name in called):
+            raise ValueError
+        return Claim(
+            item.key.removeprefix(keys.services),
+            str(value["host"]),
+            int(value["gen"]),
+            str(value["claim"]),
+            networks,
+            tuple(map(str, value["names"])),
+            item.modified,
+            str(value["former"]["host"]) if "former" in value else "",
+            tuple(map(str, value.get("ports", ()))),
+            bool(value.get("up")),
+            str(value.get("policy", "")),
+            tuple(map(str, value.get("kept", ()))),
+            sharers,
+        )
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise invalid(item.key) from None
+
+
+def address_value(claim: Claim, up: bool) -> dict[str, Any]:
+    """Return the value of an address key."""
+    return {
+        "service": claim.service,
+        "host": claim.host,
+        "gen": claim.gen,
+        "names": list(claim.names),
+        "up": up,
+    }
+
+
+# --- host values ---------------------------------------------------------------------------------
+
+
+PROTO, ENCRYPTED = 1, 2
+"""Versions of the key format. A host that does not know its cluster's version changes nothing.
+
+Encrypted clusters have the second: hosts that know only the first would send in plain text.
+"""
+
+
+class Host(NamedTuple):
+    name: str
+    state_id: str
+    address: str  # by which the other hosts reach it
+    mtu: int  # bytes, of the link with that address
+    alive: bool
+    version: str = ""  # niso's version when the host joined or its agent last started
+    public: str = ""  # its WireGuard public key, in an encrypted cluster
+
+
+class Cluster(NamedTuple):
+    identity: str
+    port: int
+    encryption: str = ""  # for new hosts: see cluster/encryption.py
+
+
+def host_of(item: Item, keys: Keys) -> Host:
+    """Parse a host's key; ``alive`` is not known from it and is False. Raises Error."""
+    value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
+    name = item.key.removeprefix(keys.hosts)
+    if not (is_name(name) and is_address(str(value["address"]))):
+        raise invalid(item.key)
+    public = str(value.get("wgkey", ""))
+    if public and not is_public_key(public):
+        raise invalid(item.key)
+    where = (str(value["address"]), int(value["mtu"]), False)
+    return Host(name, str(value["id"]), *where, version(value.get("niso")), public)
+
+
+def cluster_of(item: Item) -> Cluster:
+    """Parse the cluster's key. Raises Error if this niso does not support its version."""
+    value = valid(decode(item.value, item.key), item.key, "id", "port")
+    encryption = str(value.get("encrypt", ""))
+    if encryption not in ("", "kernel", "userspace"):
+        raise invalid(item.key)
+    known = ENCRYPTED if encryption else PROTO
+    version = value.get("proto", PROTO)
+    if version != known:
+        raise Error(
+            f"the cluster's keys are of version {version}, and this niso has {known}",
+            "upgrade niso on this host",
+        )
+    return Cluster(str(value["id"]), int(value["port"]), encryption)
+
+
+def cluster_value(cluster: Cluster) -> dict[str, Any]:
+    """Return the value of the cluster's key."""
+    value: dict[str, Any] = {"id": cluster.identity, "port": cluster.port, "proto": PROTO}
+    if cluster.encryption:
+        value |= {"encrypt": cluster.encryption, "proto": ENCRYPTED}
+    return value
+
+
+def host_value(host: Host) -> dict[str, Any]:
+    """Return the value of a host's key."""
+    value: dict[str, Any] = {"id": host.state_id, "address": host.address, "mtu": host.mtu}
+    if host.public:
+        value["wgkey"] = host.public
+    if host.version:
+        value["niso"] = host.version
+    return value
+
+
+def require_family(address: str, other: str, host: str) -> None:
+    """Raise Conflict if the kernels of two hosts cannot send to each other's address."""
+    if (":" in address) != (":" in other):
+        raise Conflict(
+            f"{address} is of another family than {other} of host {host}",
+            "all hosts of a cluster have IPv4 addresses, or all have IPv6 addresses",
+        )
+
+
+def clash(host: Host, other: Host) -> Conflict:
+    """Return the error for a host with the same name, or state folder, as another one."""
+    if other.name == host.name:
+        return Conflict(
+            f"the cluster has another host {other.name}, with the address {other.address}",
+            f"use another name; if that host is lost, niso cluster forget {other.name} first",
+        )
+    return Conflict(
+        f"host {other.name} of the cluster has the same state folder, {other.state_id}",
+        f"a copy of the machine {other.name} needs a state folder of its own",
+    )
+
+
+# --- index ---------------------------------------------------------------------------------------
+
+
+class Spec(NamedTuple):
+    """A network in the cluster. ``subnets`` are pairs of CIDR and gateway.
+
+    Numbers of claims (``gen``) start at ``base``, which is above those from before the engine lost
+    its data.
+    """
+
+    name: str
+    vni: int
+    mtu: int
+    subnets: tuple[tuple[str, str], ...]
+    internal: bool = False
+    base: int = 0
+
+
+_MOST = {"port": 1 << 16, "mtu": 1 << 17, "vni": 1 << 24}
+
+
+def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
+    """Check the value of a key and return it.
+
+    Raises Error if a field is missing or out of range.
+    """
+    for name in needed:
+        if name not in value or (name in _MOST and not is_number(value[name], _MOST[name])):
+            raise invalid(key)
+    return value
+
+
+def index_of(item: Item) -> dict[str, dict[str, Any]]:
+    """Parse the index of all networks, {NETWORK: {vni, subnets}}. Raises Error."""
+    index = decode(item.value, item.key)
+    for value in index.values():
+        subnets = value.get("subnets") if isinstance(value, dict) else None
+        if not isinstance(subnets, list) or not is_number(value.get("vni"), _MOST["vni"]):
+            raise invalid(item.key)
+        try:
+            list(map(ipaddress.ip_network, subnets))
+        except (TypeError, ValueError):
+            raise invalid(item.key) from None
+    return index
+
+
+def spec_of(name: str, item: Item) -> Spec:
+    """Parse the value of a network's spec key. Raises Error if it is malformed."""
+    value = valid(decode(item.value, item.key), item.key, "subnets", "vni", "mtu")
+    try:
+        subnets = tuple(
+            (str(subnet["cidr"]), str(subnet["gateway"])) for subnet in value["subnets"]
+        )
+        for cidr, gateway in subnets:
+            if ipaddress.ip_address(gateway) not in ipaddress.ip_network(cidr):
+                raise invalid(item.key)
+    except (LookupError, TypeError, ValueError):
+        raise invalid(item.key) from None
+    base = value.get("base", 0)
+    if base != 0 and not is_number(base):
+        raise invalid(item.key)
+    internal = bool(value.get("internal"))
+    return Spec(name, int(value["vni"]), int(value["mtu"]), subnets, internal, base)
+
+
+def spec_value(spec: Spec) -> dict[str, Any]:
+    """Return the value of a network's spec key."""
+    return {
+        "vni": spec.vni,
+        "mtu": spec.mtu,
+        "subnets": [{"cidr": cidr, "gateway": gateway} for cidr, gateway in spec.subnets],
+        "internal": spec.internal,
+        **({"base": spec.base} if spec.base else {}),
+    }

@@ -1,0 +1,299 @@
+"""Keep keys below a prefix by a watch; how far behind.
+
+Cache the keys with a prefix: read once, then updated from the events of a watch.
+
+Reading all keys is expensive for the engine if many hosts do it. Checking whether the cache is
+complete is cheap.
+
+Watch prefixes of the engine's keys, each in a thread, and update caches from the events.
+
+Decode the cluster's hosts from the cache (`niso.cluster.watch`).
+
+Measure how far an agent lags: since when there are changes that it has not processed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from niso.base.errors import Error
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.cluster.engine import Batch, Compacted, Item, Keys, Mark
+from niso.cluster.key_values import Host, host_of
+from niso.cluster.membership import Membership
+
+if TYPE_CHECKING:
+    from niso.cluster.engine import Engine
+
+
+# --- kept ----------------------------------------------------------------------------------------
+
+
+TRUST_S = 6.0
+"""After so long without a sign of life from the watch, each use checks the cache.
+
+The members of a cluster's own etcd report progress every 5 s.
+"""
+CHECK_S = 30.0
+"""After so long the cache is checked in any case."""
+WHOLE_S = 600.0
+"""After so long all keys are read again."""
+
+
+class Kept:
+    """A cache of the keys with a prefix. Thread-safe: one thread watches, another reads.
+
+    Times are of one monotonic clock. Without a watch, each use checks the cache.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self._lock = threading.Lock()
+        self._items: dict[str, Item] = {}  # the dict is replaced, never changed
+        self._is_followed = False
+        self._all = 0  # all events up to this revision are applied: older ones are ignored
+        self._at = 0  # the newest revision seen
+        self._heard_s = self._checked_s = 0.0
+        self._whole_s: float | None = None  # when all keys were last read
+
+    def begin(self, engine: Engine, now_s: float) -> int:
+        """Read all keys; return the revision from which the watch has to start.
+
+        Raises NoAnswer and Refused.
+        """
+        self.lose()
+        self.items(engine, now_s)
+        with self._lock:
+            self._is_followed = True
+            self._heard_s = now_s
+            return self._at + 1
+
+    def hear(self, batch: Batch, now_s: float) -> bool:
+        """Apply events in their order; return False if the watch has to start again.
+
+        A batch without events is a sign of life. The watch may be of a shorter prefix.
+        """
+        with self._lock:
+            if not self._is_followed:
+                return False
+            self._heard_s = now_s
+            if not batch.events:
+                self._at = max(self._at, batch.revision)
+                return True
+            items = {**self._items}
+            for event in batch.events:
+                if event.modified <= self._all:
+                    continue
+                self._at = max(self._at, event.modified)
+                if not event.key.startswith(self.prefix):
+                    continue
+                if event.item is None:
+                    items.pop(event.key, None)
+                else:
+                    items[event.key] = event.item
+            self._items = items
+        return True
+
+    def lose(self) -> None:
+        """Record that the watch has ended, so that each use checks the cache."""
+        with self._lock:
+            self._is_followed = False
+
+    def items(self, engine: Engine, now_s: float, known: Item | None = None) -> dict[str, Item]:
+        """Return all keys with the prefix; the same object as before if nothing has changed.
+
+        ``known`` is a key that the caller has read: if it differs from the cached one, all keys are
+        read again. Raises NoAnswer and Refused.
+        """
+        with self._lock:
+            items = self._items
+            is_sure = (
+                self._is_followed
+                and now_s - self._heard_s < TRUST_S
+                and now_s - self._checked_s < CHECK_S
+            )
+            is_old = self._whole_s is None or now_s - self._whole_s >= WHOLE_S
+        if not is_old and (known is None or items.get(known.key) == known):
+            if is_sure:
+                return items
+            if (same := self._checked(engine, now_s)) is not None:
+                return same
+        return self._read(engine, now_s)
+
+    def _read(self, engine: Engine, now_s: float) -> dict[str, Item]:
+        """Read all keys and cache them, unless the watch has applied newer events since."""
+        with self._lock:
+            before = self._at
+        answer = engine.get(self.prefix)
+        items = {item.key: item for item in answer.items}
+        with self._lock:
+            # the engine was restored from a backup: later changes are lost
+            if answer.revision < before:
+                self._is_followed = False
+            if answer.revision < before or self._at <= answer.revision:
+                self._items = items
+                self._all = self._at = answer.revision
+                self._checked_s = self._whole_s = now_s
+        return items
+
+    def _checked(self, engine: Engine, now_s: float) -> dict[str, Item] | None:
+        """Return the cache if it is complete according to the engine, else None."""
+        with self._lock:
+            before = self._at
+        mark = engine.mark(self.prefix)
+        with self._lock:
+            if mark.revision < before or not _are(self._items, mark):
+                return None
+            self._all = max(self._all, mark.revision)
+            self._at = max(self._at, mark.revision)
+            self._checked_s = now_s
+            return self._items
+
+
+def _are(items: dict[str, Item], mark: Mark) -> bool:
+    """Return whether the items match the engine's fingerprint of its keys."""
+    newest = max((item.modified for item in items.values()), default=0)
+    leases = {item.lease for item in items.values() if item.modified == newest} or {0}
+    return (newest, len(items)) == (mark.newest, mark.number) and mark.lease in leases
+
+
+# --- watchers ------------------------------------------------------------------------------------
+
+
+SILENCE_S = 12.0
+_AGAIN_S = 1.0
+_BACK_OFF_S = (0.2, 5.0)
+
+
+class Watches:
+    """The watching threads. ``connect`` returns a connection for each.
+
+    ``notice`` is called after a change; its argument is false if processing it can wait.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Engine],
+        notice: Callable[[bool], None],
+        over: threading.Event,
+    ) -> None:
+        self._connect = connect
+        self._notice = notice
+        self._over = over
+        self._followed: set[str] = set()
+
+    def follow(self, prefix: str, kept: Kept, hurry: bool) -> None:
+        """Watch a prefix, update a cache and report changes; no-op if it is watched already.
+
+        The cache may cover only a part of the prefix.
+        """
+        if prefix not in self._followed:
+            self._followed.add(prefix)
+            threading.Thread(target=self._run, args=(prefix, kept, hurry), daemon=True).start()
+
+    def _run(self, prefix: str, kept: Kept, hurry: bool) -> None:
+        wait = _BACK_OFF_S[0]
+        engine = connected(self._connect, self._over)
+        while engine is not None and not self._over.is_set():
+            try:
+                start = kept.begin(engine, time.monotonic())
+                self._notice(True)  # for changes from before the watch
+                try:
+                    for batch in engine.watch(prefix, start, SILENCE_S):
+                        wait = _BACK_OFF_S[0]
+                        if not kept.hear(batch, time.monotonic()):
+                            break
+                        if batch.events:
+                            self._notice(hurry)
+                        if self._over.is_set():
+                            return
+                finally:
+                    kept.lose()
+            except Compacted:
+                continue
+            except Error:
+                self._over.wait(about(wait))
+                wait = min(2 * wait, _BACK_OFF_S[1])
+
+
+def connected(connect: Callable[[], Engine], over: threading.Event) -> Engine | None:
+    """Open a connection as soon as the files for it exist; return None once ``over`` is set.
+
+    A command replaces the files, and deletes them when the host leaves the cluster.
+    """
+    while not over.is_set():
+        try:
+            return connect()
+        except (Error, OSError):
+            over.wait(about(_AGAIN_S))
+    return None
+
+
+def about(seconds: float) -> float:
+    """Return half to one and a half of ``seconds``, at random, to spread the hosts' requests."""
+    return seconds * (0.5 + os.urandom(1)[0] / 255)
+
+
+# --- roster --------------------------------------------------------------------------------------
+
+
+class Roster:
+    """The cluster's hosts; each value is decoded only once."""
+
+    def __init__(self, keys: Keys) -> None:
+        self.keys = keys
+        self.kept = Kept(keys.hosts)
+        self._items: dict[str, Item] = {}
+        self._decoded: dict[Item, Host] = {}
+        self.hosts: tuple[Host, ...] = ()  # sorted by name, as of the last call of `look`
+
+    def look(self, engine: Engine, own: str, now_s: float) -> tuple[tuple[Host, ...], Host | None]:
+        """Return all hosts, and the host ``own``, whose key is always read from the engine.
+
+        Raises NoAnswer, Refused, and Error if a value is invalid.
+        """
+        item = Membership(engine, self.keys).host_item(own)
+        items = self.kept.items(engine, now_s, item)
+        if items is not self._items:
+            self._decode(items)
+        return self.hosts, self._decoded.get(item) if item is not None else None
+
+    def _decode(self, items: dict[str, Item]) -> None:
+        decoded: dict[Item, Host] = {}
+        hosts = []
+        for key in sorted(items):
+            if "/" in key.removeprefix(self.keys.hosts):
+                continue
+            item = items[key]
+            decoded[item] = host = self._decoded.get(item) or host_of(item, self.keys)
+            hosts.append(host._replace(alive=f"{key}/live" in items))
+        self._items, self._decoded, self.hosts = items, decoded, tuple(hosts)
+
+
+# --- lag -----------------------------------------------------------------------------------------
+
+
+class Lag:
+    """The lag of an agent. Times are of one monotonic clock. Several threads may call `notice`."""
+
+    def __init__(self) -> None:
+        self._since_s: float | None = None
+        self._last_s = 0.0
+
+    def notice(self, now_s: float) -> None:
+        """Record that there is a change to process."""
+        self._last_s = now_s
+        if self._since_s is None:
+            self._since_s = now_s
+
+    def caught_up(self, began_s: float) -> None:
+        """Record that all changes up to ``began_s``, the start of a sync pass, are processed."""
+        self._since_s = self._last_s if self._last_s > began_s else None
+
+    def seconds(self, now_s: float) -> float:
+        """Return for how long the oldest change has been waiting; 0 if there is none."""
+        since_s = self._since_s
+        return 0.0 if since_s is None else max(0.0, now_s - since_s)

@@ -1,0 +1,361 @@
+"""Compose file to stack.toml.
+
+Convert a compose file to a stack.toml, and list what cannot be converted.
+
+Leave out names and ports that several services of a compose file have, but a stack refuses.
+
+Compose lets several services have the same alias, and detects at their start that two have the same
+host port. niso refuses both.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+from niso.base.errors import InvalidInput
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import DEFAULT_NETWORK
+from niso.base.text import escaped
+from niso.compose import storage
+from niso.compose.service_tables import DEFAULT, Gap, Service, World, has_check, label
+from niso.compose.storage import Place, Storage
+from niso.manifest import toml, yaml_file
+from niso.manifest.addresses_and_ports import parse_port
+from niso.manifest.stack import long_name
+from niso.plan.records import Port
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# --- compose -------------------------------------------------------------------------------------
+
+
+_IN_FILE = frozenset(("services", "networks", "volumes", "secrets", "name", "version"))
+_OF_NETWORK = frozenset(
+    ("internal", "ipam", "enable_ipv6", "driver", "driver_opts", "labels", "attachable", "name")
+)
+_OF_POOLS: dict[str, Callable[[str], object]] = {
+    "subnet": ipaddress.ip_network,
+    "gateway": ipaddress.ip_address,
+}
+_MTU = "com.docker.network.driver.mtu"
+_NOT_HERE = {
+    "configs": "mount the file as a volume, read-only",
+    "include": "import the other file too",
+}
+
+
+class Imported(NamedTuple):
+    """The result of a conversion."""
+
+    stack: str
+    services: tuple[str, ...]
+    text: str  # name of the stack.toml
+    gaps: tuple[Gap, ...]
+    images: tuple[tuple[str, str], ...]  # service -> image; "" if it is built
+
+
+def convert(path: str, target: str | None = None) -> Imported:
+    """Convert the compose file at ``path`` to a stack.toml in the folder ``target``.
+
+    Without ``target``, all host paths are absolute. Raises the errors of `yaml_file.load`, and
+    InvalidInput if the file has no services.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    place = Place(folder, None if target is None else os.path.abspath(target))
+    gaps: list[Gap] = []
+    data = _with_variables(yaml_file.load(path), gaps)
+    given = data.get("services")
+    if not isinstance(given, dict) or not given:
+        raise InvalidInput("has no services", "pass a compose.yaml", "services", file=path)
+    services = dict(_started(given, gaps))
+    if not services:
+        raise InvalidInput("has no service without a profile", None, "services", file=path)
+    stack = label(storage.text(data.get("name")) or os.path.basename(folder) or "stack")
+    networks, tables = _networks(data.get("networks"), stack, gaps)
+    world = World(
+        stack,
+        _names(services),
+        networks,
+        frozenset(name for name, keys in _items(data.get("networks")) if keys.get("internal")),
+        frozenset(name for name, keys in services.items() if has_check(keys)),
+        frozenset(_jobs(services)),
+        Storage(stack, place, services),
+        place,
+        {
+            name: text
+            for name, keys in _items(data.get("secrets"))
+            if (text := storage.text(keys.get("file")))
+        },
+    )
+    made = [Service(name, keys, world) for name, keys in services.items()]
+    _refuse_cycles(made, path)
+    settle(made)
+    gaps += [gap for service in made for gap in service.gaps]
+    for name, keys in _items(data.get("volumes")):
+        if storage.beyond(keys, ("labels", "driver")) or keys.get("driver", "local") != "local":
+            gaps.append(Gap("", f"volumes.{name}", "its settings are not taken over"))
+    for key in storage.beyond(data, _IN_FILE):
+        if not key.startswith("x-") and data[key]:
+            gaps.append(Gap("", key, _NOT_HERE.get(key, "niso has no such key")))
+    used = {name for one in made for name in one.tables.get("network", {}).get("networks", ())}
+    text = "\n".join(
+        (
+            *toml.table("stack", {"name": stack, "prefix": True}, 0),
+            *_network_lines({name: keys for name, keys in tables.items() if name in used}),
+            *(line for one in made for line in _lines(one)),
+        )
+    )
+    return Imported(
+        stack,
+        tuple(one.name for one in made),
+        text.rstrip() + "\n",
+        tuple(gaps),
+        tuple((one.name, one.image) for one in made),
+    )
+
+
+def _refuse_cycles(services: list[Service], path: str) -> None:
+    """Raise InvalidInput if services depend on each other in a cycle, which compose refuses too."""
+    import graphlib
+
+    needs = {one.name: one.tables.get("depends_on", {}) for one in services}
+    try:
+        graphlib.TopologicalSorter(needs).prepare()
+    except graphlib.CycleError as error:
+        cycle = " -> ".join(reversed(error.args[1]))
+        raise InvalidInput(
+            f"is a dependency cycle: {cycle}", "remove one of these", "depends_on", file=path
+        ) from None
+
+
+def _with_variables(data: dict[str, Any], gaps: list[Gap]) -> dict[str, Any]:
+    """Convert the variables in the data to the syntax of a stack.toml."""
+    variables = storage.Variables()
+    kept: dict[str, Any] = variables.kept(data)
+    for name in sorted(variables.without_default):
+        gaps.append(Gap("", f"${{{name}}}", "it must be set, in .env beside the stack.toml"))
+    if names := ", ".join(sorted(variables.used - variables.without_default)):
+        gaps.append(Gap("", ".env", f"copy it beside the stack.toml, if it has {names}"))
+    return kept
+
+
+def _started(given: Mapping[str, Any], gaps: list[Gap]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the services that `docker compose up` starts."""
+    for name, keys in given.items():
+        if isinstance(keys, dict) and keys.get("profiles"):
+            profiles = ", ".join(map(storage.text, storage.items(keys["profiles"])))
+            gaps.append(Gap(name, "profiles", f"left out: it belongs to {profiles}"))
+        elif isinstance(keys, dict):
+            yield name, keys
+        else:
+            gaps.append(Gap(name, "", "is not a mapping: left out"))
+
+
+def _names(services: Mapping[str, Any]) -> dict[str, str]:
+    """Choose a valid and unique name for each service."""
+    names: dict[str, str] = {}
+    for name in services:
+        plain = label(name)
+        if plain in ("host", "localhost") or plain.startswith("ip6-"):
+            plain = f"{plain}-1"
+        names[name] = _free(plain, names.values())
+    return names
+
+
+def _free(wanted: str, taken: Collection[str]) -> str:
+    """Return ``wanted``, with a number appended if it is among ``taken``."""
+    name, number = wanted, 2
+    while name in taken:
+        name, number = f"{wanted}-{number}", number + 1
+    return name
+
+
+def _jobs(services: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for keys in services.values():
+        needs = keys.get("depends_on")
+        for name, item in needs.items() if isinstance(needs, dict) else ():
+            if isinstance(item, dict) and item.get("condition") == "service_completed_successfully":
+                yield name
+
+
+def _items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the name and keys of each network."""
+    for name, item in given.items() if isinstance(given, dict) else ():
+        yield name, item if isinstance(item, dict) else {}
+
+
+def _networks(
+    given: object, stack: str, gaps: list[Gap]
+) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Return ({network of the file: its name in the stack}, its settings by that name).
+
+    The stack has a prefix, so its networks are its own; compose's network default becomes
+    niso-default. No two have one name: services that share no network in the file share none in the
+    stack.
+    """
+    names: dict[str, str] = {DEFAULT: DEFAULT_NETWORK}
+    external: dict[str, str] = {}
+    tables: dict[str, dict[str, Any]] = {}
+    # external ones first, since their names are fixed
+    for name, keys in sorted(_items(given), key=lambda item: not item[1].get("external")):
+        outside = keys.get("external")
+        # external: {name: ...} is the form of version 2 and 3 of the file
+        called = storage.text((outside if isinstance(outside, dict) else keys).get("name"))
+        if outside:
+            external.setdefault(called or name, _free(label(called or name), external.values()))
+            names[name] = external[called or name]
+            make = f"niso net create {names[name]}"
+            gaps.append(Gap("", f"networks.{name}", f"it is external: {make}, unless it exists"))
+        elif name != DEFAULT or keys:
+            own = _free("main" if name == DEFAULT else label(name), names.values())
+            names[name] = own
+            tables[own] = _network(name, keys, gaps)
+            if called:
+                what = f"it is {long_name(stack, own)}, for other stacks too"
+                gaps.append(Gap("", f"networks.{name}.name", what))
+    return names, tables
+
+
+def _network(name: str, keys: Mapping[str, Any], gaps: list[Gap]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    if keys.get("internal"):
+        table["internal"] = True
+    ipam = keys.get("ipam")
+    entries = ipam.get("config") if isinstance(ipam, dict) else None
+    pools = [entry for entry in storage.items(entries) if isinstance(entry, dict)]
+    place = f"networks.{name}"
+    if ipam and len(pools) != len(storage.items(entries) or [ipam]):
+        gaps.append(Gap("", f"{place}.ipam", "is not a list of mappings: not taken over"))
+    for key, rule in _OF_POOLS.items():
+        texts = []
+        for text in (storage.text(pool[key]) for pool in pools if pool.get(key)):
+            if "${" in text or _is_valid(text, rule):
+                texts.append(text)
+            else:
+                gaps.append(Gap("", f"{place}.{key}", f"{text!r} is not one: not taken over"))
+        if texts:
+            table[key] = texts[0] if len(texts) == 1 else texts
+    for key in sorted({key for pool in pools for key in pool} - _OF_POOLS.keys()):
+        gaps.append(Gap("", f"{place}.{key}", "niso has no such key"))
+    if keys.get("enable_ipv6") and not any(
+        ":" in storage.text(pool.get("subnet")) for pool in pools
+    ):
+        table["ipv6"] = True
+    options = keys.get("driver_opts")
+    options = options if isinstance(options, dict) else {}
+    mtu = storage.text(options.get(_MTU))
+    if mtu.isdigit():
+        table["mtu"] = int(mtu)
+    for key in options:
+        if key != _MTU or not mtu.isdigit():
+            gaps.append(Gap("", f"{place}.driver_opts", f"{key} is not taken over"))
+    for key in storage.beyond(keys, _OF_NETWORK):
+        if not key.startswith("x-") and keys[key]:
+            gaps.append(Gap("", f"{place}.{key}", "niso has no such key"))
+    if storage.text(keys.get("driver")) not in ("", "bridge"):
+        gaps.append(Gap("", f"{place}.driver", "niso's networks are bridges"))
+    return table
+
+
+def _is_valid(text: str, rule: Callable[[str], object]) -> bool:
+    try:
+        rule(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _network_lines(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return list(toml.table("networks", tables, 0)) if tables else []
+
+
+def _lines(service: Service) -> Iterator[str]:
+    """Yield the lines of a [services.NAME], after comments that list its gaps."""
+    for gap in service.gaps:
+        place = f"{gap.key}: " if gap.key else ""
+        yield escaped(f"# {place}{gap.text}")
+    header = f"services.{service.name}"
+    needs = {"depends_on": service.tables["depends_on"]} if "depends_on" in service.tables else {}
+    if needs:
+        yield from toml.table(header, needs, 0)
+    for name, data in service.tables.items():
+        if name != "depends_on":
+            yield from toml.table(f"{header}.{name}", data, 1 if name == "isolation" else 0)
+
+
+# --- compose together ----------------------------------------------------------------------------
+
+
+def settle(services: Iterable[Service]) -> None:
+    """Remove hostnames, aliases and host ports that an earlier service already has."""
+    taken = _Taken(services)
+    for service in taken.services.values():
+        table = service.tables.get("network", {})
+        if "hostname" in table and not taken.may_have(service, "hostname", table["hostname"]):
+            del table["hostname"]
+        aliases = table.get("aliases", ())
+        _keep(table, "aliases", [a for a in aliases if taken.may_have(service, "aliases", a)])
+        _keep(table, "ports", [p for p in table.get("ports", ()) if taken.may_publish(service, p)])
+        if not table:
+            service.tables.pop("network", None)
+
+
+def _keep(table: dict[str, Any], key: str, kept: list[str]) -> None:
+    if kept:
+        table[key] = kept
+    else:
+        table.pop(key, None)
+
+
+class _Taken:
+    """The names on each network, and the host ports, of the services processed so far."""
+
+    def __init__(self, services: Iterable[Service]) -> None:
+        self.services = {service.name: service for service in services}
+        # a service keeps its own name, whatever aliases earlier services have
+        self._names = {
+            (network, name): name
+            for name, service in self.services.items()
+            for network in self._on(service)
+        }
+        self._ports: list[tuple[Port, str]] = []
+
+    def _on(self, service: Service) -> tuple[str, ...]:
+        """Return the networks of a service, or of the service whose namespace it shares."""
+        table = service.tables.get("network", {})
+        if table.get("mode") == "share":
+            table = self.services[table["share"]].tables.get("network", {})
+        if table.get("mode", "bridge") != "bridge":
+            return ()
+        return tuple(table.get("networks", (DEFAULT_NETWORK,)))
+
+    def may_have(self, service: Service, key: str, name: str) -> bool:
+        """Reserve a name on the networks of a service; return False if another service has it."""
+        on = self._on(service)
+        for network in on:
+            holder = self._names.get((network, name), service.name)
+            if holder != service.name:
+                what = f"{name!r} is a name of {holder} on the same network: left out"
+                service.gaps.append(Gap(service.given, key, what))
+                return False
+        self._names |= dict.fromkeys(((network, name) for network in on), service.name)
+        return True
+
+    def may_publish(self, service: Service, text: str) -> bool:
+        """Reserve the host ports of an entry for a service; return False if another has them."""
+        try:
+            port = parse_port(text, "ports")
+        except InvalidInput:  # the entry has a variable
+            return True
+        for other, holder in self._ports:
+            if port.host_port and port.clashes(other):
+                what = f"{text!r} has a host port of {holder}: left out"
+                service.gaps.append(Gap(service.given, "ports", what))
+                return False
+        if port.host_port:
+            self._ports.append((port, service.name))
+        return True

@@ -1,0 +1,574 @@
+"""One service of a compose file.
+
+Convert one service of a compose file to the tables of a manifest.
+
+Keys that niso does not support, or would treat differently, are reported as gaps.
+
+List the keys of a compose file's service that are converted, and the types of their values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from niso.base.errors import InvalidInput
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import DEFAULT_NETWORK
+from niso.compose import storage as compose_storage
+from niso.compose.storage import (
+    Place,
+    Storage,
+    beyond,
+    duration,
+    items,
+    pairs,
+    parse_size,
+    port,
+    seconds,
+)
+from niso.manifest import addresses_and_ports, process_keys, values
+from niso.manifest.addresses_and_ports import parse_port
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# --- compose service -----------------------------------------------------------------------------
+
+
+DEFAULT = "default"
+"""The network of services that name none."""
+_CONDITIONS = {"none": "no", "any": "always"}
+UNKNOWN = "SET-ME"
+"""The entrypoint of a service whose command is known only to its image."""
+
+
+class Gap(NamedTuple):
+    """A key of the compose file that was not converted, and why."""
+
+    service: str
+    key: str
+    text: str
+
+
+class World(NamedTuple):
+    """The properties of the whole file that the conversion of one service needs."""
+
+    stack: str
+    names: Mapping[str, str]  # service in the compose file -> in the stack
+    networks: Mapping[str, str]  # the same for networks
+    internal: frozenset[str]  # internal networks
+    checked: frozenset[str]  # services with a health check
+    jobs: frozenset[str]  # services whose completion another service waits for
+    storage: Storage
+    place: Place  # folders of the two files
+    secrets: Mapping[str, str]  # secret -> its file
+
+
+class Service:
+    """The conversion of one service.
+
+    `tables` has the result, `gaps` the keys that are missing in it.
+    """
+
+    def __init__(self, name: str, keys: Mapping[str, Any], world: World) -> None:
+        self.gaps: list[Gap] = []
+        self.tables: dict[str, Any] = {}
+        self.given, self._keys, self._world = name, keys, world
+        self.name = world.names[name]
+        self._at_boot = f"niso enable {world.stack}-{self.name} starts it at boot"
+        self.image = "" if keys.get("build") else compose_storage.text(keys.get("image"))
+        if self.name != name:
+            self._gap("", f"its name is {self.name!r}: niso's names are a-z, 0-9 and -")
+        self._depends_on()
+        self._program()
+        self._environment()
+        self._life()
+        self._isolation()
+        self._healthcheck()
+        self._storage()
+        self._secrets()
+        self._network()
+        for key in beyond(keys, HANDLED):
+            if not key.startswith("x-") and keys[key] not in (None, False, [], {}):
+                self._gap(key, ELSEWHERE.get(key, "niso has no such key"))
+        for key, kinds in SHAPES.items():
+            self._shaped(key, *kinds)
+        self.tables = {table: data for table, data in self.tables.items() if data}
+
+    def _gap(self, key: str, what: str) -> None:
+        self.gaps.append(Gap(self.given, key, what))
+
+    def _put(self, table: str, key: str, value: object) -> None:
+        self.tables.setdefault(table, {})[key] = value
+
+    def _valid(self, key: str, value: str, rule: Callable[[str, str], object]) -> bool:
+        """Return whether niso accepts a value, and report a gap if it does not."""
+        if "${" in value:  # niso reads the variable when it has a value
+            return True
+        try:
+            rule(value, key)
+        except InvalidInput as error:
+            right = f" ({error.right})" if error.right else ""
+            self._gap(key, f"{value!r} {error.reason or error.message}{right}")
+            return False
+        return True
+
+    # --- the parts ------------------------------
+
+    def _depends_on(self) -> None:
+        given = self._keys.get("depends_on")
+        if isinstance(given, list):
+            given = {compose_storage.text(name): {} for name in given}
+        needs: dict[str, str] = {}
+        for name, item in given.items() if isinstance(given, dict) else ():
+            if name not in self._world.names:
+                self._gap("depends_on", f"{name!r} is not a service of the stack: left out")
+                continue
+            wanted = item.get("condition") if isinstance(item, dict) else None
+            if isinstance(item, dict) and item.get("restart"):
+                self._gap("depends_on", f"a restart of {name!r} does not restart it")
+            state = {
+                "service_healthy": "healthy",
+                "service_completed_successfully": "completed",
+            }.get(compose_storage.text(wanted), "started")
+            if state == "healthy" and name not in self._world.checked:
+                self._gap("depends_on", f"{name!r} has no health check here: waits until started")
+                state = "started"
+            needs[self._world.names[name]] = state
+        self.tables["depends_on"] = needs
+
+    def _program(self) -> None:
+        keys = self._keys
+        image = compose_storage.text(keys.get("image"))
+        self._put("package", "rootfs", f"./rootfs/{self.name}")
+        if keys.get("build"):
+            self._gap("build", f"build it as before, and put its files into rootfs/{self.name}")
+        elif image:
+            self._gap(
+                "image",
+                f"put the files of {image} into rootfs/{self.name}, see below; what its image says"
+                " of user, environment and working directory is not known here",
+            )
+        first, then = self._words("entrypoint"), self._words("command")
+        argv = [*(first or []), *(then or [])]
+        if not argv:
+            argv = [UNKNOWN]
+            self._gap("command", "set binary.entrypoint: the image alone knows what it runs")
+        elif not first:
+            self._gap("entrypoint", "if the image has an ENTRYPOINT, put it before the command")
+        if not self._valid("entrypoint", argv[0], values.entrypoint):
+            argv[0] = UNKNOWN
+        self._put("binary", "entrypoint", argv[0])
+        if argv[1:]:
+            self._put("binary", "args", argv[1:])
+        folder = compose_storage.text(keys.get("working_dir")) or "/"
+        if not self._valid("working_dir", folder, values.working_dir):
+            folder = "/"
+        self._put("binary", "working_dir", folder)
+        if any(word == "/app" or word.startswith("/app/") for word in (folder, *argv)):
+            self._gap("working_dir", "/app is the service's package, and hides that of the image")
+
+    def _words(self, key: str) -> list[str] | None:
+        """Return the words of a command; None without a command, or after a gap."""
+        given = self._keys.get(key)
+        words = compose_storage.words(given)
+        if given is not None and words is None:
+            self._gap(key, f"{given!r} is not a list of words: not taken over")
+        return words
+
+    def _shaped(self, key: str, *kinds: type) -> None:
+        """Report a key whose value has none of the accepted types.
+
+        A bool is not accepted as an int.
+        """
+        given = self._keys.get(key)
+        is_one = isinstance(given, kinds) and not isinstance(given, bool)
+        if given is not None and not is_one:
+            names = " or ".join(KINDS[kind] for kind in kinds)
+            self._gap(key, f"{given!r} is not {names}: not taken over")
+
+    def _environment(self) -> None:
+        taken = {}
+        for name, value in pairs(self._keys.get("environment")).items():
+            if value is None:
+                self._gap("environment", f"{name} comes from the shell: give it a value")
+            elif self._valid("environment", name, values.environment_name):
+                taken[name] = value
+        self.tables["environment"] = taken
+        files = []
+        for item in items(self._keys.get("env_file")):
+            file = compose_storage.text(item.get("path") if isinstance(item, dict) else item)
+            if isinstance(item, dict) and item.get("required") is False:
+                self._gap("env_file", f"{file} must exist")
+            files.append(self._world.place.path(file))
+        if files:
+            self._put("service", "env_file", files)
+
+    def _restart(self) -> str:
+        """Return the restart policy in the form of ``restart``; ``deploy`` has precedence."""
+        given = self._keys.get("restart")
+        swarm = _mapping(_mapping(self._keys.get("deploy")).get("restart_policy"))
+        if not swarm:
+            return "no" if given in (None, False, "") else compose_storage.text(given)
+        for key in beyond(swarm, ("condition", "max_attempts")):
+            self._gap(f"deploy.restart_policy.{key}", "niso has no such key")
+        when = compose_storage.text(swarm.get("condition")) or "any"
+        return f"{_CONDITIONS.get(when, when)}:{compose_storage.text(swarm.get('max_attempts'))}"
+
+    def _life(self) -> None:
+        keys = self._keys
+        policy, _, count = self._restart().partition(":")
+        if count:
+            self._gap("restart", f"the number of times ({count}) is not limited")
+        if self.given in self._world.jobs:
+            self._put("service", "kind", "job")
+            if policy != "no":
+                self._gap("restart", "a job is not restarted")
+        elif policy == "unless-stopped":
+            self._put("service", "restart", "always")
+            self._gap("restart", self._at_boot)
+        elif policy in ("no", "always", "on-failure"):
+            self._put("service", "restart", policy)
+            if policy == "always":
+                self._gap("restart", self._at_boot)
+        else:
+            self._gap("restart", f"{policy!r} is not known")
+        user = compose_storage.text(keys.get("user"))
+        if user and self._valid("user", user, values.user):
+            self._put("service", "user", user)
+        grace = seconds(keys.get("stop_grace_period"))
+        if grace is None and keys.get("stop_grace_period") is not None:
+            self._gap("stop_grace_period", f"{keys['stop_grace_period']!r} is not a duration")
+        if grace is not None:
+            text = duration(grace)
+            if self._valid("stop_grace_period", text, values.stop_timeout):
+                self._put("service", "stop_timeout", text)
+        if compose_storage.text(keys.get("stop_signal")) not in ("", "SIGTERM", "TERM", "15"):
+            self._gap("stop_signal", "niso sends TERM, then KILL")
+
+    def _isolation(self) -> None:
+        keys = self._keys
+        kept = []
+        for item in items(keys.get("cap_add")):
+            name = compose_storage.text(item).upper().removeprefix("CAP_")
+            if name == "ALL":
+                self._gap("cap_add", "list the capabilities that it needs")
+            elif self._valid("cap_add", name, values.capability):
+                kept.append(name)
+        if kept:
+            self._put("isolation", "capabilities", kept)
+        if not keys.get("read_only"):
+            self._put("isolation", "read_only", False)
+        for item in items(keys.get("security_opt")):
+            if not compose_storage.text(item).startswith(("no-new-privileges", "label")):
+                self._gap("security_opt", f"{item}: niso's own seccomp filter applies")
+        deploy = _mapping(keys.get("deploy"))
+        for key in beyond(deploy, ("resources", "restart_policy", "mode", "labels")):
+            if key != "replicas" or deploy[key] not in (None, 1):
+                self._gap(f"deploy.{key}", "a service is one instance on one host")
+        resources = _mapping(deploy.get("resources"))
+        for key in beyond(resources, ("limits",)):
+            self._gap(f"deploy.resources.{key}", "niso has no such key")
+        limits = _mapping(resources.get("limits"))
+        for key in beyond(limits, ("cpus", "memory", "pids")):
+            self._gap(f"deploy.resources.limits.{key}", "niso has no such key")
+        self._resources(limits)
+
+    def _resources(self, limits: Mapping[str, Any]) -> None:
+        keys = self._keys
+        table: dict[str, Any] = {}
+        for key, given in (
+            ("memory_max", keys.get("mem_limit", limits.get("memory"))),
+            ("shm_size", keys.get("shm_size")),
+        ):
+            if given is not None and (size := parse_size(given)) is None:
+                self._gap(key, f"{given!r} is not a size")
+            elif given is not None and self._valid(key, size or "", process_keys.RULES[key]):
+                table[key] = size
+        cpus = keys.get("cpus", limits.get("cpus"))
+        if cpus is not None:
+            try:
+                percent = max(1, round(float(cpus) * 100))
+            except (ValueError, OverflowError, TypeError):
+                self._gap("cpus", f"{cpus!r} is not a number")
+            else:
+                table["cpu_max"] = f"{min(percent, process_keys.MAX_PERCENT)}%"
+        pids = keys.get("pids_limit", limits.get("pids"))
+        if isinstance(pids, int) and pids >= process_keys.MIN_PIDS:
+            table["pids_limit"] = min(pids, process_keys.MAX_PIDS)
+        elif pids is not None:
+            self._gap("pids_limit", f"{pids!r} is not a limit of niso: the default applies")
+        if table:
+            self._put("isolation", "resources", table)
+
+    def _healthcheck(self) -> None:
+        check = self._keys.get("healthcheck")
+        if not isinstance(check, dict) or self.given not in self._world.checked:
+            return
+        if self.given in self._world.jobs:
+            self._gap("healthcheck", "a job has none")
+            return
+        test = check.get("test")
+        given = compose_storage.words(test) if isinstance(test, list) else None
+        if given and given[0] == "CMD":
+            command = given[1:]
+        elif given and given[0] == "CMD-SHELL":
+            command = ["/bin/sh", "-c", *given[1:]]
+        else:
+            command = ["/bin/sh", "-c", compose_storage.text(test)]
+        table: dict[str, Any] = {"command": command}
+        for key, rule, low, high in (
+            ("interval", process_keys.interval, 0.1, 86_400.0),
+            ("timeout", process_keys.timeout, 0.01, 60.0),
+            ("start_period", process_keys.start_period, 0.0, 3600.0),
+        ):
+            given_s = seconds(check.get(key))
+            if given_s is None:
+                if check.get(key) is not None:
+                    self._gap(f"healthcheck.{key}", f"{check[key]!r} is not a duration")
+                continue
+            kept_s = min(max(given_s, low), high)
+            if kept_s != given_s:
+                self._gap(f"healthcheck.{key}", f"{given_s:g}s is out of range: {kept_s:g}s")
+            if self._valid(f"healthcheck.{key}", duration(kept_s), rule):
+                table[key] = duration(kept_s)
+        retries = check.get("retries")
+        if isinstance(retries, int) and not isinstance(retries, bool):
+            table["retries"] = min(max(retries, 1), process_keys.MAX_RETRIES)
+        elif retries is not None:
+            self._gap("healthcheck.retries", f"{retries!r} is not a number")
+        for key in beyond(check, OF_CHECK):
+            self._gap(f"healthcheck.{key}", "niso has no such key")
+        self.tables["healthcheck"] = table
+
+    def _storage(self) -> None:
+        made, gaps = self._world.storage.volumes(self._keys)
+        self.tables["volumes"] = made
+        for key, text in gaps:
+            self._gap(key, text)
+
+    def _secrets(self) -> None:
+        taken = {}
+        for item in items(self._keys.get("secrets")):
+            name = compose_storage.text(item.get("source") if isinstance(item, dict) else item)
+            target = compose_storage.text(item.get("target")) if isinstance(item, dict) else ""
+            file = self._world.secrets.get(name)
+            if file is None:
+                self._gap("secrets", f"{name} is not a file: write it into one")
+            elif self._valid("secrets", target or name, process_keys.secret_name):
+                path = self._world.place.path(file)
+                if reason := values.path_reason(path):
+                    self._gap("secrets", f"{path!r} {reason}")
+                else:
+                    taken[target or name] = {"file": path}
+        if taken:
+            self.tables["secrets"] = taken
+
+    # --- the network ------------------------------
+
+    def _network(self) -> None:
+        keys = self._keys
+        mode = compose_storage.text(keys.get("network_mode"))
+        kind, _, other = mode.partition(":")
+        if kind in ("host", "none"):
+            self._put("network", "mode", kind)
+        elif kind == "service" and other in self._world.names:
+            self._put("network", "mode", "share")
+            self._put("network", "share", self._world.names[other])
+        else:
+            if kind not in ("", "bridge", "default"):
+                self._gap("network_mode", f"{mode!r} cannot be taken over")
+            self._bridge()
+        if kind not in ("host", "none"):
+            self._ports()
+        elif keys.get("ports"):
+            self._gap("ports", f"mode {kind} has none")
+
+    def _bridge(self) -> None:
+        keys, known = self._keys, self._world.networks
+        given = keys.get("networks")
+        if isinstance(given, list):
+            given = {compose_storage.text(name): None for name in given}
+        if not isinstance(given, dict) or not given:
+            given = {DEFAULT: None}
+        for name in beyond(given, known):
+            self._gap("networks", f"{name!r} is not in the file: left out")
+        # the first one has the default route, which an internal one cannot have
+        names = [name for name in given if name in known] or [DEFAULT]
+        names.sort(key=lambda name: name in self._world.internal)
+        if names != [DEFAULT] or known[DEFAULT] != DEFAULT_NETWORK:
+            self._put("network", "networks", [known[name] for name in names])
+        aliases: dict[str, None] = {}
+        addresses = {}
+        for name, item in given.items():
+            settings = _mapping(item)
+            aliases |= dict.fromkeys(map(compose_storage.text, items(settings.get("aliases"))))
+            fixed = [
+                address
+                for key in ("ipv4_address", "ipv6_address")
+                if (address := compose_storage.text(settings.get(key)))
+                and self._valid(key, address, addresses_and_ports.static_address)
+            ]
+            if fixed and name in known:
+                addresses[known[name]] = fixed[0] if len(fixed) == 1 else fixed
+            for key in beyond(settings, OF_NETWORKS):
+                self._gap(f"networks.{name}.{key}", "niso has no such key")
+        hostname = compose_storage.text(keys.get("hostname"))
+        if hostname and self._valid("hostname", hostname, values.host_label):
+            self._put("network", "hostname", hostname)
+        if container := compose_storage.text(keys.get("container_name")):
+            aliases[container] = None
+        taken = [
+            name
+            for name in aliases
+            if name not in (self.name, hostname) and self._valid("aliases", name, values.host_label)
+        ]
+        if taken:
+            self._put("network", "aliases", taken)
+        if addresses:
+            self._put("network", "ip", addresses)
+        self._resolver()
+
+    def _resolver(self) -> None:
+        """Convert extra_hosts, dns and dns_search."""
+        given = self._keys.get("extra_hosts")
+        if isinstance(given, list):
+            parts = (re.split("[:=]", compose_storage.text(item), maxsplit=1) for item in given)
+            given = {part[0]: part[-1] for part in parts}
+        hosts = {}
+        for name, address in _mapping(given).items():
+            text = compose_storage.text(address).strip("[]")
+            if self._valid("extra_hosts", name, addresses_and_ports.extra_host) and self._valid(
+                "extra_hosts", text, addresses_and_ports.extra_address
+            ):
+                hosts[name] = text
+        if hosts:
+            self._put("network", "extra_hosts", hosts)
+        for key, rule in (
+            ("dns", addresses_and_ports.server_address),
+            ("dns_search", addresses_and_ports.domain),
+        ):
+            texts = map(compose_storage.text, items(self._keys.get(key)))
+            kept = [text for text in texts if self._valid(key, text, rule)]
+            if kept:
+                self._put("network", key, kept)
+
+    def _ports(self) -> None:
+        taken = []
+        given = self._keys.get("ports")
+        for item in given if isinstance(given, list) else ():
+            entry = port(item)
+            if entry is None:
+                self._gap("ports", f"{item!r} cannot be taken over")
+            elif self._valid("ports", entry, parse_port):
+                taken.append(entry)
+        if taken:
+            self._put("network", "ports", list(dict.fromkeys(taken)))
+
+
+def label(text: str) -> str:
+    """Return the closest valid name of a service or network."""
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    plain = plain if plain[:1].isalpha() else f"s-{plain}".rstrip("-")
+    return plain[: values.MAX_NAME].rstrip("-")
+
+
+def has_check(keys: Mapping[str, Any]) -> bool:
+    """Return whether the file has a health check for a service."""
+    check = keys.get("healthcheck")
+    if not isinstance(check, dict) or check.get("disable") is True:
+        return False
+    test = check.get("test")
+    return bool(test) and (not isinstance(test, list) or test[0] != "NONE")
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    """Return a mapping; an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+# --- compose keys --------------------------------------------------------------------------------
+
+
+HANDLED = frozenset(
+    [
+        "image",
+        "build",
+        "entrypoint",
+        "command",
+        "working_dir",
+        "environment",
+        "env_file",
+        "ports",
+        "expose",
+        "networks",
+        "network_mode",
+        "hostname",
+        "container_name",
+        "depends_on",
+        "secrets",
+        "dns",
+        "dns_search",
+        "extra_hosts",
+        "healthcheck",
+        "restart",
+        "stop_grace_period",
+        "user",
+        "cap_add",
+        "cap_drop",
+        "read_only",
+        "tmpfs",
+        "volumes",
+        "mem_limit",
+        "cpus",
+        "pids_limit",
+        "shm_size",
+        "deploy",
+        "init",
+        "security_opt",
+        "profiles",
+        "stdin_open",
+        "tty",
+        "attach",
+        "annotations",
+        "labels",
+        "pull_policy",
+        "stop_signal",
+    ]
+)
+OF_NETWORKS = {"aliases", "ipv4_address", "ipv6_address", "priority", "gw_priority"}
+OF_CHECK = {"test", "interval", "timeout", "start_period", "retries", "disable"}
+KINDS = {list: "a list", dict: "a mapping", str: "a text", int: "a number", float: "a number"}
+SHAPES: dict[str, tuple[type, ...]] = {
+    "depends_on": (list, dict),
+    "environment": (list, dict),
+    "env_file": (str, list),
+    "ports": (list,),
+    "networks": (list, dict),
+    "network_mode": (str,),
+    "secrets": (str, list),
+    "dns": (str, list),
+    "dns_search": (str, list),
+    "extra_hosts": (list, dict),
+    "healthcheck": (dict,),
+    "cap_add": (str, list),
+    "tmpfs": (str, list),
+    "volumes": (list,),
+    "security_opt": (str, list),
+    "deploy": (dict,),
+}
+"""The accepted types of the values of keys; any other type is reported."""
+ELSEWHERE = {
+    "logging": "niso keeps the output itself: niso logs",
+    "ulimits": "[isolation.resources] limits the service as a whole, and no single process",
+    "privileged": "list the capabilities that it needs in isolation.capabilities",
+    "devices": "a service has no devices but null, zero, random, tty",
+    "configs": "mount the file as a volume, read-only",
+    "links": "the name of the service works; add its alias to that service's network.aliases",
+    "external_links": "the services must share a network",
+    "scale": "a service is one instance; write it several times",
+    "sysctls": "niso sets what it needs; others cannot be set",
+    "extends": "copy the keys of the other service",
+}

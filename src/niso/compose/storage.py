@@ -1,0 +1,336 @@
+"""Volumes of a compose file; single values.
+
+Convert the volumes of the services of a compose file.
+
+Parse single values of a compose file: variables, durations, sizes, words, ports.
+
+The forms are those of the Compose Specification (https://github.com/compose-spec/compose-spec).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping
+
+from niso.base.errors import InvalidInput
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.manifest import process_keys
+from niso.manifest.values import path_reason
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# --- compose storage -----------------------------------------------------------------------------
+
+
+_ALWAYS_TMPFS = ("/tmp", "/run", "/var/tmp")  # noqa: S108 - paths inside a service
+_OF_MOUNT = ("type", "source", "target", "read_only", "tmpfs", "consistency")
+_MODES = ("", "ro", "rw", "z", "Z", "cached", "delegated", "consistent", "nocopy", "private")
+
+
+class Mount(NamedTuple):
+    """One mount of a service. ``source`` is a volume's name, a path of the host, or empty."""
+
+    kind: str  # volume, bind or tmpfs
+    source: str
+    target: str
+    read_only: bool = False
+    size: str | None = None
+
+
+class Place(NamedTuple):
+    """The folders of the compose file and of the future stack.toml."""
+
+    folder: str  # absolute folder of the compose file
+    target: str | None  # absolute folder of the stack.toml; None if unknown
+
+    def path(self, text: str) -> str:
+        """Convert a path of the compose file to one for the stack.toml.
+
+        A path below the folder of the stack.toml becomes relative, so that a copy of the folder
+        uses its own files; but not if a link leads out of the folder, which niso refuses.
+        """
+        whole = os.path.normpath(os.path.join(self.folder, text))
+        if self.target is None:
+            return whole
+        real, target = os.path.realpath(whole), os.path.realpath(self.target)
+        if _below(f"{whole}/", self.target) and _below(f"{real}/", target):
+            return f"./{os.path.relpath(whole, self.target)}".removesuffix(".")
+        return whole
+
+
+class Storage:
+    """The volumes of all services of a file."""
+
+    def __init__(self, stack: str, place: Place, services: Mapping[str, Mapping[str, Any]]) -> None:
+        """Count the mounts of each named volume."""
+        self._stack, self._place = stack, place
+        users: dict[str, list[str]] = {}
+        for name, keys in services.items():
+            for mount in _mounts(keys, []):
+                if mount.kind == "volume" and mount.source:
+                    users.setdefault(mount.source, []).append(name)
+        self._users = {source: names for source, names in users.items() if len(names) > 1}
+
+    def volumes(self, keys: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """Return ([volumes] of a service, gaps as pairs of key and text)."""
+        gaps: list[tuple[str, str]] = []
+        made: dict[str, Any] = {}
+        points: dict[str, str] = {}
+        for mount in _mounts(keys, gaps):
+            if mount.kind == "tmpfs" and mount.target in _ALWAYS_TMPFS:
+                continue
+            try:
+                process_keys.mount(mount.target, "volumes")
+            except InvalidInput as error:
+                gaps.append(("volumes", f"{mount.target!r} {error.reason or error.message}"))
+                continue
+            outer = next((at for at in points if _overlap(at, mount.target)), None)
+            if outer is not None:
+                what = f"{mount.target} overlaps {outer}: none can be in another"
+                gaps.append(("volumes", what))
+                continue
+            name = _name(mount, made)
+            points[mount.target] = name
+            if (table := self._table(mount, gaps)) is not None:
+                made[name] = table
+        return made, gaps
+
+    def _table(self, mount: Mount, gaps: list[tuple[str, str]]) -> dict[str, Any] | None:
+        if mount.kind == "tmpfs":
+            size = {"size": mount.size} if mount.size else {}
+            return {"mount": mount.target, "tmpfs": True, **size}
+        if mount.kind == "volume" and mount.source in self._users:
+            host = f"/srv/{self._stack}/{mount.source}"
+            several = len(set(self._users[mount.source])) > 1
+            use = "used by several services" if several else "mounted several times"
+            what = f"{mount.source} is {use}, here as the folder {host}: make it"
+            gaps.append(("volumes", what))
+        elif mount.kind == "volume":
+            if mount.read_only:
+                gaps.append(("volumes", f"{mount.source} is writable: it is the service's own"))
+            return {"mount": mount.target}
+        else:
+            host = mount.source
+            if host.startswith("~"):
+                gaps.append(("volumes", f"{host}: write the absolute path"))
+                return None
+            if not host.startswith("$"):
+                host = self._place.path(host)
+                if reason := path_reason(host):
+                    gaps.append(("volumes", f"{host!r} {reason}"))
+                    return None
+            if os.path.basename(host) in ("docker.sock", "podman.sock"):
+                gaps.append(("volumes", f"{host}: there is no Docker that the service could ask"))
+                return None
+        mode = {"mode": "ro"} if mount.read_only else {}
+        return {"mount": mount.target, "host": host, **mode}
+
+
+def _below(path: str, folder: str) -> bool:
+    return path.startswith(f"{folder}/")
+
+
+def _overlap(one: str, other: str) -> bool:
+    return _below(f"{one}/", other) or _below(f"{other}/", one)
+
+
+def _name(mount: Mount, taken: Mapping[str, Any]) -> str:
+    """Return a name for a volume: its own, or one derived from the mount point."""
+    given = mount.source if mount.kind == "volume" and mount.source else mount.target
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", given).strip("-_")
+    plain = (plain if plain[:1].isalpha() else f"v-{plain}")[:55].rstrip("-")
+    name, number = plain, 2
+    while name in taken:
+        name, number = f"{plain}-{number}", number + 1
+    return name
+
+
+def _mounts(keys: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Iterator[Mount]:
+    """Yield the mounts of a service; entries that cannot be parsed are added to ``gaps``."""
+    given = keys.get("volumes")
+    for item in given if isinstance(given, list) else ():
+        mount = _long(item, gaps) if isinstance(item, dict) else _short(text(item), gaps)
+        if mount is None:
+            gaps.append(("volumes", f"{item!r} cannot be taken over"))
+        else:
+            yield mount
+    tmpfs = keys.get("tmpfs")
+    for item in items(tmpfs):
+        target, _, options = text(item).partition(":")
+        for option in filter(None, options.split(",")):
+            if not (option.startswith("size=") and parse_size(option[5:])):
+                gaps.append(("tmpfs", f"{target}: {option} is not taken over"))
+        size = pairs(options.split(",")).get("size")
+        yield Mount("tmpfs", "", target, size=parse_size(size) if size else None)
+
+
+def _long(item: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Mount | None:
+    kind, target = text(item.get("type")) or "volume", text(item.get("target"))
+    if kind not in ("volume", "bind", "tmpfs") or not target:
+        return None
+    options = item.get("tmpfs")
+    size = parse_size(options["size"]) if isinstance(options, dict) and "size" in options else None
+    if size is None and isinstance(options, dict) and "size" in options:
+        gaps.append(("volumes", f"{target}: {options['size']!r} is not a size"))
+    for key in beyond(item, _OF_MOUNT):
+        gaps.append(("volumes", f"{target}: {key} is not taken over"))
+    return Mount(kind, text(item.get("source")), target, item.get("read_only") is True, size)
+
+
+def _short(text: str, gaps: list[tuple[str, str]]) -> Mount | None:
+    """Parse the short form ``[SOURCE:]TARGET[:MODE]``."""
+    parts = fields(text)
+    if len(parts) == 1:
+        return Mount("volume", "", text)
+    if len(parts) > 3:
+        return None
+    source, target, *more = parts
+    modes = more[0].split(",") if more else []
+    for mode in modes:
+        if mode not in _MODES:
+            gaps.append(("volumes", f"{text}: the mode {mode!r} is not known"))
+    kind = "bind" if source.startswith((".", "/", "~", "$")) else "volume"
+    return Mount(kind, source, target, "ro" in modes)
+
+
+# --- compose values ------------------------------------------------------------------------------
+
+
+_VARIABLE = re.compile(
+    r"\$(?:(?P<dollar>\$)|(?P<bare>[A-Za-z_]\w*)|\{(?P<name>[A-Za-z_]\w*)"
+    r"(?:(?P<how>:?[-+?])(?P<text>(?:[^{}]|\{[^{}]*\})*))?\})"
+)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)")
+_SECONDS = {"us": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?", re.IGNORECASE)
+_BYTES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+
+
+def words(value: object) -> list[str] | None:
+    """Split a command: a list, or a text that a shell would split; None if invalid."""
+    if isinstance(value, str):
+        import shlex
+
+        try:
+            return shlex.split(value)
+        except ValueError:
+            return None
+    if isinstance(value, list):
+        return [text(item) for item in value]
+    return None
+
+
+def text(value: object) -> str:
+    """Return a scalar approximately as written in YAML: ``true``, ``1``, ``""`` for null."""
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def items(value: object) -> list[Any]:
+    """Return a list; a single text or number becomes a list, anything else an empty one."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return [value]
+    return value if isinstance(value, list) else []
+
+
+def beyond(given: Iterable[str], known: Container[str]) -> list[str]:
+    """Return the keys that are not in ``known``, in the order of the file."""
+    return [key for key in given if key not in known]
+
+
+def pairs(value: object) -> dict[str, str | None]:
+    """Return a mapping, or a list of ``NAME=value``, as a dict; None where there is no value."""
+    if isinstance(value, dict):
+        return {name: None if item is None else text(item) for name, item in value.items()}
+    values: dict[str, str | None] = {}
+    for item in value if isinstance(value, list) else ():
+        name, equals, after = text(item).partition("=")
+        values[name] = after if equals else None
+    return values
+
+
+def seconds(value: object) -> float | None:
+    """Parse ``1m30s`` to seconds; None if it is not a duration."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, str):
+        return None
+    parts = _DURATION.findall(value)
+    if not parts or "".join(number + unit for number, unit in parts) != value:
+        return None
+    return float(sum(float(number) * _SECONDS[unit] for number, unit in parts))
+
+
+def duration(value_s: float) -> str:
+    """Format seconds in niso's syntax: ``90s``, ``500ms``."""
+    return f"{value_s:.0f}s" if value_s == int(value_s) else f"{max(1, round(value_s * 1000))}ms"
+
+
+def parse_size(value: object) -> str | None:
+    """Convert ``512m``, ``1gb`` or bytes to niso's syntax, rounded up to 1K; None if invalid."""
+    parsed = _SIZE.fullmatch(text(value).strip())
+    if parsed is None:
+        return None
+    kilobytes = -(-int(float(parsed[1]) * (1 << _BYTES[parsed[2].lower()])) // 1024)
+    for unit, factor in (("G", 1 << 20), ("M", 1 << 10)):
+        if kilobytes and kilobytes % factor == 0:
+            return f"{kilobytes // factor}{unit}"
+    return f"{kilobytes}K" if kilobytes else None
+
+
+def port(value: object) -> str | None:
+    """Convert an entry of ``ports``, short or long, to niso's syntax; None if invalid.
+
+    For an entry without a host port, compose chooses one, and niso does so for ``:80``.
+    """
+    if isinstance(value, dict):
+        target, published = text(value.get("target")), text(value.get("published"))
+        address = text(value.get("host_ip"))
+        address = f"[{address}]:" if ":" in address else f"{address}:" if address else ""
+        protocol = text(value.get("protocol"))
+        suffix = "" if protocol in ("", "tcp") else f"/{protocol}"
+        return f"{address}{published}:{target}{suffix}" if target else None
+    entry = text(value)
+    mapping, _, protocol = entry.partition("/")
+    if not mapping:
+        return None
+    suffix = "" if protocol in ("", "tcp") else f"/{protocol}"
+    return f"{'' if len(fields(mapping)) > 1 else ':'}{mapping}{suffix}"
+
+
+def fields(entry: str) -> list[str]:
+    """Split an entry at its colons, except those inside ``${NAME:-default}``."""
+    return re.split(r":(?![^{}]*\})", entry)
+
+
+class Variables:
+    """Convert variables to the syntax of a stack.toml, and collect their names.
+
+    Forms with braces are the same there. ``$NAME`` becomes ``${NAME}``, and ``$$`` becomes ``$``.
+    """
+
+    def __init__(self) -> None:
+        """Start with no names."""
+        self.used: set[str] = set()
+        self.without_default: set[str] = set()
+
+    def kept(self, data: Any) -> Any:
+        """Convert the variables in all texts of plain data, but not in keys."""
+        if isinstance(data, dict):
+            return {name: self.kept(item) for name, item in data.items()}
+        if isinstance(data, list):
+            return [self.kept(item) for item in data]
+        return _VARIABLE.sub(self._one, data) if isinstance(data, str) and "$" in data else data
+
+    def _one(self, match: re.Match[str]) -> str:
+        if match["dollar"]:
+            return match[0] if match.string[match.end() :].startswith("{") else "$"
+        name, how = match["bare"] or match["name"], match["how"] or ""
+        self.used.add(name)
+        if how[-1:] not in ("-", "+"):
+            self.without_default.add(name)
+        return f"${{{name}{how}{match['text'] or ''}}}"

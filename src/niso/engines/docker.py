@@ -1,0 +1,566 @@
+"""Docker's remote network driver.
+
+Carry out the calls of Docker's remote network driver (`niso.engines.docker`).
+
+Docker itself moves an interface from the host into its container, and makes no call afterwards. So
+niso attaches a namespace of its own, hands the interface over, and completes the attachment when
+the interface is in the container. The attachment's path is a symlink to the first namespace, and
+then to the container's.
+
+Serve Docker's remote network driver ``niso`` on a Unix socket; exit when idle.
+
+The protocol is JSON over HTTP (moby, libnetwork/docs/remote.md; seen with Docker 26.1). systemd
+passes the socket (sd_listen_fds(3)); otherwise the first argument is its path.
+`niso.engines.docker` carries out the calls.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import socketserver
+import sys
+import time
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler
+
+from niso.base import files, names, paths
+from niso.base.errors import Error, InvalidInput, NotFound
+from niso.base.locks import Lock
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.change import attach, networks
+from niso.change.attach import Request, Wish, combined
+from niso.change.attach import mac as checked_mac
+from niso.engines import plugin
+from niso.kernel import netns
+from niso.look import check
+from niso.manifest.values import network_name
+from niso.plan.records import Policy, Port
+from niso.plan.subnets import NetworkRequest
+from niso.runtime.machine import Machine
+from niso.store.attached_rows import BY_INTERFACE
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# --- docker calls --------------------------------------------------------------------------------
+
+
+OWNER = BY_INTERFACE
+WAIT_S = 0.05
+"""The interval (s) between two checks for an interface that Docker is moving."""
+_LONGEST_WAIT_S = 120.0  # for Docker to start a container; the same as _MOVING_S of `attachments`
+_GENERIC = "com.docker.network.generic"
+_PORTS = "com.docker.network.portmap"
+_INTERNAL = "com.docker.network.internal"
+_PREFIX = "niso."
+_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
+_NAMED = "named"
+_OPTIONS = ("mtu", "network", _NAMED, *plugin.POLICY_KEYS)
+_OWN_OPTIONS = ("name", *plugin.POLICY_KEYS)
+
+_waiting: dict[str, float] = {}
+"""Endpoint -> time of its interface's hand-over (time.monotonic())."""
+
+
+def answer_call(call: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Carry out a call and return its answer. Raises Error."""
+    done = _CALLS.get(call, _nothing)(given)
+    return {} if done is None else done
+
+
+def say(text: str) -> None:
+    """Write a line to the journal."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+# --- files keep what Docker passes only once ----------------------------------------------------
+
+
+def _file(top: str, id: object) -> str:
+    """Return the path of a network's or endpoint's file. Raises InvalidInput."""
+    text = str(id)
+    if not 0 < len(text) <= 64 or not set(text) <= set("0123456789abcdef"):
+        raise InvalidInput(f"{text!r} is not an id of Docker")
+    return os.path.join(top, "docker", text)
+
+
+def _known(path: str) -> dict[str, Any] | None:
+    content = files.read(path)
+    if content is None:
+        return None
+    value = json.loads(content.decode())
+    return value if isinstance(value, dict) else None
+
+
+def _keep(path: str, value: Mapping[str, Any]) -> None:
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    files.replace(path, json.dumps(value).encode(), 0o600)
+
+
+def _remove(path: str) -> None:
+    """Remove a file; no-op if it does not exist."""
+    if os.path.lexists(path):
+        files.remove(path)
+
+
+def _network(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the saved data of a call's network. Raises NotFound."""
+    known = _known(_file(paths.state_dir(), given["NetworkID"]))
+    if known is None:
+        raise NotFound("niso does not know this network", "docker network rm, and create it again")
+    return known
+
+
+# --- networks -----------------------------------------------------------------------------------
+
+
+def _create_network(given: dict[str, Any]) -> None:
+
+    options = given.get("Options") or {}
+    own = {str(k): str(v) for k, v in (options.get(_GENERIC) or {}).items()}
+    if unknown := sorted(own.keys() - set(_OPTIONS)):
+        hint = f"one of {', '.join(_OPTIONS)}"
+        raise InvalidInput(f"-o {unknown[0]}: niso does not know this option", hint)
+    path = _file(paths.state_dir(), given["NetworkID"])
+    name = network_name(own.get("network") or f"docker-{os.path.basename(path)[:12]}", "-o network")
+    _policy(own, {})
+    plugin.flag(own.get(_NAMED, False), f"-o {_NAMED}")
+    data = [*(given.get("IPv4Data") or ()), *(given.get("IPv6Data") or ())]
+    if any(one.get("AddressSpace") == "null" for one in data):
+        raise InvalidInput("--ipam-driver null: Docker must choose addresses", "leave it out")
+    mtu = plugin.mtu(own.get("mtu"), "-o mtu")
+    request = NetworkRequest(
+        name,
+        tuple(str(one["Pool"]) for one in data),
+        gateways=tuple(str(one["Gateway"]).partition("/")[0] for one in data if one.get("Gateway")),
+        internal=bool(options.get(_INTERNAL)),
+        mtu=mtu,
+    )
+    machine, known = plugin.machine(), _known(path)
+    # saved first: Docker repeats a call that a killed driver did not answer
+    made = machine.store.network(name) is None or bool(known and known["made"])
+    _keep(path, {"network": name, "made": made, "options": own})
+    try:
+        networks.create(machine, request)
+    except (Error, OSError):
+        if known is None:
+            _remove(path)
+        else:
+            _keep(path, known)
+        raise
+
+
+def _delete_network(given: dict[str, Any]) -> None:
+    """Remove a network that was created for Docker, unless services of niso are on it."""
+
+    path = _file(paths.state_dir(), given["NetworkID"])
+    known = _known(path)
+    machine = plugin.machine()
+    if known is not None and known["made"] and machine.store.network(known["network"]) is not None:
+        try:
+            networks.remove(machine, [known["network"]])
+        except Error as error:
+            say(f"network {known['network']} is left: {error.message}")
+    _remove(path)
+
+
+# --- endpoints ----------------------------------------------------------------------------------
+
+
+def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
+    """Save what `_join` needs.
+
+    A wrong option fails here, before anything of the container is created.
+    """
+    own, options = _own_options(given), _network(given)["options"]
+    _policy(options, own)
+    _mac(given)
+    if own.get("name"):
+        plugin.label(own["name"])
+    elif plugin.flag(options.get(_NAMED, False), f"-o {_NAMED}"):
+        raise InvalidInput(
+            "this network takes only containers with a name for niso",
+            "driver-opt niso.name=NAME; Compose passes it from 2.27.1 on",
+        )
+    _keep(_file(paths.run_dir(), given["EndpointID"]), {"endpoint": given})
+    return {"Interface": {}}
+
+
+def _own_options(endpoint: Mapping[str, Any]) -> dict[str, str]:
+    """Parse the options of ``--network name=N,driver-opt=niso.KEY=VALUE``. Raises InvalidInput."""
+    given = endpoint.get("Options") or {}
+    own = {
+        str(key).removeprefix(_PREFIX): str(value)
+        for key, value in given.items()
+        if str(key).startswith(_PREFIX)
+    }
+    if unknown := sorted(own.keys() - set(_OWN_OPTIONS)):
+        known = ", ".join(f"{_PREFIX}{key}" for key in _OWN_OPTIONS)
+        raise InvalidInput(
+            f"driver-opt {_PREFIX}{unknown[0]}: niso does not know this option", f"one of {known}"
+        )
+    return own
+
+
+def _mac(endpoint: Mapping[str, Any]) -> str:
+    """Return the MAC address of ``--mac-address``, "" for none. Raises InvalidInput."""
+    text = str((endpoint.get("Interface") or {}).get("MacAddress") or "")
+    return checked_mac(text) if text else ""
+
+
+def _policy(options: Mapping[str, str], own: Mapping[str, str]) -> Policy:
+    """Return the policy that the options of both network and endpoint allow."""
+
+    return combined(
+        plugin.policy({key: some[key] for key in plugin.POLICY_KEYS if key in some}, where)
+        for some, where in ((options, "-o "), (own, f"driver-opt {_PREFIX}"))
+    )
+
+
+def _ports(given: Mapping[str, Any]) -> tuple[Port, ...]:
+    """Parse the ports to publish. Raises InvalidInput."""
+    ports = []
+    for one in (given.get("Options") or {}).get(_PORTS) or ():
+        first, last = int(one["HostPort"]), int(one.get("HostPortEnd") or one["HostPort"])
+        proto = _PROTOCOLS.get(int(one["Proto"]), "")
+        address = str(one.get("HostIP") or "")
+        if first != last or (address and not first):
+            raise InvalidInput(
+                f"port {one['Port']}/{proto}: niso does not choose from several",
+                "publish a port of a number, or any: -p 80",
+            )
+        ports.append(plugin.port(address, first, int(one["Port"]), proto))
+    return tuple(dict.fromkeys(ports))
+
+
+def _join(given: dict[str, Any]) -> dict[str, Any]:
+    """Attach a namespace of niso's own, and hand its interface over to Docker."""
+    network, path = _network(given), _file(paths.run_dir(), given["EndpointID"])
+    kept, sandbox = _known(path), str(given["SandboxKey"])
+    if kept is None or not sandbox.startswith("/"):
+        raise NotFound("niso does not know this endpoint", "docker restart CONTAINER")
+    machine, id = plugin.machine(), os.path.basename(path)
+    request = _request(machine, network, kept["endpoint"], id)
+    _forget_ended(machine, request)
+    # the name may be free now
+    request = _request(machine, network, kept["endpoint"], id)
+    interface = f"nix{sha256(id.encode()).hexdigest()[:10]}"
+    space = netns.new_namespace()
+    try:
+        _lead(path, f"/proc/{os.getpid()}/fd/{space}")
+        attach.attach(machine, request)
+        try:
+            netns.hand_over(space, request.wishes[0].interface, interface)
+            # the symlink to the container's namespace is dangling until then
+            _lead(path, sandbox)
+            _keep(path, kept | {"sandbox": sandbox})
+        except BaseException:
+            attach.detach(machine, request.name, id)
+            raise
+    finally:
+        os.close(space)
+    _waiting[id] = time.monotonic()
+    gateways = {subnet.family: subnet.gateway for subnet in _subnets(machine, network)}
+    return {
+        "InterfaceName": {"SrcName": interface, "DstPrefix": "eth"},
+        "Gateway": gateways.get(4, ""),
+        "GatewayIPv6": gateways.get(6, ""),
+        "DisableGatewayService": True,
+    }
+
+
+def _forget_ended(machine: Machine, request: Request) -> None:
+    """Detach the endpoints that ended without a call: Docker has lost them if it was killed.
+
+    Docker gives their addresses and host ports to others. One whose interface may still be on its
+    way is detached only if Docker gives its address to the endpoint of ``request``.
+    """
+    store = machine.store
+    wanted = {ip for wish in request.wishes for ip in wish.ips}
+    for attached in store.attachments.all(OWNER):
+        row = store.service(attached.service)
+        if row is None or attached.id == request.id:
+            continue
+        if row.active and attached.lives(machine.kernel):
+            continue
+        is_taken = bool(wanted & {address for _, address in store.addresses(attached.service)})
+        if row.active and check.is_moving(attached) and not is_taken:
+            continue
+        try:
+            attach.detach(machine, attached.service, attached.id)
+        except Error as error:
+            if is_taken:
+                raise
+            say(f"endpoint {attached.id[:12]} has ended and is left: {plugin.one_line(error)}")
+            continue
+        _forget_files(attached.id)
+
+
+def _forget_files(id: str) -> None:
+    """Remove what is kept of an endpoint."""
+    _waiting.pop(id, None)
+    path = _file(paths.run_dir(), id)
+    _remove(f"{path}.netns")
+    _remove(path)
+
+
+def _subnets(machine: Machine, network: Mapping[str, Any]) -> Any:
+    return machine.store.require_network(str(network["network"])).subnets
+
+
+def _lead(path: str, target: str) -> None:
+    """Point an endpoint's symlink at a namespace."""
+    draft = f"{path}.new"
+    _remove(draft)
+    os.symlink(target, draft)
+    os.rename(draft, f"{path}.netns")
+
+
+def _request(
+    machine: Machine, network: Mapping[str, Any], endpoint: Mapping[str, Any], id: str
+) -> Request:
+    """Return the request to attach an endpoint, without its ports. Raises InvalidInput.
+
+    A later call publishes the ports.
+    """
+    own = _own_options(endpoint)
+    interface = endpoint.get("Interface") or {}
+    ips = [str(interface.get(key) or "") for key in ("Address", "AddressIPv6")]
+    called = own.get("name") or f"c-{id[:12]}"
+    name = str(network["network"])
+    wish = Wish(
+        name,
+        "eth0",
+        tuple(plugin.address(ip.partition("/")[0]) for ip in ips if ip),
+        _mac(endpoint),
+    )
+    return Request(
+        plugin.free_name(machine, called, id),
+        f"{_file(paths.run_dir(), id)}.netns",
+        (wish,),
+        owner=OWNER,
+        id=id,
+        given=called,
+        policies=((name, _policy(network["options"], own)),),
+    )
+
+
+def _publish(given: dict[str, Any]) -> None:
+    _set_ports(given, _ports(given))
+
+
+def _withdraw(given: dict[str, Any]) -> None:
+    _set_ports(given, ())
+
+
+def _set_ports(given: Mapping[str, Any], ports: tuple[Port, ...]) -> None:
+    """Publish exactly these ports of an endpoint, whether or not its interface is in place."""
+    machine = plugin.machine()
+    for attached in machine.store.attachments.all(OWNER, str(given["EndpointID"])):
+        now = attach.current(machine.store, attached.service)
+        if now is not None and now.ports != ports:
+            attach.attach(machine, now._replace(ports=ports, awaited=True))
+
+
+def _leave(given: dict[str, Any]) -> None:
+    """Detach an endpoint; no-op if it is detached."""
+    path = _file(paths.run_dir(), given["EndpointID"])
+    machine, id = plugin.machine(), os.path.basename(path)
+    _waiting.pop(id, None)
+    for attached in machine.store.attachments.all(OWNER, id):
+        attach.detach(machine, attached.service, id)
+    _remove(f"{path}.netns")
+
+
+def _delete_endpoint(given: dict[str, Any]) -> None:
+    _leave(given)
+    _forget_files(given["EndpointID"])
+
+
+# --- interfaces that Docker moves ---------------------------------------------------------------
+
+
+def take_up() -> bool:
+    """Resume waiting for interfaces that an earlier process handed over.
+
+    Returns whether that succeeded. If the store is unusable, each call fails and reports the
+    reason.
+    """
+    if not os.path.lexists(paths.database()):
+        return True
+    try:
+        machine = plugin.machine()
+        for attached in machine.store.attachments.all(OWNER):
+            row = machine.store.service(attached.service)
+            if row is not None and row.active and not attached.lives(machine.kernel):
+                _waiting[attached.id] = time.monotonic()
+    except (Error, OSError) as error:
+        say(plugin.one_line(error) if isinstance(error, Error) else str(error))
+        return False
+    return True
+
+
+def settle() -> bool:
+    """Complete attachments whose interface is in its container; return whether others wait."""
+    for id, since in list(_waiting.items()):
+        try:
+            if _settled(id) or time.monotonic() - since > _LONGEST_WAIT_S:
+                _waiting.pop(id, None)
+        except (Error, OSError, *plugin.MALFORMED) as error:
+            _waiting.pop(id, None)
+            text = plugin.one_line(error) if isinstance(error, Error) else str(error)
+            say(f"endpoint {id[:12]}: {text}")
+    return bool(_waiting)
+
+
+def _settled(id: str) -> bool:
+    """Complete an attachment if Docker has moved its interface.
+
+    Returns whether there is nothing left to wait for.
+    """
+    path = f"{_file(paths.run_dir(), id)}.netns"
+    if not os.path.exists(path):
+        return not os.path.lexists(path)
+    machine = plugin.machine()
+    store = machine.store
+    attached = next(iter(store.attachments.all(OWNER, id)), None)
+    row = store.service(attached.service) if attached is not None else None
+    if attached is None or row is None:
+        return True
+    network, address = next(iter(store.addresses(attached.service)), ("", ""))
+    host_end = names.veth(attached.service, network, row.generation)
+    moved = netns.find(path, host_end, address)
+    if moved is None:
+        return False
+    with Lock(), store.transaction():
+        store.attachments.move(attached.service, moved.cookie, moved.interface)
+    request = attach.current(store, attached.service)
+    if request is not None:
+        attach.attach(machine, request)
+    os.utime(path, (0, 0), follow_symlinks=False)  # from now on it has ended if it does not live
+    return True
+
+
+def _nothing(_: dict[str, Any]) -> None:
+    """Ignore a call: discovery of other hosts, and calls of later versions, need no answer."""
+
+
+_CALLS: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
+    "Activate": lambda _: {"Implements": ["NetworkDriver"]},
+    "GetCapabilities": lambda _: {"Scope": "local", "ConnectivityScope": "local"},
+    "CreateNetwork": _create_network,
+    "DeleteNetwork": _delete_network,
+    "CreateEndpoint": _create_endpoint,
+    "DeleteEndpoint": _delete_endpoint,
+    "EndpointOperInfo": lambda _: {"Value": {}},
+    "Join": _join,
+    "Leave": _leave,
+    "ProgramExternalConnectivity": _publish,
+    "RevokeExternalConnectivity": _withdraw,
+}
+
+
+# --- docker server -------------------------------------------------------------------------------
+
+
+_FIRST_FD = 3  # SD_LISTEN_FDS_START
+_IDLE_S = 30.0
+_MOST_BYTES = 4 << 20
+_TYPE = "application/vnd.docker.plugins.v1.2+json"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers one call. The server is single-threaded, so calls are serialised."""
+
+    timeout = 10  # seconds until a silent client is disconnected
+    protocol_version = "HTTP/1.0"
+
+    def do_POST(self) -> None:
+        call = self.path.rpartition(".")[2]
+        status = 200
+        try:
+            answer = answer_call(call, self._body())
+        except Error as error:
+            status, answer = 500, {"Err": plugin.one_line(error)}
+        except OSError as error:
+            status, answer = 500, {"Err": f"niso: {error}"}
+        except plugin.MALFORMED as error:
+            status, answer = 500, {"Err": f"niso: does not understand {call}: {error!r}"}
+        if "Err" in answer:
+            say(f"{call}: {answer['Err']}")
+        text = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", _TYPE)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def _body(self) -> dict[str, object]:
+        length = int(self.headers.get("Content-Length") or 0)
+        if length > _MOST_BYTES:
+            raise InvalidInput("this call is too long")
+        body = json.loads(self.rfile.read(length).decode() or "{}")
+        if not isinstance(body, dict):
+            raise InvalidInput("this call is not a JSON object")
+        return body
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing: Docker calls often."""
+
+
+class _Server(socketserver.UnixStreamServer):
+    def __init__(self, listening: socket.socket) -> None:
+        super().__init__("", _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
+        self.last = time.monotonic()
+
+    def handle_error(self, *_: object) -> None:
+        """Log why a call failed: the client disconnected, or the store has an error."""
+        say(f"a call failed: {sys.exc_info()[1]!r}")
+
+    def process_request(self, *given: object) -> None:
+        self.last = time.monotonic()
+        super().process_request(*given)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """Serve until idle for a while; on a socket that systemd did not pass, for ever."""
+    try:
+        listening, is_passed = _listening()
+    except (OSError, Error) as error:
+        say(f"niso-docker: {error}")
+        os._exit(1)
+    with _Server(listening) as server:
+        is_taken_up = False
+        while True:
+            is_taken_up = is_taken_up or take_up()
+            is_waiting = settle()
+            server.timeout = WAIT_S if is_waiting else _IDLE_S
+            server.handle_request()
+            is_idle = time.monotonic() - server.last >= _IDLE_S
+            if is_passed and is_idle and not settle():
+                return
+
+
+def _listening() -> tuple[socket.socket, bool]:
+    """Return the socket, and whether systemd passed it. Raises OSError, Error."""
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+        return socket.socket(fileno=_FIRST_FD), True
+    if len(sys.argv) != 2 or not sys.argv[1].startswith("/"):
+        raise InvalidInput("give the path of a socket, /run/docker/plugins/niso.sock")
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)  # for root only: whoever can write to it controls niso
+    try:
+        if os.path.lexists(sys.argv[1]):
+            os.unlink(sys.argv[1])
+        listening.bind(sys.argv[1])
+    finally:
+        os.umask(before)
+    listening.listen()
+    return listening, False

@@ -1,0 +1,459 @@
+"""Keep policies of pods; a new pod waits for them; the agent and its unit.
+
+Apply Kubernetes' network policies to this node's pods: `PodAgent.look` does one sync pass.
+
+The agent has no state and can be killed at any point. Until it is restarted, pods keep their last
+policies, and new ones wait (`niso.engines.pod_agent`). A sync pass reads the attachments of pods
+and applies the differences. It updates running pods before it releases a new one, because their
+policies may mean an earlier pod by the new pod's name.
+
+Users who may write policies of one namespace must not delay the pods of others. So namespaces whose
+policies need few elements come first, and the elements of one namespace are limited.
+
+Make a new pod wait for its policy, and let the agent confirm it.
+
+The CNI plugin attaches a pod closed, wakes the agent by its named pipe, and waits until the
+attachment's labels in the store show that the agent has applied the pod's policy. Either process
+can be killed at any point: a pod is always closed, or has its policy.
+
+Run the agent for Kubernetes' network policies, and install its systemd unit.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Container, Iterable, Mapping
+from urllib.parse import quote
+
+from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.report import Report, silent
+from niso.change import attach
+from niso.change.attach import POD_POLICY, Request
+from niso.engines import api_server, network_policies
+from niso.engines.api_server import ApiServer, NoAnswer, Stream
+from niso.engines.network_policies import MOST_ELEMENTS, Pod, World, policy_of
+from niso.plan.policy_elements import cost
+from niso.plan.records import Policy
+from niso.runtime.machine import Machine
+from niso.runtime.units import (
+    KUBERNETES,
+    UNITS,
+    WANTED_BY,
+    ChangingUnit,
+    Following,
+    agent,
+    agent_name,
+    alone,
+    listen,
+)
+from niso.store.attached_rows import Attached, wishes
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# --- pod agent -----------------------------------------------------------------------------------
+
+
+LOOK_S = 30.0
+"""The interval between sync passes without any event."""
+GATHER_S = 0.005
+_FAILED_S = 1.0
+_MOST_OF_NAMESPACE = 30_000
+"""Elements in the kernel's rules."""
+_HEAVY = 1000
+"""Of the elements of a namespace; one with more comes after others."""
+_PODS, _SPACES = "/api/v1/pods", "/api/v1/namespaces"
+_GROUP = "/apis/networking.k8s.io/v1"
+
+
+class PodAgent:
+    """Applies the network policies of this node's pods.
+
+    ``connect`` opens a connection to the API server, ``log`` takes one line of text.
+    """
+
+    def __init__(self, connect: Callable[[], ApiServer], log: Callable[[str], None]) -> None:
+        self._connect = connect
+        self._log = log
+        self._wake = threading.Event()
+        self._over = threading.Event()
+        self._server: ApiServer | None = None
+        self._said: dict[str, str] = {}
+
+        def stream(path: str, parse: Callable[[Mapping[str, Any]], Any]) -> Stream:
+            return Stream(path, connect, parse, self._wake.set, log)
+
+        self.pods = stream(_PODS, network_policies.pod)
+        self.spaces = stream(_SPACES, network_policies.namespace)
+        self.policies = stream(f"{_GROUP}/networkpolicies", network_policies.network_policy)
+
+    # --- one sync pass --------------------------------------------------------
+
+    def look(self, machine: Machine) -> list[str]:
+        """Apply all policies that differ; return the attachments that changed.
+
+        Raises Error if any failed, after trying the others. New pods then keep waiting.
+        """
+        if not all(watch.is_known for watch in (self.pods, self.spaces, self.policies)):
+            return []
+        local = {
+            attached.service: (attached, pod)
+            for attached in self._attached(machine)
+            if (pod := pod_of(attached)) is not None
+        }
+        errors: list[Error] = []
+        new = {name for name, (attached, _) in local.items() if not stands(attached)}
+        unread = {name for name in sorted(new) if not self._has_read(local[name][1], errors)}
+        known = self._known(local)
+        names: dict[tuple[str, str], tuple[str, ...]] = {}
+        for name, known_pod in sorted(known.items()):
+            key = (known_pod.namespace, known_pod.name)
+            names[key] = (*names.get(key, ()), name)
+        world = World(
+            self.pods.things(),
+            dict(self.spaces.things().values()),
+            self.policies.things(),
+            names,
+        )
+        self._warn(world, local)
+        policies, costs = self._wanted(known, world)
+        heavy = {name for name, pod in known.items() if costs[pod.namespace] > _HEAVY}
+        ready = known.keys() & new - unread
+        # a heavy one may still name who has had the name of a new one
+        waits = ready & (heavy | self._named(machine, heavy - new))
+        changed: list[str] = []
+        for group in (known.keys() - new - heavy, ready - waits, heavy - new, waits):
+            for name in sorted(group, key=lambda name: (costs[known[name].namespace], name)):
+                try:
+                    if self._apply(machine, local[name][0], policies[name]):
+                        changed.append(name)
+                except Error as error:
+                    # a pod that was detached or attached again in the meantime gets a sync pass of
+                    # its own
+                    if machine.store.attachments.get(name) == local[name][0]:
+                        error.service = error.service or name
+                        errors.append(error)
+                if name in heavy and name in changed and self._wake.is_set():
+                    return changed  # something else is due; the next look goes on
+            if errors:
+                raise ErrorGroup(errors)
+        return changed
+
+    def _wanted(
+        self, known: Mapping[str, Pod], world: World
+    ) -> tuple[dict[str, Policy], dict[str, int]]:
+        """Return the policies of pods, and how many elements each namespace needs.
+
+        A policy that is too large closes its pod. So do those of a namespace that come after too
+        many others of the namespace, beginning with the smallest.
+        """
+        policies: dict[str, Policy] = {}
+        each: dict[Policy, int] = {}
+        for name, pod in known.items():
+            try:
+                policies[name] = policy = policy_of(pod, world)
+                if policy not in each:
+                    each[policy] = cost(policy, MOST_ELEMENTS)
+            except InvalidInput as error:
+                self._say(name, f"{error.message}: it is closed")
+                policies[name] = CLOSED
+        each[CLOSED] = 0
+        costs = dict.fromkeys((pod.namespace for pod in known.values()), 0)
+        for name in sorted(known, key=lambda name: (each[policies[name]], name)):
+            space = known[name].namespace
+            costs[space] += each[policies[name]]
+            if costs[space] > _MOST_OF_NAMESPACE:
+                costs[space] -= each[policies[name]]
+                policies[name] = CLOSED
+                self._say(
+                    name,
+                    f"the network policies of namespace {space} need more than"
+                    f" {_MOST_OF_NAMESPACE} elements: it is closed",
+                )
+        return policies, costs
+
+    def _named(self, machine: Machine, services: Iterable[str]) -> set[str]:
+        """Return the names in the policies that these have now."""
+        policies = map(machine.store.policy, services)
+        return {e.peer.name for policy in policies if policy for e in policy.entries()}
+
+    def _known(self, local: Mapping[str, tuple[Attached, Who]]) -> dict[str, Pod]:
+        """Map attachments to the pods that the API server knows."""
+        pods = self.pods.things()
+        result: dict[str, Pod] = {}
+        for name, (_, pod) in local.items():
+            known = pods.get((pod.namespace, pod.name))
+            if known is not None and known.uid == pod.uid and not known.in_host_network:
+                result[name] = known
+        return result
+
+    def _attached(self, machine: Machine) -> list[Attached]:
+        store = machine.store
+        rows = {row.name for row in store.attachments.rows() if row.active}
+        return [attached for attached in store.attachments.all() if attached.service in rows]
+
+    def _has_read(self, pod: Who, errors: list[Error]) -> bool:
+        """Read a new pod and the policies of its namespace; return whether that succeeded.
+
+        The watches may lag, but a policy that was created before a pod must apply from the pod's
+        start.
+        """
+        space = quote(pod.namespace, safe="")
+        query = {"fieldSelector": f"metadata.name={pod.name}"}
+        if errors:
+            return False
+        try:
+            if self._server is None:
+                self._server = self._connect()
+            for stream, path, asked in (
+                (self.pods, f"/api/v1/namespaces/{space}/pods", query),
+                (self.policies, f"{_GROUP}/namespaces/{space}/networkpolicies", {}),
+            ):
+                data = self._server.get(path, asked)
+                if data is None:
+                    raise NoAnswer(f"{path}: the API server does not have it")
+                stream.merge(data)
+        except Error as error:
+            errors.append(error)
+            return False
+        return True
+
+    def _apply(self, machine: Machine, attached: Attached, policy: Policy) -> bool:
+        """Apply a pod's policy if it differs; return whether something changed. Raises Error.
+
+        If the policy cannot be combined with other policies of the pod, the pod is closed.
+        """
+        now = attach.current(machine.store, attached.service)
+        if now is None or not attached.lives(machine.kernel):
+            return False
+        try:
+            wanted = standing(now, policy)
+            if wanted == now:
+                return False
+            attach.attach(machine, wanted, instead_of=attached)
+        except InvalidInput as error:
+            self._say(attached.service, f"{error.message}: it is closed")
+            wanted = standing(now, CLOSED)
+            if wanted == now:
+                return False
+            attach.attach(machine, wanted, instead_of=attached)
+        return True
+
+    def _warn(self, world: World, local: Container[str]) -> None:
+        """Log the policies that niso does not understand."""
+        wrong = {
+            f"NetworkPolicy {space}/{name}": f"not understood, so {space} is closed: {policy.error}"
+            for (space, name), policy in world.policies.items()
+            if policy.error
+        }
+        self._said = {
+            about: text
+            for about, text in self._said.items()
+            if not about or about in wrong or about in local
+        }
+        for about, text in wrong.items():
+            self._say(about, text)
+
+    def _say(self, about: str, text: str) -> None:
+        """Log a line, unless it repeats the last one on the same subject."""
+        if self._said.get(about) != text:
+            self._said[about] = text
+            self._log(f"{about}: {text}" if about else text)
+
+    # --- the loop -------------------------------------------------------------
+
+    def run(self, machine: Machine) -> None:
+        """Run a sync pass whenever something changes, until `stop`."""
+        threads = [
+            threading.Thread(target=watch.run, args=(self._over,), daemon=True)
+            for watch in (self.pods, self.spaces, self.policies)
+        ]
+        threads.append(threading.Thread(target=self._listen, daemon=True))
+        for thread in threads:
+            thread.start()
+        while not self._over.is_set():
+            self._wake.wait(LOOK_S * (0.5 + os.urandom(1)[0] / 255))
+            self._over.wait(GATHER_S)
+            self._wake.clear()
+            if self._over.is_set():
+                break
+            try:
+                self.look(machine)
+                self._said.pop("", None)
+            except Error as error:
+                self._say("", error.message)
+                self._over.wait(_FAILED_S)
+                self._wake.set()
+
+    def stop(self) -> None:
+        """Make `run` return soon."""
+        self._over.set()
+        self._wake.set()
+
+    def _listen(self) -> None:
+        try:
+            listen(KUBERNETES, self._wake.set, self._over)
+        except OSError as error:
+            self._log(f"new pods cannot wake the agent, and wait: {error}")
+
+
+# --- waiting -------------------------------------------------------------------------------------
+
+
+CLOSED = Policy(allow_from=(), egress_allow=())
+"""The policy of a waiting pod: only the host can connect to it, and it can connect to nothing."""
+_NAMESPACE, _NAME, _UID, _POLICY = "pod_namespace", "pod_name", "pod_uid", POD_POLICY
+_WAITS, _STANDS = "waits", "stands"
+_FIRST_S, _LONGEST_S = 0.002, 0.05
+"""The first and the longest pause between two reads of the store."""
+
+
+class Who(NamedTuple):
+    """The pod of an attachment, with its identity in the container runtime."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+def agent_runs() -> bool:
+    """Wake the agent; return whether it is running."""
+    return agent_name(KUBERNETES)
+
+
+def closed(request: Request, pod: Who) -> Request:
+    """Return a pod's request with the closed policy, and labels that say it is waiting."""
+    labels = {**dict(request.labels), **_labels(pod, _WAITS)}
+    return request._replace(policy=CLOSED, labels=tuple(sorted(labels.items())))
+
+
+def standing(request: Request, policy: Policy) -> Request:
+    """Return a pod's request with its policy, and labels that say the policy is applied."""
+    labels = {**dict(request.labels), _POLICY: _STANDS}
+    return request._replace(policy=policy, labels=tuple(sorted(labels.items())))
+
+
+def pod_of(attached: Attached) -> Who | None:
+    """Return the pod of an attachment; None if the agent does not manage its policy."""
+    labels = wishes(attached).get("labels", {})
+    known = (labels.get(_NAMESPACE, ""), labels.get(_NAME, ""), labels.get(_UID, ""))
+    return Who(*known) if _POLICY in labels and all(known) else None
+
+
+def stands(attached: Attached) -> bool:
+    """Return whether the agent has applied the policy of a pod."""
+    return bool(wishes(attached).get("labels", {}).get(_POLICY) == _STANDS)
+
+
+def wait(store: Store, service: str, limit_s: float) -> bool:
+    """Wait until the agent has applied a pod's policy.
+
+    Returns False if it has not within ``limit_s`` seconds, or the pod was detached.
+    """
+    until, pause = time.monotonic() + limit_s, _FIRST_S
+    while True:
+        attached = store.attachments.get(service)
+        if attached is None or stands(attached):
+            return attached is not None
+        if time.monotonic() > until:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_S)
+
+
+def _labels(pod: Who, policy: str) -> dict[str, str]:
+    return {_NAMESPACE: pod.namespace, _NAME: pod.name, _UID: pod.uid, _POLICY: policy}
+
+
+# --- kubernetes ----------------------------------------------------------------------------------
+
+
+UNIT = "niso_kubernetes.service"
+"""Not a possible name of a service's unit, which begins with niso-."""
+_LOCK = "niso.kubernetes"
+_MARK = "# written by niso kubernetes --enable, removed by --disable; state folder "
+
+
+def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Following:
+    """Return the agent. Raises Error if the kubeconfig is unusable."""
+    access = api_server.read(config)
+    ApiServer(access)  # raises for unusable certificates
+
+    def connect() -> ApiServer:
+        return ApiServer(api_server.read(config))
+
+    agent = PodAgent(connect, log)
+
+    def work() -> None:
+        log(f"following {access.server}")
+        agent.run(machine)
+
+    held = Conflict("niso kubernetes runs already", f"systemctl status {UNIT}")
+    return Following(lambda: alone(_LOCK, held, work), agent.stop)
+
+
+def unit_texts(config: str, state_id: str) -> dict[str, str]:
+    """Return the unit and the drop-in that starts it at boot, by path."""
+    mark = f"{_MARK}{state_id}"
+    words = ("kubernetes", "--kubeconfig", config)
+    files = {
+        UNIT: agent(mark, "niso: network policies of Kubernetes", words),
+        f"{WANTED_BY}.d/{UNIT}.conf": [mark, "[Unit]", f"Wants={UNIT}", ""],
+    }
+    return {os.path.join(UNITS, name): "\n".join(lines) for name, lines in files.items()}
+
+
+def enable(machine: Machine, config: str, report: Report = silent) -> bool:
+    """Write and start the unit; return whether something changed.
+
+    Raises Error without systemd, or for an unusable kubeconfig; Conflict if the unit was not
+    written for this state folder.
+    """
+    config = os.path.abspath(config)
+    ApiServer(api_server.read(config))
+    units, state_id = machine.processes.units, machine.store.state_id()
+    if not units.booted():
+        raise Error(
+            "systemd did not boot this machine", "start niso kubernetes at boot", "--enable"
+        )
+    texts = unit_texts(config, state_id)
+    there = {path: units.read(path) for path in texts}
+    for path, text in there.items():
+        if text is not None and not text.startswith(_MARK + state_id):
+            raise Conflict(
+                f"{path} already exists and was not made for this state folder", "move it away"
+            )
+    changed = there != texts
+    if changed:
+        report(ChangingUnit("write", os.path.join(UNITS, UNIT)))
+        for path, text in texts.items():
+            units.write(path, text)
+        units.reload()
+        units.stop_unit(UNIT)
+    units.start_unit(UNIT)
+    return changed
+
+
+def disable(machine: Machine, report: Report = silent) -> bool:
+    """Stop and remove the unit; return whether this state folder had one."""
+    units, state_id = machine.processes.units, machine.store.state_id()
+    ours = [
+        path
+        for path in unit_texts("", state_id)
+        if (units.read(path) or "").startswith(_MARK + state_id)
+    ]
+    if not ours:
+        return False
+    report(ChangingUnit("remove", os.path.join(UNITS, UNIT)))
+    if units.booted():
+        units.stop_unit(UNIT)
+    for path in ours:
+        units.delete(path)
+    if units.booted():
+        units.reload()
+    return True

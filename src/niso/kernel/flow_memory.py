@@ -1,0 +1,367 @@
+"""What the ruleset remembers of flows, and bytes of flows while somebody looks.
+
+Read and change the flows that the ruleset records; see `niso.kernel.policy_rules`.
+
+Count the bytes of each flow while a command runs, in temporary nftables tables.
+
+The tables have the flag ``owner`` (nft(8)): the kernel deletes them with the socket that created
+them, also if this process is killed. docs/design/seeing.md explains where the rules are.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Callable, Collection, Iterator
+
+from niso.base.errors import KernelError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import Prefix, family_of, packed, prefix, unpacked
+from niso.kernel import netlink, policy_rules
+from niso.kernel.libnftables import Nft
+from niso.kernel.netlink import attributes, nested, several, string, text
+from niso.kernel.nft_elements import PROTOCOLS, Change, Nfnetlink, declared, nfgenmsg
+from niso.kernel.packet_events import PREFIX
+from niso.kernel.policy_rules import TRACKED
+from niso.kernel.ruleset import BRIDGE, INET
+
+# --- sensor --------------------------------------------------------------------------------------
+
+
+_GETRULE, _GETSETELEM = 0x0A07, 0x0A0D
+_DESTROYSETELEM = 0x0A1E  # like DELSETELEM, but no error if the element is missing (Linux 6.3)
+_BATCH_BEGIN, _BATCH_END, _SUBSYSTEM = 0x10, 0x11, 10
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
+_ELEM_KEY, _ELEM_EXPIRATION, _ELEM_EXPR = 1, 5, 7
+_EXPR_NAME, _EXPR_DATA, _DATA_VALUE = 1, 2, 1
+_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
+_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
+_FAMILIES = {"inet": 1, "bridge": 7}
+_ABSENT = (errno.ENOENT, errno.EINVAL)
+_NAMES = {number: name for name, number in PROTOCOLS.items()}
+_CHUNK = 256  # elements in one message
+
+PLACES = {
+    name: table
+    for table, bridge in ((INET, False), (BRIDGE, True))
+    for name in policy_rules.sets_of(bridge)
+}
+"""Maps each set that records flows to its table."""
+_MISSED = {
+    policy_rules.ENTERED: (INET, "see_entered"),
+    policy_rules.SEEN: (INET, "see_own"),
+    policy_rules.REFUSED: (INET, "see_refused"),
+    policy_rules.AUDITED: (INET, "see_audited"),
+    policy_rules.SWITCHED: (BRIDGE, "see_watched"),
+}
+
+
+class Recorded(NamedTuple):
+    """The recorded flows from ``source`` to ``destination`` and ``port``, after DNAT.
+
+    ``packets`` counts first packets of flows; for refused flows, each attempt. ``ago`` is the time
+    since the last one in seconds.
+    """
+
+    source: str
+    destination: str
+    proto: str
+    port: int
+    packets: int
+    octets: int
+    ago: float
+
+
+def recorded(name: str) -> list[Recorded]:
+    """Return the content of the sets ``name`` of both families; empty without niso's tables.
+
+    Raises KernelError.
+    """
+    names = (f"{name}{number}" for number in (4, 6))
+    return [flow for set_ in names for flow in flows_in(PLACES[set_], set_)]
+
+
+def flows_in(table: str, name: str) -> list[Recorded]:
+    """Return the flows in a set of a table; empty if the set does not exist. Raises KernelError.
+
+    ``ago`` is right for sets of niso's own tables alone.
+    """
+    return dump(table, name, _flow)
+
+
+def missed() -> dict[str, int]:
+    """Return the number of new flows that each full set has missed, by set name.
+
+    Raises KernelError.
+    """
+    return {name: _count(*place) for name, place in _MISSED.items()}
+
+
+def forget(addresses: Collection[str]) -> None:
+    """Delete the recorded flows from and to these addresses and prefixes.
+
+    For addresses that get another holder, or no longer have one. Raises KernelError.
+    """
+    for family in (4, 6):
+        size = 16 if family == 6 else 4
+        own = [address for address in addresses if family_of(address) == family]
+        gone = {packed(address) for address in own if "/" not in address}
+        spans = [prefix(address) for address in own if "/" in address]
+        if not own:
+            continue
+
+        def goes(
+            end: bytes, gone: Collection[bytes] = gone, spans: Collection[Prefix] = spans
+        ) -> bool:
+            if end in gone:
+                return True
+            number = int.from_bytes(end)
+            return any(0 <= number - span.start < span.num_addresses for span in spans)
+
+        for name, table in PLACES.items():
+            if name.endswith(str(family)):
+                keys = [
+                    key
+                    for key in dump(table, name, lambda key, _: key)
+                    if goes(key[:size]) or goes(key[size : 2 * size])
+                ]
+                _delete(table, name, keys)
+
+
+def leave_out(source: str, proto: str, port: int) -> None:
+    """Exclude the next packets from this source from recording: a test packet. Raises KernelError.
+
+    The exclusion ends after `nft_sensor.PROBES_KEPT_S`.
+    """
+    family = family_of(source)
+    kind = f"ipv{family}_addr . inet_proto . inet_service"
+    for table in (INET, BRIDGE):
+        header = declared(table, f"{policy_rules.PROBES}{family}", kind, None, False)
+        key = f"{source} . {proto} . {port}"
+        with Nfnetlink() as kernel:
+            try:
+                kernel.change("mark a test packet", [Change(True, header, key, "", "")])
+            except KernelError as error:
+                if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENFILE):
+                    raise
+
+
+def dump[T](table: str, name: str, parse: Callable[[bytes, dict[int, bytes]], T]) -> list[T]:
+    """Return the results of ``parse`` for the key and the attributes of each element of a set.
+
+    Empty if the set does not exist. Raises KernelError.
+    """
+    body = _set(table, name)
+
+    def whole(answer: bytes) -> list[T]:
+        elements = attributes(answer, 4).get(_LIST_ELEMENTS, b"")
+        return [
+            parse(attributes(fields[_ELEM_KEY])[_DATA_VALUE], fields)
+            for fields in map(attributes, several(elements, _LIST_ELEM))
+        ]
+
+    with Nfnetlink() as kernel:
+        parts = kernel.dump(f"read {table} {name}", _GETSETELEM, body, whole, _ABSENT)
+    return [item for part in parts for item in part]
+
+
+def _flow(key: bytes, fields: dict[int, bytes]) -> Recorded:
+    size = 16 if len(key) == 40 else 4
+    source, destination = (unpacked(key[at : at + size]) for at in (0, size))
+    proto, port = key[2 * size], int.from_bytes(key[2 * size + 4 : 2 * size + 6], "big")
+    packets, octets = counted(fields)
+    left_ms = int.from_bytes(fields.get(_ELEM_EXPIRATION, b""), "big")
+    return Recorded(
+        source,
+        destination,
+        proto_name(proto),
+        port,
+        packets,
+        octets,
+        max(0.0, policy_rules.KEPT_S - left_ms / 1000),
+    )
+
+
+def counted(fields: dict[int, bytes]) -> tuple[int, int]:
+    """Return (packets, bytes) of an element's counter."""
+    counter = attributes(attributes(fields[_ELEM_EXPR])[_EXPR_DATA])
+    packets, octets = (counter[attribute] for attribute in (_COUNTER_PACKETS, _COUNTER_BYTES))
+    return int.from_bytes(packets, "big"), int.from_bytes(octets, "big")
+
+
+def proto_name(number: int) -> str:
+    """Return the name of a protocol; its number as text if the name is unknown here."""
+    return _NAMES.get(number, str(number))
+
+
+def _delete(table: str, name: str, keys: list[bytes]) -> None:
+    """Delete elements by their keys; no-op for elements that have expired in the meantime."""
+    what = f"forget flows in {table} {name}"
+    begin = netlink.Message(what, _BATCH_BEGIN, 0, nfgenmsg(0, _SUBSYSTEM))
+    end = netlink.Message(what, _BATCH_END, 0, nfgenmsg(0, _SUBSYSTEM))
+    for start in range(0, len(keys), _CHUNK):
+        elements = [
+            nested(_LIST_ELEM, nested(_ELEM_KEY, netlink.attribute(_DATA_VALUE, key)))
+            for key in keys[start : start + _CHUNK]
+        ]
+        body = _set(table, name) + nested(_LIST_ELEMENTS, *elements)
+        message = netlink.Message(what, _DESTROYSETELEM, 0, body)
+        with Nfnetlink() as kernel:
+            kernel.transact_batch(what, begin, [message], end, ())
+
+
+def _set(table: str, name: str) -> bytes:
+    family, _, own = table.partition(" ")
+    return nfgenmsg(_FAMILIES[family]) + text(_LIST_TABLE, own) + text(_LIST_SET, name)
+
+
+def _count(table: str, chain: str) -> int:
+    """Return the packets of the only counter in a chain; 0 if the chain does not exist."""
+    family, _, own = table.partition(" ")
+    body = nfgenmsg(_FAMILIES[family]) + text(_RULE_TABLE, own) + text(_RULE_CHAIN, chain)
+    with Nfnetlink() as kernel:
+        rules = kernel.dump(f"read {table} {chain}", _GETRULE, body, _counters, _ABSENT)
+    return sum(number for numbers in rules for number in numbers)
+
+
+def _counters(answer: bytes) -> list[int]:
+    return list(_each_counter(attributes(answer, 4).get(_RULE_EXPRESSIONS, b"")))
+
+
+def _each_counter(expressions: bytes) -> Iterator[int]:
+    for expression in map(attributes, several(expressions, _LIST_ELEM)):
+        if string(expression.get(_EXPR_NAME, b"")) == "counter":
+            yield int.from_bytes(attributes(expression[_EXPR_DATA])[_COUNTER_PACKETS], "big")
+
+
+# --- nft meter -----------------------------------------------------------------------------------
+
+
+if TYPE_CHECKING:
+    Key = tuple[str, str, str, int]
+    """Source, destination, protocol and port, after DNAT; as of `sensor.Recorded`."""
+
+_PORTED = "{ tcp, udp, sctp }"
+_SIZE = 65_535
+_KEPT_S = 10
+"""The lifetime of an element after its last packet: a few readings."""
+_WORDS = {4: "ip", 6: "ip6"}
+_THERE, _BACK, _EITHER = "there", "back", "either"
+_numbers = itertools.count()
+
+
+class Meter:
+    """Counts bytes from its creation on. Raises KernelError."""
+
+    def __init__(self) -> None:
+        self._name = f"{PREFIX}{os.getpid()}_meter{next(_numbers)}"
+        self._before: dict[tuple[str, tuple[object, ...]], int] = {}
+        self._nft = Nft()
+        try:
+            self._nft.run(tables(self._name))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Delete the tables."""
+        self._nft.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_nft"):
+            self.close()
+
+    def read(self) -> dict[Key, int]:
+        """Return the bytes of each flow since the last call, both directions added up.
+
+        Some keys belong to no flow: on a bridge that is not tracked, the direction of a flow is
+        unknown, so both are returned. Raises KernelError.
+        """
+        now: dict[tuple[str, tuple[object, ...]], int] = {}
+        switched: dict[Key, int] = {}
+        tracked: dict[Key, int] = {}
+
+        def moved(name: str, key: tuple[object, ...], octets: int) -> int:
+            now[name, key] = octets
+            before = self._before.get((name, key), 0)
+            return octets - before if octets >= before else octets
+
+        for number in _WORDS:
+            for key, octets in dump(f"bridge {self._name}", f"{_EITHER}{number}", _either):
+                source, to, proto, source_port, port = key
+                more = moved(_EITHER, key, octets)
+                for flow in ((source, to, proto, port), (to, source, proto, source_port)):
+                    switched[flow] = switched.get(flow, 0) + more
+            for way in (_THERE, _BACK):
+                for row in flows_in(f"inet {self._name}", f"{way}{number}"):
+                    more = moved(way, row[:4], row.octets)
+                    tracked[row[:4]] = tracked.get(row[:4], 0) + more
+        self._before = now
+        # if another program's rule made both tables count a flow, the inet table's figure counts
+        return switched | tracked
+
+
+def _either(key: bytes, fields: dict[int, bytes]) -> tuple[tuple[str, str, str, int, int], int]:
+    """Return addresses, protocol and both ports of an element, and its bytes."""
+    size = 16 if len(key) == 44 else 4
+    source, to = (unpacked(key[at : at + size]) for at in (0, size))
+    proto, ports = key[2 * size], key[2 * size + 4 :]
+    source_port, port = (int.from_bytes(ports[at : at + 2], "big") for at in (0, 4))
+    return (source, to, proto_name(proto), source_port, port), counted(fields)[1]
+
+
+def tables(name: str) -> str:
+    """Return the tables in nft(8) syntax. A full set counts no new flow, and drops no packet."""
+
+    def sets(way: str, ports: str) -> str:
+        limits = f"size {_SIZE}; flags dynamic, timeout; timeout {_KEPT_S}s; counter;"
+        return "\n".join(
+            f"\tset {way}{number} {{ type ipv{number}_addr . ipv{number}_addr . inet_proto ."
+            f" {ports}; {limits} }}"
+            for number in _WORDS
+        )
+
+    def rules(way: str, key: str) -> str:
+        return "\n\t\t".join(
+            f"update @{way}{number} {{ {key.format(word=word)} }} accept"
+            for number, word in _WORDS.items()
+        )
+
+    one, two = "inet_service", "inet_service . inet_service"
+    return f"""\
+table inet {name} {{
+	flags owner
+{sets(_THERE, one)}
+{sets(_BACK, one)}
+	chain replies {{
+		{rules(_BACK, "{word} daddr . {word} saddr . meta l4proto . th sport")}
+	}}
+	chain count {{
+		meta l4proto != {_PORTED} accept
+		ct direction reply goto replies
+		{rules(_THERE, "{word} saddr . {word} daddr . meta l4proto . th dport")}
+	}}
+	chain away {{
+		type filter hook postrouting priority filter; policy accept;
+		oifname "niso-*" goto count
+		iifname "niso-*" goto count
+	}}
+	chain host {{
+		type filter hook input priority filter; policy accept;
+		iifname "niso-*" goto count
+	}}
+}}
+table bridge {name} {{
+	flags owner
+{sets(_EITHER, two)}
+	chain switched {{
+		type filter hook forward priority 100; policy accept;
+		iifname != "n*" accept comment "niso's ports begin so, not all that do are"
+		meta mark & {TRACKED} != 0 accept
+		meta l4proto != {_PORTED} accept
+		ip frag-off & 0x1fff != 0 accept
+		{rules(_EITHER, "{word} saddr . {word} daddr . meta l4proto . th sport . th dport")}
+	}}
+}}
+"""

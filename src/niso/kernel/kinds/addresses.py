@@ -1,0 +1,348 @@
+"""Addresses, routes, routing rules.
+
+Define the kind of addresses on links.
+
+Define the kind of routes in the main table of services' namespaces.
+
+Define the kind of routing rules of internal networks (ip-rule(8)).
+
+They still isolate these networks if niso's nftables rules are flushed.
+
+The rule of a bridge prohibits every packet from the bridge that is not for the host. It does not
+match packets with the mark that niso's nftables rules set: while those rules exist, they decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.kernel import rtnetlink
+from niso.kernel.kinds.kind import (
+    Kind,
+    Reading,
+    Space,
+    Step,
+    in_netns,
+    inside,
+    link_place,
+    netns_place,
+)
+from niso.kernel.link_records import prefix
+from niso.kernel.rtnetlink import KERNEL, NOWHERE, PROTOCOL, selector
+
+if TYPE_CHECKING:
+    from niso.kernel.real import Writer
+
+
+# --- address -------------------------------------------------------------------------------------
+
+
+class Address(NamedTuple):
+    """An address with its prefix length, on a link.
+
+    ``routed``: the kernel's own route to the prefix exists on this link. A bridge has this route; a
+    service does not, since it reaches its prefix by its gateway's MAC (plan/desired.py).
+    ``lasting``: the address has no limited lifetime.
+    """
+
+    netns: str
+    link: str
+    address: str
+    routed: bool = True
+    lasting: bool = True
+
+    def key(self) -> tuple[str, ...]:
+        return (self.netns, self.link, self.address)
+
+
+class _Addresses(Kind[Address]):
+    names_links = True
+    is_read_by_link = True
+
+    def space(self, thing: Address) -> str:
+        return thing.netns
+
+    def links(self, thing: Address) -> tuple[str, ...]:
+        return (thing.link,)
+
+    def place(self, thing: Address) -> str:
+        """Return the parent of the link's IPv4 neighbours.
+
+        They are lost with the link's last IPv4 address.
+        """
+        return "" if ":" in thing.address else f"{link_place(thing.netns, thing.link)} IPv4"
+
+    def lies_in(self, thing: Address) -> tuple[str, ...]:
+        return (netns_place(thing.netns), link_place(thing.netns, thing.link))
+
+    def describe(self, step: Step[Address]) -> str:
+        address = step.thing
+        start = inside(address.netns)
+        if step.action != "change":
+            alone = "" if address.routed or step.action == "delete" else " noprefixroute"
+            return f"{start}address {step.action} {address.address} dev {address.link}{alone}"
+        was = step.was or address
+        commands = []
+        if not was.lasting:
+            forever = "valid_lft forever preferred_lft forever"
+            commands.append(
+                f"{start}address replace {address.address} dev {address.link} {forever}"
+            )
+        if was.routed != address.routed:
+            verb = "add" if address.routed else "delete"
+            route = f"{prefix(address.address)} dev {address.link} proto kernel"
+            commands.append(f"{start}route {verb} {route}")
+        return " && ".join(commands)
+
+    def what(self, thing: Address) -> str:
+        return f"address {thing.address} on {thing.link}{in_netns(thing.netns)}"
+
+    def follows_from(self, thing: Address, was: Address | None) -> tuple[str, ...]:
+        """Return the condition that the link is down.
+
+        A link that is down loses its routes and IPv6 addresses.
+        """
+        link = link_place(thing.netns, thing.link)
+        if ":" in thing.address:
+            whole = link_place(thing.netns, "all")
+            return (f"{whole} without IPv6", f"{link} down", f"{link} without IPv6")
+        return (f"{link} down",) if was is not None else ()
+
+    def describe_field(self, field: str, wanted: object, present: object) -> str:
+        if field == "lasting":
+            return "its lifetime is limited"
+        if wanted:
+            return "the kernel's route to its prefix is missing"
+        return "the kernel's route to its prefix bypasses the gateway"
+
+    def read(self, space: Space, things: Collection[Address]) -> Iterable[Address]:
+        """Read all addresses of the candidates' links.
+
+        The kernel's routes to their prefixes are compared in services; on the host, only with
+        strays.
+        """
+        for link in space.links_of_concern():
+            by_link = space.routes(link) if space.name or space.reading.strays else None
+            destinations = {route.destination for route in by_link or () if not route.gateway}
+            for address in space.addresses(link):
+                routed = by_link is None or _is_routed(address.address, destinations)
+                yield Address(space.name, link.name, address.address, routed, address.lasts)
+
+    def write(self, writer: Writer, steps: Sequence[Step[Address]]) -> None:
+        (step,) = steps
+        address = step.thing
+        rtnl, index = writer.link(address.netns, address.link)
+        if step.action == "delete":
+            if index is not None:
+                rtnl.delete_address(index, address.address)
+                if address.netns:
+                    # the kernel keeps the route to a prefix while the link has another address in
+                    # it
+                    rtnl.delete_connected_route(index, address.address)
+            return
+        index = writer.existing(index, address.link)
+        if step.action == "add":
+            rtnl.add_address(index, address.address, routed=address.routed)
+            return
+        if step.was is not None and not step.was.lasting:
+            rtnl.add_address(index, address.address, replace=True, routed=address.routed)
+        if address.routed:
+            rtnl.add_connected_route(index, address.address)
+        else:
+            rtnl.delete_connected_route(index, address.address)
+
+
+def _is_routed(address: str, destinations: set[str]) -> bool:
+    """Return whether the kernel's route to the address's prefix exists.
+
+    An address with a full-length prefix needs no route.
+    """
+
+    return address.endswith("/128" if ":" in address else "/32") or prefix(address) in destinations
+
+
+ADDRESSES = _Addresses(Address)
+
+
+# --- route ---------------------------------------------------------------------------------------
+
+
+LAST = 0x7FFFFFFF
+"""The metric of routes that give way to others. The kernel takes the route with the lowest one."""
+
+
+class Route(NamedTuple):
+    """A route. ``destination`` is a prefix; a default route has ``0.0.0.0/0`` or ``::/0``.
+
+    ``type`` is "" for a unicast route, as all of niso's are. For blackhole, unreachable, prohibit
+    and throw there is no link. A ``last`` route gives way to every other one to its destination.
+    """
+
+    netns: str
+    destination: str
+    gateway: str
+    link: str
+    type: str = ""
+    last: bool = False
+
+    def key(self) -> tuple[str, ...]:
+        return (self.netns, self.destination, self.type)
+
+
+class _Routes(Kind[Route]):
+    names_links = True
+    is_read_by_link = True
+
+    def space(self, thing: Route) -> str:
+        return thing.netns
+
+    def links(self, thing: Route) -> tuple[str, ...]:
+        return (thing.link,)
+
+    def lies_in(self, thing: Route) -> tuple[str, ...]:
+        return (netns_place(thing.netns), link_place(thing.netns, thing.link))
+
+    def describe(self, step: Step[Route]) -> str:
+        route = step.thing
+        start = f"{inside(route.netns)}route"
+        if route.type:
+            return f"{start} delete {route.type} {route.destination}"
+        verb = "replace" if step.action == "change" else step.action
+        by = (
+            f"via {route.gateway} dev {route.link} onlink" if route.gateway else f"dev {route.link}"
+        )
+        metric = f" metric {LAST}" if route.last else ""
+        return f"{start} {verb} {route.destination} {by}{metric}"
+
+    def what(self, thing: Route) -> str:
+        if thing.type:
+            return f"route {thing.type} {thing.destination}{in_netns(thing.netns)}"
+        by = f" via {thing.gateway}" if thing.gateway else ""
+        last = ", after all others" if thing.last else ""
+        return f"route {thing.destination}{by} on {thing.link}{last}{in_netns(thing.netns)}"
+
+    def follows_from(self, thing: Route, was: Route | None) -> tuple[str, ...]:
+        """Return the conditions under which the kernel drops all routes of the link.
+
+        IPv4 routes are lost with the link's last IPv4 address (fib_disable_ip,
+        net/ipv4/fib_frontend.c).
+        """
+        link = link_place(thing.netns, thing.link)
+        if ":" in thing.destination:
+            whole = link_place(thing.netns, "all")
+            return (f"{whole} without IPv6", f"{link} down", f"{link} without IPv6")
+        return (f"{link} down", f"{link} IPv4")
+
+    def read(self, space: Space, things: Collection[Route]) -> Iterable[Route]:
+        """Read all routes of the candidates' links, except the kernel's own.
+
+        Those lead to the prefix of an address, and `Address` compares them by their destination,
+        because any program can label its route as the kernel's. Routes of the host's own namespace
+        are not niso's.
+        """
+        if not space.name:
+            return
+
+        for link in space.links_of_concern():
+            prefixes = {prefix(address.address) for address in space.addresses(link)}
+            for route in space.routes(link):
+                connected = route.protocol == KERNEL and not route.gateway
+                if not connected or route.destination not in prefixes:
+                    last = route.metric == LAST
+                    yield Route(space.name, route.destination, route.gateway, link.name, last=last)
+        if space.reading.strays:
+            names = {number: word for word, number in NOWHERE.items()}
+            for route in space.all_routes():
+                if route.type in names and route.protocol != KERNEL:
+                    yield Route(space.name, route.destination, "", "", names[route.type])
+
+    def write(self, writer: Writer, steps: Sequence[Step[Route]]) -> None:
+        (step,) = steps
+        route = step.thing
+        if route.type:  # none of these types is ever desired
+            writer.rtnl(route.netns).delete_nowhere(route.destination, route.type)
+            return
+        gone = route if step.action == "delete" else step.was
+        if gone is not None:
+            rtnl, index = writer.link(gone.netns, gone.link)
+            if index is not None:
+                metric = LAST if gone.last else 0
+                rtnl.delete_route(gone.destination, gone.gateway, index, metric)
+        if step.action != "delete":
+            rtnl, index = writer.link(route.netns, route.link)
+            index = writer.existing(index, route.link)
+            rtnl.add_route(route.destination, route.gateway, index, LAST if route.last else 0)
+
+
+ROUTES = _Routes(Route)
+
+
+# --- routing rule --------------------------------------------------------------------------------
+
+
+class RoutingRule(NamedTuple):
+    """The rule of a bridge for a family, 4 or 6. ``drift`` names what differs from niso's rule."""
+
+    link: str
+    family: int
+    drift: str = ""
+
+    def key(self) -> tuple[str, ...]:
+        return (self.link, str(self.family))
+
+
+class _RoutingRules(Kind[RoutingRule]):
+    def describe(self, step: Step[RoutingRule]) -> str:
+
+        rule = step.thing
+        start = f"ip -{rule.family} rule"
+        add = f"{start} add {selector(rule.link)}"
+        if step.action == "add":
+            return add
+        delete = f"{start} delete iif {rule.link} protocol {_protocol()}"
+        return delete if step.action == "delete" else f"{delete} && {add}"
+
+    def what(self, thing: RoutingRule) -> str:
+        return f"IPv{thing.family} routing rule of bridge {thing.link}"
+
+    def describe_field(self, field: str, wanted: object, present: object) -> str:
+        return str(present)
+
+    def claimed(self, reading: Reading) -> Iterable[RoutingRule]:
+
+        return (
+            RoutingRule(rule.link, family)
+            for family in (4, 6)
+            for rule in rtnetlink.of_niso(reading.host.rtnl, family)
+        )
+
+    def read(self, space: Space, things: Collection[RoutingRule]) -> Iterable[RoutingRule]:
+        if space.name or not things:
+            return
+
+        for family in sorted({thing.family for thing in things}):
+            names = {thing.link for thing in things if thing.family == family}
+            for rule in rtnetlink.of_niso(space.rtnl, family):
+                if rule.link in names:
+                    yield RoutingRule(rule.link, family, rule.drift)
+
+    def write(self, writer: Writer, steps: Sequence[Step[RoutingRule]]) -> None:
+
+        (step,) = steps
+        rtnl, rule = writer.rtnl(""), step.thing
+        if step.action != "delete":
+            rtnetlink.add(rtnl, rule.link, rule.family)
+        # the wrong rule is deleted once the right one exists
+        if step.action == "delete":
+            rtnetlink.delete(rtnl, rule.link, rule.family, rule.drift)
+        elif step.was is not None:
+            rtnetlink.delete(rtnl, rule.link, rule.family, step.was.drift)
+
+
+def _protocol() -> int:
+
+    return PROTOCOL
+
+
+ROUTING_RULES = _RoutingRules(RoutingRule)

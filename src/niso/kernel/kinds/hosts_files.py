@@ -1,0 +1,587 @@
+"""Hosts files: of services, line by line, and the host's own block.
+
+Parse and edit hosts files as glibc and busybox read them (hosts(5)): one line per address.
+
+Edit niso's block in the host's own hosts file (hosts(5)), atomically.
+
+The rest of the file belongs to the administrator and other programs, and stays byte for byte.
+
+Define the kind of lines in hosts files: one for each service in each file that lists it.
+
+Define the kind of hosts files: one for all services with the same list of networks.
+
+Define the kind of leftovers of interrupted writes of hosts files, which later writes reuse.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+
+from niso.base import files as base_files
+from niso.base import paths, signals
+from niso.base.errors import KernelError
+from niso.base.files import make, read, rename, sync
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import DOMAIN, family_of
+from niso.kernel.kinds.kind import AnyStep, Difference, Kind, Space, State, Step, Steps, kind_of
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from niso.kernel.real import Writer
+
+
+# --- hosts text ----------------------------------------------------------------------------------
+
+
+HEADER = (
+    "# written by niso; changes as services come and go\n"
+    "127.0.0.1  localhost\n"
+    "::1  localhost ip6-localhost ip6-loopback\n"
+)
+
+HOST = f"host.{DOMAIN}"
+"""The host's name in every hosts file."""
+
+
+def line_names(names: tuple[str, ...]) -> str:
+    """Return the names part of a service's line: each name with the domain, then without."""
+    return " ".join(f"{name}.{DOMAIN} {name}" for name in names)
+
+
+def name_on(service: str, network: str) -> str:
+    """Return the name for a service's addresses on a network after the first one shared with it."""
+    return f"{service}.{network}.{DOMAIN}"
+
+
+def hosts_line(address: str, names: str) -> str:
+    return f"{address}  {names}\n"
+
+
+def _order(text: str) -> tuple[int, bytes]:
+    address = text.partition(" ")[0]
+    family = socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
+    return (family, socket.inet_pton(family, address))
+
+
+def _rank(text: str) -> tuple[int, bytes]:
+    """Return the sort key of a line. A line that niso did not write gets the lowest."""
+    try:
+        return _order(text)
+    except (OSError, ValueError):
+        return (0, b"")
+
+
+def edit(text: str, remove: set[str], add: set[str]) -> str:
+    """Return ``text`` without the lines ``remove`` and with the lines ``add``, sorted by address.
+
+    Both sets contain complete lines. ``text`` is searched by bisection, because parsing all lines
+    would take time for each service.
+    """
+    changes: list[tuple[int, int, tuple[int, bytes], str]] = []  # start, end, sort key, replacement
+    for line in remove - add:
+        at = _find(text, line, _place(text, line))
+        if at < 0:  # another program has changed the order of the lines
+            at = text.find(f"\n{line}") + 1
+        if at > 0:
+            changes.append((at, at + len(line), _order(line), ""))
+    for line in add:
+        place = _place(text, line)
+        if _find(text, line, place) < 0:
+            changes.append((place, place, _order(line), line))
+    pieces, done = [], 0
+    for start, end, _, new in sorted(changes):  # the order of lines with one address
+        pieces += [text[done:start], new]
+        done = end
+    return "".join((*pieces, text[done:]))
+
+
+def _place(text: str, line: str) -> int:
+    """Return the offset at which to insert a line: after lines of the same or a lower address."""
+    order, low, high = _order(line), len(HEADER), len(text)
+    while low < high:
+        start = max(low, text.rfind("\n", low, (low + high) // 2) + 1)
+        end = text.find("\n", start) + 1 or len(text)
+        if _rank(text[start:end]) <= order:
+            low = end
+        else:
+            high = start
+    return low
+
+
+def _find(text: str, line: str, place: int) -> int:
+    """Return the offset of a line among those of its address; -1 if it is missing.
+
+    These lines end at the offset ``place``.
+    """
+    order = _order(line)
+    while place > len(HEADER):
+        end, place = place, text.rfind("\n", 0, place - 1) + 1
+        if text[place:end] == line:
+            return place
+        if _rank(text[place:end]) != order:
+            break
+    return -1
+
+
+def lines(text: str) -> list[tuple[str, str]] | None:
+    """Return (address, names) of each service's line; None if niso did not write the file."""
+    if not text.startswith(HEADER) or not text.endswith("\n"):
+        return None
+    result = []
+    for text_line in text[len(HEADER) : -1].split("\n") if len(text) > len(HEADER) else ():
+        address, gap, names = text_line.partition("  ")
+        try:
+            _order(text_line)
+        except OSError:
+            return None
+        if not gap or not names:
+            return None
+        result.append((address, names))
+    return result
+
+
+# --- etc hosts -----------------------------------------------------------------------------------
+
+
+PATH = "/etc/hosts"
+_TRIES = 3
+_WHY = {
+    errno.EBUSY: ("is a mount point, as in a container", "change it outside"),
+    errno.EPERM: ("or its folder is immutable", "lsattr -d /etc /etc/hosts"),
+    errno.EROFS: ("is on a read-only file system", "remount it, or do without"),
+}
+
+
+def host_lines(mark: str) -> tuple[str, ...]:
+    """Return the lines of the block with this mark; none if there is no such block.
+
+    Raises KernelError if the file is unusable.
+    """
+    _, block, _ = _parts(_read()[0], mark)
+    return tuple(line.decode(errors="replace") for line in block.splitlines())
+
+
+def write(mark: str, wanted: Iterable[str], always: bool = False) -> bool:
+    """Replace the block with this mark; without ``wanted`` lines, remove it.
+
+    Returns whether the file changed. With ``always`` the file is replaced even if nothing changes,
+    to test whether it can be. Mode, owner and extended attributes (SELinux) are preserved. Raises
+    KernelError; then the file is unchanged.
+    """
+    inside = "".join(f"{line}\n" for line in wanted).encode()
+    for _ in range(_TRIES):
+        text, status = _read()
+        before, block, after = _parts(text, mark)
+        if block == inside and not always:
+            return False
+        begin, end = _marks(mark)
+        if before and not before.endswith(b"\n"):
+            before += b"\n"
+        new = before + (begin + inside + end if inside else b"") + after
+        if _replace(new, status):
+            return block != inside
+    raise _unusable("changes all the time", "try again")
+
+
+def _marks(mark: str) -> tuple[bytes, bytes]:
+    begin = f"# niso {mark}: names of services; niso net names --host off removes them\n"
+    return begin.encode(), f"# niso {mark}: end\n".encode()
+
+
+def _parts(text: bytes, mark: str) -> tuple[bytes, bytes, bytes]:
+    """Split the text into the parts before, in and after the block. Raises KernelError."""
+    begin, end = _marks(mark)
+    if text.count(begin) == text.count(end) == 0:
+        return text, b"", b""
+    before, _, tail = text.partition(begin)
+    block, _, after = tail.partition(end)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
+        number = text[: text.find(begin if begin in text else end)].count(b"\n") + 1
+        reason = f"has a damaged block of niso at line {number}"
+        raise _unusable(reason, f"remove the lines that begin with '# niso {mark}:'")
+    return before, block, after
+
+
+def _read() -> tuple[bytes, os.stat_result]:
+    try:
+        status = os.lstat(PATH)
+        if stat.S_ISLNK(status.st_mode):
+            raise _unusable(f"is a symbolic link to {os.readlink(PATH)}", "niso leaves it alone")
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise _unusable("is not a regular file with one name", "niso leaves it alone")
+        return read(PATH) or b"", status
+    except OSError as error:
+        reason = f"cannot be read: {str(error.strerror).lower()}"
+        raise _unusable(reason, "niso changes only a file that exists") from error
+
+
+def _replace(text: bytes, status: os.stat_result) -> bool:
+    """Rename a new file over the old one, unless that has changed since.
+
+    Returns whether the file was replaced.
+    """
+    draft = f"{PATH}.niso-new"
+    try:
+        fd = make(draft, 0o600)
+        try:
+            base_files.write(fd, text)
+            os.fchown(fd, status.st_uid, status.st_gid)
+            os.fchmod(fd, stat.S_IMODE(status.st_mode))
+            for name in os.listxattr(PATH):
+                os.setxattr(fd, name, os.getxattr(PATH, name))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        now = os.lstat(PATH)
+        if (now.st_ino, now.st_mtime_ns, now.st_size) != (
+            status.st_ino,
+            status.st_mtime_ns,
+            status.st_size,
+        ):
+            os.unlink(draft)
+            return False
+        signals.hit(f"rename {PATH}")
+        os.rename(draft, PATH)
+        sync(os.path.dirname(PATH))
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(draft)
+        reason, hint = _WHY.get(error.errno or 0, (f"cannot be written: {error.strerror}", ""))
+        raise _unusable(reason, hint, error.errno or 0) from error
+    return True
+
+
+def _unusable(reason: str, hint: str, number: int = 0) -> KernelError:
+    return KernelError(f"{PATH} {reason}", hint or None, number)
+
+
+def clear() -> None:
+    """Remove the blocks of all state folders. Raises KernelError."""
+    text, _ = _read()
+    for line in text.splitlines():
+        words = line.split()
+        if words[:2] == [b"#", b"niso"] and len(words) == 4 and words[3] == b"end":
+            write(words[2].decode(errors="replace").rstrip(":"), ())
+
+
+# --- hosts line ----------------------------------------------------------------------------------
+
+
+class HostsLine(NamedTuple):
+    """A line. ``names`` is the text after the address."""
+
+    folder: str
+    address: str
+    names: str
+
+    def key(self) -> tuple[str, ...]:
+        return tuple(self)
+
+
+class _HostsLines(Kind[HostsLine]):
+    def lies_in(self, thing: HostsLine) -> tuple[str, ...]:
+        return (f"hosts {thing.folder}",)
+
+    def what(self, thing: HostsLine) -> str:
+        return f"line {thing.address} {thing.names} in hosts file of {thing.folder}"
+
+    def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
+        return Steps()  # the steps of the hosts file change its lines
+
+    def by_space(self, things: Iterable[HostsLine]) -> dict[str, Collection[HostsLine]]:
+        return {"": frozenset(things)}
+
+    def read(self, space: Space, things: Collection[HostsLine]) -> Iterable[HostsLine]:
+        """Read the candidates' lines.
+
+        Searches them in the text, since parsing a whole file takes time for each of its services.
+        """
+
+        if space.name:
+            return ()
+        texts = space.reading.hosts_texts
+        if space.reading.everything:
+            return (
+                HostsLine(folder, address, names)
+                for folder, text in texts.items()
+                for address, names in lines(text) or ()
+            )
+        return (
+            line
+            for line in things
+            if f"\n{hosts_line(line.address, line.names)}" in texts.get(line.folder, "")
+        )
+
+
+HOSTS_LINES = _HostsLines(HostsLine)
+
+
+# --- hosts file ----------------------------------------------------------------------------------
+
+
+class HostsFile(NamedTuple):
+    """A hosts file. ``folder`` names the list of networks (names.hosts_folder)."""
+
+    folder: str
+
+    def key(self) -> tuple[str, ...]:
+        return (self.folder,)
+
+
+class HostsEdit(NamedTuple):
+    """Create or edit one hosts file, by renaming a new one over it."""
+
+    folder: str
+    create: bool
+    remove: tuple[HostsLine, ...]
+    add: tuple[HostsLine, ...]
+
+    @property
+    def kind(self) -> Kind[Any]:
+        return HOSTS_FILES
+
+    def things(self) -> tuple[Any, ...]:
+        return (HostsFile(self.folder), *self.remove, *self.add)
+
+    def describe(self) -> str:
+        parts = [f"hosts file {self.folder}: {'create' if self.create else 'edit'}"]
+        parts += [f"-{line.address} {line.names}" for line in self.remove]
+        parts += [f"+{line.address} {line.names}" for line in self.add]
+        return parts[0] if len(parts) > 4 else ", ".join(parts)
+
+
+class _HostsFiles(Kind[HostsFile]):
+    holds_others = True
+
+    def place(self, thing: HostsFile) -> str:
+        return f"hosts {thing.folder}"
+
+    def describe(self, step: Step[HostsFile]) -> str:
+        return f"hosts file {step.thing.folder}: {step.action}"
+
+    def what(self, thing: HostsFile) -> str:
+        return f"hosts file {os.path.join(path_of(thing.folder), 'hosts')}"
+
+    def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
+        """Write each changed file once, with all its lines."""
+        wanted, present = _lines_by_folder(want), _lines_by_folder(have)
+        edits: list[AnyStep] = []
+        for file in sorted(want[HostsFile]):
+            create = file not in have[HostsFile]
+            lines = wanted.get(file.folder, set())
+            existing = set() if create else present.get(file.folder, set())
+            if create or lines != existing:
+                remove, add = tuple(sorted(existing - lines)), tuple(sorted(lines - existing))
+                edits.append(HostsEdit(file.folder, create, remove, add))
+        keys = {file.key() for file in want[HostsFile]}
+        gone = sorted(file for file in have[HostsFile] if file.key() not in keys)
+        return Steps(made=edits, gone=[Step("delete", file) for file in gone])
+
+    def missing(self, thing: HostsFile) -> Difference:
+        if os.path.lexists(os.path.join(path_of(thing.folder), "hosts")):
+            return Difference("different", self.what(thing), "not written by niso")
+        return super().missing(thing)
+
+    def by_space(self, things: Iterable[HostsFile]) -> dict[str, Collection[HostsFile]]:
+        return {"": frozenset(things)}
+
+    def read(self, space: Space, things: Collection[HostsFile]) -> Iterable[HostsFile]:
+        """Read hosts files.
+
+        When everything is read, only well-formed, world-readable files count.
+        """
+        if space.name:
+            return
+        everything = space.reading.everything
+        for folder in folders() if everything else {file.folder for file in things}:
+            text = _text(folder)
+            if text is not None and not (everything and not _is_sound(folder, text)):
+                space.reading.hosts_texts[folder] = text
+                yield HostsFile(folder)
+
+    def write(self, writer: Writer, steps: Sequence[HostsEdit | Step[HostsFile]]) -> None:
+        (step,) = steps
+        if isinstance(step, HostsEdit):
+            _edit(step)
+        else:
+            remove(step.thing.folder)
+
+
+def path_of(folder: str) -> str:
+    return os.path.join(paths.hosts_root(), folder)
+
+
+def _lines_by_folder(state: State) -> dict[str, set[HostsLine]]:
+    lines: dict[str, set[HostsLine]] = {}
+    for line in state[HostsLine]:
+        lines.setdefault(line.folder, set()).add(line)
+    return lines
+
+
+def folders() -> list[str]:
+    """Return the names of all folders of hosts files."""
+    try:
+        return os.listdir(paths.hosts_root())
+    except FileNotFoundError:
+        return []
+
+
+def _text(folder: str) -> str | None:
+    """Return a hosts file's text.
+
+    None unless it is world-readable and starts with niso's header.
+    """
+
+    try:
+        text = (read(os.path.join(path_of(folder), "hosts"), 0o444) or b"").decode()
+    except (OSError, ValueError):
+        return None
+    return text if text.startswith(HEADER) and text.endswith("\n") else None
+
+
+def _is_sound(folder: str, text: str) -> bool:
+
+    try:
+        is_open = os.lstat(path_of(folder)).st_mode & 0o555 == 0o555
+    except OSError:
+        return False
+    return is_open and lines(text) is not None
+
+
+def _edit(step: HostsEdit) -> None:
+    import errno
+
+    folder = path_of(step.folder)
+    path = os.path.join(folder, "hosts")
+    text = HEADER
+    if step.create:
+        _make_folder(folder)
+    else:
+        text = (read(path) or b"").decode()
+    text = edit(
+        text,
+        {hosts_line(line.address, line.names) for line in step.remove},
+        {hosts_line(line.address, line.names) for line in step.add},
+    )
+    # readers see the old or the new file; services mount the folder, because a mounted file would
+    # not follow the rename
+    temporary = f"{path}.new"
+    try:
+        fd = make(temporary, 0o644)
+        try:
+            os.fchmod(fd, 0o644)
+            base_files.write(fd, text.encode())
+        finally:
+            os.close(fd)
+        signals.hit(f"rename {path}")
+        rename(temporary, path)
+    except BaseException as error:
+        try:
+            os.unlink(temporary)
+        except FileNotFoundError:  # the folder could not be created
+            pass
+        if step.create and not os.path.exists(path):
+            os.rmdir(folder)
+        if isinstance(error, OSError) and error.errno == errno.ENOTEMPTY:
+            raise KernelError(
+                f"{path} is a folder and not empty", "move it away, then niso net repair"
+            ) from error
+        raise
+
+
+def _make_folder(folder: str) -> None:
+    """Create a world-readable folder, replacing any other file at its path."""
+    try:
+        os.makedirs(folder, mode=0o755)
+    except FileExistsError:
+        if os.path.isdir(folder) and not os.path.islink(folder):
+            os.chmod(folder, 0o755)
+        else:
+            os.unlink(folder)
+            os.makedirs(folder, mode=0o755)
+
+
+def remove(folder: str) -> None:
+    """Delete a hosts file or its leftovers, with its folder; no-op if there is none.
+
+    Raises OSError.
+    """
+    import errno
+
+    path = path_of(folder)
+    for name in ("hosts", "hosts.new"):
+        try:
+            base_files.remove(os.path.join(path, name))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY):
+                raise
+    try:
+        os.rmdir(path)
+    except NotADirectoryError:
+        os.unlink(path)
+    except OSError as error:
+        # anything else in the folder does not belong to niso
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            raise
+
+
+HOSTS_FILES = _HostsFiles(HostsFile)
+
+
+# --- hosts leftover ------------------------------------------------------------------------------
+
+
+class HostsLeftover(NamedTuple):
+    """A folder that is empty or contains only a draft; it does not count as a hosts file."""
+
+    folder: str
+
+    def key(self) -> tuple[str, ...]:
+        return (self.folder,)
+
+
+class _HostsLeftovers(Kind[HostsLeftover]):
+    def describe(self, step: Step[HostsLeftover]) -> str:
+        return f"hosts file {step.thing.folder}: {step.action}"
+
+    def what(self, thing: HostsLeftover) -> str:
+        file = HostsFile(thing.folder)
+        return kind_of(file).what(file)
+
+    def wanted(self, want: State, have: State) -> frozenset[HostsLeftover]:
+        """Return the leftovers of desired files, so that they are not deleted but reused."""
+        files = want[HostsFile]
+        return frozenset(r for r in have[HostsLeftover] if HostsFile(r.folder) in files)
+
+    def read(self, space: Space, things: Collection[HostsLeftover]) -> Iterable[HostsLeftover]:
+        reading = space.reading
+        if space.name:
+            return ()
+        names = {thing.folder for thing in things}
+        names.update(file.folder for file in space.things(HostsFile))
+        names.update(folders() if reading.everything else ())
+        return (
+            HostsLeftover(name)
+            for name in sorted(names - reading.hosts_texts.keys())
+            if _is_leftover(name)
+        )
+
+    def write(self, writer: Writer, steps: Sequence[Step[HostsLeftover]]) -> None:
+        remove(steps[0].thing.folder)
+
+
+def _is_leftover(folder: str) -> bool:
+    path = path_of(folder)
+    try:
+        return not os.path.islink(path) and set(os.listdir(path)) <= {"hosts.new"}
+    except OSError:
+        return False
+
+
+HOSTS_LEFTOVERS = _HostsLeftovers(HostsLeftover)

@@ -1,0 +1,741 @@
+"""Bridges, veth pairs, foreign links on bridges, rate limits.
+
+Define the kind of bridges: one per network.
+
+Define the kind of veth pairs: one for each network of a service.
+
+Define the kind of foreign links on niso's bridges. Never desired, since no rule checks them.
+
+Define the kind of bandwidth limits: one for each veth pair with a limit.
+
+The traffic that a service receives is limited on the host end of the pair, and the traffic that it
+sends on the inner end.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection, Hashable, Iterable, Sequence
+
+from niso.base.errors import KernelError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.kernel import link_records, neighbour_tables, proc_sys
+from niso.kernel.kinds.kind import (
+    AnyStep,
+    Kind,
+    Reading,
+    Space,
+    State,
+    Step,
+    Steps,
+    link_place,
+    netns_place,
+)
+from niso.kernel.kinds.namespaces import Named, Netns
+from niso.kernel.link_records import ARP_OFF, ARP_OFF_INSIDE, NEW_PORT, Link, Qdisc, new_port
+from niso.kernel.neighbour_tables import Fixed, is_fixed
+from niso.kernel.netns import open_fd
+from niso.kernel.nft_elements import Element
+from niso.kernel.proc_sys import load_bridge_netfilter
+from niso.kernel.rtnetlink import Rtnl
+from niso.kernel.ruleset import BRIDGE, INET
+
+if TYPE_CHECKING:
+    from niso.kernel.real import Writer
+
+
+# --- bridge --------------------------------------------------------------------------------------
+
+
+class Bridge(NamedTuple):
+    """A bridge.
+
+    ``tracked4`` and ``tracked6``: its IPv4 or IPv6 frames pass the inet tables, even if the global
+    sysctls (bridge-nf-call-*) are off. ``drift`` names settings that differ from niso's
+    (kernel/link_records.py). ``takes_own``: its forwarding
+    table has its own MAC for the host. The kernel adds that entry with the bridge. If the entry is
+    missing or leads to a port, services reach neither the host nor what is behind it.
+    """
+
+    name: str
+    mtu: int  # bytes
+    alias: str
+    up: bool = True
+    tracked4: bool = False
+    tracked6: bool = False
+    mac: str = ""
+    drift: str = ""
+    takes_own: bool = True
+
+    def key(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+class _Bridges(Kind[Bridge]):
+    holds_others = True
+
+    def place(self, thing: Bridge) -> str:
+        return link_place("", thing.name)
+
+    def guards(self, thing: Bridge) -> Iterable[Element]:
+        name = f'"{thing.name}"'
+        return (
+            Element(INET, "bridges", name, "", ""),
+            Element(INET, "same_bridge", f"{name} . {name}", "", ""),
+        )
+
+    def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
+        """Stop tracking after deletions, so that policies apply to a service until its removal."""
+        steps = super().steps(want, have, going)
+        made: list[AnyStep] = []
+        stopped: list[AnyStep] = []
+        for step in steps.made:
+            if not isinstance(step, Step) or step.was is None:
+                made.append(step)
+                continue
+            bridge, was = step.thing, step.was
+            kept = bridge._replace(
+                tracked4=bridge.tracked4 or was.tracked4, tracked6=bridge.tracked6 or was.tracked6
+            )
+            if kept != was:
+                made.append(Step("change", kept, was))
+            if kept != bridge:
+                stopped.append(Step("change", bridge, kept))
+        return Steps(made=made, gone=[*steps.gone, *stopped])
+
+    def describe(self, step: Step[Bridge]) -> str:
+        bridge = step.thing
+        if step.action == "delete":
+            return f"ip link delete {bridge.name}"
+        tracked = (
+            f"type bridge nf_call_iptables {int(bridge.tracked4)}"
+            f" nf_call_ip6tables {int(bridge.tracked6)}"
+        )
+        if step.action == "add":
+            return (
+                f"ip link add {bridge.name} mtu {bridge.mtu} {tracked}"
+                f" && ip link set {bridge.name} alias {bridge.alias} up"
+            )
+        was = step.was or bridge
+        address = f" address {bridge.mac}" if was.mac != bridge.mac else ""
+        local = f" && bridge fdb replace {bridge.mac} dev {bridge.name} self permanent"
+        names = [text.partition(" ")[0] for text in was.drift.split(", ")] if was.drift else []
+        arp = " arp on" if "arp" in names else ""
+        usual = (
+            f"{name} {30000 if name == 'ageing_time' else 0}" for name in names if name != "arp"
+        )
+        command = f"ip link set {bridge.name} mtu {bridge.mtu}{address}{arp} up {tracked}"
+        return " ".join((command, *usual)) + ("" if was.takes_own else local)
+
+    def what(self, thing: Bridge) -> str:
+        return f"bridge {thing.name}"
+
+    def conditions(self, thing: Bridge, was: Bridge) -> Iterable[str]:
+
+        if was.mac != thing.mac or ARP_OFF in was.drift:
+            yield f"{self.place(was)} forgets"
+        if not was.up:
+            yield f"{self.place(was)} down"
+
+    def describe_field(self, field: str, wanted: object, present: object) -> str:
+        if field == "drift":
+            return f"non-default settings: {present}"
+        if field == "takes_own":
+            return "its forwarding entry for its own MAC is missing or leads to a port"
+        return super().describe_field(field, wanted, present)
+
+    def claimed(self, reading: Reading) -> Iterable[Bridge]:
+        alias = reading.alias
+        return (
+            Bridge(link.name, 0, alias)
+            for link in reading.host.all_links()
+            if link.alias == alias and link.kind == "bridge"
+        )
+
+    def read(self, space: Space, things: Collection[Bridge]) -> Iterable[Bridge]:
+        for name in {thing.name for thing in things}:
+            link = space.own_link(name)
+            if link is not None:
+                tracked = (link.call_iptables, link.call_ip6tables)
+                takes_own = _takes_own(space, link)
+                own = (link.mac, link.drift)
+                yield Bridge(
+                    link.name, link.mtu, link.alias, link.up, *tracked, *own, takes_own=takes_own
+                )
+
+    def write(self, writer: Writer, steps: Sequence[Step[Bridge]]) -> None:
+        (step,) = steps
+        bridge = step.thing
+        rtnl = writer.rtnl("")
+        if step.action == "delete":
+            rtnl.delete_link(bridge.name)
+            return
+        if bridge.tracked4 or bridge.tracked6:
+            load_bridge_netfilter()
+        if step.action == "add":
+            rtnl.add_bridge(
+                bridge.name,
+                mtu=bridge.mtu,
+                alias=bridge.alias,
+                # recreate with the same MAC: services have it in their neighbour tables for up to a
+                # minute
+                mac=bridge.mac or None,
+                call_iptables=bridge.tracked4,
+                call_ip6tables=bridge.tracked6,
+            )
+            return
+        was = step.was or bridge._replace(mac="")
+        rtnl.set_link(
+            bridge.name,
+            mtu=bridge.mtu,
+            # setting even the same MAC would make the kernel drop all neighbour entries
+            # (neigh_changeaddr)
+            mac=bridge.mac if bridge.mac and bridge.mac != was.mac else None,
+            up=True,
+            drift=step.was.drift if step.was else "",
+        )
+        rtnl.set_calls(bridge.name, bridge.tracked4, bridge.tracked6)
+        if not was.takes_own:
+            rtnl.transact(neighbour_tables.take(rtnl.index(bridge.name), bridge.mac))
+
+
+def _takes_own(space: Space, link: Link) -> bool:
+    """Return whether a bridge's table has its own MAC for the host.
+
+    Only `niso net check` and repair ask: no command of niso's replaces that entry.
+    """
+    if not (space.reading.everything or space.reading.strays):
+        return True
+
+    return Fixed(link.index, link.mac, is_local=True) in space.bridge_table(link.index)
+
+
+BRIDGES = _Bridges(Bridge)
+
+
+# --- veth ----------------------------------------------------------------------------------------
+
+
+class Veth(NamedTuple):
+    """A veth pair.
+
+    ``name`` is the end on the host, a port of ``bridge``; ``peer`` is the end in ``netns``. ``up``
+    means both ends. ``drift`` names settings of the port that differ from niso's, and the peer's
+    ARP flag (kernel/link_records.py). ``fixed``: the bridge has a static forwarding entry of the
+    peer's MAC; without one it would flood frames to a service that has been silent for a while.
+
+    ``sums``: the peer completes checksums before it sends, and does not leave them to the link by
+    which a packet leaves the host. A packet socket chooses where such a checksum is written
+    (PACKET_VNET_HDR), so it could change a packet that all rules have let pass.
+    """
+
+    name: str
+    netns: str
+    peer: str
+    mac: str  # of the peer
+    mtu: int
+    bridge: str
+    hairpin: bool
+    alias: str
+    up: bool = True
+    drift: str = ""
+    fixed: bool = True
+    sums: bool = False
+
+    def key(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+class _Veths(Kind[Veth]):
+    names_links = True
+    holds_others = True
+    # a process could keep the namespace alive, and so the link on the bridge, without guards
+    goes_along = False
+    reads_closed_spaces = True
+
+    def space(self, thing: Veth) -> str:
+        return thing.netns
+
+    def links(self, thing: Veth) -> tuple[str, ...]:
+        return (thing.peer,)
+
+    def place(self, thing: Veth) -> str:
+        return link_place(thing.netns, thing.peer)
+
+    def lies_in(self, thing: Veth) -> tuple[str, ...]:
+        return (netns_place(thing.netns),)
+
+    def hangs_on(self, thing: Veth) -> tuple[str, ...]:
+        host_end = link_place("", thing.name)  # a foreign link may have its name
+        return (*self.lies_in(thing), link_place("", thing.bridge), host_end)
+
+    def guards(self, thing: Veth) -> Iterable[Element]:
+        name = f'"{thing.name}"'
+        return (Element(INET, "ports", name, "", ""), Element(BRIDGE, "ports", name, "", ""))
+
+    # --- descriptions ---
+
+    def describe(self, step: Step[Veth]) -> str:
+        veth = step.thing
+        if step.action == "delete":
+            return f"ip link delete {veth.name}"
+        if step.action == "add":
+            return (
+                f"ip link add {veth.name} mtu {veth.mtu} type veth"
+                f" peer {veth.peer} address {veth.mac} netns {veth.netns}"
+                f" && ip link set {veth.name} master {veth.bridge} alias {veth.alias} up"
+                f" && bridge link set dev {veth.name} learning off flood off"
+                f" && {_fix_command(veth)}"
+                f" && sysctl -w '{_no_ipv6(veth.name)}=1'"
+                f"{f' && {_sums_command(veth)}' if veth.sums else ''}"
+            )
+        was = step.was or veth
+        also = _drift_commands(veth, was)
+        same = was._replace(hairpin=veth.hairpin, drift="", fixed=True, sums=veth.sums)
+        if also and same == veth:
+            return " && ".join(also)
+        command = f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up"
+        return " && ".join([command, *also])
+
+    def what(self, thing: Veth) -> str:
+        return f"veth {thing.name}{f' to {thing.netns} {thing.peer}' if thing.netns else ''}"
+
+    # --- planning ---
+
+    def wanted(self, want: State, have: State) -> frozenset[Veth]:
+        """Leave ``sums`` on as long as the pair exists.
+
+        A service that loses its capabilities keeps them until its process has been restarted.
+        """
+        kept = {veth.key() for veth in have[Veth] if veth.sums}
+        if not kept:
+            return want[Veth]
+        return frozenset(
+            veth._replace(sums=True) if veth.key() in kept else veth for veth in want[Veth]
+        )
+
+    def in_the_way(self, want: State, have: State) -> frozenset[Veth]:
+        """Return pairs with a wrong inner end, or with a name that another pair needs."""
+        wanted = {veth.key(): veth for veth in want[Veth]}
+        ends = {_end(veth) for veth in want[Veth]}
+        return frozenset(
+            veth
+            for veth in have[Veth]
+            if (veth.key() in wanted or _end(veth) in ends)
+            and not (veth.key() in wanted and _far_end(veth) == _far_end(wanted[veth.key()]))
+        )
+
+    def settled(self, have: State, want: State, candidates: State) -> frozenset[Veth]:
+        """Leave out detached pairs of deleted namespaces: the kernel deletes them later."""
+
+        stays = {space.name for space in want[Netns]} | {name.name for name in want[Named]}
+        dying = {veth.name for veth in candidates[Veth] if veth.netns not in stays}
+        dying -= {veth.name for veth in want[Veth]}
+        return frozenset(veth for veth in have[Veth] if veth.name not in dying or veth.bridge)
+
+    # --- findings ---
+
+    def conditions(self, thing: Veth, was: Veth) -> Iterable[str]:
+
+        if not was.peer:  # objects on the inner end cannot be seen
+            yield self.place(thing)
+        if was.mac != thing.mac or ARP_OFF_INSIDE in was.drift:
+            yield f"{self.place(was)} forgets"
+        if not was.up:
+            yield from (f"{self.place(was)} down", f"{link_place('', was.name)} down")
+
+    def field_follows(
+        self, thing: Veth, field: str, present: object, known: Collection[str]
+    ) -> bool:
+        bridge = link_place("", thing.bridge)
+        return (
+            (field in ("bridge", "hairpin", "fixed") and bridge in known)
+            or (field in ("netns", "peer", "mac", "up") and netns_place(thing.netns) in known)
+            or (present == "state disabled" and f"{bridge} down" in known)
+        )
+
+    def describe_field(self, field: str, wanted: object, present: object) -> str:
+        if field == "drift":
+            return f"non-default settings: {present}"
+        if field == "fixed":
+            return "the bridge has no static forwarding entry for it"
+        if field == "sums":
+            return "its other end leaves checksums to later links, so packets can change there"
+        shown = "not in the pair" if present in ("", -1) else present
+        return f"{field} is {shown!r}, should be {wanted!r}"
+
+    # --- reading ---
+
+    def read(self, space: Space, things: Collection[Veth]) -> Iterable[Veth]:
+        """Read both ends; if the namespace is missing or foreign, only the host end."""
+
+        if not things:
+            return
+        host = space.reading.host
+        if space.is_foreign:  # whether the host end is foreign too
+            for veth in things:
+                host.own_link(veth.name)
+            return
+        peers = {veth.peer for veth in things} if space.is_open else set()
+        asked = {veth.name for veth in things if veth.sums}
+        inner = [link for name in peers if (link := space.link(name)) is not None]
+        for name in {veth.name for veth in things}:
+            link = host.own_link(name)
+            if link is not None:
+                if space.is_open and not space.reading.strays:
+                    # a new port needs a moment until it forwards
+                    drift = link.drift.partition("state ")[0].rstrip(", ")
+                    link = link._replace(drift=drift)
+                pair = _pair(link, space.name, inner, host.rtnl.name(link.master))
+                if pair.peer and pair.bridge:
+                    fixed = (
+                        Fixed(link.index, pair.mac) in host.bridge_table(link.master)
+                        if host.reading.everything
+                        else is_fixed(host.rtnl, link.index, pair.mac)
+                    )
+                    pair = pair._replace(fixed=fixed)
+                if pair.peer and name in asked:
+                    pair = pair._replace(sums=space.rtnl.makes_sums(pair.peer))
+                yield pair
+
+    def left_over(self, reading: Reading) -> Iterable[Veth]:
+        known = {veth.name for veth in reading.so_far(Veth)}
+        links = reading.host.all_links()
+        left = [
+            link
+            for link in links
+            if link.alias == reading.alias and link.kind == "veth" and link.name not in known
+        ]
+        if not left:
+            return
+        ends = {
+            link.peer_index: (space.name, link)
+            for space in reading.inner_spaces()
+            for link in space.all_links()
+            if link.kind == "veth"
+        }
+        names = {link.index: link.name for link in links}
+        for link in left:
+            name, far = ends.get(link.index, ("", link))
+            yield _pair(link, name, [far], names.get(link.master, ""))
+
+    # --- writing ---
+
+    def batch(self, step: Step[Veth], writer: Writer) -> Hashable:
+        """Batch deletions: the kernel waits some 20 ms for RCU, for one pair or many."""
+        if step.action != "delete":
+            return None
+        return "detach" if step.thing.netns in writer.detached else "delete"
+
+    def write(self, writer: Writer, steps: Sequence[Step[Veth]]) -> None:
+        step = steps[0]
+        if step.action == "delete":
+            _end_pairs(writer, [step.thing for step in steps])
+        elif step.action == "add":
+            _add(writer, step.thing)
+        else:
+            _change(writer, step.thing, step.was or step.thing)
+
+
+def _end(veth: Veth) -> tuple[str, str]:
+    return (veth.netns, veth.peer)
+
+
+def _far_end(veth: Veth) -> tuple[str, str, str]:
+    return (veth.netns, veth.peer, veth.mac)
+
+
+def _drift_commands(veth: Veth, was: Veth) -> list[str]:
+    """Return the commands that reset the drifted settings."""
+
+    flags = [f"hairpin {'on' if veth.hairpin else 'off'}"] if was.hairpin != veth.hairpin else []
+    arp = {
+        ARP_OFF: f"ip link set {veth.name} arp on",
+        ARP_OFF_INSIDE: f"ip -n {veth.netns} link set {veth.peer} arp on",
+    }
+    commands: list[str] = []
+    for text in was.drift.split(", ") if was.drift else []:
+        name, _, value = text.partition(" ")
+        if text in arp:
+            commands.append(arp[text])
+        else:
+            flags.append(f"{name} {({'on': 'off', 'off': 'on', 'set': '0'}).get(value, '3')}")
+    if flags:
+        commands.append(f"bridge link set dev {veth.name} {' '.join(flags)}")
+    if not was.fixed:
+        commands.append(_fix_command(veth))
+    if veth.sums and not was.sums:
+        commands.append(_sums_command(veth))
+    return commands
+
+
+def _fix_command(veth: Veth) -> str:
+    return f"bridge fdb replace {veth.mac} dev {veth.name} master static"
+
+
+def _sums_command(veth: Veth) -> str:
+    inside = f"ip netns exec {veth.netns} ethtool -K {veth.peer} tx off"
+    return f"{inside} && ethtool -K {veth.name} gro on"
+
+
+def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
+    """Return the actual pair; ``inner`` are the links in the namespace of the inner end."""
+
+    pairs = (f for f in inner if f.index == link.peer_index and f.peer_index == link.index)
+    peer = next(pairs, None)
+    own = (bridge, link.hairpin, link.alias)
+    if peer is None:
+        return Veth(link.name, "", "", "", link.mtu, *own, link.up, link.drift)
+    mtu = link.mtu if link.mtu == peer.mtu else -1
+    # a container may have its end on a bridge of its own, whose settings are not niso's
+    arp = [ARP_OFF_INSIDE] if ARP_OFF in peer.drift.split(", ") else []
+    drift = ", ".join([*filter(None, [link.drift]), *arp])
+    return Veth(link.name, netns, peer.name, peer.mac, mtu, *own, link.up and peer.up, drift)
+
+
+def _end_pairs(writer: Writer, veths: list[Veth]) -> None:
+    """Delete all pairs, or only detach them from the bridge if their namespace is deleted too.
+
+    A deletion takes the kernel some 20 ms, for one pair or many.
+    """
+    names = [veth.name for veth in veths]
+    if veths[0].netns in writer.detached:
+        writer.rtnl("").detach(names)
+        writer.ending += names
+    else:
+        delete_links(writer.rtnl(""), names)
+
+
+def delete_links(rtnl: Rtnl, names: list[str]) -> None:
+    """Delete links. Only several links use a group, since deleting a group walks all links."""
+    if len(names) == 1:
+        rtnl.delete_link(names[0])
+    else:
+        rtnl.delete_links(names)
+
+
+def _add(writer: Writer, veth: Veth) -> None:
+
+    from niso.kernel.real import write_first
+
+    rtnl = writer.rtnl("")
+    fd = open_fd(veth.netns)
+    try:
+        index, own = rtnl.add_veth(
+            veth.name,
+            peer=veth.peer,
+            peer_netns_fd=fd,
+            peer_mac=veth.mac,
+            mtu=veth.mtu,
+            bridge=veth.bridge,
+            port=new_port(veth.hairpin),
+            alias=veth.alias,
+        )
+    finally:
+        os.close(fd)
+    neighbour_tables.fix(rtnl, index, veth.mac, own)
+    _disable_ipv6(veth.name)
+    write_first(writer, veth.netns, veth.peer)
+    inside = writer.rtnl(veth.netns)
+    if veth.sums:
+        _make_sums(writer, veth)
+    inside.set_link(veth.peer, mtu=veth.mtu, up=True)
+
+
+def _make_sums(writer: Writer, veth: Veth) -> None:
+    """Let the peer complete checksums, and the port join the small segments that this makes.
+
+    The kernel has checked the checksums of what it joins. Joining gives back most of the
+    throughput that the peer loses with its offloads.
+    """
+    writer.rtnl(veth.netns).make_sums(veth.peer)
+    writer.rtnl("").join_segments(veth.name)
+
+
+def _no_ipv6(port: str) -> str:
+    return f"net/ipv6/conf/{port}/disable_ipv6"
+
+
+def _disable_ipv6(port: str) -> None:
+    """Disable IPv6 of a port itself, which needs no address; its bridge still forwards IPv6.
+
+    Otherwise the kernel adds a route to ff00::/8 for each port that has a carrier, in one list for
+    all ports, and walks the list for each change of a link (fib6_add, fib6_clean_all).
+    """
+
+    try:
+        proc_sys.write(_no_ipv6(port), "1")
+    except KernelError as error:
+        if error.errno != errno.ENOENT:  # a kernel without IPv6
+            raise
+
+
+def _change(writer: Writer, veth: Veth, was: Veth) -> None:
+
+    rtnl = writer.rtnl("")
+    if was.bridge != veth.bridge:
+        rtnl.set_link(veth.name, master=veth.bridge)
+    neighbour_tables.fix(rtnl, rtnl.index(veth.name), veth.mac)  # before flooding is switched off
+    rtnl.set_link(
+        veth.name,
+        mtu=veth.mtu,
+        master=veth.bridge,
+        hairpin=veth.hairpin,
+        up=True,
+        # on another bridge it is a new port
+        drift=was.drift if was.bridge == veth.bridge else NEW_PORT,
+    )
+    drift = ARP_OFF if ARP_OFF_INSIDE in was.drift else ""
+    inside = writer.rtnl(veth.netns)
+    if veth.sums and not was.sums:
+        _make_sums(writer, veth)
+    inside.set_link(veth.peer, mtu=veth.mtu, up=True, drift=drift)
+
+
+VETHS = _Veths(Veth)
+
+
+# --- attached ------------------------------------------------------------------------------------
+
+
+class Attached(NamedTuple):
+    bridge: str
+    link: str
+
+    def key(self) -> tuple[str, ...]:
+        return tuple(self)
+
+
+class _AttachedLinks(Kind[Attached]):
+    def describe(self, step: Step[Attached]) -> str:
+        return f"ip link set {step.thing.link} nomaster"
+
+    def what(self, thing: Attached) -> str:
+        return f"link {thing.link} on bridge {thing.bridge}"
+
+    def read(self, space: Space, things: Collection[Attached]) -> Iterable[Attached]:
+        reading = space.reading
+        if space.name or not reading.strays:
+            return ()
+        names = {bridge.name for bridge in reading.so_far(Bridge)}
+        by_index = {link.index: link.name for link in space.all_links() if link.name in names}
+        return (
+            Attached(by_index[link.master], link.name)
+            for link in space.all_links()
+            if link.master in by_index and link.alias != reading.alias
+        )
+
+    def write(self, writer: Writer, steps: Sequence[Step[Attached]]) -> None:
+        writer.rtnl("").set_link(steps[0].thing.link, master="")
+
+
+FOREIGN_PORTS = _AttachedLinks(Attached)
+
+
+# --- shaper --------------------------------------------------------------------------------------
+
+
+class Shaper(NamedTuple):
+    """Limits in bytes per second; 0 means none.
+
+    ``drift`` names other settings that differ from niso's.
+    """
+
+    name: str  # the host end of the pair
+    netns: str
+    peer: str  # the inner end of the pair
+    inward: int  # what the service receives
+    outward: int
+    drift: str = ""
+
+    def key(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+class _Shapers(Kind[Shaper]):
+    def space(self, thing: Shaper) -> str:
+        return thing.netns
+
+    def lies_in(self, thing: Shaper) -> tuple[str, ...]:
+        return (netns_place(thing.netns), link_place(thing.netns, thing.peer))
+
+    def describe(self, step: Step[Shaper]) -> str:
+        shaper, was = step.thing, step.was
+        return " && ".join(
+            _command(inside, link, 0 if step.action == "delete" else rate)
+            for inside, link, rate, before in (
+                ("", shaper.name, shaper.inward, was.inward if was else 0),
+                (shaper.netns, shaper.peer, shaper.outward, was.outward if was else 0),
+            )
+            if rate or before or shaper.drift
+        )
+
+    def what(self, thing: Shaper) -> str:
+        return f"bandwidth of {thing.netns} {thing.peer}"
+
+    def describe_field(self, field: str, wanted: object, present: object) -> str:
+        if field == "drift":
+            return f"it has {present}"
+        return f"{field[:-4]} is {_bits(present)}, should be {_bits(wanted)}"
+
+    def read(self, space: Space, things: Collection[Shaper]) -> Iterable[Shaper]:
+
+        host = space.reading.host
+        asked = {thing.name: (thing.netns, thing.peer) for thing in things}
+        if space.reading.everything and space.name:
+            for link in space.links_of_concern():
+                end = host.other_end(link)
+                if end is not None and end.alias == space.reading.alias:
+                    asked[end.name] = (space.name, link.name)
+        for name, (netns, peer) in asked.items():
+            near, far = host.own_link(name), space.link(peer)
+            if near is None or far is None:
+                continue
+            ends = (link_records.limit_of(host.rtnl, near), link_records.limit_of(space.rtnl, far))
+            rates = [_rate(end) for end in ends]
+            if any(rates):
+                yield Shaper(name, netns, peer, rates[0], rates[1], _drift(ends))
+
+    def write(self, writer: Writer, steps: Sequence[Step[Shaper]]) -> None:
+
+        (step,) = steps
+        shaper = step.thing
+        for netns, link, rate in (
+            ("", shaper.name, shaper.inward),
+            (shaper.netns, shaper.peer, shaper.outward),
+        ):
+            rtnl, index = writer.link(netns, link)
+            if rate and step.action != "delete":
+                link_records.set_rate(rtnl, writer.existing(index, link), rate)
+            elif index is not None:
+                link_records.clear(rtnl, index)
+
+
+def _rate(end: Qdisc | None) -> int:
+    return end.rate if end is not None else 0
+
+
+def _drift(ends: Iterable[Qdisc | None]) -> str:
+
+    return ", ".join(
+        f"a queue of {end.limit} bytes"
+        for end in ends
+        if end is not None and end.rate and end.limit != link_records.limit(end.rate)
+    )
+
+
+def _command(netns: str, link: str, rate: int) -> str:
+
+    start = f"tc {f'-n {netns} ' if netns else ''}qdisc"
+    if not rate:
+        return f"{start} delete dev {link} root"
+    sizes = f"burst {link_records.burst(rate)} limit {link_records.limit(rate)}"
+    return f"{start} replace dev {link} root tbf rate {rate * 8}bit {sizes}"
+
+
+def _bits(rate: object) -> str:
+    return f"{int(str(rate)) * 8}bit/s" if rate else "unlimited"
+
+
+RATE_LIMITS = _Shapers(Shaper)

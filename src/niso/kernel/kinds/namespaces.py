@@ -1,0 +1,182 @@
+"""Network namespaces, niso's and attached ones.
+
+Define the kind of names for foreign namespaces: one per attachment.
+
+In such a namespace, only niso's own links are read and written; the rest belongs to its engine.
+
+Define the kind of network namespaces: one per service with mode bridge or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.kernel import netns
+from niso.kernel.kinds.kind import Kind, Reading, Space, Step, netns_place
+from niso.kernel.rtnetlink import Rtnl
+
+if TYPE_CHECKING:
+    from niso.kernel.real import Writer
+
+
+# --- named ---------------------------------------------------------------------------------------
+
+
+class Named(NamedTuple):
+    """A symlink ``name`` in /run/netns that leads to the file ``target`` of a namespace.
+
+    ``cookie`` identifies the namespace (SO_NETNS_COOKIE). It is 0 if the namespace no longer
+    exists.
+    """
+
+    name: str
+    target: str
+    cookie: int
+
+    def key(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+class _Names(Kind[Named]):
+    holds_others = True
+    reads_closed_spaces = True
+
+    def space(self, thing: Named) -> str:
+        return thing.name
+
+    def place(self, thing: Named) -> str:
+        return netns_place(thing.name)
+
+    def describe(self, step: Step[Named]) -> str:
+        path = f"/run/netns/{step.thing.name}"
+        return f"rm {path}" if step.action == "delete" else f"ln -sfT {step.thing.target} {path}"
+
+    def what(self, thing: Named) -> str:
+        return f"name {thing.name} of the network namespace {thing.target}"
+
+    def describe_field(self, field: str, wanted: object, present: object) -> str:
+        if field == "cookie":
+            return "it leads to another namespace"
+        return f"it leads to {present}"
+
+    def claimed(self, reading: Reading) -> Iterable[Named]:
+        """Yield the symlinks to namespaces that contain the inner end of one of niso's pairs."""
+
+        own: set[tuple[int, int]] | None = None
+        for name in netns.symlinks():
+            if not netns.exists(name):  # left by a removed attachment; no record says which one
+                continue
+            if own is None:
+                links = reading.host.rtnl.links()
+                own = {(x.peer_index, x.index) for x in links if x.alias == reading.alias}
+            with netns.inside(name), Rtnl() as rtnl:
+                inner = {(x.index, x.peer_index) for x in rtnl.links() if x.kind == "veth"}
+            if inner & own:
+                target = netns.target(name) or ""
+                yield Named(name, target, netns.cookie_at(target) or 0)
+
+    def read(self, space: Space, things: Collection[Named]) -> Iterable[Named]:
+
+        if not things:
+            return ()
+        target = netns.target(space.name)
+        if target is None:
+            return ()
+        known = {thing.target for thing in things}
+        if not target or (target not in known and netns.exists(space.name)):
+            space.reading.note_foreign_netns(space.name)
+            space.is_foreign = True
+            return ()
+        cookies = {thing.cookie for thing in things if thing.target == target}
+        cookie = netns.pin(space.name, target, cookies)
+        space.is_open = cookie in cookies
+        space.is_of_others = True
+        return (Named(space.name, target, cookie),)
+
+    def write(self, writer: Writer, steps: Sequence[Step[Named]]) -> None:
+        import errno
+
+        (step,) = steps
+        name, target, cookie = step.thing
+        if step.action == "delete":
+            netns.unlink(name)
+        elif netns.pin(name, target, (cookie,)) != cookie:
+            raise OSError(errno.ESTALE, "this network namespace has ended", target)
+        else:
+            netns.link(name, target)
+
+
+ATTACHED_NAMESPACES = _Names(Named)
+
+
+# --- namespace -----------------------------------------------------------------------------------
+
+
+class Netns(NamedTuple):
+    """A namespace that niso made; its ``lo`` has ``alias``. ``up`` says whether lo is up."""
+
+    name: str
+    alias: str
+    up: bool = True
+
+    def key(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+class _Namespaces(Kind[Netns]):
+    holds_others = True
+    reads_closed_spaces = True
+
+    def space(self, thing: Netns) -> str:
+        return thing.name
+
+    def place(self, thing: Netns) -> str:
+        return netns_place(thing.name)
+
+    def describe(self, step: Step[Netns]) -> str:
+        if step.action == "change":
+            return f"ip -n {step.thing.name} link set lo up"
+        return f"ip netns {'delete' if step.action == 'delete' else 'add'} {step.thing.name}"
+
+    def what(self, thing: Netns) -> str:
+        return f"network namespace {thing.name}"
+
+    def claimed(self, reading: Reading) -> Iterable[Netns]:
+
+        wanted = {thing.name for thing in reading.candidates[Netns]}
+        attached = {thing.cookie for thing in reading.candidates[Named]}
+        for name in netns.own_names():
+            # what is wanted is read anyway; what is on record as an attachment is its engine's
+            if name in wanted or (attached and netns.cookie_of(name) in attached):
+                continue
+            with netns.inside(name), Rtnl() as rtnl:
+                lo = rtnl.link("lo")
+            if lo is not None and lo.alias == reading.alias:
+                yield Netns(name, reading.alias)
+
+    def read(self, space: Space, things: Collection[Netns]) -> Iterable[Netns]:
+
+        if not things or not netns.exists(space.name):
+            return ()
+        lo = space.link("lo")
+        if lo is None or lo.alias != space.reading.alias:
+            space.reading.note_foreign_netns(space.name)
+            space.is_foreign = True
+            return ()
+        space.is_open = True
+        return (Netns(space.name, lo.alias, lo.up),)
+
+    def write(self, writer: Writer, steps: Sequence[Step[Netns]]) -> None:
+
+        (step,) = steps
+        name = step.thing.name
+        if step.action == "delete":
+            netns.delete(name)
+        elif step.action == "change":
+            writer.rtnl(name).set_link("lo", up=True)
+        else:
+            writer.sockets.keep(name, netns.make(name, alias=step.thing.alias))
+
+
+NAMESPACES = _Namespaces(Netns)

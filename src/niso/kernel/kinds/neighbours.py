@@ -1,0 +1,293 @@
+"""Neighbour and forwarding entries, niso's and foreign ones.
+
+Define the kind of permanent neighbour entries: for addresses of services, and for gateways.
+
+The host has one on the bridge for each address of a service, and a service has one for each of its
+gateways. So a packet between them needs no ARP and no place in the machine's neighbour table, which
+has room for 1,024 other entries (gc_thresh3, arp(7)). For services of other hosts, the bridge also
+answers ARP requests and neighbour solicitations from these entries (neigh_suppress), so that no
+request has to cross.
+
+The host queues packets to an unresolved address for up to 3 s, and sends them once the address has
+an entry. They may have been meant for an earlier holder of the address, and have passed rules that
+did not know the present holder. So the queue is dropped before an entry is added.
+
+Define the kind of foreign forwarding entries of bridges. Never desired.
+
+Define the kind of forwarding entries (FDB) for services of other hosts.
+
+Each object is two entries of the kernel: the bridge sends frames to the MAC to its VXLAN port, and
+the VXLAN device sends them to the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable, Sequence
+
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.kernel import neighbour_tables
+from niso.kernel.kinds.kind import Kind, Space, Step, in_netns, inside, link_place, netns_place
+from niso.kernel.kinds.links import Bridge, Veth
+from niso.kernel.kinds.tunnels import Vxlan
+from niso.kernel.link_records import Link
+from niso.kernel.netlink import Message
+
+if TYPE_CHECKING:
+    from niso.kernel.real import Writer
+
+
+# --- peer ----------------------------------------------------------------------------------------
+
+
+class Peer(NamedTuple):
+    netns: str
+    link: str  # the bridge, or the service's end of its veth pair
+    address: str
+    mac: str
+
+    def key(self) -> tuple[str, ...]:
+        return (self.netns, self.link, self.address)
+
+
+class _Peers(Kind[Peer]):
+    replaces = True
+
+    def space(self, thing: Peer) -> str:
+        return thing.netns
+
+    def lies_in(self, thing: Peer) -> tuple[str, ...]:
+        return (netns_place(thing.netns), link_place(thing.netns, thing.link))
+
+    def describe(self, step: Step[Peer]) -> str:
+        peer = step.thing
+        start = f"{inside(peer.netns)}neighbour"
+        if step.action == "delete":
+            return f"{start} delete {peer.address} dev {peer.link}"
+        entry = f"{peer.address} lladdr {peer.mac} dev {peer.link}"
+        return f"{start} replace {entry} nud permanent"
+
+    def what(self, thing: Peer) -> str:
+        return f"neighbour entry {thing.address} on {thing.link}{in_netns(thing.netns)}"
+
+    def follows_from(self, thing: Peer, was: Peer | None) -> tuple[str, ...]:
+        """Return the conditions under which the kernel drops all entries of the link.
+
+        IPv4 entries are lost with the link's last IPv4 address (fib_disable_ip,
+        net/ipv4/fib_frontend.c). All entries are lost when its MAC changes or ARP is switched on or
+        off (neigh_changeaddr).
+        """
+        link = link_place(thing.netns, thing.link)
+        lost = (f"{link} down", f"{link} forgets")
+        if ":" in thing.address:
+            whole = link_place(thing.netns, "all")
+            return (*lost, f"{whole} without IPv6", f"{link} without IPv6")
+        return (*lost, f"{link} IPv4")
+
+    def read(self, space: Space, things: Collection[Peer]) -> Iterable[Peer]:
+        """Read the candidates; with strays also all other permanent entries of services' links.
+
+        Those of bridges are read only with everything, since they belong to many services.
+        """
+
+        reading = space.reading
+        if reading.everything or (space.name and reading.strays):
+            links = {link.index: link.name for link in _links(space)}
+            for entry in neighbour_tables.permanent(space.rtnl) if links else ():
+                if entry.link_index in links:
+                    name = links[entry.link_index]
+                    yield Peer(space.name, name, entry.address, entry.mac)
+            return
+        for thing in things:
+            link = space.link(thing.link) if space.name else space.own_link(thing.link)
+            if link is not None:
+                mac = neighbour_tables.mac_of(space.rtnl, link.index, thing.address)
+                if mac:
+                    yield thing._replace(mac=mac)
+
+    def is_read_back(self, thing: Peer) -> bool:
+        """Read back the host's entries only: the kernel has acknowledged those of services."""
+        return not thing.netns
+
+    def batch(self, step: Step[Peer], writer: Writer) -> Hashable:
+        return (step.action == "delete", step.thing.netns)
+
+    def write(self, writer: Writer, steps: Sequence[Step[Peer]]) -> None:
+
+        messages = []
+        netns = steps[0].thing.netns
+        for step in steps:
+            peer = step.thing
+            index = writer.link(netns, peer.link)[1]
+            if step.action != "delete":
+                index = writer.existing(index, peer.link)
+                if step.action == "add":
+                    messages.append(neighbour_tables.forget(index, peer.address))
+                messages.append(neighbour_tables.resolve(index, peer.address, peer.mac))
+            elif index is not None:
+                messages.append(neighbour_tables.forget(index, peer.address))
+        for start in range(0, len(messages), neighbour_tables.AT_ONCE):
+            writer.rtnl(netns).transact(*messages[start : start + neighbour_tables.AT_ONCE])
+
+
+def _links(space: Space) -> list[Link]:
+    """Return the links in a namespace whose permanent entries are of this kind."""
+    if space.name:
+        return space.links_of_concern()
+    bridges = {bridge.name for bridge in space.reading.so_far(Bridge)}
+    return [link for link in space.all_links() if link.name in bridges]
+
+
+NEIGHBOURS = _Peers(Peer)
+
+
+# --- neighbour -----------------------------------------------------------------------------------
+
+
+class Neighbour(NamedTuple):
+    """A static entry that sends frames for a MAC to a bridge port."""
+
+    link: str
+    mac: str
+
+    def key(self) -> tuple[str, ...]:
+        return tuple(self)
+
+
+class _Neighbours(Kind[Neighbour]):
+    def lies_in(self, thing: Neighbour) -> tuple[str, ...]:
+        return (link_place("", thing.link),)
+
+    def describe(self, step: Step[Neighbour]) -> str:
+        return f"bridge fdb delete {step.thing.mac} dev {step.thing.link} master"
+
+    def what(self, thing: Neighbour) -> str:
+        return f"forwarding entry {thing.mac} of bridge port {thing.link}"
+
+    def read(self, space: Space, things: Collection[Neighbour]) -> Iterable[Neighbour]:
+        """Yield the static entries of niso's bridges, without those of kinds/veth.py and fdb.py."""
+        if space.name or not space.reading.strays:
+            return
+
+        tunnels = {vxlan.name for vxlan in space.reading.so_far(Vxlan)}
+        names = {bridge.name for bridge in space.reading.so_far(Bridge)}
+        links = space.all_links()
+        by_index = {link.index: link.name for link in links}
+        asked = {veth.name: veth.mac for veth in space.reading.candidates[Veth]}
+        alias = space.reading.alias
+        ports = {link.index: asked.get(link.name) for link in links if link.alias == alias}
+        macs: dict[int, set[str]] = {}  # by the index of the bridge
+        for link in links:
+            macs.setdefault(link.master, set()).add(link.mac)
+        for bridge in (link for link in links if link.name in names):
+            own = macs.get(bridge.index, set()) | {bridge.mac}
+            for entry in space.bridge_table(bridge.index):
+                port = by_index.get(entry.link_index)
+                # entries of services that are not read may be right
+                right = ports.get(entry.link_index, "") in (None, entry.mac)
+                right = right or (entry.is_local and entry.mac in own)
+                if port is not None and port not in tunnels and not right:
+                    yield Neighbour(port, entry.mac)
+
+    def write(self, writer: Writer, steps: Sequence[Step[Neighbour]]) -> None:
+
+        entry = steps[0].thing
+        rtnl, index = writer.link("", entry.link)
+        if index is not None:
+            rtnl.transact(neighbour_tables.unfix(index, entry.mac))
+
+
+FOREIGN_NEIGHBOURS = _Neighbours(Neighbour)
+
+
+# --- fdb -----------------------------------------------------------------------------------------
+
+
+class Fdb(NamedTuple):
+    """The entries of a MAC. The VXLAN device sends it to ``host``; "" if it has no entry."""
+
+    link: str  # the VXLAN device
+    mac: str
+    host: str
+    fixed: bool = True  # whether the bridge sends the MAC to the device
+
+    def key(self) -> tuple[str, ...]:
+        return (self.link, self.mac)
+
+
+class _Entries(Kind[Fdb]):
+    replaces = True
+
+    def lies_in(self, thing: Fdb) -> tuple[str, ...]:
+        return (link_place("", thing.link),)
+
+    def describe(self, step: Step[Fdb]) -> str:
+        entry = step.thing
+        start = f"bridge fdb {'delete' if step.action == 'delete' else 'replace'} {entry.mac}"
+        to = "" if step.action == "delete" else f" dst {entry.host} permanent"
+        static = "" if step.action == "delete" else " static"
+        return f"{start} dev {entry.link} self{to} && {start} dev {entry.link} master{static}"
+
+    def what(self, thing: Fdb) -> str:
+        return f"forwarding entry {thing.mac} of VXLAN device {thing.link}"
+
+    def follows_from(self, thing: Fdb, was: Fdb | None) -> tuple[str, ...]:
+        return (f"{link_place('', thing.link)} another",)
+
+    def field_follows(
+        self, thing: Fdb, field: str, present: object, known: Collection[str]
+    ) -> bool:
+        place = link_place("", thing.link)
+        return field == "fixed" and f"{place} off its bridge" in known
+
+    def describe_field(self, field: str, wanted: object, present: object) -> str:
+        if field == "fixed":
+            return "the bridge has no static forwarding entry for it"
+        return f"it leads to {present or 'no host'}, should be {wanted}"
+
+    def read(self, space: Space, things: Collection[Fdb]) -> Iterable[Fdb]:
+        if space.name:
+            return
+
+        reading = space.reading
+        if reading.everything:
+            for vxlan in reading.so_far(Vxlan):
+                if (link := space.link(vxlan.name)) is not None:
+                    yield from _all(vxlan.name, neighbour_tables.of_tunnel(space.rtnl, link.index))
+            return
+        for thing in things:
+            link = space.own_link(thing.link)
+            if link is not None:
+                host, fixed = neighbour_tables.tunnel_entry(space.rtnl, link.index, thing.mac)
+                if host or fixed:
+                    yield Fdb(thing.link, thing.mac, host, fixed)
+
+    def batch(self, step: Step[Fdb], writer: Writer) -> Hashable:
+        return step.action == "delete"
+
+    def write(self, writer: Writer, steps: Sequence[Step[Fdb]]) -> None:
+
+        messages: list[Message] = []
+        for step in steps:
+            entry = step.thing
+            index = writer.link("", entry.link)[1]
+            if step.action != "delete":
+                was = step.was.host if step.was else ""
+                index = writer.existing(index, entry.link)
+                messages += neighbour_tables.lead(index, entry.mac, entry.host, was)
+            elif index is not None:
+                messages += neighbour_tables.unlead(index, entry.mac)
+        for start in range(0, len(messages), neighbour_tables.AT_ONCE):
+            writer.rtnl("").transact(*messages[start : start + neighbour_tables.AT_ONCE])
+
+
+def _all(link: str, entries: Iterable[tuple[str, str]]) -> Iterable[Fdb]:
+    """Yield the entries of a device, combined to one object for each MAC and host."""
+    pairs = list(entries)
+    fixed = {mac for mac, host in pairs if not host}
+    led = {mac for mac, host in pairs if host}
+    for mac, host in pairs:
+        if host or mac not in led:
+            yield Fdb(link, mac, host, mac in fixed)
+
+
+FDB_ENTRIES = _Entries(Fdb)

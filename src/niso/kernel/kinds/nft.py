@@ -1,0 +1,487 @@
+"""The ruleset as one object, and its elements.
+
+Compare niso's two tables in the kernel with the text in kernel/ruleset.py.
+
+The text is loaded in a temporary network namespace, so that the kernel lists both in the same form.
+
+Define the kind of nftables elements, and the transactions that change them.
+
+Define the kind of niso's two nftables tables: chains, sets and maps, without elements.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from niso.base import paths
+from niso.base.errors import Conflict, KernelError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.kernel import netns, policy_rules, ruleset
+from niso.kernel.kinds.addresses import Address
+from niso.kernel.kinds.kind import KINDS, Difference, Kind, Reading, Space, State, Steps, kind_of
+from niso.kernel.kinds.links import Veth
+from niso.kernel.libnftables import Nft, release_memory
+from niso.kernel.nft_elements import HEADERS, Change, Element, Nfnetlink, can_change
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from niso.kernel.kinds.kind import Problem
+    from niso.kernel.real import Writer
+
+
+# --- nft compare ---------------------------------------------------------------------------------
+
+
+def differences() -> tuple[tuple[Problem, str], ...] | None:
+    """Return the missing, foreign and different chains, sets and maps, by name.
+
+    Returns None if both tables are missing. For one missing table, only the table is reported.
+    """
+    # libnftables keeps what it has listed, so it is closed before the next one is opened
+    with Nft() as kernel:
+        present = _objects(kernel)
+    if not present:
+        return None
+    with netns.unnamed(), Nft() as scratch:
+        scratch.run(ruleset.TABLES)
+        expected = _objects(scratch)
+    gone = [table for table in ruleset.CONTAINERS if f"table {table}" not in present]
+    expected = {
+        name: thing
+        for name, thing in expected.items()
+        if not any(f" {table} " in f"{name} " for table in gone)
+    }
+    unlike: list[tuple[Problem, str]] = [
+        (
+            "missing"
+            if name not in present
+            else "foreign"
+            if name not in expected
+            else "different",
+            name,
+        )
+        for name in expected.keys() | present.keys()
+        if expected.get(name) != present.get(name)
+    ]
+    return (*(("missing", f"table {table}") for table in gone), *sorted(unlike))
+
+
+def _objects(kernel: Nft) -> dict[str, list[str]]:
+    """Map names such as ``chain inet niso forward`` to the lines of the definition with its rules.
+
+    ``table inet niso`` has the table's own lines, such as its flags: a dormant table has no effect.
+    The definitions are compared as text: JSON would take 2.5 MiB more memory, and longer.
+    """
+    objects: dict[str, list[str]] = {}
+    for table in ruleset.CONTAINERS:
+        try:
+            text = kernel.definition(table)
+        except KernelError:
+            continue
+        lines = own = objects.setdefault(f"table {table}", [])
+        for line in text.splitlines()[1:-1]:
+            if line == "\t}":
+                lines = own
+            elif line.endswith(" {") and not line.startswith("\t\t"):
+                kind, _, name = line[1:-2].rpartition(" ")
+                lines = objects.setdefault(f"{kind} {table} {name}", [])
+            elif line:
+                # later versions of nft write the number of elements after the size of a set
+                lines.append(line.partition("\t# count ")[0])
+    return objects
+
+
+def check_owner(table: str, texts: set[str], state_id: str) -> None:
+    """Raise Conflict if the marks of a table name another state folder, or none."""
+    others = {text[3:] for text in texts if text.startswith("id-")} - {state_id}
+    if others or not texts:
+        whose = f"the niso state folder with id {min(others)}" if others else "another program"
+        raise Conflict(
+            f"table {table} in this network namespace belongs to {whose},"
+            f" not to {paths.state_dir()}",
+            "set NISO_STATE_DIR to that folder; if it is lost, net repair has --sweep, which stops"
+            " its services and deletes its objects",
+        )
+
+
+# --- element -------------------------------------------------------------------------------------
+
+
+class Edit(NamedTuple):
+    """An element that an nftables transaction adds or deletes."""
+
+    verb: str  # "add" or "delete"
+    element: Element
+
+    def text(self) -> str:
+        """Return the edit in nft's syntax (nft(8))."""
+        table, container, what, value, comment = self.element
+        if self.element.ends and self.verb == "delete":
+            return f"destroy element {table} {container} {{ {what} }}"
+        if self.verb == "add":
+            if self.element.ends:
+                left_s = policy_rules.timeout_s(comment, time.time())
+                what += f" timeout {int(left_s)}s" if left_s != policy_rules.ENDLESS else ""
+            mapped = self.element.is_mapped
+            what += f" {value}" if value and not mapped else ""
+            what += f' comment "{comment}"' if comment else ""
+            what += f" : {value}" if mapped else ""
+        return f"{self.verb} element {table} {container} {{ {what} }}"
+
+
+class NftTransaction(NamedTuple):
+    """An nftables transaction, which the kernel applies completely or not at all.
+
+    It contains edits of elements, and nft text where the tables are recreated.
+    """
+
+    edits: tuple[Edit | str, ...]
+
+    @property
+    def statements(self) -> tuple[str, ...]:
+        """Return all statements in nft's syntax."""
+        return tuple(edit if isinstance(edit, str) else edit.text() for edit in self.edits)
+
+    @property
+    def kind(self) -> Kind[Any]:
+        return ELEMENTS
+
+    def things(self) -> tuple[Any, ...]:
+        return ()
+
+    def makes_tables(self) -> bool:
+        return ruleset.TABLES in self.edits
+
+    def describe(self) -> str:
+        first, last = self.edits[0], self.edits[-1]
+        if isinstance(last, str) and last.startswith("destroy table"):
+            return f"nft '{'; '.join(self.statements)}'"
+        if isinstance(first, str) and first.startswith("destroy table"):
+            return f"nft -f -   # recreate both tables, with {len(self.edits) - 3} elements"
+        return "\n".join(f"nft {statement!r}" for statement in self.statements)
+
+
+class _Elements(Kind[Element]):
+    is_transactional = True
+
+    def lies_in(self, thing: Element) -> tuple[str, ...]:
+        container = f"{thing.table} {thing.container}"
+        return ("ruleset", f"table {thing.table}", f"set {container}", f"map {container}")
+
+    def what(self, thing: Element) -> str:
+        kind = "map element" if thing.is_mapped else "set element"
+        value = f" {': ' if thing.is_mapped else ''}{thing.value}" if thing.value else ""
+        owner = f" of {thing.comment!r}" if thing.comment else ""
+        return (
+            f"nftables {kind} {thing.table} {thing.container} {{ {thing.element}{value} }}{owner}"
+        )
+
+    def possible(
+        self, want: State, before: State | None, sysctl: Callable[[str], str | None]
+    ) -> frozenset[Element]:
+        """Leave out elements of audits that have ended or are about to end."""
+        now = time.time()
+        return frozenset(
+            e for e in want[Element] if not e.ends or policy_rules.is_wanted(e.comment, now)
+        )
+
+    def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
+        """Leave out elements that now belong to another scope, such as those of a moved port."""
+        keys = {element.key() for element in want[Element]}
+        owners = {(element.key(), element.comment) for element in before[Element]}
+        return frozenset(
+            e for e in have[Element] if e.key() in keys or (e.key(), e.comment) in owners
+        )
+
+    def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
+        """Change elements in one transaction before all other steps.
+
+        Elements that guard an object are deleted in a second transaction after all other steps. If
+        there is nothing to add, the second transaction has all deletions.
+        """
+
+        if want[Ruleset] != have[Ruleset]:  # the step of the ruleset writes all elements
+            return Steps()
+        before = {element.key(): element for element in have[Element]}
+        early: list[Edit] = []
+        added: list[Edit] = []
+        for element in sorted(want[Element]):
+            was = before.pop(element.key(), None)
+            if was == element:
+                continue
+            if was is not None:
+                early.append(Edit("delete", element))
+            added.append(Edit("add", element))
+        addresses = _addresses_that_go(want, have, before.values())
+        # a new holder of an address must not meet elements of the previous holder's policies
+        addresses -= {
+            edit.element.element.rpartition(" . ")[2]
+            for edit in added
+            if edit.element.container in ("sources4", "sources6")
+        }
+        renewed = {_room(edit.element) for edit in added} - {None}
+        late: list[Edit] = []
+        for element in sorted(before.values()):
+            guards_on = element.container in ruleset.LATE
+            if element.container in ruleset.POLICIES:
+                # a policy applies to an address until it is removed, unless new intervals need the
+                # space of old ones
+                own = not addresses.isdisjoint(element.element.split(" . ")[:2])
+                guards_on = own and _room(element) not in renewed
+            (late if guards_on else early).append(Edit("delete", element))
+        if not added:
+            early, late = [], [*early, *late]
+        first = [NftTransaction((*early, *added))] if early or added else []
+        return Steps(first, last=[NftTransaction(tuple(late))] if late else [])
+
+    def by_space(self, things: Iterable[Element]) -> dict[str, Collection[Element]]:
+        return {"": frozenset(things)}
+
+    def read(self, space: Space, things: Collection[Element]) -> Iterable[Element]:
+        reading = space.reading
+        if reading.everything:
+            return () if space.name else present_now(_all(reading))
+        if not things:
+            return ()
+        present = lookup(reading)
+        keys = {element.key() for element in things}
+        return present_now(Element(*key, *present[key]) for key in keys if key in present)
+
+    def write(self, writer: Writer, steps: Sequence[NftTransaction]) -> None:
+        """Execute one transaction through netlink.
+
+        libnftables executes transactions that create or destroy tables, and those with elements
+        that nft_elements.py cannot write.
+        """
+
+        (step,) = steps
+        edits = [edit for edit in step.edits if isinstance(edit, Edit)]
+        headers = [HEADERS[edit.element.table, edit.element.container] for edit in edits]
+        if len(edits) < len(step.edits) or not all(map(can_change, headers)):
+            with Nft() as kernel:
+                kernel.run("\n".join(step.statements))
+            return
+        what = f"apply nftables elements ({step.statements[0][:80]})"
+        with Nfnetlink() as netlink:
+            netlink.change(
+                what,
+                (
+                    Change(edit.verb == "add", header, *edit.element[2:])
+                    for edit, header in zip(edits, headers, strict=True)
+                ),
+            )
+
+
+def present_now(elements: Iterable[Element]) -> Iterator[Element]:
+    """Yield elements as they were read, without those that are about to expire."""
+    now = time.time()
+    for element in elements:
+        if not element.ends:
+            yield element
+        elif (seen := policy_rules.seen(element.value, element.comment, now)) is not None:
+            yield element._replace(value=seen)
+
+
+def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set[str]:
+    """Return the addresses, without prefix length, that services lose by this change."""
+
+    return {
+        *(
+            address.address.partition("/")[0]
+            for address in have[Address] - want[Address]
+            if address.netns
+        ),
+        *(
+            element.element.rpartition(" . ")[2]
+            for element in gone
+            if element.container in ("sources4", "sources6")
+        ),
+    }
+
+
+def _room(element: Element) -> tuple[str, ...] | None:
+    """Return the fields that intervals of a policy must share to overlap; None if not an interval.
+
+    A new interval may overlap an old one, which must then be deleted first.
+    """
+    part = element.container.partition("_")[2]
+    intervals = policy_rules.POLICY_PARTS.get(part, ("", False))[1]
+    if element.container not in ruleset.POLICIES or not intervals:
+        return None
+    own, peer = element.element.split(" . ")[:2]
+    return (element.container, own, peer) if part == "ports" else (element.container, own)
+
+
+def lookup(reading: Reading) -> dict[tuple[str, str, str], tuple[str, str]]:
+    """Return (value, comment) of existing candidates and of the tables' marks, by key.
+
+    Queries the kernel once for each reading.
+    """
+    if reading.elements is None:
+        keys = {e[:3] for e in (*owner(reading.state_id), *reading.candidates[Element])}
+        with Nfnetlink() as netlink:
+            present = netlink.get_many((HEADERS[key[:2]], key[2]) for key in keys)
+        reading.elements = {
+            key: present[HEADERS[key[:2]], key[2]]
+            for key in keys
+            if (HEADERS[key[:2]], key[2]) in present
+        }
+    return reading.elements
+
+
+def _all(reading: Reading) -> Iterator[Element]:
+    """Yield all elements of both tables, with the elements of only one set in memory at a time.
+
+    Raises Conflict if the tables belong to another state folder.
+    """
+
+    with Nft() as kernel:
+        for table, containers in ruleset.CONTAINERS.items():
+            for container in containers:
+                present = kernel.elements(table, container) or {}
+                if container == "owner" and present:
+                    texts = {mark.strip('"') for mark in present}
+                    check_owner(table, texts, reading.state_id)
+                for key, more in present.items():
+                    yield Element(table, container, key, *more)
+
+
+# --- ruleset -------------------------------------------------------------------------------------
+
+
+class Ruleset(NamedTuple):
+    """Both tables.
+
+    ``digest`` is that of their text (nft_tables.py). ``wrong`` lists chains and sets that differ.
+    """
+
+    digest: str
+    wrong: tuple[tuple[Problem, str], ...] = ()
+
+    def key(self) -> tuple[str, ...]:
+        return ()
+
+
+def owner(state_id: str) -> list[Element]:
+    """Return the elements that mark the tables' state folder and the version of their text.
+
+    Every new process reads them first.
+    """
+    return [
+        Element(table, "owner", f'"{text}"', "", "")
+        for table in ruleset.CONTAINERS
+        for text in (f"id-{state_id}", f"rules-{ruleset.DIGEST}")
+    ]
+
+
+# --- element -------------------------------------------------------------------------------------
+
+
+ELEMENTS = _Elements(Element)
+
+
+# --- ruleset -------------------------------------------------------------------------------------
+
+
+class _Rulesets(Kind[Ruleset]):
+    is_transactional = True
+    holds_others = True
+
+    def place(self, thing: Ruleset) -> str:
+        return "ruleset"
+
+    def what(self, thing: Ruleset) -> str:
+        return "nftables tables inet niso and bridge niso"
+
+    def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
+        """Destroy and recreate both tables in one transaction, with all elements.
+
+        Links that are about to be deleted get guard elements in the new tables until they are
+        deleted: otherwise their packets would pass. If services run and more than the rules
+        differs, the version mark is added last: without the mark, the next command recreates the
+        tables, and so completes what a killed command left behind. A plan that creates tables
+        covers everything, whatever its scope.
+        """
+
+        if want[Ruleset] == have[Ruleset]:
+            return Steps()
+        tables = tuple(f"destroy table {table}" for table in ruleset.CONTAINERS)
+        if not want[Ruleset]:
+            return Steps(last=[NftTransaction(tables)])
+        keys = {(type(thing), thing.key()) for thing in want if not isinstance(thing, Element)}
+        guards: set[Element] = set()
+        for thing in have:
+            if (type(thing), thing.key()) not in keys:
+                guards.update(kind_of(thing).guards(thing))
+        marks = {element for element in want[Element] if _is_version(element)}
+        kinds = [kind.thing for kind in KINDS if not kind.is_transactional]
+        more = have[Veth] and any(want[kind] != have[kind] for kind in kinds)
+        late = marks if more else set[Element]()
+        adds = (Edit("add", element) for element in sorted({*want[Element], *guards} - late))
+        kept = {element.key() for element in want[Element]}
+        drops = (Edit("delete", guard) for guard in sorted(guards) if guard.key() not in kept)
+        last = (*drops, *(Edit("add", mark) for mark in sorted(late)))
+        return Steps(
+            [NftTransaction((*tables, ruleset.TABLES, *adds))],
+            last=[NftTransaction(last)] if last else [],
+        )
+
+    def differences(self, thing: Ruleset, was: Ruleset, known: Collection[str]) -> list[Difference]:
+        if not was.wrong:
+            return [Difference("different", self.what(was), "from another version of niso")]
+        return [Difference(problem, f"nftables {what}") for problem, what in was.wrong]
+
+    def conditions(self, thing: Ruleset, was: Ruleset) -> Iterable[str]:
+        wrong = [name for _, name in was.wrong]
+        return wrong if was._replace(wrong=()) == thing else [*wrong, "ruleset"]
+
+    def read(self, space: Space, things: Collection[Ruleset]) -> Iterable[Ruleset]:
+        if space.name:
+            return ()
+        reading = space.reading
+        if reading.everything:
+            return _compared()
+        present = lookup(reading)
+        marks = {(e.table, e.container, e.element): ("", "") for e in owner(reading.state_id)}
+        if all(present.get(key) == value for key, value in marks.items()):
+            return (Ruleset(ruleset.DIGEST),)
+        return _other_tables(reading)
+
+
+def _is_version(element: Element) -> bool:
+    return element.container == "owner" and element.element.startswith('"rules-')
+
+
+def _compared() -> Iterable[Ruleset]:
+    """Return the tables with the differences from their text."""
+
+    wrong = differences()
+    release_memory()  # release the memory, since the objects read next need as much
+    return () if wrong is None else (Ruleset(ruleset.DIGEST, wrong),)
+
+
+def _other_tables(reading: Reading) -> Iterable[Ruleset]:
+    """Return the tables after their marks were found to differ. Raises Conflict if foreign."""
+
+    with Nft() as kernel:
+        digests: list[str] = []
+        gone: list[tuple[Problem, str]] = []
+        for table in ruleset.CONTAINERS:
+            marks = kernel.elements(table, "owner")
+            if marks is None:
+                gone.append(("missing", f"table {table}"))
+                continue
+            texts = {mark.strip('"') for mark in marks}
+            # tables without their mark are repaired when everything is read
+            if texts or reading.foreign is None:
+                check_owner(table, texts, reading.state_id)
+            digests += [text[6:] for text in texts if text.startswith("rules-")]
+    if len(digests) != len(ruleset.CONTAINERS) or len(set(digests)) != 1:
+        return (Ruleset("incomplete", tuple(gone)),) if digests else ()
+    return (Ruleset(digests[0]),)
+
+
+RULESET = _Rulesets(Ruleset)

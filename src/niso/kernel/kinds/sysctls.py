@@ -1,0 +1,258 @@
+"""Define the kind of sysctls of the host and of services' namespaces, which can only be set."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable, Sequence
+
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.kernel import proc_sys
+from niso.kernel.kinds.addresses import Address
+from niso.kernel.kinds.kind import (
+    AnyStep,
+    Kind,
+    Space,
+    State,
+    Step,
+    Steps,
+    by_key,
+    in_netns,
+    link_place,
+)
+from niso.kernel.kinds.kind import netns_place as _netns_place
+from niso.kernel.kinds.links import Bridge
+from niso.kernel.kinds.namespaces import Netns
+from niso.kernel.netns import at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from niso.kernel.real import Writer
+
+
+FORWARDING = "net/ipv4/ip_forward"
+FORWARDING6 = "net/ipv6/conf/all/forwarding"
+ON = {"ip_forward": "1", "forwarding": "1", "force_forwarding": "1", "accept_ra": "2"}
+"""The values of host sysctls while a service is active, by the last part of their name.
+
+The store has the previous values.
+"""
+
+
+class Sysctl(NamedTuple):
+    netns: str
+    name: str  # below /proc/sys: "net/ipv4/ip_forward"
+    value: str
+
+    def key(self) -> tuple[str, ...]:
+        return (self.netns, self.name)
+
+
+class _Sysctls(Kind[Sysctl]):
+    is_only_set = True
+
+    def space(self, thing: Sysctl) -> str:
+        return thing.netns
+
+    def lies_in(self, thing: Sysctl) -> tuple[str, ...]:
+        link = _link(thing)
+        places = (_netns_place(thing.netns),)
+        return (*places, link_place(thing.netns, link)) if link else places
+
+    def describe(self, step: Step[Sysctl]) -> str:
+        sysctl = step.thing
+        prefix = f"ip netns exec {sysctl.netns} " if sysctl.netns else ""
+        value = sysctl.value.replace("\t", " ")
+        return f"{prefix}sysctl -w '{sysctl.name}={value}'"
+
+    def what(self, thing: Sysctl) -> str:
+        return f"sysctl {thing.name}={thing.value!r}{in_netns(thing.netns)}"
+
+    # --- planning ---
+
+    def wanted(self, want: State, have: State) -> frozenset[Sysctl]:
+        """Add the right values of sysctls that niso normally leaves at their default.
+
+        They are added if ``have`` shows a value that breaks a service: IPv6 disabled inside the
+        service, or IPv4 forwarding of a bridge disabled.
+        """
+
+        inside = {thing.name for thing in want[Netns]}
+        bridges = {thing.name for thing in want[Bridge]}
+        known = {thing.key() for thing in want[Sysctl]}
+        added = set()
+        for thing in have[Sysctl]:
+            if thing.key() in known:
+                continue
+            family, link, name = _parts(thing)
+            if (family, name, thing.value) == ("ipv6", "disable_ipv6", "1") and (
+                thing.netns in inside
+            ):
+                added.add(thing._replace(value="0"))
+            if (family, name, thing.value) == ("ipv4", "forwarding", "0") and (
+                not thing.netns and link in bridges
+            ):
+                added.add(thing._replace(value="1"))
+        return want[Sysctl] | added
+
+    def possible(
+        self, want: State, before: State | None, sysctl: Callable[[str], str | None]
+    ) -> frozenset[Sysctl]:
+        """Leave out IPv6 sysctls on a kernel without IPv6, and sysctls of links to be deleted."""
+
+        made = {bridge.name for bridge in want[Bridge]}
+        going = {bridge.name for bridge in before[Bridge]} - made if before is not None else set()
+        has_ipv6 = sysctl(FORWARDING6) is not None
+
+        def can_be(thing: Sysctl) -> bool:
+            family, link, name = _parts(thing)
+            if (family == "ipv6" and not has_ipv6) or (link in going and not thing.netns):
+                return False
+            if thing.netns or family != "ipv6" or name not in ON:
+                return True
+            return link in ("all", "default") or link in made or sysctl(thing.name) is not None
+
+        return frozenset(filter(can_be, want[Sysctl]))
+
+    def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
+        """Return the steps that set differing sysctls.
+
+        Setting the forwarding of all links resets that of each link, so the links' own sysctls are
+        set again afterwards. accept_ra comes before forwarding: otherwise a host that starts to
+        forward deletes the default routes from router advertisements.
+        """
+        made: list[AnyStep] = []
+        last: list[AnyStep] = []
+        before, _ = by_key(want[Sysctl], have[Sysctl])
+        reset: set[str] = set()  # namespaces in which forwarding of all links is set
+        for thing in sorted(want[Sysctl], key=_order):
+            was = before.get(thing.key())
+            is_reset = thing.netns in reset and _is_forwarding6(thing)
+            if was is None:
+                # the sysctl of a service's link exists once its veth pair does
+                (last if thing.netns and _is_of_link(thing) else made).append(Step("add", thing))
+            elif was != thing or is_reset:
+                made.append(Step("change", thing, was))
+            if thing.name == FORWARDING6 and was != thing:
+                reset.add(thing.netns)
+        return Steps(made=made, last=last)
+
+    def is_read_back(self, thing: Sysctl) -> bool:
+        """Read back the host's sysctls only.
+
+        Only niso sets those of services. Sysctls of the host's links depend on other sysctls.
+        """
+        return not thing.netns
+
+    # --- findings ---
+
+    def follows_from(self, thing: Sysctl, was: Sysctl | None) -> tuple[str, ...]:
+        # it was reset by setting the sysctl of all links
+        if thing.name.endswith("/default/disable_ipv6"):
+            return (f"{link_place(thing.netns, 'all')} without IPv6",)
+        return ()
+
+    def conditions(self, thing: Sysctl, was: Sysctl) -> Iterable[str]:
+        if was.name.endswith("/disable_ipv6") and was.value == "1":
+            return (f"{link_place(was.netns, was.name.split('/')[3])} without IPv6",)
+        return ()
+
+    # --- reading and writing ---
+
+    def read(self, space: Space, things: Collection[Sysctl]) -> Iterable[Sysctl]:
+
+        without = _links_without_ipv6(space)
+        if not things and not without:
+            return ()
+        with at(space.name):
+            present = _present(things)
+            present |= _switched_off(space.name, without)
+            if not space.name and space.reading.strays:
+                present |= _bridges_that_do_not_forward(space, present)
+        return present
+
+    def batch(self, step: Step[Sysctl], writer: Writer) -> Hashable:
+        """Batch the sysctls of one namespace, which is then entered once."""
+        return step.thing.netns
+
+    def write(self, writer: Writer, steps: Sequence[Step[Sysctl]]) -> None:
+
+        name = steps[0].thing.netns
+        with at(name):
+            proc_sys.write_all((step.thing.name, step.thing.value) for step in steps)
+
+
+def _parts(thing: Sysctl) -> tuple[str, str, str]:
+    """Split ``net/FAMILY/conf/LINK/NAME`` into (family, link, NAME).
+
+    ``neigh`` may replace ``conf``.
+
+    For other names, link and NAME are "".
+    """
+    _, family, _, link, name = (*thing.name.split("/"), "", "", "")[:5]
+    return family, link, name
+
+
+def _link(thing: Sysctl) -> str:
+    parts = thing.name.split("/")
+    return parts[3] if parts[2:3] in (["conf"], ["neigh"]) else ""
+
+
+def _is_of_link(thing: Sysctl) -> bool:
+    return _link(thing) not in ("", "all", "default")
+
+
+def _order(thing: Sysctl) -> tuple[bool, bool, Sysctl]:
+    return thing.name.endswith("forwarding"), thing.name != FORWARDING6, thing
+
+
+def _is_forwarding6(thing: Sysctl) -> bool:
+    return thing.name.startswith("net/ipv6/conf/") and thing.name.endswith("/forwarding")
+
+
+def _present(things: Iterable[Sysctl]) -> set[Sysctl]:
+    """Return the sysctls that exist in the caller's namespace, with their values."""
+
+    asked = list(things)
+    values = zip(asked, proc_sys.read_all(thing.name for thing in asked), strict=True)
+    return {thing._replace(value=value) for thing, value in values if value is not None}
+
+
+def _links_without_ipv6(space: Space) -> list[str]:
+    """Return the links of a service that lack an IPv6 address that is a candidate."""
+
+    if not space.name:
+        return []
+    asked = {(a.link, a.address) for a in space.things(Address) if ":" in a.address}
+    links = {name: link for name, _ in asked if (link := space.link(name)) is not None}
+    return sorted(
+        name
+        for name, link in links.items()
+        if {address for of, address in asked if of == name}
+        - {address.address for address in space.addresses(link)}
+    )
+
+
+def _switched_off(netns: str, links: list[str]) -> set[Sysctl]:
+    """Return the sysctls that disable IPv6 on these links: that of all links, else their own."""
+    for some in (["all"], links) if links else ():
+        asked = (Sysctl(netns, f"net/ipv6/conf/{link}/disable_ipv6", "0") for link in some)
+        off = {thing for thing in _present(asked) if thing.value == "1"}
+        if off:
+            return off
+    return set()
+
+
+def _bridges_that_do_not_forward(space: Space, present: set[Sysctl]) -> set[Sysctl]:
+    """Return the forwarding sysctls of bridges that do not forward.
+
+    A bridge follows ip_forward until its own sysctl is set.
+    """
+
+    if Sysctl("", FORWARDING, "1") not in present:
+        return set()
+    names = (bridge.name for bridge in space.reading.so_far(Bridge))
+    asked = (Sysctl("", f"net/ipv4/conf/{name}/forwarding", "1") for name in names)
+    return {thing for thing in _present(asked) if thing.value == "0"}
+
+
+SYSCTLS = _Sysctls(Sysctl)

@@ -1,0 +1,648 @@
+"""VXLAN devices and WireGuard between hosts, with netlink and wg(8).
+
+Create VXLAN devices and parse their settings (linux/if_link.h, RFC 7348).
+
+Define the kind of VXLAN devices: one for each network that spans hosts, a port of its bridge.
+
+Create and read WireGuard links with wg(8), served by the kernel or by wireguard-go.
+
+Define the kind of the encrypted link between the hosts of a cluster: one WireGuard per host.
+
+VXLAN packets go through the link, between addresses that exist only on it. WireGuard accepts a
+packet of another host only with the address of that host as its source (cryptokey routing).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Collection, Iterable, Sequence
+
+from niso.base import files, paths
+from niso.base.errors import Conflict, KernelError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import family_of
+from niso.kernel import link_records, netlink, proc_sys
+from niso.kernel.kinds.kind import Kind, Reading, Space, State, Step, link_place
+from niso.kernel.link_records import IFF_UP, IFLA_IFNAME, IFLA_MTU, alias_data, of_kind
+from niso.kernel.netlink import Message, attribute, attributes, text, u32
+from niso.kernel.nft_elements import Element
+from niso.kernel.rtnetlink import NEWLINK, Rtnl, ifinfo, join, no_link_local, raise_up
+from niso.kernel.ruleset import BRIDGE, INET, TUNNEL
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from niso.kernel.real import Writer
+
+
+# --- tunnels -------------------------------------------------------------------------------------
+
+
+_ID, _GROUP, _LINK, _LOCAL, _TTL, _LEARNING = 1, 2, 3, 4, 5, 7  # IFLA_VXLAN_*
+_PORT, _GROUP6, _LOCAL6 = 15, 16, 17
+_OFF = {
+    _LEARNING: "learning",
+    11: "proxy",
+    12: "rsc",
+    13: "l2miss",
+    14: "l3miss",
+    25: "external",
+    30: "vnifilter",
+}
+_TTL_HOPS = 64
+
+
+class Tunnel(NamedTuple):
+    """The settings of a VXLAN device.
+
+    ``drift`` names other settings that differ from those of `add`.
+    """
+
+    vni: int
+    local: str
+    port: int
+    drift: str = ""
+
+
+def parse(data: bytes) -> Tunnel:
+    """Parse a VXLAN device's IFLA_INFO_DATA."""
+    have = attributes(data)
+    local = ""
+    if _LOCAL in have:
+        local = socket.inet_ntop(socket.AF_INET, have[_LOCAL])
+    elif _LOCAL6 in have:
+        local = socket.inet_ntop(socket.AF_INET6, have[_LOCAL6])
+    parts = [name for kind, name in _OFF.items() if any(have.get(kind, b""))]
+    if any(have.get(_GROUP, b"")) or any(have.get(_GROUP6, b"")):
+        parts.append("remote")  # the remote to which the device would send MACs without an entry
+    if any(have.get(_LINK, b"")):
+        parts.append("dev")
+    if have.get(_TTL, bytes([_TTL_HOPS])) != bytes([_TTL_HOPS]):
+        parts.append(f"ttl {have[_TTL][0]}")
+    vni = struct.unpack("=I", have[_ID])[0] if _ID in have else 0
+    port = struct.unpack("!H", have[_PORT])[0] if _PORT in have else 0
+    return Tunnel(vni, local, port, ", ".join(parts))
+
+
+def add(rtnl: Rtnl, name: str, tunnel: Tunnel, mtu: int, bridge: str, alias: str) -> None:
+    """Create a VXLAN device, up, as a port of ``bridge``; neither learns or floods.
+
+    Raises KernelError, and Conflict if another link has the VNI or the UDP port.
+    """
+    master = rtnl.index(bridge)
+    index = rtnl.free_index()
+    what = f"create VXLAN device '{name}'"
+    family = socket.AF_INET6 if family_of(tunnel.local) == 6 else socket.AF_INET
+    settings = (
+        u32(_ID, tunnel.vni),
+        attribute(
+            _LOCAL6 if family == socket.AF_INET6 else _LOCAL, socket.inet_pton(family, tunnel.local)
+        ),
+        attribute(_TTL, bytes([_TTL_HOPS])),
+        attribute(_LEARNING, b"\0"),
+        attribute(_PORT, struct.pack("!H", tunnel.port)),
+    )
+    try:
+        rtnl.create(
+            index,
+            what,
+            text(IFLA_IFNAME, name)
+            # in the creation: the default without an underlying link is 1500 bytes
+            + u32(IFLA_MTU, mtu)
+            + of_kind("vxlan", *settings),
+            alias_data(alias),
+            join(name, index, bridge, master),
+            *(Message(what, NEWLINK, 0, ifinfo(index) + setting) for setting in _port_settings()),
+            raise_up(name, index),
+        )
+    except KernelError as error:
+        if error.errno == errno.EEXIST and rtnl.link(name) is None:
+            raise Conflict(
+                f"another VXLAN device has VNI {tunnel.vni} and UDP port {tunnel.port}",
+                "ip -d link show type vxlan",
+            ) from error
+        if error.errno == errno.EADDRINUSE:
+            raise Conflict(
+                f"UDP port {tunnel.port} is in use: VXLAN device {name!r} needs it",
+                f"ss -ulnp 'sport = :{tunnel.port}' and ip -d link show type vxlan show by what",
+            ) from error
+        raise
+
+
+def attach(rtnl: Rtnl, name: str, mtu: int, bridge: str) -> None:
+    """Set MTU, bridge and port settings of an existing VXLAN device, and set it up.
+
+    Raises KernelError.
+    """
+    rtnl.set_link(name, mtu=mtu, master=bridge)
+    named = ifinfo() + text(IFLA_IFNAME, name)
+    what = f"reset port '{name}'"
+    rtnl.transact(
+        *(Message(what, NEWLINK, 0, named + setting) for setting in _port_settings()),
+        Message(
+            f"set link '{name}' up", NEWLINK, 0, ifinfo(0, IFF_UP, IFF_UP) + text(IFLA_IFNAME, name)
+        ),
+    )
+
+
+def _port_settings() -> list[bytes]:
+    """Return the attributes for the bridge port of a VXLAN device."""
+    return link_records.usual(", ".join(link_records.TUNNEL_PORT), tunnel=True)
+
+
+# --- vxlan ---------------------------------------------------------------------------------------
+
+
+class Vxlan(NamedTuple):
+    """A VXLAN device.
+
+    It neither learns nor floods: static entries say where frames go (kinds/fdb.py). ``device``
+    names settings of the device that differ from niso's, ``drift`` those of the bridge port
+    (kernel/link_records.py).
+    """
+
+    name: str
+    vni: int
+    local: str  # this host's underlay address, of either family
+    port: int  # UDP, the same on all hosts
+    mtu: int  # bytes
+    bridge: str
+    alias: str
+    device: str = ""
+    up: bool = True
+    drift: str = ""
+
+    def key(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    @property
+    def fixed(self) -> tuple[object, ...]:
+        """Return the fields that cannot be changed while the device exists."""
+        return (self.vni, self.local, self.port, self.device)
+
+
+class _Vxlans(Kind[Vxlan]):
+    holds_others = True
+
+    def place(self, thing: Vxlan) -> str:
+        return link_place("", thing.name)
+
+    def hangs_on(self, thing: Vxlan) -> tuple[str, ...]:
+        return (link_place("", thing.bridge), self.place(thing))  # a foreign link may have its name
+
+    def guards(self, thing: Vxlan) -> Iterable[Element]:
+        name = f'"{thing.name}"'
+        return (
+            Element(INET, "ports", name, "", ""),
+            Element(BRIDGE, "ports", name, "", ""),
+            Element(INET, "vxlans", name, "", ""),
+            Element(INET, "wire", str(thing.port), "", ""),
+        )
+
+    def describe(self, step: Step[Vxlan]) -> str:
+        vxlan = step.thing
+        if step.action == "delete":
+            return f"ip link delete {vxlan.name}"
+        flags = "learning off flood off mcast_flood off bcast_flood off neigh_suppress on"
+        port = (
+            f"ip link set {vxlan.name} master {vxlan.bridge} alias {vxlan.alias} mtu {vxlan.mtu}"
+            f" && bridge link set dev {vxlan.name} {flags} && ip link set {vxlan.name} up"
+        )
+        if step.action == "change":
+            return port
+        return (
+            f"ip link add {vxlan.name} type vxlan id {vxlan.vni} local {vxlan.local}"
+            f" dstport {vxlan.port} nolearning ttl 64 && {port}"
+        )
+
+    def what(self, thing: Vxlan) -> str:
+        return f"VXLAN device {thing.name}"
+
+    def in_the_way(self, want: State, have: State) -> frozenset[Vxlan]:
+        """Return devices with another VNI, address or port, or with a VNI that another needs."""
+        wanted = {vxlan.name: vxlan for vxlan in want[Vxlan]}
+        numbers = {(vxlan.vni, vxlan.port) for vxlan in want[Vxlan]}
+        return frozenset(
+            vxlan
+            for vxlan in have[Vxlan]
+            if (
+                wanted[vxlan.name].fixed != vxlan.fixed
+                if vxlan.name in wanted
+                else (vxlan.vni, vxlan.port) in numbers
+            )
+        )
+
+    def conditions(self, thing: Vxlan, was: Vxlan) -> Iterable[str]:
+        if not was.up:
+            yield f"{self.place(was)} down"
+        if was.bridge != thing.bridge:
+            yield f"{self.place(was)} off its bridge"
+        if was.fixed != thing.fixed:
+            yield f"{self.place(was)} another"
+
+    def field_follows(
+        self, thing: Vxlan, field: str, present: object, known: Collection[str]
+    ) -> bool:
+        return field in ("bridge", "drift") and link_place("", thing.bridge) in known
+
+    def describe_field(self, field: str, wanted: object, present: object) -> str:
+        if field in ("drift", "device"):
+            return f"non-default settings: {present}"
+        return super().describe_field(field, wanted, present)
+
+    def claimed(self, reading: Reading) -> Iterable[Vxlan]:
+        alias = reading.alias
+        return (
+            Vxlan(link.name, 0, "", 0, 0, "", alias)
+            for link in reading.host.all_links()
+            if link.alias == alias and link.kind == "vxlan"
+        )
+
+    def read(self, space: Space, things: Collection[Vxlan]) -> Iterable[Vxlan]:
+        for name in {thing.name for thing in things}:
+            link = space.own_link(name)
+            if link is not None:
+                bridge = space.rtnl.name(link.master) if link.master else ""
+                yield Vxlan(
+                    link.name,
+                    *parse(link.data)[:3],
+                    link.mtu,
+                    bridge,
+                    link.alias,
+                    parse(link.data).drift,
+                    link.up,
+                    link.drift,
+                )
+
+    def write(self, writer: Writer, steps: Sequence[Step[Vxlan]]) -> None:
+
+        (step,) = steps
+        rtnl, thing = writer.rtnl(""), step.thing
+        if step.action == "delete":
+            rtnl.delete_link(thing.name)
+        elif step.action == "add":
+            tunnel = Tunnel(thing.vni, thing.local, thing.port)
+            add(rtnl, thing.name, tunnel, thing.mtu, thing.bridge, thing.alias)
+        else:
+            attach(rtnl, thing.name, thing.mtu, thing.bridge)
+
+
+VXLANS = _Vxlans(Vxlan)
+
+
+# --- wireguard links -----------------------------------------------------------------------------
+
+
+_TUN = "/dev/net/tun"
+_TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB  # linux/if_tun.h
+_IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
+_SOCKETS = "/var/run/wireguard"
+"""The folder where wireguard-go listens for wg(8); it exits when its socket is deleted."""
+_SYSTEMD = "/run/systemd/system"
+_UNIT = "niso-wireguard"
+_ALIVE_S = 180
+"""A session without a new handshake ends after this many seconds (WireGuard, 6.1)."""
+_HELLO_S = 60
+_TIMEOUT_S, _PAUSE_S = 10.0, 0.02
+
+
+class Shown(NamedTuple):
+    """What wg(8) shows of a link; empty if wg(8) cannot query the link."""
+
+    public: str = ""
+    port: int = 0
+    others: tuple[FarEnd, ...] = ()
+
+
+def lacks(form: str) -> str | None:
+    """Return why this host cannot have a WireGuard link of a form; None if it can."""
+    if shutil.which("wg") is None:
+        return "wg is missing: apt-get install wireguard-tools"
+    if form == USERSPACE:
+        if shutil.which("wireguard-go") is None:
+            return "wireguard-go is missing: apt-get install wireguard-go"
+        return None if os.path.exists(_TUN) else f"{_TUN} is missing"
+    errors: list[KernelError] = []
+    thread = threading.Thread(target=_probe, args=(errors,))
+    thread.start()
+    thread.join()
+    return f"the kernel has no WireGuard ({errors[0].message})" if errors else None
+
+
+def _probe(errors: list[KernelError]) -> None:
+    """Create a link in a network namespace that ends with this thread; add the error to a list."""
+    what = "create a WireGuard link"
+    body = ifinfo() + text(IFLA_IFNAME, "probe")
+    body += of_kind(KERNEL)
+    try:
+        os.unshare(os.CLONE_NEWNET)
+        with Rtnl() as rtnl:
+            rtnl.transact(Message(what, NEWLINK, netlink.CREATE | netlink.EXCL, body))
+    except KernelError as error:
+        errors.append(error)
+    except OSError as error:
+        errors.append(netlink.refused(what, error.errno or 0))
+
+
+def public_key(private: str) -> str:
+    """Derive the public key of a private key. Raises KernelError."""
+    return _run(["wg", "pubkey"], private).strip()
+
+
+def new_key() -> str:
+    """Generate a private key. Raises KernelError."""
+    return _run(["wg", "genkey"]).strip()
+
+
+def answers(name: str, form: str) -> bool:
+    """Return whether a link exists and is served, by the kernel or by wireguard-go."""
+    try:
+        socket.if_nametoindex(name)
+        if form == USERSPACE:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(os.path.join(_SOCKETS, f"{name}.sock"))
+    except OSError:
+        return False
+    return True
+
+
+def shown_peer(name: str, known: Mapping[str, FarEnd]) -> Shown:
+    """Return the settings of a link. ``known`` are the other hosts as desired, by public key.
+
+    A live host may send from another of its addresses, to which WireGuard then replies. Its
+    endpoint is therefore not reported as a difference.
+    """
+    try:
+        lines = _run(["wg", "show", name, "dump"]).splitlines()
+        _, public, port, _ = lines[0].split("\t")
+        others = []
+        for line in lines[1:]:
+            key, _, endpoint, inside, handshake, *_ = line.split("\t")
+            if key in known and time.time() - int(handshake) < _ALIVE_S:
+                endpoint = known[key].endpoint
+            others.append(FarEnd(key, endpoint, inside.removesuffix("/128")))
+    except (KernelError, ValueError, IndexError):
+        return Shown()
+    return Shown(public.replace("(none)", ""), int(port), tuple(sorted(others)))
+
+
+def make(rtnl: Rtnl, link: WireGuard) -> None:
+    """Create a link, or change an existing one, as desired. Raises KernelError."""
+    fresh = rtnl.link(link.name) is None
+    if fresh:
+        _create(rtnl, link)
+    if link.form == USERSPACE and not answers(link.name, link.form):
+        fresh = True
+        _serve(link.name)
+    _configure(link)
+    # the process that serves it has set its own MTU
+    rtnl.set_link(link.name, mtu=link.mtu, alias=link.alias)
+    if proc_sys.read(f"net/ipv6/conf/{link.name}/disable_ipv6") == "1":
+        proc_sys.write(f"net/ipv6/conf/{link.name}/disable_ipv6", "0")
+    index = rtnl.index(link.name)
+    for assigned in rtnl.addresses(index):
+        if assigned.address != link.address:
+            rtnl.delete_address(index, assigned.address)
+    rtnl.add_address(index, link.address)
+    rtnl.set_link(link.name, up=True)
+    rtnl.add_connected_route(index, link.address)
+    if fresh:  # other hosts may have sessions with the previous link, for up to 15 s (6.5)
+        for seconds in (_HELLO_S, 0):  # the first keepalive is sent at once
+            _configure(link, seconds)
+
+
+def remove(rtnl: Rtnl, name: str) -> None:
+    """Delete a link and stop the process that serves it; no-op if it is missing.
+
+    Raises KernelError.
+    """
+    path = os.path.join(_SOCKETS, f"{name}.sock")
+    if os.path.lexists(path):
+        files.remove(path)
+    rtnl.delete_link(name)
+
+
+def _create(rtnl: Rtnl, link: WireGuard) -> None:
+    """Create a link, down, with niso's mark. Raises KernelError."""
+    what = f"create WireGuard link '{link.name}'"
+    if link.form == KERNEL:
+        index = rtnl.free_index()
+        rtnl.create(
+            index,
+            what,
+            text(IFLA_IFNAME, link.name) + u32(IFLA_MTU, link.mtu) + of_kind(link.form),
+            alias_data(link.alias),
+        )
+        return
+    try:
+        with open(_TUN, "r+b", buffering=0) as device:
+            flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
+            fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", link.name.encode(), flags))
+            rtnl.set_link(link.name, alias=link.alias)
+            rtnl.transact(no_link_local(what, rtnl.index(link.name)))
+            # only now is the device persistent: without its mark it disappears with this process
+            fcntl.ioctl(device, _TUNSETPERSIST, 1)
+    except OSError as error:
+        raise netlink.refused(what, error.errno or errno.EIO) from error
+
+
+def _serve(name: str) -> None:
+    """Start wireguard-go for a device. It keeps running after this process. Raises KernelError."""
+    words = ["wireguard-go", name]
+    if os.path.isdir(_SYSTEMD):  # not in the cgroup of the agent or of a login session
+        subprocess.run(["systemctl", "reset-failed", _UNIT], capture_output=True, check=False)
+        options = ("--quiet", "--collect", f"--unit={_UNIT}", "--service-type=forking")
+        words = ["systemd-run", *options, shutil.which(words[0]) or words[0], name]
+    _run(words)
+    until = time.monotonic() + _TIMEOUT_S
+    while not answers(name, USERSPACE):
+        if time.monotonic() >= until:
+            raise KernelError(
+                f"wireguard-go does not serve '{name}'", f"LOG_LEVEL=debug wireguard-go -f {name}"
+            )
+        time.sleep(_PAUSE_S)
+
+
+def _configure(link: WireGuard, keepalive_s: int = 0) -> None:
+    """Set keys, port and peers of a link. Raises KernelError."""
+    _run(["wg", "syncconf", link.name, "/dev/stdin"], _configuration(link, keepalive_s))
+
+
+def _configuration(link: WireGuard, keepalive_s: int) -> str:
+    """Return the configuration text for wg(8).
+
+    Raises KernelError if the private key cannot be read.
+    """
+    path = paths.wireguard_key()
+    try:
+        with open(path, encoding="ascii") as file:
+            private = file.read().strip()
+    except OSError as error:
+        raise KernelError(f"{path} cannot be read: {error.strerror}") from None
+    lines = ["[Interface]", f"PrivateKey = {private}", f"ListenPort = {link.port}"]
+    for far in link.others:
+        lines += ["[Peer]", f"PublicKey = {far.public}", f"Endpoint = {far.endpoint}"]
+        lines += [f"AllowedIPs = {far.address}/128", f"PersistentKeepalive = {keepalive_s}"]
+    return "\n".join((*lines, ""))
+
+
+def _run(words: list[str], text: str = "") -> str:
+    """Run a program with ``text`` as its input; return its output. Raises KernelError."""
+    try:
+        done = subprocess.run(
+            words,
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_TIMEOUT_S,
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        package = "wireguard-tools" if words[0] == "wg" else words[0]
+        raise KernelError(f"{words[0]} is missing", f"apt-get install {package}") from None
+    except subprocess.TimeoutExpired:
+        raise KernelError(f"{' '.join(words[:2])} does not end") from None
+    if done.returncode:
+        said = (done.stderr.strip() or str(done.returncode)).splitlines()[-1]
+        raise KernelError(f"{' '.join(words[:2])}: {said}")
+    return done.stdout
+
+
+# --- wireguard -----------------------------------------------------------------------------------
+
+
+KERNEL, USERSPACE = "wireguard", "tun"
+"""The forms of links: WireGuard of the kernel, and a device that wireguard-go serves.
+
+If the process of wireguard-go ends, the device stays and drops all packets.
+"""
+
+
+class FarEnd(NamedTuple):
+    """Another host, as a WireGuard peer."""
+
+    public: str  # its public key, as wg(8) writes it
+    endpoint: str  # "198.51.100.1:4800", "[2001:db8::1]:4800"
+    address: str  # its address inside the tunnel, IPv6: the source of all packets that it sends
+
+
+class WireGuard(NamedTuple):
+    """The link. Its private key is in the file `niso.base.paths.wireguard_key`."""
+
+    name: str
+    form: str  # KERNEL or USERSPACE
+    address: str  # address inside the tunnel, with the length of the prefix that contains all hosts
+    port: int  # UDP port to which other hosts send
+    mtu: int  # bytes
+    public: str
+    alias: str
+    others: tuple[FarEnd, ...] = ()  # sorted
+    up: bool = True
+
+    def key(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+class _WireGuards(Kind[WireGuard]):
+    holds_others = True
+
+    def place(self, thing: WireGuard) -> str:
+        return link_place("", thing.name)
+
+    def guards(self, thing: WireGuard) -> Iterable[Element]:
+        return (Element(INET, "ports", f'"{thing.name}"', "", ""),)
+
+    def describe(self, step: Step[WireGuard]) -> str:
+
+        link = step.thing
+        if step.action == "delete":
+            return f"ip link delete {link.name}"
+        made = (
+            f"ip link add {link.name} type wireguard"
+            if link.form == KERNEL
+            else f"ip tuntap add {link.name} mode tun; wireguard-go {link.name}"
+        )
+        others = "".join(
+            f" peer {far.public} endpoint {far.endpoint} allowed-ips {far.address}/128"
+            for far in link.others
+        )
+        start = f"{made}; " if step.action == "add" else ""
+        return (
+            f"{start}wg set {link.name} private-key {paths.wireguard_key()} listen-port"
+            f" {link.port}{others} && ip address replace {link.address} dev {link.name} &&"
+            f" ip link set {link.name} alias {link.alias} mtu {link.mtu} up"
+        )
+
+    def what(self, thing: WireGuard) -> str:
+        return f"WireGuard {thing.name}"
+
+    def in_the_way(self, want: State, have: State) -> frozenset[WireGuard]:
+        """Return links of the other form, after the kernel has gained or lost WireGuard support."""
+        forms = {link.name: link.form for link in want[WireGuard]}
+        return frozenset(
+            link for link in have[WireGuard] if forms.get(link.name, link.form) != link.form
+        )
+
+    def describe_field(self, field: str, wanted: object, present: object) -> str:
+        if field == "public" and not present:
+            return "it has no key: wireguard-go does not run, or wg(8) is missing"
+        if field == "others":
+            return "its keys, endpoints or addresses of other hosts differ"
+        return super().describe_field(field, wanted, present)
+
+    def field_follows(
+        self, thing: WireGuard, field: str, present: object, known: Collection[str]
+    ) -> bool:
+        return field in ("others", "port") and f"{self.place(thing)} without key" in known
+
+    def conditions(self, thing: WireGuard, was: WireGuard) -> Iterable[str]:
+        if not was.public:
+            yield f"{self.place(was)} without key"
+
+    def claimed(self, reading: Reading) -> Iterable[WireGuard]:
+        link = reading.host.link(TUNNEL)
+        if link is not None and link.alias == reading.alias:
+            yield WireGuard(TUNNEL, "", "", 0, 0, "", link.alias)
+
+    def read(self, space: Space, things: Collection[WireGuard]) -> Iterable[WireGuard]:
+        """Read links.
+
+        Settings that only wg(8) can read are taken as desired, unless a change is planned.
+        """
+        reading = space.reading
+        for name in {thing.name for thing in things}:
+            link = space.own_link(name)
+            if link is None:
+                continue
+            same = [thing for thing in things if thing.name == name]
+            read = same[0]._replace(form=link.kind, mtu=link.mtu, alias=link.alias, up=link.up)
+            if reading.strays or reading.everything or len(same) > 1:
+                inside = [assigned.address for assigned in space.addresses(link)]
+                shown = shown_peer(name, {f.public: f for t in same for f in t.others})
+                read = read._replace(
+                    address=", ".join(sorted(inside)),
+                    port=shown.port,
+                    public=shown.public,
+                    others=shown.others,
+                )
+            yield read
+
+    def write(self, writer: Writer, steps: Sequence[Step[WireGuard]]) -> None:
+
+        (step,) = steps
+        if step.action == "delete":
+            remove(writer.rtnl(""), step.thing.name)
+        else:
+            make(writer.rtnl(""), step.thing)
+
+
+WIREGUARDS = _WireGuards(WireGuard)

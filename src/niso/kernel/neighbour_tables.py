@@ -1,0 +1,294 @@
+"""Read, add and delete static neighbour entries; read how full the tables are (linux/neighbour.h).
+
+A neighbour entry maps an address to a MAC, so that packets need no ARP. An entry of a bridge's
+forwarding database (FDB) maps a MAC to a port; in the FDB of a VXLAN device, to another host. niso
+adds the first two for each service, and all three for each service of another host.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import sys
+
+from niso.base.errors import KernelError
+from niso.base.named_tuples import NamedTuple
+from niso.base.names import family_of
+from niso.kernel import netlink
+from niso.kernel.link_records import packed_mac
+from niso.kernel.netlink import Message, attribute, attributes, u32
+from niso.kernel.rtnetlink import Rtnl
+
+_NEWNEIGH, _DELNEIGH, _GETNEIGH, _GETNEIGHTBL = 28, 29, 30, 66
+_AF_BRIDGE = 7
+_DST, _LLADDR, _MASTER = 1, 2, 9  # NDA_*
+_NOARP, _PERMANENT = 0x40, 0x80  # NUD_*
+_MASTERS, _SELF = 0x04, 0x02  # NTF_MASTER: the bridge's table; NTF_SELF: the device's own filter
+_LEARNED = 0x10  # NTF_EXT_LEARNED: a routing daemon's
+_MOST, _STATS = 4, 7  # NDTA_THRESH3, NDTA_STATS
+_ABSENT = (errno.ENOENT, errno.ENODEV, errno.EINVAL)  # no entry; no link; not a bridge port
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+AT_ONCE = 32
+"""The most entries in one message to the kernel: the answers must fit the socket's buffer."""
+
+_ndmsg = struct.Struct("=BxxxiHBB")
+_ndt_stats = struct.Struct("=80xQ")  # ten other counters, ndts_table_fulls
+
+
+class Table(NamedTuple):
+    """The neighbour table of a family, shared by the host and the namespaces of all services.
+
+    ``most`` is net.ipv{4,6}.neigh.default.gc_thresh3: when the table is full, a new neighbour is
+    refused with ENOBUFS (neigh_alloc, net/core/neighbour.c). Permanent entries and those of routing
+    daemons are exempt. The kernel does not report the number of non-exempt entries in other
+    namespaces: ndtc_entries counts all.
+    """
+
+    family: int  # 4 or 6
+    own: int
+    """Number of non-exempt entries of this namespace."""
+    most: int
+    refused: int = 0
+    """New neighbours that were refused since boot, in all namespaces."""
+
+
+class Permanent(NamedTuple):
+    """A permanent neighbour entry: an address and its MAC."""
+
+    link_index: int
+    address: str
+    mac: str
+
+
+class Fixed(NamedTuple):
+    """A static entry in a bridge's forwarding database."""
+
+    link_index: int  # MAC of the port
+    mac: str
+    is_local: bool = False
+    """Whether frames to the MAC are for the host. The kernel adds such entries for the ports' own
+    MACs."""
+
+
+def tables(rtnl: Rtnl) -> list[Table]:
+    """Return the tables of both families. Raises KernelError."""
+
+    def parse(body: bytes) -> Table | None:
+        have = attributes(body, 4)
+        if body[0] not in _FAMILIES or _STATS not in have or _MOST not in have:
+            return None  # the parameters of one link
+        (refused,) = _ndt_stats.unpack_from(have[_STATS])
+        family = 6 if body[0] == socket.AF_INET6 else 4
+        return Table(family, 0, int.from_bytes(have[_MOST], sys.byteorder), refused)
+
+    def counted(body: bytes) -> bool | None:
+        _, _, state, flags, _ = _ndmsg.unpack_from(body)
+        return not (state & _PERMANENT or flags & _LEARNED) or None
+
+    present = rtnl.dump("read the neighbour tables", _GETNEIGHTBL, bytes(4), parse)
+    for position, table in enumerate(present):
+        family = socket.AF_INET6 if table.family == 6 else socket.AF_INET
+        own = rtnl.dump("list neighbours", _GETNEIGH, _request(family), counted)
+        present[position] = table._replace(own=len(own))
+    return present
+
+
+def permanent(rtnl: Rtnl) -> list[Permanent]:
+    """Return the permanent neighbour entries of both families. Raises KernelError."""
+
+    def parse(body: bytes) -> Permanent | None:
+        family, index, state, _, _ = _ndmsg.unpack_from(body)
+        if not state & _PERMANENT or family not in _FAMILIES:
+            return None
+        entry = attributes(body, 12)
+        if _DST not in entry:
+            return None
+        address = socket.inet_ntop(family, entry[_DST])
+        return Permanent(index, address, entry.get(_LLADDR, b"").hex(":"))
+
+    return rtnl.dump("list neighbours", _GETNEIGH, _request(socket.AF_UNSPEC), parse)
+
+
+def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[Fixed]]:
+    """Return the static FDB entries by bridge index: of all bridges (0), or of one.
+
+    Reads all in one dump, because the kernel walks all links for each dump. Raises KernelError.
+    """
+
+    def parse(body: bytes) -> tuple[int, Fixed] | None:
+        _, index, state, flags, _ = _ndmsg.unpack_from(body)
+        if not state & (_NOARP | _PERMANENT) or flags & _SELF:
+            return None
+        entry = attributes(body, 12)
+        bridge = int.from_bytes(entry.get(_MASTER, b""), sys.byteorder)
+        mac = entry.get(_LLADDR, b"").hex(":")
+        return bridge, Fixed(index, mac, bool(state & _PERMANENT))
+
+    body = _request(_AF_BRIDGE) + (u32(_MASTER, bridge_index) if bridge_index else b"")
+    tables: dict[int, set[Fixed]] = {}
+    for bridge, entry in rtnl.dump("list bridges' tables", _GETNEIGH, body, parse):
+        tables.setdefault(bridge, set()).add(entry)
+    return tables
+
+
+def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:
+    """Return whether a bridge has a static entry of a MAC for this port. Raises KernelError."""
+    have = _entry(rtnl, port_index, mac)
+    return have is not None and have[0] == port_index and bool(have[2] & _NOARP)
+
+
+def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int] | None:
+    """Return (link, bridge, NUD_*) of a MAC's entry in the bridge that a port is on.
+
+    The link of a bridge's own entry is the bridge. None without an entry. Raises KernelError.
+    """
+    body = _request(_AF_BRIDGE, port_index) + _mac(mac)
+    answer = rtnl.get_one(f"find the port of {mac}", _GETNEIGH, body, _ABSENT)
+    if answer is None:
+        return None
+    _, index, state, _, _ = _ndmsg.unpack_from(answer)
+    bridge = int.from_bytes(attributes(answer, 12).get(_MASTER, b""), sys.byteorder)
+    return index, bridge, state
+
+
+def fix(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
+    """Add a static entry to a bridge: it sends frames to ``mac`` to this port.
+
+    The entry that the kernel adds for the ``own`` MAC of a new port is deleted: no service sends to
+    that MAC, and the kernel walks all entries for each port that comes or goes. A new port replaces
+    no entry for the host. No port replaces that of the bridge itself: the network would lose the
+    host. Raises KernelError, EADDRINUSE if there is such an entry.
+    """
+    body = _ndmsg.pack(_AF_BRIDGE, port_index, _NOARP, _MASTERS, 0) + _mac(mac)
+    what = f"add the forwarding entry of {mac} for link {port_index}"
+    more = (unfix(port_index, own),) if own else ()
+    try:
+        rtnl.transact(Message(what, _NEWNEIGH, netlink.CREATE | netlink.EXCL, body), *more)
+        return
+    except KernelError as error:
+        if error.errno != errno.EEXIST:
+            raise
+    have = _entry(rtnl, port_index, mac)
+    if have is not None and have[2] & _PERMANENT and (own or have[0] == have[1]):
+        reason = "it is the MAC address of the bridge or of the host's end of a port"
+        raise netlink.refused(what, errno.EADDRINUSE, reason)
+    flags = netlink.CREATE | netlink.REPLACE
+    rtnl.transact(Message(what, _NEWNEIGH, flags, body), *more)
+
+
+def take(bridge_index: int, mac: str) -> Message:
+    """Return the message that makes a bridge's entry of a MAC, its own, one for the host."""
+    body = _ndmsg.pack(_AF_BRIDGE, bridge_index, _PERMANENT, _SELF, 0) + _mac(mac)
+    what = f"add the forwarding entry of {mac} for bridge {bridge_index} itself"
+    return Message(what, _NEWNEIGH, netlink.CREATE | netlink.REPLACE, body)
+
+
+def unfix(port_index: int, mac: str) -> Message:
+    """Return the message that deletes a bridge's static entry of a MAC; no-op if it is missing."""
+    body = _request(_AF_BRIDGE, port_index, _MASTERS) + _mac(mac)
+    what = f"delete the forwarding entry of {mac}"
+    return Message(what, _DELNEIGH, 0, body, (errno.ENOENT, errno.ENODEV))
+
+
+def of_tunnel(rtnl: Rtnl, index: int) -> list[tuple[str, str]]:
+    """Return (MAC, host) for each FDB entry of a VXLAN device, and (MAC, "") for its bridge port.
+
+    Entries that the kernel itself adds are left out. Raises KernelError.
+    """
+    body = _request(_AF_BRIDGE, index)
+    parsed = rtnl.dump("list a VXLAN device's table", _GETNEIGH, body, _tunnel_entry)
+    return [entry[1:] for entry in parsed if entry[0] == index]
+
+
+def _tunnel_entry(body: bytes) -> tuple[int, str, str] | None:
+    _, index, state, flags, _ = _ndmsg.unpack_from(body)
+    have = attributes(body, 12)
+    mac = have.get(_LLADDR, b"").hex(":")
+    if flags & _SELF and _DST in have:
+        packed = have[_DST]
+        family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+        return index, mac, socket.inet_ntop(family, packed)
+    if flags & _SELF or state & _PERMANENT:  # the device's own MAC
+        return None
+    return index, mac, ""
+
+
+def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
+    """Return (host that a VXLAN device sends a MAC to, whether its bridge knows the MAC).
+
+    The host is "" if there is none. Raises KernelError.
+    """
+    body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
+    answer = rtnl.get_one(f"find the host of {mac}", _GETNEIGH, body, _ABSENT)
+    entry = _tunnel_entry(answer) if answer is not None else None
+    return (entry[2] if entry else "", is_fixed(rtnl, index, mac))
+
+
+def lead(index: int, mac: str, host: str, was: str = "") -> list[Message]:
+    """Return the messages that send a MAC through a VXLAN device to ``host`` instead of ``was``."""
+    what = f"add the forwarding entry of {mac} to {host}"
+    flags = netlink.CREATE | netlink.REPLACE
+    port = _ndmsg.pack(_AF_BRIDGE, index, _NOARP, _MASTERS, 0) + _mac(mac)
+    device = _ndmsg.pack(_AF_BRIDGE, index, _PERMANENT | _NOARP, _SELF, 0) + _mac(mac)
+    messages = [
+        Message(what, _NEWNEIGH, flags, device + _address(_DST, host)),
+        Message(what, _NEWNEIGH, flags, port),
+    ]
+    # the entry has an address of another family: the kernel would replace it, but 4 bytes fill an
+    # IPv6 address only partly
+    return [*unlead(index, mac, port=False), *messages] if was else messages
+
+
+def unlead(index: int, mac: str, port: bool = True) -> list[Message]:
+    """Return the messages that delete both entries of a MAC, of the device and the bridge.
+
+    No-op for missing entries.
+    """
+    what = f"delete the forwarding entry of {mac}"
+    gone = (errno.ENOENT, errno.ENODEV)
+    device = Message(what, _DELNEIGH, 0, _request(_AF_BRIDGE, index, _SELF) + _mac(mac), gone)
+    return [unfix(index, mac), device] if port else [device]
+
+
+def mac_of(rtnl: Rtnl, index: int, address: str) -> str:
+    """Return the MAC of a link's permanent neighbour entry for an address; "" if there is none.
+
+    Raises KernelError.
+    """
+    body = _request(_family(address), index) + _address(_DST, address)
+    answer = rtnl.get_one(f"find the MAC of {address}", _GETNEIGH, body, _ABSENT)
+    if answer is None or not _ndmsg.unpack_from(answer)[2] & _PERMANENT:
+        return ""
+    return attributes(answer, 12).get(_LLADDR, b"").hex(":")
+
+
+def resolve(index: int, address: str, mac: str) -> Message:
+    """Return the message that adds or replaces a permanent neighbour entry."""
+    body = _ndmsg.pack(_family(address), index, _PERMANENT, 0, 0)
+    body += _address(_DST, address) + _mac(mac)
+    what = f"add neighbour {address} of link {index}"
+    return Message(what, _NEWNEIGH, netlink.CREATE | netlink.REPLACE, body)
+
+
+def forget(index: int, address: str) -> Message:
+    """Return the message that deletes the neighbour entry of an address; no-op if it is missing."""
+    body = _request(_family(address), index) + _address(_DST, address)
+    what = f"delete neighbour {address} of link {index}"
+    return Message(what, _DELNEIGH, 0, body, (errno.ENOENT, errno.ENODEV))
+
+
+def _family(address: str) -> int:
+    return socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
+
+
+def _address(kind: int, address: str) -> bytes:
+    return attribute(kind, socket.inet_pton(_family(address), address))
+
+
+def _mac(mac: str) -> bytes:
+    return attribute(_LLADDR, packed_mac(mac))
+
+
+def _request(family: int, index: int = 0, flags: int = 0) -> bytes:
+    return _ndmsg.pack(family, index, 0, flags, 0)

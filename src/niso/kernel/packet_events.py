@@ -1,0 +1,523 @@
+"""Packets that rules log, drop or trace.
+
+Read packets that nftables rules log to a group (linux/netfilter/nfnetlink_log.h).
+
+The kernel stores nothing: packets of a group without a reader are lost. A group has one reader.
+
+Trace packets through all nftables hooks, including those of other programs (nft(8), nftrace).
+
+Tables with the flag ``owner`` mark the packets. The kernel deletes them with the socket that
+created them, also if this process is killed.
+
+Capture the packets from and to some addresses that any nftables rule drops.
+
+Nothing in existing tables is changed: separate tables mark packets that
+belong to no established connection, and the kernel reports the path of each. A packet whose path
+ends in a drop is returned with its headers, the only part of it that the kernel reports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import select
+import socket
+import struct
+import time
+
+from niso.base.errors import Conflict, KernelError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import family_of
+from niso.kernel import netlink
+from niso.kernel.libnftables import Nft
+from niso.kernel.netlink import Message, attribute, attributes, refused, string, understood
+from niso.kernel.ruleset import ABSENT
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+    from typing import Self
+
+
+# --- nflog ---------------------------------------------------------------------------------------
+
+
+_PACKET, _CONFIG = 0x0400, 0x0401  # NFNL_SUBSYS_ULOG << 8 | NFULNL_MSG_*
+_CFG_CMD, _CFG_MODE, _CFG_QTHRESH = 1, 2, 5
+_BIND = b"\1"  # NFULNL_CFG_CMD_BIND
+_COPY_PACKET = 2
+_COPIED = 256  # bytes of each packet: the headers
+_TIMESTAMP, _INDEV, _OUTDEV, _PHYSINDEV, _PAYLOAD, _PREFIX = 3, 4, 5, 6, 9, 10
+_END_OF_TIME = 1 << 37  # seconds since 1970; datetime cannot hold later ones
+_RECEIVE_BYTES = 1 << 20
+_SO_RCVBUFFORCE = 33
+_BOUND = "/proc/net/netfilter/nfnetlink_log"
+_PROTOCOLS = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
+_EXTENSIONS = {0, 43, 60, 135}  # IPv6 headers with their length in the second byte (RFC 8200, 4)
+_FRAGMENT = 44
+
+
+class Logged(NamedTuple):
+    """A logged packet: time (seconds since 1970), prefix of the rule, ingress link and addresses.
+
+    On a bridge, the link is the bridge port. ``port`` is the destination port, None if there is
+    none. ``proto`` is a name, or a number if the name is unknown here.
+    """
+
+    time: float
+    prefix: str
+    link: str
+    source: str
+    destination: str
+    port: int | None
+    proto: str
+
+
+class Nflog(netlink.Netlink):
+    """Read the packets logged to ``group`` in the caller's network namespace. A context manager.
+
+    Raises Conflict if another process reads the group, KernelError if the kernel lacks the module.
+    """
+
+    def __init__(self, group: int) -> None:
+        super().__init__(netlink.NETFILTER)
+        self._group = group
+        try:
+            with contextlib.suppress(PermissionError):
+                self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BYTES)
+            self._bind()
+        except BaseException:
+            self.close()
+            raise
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def read(self) -> list[Logged] | None:
+        """Wait for packets and return them; None if some were lost because reading was too slow."""
+        try:
+            replies = self._receive()
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                return None
+            raise refused("read logged packets", error.errno or 0) from error
+        packets = [reply.body for reply in replies if reply.kind == _PACKET]
+        logged = (understood("read logged packets", _parse, body) for body in packets)
+        return [packet for packet in logged if packet is not None]
+
+    def _bind(self) -> None:
+        start = struct.pack("!BBH", socket.AF_UNSPEC, 0, self._group)  # struct nfgenmsg
+        what = f"read packets logged to group {self._group}"
+        mode = struct.pack("!IBx", _COPIED, _COPY_PACKET)  # struct nfulnl_msg_config_mode
+        at_once = attribute(_CFG_QTHRESH, struct.pack("!I", 1))
+        try:
+            self.transact(Message(what, _CONFIG, 0, start + attribute(_CFG_CMD, _BIND)))
+            self.transact(Message(what, _CONFIG, 0, start + attribute(_CFG_MODE, mode) + at_once))
+        except KernelError as error:
+            # a group bound by another socket answers EPERM (nfulnl_recv_config)
+            if error.errno in (errno.EPERM, errno.EBUSY) and (holder := _holder(self._group)):
+                raise Conflict(
+                    f"{holder} already reads the dropped packets (nflog group {self._group}),"
+                    " and the kernel allows one reader",
+                    "stop that one first, or read its output",
+                ) from None
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
+                raise KernelError(
+                    "this kernel lacks nfnetlink_log, which is needed to read dropped packets",
+                    "modprobe nfnetlink_log, or install the full set of kernel modules",
+                    error.errno,
+                ) from None
+            raise
+
+
+def _holder(group: int) -> str:
+    """Return a description of the process that has bound a group; "" if none has.
+
+    The port number of a socket usually is the pid of its process (netlink(7)).
+    """
+    try:
+        with open(_BOUND, encoding="ascii") as file:
+            ports = [line.split()[1] for line in file if line.split()[:1] == [str(group)]]
+    except OSError:
+        return ""
+    if not ports:
+        return ""
+    return (
+        f"another process (pid {ports[0]})"
+        if os.path.exists(f"/proc/{ports[0]}")
+        else "another process"
+    )
+
+
+def _parse(body: bytes) -> Logged | None:
+    fields = attributes(body, 4)
+    ends = _ends(fields.get(_PAYLOAD, b""))
+    if ends is None:
+        return None
+    stamp = fields.get(_TIMESTAMP)
+    seconds, micros = struct.unpack("!QQ", stamp) if stamp else (0, 0)
+    # the sender may have set the time of departure (SO_TXTIME)
+    if seconds >= _END_OF_TIME or micros >= 1_000_000:
+        seconds = 0
+    index = next((fields[kind] for kind in (_PHYSINDEV, _INDEV, _OUTDEV) if kind in fields), b"")
+    return Logged(
+        seconds + micros / 1e6 if seconds else time.time(),
+        string(fields.get(_PREFIX, b"")),
+        _link(index),
+        *ends,
+    )
+
+
+def _link(index: bytes) -> str:
+    number = int.from_bytes(index, "big")
+    try:
+        return socket.if_indextoname(number)
+    except OSError:  # the process has ended
+        return f"link {number}"
+
+
+def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
+    """Return (source, destination, destination port, protocol) of a possibly truncated IP packet.
+
+    Returns None for anything else.
+    """
+    version = packet[0] >> 4 if packet else 0
+    if version == 4 and len(packet) >= 20:
+        source, destination = (
+            socket.inet_ntop(socket.AF_INET, packet[at : at + 4]) for at in (12, 16)
+        )
+        first = not int.from_bytes(packet[6:8], "big") & 0x1FFF
+        number, offset = packet[9], (packet[0] & 15) * 4
+    elif version == 6 and len(packet) >= 40:
+        source, destination = (
+            socket.inet_ntop(socket.AF_INET6, packet[at : at + 16]) for at in (8, 24)
+        )
+        number, offset, first = _upper(packet)
+    else:
+        return None
+    proto = _PROTOCOLS.get(number, str(number))
+    has_port = proto in ("tcp", "udp", "sctp") and first and len(packet) >= offset + 4
+    port = int.from_bytes(packet[offset + 2 : offset + 4], "big") if has_port else None
+    return source, destination, port, proto
+
+
+def _upper(packet: bytes) -> tuple[int, int, bool]:
+    """Return (protocol, its offset, whether it is not a later fragment) of an IPv6 packet."""
+    number, offset, first = packet[6], 40, True
+    while offset + 8 <= len(packet):
+        if number == _FRAGMENT:
+            first = first and not int.from_bytes(packet[offset + 2 : offset + 4], "big") & 0xFFF8
+            number, offset = packet[offset], offset + 8
+        elif number in _EXTENSIONS:
+            number, offset = packet[offset], offset + 8 * (packet[offset + 1] + 1)
+        else:
+            break
+    return number, offset, first
+
+
+# --- nft trace -----------------------------------------------------------------------------------
+
+
+PREFIX = "niso_live_"
+"""The prefix of the names of the tables; the process id follows."""
+
+_TRACE = 0x0A11  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_TRACE
+_GROUP, _SOL_NETLINK, _ADD_MEMBERSHIP = 9, 270, 1  # NFNLGRP_NFTRACE
+_TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID = 1, 2, 3, 4, 5, 6
+_NETWORK, _TRANSPORT, _POLICY = 8, 9, 16
+_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
+_KINDS = {1: "policy", 2: "return", 3: "rule"}  # NFT_TRACETYPE_*
+_VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5: "return"}
+_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+_HANDLE_TEXT = re.compile(r"^\s+(.*) # handle (\d+)$")
+_QUIET_S = 0.3  # after this silence, the path of a packet is complete
+
+
+class Step(NamedTuple):
+    """One event of a packet in one chain: a rule matched, or the chain's policy decided.
+
+    ``table`` is like "inet niso", ``verdict`` like "accept" or "goto refuse", ``rule`` the text of
+    the rule, "" for a policy. ``network`` and ``transport`` are the first bytes of the packet's
+    headers (at most 40 and 20), empty where the kernel did not repeat them.
+    """
+
+    id: int
+    table: str
+    chain: str
+    kind: str
+    verdict: str
+    rule: str
+    network: bytes
+    transport: bytes
+
+    @property
+    def source_port(self) -> int | None:
+        """Return the sender's port; None without the headers, or if they have no port."""
+        return int.from_bytes(self.transport[:2], "big") if len(self.transport) >= 4 else None
+
+    @property
+    def version(self) -> int | None:
+        """Return the IP version; None without the headers."""
+        return self.network[0] >> 4 if self.network else None
+
+    def is_of_packet(self, other: Step) -> bool:
+        """Return whether both steps have headers, and of the same packet before source NAT."""
+        return self._sent != b"" and self._sent == other._sent
+
+    @property
+    def _sent(self) -> bytes:
+        """Return the bytes that only the sender sets: the source, and what numbers its packets.
+
+        The destination, and so checksums, may be translated on the way.
+        """
+        of_packet = self.transport[:2] + self.transport[4:6]  # a port or type; length, sequence, id
+        if self.version == 4 and len(self.network) >= 20:
+            return self.network[4:6] + self.network[9:10] + self.network[12:16] + of_packet
+        if self.version == 6 and len(self.network) >= 24:
+            return self.network[6:7] + self.network[8:24] + of_packet
+        return b""
+
+
+class Packet(NamedTuple):
+    """Selects the packets to mark. ``starts``: only those that begin a TCP connection."""
+
+    source: str
+    destination: str
+    port: int | None
+    proto: str
+    starts: bool = True
+
+
+class Trace(netlink.Netlink):
+    """Trace packets from its creation on. A context manager. Raises KernelError.
+
+    ``tables`` is the text of the tables that mark the packets (nft(8)). ``missed`` says whether the
+    kernel had to skip messages.
+    """
+
+    def __init__(self, tables: str) -> None:
+        super().__init__(netlink.NETFILTER)
+        self._nft = Nft()
+        self.missed = False
+        try:
+            self._rules = self._read_rules()
+            self._socket.bind((0, 0))  # the kernel sends nothing to port 0, its own
+            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
+            self._nft.run(tables)
+        except OSError as error:
+            self.close()
+            raise refused("follow packets", error.errno or 0) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def close(self) -> None:
+        self._nft.close()
+        super().close()
+
+    def first(self, seconds: float) -> list[Step]:
+        """Wait for one packet and return its path; empty if none came in ``seconds``.
+
+        Where a bridge passes the packet up to the host, the kernel changes its trace id, because
+        the id depends on the ingress link (trace_fill_id, net/netfilter/nf_tables_trace.c).
+        """
+        steps: list[Step] = []
+        ids: set[int] = set()
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if not select.select([self._socket], [], [], left)[0]:
+                break
+            for step in self.read():
+                if not steps or step.id in ids or step.is_of_packet(steps[0]):
+                    ids.add(step.id)
+                    steps.append(step)
+                    end = time.monotonic() + _QUIET_S
+        return steps
+
+    def read(self) -> list[Step]:
+        """Wait for trace messages of the kernel, and return their steps."""
+        try:
+            replies = self._receive()
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise refused("follow packets", error.errno or 0) from error
+            self.missed = True
+            return []
+        bodies = [reply.body for reply in replies if reply.kind == _TRACE]
+        return [understood("follow packets", self._parse, body) for body in bodies]
+
+    def _parse(self, body: bytes) -> Step:
+        fields = attributes(body, 4)
+        table = f"{_FAMILIES.get(body[0], str(body[0]))} {string(fields[_TABLE])}"
+        handle = int.from_bytes(fields.get(_HANDLE, b""), "big")
+        verdict = attributes(fields.get(_VERDICT, b""))
+        code = fields.get(_POLICY, verdict.get(_VERDICT_CODE, struct.pack(">i", -1)))
+        word = _VERDICTS.get(struct.unpack(">i", code)[0], "queue")
+        chain = string(fields[_CHAIN])
+        return Step(
+            int.from_bytes(fields[_ID], "big"),
+            table,
+            chain,
+            _KINDS.get(int.from_bytes(fields[_TYPE], "big"), ""),
+            f"{word} {string(verdict.get(_VERDICT_CHAIN, b''))}".strip(),
+            self._rules.get((table, chain, handle), "") if handle else "",
+            fields.get(_NETWORK, b""),
+            fields.get(_TRANSPORT, b""),
+        )
+
+    def _read_rules(self) -> dict[tuple[str, str, int], str]:
+        """Return the text of each rule by table, chain and handle."""
+        rules = {}
+        table = chain = ""
+        for line in self._nft.outline().splitlines():
+            if line.startswith("table "):
+                table = line.removeprefix("table ").partition(" {")[0]
+            elif line.startswith("\tchain "):
+                chain = line.removeprefix("\tchain ").partition(" {")[0]
+            elif match := _HANDLE_TEXT.match(line):
+                rules[table, chain, int(match[2])] = match[1]
+        return rules
+
+
+def _rule(packet: Packet) -> str:
+    """Return the rule that marks one packet a second."""
+    word = "ip6" if family_of(packet.destination) == 6 else "ip"
+    match = f"{word} saddr {packet.source} {word} daddr {packet.destination}"
+    if packet.port is not None:
+        match += f" {packet.proto} dport {packet.port}"
+        if packet.proto == "tcp" and packet.starts:
+            match += " tcp flags & (syn | ack) == syn"
+    else:
+        match += f" meta l4proto {'ipv6-icmp' if word == 'ip6' else 'icmp'}"
+    return f"{match} limit rate 1/second burst 1 packets meta nftrace set 1"
+
+
+def trace_rules(packets: Iterable[Packet]) -> str:
+    """Return the tables that mark these packets, in nft(8) syntax."""
+    rules = "; ".join(map(_rule, packets))
+    name = f"{PREFIX}{os.getpid()}"
+    chains = {
+        "inet": ("prerouting", "output"),
+        "bridge": ("prerouting",),
+    }
+    return "\n".join(
+        f"table {family} {name} {{ flags owner;"
+        + "".join(
+            f" chain {hook} {{ type filter hook {hook} priority -450; {rules}; }};"
+            for hook in hooks
+        )
+        + " }"
+        for family, hooks in chains.items()
+    )
+
+
+# --- nft drops -----------------------------------------------------------------------------------
+
+
+MOST_A_SECOND = 500
+"""The most packets that each rule marks a second; further packets are not seen."""
+_BUFFER = 4 << 20
+_MOST_WAYS = 4096
+
+
+class Dropped(NamedTuple):
+    """A dropped packet, and the rule that dropped it; ``rule`` is "" for a chain's policy.
+
+    ``headers`` begin with the IP header. ``length`` is that of the whole packet.
+    """
+
+    table: str
+    chain: str
+    rule: str
+    headers: bytes
+    length: int
+
+
+class Drops(Trace):
+    """Capture the dropped packets of some services. A context manager. Raises KernelError.
+
+    ``addresses`` are those of the services, ``ends`` the host ends of their veth pairs, ``bridges``
+    the bridges of all networks.
+    """
+
+    def __init__(
+        self, addresses: Collection[str], ends: Collection[str], bridges: Collection[str]
+    ) -> None:
+        super().__init__(drop_rules(addresses, ends, bridges))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        self._headers: dict[int, tuple[bytes, bytes]] = {}
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def dropped(self) -> list[Dropped]:
+        """Wait for trace messages of the kernel, and return the packets that were dropped."""
+        return self.among(self.read())
+
+    def among(self, steps: Iterable[Step]) -> list[Dropped]:
+        """Return the packets whose path ends with a drop in one of these steps."""
+        dropped = []
+        for step in steps:
+            if step.network:
+                self._headers[step.id] = step.network, step.transport
+            if step.verdict == "drop" and step.id in self._headers:
+                network, transport = self._headers.pop(step.id)
+                rule = step.rule if step.kind == "rule" else ""
+                dropped.append(Dropped(step.table, step.chain, rule, *_packet(network, transport)))
+        while len(self._headers) > _MOST_WAYS:  # trace steps of packets that passed
+            del self._headers[next(iter(self._headers))]
+        return dropped
+
+
+def _packet(network: bytes, transport: bytes) -> tuple[bytes, int]:
+    """Return the complete headers, and the length of the packet."""
+    if network[0] >> 4 == 4:
+        size = (network[0] & 15) * 4
+        length = int.from_bytes(network[2:4], "big")
+    else:
+        size = 40
+        length = 40 + int.from_bytes(network[4:6], "big")
+        # the kernel omits extension headers (RFC 8200)
+        if len(network) == 40 and network[6] in (0, 43, 44, 60, 51):
+            transport = b""
+    return network + (transport if len(network) == size else b""), length
+
+
+def drop_rules(addresses: Collection[str], ends: Collection[str], bridges: Collection[str]) -> str:
+    """Return the tables that mark packets of these addresses, in nft(8) syntax."""
+    limit = f"limit rate {MOST_A_SECOND}/second burst {MOST_A_SECOND} packets meta nftrace set 1"
+    into, either, foreign = [], [], []
+    for family, word in ((4, "ip"), (6, "ip6")):
+        own = ", ".join(a for a in addresses if family_of(a) == family)
+        if not own:
+            continue
+        outside = f"iifname != {{ {', '.join(bridges)} }} " if bridges else ""
+        into.append(f"{outside}{word} daddr {{ {own} }} {limit}")
+        # the bridge table has already marked what raw refuses
+        into.append(f"meta mark & {ABSENT} != 0 {word} saddr {{ {own} }} {limit}")
+        for side in ("saddr", "daddr"):
+            either.append(
+                f"ct state != {{ established, related }} {word} {side} {{ {own} }} {limit}"
+            )
+        if ends:
+            foreign.append(f"iifname {{ {', '.join(ends)} }} {word} saddr != {{ {own} }} {limit}")
+    name = f"{PREFIX}{os.getpid()}_drops"
+    # raw drops packets from outside to a service's address; the other rules need the destination
+    # after DNAT
+    chains = {
+        ("inet", "prerouting", -450): into,
+        ("inet", "input", -150): either,
+        ("inet", "forward", -150): either,
+        ("inet", "output", -150): either,
+        ("bridge", "prerouting", -450): foreign,
+    }
+    return "\n".join(
+        f"table {family} {name} {{ flags owner; chain {hook} {{"
+        f" type filter hook {hook} priority {priority}; {'; '.join(rules)}; }}; }}"
+        for (family, hook, priority), rules in chains.items()
+        if rules
+    )

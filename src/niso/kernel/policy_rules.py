@@ -1,0 +1,426 @@
+"""The part of the ruleset for policies, audits and the memory of flows.
+
+Define the part of the ruleset that records flows: who connected to whom, and what was refused.
+
+The rules fill these sets, so they are not part of State, and no process has to run. A key is
+(source, destination, protocol, port), after DNAT and before masquerading. An element has counters,
+and expires a week after its last packet. A full set drops no packet: its rule ends, and the next
+rule counts the flow as missed. Only protocols with ports are recorded. docs/design/seeing.md
+explains where the rules are.
+
+Define the part of the ruleset for policies: their maps in lookup order, and their logging.
+
+Define the part of the ruleset for policies in audit mode, which record instead of deny.
+
+A packet that such a policy would deny is recorded and returns to ``forward``, where all other rules
+still apply to it. Sets contain the addresses of the audited services. The comment of an element has
+the service, and the begin and end of its audit in seconds since 1970. The element has a timeout:
+when the kernel deletes it, with or without niso running, the policy starts to drop. So an expired
+element is not reported as drift: an element that is about to expire is neither wanted nor seen. An
+audit without an end has an element without a timeout. docs/design/policy.md explains audits.
+"""
+
+from __future__ import annotations
+
+from niso.base.names import BRIDGES
+
+# --- nft sensor ----------------------------------------------------------------------------------
+
+
+WATCHED = "watched"
+"""A set of both tables with the bridges, and their ports, of networks that are observed."""
+
+KEPT_S = 7 * 86_400
+"""The lifetime of an element after its last packet, in seconds."""
+
+PROBES = "probes"
+"""Sets of both tables with the sources of niso's own test packets, which are not recorded.
+
+A packet mark would not work: it is lost when a packet leaves its namespace.
+"""
+PROBES_KEPT_S = 10
+
+SEEN = "seen"  # passed, from services and from the host
+ENTERED = "entered"  # passed to published ports, from other machines, whose number is unlimited
+REFUSED = "refused"
+AUDITED = "audited"  # passed, although a policy in audit would deny it
+# passed within a bridge that is not tracked; UDP and SCTP are counted by packet
+SWITCHED = "switched"
+
+TRACKED = "0x8000000"
+"""The bit of the packet mark for bridged frames that have passed the inet table's prerouting hook.
+
+Flows that these frames start are recorded there. If another program clears the bit, a flow is
+recorded twice.
+"""
+
+REFUSE = "refuse"
+"""The chain that records a new flow and drops the packet. Every drop of a policy goes to it.
+
+The chain `AUDITED` records a packet that a policy in audit does not drop, and returns.
+"""
+
+SIZES = {SEEN: 65_535, ENTERED: 16_383, REFUSED: 16_383, AUDITED: 16_383, SWITCHED: 65_535}
+_OF_BRIDGE = (SWITCHED,)
+_PORTED = "{ tcp, udp, sctp }"
+_NO_START = "tcp flags & (fin | syn | rst | ack) != syn"
+_KEY = "{word} saddr . {word} daddr . meta l4proto . th dport"
+_SENSOR_WORDS = {4: "ip", 6: "ip6"}
+_TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
+
+
+def sets_of(bridge: bool) -> tuple[str, ...]:
+    """Return the names of the sets that record flows, in the bridge table or in the inet table."""
+    return tuple(f"{name}{n}" for name in SIZES if (name in _OF_BRIDGE) == bridge for n in (4, 6))
+
+
+def _sets(bridge: bool) -> str:
+    lines = []
+    kept = f"timeout {KEPT_S // 86_400}d"
+    for family, kind in _TYPES.items():
+        lines.append(
+            f"\tset {PROBES}{family} {{ type {kind} . inet_proto . inet_service; size 1024;"
+            f" flags dynamic, timeout; timeout {PROBES_KEPT_S}s; }}"
+        )
+        lines += [
+            f"\tset {name}{family} {{ type {kind} . {kind} . inet_proto . inet_service;"
+            f" size {size}; flags dynamic, timeout; {kept}; counter; }}"
+            for name, size in SIZES.items()
+            if (name in _OF_BRIDGE) == bridge
+        ]
+    return "\n".join(sorted(lines))
+
+
+def _own(verdict: str) -> str:
+    """Return the rules that keep niso's own test packets from being recorded."""
+    return "\n".join(
+        f"\t\t{word} saddr . meta l4proto . th sport @{PROBES}{family} {verdict}"
+        for family, word in _SENSOR_WORDS.items()
+    )
+
+
+def _record(name: str, verdict: str) -> str:
+    """Return the rules that record a flow in a set and end with ``verdict``."""
+    lines = [
+        f"\t\tupdate @{name}{number} {{ {_KEY.format(word=word)} }} {verdict}"
+        for number, word in _SENSOR_WORDS.items()
+    ]
+    return "\n".join((*lines, f'\t\tcounter {verdict} comment "{full(name)}"'))
+
+
+def full(name: str) -> str:
+    """Return the comment of the rule that counts the flows that a full set has missed."""
+    return f"missed: {name} is full"
+
+
+INET_SETS = f"\tset {WATCHED} {{ type ifname; }}\n{_sets(bridge=False)}"
+
+BRIDGE_SETS = f"\tset {WATCHED} {{ type ifname; }}\n{_sets(bridge=True)}"
+
+INET_CHAINS = f"""\
+	chain see_away {{
+		type nat hook postrouting priority filter; policy accept;
+		oifname @{WATCHED} goto see
+		iifname @{WATCHED} goto see
+	}}
+
+	chain see_host {{
+		type nat hook input priority filter; policy accept;
+		iifname @{WATCHED} goto see
+	}}
+
+	chain see {{
+		meta l4proto != {_PORTED} accept
+{_own("accept")}
+		ct status dnat goto see_published
+		goto see_own
+	}}
+
+	chain see_published {{
+		iif != 0 iifname != {BRIDGES} goto see_entered comment "from another machine"
+		ip saddr @subnets4 goto see_own
+		ip6 saddr @subnets6 goto see_own
+		ip saddr 127.0.0.0/8 goto see_own
+		goto see_entered
+	}}
+
+	chain see_entered {{
+{_record(ENTERED, "accept")}
+	}}
+
+	chain see_own {{
+{_record(SEEN, "accept")}
+	}}
+
+	chain {REFUSE} {{
+		iifname @{WATCHED} goto see_refused
+		oifname @{WATCHED} goto see_refused
+		drop
+	}}
+
+	chain see_refused {{
+		meta l4proto != {_PORTED} drop
+{_own("drop")}
+{_record(REFUSED, "drop")}
+	}}
+
+	chain {AUDITED} {{
+		iifname @{WATCHED} goto see_audited
+		oifname @{WATCHED} goto see_audited
+	}}
+
+	chain see_audited {{
+		meta l4proto != {_PORTED} return
+{_own("return")}
+{_record(AUDITED, "return")}
+	}}
+"""
+
+BRIDGE_CHAINS = f"""\
+	chain see {{
+		meta mark & {TRACKED} != 0 accept comment "tracked: the inet table records it"
+		meta l4proto tcp {_NO_START} accept
+		meta l4proto tcp goto see_watched
+		meta l4proto {{ udp, sctp }} goto see_datagram
+		accept
+	}}
+
+	chain see_datagram {{
+		ip frag-off & 0x1fff != 0 accept comment "has no ports"
+		frag frag-off != 0 accept
+		ip daddr . ip saddr . meta l4proto . th sport @{SWITCHED}4 accept comment "an answer"
+		ip6 daddr . ip6 saddr . meta l4proto . th sport @{SWITCHED}6 accept
+		goto see_watched
+	}}
+
+	chain see_watched {{
+		iifname != @{WATCHED} accept
+{_own("accept")}
+{_record(SWITCHED, "accept")}
+	}}
+"""
+
+
+# --- nft policies --------------------------------------------------------------------------------
+
+
+LOG_GROUP = 28271
+"""The nfnetlink_log group for packets dropped by policies with ``log = true``."""
+LOG_RATE = "rate 20/second burst 50 packets"
+
+CLASS = "class"
+"""The part that gives no verdict: its map sets the packet's priority to the class of the peer."""
+FIRST_CLASS = 0x4E000000
+"""Classes are multiples of 16 above that.
+
+Queues sort packets by such a priority as ordinary ones: no queue has this number, and the lowest 4
+bits are 0.
+"""
+
+POLICY_PARTS = {
+    "port": ("{own} . {peer} . inet_proto . inet_service", False),
+    "ports": ("{own} . {peer} . inet_proto . inet_service", True),
+    "peer": ("{own} . {peer}", False),
+    CLASS: ("{own} . {peer}", True),
+    "class_ports": ("{own} . classid . inet_proto . inet_service", True),
+    "class_all": ("{own} . classid", False),
+    "any_port": ("{own} . inet_proto . inet_service", False),
+    "any_ports": ("{own} . inet_proto . inet_service", True),
+    "class_rest": ("{own} . classid", False),
+    "rest": ("{own}", False),
+}
+"""Maps each part of a policy to (fields of its key, whether they are intervals), in lookup order.
+
+``own`` is an address of the service with the policy. plan/policy_elements.py explains the parts.
+"""
+
+
+def _maps() -> str:
+    return "\n".join(
+        f"\tmap {way}{family}_{part} {{ type {fields.format(own=kind, peer=kind)} :"
+        f" {'classid' if part == CLASS else 'verdict'};{' flags interval;' if interval else ''}"
+        f"{'' if part == CLASS else ' counter; last;'} }}"
+        for way in ("in", "out")
+        for family, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))
+        for part, (fields, interval) in POLICY_PARTS.items()
+    )
+
+
+def _chains() -> str:
+    chains = []
+    parts = list(POLICY_PARTS)
+    at = parts.index(CLASS)
+    before, classed = parts[:at], parts[at + 1 :]
+    others = [part for part in classed if not part.startswith(CLASS)]
+    for way, own, peer in (("in", "daddr", "saddr"), ("out", "saddr", "daddr")):
+        for family, word in ((4, "ip"), (6, "ip6")):
+            name = f"{way}{family}"
+            read = {
+                "{own}": f"{word} {own}",
+                "{peer}": f"{word} {peer}",
+                "classid": "meta priority",
+                "inet_proto": "meta l4proto",
+                "inet_service": "th dport",
+            }
+            keys = {
+                part: " . ".join(read[field] for field in fields.split(" . "))
+                for part, (fields, _) in POLICY_PARTS.items()
+            }
+
+            def asks(some: list[str], keys: dict[str, str] = keys, name: str = name) -> list[str]:
+                return [f"\t\t{keys[part]} vmap @{name}_{part}" for part in some]
+
+            lines = [
+                f"\tchain classed_{name} {{",
+                *asks(classed),
+                "\t}",
+                "",
+                f"\tchain check_{name} {{",
+                *asks(before),
+                "\t\tmeta priority set none",
+                f"\t\tmeta priority set {keys[CLASS]} map @{name}_{CLASS}",
+                f"\t\tmeta priority != none goto classed_{name}",
+                *asks(others),
+                "\t}",
+            ]
+            chains.append("\n".join(lines))
+    return "\n\n".join(chains)
+
+
+POLICY_SETS = f"""\
+{_maps()}
+	set log_in4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	set log_in6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	set log_out4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	set log_out6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}"""
+
+POLICY_CHAINS = f"""\
+{_chains()}
+
+	chain log_in {{
+		update @log_in4 {{ ip daddr limit {LOG_RATE} }} log prefix "niso in" group {LOG_GROUP}
+		update @log_in6 {{ ip6 daddr limit {LOG_RATE} }} log prefix "niso in" group {LOG_GROUP}
+		goto {REFUSE}
+	}}
+
+	chain log_out {{
+		update @log_out4 {{ ip saddr limit {LOG_RATE} }} log prefix "niso out" group {LOG_GROUP}
+		update @log_out6 {{ ip6 saddr limit {LOG_RATE} }} log prefix "niso out" group {LOG_GROUP}
+		goto {REFUSE}
+	}}"""
+
+
+# --- nft audit -----------------------------------------------------------------------------------
+
+
+_AUDIT_WORDS = {4: "ip", 6: "ip6"}
+_OWN = {"in": "daddr", "out": "saddr"}
+
+PLACES = tuple(f"audit_{way}{family}" for way in _OWN for family in _AUDIT_WORDS)
+"""The sets of the inet table with audited addresses. Their counters count packets not denied."""
+
+
+def chain(ingress: bool, log: bool) -> str:
+    """Return the name of the chain for packets that a policy in audit would deny."""
+    return f"audit_{'log_' if log else ''}{'in' if ingress else 'out'}"
+
+
+VERDICTS = frozenset(f"goto {chain(way, log)}" for way in (True, False) for log in (True, False))
+"""The verdicts of the map elements of policies in audit; they stay after the audit has ended."""
+
+
+def _chain(way: str, log: bool) -> str:
+    deny = f"log_{way}" if log else REFUSE
+    lines = [
+        f"{word} {_OWN[way]} @audit_{way}{family} goto {AUDITED}"
+        for family, word in _AUDIT_WORDS.items()
+    ]
+    # counted here, because the counters of the policy include packets from before the end of the
+    # audit
+    lines += [
+        f"{word} {_OWN[way]} @no_start_{way}{family} goto {deny}"
+        for family, word in _AUDIT_WORDS.items()
+    ]
+    body = "\n".join(f"\t\t{line}" for line in (*lines, "drop"))
+    return f"\tchain {chain(way == 'in', log)} {{\n{body}\n\t}}\n"
+
+
+AUDIT_SETS = "\n".join(
+    f"\tset {name} {{ type ipv{name[-1]}_addr; flags timeout; counter; }}" for name in PLACES
+)
+
+AUDIT_CHAINS = "\n".join(_chain(way, log) for way in _OWN for log in (False, True))
+
+MOST_S = 14 * 86_400
+"""The longest finite duration of an audit, and the default, in seconds."""
+
+NEVER = -1
+"""The end of an audit that lasts until the manifest ends it. Its element has no timeout."""
+ENDLESS = float("inf")
+"""The remaining seconds of an audit without an end."""
+
+SLACK_S = 60
+"""How far the clock may have been set back since an audit began, in seconds.
+
+With an earlier clock, such as one that starts at 1970, the end of the audit cannot be determined,
+and the policy is enforced, unless the audit has no end.
+"""
+
+_GRACE_S = 2  # an element with less time left is neither added nor deleted
+_EXPIRES = "expires "
+_WITHOUT_END = "without a timeout"
+_WITH_END = "with a timeout"
+_TOO_LONG = "with a timeout after its end"
+
+
+def comment(service: str, since: int, until: int) -> str:
+    """Return the comment of the elements of a service."""
+    return f"{service} {since} {until}"
+
+
+def left_s(since: int, until: int, now: float) -> float:
+    """Return the remaining time of an audit in seconds, or `ENDLESS`.
+
+    It is 0 if the audit has ended, or if the clock is implausible (see `SLACK_S`).
+    """
+    if until == NEVER and since:
+        return ENDLESS
+    if now < since - SLACK_S:
+        return 0
+    return max(0, min(until - now, MOST_S))
+
+
+def timeout_s(text: str, now: float) -> float:
+    """Return the remaining lifetime of the element with this comment in seconds, or `ENDLESS`."""
+    try:
+        _, since, until = text.split(" ")
+        return left_s(int(since), int(until), now)
+    except ValueError:  # not a comment of niso's
+        return 0
+
+
+def is_wanted(text: str, now: float) -> bool:
+    """Return whether an element with this comment should exist now."""
+    return timeout_s(text, now) > _GRACE_S
+
+
+def expires(milliseconds: int) -> str:
+    """Return the value that represents an element with a timeout, as read from the kernel."""
+    return f"{_EXPIRES}{milliseconds / 1000}"
+
+
+def seen(value: str, text: str, now: float) -> str | None:
+    """Return the value of an element for comparison: "" if its timeout is as desired.
+
+    ``value`` is as `expires` returns it, and ``text`` the comment. Returns None if the element is
+    about to expire.
+    """
+    right = timeout_s(text, now)
+    if not value.startswith(_EXPIRES):
+        return "" if right == ENDLESS else _WITHOUT_END
+    if right == ENDLESS:
+        return _WITH_END
+    left = float(value.removeprefix(_EXPIRES))
+    if right <= _GRACE_S and left <= 2 * _GRACE_S:
+        return None
+    return _TOO_LONG if left > right + _GRACE_S else ""

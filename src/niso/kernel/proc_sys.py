@@ -1,0 +1,197 @@
+"""Read and write sysctls; kernel modules.
+
+Read and write sysctls of the caller's network namespace (proc_sys_net(5), ip-sysctl.rst).
+
+The parts of a name are separated by slashes, since an interface name may contain dots:
+"net/ipv4/conf/eth0.7/forwarding".
+
+Load kernel modules that the kernel does not load on demand.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from niso.base import paths, signals
+from niso.base.errors import KernelError
+from niso.kernel.netlink import refused
+
+# --- sysctl --------------------------------------------------------------------------------------
+
+
+_OWN = "/proc/thread-self/ns/net"
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # asm-generic/unistd.h
+_FSCONFIG_CMD_CREATE = 6  # linux/mount.h; its FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC are 1
+_MOST_FOLDERS = 8
+_MOST_WALKS = 64
+# number of namespaces; with fewer, the private mount and ctypes cost more than they save
+_FEW = 100
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+_folders: dict[tuple[int, str], int] = {}
+"""Maps (network namespace, "ipv4") to a descriptor of that namespace's /proc/sys/net/ipv4."""
+_top, _walks = -1, 0
+"""The descriptor of the folder from which sysctl folders are opened, and how many were opened."""
+
+
+def read(name: str) -> str | None:
+    """Return the value without its newline; None if this kernel or interface does not have it.
+
+    Raises KernelError.
+    """
+    return read_all((name,))[0]
+
+
+def read_all(names: Iterable[str]) -> list[str | None]:
+    """Like `read` for each name, in one namespace, which the caller does not leave in between."""
+    try:
+        inode = os.stat(_OWN).st_ino
+    except OSError as error:
+        raise refused("read sysctls", error.errno or 0) from error
+    return [_read(inode, name) for name in names]
+
+
+def write(name: str, value: str) -> None:
+    """Set a sysctl. Raises KernelError, also if it does not exist."""
+    write_all(((name, value),))
+
+
+def write_all(values: Iterable[tuple[str, str]]) -> None:
+    """Like `write` for each (name, value), in order and in one namespace."""
+    inode = 0
+    for name, value in values:
+        what = f"set sysctl {name} to '{value}'"
+        _check(name)
+        try:
+            signals.hit(what)
+            inode = inode or os.stat(_OWN).st_ino
+            fd = _open(inode, name, os.O_WRONLY | os.O_TRUNC)
+            try:
+                os.write(fd, value.encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise refused(what, error.errno or 0) from error
+
+
+def _read(inode: int, name: str) -> str | None:
+    try:
+        fd = _open(inode, name, os.O_RDONLY)
+        try:
+            return os.read(fd, 4096).decode().rstrip("\n")
+        finally:
+            os.close(fd)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise refused(f"read sysctl {name}", error.errno or 0) from error
+
+
+def _open(inode: int, name: str, flags: int) -> int:
+    """Open a sysctl of this thread's namespace, whose inode is ``inode``, and return a descriptor.
+
+    Raises OSError.
+    """
+    _check(name)
+    _, family, tail = name.split("/", 2)
+    key = (inode, family)
+    folder = _folders.get(key)
+    if folder is not None:
+        try:
+            return os.open(tail, flags | os.O_CLOEXEC, dir_fd=folder)
+        except FileNotFoundError:
+            # the sysctl no longer exists, or the folder is of an earlier namespace with the same
+            # inode number
+            os.close(_folders.pop(key))
+    while len(_folders) >= _MOST_FOLDERS:
+        os.close(_folders.pop(next(iter(_folders))))  # the oldest entry
+    folder = _open_folder(family)
+    _folders[key] = folder
+    return os.open(tail, flags | os.O_CLOEXEC, dir_fd=folder)
+
+
+def _open_folder(family: str) -> int:
+    global _top, _walks
+    if _top < 0 or _walks >= _MOST_WALKS:
+        old, _top = _top, -1
+        if old >= 0:
+            os.close(old)
+        _top, _walks = _own_sys(), 0
+    _walks += 1
+    return os.open(f"net/{family}", _FOLDER, dir_fd=_top)
+
+
+def _has_many() -> bool:
+    """Return whether the host has many network namespaces, judging by the number of names."""
+    try:
+        return len(os.listdir(paths.NETNS_DIR)) > _FEW
+    except OSError:
+        return False
+
+
+def _own_sys() -> int:
+    """Return a descriptor of the folder sys of a private proc mount (fsopen(2)), else of /proc/sys.
+
+    These folders have the same name in all namespaces, so they share one chain of the file system's
+    dentry cache. With 1,000 namespaces, opening two of them in /proc takes 1 to 2 ms; in a private
+    mount 0.07 ms, including the mount. If /proc/sys/net is read-only, /proc/sys is used, so that
+    niso respects that.
+    """
+    if not _has_many():
+        return os.open(_SYS, _FOLDER)
+    import ctypes
+
+    read_only = os.statvfs(f"{_SYS}/net").f_flag & os.ST_RDONLY
+    libc = ctypes.CDLL(None, use_errno=True)
+    context = -1 if read_only else libc.syscall(_FSOPEN, b"proc", 1)
+    if context >= 0:
+        try:
+            libc.syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+            mount = libc.syscall(_FSMOUNT, context, 1, 0)
+        finally:
+            os.close(context)
+        if mount >= 0:
+            try:
+                return os.open("sys", _FOLDER, dir_fd=mount)
+            finally:
+                os.close(mount)
+    return os.open(_SYS, _FOLDER)
+
+
+def _check(name: str) -> None:
+    """Raise KernelError for a name outside net/: such sysctls belong to the whole machine."""
+    if not name.startswith("net/") or ".." in name.split("/") or name.count("/") < 2:
+        raise KernelError(f"'{name}' is not a sysctl of a network namespace")
+
+
+# --- modules -------------------------------------------------------------------------------------
+
+
+BRIDGE_NETFILTER = "net/bridge"
+_GLOBAL = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables")
+_SYS = "/proc/sys"
+_MODPROBE = ("/usr/sbin/modprobe", "/sbin/modprobe")
+
+
+def load_bridge_netfilter() -> None:
+    """Load br_netfilter if it is missing; bridges with nf_call_iptables need it.
+
+    Its global sysctls start at 1, which would pass the frames of all other bridges through the
+    rules of all tables. They are set to 0, so these bridges behave as without the module. Raises
+    KernelError if the module does not exist.
+    """
+    if os.path.isdir(f"{_SYS}/{BRIDGE_NETFILTER}"):
+        return
+    program = next((path for path in _MODPROBE if os.path.exists(path)), None)
+    if program is not None:
+        pid = os.posix_spawn(program, ["modprobe", "br_netfilter"], {})
+        os.waitpid(pid, 0)
+    if not os.path.isdir(f"{_SYS}/{BRIDGE_NETFILTER}"):
+        raise KernelError(
+            "cannot load the kernel module br_netfilter: services of one network would get no"
+            " reply from each other's published ports",
+            "install the full set of kernel modules, or publish no ports",
+        )
+    for name in _GLOBAL:
+        write(f"{BRIDGE_NETFILTER}/{name}", "0")

@@ -1,0 +1,774 @@
+"""The text of the two tables: sets, chains, bridge table, tunnels, limits.
+
+Define the rules for networks that span hosts: which hosts may send what by VXLAN (RFC 7348).
+
+A packet of another host is checked where it arrives, by the inner headers, before connection
+tracking. It passes only if its inner destination is a service here, and if its outer source, VNI,
+inner source MAC and inner source address all belong to one claim. So no host can send as a service
+of another host, or from an address that its service has lost. ARP, neighbour discovery to all, VLAN
+tags and broadcasts of other hosts are dropped here. On a host without such a network all sets are
+empty.
+
+Offsets are in bits from the UDP header: flags 64, VNI 96, then the inner frame: destination 128,
+source 176, EtherType 224, source address 336 (IPv4) or 304 (IPv6).
+
+Define which packets of services are rate-limited, and the text of a limit.
+
+Define the bridge table of the ruleset: what services may send, and which services frames reach.
+
+It checks frames at the ports of niso's bridges before the inet table (nft_tables.py) sees their
+packets, and records the result in the packet mark.
+
+Define the nftables ruleset: two static tables, with sets and maps for services and networks.
+
+Chains never change with services: a change adds and deletes elements in one transaction, so its
+cost does not depend on the number of services. Both tables cover IPv4 and IPv6.
+docs/design/packet.md describes the path of a packet.
+
+Derive the types of each set and map from the ruleset's text, and group the sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import sha256
+
+from niso.base.names import BRIDGES
+from niso.kernel import policy_rules
+from niso.kernel.policy_rules import CLASS, POLICY_PARTS
+
+# --- nft wire ------------------------------------------------------------------------------------
+
+
+TUNNEL = "nw-cluster"
+"""The WireGuard link of an encrypted cluster (kinds/wireguard.py)."""
+VNI, TO, FROM = "@th,96,24", "@th,128,48", "@th,176,48"
+_OUTER = {4: "ip saddr", 6: "ip6 saddr"}
+_INNER = {4: ("0x0800", "@th,336,32"), 6: ("0x86dd", "@th,304,128")}
+_PAIRS = [(outer, inner) for outer in (4, 6) for inner in (4, 6)]
+
+
+def _key(outer: int, inner: int) -> str:
+    return f"{_OUTER[outer]} . {VNI} . {FROM} . {_INNER[inner][1]}"
+
+
+SETS = "\n".join(
+    (
+        "\tset wire { type inet_service; }",
+        "\tset sealed { type inet_service; }",
+        "\tset vxlans { type ifname; }",
+        f"\tset here {{ typeof {VNI} . {TO}; }}",
+        *(f"\tset vx{o}{i} {{ typeof {_key(o, i)}; }}" for o, i in _PAIRS),
+    )
+)
+"""The sets: the UDP port, VXLAN devices, services here, and the claims of other hosts.
+
+The port is also in ``sealed`` if its packets must go through the tunnel. Tunnel addresses are IPv6,
+so only IPv6 is looked up there; no claim then has another host's IPv4 address.
+
+``vx46`` has claims of IPv6 addresses by hosts with IPv4 underlay addresses.
+"""
+
+ARRIVES = "udp dport @wire jump wire"
+"""The first rule of prerouting. It also checks packets from lo, where VXLAN sockets listen, too."""
+
+LEAVES = "udp dport @wire jump wire_away"
+"""The first rule after masquerading: otherwise a service or user could forge such packets.
+
+Their outer source would be this host's. Only packets that a VXLAN device has encapsulated have that
+device as their input device (ip_output, net/ipv4/ip_output.c).
+"""
+
+UNMARKED = 'oifname "nx-*" meta mark set meta mark & 0xb3ffffff'
+"""The rule that clears niso's marks on packets that a VXLAN device is to encapsulate.
+
+Those are `CHECKED`, `TRACKED` and `RESOLVED`. For a packet with a mark the device looks up its
+route again (ip_tunnel_dst_cache_usable, include/net/ip_tunnels.h).
+"""
+
+CHAINS = "\n".join(
+    (
+        "\tchain wire {",
+        f'\t\tmeta nfproto ipv6 udp dport @sealed iifname != "{TUNNEL}" fib daddr type != unicast'
+        ' counter drop comment "not through the tunnel"',
+        f"\t\t{VNI} . {TO} @here jump claimed",
+        '\t\tfib daddr type unicast return comment "not for this host"',
+        '\t\tcounter drop comment "of another host, and nobody has claimed it"',
+        "\t}",
+        "",
+        "\tchain claimed {",
+        *(
+            f"\t\t@th,64,8 0x08 @th,224,16 {_INNER[i][0]} {_key(o, i)} @vx{o}{i} notrack accept"
+            for o, i in _PAIRS
+        ),
+        "\t}",
+        "",
+        "\tchain wire_away {",
+        "\t\tiifname != @vxlans fib saddr type local counter drop"
+        ' comment "not sent by a VXLAN device, but with the address of this host"',
+        f'\t\tmeta nfproto ipv6 udp dport @sealed oifname != "{TUNNEL}" fib saddr type local'
+        ' counter drop comment "it would leave unencrypted"',
+        "\t}",
+        "",
+        "\tchain wire_out {",
+        "\t\ttype filter hook output priority raw; policy accept;",
+        "\t\tudp dport @wire notrack",
+        "\t}",
+    )
+)
+
+CLAIMS = tuple(f"vx{o}{i}" for o, i in _PAIRS)
+"""The sets with claims of other hosts."""
+
+
+# --- nft limits ----------------------------------------------------------------------------------
+
+
+FLOWS, FRAGMENTS, ARP, ASKERS = "flows", "fragments", "arp_nd", "askers"
+"""Sets with a limit in each element; a source without an element has no limit.
+
+New flows are limited by address (``flows4``, ``flows6``); IP fragments, and ARP with neighbour
+discovery, by bridge port. ``askers4`` and ``askers6`` limit how many addresses on its own links the
+host resolves for a service, apart from those that were resolved in the last `nft_tables.NEXT_HOP_S`
+seconds. Each takes an entry of the machine's neighbour table.
+"""
+_BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5}  # burst, in seconds of the rate
+
+
+def limit(what: str, rate: int) -> str:
+    """Return the limit of an element in nft syntax: ``rate`` packets a second, with a burst."""
+    return f"limit rate over {rate}/second burst {rate * _BURST[what]} packets"
+
+
+# --- nft bridge ----------------------------------------------------------------------------------
+
+
+SWITCHED = "0x4e150000"
+"""The mark of a frame that a foreign bridge switches, set in the bridge hook for the forward chain."""
+
+CHECKED = "0x40000000"
+"""The bit of the packet mark for frames from a service's port that have passed the source check.
+
+`raw` drops packets from niso's bridges without this bit: they came through a port that niso did not
+create or that was renamed, whose name no rule of the bridge table matches. For packets from
+internal networks the bit is set again before routing, since mangle rules may overwrite it: without
+the bit, the routing rule of the network drops them (kernel/rtnetlink.py).
+"""
+
+RESOLVED = "0x4000000"
+"""The bit of the packet mark for frames into which the bridge table has written the receiver's MAC.
+
+Other firewalls may restore the bit from a connection's mark, on a frame to any MAC. But a frame
+that leaves by a port was addressed to the bridge's own MAC (``pkttype host``) only if the bridge
+table rewrote it, or the host translated it. And a port that niso has not created may learn a
+service's MAC.
+"""
+_RESOLVED = f"meta mark set meta mark | {RESOLVED}"
+ABSENT = "0x10000000"
+"""The bit of the packet mark for packets from a service to an unassigned address of its subnet."""
+_ABSENT = f"meta mark set meta mark & 0xbfffffff | {ABSENT}"  # without the bit `CHECKED`
+_CHECK = f"meta mark set meta mark | {CHECKED}"
+_BOTH = hex(int(CHECKED, 16) | int(RESOLVED, 16))
+# IPv4 is checked and sent to the receiver's MAC by one rule
+_RESOLVED4 = f"meta mark set meta mark | {_BOTH}"
+_UNTRACKED_COPY = hex(int(RESOLVED, 16) | int(policy_rules.TRACKED, 16))
+
+DROPPED_FROM = "dropped_from"
+"""A set of the bridge table that counts packets with a foreign source, by bridge port.
+
+The rules fill it, so it is not part of State. A separate rule adds to the set before the drop,
+because adding to a full set ends the rule.
+"""
+
+TABLE = f"""\
+table bridge niso {{
+	comment "made by niso; see niso net rules"
+
+	set owner {{ type ifname; }}
+	set ports {{ type ifname; }}
+	set sources4 {{ type ifname . ether_addr . ipv4_addr; }}
+	set sources6 {{ type ifname . ether_addr . ipv6_addr; }}
+	set links {{ typeof iifname . @th,208,48; }}
+	set quoted4 {{ typeof iifname . @th,192,32; }}
+	set quoted6 {{ typeof iifname . @th,256,128; }}
+	set subnets4 {{ type ipv4_addr; flags interval; }}
+	set subnets6 {{ type ipv6_addr; flags interval; }}
+	set own4 {{ type ether_addr . ipv4_addr; flags interval; }}
+	set own6 {{ type ether_addr . ipv6_addr; flags interval; }}
+	set host_macs {{ type ether_addr; }}
+	map receivers4 {{ type ether_addr . ipv4_addr : ether_addr; }}
+	map receivers6 {{ type ether_addr . ipv6_addr : ether_addr; }}
+	set gateways4 {{ type ipv4_addr; }}
+	set gateways6 {{ type ipv6_addr; }}
+	set broadcasts {{ type ipv4_addr; }}
+	set {FRAGMENTS} {{ type ifname; {limit(FRAGMENTS, 40)}; }}
+	set {ARP} {{ type ifname; {limit(ARP, 100)}; }}
+{policy_rules.BRIDGE_SETS}
+	set {DROPPED_FROM} {{ type ifname; size 65535; flags dynamic; counter; }}
+
+	chain prerouting {{
+		type filter hook prerouting priority -300; policy accept;
+		ether type ip iifname . ether saddr . ip saddr @sources4 goto from_own4
+		iifname @ports goto from_port
+		ether type arp arp saddr ip @subnets4 counter drop comment "ARP for a service from a port that niso has not made"
+	}}
+
+	chain from_own4 {{
+		@nh,48,16 & 0x3fff != 0 iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
+		@nh,128,8 127 counter drop comment "loopback from a wire, before DNAT can hide it"
+		meta l4proto icmp icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} jump from_own_error
+		meta pkttype host ether daddr set ether daddr . ip daddr map @receivers4 {_RESOLVED4} accept comment "to a service, by its gateway's MAC"
+		meta pkttype host ip daddr @subnets4 jump to_own4
+		{_CHECK} accept
+	}}
+
+	chain to_own4 {{
+		ip daddr @gateways4 return
+		ether daddr . ip daddr @own4 {_ABSENT} accept comment "to an address that no service has: refused in raw"
+		ether daddr != @host_macs counter drop comment "to the MAC of a port: the host would ask for a neighbour"
+	}}
+
+	chain to_own6 {{
+		ether daddr set ether daddr . ip6 daddr map @receivers6 {_RESOLVED} return comment "to a service, by its gateway's MAC"
+		ip6 daddr fe80::/10 ip6 daddr != fe80::1 counter drop comment "link-local: no service has such an address, the bridge this one"
+		ip6 daddr != @subnets6 return
+		ip6 daddr @gateways6 return
+		ether daddr . ip6 daddr @own6 {_ABSENT} accept comment "to an address that no service has: refused in raw"
+		ether daddr != @host_macs counter drop comment "to the MAC of a port: the host would ask for a neighbour"
+	}}
+
+	chain from_own_error {{
+		icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} iifname . @th,192,32 @quoted4 return comment "about a packet to itself"
+		add @{DROPPED_FROM} {{ iifname }}
+		counter drop comment "about the packets of others"
+	}}
+
+	chain from_port {{
+		ether type arp iifname @{ARP} counter drop comment "too much ARP of a service"
+		ether type arp meta length <= 46 iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
+		ether type ip6 iifname . ether saddr . ip6 saddr @sources6 {_CHECK} goto from_own6
+		ether type ip6 icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop comment "routine announcements of a kernel, not counted"
+		add @{DROPPED_FROM} {{ iifname }}
+		counter drop comment "not its own address"
+	}}
+
+	chain from_own6 {{
+		ip6 daddr ::1 counter drop comment "loopback from a wire"
+		exthdr frag exists iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
+		meta pkttype host jump to_own6
+		meta l4proto != ipv6-icmp accept
+		icmpv6 type {{ echo-request, echo-reply }} accept
+		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }} iifname . @th,256,128 @quoted6 accept comment "about a packet to itself"
+		icmpv6 type nd-neighbor-solicit goto from_own_nd
+		icmpv6 type nd-neighbor-advert iifname . ether saddr . icmpv6 taddr @sources6 goto from_own_nd
+		exthdr frag exists frag frag-off != 0 accept comment "its rest: hosts take no ND in fragments (RFC 6980)"
+		add @{DROPPED_FROM} {{ iifname }}
+		counter drop comment "router advertisements, redirects, ND for others, errors about their packets"
+	}}
+
+	chain from_own_nd {{
+		iifname @{ARP} counter drop comment "too much neighbour discovery of a service"
+		ip6 length 24 accept comment "no option"
+		ip6 length 32 @th,192,16 {{ 0x0101, 0x0201 }} iifname . @th,208,48 @links accept comment "one option, with its own MAC"
+		add @{DROPPED_FROM} {{ iifname }}
+		counter drop comment "ND with a MAC that is not its own"
+	}}
+
+	chain forward {{
+		type filter hook forward priority -200; policy accept;
+		meta mark & {_BOTH} == {_BOTH} meta pkttype host iifname "n*" oifname @ports goto see comment "to one service alone"
+		meta mark & {CHECKED} == 0 iifname != @ports oifname @ports counter drop comment "from a port that niso has not made, or that has lost its name"
+		iifname != "n*" oifname @ports counter drop comment "the same, with a mark of another firewall"
+		ether type ip oifname . ether daddr . ip daddr @sources4 goto see comment "the same, by its own MAC"
+		ether type ip6 oifname . ether daddr . ip6 daddr @sources6 goto see
+		iifname @ports goto between
+		iifname != @ports meta mark & 0xffff0000 == 0 meta mark set meta mark | {SWITCHED}
+	}}
+
+	chain input {{
+		type filter hook input priority -200; policy accept;
+		meta mark & {_UNTRACKED_COPY} == {RESOLVED} iifname @ports meta mark set meta mark & 0xbfffffff comment "a copy for who listens on the bridge: raw drops it"
+		meta pkttype other meta mark & {policy_rules.TRACKED} == 0 iifname "nx-*" accept comment "the same of another host: has no flow"
+		meta pkttype other iifname @ports counter drop comment "to the MAC of another port: the host would not take it, but its flow"
+	}}
+
+{policy_rules.BRIDGE_CHAINS}
+	chain between {{
+		ether type arp accept
+		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+		meta pkttype {{ broadcast, multicast }} counter drop
+		ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} counter drop comment "in a frame to one MAC"
+		ip daddr @broadcasts counter drop
+		ip6 daddr ff00::/8 counter drop
+		add @{DROPPED_FROM} {{ iifname }}
+		counter drop comment "to a MAC that has another address, or to none"
+	}}
+
+	chain postrouting {{
+		type filter hook postrouting priority 300; policy accept;
+		{UNMARKED}
+		meta mark & 0xffff0000 == {SWITCHED} meta mark set meta mark & 0x0000ffff
+	}}
+}}
+"""
+
+
+# --- nft tables ----------------------------------------------------------------------------------
+
+
+INET = "inet niso"
+BRIDGE = "bridge niso"
+
+PROGRAM = "0x20000000"
+"""The bit of the packet mark for packets that a host program on one of `OWN_PORTS` would receive.
+
+It is set before connection tracking and cleared after it.
+"""
+REMAPPED, _NOT_REMAPPED = PROGRAM, "0xdfffffff"
+"""The same bit on egress, for the first packet of a host's flow whose source port is remapped."""
+_MARK_PROGRAM = f"meta mark set meta mark | {PROGRAM}"
+
+PROGRAMS = "programs"
+"""A set of the inet table with ports that masquerading could take, and host programs use.
+
+A rule adds the port, for a day, when another machine opens a flow to a host program. A packet that
+is sent to such a program before that, and matches a flow of a service, is dropped (`answers`). Any
+user of the host may listen on many ports: with all of them in the set, no flow of a service could
+leave.
+"""
+
+OWN_PORTS = range(32_768, 61_000)
+"""The host ports that masquerading may use: the range of Linux's ephemeral ports
+(ip_local_port_range).
+
+A flow whose source port is that of a published port, or of a host program, would receive packets
+that are meant for them (CVE-2021-3773).
+"""
+_OWN_SPAN = f"{OWN_PORTS[0]}-{OWN_PORTS[-1]}"
+_MASQUERADE = f"masquerade to :{_OWN_SPAN}"
+_WITH_PORTS = "meta l4proto { tcp, udp, sctp, dccp, udplite }"
+_NO_PORTS = 'counter drop comment "without ports: its answers could be for the host"'
+
+NEXT_HOP_S = 10
+
+_NO_START = "ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
+
+_NAME_SERVER = (
+    "meta l4proto { tcp, udp } th dport 53 fib daddr . iif type != local"
+    f' counter goto {policy_rules.REFUSE} comment "the name server of another network"'
+)
+
+TABLES = f"""\
+table inet niso {{
+	comment "made by niso; see niso net rules"
+
+	set owner {{ type ifname; }}
+	set bridges {{ type ifname; }}
+	set same_bridge {{ type ifname . ifname; }}
+	set ports {{ type ifname; }}
+	set subnets4 {{ type ipv4_addr; flags interval; }}
+	set subnets6 {{ type ipv6_addr; flags interval; }}
+	set internal {{ type ifname; }}
+	set closed {{ type nf_proto; }}
+	set before {{ type ifname . ifname . ifname; }}
+	set no_start_in4 {{ type ipv4_addr; counter; }}
+	set no_start_in6 {{ type ipv6_addr; counter; }}
+	set no_start_out4 {{ type ipv4_addr; counter; }}
+	set no_start_out6 {{ type ipv6_addr; counter; }}
+	set ingress4 {{ type ipv4_addr; }}
+	set ingress6 {{ type ipv6_addr; }}
+	set egress4 {{ type ipv4_addr; }}
+	set egress6 {{ type ipv6_addr; }}
+{policy_rules.AUDIT_SETS}
+{policy_rules.POLICY_SETS}
+	map local_addr4 {{ type ifname . ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+	map local_addr6 {{ type ifname . ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
+	map local_any4 {{ type ifname . inet_proto . inet_service : ipv4_addr . inet_service; }}
+	map local_any6 {{ type ifname . inet_proto . inet_service : ipv6_addr . inet_service; }}
+	map publish_addr4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+	map publish_addr6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
+	map publish_any4 {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+	map publish_any6 {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
+	map range_addr4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr; flags interval; }}
+	map range_addr6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr; flags interval; }}
+	map range_any4 {{ type inet_proto . inet_service : ipv4_addr; flags interval; }}
+	map range_any6 {{ type inet_proto . inet_service : ipv6_addr; flags interval; }}
+	set kept_addr4 {{ type ipv4_addr . inet_proto . inet_service; }}
+	set kept_addr6 {{ type ipv6_addr . inet_proto . inet_service; }}
+	set kept_any4 {{ type inet_proto . inet_service; }}
+	set kept_any6 {{ type inet_proto . inet_service; }}
+	set kept_range_addr4 {{ type ipv4_addr . inet_proto . inet_service; flags interval; }}
+	set kept_range_addr6 {{ type ipv6_addr . inet_proto . inet_service; flags interval; }}
+	set kept_range_any4 {{ type inet_proto . inet_service; flags interval; }}
+	set kept_range_any6 {{ type inet_proto . inet_service; flags interval; }}
+	set {PROGRAMS} {{ type inet_proto . inet_service; size 1024; flags dynamic, timeout; timeout 1d; }}
+	set flows4 {{ type ipv4_addr; {limit(FLOWS, 1000)}; }}
+	set flows6 {{ type ipv6_addr; {limit(FLOWS, 1000)}; }}
+	set next_hops4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout {NEXT_HOP_S}s; }}
+	set next_hops6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout {NEXT_HOP_S}s; }}
+	set askers4 {{ type ipv4_addr; {limit(ASKERS, 20)}; }}
+	set askers6 {{ type ipv6_addr; {limit(ASKERS, 20)}; }}
+	map hairpin4 {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
+	map hairpin6 {{ type ipv6_addr . ipv6_addr : ipv6_addr; }}
+{policy_rules.INET_SETS}
+{SETS}
+
+	chain raw {{
+		type filter hook prerouting priority raw; policy accept;
+		{ARRIVES}
+		meta pkttype != host iifname {BRIDGES} notrack comment "to all: no chain has judged the flow that it would make"
+		meta mark & {CHECKED} != 0 iifname {BRIDGES} meta mark set meta mark | {policy_rules.TRACKED} accept comment "of a service: the bridge table has judged it"
+		iif "lo" accept
+		meta nfproto ipv6 goto raw6
+		ip daddr 127.0.0.0/8 counter drop comment "loopback from a wire, before DNAT can hide it"
+		ip saddr 127.0.0.0/8 counter drop
+		iifname "n*" jump from_bridge
+		ip daddr @subnets4 counter drop comment "not published: to a subnet of niso from outside"
+		ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
+		th dport {_OWN_SPAN} goto to_program
+	}}
+
+	chain raw6 {{
+		ip6 daddr ::1 counter drop comment "loopback from a wire, before DNAT can hide it"
+		ip6 saddr ::1 counter drop
+		iifname "n*" jump from_bridge
+		ip6 daddr @subnets6 counter drop comment "not published: to a subnet of niso from outside"
+		ip6 saddr ::ffff:0:0/96 counter drop
+		ip6 saddr @subnets6 counter drop comment "a service's address from elsewhere"
+		th dport {_OWN_SPAN} goto to_program
+	}}
+
+	chain to_program {{
+		meta l4proto udp socket wildcard {{ 0, 1 }} {_MARK_PROGRAM}
+		tcp flags & (fin | syn | rst | ack) == syn socket wildcard {{ 0, 1 }} {_MARK_PROGRAM}
+	}}
+
+{CHAINS}
+
+	chain from_bridge {{
+		iifname @ports counter drop comment "not switched: link-local control frames"
+		iifname != @bridges return
+		meta mark & {RESOLVED} != 0 drop comment "a copy of what the bridge has led to a service"
+		meta mark & {ABSENT} != 0 counter reject with icmpx type host-unreachable comment "to an address that no service has"
+		meta pkttype {{ broadcast, multicast }} meta l4proto != ipv6-icmp fib saddr type local accept comment "the host's own, which it hears itself"
+		counter drop comment "from a port of a bridge that niso has not made, or that has lost its name"
+	}}
+
+	chain publish {{
+		ip6 daddr ::1 return comment "the kernel takes packets for it from no bridge: no answer would come back"
+		iifname {BRIDGES} jump publish_local
+		dnat ip to ip daddr . meta l4proto . th dport map @publish_addr4
+		dnat ip to ip daddr . meta l4proto . th dport map @range_addr4
+		dnat ip to meta l4proto . th dport map @publish_any4
+		dnat ip to meta l4proto . th dport map @range_any4
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @publish_addr6
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @range_addr6
+		dnat ip6 to meta l4proto . th dport map @publish_any6
+		dnat ip6 to meta l4proto . th dport map @range_any6
+	}}
+
+	chain publish_local {{
+		dnat ip to iifname . ip daddr . meta l4proto . th dport map @local_addr4
+		dnat ip to iifname . meta l4proto . th dport map @local_any4
+		dnat ip6 to iifname . ip6 daddr . meta l4proto . th dport map @local_addr6
+		dnat ip6 to iifname . meta l4proto . th dport map @local_any6
+	}}
+
+	chain prerouting {{
+		type nat hook prerouting priority dstnat; policy accept;
+		fib daddr type local jump publish
+	}}
+
+	chain answers {{
+		type filter hook prerouting priority mangle - 10; policy accept;
+		meta mark & {PROGRAM} == 0 accept
+		ct direction reply ct status snat ct original ip saddr @subnets4 counter drop comment "for a program of the host: a flow of a service has taken its port"
+		ct direction reply ct status snat ct original ip6 saddr @subnets6 counter drop
+		meta mark set meta mark & {_NOT_REMAPPED}
+	}}
+
+	chain mark_internal {{
+		type filter hook prerouting priority dstnat + 1; policy accept;
+		meta mark & {CHECKED} == 0 iifname {BRIDGES} iifname @internal meta mark set meta mark | {CHECKED} comment "the routing rule of its bridge prohibits what has no mark"
+	}}
+
+	chain output {{
+		type nat hook output priority dstnat; policy accept;
+		fib daddr type local jump publish
+	}}
+
+	chain postrouting {{
+		type nat hook postrouting priority srcnat; policy accept;
+		oifname @bridges goto to_services
+		oif "lo" goto of_host
+		ip saddr @subnets4 goto away4
+		ip6 saddr @subnets6 goto away6
+		iif 0 fib saddr type local goto of_host
+	}}
+
+	chain of_host {{
+		meta nfproto ipv4 meta l4proto . th sport @kept_any4 goto another_port comment "its port is published: it gets another"
+		meta nfproto ipv4 meta l4proto . th sport @kept_range_any4 goto another_port
+		ip saddr . meta l4proto . th sport @kept_addr4 goto another_port
+		ip saddr . meta l4proto . th sport @kept_range_addr4 goto another_port
+		meta nfproto ipv6 meta l4proto . th sport @kept_any6 goto another_port
+		meta nfproto ipv6 meta l4proto . th sport @kept_range_any6 goto another_port
+		ip6 saddr . meta l4proto . th sport @kept_addr6 goto another_port
+		ip6 saddr . meta l4proto . th sport @kept_range_addr6 goto another_port
+	}}
+
+	chain another_port {{
+		meta mark set meta mark | {REMAPPED}
+		oifname @bridges {_WITH_PORTS} {_MASQUERADE} fully-random
+		{_WITH_PORTS} snat to :{_OWN_SPAN} fully-random
+	}}
+
+	chain away4 {{
+		{_WITH_PORTS} meta l4proto . th sport @kept_any4 {_MASQUERADE} fully-random comment "its port is published: it gets another"
+		{_WITH_PORTS} meta l4proto . th sport @kept_range_any4 {_MASQUERADE} fully-random
+		{_WITH_PORTS} meta l4proto . th sport @{PROGRAMS} {_MASQUERADE} fully-random
+		{_WITH_PORTS} {_MASQUERADE}
+		meta l4proto icmp masquerade
+		{_NO_PORTS}
+	}}
+
+	chain away6 {{
+		{_WITH_PORTS} meta l4proto . th sport @kept_any6 {_MASQUERADE} fully-random
+		{_WITH_PORTS} meta l4proto . th sport @kept_range_any6 {_MASQUERADE} fully-random
+		{_WITH_PORTS} meta l4proto . th sport @{PROGRAMS} {_MASQUERADE} fully-random
+		{_WITH_PORTS} {_MASQUERADE}
+		meta l4proto ipv6-icmp masquerade
+		{_NO_PORTS}
+	}}
+
+	chain kept {{
+		type filter hook postrouting priority srcnat + 1; policy accept;
+		{LEAVES}
+		ct state established,untracked accept
+		meta mark & {REMAPPED} != 0 goto remapped
+		oifname @bridges accept
+		ct original ip saddr @subnets4 goto kept4
+		ct original ip6 saddr @subnets6 goto kept6
+		iif != 0 meta nfproto ipv4 fib saddr type local goto kept4 comment "masqueraded by others, as Docker"
+		iif != 0 meta nfproto ipv6 fib saddr type local goto kept6
+	}}
+
+	chain remapped {{
+		meta mark set meta mark & {_NOT_REMAPPED}
+		meta nfproto ipv4 goto kept4
+		goto kept6
+	}}
+
+	chain kept4 {{
+		ct status & snat == 0 accept
+		meta l4proto . ct reply proto-dst @kept_any4 counter drop comment "would take a published port: dropped before it is tracked"
+		meta l4proto . ct reply proto-dst @kept_range_any4 counter drop
+		ct reply ip daddr . meta l4proto . ct reply proto-dst @kept_addr4 counter drop
+		ct reply ip daddr . meta l4proto . ct reply proto-dst @kept_range_addr4 counter drop
+		iif != 0 iifname != {BRIDGES} accept
+		meta l4proto . ct reply proto-dst @{PROGRAMS} counter drop comment "would take the port of a program of the host"
+	}}
+
+	chain kept6 {{
+		ct status & snat == 0 accept
+		meta l4proto . ct reply proto-dst @kept_any6 counter drop
+		meta l4proto . ct reply proto-dst @kept_range_any6 counter drop
+		ct reply ip6 daddr . meta l4proto . ct reply proto-dst @kept_addr6 counter drop
+		ct reply ip6 daddr . meta l4proto . ct reply proto-dst @kept_range_addr6 counter drop
+		iif != 0 iifname != {BRIDGES} accept
+		meta l4proto . ct reply proto-dst @{PROGRAMS} counter drop
+	}}
+
+	chain to_services {{
+		iif != 0 iifname != {BRIDGES} accept comment "from another machine: it keeps its address"
+		iif 0 fib saddr type local jump of_host comment "a frame within a bridge has no iif here either"
+		ip saddr 127.0.0.0/8 masquerade comment "the host by 127.0.0.1"
+		ct status & dnat == 0 accept
+		snat ip to ip saddr . ip daddr map @hairpin4 comment "a service that reaches itself"
+		snat ip6 to ip6 saddr . ip6 daddr map @hairpin6
+		ip saddr @subnets4 fib saddr type local masquerade comment "the host by another bridge's address"
+		ip6 saddr @subnets6 fib saddr type local masquerade
+	}}
+
+	chain forward {{
+		type filter hook forward priority filter; policy accept;
+		iifname {BRIDGES} ct state established accept
+		meta nfproto ipv6 oifname {BRIDGES} iifname != {BRIDGES} fib saddr type local counter drop comment "from outside as the host itself; the kernel refuses IPv4"
+		oifname {BRIDGES} ct state established accept
+		iifname != {BRIDGES} goto enter
+		iifname != @bridges goto enter comment "not niso's, in spite of its name"
+		ct state related,invalid goto related
+		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} iifname . oifname @same_bridge accept
+		ct status & confirmed == 0 ip saddr @flows4 counter drop comment "too many new flows of a service"
+		ct status & confirmed == 0 ip6 saddr @flows6 counter drop
+		iifname @internal iifname . oifname != @same_bridge counter goto {policy_rules.REFUSE} comment "out of an internal network"
+		{_NO_START} jump no_start
+		ip saddr @egress4 jump check_out4
+		ip6 saddr @egress6 jump check_out6
+		oifname != {BRIDGES} goto next_hop
+		ip daddr @ingress4 jump check_in4
+		ip6 daddr @ingress6 jump check_in6
+		ct status dnat oifname @bridges accept comment "published"
+		iifname . oifname @same_bridge accept
+		oifname @bridges counter goto {policy_rules.REFUSE} comment "not published"
+		goto next_hop
+	}}
+
+	chain enter {{
+		oifname != @bridges goto others
+		ct state related,invalid goto related
+		{_NO_START} jump no_start
+		ip daddr @ingress4 jump check_in4
+		ip6 daddr @ingress6 jump check_in6
+		fib saddr type != unicast counter drop comment "from outside as the host itself, or as all"
+		ct status dnat accept comment "published"
+		counter goto {policy_rules.REFUSE} comment "not published"
+	}}
+
+	chain next_hop {{
+		meta oiftype != ether accept
+		rt ip nexthop @next_hops4 accept
+		rt ip6 nexthop @next_hops6 accept
+		ip saddr @askers4 counter drop comment "the host would ask for too many neighbours of a service"
+		ip6 saddr @askers6 counter drop
+		add @next_hops4 {{ rt ip nexthop }}
+		add @next_hops6 {{ rt ip6 nexthop }}
+	}}
+
+	chain input {{
+		type filter hook input priority filter; policy accept;
+		iifname != {BRIDGES} goto from_outside
+		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
+		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+		ct status & confirmed == 0 ip saddr @flows4 counter drop comment "too many new flows of a service"
+		ct status & confirmed == 0 ip6 saddr @flows6 counter drop
+		ip daddr @subnets4 {_NAME_SERVER}
+		ip6 daddr @subnets6 {_NAME_SERVER}
+		{_NO_START} jump no_start
+		ip saddr @egress4 jump check_out4
+		ip6 saddr @egress6 jump check_out6
+	}}
+
+	chain from_outside {{
+		ct state != new accept
+		iif "lo" accept
+		meta l4proto {{ tcp, udp }} th dport {_OWN_SPAN} socket wildcard {{ 0, 1 }} update @{PROGRAMS} {{ meta l4proto . th dport }}
+	}}
+
+	chain from_host {{
+		type filter hook output priority filter; policy accept;
+		oifname != {BRIDGES} accept
+		icmp type redirect drop comment "about a copy for who listens on the bridge"
+		icmpv6 type nd-redirect drop
+		{_NO_START} jump no_start
+	}}
+
+	chain no_start {{
+		ip daddr != @audit_in4 ip daddr @no_start_in4 drop comment "of a connection that a policy has cut"
+		ip6 daddr != @audit_in6 ip6 daddr @no_start_in6 drop
+		ip saddr != @audit_out4 ip saddr @no_start_out4 drop
+		ip6 saddr != @audit_out6 ip6 saddr @no_start_out6 drop
+	}}
+
+{policy_rules.POLICY_CHAINS}
+
+{policy_rules.AUDIT_CHAINS}
+{policy_rules.INET_CHAINS}
+	chain related {{
+		ct state invalid drop
+		iifname != @bridges ct original ip saddr @subnets4 ct reply ip saddr @subnets4 counter drop comment "from outside, about a flow that never leaves"
+		iifname != @bridges ct original ip6 saddr @subnets6 ct reply ip6 saddr @subnets6 counter drop
+		iifname != @bridges ct original ip saddr 127.0.0.0/8 counter drop
+		meta l4proto {{ icmp, ipv6-icmp }} accept
+		counter drop
+	}}
+
+	chain others {{
+		meta mark & 0xffff0000 == {SWITCHED} accept comment "not routed: switched on somebody's bridge"
+		meta nfproto @closed counter drop comment "forwarding is on for niso alone"
+	}}
+}}
+
+{TABLE}"""
+
+DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
+
+
+# --- nft sets ------------------------------------------------------------------------------------
+
+
+def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
+    """Yield the entries of `DECLARED`.
+
+    Sets that the rules themselves fill are left out; they are recognised by longer declarations.
+    """
+    table = ""
+    for line in TABLES.splitlines():
+        if line.startswith("table "):
+            table = line[6:-2]
+        elif line.startswith(("\tset ", "\tmap ")):
+            name, _, body = line[5:].removesuffix("; }").partition(" { ")
+            types, *more = body.split("; ")
+            key, _, value = types.partition(" ")[2].partition(" : ")
+            if more and more[0].startswith("limit "):
+                yield (table, name), (key, "limit", False)
+            elif {"flags interval", "flags timeout", "counter", "last"}.issuperset(more):
+                yield (table, name), (key, value or None, "flags interval" in more)
+
+
+DECLARED = dict(_declared())
+"""Maps (table, set or map) to (type of its keys, type of its values, whether it has intervals).
+
+The value type of a set with limits is "limit".
+"""
+
+CONTAINERS = {
+    table: tuple(name for at, name in DECLARED if at == table) for table in (INET, BRIDGE)
+}
+"""All sets and maps whose elements niso writes, by table."""
+
+POLICIES = frozenset(
+    (
+        *(
+            f"{kind}{family}"
+            for kind in ("ingress", "egress", "no_start_in", "no_start_out")
+            for family in (4, 6)
+        ),
+        *(
+            f"{way}{family}_{part}"
+            for way in ("in", "out")
+            for family in (4, 6)
+            for part in POLICY_PARTS
+        ),
+    )
+)
+"""The sets and maps of policies."""
+
+COUNTED = frozenset(
+    name
+    for name in POLICIES
+    if not name.startswith(("ingress", "egress")) and not name.endswith(f"_{CLASS}")
+)
+"""The sets and maps whose elements have counters."""
+
+_GUARDS = f"""
+owner bridges same_bridge ports subnets4 subnets6 internal closed before
+sources4 sources6 quoted4 quoted6 links broadcasts own4 own6 host_macs gateways4 gateways6
+flows4 flows6 askers4 askers6 {FRAGMENTS} {ARP} vxlans wire sealed
+"""
+LATE = frozenset(_GUARDS.split())
+"""Sets whose elements protect another object, and are deleted after that object.
+
+See kinds/element.py for policies.
+"""
+
+
+def rules_of(table: str, chain: str) -> list[str]:
+    """Return the rules of a chain of the ruleset, in order."""
+    body = (
+        TABLES.partition(f"table {table} {{")[2]
+        .partition(f"chain {chain} {{\n")[2]
+        .partition("\n\t}")[0]
+    )
+    lines = [line.strip() for line in body.splitlines()]
+    return [line for line in lines if not line.startswith("type ")]

@@ -1,0 +1,212 @@
+"""Find the host's sockets that use a port, and their processes, through NETLINK_SOCK_DIAG.
+
+See sock_diag(7) and linux/inet_diag.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.kernel import netlink
+from niso.kernel.netlink import attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+
+if TYPE_CHECKING:
+    _End = tuple[str, int]
+    _Figures = tuple[str, float | None, int | None, int | None, int | None]
+
+_BY_FAMILY = 20  # SOCK_DIAG_BY_FAMILY
+_SKV6ONLY = 11  # INET_DIAG_SKV6ONLY
+_INFO = 2  # INET_DIAG_INFO
+# TCP_ESTABLISHED, TCP_LISTEN; TCP_CLOSE is also a UDP socket that is bound but not connected
+_ESTABLISHED, _LISTEN, _CLOSE = 1, 10, 7
+# the states of ss(8), except listening sockets and TIME_WAIT, whose connection is over
+_STATES = {
+    1: "established",
+    2: "syn-sent",
+    3: "syn-recv",
+    4: "fin-wait-1",
+    5: "fin-wait-2",
+    8: "close-wait",
+    9: "last-ack",
+    11: "closing",
+}
+_PROTOCOLS = {
+    "tcp": (socket.IPPROTO_TCP, _LISTEN),
+    "udp": (socket.IPPROTO_UDP, _CLOSE),
+    "sctp": (socket.IPPROTO_SCTP, _LISTEN),
+}
+_LAST_PORT = 65535
+_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0.0.0.0/96
+
+_request = struct.Struct("=BBBxI")  # struct inet_diag_req_v2, before its socket id
+_rtt_retransmitted = struct.Struct("=I28xI")  # of struct tcp_info: tcpi_rtt, tcpi_total_retrans
+_acked_received = struct.Struct("=QQ")  # tcpi_bytes_acked, tcpi_bytes_received
+_RTT, _ACKED = 68, 120  # offset at which they begin
+_id = struct.Struct(">HH16s16s")  # struct inet_diag_sockid, before interface and cookie
+_ID_SIZE = 48
+
+
+class Listener(NamedTuple):
+    """A socket for ``port`` of ``address``; "0.0.0.0" or "::" means all addresses of the family."""
+
+    family: int
+    address: str
+    port: int
+    inode: int
+
+
+class Connection(NamedTuple):
+    """A TCP connection: the client's and the server's address and port."""
+
+    client: str
+    client_port: int
+    server: str
+    server_port: int
+
+
+class Measured(NamedTuple):
+    """A TCP connection with the measurements of its socket in this namespace (struct tcp_info).
+
+    ``is_server``: the socket is the server's. ``rtt`` is the smoothed round-trip time in seconds.
+    ``retransmitted`` counts segments; ``received`` and ``acked`` (sent and acknowledged) count
+    bytes. All four are None if the kernel does not report them, such as during the handshake.
+    """
+
+    connection: Connection
+    is_server: bool
+    state: str
+    rtt: float | None
+    retransmitted: int | None
+    received: int | None
+    acked: int | None
+
+
+def listeners(proto: str, first: int | None = None, last: int | None = None) -> list[Listener]:
+    """Return the listening ("tcp", "sctp") or bound and unconnected ("udp") sockets.
+
+    They are in this network namespace and use the port ``first``, a port of ``first`` to ``last``,
+    or any port. An IPv6 socket that also accepts IPv4 is listed once for each family. A kernel
+    without SCTP has no such sockets. Raises KernelError.
+    """
+    number, state = _PROTOCOLS[proto]
+    low, high = (1, _LAST_PORT) if first is None else (first, first if last is None else last)
+    # the kernel cannot list SCTP sockets without the module, but then there are none
+    absent = (errno.ENOENT,) if proto == "sctp" else ()
+    result: list[Listener] = []
+    with netlink.Netlink(netlink.SOCK_DIAG) as kernel:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            body = _request.pack(family, number, 0, 1 << state)
+            body += _id.pack(low if low == high else 0, 0, b"", b"").ljust(_ID_SIZE, b"\0")
+            for several in kernel.dump(f"list {proto} sockets", _BY_FAMILY, body, _parse, absent):
+                result += several
+    return [listener for listener in result if low <= listener.port <= high]
+
+
+def connections() -> list[Connection]:
+    """Return the established TCP connections of this network namespace.
+
+    The end whose port has a listener here is the server's; otherwise this end is the client's.
+    Raises KernelError.
+    """
+    return [connection for connection, _, _ in _connections((_ESTABLISHED,), 0, _parse_ends)]
+
+
+def measured() -> list[Measured]:
+    """Return the TCP connections of this network namespace with their measurements.
+
+    Like `connections`, but also those that are being opened or closed. Raises KernelError.
+    """
+    return [
+        Measured(connection, is_server, *figures)
+        for connection, is_server, figures in _connections(_STATES, 1 << _INFO - 1, _parse_measured)
+    ]
+
+
+def _connections[T](
+    states: Iterable[int], extensions: int, parse: Callable[[bytes], tuple[_End, _End, T]]
+) -> Iterator[tuple[Connection, bool, T]]:
+    """Yield (connection, whether this end is the server's, result of ``parse``) in these states."""
+    served = {listener.port for listener in listeners("tcp")}
+    mask = sum(1 << state for state in states)
+    with netlink.Netlink(netlink.SOCK_DIAG) as kernel:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            body = _request.pack(family, socket.IPPROTO_TCP, extensions, mask) + bytes(_ID_SIZE)
+            for local, remote, more in kernel.dump("list tcp connections", _BY_FAMILY, body, parse):
+                is_server = local[1] in served
+                ends = (*remote, *local) if is_server else (*local, *remote)
+                yield Connection(*ends), is_server, more
+
+
+def holder(inode: int) -> tuple[int, str] | None:
+    """Return (pid, program name) of the process with the lowest pid that has this socket open.
+
+    Returns None if no such process is visible.
+    """
+    wanted = f"socket:[{inode}]"
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        folder = f"/proc/{pid}/fd"
+        try:
+            if any(_link(f"{folder}/{fd}") == wanted for fd in os.listdir(folder)):
+                with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+                    # a program chooses its own name: a newline in it would break the output
+                    return pid, file.read().rstrip("\n").replace("\n", " ")
+        except OSError:  # the process has ended, or niso may not inspect it
+            continue
+    return None
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except FileNotFoundError:
+        return ""
+
+
+def _parse_ends(body: bytes) -> tuple[_End, _End, None]:
+    port, far_port, source, destination = _id.unpack_from(body, 4)
+    return (_text(body[0], source), port), (_text(body[0], destination), far_port), None
+
+
+def _parse_measured(body: bytes) -> tuple[_End, _End, _Figures]:
+    local, remote, _ = _parse_ends(body)
+    state = _STATES.get(body[1], str(body[1]))
+    info = attributes(body, 4 + _ID_SIZE + 20).get(_INFO)
+    if info is None:
+        return local, remote, (state, None, None, None, None)
+    micros, retransmitted = _rtt_retransmitted.unpack_from(info, _RTT)
+    acked, received = _acked_received.unpack_from(info, _ACKED)
+    rtt = micros / 1e6 if micros else None
+    return local, remote, (state, rtt, retransmitted, received, acked)
+
+
+def _text(family: int, packed: bytes) -> str:
+    if family == socket.AF_INET:
+        return socket.inet_ntop(socket.AF_INET, packed[:4])
+    if packed.startswith(_MAPPED):
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+    return socket.inet_ntop(socket.AF_INET6, packed)
+
+
+def _parse(body: bytes) -> list[Listener]:
+    family = body[0]
+    port, _, source, _ = _id.unpack_from(body, 4)
+    inode: int = struct.unpack_from("=I", body, 4 + _ID_SIZE + 16)[0]
+    if family == socket.AF_INET:
+        return [Listener(family, socket.inet_ntop(socket.AF_INET, source[:4]), port, inode)]
+    if source.startswith(_MAPPED):
+        return [
+            Listener(socket.AF_INET, socket.inet_ntop(socket.AF_INET, source[12:]), port, inode)
+        ]
+    result = [Listener(family, socket.inet_ntop(socket.AF_INET6, source), port, inode)]
+    only_v6 = attributes(body, 4 + _ID_SIZE + 20).get(_SKV6ONLY, b"\1") != b"\0"
+    if source == bytes(16) and not only_v6:
+        result.append(Listener(socket.AF_INET, "0.0.0.0", port, inode))
+    return result

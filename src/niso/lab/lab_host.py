@@ -1,0 +1,627 @@
+"""The lab's file system, cgroup and machines.
+
+Mount the lab's file system: the machine's content, with writes discarded at the end.
+
+Its root is an overlay over the machine's, and so is each file system mounted below it, including
+/usr. Only where the machine's root or /usr is an overlay itself, /usr is the machine's own,
+read-only: services see it through another overlay, and the kernel stacks only two
+(FILESYSTEM_MAX_STACK_DEPTH, linux/fs.h). /proc, /sys, /run, /tmp and the state folder are new. In
+/proc/sys only net is writable, in /sys only the lab's cgroups.
+
+Manage the lab's cgroup in each hierarchy, the root of its cgroup namespace.
+
+See cgroup_namespaces(7). All cgroups of the lab are below this one, which is removed with the lab.
+In v1 it is below the caller's cgroup, whose limits still apply. In v2 it is below the root, because
+a cgroup with processes cannot enable controllers for its children. A hierarchy that is read-only or
+not mounted is left alone.
+
+Build the lab's network: the host and two more machines on a segment without an uplink.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from niso.base import paths
+from niso.base.errors import KernelError
+from niso.base.named_tuples import NamedTuple
+from niso.kernel import link_records, netns
+from niso.kernel.netlink import refused
+from niso.kernel.rtnetlink import Rtnl
+from niso.runtime.cgroups import unescaped
+from niso.runtime.root import MOUNT_ATTR_RDONLY, attach, clone_mount, set_attributes
+
+# --- mounts --------------------------------------------------------------------------------------
+
+
+# mount(2), umount2(2), linux/mount.h
+_RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT = 1, 2, 4, 8, 32
+_BIND, _REC, _PRIVATE = 0x1000, 0x4000, 1 << 18
+_DETACH = 2
+_PLAIN = _NOSUID | _NODEV | _NOEXEC
+_CGROUP = "/sys/fs/cgroup"
+_STATE = "/var/lib/niso"
+_LAYER = "/tmp"  # noqa: S108 - where the overlays' layers are mounted until the root is changed
+_ROOT = f"{_LAYER}/root"
+_VOLATILE = ("/tmp", "/run")  # noqa: S108
+_SHM, _QUEUES = "/dev/shm", "/dev/mqueue"  # noqa: S108
+_PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_OWN = ("/proc", "/sys", "/dev", _STATE, *_VOLATILE)
+"""Paths that the overlay of the root leaves out."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def build_mounts(
+    name: str,
+    hostname: str,
+    cgroup_mounts: list[Mount],
+    folders: list[Folder],
+    writable: list[str],
+) -> None:
+    """Mount the file system of the lab ``name``, and make it the root.
+
+    The caller is the lab's PID 1, in new mount, pid, net and cgroup namespaces. ``folders`` are the
+    lab's cgroups; hierarchies of ``cgroup_mounts`` without one are read-only. The folders
+    ``writable`` are shared with the machine. Raises KernelError, OSError.
+    """
+    current = os.getcwd()
+    _leave_chroot()
+    os.chdir(current)
+    reachable = _reachable(current, (*_VOLATILE, _SHM))
+    mounted = _mounted()
+    programs = _PROGRAMS if "overlay" in map(mounted.get, ("/", *_PROGRAMS)) else ()
+    own = (*_OWN, *programs)
+    shown = {
+        path: source
+        for path in (*reachable, *mounted)
+        if path != "/" and (not _below(path, own) or _below(path, reachable))
+        if (source := _open(path)) >= 0
+    }
+    outside = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in writable}
+    resolver = _resolver()
+    layers = _Layers()
+    layers.cover(os.open("/", os.O_PATH | os.O_CLOEXEC), "/")
+    if mounted.get("/") == "overlay":
+        _copy_etc()
+    _show_programs(programs)
+    _build_dev(layers, [path for path in mounted if _below(path, ["/dev"])])
+    _mount("proc", f"{_ROOT}/proc", "proc", _PLAIN)
+    _protect_sysctls(f"{_ROOT}/proc/sys")
+    _build_sys(cgroup_mounts, {folder.mount.point: folder.path for folder in folders})
+    for path, mode in (("/tmp", "1777"), ("/run", "755")):  # noqa: S108
+        _mount("tmpfs", _ROOT + path, "tmpfs", _NOSUID | _NODEV, f"mode={mode}")
+    for path, source in shown.items():
+        layers.cover(source, path)
+    os.makedirs(_ROOT + _STATE, exist_ok=True)
+    _mount("tmpfs", _ROOT + _STATE, "tmpfs", _NODEV, "mode=700")
+    for path, source in outside.items():
+        os.makedirs(_ROOT + path, exist_ok=True)
+        _mount(f"/proc/self/fd/{source}", _ROOT + path, "", _BIND | _REC)
+        os.close(source)
+    _enter(_ROOT)
+    if resolver:
+        path, content = resolver
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
+    with open(paths.LAB_MARK, "w", encoding="utf-8") as file:
+        file.write(f"{name}\n")
+    with open("/etc/hosts", "a+b") as file:
+        file.seek(0)
+        # it is there already in a lab inside a lab
+        if hostname.encode() not in file.read().split():
+            file.write(f"\n127.0.1.1 {hostname}\n".encode())
+    os.chdir(current if os.path.isdir(current) else "/")
+
+
+class _Layers:
+    """The upper layers of the lab's overlays, in a tmpfs that lives as long as the overlays."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        _mount("tmpfs", _LAYER, "tmpfs", _NOSUID | _NODEV, "mode=755")
+        os.mkdir(_ROOT)
+
+    def cover(self, source: int, path: str) -> None:
+        """Show the folder or file that ``source`` refers to at ``path`` of the lab.
+
+        Writes stay in the lab: by an overlay, or a copy of a single file. Where the kernel refuses
+        an overlay (a third one on two others), it is read-only. Closes ``source``.
+        """
+        lower, target = f"/proc/self/fd/{source}", _ROOT + path
+        try:
+            if stat.S_ISREG(os.fstat(source).st_mode):
+                with open(lower, "rb") as original, open(target, "wb") as copy:
+                    copy.write(original.read())
+                return
+            if not stat.S_ISDIR(os.fstat(source).st_mode):
+                return
+            os.makedirs(target, exist_ok=True)
+            self._count += 1
+            upper, work = (f"{_LAYER}/{kind}{self._count}" for kind in ("upper", "work"))
+            os.mkdir(upper)
+            os.mkdir(work)
+            _copy_owner(lower, upper)
+            layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
+            try:
+                # with xino=on only, folders keep their inode numbers
+                _mount("overlay", target, "overlay", 0, f"{layers},xino=on")
+            except KernelError:
+                _mount(lower, target, "", _BIND)
+                _mount("none", target, "", _REMOUNT | _BIND | _RDONLY)
+        finally:
+            os.close(source)
+
+
+def _leave_chroot() -> None:
+    """Make the mounts private, and the root of a chroot the root of the mount namespace.
+
+    A process that joins a mount namespace starts at its root (setns(2)), so crun exec would
+    otherwise leave the chroot.
+    """
+    own = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    here = os.fstat(own)
+    namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.setns(namespace, os.CLONE_NEWNS)  # moves this process to its root
+        _mount("none", "/", "", _REC | _PRIVATE)
+        if os.path.samestat(os.stat("/"), here):
+            return
+        os.fchdir(own)
+        _mount(".", "run", "", _BIND | _REC)
+        _enter("run")
+    finally:
+        os.close(namespace)
+        os.close(own)
+
+
+def _enter(root: str) -> None:
+    """Make the mount ``root`` the root of the mount namespace, and leave the old one."""
+    os.chdir(root)
+    if _libc.pivot_root(b".", b"."):
+        raise refused("pivot_root", ctypes.get_errno())
+    _libc.umount2(b".", _DETACH)
+    os.chdir("/")
+
+
+def _build_dev(layers: _Layers, mounted: Iterable[str]) -> None:
+    """Show the machine's devices; new files and sockets next to them stay in the lab.
+
+    Of the file systems ``mounted`` there, shared memory and message queues are the lab's own;
+    others, such as the terminals', are the machine's.
+    """
+    layers.cover(os.open("/dev", os.O_PATH | os.O_CLOEXEC), "/dev")
+    for path in mounted:
+        if path not in ("/dev", _SHM, _QUEUES):
+            _mount(path, _ROOT + path, "", _BIND)
+    if os.path.isdir(_SHM):
+        _mount("tmpfs", _ROOT + _SHM, "tmpfs", _NOSUID | _NODEV, "mode=1777")
+    if os.path.isdir(_QUEUES):
+        _mount("mqueue", _ROOT + _QUEUES, "mqueue", _PLAIN)
+
+
+def _copy_etc() -> None:
+    """Replace the lab's overlay of /etc by a copy, for a machine whose root is an overlay.
+
+    Services see /etc through an overlay too, which would be the third.
+    """
+    copy = f"{_LAYER}/etc"
+    os.mkdir(copy)
+    _copy_owner("/etc", copy)
+    subprocess.run(["cp", "-a", "/etc/.", copy], check=False, stderr=subprocess.DEVNULL)
+    _mount(copy, f"{_ROOT}/etc", "", _BIND)
+
+
+def _show_programs(folders: Iterable[str]) -> None:
+    """Show the machine's /usr read-only, with everything mounted below it."""
+    for folder in folders:
+        if os.path.isdir(folder) and not os.path.islink(folder):
+            source = _open(folder)
+            tree = clone_mount(source, recursive=True)
+            set_attributes(tree, MOUNT_ATTR_RDONLY, recursive=True)
+            attach(tree, _ROOT + folder)
+            os.close(tree)
+            os.close(source)
+
+
+def _protect_sysctls(folder: str) -> None:
+    """Make /proc/sys read-only, except net, which belongs to the network namespace."""
+    _mount(folder, folder, "", _BIND)
+    _mount(f"{folder}/net", f"{folder}/net", "", _BIND)
+    _mount("none", folder, "", _REMOUNT | _BIND | _RDONLY | _PLAIN)
+
+
+def _build_sys(cgroup_mounts: list[Mount], folders: dict[str, str]) -> None:
+    """Mount a sysfs of the lab's network namespace, and the lab's part of each cgroup hierarchy.
+
+    ``folders`` maps mount points of hierarchies to the lab's folders.
+    """
+    new = f"{_ROOT}/sys"
+    _mount("sysfs", new, "sysfs", _PLAIN)
+    _mount("none", new, "", _REMOUNT | _BIND | _RDONLY | _PLAIN)
+    if cgroup_mounts and all(mount.point != _CGROUP for mount in cgroup_mounts):
+        _build_cgroup_tmpfs(f"{new}/fs/cgroup")
+    for mount in cgroup_mounts:
+        target = _ROOT + mount.point
+        os.makedirs(target, exist_ok=True)
+        _mount(folders.get(mount.point, mount.point), target, "", _BIND)
+        if mount.point not in folders:
+            _mount("none", target, "", _REMOUNT | _BIND | _RDONLY | _PLAIN)
+
+
+def _build_cgroup_tmpfs(new: str) -> None:
+    """Mount the folder of the v1 hierarchies, with its links (cpu -> cpu,cpuacct)."""
+    _mount("tmpfs", new, "tmpfs", _PLAIN, "mode=755")
+    with os.scandir(_CGROUP) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                os.symlink(os.readlink(entry.path), f"{new}/{entry.name}")
+
+
+def _mounted() -> dict[str, str]:
+    """Return {mount point: file system type}, in mount order."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        parts = [line.split(" - ") for line in lines]
+    return {unescaped(left.split(" ")[4]): right.split(" ")[0] for left, right in parts}
+
+
+def _below(path: str, folders: Iterable[str]) -> bool:
+    """Return whether a path is one of the folders, or below one."""
+    return any(f"{path}/".startswith(f"{folder}/") for folder in folders)
+
+
+def _open(path: str) -> int:
+    """Open a path with O_PATH; return -1 if that is not possible."""
+    try:
+        return os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
+def _copy_owner(source: str, target: str) -> None:
+    """Give the folder ``target`` the owner and mode of ``source``."""
+    info = os.stat(source)
+    os.chown(target, info.st_uid, info.st_gid)
+    os.chmod(target, stat.S_IMODE(info.st_mode))
+
+
+def _reachable(current: str, covered: Iterable[str]) -> list[str]:
+    """List the folders below ``covered`` that must stay visible in the lab, without nested ones.
+
+    They are the current folder, Python's, and niso's checkout or installation.
+    """
+    source = str(Path(__file__).resolve().parents[3])
+    checkout = os.path.dirname(source)
+    if os.path.exists(f"{checkout}/pyproject.toml"):
+        source = checkout
+    wanted = {os.path.realpath(path) for path in (current, source, sys.prefix, sys.base_prefix)}
+    reachable: list[str] = []
+    for path in sorted(wanted):
+        is_covered = any(path.startswith(f"{folder}/") for folder in covered)
+        if is_covered and not any(path.startswith(f"{folder}/") for folder in reachable):
+            reachable.append(path)
+    return reachable
+
+
+def _resolver() -> tuple[str, bytes] | None:
+    """Return path and content of the machine's resolv.conf if it links into /run, else None."""
+    path = os.path.realpath("/etc/resolv.conf")
+    if not path.startswith("/run/"):
+        return None
+    try:
+        with open(path, "rb") as file:
+            return path, file.read()
+    except OSError:
+        return None
+
+
+def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    """Call mount(2). Raises KernelError."""
+    if _libc.mount(
+        os.fsencode(source), os.fsencode(target), kind.encode(), flags, os.fsencode(options)
+    ):
+        raise refused(f"mount {kind or source} on {target}", ctypes.get_errno())
+
+
+# --- cgroups -------------------------------------------------------------------------------------
+
+
+PREFIX = "niso-lab-"
+_LEAF = "init"
+"""The child for the lab's processes in v2, so that the lab's root can enable controllers."""
+_MAKE_TRIES = 100
+_REMOVE_S = 5.0
+
+
+class Mount(NamedTuple):
+    """A mount of a cgroup hierarchy."""
+
+    point: str
+    unified: bool
+    """Whether it is v2."""
+    base: str
+    """The folder in which labs create theirs."""
+
+
+class Folder(NamedTuple):
+    """A lab's folder in a hierarchy."""
+
+    mount: Mount
+    path: str
+    lock: int
+    """A descriptor of the folder with a shared flock, held while the lab is alive."""
+
+
+def mounts() -> list[Mount]:
+    """List the mounted cgroup hierarchies, each once (proc_pid_mountinfo(5), cgroups(7))."""
+    own: dict[frozenset[str], str] = {}
+    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            own[frozenset(controllers.split(",")) - {""}] = path
+    by_device: dict[str, Mount] = {}
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            left, _, right = line.partition(" - ")
+            _, _, device, root, point = left.split(" ")[:5]
+            kind, _, options = right.rstrip("\n").split(" ")[:3]
+            is_cgroup = kind in ("cgroup", "cgroup2") and point.startswith("/sys/fs/cgroup")
+            if is_cgroup and device not in by_device:
+                base = point if kind == "cgroup2" else _v1_base(point, root, options, own)
+                by_device[device] = Mount(point, kind == "cgroup2", base)
+    return list(by_device.values())
+
+
+def _v1_base(point: str, root: str, options: str, own: dict[frozenset[str], str]) -> str:
+    """Return the folder of this process's cgroup in a v1 hierarchy, or its mount point.
+
+    ``own`` maps the controllers of each hierarchy to this process's cgroup.
+    """
+    given = set(options.split(","))
+    path = next((path for names, path in own.items() if names and names <= given), root)
+    if not path.startswith(root):
+        return point
+    return os.path.normpath(f"{point}/{path.removeprefix(root)}")
+
+
+def make(name: str) -> list[Folder]:
+    """Create the folder ``name`` in each writable hierarchy."""
+    folders = []
+    for mount in mounts():
+        with contextlib.suppress(OSError):
+            folders.append(_make(mount, f"{mount.base}/{name}"))
+    return folders
+
+
+def _make(mount: Mount, path: str) -> Folder:
+    """Create and lock a folder. Raises OSError."""
+    for _ in range(_MAKE_TRIES):
+        lock = -1
+        try:
+            os.mkdir(path)
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if not os.path.exists(path):
+                raise FileNotFoundError
+        except (FileExistsError, FileNotFoundError, BlockingIOError):
+            # Another lab's sweep intervened, and may not have removed the folder yet.
+            if lock >= 0:
+                os.close(lock)
+            elif not os.path.isdir(mount.base):
+                raise
+            time.sleep(0.001)
+            continue
+        # A new v1 cpuset is empty, and no process can enter it then (cpuset(7)).
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if not mount.unified and os.path.exists(f"{path}/{name}"):
+                _write(f"{path}/{name}", _read(f"{mount.base}/{name}"))
+        return Folder(mount, path, lock)
+    raise FileNotFoundError(path)
+
+
+def enter(folders: list[Folder]) -> list[Folder]:
+    """Move this process into the folders; return those where that succeeded."""
+    entered = []
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            _write(f"{folder.path}/cgroup.procs", "0")
+            entered.append(folder)
+    return entered
+
+
+def settle(folders: list[Folder]) -> None:
+    """Enable the v2 controllers for the lab's cgroups, once the folders are the lab's roots."""
+    for folder in folders:
+        if not folder.mount.unified:
+            continue
+        with contextlib.suppress(OSError):
+            os.mkdir(f"{folder.path}/{_LEAF}")
+            _write(f"{folder.path}/{_LEAF}/cgroup.procs", "0")
+            for controller in _read(f"{folder.path}/cgroup.controllers").split():
+                with contextlib.suppress(OSError):
+                    _write(f"{folder.path}/cgroup.subtree_control", f"+{controller}")
+
+
+def remove(folders: list[Folder]) -> None:
+    """Remove the folders with all below, once no process is left; close their locks.
+
+    Waits up to 5 s.
+    """
+    deadline = time.monotonic() + _REMOVE_S
+    for folder in folders:
+        # A process leaves its cgroup shortly after its parent has received SIGCHLD.
+        while not _remove_tree(folder.path) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.close(folder.lock)
+
+
+def sweep() -> None:
+    """Remove folders of labs whose processes were all killed; those still in use stay."""
+    for mount in mounts():
+        parent = os.path.dirname(mount.base)
+        # The caller can get a new v1 cgroup each time, as a sibling of the last one.
+        folders = [mount.base] if mount.base == mount.point else [mount.base, *_children(parent)]
+        for path in (path for folder in folders for path in _children(folder)):
+            if os.path.basename(path).startswith(PREFIX):
+                with contextlib.suppress(OSError):
+                    _sweep_one(path)
+
+
+def _sweep_one(path: str) -> None:
+    """Remove the folder of a dead lab. Raises OSError, BlockingIOError if the lab is alive."""
+    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove_tree(path)
+    finally:
+        os.close(lock)
+
+
+def _children(path: str) -> list[str]:
+    """List the folders in ``path``; none if it cannot be read."""
+    try:
+        with os.scandir(path) as entries:
+            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
+def _remove_tree(path: str) -> bool:
+    """Remove a folder with all below; return whether it no longer exists."""
+    for child in _children(path):
+        _remove_tree(child)
+    try:
+        os.rmdir(path)
+    except OSError:
+        return not os.path.exists(path)
+    return True
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def _write(path: str, value: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(value)
+
+
+# --- machines ------------------------------------------------------------------------------------
+
+
+_MTU = 1500
+_V4, _V6 = 24, 64  # prefix lengths
+_GATEWAY = ("192.0.2.2", "2001:db8::2")
+
+
+class _Machine(NamedTuple):
+    """A machine on the segment."""
+
+    port: str
+    """Its veth end on the segment's bridge."""
+    link: str
+    """Its own veth end."""
+    mac: str
+    addresses: tuple[str, str]
+    """IPv4, IPv6."""
+
+
+_HOST = _Machine("host", "uplink0", "02:00:c0:00:02:01", ("192.0.2.1", "2001:db8::1"))
+_OTHERS = {
+    "client": _Machine("client", "eth0", "02:00:c0:00:02:02", ("192.0.2.2", "2001:db8::2")),
+    "neighbour": _Machine("neighbour", "eth0", "02:00:c0:00:02:03", ("192.0.2.3", "2001:db8::3")),
+}
+
+
+def build_machines() -> int:
+    """Build the network in the lab's new, empty network namespace. Raises KernelError.
+
+    Returns a descriptor of the unnamed namespace with the segment's bridge; closing it ends that
+    namespace.
+    """
+    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    for name in _OTHERS:
+        netns.create(name)
+    os.unshare(os.CLONE_NEWNET)
+    segment = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    with Rtnl() as rtnl:
+        rtnl.add_bridge("segment", mtu=_MTU, alias="")
+        _plug(rtnl, _HOST, home)
+        for name, machine in _OTHERS.items():
+            far = netns.open_fd(name)
+            _plug(rtnl, machine, far)
+            os.close(far)
+    os.setns(home, os.CLONE_NEWNET)
+    os.close(home)
+    _configure(_HOST, _GATEWAY)
+    for name, machine in _OTHERS.items():
+        with netns.inside(name):
+            _configure(machine, ())
+            if name == "client":
+                # The host's gateway has no route onward. With forwarding on, it answers
+                # "unreachable", so that name look-ups need not wait for a timeout.
+                _write_file("/proc/sys/net/ipv4/ip_forward", "1")
+                if os.path.exists("/proc/sys/net/ipv6"):
+                    _write_file("/proc/sys/net/ipv6/conf/all/forwarding", "1")
+    return segment
+
+
+def _plug(rtnl: Rtnl, machine: _Machine, far: int) -> None:
+    """Connect a machine, in the network namespace ``far``, to the segment."""
+    rtnl.add_veth(
+        machine.port,
+        peer=machine.link,
+        peer_netns_fd=far,
+        peer_mac=machine.mac,
+        mtu=_MTU,
+        bridge="segment",
+        port=link_records.new_port(hairpin=False, learns=True),
+        alias="",
+    )
+
+
+def _configure(machine: _Machine, gateways: tuple[str, ...]) -> None:
+    """Set up the links, addresses and default routes of a machine in its network namespace."""
+    families = 2 if os.path.exists("/proc/sys/net/ipv6") else 1
+    _no_forwarding()
+    if families == 2:
+        # The addresses are unique; duplicate address detection would delay them by 2 s.
+        _write_file(f"/proc/sys/net/ipv6/conf/{machine.link}/accept_dad", "0")
+    with Rtnl() as rtnl:
+        rtnl.set_link("lo", up=True)
+        rtnl.set_link(machine.link, up=True)
+        link = rtnl.link(machine.link)
+        index = link.index if link else 0
+        for address, length in list(zip(machine.addresses, (_V4, _V6), strict=True))[:families]:
+            rtnl.add_address(index, f"{address}/{length}")
+        for gateway, everywhere in list(zip(gateways, ("0.0.0.0/0", "::/0"), strict=False))[
+            :families
+        ]:
+            rtnl.add_route(everywhere, gateway, index)
+
+
+def _no_forwarding() -> None:
+    """Turn off IPv4 forwarding, which a new namespace can inherit.
+
+    See net.core.devconf_inherit_init_net, Documentation/admin-guide/sysctl/net.rst.
+    """
+    with open("/proc/sys/net/ipv4/ip_forward", encoding="ascii") as file:
+        forwards = file.read().strip() != "0"
+    if forwards:
+        _write_file("/proc/sys/net/ipv4/ip_forward", "0")
+
+
+def _write_file(path: str, value: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(value)

@@ -1,0 +1,316 @@
+"""Run a command in a lab, with a supervisor outside its pid namespace.
+
+caller ── supervisor ── PID 1 ── command
+
+The caller forwards signals; it hands the terminal over and takes it back. The supervisor cleans up,
+even if the caller is killed. If the supervisor is killed, the caller cleans up; if both are, the
+next lab does. If either dies, the kernel kills PID 1 (PR_SET_PDEATHSIG, prctl(2)) and with it every
+process in the lab (pid_namespaces(7)).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import NamedTuple, NoReturn
+
+from niso.base.errors import Error, UsageError
+from niso.kernel import proc_sys
+from niso.kernel.netlink import refused
+from niso.lab import lab_host
+
+HOSTNAME = "niso-lab"
+FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
+
+_PASSED_ON = {
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+}
+_PARENT_GONE = signal.SIGRTMIN
+_WATCHED = _PASSED_ON | {signal.SIGCHLD, signal.SIGTTOU, _PARENT_GONE}
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24
+_DROPPED = (16, 17, 22, 25)
+"""CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_BOOT, CAP_SYS_TIME (linux/capability.h)."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Terminal:
+    """The terminal; the command gets it if it can have a foreground process group of its own.
+
+    Its own group keeps ``kill 0`` in the lab, and Ctrl-C away from niso. In a pipeline or in the
+    background, the shell's group must keep the terminal, and the command stays in that group.
+    """
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.own_group = True
+        try:
+            fd = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+        except OSError:
+            return
+        self.own_group = os.tcgetpgrp(fd) == os.getpgrp() and os.isatty(0) and os.isatty(1)
+        if not self.own_group:
+            os.close(fd)
+            return
+        import termios
+
+        self.fd = fd
+        self._settings = termios.tcgetattr(fd)
+
+    def give(self) -> None:
+        """Make the calling process a group of its own, and put that group in the foreground."""
+        if self.own_group:
+            os.setpgid(0, 0)
+        if self.fd >= 0:
+            os.tcsetpgrp(self.fd, os.getpgrp())
+
+    def take_back(self, status: int) -> None:
+        """Return to the foreground after the command has ended with ``status``."""
+        if self.fd < 0:
+            return
+        import termios
+
+        with suppress(OSError, termios.error):  # the terminal has hung up
+            os.tcsetpgrp(self.fd, os.getpgrp())
+            if status > 128:  # killed by a signal: the terminal may still be in raw mode
+                termios.tcsetattr(self.fd, termios.TCSADRAIN, self._settings)
+        os.close(self.fd)
+
+
+def run(command: list[str], writable: Iterable[str] = ()) -> int:
+    """Run ``command`` (default: $SHELL, else /bin/bash) in a new lab; return its exit status.
+
+    Writes in the folders ``writable`` persist. The status is 128 + N if signal N ended the command,
+    126 if it is not executable, 127 if it is not found; the last two also print the reason to
+    stderr. Needs root. Raises Error if the lab cannot be created.
+    """
+    kept = [_folder(path) for path in writable]
+    command = command or [os.environ.get("SHELL") or "/bin/bash"]
+    with suppress(Error):  # whatever needs the module reports the error
+        # Load it outside the lab: inside, its sysctls would not be this machine's.
+        proc_sys.load_bridge_netfilter()
+    lab_host.sweep()
+    name = lab_host.PREFIX + os.urandom(4).hex()
+    folders = lab_host.make(name)
+    failure_read, failure_write = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    lab = _Lab(name, folders, command, mask, _Terminal(), kept)
+    try:
+        caller = os.getpid()
+        supervisor = os.fork()
+        if supervisor == 0:
+            _in_child(failure_write, lambda: _supervise(lab, caller, failure_write))
+        os.close(failure_write)
+        status = _wait_for(supervisor)
+        lab.terminal.take_back(status)
+        lab_host.remove(folders)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with open(failure_read, "rb") as file:
+        failure = file.read()
+    if failure:
+        raise Error(*json.loads(failure))
+    return status
+
+
+class _Lab(NamedTuple):
+    """The state that all processes of a lab share."""
+
+    name: str
+    folders: list[lab_host.Folder]
+    command: list[str]
+    mask: set[int | signal.Signals]
+    """The caller's signal mask."""
+    terminal: _Terminal
+    writable: list[str]
+    """Absolute paths of folders."""
+
+
+def _folder(path: str) -> str:
+    """Return the real path of a folder of ``--write``. Raises UsageError."""
+    real = os.path.realpath(path)
+    if not os.path.isdir(real):
+        raise UsageError(f"{path} is not a folder", None, "--write")
+    if real == "/":
+        raise UsageError("the whole machine cannot be written", "name a folder of it", "--write")
+    return real
+
+
+def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
+    """Run ``work`` in a forked process, and exit with its result.
+
+    An error is written to the pipe ``failure`` as [message, hint], for the caller of `run`.
+    """
+    status = FAILED
+    try:
+        status = work()
+    except Error as error:
+        os.write(failure, json.dumps([error.message, error.hint]).encode())
+    except OSError as error:
+        known = refused(
+            f"create a lab ({error.filename})" if error.filename else "create a lab",
+            error.errno or 0,
+        )
+        os.write(failure, json.dumps([known.message, known.hint]).encode())
+    finally:
+        os._exit(status)
+
+
+def _wait_for(child: int) -> int:
+    """Forward signals until ``child`` has ended; return its exit status, or 128 + N."""
+    while True:
+        info = signal.sigwaitinfo(_WATCHED)
+        if info.si_signo == signal.SIGCHLD:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return _status(status)
+        elif info.si_signo == _PARENT_GONE:
+            os.kill(child, signal.SIGKILL)
+        # The command itself receives signals from the terminal (si_code > 0).
+        elif info.si_signo in _PASSED_ON and info.si_code <= 0:
+            os.kill(child, info.si_signo)
+
+
+def _status(status: int) -> int:
+    """Convert a wait status to an exit status, 128 + N for signal N."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def _die_with_parent(number: int) -> None:
+    """Make the kernel send signal ``number`` to this process when its parent dies."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0):
+        raise refused("follow the parent's death", ctypes.get_errno())
+
+
+def _supervise(lab: _Lab, caller: int, failure: int) -> int:
+    """Run the supervisor: start the lab's PID 1, wait for it, clean up; return its exit status."""
+    _die_with_parent(_PARENT_GONE)
+    if os.getppid() != caller:
+        os.kill(os.getpid(), _PARENT_GONE)
+    alive = os.pidfd_open(os.getpid())
+    os.unshare(os.CLONE_NEWPID)
+    first = os.fork()
+    if first == 0:
+        _in_child(failure, lambda: _run_init(lab, alive))
+    os.close(failure)
+    # The process that cleans up must not be stopped by the terminal or a signal to the caller's
+    # group.
+    os.setpgid(0, 0)
+    os.chdir("/")
+    status = _wait_for(first)
+    lab_host.remove(lab.folders)
+    return status
+
+
+def _run_init(lab: _Lab, supervisor: int) -> int:
+    """Run the lab's PID 1: set up the lab, run the command, reap; return its exit status.
+
+    ``supervisor`` is a pidfd.
+    """
+    _die_with_parent(signal.SIGKILL)
+    poll = select.poll()
+    poll.register(supervisor, select.POLLIN)
+    if poll.poll(0):  # the supervisor died before the prctl
+        return FAILED
+    cgroup_mounts = lab_host.mounts()
+    entered = lab_host.enter(lab.folders)
+    os.unshare(
+        os.CLONE_NEWNS | os.CLONE_NEWNET | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWCGROUP
+    )
+    lab_host.settle(entered)
+    lab_host.build_mounts(lab.name, HOSTNAME, cgroup_mounts, entered, lab.writable)
+    socket.sethostname(HOSTNAME)
+    segment = lab_host.build_machines()
+    for capability in _DROPPED:  # also for programs that the command executes (capabilities(7))
+        _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    environment = _environment()
+    child = os.fork()
+    if child == 0:
+        _execute(lab, environment)
+    os.chdir("/")
+    status = _reap_until_end(child, lab.terminal)
+    os.close(segment)
+    return status
+
+
+def _environment() -> dict[str, str]:
+    """Return the command's environment: the caller's, without variables that refer to the host."""
+    dropped = {"NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL"}
+    dropped |= {
+        key for key in ("TMPDIR", "XDG_RUNTIME_DIR") if not os.path.isdir(os.environ.get(key, "/"))
+    }
+    environment = {key: value for key, value in os.environ.items() if key not in dropped}
+    own = os.path.join(sys.prefix, "bin")
+    folders = environment.get("PATH", os.defpath).split(":")
+    environment["PATH"] = ":".join(
+        [*folders, *(folder for folder in (own,) if folder not in folders)]
+    )
+    environment["NISO_LAB"] = "1"
+    return environment
+
+
+def _execute(lab: _Lab, environment: dict[str, str]) -> NoReturn:
+    """Execute the command in this process.
+
+    Prints to stderr and exits with 126 or 127 if that fails.
+    """
+    status = FAILED
+    command = lab.command
+    try:
+        lab.terminal.give()
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
+            signal.signal(number, signal.SIG_DFL)
+        for number in _PASSED_ON:
+            # A Python handler would swallow a signal that is pending when the mask is restored.
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, lab.mask)
+        os.execvpe(command[0], command, environment)
+    except OSError as error:
+        status = NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
+        reason = (
+            "not found"
+            if status == NOT_FOUND
+            else f"cannot be executed: {(error.strerror or '').lower()}"
+        )
+        os.write(2, f"niso: '{command[0]}' {reason}\n".encode())
+    finally:
+        os._exit(status)
+
+
+def _reap_until_end(command: int, terminal: _Terminal) -> int:
+    """Reap ended processes and forward signals; return the exit status of ``command``."""
+    while True:
+        info = signal.sigwaitinfo(_WATCHED)
+        if info.si_signo in _PASSED_ON:
+            os.kill(command, info.si_signo)
+        if info.si_signo != signal.SIGCHLD:
+            continue
+        while True:
+            ended, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+            if ended == 0:
+                break
+            if ended != command:
+                continue
+            if not os.WIFSTOPPED(status):
+                return _status(status)
+            # No other process could continue it: the shell outside only sees the caller.
+            if terminal.fd >= 0 and os.WSTOPSIG(status) == signal.SIGTSTP:
+                os.killpg(command, signal.SIGCONT)

@@ -1,0 +1,767 @@
+"""Capture packets with names, and trace one through all hooks.
+
+Capture packets of services, or dropped packets, as text or as a pcapng file.
+
+Run tcpdump(8) with service names, in the network namespace of a service.
+
+tcpdump has its own mount namespace, where /etc/hosts has the services and no lookup uses DNS.
+Nothing is put into the service, and the mount namespace ends with tcpdump. A watcher process ends
+tcpdump if the caller is killed: without packets tcpdump would not notice. The kernel's signal at a
+parent's death (PR_SET_PDEATHSIG) is cleared when tcpdump changes its user, prctl(2).
+
+Write captured packets as pcapng with service names (draft-ietf-opsawg-pcapng). Pure.
+
+Capture packets, and trace their path: `Host.capture`, `Host.trace`.
+
+Describe the path of one traced packet through all hooks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import re
+import select
+import shutil
+import signal
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from niso.base import paths
+from niso.base.errors import Conflict, Error, ProcessError, UsageError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import bridge, netns, veth
+from niso.base.report import WaitingForPacket
+from niso.base.signals import heed_signals, keep_only, signals_held
+from niso.kernel.netns import at
+from niso.kernel.packet_events import PREFIX, Dropped, Drops, Packet, Step, Trace, trace_rules
+from niso.kernel.ruleset import BRIDGE, INET
+from niso.look import packet_path
+from niso.look.drops import Dropping
+from niso.plan.verdict import Known, Verdict, addresses_of, decide
+from niso.reconcile.live_world import read_world
+from niso.runtime import root
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from niso.look.session import Session
+
+
+# --- capture -------------------------------------------------------------------------------------
+
+
+_MOST_REASONS = 4096
+
+
+class Format(NamedTuple):
+    """The output of a capture: lines of text, or a pcapng file.
+
+    ``names`` maps addresses to names. ``filter`` is an expression (pcap-filter(7)), ``most`` the
+    number of packets after which the capture ends.
+    """
+
+    names: Mapping[str, str]
+    filter: str = ""
+    most: int | None = None
+    text: bool = True
+
+
+def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
+    """Build a filter (pcap-filter(7)): one of these addresses, this port, and ``more``."""
+    parts = []
+    hosts = " or ".join(f"host {address}" for address in addresses)
+    if hosts:
+        parts.append(f"({hosts})")
+    if port is not None:
+        parts.append(f"port {port}")
+    if more:
+        parts.append(f"({more})")
+    return " and ".join(parts)
+
+
+class _Source:
+    """A running tcpdump of a capture."""
+
+    def __init__(self, name: str, tcpdump: Tcpdump, converter: Converter) -> None:
+        self.name, self.tcpdump, self.converter = name, tcpdump, converter
+        self.incomplete = b""  # the end of the output, if it is a part of a line
+
+
+class Capture:
+    """Running captures of several services, merged. A context manager.
+
+    ``namespaces`` maps service names to network namespaces. Raises Error if tcpdump is not
+    installed, KernelError and ProcessError.
+    """
+
+    def __init__(self, namespaces: Mapping[str, str], form: Format) -> None:
+        self._form = form
+        self._file = File(form.names, self._reason, form.most)
+        self._left = form.most
+        self._epoll = select.epoll()
+        self._sources: list[_Source] = []
+        self._wide = 0
+        try:
+            for name, namespace in namespaces.items():
+                self._start(name, ["-i", "any"], namespace)
+        except BaseException:
+            self.close()
+            raise
+        if len(namespaces) > 1:
+            self._wide = max(map(len, namespaces)) + 2
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def read(self) -> bytes:
+        """Wait for packets; return b"" when all captures have ended.
+
+        Raises ProcessError if one failed.
+        """
+        while (shown := self.read_ready(None)) is None:
+            pass
+        return shown
+
+    def read_ready(self, seconds: float | None = 0.0) -> bytes | None:
+        """Do the same as `read`, but return None if there is nothing to show yet.
+
+        Waits at most ``seconds`` for an event; None waits for ever. ``fileno`` is readable when an
+        event is pending.
+        """
+        if not self._sources:
+            return b""
+        for fd, _ in self._epoll.poll(seconds):
+            if shown := self._take(fd):
+                return shown
+        return None if self._sources else b""
+
+    def stop(self) -> None:
+        """Stop the captures; `read` still returns what was captured before."""
+        for source in self._sources:
+            source.tcpdump.stop()
+
+    def close(self) -> None:
+        """Stop all captures and close their descriptors."""
+        for source in self._sources:
+            source.tcpdump.close()
+        self._sources = []
+        self._epoll.close()
+
+    def _start(
+        self, name: str, words: Sequence[str], namespace: str = "", stdin: int | None = None
+    ) -> None:
+        form = self._form
+        argv = [*words, *(["-l"] if form.text else ["-U", "-w", "-"])]
+        argv += [] if form.most is None else ["-c", str(form.most)]
+        tcpdump = Tcpdump(argv, form.filter, form.names, namespace, stdin)
+        self._sources.append(_Source(name, tcpdump, Converter(self._file, name)))
+        for fd in (tcpdump.out, tcpdump.err):
+            self._epoll.register(fd, select.EPOLLIN)
+
+    def _take(self, fd: int) -> bytes:
+        """Read from a ready descriptor; return the output to show."""
+        for source in self._sources:
+            if fd == source.tcpdump.err:
+                if not source.tcpdump.hear():
+                    self._epoll.unregister(fd)
+                return b""
+            if fd == source.tcpdump.out:
+                data = source.tcpdump.read()
+                if not data:
+                    self._sources.remove(source)
+                    source.tcpdump.close()
+                shown = (
+                    self._lines(source, data) if self._form.text else source.converter.feed(data)
+                )
+                if self._file.is_full or self._left == 0:
+                    self.stop()
+                return shown
+        return b""
+
+    def _lines(self, source: _Source, data: bytes) -> bytes:
+        """Return the complete lines, up to the requested number of packets."""
+        *lines, source.incomplete = (source.incomplete + data).split(b"\n")
+        shown = []
+        for line in filter(None, lines):  # tcpdump ends with an empty line
+            # an indented line continues the packet before
+            if not line[:1].isspace() and self._left is not None:
+                if self._left == 0:
+                    break
+                self._left -= 1
+            shown.append(
+                f"{source.name:<{self._wide}}".encode() * (self._wide > 0) + self._line(line)
+            )
+        return b"".join(line + b"\n" for line in shown)
+
+    def _line(self, line: bytes) -> bytes:
+        return line
+
+    def _reason(self, _: int) -> str:
+        return ""
+
+
+class DropCapture(Capture):
+    """A capture of packets that rules drop, each with the reason.
+
+    ``words`` returns the reason. The kernel reports headers only; tcpdump prints and filters them.
+    """
+
+    def __init__(self, drops: Drops, words: Callable[[Dropped], str], form: Format) -> None:
+        self._drops, self._words = drops, words
+        self._reasons: dict[int, str] = {}
+        self._last = 0
+        self._pipe = -1
+        super().__init__({}, form)
+        try:
+            end, self._pipe = os.pipe2(os.O_CLOEXEC)
+            try:
+                words_ = ["-r", "-", *(["-tt"] if form.text else [])]
+                self._start("dropped", words_, stdin=end)
+            finally:
+                os.close(end)
+            os.set_blocking(self._pipe, False)
+            os.write(self._pipe, pcap_header())
+            self._epoll.register(drops, select.EPOLLIN)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._drops.close()
+        self._hang_up()
+        super().close()
+
+    def stop(self) -> None:
+        self._hang_up()  # tcpdump exits at the end of its input
+
+    def _hang_up(self) -> None:
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+
+    def _take(self, fd: int) -> bytes:
+        if fd != self._drops.fileno():
+            return super()._take(fd)
+        for dropped in self._drops.dropped():
+            self._last = max(self._last + 1, time.time_ns() // 1000)
+            self._reasons[self._last] = self._words(dropped)
+            if len(self._reasons) > _MOST_REASONS:
+                del self._reasons[next(iter(self._reasons))]
+            packet = pcap_packet(self._last, dropped.headers, dropped.length)
+            # the pipe is full because tcpdump cannot keep up, or tcpdump has just exited: drop the
+            # packet
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):
+                if self._pipe >= 0:
+                    os.write(self._pipe, packet)
+        return b""
+
+    def _line(self, line: bytes) -> bytes:
+        seconds, dot, others = line.partition(b".")
+        micros, _, what = others.partition(b" ")
+        if not (dot and seconds.isdigit() and micros.isdigit()):
+            return line
+        clock = time.strftime("%H:%M:%S", time.localtime(int(seconds)))
+        reason = self._reason(int(seconds) * 1_000_000 + int(micros))
+        return f"{clock}.{micros.decode()} ".encode() + what + f"  ({reason})".encode()
+
+    def _reason(self, at: int) -> str:
+        return self._reasons.get(at, "")
+
+
+# --- tcpdump -------------------------------------------------------------------------------------
+
+
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
+_CHUNK = 1 << 16
+_SAID = 4096  # bytes of tcpdump's error output to keep
+_NSSWITCH = "hosts: files\nservices: files\nprotocols: files\n"
+
+
+class Tcpdump:
+    """A running tcpdump with the given arguments and filter.
+
+    ``names`` maps addresses to names. ``namespace`` is the network namespace to capture in, "" for
+    the caller's. ``stdin`` is a descriptor. Raises Error if tcpdump is not installed, KernelError
+    and ProcessError.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        filter_: str,
+        names: Mapping[str, str],
+        namespace: str = "",
+        stdin: int | None = None,
+    ) -> None:
+        program = shutil.which("tcpdump")
+        if program is None:
+            raise Error("the program tcpdump is not installed", "apt install tcpdump")
+        argv = [program, *arguments, "--", *([filter_] if filter_ else [])]
+        self._filters = bool(filter_)
+        self._said = b""
+        self._pid = self._watcher = 0
+        self.out, out = os.pipe2(os.O_CLOEXEC)
+        self.err, err = os.pipe2(os.O_CLOEXEC)
+        try:
+            with signals_held():
+                with at(namespace):
+                    self._pid = os.fork()
+                    if not self._pid:
+                        heed_signals()
+                        _become(argv, names, stdin, out, err)
+                self._watcher = _watch(self._pid)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(out)
+            os.close(err)
+
+    def read(self) -> bytes:
+        """Return tcpdump's output, b"" when it has exited. Raises ProcessError if it failed."""
+        data = os.read(self.out, _CHUNK)
+        if not data:
+            self._end()
+        return data
+
+    def hear(self) -> bool:
+        """Keep tcpdump's error output for an error message; return False at its end."""
+        data = os.read(self.err, _CHUNK)
+        self._said = (self._said + data)[-_SAID:]
+        return bool(data)
+
+    def stop(self) -> None:
+        """Ask tcpdump to stop; `read` still returns what was captured."""
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGINT)
+
+    def close(self) -> None:
+        """End tcpdump if it is still running, and close its descriptors."""
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGTERM)
+            os.waitpid(self._pid, 0)
+            self._pid = 0
+        if self._watcher:  # the watcher ends with tcpdump
+            os.waitpid(self._watcher, 0)
+            self._watcher = 0
+        for fd in (self.out, self.err):
+            if fd >= 0:
+                os.close(fd)
+        self.out = self.err = -1
+
+    def _end(self) -> None:
+        while self.hear():
+            pass
+        _, status = os.waitpid(self._pid, 0)
+        self._pid = 0
+        code = os.waitstatus_to_exitcode(status)
+        if code not in (0, -signal.SIGINT, -signal.SIGTERM):
+            lines = self._said.decode("utf-8", "replace").strip().splitlines() or ["it failed"]
+            raise ProcessError(
+                f"tcpdump: {lines[-1].removeprefix('tcpdump: ')}",
+                "pcap-filter(7) describes expressions" if self._filters else None,
+            )
+
+
+def _watch(pid: int) -> int:
+    """Fork a watcher that ends the child ``pid`` if this process dies; it exits with the child."""
+    own, child = os.pidfd_open(os.getpid()), os.pidfd_open(pid)
+    try:
+        watcher = os.fork()
+        if watcher:
+            return watcher
+        try:
+            keep_only((own, child))
+            poll = select.poll()
+            poll.register(own, select.POLLIN)
+            poll.register(child, select.POLLIN)
+            if child not in dict(poll.poll()):
+                signal.pidfd_send_signal(child, signal.SIGTERM)
+        finally:
+            os._exit(0)
+    finally:
+        os.close(own)
+        os.close(child)
+
+
+def _become(
+    argv: list[str], names: Mapping[str, str], stdin: int | None, out: int, err: int
+) -> None:
+    """Execute tcpdump in this forked process; never returns."""
+    try:
+        os.dup2(err, 2)
+        os.dup2(out, 1)
+        os.dup2(os.open("/dev/null", os.O_RDONLY) if stdin is None else stdin, 0)
+        _hide_hosts(names)
+        os.execv(argv[0], argv)
+    except BaseException as error:
+        os.write(2, f"cannot start it: {error}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def _hide_hosts(names: Mapping[str, str]) -> None:
+    """Give this process an /etc/hosts with the services, and no other source of names."""
+
+    os.unshare(os.CLONE_NEWNS)
+    root.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
+    folder = paths.run_dir()
+    root.mount("none", folder, "tmpfs", 0, "mode=0755")
+    hosts = "".join(f"{address} {name}\n" for address, name in names.items())
+    for path, text in (("/etc/hosts", hosts), ("/etc/nsswitch.conf", _NSSWITCH)):
+        own = os.path.join(folder, os.path.basename(path))
+        with open(own, "w", encoding="utf-8") as file:
+            file.write(text)
+        if os.path.exists(path):
+            root.mount(own, path, None, _MS_BIND)
+
+
+# --- pcapng --------------------------------------------------------------------------------------
+
+
+_MAGIC = 0xA1B2C3D4  # of a pcap file with microseconds (draft-ietf-opsawg-pcap)
+_HEADER = struct.Struct("=IHHiIII")
+_RECORD = struct.Struct("=IIII")
+_SECTION, _INTERFACE, _NAMES, _PACKET = 0x0A0D0D0A, 1, 4, 6
+_NAME4, _NAME6 = 1, 2
+_PCAP_COMMENT, _IF_NAME = 1, 2  # options
+_RAW = 101  # LINKTYPE_RAW: begins with an IP header
+_MOST = 262_144  # snapshot length: bytes of a packet
+
+
+class File:
+    """A pcapng file that merges several captures, as it grows.
+
+    ``names`` maps addresses to names. ``comment`` returns the comment for a packet with a given
+    time (microseconds since 1970), or "". ``most`` is the number of packets after which the file is
+    full.
+    """
+
+    def __init__(
+        self,
+        names: Mapping[str, str],
+        comment: Callable[[int], str] = lambda _: "",
+        most: int | None = None,
+    ) -> None:
+        self._names, self._comment, self._left = names, comment, most
+        self._interfaces = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether the file has as many packets as it takes."""
+        return self._left is not None and self._left <= 0
+
+    def interface(self, name: str, link: int, most: int) -> tuple[int, bytes]:
+        """Add an interface; return its number and the blocks before its packets."""
+        head = b""
+        if not self._interfaces:
+            head = _block(_SECTION, struct.pack("=IHHq", 0x1A2B3C4D, 1, 0, -1))
+            head += _block_of_names(self._names)
+        number, self._interfaces = self._interfaces, self._interfaces + 1
+        body = struct.pack("=HHI", link & 0xFFFF, 0, most) + _option(_IF_NAME, name)
+        return number, head + _block(_INTERFACE, body)
+
+    def packet(self, interface: int, time: int, data: bytes, length: int) -> bytes:
+        """Return the block of a packet, or b"" if the file is full."""
+        if self.is_full:
+            return b""
+        if self._left is not None:
+            self._left -= 1
+        halves = time >> 32, time & 0xFFFFFFFF
+        head = struct.pack("=IIIII", interface, *halves, len(data), length)
+        comment = self._comment(time)
+        return _block(
+            _PACKET, head + _padded(data) + (_option(_PCAP_COMMENT, comment) if comment else b"")
+        )
+
+
+class Converter:
+    """Convert a pcap stream into blocks of a pcapng file."""
+
+    def __init__(self, file: File, name: str) -> None:
+        self._file, self._name = file, name
+        self._rest = b""
+        self._interface: int | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """Convert more bytes; return the complete blocks.
+
+        Raises ValueError if the stream is not pcap.
+        """
+        self._rest += data
+        return b"".join(self._blocks())
+
+    def _blocks(self) -> Iterator[bytes]:
+        if self._interface is None:
+            if len(self._rest) < _HEADER.size:
+                return
+            magic, _, _, _, _, most, link = _HEADER.unpack_from(self._rest)
+            if magic != _MAGIC:
+                raise ValueError("not a pcap file")
+            self._rest = self._rest[_HEADER.size :]
+            self._interface, head = self._file.interface(self._name, link, most)
+            yield head
+        while len(self._rest) >= _RECORD.size:
+            seconds, micros, kept, whole = _RECORD.unpack_from(self._rest)
+            end = _RECORD.size + kept
+            if len(self._rest) < end:
+                return
+            data = self._rest[_RECORD.size : end]
+            yield self._file.packet(self._interface, seconds * 1_000_000 + micros, data, whole)
+            self._rest = self._rest[end:]
+
+
+def pcap_header() -> bytes:
+    """Return the header of a pcap file whose packets begin with an IP header."""
+    return _HEADER.pack(_MAGIC, 2, 4, 0, 0, _MOST, _RAW)
+
+
+def pcap_packet(time: int, data: bytes, length: int) -> bytes:
+    """Return a packet record of a pcap file; ``time`` is in microseconds since 1970."""
+    return _RECORD.pack(*divmod(time, 1_000_000), len(data), max(length, len(data))) + data
+
+
+def _block_of_names(names: Mapping[str, str]) -> bytes:
+    """Return a Name Resolution Block that maps the addresses to names."""
+    records = []
+    for address, name in names.items():
+        packed = ipaddress.ip_address(address).packed
+        value = packed + name.encode() + b"\0"
+        kind = _NAME4 if len(packed) == 4 else _NAME6
+        records.append(struct.pack("=HH", kind, len(value)) + _padded(value))
+    return _block(_NAMES, b"".join(records) + struct.pack("=HH", 0, 0))
+
+
+def _option(code: int, text: str) -> bytes:
+    """Return one option, followed by the end of options."""
+    value = text.encode()
+    return struct.pack("=HH", code, len(value)) + _padded(value) + struct.pack("=HH", 0, 0)
+
+
+def _block(kind: int, body: bytes) -> bytes:
+    size = struct.pack("=I", len(body) + 12)
+    return struct.pack("=I", kind) + size + body + size
+
+
+def _padded(data: bytes) -> bytes:
+    return data + b"\0" * (-len(data) % 4)
+
+
+# --- captures ------------------------------------------------------------------------------------
+
+
+class Stage(NamedTuple):
+    """What happened to a packet in one chain."""
+
+    table: str
+    """family and name of the table: inet niso"""
+    chain: str
+    """the chain"""
+    verdict: str
+    """pass, drop, or an arrow and the next chain"""
+    words: str
+    """the reason, or the rule of another program"""
+
+
+class Traced(NamedTuple):
+    """The path of one real packet."""
+
+    source: str
+    """the sender's address"""
+    source_port: int | None
+    """port of the sender; null for icmp"""
+    destination: str
+    """the address that it was sent to"""
+    port: int | None
+    """the port that it was sent to; null for icmp"""
+    proto: str
+    """tcp, udp, sctp or icmp"""
+    passes: bool
+    """whether no chain dropped it"""
+    others: bool
+    """whether chains of other programs processed it"""
+    stages: tuple[Stage, ...]
+    """the chains that decided something, in order"""
+
+
+class Wanted(NamedTuple):
+    """The arguments of `Host.capture`."""
+
+    services: tuple[str, ...]
+    peer: str | None
+    filter: str
+    most: int | None
+    text: bool
+    drops: bool
+
+
+def capture(session: Session, wanted: Wanted) -> Capture:
+    """Start a capture: `Host.capture`."""
+
+    if wanted.most is not None and wanted.most < 1:
+        hint = "niso net capture db -c 10"
+        raise UsageError("must be 1 or more", hint, "-c", value=str(wanted.most))
+    store = session.store()
+    world = read_world(session.kernel(), store)
+    known: dict[str, Known] = {}
+    for service in wanted.services:
+        if packet_path.parse_target(service)[1] is not None:
+            hint = f"niso net capture SERVICE {service}"
+            raise UsageError(f"{service!r} is not a service, but a port of one", hint, "NAME")
+        row = store.service(service)
+        if row is not None and row.mode == "host":
+            words = f"{service} has mode host: its packets are among those of the host"
+            raise Conflict(words, "tcpdump -i any")
+        end = packet_path.resolve(store, service)
+        if end.service not in world.services:
+            raise UsageError(f"{service!r} is not a service", "niso ps lists the services", "NAME")
+        known[end.service] = world.services[end.service]
+    for captured in known.values():
+        if captured.host:
+            raise Conflict(
+                f"{captured.name} runs on host {captured.host}", "niso net capture there"
+            )
+        if not captured.active:
+            raise Conflict(f"{captured.name} is not active", f"niso activate {captured.name}")
+    addresses: tuple[str, ...] = ()
+    port = None
+    gateways = [s.gateway for n in world.networks.values() for s in n.subnets]
+    if wanted.peer is not None:
+        who, port, _ = packet_path.parse_target(wanted.peer)
+        other = packet_path.resolve(store, who, next(iter(known)))
+        if other.service:
+            addresses = addresses_of(world.services[other.service])
+        elif other.address:
+            addresses = (other.address,)
+        else:  # the host, with the address that services see
+            addresses = (*sorted(gateways), *sorted(world.host))
+    named = {
+        address: holder.name
+        for holder in world.services.values()
+        for address in addresses_of(holder)
+    }
+    named |= dict.fromkeys(gateways, "host")
+    filter_ = expression(dict.fromkeys(addresses), port, wanted.filter)
+    form = Format(named, filter_, wanted.most, wanted.text)
+    if wanted.drops:
+        return _drops(session, known, form)
+    return Capture({name: netns(name) for name in known}, form)
+
+
+def _drops(session: Session, known: dict[str, Known], form: Format) -> Capture:
+
+    store = session.store()
+    ends = [
+        veth(row.name, network, row.generation)
+        for row in store.services()
+        if row.name in known
+        for network in row.networks
+    ]
+    addresses = [a for service in known.values() for a in addresses_of(service)]
+    bridges = [bridge(row.name) for row in store.networks()]
+    drops = Drops(addresses, ends, bridges)
+    return DropCapture(drops, Dropping(session.kernel(), store).words, form)
+
+
+def trace(
+    session: Session, source: str, destination: str, any_: bool, seconds: float
+) -> Traced | None:
+    """Wait for a packet and trace its path: `Host.trace`."""
+
+    store = session.store()
+    who, port, proto = packet_path.parse_target(destination)
+    from_ = packet_path.resolve(store, source)
+    to = packet_path.resolve(store, who, from_.service or None)
+    world = read_world(session.kernel(), store)
+    # a program chooses if a name has addresses of both families
+    pairs = packet_path.ends_by_family(world, from_, to)
+    packets = [Packet(*pair, port, proto, not any_) for pair in pairs.values()]
+    with Trace(trace_rules(packets)) as tracing:
+        session.report(WaitingForPacket(destination, "real"))
+        steps = tracing.first(seconds)
+    if not steps:
+        return None
+    family = next((s.version for s in steps if s.version in pairs), next(iter(pairs)))
+    ends = pairs[family]
+    path = stages(steps, decide(world, *ends, port, proto))
+    port_ = next((s.source_port for s in steps if s.source_port is not None), None)
+    return Traced(
+        ends[0],
+        None if port is None else port_,
+        ends[1],
+        port,
+        proto,
+        passed(path),
+        bool(others(path)),
+        tuple(Stage(*stage) for stage in path),
+    )
+
+
+# --- packet stages -------------------------------------------------------------------------------
+
+
+_COMMENT = re.compile(r'comment "([^"]*)"')
+_LEADS = ("jump ", "goto ")
+
+
+class PacketStage(NamedTuple):
+    """A chain on the packet's path. ``verdict`` is pass, drop or "→ CHAIN"."""
+
+    table: str
+    chain: str
+    verdict: str
+    words: str
+
+
+def stages(steps: list[Step], verdict: Verdict | None) -> list[PacketStage]:
+    """Return the chains that decided something about the packet. Pure.
+
+    ``verdict`` is the policy engine's, which has the manifest entry if a policy drops the packet.
+    """
+    result = []
+    for step in steps:
+        if step.table.partition(" ")[2].startswith(PREFIX) or step.kind == "return":
+            continue
+        if step.kind == "rule" and step.verdict == "continue":
+            continue
+        result.append(PacketStage(step.table, step.chain, _word(step), _words(step, verdict)))
+    return result
+
+
+def passed(path: list[PacketStage]) -> bool:
+    """Return whether no chain dropped the packet."""
+    return all(stage.verdict != "drop" for stage in path)
+
+
+def others(path: list[PacketStage]) -> list[PacketStage]:
+    """Return the stages in chains of other programs."""
+    return [stage for stage in path if stage.table not in (INET, BRIDGE)]
+
+
+def _word(step: Step) -> str:
+    for lead in _LEADS:
+        if step.verdict.startswith(lead):
+            return f"→ {step.verdict.removeprefix(lead)}"
+    return {"accept": "pass", "return": "pass"}.get(step.verdict, step.verdict)
+
+
+def _words(step: Step, verdict: Verdict | None) -> str:
+    if step.kind != "rule":
+        return "the chain's policy"
+    is_policy = step.table == INET and step.chain.startswith("check_")
+    if is_policy and verdict is not None:
+        reason = verdict.ingress if step.chain.startswith("check_in") else verdict.egress
+        return reason.message
+    comment = _COMMENT.search(step.rule)
+    return comment[1] if comment and step.table in (INET, BRIDGE) else step.rule

@@ -1,0 +1,421 @@
+"""Niso net check: every difference once.
+
+Compare the wanted state with the actual one, and list all differences.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Container, Iterable
+
+from niso.base.errors import Error, KernelError, NotFound
+from niso.base.locks import Lock
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.names import alias
+from niso.kernel.neighbour_tables import Table
+from niso.look import exposure, policies, store_defects
+from niso.look.host_ports import shadows, unpublished
+from niso.look.services import interrupted
+from niso.plan.desired import Finding, findings
+from niso.plan.records import Network
+from niso.reconcile import host_settings
+from niso.reconcile.change import compare, desired_now
+from niso.runtime import package, sources
+from niso.runtime.machine import Machine
+from niso.runtime.sources import BLIND, UNKNOWN
+from niso.store.attached_rows import BY_INTERFACE, Attached
+from niso.store.name_rows import bare_name, suggest
+from niso.store.service_rows import ServiceRow
+from niso.store.snapshots import Scope
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+    from niso.kernel.kinds.kind import Problem
+    from niso.runtime.processes import Processes
+
+
+# --- check ---------------------------------------------------------------------------------------
+
+
+_LOOKS, _PAUSE_S = 3, 0.03
+"""Number of comparisons, and pause (s).
+
+The kernel deletes a veth pair within 10 to 20 ms, outside the lock.
+"""
+_WAITS_S = 1.0
+"""Timeout (s) for niso's lock, which another command usually holds for a few ms."""
+
+PROBLEMS: tuple[Problem, ...] = ("missing", "foreign", "different", "gone")
+"""All kinds of differences."""
+
+
+def check(machine: Machine, name: str | None = None) -> list[Finding]:
+    """Return all differences, or those of one service or network. Changes nothing.
+
+    Differences are compared again under niso's lock, and returned only if they persist, because
+    another command may have been in the middle of a change. Raises KernelError, NotFound if there
+    is no such service or network, Conflict if the lock stays taken.
+    """
+    present: list[Finding] | None
+    try:
+        present = _own(machine, name)
+    except KernelError:  # an object vanished between two reads
+        present = None
+    for _ in range(_LOOKS - 1):
+        if present == []:
+            break
+        time.sleep(_PAUSE_S)
+        with Lock(_WAITS_S):
+            again = _own(machine, name)
+        known = {
+            (finding.problem, finding.what) for finding in (again if present is None else present)
+        }
+        present = [finding for finding in again if (finding.problem, finding.what) in known]
+    return [*(present or ()), *_others(machine, name)]
+
+
+def problems(machine: Machine) -> dict[str, int] | None:
+    """Count the differences of each kind, without niso's lock.
+
+    A change in progress counts if it takes longer than the repeated comparisons. Returns None if
+    objects vanished during each of them. Raises KernelError if changes of other programs cannot be
+    read.
+    """
+    lasting: set[tuple[Problem, str]] | None = None
+    for turn in range(_LOOKS):
+        if turn:
+            time.sleep(_PAUSE_S)
+        try:
+            differences = {(finding.problem, finding.what) for finding in _own(machine, None)}
+        except KernelError:  # an object vanished between two reads
+            continue
+        lasting = differences if lasting is None else lasting & differences
+        if not lasting:
+            break
+    if lasting is None:
+        return None
+    kinds = [problem for problem, _ in lasting]
+    kinds += [finding.problem for finding in _others(machine, None)]
+    return {problem: kinds.count(problem) for problem in PROBLEMS}
+
+
+def _others(machine: Machine, name: str | None) -> list[Finding]:
+    """Return what other programs have changed that stops packets of services."""
+    store, kernel = machine.store, machine.kernel
+    networks, active = _concerned(store, name)
+    others = host_settings.others(kernel, store) if name is None and store.any_active() else []
+    return [
+        *_other_firewalls(kernel, networks),
+        *_closed_links(kernel, active),
+        *(Finding("foreign", *texts) for texts in exposure.others_dropped(others)),
+        *(
+            Finding("foreign", shadow.what, f"service {shadow.service!r} publishes it")
+            for shadow in shadows(kernel, store, active)
+        ),
+    ]
+
+
+def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list[tuple[str, str]]:
+    """Return (warning, next step) for each neighbour table that is full, or nearly full.
+
+    It counts as full if it refused neighbours between the two readings. Only the host's own entries
+    can be counted. This is a warning, not a difference, because the limit applies to the whole
+    machine.
+    """
+    refused = {table.family: table.refused for table in before}
+    warnings = []
+    for table in now:
+        own, most = table.own, table.most
+        more = table.refused - refused.get(table.family, table.refused)
+        if more > 0:
+            what = f"is full: it has refused {more} new neighbours during this check"
+        elif own > most // 2:
+            taken = f"{own} of its {most} places" if own < most else "all its places"
+            what = f"has {taken} taken by the host alone; new neighbours cannot be reached when it"
+            what += " is full"
+        else:
+            continue
+        warnings.append(
+            (
+                f"the machine's IPv{table.family} neighbour table, shared by the host and all"
+                f" services, {what}",
+                f"raise it: sysctl -w net.ipv{table.family}.neigh.default.gc_thresh3={4 * most}",
+            )
+        )
+    return warnings
+
+
+def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str]]:
+    """Return (warning, next step) for each manifest port that a forward took and left unpublished.
+
+    The forward has ended since. ``name`` limits this to one service or network. Raises NotFound.
+    """
+    store = machine.store
+    return [
+        (
+            f"{service}: {port.text if port.host_port else f'port {port.container_port}'} of its"
+            " manifest is not published: a forward that has ended took its host port",
+            f"niso activate {service}",
+        )
+        for service in _concerned(store, name)[1]
+        if store.intent(service) is None
+        for port in unpublished(store, service)
+    ]
+
+
+def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str, str]]:
+    """Return (warning, next step) for likely mistakes in policies of active services.
+
+    ``name`` limits this to one service or network. Raises KernelError, NotFound.
+    """
+
+    store = machine.store
+    if not store.policied():
+        return []
+    try:
+        return list(policies.warnings(machine.kernel, store, _concerned(store, name)[1]))
+    except (ValueError, LookupError):  # rows are damaged or missing, which is a finding of its own
+        return []
+
+
+def _concerned(store: Store, name: str | None) -> tuple[list[Network], list[str]]:
+    """Return the networks and active services to check."""
+    if name is None:
+        return store.networks(), store.active_services()
+    scope, active = _scope(store, name)
+    return [
+        network
+        for network_name in scope.networks or ()
+        if (network := store.network(network_name)) is not None
+    ], active
+
+
+def _own(machine: Machine, name: str | None) -> list[Finding]:
+    """Return the differences of niso's own objects."""
+    store, kernel = machine.store, machine.kernel
+    defects = store_defects.find_defects(kernel, store)
+    if any(defect.problem != "different" for defect in defects):
+        # without these rows the wanted kernel state is unknown
+        return [_finding(defect) for defect in defects]
+    if name is None:
+        _, want, have, foreign = compare(kernel, store)
+        foreign_findings = [Finding("foreign", error.message) for error in foreign.values()]
+        return [
+            *map(_finding, defects),
+            *_interrupted(store),
+            *findings(want, have),
+            *foreign_findings,
+            *_host_names(kernel, store),
+            *_processes(machine, store.active_services()),
+            *(
+                Finding("foreign", f"process of service {name!r}", NOT_ACTIVE)
+                for name in left_running(machine)
+            ),
+        ]
+    scope, active = _scope(store, name)
+    want = desired_now(kernel, store, scope)
+    service = store.name_holder(bare_name(name))
+    return [
+        *_interrupted(store, service),
+        *findings(want, kernel.read(want, alias(store.state_id()), strays=True)),
+        *_processes(machine, active),
+    ]
+
+
+def _host_names(kernel: Kernel, store: Store) -> list[Finding]:
+    """Return a finding if services' names in the host's hosts file should be there and differ."""
+    if not store.host_knows():
+        return []
+
+    detail = host_settings.differs(kernel, store)
+    return [Finding("different", "names of services in /etc/hosts", detail)] if detail else []
+
+
+def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
+    """Return the scope of a name, and the active service with that name. Raises NotFound."""
+    if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
+        return Scope((), (name,)), []
+    if store.name_holder(bare_name(name)) is None:
+        known = [*(service for service, _, _ in store.service_names()), *store.network_names()]
+        raise NotFound(
+            f"no service or network {name!r}",
+            suggest(name, known, "niso ps and niso net list have all names"),
+        )
+    service = store.resolve(name)
+    row = store.service(service)
+    assert row is not None
+    return Scope(store.with_companions([service]), row.networks), [service] if row.active else []
+
+
+def _finding(defect: store_defects.Defect) -> Finding:
+    return Finding(
+        defect.problem,
+        f"store: {defect.table}{f' of service {defect.service!r}' if defect.service else ''}",
+    )
+
+
+def _interrupted(store: Store, only: str | None = None) -> list[Finding]:
+    """Return a finding for each change whose command has died; ``only`` names one service."""
+    return [
+        Finding(
+            "different",
+            f"service {service!r}",
+            f"niso {command} was interrupted; the next command that changes anything "
+            f"{'rolls it back' if command == 'activate' else 'completes it'}",
+        )
+        for service, command in interrupted(store).items()
+        if only in (None, service)
+    ]
+
+
+def _other_firewalls(kernel: Kernel, networks: Iterable[Network]) -> list[Finding]:
+    return [
+        Finding("foreign", drop.describe(), f"add: {'; '.join(drop.remedy)}")
+        for drop in exposure.drops(kernel, networks)
+    ]
+
+
+def _closed_links(kernel: Kernel, active: list[str]) -> list[Finding]:
+    """Return a finding for each host link that does not forward; none if no service is active."""
+    return (
+        [Finding("foreign", what, remedy) for what, remedy in exposure.closed_links(kernel)]
+        if active
+        else []
+    )
+
+
+NOT_ACTIVE = "it is not active"
+
+
+def left_running(machine: Machine) -> list[str]:
+    """Return inactive services that still have a process, or leftovers of one.
+
+    Services that a command is changing are left out.
+    """
+    store, running = machine.store, []
+    for name in machine.processes.services():
+        row = store.service(name)
+        if (row is None or not row.active) and store.intent(name) is None:
+            running.append(name)
+    return running
+
+
+def _gone(machine: Machine, active: list[str]) -> list[Finding]:
+    """Return a finding for each of these attachments whose namespace no longer exists."""
+
+    store = machine.store
+    return [
+        Finding(
+            "gone",
+            f"attachment {name!r}{f' ({shown(attached)})' if attached else ''}",
+            "its network namespace has ended",
+        )
+        for name in gone(machine.kernel, store, active)
+        for attached in (store.attachments.get(name),)
+        if store.intent(name) is None
+    ]
+
+
+def _processes(machine: Machine, active: list[str]) -> list[Finding]:
+    store, defects = machine.store, []
+    defects += _gone(machine, active)
+    for name in active:
+        if store.intent(name) is not None:  # a command is changing it
+            continue
+        row = store.service(name)
+        # it was removed in the meantime, or is an attachment
+        if row is None or not row.has_process:
+            continue
+        defects += of_sources(row)
+        process = of_service(machine.processes, row)
+        defects += [defect for defect in (of_package(row), process) if defect is not None]
+    return defects
+
+
+# --- defects -------------------------------------------------------------------------------------
+
+
+def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
+    """Like `of_process`, but a job that does not run is never defective, however it ended.
+
+    Only an activation runs a job again.
+    """
+    finding = processes.defect(row.name)
+    if finding is not None and row.is_job and finding.defect not in (UNKNOWN, BLIND):
+        return None
+    return finding
+
+
+def of_package(row: ServiceRow) -> Finding | None:
+    """Return a finding if the package copy of a service is missing, or has only empty files.
+
+    Its content is not checked otherwise.
+    """
+    what = f"package copy {row.package} of service {row.name!r}"
+    if not os.path.isdir(row.package):
+        return Finding("missing", what, row.again)
+    try:
+        os.close(sources.open_copy(row.package))
+    except Error as error:
+        return Finding("different", what, f"{error.reason}; {row.again}")
+    if package.is_emptied(row.package):
+        return Finding("different", what, f"all of its files are empty: {row.again}")
+    return None
+
+
+def of_sources(row: ServiceRow) -> list[Finding]:
+    """Return a finding for each path of a service that leads elsewhere than at its activation."""
+    spec = row.process
+    return [
+        Finding(
+            "different",
+            f"{error.key} of service {row.name!r}",
+            f"{error.reason}; {row.again}, if it may be used",
+        )
+        for error in (sources.problems(spec) if spec is not None else ())
+    ]
+
+
+# --- attachments ---------------------------------------------------------------------------------
+
+
+_MOVING_S = 120
+"""How long an engine may take to move an interface into a starting container, in seconds."""
+
+
+# --- ended namespaces -------------------------------------------------------------------------
+
+
+def is_moving(attached: Attached) -> bool:
+    """Return whether an engine is moving the attachment's interface into its container.
+
+    The path is a symlink that is created when the interface is handed over, and has the time 0 once
+    the interface has arrived. For a container that ends, the engine itself detaches.
+    """
+    if attached.owner != BY_INTERFACE:
+        return False
+    try:
+        return 0 <= time.time() - os.lstat(attached.netns).st_mtime < _MOVING_S
+    except OSError:
+        return False
+
+
+def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> list[str]:
+    """Return the active attachments whose namespace no longer exists.
+
+    ``only`` limits this to some names.
+    """
+    ended = []
+    for row in store.attachments.rows():
+        if row.active and (only is None or row.name in only):
+            attached = store.attachments.get(row.name)
+            if attached is None or not (attached.lives(kernel) or is_moving(attached)):
+                ended.append(row.name)
+    return ended
+
+
+def shown(attached: Attached) -> str:
+    """Return the owner and the shortened id for a message: ``podman b186d057f65e``."""
+    return f"{attached.owner} {attached.id[:12]}".strip()

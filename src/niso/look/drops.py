@@ -1,0 +1,417 @@
+"""Traffic and drops of services, and why packets were dropped.
+
+Follow the packets that policies with ``log = true`` drop.
+
+Explain why nftables dropped a packet.
+
+Read the counters of active services: traffic, policy drops and anti-spoofing drops.
+
+Define the counters of a service.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator, Sequence
+
+from niso.base import names
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.text import exact_time_text
+from niso.kernel import link_records, policy_rules, ruleset
+from niso.kernel.nft_elements import HEADERS, Nfnetlink
+from niso.kernel.packet_events import Dropped, Logged, Nflog
+from niso.kernel.policy_rules import REFUSE, REFUSED
+from niso.kernel.ruleset import BRIDGE, INET
+from niso.look.prove import Source
+from niso.plan import verdict
+from niso.plan.policy_elements import PASSES
+from niso.plan.verdict import World
+from niso.reconcile.live_world import read_world
+from niso.store.service_rows import ServiceRow
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+    from niso.look.session import Session
+
+
+# --- drops ---------------------------------------------------------------------------------------
+
+
+class DroppedPacket(NamedTuple):
+    """A packet that a policy with ``log = true`` has dropped. Unknown names are ""."""
+
+    time: float  # seconds since 1970
+    service: str
+    direction: str  # in or out
+    key: str  # key of the manifest that decides; "" if the policy has changed since
+    source: str
+    source_name: str
+    destination: str
+    destination_name: str
+    port: int | None
+    proto: str
+    link: str
+
+
+class Log:
+    """A live log of policy drops, of one service or of all; a context manager.
+
+    Drops from before it was opened are not included. Raises Conflict if another process reads the
+    log, KernelError if the kernel has no nflog.
+    """
+
+    def __init__(self, kernel: Kernel, store: Store, service: str | None) -> None:
+        self._kernel, self._store, self._service = kernel, store, service
+        self._known: tuple[int, World] | None = None
+        self._source = Nflog(policy_rules.LOG_GROUP)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._source.close()
+
+    def fileno(self) -> int:
+        return self._source.fileno()
+
+    def read(self) -> list[DroppedPacket] | None:
+        """Wait for packets and return their drops.
+
+        Returns None if the kernel's buffer overflowed and drops were lost.
+        """
+        packets = self._source.read()
+        return None if packets is None else list(self._drops(packets))
+
+    def _drops(self, packets: list[Logged]) -> Iterator[DroppedPacket]:
+        """Yield the drops of the service that the log is for."""
+        for packet in packets:
+            direction = packet.prefix.removeprefix("niso ")
+            if direction not in ("in", "out"):
+                continue  # a rule of another program
+            source, destination = (
+                self._store.lease_holder(address) or ""
+                for address in (packet.source, packet.destination)
+            )
+            service = source if direction == "out" else destination
+            if self._service in (None, service):
+                egress, ingress = verdict.judge(
+                    self._world(), packet.source, packet.destination, packet.port, packet.proto
+                )
+                key = (egress if direction == "out" else ingress).key
+                ends = (packet.source, source, packet.destination, destination)
+                yield DroppedPacket(
+                    packet.time,
+                    service,
+                    direction,
+                    key,
+                    *ends,
+                    packet.port,
+                    packet.proto,
+                    packet.link,
+                )
+
+    def _world(self) -> World:
+        """Return the configuration that verdicts depend on; read again if the store has changed."""
+        version = self._store.changes()
+        if self._known is None or self._known[0] != version:
+            self._known = (version, read_world(self._kernel, self._store))
+        return self._known[1]
+
+
+def logging(store: Store, service: str | None) -> bool:
+    """Return whether the policy of a service, or of any active one if None, has ``log = true``."""
+    services = [service] if service else store.active_services()
+    return any(policy.log for name in services if (policy := store.policy(name)) is not None)
+
+
+# --- dropping ------------------------------------------------------------------------------------
+
+
+_COMMENT = re.compile(r'comment "([^"]*)"')
+_OF_POLICIES = (REFUSE, f"see_{REFUSED}")
+"""The chains that drop what a policy denies; their rules only remember it."""
+_COUNTER = re.compile(r"counter(?: packets \d+ bytes \d+)? ?")
+_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
+
+
+class Dropping:
+    """Explain drops by the present policies and rules.
+
+    Reads the store again only after it changed.
+    """
+
+    def __init__(self, kernel: Kernel, store: Store) -> None:
+        self._kernel, self._store = kernel, store
+        self._known: tuple[int, World] | None = None
+
+    def words(self, dropped: Dropped) -> str:
+        """Return why a packet was dropped: the manifest entry, or the rule. Raises KernelError."""
+        version = self._store.changes()
+        if self._known is None or self._known[0] != version:
+            self._known = version, read_world(self._kernel, self._store)
+        return words(self._known[1], dropped)
+
+
+def words(world: World, dropped: Dropped) -> str:
+    """Return why a packet was dropped: the manifest entry, or the rule. Pure."""
+    place = f"{dropped.table} {dropped.chain}"
+    if dropped.table not in (INET, BRIDGE):
+        return f"{place}: {dropped.rule or 'policy drop'}"
+    if comment := _COMMENT.search(dropped.rule):
+        return comment[1]
+    if dropped.chain not in _OF_POLICIES and _has_condition(dropped.rule):
+        return f"{place}: {dropped.rule}"
+    packet = _packet(dropped.headers)
+    # policies match after DNAT: a packet to a published port already has the service's own address
+    for reason in verdict.judge(world, *packet):
+        if not reason.passes:
+            return reason.message
+    decided = verdict.decide(world, *packet).dropped_by
+    return decided.message if decided is not None else place
+
+
+def _has_condition(rule: str) -> bool:
+    """Return whether a rule drops by a condition of its own: neither policies nor the last rule.
+
+    ``rule`` is its text as nft(8) lists it; "" is the policy of a chain.
+    """
+    condition = _COUNTER.sub("", rule).removesuffix("drop").strip()
+    return bool(condition) and not condition.startswith("log ") and "vmap" not in condition
+
+
+def _packet(headers: bytes) -> tuple[str, str, int | None, str]:
+    """Parse a packet that begins with its IP header: source, destination, port and protocol."""
+    if headers[0] >> 4 == 4:
+        size, number, ends = (headers[0] & 15) * 4, headers[9], (headers[12:16], headers[16:20])
+    else:
+        size, number, ends = 40, headers[6], (headers[8:24], headers[24:40])
+    source, destination = (str(ipaddress.ip_address(end)) for end in ends)
+    proto = _PROTOCOLS.get(number, str(number))
+    port = headers[size + 2 : size + 4]
+    if proto not in verdict.PORTED or len(port) < 2:
+        return source, destination, None, proto if proto not in verdict.PORTED else "icmp"
+    return source, destination, int.from_bytes(port, "big"), proto
+
+
+# --- packets -------------------------------------------------------------------------------------
+
+
+class DropTarget(NamedTuple):
+    """The destination of a dropped packet."""
+
+    service: str | None
+    """name of the service; null if the address is not a service's"""
+    address: str
+    """an IPv4 or IPv6 address"""
+    port: int | None
+    """null for icmp"""
+
+
+class Drop(NamedTuple):
+    """A packet dropped by a policy with ``log = true``."""
+
+    time: str
+    """time, to the millisecond"""
+    service: str
+    """service whose policy dropped it"""
+    direction: str
+    """in or out: its ingress or its egress policy"""
+    key: str
+    """the key of the manifest"""
+    source: Source
+    """the sender"""
+    destination: DropTarget
+    """the receiver"""
+    proto: str
+    """tcp, udp, sctp or icmp"""
+    interface: str
+    """the link on which it arrived"""
+
+
+class Drops:
+    """Iterate over `Drop` without end; has a ``fileno`` for poll(2). Close it using ``with``."""
+
+    def __init__(self, session: Session, log: Log) -> None:
+        self.session = session
+        self._log = log
+
+    def __enter__(self) -> Drops:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Drop]:
+        while True:
+            yield from self.read()
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when `read` returns without waiting."""
+        return self._log.fileno()
+
+    def read(self) -> tuple[Drop, ...]:
+        """Wait for packets and return the drops of the followed services.
+
+        Sends a `niso.Caution` if the kernel had to skip some.
+        """
+        drops = self._log.read()
+        if drops is None:
+            self.session.caution(
+                "packets arrive faster than they are read: some drops are not shown"
+            )
+        return tuple(_drop(drop) for drop in drops or ())
+
+    def close(self) -> None:
+        """Stop following."""
+        self._log.__exit__()
+
+
+def stats(session: Session) -> tuple[Stats, ...]:
+    """Read the counters of each active service: `Host.stats`."""
+
+    return tuple(count(session.store().active_rows()))
+
+
+def drops(session: Session, name: str | None) -> Drops:
+    """Start following drops: `Host.drops`."""
+
+    store = session.store()
+    service = None if name is None else store.home(store.resolve(name))
+    log = Log(session.kernel(), store, service)
+    try:
+        _warn_of_silence(session, store, service)
+    except BaseException:
+        log.__exit__()
+        raise
+    return Drops(session, log)
+
+
+def _warn_of_silence(session: Session, store: Store, service: str | None) -> None:
+
+    if not logging(store, service):
+        whose = f"the policy of {service}" if service else "the policy of any active service"
+        session.caution(
+            f"log = true is not set in {whose}: no drops are shown until it is",
+            ["[network.policy] log = true"],
+        )
+
+
+def _drop(drop: DroppedPacket) -> Drop:
+    return Drop(
+        exact_time_text(drop.time),
+        drop.service,
+        drop.direction,
+        drop.key,
+        Source(drop.source_name or None, drop.source),
+        DropTarget(drop.destination_name or None, drop.destination, drop.port),
+        drop.proto,
+        drop.link,
+    )
+
+
+# --- counters ------------------------------------------------------------------------------------
+
+
+_Counts = dict[tuple[str, str], int]
+
+
+def count(rows: Sequence[ServiceRow]) -> list[Stats]:
+    """Return the counters of each given service; all must be active. Raises KernelError."""
+    if not rows:
+        return []
+    ends = {
+        row.name: [names.veth(row.name, network, row.generation) for network in row.networks]
+        for row in rows
+    }
+    links = link_records.of_links(end for service in ends.values() for end in service)
+    drops, audits = _policy_drops()
+    foreign = _foreign()
+    result = []
+    for row in rows:
+        counters = [links[end] for end in ends[row.name] if end in links]
+        complete = ends[row.name] and len(counters) == len(ends[row.name])
+        sums = [sum(counter[i] for counter in counters) if complete else None for i in range(4)]
+        # what the service sends is received by the host's end of its veth pair
+        out_packets, out_bytes, in_packets, in_bytes = sums
+        in_drops, out_drops = (
+            None if drops is None else drops.get((direction, row.name), 0)
+            for direction in ("in", "out")
+        )
+        result.append(
+            Stats(
+                row.name,
+                in_packets,
+                in_bytes,
+                in_drops,
+                out_packets,
+                out_bytes,
+                out_drops,
+                None if foreign is None else sum(foreign.get(end, 0) for end in ends[row.name]),
+                audits.get(("in", row.name)),
+                audits.get(("out", row.name)),
+            )
+        )
+    return result
+
+
+def _policy_drops() -> tuple[_Counts | None, _Counts]:
+    """Return packet counts by (direction, service): those that policies dropped, and audited ones.
+
+    Audited packets would have been dropped, but the policy is in audit; only services with such a
+    policy are listed. The dropped counts are None if niso's nftables table does not exist.
+    """
+    drops: _Counts = {}
+    audits: _Counts = {}
+    with Nfnetlink() as kernel:
+        if kernel.header(ruleset.INET, "owner") is None:
+            return None, audits
+        for name in sorted((*ruleset.COUNTED, *policy_rules.PLACES)):
+            direction = "in" if name.startswith(("in", "no_start_in", "audit_in")) else "out"
+            for counted in kernel.counts(HEADERS[ruleset.INET, name]):
+                # denials of a policy in audit are counted by the audit sets, both until the audit
+                # ends and after
+                if counted.value == PASSES or counted.value in policy_rules.VERDICTS:
+                    continue
+                key = (direction, counted.comment.partition(" ")[0])
+                sums = audits if name in policy_rules.PLACES else drops
+                sums[key] = sums.get(key, 0) + counted.packets
+    return drops, audits
+
+
+def _foreign() -> dict[str, int] | None:
+    """Return spoofed frames dropped, by bridge port; None without the bridge table."""
+    with Nfnetlink() as kernel:
+        header = kernel.header(ruleset.BRIDGE, ruleset.DROPPED_FROM)
+        if header is None:
+            return None
+        return {port.key.strip('"'): port.packets for port in kernel.counts(header)}
+
+
+# --- service stats -------------------------------------------------------------------------------
+
+
+class Stats(NamedTuple):
+    """Counters of an active service; a value is None if the kernel lacks the counting object."""
+
+    service: str
+    """the service's name"""
+    in_packets: int | None
+    """packets received"""
+    in_bytes: int | None
+    """bytes received"""
+    in_drops: int | None
+    """packets dropped by its ingress policy"""
+    out_packets: int | None
+    """packets sent"""
+    out_bytes: int | None
+    """bytes sent"""
+    out_drops: int | None
+    """packets dropped by its egress policy"""
+    foreign: int | None
+    """frames dropped for a foreign address or type"""
+    in_audits: int | None
+    """packets that its ingress policy would have dropped; null unless it is in audit"""
+    out_audits: int | None
+    """packets that its egress policy would have dropped; null unless it is in audit"""

@@ -1,0 +1,445 @@
+"""What happens to services and networks.
+
+Report events of services and networks: `Host.events`.
+
+Nothing is stored and no process runs for it. The kernel wakes the caller, which takes another
+snapshot and derives events from the difference (`niso.look.events`). All that a command does in
+one change is one event: a service is not compared until its command has ended.
+
+Derive events from two snapshots of services and networks. Pure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import bracketed, span
+from niso.base.text import exact_time_text
+from niso.kernel.watches import TableChange, Watches
+from niso.look.services import interrupted
+from niso.look.session import Session, guarded
+from niso.plan import records
+from niso.runtime import status
+from niso.runtime.health import judge, read_record
+from niso.runtime.status import Status
+from niso.store.service_rows import ServiceRow
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Self
+
+
+# --- event views ---------------------------------------------------------------------------------
+
+
+_QUIET_S = 0.1
+"""Changes within this time (s) are combined."""
+_LONGEST_S = 1.0
+"""Events are returned after this time (s) even if more keep coming."""
+_SHARE = 4
+"""After a snapshot, pause for so many times its duration, which grows with the services."""
+
+
+class Happened(NamedTuple):
+    """An event of a service, a network, or niso's tables."""
+
+    time: str
+    """time, to the millisecond"""
+    service: str | None
+    """the service; null if the event is about a network or the tables"""
+    network: str | None
+    """the network; null otherwise"""
+    what: str
+    """activated, deactivated, removed, exited (N), completed, failed, restarted, published,
+    unpublished, healthy, unhealthy, attached, detached, gone, network created, network removed,
+    foreign or lost"""
+    detail: str
+    """text for people; can be empty"""
+    exit_code: int | None
+    """exit status, 128 + N for signal N; null unless a process has exited"""
+    program: str | None
+    """name of the foreign program; null unless ``what`` is foreign"""
+    pid: int | None
+    """its PID; null as above"""
+
+
+class Events:
+    """Iterate over `Happened` without end, in a ``with`` block; has a ``fileno`` for poll(2)."""
+
+    def __init__(self, session: Session, name: str | None, since: float | None) -> None:
+
+        self.session = session
+        self._name = name
+        if name is not None:
+            self._name = session.store().resolve(name)
+        # opened before the first snapshot, so that nothing is missed
+        self._watches: Watches = Watches()
+        try:
+            self._look = look(session, Look({}, {}))
+        except BaseException:
+            self.close()
+            raise
+        self._free_at = time.monotonic()
+        self._past = [] if since is None else past(self._look, since)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Happened]:
+        while True:
+            yield from self.read()
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when something has changed."""
+        return self._watches.fileno()
+
+    def past(self) -> tuple[Happened, ...]:
+        """Return the known events since ``since``; empty without ``since``."""
+        return self._described(self._past)
+
+    @guarded
+    def read(self) -> tuple[Happened, ...]:
+        """Wait for a change and return its events; empty if there is nothing to report.
+
+        Returns 0.1 s after the last change, at most about 1 s and the pause after the last
+        snapshot.
+        """
+        self._watches.wait(None)
+        time.sleep(max(0.0, self._free_at - time.monotonic()))
+        changed, tables = self._folded()
+        if not changed:
+            return ()
+        now, began = time.time(), time.monotonic()
+        before, self._look = self._look, look(self.session, self._look)
+        self._free_at = time.monotonic() + _SHARE * (time.monotonic() - began)
+        changes = between(before, self._look, now)
+        return self._described([*changes, *_foreign(tables, now)])
+
+    def close(self) -> None:
+        """Stop following."""
+        self._watches.close()
+
+    def _folded(self) -> tuple[bool, list[TableChange] | None]:
+        """Collect changes from the watches until no more come.
+
+        Returns (whether anything changed, changes of tables, or None if some were lost).
+        """
+        changed, every = self._watches.read()
+        end = time.monotonic() + _LONGEST_S
+        while time.monotonic() < end and self._watches.wait(_QUIET_S):
+            again, more = self._watches.read()
+            changed = changed or again
+            every = None if every is None or more is None else [*every, *more]
+        return changed, every
+
+    def _described(self, changes: Iterable[Change]) -> tuple[Happened, ...]:
+
+        return tuple(
+            Happened(
+                exact_time_text(change.at),
+                change.service or None,
+                change.network or None,
+                change.what,
+                change.detail,
+                change.exit_code,
+                change.program or None,
+                change.pid,
+            )
+            for change in changes
+            # another program's changes of niso's tables concern every service
+            if self._name in (None, change.service) or not (change.service or change.network)
+        )
+
+
+def _foreign(tables: list[TableChange] | None, now: float) -> list[Change]:
+    if tables is None:
+        words = "changes came faster than they were read, and some of others are not shown"
+        return [Change(now, "", "", "lost", f"{words}: niso net check")]
+    # combine several transactions of a process into one event
+    lines: dict[tuple[str, int], list[str]] = {}
+    for change in tables:
+        if not change.is_own:
+            lines.setdefault((change.process, change.pid), []).extend(change.tables)
+    return [
+        Change(
+            now,
+            "",
+            "",
+            "foreign",
+            f"{' and '.join(dict.fromkeys(names))} changed by {process} (pid {pid}):"
+            " niso net check",
+            program=process,
+            pid=pid,
+        )
+        for (process, pid), names in lines.items()
+    ]
+
+
+def look(session: Session, before: Look) -> Look:
+    """Take a snapshot of all services and networks.
+
+    A service that a command is changing is copied from ``before``.
+    """
+
+    store = session.store()
+    intents = {intent.service for intent in store.intents()}
+    busy = intents - interrupted(store).keys() if intents else set()
+    services = {}
+    for row in store.services():
+        if row.name in busy or (row.active and row.has_process and _is_stopping(row.name)):
+            if row.name in before.services:
+                services[row.name] = before.services[row.name]
+            continue
+        services[row.name] = _shown(session, store, row)
+    for name in busy - services.keys():
+        if name in before.services:
+            services[name] = before.services[name]
+    networks = {
+        network.name: tuple(subnet.cidr for subnet in network.subnets)
+        for network in store.networks()
+    }
+    return Look(services, networks)
+
+
+def _is_stopping(service: str) -> bool:
+
+    return status.is_stopping(service)
+
+
+def _shown(session: Session, store: Store, row: ServiceRow) -> Shown:
+    if not row.active:
+        return Shown(False, not row.has_process)
+    forwards = set(store.forwards(row.name))
+    ports = [port for _, port in store.ports(row.name)]
+    shown = Shown(
+        True,
+        not row.has_process,
+        activated_at=row.activated_at,
+        addresses=tuple(address for _, address in store.addresses(row.name)),
+        ports=tuple(_port(port) for port in ports if port not in forwards),
+        forwards=tuple(_port(port) for port in ports if port in forwards),
+    )
+    if not row.has_process:
+        return shown._replace(state=_fate(session, store, row))
+
+    now = status.read(row.name)
+    spec = row.process
+    health, failure, probed_at = _health(row, now)
+    return shown._replace(
+        job=row.is_job,
+        state=now.state,
+        exit_code=now.exit_code,
+        started_at=now.started_at,
+        ended_at=now.ended_at,
+        restarts=now.restarts,
+        error=now.error or "",
+        restart=spec.restart if spec is not None else "",
+        health=health,
+        failure=failure,
+        probed_at=probed_at,
+    )
+
+
+def _fate(session: Session, store: Store, row: ServiceRow) -> str:
+    known = store.attachments.get(row.name)
+    lives = known is not None and known.lives(session.kernel())
+    return "attached" if lives else "gone"
+
+
+def _health(row: ServiceRow, now: Status) -> tuple[str, str, float | None]:
+    """Return (state, reason, time) of the last health check, whichever niso command ran it."""
+    service = row.service
+    if service is None or service.healthcheck is None or now.state != "running":
+        return "", "", None
+
+    record = read_record(row.name)
+    if record is None or record.run != (now.pid or 0, now.started_at or 0.0):
+        return "", "", None
+    judged = judge(service.healthcheck, now.started_at or 0.0, record)
+    return judged.state, judged.failure, record.asked_at
+
+
+def _port(port: records.Port) -> str:
+    host = "" if port.host_ip in ("", "0.0.0.0") else f"{bracketed(port.host_ip)}:"
+    proto = "" if port.proto == "tcp" else f"/{port.proto}"
+    ends = span(port.host_port, port.count), span(port.container_port, port.count)
+    return f"{host}{ends[0]}→{ends[1]}{proto}"
+
+
+def follow(session: Session, name: str | None, since: float | None) -> Events:
+    """Start following events: `Host.events`."""
+    return Events(session, name, since)
+
+
+# --- happened ------------------------------------------------------------------------------------
+
+
+ENDED = ("exited", "restarting", "failed", "none")
+"""States of a process that has ended."""
+
+
+class Shown(NamedTuple):
+    """The compared properties of a service. Times are in seconds since 1970."""
+
+    active: bool
+    attached: bool
+    """Whether the service is an attachment, which has no process."""
+    job: bool = False
+    activated_at: float | None = None
+    state: str = ""
+    """State of the process (`niso.runtime.status.Status`); attached or gone for an attachment."""
+    exit_code: int | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    restarts: int = 0
+    error: str = ""
+    restart: str = ""
+    """The restart policy."""
+    health: str = ""
+    """Result of the last health check: starting, healthy or unhealthy; "" if there was none."""
+    failure: str = ""
+    probed_at: float | None = None
+    addresses: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    """Ports of the manifest, as texts: 8080→80."""
+    forwards: tuple[str, ...] = ()
+    """Ports that port-forward published, as texts."""
+
+
+class Look(NamedTuple):
+    """A snapshot of the compared properties: services, and subnets of networks."""
+
+    services: dict[str, Shown]
+    networks: dict[str, tuple[str, ...]]
+
+
+class Change(NamedTuple):
+    """One event. ``at`` is in seconds since 1970."""
+
+    at: float
+    service: str
+    network: str
+    what: str
+    detail: str = ""
+    exit_code: int | None = None
+    program: str = ""
+    pid: int | None = None
+
+
+def between(before: Look, after: Look, now: float) -> list[Change]:
+    """Return the events between two snapshots, by time."""
+    changes: list[Change] = []
+    for service in sorted(before.services.keys() | after.services.keys()):
+        changes += _service(service, before.services.get(service), after.services.get(service), now)
+    first = min((change.at for change in changes), default=now)
+    for network in sorted(before.networks.keys() | after.networks.keys()):
+        old, new = before.networks.get(network), after.networks.get(network)
+        if old is None and new is not None:
+            # a network comes before the services on it
+            changes.insert(0, Change(first, "", network, "network created", ", ".join(new)))
+        elif new is None:
+            changes.append(Change(now, "", network, "network removed"))
+    return sorted(changes, key=lambda change: change.at)
+
+
+def past(look: Look, since: float) -> list[Change]:
+    """Return the events since a time (seconds since 1970) that a snapshot still shows, by time."""
+    changes: list[Change] = []
+    for name, shown in look.services.items():
+        if not shown.active:
+            continue
+        changes.append(_began(name, shown, shown.activated_at or 0.0))
+        if shown.restarts and shown.started_at is not None:
+            changes.append(_restarted(name, shown, shown.started_at))
+        if shown.state in ENDED and shown.ended_at is not None:
+            changes.append(_ended(name, shown, shown.ended_at))
+        if shown.health == "unhealthy" and shown.probed_at is not None:
+            changes.append(Change(shown.probed_at, name, "", "unhealthy", shown.failure))
+    return sorted((c for c in changes if c.at >= since), key=lambda change: change.at)
+
+
+def _service(name: str, old: Shown | None, new: Shown | None, now: float) -> Iterator[Change]:
+    if old is None or not old.active:
+        if new is not None and new.active:
+            yield _began(name, new, _time(new.activated_at, now))
+            yield from _process(name, new._replace(state="running", health=""), new, now)
+        elif new is None:
+            yield Change(now, name, "", "removed")
+        return
+    if new is None or not new.active:
+        yield Change(now, name, "", "detached" if old.attached else "deactivated")
+        return
+    if new.activated_at != old.activated_at:
+        yield _began(name, new, _time(new.activated_at, now))
+        if new.started_at != old.started_at:  # another process
+            old = new._replace(state="running", health="")
+    else:
+        yield from _ports(name, old, new, now)
+    yield from _process(name, old, new, now)
+
+
+def _ports(name: str, old: Shown, new: Shown, now: float) -> Iterator[Change]:
+    for before, after, note in (
+        (old.ports, new.ports, ""),
+        (old.forwards, new.forwards, " (port-forward)"),
+    ):
+        for port in before:
+            if port not in after:
+                yield Change(now, name, "", "unpublished", port + note)
+        for port in after:
+            if port not in before:
+                yield Change(now, name, "", "published", port + note)
+
+
+def _process(name: str, old: Shown, new: Shown, now: float) -> Iterator[Change]:
+    """Yield events of the process and its health, or of an attachment's namespace."""
+    if new.attached:
+        if new.state == "gone" != old.state:
+            yield Change(now, name, "", "gone", "its network namespace has ended")
+        return
+    # the status files may no longer exist, and then started_at is None
+    same_run = new.started_at in (None, old.started_at)
+    if not same_run:
+        started = _time(new.started_at, now)
+        if new.restarts > old.restarts and old.state not in ENDED:
+            # it ended and was restarted between the two snapshots
+            yield _ended(name, new._replace(state="restarting"), started)
+        yield _restarted(name, new, started)
+    has_ended = new.state in ENDED
+    if has_ended and (not same_run or old.state not in ENDED):
+        yield _ended(name, new, _time(new.ended_at, now))
+    elif new.state in ("failed", "none") and old.state != new.state:
+        yield _ended(name, new, now)
+    if new.health != old.health and new.health in ("healthy", "unhealthy"):
+        yield Change(_time(new.probed_at, now), name, "", new.health, new.failure)
+
+
+def _began(name: str, new: Shown, at: float) -> Change:
+    ports = (*new.ports, *(f"{port} (port-forward)" for port in new.forwards))
+    detail = ", ".join((*new.addresses, *ports))
+    return Change(at, name, "", "attached" if new.attached else "activated", detail)
+
+
+def _restarted(name: str, new: Shown, at: float) -> Change:
+    detail = f"restart {new.restarts} since its activation" if new.restarts else ""
+    return Change(at, name, "", "restarted", detail)
+
+
+def _ended(name: str, new: Shown, at: float) -> Change:
+    if new.state in ("failed", "none") or new.exit_code is None:
+        return Change(at, name, "", "failed", new.error or f"no process: niso net check {name}")
+    if new.job and not new.exit_code:
+        return Change(at, name, "", "completed", "", 0)
+    code = new.exit_code
+    return Change(at, name, "", f"exited ({code})", f"restart: {new.restart}", code)
+
+
+def _time(at: float | None, now: float) -> float:
+    """Return the recorded time of an event; ``now`` if there is none, or if it is in the future."""
+    return now if at is None else min(at, now)

@@ -1,0 +1,237 @@
+"""Explain and test paths of packets; read traffic and drop counters."""
+
+from __future__ import annotations
+
+from niso.base.errors import UsageError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.report import WaitingForPacket
+from niso.look import packet_path, prove
+from niso.look.prove import Sender
+from niso.plan.verdict import Reason, World
+from niso.reconcile.live_world import read_world
+
+if TYPE_CHECKING:
+    from niso.look.session import Session
+
+
+class Asked(NamedTuple):
+    """The destination of a packet as sent."""
+
+    address: str
+    """an IPv4 or IPv6 address"""
+    port: int | None
+    """null for icmp"""
+    proto: str
+    """tcp, udp, sctp or icmp"""
+
+
+class Target(NamedTuple):
+    """The destination of a packet after DNAT."""
+
+    service: str | None
+    """name of the service; null if the address is not a service's"""
+    address: str
+    """an IPv4 or IPv6 address"""
+    port: int | None
+    """null for icmp"""
+    proto: str
+    """tcp, udp, sctp or icmp"""
+    host: str | None
+    """name of the other host that has the service; null if this one has it"""
+
+
+class OtherHostObject(NamedTuple):
+    """An nftables object that another host should have."""
+
+    host: str
+    """the host's name"""
+    nft: str
+    """the object"""
+
+
+class Judgement(NamedTuple):
+    """The verdict of one part of the configuration on a packet."""
+
+    verdict: str
+    """pass, drop, or audit: it passes because the policy is in audit"""
+    words: str
+    """the reason"""
+    service: str | None
+    """service whose manifest decides"""
+    key: str | None
+    """key of the manifest"""
+    text: str | None
+    """entry under the key"""
+    nft: tuple[str, ...]
+    """strings: the nftables objects of this host that implement it"""
+    elsewhere: tuple[OtherHostObject, ...]
+    """nftables objects of other hosts, computed from what they have published in the cluster"""
+
+
+class Judged(NamedTuple):
+    """A packet and its verdict."""
+
+    from_: Sender
+    """the sender"""
+    asked: Asked
+    """the destination as sent"""
+    to: Target
+    """the destination after DNAT of published ports"""
+    verdict: str
+    """pass or drop"""
+    path: Judgement
+    """verdict of networks and published ports"""
+    egress: Judgement
+    """verdict of the sender's policy"""
+    ingress: Judgement
+    """verdict of the receiver's policy"""
+
+    @property
+    def passes(self) -> bool:
+        """Return whether the packet passes."""
+        return self.verdict == "pass"
+
+    @property
+    def dropped_by(self) -> Judgement | None:
+        """The first part that drops the packet, in kernel order; None if it passes."""
+        parts = (self.path, self.egress, self.ingress)
+        return next((part for part in parts if part.verdict == "drop"), None)
+
+
+class Counter(NamedTuple):
+    """A rule that counts the test packet; ``label`` is its table, container and text."""
+
+    rule: str
+    """the rule in nft syntax"""
+    before: int | None
+    """packets before the test"""
+    after: int | None
+    """packets after the test"""
+    label: str
+
+
+class Proof(NamedTuple):
+    """Result of a test packet."""
+
+    agrees: bool | None
+    """whether the packet confirms the verdict; null if inconclusive"""
+    arrived: bool | None
+    """whether the packet arrived; null if unknown"""
+    answered: bool
+    """whether there was a reply"""
+    unsent: str | None
+    """why the sender's kernel refused the packet"""
+    counters: tuple[Counter, ...]
+    """rules that count the packet"""
+
+
+class Explanation(NamedTuple):
+    """Result of `Host.explain`."""
+
+    judged: Judged
+    other_family: Judged | None
+    """the same packet in the other address family, if both ends have it"""
+    shares: dict[str, str]
+    """ends that share a namespace, each with the provider"""
+    proof: Proof | None = None
+    """result of the test packet; only with --prove"""
+
+    @property
+    def passes(self) -> bool:
+        """Return whether the packet passes."""
+        return self.judged.passes
+
+    def left_out(self) -> tuple[str, ...]:
+        """Return the fields to leave out of JSON."""
+        return ("proof",) if self.proof is None else ()
+
+
+def explain(
+    session: Session, source: str, destination: str, family: int | None, proves: bool
+) -> Explanation:
+    """Explain a packet; with ``proves``, send one too: `Host.explain`."""
+
+    from niso.look import other_hosts
+
+    if family not in (None, 4, 6):
+        raise UsageError(f"family {family!r}: must be 4 or 6", None, "family")
+    if proves:
+        session.report(WaitingForPacket(destination, "test"))
+
+    store, kernel = session.store(), session.kernel()
+    who, port, proto = packet_path.parse_target(destination)
+    from_, to = packet_path.resolve_both(store, source, who)
+    world = read_world(kernel, store)
+    packet = packet_path.Packet(*packet_path.ends(world, from_, to, family), port, proto)
+    if store.cluster_id():
+        world = other_hosts.world(session, world, packet.source, packet.destination, proves=proves)
+    closed = kernel.not_forwarding()
+    explained = packet_path.explain(store, world, packet, closed)
+    if proves:
+        prove.sender_namespace(world, packet, explained.verdict)
+    other = None if family else packet_path.other_family(store, world, from_, to, packet, closed)
+    proof = prove.prove(world, explained) if proves else None
+    return Explanation(
+        _judged(world, explained),
+        None if other is None else _judged(world, other),
+        {end.sharer: end.service for end in (from_, to) if end.sharer},
+        None if proof is None else _proof(proof),
+    )
+
+
+def _judged(world: World, explained: packet_path.Explanation) -> Judged:
+    packet, verdict = explained.packet, explained.verdict
+    to = verdict.destination
+    hosts = [
+        world.services[party.service].host or None if party.service else None
+        for party in (verdict.source, to)
+    ]
+    return Judged(
+        Sender(verdict.source.service or None, packet.source, hosts[0]),
+        Asked(packet.destination, packet.port, packet.proto),
+        Target(to.service or None, to.address, verdict.port, packet.proto, hosts[1]),
+        _word(verdict.passes),
+        _judgement(verdict.path, explained.path),
+        _judgement(verdict.egress, explained.egress),
+        _judgement(verdict.ingress, explained.ingress),
+    )
+
+
+def _judgement(reason: Reason, objects: tuple[packet_path.Object, ...]) -> Judgement:
+    return Judgement(
+        "audit" if reason.audits else _word(reason.passes),
+        reason.message,
+        reason.service or None,
+        reason.key or None,
+        reason.text or None,
+        tuple(_object(item) for item in objects if not item.host),
+        tuple(OtherHostObject(item.host, _object(item)) for item in objects if item.host),
+    )
+
+
+def _word(passes: bool) -> str:
+    return "pass" if passes else "drop"
+
+
+def _object(item: packet_path.Object) -> str:
+    if item.place is None:
+        return f"element {item.table} {item.container} {{ {item.text} }}"
+    return f"rule {item.table} {item.container}: {item.text}"
+
+
+def _proof(proof: prove.Proof) -> Proof:
+    return Proof(
+        proof.agrees,
+        proof.arrived,
+        proof.answered,
+        proof.unsent or None,
+        tuple(
+            Counter(
+                _object(count.rule),
+                count.before,
+                count.after,
+                f"{count.rule.table} {count.rule.container}: {count.rule.text}",
+            )
+            for count in proof.counts
+        ),
+    )

@@ -1,0 +1,173 @@
+"""Report who can reach services: addresses of the host, and drops by other firewalls."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.names import family_of, is_marked
+from niso.kernel.rtnetlink import Rtnl
+from niso.look import other_firewalls
+from niso.look.other_firewalls import Drop
+from niso.plan.records import ANY4, ANY6, Network, Policy, Port
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+
+
+_BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
+
+
+def drops(kernel: Kernel, networks: Iterable[Network]) -> list[Drop]:
+    """Return the chains of other programs that drop packets to, from or within these networks.
+
+    A packet is forwarded only if the chains of all tables accept it. Raises KernelError.
+    """
+    groups: dict[tuple[int, bool], list[str]] = {}
+    for network in networks:
+        for family in (subnet.family for subnet in network.subnets):
+            bridged = network.publishes or kernel.sysctl(_BRIDGED[family]) == "1"
+            groups.setdefault((family, bridged), []).append(network.bridge)
+    if not groups:
+        return []
+    with kernel.foreign_chains() as source:
+        if not source.base_chains():
+            return []
+
+    return list(
+        dict.fromkeys(
+            drop
+            for (family, bridged), bridges in sorted(groups.items())
+            for drop in other_firewalls.foreign_drops(kernel, bridges, bridged, (family,))
+        )
+    )
+
+
+def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
+    """Return (problem, remedy) for each foreign NAT chain whose translated packets niso drops.
+
+    See `niso.reconcile.host_settings.others`.
+    """
+    return [
+        (
+            f"nftables chain {chain} translates addresses of packets that niso drops: the host"
+            " did not forward IPv4 before niso's first service",
+            "set net.ipv4.ip_forward = 1 in /etc/sysctl.d; it counts when no service is active,"
+            " or from the next boot",
+        )
+        for chain in chains
+    ]
+
+
+def closed_links(kernel: Kernel) -> list[tuple[str, str]]:
+    """Return (problem, command to fix it) for each link of the host that does not forward IPv4.
+
+    Through such a link, services cannot connect and are not reachable. niso does not change its
+    setting. Raises KernelError.
+    """
+    return [
+        (
+            f"link {name} does not forward IPv4 ({_forwarding(name)} is 0)",
+            f"sysctl -w {_forwarding(name)}=1",
+        )
+        for name in sorted(kernel.not_forwarding())
+    ]
+
+
+def _forwarding(link: str) -> str:
+    return f"net/ipv4/conf/{link}/forwarding"
+
+
+def ways_in(
+    kernel: Kernel, ports: Iterable[tuple[Port, Network, Sequence[str]]]
+) -> list[list[str]]:
+    """Describe who can reach each port: one list of lines per port.
+
+    ``ports`` are (port with one address or all of one family, its network, the internal networks
+    from which the port is not reachable). Raises KernelError.
+    """
+    wanted = list(ports)
+    addresses, closed = _addresses(), set(kernel.not_forwarding())
+    blocked: dict[tuple[str, int], list[str]] = {}
+    for network in {network for _, network, _ in wanted}:
+        for family in (4, 6):
+            only = network._replace(subnets=tuple(s for s in network.subnets if s.family == family))
+            blocked[network.name, family] = [
+                d.chain for d in drops(kernel, [only]) if "published" in d.what
+            ]
+    ways = []
+    for port, network, internal in wanted:
+        chains = blocked[network.name, port.families[0]]
+        ways.append(
+            _ways(
+                port,
+                addresses,
+                closed,
+                internal,
+                f" (but {', '.join(chains)} drops it)" if chains else "",
+            )
+        )
+    return ways
+
+
+def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
+    """Narrow the lines of who can reach a port by the service's policy. The host always can."""
+    if policy is None or len(ways) < 2:
+        return ways
+    if policy.allow_from == ():
+        return [ways[0], "nobody else: allow_from is empty"]
+    limits = []
+    if policy.allow_from is not None:
+        peers = ", ".join(entry.text for entry in policy.allow_from)
+        limits.append(f"of these only allow_from: {peers}")
+    if policy.deny_from:
+        limits.append(f"but not deny_from: {', '.join(entry.text for entry in policy.deny_from)}")
+    return [*ways, *limits]
+
+
+def _addresses() -> list[tuple[str, str, bool]]:
+    """Return (address, link, whether it leads to other machines) for each address of this host."""
+    with Rtnl() as rtnl:
+        links = {link.index: link for link in rtnl.links()}
+        addresses = []
+        for assigned in rtnl.addresses():
+            address = ipaddress.ip_interface(assigned.address).ip
+            link = links.get(assigned.index)
+            if link is not None and not address.is_link_local:
+                outside = (
+                    not address.is_loopback and not is_marked(link.alias) and link.name != "lo"
+                )
+                addresses.append((str(address), link.name, outside))
+    return addresses
+
+
+def _ways(
+    port: Port,
+    addresses: list[tuple[str, str, bool]],
+    closed: set[str],
+    internal: Sequence[str],
+    but: str,
+) -> list[str]:
+    """Describe who can reach a port.
+
+    ``but`` is appended to the lines of peers whose packets another firewall drops.
+    """
+    if port.host_ip in (ANY4, ANY6):
+        published = [item for item in addresses if family_of(item[0]) in port.families]
+    elif port.host_ip.startswith("127."):
+        return ["this host"]
+    else:
+        published = [item for item in addresses if item[0] == port.host_ip]
+        if not published:
+            return [f"nobody: this host has no address {port.host_ip} now"]
+    shut = {link for address, link, _ in published if family_of(address) == 4 and link in closed}
+    outside = [
+        f"{address} on {link}"
+        for address, link, is_outside in published
+        if is_outside and link not in shut
+    ]
+    others = [f"other machines via {', '.join(outside)}{but}"] if outside else []
+    nobody = [f"nobody via {link}: {_forwarding(link)} is 0" for link in sorted(shut)]
+    inner = f" except from internal network {' or '.join(internal)}" if internal else ""
+    return ["this host", f"services{inner}{but}", *others, *nobody]

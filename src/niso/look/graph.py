@@ -1,0 +1,458 @@
+"""Who talks to whom as a picture.
+
+Draw which services communicate, as Mermaid or Graphviz's dot. Pure.
+
+Names and addresses come from manifests, which others may write. Characters that could be syntax of
+the output language are escaped, whatever the rules for names allow.
+
+Draw which services communicate: `Host.graph`.
+
+Build the world that a stack.toml declares, with made-up addresses. Pure.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+
+from niso.base import names
+from niso.base.errors import Error, UsageError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import span
+from niso.look import stack_members
+from niso.look.flows import AUDIT, DROP, HOST, PASS, Seen, joined, remembered
+from niso.manifest.stack import Stack
+from niso.plan.records import Endpoint, Entry, Network, Peer, Port, Subnet
+from niso.plan.verdict import Known, World, addresses_of, judge, matches
+from niso.reconcile.live_world import read_world
+
+if TYPE_CHECKING:
+    from niso.look.session import Session
+
+
+# --- graph ---------------------------------------------------------------------------------------
+
+
+OUTSIDE = "outside"
+_ALL = (0, 65_535)
+_EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
+_MOST_OUTSIDE = 8  # outside addresses that get a node each
+_MOST_PORTS = 5  # ports that an edge's label lists
+_WORDS = {PASS: "", AUDIT: " would be denied", DROP: " denied"}
+_COLOURS = {AUDIT: "#9a6700", DROP: "#c62f2b"}
+_ARROWS = {PASS: "-- {} -->", AUDIT: "-. {} .->", DROP: "-. {} .-x"}  # of Mermaid
+_LINES = {AUDIT: "style=dotted", DROP: "style=dashed, arrowhead=tee"}  # of dot
+_PLAIN = re.compile(r"[A-Za-z0-9 .,:/_→*()-]")
+
+
+class Node(NamedTuple):
+    """A box of the picture: a service with its sharers, the host, or an outside address.
+
+    ``lines`` is its text.
+    """
+
+    id: str
+    lines: tuple[str, ...]
+
+
+class Group(NamedTuple):
+    """Services that are on the same networks, drawn in one frame."""
+
+    title: str
+    nodes: tuple[Node, ...]
+
+
+class Edge(NamedTuple):
+    source: str
+    target: str
+    label: str
+    verdict: str
+
+
+_Link = tuple[str, str, str, str]
+"""Names of the ends, label and verdict of an edge."""
+
+
+class Graph(NamedTuple):
+    """The whole picture; ``others`` are nodes outside all networks."""
+
+    groups: tuple[Group, ...]
+    others: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+
+
+def of_traffic(world: World, seen: Iterable[Seen], only: frozenset[str] | None) -> Graph:
+    """Draw the recorded flows. With ``only``, draw just those services and their peers."""
+    rows = [s for s in seen if only is None or not only.isdisjoint(_services(s))]
+    addresses = {
+        end.address
+        for row in rows
+        for end in (row.source, row.destination)
+        if not (end.service or end.is_host)
+    }
+    folded = len(addresses) > _MOST_OUTSIDE
+    ports: dict[tuple[str, str, str], set[tuple[int, str]]] = {}
+    for row in rows:
+        source, target = (
+            end.name if end.service or end.is_host or not folded else OUTSIDE
+            for end in (row.source, row.destination)
+        )
+        ports.setdefault((source, target, row.verdict), set()).add((row.port, row.proto))
+    edges = [
+        (source, target, _ports_text(used), verdict_)
+        for (source, target, verdict_), used in ports.items()
+    ]
+    drawn = set(world.services) if only is None else only
+    drawn = drawn | {name for row in rows for name in _services(row)}
+    return _graph(world, drawn, edges, with_addresses=True)
+
+
+def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool) -> Graph:
+    """Draw what policies and published ports allow, whether or not there is traffic.
+
+    A published port has an edge from the clients that it admits: all outside addresses, some
+    prefixes, or the host. Each policy entry that decides between two services of one network has an
+    edge, computed by the policy engine. Without any policy entry, no edge is drawn.
+    """
+    known = [
+        service for name, service in sorted(world.services.items()) if only is None or name in only
+    ]
+    edges: list[_Link] = []
+    for receiver in known:
+        for port in receiver.ports:
+            edges += (
+                (s, receiver.name, _port_text(port), PASS) for s in _users(world, receiver, port)
+            )
+        for sender in known:
+            if sender is not receiver:
+                edges += _between(world, sender, receiver)
+        denied = AUDIT if receiver.audits else DROP
+        for incoming, entries, verdict_ in (
+            (True, receiver.policy.allow_from or (), PASS),
+            (True, receiver.policy.deny_from, denied),
+            (False, receiver.policy.egress_allow or (), PASS),
+            (False, receiver.policy.egress_deny, denied),
+        ):
+            for entry in entries:
+                for name in _outer(world, entry.peer):
+                    ends = (name, receiver.name)
+                    source, target = ends if incoming else reversed(ends)
+                    edges.append((source, target, _entry_text(entry), verdict_))
+    return _graph(world, {service.name for service in known}, edges, with_addresses)
+
+
+def _users(world: World, receiver: Known, port: Port) -> Iterator[str]:
+    """Yield the clients of a published port, by its host address and the receiver's policy."""
+    if port.host_ip and ipaddress.ip_address(port.host_ip).is_loopback:
+        yield HOST
+        return
+    last = port.container_port + port.count - 1
+
+    def is_about(entry: Entry) -> bool:
+        ports = entry.first <= last and port.container_port <= entry.last
+        return ports and entry.proto in ("", port.proto)
+
+    own = receiver.policy
+    allowed = [entry.peer for entry in own.allow_from or () if is_about(entry)]
+    denied = {entry.peer.name for entry in own.deny_from if is_about(entry)}
+    everybody = {_EVERYBODY[family] for family in port.families}
+    admitted = everybody if own.allow_from is None else everybody & {peer.name for peer in allowed}
+    if admitted - denied:
+        yield OUTSIDE
+    for peer in allowed:
+        if peer.kind != "outside" and peer.name not in everybody:
+            yield from _outer(world, peer)
+
+
+def _outer(world: World, peer: Peer) -> Iterator[str]:
+    """Yield the node of a peer that is outside niso's networks; of many prefixes it is one."""
+    if peer.kind == "outside":
+        yield peer.name
+    elif peer.kind in ("prefix", "prefixes"):
+        cidrs = [cidr for cidr in peer.name.split(",") if not _is_inside(world, cidr)]
+        if cidrs:
+            yield cidrs[0] if len(cidrs) == 1 else f"{cidrs[0]} and {len(cidrs) - 1} more"
+
+
+def _port_text(port: Port) -> str:
+    """Return a port mapping as text, such as ``8080→80``, or as two ranges."""
+    host = span(port.host_port, port.count) if port.host_port else "?"
+    proto = "" if port.proto == "tcp" else f"/{port.proto}"
+    return f"{host}→{span(port.container_port, port.count)}{proto}"
+
+
+def _services(seen: Seen) -> list[str]:
+    return [end.service for end in (seen.source, seen.destination) if end.service]
+
+
+def _between(world: World, sender: Known, receiver: Known) -> Iterator[_Link]:
+    """Yield an edge from one service to another for each policy entry that concerns both."""
+    for endpoint in receiver.endpoints:
+        beside = [e for e in sender.endpoints if e.network == endpoint.network]
+        if not beside or not endpoint.addresses:
+            continue
+        to, from_ = endpoint.addresses[0], beside[0].addresses[0]
+        own, peers = receiver.policy, sender.policy
+        incoming = (*(own.allow_from or ()), *own.deny_from)
+        outgoing = (*(peers.egress_allow or ()), *peers.egress_deny)
+        entries = [*((e, from_) for e in incoming), *((e, to) for e in outgoing)]
+        done = set()
+        for entry, peer in entries:
+            proto = entry.proto or "tcp"
+            port = None if proto == "icmp" else max(entry.first, 1)
+            label = _entry_text(entry)
+            if label in done or not matches(entry, world, peer, port, proto):
+                continue
+            done.add(label)
+            both = judge(world, from_, to, port, proto)
+            passes = AUDIT if any(reason.audits for reason in both) else PASS
+            word = passes if all(reason.passes for reason in both) else DROP
+            yield sender.name, receiver.name, label, word
+
+
+def _entry_text(entry: Entry) -> str:
+    proto = f"/{entry.proto}" if entry.proto else ""
+    if (entry.first, entry.last) == _ALL:
+        return proto.removeprefix("/") or "*"
+    return f":{entry.first}{'' if entry.first == entry.last else f'-{entry.last}'}{proto}"
+
+
+def _is_inside(world: World, prefix: str) -> bool:
+    """Return whether a prefix is in one of niso's networks: its services have their own edges."""
+    net = ipaddress.ip_network(prefix)
+    return any(
+        str(net.version) == str(subnet.family) and net.subnet_of(ipaddress.ip_network(subnet.cidr))  # type: ignore[arg-type]
+        for network in world.networks.values()
+        for subnet in network.subnets
+    )
+
+
+def _ports_text(ports: Iterable[tuple[int, str]]) -> str:
+    texts = [f":{port}{'' if proto == 'tcp' else f'/{proto}'}" for port, proto in sorted(ports)]
+    more = len(texts) - _MOST_PORTS
+    return ", ".join(texts[:_MOST_PORTS]) + (f", {more} more" if more > 0 else "")
+
+
+def _graph(
+    world: World,
+    drawn: Iterable[str],
+    edges: Iterable[_Link],
+    with_addresses: bool,
+) -> Graph:
+    ids = _ids(drawn)
+    groups: dict[tuple[str, ...], list[Node]] = {}
+    for name, own in ids.items():
+        known = world.services[name]
+        addresses = addresses_of(known) if with_addresses else ()
+        sharers = sorted(set(known.names) - {name})
+        lines = (" + ".join((name, *sharers)), *addresses, *(() if known.active else ("inactive",)))
+        on = tuple(endpoint.network for endpoint in known.endpoints)
+        groups.setdefault(on, []).append(Node(own, lines))
+    others: dict[str, Node] = {}
+    drawn_edges = []
+    for source, target, label, verdict_ in sorted(set(edges)):
+        for end in (source, target):
+            if end not in ids and end not in others:
+                key = "host" if end == HOST else f"o{len(others) + 1}"
+                others[end] = Node(f"x_{key}", (end,))
+        from_, to = (ids.get(end) or others[end].id for end in (source, target))
+        drawn_edges.append(Edge(from_, to, label + _WORDS[verdict_], verdict_))
+    made = [
+        Group(
+            " + ".join(_network_title(world, name, with_addresses) for name in on) or "no network",
+            tuple(nodes),
+        )
+        for on, nodes in sorted(groups.items())
+    ]
+    return Graph(tuple(made), tuple(others.values()), tuple(drawn_edges))
+
+
+def _ids(names: Iterable[str]) -> dict[str, str]:
+    """Map each name to an identifier: ``n_`` and the name, with a number if that is taken."""
+    ids: dict[str, str] = {}
+    for name in sorted(names):
+        plain = own = f"n_{re.sub('[^a-z0-9]', '_', name)}"
+        while own in ids.values():
+            own = f"{plain}_{len(ids)}"
+        ids[name] = own
+    return ids
+
+
+def _network_title(world: World, name: str, with_addresses: bool) -> str:
+    network = world.networks.get(name)
+    if network is None or not with_addresses:
+        return name
+    return " ".join((name, *(subnet.cidr for subnet in network.subnets)))
+
+
+# --- languages -----------------------------------------------------------------------------------
+
+
+def mermaid(graph: Graph) -> str:
+    """Render the picture as a Mermaid 11 flowchart (https://mermaid.js.org)."""
+    lines = ["flowchart LR"]
+    for number, group in enumerate(graph.groups):
+        lines.append(f"  subgraph g{number}[{_quoted(group.title)}]")
+        lines += [f"    {node.id}[{_box(node)}]" for node in group.nodes]
+        lines.append("  end")
+    lines += [f"  {node.id}([{_box(node)}])" for node in graph.others]
+    for edge in graph.edges:
+        arrow = _ARROWS[edge.verdict].format(_quoted(edge.label))
+        lines.append(f"  {edge.source} {arrow} {edge.target}")
+    for verdict_, colour in _COLOURS.items():
+        links = [str(i) for i, edge in enumerate(graph.edges) if edge.verdict == verdict_]
+        if links:
+            lines.append(f"  linkStyle {','.join(links)} stroke:{colour},color:{colour}")
+    return "\n".join(lines) + "\n"
+
+
+def dot(graph: Graph) -> str:
+    """Render the picture in Graphviz's language (dot(1))."""
+    lines = [
+        "digraph niso {",
+        "  rankdir=LR;",
+        '  node [shape=box, style=rounded, fontname="sans-serif"];',
+        '  edge [fontname="sans-serif", fontsize=10];',
+    ]
+    for number, group in enumerate(graph.groups):
+        lines.append(f"  subgraph cluster_{number} {{")
+        lines.append(f'    label={_dot_text((group.title,))}; fontname="sans-serif";')
+        lines += [f"    {node.id} [label={_dot_text(node.lines)}];" for node in group.nodes]
+        lines.append("  }")
+    lines += [f"  {node.id} [label={_dot_text(node.lines)}, shape=oval];" for node in graph.others]
+    for edge in graph.edges:
+        text = f"label={_dot_text((edge.label,))}"
+        if colour := _COLOURS.get(edge.verdict):
+            text += f', color="{colour}", fontcolor="{colour}", {_LINES[edge.verdict]}'
+        lines.append(f"  {edge.source} -> {edge.target} [{text}];")
+    return "\n".join((*lines, "}")) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """Quote a string for Mermaid: all but harmless characters become numeric entities."""
+    return '"' + "".join(c if _PLAIN.fullmatch(c) else f"#{ord(c)};" for c in text) + '"'
+
+
+def _box(node: Node) -> str:
+    return '"' + "<br>".join(_quoted(line)[1:-1] for line in node.lines) + '"'
+
+
+def _dot_text(lines: Sequence[str]) -> str:
+    """Quote a string for dot: all but harmless characters become HTML entities."""
+    return '"' + "\\n".join(
+        "".join(c if _PLAIN.fullmatch(c) else f"&#{ord(c)};" for c in line) for line in lines
+    ) + '"'  # fmt: skip
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+FORMATS = ("mermaid", "dot", "svg", "png")
+_PATIENCE_S = 120
+
+
+def graph(
+    session: Session, format_: str, stack: str | None, declared: bool, since: float | None
+) -> bytes:
+    """Return a picture: `Host.graph`. ``since`` is in seconds since 1970."""
+
+    if format_ not in FORMATS:
+        raise UsageError(f"{format_!r} is not a format", ", ".join(FORMATS), "--format")
+    if declared and since is not None:
+        raise UsageError("and --declared exclude each other", "omit one of them", "--since")
+    picture = _picture(session, stack, declared, since)
+    if format_ == "mermaid":
+        return mermaid(picture).encode()
+    text = dot(picture).encode()
+    return text if format_ == "dot" else _drawn(text, format_)
+
+
+def _picture(session: Session, stack: str | None, declared: bool, since: float | None) -> Graph:
+
+    if declared and stack is not None:
+        return of_policies(declared_world(stack_members.load(stack)), None, False)
+    store, kernel = session.store(), session.kernel()
+    only = None
+    if stack is not None:
+        only = frozenset(stack_members.outlined(store, stack).after)
+    world = read_world(kernel, store)
+    if only is not None:
+        only &= frozenset(world.services)
+    if declared:
+        return of_policies(world, only, True)
+    import time
+
+    oldest = None if since is None else time.time() - since
+    flows = [
+        flow
+        for flow in joined(world, remembered(kernel, world))
+        if oldest is None or flow.open or (flow.ago is not None and flow.ago <= oldest)
+    ]
+    return of_traffic(world, flows, only)
+
+
+def _drawn(text: bytes, format_: str) -> bytes:
+    """Render a picture with Graphviz (dot(1)). Raises Error."""
+    hint = "apt install graphviz, or --format mermaid"
+    try:
+        done = subprocess.run(  # found in the administrator's PATH
+            ["dot", f"-T{format_}"],
+            input=text,
+            capture_output=True,
+            timeout=_PATIENCE_S,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise Error(f"the program dot, which draws {format_}, is not installed", hint) from None
+    except subprocess.TimeoutExpired:
+        raise Error(f"dot did not draw it within {_PATIENCE_S} s", "--format mermaid") from None
+    if done.returncode:
+        words = done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
+        raise Error(f"dot: {words or 'failed'}", hint)
+    return done.stdout
+
+
+# --- stack world ---------------------------------------------------------------------------------
+
+
+_POOL = "10.99.{}.0/24"
+
+
+def declared_world(stack: Stack) -> World:
+    """Return the services and networks of a stack as a world.
+
+    A network without a declared subnet gets one that depends on nothing but the file; so do the
+    addresses of services. They serve the policy engine only, and are not those of the host.
+    """
+    used = {name for member in stack.members for name in member.loaded.spec.networks}
+    networks = {}
+    for number, name in enumerate(sorted({*stack.networks, *used})):
+        wanted = stack.networks[name].subnets if name in stack.networks else ()
+        cidrs = list(wanted) or [_POOL.format(number % 256)]
+        subnets = tuple(
+            Subnet(net.version, str(net), str(net[1]))
+            for net in sorted(map(ipaddress.ip_network, cidrs), key=lambda net: net.version)
+        )
+        networks[name] = Network(name, names.bridge(name), 1500, subnets)
+    services = {}
+    for number, member in enumerate(sorted(stack.members, key=lambda member: member.name)):
+        spec = member.loaded.spec
+        endpoints = tuple(
+            Endpoint(name, _addresses(networks[name], number, spec.statics(name)))
+            for name in (spec.networks if spec.mode == "bridge" else ())
+        )
+        ports = tuple(published.port for published in spec.ports)
+        services[spec.name] = Known(spec.name, spec.names, endpoints, spec.policy, ports)
+    return World(services, networks)
+
+
+def _addresses(network: Network, number: int, statics: tuple[str, ...]) -> tuple[str, ...]:
+    result = []
+    for subnet in network.subnets:
+        net = ipaddress.ip_network(subnet.cidr)
+        static = [address for address in statics if ipaddress.ip_address(address) in net]
+        # the last addresses of the subnet, where static ones are rare
+        result.append(static[0] if static else str(net[-2 - number % (net.num_addresses - 3)]))
+    return tuple(result)

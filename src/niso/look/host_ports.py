@@ -1,0 +1,204 @@
+"""Who has which host port.
+
+Describe published ports in results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+
+from niso.base.errors import Conflict
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import bracketed, family_of
+from niso.plan import records
+from niso.store.service_rows import ServiceRow
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+    from niso.kernel.sockets import Listener
+
+
+# --- ports ---------------------------------------------------------------------------------------
+
+
+HOLDERS = ("podman",)
+"""Owners of attachments that themselves listen on published ports."""
+
+
+def published_by(row: ServiceRow) -> tuple[records.Port, ...]:
+    """Return the manifest ports of the last activation; none if the row is damaged."""
+    spec = row.service
+    return tuple(published.port for published in spec.ports) if spec is not None else ()
+
+
+def taken(
+    store: Store, service: str, wanted: Iterable[records.Port], published: Container[records.Port]
+) -> list[tuple[records.Port, str, records.Port]]:
+    """Return the ports of ``wanted`` that `niso port-forward` took since the last activation.
+
+    Each is (port, service that has it now, port of that service). It may be the same service, with
+    another container port. Such a port is in the last manifest (``published``) but no longer in the
+    record, and stays taken as long as the forward exists.
+    """
+    gone = [
+        port
+        for port in wanted
+        if port.host_port and port in published and not store.has_port(service, port)
+    ]
+    forwards = store.all_forwards() if gone else []
+    return [
+        (port, holder, held)
+        for port in gone
+        for holder, held in forwards
+        if (same_place(held, port) if holder == service else held.clashes(port))
+    ]
+
+
+def unpublished(store: Store, service: str) -> list[records.Port]:
+    """Return the manifest ports of an active service that a former forward took from it."""
+    row = store.service(service)
+    wanted = published_by(row) if row is not None else ()
+    lost = [
+        port
+        for port in dict.fromkeys(wanted)
+        if not (
+            store.has_port(service, port)
+            if port.host_port
+            else store.chosen_port(service, port) is not None
+        )
+    ]
+    still = {port for port, _, _ in taken(store, service, lost, lost)}
+    return [port for port in lost if port not in still]
+
+
+def same_place(one: records.Port, other: records.Port) -> bool:
+    """Return whether both ports claim a host port at the same address.
+
+    A port on all addresses and one on a single address coexist; the specific one takes precedence.
+    """
+    alike = one.host_ip == other.host_ip or (one.is_wide and other.is_wide)
+    return alike and one.clashes(other)
+
+
+def as_held(held: records.Port, wanted: records.Port) -> str:
+    """Return " as HOST_SIDE" if the holder's host side differs from the wanted one, else ""."""
+    return "" if held.host_side == wanted.host_side else f" as {held.host_side}"
+
+
+class Listeners:
+    """The host's listening sockets, read once for each protocol and only if needed."""
+
+    def __init__(self, kernel: Kernel, families: tuple[int, ...]) -> None:
+        self._kernel = kernel
+        # of the service's network: packets of other families are not forwarded
+        self._families = families
+        self._found: dict[str, list[Listener]] = {}
+
+    def of(self, proto: str) -> list[Listener]:
+        if proto not in self._found:
+            self._found[proto] = self._kernel.listeners(proto)
+        return self._found[proto]
+
+    def clashing(self, port: records.Port) -> list[Listener]:
+        """Return the sockets that now receive packets to ``port``."""
+        return [
+            listener
+            for listener in self.of(port.proto)
+            if port.host_port <= listener.port <= port.last
+            and family_of(listener.address) in self._families
+            and port.clashes(records.Port(listener.address, listener.port, 0, port.proto))
+        ]
+
+    def check(self, port: records.Port, key: str) -> None:
+        """Raise Conflict if a process of the host listens on the host port."""
+        for listener in self.clashing(port):
+            program, at = self.described(listener)
+            raise Conflict(
+                f"host port {port.host_side} is used by {program}, which listens on {at}",
+                "stop it, or choose another port",
+                key,
+            )
+
+    def described(self, listener: Listener) -> tuple[str, str]:
+        """Return the program that owns a socket, and the socket's address and port."""
+        who = self._kernel.socket_holder(listener.inode)
+        program = f"{who[1]} (pid {who[0]})" if who else "a process that is not visible from here"
+        return program, f"{bracketed(listener.address)}:{listener.port}"
+
+
+class Shadow(NamedTuple):
+    """A program of the host that bound a published port after the activation.
+
+    It receives no packets: they go to the service.
+    """
+
+    service: str
+    port: records.Port
+    program: str
+    at: str
+    """The address and port that it listens on."""
+    family: int
+
+    @property
+    def what(self) -> str:
+        return f"{self.program} listens on {self.at}, and gets no packets for {self.port.host_side}"
+
+
+def shadows(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Shadow]:
+    """Return the programs of the host that bound ports of active services. Raises KernelError."""
+    listeners: dict[tuple[int, ...], Listeners] = {}
+    result = []
+    for service in services:
+        if (store.attachment_key(service) or ("", ""))[0] in HOLDERS:
+            continue
+        families = store.port_families(service)
+        present = listeners.setdefault(families, Listeners(kernel, families))
+        for _, port in store.ports(service):
+            for listener in present.clashing(port):
+                program, at = present.described(listener)
+                family = family_of(listener.address)
+                result.append(Shadow(service, port, program, at, family))
+    return result
+
+
+# --- published ports -----------------------------------------------------------------------------
+
+
+class Port(NamedTuple):
+    """A published port, or a range of ``range`` ports, on one address or one family.
+
+    ``anywhere`` is true if the port is published on all addresses of its network's families: there
+    is one `Port` per family then. It is left out of ``--json``.
+    """
+
+    host_ip: str
+    """host address; 0.0.0.0 and :: are all addresses of a family"""
+    host_port: int
+    """first port on the host"""
+    container_port: int
+    """first port inside the service"""
+    proto: str
+    """tcp, udp or sctp"""
+    range: int = 1
+    """number of ports; only for ranges"""
+    anywhere: bool = False
+
+    def left_out(self) -> tuple[str, ...]:
+        """Return the fields to leave out of JSON."""
+        return ("range", "anywhere") if self.range == 1 else ("anywhere",)
+
+
+def rows(ports: Iterable[records.Port], families: tuple[int, ...]) -> tuple[Port, ...]:
+    """Return a `Port` per address; a port on all addresses becomes one per family."""
+    return tuple(
+        Port(address, port.host_port, port.container_port, port.proto, port.count, not port.host_ip)
+        for port in ports
+        for address in _addresses(port, families)
+    )
+
+
+def _addresses(port: records.Port, families: tuple[int, ...]) -> list[str]:
+    if port.host_ip:
+        return [port.host_ip]
+    return [everywhere for family, everywhere in ((4, "0.0.0.0"), (6, "::")) if family in families]

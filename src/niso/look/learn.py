@@ -1,0 +1,802 @@
+"""Learn policies from flows.
+
+Derive policies from recorded flows. Pure.
+
+Flows that passed become allow entries by port and protocol, with names rather than addresses. A
+published port that other machines used is allowed for all addresses, because clients have no
+lasting addresses. Refused flows only become comments. An existing allow list is narrowed, never
+widened: a used entry that names a service is narrowed to the ports that were used; any other used
+entry stays as it is written.
+
+Derive policies from recorded flows, and write them into manifests.
+
+Find the names by which a policy means services and networks.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from niso.base.errors import Conflict, Error, InvalidInput, UsageError
+from niso.base.named_tuples import NamedTuple
+from niso.base.names import DEFAULT_NETWORK, bracketed, family_of
+from niso.base.text import exact_time_text
+from niso.kernel.policy_rules import KEPT_S
+from niso.look import flows
+from niso.look.flows import Seen, moment
+from niso.look.session import Session, callers
+from niso.manifest import toml
+from niso.manifest.policy import parse_entry
+from niso.manifest.stack import applies, long_name, outline
+from niso.manifest.toml import Item
+from niso.plan import verdict
+from niso.plan.records import Entry, Peer, Policy
+from niso.plan.verdict import Known, World
+from niso.reconcile.live_world import read_world
+from niso.store.service_rows import ServiceRow
+from niso.store.store import Store
+
+# --- learner -------------------------------------------------------------------------------------
+
+
+MOST_OUTSIDE = 8
+"""The most outside addresses, of one port and family, with an entry each; more are merged."""
+# from so many services of a network on that all use a port, suggest the network's name
+_LEAST_MEMBERS = 8
+_EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
+_DNS = 53
+
+Name = Callable[[str], str | None]
+"""Function service -> the name by which the policy can mean the service, or None."""
+
+
+class Line(NamedTuple):
+    """A line of an allow list: an entry, or only a comment.
+
+    ``note`` says why; keep it for as long as the entry exists. ``new``, ``ago`` and ``open`` are
+    the figures of its flows, as in `Seen`.
+    """
+
+    text: str
+    allowed: bool
+    note: str = ""
+    new: int = 0
+    ago: float | None = None
+    open: int = 0
+
+
+class Learned(NamedTuple):
+    """The learned allow lists of a service. ``egress`` is None if it was not requested."""
+
+    service: str
+    ingress: tuple[Line, ...]
+    egress: tuple[Line, ...] | None
+
+
+def learn_flows(
+    world: World,
+    seen: Iterable[Seen],
+    service: str,
+    name: Name,
+    with_egress: bool,
+    network: Callable[[str], str] = str,
+) -> Learned:
+    """Derive the policy of an existing service from its flows.
+
+    ``network`` maps a network to the name by which the policy means it.
+    """
+    world = world._replace(outside=world.outside_ever)
+    known = world.services[service]
+    others = [s for s in seen if s.source.service != s.destination.service]
+    incoming = [
+        s for s in others if s.destination.service == service and not s.source.is_host
+    ]  # flows from the host are left out: the host may always connect
+    outgoing = [s for s in others if s.source.service == service]
+    learner = _Learner(world, known, name, network)
+    return Learned(
+        service,
+        tuple(learner.lines(incoming, egress=False)),
+        tuple(learner.lines(outgoing, egress=True)) if with_egress else None,
+    )
+
+
+class _Group(NamedTuple):
+    """The flows of one entry: of a peer, on a port and protocol."""
+
+    peer: str  # as written in a manifest: in brackets where ports follow
+    first: int
+    last: int
+    proto: str
+    note: str = ""
+
+    @property
+    def text(self) -> str:
+        ports = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+        return f"{self.peer}:{ports}/{self.proto}"
+
+
+class _Learner:
+    """Derives the policy of one service."""
+
+    def __init__(
+        self, world: World, known: Known, name: Name, network: Callable[[str], str]
+    ) -> None:
+        self._world, self._known, self._name, self._network = world, known, name, network
+
+    def lines(self, seen: Sequence[Seen], egress: bool) -> Iterator[Line]:
+        """Yield the lines of one direction: entries, then comments."""
+        passed = [s for s in seen if s.passes and s.agrees and not s.audited]
+        before = {s.key for s in passed}
+        refused = [
+            s
+            for s in seen
+            if s.key not in before
+            and s.reason is not None
+            and s.reason.key
+            and (s.audited or s.passes != s.agrees)
+        ]
+        policy = self._known.policy
+        listed = policy.egress_allow if egress else policy.allow_from
+        kept: dict[str, list[Seen]] = {}
+        fresh: list[Seen] = []
+        used: set[str] = set()
+        for flow in passed:
+            entry = self._entry(listed, flow, egress)
+            if entry is not None:
+                used.add(entry.key)
+            elif listed is not None and flow.gone:
+                continue
+            if entry is None or entry.peer.kind == "service":
+                fresh.append(flow)
+            else:
+                kept.setdefault(entry.text, []).append(flow)
+        yield from (_line(text, rows) for text, rows in kept.items())
+        groups, gone = self._groups(fresh, egress)
+        yield from (
+            _line(group.text, rows, note=group.note)
+            for group, rows in _joined(groups)
+            if group.text not in kept
+        )
+        yield from self._comments(groups, refused, gone, egress)
+        for entry in listed or ():
+            if entry.key not in used:
+                yield Line(entry.text, False, "in the manifest; nothing used it")
+
+    def _entry(self, listed: tuple[Entry, ...] | None, seen: Seen, egress: bool) -> Entry | None:
+        """Return the entry of the present allow list that lets a flow pass; None without a list.
+
+        If several match, an entry that names the service is preferred, because it is the narrowest.
+        """
+        if listed is None:
+            return None
+        peer = seen.destination if egress else seen.source
+        holders = [self._world.services[peer.service]] if peer.service else []
+        world = self._world._replace(services={holder.name: holder for holder in holders})
+        matching = [
+            e for e in listed if verdict.matches(e, world, peer.address, seen.port, seen.proto)
+        ]
+        return min(matching, key=lambda e: e.peer.kind != "service", default=None)
+
+    def _groups(
+        self, rows: Iterable[Seen], egress: bool
+    ) -> tuple[dict[_Group, list[Seen]], list[Seen]]:
+        """Group flows by entry; return separately those of service addresses no longer in use."""
+        groups: dict[_Group, list[Seen]] = {}
+        outside: dict[tuple[int, str, int], list[Seen]] = {}
+        gone = []
+        for flow in rows:
+            peer = flow.destination if egress else flow.source
+            family = family_of(peer.address)
+            if peer.service:
+                group = self._named(peer.service, peer.address, flow)
+                groups.setdefault(group, []).append(flow)
+            elif peer.is_host:
+                group = _of(peer.address, flow, "the host")
+                groups.setdefault(group, []).append(flow)
+            elif flow.gone:
+                gone.append(flow)  # whoever gets the address next is another service
+            elif not egress and flow.published is not None:
+                first, last = self._ports_of(flow)
+                note = f"everybody: published as {flow.published.host_port}"
+                if first != last:
+                    note = "everybody: published"
+                peer_text = bracketed(_EVERYBODY[family])
+                group = _Group(peer_text, first, last, flow.proto, note)
+                groups.setdefault(group, []).append(flow)
+            else:
+                outside.setdefault((flow.port, flow.proto, family), []).append(flow)
+        for some in outside.values():
+            for group, its in _outside(some, egress, self._inside(family_of(some[0].key[0]))):
+                groups.setdefault(group, []).extend(its)
+        self._add_families(groups)
+        return groups, gone
+
+    def _inside(self, family: int) -> list[_Prefix]:
+        """Return the prefixes for present and future services, and the addresses of the host."""
+        world = self._world
+        subnets = (subnet.cidr for on in world.networks.values() for subnet in on.subnets)
+        texts = (*world.host, *world.pools, *subnets)
+        return [ipaddress.ip_network(text) for text in texts if family_of(text) == family]
+
+    def _add_families(self, groups: dict[_Group, list[Seen]]) -> None:
+        """Allow a published port for its other family too: clients use either."""
+        for group in list(groups):
+            for family, prefix in _EVERYBODY.items():
+                own = bracketed(prefix)
+                other = group._replace(peer=own)
+                is_everybody = group.peer in map(bracketed, _EVERYBODY.values())
+                if is_everybody and family in self._published(group.proto, group.first):
+                    groups.setdefault(other, [])
+
+    def _published(self, proto: str, port: int) -> set[int]:
+        """Return the families in which a port of the service is published to other machines."""
+        own = {family_of(address) for address in verdict.addresses_of(self._known)}
+        families: set[int] = set()
+        for published in self._known.ports:
+            inside = published.container_port <= port < published.container_port + published.count
+            local = published.host_ip and ipaddress.ip_address(published.host_ip).is_loopback
+            if published.proto == proto and inside and not local:
+                families.update(published.families)
+        return families & own
+
+    def _ports_of(self, seen: Seen) -> tuple[int, int]:
+        """Return the first and last port of the published range that contains the flow's port."""
+        for port in self._known.ports:
+            last = port.container_port + port.count - 1
+            if port.proto == seen.proto and port.container_port <= seen.port <= last:
+                return port.container_port, last
+        return seen.port, seen.port
+
+    def _named(self, service: str, address: str, seen: Seen) -> _Group:
+        name = self._name(service)
+        if name is None:
+            return _of(address, seen, f"{service}: its name is ambiguous here")
+        dns = "DNS" if seen.port == _DNS else ""
+        return _Group(name, seen.port, seen.port, seen.proto, dns)
+
+    def _comments(
+        self,
+        groups: dict[_Group, list[Seen]],
+        refused: Sequence[Seen],
+        gone: Sequence[Seen],
+        egress: bool,
+    ) -> Iterator[Line]:
+        """Yield comments: refused peers, unused ports, networks that could replace entries."""
+        entries = {group.text for group in groups}
+        others: dict[_Group, list[Seen]] = {}
+        for flow in refused:
+            peer = flow.destination if egress else flow.source
+            in_audit = flow.audited and flow.agrees
+            denied = "would be denied" if in_audit else "denied"
+            if peer.service:
+                group = self._named(peer.service, peer.address, flow)._replace(note=denied)
+            elif egress:
+                group = _of(peer.address, flow, denied)
+            else:  # any number of outside addresses may have tried
+                everybody = bracketed(_EVERYBODY[family_of(peer.address)])
+                note = f"other machines {'would be' if in_audit else 'were'} denied"
+                group = _Group(everybody, flow.port, flow.port, flow.proto, note)
+            others.setdefault(group, []).append(flow)
+        for group, rows in sorted(others.items()):
+            if group.text not in entries:
+                yield _line(group.text, rows, False, group.note)
+        for flow in gone:
+            peer = flow.destination if egress else flow.source
+            yield _line(_of(peer.address, flow).text, [flow], False, "no service has it any more")
+        if not egress:
+            if self._known.policy.allow_from is None:
+                yield from self._unused(entries)
+            yield from self._whole(groups)
+
+    def _unused(self, entries: set[str]) -> Iterator[Line]:
+        """Yield the published ports that no other machine has used."""
+        unused: dict[str, None] = {}  # several host ports may lead to one port
+        for port in self._known.ports:
+            last = port.container_port + port.count - 1
+            for family in sorted(self._published(port.proto, port.container_port)):
+                peer = bracketed(_EVERYBODY[family])
+                text = _Group(peer, port.container_port, last, port.proto).text
+                if text not in entries and family in port.families:
+                    unused[text] = None
+        for text in unused:
+            yield Line(text, False, "published; no other machine used it")
+
+    def _whole(self, groups: dict[_Group, list[Seen]]) -> Iterator[Line]:
+        """Yield networks most of whose services use a port: the name could replace the entries."""
+        used: dict[tuple[int, str], set[str]] = {}
+        for group, rows in groups.items():
+            for flow in rows:
+                if flow.source.service:
+                    used.setdefault((group.first, group.proto), set()).add(flow.source.service)
+        for endpoint in self._known.endpoints:
+            members = {
+                name
+                for name, known in self._world.services.items()
+                if any(e.network == endpoint.network for e in known.endpoints)
+            } - {self._known.name}
+            for (port, proto), services in sorted(used.items()):
+                count = len(services & members)
+                if count >= _LEAST_MEMBERS and 3 * count >= 2 * len(members):
+                    text = f"network:{self._network(endpoint.network)}:{port}/{proto}"
+                    yield Line(text, False, f"in place of {count} of its {len(members)} services")
+
+
+def _of(address: str, seen: Seen, note: str = "") -> _Group:
+    if seen.port == _DNS:
+        note = f"{note}, DNS" if note else "DNS"
+    return _Group(bracketed(address), seen.port, seen.port, seen.proto, note)
+
+
+def _outside(
+    rows: Sequence[Seen], egress: bool, inside: Sequence[_Prefix]
+) -> Iterator[tuple[_Group, list[Seen]]]:
+    """Yield entries for outside addresses, of one port and family.
+
+    The nearest addresses are merged into the smallest prefix that contains them, until few are
+    left. No such prefix contains an address of ``inside``, the prefixes of services and of the
+    host.
+    """
+    by_number: dict[int, list[Seen]] = {}
+    for flow in rows:
+        address = (flow.destination if egress else flow.source).address
+        by_number.setdefault(int(verdict.parsed(address)), []).append(flow)
+    numbers = sorted(by_number)
+    kind = type(ipaddress.ip_network((flow.destination if egress else flow.source).address))
+    bits = kind(0).max_prefixlen
+
+    def around(first: int, last: int) -> _Prefix:
+        free = (first ^ last).bit_length()
+        return kind((first >> free << free, bits - free))
+
+    # all addresses between two that share more bits are merged already
+    order = sorted(
+        range(len(numbers) - 1), key=lambda at: (numbers[at] ^ numbers[at + 1]).bit_length()
+    )
+    joined: set[int] = set()  # positions of addresses that are merged with the next one
+    for at in order:
+        if len(numbers) - len(joined) <= MOST_OUTSIDE:
+            break
+        prefix = around(numbers[at], numbers[at + 1])
+        if not any(prefix.overlaps(other) for other in inside):
+            joined.add(at)
+    start = 0
+    for at, last in enumerate(numbers):
+        if at in joined:
+            continue
+        some, start = numbers[start : at + 1], at + 1
+        its = [flow for number in some for flow in by_number[number]]
+        if len(some) == 1:
+            yield _of(str(around(last, last).network_address), its[0]), its
+        else:
+            note = f"the smallest prefix of {len(some)} addresses"
+            yield _of(str(around(some[0], last)), its[0], note), its
+
+
+_Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _joined(groups: dict[_Group, list[Seen]]) -> Iterator[tuple[_Group, list[Seen]]]:
+    """Yield entries in order; consecutive ports of one peer become a range."""
+    order = sorted(groups, key=lambda g: (g.peer, g.proto, g.first))
+    last: tuple[_Group, list[Seen]] | None = None
+    for group in order:
+        rows = groups[group]
+        if last is not None and last[0]._replace(first=group.first) == group._replace(
+            last=group.first - 1
+        ):
+            last = last[0]._replace(last=group.last), [*last[1], *rows]
+            continue
+        if last is not None:
+            yield last
+        last = group, list(rows)
+    if last is not None:
+        yield last
+
+
+def _line(text: str, rows: Sequence[Seen], allowed: bool = True, note: str = "") -> Line:
+    ages = [flow.ago for flow in rows if flow.ago is not None]
+    new, opened = (sum(getattr(flow, key) for flow in rows) for key in ("new", "open"))
+    return Line(text, allowed, note, new, min(ages, default=None), opened)
+
+
+# --- learning ------------------------------------------------------------------------------------
+
+
+class LearnedEntry(NamedTuple):
+    """An entry of a learned allow list."""
+
+    text: str
+    """the entry"""
+    allowed: bool
+    """false: only a comment, such as for a peer that was denied"""
+    note: str
+    """why, or an empty string"""
+    new: int
+    """new flows, or attempts that were dropped"""
+    last: str | None
+    """time of the last new one, to the millisecond"""
+    ago: float | None
+    """seconds since then"""
+    open: int
+    """flows that are open now"""
+
+
+class LearnedPolicy(NamedTuple):
+    """The policy of a service that allows its recorded flows."""
+
+    service: str
+    """name of the service"""
+    file: str | None
+    """manifest or stack.toml that has the service's policy; null if there is none"""
+    table: str
+    """table of the file for it"""
+    watched: float | None
+    """seconds for which flows of the service are known, at most a week; null if it is inactive"""
+    allow_from: tuple[LearnedEntry, ...]
+    """who connected to it"""
+    egress: tuple[LearnedEntry, ...] | None
+    """where it connected; null without --egress"""
+
+
+class PolicyChange(NamedTuple):
+    """A changed file, before it is written."""
+
+    file: str
+    """absolute path"""
+    services: tuple[str, ...]
+    """services whose policies are in it"""
+    before: str
+    """its present text"""
+    after: str
+    """its new text"""
+    apply: str
+    """the command that activates it"""
+
+    @property
+    def diff(self) -> str:
+        """Return the difference in the format of diff -u; file names with a newline are quoted."""
+        import difflib
+        import json
+
+        old, new = (text.splitlines(keepends=True) for text in (self.before, self.after))
+        name = self.file if self.file.isprintable() else json.dumps(self.file)
+        lines = difflib.unified_diff(old, new, name, name)
+        unended = "\n\\ No newline at end of file\n"
+        return "".join(line if line.endswith("\n") else line + unended for line in lines)
+
+
+def learn(
+    session: Session, services: Sequence[str], since: float | None, egress: bool
+) -> tuple[LearnedPolicy, ...]:
+    """Derive policies: `Host.learn`. ``since`` is in seconds since 1970."""
+
+    store, kernel = session.store(), session.kernel()
+    world = read_world(kernel, store)
+    memory = flows.remembered(kernel, world)
+    if memory.missed:
+        session.caution(
+            f"{memory.missed} new flows are missing: there are more than the kernel remembers",
+            ["a policy from these would deny some of them; docs/design/seeing.md has the limits"],
+        )
+    oldest = None if since is None else time.time() - since
+    seen = [
+        flow
+        for flow in flows.joined(world, memory)
+        if oldest is None or flow.open or (flow.ago is not None and flow.ago <= oldest)
+    ]
+    rows = {row.name: row for row in store.services()}
+    wanted = [store.home(store.resolve(name)) for name in services]
+    wanted = wanted or [name for name, row in rows.items() if row.active and _has_network(row)]
+    learned = []
+    for name in dict.fromkeys(wanted):
+        if name not in world.services or not world.services[name].endpoints:
+            mode = rows[name].mode
+            raise UsageError(
+                f"{name!r} has no network of its own (mode {mode}), so it has no policy",
+                "niso ps lists the networks of services",
+                "SERVICE",
+            )
+        blind = [n for n in store.networks_of(name) if not world.networks[n].observe]
+        if blind:
+            session.caution(
+                f"network {', '.join(blind)} of {name!r} is not observed: its flows are missing", []
+            )
+        names = WrittenNames(store, name)
+        policy = learn_flows(world, seen, name, names.service, egress, names.network)
+        place = _place(store, rows[name])
+        out = policy.egress
+        learned.append(
+            LearnedPolicy(
+                name,
+                place.file or None,
+                ".".join(str(key) for key in place.path if isinstance(key, str)),
+                watched_s(rows[name], since),
+                tuple(map(_entry, policy.ingress)),
+                None if out is None else tuple(map(_entry, out)),
+            )
+        )
+    return tuple(learned)
+
+
+def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyChange, ...]:
+    """Return the files that would change: `Host.learned_changes`."""
+
+    store = session.store()
+    before: dict[str, str] = {}
+    after: dict[str, str] = {}
+    writers: dict[tuple[object, ...], str] = {}
+    rows: dict[str, list[ServiceRow]] = {}
+    for policy in learned:
+        row = store.service(policy.service)
+        if row is None:
+            raise Conflict(f"{policy.service!r} was removed meanwhile", "learn again")
+        stack = store.stack_of(row.name)
+        for file in store.stack_files(stack) if stack else ():
+            if os.path.isfile(file):
+                _read(file)  # raises if the file is invalid, because its content is then unknown
+        place = _place(store, row)
+        if not place.file:
+            hint = "niso net learn without --write prints it"
+            raise Error(f"{policy.service!r} has no manifest that could have its policy", hint)
+        _require_own(store, row, place, writers)
+        if place.file not in after:
+            before[place.file] = after[place.file] = _read(place.file)
+        rows.setdefault(place.file, []).append(row)
+        active = store.policy(policy.service) or Policy()
+        lists = [(place.path, "allow_from", policy.allow_from, active.allow_from)]
+        if policy.egress is not None:
+            path = (*place.path, "egress")
+            lists.append((path, "allow", policy.egress, active.egress_allow))
+        for path, key, entries, applied in lists:
+            old = after[place.file]
+            try:
+                new = after[place.file] = toml.with_list(old, path, key, _items(entries))
+            except InvalidInput as error:
+                error.file, error.service = place.file, policy.service
+                raise
+            written = toml.list_at(old, path, key)
+            if new != old and written not in (None, [entry.text for entry in applied or ()]):
+                where = ".".join(str(part) for part in (*path, key) if isinstance(part, str))
+                session.caution(
+                    f"{place.file}: {where} is not active yet, and what is learned replaces it",
+                    [f"{_apply(store, place.file, [row])} first, and niso net learn narrows it"],
+                )
+    return tuple(
+        PolicyChange(
+            file,
+            tuple(row.name for row in rows[file]),
+            before[file],
+            text,
+            _apply(store, file, rows[file]),
+        )
+        for file, text in after.items()
+        if text != before[file]
+    )
+
+
+def write(changes: Iterable[PolicyChange]) -> None:
+    """Write files: `Host.write_policies`.
+
+    All drafts are on the disk before any file is replaced.
+    """
+    drafts: dict[str, str] = {}
+    path = ""
+    try:
+        for change in changes:
+            path = os.path.realpath(change.file)
+            if _read(path) != change.before:
+                raise Conflict("it was changed meanwhile", "learn again", file=path)
+            _draft(path, change.after, drafts)
+        for path in list(drafts):
+            os.rename(drafts[path], path)
+            del drafts[path]
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        hint = "niso net learn without --write prints the policy"
+        raise Error(f"cannot be written: {reason}", hint, file=path) from error
+    finally:
+        for draft in drafts.values():
+            os.unlink(draft)
+
+
+def _draft(path: str, text: str, drafts: dict[str, str]) -> None:
+    """Write the new text of a file next to it, and add it to the drafts. Raises OSError."""
+    import tempfile
+
+    status = os.stat(path)
+    fd, drafts[path] = tempfile.mkstemp(prefix=".niso-policy-", dir=os.path.dirname(path))
+    with open(fd, "w", encoding="utf-8", newline="") as file:
+        os.fchown(fd, status.st_uid, status.st_gid)
+        os.fchmod(fd, status.st_mode & 0o7777)
+        file.write(text)
+        file.flush()
+        os.fsync(fd)
+
+
+# --- places --------------------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """The place of a service's policy in a file. ``file`` is "" if there is none."""
+
+    file: str
+    path: tuple[str | int, ...]
+
+
+_OWN = ("network", "policy")
+
+
+def _place(store: Store, row: ServiceRow) -> _Place:
+    """Return where the policy of a service is written, or would be.
+
+    The policy of a [[service]] of a stack is in its package's manifest, unless the stack overrides
+    keys of it, or uses the package twice.
+    """
+
+    stack = store.stack_of(row.name)
+    for file in store.stack_files(stack) if stack else ():
+        try:
+            data = toml.load(file, "stack.toml")
+        except Error:
+            continue
+        names = (row.name, row.name.removeprefix(f"{stack}-"))
+        tables, items = data.get("services"), data.get("service")
+        for name in names if isinstance(tables, dict) else ():
+            if isinstance(tables, dict) and name in tables:
+                return _Place(file, ("services", name, *_OWN))
+        entries = items if isinstance(items, list) else []
+        entries = [item if isinstance(item, dict) else {} for item in entries]
+        packages = [item.get("package") for item in entries]
+        for number, item in enumerate(entries):
+            shared = packages.count(item.get("package")) > 1
+            if item.get("name") in names and ("policy" in item or shared):
+                return _Place(file, ("service", number, "policy"))
+    return _Place(row.manifest_path if os.path.isfile(row.manifest_path) else "", _OWN)
+
+
+def _require_own(
+    store: Store, row: ServiceRow, place: _Place, writers: dict[tuple[object, ...], str]
+) -> None:
+    """Raise Conflict if another service's policy has the same place."""
+    other = writers.setdefault(place, row.name)
+    if place.path == _OWN and other == row.name:
+        real = os.path.realpath(place.file)
+        sharers = (r for r in store.services() if os.path.realpath(r.manifest_path) == real)
+        other = next((r.name for r in sharers if r.name != row.name), other)
+    if other != row.name:
+        raise Conflict(
+            f"{row.name!r} and {other!r} have one manifest, {place.file}, and so one policy",
+            "write the policies into their stack.toml: niso net learn prints them",
+        )
+
+
+def _read(path: str) -> str:
+    """Read a TOML file of the user. Raises Error; InvalidInput if it is invalid."""
+
+    try:
+        content = toml.content(path, os.path.basename(path), callers())
+        toml.parse(content)
+        return content.decode()
+    except Error as error:
+        error.file = path
+        raise
+
+
+def _apply(store: Store, file: str, rows: Sequence[ServiceRow]) -> str:
+    import shlex
+
+    stack, folder = store.stack_of(rows[0].name), shlex.quote(os.path.dirname(file))
+    if stack and file in store.stack_files(stack):
+        return f"niso stack up {folder}"
+    return f"niso activate {folder}"
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def _has_network(row: ServiceRow) -> bool:
+    return row.mode in ("bridge", "attached")
+
+
+def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
+    """Return for how many seconds flows of a service are known; None if it is inactive."""
+
+    if not row.active or row.activated_at is None:
+        return None
+    return max(0.0, min(KEPT_S, time.time() - max(row.activated_at, since or 0.0)))
+
+
+def _entry(line: Line) -> LearnedEntry:
+
+    last = None if line.ago is None else exact_time_text(moment(line.ago))
+    ago = None if line.ago is None else round(line.ago, 3)
+    return LearnedEntry(line.text, line.allowed, line.note, line.new, last, ago, line.open)
+
+
+def _items(entries: Iterable[LearnedEntry]) -> Iterator[Item]:
+
+    return (Item(entry.text, entry.allowed, entry.note) for entry in entries)
+
+
+# --- written names -------------------------------------------------------------------------------
+
+
+class WrittenNames:
+    """The names of services and networks in the policy of one service.
+
+    A service of the same stack is called as in the stack's file, without the prefix. A copy of the
+    file, for another stack, then means its own services.
+    """
+
+    def __init__(self, store: Store, service: str) -> None:
+        self._store, self._service = store, service
+        stack = store.stack_of(service)
+        self._members = set(store.stack_members(stack)) if stack else set()
+        self._own: dict[str, str] = {}  # service -> its name in the file
+        self._networks: dict[str, str] = {}
+        self._file: set[str] = set()
+        if stack:
+            self._read(stack)
+
+    def _read(self, stack: str) -> None:
+        """Read the names in the stack's files; if there is none, derive them from the prefix."""
+
+        services: set[str] = set()
+        networks: set[str] = {DEFAULT_NETWORK}
+        for file in self._store.stack_files(stack):
+            try:
+                services.update(outline(file).after)
+                tables = toml.load(file, "stack.toml").get("networks")
+            except Error:
+                continue
+            networks.update(tables if isinstance(tables, dict) else ())
+        if not services:
+            names = [member.removeprefix(f"{stack}-") for member in self._members]
+            is_plain = any(name in self._members for name in names)
+            services = self._members if is_plain else set(names)
+        prefixed = applies(None, stack, services, self._members, False)
+
+        def full(names: Iterable[str]) -> dict[str, str]:
+            return {(long_name(stack, n) if prefixed else n): n for n in names}
+
+        self._file, self._own, self._networks = services, full(services), full(networks)
+
+    def service(self, other: str) -> str | None:
+        """Return a name that only means ``other``, or None if there is none."""
+        if other in self._members and other not in self._own:
+            return None  # it is no longer in the file
+        names = [self._own.get(other, other)]
+        # with a prefix, the other names could mean another service in the file
+        if names[0] == other:
+            names += self._store.names(other)
+        return next((name for name in names if self._means(name, other)), None)
+
+    def network(self, network: str) -> str:
+        """Return the name that means a network."""
+        return self._networks.get(network, network)
+
+    def _means(self, name: str, other: str) -> bool:
+        own = self._own.get(other)
+        if name != own and name in self._file:
+            return False
+        store = self._store
+        if name != own and any(
+            member != other and name in store.names(member) for member in self._members
+        ):
+            return False
+        # with a prefix, the service's own name replaces the file's name
+        meant = other if name == own else name
+        return _is_a_name(name) and store.meant(self._service, meant)[0] == [other]
+
+
+def _is_a_name(name: str) -> bool:
+    """Return whether entries of a policy can begin with this name, in both directions."""
+
+    try:
+        entries = [parse_entry(f"{name}:1/tcp", "", egress) for egress in (False, True)]
+    except InvalidInput:
+        return False
+    return all(entry.peer == Peer("service", name) for entry in entries)

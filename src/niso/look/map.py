@@ -1,0 +1,447 @@
+"""Services, networks and flows as a map.
+
+Read services, networks and flows as a map: `Host.map`.
+
+Group flows for a map: by name, with a bounded number of other machines. Pure.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.kernel.conntrack import Open
+from niso.kernel.flow_memory import Recorded
+from niso.look import top, what_if
+from niso.look.flows import AUDIT, DROP, HOST, PASS, End, Judge, Memory, Seen, joined
+from niso.look.host_ports import Port
+from niso.look.learn import WrittenNames
+from niso.look.services import States
+from niso.look.session import Session, guarded
+from niso.look.top import Look, Metered, ServiceLoad
+from niso.plan.verdict import Known, World
+from niso.store.service_rows import ServiceRow
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+# --- map views -----------------------------------------------------------------------------------
+
+
+class MapPolicy(NamedTuple):
+    """The policy of a service, as written."""
+
+    allow_from: tuple[str, ...] | None
+    """strings: who may connect; null: everyone"""
+    deny_from: tuple[str, ...]
+    """strings: who may not"""
+    egress_allow: tuple[str, ...] | None
+    """strings: where it may connect; null: anywhere"""
+    egress_deny: tuple[str, ...]
+    """strings: where it may not"""
+
+
+class MapService(NamedTuple):
+    """A service on the map."""
+
+    service: str
+    """the service's name"""
+    status: str
+    """as for niso ps"""
+    health: str | None
+    """starting, healthy or unhealthy; null without a healthcheck"""
+    mode: str | None
+    """bridge, host, none, share or attached"""
+    stack: str | None
+    """the stack that it belongs to"""
+    shares: str | None
+    """whose network it shares, in mode share"""
+    networks: tuple[str, ...]
+    """strings: names of its networks"""
+    address: tuple[str, ...]
+    """addresses, one per network and family"""
+    ports: tuple[Port, ...]
+    """published ports, one per address family"""
+    uptime: float | None
+    """seconds since the process started; null if none runs"""
+    received: float | None
+    """bits per second; null if it has no interface of its own"""
+    sent: float | None
+    """the same"""
+    new: float | None
+    """new flows from and to it, and refused attempts, per second; null like received"""
+    denied_in: int | None
+    """total packets dropped by its ingress policy; null if unknown"""
+    denied_out: int | None
+    """total packets dropped by its egress policy; null if unknown"""
+    policy: MapPolicy | None
+    """null without a policy"""
+    audit_until: str | None
+    """end of the audit of its policy, or never; null if the policy is not in audit"""
+    file: str | None
+    """manifest of the last activation"""
+
+
+class MapNetwork(NamedTuple):
+    """A network on the map."""
+
+    network: str
+    """the network's name"""
+    subnets: tuple[str, ...]
+    """strings: its subnets"""
+    internal: bool
+    """whether forwarding out of it is disabled"""
+    observed: bool
+    """whether its flows are recorded"""
+
+
+class MapEnd(NamedTuple):
+    """One end of flows on the map."""
+
+    name: str
+    """the service, host, the address, or other machines"""
+    kind: str
+    """service, host, outside, others or gone"""
+
+
+class MapChange(NamedTuple):
+    """A manifest change that, with the others, would let a denied flow pass."""
+
+    service: str
+    """the service whose manifest it is"""
+    key: str
+    """key of the manifest"""
+    text: str
+    """the entry"""
+    adds: bool
+    """whether to add the entry; otherwise remove it"""
+
+
+class MapFlow(NamedTuple):
+    """The flows between two ends on one port, after DNAT."""
+
+    from_: MapEnd
+    """the end that opens them"""
+    to: MapEnd
+    """the other end"""
+    port: int
+    """port of the destination"""
+    proto: str
+    """tcp, udp or sctp"""
+    verdict: str
+    """pass, drop, or audit: it passed because a policy that denies it was in audit"""
+    published: int | None
+    """host port through which another machine connected"""
+    words: str | None
+    """what decides about the latest of them"""
+    agrees: bool
+    """whether the present configuration decides the same"""
+    new: int
+    """new flows within a week, or attempts that were dropped"""
+    rate: float
+    """new flows per second since the previous update"""
+    bits: float | None
+    """bits per second in both directions since then; null if the kernel cannot count them"""
+    ago: float | None
+    """seconds since the last new one"""
+    open: int
+    """flows that are open now"""
+    changes: tuple[MapChange, ...]
+    """manifest changes that would let a denied or audited flow pass; empty if none would"""
+
+
+class MapState(NamedTuple):
+    """All services, networks and flows at one time."""
+
+    host: str
+    """the host's name"""
+    at: str
+    """time of the update"""
+    seconds: float
+    """time since the previous update"""
+    services: tuple[MapService, ...]
+    """all services, by name"""
+    networks: tuple[MapNetwork, ...]
+    """all networks, by name"""
+    flows: tuple[MapFlow, ...]
+    """all flows, by the names of their ends"""
+    not_shown: int
+    """flows that are not shown, because there are too many"""
+    missed: int
+    """new flows that were not recorded, because a set was full"""
+
+
+class Map(Metered):
+    """Measures everything between calls of `read`. Use it in a ``with`` block, or close it.
+
+    Until then the kernel counts the bytes of flows for it (`niso.kernel.flow_memory`).
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._states = States(session)
+        self._judge: Judge | None = None
+        self._names: dict[tuple[str, str], str | None] = {}
+        self._version = -1
+        self._before: Look | None = None
+        super().__init__()
+
+    @guarded
+    def read(self) -> MapState:
+        """Return the state of everything; rates are those since the last call."""
+
+        store = self.session.store()
+        now, memory = top.look(self.session, self._states, with_open=True)
+        world = self._states.world
+        before, self._before = self._before or now, now
+        self._judge = self._judge.in_world(world) if self._judge else Judge(world)
+        kept, left_out = bounded(memory)
+        seconds = round(top.elapsed(before, now), 3)
+        loads = top.services_between(self._judge.ends, before, now)
+
+        def fresh(row: Seen) -> int:
+            if before is now:
+                return 0
+            verdicts = (PASS, AUDIT) if row.passes else (DROP,)
+            return top.more(
+                sum(before.flows.get((row.key, verdict), 0) for verdict in verdicts), row.new
+            )
+
+        moved = self._moved()
+
+        def octets(row: Seen) -> int:
+            return 0 if before is now or not row.passes else (moved or {}).get(row.key, 0)
+
+        rows = joint(joined(world, kept, self._judge), fresh, octets)
+        known = {row.name: row for row in self._states.rows}
+        name = self._name_in(store)
+        return MapState(
+            os.uname().nodename,
+            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            seconds,
+            tuple(
+                _service(store, world, known.get(rates.service), line, rates)
+                for line, rates in zip(now.lines, loads, strict=True)
+            ),
+            tuple(
+                MapNetwork(n.name, tuple(s.cidr for s in n.subnets), n.internal, n.observe)
+                for _, n in sorted(world.networks.items())
+            ),
+            tuple(_flow(world, row, seconds or 1.0, name, moved is not None) for row in rows),
+            left_out,
+            memory.missed,
+        )
+
+    def _name_in(self, store: Store) -> Callable[[str, str], str | None]:
+        """Return a function that finds the names used in policies.
+
+        Its results are cached until the store changes.
+        """
+
+        version = store.changes()
+        if version != self._version:
+            self._version, self._names = version, {}
+
+        def name(owner: str, other: str) -> str | None:
+            if (owner, other) not in self._names:
+                self._names[owner, other] = WrittenNames(store, owner).service(other)
+            return self._names[owner, other]
+
+        return name
+
+
+def _service(
+    store: Store, world: World, row: ServiceRow | None, line: Any, load: ServiceLoad
+) -> MapService:
+    return MapService(
+        load.service,
+        load.status,
+        load.health,
+        line.mode,
+        store.stack_of(load.service),
+        load.shares,
+        load.networks,
+        line.address,
+        line.ports,
+        line.uptime,
+        load.received,
+        load.sent,
+        load.new,
+        load.denied_in,
+        load.denied_out,
+        _policy(world.services.get(load.service)),
+        line.audit_until,
+        row.manifest_path or None if row else None,
+    )
+
+
+def _policy(known: Known | None) -> MapPolicy | None:
+    if known is None:
+        return None
+    own = known.policy
+    if own.is_empty:
+        return None
+
+    def texts(entries: Any) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(entry.text for entry in entries))
+
+    return MapPolicy(
+        None if own.allow_from is None else texts(own.allow_from),
+        texts(own.deny_from),
+        None if own.egress_allow is None else texts(own.egress_allow),
+        texts(own.egress_deny),
+    )
+
+
+def _flow(
+    world: World,
+    row: Joint,
+    seconds: float,
+    name: Callable[[str, str], str | None],
+    has_meter: bool,
+) -> MapFlow:
+
+    last = row.last
+    changes = what_if.changes(world, last, name)
+    return MapFlow(
+        MapEnd(*row.source),
+        MapEnd(*row.target),
+        last.port,
+        last.proto,
+        last.verdict,
+        last.published.host_port if last.published else None,
+        last.reason.message if last.reason else None,
+        last.agrees,
+        row.new,
+        round(row.fresh / seconds, 3),
+        round(8 * row.octets / seconds, 1) if has_meter else None,
+        None if row.ago is None else round(row.ago, 1),
+        row.open,
+        tuple(MapChange(*change) for change in changes),
+    )
+
+
+# --- map flows -----------------------------------------------------------------------------------
+
+
+OTHERS = "other machines"
+MOST_OUTSIDE = 8
+"""The most outside addresses shown by themselves, in each direction."""
+MOST_PASSED, MOST_REFUSED, MOST_OPEN = 4000, 1000, 1000
+"""The most recorded, refused and open flows in one update of the map."""
+
+
+class Place(NamedTuple):
+    """An end of flows on the map. ``kind`` is service, host, outside, others or gone."""
+
+    name: str
+    kind: str
+
+
+class Joint(NamedTuple):
+    """The flows between two places on one port; ``last`` is the most recent of them.
+
+    ``fresh`` is the number of new flows since the previous update, ``octets`` the bytes in both
+    directions since then. The other figures are as in `Seen`.
+    """
+
+    source: Place
+    target: Place
+    last: Seen
+    new: int
+    fresh: int
+    octets: int
+    ago: float | None
+    open: int
+
+
+def bounded(memory: Memory) -> tuple[Memory, int]:
+    """Keep the latest flows and the most frequent open ones; return them and the number omitted."""
+
+    def latest(rows: tuple[Recorded, ...], most: int) -> tuple[Recorded, ...]:
+        if len(rows) <= most:
+            return rows
+        return tuple(sorted(rows, key=lambda row: (row.ago, row[:4]))[:most])
+
+    counts: dict[tuple[str, str, str, int], int] = {}
+    for flow in memory.opened:
+        key = (flow.source, flow.destination, flow.proto, flow.port)
+        counts[key] = counts.get(key, 0) + 1
+    opened: tuple[Open, ...] = memory.opened
+    if len(counts) > MOST_OPEN:
+        kept = set(sorted(counts, key=lambda key: (-counts[key], key))[:MOST_OPEN])
+        opened = tuple(
+            flow
+            for flow in opened
+            if (flow.source, flow.destination, flow.proto, flow.port) in kept
+        )
+    passed = latest(memory.passed, MOST_PASSED)
+    refused = latest(memory.refused, MOST_REFUSED)
+    left_out = len(memory.passed) - len(passed) + len(memory.refused) - len(refused)
+    left_out += max(len(counts) - MOST_OPEN, 0)
+    return memory._replace(passed=passed, refused=refused, opened=opened), left_out
+
+
+def joint(
+    rows: Iterable[Seen],
+    fresh: Callable[[Seen], int],
+    octets: Callable[[Seen], int] = lambda _: 0,
+) -> list[Joint]:
+    """Group flows by places and port, sorted.
+
+    ``fresh`` returns how many of a flow's connections are new since the previous update, ``octets``
+    their bytes.
+    """
+    rows = list(rows)
+    sources = _shown(row.source for row in rows)
+    targets = _shown(row.destination for row in rows)
+    joints: dict[tuple[Place, Place, int, str, str], Joint] = {}
+    for row in rows:
+        source, target = _place(row.source, sources), _place(row.destination, targets)
+        if source == target:
+            continue  # omit a service that connects to itself
+        key = (source, target, row.port, row.proto, row.verdict)
+        new, moved = fresh(row), octets(row)
+        before = joints.get(key)
+        if before is None:
+            joints[key] = Joint(source, target, row, row.new, new, moved, row.ago, row.open)
+            continue
+        is_later = (row.ago is not None) and (before.ago is None or row.ago < before.ago)
+        joints[key] = Joint(
+            source,
+            target,
+            row if is_later else before.last,
+            before.new + row.new,
+            before.fresh + new,
+            before.octets + moved,
+            row.ago if is_later else before.ago,
+            before.open + row.open,
+        )
+    return [joints[key] for key in sorted(joints)]
+
+
+def _shown(ends: Iterable[End]) -> Mapping[str, int]:
+    """Choose the outside names and addresses to show: those with most flows, with their counts."""
+    counts: dict[str, int] = {}
+    for end in ends:
+        if not (end.service or end.is_host or end.gone):
+            counts[end.name] = counts.get(end.name, 0) + 1
+    ranked = sorted(counts, key=lambda name: (-counts[name], name))
+    return {name: counts[name] for name in ranked[:MOST_OUTSIDE]}
+
+
+def _place(end: End, shown: Mapping[str, int]) -> Place:
+    if end.service:
+        return Place(end.service, "service")
+    if end.is_host:
+        return Place(HOST, "host")
+    if end.gone:
+        return Place(end.address, "gone")
+    if end.name in shown:
+        return Place(end.name, "outside")
+    return Place(OTHERS, "others")

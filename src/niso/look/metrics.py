@@ -1,0 +1,339 @@
+"""Collect metrics of services, traffic, policies and flows: `Host.metrics`."""
+
+from __future__ import annotations
+
+import time
+
+from niso.base import names
+from niso.base.errors import UsageError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import span
+from niso.kernel import flow_memory, link_records, proc_sys, ruleset
+from niso.kernel.nft_elements import HEADERS, Nfnetlink
+from niso.kernel.ruleset import INET
+from niso.look import check, drops, flows, services
+from niso.look.host_ports import rows
+from niso.look.session import Session
+from niso.plan.verdict import parsed
+from niso.reconcile import live_world
+from niso.reconcile.live_world import read_world
+from niso.runtime import status
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+COUNTER, GAUGE = "counter", "gauge"
+
+
+class Sample(NamedTuple):
+    """One value of a metric."""
+
+    labels: dict[str, str]
+    """name and value of each label"""
+    value: float
+    """the value; times are in seconds since 1970"""
+
+
+class Metric(NamedTuple):
+    """A metric with its samples, of which there may be none at the moment."""
+
+    name: str
+    """name, as in Prometheus"""
+    type: str
+    """counter or gauge"""
+    help: str
+    """what it counts"""
+    samples: tuple[Sample, ...]
+    """one for each set of labels"""
+
+
+def metrics(session: Session, flows: int) -> tuple[Metric, ...]:
+    """Collect all metrics, with at most ``flows`` series of flows: `Host.metrics`."""
+
+    if flows < 0:
+        raise UsageError("must be 0 or more", "--flows 200", "--flows", value=str(flows))
+    store = session.store()
+    return (
+        *_of_services(session, store),
+        *_of_traffic(store),
+        *_of_policies(store),
+        *_of_flows(session, store, flows),
+        *_of_ports(store),
+        *_of_tracking(),
+        _of_check(session),
+    )
+
+
+def _metric(type_: str, name: str, help_: str, samples: Iterable[Sample]) -> Metric:
+    return Metric(f"niso_{name}", type_, help_, tuple(samples))
+
+
+def _of_services(session: Session, store: Store) -> tuple[Metric, ...]:
+
+    lines = {line.service: line for line in services.service_lines(session, store)}
+    rows = [row for row in store.services() if row.name in lines]
+    states = {row.name: status.read(row.name) for row in rows if row.has_process and row.active}
+    info = [
+        Sample({"service": row.name, "mode": row.mode, "network": network}, 1)
+        for row in rows
+        for network in (row.networks or ("",))
+    ]
+
+    def of(service: str) -> dict[str, str]:
+        return {"service": service}
+
+    return (
+        _metric(
+            GAUGE,
+            "service_up",
+            "1 if the service's process runs, or its namespace is attached.",
+            (
+                Sample(of(row.name), int(lines[row.name].status in ("running", "attached")))
+                for row in rows
+            ),
+        ),
+        _metric(
+            GAUGE,
+            "service_active",
+            "1 if the service is activated.",
+            (Sample(of(row.name), int(row.active)) for row in rows),
+        ),
+        _metric(
+            GAUGE,
+            "service_completed",
+            "1 if the job has exited with status 0; absent for services.",
+            (
+                Sample(of(row.name), int(lines[row.name].status == "completed"))
+                for row in rows
+                if row.is_job
+            ),
+        ),
+        _metric(
+            GAUGE,
+            "service_enabled",
+            "1 if the service starts at boot.",
+            (Sample(of(row.name), int(row.enabled)) for row in rows),
+        ),
+        _metric(
+            GAUGE,
+            "service_healthy",
+            "1 if the last probe succeeded; absent without a healthcheck or a process.",
+            (
+                Sample(of(name), int(line.health == "healthy"))
+                for name, line in lines.items()
+                if line.health is not None
+            ),
+        ),
+        _metric(GAUGE, "service_info", "Mode and networks of the service; always 1.", info),
+        _metric(
+            COUNTER,
+            "service_restarts_total",
+            "Restarts by the restart policy since the activation.",
+            (Sample(of(name), now.restarts) for name, now in states.items()),
+        ),
+        _metric(
+            GAUGE,
+            "service_start_time_seconds",
+            "Start of the running process, in seconds since 1970.",
+            (
+                Sample(of(name), now.started_at)
+                for name, now in states.items()
+                if now.state == "running" and now.started_at is not None
+            ),
+        ),
+    )
+
+
+def _of_traffic(store: Store) -> tuple[Metric, ...]:
+
+    active = store.active_rows()
+    ends = {
+        names.veth(row.name, network, row.generation): (row.name, network)
+        for row in active
+        for network in row.networks
+    }
+    there = [
+        ({"service": ends[end][0], "network": ends[end][1]}, traffic)
+        for end, traffic in link_records.of_links(ends).items()
+    ]
+    stats = drops.count(active)
+    dropped = [
+        Sample({"service": counts.service, "direction": direction}, number)
+        for counts in stats
+        for direction, number in (("ingress", counts.in_drops), ("egress", counts.out_drops))
+        if number is not None
+    ]
+    audited = [
+        Sample({"service": counts.service, "direction": direction}, number)
+        for counts in stats
+        for direction, number in (("ingress", counts.in_audits), ("egress", counts.out_audits))
+        if number is not None
+    ]
+    # the host's end of a veth pair receives what the service sends
+    return (
+        *(
+            _metric(
+                COUNTER,
+                f"network_{direction}_{unit}_total",
+                f"{unit.capitalize()} that the service {words} on a network.",
+                (Sample(labels, getattr(traffic, field)) for labels, traffic in there),
+            )
+            for direction, words, end in (("receive", "received", "tx"), ("transmit", "sent", "rx"))
+            for unit in ("bytes", "packets")
+            for field in (f"{end}_{unit}",)
+        ),
+        _metric(
+            COUNTER,
+            "policy_dropped_packets_total",
+            "Packets that the service's policy dropped.",
+            dropped,
+        ),
+        _metric(
+            COUNTER,
+            "policy_audited_packets_total",
+            "Packets that the service's policy would have dropped; absent unless it is in audit.",
+            audited,
+        ),
+        _metric(
+            COUNTER,
+            "foreign_frames_total",
+            "Frames that the service sent with an address of others, all dropped.",
+            (
+                Sample({"service": counts.service}, counts.foreign)
+                for counts in stats
+                if counts.foreign is not None
+            ),
+        ),
+    )
+
+
+def _of_policies(store: Store) -> tuple[Metric, ...]:
+
+    active = {row.name for row in store.services() if row.active}
+    packets: dict[tuple[str, str], int] = {}
+    agos: dict[tuple[str, str], float] = {}
+    with Nfnetlink() as kernel:
+        for container in sorted(ruleset.COUNTED):
+            for counted in kernel.counts(HEADERS[INET, container]):
+                service, _, key = counted.comment.partition(" ")
+                if service not in active or not key.startswith("network.policy."):
+                    continue
+                rule = service, key.removeprefix("network.policy.")
+                packets[rule] = packets.get(rule, 0) + counted.packets
+                if counted.ago is not None:
+                    agos[rule] = min(agos.get(rule, counted.ago), counted.ago)
+    now = time.time()
+
+    terms = live_world.terms(store)
+    policied = [name for name in store.policied() if name in active]
+
+    def labels(rule: tuple[str, str]) -> dict[str, str]:
+        return {"service": rule[0], "rule": rule[1]}
+
+    return (
+        _metric(
+            GAUGE,
+            "policy_audit",
+            "1 if the service's policy is in audit and denies nothing; absent without a policy.",
+            (
+                Sample({"service": name}, int(name in terms and terms[name].lasts))
+                for name in policied
+            ),
+        ),
+        _metric(
+            COUNTER,
+            "policy_rule_packets_total",
+            "First packets of flows that an entry of the policy decided on.",
+            (Sample(labels(rule), packets[rule]) for rule in sorted(packets)),
+        ),
+        _metric(
+            GAUGE,
+            "policy_rule_last_match_seconds",
+            "Time of the last of them, in seconds since 1970; absent if there was none.",
+            (Sample(labels(rule), round(now - agos[rule], 3)) for rule in sorted(agos)),
+        ),
+    )
+
+
+def _of_flows(session: Session, store: Store, limit: int) -> tuple[Metric, ...]:
+
+    kernel = session.kernel()
+    world = read_world(kernel, store)
+    totals, left_out = flows.totals(world, flows.remembered(kernel, world, with_open=False), limit)
+    return (
+        _metric(
+            GAUGE,
+            "flow_connections",
+            "New flows that the kernel remembers, for a week, or attempts that were dropped.",
+            (
+                Sample(
+                    {
+                        "source": total.source,
+                        "destination": total.destination,
+                        "port": str(total.port),
+                        "protocol": total.proto,
+                        "verdict": total.verdict,
+                    },
+                    total.flows,
+                )
+                for total in totals
+            ),
+        ),
+        _metric(
+            GAUGE,
+            "flow_series_left_out",
+            "Series of niso_flow_connections beyond the most frequent ones.",
+            [Sample({}, left_out)],
+        ),
+        _metric(
+            COUNTER,
+            "seen_full_total",
+            "New flows that are not remembered because a set was full.",
+            (Sample({"set": name}, number) for name, number in flow_memory.missed().items()),
+        ),
+    )
+
+
+def _of_ports(store: Store) -> tuple[Metric, ...]:
+
+    samples = []
+    for service, port in store.active_ports():
+        for row in rows([port], store.port_families(service)):
+            labels = {
+                "service": service,
+                "host_ip": row.host_ip,
+                "host_port": span(row.host_port, row.range),
+                "container_port": span(row.container_port, row.range),
+                "protocol": row.proto,
+                "scope": "host" if parsed(row.host_ip).is_loopback else "machines",
+            }
+            samples.append(Sample(labels, 1))
+    return (_metric(GAUGE, "published_port_info", "A published port; always 1.", samples),)
+
+
+def _of_tracking() -> tuple[Metric, ...]:
+
+    figures = (
+        ("conntrack_entries", "nf_conntrack_count", "Flows in the connection tracking table."),
+        ("conntrack_entries_limit", "nf_conntrack_max", "How many it can hold."),
+    )
+    result = []
+    for name, file, words in figures:
+        # absent while the kernel's module is not loaded
+        value = proc_sys.read(f"net/netfilter/{file}")
+        samples = () if value is None else (Sample({}, int(value)),)
+        result.append(_metric(GAUGE, name, words, samples))
+    return tuple(result)
+
+
+def _of_check(session: Session) -> Metric:
+
+    counts = check.problems(session.machine())
+    return _metric(
+        GAUGE,
+        "check_problems",
+        "Differences between the kernel and the configuration: niso net check names them.",
+        (Sample({"problem": problem}, count) for problem, count in (counts or {}).items()),
+    )

@@ -1,0 +1,548 @@
+"""What other firewalls drop, walked chain by chain.
+
+Find forward chains of other firewalls that drop what niso's rules accept, and name the remedy.
+
+A packet is forwarded only if the forward chains of all tables accept it. niso's rules therefore
+cannot override a foreign drop policy, and niso never edits a foreign table. It evaluates the
+foreign chains for a few hypothetical packets and names the missing rule. Unknown properties of such
+a packet (its port, the remote address, the uplink's name) match no rule, so a chain that accepts
+the packet only by one of them counts as dropping it.
+
+Trace hypothetical packets through the chains of other firewalls.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import family_of
+from niso.kernel import foreign_chains
+from niso.kernel.foreign_chains import (
+    FAMILIES,
+    Between,
+    Bridged,
+    Chain,
+    Expression,
+    Load,
+    Lookup,
+    Mask,
+    Rule,
+    Tracked,
+    Verdict,
+)
+from niso.kernel.rtnetlink import Rtnl
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+
+
+# --- foreign firewalls ---------------------------------------------------------------------------
+
+
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
+
+
+class Drop(NamedTuple):
+    """A foreign base chain that drops what niso accepts. All text is printable."""
+
+    chain: str  # "FAMILY TABLE CHAIN"
+    what: tuple[str, ...]  # one or more of PUBLISHED, OUTWARD and WITHIN
+    remedy: tuple[str, ...]  # command lines; prose if there is no command
+    bridges: tuple[str, ...]  # the affected bridges
+
+    def describe(self) -> str:
+        """Return the finding in one line, without the remedy."""
+        bridges, what = ", ".join(self.bridges), ", ".join(self.what)
+        return f"nftables chain {self.chain} drops connections of {bridges} ({what})"
+
+
+def foreign_drops(
+    kernel: Kernel, bridges: Iterable[str], bridged: bool, families: Iterable[int] = (4,)
+) -> list[Drop]:
+    """Return the foreign chains of this network namespace that drop what niso accepts.
+
+    Only packets of these bridges count. ``bridged`` says that frames between two services of a
+    bridge also traverse the forward chains of ip, ip6 and inet: the bridge's nf_call_iptables, or
+    net.bridge.bridge-nf-call-iptables, is 1. ``families`` (4, 6) are those of the bridges. Without
+    foreign chains at hook forward, this costs one dump of chains. Rules of iptables-legacy are not
+    visible: see `unseen`. Raises KernelError.
+    """
+    names = sorted(set(bridges))
+    with kernel.foreign_chains() as source:
+        chains = source.base_chains() if names else []
+        if not chains:
+            return []
+        places = _places(names)
+        return drops(source, chains, places, bridged, tuple(families))
+
+
+def unseen(families: Iterable[int] = (4,)) -> list[str]:
+    """Return a warning for each family (4, 6) with a filter table of iptables-legacy.
+
+    nf_tables does not show that table's rules.
+    """
+    return [
+        f"rules of {tool} are not visible; check with {tool} -S FORWARD"
+        for family, tool in ((4, "iptables-legacy"), (6, "ip6tables-legacy"))
+        if family in families and foreign_chains.unseen(family)
+    ]
+
+
+def drops(
+    source: Source,
+    chains: Iterable[Chain],
+    places: Iterable[Place],
+    bridged: bool,
+    families: tuple[int, ...],
+) -> list[Drop]:
+    """Do the work of `foreign_drops` on the chains of ``source``."""
+    traced = [(place, list(packets(place, bridged, families))) for place in places]
+    dropping = []
+    for chain in sorted(chains):
+        what: dict[str, None] = {}
+        concerned: dict[str, None] = {}
+        ways: set[bool] = set()
+        tools: set[str] | None = None
+        for place, candidates in traced:
+            for families_seen, packet in candidates:
+                if chain.family not in families_seen:
+                    continue
+                accepted, visited = follow(source, chain, packet)
+                if not accepted:
+                    what[packet.what] = None
+                    concerned[place.bridge] = None
+                    ways.add(packet.enters)
+                    tools = visited if tools is None else tools & visited
+        if what:
+            remedy = _remedy(chain, tuple(concerned), ways, tools or set())
+            shown = " ".join(
+                _shown(part) for part in (FAMILIES[chain.family], chain.table, chain.name)
+            )
+            order = tuple(word for word in (PUBLISHED, OUTWARD, WITHIN) if word in what)
+            dropping.append(Drop(shown, order, remedy, tuple(concerned)))
+    return dropping
+
+
+def _places(bridges: list[str]) -> list[Place]:
+    """Look up the indexes and prefixes of these bridges in the kernel."""
+    places = []
+    with Rtnl() as rtnl:
+        for bridge in bridges:
+            link = rtnl.link(bridge)
+            prefixes: dict[int, set[str]] = {}
+            for assigned in rtnl.addresses(link.index) if link else ():
+                prefixes.setdefault(family_of(assigned.address), set()).add(assigned.address)
+            single = {family: known.pop() for family, known in prefixes.items() if len(known) == 1}
+            places.append(Place(bridge, link.index if link else 0, single))
+    return places
+
+
+def _remedy(
+    chain: Chain, bridges: tuple[str, ...], ways: set[bool], visited: set[str]
+) -> tuple[str, ...]:
+    """Return command lines that fix the drop, for the tool that created the chain.
+
+    ``ways`` contains True to accept what enters by a bridge, False for what leaves by it.
+    ``visited`` are the chains that every dropped packet traversed, so that a rule there takes
+    effect.
+    """
+    family, table, name = FAMILIES[chain.family], chain.table, chain.name
+    ordered = sorted(ways, reverse=True)
+    wild = len(bridges) > 1 and all(bridge.startswith("niso-") for bridge in bridges)
+    plus = ("niso-+",) if wild else bridges
+    if (family, table) == ("inet", "firewalld"):
+        adds = tuple(
+            f"firewall-cmd --permanent --zone=trusted --add-interface={bridge}" for bridge in plus
+        )
+        return (*adds, "firewall-cmd --reload")
+    iptables = {"ip": "iptables", "ip6": "ip6tables"}.get(family, "")
+    if iptables and table == "filter" and "DOCKER-USER" in visited:
+        return tuple(
+            f"{iptables} -I DOCKER-USER {'-i' if i else '-o'} {bridge} -j ACCEPT"
+            for bridge in plus
+            for i in ordered
+        )
+    if iptables and table == "filter" and visited & {"ufw-user-forward", "ufw6-user-forward"}:
+        return tuple(
+            f"ufw route allow {'in' if i else 'out'} on {bridge}"
+            for bridge in plus
+            for i in ordered
+        )
+    if iptables and table in ("filter", "mangle", "security") and name == "FORWARD":
+        tool = iptables if table == "filter" else f"{iptables} -t {table}"
+        return tuple(
+            f"{tool} -I FORWARD {'-i' if i else '-o'} {bridge} -j ACCEPT"
+            for bridge in plus
+            for i in ordered
+        )
+    if (family, table, name) == ("bridge", "filter", "FORWARD"):
+        return tuple(f"ebtables -I FORWARD --logical-in {bridge} -j ACCEPT" for bridge in plus)
+    keys = (
+        {True: "meta ibrname", False: "meta obrname"}
+        if family == "bridge"
+        else {True: "iifname", False: "oifname"}
+    )
+    star = ("niso-*",) if wild else bridges
+    rules = [f'{keys[i]} "{bridge}" accept' for bridge in star for i in ordered]
+    if not all(
+        part and not part[0].isdigit() and part[0] not in "-." and set(part) <= _PLAIN
+        for part in (table, name)
+    ):
+        # nft's syntax cannot express such a name
+        return tuple(f"have this chain begin with: {rule}" for rule in rules)
+    import shlex  # imported late: it compiles a regular expression
+
+    return tuple(
+        f"nft {shlex.quote(f'insert rule {family} {table} {name} {rule}')}" for rule in rules
+    )
+
+
+def _shown(text: str) -> str:
+    """Escape text like `niso.cli.output.escaped`, and spaces too, so that a name stays one word."""
+    return "".join(
+        c
+        if c.isprintable() and c != " "
+        else f"\\x{ord(c):02x}"
+        if ord(c) < 256
+        else f"\\u{ord(c):04x}"
+        for c in text
+    )
+
+
+# --- foreign walk --------------------------------------------------------------------------------
+
+
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object  # a real base class would import typing
+
+PUBLISHED, OUTWARD, WITHIN = "published", "outward", "within the network"
+_NUMBERS = {name: number for number, name in FAMILIES.items()}
+_DEPTH = 16  # NFT_JUMP_STACK_SIZE
+_STEPS = 50_000  # rules that a packet may traverse; beyond that it counts as accepted
+
+
+# enum nft_meta_keys, nft_ct_keys; ct state and status (linux/netfilter/nf_conntrack_common.h)
+_PROTOCOL, _IIF, _OIF, _IIFNAME, _OIFNAME, _NFPROTO, _BRI_IIFNAME, _BRI_OIFNAME = (
+    1,
+    4,
+    5,
+    6,
+    7,
+    15,
+    17,
+    18,
+)
+_STATE, _DIRECTION, _STATUS = 0, 1, 2
+_ESTABLISHED, _NEW = 2, 8
+_SEEN_REPLY, _CONFIRMED, _SRC_NAT, _DST_NAT = 2, 8, 16, 32
+_XT_SNAT, _XT_DNAT = 64, 128
+_ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
+_ARP = b"\x08\x06"
+
+
+class Bits(NamedTuple):
+    """A partly known value: the bits of ``data`` are known where ``mask`` has ones.
+
+    ``uplink`` marks the name of a link that is not one of niso's bridges.
+    """
+
+    data: bytes
+    mask: bytes
+    uplink: bool = False
+
+
+class Packet(NamedTuple):
+    """A hypothetical packet."""
+
+    what: str  # PUBLISHED, OUTWARD or WITHIN
+    enters: bool  # whether it enters by the bridge
+    facts: Mapping[tuple[str, int], Bits]  # by ("meta" or "ct", key)
+    headers: Mapping[int, Bits]  # by NFT_PAYLOAD_*_HEADER
+    tracked: int | None  # connection states as iptables numbers them; None if unknown
+    reply: bool  # whether it is a reply
+    bridged: bool  # whether it is switched, not routed
+
+
+class Place(NamedTuple):
+    """A bridge of niso: its index (0 if it does not exist) and its prefixes by family (4 or 6)."""
+
+    bridge: str
+    index: int = 0  # type: ignore[assignment]  # hides tuple.index
+    prefixes: Mapping[int, str] = {}
+
+
+class Source(Protocol):
+    """A source of rules: `niso.kernel.foreign_chains.Foreign`."""
+
+    def rules(self, family: int, table: str, chain: str) -> list[Rule]: ...
+    def key_length(self, family: int, table: str, name: str) -> int: ...
+    def element(
+        self, family: int, table: str, name: str, key: bytes
+    ) -> tuple[bool, Verdict | None]: ...
+
+
+def packets(
+    place: Place, bridged: bool, families: Iterable[int]
+) -> Iterator[tuple[set[int], Packet]]:
+    """Yield the hypothetical packets to evaluate, each with the table families that see it.
+
+    Each kind of packet comes as the first of a connection, a later one, and a reply.
+    """
+    for family in families:
+        routed = {_NUMBERS["inet"], _NUMBERS["ip" if family == 4 else "ip6"]}
+        for established, reply in ((False, False), (True, False), (True, True)):
+            for what in (PUBLISHED, OUTWARD, *([WITHIN] if bridged else ())):
+                yield routed, _routed(place, family, what, established, reply)
+            yield {_NUMBERS["bridge"]}, _switched(place, family, _ETHERTYPES[family], reply)
+        if family == 4:
+            yield {_NUMBERS["bridge"]}, _switched(place, family, _ARP, False)
+
+
+def _routed(place: Place, family: int, what: str, established: bool, reply: bool) -> Packet:
+    """Build a packet that traverses the forward chains of ip, ip6 and inet."""
+    enters = what == WITHIN or (what == OUTWARD) is not reply
+    leaves = what == WITHIN or not enters
+    status = _DST_NAT if what == PUBLISHED else 0
+    if established:
+        status |= _SEEN_REPLY | _CONFIRMED | (_SRC_NAT if what == OUTWARD else 0)
+    state = _ESTABLISHED if established else _NEW
+    tracked = (
+        state | (_XT_DNAT if status & _DST_NAT else 0) | (_XT_SNAT if status & _SRC_NAT else 0)
+    )
+    facts = {
+        ("meta", _NFPROTO): _all(bytes([2 if family == 4 else 10])),
+        ("meta", _PROTOCOL): _all(_ETHERTYPES[family]),
+        ("ct", _STATE): _all(struct.pack("=I", state)),
+        ("ct", _DIRECTION): _all(bytes([reply])),
+        ("ct", _STATUS): Bits(
+            struct.pack("=I", status), struct.pack("=I", 1 | _SEEN_REPLY | _CONFIRMED | 16 | 32)
+        ),
+    }
+    for name, index, ours in ((_IIFNAME, _IIF, enters), (_OIFNAME, _OIF, leaves)):
+        facts["meta", name] = (
+            _all(_name(place.bridge)) if ours else Bits(bytes(16), bytes(16), uplink=True)
+        )
+        if ours and place.index:
+            facts["meta", index] = _all(struct.pack("=I", place.index))
+    headers = {1: _header(place, family, enters, leaves)}
+    return Packet(what, enters, facts, headers, tracked, reply, what == WITHIN)
+
+
+def _switched(place: Place, family: int, ethertype: bytes, reply: bool) -> Packet:
+    """Build a frame between two services.
+
+    Its bridge ports are called ni..., and connection tracking may not have seen it.
+    """
+    port = Bits(b"ni" + bytes(14), b"\xff\xff" + bytes(14))
+    facts = {
+        ("meta", _PROTOCOL): _all(ethertype),
+        ("meta", _IIFNAME): port,
+        ("meta", _OIFNAME): port,
+        ("meta", _BRI_IIFNAME): _all(_name(place.bridge)),
+        ("meta", _BRI_OIFNAME): _all(_name(place.bridge)),
+    }
+    headers = {0: Bits(bytes(12) + ethertype, bytes(12) + b"\xff\xff")}
+    if ethertype != _ARP:
+        headers[1] = _header(place, family, True, True)
+    return Packet(WITHIN, True, facts, headers, None, reply, True)
+
+
+def _header(place: Place, family: int, source: bool, destination: bool) -> Bits:
+    """Build an IP header whose source or destination is in the bridge's prefix."""
+    start, width = (12, 4) if family == 4 else (8, 16)
+    address, mask = bytes(width), bytes(width)
+    if family in place.prefixes:
+        text, _, length = place.prefixes[family].partition("/")
+        bits = (1 << width * 8) - (1 << width * 8 - int(length))
+        mask = bits.to_bytes(width, "big")
+        address = _and(
+            socket.inet_pton(socket.AF_INET if family == 4 else socket.AF_INET6, text), mask
+        )
+    data, known = bytes(start), bytes(start)
+    for ours in (source, destination):
+        data += address if ours else bytes(width)
+        known += mask if ours else bytes(width)
+    return Bits(data, known)
+
+
+def _all(data: bytes) -> Bits:
+    """Return a fully known value."""
+    return Bits(data, b"\xff" * len(data))
+
+
+def _name(ifname: str) -> bytes:
+    return ifname.encode()[:16].ljust(16, b"\0")
+
+
+def _and(one: bytes, other: bytes) -> bytes:
+    return bytes(a & b for a, b in zip(one, other, strict=True))
+
+
+def follow(source: Source, chain: Chain, packet: Packet) -> tuple[bool, set[str]]:
+    """Evaluate a base chain; return (whether it accepts the packet, the chains traversed)."""
+    way = _Way(source, chain, packet)
+    verdict = way.walk(chain.name, 0)
+    return chain.accepts if verdict is None else verdict, way.visited
+
+
+class _Way:
+    """The trace of a packet through the chains of one table."""
+
+    def __init__(self, source: Source, chain: Chain, packet: Packet) -> None:
+        self._source = source
+        self._family, self._table = chain.family, chain.table
+        self._packet = packet
+        self._steps = 0
+        self.visited: set[str] = set()
+
+    def walk(self, chain: str, depth: int) -> bool | None:
+        """Return True for accept, False for drop, None if the packet returns from ``chain``."""
+        self.visited.add(chain)
+        for rule in self._source.rules(self._family, self._table, chain):
+            self._steps += 1
+            if self._steps > _STEPS:
+                return True
+            verdict = self._rule(rule)
+            if verdict is None or verdict.kind in ("continue", "break"):
+                continue
+            if verdict.kind in ("accept", "drop"):
+                return verdict.kind == "accept"
+            if verdict.kind == "return" or depth >= _DEPTH:
+                return None
+            accepted = self.walk(verdict.chain, depth + 1)
+            if accepted is not None or verdict.kind == "goto":
+                return accepted
+        return None
+
+    def _rule(self, rule: Rule) -> Verdict | None:
+        """Return the verdict of a rule, or None if it does not match for certain."""
+        registers = _Registers()
+        for expression in rule:
+            if isinstance(expression, Verdict):
+                return expression
+            if isinstance(expression, Lookup):
+                matches, verdict = self._look_up(expression, registers)
+                if verdict is not None:
+                    return verdict
+            else:
+                matches = self._expression(expression, registers)
+            if not matches:
+                return None
+        return None
+
+    def _expression(self, expression: Expression, registers: _Registers) -> bool | None:
+        """Evaluate an expression; return whether it matches, None if unknown."""
+        packet = self._packet
+        if isinstance(expression, Load):
+            registers.write(expression.register, self._loaded(expression))
+            return True
+        if isinstance(expression, Mask):
+            registers.mask(expression)
+            return True
+        if isinstance(expression, Between):
+            matches = registers.between(expression)
+            return matches if matches is None else matches is not expression.inverted
+        if isinstance(expression, Tracked):
+            if packet.tracked is None:
+                return None
+            fits = (
+                expression.states is None
+                or bool(expression.states & packet.tracked) is not expression.inverted
+            )
+            return fits and expression.reply in (None, packet.reply)
+        if isinstance(expression, Bridged):
+            return packet.bridged is not expression.inverted
+        if isinstance(expression, foreign_chains.Forget):
+            registers.forget()
+            return True
+        return None
+
+    def _loaded(self, load: Load) -> Bits | None:
+        if load.source != "payload":
+            return self._packet.facts.get((load.source, load.key))
+        header = self._packet.headers.get(load.key)
+        if header is None:
+            return None
+        end = load.offset + load.length
+        if end > len(header.data):
+            return None
+        return Bits(header.data[load.offset : end], header.mask[load.offset : end])
+
+    def _look_up(self, lookup: Lookup, registers: _Registers) -> tuple[bool | None, Verdict | None]:
+        length = self._source.key_length(self._family, self._table, lookup.name)
+        key = registers.read(lookup.register, length)
+        if key is None:
+            return None, None
+        has, verdict = self._source.element(self._family, self._table, lookup.name, key)
+        if lookup.verdict:
+            return has, verdict
+        return has is not lookup.inverted, None
+
+
+class _Registers:
+    """The known bits of nftables' registers while a rule is evaluated; none at its start."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self._data, self._known = bytearray(80), bytearray(80)
+        self._uplinks: set[int] = set()
+
+    def write(self, register: int, value: Bits | None) -> None:
+        """Set a register. None stands for an unknown value of unknown length, at most 16 bytes."""
+        data, mask, uplink = value or Bits(bytes(16), bytes(16))
+        size = min(-(-len(data) // 4) * 4, 80 - register)
+        # a value shorter than a word is padded with zeros (nft_reg_store8)
+        self._data[register : register + size] = data.ljust(size, b"\0")[:size]
+        self._known[register : register + size] = mask.ljust(size, b"\xff")[:size]
+        self._uplinks.discard(register)
+        if uplink:
+            self._uplinks.add(register)
+
+    def mask(self, expression: Mask) -> None:
+        size = len(expression.mask)
+        data = self._data[expression.source : expression.source + size]
+        known = self._known[expression.source : expression.source + size]
+        if len(data) < size:
+            self.write(expression.target, None)
+            return
+        masked = bytes(
+            a & b ^ x for a, b, x in zip(data, expression.mask, expression.xor, strict=True)
+        )
+        # a masked-out bit is known: it is the bit of xor
+        now = bytes(k | ~b & 0xFF for k, b in zip(known, expression.mask, strict=True))
+        self.write(expression.target, Bits(masked, now))
+
+    def read(self, register: int, length: int) -> bytes | None:
+        """Return the bytes of a register, or None if one of them is unknown."""
+        end = register + length
+        if not length or end > 80 or any(byte != 0xFF for byte in self._known[register:end]):
+            return None
+        return bytes(self._data[register:end])
+
+    def between(self, expression: Between) -> bool | None:
+        first, last = expression.first, expression.last
+        size = len(first or last)
+        start = expression.register
+        if start + size > 80:
+            return None
+        if start in self._uplinks and first == last and first.startswith(b"niso-"):
+            return False
+        known = int.from_bytes(self._known[start : start + size], "big")
+        data = int.from_bytes(self._data[start : start + size], "big") & known
+        top = (1 << size * 8) - 1
+        low, high = int.from_bytes(first, "big"), int.from_bytes(last, "big") if last else top
+        if low == high:
+            if (data ^ low) & known:
+                return False
+            return True if known == top else None
+        lowest, highest = data, data | top & ~known
+        if low <= lowest and highest <= high:
+            return True
+        return False if highest < low or lowest > high else None

@@ -1,0 +1,279 @@
+"""Read the cluster's data on services of other hosts, for ps --all-hosts and explanations."""
+
+from __future__ import annotations
+
+from niso.base.errors import Error, InvalidInput
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import span
+from niso.cluster import agent, key_values
+from niso.cluster.claims import Claims
+from niso.cluster.engine import NoAnswer
+from niso.cluster.key_values import Claim
+from niso.cluster.membership import Membership, require_joined, require_own
+from niso.look.services import service_lines
+from niso.manifest.addresses_and_ports import parse_port
+from niso.plan.records import Entry, Policy, Port
+from niso.plan.verdict import Known, World, holder_of
+from niso.reconcile.live_world import audits
+from niso.runtime.machine import Machine
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.cluster.engine import Joined
+    from niso.look.session import Session
+
+
+class ClusterLine(NamedTuple):
+    """A service in a list of all hosts."""
+
+    service: str
+    """the service's name"""
+    host: str
+    """the host that has it"""
+    status: str
+    """for a service of this host as in a list of services; else up, down or host gone"""
+    address: tuple[str, ...]
+    """addresses, one per network and family; for another host those on networks that span hosts"""
+    ports: tuple[str, ...]
+    """published ports: HOST_PORT:PORT"""
+
+
+class ClusterPort(NamedTuple):
+    """A published port in a list of all hosts, or a range of ports."""
+
+    service: str
+    """the service's name"""
+    host: str
+    """the host that has it, and where the port is open"""
+    port: str
+    """the port of the host, ADDRESS:PORT if it is on one of its addresses, or a range"""
+    container: str
+    """the port inside the service, or the range"""
+    proto: str
+    """tcp, udp or sctp"""
+
+
+def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
+    """Return the services of all hosts by name. Raises Error.
+
+    If the cluster does not answer, a caution says how old this host's data on others are.
+    """
+
+    store = machine.store
+    joined = require_joined(machine)
+    try:
+        listed = _claimed(store, joined)
+    except NoAnswer as error:
+        session.caution(error.message, (_age(), "ports of other hosts are not known then"))
+        listed = _mirrored(store)
+    listed += [
+        ClusterLine(
+            line.service,
+            joined.host,
+            line.status,
+            line.address,
+            tuple(port.text for _, port in store.ports(line.service)) if line.address else (),
+        )
+        for line in service_lines(session, store)
+    ]
+    return tuple(sorted(listed))
+
+
+def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
+    """Return the published ports of active services of all hosts, by service. Raises Error.
+
+    Ports of hosts that are not alive are left out. If the cluster does not answer, a caution says
+    that only this host's ports are known.
+    """
+
+    store = machine.store
+    joined = require_joined(machine)
+    listed = [_port(service, joined.host, port) for service, port in store.active_ports()]
+    try:
+        claims, alive = _others(store, joined)
+    except NoAnswer as error:
+        session.caution(error.message, ("only the ports of this host are listed",))
+        return tuple(sorted(listed))
+    for claim in claims:
+        for service, texts in ((claim.service, claim.ports), *claim.sharers):
+            for text in texts if claim.up and claim.host in alive else ():
+                try:
+                    listed.append(_port(service, claim.host, parse_port(text, "")))
+                except InvalidInput:  # not written by niso
+                    continue
+    return tuple(sorted(listed))
+
+
+def _port(service: str, host: str, port: Port) -> ClusterPort:
+
+    side = port.host_side.removesuffix(f"/{port.proto}")
+    inside = span(port.container_port, port.count)
+    return ClusterPort(service, host, side, inside, port.proto)
+
+
+def _others(store: Store, joined: Joined) -> tuple[list[Claim], set[str]]:
+    """Return the claims of other hosts, and the names of live hosts. Raises Error."""
+
+    engine = joined.engine(brief=True)
+    try:
+        membership = Membership(engine, joined.keys)
+        require_own(store, membership)
+        alive = {host.name for host in membership.hosts() if host.alive}
+        claims = membership.services()
+    finally:
+        engine.close()
+    return [claim for claim in claims if claim.host != joined.host], alive
+
+
+def _claimed(store: Store, joined: Joined) -> list[ClusterLine]:
+    """Return the services of other hosts, according to the cluster. Raises Error."""
+    claims, alive = _others(store, joined)
+    return [
+        ClusterLine(
+            service,
+            claim.host,
+            ("up" if claim.up else "down") if claim.host in alive else "host gone",
+            tuple(address for some in claim.networks.values() for address in some),
+            ports,
+        )
+        for claim in claims
+        for service, ports in ((claim.service, claim.ports), *claim.sharers)
+    ]
+
+
+def _mirrored(store: Store) -> list[ClusterLine]:
+    """Return the services of other hosts, according to this host's mirror."""
+    alive = {host for host, (_, _, lives) in store.across.peers().items() if lives}
+    return [
+        ClusterLine(
+            service,
+            rows[0].host,
+            ("up" if rows[0].up else "down") if rows[0].host in alive else "host gone",
+            tuple(row.address for row in rows),
+            (),
+        )
+        for service, rows in store.across.addresses().items()
+    ]
+
+
+def _age() -> str:
+    """Return a text that says how old the mirror is, and what it covers."""
+    import time
+
+    at_s = agent.last().at_s
+    when = "before the boot" if at_s is None else f"{time.monotonic() - at_s:.0f} s ago"
+    return f"services of other hosts are as they were {when}, on the networks of this host"
+
+
+def world(
+    session: Session, here: World, source: str, destination: str, proves: bool = False
+) -> World:
+    """Add the policies of remote services with one of the packet's addresses to the world.
+
+    If the cluster does not answer, a caution says that they are not known. Raises Error, also if
+    ``proves`` requests a test packet.
+    """
+    remote = [
+        known
+        for known in here.services.values()
+        if known.host
+        and any({source, destination} & {*endpoint.addresses} for endpoint in known.endpoints)
+    ]
+    if not remote:
+        return here
+    import time
+
+    if proves:
+        raise Error(
+            f"{remote[0].name} is on {remote[0].host}: a test packet is followed within one host",
+            "niso net ping sends one there",
+            "--prove",
+            names_key=False,
+        )
+    _require_within(here, source, destination)
+    store = session.store()
+    joined = require_joined(session.machine())
+    engine = joined.engine(brief=True)
+    try:
+        claims = Claims(engine, joined.host, joined.keys)
+        held = {known.name: claims.held(known.name) for known in remote}
+        hosts = {claim.host for claim in held.values() if claim is not None}
+        silent = {host for host in hosts if not claims.is_alive(host)}
+    except NoAnswer as error:
+        hints = [f"{known.host} has that of {known.name}: ask there" for known in remote]
+        session.caution(f"policies of other hosts are not known: {error.message}", hints)
+        return here
+    finally:
+        engine.close()
+    services = dict(here.services)
+    for known in remote:
+        claim = held[known.name]
+        if claim is None:
+            services[known.name] = known._replace(active=False, heard=True)
+            continue
+        policy = _policy(claim.policy, known) if claim.policy else known.policy
+        services[known.name] = known._replace(
+            policy=_resolved(store, here, known, policy),
+            active=claim.up,
+            audits=audits(policy, time.time()),
+            heard=True,
+        )
+        if claim.host in silent:
+            session.caution(f"{claim.host} does not answer: {known.name} may not run any more")
+    return here._replace(services=services)
+
+
+def _require_within(here: World, source: str, destination: str) -> None:
+    """Raise Error for a packet from another host's service to anything but a service.
+
+    It leaves through its own host, whose addresses, ports and routes are not known here.
+    """
+
+    sender = holder_of(here, source)
+    if sender is not None and sender[0].host and holder_of(here, destination) is None:
+        name, host = sender[0].name, sender[0].host
+        raise Error(
+            f"{name} is on {host}: this host only knows what reaches services of the cluster",
+            f"niso net explain on {host}",
+        )
+
+
+def _policy(text: str, known: Known) -> Policy:
+    """Parse the policy of another host's service. Raises Error if it is invalid."""
+
+    try:
+        return key_values.policy(text)
+    except ValueError:
+        raise Error(
+            f"the policy of {known.name} on {known.host} is not one that this niso knows",
+            f"ask on {known.host}",
+        ) from None
+
+
+def _resolved(store: Store, here: World, known: Known, policy: Policy) -> Policy:
+    """Resolve the names in another host's policy to services, as on that service's networks."""
+    on = {endpoint.network for endpoint in known.endpoints}
+
+    def entries(some: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        return tuple(
+            entry._replace(peer=entry.peer._replace(name=meant(entry.peer.name)))
+            if entry.peer.kind == "service"
+            else entry
+            for entry in some
+        )
+
+    def meant(name: str) -> str:
+        called = {*store.holders(name), *store.holders_elsewhere(name)}
+        beside = [
+            service.name
+            for service in here.services.values()
+            if service.name in called and on & {endpoint.network for endpoint in service.endpoints}
+        ]
+        return beside[0] if len(beside) == 1 else name
+
+    return policy._replace(
+        allow_from=None if policy.allow_from is None else entries(policy.allow_from),
+        deny_from=entries(policy.deny_from),
+        egress_allow=None if policy.egress_allow is None else entries(policy.egress_allow),
+        egress_deny=entries(policy.egress_deny),
+    )

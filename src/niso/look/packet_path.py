@@ -1,0 +1,661 @@
+"""Which way a packet takes, and which objects decide.
+
+Resolve the arguments FROM and TO of a command to the ends and addresses of a packet.
+
+Explain a packet: whether it passes, why, and which nftables objects enforce it.
+
+`niso.plan.verdict` decides; this module adds the objects of the kernel to its reasons.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
+
+from niso.base import names
+from niso.base.errors import Error, NotFound, UsageError
+from niso.base.named_tuples import NamedTuple
+from niso.base.names import family_of
+from niso.kernel import policy_rules, probe, ruleset
+from niso.kernel.nft_elements import Element
+from niso.plan import policy_elements
+from niso.plan.elements import claim, endpoint, published, published_on
+from niso.plan.records import Member, Network, Policed, Policy, primary
+from niso.plan.verdict import (
+    PORTED,
+    Known,
+    Reason,
+    Verdict,
+    World,
+    addresses_of,
+    decide,
+    holds,
+    is_broadcast,
+    is_host,
+    is_name_server_elsewhere,
+    network_of,
+)
+from niso.store.name_rows import bare_name
+from niso.store.store import Store
+
+# --- question ------------------------------------------------------------------------------------
+
+
+PROTOCOLS = (*PORTED, "icmp")
+HOST = "host"
+TARGET = "NAME, ADDRESS or [IPV6], then :PORT or :PORT/PROTO; or /icmp"
+
+
+class End(NamedTuple):
+    """One end of a packet: a known service, the host, or an address."""
+
+    service: str = ""  # provider of the namespace, if the named service shares one
+    address: str = ""  # set only if an address was given
+    sharer: str = ""  # the named service, if it shares another's namespace
+    outside: str = ""  # an outside name of a policy
+
+    @property
+    def name(self) -> str:
+        """Return the name to show in messages."""
+        return self.sharer or self.service or self.address or self.outside or HOST
+
+
+class Packet(NamedTuple):
+    """A packet as the sender sends it, before DNAT. ``port`` is None for icmp."""
+
+    source: str
+    destination: str
+    port: int | None
+    proto: str
+
+    @property
+    def family(self) -> int:
+        return family_of(self.destination)
+
+
+def parse_target(text: str) -> tuple[str, int | None, str]:
+    """Parse a target to (name or address, port or None, protocol). Raises UsageError.
+
+    Targets are ``db:5432/tcp``, ``[fd00::2]:80``, ``10.99.1.2/icmp``, ``db``.
+    """
+
+    def wrong(reason: str) -> UsageError:
+        return UsageError(f"TO {text!r}: {reason}", TARGET)
+
+    end, slash, proto = text.partition("/")
+    if end.startswith("["):
+        host, closed, after = end[1:].partition("]")
+        if not closed or (after and not after.startswith(":")) or ":" not in host:
+            raise wrong("brackets are for an IPv6 address, and only :PORT may follow")
+        colon, number = after[:1], after[1:]
+    elif end.count(":") > 1:
+        host, colon, number = end, "", ""
+    else:
+        host, colon, number = end.partition(":")
+    if not host:
+        raise wrong("the name or address is missing")
+    if slash and proto not in PROTOCOLS:
+        raise wrong(f"{proto!r} is not a valid protocol (tcp, udp, sctp or icmp)")
+    if not colon:
+        if proto in PORTED:
+            raise wrong(f"{proto} needs a port")
+        return host, None, "icmp"
+    if proto == "icmp":
+        raise wrong("icmp has no ports")
+    if not (number.isascii() and number.isdigit() and 1 <= int(number) <= 65535):
+        raise wrong(f"{number!r} is not a valid port (1 to 65535)")
+    return host, int(number), proto or "tcp"
+
+
+def resolve_both(store: Store, source: str, destination: str) -> tuple[End, End]:
+    """Resolve FROM and TO. A name in TO is looked up first on the networks of FROM.
+
+    TO may also be an outside name of a policy. Raises Error and UsageError like `resolve`.
+    """
+    from_ = resolve(store, source)
+    if "." in destination and store.names_outside() and destination in store.outside.named():
+        return from_, End(outside=destination)
+    try:
+        return from_, resolve(store, destination, from_.service or None)
+    except NotFound as error:
+        if "." in bare_name(destination):
+            error.hint = "an outside name is known if a policy has it; else use an address"
+        raise
+
+
+def resolve(store: Store, text: str, asker: str | None = None) -> End:
+    """Resolve ``host``, an address, or a service's name, hostname or alias.
+
+    If ``asker`` is a service, its networks are searched first. All names can have the suffix
+    .niso.local. Raises Error, also for a service without a network of niso, and UsageError for an
+    unusable address.
+    """
+    if bare_name(text) == HOST:
+        return End()
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        if ":" in text or "/" in text or text.replace(".", "").isdigit():
+            raise UsageError(f"{text!r} is not a valid address", TARGET) from None
+        return _end(store, _named(store, text, asker))
+    if isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address.scope_id):
+        raise UsageError(
+            f"{text!r}: IPv4-mapped addresses and zones are not supported",
+            "write the plain address",
+        )
+    if address.is_unspecified:
+        raise UsageError(
+            f"{text!r} is the unspecified address; it refers to the sender itself",
+            "use an address, or host",
+        )
+    return End(address=str(address))
+
+
+def _named(store: Store, text: str, asker: str | None) -> str:
+    """Look up a service by name on this host, then on others. Raises Error if not found."""
+    try:
+        return store.resolve(text, asker)
+    except NotFound:
+        elsewhere = store.holders_elsewhere(bare_name(text))
+        if len(elsewhere) != 1:
+            raise
+        return elsewhere[0]
+
+
+def _end(store: Store, service: str) -> End:
+    """Return the end for an existing service. Raises Error if it has no network of niso."""
+    row, home = store.service(service), store.service(store.home(service))
+    if row is not None and row.mode == "host":
+        raise Error(
+            f"{service} has mode host: it uses the host's addresses, like any program of the host",
+            "use host instead: niso net explain host TO, or FROM host:PORT",
+        )
+    if row is not None and home is None:
+        raise Error(
+            f"{service} shares the network of {row.provider}, which does not exist",
+            f"niso inspect {service}",
+        )
+    if home is not None and home.mode == "none":
+        whose = (
+            service
+            if home.name == service
+            else f"{service} shares the network of {home.name}, which"
+        )
+        raise Error(
+            f"{whose} has mode none: it has only a loopback interface",
+            'use mode = "bridge"',
+        )
+    if row is not None and home is not None and home.name != service:
+        if not row.active:
+            raise Error(
+                f"{service} is not active: it shares the network of {home.name}",
+                f"niso activate {service}",
+            )
+        return End(service=home.name, sharer=service)
+    return End(service=service)
+
+
+def ends(world: World, source: End, destination: End, family: int | None = None) -> tuple[str, str]:
+    """Choose (source address, destination address) of a packet between two ends.
+
+    They follow from the sender's hosts file and routes, IPv4 first. Raises Error if no pair exists,
+    UsageError if the arguments are of different families.
+    """
+    given = {family_of(end.address) for end in (source, destination) if end.address}
+    if len(given) > 1:
+        raise UsageError(
+            f"{source.address} and {destination.address} are of different families",
+            "use two addresses of the same family",
+        )
+    for end in (source, destination):
+        if end.address and family not in (None, *given):
+            other = 6 if family == 4 else 4
+            raise UsageError(
+                f"-{family} conflicts with {end.address}, which is an IPv{other} address",
+                f"-{other}",
+            )
+    families = [number for number in (4, 6) if family in (None, number) and given <= {number}]
+    for number in families:
+        pair = _ends(world, source, destination, number)
+        if pair is not None:
+            return pair
+    kind = f"IPv{families[0]}" if len(families) == 1 else "IPv4 or IPv6"
+    if source.service and not world.services[source.service].endpoints:
+        raise Error(f"{source.service} has no network", f"niso inspect {source.service}")
+    if destination.outside and not world.outside.get(destination.outside):
+        raise Error(f"{destination.outside} has no address", "niso net refresh says why")
+    raise Error(
+        f"{source.name} cannot send an {kind} packet to {destination.name}: "
+        "no addresses of the same family have a route between them"
+    )
+
+
+def ends_by_family(world: World, source: End, destination: End) -> dict[int, tuple[str, str]]:
+    """Return the result of `ends` for each family with an address pair; raises as `ends` does."""
+    first = ends(world, source, destination)
+    pairs = {family_of(first[1]): first}
+    if not (source.address or destination.address):
+        pair = _ends(world, source, destination, 6)
+        if pair is not None:
+            pairs[6] = pair
+    return pairs
+
+
+def _ends(world: World, source: End, to: End, family: int) -> tuple[str, str] | None:
+    address = _destination(world, source, to, family)
+    own = address and _source(world, source, address, family)
+    return (own, address) if own and address else None
+
+
+def _destination(world: World, source: End, to: End, family: int) -> str | None:
+    """Return the destination address as the sender resolves it, or None."""
+    if to.address:
+        return to.address
+    sender = world.services.get(source.service)
+    if to.outside:
+        first = primary(sender.endpoints, world.networks) if sender else None
+        has_route = first is None or any(family_of(own) == family for own in first.addresses)
+        return _of_family(world.outside.get(to.outside, ()), family) if has_route else None
+    if not to.service:
+        if sender:  # to a service, the host is the gateway of its first network
+            own = (subnet for e in sender.endpoints for subnet in world.networks[e.network].subnets)
+            return next((subnet.gateway for subnet in own if subnet.family == family), None)
+        if source.address:
+            return probe.own_address(source.address)
+        return "127.0.0.1" if family == 4 else "::1"
+    known = world.services[to.service]
+    by_network = {
+        endpoint.network: _of_family(endpoint.addresses, family) for endpoint in known.endpoints
+    }
+    shared = [by_network.get(endpoint.network) for endpoint in sender.endpoints] if sender else []
+    return next((address for address in (*shared, *by_network.values()) if address), None)
+
+
+def _source(world: World, source: End, to: str, family: int) -> str | None:
+    """Return the source address that the sender's kernel chooses for ``to``, or None."""
+    if source.address:
+        return source.address
+    if not source.service:
+        return probe.own_address(to)
+    endpoints = world.services[source.service].endpoints
+    if any(to in endpoint.addresses for endpoint in endpoints):
+        return to
+    on = [endpoint for endpoint in endpoints if holds(world.networks[endpoint.network], to)]
+    if (first := primary(endpoints, world.networks)) is not None:
+        on.append(first)
+    return next(
+        (a for endpoint in (*on, *endpoints) if (a := _of_family(endpoint.addresses, family))), None
+    )
+
+
+def _of_family(addresses: tuple[str, ...], family: int) -> str | None:
+    return next((address for address in addresses if family_of(address) == family), None)
+
+
+# --- explanation ---------------------------------------------------------------------------------
+
+
+class Object(NamedTuple):
+    """A rule of a chain, or an element of a set or map."""
+
+    table: str
+    container: str
+    text: str
+    place: int | None = None  # position of a rule in its chain, from 0; None for an element
+    host: str = ""  # the other host that has it, according to what that host published
+
+    @property
+    def counts(self) -> bool:
+        """Return whether the object has a packet counter."""
+        if self.place is None:
+            return self.container in ruleset.COUNTED
+        return " counter " in f" {self.text} "
+
+
+class Explanation(NamedTuple):
+    """A verdict with the nftables objects of its three parts.
+
+    ``counted`` are those whose packet counter this packet increments.
+    """
+
+    packet: Packet
+    verdict: Verdict
+    path: tuple[Object, ...]
+    egress: tuple[Object, ...]
+    ingress: tuple[Object, ...]
+    counted: tuple[Object, ...]
+
+
+def explain(
+    store: Store,
+    world: World,
+    packet: Packet,
+    closed: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> Explanation:
+    """Return the verdict on a packet, with the nftables objects that enforce it.
+
+    ``closed`` maps the host's links that do not forward to their addresses
+    (`niso.kernel.host_facts.not_forwarding`).
+    """
+    verdict = decide(world, *packet)
+    sender, receiver = (
+        world.services.get(party.service) for party in (verdict.source, verdict.destination)
+    )
+    path, early, late = _path(store, world, packet, verdict)
+    egress: tuple[Object, ...] = ()
+    ingress: tuple[Object, ...] = ()
+    if _walks(world, packet, verdict):
+        judged = (packet.proto, verdict.port)
+        to = verdict.destination.address
+        egress = _policy_objects(world, sender, False, packet.source, to, judged)
+        ingress = (
+            ()
+            if is_host(world, packet.source)
+            else _policy_objects(world, receiver, True, to, packet.source, judged)
+        )
+    if early:
+        counted: tuple[Object, ...] = early
+    elif not _walks(world, packet, verdict) or (not verdict.path.passes and not late):
+        counted = ()
+    else:
+        counted = egress if not verdict.egress.passes else egress + ingress
+        counted = (
+            counted if not (verdict.egress.passes and verdict.ingress.passes) else counted + late
+        )
+    link = _closed_link(world, packet, verdict, closed)
+    if link:
+        message = f"the host forwards no packets from {link}: net/ipv4/conf/{link}/forwarding is 0"
+        verdict, counted = verdict._replace(passes=False, path=Reason(False, message)), ()
+    counters = tuple(item for item in counted if item.counts and not item.host)
+    return Explanation(packet, verdict, path, egress, ingress, counters)
+
+
+def _closed_link(
+    world: World, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
+) -> str:
+    """Return the link by which a packet from outside arrives, if it does not forward; else ""."""
+    from_outside = (
+        not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
+    )
+    if not (closed and from_outside and verdict.path.passes and verdict.destination.service):
+        return ""
+    own = probe.own_address(packet.source)  # the host replies through the link of arrival
+    return next((name for name, addresses in closed.items() if own in addresses), "")
+
+
+def other_family(
+    store: Store,
+    world: World,
+    source: End,
+    destination: End,
+    packet: Packet,
+    closed: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> Explanation | None:
+    """Explain the same packet in the other address family; None if its ends lack that family."""
+    try:
+        from_, to = ends(world, source, destination, 4 if packet.family == 6 else 6)
+    except Error:
+        return None
+    return explain(store, world, packet._replace(source=from_, destination=to), closed)
+
+
+def _walks(world: World, packet: Packet, verdict: Verdict) -> bool:
+    """Return whether the packet leaves its namespace and traverses the policy chains."""
+    sender = world.services.get(verdict.source.service)
+    if sender is None:
+        return not is_host(world, packet.source)
+    own = (address for endpoint in sender.endpoints for address in endpoint.addresses)
+    return (
+        packet.destination not in own and not ipaddress.ip_address(packet.destination).is_loopback
+    )
+
+
+_Rules = tuple[Object, ...]
+
+
+def _path(
+    store: Store, world: World, packet: Packet, verdict: Verdict
+) -> tuple[_Rules, _Rules, _Rules]:
+    """Return the path's objects, those that drop before the policies, and those that drop after.
+
+    The latter two are part of the path too.
+    """
+    sender, receiver = (
+        world.services.get(party.service) for party in (verdict.source, verdict.destination)
+    )
+    family = packet.family
+    raw = "raw" if family == 4 else "raw6"
+    if family_of(packet.source) != family or (
+        sender and not (sender.active and _walks(world, packet, verdict))
+    ):
+        return (), (), ()
+    to = ipaddress.ip_address(packet.destination)
+    entered = network_of(world, packet.source) if sender else None
+    target = verdict.destination.address
+    reached = network_of(world, target)
+    objects: list[Object] = []
+    if sender and entered:
+        on = next(
+            (
+                endpoint
+                for endpoint in sender.endpoints
+                if holds(world.networks[endpoint.network], packet.destination)
+            ),
+            primary(sender.endpoints, world.networks),
+        )
+        assert on is not None
+        by = world.networks[on.network]
+        if all(subnet.family != family for subnet in by.subnets):
+            return (), (), ()
+        if by.name != entered.name and not to.is_link_local:
+            spoofed = _static(ruleset.BRIDGE, "from_port", "not its own address")
+            # with IPv6 no packet leaves: no neighbour solicitation has a source that the link does
+            # not have
+            return spoofed, spoofed if family == 4 else (), ()
+        objects += _port_elements(store, sender, receiver or sender, by, packet.source)
+    elif not sender and not is_host(world, packet.source) and network_of(world, packet.source):
+        spoofed = _static(
+            ruleset.INET, raw, f"{'ip' if family == 4 else 'ip6'} saddr @subnets{family}"
+        )
+        return spoofed, spoofed, ()
+    if target != packet.destination:
+        objects += _published(world, packet, verdict, entered)
+    if verdict.path.passes:
+        if sender and receiver and sender.host and receiver.host:
+            return tuple(objects), (), ()  # no rule of this host sees it
+        return (*objects, *_passing(world, packet, sender, entered, reached)), (), ()
+    if is_broadcast(world, to):
+        # to the broadcast address of another network: the host treats it as its own address
+        stays = entered and (reached is None or reached.name == entered.name)
+        between = _static(ruleset.BRIDGE, "between", "broadcast, multicast") if stays else ()
+        return (*objects, *between), (), ()
+    if not sender and is_host(world, packet.source):
+        return tuple(objects), (), ()
+    if to.is_loopback:
+        martian = _static(
+            ruleset.INET, raw, "ip daddr 127.0.0.0/8" if family == 4 else "ip6 daddr ::1"
+        )
+        return martian, martian, ()
+    if entered and is_name_server_elsewhere(
+        world, packet.destination, packet.port, packet.proto, entered.name
+    ):
+        there = _static(ruleset.INET, "input", f"daddr @subnets{family} meta l4proto")
+        return (*objects, *there), there, ()
+    early, late = _dropping(sender, entered, reached, family)
+    return (*objects, *early, *late), early, late
+
+
+def _dropping(
+    sender: Known | None, entered: Network | None, reached: Network | None, family: int
+) -> tuple[_Rules, _Rules]:
+    """Return the rules that drop a packet before the policies, and those that drop it after."""
+    if entered and entered.internal and (reached is None or reached.name != entered.name):
+        return _static(ruleset.INET, "forward", "out of an internal network"), ()
+    if reached and sender is None:
+        word = "ip" if family == 4 else "ip6"
+        return _static(
+            ruleset.INET, "raw" if family == 4 else "raw6", f"{word} daddr @subnets{family}"
+        ), ()
+    if reached and (entered is None or reached.name != entered.name):
+        return (), _static(ruleset.INET, "forward", "not published")
+    if reached and sender and not sender.host:
+        return _static(ruleset.INET, "from_bridge", "to an address that no service has"), ()
+    return (), ()
+
+
+def _passing(
+    world: World,
+    packet: Packet,
+    sender: Known | None,
+    entered: Network | None,
+    reached: Network | None,
+) -> _Rules:
+    """Return the rules that accept a service's packet along its path."""
+    if sender is None or entered is None:
+        return ()
+    if (
+        reached is not None
+        and reached.name == entered.name
+        and not is_host(world, packet.destination)
+    ):
+        # a bridge without connection tracking switches frames without evaluating these rules
+        return (
+            _static(ruleset.INET, "forward", "@same_bridge accept", 1)
+            if reached.publishes or reached.policed
+            else ()
+        )
+    if reached is None and not is_host(world, packet.destination):
+        word = "ip" if packet.family == 4 else "ip6"
+        return _static(ruleset.INET, "postrouting", f"{word} saddr @subnets")
+    return ()
+
+
+def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
+    """Return the first, or with ``last`` the last, static rule that contains ``fragment``."""
+    rules = ruleset.rules_of(table, chain)
+    matching = [
+        Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text
+    ]
+    return tuple(matching[-1:] if last else matching[:1])
+
+
+def _object(element: Element) -> Object:
+    text = f"{element.element} : {element.value}" if element.value else element.element
+    return Object(element.table, element.container, text)
+
+
+def _port_elements(
+    store: Store, sender: Known, receiver: Known, network: Network, address: str
+) -> _Rules:
+    """Return the set elements that allow a service's source address on its bridge port.
+
+    On a host other than the service's own, that port is the network's VXLAN device, and only the
+    service's host may send with its address. Elements for a host's own ports are known to that host
+    alone.
+    """
+    service, row = sender.name, store.service(sender.name)
+    lets = (f"sources{family_of(address)}", *ruleset.CLAIMS)
+    owner = network.span.cluster if network.span is not None else store.state_id()
+    mac = names.mac(service, network.name, owner)
+    objects: list[Object] = []
+    if not sender.host:
+        port = names.veth(service, network.name, row.generation if row else 0)
+        objects += _objects(endpoint(service, port, mac, [address]), lets)
+    if sender.host != receiver.host and network.span is not None:
+        host = network.span.local
+        if sender.host:
+            host = store.across.peers().get(sender.host, ("", sender.host, True))[1]
+        link = names.vxlan(network.name)
+        elements = claim(service, host, network.span.vni, link, mac, [address])
+        objects += _objects(elements, lets, receiver.host)
+    return tuple(objects)
+
+
+def _objects(elements: Iterable[Element], containers: Collection[str], host: str = "") -> _Rules:
+    """Return the elements in the given containers, labelled with ``host`` ("" for this one)."""
+    return tuple(
+        _object(element)._replace(host=host)
+        for element in elements
+        if element.container in containers
+    )
+
+
+def _published(
+    world: World, packet: Packet, verdict: Verdict, entered: Network | None
+) -> list[Object]:
+    """Return the map element that translates the packet to a service, or an empty list."""
+    known = world.services[verdict.destination.service]
+    target = verdict.destination.address
+    home = primary(known.endpoints, world.networks)
+    beside = home is not None and target not in home.addresses
+    for wide in (False, True):
+        for port in known.ports:
+            at = port.is_wide if wide else port.host_ip == packet.destination
+            if port.proto != packet.proto or not at:
+                continue
+            if beside and entered:
+                elements = published_on(known.name, port, entered.bridge, [target])
+            else:
+                elements = published(known.name, port, [target])
+            # sets of kept ports have no values
+            for element in filter(lambda element: element.value, elements):
+                first, _, last = element.element.rpartition(" . ")[2].partition("-")
+                if int(first) <= (packet.port or 0) <= int(last or first):
+                    return [_object(element)]
+    return []
+
+
+def _policy_objects(
+    world: World, known: Known | None, ingress: bool, own: str, peer: str, packet: _Judged
+) -> _Rules:
+    """Return the elements that jump to a service's policy, and the one that decides the packet."""
+    if known is None or not known.active or not known.heard:
+        return ()
+    policed = Policed(known.name, addresses_of(known), known.policy)
+    found = policy_elements.looked_up(
+        policed, _members(world, known.policy), ingress, own, peer, *packet
+    )
+    if not found:
+        return ()
+    deciding = found[-1]
+    leads = Element(
+        ruleset.INET,
+        f"{'in' if ingress else 'e'}gress{6 if ':' in own else 4}",
+        own,
+        "",
+        known.name,
+    )
+    audit: _Rules = ()
+    if known.audits and deciding.value in policy_rules.VERDICTS:
+        place = f"audit_{'in' if ingress else 'out'}{6 if ':' in own else 4}"
+        audit = (Object(ruleset.INET, place, own),)
+    said = (
+        Object(ruleset.INET, e.container, f'{e.element} comment "{e.comment}" : {e.value}')
+        for e in found
+    )
+    objects = (_object(leads), *said, *audit)
+    return tuple(object_._replace(host=known.host) for object_ in objects)
+
+
+_Judged = tuple[str, int | None]
+"""(protocol, port) as policies see them."""
+
+
+def _members(world: World, policy: Policy) -> list[Member]:
+    """Resolve the peers of a policy to prefixes."""
+    members = []
+    for kind, name in sorted({(entry.peer.kind, entry.peer.name) for entry in policy.entries()}):
+        if kind == "network" and name in world.networks:
+            subnets = world.networks[name].subnets
+            cidrs = tuple(subnet.cidr for subnet in subnets)
+            gateways = tuple(subnet.gateway for subnet in subnets)
+            members.append(Member(kind, name, cidrs, gateways))
+        elif kind == "outside":
+            members.append(Member(kind, name, world.outside.get(name, ())))
+        elif kind == "service":
+            holder = next((known for known in world.services.values() if name in known.names), None)
+            if holder is not None:
+                members.append(Member(kind, name, addresses_of(holder)))
+    return members

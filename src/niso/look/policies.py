@@ -1,0 +1,302 @@
+"""What each entry of a policy let pass; policies that nobody wants.
+
+Show what each policy entry has allowed, and what a change of policies would cut.
+
+Find likely mistakes in policies: unknown names, unreachable name servers, and audits.
+
+These are not differences between kernel and manifests.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Iterable, Iterator
+
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import bracketed, family_of
+from niso.base.text import exact_time_text, period_text
+from niso.kernel import ruleset
+from niso.kernel.conntrack import Open
+from niso.kernel.flow_memory import Recorded
+from niso.kernel.nft_elements import HEADERS, Nfnetlink
+from niso.kernel.ruleset import INET
+from niso.look import flows
+from niso.look.learn import watched_s
+from niso.look.session import Session
+from niso.plan import verdict
+from niso.plan.policy_elements import PASSES
+from niso.plan.records import METADATA_WORD, Entry, Peer, Policy
+from niso.plan.verdict import World
+from niso.reconcile import live_world
+from niso.reconcile.live_world import read_world
+from niso.store.name_rows import suggest
+from niso.store.service_rows import ServiceRow
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+
+
+# --- policy views --------------------------------------------------------------------------------
+
+
+if TYPE_CHECKING:
+    _Count = tuple[int, float | None, str]  # packets, seconds since the last, element
+
+
+class PolicyEntry(NamedTuple):
+    """An entry of a service's policy, or the default where none matches."""
+
+    service: str
+    """name of the service"""
+    key: str
+    """key of the manifest; without an index for the list's default"""
+    text: str | None
+    """the entry; null for the list's default"""
+    passes: bool
+    """whether it allows"""
+    packets: int
+    """first packets of flows that it decided on since the policy last changed"""
+    open: int
+    """flows that it lets pass and that are open now"""
+    last: str | None
+    """time of the last new flow, within a week; it survives changes of the policy"""
+    ago: float | None
+    """seconds since then"""
+    note: str
+    """the addresses of an outside name, how the entry could be narrower, or an empty string"""
+    audited: bool
+    """whether it denies, but the policy is in audit, so that the packets pass"""
+
+
+# --- show ----------------------------------------------------------------------------------------
+
+
+def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:
+    """Return the entries of a service's policy with their use: `Host.policy`."""
+
+    store = session.store()
+    service = store.home(store.resolve(name))
+    policy = store.policy(service)
+    if policy is None:
+        return ()
+    term = live_world.terms(store).get(service)
+    in_audit = term is not None and term.lasts
+    listed = {entry.key: entry.text for entry in policy.entries()}
+    outside = {e.key: e.peer.name for e in policy.entries() if e.peer.kind == "outside"}
+    counts, passing = _counted(service, policy)
+    used = _used(session, service)
+    if unused_s is not None:
+        _say_how_long(session, service, unused_s)
+    result = []
+    for key, its in counts.items():
+        ages = [seconds for _, seconds, _ in its if seconds is not None]
+        open_, remembered = used.get(key, (0, None))
+        ago = min([*ages, *([] if remembered is None else [remembered])], default=None)
+        needed = open_ or (unused_s is not None and ago is not None and ago < unused_s)
+        if unused_s is not None and (key not in listed or needed):
+            continue
+        last = None if ago is None else exact_time_text(time.time() - ago)
+        note = ", ".join(store.outside.meant(outside[key])) if key in outside else ""
+        note = note or _narrower(listed.get(key), its)
+        audited = in_audit and key not in passing
+        note = note or (f"audit until {term.text}" if term is not None and audited else "")
+        packets = sum(number for number, _, _ in its)
+        text = listed.get(key)
+        result.append(
+            PolicyEntry(
+                service, key, text, key in passing, packets, open_, last, ago, note, audited
+            )
+        )
+    return tuple(result)
+
+
+def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set[str]]:
+    """Return the counters of each key of a policy, and the keys that allow. Raises KernelError.
+
+    An allow list also has a key of its own, for what none of its entries matches.
+    """
+
+    listed = {entry.key for entry in policy.entries()}
+    passing = {e.key for e in (*(policy.allow_from or ()), *(policy.egress_allow or ()))}
+    counts: dict[str, list[_Count]] = {entry.key: [] for entry in policy.entries()}
+    for key, entries in (
+        ("network.policy.allow_from", policy.allow_from),
+        ("network.policy.egress.allow", policy.egress_allow),
+    ):
+        if entries is not None:
+            counts[key] = []
+    with Nfnetlink() as kernel:
+        for container in sorted(ruleset.COUNTED):
+            for counted in kernel.counts(HEADERS[INET, container]):
+                owner, _, key = counted.comment.partition(" ")
+                if owner != service or key not in counts:
+                    continue
+                counts[key].append((counted.packets, counted.ago, counted.key))
+                if key not in listed and counted.value == PASSES:
+                    passing.add(key)
+    return counts, passing
+
+
+def _say_how_long(session: Session, service: str, unused_s: float) -> None:
+    """Warn if the flows of a service are known for a shorter time than requested."""
+
+    row = session.store().service(service)
+    watched = None if row is None else watched_s(row)
+    if watched is not None and watched < unused_s:
+        text = f"{service} has been watched for {period_text(watched)}: what is rarer was not seen"
+        session.caution(text, [])
+
+
+def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]:
+    """Return the number of open flows and the age of the last flow, for each key of a policy.
+
+    The ages come from recorded flows, because the rules' counters restart whenever the policy, a
+    peer's address or an outside name's address changes.
+    """
+
+    world = read_world(session.kernel(), session.store())
+    memory = flows.remembered(session.kernel(), world)
+    own = set(verdict.addresses_of(world.services[service]))
+
+    def of_it[T: (Recorded, Open)](rows: Iterable[T]) -> tuple[T, ...]:
+        return tuple(row for row in rows if row.source in own or row.destination in own)
+
+    memory = memory._replace(
+        passed=of_it(memory.passed), refused=of_it(memory.refused), opened=of_it(memory.opened)
+    )
+    ever = world._replace(outside=world.outside_ever)
+    used: dict[str, tuple[int, float | None]] = {}
+    for seen in flows.joined(world, memory):
+        if seen.gone or not seen.agrees:
+            continue
+        # for a flow that passed, the policies of both ends have decided
+        both = verdict.judge(ever, *seen.key[:2], seen.port, seen.proto)
+        for reason in both if seen.passes else (seen.reason,):
+            if reason is not None and reason.service == service and reason.key:
+                count, ago = used.get(reason.key, (0, None))
+                ages = [age for age in (ago, seen.ago) if age is not None]
+                used[reason.key] = count + seen.open, min(ages, default=None)
+    return used
+
+
+def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
+    """Return the entry narrowed to a protocol, if all packets that it allowed were of that one."""
+    if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
+        return ""
+    used = set()
+    for packets, _, key in counts:
+        fields = key.split(" . ")
+        if packets:
+            used |= {field for field in fields if field in ("tcp", "udp", "sctp")} or {""}
+    return f'"{text}/{used.pop()}" would do' if len(used) == 1 and "" not in used else ""
+
+
+# --- policy warnings -----------------------------------------------------------------------------
+
+
+_DNS = 53
+
+Warning_ = tuple[str, str]
+"""(text, next step)."""
+
+
+def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[Warning_]:
+    """Yield a warning for each problem of the policies of these services. Raises KernelError."""
+    terms = live_world.terms(store)
+    world: World | None = None  # read once, and only if a policy needs it
+    for name in services:
+        policy = store.policy(name)
+        if policy is None:
+            continue
+        if name in terms:
+            yield _audit(name, terms[name])
+        yield from _unknown(store, name, policy)
+        if policy.egress_allow is not None or policy.egress_deny:
+            servers = _servers(store.service(name))
+            if servers and world is None:
+                world = read_world(kernel, store)
+            if servers and world is not None:
+                yield from _without_dns(store, world, name, policy, servers)
+
+
+def _audit(name: str, term: live_world.Term) -> Warning_:
+    if term.lasts:
+        return (
+            f"audit: the policy of {name} denies nothing until {term.text}",
+            f'niso net flows {name} --denied shows what it would deny; mode = "enforce" ends it',
+        )
+    return (
+        f"the audit of the policy of {name} has ended: it is enforced",
+        'mode = "enforce" in the manifest says so; a later audit_until begins another audit',
+    )
+
+
+def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
+    """Yield a warning for each policy entry whose name resolves to nothing."""
+    for entry in policy.entries():
+        peer = entry.peer
+        if peer == Peer("service", METADATA_WORD) and entry in policy.egress_deny:
+            continue  # it has matched addresses
+        if peer.kind == "service" and not store.meant(name, peer.name)[1]:
+            known = sorted({service for service, _, _ in store.service_names()} - {name})
+            what = f"no service is called {peer.name!r}"
+        elif peer.kind == "network" and store.network(peer.name) is None:
+            known = store.network_names()
+            what = f"there is no network {peer.name!r}"
+        else:
+            continue
+        hint = suggest(peer.name, known, "it matches as soon as there is one")
+        yield f"{name}: {entry.key} ({entry.text!r}) matches nobody: {what}", hint
+
+
+def _without_dns(
+    store: Store, world: World, name: str, policy: Policy, servers: Iterable[str]
+) -> Iterator[Warning_]:
+    """Yield a warning for each name server that a service's egress policy denies.
+
+    A service that may only connect to services and outside names needs none: its hosts file has
+    them.
+    """
+
+    own = {family_of(address): address for _, address in reversed(store.addresses(name))}
+    allowed = policy.egress_allow
+    if allowed is not None and all(_is_listed(world, entry) for entry in allowed):
+        return
+    for server in (address for address in servers if family_of(address) in own):
+        reason, _ = verdict.judge(world, own[family_of(server)], server, _DNS, "udp")
+        if reason.key and (reason.audits or not reason.passes):
+            line = f'"{bracketed(server)}:{_DNS}"'
+            denying = next((e for e in policy.egress_deny if e.key == reason.key), None)
+            yield (
+                f"{name}: network.policy.egress denies its name server {server}: names outside"
+                " niso will not resolve",
+                f"change {denying.key} ({denying.text!r})"
+                if denying
+                else f"add {line} to network.policy.egress.allow",
+            )
+
+
+def _is_listed(world: World, entry: Entry) -> bool:
+    """Return whether an entry matches names of the hosts file, or addresses of niso's networks."""
+
+    if entry.peer.kind != "prefix":
+        return entry.peer.kind != "prefixes"  # none of a manifest has them
+    prefix = ipaddress.ip_network(entry.peer.name)
+    network = verdict.network_of(world, str(prefix.network_address))
+    return network is not None and verdict.holds(network, str(prefix.broadcast_address))
+
+
+def _servers(row: ServiceRow | None) -> list[str]:
+    """Return the addresses of the name servers in a service's resolv.conf."""
+    spec = row.process if row is not None and row.has_process else None
+    servers = []
+    for line in (spec.resolv_conf if spec is not None else "").splitlines():
+        words = line.split()
+        if words[:1] == ["nameserver"] and len(words) > 1:
+            try:
+                servers.append(str(ipaddress.ip_address(words[1])))
+            except ValueError:  # an address with a zone
+                continue
+    return servers

@@ -1,0 +1,335 @@
+"""Ping, and verdicts compared with real packets.
+
+Check verdicts with real packets: `ping` between two services, `prove` for an explanation.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Callable
+
+from niso.base import names
+from niso.base.errors import Error, KernelError, UsageError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.report import WaitingForPacket
+from niso.kernel import probe
+from niso.kernel.libnftables import Nft
+from niso.kernel.nft_elements import HEADERS, Nfnetlink
+from niso.look import packet_path
+from niso.look.packet_path import Explanation, Object, Packet, ends, resolve_both
+from niso.plan.records import Entry
+from niso.plan.verdict import Reason, Verdict, World, decide, is_broadcast, is_host, matches
+from niso.reconcile.live_world import read_world
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+    from niso.look.session import Session
+
+
+# --- prove ---------------------------------------------------------------------------------------
+
+
+PATIENCE_S = 1.0
+_POLL_S = 0.02
+
+
+class Count(NamedTuple):
+    """The packet counter of a rule before and after a test packet."""
+
+    rule: Object
+    before: int | None  # packets; None if the kernel does not have the rule
+    after: int | None
+
+    @property
+    def rose(self) -> bool:
+        """Return whether the rule has counted a packet."""
+        return self.before is not None and self.after is not None and self.after > self.before
+
+
+class Proof(NamedTuple):
+    """The result of a test packet.
+
+    ``agrees`` is None if nothing is observable: no rule counts the packet, it goes to no service,
+    and there is no answer.
+    """
+
+    agrees: bool | None  # whether the result agrees with the verdict
+    # whether it arrived at the service that it goes to; None if it goes to none
+    arrived: bool | None
+    answered: bool
+    unsent: str  # why the sender's kernel refused to send it, or ""
+    counts: tuple[Count, ...]
+
+
+# --- ping --------------------------------------------------------------------------------------
+
+
+def send_ping(
+    kernel: Kernel,
+    store: Store,
+    source: str,
+    destination: str,
+    wider: Callable[[World, Packet], World] = lambda world, packet: world,
+) -> tuple[Packet, float]:
+    """Send an echo request from one service to another; return the packet and the seconds it took.
+
+    ``wider`` adds what other hosts know to the world, because the reason for a missing reply may be
+    there. Raises Error with the reason if there is no reply, UsageError if an end is not a service.
+    """
+    sender, receiver = resolve_both(store, source, destination)
+    for end, name in ((sender, source), (receiver, destination)):
+        if not end.service:
+            hint = "niso net explain accepts host and addresses"
+            raise UsageError(f"{name!r} is not a service", hint)
+        row = store.service(end.service)
+        if row is None and end is receiver:
+            continue  # it is on another host
+        if row is None:
+            raise Error(f"{end.name} is on another host", "niso net ping there")
+        if not row.active:
+            raise Error(f"{end.name} is not active", f"niso activate {end.name}")
+    from_, to = sender.service, receiver.service
+    world = read_world(kernel, store)
+    for name in (from_, to):
+        if not world.services[name].active:
+            raise Error(
+                f"{name} is not attached any longer: its network namespace has ended",
+                "niso net repair forgets it",
+            )
+    networks = [
+        {endpoint.network for endpoint in world.services[name].endpoints} for name in (from_, to)
+    ]
+    if not networks[0] & networks[1]:
+        lists = " and ".join(
+            f"{name} is on {', '.join(e.network for e in world.services[name].endpoints) or 'none'}"
+            for name in (from_, to)
+        )
+        raise Error(
+            f"{from_} and {to} have no common network: {lists}",
+            "add one to network.networks of a manifest, or publish a port",
+        )
+    packet = Packet(*ends(world, sender, receiver), None, "icmp")
+    took = probe.echo(names.netns(from_), packet.source, packet.destination, PATIENCE_S)
+    if took is not None:
+        return packet, took
+    where = f"{sender.name} ({packet.source}) to {receiver.name} ({packet.destination})"
+    world = wider(world, packet)
+    verdict = decide(world, *packet)
+    reason = verdict.dropped_by
+    if reason is None:
+        host = world.services[to].host
+        raise Error(
+            f"{where}: no reply within {PATIENCE_S:g}s, although no rule of niso forbids it",
+            f"niso net check {to}{f' on {host}' if host else ''}",
+        )
+    without = _without_icmp(world, verdict, reason)
+    message = (
+        f"{without.key} of {reason.service}, {without.text!r}, allows ports but no ICMP"
+        if without
+        else reason.message
+    )
+    raise Error(
+        f"{where}: {message}",
+        f"niso net explain {from_} {to}",
+        (without.key if without else reason.key) or None,
+        names_key=False,
+    )
+
+
+def _without_icmp(world: World, verdict: Verdict, reason: Reason) -> Entry | None:
+    """Return the entry that allows ports of the peer but no ICMP, if an allow list drops it."""
+    if not reason.service or reason.text:  # a deny entry explains enough
+        return None
+    policy = world.services[reason.service].policy
+    egress = reason is verdict.egress
+    peer = verdict.destination.address if egress else verdict.source.address
+    entries = (policy.egress_allow if egress else policy.allow_from) or ()
+    anything = (entry._replace(first=0, last=65535, proto="") for entry in entries)
+    return next(
+        (
+            e
+            for e, any_ in zip(entries, anything, strict=True)
+            if matches(any_, world, peer, None, "icmp")
+        ),
+        None,
+    )
+
+
+# --- prove -------------------------------------------------------------------------------------
+
+
+def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
+    """Return the network namespace that sends the test packet; "" for the host.
+
+    Raises Error if the sending service is not active, UsageError if the source is neither a service
+    nor the host.
+    """
+    known = world.services.get(verdict.source.service)
+    if known is not None:
+        if not known.active:
+            raise Error(
+                f"{known.name} is not active, so it cannot send",
+                f"niso activate {known.name}",
+            )
+        return names.netns(known.name)
+    if not is_host(world, packet.source):
+        raise UsageError(
+            f"--prove sends from services and from the host, and {packet.source} is neither",
+            "omit --prove, or send a packet from there yourself",
+        )
+    return ""
+
+
+def prove(world: World, explained: Explanation) -> Proof:
+    """Send a test packet; observe whether it arrives and whether the named rules count it.
+
+    Raises Error, also if the sender is not active, or is neither a service nor the host.
+    """
+    packet, verdict = explained.packet, explained.verdict
+    namespace = sender_namespace(world, packet, verdict)
+    receiver = world.services.get(verdict.destination.service)
+    watched = (names.netns(receiver.name), verdict.port) if receiver and receiver.active else None
+    with Nft() as kernel, probe.Probe(namespace, *packet, watched) as sent:
+        before = [_packets(kernel, rule) for rule in explained.counted]
+        unsent = sent.send()
+        if unsent:
+            return Proof(not verdict.passes and not explained.counted, None, False, unsent, ())
+        seen = probe.Seen(None, False)
+        if verdict.passes:
+            seen = sent.wait(PATIENCE_S, for_answer=watched is None)
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            after = [_packets(kernel, rule) for rule in explained.counted]
+            counts = tuple(map(Count, explained.counted, before, after))
+            if all(count.rose for count in counts) or time.monotonic() > end:
+                break
+            time.sleep(_POLL_S)
+        if not verdict.passes:
+            # a counted drop has already happened; without a counter, wait for an arrival
+            seen = sent.wait(0 if counts else PATIENCE_S / 4)
+            if is_broadcast(world, ipaddress.ip_address(packet.destination)):
+                # the host or the sender's own kernel may have answered, which is no answer of a
+                # service
+                seen = seen._replace(answered=False)
+    return Proof(_agrees(verdict.passes, seen, counts), seen.arrived, seen.answered, "", counts)
+
+
+def _agrees(passes: bool, seen: probe.Seen, counts: tuple[Count, ...]) -> bool | None:
+    """Return whether the observations agree with the verdict; None if nothing was observable."""
+    if not all(count.rose for count in counts):
+        return False
+    if seen.arrived is not None or seen.answered:
+        return passes == (seen.arrived or seen.answered)
+    return True if counts else None
+
+
+def _packets(kernel: Nft, rule: Object) -> int | None:
+    """Return the packet count of a rule or element; None if the kernel's text of it differs."""
+    if rule.place is None:
+        with Nfnetlink() as netlink:
+            key, _, comment_and_value = rule.text.partition(" comment ")
+            counted = netlink.count(HEADERS[rule.table, rule.container], key)
+        if counted is None or f'"{counted.comment}" : {counted.value}' != comment_and_value:
+            return None
+        return counted.packets
+    try:
+        listed = [
+            item["rule"]
+            for item in kernel.query(f"list chain {rule.table} {rule.container}")
+            if "rule" in item
+        ]
+    except KernelError:
+        return None
+    if rule.place >= len(listed):
+        return None
+    actual = listed[rule.place]
+    comment = rule.text.rpartition('comment "')[2].rstrip('"') if "comment" in rule.text else None
+    if actual.get("comment") != comment:
+        return None
+    return next((int(e["counter"]["packets"]) for e in actual["expr"] if "counter" in e), None)
+
+
+# --- packets -------------------------------------------------------------------------------------
+
+
+class Participant(NamedTuple):
+    """One service of a ping."""
+
+    service: str
+    """the service's name"""
+    address: str
+    """an IPv4 or IPv6 address"""
+    host: str | None
+    """name of the other host that has the service; null if this one has it"""
+
+
+class Pong(NamedTuple):
+    """Result of `Host.ping`."""
+
+    from_: Participant
+    """the sender"""
+    to: Participant
+    """the receiver"""
+    ok: bool
+    """always true; a missing reply is an error"""
+    seconds: float
+    """round-trip time"""
+
+
+class Source(NamedTuple):
+    """The source of a packet."""
+
+    service: str | None
+    """name of the service; null if the address is not a service's"""
+    address: str
+    """an IPv4 or IPv6 address"""
+
+
+class Sender(NamedTuple):
+    """The source of an explained packet."""
+
+    service: str | None
+    """name of the service; null if the address is not a service's"""
+    address: str
+    """an IPv4 or IPv6 address"""
+    host: str | None
+    """name of the other host that has the service; null if this one has it"""
+
+
+# --- calls -----------------------------------------------------------------------------------
+
+
+def ping(session: Session, source: str, destination: str) -> Pong:
+    """Send an echo request and wait for the reply: `Host.ping`."""
+
+    from niso.look import other_hosts
+
+    session.report(WaitingForPacket(destination, "reply"))
+    # after the event, so that the user sees it before this slow import
+
+    store = session.store()
+
+    def wider(world: World, packet: packet_path.Packet) -> World:
+
+        try:
+            return other_hosts.world(session, world, packet.source, packet.destination)
+        except Error as error:  # the reason may be a policy on the other host
+            session.caution(error.message)
+            return world
+
+    known = {"wider": wider} if store.cluster_id() else {}
+    packet, took = send_ping(session.kernel(), store, source, destination, **known)
+    from_, to = packet_path.resolve_both(store, source, destination)
+    return Pong(
+        Participant(from_.name, packet.source, None),
+        Participant(to.name, packet.destination, _elsewhere(store, to.service)),
+        True,
+        round(took, 6),
+    )
+
+
+def _elsewhere(store: Store, service: str) -> str | None:
+    """Return the other host that has a service; None if this one has it."""
+    return next(iter(store.hosts_of(service)), None) if store.service(service) is None else None

@@ -1,0 +1,574 @@
+"""Ps and inspect: status of services.
+
+Read the status of services, for ps, inspect and stack status.
+
+Takes no lock and changes nothing, except that it rotates log files that are too large.
+
+Read the state of all services repeatedly, and only those that can have changed.
+
+List changes whose command has died; the next command finishes or undoes them (`journal`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from niso.base import paths
+from niso.base.locks import is_held
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import veth
+from niso.base.text import time_text
+from niso.look import outside_names
+from niso.look.host_ports import Port, rows
+from niso.look.outside_names import OutsideName
+from niso.runtime.crun import namespace
+from niso.runtime.health import Health, Target, check_all
+from niso.runtime.logs import rotate_if_large
+from niso.runtime.status import Status, out_of_memory, read
+from niso.store.service_rows import Intent, ServiceRow
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+    from typing import Any
+
+    from niso.look.session import Session
+    from niso.plan.verdict import World
+
+
+# --- service views -------------------------------------------------------------------------------
+
+
+class ServiceLine(NamedTuple):
+    """A service in a list."""
+
+    service: str
+    """the service's name"""
+    status: str
+    """running, starting, restarting, completed, exited (N), failed or inactive; of an attachment
+    attached or gone"""
+    health: str | None
+    """starting, healthy or unhealthy; null without a healthcheck"""
+    mode: str | None
+    """bridge, host, none, share or attached; null if it is not known yet (stack status)"""
+    address: tuple[str, ...]
+    """addresses, one per network and family; can be empty"""
+    ports: tuple[Port, ...]
+    """published ports, one per address family"""
+    uptime: float | None
+    """seconds since the process started; null if none runs"""
+    interrupted: str | None
+    """the command that died while changing the service; null if none did"""
+    ended_at: str | None
+    """end time of the last process; null while one runs"""
+    audit_until: str | None
+    """end of the audit of its policy, or never; null if the policy is not in audit"""
+
+
+class Process(NamedTuple):
+    """The process of an active service."""
+
+    pid: int | None
+    """PID of the service's PID 1 on the host; only if active"""
+    exit_code: int | None
+    """exit status of the last process; only if active"""
+    out_of_memory: bool
+    """whether the kernel killed a process for exceeding memory_max; only if active"""
+    restarts: int
+    """restarts since the activation; only if active"""
+    started_at: str | None
+    """start time of the process; only if active"""
+    ended_at: str | None
+    """end time of the last process, null while one runs; only if active"""
+
+
+class Endpoint(NamedTuple):
+    """A service on one network."""
+
+    network: str
+    """name of the network"""
+    bridge: str
+    """bridge on the host"""
+    address: tuple[str, ...]
+    """addresses, one per network and family; can be empty"""
+    gateway: tuple[str, ...]
+    """addresses of the bridge, one per family"""
+    mac: str
+    """MAC address of the interface inside the service"""
+    interface: str
+    """interface inside the service"""
+    host_interface: str | None
+    """other end of the veth pair, on the host; null if inactive"""
+    mtu: int
+    """MTU in bytes"""
+
+
+class User(NamedTuple):
+    """The user that a service runs as."""
+
+    uid: int
+    """user id, inside and on the host"""
+    gid: int
+    """group id, inside and on the host"""
+    name: str
+    """user name inside the service"""
+
+
+class AttachedTo(NamedTuple):
+    """The owner of an attachment's network namespace."""
+
+    owner: str
+    """who manages it: cli, podman, cni"""
+    id: str
+    """the owner's id for it; can be empty"""
+    given: str
+    """the owner's name for it"""
+    namespace: str
+    """path of the namespace as the owner gave it; empty if niso created it"""
+
+
+class Service(NamedTuple):
+    """Everything about a service; ``process`` is None if it is not active."""
+
+    service: str
+    """the service's name"""
+    status: str
+    """running, starting, restarting, completed, exited (N), failed or inactive; of an attachment
+    attached or gone"""
+    interrupted: str | None
+    """the command that died while changing the service; null if none did"""
+    health: str | None
+    """starting, healthy or unhealthy; null without a healthcheck"""
+    health_said: str | None
+    """message of the last probe"""
+    mode: str
+    """bridge, host, none, share or attached"""
+    shares: str | None
+    """provider of the network, in mode share"""
+    shared_by: tuple[str, ...]
+    """strings: active services that share its network"""
+    uptime: float | None
+    """seconds since the process started"""
+    process: Process | None
+    hostname: str
+    """hostname inside the service"""
+    names: tuple[str, ...]
+    """strings: all names of the service"""
+    networks: tuple[str, ...]
+    """strings, in the order of eth0, eth1, ..."""
+    endpoints: tuple[Endpoint, ...]
+    """one per network"""
+    ports: tuple[Port, ...]
+    """published ports, one per address family"""
+    forwards: tuple[Port, ...]
+    """ports published with niso port-forward"""
+    netns: str | None
+    """path of the network namespace"""
+    user: User | None
+    """user that it runs as; null for an attachment"""
+    enabled: bool
+    """whether it starts at boot"""
+    manifest_path: str
+    """manifest of the last activation"""
+    manifest: dict[str, Any]
+    """all keys of the manifest, with defaults filled in"""
+    package: str
+    """path of the copy of the package"""
+    rootfs: str | None
+    """path of the root file system"""
+    logs: str
+    """folder of the logs"""
+    created_at: str
+    """time of the first activation"""
+    activated_at: str | None
+    """time of the last activation"""
+    attached: AttachedTo | None
+    """null if niso starts its process"""
+    outside: tuple[OutsideName, ...]
+    """outside names in its policy"""
+
+
+def service_lines(
+    session: Session,
+    store: Store,
+    only: Iterable[str] | None = None,
+    rows: Sequence[ServiceRow] | None = None,
+) -> tuple[ServiceLine, ...]:
+    """Return all services by name, or those in ``only``, which need not exist.
+
+    ``rows`` are the rows of all services, or of those to read, if the caller has them.
+    """
+    wanted = None if only is None else set(only)
+    every = store.active_rows() if rows is None else rows
+    known = [row for row in every if wanted is None or row.name in wanted]
+    healths = _healths(session, store, known)
+    pending = _interrupted(store)
+    audits = _audits(store)
+    with store.reading():
+        lines = [
+            _line(
+                session,
+                store,
+                row,
+                healths.get(row.name),
+                (pending.get(row.name), audits.get(row.name)),
+            )
+            for row in known
+        ]
+        lines += [
+            _inactive(name, mode, (pending.get(name), audits.get(name)))
+            for name, mode in (store.inactive_modes() if rows is None else ())
+            if wanted is None or name in wanted
+        ]
+    others = pending.keys() if wanted is None else wanted
+    for name in others and others - {line.service for line in lines}:
+        lines.append(_inactive(name, None, (pending.get(name), None)))
+    return tuple(sorted(lines, key=lambda line: line.service))
+
+
+def of_stack(
+    session: Session, store: Store, names: Iterable[str], stack: str
+) -> tuple[ServiceLine, ...]:
+    """Return the lines of a stack's services, and of the ``names`` in its file.
+
+    If a service of such a name is not of the stack, it is another one: the stack's service is
+    listed as inactive.
+    """
+    members = {*store.stack_members(stack)}
+    own = {name for name in names if name in members or store.service(name) is None}
+    found = [*service_lines(session, store, own | members)]
+    found += [_inactive(name, None, (None, None)) for name in names if name not in own]
+    return tuple(sorted(found, key=lambda line: line.service))
+
+
+def _audits(store: Store) -> dict[str, str | None]:
+    """Return {service: end of the audit} for policies in audit."""
+    from niso.kernel.policy_rules import NEVER
+    from niso.reconcile import live_world
+
+    if not store.audits():
+        return {}
+
+    terms = live_world.terms(store).items()
+    return {
+        service: "never" if term.until == NEVER else time_text(term.until)
+        for service, term in terms
+        if term.lasts
+    }
+
+
+def _interrupted(store: Store) -> dict[str, str]:
+    """Return {service: command} for changes whose command has died."""
+    if not store.intents():
+        return {}
+
+    return interrupted(store)
+
+
+def _line(
+    session: Session,
+    store: Store,
+    row: ServiceRow,
+    health: Health | None,
+    notes: tuple[str | None, str | None],
+) -> ServiceLine:
+    """Return the line of a service; ``notes`` are `interrupted` and `audit_until`."""
+    if not row.active:
+        return _inactive(row.name, row.mode, notes)
+    interrupted, audit_until = notes
+    status, now = _status(session, store, row)
+    address = tuple(address for _, address in store.addresses(row.name))
+    ports = rows((port for _, port in store.ports(row.name)), store.port_families(row.name))
+    uptime = None if now is None else _uptime(now)
+    return ServiceLine(
+        row.name,
+        status,
+        health.state if health else None,
+        row.mode,
+        address,
+        ports,
+        None if uptime is None else round(uptime, 3),
+        interrupted,
+        None if now is None else _ended_at(now),
+        audit_until,
+    )
+
+
+def _inactive(name: str, mode: str | None, notes: tuple[str | None, str | None]) -> ServiceLine:
+    """Return the line of a service that is not active; ``notes`` as for `_line`."""
+    interrupted, audit_until = notes
+    status = "gone" if mode == "attached" else "inactive"
+    return ServiceLine(name, status, None, mode, (), (), None, interrupted, None, audit_until)
+
+
+def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:
+    """Return the status of a service, and of its process if it should have one."""
+    if not row.has_process:
+        return _fate(session, store, row), None
+    if not row.active:
+        return "inactive", None
+
+    rotate_if_large(row.name)
+    now = read(row.name, closely=True)
+    status = {"exited": f"exited ({now.exit_code})", "none": "failed"}.get(now.state, now.state)
+    # checked last, because it decodes the manifest
+    if (
+        (now.state == "exited" and now.exit_code == 0)
+        # after a rollback of a failed version, there is no record of the run before
+        or (now.state == "none" and store.intent(row.name) is None)
+    ) and row.is_job:
+        status = "completed"
+    return status, now
+
+
+def _uptime(now: Status) -> float | None:
+    return now.lives_s if now.state == "running" else None
+
+
+def _ended_at(now: Status) -> str | None:
+    return None if now.state == "running" else time_text(now.ended_at)
+
+
+def _process(service: str, now: Status) -> Process:
+
+    return Process(
+        now.pid,
+        now.exit_code,
+        out_of_memory(service),
+        now.restarts,
+        time_text(now.started_at),
+        _ended_at(now),
+    )
+
+
+def _fate(session: Session, store: Store, row: ServiceRow) -> str:
+    """Return attached if an attachment's namespace still exists, else gone."""
+    attached = store.attachments.get(row.name)
+    lives = row.active and attached is not None and attached.lives(session.kernel())
+    return "attached" if lives else "gone"
+
+
+def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> dict[str, Health]:
+    """Return the health of running services that have a health check.
+
+    Probes that are due run in parallel.
+    """
+    targets = health_targets(store, services)
+    if not targets:
+        return {}
+
+    return check_all(targets, session.report)
+
+
+def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[Target]:
+    """Return those of the services that are running and have a health check."""
+    checked_services = set(store.checked_services())
+    checked = [row for row in services if row.name in checked_services]
+    if not checked:
+        return []
+
+    running = [(row, now) for row in checked if (now := read(row.name)).state == "running"]
+    if not running:
+        return []
+
+    targets = []
+    for row, now in running:
+        # None if damaged, which `niso net check` reports
+        service, process = row.service, row.process
+        if service is not None and service.healthcheck is not None and process is not None:
+            run = (now.pid or 0, now.started_at or 0.0)
+            targets.append(Target(row.name, service.healthcheck, namespace(process), run))
+    return targets
+
+
+def everything(session: Session, store: Store, name: str) -> Service:
+    """Return everything about a service. Raises Error if its row is damaged."""
+
+    row = store.service(name)
+    assert row is not None
+    manifest = dict(row.require_service().manifest)
+    spec = row.require_process() if row.has_process else None
+    attached = None if row.has_process else store.attachments.get(row.name)
+    netns = paths.netns_path(row.name) if spec is None else spec.netns or None
+    hostname = row.require_service().hostname if spec is None else spec.hostname
+    status, now = _status(session, store, row)
+    health = _healths(session, store, [row]).get(row.name)
+    endpoints = _endpoints(store, row)
+    families = store.port_families(row.name)
+    return Service(
+        service=row.name,
+        status=status,
+        interrupted=_interrupted(store).get(name),
+        health=health.state if health else None,
+        health_said=health.failure or None if health else None,
+        mode=row.mode,
+        shares=row.provider,
+        shared_by=tuple(store.sharers(row.name)),
+        uptime=None if now is None else _uptime(now),
+        process=None if now is None else _process(row.name, now),
+        hostname=hostname or (os.uname().nodename if row.mode == "host" else ""),
+        names=tuple(store.names(row.name)),
+        networks=tuple(endpoint.network for endpoint in endpoints),
+        endpoints=endpoints,
+        ports=rows((port for _, port in store.ports(row.name)), families),
+        forwards=rows(store.forwards(row.name), families),
+        netns=netns if row.active else None,
+        user=None if spec is None else User(spec.uid, spec.gid, spec.user_name),
+        enabled=row.enabled,
+        manifest_path=row.manifest_path,
+        manifest=manifest,
+        package=row.package,
+        rootfs=row.rootfs,
+        logs=paths.log_dir(row.name),
+        created_at=time_text(row.created_at) or "",
+        activated_at=time_text(row.activated_at),
+        attached=None if attached is None else AttachedTo(*attached[1:5]),
+        outside=_outside(store, row.name),
+    )
+
+
+def _outside(store: Store, service: str) -> tuple[OutsideName, ...]:
+    if not store.names_outside(service):
+        return ()
+
+    return outside_names.described(store, store.outside.of(service))
+
+
+def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
+
+    networks = {network.name: network for network in store.networks()}
+    owner = store.service(store.home(row.name)) or row  # for a sharer, its provider
+    links = {} if row.has_process else {x.network: x for x in store.attachments.links(row.name)}
+    by_network: dict[str, list[str]] = {}
+    for name, address in store.addresses(row.name):
+        by_network.setdefault(name, []).append(address)
+    return tuple(
+        Endpoint(
+            name,
+            networks[name].bridge,
+            tuple(addresses),
+            tuple(subnet.gateway for subnet in networks[name].subnets),
+            (links[name].mac if name in links else "") or store.derived_mac(owner.name, name),
+            links[name].interface if name in links else f"eth{position}",
+            veth(owner.name, name, owner.generation) if row.active else None,
+            networks[name].mtu,
+        )
+        for position, (name, addresses) in enumerate(by_network.items())
+    )
+
+
+# --- service states ------------------------------------------------------------------------------
+
+
+_AT_MOST_S = 30.0
+"""The longest time (s) until everything is read again, for changes without a sign."""
+
+
+class States:
+    """The services, their states and the input of verdicts, as of the last `read`.
+
+    While the store is unchanged, a service whose process is alive can only have changed its health.
+    Reading everything takes 0.4 ms for each service.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._version = -1
+        self._until = 0.0
+        self._by_name: dict[str, ServiceLine] = {}
+        self._ats: dict[str, float] = {}
+        self._pids: dict[str, int] = {}
+        self._targets: list[Target] = []
+        self.rows: list[ServiceRow] = []
+        self.world: World
+
+    @property
+    def lines(self) -> tuple[ServiceLine, ...]:
+        """Return the state of each service, by name."""
+        now = time.monotonic()
+        return tuple(
+            line
+            if line.uptime is None
+            else line._replace(uptime=round(line.uptime + now - self._ats[name], 3))
+            for name, line in sorted(self._by_name.items())
+        )
+
+    def read(self) -> None:
+        """Update the states. Raises Error."""
+        store = self._session.store()
+        version = store.changes()
+        # commands that died, and ended audits, do not change the store
+        timed = store.intents() or store.audits()
+        if version != self._version or time.monotonic() >= self._until or timed:
+            self._version = version
+            self._read_all()
+        else:
+            self._read_changed()
+
+    def _read_all(self) -> None:
+
+        from niso.reconcile.live_world import read_world
+
+        store = self._session.store()
+        self._until = time.monotonic() + _AT_MOST_S
+        self.rows = store.services()
+        lines = service_lines(self._session, store, rows=self.rows)
+        self.world = read_world(self._session.kernel(), store)
+        self._by_name = {}
+        self._keep(lines)
+        running = (line.service for line in lines if line.status == "running")
+        pids = {name: read(name).pid for name in running}
+        self._pids = {name: pid for name, pid in pids.items() if pid is not None}
+        self._targets = health_targets(store, self.rows)
+
+    def _read_changed(self) -> None:
+        store = self._session.store()
+        stale = [row for row in self.rows if row.active and not self._lives(row.name)]
+        if stale:
+            lines = service_lines(self._session, store, rows=stale)
+            self._keep(lines)
+            # a service that runs again has another process
+            if any(line.status == "running" for line in lines):
+                self._until = 0.0
+        names = {row.name for row in stale}
+        if targets := [target for target in self._targets if target.service not in names]:
+            for name, now in check_all(targets, self._session.report).items():
+                self._by_name[name] = self._by_name[name]._replace(health=now.state)
+
+    def _keep(self, lines: Collection[ServiceLine]) -> None:
+        now = time.monotonic()
+        self._by_name |= {line.service: line for line in lines}
+        self._ats |= {line.service: now for line in lines}
+
+    def _lives(self, name: str) -> bool:
+        if name not in self._pids:
+            return False
+        try:
+            os.kill(self._pids[name], 0)
+        except OSError:
+            return False
+        return True
+
+
+# --- pending -------------------------------------------------------------------------------------
+
+
+_COMMANDS = {"stop": "deactivate", "remove volumes": "remove", "ports": "port-forward"}
+
+
+def command_of(intent: Intent) -> str:
+    """Return the name of the command that began a change."""
+    return _COMMANDS.get(intent.action, intent.action)
+
+
+def interrupted(store: Store) -> dict[str, str]:
+    """Return {service: command} for each change whose command has died.
+
+    A command holds the service's lock from before its intent until after it.
+    """
+    pending = {}
+    for intent in store.intents():
+        if not is_held(intent.service) and store.intent(intent.service) == intent:
+            pending[intent.service] = command_of(intent)
+    return pending

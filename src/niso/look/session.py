@@ -1,0 +1,417 @@
+"""The state behind one niso.connect, which every answer reads; the guard of each call.
+
+The state behind one `niso.connect`: store, folders, progress callback.
+
+Only this module opens the store for a command.
+
+Guard the public API: check arguments; convert exceptions of lower layers to `Error`.
+
+Refuse to treat a lost store as empty while objects created with it still exist.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import sys
+
+from niso.base import paths
+from niso.base.errors import Conflict, Error, InvalidInput, UsageError
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.names import state_id_of
+from niso.store import sqlite, store
+from niso.store.sqlite import unusable, way_back
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from niso.base.report import Event, Report
+    from niso.cluster.engine import Joined
+    from niso.kernel.interface import Kernel
+    from niso.runtime.machine import Machine
+    from niso.runtime.processes import Processes
+
+
+# --- session -------------------------------------------------------------------------------------
+
+
+if TYPE_CHECKING:
+    Progress = Callable[[Event], object]
+
+
+def joined() -> Joined | None:
+    """Return this host's access to its cluster; None if it is in none. Raises Error."""
+
+    from niso.cluster import config
+
+    return config.load()
+
+
+class Session:
+    """One connection to niso. It belongs to its thread and process, like its SQLite connection."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.state_dir, self.run_dir = paths.state_dir(), paths.run_dir()
+        self.callback_error: BaseException | None = None
+        self._store: store.Store | None = None
+        self._listeners: list[Report | None] = []
+        """Lock listeners replaced by calls of this session, outermost first."""
+        self._owner = _here()
+
+    def require(self) -> None:
+        """Raise Conflict in another thread or process, in other folders, or for a lost store."""
+        if self._owner != _here():
+            raise Conflict(
+                "this niso.Host belongs to another thread or process",
+                "call niso.connect() in each thread and after each fork",
+            )
+        folders = f"{paths.state_dir()} and {paths.run_dir()}"
+        if f"{self.state_dir} and {self.run_dir}" != folders:
+            raise Conflict(
+                f"the folders of this process changed from {self.state_dir} and {self.run_dir}"
+                f" to {folders}",
+                "use one state folder and one run folder per process",
+            )
+        if not os.path.lexists(paths.database()):
+            refuse(self.kernel(), self.processes())
+
+    def store(self, create: bool = False) -> store.Store:
+        """Return the store.
+
+        If there is none and ``create`` is false, it is an empty one in memory. Raises Error,
+        Conflict.
+        """
+        self.require()
+        if self._store is not None and os.path.lexists(paths.database()):
+            return self._store
+        self.close()
+        opened = store.Store.open(create=create)
+        # a store in memory is not kept, because the file can appear later
+        if os.path.lexists(paths.database()):
+            self._store = opened
+        return opened
+
+    def machine(self, create: bool = False) -> Machine:
+        """Return the machine that commands act on, with the store as returned by `store`."""
+
+        from niso.runtime.machine import Machine
+
+        return Machine(self.store(create), self.kernel(), self.processes(), joined)
+
+    def machine_for_change(self, create: bool = False) -> Machine:
+        """Return the machine for a call that takes locks; waiting for a lock is reported."""
+        self.report_waits()
+        return self.machine(create)
+
+    def kernel(self) -> Kernel:
+        """Return the kernel, for calls that need no store."""
+
+        from niso.kernel.real import Real
+
+        return Real()
+
+    def processes(self) -> Processes:
+        """Return the processes of services, for calls that need no store."""
+
+        from niso.runtime.real_processes import RealProcesses
+
+        return RealProcesses()
+
+    def report_waits(self) -> None:
+        """Report waits for locks until the present call of the API ends."""
+
+        from niso.base import locks
+
+        self._listeners.append(locks.listener)
+        locks.listener = self.report
+
+    @property
+    def listening(self) -> int:
+        """Return how many calls of this session report waits for locks."""
+        return len(self._listeners)
+
+    def listen_no_more(self, before: int) -> None:
+        """Restore the lock listener that was active when `listening` was ``before``."""
+        from niso.base import locks
+
+        if self.listening > before:
+            locks.listener = self._listeners[before]
+            del self._listeners[before:]
+
+    def close(self) -> None:
+        """Close the store; the next call opens it again."""
+        opened, self._store = self._store, None
+        if opened is not None:
+            opened.close()
+
+    # --- progress --------------------------------------------------------------------------------
+
+    def report(self, event: Event) -> None:
+        """Pass an event to the callback. Its exceptions end the call."""
+        if self.progress is None or self._owner != _here():
+            return  # another thread is waiting for a lock
+        try:
+            self.progress(event)
+        except BaseException as error:
+            self.callback_error = error
+            raise
+
+    def caution(self, text: str, hints: Iterable[str] = ()) -> None:
+        """Send a warning."""
+
+        from niso.base.report import Caution
+
+        self.report(Caution(text, tuple(hints)))
+
+    def expect(self, services: Iterable[str]) -> None:
+        """Announce the services that must become healthy."""
+        from niso.base.report import Expects
+
+        names = tuple(services)
+        if names:
+            self.report(Expects(names))
+
+
+def _here() -> tuple[int, int]:
+    """Return (process id, thread id) of the caller."""
+    return os.getpid(), _thread.get_ident()
+
+
+def open_session(
+    state_dir: str | os.PathLike[str] | None,
+    run_dir: str | os.PathLike[str] | None,
+    progress: Progress | None,
+) -> Session:
+    """Open a session; None means the folder of the environment, or the default.
+
+    Raises Error without root.
+    """
+    for variable, folder in (("NISO_STATE_DIR", state_dir), ("NISO_RUN_DIR", run_dir)):
+        given = _path(variable, folder) if folder is not None else os.environ.get(variable)
+        if given:
+            # absolute, for child processes, which read it too, and threads with another working
+            # folder
+            os.environ[variable] = os.path.abspath(given)
+    if os.geteuid() != 0:
+        raise Error("needs root", "run it with sudo")
+    return Session(progress)
+
+
+def close_all() -> None:
+    """Close every store, for a process that skips the interpreter's shutdown."""
+    sqlite.close_all()
+
+
+def _path(variable: str, folder: object) -> str:
+
+    return path(folder, variable.removeprefix("NISO_").lower())
+
+
+# --- guard ---------------------------------------------------------------------------------------
+
+
+LEAST_TIMEOUT_S = 0.2
+
+
+def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
+    """Make a method of the API raise `Error` instead of sqlite3.Error and OSError.
+
+    A request of the method to report waits for locks ends with the method.
+    """
+
+    def call(*args: P.args, **named: P.kwargs) -> R:
+        owner: Any = args[0]
+        listening = owner.session.listening
+        try:
+            return method(*args, **named)
+        except Error:
+            raise
+        except Exception as error:
+            if error is owner.session.callback_error:
+                raise  # raised by the caller's callback
+            known = explained(error)
+            if known is None:
+                raise
+            raise known from error
+        finally:
+            owner.session.listen_no_more(listening)
+
+    call.__name__, call.__qualname__ = method.__name__, method.__qualname__
+    call.__doc__, call.__module__ = method.__doc__, method.__module__
+    call.__wrapped__ = method  # type: ignore[attr-defined]  # as functools.wraps, for inspect
+    return call
+
+
+def explained(error: Exception) -> Error | None:
+    """Convert an sqlite3.Error, OSError or error in a damaged row to an `Error`, others to None."""
+    kind = type(error)
+    if kind.__module__ == "sqlite3":
+        from sqlite3 import DatabaseError, OperationalError
+
+        if isinstance(error, OperationalError) or kind is DatabaseError:
+            return unusable(error)
+        return None
+    # niso writes UTF-8 and JSON there; compared by name, because json is not always loaded
+    if kind.__name__ in ("UnicodeDecodeError", "JSONDecodeError") and _is_of_store(error):
+        return unusable(error)
+    if not isinstance(error, OSError):
+        return None
+    if error.filename is not None:
+        return Error(f"{error.filename}: {error.strerror}")
+    try:
+        os.getcwd()
+    except OSError:
+        return Error(
+            "the current directory no longer exists", "cd to an existing one and try again"
+        )
+    return Error(f"system call: {error.strerror}")
+
+
+def _is_of_store(error: Exception) -> bool:
+    """Return whether an exception was raised while the store was read."""
+    at = error.__traceback__
+    names: list[str] = []
+    while at is not None:
+        names.append(str(at.tb_frame.f_globals["__name__"]))
+        at = at.tb_next
+    own = [name for name in names if name.startswith("niso.")]
+    return bool(own) and own[-1].startswith("niso.store.")
+
+
+def text(value: object, what: str) -> str:
+    """Check a str argument and return it. Raises UsageError."""
+    if not isinstance(value, str):
+        raise UsageError(f"must be a string, not {type(value).__name__}", None, what)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{value!r} is not valid UTF-8", "names, paths and commands must be UTF-8", what
+        ) from None
+    return value
+
+
+def texts(values: Iterable[object], what: str) -> list[str]:
+    """Return str arguments as a list. Raises UsageError, including for a single str."""
+    if isinstance(values, str | bytes):
+        raise UsageError("must be a list of strings, not one string", None, what)
+    try:
+        given = list(values)
+    except TypeError:
+        raise UsageError(
+            f"must be a list of strings, not {type(values).__name__}", None, what
+        ) from None
+    return [text(value, what) for value in given]
+
+
+_PERIODS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+"""Unit of a period -> seconds."""
+
+
+def path(value: object, what: str) -> str:
+    """Return a str or os.PathLike argument as a str. Raises UsageError."""
+    try:
+        return text(os.fspath(value), what)  # type: ignore[call-overload]
+    except TypeError:
+        raise UsageError(f"must be a path, not {type(value).__name__}", None, what) from None
+
+
+def seconds(value: object, what: str, low: float) -> float:
+    """Check an argument in seconds, at least ``low``, and return it. Raises UsageError."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"must be a number of seconds, not {type(value).__name__}", None, what)
+    if not low <= value < float("inf"):
+        raise UsageError(f"must be at least {low:g} seconds", None, what, value=f"{value:g}")
+    return float(value)
+
+
+def duration(value: str, what: str) -> float:
+    """Parse a duration as in a manifest, such as ``60s``, to seconds. Raises UsageError."""
+
+    from niso.manifest import values
+
+    try:
+        return values.duration(value, what, low=LEAST_TIMEOUT_S)
+    except InvalidInput as error:
+        raise UsageError.of(error) from None
+
+
+def line_count(value: object) -> int | None:
+    """Check the number of lines to print, None for all, and return it. Raises UsageError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"lines: must be an integer, not {type(value).__name__}")
+    if value < 0:
+        raise UsageError(f"-n {value}: must be 0 or more", "niso logs NAME -n 20")
+    return min(value, sys.maxsize)
+
+
+def moment(value: object, what: str) -> float:
+    """Parse a time (RFC 3339), or a period until now such as ``2h``, to seconds since 1970.
+
+    A time without an offset is local time. Raises UsageError.
+    """
+    import time
+    from datetime import datetime
+
+    given = text(value, what)
+    digits, unit = given[:-1], _PERIODS.get(given[-1:])
+    if unit and digits.isascii() and digits.isdigit() and len(digits) < 10:
+        return time.time() - int(digits) * unit
+    try:
+        return datetime.fromisoformat(given).timestamp()
+    except (ValueError, OverflowError):
+        raise UsageError(
+            "must be a time or a period",
+            "a time like 2026-03-01T12:00:00Z, or a period like 10m, 2h or 7d",
+            what,
+            value=repr(given),
+        ) from None
+
+
+def callers() -> set[int]:
+    """Return the uids whose files niso trusts: root, this process's, and the user of sudo(8)."""
+    sudo = os.environ.get("SUDO_UID", "")
+    return {0, os.geteuid(), *([int(sudo)] if sudo.isascii() and sudo.isdigit() else [])}
+
+
+def user_of(user: str | None) -> Any:
+    """Parse the User of ``exec --user``. Raises UsageError."""
+
+    from niso.manifest import values
+
+    try:
+        return None if user is None else values.user(text(user, "user"), "--user")
+    except InvalidInput as error:
+        raise UsageError.of(error) from error
+
+
+# --- lost store ----------------------------------------------------------------------------------
+
+
+def refuse(kernel: Kernel, processes: Processes) -> None:
+    """Raise Conflict if state.db is missing but objects of niso exist.
+
+    Such objects are links with niso's mark in this network namespace, and services in the run
+    folder.
+    """
+    if os.path.lexists(paths.database()):
+        return
+    what = [
+        f"link {name} of the niso state folder with id {state_id_of(mark)}"
+        for name, mark in kernel.marked_links().items()
+    ]
+    folder = os.path.join(paths.run_dir(), "services")
+    what += [f"service {name!r} in {folder}" for name in processes.services()]
+    if what:
+        more = f" and {len(what) - 1} more" if len(what) > 1 else ""
+        raise Conflict(
+            f"{paths.database()} is missing, but objects that niso created still exist: "
+            f"{what[0]}{more}",
+            "set NISO_STATE_DIR to the folder that has it; "
+            "if it is lost, net repair has --sweep, which stops its services and removes what is "
+            f"left; then {way_back()}",
+        )

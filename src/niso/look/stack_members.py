@@ -1,0 +1,150 @@
+"""A stack.toml as this host names it, and its members."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable
+
+from niso.base.errors import Conflict, Error, InvalidInput
+from niso.manifest import stack
+from niso.manifest.stack import Stack, applies, long_name
+from niso.plan import subnets
+from niso.plan.subnets import NetworkRequest
+from niso.runtime import volumes
+from niso.store.store import Store
+
+# --- stack ---------------------------------------------------------------------------------------
+
+
+def load(path: str, owners: Collection[int] | None = None) -> Stack:
+    """Read and validate a stack.toml, its manifests and its networks; see `model.load`."""
+    return stack.load(path, _network_errors, owners)
+
+
+def named(store: Store, plain: Stack) -> Stack:
+    """Return a stack with this host's names of its services and networks.
+
+    A stack may need a prefix here. Raises an ErrorGroup if a name with the prefix is too long.
+    """
+    names = [member.name for member in plain.members]
+    wanted = prefixed(store, plain.asks, plain.name, names)
+    return stack.stack(plain) if wanted else plain
+
+
+def outlined(store: Store, path: str) -> stack.Outline:
+    """Return the outline of a stack.toml with this host's names of its services.
+
+    Raises the errors of `model.outline`.
+    """
+    plain = stack.outline(path)
+    wanted = prefixed(store, plain.asks, plain.name, plain.after)
+    return stack.prefixed_outline(plain) if wanted else plain
+
+
+def own(store: Store, path: str) -> stack.Outline:
+    """Return the outline of a stack.toml (`outlined`) whose services were activated from it.
+
+    Also raises Conflict if they were activated from another file.
+    """
+    outline = outlined(store, path)
+    _refuse_elsewhere(store, outline.name, outline.path)
+    return outline
+
+
+def _refuse_elsewhere(store: Store, name: str, path: str) -> None:
+    refuse_elsewhere(store, name, path, "run the command on that file")
+
+
+def members(store: Store, outline: stack.Outline) -> list[str]:
+    """Return the existing services of a stack, dependents first."""
+    known = store.stack_members(outline.name)
+    order = [name for name in reversed(stack.ordered(outline.after)) if name in known]
+    return [*(name for name in known if name not in order), *order]
+
+
+def _request(name: str, network: stack.Network) -> NetworkRequest:
+    return NetworkRequest(
+        name,
+        network.subnets,
+        network.ipv6,
+        network.gateways,
+        network.internal,
+        network.mtu,
+        network.allow_public,
+        network.observe,
+        network.span,
+    )
+
+
+def _network_errors(name: str, network: stack.Network) -> Iterable[InvalidInput]:
+    try:
+        subnets.check(_request(name, network))
+    except Error as error:
+        yield error_of(name, error)
+
+
+# --- stacks --------------------------------------------------------------------------------------
+
+
+def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Conflict]:
+    """Return {service: error} for those of ``services`` that belong to another stack."""
+    errors = {}
+    for name in services:
+        other = store.stack_of(name)
+        if other is not None and other != stack:
+            hint = "choose another name"
+            if not name.startswith(long_name(stack, "")):
+                hint += ", or prefix = true in [stack] for names of this stack's own"
+            errors[name] = Conflict(f"service {name!r} belongs to stack {other!r}", hint)
+    return errors
+
+
+def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) -> bool:
+    """Return whether a stack's services have its prefix (`niso.manifest.stack`).
+
+    If all its services have been removed, the names of their leftover volumes decide.
+    """
+    names = list(names)
+    taken_ = bool(taken(store, stack, names))
+    members = store.stack_members(stack)
+    if not members:
+        long = (long_name(stack, name) for name in names)
+        members = [name for name in long if store.service(name) is None and volumes.kept(name)]
+    return applies(asks, stack, names, members, taken_)
+
+
+def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
+    """Raise Conflict if the stack's services came from another stack.toml that still exists.
+
+    ``file`` is the stack.toml of the command. If a folder was moved, its old path does not exist,
+    so it is not another one.
+    """
+    for other in store.stack_files(stack):
+        if is_elsewhere(other, file):
+            reason = f"stack {stack!r} is that of {other}"
+            raise Conflict(reason, hint, "stack.name", file=file, names_key=False)
+
+
+def error_of(network: str, error: Error) -> InvalidInput:
+    """Return a network error with its key in stack.toml.
+
+    ``--subnet`` becomes ``networks.backend.subnet``.
+    """
+    new = InvalidInput.of(error)
+    option = (error.key or "").removeprefix("--")
+    new.key = f"networks.{network}" + (f".{option}" if option else "")
+    new.reason = error.reason.replace("--", "")
+    hint = (error.hint or "").replace("--allow-public", "allow_public = true")
+    new.hint = hint.replace("--", "") or None
+    return new
+
+
+# --- targets -------------------------------------------------------------------------------------
+
+
+def is_elsewhere(before: str, now: str) -> bool:
+    """Return whether the file ``before`` exists and is a different file than ``now``.
+
+    If it does not exist, its folder was moved or deleted.
+    """
+    return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)

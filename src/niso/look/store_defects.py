@@ -1,0 +1,264 @@
+"""Check the store's rows for consistency, and restore missing ones.
+
+Most rows of a service follow from its manifest. One query finds services that need a closer check.
+Their rows are compared with their manifests one service at a time, so that memory use does not grow
+with their number. Missing rows are restored by the code that writes them: first in an in-memory
+copy to list them, then in the store.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
+
+from niso.base import names
+from niso.base.errors import Error
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.names import family_of
+from niso.kernel import ruleset
+from niso.plan import elements
+from niso.plan.records import Network, Policy, Port
+from niso.plan.specs import ServiceSpec
+from niso.reconcile import host_settings, live_world
+from niso.store import service_rows
+from niso.store.policy_rows import rows_of_policy
+from niso.store.service_rows import ServiceRow
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+    from niso.kernel.kinds.kind import Problem
+
+
+class Defect(NamedTuple):
+    """A defect in the rows of ``table``.
+
+    ``problem`` is "missing" (a row of ``service`` is lost), "foreign" (a row of an unknown service)
+    or "different" (the row of ``service`` in the table service is damaged).
+    """
+
+    problem: Problem
+    table: str
+    service: str
+
+
+def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
+    """Return the defects of the store. Changes nothing.
+
+    Raises Error if the database itself is damaged.
+    """
+    with store.reading():
+        return _defects(kernel, store)
+
+
+def _defects(kernel: Kernel, store: Store) -> list[Defect]:
+    store.require_sound()
+    defects = [Defect("foreign", table, service) for table, service in store.orphans()]
+    changing = {intent.service for intent in store.intents()}
+    networks = {network.name: network for network in store.networks()}
+    lacking = []
+    for row in store.doubtful():
+        spec = row.service
+        if spec is None or (row.has_process and row.process is None):
+            defects.append(Defect("different", "service", row.name))
+        if (
+            spec is not None
+            and row.name not in changing
+            and not _is_whole(kernel, store, networks, row, spec)
+        ):
+            lacking.append(row.name)
+    if lacking:
+        copy = store.in_memory()
+        try:
+            defects += _restored(kernel, copy, lacking)
+        finally:
+            copy.close()
+    if store.any_active() and _lost_sysctl(kernel, store):
+        defects.append(Defect("missing", "sysctl", ""))
+    return defects
+
+
+def _restored(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Defect]:
+    """Restore the missing rows of services and of their sharers; return them as defects.
+
+    Rows of unknown services are deleted. Raises Error.
+    """
+    store.drop_orphans()
+    defects = []
+    rows = [store.service(name) for name in store.with_companions(services)]
+    # providers first: a sharer's ports are compared with its provider's addresses
+    for row in sorted(filter(None, rows), key=lambda row: row.provider is not None):
+        spec = row.service
+        if spec is None or store.intent(row.name) is not None:
+            continue
+        before = store.rows(row.name)
+        _restore(kernel, store, row, spec)
+        defects += [
+            Defect("missing", table, row.name)
+            for table, now in store.rows(row.name).items()
+            if any(one not in before[table] for one in now)
+        ]
+    return sorted(defects, key=lambda defect: (defect.service, defect.table))
+
+
+def _is_whole(
+    kernel: Kernel,
+    store: Store,
+    networks: Mapping[str, Network],
+    row: ServiceRow,
+    spec: ServiceSpec,
+) -> bool:
+    """Return whether a service has all rows that follow from its own row and the kernel."""
+    name = row.name
+    policy = _policy(store, name, spec)
+    follow: dict[str, Sequence[tuple[object, ...]]] = {
+        "host_name": [(known, name, place) for place, known in enumerate(spec.names)],
+        "extra_host": [(name, *host) for host in spec.extra_hosts.items()],
+        "endpoint": [(name, place, network) for place, network in enumerate(row.networks)],
+    }
+    if policy is not None:
+        follow |= rows_of_policy(name, policy, row.networks)
+    return (
+        all(store.has_rows(table, name, rows) for table, rows in follow.items())
+        and all(
+            network in networks
+            and service_rows.is_leased(store, name, networks[network], spec.statics(network))
+            for network in row.networks
+        )
+        and not (
+            row.active
+            and store.port_families(name)
+            and (_lost_ports(kernel, store, name, spec) or not store.is_noted(name))
+        )
+    )
+
+
+def _policy(store: Store, service: str, spec: ServiceSpec) -> Policy | None:
+    """Return the policy that a service's rows should have; None if it has none."""
+    policy = spec.policy
+    if policy.audit is not None:
+        policy = live_world.kept(policy, store, service)
+    return None if policy.is_empty else policy
+
+
+def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> None:
+    """Restore the rows that follow from a service's own row; existing rows stay.
+
+    Raises Error if a network is missing, or if an address has another holder now.
+    """
+    name = row.name
+    store.set_names(name, spec.names)
+    store.set_extra_hosts(name, spec.extra_hosts.items())
+    for network in row.networks:
+        if store.network(network) is None:
+            raise Error(
+                f"network {network!r} of service {name!r} is not in the store",
+                f"niso net create {network} --subnet CIDR, "
+                f"with the prefix of the address of {names.bridge(network)}",
+            )
+    store.set_endpoints(name, row.networks)
+    for position, network in enumerate(row.networks):
+        _lease_again(kernel, store, row, network, position)
+        # a service that another host has taken over keeps the leases that it has
+        if store.require_network(network).span is None or store.claimed(name, network):
+            service_rows.lease(store, name, network, spec.statics(network))
+    store.set_policy(name, _policy(store, name, spec))
+    if row.active and store.port_families(name):
+        if lost := _lost_ports(kernel, store, name, spec):
+            store.set_ports(name, *lost)
+        store.note_published(name)
+
+
+def _lost_ports(
+    kernel: Kernel, store: Store, service: str, spec: ServiceSpec
+) -> tuple[list[Port], list[Port]] | None:
+    """Return the arguments of `Store.set_ports` that restore lost manifest ports.
+
+    Returns None if none is lost. A port is lost if the kernel still has it for the service. A port
+    in neither store nor kernel may have been taken (port-forward --replace), which is not a defect.
+    """
+    forwards = set(store.forwards(service))
+    before = {port for _, port in store.ports(service)} - forwards
+    fixed = set(store.manifest_ports(service))
+    chosen, lost, ports = [], False, []
+    for port in (published.port for published in spec.ports):
+        kept = port.host_port or store.chosen_port(service, port) or 0
+        restored = port._replace(host_port=kept)
+        if restored not in before:
+            back = _port_in_kernel(kernel, store, service, port)
+            if back is None or back in forwards:
+                continue
+            restored, lost = back, True
+        ports.append(restored)
+        if restored not in fixed and not port.host_port:
+            chosen.append(restored)
+    return (ports, chosen) if lost else None
+
+
+def _port_in_kernel(kernel: Kernel, store: Store, service: str, port: Port) -> Port | None:
+    """Return the port with its chosen host port if niso's maps assign it to the service.
+
+    Returns None otherwise.
+    """
+    own = store.addresses(service)
+    first = [address for network, address in own if network == own[0][0]]
+    for address in first if not port.host_port else ():
+        where = f"publish_{'any' if port.is_wide else 'addr'}{family_of(address)}"
+        for element, (value, owner) in (kernel.list_elements(ruleset.INET, where) or {}).items():
+            *_, proto, number = element.split(" . ")
+            if (owner, proto, value) == (
+                service,
+                port.proto,
+                f"{address} . {port.container_port}",
+            ):
+                port = port._replace(host_port=int(number))
+    if not port.host_port:
+        return None
+    has = [
+        (kernel.list_elements(e.table, e.container) or {}).get(e.element) == (e.value, service)
+        for e in elements.published(service, port, first)
+    ]
+    return port if has and all(has) else None
+
+
+def _lease_again(
+    kernel: Kernel, store: Store, row: ServiceRow, network: str, position: int
+) -> None:
+    """Restore lost leases from the addresses on an active service's link."""
+    lost = [
+        s
+        for s in store.require_network(network).subnets
+        if store.lease_of(row.name, network, s.family) is None
+    ]
+    if not lost or not row.active:
+        return
+    links = {link.network: link for link in store.attachments.links(row.name)}
+    inner = links[network].interface if network in links else f"eth{position}"
+    there = kernel.addresses_in(names.netns(row.name), inner)
+    on_link = [ipaddress.ip_interface(text).ip for text in there]
+    for subnet in lost:
+        prefix = ipaddress.ip_network(subnet.cidr)
+        for address in on_link:
+            free = store.lease_holder(str(address)) is None and str(address) != subnet.gateway
+            if (
+                address in prefix
+                and free
+                and store.lease_of(row.name, network, subnet.family) is None
+            ):
+                number = int(address) - int(prefix.network_address)
+                store.add_lease(
+                    row.name, network, subnet.family, number, str(address), static=False
+                )
+
+
+def _marked_sysctls(kernel: Kernel) -> dict[str, str]:
+    """Return the forwarding sysctls recorded in the kernel, with their former values."""
+    return dict(map(elements.sysctl_before, kernel.list_elements(ruleset.INET, "before") or ()))
+
+
+def _lost_sysctl(kernel: Kernel, store: Store) -> bool:
+    """Return whether the store lacks the former value of a sysctl changed by an active service."""
+    recorded, marked = store.sysctls_before(), _marked_sysctls(kernel)
+    return not marked.keys() <= recorded.keys() or bool(
+        host_settings.unrecorded(kernel, store, recorded, store.networks_in_use())
+    )

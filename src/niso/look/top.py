@@ -1,0 +1,336 @@
+"""Rates of services and flows.
+
+Let the kernel count the bytes of flows for as long as a reader needs them.
+
+Measure rates of services and flows between samples: `Host.top`.
+"""
+
+from __future__ import annotations
+
+import time
+
+from niso.base import names
+from niso.base.errors import KernelError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.kernel.flow_memory import Meter
+from niso.kernel.sockets import Measured
+from niso.look import drops
+from niso.look.drops import Stats
+from niso.look.flows import DROP, Ends, FlowEnd, Judge, Key, Memory, decided, end_of, remembered
+from niso.look.services import ServiceLine, States
+from niso.look.session import Session, guarded
+from niso.plan.verdict import parsed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Self
+
+
+# --- metered -------------------------------------------------------------------------------------
+
+
+class Metered:
+    """Measures the bytes of flows from its creation until it is closed."""
+
+    def __init__(self) -> None:
+
+        self._meter: Meter | None
+        try:
+            self._meter = Meter()
+        except KernelError:  # this kernel cannot count them
+            self._meter = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop counting. Otherwise the kernel counts until the program ends."""
+        meter, self._meter = self._meter, None
+        if meter is not None:
+            meter.close()
+
+    def _moved(self) -> dict[Key, int] | None:
+        """Return each flow's bytes since the last call; None if the kernel cannot count them."""
+        return None if self._meter is None else self._meter.read()
+
+
+# --- top views -----------------------------------------------------------------------------------
+
+
+class ServiceLoad(NamedTuple):
+    """The present load of a service."""
+
+    service: str
+    """the service's name"""
+    status: str
+    """as for niso ps"""
+    health: str | None
+    """starting, healthy or unhealthy; null without a healthcheck"""
+    networks: tuple[str, ...]
+    """strings: names of its networks"""
+    received: float | None
+    """bits per second; null if it has no interface of its own"""
+    sent: float | None
+    """the same"""
+    new: float | None
+    """new flows from and to it, and refused attempts, per second; null like received"""
+    denied_in: int | None
+    """total packets dropped by its ingress policy; null if unknown"""
+    denied_out: int | None
+    """total packets dropped by its egress policy; null if unknown"""
+    shares: str | None
+    """the provider whose network, flows and sockets it shares; null if it has its own"""
+
+
+class FlowLoad(NamedTuple):
+    """Flows from one address to one port of another that are new or have traffic."""
+
+    from_: FlowEnd
+    """the end that opens them"""
+    to: FlowEnd
+    """the other end"""
+    port: int
+    """port of the destination"""
+    proto: str
+    """tcp, udp or sctp"""
+    verdict: str
+    """pass, audit or drop"""
+    new: float
+    """new flows, or refused attempts, per second"""
+    bits: float | None
+    """bits per second in both directions; null if the kernel cannot count them"""
+    service: str | None
+    """service whose manifest decides"""
+    key: str | None
+    """key of the manifest"""
+    text: str | None
+    """entry under the key"""
+    words: str | None
+    """the reason"""
+    published: int | None
+    """host port through which another machine connected"""
+    agrees: bool
+    """whether the present configuration decides the same"""
+
+
+class ServiceSocket(NamedTuple):
+    """A TCP connection of a service, as reported by its own socket (tcp_info of tcp(7))."""
+
+    from_: FlowEnd
+    """the client's end"""
+    from_port: int
+    """the client's port"""
+    to: FlowEnd
+    """the server's end"""
+    port: int
+    """the server's port"""
+    published: int | None
+    """host port through which another machine connected"""
+    state: str
+    """established, or a state named as in ss(8): syn-sent, fin-wait-1 ..."""
+    rtt: float | None
+    """smoothed round-trip time in seconds; null if none was measured"""
+    retransmitted: int | None
+    """segments that the service retransmitted; null if unknown"""
+    received: int | None
+    """bytes that the service received; null if unknown"""
+    sent: int | None
+    """bytes of the service that the other end has acknowledged; null if unknown"""
+
+
+class Load(NamedTuple):
+    """The load between two samples."""
+
+    seconds: float
+    """time between them"""
+    services: tuple[ServiceLoad, ...]
+    """all services, by name"""
+    flows: tuple[FlowLoad, ...]
+    """those with new flows or traffic, the most frequent first"""
+    sockets: tuple[ServiceSocket, ...] = ()
+    """TCP connections of the requested service, by their ends"""
+
+
+class Look(NamedTuple):
+    """A sample, as compared by `between`. ``at`` is in seconds of a monotonic clock."""
+
+    at: float
+    lines: tuple[ServiceLine, ...]
+    networks: dict[str, tuple[str, ...]]
+    shares: dict[str, str]
+    stats: dict[str, Stats]
+    flows: dict[tuple[Key, str], int]
+
+
+class Top(Metered):
+    """Measures the load between calls of `read`, of one service or all. Use it in a ``with`` block.
+
+    Until it is closed the kernel counts the bytes of flows for it (`niso.kernel.flow_memory`).
+    """
+
+    def __init__(self, session: Session, name: str | None) -> None:
+
+        self.session = session
+        self.service = name
+        self._states = States(session)
+        self._before, _ = look(session, self._states)
+        self._judge = Judge(self._states.world)
+        super().__init__()
+
+    @guarded
+    def read(self) -> Load:
+        """Return the load since the last call, or since the start."""
+        now, _ = look(self.session, self._states)
+        before, self._before = self._before, now
+        self._judge = self._judge.in_world(self._states.world)
+        load = between(self._judge, before, now, self._moved())
+        if self.service is None:
+            return load
+        # a service that shares another's network has the flows of its provider
+        home = now.shares.get(self.service, self.service)
+        return Load(
+            load.seconds,
+            tuple(row for row in load.services if row.service == self.service),
+            tuple(f for f in load.flows if home in (f.from_.service, f.to.service)),
+            self._sockets(home),
+        )
+
+    @guarded
+    def sockets(self, service: str) -> tuple[ServiceSocket, ...]:
+        """Return the present TCP connections of a service; takes about 3 ms.
+
+        There are none if the service is unknown, not active, or has no network namespace of its
+        own. Raises KernelError.
+        """
+        return self._sockets(self.session.store().home(service))
+
+    def _sockets(self, home: str) -> tuple[ServiceSocket, ...]:
+
+        measured = self.session.kernel().measured_in(names.netns(home))
+        return sockets_of(self._judge, measured)
+
+
+def look(session: Session, states: States, with_open: bool = False) -> tuple[Look, Memory]:
+    """Take a sample; with ``with_open`` including open connections."""
+
+    states.read()
+    networks = {row.name: row.networks for row in states.rows}
+    shares = {row.name: row.provider for row in states.rows if row.provider}
+    memory = remembered(session.kernel(), states.world, with_open)
+    active = [row for row in states.rows if row.active]
+    stats = {counted.service: counted for counted in drops.count(active)}
+    return Look(time.monotonic(), states.lines, networks, shares, stats, counts(memory)), memory
+
+
+def top(session: Session, name: str | None) -> Top:
+    """Take the first sample: `Host.top`."""
+    return Top(session, None if name is None else session.store().resolve(name))
+
+
+def counts(memory: Memory) -> dict[tuple[Key, str], int]:
+    """Return the packet count of each flow and verdict."""
+    return {
+        ((row.source, row.destination, row.proto, row.port), verdict): row.packets
+        for verdict, row in memory.by_verdict()
+    }
+
+
+def between(judge: Judge, before: Look, now: Look, moved: Mapping[Key, int] | None = None) -> Load:
+    """Return the load between two samples. ``moved`` has the bytes of flows. Pure."""
+
+    seconds = elapsed(before, now)
+    flows = []
+    left = dict(moved or {})
+    for (key, verdict), count in now.flows.items():
+        grown = more(before.flows.get((key, verdict), 0), count)
+        octets = 0 if verdict == DROP else left.pop(key, 0)
+        if not grown and not octets:
+            continue
+        seen = judge.of(key, verdict != DROP)
+        flows.append(
+            FlowLoad(
+                end_of(seen.source),
+                end_of(seen.destination),
+                seen.port,
+                seen.proto,
+                verdict,
+                round(grown / seconds, 3),
+                None if moved is None else round(8 * octets / seconds, 1),
+                *decided(seen),
+            )
+        )
+    flows.sort(
+        key=lambda f: (-f.new, -(f.bits or 0), f.from_.name, f.to.name, f.port, f.proto, f.verdict)
+    )
+    services = services_between(judge.ends, before, now)
+    return Load(round(seconds, 3), services, tuple(flows))
+
+
+def elapsed(before: Look, now: Look) -> float:
+    """Return the seconds between two samples, never 0."""
+    return max(now.at - before.at, 1e-6)
+
+
+def services_between(ends: Ends, before: Look, now: Look) -> tuple[ServiceLoad, ...]:
+    """Return the load of services between two samples. Pure."""
+    seconds = elapsed(before, now)
+    new: dict[str, int] = {}
+    for (key, verdict), count in now.flows.items():
+        if grown := more(before.flows.get((key, verdict), 0), count):
+            for service in {ends.of(key[0]).service, ends.of(key[1]).service} - {""}:
+                new[service] = new.get(service, 0) + grown
+    services = []
+    for line in now.lines:
+        networks = now.networks.get(line.service, ())
+        was, stats = before.stats.get(line.service), now.stats.get(line.service)
+        services.append(
+            ServiceLoad(
+                line.service,
+                line.status,
+                line.health,
+                networks,
+                _bits(was and was.in_bytes, stats and stats.in_bytes, seconds),
+                _bits(was and was.out_bytes, stats and stats.out_bytes, seconds),
+                round(new.get(line.service, 0) / seconds, 3) if networks else None,
+                stats.in_drops if stats else None,
+                stats.out_drops if stats else None,
+                now.shares.get(line.service),
+            )
+        )
+    return tuple(services)
+
+
+def sockets_of(judge: Judge, measured: Iterable[Measured]) -> tuple[ServiceSocket, ...]:
+    """Return the connections of a service's namespace with the names of their ends. Pure."""
+
+    sockets = []
+    for socket in measured:
+        client, client_port, server, port = socket.connection
+        published = None
+        if parsed(client).is_loopback or parsed(server).is_loopback:
+            # in that namespace, a loopback address is the service's, not the host's
+            ends = [FlowEnd(address, None, address) for address in (client, server)]
+        else:
+            seen = judge.of((client, server, "tcp", port), True)
+            ends = [end_of(seen.source), end_of(seen.destination)]
+            published = seen.published.host_port if seen.published else None
+        figures = (socket.state, socket.rtt, socket.retransmitted, socket.received, socket.acked)
+        sockets.append(ServiceSocket(ends[0], client_port, ends[1], port, published, *figures))
+    return tuple(
+        sorted(sockets, key=lambda s: (s.from_.name, s.to.name, s.port, s.from_port, s.from_))
+    )
+
+
+def more(before: int, now: int) -> int:
+    """Return the growth of a counter; one that fell has restarted at 0."""
+    return now - before if now >= before else now
+
+
+def _bits(before: int | None, now: int | None, seconds: float) -> float | None:
+    """Return bits per second; None without a counter, 0 for a new one."""
+    if now is None:
+        return None
+    return 0.0 if before is None else round(8 * more(before, now) / seconds, 1)

@@ -1,0 +1,278 @@
+"""Ip, dns, extra_hosts, ports.
+
+Parse the addresses and name servers of [network]: ip, extra_hosts, dns and dns_search.
+
+Parse published ports: ``network.ports`` and arguments of the command line.
+
+The forms are Docker's (docs.docker.com/engine/network/port-publishing), with an optional protocol:
+``HOST:CONTAINER``, optionally after a host address, and with equally long ranges on both sides.
+``PORT`` is the same port on both sides; ``:PORT`` takes a free host port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from niso.base.errors import InvalidInput
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.names import family_of
+from niso.base.text import shown
+from niso.manifest import values
+from niso.manifest.values import join, texts
+from niso.plan.records import ANY, ANY4, ANY6, HOST_GATEWAY, Port
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# --- parse addresses -----------------------------------------------------------------------------
+
+
+IP = "network.ip"
+MAX_SERVERS = 3
+"""MAXNS of resolv.conf(5)."""
+_HOST_CHARACTERS = values.NAME_CHARACTERS | {"_"}
+
+
+def static_address(text: str, key: str) -> str:
+    """Return ``text`` if it is a unicast address that a service can have.
+
+    Whether the network contains the address is checked later, by IPAM. Raises InvalidInput.
+    """
+    example = '"10.99.1.10"'
+    if values.is_ipv6(text):
+        if why := _not_unicast6(text):
+            raise values.wrong(key, text, why, "an address in the network", example)
+        return text
+    octets = values.ipv4_octets(text)
+    why = "is not a valid IPv4 or IPv6 address" if octets is None else values.not_unicast(octets)
+    if why:
+        raise values.wrong(key, text, why, "an address in the network", example)
+    return text
+
+
+def _not_unicast6(text: str) -> str | None:
+    """Return why a host of a network cannot have this IPv6 address; None if it can."""
+    import ipaddress
+
+    address = ipaddress.IPv6Address(text)
+    if address.is_unspecified or address.is_loopback:
+        return "is an address of the machine itself"
+    if address.is_link_local or address.is_multicast:
+        return f"is a {'multicast' if address.is_multicast else 'link-local'} address"
+    return "is an IPv4-mapped address" if address.ipv4_mapped else None
+
+
+def server_address(text: str, key: str) -> str:
+    """Return ``text`` if it is a valid address for a name server. Raises InvalidInput."""
+    if not (values.is_ipv4(text) or values.is_ipv6(text)):
+        raise values.wrong(
+            key, text, "is not a valid address", "an IPv4 or IPv6 address", '"192.0.2.53"'
+        )
+    return text
+
+
+def _is_domain(text: str) -> bool:
+    labels = text.split(".")
+    return len(text) <= 253 and all(
+        label and len(label) <= values.MAX_NAME and _HOST_CHARACTERS.issuperset(label.lower())
+        for label in labels
+    )
+
+
+def domain(text: str, key: str) -> str:
+    """Return ``text`` if it is a domain name (RFC 1035, 2.3.1), ``_`` allowed.
+
+    Raises InvalidInput.
+    """
+    if not _is_domain(text):
+        right = "labels of letters, digits, - and _, with dots between them"
+        raise values.wrong(key, text, "is not a valid domain", right, '"example.com"')
+    return text
+
+
+def extra_host(text: str, key: str) -> str:
+    """Return ``text`` if it is a valid name for extra_hosts: a lower-case domain name.
+
+    ``localhost`` and names of the host are reserved. Raises InvalidInput.
+    """
+    right, example = "labels of a-z, 0-9, - and _, with dots between them", "db.example.com"
+    if not _is_domain(text) or text != text.lower() or values.is_ipv4(text):
+        raise values.wrong(key, text, "is not a valid name", right, example)
+    if text in ("localhost", "host.niso.local") or text.startswith("ip6-"):
+        raise values.wrong(key, text, "is not a valid name: it is reserved", right, example)
+    return text
+
+
+def extra_address(text: str, key: str) -> str:
+    """Return ``text`` if it is an address or ``host-gateway``. Raises InvalidInput."""
+    if text != HOST_GATEWAY and not (values.is_ipv4(text) or values.is_ipv6(text)):
+        right = 'an IPv4 or IPv6 address, or "host-gateway"'
+        raise values.wrong(key, text, "is not a valid address", right, '"192.0.2.7"')
+    return text
+
+
+def problems(network: dict[str, Any], parsed: dict[str, Any]) -> Iterator[InvalidInput]:
+    """Yield an error for each invalid address or name in ``network``, the [network] of tomllib.
+
+    Single addresses and arrays are checked by `niso.manifest.validate`. Values of a wrong type are
+    skipped. Valid values are added to ``parsed`` under their keys.
+    """
+
+    ip, hosts, dns = network.get("ip"), network.get("extra_hosts"), network.get("dns")
+    checks = [(static_address, *one) for one in texts(ip if isinstance(ip, dict) else None, IP)]
+    for name, items in ip.items() if isinstance(ip, dict) else ():
+        checks += [(static_address, *one) for one in texts(items, join(IP, name))]
+    if isinstance(hosts, dict):
+        checks += [(extra_host, join("network.extra_hosts", name), name) for name in hosts]
+        checks += [(extra_address, *one) for one in texts(hosts, "network.extra_hosts")]
+    for rule, path, text in checks:
+        try:
+            parsed[path] = rule(text, path)
+        except InvalidInput as error:
+            yield error
+    yield from _families(ip, IP)
+    if isinstance(dns, list) and len(dns) > MAX_SERVERS:
+        reason = f"has {len(dns)} name servers, of which resolvers use {MAX_SERVERS}"
+        yield values.wrong("network.dns", dns, reason, f"at most {MAX_SERVERS}")
+    if dns == []:
+        right = "one or more addresses, or leave it out for the host's name servers"
+        yield values.wrong("network.dns", dns, "is empty", right)
+
+
+def _families(ip: object, key: str) -> Iterator[InvalidInput]:
+    """Yield an error for each second address of a family, and for an empty array."""
+
+    if isinstance(ip, dict):
+        for name, items in ip.items():
+            yield from _families(items, join(key, name))
+    if ip == []:
+        yield values.wrong(key, ip, "is empty", "an address, or leave it out")
+    first: dict[int, str] = {}
+    for path, text in texts(ip if isinstance(ip, list) else None, key):
+        if first.setdefault(family_of(text), path) != path:
+            reason = f"is a second IPv{family_of(text)} address beside {first[family_of(text)]}"
+            yield values.wrong(path, text, reason, "one address of each family")
+
+
+# --- parse ports ---------------------------------------------------------------------------------
+
+
+PROTOCOLS = ("tcp", "udp", "sctp")
+RIGHT = "[ADDRESS:]HOST:CONTAINER[/tcp|udp|sctp], ports 1 to 65535 or equally long ranges"
+EXAMPLE = '"8080:8080"'
+NO_LOOPBACK6 = (
+    "the kernel accepts no packets for ::1 from a bridge, so replies would be lost; "
+    "publish on 127.0.0.1, or on another address of the host"
+)
+
+
+def parse_port(text: str, key: str) -> Port:
+    """Parse a published port; a ``host_port`` of 0 requests a free one. Raises InvalidInput."""
+    address, ports = _split_address(text, key)
+    ports, slash, proto = ports.partition("/")
+    if slash and proto not in PROTOCOLS:
+        raise _wrong(text, key, f"{shown(proto)} is not a valid protocol")
+    host, colon, container = ports.partition(":")
+    if colon and not host:
+        inner, last_inner = _range(container, text, key)
+        return Port(address, 0, inner, proto or "tcp", last_inner - inner + 1)
+    first, last = _range(host, text, key)
+    inner, last_inner = _range(container if colon else host, text, key)
+    if last - first != last_inner - inner:
+        raise _wrong(text, key, "the two ranges differ in length")
+    return Port(address, first, inner, proto or "tcp", last - first + 1)
+
+
+def _split_address(text: str, key: str) -> tuple[str, str]:
+    """Split off the host address: return (canonical address, ports); `ANY` if there is none."""
+    if text.startswith("["):
+        address, bracket, ports = text[1:].partition("]:")
+        if not (bracket and values.is_ipv6(address)):
+            raise _wrong(text, key, "it does not start with an IPv6 address in brackets")
+    elif text.count(":") == 2:
+        address, _, ports = text.partition(":")
+        if not values.is_ipv4(address):
+            raise _wrong(text, key, f"{shown(address)} is not a valid IPv4 address")
+    else:
+        return ANY, text
+    reason = _not_a_host(address)
+    if reason:
+        raise _wrong(text, key, reason)
+    import ipaddress
+
+    return str(ipaddress.ip_address(address)), ports
+
+
+def _not_a_host(text: str) -> str | None:
+    """Return why no host can be reached at this address; None if one can."""
+    import ipaddress  # most ports name no address
+
+    address = ipaddress.ip_address(text)
+    if address.version == 6 and address.ipv4_mapped:
+        return f"{text} is an IPv4-mapped address, write {address.ipv4_mapped}"
+    if address.is_unspecified:
+        return None
+    if address.version == 6:
+        if address.is_loopback:
+            return NO_LOOPBACK6
+        if address.is_link_local:
+            return f"{text} is a link-local address, which means nothing without its link"
+    elif text == "255.255.255.255" or text.startswith("0."):
+        return f"{text} cannot be an address of a host"
+    return f"{text} is a multicast address" if address.is_multicast else None
+
+
+def _range(part: str, text: str, key: str) -> tuple[int, int]:
+    """Parse ``8000-8010`` to the first and last port; ``8080`` means both."""
+    low, dash, high = part.partition("-")
+    first = values.port_number(low)
+    last = values.port_number(high) if dash else first
+    if first is None or last is None:
+        raise _wrong(text, key, f"{shown(part)} is not a valid port")
+    if last < first:
+        raise _wrong(text, key, f"range {first}-{last} ends before it starts")
+    return first, last
+
+
+def _wrong(text: str, key: str, reason: str) -> InvalidInput:
+    return values.wrong(key, text, f"is not a valid port mapping: {reason}", RIGHT, EXAMPLE)
+
+
+def distinct(ports: tuple[Port, ...]) -> tuple[Port, ...]:
+    """Remove duplicates from ports, keeping their order.
+
+    A port on all addresses of one family is dropped if it is also published on all addresses.
+    """
+    known = dict.fromkeys(ports)
+    return tuple(
+        p for p in known if p.host_ip not in (ANY4, ANY6) or p._replace(host_ip=ANY) not in known
+    )
+
+
+def contradictions(ports: Iterable[Port]) -> list[tuple[int, int]]:
+    """Return (index, earlier index) for each port that contradicts an earlier port.
+
+    Two different ports contradict each other if they take the same host port at the same address.
+    Each index occurs once. A port on one address does not contradict one on all addresses: it has
+    precedence.
+    """
+    groups: dict[tuple[str, str], list[tuple[int, int, int, Port]]] = {}
+    for index, port in enumerate(ports):
+        if not port.host_port:
+            continue
+        for address in (ANY4, ANY6) if port.host_ip == ANY else (port.host_ip,):
+            groups.setdefault((port.proto, address), []).append(
+                (port.host_port, port.last, index, port)
+            )
+    pairs: dict[int, int] = {}
+    for group in groups.values():
+        group.sort()
+        reach = group[0]  # of the earlier ports, the one with the highest last port
+        for item in group[1:]:
+            if item[0] <= reach[1] and item[3]._replace(host_ip="") != reach[3]._replace(
+                host_ip=""
+            ):
+                pairs.setdefault(max(item[2], reach[2]), min(item[2], reach[2]))
+            reach = max(reach, item, key=lambda one: one[1])
+    return sorted(pairs.items())

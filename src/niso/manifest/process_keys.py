@@ -1,0 +1,554 @@
+"""[healthcheck], [isolation.resources], [secrets], [volumes].
+
+Parse [healthcheck]: how niso checks that a service is healthy.
+
+A probe is a connection from inside the service's network namespace, only to the service itself: its
+loopback or its own addresses. Or it is a command that runs inside the service.
+
+Parse [isolation.resources], the resource limits of a service.
+
+Parse [secrets]: files of the host that only the service's user can read, below /run/secrets.
+
+Parse [volumes]: what a service can access in addition to its root file system.
+
+`niso.runtime.volumes` resolves a mount point through the symlinks of the rootfs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+from niso.base.errors import InvalidInput
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.text import shown
+from niso.manifest import values
+from niso.manifest.values import join
+from niso.plan.records import SENDS_RAW, Healthcheck
+from niso.plan.specs import taken
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# --- parse health --------------------------------------------------------------------------------
+
+
+KINDS = ("tcp", "http", "command")
+"""The keys of which a health check has exactly one."""
+INTERVAL, TIMEOUT, RETRIES, START_PERIOD = "5s", "2s", 3, "10s"
+MAX_RETRIES = 1000
+MAX_URL = 2048
+_RIGHT = (
+    "http://HOST:PORT/PATH, where HOST is localhost, a loopback address or the service's own name"
+)
+_EXAMPLE = '"http://127.0.0.1:8080/health"'
+_URL_CHARACTERS = frozenset(
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~:/?#[]@!$&'()*+,;=%"
+)
+
+
+def interval(text: str, key: str) -> float:
+    """Parse the time between two probes to seconds. Raises InvalidInput."""
+    return values.duration(text, key, 0.1, 86_400.0)
+
+
+def timeout(text: str, key: str) -> float:
+    """Parse the time limit of a probe to seconds; ``ps`` may wait for it. Raises InvalidInput."""
+    return values.duration(text, key, 0.01, 60.0)
+
+
+def start_period(text: str, key: str) -> float:
+    """Parse the time after the start in which failed probes do not count to seconds.
+
+    Raises InvalidInput.
+    """
+    return values.duration(text, key, 0.0, 3600.0)
+
+
+def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, str]:
+    """Parse ``http://...`` to (address to connect to, port, Host header, path).
+
+    The address is "" for ``localhost`` and for ``names``, the service's own. Raises InvalidInput.
+    """
+    scheme, mark, location = text.partition("://")
+    reason = None
+    if not text:
+        reason = "is empty"
+    elif len(text) > MAX_URL:
+        reason = f"has more than {MAX_URL} characters"
+    elif not _URL_CHARACTERS.issuperset(text):
+        reason = "contains a character that must be percent-encoded"
+    elif scheme == "https":
+        reason = (
+            "is not supported: a probe stays inside the service and verifies no certificate, "
+            "so use http"
+        )
+    elif not mark or scheme != "http":
+        reason = "is not an http URL"
+    if reason:
+        raise values.wrong(key, text, reason, _RIGHT, _EXAMPLE)
+    location = location.partition("#")[0]
+    ends = (location.find("/"), location.find("?"))
+    end = min((index for index in ends if index >= 0), default=len(location))
+    host, path = location[:end], location[end:] or "/"
+    if "@" in host:
+        raise values.wrong(key, text, "contains a user or password", _RIGHT, _EXAMPLE)
+    bracket, _, after = host.rpartition("]")
+    name, colon, number = (
+        (bracket[1:], *_after(after)) if bracket.startswith("[") else host.partition(":")
+    )
+    port = values.port_number(number) if colon else 80
+    if port is None:
+        raise values.wrong(key, text, "does not have a valid port", "a port, 1 to 65535", _EXAMPLE)
+    return (
+        _address(text, key, name, set(names)),
+        port,
+        host,
+        path if path.startswith("/") else f"/{path}",
+    )
+
+
+def _after(text: str) -> tuple[str, str]:
+    """Split the text after ``[address]`` to (colon, port); ("", "") without a port."""
+    return (":", text[1:]) if text.startswith(":") else ("", "") if not text else (":", "?")
+
+
+def _address(text: str, key: str, name: str, names: set[str]) -> str:
+    """Return the address to connect to for a URL's host. Raises InvalidInput."""
+    if name == "localhost" or name in names or name.removesuffix(".niso.local") in names:
+        return ""
+    if values.is_ipv4(name) and name.startswith("127."):
+        return name
+    if values.is_ipv6(name):
+        import ipaddress
+
+        if ipaddress.IPv6Address(name) == ipaddress.IPv6Address(1):
+            return "::1"
+    reason = f"{shown(name)} is not the service itself" if name else "it has no host"
+    raise values.wrong(key, text, f"is not a valid URL here: {reason}", _RIGHT, _EXAMPLE)
+
+
+def parse(
+    section: Mapping[str, Any], names: Iterable[str], parsed: Mapping[str, Any]
+) -> Healthcheck:
+    """Build the Healthcheck of a section that has all its keys.
+
+    ``names`` are the service's own. ``parsed`` has the values that `problems` has parsed, by key.
+    Raises InvalidInput.
+    """
+
+    def read[T](rule: Callable[[str, str], T], name: str) -> T:
+        key = f"healthcheck.{name}"
+        return parsed[key] if key in parsed else rule(section[name], key)
+
+    target: tuple[str, int, str, str | None] = ("", section["tcp"] or 0, "", None)
+    if section["http"] is not None:
+        target = read(lambda text, key: url(text, key, names), "http")
+    return Healthcheck(
+        *target,
+        read(interval, "interval"),
+        read(timeout, "timeout"),
+        section["retries"],
+        read(start_period, "start_period"),
+        tuple(section["command"] or ()),
+    )
+
+
+def own_names(name: object, hostname: object, aliases: object) -> set[str]:
+    """Return the host names that mean the service itself in a URL; wrong types are skipped."""
+    more = aliases if isinstance(aliases, list | tuple) else ()
+    return {own for own in (name, hostname, *more) if isinstance(own, str)}
+
+
+def health_problems(
+    section: Mapping[str, Any], names: Iterable[str], parsed: dict[str, Any]
+) -> list[InvalidInput]:
+    """Return an error for each invalid value of the section, given as tomllib returned it.
+
+    Values of a wrong type are skipped: `niso.manifest.validate.walk` reports them.
+    Valid values are added to ``parsed`` under their keys.
+    """
+    errors: list[InvalidInput] = []
+    for name, rule in (
+        ("interval", interval),
+        ("timeout", timeout),
+        ("start_period", start_period),
+    ):
+        text = section.get(name)
+        if isinstance(text, str):
+            key = f"healthcheck.{name}"
+            try:
+                parsed[key] = rule(text, key)
+            except InvalidInput as error:
+                errors.append(error)
+    tcp, http, retries = section.get("tcp"), section.get("http"), section.get("retries")
+    if isinstance(http, str):
+        try:
+            parsed["healthcheck.http"] = url(http, "healthcheck.http", names)
+        except InvalidInput as error:
+            errors.append(error)
+    if type(tcp) is int and not 1 <= tcp <= 65535:
+        errors.append(
+            values.wrong("healthcheck.tcp", tcp, "is not a valid port", "1 to 65535", "8080")
+        )
+    if type(retries) is int and not 1 <= retries <= MAX_RETRIES:
+        right = f"1 to {MAX_RETRIES}"
+        errors.append(values.wrong("healthcheck.retries", retries, "is out of range", right, "3"))
+    errors += _command(section.get("command"))
+    given = [kind for kind in KINDS if section.get(kind) is not None]
+    for kind in given[1:]:
+        reason, right = f"conflicts with healthcheck.{given[0]}", "set only one of them"
+        errors.append(values.wrong(f"healthcheck.{kind}", section[kind], reason, right))
+    if not given:
+        reason, hint = "has no tcp, http or command", "for example tcp = 8080"
+        errors.append(InvalidInput(reason, hint, "healthcheck", right="set one of them"))
+    return errors
+
+
+def _command(words: object) -> Iterator[InvalidInput]:
+    """Yield an error for each invalid word of a command; none if it is not an array."""
+    key = "healthcheck.command"
+    if not isinstance(words, list):
+        return
+    if not words or words[0] == "":
+        right = "a program and its arguments"
+        yield values.wrong(key, words, "names no program", right, '["pg_isready", "-q"]')
+    for index, word in enumerate(words):
+        if isinstance(word, str):
+            try:
+                values.argument(word, f"{key}[{index}]")
+            except InvalidInput as error:
+                yield error
+
+
+# --- parse resources -----------------------------------------------------------------------------
+
+
+MIN_MEMORY = 1 << 20
+MAX_MEMORY = 1 << 60
+MIN_PIDS = 2  # PID 1 of the service and its program
+MAX_PIDS = 4_194_304  # PID_MAX_LIMIT (linux/threads.h)
+MAX_PERCENT = 1_000_000
+PIDS = 2048
+"""The limit of processes and threads of a service whose manifest sets none; as Podman's."""
+SHM = "64M"
+"""The size of /dev/shm; as Docker's and Podman's."""
+TMP = 256 << 20
+"""The size of /tmp, /run and /var/tmp without a memory limit."""
+MIN_TMPFS = 64 << 10
+NEW_FLOWS, ARP, NEW_NEIGHBOURS = 1000, 100, 20
+"""Per second, like all limits of the network; 0: no limit."""
+FRAGMENTS = 40
+"""IP fragments per second for a service that can send incomplete packets: the host keeps their
+parts for 30 s, in 4 MiB (net.ipv4.ipfrag_time, ipfrag_high_thresh): 1,600 large ones."""
+MAX_RATE = 1_000_000
+WAYS = ("in", "out")
+_RATE_UNITS = {"K": 1000, "M": 10**6, "G": 10**9}
+MIN_RATE, MAX_BANDWIDTH = 64_000, 100 * 10**9
+RATES = ("new_flows_limit", "arp_limit", "fragments_limit", "new_neighbours_limit")
+
+
+def memory_max(text: str, key: str) -> int:
+    """Parse ``512M`` to bytes. Raises InvalidInput, also below 1M: PID 1 could not start."""
+    size = values.size(text, key)
+    if not MIN_MEMORY <= size <= MAX_MEMORY:
+        raise values.wrong(key, text, "is out of range", "1M to 1000000000G", '"512M"')
+    return size
+
+
+def rate(text: str, key: str) -> int:
+    """Parse ``100M``, in bits per second (powers of 1000), to bytes per second.
+
+    Raises InvalidInput.
+    """
+    unit = _RATE_UNITS.get(text[-1:])
+    digits = text[:-1]
+    number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 9 else 0
+    if unit is None or not number or digits[0] == "0":
+        right = "a whole number above 0 with unit K, M or G: bits per second"
+        raise values.wrong(key, text, "is not a valid rate", right, '"100M"')
+    return rate_of_bits(number * unit, key, text)
+
+
+def rate_of_bits(bits: int, key: str, written: object) -> int:
+    """Convert bits per second to bytes per second. Raises InvalidInput if out of range."""
+    if not MIN_RATE <= bits <= MAX_BANDWIDTH:
+        raise values.wrong(key, written, "is out of range", "64K to 100G bits per second", '"100M"')
+    return bits // 8
+
+
+def ways(network: Mapping[str, object], parsed: dict[str, Any]) -> Iterator[InvalidInput]:
+    """Yield an error for each invalid rate of network.bandwidth.
+
+    Valid rates are added to ``parsed``.
+    """
+
+    table = network.get("bandwidth")
+    for way, text in table.items() if isinstance(table, dict) else ():
+        path = join("network.bandwidth", way)
+        if way not in WAYS:
+            yield values.wrong(path, way, "is an unknown direction", "in or out")
+        elif isinstance(text, str):
+            try:
+                parsed[path] = rate(text, path)
+            except InvalidInput as error:
+                yield error
+
+
+def cpu_max(text: str, key: str) -> int:
+    """Parse a percentage of one CPU: ``200%`` is two CPUs. Raises InvalidInput."""
+    digits = text.removesuffix("%")
+    number = (
+        int(digits)
+        if digits.isascii() and digits.isdigit() and len(digits) <= 7 and digits[0] != "0"
+        else 0
+    )
+    if digits == text or not 1 <= number <= MAX_PERCENT:
+        right = f"1% to {MAX_PERCENT}%, a whole number, where 100% is one CPU"
+        raise values.wrong(key, text, "is not a valid CPU limit", right, '"200%"')
+    return number
+
+
+def tmpfs(text: str, key: str) -> int:
+    """Parse the size of a tmpfs that niso creates itself to bytes. Raises InvalidInput."""
+    size = values.size(text, key)
+    if not MIN_TMPFS <= size <= MAX_MEMORY:
+        raise values.wrong(key, text, "is out of range", "64K to 1000000000G", '"256M"')
+    return size
+
+
+def tmp_default(memory_max: int | None) -> str:
+    """Return the default size of /tmp, /run and /var/tmp.
+
+    It is 256M, or a quarter of the memory limit.
+    """
+    size = TMP if memory_max is None else memory_max // 4
+    if size >= 1 << 39:  # the text of a size has at most nine digits
+        return f"{size >> 30}G"
+    return f"{size >> 10}K" if size & (1 << 20) - 1 else f"{size >> 20}M"
+
+
+def fragments_default(capabilities: Collection[str]) -> int:
+    """Return the default limit of IP fragments.
+
+    0 (none) unless a capability allows partial packets.
+
+    For other services the kernel sends complete packets only.
+    """
+    return 0 if SENDS_RAW.isdisjoint(capabilities) else FRAGMENTS
+
+
+RULES: dict[str, Callable[[str, str], int]] = {
+    "memory_max": memory_max,
+    "cpu_max": cpu_max,
+    "shm_size": tmpfs,
+    "tmp_size": tmpfs,
+}
+"""The rule for each key with a text value."""
+
+
+def resources_problems(section: Mapping[str, Any], parsed: dict[str, Any]) -> list[InvalidInput]:
+    """Return an error for each invalid value of the section, given as tomllib returned it.
+
+    Values of a wrong type are skipped: `niso.manifest.validate.walk` reports them.
+    Valid values are added to ``parsed`` under their keys.
+    """
+    errors: list[InvalidInput] = []
+    for name, rule in RULES.items():
+        text = section.get(name)
+        if isinstance(text, str):
+            key = f"isolation.resources.{name}"
+            try:
+                parsed[key] = rule(text, key)
+            except InvalidInput as error:
+                errors.append(error)
+    pids, key = section.get("pids_limit"), "isolation.resources.pids_limit"
+    if type(pids) is int and not MIN_PIDS <= pids <= MAX_PIDS:
+        right = f"{MIN_PIDS}, for PID 1 and the program, to {MAX_PIDS}"
+        errors.append(values.wrong(key, pids, "is out of range", right, "4096"))
+    for name in RATES:
+        rate, key = section.get(name), f"isolation.resources.{name}"
+        if type(rate) is int and not 0 <= rate <= MAX_RATE:
+            right = f"0, for no limit, to {MAX_RATE} a second"
+            errors.append(values.wrong(key, rate, "is out of range", right, "5000"))
+    return errors
+
+
+# --- parse secrets -------------------------------------------------------------------------------
+
+
+FOLDER = "/run/secrets"
+_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
+
+
+def secret_name(text: str, key: str) -> str:
+    """Return ``text`` if it is a valid name of a secret and its file. Raises InvalidInput."""
+    if not (0 < len(text) <= values.MAX_NAME and _CHARACTERS.issuperset(text) and text[0] != "."):
+        right = "letters, digits, -, _ and ., first not a dot, at most 63 characters"
+        raise values.wrong(key, text, "is not a valid name of a secret", right, "DB_PASSWORD")
+    return text
+
+
+def file(text: str, key: str) -> str:
+    """Return ``text`` if it is an absolute path of the host. Raises InvalidInput.
+
+    Relative paths have been made absolute before. Activation reads the file.
+    """
+    reason = values.path_reason(text) or (None if text.startswith("/") else "is not absolute")
+    if reason:
+        raise values.wrong(key, text, reason, "a path of the host", '"./secret.txt"')
+    return text
+
+
+def secrets_problems(
+    section: Mapping[str, Any], volumes: Mapping[str, Any], parsed: dict[str, Any]
+) -> Iterator[InvalidInput]:
+    """Yield an error for each invalid value of the section, given as tomllib returned it.
+
+    ``volumes`` are those of the manifest, which must not hide the secrets. Valid values are added
+    to ``parsed`` under their keys.
+    """
+
+    for secret, keys in section.items():
+        base = join("secrets", secret)
+        text = keys.get("file") if isinstance(keys, dict) else None
+        checks = [(secret_name, secret, base)]
+        checks += [(file, text, f"{base}.file")] if isinstance(text, str) else []
+        for rule, value, key in checks:
+            try:
+                parsed[key] = rule(value, key)
+            except InvalidInput as error:
+                yield error
+    for volume, keys in volumes.items() if section else ():
+        mount = keys.get("mount") if isinstance(keys, dict) else None
+        if isinstance(mount, str) and (mount == "/run" or f"{mount}/".startswith(f"{FOLDER}/")):
+            reason = f"is where [secrets] are: {FOLDER}"
+            yield values.wrong(join("volumes", volume) + ".mount", mount, reason, "another path")
+
+
+# --- parse volumes -------------------------------------------------------------------------------
+
+
+NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+MAX_SIZE = 1 << 60
+
+
+def volume_name(text: str, key: str) -> str:
+    """Return ``text`` if it is a valid name of a volume and its folder. Raises InvalidInput."""
+    if not (
+        0 < len(text) <= values.MAX_NAME and NAME_CHARACTERS.issuperset(text) and text[0].isalpha()
+    ):
+        right = "letters, digits, - and _, first a letter, at most 63 characters"
+        raise values.wrong(key, text, "is not a valid volume name", right, "data")
+    return text
+
+
+def mount(text: str, key: str) -> str:
+    """Return ``text`` if it can be a mount point inside the service. Raises InvalidInput.
+
+    It must be an absolute path without ``.``, ``..`` and ``//``.
+    """
+    reason = values.path_reason(text)
+    parts = text.split("/")[1:]
+    if reason is None and not text.startswith("/"):
+        reason = "is not absolute"
+    if reason is None and text != "/" and any(part in ("", ".", "..") for part in parts):
+        reason = "contains an empty part, . or .."
+    if reason is None and (why := taken(text)):
+        reason = f"cannot be a mount point: {why}"
+    if reason:
+        right = "an absolute path in the service, such as /data"
+        raise values.wrong(key, text, reason, right, '"/data"')
+    return text
+
+
+def host(text: str, key: str) -> str:
+    """Return ``text`` if it is an absolute path of the host. Raises InvalidInput.
+
+    Relative paths have been made absolute before. Activation checks that the path exists.
+    """
+    reason = values.path_reason(text) or (None if text.startswith("/") else "is not absolute")
+    if reason:
+        right = "an absolute path on the host, or one beside this file that starts with ./"
+        raise values.wrong(key, text, reason, right, '"/srv/data"')
+    return text
+
+
+def size(text: str, key: str) -> int:
+    """Parse the size of a tmpfs to bytes. Raises InvalidInput."""
+    number = values.size(text, key)
+    if number > MAX_SIZE:
+        raise values.wrong(key, text, "is out of range", "at most 1000000000G", '"64M"')
+    return number
+
+
+def volumes_problems(section: Mapping[str, Any], parsed: dict[str, Any]) -> list[InvalidInput]:
+    """Return an error for each invalid value of the section, given as tomllib returned it.
+
+    Values of a wrong type are skipped: `niso.manifest.validate.walk` reports them.
+    Valid values are added to ``parsed`` under their keys.
+    """
+
+    errors: list[InvalidInput] = []
+
+    def check(rule: Any, text: object, key: str) -> bool:
+        if not isinstance(text, str):
+            return False
+        try:
+            parsed[key] = rule(text, key)
+        except InvalidInput as error:
+            errors.append(error)
+            return False
+        return True
+
+    points: dict[str, str] = {}  # mount point -> its key
+    above: dict[str, str] = {}  # parent folder of a mount point -> that mount point
+    for volume, keys in section.items():
+        base = join("volumes", volume)
+        check(volume_name, volume, base)
+        if not isinstance(keys, dict):
+            continue
+        if check(mount, point := keys.get("mount"), f"{base}.mount"):
+            errors += _overlapping(str(point), f"{base}.mount", points, above)
+        check(host, keys.get("host"), f"{base}.host")
+        check(size, keys.get("size"), f"{base}.size")
+        errors += _combined(keys, base)
+    return errors
+
+
+def _overlapping(
+    point: str, key: str, points: dict[str, str], above: dict[str, str]
+) -> Iterator[InvalidInput]:
+    """Yield an error if ``point`` overlaps an earlier mount point, and record it in both dicts."""
+    parts = point.split("/")
+    folders = ["/".join(parts[:end]) for end in range(2, len(parts))]
+    other = next((folder for folder in folders if folder in points), None)
+    reason = "lies below"
+    if point in points:
+        other, reason = point, "is the same as"
+    elif point in above:
+        other, reason = above[point], "lies above"
+    if other is not None:
+        right = "a mount point that does not overlap another"
+        yield values.wrong(key, point, f"{reason} {points[other]} ({shown(other)})", right)
+    points.setdefault(point, key)
+    for folder in folders:
+        above.setdefault(folder, point)
+
+
+def _combined(keys: Mapping[str, Any], base: str) -> list[InvalidInput]:
+    """Return an error for each key of a volume that conflicts with its other keys."""
+    tmpfs, bound = keys.get("tmpfs") is True, "host" in keys
+    errors = []
+    if tmpfs and bound:
+        reason = f"conflicts with {base}.tmpfs"
+        errors.append(values.wrong(f"{base}.host", keys["host"], reason, "set only one of the two"))
+    if "size" in keys and not tmpfs:
+        reason = "is not allowed: only a tmpfs has a size"
+        right = "remove it, or set tmpfs = true"
+        errors.append(values.wrong(f"{base}.size", keys["size"], reason, right))
+    if "mode" in keys and not bound:
+        reason = "is not allowed: only a path of the host has a mode, other volumes are writable"
+        right = "remove it, or set host"
+        errors.append(values.wrong(f"{base}.mode", keys["mode"], reason, right))
+    return errors

@@ -1,0 +1,915 @@
+"""Load and check stack.toml with its manifests, in order.
+
+Load stack.toml, which declares services and their networks, and check it with its manifests.
+
+A [[service]] overrides keys of its package's manifest.toml. It has the keys of [network] directly,
+and the other tables under their names. A [services.NAME] is a complete manifest (`stack_inline`).
+
+Check a service that is written in a stack.toml: ``[services.api]`` with a manifest's tables.
+
+The service has the name of its table. Its paths are relative to the stack's folder. It has no
+package, so that /app is empty, unless ``package.folder`` names one.
+
+Resolve the variables and relative paths of a stack.toml, and merge its keys into a manifest.
+
+Order the services of a stack by their dependencies, and validate the dependencies.
+
+Prefix the names of a stack's services and networks: ``db`` of the stack ``shop`` is ``shop-db``.
+
+The short names remain as hostnames, and names in the stack's own file and manifests refer to its
+own services and networks first. So two stacks with the same names can run on one host.
+"""
+
+from __future__ import annotations
+
+import graphlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from functools import cache
+
+from niso.base import convert
+from niso.base.errors import Error, ErrorGroup, InvalidInput
+from niso.base.files import changed_by_others
+from niso.base.named_tuples import TYPE_CHECKING, Literal, NamedTuple
+from niso.base.names import DEFAULT_NETWORK
+from niso.base.text import escaped, shown
+from niso.manifest import keys as manifest_keys
+from niso.manifest import load as manifest_load
+from niso.manifest import process_keys, toml, validate, values
+from niso.manifest import variables as manifest_variables
+from niso.manifest.keys import Manifest
+from niso.manifest.load import Loaded, Outer, prepared, with_paths
+from niso.manifest.values import join
+from niso.manifest.variables import Resolved, Variables, has_variables
+from niso.plan.records import Entry, Peer, Policy
+from niso.plan.specs import ServiceSpec
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# --- stack file ----------------------------------------------------------------------------------
+
+
+FILE_NAME = "stack.toml"
+
+NETWORK_KEYS = manifest_keys.Network._fields
+"""The keys of a manifest's [network], which a [[service]] has directly."""
+TABLES = tuple(name for name in Manifest._fields if name not in ("package", "network"))
+"""The tables of a manifest that a [[service]] can have: [service.environment] and so on."""
+
+
+class Head(NamedTuple):
+    name: str
+    prefix: bool | None = None
+
+
+class Network(NamedTuple):
+    """A network with the options of `niso net create`."""
+
+    subnet: str | tuple[str, ...] = ()
+    ipv6: bool = False
+    internal: bool = False
+    gateway: str | tuple[str, ...] = ()
+    mtu: int | None = None
+    allow_public: bool = False
+    observe: bool = True
+    span: bool = False
+
+    @property
+    def subnets(self) -> tuple[str, ...]:
+        return (self.subnet,) if isinstance(self.subnet, str) else self.subnet
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        return (self.gateway,) if isinstance(self.gateway, str) else self.gateway
+
+
+class Own(NamedTuple):
+    """The keys of a [[service]] that a manifest does not have."""
+
+    name: str
+    package: str
+    depends_on: dict[str, Condition] | tuple[str, ...] = ()
+
+
+class Member(NamedTuple):
+    """A service of a stack."""
+
+    key: str  # service[1], or services.api for a service written in the stack
+    loaded: Loaded  # its package's manifest with the stack's overrides
+    overrides: Mapping[str, Any] | None  # None: the complete manifest is in the stack
+    after: Mapping[str, Condition]  # service -> its required state before this one starts
+
+    @property
+    def name(self) -> str:
+        return self.loaded.spec.name
+
+    @property
+    def has_healthcheck(self) -> bool:
+        return self.loaded.spec.healthcheck is not None
+
+
+class Stack(NamedTuple):
+    """A checked stack.toml."""
+
+    name: str
+    path: str  # absolute path of the file
+    networks: Mapping[str, Network]
+    members: tuple[Member, ...]  # each after its dependencies
+    asks: bool | None = None  # whether the file requests the prefix (`niso.manifest.stack`)
+    prefix: str = ""  # prefix of the names of services and networks: shop-
+
+    @property
+    def file(self) -> str:
+        """Return the path of the stack.toml, printable."""
+        return escaped(self.path)
+
+
+class Outline(NamedTuple):
+    """The part of a stack that needs no packages, readable despite errors elsewhere in the file."""
+
+    name: str
+    path: str
+    after: Mapping[str, tuple[str, ...]]  # each service -> the services that it depends on
+    asks: bool | None = None  # as in Stack
+
+
+Also = Callable[[str, Network], Iterable[InvalidInput]]
+"""A function that returns further errors of a network, given its name and its correctly typed keys.
+
+The errors have complete keys (``networks.backend.subnet``).
+"""
+
+
+def place(path: str) -> str:
+    """Return the absolute path of the stack.toml for ``path``, a file or a folder."""
+    path = os.path.abspath(path)
+    return (
+        path
+        if path.endswith(".toml") and not os.path.isdir(path)
+        else os.path.join(path, FILE_NAME)
+    )
+
+
+def outline(path: str) -> Outline:
+    """Read the name, services and dependencies of a stack.toml.
+
+    Raises NotFound, Error if it cannot be read, InvalidInput if it is not valid TOML, and an
+    ErrorGroup or InvalidInput if [stack] is invalid.
+    """
+    path = place(path)
+    data = toml.load(path, FILE_NAME)
+    if has_variables(head := data.get("stack")):
+        variables = manifest_variables.variables(os.path.dirname(path))
+        resolved = manifest_variables.resolve({"stack": head}, variables, {dict: _Whole})
+        if resolved.errors:
+            raise ErrorGroup([_in_file(path, error) for error in resolved.errors])
+        data |= resolved.data
+    try:
+        name, asks = convert.convert(data.get("stack"), Head)
+        values.service_name(name, "stack.name")
+    except convert.Mismatch:
+        errors = validate.walk({"stack": data.get("stack", {})}, _Whole)
+        raise ErrorGroup(
+            [_in_file(path, error) for error in errors if (error.key or "").startswith("stack")]
+        ) from None
+    except InvalidInput as error:
+        raise _in_file(path, error) from None
+    after: dict[str, tuple[str, ...]] = {}
+    for _, keys in _tables(data.get("service")):
+        if isinstance(own := keys.get("name"), str):
+            after[own] = _names(keys.get("depends_on"))
+    for _, own, keys in inline_tables(data.get("services")):
+        after[own] = _names(keys.get("depends_on"))
+    return Outline(name, path, after, asks)
+
+
+def _names(needs: object) -> tuple[str, ...]:
+    """Return the services named in a depends_on; values of a wrong type are skipped."""
+    names = needs if isinstance(needs, dict | list) else ()
+    return tuple(name for name in names if isinstance(name, str))
+
+
+def load(
+    path: str, also: Also = lambda _name, _network: (), owners: Collection[int] | None = None
+) -> Stack:
+    """Read and check the stack.toml at ``path``, a file or its folder, and its manifests.
+
+    With ``owners``, all these files must belong to one of these uids (`niso.manifest.toml.load`).
+    ``also`` returns further errors of a network.
+
+    Raises NotFound, Error if it cannot be read, InvalidInput if it is not valid TOML, else an
+    ErrorGroup of all errors in the file and in the manifests. Each names its file, key and value.
+    """
+    path = place(path)
+    tables = {Own: Own._fields, manifest_keys.Network: NETWORK_KEYS, Manifest: TABLES}
+    resolved, variables = resolve(toml.load(path, FILE_NAME, owners), path, owners, tables, _Whole)
+    data = resolved.data
+    head, networks, errors = _top(data, also)
+    others: list[Error] = []  # errors about other files, such as manifests
+    items: dict[str, Item] = {}
+    members: list[Member] = []
+    for key, keys in _tables(data.get("service")):
+        own = {name: value for name, value in keys.items() if name in Own._fields}
+        overrides = {
+            name: value for name, value in keys.items() if name in (*NETWORK_KEYS, *TABLES)
+        }
+        errors += [*validate.walk(own, Own, key), *_unknown(keys, key)]
+        here = item(own, key)
+        if wrong := _name_error(here, own.get("name"), items):
+            errors.append(wrong)
+        elif isinstance(package := own.get("package"), str):
+            items[here.name] = here
+            at = os.path.join(os.path.dirname(path), package)
+            loaded, wrongs, elsewhere = _package(at, here, package, overrides, (owners, variables))
+            errors, others = errors + wrongs, others + elsewhere
+            if loaded is not None:
+                members.append(Member(key, loaded, overrides, here.after))
+    for key, name_, keys in inline_tables(data.get("services")):
+        here = item({"name": name_, "depends_on": keys.get("depends_on")}, key)
+        if wrong := _name_error(here, name_, items):
+            wrong.key = key
+            errors.append(wrong)
+            continue
+        items[here.name] = here
+        loaded, wrongs, elsewhere = checked(path, key, name_, keys, owners)
+        errors, others = errors + wrongs, others + elsewhere
+        if loaded is not None:
+            members.append(Member(key, loaded, None, here.after))
+    for error in errors:
+        error.hint = error.hint or _form(error.key or "", data)
+    errors += dependencies(items, {member.name: member.loaded.spec for member in members})
+    errors = resolved.fresh(errors)
+    if errors or others:
+        raise ErrorGroup([*(_in_file(path, error) for error in errors), *others])
+    order = ordered({item.name: item.after for item in items.values()})
+    members.sort(key=lambda member: order.index(member.name))
+    members = _with_apart(members, os.path.dirname(path))
+    return Stack(head.name, path, networks, tuple(members), head.prefix)
+
+
+def _with_apart(members: list[Member], folder: str) -> list[Member]:
+    """Exclude the secrets and variables of each member from the packages of all members.
+
+    ``folder`` is that of the stack.toml.
+    """
+    specs = [member.loaded.spec for member in members]
+    own = (path for spec in specs for path in (*spec.apart, *spec.secrets.values()))
+    files = {os.path.join(folder, ".env"), *own}
+    apart = tuple(sorted(path for path in files if os.path.lexists(path)))
+    return [
+        member._replace(loaded=member.loaded._replace(spec=spec._replace(apart=apart)))
+        for member, spec in zip(members, specs, strict=True)
+    ]
+
+
+def as_stack_error(stack: Stack, error: Error, of: Member | None = None) -> Error:
+    """Convert an error of a manifest to an error of stack.toml, if the key is in that file.
+
+    ``of`` is the service, for an error that does not name its service itself.
+    """
+    for member in stack.members if of is None else (of,):
+        path = member.loaded.path
+        if member.overrides is None:
+            if error.service == member.name or of is member:
+                return moved_error(error, member.key, stack.file)
+            continue
+        if error.key and error.service in ("", member.name) and error.file in (path, escaped(path)):
+            key = _key_here(member.key, member.overrides, error.key)
+            if key is not None:
+                moved = type(error).of(error)
+                moved.file, moved.key = stack.file, key
+                moved.reason = error.reason.replace(error.key, key)
+                moved.right = error.right.replace(error.key, key)
+                return moved
+    return error
+
+
+# --- the parts of the file ------------------------------
+
+
+class _Blank(NamedTuple):
+    """A [[service]] whose keys are ignored here, since they are checked separately."""
+
+
+class _Whole(NamedTuple):
+    stack: Head
+    service: tuple[_Blank, ...] = ()
+    services: dict[str, _Blank] = {}  # noqa: RUF012 (convert copies it)
+    networks: dict[str, Network] = {}  # noqa: RUF012 (convert copies it)
+
+
+def _in_file(path: str, error: Error) -> Error:
+    new = InvalidInput.of(error)
+    new.file = escaped(path)
+    return new
+
+
+def _tables(items: object) -> list[tuple[str, dict[str, Any]]]:
+    """Return the key and content of each [[service]] that is a table."""
+    tables = enumerate(items if isinstance(items, list) else [])
+    return [(f"service[{index}]", item) for index, item in tables if isinstance(item, dict)]
+
+
+def _refused(rule: Callable[[str, str], object], value: str, key: str) -> InvalidInput | None:
+    """Apply a rule to a value: return the error that it raises, or None."""
+    try:
+        rule(value, key)
+    except InvalidInput as error:
+        return error
+    return None
+
+
+def _top(
+    data: dict[str, object], also: Also
+) -> tuple[Head, dict[str, Network], list[InvalidInput]]:
+    """Return the table [stack], the networks, and all errors outside the services."""
+    shape = {
+        **data,
+        "service": [{} for _ in items] if isinstance(items := data.get("service"), list) else items,
+    }
+    if "service" not in data:
+        del shape["service"]
+    if isinstance(tables := data.get("services"), dict):
+        shape["services"] = {
+            name: {} if isinstance(table, dict) else table for name, table in tables.items()
+        }
+    for index, table in enumerate(items if isinstance(items, list) else []):
+        if not isinstance(table, dict):
+            shape["service"][index] = table  # type: ignore[index]
+    errors = validate.walk(shape, _Whole)
+    if "service" not in data and data.get("services", {}) == {}:
+        missing, hint = "missing table [[service]]", "add [[service]] or [services.NAME]"
+        errors.append(InvalidInput(missing, hint, "service", names_key=False))
+    if items == []:
+        errors.append(values.wrong("service", [], "is empty", "one or more [[service]]"))
+    head = data.get("stack")
+    name, asks = (head.get("name"), head.get("prefix")) if isinstance(head, dict) else (None, None)
+    if isinstance(name, str) and (error := _refused(values.service_name, name, "stack.name")):
+        errors.append(error)
+    networks: dict[str, Network] = {}
+    made = data.get("networks")
+    for own, keys in made.items() if isinstance(made, dict) else ():
+        key = values.join("networks", own)
+        wrong = _refused(values.network_name, own, key)
+        if wrong:
+            errors.append(wrong)
+        elif isinstance(keys, dict) and not validate.walk(keys, Network, key):
+            networks[own] = convert.convert(keys, Network)
+            errors += also(own, networks[own])
+    return Head(str(name), asks), networks, errors
+
+
+def _form(key: str, data: Mapping[str, object]) -> str | None:
+    """Return a hint for a table written in the form of another one, such as [service.api]."""
+    if key in ("service", "services") and isinstance(data.get(key), dict | list):
+        return "[[service]] with name and package, or [services.NAME] with the tables of a manifest"
+    if key.startswith("service[") and key.endswith("].network"):
+        return "write the keys of [network] into [[service]] itself"
+    return None
+
+
+def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
+    """Yield an error for each key of a [[service]] that is neither its own nor a manifest's."""
+    known = (*Own._fields, *NETWORK_KEYS, *TABLES)
+    for name, value in keys.items():
+        if name in known:
+            continue
+        near = validate.nearest(name, list(known))
+        place = validate.elsewhere(name, value, Manifest).removeprefix("network.")
+        yield validate.unknown_key(
+            values.join(key, name),
+            value,
+            ", ".join(known),
+            values.join(key, near) if near else None,
+            f"{key}.{place}" if place else "",
+        )
+
+
+# --- a service and its package ------------------------------
+
+
+def _name_error(item: Item, name: object, items: Mapping[str, Item]) -> InvalidInput | None:
+    if not isinstance(name, str):
+        return None
+    key = f"{item.key}.name"
+    if item.name in items:
+        reason = f"is already the name of {items[item.name].key}"
+        return values.wrong(key, name, reason, "a unique name for each service")
+    return _refused(values.service_name, name, key)
+
+
+def _package(
+    path: str,
+    item: Item,
+    package: str,
+    overrides: Mapping[str, Any],
+    of_stack: tuple[Collection[int] | None, Outer],
+) -> tuple[Loaded | None, list[InvalidInput], list[Error]]:
+    """Return (manifest with the stack's overrides, errors of stack.toml, errors of the manifest).
+
+    ``package`` is the text for ``path``; ``of_stack`` are the owners and variables of the stack.
+    The manifest is None if there is an error.
+    """
+    key, right = f"{item.key}.package", "a folder with a manifest.toml"
+    if not package or not package.isprintable():
+        return None, [values.wrong(key, package, "is not a valid path", right, '"./api"')], []
+    at, (owners, variables) = manifest_load.place(path), of_stack
+    try:
+        data = toml.load(at, manifest_load.FILE_NAME, owners)
+        own = prepared(data, at, owners, variables)
+        written = manifest_load.checked(own, at, owners)
+    except ErrorGroup as group:
+        return None, [], group.errors
+    except Error as error:
+        if isinstance(error, InvalidInput):
+            return None, [], [error]
+        reason = f"cannot be used: {error.message}"
+        return None, [values.wrong(key, package, reason, right)], []
+    try:
+        laid = Resolved(_laid_over(own.data, item.name, overrides), [])
+        together = manifest_load.checked(laid, at, owners)
+    except ErrorGroup as group:
+        return None, [_here(at, item.key, overrides, error) for error in group.errors], []
+    together = together._replace(apart=(*written.apart, *together.apart))
+    return Loaded(together, at, os.path.dirname(at)), [], []
+
+
+def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest's data with the stack's overrides applied key by key.
+
+    An array or a volume is replaced completely.
+    """
+    network = {key: value for key, value in overrides.items() if key in NETWORK_KEYS}
+    more = {key: value for key, value in overrides.items() if key in TABLES}
+    laid = laid_over(data, {**more, "network": network, "package": {"name": name}})
+    if network.get("mode", "share") != "share" and "share" not in network:
+        laid["network"].pop("share", None)
+    if isinstance(volumes := more.get("volumes"), dict):
+        laid["volumes"].update(volumes)
+    return laid
+
+
+def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> InvalidInput:
+    """Convert a manifest's error that the stack's overrides cause to the stack's keys."""
+    mine = _key_here(key, overrides, error.key or "")
+    if mine is None:
+        return InvalidInput(f"with {escaped(at)}: {error.detail}", error.hint, key)
+    new = InvalidInput.of(error)
+    new.file, new.key = "", mine
+    old = error.key or ""
+    new.reason = error.reason.replace(old, mine)
+    new.right, hint = (
+        re.sub(r"\bnetwork\.(?=[a-z_])", f"{key}.", text)
+        for text in (error.right.replace(old, mine), error.hint or "")
+    )
+    new.hint = hint or None
+    return new
+
+
+def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str | None:
+    """Return the path of a manifest's key in stack.toml; None if the key is not there."""
+    if manifest_key == "package.name":
+        return f"{key}.name"
+    table, _, path = manifest_key.partition(".")
+    first = re.split(r"[.\[]", path)[0]
+    if table == "network":
+        return f"{key}.{path}" if first in overrides else None
+    override = overrides.get(table)
+    # a quoted name is an unknown one, and the manifest alone has no such name
+    here = not isinstance(override, dict) or first in override or not path or path.startswith('"')
+    return f"{key}.{manifest_key}" if table in overrides and here else None
+
+
+# --- stack inline --------------------------------------------------------------------------------
+
+
+VERSION = "0"
+"""The version of a service in a stack that specifies none."""
+_TABLES = "|".join(Manifest._fields)
+
+
+class Package(NamedTuple):
+    """The keys of a [services.NAME.package]."""
+
+    name: str | None = None
+    version: str = VERSION
+    rootfs: str | None = None
+    folder: str | None = None
+
+
+class Needs(NamedTuple):
+    """The key of a [services.NAME] that a manifest does not have."""
+
+    depends_on: dict[str, Condition] | tuple[str, ...] = ()
+
+
+def inline_tables(services: object) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (key, name, content) of each [services.NAME] that is a table."""
+    for name, table in services.items() if isinstance(services, dict) else ():
+        if isinstance(table, dict):
+            yield values.join("services", name), name, table
+
+
+def checked(
+    path: str, key: str, name: str, table: Mapping[str, Any], owners: Collection[int] | None
+) -> tuple[Loaded | None, list[InvalidInput], list[Error]]:
+    """Check a service in the stack.toml at ``path``.
+
+    Returns (its manifest, errors of the stack.toml, errors of its files of variables). The manifest
+    is None if there is an error. ``key`` is that of the service; ``owners`` as for
+    `stack_file.load`.
+    """
+    errors: list[InvalidInput] = []
+    others: list[Error] = []
+    if "depends_on" in table:
+        errors += validate.walk({"depends_on": table["depends_on"]}, Needs, key)
+    package = table.get("package", {})
+    folder: str | None = None
+    data = {part: value for part, value in table.items() if part != "depends_on"}
+    if isinstance(package, dict):
+        data["package"] = {"version": VERSION, **package, "name": name}
+        data["package"].pop("folder", None)
+        errors += _own_name(package, name, key)
+        folder, wrong = _folder(path, f"{key}.package.folder", package.get("folder"), owners)
+        errors += wrong
+    try:
+        spec = manifest_load.checked(Resolved(data, []), path, owners)
+    except ErrorGroup as group:
+        here = escaped(path)
+        errors += [moved_error(error, key) for error in group.errors if error.file == here]
+        others += [error for error in group.errors if error.file != here]
+    if errors or others:
+        return None, errors, others
+    return Loaded(spec._replace(folder=folder), path, folder or ""), [], []
+
+
+def _own_name(package: Mapping[str, Any], name: str, key: str) -> Iterable[InvalidInput]:
+    if package.get("name", name) != name:
+        reason = "is not the name of its table"
+        yield values.wrong(f"{key}.package.name", package["name"], reason, "leave it out")
+
+
+def _folder(
+    path: str, key: str, folder: object, owners: Collection[int] | None
+) -> tuple[str | None, list[InvalidInput]]:
+    """Return the absolute path of a package's folder ("" for none), and its errors."""
+    right, example = "a folder beside the stack.toml", '"./api"'
+    if folder is None:
+        return "", []
+    if not isinstance(folder, str):
+        return None, list(validate.walk({"folder": folder}, Package, key.rpartition(".")[0]))
+    if not folder or not folder.isprintable():
+        return None, [values.wrong(key, folder, "is not a valid path", right, example)]
+    at = os.path.normpath(os.path.join(os.path.dirname(path), folder))
+    if not os.path.isdir(at):
+        reason = "is not a folder" if os.path.lexists(at) else "does not exist"
+        return None, [values.wrong(key, folder, reason, right, example)]
+    try:
+        if owners is not None:
+            how = changed_by_others(at, owners)
+            toml.require_owner(how and f"the folder {how}", owners)
+    except InvalidInput as error:
+        return None, [InvalidInput(f"{folder}: {error.reason or error.message}", error.hint, key)]
+    return at, []
+
+
+def moved_error(error: Error, key: str, file: str = "") -> InvalidInput:
+    """Convert a manifest's error to the key that it has in the stack, and to ``file``."""
+    new = InvalidInput.of(error)
+    new.file = file
+    # it has no package.name, since its name is that of its table
+    new.key = f"{key}.{error.key}" if error.key not in (None, "", "package.name") else key
+    new.reason, new.right, hint = (
+        re.sub(rf"(?<![\w.])(?=(?:{_TABLES})(?:\.[a-z_]|\]))", f"{key}.", text)
+        for text in (error.reason, error.right, error.hint or "")
+    )
+    new.hint = f"remove {new.key}" if hint == f"remove {error.key}" else hint or None
+    return new
+
+
+# --- stack values --------------------------------------------------------------------------------
+
+
+def resolve(
+    data: dict[str, Any],
+    path: str,
+    owners: Collection[int] | None,
+    tables: Mapping[type, tuple[str, ...]],
+    top: type,
+) -> tuple[Resolved, Outer]:
+    """Substitute the variables of the stack.toml at ``path``.
+
+    Returns (data with absolute paths, function that returns the variables). ``tables`` maps the
+    tables that define the keys of a [[service]] to those keys; ``top`` defines the other keys of
+    the file. .env next to the file is read if a variable is used. Raises Error and InvalidInput if
+    .env cannot be used.
+    """
+
+    folder = os.path.dirname(path)
+    outer = cache(lambda: manifest_variables.variables(folder, owners).values)
+    uses = has_variables(data)
+    own = manifest_variables.variables(folder, owners) if uses else Variables({}, "")
+    services, inline = data.get("service"), data.get("services")
+    more = {name: value for name, value in data.items() if name not in ("service", "services")}
+    whole = manifest_variables.resolve(more, own, {dict: top})
+    errors = list(whole.errors)
+    result = {**data, **whole.data}
+    if isinstance(services, list):
+        items = []
+        for index, written in enumerate(services):
+            key, item = f"service[{index}]", written
+            if isinstance(written, dict):
+                service = with_paths(_service(written, own, tables, key), folder, key)
+                errors, item = errors + service.errors, service.data
+            items.append(item)
+        result["service"] = items
+    if isinstance(inline, dict):
+        whole_ones = {}
+        for name, written in inline.items():
+            key, whole_ones[name] = join("services", name), written
+            if isinstance(written, dict):
+                filled = manifest_variables.resolve(written, own, {dict: Manifest}, key)
+                service = with_paths(filled, folder, key)
+                errors, whole_ones[name] = errors + service.errors, service.data
+        result["services"] = whole_ones
+    return Resolved(result, errors), outer
+
+
+def _service(
+    item: dict[str, Any],
+    variables: Variables,
+    tables: Mapping[type, tuple[str, ...]],
+    key: str,
+) -> Resolved:
+    """Substitute the variables of a [[service]]."""
+    data, errors = dict(item), []
+    for table, names in tables.items():
+        part = {name: item[name] for name in names if name in item}
+        resolved = manifest_variables.resolve(part, variables, {dict: table}, key)
+        data |= resolved.data
+        errors += resolved.errors
+    return Resolved(data, errors)
+
+
+_INSTEAD = {"network": ("network", "networks"), "healthcheck": process_keys.KINDS}
+"""Alternative keys of tables: a key in the stack replaces the other keys of its group in the
+manifest."""
+
+
+def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") -> dict[str, Any]:
+    """Merge the keys of ``laid`` into ``base``, which has the form of ``table``.
+
+    Tables in it are merged key by key.
+    """
+    choice = set(_INSTEAD.get(table, ()))
+    gone = choice - laid.keys() if choice & laid.keys() else set()
+    merged = {key: value for key, value in base.items() if key not in gone}
+    for key, value in laid.items():
+        under = merged.get(key, {})
+        merged[key] = (
+            laid_over(under, value, key)
+            if isinstance(value, dict) and isinstance(under, dict)
+            else value
+        )
+    return merged
+
+
+# --- stack order ---------------------------------------------------------------------------------
+
+
+Condition = Literal["started", "healthy", "completed"]
+
+
+class Item(NamedTuple):
+    """The properties of a stack's service that the checks of other services need."""
+
+    key: str
+    name: str
+    after: dict[str, Condition]
+    listed: bool  # whether depends_on is an array
+
+    def path(self, dependency: str) -> str:
+        """Return the manifest key of a dependency."""
+        base = f"{self.key}.depends_on"
+        return (
+            f"{base}[{list(self.after).index(dependency)}]"
+            if self.listed
+            else values.join(base, dependency)
+        )
+
+
+def item(own: Mapping[str, Any], key: str) -> Item:
+    """Build the item of a service; values of a wrong type are skipped."""
+    needs = own.get("depends_on")
+    after: dict[str, Condition] = {}
+    if isinstance(needs, list):
+        after = {name: "started" for name in needs if isinstance(name, str)}
+    for name, state in needs.items() if isinstance(needs, dict) else ():
+        if state in convert.kind(Condition)[str]:
+            after[name] = state
+    return Item(key, str(own.get("name", "")), after, isinstance(needs, list))
+
+
+def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
+    """Sort names so that each follows its dependencies; unchanged if there is a cycle."""
+    try:
+        return [name for name in graphlib.TopologicalSorter(after).static_order() if name in after]
+    except graphlib.CycleError:
+        return list(after)
+
+
+def dependencies(
+    items: Mapping[str, Item], known: Mapping[str, ServiceSpec]
+) -> Iterable[InvalidInput]:
+    """Yield an error for each invalid dependency.
+
+    Invalid are dependencies on an unknown service, on the health of a service without a
+    healthcheck, on the completion of a service that is not a job, and cycles.
+    """
+    for item in items.values():
+        for name, condition in item.after.items():
+            path = item.path(name)
+            if name not in items:
+                near = validate.nearest(name, list(items))
+                right = f"one of {', '.join(sorted(items))}"
+                example = shown(near) if near else ""
+                yield values.wrong(path, name, "is not a service of the stack", right, example)
+            elif condition == "healthy" and name in known and known[name].healthcheck is None:
+                reason = f"is not possible: {name!r} has no healthcheck"
+                right = f'"started", or add [healthcheck] to the manifest of {name!r}'
+                yield values.wrong(path, condition, reason, right)
+            elif condition == "completed" and name in known and known[name].kind != "job":
+                reason = f"is not possible: {name!r} is not a job"
+                right = f'"started", or service.kind = "job" for {name!r}'
+                yield values.wrong(path, condition, reason, right)
+    cycle = _cycle(
+        {item.name: [name for name in item.after if name in items] for item in items.values()}
+    )
+    if cycle:
+        first = items[min(cycle, key=list(items).index)]
+        reason = f"is a dependency cycle: {' -> '.join(cycle)}"
+        key = f"{first.key}.depends_on"
+        yield values.wrong(key, list(first.after), reason, "remove one of these dependencies")
+
+
+def _cycle(after: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return the services of one cycle; empty if there is none.
+
+    Each is followed by its dependency. The first is repeated at the end.
+    """
+    try:
+        graphlib.TopologicalSorter(after).prepare()
+    except graphlib.CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
+
+
+# --- stack prefix --------------------------------------------------------------------------------
+
+
+def long_name(stack: str, name: str) -> str:
+    """Return the name of a service or network in a stack with a prefix."""
+    short = name.removeprefix("niso-") if name == DEFAULT_NETWORK else name
+    return f"{stack}-{short}"
+
+
+def applies(
+    prefix: bool | None, stack: str, names: Iterable[str], members: Collection[str], taken: bool
+) -> bool:
+    """Return whether the services of a stack have its prefix.
+
+    ``prefix`` is the setting in its file, None without one. Then an existing stack keeps its names;
+    ``members`` are its recorded services, even if its file no longer has them. A new stack has the
+    prefix if ``taken``: another stack has one of its ``names``.
+    """
+    if prefix is not None:
+        return prefix
+    own = list(names)
+    plain = sum(name in members for name in own)
+    long = sum(long_name(stack, name) in members for name in own)
+    if long or plain:
+        return long > plain
+    every_long = all(name.startswith(long_name(stack, "")) for name in members)
+    return taken or (bool(members) and every_long)
+
+
+def prefixed_outline(plain: Outline) -> Outline:
+    """Return the outline of a stack with the prefix applied."""
+    after = {
+        long_name(plain.name, name): tuple(long_name(plain.name, other) for other in others)
+        for name, others in plain.after.items()
+    }
+    return plain._replace(after=after)
+
+
+def stack(plain: Stack) -> Stack:
+    """Return a stack with the prefix applied.
+
+    Raises an ErrorGroup if a name becomes too long, with the keys of the stack's file.
+    """
+    names = {member.name: long_name(plain.name, member.name) for member in plain.members}
+    called = _called(plain, names)
+    declared = dict(plain.networks)
+    specs = [member.loaded.spec for member in plain.members]
+    if any(DEFAULT_NETWORK in spec.networks for spec in specs) and not any(
+        spec.statics(DEFAULT_NETWORK)
+        for spec in specs  # the network's subnet then contains these addresses
+    ):
+        declared.setdefault(DEFAULT_NETWORK, Network())
+    networks = {name: long_name(plain.name, name) for name in (*declared, DEFAULT_NETWORK)}
+    lone = {name for name, count in Counter(_prefixed_names(plain)).items() if count == 1}
+    full = [
+        (
+            member.key if member.overrides is None else f"{member.key}.name",
+            member.name,
+            names[member.name],
+        )
+        for member in plain.members
+    ]
+    full += [(f"networks.{name}", name, networks[name]) for name in declared]
+    errors = [_too_long(plain, *one) for one in full if len(one[2]) > values.MAX_NAME]
+    if errors:
+        raise ErrorGroup([*errors])
+    return plain._replace(
+        prefix=f"{plain.name}-",
+        networks={networks[name]: network for name, network in declared.items()},
+        members=tuple(_member(member, names, called, networks, lone) for member in plain.members),
+    )
+
+
+def _too_long(plain: Stack, key: str, short: str, full: str) -> InvalidInput:
+    reason = f"has {len(full)} characters with the prefix of the stack"
+    error = values.wrong(
+        key, short, reason, f"at most {values.MAX_NAME}, or [stack] prefix = false"
+    )
+    error.file = plain.file
+    return error
+
+
+def _called(plain: Stack, names: Mapping[str, str]) -> dict[str, str]:
+    """Return {name: service} for names by which policies of the stack can refer to its services.
+
+    A hostname or alias that two services have, on different networks, is left out.
+    """
+    holders: dict[str, set[str]] = {}
+    for member in plain.members:
+        for name in member.loaded.spec.names:
+            holders.setdefault(name, set()).add(names[member.name])
+    return {name: full for name, (full, *more) in holders.items() if not more} | dict(names)
+
+
+def _prefixed_names(plain: Stack) -> Iterator[str]:
+    """Yield the names that each service has before the prefix is applied."""
+    for member in plain.members:
+        yield from member.loaded.spec.names
+
+
+def _member(
+    member: Member,
+    names: Mapping[str, str],
+    called: Mapping[str, str],
+    networks: Mapping[str, str],
+    lone: Container[str],
+) -> Member:
+    """Return a member with its prefixed names.
+
+    Its short name becomes its hostname. If it already has another hostname, the short name becomes
+    an alias if ``lone``, but not on a network outside the stack, where a second stack with the same
+    names would clash.
+    """
+    spec = member.loaded.spec
+    own = bool(spec.networks) and all(name in networks for name in spec.networks)
+    short = (spec.name,) if own and spec.name in lone and spec.name != spec.hostname else ()
+    spec = spec._replace(
+        name=names[spec.name],
+        aliases=tuple(dict.fromkeys((*short, *spec.aliases))),
+        share=called.get(spec.share, spec.share) if spec.share else None,
+        networks=tuple(networks.get(name, name) for name in spec.networks),
+        addresses={networks.get(name, name): ip for name, ip in spec.addresses.items()},
+        addresses6={networks.get(name, name): ip for name, ip in spec.addresses6.items()},
+        policy=_policy(spec.policy, {"service": called, "network": networks}),
+    )
+    after = {names.get(name, name): state for name, state in member.after.items()}
+    return member._replace(loaded=member.loaded._replace(spec=spec), after=after)
+
+
+def _policy(policy: Policy, meant: Mapping[str, Mapping[str, str]]) -> Policy:
+    """Return a policy whose names refer to services and networks of the stack first."""
+
+    def moved(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        return tuple(entry._replace(peer=peer(entry.peer)) for entry in entries)
+
+    def peer(written: Peer) -> Peer:
+        return written._replace(name=meant.get(written.kind, {}).get(written.name, written.name))
+
+    allow, egress = policy.allow_from, policy.egress_allow
+    return policy._replace(
+        allow_from=None if allow is None else moved(allow),
+        deny_from=moved(policy.deny_from),
+        egress_allow=None if egress is None else moved(egress),
+        egress_deny=moved(policy.egress_deny),
+    )

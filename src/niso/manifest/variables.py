@@ -1,0 +1,325 @@
+"""${NAME} in values, env files.
+
+Read files of environment variables: ``env_file`` of a service, and ``.env`` next to a manifest.
+
+A line is ``NAME=value``, optionally after ``export``. Blank lines and lines that start with ``#``
+are skipped. Blanks around name and value are removed, and a ``#`` after a blank starts a comment. A
+value in single quotes is literal. In double quotes, a backslash escapes a backslash, a quote and a
+dollar, and before n, r and t it stands for a control character. A line with only a name takes the
+value from the environment, if the variable is set there.
+
+Substitute variables ``${NAME}`` in the values of a TOML file, as Compose does.
+
+``${NAME:-text}`` has a default for a variable that is unset or empty, ``${NAME:?text}`` an error
+message for that case. Without the colon, an empty variable counts as set. ``${NAME:+text}`` is the
+text if the variable is set. ``$${`` is a literal ``${``. Any other ``$`` is literal, so that
+``$NAME`` and ``$$`` remain for a shell.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+
+from niso.base import convert
+from niso.base import text as base_text
+from niso.base.errors import Error, InvalidInput
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.text import escaped
+from niso.manifest import toml
+from niso.manifest import values as manifest_values
+from niso.manifest.values import argument, environment_name, join
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from niso.base.convert import Kind
+
+
+# --- env files -----------------------------------------------------------------------------------
+
+
+NAME = ".env"
+_HINT = "service.env_file is the path of a file with a line NAME=value for each variable"
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "$": "$"}
+
+
+def variables(
+    folder: str, owners: Collection[int] | None = None, outer: Mapping[str, str] | None = None
+) -> Variables:
+    """Return the variables for a file in ``folder``.
+
+    The environment has precedence over ``outer``, and that over .env in ``folder``. Raises Error
+    and InvalidInput if a .env exists that cannot be used.
+    """
+    path = os.path.join(folder, NAME)
+    own: dict[str, str] = {}
+    if os.path.lexists(path):
+        home, real = os.path.realpath(folder), os.path.realpath(path)
+        if not real.startswith(f"{home.rstrip('/')}/"):
+            hint = "put the file there; a link may lead to a file below its folder"
+            raise InvalidInput("is a link out of its folder", hint, file=escaped(path))
+        own = read(real, os.environ, owners, path)
+    environment = {name: value for name, value in os.environ.items() if _is_text(value)}
+    return Variables({**own, **(outer or {}), **environment}, escaped(path))
+
+
+def _is_text(value: str) -> bool:
+    """Return whether a variable's value is UTF-8; in os.environ, other bytes are surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read(
+    path: str,
+    environment: Mapping[str, str],
+    owners: Collection[int] | None = None,
+    shown: str | None = None,
+) -> dict[str, str]:
+    """Read a file of variables. ``environment`` has the values of names without one.
+
+    ``path`` must be absolute, with its links resolved: a link that was added since is not followed.
+    Errors name the line and the file ``shown``, by default ``path``. Raises NotFound, Error and
+    InvalidInput; with ``owners`` also if other users can modify the file
+    (`niso.manifest.toml.load`).
+    """
+    variables: dict[str, str] = {}
+    try:
+        content = toml.content(path, "file of variables", owners, _HINT, links=False)
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise InvalidInput("not UTF-8", "save the file as UTF-8") from None
+        for number, line in enumerate(text.splitlines(), 1):
+            name, value = _line(line, f"line {number}")
+            if name and value is None:
+                value = environment.get(name)
+            if name and value is not None and _is_text(value):
+                variables[name] = value
+    except Error as error:
+        error.file = escaped(shown or path)
+        raise
+    return variables
+
+
+def _line(line: str, where: str) -> tuple[str, str | None]:
+    """Parse a line: return (name, value); the name is "" without a variable.
+
+    Raises InvalidInput.
+    """
+    line = line.strip()
+    if not line or line.startswith("#"):
+        return "", None
+    name, equals, value = line.removeprefix("export ").partition("=")
+    name = name.strip()
+    if not _is_name(name):
+        # the message quotes nothing else of the line, which may contain a password
+        before = name.partition(":")[0].strip()
+        what = f"no = follows {before}" if _is_name(before) else "the name is not valid"
+        raise InvalidInput(f"{where}: {what}", "NAME=value")
+    try:
+        result = _value(value.strip()) if equals else None
+        argument(result or "", "")
+    except InvalidInput as error:
+        reason = error.reason if error.value else error.message
+        raise InvalidInput(f"{where}: {reason}", f"{name}=value") from None
+    return name, result
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return bool(environment_name(text, ""))
+    except InvalidInput:
+        return False
+
+
+def _value(text: str) -> str:
+    """Parse the text after the ``=``. Raises InvalidInput."""
+    quote = text[:1]
+    if quote not in ("'", '"'):
+        for index, character in enumerate(text):
+            if character == "#" and (not index or text[index - 1].isspace()):
+                return text[:index].rstrip()
+        return text
+    result, at = [], 1
+    while at < len(text) and text[at] != quote:
+        if quote == '"' and text[at] == "\\" and at + 1 < len(text):
+            result.append(_ESCAPES.get(text[at + 1], text[at : at + 2]))
+            at += 1
+        else:
+            result.append(text[at])
+        at += 1
+    after = text[at + 1 :].strip()
+    if at >= len(text):
+        raise InvalidInput("a quote is not closed")
+    if after and not after.startswith("#"):
+        raise InvalidInput("text follows the closing quote")
+    return "".join(result)
+
+
+# --- interpolate ---------------------------------------------------------------------------------
+
+
+MAX_DEPTH = 16
+"""The deepest nesting of defaults."""
+_NAME = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_"
+LITERAL = "write $${ for a literal ${"
+
+
+class Variables(NamedTuple):
+    """The variables that a file may use."""
+
+    values: Mapping[str, str]
+    file: str  # the path of the .env file in which users can set the variables
+
+
+def has_variables(value: object) -> bool:
+    """Return whether any string in TOML data contains ``${``."""
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, str) and "${" in one:
+            return True
+        if isinstance(one, dict | list):
+            todo += one.values() if isinstance(one, dict) else one
+    return False
+
+
+class _Wrong(Exception):
+    """A value cannot be resolved: ``reason`` says why, ``right`` what would be valid."""
+
+    def __init__(self, reason: str, right: str) -> None:
+        self.reason, self.right = reason, right
+
+
+class Resolved(NamedTuple):
+    """The data of a file with its variables substituted, and an error for each failed substitution.
+
+    A value with an error stays as written.
+    """
+
+    data: dict[str, Any]
+    errors: list[InvalidInput]
+
+    def fresh(self, others: list[InvalidInput]) -> list[InvalidInput]:
+        """Return all errors, with those of ``others`` that are not about an unresolved value."""
+        unresolved = {error.key for error in self.errors}
+        return [*self.errors, *(error for error in others if error.key not in unresolved)]
+
+
+def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = "") -> Resolved:
+    """Substitute the variables in all strings of ``data``, but not in keys.
+
+    ``kinds`` has the types of the keys: where a number or boolean is expected, the text is
+    converted.
+    """
+    errors: list[InvalidInput] = []
+
+    def walk(value: Any, may_be: Kind, path: str) -> Any:
+
+        inside: Any = may_be.get(type(value))
+        if isinstance(value, str):
+            if "${" not in value:
+                return value
+            try:
+                return _typed(text(value, variables), may_be)
+            except _Wrong as wrong:
+                errors.append(manifest_values.wrong(path, value, wrong.reason, wrong.right))
+                return value
+        if isinstance(value, list):
+            return [walk(item, inside or {}, f"{path}[{i}]") for i, item in enumerate(value)]
+        # keys nested deeper than the known ones have no type
+        if isinstance(value, dict) and may_be:
+            known = convert.fields(inside) if convert.is_table(inside) else {}
+            other = inside if isinstance(inside, dict) else {}
+            return {
+                name: walk(item, known.get(name, other), join(path, name))
+                for name, item in value.items()
+            }
+        return value
+
+    return Resolved(walk(data, kinds, key), errors)
+
+
+def _typed(text: str, may_be: Kind) -> object:
+    """Convert a text to the number or boolean that ``may_be`` allows; else return it unchanged."""
+    if str not in may_be and bool in may_be and text in ("true", "false"):
+        return text == "true"
+    plain = text.removeprefix("-")
+    if (
+        str not in may_be
+        and int in may_be
+        and plain.isascii()
+        and plain.isdigit()
+        and len(plain) < 20
+    ):
+        return int(text)
+    return text
+
+
+def text(written: str, variables: Variables, depth: int = 0) -> str:
+    """Substitute the variables of a text. Raises _Wrong."""
+    if depth > MAX_DEPTH:
+        raise _Wrong("is nested too deeply", f"at most {MAX_DEPTH} defaults in each other")
+    parts: list[str] = []
+    while True:
+        before, opens, after = written.partition("${")
+        if not opens:
+            return "".join((*parts, before))
+        if before.endswith("$"):  # $${
+            parts.append(f"{before}{{")
+            written = after
+            continue
+        inside, written = _closed(after)
+        parts += (before, _substituted(inside, variables, depth))
+
+
+def _closed(after: str) -> tuple[str, str]:
+    """Split the text after a ``${`` at the matching closing brace. Raises _Wrong."""
+    open_, at = 1, 0
+    while at < len(after):
+        if after.startswith("${", at):
+            open_, at = open_ + 1, at + 2
+            continue
+        if after[at] == "}":
+            open_ -= 1
+            if not open_:
+                return after[:at], after[at + 1 :]
+        at += 1
+    raise _Wrong("has a ${ that is not closed", LITERAL)
+
+
+def _substituted(inside: str, variables: Variables, depth: int) -> str:
+    """Return the value of ``${inside}``. Raises _Wrong."""
+    end = next(
+        (i for i, c in enumerate(inside) if not (c.isascii() and (c.isalnum() or c == "_"))),
+        len(inside),
+    )
+    name, operation = inside[:end], inside[end:]
+    colon = operation.startswith(":")
+    sign, other = operation[colon : colon + 1], operation[colon + 1 :]
+    if not name.isidentifier() or (operation and sign not in {"-", "?", "+"}):
+        shown = base_text.shown(f"${{{inside}}}")
+        raise _Wrong(f"has {shown}, which is not a variable", f"${{NAME}}; {LITERAL}")
+    value = variables.values.get(name)
+    is_set = bool(value) if colon else value is not None
+    if sign == "+":
+        return text(other, variables, depth + 1) if is_set else ""
+    if is_set:
+        return str(value)
+    if sign == "-":
+        return text(other, variables, depth + 1)
+    if sign == "?":
+        message = text(other, variables, depth + 1)
+        shown = f": {escaped(message)}" if message else ""
+        raise _Wrong(f"needs the variable {name}{shown}", f"set it in {variables.file}")
+    if value == "":
+        return ""
+    raise _Wrong(
+        f"needs the variable {name}, which is not set",
+        f"set it in {variables.file} or in the environment, which sudo does not pass on; "
+        f"or write ${{{name}:-default}}",
+    )

@@ -1,0 +1,234 @@
+"""Decide which addresses an outside name has, from the answers of DNS. Pure; no clock.
+
+An address is in one of three states:
+
+- ``NOW``: the latest answer has it. The rules and the service's hosts file contain it.
+- ``FORMER``: the latest answer no longer has it. The rules still allow it, since a program may have
+  looked it up just before.
+- ``PAST``: it only tells to which name an open connection was made.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from niso.base.named_tuples import NamedTuple
+from niso.base.names import family_of
+
+NOW, FORMER, PAST = "now", "former", "past"
+
+LEAST_TTL_S, MOST_TTL_S = 60.0, 86_400.0
+"""Bounds of a TTL. A shorter one would only make a name due before the timer's next run."""
+GRACE_S = 60.0
+"""How long the rules still allow an address that is missing in a later answer, at least."""
+RETRY_S = 30.0
+"""When a name without an address, or without an answer, is resolved again."""
+STALE_S = 86_400.0
+"""How long the last answer is used after its TTL if no name server answers (RFC 8767, 5)."""
+PAST_S = 7 * 86_400.0
+"""How long the name of a PAST address is kept: as long as the rules record flows."""
+MOST = 32
+"""The most addresses of a family in use, and the most FORMER and PAST addresses."""
+
+_NOWHERE = tuple(map(ipaddress.ip_network, ("0.0.0.0/8", "255.255.255.255/32", "::/96")))
+"""The last are the IPv4-compatible addresses, which are deprecated (RFC 4291, 2.5.5.1)."""
+
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+METADATA = ("169.254.169.254", "fd00:ec2::254")
+"""The addresses at which a machine in a cloud asks for its metadata, often with credentials."""
+
+
+class Known(NamedTuple):
+    """An address of an outside name.
+
+    ``until`` is the end of its TTL (NOW), the time when it leaves the rules (FORMER), or the time
+    since when it is PAST.
+    """
+
+    address: str
+    state: str
+    until: float
+
+
+class Outside(NamedTuple):
+    """The recorded DNS answers for an outside name. Times are in seconds since 1970."""
+
+    name: str
+    asked_at: float = 0.0
+    due_at: float = 0.0  # when the name should be resolved again
+    problem: str = ""  # the problem of the last query; "" for none
+    settled: bool = True  # the kernel has these addresses
+    addresses: tuple[Known, ...] = ()  # sorted
+
+    def in_state(self, *states: str) -> tuple[str, ...]:
+        """Return the addresses in these states, ordered by state."""
+        return tuple(
+            known.address for state in states for known in self.addresses if known.state == state
+        )
+
+    def is_due(self, bars: Bars, now: float) -> bool:
+        """Return whether the name should be resolved again.
+
+        That is also the case if the clock went back, or if a recorded address is now refused by
+        ``bars``.
+        """
+        barred = any(bars.reason(address) for address in self.in_state(NOW, FORMER))
+        return barred or not self.asked_at <= now < self.due_at
+
+
+class Heard(NamedTuple):
+    """The DNS answer for one family. ``silent``: no server answered; ``problem`` says why."""
+
+    family: int
+    addresses: tuple[str, ...] = ()
+    ttl_s: float = 0.0
+    problem: str = ""
+    silent: bool = False
+
+
+def after(before: Outside, heard: Iterable[Heard], bars: Bars, now: float) -> Outside:
+    """Return the new record of a name after its queries, at time ``now``."""
+    result: list[Known] = []
+    problems: list[str] = []
+    due = []
+    for answer in heard:
+        known = [entry for entry in before.addresses if family_of(entry.address) == answer.family]
+        allowed = []
+        for address in dict.fromkeys(answer.addresses):
+            if reason := bars.reason(address):
+                problems.append(f"{address} is refused: {reason}")
+            else:
+                allowed.append(address)
+        if len(allowed) > MOST:
+            problems.append(f"of {len(allowed)} IPv{answer.family} addresses, {MOST} are used")
+        if answer.problem and answer.problem not in problems:
+            problems.append(answer.problem)
+        ttl_s = min(max(answer.ttl_s, LEAST_TTL_S), MOST_TTL_S)
+        due.append(now + (ttl_s if allowed else RETRY_S))
+        until = now + ttl_s
+        result += _family(known, None if answer.silent else allowed, until, bars, now)
+    in_use = [known for known in result if known.state == NOW]
+    if in_use and not any(answer.silent for answer in heard):
+        # a name with addresses of one family alone is not a problem
+        problems = [text for text in problems if text not in {a.problem for a in heard}]
+        due = [known.until for known in in_use]
+    due += [known.until for known in result if known.state == FORMER]
+    return Outside(
+        before.name,
+        now,
+        min(due, default=now + RETRY_S),
+        "; ".join(problems),
+        False,
+        tuple(sorted(result, key=lambda known: _order(known.address))),
+    )
+
+
+def barred(before: Outside, bars: Bars, now: float) -> Outside:
+    """Return the record of a name without addresses that are refused since it was resolved."""
+    in_use = before.in_state(NOW, FORMER)
+    gone = {address: reason for address in in_use if (reason := bars.reason(address))}
+    if not gone:
+        return before
+    known = (
+        Known(entry.address, PAST, now) if entry.address in gone else entry
+        for entry in before.addresses
+    )
+    refused = (f"{address} is refused: {reason}" for address, reason in gone.items())
+    problem = "; ".join([*refused, *([before.problem] if before.problem else [])])
+    return before._replace(due_at=now, problem=problem, settled=False, addresses=tuple(known))
+
+
+def _family(
+    known: list[Known], answer: list[str] | None, until: float, bars: Bars, now: float
+) -> list[Known]:
+    """Return the addresses of one family; ``answer`` is None if there was no answer."""
+    used: dict[str, Known] = {}
+    if answer is not None:
+        had = {entry.address for entry in known if entry.state == NOW}
+        # addresses in use stay in use, so that a changing subset of many addresses changes little
+        chosen = sorted(answer, key=lambda address: (address not in had, _order(address)))[:MOST]
+        used = {address: Known(address, NOW, until) for address in chosen}
+    former, past = [], []
+    for entry in known:
+        if entry.address in used:
+            continue
+        # a later end was computed while the clock was ahead
+        state, end = entry.state, min(entry.until, now + MOST_TTL_S)
+        if state == NOW and answer is not None:
+            state, end = FORMER, max(end, now + GRACE_S)
+        elif (state == NOW and now >= end + STALE_S) or (state == FORMER and now >= end):
+            state, end = PAST, now
+        if state != PAST and bars.reason(entry.address):
+            state, end = PAST, now
+        if state == NOW:
+            used[entry.address] = entry._replace(until=end)
+        elif state == FORMER:
+            former.append(Known(entry.address, FORMER, end))
+        elif now - end < PAST_S:
+            past.append(Known(entry.address, PAST, end))
+    former.sort(key=lambda one: -one.until)
+    past += [Known(one.address, PAST, now) for one in former[MOST:]]
+    past.sort(key=lambda one: -one.until)
+    return [*used.values(), *former[:MOST], *past[:MOST]]
+
+
+def _order(address: str) -> tuple[int, int]:
+    return family_of(address), int(ipaddress.ip_address(address))
+
+
+class Bars:
+    """The addresses that an outside name may never have, whatever DNS answers (DNS rebinding)."""
+
+    def __init__(
+        self, host: Iterable[str], prefixes: Iterable[str], bridges: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        """Take the host's own addresses, with prefix lengths, and the prefixes of niso's networks.
+
+        ``bridges`` are (prefix, link) of the bridges of container engines.
+        """
+        self._host: set[str] = set()
+        self._broadcasts: set[str] = set()
+        for text in host:
+            address, _, length = text.partition("/")
+            self._host.add(address)
+            if ":" not in address and int(length or 32) < 31:
+                # the first address of a subnet was one of BSD (RFC 1122, 3.3.6), and is of no host
+                network = ipaddress.ip_interface(text).network
+                self._broadcasts |= {str(network[0]), str(network[-1])}
+        self._prefixes = [ipaddress.ip_network(prefix) for prefix in prefixes]
+        self._bridges = [(ipaddress.ip_network(prefix), link) for prefix, link in bridges]
+
+    def reason(self, address: str) -> str:
+        """Return why an address is refused; "" if it is not."""
+        number = ipaddress.ip_address(address)
+        if isinstance(number, ipaddress.IPv6Address):
+            if number.ipv4_mapped:
+                return "it is IPv4-mapped"
+            # a translator or relay leads to the IPv4 address in it (RFC 6052, RFC 3056)
+            inner = number.sixtofour
+            if number in _NAT64:
+                inner = ipaddress.IPv4Address(int(number) & 0xFFFFFFFF)
+            if inner is not None and (reason := self.reason(str(inner))):
+                return f"it stands for {inner}: {reason}"
+        if address in METADATA:
+            return "it is the metadata service of a cloud"
+        if number.is_loopback:
+            return "it is a loopback address"
+        if number.is_link_local:
+            return "it is a link-local address"
+        if number.is_multicast:
+            return "it is a multicast address"
+        if number.is_unspecified or any(number in prefix for prefix in _NOWHERE):
+            return "it is not the address of a machine"
+        if address in self._host:
+            return "it is the host's own address"
+        if address in self._broadcasts:
+            return "it is a broadcast address of a link of the host"
+        if any(number in prefix for prefix in self._prefixes):
+            return "it is in a network of niso"
+        for prefix, link in self._bridges:
+            if number in prefix:
+                return f"it is on {link}, the bridge of a container engine"
+        return ""

@@ -1,0 +1,284 @@
+"""Compute the nftables elements of services and networks. Pure.
+
+kernel/ruleset.py says what each set and map is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from niso.base.names import family_of, number, prefix
+from niso.kernel.nft_elements import Element
+from niso.kernel.policy_rules import WATCHED
+from niso.kernel.ruleset import ARP, ASKERS, BRIDGE, FLOWS, FRAGMENTS, INET, limit
+from niso.plan.records import LIMITS, Limits, Port, Subnet
+
+
+def _quoted(ifname: str) -> str:
+    return f'"{ifname}"'
+
+
+def closed(family: int) -> Element:
+    """Return the element that stops forwarding a family for everything but niso's bridges."""
+    return Element(INET, "closed", f"ipv{family}", "", "")
+
+
+_QUOTABLE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:@-")
+_SHORT = {"force_forwarding": "force"}  # an interface name has at most 15 characters
+
+
+def before(sysctl: str, value: str) -> list[Element]:
+    """Return the element that records the value of a host sysctl before niso changed it.
+
+    No rule reads the element: it allows a clean-up without a store. Returns an empty list if nft's
+    syntax cannot express the link's name; then only the store has the value.
+    """
+    match sysctl.split("/"):
+        case ["net", "ipv4", "ip_forward" as what]:
+            link = "all"
+        case ["net", "ipv6", "conf", link, what] if len(link) <= 15:
+            pass
+        case _:
+            return []
+    if not (link and what and _QUOTABLE.issuperset(link + what)):
+        return []
+    if not (value.isascii() and value.isdigit() and len(value) < 10):
+        return []
+    key = " . ".join(map(_quoted, (link, _SHORT.get(what, what), value)))
+    return [Element(INET, "before", key, "", "")]
+
+
+def sysctl_before(element: str) -> tuple[str, str]:
+    """Return the (sysctl, value) that an element of `before` records."""
+    link, what, value = (part.strip('"') for part in element.split(" . "))
+    if what == "ip_forward":
+        return "net/ipv4/ip_forward", value
+    long = {short: name for name, short in _SHORT.items()}.get(what, what)
+    return f"net/ipv6/conf/{link}/{long}", value
+
+
+def network(
+    name: str,
+    bridge: str,
+    mac: str,
+    subnets: Iterable[Subnet],
+    internal: bool = False,
+    observe: bool = True,
+) -> list[Element]:
+    """Return the elements of a network; ``mac`` is its bridge's."""
+    quoted = _quoted(bridge)
+    elements = [
+        Element(INET, "bridges", quoted, "", name),
+        Element(INET, "same_bridge", f"{quoted} . {quoted}", "", name),
+    ]
+    if internal:
+        elements.append(Element(INET, "internal", quoted, "", name))
+    if observe:
+        elements.append(Element(INET, WATCHED, quoted, "", name))
+    elements.append(Element(BRIDGE, "host_macs", mac, "", name))
+    for subnet in subnets:
+        family = subnet.family
+        for table in (INET, BRIDGE):
+            elements.append(Element(table, f"subnets{family}", subnet.cidr, "", name))
+        elements.append(Element(BRIDGE, f"own{family}", f"{mac} . {subnet.cidr}", "", name))
+        elements.append(Element(BRIDGE, f"gateways{family}", subnet.gateway, "", name))
+        if family == 4:
+            whole = prefix(subnet.cidr)
+            broadcast = whole.at(whole.num_addresses - 1)
+            elements.append(Element(BRIDGE, "broadcasts", broadcast, "", name))
+    return elements
+
+
+def wire(port: int) -> Element:
+    """Return the element by which packets for VXLAN devices are checked: one for all networks."""
+    return Element(INET, "wire", str(port), "", "")
+
+
+def sealed(port: int) -> Element:
+    """Return the element that allows packets for VXLAN devices only through the tunnel."""
+    return Element(INET, "sealed", str(port), "", "")
+
+
+def tunnel(link: str) -> Element:
+    """Return the element that allows only VXLAN packets to arrive through the tunnel."""
+    return Element(INET, "ports", _quoted(link), "", "")
+
+
+def spans(network: str, vxlan: str) -> list[Element]:
+    """Return the elements of a network's VXLAN device."""
+    name = _quoted(vxlan)
+    return [
+        Element(INET, "ports", name, "", network),
+        Element(BRIDGE, "ports", name, "", network),
+        Element(INET, "vxlans", name, "", network),
+    ]
+
+
+def here(service: str, vni: int, mac: str) -> Element:
+    """Return the element that lets other hosts send to a service on this host."""
+    return Element(INET, "here", f"{vni} . {_number(mac)}", "", service)
+
+
+def claim(
+    service: str, host: str, vni: int, vxlan: str, mac: str, addresses: Iterable[str]
+) -> list[Element]:
+    """Return the elements for a service of another host: only that host may send as the service."""
+    elements: list[Element] = []
+    outer = family_of(host)
+    for address in addresses:
+        family = family_of(address)
+        elements += _source(service, vxlan, mac, address)
+        key = f"{host} . {vni} . {_number(mac)} . {_address(address)}"
+        elements.append(Element(INET, f"vx{outer}{family}", key, "", service))
+    return elements
+
+
+def _number(mac: str) -> int:
+    return int(mac.replace(":", ""), 16) if mac else 0
+
+
+def _address(address: str) -> str:
+    """Return an address in the form that nft uses for packet bytes without a type."""
+    return str(number(address)) if family_of(address) == 4 else hex(number(address))
+
+
+def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
+    """Return the elements with the source address allowed at a bridge port or VXLAN device."""
+    port, family = _quoted(link), family_of(address)
+    elements = [
+        Element(BRIDGE, f"sources{family}", f"{port} . {mac} . {address}", "", service),
+        Element(BRIDGE, f"quoted{family}", f"{port} . {_address(address)}", "", service),
+    ]
+    if family == 6:
+        elements.append(Element(BRIDGE, "links", f"{port} . {_number(mac)}", "", service))
+    return elements
+
+
+def receivers(service: str, bridge_mac: str, mac: str, addresses: Iterable[str]) -> list[Element]:
+    """Return the elements that replace the gateway's MAC by the service's in packets to it."""
+    return [
+        Element(BRIDGE, f"receivers{family_of(address)}", f"{bridge_mac} . {address}", mac, service)
+        for address in addresses
+    ]
+
+
+def endpoint(
+    service: str,
+    host_end: str,
+    mac: str,
+    addresses: Iterable[str],
+    limits: Limits = LIMITS,
+    observe: bool = True,
+) -> list[Element]:
+    """Return the elements of a service's bridge port: its MAC, its source addresses, its limits.
+
+    ``observe`` is the setting of its network.
+    """
+    port = _quoted(host_end)
+    elements = [
+        Element(INET, "ports", port, "", service),
+        Element(BRIDGE, "ports", port, "", service),
+    ]
+    if observe:
+        elements.append(Element(BRIDGE, WATCHED, port, "", service))
+    for address in addresses:
+        family = family_of(address)
+        elements += _source(service, host_end, mac, address)
+        if limits.new_flows:
+            new = limit(FLOWS, limits.new_flows)
+            elements.append(Element(INET, f"{FLOWS}{family}", address, new, service))
+        if limits.neighbours:
+            asks = limit(ASKERS, limits.neighbours)
+            elements.append(Element(INET, f"{ASKERS}{family}", address, asks, service))
+    if limits.fragments:
+        some = limit(FRAGMENTS, limits.fragments)
+        elements.append(Element(BRIDGE, FRAGMENTS, port, some, service))
+    if limits.arp:
+        elements.append(Element(BRIDGE, ARP, port, limit(ARP, limits.arp), service))
+    return elements
+
+
+def published(service: str, port: Port, addresses: Iterable[str]) -> list[Element]:
+    """Return the elements of one published port or range.
+
+    There is one for each family that the host address and the service's ``addresses`` share. A
+    range is one element if its host and container ports are equal, else one per port.
+    """
+    elements = []
+    single = not port.is_wide
+    where, start = ("addr", f"{port.host_ip} . {port.proto}") if single else ("any", port.proto)
+    for address in addresses:
+        family = family_of(address)
+        if family not in port.families:
+            continue
+        elements += _kept(service, port, f"{where}{family}", start)
+        if port.count > 1 and port.host_port == port.container_port:
+            key = f"{start} . {port.host_port}-{port.last}"
+            elements.append(Element(INET, f"range_{where}{family}", key, address, service))
+            continue
+        elements += [
+            Element(
+                INET,
+                f"publish_{where}{family}",
+                f"{start} . {port.host_port + n}",
+                f"{address} . {port.container_port + n}",
+                service,
+            )
+            for n in range(port.count)
+        ]
+    return elements
+
+
+def _kept(service: str, port: Port, where: str, start: str) -> list[Element]:
+    """Return the element that reserves the host ports of a published port.
+
+    Masquerading gives none of them to a flow of a service or of the host.
+    """
+    if port.count > 1:
+        key = f"{start} . {port.host_port}-{port.last}"
+        return [Element(INET, f"kept_range_{where}", key, "", service)]
+    return [Element(INET, f"kept_{where}", f"{start} . {port.host_port}", "", service)]
+
+
+def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]) -> list[Element]:
+    """Return the elements that send clients on another network of the service to its address there.
+
+    At its address on the network of its default route, its replies would not go back through the
+    host: they would leave by the link that the client is on.
+    """
+    if port.host_ip.startswith("127."):
+        return []
+    single = not port.is_wide
+    start = (
+        f"{_quoted(bridge)} . {port.host_ip} . {port.proto}"
+        if single
+        else f"{_quoted(bridge)} . {port.proto}"
+    )
+    return [
+        Element(
+            INET,
+            f"local_{'addr' if single else 'any'}{6 if ':' in address else 4}",
+            f"{start} . {port.host_port + n}",
+            f"{address} . {port.container_port + n}",
+            service,
+        )
+        for address in addresses
+        if family_of(address) in port.families
+        for n in range(port.count)
+    ]
+
+
+def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
+    """Return the elements that translate the source when a service reaches its own published port.
+
+    The service must not receive packets with its own address as source, so the source becomes its
+    gateway's. ``own`` has (address, gateway) for each of its addresses.
+    """
+
+    pairs = list(own)
+    return [
+        Element(INET, f"hairpin{6 if ':' in to else 4}", f"{source} . {to}", gateway, service)
+        for to, gateway in pairs
+        for source, _ in pairs
+        if family_of(source) == family_of(to)
+    ]

@@ -1,0 +1,661 @@
+"""Translate policies to elements of static maps; the kernel needs nothing else for a policy.
+
+One direction of a service's policy is a function from (peer, protocol, port) to a verdict. It is
+split into parts, each of which is one map lookup. A part is looked up only if no earlier part has
+an answer:
+
+    port         own address, peer, protocol, port     a listed peer, by its address
+    ports        own address, peer, protocol, ports
+    peer         own address, peer                     everything else of this peer
+    class        own address, prefix                   no verdict, but the class of the prefix
+    class_ports  own address, class, protocol, ports   a peer in a listed prefix or network
+    class_all    own address, class
+    any_port     own address, protocol, port           any other peer
+    any_ports    own address, protocol, ports
+    class_rest   own address, class
+    rest         own address
+
+All prefixes with the same decisions are one class, so the elements are not the product of prefixes
+and ports. ``class_all`` has the decision on all other ports of a class. Where far fewer elements
+are needed without ``class_all``, a class falls through to the entries for everybody, and
+``class_rest`` decides on ports that these do not name.
+
+The precedence of deny over allow, and overlapping entries, are resolved here: no two elements of a
+part match the same packet. The element of a peer covers all entries that match this peer, also
+those of prefixes that contain it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ipaddress
+import itertools
+from collections.abc import Iterable, Iterator
+
+from niso.base.named_tuples import NamedTuple
+from niso.base.names import family_of
+from niso.kernel import policy_rules
+from niso.kernel.nft_elements import Element
+from niso.kernel.policy_rules import CLASS, FIRST_CLASS, POLICY_PARTS, REFUSE
+from niso.kernel.ruleset import INET
+from niso.plan.records import Entry, Member, Peer, Policed, Policy
+
+ALL_PORTS = (0, 65535)
+PORTED = ("tcp", "udp", "sctp")
+PASSES = "return"
+
+_WORTH = 16
+"""A peer or class falls through to wider parts, for more lookups, if that saves more elements."""
+_MOST_WORK = 100_000
+"""In `cost`, of an entry and an address or prefix that it is about, for one direction."""
+_MOST_PAIRS = 1000
+"""Of a single address in the manifest and a port for everybody; above, addresses get classes."""
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Decision(NamedTuple):
+    """The verdict of a policy. ``key`` is the manifest line that decides, "" if none does."""
+
+    passes: bool
+    key: str
+
+
+class _Ports(NamedTuple):
+    """The ports of one protocol, from ``first`` to ``last``."""
+
+    proto: str
+    first: int
+    last: int
+    decision: Decision
+
+    @property
+    def text(self) -> str:
+        """Return the end of an element's key."""
+        number = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+        return f"{self.proto} . {number}"
+
+
+class _Direction(NamedTuple):
+    """One direction of one policy, for one address of its service."""
+
+    service: str
+    ingress: bool
+    own: str
+    deny: tuple[Entry, ...]
+    allow: tuple[Entry, ...] | None
+    denied: frozenset[str]  # the keys of ``deny``
+    log: bool
+    audit: bool
+
+    @property
+    def family(self) -> int:
+        return family_of(self.own)
+
+    @property
+    def free(self) -> Decision:
+        """Return the decision for a peer that no entry matches."""
+        if self.allow is None:
+            return Decision(True, "")
+        return Decision(
+            False, "network.policy.allow_from" if self.ingress else "network.policy.egress.allow"
+        )
+
+    def element(self, part: str, key: str, decision: Decision) -> Element:
+        verdict = (
+            PASSES
+            if decision.passes
+            else f"goto {policy_rules.chain(self.ingress, self.log)}"
+            if self.audit
+            else f"goto log_{_word(self.ingress)}"
+            if self.log
+            else f"goto {REFUSE}"
+        )
+        return Element(
+            INET,
+            container(self.ingress, self.family, part),
+            key,
+            verdict,
+            f"{self.service} {decision.key}".rstrip(),
+        )
+
+
+def container(ingress: bool, family: int, part: str) -> str:
+    """Return the name of the map of a part of one direction: ``in4_port``, ``out6_rest``."""
+    return f"{_word(ingress)}{family}_{part}"
+
+
+def _word(ingress: bool) -> str:
+    return "in" if ingress else "out"
+
+
+def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
+    """Return the elements of one service's policy.
+
+    With ``policed.only``, return those that depend on the peers with these addresses.
+    """
+    meaning = _Meaning(members)
+    result: list[Element] = []
+    for own in policed.addresses:
+        family = family_of(own)
+        if policed.only is None:
+            result += [
+                Element(INET, f"no_start_{way}{family}", own, "", policed.service)
+                for way in ("in", "out")
+            ]
+            result += _audit(policed, own)
+        for direction in _directions(policed, own):
+            if policed.only is None:
+                result.append(
+                    Element(
+                        INET,
+                        f"{'in' if direction.ingress else 'e'}gress{family}",
+                        own,
+                        "",
+                        policed.service,
+                    )
+                )
+            result += _elements(direction, policed, meaning)
+    return result
+
+
+def cost(policy: Policy, most: int) -> int:
+    """Return about how many elements a policy needs for addresses of both families.
+
+    That is with an address for each name. Anything above ``most`` stands for more, and for a policy
+    that would take long to plan.
+    """
+    names = sorted({e.peer.name for e in policy.entries() if e.peer.kind == "service"})
+    members = [
+        Member("service", name, (f"127.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}", f"::1:{n:x}"))
+        for n, name in enumerate(names)
+    ]
+    count, meaning = 0, _Meaning(members)
+    try:
+        for own in ("127.255.255.255", "::1"):
+            policed = Policed("", (own,), policy)
+            for direction in _directions(policed, own):
+                for _ in _elements(direction, policed, meaning, _MOST_WORK):
+                    count += 1
+                    if count > most:
+                        return count
+    except _TooMuch:
+        return most + 1
+    return count
+
+
+def _audit(policed: Policed, own: str) -> list[Element]:
+    """Return the elements that let pass what a policy in audit denies. The time is not checked."""
+    audit = policed.policy.audit
+    if audit is None or not audit.since:
+        return []
+    text = policy_rules.comment(policed.service, audit.since, audit.until)
+    names = (f"audit_{way}{family_of(own)}" for way in ("in", "out"))
+    return [Element(INET, name, own, "", text) for name in names]
+
+
+def decides(
+    policed: Policed,
+    members: Iterable[Member],
+    ingress: bool,
+    own: str,
+    peer: str,
+    proto: str,
+    port: int | None,
+) -> Element | None:
+    """Return the element that decides on a packet between ``own`` and ``peer``; None if none does.
+
+    ``own`` is an address of the service. ``proto`` is a protocol as in an Entry, or any other name.
+    """
+    found = looked_up(policed, members, ingress, own, peer, proto, port)
+    return found[-1] if found else None
+
+
+def looked_up(
+    policed: Policed,
+    members: Iterable[Member],
+    ingress: bool,
+    own: str,
+    peer: str,
+    proto: str,
+    port: int | None,
+) -> list[Element]:
+    """Return the elements that a packet finds: its peer's class, and the one of `decides`."""
+    by_part: dict[str, list[Element]] = {}
+    for element in elements(policed._replace(only=None), members):
+        by_part.setdefault(element.container, []).append(element)
+    family = family_of(own)
+    number, its_class, found = ipaddress.ip_address(peer), "", list[Element]()
+    for part in POLICY_PARTS:
+        for element in by_part.get(container(ingress, family, part), ()):
+            if _holds(part, element.element, own, number, its_class, proto, port):
+                found.append(element)
+                if part != CLASS:
+                    return found
+                its_class = element.value
+    return found
+
+
+def _holds(
+    part: str, key: str, own: str, peer: _Address, its_class: str, proto: str, port: int | None
+) -> bool:
+    fields = key.split(" . ")
+    if fields.pop(0) != own:
+        return False
+    if part.startswith("class_"):
+        if fields.pop(0) != its_class:
+            return False
+    elif part in ("port", "ports", "peer", CLASS):
+        first, last = _ends(fields.pop(0))
+        if not first <= int(peer) <= last:
+            return False
+    if fields:
+        if fields[0] != ("ipv6-icmp" if proto == "icmp" and peer.version == 6 else proto):
+            return False
+        low, _, high = fields[1].partition("-")
+        # a protocol without ports has other bytes at the place of the port, so all must lead to one
+        # verdict
+        return int(low) <= (port or 0) <= int(high or low)
+    return True
+
+
+def _ends(text: str) -> tuple[int, int]:
+    if "/" in text:
+        network = ipaddress.ip_network(text)
+        return int(network[0]), int(network[-1])
+    low, _, high = text.partition("-")
+    return int(ipaddress.ip_address(low)), int(ipaddress.ip_address(high or low))
+
+
+def _directions(policed: Policed, own: str) -> list[_Direction]:
+    """Return the directions for which a policy has entries."""
+    policy: Policy = policed.policy
+    sides = (
+        (True, policy.deny_from, policy.allow_from),
+        (False, policy.egress_deny, policy.egress_allow),
+    )
+    both = [
+        _Direction(
+            policed.service,
+            ingress,
+            own,
+            deny,
+            allow,
+            frozenset(entry.key for entry in deny),
+            policy.log,
+            policy.audit is not None,
+        )
+        for ingress, deny, allow in sides
+    ]
+    return [direction for direction in both if direction.deny or direction.allow is not None]
+
+
+class _Meaning:
+    """The addresses that the names in policies stand for now."""
+
+    def __init__(self, members: Iterable[Member]) -> None:
+        self.addresses: dict[str, tuple[str, ...]] = {}
+        self.outside: dict[str, tuple[str, ...]] = {}  # name -> its addresses
+        self.networks: dict[str, Member] = {}
+        self.peers: dict[str, set[Peer]] = {}  # address -> those that it is by name
+        for member in members:
+            if member.kind == "network":
+                self.networks[member.name] = member
+                continue
+            named = self.outside if member.kind == "outside" else self.addresses
+            named[member.name] = member.values
+            for value in member.values:
+                self.peers.setdefault(value, set()).add(Peer(member.kind, member.name))
+
+
+class _TooMuch(Exception):
+    """Raised instead of work that nobody should wait for."""
+
+
+class _Entries:
+    """The entries of one direction, by what they are about. Numbers are places in ``all``.
+
+    Raises `_TooMuch` if there are more than ``most`` pairs of an entry and what it is about.
+    """
+
+    def __init__(self, direction: _Direction, meaning: _Meaning, most: int | None = None) -> None:
+        self.direction = direction
+        self.meaning = meaning
+        self._left = most
+        self.all = (*direction.deny, *(direction.allow or ()))
+        self.of_peer: dict[Peer, list[int]] = {}
+        for number, entry in enumerate(self.all):
+            self.of_peer.setdefault(entry.peer, []).append(number)
+        self.everybody: list[int] = []
+        self.singles: dict[str, list[int]] = {}  # by address
+        spans: list[tuple[int, int, Peer]] = []
+        for peer, numbers in self.of_peer.items():
+            cidr = peer.name if peer.kind == "prefix" else ""
+            if cidr and family_of(cidr) != direction.family:
+                continue
+            if cidr.endswith("/0"):
+                self.everybody += numbers
+            elif cidr and _is_one(cidr):
+                self.singles[cidr.partition("/")[0]] = numbers
+            else:
+                spans += [(*span, peer) for span in _spans(peer, direction.family, meaning)]
+        self.everybody.sort()
+        self.wide = _table(direction, [self.all[number] for number in self.everybody])
+        ported = sum((self.all[n].first, self.all[n].last) != ALL_PORTS for n in self.everybody)
+        if len(self.singles) * ported > _MOST_PAIRS:
+            for address in self.singles:
+                at, length = int(ipaddress.ip_address(address)), "128" if ":" in address else "32"
+                spans.append((at, at, Peer("prefix", f"{address}/{length}")))
+            self.singles = {}
+        self.runs = self._runs(spans)
+        self._starts = [first for first, _, _ in self.runs]
+        self._tables: dict[frozenset[Peer], _Table] = {frozenset(): self.wide}
+
+    def table_of(self, peers: frozenset[Peer]) -> _Table:
+        """Return what is decided on those that are all of these peers at once, by a prefix."""
+        known = self._tables.get(peers)
+        if known is None:
+            numbers = itertools.chain(*(self.of_peer[peer] for peer in peers))
+            known = self._tables[peers] = self.table(numbers)
+        return known
+
+    def table(self, numbers: Iterable[int]) -> _Table:
+        """Return what these entries, and those for everybody, decide."""
+        both = sorted({*numbers, *self.everybody})
+        self._take(len(both))
+        return _table(self.direction, [self.all[number] for number in both])
+
+    def _take(self, pairs: int) -> None:
+        if self._left is not None:
+            self._left -= pairs
+            if self._left < 0:
+                raise _TooMuch
+
+    def _runs(self, spans: list[tuple[int, int, Peer]]) -> list[_Run]:
+        """Cut spans of addresses where the set of those that contain an address changes."""
+        changes: dict[int, list[tuple[int, Peer]]] = {}
+        for first, last, peer in spans:
+            changes.setdefault(first, []).append((1, peer))
+            changes.setdefault(last + 1, []).append((-1, peer))
+        runs: list[_Run] = []
+        now: dict[Peer, int] = {}  # how often: a network may contain an address twice
+        peers: frozenset[Peer] = frozenset()
+        begin = 0
+        for at in sorted(changes):
+            if peers:
+                if runs and runs[-1][1] == begin - 1 and runs[-1][2] == peers:
+                    runs[-1] = (runs[-1][0], at - 1, peers)
+                else:
+                    runs.append((begin, at - 1, peers))
+            for step, peer in changes[at]:
+                count = now.get(peer, 0) + step
+                if count:
+                    now[peer] = count
+                else:
+                    now.pop(peer, None)
+            self._take(len(now))
+            begin, peers = at, frozenset(now)
+        return runs
+
+    def around(self, address: str) -> frozenset[Peer]:
+        """Return the prefixes and networks that contain an address."""
+        number = int(ipaddress.ip_address(address))
+        at = bisect.bisect_right(self._starts, number) - 1
+        if at < 0 or number > self.runs[at][1]:
+            return frozenset()
+        return self.runs[at][2]
+
+    def named(self, address: str) -> Iterator[int]:
+        """Yield the entries that match an address by its own."""
+        yield from self.singles.get(address, ())
+        for peer in self.meaning.peers.get(address, ()):
+            yield from self.of_peer.get(peer, ())
+
+    def addresses(self, only: frozenset[str] | None) -> set[str]:
+        """Return the addresses that have elements of their own, of those in ``only`` if given."""
+        found = set(self.singles)  # they do not depend on who has them
+        for peer in self.of_peer:
+            if peer.kind == "service":
+                own = self.meaning.addresses.get(peer.name, ())
+                found.update(a for a in own if only is None or a in only)
+            elif peer.kind == "outside":
+                found.update(self.meaning.outside.get(peer.name, ()))
+        return {address for address in found if family_of(address) == self.direction.family}
+
+
+def _elements(
+    direction: _Direction, policed: Policed, meaning: _Meaning, most: int | None = None
+) -> Iterator[Element]:
+    """Yield the elements of one direction for one address of the service."""
+    entries = _Entries(direction, meaning, most)
+    addresses = entries.addresses(policed.only)
+    if policed.only is None:
+        addresses.update(a for a in policed.addresses if family_of(a) == direction.family)
+    for address in sorted(addresses):
+        key = f"{direction.own} . {address}"
+        if address in policed.addresses:  # a service may always reach itself
+            yield direction.element("peer", key, Decision(True, "itself"))
+        else:
+            yield from _of_peer(entries, address, key)
+    if policed.only is not None:
+        return
+    yield from _of_classes(entries)
+    own = direction.own
+    for ports in _deviations(entries.wide, direction.family):
+        part = "any_port" if ports.first == ports.last else "any_ports"
+        yield direction.element(part, f"{own} . {ports.text}", ports.decision)
+    yield direction.element("rest", own, entries.wide.base)
+
+
+def _of_peer(entries: _Entries, address: str, key: str) -> Iterator[Element]:
+    """Yield the elements of a peer that is listed by its address."""
+    direction, around = entries.direction, entries.around(address)
+    numbers = set(entries.named(address))
+    numbers.update(itertools.chain(*(entries.of_peer[peer] for peer in around)))
+    table, wider = entries.table(numbers), entries.table_of(around)
+    found = _deviations(table, direction.family)
+    # no element of its own needed: the decision is the same as for all other peers
+    falls = table.base == entries.wide.base
+    if table.base == wider.base:
+        apart = _deviations(table, direction.family, wider)
+        if len(apart) + _WORTH < len(found):
+            found, falls = apart, True
+    for ports in found:
+        part = "port" if ports.first == ports.last else "ports"
+        yield direction.element(part, f"{key} . {ports.text}", ports.decision)
+    if not falls:
+        yield direction.element("peer", key, table.base)
+
+
+def _is_one(cidr: str) -> bool:
+    """Return whether a prefix is a single address."""
+    address, _, length = cidr.partition("/")
+    return length == ("128" if family_of(address) == 6 else "32")
+
+
+# --- prefixes ------------------------------------------------------------------------------------
+
+_Run = tuple[int, int, frozenset[Peer]]
+"""The first and last address, as numbers, of those that the same prefixes and networks contain."""
+
+
+def _of_classes(entries: _Entries) -> Iterator[Element]:
+    """Yield the elements of peers in prefixes and networks."""
+    direction, wide = entries.direction, entries.wide
+    numbers: dict[_Table, str] = {}
+    for first, last, peers in entries.runs:
+        table = entries.table_of(peers)
+        if table == wide:
+            continue
+        number = numbers.get(table)
+        if number is None:
+            number = numbers[table] = _class(len(numbers) + 1)
+            yield from _of_class(direction, number, table, wide)
+        span = _span(first, last, direction.family)
+        yield Element(
+            INET,
+            container(direction.ingress, direction.family, CLASS),
+            f"{direction.own} . {span}",
+            number,
+            direction.service,
+        )
+
+
+def _of_class(direction: _Direction, number: str, table: _Table, wide: _Table) -> Iterator[Element]:
+    key = f"{direction.own} . {number}"
+    found, part = _deviations(table, direction.family), "class_all"
+    if len(found) > _WORTH:
+        apart = _deviations(table, direction.family, wide)
+        if len(apart) + _WORTH < len(found):
+            found, part = apart, "" if table.base == wide.base else "class_rest"
+    for ports in found:
+        yield direction.element("class_ports", f"{key} . {ports.text}", ports.decision)
+    if part:
+        yield direction.element(part, key, table.base)
+
+
+def _class(number: int) -> str:
+    """Return the text of a class, from 1: a priority of packets."""
+    whole = FIRST_CLASS + 16 * number
+    return f"{whole >> 16:x}:{whole & 0xFFFF:x}"
+
+
+def _spans(peer: Peer, family: int, meaning: _Meaning) -> list[tuple[int, int]]:
+    """Return the addresses of one family in prefixes or a network, as (first, last) numbers.
+
+    The host is not a member of a network, so its gateways are left out.
+    """
+    if peer.kind in ("prefix", "prefixes"):
+        return [_ends(cidr) for cidr in peer.name.split(",") if family_of(cidr) == family]
+    member = meaning.networks.get(peer.name) if peer.kind == "network" else None
+    if member is None:
+        return []
+    spans = [_ends(cidr) for cidr in member.values if family_of(cidr) == family]
+    for gateway in member.gateways:
+        if family_of(gateway) == family:
+            at = int(ipaddress.ip_address(gateway))
+            spans = [
+                part
+                for low, high in spans
+                for part in (
+                    ((low, at - 1), (at + 1, high)) if low <= at <= high else ((low, high),)
+                )
+                if part[0] <= part[1]
+            ]
+    return spans
+
+
+def _span(first: int, last: int, family: int) -> str:
+    """Return a range of addresses in nft's syntax, as a prefix if possible."""
+    kind = ipaddress.IPv6Address if family == 6 else ipaddress.IPv4Address
+    size = last - first + 1
+    if size & (size - 1) == 0 and first % size == 0:
+        length = (128 if family == 6 else 32) - (size.bit_length() - 1)
+        return str(kind(first)) if size == 1 else f"{kind(first)}/{length}"
+    return f"{kind(first)}-{kind(last)}"
+
+
+# --- protocols and ports -------------------------------------------------------------------------
+
+_Runs = tuple[tuple[int, int, Decision], ...]
+"""The decisions on all ports of a protocol, in order: first port, last port, decision."""
+
+
+class _Table(NamedTuple):
+    """What is decided on a peer, per protocol and port."""
+
+    base: Decision  # of protocols that no entry names
+    icmp: Decision
+    ported: tuple[_Runs, ...]  # of each of `PORTED`
+
+
+def _table(direction: _Direction, entries: list[Entry]) -> _Table:
+    """Return the decisions on a peer that all ``entries`` match, deny entries first."""
+    base = _decision(direction, entries, "")
+    if all(entry.proto == "" and (entry.first, entry.last) == ALL_PORTS for entry in entries):
+        return _Table(base, base, (((*ALL_PORTS, base),),) * len(PORTED))
+    return _Table(
+        base,
+        _decision(direction, entries, "icmp"),
+        tuple(_by_port(direction, entries, proto) for proto in PORTED),
+    )
+
+
+def _decision(direction: _Direction, entries: list[Entry], proto: str) -> Decision:
+    """Return the decision on a protocol without ports; "" stands for one that no entry names."""
+    for entry in entries:
+        if entry.proto in ("", proto) and (entry.first, entry.last) == ALL_PORTS:
+            return Decision(entry.key not in direction.denied, entry.key)
+    return direction.free
+
+
+def _by_port(direction: _Direction, entries: list[Entry], proto: str) -> _Runs:
+    concerned = [entry for entry in entries if entry.proto in ("", proto)]
+    cuts = sorted({0, 65536} | {e.first for e in concerned} | {e.last + 1 for e in concerned})
+    place = {cut: at for at, cut in enumerate(cuts)}
+    decisions = [direction.free] * (len(cuts) - 1)
+    # the next stretch that no entry has decided on: the first entry decides
+    after = list(range(len(cuts)))
+    for entry in concerned:
+        decision = Decision(entry.key not in direction.denied, entry.key)
+        at, end = place[entry.first], place[entry.last + 1]
+        while True:
+            while after[at] != at:
+                after[at] = after[after[at]]
+                at = after[at]
+            if at >= end:
+                break
+            decisions[at] = decision
+            after[at] = at + 1
+    runs: list[tuple[int, int, Decision]] = []
+    for (first, end), decision in zip(itertools.pairwise(cuts), decisions, strict=True):
+        if runs and runs[-1][2] == decision:
+            runs[-1] = (runs[-1][0], end - 1, decision)
+        else:
+            runs.append((first, end - 1, decision))
+    return tuple(runs)
+
+
+def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list[_Ports]:
+    """Return the ports of each protocol whose decision differs from ``table.base``.
+
+    With ``wider``, from what that says of the port where it differs from its own base: it is asked
+    next. The same verdict by another manifest line also differs, so that each line has its counter.
+    """
+    result: list[_Ports] = []
+    expected = table.base
+    if wider is not None and wider.icmp != wider.base:
+        expected = wider.icmp
+    if table.icmp != expected:
+        name = "ipv6-icmp" if family == 6 else "icmp"
+        result.append(_Ports(name, *ALL_PORTS, table.icmp))
+    for at, proto in enumerate(PORTED):
+        found: list[_Ports] = []
+        for first, last, decision, expected in _beside(table, wider, at):
+            if decision == expected:
+                continue
+            if found and (found[-1].last, found[-1].decision) == (first - 1, decision):
+                found[-1] = found[-1]._replace(last=last)
+            else:
+                found.append(_Ports(proto, first, last, decision))
+        result += found
+    return result
+
+
+def _beside(
+    table: _Table, wider: _Table | None, at: int
+) -> Iterator[tuple[int, int, Decision, Decision]]:
+    """Yield stretches of ports of a protocol, with their decision and the expected one."""
+    if wider is None:
+        yield from ((*run, table.base) for run in table.ported[at])
+        return
+    others = iter(wider.ported[at])
+    _, end, said = next(others)
+    for first, last, decision in table.ported[at]:
+        at_port = first
+        while at_port <= last:
+            while end < at_port:
+                _, end, said = next(others)
+            upto = min(last, end)
+            yield at_port, upto, decision, table.base if said == wider.base else said
+            at_port = upto + 1

@@ -1,0 +1,316 @@
+"""Flows that end or stay with a change.
+
+End flows whose NAT does not match the current rules.
+
+Connection tracking consults NAT rules only for the first packet of a flow. A datagram that arrived
+while niso's rules were missing, or before a published port changed, leaves an entry without the
+right NAT. The entry misroutes its client for as long as the client sends.
+
+Apply policy changes to open connections: end denied flows, keep allowed ones tracked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from niso.base import names
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.names import Prefix, family_of, prefix
+from niso.kernel import ruleset
+from niso.kernel.kinds.kind import State
+from niso.kernel.kinds.links import Bridge
+from niso.kernel.nft_elements import Element
+from niso.plan import verdict
+from niso.plan.policy_elements import PASSES
+from niso.plan.records import Port
+from niso.plan.verdict import World
+from niso.reconcile.live_world import read_world
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    import ipaddress
+
+    from niso.kernel.conntrack import Flow, Tracked
+    from niso.kernel.interface import Kernel
+    from niso.kernel.sockets import Connection
+
+
+# --- nat flows -----------------------------------------------------------------------------------
+
+
+if TYPE_CHECKING:
+    Net = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_PASSES = 8
+NO_STATE = State()
+
+
+def clear(kernel: Kernel, want: State) -> int:
+    """End the flows whose NAT differs from ``want``, the complete desired state.
+
+    Returns the number of ended flows. Answered TCP flows stay: they belong to the host that
+    answers. Repeats until no such flow is left, since packets under way may create new ones. Raises
+    KernelError.
+    """
+    is_stray = _judge(want, {address.partition("/")[0] for address in kernel.host_addresses()})
+    ended = 0
+    for _ in range(_PASSES):
+        strays = [flow for flow in kernel.flows() if is_stray(flow)]
+        if not strays:
+            break
+        ended += kernel.end_flows(strays)
+    return ended
+
+
+def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
+    """Return a predicate for flows that lack their NAT, or that occupy a published port."""
+    import ipaddress  # imported late: needed only after the tables were lost
+
+    targets = _Targets(want)
+    subnets = [
+        ipaddress.ip_network(element.element)
+        for element in want[Element]
+        if element.container in ("subnets4", "subnets6")
+    ]
+
+    def is_stray(flow: Tracked) -> bool:
+        if flow.proto == "tcp" and flow.answered:
+            return False
+        if flow.answers_to in own and targets.of(flow.proto, flow.answers_to, flow.answers_port):
+            return True
+        to = ipaddress.ip_address(flow.destination)
+        if flow.destination in own or to.is_loopback:
+            led_to = targets.of(flow.proto, flow.destination, flow.port)
+            if not led_to:
+                return False
+            # for the host via 127.0.0.1, and a service that reaches itself, the source is also
+            # translated
+            unseen = flow.answers_to == flow.source
+            hidden = ipaddress.ip_address(flow.source).is_loopback or flow.source in led_to
+            return flow.answers_from not in led_to or (hidden and unseen)
+        outwards = _within(flow.source, subnets) and not _within(flow.destination, subnets)
+        return outwards and not to.is_multicast and flow.answers_to == flow.source
+
+    return is_stray
+
+
+def _within(address: str, subnets: Iterable[Net]) -> bool:
+    import ipaddress
+
+    packed = ipaddress.ip_address(address)
+    return any(packed in subnet for subnet in subnets)
+
+
+class _Targets:
+    """Map published ports to their target addresses."""
+
+    def __init__(self, want: State) -> None:
+        self._at: dict[tuple[str, str, int], set[str]] = {}  # host's address or "", protocol, port
+        self._ranges: list[tuple[str, str, int, int, str]] = []
+        for element in want[Element]:
+            way, _, where = element.container.rstrip("46").partition("_")
+            if way not in ("publish", "range", "local") or not element.value:
+                continue
+            *start, proto, ports = element.element.split(" . ")
+            host = start[-1] if where == "addr" else ""
+            first, _, last = ports.partition("-")
+            target = element.value.partition(" . ")[0]
+            if last:
+                self._ranges.append((host, proto, int(first), int(last), target))
+            else:
+                self._at.setdefault((host, proto, int(first)), set()).add(target)
+
+    def of(self, proto: str, address: str, port: int | None) -> set[str]:
+        """Return the target addresses, of the same family, of a published port of the host.
+
+        Empty if the port is not published.
+        """
+        if port is None:
+            return set()
+        targets: set[str] = set()
+        for host in ("", address):
+            targets |= self._at.get((host, proto, port), set())
+        targets.update(
+            target
+            for host, of_proto, first, last, target in self._ranges
+            if host in ("", address) and of_proto == proto and first <= port <= last
+        )
+        return {target for target in targets if family_of(target) == family_of(address)}
+
+
+def flush_changed_ports(
+    kernel: Kernel, before: State, after: State, doubt: State = NO_STATE
+) -> None:
+    """End the flows of changed published ports, and of those in ``doubt``, except answered TCP.
+
+    A datagram that was sent while a port was missing leaves an entry without NAT, which would
+    misroute its client. An open TCP connection outlives its port.
+    """
+    changed = {
+        element.element
+        for element in (before[Element] ^ after[Element]) | doubt[Element]
+        if element.container.startswith(("publish_", "range_"))
+    }
+    if changed:
+        flush_ports(kernel, (_claim(element) for element in changed))
+
+
+def flush_ports(
+    kernel: Kernel, claims: Iterable[tuple[str, int, int]], answered: bool = False
+) -> None:
+    """End the flows to ports of this host's own addresses. A port is (protocol, first, last).
+
+    Answered TCP flows end only if ``answered``.
+    """
+    kernel.flush_ports(claims, answered)
+
+
+def end_flows(kernel: Kernel, ports: Iterable[Port]) -> None:
+    """End all flows to published ports whose service ends while their target address stays."""
+    claims = [(port.proto, port.host_port, port.last) for port in ports]
+    if claims:
+        flush_ports(kernel, claims, answered=True)
+
+
+def _claim(element: str) -> tuple[str, int, int]:
+    """Parse ``10.0.0.1 . tcp . 8000-8010`` to ("tcp", 8000, 8010)."""
+    *_, proto, ports = element.split(" . ")
+    first, _, last = ports.partition("-")
+    return proto, int(first), int(last or first)
+
+
+# --- policy flows --------------------------------------------------------------------------------
+
+
+_BRIDGED = {
+    False: "net/bridge/bridge-nf-call-iptables",
+    True: "net/bridge/bridge-nf-call-ip6tables",
+}
+
+
+def narrows(before: State, after: State) -> bool:
+    """Return whether a change of policies may deny traffic that was allowed.
+
+    It may if an allowing element is removed or a denying one is added, if an address gets another
+    class, or an audit ends.
+    """
+    was, now = _said(before), _said(after)
+    if was == now:
+        return bool(_audits(before) - _audits(after))
+
+    return (
+        any(value == PASSES or not _is_verdict(value) for _, value in was - now)
+        or any(value != PASSES for _, value in now - was)
+        or bool(_audits(before) - _audits(after))
+    )
+
+
+def _is_verdict(value: str) -> bool:
+    """Return whether an element does not lead to others, as a class of addresses does."""
+    return ":" not in value
+
+
+def _audits(state: State) -> set[tuple[str, ...]]:
+    return {element.key() for element in state[Element] if element.ends}
+
+
+def _said(state: State) -> set[tuple[tuple[str, ...], str]]:
+    """Return (key, value) of the policy elements, ignoring their manifest lines."""
+    return {
+        (element.key(), element.value)
+        for element in state[Element]
+        if element.container in ruleset.POLICIES
+    }
+
+
+def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
+    """End open flows of these services that policies now deny; return their number.
+
+    Repeats until no such flow is left, since packets under way during the change may have created
+    new ones. Raises KernelError.
+    """
+    addresses = [address for name in services for _, address in store.addresses(name)]
+    known: World | None = None
+    ended = 0
+    for _ in range(_PASSES):
+        flows = kernel.flows_of(addresses)
+        if flows and known is None:
+            known = read_world(kernel, store)
+            # an address that DNS no longer returns is still allowed for open connections
+            known = known._replace(outside=known.outside_ever)
+        denied = [flow for flow in flows if known is not None and not _allowed(known, flow)]
+        if not denied:
+            break
+        ended += kernel.end_flows(denied)
+    return ended
+
+
+def _allowed(known: World, flow: Flow) -> bool:
+    """Return whether the policies of both ends allow a flow.
+
+    Published ports are not considered: open TCP connections outlive their port.
+    """
+
+    egress, ingress = verdict.judge(known, flow.source, flow.destination, flow.port, flow.proto)
+    return egress.passes and ingress.passes
+
+
+def introduce(kernel: Kernel, store: Store, before: State, after: State) -> None:
+    """Add the open connections of bridges that become tracked to connection tracking.
+
+    Otherwise their next packet would count as a new connection. Raises KernelError.
+    """
+    was = {bridge.name: bridge for bridge in before[Bridge]}
+    turned: set[tuple[str, bool]] = set()
+    for bridge in after[Bridge]:
+        old = was.get(bridge.name)
+        if old is not None:
+            turned |= {(bridge.name, False)} if bridge.tracked4 and not old.tracked4 else set()
+            turned |= {(bridge.name, True)} if bridge.tracked6 and not old.tracked6 else set()
+    turned = {(name, six) for name, six in turned if kernel.sysctl(_BRIDGED[six]) == "0"}
+    if not turned:
+        return
+    networks = [
+        network for network in store.networks() if network.bridge in {name for name, _ in turned}
+    ]
+    connections: set[Connection] = set()
+    for network in networks:
+        subnets = [
+            prefix(subnet.cidr)
+            for subnet in network.subnets
+            if (network.bridge, subnet.family == 6) in turned
+        ]
+        for service, active in store.members(network.name):
+            if active:
+                there = kernel.connections_in(names.netns(service))
+                connections |= {
+                    connection for connection in there if _within_networks(connection, subnets)
+                }
+    kernel.add_flows(
+        sorted(
+            connection
+            for connection in connections
+            if _reversed(connection) not in connections or _by_ports(connection)
+        )
+    )
+
+
+def _reversed(connection: Connection) -> Connection:
+    return type(connection)(
+        connection.server, connection.server_port, connection.client, connection.client_port
+    )
+
+
+def _by_ports(connection: Connection) -> bool:
+    """Guess from the port numbers whether the client end opened the connection.
+
+    Needed if neither end has a listener any longer. Clients usually have the higher port.
+    """
+    return connection.client_port > connection.server_port
+
+
+def _within_networks(connection: Connection, subnets: list[Prefix]) -> bool:
+    client, server = connection.client, connection.server
+    return client != server and any(
+        subnet.holds(client) and subnet.holds(server) for subnet in subnets
+    )

@@ -1,0 +1,213 @@
+"""The host's forwarding before niso, and put back; the host's own hosts file.
+
+Record the host's forwarding sysctls before niso changes them, and restore them afterwards.
+
+IPv4 has one switch. The IPv6 switch (conf/all/forwarding) also makes every link a router: the host
+drops routes learned from router advertisements, and accepts no more unless accept_ra is 2. Linux
+6.17 has force_forwarding, which only enables forwarding on the ingress link. niso sets it on each
+link and as the default for new links. In conf/all it is a command, not a state: writing it has no
+effect if it already reads 1, and does not apply to later links.
+(Documentation/networking/ip-sysctl.rst, net/ipv6/addrconf.c.)
+
+A program that sets ip_forward to 1 while it is already 1 leaves no trace. Such a program is
+inferred from foreign NAT rules that were added since niso's first service: packets that it would
+forward are dropped while the host forwards for services only, and forwarding stays on after the
+last service is deactivated.
+
+Write the names of active services to the host's own hosts file, if this is enabled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from niso.base.errors import KernelError
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.base.names import DOMAIN
+from niso.base.report import Caution, Report, silent
+from niso.kernel.kinds.sysctls import FORWARDING, FORWARDING6, ON
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+
+
+# --- forwarding ----------------------------------------------------------------------------------
+
+
+CONF6 = "net/ipv6/conf"
+FORCE, ACCEPT_RA = "force_forwarding", "accept_ra"
+
+
+def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
+    """Record the sysctls that an active service on these networks changes, unless already recorded.
+
+    The caller is in a transaction. Raises KernelError.
+    """
+    before = store.sysctls_before()
+    if FORWARDING not in before:
+        store.set_nat_before(kernel.foreign_nat())
+    for name, value in unrecorded(kernel, store, before, networks).items():
+        store.set_sysctl_before(name, value)
+
+
+def unrecorded(
+    kernel: Kernel, store: Store, before: Mapping[str, str], networks: Iterable[str]
+) -> dict[str, str]:
+    """Return the sysctls that `record` would add to ``before``, with their present values.
+
+    Raises KernelError.
+    """
+    added = {} if FORWARDING in before else {FORWARDING: kernel.sysctl(FORWARDING) or "0"}
+    known = [store.require_network(name) for name in networks]
+    bridges = [
+        network.bridge for network in known if any(subnet.family == 6 for subnet in network.subnets)
+    ]
+    if not bridges:
+        return added
+    if not any(name.startswith(CONF6) for name in before):
+        added |= _found6(kernel)
+    if f"{CONF6}/default/{FORCE}" in before.keys() | added.keys():
+        for bridge in bridges:
+            name = f"{CONF6}/{bridge}/{FORCE}"
+            if name not in before:
+                added.setdefault(name, "0")
+    return added
+
+
+def others(kernel: Kernel, store: Store) -> list[str]:
+    """Return the chains (FAMILY TABLE CHAIN) with more foreign NAT rules than before niso.
+
+    Empty if the host forwarded IPv4 before. Raises KernelError.
+    """
+    if store.sysctls_before().get(FORWARDING) != "0":
+        return []
+    before = store.nat_before()
+    return sorted(
+        chain for chain, rules in kernel.foreign_nat().items() if rules > before.get(chain, 0)
+    )
+
+
+def note_late(kernel: Kernel, store: Store) -> None:
+    """Record sysctls that others need when no active service needs them any longer.
+
+    For IPv4 forwarding, that is so if foreign NAT rules were added since. For IPv6, links that
+    appeared while niso forwarded started with niso's defaults. The caller is in a transaction, and
+    restores the kernel afterwards. Raises KernelError.
+    """
+    if not store.any_active() and others(kernel, store):
+        store.clear_sysctls_before(FORWARDING)
+        store.set_sysctl_before(FORWARDING, "1")
+    if store.any_active(6):
+        return
+    for name, general in _late(kernel, store.sysctls_before()).items():
+        store.set_sysctl_before(name, general)
+
+
+def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
+    """Return {sysctl: value without niso} for links not in ``before`` that have niso's defaults."""
+    late = {}
+    for what in (FORCE, ACCEPT_RA):
+        general = before.get(f"{CONF6}/default/{what}", ON[what])
+        if general != ON[what]:
+            for link in kernel.receiving6():
+                name = f"{CONF6}/{link}/{what}"
+                if name not in before and kernel.sysctl(name) == ON[what]:
+                    late[name] = general
+    return late
+
+
+def forget(store: Store) -> None:
+    """Delete recorded values that no active service needs; the kernel is already restored."""
+    if not store.any_active():
+        store.clear_sysctls_before("*")
+        store.forget_nat_before()
+    elif not store.any_active(6):
+        store.clear_sysctls_before(f"{CONF6}/*")
+
+
+def put_back(kernel: Kernel, store: Store) -> None:
+    """Restore all recorded values, whatever the present ones, and delete the records.
+
+    No service is active. Raises KernelError.
+    """
+    for name, value in to_put_back(kernel, store.sysctls_before()):
+        kernel.set_sysctl(name, value)
+    forget(store)
+
+
+def to_put_back(kernel: Kernel, before: dict[str, str]) -> list[tuple[str, str]]:
+    """Return (sysctl, value) of all changed sysctls, including later links', in restore order."""
+    # the global switch first: it resets the others, which are then written again
+    wanted = sorted(
+        {**before, **_late(kernel, before)}.items(),
+        key=lambda item: (item[0] != FORWARDING6, item),
+    )
+    resets = any(
+        name == FORWARDING6 and kernel.sysctl(name) not in (None, value) for name, value in wanted
+    )
+    return [
+        (name, value)
+        for name, value in wanted
+        if (now := kernel.sysctl(name)) is not None
+        and (now != value or (resets and name.startswith(CONF6) and name.endswith("/forwarding")))
+    ]
+
+
+def _found6(kernel: Kernel) -> dict[str, str]:
+    if kernel.sysctl(FORWARDING6) == "1":
+        return {FORWARDING6: "1"}
+    names = ["default", *kernel.receiving6()]
+    if kernel.sysctl(f"{CONF6}/default/{FORCE}"):
+        values = {name: kernel.sysctl(f"{CONF6}/{name}/{FORCE}") for name in names}
+        return {
+            f"{CONF6}/{name}/{FORCE}": value for name, value in values.items() if value is not None
+        }
+    values6 = {FORWARDING6: "0"}
+    for name in names:
+        # accept_ra 0 and 2 do not depend on forwarding; a link with its own forwarding on would
+        # lose it
+        for what in (ACCEPT_RA, "forwarding"):
+            if kernel.sysctl(f"{CONF6}/{name}/{what}") == "1":
+                values6[f"{CONF6}/{name}/{what}"] = "1"
+    return values6
+
+
+# --- host names ----------------------------------------------------------------------------------
+
+
+def wanted(store: Store) -> list[str]:
+    """Return the desired lines: each address on a service's first network, and ``NAME.niso.local``.
+
+    Names without the domain, hostnames and aliases are left out: the host may use them for others.
+    """
+    names: dict[str, list[str]] = {}
+    for service in store.active_services():
+        own = store.addresses(service)
+        for network, address in own:
+            if network == own[0][0]:
+                names.setdefault(address, []).append(f"{service}.{DOMAIN}")
+    return [f"{address}  {' '.join(called)}" for address, called in names.items()]
+
+
+def settle(kernel: Kernel, store: Store, report: Report = silent) -> bool:
+    """Bring the host's hosts file up to date; return whether it changed.
+
+    A failure is reported, since services do not depend on it. The caller holds the lock.
+    """
+    try:
+        return kernel.write_host_names(store.state_id(), wanted(store))
+    except KernelError as error:
+        hints = (*([error.hint] if error.hint else []), "niso net names --host off ends this")
+        report(Caution(f"the host does not know the present names of services: {error}", hints))
+        return False
+
+
+def differs(kernel: Kernel, store: Store) -> str:
+    """Describe how the host's hosts file differs from the store; "" if it does not."""
+    try:
+        have = kernel.host_names(store.state_id())
+    except KernelError as error:
+        return error.message
+    missing = set(wanted(store)).symmetric_difference(have)
+    return f"{len(missing)} lines of services differ" if missing else ""

@@ -1,0 +1,198 @@
+"""The world as store and kernel have it; audits under way.
+
+Collect the services and networks against which policies are evaluated.
+
+Compute when the audit of a policy ends, and whether it has ended.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from niso.base.errors import InvalidInput
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.text import local_time_text
+from niso.kernel import policy_rules
+from niso.kernel.link_records import prefix
+from niso.kernel.policy_rules import NEVER
+from niso.plan.desired import shut
+from niso.plan.records import Audit, Endpoint, Policy
+from niso.plan.subnets import DEFAULT_POOL, unique_local
+from niso.plan.verdict import Known, World, holds
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+
+
+# --- world ---------------------------------------------------------------------------------------
+
+
+def read_world(kernel: Kernel, store: Store) -> World:
+    """Read all recorded services and networks, and this host's addresses.
+
+    Raises KernelError.
+    """
+
+    services = {}
+    now = time.time()
+    for row in store.services():
+        if row.mode == "share":  # on the network, a sharer is represented by its provider
+            continue
+        endpoints: dict[str, tuple[str, ...]] = {}
+        for network, address in store.addresses(row.name):
+            endpoints[network] = (*endpoints.get(network, ()), address)
+        policy = store.policy_now(row.name) or Policy()
+        services[row.name] = Known(
+            name=row.name,
+            names=(row.name, *store.sharers(row.name)),
+            endpoints=tuple(
+                Endpoint(network, addresses) for network, addresses in endpoints.items()
+            ),
+            policy=policy,
+            ports=tuple(store.ports_there(row.name)),
+            active=row.active and (row.has_process or _lives(kernel, store, row.name)),
+            sharers=tuple(
+                (port, sharer)
+                for sharer in store.sharers(row.name)
+                for _, port in store.ports(sharer)
+            ),
+            audits=audits(policy, now),
+        )
+    others = store.others()
+    hosts = store.across.peers() if others else {}
+    by_address = {address: host for host, (_, address, _) in hosts.items()}
+    # services of other hosts, which enforce the policies of these services themselves
+    for remote in others:
+        if remote.name in services:  # a service of this host hides it
+            continue
+        services[remote.name] = Known(
+            name=remote.name,
+            names=(remote.name,),
+            endpoints=remote.endpoints,
+            policy=Policy(),
+            ports=(),
+            active=True,
+            host=by_address.get(remote.host, remote.host),
+            heard=False,
+        )
+    own = kernel.host_addresses()
+    host = frozenset(address.partition("/")[0] for address in own)
+    wires = frozenset(map(prefix, own))
+    closed = shut(dict(store.sysctls_before()), store.any_active(), store.any_active(6))
+    pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
+    networks = {network.name: network for network in store.networks()}
+    named = store.outside.named() if store.names_outside() else []
+    outside = {name: store.outside.meant(name) for name in named}
+    # a PAST address that the host or a network has taken since no longer belongs to the name
+    ever = {
+        name: tuple(
+            address
+            for address in store.outside.ever(name)
+            if address not in host and not any(holds(n, address) for n in networks.values())
+        )
+        for name in named
+    }
+    return World(services, networks, host, closed, wires, pools, outside, ever)
+
+
+def audits(policy: Policy, now: float) -> bool:
+    """Return whether a policy has an audit that has not ended."""
+    if policy.audit is None:
+        return False
+
+    return policy_rules.left_s(policy.audit.since, policy.audit.until, now) > 0
+
+
+def _lives(kernel: Kernel, store: Store, name: str) -> bool:
+    """Return whether the namespace of an attachment still exists."""
+    attached = store.attachments.get(name)
+    return attached is not None and (
+        not attached.netns or kernel.cookie_at(attached.netns) == attached.cookie
+    )
+
+
+# --- auditing ------------------------------------------------------------------------------------
+
+
+_KEY = "network.policy.audit_until"
+
+
+def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
+    """Return a policy in audit with the end of the audit, given the service's previous policy.
+
+    If the audit is written as before, it keeps its end: only a change of the manifest prolongs it.
+    Raises InvalidInput if a new audit would last too long or has ended already, since its author
+    did not mean to drop anything.
+    """
+    audit = policy.audit
+    assert audit is not None
+    held = before.audit if before is not None else None
+    if held is not None and held.text == audit.text:
+        return policy._replace(audit=held)
+    since = int(now)
+    if audit.until == NEVER:
+        return policy._replace(audit=audit._replace(since=since))
+    until = audit.until or since + policy_rules.MOST_S
+    if until <= since:
+        raise InvalidInput(
+            "has passed",
+            'a later date; mode = "enforce" is the policy without an audit',
+            _KEY,
+            value=audit.text,
+        )
+    if until > since + policy_rules.MOST_S:
+        raise InvalidInput(
+            f"is more than {policy_rules.MOST_S // 86_400} days ahead",
+            f'the latest is {local_time_text(since + policy_rules.MOST_S)}; "never" has no end',
+            _KEY,
+            value=audit.text,
+        )
+    return policy._replace(audit=Audit(audit.text, since, until))
+
+
+def kept(policy: Policy, store: Store, name: str) -> Policy:
+    """Return a service's policy with the end of its audit from the store.
+
+    If the stored end is missing or damaged, the audit has ended.
+    """
+    try:
+        held = store.policy(name)
+    except (ValueError, TypeError, LookupError):
+        held = None
+    assert policy.audit is not None
+    audit = None if held is None else held.audit
+    if audit is None or audit.text != policy.audit.text:
+        audit = Audit(policy.audit.text)
+    return policy._replace(audit=audit)
+
+
+class Term(NamedTuple):
+    """The audit period of a service's policy.
+
+    ``until`` is in seconds since 1970, or `NEVER`.
+    """
+
+    until: int
+    lasts: bool
+
+    @property
+    def text(self) -> str:
+        """Return the end as text that follows "until"."""
+        return "the manifest ends it" if self.until == NEVER else local_time_text(self.until)
+
+
+def terms(store: Store) -> dict[str, Term]:
+    """Return the audit period of each service with such a policy, including ended ones."""
+    now = time.time()
+    return {
+        service: Term(until, policy_rules.left_s(since, until, now) > 0)
+        for service, (since, until) in store.audits().items()
+    }
+
+
+def ended(store: Store) -> list[str]:
+    """Return the active services whose audit has ended, so that their policy is enforced."""
+    terms_ = terms(store)
+    return [name for name in store.active_services() if name in terms_ and not terms_[name].lasts]

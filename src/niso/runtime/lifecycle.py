@@ -1,0 +1,806 @@
+"""Start, signal, stop and clear a process; swap its hosts file; find lost ones.
+
+Start and stop the process of a service.
+
+A caller that changes anything holds the service's lock (`niso.base.locks`).
+``<run>/services/<service>/`` has spec.json, state.json and one folder ``run-N`` per start (OCI
+bundle, pid files, exit status). A recorded pid counts only while the kernel lists that process in
+the service's cgroup.
+
+Send a signal to the process of a service (``niso kill``).
+
+Detect that a newly started service is idle, as a program is once it has started up.
+
+A program that cannot run, or exits at once, never sleeps before it ends: it computes or reads its
+files. So idleness distinguishes a successful start from one that is about to fail, without a fixed
+wait.
+
+Replace the hosts file of a running service when its networks, and so its hosts folder, change.
+
+The new folder is mounted beneath the old one, which is then unmounted (move_mount(2),
+MOVE_MOUNT_BENEATH, Linux 6.5): the service sees one of the two at every moment. On an older kernel
+it briefly sees neither.
+
+niso acts with full privileges in an /etc that the service may have changed. So it follows no
+symlink, and replaces only a mount of the file system that contains niso's hosts files. Otherwise it
+changes nothing, and the service must be restarted.
+
+Find services whose runtime files were deleted, by the cgroups that niso created for them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+from niso.base import files, paths, signals
+from niso.base.errors import Error, ProcessError, UsageError
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.signals import signals_held
+from niso.plan.specs import ProcessSpec
+from niso.runtime import cgroups, crun, launch, logs, status, units
+from niso.runtime.crun import (
+    INIT,
+    cgroup_of,
+    children,
+    command_line,
+    is_init,
+    load,
+    open_in_service,
+    open_supervisor,
+    read_json,
+    read_pid,
+    save,
+    send_signal,
+    wait_readable,
+)
+from niso.runtime.root import (
+    AT_FDCWD,
+    BENEATH,
+    HOSTS,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    NO_MAGICLINKS,
+    NO_SYMLINKS,
+    attach,
+    attach_beneath,
+    clone_mount,
+    open_place,
+    set_attributes,
+    unmount,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+# --- process -------------------------------------------------------------------------------------
+
+
+_KILL_S = 10.0
+"""How long a process may take to end after SIGKILL."""
+_AT_ONCE = 500
+"""The most containers that one crun deletes: an argument has at most 128 KiB (execve(2))."""
+
+
+_FILES, _BYTES, _INODES = 64, 1 << 18, 64
+"""The needs of a start: open files, and bytes and files in the run folder."""
+
+
+def require_room() -> None:
+    """Raise ProcessError if a start would fail for lack of descriptors, space or files.
+
+    Callers check this before they stop a process to restart it.
+    """
+    held: list[int] = []
+    try:
+        held += (os.dup(0) for _ in range(_FILES))
+    except OSError as error:
+        words = f"cannot start a process: {error.strerror}"
+        raise ProcessError(words, f"ulimit -n must be at least {2 * _FILES}") from error
+    finally:
+        for fd in held:
+            os.close(fd)
+    room = os.statvfs(paths.run_dir())
+    # a file system without a limit of files has none
+    if room.f_bavail * room.f_frsize < _BYTES or (room.f_files and room.f_favail < _INODES):
+        what = "space" if room.f_bavail * room.f_frsize < _BYTES else "file"
+        raise ProcessError(
+            f"cannot start a process: no {what} is left in {paths.run_dir()}",
+            f"df -h {paths.run_dir()}; df -i {paths.run_dir()}",
+        )
+
+
+class Start:
+    """A start in progress: crun creates the container, and `finish` starts it.
+
+    The caller must call `finish` or `close`. The constructor first removes leftovers of an earlier
+    activation. Raises `ProcessError` with the message of crun; then no process, cgroup, mount or
+    file except the log is left.
+    """
+
+    def __init__(self, spec: ProcessSpec) -> None:
+        # "starting" does not block: this niso has the lock, so only a niso that died can have left
+        # it.
+        if status.read(spec.service).state in ("running", "restarting"):
+            raise ProcessError(f"{spec.service} is already running", "niso ps shows it")
+        stop(spec.service)
+        self._service = spec.service
+        with _whole(spec.service):
+            _end_orphans(spec.service, cgroup_of(spec))
+            signals.hit(f"write the spec of {spec.service}")
+            os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
+            save(spec)
+            self._run = Run(spec, 0, {"restarts": 0, "failures": 0})
+
+    @property
+    def fd(self) -> int:
+        """Return a descriptor that becomes readable when `is_created` becomes true."""
+        return self._run.fd
+
+    @property
+    def is_created(self) -> bool:
+        """Return whether `finish` would not block: the container exists, or its creation failed."""
+        return wait_readable(self._run.fd, 0)
+
+    def finish(self) -> int:
+        """Start the created container; return the pid of its PID 1 on the host."""
+        with _whole(self._service):
+            pid = self._run.finish()
+            units.hand_over(self._service, status.conmon(self._service))
+            return pid
+
+    def close(self) -> None:
+        """Release a start that will not be finished; `stop` ends its processes."""
+        self._run.close()
+
+
+@contextmanager
+def _whole(service: str) -> Iterator[None]:
+    """Context manager: remove everything of the service if the block fails."""
+    try:
+        yield
+    except Error:
+        stop(service, 0)
+        raise
+    except OSError as error:
+        stop(service, 0)
+        raise _failed(service, "start", error) from error
+
+
+def start(spec: ProcessSpec) -> int:
+    """Start a service and wait for its `Start`; return the pid of its PID 1 on the host."""
+    return Start(spec).finish()
+
+
+class Run:
+    """One run of a service in progress, recorded in state.json.
+
+    ``number`` counts the runs of this activation from 0. ``counts`` has the numbers of restarts and
+    failures. Raises the errors of `niso.runtime.launch.Launch`.
+    """
+
+    def __init__(self, spec: ProcessSpec, number: int, counts: dict[str, Any]) -> None:
+        self._service = spec.service
+        self._record = {
+            "run": number,
+            "phase": "starting",
+            "launched_at": time.time(),
+            "starter": os.getpid(),
+            **counts,
+        }
+        status.write_state(spec.service, self._record)
+
+        self._launch = launch.Launch(spec, status.bundle_of(spec.service, number))
+        self.fd = self._launch.fd
+
+    def finish(self) -> int:
+        """Start the container, record it as running, return the pid of its PID 1."""
+        pid = self._launch.finish()
+        logs.rotate_if_large(self._service)
+        now = {
+            "phase": "running",
+            "pid": pid,
+            "started_at": time.time(),
+            "started_monotonic": time.monotonic(),
+        }
+        status.write_state(self._service, {**self._record, **now})
+        return pid
+
+    def close(self) -> None:
+        """Release a run that will not be finished."""
+        self._launch.close()
+
+
+def open_init(service: str) -> int:
+    """Open a pidfd of the service's PID 1, which the caller closes; -1 if none runs."""
+    return open_in_service(service, status.read(service).pid)
+
+
+def terminate(service: str) -> int:
+    """Send SIGTERM to a service and disable its restart policy; call `stop` to complete the stop.
+
+    Returns a pidfd of its PID 1, which the caller closes; -1 if no PID 1 runs that handles SIGTERM.
+    """
+    folder = paths.service_dir(service)
+    if not os.path.isdir(folder):
+        return -1
+    signals.hit(f"ask the process of {service} to end")
+    units.stand_in(service, status.conmon(service))
+    for bundle in status.bundles(folder):
+        _touch(f"{bundle}/{status.STOPPING}")
+    for bundle in status.bundles(folder):
+        pid = read_pid(f"{bundle}/pid")
+        pidfd = open_in_service(service, pid)
+        if pidfd >= 0 and is_init(pid):
+            send_signal(pidfd, signal.SIGTERM)
+            return pidfd
+        if pidfd >= 0:
+            os.close(pidfd)
+    return -1
+
+
+def stop(service: str, timeout_s: float | None = None) -> None:
+    """Stop a service and remove its runtime state; no-op if there is none.
+
+    Sends SIGTERM, then SIGKILL after ``timeout_s`` seconds (default: the spec's stop timeout).
+    The restart policy does not apply. Raises `ProcessError` if a process does not end.
+    """
+    try:
+        if _end_runs(service, timeout_s):
+            _delete([service])
+            _remove(service)
+    except OSError as error:
+        raise _failed(service, "stop", error) from error
+
+
+def stop_all(services: Iterable[str]) -> dict[str, Error]:
+    """Like `stop` with a timeout of 0 s for each service, but with one crun process for all.
+
+    Returns the errors by service.
+    """
+    errors: dict[str, Error] = {}
+
+    def attempt(names: Iterable[str], do: Callable[[str], bool]) -> list[str]:
+        """Return the services for which ``do`` returns true."""
+        done = []
+        for name in names:
+            try:
+                if do(name):
+                    done.append(name)
+            except ProcessError as error:
+                errors[name] = error
+            except OSError as error:
+                errors[name] = _failed(name, "stop", error)
+        return done
+
+    ended = attempt(services, lambda name: _end_runs(name, 0))
+    _delete(ended)
+    attempt(ended, _remove)
+    return errors
+
+
+def _end_runs(service: str, timeout_s: float | None) -> bool:
+    """Kill the process of a service and its conmon; return False if it has no runtime state."""
+    folder = paths.service_dir(service)
+    _end_orphans(service, None)
+    if not os.path.isdir(folder):
+        return False
+    spec = load(service)
+    if timeout_s is None:
+        timeout_s = spec.stop_timeout_s if spec else 0.0
+    units.stand_in(service, status.conmon(service))
+    _end_all(service, spec, status.bundles(folder), timeout_s)
+    return True
+
+
+def _remove(service: str) -> bool:
+    """Remove the runtime state of a service that crun no longer knows."""
+    files.remove_tree(_crun_state(service))  # crun cannot read what an interrupted create left
+    _end_cgroup(service, load(service))
+    signals.hit(f"remove the runtime files of {service}")
+    files.remove_tree(paths.service_dir(service))
+    launch.remove_unused()
+    forget_health(service)
+    return True
+
+
+def forget_health(service: str) -> None:
+    """Delete the last health check result; no-op if there is none. Raises OSError."""
+    with suppress(FileNotFoundError):
+        os.unlink(paths.health_file(service))
+
+
+def abandon(spec: ProcessSpec, bundle: str) -> None:
+    """Clean up after a run that failed to start; keep other files. Raises `ProcessError`."""
+    if os.path.isdir(bundle):
+        _end_all(spec.service, spec, [bundle], 0)
+        clear(spec.service)
+        _end_cgroup(spec.service, spec)
+        files.remove_tree(bundle)
+
+
+def _failed(service: str, what: str, error: OSError) -> ProcessError:
+    where = f": {error.filename}" if error.filename else ""
+    return ProcessError(f"cannot {what} its process: {error.strerror}{where}", service=service)
+
+
+def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
+    """Kill the processes of runs and their conmons.
+
+    The container is deleted from crun afterwards: a conmon in the middle of a creation could still
+    complete it.
+    """
+    signals.hit(f"stop the process of {service}")
+    for bundle in runs:
+        _touch(f"{bundle}/{status.STOPPING}")
+    for bundle in runs:
+        _end(spec, bundle, timeout_s)
+    signals.hit(f"remove what is left of the process of {service}")
+    for bundle in runs:
+        end_conmon(bundle)
+
+
+def _end_cgroup(service: str, spec: ProcessSpec | None) -> None:
+    if spec is not None:
+        _kill_cgroup(service, cgroup_of(spec))
+        cgroups.remove_with_parent(cgroup_of(spec))
+
+
+def end_orphans(service: str, path: str) -> None:
+    """Kill the processes left in the cgroup ``path`` of a service without a folder.
+
+    Then removes the cgroup. Raises `ProcessError`.
+    """
+    try:
+        _end_orphans(service, path)
+        cgroups.remove_with_parent(path)
+    except OSError as error:
+        raise _failed(service, "stop", error) from error
+
+
+def has_conmon(service: str) -> bool:
+    """Return whether a conmon started with this run folder supervises a process of the service."""
+    return bool(_conmons((service,)))
+
+
+def _end_orphans(service: str, path: str | None) -> None:
+    """Kill the processes of a service whose folder was removed; no-op if there are none.
+
+    crun's state still names the bundle and the cgroup. Without crun's state, the cgroup ``path``
+    decides: no process may be in it by now.
+    """
+    # The state of an interrupted create lacks these keys and counts as none.
+    known = read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status")) or {}
+    lost = known.keys() >= {"bundle", "cgroup-path"} and not os.path.isdir(str(known["bundle"]))
+    if not lost and (path is None or not cgroups.pids(path)):
+        return
+    signals.hit(f"end the lost process of {service}")
+    path = path or str(known["cgroup-path"])
+    clear(service)
+    _kill_cgroup(service, path)
+    # Its exit command would mistake the next run, in a folder of the same name, for its own.
+    for pid, bundle in _conmons((service,)):
+        _end_conmon(pid, bundle)
+    cgroups.remove_with_parent(path)
+
+
+def end_unrecorded_conmons(services: Collection[str]) -> None:
+    """Kill every conmon that an interrupted start left before its pid file was written.
+
+    Such a conmon would mistake a later run in a folder of the same name for its own. The caller
+    holds the locks of the services. Scans all processes.
+    """
+    for pid, bundle in _conmons(services):
+        if pid != read_pid(f"{bundle}/conmon.pid"):
+            _end_conmon(pid, bundle)
+
+
+def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
+    """List (pid, bundle) of every conmon of the services, from all command lines in /proc."""
+    start = os.fsencode(os.path.join(paths.run_dir(), "services")) + b"/"
+    conmons = []
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        words = command_line(pid)
+        for word in words:
+            service, _, run = os.fsdecode(word.removeprefix(start)).partition("/")
+            if not word.startswith(start) or service not in services or not run.startswith("run-"):
+                continue
+            # crun's command line also names the bundle, but never conmon.pid.
+            if word + b"/conmon.pid" in words:
+                conmons.append((pid, os.fsdecode(word)))
+    return conmons
+
+
+def clear(service: str) -> None:
+    """Delete the container from crun, in whatever state it is; no-op if crun has none."""
+    _delete([service])
+    # crun cannot read what an interrupted create left.
+    files.remove_tree(_crun_state(service))
+
+
+def _delete(services: Iterable[str]) -> None:
+    """Have crun delete containers; those that it cannot read stay."""
+    known = [name for name in services if os.path.isdir(_crun_state(name))]
+    if len(known) == 1:
+        crun.run("delete", "--force", crun.container_id(known[0]))
+        return
+    for at in range(0, len(known), _AT_ONCE):
+        names = "|".join(map(crun.container_id, known[at : at + _AT_ONCE]))
+        crun.run("delete", "--force", "--regex", f"^({names})$")
+
+
+def _crun_state(service: str) -> str:
+    return os.path.join(crun.state_dir(), crun.container_id(service))
+
+
+def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
+    """Send SIGTERM, then SIGKILL, to the PID 1 of a run.
+
+    The kernel kills all other processes of the run with it (pid_namespaces(7)).
+    """
+    pid = read_pid(f"{bundle}/pid")
+    pidfd = open_in_service(spec.service, pid) if spec else -1
+    if pidfd >= 0:
+        try:
+            # A container that was created but never started does not handle SIGTERM.
+            if timeout_s > 0 and is_init(pid):
+                send_signal(pidfd, signal.SIGTERM)
+                if wait_readable(pidfd, timeout_s):
+                    return
+            send_signal(pidfd, signal.SIGKILL)
+            if not wait_readable(pidfd, _KILL_S):
+                raise ProcessError(
+                    f"{spec.service if spec else bundle}: process {pid} did not end after SIGKILL"
+                )
+        finally:
+            os.close(pidfd)
+
+
+def end_conmon(bundle: str) -> None:
+    """Kill the exit command of a run, then its conmon, which may first write the last log lines.
+
+    Once the service has ended, conmon has no other child than the exit command or an interrupted
+    crun create.
+    """
+    pid = read_pid(f"{bundle}/conmon.pid")
+    if pid is not None:
+        _end_conmon(pid, bundle)
+
+
+def _end_conmon(pid: int, bundle: str) -> None:
+    conmon = open_supervisor(pid, bundle)
+    if conmon < 0:
+        return
+    pause_s = 0.001
+    deadline = time.monotonic() + status.CONMON_S
+    try:
+        while not wait_readable(conmon, pause_s):
+            if time.monotonic() >= deadline:
+                send_signal(conmon, signal.SIGKILL)
+                wait_readable(conmon, _KILL_S)
+                return
+            # The exit command writes its pid before it checks STOPPING, so one of the two sees the
+            # other.
+            for child in (*children(pid), read_pid(f"{bundle}/{status.EXITED_PID}")):
+                command = open_supervisor(child, bundle)
+                if command >= 0:
+                    send_signal(command, signal.SIGKILL)
+                    os.close(command)
+            pause_s = min(2 * pause_s, 0.02)
+    finally:
+        os.close(conmon)
+
+
+def _kill_cgroup(service: str, path: str) -> None:
+    """Kill the processes left in the cgroup ``path``, such as those of an interrupted create."""
+    for pid in cgroups.pids(path):
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            # Check after the open, as open_in_service does.
+            if not cgroups.holds(path, pid):
+                continue
+            send_signal(pidfd, signal.SIGKILL)
+            if not wait_readable(pidfd, _KILL_S):
+                raise ProcessError(f"process {pid} did not end after SIGKILL", service=service)
+        finally:
+            os.close(pidfd)
+
+
+def _touch(path: str) -> None:
+    """Create the file ``path`` unless anything exists at that path."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        # another file type, such as a FIFO or folder
+        if error.errno not in (errno.ENXIO, errno.EISDIR):
+            raise
+
+
+# --- kill ----------------------------------------------------------------------------------------
+
+
+_ENDS_S = 1.0
+"""How long a process may take to end after SIGKILL (seconds)."""
+_LOOK_S = 0.05
+"""How long to wait for a process to end after another signal, to report it (seconds)."""
+
+
+def number(text: str) -> int:
+    """Parse a signal, ``HUP``, ``SIGHUP`` or ``1``, to its number. Raises UsageError."""
+    plain = text.upper().removeprefix("SIG")
+    known = {sig.name.removeprefix("SIG"): sig.value for sig in signal.Signals}
+    if plain in known:
+        return known[plain]
+    if text.isascii() and text.isdigit() and len(text) <= 3 and int(text) in signal.valid_signals():
+        return int(text)
+    hint = f"a name such as HUP or USR1, or a number from 1 to {signal.SIGRTMAX.value}"
+    raise UsageError(f"{text!r} is not a signal", hint, "--signal")
+
+
+def name(number: int) -> str:
+    """Return the name of a signal, ``SIGHUP``, or ``signal 35`` if it has none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def send(service: str, number: int) -> bool:
+    """Send a signal to a service's process; return whether the process has verifiably ended.
+
+    SIGKILL goes to PID 1, with which the kernel kills all others (pid_namespaces(7)). Any other
+    signal goes to the process of the entrypoint, PID 1's first child: PID 1 is an init, which
+    cannot pass on SIGSTOP. Raises ProcessError if the service has no process.
+    """
+    pid = status.read(service).pid
+    first = next(iter(crun.children(pid)), pid) if number != signal.SIGKILL else pid
+    init = crun.open_in_service(service, pid)
+    target = crun.open_in_service(service, first)
+    try:
+        if init < 0 or target < 0:
+            state = status.read(service).state
+            raise ProcessError(f"has no running process ({state})", "niso ps", service=service)
+        try:
+            signal.pidfd_send_signal(target, number)
+        except ProcessLookupError:  # it has just ended
+            return True
+        return crun.wait_readable(init, _ENDS_S if number == signal.SIGKILL else _LOOK_S)
+    finally:
+        for fd in (init, target):
+            if fd >= 0:
+                os.close(fd)
+
+
+# --- idle ----------------------------------------------------------------------------------------
+
+
+_MAX_THREADS = 64
+"""A service with more threads is never reported as idle."""
+_FIRST_FIELD = 3
+"""What follows the command name in /proc/PID/stat begins with this field (proc_pid_stat(5))."""
+_STATE, _UTIME, _STIME = 3 - _FIRST_FIELD, 14 - _FIRST_FIELD, 15 - _FIRST_FIELD
+
+Mark = tuple[tuple[int, bytes], ...]
+"""Each thread with its number of context switches, as text."""
+
+
+def mark(init: int) -> Mark | None:
+    """Return the context switches of all threads of a service if it is idle, else None.
+
+    It is idle if all its threads sleep, one of them runs the entrypoint, and no process below PID 1
+    has children, since a shell may continue, or end, when its child ends. Two equal marks mean that
+    no thread ran in between. ``init`` is the service's PID 1. Always None on a kernel without
+    CONFIG_PROC_CHILDREN.
+    """
+    threads: list[tuple[int, bytes]] = []
+    entered = False
+    pids = [init]
+    try:
+        for pid in pids:  # grows while it is walked
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                program = file.read().partition(b"\0")[0]
+            # PID 1's child has PID 1's command line until it executes the entrypoint.
+            entered = entered or program not in (b"", INIT.encode())
+            for tid in os.listdir(f"/proc/{pid}/task"):
+                switches = _switches(f"/proc/{pid}/task/{tid}/status")
+                children = _children(pid, tid)
+                if switches is None or len(threads) >= _MAX_THREADS or (children and pid != init):
+                    return None
+                threads.append((int(tid), switches))
+                pids += children
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return tuple(threads) if entered else None
+
+
+def is_starved(init: int) -> bool:
+    """Return whether PID 1 or a child of it is runnable but has had less than 0.1 s of CPU time.
+
+    The machine is then too busy to conclude from the elapsed time that the start succeeded.
+    """
+    try:
+        for pid in (init, *_children(init, str(init))):
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b") ")[2].split()
+            ticks = int(fields[_UTIME]) + int(fields[_STIME])
+            if fields[_STATE] in (b"R", b"D") and ticks < os.sysconf("SC_CLK_TCK") // 10:
+                return True
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return False
+
+
+def _children(pid: int, tid: str) -> list[int]:
+    """List the children of a thread (proc_pid_task_tid_children(5)).
+
+    Raises OSError if the thread has ended.
+    """
+    with open(f"/proc/{pid}/task/{tid}/children", encoding="ascii") as file:
+        return [int(word) for word in file.read().split()]
+
+
+def _switches(path: str) -> bytes | None:
+    """Read the context switches from a thread's status file (proc_pid_status(5)).
+
+    None unless the thread sleeps.
+    """
+    with open(path, "rb") as file:
+        text = file.read()
+    _, _, state = text.partition(b"\nState:\t")
+    return text[text.rfind(b"\nvoluntary_ctxt_switches") :] if state[:1] == b"S" else None
+
+
+# --- hosts mount ---------------------------------------------------------------------------------
+
+
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_ATTRIBUTES = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+_RESOLVE = BENEATH | NO_SYMLINKS | NO_MAGICLINKS
+
+
+def swap(spec: ProcessSpec) -> None:
+    """Mount ``spec.hosts_folder`` in a running service, also for later restarts; idempotent.
+
+    Raises ProcessError.
+    """
+    what = f"{spec.service}: cannot replace its hosts file"
+    again = f"a restart of {spec.service} mounts it again"
+    pidfd = open_init(spec.service)
+    try:
+        signals.hit(f"replace the hosts file of {spec.service}")
+        save(spec)
+        if pidfd < 0:
+            raise ProcessError(f"{what}: it has ended", f"niso logs {spec.service}")
+        tree = _clone(spec.hosts_folder)
+        try:
+            problem = _swap_in_child(pidfd, tree, os.stat(paths.hosts_root()).st_dev)
+        finally:
+            os.close(tree)
+        if problem:
+            raise ProcessError(f"{what}: {problem}", again)
+    except OSError as error:
+        raise ProcessError(f"{what}: {error.strerror}", again) from error
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
+
+
+def _clone(folder: str) -> int:
+    """Open a detached, read-only bind mount of ``folder`` (open_tree(2), mount_setattr(2))."""
+    tree = clone_mount(AT_FDCWD, folder)
+    set_attributes(tree, _ATTRIBUTES)
+    return tree
+
+
+def _swap_in_child(pidfd: int, tree: int, device: int) -> str:
+    """Swap the mounts in the mount namespace of ``pidfd``; return the error, "" for none.
+
+    ``device`` is the st_dev of niso's hosts files.
+    """
+    with signals_held():
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setns(pidfd, os.CLONE_NEWNS)  # also sets this process's root to the service's
+                _swap(tree, device)
+            except OSError as error:
+                os.write(write, (error.strerror or "refused").encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        try:
+            return os.read(read, 1000).decode()
+        finally:
+            os.close(read)
+            os.waitpid(pid, 0)
+
+
+def _swap(tree: int, device: int) -> None:
+    """Replace the mount on /etc/niso-hosts of this process's root by ``tree``. Raises OSError."""
+    os.chdir("/")
+    etc = _open_folder(AT_FDCWD, "etc")
+    os.fchdir(etc)
+    target = _open_folder(etc, HOSTS)
+    if os.fstat(target).st_dev != device:
+        raise OSError(errno.ENOENT, "the service has moved or unmounted it")
+    try:
+        attach_beneath(tree, target)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # otherwise the kernel lacks MOVE_MOUNT_BENEATH
+            raise
+        _unmount_hosts()
+        attach(tree, HOSTS, etc)
+        return
+    _unmount_hosts()
+
+
+def _open_folder(folder: int, name: str) -> int:
+    """Open a folder below ``folder`` without following a symlink. Raises OSError."""
+    return open_place(name, _RESOLVE, folder, os.O_DIRECTORY)
+
+
+def _unmount_hosts() -> None:
+    """Unmount the hosts folder of the current directory. Raises OSError.
+
+    The mount was checked before; only a process with CAP_SYS_ADMIN could have replaced it since.
+    """
+    unmount(HOSTS.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+
+
+# --- lost services -------------------------------------------------------------------------------
+
+
+class Lost(NamedTuple):
+    """A service that has a cgroup, but no runtime files in this run folder."""
+
+    service: str
+    state_id: str
+    stranger: int | None
+    """The pid of one of its processes, if no conmon of this run folder supervises them."""
+
+    @property
+    def cgroup(self) -> str:
+        """Return its cgroup, relative to the hierarchy."""
+        return f"/niso-{self.state_id}/{self.service}"
+
+
+def find(state_ids: Iterable[str]) -> list[Lost]:
+    """Return the services of these state folders that lost their runtime files, sorted."""
+    known = set(status.services())
+    places = [
+        (state_id, name)
+        for state_id in sorted(set(state_ids))
+        for name in sorted(
+            {name for root in cgroups.roots() for name in _folders(f"{root}/niso-{state_id}")}
+            - {*known, cgroups.KEEPERS}
+        )
+    ]
+    return [_lost(state_id, name) for state_id, name in places]
+
+
+def _lost(state_id: str, service: str) -> Lost:
+    lost = Lost(service, state_id, None)
+    pids = cgroups.pids(lost.cgroup)
+    if pids and not has_conmon(service):
+        return lost._replace(stranger=pids[0])
+    return lost
+
+
+def _folders(folder: str) -> list[str]:
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [name for name in names if os.path.isdir(os.path.join(folder, name))]

@@ -1,0 +1,207 @@
+"""Detect a reboot and a copied state folder.
+
+Detect a reboot, after which the store must no longer record kernel state that was lost.
+
+A running host is identified by its boot id, its network namespace and its PID 1. A restarted
+container keeps only the boot id. The store records this identity. If the present one differs, none
+of the recorded active services can still exist. The first process to open the store then records
+that no service is active, and deletes records of sysctls and of changes of ports, which concern the
+old kernel. Leases, networks, forwards and the enabled services are kept.
+
+Detect a copy of a state folder, which must not act on the original's services.
+
+A copy has the state id of the original, so it would treat the original's links, processes and rules
+as its own. The store records device, inode and path of its folder. A moved folder keeps device and
+inode, or there no longer is a store with this id at the recorded path.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+
+from niso.base import paths
+from niso.base.errors import Conflict, Error
+from niso.store.sqlite import decoded
+
+# --- reboot --------------------------------------------------------------------------------------
+
+
+_FORGET = (
+    "UPDATE service SET active=0 WHERE active=1",
+    # undoing a change must leave the service inactive
+    "UPDATE intent SET undo=json_set(undo, '$.service[0].active', 0)"
+    " WHERE json_extract(undo, '$.service[0].active')=1",
+    "UPDATE intent SET undo=json_set(undo, '$.published', json('[]'))"
+    " WHERE json_type(undo, '$.published')='array'",
+    "DELETE FROM intent WHERE action='ports'",
+    "DELETE FROM sysctl",
+    "DELETE FROM meta WHERE key='nat_before'",
+    "DELETE FROM published",
+)
+
+
+def here() -> str:
+    """Return the identity of this host: boot id, network namespace and start time of PID 1.
+
+    See random(4), namespaces(7) and proc_pid_stat(5). Raises OSError.
+    """
+    with open("/proc/1/stat", encoding="utf-8", errors="replace") as file:
+        started = file.read().rpartition(")")[2].split()[19]
+    return f"{paths.boot_id()} {os.stat('/proc/self/ns/net').st_ino} {started}"
+
+
+def boot_folder() -> str:
+    """Return the location of the state folder: device, inode and path. Raises OSError."""
+    path = os.path.abspath(paths.state_dir())
+    status = os.stat(path)
+    # escaped, because a path need not be UTF-8
+    return f"{status.st_dev} {status.st_ino} {ascii(path)[1:-1]}"
+
+
+def recorded(db: sqlite3.Connection) -> str | None:
+    """Return the host identity recorded in the store; None in the store of an older niso."""
+    row = db.execute("SELECT value FROM meta WHERE key='world'").fetchone()
+    return str(row[0]) if row else None
+
+
+def record_boot(db: sqlite3.Connection, world: str) -> None:
+    """Record ``world`` as the identity of the store's host. The caller holds a transaction."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('world', ?)", (world,))
+
+
+def go_home(db: sqlite3.Connection, world: str) -> bool:
+    """Enter the store's network namespace, if PID 1 is in it and this process is not.
+
+    Returns whether it did. ``world`` is the identity that this process sees. A command can be
+    started in another namespace, such as by a unit with PrivateNetwork=. Raises Conflict if the
+    process may not move, OSError.
+    """
+    before = recorded(db)
+    was, now = (before or "").split(), world.split()
+    if was == now or len(was) != len(now) or (was[0], was[2]) != (now[0], now[2]):
+        return False  # the store of an older niso, or of another boot
+    fd = os.open("/proc/1/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if str(os.fstat(fd).st_ino) != was[1]:
+            return False
+        if not paths.is_command:
+            raise Conflict(
+                "this process is in another network namespace than its state folder is of",
+                "start it in that of PID 1: nsenter -t 1 -n",
+            )
+        os.setns(fd, os.CLONE_NEWNET)
+    finally:
+        os.close(fd)
+    return True
+
+
+def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
+    """Record that nothing is active if ``world`` differs from the recorded host identity.
+
+    Raises Conflict if services still run in another namespace of the same boot, because anything
+    that niso set up here would not be for them. The caller holds a transaction.
+    """
+    before = recorded(db)
+    if before == world:
+        return
+    boot, network = (before or world).split()[:2]
+    if boot == world.split(maxsplit=1)[0] and _lives(db):
+        if network == world.split()[1]:  # a store of an older niso, or another PID namespace
+            record_boot(db, world)
+            return
+        raise Conflict(
+            "the services of this state folder are in another network namespace",
+            "run niso in the one that it was started in before",
+        )
+    for statement in _FORGET:
+        db.execute(statement)
+    record_boot(db, world)
+
+
+def _lives(db: sqlite3.Connection) -> bool:
+    """Return whether a named namespace or a process of an active service exists."""
+    state_id = db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()[0]
+    active = [row[0] for row in db.execute("SELECT name FROM service WHERE active=1")]
+    return any(_is_mount(paths.netns_path(name)) or _runs(name, state_id) for name in active)
+
+
+def _is_mount(path: str) -> bool:
+    try:
+        return os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
+    except OSError:
+        return False
+
+
+def _runs(service: str, state_id: str) -> bool:
+    try:
+        with open(os.path.join(paths.service_dir(service), "state.json"), encoding="utf-8") as file:
+            pid = int(decoded(file.read())["pid"])
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            return f"/niso-{state_id}/{service}\n" in file.read()
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+# --- copied state --------------------------------------------------------------------------------
+
+
+def changed(db: sqlite3.Connection) -> str | None:
+    """Return the location of the state folder to `record`; None if the recorded one is still right.
+
+    Raises Error if the folder is a copy of one that still exists, and OSError.
+    """
+    now = boot_folder()
+    here, folder = _parts(now)
+    row = db.execute("SELECT value FROM meta WHERE key='folder'").fetchone()
+    if row is None:
+        return now
+    try:
+        was, before = _parts(str(row[0]))
+        there = _identity(before)
+    except (OSError, ValueError):
+        return now
+    if there == here:
+        # the same folder under another path, or after a reboot that has renumbered the devices
+        return None if here == was else now
+    state_id = db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()
+    if here != was and _state_id(before) == state_id:
+        raise Error(
+            f"{folder} is a copy of the state folder {before}, which has the same services",
+            f"use NISO_STATE_DIR={before}; to go on with the copy, first move that one away",
+        )
+    return now
+
+
+def record_folder(db: sqlite3.Connection, place: str) -> None:
+    """Record the location of the state folder. The caller holds a transaction."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('folder', ?)", (place,))
+
+
+def _parts(place: str) -> tuple[str, str]:
+    """Split a recorded location into (device and inode, path)."""
+    device, inode, path = place.split(" ", 2)
+    return f"{device} {inode}", path.encode().decode("unicode_escape")
+
+
+def _identity(folder: str) -> str:
+    status = os.stat(folder)
+    return f"{status.st_dev} {status.st_ino}"
+
+
+def _state_id(folder: str) -> tuple[str] | None:
+    """Return the row with the state id of the store in this folder; None if there is none."""
+    path = os.path.join(folder, os.path.basename(paths.database()))
+    if not os.path.isfile(path):
+        return None
+    try:
+        other = sqlite3.connect(path)
+        try:
+            row: tuple[str] | None = other.execute(
+                "SELECT value FROM meta WHERE key='state_id'"
+            ).fetchone()
+        finally:
+            other.close()
+    except sqlite3.Error:
+        return None
+    return row
