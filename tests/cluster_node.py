@@ -13,7 +13,7 @@ import pytest
 from cluster_world import KEYS, Joined
 from fake_world import Steps, World
 
-from niso.change.deactivate import deactivate
+from niso.change.cluster_hosts import end_services
 from niso.cluster.agent import Agent, Me
 from niso.cluster.engine import Compacted, NoAnswer
 from niso.cluster.key_values import Host
@@ -119,7 +119,7 @@ class Node:
         return self.link
 
     def end(self, services: list[str]) -> None:
-        deactivate(self.world.machine._replace(store=self.store), services)
+        end_services(self.world.machine._replace(store=self.store), services)
 
     def keep(self) -> None:
         with contextlib.suppress(NoAnswer):

@@ -20,6 +20,7 @@ from niso.change.cluster_join import (
     require_member,
 )
 from niso.change.deactivate import deactivate
+from niso.change.journal import recover
 from niso.cluster import config, encryption, invitation, own_claims, own_etcd
 from niso.cluster.agent import Agent, Me, last
 from niso.cluster.config import Config, Member
@@ -392,6 +393,8 @@ def end_services(machine: Machine, services: list[str]) -> None:
     Services that share their namespaces end too.
     """
     store = machine.store
+    recover(machine, names=services)  # it may complete the removal of one
+    services = [name for name in services if store.service(name) is not None]
     attached = [name for name in services if store.attachments.get(name) is not None]
     for name in attached:
         attach.detach(machine, name)
