@@ -46,18 +46,19 @@ class change:
     """Bring rows and kernel from before to after, together or not at all.
 
     A context manager. The caller holds niso's lock, and writes rows in the block, which is one
-    transaction. At its end the kernel follows from the rows. What ends with the change follows
+    transaction. At its end the kernel is brought to the rows. What ends with the change follows
     from the states before and after it, never from the caller: flows of addresses that their
-    holder loses, of ports that come, move or go, and those that policies no longer allow.
+    holder loses, of ports that come, move or go, and flows that policies no longer allow.
 
-    By default the kernel changes inside the transaction: if it refuses, or niso dies, the rows are
-    as before, and the same change can be made again. With ``teardown``, a failed step does not
-    stop the others. With ``rows_first``, the rows are committed before the kernel changes. A new
-    object is then on record if niso dies, and the caller undoes the rows if the kernel refuses.
-    With ``dry_run``, the steps are reported, and nothing changes. ``ending`` is as for `carry_out`.
+    By default the kernel changes inside the transaction: if the kernel refuses, or niso dies, the
+    rows are as before, and the same change can be made again. With ``rows_first``, the rows are
+    committed before the kernel changes: a new object is then on record if niso dies, and the caller
+    undoes the rows if the kernel refuses. With ``teardown``, a failed step does not stop the
+    others. With ``dry_run``, the steps are reported, and nothing changes. ``ending`` is as for
+    `carry_out`.
 
-    ``scope`` is what the change concerns by the rows before. The block may widen it by what it
-    concerns by the rows after.
+    ``scope`` is the scope by the rows before (`niso.change.scope`). The block may assign one
+    that is joined with the scope by the rows after.
 
     The block raises what `plan` and `carry_out` raise: KernelError, Conflict, ErrorGroup, Error.
     """
@@ -99,10 +100,10 @@ class change:
         return self
 
     def doubt(self, things: State | None = None) -> None:
-        """Assume that the kernel may have ``things`` as well, after an interrupted command.
+        """Assume that the kernel may have ``things`` too, after an interrupted command.
 
-        By default these are what the rows say now and did not say before: the block can write rows,
-        call this and write others.
+        By default these are the objects that the rows require now and did not require before: the
+        block can write rows, call this and write other rows.
         """
         if things is None:
             snapshot, now = wanted_now(self._kernel, self._store, self.scope)
@@ -161,30 +162,30 @@ class change:
     def _end_flows(self, before: State, after: State) -> None:
         """End the flows that ``before`` may have allowed and ``after`` does not.
 
-        The order matters: what an address or a port no longer has need not be judged.
+        Policies are last: flows that have ended need no verdict.
         """
-
         kernel = self._kernel
         was, now = _holders(before), _holders(after)
         gone = {address for _, address in was - now}
         if gone:  # its next holder must not be in the middle of another service's connection
             kernel.flush_addresses(gone)
-        # a service of this host keeps its lease, and what is remembered of it, until another has it
+        # a service of this host keeps its lease and recorded flows until another one leases it
         far = gone - {address for _, address in _own(before)}
         if forgotten := far | (_subnets(before) - _subnets(after)):
             kernel.forget_flows(forgotten)
         ended_flows.flush_changed_ports(kernel, self._before, after, self._doubt)
         ended_flows.end_flows(kernel, self._ports_of_ended({address for _, address in now}))
-        policed = {one.service for some in self._snapshots for one in some.policed}
+        # flows of a service that ends, or loses its policy, need no verdict
+        policed = {one.service for one in self._snapshots[-1].policed}
         if policed and ended_flows.narrows(before, after) and not self._is_of_names_alone():
             ended_flows.cut(kernel, self._store, sorted(policed))
         for space in _spaces(before) - _spaces(after):
             kernel.clear_unfinished(space)
 
     def _ports_of_ended(self, kept: set[str]) -> list[Port]:
-        """Return the ports of services that have ended while their addresses are still in use.
+        """Return the ports of services that have ended, and that shared a namespace which stays.
 
-        Their network namespace is another service's.
+        ``kept`` are the addresses after the change.
         """
         active = {service.name for service in self._snapshots[-1].services}
         return [
@@ -196,9 +197,9 @@ class change:
         ]
 
     def _is_of_names_alone(self) -> bool:
-        """Return whether policies change only because DNS has other answers.
+        """Return whether policies change only because DNS has different answers.
 
-        Open connections to the former addresses stay, unless a network has these addresses now.
+        Open connections to the former addresses stay, unless a network has such an address now.
         """
         first, *others = self._snapshots
         if any(_meaning(first) != _meaning(other) for other in others):
