@@ -64,7 +64,7 @@ NETWORK = {
 }
 CAPABILITIES = {"mallory": ["NET_RAW"], "evil": ["NET_RAW"]}
 EAR, LOOPBACK_EAR = 5555, 5556
-ARRIVES_SECONDS = 3
+ARRIVES_SECONDS = 30
 ENOUGH = 10  # findings, after which a trial ends
 
 Watcher = Link | Ear

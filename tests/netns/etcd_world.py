@@ -20,7 +20,7 @@ from niso.cluster.engine import NoAnswer
 from niso.cluster.etcd import Access, Etcd
 
 BINARY = shutil.which("etcd") or str(TESTS.parent / ".cache/etcd/usr/bin/etcd")
-START_SECONDS = 30
+START_SECONDS = 90
 
 
 def flags(name: str, data: str, client: str, peer: str, tls: str) -> list[str]:

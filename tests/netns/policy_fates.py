@@ -30,6 +30,8 @@ LOW_FDS = 1100  # select(2), which others here use, takes none above 1023
 SYN, ACK = 0x02, 0x10
 PACKET_HOST = 0  # linux/if_packet.h
 PATIENCE_SECONDS = 4
+ANSWER_SECONDS = 30
+"""How long what should pass may take on a busy machine."""
 QUIET_SECONDS = 0.15
 
 Place = str | None
@@ -361,7 +363,7 @@ class Fates:
     # --- what comes of it ---------------------------------------------------------------------------------------------
 
     def of(self, cells: list[Cell], passing: set[Cell]) -> dict[Cell, Fate]:
-        """Send all at once; what should pass gets several tries in `PATIENCE_SECONDS`, and all else two.
+        """Send all at once; what should pass gets several tries in `ANSWER_SECONDS`, and all else two.
 
         ``passing`` only says for what to wait: a packet that arrives is seen, whatever was thought of it.
 
@@ -399,7 +401,7 @@ class Fates:
         return {cell: self._of[number] for cell, number in tries.items()}
 
     def _until_answered(self, wanted: list[tuple[Cell, int]]) -> None:
-        end = time.monotonic() + PATIENCE_SECONDS
+        end = time.monotonic() + ANSWER_SECONDS
         again = time.monotonic() + 0.3
         while time.monotonic() < end:
             self._turn(0.02)

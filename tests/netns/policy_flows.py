@@ -15,6 +15,9 @@ from wire import FAMILY, Wire
 CUT_SECONDS = 0.7
 """How long nothing may come of a flow that is cut: TCP has sent again by then, its first time after 0.2 s."""
 ALIVE_SECONDS = 5
+"""How long a flow may take to open; one that is denied takes as long to give up."""
+HEARD_SECONDS = 30
+"""How long a word of a flow that goes on may take on a busy machine."""
 
 
 class Flow:
@@ -160,7 +163,7 @@ class Flows:
             def unheard(words: dict[Flow, bytes] = words) -> list[Flow]:
                 return [flow for flow in words if not flow.hears(words[flow])]
 
-            end = time.monotonic() + ALIVE_SECONDS
+            end = time.monotonic() + HEARD_SECONDS
             while set(alive) & set(unheard()) and time.monotonic() < end:
                 time.sleep(0.01)
             quiet = time.monotonic() + CUT_SECONDS

@@ -170,7 +170,7 @@ import socket, sys
 family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
 server = socket.create_server((sys.argv[1], 0), family=family)
 print(server.getsockname()[1], flush=True)
-server.settimeout(5)
+server.settimeout(60)
 print(server.accept()[1][0])
 """
 

@@ -181,7 +181,7 @@ class Talkers:
                     if number <= last[each] and who != service
                 ]
 
-        deadline = time.monotonic() + 3  # for an answer that is still on its way
+        deadline = time.monotonic() + 30  # for an answer that is still on its way
         while (found := wrong()) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not found, "\n".join(found)
@@ -193,7 +193,7 @@ class Conversation:
     def __init__(self, wire: Wire, netns: str | None, address: str, port: int) -> None:
         self.way = f"{netns or 'host'} to {address}:{port}"
         self._socket = wire.socket(netns, socket.AF_INET, socket.SOCK_STREAM)
-        self._socket.settimeout(4)
+        self._socket.settimeout(30)
         self._socket.connect((address, port))
         self._file = self._socket.makefile("rw")
         self.service = self._file.readline().split()[0]

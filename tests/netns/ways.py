@@ -22,7 +22,7 @@ from wire import (
 )
 
 INIT, INIT_ACK = 1, 2
-PATIENCE_SECONDS = 4
+PATIENCE_SECONDS = 30
 
 
 class Port(NamedTuple):
@@ -273,7 +273,7 @@ def travel(servers: Servers, cells: list[Cell]) -> dict[Cell, Outcome]:
         if not cell.sees:
             tries[cell].append(clients.send(cell))
     last = {clients.send(cell) for cell in good[-1:]}
-    clients.turn(lambda: last <= clients.answered, 1)
+    clients.turn(lambda: last <= clients.answered)
     outcomes = {cell: Outcome() for cell in cells}
     for cell, numbers in tries.items():
         outcomes[cell].server = next((servers.seen[n] for n in numbers if n in servers.seen), "")

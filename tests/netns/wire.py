@@ -58,7 +58,7 @@ class Wire:
 
     def __enter__(self) -> Wire:
         self._control, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control.settimeout(20)
+        self._control.settimeout(60)
         with far:
             self._factory = self.lab.popen("python3", "-ISc", FACTORY, stdin=far.fileno())
         return self
