@@ -177,8 +177,9 @@ def test_what_the_process_itself_sees_restarts_it_in_the_same_namespace(
     lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}))
     known = Known(lab, "api")
     steps = shown(change(lab))
-    if change is _capability:  # who may send fragments at will has a limit of them
+    if change is _capability:  # raw sockets: a limit of fragments, and checksums by software
         assert steps.pop(0).startswith("nft 'add element bridge niso fragments ")
+        assert "ethtool -K eth0 tx off" in steps.pop(0)
     assert [step for step in steps if not step.startswith("copy package")] == [
         "stop api",
         steps[-1],
