@@ -99,6 +99,11 @@ def echo(lab: Lab, name: str, port: int = 80, **sections: dict[str, Any]) -> str
     )
 
 
+def echo_in(lab: Lab, netns: str, word: str) -> Process:
+    """Start a server like that of `echo` in a namespace, on port 80, without niso."""
+    return lab.popen("/usr/bin/python3", "-ISuc", ECHO, word, "80", netns=netns)
+
+
 def on(network: str, **keys: Any) -> dict[str, Any]:
     return {"network": network, **keys}
 

@@ -16,6 +16,7 @@ from services import (
     answer,
     ask,
     echo,
+    echo_in,
     idle,
     inspect,
     on,
@@ -29,15 +30,6 @@ from wire import Wire
 from niso.base.names import mac
 
 BACKEND = ("net", "create", "backend", "--subnet", "10.99.1.0/24")
-SERVE = ("/usr/bin/python3", "-ISu", "-c")
-ECHO = """\
-import socket
-server = socket.create_server(("", 80), backlog=64)
-while True:
-    connection, peer = server.accept()
-    connection.sendall(f"box {peer[0]}".encode())
-    connection.close()
-"""
 
 
 def container(lab: Lab, *command: str) -> Process:
@@ -84,7 +76,7 @@ def blue(lab: Lab) -> Lab:
         "-n blue route add 198.51.100.0/24 via 172.31.0.1",
     ):
         lab.run("ip", *line.split())
-    lab.popen(*SERVE, ECHO, netns="blue")
+    echo_in(lab, "blue", "box")
     lab.wait_for(lambda: "tentative" not in lab.run("ip", "-6", "address", netns="blue").stdout, 5)
     return lab
 
@@ -123,7 +115,7 @@ def test_attached_namespace_is_reached_as_a_service_and_the_rest_of_it_stays(blu
     assert answer(blue, "10.99.1.4", 80, "niso-api") == "box 10.99.1.3"[:4] + "10.99.1.2"
     assert ask(blue, "10.99.1.4", 80, "niso-web") == ""
     assert answer(blue, "10.99.1.2", 80, "blue").split()[0] == "api"
-    assert blue.client(BUSYBOX, "nc", "-w1", HOST, "8080", input="").stdout == f"box {CLIENT}"
+    assert blue.client(BUSYBOX, "nc", "-w1", HOST, "8080", input="").stdout == f"box {CLIENT}\n"
     assert blue.neighbour(BUSYBOX, "nc", "-w1", HOST, "8080", input="", check=False).stdout == ""
     # the commands know it
     assert ": ok (" in blue.niso("net", "ping", "api", "box").stdout
@@ -135,7 +127,7 @@ def test_attached_namespace_is_reached_as_a_service_and_the_rest_of_it_stays(blu
     assert (row["status"], row["mode"], row["address"]) == ("attached", "attached", ["10.99.1.4"])
     assert inspect(blue, "box")["endpoints"][0]["interface"] == "net7"
     blue.niso("port-forward", "box", "9090:80")
-    assert blue.client(BUSYBOX, "nc", "-w1", HOST, "9090", input="").stdout == f"box {CLIENT}"
+    assert blue.client(BUSYBOX, "nc", "-w1", HOST, "9090", input="").stdout == f"box {CLIENT}\n"
     blue.niso("net", "check")
     # a spoofed source is dropped on its port, as a service's is
     blue.run("ip", "address", "add", "10.99.1.3/32", "dev", "net7", netns="blue")
@@ -553,7 +545,7 @@ def test_default_route_of_an_internal_network_gives_way(blue: Lab) -> None:
     def way() -> str:
         return blue.run("ip", "route", "get", CLIENT, netns="blue").stdout.split(" src")[0]
 
-    assert blue.client(BUSYBOX, "nc", "-w1", HOST, "8080", input="").stdout == f"box {CLIENT}"
+    assert blue.client(BUSYBOX, "nc", "-w1", HOST, "8080", input="").stdout == f"box {CLIENT}\n"
     assert way() == f"{CLIENT} via 10.99.2.1 dev eth1"
     # its engine adds a network that leads outside
     blue.run("ip", "-n", "blue", "route", "add", "default", "via", "172.31.0.1", "metric", "100")
@@ -571,5 +563,5 @@ def test_default_route_of_an_internal_network_gives_way(blue: Lab) -> None:
     for first, second in (("closed", "backend"), ("backend", "closed")):
         blue.niso(*attach[:-1], first, "--network", second, "-p", "8080:80")
         assert way().startswith(f"{CLIENT} via 10.99.1.1 dev ")
-        assert blue.client(BUSYBOX, "nc", "-w1", HOST, "8080", input="").stdout == f"box {CLIENT}"
+        assert blue.client(BUSYBOX, "nc", "-w1", HOST, "8080", input="").stdout == f"box {CLIENT}\n"
         blue.niso("net", "check")

@@ -11,7 +11,7 @@ from cni_driver import CASES, List, Plugin, links, namespace
 from conftest import TESTS, Lab
 from containerd_world import IMAGE, SOCKET, Containerd, needs_containerd
 from cri import Cri, Refused, framed
-from services import BUSYBOX, CLIENT, HOST, answer, ask, echo, idle, inspect, on, ps
+from services import BUSYBOX, CLIENT, HOST, answer, ask, echo, echo_in, idle, inspect, on, ps
 
 NISO = f"{sys.prefix}/bin/niso-cni"
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -23,14 +23,6 @@ DEVIATES = {
     "check_finds_a_lost_address": "the same",
 }
 """What the bridge plugin 1.1.1 does not do as the specification says."""
-SERVE = """\
-import socket
-server = socket.create_server(("", 80), backlog=64)
-while True:
-    connection, peer = server.accept()
-    connection.sendall(f"pod {peer[0]}".encode())
-    connection.close()
-"""
 
 
 @pytest.fixture
@@ -165,13 +157,13 @@ def test_pod_as_containerd_passes_it(niso: Plugin) -> None:
         )
         address = first.data["ips"][0]["address"].partition("/")[0]
         assert inspect(lab, "web-0-shop")["names"] == ["web-0-shop", "web"]
-        lab.popen("/usr/bin/python3", "-ISuc", SERVE, netns=given["NETNS"].rpartition("/")[2])
+        echo_in(lab, given["NETNS"].rpartition("/")[2], "pod")
         lab.niso(
             "activate", echo(lab, "api", network=on("pods")), idle(lab, "bad", network=on("pods"))
         )
         assert answer(lab, address, 80, "niso-api").startswith("pod ")
         assert ask(lab, address, 80, "niso-bad") == ""
-        assert lab.client(BUSYBOX, "nc", "-w1", HOST, "8080", input="").stdout == f"pod {CLIENT}"
+        assert lab.client(BUSYBOX, "nc", "-w1", HOST, "8080", input="").stdout == f"pod {CLIENT}\n"
         # a second network is another interface of the same attachment
         other = {"network": "front", "subnets": ["10.99.65.0/24"]}
         two = niso.call("ADD", "1.1.0", extra=other, **{**given, "IFNAME": "net1"})

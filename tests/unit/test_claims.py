@@ -217,7 +217,7 @@ def test_cluster_is_made_once() -> None:
     engine.lose = ["back"]
     made = Membership(engine).make()
     assert Membership(engine).cluster() == made
-    with pytest.raises(Conflict, match=f"has a cluster already: {made.identity}"):
+    with refuses(Conflict, made.identity, hint="join it, or choose another prefix"):
         Membership(engine).make()
     assert Membership(FakeEngine()).cluster() is None
 

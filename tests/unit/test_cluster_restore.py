@@ -117,7 +117,7 @@ def test_what_a_backup_does_not_have_is_written_again_and_the_older_claim_gives_
     assert held and held.host == ME and held.networks["backend"][0] == web
     assert host.record("web") and host.up("web") and host.held("idle") is None
     claims = Claims(host.engine, "a")
-    with pytest.raises(Conflict, match=f"web is on {ME}"):
+    with refuses(Conflict, "web", ME):
         claims.claim(Wanted("web", ("backend",), ("web",), {}, {}), take=True)
     host.world.assert_whole()
 

@@ -77,9 +77,8 @@ def test_stack_of_another_folder_is_neither_replaced_nor_taken_down(world: World
         lambda: stacks.down(world.machine, second),
         lambda: stack_members.own(world.store, second),  # status and logs
     ):
-        with pytest.raises(Conflict) as caught:
+        with refuses(Conflict, "'shop'", first, file=second):
             command()
-        assert caught.value.message == f"{second}: stack 'shop' is that of {first}"
         assert world.picture() == before and events == []
     # net policy test foresees a copy
     assert stacks.foreseen(world.machine, stack_members.load(second), replace=True)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from refusals import refuses
 
 from niso.base.errors import Error
 from niso.store.store import Store
@@ -27,11 +28,8 @@ def opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 def test_copy_is_refused_while_the_original_exists(original: Path, monkeypatch) -> None:
     copy = Path(shutil.copytree(original, original.with_name("copy")))
     for _ in range(2):
-        with pytest.raises(Error) as caught:
+        with refuses(Error, str(copy), str(original)):
             opened(copy, monkeypatch)
-        assert caught.value.message == (
-            f"{copy} is a copy of the state folder {original}, which has the same services"
-        )
         opened(original, monkeypatch).close()
     moved = original.rename(original.with_name("away"))
     opened(copy, monkeypatch).close()
@@ -42,7 +40,7 @@ def test_folder_may_move_and_come_back_from_a_copy(original: Path, monkeypatch) 
     moved = original.rename(original.with_name("moved"))
     opened(moved, monkeypatch).close()
     backup = Path(shutil.copytree(moved, moved.with_name("backup")))
-    with pytest.raises(Error, match=f"copy of the state folder {moved},"):
+    with refuses(Error, str(moved)):
         opened(backup, monkeypatch)
     shutil.rmtree(moved)
     opened(Path(shutil.copytree(backup, moved)), monkeypatch).close()
