@@ -28,7 +28,7 @@ OPTIONS = (
     "--user-data-dir=/tmp/chromium",
     "--remote-debugging-pipe",
 )
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 def is_installed() -> bool:

@@ -173,7 +173,7 @@ def test_server_answers_on_the_socket_of_systemd_and_ends_when_idle(tmp_path: Pa
         )
 
         def call(name: str, body: bytes) -> tuple[int, Any]:
-            connection = http.client.HTTPConnection("plugin.moby.localhost", timeout=20)
+            connection = http.client.HTTPConnection("plugin.moby.localhost", timeout=60)
             connection.sock = socket.socket(socket.AF_UNIX)
             connection.sock.connect(path)
             connection.request("POST", f"/{name}", body)
@@ -185,7 +185,7 @@ def test_server_answers_on_the_socket_of_systemd_and_ends_when_idle(tmp_path: Pa
             status, answer = call("NetworkDriver.CreateEndpoint", body)
             assert status == 500 and answer["Err"].startswith("niso: "), body
         assert call("NetworkDriver.GetCapabilities", b"{}")[1]["Scope"] == "local"
-        assert server.wait(20) == 0
+        assert server.wait(60) == 0
         assert b"Traceback" not in server.communicate()[1]
 
 

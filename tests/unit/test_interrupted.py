@@ -119,7 +119,7 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize("how", ["", "held"])
 def test_one_that_comes_where_nothing_can_be_raised_comes_again(how: str) -> None:
     argv = [sys.executable, "-c", LOSES_IT, *([how] if how else [])]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr, done.returncode) == (
         "held, interrupted\n" if how else "interrupted\n",
         "",
@@ -172,7 +172,7 @@ with Lock():
 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 """
     done = subprocess.run(
-        [sys.executable, "-c", held], capture_output=True, text=True, timeout=20, check=False
+        [sys.executable, "-c", held], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.stdout, done.stderr) == ("held\n", "")
 
@@ -294,5 +294,5 @@ def test_nisos_lock_of_another_thread_is_waited_for() -> None:
         thread.start()
         time.sleep(0.1)
         order.append("this one")
-    thread.join(10)
+    thread.join(60)
     assert order == ["this one", "other"]

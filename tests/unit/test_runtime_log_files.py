@@ -124,7 +124,7 @@ def follower(files: Files) -> Iterator[tuple[list[bytes], threading.Thread]]:
     thread.start()
     yield seen, thread
     shutil.rmtree(files.folder, ignore_errors=True)
-    thread.join(10)
+    thread.join(60)
 
 
 def iter_into(seen: list[bytes]) -> list[bytes]:
@@ -153,7 +153,7 @@ def test_follow_goes_on_over_rotation_and_ends_with_the_folder(
     files.add("new")
     wait_for(seen, [b"unfinished line\n", b"late\n", b"new\n"])
     shutil.rmtree(files.folder)
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 

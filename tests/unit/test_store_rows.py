@@ -102,7 +102,7 @@ def test_state_folder_that_is_a_file_is_an_error_that_names_it(tmp_path, monkeyp
 
 
 def _open_at_once(barrier, answers) -> None:
-    barrier.wait(20)
+    barrier.wait(60)
     try:
         answers.put(Store.open().state_id())
     except BaseException as error:
@@ -117,9 +117,9 @@ def test_processes_that_make_the_store_at_once_agree_on_it() -> None:
         processes = [fork.Process(target=_open_at_once, args=(barrier, answers)) for _ in range(6)]
         for process in processes:
             process.start()
-        found = {answers.get(timeout=30) for _ in processes}
+        found = {answers.get(timeout=60) for _ in processes}
         for process in processes:
-            process.join(30)
+            process.join(60)
         assert found == {Store.open().state_id()}
         for name in os.listdir(paths.state_dir()):
             os.unlink(os.path.join(paths.state_dir(), name))
