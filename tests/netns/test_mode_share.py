@@ -331,7 +331,9 @@ def test_sharer_killed_or_provider_killed_the_namespace_stays(lab: Lab) -> None:
 AGAIN = """
 import sys
 from niso.change.activate import restart
-from niso.runtime import machine
+from niso.kernel.real import Real
+from niso.runtime.machine import Machine
+from niso.runtime.real_processes import RealProcesses
 from niso.store.store import Store
 all = Machine(Store.open(), Real(), RealProcesses())
 for _ in range(int(sys.argv[2])):

@@ -15,7 +15,9 @@ from niso.change import activate as activation
 from niso.base.errors import Error
 from niso.store.store import Store
 from niso.change.targets import find_targets
-from niso.runtime import machine
+from niso.kernel.real import Real
+from niso.runtime.machine import Machine
+from niso.runtime.real_processes import RealProcesses
 folders, after, timeout_s = json.loads(sys.argv[1])
 store = Store.open()
 def shown(event):
