@@ -484,7 +484,7 @@ def _links(
                 "name another one, or none: niso chooses the next free eth<n>",
                 "interface",
             )
-        own_mac = _own_mac(store, request.name, wish, kept.mac if kept is not None else "")
+        own_mac = _own_mac(store, request.name, wish)
         links.append(Link(wish.network, interface, own_mac, False))
     _refuse_twice([link.interface for link in links], "interface")
     if links and not routed:
@@ -495,17 +495,16 @@ def _links(
     return links
 
 
-def _own_mac(store: Store, name: str, wish: Wish, had: str) -> str:
+def _own_mac(store: Store, name: str, wish: Wish) -> str:
     """Return the MAC that an attachment chooses on a network; "" for the one that niso derives.
 
     MACs that begin as niso's are for what niso derives: bridges and services, also of other hosts
-    and of names that nothing has yet. One that an earlier version accepted (``had``) is kept.
-    Raises InvalidInput.
+    and of names that nothing has yet. Raises InvalidInput.
     """
     chosen = mac(wish.mac) if wish.mac else ""
     if not chosen or chosen == store.derived_mac(name, wish.network):
         return ""
-    if chosen.startswith(MAC_PREFIX) and chosen != had:
+    if chosen.startswith(MAC_PREFIX):
         raise InvalidInput(
             f"{chosen!r}: MAC addresses that begin with {MAC_PREFIX} are those of niso's bridges"
             " and services",
