@@ -47,9 +47,9 @@ NEVER = {
     "threading",
     "tomllib",
 }
-OTHER_COMMANDS = {"cluster", "engines", "importers", "kubernetes", "web"}
+OTHER_COMMANDS = {"cluster", "compose", "engines", "lab", "web"}
 """Folders of which no command for local networks loads anything."""
-UNTOUCHED = OTHER_COMMANDS | {"commands", "explain", "manifest", "reconcile", "services"}
+UNTOUCHED = OTHER_COMMANDS | {"change", "manifest", "reconcile"}
 """Folders of which a command that only prints states loads nothing."""
 MOST = {
     "activate": (150, 62),
@@ -132,8 +132,8 @@ def test_plugin_loads_no_manifest_and_nothing_of_processes(lab: Lab) -> None:
     call("ADD")
     call("DEL")
     never = NEVER | {"contextlib", "ctypes"}
-    folders = (OTHER_COMMANDS - {"engines"}) | {"api", "cli", "commands", "explain", "runtime"}
+    folders = (OTHER_COMMANDS - {"engines"}) | {"api", "cli", "runtime"}
     for command in ("ADD", "DEL"):
         assert_few(command, set(call(command)), folders, never)
-    untouched = folders | {"kernel", "manifest", "plan", "reconcile", "services", "store"}
+    untouched = folders | {"change", "kernel", "manifest", "plan", "reconcile", "store"}
     assert_few("VERSION", set(call("VERSION")), untouched, never)

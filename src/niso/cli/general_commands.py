@@ -21,9 +21,6 @@ from niso.cli.parse import HELP, Args
 
 
 def run_meta(name: str, args: Args) -> int:
-    from niso.lab.supervisor import run
-    from niso.runtime import on_exit
-
     if name == "help":
         return print_help(args.words)
     if name == "version":
@@ -34,10 +31,14 @@ def run_meta(name: str, args: Args) -> int:
     if name == "schema":
         return _schema(args.file)
     if name == "on-exit":
+        from niso.runtime import on_exit
+
         on_exit.main(args.service, args.run)
         return 0
     if args.command and not args.command[0]:
         raise UsageError("the command is empty", "niso lab -- CMD; niso lab alone starts a shell")
+
+    from niso.lab.supervisor import run
 
     return run(args.command, args.write)
 

@@ -37,20 +37,21 @@ ABOUT_PACKETS = ("ping", "explain", "stats", "log")
 """Actions of cli/traffic_commands.py."""
 ABOUT_FLOWS = ("flows", "graph", "capture", "trace")
 """Actions of cli/traffic_commands.py."""
-ABOUT_POLICIES = ("learn", "policy show", "policy test")
-"""Actions of cli/traffic_commands.py and cli/net_commands.py."""
+ABOUT_POLICIES = ("policy show", "policy test")
 
 
 def run_net(name: str, args: Args) -> int:
-    from niso.cli import traffic_commands
-
     action = name.removeprefix("net ")
-    if action in ABOUT_PACKETS:
+    if action in (*ABOUT_PACKETS, *ABOUT_FLOWS, "learn"):
+        from niso.cli import traffic_commands
+
+        if action == "learn":
+            return traffic_commands.run_learn(args)
+        if action in ABOUT_FLOWS:
+            return traffic_commands.run_see(action, args)
         return traffic_commands.run_explain(action, args)
-    if action in ABOUT_FLOWS:
-        return traffic_commands.run_see(action, args)
     if action in ABOUT_POLICIES:
-        return traffic_commands.run_learn(args) if action == "learn" else run_policy(action, args)
+        return run_policy(action, args)
     if action == "refresh":
         return run_refresh(args)
     return int(globals()[f"_{action}"](connect(), args))

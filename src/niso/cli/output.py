@@ -17,7 +17,6 @@ import select
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import bracketed, span
@@ -401,10 +400,13 @@ class Progress:
         self._step, self._since, self._reported = event.describe().split("\n", 1)[0], now, 0.0
         if not self._running:
             # block signals in the thread: the main thread handles them
-            with signals_held(), suppress(RuntimeError):
+            with signals_held():
                 self._over.acquire()
                 self._running = True
-                _thread.start_new_thread(self._print_slow_steps, ())
+                try:
+                    _thread.start_new_thread(self._print_slow_steps, ())
+                except RuntimeError:
+                    pass  # no thread is available: slow steps are not reported
 
     def __exit__(self, kind: object = None, *_: object) -> None:
         self._stop()

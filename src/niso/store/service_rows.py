@@ -22,7 +22,6 @@ from niso.base import convert, paths
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, prefix
-from niso.plan import subnets
 from niso.plan.records import Network, Port, Subnet
 from niso.plan.specs import ProcessSpec, ServiceSpec
 from niso.store.port_rows import PRIMARY
@@ -590,6 +589,8 @@ def lease(
     released first is taken. Raises InvalidInput if a static address is unusable, Conflict if it is
     taken or the network is full.
     """
+    from niso.plan import subnets
+
     network = store.require_network(network_name)
     wanted = {family_of(address): address for address in statics}
     for family in wanted.keys() - {subnet.family for subnet in network.subnets}:
@@ -691,6 +692,8 @@ def _static_number(
             f"{wanted} is not in {subnet.cidr}, the subnet of network {network!r}", None, KEY
         )
     number = net.offset(wanted)
+    from niso.plan import subnets
+
     reason = subnets.refusal(net, net.offset(subnet.gateway), number)
     if reason:
         raise InvalidInput(f"{wanted} cannot be a service's address: {reason}", None, KEY)
