@@ -21,6 +21,7 @@ appended to FILE, and each check for one of `LATER` as ``- ACTION``.
 from __future__ import annotations
 
 import _thread
+import errno
 import os
 import signal
 from collections.abc import Iterable
@@ -139,7 +140,6 @@ def hit(name: str) -> None:
     if _spec[1] in LATER:
         _broken = _spec[1]
         return
-    import errno
 
     code = getattr(errno, _spec[1], errno.EIO)
     raise OSError(code, f"{os.strerror(code)} (failpoint {number})", name)

@@ -14,6 +14,9 @@ from __future__ import annotations
 import _thread
 import os
 import sys
+import time
+from datetime import datetime
+from sqlite3 import DatabaseError, OperationalError
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, InvalidInput, UsageError
@@ -248,8 +251,6 @@ def explained(error: Exception) -> Error | None:
     """Convert an sqlite3.Error, OSError or error in a damaged row to an `Error`, others to None."""
     kind = type(error)
     if kind.__module__ == "sqlite3":
-        from sqlite3 import DatabaseError, OperationalError
-
         if isinstance(error, OperationalError) or kind is DatabaseError:
             return unusable(error)
         return None
@@ -354,9 +355,6 @@ def moment(value: object, what: str) -> float:
 
     A time without an offset is local time. Raises UsageError.
     """
-    import time
-    from datetime import datetime
-
     given = text(value, what)
     digits, unit = given[:-1], _PERIODS.get(given[-1:])
     if unit and digits.isascii() and digits.isdigit() and len(digits) < 10:
