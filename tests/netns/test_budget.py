@@ -44,7 +44,6 @@ NEVER = {
     "inspect",
     "pathlib",
     "subprocess",
-    "threading",
     "tomllib",
 }
 OTHER_COMMANDS = {"cluster", "compose", "engines", "lab", "web"}

@@ -11,10 +11,10 @@ A thread prints the current step after a second, so that the main thread need no
 
 from __future__ import annotations
 
-import _thread
 import os
 import select
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 
@@ -363,7 +363,7 @@ class Progress:
         self._began = time.monotonic()
         self._planned = False
         self._running = False
-        self._over, self._printing = _thread.allocate_lock(), _thread.allocate_lock()
+        self._over, self._printing = threading.Lock(), threading.Lock()
         self._step, self._since, self._reported = "", 0.0, 0.0
         self._unhealthy: dict[str, None] = {}
 
@@ -404,7 +404,7 @@ class Progress:
                 self._over.acquire()
                 self._running = True
                 try:
-                    _thread.start_new_thread(self._print_slow_steps, ())
+                    threading.Thread(target=self._print_slow_steps, daemon=True).start()
                 except RuntimeError:
                     pass  # no thread is available: slow steps are not reported
 

@@ -11,9 +11,9 @@ Refuse to treat a lost store as empty while objects created with it still exist.
 
 from __future__ import annotations
 
-import _thread
 import os
 import sys
+import threading
 import time
 from datetime import datetime
 from sqlite3 import DatabaseError, OperationalError
@@ -179,7 +179,7 @@ class Session:
 
 def _here() -> tuple[int, int]:
     """Return (process id, thread id) of the caller."""
-    return os.getpid(), _thread.get_ident()
+    return os.getpid(), threading.get_ident()
 
 
 def open_session(

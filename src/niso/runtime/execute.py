@@ -7,12 +7,12 @@ has one.
 
 from __future__ import annotations
 
-import _thread
 import fcntl
 import os
 import select
 import signal
 import socket
+import threading
 import time
 from contextlib import suppress
 from types import FrameType
@@ -126,7 +126,7 @@ def prepare(
     if user is not None:
         _become(service, user, oci_process)
     _check_command(service, now.pid, command[0], oci_process)
-    return f"{bundle}/exec-{os.getpid()}-{_thread.get_ident()}", oci_process
+    return f"{bundle}/exec-{os.getpid()}-{threading.get_ident()}", oci_process
 
 
 def _become(service: str, user: User, oci_process: dict[str, Any]) -> None:
