@@ -210,7 +210,7 @@ def test_every_command_says_what_is_wrong_with_the_store_and_changes_nothing(
         assert len(lines) == 2 and lines[1].startswith("  hint: "), (line, err)
         assert "Traceback" not in err and "bug in niso" not in err, (line, err)
         if damage == "newer":
-            assert "has version 99" in err and "use the newer niso" in err, (line, err)
+            assert "has version 99" in err and "use the niso that made it" in err, (line, err)
         else:
             assert "net repair has --sweep" in err and f"{STATE}/packages/" in err, (line, err)
     lab.run(

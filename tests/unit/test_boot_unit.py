@@ -89,15 +89,15 @@ def test_usual_folders_are_not_named(monkeypatch) -> None:
     assert text.startswith("# written by niso enable") and "01234567" in text.splitlines()[0]
 
 
-def test_units_of_earlier_versions_are_recognised() -> None:
+def test_only_units_of_this_state_folder_are_replaced() -> None:
     def refuse(text: str, state_id: str) -> None:
         units = SimpleNamespace(read=lambda service: text)
         boot._refuse_foreign(units, SimpleNamespace(state_id=lambda: state_id), "api")
 
-    earlier = "# made by niso enable, goes with niso disable; state folder 01234567\n[Unit]\n"
-    refuse(earlier, "01234567")
+    own = boot.unit_text("api", "01234567", None, 1.0, False)
+    refuse(own, "01234567")
     with pytest.raises(Conflict):
-        refuse(earlier, "89abcdef")
+        refuse(own, "89abcdef")
     with pytest.raises(Conflict):
         refuse("# written by hand\n[Unit]\n", "01234567")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from niso.base.errors import ErrorGroup
-from niso.manifest import keys, load
+from niso.manifest import load
 from niso.manifest.policy import parse
 from niso.plan.records import Entry, Peer, Policy
 
@@ -135,11 +135,6 @@ def test_missing_list_allows_all_and_an_empty_one_nobody(
     egress_allow: tuple[Entry, ...] | None,
 ) -> None:
     assert loaded(tmp_path, text) == Policy(allow_from, (), egress_allow, (), False)
-
-
-def test_manifest_that_was_stored_before_there_were_policies_has_none() -> None:
-    text = '{"package": {"name": "a", "version": "1"}, "binary": {"entrypoint": "x"}, "network": {"mode": "bridge"}}'
-    assert keys.of_written(text).policy == Policy()
 
 
 def test_nothing_said_is_the_empty_policy() -> None:

@@ -21,7 +21,7 @@ from niso.kernel.kinds.kind import State
 from niso.plan.desired import desired
 from niso.plan.records import Port
 from niso.store.snapshots import ALL
-from niso.store.sqlite import VERSION, close_all, unusable
+from niso.store.sqlite import COLUMNS, VERSION, close_all, unusable
 from niso.store.store import Store
 
 # --- opening -----------------------------------------------------------------------------------------------------
@@ -52,11 +52,29 @@ def test_reading_a_store_that_is_not_there_makes_nothing() -> None:
     assert not os.path.exists(paths.state_dir())
 
 
-def test_store_of_a_newer_niso_is_refused_and_left_as_it_is() -> None:
+def test_store_of_another_version_is_refused_and_left_as_it_is() -> None:
+    """Of a newer niso, or of a checkout before the first release. The way out says what it ends."""
     store = Store.open()
-    store._db.execute(f"PRAGMA user_version={VERSION + 1}")
+    store._db.execute(f"PRAGMA user_version={VERSION + 10}")
+    before = list(store._db.iterdump())
     store.close()
-    with pytest.raises(Error, match=f"version {VERSION + 1}"):
+    with pytest.raises(Error) as caught:
+        Store.open()
+    assert caught.value.message == (
+        f"{paths.database()} has version {VERSION + 10}, this niso supports {VERSION}"
+    )
+    assert "--sweep stops all its services and deletes their networks" in str(caught.value.hint)
+    assert list(sqlite3.connect(paths.database()).iterdump()) == before
+
+
+def test_columns_are_counted() -> None:
+    """`Store.open` recognises a store by their number."""
+    store = Store.open()
+    count = "SELECT COUNT(*) FROM sqlite_schema m, pragma_table_info(m.name) WHERE m.type='table'"
+    assert store._db.execute(count).fetchone() == (COLUMNS,)
+    store._db.execute("CREATE TABLE more (x TEXT)")
+    store.close()
+    with pytest.raises(Error, match="does not have the tables of its version"):
         Store.open()
 
 

@@ -1,4 +1,4 @@
-"""Test manifests as the store keeps them: their text, earlier versions, damaged ones."""
+"""Test manifests as the store keeps them: their text, damaged ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from niso.manifest import keys
 from niso.manifest.keys import Manifest
 from niso.plan.records import Policy
 from niso.plan.specs import ServiceSpec
-from niso.store import service_rows, tables
+from niso.store import service_rows
 
 BOUNDED = settings(
     max_examples=samples(60, 300), deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -81,15 +81,6 @@ FULLEST = (
     '"aliases":["web"],"ip":{"a":"10.99.1.10"},"extra_hosts":{},"dns":null,"dns_search":null,"bandwidth":{},'
     '"policy":{"allow_from":[],"deny_from":[],"log":true,"egress":{"allow":["db:5432"],"deny":["10.0.0.0/8"]},"mode":"enforce","audit_until":null}}}'
 )
-
-
-@pytest.mark.parametrize(
-    ("data", "text"), [(HEAD, SMALLEST), (FULL, FULLEST)], ids=["smallest", "full"]
-)
-def test_manifest_of_an_old_store_is_what_its_file_was(data: dict[str, Any], text: str) -> None:
-    spec = spec_of(data)
-    assert keys.of_written(text) == spec
-    assert spec.manifest == json.loads(text)
 
 
 STORED = (
@@ -176,12 +167,6 @@ def test_stored_text_may_be_written_otherwise(instead: str, text: str) -> None:
     assert found is not None and found.environment == {"A": text}
 
 
-def test_manifest_of_an_old_store_without_a_key_has_its_default() -> None:
-    """As one of a niso that did not have the key yet."""
-    text = SMALLEST.replace('"volumes":{},', "").replace(',"share":null', "")
-    assert keys.of_written(text) == keys.of_written(SMALLEST)
-
-
 DAMAGED = [
     # a part of the smallest, and what stands there instead
     ('"environment":{}', '"environment":{"A":"\\ud800"}'),
@@ -243,29 +228,6 @@ def test_stored_text_that_is_damaged_is_nothing(part: str, instead: str) -> None
     assert service_rows.service(STORED.replace(part, instead, 1)) is None
 
 
-@pytest.mark.parametrize("text", ["", "null", "{}", "[" * 100_000, '"\\ud800"', SMALLEST[:-1]])
-def test_manifest_of_an_old_store_that_is_damaged_stays_as_it_is(text: str) -> None:
-    assert tables.parsed_manifest(text) == text
-
-
-@pytest.mark.parametrize(
-    ("part", "instead"),
-    [
-        ('"ports":[]', '"ports":["80:x"]'),
-        ('"ports":[]', '"ports":[80]'),
-        ('"ports":[]', '"more":[]'),
-        ('"environment":{}', '"environment":{"A":"\\ud800"}'),
-    ],
-)
-def test_manifest_of_an_old_store_that_says_something_else_stays_as_it_is(
-    part: str, instead: str
-) -> None:
-    old = SMALLEST.replace(part, instead)
-    assert old != SMALLEST
-    assert tables.parsed_manifest(old) == old
-    assert service_rows.service(old) is None
-
-
 @BOUNDED
 @given(
     st.integers(0, len(STORED_FULL)),
@@ -279,17 +241,3 @@ def test_stored_text_with_a_few_characters_changed_is_read_or_refused(
     found = service_rows.service(STORED_FULL[:start] + patch + STORED_FULL[start + length :])
     if found is not None:
         assert service_rows.service(f"{service_rows.encode_service(found)} ") == found
-
-
-@BOUNDED
-@given(
-    st.integers(0, len(FULLEST)),
-    st.integers(0, 6),
-    st.sampled_from(["null", '"', "1", "{}", ","]) | st.text(max_size=3),
-)
-def test_manifest_of_an_old_store_with_a_few_characters_changed_is_converted_or_stays(
-    start: int, length: int, patch: str
-) -> None:
-    old = FULLEST[:start] + patch + FULLEST[start + length :]
-    new = tables.parsed_manifest(old)
-    assert (new == old) == (service_rows.service(f"{new} ") is None)

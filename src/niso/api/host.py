@@ -9,6 +9,8 @@ The types of the results are the schema: docs/reference/json.md is generated fro
 
 from __future__ import annotations
 
+import time
+
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.look.session import Session, guarded, moment, open_session, path, seconds, text, texts
 
@@ -379,8 +381,6 @@ class Host:
         ``unused``, a period such as ``7d``, limits the result to entries that decided nothing
         within it. Raises NotFound, UsageError, KernelError.
         """
-        import time
-
         from niso.look import policies
 
         period = None if unused is None else time.time() - moment(unused, "--unused")

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from niso.base.errors import InvalidInput, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.change import attach, unit_network, warnings
+from niso.change.attach import Request, Wish, interface_name, mac
 from niso.look.host_ports import Port, rows
 from niso.look.session import Session, guarded, path, text, texts
+from niso.manifest.addresses_and_ports import distinct, parse_port, static_address
+from niso.manifest.policy import parse
+from niso.manifest.process_keys import WAYS, rate
+from niso.manifest.values import host_label, network_name, service_name
 from niso.plan import records
 from niso.plan.records import Policy
 
@@ -85,8 +91,6 @@ class Attachments:
         Raises UsageError, NotFound, Conflict, KernelError, and Error if systemd refuses the unit.
         """
 
-        from niso.change import attach, unit_network, warnings
-
         self.session.require()
         try:
             given = _complete(request)
@@ -130,8 +134,6 @@ class Attachments:
         Raises Error, ErrorGroup; an attachment named in an error keeps its policy.
         """
 
-        from niso.change import attach, warnings
-
         machine = self.session.machine_for_change()
         done = attach.apply_policies(machine, self.session.report)
         warnings.attached(self.session, machine, done)
@@ -148,7 +150,6 @@ class Attachments:
         detached too. Raises KernelError.
         """
 
-        from niso.change import attach
         from niso.engines import netavark
 
         ids = None if valid is None else texts(valid, "valid")
@@ -163,8 +164,6 @@ class Attachments:
 
 def _detach(machine: Machine, name: str, id: str | None, report: Report) -> bool:
 
-    from niso.change import attach, unit_network
-
     if id is None:
         unit = unit_network.unit_of(machine, name)
         if unit is not None:
@@ -178,8 +177,6 @@ def _complete(given: AttachRequest) -> AttachRequest:
 
     Raises UsageError, InvalidInput.
     """
-    from niso.change import unit_network
-
     given = given._replace(
         networks=texts(given.networks, "networks"),
         ports=texts(given.ports, "ports"),
@@ -225,9 +222,6 @@ def _words(given: AttachRequest) -> list[str]:
 def _request(given: AttachRequest) -> Request:
     """Parse the values of a request. Raises UsageError, InvalidInput."""
 
-    from niso.change.attach import Request
-    from niso.manifest.values import host_label, service_name
-
     if sum((given.netns is not None, given.pid is not None, given.new)) != 1:
         raise UsageError(
             "which network namespace?", "exactly one of --netns PATH, --pid N and --new"
@@ -253,10 +247,6 @@ def _wish(written: str) -> Wish:
     """Parse a network such as ``backend,interface=net0,ip=10.99.1.9``. Raises InvalidInput."""
     from ipaddress import ip_address
 
-    from niso.change.attach import Wish, interface_name, mac
-    from niso.manifest.addresses_and_ports import static_address
-    from niso.manifest.values import network_name
-
     name, *keys = written.split(",")
     given: dict[str, list[str]] = {word: [] for word in _WISHES}
     for key in keys:
@@ -278,8 +268,6 @@ def _wish(written: str) -> Wish:
 
 def _bandwidth(written: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
     """Parse the limits to bytes per second. Raises InvalidInput."""
-    from niso.manifest.process_keys import WAYS, rate
-
     if not written:
         return ()
 
@@ -291,8 +279,6 @@ def _bandwidth(written: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
 
 def _ports(written: Iterable[str]) -> tuple[records.Port, ...]:
     """Parse published ports. Raises InvalidInput."""
-    from niso.manifest.addresses_and_ports import distinct, parse_port
-
     if not written:
         return ()
 
@@ -301,8 +287,6 @@ def _ports(written: Iterable[str]) -> tuple[records.Port, ...]:
 
 def _policy(given: AttachRequest) -> records.Policy:
     """Parse the four lists of policy entries. Raises InvalidInput."""
-
-    from niso.manifest.policy import parse
 
     lists = (
         _entries(given.allow_from, "allow_from"),

@@ -11,7 +11,13 @@ from niso.api.host_services import Marked
 from niso.base import paths
 from niso.base.errors import Error, InvalidInput, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.change import cluster_check, cluster_hosts, cluster_join
+from niso.change.cluster_join import Existing
+from niso.cluster import own_etcd
+from niso.cluster.config import require
+from niso.cluster.engine import NoAnswer, Refused
 from niso.look.session import Session, guarded, path, text, texts
+from niso.runtime.units import UNITS
 
 if TYPE_CHECKING:
     import os
@@ -148,8 +154,6 @@ class Clusters:
         lacks it. ``restore``, without other arguments, writes this host's cluster again after etcd
         has lost its data. Raises UsageError, Conflict, Error.
         """
-        from niso.change import cluster_hosts, cluster_join
-
         if restore:
             if name or address or encrypt or etcd is not None:
                 raise UsageError(
@@ -186,8 +190,6 @@ class Clusters:
         Conflict, Error.
         """
 
-        from niso.change import cluster_join
-
         machine = self.session.machine()
         name, where = text(host, "HOST"), text(address, "--address")
         return _usage(lambda: cluster_join.invite(machine, name, where, renew, member))
@@ -203,8 +205,6 @@ class Clusters:
         cluster's default: "kernel" or "userspace". Raises InvalidInput, Conflict, Error.
         """
 
-        from niso.change import cluster_join
-
         machine = self.session.machine_for_change(create=True)
         how, report = text(encrypt, "--encrypt"), self.session.report
         return _membership(
@@ -219,8 +219,6 @@ class Clusters:
         Error.
         """
 
-        from niso.change import cluster_join
-
         machine = self.session.machine_for_change()
         return cluster_join.leave(machine, force, self.session.report).host
 
@@ -231,16 +229,12 @@ class Clusters:
         Raises NotFound, Conflict if it is alive.
         """
 
-        from niso.change import cluster_hosts
-
         gone = cluster_hosts.forget(self.session.machine(), text(host, "HOST"))
         return Forgotten(tuple(gone.services), gone.certificates)
 
     @guarded
     def add_member(self, host: str = "") -> int:
         """Run an etcd member on this host; return the number of members. Raises Conflict, Error."""
-
-        from niso.change import cluster_hosts
 
         machine = self.session.machine_for_change()
         return cluster_hosts.add_member(machine, text(host, "HOST"), self.session.report)
@@ -252,8 +246,6 @@ class Clusters:
         Raises Conflict, NotFound, Error.
         """
 
-        from niso.change import cluster_hosts
-
         machine = self.session.machine_for_change()
         return cluster_hosts.remove_member(machine, text(host, "HOST"), self.session.report)
 
@@ -264,8 +256,6 @@ class Clusters:
         Raises Conflict if most members answer, Error.
         """
 
-        from niso.change import cluster_hosts
-
         cluster_hosts.be_only_member(self.session.machine_for_change(), self.session.report)
 
     @guarded
@@ -275,16 +265,11 @@ class Clusters:
         The size is in bytes.
         """
 
-        from niso.change import cluster_hosts
-
         return cluster_hosts.backup(self.session.machine(), path(file, "FILE"))
 
     @guarded
     def status(self) -> ClusterStatus:
         """Return the hosts and etcd's members. Raises Error if this host is in no cluster."""
-
-        from niso.change import cluster_check, cluster_hosts
-        from niso.cluster import own_etcd
 
         machine = self.session.machine()
         seen = cluster_hosts.status(machine)
@@ -306,16 +291,11 @@ class Clusters:
         ``log`` takes lines of text. Raises Error if this host is in no cluster.
         """
 
-        from niso.change import cluster_hosts
-
         return cluster_hosts.follow(self.session.machine(), log)
 
     @guarded
     def become_etcd(self) -> None:
         """Execute this host's etcd member in this process. Raises Error if it has none."""
-
-        from niso.cluster import own_etcd
-        from niso.cluster.config import require
 
         own_etcd.execute(require())
 
@@ -337,8 +317,6 @@ def _entering[T](call: Callable[[], T]) -> T:
     An error names what the caller passed, because the files created from it are removed again.
     """
 
-    from niso.cluster.engine import NoAnswer, Refused
-
     try:
         return _usage(call)
     except NoAnswer as error:
@@ -355,8 +333,6 @@ def _entering[T](call: Callable[[], T]) -> T:
 
 
 def _existing(given: ExistingEtcd) -> Existing:
-
-    from niso.change.cluster_join import Existing
 
     chosen = (given.cacert, given.cert, given.key, given.user_file)
     named = zip(chosen, ("--cacert", "--cert", "--key", "--user"), strict=True)
@@ -459,6 +435,5 @@ class Kubernetes:
 def _marked(changed: bool) -> Marked:
 
     from niso.engines import pod_agent
-    from niso.runtime.units import UNITS
 
     return Marked(pod_agent.UNIT, changed, f"{UNITS}/{pod_agent.UNIT}")

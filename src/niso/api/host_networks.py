@@ -13,7 +13,6 @@ from niso.base.names import family_of
 from niso.base.report import AskingCluster, Finished
 from niso.look.session import Session, guarded, text, texts
 from niso.plan import records
-from niso.plan.subnets import NetworkRequest
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -197,6 +196,8 @@ class Networks:
             raise UsageError.of(error) from None
         if mtu is not None and (isinstance(mtu, bool) or not isinstance(mtu, int)):
             raise UsageError(f"must be an integer, not {type(mtu).__name__}", None, "mtu")
+        from niso.plan.subnets import NetworkRequest
+
         given = tuple(texts(subnets, "subnets")), tuple(texts(gateways, "gateways"))
         machine = self.session.machine_for_change(create=not dry_run)
         store = machine.store

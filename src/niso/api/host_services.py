@@ -9,6 +9,7 @@ Results of less common commands for services.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from niso.base.errors import Error, InvalidInput, NotFound, UsageError
@@ -453,8 +454,6 @@ def _requested(what: object) -> Any:
     from niso.manifest import load
 
     if isinstance(what, Package):
-        import os
-
         folder = os.path.abspath(path(what.folder, "folder"))
         return load.of_data(what.manifest, folder)
     return path(what, "what")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from niso.api.host_services import Done, Outcome, Services, described
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import Finished
+from niso.change import stacks, warnings
+from niso.look import stack_members
+from niso.look.services import of_stack
 from niso.look.session import (
     LEAST_TIMEOUT_S,
     Session,
@@ -15,6 +18,8 @@ from niso.look.session import (
     path,
     seconds,
 )
+from niso.runtime import logs
+from niso.runtime.logs import rotate_if_large
 
 if TYPE_CHECKING:
     import os
@@ -68,9 +73,6 @@ class Stacks:
         other than root and the caller can change are refused.
         """
 
-        from niso.change import stacks, warnings
-        from niso.look import stack_members
-
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
         loaded = stack_members.load(path(stack, "stack"), None if trust_owner else callers())
@@ -98,8 +100,6 @@ class Stacks:
         Leases and networks are kept; ``volumes`` deletes the named volumes. Raises Error.
         """
 
-        from niso.change import stacks
-
         machine = self.session.machine_for_change()
         where = path(stack, "stack")
         done = stacks.down(machine, where, self.session.report, dry_run, volumes)
@@ -112,9 +112,6 @@ class Stacks:
         Raises Conflict if the stack came from another file.
         """
 
-        from niso.look import stack_members
-        from niso.look.services import of_stack
-
         self.session.require()
         store = self.session.store()
         outline = stack_members.own(store, path(stack, "stack"))
@@ -126,9 +123,6 @@ class Stacks:
 
         Raises Conflict if the stack came from another file, NotFound, ProcessError.
         """
-
-        from niso.change import stacks
-        from niso.look import stack_members
 
         self.session.require()
         loaded = stack_members.load(path(stack, "stack"))
@@ -150,10 +144,6 @@ class Stacks:
         The arguments are those of ``host.services.logs``; ``lines`` applies to each service. Raises
         NotFound, UsageError, Conflict if the stack came from another file.
         """
-
-        from niso.look import stack_members
-        from niso.runtime import logs
-        from niso.runtime.logs import rotate_if_large
 
         self.session.require()
         store = self.session.store()

@@ -11,6 +11,12 @@ import os
 
 from niso.base.errors import Conflict, Error, ErrorGroup, flatten
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.change import stacks, static_check
+from niso.look import stack_members
+from niso.look.session import path
+from niso.manifest import load, toml
+from niso.manifest import stack as manifest_stack
+from niso.manifest.stack import stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,8 +45,6 @@ def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
     What an activation refuses on any machine is refused here too. Raises ErrorGroup or Error with
     all errors of all files.
     """
-    from niso.look.session import path
-
     valid: list[Valid] = []
     errors: list[Error] = []
     for file in files:
@@ -60,8 +64,6 @@ def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
 def _locate(errors: list[Error]) -> None:
     """Set the line of each error of a file, where the file is readable."""
 
-    from niso.manifest import toml
-
     by_file: dict[str, list[Error]] = {}
     for error in errors:
         if error.file and error.key:
@@ -79,9 +81,6 @@ def _places(given: str) -> Iterator[str]:
 
     For a folder without any, that is its missing manifest.
     """
-    from niso.manifest import load
-    from niso.manifest import stack as manifest_stack
-
     if not os.path.isdir(given):
         yield os.path.abspath(given)
         return
@@ -92,12 +91,6 @@ def _places(given: str) -> Iterator[str]:
 
 
 def _valid(file: str) -> Valid:
-    from niso.change import stacks, static_check
-    from niso.look import stack_members
-    from niso.manifest import load, toml
-    from niso.manifest import stack as manifest_stack
-    from niso.manifest.stack import stack
-
     name = os.path.basename(file)
     if name != load.FILE_NAME and (
         name == manifest_stack.FILE_NAME
@@ -174,7 +167,6 @@ def import_compose(
     Error without PyYAML.
     """
     from niso.compose import compose_file
-    from niso.look.session import path
 
     target = None if output is None else path(output, "--output")
     made = compose_file.convert(path(file, "FILE"), target)

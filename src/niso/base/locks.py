@@ -7,8 +7,9 @@ import fcntl
 import os
 import sys
 import time
-from _thread import get_ident
 from io import FileIO
+from threading import get_ident
+from weakref import ref
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error
@@ -16,13 +17,6 @@ from niso.base.named_tuples import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from niso.base.report import Report
-
-
-if TYPE_CHECKING:
-    from weakref import ref
-
-else:
-    from _weakref import ref  # without the imports of weakref
 
 listener: Report | None = None
 """Receives an event when a command waits for a lock, if the command shows its progress."""

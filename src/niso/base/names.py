@@ -14,9 +14,6 @@ attachment.
 
 from __future__ import annotations
 
-from hashlib import sha256
-from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
-
 from niso.base.named_tuples import NamedTuple
 
 # --- names ---------------------------------------------------------------------------------------
@@ -32,6 +29,8 @@ MAC_PREFIX = "0a:"
 
 
 def _digest(text: str, length: int) -> str:
+    from hashlib import sha256  # here and below: most commands that only print need neither
+
     return sha256(text.encode()).hexdigest()[:length]
 
 
@@ -100,6 +99,8 @@ def mac(service: str, network: str, owner: str) -> str:
     ``owner`` is the id of the state folder, or of the cluster if the network spans hosts. So the
     MAC stays the same across activations, and when the service moves to another host.
     """
+    from hashlib import sha256
+
     digest = sha256(f"{owner}/{service}/{network}".encode()).digest()
     return MAC_PREFIX + ":".join(f"{byte:02x}" for byte in digest[:5])
 
@@ -140,12 +141,15 @@ def span(first: int, count: int) -> str:
 
 
 _COMPATIBLE = bytes(10)
-_KINDS = {4: (AF_INET, 4), 6: (AF_INET6, 16)}
+_SIZES = {4: 4, 6: 16}
+"""Bytes of an address by IP version."""
 
 
 def packed(address: str) -> bytes:
     """Return the bytes of an address in network order. Raises OSError if it is invalid."""
-    return inet_pton(_KINDS[family_of(address)][0], address)
+    from socket import AF_INET, AF_INET6, inet_pton
+
+    return inet_pton(AF_INET6 if ":" in address else AF_INET, address)
 
 
 def number(address: str) -> int:
@@ -155,6 +159,8 @@ def number(address: str) -> int:
 
 def unpacked(address: bytes) -> str:
     """Return the text of a packed address of 4 or 16 bytes, in the form that `ipaddress` uses."""
+    from socket import AF_INET, AF_INET6, inet_ntop
+
     if len(address) == 4:
         return inet_ntop(AF_INET, address)
     # inet_ntop(3) writes some IPv6 addresses with a dotted IPv4 part
@@ -175,14 +181,16 @@ class Prefix(NamedTuple):
     @property
     def num_addresses(self) -> int:
         """Return the number of addresses, like `ipaddress.IPv4Network`."""
-        return 1 << (_KINDS[self.version][1] * 8 - self.length)
+        return 1 << (_SIZES[self.version] * 8 - self.length)
 
     def at(self, offset: int) -> str:
         """Return the address at ``offset`` in the prefix. Raises ValueError if it is outside."""
         if not 0 <= offset < self.num_addresses:
             raise ValueError(offset)
-        kind, size = _KINDS[self.version]
-        return inet_ntop(kind, (self.start + offset).to_bytes(size))
+        from socket import AF_INET, AF_INET6, inet_ntop
+
+        kind = AF_INET6 if self.version == 6 else AF_INET
+        return inet_ntop(kind, (self.start + offset).to_bytes(_SIZES[self.version]))
 
     def offset(self, address: str) -> int:
         """Return the offset of an address from the first address of the prefix."""

@@ -20,9 +20,10 @@ appended to FILE, and each check for one of `LATER` as ``- ACTION``.
 
 from __future__ import annotations
 
-import _thread
+import errno
 import os
 import signal
+import threading
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -95,7 +96,7 @@ LATER = {
     "conmon": "conmon exits at once from then on",
 }
 
-_lock = _thread.allocate_lock()  # several processes are started at once, each by a thread
+_lock = threading.Lock()  # several processes are started at once, each by a thread
 _count = 0
 _spec: tuple[int, str] | None = None
 _log: str | None = None
@@ -139,7 +140,6 @@ def hit(name: str) -> None:
     if _spec[1] in LATER:
         _broken = _spec[1]
         return
-    import errno
 
     code = getattr(errno, _spec[1], errno.EIO)
     raise OSError(code, f"{os.strerror(code)} (failpoint {number})", name)

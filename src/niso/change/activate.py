@@ -36,7 +36,7 @@ from niso.plan.records import Port
 from niso.plan.verdict import World
 from niso.reconcile.change import change, desired_now, plan
 from niso.reconcile.live_world import read_world
-from niso.runtime import package, sources
+from niso.runtime import package
 from niso.runtime.machine import Machine
 from niso.store import service_rows
 from niso.store.service_rows import ServiceRow
@@ -467,15 +467,13 @@ def restart(
 def _refreshed(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:
     """Update the stored rows with the host's present resolv.conf, and return them.
 
-    Services in the host's network read that file directly. For a service that an older niso
-    activated, also record which files its paths lead to.
+    Services in the host's network read that file directly.
     """
-
     now = []
     for row in rows:
         old = row.require_process()
         text = host_facts.resolv_conf(old.dns, old.dns_search)[0]
-        spec = sources.recorded(old._replace(resolv_conf=text) if old.netns else old)
+        spec = old._replace(resolv_conf=text) if old.netns else old
         now.append(row._replace(spec=service_rows.encode_process(spec)) if spec != old else row)
     if now != rows:
         with store.transaction():

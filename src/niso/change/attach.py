@@ -15,6 +15,7 @@ An engine's user writes the former; the latter are the files in /etc/niso/polici
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -30,9 +31,7 @@ from niso.change import journal, stop
 from niso.change.admit import LinkNames, record, release
 from niso.change.scope import leaving, scope_of
 from niso.change.targets import Target
-from niso.change.undo import undo_all
 from niso.kernel.netns import ForeignNetns
-from niso.look.check import is_moving, shown
 from niso.manifest.policy import Subject, about
 from niso.plan.records import Entry, Peer, Policy, Port
 from niso.plan.specs import Published, ServiceSpec
@@ -102,6 +101,8 @@ def attach(
             _refuse_attached(kernel, store, request, foreign.cookie)
         if before is not None and row is not None and not _is_same(before, row, request, foreign):
             if row.active and before.lives(kernel) and not _is_of(before, request):
+                from niso.look.check import shown
+
                 raise Conflict(
                     f"{request.name!r} is already attached, by {shown(before)}",
                     "choose another name, or detach it first",
@@ -115,6 +116,8 @@ def attach(
             held = _held(machine, target, report) if store.cluster_id() else None
             done = _apply(machine, target, held, report)
         except BaseException as error:
+            from niso.change.undo import undo_all
+
             undo_all(machine, [request.name], error, report)
             raise
         finally:
@@ -374,6 +377,8 @@ def collect(
     ``owner`` limits this to one owner. After a reboot that is all of them. With ``valid``,
     attachments with another id are detached too.
     """
+    from niso.look.check import is_moving
+
     store, kernel = machine.store, machine.kernel
     known = None if valid is None else set(valid)
     done = []
@@ -484,7 +489,7 @@ def _links(
                 "name another one, or none: niso chooses the next free eth<n>",
                 "interface",
             )
-        own_mac = _own_mac(store, request.name, wish, kept.mac if kept is not None else "")
+        own_mac = _own_mac(store, request.name, wish)
         links.append(Link(wish.network, interface, own_mac, False))
     _refuse_twice([link.interface for link in links], "interface")
     if links and not routed:
@@ -495,17 +500,16 @@ def _links(
     return links
 
 
-def _own_mac(store: Store, name: str, wish: Wish, had: str) -> str:
+def _own_mac(store: Store, name: str, wish: Wish) -> str:
     """Return the MAC that an attachment chooses on a network; "" for the one that niso derives.
 
     MACs that begin as niso's are for what niso derives: bridges and services, also of other hosts
-    and of names that nothing has yet. One that an earlier version accepted (``had``) is kept.
-    Raises InvalidInput.
+    and of names that nothing has yet. Raises InvalidInput.
     """
     chosen = mac(wish.mac) if wish.mac else ""
     if not chosen or chosen == store.derived_mac(name, wish.network):
         return ""
-    if chosen.startswith(MAC_PREFIX) and chosen != had:
+    if chosen.startswith(MAC_PREFIX):
         raise InvalidInput(
             f"{chosen!r}: MAC addresses that begin with {MAC_PREFIX} are those of niso's bridges"
             " and services",
@@ -660,8 +664,6 @@ def _peer(one: Entry, other: Entry) -> Peer | None:
         return one.peer
     kinds = {one.peer.kind, other.peer.kind}
     if kinds <= {"prefix", "prefixes"}:
-        import ipaddress
-
         ours, theirs = (
             [ipaddress.ip_network(cidr) for cidr in entry.peer.name.split(",")]
             for entry in (one, other)

@@ -53,11 +53,8 @@ if TYPE_CHECKING:
 # --- boot ----------------------------------------------------------------------------------------
 
 
-_MARKS = (
-    "# written by niso enable, removed by niso disable; state folder ",
-    "# made by niso enable, goes with niso disable; state folder ",
-)
-"""The first line of a unit file, followed by the state id; the second is from earlier versions."""
+_MARK = "# written by niso enable, removed by niso disable; state folder "
+"""The first line of a unit file, followed by the state id."""
 _SERVICE = (
     "# niso restarts the process itself, and notifies systemd of the main process",
     "Type=notify",
@@ -98,7 +95,7 @@ def unit_text(
     after = ["network-online.target", *AFTER, *([unit_of(provider)] if provider else [])]
     return "\n".join(
         [
-            _MARKS[0] + state_id,
+            _MARK + state_id,
             "[Unit]",
             f"Description=niso service {service}",
             "Wants=network-online.target",
@@ -126,7 +123,7 @@ def unit_text(
 
 def _is_marked(text: str, state_id: str = "") -> bool:
     """Return whether niso wrote a unit file, and for the given state folder if one is named."""
-    return text.startswith(tuple(mark + state_id for mark in _MARKS))
+    return text.startswith(_MARK + state_id)
 
 
 def _text_of(store: Store, row: ServiceRow) -> str:
@@ -135,10 +132,7 @@ def _text_of(store: Store, row: ServiceRow) -> str:
 
 
 def _refuse_foreign(units: Units, store: Store, service: str) -> None:
-    """Raise Conflict if the unit's name belongs to niso, another state folder or another program.
-
-    A unit that an earlier version wrote for the service is accepted.
-    """
+    """Raise Conflict if the unit belongs to niso, another state folder or another program."""
     text = units.read(unit_file(service))
     if text is None and service in RESERVED:
         reason = f"{unit_of(service)} is a unit of niso itself"

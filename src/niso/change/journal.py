@@ -11,6 +11,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from itertools import groupby
 
 from niso.base.errors import Conflict, Error, ErrorGroup
@@ -18,8 +19,6 @@ from niso.base.locks import Lock, remove_locks, service_lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import NotStarted, Recovered, Report, Unfinished, silent
 from niso.change import ports, stop
-from niso.change.undo import in_order, start_again, undo
-from niso.look.services import command_of
 from niso.runtime.machine import Machine
 from niso.store.service_rows import Intent
 from niso.store.store import Store
@@ -42,6 +41,8 @@ def end_restart(machine: Machine, services: list[str], report: Report) -> None:
 
     If a process cannot start, that is reported, and `niso ps` shows its service as failed.
     """
+    from niso.change.undo import start_again
+
     for name in services:
         try:
             start_again(machine, name)
@@ -63,16 +64,18 @@ def recover(
     happened to others is reported (`Recovered`, `Unfinished`). Failures for services in ``names``,
     or with ``every`` for any, are raised as an ErrorGroup at the end.
     """
-    from niso.cluster import mirror
-
     store = machine.store
     machine.processes.renew()
     if store.is_broken_off():
+        from niso.cluster import mirror
+
         mirror.go_back(store, machine.kernel, report)
     intents = store.intents()
     if not intents:
         return 0
-    from contextlib import ExitStack
+
+    from niso.change.undo import in_order, undo
+    from niso.look.services import command_of
 
     concerned = set(names)
     recovered: list[Recovered] = []
@@ -155,8 +158,6 @@ def locked(store: Store, services: list[str]) -> ExitStack:
 
     On exit, the lock files of services that do not exist are removed.
     """
-    from contextlib import ExitStack
-
     with ExitStack() as locks:
         for name in sorted(set(services)):
             locks.enter_context(locked_one(store, name))

@@ -33,7 +33,6 @@ from niso.plan.subnets import (
 )
 from niso.reconcile import host_settings
 from niso.reconcile.change import change
-from niso.runtime import units
 from niso.runtime.machine import Machine
 from niso.store.snapshots import Scope
 from niso.store.store import Store
@@ -277,6 +276,8 @@ def create(
         span_networks.withdraw(machine, proposed, report)
         raise
     if not dry_run:
+        from niso.runtime import units
+
         units.agent_name()
     return network
 

@@ -44,9 +44,7 @@ def specified(
     uid = before.uid if before else _free_uid(store, target.name)
     old = before.process if before is not None else None
     spec = _identified(target, _spec(store, target, copy, generation, uid, provider), old)
-    if old is not None:
-        # fields that an older niso did not record do not by themselves cause a restart
-        old = _identified(target, old, None) if was_active else None
+    old = old if was_active else None
     if before is not None and old is not None and "host" not in (before.mode, target.spec.mode):
         # changed name servers do not by themselves cause a restart
         same = spec._replace(resolv_conf=old.resolv_conf)

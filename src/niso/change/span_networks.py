@@ -12,7 +12,7 @@ from niso.base.errors import Conflict, Error, NotFound
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import Caution, Report
 from niso.change import networks
-from niso.cluster import mirror, view
+from niso.cluster import encryption, mirror, view
 from niso.cluster.key_values import Cluster, Spec
 from niso.cluster.membership import FIRST_VNI, MOST_VNI, Membership, require_joined, require_own
 from niso.plan.records import Network, Span, Subnet
@@ -211,8 +211,6 @@ def _planned(
 
 def header(joined: Joined) -> int:
     """Return the number of bytes added to a service's packet between hosts."""
-    from niso.cluster import encryption
-
     outer = 6 if ":" in joined.address else 4
     if not joined.encryption:
         return HEADERS[outer]
@@ -222,8 +220,6 @@ def header(joined: Joined) -> int:
 
 def _wire(store: Store, joined: Joined) -> str:
     """Return the source address of this host's VXLAN packets."""
-    from niso.cluster import encryption
-
     if not joined.encryption:
         return joined.address
 

@@ -25,7 +25,6 @@ from niso.change.scope import all_names, concerned, with_remotes
 from niso.change.sharing import they_share, together_with
 from niso.reconcile import host_settings
 from niso.reconcile.change import change
-from niso.runtime import package, volumes
 from niso.runtime.machine import Machine
 from niso.store.service_rows import ServiceRow
 from niso.store.snapshots import Scope
@@ -91,6 +90,8 @@ def forget(
     ``with_volumes`` also deletes their named volumes. Raises Error if something cannot be deleted.
     Then no record is deleted, and the call can be repeated.
     """
+    from niso.runtime import package, volumes
+
     store, kernel = machine.store, machine.kernel
     for name in services if with_volumes else ():
         volumes.remove_all(name, report)

@@ -27,6 +27,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.signals import keep_only, signals_held
 from niso.cli import output
 from niso.cli.parse import Args
+from niso.look.session import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,8 +47,6 @@ _READY = b"serving\n"
 
 
 def run(_: str, args: Args) -> int:
-    from niso.look.session import duration
-
     seconds = None if args.seconds is None else duration(args.seconds, "--for")
     end = None if seconds is None else time.monotonic() + seconds
     port = int(args.port)

@@ -10,20 +10,21 @@ from __future__ import annotations
 import sys
 
 from niso import __version__
-from niso.api import without_host
-from niso.api.without_host import ImportedStack, import_compose, validate
 from niso.base.errors import UsageError
-from niso.cli import parse
+from niso.base.named_tuples import TYPE_CHECKING
+from niso.cli import output, parse
 from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, Group, find
+from niso.cli.output import as_json
 from niso.cli.parse import HELP, Args
+
+if TYPE_CHECKING:
+    from niso.api.without_host import ImportedStack
+
 
 # --- meta ----------------------------------------------------------------------------------------
 
 
 def run_meta(name: str, args: Args) -> int:
-    from niso.lab.supervisor import run
-    from niso.runtime import on_exit
-
     if name == "help":
         return print_help(args.words)
     if name == "version":
@@ -34,17 +35,21 @@ def run_meta(name: str, args: Args) -> int:
     if name == "schema":
         return _schema(args.file)
     if name == "on-exit":
+        from niso.runtime import on_exit
+
         on_exit.main(args.service, args.run)
         return 0
     if args.command and not args.command[0]:
         raise UsageError("the command is empty", "niso lab -- CMD; niso lab alone starts a shell")
+
+    from niso.lab.supervisor import run
 
     return run(args.command, args.write)
 
 
 def _schema(file: str) -> int:
 
-    from niso.cli.output import as_json
+    from niso.api import without_host
 
     known = {"manifest": without_host.manifest_schema, "stack": without_host.stack_schema}
     if file not in known:
@@ -55,7 +60,7 @@ def _schema(file: str) -> int:
 
 def _check(args: Args) -> int:
 
-    from niso.cli import output
+    from niso.api.without_host import validate
 
     valid = validate(*(args.paths or ["."]))
     if args.json:
@@ -97,7 +102,7 @@ def first_screen() -> list[Command | Group]:
 
 
 def run_importing(_: str, args: Args) -> int:
-    from niso.cli import output
+    from niso.api.without_host import import_compose
 
     made = import_compose(args.file, args.output or None)
     if args.json:
@@ -112,8 +117,6 @@ def run_importing(_: str, args: Args) -> int:
 
 
 def _notes(made: ImportedStack) -> list[str]:
-    from niso.cli import output
-
     lines = ["not taken over:"] if made.missing else ["everything was taken over"]
     for gap in made.missing:
         place = ": ".join(filter(None, (gap.service, gap.key)))

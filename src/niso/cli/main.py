@@ -15,6 +15,7 @@ import io
 import os
 import signal
 import sys
+import time
 
 from niso.base import paths
 from niso.base.errors import Error, ErrorGroup, UsageError
@@ -304,8 +305,6 @@ def interrupt(*_: object) -> None:
     A second signal also ends the rollback. The first signal does not, if the command has failed and
     is already rolling back: `main._failed` then reports both.
     """
-    import time
-
     now = time.monotonic()
     if state.over or now - state.last < BURST_S:
         return

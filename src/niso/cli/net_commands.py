@@ -17,6 +17,8 @@ from niso.api.host import Host, connect
 from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import bracketed, span
+from niso.cli import output
+from niso.cli.output import Progress
 from niso.cli.parse import Args
 from niso.look.session import duration
 
@@ -37,29 +39,27 @@ ABOUT_PACKETS = ("ping", "explain", "stats", "log")
 """Actions of cli/traffic_commands.py."""
 ABOUT_FLOWS = ("flows", "graph", "capture", "trace")
 """Actions of cli/traffic_commands.py."""
-ABOUT_POLICIES = ("learn", "policy show", "policy test")
-"""Actions of cli/traffic_commands.py and cli/net_commands.py."""
+ABOUT_POLICIES = ("policy show", "policy test")
 
 
 def run_net(name: str, args: Args) -> int:
-    from niso.cli import traffic_commands
-
     action = name.removeprefix("net ")
-    if action in ABOUT_PACKETS:
+    if action in (*ABOUT_PACKETS, *ABOUT_FLOWS, "learn"):
+        from niso.cli import traffic_commands
+
+        if action == "learn":
+            return traffic_commands.run_learn(args)
+        if action in ABOUT_FLOWS:
+            return traffic_commands.run_see(action, args)
         return traffic_commands.run_explain(action, args)
-    if action in ABOUT_FLOWS:
-        return traffic_commands.run_see(action, args)
     if action in ABOUT_POLICIES:
-        return traffic_commands.run_learn(args) if action == "learn" else run_policy(action, args)
+        return run_policy(action, args)
     if action == "refresh":
         return run_refresh(args)
     return int(globals()[f"_{action}"](connect(), args))
 
 
 def _create(host: Host, args: Args) -> int:
-
-    from niso.cli import output
-    from niso.cli.output import Progress
 
     with Progress(args) as host.progress:
         made = host.networks.create(
@@ -85,8 +85,6 @@ def _create(host: Host, args: Args) -> int:
 
 
 def _names(host: Host, args: Args) -> int:
-    from niso.cli import output
-
     if args.host not in (None, "on", "off"):
         raise UsageError(f"--host {args.host!r}: must be on or off", "niso net names --host on")
     on = None if args.host is None else args.host == "on"
@@ -103,8 +101,6 @@ def _names(host: Host, args: Args) -> int:
 
 
 def _list(host: Host, args: Args) -> int:
-    from niso.cli import output
-
     lines = host.networks.list()
     if args.json:
         output.as_json(lines)
@@ -121,8 +117,6 @@ def _list(host: Host, args: Args) -> int:
 
 
 def _inspect(host: Host, args: Args) -> int:
-    from niso.cli import output
-
     network = host.networks.inspect(args.name)
     if args.json:
         output.as_json(network)
@@ -132,8 +126,6 @@ def _inspect(host: Host, args: Args) -> int:
 
 
 def _print_network(network: Network) -> None:
-    from niso.cli import output
-
     print(f"Name: {network.name}")
     print(f"Subnet: {network.subnet}")
     print(f"Bridge: {network.bridge}")
@@ -158,9 +150,6 @@ def _print_network(network: Network) -> None:
 
 def _remove(host: Host, args: Args) -> int:
 
-    from niso.cli import output
-    from niso.cli.output import Progress
-
     with Progress(args) as host.progress:
         done = host.networks.remove(*args.names, dry_run=args.dry_run)
     if args.json:
@@ -172,8 +161,6 @@ def _remove(host: Host, args: Args) -> int:
 
 
 def _ports(host: Host, args: Args) -> int:
-    from niso.cli import output
-
     if args.all_hosts:
         return _ports_everywhere(host, args)
     lines = host.networks.exposure() if args.exposed else host.networks.ports()
@@ -200,8 +187,6 @@ def _ports(host: Host, args: Args) -> int:
 
 def _ports_everywhere(host: Host, args: Args) -> int:
     """Print the published ports of all hosts of the cluster. Raises UsageError."""
-    from niso.cli import output
-
     if args.exposed:
         raise UsageError("is for the ports of this host", "leave out --all-hosts", "--exposed")
     with output.LateProgress(args) as host.progress:
@@ -216,8 +201,6 @@ def _ports_everywhere(host: Host, args: Args) -> int:
 def _attach(host: Host, args: Args) -> int:
 
     from niso.api.host_attachments import AttachRequest
-    from niso.cli import output
-    from niso.cli.output import Progress
 
     with Progress(args) as host.progress:
         request = AttachRequest(
@@ -261,16 +244,12 @@ def _entries(text: str | None) -> list[str] | None:
 
 def _detach(host: Host, args: Args) -> int:
 
-    from niso.cli.output import Progress
-
     with Progress(args) as host.progress:
         done = host.attachments.detach(*args.names, id=args.id)
     return _print_detached(args, done)
 
 
 def _gc(host: Host, args: Args) -> int:
-
-    from niso.cli.output import Progress
 
     valid = None if args.valid is None else args.valid.split()
     with Progress(args) as host.progress:
@@ -279,9 +258,6 @@ def _gc(host: Host, args: Args) -> int:
 
 
 def _apply(host: Host, args: Args) -> int:
-
-    from niso.cli import output
-    from niso.cli.output import Progress
 
     with Progress(args) as host.progress:
         done = host.attachments.apply_policies()
@@ -294,8 +270,6 @@ def _apply(host: Host, args: Args) -> int:
 
 
 def _print_detached(args: Args, done: tuple[Changed, ...]) -> int:
-    from niso.cli import output
-
     if args.json:
         output.as_json(done)
         return 0
@@ -305,8 +279,6 @@ def _print_detached(args: Args, done: tuple[Changed, ...]) -> int:
 
 
 def _rules(host: Host, args: Args) -> int:
-    from niso.cli import output
-
     if args.json:
         output.as_json(host.networks.rules())
     else:
@@ -315,8 +287,6 @@ def _rules(host: Host, args: Args) -> int:
 
 
 def _check(host: Host, args: Args) -> int:
-    from niso.cli import output
-
     with output.LateProgress(args) as host.progress:
         findings = host.check(args.name)
     if args.json:
@@ -330,9 +300,6 @@ def _check(host: Host, args: Args) -> int:
 
 
 def _repair(host: Host, args: Args) -> int:
-
-    from niso.cli import output
-    from niso.cli.output import Progress
 
     if args.sweep:
         return _sweep(host, args)
@@ -349,9 +316,6 @@ def _repair(host: Host, args: Args) -> int:
 
 
 def _sweep(host: Host, args: Args) -> int:
-
-    from niso.cli import output
-    from niso.cli.output import Progress
 
     with Progress(args) as host.progress:
         swept = host.sweep(dry_run=args.dry_run)
@@ -374,16 +338,12 @@ _PREFIX = "network.policy."
 
 
 def run_policy(action: str, args: Args) -> int:
-    from niso.cli import output
-
     host = connect()
     with output.LateProgress(args) as host.progress:
         return _show(host, args) if action == "policy show" else _test(host, args)
 
 
 def _show(host: Host, args: Args) -> int:
-    from niso.cli import output
-
     entries = host.policy(args.name, unused=args.unused)
     if args.json:
         output.as_json(entries)
@@ -405,7 +365,6 @@ def _entry(entry: PolicyEntry) -> tuple[str, ...]:
 
 def _test(host: Host, args: Args) -> int:
     # as the name of a service, it would mean the manifest in the store, which cuts nothing
-    from niso.cli import output
 
     path = os.path.join(os.curdir, args.path)
     effects = host.policy_effects(path, since=args.since)
@@ -426,8 +385,6 @@ def say_what_changes(host: Host, *what: str) -> None:
 
 
 def _print(effects: Sequence[PolicyEffect]) -> None:
-    from niso.cli import output
-
     rows = output.merged(effects, lambda e: (e.effect, e.from_.name, _to(e), _by(e)))
     output.table(EFFECTS, [_effect(row) for row in rows])
     print(_sum(rows))
@@ -467,8 +424,6 @@ def _by(effect: PolicyEffect) -> str:
 
 
 def _ago(seconds: float) -> str:
-    from niso.cli import output
-
     return "now" if seconds < 1 else f"{output.duration(seconds)} ago"
 
 
@@ -488,9 +443,6 @@ def run_refresh(args: Args) -> int:
 
 
 def _refresh(host: Host, args: Args) -> int:
-
-    from niso.cli import output
-    from niso.cli.output import Progress
 
     with Progress(args) as host.progress:
         names = host.refresh_names(force=args.all)
@@ -519,8 +471,6 @@ def _loop(host: Host, args: Args, end: float) -> int:
 
 
 def _row(name: OutsideName) -> tuple[str, ...]:
-    from niso.cli import output
-
     return (
         name.name,
         ", ".join(name.addresses) or "-",

@@ -11,13 +11,12 @@ A thread prints the current step after a second, so that the main thread need no
 
 from __future__ import annotations
 
-import _thread
 import os
 import select
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import bracketed, span
@@ -364,7 +363,7 @@ class Progress:
         self._began = time.monotonic()
         self._planned = False
         self._running = False
-        self._over, self._printing = _thread.allocate_lock(), _thread.allocate_lock()
+        self._over, self._printing = threading.Lock(), threading.Lock()
         self._step, self._since, self._reported = "", 0.0, 0.0
         self._unhealthy: dict[str, None] = {}
 
@@ -401,10 +400,13 @@ class Progress:
         self._step, self._since, self._reported = event.describe().split("\n", 1)[0], now, 0.0
         if not self._running:
             # block signals in the thread: the main thread handles them
-            with signals_held(), suppress(RuntimeError):
+            with signals_held():
                 self._over.acquire()
                 self._running = True
-                _thread.start_new_thread(self._print_slow_steps, ())
+                try:
+                    threading.Thread(target=self._print_slow_steps, daemon=True).start()
+                except RuntimeError:
+                    pass  # no thread is available: slow steps are not reported
 
     def __exit__(self, kind: object = None, *_: object) -> None:
         self._stop()

@@ -12,7 +12,6 @@ Format help: the first screen, the actions of a group, one command.
 from __future__ import annotations
 
 import os
-import textwrap
 from collections.abc import Mapping
 
 from niso.base.errors import UsageError
@@ -350,11 +349,15 @@ def usage(of: Command, columns: int, before: str = "") -> str:
 
 
 def _wrapped(text: str, columns: int) -> str:
+    import textwrap
+
     return textwrap.fill(text, columns, break_on_hyphens=False, break_long_words=False) + "\n"
 
 
 def _list(rows: list[tuple[str, str]], columns: int) -> str:
     """Format two columns; the second wraps within itself."""
+    import textwrap
+
     left = min(max(len(word) for word, _ in rows), 22)
     shown = []
     for word, meaning in rows:

@@ -16,6 +16,8 @@ Implement niso enable, disable and restore.
 from __future__ import annotations
 
 import os
+import select
+import signal
 import sys
 
 from niso.api.host import Host, connect
@@ -24,6 +26,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.cli import net_commands, output
 from niso.cli.output import Progress
 from niso.cli.parse import Args
+from niso.look.session import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,8 +49,6 @@ def run_service(name: str, args: Args) -> int:
 
 
 def _activate(host: Host, args: Args) -> int:
-    from niso.look.session import duration
-
     timeout_s = duration(args.timeout, "--timeout")
     with Progress(args) as host.progress:
         outcomes = host.services.activate(
@@ -143,8 +144,6 @@ def run_stack(name: str, args: Args) -> int:
 
 
 def _up(host: Host, args: Args) -> int:
-    from niso.look.session import duration
-
     timeout_s = duration(args.timeout, "--timeout")
     with Progress(args) as host.progress:
         done = host.stacks.up(
@@ -156,8 +155,6 @@ def _up(host: Host, args: Args) -> int:
         )
     if args.dry_run:
         if not args.json:
-            import os
-
             is_file = os.path.isfile(args.dir)
             net_commands.say_what_changes(
                 host, args.dir if is_file else os.path.join(args.dir, "stack.toml")
@@ -324,8 +321,6 @@ def _watch_reader(gone: list[bool]) -> None:
 
     An item is then added to ``gone``.
     """
-    import select
-    import signal
     import threading
 
     def watch() -> None:
@@ -428,8 +423,6 @@ def _firewall(host: Host, args: Args, on: bool) -> int:
 
 
 def _restore(host: Host, args: Args) -> int:
-    from niso.look.session import duration
-
     timeout_s = duration(args.timeout, "--timeout")
     with Progress(args) as host.progress:
         done = host.services.restore(timeout=timeout_s)

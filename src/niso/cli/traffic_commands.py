@@ -19,11 +19,14 @@ import os
 import select
 import sys
 import time
+from datetime import UTC, datetime
 
 from niso.api.host import Host, connect, plain
 from niso.base.errors import Error, UsageError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import bracketed
+from niso.cli import output
+from niso.cli.output import Progress
 from niso.cli.parse import Args
 from niso.look.session import duration
 
@@ -63,9 +66,6 @@ def run_explain(action: str, args: Args) -> int:
 
 
 def _ping(host: Host, args: Args) -> int:
-    from niso.cli import output
-    from niso.cli.output import Progress
-
     with Progress(args) as host.progress:
         pong = host.ping(args.source, args.destination)
     if args.json:
@@ -88,9 +88,6 @@ def _ms(seconds: float) -> str:
 
 
 def _explain(host: Host, args: Args) -> int:
-    from niso.cli import output
-    from niso.cli.output import Progress
-
     with Progress(args) as host.progress:
         explained = host.explain(
             args.source, args.destination, family=args.family, prove=args.prove
@@ -104,8 +101,6 @@ def _explain(host: Host, args: Args) -> int:
 
 
 def _print_explained(explained: Explanation) -> None:
-    from niso.cli import output
-
     _print_judged(explained.judged)
     for sharer, service in explained.shares.items():
         print(f"  {sharer} shares the network namespace, addresses and policy of {service}")
@@ -120,8 +115,6 @@ def _print_explained(explained: Explanation) -> None:
 
 
 def _print_judged(judged: Judged) -> None:
-    from niso.cli import output
-
     arrow = output.arrow()
     asked = (
         [_end(None, judged.asked.address, judged.asked.port)]
@@ -150,8 +143,6 @@ def _end(service: str | None, address: str, port: int | None, host: str | None =
 
 
 def _print_proof(judged: Judged, proof: Proof) -> None:
-    from niso.cli import output
-
     to = judged.to.service or judged.to.address
     if proof.unsent:
         result = f"the sender's kernel refused the packet: {proof.unsent}"
@@ -173,8 +164,6 @@ def _print_proof(judged: Judged, proof: Proof) -> None:
 
 
 def _stats(host: Host, args: Args) -> int:
-    from niso.cli import output
-
     rows = host.stats()
     if args.json:
         output.as_json(rows)
@@ -188,8 +177,6 @@ def _stats(host: Host, args: Args) -> int:
 
 
 def _log(host: Host, args: Args) -> int:
-    from niso.cli import output
-
     try:
         with output.LateProgress(args) as host.progress, host.drops(args.name) as drops:
             _follow_drops(drops, args.json)
@@ -198,11 +185,6 @@ def _log(host: Host, args: Args) -> int:
 
 
 def _follow_drops(drops: Drops, as_json: bool) -> NoReturn:
-    import json
-    import select
-
-    from niso.cli import output
-
     poll = select.poll()
     poll.register(drops, select.POLLIN)
     poll.register(sys.stdout, 0)  # reports a closed pipe even while nothing is written
@@ -216,8 +198,6 @@ def _follow_drops(drops: Drops, as_json: bool) -> NoReturn:
 
 
 def _drop_text(drop: Drop) -> str:
-    from niso.cli import output
-
     source = drop.source.service or bracketed(drop.source.address)
     to = drop.destination
     port = "" if to.port is None else f":{to.port}"
@@ -237,8 +217,6 @@ def run_see(action: str, args: Args) -> int:
 
 
 def _flows(host: Host, args: Args) -> int:
-    from niso.cli import output
-
     with output.LateProgress(args) as host.progress:
         if args.follow:
             try:
@@ -255,14 +233,10 @@ def _flows(host: Host, args: Args) -> int:
 
 
 def _merged(flows: Iterable[Flow]) -> list[Flow]:
-    from niso.cli import output
-
     return output.merged(flows, lambda f: (f.from_.name, _to(f), f.verdict, decided_by(f)))
 
 
 def _graph(host: Host, args: Args) -> int:
-    from niso.cli import output
-
     with output.LateProgress(args) as host.progress:
         if args.format == "png" and not args.output and output.is_terminal():
             raise UsageError("a PNG is not for a terminal", "-o FILE.png", "--format")
@@ -287,8 +261,6 @@ def _write_picture(path: str, content: bytes) -> None:
 
 
 def _capture(host: Host, args: Args) -> int:
-
-    from niso.cli import output
 
     seconds = None if args.seconds is None else duration(args.seconds, "--for")
     if args.write == "-" and output.is_terminal():
@@ -346,11 +318,6 @@ def _is_peer(word: str) -> bool:
 
 def _copy(capture: Capture, file: IO[bytes], seconds: float | None, as_text: bool) -> int:
     """Copy a capture to a file until it ends; return the exit status."""
-    import select
-    import time
-
-    from niso.cli import output
-
     end = None if seconds is None else time.monotonic() + seconds
     poll = select.poll()
     poll.register(capture, select.POLLIN)
@@ -385,9 +352,6 @@ def _copy(capture: Capture, file: IO[bytes], seconds: float | None, as_text: boo
 
 def _trace(host: Host, args: Args) -> int:
 
-    from niso.cli import output
-    from niso.cli.output import Progress
-
     seconds = duration(args.seconds, "--for")
     try:
         with Progress(args) as host.progress:
@@ -408,8 +372,6 @@ def _trace(host: Host, args: Args) -> int:
 
 
 def _print_traced(traced: Traced) -> None:
-    from niso.cli import output
-
     def end(address: str, port: int | None) -> str:
         return address if port is None else f"{bracketed(address)}:{port}"
 
@@ -425,8 +387,6 @@ def _print_traced(traced: Traced) -> None:
 
 
 def _cells(flow: Flow) -> tuple[str, ...]:
-    from niso.cli import output
-
     last = "-"
     if flow.ago is not None:
         last = "now" if flow.ago < 1 else f"{output.duration(flow.ago)} ago"
@@ -451,11 +411,6 @@ def decided_by(flow: Flow | FlowLoad) -> str:
 
 
 def _follow_flows(flows: Flows, as_json: bool) -> NoReturn:
-    import json
-    import select
-
-    from niso.cli import output
-
     poll = select.poll()
     poll.register(sys.stdout, 0)  # reports a closed pipe even while nothing is written
     while True:
@@ -467,8 +422,6 @@ def _follow_flows(flows: Flows, as_json: bool) -> NoReturn:
 
 
 def _line(flow: Flow) -> str:
-    from niso.cli import output
-
     ends = f"{flow.from_.name} {output.arrow()} {_to(flow)}"
     times = f"  ({flow.new} times)" if flow.new > 1 else ""
     by = f"  {decided_by(flow)}" if decided_by(flow) else ""
@@ -483,8 +436,6 @@ _SHORT_S = 86_400
 
 
 def run_learn(args: Args) -> int:
-    from niso.cli import output
-
     host = connect()
     if args.write and not args.yes and not sys.stdin.isatty():
         raise UsageError("--write asks before it writes, and there is no terminal", "add --yes")
@@ -508,10 +459,6 @@ def run_learn(args: Args) -> int:
 
 def _watch(period: str) -> str:
     """Wait for a period, or until Ctrl-C; return its start (RFC 3339). Raises UsageError."""
-    from datetime import UTC, datetime
-
-    from niso.cli import output
-
     seconds = duration(period, "--for")
     start = datetime.now(UTC)
     output.note(f"niso: watching for {period}; Ctrl-C ends it early")
@@ -525,7 +472,6 @@ def _watch(period: str) -> str:
 def _lines(policy: LearnedPolicy) -> Iterator[str]:
     """Yield the policy as TOML, with the evidence as comments."""
     # a path with a newline must not end the comment
-    from niso.cli import output
 
     where = output.escaped(policy.file or f"{policy.service} (no manifest)")
     peers = sum(entry.allowed for entry in policy.allow_from)
@@ -557,8 +503,6 @@ def _list(key: str, entries: tuple[LearnedEntry, ...]) -> Iterator[str]:
 
 
 def _evidence(entry: LearnedEntry) -> str:
-    from niso.cli import output
-
     parts = []
     if entry.new:
         times = "once" if entry.new == 1 else f"{entry.new} times"
@@ -572,8 +516,6 @@ def _evidence(entry: LearnedEntry) -> str:
 
 
 def _say_how_long(learned: tuple[LearnedPolicy, ...]) -> None:
-    from niso.cli import output
-
     watched = [policy.watched or 0.0 for policy in learned]
     if watched:
         least = min(watched)
@@ -584,8 +526,6 @@ def _say_how_long(learned: tuple[LearnedPolicy, ...]) -> None:
 
 
 def _write_policies(host: Host, args: Args, changes: tuple[PolicyChange, ...]) -> int:
-    from niso.cli import output
-
     if not changes:
         print("unchanged")
         return 0
@@ -611,8 +551,6 @@ def _write_policies(host: Host, args: Args, changes: tuple[PolicyChange, ...]) -
 
 
 def run_events(_: str, args: Args) -> int:
-
-    from niso.cli import output
 
     seconds = None if args.seconds is None else duration(args.seconds, "--for")
     end = None if seconds is None else time.monotonic() + seconds
@@ -641,8 +579,6 @@ def _follow_events(events: Events, end: float | None, as_json: bool) -> None:
 
 
 def _print_events(happened: Iterable[Happened], as_json: bool) -> None:
-
-    from niso.cli import output
 
     for one in happened:
         if as_json:
@@ -684,8 +620,6 @@ def _print_loads(host: Host, args: Args) -> None:
 
 
 def _print_looks(top: Top, args: Args) -> None:
-
-    from niso.cli import output
 
     left = args.count or 1
     poll = select.poll()

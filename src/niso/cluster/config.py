@@ -7,6 +7,7 @@ The file is in `paths.cluster_dir`, with the certificates that niso created. Com
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 
 from niso.base import convert, files, paths
@@ -224,6 +225,4 @@ def text_of(config: Config) -> str:
 
 def line(name: str, value: str | bool | list[str]) -> str:
     """Format a key and its value; for these types JSON is also valid TOML."""
-    import json
-
     return f"{name} = {json.dumps(value)}\n"

@@ -18,6 +18,7 @@ import os
 import subprocess
 import tempfile
 import time
+import tomllib
 from collections.abc import Sequence
 
 from niso.base import convert, paths
@@ -83,8 +84,6 @@ def text_of(invitation: Invitation) -> str:
 
 def parsed(text: bytes) -> Invitation:
     """Parse an invitation. Raises InvalidInput; its message contains nothing of the text."""
-    import tomllib
-
     try:
         if len(text) > MAX_BYTES:
             raise ValueError
@@ -117,8 +116,6 @@ def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
     Only hosts that become members get the authority's key: its holder can make certificates that no
     other host knows, and so cannot revoke. Raises Error if this host does not have the key.
     """
-    import tempfile
-
     folder = paths.cluster_dir()
     key = os.path.join(folder, AUTHORITY_KEY)
     if not os.path.lexists(key):
@@ -159,8 +156,6 @@ def require_valid(invited: Invitation, own: Config) -> None:
 
     Raises InvalidInput if they are of another cluster, NoAnswer.
     """
-    import tempfile
-
     with tempfile.TemporaryDirectory(dir=paths.cluster_dir(), prefix="new-") as folder:
         keep(invited.files, folder)
         new = invited.config().etcd

@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import json
 import os
 import pwd
 import re
@@ -270,8 +271,6 @@ def _pid_file() -> str:
 
 def _last_words() -> str:
     """Return the last error in etcd's log as ": REASON"; "" if there is none."""
-    import json
-
     try:
         with open(log(), encoding="utf-8", errors="replace") as file:
             last = file.read()[-10_000:].strip().splitlines()[-1]

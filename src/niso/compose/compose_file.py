@@ -10,6 +10,7 @@ host port. niso refuses both.
 
 from __future__ import annotations
 
+import graphlib
 import ipaddress
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -120,8 +121,6 @@ def convert(path: str, target: str | None = None) -> Imported:
 
 def _refuse_cycles(services: list[Service], path: str) -> None:
     """Raise InvalidInput if services depend on each other in a cycle, which compose refuses too."""
-    import graphlib
-
     needs = {one.name: one.tables.get("depends_on", {}) for one in services}
     try:
         graphlib.TopologicalSorter(needs).prepare()

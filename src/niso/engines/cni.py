@@ -31,21 +31,21 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import prefix
 from niso.change import attach, networks
 from niso.change.attach import Request, Wish, combined
-from niso.engines import plugin, pod_agent
+from niso.engines import plugin
 from niso.kernel.libnftables import Nft
-from niso.look import check
 from niso.manifest.addresses_and_ports import static_address
 from niso.manifest.process_keys import rate_of_bits
 from niso.manifest.values import network_name
 from niso.plan.records import Network, Policy, Port
 from niso.plan.subnets import NetworkRequest, first_free
-from niso.runtime import units
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import CHOSEN_ALIASES, CHOSEN_IP, NAMESPACE, Attached, Link
 from niso.store.store import Store
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from niso.engines import pod_agent
 
 
 # --- cni -----------------------------------------------------------------------------------------
@@ -528,6 +528,8 @@ def _delete(call: Call) -> None:
     for attached in machine.store.attachments.all(OWNER, call.container):
         plugin.take_off(machine, attached, lambda link: link.interface == call.interface)
     if "kubernetes" in call.config:
+        from niso.runtime import units
+
         units.agent_name(units.KUBERNETES)
 
 
@@ -553,6 +555,7 @@ def _gc(call: Call) -> None:
 
 
 def _check(call: Call) -> None:
+    from niso.look import check
 
     machine = plugin.machine()
     store = machine.store
@@ -678,6 +681,8 @@ _POD_HINT = "systemctl status niso_kubernetes"
 
 def require(call: Call, same: Attached | None) -> None:
     """Raise Failure unless the pod is named, and its policy is applied or the agent is running."""
+    from niso.engines import pod_agent
+
     _wait_s(call)
     _who(call)
     if not (same is not None and pod_agent.stands(same)) and not pod_agent.agent_runs():
@@ -686,6 +691,8 @@ def require(call: Call, same: Attached | None) -> None:
 
 def require_agent() -> None:
     """Raise Failure if no pod can be attached (STATUS)."""
+    from niso.engines import pod_agent
+
     if not pod_agent.agent_runs():
         raise Failure(_NOT_READY, _NO_AGENT, _POD_HINT)
 
@@ -696,6 +703,8 @@ def closed(store: Store, call: Call, request: Request, same: Attached | None) ->
     A pod has no aliases: with one, its user could impersonate a pod that other policies name.
     Raises Failure.
     """
+    from niso.engines import pod_agent
+
     if request.aliases:
         raise Failure(WRONG_CONFIG, "aliases: pods of Kubernetes have none", "use a Service")
     pod = _who(call)
@@ -711,6 +720,8 @@ def wait(machine: Machine, call: Call, service: str) -> None:
 
     If it is not applied in time, detach the pod and raise Failure, so that the runtime tries again.
     """
+    from niso.engines import pod_agent
+
     limit_s = _wait_s(call)
     pod_agent.agent_runs()
     try:
@@ -728,6 +739,8 @@ def wait(machine: Machine, call: Call, service: str) -> None:
 
 
 def _who(call: Call) -> pod_agent.Who:
+    from niso.engines import pod_agent
+
     words = ("NAMESPACE", "NAME", "UID")
     namespace, name, uid = (call.args.get(f"K8S_POD_{word}", "") for word in words)
     if not (namespace and name and uid):

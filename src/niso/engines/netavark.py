@@ -24,7 +24,9 @@ import os
 import signal
 import sys
 import time
+import tomllib
 from collections.abc import Mapping
+from ipaddress import ip_network
 
 import niso
 from niso.base import files, paths
@@ -134,7 +136,6 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
     subnets = given.get("subnets") or []
     if known is not None and _is_as_described(known, given, options.get("mtu")):
         return known
-    from ipaddress import ip_network
 
     for subnet in subnets:
         if subnet.get("lease_range"):
@@ -234,7 +235,6 @@ def drop_networks(machine: Machine, wanted: str = "", report: Report = silent) -
 def _network_folder() -> str:
     """Return the folder of Podman's descriptions of networks (containers.conf(5))."""
     import glob
-    import tomllib
 
     with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
         words = os.fsdecode(file.read()).split("\0")

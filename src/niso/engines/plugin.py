@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
+from ipaddress import ip_address
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
@@ -20,6 +21,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.change import attach
 from niso.change.attach import POD_POLICY, Request
 from niso.kernel.real import Real
+from niso.look import session
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.policy import denials, parse_entry
 from niso.manifest.values import host_label
@@ -57,8 +59,6 @@ def machine() -> Machine:
 
     Raises Error if not run as root.
     """
-    from niso.look import session
-
     if os.geteuid() != 0:
         raise Error("niso needs root", "niso has no rootless networks")
     paths.is_command = True
@@ -109,8 +109,6 @@ def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
 
 def address(text: object) -> str:
     """Return an address in canonical form. Raises ValueError if it is not an address."""
-    from ipaddress import ip_address
-
     return str(ip_address(str(text)))
 
 

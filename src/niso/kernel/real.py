@@ -9,6 +9,7 @@ The code for each kind is in kernel/kinds.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Collection, Iterable
 
@@ -141,7 +142,6 @@ class Real:
         return netns.dead_names(marked)
 
     def clear_hosts(self) -> None:
-        import contextlib
         import shutil
 
         shutil.rmtree(paths.hosts_root(), ignore_errors=True)

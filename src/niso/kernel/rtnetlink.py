@@ -16,6 +16,7 @@ import errno
 import os
 import socket
 import struct
+from array import array
 from collections.abc import Sequence
 from fcntl import ioctl
 
@@ -156,8 +157,6 @@ class Rtnl(netlink.Netlink):
 
     def _ethtool(self, what: str, name: str, command: int, value: int) -> int:
         """Execute a command of struct ethtool_value; return its value (linux/ethtool.h)."""
-        from array import array
-
         data = array("I", (command, value))
         try:
             ioctl(self._socket, _SIOCETHTOOL, _ifr_data.pack(name.encode(), data.buffer_info()[0]))

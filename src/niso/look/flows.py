@@ -396,8 +396,6 @@ class Flows:
         pass
 
     def __iter__(self) -> Iterator[Flow]:
-        import time
-
         while True:
             time.sleep(1)
             yield from self.read()
@@ -415,8 +413,6 @@ def flows(
     session: Session, name: str | None, denied: bool, since: float | None
 ) -> tuple[Flow, ...]:
     """List the flows: `Host.flows`. ``since`` is in seconds since 1970."""
-    import time
-
     store = session.store()
     service = None if name is None else _home(store, name)
     seen, missed = read(session.kernel(), store)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import subprocess
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from niso.base import names
@@ -382,7 +383,6 @@ def _picture(session: Session, stack: str | None, declared: bool, since: float |
         only &= frozenset(world.services)
     if declared:
         return of_policies(world, only, True)
-    import time
 
     oldest = None if since is None else time.time() - since
     flows = [

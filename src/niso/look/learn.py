@@ -16,6 +16,7 @@ Find the names by which a policy means services and networks.
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -459,7 +460,6 @@ class PolicyChange(NamedTuple):
     def diff(self) -> str:
         """Return the difference in the format of diff -u; file names with a newline are quoted."""
         import difflib
-        import json
 
         old, new = (text.splitlines(keepends=True) for text in (self.before, self.after))
         name = self.file if self.file.isprintable() else json.dumps(self.file)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from niso.base.errors import Error, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import span
@@ -158,8 +160,6 @@ def _mirrored(store: Store) -> list[ClusterLine]:
 
 def _age() -> str:
     """Return a text that says how old the mirror is, and what it covers."""
-    import time
-
     at_s = agent.last().at_s
     when = "before the boot" if at_s is None else f"{time.monotonic() - at_s:.0f} s ago"
     return f"services of other hosts are as they were {when}, on the networks of this host"
@@ -181,7 +181,6 @@ def world(
     ]
     if not remote:
         return here
-    import time
 
     if proves:
         raise Error(

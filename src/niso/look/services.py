@@ -23,7 +23,6 @@ from niso.look import outside_names
 from niso.look.host_ports import Port, rows
 from niso.look.outside_names import OutsideName
 from niso.runtime.crun import namespace
-from niso.runtime.health import Health, Target, check_all
 from niso.runtime.logs import rotate_if_large
 from niso.runtime.status import Status, out_of_memory, read
 from niso.store.service_rows import Intent, ServiceRow
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
     from niso.look.session import Session
     from niso.plan.verdict import World
+    from niso.runtime.health import Health, Target
 
 
 # --- service views -------------------------------------------------------------------------------
@@ -244,11 +244,11 @@ def of_stack(
 
 def _audits(store: Store) -> dict[str, str | None]:
     """Return {service: end of the audit} for policies in audit."""
-    from niso.kernel.policy_rules import NEVER
-    from niso.reconcile import live_world
-
     if not store.audits():
         return {}
+
+    from niso.kernel.policy_rules import NEVER
+    from niso.reconcile import live_world
 
     terms = live_world.terms(store).items()
     return {
@@ -358,6 +358,8 @@ def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> 
     if not targets:
         return {}
 
+    from niso.runtime.health import check_all
+
     return check_all(targets, session.report)
 
 
@@ -371,6 +373,8 @@ def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[Target]
     running = [(row, now) for row in checked if (now := read(row.name)).state == "running"]
     if not running:
         return []
+
+    from niso.runtime.health import Target
 
     targets = []
     for row, now in running:
@@ -533,6 +537,8 @@ class States:
                 self._until = 0.0
         names = {row.name for row in stale}
         if targets := [target for target in self._targets if target.service not in names]:
+            from niso.runtime.health import check_all
+
             for name, now in check_all(targets, self._session.report).items():
                 self._by_name[name] = self._by_name[name]._replace(health=now.state)
 

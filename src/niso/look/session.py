@@ -11,9 +11,12 @@ Refuse to treat a lost store as empty while objects created with it still exist.
 
 from __future__ import annotations
 
-import _thread
 import os
 import sys
+import threading
+import time
+from datetime import datetime
+from sqlite3 import DatabaseError, OperationalError
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, InvalidInput, UsageError
@@ -176,7 +179,7 @@ class Session:
 
 def _here() -> tuple[int, int]:
     """Return (process id, thread id) of the caller."""
-    return os.getpid(), _thread.get_ident()
+    return os.getpid(), threading.get_ident()
 
 
 def open_session(
@@ -248,8 +251,6 @@ def explained(error: Exception) -> Error | None:
     """Convert an sqlite3.Error, OSError or error in a damaged row to an `Error`, others to None."""
     kind = type(error)
     if kind.__module__ == "sqlite3":
-        from sqlite3 import DatabaseError, OperationalError
-
         if isinstance(error, OperationalError) or kind is DatabaseError:
             return unusable(error)
         return None
@@ -354,9 +355,6 @@ def moment(value: object, what: str) -> float:
 
     A time without an offset is local time. Raises UsageError.
     """
-    import time
-    from datetime import datetime
-
     given = text(value, what)
     digits, unit = given[:-1], _PERIODS.get(given[-1:])
     if unit and digits.isascii() and digits.isdigit() and len(digits) < 10:

@@ -1,9 +1,8 @@
 """Check the store's rows for consistency, and restore missing ones.
 
-Most rows of a service follow from its manifest. One query finds services that need a closer check.
-Their rows are compared with their manifests one service at a time, so that memory use does not grow
-with their number. Missing rows are restored by the code that writes them: first in an in-memory
-copy to list them, then in the store.
+Most rows of a service follow from its manifest. They are compared with the manifest one service at
+a time, so that memory use does not grow with the number of services. Missing rows are restored by
+the code that writes them: first in an in-memory copy to list them, then in the store.
 """
 
 from __future__ import annotations
@@ -57,7 +56,8 @@ def _defects(kernel: Kernel, store: Store) -> list[Defect]:
     changing = {intent.service for intent in store.intents()}
     networks = {network.name: network for network in store.networks()}
     lacking = []
-    for row in store.doubtful():
+    for name, _, _ in store.service_names():
+        row = store.require_known(name)
         spec = row.service
         if spec is None or (row.has_process and row.process is None):
             defects.append(Defect("different", "service", row.name))

@@ -5,14 +5,11 @@ Declare the tables of manifest.toml: its keys, types and defaults.
 `niso.manifest.values` and the modules parse_* define what the text of a key means.
 
 Build a `niso.plan.specs.ServiceSpec` from the tables of a manifest.
-
-Manifests in older stores, which are in the form in which they were written, are built here too.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import json
 from collections.abc import Callable, Mapping
 
 from niso.base import convert
@@ -57,7 +54,7 @@ class Service(NamedTuple):
 class Resources(NamedTuple):
     memory_max: str | None = None
     cpu_max: str | None = None
-    pids_limit: int | None = process_keys.PIDS  # None: no limit, in the store of an older niso
+    pids_limit: int = process_keys.PIDS
     shm_size: str = process_keys.SHM
     tmp_size: str | None = None
     new_flows_limit: int = process_keys.NEW_FLOWS
@@ -267,12 +264,3 @@ def _healthcheck(manifest: Manifest, parsed: Mapping[str, Any]) -> records.Healt
         manifest.package.name, manifest.network.hostname, manifest.network.aliases
     )
     return process_keys.parse(section._asdict(), names, parsed)
-
-
-def of_written(text: str) -> ServiceSpec:
-    """Build the ServiceSpec of a manifest from a store of version 3 or older.
-
-    ``text`` is the JSON of its tables as they were written. Raises ValueError for malformed JSON,
-    InvalidInput if this version of niso cannot parse one of its values.
-    """
-    return spec(convert.convert(json.loads(text), Manifest), {})

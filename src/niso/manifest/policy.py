@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from niso.base import files, paths
@@ -135,7 +136,6 @@ def audit_end(text: str, key: str) -> int:
     ``text`` is a date or date-time of TOML (RFC 3339). A date means its first moment. Without an
     offset, the time zone is the host's. "never" is returned as `nft_audit.NEVER`.
     """
-    import re
     from datetime import datetime
 
     if text == NO_END:

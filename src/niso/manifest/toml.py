@@ -19,7 +19,6 @@ import json
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 
 from niso.base import files
@@ -157,8 +156,6 @@ def _open_plain(path: str, flags: int) -> int:
 
 def parse(content: bytes) -> dict[str, object]:
     """Parse a TOML text. Raises InvalidInput with the position of the error."""
-    import tomllib
-
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -167,6 +164,8 @@ def parse(content: bytes) -> dict[str, object]:
         raise InvalidInput(
             f"line {line}, column {column}: not UTF-8", "save the file as UTF-8"
         ) from None
+    import tomllib
+
     try:
         data = tomllib.loads(text)
         if "audit_until" in text:
@@ -209,8 +208,6 @@ def _syntax(message: str, text: str) -> str:
 
 def _duplicate(reason: str, place: str, text: str) -> str:
     """Return a plain reason if tomllib reports a duplicate table or key, else ""."""
-    import re
-
     match = re.match(r"line ([0-9]+),", place)
     lines = text.split("\n")
     line = lines[int(match[1]) - 1].strip() if match else ""
@@ -272,7 +269,6 @@ def _path(key: str) -> Path:
 def _name(part: re.Match[str]) -> str:
     if part["basic"] is None:
         return str(part["literal"] if part["literal"] is not None else part["bare"])
-    import json
 
     try:
         return str(json.loads(f'"{part["basic"]}"'))
@@ -349,6 +345,12 @@ class Item(NamedTuple):
     note: str = ""
 
 
+def _loads(text: str) -> dict[str, Any]:
+    import tomllib
+
+    return tomllib.loads(text)
+
+
 def with_list(text: str, path: KeyPath, key: str, items: Iterable[Item]) -> str:
     """Return a TOML text in which ``key`` of the table at ``path`` is replaced by a list of texts.
 
@@ -357,14 +359,14 @@ def with_list(text: str, path: KeyPath, key: str, items: Iterable[Item]) -> str:
     anything else.
     """
     wanted = list(items)
-    expected = tomllib.loads(text)
+    expected = _loads(text)
     try:
         at: Any = expected
         for name in path:
             at = at[name] if isinstance(name, int) else at.setdefault(name, {})
         at[key] = [item.text for item in wanted if item.used]
         result = _edited(_library(), text, path, key, wanted)
-        same = tomllib.loads(result) == expected
+        same = _loads(result) == expected
     except (TypeError, ValueError, AttributeError, LookupError):  # includes tomlkit's
         same, result = False, ""
     if not same:
@@ -381,7 +383,7 @@ def list_at(text: str, path: KeyPath, key: str) -> object:
 
     None if missing.
     """
-    value: Any = tomllib.loads(text)
+    value: Any = _loads(text)
     try:
         for name in (*path, key):
             value = value[name]
@@ -443,7 +445,7 @@ def _comments(array: str) -> tuple[dict[str, str], list[str]]:
         if end is not None:
             last = ""
         elif text is not None:
-            last = tomllib.loads(f"x = {text}")["x"]
+            last = _loads(f"x = {text}")["x"]
         elif last:
             beside[last] = comment.strip()
         else:

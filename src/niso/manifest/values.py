@@ -10,6 +10,7 @@ name.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from niso.base import text
@@ -334,8 +335,6 @@ def path_below(text: str, key: str, folder: str) -> str:
 
     Raises InvalidInput if it leads out of the folder.
     """
-    import os
-
     home = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(home, text))
     if ".." in text.split("/") or path_reason(text) or not f"{path}/".startswith(f"{home}/"):

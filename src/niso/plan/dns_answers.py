@@ -10,7 +10,6 @@ An address is in one of three states:
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 
 from niso.base.named_tuples import NamedTuple
@@ -31,11 +30,10 @@ PAST_S = 7 * 86_400.0
 MOST = 32
 """The most addresses of a family in use, and the most FORMER and PAST addresses."""
 
-_NOWHERE = tuple(map(ipaddress.ip_network, ("0.0.0.0/8", "255.255.255.255/32", "::/96")))
+_NOWHERE = ("0.0.0.0/8", "255.255.255.255/32", "::/96")
 """The last are the IPv4-compatible addresses, which are deprecated (RFC 4291, 2.5.5.1)."""
 
-
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_NAT64 = "64:ff9b::/96"
 METADATA = ("169.254.169.254", "fd00:ec2::254")
 """The addresses at which a machine in a cloud asks for its metadata, often with credentials."""
 
@@ -175,6 +173,8 @@ def _family(
 
 
 def _order(address: str) -> tuple[int, int]:
+    import ipaddress  # not above: the store imports this module, and ipaddress takes 4 ms
+
     return family_of(address), int(ipaddress.ip_address(address))
 
 
@@ -188,6 +188,10 @@ class Bars:
 
         ``bridges`` are (prefix, link) of the bridges of container engines.
         """
+        import ipaddress
+
+        self._nowhere = [ipaddress.ip_network(prefix) for prefix in _NOWHERE]
+        self._nat64 = ipaddress.ip_network(_NAT64)
         self._host: set[str] = set()
         self._broadcasts: set[str] = set()
         for text in host:
@@ -202,13 +206,15 @@ class Bars:
 
     def reason(self, address: str) -> str:
         """Return why an address is refused; "" if it is not."""
+        import ipaddress
+
         number = ipaddress.ip_address(address)
         if isinstance(number, ipaddress.IPv6Address):
             if number.ipv4_mapped:
                 return "it is IPv4-mapped"
             # a translator or relay leads to the IPv4 address in it (RFC 6052, RFC 3056)
             inner = number.sixtofour
-            if number in _NAT64:
+            if number in self._nat64:
                 inner = ipaddress.IPv4Address(int(number) & 0xFFFFFFFF)
             if inner is not None and (reason := self.reason(str(inner))):
                 return f"it stands for {inner}: {reason}"
@@ -220,7 +226,7 @@ class Bars:
             return "it is a link-local address"
         if number.is_multicast:
             return "it is a multicast address"
-        if number.is_unspecified or any(number in prefix for prefix in _NOWHERE):
+        if number.is_unspecified or any(number in prefix for prefix in self._nowhere):
             return "it is not the address of a machine"
         if address in self._host:
             return "it is the host's own address"

@@ -244,12 +244,11 @@ class Limits(NamedTuple):
     new_flows: int
     fragments: int
     arp: int  # ARP requests and neighbour solicitations
-    # neighbours that the host resolves on its own links; older records have none
-    neighbours: int = 20
+    neighbours: int  # neighbours that the host resolves on its own links
 
 
-LIMITS = Limits(1000, 0, 100)
-"""The limits of services that an older niso activated."""
+LIMITS = Limits(1000, 0, 100, 20)
+"""The limits of services whose record is damaged."""
 ATTACHED_LIMITS = LIMITS._replace(fragments=40)
 """The limits of attachments, which may have any capability."""
 

@@ -33,8 +33,6 @@ def unique_local(state_id: str) -> ipaddress.IPv6Network:
 
     All subnets of one host share this prefix; prefixes of different hosts rarely clash.
     """
-    import ipaddress
-
     global_id = sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
     return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
 
@@ -81,8 +79,6 @@ def free_prefix(
 
     It overlaps neither ``taken`` nor ``kept``.
     """
-    import ipaddress
-
     size = 1 << (pool.max_prefixlen - length)
     spans = sorted(
         (int(net.network_address), int(net.broadcast_address))

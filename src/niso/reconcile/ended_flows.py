@@ -11,6 +11,7 @@ Apply policy changes to open connections: end denied flows, keep allowed ones tr
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Iterable
 
 from niso.base import names
@@ -64,8 +65,6 @@ def clear(kernel: Kernel, want: State) -> int:
 
 def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
     """Return a predicate for flows that lack their NAT, or that occupy a published port."""
-    import ipaddress  # imported late: needed only after the tables were lost
-
     targets = _Targets(want)
     subnets = [
         ipaddress.ip_network(element.element)
@@ -95,8 +94,6 @@ def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
 
 
 def _within(address: str, subnets: Iterable[Net]) -> bool:
-    import ipaddress
-
     packed = ipaddress.ip_address(address)
     return any(packed in subnet for subnet in subnets)
 

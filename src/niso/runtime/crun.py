@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -329,8 +330,6 @@ def is_init(pid: int | None) -> bool:
 
 def send_signal(pidfd: int, number: int) -> None:
     """Send a signal by pidfd; no-op if the process has ended."""
-    import signal
-
     try:
         signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:

@@ -7,10 +7,12 @@ has one.
 
 from __future__ import annotations
 
-import _thread
+import fcntl
 import os
 import select
 import signal
+import socket
+import threading
 import time
 from contextlib import suppress
 from types import FrameType
@@ -124,7 +126,7 @@ def prepare(
     if user is not None:
         _become(service, user, oci_process)
     _check_command(service, now.pid, command[0], oci_process)
-    return f"{bundle}/exec-{os.getpid()}-{_thread.get_ident()}", oci_process
+    return f"{bundle}/exec-{os.getpid()}-{threading.get_ident()}", oci_process
 
 
 def _become(service: str, user: User, oci_process: dict[str, Any]) -> None:
@@ -260,7 +262,6 @@ class _Session:
 
     def _resize(self, *_: object) -> None:
         """Set the service's terminal to the size of the caller's."""
-        import fcntl
         import termios
 
         if self._master >= 0:
@@ -322,8 +323,6 @@ class _Session:
 
     def _receive_master(self) -> int:
         """Start crun exec and receive the master of its terminal; -1 if crun fails."""
-        import socket
-
         folder, name = os.path.split(f"{self._stem}.sock")
         folder_fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         # Through the descriptor: the path of a socket has at most 107 bytes (unix(7)).

@@ -21,6 +21,7 @@ pipes.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import select
@@ -28,7 +29,7 @@ import signal
 import socket
 import time
 from collections.abc import Generator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 from niso.base import paths
 from niso.base.errors import Error
@@ -37,10 +38,8 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of
 from niso.base.report import Report, WaitingForHealth
 from niso.base.signals import signals_held
-from niso.kernel import netns
-from niso.kernel.rtnetlink import Rtnl
 from niso.plan.records import Healthcheck
-from niso.runtime import crun, execute, lifecycle
+from niso.runtime import crun
 from niso.runtime.crun import read_json, write_json
 from niso.runtime.status import describe_exit
 
@@ -126,6 +125,8 @@ def write_record(service: str, run: tuple[int, float], failure: str) -> None:
         file.write(json.dumps(after._asdict()))
     os.rename(draft, path)
     if not os.path.isdir(paths.service_dir(service)):
+        from niso.runtime import lifecycle
+
         lifecycle.forget_health(service)
 
 
@@ -147,8 +148,6 @@ def check_all(targets: Sequence[Target], report: Report) -> dict[str, Health]:
 
     The probes run concurrently. ``report`` receives the names of the services.
     """
-    import fcntl
-
     if due := [target for target in targets if _is_due(target)]:
         report(WaitingForHealth(tuple(target.service for target in due)))
         lock = open_lock(".health")
@@ -297,6 +296,8 @@ def _candidates(check: Healthcheck, namespace: str | None) -> Generator[str, Non
         return
     yield "127.0.0.1"
     yield "::1"
+    from niso.kernel.rtnetlink import Rtnl
+
     with _inside(namespace), Rtnl() as rtnl:
         addresses = [entry.address.partition("/")[0] for entry in rtnl.addresses()]
     own = [
@@ -316,11 +317,11 @@ def _socket(address: str, namespace: str | None) -> socket.socket:
 
 
 def _inside(namespace: str | None) -> Any:
-    if namespace is not None:
-        return netns.inside(namespace)
-    from contextlib import nullcontext
+    if namespace is None:
+        return nullcontext()
+    from niso.kernel import netns
 
-    return nullcontext()
+    return netns.inside(namespace)
 
 
 def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
@@ -440,6 +441,8 @@ class CommandProbe(Probe):
             self.answer = f"{check.target}: {reason}"
 
     def _start(self) -> None:
+        from niso.runtime import execute
+
         stem, process = execute.prepare(self._service, list(self._check.command))
         # several probes of one service may run at once: of this niso and of another one
         self._stem = f"{stem}-{time.monotonic_ns()}"

@@ -28,7 +28,6 @@ names the niso that last wrote it. If that niso no longer exists, the script loo
 
 from __future__ import annotations
 
-import _thread
 import errno
 import fcntl
 import json
@@ -36,6 +35,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 
@@ -136,7 +136,7 @@ def expect() -> None:
     """
     # The thread keeps the signals blocked for its whole life: the main thread handles them.
     with signals_held(), suppress(RuntimeError):
-        _thread.start_new_thread(_move_nowhere, ())
+        threading.Thread(target=_move_nowhere, daemon=True).start()
 
 
 def _move_nowhere() -> None:
@@ -275,11 +275,11 @@ class _Creator:
         """Conmon's ends of the pipes."""
         self._closed = False
         # Used as events: acquire waits, release signals.
-        self._may_create, self._may_end, self._ended = (_thread.allocate_lock() for _ in range(3))
+        self._may_create, self._may_end, self._ended = (threading.Lock() for _ in range(3))
         for event in (self._may_create, self._may_end, self._ended):
             event.acquire()
         try:
-            _thread.start_new_thread(self._run, ())
+            threading.Thread(target=self._run, daemon=True).start()
         except RuntimeError:
             for fd in (self.fd, self._ask, *self._ends):
                 os.close(fd)
@@ -317,7 +317,7 @@ class _Creator:
 
     def _run(self) -> None:
         try:
-            self._tid = _thread.get_native_id()
+            self._tid = threading.get_native_id()
             os.unshare(os.CLONE_FS)
             self._start_conmon()
             self._may_create.acquire()
@@ -410,7 +410,7 @@ class _Creator:
             self._conmon = 0
 
 
-_spawning = _thread.allocate_lock()
+_spawning = threading.Lock()
 
 
 @contextmanager
@@ -537,7 +537,7 @@ def _created_pid(spec: ProcessSpec, bundle: str, line: bytes) -> int:
 _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_SLAVE = 0x2, 0x4, 0x4000, 0x80000
 _MNT_DETACH = 2
 
-_lock = _thread.allocate_lock()
+_lock = threading.Lock()
 _base: list[int] = []
 """Descriptors of the namespace from which starts are copied, and of this process's root in it."""
 

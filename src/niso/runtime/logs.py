@@ -22,9 +22,6 @@ import stat
 import time
 from collections import deque
 from collections.abc import Iterator
-from heapq import merge
-from queue import SimpleQueue
-from threading import Thread
 
 from niso.base import paths, signals
 from niso.base.locks import open_lock
@@ -371,6 +368,8 @@ def _past(
     every = (
         [(one, record) for record in records(one, last, False, since) if record] for one in services
     )
+    from heapq import merge
+
     yield from merge(*every, key=_time)
 
 
@@ -378,6 +377,9 @@ def _followed(
     services: list[str], last: int | None, since: float | None
 ) -> Iterator[tuple[str, Record]]:
     """Yield past lines of the services, sorted, then new lines, read by one thread per service."""
+    from queue import SimpleQueue
+    from threading import Thread
+
     queue: SimpleQueue[tuple[str, Record | None] | None] = SimpleQueue()
 
     def collect(service: str) -> None:

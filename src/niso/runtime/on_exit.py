@@ -17,8 +17,8 @@ from niso.base.errors import Error
 from niso.base.locks import service_lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.plan.specs import ProcessSpec
-from niso.runtime import cgroups, lifecycle, logs, sources, status, units
-from niso.runtime.crun import cgroup_of, load, read_state, save
+from niso.runtime import cgroups, lifecycle, logs, status, units
+from niso.runtime.crun import cgroup_of, load, read_state
 
 if TYPE_CHECKING:
     from typing import Any
@@ -118,9 +118,6 @@ def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
         "exit_code": record["exit_code"],
     }
     try:
-        known, spec = spec, sources.recorded(spec)
-        if spec != known:  # an older niso activated the service
-            save(spec)
         lifecycle.Run(spec, number, counts).finish()
     except (Error, OSError) as error:
         lifecycle.abandon(spec, status.bundle_of(spec.service, number))

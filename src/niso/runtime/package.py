@@ -505,7 +505,6 @@ def _data(reader: int, info: os.stat_result) -> Iterator[tuple[int, int]]:
 _TICK_S = 2
 """The coarsest timestamps of a file system that can hold niso's packages (FAT), in seconds."""
 _CHUNK = 1 << 17
-_MANY_BYTES = 1 << 23
 _ZEROS = bytes(_CHUNK)
 _DIGEST = 64
 
@@ -583,12 +582,7 @@ def _read(fd: int, size: int) -> str:
 
     A hole therefore equals zeros, and is not read (lseek(2)). Raises OSError.
     """
-    if size > _MANY_BYTES:
-        # OpenSSL's implementation is faster, but takes 3 ms to load
-        from hashlib import sha256 as make
-    else:
-        make = sha256
-    digest = make(f"{size}".encode())
+    digest = sha256(f"{size}".encode())
     reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         at = 0

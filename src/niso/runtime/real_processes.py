@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterable
 
 from niso.base.errors import Error
-from niso.plan.desired import Finding
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.plan.records import Healthcheck
 from niso.plan.specs import ProcessSpec
 from niso.runtime import health, launch, lifecycle, logs, sources, status
@@ -14,6 +14,9 @@ from niso.runtime.crun import load, read_state, save
 from niso.runtime.health import Probe
 from niso.runtime.lifecycle import Lost, Mark
 from niso.runtime.units import Systemd
+
+if TYPE_CHECKING:
+    from niso.plan.desired import Finding
 
 _EXIT_CODE_S = 1.0
 """How long conmon may take to write an exit status."""

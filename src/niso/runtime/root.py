@@ -30,11 +30,11 @@ Make the system calls for mounts and file systems that Python lacks. All raise O
 
 from __future__ import annotations
 
-import _thread
 import errno
 import os
 import stat
 import struct
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from hashlib import sha256
@@ -531,7 +531,7 @@ def _link_of(bundle: str) -> str:
 # --- under way -----------------------------------------------------------------------------------
 
 
-_lock = _thread.allocate_lock()
+_lock = threading.Lock()
 _starts = 0
 _read: dict[object, Any] = {}
 """The results of `once`, by the function and its arguments."""

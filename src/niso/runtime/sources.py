@@ -25,12 +25,14 @@ from hashlib import sha256
 
 from niso.base import files, paths
 from niso.base.errors import Error, ProcessError
-from niso.base.named_tuples import NamedTuple
-from niso.plan.desired import Finding
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.plan.specs import Identity, MountedVolume, ProcessSpec, Secret
 from niso.runtime import root, status
 from niso.runtime.crun import APP, load
 from niso.runtime.root import HOSTS, LOWER
+
+if TYPE_CHECKING:
+    from niso.plan.desired import Finding
 
 # --- sources -------------------------------------------------------------------------------------
 
@@ -312,6 +314,8 @@ def of_process(name: str) -> Finding | None:
 
     A process that has ended is not a defect if its restart policy does not restart it.
     """
+    from niso.plan.desired import Finding
+
     what = f"process of service {name!r}"
     keeper = status.conmon(name)
     if status.outside_cgroup(name, keeper):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 from niso.base import files, paths
@@ -234,8 +235,6 @@ def describe_exit(code: int | None) -> str:
     if code is None:
         return "no exit status"
     if code > 128:
-        import signal
-
         try:
             return f"killed by {signal.Signals(code - 128).name}"
         except ValueError:

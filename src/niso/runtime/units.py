@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -102,8 +103,6 @@ def tell(*lines: str) -> None:
 
     Waits up to `_NOTIFY_S`. Raises OSError.
     """
-    import socket
-
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.settimeout(_NOTIFY_S)
         sender.connect(_NOTIFY)
@@ -494,8 +493,6 @@ def agent_name(name: str = AGENT) -> bool:
 
 def listen(name: str, woken: Callable[[], object], over: threading.Event) -> None:
     """Call ``woken`` whenever a command wakes the agent, until ``over`` is set. Raises OSError."""
-    import select
-
     os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
     try:
         os.mkfifo(_path(name), 0o600)

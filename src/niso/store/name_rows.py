@@ -13,7 +13,6 @@ does not belong to a service, so an undo leaves it unchanged.
 
 from __future__ import annotations
 
-import ipaddress
 import sqlite3
 from collections.abc import Container, Iterable
 
@@ -353,6 +352,8 @@ class OutsideRows:
 
 def _answer(name: str, text: str) -> Outside | None:
     """Decode a row; None if it is damaged, so that the name is resolved again."""
+    import ipaddress
+
     try:
         asked_at, due_at, problem, settled, addresses = decoded(text)
         known = tuple(

@@ -226,15 +226,13 @@ def rows_of_policy(
     service: str, policy: Policy, networks: Iterable[str]
 ) -> dict[str, Sequence[tuple[object, ...]]]:
     """Return the rows of a policy by table. ``networks`` are those of its service."""
-    # without an audit as older versions wrote it
-    written = policy if policy.audit is not None else policy[:-1]
     peers = {
         (entry.peer.kind, entry.peer.name)
         for entry in policy.entries()
         if entry.peer.kind in ("service", "network")
     }
     return {
-        "policy": [(service, encoded(written))],
+        "policy": [(service, encoded(policy))],
         "policy_peer": [(service, *peer) for peer in sorted(peers)],
         "outside_peer": [(service, name) for name in policy.outside_names()],
         "policed": [(service, network) for network in networks],
@@ -249,12 +247,12 @@ def policy_of(value: list[object]) -> Policy:
             return None
         return tuple(Entry(e[0], e[1], Peer(*e[2]), *e[3:]) for e in items)  # type: ignore[attr-defined]
 
-    allow, deny, egress_allow, egress_deny, log, *audit = value
+    allow, deny, egress_allow, egress_deny, log, audit = value
     return Policy(
         entries(allow),
         entries(deny) or (),
         entries(egress_allow),
         entries(egress_deny) or (),
         bool(log),
-        Audit(*audit[0]) if audit and audit[0] else None,  # type: ignore[misc]
+        Audit(*audit) if audit else None,  # type: ignore[misc]
     )

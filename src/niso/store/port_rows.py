@@ -298,8 +298,7 @@ class PortRows:
     def moved_on(self) -> set[str]:
         """Return the networks that the ports of changes in progress concerned before the change."""
         rows = self._db.execute("SELECT undo FROM intent WHERE action='ports'")
-        # an intent of an earlier version has no networks
-        return {network for (undo,) in rows for network in decoded(undo).get("networks", ())}
+        return {network for (undo,) in rows for network in decoded(undo)["networks"]}
 
     def end_publishing(self, service: str, keep_forwards: bool = False) -> None:
         """Record that an inactive service publishes nothing. The ports of its manifest stay.

@@ -60,7 +60,7 @@ def boot_folder() -> str:
 
 
 def recorded(db: sqlite3.Connection) -> str | None:
-    """Return the host identity recorded in the store; None in the store of an older niso."""
+    """Return the host identity recorded in the store; None in a new store."""
     row = db.execute("SELECT value FROM meta WHERE key='world'").fetchone()
     return str(row[0]) if row else None
 
@@ -80,7 +80,7 @@ def go_home(db: sqlite3.Connection, world: str) -> bool:
     before = recorded(db)
     was, now = (before or "").split(), world.split()
     if was == now or len(was) != len(now) or (was[0], was[2]) != (now[0], now[2]):
-        return False  # the store of an older niso, or of another boot
+        return False  # a new store, or one of another boot
     fd = os.open("/proc/1/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         if str(os.fstat(fd).st_ino) != was[1]:
@@ -107,7 +107,7 @@ def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
         return
     boot, network = (before or world).split()[:2]
     if boot == world.split(maxsplit=1)[0] and _lives(db):
-        if network == world.split()[1]:  # a store of an older niso, or another PID namespace
+        if network == world.split()[1]:  # another PID namespace
             record_boot(db, world)
             return
         raise Conflict(

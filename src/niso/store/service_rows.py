@@ -17,14 +17,12 @@ import json
 import os
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from zlib import crc32
 
 from niso.base import convert, paths
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, prefix
-from niso.plan import subnets
-from niso.plan.records import Network, Policy, Port, Subnet
+from niso.plan.records import Network, Port, Subnet
 from niso.plan.specs import ProcessSpec, ServiceSpec
 from niso.store.port_rows import PRIMARY
 from niso.store.sqlite import decoded, encoded, others_intend
@@ -65,7 +63,7 @@ _PORT = "host_ip, host_port, container_port, proto, count"
 
 
 class ServiceRow(NamedTuple):
-    """A recorded service; the fields are the columns of its table except the last, its checksum."""
+    """A recorded service; the fields are the columns of its table."""
 
     name: str
     manifest_path: str
@@ -221,17 +219,10 @@ class IntentRows:
 
     def is_as_before(self, intent: Intent) -> bool:
         """Return whether the service's rows equal those that the intent recorded."""
-        now = self.rows(intent.service)
-        # an intent of an older version lacks newer tables
-        before: dict[str, object] = {table: [] for table in now}
-        return bool(before | decoded(intent.undo) == now)
+        return bool(decoded(intent.undo) == self.rows(intent.service))
 
     def rows(self, service: str) -> dict[str, list[dict[str, object]]]:
-        """Return all rows of a service by table, as {column: value} for JSON.
-
-        The checksum of its own row (`niso.store.service_rows.mark`) is left out, since the columns
-        determine it.
-        """
+        """Return all rows of a service by table, as {column: value} for JSON."""
         rows = {}
         for table in ROW_TABLES:
             key = "name" if table == "service" else "service"
@@ -241,7 +232,6 @@ class IntentRows:
                 {
                     column: {"hex": v.hex()} if isinstance(v, bytes) else v
                     for column, v in zip(columns, row, strict=True)
-                    if (table, column) != ("service", "plain")
                 }
                 for row in cursor
             ]
@@ -555,27 +545,6 @@ def process(text: str) -> ProcessSpec | None:
     return _decode(text, ProcessSpec)
 
 
-def mark(name: str, mode: str, manifest: str, spec: str, networks: str) -> int:
-    """Return the checksum of the record of a plain service; 0 for any other service.
-
-    All rows of a plain service follow from its names and networks: it has no policy, alias, static
-    address or extra host. A record that matches its checksum can be compared with its rows without
-    decoding it. The arguments are columns of the table service.
-    """
-    own = service(manifest) if mode != "attached" else None
-    if own is None or process(spec) is None:
-        return 0
-    more = own.aliases or own.addresses or own.addresses6 or own.extra_hosts
-    if more or own.policy != Policy():
-        return 0
-    return checksum(*(text.encode() for text in (name, manifest, spec, networks)))
-
-
-def checksum(*columns: bytes) -> int:
-    """Return the CRC-32 of a record's columns, never 0."""
-    return crc32(b"\0".join(columns)) or 1
-
-
 def _decode[T](text: str, table: type[T]) -> T | None:
     known = table, text
     if known not in _decoded:
@@ -620,6 +589,8 @@ def lease(
     released first is taken. Raises InvalidInput if a static address is unusable, Conflict if it is
     taken or the network is full.
     """
+    from niso.plan import subnets
+
     network = store.require_network(network_name)
     wanted = {family_of(address): address for address in statics}
     for family in wanted.keys() - {subnet.family for subnet in network.subnets}:
@@ -721,6 +692,8 @@ def _static_number(
             f"{wanted} is not in {subnet.cidr}, the subnet of network {network!r}", None, KEY
         )
     number = net.offset(wanted)
+    from niso.plan import subnets
+
     reason = subnets.refusal(net, net.offset(subnet.gateway), number)
     if reason:
         raise InvalidInput(f"{wanted} cannot be a service's address: {reason}", None, KEY)

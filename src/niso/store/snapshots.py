@@ -371,7 +371,7 @@ class SnapshotRows(PortRows, PolicyRows):
 
 
 def _limits(text: object) -> Limits:
-    """Decode the limits of a record; defaults if an older niso wrote it or it is damaged."""
+    """Decode the limits of a record; defaults if it is damaged."""
     try:
         limits = Limits(**decoded(text))  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -391,7 +391,7 @@ def _is_raw(text: object) -> bool:
 
 
 def _bandwidth(text: object) -> tuple[int, int]:
-    """Decode the bandwidth of a record; no limits if an older niso wrote it or it is damaged."""
+    """Decode the bandwidth of a record; no limits if it is damaged."""
     try:
         rates = decoded(text)  # type: ignore[arg-type]
         both = (rates.get("in", 0), rates.get("out", 0))

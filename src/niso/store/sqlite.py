@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-VERSION = 11
-"""Version of the tables; `niso.store.tables` has them and the migrations from older ones."""
-COLUMNS = 116
+VERSION = 1
+"""Version of the tables of `niso.store.tables`."""
+COLUMNS = 115
 """Number of columns of all tables together, by which a store is recognised."""
 
 

@@ -5,12 +5,6 @@ Store niso's configuration in SQLite.
 The store has no kernel state: `niso.plan` derives the desired state from it. A writer holds niso's
 lock and one transaction; readers need neither. WAL isolates them from each other, and survives kill
 -9.
-
-Find the services whose rows must be checked in detail, with a single SQL query.
-
-Decoding the manifest and spec of a service takes 50 µs, and comparing its rows with them another 25
-µs in queries of their own. A host may have ten thousand inactive services, whose rows are hardly
-ever wrong.
 """
 
 from __future__ import annotations
@@ -19,12 +13,12 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable
 
 from niso.base import files, names, paths, signals
 from niso.base.errors import Conflict, Error, NotFound
 from niso.plan.records import Network
-from niso.store import same_host, service_rows
+from niso.store import same_host
 from niso.store.attached_rows import Attachments
 from niso.store.name_rows import suggest
 from niso.store.service_rows import (
@@ -65,7 +59,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
     def open(cls, create: bool = True) -> Store:
         """Open state.db in the state folder. Without ``create``, a missing store reads as empty.
 
-        Raises Error if it is damaged, locked, or of a newer version.
+        Raises Error if it is damaged, locked, or of another version.
         """
         path = paths.database()
         exists = os.path.lexists(path)
@@ -79,7 +73,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             if exists:
                 require_store()
                 store = cls(connected(path))
-                store._migrate()
+                store._require_version()
                 store._require_form()
                 store._notice_move()
             else:
@@ -130,7 +124,6 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         self._db.close()
 
     def _fill(self) -> None:
-
         from niso.store import tables
 
         with self.transaction():
@@ -139,24 +132,17 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             self._db.execute("INSERT INTO meta VALUES ('state_id', ?)", (os.urandom(4).hex(),))
             self._db.execute(f"PRAGMA user_version={VERSION}")
 
-    def _migrate(self) -> None:
-        from niso.store import tables
-
+    def _require_version(self) -> None:
+        """Raise Error if the store is of another version than this niso supports."""
         version = self._version()
-        if version == VERSION:
-            return
         if version < 1:
             raise damaged("a database, but not a store of niso")
-        if version > VERSION:
+        if version != VERSION:
             raise Error(
                 f"{paths.database()} has version {version}, this niso supports {VERSION}",
-                "use the newer niso",
+                "use the niso that made it. To start anew: its niso net repair --sweep stops all"
+                " its services and deletes their networks; then move the file away",
             )
-
-        with self.transaction():
-            before = tables.migrate(self._db)
-            self._require_form()
-            tables.keep(before)
 
     def _require_form(self) -> None:
         """Raise Error if the tables or columns are not those of this version."""
@@ -268,14 +254,6 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         """Return the rows of the active services, sorted by name."""
         rows = self._db.execute("SELECT * FROM service WHERE active=1 ORDER BY name")
         return [service_row(row) for row in rows]
-
-    def doubtful(self) -> Iterator[ServiceRow]:
-        """Yield the rows of the services that must be checked in detail, sorted by name.
-
-        See `niso.store.store.doubtful`. A service that is removed concurrently is left out.
-        """
-
-        yield from filter(None, map(self.service, doubtful(self._db)))
 
     def checked_services(self) -> list[str]:
         """Return the active services that have a healthcheck; cheap with many services."""
@@ -411,14 +389,6 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             f" ON CONFLICT (name) DO UPDATE SET {updates}",
             values,
         )
-        self._mark(row.name)
-
-    def _mark(self, name: str) -> None:
-        """Record the checksum of a service whose row has been written."""
-
-        query = "SELECT name, mode, manifest, spec, networks FROM service WHERE name=?"
-        plain = service_rows.mark(*self._db.execute(query, (name,)).fetchone())
-        self._db.execute("UPDATE service SET plain=? WHERE name=?", (plain, name))
 
     def set_active(self, name: str, active: bool) -> None:
         """Record whether a service is active."""
@@ -508,18 +478,15 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
                         bytes.fromhex(value["hex"]) if isinstance(value, dict) else value
                         for value in row.values()
                     ]
-                    # a row of an older version lacks newer columns, which get their defaults
                     self._db.execute(
                         f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks(values)})", values
                     )
         for intent, now in changed:
             restored = self.service(intent.service)
-            if restored is not None:
-                self._mark(intent.service)
             if restored is not None and now is not None:
                 self.set_enabled(intent.service, now.enabled)  # column that is not part of a change
             if restored is not None and restored.active:
-                self.note_published(intent.service)  # rows of the first version lack the column
+                self.note_published(intent.service)
             for sharer in self.sharers(intent.service):
                 self.note_published(sharer)
             self.drop_implicit_networks(now.networks if now else ())
@@ -531,35 +498,3 @@ def _remove_database(path: str) -> None:
             os.unlink(f"{path}{ending}")
         except FileNotFoundError:
             pass
-
-
-# --- plain rows ----------------------------------------------------------------------------------
-
-
-_DOUBTFUL = """
-SELECT name FROM service s WHERE CASE
-  WHEN active=0 AND plain!=0 AND plain=checksum(CAST(name AS BLOB), CAST(manifest AS BLOB),
-                                                CAST(spec AS BLOB), CAST(networks AS BLOB)) THEN
-    EXISTS (SELECT 1 FROM host_name h WHERE h.service=s.name AND position=0
-            AND h.name=json_extract(manifest, '$.hostname'))
-    AND (json_extract(manifest, '$.hostname')=s.name OR EXISTS
-         (SELECT 1 FROM host_name h WHERE h.service=s.name AND position=1 AND h.name=s.name))
-    AND NOT EXISTS (
-      SELECT 1 FROM json_each(s.networks) w
-      LEFT JOIN endpoint e ON e.service=s.name AND e.position=w.key AND e.network=w.value
-      LEFT JOIN subnet n ON n.network=e.network
-      LEFT JOIN lease l ON l.service=s.name AND l.network=n.network AND l.family=n.family
-      LEFT JOIN span ON span.network=e.network
-      WHERE l.service IS NULL OR span.network IS NOT NULL)
-  END IS NOT 1 ORDER BY name
-"""
-
-
-def doubtful(db: sqlite3.Connection) -> list[str]:
-    """Return the names of the services that must be checked in detail, sorted.
-
-    These are all active services. An inactive one is left out if its record is unchanged, according
-    to its checksum (`niso.store.service_rows.mark`), and its names, networks and leases exist.
-    """
-    db.create_function("checksum", 4, service_rows.checksum, deterministic=True)
-    return [row[0] for row in db.execute(_DOUBTFUL)]

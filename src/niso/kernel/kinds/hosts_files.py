@@ -455,8 +455,6 @@ def _is_sound(folder: str, text: str) -> bool:
 
 
 def _edit(step: HostsEdit) -> None:
-    import errno
-
     folder = path_of(step.folder)
     path = os.path.join(folder, "hosts")
     text = HEADER
@@ -512,8 +510,6 @@ def remove(folder: str) -> None:
 
     Raises OSError.
     """
-    import errno
-
     path = path_of(folder)
     for name in ("hosts", "hosts.new"):
         try:

@@ -9,6 +9,7 @@ Define the kind of network namespaces: one per service with mode bridge or none.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection, Iterable, Sequence
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
@@ -95,8 +96,6 @@ class _Names(Kind[Named]):
         return (Named(space.name, target, cookie),)
 
     def write(self, writer: Writer, steps: Sequence[Step[Named]]) -> None:
-        import errno
-
         (step,) = steps
         name, target, cookie = step.thing
         if step.action == "delete":

@@ -17,11 +17,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import socket
 import struct
-import subprocess
-import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
 
@@ -324,6 +321,9 @@ class Shown(NamedTuple):
 
 def lacks(form: str) -> str | None:
     """Return why this host cannot have a WireGuard link of a form; None if it can."""
+    import shutil
+    import threading
+
     if shutil.which("wg") is None:
         return "wg is missing: apt-get install wireguard-tools"
     if form == USERSPACE:
@@ -458,6 +458,9 @@ def _serve(name: str) -> None:
     """Start wireguard-go for a device. It keeps running after this process. Raises KernelError."""
     words = ["wireguard-go", name]
     if os.path.isdir(_SYSTEMD):  # not in the cgroup of the agent or of a login session
+        import shutil
+        import subprocess
+
         subprocess.run(["systemctl", "reset-failed", _UNIT], capture_output=True, check=False)
         options = ("--quiet", "--collect", f"--unit={_UNIT}", "--service-type=forking")
         words = ["systemd-run", *options, shutil.which(words[0]) or words[0], name]
@@ -496,6 +499,8 @@ def _configuration(link: WireGuard, keepalive_s: int) -> str:
 
 def _run(words: list[str], text: str = "") -> str:
     """Run a program with ``text`` as its input; return its output. Raises KernelError."""
+    import subprocess
+
     try:
         done = subprocess.run(
             words,
