@@ -75,7 +75,6 @@ if TYPE_CHECKING:
     from niso.base.report import WaitingForHealth as WaitingForHealth
     from niso.base.report import WaitingForLock as WaitingForLock
     from niso.base.report import WaitingForPacket as WaitingForPacket
-    from niso.change.warnings import PolicyEffect as PolicyEffect
     from niso.look.capture import Capture as Capture
     from niso.look.capture import Stage as Stage
     from niso.look.capture import Traced as Traced
@@ -97,7 +96,6 @@ if TYPE_CHECKING:
     from niso.look.learn import LearnedPolicy as LearnedPolicy
     from niso.look.learn import PolicyChange as PolicyChange
     from niso.look.map import Map as Map
-    from niso.look.map import MapChange as MapChange
     from niso.look.map import MapEnd as MapEnd
     from niso.look.map import MapFlow as MapFlow
     from niso.look.map import MapNetwork as MapNetwork
@@ -122,6 +120,8 @@ if TYPE_CHECKING:
     from niso.look.top import ServiceLoad as ServiceLoad
     from niso.look.top import ServiceSocket as ServiceSocket
     from niso.look.top import Top as Top
+    from niso.look.what_if import MapChange as MapChange
+    from niso.look.what_if import PolicyEffect as PolicyEffect
 
 _MODULES = {
     "api.host": "Host connect plain",
@@ -138,7 +138,6 @@ _MODULES = {
     "base.report": "Caution Completed CopyingPackage Event Expects Finished Healthy"
     " RemovingVolumes Starting Stopping Undoing WaitingForHealth WaitingForLock"
     " WaitingForPacket",
-    "change.warnings": "PolicyEffect",
     "look.capture": "Capture Stage Traced",
     "look.drops": "Drop Drops Stats",
     "look.events": "Events Happened",
@@ -146,7 +145,7 @@ _MODULES = {
     "look.flows": "Flow FlowEnd Flows",
     "look.host_ports": "Port",
     "look.learn": "LearnedEntry LearnedPolicy PolicyChange",
-    "look.map": "Map MapChange MapEnd MapFlow MapNetwork MapPolicy MapService MapState",
+    "look.map": "Map MapEnd MapFlow MapNetwork MapPolicy MapService MapState",
     "look.metrics": "Metric Sample",
     "look.other_hosts": "ClusterLine ClusterPort",
     "look.outside_names": "OutsideName",
@@ -154,6 +153,7 @@ _MODULES = {
     "look.prove": "Pong",
     "look.services": "AttachedTo Endpoint Process Service ServiceLine User",
     "look.top": "FlowLoad Load ServiceLoad ServiceSocket Top",
+    "look.what_if": "MapChange PolicyEffect",
 }
 """Module -> names imported from it, separated by spaces."""
 

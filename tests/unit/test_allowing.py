@@ -11,7 +11,7 @@ from samples import samples
 from niso.kernel.flow_memory import Recorded
 from niso.look import flows as look_flows
 from niso.look import map, what_if
-from niso.look.what_if import Change
+from niso.look.what_if import MapChange
 from niso.plan import verdict
 from niso.plan.records import Port
 from niso.plan.verdict import World
@@ -32,13 +32,13 @@ def made(db: dict[str, list[str]], guest: dict[str, list[str]]) -> World:
     return world(services, NETWORKS, [HOST])
 
 
-def refused(there: World, source: str, to: str, port: int = 80) -> look_flows.Seen:
+def refused(there: World, source: str, to: str, port: int = 80) -> look_flows.Flow:
     row = Recorded(source, to, "tcp", port, 3, 60, 1.0)
     (found,) = look_flows.joined(there, look_flows.Memory((), (row,), ()))
     return found
 
 
-def applied(there: World, changes: tuple[Change, ...]) -> World:
+def applied(there: World, changes: tuple[MapChange, ...]) -> World:
     """With the lines changed as a person would: the lists written again."""
     for change in changes:
         own = there.services[change.service].policy
@@ -121,7 +121,7 @@ def test_what_an_audit_lets_pass_has_the_lines_too() -> None:
     assert flow.verdict == look_flows.AUDIT
     (change,) = what_if.changes(there, flow, lambda owner, other: other)
     assert change.text == "guest:80/tcp"
-    assert [each.last.verdict for each in map.joint([flow], lambda row: 1)] == [look_flows.AUDIT]
+    assert [rows for _, rows in map.grouped([flow])] == [[flow]]
 
 
 def test_a_service_without_a_name_of_its_own_is_written_by_address() -> None:
@@ -129,7 +129,7 @@ def test_a_service_without_a_name_of_its_own_is_written_by_address() -> None:
     flow = refused(there, GUEST, DB)
     (change,) = what_if.changes(there, flow, lambda owner, other: None)
     assert change.text == f"{GUEST}:80/tcp"
-    assert what_if.changes(there, flow._replace(passes=True), lambda owner, other: None) == ()
+    assert what_if.changes(there, flow._replace(was_dropped=False), lambda owner, other: None) == ()
 
 
 def test_a_map_has_few_other_machines_and_counts_what_it_leaves_out() -> None:
@@ -139,11 +139,11 @@ def test_a_map_has_few_other_machines_and_counts_what_it_leaves_out() -> None:
     rows.append(Recorded(clients[3], DB, "tcp", 81, 2, 60, 5.0))  # with most rows
     memory, left_out = map.bounded(look_flows.Memory(tuple(rows), (), ()))
     assert left_out == 0
-    flows = map.joint(look_flows.joined(there, memory), lambda row: 1)
-    names = {flow.source.name for flow in flows}
+    groups = map.grouped(look_flows.joined(there, memory))
+    names = {from_.name for (from_, _), _ in groups}
     assert len(names) == map.MOST_OUTSIDE + 1 and {clients[3], map.OTHERS} <= names
-    others = next(flow for flow in flows if flow.source.kind == "others")
-    assert others.new == 2 * (19 - 8) and others.fresh == 19 - 8
+    others = next(flows for (from_, _), flows in groups if from_.kind == "others")
+    assert [flow.new for flow in others] == [2] * (19 - 8)
     many = tuple(Recorded(DB, WEB, "tcp", port, 1, 60, float(port)) for port in range(1, 5001))
     kept, left_out = map.bounded(look_flows.Memory(many, (), ()))
     assert left_out == 1000 and [row.port for row in kept.passed] == list(range(1, 4001))
@@ -151,11 +151,11 @@ def test_a_map_has_few_other_machines_and_counts_what_it_leaves_out() -> None:
 
 def test_judged_flows_are_not_judged_again() -> None:
     there = made({"allow_from": []}, {})
-    judge = look_flows.Judge(there)
+    reader = look_flows.FlowReader(there)
     row = Recorded(GUEST, DB, "tcp", 80, 3, 60, 1.0)
-    first = look_flows.joined(there, look_flows.Memory((), (row,), ()), judge)
-    later = look_flows.joined(there, look_flows.Memory((), (row._replace(packets=9),), ()), judge)
+    first = look_flows.joined(there, look_flows.Memory((), (row,), ()), reader)
+    later = look_flows.joined(there, look_flows.Memory((), (row._replace(packets=9),), ()), reader)
     assert first[0]._replace(new=9) == later[0]
-    assert later[0].reason is first[0].reason
-    assert judge.in_world(made({"allow_from": []}, {})) is judge
-    assert judge.in_world(made({"deny_from": ["guest"]}, {})) is not judge
+    assert later[0].from_ is first[0].from_
+    assert reader.in_world(made({"allow_from": []}, {})) is reader
+    assert reader.in_world(made({"deny_from": ["guest"]}, {})) is not reader

@@ -34,13 +34,9 @@ def memory(*passed: Recorded, refused: tuple[Recorded, ...] = (), opened: tuple[
     return flows.Memory(passed, refused, opened)
 
 
-def lines(found: list[flows.Seen]) -> dict[tuple[str, str, int], tuple[bool, str, bool]]:
+def lines(found: list[flows.Flow]) -> dict[tuple[str, str, int], tuple[bool, str, bool]]:
     return {
-        (each.source.name, each.destination.name, each.port): (
-            each.passes,
-            each.reason.key if each.reason else "",
-            each.agrees,
-        )
+        (each.from_.name, each.to.name, each.port): (each.passes, each.key or "", each.agrees)
         for each in found
     }
 
@@ -76,10 +72,10 @@ def test_nothing_is_said_about_the_policy_of_a_service_that_is_gone() -> None:
     found = flows.joined(there, memory(*rows, refused=refused))
     assert len(found) == 7
     for each in found:
-        assert (each.reason, each.agrees, each.published, each.gone) == (None, True, None, True)
-        assert decided_by(flows._flow(each)) == ""  # shown as -
+        assert (each.words, each.agrees, each.published, each.gone) == (None, True, None, True)
+        assert decided_by(each) == ""  # shown as -
     (other,) = flows.joined(there, memory(refused=(row(OUTSIDE, DB),)))
-    assert other.reason is not None and not other.gone
+    assert other.words is not None and not other.gone
 
 
 def test_what_the_present_policy_would_decide_otherwise_is_said() -> None:
@@ -95,10 +91,10 @@ def test_client_that_was_denied_by_a_published_port_and_is_allowed_now() -> None
     db = known("db", {"back": [DB]}, policy(["0.0.0.0/0:80"]), Port("", 8080, 80, "tcp"))
     wide = WORLD._replace(services={**WORLD.services, "db": db})
     (found,) = flows.joined(wide, memory(refused=(row(OUTSIDE, DB),)))
-    assert (found.reason, found.agrees) == (None, False)
+    assert (found.words, found.agrees) == (None, False)
     closed = WORLD._replace(services={**WORLD.services, "db": db._replace(ports=())})
     (found,) = flows.joined(closed, memory(refused=(row(OUTSIDE, DB),)))
-    assert found.reason is not None and "only by its published ports" in found.reason.message
+    assert found.words is not None and "only by its published ports" in found.words
 
 
 def test_both_families_are_one_line() -> None:
@@ -111,8 +107,7 @@ def test_both_families_are_one_line() -> None:
         [HOST],
     )
     rows = (row(API, DB, packets=2, ago=70), row("fd00:99:1::3", "fd00:99:1::2", packets=3))
-    joined = flows.joined(dual, memory(*rows, refused=(row(API, DB),)))
-    found = [flows._flow(each) for each in joined]
+    found = flows.joined(dual, memory(*rows, refused=(row(API, DB),)))
     assert [_cells(flow)[:6] for flow in _merged(found)] == [
         ("api", "db:80/tcp", "1", "-", "5s ago", "drop"),
         ("api", "db:80/tcp", "5", "-", "5s ago", "pass"),
@@ -121,21 +116,21 @@ def test_both_families_are_one_line() -> None:
 
 def test_client_of_a_published_port() -> None:
     (found,) = flows.joined(WORLD, memory(row(OUTSIDE, DB)))
-    assert found.published is not None and found.published.host_port == 8080
-    assert found.source.name == OUTSIDE and not found.source.is_host
+    assert found.published == 8080
+    assert found.from_.name == OUTSIDE and not found.from_.is_host
     ports = (Port("0.0.0.0", 8080, 80, "tcp"), Port("::", 8081, 80, "tcp"))
     db = known("db", {"back": [DB, "fd00:99:1::2"]}, NOTHING, *ports)
     both = flows.joined(
         world([db], [BACK], [HOST]), memory(row(OUTSIDE, DB), row("2001:db8::2", "fd00:99:1::2"))
     )
-    assert [each.published and each.published.host_port for each in both] == [8080, 8081]
+    assert [each.published for each in both] == [8080, 8081]
 
 
 def test_client_from_outside_did_not_use_a_port_of_a_loopback_address() -> None:
     local, wide = Port("127.0.0.1", 7000, 80, "tcp"), Port("192.0.2.1", 7001, 80, "tcp")
     db = known("db", {"back": [DB]}, NOTHING, local, wide)
     (found,) = flows.joined(world([db], [BACK], [HOST]), memory(row(OUTSIDE, DB)))
-    assert found.published is not None and found.published.host_port == 7001
+    assert found.published == 7001
 
 
 def test_open_connections_older_than_what_is_remembered() -> None:
@@ -146,7 +141,7 @@ def test_open_connections_older_than_what_is_remembered() -> None:
         Open("tcp", HOST, 4000, OUTSIDE, 22),  # of the host's own programs
     )
     found = flows.joined(WORLD, memory(row(API, DB, packets=3), opened=opened))
-    assert [(s.source.name, s.destination.name, s.new, s.open, s.ago) for s in found] == [
+    assert [(s.from_.name, s.to.name, s.new, s.open, s.ago) for s in found] == [
         ("api", "db", 3, 2, 5.0),
         ("web", OUTSIDE, 0, 1, None),
     ]
@@ -157,7 +152,7 @@ def test_changes_are_counted_from_look_to_look() -> None:
     rows = (row(API, DB, packets=5, ago=0.2), row(WEB, OUTSIDE, 443, 7), row(GATEWAY, DB, ago=0.9))
     after = flows.joined(WORLD, memory(*rows, refused=(row(WEB, DB, packets=2, ago=0.1),)))
     changed = flows.changes(before, after)
-    assert [(s.source.name, s.passes, s.new) for s in changed] == [
+    assert [(s.from_.name, s.passes, s.new) for s in changed] == [
         ("host", True, 1),
         ("api", True, 2),
         ("web", False, 2),
@@ -175,7 +170,7 @@ def test_a_verdict_needs_only_the_two_ends(drawn) -> None:
     pairs = [(a, b) for a in (*addresses, OUTSIDE) for b in addresses if (":" in a) == (":" in b)]
     rows = [row(a, b, 80) for a, b in pairs[:40]]
     for seen in flows.joined(drawn, memory(*rows)):
-        egress, ingress = verdict.judge(drawn, *seen.key[:2], seen.port, seen.proto)
+        egress, ingress = verdict.judge(drawn, *seen.id[:2], seen.port, seen.proto)
         assert seen.agrees == (egress.passes and ingress.passes)
         denied = [each for each in (egress, ingress) if not each.passes]
-        assert not denied or seen.reason == denied[0]
+        assert not denied or seen.words == denied[0].message

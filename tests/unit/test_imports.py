@@ -37,8 +37,6 @@ ORDER = (
 CLI_MAY = {
     # makes a machine, where `niso.connect` is of one; is conmon's, with no user
     "cli.general_commands": {"niso.lab.supervisor.run", "niso.runtime.on_exit"},
-    "cli.net_commands": {"niso.change.warnings.PolicyEffect"},
-    "cli.output": {"niso.change.warnings.PolicyEffect"},
     # what it serves needs no host
     "cli.browser": {"niso.web.page_server"},
 }

@@ -215,11 +215,9 @@ def test_policy_allows_what_was_seen_and_nothing_that_was_denied(
         for seen in joined:
             if seen.agrees:
                 assert all(
-                    r.passes for r in verdict.judge(after, *seen.key[:2], seen.port, seen.proto)
+                    r.passes for r in verdict.judge(after, *seen.id[:2], seen.port, seen.proto)
                 )
-        by_name = {
-            (s.source.service, s.destination.service, s.port, s.proto) for s in joined if s.agrees
-        }
+        by_name = {(s.from_.service, s.to.service, s.port, s.proto) for s in joined if s.agrees}
         wide = any("/0]:" in text or "/0:" in text for text in allowed)
         kept = was.allow_from is not None or was.egress_allow is not None
         for a, b, port, proto in keys:

@@ -324,13 +324,19 @@ def test_block_less_many_others_is_what_is_left() -> None:
     ]
 
 
-@pytest.mark.parametrize(("blocks", "ports"), [(25_000, 1), (2_000, 2_000)])
+@pytest.mark.parametrize(
+    ("blocks", "ports", "right"),
+    [
+        (25_000, 1, "at most 10000 pairs of a prefix or pod and a port that they tell apart"),
+        (2_000, 2_000, "at most 10000 entries, 1000000 characters of prefixes"),
+    ],
+)
 def test_policy_of_too_many_entries_is_refused_before_they_are_made(
-    blocks: int, ports: int
+    blocks: int, ports: int, right: str
 ) -> None:
     """Whoever may write policies of one namespace would keep all pods of the node waiting."""
     peers = [{"ipBlock": {"cidr": f"10.{n >> 8}.{n & 255}.0/25"}} for n in range(blocks)]
     rule = {"from": peers, "ports": [{"port": 1 + n} for n in range(ports)]}
     data = policy("a", "big", {"podSelector": {}, "ingress": [rule]})
-    with refuses(InvalidInput, "big"):
+    with refuses(InvalidInput, "big", hint=right):
         translated([pod("a", "web", {})], [data], {"a": {}})

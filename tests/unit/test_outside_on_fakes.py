@@ -238,7 +238,7 @@ def test_address_that_a_network_has_taken_since_is_never_reached_by_the_name(
     assert hosts(world) == {} and reaches(world) == set()
     # whoever looks at past flows is not told that the service is the host outside
     judged = read_world(world.kernel, world.store)
-    assert judged.outside_ever[API] == () and flows.Ends(judged).of(TWO).name == "db"
+    assert judged.outside_ever[API] == () and flows.FlowReader(judged).end(TWO).name == "db"
     # one that the host takes meanwhile goes with the next refresh
     far = "198.51.100.9"
     dns.answers[API] = heard(far, ttl_s=86_400)

@@ -57,8 +57,8 @@ def test_rates_between_two_looks() -> None:
         Stats("db", 9, 3000, 7, 9, 100, 0, 0, None, None),  # sent: a new interface
         Stats("api", 9, 900, None, 9, 900, None, 0, None, None),  # was not there before
     )
-    judge = look_flows.Judge(WORLD)
-    load = top.between(judge, before, now)
+    reader = look_flows.FlowReader(WORLD)
+    load = top.between(reader, before, now)
     assert load.seconds == 2.0
     assert load.services == (
         ServiceLoad("api", "running", None, ("back",), 0.0, 0.0, 3.0, None, None, None),
@@ -70,7 +70,7 @@ def test_rates_between_two_looks() -> None:
         (OUTSIDE, "db", 80, "drop", 2.0),  # forgotten, and counted from 0 again
     ]
     moved = {(API, DB, "tcp", 80): 250, (HOST, DB, "tcp", 80): 500, (DB, API, "tcp", 9): 999}
-    counted = top.between(judge, before, now, moved)
+    counted = top.between(reader, before, now, moved)
     assert [traffic_commands.flow_cells(f) for f in counted.flows] == [
         ("api", "db:80/tcp", "1.0 kb/s", "3.0", "pass", 'db allow_from[0] "api:80"'),
         (OUTSIDE, "db:80/tcp", "0 b/s", "2.0", "drop", "db allow_from"),
@@ -100,7 +100,7 @@ def test_sockets_have_the_names_of_flows() -> None:
         Measured(Connection("127.0.0.1", 3333, "127.0.0.1", 80), False, *figures),
         Measured(Connection(DB, 2222, API, 9), False, "syn-sent", None, None, None, None),
     ]
-    sockets = top.sockets_of(look_flows.Judge(there), measured)
+    sockets = top.sockets_of(look_flows.FlowReader(there), measured)
     assert [traffic_commands.socket_cells(socket) for socket in sockets] == [
         # of the service itself, although the address is also the host's
         (

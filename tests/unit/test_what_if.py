@@ -15,7 +15,7 @@ from samples import samples
 from niso.change import activate, targets
 from niso.kernel.flow_memory import Recorded
 from niso.look import flows
-from niso.look.what_if import Effect, effects
+from niso.look.what_if import PolicyEffect, effects
 from niso.plan import verdict
 from niso.plan.records import Policy, Port
 from niso.plan.verdict import World
@@ -41,11 +41,8 @@ def shown(
     before: World, after: World, *passed: Recorded, refused: tuple[Recorded, ...] = ()
 ) -> list[tuple[str, str, str]]:
     joined = flows.joined(before, flows.Memory(passed, refused, ()))
-    found: list[Effect] = effects(before, after, joined, frozenset(["db"]))
-    return [
-        (e.kind, e.seen.source.name, e.reason.key or e.reason.message if e.reason else "")
-        for e in found
-    ]
+    found: list[PolicyEffect] = effects(before, after, joined, frozenset(["db"]))
+    return [(e.effect, e.from_.name, e.key or e.words or "") for e in found]
 
 
 def test_cut_new_and_pass() -> None:
@@ -215,7 +212,7 @@ def test_effect_is_the_verdict_after_the_change(drawn: World, data: st.DataObjec
     rows = [tuple(Recorded(*key, 1, 60, 1.0) for key in some) for some in (passed, refused)]
     joined = flows.joined(drawn, flows.Memory(*rows, ()))
     found = {
-        (e.seen.key, e.seen.passes): e.kind
+        ((e.from_.address, e.to.address, e.proto, e.port), e.effect != "new"): e.effect
         for e in effects(drawn, after, joined, frozenset(drawn.services))
     }
     for key, now in passed.items():

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from niso.api.host_networks import Finding, Networks, Repaired, Swept
     from niso.api.host_services import Marked, Services
     from niso.api.host_stacks import Stacks
-    from niso.change.warnings import PolicyEffect
     from niso.look.capture import Capture, Traced
     from niso.look.drops import Drops, Stats
     from niso.look.events import Events
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from niso.look.prove import Pong
     from niso.look.session import Progress
     from niso.look.top import Top
+    from niso.look.what_if import PolicyEffect
 
 
 # --- host ----------------------------------------------------------------------------------------
@@ -490,7 +490,7 @@ KEYS = {
 JOINED = ("mapping", "process", "judged")
 """Fields whose value is a result, which is merged into its parent."""
 
-PYTHON_ONLY = ("anywhere", "label", "idle")
+PYTHON_ONLY = ("anywhere", "label", "idle", "is_host", "gone", "was_dropped")
 """Fields that are left out of JSON."""
 
 

@@ -6,17 +6,14 @@ After a change of services, warn about likely problems and hand over to systemd.
 from __future__ import annotations
 
 import os
-import time
 
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.change import activate, stacks, targets
 from niso.change.activate import Outcome
 from niso.change.boot import hand_over_started
 from niso.kernel import host_facts, netns
 from niso.look import exposure, flows, host_ports, outside_names, policies, stack_members, what_if
-from niso.look.flows import FlowEnd, Seen, end_of
 from niso.look.session import Session
-from niso.look.what_if import Effect
 from niso.manifest import load, process_keys
 from niso.manifest.stack import FILE_NAME
 from niso.plan.records import Port
@@ -32,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from niso.change.attach import Done
+    from niso.look.what_if import PolicyEffect
 
 
 # --- handover ------------------------------------------------------------------------------------
@@ -236,38 +234,6 @@ def _warn_of_others(session: Session, name: str, volume: MountedVolume) -> None:
         )
 
 
-# --- policy views --------------------------------------------------------------------------------
-
-
-class PolicyEffect(NamedTuple):
-    """The effect of a change of policies on the flows from one address to one port of another."""
-
-    effect: str
-    """cut, pass, new: it was denied and would pass, or audit: it would be cut without the audit"""
-    from_: FlowEnd
-    """the end that opened them"""
-    to: FlowEnd
-    """the other end"""
-    port: int
-    """port of the destination"""
-    proto: str
-    """tcp, udp or sctp"""
-    service: str | None
-    """service whose manifest would decide"""
-    key: str | None
-    """key of the manifest"""
-    text: str | None
-    """entry under the key"""
-    words: str | None
-    """the reason"""
-    new: int
-    """new flows within a week"""
-    ago: float | None
-    """seconds since the last one"""
-    open: int
-    """flows that are open now"""
-
-
 # --- test ----------------------------------------------------------------------------------------
 
 
@@ -296,31 +262,5 @@ def _of_change(
 
     changed = {name for name, known in after.services.items() if before.services.get(name) != known}
     memory = flows.remembered(session.kernel(), before)
-    joined = flows.joined(before, memory)
-    oldest = None if since is None else time.time() - since
-    recent = [
-        flow
-        for flow in joined
-        if oldest is None or flow.open or (flow.ago is not None and flow.ago <= oldest)
-    ]
-    return tuple(map(_effect, what_if.effects(before, after, recent, names | changed)))
-
-
-def _effect(effect: Effect) -> PolicyEffect:
-
-    seen: Seen = effect.seen
-    reason = effect.reason
-    return PolicyEffect(
-        effect.kind,
-        end_of(seen.source),
-        end_of(seen.destination),
-        seen.port,
-        seen.proto,
-        reason.service or None if reason else None,
-        reason.key or None if reason else None,
-        reason.text or None if reason else None,
-        reason.message if reason else None,
-        seen.new,
-        None if seen.ago is None else round(seen.ago, 3),
-        seen.open,
-    )
+    recent = flows.lately(flows.joined(before, memory), since)
+    return tuple(what_if.effects(before, after, recent, names | changed))

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from niso.api.host_attachments import Changed
     from niso.api.host_networks import Network
-    from niso.change.warnings import PolicyEffect
     from niso.look.outside_names import OutsideName
     from niso.look.policies import PolicyEntry
+    from niso.look.what_if import PolicyEffect
 
 
 # --- net -----------------------------------------------------------------------------------------

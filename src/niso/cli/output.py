@@ -46,10 +46,10 @@ from niso.base.signals import signals_held
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from niso.change.warnings import PolicyEffect
     from niso.cli.parse import Args
     from niso.look.flows import Flow
     from niso.look.host_ports import Port
+    from niso.look.what_if import PolicyEffect
 
 
 # --- output --------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-# --- seen ----------------------------------------------------------------------------------------
+# --- flow ----------------------------------------------------------------------------------------
 
 
 HOST = "host"
@@ -41,59 +41,90 @@ Key = tuple[str, str, str, int]
 """(source, destination, protocol, port) of a flow, after DNAT."""
 
 
-class End(NamedTuple):
-    """One end of flows. ``service`` is "" if the address belongs to no service.
+class FlowEnd(NamedTuple):
+    """One end of flows. ``gone``: the service that had the address no longer exists."""
 
-    ``gone``: it belonged to a service that no longer exists. ``outside``: the name by which
-    policies mean the address.
-    """
-
-    service: str
+    name: str
+    """the service, host, the outside name of a policy, or the address"""
+    service: str | None
+    """name of the service; null if the address is not a service's"""
     address: str
+    """an IPv4 or IPv6 address"""
     is_host: bool = False
     gone: bool = False
-    outside: str = ""
-
-    @property
-    def name(self) -> str:
-        """Return the service, "host", the outside name or the address."""
-        return self.service or (HOST if self.is_host else self.outside or self.address)
 
 
-class Seen(NamedTuple):
-    """All flows from one address to one port of another, either those that passed or those dropped.
+class Flow(NamedTuple):
+    """The flows from one address to one port of another, after DNAT.
 
-    ``reason`` is what decides about such flows now, including the path. It is None if the service
-    of an end no longer exists (``gone``), because its policy is not known. ``published`` is the
-    published port that clients from elsewhere used. ``agrees``: the present rules would decide the
-    same. ``new`` is the number of new flows, or attempts, within a week; ``ago`` is the age of the
-    last one in seconds, None if there is none. ``open`` is the number of flows that are open now.
-    ``audited``: they pass, or passed, only because a policy is in audit, and would be denied
-    otherwise.
+    All of them passed, or all were dropped (``was_dropped``). If the service of an end no longer
+    exists (``gone``), its policy is not known, and so not what decides.
     """
 
-    source: End
-    destination: End
-    proto: str
+    from_: FlowEnd
+    """the end that opened them"""
+    to: FlowEnd
+    """the other end"""
     port: int
-    passes: bool
-    reason: Reason | None
-    published: Port | None
+    """port of the destination"""
+    proto: str
+    """tcp, udp or sctp"""
+    verdict: str
+    """pass, drop, or audit: it passed because a policy that denies it was in audit"""
+    service: str | None
+    """service whose manifest decides"""
+    key: str | None
+    """key of the manifest"""
+    text: str | None
+    """entry under the key"""
+    words: str | None
+    """the reason"""
+    published: int | None
+    """host port through which another machine connected"""
     agrees: bool
+    """whether the present configuration decides the same"""
     new: int
+    """new flows within a week, or attempts that were dropped; with -f since the last update"""
+    last: str | None
+    """time of the last new one, to the millisecond"""
     ago: float | None
+    """seconds since then"""
     open: int
-    gone: bool = False
-    audited: bool = False
+    """flows that are open now"""
+    was_dropped: bool = False
 
     @property
-    def verdict(self) -> str:
-        """Return what happened to the flows: pass, audit or drop."""
-        return AUDIT if self.audited else PASS if self.passes else DROP
+    def passes(self) -> bool:
+        """Return whether they passed, also if only because a policy was in audit."""
+        return not self.was_dropped
 
     @property
-    def key(self) -> Key:
-        return self.source.address, self.destination.address, self.proto, self.port
+    def audited(self) -> bool:
+        """Return whether they pass, or passed, only because a policy is in audit."""
+        return self.verdict == AUDIT
+
+    @property
+    def gone(self) -> bool:
+        """Return whether the service of an end no longer exists."""
+        # only flows of services are recorded: if neither end is known, one was a service then
+        ends = (self.from_, self.to)
+        return any(end.gone for end in ends) or not any(end.service or end.is_host for end in ends)
+
+    @property
+    def id(self) -> Key:
+        return self.from_.address, self.to.address, self.proto, self.port
+
+    @property
+    def services(self) -> frozenset[str]:
+        """Return the services at its ends, at most two."""
+        return frozenset(end.service for end in (self.from_, self.to) if end.service)
+
+    @property
+    def decision(
+        self,
+    ) -> tuple[str | None, str | None, str | None, str | None, int | None, bool]:
+        """Return the fields from ``service`` to ``agrees``."""
+        return self.service, self.key, self.text, self.words, self.published, self.agrees
 
 
 class Memory(NamedTuple):
@@ -145,144 +176,153 @@ def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
     return Memory(tuple(passed), tuple(refused), tuple(opened), missed, tuple(audited))
 
 
-class Judge:
+class FlowReader:
     """Names the flows of a world and evaluates its policies on them; caches each result."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.ends = Ends(world)
-        self._judged: dict[tuple[Key, bool], Seen] = {}
-
-    def of(self, key: Key, passes: bool) -> Seen:
-        """Return a flow with its names and verdict, without figures."""
-        if (key, passes) not in self._judged:
-            self._judged[key, passes] = _seen(self.ends, key, passes)
-        return self._judged[key, passes]
-
-    def in_world(self, world: World) -> Judge:
-        """Return this judge if the world is equal; a new one if not, or if the cache is full."""
-        is_same = world == self.world and len(self._judged) <= _MOST_JUDGED
-        return self if is_same else Judge(world)
-
-
-_MOST_JUDGED = 50_000
-
-
-def joined(world: World, memory: Memory, judge: Judge | None = None) -> list[Seen]:
-    """Return all flows with names and deciding policies, sorted by names and port. Pure.
-
-    ``judge`` is that of an equal world, from an earlier call, to reuse its cache.
-    """
-    counts: dict[Key, int] = {}
-    for flow in memory.opened:
-        key = (flow.source, flow.destination, flow.proto, flow.port)
-        counts[key] = counts.get(key, 0) + 1
-    judge = judge or Judge(world)
-    ends = judge.ends
-
-    def one(key: Key, passes: bool, new: int, ago: float | None, open_: int) -> Seen:
-        return judge.of(key, passes)._replace(new=new, ago=ago, open=open_)
-
-    result = []
-    audits = {_key(row) for row in memory.audited}
-    for passes, rows in ((True, memory.passed), (False, memory.refused)):
-        for row in rows:
-            open_ = counts.pop(_key(row), 0) if passes else 0
-            seen = one(_key(row), passes, row.packets, row.ago, open_)
-            was_audited = passes and seen.key in audits and not seen.agrees
-            result.append(seen._replace(audited=True) if was_audited else seen)
-    for key, count in counts.items():
-        if ends.of(key[0]).service or ends.of(key[1]).service:
-            result.append(one(key, True, 0, None, count))
-    return sorted(
-        result, key=lambda s: (s.source.name, s.destination.name, s.port, s.proto, s.passes, s.key)
-    )
-
-
-def changes(before: Iterable[Seen], after: Iterable[Seen]) -> list[Seen]:
-    """Return the flows recorded between two queries, oldest first. ``new`` counts only those."""
-    counted = {(seen.key, seen.verdict): seen.new for seen in before}
-    fresh = []
-    for seen in after:
-        was = counted.get((seen.key, seen.verdict), 0)
-        # a count that fell was deleted and began again at 0
-        more = seen.new - was if seen.new >= was else seen.new
-        if more:
-            fresh.append(seen._replace(new=more))
-    return sorted(fresh, key=lambda seen: -(seen.ago or 0.0))
-
-
-def moment(ago: float) -> float:
-    """Convert an age in seconds to a time (seconds since 1970)."""
-    return time.time() - ago
-
-
-class Ends:
-    """Maps addresses to the services, host or outside names of a world."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._known: dict[str, End] = {}
-        self._worlds: dict[tuple[frozenset[str], bool], World] = {}
+        self._flows: dict[tuple[Key, bool], Flow] = {}
+        self._ends: dict[str, FlowEnd] = {}
+        self._parts: dict[tuple[frozenset[str], bool], World] = {}
         for known in world.services.values():
             for address in addresses_of(known):
-                self._known[address] = End(known.name, address)
+                self._ends[address] = FlowEnd(known.name, known.name, address)
         for name, addresses in reversed(sorted(world.outside_ever.items())):
             for address in addresses:
-                self._known[address] = End("", address, outside=name)
+                self._ends[address] = FlowEnd(name, None, address)
 
-    def judging(self, services: frozenset[str], passes: bool) -> World:
+    def in_world(self, world: World) -> FlowReader:
+        """Return this reader if the world is equal; a new one if not, or if the cache is full."""
+        is_same = world == self.world and len(self._flows) <= _MOST_CACHED
+        return self if is_same else FlowReader(world)
+
+    def end(self, address: str) -> FlowEnd:
+        """Return the end of flows with an address."""
+        if address not in self._ends:
+            is_host = plan_verdict.is_host(self.world, address)
+            gone = not is_host and is_for_services(self.world, address)
+            name = HOST if is_host else address
+            self._ends[address] = FlowEnd(name, None, address, is_host, gone)
+        return self._ends[address]
+
+    def flow(self, key: Key, passes: bool) -> Flow:
+        """Return a flow with its names and what decides about it, without figures."""
+        if (key, passes) not in self._flows:
+            self._flows[key, passes] = self._evaluated(key, passes)
+        return self._flows[key, passes]
+
+    def _evaluated(self, key: Key, passes: bool) -> Flow:
+        source, destination, proto, port = key
+        from_, to = self.end(source), self.end(destination)
+        word = PASS if passes else DROP
+        flow = Flow(from_, to, port, proto, word, *_UNDECIDED, 0, None, None, 0, not passes)
+        if flow.gone:
+            return flow
+        world = self._part(flow.services, passes)
+        egress, ingress = judge(world, source, destination, port, proto)
+        refusing = next((reason for reason in (egress, ingress) if not reason.passes), None)
+        reason: Reason | None
+        by_port = None
+        if passes:
+            deciding = [reason for reason in (egress, ingress) if reason.key]
+            audit = next((reason for reason in deciding if reason.audits), None)
+            reason = refusing or audit or (deciding[-1] if deciding else None)
+            agrees = refusing is None
+            if not (from_.service or from_.is_host):
+                by_port = published(world, to.service or "", proto, port, family_of(destination))
+        else:
+            reason = refusing or closed(world, source, destination, proto, port)
+            agrees = reason is not None
+        flow = flow._replace(published=by_port.host_port if by_port else None, agrees=agrees)
+        return flow if reason is None else _with(flow, reason)
+
+    def _part(self, services: frozenset[str], passes: bool) -> World:
         """Return the part of the world that verdicts on flows between these services depend on.
 
         Other services do not matter, and verdicts search all services of a world, so fewer are
         faster. For flows that passed, an outside name has all the addresses that it had at the
         time.
         """
-        if (services, passes) not in self._worlds:
-            world = self._world
+        if (services, passes) not in self._parts:
+            world = self.world
             world = world._replace(services={name: world.services[name] for name in services})
             if passes:
                 world = world._replace(outside=world.outside_ever)
-            self._worlds[services, passes] = world
-        return self._worlds[services, passes]
-
-    def of(self, address: str) -> End:
-        """Return the end for an address."""
-        if address not in self._known:
-            is_host = plan_verdict.is_host(self._world, address)
-            gone = not is_host and is_for_services(self._world, address)
-            self._known[address] = End("", address, is_host, gone)
-        return self._known[address]
+            self._parts[services, passes] = world
+        return self._parts[services, passes]
 
 
-def _key(row: Recorded) -> Key:
-    return row.source, row.destination, row.proto, row.port
+_UNDECIDED = (None, None, None, None, None, True)
+"""The fields of a `Flow` from ``service`` to ``agrees`` if nothing decides about it."""
 
 
-def _seen(ends: Ends, key: Key, passes: bool) -> Seen:
-    """Return a flow with its names and verdict, without figures."""
-    source, destination, proto, port = key
-    both = ends.of(source), ends.of(destination)
-    # only flows of services are recorded: if neither end is known, one was a service at the time
-    if any(end.gone for end in both) or not any(end.service or end.is_host for end in both):
-        return Seen(*both, proto, port, passes, None, None, True, 0, None, 0, gone=True)
-    world = ends.judging(frozenset(end.service for end in both if end.service), passes)
-    egress, ingress = judge(world, source, destination, port, proto)
-    refusing = next((reason for reason in (egress, ingress) if not reason.passes), None)
-    reason: Reason | None
-    by_port = None
-    if passes:
-        deciding = [reason for reason in (egress, ingress) if reason.key]
-        audit = next((reason for reason in deciding if reason.audits), None)
-        reason = refusing or audit or (deciding[-1] if deciding else None)
-        agrees = refusing is None
-        if not (both[0].service or both[0].is_host):
-            by_port = published(world, both[1].service, proto, port, family_of(destination))
-    else:
-        reason = refusing or closed(world, source, destination, proto, port)
-        agrees = reason is not None
-    audits = reason is not None and reason.audits
-    return Seen(*both, proto, port, passes, reason, by_port, agrees, 0, None, 0, audited=audits)
+def _with(flow: Flow, reason: Reason) -> Flow:
+    """Return a flow with what decides about it."""
+    return flow._replace(
+        verdict=AUDIT if reason.audits else flow.verdict,
+        service=reason.service or None,
+        key=reason.key or None,
+        text=reason.text or None,
+        words=reason.message,
+    )
+
+
+_MOST_CACHED = 50_000
+
+
+def joined(world: World, memory: Memory, reader: FlowReader | None = None) -> list[Flow]:
+    """Return all flows with names and deciding policies, sorted by names and port. Pure.
+
+    ``reader`` is that of an equal world, from an earlier call, to reuse its cache.
+    """
+    counts: dict[Key, int] = {}
+    for opened in memory.opened:
+        key = (opened.source, opened.destination, opened.proto, opened.port)
+        counts[key] = counts.get(key, 0) + 1
+    reader = reader or FlowReader(world)
+    result = []
+    audits = {row[:4] for row in memory.audited}
+    for passes, rows in ((True, memory.passed), (False, memory.refused)):
+        for row in rows:
+            open_ = counts.pop(row[:4], 0) if passes else 0
+            flow = reader.flow(row[:4], passes)
+            was_audited = passes and row[:4] in audits and not flow.agrees
+            verdict = AUDIT if was_audited else flow.verdict
+            result.append(flow._replace(verdict=verdict, new=row.packets, ago=row.ago, open=open_))
+    for key, count in counts.items():
+        if reader.end(key[0]).service or reader.end(key[1]).service:
+            result.append(reader.flow(key, True)._replace(open=count))
+    return sorted(result, key=lambda f: (f.from_.name, f.to.name, f.port, f.proto, f.passes, f.id))
+
+
+def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
+    """Return the flows that are open or had a new one since a time (s since 1970); None: all."""
+    oldest = None if since is None else time.time() - since
+    return [
+        flow
+        for flow in flows
+        if oldest is None or flow.open or (flow.ago is not None and flow.ago <= oldest)
+    ]
+
+
+def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
+    """Return the flows recorded between two queries, oldest first. ``new`` counts only those."""
+    counted = {(flow.id, flow.verdict): flow.new for flow in before}
+    fresh = []
+    for flow in after:
+        if grown := more(counted.get((flow.id, flow.verdict), 0), flow.new):
+            fresh.append(flow._replace(new=grown))
+    return sorted(fresh, key=lambda flow: -(flow.ago or 0.0))
+
+
+def more(before: int, now: int) -> int:
+    """Return the growth of a counter; one that fell has restarted at 0."""
+    return now - before if now >= before else now
+
+
+def times(ago: float | None) -> tuple[str | None, float | None]:
+    """Return the time (RFC 3339) of an age in seconds, and the age in milliseconds' precision."""
+    return (None, None) if ago is None else (exact_time_text(time.time() - ago), round(ago, 3))
 
 
 def published(world: World, service: str, proto: str, port: int, family: int) -> Port | None:
@@ -323,7 +363,7 @@ def closed(
     return None if led else path
 
 
-def read(kernel: Kernel, store: Store, with_open: bool = True) -> tuple[list[Seen], int]:
+def read(kernel: Kernel, store: Store, with_open: bool = True) -> tuple[list[Flow], int]:
     """Return all flows, and the number not recorded because sets were full. Raises KernelError."""
 
     world = read_world(kernel, store)
@@ -331,53 +371,7 @@ def read(kernel: Kernel, store: Store, with_open: bool = True) -> tuple[list[See
     return joined(world, memory), memory.missed
 
 
-# --- flow views ----------------------------------------------------------------------------------
-
-
-class FlowEnd(NamedTuple):
-    """One end of flows."""
-
-    name: str
-    """the service, host, the outside name of a policy, or the address"""
-    service: str | None
-    """name of the service; null if the address is not a service's"""
-    address: str
-    """an IPv4 or IPv6 address"""
-
-
-class Flow(NamedTuple):
-    """The flows from one address to one port of another, after DNAT."""
-
-    from_: FlowEnd
-    """the end that opened them"""
-    to: FlowEnd
-    """the other end"""
-    port: int
-    """port of the destination"""
-    proto: str
-    """tcp, udp or sctp"""
-    verdict: str
-    """pass, drop, or audit: it passed because a policy that denies it was in audit"""
-    service: str | None
-    """service whose manifest decides"""
-    key: str | None
-    """key of the manifest"""
-    text: str | None
-    """entry under the key"""
-    words: str | None
-    """the reason"""
-    published: int | None
-    """host port through which another machine connected"""
-    agrees: bool
-    """whether the present configuration decides the same"""
-    new: int
-    """new flows within a week, or attempts that were dropped; with -f since the last update"""
-    last: str | None
-    """time of the last new one, to the millisecond"""
-    ago: float | None
-    """seconds since then"""
-    open: int
-    """flows that are open now"""
+# --- list ----------------------------------------------------------------------------------------
 
 
 class Flows:
@@ -406,7 +400,7 @@ class Flows:
         now, _ = read(self.session.kernel(), self.session.store(), with_open=False)
         fresh = changes(self._before, now)
         self._before = now
-        return tuple(_flow(seen) for seen in _chosen(fresh, self._service, self._denied))
+        return _chosen(fresh, self._service, self._denied)
 
 
 def flows(
@@ -415,19 +409,13 @@ def flows(
     """List the flows: `Host.flows`. ``since`` is in seconds since 1970."""
     store = session.store()
     service = None if name is None else _home(store, name)
-    seen, missed = read(session.kernel(), store)
+    found, missed = read(session.kernel(), store)
     if missed:
         session.caution(
             f"{missed} new flows are not shown: there are more than the kernel remembers",
             ["docs/design/seeing.md has the limits"],
         )
-    oldest = None if since is None else time.time() - since
-    chosen = _chosen(seen, service, denied)
-    return tuple(
-        _flow(flow)
-        for flow in chosen
-        if oldest is None or flow.open or (flow.ago is not None and flow.ago <= oldest)
-    )
+    return _chosen(lately(found, since), service, denied)
 
 
 def follow(session: Session, name: str | None, denied: bool) -> Flows:
@@ -448,49 +436,15 @@ def _home(store: Store, name: str) -> str:
     return home
 
 
-def _chosen(seen: list[Seen], service: str | None, denied: bool) -> list[Seen]:
-    return [
-        flow
-        for flow in seen
-        if (service is None or service in (flow.source.service, flow.destination.service))
-        and not (denied and flow.passes and not flow.audited)
-    ]
-
-
-def _flow(seen: Seen) -> Flow:
-
-    return Flow(
-        end_of(seen.source),
-        end_of(seen.destination),
-        seen.port,
-        seen.proto,
-        seen.verdict,
-        *decided(seen),
-        seen.new,
-        None if seen.ago is None else exact_time_text(moment(seen.ago)),
-        None if seen.ago is None else round(seen.ago, 3),
-        seen.open,
-    )
-
-
-def decided(
-    seen: Seen,
-) -> tuple[str | None, str | None, str | None, str | None, int | None, bool]:
-    """Return the fields of a `Flow` from ``service`` to ``agrees``."""
-    reason = seen.reason
-    return (
-        reason.service or None if reason else None,
-        reason.key or None if reason else None,
-        reason.text or None if reason else None,
-        reason.message if reason else None,
-        seen.published.host_port if seen.published else None,
-        seen.agrees,
-    )
-
-
-def end_of(end: End) -> FlowEnd:
-    """Convert an end of a flow to a result."""
-    return FlowEnd(end.name, end.service or None, end.address)
+def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[Flow, ...]:
+    """Return the flows of a service, or only refused ones, with the time of the last new one."""
+    chosen = []
+    for flow in flows:
+        is_own = service is None or service in flow.services
+        if is_own and not (denied and flow.passes and not flow.audited):
+            last, ago = times(flow.ago)
+            chosen.append(flow._replace(last=last, ago=ago))
+    return tuple(chosen)
 
 
 # --- flow totals ---------------------------------------------------------------------------------
@@ -500,29 +454,25 @@ OUTSIDE = "outside"
 """The name for every address that belongs neither to a service nor to the host."""
 
 
-class Total(NamedTuple):
-    """The flows between two names on one port; ``flows`` is the number that the kernel recorded."""
-
-    source: str
-    destination: str
-    port: int
-    proto: str
-    verdict: str  # pass, audit or drop
-    flows: int
+Total = tuple[str, str, int, str, str]
+"""Source, destination, port, protocol and verdict of flows."""
 
 
-def totals(world: World, memory: Memory, limit: int) -> tuple[list[Total], int]:
-    """Return the ``limit`` most frequent totals, sorted, and how many more there are. Pure."""
-    ends = Ends(world)
+def totals(world: World, memory: Memory, limit: int) -> tuple[list[tuple[Total, int]], int]:
+    """Return the ``limit`` most frequent totals, sorted, and how many more there are. Pure.
+
+    The number of each total is that of the flows that the kernel recorded.
+    """
+    reader = FlowReader(world)
 
     def name(address: str) -> str:
-        end = ends.of(address)
+        end = reader.end(address)
         return end.name if end.service or end.is_host else OUTSIDE
 
-    counts: dict[tuple[str, str, int, str, str], int] = {}
+    counts: dict[Total, int] = {}
     for verdict, row in memory.by_verdict():
         key = (name(row.source), name(row.destination), row.port, row.proto, verdict)
         counts[key] = counts.get(key, 0) + row.packets
     # break ties by name, so that two queries of the same flows choose the same totals
     ranked = sorted(counts, key=lambda key: (-counts[key], key))
-    return sorted(Total(*key, counts[key]) for key in ranked[:limit]), len(ranked[limit:])
+    return sorted((key, counts[key]) for key in ranked[:limit]), len(ranked[limit:])

@@ -15,7 +15,6 @@ from __future__ import annotations
 import ipaddress
 import re
 import subprocess
-import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from niso.base import names
@@ -23,7 +22,7 @@ from niso.base.errors import Error, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import span
 from niso.look import stack_members
-from niso.look.flows import AUDIT, DROP, HOST, PASS, Seen, joined, remembered
+from niso.look.flows import AUDIT, DROP, HOST, PASS, Flow, joined, lately, remembered
 from niso.manifest.stack import Stack
 from niso.plan.records import Endpoint, Entry, Network, Peer, Port, Subnet
 from niso.plan.verdict import Known, World, addresses_of, judge, matches
@@ -84,13 +83,13 @@ class Graph(NamedTuple):
     edges: tuple[Edge, ...]
 
 
-def of_traffic(world: World, seen: Iterable[Seen], only: frozenset[str] | None) -> Graph:
+def of_traffic(world: World, seen: Iterable[Flow], only: frozenset[str] | None) -> Graph:
     """Draw the recorded flows. With ``only``, draw just those services and their peers."""
-    rows = [s for s in seen if only is None or not only.isdisjoint(_services(s))]
+    rows = [s for s in seen if only is None or not only.isdisjoint(s.services)]
     addresses = {
         end.address
         for row in rows
-        for end in (row.source, row.destination)
+        for end in (row.from_, row.to)
         if not (end.service or end.is_host)
     }
     folded = len(addresses) > _MOST_OUTSIDE
@@ -98,7 +97,7 @@ def of_traffic(world: World, seen: Iterable[Seen], only: frozenset[str] | None) 
     for row in rows:
         source, target = (
             end.name if end.service or end.is_host or not folded else OUTSIDE
-            for end in (row.source, row.destination)
+            for end in (row.from_, row.to)
         )
         ports.setdefault((source, target, row.verdict), set()).add((row.port, row.proto))
     edges = [
@@ -106,7 +105,7 @@ def of_traffic(world: World, seen: Iterable[Seen], only: frozenset[str] | None) 
         for (source, target, verdict_), used in ports.items()
     ]
     drawn = set(world.services) if only is None else only
-    drawn = drawn | {name for row in rows for name in _services(row)}
+    drawn = drawn.union(*(row.services for row in rows))
     return _graph(world, drawn, edges, with_addresses=True)
 
 
@@ -182,10 +181,6 @@ def _port_text(port: Port) -> str:
     host = span(port.host_port, port.count) if port.host_port else "?"
     proto = "" if port.proto == "tcp" else f"/{port.proto}"
     return f"{host}→{span(port.container_port, port.count)}{proto}"
-
-
-def _services(seen: Seen) -> list[str]:
-    return [end.service for end in (seen.source, seen.destination) if end.service]
 
 
 def _between(world: World, sender: Known, receiver: Known) -> Iterator[_Link]:
@@ -383,13 +378,7 @@ def _picture(session: Session, stack: str | None, declared: bool, since: float |
         only &= frozenset(world.services)
     if declared:
         return of_policies(world, only, True)
-
-    oldest = None if since is None else time.time() - since
-    flows = [
-        flow
-        for flow in joined(world, remembered(kernel, world))
-        if oldest is None or flow.open or (flow.ago is not None and flow.ago <= oldest)
-    ]
+    flows = lately(joined(world, remembered(kernel, world)), since)
     return of_traffic(world, flows, only)
 
 

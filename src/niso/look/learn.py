@@ -24,10 +24,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from niso.base.errors import Conflict, Error, InvalidInput, UsageError
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import DEFAULT_NETWORK, bracketed, family_of
-from niso.base.text import exact_time_text
 from niso.kernel.policy_rules import KEPT_S
 from niso.look import flows
-from niso.look.flows import Seen, moment
+from niso.look.flows import Flow
 from niso.look.session import Session, callers
 from niso.manifest import toml
 from niso.manifest.policy import parse_entry
@@ -58,7 +57,7 @@ class Line(NamedTuple):
     """A line of an allow list: an entry, or only a comment.
 
     ``note`` says why; keep it for as long as the entry exists. ``new``, ``ago`` and ``open`` are
-    the figures of its flows, as in `Seen`.
+    the figures of its flows, as in `Flow`.
     """
 
     text: str
@@ -79,7 +78,7 @@ class Learned(NamedTuple):
 
 def learn_flows(
     world: World,
-    seen: Iterable[Seen],
+    seen: Iterable[Flow],
     service: str,
     name: Name,
     with_egress: bool,
@@ -91,11 +90,11 @@ def learn_flows(
     """
     world = world._replace(outside=world.outside_ever)
     known = world.services[service]
-    others = [s for s in seen if s.source.service != s.destination.service]
+    others = [s for s in seen if s.from_.service != s.to.service]
     incoming = [
-        s for s in others if s.destination.service == service and not s.source.is_host
+        s for s in others if s.to.service == service and not s.from_.is_host
     ]  # flows from the host are left out: the host may always connect
-    outgoing = [s for s in others if s.source.service == service]
+    outgoing = [s for s in others if s.from_.service == service]
     learner = _Learner(world, known, name, network)
     return Learned(
         service,
@@ -127,22 +126,17 @@ class _Learner:
     ) -> None:
         self._world, self._known, self._name, self._network = world, known, name, network
 
-    def lines(self, seen: Sequence[Seen], egress: bool) -> Iterator[Line]:
+    def lines(self, seen: Sequence[Flow], egress: bool) -> Iterator[Line]:
         """Yield the lines of one direction: entries, then comments."""
         passed = [s for s in seen if s.passes and s.agrees and not s.audited]
-        before = {s.key for s in passed}
+        before = {s.id for s in passed}
         refused = [
-            s
-            for s in seen
-            if s.key not in before
-            and s.reason is not None
-            and s.reason.key
-            and (s.audited or s.passes != s.agrees)
+            s for s in seen if s.id not in before and s.key and (s.audited or s.passes != s.agrees)
         ]
         policy = self._known.policy
         listed = policy.egress_allow if egress else policy.allow_from
-        kept: dict[str, list[Seen]] = {}
-        fresh: list[Seen] = []
+        kept: dict[str, list[Flow]] = {}
+        fresh: list[Flow] = []
         used: set[str] = set()
         for flow in passed:
             entry = self._entry(listed, flow, egress)
@@ -166,14 +160,14 @@ class _Learner:
             if entry.key not in used:
                 yield Line(entry.text, False, "in the manifest; nothing used it")
 
-    def _entry(self, listed: tuple[Entry, ...] | None, seen: Seen, egress: bool) -> Entry | None:
+    def _entry(self, listed: tuple[Entry, ...] | None, seen: Flow, egress: bool) -> Entry | None:
         """Return the entry of the present allow list that lets a flow pass; None without a list.
 
         If several match, an entry that names the service is preferred, because it is the narrowest.
         """
         if listed is None:
             return None
-        peer = seen.destination if egress else seen.source
+        peer = seen.to if egress else seen.from_
         holders = [self._world.services[peer.service]] if peer.service else []
         world = self._world._replace(services={holder.name: holder for holder in holders})
         matching = [
@@ -182,14 +176,14 @@ class _Learner:
         return min(matching, key=lambda e: e.peer.kind != "service", default=None)
 
     def _groups(
-        self, rows: Iterable[Seen], egress: bool
-    ) -> tuple[dict[_Group, list[Seen]], list[Seen]]:
+        self, rows: Iterable[Flow], egress: bool
+    ) -> tuple[dict[_Group, list[Flow]], list[Flow]]:
         """Group flows by entry; return separately those of service addresses no longer in use."""
-        groups: dict[_Group, list[Seen]] = {}
-        outside: dict[tuple[int, str, int], list[Seen]] = {}
+        groups: dict[_Group, list[Flow]] = {}
+        outside: dict[tuple[int, str, int], list[Flow]] = {}
         gone = []
         for flow in rows:
-            peer = flow.destination if egress else flow.source
+            peer = flow.to if egress else flow.from_
             family = family_of(peer.address)
             if peer.service:
                 group = self._named(peer.service, peer.address, flow)
@@ -201,7 +195,7 @@ class _Learner:
                 gone.append(flow)  # whoever gets the address next is another service
             elif not egress and flow.published is not None:
                 first, last = self._ports_of(flow)
-                note = f"everybody: published as {flow.published.host_port}"
+                note = f"everybody: published as {flow.published}"
                 if first != last:
                     note = "everybody: published"
                 peer_text = bracketed(_EVERYBODY[family])
@@ -209,8 +203,8 @@ class _Learner:
                 groups.setdefault(group, []).append(flow)
             else:
                 outside.setdefault((flow.port, flow.proto, family), []).append(flow)
-        for some in outside.values():
-            for group, its in _outside(some, egress, self._inside(family_of(some[0].key[0]))):
+        for (_, _, family), some in outside.items():
+            for group, its in _outside(some, egress, self._inside(family)):
                 groups.setdefault(group, []).extend(its)
         self._add_families(groups)
         return groups, gone
@@ -222,7 +216,7 @@ class _Learner:
         texts = (*world.host, *world.pools, *subnets)
         return [ipaddress.ip_network(text) for text in texts if family_of(text) == family]
 
-    def _add_families(self, groups: dict[_Group, list[Seen]]) -> None:
+    def _add_families(self, groups: dict[_Group, list[Flow]]) -> None:
         """Allow a published port for its other family too: clients use either."""
         for group in list(groups):
             for family, prefix in _EVERYBODY.items():
@@ -243,7 +237,7 @@ class _Learner:
                 families.update(published.families)
         return families & own
 
-    def _ports_of(self, seen: Seen) -> tuple[int, int]:
+    def _ports_of(self, seen: Flow) -> tuple[int, int]:
         """Return the first and last port of the published range that contains the flow's port."""
         for port in self._known.ports:
             last = port.container_port + port.count - 1
@@ -251,7 +245,7 @@ class _Learner:
                 return port.container_port, last
         return seen.port, seen.port
 
-    def _named(self, service: str, address: str, seen: Seen) -> _Group:
+    def _named(self, service: str, address: str, seen: Flow) -> _Group:
         name = self._name(service)
         if name is None:
             return _of(address, seen, f"{service}: its name is ambiguous here")
@@ -260,16 +254,16 @@ class _Learner:
 
     def _comments(
         self,
-        groups: dict[_Group, list[Seen]],
-        refused: Sequence[Seen],
-        gone: Sequence[Seen],
+        groups: dict[_Group, list[Flow]],
+        refused: Sequence[Flow],
+        gone: Sequence[Flow],
         egress: bool,
     ) -> Iterator[Line]:
         """Yield comments: refused peers, unused ports, networks that could replace entries."""
         entries = {group.text for group in groups}
-        others: dict[_Group, list[Seen]] = {}
+        others: dict[_Group, list[Flow]] = {}
         for flow in refused:
-            peer = flow.destination if egress else flow.source
+            peer = flow.to if egress else flow.from_
             in_audit = flow.audited and flow.agrees
             denied = "would be denied" if in_audit else "denied"
             if peer.service:
@@ -285,7 +279,7 @@ class _Learner:
             if group.text not in entries:
                 yield _line(group.text, rows, False, group.note)
         for flow in gone:
-            peer = flow.destination if egress else flow.source
+            peer = flow.to if egress else flow.from_
             yield _line(_of(peer.address, flow).text, [flow], False, "no service has it any more")
         if not egress:
             if self._known.policy.allow_from is None:
@@ -305,13 +299,13 @@ class _Learner:
         for text in unused:
             yield Line(text, False, "published; no other machine used it")
 
-    def _whole(self, groups: dict[_Group, list[Seen]]) -> Iterator[Line]:
+    def _whole(self, groups: dict[_Group, list[Flow]]) -> Iterator[Line]:
         """Yield networks most of whose services use a port: the name could replace the entries."""
         used: dict[tuple[int, str], set[str]] = {}
         for group, rows in groups.items():
             for flow in rows:
-                if flow.source.service:
-                    used.setdefault((group.first, group.proto), set()).add(flow.source.service)
+                if flow.from_.service:
+                    used.setdefault((group.first, group.proto), set()).add(flow.from_.service)
         for endpoint in self._known.endpoints:
             members = {
                 name
@@ -325,27 +319,27 @@ class _Learner:
                     yield Line(text, False, f"in place of {count} of its {len(members)} services")
 
 
-def _of(address: str, seen: Seen, note: str = "") -> _Group:
+def _of(address: str, seen: Flow, note: str = "") -> _Group:
     if seen.port == _DNS:
         note = f"{note}, DNS" if note else "DNS"
     return _Group(bracketed(address), seen.port, seen.port, seen.proto, note)
 
 
 def _outside(
-    rows: Sequence[Seen], egress: bool, inside: Sequence[_Prefix]
-) -> Iterator[tuple[_Group, list[Seen]]]:
+    rows: Sequence[Flow], egress: bool, inside: Sequence[_Prefix]
+) -> Iterator[tuple[_Group, list[Flow]]]:
     """Yield entries for outside addresses, of one port and family.
 
     The nearest addresses are merged into the smallest prefix that contains them, until few are
     left. No such prefix contains an address of ``inside``, the prefixes of services and of the
     host.
     """
-    by_number: dict[int, list[Seen]] = {}
+    by_number: dict[int, list[Flow]] = {}
     for flow in rows:
-        address = (flow.destination if egress else flow.source).address
+        address = (flow.to if egress else flow.from_).address
         by_number.setdefault(int(verdict.parsed(address)), []).append(flow)
     numbers = sorted(by_number)
-    kind = type(ipaddress.ip_network((flow.destination if egress else flow.source).address))
+    kind = type(ipaddress.ip_network((flow.to if egress else flow.from_).address))
     bits = kind(0).max_prefixlen
 
     def around(first: int, last: int) -> _Prefix:
@@ -379,10 +373,10 @@ def _outside(
 _Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def _joined(groups: dict[_Group, list[Seen]]) -> Iterator[tuple[_Group, list[Seen]]]:
+def _joined(groups: dict[_Group, list[Flow]]) -> Iterator[tuple[_Group, list[Flow]]]:
     """Yield entries in order; consecutive ports of one peer become a range."""
     order = sorted(groups, key=lambda g: (g.peer, g.proto, g.first))
-    last: tuple[_Group, list[Seen]] | None = None
+    last: tuple[_Group, list[Flow]] | None = None
     for group in order:
         rows = groups[group]
         if last is not None and last[0]._replace(first=group.first) == group._replace(
@@ -397,7 +391,7 @@ def _joined(groups: dict[_Group, list[Seen]]) -> Iterator[tuple[_Group, list[See
         yield last
 
 
-def _line(text: str, rows: Sequence[Seen], allowed: bool = True, note: str = "") -> Line:
+def _line(text: str, rows: Sequence[Flow], allowed: bool = True, note: str = "") -> Line:
     ages = [flow.ago for flow in rows if flow.ago is not None]
     new, opened = (sum(getattr(flow, key) for flow in rows) for key in ("new", "open"))
     return Line(text, allowed, note, new, min(ages, default=None), opened)
@@ -481,12 +475,7 @@ def learn(
             f"{memory.missed} new flows are missing: there are more than the kernel remembers",
             ["a policy from these would deny some of them; docs/design/seeing.md has the limits"],
         )
-    oldest = None if since is None else time.time() - since
-    seen = [
-        flow
-        for flow in flows.joined(world, memory)
-        if oldest is None or flow.open or (flow.ago is not None and flow.ago <= oldest)
-    ]
+    seen = flows.lately(flows.joined(world, memory), since)
     rows = {row.name: row for row in store.services()}
     wanted = [store.home(store.resolve(name)) for name in services]
     wanted = wanted or [name for name, row in rows.items() if row.active and _has_network(row)]
@@ -711,9 +700,8 @@ def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
 
 def _entry(line: Line) -> LearnedEntry:
 
-    last = None if line.ago is None else exact_time_text(moment(line.ago))
-    ago = None if line.ago is None else round(line.ago, 3)
-    return LearnedEntry(line.text, line.allowed, line.note, line.new, last, ago, line.open)
+    figures = line.new, *flows.times(line.ago), line.open
+    return LearnedEntry(line.text, line.allowed, line.note, *figures)
 
 
 def _items(entries: Iterable[LearnedEntry]) -> Iterator[Item]:

@@ -7,20 +7,22 @@ Group flows for a map: by name, with a bounded number of other machines. Pure.
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel.conntrack import Open
 from niso.kernel.flow_memory import Recorded
 from niso.look import top, what_if
-from niso.look.flows import AUDIT, DROP, HOST, PASS, End, Judge, Memory, Seen, joined
+from niso.look.flows import AUDIT, DROP, HOST, PASS, Flow, FlowEnd, FlowReader, Memory, joined, more
 from niso.look.host_ports import Port
 from niso.look.learn import WrittenNames
 from niso.look.services import States
 from niso.look.session import Session, guarded
 from niso.look.top import Look, Metered, ServiceLoad
+from niso.look.what_if import MapChange
 from niso.plan.verdict import Known, World
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
@@ -109,19 +111,6 @@ class MapEnd(NamedTuple):
     """service, host, outside, others or gone"""
 
 
-class MapChange(NamedTuple):
-    """A manifest change that, with the others, would let a denied flow pass."""
-
-    service: str
-    """the service whose manifest it is"""
-    key: str
-    """key of the manifest"""
-    text: str
-    """the entry"""
-    adds: bool
-    """whether to add the entry; otherwise remove it"""
-
-
 class MapFlow(NamedTuple):
     """The flows between two ends on one port, after DNAT."""
 
@@ -185,7 +174,7 @@ class Map(Metered):
     def __init__(self, session: Session) -> None:
         self.session = session
         self._states = States(session)
-        self._judge: Judge | None = None
+        self._reader: FlowReader | None = None
         self._names: dict[tuple[str, str], str | None] = {}
         self._version = -1
         self._before: Look | None = None
@@ -199,25 +188,22 @@ class Map(Metered):
         now, memory = top.look(self.session, self._states, with_open=True)
         world = self._states.world
         before, self._before = self._before or now, now
-        self._judge = self._judge.in_world(world) if self._judge else Judge(world)
+        self._reader = self._reader.in_world(world) if self._reader else FlowReader(world)
         kept, left_out = bounded(memory)
         seconds = round(top.elapsed(before, now), 3)
-        loads = top.services_between(self._judge.ends, before, now)
-
-        def fresh(row: Seen) -> int:
-            if before is now:
-                return 0
-            verdicts = (PASS, AUDIT) if row.passes else (DROP,)
-            return top.more(
-                sum(before.flows.get((row.key, verdict), 0) for verdict in verdicts), row.new
-            )
+        loads = top.services_between(self._reader, before, now)
 
         moved = self._moved()
 
-        def octets(row: Seen) -> int:
-            return 0 if before is now or not row.passes else (moved or {}).get(row.key, 0)
+        def grown(flow: Flow) -> int:
+            verdicts = (PASS, AUDIT) if flow.passes else (DROP,)
+            was = sum(before.flows.get((flow.id, verdict), 0) for verdict in verdicts)
+            return 0 if before is now else more(was, flow.new)
 
-        rows = joint(joined(world, kept, self._judge), fresh, octets)
+        def octets(flow: Flow) -> int:
+            return 0 if before is now or not flow.passes else (moved or {}).get(flow.id, 0)
+
+        flows = joined(world, kept, self._reader)
         known = {row.name: row for row in self._states.rows}
         name = self._name_in(store)
         return MapState(
@@ -232,7 +218,16 @@ class Map(Metered):
                 MapNetwork(n.name, tuple(s.cidr for s in n.subnets), n.internal, n.observe)
                 for _, n in sorted(world.networks.items())
             ),
-            tuple(_flow(world, row, seconds or 1.0, name, moved is not None) for row in rows),
+            tuple(
+                _flow(
+                    ends,
+                    together,
+                    sum(map(grown, together)) / (seconds or 1.0),
+                    None if moved is None else sum(map(octets, together)) / (seconds or 1.0),
+                    lambda flow: what_if.changes(world, flow, name),
+                )
+                for ends, together in grouped(flows)
+            ),
             left_out,
             memory.missed,
         )
@@ -299,30 +294,28 @@ def _policy(known: Known | None) -> MapPolicy | None:
 
 
 def _flow(
-    world: World,
-    row: Joint,
-    seconds: float,
-    name: Callable[[str, str], str | None],
-    has_meter: bool,
+    ends: tuple[MapEnd, MapEnd],
+    flows: Sequence[Flow],
+    rate: float,
+    moved: float | None,
+    changes: Callable[[Flow], tuple[MapChange, ...]],
 ) -> MapFlow:
-
-    last = row.last
-    changes = what_if.changes(world, last, name)
+    """Return the flows of a group as one. ``rate`` is in flows, ``moved`` in bytes per second."""
+    last = min(flows, key=lambda flow: math.inf if flow.ago is None else flow.ago)
     return MapFlow(
-        MapEnd(*row.source),
-        MapEnd(*row.target),
+        *ends,
         last.port,
         last.proto,
         last.verdict,
-        last.published.host_port if last.published else None,
-        last.reason.message if last.reason else None,
+        last.published,
+        last.words,
         last.agrees,
-        row.new,
-        round(row.fresh / seconds, 3),
-        round(8 * row.octets / seconds, 1) if has_meter else None,
-        None if row.ago is None else round(row.ago, 1),
-        row.open,
-        tuple(MapChange(*change) for change in changes),
+        sum(flow.new for flow in flows),
+        round(rate, 3),
+        None if moved is None else round(8 * moved, 1),
+        None if last.ago is None else round(last.ago, 1),
+        sum(flow.open for flow in flows),
+        changes(last),
     )
 
 
@@ -334,30 +327,6 @@ MOST_OUTSIDE = 8
 """The most outside addresses shown by themselves, in each direction."""
 MOST_PASSED, MOST_REFUSED, MOST_OPEN = 4000, 1000, 1000
 """The most recorded, refused and open flows in one update of the map."""
-
-
-class Place(NamedTuple):
-    """An end of flows on the map. ``kind`` is service, host, outside, others or gone."""
-
-    name: str
-    kind: str
-
-
-class Joint(NamedTuple):
-    """The flows between two places on one port; ``last`` is the most recent of them.
-
-    ``fresh`` is the number of new flows since the previous update, ``octets`` the bytes in both
-    directions since then. The other figures are as in `Seen`.
-    """
-
-    source: Place
-    target: Place
-    last: Seen
-    new: int
-    fresh: int
-    octets: int
-    ago: float | None
-    open: int
 
 
 def bounded(memory: Memory) -> tuple[Memory, int]:
@@ -387,45 +356,22 @@ def bounded(memory: Memory) -> tuple[Memory, int]:
     return memory._replace(passed=passed, refused=refused, opened=opened), left_out
 
 
-def joint(
-    rows: Iterable[Seen],
-    fresh: Callable[[Seen], int],
-    octets: Callable[[Seen], int] = lambda _: 0,
-) -> list[Joint]:
-    """Group flows by places and port, sorted.
+def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flow]]]:
+    """Group flows by the ends that the map shows, port, protocol and verdict; sorted by these.
 
-    ``fresh`` returns how many of a flow's connections are new since the previous update, ``octets``
-    their bytes.
+    Flows of a service to itself are omitted.
     """
-    rows = list(rows)
-    sources = _shown(row.source for row in rows)
-    targets = _shown(row.destination for row in rows)
-    joints: dict[tuple[Place, Place, int, str, str], Joint] = {}
-    for row in rows:
-        source, target = _place(row.source, sources), _place(row.destination, targets)
-        if source == target:
-            continue  # omit a service that connects to itself
-        key = (source, target, row.port, row.proto, row.verdict)
-        new, moved = fresh(row), octets(row)
-        before = joints.get(key)
-        if before is None:
-            joints[key] = Joint(source, target, row, row.new, new, moved, row.ago, row.open)
-            continue
-        is_later = (row.ago is not None) and (before.ago is None or row.ago < before.ago)
-        joints[key] = Joint(
-            source,
-            target,
-            row if is_later else before.last,
-            before.new + row.new,
-            before.fresh + new,
-            before.octets + moved,
-            row.ago if is_later else before.ago,
-            before.open + row.open,
-        )
-    return [joints[key] for key in sorted(joints)]
+    sources = _shown(flow.from_ for flow in flows)
+    targets = _shown(flow.to for flow in flows)
+    groups: dict[tuple[MapEnd, MapEnd, int, str, str], list[Flow]] = {}
+    for flow in flows:
+        from_, to = _end(flow.from_, sources), _end(flow.to, targets)
+        if from_ != to:
+            groups.setdefault((from_, to, flow.port, flow.proto, flow.verdict), []).append(flow)
+    return [(key[:2], groups[key]) for key in sorted(groups)]
 
 
-def _shown(ends: Iterable[End]) -> Mapping[str, int]:
+def _shown(ends: Iterable[FlowEnd]) -> Mapping[str, int]:
     """Choose the outside names and addresses to show: those with most flows, with their counts."""
     counts: dict[str, int] = {}
     for end in ends:
@@ -435,13 +381,13 @@ def _shown(ends: Iterable[End]) -> Mapping[str, int]:
     return {name: counts[name] for name in ranked[:MOST_OUTSIDE]}
 
 
-def _place(end: End, shown: Mapping[str, int]) -> Place:
+def _end(end: FlowEnd, shown: Mapping[str, int]) -> MapEnd:
     if end.service:
-        return Place(end.service, "service")
+        return MapEnd(end.service, "service")
     if end.is_host:
-        return Place(HOST, "host")
+        return MapEnd(HOST, "host")
     if end.gone:
-        return Place(end.address, "gone")
+        return MapEnd(end.address, "gone")
     if end.name in shown:
-        return Place(end.name, "outside")
-    return Place(OTHERS, "others")
+        return MapEnd(end.name, "outside")
+    return MapEnd(OTHERS, "others")

@@ -257,6 +257,9 @@ def _of_policies(store: Store) -> tuple[Metric, ...]:
     )
 
 
+_FLOW_LABELS = ("source", "destination", "port", "protocol", "verdict")
+
+
 def _of_flows(session: Session, store: Store, limit: int) -> tuple[Metric, ...]:
 
     kernel = session.kernel()
@@ -268,17 +271,8 @@ def _of_flows(session: Session, store: Store, limit: int) -> tuple[Metric, ...]:
             "flow_connections",
             "New flows that the kernel remembers, for a week, or attempts that were dropped.",
             (
-                Sample(
-                    {
-                        "source": total.source,
-                        "destination": total.destination,
-                        "port": str(total.port),
-                        "protocol": total.proto,
-                        "verdict": total.verdict,
-                    },
-                    total.flows,
-                )
-                for total in totals
+                Sample(dict(zip(_FLOW_LABELS, map(str, total), strict=True)), number)
+                for total, number in totals
             ),
         ),
         _metric(

@@ -168,16 +168,16 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
     )
     ever = world._replace(outside=world.outside_ever)
     used: dict[str, tuple[int, float | None]] = {}
-    for seen in flows.joined(world, memory):
-        if seen.gone or not seen.agrees:
+    for flow in flows.joined(world, memory):
+        if flow.gone or not flow.agrees:
             continue
         # for a flow that passed, the policies of both ends have decided
-        both = verdict.judge(ever, *seen.key[:2], seen.port, seen.proto)
-        for reason in both if seen.passes else (seen.reason,):
-            if reason is not None and reason.service == service and reason.key:
-                count, ago = used.get(reason.key, (0, None))
-                ages = [age for age in (ago, seen.ago) if age is not None]
-                used[reason.key] = count + seen.open, min(ages, default=None)
+        both = verdict.judge(ever, *flow.id[:2], flow.port, flow.proto)
+        for own_key in [r.key for r in (both if flow.passes else (flow,)) if r.service == service]:
+            if own_key:
+                count, ago = used.get(own_key, (0, None))
+                ages = [age for age in (ago, flow.ago) if age is not None]
+                used[own_key] = count + flow.open, min(ages, default=None)
     return used
 
 

@@ -16,7 +16,7 @@ from niso.kernel.flow_memory import Meter
 from niso.kernel.sockets import Measured
 from niso.look import drops
 from niso.look.drops import Stats
-from niso.look.flows import DROP, Ends, FlowEnd, Judge, Key, Memory, decided, end_of, remembered
+from niso.look.flows import DROP, FlowEnd, FlowReader, Key, Memory, more, remembered
 from niso.look.services import ServiceLine, States
 from niso.look.session import Session, guarded
 from niso.plan.verdict import parsed
@@ -177,7 +177,7 @@ class Top(Metered):
         self.service = name
         self._states = States(session)
         self._before, _ = look(session, self._states)
-        self._judge = Judge(self._states.world)
+        self._reader = FlowReader(self._states.world)
         super().__init__()
 
     @guarded
@@ -185,8 +185,8 @@ class Top(Metered):
         """Return the load since the last call, or since the start."""
         now, _ = look(self.session, self._states)
         before, self._before = self._before, now
-        self._judge = self._judge.in_world(self._states.world)
-        load = between(self._judge, before, now, self._moved())
+        self._reader = self._reader.in_world(self._states.world)
+        load = between(self._reader, before, now, self._moved())
         if self.service is None:
             return load
         # a service that shares another's network has the flows of its provider
@@ -210,7 +210,7 @@ class Top(Metered):
     def _sockets(self, home: str) -> tuple[ServiceSocket, ...]:
 
         measured = self.session.kernel().measured_in(names.netns(home))
-        return sockets_of(self._judge, measured)
+        return sockets_of(self._reader, measured)
 
 
 def look(session: Session, states: States, with_open: bool = False) -> tuple[Look, Memory]:
@@ -238,7 +238,9 @@ def counts(memory: Memory) -> dict[tuple[Key, str], int]:
     }
 
 
-def between(judge: Judge, before: Look, now: Look, moved: Mapping[Key, int] | None = None) -> Load:
+def between(
+    reader: FlowReader, before: Look, now: Look, moved: Mapping[Key, int] | None = None
+) -> Load:
     """Return the load between two samples. ``moved`` has the bytes of flows. Pure."""
 
     seconds = elapsed(before, now)
@@ -249,23 +251,23 @@ def between(judge: Judge, before: Look, now: Look, moved: Mapping[Key, int] | No
         octets = 0 if verdict == DROP else left.pop(key, 0)
         if not grown and not octets:
             continue
-        seen = judge.of(key, verdict != DROP)
+        flow = reader.flow(key, verdict != DROP)
         flows.append(
             FlowLoad(
-                end_of(seen.source),
-                end_of(seen.destination),
-                seen.port,
-                seen.proto,
+                flow.from_,
+                flow.to,
+                flow.port,
+                flow.proto,
                 verdict,
                 round(grown / seconds, 3),
                 None if moved is None else round(8 * octets / seconds, 1),
-                *decided(seen),
+                *flow.decision,
             )
         )
     flows.sort(
         key=lambda f: (-f.new, -(f.bits or 0), f.from_.name, f.to.name, f.port, f.proto, f.verdict)
     )
-    services = services_between(judge.ends, before, now)
+    services = services_between(reader, before, now)
     return Load(round(seconds, 3), services, tuple(flows))
 
 
@@ -274,13 +276,13 @@ def elapsed(before: Look, now: Look) -> float:
     return max(now.at - before.at, 1e-6)
 
 
-def services_between(ends: Ends, before: Look, now: Look) -> tuple[ServiceLoad, ...]:
+def services_between(reader: FlowReader, before: Look, now: Look) -> tuple[ServiceLoad, ...]:
     """Return the load of services between two samples. Pure."""
     seconds = elapsed(before, now)
     new: dict[str, int] = {}
     for (key, verdict), count in now.flows.items():
         if grown := more(before.flows.get((key, verdict), 0), count):
-            for service in {ends.of(key[0]).service, ends.of(key[1]).service} - {""}:
+            for service in {reader.end(address).service or "" for address in key[:2]}:
                 new[service] = new.get(service, 0) + grown
     services = []
     for line in now.lines:
@@ -303,7 +305,7 @@ def services_between(ends: Ends, before: Look, now: Look) -> tuple[ServiceLoad, 
     return tuple(services)
 
 
-def sockets_of(judge: Judge, measured: Iterable[Measured]) -> tuple[ServiceSocket, ...]:
+def sockets_of(reader: FlowReader, measured: Iterable[Measured]) -> tuple[ServiceSocket, ...]:
     """Return the connections of a service's namespace with the names of their ends. Pure."""
 
     sockets = []
@@ -314,19 +316,13 @@ def sockets_of(judge: Judge, measured: Iterable[Measured]) -> tuple[ServiceSocke
             # in that namespace, a loopback address is the service's, not the host's
             ends = [FlowEnd(address, None, address) for address in (client, server)]
         else:
-            seen = judge.of((client, server, "tcp", port), True)
-            ends = [end_of(seen.source), end_of(seen.destination)]
-            published = seen.published.host_port if seen.published else None
+            flow = reader.flow((client, server, "tcp", port), True)
+            ends, published = [flow.from_, flow.to], flow.published
         figures = (socket.state, socket.rtt, socket.retransmitted, socket.received, socket.acked)
         sockets.append(ServiceSocket(ends[0], client_port, ends[1], port, published, *figures))
     return tuple(
         sorted(sockets, key=lambda s: (s.from_.name, s.to.name, s.port, s.from_port, s.from_))
     )
-
-
-def more(before: int, now: int) -> int:
-    """Return the growth of a counter; one that fell has restarted at 0."""
-    return now - before if now >= before else now
 
 
 def _bits(before: int | None, now: int | None, seconds: float) -> float | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import bracketed, family_of
 from niso.look import flows
-from niso.look.flows import End, Seen
+from niso.look.flows import Flow, FlowEnd
 from niso.plan import verdict
 from niso.plan.records import Entry, Peer, Policy
 from niso.plan.verdict import Reason, World
@@ -28,17 +28,38 @@ CUT, AUDIT, NEW, PASS = "cut", "audit", "new", "pass"
 """
 
 
-class Effect(NamedTuple):
-    """The effect of a change on flows. ``reason`` is what decides after the change."""
+class PolicyEffect(NamedTuple):
+    """The effect of a change of policies on the flows from one address to one port of another."""
 
-    kind: str
-    seen: Seen
-    reason: Reason | None
+    effect: str
+    """cut, pass, new: it was denied and would pass, or audit: it would be cut without the audit"""
+    from_: FlowEnd
+    """the end that opened them"""
+    to: FlowEnd
+    """the other end"""
+    port: int
+    """port of the destination"""
+    proto: str
+    """tcp, udp or sctp"""
+    service: str | None
+    """service whose manifest would decide"""
+    key: str | None
+    """key of the manifest"""
+    text: str | None
+    """entry under the key"""
+    words: str | None
+    """the reason"""
+    new: int
+    """new flows within a week"""
+    ago: float | None
+    """seconds since the last one"""
+    open: int
+    """flows that are open now"""
 
 
 def effects(
-    before: World, after: World, seen: Iterable[Seen], services: frozenset[str]
-) -> list[Effect]:
+    before: World, after: World, seen: Iterable[Flow], services: frozenset[str]
+) -> list[PolicyEffect]:
     """Return the effects of a change from one world to another on flows, cut ones first.
 
     ``seen`` are the flows joined with the world before. Flows without one of ``services`` as an end
@@ -47,26 +68,40 @@ def effects(
     """
     result = []
     for flow in seen:
-        is_own = not services.isdisjoint({flow.source.service, flow.destination.service})
+        is_own = not services.isdisjoint(flow.services)
         reason = _reason(before, after, flow)
         denied = reason is not None and not reason.passes
         audited = reason is not None and reason.audits
         if flow.passes and flow.agrees:
             if denied or is_own:
                 kind = CUT if denied else AUDIT if audited else PASS
-                result.append(Effect(kind, flow, reason))
-        elif not flow.passes and flow.agrees and not denied and _was_denied(flow):
-            result.append(Effect(NEW, flow, reason))
+                result.append(_effect(kind, flow, reason))
+        # only a flow that a policy denied: a changed policy cannot open a closed path
+        elif not flow.passes and flow.agrees and not denied and flow.key:
+            result.append(_effect(NEW, flow, reason))
     order = (CUT, AUDIT, NEW, PASS)
-    return sorted(result, key=lambda effect: order.index(effect.kind))
+    return sorted(result, key=lambda effect: order.index(effect.effect))
 
 
-def _was_denied(seen: Seen) -> bool:
-    """Return whether a policy denied the flow; a changed policy cannot open a closed path."""
-    return seen.reason is not None and bool(seen.reason.key)
+def _effect(kind: str, flow: Flow, reason: Reason | None) -> PolicyEffect:
+    own = reason or Reason(True, "")
+    return PolicyEffect(
+        kind,
+        flow.from_,
+        flow.to,
+        flow.port,
+        flow.proto,
+        own.service or None,
+        own.key or None,
+        own.text or None,
+        own.message or None,
+        flow.new,
+        flows.times(flow.ago)[1],
+        flow.open,
+    )
 
 
-def _reason(before: World, after: World, seen: Seen) -> Reason | None:
+def _reason(before: World, after: World, seen: Flow) -> Reason | None:
     """Return what decides about a flow after the change; None if no policy concerns it.
 
     For a flow that passed, an outside name has all the addresses that it had at the time.
@@ -76,13 +111,13 @@ def _reason(before: World, after: World, seen: Seen) -> Reason | None:
     port = seen.published
     by_port = port is not None or _by_port(before, seen)
     if by_port and _publishes(before, seen) and not _publishes(after, seen):
-        number = port.host_port if port else seen.port
-        return Reason(False, f"port {number} is no longer published", seen.destination.service)
-    source, destination = (_address(before, after, e) for e in (seen.source, seen.destination))
+        text = f"port {port or seen.port} is no longer published"
+        return Reason(False, text, seen.to.service or "")
+    source, destination = (_address(before, after, e) for e in (seen.from_, seen.to))
     if source is None or destination is None:
         moved = _moved(after, seen, by_port)
         if moved is None:
-            end = seen.source if source is None else seen.destination
+            end = seen.from_ if source is None else seen.to
             return Reason(False, f"{end.service} has no address for it any more")
         source, destination = moved
         if not by_port:
@@ -97,7 +132,7 @@ def _reason(before: World, after: World, seen: Seen) -> Reason | None:
     return refusing or next((reason for reason in reversed(judged) if reason.key), None)
 
 
-def _network(world: World, end: End) -> str:
+def _network(world: World, end: FlowEnd) -> str:
     """Return the network on which a service has the end's address; "" for other ends."""
     if not end.service:
         return ""
@@ -105,29 +140,29 @@ def _network(world: World, end: End) -> str:
     return next((e.network for e in endpoints if end.address in e.addresses), "")
 
 
-def _by_port(before: World, seen: Seen) -> bool:
+def _by_port(before: World, seen: Flow) -> bool:
     """Return whether a flow must have come through a published port.
 
     So it did if it is from a service of another network, or from the host with an address other
     than the gateway's: a program of the host that connects to a service directly has the gateway's
     address, unless it chooses another.
     """
-    network = _network(before, seen.destination)
+    network = _network(before, seen.to)
     if not network:
         return False
-    if seen.source.is_host:
-        return seen.source.address not in verdict.gateways(before.networks[network])
-    return _network(before, seen.source) not in ("", network)
+    if seen.from_.is_host:
+        return seen.from_.address not in verdict.gateways(before.networks[network])
+    return _network(before, seen.from_) not in ("", network)
 
 
-def _address(before: World, after: World, end: End) -> str | None:
+def _address(before: World, after: World, end: FlowEnd) -> str | None:
     """Return the end's address on the same network after the change; None if it has none there."""
     if not end.service:
         return end.address
     return _on(after, end, _network(before, end))
 
 
-def _on(after: World, end: End, network: str) -> str | None:
+def _on(after: World, end: FlowEnd, network: str) -> str | None:
     """Return a service's address on a network, in the family of the end; None if it has none."""
     for on, address in _addresses(after, end):
         if on == network:
@@ -135,9 +170,9 @@ def _on(after: World, end: End, network: str) -> str | None:
     return None
 
 
-def _addresses(after: World, end: End) -> list[tuple[str, str]]:
+def _addresses(after: World, end: FlowEnd) -> list[tuple[str, str]]:
     """Return (network, address) pairs of an active service, in its order, in the end's family."""
-    known = after.services.get(end.service)
+    known = after.services.get(end.service or "")
     family = family_of(end.address)
     return [
         (endpoint.network, address)
@@ -147,13 +182,13 @@ def _addresses(after: World, end: End) -> list[tuple[str, str]]:
     ]
 
 
-def _moved(after: World, seen: Seen, by_port: bool) -> tuple[str, str] | None:
+def _moved(after: World, seen: Flow, by_port: bool) -> tuple[str, str] | None:
     """Return the addresses that a flow can use after an end has left its network; None if none.
 
     Services use a network that they share; all others, and flows through published ports, use the
     first network of the service.
     """
-    source, destination = seen.source, seen.destination
+    source, destination = seen.from_, seen.to
     if source.service and destination.service and not by_port:
         for network, address in _addresses(after, destination):
             from_ = _on(after, source, network)
@@ -167,18 +202,18 @@ def _moved(after: World, seen: Seen, by_port: bool) -> tuple[str, str] | None:
     return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
 
 
-def _publishes(world: World, seen: Seen) -> bool:
+def _publishes(world: World, seen: Flow) -> bool:
     """Return whether the service publishes the flow's port.
 
     If the host port that the flow used is known, it must be the same one.
     """
-    used, family = seen.published, family_of(seen.source.address)
-    known = world.services.get(seen.destination.service)
+    used, family = seen.published, family_of(seen.from_.address)
+    known = world.services.get(seen.to.service or "")
     return any(
         port.proto == seen.proto
         and port.container_port <= seen.port < port.container_port + port.count
         and family in port.families
-        and (used is None or used.host_port == port.host_port + seen.port - port.container_port)
+        and (used is None or used == port.host_port + seen.port - port.container_port)
         for port in (known.ports if known else ())
     )
 
@@ -192,16 +227,20 @@ Name = Callable[[str, str], str | None]
 """Function (service, peer) -> the name by which the service's policy can mean the peer, or None."""
 
 
-class Change(NamedTuple):
-    """A policy entry to add to a service's manifest, or one to remove."""
+class MapChange(NamedTuple):
+    """A manifest change that, with the others, would let a denied flow pass."""
 
     service: str
+    """the service whose manifest it is"""
     key: str
+    """key of the manifest"""
     text: str
+    """the entry"""
     adds: bool
+    """whether to add the entry; otherwise remove it"""
 
 
-def changes(world: World, seen: Seen, name: Name) -> tuple[Change, ...]:
+def changes(world: World, seen: Flow, name: Name) -> tuple[MapChange, ...]:
     """Return the changes that let a denied flow pass, limited to its own port and protocol.
 
     A flow that only passes because a policy is in audit counts as denied. The result is empty if no
@@ -209,8 +248,8 @@ def changes(world: World, seen: Seen, name: Name) -> tuple[Change, ...]:
     """
     if (seen.passes and not seen.audited) or seen.gone:
         return ()
-    needed: list[Change] = []
-    ends = (seen.source.address, seen.destination.address)
+    needed: list[MapChange] = []
+    ends = (seen.from_.address, seen.to.address)
     while (refusing := _refusing(world, seen)) is not None:
         change, entry = _change(refusing, seen, name)
         policy = _changed(world.services[change.service].policy, change, entry)
@@ -224,33 +263,32 @@ def changes(world: World, seen: Seen, name: Name) -> tuple[Change, ...]:
     return tuple(needed)
 
 
-def _refusing(world: World, seen: Seen) -> Reason | None:
-    ends = (seen.source.address, seen.destination.address)
+def _refusing(world: World, seen: Flow) -> Reason | None:
+    ends = (seen.from_.address, seen.to.address)
     reasons = verdict.judge(world, *ends, seen.port, seen.proto)
     return next((reason for reason in reasons if not reason.passes or reason.audits), None)
 
 
-def _change(refusing: Reason, seen: Seen, name: Name) -> tuple[Change, Entry | None]:
+def _change(refusing: Reason, seen: Flow, name: Name) -> tuple[MapChange, Entry | None]:
     """Return the change that removes one refusal, and the parsed entry if the change adds one."""
     key = refusing.key
     if key.endswith("]"):
-        return Change(refusing.service, key, refusing.text, False), None
-    peer = seen.destination if key == "network.policy.egress.allow" else seen.source
+        return MapChange(refusing.service, key, refusing.text, False), None
+    peer = seen.to if key == "network.policy.egress.allow" else seen.from_
     who, called = _peer(peer, refusing.service, name)
     text = f"{called}:{seen.port}/{seen.proto}"
     entry = Entry(key, text, who, seen.port, seen.port, seen.proto)
-    return Change(refusing.service, key, text, True), entry
+    return MapChange(refusing.service, key, text, True), entry
 
 
-def _peer(end: End, service: str, name: Name) -> tuple[Peer, str]:
-    called = name(service, end.service) if end.service else None
-    if called is not None:
+def _peer(end: FlowEnd, service: str, name: Name) -> tuple[Peer, str]:
+    if end.service and (called := name(service, end.service)) is not None:
         return Peer("service", end.service), called
     length = 32 if family_of(end.address) == 4 else 128
     return Peer("prefix", f"{end.address}/{length}"), bracketed(end.address)
 
 
-def _changed(policy: Policy, change: Change, entry: Entry | None) -> Policy | None:
+def _changed(policy: Policy, change: MapChange, entry: Entry | None) -> Policy | None:
     """Return the policy after a change; None if the change has no effect on it."""
     key = change.key.partition("[")[0]
 
