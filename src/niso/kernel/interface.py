@@ -1,4 +1,7 @@
-"""Define the interface to the kernel. `fakes.kernel` implements it without root."""
+"""Define `Kernel`, the interface to the network of a host's kernel.
+
+`niso.kernel.real` implements it on the host, `fakes.kernel` of the tests in memory.
+"""
 
 from __future__ import annotations
 
