@@ -473,7 +473,7 @@ def _is_one(cidr: str) -> bool:
     return length == ("128" if family_of(address) == 6 else "32")
 
 
-# --- prefixes ------------------------------------------------------------------------------------
+# --- classes of prefixes --------------------------------------------------------------------------
 
 _Run = tuple[int, int, frozenset[Peer]]
 """The first and last address, as numbers, of those that the same prefixes and networks contain."""
