@@ -1,11 +1,6 @@
-"""ONE declaration a key: table, type, default, where it goes; tables to ServiceSpec.
+"""Declare the keys of manifest.toml with types and defaults; build a `ServiceSpec` from them.
 
-Declare the tables of manifest.toml: its keys, types and defaults.
-
-`niso.manifest.values` and the modules parse_* define what the text of a key means.
-
-Build a `niso.plan.specs.ServiceSpec` from the tables of a manifest.
-
+`niso.manifest.values` and the modules that parse a table define what the text of a key means.
 Manifests in older stores, which are in the form in which they were written, are built here too.
 """
 
@@ -29,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- manifest tables -----------------------------------------------------------------------------
+# --- the tables of manifest.toml ------------------------------------------------------------------
 
 
 class Package(NamedTuple):
@@ -137,7 +132,7 @@ class Manifest(NamedTuple):
     network: Network = Network()
 
 
-# --- build ---------------------------------------------------------------------------------------
+# --- from tables to a ServiceSpec -----------------------------------------------------------------
 
 
 def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
