@@ -1,16 +1,12 @@
-"""Open the store; networks, settings, names of all rows.
-
-Store niso's configuration in SQLite.
+"""Open the store and read and write its networks and settings (SQLite, in the state folder).
 
 The store has no kernel state: `niso.plan` derives the desired state from it. A writer holds niso's
 lock and one transaction; readers need neither. WAL isolates them from each other, and survives kill
 -9.
 
-Find the services whose rows must be checked in detail, with a single SQL query.
-
-Decoding the manifest and spec of a service takes 50 µs, and comparing its rows with them another 25
-µs in queries of their own. A host may have ten thousand inactive services, whose rows are hardly
-ever wrong.
+One query finds the services whose rows must be checked in detail. Decoding the manifest and spec of
+a service takes 50 µs, and comparing its rows with them another 25 µs in queries of their own, and a
+host may have ten thousand inactive services, whose rows are hardly ever damaged.
 """
 
 from __future__ import annotations
@@ -50,7 +46,7 @@ from niso.store.sqlite import (
     unusable,
 )
 
-# --- store ---------------------------------------------------------------------------------------
+# --- the store ------------------------------------------------------------------------------------
 
 
 class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
@@ -533,7 +529,7 @@ def _remove_database(path: str) -> None:
             pass
 
 
-# --- plain rows ----------------------------------------------------------------------------------
+# --- services whose rows need a closer check ------------------------------------------------------
 
 
 _DOUBTFUL = """

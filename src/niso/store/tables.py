@@ -1,13 +1,7 @@
-"""The tables, and migrations from the first released version on.
+"""Define the tables of state.db, and migrate a store of an earlier version after copying it.
 
-Define the tables of state.db and the migrations from older versions.
-
-Migrate a store from an earlier version, and keep a copy of it.
-
-Migrate the rows of a store of version 3 or older to version 4.
-
-Older stores have a manifest as it was written, and the rows of an intent as lists. Version 4 has
-the parsed manifest, and rows by column names.
+Stores of version 3 or older have a manifest as it was written, and the rows of an intent as lists.
+Version 4 has the parsed manifest, and rows by column names.
 """
 
 from __future__ import annotations
@@ -28,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- tables --------------------------------------------------------------------------------------
+# --- the tables, and SQL for each version ---------------------------------------------------------
 
 
 _SINCE_2 = """CREATE INDEX port_range ON port (proto, host_port) WHERE count > 1;
@@ -304,7 +298,7 @@ the defaults of the new columns.
 """
 
 
-# --- migrate -------------------------------------------------------------------------------------
+# --- migration and the copy before it -------------------------------------------------------------
 
 
 def migrate(db: sqlite3.Connection) -> int:
@@ -355,7 +349,7 @@ def keep(version: int) -> None:
     files.sync(paths.state_dir())
 
 
-# --- written rows --------------------------------------------------------------------------------
+# --- rows of version 3 or older -------------------------------------------------------------------
 
 
 def add_functions(connection: sqlite3.Connection) -> None:
