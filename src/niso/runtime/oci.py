@@ -1,4 +1,7 @@
-"""Render the OCI configuration of a service from its spec (OCI runtime-spec 1.0.2, config.md)."""
+"""Render the OCI configuration of a service: memory limit, CPU, capabilities, mounts, namespaces.
+
+It follows from the service's `ProcessSpec` alone (OCI runtime-spec 1.0.2, config.md).
+"""
 
 from __future__ import annotations
 
