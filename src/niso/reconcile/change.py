@@ -1,11 +1,8 @@
-"""THE PROTOCOL: before, rows, plan, carry out, end flows.
+"""Change rows and kernel together (`change`); read, plan, write and verify kernel state.
 
-Change rows and kernel together: the one protocol of every command that changes both.
-
-Read, diff, write, verify: the only module that compares desired and actual kernel state.
-
-A command, a repair and the recovery after a crash run the same code with different scopes. A
-command that changes rows too goes through `niso.reconcile.change`.
+Every command that changes both does it in the block of `change`, which also deletes the flows that
+the change no longer allows. Commands, repair and recovery after a crash run the same code with
+different scopes. Only this module compares desired and actual kernel state.
 """
 
 from __future__ import annotations
@@ -39,7 +36,7 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-# --- change --------------------------------------------------------------------------------------
+# --- one change of rows and kernel ----------------------------------------------------------------
 
 
 class change:
@@ -238,7 +235,7 @@ def _outside_addresses(snapshot: Snapshot) -> set[str]:
     return {a for member in snapshot.members if member.kind == "outside" for a in member.values}
 
 
-# --- converge ------------------------------------------------------------------------------------
+# --- plan, write and verify a scope ---------------------------------------------------------------
 
 
 class Plan(NamedTuple):

@@ -1,8 +1,6 @@
-"""The world as store and kernel have it; audits under way.
+"""Collect the services and networks against which policies are evaluated; decide if audits ended.
 
-Collect the services and networks against which policies are evaluated.
-
-Compute when the audit of a policy ends, and whether it has ended.
+They come from the store and the kernel. An audit of a policy ends at a time in its manifest.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-# --- world ---------------------------------------------------------------------------------------
+# --- services and networks ------------------------------------------------------------------------
 
 
 def read_world(kernel: Kernel, store: Store) -> World:
@@ -113,7 +111,7 @@ def _lives(kernel: Kernel, store: Store, name: str) -> bool:
     )
 
 
-# --- auditing ------------------------------------------------------------------------------------
+# --- ends of audits -------------------------------------------------------------------------------
 
 
 _KEY = "network.policy.audit_until"
