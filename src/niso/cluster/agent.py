@@ -1,17 +1,14 @@
-"""The agent's look at all that is due.
-
-Synchronise one host with the cluster: `Agent.look` does a sync pass, `Agent.run` schedules it.
+"""Synchronise one host with the cluster: `Agent.look` does one pass, `Agent.run` schedules them.
 
 The agent has no state but the store and a file with its lease in the run folder, so it can be
 killed at any point and restarted. Nothing that runs depends on it: without it, or without the
 engine, a host keeps the state it has, and does not learn of changes.
 
-Record when this host's agent last synchronised, and since when other hosts are gone.
+A file in the run folder records when the agent last synchronised, and since when other hosts no
+longer exist. Clocks of different hosts are never compared. Times are of this host's monotonic
+clock, which starts at boot; the run folder is empty then too.
 
-The record is a file in the run folder. Clocks of different hosts are never compared. Times are of
-this host's monotonic clock, which starts at boot; the run folder is empty then too.
-
-Delay implausible changes: that most hosts, or all services, disappear at once.
+Implausible changes are delayed: that most hosts, or all services, disappear at once.
 """
 
 from __future__ import annotations
@@ -45,7 +42,7 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-# --- agent ---------------------------------------------------------------------------------------
+# --- the agent ------------------------------------------------------------------------------------
 
 
 TTL_S = 10
@@ -389,7 +386,7 @@ def _text(error: Exception) -> str:
     return error.message if isinstance(error, Error) else str(error)
 
 
-# --- absent hosts --------------------------------------------------------------------------------
+# --- when this agent synchronised, and absent hosts -----------------------------------------------
 
 
 class Look(NamedTuple):
@@ -420,7 +417,7 @@ def _path() -> str:
     return os.path.join(paths.run_dir(), "gone")
 
 
-# --- doubt ---------------------------------------------------------------------------------------
+# --- delay of implausible changes -----------------------------------------------------------------
 
 
 GUARD_S = 60.0
