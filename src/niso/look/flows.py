@@ -1,10 +1,8 @@
-"""The one reader of flows, and niso net flows.
+"""Read recorded flows, join them with services and policies, and list them for `niso net flows`.
 
-Join the flows that nftables recorded with services, policies and open connections.
-
-List flows between services, with what decides about them.
-
-Count flows by names for metrics: a bounded number of series for any number of addresses.
+For each flow the policy entry that decides about it now is added, and whether its connection is
+open. For metrics, flows are counted by names: a bounded number of series for any number of
+addresses.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-# --- seen ----------------------------------------------------------------------------------------
+# --- recorded flows, joined with services and policies --------------------------------------------
 
 
 HOST = "host"
@@ -331,7 +329,7 @@ def read(kernel: Kernel, store: Store, with_open: bool = True) -> tuple[list[See
     return joined(world, memory), memory.missed
 
 
-# --- flow views ----------------------------------------------------------------------------------
+# --- niso net flows -------------------------------------------------------------------------------
 
 
 class FlowEnd(NamedTuple):
@@ -497,7 +495,7 @@ def end_of(end: End) -> FlowEnd:
     return FlowEnd(end.name, end.service or None, end.address)
 
 
-# --- flow totals ---------------------------------------------------------------------------------
+# --- flows for metrics ----------------------------------------------------------------------------
 
 
 OUTSIDE = "outside"

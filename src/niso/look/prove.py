@@ -1,6 +1,6 @@
-"""Ping, and verdicts compared with real packets.
+"""Send real packets between two services: `ping`, and `prove`, which checks a verdict.
 
-Check verdicts with real packets: `ping` between two services, `prove` for an explanation.
+`niso.kernel.probe` sends them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-# --- prove ---------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 PATIENCE_S = 1.0
@@ -157,7 +157,7 @@ def _without_icmp(world: World, verdict: Verdict, reason: Reason) -> Entry | Non
     )
 
 
-# --- prove -------------------------------------------------------------------------------------
+# --- prove: verdicts compared with packets --------------------------------------------------------
 
 
 def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
@@ -251,7 +251,7 @@ def _packets(kernel: Nft, rule: Object) -> int | None:
     return next((int(e["counter"]["packets"]) for e in actual["expr"] if "counter" in e), None)
 
 
-# --- packets -------------------------------------------------------------------------------------
+# --- senders and receivers ------------------------------------------------------------------------
 
 
 class Participant(NamedTuple):
@@ -298,7 +298,7 @@ class Sender(NamedTuple):
     """name of the other host that has the service; null if this one has it"""
 
 
-# --- calls -----------------------------------------------------------------------------------
+# --- Host.ping ------------------------------------------------------------------------------------
 
 
 def ping(session: Session, source: str, destination: str) -> Pong:
