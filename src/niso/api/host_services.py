@@ -1,11 +1,4 @@
-"""Host.services and its results.
-
-Manage services: start, stop, inspect, run commands in them.
-
-Define results of commands that change services.
-
-Results of less common commands for services.
-"""
+"""Manage services (``host.services``): start, stop, inspect, run commands in them; its results."""
 
 from __future__ import annotations
 
@@ -42,7 +35,7 @@ if TYPE_CHECKING:
     from niso.look.services import Service, ServiceLine
 
 
-# --- host services -------------------------------------------------------------------------------
+# --- host.services --------------------------------------------------------------------------------
 
 
 class Package(NamedTuple):
@@ -497,7 +490,7 @@ def _marked(marked: Iterable[boot.Marked]) -> tuple[Marked, ...]:
     return tuple(Marked(mark.service, mark.changed, mark.unit) for mark in marked)
 
 
-# --- outcomes ------------------------------------------------------------------------------------
+# --- results of changes ---------------------------------------------------------------------------
 
 
 class Outcome(NamedTuple):
@@ -531,7 +524,7 @@ class Restored(NamedTuple):
     errors: tuple[Error, ...]
 
 
-# --- service results -----------------------------------------------------------------------------
+# --- results of less common commands --------------------------------------------------------------
 
 
 class Marked(NamedTuple):
