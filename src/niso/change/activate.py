@@ -1,13 +1,9 @@
-"""Niso activate and restart.
-
-Activate services: set up their networks and start their processes, all of them or none.
+"""Activate services: set up their networks and start their processes, all or none; restart.
 
 The change is recorded in the store as an intent before it reaches the kernel. If this process dies,
-a later command undoes the intent (`niso.change.journal.recover`). niso's lock is held over plan
-and write. A service's own lock is held from its first change to its last, including the wait for
-its process.
-
-Restart the processes of active services.
+a later command undoes the intent (`niso.change.journal.recover`). niso's lock is held over plan and
+write. A service's own lock is held from its first change to its last, including the wait for its
+process.
 """
 
 from __future__ import annotations
@@ -47,7 +43,7 @@ if TYPE_CHECKING:
     from niso.change import cluster_claims
 
 
-# --- activate ------------------------------------------------------------------------------------
+# --- activate -------------------------------------------------------------------------------------
 
 
 _TRIES = 10
@@ -426,7 +422,7 @@ def _outcome(store: Store, change: Change, changed: bool) -> Outcome:
     return Outcome(change.name, changed, addresses, ports, job)
 
 
-# --- restart -------------------------------------------------------------------------------------
+# --- restart --------------------------------------------------------------------------------------
 
 
 def restart(

@@ -1,8 +1,7 @@
-"""Record names, leases and ports of a service, or refuse them; membership in a stack.
+"""Record the networks, names, leases and ports of a service in the store, or refuse them.
 
-Record the networks, names, leases and ports of a service in the store, or refuse them.
-
-Prepare a stack's activation: its networks, services that leave it, and its membership.
+It also prepares a stack's activation: its networks, services that leave it, and its membership.
+Host ports are checked in `niso.change.ports`, addresses are assigned in `niso.store.service_rows`.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from niso.change import cluster_claims
 
 
-# --- admit ---------------------------------------------------------------------------------------
+# --- one service ----------------------------------------------------------------------------------
 
 
 _ALIASES, _IP = "chosen_aliases", "chosen_ip"
@@ -568,7 +567,7 @@ class LinkNames:
         return generation
 
 
-# --- stacks --------------------------------------------------------------------------------------
+# --- the services of a stack ----------------------------------------------------------------------
 
 
 OR_REPLACE = "choose another name; --replace takes over its services"

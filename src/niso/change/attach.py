@@ -1,16 +1,11 @@
-"""Attach and detach namespaces of others.
-
-Attach network namespaces of other programs to niso's networks, and detach them.
+"""Attach network namespaces of other programs to niso's networks, and detach them.
 
 An attachment is a service row of mode ``attached``. Admission, plan and rules are those of every
 service (`niso.change.admit`, `niso.plan.desired`); an attachment has no package and no process.
 This module imports nothing that only processes need, because an engine waits for each call.
 
-Describe a requested attachment, and the records that it needs.
-
-Combine an attachment's policy with the administrator's: both must allow a packet.
-
-An engine's user writes the former; the latter are the files in /etc/niso/policies.
+An attachment's policy is written by a user of the engine, and combined with the administrator's
+(the files in /etc/niso/policies): both must allow a packet.
 """
 
 from __future__ import annotations
@@ -49,7 +44,7 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-# --- attachments ---------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 POD_POLICY = "pod_policy"
@@ -72,7 +67,7 @@ class Done(NamedTuple):
     ports: tuple[Port, ...]
 
 
-# --- attach -----------------------------------------------------------------------------------
+# --- attach ---------------------------------------------------------------------------------------
 
 
 def attach(
@@ -324,7 +319,7 @@ def apply_policies(machine: Machine, report: Report = silent) -> list[Done]:
     return done
 
 
-# --- detach -----------------------------------------------------------------------------------
+# --- detach ---------------------------------------------------------------------------------------
 
 
 def detach(machine: Machine, name: str, id: str | None = None, report: Report = silent) -> bool:
@@ -389,7 +384,7 @@ def collect(
     return done
 
 
-# --- attach request ------------------------------------------------------------------------------
+# --- what a request needs: rows, addresses, MAC ---------------------------------------------------
 
 
 CLI = "cli"
@@ -597,7 +592,7 @@ def mac(text: str) -> str:
     return ":".join(f"{octet:02x}" for octet in octets)
 
 
-# --- policies ------------------------------------------------------------------------------------
+# --- policy of the attachment and of the administrator --------------------------------------------
 
 
 _ALL_PORTS = (0, 65535)

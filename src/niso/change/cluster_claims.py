@@ -1,12 +1,7 @@
-"""What services need in the cluster, held for a change.
+"""Claim what services need on networks that span hosts, and publish their state to the cluster.
 
-Claim what services need on networks that span hosts, and publish their state.
-
-Only hosts of a cluster load this module.
-
-Derive the claims that services need, from their manifests and the rows of related services.
-
-Only hosts of a cluster load this module.
+The claims follow from the manifests of services and the rows of related services. Only hosts of a
+cluster load this module.
 """
 
 from __future__ import annotations
@@ -37,7 +32,7 @@ if TYPE_CHECKING:
     from niso.cluster.engine import Engine, Joined
 
 
-# --- cluster claims ------------------------------------------------------------------------------
+# --- claims of a command --------------------------------------------------------------------------
 
 
 _LATER = "the agent says it once the cluster answers: niso cluster status"
@@ -338,7 +333,7 @@ def _arriving(
     return span_networks.arriving(joined, engine, cluster, specs)
 
 
-# --- cluster needs -------------------------------------------------------------------------------
+# --- what services need in the cluster ------------------------------------------------------------
 
 
 def home_network(store: Store, target: Target, targets: Iterable[Target]) -> str:

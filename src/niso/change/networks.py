@@ -1,10 +1,6 @@
-"""Create, plan and remove networks.
+"""Create, plan and remove networks: choose subnet, gateway and bridge name, and refuse overlaps.
 
-Plan networks: choose subnet and bridge, and detect conflicts.
-
-Create and remove networks.
-
-Add the names of services to the host's own hosts file, or remove them.
+It also shows or hides the names of services in the host's own hosts file (`show`).
 """
 
 from __future__ import annotations
@@ -42,7 +38,7 @@ if TYPE_CHECKING:
     from niso.change.span_networks import Arriving
 
 
-# --- networks ------------------------------------------------------------------------------------
+# --- planning -------------------------------------------------------------------------------------
 
 
 def pool() -> subnets.Network:
@@ -252,7 +248,7 @@ def _next_free(name: str, taken: list[tuple[subnets.Network, str]]) -> subnets.N
     return prefix
 
 
-# --- network -------------------------------------------------------------------------------------
+# --- create and remove ----------------------------------------------------------------------------
 
 
 def create(
@@ -354,7 +350,7 @@ def _require_unused(store: Store, name: str) -> None:
         )
 
 
-# --- known names ---------------------------------------------------------------------------------
+# --- names in the host's own hosts file -----------------------------------------------------------
 
 
 def show(machine: Machine, on: bool) -> bool:

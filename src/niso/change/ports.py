@@ -1,10 +1,8 @@
-"""Admit host ports; bring a change of ports to the kernel.
+"""Assign host ports to services: refuse ports that clash, and choose free ones.
 
-Assign host ports to services: find present holders and free ports.
-
-The caller of `admit` is in a transaction of the store.
-
-Publish and withdraw ports of running services (`niso port-forward`).
+`admit` refuses a port that is published already or used by another program; its caller is in a
+transaction of the store. Changes of the ports of running services (`niso.change.port_forward`) are
+also written to the kernel here, and completed after an interruption.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from niso.reconcile.change import change
 from niso.runtime.machine import Machine
 from niso.store.store import Store
 
-# --- ports ---------------------------------------------------------------------------------------
+# --- admitting host ports -------------------------------------------------------------------------
 
 
 FREE_FIRST, FREE_LAST = 20_000, 29_999
@@ -201,7 +199,7 @@ def _choose(
     return candidate
 
 
-# --- forwards ------------------------------------------------------------------------------------
+# --- changes of a running service's ports ---------------------------------------------------------
 
 
 class FinishingPorts(NamedTuple):

@@ -1,8 +1,8 @@
 """Find what an activation would refuse on any host (`niso check`).
 
-The services are recorded by the code of activations, in a store without a file, on a host that
-has nothing. What depends on the host is not checked: networks that no file describes, services that
-no file has, and the present time.
+The services are recorded by the code of activations, in a store without a file, on a host that has
+nothing. What depends on the host is not checked: networks that no file describes, services that no
+file has, and the present time.
 """
 
 from __future__ import annotations

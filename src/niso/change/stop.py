@@ -1,12 +1,7 @@
-"""End processes, withdraw services from the network.
+"""Stop services: stop processes in parallel, remove networks with one plan, delete records.
 
-Stop services: end processes in parallel, remove networks with one plan, delete records.
-
-The caller holds the services' locks and has begun their intents.
-
-Remove services from the network with one plan, after their processes have ended.
-
-This module imports nothing that only processes need, because it also serves attachments.
+The caller holds the services' locks and has begun their intents. This module imports nothing that
+only processes need, because it also serves attachments.
 """
 
 from __future__ import annotations
@@ -35,7 +30,7 @@ if TYPE_CHECKING:
     from niso.runtime.processes import Processes
 
 
-# --- stop ----------------------------------------------------------------------------------------
+# --- processes and records ------------------------------------------------------------------------
 
 
 Needs = Mapping[str, Iterable[str]]
@@ -190,7 +185,7 @@ def refuse(store: Store, services: Iterable[str]) -> None:
             )
 
 
-# --- withdraw ------------------------------------------------------------------------------------
+# --- networks, after the processes have exited ----------------------------------------------------
 
 
 def withdraw(

@@ -1,6 +1,6 @@
-"""Warnings after a change, and what a dry run would cut.
+"""Make the warnings after an activation or attachment; preview which flows a change would cut.
 
-After a change of services, warn about likely problems and hand over to systemd.
+After the warnings of an activation, the services are handed over to systemd (`niso.change.boot`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from niso.change.attach import Done
 
 
-# --- handover ------------------------------------------------------------------------------------
+# --- warnings after a change ----------------------------------------------------------------------
 
 
 def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> None:
@@ -236,7 +236,7 @@ def _warn_of_others(session: Session, name: str, volume: MountedVolume) -> None:
         )
 
 
-# --- policy views --------------------------------------------------------------------------------
+# --- flows that a change would cut: results -------------------------------------------------------
 
 
 class PolicyEffect(NamedTuple):
@@ -268,7 +268,7 @@ class PolicyEffect(NamedTuple):
     """flows that are open now"""
 
 
-# --- test ----------------------------------------------------------------------------------------
+# --- flows that a change would cut ----------------------------------------------------------------
 
 
 def effects(session: Session, what: Sequence[str], since: float | None) -> tuple[PolicyEffect, ...]:
