@@ -1,8 +1,6 @@
-"""Niso web: looks as root, and opens a browser.
+"""Run `niso web`: this root process measures, an unprivileged one serves the results.
 
-Implement niso web: this root process measures, an unprivileged one serves the results.
-
-Open an address in the browser of the user who called sudo(8).
+The address is opened in the browser of the user who called sudo(8).
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-# --- web -----------------------------------------------------------------------------------------
+# --- niso web -------------------------------------------------------------------------------------
 
 
 EVERY_S = 2.0
@@ -221,7 +219,7 @@ def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> No
         os._exit(code)
 
 
-# --- sockets -------------------------------------------------------------------------------------
+# --- sockets --------------------------------------------------------------------------------------
 
 
 class _listening:
@@ -277,7 +275,7 @@ def _remove_dead(path: str) -> None:
                 os.unlink(path)
 
 
-# --- web opener ----------------------------------------------------------------------------------
+# --- opening a browser ----------------------------------------------------------------------------
 
 
 _KEPT = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "LANG", "PATH", "TERM")

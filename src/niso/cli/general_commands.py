@@ -1,9 +1,4 @@
-"""Help, version, check, schema, lab, import.
-
-Implement niso help, version, check, schema, lab and on-exit.
-
-Implement niso import, which converts a compose file to a stack.toml.
-"""
+"""Run niso help, version, check, schema, lab, on-exit and import (from a compose file)."""
 
 from __future__ import annotations
 
@@ -17,7 +12,7 @@ from niso.cli import parse
 from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, Group, find
 from niso.cli.parse import HELP, Args
 
-# --- meta ----------------------------------------------------------------------------------------
+# --- help, version and others ---------------------------------------------------------------------
 
 
 def run_meta(name: str, args: Args) -> int:
@@ -93,7 +88,7 @@ def first_screen() -> list[Command | Group]:
     return [find(name, "") for name in COMMANDS if name not in (*HIDDEN, "help", "version")]
 
 
-# --- importing -----------------------------------------------------------------------------------
+# --- niso import ----------------------------------------------------------------------------------
 
 
 def run_importing(_: str, args: Args) -> int:
