@@ -1,19 +1,15 @@
-"""Netavark plugin of Podman, names by aardvark-dns.
-
-Run as a plugin of netavark, Podman's network program, for networks with the driver niso.
+"""Run as a plugin of netavark, Podman's network program; serve names by aardvark-dns.
 
 The calls are ``info``, ``create``, ``setup NETNS`` and ``teardown NETNS``, with JSON on stdin and
 stdout (github.com/containers/netavark, plugin-API.md; seen with Podman 5.4).
 
-Resolve names of Podman's containers for each other, with aardvark-dns if it is installed.
-
-aardvark-dns is the name server of Podman's own networks. It reads one file for each network: the
-network's addresses, then a line ``ID IPV4S IPV6S NAMES`` for each container. It reads them again at
-SIGHUP, and exits when there is none (github.com/containers/aardvark-dns). niso runs its own
-instance, because netavark's does not know the networks of plugins.
-
-It forwards other names to the host's name servers, except for addresses that only files of internal
-networks have, whichever address of the host they ask. The names of such files end in ``%int``.
+Containers resolve each other's names with aardvark-dns, the name server of Podman's own networks,
+if it is installed. It reads one file for each network: the network's addresses, then a line ``ID
+IPV4S IPV6S NAMES`` for each container. It reads them again at SIGHUP, and exits when there is none
+(github.com/containers/aardvark-dns). niso runs its own instance, because netavark's does not know
+the networks of plugins. It forwards other names to the host's name servers, except for addresses
+that only files of internal networks have, whichever address of the host they ask. The names of such
+files end in ``%int``.
 """
 
 from __future__ import annotations
@@ -45,7 +41,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- netavark ------------------------------------------------------------------------------------
+# --- the program ----------------------------------------------------------------------------------
 
 
 OWNER = "podman"
@@ -98,7 +94,7 @@ def _answer(words: list[str]) -> dict[str, Any] | None:
     return None
 
 
-# --- create -----------------------------------------------------------------------------------
+# --- create ---------------------------------------------------------------------------------------
 
 
 def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +173,7 @@ def _is_as_described(known: Network, given: Mapping[str, Any], mtu: str | None) 
     )
 
 
-# --- networks that Podman has removed ------------------------------------------------------------
+# --- networks that Podman has removed -------------------------------------------------------------
 
 
 def _note(machine: Machine, network: str, called: str) -> None:
@@ -290,7 +286,7 @@ def _policy(options: Mapping[str, str], own: Mapping[str, str], name: str) -> An
     )
 
 
-# --- setup, teardown ---------------------------------------------------------------------------
+# --- setup, teardown ------------------------------------------------------------------------------
 
 
 def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -379,7 +375,7 @@ def _teardown(machine: Machine, given: Mapping[str, Any]) -> None:
         update(machine, network, OWNER)
 
 
-# --- aardvark ------------------------------------------------------------------------------------
+# --- names by aardvark-dns ------------------------------------------------------------------------
 
 
 PROGRAMS = tuple(

@@ -1,10 +1,6 @@
-"""What plugins share; what engines send.
-
-Shared code of the engines' plugins: the machine, names, ports and policies.
+"""Share code between the plugins of engines: the machine, names, ports, policies, input, errors.
 
 An engine waits for its plugin, so this imports no code for manifests or processes.
-
-Read an engine's input, and format errors for it.
 """
 
 from __future__ import annotations
@@ -35,7 +31,7 @@ if TYPE_CHECKING:
     from niso.cluster.engine import Joined
 
 
-# --- plugin --------------------------------------------------------------------------------------
+# --- parts of a call ------------------------------------------------------------------------------
 
 
 _LONGEST_NAME = 40
@@ -240,7 +236,7 @@ POLICY_KEYS = ("allow_from", "deny_from", "egress_allow", "egress_deny", "log")
 """The keys that `policy` parses."""
 
 
-# --- protocol ------------------------------------------------------------------------------------
+# --- input and errors -----------------------------------------------------------------------------
 
 
 _MOST_BYTES = 4 << 20
