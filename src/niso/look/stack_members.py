@@ -139,7 +139,7 @@ def error_of(network: str, error: Error) -> InvalidInput:
     return new
 
 
-# --- services of other hosts ----------------------------------------------------------------------
+# --- the file of a stack --------------------------------------------------------------------------
 
 
 def is_elsewhere(before: str, now: str) -> bool:
