@@ -279,7 +279,7 @@ def as_stack_error(stack: Stack, error: Error, of: Member | None = None) -> Erro
     return error
 
 
-# --- the parts of the file ------------------------------
+# --- the parts of the file ------------------------------------------------------------------------
 
 
 class _Blank(NamedTuple):
@@ -380,7 +380,7 @@ def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
         )
 
 
-# --- a service and its package ------------------------------
+# --- a service and its package --------------------------------------------------------------------
 
 
 def _name_error(item: Item, name: object, items: Mapping[str, Item]) -> InvalidInput | None:
