@@ -1,4 +1,4 @@
-"""Translate policies to elements of static maps; the kernel needs nothing else for a policy.
+"""Translate policies to nftables elements of static maps: the kernel needs nothing else for them.
 
 One direction of a service's policy is a function from (peer, protocol, port) to a verdict. It is
 split into parts, each of which is one map lookup. A part is looked up only if no earlier part has
@@ -555,7 +555,7 @@ def _span(first: int, last: int, family: int) -> str:
     return f"{kind(first)}-{kind(last)}"
 
 
-# --- protocols and ports -------------------------------------------------------------------------
+# --- protocols and ports --------------------------------------------------------------------------
 
 _Runs = tuple[tuple[int, int, Decision], ...]
 """The decisions on all ports of a protocol, in order: first port, last port, decision."""

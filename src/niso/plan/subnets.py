@@ -1,6 +1,6 @@
-"""Choose free addresses, prefixes and gateways for networks and endpoints. Pure.
+"""Find free addresses, prefixes and gateways in subnets, and check requested ones. Pure.
 
-The leases that record chosen addresses are in `niso.store.service_rows`. An address is handled as
+The lease of a service is chosen by `niso.store.service_rows.lease`. An address is handled as
 its number within its subnet (0 is the network address), so that IPv4 and IPv6 work alike.
 """
 

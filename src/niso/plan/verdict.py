@@ -150,7 +150,7 @@ def matches(entry: Entry, world: World, address: str, port: int | None, proto: s
     return holder is not None and peer.name in holder[0].names
 
 
-# --- the two policies ----------------------------------------------------------------------------
+# --- the two policies -----------------------------------------------------------------------------
 
 
 def _egress(world: World, sender: Holder | None, source: str, path: _Path, proto: str) -> Reason:
@@ -227,7 +227,7 @@ def _who(world: World, address: str) -> str:
     return "the host" if is_host(world, address) else address
 
 
-# --- the path ------------------------------------------------------------------------------------
+# --- the path -------------------------------------------------------------------------------------
 
 
 class _Packet(NamedTuple):
