@@ -348,7 +348,7 @@ def _systemctl(*arguments: str, may_fail: bool = False) -> str:
     return done.stdout
 
 
-# --- unit files ----------------------------------------------------------------------------------
+# --- unit files -----------------------------------------------------------------------------------
 
 
 class ChangingUnit(NamedTuple):
