@@ -1,4 +1,4 @@
-"""Read and write the rows of services, leases, intents and stacks; lease addresses.
+"""Read and write the rows of services, intents and stacks; choose leases of addresses.
 
 A service belongs to at most one stack, until it is removed or leaves the stack's file. A service of
 mode share (a sharer) has no endpoint. It uses the addresses, networks and port families of its
