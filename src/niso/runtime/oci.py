@@ -1,6 +1,7 @@
-"""Render the OCI configuration of a service: memory limit, CPU, capabilities, mounts, namespaces.
+"""Render the OCI configuration of a service: process, capabilities, mounts and namespaces.
 
-It follows from the service's `ProcessSpec` alone (OCI runtime-spec 1.0.2, config.md).
+It follows from the service's `ProcessSpec` alone (OCI runtime-spec 1.0.2, config.md). Its resource
+limits are those of `niso.runtime.cgroups`.
 """
 
 from __future__ import annotations
