@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 _ALIASES, _IP = "chosen_aliases", "chosen_ip"
-"""Labels of attachments (niso/store/attached_rows.py)."""
+"""Labels of attachments (store/attached_rows.py)."""
 
 
 class Change(NamedTuple):

@@ -252,7 +252,7 @@ class Kernel(Protocol):
     def lacks_wireguard(self, form: str) -> str | None:
         """Return why the host cannot have a WireGuard link of a form; None if it can.
 
-        The forms are those of kinds/wireguard.py. Raises KernelError.
+        The forms are those of kinds/tunnels.py. Raises KernelError.
         """
 
     def wireguard_keys(self, private: str) -> tuple[str, str]:

@@ -30,7 +30,9 @@ from niso.kernel.policy_rules import CLASS, POLICY_PARTS
 
 
 TUNNEL = "nw-cluster"
-"""The WireGuard link of an encrypted cluster (kinds/wireguard.py)."""
+"""The WireGuard link of an encrypted cluster (kinds/tunnels.py)."""
+# Offsets are in bits from the UDP header: flags 64, VNI 96, then the inner frame: destination 128,
+# source 176, EtherType 224, source address 336 (IPv4) or 304 (IPv6).
 VNI, TO, FROM = "@th,96,24", "@th,128,48", "@th,176,48"
 _OUTER = {4: "ip saddr", 6: "ip6 saddr"}
 _INNER = {4: ("0x0800", "@th,336,32"), 6: ("0x86dd", "@th,304,128")}
@@ -748,7 +750,7 @@ flows4 flows6 askers4 askers6 {FRAGMENTS} {ARP} vxlans wire sealed
 LATE = frozenset(_GUARDS.split())
 """Sets whose elements protect another object, and are deleted after that object.
 
-See kinds/element.py for policies.
+See kinds/nft.py for policies.
 """
 
 

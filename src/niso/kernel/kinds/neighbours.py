@@ -159,7 +159,7 @@ class _Neighbours(Kind[Neighbour]):
         return f"forwarding entry {thing.mac} of bridge port {thing.link}"
 
     def read(self, space: Space, things: Collection[Neighbour]) -> Iterable[Neighbour]:
-        """Yield the static entries of niso's bridges, without those of kinds/veth.py and fdb.py."""
+        """Yield the static entries of niso's bridges, without those of Veth and Fdb objects."""
         if space.name or not space.reading.strays:
             return
 

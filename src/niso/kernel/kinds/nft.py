@@ -351,7 +351,8 @@ def _all(reading: Reading) -> Iterator[Element]:
 class Ruleset(NamedTuple):
     """Both tables.
 
-    ``digest`` is that of their text (nft_tables.py). ``wrong`` lists chains and sets that differ.
+    ``digest`` is that of their text (kernel/ruleset.py). ``wrong`` lists chains and sets that
+    differ.
     """
 
     digest: str

@@ -160,9 +160,9 @@ def _port_settings() -> list[bytes]:
 class Vxlan(NamedTuple):
     """A VXLAN device.
 
-    It neither learns nor floods: static entries say where frames go (kinds/fdb.py). ``device``
-    names settings of the device that differ from niso's, ``drift`` those of the bridge port
-    (kernel/link_records.py).
+    It neither learns nor floods: static entries say where frames go (kinds/neighbours.py).
+    ``device`` names settings of the device that differ from niso's, ``drift`` those of the bridge
+    port (kernel/link_records.py).
     """
 
     name: str
