@@ -190,6 +190,7 @@ def _record(
     for network in on:
         _ensure_network(machine, network, wanted.addresses.get(network))
     was_active = before is not None and before.active
+    # a new activation has new link names: the old links may not be deleted yet
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
     generation = links.generation(name, on, generation)
     if wanted.mode == "attached" or not target.with_process:

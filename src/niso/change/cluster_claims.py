@@ -228,6 +228,7 @@ def prepare(
     joined = machine.joined() if spans or unknown or around else None
     if joined is None:
         return None
+    # if all claims are recorded already, the command can do without an answer, and waits less
     brief = not unknown and all(
         own_record(store, target, needs_of(store, target, spans, names)) for target in targets
     )
@@ -262,6 +263,7 @@ def prepare(
     except BaseException:
         engine.close()
         raise
+    # otherwise the claims use the connection until the command ends
     if not wanted or dry_run:
         engine.close()
     return held if wanted else None

@@ -251,6 +251,7 @@ def join(
         if own.encryption:
             how = _encrypts(machine, encrypt or own.encryption, mtu, own.address)
             own = own._replace(encryption=how)
+        # left by an interrupted attempt
         clear(machine, report)
         require_free(machine, AGENT)
         try:
@@ -277,6 +278,7 @@ def join(
         except BaseException:
             clear(machine, report)
             raise
+        # the host is in the cluster from here: no failure below undoes this
         start_agent(machine, report)
         if member:
             try:

@@ -78,6 +78,7 @@ def recover(
     recovered: list[Recovered] = []
     errors: dict[str, Error] = {}
     done = 0
+    # activations are undone together: one may have taken what another released
     for activations, group in groupby(
         in_order(store, intents), lambda intent: intent.action == "activate"
     ):

@@ -153,6 +153,7 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
     return Network(
         name=name,
         bridge=bridge,
+        # IPv6 needs a least MTU (RFC 8200, 5), also where the host's MTU is smaller
         mtu=mtu if mtu is not None else max(kernel.default_mtu(), MIN_MTUS[6] if with_ipv6 else 0),
         subnets=tuple(
             Subnet(net.version, str(net), given.get(net.version, str(net.network_address + 1)))

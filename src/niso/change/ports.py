@@ -72,6 +72,7 @@ def admit(
     errors: list[Error] = []
     new = [port for port in wanted if port not in have]
     gone = {port for port, _, _ in taken(store, service, new, published)}
+    # errors are collected, so that one run names all ports that must change
     for key, port in zip(keys, wanted, strict=True):
         try:
             check_family(service, port, families, key)
@@ -89,6 +90,7 @@ def admit(
                     )
                 )
                 chosen.append(assigned)
+            # a port that the service has is not checked: its own listener would conflict
             elif port not in have:
                 if port in gone:
                     continue  # it stays with the service whose forward took it

@@ -126,6 +126,7 @@ class Agent:
             return []
         membership = Membership(engine, self.keys)
         cluster = membership.cluster()
+        # an etcd that was replaced or lost its data must not delete the services of this host
         if cluster is None or cluster.identity != self.me.cluster:
             other = f"cluster {cluster.identity}" if cluster else "no cluster"
             self._say(f"etcd has {other}, not {self.me.cluster}: nothing is changed")
@@ -153,6 +154,7 @@ class Agent:
             now = self._guard.guarded(store, now, now_s)
         if lost:
             self.log(f"taken over by other hosts, and ended here: {', '.join(lost)}")
+            # another host uses the addresses already, so nothing else comes first
             self.end(lost)
             mirror.drop_claims(store, kernel, lost)
         # other hosts have released what it had, and its addresses may be in use again

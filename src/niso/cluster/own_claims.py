@@ -182,6 +182,8 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
                 raise
             # a command released it and was undone, and another service has the address now
             return False
+    # recorded without its mark until it is published: after an interruption, the next pass sees a
+    # difference and publishes it again
     now = recorded(have)
     if record != now:
         with store.transaction():

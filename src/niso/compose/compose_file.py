@@ -97,6 +97,7 @@ def convert(path: str, target: str | None = None) -> Imported:
     for key in storage.beyond(data, _IN_FILE):
         if not key.startswith("x-") and data[key]:
             gaps.append(Gap("", key, _NOT_HERE.get(key, "niso has no such key")))
+    # a network that no service uses would only occupy a subnet
     used = {name for one in made for name in one.tables.get("network", {}).get("networks", ())}
     text = "\n".join(
         (

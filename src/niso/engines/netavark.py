@@ -299,6 +299,7 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
     there = machine.kernel.cookie_at(netns)
     known = store.attachments.all(OWNER, container)
     same = next((attached for attached in known if there and attached.cookie == there), None)
+    # netavark calls once for each network: a later call extends the attachment of the first
     if same is not None:
         name = same.service
     elif known:

@@ -149,6 +149,7 @@ def _remedy(
     ordered = sorted(ways, reverse=True)
     wild = len(bridges) > 1 and all(bridge.startswith("niso-") for bridge in bridges)
     plus = ("niso-+",) if wild else bridges
+    # the owner's tool comes first: it drops rules that other tools add when it reloads its own
     if (family, table) == ("inet", "firewalld"):
         adds = tuple(
             f"firewall-cmd --permanent --zone=trusted --add-interface={bridge}" for bridge in plus

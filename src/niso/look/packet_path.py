@@ -424,6 +424,8 @@ def _path(
     )
     family = packet.family
     raw = "raw" if family == 4 else "raw6"
+    # each return is a point where the packet stops, in the order in which it meets them: rules that
+    # it never reaches are not part of the answer
     if family_of(packet.source) != family or (
         sender and not (sender.active and _walks(world, packet, verdict))
     ):
@@ -444,6 +446,7 @@ def _path(
         )
         assert on is not None
         by = world.networks[on.network]
+        # the network has no route for this family, so no packet leaves the service
         if all(subnet.family != family for subnet in by.subnets):
             return (), (), ()
         if by.name != entered.name and not to.is_link_local:

@@ -115,6 +115,7 @@ def send_ping(
     if took is not None:
         return packet, took
     where = f"{sender.name} ({packet.source}) to {receiver.name} ({packet.destination})"
+    # only now: a reply proves the path, whatever the recorded policies say
     world = wider(world, packet)
     verdict = decide(world, *packet)
     reason = verdict.dropped_by

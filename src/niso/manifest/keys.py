@@ -148,6 +148,7 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
     def maybe[T](rule: Callable[[str, str], T], text: str | None, key: str) -> T | None:
         return None if text is None else read(rule, text, key)
 
+    # a job runs once: its exit status is its result, whatever service.restart says
     if manifest.service.kind == "job":
         manifest = manifest._replace(service=manifest.service._replace(restart="no"))
     own, limits, network = manifest.service, manifest.isolation.resources, manifest.network
@@ -168,6 +169,7 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
     fragments = limits.fragments_limit
     if fragments is None:
         fragments = process_keys.fragments_default(manifest.isolation.capabilities)
+    # these defaults depend on other keys; the stored manifest has the values that apply
     limits = limits._replace(
         tmp_size=limits.tmp_size or process_keys.tmp_default(memory_max),
         fragments_limit=fragments,
