@@ -83,7 +83,7 @@ class Services:
         ``timeout`` is in seconds, for each service to start or become healthy. On an active
         service, only the changes of its manifest are applied. ``replace`` takes over services of
         these names that came from other folders, ``take`` services of hosts of the cluster that are
-        gone. Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup; then
+        absent. Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup; then
         everything is rolled back. Without ``trust_owner``, a manifest that users other than root
         and the caller can change is refused.
         """

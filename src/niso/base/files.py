@@ -221,9 +221,9 @@ def _listed(place: str | int) -> tuple[list[int], list[int]] | None:
 def _is_private(gid: int, trusted: Collection[int]) -> bool:
     """Return whether a group has no other members than the users ``trusted``.
 
-    This is so for the private group of a trusted user, which has the user's name and is the user's
-    primary group (useradd(8), USERGROUPS_ENAB), unless it has further members. Other groups do not
-    count, because their members cannot be listed where a directory service has them.
+    That is the private group of a trusted user, which has the user's name and is the user's primary
+    group (useradd(8), USERGROUPS_ENAB), unless it has further members. Other groups do not count,
+    because their members cannot be listed where a directory service has them.
     """
     import grp
     import pwd

@@ -172,7 +172,7 @@ def _locked(
 
     Returns the locks, and the services as they are now: while this waited, the holder of a lock may
     have stopped or started a service that shares a namespace. Raises NotFound if a service was
-    removed, Conflict if new ones keep appearing.
+    removed, Conflict if new services appear again and again.
     """
     for _ in range(_TRIES):
         names = {*ends, *(t.name for t in wanted), *sharing.followers(store, wanted, ends)}

@@ -252,7 +252,7 @@ def _record(
 def _refuse_macs(store: Store, name: str, networks: tuple[str, ...]) -> None:
     """Raise Conflict if an endpoint of a service has the MAC of another one, chosen or derived.
 
-    One that is not active counts too: its MAC is the same at its next activation. A frame to such a
+    An inactive service counts too: its MAC is the same at its next activation. A frame to such a
     MAC would reach whichever of the two was attached last.
     """
     chosen = store.chosen_macs(networks)
@@ -277,7 +277,7 @@ def _set_ports(
     had: list[Port],
     command: Command,
 ) -> None:
-    """Record the host ports of a service; ``had`` are its present ones.
+    """Record the host ports of a service; ``had`` are its present ports.
 
     Raises as `ports.admit` does.
     """

@@ -292,7 +292,8 @@ def current(store: Store, name: str) -> Request | None:
 def apply_policies(machine: Machine, report: Report = silent) -> list[Done]:
     """Attach all live attachments again, to apply the administrator's present policies.
 
-    Raises an ErrorGroup of all failures, after trying the others; failed ones keep their policy.
+    Raises an ErrorGroup of all failures, after trying the others; the policy of a failed one does
+    not change.
     """
     store = machine.store
     done, errors = [], list[Error]()
@@ -454,8 +455,9 @@ def _links(
 ) -> list[Link]:
     """Choose the interface of each link. Raises InvalidInput, Conflict.
 
-    A link that was attached before keeps its interface. The first link on a network that is not
-    internal has the default route, else the first link, unless the namespace has one already.
+    The interface name of a link that was attached before does not change. The first link on a
+    network that is not internal has the default route, else the first link, unless the namespace
+    has one already.
     """
     had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
     _refuse_twice([wish.network for wish in request.wishes], "--network")

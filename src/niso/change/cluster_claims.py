@@ -148,14 +148,12 @@ class Held:
         mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
 
     def scope(self) -> Scope:
-        """Return the scope of the new networks, and of remote services that lose what is claimed
-        here.
-        """
+        """Return the scope of new networks, and of remote services that lose an address or name."""
         changed = self._turned()
         return mirror.scope_of(self._machine.store, changed, changed)
 
     def record(self) -> None:
-        """Record the networks and claims, and remove from remote services what is claimed here.
+        """Record the networks and claims; remove claimed addresses from remote services.
 
         The caller is in a transaction that records the services too.
         """

@@ -133,8 +133,8 @@ def _apply(
 ) -> list[str]:
     """Record answers and converge; the caller holds the lock.
 
-    The rows are committed first, marked as not settled. If this process dies before the kernel has
-    them, the next refresh removes what an earlier answer may have left.
+    The rows are committed first, marked as not yet in the kernel. If this process dies before the
+    kernel has them, the next refresh removes what an earlier answer may have left.
     """
     store, kernel = machine.store, machine.kernel
     rows = store.outside

@@ -103,7 +103,7 @@ def _is_part(port: Port, held: Port) -> bool:
 
 
 def kept_out(store: Store, service: str, port: Port) -> list[tuple[str, Port]]:
-    """Return (service, port) for each manifest port that only this forward keeps unpublished.
+    """Return (service, port) for each manifest port that only this forward displaces.
 
     They are those of active services. A host port that several services want is left out.
     """

@@ -282,8 +282,8 @@ def _moving(
 ) -> change:
     """Return the context of a change of these ports alone.
 
-    ``on`` are the networks that it concerned before. The rows are first: if niso dies, the next
-    command finds which ports were moved.
+    ``on`` are the networks that it concerned before. The rows are committed first: if niso dies,
+    the next command finds which ports were moved.
     """
     store, kernel = machine.store, machine.kernel
     scope = change_scope.concerned(store, sorted({service for service, _ in moved}), on)

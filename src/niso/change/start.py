@@ -342,7 +342,7 @@ class _Starting:
         self._todo[:0] = [end.start._replace(stops=None) for end in over]
 
     def _has_succeeded(self, wait: Wait) -> bool:
-        """If a process was meant to end and succeeded, record that and return True.
+        """If a process that should exit has succeeded, record that and return True.
 
         Such a process is a job, or one that is never restarted, with exit status 0.
         """
@@ -420,7 +420,7 @@ class Start(NamedTuple):
 
 
 class End:
-    """Tracks a process that was told to end and will be started again."""
+    """Tracks a process that niso stops to start it again."""
 
     def __init__(self, processes: Processes, start: Start, timeout_s: float) -> None:
         self.start = start

@@ -197,7 +197,7 @@ def _anything(family: int, position: int) -> Subnet:
     """Return a subnet that contains all addresses.
 
     Services without a static address get one of 0.0.0.0/8 or ::/104, which no static address can be
-    in. ``position`` keeps networks' addresses apart.
+    in. ``position`` makes the automatic addresses of networks differ.
     """
     start = ipaddress.ip_address(position * _SPACE)
     text = str(start if family == 4 else ipaddress.IPv6Address(int(start)))

@@ -166,7 +166,7 @@ class _Server:
             raise self._failure(b"") from None
 
     def wait(self, seconds: float) -> None:
-        """Wait for a time. Raises Error if the server exits before."""
+        """Wait for some seconds. Raises Error if the server exits first."""
         if select.select([self._handle], [], [], seconds)[0]:
             raise self._failure(b"")
 

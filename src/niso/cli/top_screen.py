@@ -676,7 +676,7 @@ class Output(ModalScreen[None]):
         asyncio.get_running_loop().add_reader(self._descriptor(), self._read)
 
     def on_unmount(self) -> None:
-        """End the command."""
+        """Kill the command whose output is shown."""
         self._end()
 
     def _descriptor(self) -> int:

@@ -69,7 +69,7 @@ class Me(NamedTuple):
 
 
 class Agent:
-    """Keeps one host synchronised with the cluster.
+    """Synchronises one host with the cluster.
 
     ``end`` ends services that another host has taken over, ``log`` takes one line of text. ``tend``
     is called at the start, about every `LOOK_S` seconds, and when hosts come or go; its second
@@ -408,7 +408,7 @@ def last() -> Look:
 
 
 def note(gone: Iterable[str], now_s: float) -> None:
-    """Record a sync pass and the hosts that are gone. Raises OSError."""
+    """Record a sync pass and the absent hosts. Raises OSError."""
     before = last().gone
     now = {host: before.get(host, now_s) for host in sorted(gone)}
     kept = json.dumps({"at": now_s, "gone": now})

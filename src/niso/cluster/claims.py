@@ -243,7 +243,7 @@ class Claims:
     def _planned(
         self, wanted: Wanted, have: Claim | None, asked: Asked, raced: bool
     ) -> tuple[Claim, Txn] | None:
-        """Return the wanted claim and the transaction that makes it; None if it is held already."""
+        """Return the wanted claim and the transaction that makes it; None if it is there."""
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
         takes = have is not None and have.host != self.host and have.gen >= asked.since
         if have is not None and takes:

@@ -198,7 +198,7 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
 def is_so(store: Store, record: Claim, now: Seen) -> bool:
     """Return whether the cluster's keys of a service match this host's rows, as far as visible.
 
-    The recorded claim alone does not tell, because an activation that was undone may have changed
+    The recorded claim alone is not enough, because an activation that was undone may have changed
     it. Ports and policies are not visible; `untold` records that they are not published yet.
     """
     row, known = store.service(record.service), now.services.get(record.service)
@@ -298,7 +298,7 @@ def spec_of(network: Network) -> Spec:
 def base_of(store: Store) -> int:
     """Return a number above all claims' numbers (``gen``) so far, and above those that may follow.
 
-    The engine's revisions restart, and a claim from before the loss must not look newer.
+    The engine's revisions restart, and a claim from before the loss must have a lower number.
     """
     known = [claim.gen for claim in store.across.claims()]
     known += [row.gen for rows in store.across.addresses().values() for row in rows]

@@ -313,7 +313,7 @@ def _create_network(machine: Machine, call: Call) -> None:
 
 
 def _require_configured(network: Network, config: Mapping[str, Any]) -> None:
-    """Raise Failure if a network that exists is not what the keys of the configuration say."""
+    """Raise Failure if a network that exists differs from the keys of the configuration."""
     there = {subnet.cidr for subnet in network.subnets}
     subnets, has_ipv6 = set(config.get("subnets", ())), any(":" in cidr for cidr in there)
     if subnets and subnets != there:

@@ -298,7 +298,7 @@ def _forget_ended(machine: Machine, request: Request) -> None:
 
 
 def _forget_files(id: str) -> None:
-    """Remove what is kept of an endpoint."""
+    """Delete the files of an endpoint."""
     _waiting.pop(id, None)
     path = _file(paths.run_dir(), id)
     _remove(f"{path}.netns")

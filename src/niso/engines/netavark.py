@@ -162,7 +162,7 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
 
 
 def _is_as_described(known: Network, given: Mapping[str, Any], mtu: str | None) -> bool:
-    """Return whether a network is what Podman's record of it says; a setup mostly finds that."""
+    """Return whether a network is as Podman has recorded it; a setup mostly finds that."""
     have = sorted((subnet.cidr, subnet.gateway) for subnet in known.subnets)
     want = [(str(s.get("subnet")), str(s.get("gateway"))) for s in given.get("subnets") or ()]
     return (
@@ -194,9 +194,9 @@ def _notes() -> str:
 def drop_networks(machine: Machine, wanted: str = "", report: Report = silent) -> None:
     """Remove the networks that Podman has removed and no service is on.
 
-    Podman does not call its plugin for that. It writes the file of a new network after the call,
-    so young ones are kept, except for ``wanted``, which Podman is about to create. One that cannot
-    be removed is reported. Raises OSError.
+    Podman does not call its plugin for that. It writes the file of a new network after the call, so
+    recent networks stay, except for ``wanted``, which Podman is about to create. A network that
+    cannot be removed is reported. Raises OSError.
     """
 
     try:

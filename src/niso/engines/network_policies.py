@@ -174,8 +174,8 @@ def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
 def network_policy(data: Mapping[str, Any]) -> NetworkPolicy:
     """Parse a network policy.
 
-    One that niso does not understand selects all pods of its namespace and allows nothing. Raises
-    ValueError if the object has no name.
+    A policy that niso does not understand selects all pods of its namespace and allows nothing.
+    Raises ValueError if the object has no name.
     """
     try:
         space, name = data["metadata"]["namespace"], data["metadata"]["name"]

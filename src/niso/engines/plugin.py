@@ -75,7 +75,7 @@ def _joined() -> Joined | None:
 def label(text: str) -> str:
     """Derive a valid service name from ``text``, such as the name of a container or pod.
 
-    Different texts get different names: one that had to be changed gets a digest.
+    Different texts get different names: a changed name ends in a digest.
     """
     plain = "".join(c if c.isascii() and (c.islower() or c.isdigit()) else "-" for c in text)
     words = [word for word in plain.split("-") if word]
@@ -181,9 +181,9 @@ def free_name(machine: Machine, wanted: str, id: str) -> str:
 def joined(store: Store, request: Request) -> Request:
     """Extend a request for one network by the attachment's other networks.
 
-    The policy of a Kubernetes pod is kept: a request for another network does not remove it. Raises
-    Conflict if the attachment has another interface on the network, or the interface is on another
-    network.
+    The policy of a Kubernetes pod does not change: a request for another network does not remove
+    it. Raises Conflict if the attachment has another interface on the network, or the interface is
+    on another network.
     """
     now = attach.current(store, request.name)
     if now is None:

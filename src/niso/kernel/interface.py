@@ -111,7 +111,7 @@ class Kernel(Protocol):
         """Return the host's routing rules with niso's mark. Raises KernelError."""
 
     def marked_names(self) -> list[str]:
-        """Return names of attached namespaces that lead nowhere, or to an end of a marked pair.
+        """Return names of namespaces that no longer exist or have an end of a marked pair.
 
         Raises KernelError.
         """

@@ -523,8 +523,8 @@ def share() -> None:
 def is_hidden() -> bool:
     """Return whether the rest of the host cannot see the namespace names that this process creates.
 
-    This is so in a private mount namespace, such as of a systemd unit with PrivateTmp=, whose
-    /run/netns does not share its mounts with that of PID 1 (mount_namespaces(7)).
+    True in a private mount namespace, such as of a systemd unit with PrivateTmp=, whose /run/netns
+    does not share its mounts with that of PID 1 (mount_namespaces(7)).
     """
     try:
         if os.readlink("/proc/self/ns/mnt") == os.readlink("/proc/1/ns/mnt"):
@@ -601,7 +601,7 @@ def look(path: str) -> ForeignNetns | None:
 
 
 def dead_names(marked: set[tuple[int, int]]) -> list[str]:
-    """Return attachments' symlinks that lead nowhere, or to the inner end of a pair in ``marked``.
+    """Return symlinks to namespaces that no longer exist or have an inner end of ``marked``.
 
     ``marked`` are veth pairs with niso's mark, as indexes of the inner and of the outer end. One
     index alone is not enough, because it is unique only within a namespace. Raises KernelError.

@@ -444,7 +444,7 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def delete_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
-        """Delete a route; no-op if it is gone. Others to ``destination`` stay.
+        """Delete a route; no-op if it does not exist. Others to ``destination`` stay.
 
         With ``metric`` 0 one of any metric is deleted.
         """

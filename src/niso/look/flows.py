@@ -158,7 +158,7 @@ class Judge:
         return self._judged[key, passes]
 
     def in_world(self, world: World) -> Judge:
-        """Return this judge if the world is equal; a new one if not, or if the cache is full."""
+        """Return this classifier, or a new one if the world differs or the cache is full."""
         is_same = world == self.world and len(self._judged) <= _MOST_JUDGED
         return self if is_same else Judge(world)
 

@@ -1,4 +1,4 @@
-"""Show what each policy entry has allowed, what a change would cut, and likely mistakes.
+"""Show what each policy entry has allowed, and find likely mistakes in policies.
 
 Mistakes are unknown names, unreachable name servers and audits that end. These are not differences
 between kernel and manifests.

@@ -562,7 +562,7 @@ def command_of(intent: Intent) -> str:
 def interrupted(store: Store) -> dict[str, str]:
     """Return {service: command} for each change whose command has died.
 
-    A command holds the service's lock from before its intent until after it.
+    A command locks the service before it records its intent, and until it has deleted it.
     """
     pending = {}
     for intent in store.intents():

@@ -323,7 +323,7 @@ def sockets_of(judge: Judge, measured: Iterable[Measured]) -> tuple[ServiceSocke
 
 
 def more(before: int, now: int) -> int:
-    """Return the growth of a counter; one that fell has restarted at 0."""
+    """Return the growth of a counter; a lower counter has restarted at 0."""
     return now - before if now >= before else now
 
 

@@ -37,7 +37,7 @@ class Effect(NamedTuple):
 def effects(
     before: World, after: World, seen: Iterable[Seen], services: frozenset[str]
 ) -> list[Effect]:
-    """Return the effects of a change from one world to another on flows, cut ones first.
+    """Return the effects of a change between two worlds on flows; cut flows first.
 
     ``seen`` are the flows joined with the world before. Flows without one of ``services`` as an end
     are listed only if the change affects them. A flow that once passed and is denied already is

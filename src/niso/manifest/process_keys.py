@@ -123,7 +123,7 @@ def _address(text: str, key: str, name: str, names: set[str]) -> str:
 def parse(
     section: Mapping[str, Any], names: Iterable[str], parsed: Mapping[str, Any]
 ) -> Healthcheck:
-    """Build the Healthcheck of a section that has all its keys.
+    """Build the Healthcheck of a complete [healthcheck] table.
 
     ``names`` are the service's own. ``parsed`` has the values that `problems` has parsed, by key.
     Raises InvalidInput.

@@ -491,7 +491,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Known(NamedTuple):
-    """A recorded service, active or not: in policies, an inactive one stands for its leases."""
+    """A recorded service. In policies, an inactive service has the addresses of its leases."""
 
     name: str
     names: tuple[str, ...]  # its name and those of its sharers, to which policies resolve

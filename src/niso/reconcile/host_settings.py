@@ -89,9 +89,9 @@ def others(kernel: Kernel, store: Store) -> list[str]:
 def note_late(kernel: Kernel, store: Store) -> None:
     """Record sysctls that others need when no active service needs them any longer.
 
-    For IPv4 forwarding, that is so if foreign NAT rules were added since. For IPv6, links that
-    appeared while niso forwarded started with niso's defaults. The caller is in a transaction, and
-    restores the kernel afterwards. Raises KernelError.
+    Another program needs IPv4 forwarding if foreign NAT rules were added since. For IPv6, links
+    that appeared while niso forwarded started with niso's defaults. The caller is in a transaction,
+    and restores the kernel afterwards. Raises KernelError.
     """
     if not store.any_active() and others(kernel, store):
         store.clear_sysctls_before(FORWARDING)

@@ -120,9 +120,9 @@ _KEY = "network.policy.audit_until"
 def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
     """Return a policy in audit with the end of the audit, given the service's previous policy.
 
-    If the audit is written as before, it keeps its end: only a change of the manifest prolongs it.
-    Raises InvalidInput if a new audit would last too long or has ended already, since its author
-    did not mean to drop anything.
+    If the audit in the manifest is unchanged, its end does not change: only a change of the
+    manifest prolongs it. Raises InvalidInput if a new audit would last too long or has ended
+    already, since its author did not mean to drop anything.
     """
     audit = policy.audit
     assert audit is not None

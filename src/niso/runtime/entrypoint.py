@@ -161,7 +161,7 @@ def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> Problem |
 
 
 def _broken(mounts: dict[str, str], path: str) -> Problem:
-    """Return the problem with a path that does not exist, or whose links lead nowhere."""
+    """Return the problem with a path that does not exist, or has a broken symlink."""
     end = _end_of_links(mounts, path)
     if end == path:
         return _MISSING

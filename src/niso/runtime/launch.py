@@ -298,7 +298,7 @@ class _Creator:
         return _created_pid(self._spec, self._bundle, line)
 
     def close(self) -> None:
-        """End the thread with its mounts, and a conmon that has not been told to create."""
+        """End the thread with its mounts, and a conmon that has not created a container."""
         with signals_held():
             self._closed = True
             self._may_end.release()

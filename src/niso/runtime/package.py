@@ -178,7 +178,7 @@ def is_copied(
 
 
 def keep_manifest(copy: str, spec: ServiceSpec) -> None:
-    """Make the active manifest that of a package copy; no-op if it is so already.
+    """Write the active manifest to a package copy, unless it is there already.
 
     Raises Error if it cannot be written. Then the copy has the manifest that it had.
     """

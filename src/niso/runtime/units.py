@@ -180,7 +180,7 @@ def give_back(service: str, conmon: int | None, path: str | None) -> None:
 
 
 def _stand(unit: str, wait: int, say: int) -> NoReturn:
-    """Run the stand-in, in a second fork: systemd becomes its parent and sees its exit status."""
+    """Run the stand-in, in a second fork: systemd becomes its parent, sees its exit status."""
     try:
         if os.fork() != 0:
             os._exit(0)

@@ -146,7 +146,7 @@ def _runs(service: str, state_id: str) -> bool:
 def changed(db: sqlite3.Connection) -> str | None:
     """Return the location of the state folder to `record`; None if the recorded one is still right.
 
-    Raises Error if the folder is a copy of one that still exists, and OSError.
+    Raises Error if the folder is a copy and the original still exists. Raises OSError.
     """
     now = boot_folder()
     here, folder = _parts(now)
