@@ -1,4 +1,4 @@
-"""niso: networking for services on Linux, without a daemon or a proxy.
+"""Provide the public API of niso: networking for services, without a daemon or a proxy.
 
 Start with ``host = niso.connect()``. Names are imported on first use (PEP 562), so ``import niso``
 is cheap. Names that start with an underscore and all submodules are not part of the API.

@@ -80,6 +80,71 @@ def test_each_link_leads_somewhere() -> None:
     assert wrong == []
 
 
+_FILE = re.compile(r"[\w.*/-]+\.(?:py|sh|js|svg|md)|[a-z_]+(?:/[\w.-]+)*/")
+"""What names a file or a folder of the project; a capitalised part stands for any name."""
+_FOLDERS = (ROOT, ROOT / "src/niso", ROOT / "tests", ROOT / "src")
+
+
+def names_nothing(path: str) -> bool:
+    """Return whether no file of the project has this path, which may have placeholders."""
+    pattern = re.sub(r"\b[A-Z]{3,}\b", "*", path.removeprefix("./"))
+    if "/" not in pattern:  # a bare name: the page says which folder it means
+        pattern = f"**/{pattern}"
+    return not any(next(folder.glob(pattern), None) for folder in _FOLDERS)
+
+
+def test_each_file_that_a_design_page_names_exists() -> None:
+    reviewed = [page for page in PAGES if name(page).startswith(("docs/design/", "CONTRIBUTING"))]
+    assert reviewed
+    named = {
+        (name(page), code)
+        for page in reviewed
+        for code in _CODE.findall(prose(page))
+        if _FILE.fullmatch(code)
+    }
+    named -= {("docs/design/packet.md", "bridge/")}  # of the names of chains
+    assert len(named) > 200
+    assert sorted(each for each in named if names_nothing(each[1])) == []
+    assert names_nothing("kernel/nothing.py") and names_nothing("services/")
+
+
+def test_each_file_that_a_docstring_or_comment_names_exists() -> None:
+    files = [*(ROOT / "src/niso").rglob("*.py")]
+    places = (*_FOLDERS, ROOT / "src/niso/kernel")
+    wrong = []
+    for file in files:
+        text = file.read_text()
+        paths = re.findall(r"(?<![\w/.<>-])((?:[a-z_]+/)+[a-z_]+\.py)\b", text)
+        wrong += [
+            (name(file), path)
+            for path in paths
+            if not any((place / path).exists() for place in places)
+        ]
+        modules = re.findall(r"`niso\.((?:[a-z_]+\.)+[a-z_]\w*)", text)
+        wrong += [(name(file), module) for module in modules if not is_of_niso(module)]
+    assert wrong == []
+
+
+@cache
+def is_of_niso(dotted: str) -> bool:
+    """Return whether ``kernel.real`` is a module, or a name in one (``runtime.on_exit.main``)."""
+    path = (ROOT / "src/niso").joinpath(*dotted.split("."))
+    if path.with_suffix(".py").exists() or path.is_dir():
+        return True
+    above = path.parent.with_suffix(".py")
+    return above.exists() and re.search(rf"\b{path.name}\b", above.read_text()) is not None
+
+
+def test_the_architecture_lists_each_module_once() -> None:
+    page = (ROOT / "docs/design/shape.md").read_text().partition("## All modules")[2]
+    listed = re.findall(r"^\| `([\w/]+\.py)` \| \S", page, re.MULTILINE)
+    source = ROOT / "src/niso"
+    modules = [
+        str(file.relative_to(source)) for file in source.rglob("*.py") if file.read_text().strip()
+    ]
+    assert sorted(listed) == sorted(modules)
+
+
 def test_every_page_can_be_found_from_the_readme() -> None:
     reached, new = set[pathlib.Path](), {ROOT / "README.md"}
     while new:

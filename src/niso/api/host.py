@@ -1,10 +1,7 @@
-"""Niso.connect, Host.
+"""Define `Host`, the public Python API: ``host = niso.connect()``. The command is built on it.
 
-The public Python API: ``host = niso.connect()``. The command is built on it.
-
-Convert results to plain data for JSON.
-
-The types of the results are the schema: docs/reference/json.md is generated from them.
+The types of its results are the schema of the JSON output: docs/reference/json.md is generated from
+them.
 """
 
 from __future__ import annotations
@@ -41,7 +38,7 @@ if TYPE_CHECKING:
     from niso.look.what_if import PolicyEffect
 
 
-# --- host ----------------------------------------------------------------------------------------
+# --- connect, Host --------------------------------------------------------------------------------
 
 
 def connect(
@@ -466,7 +463,7 @@ class Host:
         return host_networks.sweep(self.session, dry_run)
 
 
-# --- as json -------------------------------------------------------------------------------------
+# --- results as JSON ------------------------------------------------------------------------------
 
 
 KEYS = {

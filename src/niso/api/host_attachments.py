@@ -131,7 +131,7 @@ class Attachments:
     def apply_policies(self) -> tuple[Changed, ...]:
         """Apply the present policies of /etc/niso/policies to all attachments.
 
-        Raises Error, ErrorGroup; an attachment named in an error keeps its policy.
+        Raises Error, ErrorGroup; the policy of an attachment named in an error does not change.
         """
 
         machine = self.session.machine_for_change()

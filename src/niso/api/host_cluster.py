@@ -1,9 +1,4 @@
-"""Host.cluster, host.kubernetes.
-
-Manage this host's cluster: ``host.cluster``.
-
-Apply Kubernetes' network policies: ``host.kubernetes``.
-"""
+"""Manage the cluster (``host.cluster``), and apply Kubernetes' policies (``host.kubernetes``)."""
 
 from __future__ import annotations
 
@@ -30,7 +25,7 @@ if TYPE_CHECKING:
     from niso.runtime.units import Following
 
 
-# --- host cluster --------------------------------------------------------------------------------
+# --- host.cluster ---------------------------------------------------------------------------------
 
 
 class ExistingEtcd(NamedTuple):
@@ -386,7 +381,7 @@ def _host(host: Host, seen: Status) -> ClusterHost:
     return ClusterHost(*where, tuple(networks), len(held), host.version, behind_s)
 
 
-# --- host kubernetes -----------------------------------------------------------------------------
+# --- host.kubernetes ------------------------------------------------------------------------------
 
 
 KUBECONFIG = "/etc/niso/kubeconfig"

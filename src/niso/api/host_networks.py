@@ -1,9 +1,4 @@
-"""Host.networks.
-
-Manage networks; list published ports and nftables rules.
-
-Compare kernel and configuration: check, repair and sweep.
-"""
+"""Manage networks (``host.networks``), list ports and rules; check, repair and sweep."""
 
 from __future__ import annotations
 
@@ -26,7 +21,7 @@ if TYPE_CHECKING:
     from niso.runtime.machine import Machine
 
 
-# --- host networks -------------------------------------------------------------------------------
+# --- host.networks --------------------------------------------------------------------------------
 
 
 _DEFAULT_NETWORK = "niso-default"  # copied from niso.base.names, to save an import
@@ -471,7 +466,7 @@ def _elsewhere(store: Store, network: str) -> tuple[NetworkMember, ...]:
     )
 
 
-# --- upkeep --------------------------------------------------------------------------------------
+# --- check, repair and sweep ----------------------------------------------------------------------
 
 
 class Finding(NamedTuple):

@@ -1,11 +1,4 @@
-"""Host.services and its results.
-
-Manage services: start, stop, inspect, run commands in them.
-
-Define results of commands that change services.
-
-Results of less common commands for services.
-"""
+"""Manage services (``host.services``): start, stop, inspect, run commands in them; its results."""
 
 from __future__ import annotations
 
@@ -43,7 +36,7 @@ if TYPE_CHECKING:
     from niso.look.services import Service, ServiceLine
 
 
-# --- host services -------------------------------------------------------------------------------
+# --- host.services --------------------------------------------------------------------------------
 
 
 class Package(NamedTuple):
@@ -91,7 +84,7 @@ class Services:
         ``timeout`` is in seconds, for each service to start or become healthy. On an active
         service, only the changes of its manifest are applied. ``replace`` takes over services of
         these names that came from other folders, ``take`` services of hosts of the cluster that are
-        gone. Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup; then
+        absent. Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup; then
         everything is rolled back. Without ``trust_owner``, a manifest that users other than root
         and the caller can change is refused.
         """
@@ -496,7 +489,7 @@ def _marked(marked: Iterable[boot.Marked]) -> tuple[Marked, ...]:
     return tuple(Marked(mark.service, mark.changed, mark.unit) for mark in marked)
 
 
-# --- outcomes ------------------------------------------------------------------------------------
+# --- results of changes ---------------------------------------------------------------------------
 
 
 class Outcome(NamedTuple):
@@ -530,7 +523,7 @@ class Restored(NamedTuple):
     errors: tuple[Error, ...]
 
 
-# --- service results -----------------------------------------------------------------------------
+# --- results of less common commands --------------------------------------------------------------
 
 
 class Marked(NamedTuple):

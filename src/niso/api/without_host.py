@@ -1,8 +1,6 @@
-"""Validate, schemas, import_compose: no host needed.
+"""Validate manifests and stacks, return schemas and convert compose files, without a host.
 
-Validate manifests and stacks without a host: for CI jobs and editors.
-
-Import files of other tools, without a host.
+CI jobs and editors need this.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-# --- validation ----------------------------------------------------------------------------------
+# --- manifests, stacks and schemas ----------------------------------------------------------------
 
 
 class Valid(NamedTuple):
@@ -124,7 +122,7 @@ def stack_schema() -> dict[str, object]:
     return json_schema.stack_schema()
 
 
-# --- compose files -------------------------------------------------------------------------------
+# --- compose files --------------------------------------------------------------------------------
 
 
 FILE_NAME = "stack.toml"

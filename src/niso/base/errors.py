@@ -73,7 +73,7 @@ class Error(Exception):
 
     @property
     def message(self) -> str:
-        """Return what is wrong and where, as one line, or several if the reason has several."""
+        """Return the text for users: location and reason, which may have several lines."""
         place = f"{self.file}:{self.line}" if self.file and self.line else self.file or self.service
         return f"{place}: {self.detail}" if place else self.detail
 

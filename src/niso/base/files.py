@@ -1,14 +1,10 @@
-"""Read, write and remove niso's own files and folders safely.
-
-Read and write niso's own files safely, even if another program replaced them.
+"""Read, write and remove niso's own files and folders, also if another program replaced them.
 
 Only a regular file counts as present. No function here follows a symbolic link or blocks on a FIFO.
 
-Remove a folder with its content, however deep.
-
 A service can nest folders deeper than the limit of open descriptors, with paths longer than
-PATH_MAX. So each subfolder is first moved up, next to the folder that is being emptied: two
-descriptors are enough.
+PATH_MAX. Therefore `remove_tree` first moves each subfolder up, next to the folder that is being
+emptied: two descriptors are enough.
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ import stat
 from collections.abc import Collection
 from itertools import count
 
-# --- files ---------------------------------------------------------------------------------------
+# --- read, write, remove files --------------------------------------------------------------------
 
 
 _NONE = (errno.ENOENT, errno.ELOOP, errno.ENXIO)  # ELOOP: a symbolic link; ENXIO: a socket
@@ -225,9 +221,9 @@ def _listed(place: str | int) -> tuple[list[int], list[int]] | None:
 def _is_private(gid: int, trusted: Collection[int]) -> bool:
     """Return whether a group has no other members than the users ``trusted``.
 
-    This is so for the private group of a trusted user, which has the user's name and is the user's
-    primary group (useradd(8), USERGROUPS_ENAB), unless it has further members. Other groups do not
-    count, because their members cannot be listed where a directory service has them.
+    That is the private group of a trusted user, which has the user's name and is the user's primary
+    group (useradd(8), USERGROUPS_ENAB), unless it has further members. Other groups do not count,
+    because their members cannot be listed where a directory service has them.
     """
     import grp
     import pwd
@@ -280,7 +276,7 @@ def is_own_folder(info: os.stat_result) -> bool:
     return stat.S_ISDIR(info.st_mode) and own
 
 
-# --- trees ---------------------------------------------------------------------------------------
+# --- remove a folder with its content -------------------------------------------------------------
 
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -1,12 +1,8 @@
-"""Events that a command reports (progress, services, cautions).
+"""Define the events by which commands report progress and warnings to their caller.
 
-Define how a command reports its progress, and the events that any command may report.
-
-Events of services are in `niso.base.report`; an event that only one module sends is defined
-in that module. Kernel steps (niso.kernel.kinds.kind) are events too. Receivers decide by the type
-of an event, never by its text.
-
-Define the events of services and their processes (see `niso.base.report`).
+An event that only one module sends is defined in that module. Steps of the kernel
+(`niso.kernel.kinds.kind.Step`) are events too. A receiver decides by the type of an event, never by
+its text.
 """
 
 from __future__ import annotations
@@ -20,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
 
-# --- report --------------------------------------------------------------------------------------
+# --- events of any command ------------------------------------------------------------------------
 
 
 if TYPE_CHECKING:
@@ -121,7 +117,7 @@ class NotStarted(NamedTuple):
         return f"{self.service}: cannot start it again: {self.error.message}"
 
 
-# --- service events ------------------------------------------------------------------------------
+# --- events of services and their processes -------------------------------------------------------
 
 
 class Starting(NamedTuple):

@@ -1,21 +1,17 @@
-"""Fork safely while signals may arrive; failpoints of the tests.
-
-Fork safely while signals may arrive at any moment.
+"""Fork safely while signals may arrive; make a command fail at a chosen step, for tests.
 
 Ctrl-C signals the whole process group. In a forked child, CPython drops signals that arrived during
 the fork (PyOS_AfterFork_Child), and a signal just after the fork would unwind the caller's frames a
-second time, in the child. So code that forks blocks the signals until it has recorded the child. A
-child exits when its parent closes a descriptor or when its work is done, never by one of these
-signals.
+second time, in the child. Therefore code that forks blocks the signals until it has recorded the
+child. A child exits when its parent closes a descriptor or when its work is done, never by one of
+these signals.
 
 Failpoints: ``NISO_FAILPOINT=N[:ACTION]`` makes step N of a command die or fail (as gofail does).
-
 Code that changes anything outside this process calls `hit` just before. ACTION is ``kill`` (the
 default), the name of an errno, or one of `LATER`, which lets step N succeed and breaks a later
-operation. Failpoints work in a lab only.
-
-``NISO_FAILPOINT=0`` never fires. With ``NISO_FAILPOINT_LOG=FILE``, each failpoint reached is
-appended to FILE, and each check for one of `LATER` as ``- ACTION``.
+operation. ``NISO_FAILPOINT=0`` never fires. With ``NISO_FAILPOINT_LOG=FILE``, each failpoint
+reached is appended to FILE, and each check for one of `LATER` as ``- ACTION``. Failpoints work in a
+lab only.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ from itertools import pairwise
 
 from niso.base import paths
 
-# --- signals -------------------------------------------------------------------------------------
+# --- blocking signals -----------------------------------------------------------------------------
 
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -82,7 +78,7 @@ def heed_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
-# --- failpoint -----------------------------------------------------------------------------------
+# --- failpoints -----------------------------------------------------------------------------------
 
 
 OVERRUN = "overrun"

@@ -1,13 +1,10 @@
-"""Values as text: escapes, times, periods.
-
-Format times and periods as text.
-"""
+"""Format times, periods and untrusted values as text for users."""
 
 from __future__ import annotations
 
 import time
 
-# --- time texts ----------------------------------------------------------------------------------
+# --- times ----------------------------------------------------------------------------------------
 
 
 def time_text(seconds: float | None) -> str | None:
@@ -27,7 +24,7 @@ def period_text(seconds: float) -> str:
     return f"{seconds / 3600:.0f}h" if seconds >= 7200 else f"{seconds / 60:.0f}m"
 
 
-# --- values --------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------
 
 
 def escaped(text: str) -> str:
@@ -65,7 +62,7 @@ def shown(value: object, limit: int = 80, depth: int = 2) -> str:
         return "a very large number"
 
 
-# --- auditing ------------------------------------------------------------------------------------
+# --- local times ----------------------------------------------------------------------------------
 
 
 def local_time_text(seconds: float) -> str:

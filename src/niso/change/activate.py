@@ -1,13 +1,9 @@
-"""Niso activate and restart.
-
-Activate services: set up their networks and start their processes, all of them or none.
+"""Activate services: set up their networks and start their processes, all or none; restart.
 
 The change is recorded in the store as an intent before it reaches the kernel. If this process dies,
-a later command undoes the intent (`niso.change.journal.recover`). niso's lock is held over plan
-and write. A service's own lock is held from its first change to its last, including the wait for
-its process.
-
-Restart the processes of active services.
+a later command undoes the intent (`niso.change.journal.recover`). niso's lock is held over plan and
+write. A service's own lock is held from its first change to its last, including the wait for its
+process.
 """
 
 from __future__ import annotations
@@ -47,7 +43,7 @@ if TYPE_CHECKING:
     from niso.change import cluster_claims
 
 
-# --- activate ------------------------------------------------------------------------------------
+# --- activate -------------------------------------------------------------------------------------
 
 
 _TRIES = 10
@@ -176,7 +172,7 @@ def _locked(
 
     Returns the locks, and the services as they are now: while this waited, the holder of a lock may
     have stopped or started a service that shares a namespace. Raises NotFound if a service was
-    removed, Conflict if new ones keep appearing.
+    removed, Conflict if new services appear again and again.
     """
     for _ in range(_TRIES):
         names = {*ends, *(t.name for t in wanted), *sharing.followers(store, wanted, ends)}
@@ -426,7 +422,7 @@ def _outcome(store: Store, change: Change, changed: bool) -> Outcome:
     return Outcome(change.name, changed, addresses, ports, job)
 
 
-# --- restart -------------------------------------------------------------------------------------
+# --- restart --------------------------------------------------------------------------------------
 
 
 def restart(

@@ -1,8 +1,7 @@
-"""Record names, leases and ports of a service, or refuse them; membership in a stack.
+"""Record the networks, names, leases and ports of a service in the store, or refuse them.
 
-Record the networks, names, leases and ports of a service in the store, or refuse them.
-
-Prepare a stack's activation: its networks, services that leave it, and its membership.
+It also prepares a stack's activation: its networks, services that leave it, and its membership.
+Host ports are checked in `niso.change.ports`, addresses are assigned in `niso.store.service_rows`.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ if TYPE_CHECKING:
     from niso.change import cluster_claims
 
 
-# --- admit ---------------------------------------------------------------------------------------
+# --- one service ----------------------------------------------------------------------------------
 
 
 _ALIASES, _IP = "chosen_aliases", "chosen_ip"
-"""Labels of attachments (niso/store/attached_rows.py)."""
+"""Labels of attachments (store/attached_rows.py)."""
 
 
 class Change(NamedTuple):
@@ -191,6 +190,7 @@ def _record(
     for network in on:
         _ensure_network(machine, network, wanted.addresses.get(network))
     was_active = before is not None and before.active
+    # a new activation has new link names: the old links may not be deleted yet
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
     generation = links.generation(name, on, generation)
     if wanted.mode == "attached" or not target.with_process:
@@ -252,7 +252,7 @@ def _record(
 def _refuse_macs(store: Store, name: str, networks: tuple[str, ...]) -> None:
     """Raise Conflict if an endpoint of a service has the MAC of another one, chosen or derived.
 
-    One that is not active counts too: its MAC is the same at its next activation. A frame to such a
+    An inactive service counts too: its MAC is the same at its next activation. A frame to such a
     MAC would reach whichever of the two was attached last.
     """
     chosen = store.chosen_macs(networks)
@@ -277,7 +277,7 @@ def _set_ports(
     had: list[Port],
     command: Command,
 ) -> None:
-    """Record the host ports of a service; ``had`` are its present ones.
+    """Record the host ports of a service; ``had`` are its present ports.
 
     Raises as `ports.admit` does.
     """
@@ -568,7 +568,7 @@ class LinkNames:
         return generation
 
 
-# --- stacks --------------------------------------------------------------------------------------
+# --- the services of a stack ----------------------------------------------------------------------
 
 
 OR_REPLACE = "choose another name; --replace takes over its services"

@@ -1,16 +1,11 @@
-"""Attach and detach namespaces of others.
-
-Attach network namespaces of other programs to niso's networks, and detach them.
+"""Attach network namespaces of other programs to niso's networks, and detach them.
 
 An attachment is a service row of mode ``attached``. Admission, plan and rules are those of every
 service (`niso.change.admit`, `niso.plan.desired`); an attachment has no package and no process.
 This module imports nothing that only processes need, because an engine waits for each call.
 
-Describe a requested attachment, and the records that it needs.
-
-Combine an attachment's policy with the administrator's: both must allow a packet.
-
-An engine's user writes the former; the latter are the files in /etc/niso/policies.
+An attachment's policy is written by a user of the engine, and combined with the administrator's
+(the files in /etc/niso/policies): both must allow a packet.
 """
 
 from __future__ import annotations
@@ -48,7 +43,7 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-# --- attachments ---------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 POD_POLICY = "pod_policy"
@@ -71,7 +66,7 @@ class Done(NamedTuple):
     ports: tuple[Port, ...]
 
 
-# --- attach -----------------------------------------------------------------------------------
+# --- attach ---------------------------------------------------------------------------------------
 
 
 def attach(
@@ -300,7 +295,8 @@ def current(store: Store, name: str) -> Request | None:
 def apply_policies(machine: Machine, report: Report = silent) -> list[Done]:
     """Attach all live attachments again, to apply the administrator's present policies.
 
-    Raises an ErrorGroup of all failures, after trying the others; failed ones keep their policy.
+    Raises an ErrorGroup of all failures, after trying the others; the policy of a failed one does
+    not change.
     """
     store = machine.store
     done, errors = [], list[Error]()
@@ -327,7 +323,7 @@ def apply_policies(machine: Machine, report: Report = silent) -> list[Done]:
     return done
 
 
-# --- detach -----------------------------------------------------------------------------------
+# --- detach ---------------------------------------------------------------------------------------
 
 
 def detach(machine: Machine, name: str, id: str | None = None, report: Report = silent) -> bool:
@@ -394,7 +390,7 @@ def collect(
     return done
 
 
-# --- attach request ------------------------------------------------------------------------------
+# --- what a request needs: rows, addresses, MAC ---------------------------------------------------
 
 
 CLI = "cli"
@@ -464,8 +460,9 @@ def _links(
 ) -> list[Link]:
     """Choose the interface of each link. Raises InvalidInput, Conflict.
 
-    A link that was attached before keeps its interface. The first link on a network that is not
-    internal has the default route, else the first link, unless the namespace has one already.
+    The interface name of a link that was attached before does not change. The first link on a
+    network that is not internal has the default route, else the first link, unless the namespace
+    has one already.
     """
     had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
     _refuse_twice([wish.network for wish in request.wishes], "--network")
@@ -601,7 +598,7 @@ def mac(text: str) -> str:
     return ":".join(f"{octet:02x}" for octet in octets)
 
 
-# --- policies ------------------------------------------------------------------------------------
+# --- policy of the attachment and of the administrator --------------------------------------------
 
 
 _ALL_PORTS = (0, 65535)

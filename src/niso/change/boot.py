@@ -1,16 +1,12 @@
-"""Enable, disable, restore; units of services and of other firewalls.
-
-Start services at boot, with systemd or without.
+"""Write the systemd units of enabled services, and start services at boot without systemd.
 
 With systemd as init, each enabled service has a unit, which calls ``niso activate`` and ``niso
 deactivate`` as a user would. Otherwise only the store records that a service is enabled, and the
 boot scripts call ``niso restore``.
 
-Restore niso's rules whenever systemd has loaded another firewall's rules.
-
 /etc/nftables.conf usually begins with ``flush ruleset``, which deletes niso's tables too. A drop-in
-for the firewall's unit runs ``niso net repair --kernel`` after its start, reload and stop. That
-command waits for no service, because a service's unit may be waiting for the firewall's.
+for the unit of another firewall runs ``niso net repair --kernel`` after its start, reload and stop.
+That command waits for no service, because a service's unit may be waiting for the firewall's.
 """
 
 from __future__ import annotations
@@ -50,7 +46,7 @@ if TYPE_CHECKING:
     from niso.runtime.processes import Units
 
 
-# --- boot ----------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 _MARK = "# written by niso enable, removed by niso disable; state folder "
@@ -81,7 +77,7 @@ class Marked(NamedTuple):
     """Path of its unit file; None if systemd is not the init."""
 
 
-# --- the unit -----------------------------------------------------------------
+# --- the text of a service's unit -----------------------------------------------------------------
 
 
 def unit_text(
@@ -172,7 +168,7 @@ def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list
     return stale
 
 
-# --- enable, disable ----------------------------------------------------------
+# --- enable, disable ------------------------------------------------------------------------------
 
 
 def enable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
@@ -264,7 +260,7 @@ def _set_enabled(store: Store, names: Iterable[str], enabled: bool) -> None:
             store.set_enabled(name, enabled)
 
 
-# --- notify systemd -----------------------------------------------------------
+# --- notify systemd -------------------------------------------------------------------------------
 
 
 def hand_over(machine: Machine, names: Iterable[str]) -> None:
@@ -303,7 +299,7 @@ def _start_units(units: Units, rows: Iterable[ServiceRow]) -> None:
         units.start(waiting)
 
 
-# --- restore ------------------------------------------------------------------
+# --- restore --------------------------------------------------------------------------------------
 
 
 class Restored(NamedTuple):
@@ -365,7 +361,7 @@ def _naming(service: str, error: Error) -> Error:
     return Error(error.message, error.hint, error.key, service=service, names_key=False)
 
 
-# --- firewall units ------------------------------------------------------------------------------
+# --- units of other firewalls ---------------------------------------------------------------------
 
 
 _UNITS = ("nftables.service", "firewalld.service")
@@ -446,7 +442,7 @@ def disable_firewall(machine: Machine, report: Report = silent) -> list[Guarded]
     return done
 
 
-# --- handover ------------------------------------------------------------------------------------
+# --- supervision by systemd after a start ---------------------------------------------------------
 
 
 def hand_over_started(session: Session, machine: Machine, names: list[str]) -> None:

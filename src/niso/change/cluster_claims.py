@@ -1,12 +1,7 @@
-"""What services need in the cluster, held for a change.
+"""Claim what services need on networks that span hosts, and publish their state to the cluster.
 
-Claim what services need on networks that span hosts, and publish their state.
-
-Only hosts of a cluster load this module.
-
-Derive the claims that services need, from their manifests and the rows of related services.
-
-Only hosts of a cluster load this module.
+The claims follow from the manifests of services and the rows of related services. Only hosts of a
+cluster load this module.
 """
 
 from __future__ import annotations
@@ -37,7 +32,7 @@ if TYPE_CHECKING:
     from niso.cluster.engine import Engine, Joined
 
 
-# --- cluster claims ------------------------------------------------------------------------------
+# --- claims of a command --------------------------------------------------------------------------
 
 
 _LATER = "the agent says it once the cluster answers: niso cluster status"
@@ -153,14 +148,12 @@ class Held:
         mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
 
     def scope(self) -> Scope:
-        """Return the scope of the new networks, and of remote services that lose what is claimed
-        here.
-        """
+        """Return the scope of new networks, and of remote services that lose an address or name."""
         changed = self._turned()
         return mirror.scope_of(self._machine.store, changed, changed)
 
     def record(self) -> None:
-        """Record the networks and claims, and remove from remote services what is claimed here.
+        """Record the networks and claims; remove claimed addresses from remote services.
 
         The caller is in a transaction that records the services too.
         """
@@ -233,6 +226,7 @@ def prepare(
     joined = machine.joined() if spans or unknown or around else None
     if joined is None:
         return None
+    # if all claims are recorded already, the command can do without an answer, and waits less
     brief = not unknown and all(
         own_record(store, target, needs_of(store, target, spans, names)) for target in targets
     )
@@ -267,6 +261,7 @@ def prepare(
     except BaseException:
         engine.close()
         raise
+    # otherwise the claims use the connection until the command ends
     if not wanted or dry_run:
         engine.close()
     return held if wanted else None
@@ -338,7 +333,7 @@ def _arriving(
     return span_networks.arriving(joined, engine, cluster, specs)
 
 
-# --- cluster needs -------------------------------------------------------------------------------
+# --- what services need in the cluster ------------------------------------------------------------
 
 
 def home_network(store: Store, target: Target, targets: Iterable[Target]) -> str:

@@ -1,16 +1,11 @@
-"""Make, join and leave a cluster; its units.
-
-Create a cluster, and join one.
+"""Create, join and leave a cluster; install the units of its agent and of etcd.
 
 A host is in a cluster once its store has the cluster's id. Whatever an interrupted command left
 before that point is removed by the next one.
 
-Remove this host from its cluster.
-
-Run the programs that a host of a cluster needs: the agent, and etcd on members.
-
-With systemd as init, each has a unit. Otherwise etcd is started in the background, because nothing
-works without it, and starting the agent is left to the caller.
+With systemd as init, the agent has a unit, and on members etcd has one too. Otherwise etcd is
+started in the background, because nothing works without it, and starting the agent is left to the
+caller.
 """
 
 from __future__ import annotations
@@ -52,7 +47,7 @@ from niso.cluster.membership import Membership
 from niso.runtime.machine import Machine
 from niso.runtime.units import WANTED_BY, ChangingUnit, agent, agent_name, unit_file
 
-# --- cluster -------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 LOCK = "niso.cluster"
@@ -80,7 +75,7 @@ class Joined(NamedTuple):
     members: int  # voting members of etcd; 0 if niso does not run it
 
 
-# --- init -----------------------------------------------------------------------------------------
+# --- create a cluster -----------------------------------------------------------------------------
 
 
 def init(
@@ -186,7 +181,7 @@ def _reach(existing: Existing) -> Reach:
     return reach
 
 
-# --- invite, join ---------------------------------------------------------------------------------
+# --- invite and join ------------------------------------------------------------------------------
 
 
 def invite(machine: Machine, host: str, address: str, renew: bool, member: bool = False) -> str:
@@ -256,6 +251,7 @@ def join(
         if own.encryption:
             how = _encrypts(machine, encrypt or own.encryption, mtu, own.address)
             own = own._replace(encryption=how)
+        # left by an interrupted attempt
         clear(machine, report)
         require_free(machine, AGENT)
         try:
@@ -282,6 +278,7 @@ def join(
         except BaseException:
             clear(machine, report)
             raise
+        # the host is in the cluster from here: no failure below undoes this
         start_agent(machine, report)
         if member:
             try:
@@ -329,7 +326,7 @@ def _renew(machine: Machine, invited: Invitation, member: bool | None, report: R
         return Joined(own, invited.cluster, voting(engine) if own.etcd.own else 0)
 
 
-# --- members --------------------------------------------------------------------------------------
+# --- becoming a member of etcd --------------------------------------------------------------------
 
 
 def become_member(machine: Machine, own: Config, report: Report) -> Config:
@@ -373,7 +370,7 @@ def voting(engine: Etcd) -> int:
     return sum(not member.learns for member in own_etcd.members(engine))
 
 
-# --- parts ----------------------------------------------------------------------------------------
+# --- shared parts ---------------------------------------------------------------------------------
 
 
 def require_member(machine: Machine) -> Config:
@@ -489,7 +486,7 @@ def _own_address() -> str:
     raise UsageError("is needed, since this host has no default route", key="--address")
 
 
-# --- cluster leave -------------------------------------------------------------------------------
+# --- leave ----------------------------------------------------------------------------------------
 
 
 def leave(machine: Machine, force: bool, report: Report) -> Config:
@@ -545,7 +542,7 @@ def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> 
             ) from error
 
 
-# --- cluster units -------------------------------------------------------------------------------
+# --- the agent and etcd ---------------------------------------------------------------------------
 
 
 AGENT, ETCD = "agent", "etcd"

@@ -1,9 +1,9 @@
-"""The journal of intents: begin changes, lock their services, recover interrupted ones.
+"""Record changes as intents and lock their services; find the changes of killed commands.
 
 Every change is recorded in the store as an intent before it reaches the kernel. If a later command
 finds an intent whose process has died, it finishes the change (deactivate, remove) or undoes it
-(activate, restart). niso's lock is held over plan and write. A service's own lock is held from its
-first change to its last, including the wait for its process.
+(activate, restart, by `niso.change.undo`). niso's lock is held over plan and write. A service's own
+lock is held from its first change to its last, including the wait for its process.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ def recover(
     recovered: list[Recovered] = []
     errors: dict[str, Error] = {}
     done = 0
+    # activations are undone together: one may have taken what another released
     for activations, group in groupby(
         in_order(store, intents), lambda intent: intent.action == "activate"
     ):

@@ -1,10 +1,6 @@
-"""Create, plan and remove networks.
+"""Create, plan and remove networks: choose subnet, gateway and bridge name, and refuse overlaps.
 
-Plan networks: choose subnet and bridge, and detect conflicts.
-
-Create and remove networks.
-
-Add the names of services to the host's own hosts file, or remove them.
+It also shows or hides the names of services in the host's own hosts file (`show`).
 """
 
 from __future__ import annotations
@@ -41,7 +37,7 @@ if TYPE_CHECKING:
     from niso.change.span_networks import Arriving
 
 
-# --- networks ------------------------------------------------------------------------------------
+# --- planning -------------------------------------------------------------------------------------
 
 
 def pool() -> subnets.Network:
@@ -156,6 +152,7 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
     return Network(
         name=name,
         bridge=bridge,
+        # IPv6 needs a least MTU (RFC 8200, 5), also where the host's MTU is smaller
         mtu=mtu if mtu is not None else max(kernel.default_mtu(), MIN_MTUS[6] if with_ipv6 else 0),
         subnets=tuple(
             Subnet(net.version, str(net), given.get(net.version, str(net.network_address + 1)))
@@ -251,7 +248,7 @@ def _next_free(name: str, taken: list[tuple[subnets.Network, str]]) -> subnets.N
     return prefix
 
 
-# --- network -------------------------------------------------------------------------------------
+# --- create and remove ----------------------------------------------------------------------------
 
 
 def create(
@@ -355,7 +352,7 @@ def _require_unused(store: Store, name: str) -> None:
         )
 
 
-# --- known names ---------------------------------------------------------------------------------
+# --- names in the host's own hosts file -----------------------------------------------------------
 
 
 def show(machine: Machine, on: bool) -> bool:

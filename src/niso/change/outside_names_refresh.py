@@ -1,17 +1,12 @@
-"""Ask DNS for outside names, in rules and hosts files; its timer.
-
-Keep the addresses of outside names up to date, in rules and hosts files at the same time.
+"""Ask DNS for outside names, and update rules and hosts files at the same time; install its timer.
 
 There is no resolver process: names are resolved by an activation, and by `niso net refresh`, which
-a timer calls.
+a systemd timer calls while enabled services need it.
 
-Resolve outside names with the host's name servers, by dnspython.
-
-Names are resolved as on the host, with the name servers of its resolv.conf, including those on its
-loopback, which services cannot reach. Its hosts file is not read, because its lines have no TTL,
-and search domains are not used.
-
-Let a systemd timer resolve outside names again while enabled services need them.
+Names are resolved as on the host, by dnspython, with the name servers of its resolv.conf, including
+those on its loopback, which services cannot reach. Its hosts file is not read, because its lines
+have no TTL, and search domains are not used. `niso.plan.dns_answers` decides which addresses a name
+has.
 """
 
 from __future__ import annotations
@@ -41,7 +36,7 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-# --- refreshing ----------------------------------------------------------------------------------
+# --- rules and hosts files ------------------------------------------------------------------------
 
 
 KEPT_S = 3600.0
@@ -138,8 +133,8 @@ def _apply(
 ) -> list[str]:
     """Record answers and converge; the caller holds the lock.
 
-    The rows are committed first, marked as not settled. If this process dies before the kernel has
-    them, the next refresh removes what an earlier answer may have left.
+    The rows are committed first, marked as not yet in the kernel. If this process dies before the
+    kernel has them, the next refresh removes what an earlier answer may have left.
     """
     store, kernel = machine.store, machine.kernel
     rows = store.outside
@@ -187,7 +182,7 @@ def _bars(machine: Machine) -> Bars:
     return Bars(machine.kernel.host_addresses(), (*pools, *subnets), bridges)
 
 
-# --- resolver ------------------------------------------------------------------------------------
+# --- queries to name servers ----------------------------------------------------------------------
 
 
 RESOLV_CONF = "/etc/resolv.conf"
@@ -272,7 +267,7 @@ def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> Heard:
     return Heard(family, tuple(record.address for record in answer.rrset), ttl_s)
 
 
-# --- names timer ---------------------------------------------------------------------------------
+# --- the systemd timer ----------------------------------------------------------------------------
 
 
 EVERY_S = 60
@@ -360,7 +355,7 @@ def _path(name: str) -> str:
     return os.path.join(UNITS, name)
 
 
-# --- outside views -------------------------------------------------------------------------------
+# --- Host.refresh_names ---------------------------------------------------------------------------
 
 
 def refresh_names(session: Session, force: bool) -> tuple[OutsideName, ...]:

@@ -1,6 +1,6 @@
-"""Niso port-forward.
+"""Publish additional ports of an active service, and withdraw them (`niso port-forward`).
 
-Publish and withdraw additional ports of an active service.
+`niso.change.ports` admits the ports and changes the kernel.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from niso.plan.records import Port
 from niso.runtime.machine import Machine
 from niso.store.store import Store
 
-# --- port forward --------------------------------------------------------------------------------
+# --- Host.services.port_forward -------------------------------------------------------------------
 
 
 def port_forward(
@@ -39,7 +39,7 @@ def port_unforward(
         return unforward(machine, name, port, held, report)
 
 
-# --- forwards ------------------------------------------------------------------------------------
+# --- rows and kernel ------------------------------------------------------------------------------
 
 
 def forward(
@@ -103,7 +103,7 @@ def _is_part(port: Port, held: Port) -> bool:
 
 
 def kept_out(store: Store, service: str, port: Port) -> list[tuple[str, Port]]:
-    """Return (service, port) for each manifest port that only this forward keeps unpublished.
+    """Return (service, port) for each manifest port that only this forward displaces.
 
     They are those of active services. A host port that several services want is left out.
     """

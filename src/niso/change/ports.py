@@ -1,10 +1,8 @@
-"""Admit host ports; bring a change of ports to the kernel.
+"""Assign host ports to services: refuse ports that clash, and choose free ones.
 
-Assign host ports to services: find present holders and free ports.
-
-The caller of `admit` is in a transaction of the store.
-
-Publish and withdraw ports of running services (`niso port-forward`).
+`admit` refuses a port that is published already or used by another program; its caller is in a
+transaction of the store. Changes of the ports of running services (`niso.change.port_forward`) are
+also written to the kernel here, and completed after an interruption.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from niso.reconcile.change import change
 from niso.runtime.machine import Machine
 from niso.store.store import Store
 
-# --- ports ---------------------------------------------------------------------------------------
+# --- admitting host ports -------------------------------------------------------------------------
 
 
 FREE_FIRST, FREE_LAST = 20_000, 29_999
@@ -74,6 +72,7 @@ def admit(
     errors: list[Error] = []
     new = [port for port in wanted if port not in have]
     gone = {port for port, _, _ in taken(store, service, new, published)}
+    # errors are collected, so that one run names all ports that must change
     for key, port in zip(keys, wanted, strict=True):
         try:
             check_family(service, port, families, key)
@@ -91,6 +90,7 @@ def admit(
                     )
                 )
                 chosen.append(assigned)
+            # a port that the service has is not checked: its own listener would conflict
             elif port not in have:
                 if port in gone:
                     continue  # it stays with the service whose forward took it
@@ -201,7 +201,7 @@ def _choose(
     return candidate
 
 
-# --- forwards ------------------------------------------------------------------------------------
+# --- changes of a running service's ports ---------------------------------------------------------
 
 
 class FinishingPorts(NamedTuple):
@@ -282,8 +282,8 @@ def _moving(
 ) -> change:
     """Return the context of a change of these ports alone.
 
-    ``on`` are the networks that it concerned before. The rows are first: if niso dies, the next
-    command finds which ports were moved.
+    ``on`` are the networks that it concerned before. The rows are committed first: if niso dies,
+    the next command finds which ports were moved.
     """
     store, kernel = machine.store, machine.kernel
     scope = change_scope.concerned(store, sorted({service for service, _ in moved}), on)

@@ -1,8 +1,7 @@
-"""What the store keeps of a process; what a change of it needs.
+"""Compute the stored data of a service's process: its uid and its ProcessSpec.
 
-Compute the stored data of a service's process: its uid and its ProcessSpec.
-
-Replace the hosts file of a running service whose networks change, instead of restarting it.
+It also decides what a change needs: nothing, a restart, or only another hosts file for the running
+process, because its networks change.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from niso.runtime.processes import Processes
 
 
-# --- process record ------------------------------------------------------------------------------
+# --- uid and ProcessSpec --------------------------------------------------------------------------
 
 
 def specified(
@@ -151,7 +150,7 @@ def _spec(
     )
 
 
-# --- rehost --------------------------------------------------------------------------------------
+# --- another hosts file instead of a restart ------------------------------------------------------
 
 
 class RestartingInstead(NamedTuple):

@@ -1,8 +1,6 @@
-"""Niso net repair, and --sweep.
+"""Repair everything that `niso net check` reports; remove everything of niso's (``--sweep``).
 
-Repair everything that `niso net check` reports.
-
-Remove everything of niso's from the kernel (``niso net repair --sweep``), without a store.
+The sweep needs no store: it finds niso's objects by their marks in the kernel.
 """
 
 from __future__ import annotations
@@ -59,7 +57,7 @@ if TYPE_CHECKING:
     from niso.runtime.processes import Processes
 
 
-# --- repair --------------------------------------------------------------------------------------
+# --- repair ---------------------------------------------------------------------------------------
 
 
 class RepairingStore(NamedTuple):
@@ -387,7 +385,7 @@ def _mending(name: str, finding: Finding) -> Event:
     return ShowingHosts(name) if finding.defect == BLIND else Starting(name)
 
 
-# --- sweep ---------------------------------------------------------------------------------------
+# --- sweep: remove what is in the kernel ----------------------------------------------------------
 
 
 class EndingLost(NamedTuple):
@@ -572,7 +570,7 @@ def _forget_active(kernel: Kernel, store: Store) -> None:
         raise unusable(error) from error
 
 
-# --- store repair --------------------------------------------------------------------------------
+# --- rows of the store ----------------------------------------------------------------------------
 
 
 def repair_row(processes: Processes, store: Store, name: str) -> None:

@@ -152,7 +152,7 @@ def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], M
 def _membership(
     stack: Stack, on: Container[str], left: Iterable[str] = (), replace: bool = False
 ) -> Membership:
-    """Return the membership for a stack's services, with those of its networks in ``on``."""
+    """Return the membership of a stack's services, with its networks that are in ``on``."""
     requests = [_request(name, settings) for name, settings in stack.networks.items() if name in on]
     return Membership(
         stack.name,

@@ -1,11 +1,7 @@
-"""Start processes in order, and wait.
+"""Start the processes of services in dependency order, and wait until each is started or healthy.
 
-Start the processes of services in dependency order, and wait until each is started or healthy.
-
-All waits run concurrently: while one service is probed, others start, answer or end. A process
-that ends during the wait fails at once, with its last output in the error.
-
-Track starting and ending processes: started, healthy, or failed with the reason.
+All waits run concurrently: while one service is probed, others start, answer or exit. A process
+that exits during the wait fails at once, with its last output in the error.
 """
 
 from __future__ import annotations
@@ -43,7 +39,7 @@ if TYPE_CHECKING:
     from niso.runtime.processes import Start as Begun
 
 
-# --- start ---------------------------------------------------------------------------------------
+# --- start ----------------------------------------------------------------------------------------
 
 
 TIMEOUT_S = 60.0
@@ -346,7 +342,7 @@ class _Starting:
         self._todo[:0] = [end.start._replace(stops=None) for end in over]
 
     def _has_succeeded(self, wait: Wait) -> bool:
-        """If a process was meant to end and succeeded, record that and return True.
+        """If a process that should exit has succeeded, record that and return True.
 
         Such a process is a job, or one that is never restarted, with exit status 0.
         """
@@ -394,7 +390,7 @@ class _Starting:
             self._reached.setdefault(start.name, STARTED)
 
 
-# --- waits ---------------------------------------------------------------------------------------
+# --- waiting: started, healthy, or failed with the reason -----------------------------------------
 
 
 STARTED_WITHIN_S = 0.2
@@ -424,7 +420,7 @@ class Start(NamedTuple):
 
 
 class End:
-    """Tracks a process that was told to end and will be started again."""
+    """Tracks a process that niso stops to start it again."""
 
     def __init__(self, processes: Processes, start: Start, timeout_s: float) -> None:
         self.start = start

@@ -1,8 +1,8 @@
 """Find what an activation would refuse on any host (`niso check`).
 
-The services are recorded by the code of activations, in a store without a file, on a host that
-has nothing. What depends on the host is not checked: networks that no file describes, services that
-no file has, and the present time.
+The services are recorded by the code of activations, in a store without a file, on a host that has
+nothing. What depends on the host is not checked: networks that no file describes, services that no
+file has, and the present time.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _anything(family: int, position: int) -> Subnet:
     """Return a subnet that contains all addresses.
 
     Services without a static address get one of 0.0.0.0/8 or ::/104, which no static address can be
-    in. ``position`` keeps networks' addresses apart.
+    in. ``position`` makes the automatic addresses of networks differ.
     """
     start = ipaddress.ip_address(position * _SPACE)
     text = str(start if family == 4 else ipaddress.IPv6Address(int(start)))

@@ -1,12 +1,7 @@
-"""End processes, withdraw services from the network.
+"""Stop services: stop processes in parallel, remove networks with one plan, delete records.
 
-Stop services: end processes in parallel, remove networks with one plan, delete records.
-
-The caller holds the services' locks and has begun their intents.
-
-Remove services from the network with one plan, after their processes have ended.
-
-This module imports nothing that only processes need, because it also serves attachments.
+The caller holds the services' locks and has begun their intents. This module imports nothing that
+only processes need, because it also serves attachments.
 """
 
 from __future__ import annotations
@@ -34,7 +29,7 @@ if TYPE_CHECKING:
     from niso.runtime.processes import Processes
 
 
-# --- stop ----------------------------------------------------------------------------------------
+# --- processes and records ------------------------------------------------------------------------
 
 
 Needs = Mapping[str, Iterable[str]]
@@ -137,6 +132,7 @@ def stop(
     try:
         while left or asked:
             ready = [name for name in left if not dependents[name]]
+            # nothing ready and nothing awaited is a cycle of dependencies: stop all of it
             for name in ready or ([] if asked else list(left)):
                 report(Stopping(name))
                 timeout_s = left.pop(name)
@@ -191,7 +187,7 @@ def refuse(store: Store, services: Iterable[str]) -> None:
             )
 
 
-# --- withdraw ------------------------------------------------------------------------------------
+# --- networks, after the processes have exited ----------------------------------------------------
 
 
 def withdraw(

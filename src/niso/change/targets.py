@@ -1,6 +1,6 @@
-"""Target, and arguments of activate to targets.
+"""Resolve the arguments of ``niso activate`` to targets, and check that they can start.
 
-Resolve the arguments of ``niso activate`` and check that they can start. Changes nothing.
+Nothing is changed and no lock is needed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from niso.store.name_rows import bare_name
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
 
-# --- targets -------------------------------------------------------------------------------------
+# --- from arguments to targets --------------------------------------------------------------------
 
 
 FIRST_UID = 1_900_000_000
@@ -280,7 +280,7 @@ def user(target: Target, own_uid: int) -> tuple[int, int, tuple[int, ...], str, 
     return resolve_user(target.rootfs, target.spec.user, own_uid, target.name)
 
 
-# --- admit ---------------------------------------------------------------------------------------
+# --- Target ---------------------------------------------------------------------------------------
 
 
 class Target(NamedTuple):

@@ -143,6 +143,7 @@ def undo(
         report(Undoing(intent.service))
     errors: dict[str, Error] = {}
     changed = [intent for intent in intents if not store.is_as_before(intent)]
+    # first: a job would go on changing data while its rows are undone
     for intent in intents:
         _end_job(machine, intent.service)
     try:
@@ -174,6 +175,7 @@ def undo(
                 package.keep_manifest(kept.package, spec)
             except Error as error:
                 errors[name] = error
+    # last: if this process dies before, the next command repeats the undo
     with store.transaction():
         for name in undone:
             store.end_intent(name)

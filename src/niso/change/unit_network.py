@@ -1,4 +1,4 @@
-"""Give an ordinary systemd unit a network of niso (``niso net attach --new --unit``).
+"""Put an ordinary systemd unit on a network of niso (``niso net attach --new --unit``).
 
 A unit ``niso-net@NAME.service`` attaches a namespace that niso creates, and a drop-in puts the
 ordinary unit into it. The namespace outlives the unit's process, and a reboot starts both.

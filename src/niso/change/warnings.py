@@ -1,6 +1,6 @@
-"""Warnings after a change, and what a dry run would cut.
+"""Make the warnings after an activation or attachment; preview which flows a change would cut.
 
-After a change of services, warn about likely problems and hand over to systemd.
+After the warnings of an activation, the services are handed over to systemd (`niso.change.boot`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from niso.look.what_if import PolicyEffect
 
 
-# --- handover ------------------------------------------------------------------------------------
+# --- warnings after a change ----------------------------------------------------------------------
 
 
 def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> None:

@@ -1,8 +1,6 @@
-"""Niso web: looks as root, and opens a browser.
+"""Run `niso web`: this root process measures, an unprivileged one serves the results.
 
-Implement niso web: this root process measures, an unprivileged one serves the results.
-
-Open an address in the browser of the user who called sudo(8).
+The address is opened in the browser of the user who called sudo(8).
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-# --- web -----------------------------------------------------------------------------------------
+# --- niso web -------------------------------------------------------------------------------------
 
 
 EVERY_S = 2.0
@@ -167,7 +165,7 @@ class _Server:
             raise self._failure(b"") from None
 
     def wait(self, seconds: float) -> None:
-        """Wait for a time. Raises Error if the server exits before."""
+        """Wait for some seconds. Raises Error if the server exits first."""
         if select.select([self._handle], [], [], seconds)[0]:
             raise self._failure(b"")
 
@@ -220,7 +218,7 @@ def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> No
         os._exit(code)
 
 
-# --- sockets -------------------------------------------------------------------------------------
+# --- sockets --------------------------------------------------------------------------------------
 
 
 class _listening:
@@ -276,7 +274,7 @@ def _remove_dead(path: str) -> None:
                 os.unlink(path)
 
 
-# --- web opener ----------------------------------------------------------------------------------
+# --- opening a browser ----------------------------------------------------------------------------
 
 
 _KEPT = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "LANG", "PATH", "TERM")

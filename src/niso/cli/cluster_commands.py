@@ -1,10 +1,6 @@
-"""Niso cluster, agent, kubernetes.
+"""Run niso cluster, niso agent and niso kubernetes.
 
-Implement niso cluster and niso agent.
-
-Run an agent in the foreground until a signal ends it.
-
-Implement niso kubernetes.
+An agent runs in the foreground until a signal ends it.
 """
 
 from __future__ import annotations
@@ -33,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
 
-# --- cluster -------------------------------------------------------------------------------------
+# --- niso cluster ---------------------------------------------------------------------------------
 
 
 COLUMNS = ("HOST", "ADDRESS", "STATE", "ETCD", "NETWORKS", "SERVICES", "NISO", "BEHIND")
@@ -256,7 +252,7 @@ def _member(member: ClusterMember) -> str:
     return "leader" if member.leader else "learns" if member.learns else "member"
 
 
-# --- agents --------------------------------------------------------------------------------------
+# --- agents ---------------------------------------------------------------------------------------
 
 
 if TYPE_CHECKING:
@@ -289,7 +285,7 @@ def follow(start: Callable[[Callable[[str], None]], Agent]) -> int:
     return 130 if signal.SIGINT in ended else 0
 
 
-# --- kubernetes ----------------------------------------------------------------------------------
+# --- niso kubernetes ------------------------------------------------------------------------------
 
 
 def run_kubernetes(name: str, args: Args) -> int:

@@ -1,10 +1,7 @@
-"""Commands as data, and where each is.
+"""Define commands as data, and list them with their modules.
 
-Define commands as data.
-
-The parser, help, completion, man pages and docs/reference are generated from these data.
-
-List the commands, with the module that implements each and its entry in the catalogue.
+The parser, help, completion, man pages and docs/reference are generated from these data, which are
+in cli/catalogue.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ if TYPE_CHECKING:
     from niso.cli.parse import Args
 
 
-# --- command -------------------------------------------------------------------------------------
+# --- Command, Option, Argument --------------------------------------------------------------------
 
 
 class Argument(NamedTuple):
@@ -147,7 +144,7 @@ def sentence(phrase: str) -> str:
     return f"{phrase[:1].upper()}{phrase[1:]}."
 
 
-# --- registry ------------------------------------------------------------------------------------
+# --- the list of commands -------------------------------------------------------------------------
 
 
 COMMANDS = {

@@ -174,7 +174,7 @@ def _options(command: Command, given: list[str]) -> Candidates:
     return [*((option.flags[-1], option.help) for option in free), (HELP[-1], "print this help")]
 
 
-# --- names, which only root can read ---------------------------------------------------------
+# --- names, which only root can read --------------------------------------------------------------
 
 
 def _from_host(read: Callable[[Host], Candidates]) -> Candidates:

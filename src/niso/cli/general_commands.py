@@ -1,9 +1,4 @@
-"""Help, version, check, schema, lab, import.
-
-Implement niso help, version, check, schema, lab and on-exit.
-
-Implement niso import, which converts a compose file to a stack.toml.
-"""
+"""Run niso help, version, check, schema, lab, on-exit and import (from a compose file)."""
 
 from __future__ import annotations
 
@@ -98,7 +93,7 @@ def first_screen() -> list[Command | Group]:
     return [find(name, "") for name in COMMANDS if name not in (*HIDDEN, "help", "version")]
 
 
-# --- importing -----------------------------------------------------------------------------------
+# --- niso import ----------------------------------------------------------------------------------
 
 
 def run_importing(_: str, args: Args) -> int:

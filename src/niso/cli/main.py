@@ -1,12 +1,7 @@
-"""The command niso: find, run, report, end.
+"""Run the command ``niso``: find the subcommand, run it, report errors, set the exit status.
 
-Run the command ``niso``: find the subcommand, run it, report errors, set the exit status.
-
-Only the module of the subcommand is imported, to keep start-up short.
-
-Report errors on stderr as text or JSON.
-
-End a command on TERM and HUP as on INT (Ctrl-C).
+Only the module of the subcommand is imported, for a short start-up. Errors are reported on stderr
+as text or JSON. TERM and HUP end a command as INT (Ctrl-C) does.
 """
 
 from __future__ import annotations
@@ -27,7 +22,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
-# --- main ----------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 JUDGES = ("net check", "net explain")
@@ -228,7 +223,7 @@ def _plain(arguments: list[str]) -> bool:
     return all(word and all(c.isalnum() or c in "-_./:=,@%+" for c in word) for word in arguments)
 
 
-# --- failures ------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def explained(error: Exception) -> Error:
@@ -277,7 +272,7 @@ def report(error: Error, as_json: bool) -> None:
         pass  # stderr is closed
 
 
-# --- interrupts ----------------------------------------------------------------------------------
+# --- signals --------------------------------------------------------------------------------------
 
 
 class state:

@@ -1,11 +1,4 @@
-"""Niso net: networks, attachments, check, policies, refresh.
-
-Implement niso net: networks, published ports, rules, check and repair.
-
-Implement niso net policy, and the preview of what a dry run would cut.
-
-Implement niso net refresh.
-"""
+"""Run niso net: networks, ports, rules, check, repair, policy and refresh."""
 
 from __future__ import annotations
 
@@ -32,7 +25,7 @@ if TYPE_CHECKING:
     from niso.look.what_if import PolicyEffect
 
 
-# --- net -----------------------------------------------------------------------------------------
+# --- networks, ports, rules, check, repair --------------------------------------------------------
 
 
 ABOUT_PACKETS = ("ping", "explain", "stats", "log")
@@ -329,7 +322,7 @@ def _sweep(host: Host, args: Args) -> int:
     return 0
 
 
-# --- policy --------------------------------------------------------------------------------------
+# --- niso net policy, and the preview of a dry run ------------------------------------------------
 
 
 ENTRIES = ("KEY", "ENTRY", "PACKETS", "OPEN", "LAST", "NOTE")
@@ -427,7 +420,7 @@ def _ago(seconds: float) -> str:
     return "now" if seconds < 1 else f"{output.duration(seconds)} ago"
 
 
-# --- refresh -------------------------------------------------------------------------------------
+# --- niso net refresh -----------------------------------------------------------------------------
 
 
 _WITHOUT = 3

@@ -1,10 +1,4 @@
-"""Tables, JSON, progress.
-
-Print results: tables, JSON, ports, times.
-
-Control characters from services and names are escaped.
-
-Report slow steps of a command on stderr.
+"""Print results as tables or JSON, with control characters escaped; report slow steps on stderr.
 
 A thread prints the current step after a second, so that the main thread need not wake up for it.
 """
@@ -52,7 +46,7 @@ if TYPE_CHECKING:
     from niso.look.what_if import PolicyEffect
 
 
-# --- output --------------------------------------------------------------------------------------
+# --- text and tables ------------------------------------------------------------------------------
 
 
 def escaped(text: str) -> str:
@@ -165,7 +159,7 @@ def _folded(value: str, width: int) -> list[str]:
     return shown
 
 
-# --- terminals -------------------------------------------------------------------------------
+# --- terminals, JSON and notes --------------------------------------------------------------------
 
 PAINTED = ("STATUS", "HEALTH")
 _GREEN, _YELLOW, _RED, _DIM = "32", "33", "31", "2"
@@ -328,7 +322,7 @@ class LateProgress:
             self._progress.__exit__()
 
 
-# --- progress ------------------------------------------------------------------------------------
+# --- progress -------------------------------------------------------------------------------------
 
 
 AT_ONCE_S = 1.0

@@ -1,12 +1,8 @@
-"""Parse command lines; help texts.
-
-Parse command lines.
+"""Parse command lines, and format help: the first screen, a group, one command.
 
 argparse would take a seventh of the time of a short command (docs/design/dependencies.md), and it
 cannot report a misspelt option while an argument is missing. Options can come anywhere before
 ``--`` and cannot be abbreviated.
-
-Format help: the first screen, the actions of a group, one command.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- parse ---------------------------------------------------------------------------------------
+# --- command lines --------------------------------------------------------------------------------
 
 
 HELP = ("-h", "--help")
@@ -214,7 +210,7 @@ def _is_opposite(typed: str, word: str) -> bool:
     return any(typed.startswith(start) != word.startswith(start) for start in ("de", "dis", "un"))
 
 
-# --- registry ------------------------------------------------------------------------------------
+# --- unknown commands -----------------------------------------------------------------------------
 
 
 def unknown_command(words: list[str]) -> UsageError:
@@ -239,7 +235,7 @@ def unknown_command(words: list[str]) -> UsageError:
     return unknown(kind, name, ends, "niso help lists them")
 
 
-# --- help ----------------------------------------------------------------------------------------
+# --- help -----------------------------------------------------------------------------------------
 
 
 WIDEST = 100

@@ -1,4 +1,4 @@
-"""Implement niso metrics, the only command that needs and loads prometheus_client."""
+"""Run niso metrics, the only command that needs and loads prometheus_client."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _write(path: str, body: bytes) -> None:
         raise UsageError(f"cannot write {path}: {reason}", hint, "-o") from None
 
 
-# --- HTTP ----------------------------------------------------------------------------------------
+# --- HTTP -----------------------------------------------------------------------------------------
 
 
 class _Scrape(BaseHTTPRequestHandler):

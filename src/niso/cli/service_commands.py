@@ -1,17 +1,4 @@
-"""Activate, ps, inspect, logs, exec, port-forward, enable; niso stack.
-
-Implement niso activate, deactivate, remove and restart.
-
-Implement niso stack up, down, status, restart and logs.
-
-Implement niso ps, inspect and logs.
-
-Implement exec, which runs a command inside a service, and kill, which sends a signal to one.
-
-Implement niso port-forward.
-
-Implement niso enable, disable and restore.
-"""
+"""Run the commands for services: activate, ps, inspect, logs, exec, port-forward, enable, stack."""
 
 from __future__ import annotations
 
@@ -35,7 +22,7 @@ if TYPE_CHECKING:
     from niso.look.services import ServiceLine
 
 
-# --- service -------------------------------------------------------------------------------------
+# --- activate, deactivate, remove, restart --------------------------------------------------------
 
 
 def run_service(name: str, args: Args) -> int:
@@ -129,7 +116,7 @@ def print_outcomes(args: Args, outcomes: tuple[Outcome, ...]) -> None:
         print(f"{result.service}: {state}  {', '.join(result.address)}{shown}".rstrip())
 
 
-# --- stack ---------------------------------------------------------------------------------------
+# --- niso stack -----------------------------------------------------------------------------------
 
 
 def run_stack(name: str, args: Args) -> int:
@@ -214,7 +201,7 @@ def _stack_logs(host: Host, args: Args) -> int:
     )
 
 
-# --- inspect -------------------------------------------------------------------------------------
+# --- ps, inspect and logs -------------------------------------------------------------------------
 
 
 COLUMNS = ("SERVICE", "STATUS", "HEALTH", "MODE", "ADDRESS", "PORTS", "UPTIME")
@@ -337,7 +324,7 @@ def _on_terminal(chunk: bytes) -> bytes:
     return output.escaped_lines(chunk.decode("utf-8", "replace")).encode()
 
 
-# --- exec ----------------------------------------------------------------------------------------
+# --- exec and kill --------------------------------------------------------------------------------
 
 
 def run_exec(name: str, args: Args) -> int:
@@ -352,7 +339,7 @@ def run_exec(name: str, args: Args) -> int:
     return 0
 
 
-# --- forward -------------------------------------------------------------------------------------
+# --- port-forward ---------------------------------------------------------------------------------
 
 
 def run_forward(_: str, args: Args) -> int:
@@ -386,7 +373,7 @@ def run_forward(_: str, args: Args) -> int:
     return 0
 
 
-# --- boot ----------------------------------------------------------------------------------------
+# --- enable, disable and restore ------------------------------------------------------------------
 
 
 def run_boot(name: str, args: Args) -> int:

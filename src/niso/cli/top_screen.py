@@ -1,10 +1,6 @@
-"""Niso top as a screen (Textual).
+"""Show niso top on a terminal with Textual: its tables, and the output of other commands.
 
-Show niso top on a terminal, the only module that needs and loads Textual.
-
-Draw tables of many rows for the screen of niso top, with Textual.
-
-Show the output of another niso command on the screen of niso top, with Textual.
+Only this module needs and loads Textual.
 """
 
 from __future__ import annotations
@@ -42,7 +38,7 @@ if TYPE_CHECKING:
     from textual.events import Click, Resize
 
 
-# --- top screen ----------------------------------------------------------------------------------
+# --- the screen -----------------------------------------------------------------------------------
 
 
 try:
@@ -471,7 +467,7 @@ def _kind(load: ServiceLoad) -> str:
     return {"inactive": "soft", "completed": "soft", "attached": ""}.get(load.status, "bad")
 
 
-# --- top rows ------------------------------------------------------------------------------------
+# --- tables of many rows --------------------------------------------------------------------------
 
 
 if TYPE_CHECKING:
@@ -628,7 +624,7 @@ class Rows(ScrollView, can_focus=True):
             self.action_move_to(at)
 
 
-# --- top output ----------------------------------------------------------------------------------
+# --- the output of another command ----------------------------------------------------------------
 
 
 NISO = (sys.executable, "-I", "-m", "niso.cli")
@@ -680,7 +676,7 @@ class Output(ModalScreen[None]):
         asyncio.get_running_loop().add_reader(self._descriptor(), self._read)
 
     def on_unmount(self) -> None:
-        """End the command."""
+        """Kill the command whose output is shown."""
         self._end()
 
     def _descriptor(self) -> int:

@@ -1,15 +1,4 @@
-"""Explain, ping, flows, graph, capture, learn, events, top.
-
-Implement niso net ping, explain, stats and log.
-
-Implement niso net flows, graph, capture and trace.
-
-Implement niso net learn.
-
-Implement niso events.
-
-Implement niso top: tables for pipes and -n, a screen for terminals.
-"""
+"""Run niso net explain, ping, stats, log, flows, graph, capture, trace, learn; niso events, top."""
 
 from __future__ import annotations
 
@@ -43,7 +32,7 @@ if TYPE_CHECKING:
     from niso.look.top import FlowLoad, Load, ServiceLoad, ServiceSocket, Top
 
 
-# --- explain -------------------------------------------------------------------------------------
+# --- run by name ----------------------------------------------------------------------------------
 
 
 DROP_COLUMNS = (
@@ -62,7 +51,7 @@ def run_explain(action: str, args: Args) -> int:
     return int(globals()[f"_{action}"](connect(), args))
 
 
-# --- ping ------------------------------------------------------------------------------------
+# --- ping -----------------------------------------------------------------------------------------
 
 
 def _ping(host: Host, args: Args) -> int:
@@ -84,7 +73,7 @@ def _ms(seconds: float) -> str:
     return f"{ms:.1f}" if ms >= 0.1 else f"{ms:.2f}"
 
 
-# --- explain ---------------------------------------------------------------------------------
+# --- explain --------------------------------------------------------------------------------------
 
 
 def _explain(host: Host, args: Args) -> int:
@@ -160,7 +149,7 @@ def _print_proof(judged: Judged, proof: Proof) -> None:
         print(f"  {'':<8} niso net check shows what differs from the configuration")
 
 
-# --- stats and log ---------------------------------------------------------------------------
+# --- stats and log --------------------------------------------------------------------------------
 
 
 def _stats(host: Host, args: Args) -> int:
@@ -205,7 +194,7 @@ def _drop_text(drop: Drop) -> str:
     return f"{drop.time}  {drop.service}  {drop.direction}  {drop.key}  {ends}  {drop.interface}"
 
 
-# --- see -----------------------------------------------------------------------------------------
+# --- flows, graph, capture and trace --------------------------------------------------------------
 
 
 COLUMNS = ("FROM", "TO", "NEW", "OPEN", "LAST", "VERDICT", "BY")
@@ -428,7 +417,7 @@ def _line(flow: Flow) -> str:
     return f"{flow.last}  {ends}  {flow.verdict}{by}{times}"
 
 
-# --- learn ---------------------------------------------------------------------------------------
+# --- niso net learn -------------------------------------------------------------------------------
 
 
 _SHORT_S = 86_400
@@ -547,7 +536,7 @@ def _write_policies(host: Host, args: Args, changes: tuple[PolicyChange, ...]) -
     return 0
 
 
-# --- events --------------------------------------------------------------------------------------
+# --- niso events ----------------------------------------------------------------------------------
 
 
 def run_events(_: str, args: Args) -> int:
@@ -590,7 +579,7 @@ def _print_events(happened: Iterable[Happened], as_json: bool) -> None:
     sys.stdout.flush()
 
 
-# --- top -----------------------------------------------------------------------------------------
+# --- niso top -------------------------------------------------------------------------------------
 
 
 EVERY_S = 2.0
@@ -707,7 +696,7 @@ def _scaled(number: float | None, unit: str) -> str:
     return f"{number:.{digits}f} {prefix}{unit}"
 
 
-# --- commands that show more ------------------------------------------------------------------
+# --- commands that show more ----------------------------------------------------------------------
 
 
 def explain_words(flow: FlowLoad) -> list[str]:

@@ -1,17 +1,14 @@
-"""The agent's look at all that is due.
-
-Synchronise one host with the cluster: `Agent.look` does a sync pass, `Agent.run` schedules it.
+"""Synchronise one host with the cluster: `Agent.look` does one pass, `Agent.run` schedules them.
 
 The agent has no state but the store and a file with its lease in the run folder, so it can be
 killed at any point and restarted. Nothing that runs depends on it: without it, or without the
 engine, a host keeps the state it has, and does not learn of changes.
 
-Record when this host's agent last synchronised, and since when other hosts are gone.
+A file in the run folder records when the agent last synchronised, and since when other hosts no
+longer exist. Clocks of different hosts are never compared. Times are of this host's monotonic
+clock, which starts at boot; the run folder is empty then too.
 
-The record is a file in the run folder. Clocks of different hosts are never compared. Times are of
-this host's monotonic clock, which starts at boot; the run folder is empty then too.
-
-Delay implausible changes: that most hosts, or all services, disappear at once.
+Implausible changes are delayed: that most hosts, or all services, disappear at once.
 """
 
 from __future__ import annotations
@@ -45,7 +42,7 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-# --- agent ---------------------------------------------------------------------------------------
+# --- the agent ------------------------------------------------------------------------------------
 
 
 TTL_S = 10
@@ -72,7 +69,7 @@ class Me(NamedTuple):
 
 
 class Agent:
-    """Keeps one host synchronised with the cluster.
+    """Synchronises one host with the cluster.
 
     ``end`` ends services that another host has taken over, ``log`` takes one line of text. ``tend``
     is called at the start, about every `LOOK_S` seconds, and when hosts come or go; its second
@@ -129,6 +126,7 @@ class Agent:
             return []
         membership = Membership(engine, self.keys)
         cluster = membership.cluster()
+        # an etcd that was replaced or lost its data must not delete the services of this host
         if cluster is None or cluster.identity != self.me.cluster:
             other = f"cluster {cluster.identity}" if cluster else "no cluster"
             self._say(f"etcd has {other}, not {self.me.cluster}: nothing is changed")
@@ -156,6 +154,7 @@ class Agent:
             now = self._guard.guarded(store, now, now_s)
         if lost:
             self.log(f"taken over by other hosts, and ended here: {', '.join(lost)}")
+            # another host uses the addresses already, so nothing else comes first
             self.end(lost)
             mirror.drop_claims(store, kernel, lost)
         # other hosts have released what it had, and its addresses may be in use again
@@ -389,7 +388,7 @@ def _text(error: Exception) -> str:
     return error.message if isinstance(error, Error) else str(error)
 
 
-# --- absent hosts --------------------------------------------------------------------------------
+# --- when this agent synchronised, and absent hosts -----------------------------------------------
 
 
 class Look(NamedTuple):
@@ -409,7 +408,7 @@ def last() -> Look:
 
 
 def note(gone: Iterable[str], now_s: float) -> None:
-    """Record a sync pass and the hosts that are gone. Raises OSError."""
+    """Record a sync pass and the absent hosts. Raises OSError."""
     before = last().gone
     now = {host: before.get(host, now_s) for host in sorted(gone)}
     kept = json.dumps({"at": now_s, "gone": now})
@@ -420,7 +419,7 @@ def _path() -> str:
     return os.path.join(paths.run_dir(), "gone")
 
 
-# --- doubt ---------------------------------------------------------------------------------------
+# --- delay of implausible changes -----------------------------------------------------------------
 
 
 GUARD_S = 60.0

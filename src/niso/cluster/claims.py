@@ -243,10 +243,11 @@ class Claims:
     def _planned(
         self, wanted: Wanted, have: Claim | None, asked: Asked, raced: bool
     ) -> tuple[Claim, Txn] | None:
-        """Return the wanted claim and the transaction that makes it; None if it is held already."""
+        """Return the wanted claim and the transaction that makes it; None if it is there."""
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
         takes = have is not None and have.host != self.host and have.gen >= asked.since
         if have is not None and takes:
+            # not if the other host has come back: then its live key exists
             conditions.append(Compare(self.keys.live(have.host)))
         networks: dict[str, tuple[str, ...]] = {}
         known: dict[str, Item] = {}
@@ -258,6 +259,7 @@ class Claims:
             spec = items.get(self.keys.spec(network))
             if spec is None:
                 raise NotFound(f"no network {network!r} in the cluster", "niso net list")
+            # the addresses are chosen for this version of the network
             conditions.append(Compare(spec.key, spec.modified))
             base = max(base, spec_of(network, spec).base)
             known |= items
@@ -270,6 +272,7 @@ class Claims:
             return None
         self._require_free(claim, known)
         old = have.keys(self.keys) if have else set()
+        # an undo of the command needs the former addresses and names
         if asked.keep and have is not None and have.host == self.host:
             claim = claim._replace(kept=tuple(sorted(old - claim.keys(self.keys))))
         new = claim.keys(self.keys)

@@ -1,4 +1,4 @@
-"""Encrypt traffic between hosts: VXLAN through WireGuard.
+"""Create the WireGuard keys of a host, and derive the link that encrypts VXLAN between hosts.
 
 Each host has a key pair: the private key is in its cluster folder, the public one in its cluster
 key. Only encrypted clusters load this module.

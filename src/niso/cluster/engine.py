@@ -1,13 +1,10 @@
-"""What the engine is asked and answers; its keys.
-
-Define the interface of the cluster's engine: requests, answers and errors, as plain data.
+"""Define the interface of the cluster's engine (a key-value store) and the names of its keys.
 
 The engine stores keys with values. Every change increments its revision. A key's *modified*
 revision is that of its last change, 0 if the key does not exist. A `Txn` is atomic.
+`niso.cluster.etcd` implements it.
 
-Name the engine's keys, and encode their values.
-
-Values are JSON objects. A writer keeps the fields that it does not know.
+Values are JSON objects. A writer keeps the fields that it does not recognise.
 
     cluster                  {id, port, proto}
     nets                     {NETWORK: {vni, subnets}}: one index, so that nothing overlaps
@@ -35,7 +32,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
 
-# --- engine --------------------------------------------------------------------------------------
+# --- requests, answers and errors -----------------------------------------------------------------
 
 
 class NoAnswer(Error):
@@ -218,7 +215,7 @@ if TYPE_CHECKING:
             """
 
 
-# --- keys ----------------------------------------------------------------------------------------
+# --- names of keys, and encoded values ------------------------------------------------------------
 
 
 PREFIX = "/niso/v1/"

@@ -1,12 +1,8 @@
-"""Invitations and certificates.
+"""Write and read invitations to a cluster; create its authority and certificates with openssl(1).
 
-Write and read invitations: one file with all that a host needs to join a cluster.
-
-It contains the host's own certificate and key, so that no service has to sign certificates. The
-invitation of a host that becomes a member of etcd also has the authority's key, with which it can
-invite others.
-
-Create the cluster's certificate authority and its hosts' certificates, with openssl(1).
+An invitation is one file with all that a host needs to join. It contains the host's own certificate
+and key, so that no service has to sign certificates. The invitation of a host that becomes a member
+of etcd also has the authority's key, with which it can invite others.
 
 A host's certificate has no subject: etcd's gateway refuses certificates with a common name once
 users are in use. Its addresses are therefore critical (RFC 5280, 4.2.1.6).
@@ -31,7 +27,7 @@ from niso.cluster.config import Config, Own, Reach
 from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.membership import Membership
 
-# --- invitation ----------------------------------------------------------------------------------
+# --- invitations ----------------------------------------------------------------------------------
 
 
 MAX_BYTES = 64 * 1024
@@ -182,7 +178,7 @@ def _content(path: str) -> str:
         raise Error(f"cannot be read: {error}", file=escaped(path)) from None
 
 
-# --- certificates --------------------------------------------------------------------------------
+# --- the authority and certificates ---------------------------------------------------------------
 
 
 DAYS = 3650

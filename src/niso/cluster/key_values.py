@@ -1,15 +1,7 @@
-"""Values of the keys: hosts, claims, networks, checked.
+"""Parse and check the values of the cluster's keys: claims, hosts and networks.
 
-Check values from the cluster before they reach the store and the kernel.
-
-Other hosts are trusted to claim only what is free, but they may have bugs. In a shared etcd, anyone
-may have written a key.
-
-Define a claim and its JSON values in the cluster's keys.
-
-Define hosts and clusters, and their JSON values in the cluster's keys.
-
-Parse and check networks in the cluster's keys.
+They are checked before they reach the store and the kernel. Other hosts are trusted to claim only
+what is free, but they may have bugs. In a shared etcd, anyone may have written a key.
 """
 
 from __future__ import annotations
@@ -31,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- value checks --------------------------------------------------------------------------------
+# --- checks of single values ----------------------------------------------------------------------
 
 
 _KEPT = 1 << 16
@@ -138,7 +130,7 @@ def _is_entry(entry: Entry) -> bool:
     return known and all(type(number) is int and 0 <= number <= 65535 for number in numbers)
 
 
-# --- claim values --------------------------------------------------------------------------------
+# --- claims ---------------------------------------------------------------------------------------
 
 
 MOST_POLICY = 1 << 16
@@ -241,7 +233,7 @@ def address_value(claim: Claim, up: bool) -> dict[str, Any]:
     }
 
 
-# --- host values ---------------------------------------------------------------------------------
+# --- hosts and clusters ---------------------------------------------------------------------------
 
 
 PROTO, ENCRYPTED = 1, 2
@@ -336,7 +328,7 @@ def clash(host: Host, other: Host) -> Conflict:
     )
 
 
-# --- index ---------------------------------------------------------------------------------------
+# --- networks -------------------------------------------------------------------------------------
 
 
 class Spec(NamedTuple):

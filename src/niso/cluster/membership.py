@@ -1,6 +1,6 @@
-"""Change the cluster, its hosts and networks.
+"""Change the cluster's own keys by compare-and-swap: the cluster, its hosts, its networks.
 
-Change the cluster's own keys: the cluster, its hosts, its networks; by compare-and-swap.
+It also checks that a network may span hosts, and that this host is in a cluster.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from niso.cluster.engine import Engine, Joined
 
 
-# --- membership ----------------------------------------------------------------------------------
+# --- changes of the keys --------------------------------------------------------------------------
 
 
 PORT = 4799
@@ -435,7 +435,7 @@ def _require_apart(spec: Spec, index: dict[str, Any]) -> None:
                     )
 
 
-# --- span networks -------------------------------------------------------------------------------
+# --- requirements of networks that span hosts -----------------------------------------------------
 
 
 def require_joined(machine: Machine) -> Joined:

@@ -293,7 +293,7 @@ def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> Non
 def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silent) -> bool:
     """Remove a network that the cluster has removed; return False if a service here is on it.
 
-    The caller does not hold niso's lock. Raises KernelError: the network is kept then.
+    The caller does not hold niso's lock. Raises KernelError: then the network stays.
     """
     with Lock():
         if store.members(name) or store.held_by(name):

@@ -1,17 +1,13 @@
-"""What this host's store says, brought to the cluster, also after etcd lost it.
+"""Publish this host's services to the cluster as its rows say, also after etcd lost its data.
 
-Keep the cluster's keys of this host's services as their rows say.
+The claim of a service is made equal to the rows: claimed, up, down or released. This is
+level-triggered: it starts from the rows of the service, so it does not matter what an interrupted
+command could not report. The next caller, a command or the agent, reports it.
 
-Synchronise the cluster's claim of a service with this host's rows: held, up, down or released.
-
-It is level-triggered: it starts from the rows of the service, so it does not matter what an
-interrupted command could not report. The next caller, a command or the agent, reports it.
-
-Restore a cluster's keys from the store of one of its hosts, after etcd has lost its data.
-
-The cluster's own key is written last, and all others only while it is absent: until then no host
-changes anything. Existing keys are left alone, so a restore can be repeated. What this host does
-not know is restored by the agents of the others.
+A restore writes the keys of a cluster from the store of one of its hosts. The cluster's own key is
+written last, and all others only while it is absent: until then no host changes anything. Existing
+keys are left unchanged, so a restore can be repeated. What this host does not know is restored by
+the agents of the others.
 """
 
 from __future__ import annotations
@@ -51,7 +47,7 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-# --- own claims ----------------------------------------------------------------------------------
+# --- all services of this host --------------------------------------------------------------------
 
 
 ORPHAN_S = 60.0
@@ -149,7 +145,7 @@ class OwnClaims:
         return not strays
 
 
-# --- settle --------------------------------------------------------------------------------------
+# --- the claim of one service ---------------------------------------------------------------------
 
 
 def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bool = True) -> bool:
@@ -186,6 +182,8 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
                 raise
             # a command released it and was undone, and another service has the address now
             return False
+    # recorded without its mark until it is published: after an interruption, the next pass sees a
+    # difference and publishes it again
     now = recorded(have)
     if record != now:
         with store.transaction():
@@ -200,7 +198,7 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
 def is_so(store: Store, record: Claim, now: Seen) -> bool:
     """Return whether the cluster's keys of a service match this host's rows, as far as visible.
 
-    The recorded claim alone does not tell, because an activation that was undone may have changed
+    The recorded claim alone is not enough, because an activation that was undone may have changed
     it. Ports and policies are not visible; `untold` records that they are not published yet.
     """
     row, known = store.service(record.service), now.services.get(record.service)
@@ -282,7 +280,7 @@ def _is_wanted(
     return all(had.count(network) == count for network, count in subnets.items())
 
 
-# --- restore -------------------------------------------------------------------------------------
+# --- restoring a cluster's keys -------------------------------------------------------------------
 
 
 EPOCH = 1 << 32
@@ -300,7 +298,7 @@ def spec_of(network: Network) -> Spec:
 def base_of(store: Store) -> int:
     """Return a number above all claims' numbers (``gen``) so far, and above those that may follow.
 
-    The engine's revisions restart, and a claim from before the loss must not look newer.
+    The engine's revisions restart, and a claim from before the loss must have a lower number.
     """
     known = [claim.gen for claim in store.across.claims()]
     known += [row.gen for rows in store.across.addresses().values() for row in rows]

@@ -1,14 +1,12 @@
-"""This host's member of etcd, and etcd's members.
+"""Run this host's etcd member, and list and change the members of the cluster's etcd.
 
-Run this host's etcd member: `execute` becomes it; `start` and `stop` work without systemd.
-
-Its folder is next to the state folder. etcd runs as the user of Debian's package if it exists, with
-copies of the certificates, which it reads at each new connection.
-
-List and change etcd's members (etcd.io/docs/v3.5/op-guide/runtime-configuration).
+`execute` becomes etcd; `start` and `stop` work without systemd. Its folder is next to the state
+folder. etcd runs as the user of Debian's package if it exists, with copies of the certificates,
+which it reads at each new connection.
 
 A new member starts as a learner: it counts for the quorum once it has all data. etcd changes
-members only if all have been connected for 5 s, so requests are repeated for a while.
+members only if all have been connected for 5 s, so requests are repeated for a while
+(etcd.io/docs/v3.5/op-guide/runtime-configuration).
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
-# --- own etcd ------------------------------------------------------------------------------------
+# --- this host's etcd -----------------------------------------------------------------------------
 
 
 USER = "etcd"
@@ -283,7 +281,7 @@ def _last_words() -> str:
         return f": {last[:300]}"
 
 
-# --- members -------------------------------------------------------------------------------------
+# --- members of etcd ------------------------------------------------------------------------------
 
 
 PATIENCE_S = 30.0

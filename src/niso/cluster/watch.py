@@ -1,15 +1,8 @@
-"""Keep keys below a prefix by a watch; how far behind.
-
-Cache the keys with a prefix: read once, then updated from the events of a watch.
+"""Cache the engine's keys with a prefix: read once, then updated from the events of a watch.
 
 Reading all keys is expensive for the engine if many hosts do it. Checking whether the cache is
-complete is cheap.
-
-Watch prefixes of the engine's keys, each in a thread, and update caches from the events.
-
-Decode the cluster's hosts from the cache (`niso.cluster.watch`).
-
-Measure how far an agent lags: since when there are changes that it has not processed.
+complete is cheap. Each prefix is watched in a thread. `Lag` measures since when there are changes
+that an agent has not processed.
 """
 
 from __future__ import annotations
@@ -29,7 +22,7 @@ if TYPE_CHECKING:
     from niso.cluster.engine import Engine
 
 
-# --- kept ----------------------------------------------------------------------------------------
+# --- the cache of a prefix ------------------------------------------------------------------------
 
 
 TRUST_S = 6.0
@@ -160,7 +153,7 @@ def _are(items: dict[str, Item], mark: Mark) -> bool:
     return (newest, len(items)) == (mark.newest, mark.number) and mark.lease in leases
 
 
-# --- watchers ------------------------------------------------------------------------------------
+# --- watching in threads --------------------------------------------------------------------------
 
 
 SILENCE_S = 12.0
@@ -237,7 +230,7 @@ def about(seconds: float) -> float:
     return seconds * (0.5 + os.urandom(1)[0] / 255)
 
 
-# --- roster --------------------------------------------------------------------------------------
+# --- hosts from the cache -------------------------------------------------------------------------
 
 
 class Roster:
@@ -273,7 +266,7 @@ class Roster:
         self._items, self._decoded, self.hosts = items, decoded, tuple(hosts)
 
 
-# --- lag -----------------------------------------------------------------------------------------
+# --- lag of an agent ------------------------------------------------------------------------------
 
 
 class Lag:

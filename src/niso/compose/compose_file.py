@@ -1,11 +1,7 @@
-"""Compose file to stack.toml.
-
-Convert a compose file to a stack.toml, and list what cannot be converted.
-
-Leave out names and ports that several services of a compose file have, but a stack refuses.
+"""Convert a compose file to a stack.toml, and list what cannot be converted.
 
 Compose lets several services have the same alias, and detects at their start that two have the same
-host port. niso refuses both.
+host port. A stack refuses both, so these names and ports are left out.
 """
 
 from __future__ import annotations
@@ -31,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- compose -------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 
 
 _IN_FILE = frozenset(("services", "networks", "volumes", "secrets", "name", "version"))
@@ -102,6 +98,7 @@ def convert(path: str, target: str | None = None) -> Imported:
     for key in storage.beyond(data, _IN_FILE):
         if not key.startswith("x-") and data[key]:
             gaps.append(Gap("", key, _NOT_HERE.get(key, "niso has no such key")))
+    # a network that no service uses would only occupy a subnet
     used = {name for one in made for name in one.tables.get("network", {}).get("networks", ())}
     text = "\n".join(
         (
@@ -286,7 +283,7 @@ def _lines(service: Service) -> Iterator[str]:
             yield from toml.table(f"{header}.{name}", data, 1 if name == "isolation" else 0)
 
 
-# --- compose together ----------------------------------------------------------------------------
+# --- names and ports of several services ----------------------------------------------------------
 
 
 def settle(services: Iterable[Service]) -> None:

@@ -1,10 +1,6 @@
-"""One service of a compose file.
-
-Convert one service of a compose file to the tables of a manifest.
+"""Convert one service of a compose file to the tables of a manifest.
 
 Keys that niso does not support, or would treat differently, are reported as gaps.
-
-List the keys of a compose file's service that are converted, and the types of their values.
 """
 
 from __future__ import annotations
@@ -34,7 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- compose service -----------------------------------------------------------------------------
+# --- the service ----------------------------------------------------------------------------------
 
 
 DEFAULT = "default"
@@ -489,7 +485,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-# --- compose keys --------------------------------------------------------------------------------
+# --- the converted keys and the types of their values ---------------------------------------------
 
 
 HANDLED = frozenset(

@@ -1,10 +1,7 @@
-"""Volumes of a compose file; single values.
+"""Convert the volumes of a compose file; parse its single values.
 
-Convert the volumes of the services of a compose file.
-
-Parse single values of a compose file: variables, durations, sizes, words, ports.
-
-The forms are those of the Compose Specification (https://github.com/compose-spec/compose-spec).
+Values are variables, durations, sizes, words and ports, in the forms of the Compose Specification
+(https://github.com/compose-spec/compose-spec).
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- compose storage -----------------------------------------------------------------------------
+# --- volumes --------------------------------------------------------------------------------------
 
 
 _ALWAYS_TMPFS = ("/tmp", "/run", "/var/tmp")  # noqa: S108 - paths inside a service
@@ -196,7 +193,7 @@ def _short(text: str, gaps: list[tuple[str, str]]) -> Mount | None:
     return Mount(kind, source, target, "ro" in modes)
 
 
-# --- compose values ------------------------------------------------------------------------------
+# --- single values --------------------------------------------------------------------------------
 
 
 _VARIABLE = re.compile(

@@ -1,13 +1,8 @@
-"""API server: kubeconfig, requests, lists and watches.
+"""Read a kubeconfig, and get, list and watch objects of Kubernetes' API server.
 
-Talk to Kubernetes' API server: get and watch objects (kubernetes.io, API concepts).
-
-Read the address of Kubernetes' API server, and the credentials, from a kubeconfig.
-
-The format is that of k8s.io/client-go, tools/clientcmd/api/v1. Unsupported keys are an error,
-because with incomplete credentials niso would be a different user.
-
-Follow one kind of Kubernetes objects: list them, then watch for changes.
+See kubernetes.io, API concepts. The format of a kubeconfig is that of k8s.io/client-go,
+tools/clientcmd/api/v1. Unsupported keys are an error, because with incomplete credentials niso
+would be a different user.
 """
 
 from __future__ import annotations
@@ -33,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- api server ----------------------------------------------------------------------------------
+# --- requests -------------------------------------------------------------------------------------
 
 
 REQUEST_S = 10.0
@@ -226,7 +221,7 @@ def _refused(path: str, status: int, data: Mapping[str, Any]) -> Refused:
     return Refused(f"{path}: the API server answers {status}: {said}", hint, status)
 
 
-# --- kubeconfig ----------------------------------------------------------------------------------
+# --- address and credentials ----------------------------------------------------------------------
 
 
 _MOST_BYTES = 1 << 20
@@ -377,7 +372,7 @@ def _beside(path: str, file: str) -> str:
     return os.path.join(os.path.dirname(path), file)
 
 
-# --- stream --------------------------------------------------------------------------------------
+# --- listing and watching one kind of objects -----------------------------------------------------
 
 
 WATCH_S = 240

@@ -1,21 +1,13 @@
-"""CNI plugin: calls, chains, pods that are closed at first.
-
-Run as a CNI plugin: attach containers of containerd, Nomad and others to niso's networks.
+"""Run as a CNI plugin: attach containers of containerd, Nomad and others to niso's networks.
 
 The specification is containernetworking/cni, SPEC.md, versions 0.3.0 to 1.1.0. The engine passes
 CNI_* variables and the network's configuration on stdin; the answer is JSON on stdout.
-`niso.engines.cni` carries out the calls; VERSION does not load it.
 
-Carry out the calls of a CNI runtime: ADD, DEL, CHECK, GC and STATUS (`niso.engines.cni`).
+In a list of plugins, the runtime passes ``prevResult``: for ADD the result of the plugins before
+niso, for CHECK and DEL that of the whole list. niso's result is merged with it (SPEC.md, Success).
 
-Merge niso's result with those of other plugins in a list (CNI SPEC.md, Success).
-
-The runtime passes ``prevResult``: for ADD the result of the plugins before niso, for CHECK and DEL
-that of the whole list.
-
-Attach Kubernetes pods closed, and wait until the agent has applied their network policies.
-
-The configuration's key ``kubernetes`` requests it. The policies come from `niso kubernetes`.
+With the configuration's key ``kubernetes``, pods are attached closed, until the agent
+(`niso.engines.pod_agent`) has applied their network policies.
 """
 
 from __future__ import annotations
@@ -48,7 +40,7 @@ if TYPE_CHECKING:
     from niso.engines import pod_agent
 
 
-# --- cni -----------------------------------------------------------------------------------------
+# --- the program ----------------------------------------------------------------------------------
 
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -135,7 +127,7 @@ def _answer(command: str, version: str, config: dict[str, Any]) -> dict[str, Any
     return answer(command, version, config)
 
 
-# --- cni calls -----------------------------------------------------------------------------------
+# --- a call ---------------------------------------------------------------------------------------
 
 
 OWNER = "cni"
@@ -252,7 +244,7 @@ def _args() -> dict[str, str]:
     return _once(((key, value) for key, equals, value in pairs if equals), "CNI_ARGS: ")
 
 
-# --- ADD --------------------------------------------------------------------------------------
+# --- ADD ------------------------------------------------------------------------------------------
 
 
 def _add(call: Call) -> dict[str, Any]:
@@ -321,7 +313,7 @@ def _create_network(machine: Machine, call: Call) -> None:
 
 
 def _require_configured(network: Network, config: Mapping[str, Any]) -> None:
-    """Raise Failure if a network that exists is not what the keys of the configuration say."""
+    """Raise Failure if a network that exists differs from the keys of the configuration."""
     there = {subnet.cidr for subnet in network.subnets}
     subnets, has_ipv6 = set(config.get("subnets", ())), any(":" in cidr for cidr in there)
     if subnets and subnets != there:
@@ -520,7 +512,7 @@ def _bridge_mac(store: Store, network: Network) -> str:
     return names.mac("", network.bridge, names.alias(store.state_id()))
 
 
-# --- DEL, GC ------------------------------------------------------------------------------------
+# --- DEL, GC --------------------------------------------------------------------------------------
 
 
 def _delete(call: Call) -> None:
@@ -551,7 +543,7 @@ def _gc(call: Call) -> None:
         plugin.take_off(machine, attached, goes)
 
 
-# --- CHECK, STATUS ------------------------------------------------------------------------------
+# --- CHECK, STATUS --------------------------------------------------------------------------------
 
 
 def _check(call: Call) -> None:
@@ -595,7 +587,7 @@ def _status(call: Call) -> None:
             )
 
 
-# --- cni chain -----------------------------------------------------------------------------------
+# --- results of other plugins in a list -----------------------------------------------------------
 
 
 _KEY = "prevResult"
@@ -670,7 +662,7 @@ def _previous(call: Call) -> dict[str, Any]:
     return previous
 
 
-# --- pods ----------------------------------------------------------------------------------------
+# --- Kubernetes pods ------------------------------------------------------------------------------
 
 
 _TRY_AGAIN, _NOT_READY = 11, 50

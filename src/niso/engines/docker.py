@@ -1,17 +1,13 @@
-"""Docker's remote network driver.
+"""Serve Docker's remote network driver ``niso`` on a Unix socket, and carry out its calls.
 
-Carry out the calls of Docker's remote network driver (`niso.engines.docker`).
+The protocol is JSON over HTTP (moby, libnetwork/docs/remote.md; seen with Docker 26.1). systemd
+passes the socket (sd_listen_fds(3)); otherwise the first argument is its path. The server exits
+when idle.
 
 Docker itself moves an interface from the host into its container, and makes no call afterwards. So
 niso attaches a namespace of its own, hands the interface over, and completes the attachment when
 the interface is in the container. The attachment's path is a symlink to the first namespace, and
 then to the container's.
-
-Serve Docker's remote network driver ``niso`` on a Unix socket; exit when idle.
-
-The protocol is JSON over HTTP (moby, libnetwork/docs/remote.md; seen with Docker 26.1). systemd
-passes the socket (sd_listen_fds(3)); otherwise the first argument is its path.
-`niso.engines.docker` carries out the calls.
 """
 
 from __future__ import annotations
@@ -46,7 +42,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- docker calls --------------------------------------------------------------------------------
+# --- calls ----------------------------------------------------------------------------------------
 
 
 OWNER = BY_INTERFACE
@@ -78,7 +74,7 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-# --- files keep what Docker passes only once ----------------------------------------------------
+# --- files with what Docker passes only once ------------------------------------------------------
 
 
 def _file(top: str, id: object) -> str:
@@ -116,7 +112,7 @@ def _network(given: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
-# --- networks -----------------------------------------------------------------------------------
+# --- networks -------------------------------------------------------------------------------------
 
 
 def _create_network(given: dict[str, Any]) -> None:
@@ -169,7 +165,7 @@ def _delete_network(given: dict[str, Any]) -> None:
     _remove(path)
 
 
-# --- endpoints ----------------------------------------------------------------------------------
+# --- endpoints ------------------------------------------------------------------------------------
 
 
 def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
@@ -302,7 +298,7 @@ def _forget_ended(machine: Machine, request: Request) -> None:
 
 
 def _forget_files(id: str) -> None:
-    """Remove what is kept of an endpoint."""
+    """Delete the files of an endpoint."""
     _waiting.pop(id, None)
     path = _file(paths.run_dir(), id)
     _remove(f"{path}.netns")
@@ -382,7 +378,7 @@ def _delete_endpoint(given: dict[str, Any]) -> None:
     _forget_files(given["EndpointID"])
 
 
-# --- interfaces that Docker moves ---------------------------------------------------------------
+# --- interfaces that Docker moves -----------------------------------------------------------------
 
 
 def take_up() -> bool:
@@ -465,7 +461,7 @@ _CALLS: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
 }
 
 
-# --- docker server -------------------------------------------------------------------------------
+# --- the server -----------------------------------------------------------------------------------
 
 
 _FIRST_FD = 3  # SD_LISTEN_FDS_START

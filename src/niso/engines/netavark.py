@@ -1,19 +1,15 @@
-"""Netavark plugin of Podman, names by aardvark-dns.
-
-Run as a plugin of netavark, Podman's network program, for networks with the driver niso.
+"""Run as a plugin of netavark, Podman's network program; serve names by aardvark-dns.
 
 The calls are ``info``, ``create``, ``setup NETNS`` and ``teardown NETNS``, with JSON on stdin and
 stdout (github.com/containers/netavark, plugin-API.md; seen with Podman 5.4).
 
-Resolve names of Podman's containers for each other, with aardvark-dns if it is installed.
-
-aardvark-dns is the name server of Podman's own networks. It reads one file for each network: the
-network's addresses, then a line ``ID IPV4S IPV6S NAMES`` for each container. It reads them again at
-SIGHUP, and exits when there is none (github.com/containers/aardvark-dns). niso runs its own
-instance, because netavark's does not know the networks of plugins.
-
-It forwards other names to the host's name servers, except for addresses that only files of internal
-networks have, whichever address of the host they ask. The names of such files end in ``%int``.
+Containers resolve each other's names with aardvark-dns, the name server of Podman's own networks,
+if it is installed. It reads one file for each network: the network's addresses, then a line ``ID
+IPV4S IPV6S NAMES`` for each container. It reads them again at SIGHUP, and exits when there is none
+(github.com/containers/aardvark-dns). niso runs its own instance, because netavark's does not know
+the networks of plugins. It forwards other names to the host's name servers, except for addresses
+that only files of internal networks have, whichever address of the host they ask. The names of such
+files end in ``%int``.
 """
 
 from __future__ import annotations
@@ -47,7 +43,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- netavark ------------------------------------------------------------------------------------
+# --- the program ----------------------------------------------------------------------------------
 
 
 OWNER = "podman"
@@ -100,7 +96,7 @@ def _answer(words: list[str]) -> dict[str, Any] | None:
     return None
 
 
-# --- create -----------------------------------------------------------------------------------
+# --- create ---------------------------------------------------------------------------------------
 
 
 def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +163,7 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
 
 
 def _is_as_described(known: Network, given: Mapping[str, Any], mtu: str | None) -> bool:
-    """Return whether a network is what Podman's record of it says; a setup mostly finds that."""
+    """Return whether a network is as Podman has recorded it; a setup mostly finds that."""
     have = sorted((subnet.cidr, subnet.gateway) for subnet in known.subnets)
     want = [(str(s.get("subnet")), str(s.get("gateway"))) for s in given.get("subnets") or ()]
     return (
@@ -178,7 +174,7 @@ def _is_as_described(known: Network, given: Mapping[str, Any], mtu: str | None) 
     )
 
 
-# --- networks that Podman has removed ------------------------------------------------------------
+# --- networks that Podman has removed -------------------------------------------------------------
 
 
 def _note(machine: Machine, network: str, called: str) -> None:
@@ -199,9 +195,9 @@ def _notes() -> str:
 def drop_networks(machine: Machine, wanted: str = "", report: Report = silent) -> None:
     """Remove the networks that Podman has removed and no service is on.
 
-    Podman does not call its plugin for that. It writes the file of a new network after the call,
-    so young ones are kept, except for ``wanted``, which Podman is about to create. One that cannot
-    be removed is reported. Raises OSError.
+    Podman does not call its plugin for that. It writes the file of a new network after the call, so
+    recent networks stay, except for ``wanted``, which Podman is about to create. A network that
+    cannot be removed is reported. Raises OSError.
     """
 
     try:
@@ -290,7 +286,7 @@ def _policy(options: Mapping[str, str], own: Mapping[str, str], name: str) -> An
     )
 
 
-# --- setup, teardown ---------------------------------------------------------------------------
+# --- setup, teardown ------------------------------------------------------------------------------
 
 
 def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -303,6 +299,7 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
     there = machine.kernel.cookie_at(netns)
     known = store.attachments.all(OWNER, container)
     same = next((attached for attached in known if there and attached.cookie == there), None)
+    # netavark calls once for each network: a later call extends the attachment of the first
     if same is not None:
         name = same.service
     elif known:
@@ -379,7 +376,7 @@ def _teardown(machine: Machine, given: Mapping[str, Any]) -> None:
         update(machine, network, OWNER)
 
 
-# --- aardvark ------------------------------------------------------------------------------------
+# --- names by aardvark-dns ------------------------------------------------------------------------
 
 
 PROGRAMS = tuple(

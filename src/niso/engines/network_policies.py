@@ -1,11 +1,8 @@
-"""Kubernetes' policies and pods from JSON, translated to niso's (pure).
+"""Translate Kubernetes' network policies into niso's policy for one pod. Pure.
 
-Parse pods, namespaces and network policies from the JSON of Kubernetes' API.
-
-The API server has validated them, but it may be newer than niso. A policy with anything unknown to
-niso becomes one that allows nothing (`NetworkPolicy.error`).
-
-Translate Kubernetes' network policies into niso's policy for one pod. Pure.
+Pods, namespaces and policies are parsed from the JSON of Kubernetes' API. The API server has
+validated them, but it may be newer than niso. A policy with anything unknown to niso becomes a
+policy that allows nothing (`NetworkPolicy.error`).
 
 The semantics are those of k8s.io/api/networking/v1. If no policy with a direction selects a pod,
 the pod is open in that direction. Several policies add up, and there are no deny rules. Traffic
@@ -27,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- objects -------------------------------------------------------------------------------------
+# --- objects of the API ---------------------------------------------------------------------------
 
 
 INGRESS, EGRESS = "Ingress", "Egress"
@@ -177,8 +174,8 @@ def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
 def network_policy(data: Mapping[str, Any]) -> NetworkPolicy:
     """Parse a network policy.
 
-    One that niso does not understand selects all pods of its namespace and allows nothing. Raises
-    ValueError if the object has no name.
+    A policy that niso does not understand selects all pods of its namespace and allows nothing.
+    Raises ValueError if the object has no name.
     """
     try:
         space, name = data["metadata"]["namespace"], data["metadata"]["name"]
@@ -276,7 +273,7 @@ def _target(data: Mapping[str, Any]) -> Target:
     return Target(proto, first, last)
 
 
-# --- translate -----------------------------------------------------------------------------------
+# --- translation ----------------------------------------------------------------------------------
 
 
 _EVERYWHERE = (Peer("prefix", "0.0.0.0/0"), Peer("prefix", "::/0"))

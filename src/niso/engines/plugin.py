@@ -1,10 +1,6 @@
-"""What plugins share; what engines send.
-
-Shared code of the engines' plugins: the machine, names, ports and policies.
+"""Share code between the plugins of engines: the machine, names, ports, policies, input, errors.
 
 An engine waits for its plugin, so this imports no code for manifests or processes.
-
-Read an engine's input, and format errors for it.
 """
 
 from __future__ import annotations
@@ -37,7 +33,7 @@ if TYPE_CHECKING:
     from niso.cluster.engine import Joined
 
 
-# --- plugin --------------------------------------------------------------------------------------
+# --- parts of a call ------------------------------------------------------------------------------
 
 
 _LONGEST_NAME = 40
@@ -79,7 +75,7 @@ def _joined() -> Joined | None:
 def label(text: str) -> str:
     """Derive a valid service name from ``text``, such as the name of a container or pod.
 
-    Different texts get different names: one that had to be changed gets a digest.
+    Different texts get different names: a changed name ends in a digest.
     """
     plain = "".join(c if c.isascii() and (c.islower() or c.isdigit()) else "-" for c in text)
     words = [word for word in plain.split("-") if word]
@@ -183,9 +179,9 @@ def free_name(machine: Machine, wanted: str, id: str) -> str:
 def joined(store: Store, request: Request) -> Request:
     """Extend a request for one network by the attachment's other networks.
 
-    The policy of a Kubernetes pod is kept: a request for another network does not remove it. Raises
-    Conflict if the attachment has another interface on the network, or the interface is on another
-    network.
+    The policy of a Kubernetes pod does not change: a request for another network does not remove
+    it. Raises Conflict if the attachment has another interface on the network, or the interface is
+    on another network.
     """
     now = attach.current(store, request.name)
     if now is None:
@@ -238,7 +234,7 @@ POLICY_KEYS = ("allow_from", "deny_from", "egress_allow", "egress_deny", "log")
 """The keys that `policy` parses."""
 
 
-# --- protocol ------------------------------------------------------------------------------------
+# --- input and errors -----------------------------------------------------------------------------
 
 
 _MOST_BYTES = 4 << 20

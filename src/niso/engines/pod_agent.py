@@ -1,22 +1,15 @@
-"""Keep policies of pods; a new pod waits for them; the agent and its unit.
+"""Apply Kubernetes' network policies to this node's pods; make a new pod wait for its policy.
 
-Apply Kubernetes' network policies to this node's pods: `PodAgent.look` does one sync pass.
-
+`PodAgent.look` does one sync pass: it reads the attachments of pods and applies the differences.
 The agent has no state and can be killed at any point. Until it is restarted, pods keep their last
-policies, and new ones wait (`niso.engines.pod_agent`). A sync pass reads the attachments of pods
-and applies the differences. It updates running pods before it releases a new one, because their
-policies may mean an earlier pod by the new pod's name.
-
-Users who may write policies of one namespace must not delay the pods of others. So namespaces whose
-policies need few elements come first, and the elements of one namespace are limited.
-
-Make a new pod wait for its policy, and let the agent confirm it.
+policies, and new ones wait. A pass updates running pods before it releases a new one, because their
+policies may mean an earlier pod by the new pod's name. Users who may write policies of one
+namespace must not delay the pods of others. So namespaces whose policies need few elements come
+first, and the elements of one namespace are limited.
 
 The CNI plugin attaches a pod closed, wakes the agent by its named pipe, and waits until the
 attachment's labels in the store show that the agent has applied the pod's policy. Either process
 can be killed at any point: a pod is always closed, or has its policy.
-
-Run the agent for Kubernetes' network policies, and install its systemd unit.
 """
 
 from __future__ import annotations
@@ -56,7 +49,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- pod agent -----------------------------------------------------------------------------------
+# --- the agent ------------------------------------------------------------------------------------
 
 
 LOOK_S = 30.0
@@ -302,7 +295,7 @@ class PodAgent:
             self._log(f"new pods cannot wake the agent, and wait: {error}")
 
 
-# --- waiting -------------------------------------------------------------------------------------
+# --- a new pod waits ------------------------------------------------------------------------------
 
 
 CLOSED = Policy(allow_from=(), egress_allow=())
@@ -370,7 +363,7 @@ def _labels(pod: Who, policy: str) -> dict[str, str]:
     return {_NAMESPACE: pod.namespace, _NAME: pod.name, _UID: pod.uid, _POLICY: policy}
 
 
-# --- kubernetes ----------------------------------------------------------------------------------
+# --- running the agent, and its unit --------------------------------------------------------------
 
 
 UNIT = "niso_kubernetes.service"

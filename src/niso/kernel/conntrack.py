@@ -1,13 +1,7 @@
-"""Connection tracking: read, end and add flows.
+"""Read, delete and add entries of connection tracking through ctnetlink.
 
-End flows that a change makes obsolete: delete their conntrack entries through ctnetlink.
-
-See linux/netfilter/nfnetlink_conntrack.h.
-
-Read, delete and add single conntrack entries, for policies.
-
-It uses ctnetlink (linux/netfilter/nfnetlink_conntrack.h). `niso.kernel.conntrack` ends all flows of
-changed ports or addresses.
+See linux/netfilter/nfnetlink_conntrack.h. `niso.reconcile.ended_flows` decides which flows a change
+deletes.
 """
 
 from __future__ import annotations
@@ -26,7 +20,7 @@ from niso.kernel.netlink import Message, attribute, attributes, nested, u32
 from niso.kernel.nft_elements import nfgenmsg
 from niso.kernel.sockets import Connection
 
-# --- conntrack -----------------------------------------------------------------------------------
+# --- delete all flows of addresses or ports -------------------------------------------------------
 
 
 _CT_GET, _CT_DELETE, _CT_GET_STATS = 0x0101, 0x0102, 0x0105  # subsystem 1, IPCTNL_MSG_CT_*
@@ -275,7 +269,7 @@ def _within(addresses: Iterable[str]) -> Callable[[bytes], bool]:
     return holds
 
 
-# --- flows ---------------------------------------------------------------------------------------
+# --- read, delete and add single flows ------------------------------------------------------------
 
 
 _CT_NEW = 0x0100

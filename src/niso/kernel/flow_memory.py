@@ -1,11 +1,10 @@
-"""What the ruleset remembers of flows, and bytes of flows while somebody looks.
+"""Read and delete the flows that nftables has recorded, allowed and refused; count bytes of flows.
 
-Read and change the flows that the ruleset records; see `niso.kernel.policy_rules`.
+The rules that record flows, and the sets that they fill, are in `niso.kernel.policy_rules`.
 
-Count the bytes of each flow while a command runs, in temporary nftables tables.
-
-The tables have the flag ``owner`` (nft(8)): the kernel deletes them with the socket that created
-them, also if this process is killed. docs/design/seeing.md explains where the rules are.
+Bytes are counted only while a command runs, in temporary tables with the flag ``owner`` (nft(8)):
+the kernel deletes them with the socket that created them, also if this process is killed.
+docs/design/seeing.md explains where the rules are.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from niso.kernel.packet_events import PREFIX
 from niso.kernel.policy_rules import TRACKED
 from niso.kernel.ruleset import BRIDGE, INET
 
-# --- sensor --------------------------------------------------------------------------------------
+# --- recorded flows -------------------------------------------------------------------------------
 
 
 _GETRULE, _GETSETELEM = 0x0A07, 0x0A0D
@@ -235,7 +234,7 @@ def _each_counter(expressions: bytes) -> Iterator[int]:
             yield int.from_bytes(attributes(expression[_EXPR_DATA])[_COUNTER_PACKETS], "big")
 
 
-# --- nft meter -----------------------------------------------------------------------------------
+# --- bytes of each flow ---------------------------------------------------------------------------
 
 
 if TYPE_CHECKING:

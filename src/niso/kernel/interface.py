@@ -1,4 +1,7 @@
-"""Define the interface to the kernel. `fakes.kernel` implements it without root."""
+"""Define `Kernel`, the interface to the network of a host's kernel.
+
+`niso.kernel.real` implements it on the host, `fakes.kernel` of the tests in memory.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +111,7 @@ class Kernel(Protocol):
         """Return the host's routing rules with niso's mark. Raises KernelError."""
 
     def marked_names(self) -> list[str]:
-        """Return names of attached namespaces that lead nowhere, or to an end of a marked pair.
+        """Return names of namespaces that no longer exist or have an end of a marked pair.
 
         Raises KernelError.
         """
@@ -249,7 +252,7 @@ class Kernel(Protocol):
     def lacks_wireguard(self, form: str) -> str | None:
         """Return why the host cannot have a WireGuard link of a form; None if it can.
 
-        The forms are those of kinds/wireguard.py. Raises KernelError.
+        The forms are those of kinds/tunnels.py. Raises KernelError.
         """
 
     def wireguard_keys(self, private: str) -> tuple[str, str]:

@@ -1,23 +1,14 @@
-"""Network namespaces: make, name, enter, hand over.
+"""Create, name, enter and hand over network namespaces, in /run/netns as ``ip netns`` does.
 
-Manage named network namespaces in /run/netns, as ``ip netns`` does.
+See ip-netns(8) and network_namespaces(7); /run/netns is mounted as by iproute2 (ipnetns.c).
 
-See ip-netns(8) and network_namespaces(7). `create` and `inside` move the calling thread to another
-namespace and back. They are for single-threaded programs: other threads would stay behind, and code
-that runs in between (a callback, a finaliser) would see the wrong namespace. If returning fails,
-the process exits at once, since anything it does later would change the wrong host.
+`create` and `inside` move the calling thread to another namespace and back. They are for
+single-threaded programs: other threads would stay behind, and code that runs in between (a
+callback, a finaliser) would see the wrong namespace. If returning fails, the process exits at once,
+since anything it does later would change the wrong host.
 
-Mount /run/netns and the namespaces named in it, as iproute2 does (ipnetns.c).
-
-Inspect network namespaces that other programs made, before and after niso attaches them.
-
-Hand the inner end of a veth pair to an engine, which moves it into a namespace of its own.
-
-Docker requests a link on the host at a time when its container has no namespace yet.
-
-Keep rtnetlink sockets open for the duration of an operation.
-
-A socket acts in the namespace that opened it, even after the caller has left it.
+A link is handed over to an engine that moves the inner end of a veth pair into a namespace of its
+own: Docker requests a link on the host at a time when its container has no namespace yet.
 """
 
 from __future__ import annotations
@@ -41,7 +32,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-# --- netns ---------------------------------------------------------------------------------------
+# --- niso's namespaces ----------------------------------------------------------------------------
 
 
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
@@ -271,7 +262,7 @@ def open_fd(name: str) -> int:
     return fd
 
 
-# --- namespaces that other programs made -----------------------------------------------------
+# --- names for foreign namespaces -----------------------------------------------------------------
 
 _pins: dict[str, int] = {}
 """Name -> a descriptor of the namespace that the name is bound to during an operation.
@@ -494,7 +485,7 @@ def _path(name: str) -> str:
     return os.path.join(paths.NETNS_DIR, name)
 
 
-# --- netns folder --------------------------------------------------------------------------------
+# --- mounts of /run/netns -------------------------------------------------------------------------
 
 
 _MS_BIND, _MS_REC, _MS_SHARED = 0x1000, 0x4000, 0x100000
@@ -532,8 +523,8 @@ def share() -> None:
 def is_hidden() -> bool:
     """Return whether the rest of the host cannot see the namespace names that this process creates.
 
-    This is so in a private mount namespace, such as of a systemd unit with PrivateTmp=, whose
-    /run/netns does not share its mounts with that of PID 1 (mount_namespaces(7)).
+    True in a private mount namespace, such as of a systemd unit with PrivateTmp=, whose /run/netns
+    does not share its mounts with that of PID 1 (mount_namespaces(7)).
     """
     try:
         if os.readlink("/proc/self/ns/mnt") == os.readlink("/proc/1/ns/mnt"):
@@ -571,7 +562,7 @@ def _call(function: str, *arguments: object, path: str) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
 
 
-# --- foreign netns -------------------------------------------------------------------------------
+# --- inspect foreign namespaces -------------------------------------------------------------------
 
 
 class ForeignNetns(NamedTuple):
@@ -610,7 +601,7 @@ def look(path: str) -> ForeignNetns | None:
 
 
 def dead_names(marked: set[tuple[int, int]]) -> list[str]:
-    """Return attachments' symlinks that lead nowhere, or to the inner end of a pair in ``marked``.
+    """Return symlinks to namespaces that no longer exist or have an inner end of ``marked``.
 
     ``marked`` are veth pairs with niso's mark, as indexes of the inner and of the outer end. One
     index alone is not enough, because it is unique only within a namespace. Raises KernelError.
@@ -626,7 +617,7 @@ def dead_names(marked: set[tuple[int, int]]) -> list[str]:
     return names
 
 
-# --- moved links ---------------------------------------------------------------------------------
+# --- links that an engine moves -------------------------------------------------------------------
 
 
 _IFLA_NET_NS_FD = 28  # linux/if_link.h
@@ -689,7 +680,7 @@ def find(path: str, host_end: str, address: str) -> Moved | None:
     return Moved(cookie, link.name)
 
 
-# --- rtnl sockets --------------------------------------------------------------------------------
+# --- rtnetlink sockets of namespaces --------------------------------------------------------------
 
 
 _MOST = 64

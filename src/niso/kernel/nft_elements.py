@@ -1,10 +1,7 @@
-"""Element; elements of sets and maps by netlink, and their bytes.
+"""Read and change single elements of nftables sets and maps (linux/netfilter/nf_tables.h).
 
-Convert values of nftables elements to the bytes of the kernel's registers, and back.
-
-Read and change single elements of nftables sets and maps (linux/netfilter/nf_tables.h).
-
-The cost is 10 µs per element, independent of the size of the set.
+Values are converted to the bytes of the kernel's registers, and back. The cost is 10 µs per
+element, independent of the size of the set.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from niso.base.named_tuples import NamedTuple
 from niso.kernel import netlink, policy_rules, ruleset
 from niso.kernel.netlink import attribute, attributes, nested, several, string, text, understood
 
-# --- nft values ----------------------------------------------------------------------------------
+# --- values as bytes of registers -----------------------------------------------------------------
 
 
 PROTOCOLS = {
@@ -189,7 +186,7 @@ def unpack(kind: int, packed: bytes) -> str:
     return f'"{string(packed)}"'
 
 
-# --- nft elements --------------------------------------------------------------------------------
+# --- read and change elements ---------------------------------------------------------------------
 
 
 _FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
@@ -668,7 +665,7 @@ def _comment(element: dict[int, bytes]) -> str:
     return ""
 
 
-# --- element -------------------------------------------------------------------------------------
+# --- the record of an element ---------------------------------------------------------------------
 
 
 class Element(NamedTuple):

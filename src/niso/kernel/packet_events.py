@@ -1,19 +1,16 @@
-"""Packets that rules log, drop or trace.
+"""Read the packets that nftables rules log, trace or drop.
 
-Read packets that nftables rules log to a group (linux/netfilter/nfnetlink_log.h).
+Log: packets that rules log to a group (linux/netfilter/nfnetlink_log.h). The kernel stores
+nothing: packets of a group without a reader are lost. A group has one reader.
 
-The kernel stores nothing: packets of a group without a reader are lost. A group has one reader.
+Trace: the path of packets through all nftables hooks, including those of other programs (nft(8),
+nftrace). Temporary tables mark the packets; the kernel deletes them (flag ``owner``) with the
+socket that created them, also if this process is killed.
 
-Trace packets through all nftables hooks, including those of other programs (nft(8), nftrace).
-
-Tables with the flag ``owner`` mark the packets. The kernel deletes them with the socket that
-created them, also if this process is killed.
-
-Capture the packets from and to some addresses that any nftables rule drops.
-
-Nothing in existing tables is changed: separate tables mark packets that
-belong to no established connection, and the kernel reports the path of each. A packet whose path
-ends in a drop is returned with its headers, the only part of it that the kernel reports.
+Drops: the packets from and to some addresses that any nftables rule drops. Nothing in existing
+tables is changed: separate tables mark packets that belong to no established connection, and the
+kernel reports the path of each. A packet whose path ends in a drop is returned with its headers,
+the only part of it that the kernel reports.
 """
 
 from __future__ import annotations
@@ -40,7 +37,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-# --- nflog ---------------------------------------------------------------------------------------
+# --- logged packets -------------------------------------------------------------------------------
 
 
 _PACKET, _CONFIG = 0x0400, 0x0401  # NFNL_SUBSYS_ULOG << 8 | NFULNL_MSG_*
@@ -216,7 +213,7 @@ def _upper(packet: bytes) -> tuple[int, int, bool]:
     return number, offset, first
 
 
-# --- nft trace -----------------------------------------------------------------------------------
+# --- traced packets -------------------------------------------------------------------------------
 
 
 PREFIX = "niso_live_"
@@ -415,7 +412,7 @@ def trace_rules(packets: Iterable[Packet]) -> str:
     )
 
 
-# --- nft drops -----------------------------------------------------------------------------------
+# --- dropped packets ------------------------------------------------------------------------------
 
 
 MOST_A_SECOND = 500

@@ -1,30 +1,29 @@
-"""The part of the ruleset for policies, audits and the memory of flows.
+"""Define the nftables rules that match egress and ingress policies, audit them and record flows.
 
-Define the part of the ruleset that records flows: who connected to whom, and what was refused.
+These chains and maps are a part of `niso.kernel.ruleset`; the elements of policies are computed by
+`niso.plan.policy_elements`.
 
-The rules fill these sets, so they are not part of State, and no process has to run. A key is
-(source, destination, protocol, port), after DNAT and before masquerading. An element has counters,
-and expires a week after its last packet. A full set drops no packet: its rule ends, and the next
-rule counts the flow as missed. Only protocols with ports are recorded. docs/design/seeing.md
-explains where the rules are.
+Recording: the rules fill sets with who connected to whom, and which flow was refused. The sets are
+not part of State, and no process has to run. A key is (source, destination, protocol, port), after
+DNAT and before masquerading. An element has counters, and expires a week after its last packet. A
+full set drops no packet: its rule ends, and the next rule counts the flow as missed. Only protocols
+with ports are recorded. docs/design/seeing.md explains where the rules are;
+`niso.kernel.flow_memory` reads the sets.
 
-Define the part of the ruleset for policies: their maps in lookup order, and their logging.
-
-Define the part of the ruleset for policies in audit mode, which record instead of deny.
-
-A packet that such a policy would deny is recorded and returns to ``forward``, where all other rules
-still apply to it. Sets contain the addresses of the audited services. The comment of an element has
-the service, and the begin and end of its audit in seconds since 1970. The element has a timeout:
-when the kernel deletes it, with or without niso running, the policy starts to drop. So an expired
-element is not reported as drift: an element that is about to expire is neither wanted nor seen. An
-audit without an end has an element without a timeout. docs/design/policy.md explains audits.
+Audits: a packet that a policy in audit mode would deny is recorded and returns to ``forward``,
+where all other rules still apply to it. Sets contain the addresses of the audited services. The
+comment of an element has the service, and the begin and end of its audit in seconds since 1970. The
+element has a timeout: when the kernel deletes it, with or without niso running, the policy starts
+to drop. So an expired element is not reported as drift: an element that is about to expire is
+neither desired nor read. An audit without an end has an element without a timeout.
+docs/design/policy.md explains audits.
 """
 
 from __future__ import annotations
 
 from niso.base.names import BRIDGES
 
-# --- nft sensor ----------------------------------------------------------------------------------
+# --- sets and rules that record flows -------------------------------------------------------------
 
 
 WATCHED = "watched"
@@ -201,7 +200,7 @@ BRIDGE_CHAINS = f"""\
 """
 
 
-# --- nft policies --------------------------------------------------------------------------------
+# --- maps of policies in lookup order, and their logging ------------------------------------------
 
 
 LOG_GROUP = 28271
@@ -310,7 +309,7 @@ POLICY_CHAINS = f"""\
 	}}"""
 
 
-# --- nft audit -----------------------------------------------------------------------------------
+# --- policies in audit mode -----------------------------------------------------------------------
 
 
 _AUDIT_WORDS = {4: "ip", 6: "ip6"}

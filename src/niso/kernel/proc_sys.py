@@ -1,11 +1,8 @@
-"""Read and write sysctls; kernel modules.
+"""Read and write sysctls of the caller's network namespace; load kernel modules.
 
-Read and write sysctls of the caller's network namespace (proc_sys_net(5), ip-sysctl.rst).
-
-The parts of a name are separated by slashes, since an interface name may contain dots:
-"net/ipv4/conf/eth0.7/forwarding".
-
-Load kernel modules that the kernel does not load on demand.
+See proc_sys_net(5) and ip-sysctl.rst. The parts of a name are separated by slashes, since an
+interface name may contain dots: "net/ipv4/conf/eth0.7/forwarding". Only modules that the kernel
+does not load on demand are loaded here.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ from niso.base import paths, signals
 from niso.base.errors import KernelError
 from niso.kernel.netlink import refused
 
-# --- sysctl --------------------------------------------------------------------------------------
+# --- sysctls --------------------------------------------------------------------------------------
 
 
 _OWN = "/proc/thread-self/ns/net"
@@ -165,7 +162,7 @@ def _check(name: str) -> None:
         raise KernelError(f"'{name}' is not a sysctl of a network namespace")
 
 
-# --- modules -------------------------------------------------------------------------------------
+# --- kernel modules -------------------------------------------------------------------------------
 
 
 BRIDGE_NETFILTER = "net/bridge"

@@ -1,10 +1,6 @@
-"""The host's kernel; writes steps.
+"""Implement `niso.kernel.interface.Kernel` on the host's kernel, and write steps to it.
 
-Implement `niso.kernel.interface.Kernel` on the real kernel.
-
-Execute steps: the only module that changes the kernel.
-
-The code for each kind is in kernel/kinds.
+Only this module executes steps. The code that writes an object is in its kind (kernel/kinds).
 """
 
 from __future__ import annotations
@@ -50,7 +46,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
 
-# --- real ----------------------------------------------------------------------------------------
+# --- the host's kernel ----------------------------------------------------------------------------
 
 
 class Real:
@@ -308,7 +304,7 @@ class Real:
         return foreign_chains.Foreign()
 
 
-# --- writing -------------------------------------------------------------------------------------
+# --- writing steps --------------------------------------------------------------------------------
 
 
 class Writer:
@@ -453,7 +449,7 @@ def end_links(names: list[str]) -> None:
             delete_links(rtnl, names)
 
 
-# --- setting -------------------------------------------------------------------------------------
+# --- settings of a new link -----------------------------------------------------------------------
 
 
 def write_first(writer: Writer, netns: str, link: str) -> None:

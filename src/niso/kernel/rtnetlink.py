@@ -1,13 +1,11 @@
-"""Links, addresses, routes and routing rules by netlink.
+"""Create and change links, addresses, routes and routing rules by rtnetlink(7).
 
-Manage links, addresses and routes (rtnetlink(7), linux/rtnetlink.h, linux/if_link.h).
+See linux/rtnetlink.h, linux/if_link.h, linux/fib_rules.h and ip-rule(8).
 
 A link created by niso always has its alias, even if niso is killed: creation and alias are two
 messages of one sendmsg. The second message must not hit a foreign link that already has the name,
 so both identify the link by an index chosen here, from a range that the kernel's own counter does
 not reach. (A temporary name would work too, but a rename waits for RCU.)
-
-Read, add and delete niso's routing rules (RTM_NEWRULE, linux/fib_rules.h, ip-rule(8)).
 """
 
 from __future__ import annotations
@@ -59,7 +57,7 @@ from niso.kernel.link_records import hairpin as hairpin_data
 from niso.kernel.netlink import Message, attribute, attributes, nested, refused, string, text, u32
 from niso.kernel.ruleset import CHECKED
 
-# --- rtnetlink -----------------------------------------------------------------------------------
+# --- links, addresses and routes ------------------------------------------------------------------
 
 
 MAIN = 254  # RT_TABLE_MAIN
@@ -445,7 +443,7 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def delete_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
-        """Delete a route; no-op if it is gone. Others to ``destination`` stay.
+        """Delete a route; no-op if it does not exist. Others to ``destination`` stay.
 
         With ``metric`` 0 one of any metric is deleted.
         """
@@ -545,7 +543,7 @@ def _route(destination: str, gateway: str, index: int, protocol: int) -> bytes:
     return body + u32(RTA_OIF, index)
 
 
-# --- routing rules -------------------------------------------------------------------------------
+# --- routing rules --------------------------------------------------------------------------------
 
 
 PROTOCOL = 78

@@ -1,31 +1,20 @@
-"""The text of the two tables: sets, chains, bridge table, tunnels, limits.
+"""Define niso's two nftables tables: DNAT, masquerading, forwarding, anti-spoofing and tunnels.
 
-Define the rules for networks that span hosts: which hosts may send what by VXLAN (RFC 7348).
+The tables are static, with sets and maps for services and networks. Chains never change with
+services: a change adds and deletes elements in one transaction, so its cost does not depend on the
+number of services. Both tables cover IPv4 and IPv6. `niso.kernel.policy_rules` defines the chains
+for policies and recorded flows, `niso.plan.elements` the elements. docs/design/packet.md describes
+the path of a packet.
 
-A packet of another host is checked where it arrives, by the inner headers, before connection
-tracking. It passes only if its inner destination is a service here, and if its outer source, VNI,
-inner source MAC and inner source address all belong to one claim. So no host can send as a service
-of another host, or from an address that its service has lost. ARP, neighbour discovery to all, VLAN
-tags and broadcasts of other hosts are dropped here. On a host without such a network all sets are
-empty.
+The bridge table checks frames at the ports of niso's bridges: what services may send, and which
+services frames reach. It runs before the inet table, and records its result in the packet mark.
 
-Offsets are in bits from the UDP header: flags 64, VNI 96, then the inner frame: destination 128,
-source 176, EtherType 224, source address 336 (IPv4) or 304 (IPv6).
-
-Define which packets of services are rate-limited, and the text of a limit.
-
-Define the bridge table of the ruleset: what services may send, and which services frames reach.
-
-It checks frames at the ports of niso's bridges before the inet table (nft_tables.py) sees their
-packets, and records the result in the packet mark.
-
-Define the nftables ruleset: two static tables, with sets and maps for services and networks.
-
-Chains never change with services: a change adds and deletes elements in one transaction, so its
-cost does not depend on the number of services. Both tables cover IPv4 and IPv6.
-docs/design/packet.md describes the path of a packet.
-
-Derive the types of each set and map from the ruleset's text, and group the sets.
+A VXLAN packet of another host is checked where it arrives, by the inner headers, before connection
+tracking (RFC 7348). It passes only if its inner destination is a service here, and if its outer
+source, VNI, inner source MAC and inner source address all belong to one claim. So no host can send
+as a service of another host, or from an address that its service has lost. ARP, neighbour discovery
+to all, VLAN tags and broadcasts of other hosts are dropped here. On a host without such a network
+all sets are empty.
 """
 
 from __future__ import annotations
@@ -37,11 +26,13 @@ from niso.base.names import BRIDGES
 from niso.kernel import policy_rules
 from niso.kernel.policy_rules import CLASS, POLICY_PARTS
 
-# --- nft wire ------------------------------------------------------------------------------------
+# --- packets of other hosts (VXLAN) ---------------------------------------------------------------
 
 
 TUNNEL = "nw-cluster"
-"""The WireGuard link of an encrypted cluster (kinds/wireguard.py)."""
+"""The WireGuard link of an encrypted cluster (kinds/tunnels.py)."""
+# Offsets are in bits from the UDP header: flags 64, VNI 96, then the inner frame: destination 128,
+# source 176, EtherType 224, source address 336 (IPv4) or 304 (IPv6).
 VNI, TO, FROM = "@th,96,24", "@th,128,48", "@th,176,48"
 _OUTER = {4: "ip saddr", 6: "ip6 saddr"}
 _INNER = {4: ("0x0800", "@th,336,32"), 6: ("0x86dd", "@th,304,128")}
@@ -121,7 +112,7 @@ CLAIMS = tuple(f"vx{o}{i}" for o, i in _PAIRS)
 """The sets with claims of other hosts."""
 
 
-# --- nft limits ----------------------------------------------------------------------------------
+# --- rate limits of packets -----------------------------------------------------------------------
 
 
 FLOWS, FRAGMENTS, ARP, ASKERS = "flows", "fragments", "arp_nd", "askers"
@@ -140,7 +131,7 @@ def limit(what: str, rate: int) -> str:
     return f"limit rate over {rate}/second burst {rate * _BURST[what]} packets"
 
 
-# --- nft bridge ----------------------------------------------------------------------------------
+# --- the bridge table -----------------------------------------------------------------------------
 
 
 SWITCHED = "0x4e150000"
@@ -313,7 +304,7 @@ table bridge niso {{
 """
 
 
-# --- nft tables ----------------------------------------------------------------------------------
+# --- the inet table: DNAT, masquerading, forwarding -----------------------------------------------
 
 
 INET = "inet niso"
@@ -694,7 +685,7 @@ table inet niso {{
 DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 
 
-# --- nft sets ------------------------------------------------------------------------------------
+# --- types of sets and maps -----------------------------------------------------------------------
 
 
 def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
@@ -759,7 +750,7 @@ flows4 flows6 askers4 askers6 {FRAGMENTS} {ARP} vxlans wire sealed
 LATE = frozenset(_GUARDS.split())
 """Sets whose elements protect another object, and are deleted after that object.
 
-See kinds/element.py for policies.
+See kinds/nft.py for policies.
 """
 
 

@@ -1,4 +1,4 @@
-"""``python -m niso.lab [-- CMD...]``: run a command in a lab."""
+"""Run a command in a lab: ``python -m niso.lab [-- CMD...]``."""
 
 from __future__ import annotations
 

@@ -1,21 +1,17 @@
-"""The lab's file system, cgroup and machines.
+"""Build the host of a lab: its file system, its cgroups, and a network with two more machines.
 
-Mount the lab's file system: the machine's content, with writes discarded at the end.
+File system: writes are discarded at the end. The root is an overlay over the machine's, and so is
+each file system mounted below it, including /usr. Only where the machine's root or /usr is an
+overlay itself, /usr is the machine's own, read-only: services see it through another overlay, and
+the kernel stacks only two (FILESYSTEM_MAX_STACK_DEPTH, linux/fs.h). /proc, /sys, /run, /tmp and the
+state folder are new. In /proc/sys only net is writable, in /sys only the lab's cgroups.
 
-Its root is an overlay over the machine's, and so is each file system mounted below it, including
-/usr. Only where the machine's root or /usr is an overlay itself, /usr is the machine's own,
-read-only: services see it through another overlay, and the kernel stacks only two
-(FILESYSTEM_MAX_STACK_DEPTH, linux/fs.h). /proc, /sys, /run, /tmp and the state folder are new. In
-/proc/sys only net is writable, in /sys only the lab's cgroups.
+Cgroups (cgroup_namespaces(7)): all cgroups of the lab are below one in each hierarchy, the root of
+its cgroup namespace, which is removed with the lab. In v1 it is below the caller's cgroup, whose
+limits still apply. In v2 it is below the root, because a cgroup with processes cannot enable
+controllers for its children. A hierarchy that is read-only or not mounted is left unchanged.
 
-Manage the lab's cgroup in each hierarchy, the root of its cgroup namespace.
-
-See cgroup_namespaces(7). All cgroups of the lab are below this one, which is removed with the lab.
-In v1 it is below the caller's cgroup, whose limits still apply. In v2 it is below the root, because
-a cgroup with processes cannot enable controllers for its children. A hierarchy that is read-only or
-not mounted is left alone.
-
-Build the lab's network: the host and two more machines on a segment without an uplink.
+Network: the host and two more machines are on a segment without an uplink.
 """
 
 from __future__ import annotations
@@ -40,7 +36,7 @@ from niso.kernel.rtnetlink import Rtnl
 from niso.runtime.cgroups import unescaped
 from niso.runtime.root import MOUNT_ATTR_RDONLY, attach, clone_mount, set_attributes
 
-# --- mounts --------------------------------------------------------------------------------------
+# --- file system ----------------------------------------------------------------------------------
 
 
 # mount(2), umount2(2), linux/mount.h
@@ -333,7 +329,7 @@ def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -
         raise refused(f"mount {kind or source} on {target}", ctypes.get_errno())
 
 
-# --- cgroups -------------------------------------------------------------------------------------
+# --- cgroups --------------------------------------------------------------------------------------
 
 
 PREFIX = "niso-lab-"
@@ -517,7 +513,7 @@ def _write(path: str, value: str) -> None:
         file.write(value)
 
 
-# --- machines ------------------------------------------------------------------------------------
+# --- network --------------------------------------------------------------------------------------
 
 
 _MTU = 1500

@@ -1,19 +1,12 @@
-"""Capture packets with names, and trace one through all hooks.
+"""Capture packets of services with tcpdump(8), and trace the path of packets, with names.
 
-Capture packets of services, or dropped packets, as text or as a pcapng file.
-
-Run tcpdump(8) with service names, in the network namespace of a service.
+`Host.capture` returns packets of services, or dropped packets, as text or as pcapng with service
+names (draft-ietf-opsawg-pcapng). `Host.trace` returns the path of each packet through all hooks.
 
 tcpdump has its own mount namespace, where /etc/hosts has the services and no lookup uses DNS.
-Nothing is put into the service, and the mount namespace ends with tcpdump. A watcher process ends
+Nothing is put into the service, and the mount namespace ends with tcpdump. A watcher process kills
 tcpdump if the caller is killed: without packets tcpdump would not notice. The kernel's signal at a
 parent's death (PR_SET_PDEATHSIG) is cleared when tcpdump changes its user, prctl(2).
-
-Write captured packets as pcapng with service names (draft-ietf-opsawg-pcapng). Pure.
-
-Capture packets, and trace their path: `Host.capture`, `Host.trace`.
-
-Describe the path of one traced packet through all hooks.
 """
 
 from __future__ import annotations
@@ -50,7 +43,7 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-# --- capture -------------------------------------------------------------------------------------
+# --- captures as text or pcapng -------------------------------------------------------------------
 
 
 _MOST_REASONS = 4096
@@ -277,7 +270,7 @@ class DropCapture(Capture):
         return self._reasons.get(at, "")
 
 
-# --- tcpdump -------------------------------------------------------------------------------------
+# --- tcpdump in a service's namespace -------------------------------------------------------------
 
 
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
@@ -427,7 +420,7 @@ def _hide_hosts(names: Mapping[str, str]) -> None:
             root.mount(own, path, None, _MS_BIND)
 
 
-# --- pcapng --------------------------------------------------------------------------------------
+# --- packets as pcapng (pure) ---------------------------------------------------------------------
 
 
 _MAGIC = 0xA1B2C3D4  # of a pcap file with microseconds (draft-ietf-opsawg-pcap)
@@ -558,7 +551,7 @@ def _padded(data: bytes) -> bytes:
     return data + b"\0" * (-len(data) % 4)
 
 
-# --- captures ------------------------------------------------------------------------------------
+# --- Host.capture, Host.trace ---------------------------------------------------------------------
 
 
 class Stage(NamedTuple):
@@ -708,7 +701,7 @@ def trace(
     )
 
 
-# --- packet stages -------------------------------------------------------------------------------
+# --- the path of one traced packet ----------------------------------------------------------------
 
 
 _COMMENT = re.compile(r'comment "([^"]*)"')

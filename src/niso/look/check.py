@@ -1,6 +1,7 @@
-"""Niso net check: every difference once.
+"""List all differences between desired and actual state, for `niso net check`.
 
-Compare the wanted state with the actual one, and list all differences.
+These are differences of the kernel, of the store's rows, of processes and of package copies, and
+attachments whose namespace no longer exists. `niso.change.repair` repairs them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from niso.runtime.processes import Processes
 
 
-# --- check ---------------------------------------------------------------------------------------
+# --- all findings ---------------------------------------------------------------------------------
 
 
 _LOOKS, _PAUSE_S = 3, 0.03
@@ -334,7 +335,7 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
     return defects
 
 
-# --- defects -------------------------------------------------------------------------------------
+# --- processes and package copies -----------------------------------------------------------------
 
 
 def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
@@ -378,14 +379,14 @@ def of_sources(row: ServiceRow) -> list[Finding]:
     ]
 
 
-# --- attachments ---------------------------------------------------------------------------------
+# --- attachments ----------------------------------------------------------------------------------
 
 
 _MOVING_S = 120
 """How long an engine may take to move an interface into a starting container, in seconds."""
 
 
-# --- ended namespaces -------------------------------------------------------------------------
+# --- attachments without a namespace --------------------------------------------------------------
 
 
 def is_moving(attached: Attached) -> bool:

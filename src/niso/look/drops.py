@@ -1,12 +1,7 @@
-"""Traffic and drops of services, and why packets were dropped.
+"""Explain why packets were dropped, stream dropped packets, and read traffic and drop counters.
 
-Follow the packets that policies with ``log = true`` drop.
-
-Explain why nftables dropped a packet.
-
-Read the counters of active services: traffic, policy drops and anti-spoofing drops.
-
-Define the counters of a service.
+Packets are those that policies with ``log = true`` drop. Counters of an active service are its
+traffic, policy drops and anti-spoofing drops.
 """
 
 from __future__ import annotations
@@ -36,7 +31,7 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-# --- drops ---------------------------------------------------------------------------------------
+# --- stream of dropped packets --------------------------------------------------------------------
 
 
 class DroppedPacket(NamedTuple):
@@ -126,7 +121,7 @@ def logging(store: Store, service: str | None) -> bool:
     return any(policy.log for name in services if (policy := store.policy(name)) is not None)
 
 
-# --- dropping ------------------------------------------------------------------------------------
+# --- which rule dropped a packet ------------------------------------------------------------------
 
 
 _COMMENT = re.compile(r'comment "([^"]*)"')
@@ -195,7 +190,7 @@ def _packet(headers: bytes) -> tuple[str, str, int | None, str]:
     return source, destination, int.from_bytes(port, "big"), proto
 
 
-# --- packets -------------------------------------------------------------------------------------
+# --- drops of services ----------------------------------------------------------------------------
 
 
 class DropTarget(NamedTuple):
@@ -311,7 +306,7 @@ def _drop(drop: DroppedPacket) -> Drop:
     )
 
 
-# --- counters ------------------------------------------------------------------------------------
+# --- counters -------------------------------------------------------------------------------------
 
 
 _Counts = dict[tuple[str, str], int]
@@ -389,7 +384,7 @@ def _foreign() -> dict[str, int] | None:
         return {port.key.strip('"'): port.packets for port in kernel.counts(header)}
 
 
-# --- service stats -------------------------------------------------------------------------------
+# --- the counters of a service --------------------------------------------------------------------
 
 
 class Stats(NamedTuple):

@@ -1,12 +1,8 @@
-"""What happens to services and networks.
-
-Report events of services and networks: `Host.events`.
+"""Report events of services and networks, derived from two snapshots: `Host.events`.
 
 Nothing is stored and no process runs for it. The kernel wakes the caller, which takes another
-snapshot and derives events from the difference (`niso.look.events`). All that a command does in
-one change is one event: a service is not compared until its command has ended.
-
-Derive events from two snapshots of services and networks. Pure.
+snapshot and derives events from the difference, without I/O. All that a command does in one change
+is one event: a service is not compared until its command has ended.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-# --- event views ---------------------------------------------------------------------------------
+# --- the stream of events -------------------------------------------------------------------------
 
 
 _QUIET_S = 0.1
@@ -277,7 +273,7 @@ def follow(session: Session, name: str | None, since: float | None) -> Events:
     return Events(session, name, since)
 
 
-# --- happened ------------------------------------------------------------------------------------
+# --- events from two snapshots (pure) -------------------------------------------------------------
 
 
 ENDED = ("exited", "restarting", "failed", "none")

@@ -1,4 +1,7 @@
-"""Explain and test paths of packets; read traffic and drop counters."""
+"""Explain which path a packet takes and what decides, for `niso net explain`: typed results.
+
+`niso.look.packet_path` finds the path, `niso.look.prove` sends packets to confirm the verdict.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,8 @@
-"""The one reader of flows, and niso net flows.
+"""Read recorded flows, join them with services and policies, and list them for `niso net flows`.
 
-Join the flows that nftables recorded with services, policies and open connections.
-
-List flows between services, with what decides about them.
-
-Count flows by names for metrics: a bounded number of series for any number of addresses.
+For each flow the policy entry that decides about it now is added, and whether its connection is
+open. For metrics, flows are counted by names: a bounded number of series for any number of
+addresses.
 """
 
 from __future__ import annotations
@@ -447,7 +445,7 @@ def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[F
     return tuple(chosen)
 
 
-# --- flow totals ---------------------------------------------------------------------------------
+# --- flows for metrics ----------------------------------------------------------------------------
 
 
 OUTSIDE = "outside"

@@ -1,13 +1,9 @@
-"""Who talks to whom as a picture.
+"""Draw which services communicate, as Mermaid or Graphviz's dot: `Host.graph`.
 
-Draw which services communicate, as Mermaid or Graphviz's dot. Pure.
-
-Names and addresses come from manifests, which others may write. Characters that could be syntax of
-the output language are escaped, whatever the rules for names allow.
-
-Draw which services communicate: `Host.graph`.
-
-Build the world that a stack.toml declares, with made-up addresses. Pure.
+A graph shows recorded traffic, or what policies allow, also those of a stack.toml that is not
+active (with made-up addresses). Names and addresses come from manifests, which others may write.
+Characters that could be syntax of the output language are escaped, whatever the rules for names
+allow.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-# --- graph ---------------------------------------------------------------------------------------
+# --- graphs of traffic and of policies ------------------------------------------------------------
 
 
 OUTSIDE = "outside"
@@ -283,7 +279,7 @@ def _network_title(world: World, name: str, with_addresses: bool) -> str:
     return " ".join((name, *(subnet.cidr for subnet in network.subnets)))
 
 
-# --- languages -----------------------------------------------------------------------------------
+# --- Mermaid and dot ------------------------------------------------------------------------------
 
 
 def mermaid(graph: Graph) -> str:
@@ -342,7 +338,7 @@ def _dot_text(lines: Sequence[str]) -> str:
     ) + '"'  # fmt: skip
 
 
-# --- pictures ------------------------------------------------------------------------------------
+# --- Host.graph -----------------------------------------------------------------------------------
 
 
 FORMATS = ("mermaid", "dot", "svg", "png")
@@ -403,7 +399,7 @@ def _drawn(text: bytes, format_: str) -> bytes:
     return done.stdout
 
 
-# --- stack world ---------------------------------------------------------------------------------
+# --- the services that a stack.toml declares ------------------------------------------------------
 
 
 _POOL = "10.99.{}.0/24"

@@ -1,6 +1,6 @@
-"""Who has which host port.
+"""List the host's ports: published ones, what publishes them, and other programs that use them.
 
-Describe published ports in results.
+`niso.change.ports` refuses a port that is taken.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from niso.kernel.sockets import Listener
 
 
-# --- ports ---------------------------------------------------------------------------------------
+# --- published ports and conflicting listeners ----------------------------------------------------
 
 
 HOLDERS = ("podman",)
@@ -162,7 +162,7 @@ def shadows(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Shado
     return result
 
 
-# --- published ports -----------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 class Port(NamedTuple):

@@ -1,16 +1,10 @@
-"""Learn policies from flows.
-
-Derive policies from recorded flows. Pure.
+"""Derive policies from recorded flows (`niso net learn`), and write them into manifests.
 
 Flows that passed become allow entries by port and protocol, with names rather than addresses. A
 published port that other machines used is allowed for all addresses, because clients have no
 lasting addresses. Refused flows only become comments. An existing allow list is narrowed, never
 widened: a used entry that names a service is narrowed to the ports that were used; any other used
 entry stays as it is written.
-
-Derive policies from recorded flows, and write them into manifests.
-
-Find the names by which a policy means services and networks.
 """
 
 from __future__ import annotations
@@ -39,7 +33,7 @@ from niso.reconcile.live_world import read_world
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
 
-# --- learner -------------------------------------------------------------------------------------
+# --- policies from flows (pure) -------------------------------------------------------------------
 
 
 MOST_OUTSIDE = 8
@@ -397,7 +391,7 @@ def _line(text: str, rows: Sequence[Flow], allowed: bool = True, note: str = "")
     return Line(text, allowed, note, new, min(ages, default=None), opened)
 
 
-# --- learning ------------------------------------------------------------------------------------
+# --- learning for services, writing manifests -----------------------------------------------------
 
 
 class LearnedEntry(NamedTuple):
@@ -605,7 +599,7 @@ def _draft(path: str, text: str, drafts: dict[str, str]) -> None:
         os.fsync(fd)
 
 
-# --- places --------------------------------------------------------------------------------------
+# --- locations of policies in files ---------------------------------------------------------------
 
 
 class _Place(NamedTuple):
@@ -683,7 +677,7 @@ def _apply(store: Store, file: str, rows: Sequence[ServiceRow]) -> str:
     return f"niso activate {folder}"
 
 
-# --- results -------------------------------------------------------------------------------------
+# --- how long flows were watched ------------------------------------------------------------------
 
 
 def _has_network(row: ServiceRow) -> bool:
@@ -709,7 +703,7 @@ def _items(entries: Iterable[LearnedEntry]) -> Iterator[Item]:
     return (Item(entry.text, entry.allowed, entry.note) for entry in entries)
 
 
-# --- written names -------------------------------------------------------------------------------
+# --- names of services and networks in policies ---------------------------------------------------
 
 
 class WrittenNames:

@@ -1,8 +1,6 @@
-"""Services, networks and flows as a map.
+"""Read services, networks and flows as a map, for the page of `niso web`: `Host.map`.
 
-Read services, networks and flows as a map: `Host.map`.
-
-Group flows for a map: by name, with a bounded number of other machines. Pure.
+Flows are grouped by name, with a bounded number of other machines.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- map views -----------------------------------------------------------------------------------
+# --- the map --------------------------------------------------------------------------------------
 
 
 class MapPolicy(NamedTuple):
@@ -319,7 +317,7 @@ def _flow(
     )
 
 
-# --- map flows -----------------------------------------------------------------------------------
+# --- grouping of flows (pure) ---------------------------------------------------------------------
 
 
 OTHERS = "other machines"

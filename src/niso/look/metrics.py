@@ -1,4 +1,4 @@
-"""Collect metrics of services, traffic, policies and flows: `Host.metrics`."""
+"""Collect metrics of services, traffic, policies and flows for Prometheus: `Host.metrics`."""
 
 from __future__ import annotations
 

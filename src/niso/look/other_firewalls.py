@@ -1,14 +1,10 @@
-"""What other firewalls drop, walked chain by chain.
-
-Find forward chains of other firewalls that drop what niso's rules accept, and name the remedy.
+"""Find forward chains of other firewalls that drop what niso's rules accept, and name the remedy.
 
 A packet is forwarded only if the forward chains of all tables accept it. niso's rules therefore
 cannot override a foreign drop policy, and niso never edits a foreign table. It evaluates the
 foreign chains for a few hypothetical packets and names the missing rule. Unknown properties of such
 a packet (its port, the remote address, the uplink's name) match no rule, so a chain that accepts
 the packet only by one of them counts as dropping it.
-
-Trace hypothetical packets through the chains of other firewalls.
 """
 
 from __future__ import annotations
@@ -39,7 +35,7 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-# --- foreign firewalls ---------------------------------------------------------------------------
+# --- drops and their remedies ---------------------------------------------------------------------
 
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
@@ -153,6 +149,7 @@ def _remedy(
     ordered = sorted(ways, reverse=True)
     wild = len(bridges) > 1 and all(bridge.startswith("niso-") for bridge in bridges)
     plus = ("niso-+",) if wild else bridges
+    # the owner's tool comes first: it drops rules that other tools add when it reloads its own
     if (family, table) == ("inet", "firewalld"):
         adds = tuple(
             f"firewall-cmd --permanent --zone=trusted --add-interface={bridge}" for bridge in plus
@@ -212,7 +209,7 @@ def _shown(text: str) -> str:
     )
 
 
-# --- foreign walk --------------------------------------------------------------------------------
+# --- evaluating chains for hypothetical packets ---------------------------------------------------
 
 
 if TYPE_CHECKING:

@@ -1,10 +1,7 @@
-"""Which way a packet takes, and which objects decide.
+"""Find the path of a packet: its ends, whether it passes, and the nftables objects that decide.
 
-Resolve the arguments FROM and TO of a command to the ends and addresses of a packet.
-
-Explain a packet: whether it passes, why, and which nftables objects enforce it.
-
-`niso.plan.verdict` decides; this module adds the objects of the kernel to its reasons.
+The arguments FROM and TO of a command are resolved to ends and addresses. `niso.plan.verdict`
+decides; this module adds the objects of the kernel to its reasons.
 """
 
 from __future__ import annotations
@@ -39,7 +36,7 @@ from niso.plan.verdict import (
 from niso.store.name_rows import bare_name
 from niso.store.store import Store
 
-# --- question ------------------------------------------------------------------------------------
+# --- FROM and TO ----------------------------------------------------------------------------------
 
 
 PROTOCOLS = (*PORTED, "icmp")
@@ -294,7 +291,7 @@ def _of_family(addresses: tuple[str, ...], family: int) -> str | None:
     return next((address for address in addresses if family_of(address) == family), None)
 
 
-# --- explanation ---------------------------------------------------------------------------------
+# --- the verdict and the objects that enforce it --------------------------------------------------
 
 
 class Object(NamedTuple):
@@ -427,6 +424,8 @@ def _path(
     )
     family = packet.family
     raw = "raw" if family == 4 else "raw6"
+    # each return is a point where the packet stops, in the order in which it meets them: rules that
+    # it never reaches are not part of the answer
     if family_of(packet.source) != family or (
         sender and not (sender.active and _walks(world, packet, verdict))
     ):
@@ -447,6 +446,7 @@ def _path(
         )
         assert on is not None
         by = world.networks[on.network]
+        # the network has no route for this family, so no packet leaves the service
         if all(subnet.family != family for subnet in by.subnets):
             return (), (), ()
         if by.name != entered.name and not to.is_link_local:

@@ -1,10 +1,7 @@
-"""What each entry of a policy let pass; policies that nobody wants.
+"""Show what each policy entry has allowed, and find likely mistakes in policies.
 
-Show what each policy entry has allowed, and what a change of policies would cut.
-
-Find likely mistakes in policies: unknown names, unreachable name servers, and audits.
-
-These are not differences between kernel and manifests.
+Mistakes are unknown names, unreachable name servers and audits that end. These are not differences
+between kernel and manifests.
 """
 
 from __future__ import annotations
@@ -38,7 +35,7 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-# --- policy views --------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 if TYPE_CHECKING:
@@ -70,7 +67,7 @@ class PolicyEntry(NamedTuple):
     """whether it denies, but the policy is in audit, so that the packets pass"""
 
 
-# --- show ----------------------------------------------------------------------------------------
+# --- niso net policy ------------------------------------------------------------------------------
 
 
 def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:
@@ -193,7 +190,7 @@ def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
     return f'"{text}/{used.pop()}" would do' if len(used) == 1 and "" not in used else ""
 
 
-# --- policy warnings -----------------------------------------------------------------------------
+# --- likely mistakes ------------------------------------------------------------------------------
 
 
 _DNS = 53

@@ -1,6 +1,6 @@
-"""Ping, and verdicts compared with real packets.
+"""Send real packets between two services: `ping`, and `prove`, which checks a verdict.
 
-Check verdicts with real packets: `ping` between two services, `prove` for an explanation.
+`niso.kernel.probe` sends them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-# --- prove ---------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 PATIENCE_S = 1.0
@@ -63,7 +63,7 @@ class Proof(NamedTuple):
     counts: tuple[Count, ...]
 
 
-# --- ping --------------------------------------------------------------------------------------
+# --- ping -----------------------------------------------------------------------------------------
 
 
 def send_ping(
@@ -115,6 +115,7 @@ def send_ping(
     if took is not None:
         return packet, took
     where = f"{sender.name} ({packet.source}) to {receiver.name} ({packet.destination})"
+    # only now: a reply proves the path, whatever the recorded policies say
     world = wider(world, packet)
     verdict = decide(world, *packet)
     reason = verdict.dropped_by
@@ -157,7 +158,7 @@ def _without_icmp(world: World, verdict: Verdict, reason: Reason) -> Entry | Non
     )
 
 
-# --- prove -------------------------------------------------------------------------------------
+# --- prove: verdicts compared with packets --------------------------------------------------------
 
 
 def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
@@ -251,7 +252,7 @@ def _packets(kernel: Nft, rule: Object) -> int | None:
     return next((int(e["counter"]["packets"]) for e in actual["expr"] if "counter" in e), None)
 
 
-# --- packets -------------------------------------------------------------------------------------
+# --- senders and receivers ------------------------------------------------------------------------
 
 
 class Participant(NamedTuple):
@@ -298,7 +299,7 @@ class Sender(NamedTuple):
     """name of the other host that has the service; null if this one has it"""
 
 
-# --- calls -----------------------------------------------------------------------------------
+# --- Host.ping ------------------------------------------------------------------------------------
 
 
 def ping(session: Session, source: str, destination: str) -> Pong:

@@ -1,12 +1,9 @@
-"""Ps and inspect: status of services.
+"""Decide the STATUS of services; read them for ps, inspect and stack status.
 
-Read the status of services, for ps, inspect and stack status.
-
-Takes no lock and changes nothing, except that it rotates log files that are too large.
-
-Read the state of all services repeatedly, and only those that can have changed.
-
-List changes whose command has died; the next command finishes or undoes them (`journal`).
+`niso.runtime.status` reads the state of the process. No lock is taken and nothing is changed,
+except that log files that are too large are rotated. Repeated reads of all services read only those
+that can have changed. A change whose command has died is listed with its service; the next command
+finishes or undoes it (`niso.change.journal`).
 """
 
 from __future__ import annotations
@@ -37,7 +34,7 @@ if TYPE_CHECKING:
     from niso.runtime.health import Health, Target
 
 
-# --- service views -------------------------------------------------------------------------------
+# --- ps and inspect -------------------------------------------------------------------------------
 
 
 class ServiceLine(NamedTuple):
@@ -462,7 +459,7 @@ def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
     )
 
 
-# --- service states ------------------------------------------------------------------------------
+# --- repeated reads -------------------------------------------------------------------------------
 
 
 _AT_MOST_S = 30.0
@@ -557,7 +554,7 @@ class States:
         return True
 
 
-# --- pending -------------------------------------------------------------------------------------
+# --- changes whose command has died ---------------------------------------------------------------
 
 
 _COMMANDS = {"stop": "deactivate", "remove volumes": "remove", "ports": "port-forward"}
@@ -571,7 +568,7 @@ def command_of(intent: Intent) -> str:
 def interrupted(store: Store) -> dict[str, str]:
     """Return {service: command} for each change whose command has died.
 
-    A command holds the service's lock from before its intent until after it.
+    A command locks the service before it records its intent, and until it has deleted it.
     """
     pending = {}
     for intent in store.intents():

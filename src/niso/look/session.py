@@ -1,12 +1,8 @@
-"""The state behind one niso.connect, which every answer reads; the guard of each call.
+"""Open the state behind one `niso.connect`: store and folders; guard all calls of the public API.
 
-The state behind one `niso.connect`: store, folders, progress callback.
-
-Only this module opens the store for a command.
-
-Guard the public API: check arguments; convert exceptions of lower layers to `Error`.
-
-Refuse to treat a lost store as empty while objects created with it still exist.
+Only this module opens the store for a command. The guard checks arguments, and converts exceptions
+of lower layers to `Error`. A lost store is not treated as empty while objects created with it still
+exist.
 """
 
 from __future__ import annotations
@@ -36,7 +32,7 @@ if TYPE_CHECKING:
     from niso.runtime.processes import Processes
 
 
-# --- session -------------------------------------------------------------------------------------
+# --- the session ----------------------------------------------------------------------------------
 
 
 if TYPE_CHECKING:
@@ -212,7 +208,7 @@ def _path(variable: str, folder: object) -> str:
     return path(folder, variable.removeprefix("NISO_").lower())
 
 
-# --- guard ---------------------------------------------------------------------------------------
+# --- checked arguments and errors of API calls ----------------------------------------------------
 
 
 LEAST_TIMEOUT_S = 0.2
@@ -387,7 +383,7 @@ def user_of(user: str | None) -> Any:
         raise UsageError.of(error) from error
 
 
-# --- lost store ----------------------------------------------------------------------------------
+# --- a lost store ---------------------------------------------------------------------------------
 
 
 def refuse(kernel: Kernel, processes: Processes) -> None:

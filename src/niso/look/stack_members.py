@@ -1,4 +1,4 @@
-"""A stack.toml as this host names it, and its members."""
+"""Load a stack.toml with the names that its services have on this host, and list its members."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from niso.plan.subnets import NetworkRequest
 from niso.runtime import volumes
 from niso.store.store import Store
 
-# --- stack ---------------------------------------------------------------------------------------
+# --- loading, and members -------------------------------------------------------------------------
 
 
 def load(path: str, owners: Collection[int] | None = None) -> Stack:
@@ -83,7 +83,7 @@ def _network_errors(name: str, network: stack.Network) -> Iterable[InvalidInput]
         yield error_of(name, error)
 
 
-# --- stacks --------------------------------------------------------------------------------------
+# --- prefixes and names that are taken ------------------------------------------------------------
 
 
 def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Conflict]:
@@ -139,7 +139,7 @@ def error_of(network: str, error: Error) -> InvalidInput:
     return new
 
 
-# --- targets -------------------------------------------------------------------------------------
+# --- the file of a stack --------------------------------------------------------------------------
 
 
 def is_elsewhere(before: str, now: str) -> bool:

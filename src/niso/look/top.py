@@ -1,8 +1,6 @@
-"""Rates of services and flows.
+"""Measure rates of services and flows between samples: `Host.top`.
 
-Let the kernel count the bytes of flows for as long as a reader needs them.
-
-Measure rates of services and flows between samples: `Host.top`.
+The kernel counts the bytes of flows for as long as a reader needs them (`niso.kernel.flow_memory`).
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-# --- metered -------------------------------------------------------------------------------------
+# --- counters of bytes while a reader needs them --------------------------------------------------
 
 
 class Metered:
@@ -57,7 +55,7 @@ class Metered:
         return None if self._meter is None else self._meter.read()
 
 
-# --- top views -----------------------------------------------------------------------------------
+# --- samples and rates ----------------------------------------------------------------------------
 
 
 class ServiceLoad(NamedTuple):

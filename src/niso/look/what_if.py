@@ -1,8 +1,6 @@
-"""Flows under another policy; lines that would let a flow pass.
+"""Evaluate flows under policies that are not active; find manifest lines that allow a flow. Pure.
 
-Evaluate existing flows against policies that are not active yet. Pure.
-
-Find the manifest changes that would let a denied flow pass. Pure: nothing is changed.
+Nothing is changed.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from niso.plan import verdict
 from niso.plan.records import Entry, Peer, Policy
 from niso.plan.verdict import Reason, World
 
-# --- what if -------------------------------------------------------------------------------------
+# --- flows under another policy -------------------------------------------------------------------
 
 
 CUT, AUDIT, NEW, PASS = "cut", "audit", "new", "pass"
@@ -218,7 +216,7 @@ def _publishes(world: World, seen: Flow) -> bool:
     )
 
 
-# --- allowing ------------------------------------------------------------------------------------
+# --- manifest changes that let a denied flow pass -------------------------------------------------
 
 
 _MOST = 8

@@ -1,12 +1,9 @@
-"""Ip, dns, extra_hosts, ports.
+"""Parse keys of [network]: ip, extra_hosts, dns, dns_search and published ports.
 
-Parse the addresses and name servers of [network]: ip, extra_hosts, dns and dns_search.
-
-Parse published ports: ``network.ports`` and arguments of the command line.
-
-The forms are Docker's (docs.docker.com/engine/network/port-publishing), with an optional protocol:
-``HOST:CONTAINER``, optionally after a host address, and with equally long ranges on both sides.
-``PORT`` is the same port on both sides; ``:PORT`` takes a free host port.
+The forms of a port are Docker's (docs.docker.com/engine/network/port-publishing), with an optional
+protocol: ``HOST:CONTAINER``, optionally after a host address, and with equally long ranges on both
+sides. ``PORT`` is the same port on both sides; ``:PORT`` takes a free host port. Arguments of the
+command line have the same forms.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- parse addresses -----------------------------------------------------------------------------
+# --- addresses and name servers -------------------------------------------------------------------
 
 
 IP = "network.ip"
@@ -155,7 +152,7 @@ def _families(ip: object, key: str) -> Iterator[InvalidInput]:
             yield values.wrong(path, text, reason, "one address of each family")
 
 
-# --- parse ports ---------------------------------------------------------------------------------
+# --- published ports ------------------------------------------------------------------------------
 
 
 PROTOCOLS = ("tcp", "udp", "sctp")

@@ -1,12 +1,9 @@
-"""JSON Schema of manifest.toml and stack.toml.
+"""Build the JSON Schemas (draft 2020-12) of manifest.toml and stack.toml, for editors.
 
-Build the JSON Schema (draft 2020-12) of manifest.toml, for editors and for `niso schema`.
-
-Keys, types and defaults come from the tables of the manifest; patterns and descriptions are here.
-`niso.manifest.validate` accepts nothing that the schema rejects. It also checks what a schema
-cannot express: that folders exist, that names differ, that no host port is used twice.
-
-Build the JSON Schema of stack.toml from the tables of stack and manifest.
+`niso schema` prints them. Keys, types and defaults come from `niso.manifest.keys`; patterns and
+descriptions are here. `niso.manifest.validate` accepts nothing that the schema rejects. It also
+checks what a schema cannot express: that folders exist, that names differ, that no host port is
+used twice.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ if TYPE_CHECKING:
     from niso.base.convert import Kind
 
 
-# --- json schema ---------------------------------------------------------------------------------
+# --- manifest.toml --------------------------------------------------------------------------------
 
 
 _PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
@@ -425,7 +422,7 @@ def _set_pattern(field: dict[str, Any], pattern: str) -> None:
             choice["pattern"] = rf"\$\{{|{pattern}"  # a text with a variable matches any pattern
 
 
-# --- stack schema --------------------------------------------------------------------------------
+# --- stack.toml -----------------------------------------------------------------------------------
 
 
 _OWN = ("Manifest", "Package", "Binary", "Service", "Healthcheck", "Network")

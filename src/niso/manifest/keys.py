@@ -1,10 +1,6 @@
-"""ONE declaration a key: table, type, default, where it goes; tables to ServiceSpec.
+"""Declare the keys of manifest.toml with types and defaults; build a `ServiceSpec` from them.
 
-Declare the tables of manifest.toml: its keys, types and defaults.
-
-`niso.manifest.values` and the modules parse_* define what the text of a key means.
-
-Build a `niso.plan.specs.ServiceSpec` from the tables of a manifest.
+`niso.manifest.values` and the modules that parse a table define what the text of a key means.
 """
 
 from __future__ import annotations
@@ -26,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- manifest tables -----------------------------------------------------------------------------
+# --- the tables of manifest.toml ------------------------------------------------------------------
 
 
 class Package(NamedTuple):
@@ -134,7 +130,7 @@ class Manifest(NamedTuple):
     network: Network = Network()
 
 
-# --- build ---------------------------------------------------------------------------------------
+# --- from tables to a ServiceSpec -----------------------------------------------------------------
 
 
 def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
@@ -150,6 +146,7 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
     def maybe[T](rule: Callable[[str, str], T], text: str | None, key: str) -> T | None:
         return None if text is None else read(rule, text, key)
 
+    # a job runs once: its exit status is its result, whatever service.restart says
     if manifest.service.kind == "job":
         manifest = manifest._replace(service=manifest.service._replace(restart="no"))
     own, limits, network = manifest.service, manifest.isolation.resources, manifest.network
@@ -170,6 +167,7 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
     fragments = limits.fragments_limit
     if fragments is None:
         fragments = process_keys.fragments_default(manifest.isolation.capabilities)
+    # these defaults depend on other keys; the stored manifest has the values that apply
     limits = limits._replace(
         tmp_size=limits.tmp_size or process_keys.tmp_default(memory_max),
         fragments_limit=fragments,

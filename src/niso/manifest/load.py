@@ -270,7 +270,7 @@ def _changed(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
 
 
 def _literal(value: Any) -> Any:
-    """Return a value with ``${`` written so that it stands for itself."""
+    """Return a value in which ``${`` is escaped, so that it is literal."""
     if isinstance(value, str):
         return value.replace("${", "$${")
     if isinstance(value, list | tuple):

@@ -1,19 +1,15 @@
-"""[network.policy] and the administrator's policies.
-
-Parse [network.policy].
+"""Parse [network.policy], and read the administrator's policies for attachments.
 
 An entry is a peer, then optionally ``:PORT`` or ``:PORT-PORT``, then optionally ``/PROTO``:
 ``frontend:8080/tcp``. A peer is a service (name or hostname, with or without .niso.local),
 ``network:NAME``, an address or a prefix. An IPv6 address or prefix is in brackets if ports follow
-(RFC 3986, 3.2.2). In ``egress.allow`` of a manifest it may also be an outside name: a domain name
-with a dot that is not below niso.local. `niso.plan.verdict` defines what an entry matches.
-
-Read the administrator's policies for attachments, ``/etc/niso/policies/*.toml``.
+(RFC 3986, 3.2.2). In ``egress.allow`` of a manifest a peer may also be an outside name: a domain
+name with a dot that is not below niso.local. `niso.plan.verdict` defines what an entry matches.
 
 The policy of an attachment is written by the user of the engine. A packet must also be allowed by
-the administrator's policies. A file has tables ``[[policy]]`` with matchers that select attachments
-(name, network, owner, pod_namespace, as patterns of fnmatch(3)), and the keys of
-``[network.policy]``.
+the administrator's policies, ``/etc/niso/policies/*.toml``. Such a file has tables ``[[policy]]``
+with matchers that select attachments (name, network, owner, pod_namespace, as patterns of
+fnmatch(3)), and the keys of ``[network.policy]``.
 """
 
 from __future__ import annotations
@@ -50,7 +46,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- parse policy --------------------------------------------------------------------------------
+# --- [network.policy] -----------------------------------------------------------------------------
 
 
 PROTOCOLS = ("tcp", "udp", "sctp", "icmp")
@@ -411,7 +407,7 @@ def _wrong_entry(
     return wrong(key, text, f"is not a valid entry: {reason}", right, example)
 
 
-# --- policy files --------------------------------------------------------------------------------
+# --- /etc/niso/policies ---------------------------------------------------------------------------
 
 
 MATCHERS = ("name", "network", "owner", "pod_namespace")

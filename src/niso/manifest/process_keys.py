@@ -1,17 +1,9 @@
-"""[healthcheck], [isolation.resources], [secrets], [volumes].
+"""Parse [healthcheck], [isolation.resources] (memory limit, CPU), [secrets] and [volumes].
 
-Parse [healthcheck]: how niso checks that a service is healthy.
-
-A probe is a connection from inside the service's network namespace, only to the service itself: its
-loopback or its own addresses. Or it is a command that runs inside the service.
-
-Parse [isolation.resources], the resource limits of a service.
-
-Parse [secrets]: files of the host that only the service's user can read, below /run/secrets.
-
-Parse [volumes]: what a service can access in addition to its root file system.
-
-`niso.runtime.volumes` resolves a mount point through the symlinks of the rootfs.
+A health check is a connection from inside the service's network namespace, only to the service
+itself: its loopback or its own addresses. Or it is a command that runs inside the service. Secrets
+are files of the host that only the service's user can read, below /run/secrets.
+`niso.runtime.volumes` resolves the mount point of a volume through the symlinks of the rootfs.
 """
 
 from __future__ import annotations
@@ -30,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- parse health --------------------------------------------------------------------------------
+# --- [healthcheck] --------------------------------------------------------------------------------
 
 
 KINDS = ("tcp", "http", "command")
@@ -131,7 +123,7 @@ def _address(text: str, key: str, name: str, names: set[str]) -> str:
 def parse(
     section: Mapping[str, Any], names: Iterable[str], parsed: Mapping[str, Any]
 ) -> Healthcheck:
-    """Build the Healthcheck of a section that has all its keys.
+    """Build the Healthcheck of a complete [healthcheck] table.
 
     ``names`` are the service's own. ``parsed`` has the values that `problems` has parsed, by key.
     Raises InvalidInput.
@@ -221,7 +213,7 @@ def _command(words: object) -> Iterator[InvalidInput]:
                 yield error
 
 
-# --- parse resources -----------------------------------------------------------------------------
+# --- [isolation.resources] ------------------------------------------------------------------------
 
 
 MIN_MEMORY = 1 << 20
@@ -374,7 +366,7 @@ def resources_problems(section: Mapping[str, Any], parsed: dict[str, Any]) -> li
     return errors
 
 
-# --- parse secrets -------------------------------------------------------------------------------
+# --- [secrets] ------------------------------------------------------------------------------------
 
 
 FOLDER = "/run/secrets"
@@ -426,7 +418,7 @@ def secrets_problems(
             yield values.wrong(join("volumes", volume) + ".mount", mount, reason, "another path")
 
 
-# --- parse volumes -------------------------------------------------------------------------------
+# --- [volumes] ------------------------------------------------------------------------------------
 
 
 NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")

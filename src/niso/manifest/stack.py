@@ -1,23 +1,14 @@
-"""Load and check stack.toml with its manifests, in order.
-
-Load stack.toml, which declares services and their networks, and check it with its manifests.
+"""Load stack.toml, which declares services and networks, and check it with its manifests.
 
 A [[service]] overrides keys of its package's manifest.toml. It has the keys of [network] directly,
-and the other tables under their names. A [services.NAME] is a complete manifest (`stack_inline`).
+and the other tables under their names. A [services.NAME] is a complete manifest: the service has
+the name of its table, its paths are relative to the stack's folder, and it has no package, so that
+/app is empty, unless ``package.folder`` names one.
 
-Check a service that is written in a stack.toml: ``[services.api]`` with a manifest's tables.
-
-The service has the name of its table. Its paths are relative to the stack's folder. It has no
-package, so that /app is empty, unless ``package.folder`` names one.
-
-Resolve the variables and relative paths of a stack.toml, and merge its keys into a manifest.
-
-Order the services of a stack by their dependencies, and validate the dependencies.
-
-Prefix the names of a stack's services and networks: ``db`` of the stack ``shop`` is ``shop-db``.
-
-The short names remain as hostnames, and names in the stack's own file and manifests refer to its
-own services and networks first. So two stacks with the same names can run on one host.
+Services are ordered by their dependencies. The names of services and networks get the stack's name
+as prefix: ``db`` of the stack ``shop`` is ``shop-db``. The short names remain as hostnames, and
+names in the stack's own file and manifests refer to its own services and networks first. So two
+stacks with the same names can run on one host.
 """
 
 from __future__ import annotations
@@ -50,7 +41,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- stack file ----------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 
 
 FILE_NAME = "stack.toml"
@@ -288,7 +279,7 @@ def as_stack_error(stack: Stack, error: Error, of: Member | None = None) -> Erro
     return error
 
 
-# --- the parts of the file ------------------------------
+# --- the parts of the file ------------------------------------------------------------------------
 
 
 class _Blank(NamedTuple):
@@ -389,7 +380,7 @@ def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
         )
 
 
-# --- a service and its package ------------------------------
+# --- a service and its package --------------------------------------------------------------------
 
 
 def _name_error(item: Item, name: object, items: Mapping[str, Item]) -> InvalidInput | None:
@@ -484,7 +475,7 @@ def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str 
     return f"{key}.{manifest_key}" if table in overrides and here else None
 
 
-# --- stack inline --------------------------------------------------------------------------------
+# --- services written in the file: [services.NAME] ------------------------------------------------
 
 
 VERSION = "0"
@@ -591,7 +582,7 @@ def moved_error(error: Error, key: str, file: str = "") -> InvalidInput:
     return new
 
 
-# --- stack values --------------------------------------------------------------------------------
+# --- variables and relative paths; merging keys into a manifest -----------------------------------
 
 
 def resolve(
@@ -678,7 +669,7 @@ def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") ->
     return merged
 
 
-# --- stack order ---------------------------------------------------------------------------------
+# --- order by dependencies ------------------------------------------------------------------------
 
 
 Condition = Literal["started", "healthy", "completed"]
@@ -768,7 +759,7 @@ def _cycle(after: Mapping[str, Iterable[str]]) -> list[str]:
     return []
 
 
-# --- stack prefix --------------------------------------------------------------------------------
+# --- prefix of names ------------------------------------------------------------------------------
 
 
 def long_name(stack: str, name: str) -> str:

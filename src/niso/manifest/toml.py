@@ -1,16 +1,9 @@
-"""Read, locate, edit and write TOML.
+"""Read, edit and write TOML files; find the line of a key for error messages.
 
-Read a user's TOML file; errors name the file, and for syntax errors line and column.
-
-Find the line of a key in the text of a TOML file, because tomllib does not report it.
-
-Only valid files are scanned, and only after an error was found in one.
-
-Change a list in a TOML text, keeping everything else, with comments and order.
-
-It needs tomlkit, which only `niso net learn --write` loads.
-
-Write plain data as TOML (https://toml.io/en/v1.0.0).
+Errors name the file, and for syntax errors line and column. tomllib does not report the line of a
+key, so `locate` scans the text, only after an error was found in a valid file. `with_list` changes
+a list and leaves comments and order unchanged: it needs tomlkit, which only `niso net learn
+--write` loads. Values are written as in https://toml.io/en/v1.0.0.
 """
 
 from __future__ import annotations
@@ -30,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- toml ----------------------------------------------------------------------------------------
+# --- read -----------------------------------------------------------------------------------------
 
 
 MAX_BYTES = 1024 * 1024
@@ -224,7 +217,7 @@ def _duplicate(reason: str, place: str, text: str) -> str:
     return ""
 
 
-# --- toml lines ----------------------------------------------------------------------------------
+# --- find the line of a key -----------------------------------------------------------------------
 
 
 if TYPE_CHECKING:
@@ -327,7 +320,7 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
         number += piece.count("\n")
 
 
-# --- toml edit -----------------------------------------------------------------------------------
+# --- change a list in a text ----------------------------------------------------------------------
 
 
 KeyPath = Sequence[str | int]
@@ -463,7 +456,7 @@ def _library() -> Any:
     return tomlkit
 
 
-# --- toml text -----------------------------------------------------------------------------------
+# --- write ----------------------------------------------------------------------------------------
 
 
 _ESCAPES: dict[int, str] = {

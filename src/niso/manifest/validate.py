@@ -228,7 +228,7 @@ def _allowed(may_be: Kind) -> str:
 
 
 def _example(value: object, may_be: Kind, key: str) -> str:
-    """Return the value that was probably meant, in a form that the key accepts; "" if unknown.
+    """Return the value that was probably intended, in a form that the key accepts, or "".
 
     For example, a number in quotes, with a unit if the key needs one, or a string in brackets.
     """

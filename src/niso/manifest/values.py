@@ -1,11 +1,9 @@
-"""Parse one value.
-
-Parse single values: convert text to a checked value.
+"""Parse and check single values, such as names, durations, sizes and addresses.
 
 An invalid text raises InvalidInput with the key, the value and the valid form. This module reads no
-file and does not know the tables of a manifest, so commands apply the same rules to arguments of
-the command line. ``key`` names the value in messages: the path of a manifest key, or an argument's
-name.
+file and does not depend on the tables of a manifest, so commands apply the same rules to arguments
+of the command line. ``key`` names the value in messages: the path of a manifest key, or an
+argument's name.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
-# --- values --------------------------------------------------------------------------------------
+# --- one value ------------------------------------------------------------------------------------
 
 
 LOWER = frozenset("abcdefghijklmnopqrstuvwxyz")
@@ -373,7 +371,7 @@ def capability(text: str, key: str) -> str:
     return text
 
 
-# --- validate ------------------------------------------------------------------------------------
+# --- lists of texts -------------------------------------------------------------------------------
 
 
 def join(base: str, name: str) -> str:

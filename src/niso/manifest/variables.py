@@ -1,19 +1,16 @@
-"""${NAME} in values, env files.
+"""Substitute ``${NAME}`` in the values of a TOML file, and read files of environment variables.
 
-Read files of environment variables: ``env_file`` of a service, and ``.env`` next to a manifest.
-
-A line is ``NAME=value``, optionally after ``export``. Blank lines and lines that start with ``#``
-are skipped. Blanks around name and value are removed, and a ``#`` after a blank starts a comment. A
+An environment file is the ``env_file`` of a service, or ``.env`` next to a manifest. A line is
+``NAME=value``, optionally after ``export``. Blank lines and lines that start with ``#`` are
+skipped. Blanks around name and value are removed, and a ``#`` after a blank starts a comment. A
 value in single quotes is literal. In double quotes, a backslash escapes a backslash, a quote and a
 dollar, and before n, r and t it stands for a control character. A line with only a name takes the
 value from the environment, if the variable is set there.
 
-Substitute variables ``${NAME}`` in the values of a TOML file, as Compose does.
-
-``${NAME:-text}`` has a default for a variable that is unset or empty, ``${NAME:?text}`` an error
-message for that case. Without the colon, an empty variable counts as set. ``${NAME:+text}`` is the
-text if the variable is set. ``$${`` is a literal ``${``. Any other ``$`` is literal, so that
-``$NAME`` and ``$$`` remain for a shell.
+Substitution is that of Compose. ``${NAME:-text}`` has a default for a variable that is unset or
+empty, ``${NAME:?text}`` an error message for that case. Without the colon, an empty variable counts
+as set. ``${NAME:+text}`` is the text if the variable is set. ``$${`` is a literal ``${``. Any other
+``$`` is literal, so that ``$NAME`` and ``$$`` remain for a shell.
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ if TYPE_CHECKING:
     from niso.base.convert import Kind
 
 
-# --- env files -----------------------------------------------------------------------------------
+# --- files of environment variables ---------------------------------------------------------------
 
 
 NAME = ".env"
@@ -160,7 +157,7 @@ def _value(text: str) -> str:
     return "".join(result)
 
 
-# --- interpolate ---------------------------------------------------------------------------------
+# --- substitution of ${NAME} ----------------------------------------------------------------------
 
 
 MAX_DEPTH = 16

@@ -1,11 +1,8 @@
-"""Snapshot to State, and what differs from it (picture of the types at its top).
-
-Compute the desired state of the kernel from the store's content. Pure: no I/O, no clock.
+"""Compute the desired State of the kernel from the store's rows, and the findings of `check`.
 
 A `Snapshot` is the part of the store that one command needs (one service, one network, or
-everything). `desired` turns it into a `State` of the same scope.
-
-Report each difference between the desired and the actual state, without its consequences.
+everything). `desired` turns it into a `State` of the same scope. `findings` are the differences
+between desired and actual State, without their consequences. Pure: no I/O, no clock.
 """
 
 from __future__ import annotations
@@ -61,7 +58,7 @@ if TYPE_CHECKING:
     from niso.kernel.kinds.kind import Problem
 
 
-# --- desired -------------------------------------------------------------------------------------
+# --- the desired State: all objects of services and networks --------------------------------------
 
 
 BRIDGE_LINK_LOCAL = "fe80::1/64"
@@ -408,7 +405,7 @@ def _extra_lines(reader: _Reader, gateways: list[str]) -> Iterator[HostsLine]:
         yield HostsLine(reader.folder, one, " ".join(called))
 
 
-# --- findings ------------------------------------------------------------------------------------
+# --- differences from the actual State ------------------------------------------------------------
 
 
 class Finding(NamedTuple):

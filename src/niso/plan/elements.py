@@ -1,6 +1,7 @@
-"""Compute the nftables elements of services and networks. Pure.
+"""Compute the nftables elements of services and networks: published ports, sources, bridges. Pure.
 
-kernel/ruleset.py says what each set and map is for.
+`niso.kernel.ruleset` defines what each set and map is for; `niso.plan.policy_elements` computes the
+elements of policies.
 """
 
 from __future__ import annotations

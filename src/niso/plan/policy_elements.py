@@ -1,4 +1,4 @@
-"""Translate policies to elements of static maps; the kernel needs nothing else for a policy.
+"""Translate policies to nftables elements of static maps: the kernel needs nothing else for them.
 
 One direction of a service's policy is a function from (peer, protocol, port) to a verdict. It is
 split into parts, each of which is one map lookup. A part is looked up only if no earlier part has
@@ -162,8 +162,8 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
 def cost(policy: Policy, most: int) -> int:
     """Return about how many elements a policy needs for addresses of both families.
 
-    That is with an address for each name. Anything above ``most`` stands for more, and for a policy
-    that would take long to plan.
+    That is with an address for each name. A result above ``most`` means that the cost is higher, or
+    that the policy takes too long to plan.
     """
     names = sorted({e.peer.name for e in policy.entries() if e.peer.kind == "service"})
     members = [
@@ -291,7 +291,7 @@ def _directions(policed: Policed, own: str) -> list[_Direction]:
 
 
 class _Meaning:
-    """The addresses that the names in policies stand for now."""
+    """The addresses that the names in policies have now."""
 
     def __init__(self, members: Iterable[Member]) -> None:
         self.addresses: dict[str, tuple[str, ...]] = {}
@@ -309,7 +309,7 @@ class _Meaning:
 
 
 class _TooMuch(Exception):
-    """Raised instead of work that nobody should wait for."""
+    """Raised when a policy would take too long to plan."""
 
 
 class _Entries:
@@ -352,7 +352,7 @@ class _Entries:
         self._tables: dict[frozenset[Peer], _Table] = {frozenset(): self.wide}
 
     def table_of(self, peers: frozenset[Peer]) -> _Table:
-        """Return what is decided on those that are all of these peers at once, by a prefix."""
+        """Return the decisions on addresses that match all of these peers, by a prefix."""
         known = self._tables.get(peers)
         if known is None:
             numbers = itertools.chain(*(self.of_peer[peer] for peer in peers))
@@ -473,7 +473,7 @@ def _is_one(cidr: str) -> bool:
     return length == ("128" if family_of(address) == 6 else "32")
 
 
-# --- prefixes ------------------------------------------------------------------------------------
+# --- classes of prefixes --------------------------------------------------------------------------
 
 _Run = tuple[int, int, frozenset[Peer]]
 """The first and last address, as numbers, of those that the same prefixes and networks contain."""
@@ -555,14 +555,14 @@ def _span(first: int, last: int, family: int) -> str:
     return f"{kind(first)}-{kind(last)}"
 
 
-# --- protocols and ports -------------------------------------------------------------------------
+# --- protocols and ports --------------------------------------------------------------------------
 
 _Runs = tuple[tuple[int, int, Decision], ...]
 """The decisions on all ports of a protocol, in order: first port, last port, decision."""
 
 
 class _Table(NamedTuple):
-    """What is decided on a peer, per protocol and port."""
+    """The decisions on a peer, by protocol and port."""
 
     base: Decision  # of protocols that no entry names
     icmp: Decision
@@ -582,7 +582,7 @@ def _table(direction: _Direction, entries: list[Entry]) -> _Table:
 
 
 def _decision(direction: _Direction, entries: list[Entry], proto: str) -> Decision:
-    """Return the decision on a protocol without ports; "" stands for one that no entry names."""
+    """Return the decision on a protocol without ports; "" is a peer that no entry names."""
     for entry in entries:
         if entry.proto in ("", proto) and (entry.first, entry.last) == ALL_PORTS:
             return Decision(entry.key not in direction.denied, entry.key)

@@ -231,8 +231,8 @@ class Endpoint(NamedTuple):
 def primary(endpoints: Sequence[Endpoint], networks: Mapping[str, Network]) -> Endpoint | None:
     """Return the endpoint of the default route and of published ports; None without any.
 
-    It is the first one on a network that is not internal, else the first: an internal network leads
-    nowhere, and replies of published ports leave by the default route.
+    It is the first one on a network that is not internal, else the first: an internal network has
+    no route to the outside, and replies of published ports leave by the default route.
     """
     outer = (endpoint for endpoint in endpoints if not networks[endpoint.network].internal)
     return next(outer, next(iter(endpoints), None))

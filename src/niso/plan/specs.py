@@ -1,12 +1,7 @@
-"""ServiceSpec and ProcessSpec: what a manifest says, what a process needs.
+"""Define `ServiceSpec`, what a manifest declares, and `ProcessSpec`, what a process needs.
 
-Define the content of a manifest as typed data, the only form that the rest of niso uses.
-
-`niso.manifest` builds it from the text of a file, and the store keeps it.
-
-Describe the process of a service as plain data, complete without further lookups.
-
-Define the paths inside a service where nothing can be mounted.
+`niso.manifest` builds a ServiceSpec from the text of a file; the store saves it, and all other code
+uses only this form. A ProcessSpec is complete: starting the process needs no further look-ups.
 """
 
 from __future__ import annotations
@@ -16,7 +11,7 @@ from collections.abc import Mapping
 from niso.base.named_tuples import Literal, NamedTuple
 from niso.plan.records import Healthcheck, Limits, Policy, Port
 
-# --- service spec --------------------------------------------------------------------------------
+# --- ServiceSpec: the content of a manifest -------------------------------------------------------
 
 
 class User(NamedTuple):
@@ -115,7 +110,7 @@ class ServiceSpec(NamedTuple):
         return tuple(dict.fromkeys((self.hostname, self.name, *self.aliases)))
 
 
-# --- process spec --------------------------------------------------------------------------------
+# --- ProcessSpec: the process of a service --------------------------------------------------------
 
 
 class Identity(NamedTuple):
@@ -216,7 +211,7 @@ class ProcessSpec(NamedTuple):
     secrets: tuple[Secret, ...] = ()
 
 
-# --- mount points --------------------------------------------------------------------------------
+# --- paths where no volume can be mounted ---------------------------------------------------------
 
 
 TAKEN = ("/proc", "/sys", "/dev", "/app", "/etc/niso-hosts")

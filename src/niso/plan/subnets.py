@@ -1,9 +1,7 @@
-"""Subnets, prefixes and gateways that a network may have.
+"""Find free addresses, prefixes and gateways in subnets, and check requested ones. Pure.
 
-Choose addresses for endpoints and prefixes for networks. Pure; the store has the leases.
-
-An address is handled as its number within its subnet (0 is the network address), so that IPv4 and
-IPv6 work alike.
+The lease of a service is chosen by `niso.store.service_rows.lease`. An address is handled as
+its number within its subnet (0 is the network address), so that IPv4 and IPv6 work alike.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import Prefix
 from niso.plan import records
 
-# --- subnets -------------------------------------------------------------------------------------
+# --- addresses and prefixes -----------------------------------------------------------------------
 
 
 if TYPE_CHECKING:
@@ -104,7 +102,7 @@ def free_prefix(
     )
 
 
-# --- networks ------------------------------------------------------------------------------------
+# --- requests for networks ------------------------------------------------------------------------
 
 
 PREFIX_LENGTH = 24

@@ -1,13 +1,9 @@
-"""Whether a packet passes, independent of the elements.
-
-Decide whether a packet passes, and name the manifest line or the default that decides. Pure.
+"""Decide whether a packet passes, and name the manifest line or the default that decides. Pure.
 
 Three checks must pass: the path (docs/design/packet.md), the egress policy of the sending service
-and the ingress policy of the receiving one. The kernel's rules (`plan.policy_elements`) are derived
-from the same policies independently, and tests compare the two. Only the first packet of a flow is
-evaluated: replies, and ICMP errors about them, pass with their flow.
-
-Describe the holders of addresses: services, networks, the host. Pure.
+and the ingress policy of the receiving one. The kernel's rules (`niso.plan.policy_elements`) are
+derived from the same policies independently, and tests compare the two. Only the first packet of a
+flow is evaluated: replies, and ICMP errors about them, pass with their flow.
 """
 
 from __future__ import annotations
@@ -20,7 +16,7 @@ from niso.base.named_tuples import NamedTuple
 from niso.base.names import bracketed, family_of
 from niso.plan.records import WIDE, Endpoint, Entry, Network, Policy, Port, primary
 
-# --- verdict -------------------------------------------------------------------------------------
+# --- the verdict on a packet ----------------------------------------------------------------------
 
 
 PORTED = ("tcp", "udp", "sctp")
@@ -154,7 +150,7 @@ def matches(entry: Entry, world: World, address: str, port: int | None, proto: s
     return holder is not None and peer.name in holder[0].names
 
 
-# --- the two policies ----------------------------------------------------------------------------
+# --- the two policies -----------------------------------------------------------------------------
 
 
 def _egress(world: World, sender: Holder | None, source: str, path: _Path, proto: str) -> Reason:
@@ -231,7 +227,7 @@ def _who(world: World, address: str) -> str:
     return "the host" if is_host(world, address) else address
 
 
-# --- the path ------------------------------------------------------------------------------------
+# --- the path -------------------------------------------------------------------------------------
 
 
 class _Packet(NamedTuple):
@@ -488,14 +484,14 @@ def _leaves_by(world: World, known: Known, to: Address) -> str | None:
     return first.network if to.version in families else None
 
 
-# --- known world ---------------------------------------------------------------------------------
+# --- holders of addresses: services, networks, the host -------------------------------------------
 
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Known(NamedTuple):
-    """A recorded service, active or not: in policies, an inactive one stands for its leases."""
+    """A recorded service. In policies, an inactive service has the addresses of its leases."""
 
     name: str
     names: tuple[str, ...]  # its name and those of its sharers, to which policies resolve

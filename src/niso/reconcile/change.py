@@ -1,11 +1,8 @@
-"""THE PROTOCOL: before, rows, plan, carry out, end flows.
+"""Change rows and kernel together (`change`); read, plan, write and verify kernel state.
 
-Change rows and kernel together: the one protocol of every command that changes both.
-
-Read, diff, write, verify: the only module that compares desired and actual kernel state.
-
-A command, a repair and the recovery after a crash run the same code with different scopes. A
-command that changes rows too goes through `niso.reconcile.change`.
+Every command that changes both does it in the block of `change`, which also deletes the flows that
+the change no longer allows. Commands, repair and recovery after a crash run the same code with
+different scopes. Only this module compares desired and actual kernel state.
 """
 
 from __future__ import annotations
@@ -39,7 +36,7 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-# --- change --------------------------------------------------------------------------------------
+# --- one change of rows and kernel ----------------------------------------------------------------
 
 
 class change:
@@ -238,7 +235,7 @@ def _outside_addresses(snapshot: Snapshot) -> set[str]:
     return {a for member in snapshot.members if member.kind == "outside" for a in member.values}
 
 
-# --- converge ------------------------------------------------------------------------------------
+# --- plan, write and verify a scope ---------------------------------------------------------------
 
 
 class Plan(NamedTuple):
@@ -457,8 +454,8 @@ def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
 def _without(state: State, every: State, ended: frozenset[str]) -> State:
     """Return ``state`` without objects of ended namespaces.
 
-    ``every`` has all desired objects, which say what is in these namespaces. The objects are
-    deleted when their attachment is forgotten.
+    ``every`` has all desired objects, which show which objects are in these namespaces. The objects
+    are deleted when their attachment is forgotten.
     """
     if not ended:
         return state
@@ -470,8 +467,8 @@ def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[s
     """Return {namespace: interface} where a container has another link in the place of niso's.
 
     With NET_ADMIN it can. To create the pair again would fail, with each change of its policy and
-    with its detachment. So the pair is deleted, and what the rules say of its address stays, as for
-    a namespace that has ended.
+    with its detachment. So the pair is deleted, and the rules for its address stay, as for a
+    namespace that has ended.
     """
     # one that has lost its name has not been read
     others = {named.name: named for named in want[Named] & have[Named]}
@@ -509,7 +506,7 @@ _BY_CONTAINER = frozenset(
 
 
 def _is_of_container(error: KernelError, want: State, before: State) -> bool:
-    """Return whether a step failed for what is in a namespace of others, attached before.
+    """Return whether a step failed for an object in a foreign namespace that was attached before.
 
     A container with NET_ADMIN can give a route of niso's another link, for example. A first
     attachment fails and is undone. Later the rules count: its policy may be what changes, and other
@@ -540,7 +537,7 @@ def _not_kept(reason: str, hint: str, step: AnyStep) -> KernelError:
 
 
 def _culprit(error: KernelError) -> object:
-    """Return what is left out after a failure in a container: a route, or the whole namespace.
+    """Return what to leave out after a failure in a container: a route or the namespace.
 
     A program such as a VPN may have led a route of niso's elsewhere, and needs the network.
     """
@@ -558,9 +555,9 @@ def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
 
 
 def _outside(state: State, spaces: Container[object], but: type | None = None) -> State:
-    """Return ``state`` without what is in these namespaces, and without things among them.
+    """Return ``state`` without these objects, and without those in these namespaces.
 
-    Things of the type ``but`` stay.
+    Objects of the type ``but`` stay.
     """
     return State(
         thing

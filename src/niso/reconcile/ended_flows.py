@@ -1,12 +1,8 @@
-"""Flows that end or stay with a change.
-
-End flows whose NAT does not match the current rules.
+"""Delete the flows that a change of ports or policies no longer allows; keep allowed ones tracked.
 
 Connection tracking consults NAT rules only for the first packet of a flow. A datagram that arrived
 while niso's rules were missing, or before a published port changed, leaves an entry without the
 right NAT. The entry misroutes its client for as long as the client sends.
-
-Apply policy changes to open connections: end denied flows, keep allowed ones tracked.
 """
 
 from __future__ import annotations
@@ -36,7 +32,7 @@ if TYPE_CHECKING:
     from niso.kernel.sockets import Connection
 
 
-# --- nat flows -----------------------------------------------------------------------------------
+# --- flows whose NAT does not match the present rules ---------------------------------------------
 
 
 if TYPE_CHECKING:
@@ -176,7 +172,7 @@ def _claim(element: str) -> tuple[str, int, int]:
     return proto, int(first), int(last or first)
 
 
-# --- policy flows --------------------------------------------------------------------------------
+# --- open flows after a change of policies --------------------------------------------------------
 
 
 _BRIDGED = {

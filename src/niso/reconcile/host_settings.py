@@ -1,6 +1,4 @@
-"""The host's forwarding before niso, and put back; the host's own hosts file.
-
-Record the host's forwarding sysctls before niso changes them, and restore them afterwards.
+"""Set and restore the host's forwarding sysctls; write services' names to the host's hosts file.
 
 IPv4 has one switch. The IPv6 switch (conf/all/forwarding) also makes every link a router: the host
 drops routes learned from router advertisements, and accepts no more unless accept_ra is 2. Linux
@@ -9,12 +7,12 @@ link and as the default for new links. In conf/all it is a command, not a state:
 effect if it already reads 1, and does not apply to later links.
 (Documentation/networking/ip-sysctl.rst, net/ipv6/addrconf.c.)
 
-A program that sets ip_forward to 1 while it is already 1 leaves no trace. Such a program is
-inferred from foreign NAT rules that were added since niso's first service: packets that it would
-forward are dropped while the host forwards for services only, and forwarding stays on after the
-last service is deactivated.
+niso records the values before its first change. A program that sets ip_forward to 1 while it is
+already 1 leaves no trace. Such a program is inferred from foreign NAT rules that were added since
+niso's first service: packets that it would forward are dropped while the host forwards for services
+only, and forwarding stays on after the last service is deactivated.
 
-Write the names of active services to the host's own hosts file, if this is enabled.
+The names of active services are in the host's own hosts file only if this is enabled.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-# --- forwarding ----------------------------------------------------------------------------------
+# --- forwarding sysctls ---------------------------------------------------------------------------
 
 
 CONF6 = "net/ipv6/conf"
@@ -91,9 +89,9 @@ def others(kernel: Kernel, store: Store) -> list[str]:
 def note_late(kernel: Kernel, store: Store) -> None:
     """Record sysctls that others need when no active service needs them any longer.
 
-    For IPv4 forwarding, that is so if foreign NAT rules were added since. For IPv6, links that
-    appeared while niso forwarded started with niso's defaults. The caller is in a transaction, and
-    restores the kernel afterwards. Raises KernelError.
+    Another program needs IPv4 forwarding if foreign NAT rules were added since. For IPv6, links
+    that appeared while niso forwarded started with niso's defaults. The caller is in a transaction,
+    and restores the kernel afterwards. Raises KernelError.
     """
     if not store.any_active() and others(kernel, store):
         store.clear_sysctls_before(FORWARDING)
@@ -173,7 +171,7 @@ def _found6(kernel: Kernel) -> dict[str, str]:
     return values6
 
 
-# --- host names ----------------------------------------------------------------------------------
+# --- the host's own hosts file --------------------------------------------------------------------
 
 
 def wanted(store: Store) -> list[str]:

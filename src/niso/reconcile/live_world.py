@@ -1,8 +1,6 @@
-"""The world as store and kernel have it; audits under way.
+"""Collect the services and networks against which policies are evaluated; decide if audits ended.
 
-Collect the services and networks against which policies are evaluated.
-
-Compute when the audit of a policy ends, and whether it has ended.
+They come from the store and the kernel. An audit of a policy ends at a time in its manifest.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-# --- world ---------------------------------------------------------------------------------------
+# --- services and networks ------------------------------------------------------------------------
 
 
 def read_world(kernel: Kernel, store: Store) -> World:
@@ -113,7 +111,7 @@ def _lives(kernel: Kernel, store: Store, name: str) -> bool:
     )
 
 
-# --- auditing ------------------------------------------------------------------------------------
+# --- ends of audits -------------------------------------------------------------------------------
 
 
 _KEY = "network.policy.audit_until"
@@ -122,9 +120,9 @@ _KEY = "network.policy.audit_until"
 def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
     """Return a policy in audit with the end of the audit, given the service's previous policy.
 
-    If the audit is written as before, it keeps its end: only a change of the manifest prolongs it.
-    Raises InvalidInput if a new audit would last too long or has ended already, since its author
-    did not mean to drop anything.
+    If the audit in the manifest is unchanged, its end does not change: only a change of the
+    manifest prolongs it. Raises InvalidInput if a new audit would last too long or has ended
+    already, since its author did not mean to drop anything.
     """
     audit = policy.audit
     assert audit is not None

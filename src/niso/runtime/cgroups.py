@@ -1,4 +1,7 @@
-"""Manage the cgroups of services in all mounted hierarchies (cgroups(7)): v1, v2 or both."""
+"""Set the limits of services (memory, CPU, pids), and manage their cgroups.
+
+All mounted hierarchies are used: v1, v2 or both (cgroups(7)).
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,7 @@
-"""Run crun; spec.json, state.json and pids of a run.
+"""Run crun; read and write the records of an activation; identify processes by pid.
 
-Run crun, and locate the programs that start services.
-
-Read and write the records of a service's present activation (spec.json, state.json).
-
-Identify processes by pid without mistaking a recycled pid for the original process.
-
-The functions that open a pidfd (pidfd_open(2)) check the process after the open: from then on the
+The records are spec.json and state.json. A recycled pid is never mistaken for the original process:
+functions that open a pidfd (pidfd_open(2)) check the process after the open, since from then on the
 descriptor refers to that process, whatever happens to its pid.
 """
 
@@ -31,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- crun ----------------------------------------------------------------------------------------
+# --- crun -----------------------------------------------------------------------------------------
 
 
 _TOOL_FOLDERS = (
@@ -156,7 +151,7 @@ def read_all(fd: int, most: int = 1 << 16) -> bytes:
     return kept
 
 
-# --- spec ----------------------------------------------------------------------------------------
+# --- spec.json and state.json ---------------------------------------------------------------------
 
 
 APP = "/app"
@@ -244,7 +239,7 @@ def _parse_json(text: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-# --- pids ----------------------------------------------------------------------------------------
+# --- processes by pid -----------------------------------------------------------------------------
 
 
 _PID_MAX = 1 << 22

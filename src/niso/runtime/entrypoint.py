@@ -1,12 +1,7 @@
-"""Find program, user and working directory inside a root.
+"""Find the entrypoint, the working directory and the user of a service inside its root.
 
-Look up the entrypoint and the working directory of a manifest in the service's root.
-
-Look up the user that a service runs as in the passwd and group files that it sees.
-
-Open files as a service sees them, without entering its root.
-
-Paths are walked component by component, so no symlink leads out of the root.
+The user is looked up in the passwd and group files that the service sees. Paths are walked
+component by component without entering the root, so no symlink leads out of it.
 """
 
 from __future__ import annotations
@@ -21,7 +16,7 @@ from niso.base.named_tuples import NamedTuple
 from niso.plan.specs import User
 from niso.runtime.crun import APP
 
-# --- entrypoint ----------------------------------------------------------------------------------
+# --- entrypoint and working directory -------------------------------------------------------------
 
 
 _HEAD_BYTES = 256
@@ -166,7 +161,7 @@ def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> Problem |
 
 
 def _broken(mounts: dict[str, str], path: str) -> Problem:
-    """Return the problem with a path that does not exist, or whose links lead nowhere."""
+    """Return the problem with a path that does not exist, or has a broken symlink."""
     end = _end_of_links(mounts, path)
     if end == path:
         return _MISSING
@@ -248,7 +243,7 @@ def _bad_entrypoint(entrypoint: str, what: str, hint: str = "") -> InvalidInput:
     return InvalidInput(f"{entrypoint!r} {what}", hint or usual, "binary.entrypoint")
 
 
-# --- users ---------------------------------------------------------------------------------------
+# --- users and groups -----------------------------------------------------------------------------
 
 
 MAX_ID = 4_294_967_294
@@ -316,7 +311,7 @@ def _is_id(text: str) -> bool:
     return _is_number(text) and len(text) <= 10 and int(text) <= MAX_ID
 
 
-# --- service paths -------------------------------------------------------------------------------
+# --- files as the service sees them ---------------------------------------------------------------
 
 
 MAX_FILE_BYTES = 4 << 20

@@ -156,7 +156,7 @@ def _become(service: str, user: User, oci_process: dict[str, Any]) -> None:
 def _check_command(service: str, pid: int, command: str, oci_process: dict[str, Any]) -> None:
     """Raise `ProcessError` if the running service's root has no such executable command.
 
-    Without this check, a missing command could not be told from one that exits with status 127.
+    Without this check, a missing command would look like a command that exits with status 127.
     """
     mounts = {"": f"/proc/{pid}/root"}
     environment = dict(entry.split("=", 1) for entry in oci_process["env"])

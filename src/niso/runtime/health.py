@@ -1,21 +1,12 @@
-"""Health checks: probes, commands, verdict.
+"""Run health checks: probe services by connection or command, and derive their health.
 
-Record the latest results of each service's probes, and derive its health from them.
+A probe by connection is a socket made inside the service's network namespace: no process runs
+there, and no shell parses anything. Any number of probes share one poll(2), and each ends at its
+deadline, whatever its peer does.
 
-The probes themselves are in `niso.runtime.health`, which is loaded only for services with a
-health check.
-
-Probe the health of services by connections, without blocking.
-
-A probe is a socket made inside the service's network namespace: no process runs there, and no shell
-parses anything. Probes by a command are in `niso.runtime.health`. Any number of probes
-share one poll(2), and each ends at its deadline, whatever its peer does.
-
-Probe a service's health with a command that runs inside it, as its user and within its limits.
-
-crun exec runs the command. Only the end of its output is kept, in memory: the output may contain
-secrets, and no other user may read it. crun changes the owner of its stdin and stdout, so these are
-pipes.
+A probe by command runs with crun exec, inside the service, as its user and within its limits. Only
+the last part of its output is recorded, in memory: the output may contain secrets, and no other
+user may read it. crun changes the owner of its stdin and stdout, so these are pipes.
 """
 
 from __future__ import annotations
@@ -47,7 +38,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- health --------------------------------------------------------------------------------------
+# --- results and the health that follows ----------------------------------------------------------
 
 
 def advance(probes: Sequence[Probe], others: Sequence[int], until: float) -> None:
@@ -199,7 +190,7 @@ def judge(check: Healthcheck, started_at: float, record: Probed | None) -> Healt
     return Health("healthy" if record.well_at else "starting", record.failure)
 
 
-# --- health probe --------------------------------------------------------------------------------
+# --- probes by connection -------------------------------------------------------------------------
 
 
 _MAX_RESPONSE = 16 << 10
@@ -409,7 +400,7 @@ def probe_all(targets: Sequence[tuple[Healthcheck, str, str | None]]) -> list[st
     return [probe.answer or "" for probe in probes]
 
 
-# --- health command ------------------------------------------------------------------------------
+# --- probes by command ----------------------------------------------------------------------------
 
 
 _OUTPUT_BLOCK = 1 << 16

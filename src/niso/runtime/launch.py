@@ -1,6 +1,4 @@
-"""Start: private mount namespace, conmon, crun; conmon's exit command.
-
-Start a service: mount its root in a private mount namespace, then run conmon and crun.
+"""Start a service: mount its root in a private mount namespace, then run conmon and crun.
 
     a thread: conmon                           waits for a byte on a pipe
     a thread: mount the root, wait             its mount namespace ends with it
@@ -11,19 +9,15 @@ The caller writes the bundle while conmon loads, and may prepare other services 
 shell and no format string is involved. conmon runs in the log folder, because its log option cannot
 take a path with a ``:``.
 
-Keep a mount namespace from which starts are copied: the host's without /run/netns.
-
 Each start copies a mount namespace twice: niso for the root, and crun for the container. The kernel
 copies mount by mount under one lock of the machine, and each service has a mount in /run/netns. So
 the first of several concurrent starts copies the host's mounts and unmounts /run/netns in its copy;
 the other starts copy that namespace.
 
-Write the script with which conmon starts niso when a service ends: ``<run>/on-exit``.
-
-A conmon keeps its command line as long as its service runs, while niso may be reinstalled in
-another folder or for another Python. Therefore the command line names this script, and the script
-names the niso that last wrote it. If that niso no longer exists, the script looks for the command
-``niso``.
+When a service ends, conmon starts niso by a script, ``<run>/on-exit``. A conmon keeps its command
+line as long as its service runs, while niso may be reinstalled in another folder or for another
+Python. Therefore the command line names this script, and the script names the niso that last wrote
+it. If that niso no longer exists, the script looks for the command ``niso``.
 """
 
 from __future__ import annotations
@@ -73,7 +67,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- launch --------------------------------------------------------------------------------------
+# --- start ----------------------------------------------------------------------------------------
 
 
 LOG_SIZE_MAX = 64 << 20
@@ -304,7 +298,7 @@ class _Creator:
         return _created_pid(self._spec, self._bundle, line)
 
     def close(self) -> None:
-        """End the thread with its mounts, and a conmon that has not been told to create."""
+        """End the thread with its mounts, and a conmon that has not created a container."""
         with signals_held():
             self._closed = True
             self._may_end.release()
@@ -530,7 +524,7 @@ def _created_pid(spec: ProcessSpec, bundle: str, line: bytes) -> int:
     raise ProcessError(f"{message.removeprefix('; ')}", service=spec.service)
 
 
-# --- mount base ----------------------------------------------------------------------------------
+# --- the mount namespace that starts copy ---------------------------------------------------------
 
 
 # mount(2), linux/mount.h
@@ -583,7 +577,7 @@ def _prepare() -> None:
         mount("none", "/sys/fs/cgroup/unified", "tmpfs", _MS_NOSUID | _MS_NODEV)
 
 
-# --- exit command --------------------------------------------------------------------------------
+# --- the script that conmon runs at the end -------------------------------------------------------
 
 
 SHELL = "/bin/sh"

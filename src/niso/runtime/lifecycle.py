@@ -1,31 +1,22 @@
-"""Start, signal, stop and clear a process; swap its hosts file; find lost ones.
-
-Start and stop the process of a service.
+"""Start, signal, stop and clear the process of a service; find processes without records.
 
 A caller that changes anything holds the service's lock (`niso.base.locks`).
 ``<run>/services/<service>/`` has spec.json, state.json and one folder ``run-N`` per start (OCI
 bundle, pid files, exit status). A recorded pid counts only while the kernel lists that process in
 the service's cgroup.
 
-Send a signal to the process of a service (``niso kill``).
+Start-up: a program that cannot run, or exits at once, never sleeps before it ends: it computes or
+reads its files. So idleness distinguishes a successful start from one that is about to fail,
+without a fixed wait.
 
-Detect that a newly started service is idle, as a program is once it has started up.
+Hosts file: when the networks of a running service change, the new folder is mounted beneath the old
+one, which is then unmounted (move_mount(2), MOVE_MOUNT_BENEATH, Linux 6.5): the service sees one of
+the two at every moment. On an older kernel it briefly sees neither. niso acts with full privileges
+in an /etc that the service may have changed. So it follows no symlink, and replaces only a mount of
+the file system that contains niso's hosts files. Otherwise it changes nothing, and the service must
+be restarted.
 
-A program that cannot run, or exits at once, never sleeps before it ends: it computes or reads its
-files. So idleness distinguishes a successful start from one that is about to fail, without a fixed
-wait.
-
-Replace the hosts file of a running service when its networks, and so its hosts folder, change.
-
-The new folder is mounted beneath the old one, which is then unmounted (move_mount(2),
-MOVE_MOUNT_BENEATH, Linux 6.5): the service sees one of the two at every moment. On an older kernel
-it briefly sees neither.
-
-niso acts with full privileges in an /etc that the service may have changed. So it follows no
-symlink, and replaces only a mount of the file system that contains niso's hosts files. Otherwise it
-changes nothing, and the service must be restarted.
-
-Find services whose runtime files were deleted, by the cgroups that niso created for them.
+Services whose runtime files were deleted are found by the cgroups that niso created for them.
 """
 
 from __future__ import annotations
@@ -81,7 +72,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- process -------------------------------------------------------------------------------------
+# --- start and stop -------------------------------------------------------------------------------
 
 
 _KILL_S = 10.0
@@ -527,7 +518,7 @@ def _touch(path: str) -> None:
             raise
 
 
-# --- kill ----------------------------------------------------------------------------------------
+# --- signals (niso kill) --------------------------------------------------------------------------
 
 
 _ENDS_S = 1.0
@@ -582,7 +573,7 @@ def send(service: str, number: int) -> bool:
                 os.close(fd)
 
 
-# --- idle ----------------------------------------------------------------------------------------
+# --- idleness after a start -----------------------------------------------------------------------
 
 
 _MAX_THREADS = 64
@@ -661,7 +652,7 @@ def _switches(path: str) -> bytes | None:
     return text[text.rfind(b"\nvoluntary_ctxt_switches") :] if state[:1] == b"S" else None
 
 
-# --- hosts mount ---------------------------------------------------------------------------------
+# --- replacing the hosts file of a running service ------------------------------------------------
 
 
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
@@ -759,7 +750,7 @@ def _unmount_hosts() -> None:
     unmount(HOSTS.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW)
 
 
-# --- lost services -------------------------------------------------------------------------------
+# --- services without runtime files ---------------------------------------------------------------
 
 
 class Lost(NamedTuple):

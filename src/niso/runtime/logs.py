@@ -1,16 +1,12 @@
-"""Logs of one service and of several.
-
-Rotate and read the log of a service: conmon's files in its format ``k8s-file``.
+"""Rotate and read the logs of services: conmon's files in its format ``k8s-file``.
 
 conmon writes ``service.log``. When niso reads the status of a service whose log exceeds 16 MiB, it
 renames the log to ``service.log.1`` (and that to ``.2``) and makes conmon open a new file.
 
 conmon's own limit (`niso.runtime.launch.LOG_SIZE_MAX`) bounds the disk space of a service that
 writes more between two reads of its status: conmon then replaces the file. The old file survives as
-``service.log.kept``, a hard link that niso made. So the last 10 MB are kept for every service that
+``service.log.kept``, a hard link that niso made. So the last 10 MB remain for every service that
 writes less than twice that limit between two reads.
-
-Merge the logs of several services.
 """
 
 from __future__ import annotations
@@ -28,7 +24,7 @@ from niso.base.locks import open_lock
 from niso.base.named_tuples import NamedTuple
 from niso.runtime.crun import read_state
 
-# --- logs ----------------------------------------------------------------------------------------
+# --- the log of a service -------------------------------------------------------------------------
 
 
 LOG_NAME = "service.log"
@@ -342,7 +338,7 @@ def _identity(file: str | int) -> tuple[int, int] | None:
     return info.st_dev, info.st_ino
 
 
-# --- joint logs ----------------------------------------------------------------------------------
+# --- the logs of several services in one stream ---------------------------------------------------
 
 
 def read_joint(

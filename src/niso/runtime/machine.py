@@ -1,4 +1,4 @@
-"""The state that commands change: the store, the kernel and the processes of services."""
+"""Define `Machine`, what commands change: the store, the kernel and the processes of services."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Render the OCI configuration of a service from its spec (OCI runtime-spec 1.0.2, config.md)."""
+"""Render the OCI configuration of a service: process, capabilities, mounts and namespaces.
+
+It follows from the service's `ProcessSpec` alone (OCI runtime-spec 1.0.2, config.md). Its resource
+limits are those of `niso.runtime.cgroups`.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""``python -m niso.runtime.on_exit SERVICE BUNDLE``: conmon's exit command (`exit_command`).
+"""Record the exit of a service's process, and apply its restart policy (conmon's exit command).
 
-conmon runs it when a service has ended. It records the exit and applies the restart policy. A stop
-marks the run (`status.STOPPING`) and then kills this process, which may be waiting for the lock
-that the stop has taken, or for the delay before a restart. The module's name must not change:
-conmons that an earlier niso started use it.
+conmon runs ``python -m niso.runtime.on_exit SERVICE BUNDLE`` (`niso.runtime.launch`) when a service
+has ended. A stop marks the run (`status.STOPPING`) and then kills this process, which may be
+waiting for the lock that the stop has taken, or for the delay before a restart. The module's name
+must not change: conmons that an earlier niso started use it.
 """
 
 from __future__ import annotations

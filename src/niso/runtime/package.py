@@ -1,6 +1,4 @@
-"""Copy packages; digests of their files.
-
-Copy packages: /app in a service is a copy made at activation, so later edits do not affect it.
+"""Copy packages: /app in a service is a copy made at activation, so later edits do not affect it.
 
 The folder of a copy is named after the fingerprint of its source: names, contents and execute
 permission of all files except the manifest. So files that are written again with the same content,
@@ -11,11 +9,10 @@ that refers to it does.
 The manifest.toml of a copy is written by niso: the active manifest, with what a stack.toml and
 variables made of it. So the copy can be activated if the store is lost, with the same policies.
 
-Compute digests of files in packages, and cache the digests of unchanged files.
-
-A file counts as unchanged while its device, inode, size, mtime and ctime are the same. No process
-can set the ctime of a file (utimensat(2)). But two changes within one tick of the clock have the
-same ctime, so the digest of a file that changed in the last seconds is not cached.
+Digests of unchanged files are cached. A file counts as unchanged while its device, inode, size,
+mtime and ctime are the same. No process can set the ctime of a file (utimensat(2)). But two changes
+within one tick of the clock have the same ctime, so the digest of a file that changed in the last
+seconds is not cached.
 """
 
 from __future__ import annotations
@@ -37,7 +34,7 @@ from niso.plan.specs import ServiceSpec
 from niso.runtime.root import syncfs
 from niso.store import service_rows
 
-# --- package -------------------------------------------------------------------------------------
+# --- copies of packages ---------------------------------------------------------------------------
 
 
 MAX_DEPTH = 64
@@ -181,7 +178,7 @@ def is_copied(
 
 
 def keep_manifest(copy: str, spec: ServiceSpec) -> None:
-    """Make the active manifest that of a package copy; no-op if it is so already.
+    """Write the active manifest to a package copy, unless it is there already.
 
     Raises Error if it cannot be written. Then the copy has the manifest that it had.
     """
@@ -499,7 +496,7 @@ def _data(reader: int, info: os.stat_result) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-# --- contents ------------------------------------------------------------------------------------
+# --- digests of files -----------------------------------------------------------------------------
 
 
 _TICK_S = 2

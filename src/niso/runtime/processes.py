@@ -1,8 +1,7 @@
-"""The protocol of processes and of systemd's units of them.
+"""Declare the interfaces to the processes of services, and to systemd's units of services.
 
-Declare the interface to processes of services. `fakes.processes` needs no root.
-
-Declare the interface to systemd's units of services. `fakes.processes` needs no root.
+`niso.runtime.real_processes` and `niso.runtime.units` implement them; `fakes.processes` of the
+tests needs no root.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from niso.runtime.status import Status
 
 
-# --- processes -----------------------------------------------------------------------------------
+# --- Processes ------------------------------------------------------------------------------------
 
 
 if TYPE_CHECKING:
@@ -162,7 +161,7 @@ class Processes(Protocol):
         """Return at most the last ``count`` lines that the present run wrote to the log."""
 
 
-# --- units ---------------------------------------------------------------------------------------
+# --- Units ----------------------------------------------------------------------------------------
 
 
 class Units(Protocol):

@@ -1,31 +1,22 @@
-"""Assemble the root file system, with parts that starts share.
-
-Assemble the root file system of a service.
+"""Assemble the root file system of a service from overlays, with parts that services share.
 
 niso's layer is a small folder with mount points, /etc/passwd, /etc/hosts and the like. It is the
 upper of the two lower layers of an overlay, above the service's rootfs, which is never written to.
-Without a rootfs it is above a skeleton (`niso.runtime.root`), and the root shows the host's
-/usr read-only.
+`write_layer` writes the folder. `assemble` mounts, and must run in a private mount namespace: the
+host's namespace never has a mount of niso's.
+
+Without a rootfs, niso's layer is above a skeleton, and the root shows the host's /usr read-only. A
+skeleton has the mount points, links like /bin, and copies of the files in the host's /etc that
+programs need; no service can write to it. ``<run>/skeletons`` has one for each state of the host
+with which a service has started: a changed file of the host's /etc leads to a new one.
 
 All folders of the host that a service sees are overlays too. A service with access to the host's
 inodes could watch them (inotify(7)), lock them (flock(2)) or take leases on them (fcntl(2)), and so
 observe or delay every program of the host and of other services that opens them.
 
-`write_layer` writes the folder. `assemble` mounts, and must run in a private mount namespace: the
-host's namespace never has a mount of niso's.
-
-Make the part of an assembled root that all services without a rootfs share: the skeleton.
-
-It has the mount points, links like /bin, and copies of the files in the host's /etc that programs
-need. It is the lowest layer of each such root, below the service's own (`niso.runtime.root`), and
-no service can write to it. ``<run>/skeletons`` has one for each state of the host with which a
-service has started; a changed file of the host's /etc leads to a new one.
-
-Share what concurrent starts of one process read from the host, while any start is in progress.
-
-The starts of a command follow each other within milliseconds, so the results stay valid.
-
-Make the system calls for mounts and file systems that Python lacks. All raise OSError.
+Concurrent starts of one process share what they read from the host, while any start is in progress:
+they follow each other within milliseconds, so the results stay valid. All system calls for mounts
+that Python lacks raise OSError.
 """
 
 from __future__ import annotations
@@ -53,7 +44,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- root ----------------------------------------------------------------------------------------
+# --- the root of a service ------------------------------------------------------------------------
 
 
 # mount(2), linux/mount.h
@@ -312,7 +303,7 @@ def _copy_owner(source: str, target: str) -> None:
     os.chmod(target, stat.S_IMODE(info.st_mode))
 
 
-# --- skeleton ------------------------------------------------------------------------------------
+# --- the skeleton below roots without a rootfs ----------------------------------------------------
 
 
 HOSTS = "niso-hosts"
@@ -528,7 +519,7 @@ def _link_of(bundle: str) -> str:
         return ""
 
 
-# --- under way -----------------------------------------------------------------------------------
+# --- results that concurrent starts share ---------------------------------------------------------
 
 
 _lock = threading.Lock()
@@ -582,7 +573,7 @@ def once[T](read: Callable[..., T], *args: object) -> T:
     return value
 
 
-# --- mount calls ---------------------------------------------------------------------------------
+# --- system calls for mounts ----------------------------------------------------------------------
 
 
 # asm/unistd.h (the same number on every architecture), linux/mount.h, fcntl.h

@@ -1,6 +1,4 @@
-"""What a service sees of the host, and what differs now.
-
-Identify the files of the host that a service sees: rootfs, host volumes, secrets, package copy.
+"""Identify the host's files that a service sees: rootfs, volumes, secrets, package copy.
 
 A path can be replaced after it was checked. A user who can write to one of its folders could
 replace the rootfs with a link to / after the activation, and the service would read the host's
@@ -11,8 +9,6 @@ A rootfs must stay the same folder. A host volume may be replaced where only roo
 example when a program recreates its folder below /run, or an editor replaces a file. A secret is a
 file, which may be replaced by another file with other content, but not by a link. A package copy
 must be a folder that only root can change.
-
-Find defects in the process and the package copy of an active service.
 """
 
 from __future__ import annotations
@@ -34,7 +30,7 @@ from niso.runtime.root import HOSTS, LOWER
 if TYPE_CHECKING:
     from niso.plan.desired import Finding
 
-# --- sources -------------------------------------------------------------------------------------
+# --- recorded and opened files --------------------------------------------------------------------
 
 
 VOLUMES, PACKAGE, NETNS = "volumes", "package", "netns"
@@ -306,7 +302,7 @@ def _identity(fd: int, boot: str) -> Identity:
     return Identity(info.st_dev, info.st_ino, boot)
 
 
-# --- defects -------------------------------------------------------------------------------------
+# --- defects of an active service's process and package copy --------------------------------------
 
 
 def of_process(name: str) -> Finding | None:

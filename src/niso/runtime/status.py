@@ -1,4 +1,7 @@
-"""Read the status of a service's process from niso's files and /proc: no lock, no fork."""
+"""Read the status of a service's process from niso's files and /proc: no lock, no fork.
+
+`niso.look.services` derives the STATUS of `niso ps` from it.
+"""
 
 from __future__ import annotations
 

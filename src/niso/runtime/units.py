@@ -1,6 +1,4 @@
-"""Systemd units: one OwnedFiles for all that niso writes, and conmon's hand-over.
-
-Keep the systemd unit of a service attached to its conmon through every restart.
+"""Manage the systemd units of services: find, write, start and stop them, and notify systemd.
 
 Only niso restarts a service. It notifies systemd of the unit's new main process (sd_notify(3),
 MAINPID). systemd therefore sees a restarted service as running, and a final exit as the end of the
@@ -11,13 +9,8 @@ a child of conmon. A niso command is not: before it kills conmon, it moves a pro
 the unit. This stand-in stays until the next conmon runs. If it ends without a next conmon, the unit
 ends, as for a service that was deactivated.
 
-Manage the units of services through systemctl and systemd's unit files.
-
-Shared parts of niso's systemd units and drop-ins.
-
-Wake an agent of this host from a command, through a named pipe in the run folder.
-
-Run one of this host's agents in the foreground.
+`niso.change.boot` composes the text of an enabled service's unit. niso's agents run in the
+foreground of units, and commands wake them through a named pipe in the run folder.
 """
 
 from __future__ import annotations
@@ -44,7 +37,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
-# --- unit ----------------------------------------------------------------------------------------
+# --- the unit that a service runs in --------------------------------------------------------------
 
 
 _NOTIFY = "/run/systemd/notify"
@@ -186,7 +179,7 @@ def give_back(service: str, conmon: int | None, path: str | None) -> None:
 
 
 def _stand(unit: str, wait: int, say: int) -> NoReturn:
-    """Run the stand-in, in a second fork: systemd becomes its parent and sees its exit status."""
+    """Run the stand-in, in a second fork: systemd becomes its parent, sees its exit status."""
     try:
         if os.fork() != 0:
             os._exit(0)
@@ -203,7 +196,7 @@ def _stand(unit: str, wait: int, say: int) -> NoReturn:
         os._exit(0)
 
 
-# --- systemd -------------------------------------------------------------------------------------
+# --- systemctl ------------------------------------------------------------------------------------
 
 
 _SYSTEMCTL_S = 300.0
@@ -215,7 +208,7 @@ class Systemd:
     def booted(self) -> bool:
         return booted()
 
-    # --- unit files ---
+    # --- texts of units and drop-ins --------------------------------------------------------------
 
     def read(self, path: str) -> str | None:
         try:
@@ -354,7 +347,7 @@ def _systemctl(*arguments: str, may_fail: bool = False) -> str:
     return done.stdout
 
 
-# --- unit files ----------------------------------------------------------------------------------
+# --- unit files -----------------------------------------------------------------------------------
 
 
 class ChangingUnit(NamedTuple):
@@ -452,7 +445,7 @@ def quoted(word: str) -> str:
     return f'"{text.replace("%", "%%")}"'
 
 
-# --- units ---------------------------------------------------------------------------------------
+# --- files of units -------------------------------------------------------------------------------
 
 
 UNITS = "/etc/systemd/system"
@@ -464,7 +457,7 @@ def unit_file(service: str) -> str:
     return os.path.join(UNITS, unit_of(service))
 
 
-# --- wake ----------------------------------------------------------------------------------------
+# --- waking an agent ------------------------------------------------------------------------------
 
 
 AGENT = "agent"
@@ -509,7 +502,7 @@ def listen(name: str, woken: Callable[[], object], over: threading.Event) -> Non
         os.close(fd)
 
 
-# --- agents --------------------------------------------------------------------------------------
+# --- running an agent in the foreground -----------------------------------------------------------
 
 
 class Following(NamedTuple):

@@ -194,7 +194,7 @@ def make_points(below: str, layer: str, where: list[Placed]) -> None:
         (mount_point if folder else mount_file)(below, layer, at)
 
 
-# --- named volumes, which outlive an activation -------------------------------------------------
+# --- named volumes, which outlive an activation ---------------------------------------------------
 
 
 def kept(service: str) -> list[str]:

@@ -1,6 +1,4 @@
-"""Rows of attachments.
-
-Read and write the rows of attachments: services in namespaces made by or for other programs.
+"""Read and write the rows of attachments: services in namespaces made by or for other programs.
 
 Another program, the *owner*, starts the process: podman, cni, systemd, or cli for a person. ``id``
 and ``given`` are the owner's names for the attachment. After an attachment ends, its address stays
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-# --- attached rows -------------------------------------------------------------------------------
+# --- attachments ----------------------------------------------------------------------------------
 
 
 class Attached(NamedTuple):
@@ -158,7 +156,7 @@ def wishes(attached: Attached) -> dict[str, Any]:
     return dict(decoded(attached.asked))
 
 
-# --- attach request ------------------------------------------------------------------------------
+# --- requested policies ---------------------------------------------------------------------------
 
 
 BY_INTERFACE = "docker"

@@ -1,14 +1,11 @@
-"""Names of services and outside names.
-
-Resolve names to services.
+"""Resolve names to services, and store the outside names of policies with their DNS answers.
 
 A service's name is unique on the machine. Hostnames and aliases are unique on each network, so two
-networks may each have a ``db``. A service that looks up a name gets the one on its own networks.
+networks may each have a ``db``. A service that looks up a name gets the service on its own
+networks.
 
-Read and write the rows of outside names: which policies name them, and the answers of DNS.
-
-An answer is recorded for all services at once, so that a name has the same addresses everywhere. It
-does not belong to a service, so an undo leaves it unchanged.
+An answer of DNS is recorded for all services at once, so that an outside name has the same
+addresses everywhere. It does not belong to a service, so an undo leaves it unchanged.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from niso.plan.dns_answers import FORMER, NOW, PAST, Known, Outside
 from niso.store.service_rows import ModeRows
 from niso.store.sqlite import decoded, encoded, others_intend
 
-# --- name rows -----------------------------------------------------------------------------------
+# --- names of services ----------------------------------------------------------------------------
 
 
 _ON = (
@@ -275,7 +272,7 @@ def suggest(name: str, known: list[str], otherwise: str) -> str:
     return f"did you mean {near[0]!r}?" if near else otherwise
 
 
-# --- outside rows --------------------------------------------------------------------------------
+# --- outside names and the answers of DNS ---------------------------------------------------------
 
 
 class OutsideRows:

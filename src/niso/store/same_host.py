@@ -1,18 +1,15 @@
-"""Detect a reboot and a copied state folder.
-
-Detect a reboot, after which the store must no longer record kernel state that was lost.
+"""Detect a reboot, or a copied state folder: then the recorded kernel state is not this host's.
 
 A running host is identified by its boot id, its network namespace and its PID 1. A restarted
 container keeps only the boot id. The store records this identity. If the present one differs, none
 of the recorded active services can still exist. The first process to open the store then records
 that no service is active, and deletes records of sysctls and of changes of ports, which concern the
-old kernel. Leases, networks, forwards and the enabled services are kept.
+old kernel. Leases, networks, forwards and the enabled services remain.
 
-Detect a copy of a state folder, which must not act on the original's services.
-
-A copy has the state id of the original, so it would treat the original's links, processes and rules
-as its own. The store records device, inode and path of its folder. A moved folder keeps device and
-inode, or there no longer is a store with this id at the recorded path.
+A copy of a state folder must not act on the original's services. It has the state id of the
+original, so it would treat the original's links, processes and rules as its own. The store records
+device, inode and path of its folder. A moved folder has the same device and inode, or there no
+longer is a store with this id at the recorded path.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.store.sqlite import decoded
 
-# --- reboot --------------------------------------------------------------------------------------
+# --- reboots --------------------------------------------------------------------------------------
 
 
 _FORGET = (
@@ -143,13 +140,13 @@ def _runs(service: str, state_id: str) -> bool:
         return False
 
 
-# --- copied state --------------------------------------------------------------------------------
+# --- copied state folders -------------------------------------------------------------------------
 
 
 def changed(db: sqlite3.Connection) -> str | None:
     """Return the location of the state folder to `record`; None if the recorded one is still right.
 
-    Raises Error if the folder is a copy of one that still exists, and OSError.
+    Raises Error if the folder is a copy and the original still exists. Raises OSError.
     """
     now = boot_folder()
     here, folder = _parts(now)

@@ -1,14 +1,11 @@
-"""Rows of services, intents, stacks, modes; their JSON.
-
-Read and write the rows of services: service, changes in progress, leases, stack.
+"""Read and write the rows of services, intents and stacks; choose leases of addresses.
 
 A service belongs to at most one stack, until it is removed or leaves the stack's file. A service of
 mode share (a sharer) has no endpoint. It uses the addresses, networks and port families of its
 provider. While it is active, its names and ports belong to the provider's namespace.
 
-Encode and decode the JSON of ServiceSpec and ProcessSpec in the store.
-
-Lease addresses to services. The caller holds a transaction.
+`lease` assigns a service its address on a network; the caller is in a transaction. ServiceSpec and
+ProcessSpec are stored as JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
     from niso.store.store import Store
 
 
-# --- service rows --------------------------------------------------------------------------------
+# --- services, intents, stacks, modes and leases --------------------------------------------------
 
 
 ROW_TABLES = (
@@ -505,7 +502,7 @@ class LeaseRows:
         )
 
 
-# --- specs ---------------------------------------------------------------------------------------
+# --- JSON of ServiceSpec and ProcessSpec ----------------------------------------------------------
 
 
 _decoded: dict[tuple[type, str], Any] = {}
@@ -565,7 +562,7 @@ def _remember(known: tuple[type, str], spec: object) -> None:
     _decoded[known] = spec
 
 
-# --- leases --------------------------------------------------------------------------------------
+# --- assigning addresses to services --------------------------------------------------------------
 
 
 KEY = "network.ip"

@@ -298,6 +298,7 @@ class SnapshotRows(PortRows, PolicyRows):
             mine = {endpoint.network for service in services for endpoint in service.endpoints}
             mine |= self._networks_of(scope.remotes)
             wanted = tuple(sorted(mine | set(scope.networks or ())))
+        # services with the same list of networks share a hosts file: the number of readers of each
         lists: dict[tuple[str, ...], int] = {
             tuple(decoded(text)): count
             for text, count in self._db.execute(

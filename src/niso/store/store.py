@@ -1,6 +1,4 @@
-"""Open the store; networks, settings, names of all rows.
-
-Store niso's configuration in SQLite.
+"""Open the store and read and write its networks and settings (SQLite, in the state folder).
 
 The store has no kernel state: `niso.plan` derives the desired state from it. A writer holds niso's
 lock and one transaction; readers need neither. WAL isolates them from each other, and survives kill
@@ -44,7 +42,7 @@ from niso.store.sqlite import (
     unusable,
 )
 
-# --- store ---------------------------------------------------------------------------------------
+# --- the store ------------------------------------------------------------------------------------
 
 
 class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):

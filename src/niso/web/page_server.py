@@ -1,14 +1,11 @@
-"""Serve the map without any privilege.
+"""Serve the page of the map, and states received through a pipe, without any privilege.
 
-Serve the map's page, and states received through a pipe. Needs neither root nor the store.
+The process needs neither root nor the store, and drops all privileges: it can read and change
+nothing. See unshare(2), chroot(2), capabilities(7), prctl(2), setresuid(2).
 
 A reader of states needs the token. The page takes it from the address's fragment, which browsers do
-not send, and keeps it for its own origin. It is not a cookie, because browsers send cookies to
+not send, and stores it for its own origin. It is not a cookie, because browsers send cookies to
 every port of a host. Requests change nothing, and only GET is supported.
-
-Drop all privileges of this process: what serves pages can read and change nothing.
-
-See unshare(2), chroot(2), capabilities(7), prctl(2), setresuid(2).
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-# --- page server ---------------------------------------------------------------------------------
+# --- the server -----------------------------------------------------------------------------------
 
 
 try:
@@ -356,7 +353,7 @@ async def _serve(
     await server.serve(sockets=[listener])
 
 
-# --- confined ------------------------------------------------------------------------------------
+# --- dropping privileges --------------------------------------------------------------------------
 
 
 NOBODY = 65534

@@ -1,15 +1,10 @@
-"""All other commands as data.
-
-Describe enable, disable, restore, lab, schema, completion, help and version.
-
-Describe niso cluster.
-"""
+"""Describe enable, disable, restore, lab, schema, completion, help, version and niso cluster."""
 
 from __future__ import annotations
 
 from niso.cli.command import JSON, TIMEOUT, VERBOSE, Argument, Command, Group, Option
 
-# --- general -------------------------------------------------------------------------------------
+# --- general commands -----------------------------------------------------------------------------
 
 
 COMMANDS = (
@@ -358,7 +353,7 @@ COMMANDS = (
 )
 
 
-# --- cluster -------------------------------------------------------------------------------------
+# --- niso cluster ---------------------------------------------------------------------------------
 
 
 _ENCRYPT = Option(

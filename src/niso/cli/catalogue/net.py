@@ -1,17 +1,10 @@
-"""Niso net as data.
-
-Describe the attachment commands of niso net; net.py lists them.
-
-Describe the policy commands of niso net; net.py lists them.
-
-Describe niso net.
-"""
+"""Describe niso net as data: networks, attachments, policies, flows, check and repair."""
 
 from __future__ import annotations
 
 from niso.cli.command import DRY_RUN, JSON, VERBOSE, Argument, Command, Group, Option
 
-# --- net attachments -----------------------------------------------------------------------------
+# --- attachments ----------------------------------------------------------------------------------
 
 
 ATTACHMENT_COMMANDS = (
@@ -130,7 +123,7 @@ ATTACHMENT_COMMANDS = (
 )
 
 
-# --- net policies --------------------------------------------------------------------------------
+# --- policies -------------------------------------------------------------------------------------
 
 
 POLICY_COMMANDS = (
@@ -255,7 +248,7 @@ POLICY_COMMANDS = (
 )
 
 
-# --- net -----------------------------------------------------------------------------------------
+# --- niso net -------------------------------------------------------------------------------------
 
 
 GROUP = Group(

@@ -1,9 +1,4 @@
-"""Service and stack commands as data.
-
-Describe the commands for services: activate, ps, logs, exec, port-forward and others.
-
-Describe niso stack.
-"""
+"""Describe the commands for services (activate, ps, logs, exec and others) and niso stack."""
 
 from __future__ import annotations
 
@@ -19,7 +14,7 @@ from niso.cli.command import (
     Option,
 )
 
-# --- service -------------------------------------------------------------------------------------
+# --- services -------------------------------------------------------------------------------------
 
 
 LOG_OPTIONS = (
@@ -280,7 +275,7 @@ COMMANDS = (
 )
 
 
-# --- stack ---------------------------------------------------------------------------------------
+# --- niso stack -----------------------------------------------------------------------------------
 
 
 _DIR = Argument("dir", "DIR", "a stack.toml or its folder", "?", "folder", ".")

@@ -1,15 +1,9 @@
-"""Addresses, routes, routing rules.
+"""Define the kinds of addresses on links, routes in services, and routing rules of networks.
 
-Define the kind of addresses on links.
-
-Define the kind of routes in the main table of services' namespaces.
-
-Define the kind of routing rules of internal networks (ip-rule(8)).
-
-They still isolate these networks if niso's nftables rules are flushed.
-
-The rule of a bridge prohibits every packet from the bridge that is not for the host. It does not
-match packets with the mark that niso's nftables rules set: while those rules exist, they decide.
+The routing rules (ip-rule(8)) isolate internal networks even if niso's nftables rules are flushed.
+The rule of a bridge prohibits each packet from the bridge that is not for the host. It does not
+match packets with the packet mark that niso's nftables rules set: while those rules exist, they
+decide.
 """
 
 from __future__ import annotations
@@ -35,7 +29,7 @@ if TYPE_CHECKING:
     from niso.kernel.real import Writer
 
 
-# --- address -------------------------------------------------------------------------------------
+# --- addresses on links ---------------------------------------------------------------------------
 
 
 class Address(NamedTuple):
@@ -165,7 +159,7 @@ def _is_routed(address: str, destinations: set[str]) -> bool:
 ADDRESSES = _Addresses(Address)
 
 
-# --- route ---------------------------------------------------------------------------------------
+# --- routes in services' namespaces (main table) --------------------------------------------------
 
 
 LAST = 0x7FFFFFFF
@@ -278,7 +272,7 @@ class _Routes(Kind[Route]):
 ROUTES = _Routes(Route)
 
 
-# --- routing rule --------------------------------------------------------------------------------
+# --- routing rules of internal networks -----------------------------------------------------------
 
 
 class RoutingRule(NamedTuple):

@@ -1,16 +1,11 @@
-"""Hosts files: of services, line by line, and the host's own block.
+"""Define the kinds of hosts files and their lines; edit niso's block in the host's /etc/hosts.
 
-Parse and edit hosts files as glibc and busybox read them (hosts(5)): one line per address.
+Files are parsed and edited as glibc and busybox read them (hosts(5)): one line per address. All
+services with the same list of networks share one file, which has one line for each service that it
+lists. A leftover is what an interrupted write of a hosts file left; a later write reuses it.
 
-Edit niso's block in the host's own hosts file (hosts(5)), atomically.
-
-The rest of the file belongs to the administrator and other programs, and stays byte for byte.
-
-Define the kind of lines in hosts files: one for each service in each file that lists it.
-
-Define the kind of hosts files: one for all services with the same list of networks.
-
-Define the kind of leftovers of interrupted writes of hosts files, which later writes reuse.
+The host's own file is edited atomically. Outside of niso's block it stays byte for byte: the rest
+belongs to the administrator and other programs.
 """
 
 from __future__ import annotations
@@ -36,7 +31,7 @@ if TYPE_CHECKING:
     from niso.kernel.real import Writer
 
 
-# --- hosts text ----------------------------------------------------------------------------------
+# --- parse and edit lines (hosts(5)) --------------------------------------------------------------
 
 
 HEADER = (
@@ -146,7 +141,7 @@ def lines(text: str) -> list[tuple[str, str]] | None:
     return result
 
 
-# --- etc hosts -----------------------------------------------------------------------------------
+# --- niso's block in the host's own hosts file ----------------------------------------------------
 
 
 PATH = "/etc/hosts"
@@ -270,7 +265,7 @@ def clear() -> None:
             write(words[2].decode(errors="replace").rstrip(":"), ())
 
 
-# --- hosts line ----------------------------------------------------------------------------------
+# --- kind: line of a hosts file -------------------------------------------------------------------
 
 
 class HostsLine(NamedTuple):
@@ -322,7 +317,7 @@ class _HostsLines(Kind[HostsLine]):
 HOSTS_LINES = _HostsLines(HostsLine)
 
 
-# --- hosts file ----------------------------------------------------------------------------------
+# --- kind: hosts file -----------------------------------------------------------------------------
 
 
 class HostsFile(NamedTuple):
@@ -530,7 +525,7 @@ def remove(folder: str) -> None:
 HOSTS_FILES = _HostsFiles(HostsFile)
 
 
-# --- hosts leftover ------------------------------------------------------------------------------
+# --- kind: leftover of an interrupted write -------------------------------------------------------
 
 
 class HostsLeftover(NamedTuple):

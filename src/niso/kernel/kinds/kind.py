@@ -1,31 +1,24 @@
-"""Kind, State (things by kind), order of kinds, reading a State; Writer as a protocol.
-
-Define the interface of a kind of kernel object, with defaults that most kinds share.
+"""Define `Kind` (a type of kernel object), `State` (sets of objects), and how a State is read.
 
 An object ("thing") is a NamedTuple. The fields that `key` returns identify it; the others are its
 desired or actual properties. The `Kind` in the same file defines how objects are planned, read,
 written and described. A file of a kind imports modules with I/O only inside the methods that need
 them, so that code that only uses State loads no netlink code.
 
-The parents ("places") of an object are the namespace, link or tables that it is in. A parent is
-named by a text: ``netns NAME``, ``link /NETNS/NAME`` (NETNS is empty for the host) or ``ruleset``.
+The parents of an object are the namespace, link or tables that it is in. A parent is named by a
+string: ``netns NAME``, ``link /NETNS/NAME`` (NETNS is empty for the host) or ``ruleset``.
 
-List the kinds of kernel objects in the order of their creation; deletion is in reverse.
+`ORDER` is the order in which kinds are created; deletion is in reverse. Rules are created before
+anything that could carry a packet, and deleted after it, so that a partial state is never wider
+than declared.
 
-Rules are created before anything that could carry a packet, and deleted after it, so that a partial
-state is never wider than declared. Each kind is defined in the file of its name in this folder.
+In a State, addresses are strings in their canonical form (``10.99.1.2``, ``fd00::2``), or with a
+prefix length, ``10.99.1.1/24``. IPv4 and IPv6 use the same kinds. ``netns`` is a name in
+/run/netns, and ``""`` is the host.
 
-Represent the desired or actual state of the kernel as plain data: a set of objects per kind.
-
-Addresses are text in their canonical form (``10.99.1.2``, ``fd00::2``), or with a prefix length,
-``10.99.1.1/24``. IPv4 and IPv6 use the same kinds. ``netns`` is a name in /run/netns, and ``""`` is
-the host.
-
-Read a `State` from the kernel: requested objects only, or everything that belongs to niso.
-
-Ownership is visible in the kernel itself: by the owner mark in the two tables, and by the alias of
-links and of ``lo`` in namespaces. A foreign object with a required name is a Conflict. Each kind
-has the code that reads its objects (kernel/kinds).
+A State is read for requested objects only, or for everything that belongs to niso. Ownership is
+visible in the kernel itself: by the owner mark in the two tables, and by the alias of links and of
+``lo`` in namespaces. A foreign object with a required name is a Conflict.
 """
 
 from __future__ import annotations
@@ -47,7 +40,7 @@ if TYPE_CHECKING:
     from niso.kernel.real import Writer
 
 
-# --- kind ----------------------------------------------------------------------------------------
+# --- a kind of object -----------------------------------------------------------------------------
 
 
 if TYPE_CHECKING:
@@ -275,7 +268,7 @@ class Kind(Generic[T]):  # noqa: UP046
         """Return a description of the difference of a field."""
         return f"{field} is {present!r}, should be {wanted!r}"
 
-    # --- reading ---
+    # --- reading a State from the kernel ----------------------------------------------------------
 
     def claimed(self, reading: Reading) -> Iterable[T]:
         """Return the objects with niso's mark, which become candidates when everything is read."""
@@ -353,7 +346,7 @@ def netns_place(name: str) -> str:
     return f"netns {name}"
 
 
-# --- order ---------------------------------------------------------------------------------------
+# --- the order of kinds ---------------------------------------------------------------------------
 
 
 ORDER = (
@@ -390,7 +383,7 @@ def register(kind: Kind[Any]) -> None:
     KINDS.sort(key=lambda one: ORDER.index(one.thing.__name__))
 
 
-# --- state ---------------------------------------------------------------------------------------
+# --- State ----------------------------------------------------------------------------------------
 
 
 _NONE: frozenset[Any] = frozenset()
@@ -453,7 +446,7 @@ class State:
         return State.of_sets({**self._by_type, kind: frozenset(things)}.items())
 
 
-# --- reading -------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 class Space:
@@ -744,7 +737,7 @@ def read_all(want: State, alias: str, sockets: Sockets, foreign: Foreign) -> Sta
     return reading.run(want | State(claimed))
 
 
-# --- interface -----------------------------------------------------------------------------------
+# --- the interface for writing --------------------------------------------------------------------
 
 
 Foreign = dict[str, Conflict]

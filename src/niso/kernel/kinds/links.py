@@ -1,15 +1,10 @@
-"""Bridges, veth pairs, foreign links on bridges, rate limits.
+"""Define the kinds of bridges (one per network), veth pairs (one per endpoint) and rate limits.
 
-Define the kind of bridges: one per network.
+In addition, the kind of foreign links on niso's bridges: these are never desired, since no rule
+checks their frames.
 
-Define the kind of veth pairs: one for each network of a service.
-
-Define the kind of foreign links on niso's bridges. Never desired, since no rule checks them.
-
-Define the kind of bandwidth limits: one for each veth pair with a limit.
-
-The traffic that a service receives is limited on the host end of the pair, and the traffic that it
-sends on the inner end.
+A rate limit is of a veth pair. The traffic that a service receives is limited on the host end of
+the pair, and the traffic that it sends on the inner end.
 """
 
 from __future__ import annotations
@@ -45,7 +40,7 @@ if TYPE_CHECKING:
     from niso.kernel.real import Writer
 
 
-# --- bridge --------------------------------------------------------------------------------------
+# --- kind: bridge ---------------------------------------------------------------------------------
 
 
 class Bridge(NamedTuple):
@@ -214,7 +209,7 @@ def _takes_own(space: Space, link: Link) -> bool:
 BRIDGES = _Bridges(Bridge)
 
 
-# --- veth ----------------------------------------------------------------------------------------
+# --- kind: veth pair ------------------------------------------------------------------------------
 
 
 class Veth(NamedTuple):
@@ -596,7 +591,7 @@ def _change(writer: Writer, veth: Veth, was: Veth) -> None:
 VETHS = _Veths(Veth)
 
 
-# --- attached ------------------------------------------------------------------------------------
+# --- kind: foreign link on a bridge ---------------------------------------------------------------
 
 
 class Attached(NamedTuple):
@@ -633,7 +628,7 @@ class _AttachedLinks(Kind[Attached]):
 FOREIGN_PORTS = _AttachedLinks(Attached)
 
 
-# --- shaper --------------------------------------------------------------------------------------
+# --- kind: rate limit of a veth pair --------------------------------------------------------------
 
 
 class Shaper(NamedTuple):

@@ -1,10 +1,8 @@
-"""Network namespaces, niso's and attached ones.
+"""Define the kinds of network namespaces: niso's own, and names of attached foreign ones.
 
-Define the kind of names for foreign namespaces: one per attachment.
-
-In such a namespace, only niso's own links are read and written; the rest belongs to its engine.
-
-Define the kind of network namespaces: one per service with mode bridge or none.
+niso creates one namespace for each service with mode bridge or none. An attachment has a name for a
+foreign namespace: in this namespace, only niso's own links are read and written; the rest belongs
+to its engine.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     from niso.kernel.real import Writer
 
 
-# --- named ---------------------------------------------------------------------------------------
+# --- kind: name of a foreign namespace ------------------------------------------------------------
 
 
 class Named(NamedTuple):
@@ -109,7 +107,7 @@ class _Names(Kind[Named]):
 ATTACHED_NAMESPACES = _Names(Named)
 
 
-# --- namespace -----------------------------------------------------------------------------------
+# --- kind: network namespace of a service ---------------------------------------------------------
 
 
 class Netns(NamedTuple):

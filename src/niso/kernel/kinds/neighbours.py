@@ -1,23 +1,18 @@
-"""Neighbour and forwarding entries, niso's and foreign ones.
+"""Define the kinds of neighbour entries and of FDB entries: permanent niso ones, and foreign ones.
 
-Define the kind of permanent neighbour entries: for addresses of services, and for gateways.
-
-The host has one on the bridge for each address of a service, and a service has one for each of its
-gateways. So a packet between them needs no ARP and no place in the machine's neighbour table, which
-has room for 1,024 other entries (gc_thresh3, arp(7)). For services of other hosts, the bridge also
-answers ARP requests and neighbour solicitations from these entries (neigh_suppress), so that no
-request has to cross.
+The host has a permanent neighbour entry on the bridge for each address of a service, and a service
+has one for each of its gateways. So a packet between them needs no ARP, and takes no entry in the
+machine's neighbour table, which has room for 1,024 other entries (gc_thresh3, arp(7)). For services
+of other hosts, the bridge also answers ARP requests and neighbour solicitations from these entries
+(neigh_suppress), so that no request has to cross.
 
 The host queues packets to an unresolved address for up to 3 s, and sends them once the address has
-an entry. They may have been meant for an earlier holder of the address, and have passed rules that
-did not know the present holder. So the queue is dropped before an entry is added.
+an entry. The packets may have been meant for an earlier holder of the address, and have passed
+rules that did not know the present holder. So the queue is dropped before an entry is added.
 
-Define the kind of foreign forwarding entries of bridges. Never desired.
-
-Define the kind of forwarding entries (FDB) for services of other hosts.
-
-Each object is two entries of the kernel: the bridge sends frames to the MAC to its VXLAN port, and
-the VXLAN device sends them to the host.
+An FDB (forwarding database) object is for a service of another host, and is two entries of the
+kernel: the bridge sends frames to the MAC to its VXLAN port, and the VXLAN device sends them to the
+host. Foreign entries are never desired.
 """
 
 from __future__ import annotations
@@ -36,7 +31,7 @@ if TYPE_CHECKING:
     from niso.kernel.real import Writer
 
 
-# --- peer ----------------------------------------------------------------------------------------
+# --- kind: permanent neighbour entry --------------------------------------------------------------
 
 
 class Peer(NamedTuple):
@@ -140,7 +135,7 @@ def _links(space: Space) -> list[Link]:
 NEIGHBOURS = _Peers(Peer)
 
 
-# --- neighbour -----------------------------------------------------------------------------------
+# --- kind: foreign entry --------------------------------------------------------------------------
 
 
 class Neighbour(NamedTuple):
@@ -164,7 +159,7 @@ class _Neighbours(Kind[Neighbour]):
         return f"forwarding entry {thing.mac} of bridge port {thing.link}"
 
     def read(self, space: Space, things: Collection[Neighbour]) -> Iterable[Neighbour]:
-        """Yield the static entries of niso's bridges, without those of kinds/veth.py and fdb.py."""
+        """Yield the static entries of niso's bridges, without those of Veth and Fdb objects."""
         if space.name or not space.reading.strays:
             return
 
@@ -199,7 +194,7 @@ class _Neighbours(Kind[Neighbour]):
 FOREIGN_NEIGHBOURS = _Neighbours(Neighbour)
 
 
-# --- fdb -----------------------------------------------------------------------------------------
+# --- kind: FDB entry for a service of another host ------------------------------------------------
 
 
 class Fdb(NamedTuple):

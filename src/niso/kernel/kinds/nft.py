@@ -1,12 +1,8 @@
-"""The ruleset as one object, and its elements.
+"""Define the kinds of niso's two nftables tables and of their elements; write elements.
 
-Compare niso's two tables in the kernel with the text in kernel/ruleset.py.
-
-The text is loaded in a temporary network namespace, so that the kernel lists both in the same form.
-
-Define the kind of nftables elements, and the transactions that change them.
-
-Define the kind of niso's two nftables tables: chains, sets and maps, without elements.
+The tables (chains, sets and maps) are one object, without their elements. To compare them, the text
+of `niso.kernel.ruleset` is loaded in a temporary network namespace, so that the kernel lists both
+in the same form. Elements are changed in transactions.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ if TYPE_CHECKING:
     from niso.kernel.real import Writer
 
 
-# --- nft compare ---------------------------------------------------------------------------------
+# --- compare the kernel's tables with the text ----------------------------------------------------
 
 
 def differences() -> tuple[tuple[Problem, str], ...] | None:
@@ -107,7 +103,7 @@ def check_owner(table: str, texts: set[str], state_id: str) -> None:
         )
 
 
-# --- element -------------------------------------------------------------------------------------
+# --- elements and their transactions --------------------------------------------------------------
 
 
 class Edit(NamedTuple):
@@ -349,13 +345,14 @@ def _all(reading: Reading) -> Iterator[Element]:
                     yield Element(table, container, key, *more)
 
 
-# --- ruleset -------------------------------------------------------------------------------------
+# --- the two tables -------------------------------------------------------------------------------
 
 
 class Ruleset(NamedTuple):
     """Both tables.
 
-    ``digest`` is that of their text (nft_tables.py). ``wrong`` lists chains and sets that differ.
+    ``digest`` is that of their text (kernel/ruleset.py). ``wrong`` lists chains and sets that
+    differ.
     """
 
     digest: str
@@ -377,13 +374,13 @@ def owner(state_id: str) -> list[Element]:
     ]
 
 
-# --- element -------------------------------------------------------------------------------------
+# --- kind: element --------------------------------------------------------------------------------
 
 
 ELEMENTS = _Elements(Element)
 
 
-# --- ruleset -------------------------------------------------------------------------------------
+# --- kind: the two tables -------------------------------------------------------------------------
 
 
 class _Rulesets(Kind[Ruleset]):

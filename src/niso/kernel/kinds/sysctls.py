@@ -1,4 +1,4 @@
-"""Define the kind of sysctls of the host and of services' namespaces, which can only be set."""
+"""Define the kind of sysctls of the host and of services' namespaces: only set, never created."""
 
 from __future__ import annotations
 

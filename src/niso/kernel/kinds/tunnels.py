@@ -1,15 +1,11 @@
-"""VXLAN devices and WireGuard between hosts, with netlink and wg(8).
+"""Define the kinds of VXLAN devices and of the WireGuard link between the hosts of a cluster.
 
-Create VXLAN devices and parse their settings (linux/if_link.h, RFC 7348).
+Each network that spans hosts has a VXLAN device, a port of its bridge (linux/if_link.h, RFC 7348).
 
-Define the kind of VXLAN devices: one for each network that spans hosts, a port of its bridge.
-
-Create and read WireGuard links with wg(8), served by the kernel or by wireguard-go.
-
-Define the kind of the encrypted link between the hosts of a cluster: one WireGuard per host.
-
-VXLAN packets go through the link, between addresses that exist only on it. WireGuard accepts a
-packet of another host only with the address of that host as its source (cryptokey routing).
+An encrypted cluster has one WireGuard link per host, served by the kernel or by wireguard-go and
+set with wg(8). VXLAN packets go through it, between addresses that exist only on it. WireGuard
+accepts a packet of another host only with the address of that host as its source (cryptokey
+routing).
 """
 
 from __future__ import annotations
@@ -40,7 +36,7 @@ if TYPE_CHECKING:
     from niso.kernel.real import Writer
 
 
-# --- tunnels -------------------------------------------------------------------------------------
+# --- create and parse VXLAN devices ---------------------------------------------------------------
 
 
 _ID, _GROUP, _LINK, _LOCAL, _TTL, _LEARNING = 1, 2, 3, 4, 5, 7  # IFLA_VXLAN_*
@@ -155,15 +151,15 @@ def _port_settings() -> list[bytes]:
     return link_records.usual(", ".join(link_records.TUNNEL_PORT), tunnel=True)
 
 
-# --- vxlan ---------------------------------------------------------------------------------------
+# --- kind: VXLAN device ---------------------------------------------------------------------------
 
 
 class Vxlan(NamedTuple):
     """A VXLAN device.
 
-    It neither learns nor floods: static entries say where frames go (kinds/fdb.py). ``device``
-    names settings of the device that differ from niso's, ``drift`` those of the bridge port
-    (kernel/link_records.py).
+    It neither learns nor floods: static entries say where frames go (kinds/neighbours.py).
+    ``device`` names settings of the device that differ from niso's, ``drift`` those of the bridge
+    port (kernel/link_records.py).
     """
 
     name: str
@@ -295,7 +291,7 @@ class _Vxlans(Kind[Vxlan]):
 VXLANS = _Vxlans(Vxlan)
 
 
-# --- wireguard links -----------------------------------------------------------------------------
+# --- create and read WireGuard links --------------------------------------------------------------
 
 
 _TUN = "/dev/net/tun"
@@ -522,7 +518,7 @@ def _run(words: list[str], text: str = "") -> str:
     return done.stdout
 
 
-# --- wireguard -----------------------------------------------------------------------------------
+# --- kind: WireGuard link -------------------------------------------------------------------------
 
 
 KERNEL, USERSPACE = "wireguard", "tun"
