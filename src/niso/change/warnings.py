@@ -234,7 +234,7 @@ def _warn_of_others(session: Session, name: str, volume: MountedVolume) -> None:
         )
 
 
-# --- test ----------------------------------------------------------------------------------------
+# --- flows that a change would cut ----------------------------------------------------------------
 
 
 def effects(session: Session, what: Sequence[str], since: float | None) -> tuple[PolicyEffect, ...]:

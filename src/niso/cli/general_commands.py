@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from niso.api.without_host import ImportedStack
 
 
-# --- meta ----------------------------------------------------------------------------------------
+# --- help, version and others ---------------------------------------------------------------------
 
 
 def run_meta(name: str, args: Args) -> int:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-# --- flow ----------------------------------------------------------------------------------------
+# --- recorded flows, joined with services and policies --------------------------------------------
 
 
 HOST = "host"
@@ -369,7 +369,7 @@ def read(kernel: Kernel, store: Store, with_open: bool = True) -> tuple[list[Flo
     return joined(world, memory), memory.missed
 
 
-# --- list ----------------------------------------------------------------------------------------
+# --- niso net flows -------------------------------------------------------------------------------
 
 
 class Flows:

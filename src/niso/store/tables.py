@@ -1,4 +1,4 @@
-"""Define the tables of state.db, separated from the store because only a new store needs them."""
+"""Define the tables of state.db. Only a new store loads this module."""
 
 from __future__ import annotations
 
