@@ -192,7 +192,7 @@ def _apply(
 
 
 def _end(machine: Machine, name: str, left: set[str], report: Report) -> None:
-    """Record that an attachment is done, which has left these networks."""
+    """Finish an attachment: delete its intent and the implicit networks that it left."""
     store = machine.store
     with leaving(machine, left, report):
         store.end_intent(name)
@@ -500,8 +500,8 @@ def _links(
 def _own_mac(store: Store, name: str, wish: Wish) -> str:
     """Return the MAC that an attachment chooses on a network; "" for the one that niso derives.
 
-    MACs that begin as niso's are for what niso derives: bridges and services, also of other hosts
-    and of names that nothing has yet. Raises InvalidInput.
+    MACs with niso's prefix are reserved for derived ones: of bridges and services, also of other
+    hosts and of future services. Raises InvalidInput.
     """
     chosen = mac(wish.mac) if wish.mac else ""
     if not chosen or chosen == store.derived_mac(name, wish.network):

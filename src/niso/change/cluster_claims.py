@@ -337,7 +337,7 @@ def _arriving(
 
 
 def home_network(store: Store, target: Target, targets: Iterable[Target]) -> str:
-    """Return the service whose namespace another will share; "" if none, or an unknown one."""
+    """Return the provider whose namespace a service will share; "" if none is recorded."""
     share = target.spec.share if target.spec.mode == "share" else None
     if share is None:
         return ""

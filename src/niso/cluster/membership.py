@@ -225,7 +225,7 @@ class Membership:
         return gone
 
     def _had_by(self, host: str) -> list[tuple[Item, Claim]]:
-        """Return the claims that a host has, or gets back if the host that took them gives up."""
+        """Return the claims of a host, and those it gets back if a take-over fails."""
         items = self.engine.get(self.keys.services).items
         claims = [(item, claim_of(item, self.keys)) for item in items]
         return [(item, claim) for item, claim in claims if host in (claim.host, claim.former)]
