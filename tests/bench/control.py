@@ -97,11 +97,13 @@ class World:
     """Services without processes, by this process, and single ones with a process, by the command."""
 
     def __init__(self) -> None:
-        from niso.runtime import machine
+        from niso.kernel.real import Real
+        from niso.runtime.machine import Machine
+        from niso.runtime.real_processes import RealProcesses
         from niso.store.store import Store
 
         self.store = Store.open()
-        self.machine = machine.real(self.store)
+        self.machine = Machine(self.store, Real(), RealProcesses())
         _niso("net", "create", NETWORK, "--subnet", SUBNET)
         self._names: list[str] = []
 

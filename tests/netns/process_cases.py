@@ -1,6 +1,6 @@
 """Cases for processes of services, to be run on real ones and on those in memory.
 
-As a program, in a lab, it runs them on real ones and prints what each case saw as JSON.
+A script in a lab runs them on real ones and prints as JSON what each case saw.
 """
 
 from __future__ import annotations
@@ -467,7 +467,3 @@ class RealHost:
 
     def lose_files(self) -> None:
         shutil.rmtree(paths.service_dir(SERVICE))
-
-
-if __name__ == "__main__":
-    print(json.dumps(answers(RealHost)))
