@@ -16,7 +16,7 @@ OWNED = "import os; os.write(1, b'owned\\n')\n"
 @pytest.fixture
 def evil(tmp_path: pathlib.Path) -> pathlib.Path:
     """A folder with modules that Python and niso import."""
-    for name in ("sitecustomize", "usercustomize", "encodings", "json", "sqlite3", "_signal"):
+    for name in ("sitecustomize", "usercustomize", "encodings", "json", "sqlite3", "signal", "os"):
         (tmp_path / f"{name}.py").write_text(OWNED)
     (tmp_path / "niso").mkdir()
     (tmp_path / "niso" / "__init__.py").write_text(OWNED)

@@ -76,10 +76,6 @@ def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> No
             session.caution(problem, [remedy])
 
 
-def prepare() -> None:
-    """Import what `activated` needs (3 ms) while a process is being created."""
-
-
 def _warn_of_policies(session: Session, machine: Machine, names: list[str]) -> None:
     """Warn about policies that are in audit, or that are likely mistakes."""
     if set(names) & set(machine.store.policied()):

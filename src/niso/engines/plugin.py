@@ -23,12 +23,12 @@ from niso.manifest.policy import denials, parse_entry
 from niso.manifest.values import host_label
 from niso.plan.records import ANY, Entry, Policy, Port
 from niso.runtime.machine import Machine
+from niso.runtime.real_processes import RealProcesses
 from niso.store.attached_rows import Attached, Link
 from niso.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     from niso.cluster.engine import Joined
 
@@ -40,16 +40,6 @@ _LONGEST_NAME = 40
 """The most characters of an attachment's name; longer ones are cut and get a digest."""
 
 
-class _LateProcesses:
-    """The processes of services, imported on first use, which is only after a failure."""
-
-    def __getattr__(self, name: str) -> Any:
-
-        from niso.runtime.real_processes import RealProcesses
-
-        return getattr(RealProcesses(), name)
-
-
 def machine() -> Machine:
     """Return this host's machine, with the default state folder.
 
@@ -58,7 +48,7 @@ def machine() -> Machine:
     if os.geteuid() != 0:
         raise Error("niso needs root", "niso has no rootless networks")
     paths.is_command = True
-    processes: Any = _LateProcesses()
+    processes = RealProcesses()
     kernel = Real()
     if not os.path.lexists(paths.database()):
         session.refuse(kernel, processes)
