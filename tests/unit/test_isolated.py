@@ -59,7 +59,8 @@ def test_command_that_pip_wrote_starts_again_isolated(evil: pathlib.Path) -> Non
     script.write_text(f"#!{sys.executable}\n{body}")
     script.chmod(0o755)
     (evil / "modules").mkdir()
-    (evil / "niso").rename(evil / "modules" / "niso")  # found after Python itself has started
+    for name in ("niso", "signal.py"):  # found after Python itself has started
+        (evil / name).rename(evil / "modules" / name)
     elsewhere = {"PYTHONPATH": str(evil / "modules")}
     attack = said(evil, sys.executable, "-c", "import niso", **elsewhere)
     assert attack == "owned\n"
