@@ -17,7 +17,6 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.change import attach
 from niso.change.attach import POD_POLICY, Request
 from niso.kernel.real import Real
-from niso.look import session
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.policy import denials, parse_entry
 from niso.manifest.values import host_label
@@ -51,6 +50,8 @@ def machine() -> Machine:
     processes = RealProcesses()
     kernel = Real()
     if not os.path.lexists(paths.database()):
+        from niso.look import session
+
         session.refuse(kernel, processes)
     return Machine(Store.open(), kernel, processes, _joined)
 
