@@ -225,10 +225,10 @@ def _held(
     dry_run: bool = False,
 ) -> cluster_claims.Held | None:
     """Claim what services need on networks that span hosts; None if they are on none."""
-    from niso.change import cluster_claims
-
     if not machine.store.cluster_id():
         return None
+
+    from niso.change import cluster_claims
 
     requests = stack.networks if stack else ()
     made = [request.name for request in requests if not request.span]
