@@ -26,7 +26,6 @@ from niso.plan import records
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
