@@ -16,7 +16,7 @@ OWNED = "import os; os.write(1, b'owned\\n')\n"
 @pytest.fixture
 def evil(tmp_path: pathlib.Path) -> pathlib.Path:
     """A folder with modules that Python and niso import."""
-    for name in ("sitecustomize", "usercustomize", "encodings", "json", "sqlite3", "_signal"):
+    for name in ("sitecustomize", "usercustomize", "encodings", "json", "sqlite3", "signal", "os"):
         (tmp_path / f"{name}.py").write_text(OWNED)
     (tmp_path / "niso").mkdir()
     (tmp_path / "niso" / "__init__.py").write_text(OWNED)
@@ -59,7 +59,8 @@ def test_command_that_pip_wrote_starts_again_isolated(evil: pathlib.Path) -> Non
     script.write_text(f"#!{sys.executable}\n{body}")
     script.chmod(0o755)
     (evil / "modules").mkdir()
-    (evil / "niso").rename(evil / "modules" / "niso")  # found after Python itself has started
+    for name in ("niso", "signal.py"):  # found after Python itself has started
+        (evil / name).rename(evil / "modules" / name)
     elsewhere = {"PYTHONPATH": str(evil / "modules")}
     attack = said(evil, sys.executable, "-c", "import niso", **elsewhere)
     assert attack == "owned\n"

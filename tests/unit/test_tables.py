@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +15,7 @@ from samples import samples
 from stack_texts import NETWORK, SERVICE, STACKS
 
 from niso.base import convert
-from niso.base.named_tuples import Literal, NamedTuple
+from niso.base.named_tuples import NamedTuple
 from niso.manifest import json_schema, stack, validate
 from niso.manifest.keys import Manifest
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from niso.base.report import Report
-    from niso.change.attach import Request, Wish
     from niso.runtime.machine import Machine
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from niso.change.cluster_hosts import Status
-    from niso.change.cluster_join import Existing, Joined
+    from niso.change.cluster_join import Joined
     from niso.cluster.config import Config
     from niso.cluster.key_values import Host
     from niso.runtime.units import Following

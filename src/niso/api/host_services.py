@@ -26,7 +26,6 @@ from niso.plan import records
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
@@ -104,9 +103,7 @@ class Services:
                 text = f"{name}: has the manifest of its last activation, not that of ./{name}"
                 self.session.report(Caution(text, (f"to apply that one: niso activate ./{name}",)))
         self.session.expect(target.name for target in wanted if target.spec.healthcheck)
-        outcomes = activate.activate(
-            machine, wanted, timeout_s, self.session.report, dry_run, meanwhile=warnings.prepare
-        )
+        outcomes = activate.activate(machine, wanted, timeout_s, self.session.report, dry_run)
         self.session.report(Finished())
         if not dry_run:
             warnings.activated(self.session, machine, outcomes)

@@ -10,7 +10,10 @@ emptied: two descriptors are enough.
 from __future__ import annotations
 
 import errno
+import fcntl
+import grp
 import os
+import pwd
 import stat
 from collections.abc import Collection
 from itertools import count
@@ -225,9 +228,6 @@ def _is_private(gid: int, trusted: Collection[int]) -> bool:
     group (useradd(8), USERGROUPS_ENAB), unless it has further members. Other groups do not count,
     because their members cannot be listed where a directory service has them.
     """
-    import grp
-    import pwd
-
     try:
         group = grp.getgrgid(gid)
     except KeyError:
@@ -250,8 +250,6 @@ def _is_private(gid: int, trusted: Collection[int]) -> bool:
 
 
 def _user(uid: int) -> str:
-    import pwd
-
     try:
         return f"user {pwd.getpwuid(uid).pw_name}"
     except KeyError:
@@ -259,8 +257,6 @@ def _user(uid: int) -> str:
 
 
 def _group(gid: int) -> str:
-    import grp
-
     try:
         return f"group {grp.getgrgid(gid).gr_name}"
     except KeyError:
@@ -373,7 +369,6 @@ def _unprotect(name: str, folder: int | None) -> None:
     """
     if stat.S_IFMT(os.lstat(name, dir_fd=folder).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
         return
-    import fcntl
     import struct
 
     size = struct.calcsize("l")

@@ -14,9 +14,9 @@ TYPE_CHECKING = False
 """As in typing; type checkers recognize the name."""
 
 if TYPE_CHECKING:
-    from typing import Any, Generic, Literal, NamedTuple, Self
+    from typing import Any, NamedTuple, Self
 
-__all__ = ["TYPE_CHECKING", "Choice", "Generic", "Literal", "NamedTuple"]
+__all__ = ["TYPE_CHECKING", "NamedTuple"]
 
 _getters = [_tuplegetter(place, "") for place in range(16)]
 _new = tuple.__new__
@@ -97,28 +97,3 @@ if not TYPE_CHECKING:
 
     class NamedTuple(metaclass=_Kind):
         """As `typing.NamedTuple`, for classes with ``from __future__ import annotations``."""
-
-
-if not TYPE_CHECKING:
-
-    class Generic:
-        """As `typing.Generic` for type checkers. At run time ``Generic[T]`` is just the class."""
-
-        def __class_getitem__(cls, _):
-            return cls
-
-
-class Choice:
-    """The run-time value of ``Literal["rw", "ro"]``: a choice between these strings."""
-
-    __slots__ = ("texts",)
-
-    def __init__(self, texts: tuple[str, ...]) -> None:
-        self.texts = texts
-
-    def __class_getitem__(cls, texts: str | tuple[str, ...]) -> Choice:
-        return cls((texts,) if isinstance(texts, str) else texts)
-
-
-if not TYPE_CHECKING:
-    Literal = Choice

@@ -9,7 +9,7 @@ process.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 from contextlib import ExitStack
 
 from niso.base import paths
@@ -65,11 +65,10 @@ def activate(
     dry_run: bool = False,
     after: start.After | None = None,
     stack: Membership | None = None,
-    meanwhile: Callable[[], object] | None = None,
 ) -> list[Outcome]:
     """Activate all ``targets`` or none.
 
-    ``timeout_s``, ``after`` and ``meanwhile`` are as for `start.run`.
+    ``timeout_s`` and ``after`` are as for `start.run`.
     An active service gets only the changes of its manifest, and is skipped if there are none.
     With ``stack``, its networks are created, the services join it, and former members are stopped.
     Raises InvalidInput, Conflict, KernelError, ProcessError; then everything is rolled back.
@@ -105,7 +104,7 @@ def activate(
                     changes = record_all(machine, targets, copies, leaving, stack, held)
                     _bar_names(machine, targets, report)
                     start.expect(machine.processes, changes)
-            start.run(machine.processes, changes, timeout_s, report, after, meanwhile)
+            start.run(machine.processes, changes, timeout_s, report, after)
             if held is not None:
                 held.publish(report)
             _keep_manifests(changes)
@@ -226,10 +225,10 @@ def _held(
     dry_run: bool = False,
 ) -> cluster_claims.Held | None:
     """Claim what services need on networks that span hosts; None if they are on none."""
-    from niso.change import cluster_claims
-
     if not machine.store.cluster_id():
         return None
+
+    from niso.change import cluster_claims
 
     requests = stack.networks if stack else ()
     made = [request.name for request in requests if not request.span]

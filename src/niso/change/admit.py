@@ -14,13 +14,12 @@ from itertools import count
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import link_prefix, prefix, veth
-from niso.change import process_record, sharing, stop, targets
+from niso.change import sharing, stop, targets
 from niso.change.networks import ensure, observes, plan_network
 from niso.change.ports import Command, admit
 from niso.change.stop import Needs
 from niso.change.targets import Target
 from niso.look import host_ports
-from niso.look.stack_members import error_of, refuse_elsewhere, taken
 from niso.plan.records import Entry, Peer, Policy, Port
 from niso.plan.specs import ServiceSpec
 from niso.plan.subnets import NetworkRequest
@@ -197,6 +196,8 @@ def _record(
         uid = before.uid if before else store.uid_of_nobody()
         spec = old_spec = None
     else:
+        from niso.change import process_record
+
         uid, spec, old_spec = process_record.specified(
             store, target, copy, generation, provider, before
         )
@@ -246,6 +247,8 @@ def _record(
     _set_ports(machine, target, before, ports_before, Command(together, named))
     if spec is None:
         return Change(target, before, row, restarts=False)
+    from niso.change import process_record
+
     return Change(target, before, row, *process_record.effect(machine, name, old_spec, spec))
 
 
@@ -609,6 +612,8 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
     Call this before the stack's services are recorded, in the same transaction. Raises Conflict,
     which names the file and the key.
     """
+    from niso.look.stack_members import refuse_elsewhere, taken
+
     store = machine.store
     if not wanted.replace:
         refuse_elsewhere(store, wanted.stack, wanted.file, OR_REPLACE)
@@ -639,6 +644,8 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
 
 def network_error(wanted: Membership, name: str, error: Error, on: Sequence[str] = ()) -> Conflict:
     """Return a network's error with file and key; services ``on`` the network are in the hint."""
+    from niso.look.stack_members import error_of
+
     moved = Conflict.of(error_of(name.removeprefix(wanted.prefix), error))
     moved.file = wanted.shown
     moved.hint = error.hint

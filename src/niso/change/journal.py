@@ -16,15 +16,12 @@ from itertools import groupby
 
 from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.locks import Lock, remove_locks, service_lock
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import NamedTuple
 from niso.base.report import NotStarted, Recovered, Report, Unfinished, silent
 from niso.change import ports, stop
 from niso.runtime.machine import Machine
 from niso.store.service_rows import Intent
 from niso.store.store import Store
-
-if TYPE_CHECKING:
-    from contextlib import ExitStack
 
 
 class EndingRestart(NamedTuple):

@@ -14,7 +14,7 @@ from functools import partial
 from niso.base import names, paths, signals
 from niso.base.errors import Conflict, Error, ErrorGroup, flatten
 from niso.base.locks import Lock, locked_services, service_lock
-from niso.base.named_tuples import TYPE_CHECKING, Literal, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import alias, state_id_of
 from niso.base.report import (
     Command,
@@ -53,6 +53,8 @@ from niso.store.sqlite import connected, unusable
 from niso.store.store import Store
 
 if TYPE_CHECKING:
+    from typing import Literal
+
     from niso.kernel.interface import Kernel
     from niso.runtime.processes import Processes
 

@@ -61,10 +61,10 @@ def _shadowed(store: Store, services: Iterable[str], names: Iterable[Name]) -> t
 
 def with_remotes(store: Store, scope: Scope) -> Scope:
     """Add remote services to the scope of a change that may remove implicit networks."""
-    from niso.change import span_networks
-
     if not store.cluster_id():
         return scope
+
+    from niso.change import span_networks
 
     return span_networks.going(store, scope)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from niso.base.errors import Conflict, Error, ProcessError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
@@ -68,7 +68,6 @@ def run(
     timeout_s: float,
     report: Report = silent,
     after: After | None = None,
-    meanwhile: Callable[[], object] | None = None,
 ) -> None:
     """Start the processes that must start, each after its dependencies in ``after``; wait for all.
 
@@ -76,9 +75,8 @@ def run(
     `STARTED_WITHIN_S`, and to become healthy if it has a healthcheck. For a job, wait until it has
     exited with status 0, within the timeout of its manifest. A process that already runs as wanted
     is waited for only if another depends on it, its healthcheck is new, or it was restarted by its
-    policy and has not been healthy since. ``meanwhile`` is called once while a container is being
-    created. Raises ProcessError with the reason, Conflict if the order is impossible. The caller
-    must stop what was started before the error.
+    policy and has not been healthy since. Raises ProcessError with the reason, Conflict if the
+    order is impossible. The caller must stop what was started before the error.
     """
     for change in changes:
         if change.rehosts:
@@ -112,7 +110,7 @@ def run(
             _begins(change.row, stops, change.restarts, check if asked else None, timeout_s)
         )
     _check_order(processes, starts, after)
-    _Starting(processes, starts, after, report, meanwhile).all()
+    _Starting(processes, starts, after, report).all()
 
 
 def expect(processes: Processes, changes: list[Change]) -> None:
@@ -223,10 +221,8 @@ class _Starting:
         starts: list[Start],
         after: After,
         report: Report,
-        meanwhile: Callable[[], object] | None = None,
     ) -> None:
         self._processes = processes
-        self._meanwhile = meanwhile
         self._todo = starts
         self._after = after
         self._report = report
@@ -304,9 +300,6 @@ class _Starting:
         """Advance every start that can advance; with ``wait``, first wait for the next event."""
         for waiter in self._waits:
             waiter.step()
-        if wait and self._begun and self._meanwhile is not None:
-            self._meanwhile()
-            self._meanwhile = None
         if self._waits or self._ends or self._begun:
             under_way: list[Wait | End] = [*self._waits, *self._ends]
             moments = (waiter.next_at for waiter in under_way)

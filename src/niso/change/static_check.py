@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from typing import cast
 
 from niso.base import names
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, flatten
@@ -25,9 +24,9 @@ from niso.runtime.machine import Machine
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.kernel.interface import Kernel
+    from typing import Any
+
     from niso.kernel.sockets import Listener
-    from niso.runtime.processes import Processes
 
 
 _SPACE = 1 << 12
@@ -76,7 +75,9 @@ def refuse(loaded: Iterable[Loaded], stack: Membership | None = None) -> None:
     """
     wanted = [_target(one) for one in loaded]
     store = Store.empty()
-    host = Machine(store, cast("Kernel", _BareHost()), cast("Processes", None))
+    kernel: Any = _BareHost()
+    processes: Any = None
+    host = Machine(store, kernel, processes)
     errors: list[Error] = [error for target in wanted for error in _misplaced(target)]
     try:
         with store.transaction() as transaction:

@@ -11,20 +11,17 @@ from collections.abc import Collection, Iterable
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound
-from niso.base.named_tuples import NamedTuple
-from niso.look.stack_members import is_elsewhere
-from niso.manifest import load
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.plan.specs import MountedVolume, Secret, ServiceSpec
-from niso.runtime import package, sources
-from niso.runtime.crun import path_env
-from niso.runtime.entrypoint import check_working_dir, resolve_entrypoint, resolve_user
-from niso.runtime.package import Contents
-from niso.runtime.root import check_points
-from niso.runtime.volumes import check
 from niso.store.attached_rows import Attached, Link
 from niso.store.name_rows import bare_name
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.manifest import load
+    from niso.runtime.package import Contents
+
 
 # --- from arguments to targets --------------------------------------------------------------------
 
@@ -70,6 +67,8 @@ def find_targets(
 
 def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
     """Raise Conflict if an existing service has a manifest in another folder that still exists."""
+    from niso.look.stack_members import is_elsewhere
+
     if target.replace or not is_elsewhere(before.manifest_path, target.manifest_path):
         return
     raise Conflict(
@@ -117,6 +116,8 @@ def known(store: Store, service: str) -> Target:
     Raises NotFound if its package copy no longer exists, Error if the copy is damaged or was
     replaced.
     """
+    from niso.runtime import package
+
     row = store.service(service)
     assert row is not None
     row.require_own()
@@ -148,6 +149,8 @@ def known(store: Store, service: str) -> Target:
 
 def replaced(row: ServiceRow) -> None:
     """Raise an error if a path of a service no longer leads to what it did at the activation."""
+    from niso.runtime import sources
+
     os.close(sources.open_copy(row.package, row.name, row.manifest_path))
     spec = row.process  # None if the row is damaged: then the paths are not known
     errors = list(sources.problems(spec)) if spec is not None else []
@@ -170,6 +173,8 @@ def _find_target(
         if not os.path.isdir(argument):
             store.resolve(argument)
 
+    from niso.manifest import load
+
     return of_manifest(load.load(argument, owners))
 
 
@@ -182,7 +187,9 @@ def of_manifest(loaded: load.Loaded) -> Target:
     root = rootfs(loaded)
     target = Target(spec.name, spec, loaded.path, loaded.folder, root, "")
     _check_files(target)
-    contents = Contents(spec.name)
+    from niso.runtime import package
+
+    contents = package.Contents(spec.name)
     fingerprint = package.fingerprint(loaded.folder, apart(root, spec), contents, loaded.path)
     return target._replace(fingerprint=fingerprint, contents=contents)
 
@@ -219,10 +226,13 @@ def _check_files(target: Target) -> None:
 
     Raises InvalidInput, or an ErrorGroup of all errors.
     """
+    from niso.runtime import root, sources
+    from niso.runtime.entrypoint import check_working_dir
+
     spec = target.spec
     errors: list[Error] = []
     checks = (
-        lambda: None if target.rootfs is None else check_points(target.rootfs),
+        lambda: None if target.rootfs is None else root.check_points(target.rootfs),
         lambda: entrypoint(target, target.folder),
         lambda: user(target, FIRST_UID),
         lambda: check_working_dir(
@@ -251,6 +261,8 @@ def _check_files(target: Target) -> None:
 
 def misplaced(target: Target, volumes: Iterable[MountedVolume]) -> list[InvalidInput]:
     """Return an error for each volume that cannot be mounted where the manifest says."""
+    from niso.runtime.volumes import check
+
     return [_in_manifest(target, error) for error in check(target.rootfs, volumes)]
 
 
@@ -261,8 +273,11 @@ def _in_manifest(target: Target, error: Error) -> InvalidInput:
 
 
 def entrypoint(target: Target, folder: str) -> str:
-    spec = target.spec
-    return resolve_entrypoint(folder, target.rootfs, spec.entrypoint, path_env(spec.environment))
+    from niso.runtime import crun
+    from niso.runtime.entrypoint import resolve_entrypoint
+
+    spec, search = target.spec, crun.path_env(target.spec.environment)
+    return resolve_entrypoint(folder, target.rootfs, spec.entrypoint, search)
 
 
 def volumes(spec: ServiceSpec) -> tuple[MountedVolume, ...]:
@@ -277,6 +292,8 @@ def volumes(spec: ServiceSpec) -> tuple[MountedVolume, ...]:
 
 
 def user(target: Target, own_uid: int) -> tuple[int, int, tuple[int, ...], str, str]:
+    from niso.runtime.entrypoint import resolve_user
+
     return resolve_user(target.rootfs, target.spec.user, own_uid, target.name)
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.change import activate, stacks, targets
+from niso.change import activate, targets
 from niso.change.activate import Outcome
 from niso.change.boot import hand_over_started
 from niso.kernel import host_facts, netns
-from niso.look import exposure, flows, host_ports, outside_names, policies, stack_members, what_if
+from niso.look import exposure, host_ports, outside_names
 from niso.look.session import Session
-from niso.manifest import load, process_keys
-from niso.manifest.stack import FILE_NAME
+from niso.manifest import process_keys
 from niso.plan.records import Port
 from niso.plan.specs import MountedVolume, ProcessSpec
 from niso.plan.verdict import World
@@ -76,13 +75,11 @@ def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> No
             session.caution(problem, [remedy])
 
 
-def prepare() -> None:
-    """Import what `activated` needs (3 ms) while a process is being created."""
-
-
 def _warn_of_policies(session: Session, machine: Machine, names: list[str]) -> None:
     """Warn about policies that are in audit, or that are likely mistakes."""
     if set(names) & set(machine.store.policied()):
+        from niso.look import policies
+
         for line, hint in policies.warnings(machine.kernel, machine.store, names):
             session.caution(line, (hint,))
 
@@ -240,6 +237,11 @@ def _warn_of_others(session: Session, name: str, volume: MountedVolume) -> None:
 def effects(session: Session, what: Sequence[str], since: float | None) -> tuple[PolicyEffect, ...]:
     """Return the effects of activating files: `Host.policy_effects`."""
 
+    from niso.change import stacks
+    from niso.look import stack_members
+    from niso.manifest import load
+    from niso.manifest.stack import FILE_NAME
+
     machine = session.machine()
     stack = what[0] if len(what) == 1 else ""
     if os.path.basename(stack) == FILE_NAME or (
@@ -259,6 +261,8 @@ def effects(session: Session, what: Sequence[str], since: float | None) -> tuple
 def _of_change(
     session: Session, before: World, after: World, names: frozenset[str], since: float | None
 ) -> tuple[PolicyEffect, ...]:
+
+    from niso.look import flows, what_if
 
     changed = {name for name, known in after.services.items() if before.services.get(name) != known}
     memory = flows.remembered(session.kernel(), before)

@@ -42,7 +42,7 @@ def run_cluster(name: str, args: Args) -> int:
 
 
 def _init(host: Host, args: Args) -> int:
-    with output.LateProgress(args) as host.progress:
+    with output.Progress(args) as host.progress:
         made = host.cluster.init(
             name=args.name or "",
             address=args.address or "",
@@ -101,7 +101,7 @@ def _invite(host: Host, args: Args) -> int:
 def _join(host: Host, args: Args) -> int:
     text = _content(args.file)
     member = {1: True, 2: False}.get(args.member)
-    with output.LateProgress(args) as host.progress:
+    with output.Progress(args) as host.progress:
         made = host.cluster.join(text, member=member, encrypt=args.encrypt or "")
     if args.json:
         output.as_json(made)
@@ -137,7 +137,7 @@ def _membership(made: Membership) -> str:
 
 
 def _leave(host: Host, args: Args) -> int:
-    with output.LateProgress(args) as host.progress:
+    with output.Progress(args) as host.progress:
         name = host.cluster.leave(force=args.force)
     print(f"{name}: has left the cluster")
     return 0
@@ -152,19 +152,19 @@ def _forget(host: Host, args: Args) -> int:
 
 
 def _member_add(host: Host, args: Args) -> int:
-    with output.LateProgress(args) as host.progress:
+    with output.Progress(args) as host.progress:
         print(f"member added: {_members(host.cluster.add_member(args.host or ''))}")
     return 0
 
 
 def _member_remove(host: Host, args: Args) -> int:
-    with output.LateProgress(args) as host.progress:
+    with output.Progress(args) as host.progress:
         print(f"member removed: {_members(host.cluster.remove_member(args.host or ''))}")
     return 0
 
 
 def _member_alone(host: Host, args: Args) -> int:
-    with output.LateProgress(args) as host.progress:
+    with output.Progress(args) as host.progress:
         host.cluster.be_only_member()
     print("this host has the only member of etcd")
     return 0
@@ -191,7 +191,7 @@ def _agent(host: Host, args: Args) -> int:
 
 
 def _status(host: Host, args: Args) -> int:
-    with output.LateProgress(args) as host.progress:
+    with output.Progress(args) as host.progress:
         seen = host.cluster.status()
     if args.json:
         output.as_json(seen)

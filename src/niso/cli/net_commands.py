@@ -182,7 +182,7 @@ def _ports_everywhere(host: Host, args: Args) -> int:
     """Print the published ports of all hosts of the cluster. Raises UsageError."""
     if args.exposed:
         raise UsageError("is for the ports of this host", "leave out --all-hosts", "--exposed")
-    with output.LateProgress(args) as host.progress:
+    with output.Progress(args) as host.progress:
         lines = host.networks.ports_everywhere()
     if args.json:
         output.as_json(lines)
@@ -280,7 +280,7 @@ def _rules(host: Host, args: Args) -> int:
 
 
 def _check(host: Host, args: Args) -> int:
-    with output.LateProgress(args) as host.progress:
+    with output.Progress(args) as host.progress:
         findings = host.check(args.name)
     if args.json:
         output.as_json(findings)
@@ -332,7 +332,7 @@ _PREFIX = "network.policy."
 
 def run_policy(action: str, args: Args) -> int:
     host = connect()
-    with output.LateProgress(args) as host.progress:
+    with output.Progress(args) as host.progress:
         return _show(host, args) if action == "policy show" else _test(host, args)
 
 

@@ -300,28 +300,6 @@ def is_terminal() -> bool:
     return os.isatty(1)
 
 
-class LateProgress:
-    """Shows progress like `Progress`, which it imports with the first event."""
-
-    def __init__(self, args: Args) -> None:
-        self._args = args
-        self._progress: Progress | None = None
-
-    def __enter__(self) -> Callable[[Event], None]:
-        return self._receive
-
-    def _receive(self, event: Event) -> None:
-        """Show an event."""
-        if self._progress is None:
-            self._progress = Progress(self._args)
-            self._show = self._progress.__enter__()
-        self._show(event)
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.__exit__()
-
-
 # --- progress -------------------------------------------------------------------------------------
 
 

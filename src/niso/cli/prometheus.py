@@ -38,7 +38,7 @@ def run(_: str, args: Args) -> int:
         return _listen(args.listen, flows)
     if args.inetd:
         return _answer_stdin(flows)
-    with output.LateProgress(args) as progress:
+    with output.Progress(args) as progress:
         body = text(flows, progress)
     if args.output:
         _write(args.output, body)

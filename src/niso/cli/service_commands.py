@@ -172,7 +172,7 @@ def _down(host: Host, args: Args) -> int:
 
 
 def _status(host: Host, args: Args) -> int:
-    with output.LateProgress(args) as host.progress:
+    with output.Progress(args) as host.progress:
         lines = host.stacks.status(args.dir)
     print_lines(args, lines)
     return 0
@@ -213,7 +213,7 @@ def run_inspect(name: str, args: Args) -> int:
         return _logs(host, args)
     if name == "ps" and args.all_hosts:
         return _everywhere(host, args)
-    with output.LateProgress(args) as host.progress:
+    with output.Progress(args) as host.progress:
         if name == "inspect":
             output.as_json(host.services.inspect(args.name))
         else:
@@ -225,7 +225,7 @@ def run_inspect(name: str, args: Args) -> int:
 
 def _everywhere(host: Host, args: Args) -> int:
     """Print the services of all hosts of the cluster."""
-    with output.LateProgress(args) as host.progress:
+    with output.Progress(args) as host.progress:
         lines = host.services.everywhere()
     if args.json:
         output.as_json(lines)

@@ -167,7 +167,7 @@ def _stats(host: Host, args: Args) -> int:
 
 def _log(host: Host, args: Args) -> int:
     try:
-        with output.LateProgress(args) as host.progress, host.drops(args.name) as drops:
+        with output.Progress(args) as host.progress, host.drops(args.name) as drops:
             _follow_drops(drops, args.json)
     except KeyboardInterrupt:
         return 130
@@ -206,7 +206,7 @@ def run_see(action: str, args: Args) -> int:
 
 
 def _flows(host: Host, args: Args) -> int:
-    with output.LateProgress(args) as host.progress:
+    with output.Progress(args) as host.progress:
         if args.follow:
             try:
                 with host.follow_flows(args.name, denied=args.denied) as flows:
@@ -226,7 +226,7 @@ def _merged(flows: Iterable[Flow]) -> list[Flow]:
 
 
 def _graph(host: Host, args: Args) -> int:
-    with output.LateProgress(args) as host.progress:
+    with output.Progress(args) as host.progress:
         if args.format == "png" and not args.output and output.is_terminal():
             raise UsageError("a PNG is not for a terminal", "-o FILE.png", "--format")
         picture = host.graph(
@@ -429,7 +429,7 @@ def run_learn(args: Args) -> int:
     if args.write and not args.yes and not sys.stdin.isatty():
         raise UsageError("--write asks before it writes, and there is no terminal", "add --yes")
     since = args.since
-    with output.LateProgress(args) as host.progress:
+    with output.Progress(args) as host.progress:
         if args.for_:
             host.learn(*args.names, egress=args.egress)  # reports mistakes before the wait
             since = _watch(args.for_)
@@ -543,7 +543,7 @@ def run_events(_: str, args: Args) -> int:
 
     seconds = None if args.seconds is None else duration(args.seconds, "--for")
     end = None if seconds is None else time.monotonic() + seconds
-    with output.LateProgress(args) as progress, connect(progress=progress) as host:
+    with output.Progress(args) as progress, connect(progress=progress) as host:
         try:
             with host.events(args.name, since=args.since) as events:
                 _print_events(events.past(), args.json)
@@ -595,7 +595,7 @@ def run_top(_: str, args: Args) -> int:
         raise UsageError("must be 1 or more", "niso top -n 1", "-n", value=str(args.count))
     if args.count is None and not args.json and output.is_terminal() and os.isatty(0):
         return top_screen.show(args.name)
-    with output.LateProgress(args) as progress, connect(progress=progress) as host:
+    with output.Progress(args) as progress, connect(progress=progress) as host:
         try:
             _print_loads(host, args)
         except KeyboardInterrupt:

@@ -15,6 +15,7 @@ files end in ``%int``.
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
 import signal
@@ -230,8 +231,6 @@ def drop_networks(machine: Machine, wanted: str = "", report: Report = silent) -
 
 def _network_folder() -> str:
     """Return the folder of Podman's descriptions of networks (containers.conf(5))."""
-    import glob
-
     with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
         words = os.fsdecode(file.read()).split("\0")
     option = "--network-config-dir"

@@ -7,7 +7,6 @@ table, and it crashes on a request for 200.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -20,6 +19,7 @@ from niso.kernel import nft_elements, policy_rules
 from niso.kernel.netlink import MALFORMED, named, refused
 
 if TYPE_CHECKING:
+    import ctypes
     from typing import Any, Self
 
 
@@ -35,6 +35,8 @@ _library: ctypes.CDLL | None = None
 def _load() -> ctypes.CDLL:
     global _library
     if _library is None:
+        import ctypes  # most commands write through netlink alone, and need no libnftables
+
         try:
             library = ctypes.CDLL("libnftables.so.1")
         except OSError as error:
@@ -61,6 +63,8 @@ def release_memory() -> None:
 
     No-op with a C library without malloc_trim(3).
     """
+    import ctypes
+
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(ctypes.c_size_t(0))

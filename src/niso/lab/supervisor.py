@@ -18,6 +18,7 @@ import select
 import signal
 import socket
 import sys
+import termios
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
@@ -66,7 +67,6 @@ class _Terminal:
         if not self.own_group:
             os.close(fd)
             return
-        import termios
 
         self.fd = fd
         self._settings = termios.tcgetattr(fd)
@@ -82,7 +82,6 @@ class _Terminal:
         """Return to the foreground after the command has ended with ``status``."""
         if self.fd < 0:
             return
-        import termios
 
         with suppress(OSError, termios.error):  # the terminal has hung up
             os.tcsetpgrp(self.fd, os.getpgrp())

@@ -342,8 +342,10 @@ def _process(service: str, now: Status) -> Process:
 def _fate(session: Session, store: Store, row: ServiceRow) -> str:
     """Return attached if an attachment's namespace still exists, else gone."""
     attached = store.attachments.get(row.name)
-    lives = row.active and attached is not None and attached.lives(session.kernel())
-    return "attached" if lives else "gone"
+    if not row.active or attached is None:
+        return "gone"
+    # reading the kernel takes half of the time of ps, so not for namespaces of niso's
+    return "attached" if not attached.netns or attached.lives(session.kernel()) else "gone"
 
 
 def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> dict[str, Health]:

@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Callable, Mapping
 
 from niso.base import convert
-from niso.base.named_tuples import TYPE_CHECKING, Literal, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import DEFAULT_NETWORK, family_of
 from niso.manifest import process_keys, values
 from niso.manifest.addresses_and_ports import distinct, parse_port
@@ -19,7 +19,7 @@ from niso.plan.records import HOST_GATEWAY, Audit, Limits, Port
 from niso.plan.specs import Published, ServiceSpec
 
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Literal
 
 
 # --- the tables of manifest.toml ------------------------------------------------------------------

@@ -18,6 +18,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 
 from niso.base import files, paths
 from niso.base import text as base_text
@@ -132,8 +133,6 @@ def audit_end(text: str, key: str) -> int:
     ``text`` is a date or date-time of TOML (RFC 3339). A date means its first moment. Without an
     offset, the time zone is the host's. "never" is returned as `nft_audit.NEVER`.
     """
-    from datetime import datetime
-
     if text == NO_END:
         return NEVER
     try:

@@ -23,7 +23,7 @@ from functools import cache
 from niso.base import convert
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.files import changed_by_others
-from niso.base.named_tuples import TYPE_CHECKING, Literal, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
 from niso.base.text import escaped, shown
 from niso.manifest import keys as manifest_keys
@@ -38,7 +38,9 @@ from niso.plan.records import Entry, Peer, Policy
 from niso.plan.specs import ServiceSpec
 
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Literal
+
+    Condition = Literal["started", "healthy", "completed"]
 
 
 # --- the file -------------------------------------------------------------------------------------
@@ -83,7 +85,7 @@ class Own(NamedTuple):
 
     name: str
     package: str
-    depends_on: dict[str, Condition] | tuple[str, ...] = ()
+    depends_on: dict[str, Literal["started", "healthy", "completed"]] | tuple[str, ...] = ()
 
 
 class Member(NamedTuple):
@@ -495,7 +497,7 @@ class Package(NamedTuple):
 class Needs(NamedTuple):
     """The key of a [services.NAME] that a manifest does not have."""
 
-    depends_on: dict[str, Condition] | tuple[str, ...] = ()
+    depends_on: dict[str, Literal["started", "healthy", "completed"]] | tuple[str, ...] = ()
 
 
 def inline_tables(services: object) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -672,7 +674,7 @@ def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") ->
 # --- order by dependencies ------------------------------------------------------------------------
 
 
-Condition = Literal["started", "healthy", "completed"]
+CONDITIONS = ("started", "healthy", "completed")
 
 
 class Item(NamedTuple):
@@ -700,7 +702,7 @@ def item(own: Mapping[str, Any], key: str) -> Item:
     if isinstance(needs, list):
         after = {name: "started" for name in needs if isinstance(name, str)}
     for name, state in needs.items() if isinstance(needs, dict) else ():
-        if state in convert.kind(Condition)[str]:
+        if state in CONDITIONS:
             after[name] = state
     return Item(key, str(own.get("name", "")), after, isinstance(needs, list))
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from niso.base.named_tuples import Literal, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.plan.records import Healthcheck, Limits, Policy, Port
+
+if TYPE_CHECKING:
+    from typing import Literal
+
 
 # --- ServiceSpec: the content of a manifest -------------------------------------------------------
 

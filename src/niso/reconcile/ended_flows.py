@@ -25,8 +25,6 @@ from niso.reconcile.live_world import read_world
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    import ipaddress
-
     from niso.kernel.conntrack import Flow, Tracked
     from niso.kernel.interface import Kernel
     from niso.kernel.sockets import Connection

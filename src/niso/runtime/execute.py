@@ -12,8 +12,10 @@ import os
 import select
 import signal
 import socket
+import termios
 import threading
 import time
+import tty
 from contextlib import suppress
 from types import FrameType
 
@@ -240,8 +242,6 @@ class _Session:
     def close(self) -> None:
         """Restore the terminal and the signal handlers; remove all files and descriptors."""
         if self._saved_tty is not None:
-            import termios
-
             with suppress(termios.error):  # it has hung up
                 termios.tcsetattr(0, termios.TCSADRAIN, self._saved_tty)
         for number, handler in self._handlers.items():
@@ -262,8 +262,6 @@ class _Session:
 
     def _resize(self, *_: object) -> None:
         """Set the service's terminal to the size of the caller's."""
-        import termios
-
         if self._master >= 0:
             fcntl.ioctl(
                 self._master, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))
@@ -301,9 +299,6 @@ class _Session:
 
     def _spawn_on_terminal(self) -> None:
         """Start crun exec on a new terminal of the service, and set the caller's to raw mode."""
-        import termios
-        import tty
-
         rows, columns = os.get_terminal_size(0)[::-1]
         self._process["consoleSize"] = {"height": rows, "width": columns}
         environment = self._process["env"]

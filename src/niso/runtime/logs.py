@@ -18,6 +18,10 @@ import stat
 import time
 from collections import deque
 from collections.abc import Iterator
+from datetime import datetime
+from heapq import merge
+from queue import SimpleQueue
+from threading import Thread
 
 from niso.base import paths, signals
 from niso.base.locks import open_lock
@@ -134,8 +138,6 @@ def records(
 
 def _from(records: Iterator[Record], since: float) -> Iterator[Record]:
     """Yield the records from the first one at or after ``since`` (seconds since 1970)."""
-    from datetime import datetime
-
     for record in records:
         try:
             late = datetime.fromisoformat(record.stamp.decode()).timestamp() >= since
@@ -364,7 +366,6 @@ def _past(
     every = (
         [(one, record) for record in records(one, last, False, since) if record] for one in services
     )
-    from heapq import merge
 
     yield from merge(*every, key=_time)
 
@@ -373,9 +374,6 @@ def _followed(
     services: list[str], last: int | None, since: float | None
 ) -> Iterator[tuple[str, Record]]:
     """Yield past lines of the services, sorted, then new lines, read by one thread per service."""
-    from queue import SimpleQueue
-    from threading import Thread
-
     queue: SimpleQueue[tuple[str, Record | None] | None] = SimpleQueue()
 
     def collect(service: str) -> None:

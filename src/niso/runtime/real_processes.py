@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable
+from datetime import datetime
 
 from niso.base.errors import Error
 from niso.base.named_tuples import TYPE_CHECKING
@@ -132,8 +133,6 @@ class RealProcesses:
         return status.out_of_memory(service)
 
     def last_lines(self, service: str, count: int) -> list[str]:
-        from datetime import datetime
-
         launched_at = (read_state(service) or {}).get("launched_at", 0.0)
         lines = []
         for line in logs.read(service, count, timestamps=True):

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 from niso.base import files, paths
 from niso.base.errors import Conflict, Error, ProcessError
 from niso.base.locks import service_lock
-from niso.base.named_tuples import TYPE_CHECKING, Literal, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.signals import heed_signals, keep_only, signals_held
 from niso.runtime import status
 from niso.runtime.cgroups import keep_in, move, pids_in, roots
@@ -34,7 +34,7 @@ from niso.runtime.crun import cgroup_of, load
 
 if TYPE_CHECKING:
     import threading
-    from typing import NoReturn
+    from typing import Literal, NoReturn
 
 
 # --- the unit that a service runs in --------------------------------------------------------------

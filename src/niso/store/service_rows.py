@@ -14,6 +14,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from heapq import merge
 
 from niso.base import convert, paths
 from niso.base.errors import Conflict, Error, InvalidInput
@@ -454,7 +455,6 @@ class LeaseRows:
         others = sorted({*(int.from_bytes(row[0]) for row in held), *released})
         if not others:
             return leased
-        from heapq import merge
 
         return merge(leased, others)
 
