@@ -18,7 +18,7 @@ from frames import Shouts
 from lies import Lies
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
-from services import filter_bridged
+from services import filter_bridged, idle
 from wire import Wire
 
 FROM_PORT = Rule("bridge niso", "prerouting", ("iifname @ports",))
@@ -320,3 +320,70 @@ def test_nobody_overhears_a_service_that_was_silent(world: World, family: int) -
     finally:
         lab.niso("net", "repair")
     assert not overheard()
+
+
+# --- the host by addresses that are not its own ----------------------------------------------------------------------
+
+HEAR = """\
+import socket
+with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as ear:
+    ear.bind(("::", 5353)); ear.settimeout(0.5)
+    print("ready", flush=True)
+    while (data := ear.recv(99)) != b"end":
+        print(data.decode(), flush=True)
+"""
+SAY = """\
+import socket, sys
+for to in sys.argv[1:]:
+    with socket.socket(socket.AF_INET6 if ":" in to else socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        s.sendto(to.encode(), (to, 5353))
+"""
+NOT_ITS_OWN = (
+    # of the link to other machines
+    *("192.0.2.255", "2001:db8::"),
+    # of another network, and of an internal one
+    *("10.98.2.255", "fd00:98:2::", "10.98.3.255", "fd00:98:3::"),
+)
+OWN = ("192.0.2.1", "2001:db8::1", "10.98.2.1", "fd00:98:2::1")
+
+
+def test_host_is_reached_by_no_broadcast_or_anycast_address(lab: Lab) -> None:
+    """Egress rules that deny the host's addresses would not stop it, nor would an internal network."""
+    lab.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")  # as kernels before 6.17 need it
+    for number, more in ((1, ()), (2, ()), (3, ("--internal",))):
+        cidrs = (f"10.98.{number}.0/24", f"fd00:98:{number}::/64")
+        lab.niso("net", "create", f"n{number}", "--subnet", cidrs[0], "--subnet", cidrs[1], *more)
+    denied = {"network": "n1", "policy": {"egress": {"deny": [OWN[0], f"[{OWN[1]}]"]}}}
+    lab.niso(
+        "activate",
+        idle(lab, "api", network=denied),
+        idle(lab, "inner", network={"network": "n3"}),
+        idle(lab, "other", network={"network": "n2"}),
+    )
+
+    def heard(sender: str) -> set[str]:
+        ear = lab.popen("python3", "-ISuc", HEAR, stderr=-3)
+        assert ear.stdout is not None and ear.stdout.readline() == b"ready\n"
+        lab.run("python3", "-ISc", SAY, *NOT_ITS_OWN, *OWN, netns=f"niso-{sender}")
+        return set(ear.communicate(timeout=20)[0].split())
+
+    others = {
+        "api": {*NOT_ITS_OWN},
+        "inner": {one for one in NOT_ITS_OWN if one not in ("10.98.3.255", "fd00:98:3::")},
+    }
+    for sender, attacks in others.items():
+        for to in attacks:
+            address = f"[{to}]" if ":" in to else to
+            said = lab.niso("net", "explain", sender, f"{address}:5353/udp", check=False).stdout
+            assert said.splitlines()[0].endswith(": drop"), said
+    assert not heard("api") & {*NOT_ITS_OWN}
+    assert not heard("inner") & others["inner"]
+    assert heard("inner") >= {*OWN}, "the internal network leads to the host"
+    rule = next(
+        each["rule"]
+        for each in lab.nft_json()
+        if each.get("rule", {}).get("comment", "").startswith("to the host, by an address that")
+    )
+    lab.run("nft", "delete", "rule", "inet", "niso", "input", "handle", str(rule["handle"]))
+    assert heard("api") >= others["api"] and heard("inner") >= others["inner"]

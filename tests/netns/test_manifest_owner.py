@@ -63,6 +63,18 @@ CHANGES = (
         "mkdir in; chgrp games in; chmod g+w in; mv manifest.toml in; ln -s in/manifest.toml .",
         "its folder is writable for group games",
     ),
+    # who may create names in a folder makes a link to a file of root's
+    (
+        "mkdir in; mv manifest.toml in; ln -s in/manifest.toml .; chown -h 5 manifest.toml;"
+        " chgrp games .; chmod 3775 .",
+        "it leads through /tmp/packages/api/manifest.toml, which belongs to user games",
+    ),
+    (
+        "mv /tmp/packages/api /tmp/packages/in; ln -sr /tmp/packages/in /tmp/packages/api;"
+        " chown -h 1000 /tmp/packages/api",
+        "it leads through /tmp/packages/api, which belongs to uid 1000, not to you or root",
+    ),
+    ("mv /tmp/packages/api /tmp/packages/in; ln -s ../packages/./in /tmp/packages/api", ""),
 )
 ACL = """
 import os, struct, sys
@@ -80,7 +92,7 @@ def test_who_can_change_file_and_folder_counts(lab: Lab) -> None:
     lab.write("/tmp/acl.py", ACL)
     acl = f'acl() {{ {sys.executable} -IS /tmp/acl.py "$@"; }}\n'
     for change, words in CHANGES:
-        lab.run("rm", "-rf", "/tmp/packages/api")
+        lab.run("rm", "-rf", "/tmp/packages/api", "/tmp/packages/in")
         folder = idle(lab, "api")
         lab.run("sh", "-ec", acl + change, cwd=folder)
         if words:
@@ -130,10 +142,18 @@ def test_every_file_that_a_manifest_names_counts(lab: Lab) -> None:
         ("chmod g+w vars", "vars/a: its folder is writable for group games"),
         ("chmod g+w keys/t", 'secrets.T.file: "/tmp/packages/keys/t" is writable for group games'),
         ("chmod g+w keys", "is in a folder that is writable for group games"),
+        (
+            "mv keys/t in; ln -s ../in keys/t; chown -h 5 keys/t; chmod 3775 keys",
+            "leads through /tmp/packages/keys/t, which belongs to user games",
+        ),
+        (
+            "mv vars in; ln -s in vars; chown -h 5 vars",
+            "leads through /tmp/packages/vars, which belongs to user games",
+        ),
         ("true", ""),
     ):
         prepare = (
-            "rm -rf vars keys; mkdir vars keys; touch vars/a keys/t; chgrp -R games vars keys\n"
+            "rm -rf vars keys in; mkdir vars keys; touch vars/a keys/t; chgrp -R games vars keys\n"
         )
         lab.run("sh", "-ec", prepare + change, cwd=HOME)
         if words:

@@ -314,7 +314,7 @@ def test_name_never_leads_to_containers_of_an_engine_or_to_a_broadcast(lab: Lab,
     assert box.stdout is not None and box.stdout.readline() == b"ready\n"
     refused_ = {
         "172.30.0.2": "it is on engine0, the bridge of a container engine",
-        "172.31.0.255": "it is a broadcast address of a link of the host",
+        "172.31.0.255": "it is a broadcast or anycast address of a link of the host",
         "64:ff9b::ac1e:2": "it stands for 172.30.0.2: it is on engine0",
         "2002:a9fe:a9fe::1": "it stands for 169.254.169.254: it is the metadata service of a cloud",
     }

@@ -110,10 +110,12 @@ def test_ttl_has_bounds_and_so_have_numbers_of_addresses() -> None:
         ("10.99.200.7", "in a network of niso"),
         ("fd00:99:1::7", "in a network of niso"),
         ("fd00:ec2::254", "the metadata service of a cloud"),
-        ("192.0.2.255", "a broadcast address of a link of the host"),
-        ("192.0.2.0", "a broadcast address of a link of the host"),
+        ("192.0.2.255", "a broadcast or anycast address of a link of the host"),
+        ("192.0.2.0", "a broadcast or anycast address of a link of the host"),
+        ("2001:db8:7::", "a broadcast or anycast address of a link of the host"),
         ("172.17.0.5", "on docker0, the bridge of a container engine"),
         ("64:ff9b::10.99.200.7", "it stands for 10.99.200.7: it is in a network of niso"),
+        ("64:ff9b:1:2::7f00:1", "it stands for 127.0.0.1: it is a loopback address"),
         ("64:ff9b::7f00:1", "it stands for 127.0.0.1: it is a loopback address"),
         ("64:ff9b::a9fe:a9fe", "it stands for 169.254.169.254: it is the metadata service"),
         ("2002:c000:201::1", "it stands for 192.0.2.1: it is the host's own address"),
@@ -122,7 +124,7 @@ def test_ttl_has_bounds_and_so_have_numbers_of_addresses() -> None:
 )
 def test_answer_never_leads_to_the_host_or_to_services(address: str, reason: str) -> None:
     bars = Bars(
-        ("192.0.2.1/24", "198.51.100.4/31", "198.51.100.9"),
+        ("192.0.2.1/24", "198.51.100.4/31", "198.51.100.9", "2001:db8:7::1/64", "2001:db8:8::/127"),
         ("10.99.0.0/16", "fd00:99:1::/64"),
         [("172.17.0.0/16", "docker0")],
     )

@@ -146,15 +146,57 @@ def file_changed_by_others(
 ) -> str | None:
     """Return how others than the users ``trusted`` can change or replace a file, or None.
 
-    ``fd`` is open on the file at ``path``. The folder of a link counts, and that of its target. The
-    answer is a sentence, as "its folder is writable for group devs". Raises OSError.
+    ``fd`` is open on the file at ``path``. The folder of a link counts, and that of its target.
+    Links on the way must belong to ``trusted``: whoever may create names in a folder can make one
+    that leads to any file of root's. The answer is a sentence, as "its folder is writable for group
+    devs". Raises OSError.
     """
+    if fd is not None and not os.path.samestat(os.fstat(fd), os.stat(path)):
+        return "it was replaced while it was read"
     if how := changed_by_others(path if fd is None else fd, trusted):
+        return f"it {how}"
+    if how := link_of_others(path, trusted):
         return f"it {how}"
     for at in dict.fromkeys((os.path.abspath(path), os.path.realpath(path))):
         if how := changed_by_others(os.path.dirname(at), trusted):
             return f"its folder {how}"
     return None
+
+
+def link_of_others(path: str, trusted: Collection[int]) -> str | None:
+    """Return that a link in a path belongs to others than the users ``trusted``, or None.
+
+    The answer continues a sentence: "leads through /srv/app, which belongs to user bob". Links of
+    /proc are not followed: those of a descriptor belong to its process. Raises OSError.
+    """
+    at, followed = "/", 0
+    # a working folder outside the root of its namespace has no path, and absolute paths need none
+    whole = path if path.startswith("/") else os.path.join(os.getcwd(), path)
+    left = whole.split("/")[::-1]
+    while left:
+        name = left.pop()
+        if name in ("", ".", ".."):
+            at = os.path.dirname(at) if name == ".." else at
+            continue
+        step = os.path.join(at, name)
+        info = os.lstat(step)
+        if not stat.S_ISLNK(info.st_mode):
+            at = step
+            continue
+        if info.st_uid not in trusted:
+            return f"leads through {step}, which belongs to {_user(info.st_uid)}"
+        if at.startswith("/proc/"):
+            return None
+        followed += 1
+        if followed > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        target = os.readlink(step)
+        at = "/" if target.startswith("/") else at
+        left += target.split("/")[::-1]
+    return None
+
+
+_MOST_LINKS = 40  # as the kernel (MAXSYMLINKS, linux/namei.h)
 
 
 def changed_by_others(

@@ -348,6 +348,16 @@ _NAME_SERVER = (
     "meta l4proto { tcp, udp } th dport 53 fib daddr . iif type != local"
     f' counter goto {policy_rules.REFUSE} comment "the name server of another network"'
 )
+_TO_ALL = (
+    "meta pkttype host fib daddr type { broadcast, anycast, multicast }"
+    ' counter drop comment "to the host, by an address that is not its own"'
+)
+"""The rule against packets that the host takes because it routes for a subnet, or is in a subnet.
+
+Those are broadcast addresses of its links (RFC 919), and in IPv6 the first address of each subnet
+if the host forwards (RFC 4291, 2.6.1). Policies name the host by its own addresses. A frame to all
+that a service sends on its own network is not concerned.
+"""
 
 TABLES = f"""\
 table inet niso {{
@@ -635,6 +645,7 @@ table inet niso {{
 		ct status & confirmed == 0 ip6 saddr @flows6 counter drop
 		ip daddr @subnets4 {_NAME_SERVER}
 		ip6 daddr @subnets6 {_NAME_SERVER}
+		{_TO_ALL}
 		{_NO_START} jump no_start
 		ip saddr @egress4 jump check_out4
 		ip6 saddr @egress6 jump check_out6

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from niso.base import convert
 from niso.base.errors import Error, ErrorGroup, InvalidInput, NotFound
-from niso.base.files import file_changed_by_others
+from niso.base.files import file_changed_by_others, link_of_others
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.text import escaped, shown
 from niso.manifest import toml, validate, values
@@ -111,13 +111,16 @@ def prepared(
     if has_variables(data):
         variables = manifest_variables.variables(folder, owners, outer() if outer else None)
         resolved = resolve(data, variables, {dict: Manifest})
-    return with_paths(resolved, folder)
+    return with_paths(resolved, folder, owners)
 
 
-def with_paths(resolved: Resolved, folder: str, base: str = "") -> Resolved:
+def with_paths(
+    resolved: Resolved, folder: str, owners: Collection[int] | None = None, base: str = ""
+) -> Resolved:
     """Make env_file and relative host paths in the tables of a manifest absolute, below ``folder``.
 
-    ``base`` is the key of these tables. The host path of a volume is relative if it starts with
+    ``base`` is the key of these tables. With ``owners``, links in the path of an env_file must
+    belong to these users. The host path of a volume is relative if it starts with
     ``./``. Neither such a path nor a relative path of a secret or of env_file may lead out of
     ``folder``.
     """
@@ -126,7 +129,7 @@ def with_paths(resolved: Resolved, folder: str, base: str = "") -> Resolved:
     service = data.get("service")
     if isinstance(service, dict) and "env_file" in service:
         key = f"{join(base, 'service')}.env_file"
-        files, wrongs = _env_files(service["env_file"], key, folder)
+        files, wrongs = _env_files(service["env_file"], key, folder, owners)
         errors += wrongs
         data = {**data, "service": {**service, "env_file": files}}
     for table, key in (("volumes", "host"), ("secrets", "file")):
@@ -146,7 +149,9 @@ def with_paths(resolved: Resolved, folder: str, base: str = "") -> Resolved:
     return Resolved(data, errors)
 
 
-def _env_files(written: Any, key: str, folder: str) -> tuple[Any, list[InvalidInput]]:
+def _env_files(
+    written: Any, key: str, folder: str, owners: Collection[int] | None
+) -> tuple[Any, list[InvalidInput]]:
     """Return the value of env_file with absolute paths, links resolved, and its errors."""
     errors: list[InvalidInput] = []
 
@@ -158,14 +163,25 @@ def _env_files(written: Any, key: str, folder: str) -> tuple[Any, list[InvalidIn
                 return values.path_below(file, at, folder)
             if reason := values.path_reason(file):
                 raise values.wrong(at, file, reason, "a path of the host")
+            if owners is not None:
+                toml.require_owner(_through_link(file, owners), owners)
             return os.path.realpath(file)
         except InvalidInput as error:
+            error.key, error.value = error.key or at, error.value or shown(file)
             errors.append(error)
             return file
 
     if isinstance(written, list):
         return [placed(one, f"{key}[{number}]") for number, one in enumerate(written)], errors
     return placed(written, key), errors
+
+
+def _through_link(path: str, owners: Collection[int]) -> str | None:
+    """Return that a link in a path belongs to others than ``owners``; None also without a file."""
+    try:
+        return link_of_others(path, owners)
+    except OSError:
+        return None
 
 
 def _is_relative(text: str, always: bool) -> bool:

@@ -616,7 +616,7 @@ def resolve(
         for index, written in enumerate(services):
             key, item = f"service[{index}]", written
             if isinstance(written, dict):
-                service = with_paths(_service(written, own, tables, key), folder, key)
+                service = with_paths(_service(written, own, tables, key), folder, owners, key)
                 errors, item = errors + service.errors, service.data
             items.append(item)
         result["service"] = items
@@ -626,7 +626,7 @@ def resolve(
             key, whole_ones[name] = join("services", name), written
             if isinstance(written, dict):
                 filled = manifest_variables.resolve(written, own, {dict: Manifest}, key)
-                service = with_paths(filled, folder, key)
+                service = with_paths(filled, folder, owners, key)
                 errors, whole_ones[name] = errors + service.errors, service.data
         result["services"] = whole_ones
     return Resolved(result, errors), outer

@@ -33,7 +33,8 @@ MOST = 32
 _NOWHERE = ("0.0.0.0/8", "255.255.255.255/32", "::/96")
 """The last are the IPv4-compatible addresses, which are deprecated (RFC 4291, 2.5.5.1)."""
 
-_NAT64 = "64:ff9b::/96"
+_NAT64 = ("64:ff9b::/96", "64:ff9b:1::/48")
+"""Prefixes of translators (RFC 6052, RFC 8215); those within the second are taken as /96, too."""
 METADATA = ("169.254.169.254", "fd00:ec2::254")
 """The addresses at which a machine in a cloud asks for its metadata, often with credentials."""
 
@@ -191,16 +192,18 @@ class Bars:
         import ipaddress
 
         self._nowhere = [ipaddress.ip_network(prefix) for prefix in _NOWHERE]
-        self._nat64 = ipaddress.ip_network(_NAT64)
+        self._nat64 = [ipaddress.ip_network(prefix) for prefix in _NAT64]
         self._host: set[str] = set()
         self._broadcasts: set[str] = set()
         for text in host:
-            address, _, length = text.partition("/")
-            self._host.add(address)
-            if ":" not in address and int(length or 32) < 31:
-                # the first address of a subnet was one of BSD (RFC 1122, 3.3.6), and is of no host
-                network = ipaddress.ip_interface(text).network
-                self._broadcasts |= {str(network[0]), str(network[-1])}
+            self._host.add(text.partition("/")[0])
+            network = ipaddress.ip_interface(text).network
+            if network.num_addresses > 2:
+                # the first address of a subnet was one of BSD (RFC 1122, 3.3.6), and is of no host;
+                # in IPv6 it is the one of all routers, also of this host (RFC 4291, 2.6.1)
+                self._broadcasts |= {str(network[0])}
+                if network.version == 4:
+                    self._broadcasts |= {str(network[-1])}
         self._prefixes = [ipaddress.ip_network(prefix) for prefix in prefixes]
         self._bridges = [(ipaddress.ip_network(prefix), link) for prefix, link in bridges]
 
@@ -214,7 +217,7 @@ class Bars:
                 return "it is IPv4-mapped"
             # a translator or relay leads to the IPv4 address in it (RFC 6052, RFC 3056)
             inner = number.sixtofour
-            if number in self._nat64:
+            if any(number in prefix for prefix in self._nat64):
                 inner = ipaddress.IPv4Address(int(number) & 0xFFFFFFFF)
             if inner is not None and (reason := self.reason(str(inner))):
                 return f"it stands for {inner}: {reason}"
@@ -231,7 +234,7 @@ class Bars:
         if address in self._host:
             return "it is the host's own address"
         if address in self._broadcasts:
-            return "it is a broadcast address of a link of the host"
+            return "it is a broadcast or anycast address of a link of the host"
         if any(number in prefix for prefix in self._prefixes):
             return "it is in a network of niso"
         for prefix, link in self._bridges:

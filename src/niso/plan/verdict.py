@@ -382,6 +382,10 @@ def _outwards(world: World, packet: _Packet, to: Address) -> _Path:
         return packet.drop(
             "services have no link-local addresses, and the host does not route them"
         )
+    if any(_is_for_all(wire, to) for wire in world.wires):
+        return packet.drop(
+            f"{to} is a broadcast or anycast address of a link of the host, not a machine's own"
+        )
     if world.networks[packet.entered].internal:
         return packet.drop(_stays(packet.entered))
     if packet.proto not in (*PORTED, "icmp", *_PORTED_TOO):
@@ -610,3 +614,12 @@ def is_broadcast(world: World, to: Address) -> bool:
     return to.version == 4 and any(
         to == ipaddress.IPv4Network(cidr).broadcast_address for cidr in cidrs
     )
+
+
+def _is_for_all(prefix: str, to: Address) -> bool:
+    """Return whether an address is the broadcast address of a link, or the anycast one of routers.
+
+    See RFC 919 and RFC 4291 (2.6.1). Links with two addresses have neither (RFC 3021, RFC 6164).
+    """
+    network = _network(prefix)
+    return network.num_addresses > 2 and str(to) == str(network[-1 if network.version == 4 else 0])
