@@ -5,8 +5,7 @@ from __future__ import annotations
 from niso.base.errors import InvalidInput, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.change import attach, unit_network, warnings
-from niso.change.attach import Request, Wish, interface_name, mac
-from niso.look.host_ports import Port, rows
+from niso.change.attach import Attachment, Request, Wish, interface_name, mac
 from niso.look.session import Session, guarded, path, text, texts
 from niso.manifest.addresses_and_ports import distinct, parse_port, static_address
 from niso.manifest.policy import parse
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from niso.base.report import Report
-    from niso.change.attach import Request, Wish
+    from niso.change.attach import Attachment, Request, Wish
     from niso.runtime.machine import Machine
 
 
@@ -52,21 +51,6 @@ class AttachRequest(NamedTuple):
     owner: str = "cli"  # who manages the namespace
     id: str = ""  # the owner's id for it
     unit: str | None = None  # with new: a systemd unit that a drop-in puts into the namespace
-
-
-class Attachment(NamedTuple):
-    """Result of `Attachments.attach`."""
-
-    service: str
-    """the attachment's name"""
-    changed: bool
-    """false if it was already so"""
-    address: tuple[str, ...]
-    """addresses, one per network and family"""
-    ports: tuple[Port, ...]
-    """published ports, one per address family"""
-    netns: str
-    """path of niso's name for the network namespace"""
 
 
 class Changed(NamedTuple):
@@ -105,13 +89,7 @@ class Attachments:
         else:
             done = attach.attach(machine, wanted, self.session.report)
         warnings.attached(self.session, machine, [done])
-        return Attachment(
-            done.service,
-            done.changed,
-            done.addresses,
-            rows(done.ports, machine.store.port_families(done.service)),
-            f"/run/netns/niso-{done.service}",
-        )
+        return done
 
     @guarded
     def detach(self, *names: str, id: str | None = None) -> tuple[Changed, ...]:
