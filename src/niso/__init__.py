@@ -87,7 +87,6 @@ if TYPE_CHECKING:
     from niso.look.explain import Judged as Judged
     from niso.look.explain import Judgement as Judgement
     from niso.look.explain import OtherHostObject as OtherHostObject
-    from niso.look.explain import Proof as Proof
     from niso.look.flows import Flow as Flow
     from niso.look.flows import FlowEnd as FlowEnd
     from niso.look.flows import Flows as Flows
@@ -109,6 +108,7 @@ if TYPE_CHECKING:
     from niso.look.outside_names import OutsideName as OutsideName
     from niso.look.policies import PolicyEntry as PolicyEntry
     from niso.look.prove import Pong as Pong
+    from niso.look.prove import Proof as Proof
     from niso.look.services import AttachedTo as AttachedTo
     from niso.look.services import Endpoint as Endpoint
     from niso.look.services import Process as Process
@@ -147,7 +147,7 @@ _MODULES = {
     "look.capture": "Capture Stage Traced",
     "look.drops": "Drop Drops Stats",
     "look.events": "Events Happened",
-    "look.explain": "Explanation Judged Judgement OtherHostObject Proof",
+    "look.explain": "Explanation Judged Judgement OtherHostObject",
     "look.flows": "Flow FlowEnd Flows",
     "look.host_ports": "Port",
     "look.learn": "LearnedEntry LearnedPolicy PolicyChange",
@@ -156,7 +156,7 @@ _MODULES = {
     "look.other_hosts": "ClusterLine ClusterPort",
     "look.outside_names": "OutsideName",
     "look.policies": "PolicyEntry",
-    "look.prove": "Pong",
+    "look.prove": "Pong Proof",
     "look.services": "AttachedTo Endpoint Process Service ServiceLine User",
     "look.top": "FlowLoad Load ServiceLoad ServiceSocket Top",
     "look.what_if": "MapChange PolicyEffect",

@@ -697,7 +697,7 @@ def trace(
         proto,
         passed(path),
         bool(others(path)),
-        tuple(Stage(*stage) for stage in path),
+        tuple(path),
     )
 
 
@@ -708,16 +708,7 @@ _COMMENT = re.compile(r'comment "([^"]*)"')
 _LEADS = ("jump ", "goto ")
 
 
-class PacketStage(NamedTuple):
-    """A chain on the packet's path. ``verdict`` is pass, drop or "→ CHAIN"."""
-
-    table: str
-    chain: str
-    verdict: str
-    words: str
-
-
-def stages(steps: list[Step], verdict: Verdict | None) -> list[PacketStage]:
+def stages(steps: list[Step], verdict: Verdict | None) -> list[Stage]:
     """Return the chains that decided something about the packet. Pure.
 
     ``verdict`` is the policy engine's, which has the manifest entry if a policy drops the packet.
@@ -728,16 +719,16 @@ def stages(steps: list[Step], verdict: Verdict | None) -> list[PacketStage]:
             continue
         if step.kind == "rule" and step.verdict == "continue":
             continue
-        result.append(PacketStage(step.table, step.chain, _word(step), _words(step, verdict)))
+        result.append(Stage(step.table, step.chain, _word(step), _words(step, verdict)))
     return result
 
 
-def passed(path: list[PacketStage]) -> bool:
+def passed(path: list[Stage]) -> bool:
     """Return whether no chain dropped the packet."""
     return all(stage.verdict != "drop" for stage in path)
 
 
-def others(path: list[PacketStage]) -> list[PacketStage]:
+def others(path: list[Stage]) -> list[Stage]:
     """Return the stages in chains of other programs."""
     return [stage for stage in path if stage.table not in (INET, BRIDGE)]
 

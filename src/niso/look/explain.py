@@ -9,7 +9,7 @@ from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import WaitingForPacket
 from niso.look import packet_path, prove
-from niso.look.prove import Sender
+from niso.look.prove import Proof, Sender
 from niso.plan.verdict import Reason, World
 from niso.reconcile.live_world import read_world
 
@@ -101,33 +101,6 @@ class Judged(NamedTuple):
         return next((part for part in parts if part.verdict == "drop"), None)
 
 
-class Counter(NamedTuple):
-    """A rule that counts the test packet; ``label`` is its table, container and text."""
-
-    rule: str
-    """the rule in nft syntax"""
-    before: int | None
-    """packets before the test"""
-    after: int | None
-    """packets after the test"""
-    label: str
-
-
-class Proof(NamedTuple):
-    """Result of a test packet."""
-
-    agrees: bool | None
-    """whether the packet confirms the verdict; null if inconclusive"""
-    arrived: bool | None
-    """whether the packet arrived; null if unknown"""
-    answered: bool
-    """whether there was a reply"""
-    unsent: str | None
-    """why the sender's kernel refused the packet"""
-    counters: tuple[Counter, ...]
-    """rules that count the packet"""
-
-
 class Explanation(NamedTuple):
     """Result of `Host.explain`."""
 
@@ -178,11 +151,11 @@ def explain(
         _judged(world, explained),
         None if other is None else _judged(world, other),
         {end.sharer: end.service for end in (from_, to) if end.sharer},
-        None if proof is None else _proof(proof),
+        proof,
     )
 
 
-def _judged(world: World, explained: packet_path.Explanation) -> Judged:
+def _judged(world: World, explained: packet_path.ExplainedPacket) -> Judged:
     packet, verdict = explained.packet, explained.verdict
     to = verdict.destination
     hosts = [
@@ -207,34 +180,10 @@ def _judgement(reason: Reason, objects: tuple[packet_path.Object, ...]) -> Judge
         reason.service or None,
         reason.key or None,
         reason.text or None,
-        tuple(_object(item) for item in objects if not item.host),
-        tuple(OtherHostObject(item.host, _object(item)) for item in objects if item.host),
+        tuple(item.nft for item in objects if not item.host),
+        tuple(OtherHostObject(item.host, item.nft) for item in objects if item.host),
     )
 
 
 def _word(passes: bool) -> str:
     return "pass" if passes else "drop"
-
-
-def _object(item: packet_path.Object) -> str:
-    if item.place is None:
-        return f"element {item.table} {item.container} {{ {item.text} }}"
-    return f"rule {item.table} {item.container}: {item.text}"
-
-
-def _proof(proof: prove.Proof) -> Proof:
-    return Proof(
-        proof.agrees,
-        proof.arrived,
-        proof.answered,
-        proof.unsent or None,
-        tuple(
-            Counter(
-                _object(count.rule),
-                count.before,
-                count.after,
-                f"{count.rule.table} {count.rule.container}: {count.rule.text}",
-            )
-            for count in proof.counts
-        ),
-    )
