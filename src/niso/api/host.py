@@ -315,7 +315,7 @@ class Host:
         whose = tuple(text(name, "service") for name in (service, *others))
         who = None if peer is None else text(peer, "peer")
         more = "" if filter is None else text(filter, "filter")
-        wanted = capture.Wanted(whose, who, more, count, lines, drops)
+        wanted = capture.CaptureRequest(whose, who, more, count, lines, drops)
         return capture.capture(self.session, wanted)
 
     @guarded

@@ -75,7 +75,7 @@ def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
     return " and ".join(parts)
 
 
-class _Source:
+class _Tap:
     """A running tcpdump of a capture."""
 
     def __init__(self, name: str, tcpdump: Tcpdump, converter: Converter) -> None:
@@ -92,10 +92,10 @@ class Capture:
 
     def __init__(self, namespaces: Mapping[str, str], form: Format) -> None:
         self._form = form
-        self._file = File(form.names, self._reason, form.most)
+        self._file = CaptureFile(form.names, self._reason, form.most)
         self._left = form.most
         self._epoll = select.epoll()
-        self._sources: list[_Source] = []
+        self._sources: list[_Tap] = []
         self._wide = 0
         try:
             for name, namespace in namespaces.items():
@@ -156,7 +156,7 @@ class Capture:
         argv = [*words, *(["-l"] if form.text else ["-U", "-w", "-"])]
         argv += [] if form.most is None else ["-c", str(form.most)]
         tcpdump = Tcpdump(argv, form.filter, form.names, namespace, stdin)
-        self._sources.append(_Source(name, tcpdump, Converter(self._file, name)))
+        self._sources.append(_Tap(name, tcpdump, Converter(self._file, name)))
         for fd in (tcpdump.out, tcpdump.err):
             self._epoll.register(fd, select.EPOLLIN)
 
@@ -180,7 +180,7 @@ class Capture:
                 return shown
         return b""
 
-    def _lines(self, source: _Source, data: bytes) -> bytes:
+    def _lines(self, source: _Tap, data: bytes) -> bytes:
         """Return the complete lines, up to the requested number of packets."""
         *lines, source.incomplete = (source.incomplete + data).split(b"\n")
         shown = []
@@ -433,7 +433,7 @@ _RAW = 101  # LINKTYPE_RAW: begins with an IP header
 _MOST = 262_144  # snapshot length: bytes of a packet
 
 
-class File:
+class CaptureFile:
     """A pcapng file that merges several captures, as it grows.
 
     ``names`` maps addresses to names. ``comment`` returns the comment for a packet with a given
@@ -482,7 +482,7 @@ class File:
 class Converter:
     """Convert a pcap stream into blocks of a pcapng file."""
 
-    def __init__(self, file: File, name: str) -> None:
+    def __init__(self, file: CaptureFile, name: str) -> None:
         self._file, self._name = file, name
         self._rest = b""
         self._interface: int | None = None
@@ -588,7 +588,7 @@ class Traced(NamedTuple):
     """the chains that decided something, in order"""
 
 
-class Wanted(NamedTuple):
+class CaptureRequest(NamedTuple):
     """The arguments of `Host.capture`."""
 
     services: tuple[str, ...]
@@ -599,7 +599,7 @@ class Wanted(NamedTuple):
     drops: bool
 
 
-def capture(session: Session, wanted: Wanted) -> Capture:
+def capture(session: Session, wanted: CaptureRequest) -> Capture:
     """Start a capture: `Host.capture`."""
 
     if wanted.most is not None and wanted.most < 1:

@@ -74,7 +74,7 @@ class Events:
         # opened before the first snapshot, so that nothing is missed
         self._watches: Watches = Watches()
         try:
-            self._look = look(session, Look({}, {}))
+            self._look = look(session, StateSample({}, {}))
         except BaseException:
             self.close()
             raise
@@ -164,7 +164,7 @@ def _foreign(tables: list[TableChange] | None, now: float) -> list[Happened]:
     ]
 
 
-def look(session: Session, before: Look) -> Look:
+def look(session: Session, before: StateSample) -> StateSample:
     """Take a snapshot of all services and networks.
 
     A service that a command is changing is copied from ``before``.
@@ -187,7 +187,7 @@ def look(session: Session, before: Look) -> Look:
         network.name: tuple(subnet.cidr for subnet in network.subnets)
         for network in store.networks()
     }
-    return Look(services, networks)
+    return StateSample(services, networks)
 
 
 def _is_stopping(service: str) -> bool:
@@ -195,12 +195,12 @@ def _is_stopping(service: str) -> bool:
     return status.is_stopping(service)
 
 
-def _shown(session: Session, store: Store, row: ServiceRow) -> Shown:
+def _shown(session: Session, store: Store, row: ServiceRow) -> ServiceState:
     if not row.active:
-        return Shown(False, not row.has_process)
+        return ServiceState(False, not row.has_process)
     forwards = set(store.forwards(row.name))
     ports = [port for _, port in store.ports(row.name)]
-    shown = Shown(
+    shown = ServiceState(
         True,
         not row.has_process,
         activated_at=row.activated_at,
@@ -267,7 +267,7 @@ ENDED = ("exited", "restarting", "failed", "none")
 """States of a process that has ended."""
 
 
-class Shown(NamedTuple):
+class ServiceState(NamedTuple):
     """The compared properties of a service. Times are in seconds since 1970."""
 
     active: bool
@@ -295,10 +295,10 @@ class Shown(NamedTuple):
     """Ports that port-forward published, as texts."""
 
 
-class Look(NamedTuple):
+class StateSample(NamedTuple):
     """A snapshot of the compared properties: services, and subnets of networks."""
 
-    services: dict[str, Shown]
+    services: dict[str, ServiceState]
     networks: dict[str, tuple[str, ...]]
 
 
@@ -309,7 +309,7 @@ def _event(
     return Happened(exact_time_text(at), service, None, what, detail, exit_code, None, None)
 
 
-def between(before: Look, after: Look, now: float) -> list[Happened]:
+def between(before: StateSample, after: StateSample, now: float) -> list[Happened]:
     """Return the events between two snapshots, by time."""
     events: list[Happened] = []
     for service in sorted(before.services.keys() | after.services.keys()):
@@ -326,7 +326,7 @@ def between(before: Look, after: Look, now: float) -> list[Happened]:
     return sorted(events, key=lambda event: event.time)
 
 
-def past(look: Look, since: float) -> list[Happened]:
+def past(look: StateSample, since: float) -> list[Happened]:
     """Return the events since a time (seconds since 1970) that a snapshot still shows, by time."""
     events: list[Happened] = []
     for name, shown in look.services.items():
@@ -343,7 +343,9 @@ def past(look: Look, since: float) -> list[Happened]:
     return sorted(known, key=lambda event: event.time)
 
 
-def _service(name: str, old: Shown | None, new: Shown | None, now: float) -> Iterator[Happened]:
+def _service(
+    name: str, old: ServiceState | None, new: ServiceState | None, now: float
+) -> Iterator[Happened]:
     if old is None or not old.active:
         if new is not None and new.active:
             yield _began(name, new, _time(new.activated_at, now))
@@ -363,7 +365,7 @@ def _service(name: str, old: Shown | None, new: Shown | None, now: float) -> Ite
     yield from _process(name, old, new, now)
 
 
-def _ports(name: str, old: Shown, new: Shown, now: float) -> Iterator[Happened]:
+def _ports(name: str, old: ServiceState, new: ServiceState, now: float) -> Iterator[Happened]:
     for before, after, note in (
         (old.ports, new.ports, ""),
         (old.forwards, new.forwards, " (port-forward)"),
@@ -376,7 +378,7 @@ def _ports(name: str, old: Shown, new: Shown, now: float) -> Iterator[Happened]:
                 yield _event(now, name, "published", port + note)
 
 
-def _process(name: str, old: Shown, new: Shown, now: float) -> Iterator[Happened]:
+def _process(name: str, old: ServiceState, new: ServiceState, now: float) -> Iterator[Happened]:
     """Yield events of the process and its health, or of an attachment's namespace."""
     if new.attached:
         if new.state == "gone" != old.state:
@@ -399,18 +401,18 @@ def _process(name: str, old: Shown, new: Shown, now: float) -> Iterator[Happened
         yield _event(_time(new.probed_at, now), name, new.health, new.failure)
 
 
-def _began(name: str, new: Shown, at: float) -> Happened:
+def _began(name: str, new: ServiceState, at: float) -> Happened:
     ports = (*new.ports, *(f"{port} (port-forward)" for port in new.forwards))
     detail = ", ".join((*new.addresses, *ports))
     return _event(at, name, "attached" if new.attached else "activated", detail)
 
 
-def _restarted(name: str, new: Shown, at: float) -> Happened:
+def _restarted(name: str, new: ServiceState, at: float) -> Happened:
     detail = f"restart {new.restarts} since its activation" if new.restarts else ""
     return _event(at, name, "restarted", detail)
 
 
-def _ended(name: str, new: Shown, at: float) -> Happened:
+def _ended(name: str, new: ServiceState, at: float) -> Happened:
     if new.state in ("failed", "none") or new.exit_code is None:
         return _event(at, name, "failed", new.error or f"no process: niso net check {name}")
     if new.job and not new.exit_code:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-class Asked(NamedTuple):
+class AskedDestination(NamedTuple):
     """The destination of a packet as sent."""
 
     address: str
@@ -28,7 +28,7 @@ class Asked(NamedTuple):
     """tcp, udp, sctp or icmp"""
 
 
-class Target(NamedTuple):
+class Destination(NamedTuple):
     """The destination of a packet after DNAT."""
 
     service: str | None
@@ -76,9 +76,9 @@ class Judged(NamedTuple):
 
     from_: Sender
     """the sender"""
-    asked: Asked
+    asked: AskedDestination
     """the destination as sent"""
-    to: Target
+    to: Destination
     """the destination after DNAT of published ports"""
     verdict: str
     """pass or drop"""
@@ -164,8 +164,8 @@ def _judged(world: World, explained: packet_path.ExplainedPacket) -> Judged:
     ]
     return Judged(
         Sender(verdict.source.service or None, packet.source, hosts[0]),
-        Asked(packet.destination, packet.port, packet.proto),
-        Target(to.service or None, to.address, verdict.port, packet.proto, hosts[1]),
+        AskedDestination(packet.destination, packet.port, packet.proto),
+        Destination(to.service or None, to.address, verdict.port, packet.proto, hosts[1]),
         _word(verdict.passes),
         _judgement(verdict.path, explained.path),
         _judgement(verdict.egress, explained.egress),

@@ -116,7 +116,7 @@ def learn_flows(
     )
 
 
-class _Group(NamedTuple):
+class _PeerPorts(NamedTuple):
     """The flows of one entry: of a peer, on a port and protocol."""
 
     peer: str  # as written in a manifest: in brackets where ports follow
@@ -190,9 +190,9 @@ class _Learner:
 
     def _groups(
         self, rows: Iterable[Flow], egress: bool
-    ) -> tuple[dict[_Group, list[Flow]], list[Flow]]:
+    ) -> tuple[dict[_PeerPorts, list[Flow]], list[Flow]]:
         """Group flows by entry; return separately those of service addresses no longer in use."""
-        groups: dict[_Group, list[Flow]] = {}
+        groups: dict[_PeerPorts, list[Flow]] = {}
         outside: dict[tuple[int, str, int], list[Flow]] = {}
         gone = []
         for flow in rows:
@@ -212,7 +212,7 @@ class _Learner:
                 if first != last:
                     note = "everybody: published"
                 peer_text = bracketed(_EVERYBODY[family])
-                group = _Group(peer_text, first, last, flow.proto, note)
+                group = _PeerPorts(peer_text, first, last, flow.proto, note)
                 groups.setdefault(group, []).append(flow)
             else:
                 outside.setdefault((flow.port, flow.proto, family), []).append(flow)
@@ -229,7 +229,7 @@ class _Learner:
         texts = (*world.host, *world.pools, *subnets)
         return [ipaddress.ip_network(text) for text in texts if family_of(text) == family]
 
-    def _add_families(self, groups: dict[_Group, list[Flow]]) -> None:
+    def _add_families(self, groups: dict[_PeerPorts, list[Flow]]) -> None:
         """Allow a published port for its other family too: clients use either."""
         for group in list(groups):
             for family, prefix in _EVERYBODY.items():
@@ -258,23 +258,23 @@ class _Learner:
                 return port.container_port, last
         return seen.port, seen.port
 
-    def _named(self, service: str, address: str, seen: Flow) -> _Group:
+    def _named(self, service: str, address: str, seen: Flow) -> _PeerPorts:
         name = self._name(service)
         if name is None:
             return _of(address, seen, f"{service}: its name is ambiguous here")
         dns = "DNS" if seen.port == _DNS else ""
-        return _Group(name, seen.port, seen.port, seen.proto, dns)
+        return _PeerPorts(name, seen.port, seen.port, seen.proto, dns)
 
     def _comments(
         self,
-        groups: dict[_Group, list[Flow]],
+        groups: dict[_PeerPorts, list[Flow]],
         refused: Sequence[Flow],
         gone: Sequence[Flow],
         egress: bool,
     ) -> Iterator[LearnedEntry]:
         """Yield comments: refused peers, unused ports, networks that could replace entries."""
         entries = {group.text for group in groups}
-        others: dict[_Group, list[Flow]] = {}
+        others: dict[_PeerPorts, list[Flow]] = {}
         for flow in refused:
             peer = flow.to if egress else flow.from_
             in_audit = flow.audited and flow.agrees
@@ -286,7 +286,7 @@ class _Learner:
             else:  # any number of outside addresses may have tried
                 everybody = bracketed(_EVERYBODY[family_of(peer.address)])
                 note = f"other machines {'would be' if in_audit else 'were'} denied"
-                group = _Group(everybody, flow.port, flow.port, flow.proto, note)
+                group = _PeerPorts(everybody, flow.port, flow.port, flow.proto, note)
             others.setdefault(group, []).append(flow)
         for group, rows in sorted(others.items()):
             if group.text not in entries:
@@ -306,13 +306,13 @@ class _Learner:
             last = port.container_port + port.count - 1
             for family in sorted(self._published(port.proto, port.container_port)):
                 peer = bracketed(_EVERYBODY[family])
-                text = _Group(peer, port.container_port, last, port.proto).text
+                text = _PeerPorts(peer, port.container_port, last, port.proto).text
                 if text not in entries and family in port.families:
                     unused[text] = None
         for text in unused:
             yield _line(text, (), False, "published; no other machine used it")
 
-    def _whole(self, groups: dict[_Group, list[Flow]]) -> Iterator[LearnedEntry]:
+    def _whole(self, groups: dict[_PeerPorts, list[Flow]]) -> Iterator[LearnedEntry]:
         """Yield networks most of whose services use a port: the name could replace the entries."""
         used: dict[tuple[int, str], set[str]] = {}
         for group, rows in groups.items():
@@ -334,15 +334,15 @@ class _Learner:
                     )
 
 
-def _of(address: str, seen: Flow, note: str = "") -> _Group:
+def _of(address: str, seen: Flow, note: str = "") -> _PeerPorts:
     if seen.port == _DNS:
         note = f"{note}, DNS" if note else "DNS"
-    return _Group(bracketed(address), seen.port, seen.port, seen.proto, note)
+    return _PeerPorts(bracketed(address), seen.port, seen.port, seen.proto, note)
 
 
 def _outside(
     rows: Sequence[Flow], egress: bool, inside: Sequence[_Prefix]
-) -> Iterator[tuple[_Group, list[Flow]]]:
+) -> Iterator[tuple[_PeerPorts, list[Flow]]]:
     """Yield entries for outside addresses, of one port and family.
 
     The nearest addresses are merged into the smallest prefix that contains them, until few are
@@ -388,10 +388,10 @@ def _outside(
 _Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def _joined(groups: dict[_Group, list[Flow]]) -> Iterator[tuple[_Group, list[Flow]]]:
+def _joined(groups: dict[_PeerPorts, list[Flow]]) -> Iterator[tuple[_PeerPorts, list[Flow]]]:
     """Yield entries in order; consecutive ports of one peer become a range."""
     order = sorted(groups, key=lambda g: (g.peer, g.proto, g.first))
-    last: tuple[_Group, list[Flow]] | None = None
+    last: tuple[_PeerPorts, list[Flow]] | None = None
     for group in order:
         rows = groups[group]
         if last is not None and last[0]._replace(first=group.first) == group._replace(
