@@ -135,7 +135,7 @@ class Hosted(Cluster):
         if path not in self.world.kernel.engines:
             self.world.kernel.begin_engine(path)
         request = Request(name, path, wishes or (Wish("backend"),), **more)
-        return change_attach.attach(self.world.machine, request, self.report).addresses[0]
+        return change_attach.attach(self.world.machine, request, self.report).address[0]
 
     def look(self, now_s: float = 0.0) -> list[str]:
         return self.agent.look(self.world.store, self.world.kernel, self.engine, now_s)
@@ -165,7 +165,7 @@ class Hosted(Cluster):
             self.report,
             **more,
         )
-        return outcomes[0].addresses[0]
+        return outcomes[0].address[0]
 
     def report(self, event: Any) -> None:
         if type(event).__name__ == "Caution":

@@ -165,7 +165,7 @@ class World:
         assert foreign == {}
         assert State.of_kinds(lambda kind: want[kind.thing]) == have
         assert unguarded(self.kernel) == []
-        assert [finding.text() for finding in check.check(self.machine)] == []
+        assert [finding.text for finding in check.check(self.machine)] == []
         own = [row.name for row in self.store.services() if row.active and row.has_process]
         assert own == self.processes.services()
         assert unused(self.store) == []

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from niso.api.host import Host as Host
     from niso.api.host import connect as connect
     from niso.api.host import plain as plain
-    from niso.api.host_attachments import Attachment as Attachment
     from niso.api.host_attachments import AttachRequest as AttachRequest
     from niso.api.host_attachments import Changed as Changed
     from niso.api.host_cluster import ClusterHost as ClusterHost
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from niso.api.host_cluster import ExistingEtcd as ExistingEtcd
     from niso.api.host_cluster import Membership as Membership
     from niso.api.host_networks import CreatedNetwork as CreatedNetwork
-    from niso.api.host_networks import Finding as Finding
     from niso.api.host_networks import HostName as HostName
     from niso.api.host_networks import HostNames as HostNames
     from niso.api.host_networks import Network as Network
@@ -35,17 +33,11 @@ if TYPE_CHECKING:
     from niso.api.host_networks import Rules as Rules
     from niso.api.host_networks import Subnet as Subnet
     from niso.api.host_networks import Swept as Swept
-    from niso.api.host_services import Done as Done
     from niso.api.host_services import Executed as Executed
     from niso.api.host_services import Forwarded as Forwarded
-    from niso.api.host_services import Marked as Marked
-    from niso.api.host_services import Outcome as Outcome
     from niso.api.host_services import Package as Package
-    from niso.api.host_services import Restored as Restored
     from niso.api.host_services import Signalled as Signalled
     from niso.api.host_services import Taken as Taken
-    from niso.api.host_stacks import StackDown as StackDown
-    from niso.api.host_stacks import StackUp as StackUp
     from niso.api.without_host import ImportedStack as ImportedStack
     from niso.api.without_host import Missing as Missing
     from niso.api.without_host import Valid as Valid
@@ -75,6 +67,14 @@ if TYPE_CHECKING:
     from niso.base.report import WaitingForHealth as WaitingForHealth
     from niso.base.report import WaitingForLock as WaitingForLock
     from niso.base.report import WaitingForPacket as WaitingForPacket
+    from niso.change.activate import Outcome as Outcome
+    from niso.change.attach import Attachment as Attachment
+    from niso.change.boot import Marked as Marked
+    from niso.change.boot import Restored as Restored
+    from niso.change.cluster_hosts import Forgotten as Forgotten
+    from niso.change.deactivate import Done as Done
+    from niso.change.stacks import StackDown as StackDown
+    from niso.change.stacks import StackUp as StackUp
     from niso.look.capture import Capture as Capture
     from niso.look.capture import Stage as Stage
     from niso.look.capture import Traced as Traced
@@ -87,7 +87,6 @@ if TYPE_CHECKING:
     from niso.look.explain import Judged as Judged
     from niso.look.explain import Judgement as Judgement
     from niso.look.explain import OtherHostObject as OtherHostObject
-    from niso.look.explain import Proof as Proof
     from niso.look.flows import Flow as Flow
     from niso.look.flows import FlowEnd as FlowEnd
     from niso.look.flows import Flows as Flows
@@ -109,6 +108,7 @@ if TYPE_CHECKING:
     from niso.look.outside_names import OutsideName as OutsideName
     from niso.look.policies import PolicyEntry as PolicyEntry
     from niso.look.prove import Pong as Pong
+    from niso.look.prove import Proof as Proof
     from niso.look.services import AttachedTo as AttachedTo
     from niso.look.services import Endpoint as Endpoint
     from niso.look.services import Process as Process
@@ -122,26 +122,32 @@ if TYPE_CHECKING:
     from niso.look.top import Top as Top
     from niso.look.what_if import MapChange as MapChange
     from niso.look.what_if import PolicyEffect as PolicyEffect
+    from niso.plan.desired import Finding as Finding
 
 _MODULES = {
     "api.host": "Host connect plain",
-    "api.host_attachments": "AttachRequest Attachment Changed",
+    "api.host_attachments": "AttachRequest Changed",
     "api.host_cluster": "ClusterHost ClusterMember ClusterStatus ExistingEtcd Membership",
-    "api.host_networks": "CreatedNetwork Finding HostName HostNames Network NetworkLine"
-    " NetworkMember PublishedPort RemovedNetwork Repaired Rules Subnet Swept",
-    "api.host_services": "Done Executed Forwarded Marked Outcome Package Restored Signalled Taken",
-    "api.host_stacks": "StackDown StackUp",
-    "api.without_host": "ImportedStack Missing Valid import_compose manifest_schema"
-    " stack_schema validate",
+    "api.host_networks": "CreatedNetwork HostName HostNames Network NetworkLine NetworkMember"
+    " PublishedPort RemovedNetwork Repaired Rules Subnet Swept",
+    "api.host_services": "Executed Forwarded Package Signalled Taken",
+    "api.without_host": "ImportedStack Missing Valid import_compose manifest_schema stack_schema"
+    " validate",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
     " UsageError",
     "base.report": "Caution Completed CopyingPackage Event Expects Finished Healthy"
     " RemovingVolumes Starting Stopping Undoing WaitingForHealth WaitingForLock"
     " WaitingForPacket",
+    "change.activate": "Outcome",
+    "change.attach": "Attachment",
+    "change.boot": "Marked Restored",
+    "change.cluster_hosts": "Forgotten",
+    "change.deactivate": "Done",
+    "change.stacks": "StackDown StackUp",
     "look.capture": "Capture Stage Traced",
     "look.drops": "Drop Drops Stats",
     "look.events": "Events Happened",
-    "look.explain": "Explanation Judged Judgement OtherHostObject Proof",
+    "look.explain": "Explanation Judged Judgement OtherHostObject",
     "look.flows": "Flow FlowEnd Flows",
     "look.host_ports": "Port",
     "look.learn": "LearnedEntry LearnedPolicy PolicyChange",
@@ -150,10 +156,11 @@ _MODULES = {
     "look.other_hosts": "ClusterLine ClusterPort",
     "look.outside_names": "OutsideName",
     "look.policies": "PolicyEntry",
-    "look.prove": "Pong",
+    "look.prove": "Pong Proof",
     "look.services": "AttachedTo Endpoint Process Service ServiceLine User",
     "look.top": "FlowLoad Load ServiceLoad ServiceSocket Top",
     "look.what_if": "MapChange PolicyEffect",
+    "plan.desired": "Finding",
 }
 """Module -> names imported from it, separated by spaces."""
 

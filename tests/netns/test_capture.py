@@ -40,7 +40,7 @@ def test_pcap_that_comes_in_pieces_becomes_pcapng_with_names() -> None:
     for at, packet in enumerate(packets):
         pcap += struct.pack("=IIII", 1_700_000_000 + at, 5, len(packet), 99) + packet
     names = {"10.99.1.2": "db", "fd00::2": "db"}
-    file = capture.File(names, lambda time: "why" if time % 2 else "", most=3)
+    file = capture.CaptureFile(names, lambda time: "why" if time % 2 else "", most=3)
     converter, other = capture.Converter(file, "db"), capture.Converter(file, "api")
     whole = b"".join(converter.feed(pcap[i : i + 1]) for i in range(len(pcap)))
     whole += other.feed(pcap)

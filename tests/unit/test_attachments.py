@@ -10,7 +10,7 @@ from refusals import refuses
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.change import attach as change_attach
-from niso.change.attach import Done, Request, Wish
+from niso.change.attach import Attachment, Request, Wish
 from niso.change.repair import repair_all
 from niso.kernel.kinds.addresses import Address, Route
 from niso.kernel.kinds.namespaces import Named, Netns
@@ -28,7 +28,7 @@ BACKEND, FRONT = Wish("backend"), Wish("front")
 
 def attach(
     world: World, name: str = "box", path: str = PATH, *wishes: Wish, **more: object
-) -> Done:
+) -> Attachment:
     """Attach a namespace, which begins now if the path is new."""
     if path and path not in world.kernel.engines:
         world.kernel.begin_engine(path)
@@ -37,14 +37,14 @@ def attach(
 
 
 def findings(world: World) -> list[str]:
-    return [finding.text() for finding in check(world.machine)]
+    return [finding.text for finding in check(world.machine)]
 
 
 def test_attached_namespace_has_what_a_service_has_and_nothing_else_is_touched(
     world: World,
 ) -> None:
     done = attach(world, "box", PATH, BACKEND, FRONT, ports=(Port("", 8080, 80, "tcp"),))
-    assert done.changed and len(done.addresses) == 2
+    assert done.changed and len(done.address) == 2
     state = world.kernel.everything(change.desired_now(world.kernel, world.store, ALL))
     assert state[Named] == {Named("niso-box", PATH, world.kernel.engines[PATH].cookie)}
     assert state[Netns] == frozenset()
@@ -84,8 +84,8 @@ def test_interface_and_default_route_of_others_stay(world: World) -> None:
 
 
 def test_address_goes_to_its_owner_again_and_to_others_oldest_first(world: World) -> None:
-    first = attach(world, "one", "/n/1").addresses
-    second = attach(world, "two", "/n/2").addresses
+    first = attach(world, "one", "/n/1").address
+    second = attach(world, "two", "/n/2").address
     change_attach.detach(world.machine, "one")
     change_attach.detach(world.machine, "two")
     assert world.store.network("backend") is None  # it was made for them, and the leases go with it
@@ -95,9 +95,9 @@ def test_address_goes_to_its_owner_again_and_to_others_oldest_first(world: World
     held = {name: world.store.addresses(name)[0][1] for name in ("one", "two")}
     change_attach.detach(world.machine, "two")
     change_attach.detach(world.machine, "one")
-    assert attach(world, "new", "/n/3").addresses[0] not in (*held.values(), *first, *second)
-    assert attach(world, "one", "/n/4").addresses == (held["one"],)
-    assert attach(world, "two", "/n/2").addresses == (held["two"],)
+    assert attach(world, "new", "/n/3").address[0] not in (*held.values(), *first, *second)
+    assert attach(world, "one", "/n/4").address == (held["one"],)
+    assert attach(world, "two", "/n/2").address == (held["two"],)
     world.assert_whole()
 
 
@@ -106,11 +106,11 @@ def test_full_network_takes_the_address_that_is_free_longest(world: World) -> No
     from niso.plan.subnets import NetworkRequest
 
     networks.create(world.machine, NetworkRequest("backend", ("10.99.1.0/29",)))
-    held = [attach(world, f"a{n}", f"/n/{n}").addresses[0] for n in range(5)]
+    held = [attach(world, f"a{n}", f"/n/{n}").address[0] for n in range(5)]
     change_attach.detach(world.machine, "a3")
     change_attach.detach(world.machine, "a1")
-    assert attach(world, "x", "/n/x").addresses == (held[3],)
-    assert attach(world, "a1", "/n/again").addresses == (held[1],)
+    assert attach(world, "x", "/n/x").address == (held[3],)
+    assert attach(world, "a1", "/n/again").address == (held[1],)
     with refuses(Conflict, hint="create a larger network"):
         attach(world, "y", "/n/y")
     world.assert_whole()
@@ -249,7 +249,7 @@ def test_after_a_reboot_the_owners_bring_them_back(world: World) -> None:
         same_host.forget_if_gone(world.store._db, "another-boot 1 2")
     world._use(world.store)  # nothing of the kernel is left
     done = boot.restore(world.machine, 5.0)
-    assert ([one.service for one in done.outcomes], done.errors) == (["api"], [])
+    assert ([one.service for one in done.outcomes], done.errors) == (["api"], ())
     world.assert_whole()
     # its owner attaches it again, with or without having detached it
     attach(world, "box", "/n/new", owner="podman", id="b186")

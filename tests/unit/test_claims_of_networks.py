@@ -180,13 +180,13 @@ def test_stack_makes_a_network_that_spans_hosts(host: Hosted) -> None:
     stacks.up(host.world.machine, stack_members.load(path), 5.0, host.report, dry_run=True)
     assert (host.world.picture(), host.engine.get(KEYS.prefix)) == before
     assert host.warned == ["network front is not in the cluster yet, and would be made there"]
-    assert host.world.up(path).made == ["front"]
+    assert host.world.up(path).networks == ("front",)
     front = host.world.store.require_network("front")
     assert front.span and not front.observe
     assert host.membership.network_names() == ["backend", "front"]
     assert host.held("web") and host.up("web") and host.record("web")
     revision = host.engine.get(KEYS.prefix).revision
-    assert host.world.up(path).made == []
+    assert host.world.up(path).networks == ()
     assert host.engine.get(KEYS.prefix).revision == revision
     # it stays the cluster's when it goes here with its last service, and any host can remove it
     remove(host.world.machine, ["web"])

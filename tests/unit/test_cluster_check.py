@@ -91,7 +91,7 @@ def test_host_without_its_address_between_the_hosts_is_missed(
             monkeypatch.setattr(Config, "engine", lambda own, brief=False: cluster.engine)
             monkeypatch.setattr(cluster_check, "_etcd", lambda own: [])
             [finding] = cluster_check.check(world.machine, OWN).findings
-            assert finding.text().startswith("missing: 198.51.100.2, by which the other hosts")
+            assert finding.text.startswith("missing: 198.51.100.2, by which the other hosts")
 
 
 def test_a_member_of_etcd_says_the_time() -> None:

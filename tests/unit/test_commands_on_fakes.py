@@ -62,7 +62,7 @@ def test_new_service_has_all_that_its_manifest_names(world: World) -> None:
     (outcome,) = world.activate(world.package("api", network=WEB))
     assert outcome.changed
     assert world.ports("api") == ["8080:80"]
-    assert outcome.addresses
+    assert outcome.address
     assert names.netns("api") in world.kernel.netns
     assert world.pid("api")
     world.assert_whole()
@@ -111,7 +111,7 @@ def test_flows_are_forgotten_of_addresses_that_a_service_did_not_have(world: Wor
     api, web = world.package("api"), world.package("web")
     activate.activate(world.machine, targets.find_targets(world.store, [api]), 60, dry_run=True)
     assert world.kernel.forgotten == []
-    addresses = [a for made in world.activate(api, web) for a in made.addresses]
+    addresses = [a for made in world.activate(api, web) for a in made.address]
     assert sorted(world.kernel.forgotten) == sorted(addresses)
     deactivate(world.machine, ["api"])
     world.activate(world.package("api", network=WEB))
@@ -260,9 +260,9 @@ def test_change_of_a_dead_command_is_named_until_another_one_ends_it(world: Worl
     with service_lock("api"):
         assert look_services.interrupted(world.store) == {}
     words = "different: service 'api' (niso activate was interrupted; the next command that changes anything rolls it back)"
-    assert words in [finding.text() for finding in check(world.machine)]
-    assert words in [finding.text() for finding in check(world.machine, "api")]
-    assert words not in [finding.text() for finding in check(world.machine, "db")]
+    assert words in [finding.text for finding in check(world.machine)]
+    assert words in [finding.text for finding in check(world.machine, "api")]
+    assert words not in [finding.text for finding in check(world.machine, "db")]
     events: list[Event] = []
     activate.restart(world.machine, ["db"], events.append)
     said = [event.describe() for event in events if isinstance(event, Recovered)]
@@ -359,7 +359,7 @@ def test_deactivated_service_keeps_its_address_alone(world: World) -> None:
     world.assert_whole()
     assert deactivate(world.machine, ["api"]) == [("api", False)]
     (again,) = world.activate("api")
-    assert again.addresses == first.addresses
+    assert again.address == first.address
     world.assert_whole()
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from niso.kernel.foreign_chains import Chain, Verdict
-from niso.look.other_firewalls import OUTWARD, PUBLISHED, Drop, Place, drops
+from niso.look.other_firewalls import OUTWARD, PUBLISHED, ForeignDrop, HookPlace, drops
 
 
 def remedy(
@@ -17,7 +17,7 @@ def remedy(
     fake = rules or Rules()
     if name not in fake.chains:
         fake.chains[name] = []
-    places = [Place(bridge) for bridge in bridges or ("niso-backend",)]
+    places = [HookPlace(bridge) for bridge in bridges or ("niso-backend",)]
     (drop,) = drops(fake, [Chain(family, table, name, False)], places, False, (4, 6))
     assert drop.bridges == tuple(place.bridge for place in places)
     return drop.remedy
@@ -114,7 +114,7 @@ def test_what_is_shown_of_foreign_names_is_printable(table, name) -> None:
 
 
 def test_words_are_one_line() -> None:
-    drop = Drop("ip filter FORWARD", (PUBLISHED, OUTWARD), (), ("niso-a", "niso-b"))
+    drop = ForeignDrop("ip filter FORWARD", (PUBLISHED, OUTWARD), (), ("niso-a", "niso-b"))
     assert (
         drop.describe()
         == "nftables chain ip filter FORWARD drops connections of niso-a, niso-b (published, outward)"

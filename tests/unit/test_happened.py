@@ -12,10 +12,10 @@ import pytest
 from niso.kernel import netlink, watches
 from niso.kernel.watches import TableChange
 from niso.look import events
-from niso.look.events import Look, Shown, between, past
+from niso.look.events import ServiceState, StateSample, between, past
 
-OFF = Shown(False, False)
-UP = Shown(
+OFF = ServiceState(False, False)
+UP = ServiceState(
     True,
     False,
     activated_at=10.0,
@@ -25,14 +25,14 @@ UP = Shown(
     addresses=("10.99.0.2",),
     ports=("8080→80",),
 )
-BOX = Shown(True, True, activated_at=10.0, state="attached", addresses=("10.99.0.3",))
+BOX = ServiceState(True, True, activated_at=10.0, state="attached", addresses=("10.99.0.3",))
 
 
-def said(old: Shown | None, new: Shown | None) -> list[tuple[str, str]]:
-    looks = [Look({} if shown is None else {"a": shown}, {}) for shown in (old, new)]
+def said(old: ServiceState | None, new: ServiceState | None) -> list[tuple[str, str]]:
+    looks = [StateSample({} if shown is None else {"a": shown}, {}) for shown in (old, new)]
     assert between(looks[1], looks[1], 99.0) == []
     changes = between(looks[0], looks[1], 99.0)
-    assert [change.at for change in changes] == sorted(change.at for change in changes)
+    assert [change.time for change in changes] == sorted(change.time for change in changes)
     assert all(change.service == "a" for change in changes)
     return [(change.what, change.detail) for change in changes]
 
@@ -122,11 +122,14 @@ def test_each_change_is_one_line(old, new, lines) -> None:
 
 
 def test_a_network_is_made_before_its_services_and_removed_after_them() -> None:
-    empty, full = Look({}, {}), Look({"a": UP}, {"back": ("10.99.0.0/24", "fd00::/64")})
+    empty, full = (
+        StateSample({}, {}),
+        StateSample({"a": UP}, {"back": ("10.99.0.0/24", "fd00::/64")}),
+    )
     made = between(empty, full, 99.0)
     assert [(c.network, c.service, c.what) for c in made] == [
-        ("back", "", "network created"),
-        ("", "a", "activated"),
+        ("back", None, "network created"),
+        (None, "a", "activated"),
     ]
     assert made[0].detail == "10.99.0.0/24, fd00::/64"
     assert [c.what for c in between(full, empty, 99.0)] == ["deactivated", "network removed"]
@@ -134,11 +137,13 @@ def test_a_network_is_made_before_its_services_and_removed_after_them() -> None:
 
 def test_the_past_is_what_is_still_known() -> None:
     ended = UP._replace(state="exited", exit_code=0, ended_at=30.0, restarts=2, started_at=20.0)
-    known = Look({"a": ended, "b": OFF, "c": UP._replace(health="unhealthy", probed_at=25.0)}, {})
-    assert [(c.at, c.service, c.what) for c in past(known, 10.5)] == [
-        (20.0, "a", "restarted"),
-        (25.0, "c", "unhealthy"),
-        (30.0, "a", "exited (0)"),
+    known = StateSample(
+        {"a": ended, "b": OFF, "c": UP._replace(health="unhealthy", probed_at=25.0)}, {}
+    )
+    assert [(c.time, c.service, c.what) for c in past(known, 10.5)] == [
+        ("1970-01-01T00:00:20.000Z", "a", "restarted"),
+        ("1970-01-01T00:00:25.000Z", "c", "unhealthy"),
+        ("1970-01-01T00:00:30.000Z", "a", "exited (0)"),
     ]
     assert [c.what for c in past(known, 0.0)][:2] == ["activated", "activated"]
 

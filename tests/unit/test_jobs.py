@@ -88,15 +88,15 @@ def test_activate_waits_for_the_end_of_a_job_and_keeps_its_network(world: World)
     events: list[Event] = []
     manifest = ended(world, "job", network={"ports": ["8080:80"]}, **JOB)
     (outcome,) = world.activate(manifest, report=events.append)
-    assert outcome.job
+    assert outcome.completed
     assert Completed("job") in events
     assert world.processes.status("job").state == "exited"
-    assert (world.ports("job"), len(outcome.addresses)) == (["8080:80"], 1)
+    assert (world.ports("job"), len(outcome.address)) == (["8080:80"], 1)
     world.assert_whole()
     assert repair.repair_all(world.machine) == 0
     assert runs_of(world, "job") == 1
     (again,) = world.activate(manifest)
-    assert (again.addresses, runs_of(world, "job")) == (outcome.addresses, 2)
+    assert (again.address, runs_of(world, "job")) == (outcome.address, 2)
     activate.restart(world.machine, ["job"])
     assert runs_of(world, "job") == 3
     deactivate(world.machine, ["job"])
@@ -187,7 +187,7 @@ def test_service_becomes_a_job_and_its_failure_brings_the_service_back(world: Wo
 
 def test_never_restarted_process_may_end_at_once_with_status_0(world: World) -> None:
     (outcome,) = world.activate(ended(world, "once", service={"restart": "no"}))
-    assert not outcome.job
+    assert not outcome.completed
     world.assert_whole()
     with refuses(ProcessError, hint="see binary.entrypoint and binary.args in its manifest"):
         world.activate(ended(world, "bad", 1, service={"restart": "no"}))
@@ -201,7 +201,7 @@ def test_restore_runs_enabled_jobs_again(world: World) -> None:
     world.processes.stop("job")
     world.processes.stop("other")
     restored = boot.restore(world.machine, 5.0)
-    assert restored.errors == []
+    assert restored.errors == ()
     assert (runs_of(world, "job"), runs_of(world, "other")) == (2, 1)
 
 
@@ -232,7 +232,7 @@ def test_services_of_a_stack_wait_for_the_completion_of_a_job(world: World) -> N
     up = world.up(stack(world, "completed"))
     created = [what for what in world.processes.done if what.startswith("create")]
     assert created == ["create migrate", "create api"]
-    assert [outcome.job for outcome in up.outcomes] == [True, False]
+    assert [outcome.completed for outcome in up.services] == [True, False]
     pid = world.pid("api")
     world.up(stack(world, "completed"))
     assert runs_of(world, "migrate") == 2  # as compose does

@@ -31,7 +31,7 @@ from niso.kernel.conntrack import Open
 from niso.kernel.flow_memory import Recorded
 from niso.look import flows
 from niso.look import learn as look_learn
-from niso.look.learn import Learned, LearnedPolicy, Line, PolicyChange, WrittenNames, learn_flows
+from niso.look.learn import LearnedEntry, LearnedPolicy, PolicyChange, WrittenNames, learn_flows
 from niso.manifest.toml import Item, with_list
 from niso.plan import verdict
 from niso.plan.records import Policy, Port
@@ -57,12 +57,12 @@ def row(
 
 def learned(
     on: World, *passed: Recorded, refused: tuple[Recorded, ...] = (), opened: tuple[Open, ...] = ()
-) -> Learned:
+) -> LearnedPolicy:
     joined = flows.joined(on, flows.Memory(passed, refused, opened))
     return learn_flows(on, joined, "db", lambda other: other, True)
 
 
-def shown(lines: tuple[Line, ...] | None) -> list[str]:
+def shown(lines: tuple[LearnedEntry, ...] | None) -> list[str]:
     return [("" if line.allowed else "# ") + line.text for line in lines or ()]
 
 
@@ -79,11 +79,11 @@ def test_names_before_addresses_and_open_connections() -> None:
     found = learned(
         there(), *rows, row(DB, OUTSIDE, 443), row(DB, GATEWAY, 53, 1, "udp"), opened=opened
     )
-    assert shown(found.ingress) == ["api:80/tcp", "api:53/udp", "web:5432/tcp"]
+    assert shown(found.allow_from) == ["api:80/tcp", "api:53/udp", "web:5432/tcp"]
     assert shown(found.egress) == ["10.99.1.1:53/udp", f"{OUTSIDE}:443/tcp", "api:53/udp"]
     notes = {
         line.text: (line.note, line.new, line.open)
-        for line in (*found.ingress, *(found.egress or ()))
+        for line in (*found.allow_from, *(found.egress or ()))
     }
     assert notes["web:5432/tcp"] == ("", 0, 1)
     assert notes["10.99.1.1:53/udp"] == ("the host, DNS", 1, 0)
@@ -98,7 +98,7 @@ def test_published_ports_are_for_everybody_and_unused_ones_a_comment() -> None:
     )
     rows = (row(OUTSIDE), row("192.0.2.9"), row(OUTSIDE, port=7003), row(WEB, port=53, proto="udp"))
     found = learned(there(NOTHING, *ports), *rows)
-    assert shown(found.ingress) == [
+    assert shown(found.allow_from) == [
         "0.0.0.0/0:80/tcp",
         "0.0.0.0/0:7000-7009/tcp",
         "[::/0]:80/tcp",
@@ -112,13 +112,13 @@ def test_port_that_is_published_twice_and_unused_is_one_comment_of_each_family()
     ports = (PUBLISHED, PUBLISHED._replace(host_port=8081), Port("", 8082, 81, "tcp"))
     found = learned(there(NOTHING, *ports))
     unused = ["# 0.0.0.0/0:80/tcp", "# [::/0]:80/tcp", "# 0.0.0.0/0:81/tcp", "# [::/0]:81/tcp"]
-    assert shown(found.ingress) == unused
+    assert shown(found.allow_from) == unused
 
 
 def test_address_of_a_former_network_is_never_allowed() -> None:
     on = there()._replace(pools=("10.99.0.0/16",))
     found = learned(on, row("10.99.7.2"), row(DB, "10.99.7.2", 443), row(DB, OUTSIDE, 443))
-    assert shown(found.ingress) == ["# 10.99.7.2:80/tcp"]
+    assert shown(found.allow_from) == ["# 10.99.7.2:80/tcp"]
     assert shown(found.egress) == [f"{OUTSIDE}:443/tcp", "# 10.99.7.2:443/tcp"]
 
 
@@ -128,21 +128,21 @@ def test_what_was_denied_or_has_no_holder_is_a_comment() -> None:
     found = learned(
         there(rules), row(API), row(WEB), row("10.99.1.77"), refused=(row(WEB, port=81), *scan)
     )
-    assert shown(found.ingress) == [
+    assert shown(found.allow_from) == [
         "api:80/tcp",
         "# 0.0.0.0/0:22/tcp",
         "# web:80/tcp",
         "# web:81/tcp",
     ]
-    assert shown(learned(there(), row("10.99.1.77")).ingress) == ["# 10.99.1.77:80/tcp"]
+    assert shown(learned(there(), row("10.99.1.77")).allow_from) == ["# 10.99.1.77:80/tcp"]
     # denied at first, allowed now, and used since
-    assert shown(learned(there(rules), row(API), refused=(row(API),)).ingress) == ["api:80/tcp"]
+    assert shown(learned(there(rules), row(API), refused=(row(API),)).allow_from) == ["api:80/tcp"]
 
 
 def test_a_list_that_exists_becomes_narrower_and_never_wider() -> None:
     rules = policy(["api", "192.0.2.0/24", "network:back:81", "web:99"])
     rows = (row(API), row(OUTSIDE), row(WEB, port=81), row("203.0.113.1"))
-    assert shown(learned(there(rules, PUBLISHED), *rows).ingress) == [
+    assert shown(learned(there(rules, PUBLISHED), *rows).allow_from) == [
         "192.0.2.0/24",
         "network:back:81",
         "api:80/tcp",
@@ -179,14 +179,14 @@ def test_network_is_offered_if_most_of_it_connects() -> None:
     many = [known(f"s{i}", {"back": [f"10.99.1.{i}"]}) for i in range(10, 20)]
     on = world([known("db", {"back": [DB]}), *many], [BACK], [HOST])
     found = learned(on, *(row(f"10.99.1.{i}") for i in range(10, 19)))
-    assert shown(found.ingress)[-1] == "# network:back:80/tcp"
+    assert shown(found.allow_from)[-1] == "# network:back:80/tcp"
 
 
 def test_ambiguous_name_becomes_an_address() -> None:
     on = there()
     joined = flows.joined(on, flows.Memory((row(API),), (), ()))
     found = learn_flows(on, joined, "db", lambda _other: None, False)
-    assert shown(found.ingress) == [f"{API}:80/tcp"] and found.egress is None
+    assert shown(found.allow_from) == [f"{API}:80/tcp"] and found.egress is None
 
 
 @settings(max_examples=samples(25, 2000), deadline=None)
@@ -205,7 +205,7 @@ def test_policy_allows_what_was_seen_and_nothing_that_was_denied(
     )
     for name, each in drawn.services.items():
         found = learn_flows(drawn, joined, name, lambda other: other, True)
-        allowed = [line.text for line in found.ingress if line.allowed]
+        allowed = [line.text for line in found.allow_from if line.allowed]
         egress = [line.text for line in found.egress or () if line.allowed]
         was = each.policy
         rules = policy(

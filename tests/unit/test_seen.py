@@ -8,7 +8,7 @@ from policy_worlds import known, network, policy, world
 from niso.base.errors import Error, NotFound, UsageError
 from niso.kernel import probe, ruleset
 from niso.look import packet_path
-from niso.look.packet_path import End, Packet
+from niso.look.packet_path import Packet, PacketEnd
 from niso.plan.records import Port
 from niso.plan.verdict import World
 from niso.store.store import Store
@@ -104,13 +104,15 @@ def test_wrong_target(text: str) -> None:
 def test_who_is_meant() -> None:
     store = Store.open()
     assert (
-        packet_path.resolve(store, "host") == packet_path.resolve(store, "host.niso.local") == End()
+        packet_path.resolve(store, "host")
+        == packet_path.resolve(store, "host.niso.local")
+        == PacketEnd()
     )
-    assert packet_path.resolve(store, "192.0.2.7") == End(address="192.0.2.7")
+    assert packet_path.resolve(store, "192.0.2.7") == PacketEnd(address="192.0.2.7")
     assert (
         packet_path.resolve(store, "FD00:0::1")
         == packet_path.resolve(store, "[fd00::1]")
-        == End(address="fd00::1")
+        == PacketEnd(address="fd00::1")
     )
     for text in ("::ffff:10.0.0.1", "fe80::1%eth0", "300.1.1.1", "10.0.0.0/8", "fd00::zz", "1.2.3"):
         with pytest.raises(UsageError):
@@ -122,39 +124,49 @@ def test_who_is_meant() -> None:
 @pytest.mark.parametrize(
     ("source", "to", "family", "pair"),
     [
-        (End("api"), End("db"), None, ("10.99.1.3", "10.99.1.2")),
-        (End("api"), End("db"), 6, ("fd00:99:1::3", "fd00:99:1::2")),
-        (End("both"), End("db"), None, ("10.99.1.4", "10.99.1.2")),
-        (End("api"), End("both"), None, ("10.99.1.3", "10.99.1.4")),
+        (PacketEnd("api"), PacketEnd("db"), None, ("10.99.1.3", "10.99.1.2")),
+        (PacketEnd("api"), PacketEnd("db"), 6, ("fd00:99:1::3", "fd00:99:1::2")),
+        (PacketEnd("both"), PacketEnd("db"), None, ("10.99.1.4", "10.99.1.2")),
+        (PacketEnd("api"), PacketEnd("both"), None, ("10.99.1.3", "10.99.1.4")),
         # the networks that are not shared: by the first of each
-        (End("api"), End("web"), None, ("10.99.1.3", "10.99.2.2")),
-        (End("web"), End("both"), None, ("10.99.2.2", "10.99.2.3")),
-        (End("both"), End("new"), None, ("fd00:99:3::2", "fd00:99:3::3")),
-        (End("db"), End("db"), None, ("10.99.1.2", "10.99.1.2")),
-        (End("both"), End(address="10.99.1.2"), None, ("10.99.1.4", "10.99.1.2")),
-        (End("both"), End(address="192.0.2.2"), None, ("10.99.2.3", "192.0.2.2")),
-        (End("both"), End(address="2001:db8::2"), None, ("fd00:99:3::2", "2001:db8::2")),
-        (End("both"), End(), None, ("10.99.2.3", "10.99.2.1")),
-        (End("api"), End(), 6, ("fd00:99:1::3", "fd00:99:1::1")),
-        (End(address="192.0.2.2"), End("db"), None, ("192.0.2.2", "10.99.1.2")),
-        (End(address="2001:db8::2"), End("db"), None, ("2001:db8::2", "fd00:99:1::2")),
-        (End(address="192.0.2.2"), End(address="192.0.2.1"), None, ("192.0.2.2", "192.0.2.1")),
-        (End(), End("db"), None, ("by 10.99.1.2", "10.99.1.2")),
-        (End(), End(), None, ("by 127.0.0.1", "127.0.0.1")),
-        (End(), End(), 6, ("by ::1", "::1")),
-        (End(address="192.0.2.2"), End(), None, ("192.0.2.2", "by 192.0.2.2")),
-        (End("web"), End("db"), 6, None),
-        (End("web"), End("new"), None, None),
-        (End("web"), End(address="2001:db8::2"), None, None),
-        (End(address="192.0.2.2"), End("new"), None, None),
-        (End(address="192.0.2.2"), End(address="2001:db8::1"), None, None),
-        (End(), End(address="198.51.100.1"), None, None),
+        (PacketEnd("api"), PacketEnd("web"), None, ("10.99.1.3", "10.99.2.2")),
+        (PacketEnd("web"), PacketEnd("both"), None, ("10.99.2.2", "10.99.2.3")),
+        (PacketEnd("both"), PacketEnd("new"), None, ("fd00:99:3::2", "fd00:99:3::3")),
+        (PacketEnd("db"), PacketEnd("db"), None, ("10.99.1.2", "10.99.1.2")),
+        (PacketEnd("both"), PacketEnd(address="10.99.1.2"), None, ("10.99.1.4", "10.99.1.2")),
+        (PacketEnd("both"), PacketEnd(address="192.0.2.2"), None, ("10.99.2.3", "192.0.2.2")),
+        (
+            PacketEnd("both"),
+            PacketEnd(address="2001:db8::2"),
+            None,
+            ("fd00:99:3::2", "2001:db8::2"),
+        ),
+        (PacketEnd("both"), PacketEnd(), None, ("10.99.2.3", "10.99.2.1")),
+        (PacketEnd("api"), PacketEnd(), 6, ("fd00:99:1::3", "fd00:99:1::1")),
+        (PacketEnd(address="192.0.2.2"), PacketEnd("db"), None, ("192.0.2.2", "10.99.1.2")),
+        (PacketEnd(address="2001:db8::2"), PacketEnd("db"), None, ("2001:db8::2", "fd00:99:1::2")),
+        (
+            PacketEnd(address="192.0.2.2"),
+            PacketEnd(address="192.0.2.1"),
+            None,
+            ("192.0.2.2", "192.0.2.1"),
+        ),
+        (PacketEnd(), PacketEnd("db"), None, ("by 10.99.1.2", "10.99.1.2")),
+        (PacketEnd(), PacketEnd(), None, ("by 127.0.0.1", "127.0.0.1")),
+        (PacketEnd(), PacketEnd(), 6, ("by ::1", "::1")),
+        (PacketEnd(address="192.0.2.2"), PacketEnd(), None, ("192.0.2.2", "by 192.0.2.2")),
+        (PacketEnd("web"), PacketEnd("db"), 6, None),
+        (PacketEnd("web"), PacketEnd("new"), None, None),
+        (PacketEnd("web"), PacketEnd(address="2001:db8::2"), None, None),
+        (PacketEnd(address="192.0.2.2"), PacketEnd("new"), None, None),
+        (PacketEnd(address="192.0.2.2"), PacketEnd(address="2001:db8::1"), None, None),
+        (PacketEnd(), PacketEnd(address="198.51.100.1"), None, None),
     ],
 )
 def test_addresses(
     monkeypatch: pytest.MonkeyPatch,
-    source: End,
-    to: End,
+    source: PacketEnd,
+    to: PacketEnd,
     family: int | None,
     pair: tuple[str, str] | None,
 ) -> None:
@@ -237,12 +249,16 @@ def test_element_of_each_family_is_named_with_the_line_of_the_manifest() -> None
 def test_other_family_where_both_have_it() -> None:
     store, about = Store.open(), made()
     other = packet_path.other_family(
-        store, about, End("api"), End("db"), Packet("10.99.1.3", "10.99.1.2", 80, "tcp")
+        store, about, PacketEnd("api"), PacketEnd("db"), Packet("10.99.1.3", "10.99.1.2", 80, "tcp")
     )
     assert other is not None and other.packet == Packet("fd00:99:1::3", "fd00:99:1::2", 80, "tcp")
     assert (
         packet_path.other_family(
-            store, about, End("web"), End("db"), Packet("10.99.2.2", "10.99.1.2", 80, "tcp")
+            store,
+            about,
+            PacketEnd("web"),
+            PacketEnd("db"),
+            Packet("10.99.2.2", "10.99.1.2", 80, "tcp"),
         )
         is None
     )

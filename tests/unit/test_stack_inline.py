@@ -77,7 +77,7 @@ def test_inline_services_run_beside_others(world: World) -> None:
     assert is_valid(STACK)
     assert without_host.validate(path)[0].services == ("db", "migrate", "api")
     up = world.up(path)
-    assert [outcome.service for outcome in up.outcomes] == ["db", "migrate", "api"]
+    assert [outcome.service for outcome in up.services] == ["db", "migrate", "api"]
     world.assert_whole()
     rows = {name: world.store.service(name) for name in ("db", "migrate", "api")}
     assert {name: row.folder for name, row in rows.items() if row} == {
@@ -93,7 +93,7 @@ def test_inline_services_run_beside_others(world: World) -> None:
         file.unlink() if file.is_file() else file.rmdir()
     assert repair.repair_all(world.machine) == 1
     assert (copy / "run").exists()
-    assert not any(outcome.changed for outcome in world.up(path).outcomes if not outcome.job)
+    assert not any(outcome.changed for outcome in world.up(path).services if not outcome.completed)
     assert list(stack.outline(path).after.items()) == [
         ("api", ("migrate", "db")),
         ("db", ()),

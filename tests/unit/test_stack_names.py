@@ -71,10 +71,10 @@ ALLOW_API = 'networks = ["backend"]\npolicy = { allow_from = ["api:80"] }'
 def test_two_projects_of_one_form_are_side_by_side(world: World) -> None:
     shop, blog = (project(world, name, name, db=ALLOW_API) for name in ("shop", "blog"))
     done = world.up(shop)
-    assert [one.service for one in done.outcomes] == ["db", "api"]
+    assert [one.service for one in done.services] == ["db", "api"]
     done = world.up(blog)
-    assert [one.service for one in done.outcomes] == ["blog-db", "blog-api"]
-    assert done.made == ["blog-backend"]
+    assert [one.service for one in done.services] == ["blog-db", "blog-api"]
+    assert done.networks == ("blog-backend",)
     assert seen(world, "backend")["db"] == address(world, "db")
     assert seen(world, "blog-backend")["db"] == address(world, "blog-db")
     assert set(seen(world, "blog-backend")) == {"db", "api", "blog-db", "blog-api"}
@@ -82,15 +82,15 @@ def test_two_projects_of_one_form_are_side_by_side(world: World) -> None:
     assert allowed(world, "api", "db", 80) and not allowed(world, "blog-api", "db", 80)
     world.assert_whole()
     for folder in (shop, blog):  # each keeps its names, whatever comes after it
-        assert not any(one.changed for one in world.up(folder).outcomes)
+        assert not any(one.changed for one in world.up(folder).services)
     outline = stack_members.outlined(world.store, blog)
     assert set(outline.after) == {"blog-db", "blog-api"}
     down = stacks.down(world.machine, blog)
     assert {name for name, _ in down.services} == {"blog-db", "blog-api"}
     assert world.store.active_services() == ["api", "db"]
     remove(world.machine, ["api", "db"])
-    assert [one.service for one in world.up(blog).outcomes] == ["blog-db", "blog-api"]
-    assert [one.service for one in world.up(shop).outcomes] == ["db", "api"]
+    assert [one.service for one in world.up(blog).services] == ["blog-db", "blog-api"]
+    assert [one.service for one in world.up(shop).services] == ["db", "api"]
     world.assert_whole()
 
 
@@ -104,7 +104,7 @@ def test_prefix_stays_in_every_order_that_leaves_a_trace(world: World) -> None:
     file = Path(blog, "stack.toml")
     text = file.read_text()
     file.write_text(text.replace('"db"', '"one"').replace('"api"', '"two"'))
-    assert [one.service for one in world.up(blog).outcomes] == ["blog-one", "blog-two"]
+    assert [one.service for one in world.up(blog).services] == ["blog-one", "blog-two"]
     assert world.store.networks_of("blog-two") == ("blog-backend",)
     # removed, and the first to come back: its volumes are still there
     Path(paths.volume_dir("blog-db"), "data").mkdir(parents=True)
@@ -112,13 +112,13 @@ def test_prefix_stays_in_every_order_that_leaves_a_trace(world: World) -> None:
     left = ["blog-db", "blog-api"]
     remove(world.machine, ["api", "db", *left, *world.store.stack_members("blog")])
     file.write_text(text)
-    assert [one.service for one in world.up(blog).outcomes] == ["blog-db", "blog-api"]
-    assert [one.service for one in world.up(shop).outcomes] == ["db", "api"]
+    assert [one.service for one in world.up(blog).services] == ["blog-db", "blog-api"]
+    assert [one.service for one in world.up(shop).services] == ["db", "api"]
     world.assert_whole()
     # what a service of its own has is no trace of the stack
     remove(world.machine, ["api", "db", *world.store.stack_members("blog")])
     world.activate(world.package("blog-db", network=on("other")))
-    assert [one.service for one in world.up(blog).outcomes] == ["db", "api"]
+    assert [one.service for one in world.up(blog).services] == ["db", "api"]
 
 
 def test_name_beside_another_hostname_is_found_in_the_second_stack_too(world: World) -> None:
@@ -148,16 +148,16 @@ def test_name_of_another_service_of_the_stack_is_no_alias(world: World) -> None:
 def test_key_decides_and_a_stack_without_it_keeps_its_names(world: World) -> None:
     shop = project(world, "shop", "shop", "prefix = true", db="", api="")
     done = world.up(shop)
-    assert [one.service for one in done.outcomes] == ["shop-db", "shop-api"]
+    assert [one.service for one in done.services] == ["shop-db", "shop-api"]
     assert world.store.networks_of("shop-db") == ("shop-default",)
     assert seen(world, "shop-default")["db"] == address(world, "shop-db")
     project(world, "shop", "shop", db="", api="")
-    assert not any(one.changed for one in world.up(shop).outcomes)
+    assert not any(one.changed for one in world.up(shop).services)
     blog = project(world, "blog", "blog", "prefix = false")
-    assert [one.service for one in world.up(blog).outcomes] == ["db", "api"]
+    assert [one.service for one in world.up(blog).services] == ["db", "api"]
     project(world, "blog", "blog", "prefix = true")
     done = world.up(blog)
-    assert [one.service for one in done.outcomes] == ["blog-db", "blog-api"]
+    assert [one.service for one in done.services] == ["blog-db", "blog-api"]
     assert sorted(done.left) == ["api", "db"]
     world.assert_whole()
 

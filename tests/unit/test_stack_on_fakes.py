@@ -20,23 +20,23 @@ def test_stack_comes_changes_and_goes(world: World) -> None:
         world.package(name, network={"network": "backend"})
     path = world.stack("db", "api", backend="10.99.7.0/24")
     up = world.up(path)
-    assert [outcome.service for outcome in up.outcomes] == ["db", "api"]
-    assert (up.left, up.made) == ([], ["backend"])
+    assert [outcome.service for outcome in up.services] == ["db", "api"]
+    assert (up.left, up.networks) == ((), ("backend",))
     assert world.processes.done.index("start db") < world.processes.done.index("create api")
     world.assert_whole()
-    assert not any(outcome.changed for outcome in world.up(path).outcomes)
+    assert not any(outcome.changed for outcome in world.up(path).services)
     world.stack("api", "log", backend="10.99.7.0/24")
     up = world.up(path)
-    assert up.left == ["db"]
+    assert up.left == ("db",)
     assert sorted(world.store.active_services()) == ["api", "log"]
     world.assert_whole()
     world.stack("api", backend="10.99.7.0/24")
     up = world.up(path)  # what ends concerns the others only by their hosts files
-    assert (up.left, [outcome.changed for outcome in up.outcomes]) == (["log"], [False])
+    assert (up.left, [outcome.changed for outcome in up.services]) == (("log",), [False])
     world.stack("api", "log", backend="10.99.7.0/24")
     world.up(path)
     down = stacks.down(world.machine, path)
-    assert down.services == [("log", True), ("api", True)]
+    assert down.services == (("log", True), ("api", True))
     assert not world.kernel.netns
     world.assert_whole()
 
@@ -45,8 +45,8 @@ def test_stack_names_the_networks_that_only_its_manifests_name(world: World) -> 
     world.package("api", network={"networks": ["backend", "side"]})
     world.package("db")
     path = world.stack("db", "api", backend="10.99.7.0/24")
-    assert world.up(path).made == ["backend", "niso-default", "side"]
-    assert world.up(path).made == []
+    assert world.up(path).networks == ("backend", "niso-default", "side")
+    assert world.up(path).networks == ()
 
 
 def test_stack_with_one_that_dies_leaves_nothing(world: World) -> None:
@@ -85,7 +85,7 @@ def test_stack_of_another_folder_is_neither_replaced_nor_taken_down(world: World
     assert set(stack_members.outlined(world.store, second).after) == {"api", "log"}
     assert sorted(world.store.active_services()) == ["api", "db"]
     up = world.up(second, replace=True)
-    assert up.left == ["db"] and sorted(world.store.active_services()) == ["api", "log"]
+    assert up.left == ("db",) and sorted(world.store.active_services()) == ["api", "log"]
     with pytest.raises(Conflict):
         stacks.down(world.machine, first)
     stacks.down(world.machine, second)
@@ -180,7 +180,7 @@ def test_service_joins_a_stack_and_can_be_removed_alone(world: World) -> None:
     world.package("web", network={"network": "backend"})
     pid = world.pid("db")
     path = world.stack("db", "web", backend="10.99.7.0/24", kept="10.99.9.0/24")
-    assert world.up(path).made == ["backend"]
+    assert world.up(path).networks == ("backend",)
     remove(world.machine, ["web"])
     assert sorted(world.store.network_names()) == ["kept", "niso-default"]
     world.up(path)

@@ -17,6 +17,7 @@ ONLY = "; only "
 
 _KINDS = {
     "str": "string",
+    "Problem": "string",
     "int": "integer",
     "float": "number",
     "bool": "boolean",
@@ -116,7 +117,8 @@ def _is_optional(line: ast.AnnAssign) -> bool:
 def _class_of(base: ast.expr) -> str:
     """Return the result class of a field or of a tuple's items; '' if there is none."""
     text = ast.unparse(base).removeprefix("tuple[").removesuffix(", ...]")
-    return text if text.isidentifier() and text[0].isupper() and text != "Any" else ""
+    is_class = text.isidentifier() and text[0].isupper() and text not in (*_KINDS, "Any")
+    return text if is_class else ""
 
 
 def _text(line: ast.stmt | None) -> str:

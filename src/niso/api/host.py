@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     from niso.api.host_attachments import Attachments
     from niso.api.host_cluster import Clusters, Kubernetes
-    from niso.api.host_networks import Finding, Networks, Repaired, Swept
-    from niso.api.host_services import Marked, Services
+    from niso.api.host_networks import Networks, Repaired, Swept
+    from niso.api.host_services import Services
     from niso.api.host_stacks import Stacks
+    from niso.change.boot import Marked
     from niso.look.capture import Capture, Traced
     from niso.look.drops import Drops, Stats
     from niso.look.events import Events
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from niso.look.session import Progress
     from niso.look.top import Top
     from niso.look.what_if import PolicyEffect
+    from niso.plan.desired import Finding
 
 
 # --- connect, Host --------------------------------------------------------------------------------
@@ -313,7 +315,7 @@ class Host:
         whose = tuple(text(name, "service") for name in (service, *others))
         who = None if peer is None else text(peer, "peer")
         more = "" if filter is None else text(filter, "filter")
-        wanted = capture.Wanted(whose, who, more, count, lines, drops)
+        wanted = capture.CaptureRequest(whose, who, more, count, lines, drops)
         return capture.capture(self.session, wanted)
 
     @guarded
@@ -487,7 +489,7 @@ KEYS = {
 JOINED = ("mapping", "process", "judged")
 """Fields whose value is a result, which is merged into its parent."""
 
-PYTHON_ONLY = ("anywhere", "label", "idle", "is_host", "gone", "was_dropped")
+PYTHON_ONLY = ("anywhere", "label", "idle", "is_host", "gone", "was_dropped", "defect")
 """Fields that are left out of JSON."""
 
 

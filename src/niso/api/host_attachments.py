@@ -5,8 +5,7 @@ from __future__ import annotations
 from niso.base.errors import InvalidInput, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.change import attach, unit_network, warnings
-from niso.change.attach import Request, Wish, interface_name, mac
-from niso.look.host_ports import Port, rows
+from niso.change.attach import Attachment, Request, Wish, interface_name, mac
 from niso.look.session import Session, guarded, path, text, texts
 from niso.manifest.addresses_and_ports import distinct, parse_port, static_address
 from niso.manifest.policy import parse
@@ -53,21 +52,6 @@ class AttachRequest(NamedTuple):
     unit: str | None = None  # with new: a systemd unit that a drop-in puts into the namespace
 
 
-class Attachment(NamedTuple):
-    """Result of `Attachments.attach`."""
-
-    service: str
-    """the attachment's name"""
-    changed: bool
-    """false if it was already so"""
-    address: tuple[str, ...]
-    """addresses, one per network and family"""
-    ports: tuple[Port, ...]
-    """published ports, one per address family"""
-    netns: str
-    """path of niso's name for the network namespace"""
-
-
 class Changed(NamedTuple):
     """Result of `Attachments.detach`, `gc` and `apply_policies`, for one attachment."""
 
@@ -104,13 +88,7 @@ class Attachments:
         else:
             done = attach.attach(machine, wanted, self.session.report)
         warnings.attached(self.session, machine, [done])
-        return Attachment(
-            done.service,
-            done.changed,
-            done.addresses,
-            rows(done.ports, machine.store.port_families(done.service)),
-            f"/run/netns/niso-{done.service}",
-        )
+        return done
 
     @guarded
     def detach(self, *names: str, id: str | None = None) -> tuple[Changed, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from niso.api.host_services import Marked
 from niso.base import paths
 from niso.base.errors import Error, InvalidInput, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from niso.change.cluster_hosts import Status
+    from niso.change.boot import Marked
+    from niso.change.cluster_hosts import Forgotten, Status
     from niso.change.cluster_join import Joined
     from niso.cluster.config import Config
     from niso.cluster.key_values import Host
@@ -114,15 +114,6 @@ class ClusterStatus(NamedTuple):
     """hosts, sorted by name"""
     networks: tuple[str, ...]
     """strings: the networks that span hosts; without an answer those of this host"""
-
-
-class Forgotten(NamedTuple):
-    """Result of `Clusters.forget`."""
-
-    services: tuple[str, ...]
-    """the services that it had"""
-    certificates: int
-    """number of certificates that were revoked"""
 
 
 class Clusters:
@@ -224,8 +215,7 @@ class Clusters:
         Raises NotFound, Conflict if it is alive.
         """
 
-        gone = cluster_hosts.forget(self.session.machine(), text(host, "HOST"))
-        return Forgotten(tuple(gone.services), gone.certificates)
+        return cluster_hosts.forget(self.session.machine(), text(host, "HOST"))
 
     @guarded
     def add_member(self, host: str = "") -> int:
@@ -276,7 +266,7 @@ class Clusters:
         for line, step in own_etcd.alarmed(state for _, state in seen.members if state):
             self.session.caution(line, (step,))
         for finding in cluster_check.lost_address(machine, seen.own):
-            self.session.caution(finding.text())
+            self.session.caution(finding.text)
         return _status(seen)
 
     @guarded
@@ -429,6 +419,7 @@ class Kubernetes:
 
 def _marked(changed: bool) -> Marked:
 
+    from niso.change.boot import Marked
     from niso.engines import pod_agent
 
     return Marked(pod_agent.UNIT, changed, f"{UNITS}/{pod_agent.UNIT}")

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
-    from niso.api.host_services import Marked
+    from niso.change.boot import Marked
     from niso.look.host_ports import Port
     from niso.look.other_hosts import ClusterPort
-    from niso.plan import desired
+    from niso.plan.desired import Finding
     from niso.runtime.machine import Machine
 
 
@@ -469,22 +469,6 @@ def _elsewhere(store: Store, network: str) -> tuple[NetworkMember, ...]:
 # --- check, repair and sweep ----------------------------------------------------------------------
 
 
-class Finding(NamedTuple):
-    """A difference between kernel and configuration."""
-
-    problem: str
-    """missing, foreign, different, gone or dropped"""
-    what: str
-    """the object"""
-    detail: str
-    """the difference; can be empty"""
-
-    @property
-    def text(self) -> str:
-        """The finding as one line."""
-        return f"{self.problem}: {self.what}{f' ({self.detail})' if self.detail else ''}"
-
-
 class Repaired(NamedTuple):
     """Result of `Host.repair`."""
 
@@ -521,10 +505,10 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
         outside_names.warn(session, name)
     if machine.store.cluster_id():
         findings += _hosts(session, machine, name)
-    return tuple(Finding(item.problem, item.what, item.detail) for item in findings)
+    return tuple(findings)
 
 
-def _hosts(session: Session, machine: Machine, name: str | None) -> list[desired.Finding]:
+def _hosts(session: Session, machine: Machine, name: str | None) -> list[Finding]:
     """Return the differences between this host and the others of its cluster."""
 
     from niso.change import cluster_check
@@ -543,12 +527,11 @@ def _hosts(session: Session, machine: Machine, name: str | None) -> list[desired
 def guard_firewalls(session: Session, on: bool) -> tuple[Marked, ...]:
     """Write or remove the drop-ins of firewalls: `Host.guard_firewalls`."""
 
-    from niso.api import host_services
     from niso.change import boot
 
     machine = session.machine_for_change(create=on)
     change = boot.enable_firewall if on else boot.disable_firewall
-    return tuple(host_services.Marked(*done) for done in change(machine, session.report))
+    return tuple(change(machine, session.report))
 
 
 def repair(session: Session, dry_run: bool, kernel: bool) -> Repaired:

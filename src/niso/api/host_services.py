@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from niso.base.errors import Error, InvalidInput, NotFound, UsageError
+from niso.base.errors import InvalidInput, NotFound, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import Caution, Finished
 from niso.look.host_ports import Port, rows
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
-    from niso.change import activate, boot
+    from niso.change.activate import Outcome
+    from niso.change.boot import Marked, Restored
+    from niso.change.deactivate import Done
     from niso.change.start import After
     from niso.look.other_hosts import ClusterLine
     from niso.look.services import Service, ServiceLine
@@ -107,7 +109,7 @@ class Services:
         self.session.report(Finished())
         if not dry_run:
             warnings.activated(self.session, machine, outcomes)
-        return described(store, outcomes)
+        return tuple(outcomes)
 
     @guarded
     def deactivate(self, *names: str, dry_run: bool = False) -> tuple[Done, ...]:
@@ -122,7 +124,7 @@ class Services:
         machine = self.session.machine_for_change()
         store = machine.store
         outcomes = boot.deactivate(self.session, machine, _resolved(store, wanted), dry_run)
-        return tuple(Done(*outcome) for outcome in outcomes)
+        return tuple(outcomes)
 
     @guarded
     def deactivate_all(self, *, dry_run: bool = False) -> tuple[Done, ...]:
@@ -136,7 +138,7 @@ class Services:
             journal.recover(machine, self.session.report)  # recovery can restore services
         own = [row.name for row in store.services() if row.active and row.has_process]
         outcomes = boot.deactivate(self.session, machine, own, dry_run)
-        return tuple(Done(*outcome) for outcome in outcomes)
+        return tuple(outcomes)
 
     @guarded
     def restart(self, *names: str) -> tuple[Done, ...]:
@@ -150,6 +152,7 @@ class Services:
         """Restart services, each after its dependencies in ``after``; see `restart`."""
 
         from niso.change import activate, boot, warnings
+        from niso.change.deactivate import Done
 
         machine = self.session.machine_for_change()
         store = machine.store
@@ -170,6 +173,7 @@ class Services:
         """
 
         from niso.change import boot, deactivate
+        from niso.change.deactivate import Done
 
         machine = self.session.machine_for_change()
         store = machine.store
@@ -191,7 +195,7 @@ class Services:
         machine = self.session.machine_for_change()
         store = machine.store
         marked = boot.enable(machine, _resolved(store, texts(names, "names")), self.session.report)
-        return _marked(marked)
+        return tuple(marked)
 
     @guarded
     def disable(self, *names: str) -> tuple[Marked, ...]:
@@ -202,7 +206,7 @@ class Services:
         machine = self.session.machine_for_change()
         store = machine.store
         marked = boot.disable(machine, _resolved(store, texts(names, "names")), self.session.report)
-        return _marked(marked)
+        return tuple(marked)
 
     @guarded
     def restore(self, *, timeout: float = 60.0) -> Restored:
@@ -219,7 +223,7 @@ class Services:
         done = boot.restore(machine, timeout_s, self.session.report)
         self.session.report(Finished())
         warnings.activated(self.session, machine, done.outcomes)
-        return Restored(described(store, done.outcomes), tuple(done.errors))
+        return done
 
     # --- inspect ---------------------------------------------------------------------------------
 
@@ -419,20 +423,6 @@ class Services:
         return wanted
 
 
-def described(store: Store, outcomes: Iterable[activate.Outcome]) -> tuple[Outcome, ...]:
-    """Convert the outcomes of an activation to results of the API."""
-    return tuple(
-        Outcome(
-            outcome.service,
-            outcome.changed,
-            outcome.addresses,
-            rows(outcome.ports, store.port_families(outcome.service)),
-            outcome.job,
-        )
-        for outcome in outcomes
-    )
-
-
 def with_healthcheck(store: Store, names: Iterable[str]) -> list[str]:
     """Return the services that have a health check."""
     checked = set(store.checked_services())
@@ -481,60 +471,7 @@ def _known(store: Store, name: str, with_volumes: bool) -> str:
         raise
 
 
-def _marked(marked: Iterable[boot.Marked]) -> tuple[Marked, ...]:
-
-    return tuple(Marked(mark.service, mark.changed, mark.unit) for mark in marked)
-
-
-# --- results of changes ---------------------------------------------------------------------------
-
-
-class Outcome(NamedTuple):
-    """Result of an activation for one service."""
-
-    service: str
-    """the service's name"""
-    changed: bool
-    """false if it was already active and nothing changed"""
-    address: tuple[str, ...]
-    """addresses, one per network and family; can be empty"""
-    ports: tuple[Port, ...]
-    """published ports, one per address family"""
-    completed: bool
-    """true for a job, which has run and exited with status 0"""
-
-
-class Done(NamedTuple):
-    """Result of a command for one service."""
-
-    service: str
-    """the service's name"""
-    changed: bool
-    """false if nothing changed"""
-
-
-class Restored(NamedTuple):
-    """Result of `Services.restore`; services start even if others fail."""
-
-    outcomes: tuple[Outcome, ...]
-    errors: tuple[Error, ...]
-
-
 # --- results of less common commands --------------------------------------------------------------
-
-
-class Marked(NamedTuple):
-    """Result of `Services.enable` and `disable` for one service, and of `Host.guard_firewalls`.
-
-    Also of `Kubernetes.enable` and `disable`.
-    """
-
-    service: str
-    """the service's name; with --firewall, the unit of a firewall"""
-    changed: bool
-    """false if nothing changed"""
-    unit: str | None
-    """path of the systemd unit; with --firewall, of the drop-in"""
 
 
 class Taken(NamedTuple):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from niso.api.host_services import Done, Outcome, Services, described
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.api.host_services import Services
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Finished
 from niso.change import stacks, warnings
 from niso.look import stack_members
@@ -25,28 +25,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
+    from niso.change.deactivate import Done
+    from niso.change.stacks import StackDown, StackUp
     from niso.look.services import ServiceLine
-
-
-class StackUp(NamedTuple):
-    """Result of `Stacks.up`; ``idle`` are networks of the file that no service uses."""
-
-    stack: str
-    """name of the stack"""
-    services: tuple[Outcome, ...]
-    """same as activate"""
-    left: tuple[str, ...]
-    """strings: services that were removed from the file and deactivated"""
-    networks: tuple[str, ...]
-    """strings: networks that were created"""
-    idle: tuple[str, ...]
-
-
-class StackDown(NamedTuple):
-    """Result of `Stacks.down`, with the services in the order in which they stopped."""
-
-    stack: str
-    services: tuple[Done, ...]
 
 
 class Stacks:
@@ -82,14 +63,8 @@ class Stacks:
         done = stacks.up(machine, loaded, timeout_s, self.session.report, dry_run, replace)
         self.session.report(Finished())
         if not dry_run:
-            warnings.activated(self.session, machine, done.outcomes)
-        return StackUp(
-            loaded.name,
-            described(machine.store, done.outcomes),
-            tuple(done.left),
-            tuple(done.made),
-            tuple(done.idle),
-        )
+            warnings.activated(self.session, machine, done.services)
+        return done
 
     @guarded
     def down(
@@ -102,8 +77,7 @@ class Stacks:
 
         machine = self.session.machine_for_change()
         where = path(stack, "stack")
-        done = stacks.down(machine, where, self.session.report, dry_run, volumes)
-        return StackDown(done.stack, tuple(Done(*service) for service in done.services))
+        return stacks.down(machine, where, self.session.report, dry_run, volumes)
 
     @guarded
     def status(self, stack: str | os.PathLike[str]) -> tuple[ServiceLine, ...]:

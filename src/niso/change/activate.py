@@ -27,8 +27,8 @@ from niso.change.start import After
 from niso.change.targets import Target, apart, replaced, still_so
 from niso.change.undo import undo_all
 from niso.kernel import host_facts
+from niso.look.host_ports import Port, rows
 from niso.plan.dns_answers import Outside
-from niso.plan.records import Port
 from niso.plan.verdict import World
 from niso.reconcile.change import change, desired_now, plan
 from niso.reconcile.live_world import read_world
@@ -50,11 +50,18 @@ _TRIES = 10
 
 
 class Outcome(NamedTuple):
+    """Result of an activation for one service."""
+
     service: str
+    """the service's name"""
     changed: bool
-    addresses: tuple[str, ...]
+    """false if it was already active and nothing changed"""
+    address: tuple[str, ...]
+    """addresses, one per network and family; can be empty"""
     ports: tuple[Port, ...]
-    job: bool = False
+    """published ports, one per address family"""
+    completed: bool
+    """true for a job, which has run and exited with status 0"""
 
 
 def activate(
@@ -416,9 +423,9 @@ def _drop_left(store: Store, changes: list[Change], stack: Membership | None) ->
 
 def _outcome(store: Store, change: Change, changed: bool) -> Outcome:
     addresses = tuple(address for _, address in store.addresses(change.name))
-    ports = tuple(port for _, port in store.ports(change.name))
-    job = change.target.spec.kind == "job"
-    return Outcome(change.name, changed, addresses, ports, job)
+    ports = rows((port for _, port in store.ports(change.name)), store.port_families(change.name))
+    is_job = change.target.spec.kind == "job"
+    return Outcome(change.name, changed, addresses, ports, is_job)
 
 
 # --- restart --------------------------------------------------------------------------------------

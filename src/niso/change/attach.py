@@ -27,8 +27,10 @@ from niso.change.admit import LinkNames, record, release
 from niso.change.scope import leaving, scope_of
 from niso.change.targets import Target
 from niso.kernel.netns import ForeignNetns
+from niso.look.host_ports import Port, rows
 from niso.manifest.policy import Subject, about
-from niso.plan.records import Entry, Peer, Policy, Port
+from niso.plan import records
+from niso.plan.records import Entry, Peer, Policy
 from niso.plan.specs import Published, ServiceSpec
 from niso.reconcile.change import change
 from niso.runtime.machine import Machine
@@ -57,13 +59,19 @@ _TRIES = 20
 """Attempts to attach again while another process, such as an agent, does the same."""
 
 
-class Done(NamedTuple):
-    """The result of an attachment."""
+class Attachment(NamedTuple):
+    """Result of `Attachments.attach`."""
 
     service: str
+    """the attachment's name"""
     changed: bool
-    addresses: tuple[str, ...]
+    """false if it was already so"""
+    address: tuple[str, ...]
+    """addresses, one per network and family"""
     ports: tuple[Port, ...]
+    """published ports, one per address family"""
+    netns: str
+    """path of niso's name for the network namespace"""
 
 
 # --- attach ---------------------------------------------------------------------------------------
@@ -74,7 +82,7 @@ def attach(
     request: Request,
     report: Report = silent,
     instead_of: Attached | None = None,
-) -> Done:
+) -> Attachment:
     """Attach a namespace to the networks of ``request``, and to no others.
 
     The administrator's policies must allow a packet too (`niso.manifest.policy`). For an
@@ -154,7 +162,7 @@ def _tell(machine: Machine, name: str, report: Report) -> None:
 
 def _apply(
     machine: Machine, target: Target, held: cluster_claims.Held | None, report: Report
-) -> Done:
+) -> Attachment:
     """Record an attachment and update the kernel; the caller undoes it after an error."""
     store, kernel, name = machine.store, machine.kernel, target.name
     alone = frozenset([name])
@@ -183,11 +191,12 @@ def _apply(
         held.publish(report)
         with Lock():
             _end(machine, name, left, report)
-    return Done(
+    return Attachment(
         name,
         bool(made.steps) or not as_before,
         tuple(address for _, address in store.addresses(name)),
-        tuple(port for _, port in store.ports(name)),
+        rows((port for _, port in store.ports(name)), store.port_families(name)),
+        f"/run/netns/niso-{name}",
     )
 
 
@@ -292,7 +301,7 @@ def current(store: Store, name: str) -> Request | None:
     )
 
 
-def apply_policies(machine: Machine, report: Report = silent) -> list[Done]:
+def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment]:
     """Attach all live attachments again, to apply the administrator's present policies.
 
     Raises an ErrorGroup of all failures, after trying the others; the policy of a failed one does
@@ -415,7 +424,7 @@ class Request(NamedTuple):
     name: str
     netns: str  # the path of the namespace; "": niso creates one
     wishes: tuple[Wish, ...]
-    ports: tuple[Port, ...] = ()
+    ports: tuple[records.Port, ...] = ()
     aliases: tuple[str, ...] = ()
     policy: Policy = Policy()
     owner: str = CLI

@@ -21,6 +21,7 @@ from niso.base.report import Caution, Report, silent
 from niso.change import activate, journal, outside_names_refresh, start
 from niso.change import deactivate as change_deactivate
 from niso.change.activate import Outcome
+from niso.change.deactivate import Done
 from niso.change.targets import find_targets
 from niso.reconcile.change import repair
 from niso.runtime.machine import Machine
@@ -69,12 +70,17 @@ _SPARE_S = 90
 
 
 class Marked(NamedTuple):
-    """The result of `enable` or `disable` for one service."""
+    """Result of `Services.enable` and `disable` for one service, and of `Host.guard_firewalls`.
+
+    Also of `Kubernetes.enable` and `disable`.
+    """
 
     service: str
+    """the service's name; with --firewall, the unit of a firewall"""
     changed: bool
+    """false if nothing changed"""
     unit: str | None
-    """Path of its unit file; None if systemd is not the init."""
+    """path of the systemd unit; with --firewall, of the drop-in"""
 
 
 # --- the text of a service's unit -----------------------------------------------------------------
@@ -303,10 +309,10 @@ def _start_units(units: Units, rows: Iterable[ServiceRow]) -> None:
 
 
 class Restored(NamedTuple):
-    """The outcomes and errors of `restore`."""
+    """Result of `Services.restore`; services start even if others fail."""
 
-    outcomes: list[Outcome]
-    errors: list[Error]
+    outcomes: tuple[Outcome, ...]
+    errors: tuple[Error, ...]
 
 
 def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Restored:
@@ -332,7 +338,7 @@ def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Rest
         [row.name for row in enabled if row.provider is not None],
     ):
         outcomes += _activate(machine, together, timeout_s, report, errors)
-    return Restored(sorted(outcomes), errors)
+    return Restored(tuple(sorted(outcomes)), tuple(errors))
 
 
 def _activate(
@@ -368,15 +374,6 @@ _UNITS = ("nftables.service", "firewalld.service")
 _MARK = "# written by niso enable --firewall, removed by niso disable --firewall; state folder "
 
 
-class Guarded(NamedTuple):
-    """The result for one firewall's unit."""
-
-    unit: str
-    changed: bool
-    path: str
-    """Path of niso's drop-in."""
-
-
 def _text(state_id: str) -> str:
     """Return the drop-in (systemd.service(5)).
 
@@ -397,7 +394,7 @@ def _text(state_id: str) -> str:
     )
 
 
-def enable_firewall(machine: Machine, report: Report = silent) -> list[Guarded]:
+def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
     """Write the drop-ins, including those for firewalls that are not installed yet.
 
     Raises Error without systemd, Conflict if a file was not written for this state folder.
@@ -417,17 +414,17 @@ def enable_firewall(machine: Machine, report: Report = silent) -> list[Guarded]:
                 f"{drop_in(unit)} already exists and was not made for this state folder",
                 "move it away",
             )
-    done = [Guarded(unit, texts[unit] != text, drop_in(unit)) for unit in _UNITS]
+    done = [Marked(unit, texts[unit] != text, drop_in(unit)) for unit in _UNITS]
     for guarded in done:
         if guarded.changed:
-            report(ChangingUnit("write", guarded.path))
-            units.write(guarded.path, text)
+            report(ChangingUnit("write", drop_in(guarded.service)))
+            units.write(drop_in(guarded.service), text)
     if any(guarded.changed for guarded in done):
         units.reload()
     return done
 
 
-def disable_firewall(machine: Machine, report: Report = silent) -> list[Guarded]:
+def disable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
     """Remove the drop-ins; no-op for missing ones, and those of other state folders."""
     units, state_id = machine.processes.units, machine.store.state_id()
     done = []
@@ -436,7 +433,7 @@ def disable_firewall(machine: Machine, report: Report = silent) -> list[Guarded]
         if is_ours:
             report(ChangingUnit("remove", drop_in(unit)))
             units.delete(drop_in(unit))
-        done.append(Guarded(unit, is_ours, drop_in(unit)))
+        done.append(Marked(unit, is_ours, drop_in(unit)))
     if any(guarded.changed for guarded in done) and units.booted():
         units.reload()
     return done
@@ -471,10 +468,8 @@ def has_ended_by_itself(names: list[str]) -> bool:
     return has_ended() and any(path(name) is not None for name in names)
 
 
-def deactivate(
-    session: Session, machine: Machine, names: list[str], dry_run: bool
-) -> list[tuple[str, bool]]:
-    """Stop services; return pairs (service, whether it was active).
+def deactivate(session: Session, machine: Machine, names: list[str], dry_run: bool) -> list[Done]:
+    """Stop services; the result says whether each was active.
 
     The forwards of services stopped by systemd are kept for their next start.
     """

@@ -129,10 +129,12 @@ def _members(own: Config, engine: Etcd | None) -> list[own_etcd.EtcdMember]:
 
 
 class Forgotten(NamedTuple):
-    """What was removed with a lost host."""
+    """Result of `Clusters.forget`."""
 
-    services: list[str]
+    services: tuple[str, ...]
+    """the services that it had"""
     certificates: int
+    """number of certificates that were revoked"""
 
 
 def forget(machine: Machine, host: str) -> Forgotten:
@@ -158,7 +160,7 @@ def forget(machine: Machine, host: str) -> Forgotten:
             own_etcd.remove(engine, member)
         if own.member is not None:
             own_etcd.refuse(membership.refused())
-    return Forgotten(left, count)
+    return Forgotten(tuple(left), count)
 
 
 def add_member(machine: Machine, host: str, report: Report) -> int:

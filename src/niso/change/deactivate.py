@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from niso.base.errors import Conflict
 from niso.base.locks import Lock
+from niso.base.named_tuples import NamedTuple
 from niso.base.report import Report, silent
 from niso.change import stop
 from niso.change.journal import begin, locked, recover
 from niso.runtime import volumes
 from niso.runtime.machine import Machine
+
+
+class Done(NamedTuple):
+    """Result of a command for one service."""
+
+    service: str
+    """the service's name"""
+    changed: bool
+    """false if nothing changed"""
 
 
 def deactivate(
@@ -18,8 +28,8 @@ def deactivate(
     dry_run: bool = False,
     keep_forwards: bool = False,
     needs: stop.Needs | None = None,
-) -> list[tuple[str, bool]]:
-    """Stop services and remove their networks; leases stay. Returns (service, was active) pairs.
+) -> list[Done]:
+    """Stop services and remove their networks; leases stay.
 
     With ``keep_forwards``, their forwards return with the next activation. Processes end in
     parallel, except that dependencies (``needs``) end after their dependents. Raises Error, and
@@ -47,7 +57,7 @@ def deactivate(
                     store.end_publishing(name)
         _tell(machine, services, report)
         stop.raise_all(errors)
-    return [(name, name in active) for name in services]
+    return [Done(name, name in active) for name in services]
 
 
 def remove(

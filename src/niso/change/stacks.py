@@ -15,6 +15,7 @@ from niso.base.report import Caution, RemovingVolumes, Report, silent
 from niso.change import activate, admit, deactivate, journal, start, static_check, targets
 from niso.change.activate import Outcome
 from niso.change.admit import Membership
+from niso.change.deactivate import Done
 from niso.change.targets import Target
 from niso.look import stack_members
 from niso.look.stack_members import _refuse_elsewhere, _request, members, named, own
@@ -30,18 +31,25 @@ if TYPE_CHECKING:
     from niso.change import span_networks
 
 
-class Up(NamedTuple):
-    outcomes: list[Outcome]  # in dependency order
-    left: list[str]  # services that are no longer in the file
-    made: list[str]  # networks that were created
-    idle: list[str]  # networks of the file that none of its services uses
+class StackUp(NamedTuple):
+    """Result of `Stacks.up`; ``idle`` are networks of the file that no service uses."""
 
-
-class Down(NamedTuple):
     stack: str
-    services: list[
-        tuple[str, bool]
-    ]  # in the order in which they ended, and whether they were active
+    """name of the stack"""
+    services: tuple[Outcome, ...]
+    """same as activate"""
+    left: tuple[str, ...]
+    """strings: services that were removed from the file and deactivated"""
+    networks: tuple[str, ...]
+    """strings: networks that were created"""
+    idle: tuple[str, ...]
+
+
+class StackDown(NamedTuple):
+    """Result of `Stacks.down`, with the services in the order in which they stopped."""
+
+    stack: str
+    services: tuple[Done, ...]
 
 
 def up(
@@ -51,7 +59,7 @@ def up(
     report: Report = silent,
     dry_run: bool = False,
     replace: bool = False,
-) -> Up:
+) -> StackUp:
     """Apply the stack's file completely, or change nothing.
 
     ``replace`` takes over services and a stack of these names from other folders. Raises the errors
@@ -80,7 +88,8 @@ def up(
     except Error as error:
         raise as_stack_error(stack, error) from error
     left = list(joins.leaving)
-    return Up(outcomes, left, made, [name for name in stack.networks if name not in on])
+    idle = tuple(name for name in stack.networks if name not in on)
+    return StackUp(stack.name, tuple(outcomes), tuple(left), tuple(made), idle)
 
 
 def refuse(plain: Stack) -> None:
@@ -172,7 +181,7 @@ def down(
     report: Report = silent,
     dry_run: bool = False,
     with_volumes: bool = False,
-) -> Down:
+) -> StackDown:
     """Deactivate all services of a stack, dependents first; their leases and networks stay.
 
     ``with_volumes`` also deletes their named volumes. Only the stack's name in the file must be
@@ -192,7 +201,8 @@ def down(
                 report(RemovingVolumes(name, tuple(kept)))
     elif with_volumes:
         deactivate.remove_volumes(machine, names, report)
-    return Down(outline.name, ended if not dry_run else [(name, True) for name in names])
+    ended = [Done(name, True) for name in names] if dry_run else ended
+    return StackDown(outline.name, tuple(ended))
 
 
 def active_members(store: Store, stack: Stack) -> tuple[list[str], start.After]:

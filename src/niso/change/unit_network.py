@@ -15,7 +15,7 @@ from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Caution, Report, silent
 from niso.change import attach as change_attach
-from niso.change.attach import Done, Request, current
+from niso.change.attach import Attachment, Request, current
 from niso.runtime.machine import Machine
 from niso.runtime.units import AFTER, UNITS, ChangingUnit, command, drop_in, environment, quoted
 
@@ -97,7 +97,7 @@ def _drop_in_text(attachment: str, state_id: str) -> str:
 
 def attach(
     machine: Machine, request: Request, unit: str, words: Sequence[str], report: Report = silent
-) -> Done:
+) -> Attachment:
     """Attach a new namespace, and put a unit into it from the unit's next start on.
 
     ``words`` are niso's arguments for the same attachment without a unit. Raises Error without

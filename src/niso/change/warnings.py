@@ -27,14 +27,14 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from niso.change.attach import Done
+    from niso.change.attach import Attachment
     from niso.look.what_if import PolicyEffect
 
 
 # --- warnings after a change ----------------------------------------------------------------------
 
 
-def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> None:
+def activated(session: Session, machine: Machine, outcomes: Sequence[Outcome]) -> None:
     """Warn about likely problems of activated services, and hand them over to systemd."""
     store = machine.store
     changed = [outcome.service for outcome in outcomes if outcome.changed]
@@ -48,7 +48,7 @@ def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> No
     hand_over_started(session, machine, [outcome.service for outcome in outcomes])
 
 
-def attached(session: Session, machine: Machine, outcomes: list[Done]) -> None:
+def attached(session: Session, machine: Machine, outcomes: Sequence[Attachment]) -> None:
     """Warn about likely problems of attachments: those of services that concern the network."""
     names = [done.service for done in outcomes]
     _warn_of_taken(session, machine.store, names)

@@ -57,7 +57,7 @@ def run(_: str, args: Args) -> int:
     _require_libraries()
     opener = None
     try:
-        with _listening(path, port) as listener, _Server(listener) as server:
+        with _listening(path, port) as listener, _PageServer(listener) as server:
             if path is None:
                 port = listener.getsockname()[1]
             address = f"http://{LOCAL}:{port}/#token={server.token}"
@@ -94,7 +94,7 @@ def _say(path: str | None, port: int) -> None:
     output.note(f"  from another machine: ssh -L {port}:{there} {user}{os.uname().nodename}")
 
 
-def _serve(look: Iterator[bytes], server: _Server, end: float | None) -> None:
+def _serve(look: Iterator[bytes], server: _PageServer, end: float | None) -> None:
     """Measure repeatedly until the time is over. Raises Error if the server has exited."""
     began = time.monotonic()
     while True:
@@ -125,7 +125,7 @@ def _line(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
-class _Server:
+class _PageServer:
     """The serving process. A context manager, which ends it.
 
     It is forked before this process opens the store, so it has nothing of the store in its memory.
@@ -144,7 +144,7 @@ class _Server:
             os.close(status)
         self._over = False
 
-    def __enter__(self) -> _Server:
+    def __enter__(self) -> _PageServer:
         """Wait until the server is ready. Raises Error."""
         try:
             said = os.read(self._status, len(_READY))

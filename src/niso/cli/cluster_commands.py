@@ -257,7 +257,7 @@ def _member(member: ClusterMember) -> str:
 
 if TYPE_CHECKING:
 
-    class Agent(Protocol):
+    class RunningAgent(Protocol):
         """The interface of an agent: ``run`` returns after ``stop``."""
 
         @property
@@ -267,7 +267,7 @@ if TYPE_CHECKING:
         def stop(self) -> Callable[[], None]: ...
 
 
-def follow(start: Callable[[Callable[[str], None]], Agent]) -> int:
+def follow(start: Callable[[Callable[[str], None]], RunningAgent]) -> int:
     """Run an agent with its log on stdout; return the exit status.
 
     ``start`` gets a function that logs a line, and returns the agent.

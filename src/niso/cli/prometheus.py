@@ -146,7 +146,7 @@ class _Scrape(BaseHTTPRequestHandler):
         """Log nothing: the collector sends a request every few seconds."""
 
 
-class _Server(socketserver.ForkingMixIn, socketserver.TCPServer):
+class _MetricsServer(socketserver.ForkingMixIn, socketserver.TCPServer):
     allow_reuse_address = True
     block_on_close = False  # children exit by themselves
     max_children = _AT_ONCE
@@ -166,7 +166,7 @@ def _listen(where: str, flows: int) -> int:
     with connect() as host:
         host.metrics(flows=flows)  # reports mistakes before the first request
     try:
-        server = _Server(address, port)
+        server = _MetricsServer(address, port)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         hint = "niso metrics --listen [ADDR:]PORT"

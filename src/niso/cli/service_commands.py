@@ -18,7 +18,8 @@ from niso.look.session import duration
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from niso.api.host_services import Done, Outcome
+    from niso.change.activate import Outcome
+    from niso.change.deactivate import Done
     from niso.look.services import ServiceLine
 
 

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from niso.look.capture import Capture, Traced
     from niso.look.drops import Drop, Drops
     from niso.look.events import Events, Happened
-    from niso.look.explain import Explanation, Judged, Proof
+    from niso.look.explain import Explanation, Judged
     from niso.look.flows import Flow, Flows
     from niso.look.learn import LearnedEntry, LearnedPolicy, PolicyChange
+    from niso.look.prove import Proof
     from niso.look.top import FlowLoad, Load, ServiceLoad, ServiceSocket, Top
 
 

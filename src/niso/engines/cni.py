@@ -554,7 +554,7 @@ def _check(call: Call) -> None:
     for attached in store.attachments.all(OWNER, call.container):
         links = store.attachments.links(attached.service)
         if any(x.network == call.network and x.interface == call.interface for x in links):
-            findings = [finding.text() for finding in check.check(machine, attached.service)]
+            findings = [finding.text for finding in check.check(machine, attached.service)]
             own = {address for _, address in store.addresses(attached.service)}
             lost = addresses(call) - own
             findings += [f"missing: address {address}" for address in sorted(lost)]

@@ -75,7 +75,7 @@ def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
     return " and ".join(parts)
 
 
-class _Source:
+class _Tap:
     """A running tcpdump of a capture."""
 
     def __init__(self, name: str, tcpdump: Tcpdump, converter: Converter) -> None:
@@ -92,10 +92,10 @@ class Capture:
 
     def __init__(self, namespaces: Mapping[str, str], form: Format) -> None:
         self._form = form
-        self._file = File(form.names, self._reason, form.most)
+        self._file = CaptureFile(form.names, self._reason, form.most)
         self._left = form.most
         self._epoll = select.epoll()
-        self._sources: list[_Source] = []
+        self._sources: list[_Tap] = []
         self._wide = 0
         try:
             for name, namespace in namespaces.items():
@@ -156,7 +156,7 @@ class Capture:
         argv = [*words, *(["-l"] if form.text else ["-U", "-w", "-"])]
         argv += [] if form.most is None else ["-c", str(form.most)]
         tcpdump = Tcpdump(argv, form.filter, form.names, namespace, stdin)
-        self._sources.append(_Source(name, tcpdump, Converter(self._file, name)))
+        self._sources.append(_Tap(name, tcpdump, Converter(self._file, name)))
         for fd in (tcpdump.out, tcpdump.err):
             self._epoll.register(fd, select.EPOLLIN)
 
@@ -180,7 +180,7 @@ class Capture:
                 return shown
         return b""
 
-    def _lines(self, source: _Source, data: bytes) -> bytes:
+    def _lines(self, source: _Tap, data: bytes) -> bytes:
         """Return the complete lines, up to the requested number of packets."""
         *lines, source.incomplete = (source.incomplete + data).split(b"\n")
         shown = []
@@ -433,7 +433,7 @@ _RAW = 101  # LINKTYPE_RAW: begins with an IP header
 _MOST = 262_144  # snapshot length: bytes of a packet
 
 
-class File:
+class CaptureFile:
     """A pcapng file that merges several captures, as it grows.
 
     ``names`` maps addresses to names. ``comment`` returns the comment for a packet with a given
@@ -482,7 +482,7 @@ class File:
 class Converter:
     """Convert a pcap stream into blocks of a pcapng file."""
 
-    def __init__(self, file: File, name: str) -> None:
+    def __init__(self, file: CaptureFile, name: str) -> None:
         self._file, self._name = file, name
         self._rest = b""
         self._interface: int | None = None
@@ -588,7 +588,7 @@ class Traced(NamedTuple):
     """the chains that decided something, in order"""
 
 
-class Wanted(NamedTuple):
+class CaptureRequest(NamedTuple):
     """The arguments of `Host.capture`."""
 
     services: tuple[str, ...]
@@ -599,7 +599,7 @@ class Wanted(NamedTuple):
     drops: bool
 
 
-def capture(session: Session, wanted: Wanted) -> Capture:
+def capture(session: Session, wanted: CaptureRequest) -> Capture:
     """Start a capture: `Host.capture`."""
 
     if wanted.most is not None and wanted.most < 1:
@@ -697,7 +697,7 @@ def trace(
         proto,
         passed(path),
         bool(others(path)),
-        tuple(Stage(*stage) for stage in path),
+        tuple(path),
     )
 
 
@@ -708,16 +708,7 @@ _COMMENT = re.compile(r'comment "([^"]*)"')
 _LEADS = ("jump ", "goto ")
 
 
-class PacketStage(NamedTuple):
-    """A chain on the packet's path. ``verdict`` is pass, drop or "→ CHAIN"."""
-
-    table: str
-    chain: str
-    verdict: str
-    words: str
-
-
-def stages(steps: list[Step], verdict: Verdict | None) -> list[PacketStage]:
+def stages(steps: list[Step], verdict: Verdict | None) -> list[Stage]:
     """Return the chains that decided something about the packet. Pure.
 
     ``verdict`` is the policy engine's, which has the manifest entry if a policy drops the packet.
@@ -728,16 +719,16 @@ def stages(steps: list[Step], verdict: Verdict | None) -> list[PacketStage]:
             continue
         if step.kind == "rule" and step.verdict == "continue":
             continue
-        result.append(PacketStage(step.table, step.chain, _word(step), _words(step, verdict)))
+        result.append(Stage(step.table, step.chain, _word(step), _words(step, verdict)))
     return result
 
 
-def passed(path: list[PacketStage]) -> bool:
+def passed(path: list[Stage]) -> bool:
     """Return whether no chain dropped the packet."""
     return all(stage.verdict != "drop" for stage in path)
 
 
-def others(path: list[PacketStage]) -> list[PacketStage]:
+def others(path: list[Stage]) -> list[Stage]:
     """Return the stages in chains of other programs."""
     return [stage for stage in path if stage.table not in (INET, BRIDGE)]
 

@@ -34,20 +34,36 @@ if TYPE_CHECKING:
 # --- stream of dropped packets --------------------------------------------------------------------
 
 
-class DroppedPacket(NamedTuple):
-    """A packet that a policy with ``log = true`` has dropped. Unknown names are ""."""
+class DropTarget(NamedTuple):
+    """The destination of a dropped packet."""
 
-    time: float  # seconds since 1970
-    service: str
-    direction: str  # in or out
-    key: str  # key of the manifest that decides; "" if the policy has changed since
-    source: str
-    source_name: str
-    destination: str
-    destination_name: str
+    service: str | None
+    """name of the service; null if the address is not a service's"""
+    address: str
+    """an IPv4 or IPv6 address"""
     port: int | None
+    """null for icmp"""
+
+
+class Drop(NamedTuple):
+    """A packet dropped by a policy with ``log = true``."""
+
+    time: str
+    """time, to the millisecond"""
+    service: str
+    """service whose policy dropped it"""
+    direction: str
+    """in or out: its ingress or its egress policy"""
+    key: str
+    """the key of the manifest"""
+    source: Source
+    """the sender"""
+    destination: DropTarget
+    """the receiver"""
     proto: str
-    link: str
+    """tcp, udp, sctp or icmp"""
+    interface: str
+    """the link on which it arrived"""
 
 
 class Log:
@@ -71,15 +87,15 @@ class Log:
     def fileno(self) -> int:
         return self._source.fileno()
 
-    def read(self) -> list[DroppedPacket] | None:
+    def read(self) -> tuple[Drop, ...] | None:
         """Wait for packets and return their drops.
 
         Returns None if the kernel's buffer overflowed and drops were lost.
         """
         packets = self._source.read()
-        return None if packets is None else list(self._drops(packets))
+        return None if packets is None else tuple(self._drops(packets))
 
-    def _drops(self, packets: list[Logged]) -> Iterator[DroppedPacket]:
+    def _drops(self, packets: list[Logged]) -> Iterator[Drop]:
         """Yield the drops of the service that the log is for."""
         for packet in packets:
             direction = packet.prefix.removeprefix("niso ")
@@ -95,14 +111,13 @@ class Log:
                     self._world(), packet.source, packet.destination, packet.port, packet.proto
                 )
                 key = (egress if direction == "out" else ingress).key
-                ends = (packet.source, source, packet.destination, destination)
-                yield DroppedPacket(
-                    packet.time,
+                yield Drop(
+                    exact_time_text(packet.time),
                     service,
                     direction,
                     key,
-                    *ends,
-                    packet.port,
+                    Source(source or None, packet.source),
+                    DropTarget(destination or None, packet.destination, packet.port),
                     packet.proto,
                     packet.link,
                 )
@@ -193,38 +208,6 @@ def _packet(headers: bytes) -> tuple[str, str, int | None, str]:
 # --- drops of services ----------------------------------------------------------------------------
 
 
-class DropTarget(NamedTuple):
-    """The destination of a dropped packet."""
-
-    service: str | None
-    """name of the service; null if the address is not a service's"""
-    address: str
-    """an IPv4 or IPv6 address"""
-    port: int | None
-    """null for icmp"""
-
-
-class Drop(NamedTuple):
-    """A packet dropped by a policy with ``log = true``."""
-
-    time: str
-    """time, to the millisecond"""
-    service: str
-    """service whose policy dropped it"""
-    direction: str
-    """in or out: its ingress or its egress policy"""
-    key: str
-    """the key of the manifest"""
-    source: Source
-    """the sender"""
-    destination: DropTarget
-    """the receiver"""
-    proto: str
-    """tcp, udp, sctp or icmp"""
-    interface: str
-    """the link on which it arrived"""
-
-
 class Drops:
     """Iterate over `Drop` without end; has a ``fileno`` for poll(2). Close it using ``with``."""
 
@@ -256,7 +239,7 @@ class Drops:
             self.session.caution(
                 "packets arrive faster than they are read: some drops are not shown"
             )
-        return tuple(_drop(drop) for drop in drops or ())
+        return drops or ()
 
     def close(self) -> None:
         """Stop following."""
@@ -291,19 +274,6 @@ def _warn_of_silence(session: Session, store: Store, service: str | None) -> Non
             f"log = true is not set in {whose}: no drops are shown until it is",
             ["[network.policy] log = true"],
         )
-
-
-def _drop(drop: DroppedPacket) -> Drop:
-    return Drop(
-        exact_time_text(drop.time),
-        drop.service,
-        drop.direction,
-        drop.key,
-        Source(drop.source_name or None, drop.source),
-        DropTarget(drop.destination_name or None, drop.destination, drop.port),
-        drop.proto,
-        drop.link,
-    )
 
 
 # --- counters -------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class Events:
         # opened before the first snapshot, so that nothing is missed
         self._watches: Watches = Watches()
         try:
-            self._look = look(session, Look({}, {}))
+            self._look = look(session, StateSample({}, {}))
         except BaseException:
             self.close()
             raise
@@ -97,7 +97,7 @@ class Events:
 
     def past(self) -> tuple[Happened, ...]:
         """Return the known events since ``since``; empty without ``since``."""
-        return self._described(self._past)
+        return self._chosen(self._past)
 
     @guarded
     def read(self) -> tuple[Happened, ...]:
@@ -115,7 +115,7 @@ class Events:
         before, self._look = self._look, look(self.session, self._look)
         self._free_at = time.monotonic() + _SHARE * (time.monotonic() - began)
         changes = between(before, self._look, now)
-        return self._described([*changes, *_foreign(tables, now)])
+        return self._chosen([*changes, *_foreign(tables, now)])
 
     def close(self) -> None:
         """Stop following."""
@@ -134,50 +134,37 @@ class Events:
             every = None if every is None or more is None else [*every, *more]
         return changed, every
 
-    def _described(self, changes: Iterable[Change]) -> tuple[Happened, ...]:
-
+    def _chosen(self, events: Iterable[Happened]) -> tuple[Happened, ...]:
         return tuple(
-            Happened(
-                exact_time_text(change.at),
-                change.service or None,
-                change.network or None,
-                change.what,
-                change.detail,
-                change.exit_code,
-                change.program or None,
-                change.pid,
-            )
-            for change in changes
+            event
+            for event in events
             # another program's changes of niso's tables concern every service
-            if self._name in (None, change.service) or not (change.service or change.network)
+            if self._name in (None, event.service) or not (event.service or event.network)
         )
 
 
-def _foreign(tables: list[TableChange] | None, now: float) -> list[Change]:
+def _foreign(tables: list[TableChange] | None, now: float) -> list[Happened]:
     if tables is None:
         words = "changes came faster than they were read, and some of others are not shown"
-        return [Change(now, "", "", "lost", f"{words}: niso net check")]
+        return [_event(now, None, "lost", f"{words}: niso net check")]
     # combine several transactions of a process into one event
     lines: dict[tuple[str, int], list[str]] = {}
     for change in tables:
         if not change.is_own:
             lines.setdefault((change.process, change.pid), []).extend(change.tables)
     return [
-        Change(
+        _event(
             now,
-            "",
-            "",
+            None,
             "foreign",
             f"{' and '.join(dict.fromkeys(names))} changed by {process} (pid {pid}):"
             " niso net check",
-            program=process,
-            pid=pid,
-        )
+        )._replace(program=process, pid=pid)
         for (process, pid), names in lines.items()
     ]
 
 
-def look(session: Session, before: Look) -> Look:
+def look(session: Session, before: StateSample) -> StateSample:
     """Take a snapshot of all services and networks.
 
     A service that a command is changing is copied from ``before``.
@@ -200,7 +187,7 @@ def look(session: Session, before: Look) -> Look:
         network.name: tuple(subnet.cidr for subnet in network.subnets)
         for network in store.networks()
     }
-    return Look(services, networks)
+    return StateSample(services, networks)
 
 
 def _is_stopping(service: str) -> bool:
@@ -208,12 +195,12 @@ def _is_stopping(service: str) -> bool:
     return status.is_stopping(service)
 
 
-def _shown(session: Session, store: Store, row: ServiceRow) -> Shown:
+def _shown(session: Session, store: Store, row: ServiceRow) -> ServiceState:
     if not row.active:
-        return Shown(False, not row.has_process)
+        return ServiceState(False, not row.has_process)
     forwards = set(store.forwards(row.name))
     ports = [port for _, port in store.ports(row.name)]
-    shown = Shown(
+    shown = ServiceState(
         True,
         not row.has_process,
         activated_at=row.activated_at,
@@ -280,7 +267,7 @@ ENDED = ("exited", "restarting", "failed", "none")
 """States of a process that has ended."""
 
 
-class Shown(NamedTuple):
+class ServiceState(NamedTuple):
     """The compared properties of a service. Times are in seconds since 1970."""
 
     active: bool
@@ -308,68 +295,66 @@ class Shown(NamedTuple):
     """Ports that port-forward published, as texts."""
 
 
-class Look(NamedTuple):
+class StateSample(NamedTuple):
     """A snapshot of the compared properties: services, and subnets of networks."""
 
-    services: dict[str, Shown]
+    services: dict[str, ServiceState]
     networks: dict[str, tuple[str, ...]]
 
 
-class Change(NamedTuple):
-    """One event. ``at`` is in seconds since 1970."""
-
-    at: float
-    service: str
-    network: str
-    what: str
-    detail: str = ""
-    exit_code: int | None = None
-    program: str = ""
-    pid: int | None = None
+def _event(
+    at: float, service: str | None, what: str, detail: str = "", exit_code: int | None = None
+) -> Happened:
+    """Return an event at a time in seconds since 1970."""
+    return Happened(exact_time_text(at), service, None, what, detail, exit_code, None, None)
 
 
-def between(before: Look, after: Look, now: float) -> list[Change]:
+def between(before: StateSample, after: StateSample, now: float) -> list[Happened]:
     """Return the events between two snapshots, by time."""
-    changes: list[Change] = []
+    events: list[Happened] = []
     for service in sorted(before.services.keys() | after.services.keys()):
-        changes += _service(service, before.services.get(service), after.services.get(service), now)
-    first = min((change.at for change in changes), default=now)
+        events += _service(service, before.services.get(service), after.services.get(service), now)
+    first = min((event.time for event in events), default=exact_time_text(now))
     for network in sorted(before.networks.keys() | after.networks.keys()):
         old, new = before.networks.get(network), after.networks.get(network)
         if old is None and new is not None:
             # a network comes before the services on it
-            changes.insert(0, Change(first, "", network, "network created", ", ".join(new)))
+            created = _event(now, None, "network created", ", ".join(new))
+            events.insert(0, created._replace(time=first, network=network))
         elif new is None:
-            changes.append(Change(now, "", network, "network removed"))
-    return sorted(changes, key=lambda change: change.at)
+            events.append(_event(now, None, "network removed")._replace(network=network))
+    return sorted(events, key=lambda event: event.time)
 
 
-def past(look: Look, since: float) -> list[Change]:
+def past(look: StateSample, since: float) -> list[Happened]:
     """Return the events since a time (seconds since 1970) that a snapshot still shows, by time."""
-    changes: list[Change] = []
+    events: list[Happened] = []
     for name, shown in look.services.items():
         if not shown.active:
             continue
-        changes.append(_began(name, shown, shown.activated_at or 0.0))
+        events.append(_began(name, shown, shown.activated_at or 0.0))
         if shown.restarts and shown.started_at is not None:
-            changes.append(_restarted(name, shown, shown.started_at))
+            events.append(_restarted(name, shown, shown.started_at))
         if shown.state in ENDED and shown.ended_at is not None:
-            changes.append(_ended(name, shown, shown.ended_at))
+            events.append(_ended(name, shown, shown.ended_at))
         if shown.health == "unhealthy" and shown.probed_at is not None:
-            changes.append(Change(shown.probed_at, name, "", "unhealthy", shown.failure))
-    return sorted((c for c in changes if c.at >= since), key=lambda change: change.at)
+            events.append(_event(shown.probed_at, name, "unhealthy", shown.failure))
+    known = (event for event in events if event.time >= exact_time_text(since))
+    return sorted(known, key=lambda event: event.time)
 
 
-def _service(name: str, old: Shown | None, new: Shown | None, now: float) -> Iterator[Change]:
+def _service(
+    name: str, old: ServiceState | None, new: ServiceState | None, now: float
+) -> Iterator[Happened]:
     if old is None or not old.active:
         if new is not None and new.active:
             yield _began(name, new, _time(new.activated_at, now))
             yield from _process(name, new._replace(state="running", health=""), new, now)
         elif new is None:
-            yield Change(now, name, "", "removed")
+            yield _event(now, name, "removed")
         return
     if new is None or not new.active:
-        yield Change(now, name, "", "detached" if old.attached else "deactivated")
+        yield _event(now, name, "detached" if old.attached else "deactivated")
         return
     if new.activated_at != old.activated_at:
         yield _began(name, new, _time(new.activated_at, now))
@@ -380,24 +365,24 @@ def _service(name: str, old: Shown | None, new: Shown | None, now: float) -> Ite
     yield from _process(name, old, new, now)
 
 
-def _ports(name: str, old: Shown, new: Shown, now: float) -> Iterator[Change]:
+def _ports(name: str, old: ServiceState, new: ServiceState, now: float) -> Iterator[Happened]:
     for before, after, note in (
         (old.ports, new.ports, ""),
         (old.forwards, new.forwards, " (port-forward)"),
     ):
         for port in before:
             if port not in after:
-                yield Change(now, name, "", "unpublished", port + note)
+                yield _event(now, name, "unpublished", port + note)
         for port in after:
             if port not in before:
-                yield Change(now, name, "", "published", port + note)
+                yield _event(now, name, "published", port + note)
 
 
-def _process(name: str, old: Shown, new: Shown, now: float) -> Iterator[Change]:
+def _process(name: str, old: ServiceState, new: ServiceState, now: float) -> Iterator[Happened]:
     """Yield events of the process and its health, or of an attachment's namespace."""
     if new.attached:
         if new.state == "gone" != old.state:
-            yield Change(now, name, "", "gone", "its network namespace has ended")
+            yield _event(now, name, "gone", "its network namespace has ended")
         return
     # the status files may no longer exist, and then started_at is None
     same_run = new.started_at in (None, old.started_at)
@@ -413,27 +398,27 @@ def _process(name: str, old: Shown, new: Shown, now: float) -> Iterator[Change]:
     elif new.state in ("failed", "none") and old.state != new.state:
         yield _ended(name, new, now)
     if new.health != old.health and new.health in ("healthy", "unhealthy"):
-        yield Change(_time(new.probed_at, now), name, "", new.health, new.failure)
+        yield _event(_time(new.probed_at, now), name, new.health, new.failure)
 
 
-def _began(name: str, new: Shown, at: float) -> Change:
+def _began(name: str, new: ServiceState, at: float) -> Happened:
     ports = (*new.ports, *(f"{port} (port-forward)" for port in new.forwards))
     detail = ", ".join((*new.addresses, *ports))
-    return Change(at, name, "", "attached" if new.attached else "activated", detail)
+    return _event(at, name, "attached" if new.attached else "activated", detail)
 
 
-def _restarted(name: str, new: Shown, at: float) -> Change:
+def _restarted(name: str, new: ServiceState, at: float) -> Happened:
     detail = f"restart {new.restarts} since its activation" if new.restarts else ""
-    return Change(at, name, "", "restarted", detail)
+    return _event(at, name, "restarted", detail)
 
 
-def _ended(name: str, new: Shown, at: float) -> Change:
+def _ended(name: str, new: ServiceState, at: float) -> Happened:
     if new.state in ("failed", "none") or new.exit_code is None:
-        return Change(at, name, "", "failed", new.error or f"no process: niso net check {name}")
+        return _event(at, name, "failed", new.error or f"no process: niso net check {name}")
     if new.job and not new.exit_code:
-        return Change(at, name, "", "completed", "", 0)
+        return _event(at, name, "completed", "", 0)
     code = new.exit_code
-    return Change(at, name, "", f"exited ({code})", f"restart: {new.restart}", code)
+    return _event(at, name, f"exited ({code})", f"restart: {new.restart}", code)
 
 
 def _time(at: float | None, now: float) -> float:

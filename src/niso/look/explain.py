@@ -9,7 +9,7 @@ from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import WaitingForPacket
 from niso.look import packet_path, prove
-from niso.look.prove import Sender
+from niso.look.prove import Proof, Sender
 from niso.plan.verdict import Reason, World
 from niso.reconcile.live_world import read_world
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-class Asked(NamedTuple):
+class AskedDestination(NamedTuple):
     """The destination of a packet as sent."""
 
     address: str
@@ -28,7 +28,7 @@ class Asked(NamedTuple):
     """tcp, udp, sctp or icmp"""
 
 
-class Target(NamedTuple):
+class Destination(NamedTuple):
     """The destination of a packet after DNAT."""
 
     service: str | None
@@ -76,9 +76,9 @@ class Judged(NamedTuple):
 
     from_: Sender
     """the sender"""
-    asked: Asked
+    asked: AskedDestination
     """the destination as sent"""
-    to: Target
+    to: Destination
     """the destination after DNAT of published ports"""
     verdict: str
     """pass or drop"""
@@ -99,33 +99,6 @@ class Judged(NamedTuple):
         """The first part that drops the packet, in kernel order; None if it passes."""
         parts = (self.path, self.egress, self.ingress)
         return next((part for part in parts if part.verdict == "drop"), None)
-
-
-class Counter(NamedTuple):
-    """A rule that counts the test packet; ``label`` is its table, container and text."""
-
-    rule: str
-    """the rule in nft syntax"""
-    before: int | None
-    """packets before the test"""
-    after: int | None
-    """packets after the test"""
-    label: str
-
-
-class Proof(NamedTuple):
-    """Result of a test packet."""
-
-    agrees: bool | None
-    """whether the packet confirms the verdict; null if inconclusive"""
-    arrived: bool | None
-    """whether the packet arrived; null if unknown"""
-    answered: bool
-    """whether there was a reply"""
-    unsent: str | None
-    """why the sender's kernel refused the packet"""
-    counters: tuple[Counter, ...]
-    """rules that count the packet"""
 
 
 class Explanation(NamedTuple):
@@ -178,11 +151,11 @@ def explain(
         _judged(world, explained),
         None if other is None else _judged(world, other),
         {end.sharer: end.service for end in (from_, to) if end.sharer},
-        None if proof is None else _proof(proof),
+        proof,
     )
 
 
-def _judged(world: World, explained: packet_path.Explanation) -> Judged:
+def _judged(world: World, explained: packet_path.ExplainedPacket) -> Judged:
     packet, verdict = explained.packet, explained.verdict
     to = verdict.destination
     hosts = [
@@ -191,8 +164,8 @@ def _judged(world: World, explained: packet_path.Explanation) -> Judged:
     ]
     return Judged(
         Sender(verdict.source.service or None, packet.source, hosts[0]),
-        Asked(packet.destination, packet.port, packet.proto),
-        Target(to.service or None, to.address, verdict.port, packet.proto, hosts[1]),
+        AskedDestination(packet.destination, packet.port, packet.proto),
+        Destination(to.service or None, to.address, verdict.port, packet.proto, hosts[1]),
         _word(verdict.passes),
         _judgement(verdict.path, explained.path),
         _judgement(verdict.egress, explained.egress),
@@ -207,34 +180,10 @@ def _judgement(reason: Reason, objects: tuple[packet_path.Object, ...]) -> Judge
         reason.service or None,
         reason.key or None,
         reason.text or None,
-        tuple(_object(item) for item in objects if not item.host),
-        tuple(OtherHostObject(item.host, _object(item)) for item in objects if item.host),
+        tuple(item.nft for item in objects if not item.host),
+        tuple(OtherHostObject(item.host, item.nft) for item in objects if item.host),
     )
 
 
 def _word(passes: bool) -> str:
     return "pass" if passes else "drop"
-
-
-def _object(item: packet_path.Object) -> str:
-    if item.place is None:
-        return f"element {item.table} {item.container} {{ {item.text} }}"
-    return f"rule {item.table} {item.container}: {item.text}"
-
-
-def _proof(proof: prove.Proof) -> Proof:
-    return Proof(
-        proof.agrees,
-        proof.arrived,
-        proof.answered,
-        proof.unsent or None,
-        tuple(
-            Counter(
-                _object(count.rule),
-                count.before,
-                count.after,
-                f"{count.rule.table} {count.rule.container}: {count.rule.text}",
-            )
-            for count in proof.counts
-        ),
-    )

@@ -9,7 +9,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import family_of, is_marked
 from niso.kernel.rtnetlink import Rtnl
 from niso.look import other_firewalls
-from niso.look.other_firewalls import Drop
+from niso.look.other_firewalls import ForeignDrop
 from niso.plan.records import ANY4, ANY6, Network, Policy, Port
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
 
 
-def drops(kernel: Kernel, networks: Iterable[Network]) -> list[Drop]:
+def drops(kernel: Kernel, networks: Iterable[Network]) -> list[ForeignDrop]:
     """Return the chains of other programs that drop packets to, from or within these networks.
 
     A packet is forwarded only if the chains of all tables accept it. Raises KernelError.

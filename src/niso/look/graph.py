@@ -53,7 +53,7 @@ class Node(NamedTuple):
     lines: tuple[str, ...]
 
 
-class Group(NamedTuple):
+class Frame(NamedTuple):
     """Services that are on the same networks, drawn in one frame."""
 
     title: str
@@ -74,7 +74,7 @@ _Link = tuple[str, str, str, str]
 class Graph(NamedTuple):
     """The whole picture; ``others`` are nodes outside all networks."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[Frame, ...]
     others: tuple[Node, ...]
     edges: tuple[Edge, ...]
 
@@ -252,7 +252,7 @@ def _graph(
         from_, to = (ids.get(end) or others[end].id for end in (source, target))
         drawn_edges.append(Edge(from_, to, label + _WORDS[verdict_], verdict_))
     made = [
-        Group(
+        Frame(
             " + ".join(_network_title(world, name, with_addresses) for name in on) or "no network",
             tuple(nodes),
         )

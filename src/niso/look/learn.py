@@ -47,27 +47,43 @@ Name = Callable[[str], str | None]
 """Function service -> the name by which the policy can mean the service, or None."""
 
 
-class Line(NamedTuple):
-    """A line of an allow list: an entry, or only a comment.
+class LearnedEntry(NamedTuple):
+    """An entry of a learned allow list, or only a comment.
 
-    ``note`` says why; keep it for as long as the entry exists. ``new``, ``ago`` and ``open`` are
-    the figures of its flows, as in `Flow`.
+    ``note`` says why; keep it for as long as the entry exists.
     """
 
     text: str
+    """the entry"""
     allowed: bool
-    note: str = ""
-    new: int = 0
-    ago: float | None = None
-    open: int = 0
+    """false: only a comment, such as for a peer that was denied"""
+    note: str
+    """why, or an empty string"""
+    new: int
+    """new flows, or attempts that were dropped"""
+    last: str | None
+    """time of the last new one, to the millisecond"""
+    ago: float | None
+    """seconds since then"""
+    open: int
+    """flows that are open now"""
 
 
-class Learned(NamedTuple):
-    """The learned allow lists of a service. ``egress`` is None if it was not requested."""
+class LearnedPolicy(NamedTuple):
+    """The policy of a service that allows its recorded flows."""
 
     service: str
-    ingress: tuple[Line, ...]
-    egress: tuple[Line, ...] | None
+    """name of the service"""
+    file: str | None
+    """manifest or stack.toml that has the service's policy; null if there is none"""
+    table: str
+    """table of the file for it"""
+    watched: float | None
+    """seconds for which flows of the service are known, at most a week; null if it is inactive"""
+    allow_from: tuple[LearnedEntry, ...]
+    """who connected to it"""
+    egress: tuple[LearnedEntry, ...] | None
+    """where it connected; null without --egress"""
 
 
 def learn_flows(
@@ -77,7 +93,7 @@ def learn_flows(
     name: Name,
     with_egress: bool,
     network: Callable[[str], str] = str,
-) -> Learned:
+) -> LearnedPolicy:
     """Derive the policy of an existing service from its flows.
 
     ``network`` maps a network to the name by which the policy means it.
@@ -90,14 +106,17 @@ def learn_flows(
     ]  # flows from the host are left out: the host may always connect
     outgoing = [s for s in others if s.from_.service == service]
     learner = _Learner(world, known, name, network)
-    return Learned(
+    return LearnedPolicy(
         service,
+        None,
+        "",
+        None,
         tuple(learner.lines(incoming, egress=False)),
         tuple(learner.lines(outgoing, egress=True)) if with_egress else None,
     )
 
 
-class _Group(NamedTuple):
+class _PeerPorts(NamedTuple):
     """The flows of one entry: of a peer, on a port and protocol."""
 
     peer: str  # as written in a manifest: in brackets where ports follow
@@ -120,7 +139,7 @@ class _Learner:
     ) -> None:
         self._world, self._known, self._name, self._network = world, known, name, network
 
-    def lines(self, seen: Sequence[Flow], egress: bool) -> Iterator[Line]:
+    def lines(self, seen: Sequence[Flow], egress: bool) -> Iterator[LearnedEntry]:
         """Yield the lines of one direction: entries, then comments."""
         passed = [s for s in seen if s.passes and s.agrees and not s.audited]
         before = {s.id for s in passed}
@@ -152,7 +171,7 @@ class _Learner:
         yield from self._comments(groups, refused, gone, egress)
         for entry in listed or ():
             if entry.key not in used:
-                yield Line(entry.text, False, "in the manifest; nothing used it")
+                yield _line(entry.text, (), False, "in the manifest; nothing used it")
 
     def _entry(self, listed: tuple[Entry, ...] | None, seen: Flow, egress: bool) -> Entry | None:
         """Return the entry of the present allow list that lets a flow pass; None without a list.
@@ -171,9 +190,9 @@ class _Learner:
 
     def _groups(
         self, rows: Iterable[Flow], egress: bool
-    ) -> tuple[dict[_Group, list[Flow]], list[Flow]]:
+    ) -> tuple[dict[_PeerPorts, list[Flow]], list[Flow]]:
         """Group flows by entry; return separately those of service addresses no longer in use."""
-        groups: dict[_Group, list[Flow]] = {}
+        groups: dict[_PeerPorts, list[Flow]] = {}
         outside: dict[tuple[int, str, int], list[Flow]] = {}
         gone = []
         for flow in rows:
@@ -193,7 +212,7 @@ class _Learner:
                 if first != last:
                     note = "everybody: published"
                 peer_text = bracketed(_EVERYBODY[family])
-                group = _Group(peer_text, first, last, flow.proto, note)
+                group = _PeerPorts(peer_text, first, last, flow.proto, note)
                 groups.setdefault(group, []).append(flow)
             else:
                 outside.setdefault((flow.port, flow.proto, family), []).append(flow)
@@ -210,7 +229,7 @@ class _Learner:
         texts = (*world.host, *world.pools, *subnets)
         return [ipaddress.ip_network(text) for text in texts if family_of(text) == family]
 
-    def _add_families(self, groups: dict[_Group, list[Flow]]) -> None:
+    def _add_families(self, groups: dict[_PeerPorts, list[Flow]]) -> None:
         """Allow a published port for its other family too: clients use either."""
         for group in list(groups):
             for family, prefix in _EVERYBODY.items():
@@ -239,23 +258,23 @@ class _Learner:
                 return port.container_port, last
         return seen.port, seen.port
 
-    def _named(self, service: str, address: str, seen: Flow) -> _Group:
+    def _named(self, service: str, address: str, seen: Flow) -> _PeerPorts:
         name = self._name(service)
         if name is None:
             return _of(address, seen, f"{service}: its name is ambiguous here")
         dns = "DNS" if seen.port == _DNS else ""
-        return _Group(name, seen.port, seen.port, seen.proto, dns)
+        return _PeerPorts(name, seen.port, seen.port, seen.proto, dns)
 
     def _comments(
         self,
-        groups: dict[_Group, list[Flow]],
+        groups: dict[_PeerPorts, list[Flow]],
         refused: Sequence[Flow],
         gone: Sequence[Flow],
         egress: bool,
-    ) -> Iterator[Line]:
+    ) -> Iterator[LearnedEntry]:
         """Yield comments: refused peers, unused ports, networks that could replace entries."""
         entries = {group.text for group in groups}
-        others: dict[_Group, list[Flow]] = {}
+        others: dict[_PeerPorts, list[Flow]] = {}
         for flow in refused:
             peer = flow.to if egress else flow.from_
             in_audit = flow.audited and flow.agrees
@@ -267,7 +286,7 @@ class _Learner:
             else:  # any number of outside addresses may have tried
                 everybody = bracketed(_EVERYBODY[family_of(peer.address)])
                 note = f"other machines {'would be' if in_audit else 'were'} denied"
-                group = _Group(everybody, flow.port, flow.port, flow.proto, note)
+                group = _PeerPorts(everybody, flow.port, flow.port, flow.proto, note)
             others.setdefault(group, []).append(flow)
         for group, rows in sorted(others.items()):
             if group.text not in entries:
@@ -280,20 +299,20 @@ class _Learner:
                 yield from self._unused(entries)
             yield from self._whole(groups)
 
-    def _unused(self, entries: set[str]) -> Iterator[Line]:
+    def _unused(self, entries: set[str]) -> Iterator[LearnedEntry]:
         """Yield the published ports that no other machine has used."""
         unused: dict[str, None] = {}  # several host ports may lead to one port
         for port in self._known.ports:
             last = port.container_port + port.count - 1
             for family in sorted(self._published(port.proto, port.container_port)):
                 peer = bracketed(_EVERYBODY[family])
-                text = _Group(peer, port.container_port, last, port.proto).text
+                text = _PeerPorts(peer, port.container_port, last, port.proto).text
                 if text not in entries and family in port.families:
                     unused[text] = None
         for text in unused:
-            yield Line(text, False, "published; no other machine used it")
+            yield _line(text, (), False, "published; no other machine used it")
 
-    def _whole(self, groups: dict[_Group, list[Flow]]) -> Iterator[Line]:
+    def _whole(self, groups: dict[_PeerPorts, list[Flow]]) -> Iterator[LearnedEntry]:
         """Yield networks most of whose services use a port: the name could replace the entries."""
         used: dict[tuple[int, str], set[str]] = {}
         for group, rows in groups.items():
@@ -310,18 +329,20 @@ class _Learner:
                 count = len(services & members)
                 if count >= _LEAST_MEMBERS and 3 * count >= 2 * len(members):
                     text = f"network:{self._network(endpoint.network)}:{port}/{proto}"
-                    yield Line(text, False, f"in place of {count} of its {len(members)} services")
+                    yield _line(
+                        text, (), False, f"in place of {count} of its {len(members)} services"
+                    )
 
 
-def _of(address: str, seen: Flow, note: str = "") -> _Group:
+def _of(address: str, seen: Flow, note: str = "") -> _PeerPorts:
     if seen.port == _DNS:
         note = f"{note}, DNS" if note else "DNS"
-    return _Group(bracketed(address), seen.port, seen.port, seen.proto, note)
+    return _PeerPorts(bracketed(address), seen.port, seen.port, seen.proto, note)
 
 
 def _outside(
     rows: Sequence[Flow], egress: bool, inside: Sequence[_Prefix]
-) -> Iterator[tuple[_Group, list[Flow]]]:
+) -> Iterator[tuple[_PeerPorts, list[Flow]]]:
     """Yield entries for outside addresses, of one port and family.
 
     The nearest addresses are merged into the smallest prefix that contains them, until few are
@@ -367,10 +388,10 @@ def _outside(
 _Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def _joined(groups: dict[_Group, list[Flow]]) -> Iterator[tuple[_Group, list[Flow]]]:
+def _joined(groups: dict[_PeerPorts, list[Flow]]) -> Iterator[tuple[_PeerPorts, list[Flow]]]:
     """Yield entries in order; consecutive ports of one peer become a range."""
     order = sorted(groups, key=lambda g: (g.peer, g.proto, g.first))
-    last: tuple[_Group, list[Flow]] | None = None
+    last: tuple[_PeerPorts, list[Flow]] | None = None
     for group in order:
         rows = groups[group]
         if last is not None and last[0]._replace(first=group.first) == group._replace(
@@ -385,49 +406,14 @@ def _joined(groups: dict[_Group, list[Flow]]) -> Iterator[tuple[_Group, list[Flo
         yield last
 
 
-def _line(text: str, rows: Sequence[Flow], allowed: bool = True, note: str = "") -> Line:
+def _line(text: str, rows: Sequence[Flow], allowed: bool = True, note: str = "") -> LearnedEntry:
+    """Return an entry with the figures of its flows."""
     ages = [flow.ago for flow in rows if flow.ago is not None]
     new, opened = (sum(getattr(flow, key) for flow in rows) for key in ("new", "open"))
-    return Line(text, allowed, note, new, min(ages, default=None), opened)
+    return LearnedEntry(text, allowed, note, new, *flows.times(min(ages, default=None)), opened)
 
 
 # --- learning for services, writing manifests -----------------------------------------------------
-
-
-class LearnedEntry(NamedTuple):
-    """An entry of a learned allow list."""
-
-    text: str
-    """the entry"""
-    allowed: bool
-    """false: only a comment, such as for a peer that was denied"""
-    note: str
-    """why, or an empty string"""
-    new: int
-    """new flows, or attempts that were dropped"""
-    last: str | None
-    """time of the last new one, to the millisecond"""
-    ago: float | None
-    """seconds since then"""
-    open: int
-    """flows that are open now"""
-
-
-class LearnedPolicy(NamedTuple):
-    """The policy of a service that allows its recorded flows."""
-
-    service: str
-    """name of the service"""
-    file: str | None
-    """manifest or stack.toml that has the service's policy; null if there is none"""
-    table: str
-    """table of the file for it"""
-    watched: float | None
-    """seconds for which flows of the service are known, at most a week; null if it is inactive"""
-    allow_from: tuple[LearnedEntry, ...]
-    """who connected to it"""
-    egress: tuple[LearnedEntry, ...] | None
-    """where it connected; null without --egress"""
 
 
 class PolicyChange(NamedTuple):
@@ -490,17 +476,9 @@ def learn(
         names = WrittenNames(store, name)
         policy = learn_flows(world, seen, name, names.service, egress, names.network)
         place = _place(store, rows[name])
-        out = policy.egress
-        learned.append(
-            LearnedPolicy(
-                name,
-                place.file or None,
-                ".".join(str(key) for key in place.path if isinstance(key, str)),
-                watched_s(rows[name], since),
-                tuple(map(_entry, policy.ingress)),
-                None if out is None else tuple(map(_entry, out)),
-            )
-        )
+        table = ".".join(str(key) for key in place.path if isinstance(key, str))
+        watched = watched_s(rows[name], since)
+        learned.append(policy._replace(file=place.file or None, table=table, watched=watched))
     return tuple(learned)
 
 
@@ -690,12 +668,6 @@ def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
     if not row.active or row.activated_at is None:
         return None
     return max(0.0, min(KEPT_S, time.time() - max(row.activated_at, since or 0.0)))
-
-
-def _entry(line: Line) -> LearnedEntry:
-
-    figures = line.new, *flows.times(line.ago), line.open
-    return LearnedEntry(line.text, line.allowed, line.note, *figures)
 
 
 def _items(entries: Iterable[LearnedEntry]) -> Iterator[Item]:

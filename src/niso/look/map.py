@@ -17,9 +17,9 @@ from niso.look import top, what_if
 from niso.look.flows import AUDIT, DROP, HOST, PASS, Flow, FlowEnd, FlowReader, Memory, joined, more
 from niso.look.host_ports import Port
 from niso.look.learn import WrittenNames
-from niso.look.services import States
+from niso.look.services import ServiceStates
 from niso.look.session import Session, guarded
-from niso.look.top import Look, Metered, ServiceLoad
+from niso.look.top import LoadSample, Metered, ServiceLoad
 from niso.look.what_if import MapChange
 from niso.plan.verdict import Known, World
 from niso.store.service_rows import ServiceRow
@@ -171,11 +171,11 @@ class Map(Metered):
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._states = States(session)
+        self._states = ServiceStates(session)
         self._reader: FlowReader | None = None
         self._names: dict[tuple[str, str], str | None] = {}
         self._version = -1
-        self._before: Look | None = None
+        self._before: LoadSample | None = None
         super().__init__()
 
     @guarded

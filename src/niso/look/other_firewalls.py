@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 
-class Drop(NamedTuple):
+class ForeignDrop(NamedTuple):
     """A foreign base chain that drops what niso accepts. All text is printable."""
 
     chain: str  # "FAMILY TABLE CHAIN"
@@ -57,7 +57,7 @@ class Drop(NamedTuple):
 
 def foreign_drops(
     kernel: Kernel, bridges: Iterable[str], bridged: bool, families: Iterable[int] = (4,)
-) -> list[Drop]:
+) -> list[ForeignDrop]:
     """Return the foreign chains of this network namespace that drop what niso accepts.
 
     Only packets of these bridges count. ``bridged`` says that frames between two services of a
@@ -88,12 +88,12 @@ def unseen(families: Iterable[int] = (4,)) -> list[str]:
 
 
 def drops(
-    source: Source,
+    source: RuleSource,
     chains: Iterable[Chain],
-    places: Iterable[Place],
+    places: Iterable[HookPlace],
     bridged: bool,
     families: tuple[int, ...],
-) -> list[Drop]:
+) -> list[ForeignDrop]:
     """Do the work of `foreign_drops` on the chains of ``source``."""
     traced = [(place, list(packets(place, bridged, families))) for place in places]
     dropping = []
@@ -118,11 +118,11 @@ def drops(
                 _shown(part) for part in (FAMILIES[chain.family], chain.table, chain.name)
             )
             order = tuple(word for word in (PUBLISHED, OUTWARD, WITHIN) if word in what)
-            dropping.append(Drop(shown, order, remedy, tuple(concerned)))
+            dropping.append(ForeignDrop(shown, order, remedy, tuple(concerned)))
     return dropping
 
 
-def _places(bridges: list[str]) -> list[Place]:
+def _places(bridges: list[str]) -> list[HookPlace]:
     """Look up the indexes and prefixes of these bridges in the kernel."""
     places = []
     with Rtnl() as rtnl:
@@ -132,7 +132,7 @@ def _places(bridges: list[str]) -> list[Place]:
             for assigned in rtnl.addresses(link.index) if link else ():
                 prefixes.setdefault(family_of(assigned.address), set()).add(assigned.address)
             single = {family: known.pop() for family, known in prefixes.items() if len(known) == 1}
-            places.append(Place(bridge, link.index if link else 0, single))
+            places.append(HookPlace(bridge, link.index if link else 0, single))
     return places
 
 
@@ -253,7 +253,7 @@ class Bits(NamedTuple):
     uplink: bool = False
 
 
-class Packet(NamedTuple):
+class PacketBits(NamedTuple):
     """A hypothetical packet."""
 
     what: str  # PUBLISHED, OUTWARD or WITHIN
@@ -265,7 +265,7 @@ class Packet(NamedTuple):
     bridged: bool  # whether it is switched, not routed
 
 
-class Place(NamedTuple):
+class HookPlace(NamedTuple):
     """A bridge of niso: its index (0 if it does not exist) and its prefixes by family (4 or 6)."""
 
     bridge: str
@@ -273,7 +273,7 @@ class Place(NamedTuple):
     prefixes: Mapping[int, str] = {}
 
 
-class Source(Protocol):
+class RuleSource(Protocol):
     """A source of rules: `niso.kernel.foreign_chains.Foreign`."""
 
     def rules(self, family: int, table: str, chain: str) -> list[Rule]: ...
@@ -284,8 +284,8 @@ class Source(Protocol):
 
 
 def packets(
-    place: Place, bridged: bool, families: Iterable[int]
-) -> Iterator[tuple[set[int], Packet]]:
+    place: HookPlace, bridged: bool, families: Iterable[int]
+) -> Iterator[tuple[set[int], PacketBits]]:
     """Yield the hypothetical packets to evaluate, each with the table families that see it.
 
     Each kind of packet comes as the first of a connection, a later one, and a reply.
@@ -300,7 +300,7 @@ def packets(
             yield {_NUMBERS["bridge"]}, _switched(place, family, _ARP, False)
 
 
-def _routed(place: Place, family: int, what: str, established: bool, reply: bool) -> Packet:
+def _routed(place: HookPlace, family: int, what: str, established: bool, reply: bool) -> PacketBits:
     """Build a packet that traverses the forward chains of ip, ip6 and inet."""
     enters = what == WITHIN or (what == OUTWARD) is not reply
     leaves = what == WITHIN or not enters
@@ -327,10 +327,10 @@ def _routed(place: Place, family: int, what: str, established: bool, reply: bool
         if ours and place.index:
             facts["meta", index] = _all(struct.pack("=I", place.index))
     headers = {1: _header(place, family, enters, leaves)}
-    return Packet(what, enters, facts, headers, tracked, reply, what == WITHIN)
+    return PacketBits(what, enters, facts, headers, tracked, reply, what == WITHIN)
 
 
-def _switched(place: Place, family: int, ethertype: bytes, reply: bool) -> Packet:
+def _switched(place: HookPlace, family: int, ethertype: bytes, reply: bool) -> PacketBits:
     """Build a frame between two services.
 
     Its bridge ports are called ni..., and connection tracking may not have seen it.
@@ -346,10 +346,10 @@ def _switched(place: Place, family: int, ethertype: bytes, reply: bool) -> Packe
     headers = {0: Bits(bytes(12) + ethertype, bytes(12) + b"\xff\xff")}
     if ethertype != _ARP:
         headers[1] = _header(place, family, True, True)
-    return Packet(WITHIN, True, facts, headers, None, reply, True)
+    return PacketBits(WITHIN, True, facts, headers, None, reply, True)
 
 
-def _header(place: Place, family: int, source: bool, destination: bool) -> Bits:
+def _header(place: HookPlace, family: int, source: bool, destination: bool) -> Bits:
     """Build an IP header whose source or destination is in the bridge's prefix."""
     start, width = (12, 4) if family == 4 else (8, 16)
     address, mask = bytes(width), bytes(width)
@@ -380,7 +380,7 @@ def _and(one: bytes, other: bytes) -> bytes:
     return bytes(a & b for a, b in zip(one, other, strict=True))
 
 
-def follow(source: Source, chain: Chain, packet: Packet) -> tuple[bool, set[str]]:
+def follow(source: RuleSource, chain: Chain, packet: PacketBits) -> tuple[bool, set[str]]:
     """Evaluate a base chain; return (whether it accepts the packet, the chains traversed)."""
     way = _Way(source, chain, packet)
     verdict = way.walk(chain.name, 0)
@@ -390,7 +390,7 @@ def follow(source: Source, chain: Chain, packet: Packet) -> tuple[bool, set[str]
 class _Way:
     """The trace of a packet through the chains of one table."""
 
-    def __init__(self, source: Source, chain: Chain, packet: Packet) -> None:
+    def __init__(self, source: RuleSource, chain: Chain, packet: PacketBits) -> None:
         self._source = source
         self._family, self._table = chain.family, chain.table
         self._packet = packet

@@ -44,7 +44,7 @@ HOST = "host"
 TARGET = "NAME, ADDRESS or [IPV6], then :PORT or :PORT/PROTO; or /icmp"
 
 
-class End(NamedTuple):
+class PacketEnd(NamedTuple):
     """One end of a packet: a known service, the host, or an address."""
 
     service: str = ""  # provider of the namespace, if the named service shares one
@@ -105,14 +105,14 @@ def parse_target(text: str) -> tuple[str, int | None, str]:
     return host, int(number), proto or "tcp"
 
 
-def resolve_both(store: Store, source: str, destination: str) -> tuple[End, End]:
+def resolve_both(store: Store, source: str, destination: str) -> tuple[PacketEnd, PacketEnd]:
     """Resolve FROM and TO. A name in TO is looked up first on the networks of FROM.
 
     TO may also be an outside name of a policy. Raises Error and UsageError like `resolve`.
     """
     from_ = resolve(store, source)
     if "." in destination and store.names_outside() and destination in store.outside.named():
-        return from_, End(outside=destination)
+        return from_, PacketEnd(outside=destination)
     try:
         return from_, resolve(store, destination, from_.service or None)
     except NotFound as error:
@@ -121,7 +121,7 @@ def resolve_both(store: Store, source: str, destination: str) -> tuple[End, End]
         raise
 
 
-def resolve(store: Store, text: str, asker: str | None = None) -> End:
+def resolve(store: Store, text: str, asker: str | None = None) -> PacketEnd:
     """Resolve ``host``, an address, or a service's name, hostname or alias.
 
     If ``asker`` is a service, its networks are searched first. All names can have the suffix
@@ -129,7 +129,7 @@ def resolve(store: Store, text: str, asker: str | None = None) -> End:
     unusable address.
     """
     if bare_name(text) == HOST:
-        return End()
+        return PacketEnd()
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     try:
         address = ipaddress.ip_address(bare)
@@ -147,7 +147,7 @@ def resolve(store: Store, text: str, asker: str | None = None) -> End:
             f"{text!r} is the unspecified address; it refers to the sender itself",
             "use an address, or host",
         )
-    return End(address=str(address))
+    return PacketEnd(address=str(address))
 
 
 def _named(store: Store, text: str, asker: str | None) -> str:
@@ -161,7 +161,7 @@ def _named(store: Store, text: str, asker: str | None) -> str:
         return elsewhere[0]
 
 
-def _end(store: Store, service: str) -> End:
+def _end(store: Store, service: str) -> PacketEnd:
     """Return the end for an existing service. Raises Error if it has no network of niso."""
     row, home = store.service(service), store.service(store.home(service))
     if row is not None and row.mode == "host":
@@ -190,11 +190,13 @@ def _end(store: Store, service: str) -> End:
                 f"{service} is not active: it shares the network of {home.name}",
                 f"niso activate {service}",
             )
-        return End(service=home.name, sharer=service)
-    return End(service=service)
+        return PacketEnd(service=home.name, sharer=service)
+    return PacketEnd(service=service)
 
 
-def ends(world: World, source: End, destination: End, family: int | None = None) -> tuple[str, str]:
+def ends(
+    world: World, source: PacketEnd, destination: PacketEnd, family: int | None = None
+) -> tuple[str, str]:
     """Choose (source address, destination address) of a packet between two ends.
 
     They follow from the sender's hosts file and routes, IPv4 first. Raises Error if no pair exists,
@@ -229,7 +231,9 @@ def ends(world: World, source: End, destination: End, family: int | None = None)
     )
 
 
-def ends_by_family(world: World, source: End, destination: End) -> dict[int, tuple[str, str]]:
+def ends_by_family(
+    world: World, source: PacketEnd, destination: PacketEnd
+) -> dict[int, tuple[str, str]]:
     """Return the result of `ends` for each family with an address pair; raises as `ends` does."""
     first = ends(world, source, destination)
     pairs = {family_of(first[1]): first}
@@ -240,13 +244,13 @@ def ends_by_family(world: World, source: End, destination: End) -> dict[int, tup
     return pairs
 
 
-def _ends(world: World, source: End, to: End, family: int) -> tuple[str, str] | None:
+def _ends(world: World, source: PacketEnd, to: PacketEnd, family: int) -> tuple[str, str] | None:
     address = _destination(world, source, to, family)
     own = address and _source(world, source, address, family)
     return (own, address) if own and address else None
 
 
-def _destination(world: World, source: End, to: End, family: int) -> str | None:
+def _destination(world: World, source: PacketEnd, to: PacketEnd, family: int) -> str | None:
     """Return the destination address as the sender resolves it, or None."""
     if to.address:
         return to.address
@@ -270,7 +274,7 @@ def _destination(world: World, source: End, to: End, family: int) -> str | None:
     return next((address for address in (*shared, *by_network.values()) if address), None)
 
 
-def _source(world: World, source: End, to: str, family: int) -> str | None:
+def _source(world: World, source: PacketEnd, to: str, family: int) -> str | None:
     """Return the source address that the sender's kernel chooses for ``to``, or None."""
     if source.address:
         return source.address
@@ -310,8 +314,15 @@ class Object(NamedTuple):
             return self.container in ruleset.COUNTED
         return " counter " in f" {self.text} "
 
+    @property
+    def nft(self) -> str:
+        """Return the rule or element as text, such as ``rule inet niso forward: drop``."""
+        if self.place is None:
+            return f"element {self.table} {self.container} {{ {self.text} }}"
+        return f"rule {self.table} {self.container}: {self.text}"
 
-class Explanation(NamedTuple):
+
+class ExplainedPacket(NamedTuple):
     """A verdict with the nftables objects of its three parts.
 
     ``counted`` are those whose packet counter this packet increments.
@@ -330,7 +341,7 @@ def explain(
     world: World,
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
-) -> Explanation:
+) -> ExplainedPacket:
     """Return the verdict on a packet, with the nftables objects that enforce it.
 
     ``closed`` maps the host's links that do not forward to their addresses
@@ -366,7 +377,7 @@ def explain(
         message = f"the host forwards no packets from {link}: net/ipv4/conf/{link}/forwarding is 0"
         verdict, counted = verdict._replace(passes=False, path=Reason(False, message)), ()
     counters = tuple(item for item in counted if item.counts and not item.host)
-    return Explanation(packet, verdict, path, egress, ingress, counters)
+    return ExplainedPacket(packet, verdict, path, egress, ingress, counters)
 
 
 def _closed_link(
@@ -385,11 +396,11 @@ def _closed_link(
 def other_family(
     store: Store,
     world: World,
-    source: End,
-    destination: End,
+    source: PacketEnd,
+    destination: PacketEnd,
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
-) -> Explanation | None:
+) -> ExplainedPacket | None:
     """Explain the same packet in the other address family; None if its ends lack that family."""
     try:
         from_, to = ends(world, source, destination, 4 if packet.family == 6 else 6)

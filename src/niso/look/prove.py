@@ -17,7 +17,7 @@ from niso.kernel import probe
 from niso.kernel.libnftables import Nft
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.look import packet_path
-from niso.look.packet_path import Explanation, Object, Packet, ends, resolve_both
+from niso.look.packet_path import ExplainedPacket, Object, Packet, ends, resolve_both
 from niso.plan.records import Entry
 from niso.plan.verdict import Reason, Verdict, World, decide, is_broadcast, is_host, matches
 from niso.reconcile.live_world import read_world
@@ -35,12 +35,16 @@ PATIENCE_S = 1.0
 _POLL_S = 0.02
 
 
-class Count(NamedTuple):
-    """The packet counter of a rule before and after a test packet."""
+class Counter(NamedTuple):
+    """A rule that counts the test packet; ``label`` is its table, container and text."""
 
-    rule: Object
-    before: int | None  # packets; None if the kernel does not have the rule
+    rule: str
+    """the rule in nft syntax"""
+    before: int | None
+    """packets before the test"""
     after: int | None
+    """packets after the test"""
+    label: str
 
     @property
     def rose(self) -> bool:
@@ -49,18 +53,22 @@ class Count(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """The result of a test packet.
+    """Result of a test packet.
 
     ``agrees`` is None if nothing is observable: no rule counts the packet, it goes to no service,
     and there is no answer.
     """
 
-    agrees: bool | None  # whether the result agrees with the verdict
-    # whether it arrived at the service that it goes to; None if it goes to none
+    agrees: bool | None
+    """whether the packet confirms the verdict; null if inconclusive"""
     arrived: bool | None
+    """whether the packet arrived; null if unknown"""
     answered: bool
-    unsent: str  # why the sender's kernel refused to send it, or ""
-    counts: tuple[Count, ...]
+    """whether there was a reply"""
+    unsent: str | None
+    """why the sender's kernel refused the packet"""
+    counters: tuple[Counter, ...]
+    """rules that count the packet"""
 
 
 # --- ping -----------------------------------------------------------------------------------------
@@ -183,7 +191,7 @@ def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
     return ""
 
 
-def prove(world: World, explained: Explanation) -> Proof:
+def prove(world: World, explained: ExplainedPacket) -> Proof:
     """Send a test packet; observe whether it arrives and whether the named rules count it.
 
     Raises Error, also if the sender is not active, or is neither a service nor the host.
@@ -203,7 +211,10 @@ def prove(world: World, explained: Explanation) -> Proof:
         end = time.monotonic() + PATIENCE_S
         while True:
             after = [_packets(kernel, rule) for rule in explained.counted]
-            counts = tuple(map(Count, explained.counted, before, after))
+            counts = tuple(
+                Counter(rule.nft, was, now, f"{rule.table} {rule.container}: {rule.text}")
+                for rule, was, now in zip(explained.counted, before, after, strict=True)
+            )
             if all(count.rose for count in counts) or time.monotonic() > end:
                 break
             time.sleep(_POLL_S)
@@ -214,10 +225,10 @@ def prove(world: World, explained: Explanation) -> Proof:
                 # the host or the sender's own kernel may have answered, which is no answer of a
                 # service
                 seen = seen._replace(answered=False)
-    return Proof(_agrees(verdict.passes, seen, counts), seen.arrived, seen.answered, "", counts)
+    return Proof(_agrees(verdict.passes, seen, counts), seen.arrived, seen.answered, None, counts)
 
 
-def _agrees(passes: bool, seen: probe.Seen, counts: tuple[Count, ...]) -> bool | None:
+def _agrees(passes: bool, seen: probe.Seen, counts: tuple[Counter, ...]) -> bool | None:
     """Return whether the observations agree with the verdict; None if nothing was observable."""
     if not all(count.rose for count in counts):
         return False

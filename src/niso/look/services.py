@@ -468,7 +468,7 @@ _AT_MOST_S = 30.0
 """The longest time (s) until everything is read again, for changes without a sign."""
 
 
-class States:
+class ServiceStates:
     """The services, their states and the input of verdicts, as of the last `read`.
 
     While the store is unchanged, a service whose process is alive can only have changed its health.

@@ -15,7 +15,7 @@ from niso.kernel.sockets import Measured
 from niso.look import drops
 from niso.look.drops import Stats
 from niso.look.flows import DROP, FlowEnd, FlowReader, Key, Memory, more, remembered
-from niso.look.services import ServiceLine, States
+from niso.look.services import ServiceLine, ServiceStates
 from niso.look.session import Session, guarded
 from niso.plan.verdict import parsed
 
@@ -152,7 +152,7 @@ class Load(NamedTuple):
     """TCP connections of the requested service, by their ends"""
 
 
-class Look(NamedTuple):
+class LoadSample(NamedTuple):
     """A sample, as compared by `between`. ``at`` is in seconds of a monotonic clock."""
 
     at: float
@@ -173,7 +173,7 @@ class Top(Metered):
 
         self.session = session
         self.service = name
-        self._states = States(session)
+        self._states = ServiceStates(session)
         self._before, _ = look(session, self._states)
         self._reader = FlowReader(self._states.world)
         super().__init__()
@@ -211,7 +211,9 @@ class Top(Metered):
         return sockets_of(self._reader, measured)
 
 
-def look(session: Session, states: States, with_open: bool = False) -> tuple[Look, Memory]:
+def look(
+    session: Session, states: ServiceStates, with_open: bool = False
+) -> tuple[LoadSample, Memory]:
     """Take a sample; with ``with_open`` including open connections."""
 
     states.read()
@@ -220,7 +222,9 @@ def look(session: Session, states: States, with_open: bool = False) -> tuple[Loo
     memory = remembered(session.kernel(), states.world, with_open)
     active = [row for row in states.rows if row.active]
     stats = {counted.service: counted for counted in drops.count(active)}
-    return Look(time.monotonic(), states.lines, networks, shares, stats, counts(memory)), memory
+    return LoadSample(
+        time.monotonic(), states.lines, networks, shares, stats, counts(memory)
+    ), memory
 
 
 def top(session: Session, name: str | None) -> Top:
@@ -237,7 +241,7 @@ def counts(memory: Memory) -> dict[tuple[Key, str], int]:
 
 
 def between(
-    reader: FlowReader, before: Look, now: Look, moved: Mapping[Key, int] | None = None
+    reader: FlowReader, before: LoadSample, now: LoadSample, moved: Mapping[Key, int] | None = None
 ) -> Load:
     """Return the load between two samples. ``moved`` has the bytes of flows. Pure."""
 
@@ -269,12 +273,14 @@ def between(
     return Load(round(seconds, 3), services, tuple(flows))
 
 
-def elapsed(before: Look, now: Look) -> float:
+def elapsed(before: LoadSample, now: LoadSample) -> float:
     """Return the seconds between two samples, never 0."""
     return max(now.at - before.at, 1e-6)
 
 
-def services_between(reader: FlowReader, before: Look, now: Look) -> tuple[ServiceLoad, ...]:
+def services_between(
+    reader: FlowReader, before: LoadSample, now: LoadSample
+) -> tuple[ServiceLoad, ...]:
     """Return the load of services between two samples. Pure."""
     seconds = elapsed(before, now)
     new: dict[str, int] = {}

@@ -409,18 +409,22 @@ def _extra_lines(reader: _Reader, gateways: list[str]) -> Iterator[HostsLine]:
 
 
 class Finding(NamedTuple):
-    """One difference. ``what`` names the object, ``detail`` says how it differs: texts for people.
+    """A difference between kernel and configuration.
 
     ``defect`` names a defect that repair handles specially (niso.runtime.sources).
     """
 
     problem: Problem
+    """missing, foreign, different, gone or dropped"""
     what: str
+    """the object"""
     detail: str = ""
+    """the difference; can be empty"""
     defect: str = ""
 
+    @property
     def text(self) -> str:
-        """Return the finding as one line."""
+        """The finding as one line."""
         return f"{self.problem}: {self.what}{f' ({self.detail})' if self.detail else ''}"
 
 
