@@ -186,7 +186,7 @@ def stack_blocks() -> Iterator[Block]:
     yield Text(
         "The keys of a manifest's [network] are given here directly: "
         f"{', '.join(stack.NETWORK_KEYS)}. The other tables of a manifest are "
-        f"{', '.join(f'[service.{table}]' for table in stack.TABLES)}. Each key overrides the "
+        f"{', '.join(f'[service.{table}]' for table in stack.OVERRIDES)}. Each key overrides the "
         "key of the package's manifest. Arrays and volumes are replaced as a whole. network and "
         "networks replace each other, and so do tcp, http and command of a healthcheck. "
         "A key cannot be removed."
@@ -205,7 +205,7 @@ def stack_blocks() -> Iterator[Block]:
                 "rootfs: the root file system. folder: what the service sees at /app; if unset, "
                 "/app is empty. version: 0 if unset. The table can be left out.",
             ),
-            (f"{', '.join(stack.TABLES)}, network", "the tables of a manifest"),
+            (f"{', '.join(stack.OVERRIDES)}, network", "the tables of a manifest"),
         )
     )
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     array or of a table with any keys, else the table.
     """
 
-_known: dict[tuple[str, str], Kind] = {}
+_known: dict[tuple[str, Any], Kind] = {}
 _read: dict[Any, dict[str, Kind]] = {}
 
 
@@ -60,11 +60,14 @@ def kind(of: Any) -> Kind:
 def field(table: Any, name: str) -> Kind:
     """Return the kind of one key of a table.
 
-    The type annotation is evaluated on first use and cached, since most manifests have few keys.
+    The type is evaluated on first use and cached, since most manifests have few keys.
     """
-    module, text = known = table.__module__, table.__annotations__[name]
+    of = table.__annotations__[name]
+    known = table.__module__, of
     if known not in _known:
-        _known[known] = kind(eval(text, vars(sys.modules[module])))  # noqa: S307  # niso's own text
+        if isinstance(of, str):
+            of = eval(of, vars(sys.modules[table.__module__]))  # noqa: S307  # niso's own text
+        _known[known] = kind(of)
     return _known[known]
 
 

@@ -26,11 +26,10 @@ from niso.base.files import changed_by_others
 from niso.base.named_tuples import TYPE_CHECKING, Literal, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
 from niso.base.text import escaped, shown
-from niso.manifest import keys as manifest_keys
 from niso.manifest import load as manifest_load
 from niso.manifest import process_keys, toml, validate, values
 from niso.manifest import variables as manifest_variables
-from niso.manifest.keys import Manifest
+from niso.manifest.keys import TABLES, Manifest
 from niso.manifest.load import Loaded, Outer, prepared, with_paths
 from niso.manifest.values import join
 from niso.manifest.variables import Resolved, Variables, has_variables
@@ -46,9 +45,9 @@ if TYPE_CHECKING:
 
 FILE_NAME = "stack.toml"
 
-NETWORK_KEYS = manifest_keys.Network._fields
+NETWORK_KEYS = TABLES["network"]._fields
 """The keys of a manifest's [network], which a [[service]] has directly."""
-TABLES = tuple(name for name in Manifest._fields if name not in ("package", "network"))
+OVERRIDES = tuple(name for name in Manifest._fields if name not in ("package", "network"))
 """The tables of a manifest that a [[service]] can have: [service.environment] and so on."""
 
 
@@ -196,7 +195,7 @@ def load(
     ErrorGroup of all errors in the file and in the manifests. Each names its file, key and value.
     """
     path = place(path)
-    tables = {Own: Own._fields, manifest_keys.Network: NETWORK_KEYS, Manifest: TABLES}
+    tables = {Own: Own._fields, TABLES["network"]: NETWORK_KEYS, Manifest: OVERRIDES}
     resolved, variables = resolve(toml.load(path, FILE_NAME, owners), path, owners, tables, _Whole)
     data = resolved.data
     head, networks, errors = _top(data, also)
@@ -206,7 +205,7 @@ def load(
     for key, keys in _tables(data.get("service")):
         own = {name: value for name, value in keys.items() if name in Own._fields}
         overrides = {
-            name: value for name, value in keys.items() if name in (*NETWORK_KEYS, *TABLES)
+            name: value for name, value in keys.items() if name in (*NETWORK_KEYS, *OVERRIDES)
         }
         errors += [*validate.walk(own, Own, key), *_unknown(keys, key)]
         here = item(own, key)
@@ -365,7 +364,7 @@ def _form(key: str, data: Mapping[str, object]) -> str | None:
 
 def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
     """Yield an error for each key of a [[service]] that is neither its own nor a manifest's."""
-    known = (*Own._fields, *NETWORK_KEYS, *TABLES)
+    known = (*Own._fields, *NETWORK_KEYS, *OVERRIDES)
     for name, value in keys.items():
         if name in known:
             continue
@@ -435,7 +434,7 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
     An array or a volume is replaced completely.
     """
     network = {key: value for key, value in overrides.items() if key in NETWORK_KEYS}
-    more = {key: value for key, value in overrides.items() if key in TABLES}
+    more = {key: value for key, value in overrides.items() if key in OVERRIDES}
     laid = laid_over(data, {**more, "network": network, "package": {"name": name}})
     if network.get("mode", "share") != "share" and "share" not in network:
         laid["network"].pop("share", None)
