@@ -172,7 +172,7 @@ def test_other_urls_are_refused(text: str, words: str) -> None:
 def test_wrong_healthcheck_is_refused(section: dict[str, Any], keys: list[str] | None) -> None:
     found = [error.key for error in problems(healthcheck=section)]
     assert found == (
-        keys or [f"healthcheck.{k}" for k in ("interval", "timeout", "retries", "start_period")]
+        keys or [f"healthcheck.{k}" for k in ("retries", "interval", "timeout", "start_period")]
     )
 
 
