@@ -151,23 +151,6 @@ def _set_rule(field: dict[str, Any], rule: Mapping[str, Any]) -> None:
 
 
 _OWN = ("Manifest", "Package", "Binary", "Service", "Healthcheck", "Network")
-_STACK_DESCRIPTIONS = {
-    "name": "Name of the service; replaces the name in its manifest.",
-    "prefix": "Whether services and networks are named after the stack: shop-db for db, whose "
-    "hostname stays db. If unset, a new stack has the prefix if another stack has one of its "
-    "services' names.",
-    "package": "Folder with a manifest.toml, relative to this file.",
-    "depends_on": "Services of the stack that must have started, be healthy or, of a job, be "
-    "completed before this one starts.",
-    "subnet": "Subnet; an array of one IPv4 and one IPv6 subnet. If unset, the next free /24.",
-    "ipv6": "Whether the network also has a unique local IPv6 /64.",
-    "internal": "Whether the network is isolated from everything but the host.",
-    "gateway": "Address of the bridge; an array of one for each subnet. If unset, the first one.",
-    "observe": "Whether the kernel remembers its flows.",
-    "span": "Whether the network spans the hosts of the cluster that this host is in.",
-    "allow_public": "Whether a subnet can be a prefix of the Internet.",
-    "mtu": "Maximum packet size in bytes. If unset, that of the default route.",
-}
 
 
 def stack_schema() -> dict[str, Any]:
@@ -187,10 +170,12 @@ def stack_schema() -> dict[str, Any]:
     own = definitions(stack.Own)["Own"]
     label = tables.pop("Package")["properties"]["name"]["pattern"]
     own["properties"]["name"]["pattern"] = label
+    head = definitions(stack.Head)["Head"]
+    head["properties"]["name"]["pattern"] = label
     tables["StackService"] = {
         "title": "Service of a stack",
         "type": "object",
-        "properties": _described(own["properties"])
+        "properties": _described(stack.Own, own["properties"])
         | network["properties"]
         | {name: manifest["properties"][name] for name in stack.OVERRIDES},
         "required": own["required"],
@@ -198,7 +183,7 @@ def stack_schema() -> dict[str, Any]:
         "not": network["not"],
     }
     made = definitions(stack.Network)["Network"]
-    tables["StackNetwork"] = made | {"properties": _described(made["properties"])}
+    tables["StackNetwork"] = made | {"properties": _described(stack.Network, made["properties"])}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "niso stack.toml",
@@ -207,15 +192,8 @@ def stack_schema() -> dict[str, Any]:
             "stack": {
                 "type": "object",
                 "description": "The stack.",
-                "properties": {
-                    "name": {
-                        "type": "string",
-                        "pattern": label,
-                        "description": "Name of the stack, unique on the host.",
-                    },
-                    "prefix": {"type": "boolean", "description": _STACK_DESCRIPTIONS["prefix"]},
-                },
-                "required": ["name"],
+                "properties": _described(stack.Head, head["properties"]),
+                "required": head["required"],
                 "additionalProperties": False,
             },
             "service": {
@@ -257,13 +235,10 @@ def _inline(tables: dict[str, Any]) -> dict[str, Any]:
     whole: dict[str, Any] = json.loads(text)
     needs = definitions(stack.Needs)["Needs"]["properties"]
     manifest, package = whole["InlineManifest"], whole["InlinePackage"]
-    manifest["properties"] |= _described(needs)
+    manifest["properties"] |= _described(stack.Needs, needs)
     manifest["required"].remove("package")
-    package["properties"]["folder"] = {
-        "type": "string",
-        "description": "Folder that the service sees at /app, relative to this file. If unset, "
-        "/app is empty.",
-    }
+    folder = definitions(stack.Package)["Package"]["properties"]["folder"]
+    package["properties"] |= _described(stack.Package, {"folder": folder})
     package["required"] = []
     package["properties"]["rootfs"]["description"] = (
         "Folder beside this file: the service's root file system. niso never writes to it."
@@ -271,8 +246,8 @@ def _inline(tables: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def _described(properties: dict[str, Any]) -> dict[str, Any]:
+def _described(table: type, properties: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: field | {"description": _STACK_DESCRIPTIONS[name]}
+        name: field | {"description": stack.ABOUT[f"{table.__name__}.{name}"]}
         for name, field in properties.items()
     }

@@ -85,6 +85,38 @@ class Own(NamedTuple):
     depends_on: dict[str, Condition] | tuple[str, ...] = ()
 
 
+_DEPENDS_ON = (
+    'Services that come first: a table of service = "started", "healthy" or, of a job, '
+    '"completed"; or an array, which means started.'
+)
+ABOUT = {
+    "Head.name": "Name of the stack, unique on the host; same rules as for services.",
+    "Head.prefix": "Whether services and networks are named after the stack: shop-db for db, whose "
+    "hostname stays db. Default: as the stack has them already; a new stack has the prefix if "
+    "another stack has one of its services' names.",
+    "Network.subnet": "A subnet, or an array of one per family. Default: the next free /24 of the "
+    "pool.",
+    "Network.ipv6": "Whether to add an IPv6 subnet: a /64 of the host's unique local prefix.",
+    "Network.internal": "Whether to forward nothing out; the host and published ports are "
+    "reachable.",
+    "Network.gateway": "The bridge's address, or an array of one per family. Default: the first of "
+    "the subnet.",
+    "Network.mtu": "MTU in bytes. Default: that of the default route's link.",
+    "Network.allow_public": "Whether a subnet can be a public prefix, which the host can then no "
+    "longer reach.",
+    "Network.observe": "Whether the kernel remembers its flows.",
+    "Network.span": "Whether it spans the hosts of the cluster that this host is in.",
+    "Own.name": "Name of the service, instead of the package's; a package can be used several "
+    "times.",
+    "Own.package": "A manifest.toml or its folder, relative to the stack.toml.",
+    "Own.depends_on": _DEPENDS_ON,
+    "Needs.depends_on": _DEPENDS_ON,
+    "Package.folder": "Folder that the service sees at /app, relative to this file. If unset, /app "
+    "is empty.",
+}
+"""The descriptions of the keys that a manifest does not have, for the schema and the reference."""
+
+
 class Member(NamedTuple):
     """A service of a stack."""
 
