@@ -451,7 +451,15 @@ ENTRY = """
         _number(-20, 19, "-20 to 19", "10"),
         "nice",
     ),
-    Key("service.labels", dict[str, str], "Labels.", {}, _HOST_LABEL, names=_NETWORK_NAME),
+    Key(
+        "network.labels",
+        dict[str, str],
+        "Labels.",
+        {},
+        _HOST_LABEL,
+        names=_NETWORK_NAME,
+        modes=("bridge",),
+    ),
 """
 SCRIPT = """
 import json, sys
@@ -469,11 +477,12 @@ def loaded(text):
     except ErrorGroup as group:
         return [[e.key, e.value, e.right, e.hint, e.reason] for e in group.errors]
     kept = service_rows.service(service_rows.encode_service(spec) + " ")
-    return [spec.nice, kept == spec, load.written(spec).get("service")]
+    written = load.written(spec)
+    return [spec.nice, kept == spec, written["service"], written["network"]]
 
 print(json.dumps({
     "loaded": [loaded(text) for text in json.loads(sys.argv[3])],
-    "schema": json_schema.manifest_schema()["$defs"]["Service"]["properties"],
+    "schema": json_schema.manifest_schema()["$defs"],
     "stack": stack.load(sys.argv[1]).members[0].loaded.spec.nice,
     "reference": str(list(toml_files.manifest_blocks())),
 }))
@@ -484,7 +493,7 @@ def test_key_is_one_entry_and_its_use(tmp_path: Path) -> None:
     """Two made-up keys, each added to `KEYS`; the use of one is a field of the ServiceSpec."""
     shutil.copytree(ROOT / "src/niso", tmp_path / "niso", ignore=shutil.ignore_patterns("*.pyc"))
     for file, before, entry in (
-        ("manifest/keys.py", '    Key("isolation", "Isolation"', ENTRY),
+        ("manifest/keys.py", '    Key(\n        "network.mode"', ENTRY),
         ("plan/specs.py", "    def statics(self", "    nice: int = 0\n\n"),
     ):
         text = (tmp_path / "niso" / file).read_text()
@@ -496,8 +505,8 @@ def test_key_is_one_entry_and_its_use(tmp_path: Path) -> None:
     )
     cases: list[tuple[str, list[Any]]] = [
         (
-            "[service]\nnice = 19\nlabels = { tier = 'front' }",
-            [19, True, {"nice": 19, "labels": {"tier": "front"}}],
+            "[service]\nnice = 19\n[network]\nlabels = { tier = 'front' }",
+            [19, True, {"nice": 19}, {"labels": {"tier": "front"}}],
         ),
         (
             "[service]\nnice = 20",
@@ -511,7 +520,26 @@ def test_key_is_one_entry_and_its_use(tmp_path: Path) -> None:
             "[service]\nnic = 5",
             [["service.nic", "5", "did you mean service.nice?", None, "unknown key"]],
         ),
-        ("", [5, True, {}]),
+        (
+            "[network]\nlabels = { tier = 'Front' }",
+            [
+                [
+                    *("network.labels.tier", '"Front"', "a-z, 0-9, -", 'for example "web"'),
+                    'is not a valid name: "F" is not allowed',
+                ]
+            ],
+        ),
+        (
+            "[network]\nmode = 'none'\nlabels = {}",
+            [
+                [
+                    *("network.labels", "{}", "remove it"),
+                    'remove network.labels, or set mode = "bridge"',
+                    'is not allowed: with mode = "none" the service has no network',
+                ]
+            ],
+        ),
+        ("", [5, True, {}, {}]),
     ]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, tmp_path, HEAD, json.dumps([text for text, _ in cases])],
@@ -523,13 +551,15 @@ def test_key_is_one_entry_and_its_use(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     assert found["loaded"] == [expected for _, expected in cases]
-    assert found["schema"]["nice"] == {
+    service, network = (found["schema"][name] for name in ("Service", "Network"))
+    assert service["properties"]["nice"] == {
         **{"type": "integer", "default": 5, "description": "Scheduling priority."},
         **{"minimum": -20, "maximum": 19},
     }
-    assert set(found["schema"]["labels"]) == {
+    assert set(network["properties"]["labels"]) == {
         *("type", "additionalProperties", "description", "propertyNames"),
     }
+    assert "labels" in network["allOf"][0]["then"]["properties"]
     assert found["stack"] == 7
     assert "nice: integer from -20 to 19" in found["reference"]
     assert "Scheduling priority. Default: 5." in found["reference"]

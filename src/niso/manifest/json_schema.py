@@ -64,7 +64,7 @@ def manifest_schema() -> dict[str, Any]:
     }
 
 
-def _mode(mode: str, without: tuple[str, ...]) -> dict[str, Any]:
+def _mode(mode: str, without: list[str]) -> dict[str, Any]:
     """Return a condition with the keys that [network] must and must not have in a mode.
 
     Without the key ``mode``, the mode is bridge.

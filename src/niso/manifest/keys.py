@@ -63,6 +63,8 @@ class Key(NamedTuple):
     """The rule for the names in a table with any names."""
     schema: Mapping[str, Any] = {}
     """Further conditions on the whole value, for JSON Schema."""
+    modes: tuple[str, ...] = ()
+    """For a key of [network]: the modes in which it is allowed; empty: all."""
 
     @property
     def table(self) -> str:
@@ -525,6 +527,7 @@ KEYS = (
         None,
         _SERVICE_NAME,
         "share",
+        modes=("share",),
     ),
     Key(
         "network.network",
@@ -532,6 +535,7 @@ KEYS = (
         f"Name of the network: {values.NETWORK_RIGHT}. default, none and host are reserved.",
         DEFAULT_NETWORK,
         _NETWORK_NAME,
+        modes=("bridge",),
     ),
     Key(
         "network.networks",
@@ -541,6 +545,7 @@ KEYS = (
         (),
         _NETWORK_NAME,
         schema={"minItems": 1, "uniqueItems": True},
+        modes=("bridge",),
     ),
     Key(
         "network.ports",
@@ -554,6 +559,7 @@ KEYS = (
             rf"{_PORTS}(?:/(?:tcp|udp|sctp))?$",
         ),
         "ports",
+        modes=("bridge", "share"),
     ),
     Key(
         "network.hostname",
@@ -562,6 +568,7 @@ KEYS = (
         None,
         _HOST_LABEL,
         "hostname",
+        modes=("bridge", "none"),
     ),
     Key(
         "network.aliases",
@@ -571,6 +578,7 @@ KEYS = (
         _HOST_LABEL,
         "aliases",
         schema={"uniqueItems": True},
+        modes=("bridge",),
     ),
     Key(
         "network.ip",
@@ -585,6 +593,7 @@ KEYS = (
             rf"^(?:(?!0\.|127\.|169\.254\.|22[4-9]\.|2[3-5][0-9]\.){_OCTET}(?:\.{_OCTET}){{3}}"
             rf"|{_IPV6})$",
         ),
+        modes=("bridge",),
     ),
     Key(
         "network.extra_hosts",
@@ -599,6 +608,7 @@ KEYS = (
             r"^(?!(?:localhost|host\.niso\.local)$|ip6-)[a-z0-9_-]{1,63}"
             r"(?:\.[a-z0-9_-]{1,63})*$",
         ),
+        modes=("bridge",),
     ),
     Key(
         "network.dns",
@@ -608,6 +618,7 @@ KEYS = (
         _pattern(addresses_and_ports.server_address, f"^(?:{_ADDRESS})$"),
         "dns",
         schema={"minItems": 1, "maxItems": addresses_and_ports.MAX_SERVERS},
+        modes=("bridge",),
     ),
     Key(
         "network.dns_search",
@@ -616,6 +627,7 @@ KEYS = (
         None,
         _pattern(addresses_and_ports.domain, r"^[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*$"),
         "dns_search",
+        modes=("bridge",),
     ),
     Key(
         "network.bandwidth",
@@ -626,6 +638,7 @@ KEYS = (
         _pattern(process_keys.rate, _SIZE),
         "bandwidth",
         names=Rule(process_keys.way, {"enum": [*process_keys.WAYS]}),
+        modes=("bridge",),
     ),
     Key(
         "network.policy",
@@ -633,6 +646,7 @@ KEYS = (
         "Who may connect to the service and where it may connect. It only narrows what the "
         "networks allow.",
         {},
+        modes=("bridge",),
     ),
     Key(
         "network.policy.allow_from",

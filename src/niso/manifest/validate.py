@@ -28,22 +28,11 @@ if TYPE_CHECKING:
     type Parse = Callable[[Any, str], Any]
 
 
-_OF_A_BRIDGE = (
-    "network",
-    "networks",
-    "ip",
-    "aliases",
-    "extra_hosts",
-    "dns",
-    "dns_search",
-    "bandwidth",
-    "policy",
-)
 WITHOUT = {
-    "host": (*_OF_A_BRIDGE, "ports", "hostname", "share"),
-    "none": (*_OF_A_BRIDGE, "ports", "share"),
-    "share": (*_OF_A_BRIDGE, "hostname"),
-    "bridge": ("share",),
+    mode: [
+        key.name for key in keys.SECTIONS["network"].values() if key.modes and mode not in key.modes
+    ]
+    for mode in ("host", "none", "share", "bridge")
 }
 """The keys of [network] that are errors in a mode, because they have no effect there."""
 _WHY = {
