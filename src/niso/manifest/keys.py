@@ -112,7 +112,7 @@ def _number(low: int, high: int, right: str, example: str, reason: str = "is out
 _PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _PORTS = rf"{_PORT}(?:-{_PORT})?"
 _OCTET = r"(?:[0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])"
-LABEL = r"^(?!(?:host|localhost)$|ip6-)[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?$"
+_LABEL = r"^(?!(?:host|localhost)$|ip6-)[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?$"
 _DURATION = r"^(?:0|[1-9][0-9]{0,8})(?:ms|s|m|h)$"
 _SIZE = r"^[1-9][0-9]{0,8}[KMG]$"
 _PATH = r"^[^\u0000-\u001f\u007f]+$"
@@ -146,8 +146,8 @@ _PEER_FORMS = (
     "and with /tcp, /udp, /sctp or /icmp."
 )
 
-_HOST_LABEL = _pattern(values.host_label, LABEL)
-_SERVICE_NAME = _pattern(values.service_name, LABEL)
+_HOST_LABEL = _pattern(values.host_label, _LABEL)
+_SERVICE_NAME = _pattern(values.service_name, _LABEL)
 _NETWORK_NAME = _pattern(values.network_name, _NETWORK)
 _TEXT = _pattern(values.argument, _ARGUMENT)
 _TMPFS = _pattern(process_keys.tmpfs, _SIZE)
