@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from manifests import HEAD, error, errors, loaded, write
@@ -11,6 +17,7 @@ from niso.manifest.load import load
 from niso.plan.records import Entry, Healthcheck, Peer, Policy, Port
 from niso.plan.specs import Published, User, Volume
 
+ROOT = Path(__file__).resolve().parents[2]
 FULL = """
 [package]
 name = "api"
@@ -431,3 +438,129 @@ def test_table_header_forgotten_is_an_error_of_the_key(tmp_path: Path) -> None:
     only = error(tmp_path, 'network = "backend"\n' + HEAD)
     assert only.key == "network"
     assert "is a string (must be a table)" in only.message
+
+
+# --- one declaration -------------------------------------------------------------------------------------------------
+
+ENTRY = """
+    Key(
+        "service.nice",
+        int,
+        "Scheduling priority.",
+        5,
+        _number(-20, 19, "-20 to 19", "10"),
+        "nice",
+    ),
+    Key(
+        "network.labels",
+        dict[str, str],
+        "Labels.",
+        {},
+        _HOST_LABEL,
+        names=_NETWORK_NAME,
+        modes=("bridge",),
+    ),
+"""
+SCRIPT = """
+import json, sys
+from niso.base.errors import ErrorGroup
+from niso.manifest import json_schema, load, stack
+from niso.store import service_rows
+from reference import toml_files
+from reference.document import markdown
+
+def loaded(text):
+    with open(f"{sys.argv[1]}/manifest.toml", "w") as file:
+        file.write(sys.argv[2] + text)
+    try:
+        spec = load.load(sys.argv[1]).spec
+    except ErrorGroup as group:
+        return [[e.key, e.value, e.right, e.hint, e.reason] for e in group.errors]
+    kept = service_rows.service(service_rows.encode_service(spec) + " ")
+    written = load.written(spec)
+    return [spec.nice, kept == spec, written["service"], written["network"]]
+
+print(json.dumps({
+    "loaded": [loaded(text) for text in json.loads(sys.argv[3])],
+    "schema": json_schema.manifest_schema()["$defs"],
+    "stack": stack.load(sys.argv[1]).members[0].loaded.spec.nice,
+    "reference": str(list(toml_files.manifest_blocks())),
+}))
+"""
+
+
+def test_key_is_one_entry_and_its_use(tmp_path: Path) -> None:
+    """Two made-up keys, each added to `KEYS`; the use of one is a field of the ServiceSpec."""
+    shutil.copytree(ROOT / "src/niso", tmp_path / "niso", ignore=shutil.ignore_patterns("*.pyc"))
+    for file, before, entry in (
+        ("manifest/keys.py", '    Key(\n        "network.mode"', ENTRY),
+        ("plan/specs.py", "    def statics(self", "    nice: int = 0\n\n"),
+    ):
+        text = (tmp_path / "niso" / file).read_text()
+        assert text.count(before) == 1
+        (tmp_path / "niso" / file).write_text(text.replace(before, entry + before))
+    write(tmp_path, HEAD)
+    (tmp_path / "stack.toml").write_text(
+        '[stack]\nname = "shop"\n[[service]]\nname = "a"\npackage = "."\nservice = { nice = 7 }'
+    )
+    cases: list[tuple[str, list[Any]]] = [
+        (
+            "[service]\nnice = 19\n[network]\nlabels = { tier = 'front' }",
+            [19, True, {"nice": 19}, {"labels": {"tier": "front"}}],
+        ),
+        (
+            "[service]\nnice = 20",
+            [["service.nice", "20", "-20 to 19", "for example 10", "is out of range"]],
+        ),
+        (
+            "[service]\nnice = '5'",
+            [["service.nice", '"5"', "must be a number", None, "is a string"]],
+        ),
+        (
+            "[service]\nnic = 5",
+            [["service.nic", "5", "did you mean service.nice?", None, "unknown key"]],
+        ),
+        (
+            "[network]\nlabels = { tier = 'Front' }",
+            [
+                [
+                    *("network.labels.tier", '"Front"', "a-z, 0-9, -", 'for example "web"'),
+                    'is not a valid name: "F" is not allowed',
+                ]
+            ],
+        ),
+        (
+            "[network]\nmode = 'none'\nlabels = {}",
+            [
+                [
+                    *("network.labels", "{}", "remove it"),
+                    'remove network.labels, or set mode = "bridge"',
+                    'is not allowed: with mode = "none" the service has no network',
+                ]
+            ],
+        ),
+        ("", [5, True, {}, {}]),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, tmp_path, HEAD, json.dumps([text for text, _ in cases])],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}/tools"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["loaded"] == [expected for _, expected in cases]
+    service, network = (found["schema"][name] for name in ("Service", "Network"))
+    assert service["properties"]["nice"] == {
+        **{"type": "integer", "default": 5, "description": "Scheduling priority."},
+        **{"minimum": -20, "maximum": 19},
+    }
+    assert set(network["properties"]["labels"]) == {
+        *("type", "additionalProperties", "description", "propertyNames"),
+    }
+    assert "labels" in network["allOf"][0]["then"]["properties"]
+    assert found["stack"] == 7
+    assert "nice: integer from -20 to 19" in found["reference"]
+    assert "Scheduling priority. Default: 5." in found["reference"]
+    assert "labels: table of strings" in found["reference"]

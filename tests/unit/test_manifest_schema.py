@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,11 +13,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from samples import samples
 
+from niso.base import convert
 from niso.base.errors import InvalidInput
 from niso.manifest import validate
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.json_schema import manifest_schema
-from niso.manifest.keys import Manifest
+from niso.manifest.keys import ANY, KEYS, TABLES, Key, Manifest
 
 VALIDATOR = Draft202012Validator(manifest_schema())
 VALID: dict[str, Any] = {
@@ -41,11 +41,14 @@ VALID: dict[str, Any] = {
         "ip": {"backend": "10.99.1.10"},
     },
 }
-RULES: dict[str, Callable[[str, str], object]] = {
-    **validate.TEXT_RULES,
-    **validate.ARRAY_RULES,
-    "network.ports": parse_port,
+SCHEMA = manifest_schema()
+PROPERTIES = {
+    key.path: Draft202012Validator(
+        SCHEMA["$defs"][TABLES[key.table].__name__]["properties"][key.name]
+    )
+    for key in KEYS
 }
+RULES = [key for key in KEYS if key.rule.schema and key.rule.parse is not ANY.parse]
 
 
 def with_value(key: str, value: object) -> dict[str, Any]:
@@ -244,24 +247,35 @@ SAMPLES = st.one_of(
 )
 
 
-@settings(
+BOUNDED = settings(
     deadline=None,
     max_examples=samples(100, 500),
     suppress_health_check=[HealthCheck.filter_too_much],
 )
-@given(st.sampled_from(sorted(RULES)), SAMPLES)
-def test_what_a_rule_accepts_the_schema_accepts(key: str, text: str) -> None:
+
+
+@BOUNDED
+@given(st.sampled_from(RULES), SAMPLES, st.integers(-2, 70_000))
+def test_what_a_rule_accepts_the_schema_accepts(key: Key, text: str, number: int) -> None:
+    value: object = number if "minimum" in key.rule.schema else text
     try:
-        RULES[key](text, key)
+        key.rule.parse(value, key.path)
     except InvalidInput:
         assume(False)
-    data = with_value(
-        key, [text] if key in validate.ARRAY_RULES or key == "network.ports" else text
-    )
-    if key == "network.network":
-        del data["network"]["networks"]
-    if key == "network.share":
-        data["network"] = {"mode": "share", "share": text}
-    if key == "service.timeout":
-        data["service"] |= {"kind": "job", "restart": "no"}
-    assert list(VALIDATOR.iter_errors(data)) == []
+    kind = convert.kind(key.type)
+    if list in kind:
+        value = [value] * key.schema.get("minItems", 1)
+        assume(key.name != "command" or text)
+    elif dict in kind:
+        value = {"in" if key.name == "bandwidth" else "a": value}
+    assert PROPERTIES[key.path].is_valid(value)
+
+
+@BOUNDED
+@given(st.sampled_from([key for key in KEYS if key.names is not ANY]), SAMPLES)
+def test_name_that_a_rule_accepts_the_schema_accepts(key: Key, name: str) -> None:
+    try:
+        key.names.parse(name, key.path)
+    except InvalidInput:
+        assume(False)
+    assert Draft202012Validator({"propertyNames": key.names.schema}).is_valid({name: ""})

@@ -14,6 +14,7 @@ from niso.base import text as base_text
 from niso.base.errors import InvalidInput
 from niso.manifest import addresses_and_ports, values
 from niso.manifest.addresses_and_ports import parse_port
+from niso.manifest.keys import BY_PATH
 from niso.plan import specs
 
 Parser = Callable[[str, str], object]
@@ -23,9 +24,9 @@ ACCEPTED: list[tuple[Parser, str, object]] = [
     (values.duration, "5s", 5.0),
     (values.duration, "2m", 120.0),
     (values.duration, "1h", 3600.0),
-    (values.stop_timeout, "0s", 0.0),
-    (values.restart_delay, "10ms", 0.01),
-    (values.restart_delay, "1m", 60.0),
+    (BY_PATH["service.stop_timeout"].rule.parse, "0s", 0.0),
+    (BY_PATH["service.restart_delay"].rule.parse, "10ms", 0.01),
+    (BY_PATH["service.restart_delay"].rule.parse, "1m", 60.0),
     (values.size, "64K", 65536),
     (values.size, "512M", 512 * 1024**2),
     (values.size, "2G", 2 * 1024**3),
@@ -81,8 +82,8 @@ REFUSED: list[tuple[Parser, list[str]]] = [
             "25h",
         ],
     ),
-    (values.restart_delay, ["0s", "9ms", "61s", "2m"]),
-    (values.stop_timeout, ["2h"]),
+    (BY_PATH["service.restart_delay"].rule.parse, ["0s", "9ms", "61s", "2m"]),
+    (BY_PATH["service.stop_timeout"].rule.parse, ["2h"]),
     (values.size, ["", "K", "0K", "64", "64k", "64KB", "1.5G", "-1K", "9" * 5000 + "K"]),
     (
         values.service_name,

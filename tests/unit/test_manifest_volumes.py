@@ -8,7 +8,12 @@ import pytest
 from stored import service_spec
 
 from niso.base.errors import InvalidInput
-from niso.manifest import process_keys
+from niso.manifest import process_keys, validate
+
+
+def problems(**tables: object) -> list[InvalidInput]:
+    """The errors of these tables."""
+    return validate.rules(tables, "/", {})
 
 
 def said(errors: list[InvalidInput]) -> dict[str | None, str]:
@@ -52,7 +57,7 @@ def said(errors: list[InvalidInput]) -> dict[str | None, str]:
     ],
 )
 def test_wrong_volume_is_refused_by_its_key(keys: dict[str, Any], key: str, words: str) -> None:
-    found = said(process_keys.volumes_problems({"data": keys}, {}))
+    found = said(problems(volumes={"data": keys}))
     assert list(found) == [f"volumes.data.{key}"]
     assert words in found[f"volumes.data.{key}"]
 
@@ -75,12 +80,12 @@ def test_wrong_volume_is_refused_by_its_key(keys: dict[str, Any], key: str, word
     ],
 )
 def test_right_volume_is_taken(keys: dict[str, Any]) -> None:
-    assert process_keys.volumes_problems({"data": keys}, {}) == []
+    assert problems(volumes={"data": keys}) == []
 
 
 @pytest.mark.parametrize("name", ["", "1a", "-a", "a b", "a/b", "..", "a.b", "ä", "a" * 64])
 def test_name_that_is_no_folders_name_is_refused(name: str) -> None:
-    assert len(process_keys.volumes_problems({name: {"mount": "/data"}}, {})) == 1
+    assert len(problems(volumes={name: {"mount": "/data"}})) == 1
 
 
 @pytest.mark.parametrize(
@@ -94,9 +99,7 @@ def test_name_that_is_no_folders_name_is_refused(name: str) -> None:
     ],
 )
 def test_mount_points_lie_apart(second: str, words: str) -> None:
-    found = process_keys.volumes_problems(
-        {"one": {"mount": "/data/a"}, "two": {"mount": second}}, {}
-    )
+    found = problems(volumes={"one": {"mount": "/data/a"}, "two": {"mount": second}})
     if not words:
         assert found == []
         return
@@ -167,9 +170,9 @@ def test_other_urls_are_refused(text: str, words: str) -> None:
     ],
 )
 def test_wrong_healthcheck_is_refused(section: dict[str, Any], keys: list[str] | None) -> None:
-    found = [error.key for error in process_keys.health_problems(section, (), {})]
+    found = [error.key for error in problems(healthcheck=section)]
     assert found == (
-        keys or [f"healthcheck.{k}" for k in ("interval", "timeout", "start_period", "retries")]
+        keys or [f"healthcheck.{k}" for k in ("retries", "interval", "timeout", "start_period")]
     )
 
 
@@ -193,7 +196,7 @@ def test_right_limits_are_taken() -> None:
         1_000_000,
     ]
     assert (
-        process_keys.resources_problems({"memory_max": "1M", "cpu_max": "1%", "pids_limit": 2}, {})
+        problems(isolation={"resources": {"memory_max": "1M", "cpu_max": "1%", "pids_limit": 2}})
         == []
     )
 
@@ -227,6 +230,6 @@ def test_wrong_share_of_cpus_is_refused(text: str) -> None:
     ],
 )
 def test_wrong_limit_is_refused_by_its_key(name: str, value: object) -> None:
-    assert [error.key for error in process_keys.resources_problems({name: value}, {})] == [
+    assert [error.key for error in problems(isolation={"resources": {name: value}})] == [
         f"isolation.resources.{name}"
     ]

@@ -106,24 +106,6 @@ _TABLES = (
     "secrets",
     "network",
 )
-_NETWORK_KEYS = {
-    "subnet": "A subnet, or an array of one per family. Default: the next free /24 of the pool.",
-    "ipv6": "Whether to add an IPv6 subnet: a /64 of the host's unique local prefix.",
-    "internal": "Whether to forward nothing out; the host and published ports are reachable.",
-    "gateway": "The bridge's address, or an array of one per family. Default: the first of the "
-    "subnet.",
-    "observe": "Whether the kernel remembers its flows.",
-    "span": "Whether it spans the hosts of the cluster that this host is in.",
-    "allow_public": "Whether a subnet can be a public prefix, which the host can then no longer "
-    "reach.",
-    "mtu": "MTU in bytes. Default: that of the default route's link.",
-}
-_OWN_KEYS = {
-    "name": "Name of the service, instead of the package's; a package can be used several times.",
-    "package": "A manifest.toml or its folder, relative to the stack.toml.",
-    "depends_on": 'Services that come first: a table of service = "started", "healthy" or, of a '
-    'job, "completed"; or an array, which means started.',
-}
 
 
 def manifest_blocks() -> Iterator[Block]:
@@ -164,29 +146,22 @@ def stack_blocks() -> Iterator[Block]:
     yield Heading("Example")
     yield Code(STACK, "toml")
     yield Heading("[stack]")
-    yield Terms(
-        (
-            ("name: string, required", "Name of the stack; same rules as for services."),
-            (
-                "prefix: boolean",
-                "Whether services and networks are named after the stack: shop-db for db, whose "
-                "hostname stays db. Default: as the stack has them already; a new stack has the "
-                "prefix if another stack has one of its services' names.",
-            ),
-        )
-    )
+    schema = json_schema.stack_schema()
+    service = schema["$defs"]["StackService"]
+    own = {name: service["properties"][name] for name in stack.Own._fields}
+    yield _keys(schema["properties"]["stack"])
     yield Heading("[networks]")
     yield Text(
         "Each is `NAME = { ... }`, with the settings of niso net create. A network that no service "
         "of the file uses is not created."
     )
-    yield Terms(tuple(_rows(stack.Network, _NETWORK_KEYS)))
+    yield _keys(schema["$defs"]["StackNetwork"])
     yield Heading("[[service]]")
-    yield Terms(tuple(_rows(stack.Own, _OWN_KEYS)))
+    yield _keys(service | {"properties": own})
     yield Text(
         "The keys of a manifest's [network] are given here directly: "
         f"{', '.join(stack.NETWORK_KEYS)}. The other tables of a manifest are "
-        f"{', '.join(f'[service.{table}]' for table in stack.TABLES)}. Each key overrides the "
+        f"{', '.join(f'[service.{table}]' for table in stack.OVERRIDES)}. Each key overrides the "
         "key of the package's manifest. Arrays and volumes are replaced as a whole. network and "
         "networks replace each other, and so do tcp, http and command of a healthcheck. "
         "A key cannot be removed."
@@ -205,7 +180,7 @@ def stack_blocks() -> Iterator[Block]:
                 "rootfs: the root file system. folder: what the service sees at /app; if unset, "
                 "/app is empty. version: 0 if unset. The table can be left out.",
             ),
-            (f"{', '.join(stack.TABLES)}, network", "the tables of a manifest"),
+            (f"{', '.join(stack.OVERRIDES)}, network", "the tables of a manifest"),
         )
     )
 
@@ -243,19 +218,24 @@ def _table(
         field = value
     definition = definitions[field["$ref"].rpartition("/")[2]]
     keys = definition["properties"]
-    yield Terms(
-        tuple(
-            (
-                f"{name}: {kind(key)}{', required' if name in definition['required'] else ''}",
-                _description(key),
-            )
-            for name, key in keys.items()
-            if "$ref" not in key
-        )
-    )
+    yield _keys(definition)
     for name, key in keys.items():
         if "$ref" in key:
             yield from _table(definitions, f"{path}.{name}", key, name in definition["required"])
+
+
+def _keys(table: dict[str, Any]) -> Terms:
+    """Return the keys of a table, without its subtables, each with its type and description."""
+    return Terms(
+        tuple(
+            (
+                f"{name}: {kind(key)}{', required' if name in table['required'] else ''}",
+                _description(key),
+            )
+            for name, key in table["properties"].items()
+            if "$ref" not in key
+        )
+    )
 
 
 def _description(key: dict[str, Any]) -> str:
@@ -284,15 +264,3 @@ def kind(key: dict[str, Any]) -> str:
     if "maximum" in key:
         return f"integer from {key['minimum']} to {key['maximum']}"
     return str(key["type"])
-
-
-def _rows(table: type, description: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Return the keys of a table with their descriptions from ``description``."""
-    definition = json_schema.definitions(table)[table.__name__]
-    for name, key in definition["properties"].items():
-        default = key.get("default")
-        suffix = f" Default: {str(default).lower()}." if isinstance(default, bool) else ""
-        yield (
-            f"{name}: {kind(key)}{', required' if name in definition['required'] else ''}",
-            description[name] + suffix,
-        )

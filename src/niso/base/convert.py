@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     array or of a table with any keys, else the table.
     """
 
-_known: dict[tuple[str, str], Kind] = {}
+_known: dict[tuple[str, Any], Kind] = {}
 _read: dict[Any, dict[str, Kind]] = {}
 
 
@@ -72,12 +72,15 @@ def kind(of: Any) -> Kind:
 def field(table: Any, name: str) -> Kind:
     """Return the kind of one key of a table.
 
-    The type annotation is evaluated on first use and cached, since most manifests have few keys.
+    The type is evaluated on first use and cached, since most manifests have few keys.
     """
-    module, text = known = table.__module__, table.__annotations__[name]
+    of = table.__annotations__[name]
+    known = table.__module__, of
     if known not in _known:
-        names = vars(sys.modules[module])
-        _known[known] = kind(eval(text, names, {"Literal": Choice}))  # noqa: S307  # niso's own
+        if isinstance(of, str):
+            names = vars(sys.modules[table.__module__])
+            of = eval(of, names, {"Literal": Choice})  # noqa: S307  # niso's own text
+        _known[known] = kind(of)
     return _known[known]
 
 

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NamedTuple, Self
 
-__all__ = ["TYPE_CHECKING", "NamedTuple"]
+__all__ = ["TYPE_CHECKING", "NamedTuple", "named_tuple"]
 
 _getters = [_tuplegetter(place, "") for place in range(16)]
 _new = tuple.__new__
@@ -97,3 +97,8 @@ if not TYPE_CHECKING:
 
     class NamedTuple(metaclass=_Kind):
         """As `typing.NamedTuple`, for classes with ``from __future__ import annotations``."""
+
+
+def named_tuple(name: str, types: dict[str, Any], defaults: dict[str, Any]) -> Any:
+    """Return a named tuple with these fields, as a class of these annotations and values is."""
+    return _Kind(name, (NamedTuple,), {"__annotations__": types, **defaults})

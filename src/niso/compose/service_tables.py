@@ -25,6 +25,7 @@ from niso.compose.storage import (
 )
 from niso.manifest import addresses_and_ports, process_keys, values
 from niso.manifest.addresses_and_ports import parse_port
+from niso.manifest.keys import BY_PATH
 
 if TYPE_CHECKING:
     from typing import Any
@@ -239,7 +240,7 @@ class Service:
             self._gap("stop_grace_period", f"{keys['stop_grace_period']!r} is not a duration")
         if grace is not None:
             text = duration(grace)
-            if self._valid("stop_grace_period", text, values.stop_timeout):
+            if self._valid("stop_grace_period", text, BY_PATH["service.stop_timeout"].rule.parse):
                 self._put("service", "stop_timeout", text)
         if compose_storage.text(keys.get("stop_signal")) not in ("", "SIGTERM", "TERM", "15"):
             self._gap("stop_signal", "niso sends TERM, then KILL")
@@ -279,9 +280,10 @@ class Service:
             ("memory_max", keys.get("mem_limit", limits.get("memory"))),
             ("shm_size", keys.get("shm_size")),
         ):
+            rule = BY_PATH[f"isolation.resources.{key}"].rule
             if given is not None and (size := parse_size(given)) is None:
                 self._gap(key, f"{given!r} is not a size")
-            elif given is not None and self._valid(key, size or "", process_keys.RULES[key]):
+            elif given is not None and self._valid(key, size or "", rule.parse):
                 table[key] = size
         cpus = keys.get("cpus", limits.get("cpus"))
         if cpus is not None:
@@ -315,10 +317,10 @@ class Service:
         else:
             command = ["/bin/sh", "-c", compose_storage.text(test)]
         table: dict[str, Any] = {"command": command}
-        for key, rule, low, high in (
-            ("interval", process_keys.interval, 0.1, 86_400.0),
-            ("timeout", process_keys.timeout, 0.01, 60.0),
-            ("start_period", process_keys.start_period, 0.0, 3600.0),
+        for key, low, high in (
+            ("interval", 0.1, 86_400.0),
+            ("timeout", 0.01, 60.0),
+            ("start_period", 0.0, 3600.0),
         ):
             given_s = seconds(check.get(key))
             if given_s is None:
@@ -328,7 +330,8 @@ class Service:
             kept_s = min(max(given_s, low), high)
             if kept_s != given_s:
                 self._gap(f"healthcheck.{key}", f"{given_s:g}s is out of range: {kept_s:g}s")
-            if self._valid(f"healthcheck.{key}", duration(kept_s), rule):
+            path = f"healthcheck.{key}"
+            if self._valid(path, duration(kept_s), BY_PATH[path].rule.parse):
                 table[key] = duration(kept_s)
         retries = check.get("retries")
         if isinstance(retries, int) and not isinstance(retries, bool):

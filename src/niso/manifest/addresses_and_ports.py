@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 # --- addresses and name servers -------------------------------------------------------------------
 
 
-IP = "network.ip"
 MAX_SERVERS = 3
 """MAXNS of resolv.conf(5)."""
 _HOST_CHARACTERS = values.NAME_CHARACTERS | {"_"}
@@ -102,33 +101,24 @@ def extra_host(text: str, key: str) -> str:
 
 
 def extra_address(text: str, key: str) -> str:
-    """Return ``text`` if it is an address or ``host-gateway``. Raises InvalidInput."""
-    if text != HOST_GATEWAY and not (values.is_ipv4(text) or values.is_ipv6(text)):
+    """Return an address in its canonical form, or ``host-gateway``. Raises InvalidInput."""
+    if text == HOST_GATEWAY:
+        return text
+    if not (values.is_ipv4(text) or values.is_ipv6(text)):
         right = 'an IPv4 or IPv6 address, or "host-gateway"'
         raise values.wrong(key, text, "is not a valid address", right, '"192.0.2.7"')
-    return text
+    import ipaddress
+
+    return str(ipaddress.ip_address(text))
 
 
-def problems(network: dict[str, Any], parsed: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each invalid address or name in ``network``, the [network] of tomllib.
+def problems(network: dict[str, Any]) -> Iterator[InvalidInput]:
+    """Yield an error for arrays of addresses that are empty or too long.
 
-    Single addresses and arrays are checked by `niso.manifest.validate`. Values of a wrong type are
-    skipped. Valid values are added to ``parsed`` under their keys.
+    ``network`` is [network] as tomllib returned it.
     """
-
-    ip, hosts, dns = network.get("ip"), network.get("extra_hosts"), network.get("dns")
-    checks = [(static_address, *one) for one in texts(ip if isinstance(ip, dict) else None, IP)]
-    for name, items in ip.items() if isinstance(ip, dict) else ():
-        checks += [(static_address, *one) for one in texts(items, join(IP, name))]
-    if isinstance(hosts, dict):
-        checks += [(extra_host, join("network.extra_hosts", name), name) for name in hosts]
-        checks += [(extra_address, *one) for one in texts(hosts, "network.extra_hosts")]
-    for rule, path, text in checks:
-        try:
-            parsed[path] = rule(text, path)
-        except InvalidInput as error:
-            yield error
-    yield from _families(ip, IP)
+    yield from _families(network.get("ip"), "network.ip")
+    dns = network.get("dns")
     if isinstance(dns, list) and len(dns) > MAX_SERVERS:
         reason = f"has {len(dns)} name servers, of which resolvers use {MAX_SERVERS}"
         yield values.wrong("network.dns", dns, reason, f"at most {MAX_SERVERS}")

@@ -1,155 +1,772 @@
-"""Declare the keys of manifest.toml with types and defaults; build a `ServiceSpec` from them.
+"""Every key of manifest.toml, each declared once in `KEYS`.
 
-`niso.manifest.values` and the modules that parse a table define what the text of a key means.
+A declaration has the key's path, type, description, default and rule, and the field of
+`niso.plan.specs.ServiceSpec` that the value goes to. Types and defaults (`TABLES`), checks
+(`niso.manifest.validate`), the JSON Schema (`niso.manifest.json_schema`), the reference and the
+manual page, and the ServiceSpec (`spec`) follow from it. A new key is an entry here, a field of
+the ServiceSpec, and the code that uses the field.
+
+Conditions between several keys are in `niso.manifest.validate` and, for the schema, in
+`niso.manifest.json_schema`.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 from niso.base import convert
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, named_tuple
 from niso.base.names import DEFAULT_NETWORK, family_of
-from niso.manifest import process_keys, values
-from niso.manifest.addresses_and_ports import distinct, parse_port
-from niso.manifest.policy import audit_end, parse
+from niso.manifest import addresses_and_ports, policy, process_keys, values
+from niso.manifest.values import join
 from niso.plan import records, specs
-from niso.plan.records import HOST_GATEWAY, Audit, Limits, Port
+from niso.plan.records import Audit, Limits, Policy, Port
 from niso.plan.specs import Published, ServiceSpec
 
 if TYPE_CHECKING:
-    from typing import Any, Literal
+    from typing import Any
 
 
-# --- the tables of manifest.toml ------------------------------------------------------------------
+class Rule(NamedTuple):
+    """The valid values of a key of a given type.
+
+    For an array or a table, a rule is about each item.
+    """
+
+    parse: Callable[[Any, str], Any]
+    """Takes value and path, and returns the parsed value. Raises InvalidInput."""
+    schema: Mapping[str, Any] = {}
+    """The same condition for JSON Schema, as far as a schema can express it."""
 
 
-class Package(NamedTuple):
-    name: str
-    version: str
-    rootfs: str | None = None
+ANY = Rule(lambda value, _: value)
+"""The rule of a key all of whose values are valid, if they have its type."""
 
 
-class Binary(NamedTuple):
-    entrypoint: str
-    args: tuple[str, ...] = ()
-    working_dir: str = "/app"
+class Key(NamedTuple):
+    """A key of the manifest."""
+
+    path: str
+    """service.stop_timeout. volumes.*.size: a key of each table in [volumes]."""
+    type: Any
+    """As in `niso.base.convert`. A text: the key is a table, and this is its title."""
+    about: str
+    """Description, for the schema and the reference."""
+    default: Any = ...
+    """Ellipsis: the key is required. For a table, ``{}``: its keys have their defaults."""
+    rule: Rule = ANY
+    to: str = ""
+    """Field of the ServiceSpec, or of a record in it (limits.arp); empty: `spec` handles it."""
+    names: Rule = ANY
+    """The rule for the names in a table with any names."""
+    schema: Mapping[str, Any] = {}
+    """Further conditions on the whole value, for JSON Schema."""
+    modes: tuple[str, ...] = ()
+    """For a key of [network]: the modes in which it is allowed; empty: all."""
+
+    @property
+    def table(self) -> str:
+        """Return the path of the table that has this key; empty for the file itself."""
+        return self.path.removesuffix(".*").rpartition(".")[0]
+
+    @property
+    def name(self) -> str:
+        return self.path.removesuffix(".*").rpartition(".")[2]
+
+    @property
+    def is_table(self) -> bool:
+        return isinstance(self.type, str)
+
+    @property
+    def has_any_names(self) -> bool:
+        """Return whether the key is a table of tables, such as [volumes.data]."""
+        return self.path.endswith(".*")
 
 
-class Service(NamedTuple):
-    user: str | None = None
-    restart: Literal["on-failure", "no", "always"] = "on-failure"
-    restart_delay: str = "1s"
-    stop_timeout: str = "10s"
-    kind: Literal["service", "job"] = "service"
-    timeout: str | None = None
-    env_file: str | tuple[str, ...] = ()
+# --- rules ---------------------------------------------------------------------------------------
 
 
-class Resources(NamedTuple):
-    memory_max: str | None = None
-    cpu_max: str | None = None
-    pids_limit: int = process_keys.PIDS
-    shm_size: str = process_keys.SHM
-    tmp_size: str | None = None
-    new_flows_limit: int = process_keys.NEW_FLOWS
-    arp_limit: int = process_keys.ARP
-    fragments_limit: int | None = None
-    new_neighbours_limit: int = process_keys.NEW_NEIGHBOURS
+def _pattern(parse: Callable[[str, str], Any], pattern: str) -> Rule:
+    """Return the rule for a text; each text that ``parse`` accepts matches ``pattern``."""
+    return Rule(parse, {"pattern": pattern})
 
 
-class Isolation(NamedTuple):
-    capabilities: tuple[str, ...] = ()
-    read_only: bool = True
-    restrict_suid_sgid: bool = True
-    resources: Resources = Resources()
+def _duration(low: float, high: float) -> Rule:
+    """Return the rule for a duration, which is parsed to seconds."""
+    return _pattern(lambda text, key: values.duration(text, key, low, high), _DURATION)
 
 
-class Healthcheck(NamedTuple):
-    tcp: int | None = None
-    http: str | None = None
-    command: tuple[str, ...] | None = None
-    interval: str = process_keys.INTERVAL
-    timeout: str = process_keys.TIMEOUT
-    retries: int = process_keys.RETRIES
-    start_period: str = process_keys.START_PERIOD
+def _number(low: int, high: int, right: str, example: str, reason: str = "is out of range") -> Rule:
+    """Return the rule for an integer; ``right``, ``example`` and ``reason`` are for its error."""
+
+    def parse(number: int, key: str) -> int:
+        if not low <= number <= high:
+            raise values.wrong(key, number, reason, right, example)
+        return number
+
+    return Rule(parse, {"minimum": low, "maximum": high})
 
 
-class Volume(NamedTuple):
-    mount: str
-    host: str | None = None
-    mode: Literal["rw", "ro"] = "rw"
-    tmpfs: bool = False
-    size: str | None = None
+_PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_PORTS = rf"{_PORT}(?:-{_PORT})?"
+_OCTET = r"(?:[0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])"
+_LABEL = r"^(?!(?:host|localhost)$|ip6-)[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?$"
+_DURATION = r"^(?:0|[1-9][0-9]{0,8})(?:ms|s|m|h)$"
+_SIZE = r"^[1-9][0-9]{0,8}[KMG]$"
+_PATH = r"^[^\u0000-\u001f\u007f]+$"
+_NO_CLIMB = r"(?!(?:.*/)?\.\.(?:/|$))"
+_ARGUMENT = r"^[^\u0000]*$"
+_WORD = r"^[^\u0000]+$"
+_MOUNT = (
+    rf"^(?!(?:{'|'.join(specs.TAKEN + specs.TAKEN_FILES)})(?:/|$))"
+    rf"(?!(?:{'|'.join(specs.HIDING[1:])})$)"
+    r"(?:/(?!\.{1,2}(?:/|$))[^/\u0000-\u001f\u007f]+)+$"
+)
+_NETWORK = r"^(?!(?:default|none|host)$)[a-z][a-z0-9-]{0,62}$"
+_IPV6 = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
+_ADDRESS = rf"{_OCTET}(?:\.{_OCTET}){{3}}|{_IPV6}"
+_SUFFIX = rf"(?::{_PORT}(?:-{_PORT})?(?:/(?:tcp|udp|sctp))?|/(?:tcp|udp|sctp|icmp))?"
+_PEERS = (
+    # a service, a network, an IPv4 address or prefix, an IPv6 one in brackets
+    r"(?:(?!(?:host|localhost)(?:[.:/]|$)|ip6-)[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.niso\.local)?"
+    r"|network:(?!(?:default|none|host)(?:[:/]|$))[a-z][a-z0-9-]{0,62}"
+    rf"|{_OCTET}(?:\.{_OCTET}){{3}}(?:/[0-9]{{1,2}})?"
+    rf"|\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:/[0-9]{{1,3}})?\]){_SUFFIX}"
+    # an IPv6 address or prefix without brackets, and its suffix
+    r"|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:/[0-9]{1,3})?(?:/(?:tcp|udp|sctp|icmp))?"
+)
+_OUTSIDE = (  # a domain name of two labels or more, not below niso.local
+    r"(?!(?:[a-z0-9-]+\.)*(?:niso\.local|localhost)(?:[:/]|$))"
+    r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
+)
+_PEER_FORMS = (
+    "Each is a service, network:NAME, an address or a prefix, optionally with :PORT or :PORT-PORT, "
+    "and with /tcp, /udp, /sctp or /icmp."
+)
+
+_HOST_LABEL = _pattern(values.host_label, _LABEL)
+_SERVICE_NAME = _pattern(values.service_name, _LABEL)
+_NETWORK_NAME = _pattern(values.network_name, _NETWORK)
+_TEXT = _pattern(values.argument, _ARGUMENT)
+_TMPFS = _pattern(process_keys.tmpfs, _SIZE)
+_RATE = _number(
+    0,
+    process_keys.MAX_RATE,
+    f"0, for no limit, to {process_keys.MAX_RATE} a second",
+    "5000",
+)
+_PEER_IN = _pattern(policy.parse_ingress, f"^(?:{_PEERS})$")
+_PEER_OUT = _pattern(policy.parse_egress, f"^(?:{_PEERS})$")
 
 
-class Secret(NamedTuple):
-    file: str
+# --- keys ----------------------------------------------------------------------------------------
 
 
-class Egress(NamedTuple):
-    allow: tuple[str, ...] | None = None
-    deny: tuple[str, ...] = ()
+KEYS = (
+    Key("package", "Package", "Name and version of the service."),
+    Key(
+        "package.name",
+        str,
+        f"Name of the service: {values.NAME_RIGHT}. host, localhost and ip6-* are reserved.",
+        rule=_SERVICE_NAME,
+        to="name",
+    ),
+    Key(
+        "package.version",
+        str,
+        "Version of the package.",
+        rule=_pattern(values.version, r"^[A-Za-z0-9][A-Za-z0-9.+_~-]{0,63}$"),
+    ),
+    Key(
+        "package.rootfs",
+        str | None,
+        "Folder beside the manifest: the service's root file system. niso never writes to it.",
+        None,
+        _pattern(values.rootfs, rf"^(?!/){_NO_CLIMB}{_PATH[1:]}"),
+        "rootfs",
+    ),
+    Key("binary", "Binary", "Program to run."),
+    Key(
+        "binary.entrypoint",
+        str,
+        "File of the package, absolute path in the rootfs, or command on the service's PATH.",
+        rule=_pattern(values.entrypoint, rf"^{_NO_CLIMB}(?!.*/$){_PATH[1:]}"),
+        to="entrypoint",
+    ),
+    Key("binary.args", tuple[str, ...], "Arguments of the entrypoint.", (), _TEXT, "args"),
+    Key(
+        "binary.working_dir",
+        str,
+        "Working directory. /app is the package.",
+        "/app",
+        _pattern(values.working_dir, rf"^/{_PATH[1:-2]}*$"),
+        "working_dir",
+    ),
+    Key(
+        "environment",
+        dict[str, str],
+        "Environment variables of the service.",
+        {},
+        _TEXT,
+        "environment",
+        names=_pattern(values.environment_name, r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"),
+    ),
+    Key("service", "Service", "User, restarts and stopping.", {}),
+    Key(
+        "service.user",
+        str | None,
+        "User name of the rootfs, or uid[:gid]. If unset, niso assigns a uid.",
+        None,
+        _pattern(
+            values.user,
+            r"^(?:(?:0|[1-9][0-9]{0,9})(?::(?:0|[1-9][0-9]{0,9}))?|[A-Za-z_][A-Za-z0-9_.-]{0,31})$",
+        ),
+        "user",
+    ),
+    Key(
+        "service.restart",
+        convert.Choice(("on-failure", "no", "always")),
+        "When to restart the process after it exits. Always no for a job.",
+        "on-failure",
+        to="restart",
+    ),
+    Key(
+        "service.restart_delay",
+        str,
+        "Delay before the first restart, 10ms to 1m. It doubles with each failure, up to 1m.",
+        "1s",
+        _duration(0.01, 60.0),
+        "restart_delay_s",
+    ),
+    Key(
+        "service.stop_timeout",
+        str,
+        "Time from TERM to KILL, up to 1h.",
+        "10s",
+        _duration(0.0, 3600.0),
+        "stop_timeout_s",
+    ),
+    Key(
+        "service.kind",
+        convert.Choice(("service", "job")),
+        "service: runs until it is stopped. job: activate waits until it has ended, and fails "
+        "unless it exits with status 0.",
+        "service",
+        to="kind",
+    ),
+    Key(
+        "service.timeout",
+        str | None,
+        "Time limit of a job, 100ms to 24h. If unset, it has none.",
+        None,
+        _duration(0.1, 86_400.0),
+        "timeout_s",
+    ),
+    Key(
+        "service.env_file",
+        str | tuple[str, ...],
+        "File of environment variables, or an array of them, relative to the manifest. "
+        "[environment] comes before them.",
+        (),
+        _pattern(ANY.parse, _PATH),  # `niso.manifest.load` reads the files
+    ),
+    Key("isolation", "Isolation", "Capabilities, file system access and resource limits.", {}),
+    Key(
+        "isolation.capabilities",
+        tuple[str, ...],
+        "Capabilities that the service keeps: names of capabilities(7) without CAP_.",
+        (),
+        Rule(values.capability, {"enum": [*values.CAPABILITIES]}),
+        "capabilities",
+    ),
+    Key(
+        "isolation.read_only",
+        bool,
+        "Whether / is read-only. /tmp, /run and /var/tmp are always tmpfs.",
+        True,
+        to="read_only",
+    ),
+    Key(
+        "isolation.restrict_suid_sgid",
+        bool,
+        "Whether the service cannot make setuid and setgid files, and cannot set these bits of "
+        "folders (RestrictSUIDSGID of systemd).",
+        True,
+        to="restrict_suid_sgid",
+    ),
+    Key(
+        "isolation.resources",
+        "Resources",
+        "Resource limits, enforced as far as the host's cgroups can.",
+        {},
+    ),
+    Key(
+        "isolation.resources.memory_max",
+        str | None,
+        "Memory limit, including swap: 64K, 512M, 2G (powers of 1024). At least 1M.",
+        None,
+        _pattern(process_keys.memory_max, _SIZE),
+        "memory_max",
+    ),
+    Key(
+        "isolation.resources.cpu_max",
+        str | None,
+        "CPU limit: 100% is one CPU, 200% two.",
+        None,
+        _pattern(process_keys.cpu_max, r"^[1-9][0-9]{0,6}%$"),
+        "cpu_max",
+    ),
+    Key(
+        "isolation.resources.pids_limit",
+        int,
+        "Limit of processes and threads, including PID 1 of the service. 4194304 is the kernel's "
+        "own limit.",
+        process_keys.PIDS,
+        _number(
+            process_keys.MIN_PIDS,
+            process_keys.MAX_PIDS,
+            f"{process_keys.MIN_PIDS}, for PID 1 and the program, to {process_keys.MAX_PIDS}",
+            "4096",
+        ),
+        "pids_limit",
+    ),
+    Key(
+        "isolation.resources.shm_size",
+        str,
+        "Size limit of /dev/shm: 64K, 512M, 2G. At least 64K.",
+        "64M",  # as Docker's and Podman's
+        _TMPFS,
+        "shm_size",
+    ),
+    Key(
+        "isolation.resources.tmp_size",
+        str | None,
+        "Size limit of each of /tmp, /run and /var/tmp, at least 64K. If unset, a quarter of "
+        "memory_max, or 256M without it.",
+        None,
+        _TMPFS,
+        "tmp_size",
+    ),
+    Key(
+        "isolation.resources.new_flows_limit",
+        int,
+        "Connections and other flows a second that the service may open through the host's "
+        "connection tracking, of each family; 5 s of them at once. 0: no limit.",
+        1000,
+        _RATE,
+        "limits.new_flows",
+    ),
+    Key(
+        "isolation.resources.arp_limit",
+        int,
+        "ARP and neighbour discovery packets a second that the service may send; 10 s of them at "
+        "once. 0: no limit.",
+        100,
+        _RATE,
+        "limits.arp",
+    ),
+    Key(
+        "isolation.resources.fragments_limit",
+        int | None,
+        "IP fragments a second that the service may send; 5 s of them at once. 0: no limit. If "
+        "unset, 40 with the capability NET_RAW, NET_ADMIN or SYS_ADMIN, else no limit.",
+        None,
+        _RATE,
+        "limits.fragments",
+    ),
+    Key(
+        "isolation.resources.new_neighbours_limit",
+        int,
+        "Addresses a second on the host's own links that the host asks for because of the service, "
+        "of each family; 5 s of them at once. 0: no limit. Those asked for in the last 10 s do not "
+        "count.",
+        20,
+        _RATE,
+        "limits.neighbours",
+    ),
+    Key(
+        "healthcheck", "Healthcheck", "Health probe inside the service: tcp, http or command.", None
+    ),
+    Key(
+        "healthcheck.tcp",
+        int | None,
+        "Port that must accept connections, on loopback or the service's addresses.",
+        None,
+        _number(1, 65535, "1 to 65535", "8080", "is not a valid port"),
+        "healthcheck.port",
+    ),
+    Key(
+        "healthcheck.http",
+        str | None,
+        "URL of the service itself that must respond with status 200 to 399.",
+        None,
+        _pattern(
+            process_keys.url,
+            r"^http://(?:localhost|127\.[0-9.]+|\[[0-9a-fA-F:.]+\]|[a-z][a-z0-9.-]*)"
+            r"(?::[0-9]{1,5})?(?:[/?#].*)?$",
+        ),
+    ),
+    Key(
+        "healthcheck.command",
+        tuple[str, ...] | None,
+        "Command to run inside the service, as its user, without a shell. Exit status 0 is "
+        "healthy.",
+        None,
+        _TEXT,
+        "healthcheck.command",
+        schema={"minItems": 1, "prefixItems": [{"type": "string", "pattern": _WORD}]},
+    ),
+    Key(
+        "healthcheck.interval",
+        str,
+        "Time between probes, 100ms to 24h.",
+        "5s",
+        _duration(0.1, 86_400.0),
+        "healthcheck.interval_s",
+    ),
+    Key(
+        "healthcheck.timeout",  # `niso ps` may wait for it
+        str,
+        "Time limit of a probe, 10ms to 1m.",
+        "2s",
+        _duration(0.01, 60.0),
+        "healthcheck.timeout_s",
+    ),
+    Key(
+        "healthcheck.retries",
+        int,
+        "Consecutive failures, after start_period, that count as unhealthy.",
+        3,
+        _number(1, process_keys.MAX_RETRIES, f"1 to {process_keys.MAX_RETRIES}", "3"),
+        "healthcheck.retries",
+    ),
+    Key(
+        "healthcheck.start_period",
+        str,
+        "Time after the start in which failures do not count, up to 1h.",
+        "10s",
+        _duration(0.0, 3600.0),
+        "healthcheck.start_period_s",
+    ),
+    Key(
+        "volumes.*",
+        "Volume",
+        "Storage besides the root file system: folders that niso keeps, paths of the host, tmpfs.",
+        {},
+        names=_pattern(process_keys.volume_name, "^[A-Za-z][A-Za-z0-9_-]{0,62}$"),
+    ),
+    Key(
+        "volumes.*.mount",
+        str,
+        "Mount point inside the service: an absolute path that overlaps no other volume.",
+        rule=_pattern(process_keys.mount, _MOUNT),
+        to="volumes.mount",
+    ),
+    Key(
+        "volumes.*.host",
+        str | None,
+        "Path of an existing folder or file on the host: absolute, or ./ and a path below the "
+        "manifest's folder.",
+        None,
+        _pattern(process_keys.host, rf"^(?:/|\.$|\./){_PATH[1:-2]}*$"),
+        "volumes.host",
+    ),
+    Key(
+        "volumes.*.mode",
+        convert.Choice(("rw", "ro")),
+        "Whether the path of the host is writable (rw) or read-only (ro).",
+        "rw",
+        Rule(lambda text, _: text == "ro"),
+        "volumes.read_only",
+    ),
+    Key(
+        "volumes.*.tmpfs",
+        bool,
+        "Whether the volume is in memory and empty at each start.",
+        False,
+        to="volumes.tmpfs",
+    ),
+    Key(
+        "volumes.*.size",
+        str | None,
+        "Size limit of a tmpfs: 64K, 512M, 2G (powers of 1024).",
+        None,
+        _pattern(process_keys.size, _SIZE),
+        "volumes.size",
+    ),
+    Key(
+        "secrets.*",
+        "Secret",
+        "Files in /run/secrets that only the service's user can read.",
+        {},
+        names=_pattern(process_keys.secret_name, "^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,62}$"),
+    ),
+    Key(
+        "secrets.*.file",
+        str,
+        "File of the host with the secret: absolute, or below the manifest's folder. It is read at "
+        "each start.",
+        rule=_pattern(process_keys.file, _PATH),
+    ),
+    Key("network", "Network", "Networks, names, published ports and policy.", {}),
+    Key(
+        "network.mode",
+        convert.Choice(("bridge", "host", "none", "share")),
+        "bridge: own network namespace, on bridges. host: the host's network. none: own network "
+        "namespace with only lo. share: network namespace of another service.",
+        "bridge",
+        to="mode",
+    ),
+    Key(
+        "network.share",
+        str | None,
+        'With mode = "share": join the network namespace of this service, whose mode is bridge or '
+        "none.",
+        None,
+        _SERVICE_NAME,
+        "share",
+        modes=("share",),
+    ),
+    Key(
+        "network.network",
+        str,
+        f"Name of the network: {values.NETWORK_RIGHT}. default, none and host are reserved.",
+        DEFAULT_NETWORK,
+        _NETWORK_NAME,
+        modes=("bridge",),
+    ),
+    Key(
+        "network.networks",
+        tuple[str, ...],
+        "Several networks instead of one: eth0, eth1 and so on. The first that is not internal has "
+        "the default route.",
+        (),
+        _NETWORK_NAME,
+        schema={"minItems": 1, "uniqueItems": True},
+        modes=("bridge",),
+    ),
+    Key(
+        "network.ports",
+        tuple[str, ...],
+        "Published ports: [ADDRESS:]HOST:CONTAINER[/PROTOCOL]. Ports can be ranges.",
+        (),
+        _pattern(
+            addresses_and_ports.parse_port,
+            rf"^(?:{_OCTET}(?:\.{_OCTET}){{3}}:(?:{_PORTS})?:"
+            rf"|(?:\[[0-9A-Fa-f:.]{{2,45}}\]:)?(?:(?:{_PORTS})?:)?)"
+            rf"{_PORTS}(?:/(?:tcp|udp|sctp))?$",
+        ),
+        "ports",
+        modes=("bridge", "share"),
+    ),
+    Key(
+        "network.hostname",
+        str | None,
+        "Name in the /etc/hosts of all peers. If unset, the package's name.",
+        None,
+        _HOST_LABEL,
+        "hostname",
+        modes=("bridge", "none"),
+    ),
+    Key(
+        "network.aliases",
+        tuple[str, ...],
+        "Additional names of the service.",
+        (),
+        _HOST_LABEL,
+        "aliases",
+        schema={"uniqueItems": True},
+        modes=("bridge",),
+    ),
+    Key(
+        "network.ip",
+        str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None,
+        "Static address, or an array of one IPv4 and one IPv6 address; on several networks, a "
+        "table of these by network.",
+        None,
+        _pattern(
+            addresses_and_ports.static_address,
+            # unicast only: not 0/8, 127/8, 169.254/16, nor 224/4 and above; for IPv6 only the
+            # characters
+            rf"^(?:(?!0\.|127\.|169\.254\.|22[4-9]\.|2[3-5][0-9]\.){_OCTET}(?:\.{_OCTET}){{3}}"
+            rf"|{_IPV6})$",
+        ),
+        modes=("bridge",),
+    ),
+    Key(
+        "network.extra_hosts",
+        dict[str, str],
+        "Names that only this service's /etc/hosts has, each with an address. host-gateway is the "
+        "host, as host.niso.local.",
+        {},
+        _pattern(addresses_and_ports.extra_address, f"^(?:{_ADDRESS}|host-gateway)$"),
+        "extra_hosts",
+        names=_pattern(
+            addresses_and_ports.extra_host,
+            r"^(?!(?:localhost|host\.niso\.local)$|ip6-)[a-z0-9_-]{1,63}"
+            r"(?:\.[a-z0-9_-]{1,63})*$",
+        ),
+        modes=("bridge",),
+    ),
+    Key(
+        "network.dns",
+        tuple[str, ...] | None,
+        "Addresses of name servers, at most three. If unset, those of the host.",
+        None,
+        _pattern(addresses_and_ports.server_address, f"^(?:{_ADDRESS})$"),
+        "dns",
+        schema={"minItems": 1, "maxItems": addresses_and_ports.MAX_SERVERS},
+        modes=("bridge",),
+    ),
+    Key(
+        "network.dns_search",
+        tuple[str, ...] | None,
+        "Search domains of the service's resolv.conf; none if empty. If unset, those of the host.",
+        None,
+        _pattern(addresses_and_ports.domain, r"^[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*$"),
+        "dns_search",
+        modes=("bridge",),
+    ),
+    Key(
+        "network.bandwidth",
+        dict[str, str],
+        "Limits of what the service receives (in) and sends (out) on each network, in bits per "
+        "second: 64K to 100G, in powers of 1000.",
+        {},
+        _pattern(process_keys.rate, _SIZE),
+        "bandwidth",
+        names=Rule(process_keys.way, {"enum": [*process_keys.WAYS]}),
+        modes=("bridge",),
+    ),
+    Key(
+        "network.policy",
+        "Policy",
+        "Who may connect to the service and where it may connect. It only narrows what the "
+        "networks allow.",
+        {},
+        modes=("bridge",),
+    ),
+    Key(
+        "network.policy.allow_from",
+        tuple[str, ...] | None,
+        f"Only these peers may connect; if unset, anyone may. {_PEER_FORMS}",
+        None,
+        _PEER_IN,
+        "policy.allow_from",
+    ),
+    Key(
+        "network.policy.deny_from",
+        tuple[str, ...],
+        f"These peers may not connect, even if allow_from lists them. {_PEER_FORMS}",
+        (),
+        _PEER_IN,
+        "policy.deny_from",
+    ),
+    Key(
+        "network.policy.log",
+        bool,
+        "Whether `niso net log` shows packets that the policy drops.",
+        False,
+        to="policy.log",
+    ),
+    Key("network.policy.egress", "Egress", "Where the service may connect.", {}),
+    Key(
+        "network.policy.egress.allow",
+        tuple[str, ...] | None,
+        f"The service may connect only to these peers; if unset, to anyone. {_PEER_FORMS} A name "
+        "with a dot is an outside name: niso resolves it, and puts its addresses into the rules "
+        "and the service's /etc/hosts.",
+        None,
+        _pattern(policy.parse_egress_allow, f"^(?:{_PEERS}|{_OUTSIDE}{_SUFFIX})$"),
+        "policy.egress_allow",
+    ),
+    Key(
+        "network.policy.egress.deny",
+        tuple[str, ...],
+        f"The service may not connect to these peers, even if allow lists them. {_PEER_FORMS} "
+        "metadata is the metadata service of a cloud: 169.254.169.254 and fd00:ec2::254.",
+        (),
+        _PEER_OUT,
+        "policy.egress_deny",
+    ),
+    Key(
+        "network.policy.mode",
+        convert.Choice(("enforce", "audit")),
+        "enforce: what the policy denies is dropped. audit: it is counted and remembered "
+        "(`niso net flows --denied`), and dropped only from audit_until on.",
+        "enforce",
+    ),
+    Key(
+        "network.policy.audit_until",
+        str | None,
+        "End of the audit: a date, or a date and time, at most 14 days ahead; never: it has no "
+        "end. If unset, 14 days after it began.",
+        None,
+        _pattern(policy.audit_end, rf"^(?:{policy.DATE}|{policy.NO_END})$"),
+    ),
+)
 
 
-class Policy(NamedTuple):
-    allow_from: tuple[str, ...] | None = None
-    deny_from: tuple[str, ...] = ()
-    log: bool = False
-    egress: Egress = Egress()
-    mode: Literal["enforce", "audit"] = "enforce"
-    audit_until: str | None = None
+# --- tables --------------------------------------------------------------------------------------
 
 
-class Network(NamedTuple):
-    mode: Literal["bridge", "host", "none", "share"] = "bridge"
-    share: str | None = None
-    network: str = DEFAULT_NETWORK
-    networks: tuple[str, ...] = ()
-    ports: tuple[str, ...] = ()
-    hostname: str | None = None
-    aliases: tuple[str, ...] = ()
-    ip: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None = None
-    extra_hosts: dict[str, str] = {}  # noqa: RUF012
-    dns: tuple[str, ...] | None = None
-    dns_search: tuple[str, ...] | None = None
-    bandwidth: dict[str, str] = {}  # noqa: RUF012
-    policy: Policy = Policy()
+SECTIONS: dict[str, dict[str, Key]] = {"": {}}
+"""The keys of each table, by the table's path and their names; the file's own under ""."""
+for _key in KEYS:
+    SECTIONS[_key.table][_key.name] = _key
+    if _key.is_table:
+        SECTIONS[_key.path] = {}
+
+TABLES: dict[str, Any] = {}
+"""Each table as a named tuple for `niso.base.convert`, by its path."""
 
 
-class Manifest(NamedTuple):
-    package: Package
-    binary: Binary
-    environment: dict[str, str] = {}  # noqa: RUF012 (convert copies it)
-    service: Service = Service()
-    isolation: Isolation = Isolation()
-    healthcheck: Healthcheck | None = None
-    volumes: dict[str, Volume] = {}  # noqa: RUF012
-    secrets: dict[str, Secret] = {}  # noqa: RUF012
-    network: Network = Network()
+def _table(path: str, title: str) -> Any:
+    """Return the named tuple of the keys of a table; add it and its subtables to `TABLES`."""
+    types: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
+    for name, key in SECTIONS[path].items():
+        types[name], default = key.type, key.default
+        if key.is_table:
+            inner = _table(key.path, key.type)
+            if key.has_any_names:
+                types[name] = dict[str, inner]  # type: ignore[valid-type]
+            else:
+                types[name] = inner | None if default is None else inner
+                default = inner() if default == {} else default
+        if default is not ...:
+            defaults[name] = default
+    TABLES[path] = named_tuple(title, types, defaults)
+    return TABLES[path]
 
 
-# --- from tables to a ServiceSpec -----------------------------------------------------------------
+Manifest = _table("", "Manifest")
+BY_PATH = {key.path: key for key in KEYS if not key.is_table}
 
 
-def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
+def key_at(path: str) -> Key | None:
+    """Return the key of a value, such as ``volumes.data.size`` or ``network.ports[0]``, or None."""
+    plain = path.rpartition("[")[0] or path
+    above, _, name = plain.rpartition(".")
+    paths = (plain, f"{above.partition('.')[0]}.*.{name}", above)
+    return next((BY_PATH[one] for one in paths if one in BY_PATH), None)
+
+
+# --- build ---------------------------------------------------------------------------------------
+
+
+def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
     """Build the ServiceSpec of a manifest.
 
     ``parsed`` has the values that `niso.manifest.validate.rules` has parsed, by key
     (``network.ports[0]``). Values that are missing there are parsed here. Raises InvalidInput.
     """
-
-    def read[T](rule: Callable[[str, str], T], text: str, key: str) -> T:
-        return parsed[key] if key in parsed else rule(text, key)
-
-    def maybe[T](rule: Callable[[str, str], T], text: str | None, key: str) -> T | None:
-        return None if text is None else read(rule, text, key)
-
-    # a job runs once: its exit status is its result, whatever service.restart says
-    if manifest.service.kind == "job":
-        manifest = manifest._replace(service=manifest.service._replace(restart="no"))
-    own, limits, network = manifest.service, manifest.isolation.resources, manifest.network
+    manifest = _completed(manifest, parsed)
+    made: dict[str, dict[str, Any]] = defaultdict(dict)
+    _read("", manifest, "", parsed, made)
+    own, network = made[""], manifest.network
     networks: tuple[str, ...] = ()
     if network.mode == "bridge":
         networks = network.networks or (network.network,)
@@ -159,106 +776,96 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
         for text in (texts,) if isinstance(texts, str) else texts:
             addresses[family_of(text)][on] = str(ipaddress.ip_address(text))
     ports: dict[Port, str] = {}  # each port once, under its first key
-    for index, text in enumerate(network.ports):
-        key = f"network.ports[{index}]"
-        ports.setdefault(read(parse_port, text, key), key)
-    policy = network.policy
-    memory_max = maybe(process_keys.memory_max, limits.memory_max, "isolation.resources.memory_max")
-    fragments = limits.fragments_limit
-    if fragments is None:
-        fragments = process_keys.fragments_default(manifest.isolation.capabilities)
-    # these defaults depend on other keys; the stored manifest has the values that apply
-    limits = limits._replace(
-        tmp_size=limits.tmp_size or process_keys.tmp_default(memory_max),
-        fragments_limit=fragments,
-    )
-    manifest = manifest._replace(isolation=manifest.isolation._replace(resources=limits))
+    for index, port in enumerate(own.pop("ports")):
+        ports.setdefault(port, f"network.ports[{index}]")
+    denied = policy.denials(made["policy"].pop("egress_deny"))
     return ServiceSpec(
-        name=manifest.package.name,
-        rootfs=manifest.package.rootfs,
-        entrypoint=manifest.binary.entrypoint,
-        args=manifest.binary.args,
-        working_dir=manifest.binary.working_dir,
-        environment=manifest.environment,
-        user=maybe(values.user, own.user, "service.user"),
-        restart=own.restart,
-        restart_delay_s=read(values.restart_delay, own.restart_delay, "service.restart_delay"),
-        stop_timeout_s=read(values.stop_timeout, own.stop_timeout, "service.stop_timeout"),
-        capabilities=manifest.isolation.capabilities,
-        read_only=manifest.isolation.read_only,
-        memory_max=memory_max,
-        cpu_max=maybe(process_keys.cpu_max, limits.cpu_max, "isolation.resources.cpu_max"),
-        pids_limit=limits.pids_limit,
-        healthcheck=_healthcheck(manifest, parsed),
-        volumes=tuple(
-            specs.Volume(
-                name,
-                volume.mount,
-                volume.host,
-                volume.tmpfs,
-                volume.mode == "ro",
-                maybe(process_keys.size, volume.size, f"volumes.{name}.size"),
-            )
-            for name, volume in manifest.volumes.items()
-        ),
-        mode=network.mode,
-        share=network.share,
+        **{**own, "hostname": own["hostname"] or manifest.package.name},
+        healthcheck=_healthcheck(manifest, made, parsed),
+        volumes=tuple([_volume(name, table, parsed) for name, table in manifest.volumes.items()]),
         networks=networks,
         addresses=addresses[4],
-        hostname=network.hostname or manifest.package.name,
-        aliases=network.aliases,
-        ports=tuple(Published(port, ports[port]) for port in distinct(tuple(ports))),
-        policy=parse(
-            policy.allow_from,
-            policy.deny_from,
-            policy.egress.allow,
-            policy.egress.deny,
-            policy.log,
-            parsed,
-        )._replace(
-            audit=_audit(policy, parsed) if policy.mode == "audit" else None,
-        ),
-        manifest=convert.plain(manifest),
-        restrict_suid_sgid=manifest.isolation.restrict_suid_sgid,
-        shm_size=read(process_keys.tmpfs, limits.shm_size, "isolation.resources.shm_size"),
-        tmp_size=maybe(process_keys.tmpfs, limits.tmp_size, "isolation.resources.tmp_size"),
-        kind=own.kind,
-        timeout_s=maybe(values.job_timeout, own.timeout, "service.timeout"),
-        limits=Limits(
-            limits.new_flows_limit, fragments, limits.arp_limit, limits.new_neighbours_limit
-        ),
         addresses6=addresses[6],
-        extra_hosts=_extra_hosts(network.extra_hosts),
-        bandwidth={
-            way: read(process_keys.rate, text, f"network.bandwidth.{way}")
-            for way, text in network.bandwidth.items()
-        },
-        dns=network.dns,
-        dns_search=network.dns_search,
+        ports=tuple(
+            Published(port, ports[port]) for port in addresses_and_ports.distinct(tuple(ports))
+        ),
+        policy=Policy(**made["policy"], egress_deny=denied, audit=_audit(network.policy, parsed)),
+        limits=Limits(**made["limits"]),
         secrets={name: secret.file for name, secret in manifest.secrets.items()},
+        manifest=convert.plain(manifest),
     )
 
 
-def _audit(policy: Policy, parsed: Mapping[str, Any]) -> Audit:
-    text, key = policy.audit_until, "network.policy.audit_until"
-    if text is None:
-        return Audit("")
-    until = parsed[key] if key in parsed else audit_end(text, key)
-    return Audit(text, 0, until)
+def _completed(manifest: Any, parsed: Mapping[str, Any]) -> Any:
+    """Return the manifest with the defaults that depend on other keys.
+
+    The stored manifest has the values that apply.
+    """
+    isolation, service = manifest.isolation, manifest.service
+    limits, path = isolation.resources, "isolation.resources.memory_max"
+    if limits.tmp_size is None:
+        memory_max = _value(BY_PATH[path], limits.memory_max, path, parsed)
+        limits = limits._replace(tmp_size=process_keys.tmp_default(memory_max))
+    if limits.fragments_limit is None:
+        fragments = process_keys.fragments_default(isolation.capabilities)
+        limits = limits._replace(fragments_limit=fragments)
+    if service.kind == "job":  # it runs once: its exit status is its result
+        service = service._replace(restart="no")
+    return manifest._replace(service=service, isolation=isolation._replace(resources=limits))
 
 
-def _extra_hosts(written: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: text if text == HOST_GATEWAY else str(ipaddress.ip_address(text))
-        for name, text in written.items()
-    }
+def _read(
+    section: str, table: Any, base: str, parsed: Mapping[str, Any], made: dict[str, dict[str, Any]]
+) -> None:
+    """Add the values of a table and its subtables to ``made``, by record and field (`Key.to`).
+
+    ``base`` is the path of ``table``. Tables with any names are left out.
+    """
+    for (name, key), value in zip(SECTIONS[section].items(), table, strict=True):
+        if key.to:
+            record, _, field = key.to.rpartition(".")
+            path = f"{base}.{name}" if base else name
+            made[record][field] = _value(key, value, path, parsed)
+        elif value is not None and key.is_table and not key.has_any_names:
+            _read(key.path, value, key.path, parsed, made)
 
 
-def _healthcheck(manifest: Manifest, parsed: Mapping[str, Any]) -> records.Healthcheck | None:
-    section = manifest.healthcheck
-    if section is None:
+def _value(key: Key, value: Any, path: str, parsed: Mapping[str, Any]) -> Any:
+    """Return the parsed form of a value, or of each item of an array or table."""
+    if value is None or key.rule is ANY:
+        return value
+    if type(value) is tuple:
+        items = enumerate(value)
+        return tuple([_value(key, item, f"{path}[{index}]", parsed) for index, item in items])
+    if type(value) is dict:
+        return {name: _value(key, item, join(path, name), parsed) for name, item in value.items()}
+    return parsed[path] if path in parsed else key.rule.parse(value, path)
+
+
+def _volume(name: str, table: Any, parsed: Mapping[str, Any]) -> specs.Volume:
+    made: dict[str, dict[str, Any]] = {"volumes": {}}
+    _read("volumes.*", table, join("volumes", name), parsed, made)
+    return specs.Volume(name, **made["volumes"])
+
+
+def _audit(written: Any, parsed: Mapping[str, Any]) -> Audit | None:
+    if written.mode != "audit":
         return None
-    names = process_keys.own_names(
-        manifest.package.name, manifest.network.hostname, manifest.network.aliases
-    )
-    return process_keys.parse(section._asdict(), names, parsed)
+    text, path = written.audit_until, "network.policy.audit_until"
+    return Audit(text or "", 0, _value(BY_PATH[path], text, path, parsed) or 0)
+
+
+def _healthcheck(
+    manifest: Any, made: Mapping[str, dict[str, Any]], parsed: Mapping[str, Any]
+) -> records.Healthcheck | None:
+    if manifest.healthcheck is None:
+        return None
+    fields, http = made["healthcheck"], manifest.healthcheck.http
+    target: tuple[str, int, str, str | None] = ("", fields.pop("port") or 0, "", None)
+    if http is not None:
+        names = process_keys.own_names(
+            manifest.package.name, manifest.network.hostname, manifest.network.aliases
+        )
+        path = "healthcheck.http"
+        target = parsed[path] if path in parsed else process_keys.url(http, path, names)
+    return records.Healthcheck(*target, **{**fields, "command": fields["command"] or ()})

@@ -13,7 +13,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.text import escaped, shown
 from niso.manifest import toml, validate, values
 from niso.manifest import variables as manifest_variables
-from niso.manifest.keys import Binary, Healthcheck, Manifest, Package, Volume, spec
+from niso.manifest.keys import TABLES, Manifest, spec
 from niso.manifest.values import join
 from niso.manifest.variables import Resolved, has_variables, read, resolve
 from niso.plan.specs import ServiceSpec
@@ -198,7 +198,7 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
     Raises ErrorGroup as `load` does.
     """
 
-    manifest: Manifest | None = None
+    manifest: Any = None
     parsed: dict[str, Any] = {}
     errors: list[InvalidInput] = []
     others: list[Error] = []  # errors about other files, such as env_file
@@ -232,7 +232,7 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
     )
 
 
-def _secrets(manifest: Manifest, owners: Collection[int] | None) -> Iterator[InvalidInput]:
+def _secrets(manifest: Any, owners: Collection[int] | None) -> Iterator[InvalidInput]:
     """Yield an error for each secret that is not a file, or that other users can modify.
 
     Other users are those not in ``owners``. A missing secret is no error: it may be created before
@@ -257,9 +257,9 @@ def _secrets(manifest: Manifest, owners: Collection[int] | None) -> Iterator[Inv
 
 def written(spec: ServiceSpec) -> dict[str, Any]:
     """Return the tables of a manifest with the keys that differ from their defaults."""
-    defaults = convert.plain(Manifest(Package("", ""), Binary("")))
-    defaults["healthcheck"] = convert.plain(Healthcheck())
-    volume = convert.plain(Volume(""))
+    defaults = convert.plain(Manifest(TABLES["package"]("", ""), TABLES["binary"]("")))
+    defaults["healthcheck"] = convert.plain(TABLES["healthcheck"]())
+    volume = convert.plain(TABLES["volumes.*"](""))
     data: dict[str, Any] = {}
     for name, table in spec.manifest.items():
         if name == "volumes" and isinstance(table, Mapping):

@@ -8,14 +8,14 @@ are files of the host that only the service's user can read, below /run/secrets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from niso.base.errors import InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.text import shown
 from niso.manifest import values
 from niso.manifest.values import join
-from niso.plan.records import SENDS_RAW, Healthcheck
+from niso.plan.records import SENDS_RAW
 from niso.plan.specs import taken
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 KINDS = ("tcp", "http", "command")
 """The keys of which a health check has exactly one."""
-INTERVAL, TIMEOUT, RETRIES, START_PERIOD = "5s", "2s", 3, "10s"
 MAX_RETRIES = 1000
 MAX_URL = 2048
 _RIGHT = (
@@ -37,24 +36,6 @@ _EXAMPLE = '"http://127.0.0.1:8080/health"'
 _URL_CHARACTERS = frozenset(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~:/?#[]@!$&'()*+,;=%"
 )
-
-
-def interval(text: str, key: str) -> float:
-    """Parse the time between two probes to seconds. Raises InvalidInput."""
-    return values.duration(text, key, 0.1, 86_400.0)
-
-
-def timeout(text: str, key: str) -> float:
-    """Parse the time limit of a probe to seconds; ``ps`` may wait for it. Raises InvalidInput."""
-    return values.duration(text, key, 0.01, 60.0)
-
-
-def start_period(text: str, key: str) -> float:
-    """Parse the time after the start in which failed probes do not count to seconds.
-
-    Raises InvalidInput.
-    """
-    return values.duration(text, key, 0.0, 3600.0)
 
 
 def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, str]:
@@ -120,97 +101,30 @@ def _address(text: str, key: str, name: str, names: set[str]) -> str:
     raise values.wrong(key, text, f"is not a valid URL here: {reason}", _RIGHT, _EXAMPLE)
 
 
-def parse(
-    section: Mapping[str, Any], names: Iterable[str], parsed: Mapping[str, Any]
-) -> Healthcheck:
-    """Build the Healthcheck of a complete [healthcheck] table.
-
-    ``names`` are the service's own. ``parsed`` has the values that `problems` has parsed, by key.
-    Raises InvalidInput.
-    """
-
-    def read[T](rule: Callable[[str, str], T], name: str) -> T:
-        key = f"healthcheck.{name}"
-        return parsed[key] if key in parsed else rule(section[name], key)
-
-    target: tuple[str, int, str, str | None] = ("", section["tcp"] or 0, "", None)
-    if section["http"] is not None:
-        target = read(lambda text, key: url(text, key, names), "http")
-    return Healthcheck(
-        *target,
-        read(interval, "interval"),
-        read(timeout, "timeout"),
-        section["retries"],
-        read(start_period, "start_period"),
-        tuple(section["command"] or ()),
-    )
-
-
 def own_names(name: object, hostname: object, aliases: object) -> set[str]:
     """Return the host names that mean the service itself in a URL; wrong types are skipped."""
     more = aliases if isinstance(aliases, list | tuple) else ()
     return {own for own in (name, hostname, *more) if isinstance(own, str)}
 
 
-def health_problems(
-    section: Mapping[str, Any], names: Iterable[str], parsed: dict[str, Any]
-) -> list[InvalidInput]:
-    """Return an error for each invalid value of the section, given as tomllib returned it.
+def health_problems(section: Mapping[str, Any]) -> Iterator[InvalidInput]:
+    """Yield an error for each key of [healthcheck] that conflicts with its other keys.
 
-    Values of a wrong type are skipped: `niso.manifest.validate.walk` reports them.
-    Valid values are added to ``parsed`` under their keys.
+    ``section`` is as tomllib returned it.
     """
-    errors: list[InvalidInput] = []
-    for name, rule in (
-        ("interval", interval),
-        ("timeout", timeout),
-        ("start_period", start_period),
-    ):
-        text = section.get(name)
-        if isinstance(text, str):
-            key = f"healthcheck.{name}"
-            try:
-                parsed[key] = rule(text, key)
-            except InvalidInput as error:
-                errors.append(error)
-    tcp, http, retries = section.get("tcp"), section.get("http"), section.get("retries")
-    if isinstance(http, str):
-        try:
-            parsed["healthcheck.http"] = url(http, "healthcheck.http", names)
-        except InvalidInput as error:
-            errors.append(error)
-    if type(tcp) is int and not 1 <= tcp <= 65535:
-        errors.append(
-            values.wrong("healthcheck.tcp", tcp, "is not a valid port", "1 to 65535", "8080")
+    command = section.get("command")
+    if isinstance(command, list) and (not command or command[0] == ""):
+        right = "a program and its arguments"
+        yield values.wrong(
+            "healthcheck.command", command, "names no program", right, '["pg_isready", "-q"]'
         )
-    if type(retries) is int and not 1 <= retries <= MAX_RETRIES:
-        right = f"1 to {MAX_RETRIES}"
-        errors.append(values.wrong("healthcheck.retries", retries, "is out of range", right, "3"))
-    errors += _command(section.get("command"))
     given = [kind for kind in KINDS if section.get(kind) is not None]
     for kind in given[1:]:
         reason, right = f"conflicts with healthcheck.{given[0]}", "set only one of them"
-        errors.append(values.wrong(f"healthcheck.{kind}", section[kind], reason, right))
+        yield values.wrong(f"healthcheck.{kind}", section[kind], reason, right)
     if not given:
         reason, hint = "has no tcp, http or command", "for example tcp = 8080"
-        errors.append(InvalidInput(reason, hint, "healthcheck", right="set one of them"))
-    return errors
-
-
-def _command(words: object) -> Iterator[InvalidInput]:
-    """Yield an error for each invalid word of a command; none if it is not an array."""
-    key = "healthcheck.command"
-    if not isinstance(words, list):
-        return
-    if not words or words[0] == "":
-        right = "a program and its arguments"
-        yield values.wrong(key, words, "names no program", right, '["pg_isready", "-q"]')
-    for index, word in enumerate(words):
-        if isinstance(word, str):
-            try:
-                values.argument(word, f"{key}[{index}]")
-            except InvalidInput as error:
-                yield error
+        yield InvalidInput(reason, hint, "healthcheck", right="set one of them")
 
 
 # --- [isolation.resources] ------------------------------------------------------------------------
@@ -223,21 +137,17 @@ MAX_PIDS = 4_194_304  # PID_MAX_LIMIT (linux/threads.h)
 MAX_PERCENT = 1_000_000
 PIDS = 2048
 """The limit of processes and threads of a service whose manifest sets none; as Podman's."""
-SHM = "64M"
-"""The size of /dev/shm; as Docker's and Podman's."""
 TMP = 256 << 20
 """The size of /tmp, /run and /var/tmp without a memory limit."""
 MIN_TMPFS = 64 << 10
-NEW_FLOWS, ARP, NEW_NEIGHBOURS = 1000, 100, 20
-"""Per second, like all limits of the network; 0: no limit."""
 FRAGMENTS = 40
 """IP fragments per second for a service that can send incomplete packets: the host keeps their
 parts for 30 s, in 4 MiB (net.ipv4.ipfrag_time, ipfrag_high_thresh): 1,600 large ones."""
 MAX_RATE = 1_000_000
+"""Of the limits of the network, per second."""
 WAYS = ("in", "out")
 _RATE_UNITS = {"K": 1000, "M": 10**6, "G": 10**9}
 MIN_RATE, MAX_BANDWIDTH = 64_000, 100 * 10**9
-RATES = ("new_flows_limit", "arp_limit", "fragments_limit", "new_neighbours_limit")
 
 
 def memory_max(text: str, key: str) -> int:
@@ -269,22 +179,11 @@ def rate_of_bits(bits: int, key: str, written: object) -> int:
     return bits // 8
 
 
-def ways(network: Mapping[str, object], parsed: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each invalid rate of network.bandwidth.
-
-    Valid rates are added to ``parsed``.
-    """
-
-    table = network.get("bandwidth")
-    for way, text in table.items() if isinstance(table, dict) else ():
-        path = join("network.bandwidth", way)
-        if way not in WAYS:
-            yield values.wrong(path, way, "is an unknown direction", "in or out")
-        elif isinstance(text, str):
-            try:
-                parsed[path] = rate(text, path)
-            except InvalidInput as error:
-                yield error
+def way(text: str, key: str) -> str:
+    """Return ``text`` if it is a direction of network.bandwidth. Raises InvalidInput."""
+    if text not in WAYS:
+        raise values.wrong(key, text, "is an unknown direction", "in or out")
+    return text
 
 
 def cpu_max(text: str, key: str) -> int:
@@ -330,42 +229,6 @@ def fragments_default(capabilities: Collection[str]) -> int:
     return 0 if SENDS_RAW.isdisjoint(capabilities) else FRAGMENTS
 
 
-RULES: dict[str, Callable[[str, str], int]] = {
-    "memory_max": memory_max,
-    "cpu_max": cpu_max,
-    "shm_size": tmpfs,
-    "tmp_size": tmpfs,
-}
-"""The rule for each key with a text value."""
-
-
-def resources_problems(section: Mapping[str, Any], parsed: dict[str, Any]) -> list[InvalidInput]:
-    """Return an error for each invalid value of the section, given as tomllib returned it.
-
-    Values of a wrong type are skipped: `niso.manifest.validate.walk` reports them.
-    Valid values are added to ``parsed`` under their keys.
-    """
-    errors: list[InvalidInput] = []
-    for name, rule in RULES.items():
-        text = section.get(name)
-        if isinstance(text, str):
-            key = f"isolation.resources.{name}"
-            try:
-                parsed[key] = rule(text, key)
-            except InvalidInput as error:
-                errors.append(error)
-    pids, key = section.get("pids_limit"), "isolation.resources.pids_limit"
-    if type(pids) is int and not MIN_PIDS <= pids <= MAX_PIDS:
-        right = f"{MIN_PIDS}, for PID 1 and the program, to {MAX_PIDS}"
-        errors.append(values.wrong(key, pids, "is out of range", right, "4096"))
-    for name in RATES:
-        rate, key = section.get(name), f"isolation.resources.{name}"
-        if type(rate) is int and not 0 <= rate <= MAX_RATE:
-            right = f"0, for no limit, to {MAX_RATE} a second"
-            errors.append(values.wrong(key, rate, "is out of range", right, "5000"))
-    return errors
-
-
 # --- [secrets] ------------------------------------------------------------------------------------
 
 
@@ -393,24 +256,12 @@ def file(text: str, key: str) -> str:
 
 
 def secrets_problems(
-    section: Mapping[str, Any], volumes: Mapping[str, Any], parsed: dict[str, Any]
+    section: Mapping[str, Any], volumes: Mapping[str, Any]
 ) -> Iterator[InvalidInput]:
-    """Yield an error for each invalid value of the section, given as tomllib returned it.
+    """Yield an error for each of a manifest's ``volumes`` that would hide its secrets.
 
-    ``volumes`` are those of the manifest, which must not hide the secrets. Valid values are added
-    to ``parsed`` under their keys.
+    Both are as tomllib returned them.
     """
-
-    for secret, keys in section.items():
-        base = join("secrets", secret)
-        text = keys.get("file") if isinstance(keys, dict) else None
-        checks = [(secret_name, secret, base)]
-        checks += [(file, text, f"{base}.file")] if isinstance(text, str) else []
-        for rule, value, key in checks:
-            try:
-                parsed[key] = rule(value, key)
-            except InvalidInput as error:
-                yield error
     for volume, keys in volumes.items() if section else ():
         mount = keys.get("mount") if isinstance(keys, dict) else None
         if isinstance(mount, str) and (mount == "/run" or f"{mount}/".startswith(f"{FOLDER}/")):
@@ -474,38 +325,22 @@ def size(text: str, key: str) -> int:
     return number
 
 
-def volumes_problems(section: Mapping[str, Any], parsed: dict[str, Any]) -> list[InvalidInput]:
-    """Return an error for each invalid value of the section, given as tomllib returned it.
+def volumes_problems(
+    section: Mapping[str, Any], parsed: Mapping[str, Any]
+) -> Iterator[InvalidInput]:
+    """Yield an error for each mount point that overlaps another, and for conflicting keys.
 
-    Values of a wrong type are skipped: `niso.manifest.validate.walk` reports them.
-    Valid values are added to ``parsed`` under their keys.
+    ``section`` is as tomllib returned it; ``parsed`` has its valid values, by key.
     """
-
-    errors: list[InvalidInput] = []
-
-    def check(rule: Any, text: object, key: str) -> bool:
-        if not isinstance(text, str):
-            return False
-        try:
-            parsed[key] = rule(text, key)
-        except InvalidInput as error:
-            errors.append(error)
-            return False
-        return True
-
     points: dict[str, str] = {}  # mount point -> its key
     above: dict[str, str] = {}  # parent folder of a mount point -> that mount point
     for volume, keys in section.items():
         base = join("volumes", volume)
-        check(volume_name, volume, base)
         if not isinstance(keys, dict):
             continue
-        if check(mount, point := keys.get("mount"), f"{base}.mount"):
-            errors += _overlapping(str(point), f"{base}.mount", points, above)
-        check(host, keys.get("host"), f"{base}.host")
-        check(size, keys.get("size"), f"{base}.size")
-        errors += _combined(keys, base)
-    return errors
+        if (key := f"{base}.mount") in parsed:
+            yield from _overlapping(parsed[key], key, points, above)
+        yield from _combined(keys, base)
 
 
 def _overlapping(

@@ -26,11 +26,10 @@ from niso.base.files import changed_by_others
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
 from niso.base.text import escaped, shown
-from niso.manifest import keys as manifest_keys
 from niso.manifest import load as manifest_load
 from niso.manifest import process_keys, toml, validate, values
 from niso.manifest import variables as manifest_variables
-from niso.manifest.keys import Manifest
+from niso.manifest.keys import TABLES, Manifest
 from niso.manifest.load import Loaded, Outer, prepared, with_paths
 from niso.manifest.values import join
 from niso.manifest.variables import Resolved, Variables, has_variables
@@ -48,9 +47,9 @@ if TYPE_CHECKING:
 
 FILE_NAME = "stack.toml"
 
-NETWORK_KEYS = manifest_keys.Network._fields
+NETWORK_KEYS = TABLES["network"]._fields
 """The keys of a manifest's [network], which a [[service]] has directly."""
-TABLES = tuple(name for name in Manifest._fields if name not in ("package", "network"))
+OVERRIDES = tuple(name for name in Manifest._fields if name not in ("package", "network"))
 """The tables of a manifest that a [[service]] can have: [service.environment] and so on."""
 
 
@@ -86,6 +85,38 @@ class Own(NamedTuple):
     name: str
     package: str
     depends_on: dict[str, Literal["started", "healthy", "completed"]] | tuple[str, ...] = ()
+
+
+_DEPENDS_ON = (
+    'Services that come first: a table of service = "started", "healthy" or, of a job, '
+    '"completed"; or an array, which means started.'
+)
+ABOUT = {
+    "Head.name": "Name of the stack, unique on the host; same rules as for services.",
+    "Head.prefix": "Whether services and networks are named after the stack: shop-db for db, whose "
+    "hostname stays db. Default: as the stack has them already; a new stack has the prefix if "
+    "another stack has one of its services' names.",
+    "Network.subnet": "A subnet, or an array of one per family. Default: the next free /24 of the "
+    "pool.",
+    "Network.ipv6": "Whether to add an IPv6 subnet: a /64 of the host's unique local prefix.",
+    "Network.internal": "Whether to forward nothing out; the host and published ports are "
+    "reachable.",
+    "Network.gateway": "The bridge's address, or an array of one per family. Default: the first of "
+    "the subnet.",
+    "Network.mtu": "MTU in bytes. Default: that of the default route's link.",
+    "Network.allow_public": "Whether a subnet can be a public prefix, which the host can then no "
+    "longer reach.",
+    "Network.observe": "Whether the kernel remembers its flows.",
+    "Network.span": "Whether it spans the hosts of the cluster that this host is in.",
+    "Own.name": "Name of the service, instead of the package's; a package can be used several "
+    "times.",
+    "Own.package": "A manifest.toml or its folder, relative to the stack.toml.",
+    "Own.depends_on": _DEPENDS_ON,
+    "Needs.depends_on": _DEPENDS_ON,
+    "Package.folder": "Folder that the service sees at /app, relative to this file. If unset, /app "
+    "is empty.",
+}
+"""The descriptions of the keys that a manifest does not have, for the schema and the reference."""
 
 
 class Member(NamedTuple):
@@ -198,7 +229,7 @@ def load(
     ErrorGroup of all errors in the file and in the manifests. Each names its file, key and value.
     """
     path = place(path)
-    tables = {Own: Own._fields, manifest_keys.Network: NETWORK_KEYS, Manifest: TABLES}
+    tables = {Own: Own._fields, TABLES["network"]: NETWORK_KEYS, Manifest: OVERRIDES}
     resolved, variables = resolve(toml.load(path, FILE_NAME, owners), path, owners, tables, _Whole)
     data = resolved.data
     head, networks, errors = _top(data, also)
@@ -208,7 +239,7 @@ def load(
     for key, keys in _tables(data.get("service")):
         own = {name: value for name, value in keys.items() if name in Own._fields}
         overrides = {
-            name: value for name, value in keys.items() if name in (*NETWORK_KEYS, *TABLES)
+            name: value for name, value in keys.items() if name in (*NETWORK_KEYS, *OVERRIDES)
         }
         errors += [*validate.walk(own, Own, key), *_unknown(keys, key)]
         here = item(own, key)
@@ -367,7 +398,7 @@ def _form(key: str, data: Mapping[str, object]) -> str | None:
 
 def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
     """Yield an error for each key of a [[service]] that is neither its own nor a manifest's."""
-    known = (*Own._fields, *NETWORK_KEYS, *TABLES)
+    known = (*Own._fields, *NETWORK_KEYS, *OVERRIDES)
     for name, value in keys.items():
         if name in known:
             continue
@@ -437,7 +468,7 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
     An array or a volume is replaced completely.
     """
     network = {key: value for key, value in overrides.items() if key in NETWORK_KEYS}
-    more = {key: value for key, value in overrides.items() if key in TABLES}
+    more = {key: value for key, value in overrides.items() if key in OVERRIDES}
     laid = laid_over(data, {**more, "network": network, "package": {"name": name}})
     if network.get("mode", "share") != "share" and "share" not in network:
         laid["network"].pop("share", None)

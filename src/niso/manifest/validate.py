@@ -15,78 +15,24 @@ from niso.base.errors import InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import DEFAULT_NETWORK
 from niso.base.text import shown
-from niso.manifest import addresses_and_ports, policy, process_keys, values
-from niso.manifest.addresses_and_ports import contradictions, parse_port
-from niso.manifest.policy import (
-    AUDIT_ENDS,
-    audit_end,
-    parse_egress,
-    parse_egress_allow,
-    parse_ingress,
-)
+from niso.manifest import addresses_and_ports, keys, policy, process_keys, values
+from niso.manifest.addresses_and_ports import contradictions
+from niso.manifest.policy import AUDIT_ENDS
 from niso.manifest.values import join, texts
-from niso.plan.records import Port
 
 if TYPE_CHECKING:
     from typing import Any
 
     from niso.base.convert import Kind
 
+    type Parse = Callable[[Any, str], Any]
 
-TEXT_RULES: dict[str, Callable[[str, str], object]] = {
-    "package.name": values.service_name,
-    "package.version": values.version,
-    "package.rootfs": values.rootfs,
-    "binary.entrypoint": values.entrypoint,
-    "binary.working_dir": values.working_dir,
-    "service.user": values.user,
-    "service.restart_delay": values.restart_delay,
-    "service.stop_timeout": values.stop_timeout,
-    "service.timeout": values.job_timeout,
-    "network.share": values.service_name,
-    "network.network": values.network_name,
-    "network.hostname": values.host_label,
-    "network.ip": addresses_and_ports.static_address,
-    "network.policy.audit_until": audit_end,
-}
-ARRAY_RULES: dict[str, Callable[[str, str], object]] = {
-    "binary.args": values.argument,
-    "isolation.capabilities": values.capability,
-    "network.networks": values.network_name,
-    "network.aliases": values.host_label,
-    "network.ip": addresses_and_ports.static_address,
-    "network.dns": addresses_and_ports.server_address,
-    "network.dns_search": addresses_and_ports.domain,
-    "network.policy.allow_from": parse_ingress,
-    "network.policy.deny_from": parse_ingress,
-    "network.policy.egress.allow": parse_egress_allow,
-    "network.policy.egress.deny": parse_egress,
-}
-MORE_RULES: dict[str, Callable[[str, str], object]] = {
-    **{f"isolation.resources.{name}": rule for name, rule in process_keys.RULES.items()},
-    "healthcheck.interval": process_keys.interval,
-    "healthcheck.timeout": process_keys.timeout,
-    "healthcheck.start_period": process_keys.start_period,
-    "healthcheck.http": lambda text, key: process_keys.url(text, key, ()),
-    "network.ports": parse_port,
-}
-"""Rules of other keys, or of their items, which `rules` applies through other modules."""
-_OF_A_BRIDGE = (
-    "network",
-    "networks",
-    "ip",
-    "aliases",
-    "extra_hosts",
-    "dns",
-    "dns_search",
-    "bandwidth",
-    "policy",
-)
+
 WITHOUT = {
-    "host": (*_OF_A_BRIDGE, "ports", "hostname", "share"),
-    "none": (*_OF_A_BRIDGE, "ports", "share"),
-    "share": (*_OF_A_BRIDGE, "hostname"),
-    "bridge": ("share",),
+    mode: [
+        key.name for key in keys.SECTIONS["network"].values() if key.modes and mode not in key.modes
+    ]
+    for mode in ("host", "none", "share", "bridge")
 }
 """The keys of [network] that are errors in a mode, because they have no effect there."""
 _WHY = {
@@ -239,38 +185,20 @@ def _example(value: object, may_be: Kind, key: str) -> str:
         and abs(value) < 10**18
     ):
         text = str(value).lower()
-        return _accepted(_rule(key), key, text, *(f"{text}{unit}" for unit in ("s", "M", "%")))
+        return _accepted(key, text, *(f"{text}{unit}" for unit in ("s", "M", "%")))
     if isinstance(value, str) and list in may_be:
-        item = _accepted(_rule(f"{key}[0]"), key, value)
+        item = _accepted(key, value)
         return f"[{item}]" if item else ""
     return ""
 
 
-def _rule(key: str) -> Callable[[str, str], object] | None:
-    """Return the rule for the text value of a key, or None."""
-    array, bracket, _ = key.rpartition("[")
-    if bracket:
-        return ARRAY_RULES.get(array) or MORE_RULES.get(array)
-    if key.startswith("volumes."):
-        return {
-            "mount": process_keys.mount,
-            "host": process_keys.host,
-            "size": process_keys.size,
-        }.get(key.rpartition(".")[2])
-    return (
-        addresses_and_ports.static_address
-        if key.startswith("network.ip.")
-        else TEXT_RULES.get(key) or MORE_RULES.get(key)
-    )
-
-
-def _accepted(rule: Callable[[str, str], object] | None, key: str, *texts: str) -> str:
-    """Return an example for a rule, in quotes: the first valid one of ``texts``, else its own."""
-    example = ""
+def _accepted(path: str, *texts: str) -> str:
+    """Return an example for a key, in quotes: the first valid one of ``texts``, else its rule's."""
+    example, key = "", keys.key_at(path)
+    rule = keys.ANY if key is None else key.rule
     for text in texts:
         try:
-            if rule is not None:
-                rule(text, key)
+            rule.parse(text, path)
             return shown(text)
         except InvalidInput as error:
             example = example or error.example
@@ -295,69 +223,96 @@ def _table(data: dict[str, Any], path: str) -> dict[str, Any]:
     return data
 
 
-def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[InvalidInput]:
+def rules(data: dict[str, Any], folder: str, parsed: dict[str, Any]) -> list[InvalidInput]:
     """Return an error for each invalid value of ``data``.
 
     ``folder`` is the package's: package.rootfs must be a folder in it. Valid values are added to
     ``parsed`` under their keys: ``network.ports[0]``.
     """
     errors: list[InvalidInput] = []
-
-    def parse(rule: Callable[[str, str], object], text: str, key: str) -> None:
+    package, network = _table(data, "package"), _table(data, "network")
+    own = process_keys.own_names(
+        package.get("name"), network.get("hostname"), network.get("aliases")
+    )
+    for parse, value, path in _written(data):
         try:
-            parsed[key] = rule(text, key)
+            if path == "healthcheck.http":
+                parsed[path] = process_keys.url(value, path, own)
+            else:
+                parsed[path] = parse(value, path)
         except InvalidInput as error:
             errors.append(error)
-
-    for key, rule in TEXT_RULES.items():
-        section, _, name = key.rpartition(".")
-        value = _table(data, section).get(name)
-        if isinstance(value, str):
-            parse(rule, value, key)
-    for key, rule in ARRAY_RULES.items():
-        section, _, name = key.rpartition(".")
-        items = _table(data, section).get(name)
-        for path, text in texts(items if isinstance(items, list) else None, key):
-            parse(rule, text, path)
-    environment = _table(data, "environment")
-    for name in environment:
-        parse(values.environment_name, name, join("environment", name))
-    for path, text in texts(environment, "environment"):
-        parse(values.argument, text, path)
-    network = _table(data, "network")
-    errors += addresses_and_ports.problems(network, parsed)
-    errors += process_keys.ways(network, parsed)
-    ports = network.get("ports")
-    known = list(texts(ports if isinstance(ports, list) else None, "network.ports"))
-    for path, text in known:
-        parse(parse_port, text, path)
-    errors += _contradictions(
-        [(path, text, parsed[path]) for path, text in known if path in parsed]
-    )
+    errors += addresses_and_ports.problems(network)
+    errors += _contradictions(network.get("ports"), parsed)
     errors += policy.problems(network, parsed)
-    errors += process_keys.resources_problems(_table(data, "isolation.resources"), parsed)
     volumes = _table(data, "volumes")
     errors += process_keys.volumes_problems(volumes, parsed)
-    errors += process_keys.secrets_problems(_table(data, "secrets"), volumes, parsed)
+    errors += process_keys.secrets_problems(_table(data, "secrets"), volumes)
     if isinstance(check := data.get("healthcheck"), dict):
-        own = process_keys.own_names(
-            _table(data, "package").get("name"), network.get("hostname"), network.get("aliases")
-        )
-        errors += process_keys.health_problems(check, own, parsed)
+        errors += process_keys.health_problems(check)
     errors += _kind(_table(data, "service"), data)
-    errors += _modes(network, _table(data, "package").get("name"))
+    errors += _modes(network, package.get("name"))
     errors += _networks(network)
     errors += _audit(_table(data, "network.policy"))
     errors += _repeated(network.get("networks"), "network.networks")
     errors += _repeated(network.get("aliases"), "network.aliases")
-    rootfs = _table(data, "package").get("rootfs")
-    if isinstance(rootfs, str) and not any(error.key == "package.rootfs" for error in errors):
+    rootfs = package.get("rootfs")
+    if isinstance(rootfs, str) and "package.rootfs" in parsed:
         errors += _rootfs(rootfs, folder)
     return errors
 
 
-def _contradictions(known: list[tuple[str, str, Port]]) -> Iterator[InvalidInput]:
-    """Yield an error for each entry whose host port an earlier entry publishes differently."""
+def _written(data: dict[str, Any]) -> Iterator[tuple[Parse, Any, str]]:
+    """Yield the rule, value and path of each written name and value that a rule is about.
+
+    The names in a table come before its values. Unknown keys and values of a wrong type are
+    skipped: `walk` reports them.
+    """
+    for section, known in keys.SECTIONS.items():
+        for base, table in _tables(data, section):
+            for name, value in table.items():
+                if (key := known.get(name)) is None:
+                    continue
+                path = f"{base}.{name}" if base else name
+                if key.names is not keys.ANY and isinstance(value, dict):
+                    for one in value:
+                        yield key.names.parse, one, join(path, one)
+                if key.rule is not keys.ANY:
+                    for at, one in _typed(value, convert.field(keys.TABLES[section], name), path):
+                        yield key.rule.parse, one, at
+
+
+def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the path and content of each table of a section: of each in [volumes], or just one."""
+    if not section:
+        yield "", data
+    elif section.endswith(".*"):
+        above = section.removesuffix(".*")
+        for name, table in _table(data, above).items():
+            if isinstance(table, dict):
+                yield join(above, name), table
+    else:
+        yield section, _table(data, section)
+
+
+def _typed(value: Any, may_be: Kind, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield the path and value of each text or number of the right type in ``value``."""
+    form = type(value)
+    inside = may_be.get(form)
+    if form is list and inside is not None:
+        for index, item in enumerate(value):
+            yield from _typed(item, inside, f"{path}[{index}]")
+    elif form is dict and inside is not None:
+        for name, item in value.items():
+            yield from _typed(item, inside, join(path, name))
+    elif form in may_be:
+        yield path, value
+
+
+def _contradictions(ports: object, parsed: Mapping[str, Any]) -> Iterator[InvalidInput]:
+    """Yield an error for each port whose host port an earlier entry publishes differently."""
+    written = texts(ports if isinstance(ports, list) else None, "network.ports")
+    known = [(path, text, parsed[path]) for path, text in written if path in parsed]
     for index, before in contradictions(port for _, _, port in known):
         path, text, _ = known[index]
         first, earlier, _ = known[before]

@@ -165,27 +165,6 @@ def _short(seconds: float) -> str:
     return f"{seconds * 1000:.0f}ms" if seconds else "0s"
 
 
-def job_timeout(text: str, key: str) -> float:
-    """Parse the time limit of a job to seconds. Raises InvalidInput."""
-    return duration(text, key, 0.1, 86_400.0)
-
-
-def restart_delay(text: str, key: str) -> float:
-    """Parse the delay of the first restart to seconds. Raises InvalidInput.
-
-    The delay doubles up to a minute, so 0 and more than a minute make no sense.
-    """
-    return duration(text, key, 0.01, 60.0)
-
-
-def stop_timeout(text: str, key: str) -> float:
-    """Parse the time from TERM to KILL to seconds; ``0s`` sends KILL at once.
-
-    Raises InvalidInput.
-    """
-    return duration(text, key, 0.0, 3600.0)
-
-
 def size(text: str, key: str) -> int:
     """Parse ``64K``, ``512M`` or ``2G`` (powers of 1024) to bytes. Raises InvalidInput."""
     unit, number = _SIZE_UNITS.get(text[-1:]), _number(text[:-1], 9)
