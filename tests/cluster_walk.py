@@ -281,19 +281,19 @@ class Walk:
         heard: dict[str, str] = {}
         for e in elements:
             if e.container == "vx44":
-                address = ".".join(map(str, int(e.element.split(" . ")[3]).to_bytes(4)))
+                address = e.fields[3]
                 assert address not in heard, "two services"
-                heard[address] = e.comment
+                heard[address] = e.owner
         macs = {
-            str(int(names.mac(service, on, store.cluster_id()).replace(":", ""), 16)): service
+            names.mac(service, on, store.cluster_id()): service
             for service in SERVICES
             for on in ("backend", "front")
         }
         for e in elements:
             if e.container == "vx44":
-                assert macs[e.element.split(" . ")[2]] == e.comment
+                assert macs[e.fields[2]] == e.owner
             if e.container == "in4_peer" and e.value == PASSES:
-                own, peer = e.element.split(" . ")[:2]
+                own, peer = e.fields
                 holder = store.lease_holder(own)
                 if peer in heard and holder is not None and store.intent(holder) is None:
                     policy = store.policy(holder)

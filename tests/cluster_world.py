@@ -98,14 +98,14 @@ class Cluster:
     def claims(self) -> set[tuple[str, str]]:
         """Return (service, outer source) of what may be heard."""
         found = self.world.kernel.elements.values()
-        return {(e.comment, e.element.split(" . ")[0]) for e in found if e.container in CLAIMS}
+        return {(e.owner, e.fields[0]) for e in found if e.container in CLAIMS}
 
     def allowed(self) -> set[str]:
         """Return the IPv4 addresses that db's policy lets in."""
         return {
-            e.element.split(" . ")[1]
+            e.fields[1]
             for e in self.world.kernel.elements.values()
-            if e.container == "in4_peer" and e.value == PASSES and "allow_from" in e.comment
+            if e.container == "in4_peer" and e.value == PASSES and "allow_from" in e.entry
         }
 
     def lines(self) -> set[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 from niso.base import names
-from niso.kernel.nft_elements import Element
+from niso.kernel.nft_elements import HEADERS, Element, pack_range, unpack_range, written
+from niso.kernel.ruleset import INET
 from niso.manifest.policy import parse_entry
 from niso.plan import elements
 from niso.plan import policy_elements as plan_policy_elements
@@ -33,6 +35,44 @@ SYSCTLS = [
     ("net/ipv6/conf/a23456789012345/force_forwarding", "0"),
 ]
 """Sysctls and what they were before, as the set ``before`` keeps them."""
+
+
+def element_of(
+    container: str, key: str, value: str = "", comment: str = "", table: str = INET
+) -> Element:
+    """Return an element from its parts as nft writes them."""
+    header = HEADERS[table, container]
+    fields = atoms(header.key, key)
+    owner, _, entry = comment.partition(" ")
+    values = tuple(value.split()) if header.value is None else atoms(header.value, value)
+    return Element(table, container, fields, values, owner, entry)
+
+
+def atoms(kinds: tuple[int, ...], text: str) -> tuple[object, ...]:
+    """Return the fields of a key or value that is written as by nft."""
+    return tuple(
+        next(
+            atom
+            for atom in _candidates(field)
+            if _takes(kind, atom) and written((kind,), (atom,)) == field
+        )
+        for kind, field in zip(kinds, text.split(" . ") if text else (), strict=True)
+    )
+
+
+def _candidates(field: str) -> Iterator[object]:
+    low, _, high = field.partition("-")
+    if low.isdigit():
+        yield int(low)
+        yield int(low), int(high or low)
+    yield field.strip('"')
+
+
+def _takes(kind: int, atom: object) -> bool:
+    try:
+        return unpack_range(kind, *pack_range(kind, atom)) == atom
+    except (ValueError, TypeError, AttributeError, KeyError, OSError):
+        return False
 
 
 def all_elements(service: str, network: str, number: int = 0) -> list[Element]:

@@ -142,7 +142,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
 def elements(state: State, container: str, table: str = ruleset.INET) -> dict[str, tuple[str, str]]:
     """Return the value and comment of each element of a set or map."""
     return {
-        e.element: (e.value, e.comment)
+        e.text: (e.value_text, e.comment)
         for e in state[Element]
         if (e.table, e.container) == (table, container)
     }

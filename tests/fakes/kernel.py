@@ -49,12 +49,12 @@ from niso.kernel.kinds.kind import Foreign as Refused
 from niso.kernel.kinds.links import Bridge, Veth
 from niso.kernel.kinds.namespaces import Named, Netns
 from niso.kernel.kinds.neighbours import Peer
-from niso.kernel.kinds.nft import Edit, NftTransaction, Ruleset
+from niso.kernel.kinds.nft import NftTransaction, Ruleset
 from niso.kernel.kinds.sysctls import FORWARDING6, Sysctl
 from niso.kernel.kinds.tunnels import Vxlan
 from niso.kernel.neighbour_tables import Table
 from niso.kernel.netns import ForeignNetns
-from niso.kernel.nft_elements import Element
+from niso.kernel.nft_elements import Atoms, Edit, Element, ports_of
 from niso.kernel.sockets import Connection, Listener, Measured
 
 if TYPE_CHECKING:
@@ -339,28 +339,23 @@ def refuse_unless(so: bool, number: int, what: object) -> None:
         raise KernelError(f"{what}: {os.strerror(number)}", errno=number)
 
 
-def overlap(one: str, other: str) -> bool:
+def overlap(one: Atoms, other: Atoms) -> bool:
     """Return whether two keys of an interval set overlap: whether all of their fields do."""
-    pairs = zip(map(_ends, one.split(" . ")), map(_ends, other.split(" . ")), strict=True)
+    pairs = zip(map(_ends, one), map(_ends, other), strict=True)
     return all(low <= high_ and low_ <= high for (low, high), (low_, high_) in pairs)
 
 
 @functools.lru_cache(4096)
-def _ends(field: str) -> tuple[int, int]:
+def _ends(field: str | int | tuple[int, int]) -> tuple[int, int]:
     """Return the first and last value of a prefix, a range, or a single value."""
-    if "/" in field:
+    if not isinstance(field, str):
+        return ports_of(field)
+    try:
         network = ipaddress.ip_network(field)
         return int(network[0]), int(network[-1])
-    low, _, high = field.partition("-")
-    try:
-        return _number(low), _number(high or low)
-    except ValueError:  # a name, of a protocol or a link
+    except ValueError:  # a name, of a protocol or a link, or a MAC
         name = int.from_bytes(field.encode())
         return name, name
-
-
-def _number(text: str) -> int:
-    return int(text) if text.isdigit() else int(ipaddress.ip_address(text))
 
 
 class FakeTables:
@@ -369,7 +364,7 @@ class FakeTables:
     def __init__(self, strict: bool) -> None:
         self.strict = strict
         self.ruleset: str | None = None
-        self.elements: dict[tuple[str, ...], Element] = {}
+        self.elements: dict[Atoms, Element] = {}
 
     def transact(self, step: NftTransaction) -> None:
         """Apply all edits or none. Raises KernelError."""
@@ -387,27 +382,21 @@ class FakeTables:
 
     def is_marked(self) -> bool:
         """Return whether the tables carry the mark of this version, or are another version's."""
-        mark = f'"rules-{ruleset.DIGEST}"'
+        mark = (f"rules-{ruleset.DIGEST}",)
         marks = [(table, "owner", mark) in self.elements for table in ruleset.CONTAINERS]
         return self.ruleset != ruleset.DIGEST or all(marks)
 
-    def list_elements(self, table: str, container: str) -> dict[str, tuple[str, str]] | None:
+    def list_elements(self, table: str, container: str) -> list[Element] | None:
         """Implement `Kernel.list_elements`."""
         if self.ruleset is None or container not in ruleset.CONTAINERS.get(table, ()):
             return None
-        return {
-            e.element: (e.value, e.comment)
-            for e in self.present_elements()
-            if (e.table, e.container) == (table, container)
-        }
+        return [e for e in self.present_elements() if e[:2] == (table, container)]
 
     def present_elements(self) -> list[Element]:
         """Return the elements whose timeout has not passed."""
         now = time.time()
         return [
-            e
-            for e in self.elements.values()
-            if not e.ends or policy_rules.is_wanted(e.comment, now)
+            e for e in self.elements.values() if not e.ends or policy_rules.is_wanted(e.value, now)
         ]
 
     def _text(self, statement: str) -> None:
@@ -422,9 +411,8 @@ class FakeTables:
 
     def _edit(self, edit: Edit) -> None:
         what, element = edit.text(), edit.element
-        table, container = element.table, element.container
+        table, container = element[:2]
         refuse_unless(self.ruleset is not None, errno.ENOENT, what)
-        refuse_unless(container in ruleset.CONTAINERS[table], errno.ENOENT, what)
         present = self.elements.get(element.key())
         if edit.verb == "delete":
             refuse_unless(present is not None or element.ends, errno.ENOENT, what)
@@ -436,12 +424,12 @@ class FakeTables:
         else:
             if ruleset.DECLARED[table, container][2]:
                 others = [
-                    e.element
+                    e.fields
                     for e in self.elements.values()
                     if (e.table, e.container) == (table, container)
                 ]
-                clash = any(overlap(element.element, other) for other in others)
-                if clash and "/" in element.element and not self.strict:
+                clash = any(overlap(element.fields, other) for other in others)
+                if clash and "/" in element.text and not self.strict:
                     return  # nested prefixes: the kernel accepts this without effect
                 refuse_unless(not clash, errno.EEXIST, what)
             self.elements[element.key()] = element

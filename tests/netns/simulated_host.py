@@ -129,5 +129,5 @@ class Simulated:
         alive = {host.name: host.alive for host in hosts if host.name != self.name}
         live = {name: live for name, (_, _, live) in across.peers().items()}
         elements = self.world.kernel.elements.values()
-        heard = {element.comment for element in elements if element.container in CLAIMS}
+        heard = {element.owner for element in elements if element.container in CLAIMS}
         return have != wanted or live != alive or heard != wanted.keys()

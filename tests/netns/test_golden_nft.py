@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "golden"))
 from test_golden import CASES, HERE, worked_out
 
 from niso.kernel import ruleset
-from niso.kernel.kinds.nft import Edit, Ruleset
-from niso.kernel.nft_elements import Element
+from niso.kernel.kinds.nft import Ruleset
+from niso.kernel.nft_elements import Edit, Element
 
 
 def given_to_nft(text: str, *options: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from fakes.kernel import Fake
 from kernel_world import throw_away_host
+from ruleset_elements import element_of
 
 from niso.base.errors import Conflict, KernelError
 from niso.kernel import ruleset
@@ -14,11 +15,11 @@ from niso.kernel.kinds.kind import AnyStep, State, Step
 from niso.kernel.kinds.links import Bridge, Veth
 from niso.kernel.kinds.namespaces import Netns
 from niso.kernel.kinds.neighbours import Fdb, Peer
-from niso.kernel.kinds.nft import Edit, NftTransaction, owner
+from niso.kernel.kinds.nft import NftTransaction, owner
 from niso.kernel.kinds.sysctls import Sysctl
 from niso.kernel.kinds.tunnels import Vxlan
 from niso.kernel.link_records import prefix
-from niso.kernel.nft_elements import Element
+from niso.kernel.nft_elements import Edit, Element
 from niso.kernel.real import Real
 
 ALIAS = "niso:0123abcd"
@@ -30,10 +31,6 @@ OWN6 = Address("niso-s", "eth0", "fd00:99::2/64")
 WAY = Route("niso-s", "0.0.0.0/0", "10.99.0.1", "eth0")
 WAY6 = Route("niso-s", "::/0", "fd00:99::1", "eth0")
 IPV6 = Sysctl("niso-s", "net/ipv6/conf/default/disable_ipv6", "0")
-
-
-def element(container: str, key: str, value: str = "") -> Element:
-    return Element(ruleset.INET, container, key, value, "")
 
 
 def edits(verb: str, *elements: Element) -> NftTransaction:
@@ -55,7 +52,7 @@ TABLES = NftTransaction(
         *(Edit("add", each) for each in owner("0123abcd")),
     )
 )
-PORT = element("publish_any4", "tcp . 8080", "10.99.0.2 . 80")
+PORT = element_of("publish_any4", "tcp . 8080", "10.99.0.2 . 80")
 BY_HAND = Sysctl("niso-s", "net/ipv6/conf/default/addr_gen_mode", "1")
 SPANS = BRIDGE._replace(mtu=1450)
 TUNNEL = Vxlan("nx-b", 4097, "198.51.100.1", 4799, 1450, "niso-b", ALIAS)
@@ -151,33 +148,33 @@ CASES: dict[str, tuple[AnyStep, ...]] = {
     "element with another value": (
         TABLES,
         edits("add", PORT),
-        edits("add", PORT._replace(value="10.99.0.3 . 80")),
+        edits("add", PORT._replace(value=("10.99.0.3", 80))),
     ),
     "element that is not there goes": (TABLES, edits("delete", PORT)),
     "a transaction that fails at its end": (
         TABLES,
         edits("add", PORT),
-        edits("delete", PORT, element("publish_any4", "tcp . 9", "10.99.0.2 . 9")),
+        edits("delete", PORT, element_of("publish_any4", "tcp . 9", "10.99.0.2 . 9")),
     ),
     "prefix inside another": (
         TABLES,
-        edits("add", element("subnets4", "10.99.0.0/24")),
-        edits("add", element("subnets4", "10.99.0.128/25")),
+        edits("add", element_of("subnets4", "10.99.0.0/24")),
+        edits("add", element_of("subnets4", "10.99.0.128/25")),
     ),
     "prefix around another": (
         TABLES,
-        edits("add", element("subnets4", "10.99.0.128/25")),
-        edits("add", element("subnets4", "10.99.0.0/24")),
+        edits("add", element_of("subnets4", "10.99.0.128/25")),
+        edits("add", element_of("subnets4", "10.99.0.0/24")),
     ),
     "ports that overlap others": (
         TABLES,
-        edits("add", element("range_any4", "tcp . 9000-9010", "10.99.0.2")),
-        edits("add", element("range_any4", "tcp . 9010-9020", "10.99.0.2")),
+        edits("add", element_of("range_any4", "tcp . 9000-9010", "10.99.0.2")),
+        edits("add", element_of("range_any4", "tcp . 9010-9020", "10.99.0.2")),
     ),
     "ports inside others": (
         TABLES,
-        edits("add", element("range_any4", "tcp . 9000-9010", "10.99.0.2")),
-        edits("add", element("range_any4", "tcp . 9002-9003", "10.99.0.3")),
+        edits("add", element_of("range_any4", "tcp . 9000-9010", "10.99.0.2")),
+        edits("add", element_of("range_any4", "tcp . 9002-9003", "10.99.0.3")),
     ),
 }
 

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterable
 
 import pytest
 from kernel_world import nft, sh, throw_away_host
+from ruleset_elements import SYSCTLS, all_elements, policy_elements
 
 from niso.base.errors import KernelError
-from niso.kernel import conntrack, netlink, netns
+from niso.kernel import conntrack, netlink, netns, ruleset
+from niso.kernel.kinds.nft import owner
 from niso.kernel.libnftables import Nft
-from niso.kernel.nft_elements import Nfnetlink
+from niso.kernel.nft_elements import (
+    HEADERS,
+    Atoms,
+    Edit,
+    Element,
+    Header,
+    Nfnetlink,
+    can_change,
+    written,
+)
+from niso.plan import elements as plan_elements
 
 # container: its definition, and its elements as nft writes them -> (value, comment)
 CONTAINERS = {
@@ -113,62 +127,143 @@ def load(name: str) -> dict[str, tuple[str, str]]:
     return elements
 
 
+def shown(header: Header, elements: Iterable[Element]) -> dict[str, tuple[str, str]]:
+    """Return elements as nft writes them: key -> (value, comment)."""
+    return {
+        written(header.key, e.fields): (
+            " ".join(e.value) if header.value is None else written(header.value, e.value),
+            f"{e.owner} {e.entry}".rstrip(),
+        )
+        for e in elements
+    }
+
+
 @pytest.mark.parametrize("name", list(CONTAINERS))
 @throw_away_host
 def test_elements_and_get_give_back_what_nft_loaded(name: str) -> None:
     expected = load(name)
-    with Nft() as kernel:
-        assert kernel.elements("inet t", name) == expected
-        assert kernel.get("inet t", name, list(expected)) == expected
-        for key, value in expected.items():
-            assert kernel.get("inet t", name, [key]) == {key: value}
+    with Nfnetlink() as kernel:
+        header = kernel.header("inet t", name)
+        assert header is not None and header.readable
+        every = kernel.every(header)
+        assert shown(header, every) == expected
+        found = kernel.get(header, [element.fields for element in every])
+        assert found == {element.fields: element for element in every}
+        for element in every:
+            assert kernel.get(header, [element.fields]) == {element.fields: element}
 
 
 @pytest.mark.parametrize(
     ("name", "present", "absent"),
     [
-        ("publish", "tcp . 8080", "tcp . 8081"),
-        ("ranges", "tcp . 8000-8010", "tcp . 8001-8009"),
-        ("ranges", "udp . 53", "tcp . 8005"),
-        ("peers", "10.0.0.0/8 . 80-90", "10.0.0.0/9 . 80-90"),
-        ("subnets", "10.99.1.0/24", "10.99.1.7"),
-        ("verdicts", "10.99.1.2", "10.99.1.8"),
+        ("publish", ("tcp", 8080), ("tcp", 8081)),
+        ("ranges", ("tcp", (8000, 8010)), ("tcp", (8001, 8009))),
+        ("ranges", ("udp", (53, 53)), ("tcp", (8005, 8005))),
+        ("peers", ("10.0.0.0/8", (80, 90)), ("10.0.0.0/9", (80, 90))),
+        ("subnets", ("10.99.1.0/24",), ("10.99.1.7",)),
+        ("verdicts", ("10.99.1.2",), ("10.99.1.8",)),
     ],
 )
 @throw_away_host
 def test_get_leaves_out_what_is_not_there_and_what_is_only_covered(
-    name: str, present: str, absent: str
+    name: str, present: Atoms, absent: Atoms
 ) -> None:
-    expected = load(name)
-    with Nft() as kernel:
-        assert kernel.get("inet t", name, [absent, present, absent]) == {present: expected[present]}
-        assert kernel.get("inet t", name, [absent]) == {}
-        assert kernel.get("inet t", name, []) == {}
+    load(name)
+    with Nfnetlink() as kernel:
+        header = kernel.header("inet t", name)
+        assert header is not None
+        assert list(kernel.get(header, [absent, present, absent])) == [present]
+        assert kernel.get(header, [absent]) == {}
+        assert kernel.get(header, []) == {}
 
 
 @throw_away_host
 def test_container_or_table_that_does_not_exist_has_nothing() -> None:
     load("empty")
-    with Nft() as kernel:
+    with Nfnetlink() as kernel:
         for table, name in (("inet t", "absent"), ("inet absent", "empty"), ("bridge t", "empty")):
-            assert kernel.elements(table, name) is None
-            assert kernel.get(table, name, ["10.0.0.1"]) == {}
+            assert kernel.header(table, name) is None
+        assert kernel.all_of("inet niso", "owner") is None
+
+
+@pytest.mark.parametrize(
+    ("definition", "element"),
+    [
+        ("type ipv4_addr", "10.0.0.1"),
+        ("type ifname . ifname", '"a" . "b"'),
+        ("type ifname; flags interval", '"niso-*"'),
+    ],
+)
+@throw_away_host
+def test_set_of_another_version_with_other_types_has_no_elements(
+    definition: str, element: str
+) -> None:
+    nft(f"table inet niso {{\n set owner {{ {definition}; elements = {{ {element} }}; }}\n}}\n")
+    nft('table bridge niso {\n set owner { type ifname; elements = { "id-a" }; }\n}')
+    with Nfnetlink() as kernel:
+        assert kernel.all_of("inet niso", "owner") == []
+        assert kernel.all_of("bridge niso", "owner") == [Element("bridge niso", "owner", ("id-a",))]
+
+
+@throw_away_host
+def test_all_elements_of_niso_come_back_as_they_were_planned() -> None:
+    """Every kind of element: written by netlink or nft, read one by one and all at once."""
+    planned = [*owner("0123abcd"), *all_elements("api", "backend", 1), *policy_elements()]
+    planned += [element for name, value in SYSCTLS for element in plan_elements.before(name, value)]
+    planned = list({element.key(): element for element in planned}.values())
+    with Nft() as nft_:
+        nft_.run("\n".join([ruleset.TABLES, *(Edit("add", e).text() for e in planned)]))
+    by_nft = listed()
+    for _ in range(2):
+        with Nfnetlink() as kernel:
+            found = kernel.get_many(element.key() for element in planned)
+            assert found == {element.key(): element for element in planned}
+            every = [
+                element
+                for table, containers in ruleset.CONTAINERS.items()
+                for container in containers
+                for element in kernel.all_of(table, container) or ()
+            ]
+            assert set(every) == set(planned)
+            # in the second round netlink has written them
+            some = [e for e in planned if can_change(HEADERS[e[:2]])]
+            for verb in ("delete", "add"):
+                kernel.change(verb, [Edit(verb, element) for element in some])
+    assert listed() == by_nft
+
+
+def listed() -> list[str]:
+    """Return the words of nft's listing of niso's tables, without times, in any order."""
+    text = "".join(sh(f"nft -s list table {table}") for table in ruleset.CONTAINERS)
+    text = re.sub(r" (timeout|expires) \w+|elements = \{| \}", "", text)
+    return sorted(word.strip() for word in re.split(r"[,\n]", text))
 
 
 @throw_away_host
 def test_get_and_elements_manage_thousands() -> None:
-    expected = {
-        f"tcp . {number}": (f"10.99.{number % 250}.2 . {number}", f"svc{number}")
+    expected = [
+        Element(
+            "inet t",
+            "m",
+            ("tcp", number),
+            (f"10.99.{number % 250}.2", number),
+            f"svc{number}",
+        )
         for number in range(1, 10_001)
-    }
+    ]
     nft(
         "table inet t {\n map m { type inet_proto . inet_service : ipv4_addr . inet_service; }\n}\n"
     )
-    written = (f'{key} comment "{comment}" : {value}' for key, (value, comment) in expected.items())
-    nft("add element inet t m { " + ",\n".join(written) + " }")
-    with Nft() as kernel:
-        assert kernel.get("inet t", "m", [*expected, "udp . 1"]) == expected
-        assert kernel.elements("inet t", "m") == expected
+    lines = (
+        f'tcp . {e.fields[1]} comment "{e.owner}" : {e.value[0]} . {e.value[1]}' for e in expected
+    )
+    nft("add element inet t m { " + ",\n".join(lines) + " }")
+    with Nfnetlink() as kernel:
+        header = kernel.header("inet t", "m")
+        assert header is not None
+        keys = [*(e.fields for e in expected), ("udp", 1)]
+        assert kernel.get(header, keys) == {e.fields: e for e in expected}
+        assert sorted(kernel.every(header)) == expected
 
 
 @throw_away_host
@@ -261,7 +356,6 @@ def test_nothing_is_written_to_stdout_or_stderr() -> None:
         with Nft() as kernel:
             kernel.run("table inet t {\n set s { type ipv4_addr; elements = { 10.0.0.1 }\n }\n}")
             kernel.query("list ruleset")
-            kernel.elements("inet t", "s")
             for use in (kernel.run, kernel.check, kernel.query):
                 with pytest.raises(KernelError):
                     use("add rule inet absent c accept")

@@ -9,8 +9,8 @@ from kernel_world import throw_away_host
 from ruleset_elements import ODD_NAMES, SYSCTLS, all_elements, policy_elements
 
 from niso.kernel import ruleset
-from niso.kernel.kinds.nft import Edit, owner
-from niso.kernel.nft_elements import Element
+from niso.kernel.kinds.nft import owner
+from niso.kernel.nft_elements import Edit, Element
 from niso.plan import elements as plan_elements
 
 

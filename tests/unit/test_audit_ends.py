@@ -11,7 +11,7 @@ from refusals import refuses
 
 from niso.base.errors import Error, InvalidInput
 from niso.kernel import policy_rules
-from niso.kernel.nft_elements import Element
+from niso.kernel.nft_elements import Edit, Element
 from niso.look.check import check
 from niso.manifest import load
 from niso.plan.records import Audit, Policy
@@ -38,27 +38,28 @@ NOW = 1_800_000_000
 )
 def test_time_that_is_left(since: int, until: int, now: int, left: int) -> None:
     assert policy_rules.left_s(since, until, now) == left
-    assert policy_rules.timeout_s(policy_rules.comment("db", since, until), now) == left
+    assert policy_rules.timeout_s((since, until), now) == left
 
 
-@pytest.mark.parametrize("comment", ["", "db", "db 1", "db x y", "db 1 2 3"])
-def test_comment_of_others_is_no_audit(comment: str) -> None:
-    assert not policy_rules.is_wanted(comment, 1)
+@pytest.mark.parametrize("entry", ["", "1", "x y", "1 2 3"])
+def test_comment_of_others_is_no_audit(entry: str) -> None:
+    assert policy_rules.term(entry) == ()
+    assert policy_rules.term("1 2") == (1, 2)
+    assert not policy_rules.is_wanted((), 1)
 
 
 def test_element_is_as_it_should_be_if_it_does_not_end_later() -> None:
-    text = policy_rules.comment("db", NOW, NOW + DAY)
+    term = (NOW, NOW + DAY)
 
     def seen(left_s: float | None, now: float = NOW) -> str | None:
-        value = "" if left_s is None else policy_rules.expires(int(left_s * 1000))
-        return policy_rules.seen(value, text, now)
+        return policy_rules.seen(left_s, term, now)
 
     assert seen(DAY) == seen(DAY - 500) == ""
     assert seen(None) and seen(DAY + 60)
     assert seen(1, NOW + DAY - 1) is None
     assert seen(3, NOW + DAY + 1) is None
     assert seen(DAY, NOW + 2 * DAY), "the clock was set, or the machine slept"
-    text = policy_rules.comment("db", NOW, policy_rules.NEVER)
+    term = (NOW, policy_rules.NEVER)
     assert seen(None) == "" and seen(DAY) and seen(None, NOW + 900 * DAY) == ""
 
 
@@ -100,7 +101,7 @@ def test_commands_do_not_prolong_an_audit(world: World, monkeypatch: pytest.Monk
     first = audits(world)
     assert {name for name, _ in first} == {"audit_in4", "audit_out4"}
     assert {e.value for e in world.kernel.elements.values() if e.container == "in4_rest"} == {
-        "goto audit_in"
+        ("goto", "audit_in")
     }
     done = len(world.kernel.done)
     real = time.time
@@ -133,7 +134,7 @@ def test_commands_do_not_prolong_an_audit(world: World, monkeypatch: pytest.Monk
     assert second and check(world.machine) == []
     world.activate(world.package("db", network={}, **{"network.policy": {"allow_from": []}}))
     assert audits(world) == set()
-    assert not [e for e in world.kernel.elements.values() if e.value.startswith("goto audit")]
+    assert not [e for e in world.kernel.elements.values() if e.value in policy_rules.VERDICTS]
 
 
 def test_dates_of_a_manifest(world: World, tmp_path: Path) -> None:
@@ -179,10 +180,8 @@ def test_dates_of_a_manifest(world: World, tmp_path: Path) -> None:
 
 def test_element_in_words() -> None:
     now = int(time.time())
-    element = Element("inet niso", "audit_in4", "10.0.0.2", "", f"db {now} {now + 100}")
-    from niso.kernel.kinds.nft import Edit
-
+    element = Element("inet niso", "audit_in4", ("10.0.0.2",), (now, now + 100), "db")
     assert "10.0.0.2 timeout" in Edit("add", element).text()
-    endless = element._replace(comment=f"db {now} {policy_rules.NEVER}")
+    endless = element._replace(value=(now, policy_rules.NEVER))
     assert Edit("add", endless).text().endswith('{ 10.0.0.2 comment "' + f'db {now} -1" }}')
     assert Edit("delete", element).text() == "destroy element inet niso audit_in4 { 10.0.0.2 }"

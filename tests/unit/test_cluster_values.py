@@ -127,7 +127,7 @@ def test_any_damage_of_any_value_is_ignored_or_an_error_with_its_key(cluster: Cl
     def heard() -> set[tuple[str, ...]]:
         """MAC and address of what may be heard: where from is for a value to say."""
         found = [e for e in kernel.elements.values() if e.container in CLAIMS]
-        return {tuple(e.element.split(" . ")[2:]) for e in found}
+        return {e.fields[2:] for e in found}
 
     legal = heard()
     membership, claims = Membership(engine), Claims(engine, "a")

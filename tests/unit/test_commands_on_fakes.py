@@ -122,9 +122,9 @@ def test_denied_name_that_gets_a_service_leaves_the_policy_whole(world: World) -
     world.activate(world.package("db", network={"policy": {"deny_from": ["api"]}}))
     world.activate(world.package("api"))
     (own,) = [a for _, a in world.store.addresses("db")]
-    places = {key[1] for key, e in world.kernel.elements.items() if e.comment.startswith("db")}
+    places = {key[1] for key, e in world.kernel.elements.items() if e.owner == "db"}
     assert {"ingress4", "in4_rest", "in4_peer"} <= places
-    assert (INET, "ingress4", own) in world.kernel.elements
+    assert (INET, "ingress4", (own,)) in world.kernel.elements
     world.assert_whole()
 
 

@@ -144,7 +144,7 @@ def test_element_that_has_another_value_is_found_by_the_kernels_word(
         put(store, "api", ("one",), ports=(WEB,))
         want = reconcile_change.desired_now(kernel, store, scope)
     (element,) = [e for e in converge_elements(want) if e.container == "publish_any4"]
-    kernel.elements[element.key()] = element._replace(value="10.99.1.77 . 1")
+    kernel.elements[element.key()] = element._replace(value=("10.99.1.77", 1))
     with change(kernel, store, scope, rows_first=True) as made:
         put(store, "api", ("one",), ports=(WEB,))
     assert any("delete element" in s for s in made.steps[0].statements)

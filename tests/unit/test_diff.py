@@ -10,6 +10,7 @@ from fake_world import unguarded
 from fakes.kernel import Fake
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruleset_elements import element_of
 from samples import samples
 from snapshots_made import endpoint, everything, network, snapshots
 
@@ -21,9 +22,9 @@ from niso.kernel.kinds.hosts_files import HostsEdit
 from niso.kernel.kinds.kind import State, Step
 from niso.kernel.kinds.links import Bridge, Veth
 from niso.kernel.kinds.namespaces import Netns
-from niso.kernel.kinds.nft import Edit, NftTransaction, Ruleset
+from niso.kernel.kinds.nft import NftTransaction, Ruleset
 from niso.kernel.kinds.sysctls import Sysctl
-from niso.kernel.nft_elements import Element
+from niso.kernel.nft_elements import Edit, Element
 from niso.plan.desired import desired
 from niso.plan.records import Port, Service
 
@@ -413,16 +414,12 @@ def test_fake_kernel_refuses_what_the_kernel_refuses() -> None:
     apply(kernel, state(API._replace(ports=(*API.ports, Port("", 9000, 9000, "tcp", 11)))))
     key = "tcp . 8080"
 
-    def element(container: str, key: str, value: str = "") -> Element:
-        return Element(ruleset.INET, container, key, value, "")
-
     def add(*fields: str) -> NftTransaction:
-        return NftTransaction((Edit("add", element(*fields)),))
+        return NftTransaction((Edit("add", element_of(*fields)),))
 
     refused = (
         NftTransaction((f"add element inet niso publish_any4 {{ {key} : 10.99.0.7 . 80 }}",)),
-        NftTransaction((Edit("delete", element("publish_any4", "tcp . 9")),)),
-        add("nonesuch", "1"),
+        NftTransaction((Edit("delete", element_of("publish_any4", "tcp . 9", "10.99.0.7 . 80")),)),
         add("range_any4", "tcp . 9010-9020", "10.99.0.2"),
         add("subnets4", "10.99.0.128/25"),
         Step("add", next(iter(kernel.bridges.values()))),

@@ -119,8 +119,8 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
     [vxlan] = world.kernel.everything(State())[Vxlan]
     assert (vxlan.local, vxlan.mtu) == (here, 1500 - 60 - 70)
     elements = world.kernel.everything(State())[Element]
-    assert {("sealed", "4799"), ("ports", f'"{TUNNEL}"')} <= {
-        (element.container, element.element) for element in elements
+    assert {("sealed", (4799,)), ("ports", (TUNNEL,))} <= {
+        (element.container, element.fields) for element in elements
     }
     # another host comes, with a service
     membership.join(Host("b", "id-b", "192.0.2.2", 1500, False, public=KEYS[0]))

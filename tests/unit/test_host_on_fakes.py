@@ -125,7 +125,7 @@ def test_forwarding_that_others_use_since_is_told_and_stays_on(world: World) -> 
     deactivate(world.machine, ["api"])
     assert world.kernel.sysctls["", FORWARDING] == "1"
     world.activate(world.package("api"))
-    assert Element(INET, "closed", "ipv4", "", "").key() not in world.kernel.elements
+    assert Element(INET, "closed", ("ipv4",)).key() not in world.kernel.elements
     world.assert_whole()
 
 

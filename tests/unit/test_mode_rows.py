@@ -74,7 +74,7 @@ def share(
 
 def elements(state: State, container: str) -> dict[str, tuple[str, str]]:
     return {
-        e.element: (e.value, e.comment)
+        e.text: (e.value_text, e.comment)
         for e in state[Element]
         if (e.table, e.container) == (ruleset.INET, container)
     }

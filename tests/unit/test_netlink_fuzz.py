@@ -108,6 +108,7 @@ def _log(said: list[bytes]) -> Any:
 
 ANSWERS["elements"] = [ANSWERS["element"][0], done()]
 H4 = nft_elements.HEADERS["inet niso", "publish_any4"]
+ELEMENT = nft_elements.Element("inet niso", "publish_any4", ("tcp", 1), ("10.0.0.1", 2))
 COUNTED = [nft_elements.HEADERS["inet niso", name] for name in sorted(ruleset.COUNTED)]
 READERS: dict[str, Callable[[list[bytes]], Any]] = {
     "links": lambda said: of(rtnetlink.Rtnl, said).links(),
@@ -130,7 +131,7 @@ READERS: dict[str, Callable[[list[bytes]], Any]] = {
         "list conntrack entries", 257, b"", conntrack._parse
     ),
     "header": lambda said: of(nft_elements.Nfnetlink, said).header("inet niso", "publish_any4"),
-    "element": lambda said: of(nft_elements.Nfnetlink, said).get(H4, ["tcp . 8080"]),
+    "element": lambda said: of(nft_elements.Nfnetlink, said).get(H4, [("tcp", 8080)]),
     "elements": lambda said: of(nft_elements.Nfnetlink, said).every(H4),
     "counts": lambda said: [
         of(nft_elements.Nfnetlink, list(said)).counts(each) for each in COUNTED
@@ -141,7 +142,7 @@ READERS: dict[str, Callable[[list[bytes]], Any]] = {
         netlink.Message("change", 16, 0, b"")
     ),
     "batch": lambda said: of(nft_elements.Nfnetlink, said).change(
-        "change", [nft_elements.Change(True, H4, "tcp . 1", "10.0.0.1 . 2", "")]
+        "change", [nft_elements.Edit("add", ELEMENT)]
     ),
 }
 

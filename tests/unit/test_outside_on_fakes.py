@@ -381,9 +381,7 @@ def test_refresh_that_is_killed_leaves_no_line_of_an_address_that_two_names_shar
 def assert_no_wider(world: World) -> None:
     """The kernel allows no address that is not one of those that DNS answered within the last minutes."""
     have = world.kernel.everything(State())[Element]
-    allowed = {
-        e.element.split(" . ")[1] for e in have if e.container == "out4_peer" and e.value == PASSES
-    }
+    allowed = {e.fields[1] for e in have if e.container == "out4_peer" and e.value == PASSES}
     own = {address for _, address in world.store.addresses("web")}
     assert allowed - own <= {ONE, TWO, THREE}
 

@@ -375,11 +375,11 @@ def test_new_activation_changes_the_link_and_keeps_the_mac() -> None:
 
 def test_element_of_a_state_says_who_owns_it() -> None:
     state = desired(everything((BACKEND,), (API,)))
-    owners = {element.comment for element in state[Element]}
+    owners = {element.owner for element in state[Element]}
     assert owners == {"", "api", "backend"}
-    unowned = {element.container for element in state[Element] if not element.comment}
+    unowned = {element.container for element in state[Element] if not element.owner}
     assert unowned == {"owner", "closed", "before"}
-    assert Element(ruleset.INET, "owner", '"id-0123abcd"', "", "") in state[Element]
+    assert Element(ruleset.INET, "owner", ("id-0123abcd",)) in state[Element]
 
 
 def test_another_service_adds_no_element_to_a_set_of_intervals_of_several_fields() -> None:

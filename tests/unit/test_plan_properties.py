@@ -78,7 +78,7 @@ def test_each_link_is_guarded_and_each_guard_is_of_a_link(snapshot) -> None:
     }
     assert sources == own
     receivers = {
-        f"{element.element.rpartition(' ')[2]} {element.value}"
+        f"{element.fields[-1]} {element.value[0]}"
         for element in state[Element]
         if element.container in ("receivers4", "receivers6")
     }
@@ -91,7 +91,7 @@ def test_each_published_port_leads_to_an_address_of_its_owner(snapshot) -> None:
     state = desired(snapshot)
     for element in state[Element]:
         if element.is_mapped and not element.container.startswith("receivers"):
-            address = element.value.split(" . ")[0]
+            address = element.value[0]
             if element.container.startswith("hairpin"):
                 gateways = {
                     subnet.gateway for network in snapshot.networks for subnet in network.subnets
@@ -104,7 +104,7 @@ def test_each_published_port_leads_to_an_address_of_its_owner(snapshot) -> None:
             assert [
                 a
                 for a in state[Address]
-                if a.address.split("/")[0] == address and a.netns == f"niso-{element.comment}"
+                if a.address.split("/")[0] == address and a.netns == f"niso-{element.owner}"
             ]
 
 

@@ -271,7 +271,7 @@ def test_one_namespace_keeps_no_pods_of_others_waiting(
     # before, it took 13 s for each pod
     assert time.process_time() - begun < 20
     assert order == ["b-shop", "a1-evil", "a2-evil", "a3-evil"]
-    rules = [e for e in node.world.kernel.present_elements() if e.comment.startswith("a1-evil")]
+    rules = [e for e in node.world.kernel.present_elements() if e.owner.startswith("a1-evil")]
     assert 366 < len(rules) < 400, len(rules)
     # a new pod with a name that they may still allow comes after them
     assert node.allowed("a1-evil") is not None

@@ -14,7 +14,7 @@ from samples import samples
 
 from niso.change.attach import prefixes
 from niso.kernel import policy_rules, ruleset
-from niso.kernel.nft_elements import Element
+from niso.kernel.nft_elements import Element, ports_of
 from niso.plan import policy_elements
 from niso.plan.records import Audit, Entry, Member, Peer, Policed, Policy
 from niso.plan.verdict import Known, World, judge
@@ -72,34 +72,32 @@ def look_up(
     peer, proto, port = packet
     family = 6 if ":" in own else 4
     found = []
-    its_class = ""
+    its_class = 0
     for part, (fields, _) in policy_rules.POLICY_PARTS.items():
         for element in elements:
             if element.container != f"{'in' if ingress else 'out'}{family}_{part}":
                 continue
-            key = dict(zip(fields.split(" . "), element.element.split(" . "), strict=True))
-            low, _, high = key.get("inet_service", f"{port}").partition("-")
+            key = dict(zip(fields.split(" . "), element.fields, strict=True))
+            low, high = ports_of(key.get("inet_service", port))
             if (
                 key["{own}"] == own
                 and ("{peer}" not in key or within(peer, key["{peer}"]))
                 and key.get("classid", its_class) == its_class
                 and key.get("inet_proto", proto) == proto
-                and int(low) <= port <= int(high or low)
+                and low <= port <= high
             ):
                 if part == "class":
                     assert not its_class
-                    its_class = element.value
+                    (its_class,) = element.value
                 else:
                     found.append(element)
     return found
 
 
-def within(address: str, key: str) -> bool:
-    number = ipaddress.ip_address(address)
-    if "-" in key:
-        low, high = map(ipaddress.ip_address, key.split("-"))
-        return int(low) <= int(number) <= int(high)
-    return number in ipaddress.ip_network(key)
+def within(address: str, key: str | tuple[int, int]) -> bool:
+    if isinstance(key, str):
+        return address == key
+    return key[0] <= int(ipaddress.ip_address(address)) <= key[1]
 
 
 @properties
@@ -149,21 +147,21 @@ def agree(world: World, elements: dict[str, list[Element]], packet: Packet) -> N
         gate = Element(
             ruleset.INET,
             f"{'in' if ingress else 'e'}gress{6 if ':' in own else 4}",
-            own,
-            "",
+            (own,),
+            (),
             holder.name,
         )
         if gate not in elements[holder.name]:
             assert reason.passes, (packet, reason)
             continue
         first = look_up(elements[holder.name], ingress, own, (peer, word, port or 0))[0]
-        assert (first.value == "return") is (reason.passes and not reason.audits), packet
+        assert (first.value == ("return",)) is (reason.passes and not reason.audits), packet
         # what denies leads to the set of audits in audit alone, whether it has ended or not
-        if first.value != "return":
+        if first.value != ("return",):
             in_audit = holder.policy.audit is not None
             assert (first.value in policy_rules.VERDICTS) is in_audit, (packet, first)
             assert reason.audits is holder.audits
-        ends = {element.element for element in elements[holder.name] if element.ends}
+        ends = {element.fields[0] for element in elements[holder.name] if element.ends}
         assert ends == (set(addresses(holder)) if holder.policy.audit else set())
         assert first.comment == f"{holder.name} {reason.key}".rstrip()
         said = policy_elements.decides(
@@ -194,24 +192,14 @@ def test_no_two_elements_of_a_part_answer_for_the_same_packet(data: st.DataObjec
 def box(element: Element) -> list[tuple[int, int]]:
     """The ranges of an element's fields."""
     ranges = []
-    for field in element.element.split(" . "):
-        if "/" in field:
-            span = ipaddress.ip_network(field)
-            ranges.append((int(span[0]), int(span[-1])))
-        elif field in ("tcp", "udp", "sctp", "icmp", "ipv6-icmp"):
+    for field in element.fields:
+        if field in ("tcp", "udp", "sctp", "icmp", "ipv6-icmp"):
             number = ("tcp", "udp", "sctp", "icmp", "ipv6-icmp").index(field)
             ranges.append((number, number))
+        elif isinstance(field, str):
+            ranges.append((int(ipaddress.ip_address(field)),) * 2)
         else:
-            low, _, high = field.partition("-")
-            if field.count(":") == 1:  # a class
-                low = str(int(field.replace(":", ""), 16))
-            ends = (low, high or low)
-            ranges.append(
-                tuple(
-                    int(ipaddress.ip_address(end)) if "." in end or ":" in end else int(end)
-                    for end in ends
-                )  # type: ignore[arg-type]
-            )
+            ranges.append(ports_of(field))
     return ranges
 
 
@@ -250,7 +238,7 @@ def test_overlaps_are_settled_by_the_narrowest_that_is_named() -> None:
 
     def said(peer: str, port: int) -> tuple[str, str]:
         first = look_up(elements, True, "10.99.1.2", (peer, "tcp", port))[0]
-        return first.container, first.value
+        return first.container, first.value_text
 
     assert said("10.99.1.3", 80) == ("in4_port", "return")
     assert said("10.99.1.3", 85) == ("in4_port", "goto refuse")

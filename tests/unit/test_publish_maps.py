@@ -14,7 +14,7 @@ from snapshots_made import SERVICES, endpoint, everything, network
 
 from niso.kernel import ruleset
 from niso.kernel.kinds.kind import State
-from niso.kernel.nft_elements import Element
+from niso.kernel.nft_elements import Element, ports_of
 from niso.plan.desired import desired
 from niso.plan.records import Network, Port, Service, Snapshot
 
@@ -79,12 +79,9 @@ def maps(state: State) -> Maps:
     found: Maps = {}
     for element in state[Element]:
         if element.container.startswith(("local_", "publish_", "range_")):
-            *parts, ports = element.element.split(" . ")
-            first, _, last = ports.partition("-")
-            entry = (int(first), int(last or first), element.value, element.comment)
-            found.setdefault(element.container, {}).setdefault(
-                tuple(p.strip('"') for p in parts), []
-            ).append(entry)
+            *parts, ports = element.fields
+            entry = (*ports_of(ports), element.value_text, element.owner)
+            found.setdefault(element.container, {}).setdefault(tuple(parts), []).append(entry)
     return found
 
 
@@ -208,11 +205,7 @@ def test_service_that_reaches_itself_by_a_published_port_sees_the_gateway_of_whe
         for n in NETWORKS
         for subnet in n.subnets
     }
-    pairs = {
-        tuple(e.element.split(" . ")): e.value
-        for e in state[Element]
-        if e.container.startswith("hairpin")
-    }
+    pairs = {e.fields: e.value[0] for e in state[Element] if e.container.startswith("hairpin")}
     bridges = {each.name: each.bridge for each in snapshot.networks}
     for service in snapshot.services:
         for link in service.endpoints:

@@ -371,12 +371,13 @@ def _tables(as_text: bool) -> list[Any]:
 
     from niso.kernel import ruleset
     from niso.kernel.libnftables import Nft
+    from niso.kernel.nft_elements import Nfnetlink
 
-    with Nft() as kernel:
+    with Nft() as kernel, Nfnetlink() as netlink:
         return [
             kernel.text(f"list table {table}") if as_text else kernel.query(f"list table {table}")
             for table in ruleset.CONTAINERS
-            if kernel.elements(table, "owner") is not None
+            if netlink.all_of(table, "owner") is not None
         ]
 
 

@@ -20,7 +20,7 @@ from niso.base.names import Prefix, family_of, packed, prefix, unpacked
 from niso.kernel import netlink, policy_rules
 from niso.kernel.libnftables import Nft
 from niso.kernel.netlink import attributes, nested, several, string, text
-from niso.kernel.nft_elements import PROTOCOLS, Change, Nfnetlink, declared, nfgenmsg
+from niso.kernel.nft_elements import PROTOCOLS, Edit, Element, Nfnetlink, nfgenmsg
 from niso.kernel.packet_events import PREFIX
 from niso.kernel.policy_rules import TRACKED
 from niso.kernel.ruleset import BRIDGE, INET
@@ -133,14 +133,12 @@ def leave_out(source: str, proto: str, port: int) -> None:
 
     The exclusion ends after `nft_sensor.PROBES_KEPT_S`.
     """
-    family = family_of(source)
-    kind = f"ipv{family}_addr . inet_proto . inet_service"
+    name = f"{policy_rules.PROBES}{family_of(source)}"
     for table in (INET, BRIDGE):
-        header = declared(table, f"{policy_rules.PROBES}{family}", kind, None, False)
-        key = f"{source} . {proto} . {port}"
+        probe = Element(table, name, (source, proto, port))
         with Nfnetlink() as kernel:
             try:
-                kernel.change("mark a test packet", [Change(True, header, key, "", "")])
+                kernel.change("mark a test packet", [Edit("add", probe)])
             except KernelError as error:
                 if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENFILE):
                     raise

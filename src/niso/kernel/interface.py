@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from niso.kernel.host_facts import Network
     from niso.kernel.kinds.addresses import RoutingRule
     from niso.kernel.netns import ForeignNetns
+    from niso.kernel.nft_elements import Element
     from niso.kernel.sockets import Connection, Listener, Measured
 
 
@@ -87,8 +88,8 @@ class Kernel(Protocol):
         Raises KernelError.
         """
 
-    def list_elements(self, table: str, container: str) -> dict[str, tuple[str, str]] | None:
-        """Return a set or map as element -> (value, comment); None if it does not exist.
+    def list_elements(self, table: str, container: str) -> list[Element] | None:
+        """Return the elements of one of niso's sets or maps; None if it does not exist.
 
         Raises KernelError.
         """

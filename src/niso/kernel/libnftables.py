@@ -10,12 +10,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterable
 
 from niso.base import signals
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.kernel import nft_elements, policy_rules
 from niso.kernel.netlink import MALFORMED, named, refused
 
 if TYPE_CHECKING:
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
 # NFT_CTX_OUTPUT_... of libnftables(3)
 _STATELESS, _HANDLES, _JSON, _TERSE = 1 << 2, 1 << 3, 1 << 4, 1 << 11
-_PROTOCOLS = {number: name for name, number in nft_elements.PROTOCOLS.items()}
 
 _MALFORMED = (*MALFORMED, TypeError, AttributeError, RecursionError)
 
@@ -153,48 +150,6 @@ class Nft:
         """Return a table as text, without elements and counter values. Raises KernelError."""
         return self.text(f"list table {family_table}", _STATELESS | _TERSE)
 
-    def elements(self, family_table: str, container: str) -> dict[str, tuple[str, str]] | None:
-        """Map every element of a set or map to (value, comment), as nft writes them.
-
-        ``family_table`` is like "inet niso". The value is "" in a set, the comment "" if there is
-        none. Returns None if the set or map does not exist. Costs 10 µs per element; to read a few
-        of many, use `get`.
-        """
-        with nft_elements.Nfnetlink() as kernel:
-            header = kernel.header(family_table, container)
-            if header is None:
-                return None
-            if header.readable:
-                return kernel.every(header)
-        kind = "set" if header.value == () else "map"
-        result: dict[str, tuple[str, str]] = {}
-        command = f"list {kind} {family_table} {container}"
-        try:
-            for item in self.query(command):
-                result.update(_element(entry, item[kind]) for entry in item[kind].get("elem", ()))
-        except _MALFORMED as error:
-            raise _unreadable(command) from error
-        return result
-
-    def get(
-        self, family_table: str, container: str, keys: Iterable[str]
-    ) -> dict[str, tuple[str, str]]:
-        """Return the elements with these keys that exist, as `elements` does.
-
-        Others cost nothing.
-        """
-        wanted = list(keys)
-        if not wanted:
-            return {}
-        with nft_elements.Nfnetlink() as kernel:
-            header = kernel.header(family_table, container)
-            if header is None:
-                return {}
-            if header.readable:
-                return kernel.get(header, wanted)
-        present = self.elements(family_table, container) or {}
-        return {key: present[key] for key in wanted if key in present}
-
     def _dry_run(self, text: str) -> str:
         """Return nft's error messages for ``text``, "" if it is valid."""
         fd = os.memfd_create("nft")
@@ -239,56 +194,3 @@ def _unreadable(command: str) -> KernelError:
     return KernelError(
         f"nft: cannot parse the reply to '{command}'", "nft -j list ruleset shows it"
     )
-
-
-def _element(entry: Any, body: dict[str, Any]) -> tuple[str, tuple[str, str]]:
-    """Return one entry of "elem" as text.
-
-    A map's entry is [key, value]; a key with a comment or counter is wrapped in "elem".
-    """
-    key, value = entry if isinstance(entry, list) else (entry, None)
-    comment = limit = ""
-    if isinstance(key, dict) and "elem" in key:
-        comment = key["elem"].get("comment", "")
-        if "limit" in key["elem"]:
-            limit = _limit(key["elem"]["limit"])
-        if "expires" in key["elem"]:
-            limit = policy_rules.expires(1000 * int(key["elem"]["expires"]))
-        key = key["elem"]["val"]
-    written = limit if value is None else _text(value, _types(body.get("map")))
-    return _text(key, _types(body.get("type"))), (written, comment)
-
-
-def _limit(body: dict[str, Any]) -> str:
-    """Return a limit as nft writes it."""
-    over = " over" if body.get("inv") else ""
-    return f"limit rate{over} {body['rate']}/{body['per']} burst {body.get('burst', 0)} packets"
-
-
-def _types(declared: Any) -> list[str]:
-    """Return the names of a set's types, or of its expressions if it was declared with "typeof"."""
-    if isinstance(declared, dict):
-        expression = declared["typeof"]
-        parts = expression.get("concat", [expression])
-        return [str(part.get("meta", {}).get("key", "")) for part in parts]
-    return [declared] if isinstance(declared, str) else list(declared or ())
-
-
-def _text(value: Any, types: list[str]) -> str:
-    if isinstance(value, dict):
-        if "concat" in value:
-            return " . ".join(
-                _text(part, types[i : i + 1]) for i, part in enumerate(value["concat"])
-            )
-        if "range" in value:
-            return "-".join(_text(end, types) for end in value["range"])
-        if "prefix" in value:
-            return f"{_text(value['prefix']['addr'], types)}/{value['prefix']['len']}"
-        for verdict, target in value.items():
-            return f"{verdict} {target['target']}" if target else str(verdict)
-    kind = types[0] if types else ""
-    if kind in ("ifname", "iifname", "oifname"):
-        return f'"{value}"'
-    if kind in ("inet_proto", "l4proto") and isinstance(value, int):
-        return _PROTOCOLS.get(value, str(value))
-    return str(value)

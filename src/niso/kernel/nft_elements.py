@@ -7,6 +7,7 @@ element, independent of the size of the set.
 from __future__ import annotations
 
 import errno
+import itertools
 import socket
 import struct
 import sys
@@ -14,9 +15,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from niso.base.named_tuples import NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import netlink, policy_rules, ruleset
 from niso.kernel.netlink import attribute, attributes, nested, several, string, text, understood
+
+if TYPE_CHECKING:
+    from typing import Any
 
 # --- values as bytes of registers -----------------------------------------------------------------
 
@@ -41,7 +45,9 @@ _NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _CLASS, _IFNAME = 2, 7, 8, 9, 
 # bytes of a packet without an nft type: a MAC, addresses of a quoted or wrapped packet, a VNI
 _MAC_NUMBER, _QUOTED4, _QUOTED6, _VNI = -1, -2, -3, -4
 _SORTED_CLASS = -5  # a class as intervals have it
-_NUMBERS = (_MAC_NUMBER, _QUOTED4, _QUOTED6, _VNI)
+# ports and addresses of intervals that are always ranges
+_PORTS, _SPAN4, _SPAN6 = -6, -7, -8
+_RANGES = (_PORTS, _SPAN4, _SPAN6)
 WIDTHS = {
     _VNI: 3,
     _MAC_NUMBER: 6,
@@ -56,8 +62,13 @@ WIDTHS = {
     _CLASS: 4,
     _SORTED_CLASS: 4,
     _IFNAME: 16,
+    _PORTS: 2,
+    _SPAN4: 4,
+    _SPAN6: 16,
 }
 _NFPROTOS = {"ipv4": 2, "ipv6": 10}  # NFPROTO_*
+_NFPROTO_NAMES = {number: name for name, number in _NFPROTOS.items()}
+_PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 NAMES = {
     "nf_proto": _NFPROTO,
     "ipv4_addr": _IPV4,
@@ -81,14 +92,22 @@ NAMES = {
 }
 
 
+_IN_INTERVALS = {_CLASS: _SORTED_CLASS, _SERVICE: _PORTS}
+_SPANS = {_IPV4: _SPAN4, _IPV6: _SPAN6}
+_BARE = {_SPAN4: _IPV4, _SPAN6: _IPV6}
+
+type Atoms = tuple[Any, ...]
+"""The fields of a key or value, each of its type: `Element` lists them."""
+
+
 def in_intervals(kinds: tuple[int, ...]) -> tuple[int, ...]:
     """Return the types of a key as a set with intervals has them: all in network byte order."""
-    return tuple(_SORTED_CLASS if kind == _CLASS else kind for kind in kinds)
+    return tuple(_IN_INTERVALS.get(kind, kind) for kind in kinds)
 
 
-def pack_limit(value: str) -> bytes:
-    """Return the expression of a limit written as by `nft_limits.limit`, with the unit second."""
-    rate, burst = (int(word.partition("/")[0]) for word in value.split()[3:6:2])
+def pack_limit(value: Atoms) -> bytes:
+    """Return the expression of a limit as `ruleset.limit` returns it, with the unit second."""
+    rate, _, burst, _ = value
     return nested(
         ELEM_EXPR,
         text(_EXPR_NAME, "limit"),
@@ -103,53 +122,59 @@ def pack_limit(value: str) -> bytes:
     )
 
 
-def limit(expression: dict[int, bytes]) -> str:
-    """Return the limit of an element as nft writes it, "" if the element has another expression."""
+def limit(expression: dict[int, bytes]) -> Atoms:
+    """Return the limit of an element in the form of `ruleset.limit`, () if it has none."""
     if string(expression[_EXPR_NAME]) != "limit":
-        return ""
+        return ()
     data = attributes(expression[_EXPR_DATA])
     rate, unit, burst, _, flags = (int.from_bytes(data[n], "big") for n in range(1, 6))
-    over = " over" if flags & _LIMIT_INV else ""
     per = {1: "second", 60: "minute", 3600: "hour"}.get(unit, f"{unit} s")
-    return f"limit rate{over} {rate}/{per} burst {burst} packets"
+    return (rate, per, burst, bool(flags & _LIMIT_INV))
 
 
-def pack_range(kind: int, field: str) -> tuple[bytes, bytes]:
-    address, slash, length = field.partition("/")
-    if slash and kind in (_IPV4, _IPV6):
-        first = pack(kind, address)
-        host = (1 << len(first) * 8 - int(length)) - 1
-        return first, (int.from_bytes(first, "big") | host).to_bytes(len(first), "big")
-    low, dash, high = field.partition("-")
-    if dash and kind in (_IPV4, _IPV6, _SERVICE):
-        return pack(kind, low), pack(kind, high)
-    return pack(kind, field), pack(kind, field)
+def pack_range(kind: int, atom: Any) -> tuple[bytes, bytes]:
+    """Return the first and the last value of a field; both are the same if it is no range."""
+    if kind in _RANGES:
+        width = WIDTHS[kind]
+        return atom[0].to_bytes(width, "big"), atom[1].to_bytes(width, "big")
+    if kind in (_IPV4, _IPV6):
+        address, slash, length = atom.partition("/")
+        if slash:
+            first = pack(kind, address)
+            host = (1 << len(first) * 8 - int(length)) - 1
+            return first, (int.from_bytes(first, "big") | host).to_bytes(len(first), "big")
+        low, dash, high = atom.partition("-")  # made by another program
+        if dash:
+            return pack(kind, low), pack(kind, high)
+    packed = pack(kind, atom)
+    return packed, packed
 
 
-def pack(kind: int, field: str) -> bytes:
-    if kind == _IPV4:
-        return socket.inet_pton(socket.AF_INET, field)
-    if kind == _IPV6:
-        return socket.inet_pton(socket.AF_INET6, field)
-    if kind == _ETHER:
-        return bytes.fromhex(field.replace(":", ""))
-    if kind in _NUMBERS:
-        return int(field, 0).to_bytes(WIDTHS[kind], "big")
-    if kind == _SERVICE:
-        return int(field).to_bytes(2, "big")
-    if kind in (_CLASS, _SORTED_CLASS):
-        major, _, minor = field.partition(":")
-        number = int(major, 16) << 16 | int(minor, 16)
-        return number.to_bytes(4, sys.byteorder if kind == _CLASS else "big")
+def pack(kind: int, atom: Any) -> bytes:
+    if kind in (_IPV4, _QUOTED4):
+        return socket.inet_pton(socket.AF_INET, atom)
+    if kind in (_IPV6, _QUOTED6):
+        return socket.inet_pton(socket.AF_INET6, atom)
+    if kind in (_ETHER, _MAC_NUMBER):
+        return bytes.fromhex(atom.replace(":", ""))
+    if kind in (_SERVICE, _VNI, _SORTED_CLASS):
+        number: int = atom
+        return number.to_bytes(WIDTHS[kind], "big")
+    if kind == _CLASS:
+        number = atom
+        return number.to_bytes(4, sys.byteorder)
     if kind == _NFPROTO:
-        return bytes([_NFPROTOS[field]])
+        return bytes([_NFPROTOS[atom]])
     if kind == _PROTO:
-        return bytes([PROTOCOLS[field] if field in PROTOCOLS else int(field)])
-    return field.strip('"').encode().ljust(16, b"\0")
+        return bytes([PROTOCOLS[atom] if atom in PROTOCOLS else int(atom)])
+    name: str = atom
+    return name.encode().ljust(16, b"\0")
 
 
-def unpack_range(kind: int, first: bytes, last: bytes) -> str:
-    """Return a range packed by `pack_range` as nft lists it: as a prefix if possible."""
+def unpack_range(kind: int, first: bytes, last: bytes) -> Any:
+    """Return the field of an interval that `pack_range` packed."""
+    if kind in _RANGES:
+        return int.from_bytes(first, "big"), int.from_bytes(last, "big")
     if first == last:
         return unpack(kind, first)
     if kind in (_IPV4, _IPV6):
@@ -160,30 +185,41 @@ def unpack_range(kind: int, first: bytes, last: bytes) -> str:
     return f"{unpack(kind, first)}-{unpack(kind, last)}"
 
 
-def unpack(kind: int, packed: bytes) -> str:
-    if kind == _IPV4:
+def unpack(kind: int, packed: bytes) -> Any:
+    if kind in (_IPV4, _QUOTED4):
         return socket.inet_ntop(socket.AF_INET, packed)
-    if kind == _IPV6:
+    if kind in (_IPV6, _QUOTED6):
         return socket.inet_ntop(socket.AF_INET6, packed)
-    if kind == _ETHER:
+    if kind in (_ETHER, _MAC_NUMBER):
         return packed.hex(":")
-    if kind in _NUMBERS:
-        number = int.from_bytes(packed, "big")
-        return hex(number) if kind == _QUOTED6 else str(number)  # nft has no longer integer type
-    if kind == _SERVICE:
-        return str(int.from_bytes(packed, "big"))
-    if kind in (_CLASS, _SORTED_CLASS):
-        number = int.from_bytes(packed, sys.byteorder if kind == _CLASS else "big")
-        return f"{number >> 16:x}:{number & 0xFFFF:x}"
+    if kind in (_SERVICE, _VNI, _SORTED_CLASS):
+        return int.from_bytes(packed, "big")
+    if kind == _CLASS:
+        return int.from_bytes(packed, sys.byteorder)
+    if kind in _RANGES:
+        return (number := int.from_bytes(packed, "big")), number
     if kind == _NFPROTO:
-        return next(
-            (name for name, number in _NFPROTOS.items() if number == packed[0]), str(packed[0])
-        )
+        return _NFPROTO_NAMES.get(packed[0]) or str(packed[0])
     if kind == _PROTO:
-        return next(
-            (name for name, number in PROTOCOLS.items() if number == packed[0]), str(packed[0])
-        )
-    return f'"{string(packed)}"'
+        return _PROTOCOL_NAMES.get(packed[0]) or str(packed[0])
+    return string(packed)
+
+
+def _written(kind: int, atom: Any) -> str:
+    """Return a field as nft writes it."""
+    if kind == _IFNAME:
+        return f'"{atom}"'
+    if kind == _PORTS:
+        return str(atom[0]) if atom[0] == atom[1] else f"{atom[0]}-{atom[1]}"
+    if kind in _BARE:
+        return str(unpack_range(_BARE[kind], *pack_range(kind, atom)))
+    if kind in (_CLASS, _SORTED_CLASS):
+        return f"{atom >> 16:x}:{atom & 0xFFFF:x}"
+    if kind in (_MAC_NUMBER, _QUOTED4):
+        return str(int.from_bytes(pack(kind, atom), "big"))
+    if kind == _QUOTED6:  # nft has no longer integer type
+        return hex(int.from_bytes(pack(kind, atom), "big"))
+    return str(atom)
 
 
 # --- read and change elements ---------------------------------------------------------------------
@@ -191,7 +227,8 @@ def unpack(kind: int, packed: bytes) -> str:
 
 _FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
 _GETSET, _GETSETELEM = 0x0A0A, 0x0A0D  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_*
-_SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_DATA_TYPE = 1, 2, 3, 4, 6
+_SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LEN = 1, 2, 3, 4, 5
+_SET_DATA_TYPE, _SET_DATA_LEN = 6, 7
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM = 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_EXPR, _ELEM_KEY_END = 1, 2, 6, 7, 10
@@ -208,8 +245,10 @@ _UDATA_COMMENT = 0  # NFTNL_UDATA_SET_ELEM_COMMENT, libnftnl/udata.h
 _FLAG_INTERVAL, _FLAG_MAP = 0x4, 0x8
 _VERDICT_TYPE = 0xFFFFFF00  # NFT_DATA_VERDICT
 _VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5: "return"}
+_VERDICT_CODES = {word: number for number, word in _VERDICTS.items()}
 
 _TYPE_BITS = 6
+_PROBED = " . inet_proto . inet_service"
 
 _NEWSETELEM, _DELSETELEM = 0x0A0C, 0x0A0E
 _DESTROYSETELEM = 0x0A1E  # no error without the element
@@ -230,7 +269,7 @@ class Header(NamedTuple):
     """
 
     family: int
-    table: str
+    table: str  # "inet niso" or "bridge niso"
     name: str
     interval: bool
     key: tuple[int, ...]
@@ -245,14 +284,14 @@ class Header(NamedTuple):
 class Nfnetlink(netlink.Netfilter):
     """A socket to nf_tables in the network namespace that opened it."""
 
-    def change(self, what: str, changes: Iterable[Change]) -> None:
-        """Apply all changes in one transaction, or none.
+    def change(self, what: str, edits: Iterable[Edit]) -> None:
+        """Apply all edits in one transaction, or none.
 
         The cost does not depend on existing elements: libnftables would first list all sets, and
         for intervals their elements. Raises KernelError, with EEXIST if an element already exists.
         """
         messages = []
-        for (adds, header), chunk in _chunks(changes):
+        for adds, header, chunk in _chunks(edits):
             body = _container(header) + nested(_LIST_ELEMENTS, *chunk)
             kind, flags = (_NEWSETELEM, netlink.CREATE) if adds else (_deletion(header), 0)
             messages.append(netlink.Message(what, kind, flags, body))
@@ -268,12 +307,24 @@ class Nfnetlink(netlink.Netfilter):
         """Return all elements with a counter in a set or map. Raises KernelError."""
         return self._listed(header, partial(_counted, header))
 
-    def every(self, header: Header) -> dict[str, tuple[str, str]]:
-        """Return all elements of a set or map, in the form of `get`. Raises KernelError."""
+    def every(self, header: Header) -> list[Element]:
+        """Return all elements of a set or map. Raises KernelError."""
         if _is_lone(header):
             bounds = self._listed(header, partial(_bounds, header))
-            return dict(_intervals(header.key[0], bounds))
-        return dict(self._listed(header, partial(_parse_elements, header)))
+            return understood(f"read {header.name}", lambda _: _intervals(header, bounds), b"")
+        return self._listed(header, partial(_parse_elements, header))
+
+    def all_of(self, table: str, container: str) -> list[Element] | None:
+        """Return all elements of one of niso's sets and maps; None if it does not exist.
+
+        None are returned of a set that another version made with other types: its table is made
+        again as a whole. Raises KernelError.
+        """
+        packed = self._set(table, container)
+        if packed is None:
+            return None
+        header = HEADERS[table, container]
+        return self.every(header) if _has_types(header, packed) else []
 
     def _listed[T](self, header: Header, parse: Callable[[bytes], list[T]]) -> list[T]:
         """Dump a set or map; return the results of ``parse`` for each message of elements."""
@@ -281,9 +332,13 @@ class Nfnetlink(netlink.Netfilter):
         dumped = self.dump(f"read {header.name}", _GETSETELEM, body, parse, _ABSENT)
         return [element for part in dumped for element in part]
 
-    def count(self, header: Header, key: str) -> Counted | None:
-        """Return one element with its counter; None if it does not exist. Raises KernelError."""
-        first, last = _pack_key(header, key)
+    def count(self, element: Element) -> Counted | None:
+        """Return an element as it is in the kernel, with its counter; None without the element.
+
+        Raises KernelError.
+        """
+        header = HEADERS[element[:2]]
+        first, last = _pack_key(header, element.fields)
         what = "read nftables elements"
         answer = self.get_one(what, _GETSETELEM, _request(header, first, last), _ABSENT)
         counted = (
@@ -291,39 +346,49 @@ class Nfnetlink(netlink.Netfilter):
             if answer is not None
             else []
         )
-        return counted[0]._replace(key=key) if counted else None
+        if not counted:
+            return None
+        return counted[0]._replace(element=counted[0].element._replace(fields=element.fields))
 
-    def header(self, family_table: str, container: str) -> Header | None:
+    def _set(self, table: str, container: str) -> bytes | None:
+        """Return what the kernel says about a set or map; None if it does not exist."""
+        family, _, name = table.partition(" ")
+        body = nfgenmsg(_FAMILIES[family]) + text(_SET_TABLE, name) + text(_SET_NAME, container)
+        return self.get_one(f"read {table} {container}", _GETSET, body, (errno.ENOENT,))
+
+    def header(self, table: str, container: str) -> Header | None:
         """Return the header of a set or map of a table ("inet niso"); None if it does not exist.
 
         Raises KernelError.
         """
-        family, _, table = family_table.partition(" ")
-        number = _FAMILIES[family]
-        body = nfgenmsg(number) + text(_SET_TABLE, table) + text(_SET_NAME, container)
-        what = f"read {family_table} {container}"
-        answer = self.get_one(what, _GETSET, body, (errno.ENOENT,))
+        answer = self._set(table, container)
         if answer is None:
             return None
-        return understood(what, lambda body: _header(number, table, container, body), answer)
+        what = f"read {table} {container}"
+        return understood(what, lambda body: _header(table, container, body), answer)
 
-    def get(self, header: Header, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
-        """Return those of ``keys`` that exist, mapped to (value, comment) as nft writes them.
+    def get(self, header: Header, keys: Iterable[Atoms]) -> dict[Atoms, Element]:
+        """Return the elements of a set or map that have one of these keys, by key.
 
         Raises KernelError.
         """
-        elements = self.get_many((header, key) for key in keys)
-        return {key: element for (_, key), element in elements.items()}
+        elements = self._get((header, key) for key in keys)
+        return {element.fields: element for element in elements}
 
-    def get_many(
-        self, wanted: Iterable[tuple[Header, str]]
-    ) -> dict[tuple[Header, str], tuple[str, str]]:
-        """Like `get`, for several sets and maps. Raises KernelError."""
+    def get_many(self, keys: Iterable[tuple[str, str, Atoms]]) -> dict[Atoms, Element]:
+        """Return the elements of niso's sets and maps that have one of these keys, by key.
+
+        A key is as `Element.key` returns it. Raises KernelError.
+        """
+        elements = self._get((HEADERS[key[:2]], key[2]) for key in keys)
+        return {element[:3]: element for element in elements}
+
+    def _get(self, wanted: Iterable[tuple[Header, Atoms]]) -> list[Element]:
         pairs = list(wanted)
-        result = {}
+        result = []
         for start in range(0, len(pairs), _CHUNK):
             chunk = pairs[start : start + _CHUNK]
-            asked: list[tuple[Header, str, bytes, bytes]] = []
+            asked: list[tuple[Header, Atoms, bytes, bytes]] = []
             for header, key in chunk:
                 first, last = _pack_key(header, key)
                 asked.append((header, key, first, last))
@@ -345,40 +410,58 @@ class Nfnetlink(netlink.Netfilter):
                 if answer is None:
                     continue
                 ends = answers[lone[i] : lone[i] + 2] if i in lone else []
-                parse = partial(_parse_element, header, first, last, ends)
+                parse = partial(_parse_element, header, key, first, last, ends)
                 if (element := understood(what, parse, answer)) is not None:
-                    result[header, key] = element
+                    result.append(element)
         return result
 
 
 class Counted(NamedTuple):
-    """An element with a counter. ``key``, ``value`` and ``comment`` are as nft writes them.
+    """An element with a counter; an interval of one field is its start.
 
     ``ago`` is the time since the last packet in seconds; None if there was none, or if the element
     does not record it.
     """
 
-    key: str  # for an interval: its start
-    value: str
-    comment: str
+    element: Element
     packets: int
     ago: float | None = None
 
 
-class Change(NamedTuple):
-    """An element to add to a set or map, or to delete from it."""
+class Edit(NamedTuple):
+    """An element that an nftables transaction adds or deletes."""
 
-    adds: bool
-    header: Header
-    key: str  # as nft writes it, like the next two
-    value: str
-    comment: str
+    verb: str  # "add" or "delete"
+    element: Element
+
+    def text(self) -> str:
+        """Return the edit in nft's syntax (nft(8))."""
+        element = self.element
+        table, container = element[:2]
+        what = element.text
+        if element.ends and self.verb == "delete":
+            return f"destroy element {table} {container} {{ {what} }}"
+        if self.verb == "add":
+            value, comment = element.value_text, element.comment
+            if element.ends:
+                left_s = policy_rules.timeout_s(element.value, time.time())
+                what += f" timeout {int(left_s)}s" if left_s != policy_rules.ENDLESS else ""
+            mapped = element.is_mapped
+            what += f" {value}" if value and not mapped else ""
+            what += f' comment "{comment}"' if comment else ""
+            what += f" : {value}" if mapped else ""
+        return f"{self.verb} element {table} {container} {{ {what} }}"
 
 
 def _parse_element(
-    header: Header, first: bytes, last: bytes, ends: list[bytes | None], answer: bytes
-) -> tuple[str, str] | None:
-    """Return (value, comment) of the requested element; None if the answer has another one.
+    header: Header,
+    key: Atoms,
+    first: bytes,
+    last: bytes,
+    ends: list[bytes | None],
+    answer: bytes,
+) -> Element | None:
+    """Return the requested element; None if the answer has another one.
 
     The request was for the key ``first`` to ``last``. For an interval with one field, ``ends`` are
     the answers for its last value and for the value after it.
@@ -393,21 +476,27 @@ def _parse_element(
             return None
     elif _data(element.get(_ELEM_KEY_END, b"")) != last:
         return None
-    return _content(header, element)
+    return _made(header, key, element)
 
 
-def _parse_elements(header: Header, answer: bytes) -> list[tuple[str, tuple[str, str]]]:
-    """Return (key, (value, comment)) of the elements in a message."""
+def _parse_elements(header: Header, answer: bytes) -> list[Element]:
+    """Return the elements in a message."""
     result = []
     for packed in several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM):
         element = attributes(packed)
         first, last = _data(element[_ELEM_KEY]), _data(element.get(_ELEM_KEY_END, b""))
-        result.append((_fields(header.key, first, last), _content(header, element)))
+        made = _made(header, _atoms(header.key, first, last), element)
+        if made is not None:
+            result.append(made)
     return result
 
 
-def _bounds(header: Header, answer: bytes) -> list[tuple[bytes, bool, tuple[str, str]]]:
-    """Return (key, whether an interval starts there, (value, comment)) of the bounds in a message.
+_Bound = tuple[bytes, bool, dict[int, bytes]]
+"""The key of a bound, whether an interval starts there, and its attributes."""
+
+
+def _bounds(header: Header, answer: bytes) -> list[_Bound]:
+    """Return the bounds of intervals in a message.
 
     A bound that starts no interval ends one: it is the number after the last value.
     """
@@ -415,35 +504,48 @@ def _bounds(header: Header, answer: bytes) -> list[tuple[bytes, bool, tuple[str,
     for packed in several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM):
         element = attributes(packed)
         starts = not int.from_bytes(element.get(_ELEM_FLAGS, b""), "big") & _INTERVAL_END
-        result.append((_data(element[_ELEM_KEY]), starts, _content(header, element)))
+        result.append((_data(element[_ELEM_KEY]), starts, element))
     return result
 
 
-def _intervals(
-    kind: int, bounds: Iterable[tuple[bytes, bool, tuple[str, str]]]
-) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Join bounds to intervals of one field: yield (key, (value, comment)).
+def _intervals(header: Header, bounds: Iterable[_Bound]) -> list[Element]:
+    """Join bounds to intervals of one field.
 
     The kernel omits an end where the next interval starts, and after the highest number.
     """
-    opened: tuple[bytes, tuple[str, str]] | None = None
-    for key, starts, content in sorted(bounds):
-        if opened is not None:
-            before = (int.from_bytes(key, "big") - 1).to_bytes(len(key), "big")
-            yield unpack_range(kind, opened[0], before), opened[1]
-        opened = (key, content) if starts else None
-    if opened is not None:
-        yield unpack_range(kind, opened[0], b"\xff" * len(opened[0])), opened[1]
+    result = []
+    ordered = sorted(bounds, key=lambda bound: bound[:2])
+    ends = [int.from_bytes(first, "big") for first, _, _ in ordered[1:]]
+    for (first, starts, element), end in itertools.zip_longest(ordered, ends):
+        if starts:
+            highest = (1 << 8 * len(first)) - 1
+            last = max(highest if end is None else end - 1, int.from_bytes(first, "big"))
+            key = (unpack_range(header.key[0], first, last.to_bytes(len(first), "big")),)
+            if (made := _made(header, key, element)) is not None:
+                result.append(made)
+    return result
 
 
-def _content(header: Header, element: dict[int, bytes]) -> tuple[str, str]:
-    """Return (value, comment) of an element."""
-    if _ELEM_EXPIRATION in element and header.value == ():
-        left_ms = int.from_bytes(element[_ELEM_EXPIRATION], "big")
-        return policy_rules.expires(left_ms), _comment(element)
-    if _ELEM_EXPR in element and header.value == ():
-        return limit(attributes(element[_ELEM_EXPR])), _comment(element)
-    return _value(header, element.get(_ELEM_DATA, b"")), _comment(element)
+def _made(header: Header, key: Atoms, element: dict[int, bytes]) -> Element | None:
+    """Return an element of the kernel; None for an element of an audit that is about to expire."""
+    owner, _, entry = _comment(element).partition(" ")
+    value: Atoms
+    if header.value != ():
+        value = _value(header, element.get(_ELEM_DATA, b""))
+    elif header.name in policy_rules.PLACES:
+        term = policy_rules.term(entry)
+        left_s = None
+        if _ELEM_EXPIRATION in element:
+            left_s = int.from_bytes(element[_ELEM_EXPIRATION], "big") / 1000
+        wrong = policy_rules.seen(left_s, term, time.time())
+        if wrong is None:
+            return None
+        value, entry = (*term, *([wrong] if wrong else [])), "" if term else entry
+    elif _ELEM_EXPR in element:
+        value = limit(attributes(element[_ELEM_EXPR]))
+    else:
+        value = ()
+    return Element(header.table, header.name, key, value, owner, entry)
 
 
 def _deletion(header: Header) -> int:
@@ -454,7 +556,7 @@ def _deletion(header: Header) -> int:
     return _DESTROYSETELEM if header.name in policy_rules.PLACES else _DELSETELEM
 
 
-def _header(family: int, table: str, name: str, answer: bytes) -> Header:
+def _header(table: str, name: str, answer: bytes) -> Header:
     fields = attributes(answer, 4)
     flags = int.from_bytes(fields.get(_SET_FLAGS, b""), "big")
     data = int.from_bytes(fields.get(_SET_DATA_TYPE, b""), "big")
@@ -462,7 +564,32 @@ def _header(family: int, table: str, name: str, answer: bytes) -> Header:
     key = _unpack_type(int.from_bytes(fields[_SET_KEY_TYPE], "big"))
     interval = bool(flags & _FLAG_INTERVAL)
     key = in_intervals(key) if interval else key
+    family = _FAMILIES[table.partition(" ")[0]]
     return Header(family, table, name, interval, key, value if flags & _FLAG_MAP else ())
+
+
+def _has_types(header: Header, answer: bytes) -> bool:
+    """Return whether a set or map in the kernel has keys and values of the header's sizes."""
+    fields = attributes(answer, 4)
+    flags = int.from_bytes(fields.get(_SET_FLAGS, b""), "big")
+    interval, mapped = bool(flags & _FLAG_INTERVAL), bool(flags & _FLAG_MAP)
+    verdict = int.from_bytes(fields.get(_SET_DATA_TYPE, b""), "big") == _VERDICT_TYPE
+    key, data = (
+        int.from_bytes(fields.get(number, b""), "big") for number in (_SET_KEY_LEN, _SET_DATA_LEN)
+    )
+    return (
+        (interval, mapped, mapped and verdict)
+        == (header.interval, header.value != (), header.value is None)
+        and key == _size(header.key)
+        and (not header.value or data == _size(header.value))
+    )
+
+
+def _size(kinds: tuple[int, ...]) -> int:
+    """Return the bytes of a key or value: several fields are padded to 32-bit words each."""
+    if len(kinds) == 1:
+        return WIDTHS[kinds[0]]
+    return sum(WIDTHS[kind] + 3 & ~3 for kind in kinds)
 
 
 def _counted(header: Header, answer: bytes) -> list[Counted]:
@@ -480,9 +607,9 @@ def _counted(header: Header, answer: bytes) -> list[Counted]:
         last, ago = fields.get("last", {}), None
         if any(last.get(_LAST_SET, b"")):
             ago = int.from_bytes(last[_LAST_MSECS], "big") / 1000
-        key = _fields(header.key, _data(element[_ELEM_KEY]))
-        value = _value(header, element.get(_ELEM_DATA, b""))
-        result.append(Counted(key, value, _comment(element), number, ago))
+        made = _made(header, _atoms(header.key, _data(element[_ELEM_KEY])), element)
+        if made is not None:
+            result.append(Counted(made, number, ago))
     return result
 
 
@@ -535,73 +662,71 @@ def _request(header: Header, first: bytes, last: bytes) -> bytes:
 
 def _container(header: Header) -> bytes:
     """Return the beginning of a message about elements of a set or map."""
-    names = text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
-    return nfgenmsg(header.family) + names
+    table = header.table.partition(" ")[2]
+    return nfgenmsg(header.family) + text(_LIST_TABLE, table) + text(_LIST_SET, header.name)
 
 
-def _chunks(changes: Iterable[Change]) -> Iterator[tuple[tuple[bool, Header], list[bytes]]]:
-    """Group consecutive changes of one set; yield their elements as attributes of limited size."""
-    place: tuple[bool, Header] | None = None
+def _chunks(edits: Iterable[Edit]) -> Iterator[tuple[bool, Header, list[bytes]]]:
+    """Group consecutive edits of one set; yield their elements as attributes of limited size."""
+    verb, header = "", None
     chunk: list[bytes] = []
     size = 0
-    for change in changes:
-        element = _element(change)
-        if place is not None and (
-            place != (change.adds, change.header) or size + len(element) > _MOST_BYTES
+    for edit in edits:
+        its = HEADERS[edit.element[:2]]
+        packed = _element(its, edit)
+        if header is not None and (
+            its is not header or edit.verb != verb or size + len(packed) > _MOST_BYTES
         ):
-            yield place, chunk
+            yield verb == "add", header, chunk
             chunk, size = [], 0
-        place = (change.adds, change.header)
-        chunk.append(element)
-        size += len(element)
-    if place is not None:
-        yield place, chunk
+        verb, header = edit.verb, its
+        chunk.append(packed)
+        size += len(packed)
+    if header is not None:
+        yield verb == "add", header, chunk
 
 
-def _element(change: Change) -> bytes:
-    first, last = _pack_key(change.header, change.key)
+def _element(header: Header, edit: Edit) -> bytes:
+    _, _, key, value, _, _ = element = edit.element
+    first, last = _pack_key(header, key)
     parts = [nested(_ELEM_KEY, attribute(_DATA_VALUE, first))]
     if last:
         parts.append(nested(_ELEM_KEY_END, attribute(_DATA_VALUE, last)))
-    if change.adds and change.value.startswith("limit "):
-        parts.append(pack_limit(change.value))
-    elif change.adds and change.value:
-        parts.append(nested(_ELEM_DATA, _pack_value(change.header, change.value)))
-    if change.adds and change.header.name in policy_rules.PLACES:
-        left_s = policy_rules.timeout_s(change.comment, time.time())
-        if left_s != policy_rules.ENDLESS:
-            left_ms = max(1, int(left_s * 1000))
-            parts.append(attribute(_ELEM_TIMEOUT, left_ms.to_bytes(8, "big")))
-    if change.adds and change.comment:
-        comment = change.comment.encode() + b"\0"
-        parts.append(attribute(_ELEM_USERDATA, bytes([_UDATA_COMMENT, len(comment)]) + comment))
+    if edit.verb == "add":
+        if header.value != ():
+            parts.append(nested(_ELEM_DATA, _pack_value(header, value)))
+        elif header.name in policy_rules.PLACES:
+            left_s = policy_rules.timeout_s(value, time.time())
+            if left_s != policy_rules.ENDLESS:
+                left_ms = max(1, int(left_s * 1000))
+                parts.append(attribute(_ELEM_TIMEOUT, left_ms.to_bytes(8, "big")))
+        elif value:
+            parts.append(pack_limit(value))
+        if comment := element.comment:
+            packed = comment.encode() + b"\0"
+            parts.append(attribute(_ELEM_USERDATA, bytes([_UDATA_COMMENT, len(packed)]) + packed))
     return nested(_LIST_ELEM, *parts)
 
 
-def _pack_value(header: Header, value: str) -> bytes:
+def _pack_value(header: Header, value: Atoms) -> bytes:
     if header.value is None:
-        verdict, _, chain = value.partition(" ")
-        code = next(number for number, word in _VERDICTS.items() if word == verdict)
-        parts = [attribute(_VERDICT_CODE, struct.pack(">i", code))]
+        verdict, *chain = value
+        parts = [attribute(_VERDICT_CODE, struct.pack(">i", _VERDICT_CODES[verdict]))]
         if chain:
-            parts.append(text(_VERDICT_CHAIN, chain))
+            parts.append(text(_VERDICT_CHAIN, chain[0]))
         return nested(_DATA_VERDICT, *parts)
-    fields = value.split(" . ")
     packed = b"".join(
-        pack(kind, field) + (b"\0" * (-WIDTHS[kind] % 4) if len(fields) > 1 else b"")
-        for kind, field in zip(header.value, fields, strict=True)
+        pack(kind, field) + (b"\0" * (-WIDTHS[kind] % 4) if len(value) > 1 else b"")
+        for kind, field in zip(header.value, value, strict=True)
     )
     return attribute(_DATA_VALUE, packed)
 
 
-def declared(
-    family_table: str, container: str, key: str, value: str | None, interval: bool
-) -> Header:
+def declared(table: str, container: str, key: str, value: str | None, interval: bool) -> Header:
     """Return the header of a set or map with these types, as written in nft.
 
     For example ``key`` is "inet_proto . inet_service".
     """
-    family, _, table = family_table.partition(" ")
     types = [
         tuple(NAMES[name] for name in names.split(" . "))
         for names in (key, value)
@@ -609,41 +734,55 @@ def declared(
     ]
     values = None if value == "verdict" else types[1] if types[1:] else ()
     keys = in_intervals(types[0]) if interval else types[0]
-    return Header(_FAMILIES[family], table, container, interval, keys, values)
+    if policy_rules.POLICY_MAPS.get(container, ("", ""))[1] == policy_rules.CLASS:
+        # peers there are ranges of addresses
+        keys = (keys[0], _SPANS[keys[1]])
+    return Header(_FAMILIES[table.partition(" ")[0]], table, container, interval, keys, values)
 
 
-HEADERS = {place: declared(place[0], place[1], *types) for place, types in ruleset.DECLARED.items()}
-"""The header of each set and map in niso's tables."""
+HEADERS = {
+    (table, name): declared(table, name, *types)
+    for (table, name), types in ruleset.DECLARED.items()
+} | {
+    (table, name): declared(table, name, f"ipv{name[-1]}_addr{_PROBED}", None, False)
+    for table in ruleset.CONTAINERS
+    for name in (f"{policy_rules.PROBES}{family}" for family in (4, 6))
+}
+"""The header of each set and map in niso's tables whose elements niso writes."""
 
 
 def _data(nest: bytes) -> bytes:
     return attributes(nest).get(_DATA_VALUE, b"")
 
 
-def _pack_key(header: Header, key: str) -> tuple[bytes, bytes]:
+def _pack_key(header: Header, key: Atoms) -> tuple[bytes, bytes]:
     """Return a key's bytes as in a register, and for an interval also those of its end.
 
     Each field is padded to 32-bit words.
     """
-    fields = key.split(" . ")
-    pad = len(header.key) > 1
-    ends: list[bytes] = [b"", b""]
-    for kind, field in zip(header.key, fields, strict=True):
-        for i, packed in enumerate(pack_range(kind, field)):
-            ends[i] += packed + (b"\0" * (-len(packed) % 4) if pad else b"")
-    return ends[0], ends[1] if header.interval else b""
+    if len(key) == 1:
+        first, last = pack_range(header.key[0], key[0])
+        return first, last if header.interval else b""
+    start = end = b""
+    for kind, field in zip(header.key, key, strict=True):
+        first, last = pack_range(kind, field)
+        pad = b"\0" * (-len(first) % 4)
+        start += first + pad
+        end += last + pad
+    return start, end if header.interval else b""
 
 
-def _value(header: Header, data: bytes) -> str:
+def _value(header: Header, data: bytes) -> Atoms:
     if header.value is None:
         verdict = attributes(attributes(data)[_DATA_VERDICT])
         code = struct.unpack(">i", verdict[_VERDICT_CODE])[0]
-        return f"{_VERDICTS[code]} {string(verdict.get(_VERDICT_CHAIN, b''))}".rstrip()
-    return _fields(header.value, _data(data))
+        chain = string(verdict.get(_VERDICT_CHAIN, b""))
+        return (_VERDICTS[code], chain) if chain else (_VERDICTS[code],)
+    return _atoms(header.value, _data(data))
 
 
-def _fields(kinds: tuple[int, ...], packed: bytes, last: bytes = b"") -> str:
-    """Return fields as nft writes them; with ``last``, the range from ``packed`` to ``last``."""
+def _atoms(kinds: tuple[int, ...], packed: bytes, last: bytes = b"") -> Atoms:
+    """Return the fields of a key or value; with ``last``, of the range from ``packed`` to it."""
     fields = []
     offset = 0
     for kind in kinds:
@@ -651,7 +790,7 @@ def _fields(kinds: tuple[int, ...], packed: bytes, last: bytes = b"") -> str:
         first = packed[part]
         fields.append(unpack_range(kind, first, last[part]) if last else unpack(kind, first))
         offset += WIDTHS[kind] + 3 & ~3
-    return " . ".join(fields)
+    return tuple(fields)
 
 
 def _comment(element: dict[int, bytes]) -> str:
@@ -669,27 +808,64 @@ def _comment(element: dict[int, bytes]) -> str:
 
 
 class Element(NamedTuple):
-    """One element of an nftables set or map. In a set, ``value`` is "", or the element's limit.
+    """One element of an nftables set or map.
 
-    ``comment`` names the service or network that owns the element, and for a policy the manifest
-    line.
+    ``fields`` is its key, and ``value`` what a map leads to. Addresses, prefixes, MACs, protocols
+    and names of links are text; ports, VNIs and classes are numbers. In sets with intervals, ports
+    are always (first, last), and so are the addresses of a class, as numbers. A verdict is its word
+    and chain. In a set, ``value`` is (), the limit of `ruleset.limit`, or the term of an audit:
+    (since, until) in seconds since 1970. Only this file converts to bytes and to nft's syntax.
     """
 
     table: str  # "inet niso" or "bridge niso"
     container: str
-    element: str  # as nft writes it: "tcp . 8080"
-    value: str
-    comment: str
+    fields: Atoms
+    value: Atoms = ()
+    owner: str = ""  # the service or network
+    entry: str = ""  # in a policy: the manifest line
 
-    def key(self) -> tuple[str, ...]:
-        return (self.table, self.container, self.element)
+    def key(self) -> Atoms:
+        return self[:3]
 
     @property
     def is_mapped(self) -> bool:
         """Return whether the element is in a map."""
-        return bool(self.value) and not (self.value.startswith("limit ") or self.ends)
+        return HEADERS[self[:2]].value != ()
 
     @property
     def ends(self) -> bool:
         """Return whether it belongs to an audit: the kernel may delete it after its timeout."""
         return self.container in policy_rules.PLACES
+
+    @property
+    def text(self) -> str:
+        """Return the key as nft writes it: "tcp . 8080"."""
+        return written(HEADERS[self[:2]].key, self.fields)
+
+    @property
+    def value_text(self) -> str:
+        """Return the value or limit as nft writes it; for an audit, what is wrong with its end."""
+        if self.ends:
+            return " ".join(self.value[2:])
+        if not self.value:
+            return ""
+        kinds = HEADERS[self[:2]].value
+        if kinds is None:
+            return " ".join(self.value)
+        return written(kinds, self.value) if kinds else ruleset.limit_text(self.value)
+
+    @property
+    def comment(self) -> str:
+        """Return the element's comment in the kernel."""
+        more = map(str, self.value[:2]) if self.ends else ()
+        return " ".join(part for part in (self.owner, self.entry, *more) if part)
+
+
+def ports_of(field: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (first, last) of the ports in a key: of a set with intervals or without."""
+    return field if isinstance(field, tuple) else (field, field)
+
+
+def written(kinds: tuple[int, ...], atoms: Atoms) -> str:
+    """Return the fields of a key or value as nft writes them."""
+    return " . ".join(map(_written, kinds, atoms))

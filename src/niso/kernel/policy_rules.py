@@ -21,7 +21,11 @@ docs/design/policy.md explains audits.
 
 from __future__ import annotations
 
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import BRIDGES
+
+if TYPE_CHECKING:
+    from typing import Any
 
 # --- sets and rules that record flows -------------------------------------------------------------
 
@@ -234,6 +238,15 @@ POLICY_PARTS = {
 """
 
 
+POLICY_MAPS = {
+    f"{way}{family}_{part}": (way, part)
+    for way in ("in", "out")
+    for family in (4, 6)
+    for part in POLICY_PARTS
+}
+"""The maps of policies, with the direction and the part of each."""
+
+
 def _maps() -> str:
     return "\n".join(
         f"\tmap {way}{family}_{part} {{ type {fields.format(own=kind, peer=kind)} :"
@@ -315,8 +328,14 @@ POLICY_CHAINS = f"""\
 _AUDIT_WORDS = {4: "ip", 6: "ip6"}
 _OWN = {"in": "daddr", "out": "saddr"}
 
-PLACES = tuple(f"audit_{way}{family}" for way in _OWN for family in _AUDIT_WORDS)
-"""The sets of the inet table with audited addresses. Their counters count packets not denied."""
+PLACES = {f"audit_{way}{family}": way for way in _OWN for family in _AUDIT_WORDS}
+"""The sets of the inet table with audited addresses, with the direction of each.
+
+Their counters count packets not denied.
+"""
+
+STOPPED = {f"no_start_{way}{family}": way for way in _OWN for family in _AUDIT_WORDS}
+"""The sets with addresses that start no flow by a packet of a closed one, with their direction."""
 
 
 def chain(ingress: bool, log: bool) -> str:
@@ -324,7 +343,7 @@ def chain(ingress: bool, log: bool) -> str:
     return f"audit_{'log_' if log else ''}{'in' if ingress else 'out'}"
 
 
-VERDICTS = frozenset(f"goto {chain(way, log)}" for way in (True, False) for log in (True, False))
+VERDICTS = frozenset(("goto", chain(way, log)) for way in (True, False) for log in (True, False))
 """The verdicts of the map elements of policies in audit; they stay after the audit has ended."""
 
 
@@ -366,15 +385,18 @@ and the policy is enforced, unless the audit has no end.
 """
 
 _GRACE_S = 2  # an element with less time left is neither added nor deleted
-_EXPIRES = "expires "
 _WITHOUT_END = "without a timeout"
 _WITH_END = "with a timeout"
 _TOO_LONG = "with a timeout after its end"
 
 
-def comment(service: str, since: int, until: int) -> str:
-    """Return the comment of the elements of a service."""
-    return f"{service} {since} {until}"
+def term(entry: str) -> tuple[int, int] | tuple[()]:
+    """Return (since, until) of an element's comment after the service; () if it has no such text."""
+    since, _, until = entry.partition(" ")
+    try:
+        return int(since), int(until)
+    except ValueError:  # not a comment of niso's
+        return ()
 
 
 def left_s(since: int, until: int, now: float) -> float:
@@ -389,37 +411,30 @@ def left_s(since: int, until: int, now: float) -> float:
     return max(0, min(until - now, MOST_S))
 
 
-def timeout_s(text: str, now: float) -> float:
-    """Return the remaining lifetime of the element with this comment in seconds, or `ENDLESS`."""
-    try:
-        _, since, until = text.split(" ")
-        return left_s(int(since), int(until), now)
-    except ValueError:  # not a comment of niso's
-        return 0
+def timeout_s(value: tuple[Any, ...], now: float) -> float:
+    """Return the remaining lifetime of an element in seconds, or `ENDLESS`.
 
-
-def is_wanted(text: str, now: float) -> bool:
-    """Return whether an element with this comment should exist now."""
-    return timeout_s(text, now) > _GRACE_S
-
-
-def expires(milliseconds: int) -> str:
-    """Return the value that represents an element with a timeout, as read from the kernel."""
-    return f"{_EXPIRES}{milliseconds / 1000}"
-
-
-def seen(value: str, text: str, now: float) -> str | None:
-    """Return the value of an element for comparison: "" if its timeout is as desired.
-
-    ``value`` is as `expires` returns it, and ``text`` the comment. Returns None if the element is
-    about to expire.
+    ``value`` is the element's: the term of its audit.
     """
-    right = timeout_s(text, now)
-    if not value.startswith(_EXPIRES):
+    return left_s(value[0], value[1], now) if value[1:] else 0
+
+
+def is_wanted(value: tuple[Any, ...], now: float) -> bool:
+    """Return whether an element with this value should exist now."""
+    return timeout_s(value, now) > _GRACE_S
+
+
+def seen(left: float | None, value: tuple[Any, ...], now: float) -> str | None:
+    """Return what is wrong with the timeout of an element, "" if nothing is.
+
+    ``left`` is the rest of the timeout in seconds, None without a timeout. Returns None if the
+    element is about to expire.
+    """
+    right = timeout_s(value, now)
+    if left is None:
         return "" if right == ENDLESS else _WITHOUT_END
     if right == ENDLESS:
         return _WITH_END
-    left = float(value.removeprefix(_EXPIRES))
     if right <= _GRACE_S and left <= 2 * _GRACE_S:
         return None
     return _TOO_LONG if left > right + _GRACE_S else ""

@@ -35,9 +35,9 @@ from niso.kernel.kinds.kind import AnyStep, Foreign, State, Step
 from niso.kernel.kinds.links import delete_links
 from niso.kernel.kinds.namespaces import Named, Netns
 from niso.kernel.kinds.sysctls import Sysctl, _link
-from niso.kernel.libnftables import Nft
 from niso.kernel.neighbour_tables import Table
 from niso.kernel.netns import ForeignNetns, Sockets, inside
+from niso.kernel.nft_elements import Element, Nfnetlink
 from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.sockets import Connection, Listener, Measured
 
@@ -99,10 +99,10 @@ class Real:
 
         end_links(names)
 
-    def list_elements(self, table: str, container: str) -> dict[str, tuple[str, str]] | None:
+    def list_elements(self, table: str, container: str) -> list[Element] | None:
 
-        with Nft() as nft:
-            return nft.elements(table, container)
+        with Nfnetlink() as netlink:
+            return netlink.all_of(table, container)
 
     # --- objects with niso's mark ---
 

@@ -24,7 +24,7 @@ from hashlib import sha256
 
 from niso.base.names import BRIDGES
 from niso.kernel import policy_rules
-from niso.kernel.policy_rules import CLASS, POLICY_PARTS
+from niso.kernel.policy_rules import CLASS
 
 # --- packets of other hosts (VXLAN) ---------------------------------------------------------------
 
@@ -126,9 +126,15 @@ seconds. Each takes an entry of the machine's neighbour table.
 _BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5}  # burst, in seconds of the rate
 
 
-def limit(what: str, rate: int) -> str:
-    """Return the limit of an element in nft syntax: ``rate`` packets a second, with a burst."""
-    return f"limit rate over {rate}/second burst {rate * _BURST[what]} packets"
+def limit(what: str, rate: int) -> tuple[int, str, int, bool]:
+    """Return the limit of an element: rate, its unit, burst in packets, whether above the rate."""
+    return (rate, "second", rate * _BURST[what], True)
+
+
+def limit_text(value: tuple[int, str, int, bool]) -> str:
+    """Return a limit in nft's syntax."""
+    rate, per, burst, over = value
+    return f"limit rate{' over' if over else ''} {rate}/{per} burst {burst} packets"
 
 
 # --- the bridge table -----------------------------------------------------------------------------
@@ -192,8 +198,8 @@ table bridge niso {{
 	set gateways4 {{ type ipv4_addr; }}
 	set gateways6 {{ type ipv6_addr; }}
 	set broadcasts {{ type ipv4_addr; }}
-	set {FRAGMENTS} {{ type ifname; {limit(FRAGMENTS, 40)}; }}
-	set {ARP} {{ type ifname; {limit(ARP, 100)}; }}
+	set {FRAGMENTS} {{ type ifname; {limit_text(limit(FRAGMENTS, 40))}; }}
+	set {ARP} {{ type ifname; {limit_text(limit(ARP, 100))}; }}
 {policy_rules.BRIDGE_SETS}
 	set {DROPPED_FROM} {{ type ifname; size 65535; flags dynamic; counter; }}
 
@@ -403,12 +409,12 @@ table inet niso {{
 	set kept_range_any4 {{ type inet_proto . inet_service; flags interval; }}
 	set kept_range_any6 {{ type inet_proto . inet_service; flags interval; }}
 	set {PROGRAMS} {{ type inet_proto . inet_service; size 1024; flags dynamic, timeout; timeout 1d; }}
-	set flows4 {{ type ipv4_addr; {limit(FLOWS, 1000)}; }}
-	set flows6 {{ type ipv6_addr; {limit(FLOWS, 1000)}; }}
+	set flows4 {{ type ipv4_addr; {limit_text(limit(FLOWS, 1000))}; }}
+	set flows6 {{ type ipv6_addr; {limit_text(limit(FLOWS, 1000))}; }}
 	set next_hops4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout {NEXT_HOP_S}s; }}
 	set next_hops6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout {NEXT_HOP_S}s; }}
-	set askers4 {{ type ipv4_addr; {limit(ASKERS, 20)}; }}
-	set askers6 {{ type ipv6_addr; {limit(ASKERS, 20)}; }}
+	set askers4 {{ type ipv4_addr; {limit_text(limit(ASKERS, 20))}; }}
+	set askers6 {{ type ipv6_addr; {limit_text(limit(ASKERS, 20))}; }}
 	map hairpin4 {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
 	map hairpin6 {{ type ipv6_addr . ipv6_addr : ipv6_addr; }}
 {policy_rules.INET_SETS}
@@ -731,27 +737,17 @@ CONTAINERS = {
 
 POLICIES = frozenset(
     (
-        *(
-            f"{kind}{family}"
-            for kind in ("ingress", "egress", "no_start_in", "no_start_out")
-            for family in (4, 6)
-        ),
-        *(
-            f"{way}{family}_{part}"
-            for way in ("in", "out")
-            for family in (4, 6)
-            for part in POLICY_PARTS
-        ),
+        *(f"{kind}{family}" for kind in ("ingress", "egress") for family in (4, 6)),
+        *policy_rules.STOPPED,
+        *policy_rules.POLICY_MAPS,
     )
 )
 """The sets and maps of policies."""
 
-COUNTED = frozenset(
-    name
-    for name in POLICIES
-    if not name.startswith(("ingress", "egress")) and not name.endswith(f"_{CLASS}")
-)
-"""The sets and maps whose elements have counters."""
+COUNTED = policy_rules.STOPPED | {
+    name: way for name, (way, part) in policy_rules.POLICY_MAPS.items() if part != CLASS
+}
+"""The sets and maps of policies whose elements have counters, with the direction of each."""
 
 _GUARDS = f"""
 owner bridges same_bridge ports subnets4 subnets6 internal closed before

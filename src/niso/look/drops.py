@@ -332,14 +332,14 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
     with Nfnetlink() as kernel:
         if kernel.header(ruleset.INET, "owner") is None:
             return None, audits
-        for name in sorted((*ruleset.COUNTED, *policy_rules.PLACES)):
-            direction = "in" if name.startswith(("in", "no_start_in", "audit_in")) else "out"
+        for name, direction in sorted((ruleset.COUNTED | policy_rules.PLACES).items()):
             for counted in kernel.counts(HEADERS[ruleset.INET, name]):
                 # denials of a policy in audit are counted by the audit sets, both until the audit
                 # ends and after
-                if counted.value == PASSES or counted.value in policy_rules.VERDICTS:
+                element = counted.element
+                if element.value == PASSES or element.value in policy_rules.VERDICTS:
                     continue
-                key = (direction, counted.comment.partition(" ")[0])
+                key = (direction, element.owner)
                 sums = audits if name in policy_rules.PLACES else drops
                 sums[key] = sums.get(key, 0) + counted.packets
     return drops, audits
@@ -351,7 +351,7 @@ def _foreign() -> dict[str, int] | None:
         header = kernel.header(ruleset.BRIDGE, ruleset.DROPPED_FROM)
         if header is None:
             return None
-        return {port.key.strip('"'): port.packets for port in kernel.counts(header)}
+        return {port.element.fields[0]: port.packets for port in kernel.counts(header)}
 
 
 # --- the counters of a service --------------------------------------------------------------------

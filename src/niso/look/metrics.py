@@ -217,10 +217,10 @@ def _of_policies(store: Store) -> tuple[Metric, ...]:
     with Nfnetlink() as kernel:
         for container in sorted(ruleset.COUNTED):
             for counted in kernel.counts(HEADERS[INET, container]):
-                service, _, key = counted.comment.partition(" ")
-                if service not in active or not key.startswith("network.policy."):
+                service, entry = counted.element.owner, counted.element.entry
+                if service not in active or not entry.startswith("network.policy."):
                     continue
-                rule = service, key.removeprefix("network.policy.")
+                rule = service, entry.removeprefix("network.policy.")
                 packets[rule] = packets.get(rule, 0) + counted.packets
                 if counted.ago is not None:
                     agos[rule] = min(agos.get(rule, counted.ago), counted.ago)

@@ -15,7 +15,7 @@ from niso.base.errors import Error, NotFound, UsageError
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import family_of
 from niso.kernel import policy_rules, probe, ruleset
-from niso.kernel.nft_elements import Element
+from niso.kernel.nft_elements import Element, ports_of
 from niso.plan import policy_elements
 from niso.plan.elements import claim, endpoint, published, published_on
 from niso.plan.records import Member, Network, Policed, Policy, primary
@@ -306,6 +306,7 @@ class Object(NamedTuple):
     text: str
     place: int | None = None  # position of a rule in its chain, from 0; None for an element
     host: str = ""  # the other host that has it, according to what that host published
+    element: Element | None = None
 
     @property
     def counts(self) -> bool:
@@ -553,8 +554,8 @@ def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
 
 
 def _object(element: Element) -> Object:
-    text = f"{element.element} : {element.value}" if element.value else element.element
-    return Object(element.table, element.container, text)
+    value = f" : {element.value_text}" if element.is_mapped else ""
+    return Object(element.table, element.container, f"{element.text}{value}", element=element)
 
 
 def _port_elements(
@@ -612,8 +613,8 @@ def _published(
                 elements = published(known.name, port, [target])
             # sets of kept ports have no values
             for element in filter(lambda element: element.value, elements):
-                first, _, last = element.element.rpartition(" . ")[2].partition("-")
-                if int(first) <= (packet.port or 0) <= int(last or first):
+                first, last = ports_of(element.fields[-1])
+                if first <= (packet.port or 0) <= last:
                     return [_object(element)]
     return []
 
@@ -631,21 +632,15 @@ def _policy_objects(
     if not found:
         return ()
     deciding = found[-1]
-    leads = Element(
-        ruleset.INET,
-        f"{'in' if ingress else 'e'}gress{6 if ':' in own else 4}",
-        own,
-        "",
-        known.name,
-    )
     audit: _Rules = ()
     if known.audits and deciding.value in policy_rules.VERDICTS:
         place = f"audit_{'in' if ingress else 'out'}{6 if ':' in own else 4}"
         audit = (Object(ruleset.INET, place, own),)
     said = (
-        Object(ruleset.INET, e.container, f'{e.element} comment "{e.comment}" : {e.value}')
+        Object(e.table, e.container, f'{e.text} comment "{e.comment}" : {e.value_text}', element=e)
         for e in found
     )
+    leads = policy_elements.gate(known.name, ingress, own)
     objects = (_object(leads), *said, *audit)
     return tuple(object_._replace(host=known.host) for object_ in objects)
 

@@ -16,7 +16,7 @@ from niso.base.text import exact_time_text, period_text
 from niso.kernel import ruleset
 from niso.kernel.conntrack import Open
 from niso.kernel.flow_memory import Recorded
-from niso.kernel.nft_elements import HEADERS, Nfnetlink
+from niso.kernel.nft_elements import HEADERS, Atoms, Nfnetlink
 from niso.kernel.ruleset import INET
 from niso.look import flows
 from niso.look.learn import watched_s
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 if TYPE_CHECKING:
-    _Count = tuple[int, float | None, str]  # packets, seconds since the last, element
+    _Count = tuple[int, float | None, Atoms]  # packets, seconds since the last, element's key
 
 
 class PolicyEntry(NamedTuple):
@@ -127,11 +127,12 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
     with Nfnetlink() as kernel:
         for container in sorted(ruleset.COUNTED):
             for counted in kernel.counts(HEADERS[INET, container]):
-                owner, _, key = counted.comment.partition(" ")
-                if owner != service or key not in counts:
+                element = counted.element
+                key = element.entry
+                if element.owner != service or key not in counts:
                     continue
-                counts[key].append((counted.packets, counted.ago, counted.key))
-                if key not in listed and counted.value == PASSES:
+                counts[key].append((counted.packets, counted.ago, element.fields))
+                if key not in listed and element.value == PASSES:
                     passing.add(key)
     return counts, passing
 
@@ -183,8 +184,7 @@ def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
     if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
         return ""
     used = set()
-    for packets, _, key in counts:
-        fields = key.split(" . ")
+    for packets, _, fields in counts:
         if packets:
             used |= {field for field in fields if field in ("tcp", "udp", "sctp")} or {""}
     return f'"{text}/{used.pop()}" would do' if len(used) == 1 and "" not in used else ""

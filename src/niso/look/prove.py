@@ -15,7 +15,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import WaitingForPacket
 from niso.kernel import probe
 from niso.kernel.libnftables import Nft
-from niso.kernel.nft_elements import HEADERS, Nfnetlink
+from niso.kernel.nft_elements import Nfnetlink
 from niso.look import packet_path
 from niso.look.packet_path import ExplainedPacket, Object, Packet, ends, resolve_both
 from niso.plan.records import Entry
@@ -239,13 +239,10 @@ def _agrees(passes: bool, seen: probe.Seen, counts: tuple[Counter, ...]) -> bool
 
 def _packets(kernel: Nft, rule: Object) -> int | None:
     """Return the packet count of a rule or element; None if the kernel's text of it differs."""
-    if rule.place is None:
+    if rule.element is not None:
         with Nfnetlink() as netlink:
-            key, _, comment_and_value = rule.text.partition(" comment ")
-            counted = netlink.count(HEADERS[rule.table, rule.container], key)
-        if counted is None or f'"{counted.comment}" : {counted.value}' != comment_and_value:
-            return None
-        return counted.packets
+            counted = netlink.count(rule.element)
+        return counted.packets if counted is not None and counted.element == rule.element else None
     try:
         listed = [
             item["rule"]
@@ -254,7 +251,7 @@ def _packets(kernel: Nft, rule: Object) -> int | None:
         ]
     except KernelError:
         return None
-    if rule.place >= len(listed):
+    if rule.place is None or rule.place >= len(listed):
         return None
     actual = listed[rule.place]
     comment = rule.text.rpartition('comment "')[2].rstrip('"') if "comment" in rule.text else None

@@ -204,19 +204,19 @@ def _port_in_kernel(kernel: Kernel, store: Store, service: str, port: Port) -> P
     first = [address for network, address in own if network == own[0][0]]
     for address in first if not port.host_port else ():
         where = f"publish_{'any' if port.is_wide else 'addr'}{family_of(address)}"
-        for element, (value, owner) in (kernel.list_elements(ruleset.INET, where) or {}).items():
-            *_, proto, number = element.split(" . ")
-            if (owner, proto, value) == (
+        for element in kernel.list_elements(ruleset.INET, where) or ():
+            *_, proto, number = element.fields
+            if (element.owner, proto, element.value) == (
                 service,
                 port.proto,
-                f"{address} . {port.container_port}",
+                (address, port.container_port),
             ):
-                port = port._replace(host_port=int(number))
+                port = port._replace(host_port=number)
     if not port.host_port:
         return None
     has = [
-        (kernel.list_elements(e.table, e.container) or {}).get(e.element) == (e.value, service)
-        for e in elements.published(service, port, first)
+        element in (kernel.list_elements(element.table, element.container) or ())
+        for element in elements.published(service, port, first)
     ]
     return port if has and all(has) else None
 

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from niso.base.names import family_of, number, prefix
+from niso.base.names import family_of, prefix
 from niso.kernel.nft_elements import Element
 from niso.kernel.policy_rules import WATCHED
 from niso.kernel.ruleset import ARP, ASKERS, BRIDGE, FLOWS, FRAGMENTS, INET, limit
 from niso.plan.records import LIMITS, Limits, Port, Subnet
 
 
-def _quoted(ifname: str) -> str:
-    return f'"{ifname}"'
-
-
 def closed(family: int) -> Element:
     """Return the element that stops forwarding a family for everything but niso's bridges."""
-    return Element(INET, "closed", f"ipv{family}", "", "")
+    return Element(INET, "closed", (f"ipv{family}",))
 
 
 _QUOTABLE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:@-")
@@ -45,13 +41,12 @@ def before(sysctl: str, value: str) -> list[Element]:
         return []
     if not (value.isascii() and value.isdigit() and len(value) < 10):
         return []
-    key = " . ".join(map(_quoted, (link, _SHORT.get(what, what), value)))
-    return [Element(INET, "before", key, "", "")]
+    return [Element(INET, "before", (link, _SHORT.get(what, what), value))]
 
 
-def sysctl_before(element: str) -> tuple[str, str]:
+def sysctl_before(element: Element) -> tuple[str, str]:
     """Return the (sysctl, value) that an element of `before` records."""
-    link, what, value = (part.strip('"') for part in element.split(" . "))
+    link, what, value = element.fields
     if what == "ip_forward":
         return "net/ipv4/ip_forward", value
     long = {short: name for name, short in _SHORT.items()}.get(what, what)
@@ -67,57 +62,55 @@ def network(
     observe: bool = True,
 ) -> list[Element]:
     """Return the elements of a network; ``mac`` is its bridge's."""
-    quoted = _quoted(bridge)
     elements = [
-        Element(INET, "bridges", quoted, "", name),
-        Element(INET, "same_bridge", f"{quoted} . {quoted}", "", name),
+        Element(INET, "bridges", (bridge,), (), name),
+        Element(INET, "same_bridge", (bridge, bridge), (), name),
     ]
     if internal:
-        elements.append(Element(INET, "internal", quoted, "", name))
+        elements.append(Element(INET, "internal", (bridge,), (), name))
     if observe:
-        elements.append(Element(INET, WATCHED, quoted, "", name))
-    elements.append(Element(BRIDGE, "host_macs", mac, "", name))
+        elements.append(Element(INET, WATCHED, (bridge,), (), name))
+    elements.append(Element(BRIDGE, "host_macs", (mac,), (), name))
     for subnet in subnets:
         family = subnet.family
         for table in (INET, BRIDGE):
-            elements.append(Element(table, f"subnets{family}", subnet.cidr, "", name))
-        elements.append(Element(BRIDGE, f"own{family}", f"{mac} . {subnet.cidr}", "", name))
-        elements.append(Element(BRIDGE, f"gateways{family}", subnet.gateway, "", name))
+            elements.append(Element(table, f"subnets{family}", (subnet.cidr,), (), name))
+        elements.append(Element(BRIDGE, f"own{family}", (mac, subnet.cidr), (), name))
+        elements.append(Element(BRIDGE, f"gateways{family}", (subnet.gateway,), (), name))
         if family == 4:
             whole = prefix(subnet.cidr)
             broadcast = whole.at(whole.num_addresses - 1)
-            elements.append(Element(BRIDGE, "broadcasts", broadcast, "", name))
+            elements.append(Element(BRIDGE, "broadcasts", (broadcast,), (), name))
     return elements
 
 
 def wire(port: int) -> Element:
     """Return the element by which packets for VXLAN devices are checked: one for all networks."""
-    return Element(INET, "wire", str(port), "", "")
+    return Element(INET, "wire", (port,))
 
 
 def sealed(port: int) -> Element:
     """Return the element that allows packets for VXLAN devices only through the tunnel."""
-    return Element(INET, "sealed", str(port), "", "")
+    return Element(INET, "sealed", (port,))
 
 
 def tunnel(link: str) -> Element:
     """Return the element that allows only VXLAN packets to arrive through the tunnel."""
-    return Element(INET, "ports", _quoted(link), "", "")
+    return Element(INET, "ports", (link,))
 
 
 def spans(network: str, vxlan: str) -> list[Element]:
     """Return the elements of a network's VXLAN device."""
-    name = _quoted(vxlan)
     return [
-        Element(INET, "ports", name, "", network),
-        Element(BRIDGE, "ports", name, "", network),
-        Element(INET, "vxlans", name, "", network),
+        Element(INET, "ports", (vxlan,), (), network),
+        Element(BRIDGE, "ports", (vxlan,), (), network),
+        Element(INET, "vxlans", (vxlan,), (), network),
     ]
 
 
 def here(service: str, vni: int, mac: str) -> Element:
     """Return the element that lets other hosts send to a service on this host."""
-    return Element(INET, "here", f"{vni} . {_number(mac)}", "", service)
+    return Element(INET, "here", (vni, mac or _NO_MAC), (), service)
 
 
 def claim(
@@ -129,36 +122,30 @@ def claim(
     for address in addresses:
         family = family_of(address)
         elements += _source(service, vxlan, mac, address)
-        key = f"{host} . {vni} . {_number(mac)} . {_address(address)}"
-        elements.append(Element(INET, f"vx{outer}{family}", key, "", service))
+        key = (host, vni, mac or _NO_MAC, address)
+        elements.append(Element(INET, f"vx{outer}{family}", key, (), service))
     return elements
 
 
-def _number(mac: str) -> int:
-    return int(mac.replace(":", ""), 16) if mac else 0
-
-
-def _address(address: str) -> str:
-    """Return an address in the form that nft uses for packet bytes without a type."""
-    return str(number(address)) if family_of(address) == 4 else hex(number(address))
+_NO_MAC = "00:00:00:00:00:00"
 
 
 def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
     """Return the elements with the source address allowed at a bridge port or VXLAN device."""
-    port, family = _quoted(link), family_of(address)
+    family = family_of(address)
     elements = [
-        Element(BRIDGE, f"sources{family}", f"{port} . {mac} . {address}", "", service),
-        Element(BRIDGE, f"quoted{family}", f"{port} . {_address(address)}", "", service),
+        Element(BRIDGE, f"sources{family}", (link, mac, address), (), service),
+        Element(BRIDGE, f"quoted{family}", (link, address), (), service),
     ]
     if family == 6:
-        elements.append(Element(BRIDGE, "links", f"{port} . {_number(mac)}", "", service))
+        elements.append(Element(BRIDGE, "links", (link, mac or _NO_MAC), (), service))
     return elements
 
 
 def receivers(service: str, bridge_mac: str, mac: str, addresses: Iterable[str]) -> list[Element]:
     """Return the elements that replace the gateway's MAC by the service's in packets to it."""
     return [
-        Element(BRIDGE, f"receivers{family_of(address)}", f"{bridge_mac} . {address}", mac, service)
+        Element(BRIDGE, f"receivers{family_of(address)}", (bridge_mac, address), (mac,), service)
         for address in addresses
     ]
 
@@ -175,28 +162,42 @@ def endpoint(
 
     ``observe`` is the setting of its network.
     """
-    port = _quoted(host_end)
+    port = (host_end,)
     elements = [
-        Element(INET, "ports", port, "", service),
-        Element(BRIDGE, "ports", port, "", service),
+        Element(INET, "ports", port, (), service),
+        Element(BRIDGE, "ports", port, (), service),
     ]
     if observe:
-        elements.append(Element(BRIDGE, WATCHED, port, "", service))
+        elements.append(Element(BRIDGE, WATCHED, port, (), service))
     for address in addresses:
         family = family_of(address)
         elements += _source(service, host_end, mac, address)
         if limits.new_flows:
             new = limit(FLOWS, limits.new_flows)
-            elements.append(Element(INET, f"{FLOWS}{family}", address, new, service))
+            elements.append(Element(INET, f"{FLOWS}{family}", (address,), new, service))
         if limits.neighbours:
             asks = limit(ASKERS, limits.neighbours)
-            elements.append(Element(INET, f"{ASKERS}{family}", address, asks, service))
+            elements.append(Element(INET, f"{ASKERS}{family}", (address,), asks, service))
     if limits.fragments:
         some = limit(FRAGMENTS, limits.fragments)
         elements.append(Element(BRIDGE, FRAGMENTS, port, some, service))
     if limits.arp:
         elements.append(Element(BRIDGE, ARP, port, limit(ARP, limits.arp), service))
     return elements
+
+
+PUBLISHED = {
+    f"{way}_{where}{family}": where == "addr"
+    for way in ("publish", "range")
+    for where in ("addr", "any")
+    for family in (4, 6)
+}
+"""The maps of `published`: whether the host's address precedes protocol and port in their keys."""
+
+LOCAL = {
+    f"local_{where}{family}": where == "addr" for where in ("addr", "any") for family in (4, 6)
+}
+"""The maps of `published_on`, as `PUBLISHED`; the bridge comes first."""
 
 
 def published(service: str, port: Port, addresses: Iterable[str]) -> list[Element]:
@@ -207,22 +208,22 @@ def published(service: str, port: Port, addresses: Iterable[str]) -> list[Elemen
     """
     elements = []
     single = not port.is_wide
-    where, start = ("addr", f"{port.host_ip} . {port.proto}") if single else ("any", port.proto)
+    where, start = ("addr", (port.host_ip, port.proto)) if single else ("any", (port.proto,))
     for address in addresses:
         family = family_of(address)
         if family not in port.families:
             continue
         elements += _kept(service, port, f"{where}{family}", start)
         if port.count > 1 and port.host_port == port.container_port:
-            key = f"{start} . {port.host_port}-{port.last}"
-            elements.append(Element(INET, f"range_{where}{family}", key, address, service))
+            key = (*start, (port.host_port, port.last))
+            elements.append(Element(INET, f"range_{where}{family}", key, (address,), service))
             continue
         elements += [
             Element(
                 INET,
                 f"publish_{where}{family}",
-                f"{start} . {port.host_port + n}",
-                f"{address} . {port.container_port + n}",
+                (*start, port.host_port + n),
+                (address, port.container_port + n),
                 service,
             )
             for n in range(port.count)
@@ -230,15 +231,15 @@ def published(service: str, port: Port, addresses: Iterable[str]) -> list[Elemen
     return elements
 
 
-def _kept(service: str, port: Port, where: str, start: str) -> list[Element]:
+def _kept(service: str, port: Port, where: str, start: tuple[str, ...]) -> list[Element]:
     """Return the element that reserves the host ports of a published port.
 
     Masquerading gives none of them to a flow of a service or of the host.
     """
     if port.count > 1:
-        key = f"{start} . {port.host_port}-{port.last}"
-        return [Element(INET, f"kept_range_{where}", key, "", service)]
-    return [Element(INET, f"kept_{where}", f"{start} . {port.host_port}", "", service)]
+        key = (*start, (port.host_port, port.last))
+        return [Element(INET, f"kept_range_{where}", key, (), service)]
+    return [Element(INET, f"kept_{where}", (*start, port.host_port), (), service)]
 
 
 def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]) -> list[Element]:
@@ -250,17 +251,13 @@ def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]
     if port.host_ip.startswith("127."):
         return []
     single = not port.is_wide
-    start = (
-        f"{_quoted(bridge)} . {port.host_ip} . {port.proto}"
-        if single
-        else f"{_quoted(bridge)} . {port.proto}"
-    )
+    start = (bridge, port.host_ip, port.proto) if single else (bridge, port.proto)
     return [
         Element(
             INET,
             f"local_{'addr' if single else 'any'}{6 if ':' in address else 4}",
-            f"{start} . {port.host_port + n}",
-            f"{address} . {port.container_port + n}",
+            (*start, port.host_port + n),
+            (address, port.container_port + n),
             service,
         )
         for address in addresses
@@ -278,7 +275,7 @@ def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
 
     pairs = list(own)
     return [
-        Element(INET, f"hairpin{6 if ':' in to else 4}", f"{source} . {to}", gateway, service)
+        Element(INET, f"hairpin{6 if ':' in to else 4}", (source, to), (gateway,), service)
         for to, gateway in pairs
         for source, _ in pairs
         if family_of(source) == family_of(to)

@@ -35,14 +35,18 @@ from collections.abc import Iterable, Iterator
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import family_of
 from niso.kernel import policy_rules
-from niso.kernel.nft_elements import Element
+from niso.kernel.nft_elements import Atoms, Element
 from niso.kernel.policy_rules import CLASS, FIRST_CLASS, POLICY_PARTS, REFUSE
 from niso.kernel.ruleset import INET
 from niso.plan.records import Entry, Member, Peer, Policed, Policy
 
 ALL_PORTS = (0, 65535)
 PORTED = ("tcp", "udp", "sctp")
-PASSES = "return"
+PASSES = ("return",)
+"""The value of an element by which a packet passes."""
+
+_SINGLE = ("port", "any_port")
+"""The parts whose keys end with one port; the others with ports have (first, last)."""
 
 _WORTH = 16
 """A peer or class falls through to wider parts, for more lookups, if that saves more elements."""
@@ -69,11 +73,9 @@ class _Ports(NamedTuple):
     last: int
     decision: Decision
 
-    @property
-    def text(self) -> str:
-        """Return the end of an element's key."""
-        number = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
-        return f"{self.proto} . {number}"
+    def key(self, part: str) -> Atoms:
+        """Return the end of the key of an element of this part."""
+        return (self.proto, self.first if part in _SINGLE else (self.first, self.last))
 
 
 class _Direction(NamedTuple):
@@ -101,23 +103,17 @@ class _Direction(NamedTuple):
             False, "network.policy.allow_from" if self.ingress else "network.policy.egress.allow"
         )
 
-    def element(self, part: str, key: str, decision: Decision) -> Element:
-        verdict = (
-            PASSES
-            if decision.passes
-            else f"goto {policy_rules.chain(self.ingress, self.log)}"
-            if self.audit
-            else f"goto log_{_word(self.ingress)}"
-            if self.log
-            else f"goto {REFUSE}"
-        )
-        return Element(
-            INET,
-            container(self.ingress, self.family, part),
-            key,
-            verdict,
-            f"{self.service} {decision.key}".rstrip(),
-        )
+    def element(self, part: str, key: Atoms, decision: Decision) -> Element:
+        verdict: Atoms = PASSES
+        if not decision.passes:
+            to = REFUSE
+            if self.audit:
+                to = policy_rules.chain(self.ingress, self.log)
+            elif self.log:
+                to = f"log_{_word(self.ingress)}"
+            verdict = ("goto", to)
+        place = container(self.ingress, self.family, part)
+        return Element(INET, place, key, verdict, self.service, decision.key)
 
 
 def container(ingress: bool, family: int, part: str) -> str:
@@ -140,23 +136,21 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
         family = family_of(own)
         if policed.only is None:
             result += [
-                Element(INET, f"no_start_{way}{family}", own, "", policed.service)
+                Element(INET, f"no_start_{way}{family}", (own,), (), policed.service)
                 for way in ("in", "out")
             ]
             result += _audit(policed, own)
         for direction in _directions(policed, own):
             if policed.only is None:
-                result.append(
-                    Element(
-                        INET,
-                        f"{'in' if direction.ingress else 'e'}gress{family}",
-                        own,
-                        "",
-                        policed.service,
-                    )
-                )
+                result.append(gate(policed.service, direction.ingress, own))
             result += _elements(direction, policed, meaning)
     return result
+
+
+def gate(service: str, ingress: bool, own: str) -> Element:
+    """Return the element that leads packets of an address to a direction of its policy."""
+    place = f"{'in' if ingress else 'e'}gress{family_of(own)}"
+    return Element(INET, place, (own,), (), service)
 
 
 def cost(policy: Policy, most: int) -> int:
@@ -189,9 +183,9 @@ def _audit(policed: Policed, own: str) -> list[Element]:
     audit = policed.policy.audit
     if audit is None or not audit.since:
         return []
-    text = policy_rules.comment(policed.service, audit.since, audit.until)
     names = (f"audit_{way}{family_of(own)}" for way in ("in", "out"))
-    return [Element(INET, name, own, "", text) for name in names]
+    term = (audit.since, audit.until)
+    return [Element(INET, name, (own,), term, policed.service) for name in names]
 
 
 def decides(
@@ -225,46 +219,45 @@ def looked_up(
     for element in elements(policed._replace(only=None), members):
         by_part.setdefault(element.container, []).append(element)
     family = family_of(own)
-    number, its_class, found = ipaddress.ip_address(peer), "", list[Element]()
+    number, its_class, found = ipaddress.ip_address(peer), 0, list[Element]()
     for part in POLICY_PARTS:
         for element in by_part.get(container(ingress, family, part), ()):
-            if _holds(part, element.element, own, number, its_class, proto, port):
+            if _holds(part, element.fields, own, number, its_class, proto, port):
                 found.append(element)
                 if part != CLASS:
                     return found
-                its_class = element.value
+                (its_class,) = element.value
     return found
 
 
 def _holds(
-    part: str, key: str, own: str, peer: _Address, its_class: str, proto: str, port: int | None
+    part: str, key: Atoms, own: str, peer: _Address, its_class: int, proto: str, port: int | None
 ) -> bool:
-    fields = key.split(" . ")
+    fields = list(key)
     if fields.pop(0) != own:
         return False
     if part.startswith("class_"):
         if fields.pop(0) != its_class:
             return False
-    elif part in ("port", "ports", "peer", CLASS):
-        first, last = _ends(fields.pop(0))
+    elif part == CLASS:
+        first, last = fields.pop(0)
         if not first <= int(peer) <= last:
             return False
+    elif part in ("port", "ports", "peer") and ipaddress.ip_address(fields.pop(0)) != peer:
+        return False
     if fields:
         if fields[0] != ("ipv6-icmp" if proto == "icmp" and peer.version == 6 else proto):
             return False
-        low, _, high = fields[1].partition("-")
+        low, high = (fields[1], fields[1]) if part in _SINGLE else fields[1]
         # a protocol without ports has other bytes at the place of the port, so all must lead to one
         # verdict
-        return int(low) <= (port or 0) <= int(high or low)
+        return bool(low <= (port or 0) <= high)
     return True
 
 
-def _ends(text: str) -> tuple[int, int]:
-    if "/" in text:
-        network = ipaddress.ip_network(text)
-        return int(network[0]), int(network[-1])
-    low, _, high = text.partition("-")
-    return int(ipaddress.ip_address(low)), int(ipaddress.ip_address(high or low))
+def _ends(cidr: str) -> tuple[int, int]:
+    network = ipaddress.ip_network(cidr)
+    return int(network[0]), int(network[-1])
 
 
 def _directions(policed: Policed, own: str) -> list[_Direction]:
@@ -432,7 +425,7 @@ def _elements(
     if policed.only is None:
         addresses.update(a for a in policed.addresses if family_of(a) == direction.family)
     for address in sorted(addresses):
-        key = f"{direction.own} . {address}"
+        key = (direction.own, address)
         if address in policed.addresses:  # a service may always reach itself
             yield direction.element("peer", key, Decision(True, "itself"))
         else:
@@ -443,11 +436,11 @@ def _elements(
     own = direction.own
     for ports in _deviations(entries.wide, direction.family):
         part = "any_port" if ports.first == ports.last else "any_ports"
-        yield direction.element(part, f"{own} . {ports.text}", ports.decision)
-    yield direction.element("rest", own, entries.wide.base)
+        yield direction.element(part, (own, *ports.key(part)), ports.decision)
+    yield direction.element("rest", (own,), entries.wide.base)
 
 
-def _of_peer(entries: _Entries, address: str, key: str) -> Iterator[Element]:
+def _of_peer(entries: _Entries, address: str, key: Atoms) -> Iterator[Element]:
     """Yield the elements of a peer that is listed by its address."""
     direction, around = entries.direction, entries.around(address)
     numbers = set(entries.named(address))
@@ -462,7 +455,7 @@ def _of_peer(entries: _Entries, address: str, key: str) -> Iterator[Element]:
             found, falls = apart, True
     for ports in found:
         part = "port" if ports.first == ports.last else "ports"
-        yield direction.element(part, f"{key} . {ports.text}", ports.decision)
+        yield direction.element(part, (*key, *ports.key(part)), ports.decision)
     if not falls:
         yield direction.element("peer", key, table.base)
 
@@ -482,42 +475,31 @@ _Run = tuple[int, int, frozenset[Peer]]
 def _of_classes(entries: _Entries) -> Iterator[Element]:
     """Yield the elements of peers in prefixes and networks."""
     direction, wide = entries.direction, entries.wide
-    numbers: dict[_Table, str] = {}
+    numbers: dict[_Table, int] = {}
     for first, last, peers in entries.runs:
         table = entries.table_of(peers)
         if table == wide:
             continue
         number = numbers.get(table)
         if number is None:
-            number = numbers[table] = _class(len(numbers) + 1)
+            number = numbers[table] = FIRST_CLASS + 16 * (len(numbers) + 1)
             yield from _of_class(direction, number, table, wide)
-        span = _span(first, last, direction.family)
-        yield Element(
-            INET,
-            container(direction.ingress, direction.family, CLASS),
-            f"{direction.own} . {span}",
-            number,
-            direction.service,
-        )
+        place = container(direction.ingress, direction.family, CLASS)
+        key = (direction.own, (first, last))
+        yield Element(INET, place, key, (number,), direction.service)
 
 
-def _of_class(direction: _Direction, number: str, table: _Table, wide: _Table) -> Iterator[Element]:
-    key = f"{direction.own} . {number}"
+def _of_class(direction: _Direction, number: int, table: _Table, wide: _Table) -> Iterator[Element]:
+    key = (direction.own, number)
     found, part = _deviations(table, direction.family), "class_all"
     if len(found) > _WORTH:
         apart = _deviations(table, direction.family, wide)
         if len(apart) + _WORTH < len(found):
             found, part = apart, "" if table.base == wide.base else "class_rest"
     for ports in found:
-        yield direction.element("class_ports", f"{key} . {ports.text}", ports.decision)
+        yield direction.element("class_ports", (*key, *ports.key("class_ports")), ports.decision)
     if part:
         yield direction.element(part, key, table.base)
-
-
-def _class(number: int) -> str:
-    """Return the text of a class, from 1: a priority of packets."""
-    whole = FIRST_CLASS + 16 * number
-    return f"{whole >> 16:x}:{whole & 0xFFFF:x}"
 
 
 def _spans(peer: Peer, family: int, meaning: _Meaning) -> list[tuple[int, int]]:
@@ -543,16 +525,6 @@ def _spans(peer: Peer, family: int, meaning: _Meaning) -> list[tuple[int, int]]:
                 if part[0] <= part[1]
             ]
     return spans
-
-
-def _span(first: int, last: int, family: int) -> str:
-    """Return a range of addresses in nft's syntax, as a prefix if possible."""
-    kind = ipaddress.IPv6Address if family == 6 else ipaddress.IPv4Address
-    size = last - first + 1
-    if size & (size - 1) == 0 and first % size == 0:
-        length = (128 if family == 6 else 32) - (size.bit_length() - 1)
-        return str(kind(first)) if size == 1 else f"{kind(first)}/{length}"
-    return f"{kind(first)}-{kind(last)}"
 
 
 # --- protocols and ports --------------------------------------------------------------------------

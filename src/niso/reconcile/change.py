@@ -219,7 +219,7 @@ def _holders(state: State) -> set[tuple[str, str]]:
 
 
 def _subnets(state: State) -> set[str]:
-    return {e.element for e in state[Element] if e.container in ("subnets4", "subnets6")}
+    return {e.fields[0] for e in state[Element] if e.container in ("subnets4", "subnets6")}
 
 
 def _spaces(state: State) -> set[str]:

@@ -16,8 +16,9 @@ from niso.base.names import Prefix, family_of, prefix
 from niso.kernel import ruleset
 from niso.kernel.kinds.kind import State
 from niso.kernel.kinds.links import Bridge
-from niso.kernel.nft_elements import Element
+from niso.kernel.nft_elements import Atoms, Element, ports_of
 from niso.plan import verdict
+from niso.plan.elements import LOCAL, PUBLISHED
 from niso.plan.policy_elements import PASSES
 from niso.plan.records import Port
 from niso.plan.verdict import World
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_PORT_MAPS = PUBLISHED | LOCAL
 _PASSES = 8
 NO_STATE = State()
 
@@ -61,7 +63,7 @@ def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
     """Return a predicate for flows that lack their NAT, or that occupy a published port."""
     targets = _Targets(want)
     subnets = [
-        ipaddress.ip_network(element.element)
+        ipaddress.ip_network(element.fields[0])
         for element in want[Element]
         if element.container in ("subnets4", "subnets6")
     ]
@@ -99,17 +101,16 @@ class _Targets:
         self._at: dict[tuple[str, str, int], set[str]] = {}  # host's address or "", protocol, port
         self._ranges: list[tuple[str, str, int, int, str]] = []
         for element in want[Element]:
-            way, _, where = element.container.rstrip("46").partition("_")
-            if way not in ("publish", "range", "local") or not element.value:
+            has_host = _PORT_MAPS.get(element.container)
+            if has_host is None:
                 continue
-            *start, proto, ports = element.element.split(" . ")
-            host = start[-1] if where == "addr" else ""
-            first, _, last = ports.partition("-")
-            target = element.value.partition(" . ")[0]
-            if last:
-                self._ranges.append((host, proto, int(first), int(last), target))
+            *start, proto, port = element.fields
+            host = start[-1] if has_host else ""
+            target = element.value[0]
+            if isinstance(port, tuple):
+                self._ranges.append((host, proto, *port, target))
             else:
-                self._at.setdefault((host, proto, int(first)), set()).add(target)
+                self._at.setdefault((host, proto, port), set()).add(target)
 
     def of(self, proto: str, address: str, port: int | None) -> set[str]:
         """Return the target addresses, of the same family, of a published port of the host.
@@ -138,12 +139,12 @@ def flush_changed_ports(
     misroute its client. An open TCP connection outlives its port.
     """
     changed = {
-        element.element
+        element.fields[-2:]
         for element in (before[Element] ^ after[Element]) | doubt[Element]
-        if element.container.startswith(("publish_", "range_"))
+        if element.container in PUBLISHED
     }
     if changed:
-        flush_ports(kernel, (_claim(element) for element in changed))
+        flush_ports(kernel, ((proto, *ports_of(port)) for proto, port in changed))
 
 
 def flush_ports(
@@ -161,13 +162,6 @@ def end_flows(kernel: Kernel, ports: Iterable[Port]) -> None:
     claims = [(port.proto, port.host_port, port.last) for port in ports]
     if claims:
         flush_ports(kernel, claims, answered=True)
-
-
-def _claim(element: str) -> tuple[str, int, int]:
-    """Parse ``10.0.0.1 . tcp . 8000-8010`` to ("tcp", 8000, 8010)."""
-    *_, proto, ports = element.split(" . ")
-    first, _, last = ports.partition("-")
-    return proto, int(first), int(last or first)
 
 
 # --- open flows after a change of policies --------------------------------------------------------
@@ -190,22 +184,22 @@ def narrows(before: State, after: State) -> bool:
         return bool(_audits(before) - _audits(after))
 
     return (
-        any(value == PASSES or not _is_verdict(value) for _, value in was - now)
+        any(value == PASSES or _is_class(value) for _, value in was - now)
         or any(value != PASSES for _, value in now - was)
         or bool(_audits(before) - _audits(after))
     )
 
 
-def _is_verdict(value: str) -> bool:
-    """Return whether an element does not lead to others, as a class of addresses does."""
-    return ":" not in value
+def _is_class(value: Atoms) -> bool:
+    """Return whether an element leads to others, as a class of addresses does."""
+    return bool(value) and isinstance(value[0], int)
 
 
-def _audits(state: State) -> set[tuple[str, ...]]:
+def _audits(state: State) -> set[Atoms]:
     return {element.key() for element in state[Element] if element.ends}
 
 
-def _said(state: State) -> set[tuple[tuple[str, ...], str]]:
+def _said(state: State) -> set[tuple[Atoms, Atoms]]:
     """Return (key, value) of the policy elements, ignoring their manifest lines."""
     return {
         (element.key(), element.value)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing import Any, Generic, Literal, Protocol, TypeVar
 
     from niso.kernel.netns import Sockets
-    from niso.kernel.nft_elements import Element
+    from niso.kernel.nft_elements import Atoms, Element
     from niso.kernel.real import Writer
 
 else:
@@ -611,7 +611,7 @@ class Reading:
         self.host = Space(self, "", {})
         self._open: list[str] = []
         """The namespaces that have been read."""
-        self.elements: dict[tuple[str, str, str], tuple[str, str]] | None = None
+        self.elements: dict[Atoms, Element] | None = None
         self.hosts_texts: dict[str, str] = {}
         self._present: dict[type, set[Any] | frozenset[Any]] = {}
 

@@ -74,10 +74,9 @@ class _Bridges(Kind[Bridge]):
         return link_place("", thing.name)
 
     def guards(self, thing: Bridge) -> Iterable[Element]:
-        name = f'"{thing.name}"'
         return (
-            Element(INET, "bridges", name, "", ""),
-            Element(INET, "same_bridge", f"{name} . {name}", "", ""),
+            Element(INET, "bridges", (thing.name,)),
+            Element(INET, "same_bridge", (thing.name, thing.name)),
         )
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
@@ -266,8 +265,7 @@ class _Veths(Kind[Veth]):
         return (*self.lies_in(thing), link_place("", thing.bridge), host_end)
 
     def guards(self, thing: Veth) -> Iterable[Element]:
-        name = f'"{thing.name}"'
-        return (Element(INET, "ports", name, "", ""), Element(BRIDGE, "ports", name, "", ""))
+        return tuple(Element(table, "ports", (thing.name,)) for table in (INET, BRIDGE))
 
     # --- descriptions ---
 

@@ -18,7 +18,7 @@ from niso.kernel.kinds.addresses import Address
 from niso.kernel.kinds.kind import KINDS, Difference, Kind, Reading, Space, State, Steps, kind_of
 from niso.kernel.kinds.links import Veth
 from niso.kernel.libnftables import Nft, release_memory
-from niso.kernel.nft_elements import HEADERS, Change, Element, Nfnetlink, can_change
+from niso.kernel.nft_elements import HEADERS, Atoms, Edit, Element, Nfnetlink, can_change
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,28 +106,6 @@ def check_owner(table: str, texts: set[str], state_id: str) -> None:
 # --- elements and their transactions --------------------------------------------------------------
 
 
-class Edit(NamedTuple):
-    """An element that an nftables transaction adds or deletes."""
-
-    verb: str  # "add" or "delete"
-    element: Element
-
-    def text(self) -> str:
-        """Return the edit in nft's syntax (nft(8))."""
-        table, container, what, value, comment = self.element
-        if self.element.ends and self.verb == "delete":
-            return f"destroy element {table} {container} {{ {what} }}"
-        if self.verb == "add":
-            if self.element.ends:
-                left_s = policy_rules.timeout_s(comment, time.time())
-                what += f" timeout {int(left_s)}s" if left_s != policy_rules.ENDLESS else ""
-            mapped = self.element.is_mapped
-            what += f" {value}" if value and not mapped else ""
-            what += f' comment "{comment}"' if comment else ""
-            what += f" : {value}" if mapped else ""
-        return f"{self.verb} element {table} {container} {{ {what} }}"
-
-
 class NftTransaction(NamedTuple):
     """An nftables transaction, which the kernel applies completely or not at all.
 
@@ -169,11 +147,9 @@ class _Elements(Kind[Element]):
 
     def what(self, thing: Element) -> str:
         kind = "map element" if thing.is_mapped else "set element"
-        value = f" {': ' if thing.is_mapped else ''}{thing.value}" if thing.value else ""
-        owner = f" of {thing.comment!r}" if thing.comment else ""
-        return (
-            f"nftables {kind} {thing.table} {thing.container} {{ {thing.element}{value} }}{owner}"
-        )
+        value = f" {': ' if thing.is_mapped else ''}{text}" if (text := thing.value_text) else ""
+        owner = f" of {comment!r}" if (comment := thing.comment) else ""
+        return f"nftables {kind} {thing.table} {thing.container} {{ {thing.text}{value} }}{owner}"
 
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
@@ -181,15 +157,15 @@ class _Elements(Kind[Element]):
         """Leave out elements of audits that have ended or are about to end."""
         now = time.time()
         return frozenset(
-            e for e in want[Element] if not e.ends or policy_rules.is_wanted(e.comment, now)
+            e for e in want[Element] if not e.ends or policy_rules.is_wanted(e.value, now)
         )
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
         """Leave out elements that now belong to another scope, such as those of a moved port."""
         keys = {element.key() for element in want[Element]}
-        owners = {(element.key(), element.comment) for element in before[Element]}
+        owners = {(element.key(), element.owner, element.entry) for element in before[Element]}
         return frozenset(
-            e for e in have[Element] if e.key() in keys or (e.key(), e.comment) in owners
+            e for e in have[Element] if e.key() in keys or (e.key(), e.owner, e.entry) in owners
         )
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
@@ -201,20 +177,17 @@ class _Elements(Kind[Element]):
 
         if want[Ruleset] != have[Ruleset]:  # the step of the ruleset writes all elements
             return Steps()
-        before = {element.key(): element for element in have[Element]}
+        before = {element.key(): element for element in have[Element] - want[Element]}
         early: list[Edit] = []
         added: list[Edit] = []
-        for element in sorted(want[Element]):
-            was = before.pop(element.key(), None)
-            if was == element:
-                continue
-            if was is not None:
+        for element in sorted(want[Element] - have[Element]):
+            if before.pop(element.key(), None) is not None:
                 early.append(Edit("delete", element))
             added.append(Edit("add", element))
         addresses = _addresses_that_go(want, have, before.values())
         # a new holder of an address must not meet elements of the previous holder's policies
         addresses -= {
-            edit.element.element.rpartition(" . ")[2]
+            edit.element.fields[-1]
             for edit in added
             if edit.element.container in ("sources4", "sources6")
         }
@@ -225,7 +198,7 @@ class _Elements(Kind[Element]):
             if element.container in ruleset.POLICIES:
                 # a policy applies to an address until it is removed, unless new intervals need the
                 # space of old ones
-                own = not addresses.isdisjoint(element.element.split(" . ")[:2])
+                own = not addresses.isdisjoint(element.fields[:2])
                 guards_on = own and _room(element) not in renewed
             (late if guards_on else early).append(Edit("delete", element))
         if not added:
@@ -239,12 +212,12 @@ class _Elements(Kind[Element]):
     def read(self, space: Space, things: Collection[Element]) -> Iterable[Element]:
         reading = space.reading
         if reading.everything:
-            return () if space.name else present_now(_all(reading))
+            return () if space.name else _all(reading)
         if not things:
             return ()
         present = lookup(reading)
         keys = {element.key() for element in things}
-        return present_now(Element(*key, *present[key]) for key in keys if key in present)
+        return [present[key] for key in keys if key in present]
 
     def write(self, writer: Writer, steps: Sequence[NftTransaction]) -> None:
         """Execute one transaction through netlink.
@@ -262,23 +235,7 @@ class _Elements(Kind[Element]):
             return
         what = f"apply nftables elements ({step.statements[0][:80]})"
         with Nfnetlink() as netlink:
-            netlink.change(
-                what,
-                (
-                    Change(edit.verb == "add", header, *edit.element[2:])
-                    for edit, header in zip(edits, headers, strict=True)
-                ),
-            )
-
-
-def present_now(elements: Iterable[Element]) -> Iterator[Element]:
-    """Yield elements as they were read, without those that are about to expire."""
-    now = time.time()
-    for element in elements:
-        if not element.ends:
-            yield element
-        elif (seen := policy_rules.seen(element.value, element.comment, now)) is not None:
-            yield element._replace(value=seen)
+            netlink.change(what, edits)
 
 
 def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set[str]:
@@ -290,41 +247,31 @@ def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set
             for address in have[Address] - want[Address]
             if address.netns
         ),
-        *(
-            element.element.rpartition(" . ")[2]
-            for element in gone
-            if element.container in ("sources4", "sources6")
-        ),
+        *(element.fields[-1] for element in gone if element.container in ("sources4", "sources6")),
     }
 
 
-def _room(element: Element) -> tuple[str, ...] | None:
+def _room(element: Element) -> Atoms | None:
     """Return the fields that intervals of a policy must share to overlap; None if not an interval.
 
     A new interval may overlap an old one, which must then be deleted first.
     """
-    part = element.container.partition("_")[2]
-    intervals = policy_rules.POLICY_PARTS.get(part, ("", False))[1]
-    if element.container not in ruleset.POLICIES or not intervals:
+    _, part = policy_rules.POLICY_MAPS.get(element.container, ("", ""))
+    if not part or not policy_rules.POLICY_PARTS[part][1]:
         return None
-    own, peer = element.element.split(" . ")[:2]
+    own, peer = element.fields[:2]
     return (element.container, own, peer) if part == "ports" else (element.container, own)
 
 
-def lookup(reading: Reading) -> dict[tuple[str, str, str], tuple[str, str]]:
-    """Return (value, comment) of existing candidates and of the tables' marks, by key.
+def lookup(reading: Reading) -> dict[Atoms, Element]:
+    """Return existing candidates and the tables' marks, by key.
 
     Queries the kernel once for each reading.
     """
     if reading.elements is None:
-        keys = {e[:3] for e in (*owner(reading.state_id), *reading.candidates[Element])}
+        keys = {e.key() for e in (*owner(reading.state_id), *reading.candidates[Element])}
         with Nfnetlink() as netlink:
-            present = netlink.get_many((HEADERS[key[:2]], key[2]) for key in keys)
-        reading.elements = {
-            key: present[HEADERS[key[:2]], key[2]]
-            for key in keys
-            if (HEADERS[key[:2]], key[2]) in present
-        }
+            reading.elements = netlink.get_many(keys)
     return reading.elements
 
 
@@ -334,15 +281,13 @@ def _all(reading: Reading) -> Iterator[Element]:
     Raises Conflict if the tables belong to another state folder.
     """
 
-    with Nft() as kernel:
+    with Nfnetlink() as netlink:
         for table, containers in ruleset.CONTAINERS.items():
             for container in containers:
-                present = kernel.elements(table, container) or {}
+                present = netlink.all_of(table, container) or []
                 if container == "owner" and present:
-                    texts = {mark.strip('"') for mark in present}
-                    check_owner(table, texts, reading.state_id)
-                for key, more in present.items():
-                    yield Element(table, container, key, *more)
+                    check_owner(table, {mark.fields[0] for mark in present}, reading.state_id)
+                yield from present
 
 
 # --- the two tables -------------------------------------------------------------------------------
@@ -368,7 +313,7 @@ def owner(state_id: str) -> list[Element]:
     Every new process reads them first.
     """
     return [
-        Element(table, "owner", f'"{text}"', "", "")
+        Element(table, "owner", (text,))
         for table in ruleset.CONTAINERS
         for text in (f"id-{state_id}", f"rules-{ruleset.DIGEST}")
     ]
@@ -442,14 +387,13 @@ class _Rulesets(Kind[Ruleset]):
         if reading.everything:
             return _compared()
         present = lookup(reading)
-        marks = {(e.table, e.container, e.element): ("", "") for e in owner(reading.state_id)}
-        if all(present.get(key) == value for key, value in marks.items()):
+        if all(present.get(mark.key()) == mark for mark in owner(reading.state_id)):
             return (Ruleset(ruleset.DIGEST),)
         return _other_tables(reading)
 
 
 def _is_version(element: Element) -> bool:
-    return element.container == "owner" and element.element.startswith('"rules-')
+    return element.container == "owner" and element.fields[0].startswith("rules-")
 
 
 def _compared() -> Iterable[Ruleset]:
@@ -463,15 +407,15 @@ def _compared() -> Iterable[Ruleset]:
 def _other_tables(reading: Reading) -> Iterable[Ruleset]:
     """Return the tables after their marks were found to differ. Raises Conflict if foreign."""
 
-    with Nft() as kernel:
+    with Nfnetlink() as netlink:
         digests: list[str] = []
         gone: list[tuple[Problem, str]] = []
         for table in ruleset.CONTAINERS:
-            marks = kernel.elements(table, "owner")
+            marks = netlink.all_of(table, "owner")
             if marks is None:
                 gone.append(("missing", f"table {table}"))
                 continue
-            texts = {mark.strip('"') for mark in marks}
+            texts = {mark.fields[0] for mark in marks}
             # tables without their mark are repaired when everything is read
             if texts or reading.foreign is None:
                 check_owner(table, texts, reading.state_id)

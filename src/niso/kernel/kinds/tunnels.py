@@ -192,12 +192,12 @@ class _Vxlans(Kind[Vxlan]):
         return (link_place("", thing.bridge), self.place(thing))  # a foreign link may have its name
 
     def guards(self, thing: Vxlan) -> Iterable[Element]:
-        name = f'"{thing.name}"'
+        name = (thing.name,)
         return (
-            Element(INET, "ports", name, "", ""),
-            Element(BRIDGE, "ports", name, "", ""),
-            Element(INET, "vxlans", name, "", ""),
-            Element(INET, "wire", str(thing.port), "", ""),
+            Element(INET, "ports", name),
+            Element(BRIDGE, "ports", name),
+            Element(INET, "vxlans", name),
+            Element(INET, "wire", (thing.port,)),
         )
 
     def describe(self, step: Step[Vxlan]) -> str:
@@ -560,7 +560,7 @@ class _WireGuards(Kind[WireGuard]):
         return link_place("", thing.name)
 
     def guards(self, thing: WireGuard) -> Iterable[Element]:
-        return (Element(INET, "ports", f'"{thing.name}"', "", ""),)
+        return (Element(INET, "ports", (thing.name,)),)
 
     def describe(self, step: Step[WireGuard]) -> str:
 
