@@ -27,6 +27,7 @@ from niso.cluster import config
 from niso.kernel.kinds.kind import State, kind_of
 from niso.look import check, stack_members
 from niso.manifest import load
+from niso.plan.records import Entry, Policy
 from niso.plan.subnets import NetworkRequest
 from niso.reconcile import change
 from niso.runtime.machine import Machine
@@ -172,8 +173,31 @@ class World:
         for row in self.store.services():
             if row.has_process:
                 copy = load.load(f"{row.package}/manifest.toml").spec
-                assert copy.policy == row.require_service().policy
+                assert without_texts(copy.policy) == without_texts(row.require_service().policy)
+                assert (copy.name, copy.networks, copy.share) == (
+                    row.name,
+                    row.networks,
+                    row.require_service().share,
+                )
+                assert {*copy.names} >= {*row.require_service().names} or copy.mode in (
+                    "host",
+                    "share",
+                )
                 assert copy.ports == row.require_service().ports
+
+
+def without_texts(policy: Policy) -> Policy:
+    """A policy without the words of its entries: a stack with a prefix writes ``api``, the copy ``shop-api``."""
+
+    def meanings(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        return tuple(entry._replace(text="", key="") for entry in entries)
+
+    return policy._replace(
+        allow_from=None if policy.allow_from is None else meanings(policy.allow_from),
+        deny_from=meanings(policy.deny_from),
+        egress_allow=None if policy.egress_allow is None else meanings(policy.egress_allow),
+        egress_deny=meanings(policy.egress_deny),
+    )
 
 
 def _table(named: tuple[str, dict[str, Any]]) -> str:

@@ -15,6 +15,7 @@ from niso.change import stacks
 from niso.change.deactivate import remove
 from niso.look import stack_members
 from niso.look.learn import WrittenNames
+from niso.manifest import load
 from niso.manifest import stack as manifest_stack
 
 
@@ -52,6 +53,30 @@ def test_networks_in_policies_and_addresses_are_the_stacks_own(world: World) -> 
     assert dict(spec.addresses) == {"shop-backend": "10.99.7.9"}
     peers = [entry.peer.name for entry in spec.policy.allow_from or ()]
     assert peers == ["shop-backend", "outside", "shop-db", "other"]
+
+
+def test_package_copy_of_a_prefixed_stack_has_the_names_of_its_service(world: World) -> None:
+    """Activated from the copy after a loss of the store, a service must not allow a namesake of another stack."""
+    keys = """
+    networks = ["backend", "outside"]
+    ip = { backend = "10.99.7.9" }
+    policy.allow_from = ["network:backend", "db:80"]
+    policy.egress = { allow = ["db/tcp", "network:backend:80"], deny = ["metadata", "10.0.0.1"] }
+    """
+    head = "prefix = true\n[networks]\nbackend = {subnet = '10.99.7.0/24'}\n"
+    folder = project(world, "shop", "shop", head, api=keys)
+    file = Path(folder, "stack.toml")
+    file.write_text(file.read_text().replace("[networks]\nbackend = {}\n", "", 1))
+    world.up(folder)
+    world.assert_whole()
+    copy = load.load(f"{world.store.require_active('shop-api').package}/manifest.toml").spec
+    assert [entry.text for entry in copy.policy.entries()[:3]] == [
+        "network:shop-backend",
+        "shop-db:80",
+        "shop-db/tcp",
+    ]
+    assert dict(copy.addresses) == {"shop-backend": "10.99.7.9"}
+    assert copy.hostname == "api"
 
 
 def project(world: World, below: str, name: str, head: str = "", **services: str) -> str:

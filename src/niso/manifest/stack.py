@@ -917,8 +917,39 @@ def _member(
         addresses6={networks.get(name, name): ip for name, ip in spec.addresses6.items()},
         policy=_policy(spec.policy, {"service": called, "network": networks}),
     )
+    spec = spec._replace(manifest=_written(spec, member.loaded.spec.policy))
     after = {names.get(name, name): state for name, state in member.after.items()}
     return member._replace(loaded=member.loaded._replace(spec=spec), after=after)
+
+
+def _written(spec: ServiceSpec, policy: Policy) -> dict[str, object]:
+    """Return the manifest of a member with the names that the prefix changed.
+
+    The package copy gets this manifest. Activated from the copy, the service has the same name,
+    networks and policy. ``policy`` is the policy of the member without the prefix.
+    """
+    data: dict[str, Any] = dict(spec.manifest)
+    data["package"] = {**data["package"], "name": spec.name}
+    own = {**data["network"], "aliases": spec.aliases, "share": spec.share}
+    if spec.mode in ("bridge", "none"):
+        own["hostname"] = spec.hostname
+    if spec.mode == "bridge":
+        own |= {"network": DEFAULT_NETWORK, "networks": spec.networks}
+    if isinstance(own["ip"], Mapping):
+        own["ip"] = {on: spec.statics(on) for on in (*spec.addresses, *spec.addresses6)}
+    texts: dict[str, dict[str, None]] = {}  # an entry of "metadata" has several peers
+    for old, new in zip(policy.entries(), spec.policy.entries(), strict=True):
+        head = "network:" if old.peer.kind == "network" else ""
+        ports = old.text.removeprefix(head + old.peer.name)
+        text = old.text if old.peer == new.peer else f"{head}{new.peer.name}{ports}"
+        texts.setdefault(old.text, {})[text] = None
+    rules, egress = dict(own["policy"]), dict(own["policy"]["egress"])
+    lists = (rules, "allow_from"), (rules, "deny_from"), (egress, "allow"), (egress, "deny")
+    for table, key in lists:
+        if table[key] is not None:
+            table[key] = tuple(text for old in table[key] for text in texts.get(old, (old,)))
+    data["network"] = {**own, "policy": {**rules, "egress": egress}}
+    return data
 
 
 def _policy(policy: Policy, meant: Mapping[str, Mapping[str, str]]) -> Policy:
