@@ -6,6 +6,7 @@ from stored import service_spec
 
 from niso.change.targets import Target
 from niso.plan.records import Entry, Network, Peer, Policy, Subnet
+from niso.runtime.package import PackageFiles
 
 ONE = Network("one", "", 1500, (Subnet(4, "10.99.1.0/24", "10.99.1.1"),))
 TWO = Network(
@@ -15,12 +16,9 @@ TWO = Network(
 
 def target(name: str, **network: object) -> Target:
     return Target(
-        name,
         service_spec(name, network=network),
         f"/srv/{name}/manifest.toml",
-        f"/p/{name}",
-        None,
-        None,
+        PackageFiles(f"/p/{name}", None, "0", (), ()),
     )
 
 

@@ -21,10 +21,8 @@ from niso.base.errors import NotFound
 from niso.base.report import Event, Recovered
 from niso.change import activate, journal, port_forward, stacks, undo
 from niso.change.deactivate import deactivate, remove
-from niso.change.targets import Target
 from niso.look import services
 from niso.plan.records import Port
-from niso.store.store import Store
 
 WEB = {"ports": ["8080:80"]}
 SHARE = {"mode": "share", "share": "api"}
@@ -243,20 +241,19 @@ def test_signal_ends_a_command_that_waits_for_the_lock(
         other = Other(monkeypatch)
         if at == "begin":
             other.begin()
-        begin_copies = activate._begin_copies
+        copy_packages = activate._Activation.copy_packages
 
-        def copies(store: Store, targets: list[Target]) -> list[str]:
-            fresh = begin_copies(store, targets)
+        def copies(activation: activate._Activation) -> None:
+            copy_packages(activation)
             if at == "copied":
                 other.begin()
-            return fresh
 
         def starts(what: str) -> bool:
             if at == "started" and what.startswith("start "):
                 other.begin()
             return False
 
-        monkeypatch.setattr(activate, "_begin_copies", copies)
+        monkeypatch.setattr(activate._Activation, "copy_packages", copies)
         world.processes.fail = starts
         with suppress(KeyboardInterrupt):
             command()

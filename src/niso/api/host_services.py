@@ -99,9 +99,11 @@ class Services:
         store = machine.store
         wanted = targets.find_targets(store, requested, replace, None if trust_owner else callers())
         wanted = [target._replace(take=take) for target in wanted]
-        for name, _, manifest, copy, *_ in (one for one in wanted if one.fingerprint is None):
+        for name, copy, one in ((t.name, t.files, t) for t in wanted):
+            if copy is None or copy.fingerprint is not None:
+                continue
             # the caller may have meant that folder
-            if targets.is_beside_another(name, manifest, copy):
+            if targets.is_beside_another(name, one.manifest_path, copy.folder):
                 text = f"{name}: has the manifest of its last activation, not that of ./{name}"
                 self.session.report(Caution(text, (f"to apply that one: niso activate ./{name}",)))
         self.session.expect(target.name for target in wanted if target.spec.healthcheck)

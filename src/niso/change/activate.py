@@ -9,26 +9,23 @@ process.
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 
-from niso.base import paths
 from niso.base.errors import Conflict, NotFound
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import CopyingPackage, Report, Stopping, silent
 from niso.base.signals import signals_held
 from niso.change import outside_names_refresh, sharing, start, stop
-from niso.change import scope as change_scope
-from niso.change.admit import Change, Membership, record_all
+from niso.change.admit import NO_STACK, Change, Membership, NoClaims, record_all
 from niso.change.journal import begin, end_intents, end_restart, locked, recover
-from niso.change.scope import concerned, scope_left, scope_of
+from niso.change.scope import leaving, scope_left, scope_of
 from niso.change.start import After
-from niso.change.targets import Target, apart, replaced, still_so
+from niso.change.targets import Target, replaced
 from niso.change.undo import undo_all
 from niso.kernel import host_facts
 from niso.look.host_ports import Port, rows
-from niso.plan.dns_answers import Outside
 from niso.plan.verdict import World
 from niso.reconcile.change import change, desired_now, plan
 from niso.reconcile.live_world import read_world
@@ -70,8 +67,8 @@ def activate(
     timeout_s: float,
     report: Report = silent,
     dry_run: bool = False,
-    after: start.After | None = None,
-    stack: Membership | None = None,
+    after: After | None = None,
+    stack: Membership = NO_STACK,
 ) -> list[Outcome]:
     """Activate all ``targets`` or none.
 
@@ -80,331 +77,287 @@ def activate(
     With ``stack``, its networks are created, the services join it, and former members are stopped.
     Raises InvalidInput, Conflict, KernelError, ProcessError; then everything is rolled back.
     """
-    store, kernel = machine.store, machine.kernel
-    held: cluster_claims.Held | None = None
     if dry_run:
-        followed = sharing.with_followers(store, targets, stack.leaving if stack else ())
-        held = _held(machine, followed, stack, report, dry_run=True)
-        answers = _answers(machine, targets)
-        with Lock(), store.transaction() as transaction:
-            transaction.cancel()
-            if answers:
-                store.outside.put(answers)
-            return _plan_only(machine, followed, report, stack, held)
-    ends = stack.leaving if stack else ()
-    recover(machine, report, [*ends, *(target.name for target in targets)])
-    if any(target.spec.policy.outside_names() for target in targets):
-        outside_names_refresh.prepare(machine, targets, report)
-    locks, targets = _locked(store, targets, ends)
-    every = [*ends, *(target.name for target in targets)]
+        return _planned(machine, targets, stack, report)
+    names = [*stack.leaving, *(target.name for target in targets)]
+    recover(machine, report, names)
+    outside_names_refresh.prepare(machine, targets, report)
+    locks, targets = _locked(machine.store, targets, stack)
     with locks:
+        activation = _Activation(machine, targets, stack, report)
         try:
-            fresh = _begin_copies(store, targets)
-            copies = {target.name: _copy(target, fresh, report) for target in targets}
-            held = _held(machine, targets, stack, report)
-            leaving = _stopped(machine, targets, copies, stack, report, held)
-            with Lock():
-                if held is not None:
-                    held.make_way(report)
-                scope = _scope(store, targets, leaving, stack, held)
-                with change(kernel, store, scope, report, rows_first=True) as made:
-                    changes = record_all(machine, targets, copies, leaving, stack, held)
-                    _bar_names(machine, targets, report)
-                    start.expect(machine.processes, changes)
+            activation.copy_packages()
+            activation.claim()
+            activation.stop_leaving()
+            changes = activation.change()
             start.run(machine.processes, changes, timeout_s, report, after)
-            if held is not None:
-                held.publish(report)
-            _keep_manifests(changes)
-            # the activation has succeeded: an interrupt here would only leave unused copies
-            with Lock(), signals_held():
-                with change_scope.leaving(machine, _left(changes), report):
-                    touched = _touched(store, changes, bool(made.steps) and not leaving)
-                    _drop_left(store, changes, stack)
-                for done in changes:
-                    package.keep_only(done.name, {done.row.package})
-                for target in targets:
-                    if target.contents is not None:
-                        target.contents.save()
+            activation.claims.publish(report)
+            changed = activation.finish(changes)
         except BaseException as error:
-            _undo(machine, every, error, held, report)
+            activation.undo(error)
             raise
         finally:
-            if held is not None:
-                held.close()
-        if store.cluster_id():
-            _tell(machine, _untold(store, every, changes, held), report)
-        return [_outcome(store, done, done.name in touched) for done in changes]
-
-
-def _undo(
-    machine: Machine,
-    every: list[str],
-    error: BaseException,
-    held: cluster_claims.Held | None,
-    report: Report,
-) -> None:
-    """Undo the activation after an error. Raises ErrorGroup if that fails."""
-
-    undo_all(machine, every, error, report)
-    if held is not None and held.homes:
-        _tell(machine, held.homes, report)
-
-
-def _untold(
-    store: Store, every: list[str], changes: list[Change], held: cluster_claims.Held | None
-) -> list[str]:
-    """Return the services whose claims in the cluster do not match their rows yet."""
-
-    from niso.change import cluster_claims
-
-    pairs = ((c.name, c.before.provider if c.before else None) for c in changes)
-    untold = cluster_claims.behind(store, pairs)
-    others = (name for name in every if held is None or name not in held)
-    return list(dict.fromkeys((*untold, *others)))
-
-
-def _tell(machine: Machine, services: Iterable[str], report: Report) -> None:
-    """Publish to the cluster that services have ended, or no longer need a claim."""
-
-    from niso.change import cluster_claims
-
-    cluster_claims.tell(machine, services, report)
-
-
-def _locked(
-    store: Store, wanted: list[Target], ends: tuple[str, ...]
-) -> tuple[ExitStack, list[Target]]:
-    """Lock ``ends``, the services, and those that must restart with them.
-
-    Returns the locks, and the services as they are now: while this waited, the holder of a lock may
-    have stopped or started a service that shares a namespace. Raises NotFound if a service was
-    removed, Conflict if new services appear again and again.
-    """
-    for _ in range(_TRIES):
-        names = {*ends, *(t.name for t in wanted), *sharing.followers(store, wanted, ends)}
-        with locked(store, list(names)) as locks:
-            now = [still_so(store, target) for target in wanted]
-            now = sharing.with_followers(store, now, ends)
-            if names >= {target.name for target in now}:
-                return locks.pop_all(), now
-    raise Conflict("other niso commands keep starting services that share a namespace", "try again")
-
-
-def _stopped(
-    machine: Machine,
-    targets: list[Target],
-    copies: dict[str, str],
-    stack: Membership | None,
-    report: Report,
-    held: cluster_claims.Held | None,
-) -> list[ServiceRow]:
-    """Stop the processes of services that leave the stack, and return their rows.
-
-    Their intents are undone like those of an activation.
-    """
-    if stack is None or not stack.leaving:
-        return []
-    store, kernel = machine.store, machine.kernel
-    rows = _leaving(store, stack)
-    if rows:
-        # detect conflicts before anything is stopped
-        with Lock():
-            scope = _scope(store, targets, rows, stack, held)
-            with change(kernel, store, scope, dry_run=True):
-                record_all(machine, targets, copies, rows, stack, held)
-
-    begin(store, list(stack.leaving), "activate")
-    stop.raise_all(list(stop.stop(machine.processes, rows, report, stack.needs).values()))
-    return rows
-
-
-def _leaving(store: Store, stack: Membership | None) -> list[ServiceRow]:
-    """Return the active services that leave the stack."""
-    rows = [store.service(name) for name in (stack.leaving if stack else ())]
-    return [row for row in rows if row is not None and row.active]
-
-
-def _held(
-    machine: Machine,
-    targets: list[Target],
-    stack: Membership | None,
-    report: Report,
-    dry_run: bool = False,
-) -> cluster_claims.Held | None:
-    """Claim what services need on networks that span hosts; None if they are on none."""
-    if not machine.store.cluster_id():
-        return None
-
-    from niso.change import cluster_claims
-
-    requests = stack.networks if stack else ()
-    made = [request.name for request in requests if not request.span]
-    unobserved = [request.name for request in requests if not request.observe]
-    return cluster_claims.prepare(machine, targets, made, report, dry_run, unobserved)
-
-
-def _scope(
-    store: Store,
-    targets: list[Target],
-    leaving: list[ServiceRow],
-    stack: Membership | None,
-    held: cluster_claims.Held | None,
-) -> Scope:
-    made = [
-        request.name
-        for request in (stack.networks if stack else ())
-        if store.network(request.name) is None
-    ]
-    # the name of a service that shares a namespace resolves only while it is active
-    shared = store.names_with(store.with_companions(row.name for row in leaving if row.provider))
-    names = (*shared, *(("network", name) for name in made))
-    scope = scope_of(store, targets).joined(
-        concerned(store, (row.name for row in leaving), names=names)
-    )
-    return scope if held is None else scope.joined(held.scope())
-
-
-def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:
-    """Return the services whose rows an activation changed.
-
-    If it changed only the kernel, which ``steps`` says, return all of them.
-    """
-    changed = {
-        change.name
-        for change in changes
-        if change.restarts
-        or (intent := store.intent(change.name)) is None
-        or not store.is_as_before(intent)
-    }
-    return {change.name for change in changes} if steps and not changed else changed
-
-
-def _begin_copies(store: Store, targets: list[Target]) -> list[str]:
-    """Begin the intents of services whose package must be copied; return these services.
-
-    If this process dies, recovery deletes the copies.
-    """
-    fresh = [target.name for target in targets if _is_fresh(target)]
-    begin(store, fresh, "activate")
-    return fresh
-
-
-def _is_fresh(target: Target) -> bool:
-    """Return whether a service's package must be copied."""
-    return target.fingerprint is not None and not package.is_copied(
-        target.name,
-        target.fingerprint,
-        target.folder,
-        apart(target.rootfs, target.spec),
-        target.manifest_path,
-    )
-
-
-def _copy_path(target: Target) -> str:
-    """Return the path of the package copy."""
-    if target.fingerprint is None:
-        return target.folder
-    return os.path.join(paths.package_dir(target.name), target.fingerprint)
-
-
-def _copy(target: Target, fresh: Container[str], report: Report) -> str:
-    """Copy the package of a service if it is in ``fresh``; return the path of the copy."""
-    if target.name in fresh and target.fingerprint is not None and target.contents is not None:
-        if target.folder:  # a service of a stack.toml may have no package
-            report(CopyingPackage(target.folder))
-        package.copy(
-            target.name,
-            target.folder,
-            apart(target.rootfs, target.spec),
-            target.fingerprint,
-            target.contents,
-            target.manifest_path,
-            target.spec,
-        )
-    return _copy_path(target)
-
-
-def _keep_manifests(changes: Iterable[Change]) -> None:
-    """Make the manifests of package copies those that are active. Raises Error."""
-    for one in changes:
-        package.keep_manifest(one.row.package, one.row.require_service())
+            activation.claims.close()
+        activation.release_claims(changes)
+        return [_outcome(machine.store, done, done.name in changed) for done in changes]
 
 
 def foreseen(
-    machine: Machine, targets: list[Target], stack: Membership | None = None
+    machine: Machine, targets: list[Target], stack: Membership = NO_STACK
 ) -> tuple[World, World]:
     """Return the present services and networks, and those after `activate`, as two worlds.
 
     Nothing changes. Raises the errors of `activate`.
     """
-
-    store, kernel = machine.store, machine.kernel
-    followed = sharing.with_followers(store, targets, stack.leaving if stack else ())
-    held = _held(machine, followed, stack, silent, dry_run=True)
-    answers = _answers(machine, targets)
-    with Lock(), store.transaction() as transaction:
-        transaction.cancel()
-        before = read_world(kernel, store)
-        if answers:
-            store.outside.put(answers)
-        _plan_only(machine, followed, silent, stack, held)
-        return before, read_world(kernel, store)
+    worlds: list[World] = []
+    observe = lambda: worlds.append(read_world(machine.kernel, machine.store))  # noqa: E731
+    _planned(machine, targets, stack, silent, observe)
+    before, after = worlds
+    return before, after
 
 
-def _bar_names(machine: Machine, targets: list[Target], report: Report) -> None:
-    """Remove addresses in networks that the command creates from outside names."""
-    if any(target.spec.policy.outside_names() for target in targets):
-        outside_names_refresh.bar(machine, targets, report)
-
-
-def _answers(machine: Machine, targets: list[Target]) -> list[Outside]:
-    """Resolve the outside names of services without recording the answers."""
-    if not any(target.spec.policy.outside_names() for target in targets):
-        return []
-
-    return outside_names_refresh.look(machine, targets)
-
-
-def _plan_only(
+def _planned(
     machine: Machine,
     targets: list[Target],
+    stack: Membership,
     report: Report,
-    stack: Membership | None,
-    held: cluster_claims.Held | None,
+    observe: Callable[[], object] = lambda: None,
 ) -> list[Outcome]:
-    store, kernel = machine.store, machine.kernel
-    for target in filter(_is_fresh, targets):
-        if target.folder:
-            report(CopyingPackage(target.folder))
-    copies = {target.name: _copy_path(target) for target in targets}
-    leaving = _leaving(store, stack)
-    for row in leaving:
-        report(Stopping(row.name))
-    scope = _scope(store, targets, leaving, stack, held)
-    before = desired_now(kernel, store, scope)
-    changes = record_all(machine, targets, copies, leaving, stack, held)
-    _bar_names(machine, targets, report)
-    steps = plan(kernel, store, scope, before).steps
-    for step in steps:
-        report(step)
-    for done in changes:
-        if done.rehosts:
-            report(start.event_of(done))
-    for done in changes:
-        if done.restarts:
-            if done.before is not None and done.before.active:
-                report(Stopping(done.name))
-            report(start.event_of(done))
-    touched = _touched(store, changes, bool(steps) and not leaving)
-    left = _left(changes)
-    scope = scope_left(store, left)
-    before = desired_now(kernel, store, scope)
-    _drop_left(store, changes, stack)
-    reported = set(steps)  # these were not carried out, so the next plan contains them again
-    for step in plan(kernel, store, scope, before).steps if left else []:
-        if step not in reported:
-            report(step)
-    return [_outcome(store, done, done.name in touched) for done in changes]
+    """Report what `activate` would do, without doing it.
+
+    ``observe`` is called with the rows of before, and with those that the activation would write.
+    """
+    store = machine.store
+    targets = sharing.with_followers(store, targets, stack.leaving)
+    activation = _Activation(machine, targets, stack, report)
+    activation.claim(dry_run=True)
+    answers = outside_names_refresh.look(machine, targets)
+    with Lock(), store.transaction() as transaction:
+        transaction.cancel()
+        observe()
+        store.outside.put(answers)
+        outcomes = activation.plan()
+        observe()
+        return outcomes
+
+
+def _locked(
+    store: Store, wanted: list[Target], stack: Membership
+) -> tuple[ExitStack, list[Target]]:
+    """Lock the services, those that leave the stack, and those that must restart with them.
+
+    Returns the locks, and the services as they are now: while this waited, the holder of a lock may
+    have stopped or started a service that shares a namespace. Raises NotFound if a service was
+    removed, Conflict if new ones keep appearing.
+    """
+    names = {*stack.leaving, *(target.name for target in wanted)}
+    for _ in range(_TRIES):
+        with locked(store, list(names)) as locks:
+            now = sharing.with_followers(store, wanted, stack.leaving)
+            missing = {target.name for target in now} - names
+            if not missing:
+                return locks.pop_all(), now
+            names |= missing
+    raise Conflict("other niso commands keep starting services that share a namespace", "try again")
+
+
+class _Activation:
+    """The steps of one activation. The caller holds the locks of its services."""
+
+    def __init__(
+        self, machine: Machine, targets: list[Target], stack: Membership, report: Report
+    ) -> None:
+        self._machine, self._store, self._kernel = machine, machine.store, machine.kernel
+        self._targets, self._stack, self._report = targets, stack, report
+        self._names = [*stack.leaving, *(target.name for target in targets)]
+        self._copies = {
+            target.name: target.files.copy_path(target.name)
+            for target in targets
+            if target.files is not None
+        }
+        self._leaving: list[ServiceRow] = []
+        """The active services that leave the stack."""
+        self._has_steps = False
+        """Whether the kernel changed."""
+        self.claims: cluster_claims.Held | NoClaims = NoClaims()
+        """What the services have claimed in the cluster."""
+
+    # --- the steps, in order ------------------------------------------------------------------
+
+    def copy_packages(self) -> None:
+        """Copy the packages that have changed; if niso is killed, recovery deletes the copies."""
+        fresh = self._fresh()
+        begin(self._store, [target.name for target in fresh], "activate")
+        for target in fresh:
+            self._report_copy(target)
+            if (files := target.files) is not None:
+                files.copy(target.spec, target.manifest_path)
+
+    def claim(self, dry_run: bool = False) -> None:
+        """Claim what the services need on networks that span hosts."""
+        if not self._store.cluster_id():
+            return
+
+        from niso.change import cluster_claims
+
+        requests = self._stack.networks
+        made = [request.name for request in requests if not request.span]
+        unobserved = [request.name for request in requests if not request.observe]
+        self.claims = cluster_claims.prepare(
+            self._machine, self._targets, made, self._report, dry_run, unobserved
+        )
+
+    def stop_leaving(self) -> None:
+        """Stop the processes of services that leave the stack.
+
+        Their intents are undone like those of the activated services.
+        """
+        self._find_leaving()
+        if self._leaving:
+            # detect conflicts before anything is stopped
+            with Lock(), change(self._kernel, self._store, self._scope(), dry_run=True):
+                self._record()
+        begin(self._store, [*self._stack.leaving], "activate")
+        ended = stop.stop(self._machine.processes, self._leaving, self._report, self._stack.needs)
+        stop.raise_all([*ended.values()])
+
+    def change(self) -> list[Change]:
+        """Record the services, and change the kernel to match the rows."""
+        with Lock():
+            self.claims.make_way(self._report)
+            scope = self._scope()
+            with change(self._kernel, self._store, scope, self._report, rows_first=True) as made:
+                changes = self._record()
+                outside_names_refresh.bar(self._machine, self._targets, self._report)
+                start.expect(self._machine.processes, changes)
+        self._has_steps = bool(made.steps)
+        return changes
+
+    def finish(self, changes: list[Change]) -> set[str]:
+        """End the intents and drop what the services have left; return the changed services."""
+        for done in changes:
+            package.keep_manifest(done.row.package, done.target.spec)
+        left = _left(changes)
+        # the activation has succeeded: an interrupt here would only leave unused copies
+        with Lock(), signals_held():
+            with leaving(self._machine, left, self._report):
+                changed = self._changed(changes)
+                self._end(left)
+            for done in changes:
+                package.keep_only(done.row.name, {done.row.package})
+            for target in self._targets:
+                if target.files is not None and target.files.contents is not None:
+                    target.files.contents.save()
+        return changed
+
+    def release_claims(self, changes: list[Change]) -> None:
+        """Publish to the cluster that services have ended, or no longer need a claim."""
+        if not self._store.cluster_id():
+            return
+
+        from niso.change import cluster_claims
+
+        pairs = ((c.name, c.before.provider if c.before else None) for c in changes)
+        untold = cluster_claims.behind(self._store, pairs)
+        others = (name for name in self._names if name not in self.claims)
+        services = list(dict.fromkeys((*untold, *others)))
+        cluster_claims.tell(self._machine, services, self._report)
+
+    def undo(self, error: BaseException) -> None:
+        """Undo the activation after an error. Raises ErrorGroup if that fails."""
+        undo_all(self._machine, self._names, error, self._report)
+        if self.claims.homes:
+            from niso.change import cluster_claims
+
+            cluster_claims.tell(self._machine, self.claims.homes, self._report)
+
+    # --- without changing anything ------------------------------------------------------------
+
+    def plan(self) -> list[Outcome]:
+        """Report what the steps would do. The caller holds niso's lock, and cancels the rows."""
+        store, kernel = self._store, self._kernel
+        for target in self._fresh():
+            self._report_copy(target)
+        self._find_leaving()
+        for row in self._leaving:
+            self._report(Stopping(row.name))
+        scope = self._scope()
+        before = desired_now(kernel, store, scope)
+        changes = self._record()
+        outside_names_refresh.bar(self._machine, self._targets, self._report)
+        steps = plan(kernel, store, scope, before).steps
+        self._has_steps = bool(steps)
+        for step in steps:
+            self._report(step)
+        for done in changes:
+            if done.rehosts:
+                self._report(start.event_of(done))
+        for done in changes:
+            if done.restarts:
+                if done.before is not None and done.before.active:
+                    self._report(Stopping(done.name))
+                self._report(start.event_of(done))
+        changed = self._changed(changes)
+        left = _left(changes)
+        scope = scope_left(store, left)
+        before = desired_now(kernel, store, scope)
+        self._end(left)
+        reported = set(steps)  # these were not carried out, so the next plan contains them again
+        for step in plan(kernel, store, scope, before).steps if left else []:
+            if step not in reported:
+                self._report(step)
+        return [_outcome(store, done, done.name in changed) for done in changes]
+
+    # --- parts of steps -----------------------------------------------------------------------
+
+    def _fresh(self) -> list[Target]:
+        """Return the services whose package must be copied."""
+        return [
+            target
+            for target in self._targets
+            if target.files is not None
+            and target.files.must_be_copied(target.name, target.manifest_path)
+        ]
+
+    def _report_copy(self, target: Target) -> None:
+        if target.files is not None and target.files.folder:
+            # a service of a stack.toml may have no package
+            self._report(CopyingPackage(target.files.folder))
+
+    def _find_leaving(self) -> None:
+        rows = map(self._store.service, self._stack.leaving)
+        self._leaving = [row for row in rows if row is not None and row.active]
+
+    def _scope(self) -> Scope:
+        """Return the scope of the change, by the present rows."""
+        store = self._store
+        made = [one.name for one in self._stack.networks if store.network(one.name) is None]
+        scope = scope_of(store, self._targets).joined(stop.scope_of(store, self._leaving))
+        names = tuple(("network", name) for name in made)
+        return scope.joined(Scope((), (), names=names)).joined(self.claims.scope())
+
+    def _record(self) -> list[Change]:
+        """Write the wanted rows. Raises the errors of `record_all`."""
+        self.claims.record()
+        return record_all(self._machine, self._targets, self._copies, self._leaving, self._stack)
+
+    def _changed(self, changes: list[Change]) -> set[str]:
+        """Return the services whose rows changed; if only the kernel changed, all of them."""
+        changed = {
+            done.name
+            for done in changes
+            if done.restarts
+            or (intent := self._store.intent(done.name)) is None
+            or not self._store.is_as_before(intent)
+        }
+        only_kernel = self._has_steps and not self._leaving and not changed
+        return {done.name for done in changes} if only_kernel else changed
+
+    def _end(self, left: set[str]) -> None:
+        """End the intents and drop unused implicit networks."""
+        for name in self._names:
+            self._store.end_intent(name)
+        self._store.drop_implicit_networks(left)
 
 
 def _left(changes: list[Change]) -> set[str]:
@@ -414,18 +367,11 @@ def _left(changes: list[Change]) -> set[str]:
     }
 
 
-def _drop_left(store: Store, changes: list[Change], stack: Membership | None) -> None:
-    """End the intents and drop unused implicit networks."""
-    for name in (*(done.name for done in changes), *(stack.leaving if stack else ())):
-        store.end_intent(name)
-    store.drop_implicit_networks(_left(changes))
-
-
-def _outcome(store: Store, change: Change, changed: bool) -> Outcome:
-    addresses = tuple(address for _, address in store.addresses(change.name))
-    ports = rows((port for _, port in store.ports(change.name)), store.port_families(change.name))
-    is_job = change.target.spec.kind == "job"
-    return Outcome(change.name, changed, addresses, ports, is_job)
+def _outcome(store: Store, done: Change, changed: bool) -> Outcome:
+    name = done.row.name
+    addresses = tuple(address for _, address in store.addresses(name))
+    ports = rows((port for _, port in store.ports(name)), store.port_families(name))
+    return Outcome(name, changed, addresses, ports, done.target.spec.kind == "job")
 
 
 # --- restart --------------------------------------------------------------------------------------

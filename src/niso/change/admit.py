@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import NamedTuple
 from niso.base.names import link_prefix, prefix, veth
+from niso.base.report import Report
 from niso.change import sharing, stop, targets
 from niso.change.networks import ensure, observes, plan_network
 from niso.change.ports import Command, admit
@@ -28,11 +29,8 @@ from niso.runtime.machine import Machine
 from niso.store import service_rows
 from niso.store.attached_rows import Attached, wishes
 from niso.store.service_rows import ServiceRow
+from niso.store.snapshots import Scope
 from niso.store.store import Store
-
-if TYPE_CHECKING:
-    from niso.change import cluster_claims
-
 
 # --- one service ----------------------------------------------------------------------------------
 
@@ -81,19 +79,15 @@ def record_all(
     targets: list[Target],
     copies: dict[str, str],
     leaving: list[ServiceRow],
-    stack: Membership | None,
-    held: cluster_claims.Held | None,
+    stack: Membership,
 ) -> list[Change]:
     """Write the wanted state of all services of a command, and of its ``stack``, to the store.
 
     ``copies`` are the paths of the packages by service, ``leaving`` the services that the command
-    ends, ``held`` the claims that it has in the cluster. Raises the errors of `record`, of all
-    services.
+    ends. Raises the errors of `record`, of all services.
     """
     store = machine.store
-    if held is not None:
-        held.record()
-    if stack is not None:
+    if stack.stack:
         prepare(machine, stack, copies)
         stop.go(machine, leaving)
     for target in targets:
@@ -119,7 +113,7 @@ def record_all(
 
     changes = [made[target.name] for target in targets]
     sharing.check(store, [change.row for change in changes], leaving)
-    if stack is not None:
+    if stack.stack:
         for change in changes:
             store.join_stack(change.name, stack.stack, stack.file)
     return changes
@@ -192,27 +186,28 @@ def _record(
     # a new activation has new link names: the old links may not be deleted yet
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
     generation = links.generation(name, on, generation)
-    if wanted.mode == "attached" or not target.with_process:
+    if target.files is None:
         uid = before.uid if before else store.uid_of_nobody()
-        spec = old_spec = None
+        process = None
     else:
         from niso.change import process_record
 
-        uid, spec, old_spec = process_record.specified(
-            store, target, copy, generation, provider, before
+        process = process_record.specified(
+            machine, target, target.files, copy, generation, provider, before
         )
+        uid = process.uid
     row = ServiceRow(
         name=name,
         manifest_path=target.manifest_path,
         manifest=service_rows.encode_service(wanted),
-        rootfs=target.rootfs,
+        rootfs=target.files.rootfs if target.files is not None else None,
         package=copy,
         fingerprint=os.path.basename(copy),
         uid=uid,
         active=True,
         generation=generation,
         networks=on,
-        spec="" if spec is None else service_rows.encode_process(spec),
+        spec="" if process is None else service_rows.encode_process(process.spec),
         created_at=before.created_at if before else time.time(),
         activated_at=before.activated_at if before and was_active else time.time(),
         mode=wanted.mode,
@@ -222,9 +217,9 @@ def _record(
     ports_before = [port for _, port in store.ports(name)] if was_active else []
     store.put_service(row)
     former = None
-    if target.attached is not None:
+    if target.attaching is not None:
         former = store.attachments.get(name)
-        store.attachments.put(target.attached, target.links)
+        store.attachments.put(*target.attaching)
     store.set_names(name, tuple(alias for alias in wanted.names if alias not in held))
     store.set_extra_hosts(name, wanted.extra_hosts.items())
     store.set_endpoints(name, on)
@@ -236,8 +231,8 @@ def _record(
         policy = live_world.begun(policy, store.policy(name), time.time())
     store.set_policy(name, None if policy.is_empty else policy)
     _check_peers(store, wanted, together)
-    if target.attached is not None:
-        _check_chosen(store, target.attached, former)
+    if target.attaching is not None:
+        _check_chosen(store, target.attaching.attached, former)
     for network in on:
         try:
             kept = store.attachment_key(name)
@@ -245,11 +240,9 @@ def _record(
         except (Conflict, InvalidInput) as error:
             errors.append(error)
     _set_ports(machine, target, before, ports_before, Command(together, named))
-    if spec is None:
+    if process is None:
         return Change(target, before, row, restarts=False)
-    from niso.change import process_record
-
-    return Change(target, before, row, *process_record.effect(machine, name, old_spec, spec))
+    return Change(target, before, row, process.restarts, process.rehosts)
 
 
 def _refuse_macs(store: Store, name: str, networks: tuple[str, ...]) -> None:
@@ -296,7 +289,7 @@ def _set_ports(
         keys,
         command,
         host_ports.published_by(before) if before is not None else (),
-        target.attached is not None and target.attached.owner in host_ports.HOLDERS,
+        target.attaching is not None and target.attaching.attached.owner in host_ports.HOLDERS,
     )
     store.set_ports(target.name, ports, chosen)
     for sharer in store.sharers(target.name):
@@ -586,6 +579,39 @@ class Membership(NamedTuple):
     needs: Needs  # dependencies, for the order in which the leaving services end
     replace: bool = False  # take over a stack of this name from another file
     prefix: str = ""  # of its networks' names
+
+
+NO_STACK = Membership("", "", "", (), (), {})
+"""The membership of services that are activated without a stack."""
+
+
+class NoClaims:
+    """The claims of a command that needs nothing of a cluster (`cluster_claims.Held`)."""
+
+    homes: Collection[str] = ()
+
+    def __contains__(self, service: str) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Close nothing."""
+
+    def networks(self, service: str) -> Collection[str]:
+        """Return no network."""
+        return ()
+
+    def make_way(self, report: Report) -> None:
+        """Remove nothing: no name or address is claimed."""
+
+    def scope(self) -> Scope:
+        """Return an empty scope."""
+        return Scope((), ())
+
+    def record(self) -> None:
+        """Record no claim."""
+
+    def publish(self, report: Report) -> None:
+        """Publish nothing."""
 
 
 def shared(store: Store, wanted: Membership) -> Iterator[tuple[str, str]]:

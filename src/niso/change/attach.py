@@ -23,9 +23,9 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import MAC_PREFIX, family_of
 from niso.base.report import Report, silent
 from niso.change import journal, stop
-from niso.change.admit import LinkNames, record, release
+from niso.change.admit import LinkNames, NoClaims, record, release
 from niso.change.scope import leaving, scope_of
-from niso.change.targets import Target
+from niso.change.targets import Attaching, Target
 from niso.kernel.netns import ForeignNetns
 from niso.look.host_ports import Port, rows
 from niso.manifest.policy import Subject, about
@@ -114,42 +114,42 @@ def attach(
             _forget(machine, row, report)
             before = None
         target = target_of(store, request, foreign, before)
-        held: cluster_claims.Held | None = None
+        claims: cluster_claims.Held | NoClaims = NoClaims()
         try:
-            held = _held(machine, target, report) if store.cluster_id() else None
-            done = _apply(machine, target, held, report)
+            claims = _claimed(machine, target, report)
+            done = _apply(machine, target, claims, report)
         except BaseException as error:
             from niso.change.undo import undo_all
 
             undo_all(machine, [request.name], error, report)
             raise
         finally:
-            if held is not None:
-                held.close()
-        if held is None and store.cluster_id():
+            claims.close()
+        if request.name not in claims and store.cluster_id():
             _tell(machine, request.name, report)
         return done
 
 
-def _held(machine: Machine, target: Target, report: Report) -> cluster_claims.Held | None:
-    """Claim what an attachment needs on networks that span hosts; None if it is on none.
+def _claimed(machine: Machine, target: Target, report: Report) -> cluster_claims.Held | NoClaims:
+    """Claim what an attachment needs on networks that span hosts.
 
     Raises InvalidInput, Conflict, NoAnswer, Error.
     """
+    if not machine.store.cluster_id():
+        return NoClaims()
 
     from niso.change import cluster_claims
 
-    held = cluster_claims.prepare(machine, [target], (), report)
-    own = [link for link in target.links if link.mac] if held is not None else []
-    for link in own:
-        if held is not None and link.network in held.networks(target.name):
-            held.close()
+    claims = cluster_claims.prepare(machine, [target], (), report)
+    for link in target.attaching.links if target.attaching is not None else ():
+        if link.mac and link.network in claims.networks(target.name):
+            claims.close()
             raise InvalidInput(
                 f"network {link.network!r} spans hosts, which derive the MAC address of what is"
                 " there from its name",
                 "leave out the MAC address",
             )
-    return held
+    return claims
 
 
 def _tell(machine: Machine, name: str, report: Report) -> None:
@@ -161,34 +161,33 @@ def _tell(machine: Machine, name: str, report: Report) -> None:
 
 
 def _apply(
-    machine: Machine, target: Target, held: cluster_claims.Held | None, report: Report
+    machine: Machine, target: Target, claims: cluster_claims.Held | NoClaims, report: Report
 ) -> Attachment:
     """Record an attachment and update the kernel; the caller undoes it after an error."""
     store, kernel, name = machine.store, machine.kernel, target.name
     alone = frozenset([name])
     with Lock():
         scope = scope_of(store, [target])
-        if held is not None:
-            held.make_way(report)
-            scope = scope.joined(held.scope())
+        claims.make_way(report)
+        scope = scope.joined(claims.scope())
         with change(kernel, store, scope, report, rows_first=True) as made:
-            if held is not None:
-                held.record()
+            claims.record()
             release(store, target)
             recorded = record(machine, target, "", alone, alone, LinkNames(store))
-            assert target.attached is not None
-            if POD_POLICY in wishes(target.attached)["labels"] and not store.publishes(name):
-                to = next((link for link in target.links if link.routes), target.links[0])
+            assert target.attaching is not None
+            attached, links = target.attaching
+            if POD_POLICY in wishes(attached)["labels"] and not store.publishes(name):
+                to = next((link for link in links if link.routes), links[0])
                 store.put_published_row(name, (name, to.network, 0))
             intent = store.intent(name)
             assert intent is not None
             as_before = store.is_as_before(intent)
         was = recorded.before.networks if recorded.before is not None else ()
         left = set(was) - set(recorded.row.networks)
-        if held is None:
+        if name not in claims:
             _end(machine, name, left, report)
-    if held is not None:
-        held.publish(report)
+    if name in claims:
+        claims.publish(report)
         with Lock():
             _end(machine, name, left, report)
     return Attachment(
@@ -459,9 +458,7 @@ def target_of(
             }
         ),
     )
-    return Target(
-        request.name, _spec(request), "", "", None, None, attached=attached, links=tuple(links)
-    )
+    return Target(_spec(request), "", files=None, attaching=Attaching(attached, tuple(links)))
 
 
 def _links(

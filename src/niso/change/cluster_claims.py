@@ -15,6 +15,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import DEFAULT_NETWORK
 from niso.base.report import AskingCluster, Caution, Report, silent
 from niso.change import span_networks
+from niso.change.admit import NoClaims
 from niso.change.journal import locked
 from niso.change.targets import Target
 from niso.cluster import mirror, view
@@ -207,8 +208,8 @@ def prepare(
     report: Report,
     dry_run: bool = False,
     unobserved: Collection[str] = (),
-) -> Held | None:
-    """Claim what services need in the cluster; None if they need nothing.
+) -> Held | NoClaims:
+    """Claim what services need in the cluster.
 
     ``made`` are networks that the command creates on this host. ``unobserved`` are networks whose
     flows are not recorded, if they are new here. With ``dry_run`` nothing is claimed. Raises
@@ -225,7 +226,7 @@ def prepare(
     unknown = [net for net in on if net != DEFAULT_NETWORK and store.network(net) is None]
     joined = machine.joined() if spans or unknown or around else None
     if joined is None:
-        return None
+        return NoClaims()
     # if all claims are recorded already, the command can do without an answer, and waits less
     brief = not unknown and all(
         own_record(store, target, needs_of(store, target, spans, names)) for target in targets
@@ -264,7 +265,7 @@ def prepare(
     # otherwise the claims use the connection until the command ends
     if not wanted or dry_run:
         engine.close()
-    return held if wanted else None
+    return held if wanted else NoClaims()
 
 
 def tell(machine: Machine, services: Iterable[str], report: Report, final: bool = True) -> None:

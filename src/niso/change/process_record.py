@@ -11,12 +11,15 @@ import os
 from niso.base.errors import Error, InvalidInput, ProcessError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import Report
-from niso.change import sharing, targets
-from niso.change.targets import Target
+from niso.change import sharing
+from niso.change.targets import FIRST_UID, Target
 from niso.kernel import host_facts
-from niso.plan.specs import ProcessSpec, Secret
+from niso.plan.specs import ProcessSpec, Secret, ServiceSpec
 from niso.runtime import sources, volumes
+from niso.runtime.crun import path_env
+from niso.runtime.entrypoint import resolve_entrypoint, resolve_user
 from niso.runtime.machine import Machine
+from niso.runtime.package import PackageFiles
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
 
@@ -27,42 +30,46 @@ if TYPE_CHECKING:
 # --- uid and ProcessSpec --------------------------------------------------------------------------
 
 
+class Recorded(NamedTuple):
+    """The process of a service as an activation records it, and what that changes."""
+
+    uid: int
+    spec: ProcessSpec
+    restarts: bool  # the process must be started or restarted
+    rehosts: bool  # the process only needs another hosts file
+
+
 def specified(
-    store: Store,
+    machine: Machine,
     target: Target,
+    files: PackageFiles,
     copy: str,
     generation: int,
     provider: str | None,
     before: ServiceRow | None,
-) -> tuple[int, ProcessSpec, ProcessSpec | None]:
-    """Return (uid, the wanted process, the previous process if it may be running).
+) -> Recorded:
+    """Return the wanted process of a service whose row is ``before``.
 
-    ``before`` is the service's row. Raises InvalidInput.
+    A process that has ended and waits for its automatic restart is started immediately, and has to
+    stay up. Raises InvalidInput.
     """
+    store = machine.store
     was_active = before is not None and before.active
     uid = before.uid if before else _free_uid(store, target.name)
     old = before.process if before is not None else None
-    spec = _identified(target, _spec(store, target, copy, generation, uid, provider), old)
+    is_known = files.fingerprint is None
+    spec = _spec(store, target.spec, files, copy, generation, uid, provider)
+    spec = _identified(spec, old, is_known)
     old = old if was_active else None
     if before is not None and old is not None and "host" not in (before.mode, target.spec.mode):
         # changed name servers do not by themselves cause a restart
         same = spec._replace(resolv_conf=old.resolv_conf)
         spec = same if same == old else spec
-    return uid, spec, old
-
-
-def effect(
-    machine: Machine, name: str, old: ProcessSpec | None, spec: ProcessSpec
-) -> tuple[bool, bool]:
-    """Return (whether the process must be restarted, whether it only needs another hosts file).
-
-    A process that has ended and waits for its automatic restart is started immediately, and has to
-    stay up.
-    """
-    lives = machine.processes.runs(name) and machine.processes.status(name).state != "restarting"
+    processes, name = machine.processes, target.name
+    lives = processes.runs(name) and processes.status(name).state != "restarting"
     running = old if lives else None
-    rehosts = can_swap(machine.processes, running, spec)
-    return not rehosts and running != spec, rehosts
+    rehosts = can_swap(processes, running, spec)
+    return Recorded(uid, spec, not rehosts and running != spec, rehosts)
 
 
 def _free_uid(store: Store, service: str) -> int:
@@ -72,18 +79,18 @@ def _free_uid(store: Store, service: str) -> int:
     """
     kept = volumes.owners()
     for uid in sorted(kept.pop(service, ())):
-        if uid >= targets.FIRST_UID and store.free_uid(uid) == uid:
+        if uid >= FIRST_UID and store.free_uid(uid) == uid:
             return uid
-    return store.free_uid(targets.FIRST_UID, set().union(*kept.values()))
+    return store.free_uid(FIRST_UID, set().union(*kept.values()))
 
 
-def _identified(target: Target, spec: ProcessSpec, old: ProcessSpec | None) -> ProcessSpec:
+def _identified(spec: ProcessSpec, old: ProcessSpec | None, is_known: bool) -> ProcessSpec:
     """Return the spec with the identities of its rootfs and host volumes.
 
-    If a service is activated by its name, they stay those of the last activation, ``old``. Raises
-    InvalidInput.
+    If a service ``is_known``, activated by its name, they stay those of the last activation,
+    ``old``. Raises InvalidInput.
     """
-    if old is not None and target.fingerprint is None:
+    if old is not None and is_known:
         known = {volume.name: volume for volume in old.volumes if volume.identity is not None}
         spec = spec._replace(
             rootfs_identity=old.rootfs_identity,
@@ -105,22 +112,29 @@ def _identified(target: Target, spec: ProcessSpec, old: ProcessSpec | None) -> P
 
 
 def _spec(
-    store: Store, target: Target, copy: str, generation: int, uid: int, provider: str | None
+    store: Store,
+    wanted: ServiceSpec,
+    files: PackageFiles,
+    copy: str,
+    generation: int,
+    uid: int,
+    provider: str | None,
 ) -> ProcessSpec:
-    wanted = target.spec
-    at_home = sharing.home(store, target.name, wanted, provider)
-    uid, gid, groups, user_name, home = targets.user(target, uid)
+    """Return the process of a manifest; its program and user are looked up in the copy."""
+    at_home = sharing.home(store, wanted.name, wanted, provider)
+    uid, gid, groups, user_name, home = resolve_user(files.rootfs, wanted.user, uid, wanted.name)
+    package = copy if os.path.isdir(copy) else files.folder
+    program = resolve_entrypoint(
+        package, files.rootfs, wanted.entrypoint, path_env(wanted.environment)
+    )
     resolver, _ = host_facts.resolv_conf(wanted.dns, wanted.dns_search)
     return ProcessSpec(
-        service=target.name,
+        service=wanted.name,
         state_id=store.state_id(),
         generation=generation,
         package=copy,
-        rootfs=target.rootfs,
-        argv=(
-            targets.entrypoint(target, copy if os.path.isdir(copy) else target.folder),
-            *wanted.args,
-        ),
+        rootfs=files.rootfs,
+        argv=(program, *wanted.args),
         working_dir=wanted.working_dir,
         environment=wanted.environment,
         uid=uid,
@@ -142,7 +156,7 @@ def _spec(
         pids_limit=wanted.pids_limit,
         shm_size=wanted.shm_size,
         tmp_size=wanted.tmp_size,
-        volumes=targets.volumes(wanted),
+        volumes=files.volumes,
         restrict_suid_sgid=wanted.restrict_suid_sgid,
         dns=wanted.dns,
         dns_search=wanted.dns_search,

@@ -127,7 +127,7 @@ def with_followers(
     store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()
 ) -> list[Target]:
     """Return ``wanted`` and the services that restart with them (`followers`), providers first."""
-    chosen = list(wanted)
+    chosen = [targets.still_so(store, target) for target in wanted]
     chosen += [targets.known(store, name) for name in followers(store, chosen, ending)]
     return sorted(chosen, key=lambda target: target.spec.mode == "share")
 

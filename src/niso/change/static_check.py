@@ -14,7 +14,7 @@ from niso.base import names
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, flatten
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.change import admit, networks, targets
-from niso.change.admit import Membership, record_all
+from niso.change.admit import NO_STACK, Membership, record_all
 from niso.change.targets import Target
 from niso.manifest.load import Loaded
 from niso.plan import subnets
@@ -67,22 +67,25 @@ class _BareHost:
         return {}
 
 
-def refuse(loaded: Iterable[Loaded], stack: Membership | None = None) -> None:
+def refuse(loaded: Iterable[Loaded], stack: Membership = NO_STACK) -> None:
     """Raise the errors that activating these services, alone or as a stack, raises on any host.
 
     Changes nothing and reads nothing of this machine. Raises Conflict, InvalidInput, or an
     ErrorGroup of all errors.
     """
-    wanted = [_target(one) for one in loaded]
+    manifests = list(loaded)
+    wanted = [_target(one) for one in manifests]
+    errors: list[Error] = []
+    for one, target in zip(manifests, wanted, strict=True):
+        errors += _misplaced(one, target)
     store = Store.empty()
     kernel: Any = _BareHost()
     processes: Any = None
     host = Machine(store, kernel, processes)
-    errors: list[Error] = [error for target in wanted for error in _misplaced(target)]
     try:
         with store.transaction() as transaction:
             transaction.cancel()
-            if stack is not None:
+            if stack.stack:
                 requests = tuple(one._replace(span=False) for one in stack.networks)
                 known = tuple(one for one in requests if len(one.nets) == len(one.families))
                 stack = stack._replace(networks=requests)
@@ -90,9 +93,9 @@ def refuse(loaded: Iterable[Loaded], stack: Membership | None = None) -> None:
             every = [*wanted, *_providers(wanted)]
             _make_unknown(host, every, stack)
             # the placeholders of the other networks need not match their requests
-            if stack is not None:
+            if stack.stack:
                 stack = stack._replace(networks=known)
-            record_all(host, every, {one.name: "" for one in every}, [], stack, None)
+            record_all(host, every, {target.name: "" for target in every}, [], stack)
     except (Conflict, InvalidInput, ErrorGroup) as error:
         errors += flatten(error)
     finally:
@@ -108,21 +111,23 @@ def _target(loaded: Loaded) -> Target:
     """
     spec = loaded.spec
     spec = spec._replace(policy=spec.policy._replace(audit=None))
-    rootfs = targets.rootfs(loaded)
-    return Target(spec.name, spec, loaded.path, loaded.folder, rootfs, "", with_process=False)
+    return Target(spec, loaded.path, files=None)
 
 
-def _misplaced(target: Target) -> list[InvalidInput]:
+def _misplaced(loaded: Loaded, target: Target) -> list[InvalidInput]:
     """Return the errors of a service's mount points.
 
     Without a rootfs, mount points below /etc depend on the host's folders there, and are not
     checked.
     """
-    own = target.rootfs is not None
+    rootfs = targets.rootfs(loaded)
+    own = rootfs is not None
     placed = [volume for volume in targets.volumes(target.spec) if own or not _is_etc(volume.mount)]
     try:
         # checked like a tmpfs, because only the host knows whether its paths exist
-        return targets.misplaced(target, [volume._replace(source=None) for volume in placed])
+        return targets.misplaced(
+            target, rootfs, [volume._replace(source=None) for volume in placed]
+        )
     except OSError:  # a folder of the rootfs that only root can read
         return []
 
@@ -138,10 +143,7 @@ def _providers(wanted: Iterable[Target]) -> list[Target]:
     unknown = {
         spec.share: spec for spec in specs if spec.share is not None and spec.share not in known
     }
-    return [
-        Target(name, _stand_in(name, spec), "", "", None, "", with_process=False)
-        for name, spec in unknown.items()
-    ]
+    return [Target(_stand_in(name, spec), "", files=None) for name, spec in unknown.items()]
 
 
 def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
@@ -159,13 +161,13 @@ def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
     )
 
 
-def _make_unknown(host: Machine, wanted: Iterable[Target], stack: Membership | None) -> None:
+def _make_unknown(host: Machine, wanted: Iterable[Target], stack: Membership) -> None:
     """Record networks without a subnet in the files, with a subnet that contains any address.
 
     Raises Conflict if a subnet in the file overlaps that of another network.
     """
     store = host.store
-    requests = {one.name: one for one in (stack.networks if stack is not None else ())}
+    requests = {one.name: one for one in stack.networks}
     made: list[Network] = []
     planned: list[tuple[subnets.Network, str]] = []
     for name in dict.fromkeys(name for target in wanted for name in target.spec.networks):
@@ -173,7 +175,7 @@ def _make_unknown(host: Machine, wanted: Iterable[Target], stack: Membership | N
             continue
         request = requests.get(name)
         known: tuple[Subnet, ...] = ()
-        if stack is not None and request is not None and request.nets:
+        if request is not None and request.nets:
             try:
                 known = networks.plan_network(
                     host,

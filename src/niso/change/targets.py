@@ -20,7 +20,7 @@ from niso.store.store import Store
 
 if TYPE_CHECKING:
     from niso.manifest import load
-    from niso.runtime.package import Contents
+    from niso.runtime.package import PackageFiles
 
 
 # --- from arguments to targets --------------------------------------------------------------------
@@ -105,7 +105,7 @@ def still_so(store: Store, target: Target) -> Target:
 
     Raises NotFound if it has been removed.
     """
-    if target.fingerprint is not None:
+    if target.files is None or target.files.fingerprint is not None:
         return target
     return _find_target(store, store.resolve(target.name))._replace(take=target.take)
 
@@ -134,12 +134,12 @@ def known(store: Store, service: str) -> Target:
             row.again,
             service=service,
         )
-    target = Target(
-        service, row.require_service(), row.manifest_path, row.package, row.rootfs, None
-    )
+    spec = row.require_service()
+    files = package.PackageFiles(row.package, row.rootfs, None, (), volumes(spec))
+    target = Target(spec, row.manifest_path, files)
     replaced(row)
     try:
-        _check_files(target)
+        _check_files(target, files)
     except Error:
         if os.path.isdir(row.package):
             raise
@@ -185,13 +185,14 @@ def of_manifest(loaded: load.Loaded) -> Target:
     """
     spec = loaded.spec
     root = rootfs(loaded)
-    target = Target(spec.name, spec, loaded.path, loaded.folder, root, "")
-    _check_files(target)
     from niso.runtime import package
 
+    files = package.PackageFiles(loaded.folder, root, None, apart(root, spec), volumes(spec))
+    target = Target(spec, loaded.path, files)
+    _check_files(target, files)
     contents = package.Contents(spec.name)
-    fingerprint = package.fingerprint(loaded.folder, apart(root, spec), contents, loaded.path)
-    return target._replace(fingerprint=fingerprint, contents=contents)
+    fingerprint = package.fingerprint(files.folder, files.apart, contents, loaded.path)
+    return target._replace(files=files._replace(fingerprint=fingerprint, contents=contents))
 
 
 def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
@@ -221,23 +222,24 @@ def rootfs(loaded: load.Loaded) -> str | None:
     return path
 
 
-def _check_files(target: Target) -> None:
+def _check_files(target: Target, files: PackageFiles) -> None:
     """Check rootfs, entrypoint, user, working folder and volumes before anything starts.
 
     Raises InvalidInput, or an ErrorGroup of all errors.
     """
-    from niso.runtime import root, sources
-    from niso.runtime.entrypoint import check_working_dir
+    from niso.runtime import crun, entrypoint, root, sources
 
     spec = target.spec
     errors: list[Error] = []
     checks = (
-        lambda: None if target.rootfs is None else root.check_points(target.rootfs),
-        lambda: entrypoint(target, target.folder),
-        lambda: user(target, FIRST_UID),
-        lambda: check_working_dir(
-            target.folder,
-            target.rootfs,
+        lambda: None if files.rootfs is None else root.check_points(files.rootfs),
+        lambda: entrypoint.resolve_entrypoint(
+            files.folder, files.rootfs, spec.entrypoint, crun.path_env(spec.environment)
+        ),
+        lambda: entrypoint.resolve_user(files.rootfs, spec.user, FIRST_UID, spec.name),
+        lambda: entrypoint.check_working_dir(
+            files.folder,
+            files.rootfs,
             spec.working_dir,
             [volume.mount for volume in spec.volumes],
         ),
@@ -249,7 +251,7 @@ def _check_files(target: Target) -> None:
             reason = "does not exist" if failed.errno == errno.ENOENT else failed.strerror
             wrong = InvalidInput(f"{path!r} {reason}", None, f"secrets.{name}.file")
             errors.append(_in_manifest(target, wrong))
-    errors += misplaced(target, volumes(spec))
+    errors += misplaced(target, files.rootfs, files.volumes)
     for call in checks:
         try:
             call()
@@ -259,25 +261,19 @@ def _check_files(target: Target) -> None:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
 
-def misplaced(target: Target, volumes: Iterable[MountedVolume]) -> list[InvalidInput]:
+def misplaced(
+    target: Target, rootfs: str | None, volumes: Iterable[MountedVolume]
+) -> list[InvalidInput]:
     """Return an error for each volume that cannot be mounted where the manifest says."""
     from niso.runtime.volumes import check
 
-    return [_in_manifest(target, error) for error in check(target.rootfs, volumes)]
+    return [_in_manifest(target, error) for error in check(rootfs, volumes)]
 
 
 def _in_manifest(target: Target, error: Error) -> InvalidInput:
     new = InvalidInput.of(error)
     new.file, new.service = target.manifest_path, target.name
     return new
-
-
-def entrypoint(target: Target, folder: str) -> str:
-    from niso.runtime import crun
-    from niso.runtime.entrypoint import resolve_entrypoint
-
-    spec, search = target.spec, crun.path_env(target.spec.environment)
-    return resolve_entrypoint(folder, target.rootfs, spec.entrypoint, search)
 
 
 def volumes(spec: ServiceSpec) -> tuple[MountedVolume, ...]:
@@ -291,28 +287,27 @@ def volumes(spec: ServiceSpec) -> tuple[MountedVolume, ...]:
     return tuple(result)
 
 
-def user(target: Target, own_uid: int) -> tuple[int, int, tuple[int, ...], str, str]:
-    from niso.runtime.entrypoint import resolve_user
-
-    return resolve_user(target.rootfs, target.spec.user, own_uid, target.name)
-
-
 # --- Target ---------------------------------------------------------------------------------------
 
 
-class Target(NamedTuple):
-    """A service to activate: its manifest and the location of its files."""
+class Attaching(NamedTuple):
+    """The records of an attachment that a command makes or changes."""
 
-    name: str
+    attached: Attached
+    links: tuple[Link, ...]
+
+
+class Target(NamedTuple):
+    """A service or an attachment to activate."""
+
     spec: ServiceSpec
     manifest_path: str
-    folder: str  # the package to copy, or the existing copy if the service is activated by its name
-    rootfs: str | None
-    fingerprint: str | None  # None if ``folder`` is already the copy
-    contents: Contents | None = None  # the digests behind the fingerprint, if there is one
+    files: PackageFiles | None  # None without a process of niso's
+    attaching: Attaching | None = None  # None for a service
     replace: bool = False  # take over a service of this name from another folder
     take: bool = False  # take it over from another host of the cluster, which is lost
-    with_process: bool = True  # False: record only what it needs of the network
-    # set for an attachment, which has no files and no process of niso's
-    attached: Attached | None = None
-    links: tuple[Link, ...] = ()  # of an attachment
+
+    @property
+    def name(self) -> str:
+        """Return the name of the service."""
+        return self.spec.name

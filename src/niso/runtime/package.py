@@ -30,7 +30,7 @@ from niso.base.errors import Error, InvalidInput
 from niso.base.named_tuples import NamedTuple
 from niso.base.paths import contents_file, package_dir, packages_dir, shown, state_dir
 from niso.manifest import load, toml
-from niso.plan.specs import ServiceSpec
+from niso.plan.specs import MountedVolume, ServiceSpec
 from niso.runtime.root import syncfs
 from niso.store import service_rows
 
@@ -504,6 +504,42 @@ _TICK_S = 2
 _CHUNK = 1 << 17
 _ZEROS = bytes(_CHUNK)
 _DIGEST = 64
+
+
+class PackageFiles(NamedTuple):
+    """The files of a service to activate, resolved before any lock is taken."""
+
+    folder: str  # the package to copy, or the existing copy if the service is activated by its name
+    rootfs: str | None
+    fingerprint: str | None  # None if ``folder`` is already the copy
+    apart: tuple[str, ...]  # paths that are not part of the package
+    volumes: tuple[MountedVolume, ...]
+    contents: Contents | None = None  # the digests behind the fingerprint, if there is one
+
+    def copy_path(self, service: str) -> str:
+        """Return the path of the package's copy."""
+        if self.fingerprint is None:
+            return self.folder
+        return os.path.join(package_dir(service), self.fingerprint)
+
+    def must_be_copied(self, service: str, manifest: str) -> bool:
+        """Return whether the copy is missing or incomplete. Raises as `is_copied`."""
+        return self.fingerprint is not None and not is_copied(
+            service, self.fingerprint, self.folder, self.apart, manifest
+        )
+
+    def copy(self, spec: ServiceSpec, manifest: str) -> None:
+        """Copy the package, with ``spec`` as the manifest of the copy. Raises as `copy`."""
+        if self.fingerprint is not None and self.contents is not None:
+            copy(
+                spec.name,
+                self.folder,
+                self.apart,
+                self.fingerprint,
+                self.contents,
+                manifest,
+                spec,
+            )
 
 
 class Contents:
