@@ -173,17 +173,19 @@ class World:
         for row in self.store.services():
             if row.has_process:
                 copy = load.load(f"{row.package}/manifest.toml").spec
-                assert without_texts(copy.policy) == without_texts(row.require_service().policy)
-                assert (copy.name, copy.networks, copy.share) == (
+                assert without_texts(copy.network.policy) == without_texts(
+                    row.require_service().network.policy
+                )
+                assert (copy.name, copy.network.networks, copy.network.share) == (
                     row.name,
                     row.networks,
-                    row.require_service().share,
+                    row.require_service().network.share,
                 )
-                assert {*copy.names} >= {*row.require_service().names} or copy.mode in (
+                assert {*copy.names} >= {*row.require_service().names} or copy.network.mode in (
                     "host",
                     "share",
                 )
-                assert copy.ports == row.require_service().ports
+                assert copy.network.ports == row.require_service().network.ports
 
 
 def without_texts(policy: Policy) -> Policy:

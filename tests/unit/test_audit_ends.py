@@ -143,7 +143,7 @@ def test_dates_of_a_manifest(world: World, tmp_path: Path) -> None:
 
     def policy(lines: str) -> Policy:
         path.write_text(f"{text}{lines}\n")
-        return load.load(str(path)).spec.policy
+        return load.load(str(path)).spec.network.policy
 
     assert policy('mode = "enforce"').audit is None
     assert policy('mode = "audit"').audit == Audit("")

@@ -26,7 +26,7 @@ from niso.store.sqlite import encoded
 def policy_text(audit: Audit | None = None, **keys: Any) -> str:
     """A policy as a claim has it."""
     spec = service_spec(network={"network": "backend", "policy": keys})
-    return encoded(spec.policy._replace(audit=audit))
+    return encoded(spec.network.policy._replace(audit=audit))
 
 
 class Shown(Cluster):

@@ -159,8 +159,8 @@ secrets: {key: {file: ./key.txt}}
     (tmp_path / "rootfs" / "a").mkdir(parents=True)
     (tmp_path / "stack.toml").write_text(made.text)
     spec = stack.load(str(tmp_path)).members[0].loaded.spec
-    assert spec.args == ("3-e", "$HOME", "${HOME}", "4")
-    assert (spec.ports[0].port.text, spec.environment) == ("8080:80", {"A": "1"})
+    assert spec.program.args == ("3-e", "$HOME", "${HOME}", "4")
+    assert (spec.network.ports[0].port.text, spec.program.environment) == ("8080:80", {"A": "1"})
 
 
 def test_command_prints_or_writes_and_never_overwrites(

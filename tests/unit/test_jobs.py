@@ -43,9 +43,11 @@ def refusals(world: World, **tables: dict[str, Any]) -> list[str]:
 
 def test_a_job_has_no_restarts_and_no_health(world: World) -> None:
     spec = load(world.package("job", service={"kind": "job", "timeout": "10m"})).spec
-    assert (spec.kind, spec.restart, spec.timeout_s) == ("job", "no", 600.0)
-    assert load(world.package("job", service={"kind": "job"})).spec.timeout_s is None
-    assert load(world.package("job", service={"kind": "service"})).spec.restart == "on-failure"
+    assert (spec.program.kind, spec.program.restart, spec.program.timeout_s) == ("job", "no", 600.0)
+    assert load(world.package("job", service={"kind": "job"})).spec.program.timeout_s is None
+    assert (
+        load(world.package("job", service={"kind": "service"})).spec.program.restart == "on-failure"
+    )
     assert refusals(
         world, service={"kind": "job", "restart": "always"}, healthcheck={"tcp": 80}
     ) == [
@@ -76,7 +78,7 @@ def test_a_health_check_is_one_of_three(
     if errors:
         assert refusals(world, healthcheck=check) == errors
     else:
-        found = load(world.package("job", healthcheck=check)).spec.healthcheck
+        found = load(world.package("job", healthcheck=check)).spec.program.healthcheck
         assert found is not None
         assert (found.command, found.target) == (("pg_isready", "-q"), "command pg_isready")
 

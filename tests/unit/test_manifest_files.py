@@ -129,7 +129,7 @@ def test_rootfs_must_be_a_folder_of_the_package(tmp_path: Path) -> None:
         return HEAD.replace("[binary]", f'rootfs = "{name}"\n[binary]')
 
     for name in ("build/rootfs", "inside", "build/rootfs/"):
-        assert loaded(package, with_rootfs(name)).rootfs == name
+        assert loaded(package, with_rootfs(name)).program.rootfs == name
     for name in (
         "none",
         "file",

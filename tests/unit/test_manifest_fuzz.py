@@ -58,11 +58,11 @@ def test_random_structure_loads_or_is_refused_and_what_loads_is_whole(data: dict
     if spec is not None:
         assert VALIDATOR.is_valid(data)
         is_kept(spec)
-        assert spec.names[0] == spec.hostname
-        assert set(spec.addresses) <= set(spec.networks)
-        assert len({port for port, _ in spec.ports}) == len(spec.ports)
-        assert 0 < spec.restart_delay_s <= 60
-        assert 0 <= spec.stop_timeout_s <= 3600
+        assert spec.names[0] == spec.network.hostname
+        assert set(spec.network.addresses) <= set(spec.network.networks)
+        assert len({port for port, _ in spec.network.ports}) == len(spec.network.ports)
+        assert 0 < spec.program.restart_delay_s <= 60
+        assert 0 <= spec.program.stop_timeout_s <= 3600
 
 
 @settings(
@@ -77,12 +77,12 @@ def test_what_is_nearly_right_loads_as_the_schema_says_or_is_refused(data: dict[
         return
     assert VALIDATOR.is_valid(data)
     is_kept(spec)
-    check = spec.healthcheck
+    check = spec.program.healthcheck
     assert (check is None) == ("healthcheck" not in data)
     assert check is None or (1 <= check.port <= 65535 and check.interval_s >= 0.1)
-    for volume in spec.volumes:
+    for volume in spec.program.volumes:
         assert volume.mount.startswith("/") and volume.mount not in ("/", "/etc", "/app")
-    assert (spec.memory_max or 1 << 20) >= 1 << 20
+    assert (spec.program.memory_max or 1 << 20) >= 1 << 20
 
 
 @settings(deadline=None, max_examples=samples(75, 300))

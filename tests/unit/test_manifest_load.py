@@ -55,38 +55,58 @@ ip = { backend = "10.99.1.10" }
 def test_every_key_is_read_into_its_place(tmp_path: Path) -> None:
     (tmp_path / "rootfs").mkdir()
     spec = loaded(tmp_path, FULL)
-    assert (spec.name, spec.rootfs) == ("api", "rootfs")
-    assert (spec.entrypoint, spec.args, spec.working_dir) == (
+    assert (spec.name, spec.program.rootfs) == ("api", "rootfs")
+    assert (spec.program.entrypoint, spec.program.args, spec.program.working_dir) == (
         "bin/api",
         ("--port", "8080"),
         "/srv",
     )
-    assert spec.environment == {"LOG_LEVEL": "info"}
-    assert (spec.restart, spec.restart_delay_s, spec.stop_timeout_s) == ("always", 0.2, 120.0)
-    assert (spec.capabilities, spec.read_only) == (("NET_BIND_SERVICE",), False)
-    assert spec.user == User(None, 1000, 1000)
-    assert (spec.mode, spec.networks) == ("bridge", ("backend", "frontend"))
-    assert spec.hostname == "shop"
+    assert spec.program.environment == {"LOG_LEVEL": "info"}
+    assert (spec.program.restart, spec.program.restart_delay_s, spec.program.stop_timeout_s) == (
+        "always",
+        0.2,
+        120.0,
+    )
+    assert (spec.program.capabilities, spec.program.read_only) == (("NET_BIND_SERVICE",), False)
+    assert spec.program.user == User(None, 1000, 1000)
+    assert (spec.network.mode, spec.network.networks) == ("bridge", ("backend", "frontend"))
+    assert spec.network.hostname == "shop"
     assert spec.names == ("shop", "api", "web", "www")
-    assert spec.ports == (
+    assert spec.network.ports == (
         Published(Port("", 8080, 8080, "tcp"), "network.ports[0]"),
         Published(Port("0.0.0.0", 443, 443, "tcp"), "network.ports[2]"),
         Published(Port("::", 53, 5353, "udp"), "network.ports[4]"),
     )
-    assert spec.addresses == {"backend": "10.99.1.10"}
+    assert spec.network.addresses == {"backend": "10.99.1.10"}
 
 
 def test_smallest_manifest_has_the_defaults(tmp_path: Path) -> None:
     spec = loaded(tmp_path, HEAD)
-    assert (spec.entrypoint, spec.args, spec.working_dir) == ("bin/api", (), "/app")
-    assert (spec.restart, spec.restart_delay_s, spec.stop_timeout_s) == ("on-failure", 1, 10)
-    assert (spec.capabilities, spec.read_only) == ((), True)
-    assert (spec.memory_max, spec.cpu_max, spec.pids_limit) == (None, None, 2048)
-    assert (spec.shm_size, spec.tmp_size, spec.restrict_suid_sgid) == (64 << 20, 256 << 20, True)
-    assert (spec.rootfs, spec.user, spec.environment) == (None, None, {})
-    assert (spec.networks, spec.names) == (("niso-default",), ("api",))
-    assert (spec.ports, spec.addresses, spec.policy) == ((), {}, Policy())
-    assert (spec.healthcheck, spec.volumes) == (None, ())
+    assert (spec.program.entrypoint, spec.program.args, spec.program.working_dir) == (
+        "bin/api",
+        (),
+        "/app",
+    )
+    assert (spec.program.restart, spec.program.restart_delay_s, spec.program.stop_timeout_s) == (
+        "on-failure",
+        1,
+        10,
+    )
+    assert (spec.program.capabilities, spec.program.read_only) == ((), True)
+    assert (spec.program.memory_max, spec.program.cpu_max, spec.program.pids_limit) == (
+        None,
+        None,
+        2048,
+    )
+    assert (spec.program.shm_size, spec.program.tmp_size, spec.program.restrict_suid_sgid) == (
+        64 << 20,
+        256 << 20,
+        True,
+    )
+    assert (spec.program.rootfs, spec.program.user, spec.program.environment) == (None, None, {})
+    assert (spec.network.networks, spec.names) == (("niso-default",), ("api",))
+    assert (spec.network.ports, spec.network.addresses, spec.network.policy) == ((), {}, Policy())
+    assert (spec.program.healthcheck, spec.program.volumes) == (None, ())
 
 
 def test_texts_are_data_and_kept_as_they_are_written(tmp_path: Path) -> None:
@@ -107,15 +127,15 @@ ports = ["80"]
 allow_from = ["db:5432/tcp"]
 """
     spec = loaded(tmp_path, HEAD + text)
-    assert (spec.memory_max, spec.cpu_max) == (64 << 20, 50)
-    assert spec.healthcheck == Healthcheck("", 80, "web", "/x", 60.0, 2.0, 3, 10.0)
-    assert spec.volumes == (
+    assert (spec.program.memory_max, spec.program.cpu_max) == (64 << 20, 50)
+    assert spec.program.healthcheck == Healthcheck("", 80, "web", "/x", 60.0, 2.0, 3, 10.0)
+    assert spec.program.volumes == (
         Volume("conf", "/conf", "/srv", False, True, None),
         Volume("tmp", "/scratch", None, True, False, 1024),
     )
     key = "network.policy.allow_from[0]"
     entry = Entry(key, "db:5432/tcp", Peer("service", "db"), 5432, 5432, "tcp")
-    assert spec.policy == Policy(allow_from=(entry,))
+    assert spec.network.policy == Policy(allow_from=(entry,))
     network, limits = (spec.manifest[name] for name in ("network", "isolation"))
     assert isinstance(network, dict) and network["ports"] == ["80"]
     assert isinstance(limits, dict) and limits["resources"]["memory_max"] == "64M"
@@ -124,7 +144,7 @@ allow_from = ["db:5432/tcp"]
 def test_static_ip_as_text_is_that_of_the_only_network(tmp_path: Path) -> None:
     for networks in ('network = "backend"', 'networks = ["backend"]'):
         spec = loaded(tmp_path, HEAD + f'[network]\n{networks}\nip = "10.99.1.10"\n')
-        assert spec.addresses == {"backend": "10.99.1.10"}
+        assert spec.network.addresses == {"backend": "10.99.1.10"}
 
 
 def test_alias_that_repeats_the_name_is_one_name(tmp_path: Path) -> None:
@@ -376,9 +396,12 @@ def test_contradictions_of_ports_come_all_at_once(tmp_path: Path) -> None:
 )
 def test_one_static_address_of_each_family(tmp_path: Path, ip: str) -> None:
     spec = loaded(tmp_path, HEAD + f"[network]\nip = {ip}")
-    assert spec.statics("niso-default") == ("10.1.1.1", "fd00::2")
+    assert spec.network.statics("niso-default") == ("10.1.1.1", "fd00::2")
     spec = loaded(tmp_path, HEAD + "[network]\nip = 'fd00::2'")
-    assert (spec.statics("niso-default"), spec.statics("other")) == (("fd00::2",), ())
+    assert (spec.network.statics("niso-default"), spec.network.statics("other")) == (
+        ("fd00::2",),
+        (),
+    )
 
 
 def test_number_where_text_belongs_is_shown_in_quotes(tmp_path: Path) -> None:
@@ -478,23 +501,23 @@ def loaded(text):
         return [[e.key, e.value, e.right, e.hint, e.reason] for e in group.errors]
     kept = service_rows.service(service_rows.encode_service(spec) + " ")
     written = load.written(spec)
-    return [spec.nice, kept == spec, written["service"], written["network"]]
+    return [spec.program.nice, kept == spec, written["service"], written["network"]]
 
 print(json.dumps({
     "loaded": [loaded(text) for text in json.loads(sys.argv[3])],
     "schema": json_schema.manifest_schema()["$defs"],
-    "stack": stack.load(sys.argv[1]).members[0].loaded.spec.nice,
+    "stack": stack.load(sys.argv[1]).members[0].loaded.spec.program.nice,
     "reference": str(list(toml_files.manifest_blocks())),
 }))
 """
 
 
 def test_key_is_one_entry_and_its_use(tmp_path: Path) -> None:
-    """Two made-up keys, each added to `KEYS`; the use of one is a field of the ServiceSpec."""
+    """Two made-up keys, each added to `KEYS`; the use of one is a field of the ProgramSpec."""
     shutil.copytree(ROOT / "src/niso", tmp_path / "niso", ignore=shutil.ignore_patterns("*.pyc"))
     for file, before, entry in (
         ("manifest/keys.py", '    Key(\n        "network.mode"', ENTRY),
-        ("plan/specs.py", "    def statics(self", "    nice: int = 0\n\n"),
+        ("plan/specs.py", "    folder: str | None = None", "    nice: int = 0\n"),
     ):
         text = (tmp_path / "niso" / file).read_text()
         assert text.count(before) == 1

@@ -52,7 +52,7 @@ def table(mode: str, *lines: str) -> str:
 def test_mode_with_all_that_goes_with_it_is_right(tmp_path: Path, mode: str) -> None:
     text = table(mode, *(KEYS[key] for key in RIGHT[mode]))
     spec = load(write(tmp_path, text)).spec
-    assert (spec.mode, spec.share) == (mode, "db" if mode == "share" else None)
+    assert (spec.network.mode, spec.network.share) == (mode, "db" if mode == "share" else None)
     assert VALIDATOR.is_valid(tomllib.loads(HEAD + text))
 
 
@@ -121,5 +121,5 @@ def test_mode_that_there_is_not_names_those_that_there_are(tmp_path: Path) -> No
 
 
 def test_only_bridge_mode_has_networks(tmp_path: Path) -> None:
-    found = {mode: load(write(tmp_path, table(mode))).spec.networks for mode in RIGHT}
+    found = {mode: load(write(tmp_path, table(mode))).spec.network.networks for mode in RIGHT}
     assert found == {"bridge": ("niso-default",), "host": (), "none": (), "share": ()}

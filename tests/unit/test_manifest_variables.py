@@ -130,13 +130,17 @@ def test_every_string_is_resolved_and_no_key(tmp_path: Path) -> None:
     allow_from = ["${A}:${PORT}"]
     """
     found = spec(tmp_path, text, "A=one\nPORT=8080\n")
-    assert dict(found.environment) == {"NAME": "one"}
-    assert (found.restart, found.read_only, found.pids_limit) == ("always", False, 100)
-    assert found.healthcheck and found.healthcheck.port == 8080
-    assert [volume.mount for volume in found.volumes] == ["/one"]
-    assert [one.port.text for one in found.ports] == ["8080:80", "8080:80/udp"]
-    assert found.statics("niso-default") == ("10.99.0.9",)
-    assert found.policy.allow_from and found.policy.allow_from[0].text == "one:8080"
+    assert dict(found.program.environment) == {"NAME": "one"}
+    assert (found.program.restart, found.program.read_only, found.program.pids_limit) == (
+        "always",
+        False,
+        100,
+    )
+    assert found.program.healthcheck and found.program.healthcheck.port == 8080
+    assert [volume.mount for volume in found.program.volumes] == ["/one"]
+    assert [one.port.text for one in found.network.ports] == ["8080:80", "8080:80/udp"]
+    assert found.network.statics("niso-default") == ("10.99.0.9",)
+    assert found.network.policy.allow_from and found.network.policy.allow_from[0].text == "one:8080"
     assert "${" not in json.dumps(found.manifest)  # so that no later start needs the variables
     key = errors(tmp_path, '[environment]\n"${A}" = "x"\n')
     assert list(key) == ['environment."${A}"']
@@ -158,11 +162,11 @@ def test_variable_that_is_not_text_is_not_set(
 
 def test_environment_comes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = '[environment]\nX = "${A}"\n'
-    assert spec(tmp_path, text, "A=file\n").environment["X"] == "file"
+    assert spec(tmp_path, text, "A=file\n").program.environment["X"] == "file"
     monkeypatch.setenv("A", "shell")
-    assert spec(tmp_path, text).environment["X"] == "shell"
+    assert spec(tmp_path, text).program.environment["X"] == "shell"
     # a file that nothing needs is not read
-    assert spec(tmp_path, "", "this is no such file").environment == {}
+    assert spec(tmp_path, "", "this is no such file").program.environment == {}
 
 
 def test_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
@@ -228,7 +232,7 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     (folder / "in.env").symlink_to("sub/own.env")
     (folder / "out.env").symlink_to("../other.env")
     (folder / "up").symlink_to("..")
-    assert spec(folder, '[service]\nenv_file = "in.env"\n').environment["OWN"] == "1"
+    assert spec(folder, '[service]\nenv_file = "in.env"\n').program.environment["OWN"] == "1"
     for written in ("out.env", "up/other.env", "../other.env"):
         for text, key in ((f'"{written}"', ""), (f'["in.env", "{written}"]', "[1]")):
             found = errors(folder, f"[service]\nenv_file = {text}\n")
@@ -260,8 +264,8 @@ def test_files_of_a_service_come_before_its_own_variables(tmp_path: Path) -> Non
     (tmp_path / "b.env").write_text("Y=b\nZ=b\n")
     files = '[service]\nenv_file = ["a.env", "./b.env"]\n'
     found = spec(tmp_path, files + '[environment]\nZ = "own"\n')
-    assert dict(found.environment) == {"X": "a", "Y": "b", "Z": "own"}
-    assert spec(tmp_path, '[service]\nenv_file = "a.env"\n').environment["Y"] == "a"
+    assert dict(found.program.environment) == {"X": "a", "Y": "b", "Z": "own"}
+    assert spec(tmp_path, '[service]\nenv_file = "a.env"\n').program.environment["Y"] == "a"
     found_errors = errors(tmp_path, '[service]\nenv_file = "gone.env"\n[network]\nports = ["x"]\n')
     assert any(f"{tmp_path}/gone.env: no such file" in one for one in found_errors.values())
     assert "network.ports[0]" in found_errors
@@ -294,18 +298,18 @@ def test_stack_has_its_own_variables_files_and_folder(
     (member,) = loaded.members
     found = member.loaded.spec
     assert loaded.name == stack.outline(str(tmp_path)).name == "shop"
-    assert dict(found.environment) == {
+    assert dict(found.program.environment) == {
         "FILE": "package", "X": "stack", "Y": "package", "Z": "${A}",
     }  # fmt: skip
-    assert [one.port.text for one in found.ports] == ["8080:80"]
-    assert {volume.mount: volume.host for volume in found.volumes} == {
+    assert [one.port.text for one in found.network.ports] == ["8080:80"]
+    assert {volume.mount: volume.host for volume in found.program.volumes} == {
         "/own": f"{tmp_path}/api/data",
         "/mine": f"{tmp_path}/data",
     }
     (tmp_path / "stack.env").write_text("FILE=stack\n")
     (tmp_path / "stack.toml").write_text(text + '[service.service]\nenv_file = "stack.env"\n')
     (member,) = stack.load(str(tmp_path)).members
-    assert member.loaded.spec.environment["FILE"] == "stack"  # it replaces the package's
+    assert member.loaded.spec.program.environment["FILE"] == "stack"  # it replaces the package's
     (tmp_path / "stack.toml").write_text(text.replace("${PORT:-8080}", "${PORT}"))
     with pytest.raises(ErrorGroup) as caught:
         stack.load(str(tmp_path))

@@ -448,7 +448,8 @@ def as_copied(spec: ServiceSpec, copy: Path) -> ServiceSpec:
     """What the manifest of a copy says of a service, without where its files are."""
     copy.mkdir(exist_ok=True)
     package.keep_manifest(str(copy), spec)
-    return load.load(str(copy)).spec._replace(apart=spec.apart)
+    copied = load.load(str(copy)).spec
+    return copied._replace(process=copied.program._replace(apart=spec.program.apart))
 
 
 @pytest.mark.parametrize("text", [RICH, JOB])
@@ -463,7 +464,9 @@ def test_manifest_of_a_copy_says_what_is_active(tmp_path: Path, text: str) -> No
     copied = as_copied(spec, tmp_path / "copy")
     assert copied._replace(manifest={}) == spec._replace(manifest={})
     mode = (tmp_path / "copy" / "manifest.toml").stat().st_mode & 0o777
-    assert mode == (0o600 if spec.apart else 0o644), "a file of variables can have passwords"
+    assert mode == (0o600 if spec.program.apart else 0o644), (
+        "a file of variables can have passwords"
+    )
 
 
 def test_manifest_of_a_copy_is_written_only_if_it_differs(tmp_path: Path) -> None:
@@ -475,9 +478,9 @@ def test_manifest_of_a_copy_is_written_only_if_it_differs(tmp_path: Path) -> Non
     package.keep_manifest(str(tmp_path / "copy"), spec)
     assert file.stat().st_ino == before
     (tmp_path / "manifest.toml").write_text(JOB.replace("none", "host"))
-    assert as_copied(load.load(str(tmp_path)).spec, tmp_path / "copy").mode == "host"
+    assert as_copied(load.load(str(tmp_path)).spec, tmp_path / "copy").network.mode == "host"
     (tmp_path / "manifest.toml").write_text(JOB.replace("true", "false"))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Error, match="cannot write"):
         patch.setattr(files, "write", lambda *_: os.open("/nowhere", 0))
         as_copied(load.load(str(tmp_path)).spec, tmp_path / "copy")
-    assert load.load(str(tmp_path / "copy")).spec.mode == "host", "the file is as it was"
+    assert load.load(str(tmp_path / "copy")).spec.network.mode == "host", "the file is as it was"

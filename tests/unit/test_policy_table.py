@@ -35,7 +35,7 @@ def test_outside_names_that_contradict_the_hosts_file_or_are_too_many(tmp_path: 
 
 def loaded(folder: Path, text: str) -> Policy:
     (folder / "manifest.toml").write_text(HEAD + text, encoding="utf-8")
-    return load.load(str(folder)).spec.policy
+    return load.load(str(folder)).spec.network.policy
 
 
 def errors(folder: Path, text: str) -> dict[str | None, str]:

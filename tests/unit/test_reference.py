@@ -127,7 +127,7 @@ def test_example_manifest_is_right(tmp_path: Path) -> None:
     import jsonschema
 
     (tmp_path / "manifest.toml").write_text(toml_files.MANIFEST)
-    (published,) = load.load(str(tmp_path)).spec.ports
+    (published,) = load.load(str(tmp_path)).spec.network.ports
     assert published.port == Port("", 8080, 8080, "tcp")
     jsonschema.Draft202012Validator(json_schema.manifest_schema()).validate(
         tomllib.loads(toml_files.MANIFEST)

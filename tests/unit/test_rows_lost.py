@@ -105,15 +105,16 @@ def test_record_that_is_damaged_is_named(world: World) -> None:
             for text in ("x", "{}", "[]", "")
         ),
         ("spec", """'{"service": 1}'"""),
-        ("manifest", "json_remove(manifest, '$.restart')"),
+        ("manifest", "json_remove(manifest, '$.process.restart')"),
         ("manifest", "json_set(manifest, '$.more', 1)"),
-        ("manifest", "json_set(manifest, '$.args', 'sleep')"),
-        ("manifest", "json_set(manifest, '$.pids_limit', 1.5)"),
-        ("manifest", "json_set(manifest, '$.read_only', 1)"),
-        ("manifest", "json_set(manifest, '$.hostname', null)"),
-        ("manifest", "json_set(manifest, '$.policy.log', 'on')"),
-        ("manifest", "json_set(manifest, '$.args', json('[1]'))"),
-        ("manifest", "json_set(manifest, '$.environment', json('[]'))"),
+        ("manifest", "json_set(manifest, '$.process.args', 'sleep')"),
+        ("manifest", "json_set(manifest, '$.process.pids_limit', 1.5)"),
+        ("manifest", "json_set(manifest, '$.process.read_only', 1)"),
+        ("manifest", "json_set(manifest, '$.network.hostname', null)"),
+        ("manifest", "json_set(manifest, '$.network.policy.log', 'on')"),
+        ("manifest", "json_set(manifest, '$.process.args', json('[1]'))"),
+        ("manifest", "json_set(manifest, '$.process.environment', json('[]'))"),
+        ("manifest", "json_set(manifest, '$.process', null)"),  # as for an attachment
         ("spec", "json_set(spec, '$.argv', json('[1]'))"),
     ]
     for service in ("api", "idle"):

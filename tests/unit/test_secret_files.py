@@ -60,7 +60,7 @@ def test_wrong_secret_is_named(tmp_path: Path, text: str, key: str, words: str) 
 
 def test_volume_at_run_is_fine_without_secrets(tmp_path: Path) -> None:
     (tmp_path / "manifest.toml").write_text(f'{HEAD}[volumes]\nv = {{ mount = "/run/secrets" }}\n')
-    assert load.load(str(tmp_path)).spec.volumes[0].mount == "/run/secrets"
+    assert load.load(str(tmp_path)).spec.program.volumes[0].mount == "/run/secrets"
 
 
 def test_store_has_a_digest_that_tells_nothing_of_the_content(world: World) -> None:
@@ -126,7 +126,7 @@ def test_secret_that_others_can_change_is_refused(world: World) -> None:
         load.load(manifest, mine)
     (error,) = flatten(caught.value)
     assert (error.key, "--trust-owner" in (error.hint or "")) == ("secrets.A.file", True)
-    assert load.load(manifest).spec.secrets == {"A": str(secret)}
+    assert load.load(manifest).spec.program.secrets == {"A": str(secret)}
     secret.chmod(0o600)
     load.load(manifest, mine)
 

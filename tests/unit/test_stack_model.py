@@ -93,20 +93,27 @@ def test_keys_of_the_stack_lie_over_those_of_the_manifest(shop: Any) -> None:
     )
     found = spec(folder, "web")
     assert found.name == "web"
-    assert found.environment == {"LEVEL": "debug", "KEPT": "y", "NEW": "x"}
-    assert (found.entrypoint, found.args) == ("/usr/bin/sleep", ("2",))
-    assert (found.restart, found.stop_timeout_s) == ("no", 1.0)
-    assert found.networks == ("front", "back")
-    assert ([port for port, _ in found.ports], found.hostname, found.aliases) == (
+    assert found.program.environment == {"LEVEL": "debug", "KEPT": "y", "NEW": "x"}
+    assert (found.program.entrypoint, found.program.args) == ("/usr/bin/sleep", ("2",))
+    assert (found.program.restart, found.program.stop_timeout_s) == ("no", 1.0)
+    assert found.network.networks == ("front", "back")
+    assert (
+        [port for port, _ in found.network.ports],
+        found.network.hostname,
+        found.network.aliases,
+    ) == (
         [Port("", 8081, 80, "tcp")],
         "shop",
         ("www",),
     )
-    allow, deny = found.policy.allow_from or (), found.policy.deny_from
+    allow, deny = found.network.policy.allow_from or (), found.network.policy.deny_from
     assert [each.text for each in allow] == ["web"] and [each.text for each in deny] == ["db"]
-    assert found.healthcheck is not None
-    assert (found.healthcheck.target, found.healthcheck.retries) == ("http://127.0.0.1:80/", 7)
-    volumes = {volume.name: volume for volume in found.volumes}
+    assert found.program.healthcheck is not None
+    assert (found.program.healthcheck.target, found.program.healthcheck.retries) == (
+        "http://127.0.0.1:80/",
+        7,
+    )
+    volumes = {volume.name: volume for volume in found.program.volumes}
     assert volumes["data"].host is None and volumes["data"].tmpfs
     assert volumes["more"].mount == "/more"
 

@@ -49,9 +49,12 @@ def test_networks_in_policies_and_addresses_are_the_stacks_own(world: World) -> 
     folder = project(world, "shop", "shop", "prefix = true", api=keys)
     shop = stack_members.named(world.store, stack_members.load(folder))
     (spec,) = [one.loaded.spec for one in shop.members if one.name == "shop-api"]
-    assert spec.networks == ("shop-backend", "outside")  # one that is not of the file is as it is
-    assert dict(spec.addresses) == {"shop-backend": "10.99.7.9"}
-    peers = [entry.peer.name for entry in spec.policy.allow_from or ()]
+    assert spec.network.networks == (
+        "shop-backend",
+        "outside",
+    )  # one that is not of the file is as it is
+    assert dict(spec.network.addresses) == {"shop-backend": "10.99.7.9"}
+    peers = [entry.peer.name for entry in spec.network.policy.allow_from or ()]
     assert peers == ["shop-backend", "outside", "shop-db", "other"]
 
 
@@ -70,13 +73,13 @@ def test_package_copy_of_a_prefixed_stack_has_the_names_of_its_service(world: Wo
     world.up(folder)
     world.assert_whole()
     copy = load.load(f"{world.store.require_active('shop-api').package}/manifest.toml").spec
-    assert [entry.text for entry in copy.policy.entries()[:3]] == [
+    assert [entry.text for entry in copy.network.policy.entries()[:3]] == [
         "network:shop-backend",
         "shop-db:80",
         "shop-db/tcp",
     ]
-    assert dict(copy.addresses) == {"shop-backend": "10.99.7.9"}
-    assert copy.hostname == "api"
+    assert dict(copy.network.addresses) == {"shop-backend": "10.99.7.9"}
+    assert copy.network.hostname == "api"
 
 
 def project(world: World, below: str, name: str, head: str = "", **services: str) -> str:

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from samples import samples
+from stored import TemporaryStore, add_network, put, service_spec
 
 from niso.base import convert
 from niso.manifest import keys
 from niso.manifest.keys import Manifest
-from niso.plan.records import Policy
+from niso.plan.records import Network, Policy, Subnet
 from niso.plan.specs import ServiceSpec
 from niso.store import service_rows
+from niso.store.snapshots import ALL
 
 BOUNDED = settings(
     max_examples=samples(60, 300), deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -84,34 +86,32 @@ FULLEST = (
 
 
 STORED = (
-    '{"name":"api","rootfs":null,"entrypoint":"bin/api","args":[],"working_dir":"/app","environment":{},"user":null,'
-    '"restart":"on-failure","restart_delay_s":1.0,"stop_timeout_s":10.0,"capabilities":[],"read_only":true,"memory_max":null,'
-    '"cpu_max":null,"pids_limit":2048,"healthcheck":null,"volumes":[],"mode":"bridge","share":null,"networks":["niso-default"],'
-    '"addresses":{},"hostname":"api","aliases":[],"ports":[],'
-    '"policy":{"allow_from":null,"deny_from":[],"egress_allow":null,"egress_deny":[],"log":false,"audit":null},"manifest":'
+    '{"name":"api","network":{"mode":"bridge","share":null,"networks":["niso-default"],"addresses":{},"addresses6":{},'
+    '"hostname":"api","aliases":[],"ports":[],'
+    '"policy":{"allow_from":null,"deny_from":[],"egress_allow":null,"egress_deny":[],"log":false,"audit":null},'
+    '"limits":{"new_flows":1000,"fragments":0,"arp":100,"neighbours":20},"extra_hosts":{},"dns":null,"dns_search":null,'
+    '"bandwidth":{}},'
+    '"process":{"rootfs":null,"entrypoint":"bin/api","args":[],"working_dir":"/app","environment":{},"user":null,"kind":"service",'
+    '"restart":"on-failure","restart_delay_s":1.0,"stop_timeout_s":10.0,"timeout_s":null,"capabilities":[],"read_only":true,'
+    '"restrict_suid_sgid":true,"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":67108864,"tmp_size":268435456,'
+    '"healthcheck":null,"volumes":[],"secrets":{},"folder":null,"apart":[]},"manifest":'
     + SMALLEST
-    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":268435456,"kind":"service","folder":null,"timeout_s":null,'
-    '"limits":{"new_flows":1000,"fragments":0,"arp":100,"neighbours":20},'
-    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{},"bandwidth":{},"apart":[]}'
+    + "}"
 )
 STORED_FULL = (
-    '{"name":"api","rootfs":"rootfs","entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv",'
-    '"environment":{"B":"2","A":"1"},"user":{"name":null,"uid":1000,"gid":1000},"restart":"always","restart_delay_s":0.2,'
-    '"stop_timeout_s":120.0,"capabilities":["NET_RAW"],"read_only":false,"memory_max":536870912,"cpu_max":200,"pids_limit":100,'
-    '"healthcheck":{"address":"","port":8080,"host":"","path":null,"interval_s":5.0,"timeout_s":2.0,"retries":3,"start_period_s":10.0,"command":[]},'
-    '"volumes":[{"name":"tmp","mount":"/scratch","host":null,"tmpfs":true,"read_only":false,"size":67108864},'
-    '{"name":"conf","mount":"/etc/api","host":"/etc/api","tmpfs":false,"read_only":true,"size":null}],'
-    '"mode":"bridge","share":null,"networks":["a","b"],"addresses":{"a":"10.99.1.10"},"hostname":"api","aliases":["web"],'
+    '{"name":"api","network":{"mode":"bridge","share":null,"networks":["a","b"],"addresses":{"a":"10.99.1.10"},"addresses6":{},'
+    '"hostname":"api","aliases":["web"],'
     '"ports":[{"port":{"host_ip":"","host_port":80,"container_port":80,"proto":"tcp","count":1},"key":"network.ports[0]"}],'
-    '"policy":{"allow_from":[],"deny_from":[],'
-    '"egress_allow":[{"key":"network.policy.egress.allow[0]","text":"db:5432","peer":{"kind":"service","name":"db"},'
-    '"first":5432,"last":5432,"proto":""}],'
-    '"egress_deny":[{"key":"network.policy.egress.deny[0]","text":"10.0.0.0/8","peer":{"kind":"prefix","name":"10.0.0.0/8"},'
-    '"first":0,"last":65535,"proto":""}],"log":true,"audit":null},"manifest":'
-    + FULLEST
-    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":134217728,"kind":"service","folder":null,"timeout_s":null,'
-    '"limits":{"new_flows":1000,"fragments":40,"arp":100,"neighbours":20},'
-    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{},"bandwidth":{},"apart":[]}'
+    '"policy":{"allow_from":[],"deny_from":[],"egress_allow":[{"key":"network.policy.egress.allow[0]","text":"db:5432","peer":{"kind":"service","name":"db"},"first":5432,"last":5432,"proto":""}],"egress_deny":[{"key":"network.policy.egress.deny[0]","text":"10.0.0.0/8","peer":{"kind":"prefix","name":"10.0.0.0/8"},"first":0,"last":65535,"proto":""}],"log":true,"audit":null},'
+    '"limits":{"new_flows":1000,"fragments":40,"arp":100,"neighbours":20},"extra_hosts":{},"dns":null,"dns_search":null,'
+    '"bandwidth":{}},'
+    '"process":{"rootfs":"rootfs","entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv",'
+    '"environment":{"B":"2","A":"1"},"user":{"name":null,"uid":1000,"gid":1000},"kind":"service","restart":"always",'
+    '"restart_delay_s":0.2,"stop_timeout_s":120.0,"timeout_s":null,"capabilities":["NET_RAW"],"read_only":false,'
+    '"restrict_suid_sgid":true,"memory_max":536870912,"cpu_max":200,"pids_limit":100,"shm_size":67108864,"tmp_size":134217728,'
+    '"healthcheck":{"address":"","port":8080,"host":"","path":null,"interval_s":5.0,"timeout_s":2.0,"retries":3,"start_period_s":10.0,"command":[]},'
+    '"volumes":[{"name":"tmp","mount":"/scratch","host":null,"tmpfs":true,"read_only":false,"size":67108864},{"name":"conf","mount":"/etc/api","host":"/etc/api","tmpfs":false,"read_only":true,"size":null}],'
+    '"secrets":{},"folder":null,"apart":[]},"manifest":' + FULLEST + "}"
 )
 
 
@@ -128,7 +128,11 @@ def test_stored_text_is_that_of_the_version(data: dict[str, Any], text: str) -> 
     assert service_rows.encode_service(spec) == text
     found = service_rows.service(json.dumps(json.loads(text), indent=1))
     assert found == spec
-    assert found is not None and type(found.policy) is Policy and type(found.volumes) is tuple
+    assert (
+        found is not None
+        and type(found.network.policy) is Policy
+        and type(found.program.volumes) is tuple
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +152,9 @@ def test_stored_text_is_that_of_the_version(data: dict[str, Any], text: str) -> 
     ids=ascii,
 )
 def test_stored_text_escapes_what_it_always_did(value: str, text: str) -> None:
-    spec = spec_of(HEAD)._replace(environment={"A": value, value: "A"})
+    spec = spec_of(HEAD)
+    program = spec.program._replace(environment={"A": value, value: "A"})
+    spec = spec._replace(process=program)
     stored = STORED.replace('"environment":{}', f'"environment":{{"A":{text},{text}:"A"}}', 1)
     assert service_rows.encode_service(spec) == stored
     assert service_rows.service(f"{stored} ") == spec
@@ -164,7 +170,7 @@ def test_stored_text_escapes_what_it_always_did(value: str, text: str) -> None:
 )
 def test_stored_text_may_be_written_otherwise(instead: str, text: str) -> None:
     found = service_rows.service(STORED.replace('"environment":{}', instead, 1))
-    assert found is not None and found.environment == {"A": text}
+    assert found is not None and found.program.environment == {"A": text}
 
 
 DAMAGED = [
@@ -241,3 +247,26 @@ def test_stored_text_with_a_few_characters_changed_is_read_or_refused(
     found = service_rows.service(STORED_FULL[:start] + patch + STORED_FULL[start + length :])
     if found is not None:
         assert service_rows.service(f"{service_rows.encode_service(found)} ") == found
+
+
+def test_queries_of_the_stored_text_find_its_fields() -> None:
+    """A query with another path would find nothing, and a service that sends raw frames would not be limited."""
+    spec = service_spec(
+        isolation={"capabilities": ["NET_RAW"], "resources": {"new_flows_limit": 7}},
+        healthcheck={"tcp": 80},
+        network={"networks": ["one"], "bandwidth": {"in": "8M"}},
+    )
+    with TemporaryStore() as store:
+        with store.transaction():
+            add_network(store, Network("one", "", 1500, (Subnet(4, "10.99.1.0/24", "10.99.1.1"),)))
+            put(store, "api", ("one",), manifest=service_rows.encode_service(spec))
+            put(store, "db", ("one",), manifest=service_rows.encode_service(service_spec("db")))
+        assert store.checked_services() == ["api"]
+        api, db = store.snapshot(ALL).services
+        assert (api.raw, db.raw) == (True, False)
+        assert api.limits == spec.network.limits and api.limits != db.limits
+        assert api.bandwidth == (spec.network.bandwidth["in"], 0) != db.bandwidth
+        text = service_rows.encode_service(spec)
+        with store.transaction():
+            put(store, "log", (), mode="share", provider="db", manifest=text)
+        assert store.snapshot(ALL).services[1].raw

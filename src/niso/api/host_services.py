@@ -106,7 +106,7 @@ class Services:
             if targets.is_beside_another(name, one.manifest_path, copy.folder):
                 text = f"{name}: has the manifest of its last activation, not that of ./{name}"
                 self.session.report(Caution(text, (f"to apply that one: niso activate ./{name}",)))
-        self.session.expect(target.name for target in wanted if target.spec.healthcheck)
+        self.session.expect(target.name for target in wanted if target.spec.program.healthcheck)
         outcomes = activate.activate(machine, wanted, timeout_s, self.session.report, dry_run)
         self.session.report(Finished())
         if not dry_run:

@@ -371,7 +371,7 @@ def _outcome(store: Store, done: Change, changed: bool) -> Outcome:
     name = done.row.name
     addresses = tuple(address for _, address in store.addresses(name))
     ports = rows((port for _, port in store.ports(name)), store.port_families(name))
-    return Outcome(name, changed, addresses, ports, done.target.spec.kind == "job")
+    return Outcome(name, changed, addresses, ports, done.target.spec.program.kind == "job")
 
 
 # --- restart --------------------------------------------------------------------------------------

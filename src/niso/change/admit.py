@@ -65,11 +65,11 @@ def release(store: Store, target: Target) -> None:
     its new owner.
     """
     store.begin_intent(target.name, "activate", time.time())
-    wanted = {published.port for published in target.spec.ports}
+    wanted = {published.port for published in target.spec.network.ports}
     for port in store.manifest_ports(target.name):
         if port not in wanted:
             store.take_port(target.name, port)
-    stays = store.networks_of(target.name) == target.spec.networks
+    stays = store.networks_of(target.name) == target.spec.network.networks
     names = target.spec.names if stays else ()
     store.set_names(target.name, tuple(name for name in store.names(target.name) if name in names))
 
@@ -94,11 +94,11 @@ def record_all(
         release(store, target)
     together = frozenset((*copies, *(row.name for row in leaving)))
     beside, links = frozenset(copies), LinkNames(store)
-    named = tuple(published.port for target in targets for published in target.spec.ports)
+    named = tuple(published.port for target in targets for published in target.spec.network.ports)
     made: dict[str, Change] = {}
     errors: list[Error] = []
     for target in sorted(targets, key=_takes):
-        if errors and target.spec.mode == "share":
+        if errors and target.spec.network.mode == "share":
             continue  # its provider may not have been recorded, because of an error
         try:
             copy = copies[target.name]
@@ -124,7 +124,9 @@ def _takes(target: Target) -> tuple[bool, bool]:
 
     Otherwise one without may get the address that another one names. Providers come before sharers.
     """
-    return target.spec.mode == "share", not (target.spec.addresses or target.spec.addresses6)
+    return target.spec.network.mode == "share", not (
+        target.spec.network.addresses or target.spec.network.addresses6
+    )
 
 
 def record(
@@ -179,9 +181,9 @@ def _record(
     provider = _provider_of(store, target, together)
     held = _held_names(store, wanted, provider, together, beside)
     errors += held.values()
-    on = wanted.networks
+    on = wanted.network.networks
     for network in on:
-        _ensure_network(machine, network, wanted.addresses.get(network))
+        _ensure_network(machine, network, wanted.network.addresses.get(network))
     was_active = before is not None and before.active
     # a new activation has new link names: the old links may not be deleted yet
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
@@ -210,7 +212,7 @@ def _record(
         spec="" if process is None else service_rows.encode_process(process.spec),
         created_at=before.created_at if before else time.time(),
         activated_at=before.activated_at if before and was_active else time.time(),
-        mode=wanted.mode,
+        mode=wanted.network.mode,
         provider=provider,
         enabled=before.enabled if before else False,
     )
@@ -221,12 +223,12 @@ def _record(
         former = store.attachments.get(name)
         store.attachments.put(*target.attaching)
     store.set_names(name, tuple(alias for alias in wanted.names if alias not in held))
-    store.set_extra_hosts(name, wanted.extra_hosts.items())
+    store.set_extra_hosts(name, wanted.network.extra_hosts.items())
     store.set_endpoints(name, on)
     _refuse_macs(store, name, on)
     if on:
         host_settings.record(machine.kernel, store, on)
-    policy = wanted.policy
+    policy = wanted.network.policy
     if policy.audit is not None:
         policy = live_world.begun(policy, store.policy(name), time.time())
     store.set_policy(name, None if policy.is_empty else policy)
@@ -236,7 +238,7 @@ def _record(
     for network in on:
         try:
             kept = store.attachment_key(name)
-            service_rows.lease(store, name, network, wanted.statics(network), beside, kept)
+            service_rows.lease(store, name, network, wanted.network.statics(network), beside, kept)
         except (Conflict, InvalidInput) as error:
             errors.append(error)
     _set_ports(machine, target, before, ports_before, Command(together, named))
@@ -278,13 +280,13 @@ def _set_ports(
     Raises as `ports.admit` does.
     """
     store, wanted = machine.store, target.spec
-    keys = [published.key for published in wanted.ports]
+    keys = [published.key for published in wanted.network.ports]
     if not store.port_families(target.name):
         _refuse_ports(store, target.name, keys)
     ports, chosen = admit(
         machine,
         target.name,
-        [published.port for published in wanted.ports],
+        [published.port for published in wanted.network.ports],
         had,
         keys,
         command,
@@ -298,9 +300,9 @@ def _set_ports(
 
 def _refuse_other(before: ServiceRow, target: Target) -> None:
     """Raise Conflict if the name already belongs to a different service, or to an attachment."""
-    if "attached" in (before.mode, target.spec.mode):
-        if before.mode != target.spec.mode:
-            if target.spec.mode == "attached":
+    if "attached" in (before.mode, target.spec.network.mode):
+        if before.mode != target.spec.network.mode:
+            if target.spec.network.mode == "attached":
                 reason = "the name is already used by a service with a manifest"
                 raise Conflict(reason, "choose another name", "NAME", names_key=False)
             reason = f"{target.name!r} is already the name of an attachment"
@@ -311,7 +313,7 @@ def _refuse_other(before: ServiceRow, target: Target) -> None:
 
 
 def _provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
-    if target.spec.mode != "share":
+    if target.spec.network.mode != "share":
         return None
 
     return sharing.provider_of(store, target, together)
@@ -328,7 +330,7 @@ def _held_names(
 
     Names of the service's sharers count as its own, because they are on its networks too.
     """
-    networks = spec.networks if provider is None else store.networks_of(provider)
+    networks = spec.network.networks if provider is None else store.networks_of(provider)
     sharers = store.held_sharers(spec.name, together)
     names = (*spec.names, *(name for sharer in sharers for name in store.names(sharer)))
     held: dict[str, Conflict] = {}
@@ -357,7 +359,7 @@ def _held_names(
 
 def _share(store: Store, spec: ServiceSpec, name: str, holder: str) -> bool:
     """Return whether two attachments share an alias, as containers of one network do."""
-    if spec.mode != "attached" or name not in spec.aliases or name == holder:
+    if spec.network.mode != "attached" or name not in spec.network.aliases or name == holder:
         return False
     row = store.service(holder)
     return row is not None and row.mode == "attached"
@@ -369,7 +371,7 @@ def _name_key(spec: ServiceSpec, name: str) -> str:
         return "package.name"
     if name not in spec.names:  # the name of a sharer
         return "network.networks"
-    return "network.hostname" if name == spec.hostname else "network.aliases"
+    return "network.hostname" if name == spec.network.hostname else "network.aliases"
 
 
 def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> None:
@@ -378,7 +380,7 @@ def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> N
     The packets of a service of mode host have the host's own addresses. The policy of this service
     is checked, and those of other services that name it.
     """
-    for entry in spec.policy.entries():
+    for entry in spec.network.policy.entries():
         if entry.peer.kind == "service":
             beside = store.holders_beside(spec.name, entry.peer.name)
             if len(beside) > 1:
@@ -404,7 +406,10 @@ def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> N
 
 def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str]) -> None:
     """Raise Conflict if an allowed name is an alias that the user of another's pod has chosen."""
-    if entry not in (*(spec.policy.allow_from or ()), *(spec.policy.egress_allow or ())):
+    if entry not in (
+        *(spec.network.policy.allow_from or ()),
+        *(spec.network.policy.egress_allow or ()),
+    ):
         return
     for holder in beside:
         labels = _labels(store, holder)
@@ -499,7 +504,7 @@ def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> Non
             "and activate it first",
             _name_key(spec, name),
         )
-    if spec.mode == "host" and name == spec.name and not beside:
+    if spec.network.mode == "host" and name == spec.name and not beside:
         raise Conflict(
             f"'host' is not possible because {entry.key} ({entry.text!r}) "
             f"of service {other!r} names this service",

@@ -31,7 +31,7 @@ from niso.look.host_ports import Port, rows
 from niso.manifest.policy import Subject, about
 from niso.plan import records
 from niso.plan.records import Entry, Peer, Policy
-from niso.plan.specs import Published, ServiceSpec
+from niso.plan.specs import NetworkSpec, Published, ServiceSpec
 from niso.reconcile.change import change
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import BY_INTERFACE, Attached, Link, wishes
@@ -285,17 +285,17 @@ def current(store: Store, name: str) -> Request | None:
         name,
         attached.netns,
         tuple(
-            Wish(link.network, link.interface, spec.statics(link.network), link.mac)
+            Wish(link.network, link.interface, spec.network.statics(link.network), link.mac)
             for link in store.attachments.links(name)
         ),
-        tuple(published.port for published in spec.ports),
-        spec.aliases,
+        tuple(published.port for published in spec.network.ports),
+        spec.network.aliases,
         policy_of(asked["policy"]),
         attached.owner,
         attached.id,
         attached.given,
         tuple(sorted(asked["labels"].items())),
-        tuple(sorted(spec.bandwidth.items())),
+        tuple(sorted(spec.network.bandwidth.items())),
         tuple((on, policy_of(policy)) for on, policy in sorted(asked.get("policies", {}).items())),
     )
 
@@ -523,24 +523,7 @@ def _own_mac(store: Store, name: str, wish: Wish) -> str:
 
 def _spec(request: Request) -> ServiceSpec:
     """Return the spec of a service without a process."""
-    return ServiceSpec(
-        name=request.name,
-        rootfs=None,
-        entrypoint="",
-        args=(),
-        working_dir="/",
-        environment={},
-        user=None,
-        restart="no",
-        restart_delay_s=0.0,
-        stop_timeout_s=0.0,
-        capabilities=(),
-        read_only=False,
-        memory_max=None,
-        cpu_max=None,
-        pids_limit=None,
-        healthcheck=None,
-        volumes=(),
+    network = NetworkSpec(
         mode="attached",
         share=None,
         networks=tuple(wish.network for wish in request.wishes),
@@ -550,9 +533,9 @@ def _spec(request: Request) -> ServiceSpec:
         aliases=request.aliases,
         ports=tuple(Published(port, f"--port {port.text}") for port in request.ports),
         policy=_whole_policy(request),
-        manifest={},
         bandwidth=dict(request.bandwidth),
     )
+    return ServiceSpec(request.name, network, process=None)
 
 
 def _statics(request: Request, family: int) -> dict[str, str]:

@@ -220,8 +220,8 @@ def prepare(
     homes = {target.name: home_network(store, target, every) for target in every}
     names = needed_names(store, homes, every)
     around = needed_around(store, homes, names)
-    targets = [target for target in every if target.spec.mode in ("bridge", "attached")]
-    on = sorted({net for target in targets for net in target.spec.networks} - {*made})
+    targets = [target for target in every if target.spec.network.mode in ("bridge", "attached")]
+    on = sorted({net for target in targets for net in target.spec.network.networks} - {*made})
     spans = store.across.spanning(on)
     unknown = [net for net in on if net != DEFAULT_NETWORK and store.network(net) is None]
     joined = machine.joined() if spans or unknown or around else None
@@ -246,7 +246,7 @@ def prepare(
         wanted = {
             target.name: (target, needs_of(store, target, spans, names))
             for target in targets
-            if not {*target.spec.networks}.isdisjoint(spans)
+            if not {*target.spec.network.networks}.isdisjoint(spans)
         }
         wanted |= {
             home: (target, around[home])
@@ -339,7 +339,7 @@ def _arriving(
 
 def home_network(store: Store, target: Target, targets: Iterable[Target]) -> str:
     """Return the provider whose namespace a service will share; "" if none is recorded."""
-    share = target.spec.share if target.spec.mode == "share" else None
+    share = target.spec.network.share if target.spec.network.mode == "share" else None
     if share is None:
         return ""
     for other in targets:
@@ -421,14 +421,14 @@ def needs_of(
     If it was a sharer, its names still belong to its former provider.
     """
     spec = target.spec
-    on = tuple(network for network in spec.networks if network in spans)
+    on = tuple(network for network in spec.network.networks if network in spans)
     had: dict[str, tuple[str, ...]] = {}
     for network, address in store.addresses(target.name):
         had[network] = (*had.get(network, ()), address)
     former = store.names(target.name) if _shares(store, target) else ()
     every = dict.fromkeys((*spec.names, *names.get(target.name, ())))
     called = tuple(name for name in every if name not in former)
-    statics = {net: tuple(spec.statics(net)) for net in on}
+    statics = {net: tuple(spec.network.statics(net)) for net in on}
     return Wanted(target.name, on, called, statics, had)
 
 

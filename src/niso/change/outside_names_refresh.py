@@ -96,7 +96,9 @@ def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
 
 
 def _names(targets: Iterable[Target]) -> list[str]:
-    return sorted({name for target in targets for name in target.spec.policy.outside_names()})
+    return sorted(
+        {name for target in targets for name in target.spec.network.policy.outside_names()}
+    )
 
 
 def refresh(

@@ -61,7 +61,11 @@ def specified(
     spec = _spec(store, target.spec, files, copy, generation, uid, provider)
     spec = _identified(spec, old, is_known)
     old = old if was_active else None
-    if before is not None and old is not None and "host" not in (before.mode, target.spec.mode):
+    if (
+        before is not None
+        and old is not None
+        and "host" not in (before.mode, target.spec.network.mode)
+    ):
         # changed name servers do not by themselves cause a restart
         same = spec._replace(resolv_conf=old.resolv_conf)
         spec = same if same == old else spec
@@ -121,46 +125,47 @@ def _spec(
     provider: str | None,
 ) -> ProcessSpec:
     """Return the process of a manifest; its program and user are looked up in the copy."""
+    program = wanted.program
     at_home = sharing.home(store, wanted.name, wanted, provider)
-    uid, gid, groups, user_name, home = resolve_user(files.rootfs, wanted.user, uid, wanted.name)
+    uid, gid, groups, user_name, home = resolve_user(files.rootfs, program.user, uid, wanted.name)
     package = copy if os.path.isdir(copy) else files.folder
-    program = resolve_entrypoint(
-        package, files.rootfs, wanted.entrypoint, path_env(wanted.environment)
+    entrypoint = resolve_entrypoint(
+        package, files.rootfs, program.entrypoint, path_env(program.environment)
     )
-    resolver, _ = host_facts.resolv_conf(wanted.dns, wanted.dns_search)
+    resolver, _ = host_facts.resolv_conf(wanted.network.dns, wanted.network.dns_search)
     return ProcessSpec(
         service=wanted.name,
         state_id=store.state_id(),
         generation=generation,
         package=copy,
         rootfs=files.rootfs,
-        argv=(program, *wanted.args),
-        working_dir=wanted.working_dir,
-        environment=wanted.environment,
+        argv=(entrypoint, *program.args),
+        working_dir=program.working_dir,
+        environment=program.environment,
         uid=uid,
         gid=gid,
         groups=groups,
         user_name=user_name,
         home=home,
-        capabilities=wanted.capabilities,
-        read_only=wanted.read_only,
+        capabilities=program.capabilities,
+        read_only=program.read_only,
         hostname=at_home.hostname,
         hosts_folder=at_home.hosts_folder,
         resolv_conf=resolver if at_home.netns else "",
         netns=at_home.netns,
-        restart=wanted.restart,
-        restart_delay_s=wanted.restart_delay_s,
-        stop_timeout_s=wanted.stop_timeout_s,
-        memory_max=wanted.memory_max,
-        cpu_max=wanted.cpu_max,
-        pids_limit=wanted.pids_limit,
-        shm_size=wanted.shm_size,
-        tmp_size=wanted.tmp_size,
+        restart=program.restart,
+        restart_delay_s=program.restart_delay_s,
+        stop_timeout_s=program.stop_timeout_s,
+        memory_max=program.memory_max,
+        cpu_max=program.cpu_max,
+        pids_limit=program.pids_limit,
+        shm_size=program.shm_size,
+        tmp_size=program.tmp_size,
         volumes=files.volumes,
-        restrict_suid_sgid=wanted.restrict_suid_sgid,
-        dns=wanted.dns,
-        dns_search=wanted.dns_search,
-        secrets=tuple(Secret(name, path) for name, path in wanted.secrets.items()),
+        restrict_suid_sgid=program.restrict_suid_sgid,
+        dns=wanted.network.dns,
+        dns_search=wanted.network.dns_search,
+        secrets=tuple(Secret(name, path) for name, path in program.secrets.items()),
     )
 
 

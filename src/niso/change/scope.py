@@ -105,7 +105,7 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
     for target in targets:
         provider = _provider(store, target)
         touched.update((target.name, provider) if provider else (target.name,))
-    on = {network for target in targets for network in target.spec.networks}
+    on = {network for target in targets for network in target.spec.network.networks}
     fresh = {name for target in targets for name in target.spec.names}
     touched |= store.shadows(touched, on, fresh)
     names = {name for target in targets for name in _other_meanings(store, target)}
@@ -119,9 +119,10 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
     only while the service is active; several names may have one address.
     """
     row = store.service(target.name)
-    on = target.spec.networks
+    wanted = target.spec.network
+    on = wanted.networks
     changed: set[Name] = {("network", network) for network in on if store.network(network) is None}
-    statics = [(network, address) for network in on for address in target.spec.statics(network)]
+    statics = [(network, address) for network in on for address in wanted.statics(network)]
     leased = store.addresses(target.name)
     names_ = target.spec.names
     shared = _provider(store, target)
@@ -141,6 +142,6 @@ def _provider(store: Store, target: Target) -> str | None:
     An ambiguous name is refused later, by `admit.record`.
     """
     try:
-        return store.name_holder(target.spec.share) if target.spec.share else None
+        return store.name_holder(target.spec.network.share) if target.spec.network.share else None
     except Conflict:
         return None

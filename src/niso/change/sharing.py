@@ -41,15 +41,16 @@ def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) ->
         row = store.service(provider)
         assert row is not None
         return home(store, provider, row.require_service(), None)
-    if spec.mode == "host":
+    if spec.network.mode == "host":
         return Home("", "", "")
-    apart = spec.extra_hosts or spec.policy.outside_names()
-    shared = spec.networks and not apart
-    folder = names.hosts_folder(spec.networks) if shared else names.own_hosts_folder(service)
+    network = spec.network
+    apart = network.extra_hosts or network.policy.outside_names()
+    shared = network.networks and not apart
+    folder = names.hosts_folder(network.networks) if shared else names.own_hosts_folder(service)
     return Home(
         paths.netns_path(service),
         os.path.join(paths.hosts_root(), folder),
-        spec.hostname,
+        network.hostname,
     )
 
 
@@ -60,8 +61,8 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
     Raises Conflict if the namespace is not available, InvalidInput if the manifest names its own
     service.
     """
-    share = target.spec.share
-    if target.spec.mode != "share" or share is None:
+    share = target.spec.network.share
+    if target.spec.network.mode != "share" or share is None:
         return None
     try:
         provider = store.resolve(share)
@@ -114,7 +115,7 @@ def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> 
     apart = {*ending, *(target.name for target in chosen)}
     restarting = []
     for target in chosen:
-        if target.spec.mode in PROVIDERS:
+        if target.spec.network.mode in PROVIDERS:
             there = home(store, target.name, target.spec, None)
             for sharer in store.sharers(target.name):
                 row = store.service(sharer)
@@ -129,7 +130,7 @@ def with_followers(
     """Return ``wanted`` and the services that restart with them (`followers`), providers first."""
     chosen = [targets.still_so(store, target) for target in wanted]
     chosen += [targets.known(store, name) for name in followers(store, chosen, ending)]
-    return sorted(chosen, key=lambda target: target.spec.mode == "share")
+    return sorted(chosen, key=lambda target: target.spec.network.mode == "share")
 
 
 def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[ServiceRow] = ()) -> None:

@@ -72,7 +72,7 @@ def up(
     if not replace:  # repeated under the lock; here, before a dry run shows what would end
         stack_members.refuse_elsewhere(store, stack.name, stack.path, admit.OR_REPLACE)
     wanted, joins = _joining(store, stack, replace)
-    on = {network for target in wanted for network in target.spec.networks}
+    on = {network for target in wanted for network in target.spec.network.networks}
     known = (*stack.networks, *sorted(on - {*stack.networks}))
     made = [name for name in known if name in on and store.network(name) is None]
     after = {member.name: member.after for member in stack.members if member.after}
@@ -100,7 +100,7 @@ def refuse(plain: Stack) -> None:
 
     stack = manifest_stack.stack(plain) if plain.asks else plain
     loaded = [member.loaded for member in stack.members]
-    on = {network for one in loaded for network in one.spec.networks}
+    on = {network for one in loaded for network in one.spec.network.networks}
     try:
         static_check.refuse(loaded, _membership(stack, on))
     except Error as error:
@@ -154,7 +154,7 @@ def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], M
     wanted = [target._replace(replace=replace) for target in _targets(store, stack)]
     names = {member.name for member in stack.members}
     left = [name for name in store.stack_members(stack.name) if name not in names]
-    on = {network for target in wanted for network in target.spec.networks}
+    on = {network for target in wanted for network in target.spec.network.networks}
     return wanted, _membership(stack, on, left, replace)
 
 

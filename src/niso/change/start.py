@@ -93,11 +93,11 @@ def run(
     starts = []
     for change in changes:
         was = change.before if change.before is not None and change.before.active else None
-        check = check_of(change.row)
+        check = change.row.healthcheck
         asked = (
             change.restarts
             or change.name in needed
-            or (was is not None and check_of(was) != check)
+            or (was is not None and was.healthcheck != check)
             or (check is not None and not _was_healthy(processes, change.name))
         )
         # if the old record is damaged, the new one has the stop timeout
@@ -132,7 +132,7 @@ def restart(
 
     ``after`` is as for `run`. Raises ProcessError.
     """
-    starts = [_begins(row, row.require_process(), True, check_of(row), TIMEOUT_S) for row in rows]
+    starts = [_begins(row, row.require_process(), True, row.healthcheck, TIMEOUT_S) for row in rows]
     _Starting(processes, starts, after or {}, report).all()
 
 
@@ -144,16 +144,10 @@ def _begins(
     timeout_s: float,
 ) -> Start:
     """Return the `Start` of a service, or of a job with its manifest's timeout."""
-    spec = row.service
-    if spec is None or spec.kind != "job":
+    if not row.is_job:
         return Start(row, stops, starts, check, timeout_s)
-    return Start(row, stops, starts, None, spec.timeout_s or math.inf, job=True)
-
-
-def check_of(row: ServiceRow) -> Healthcheck | None:
-    """Return the healthcheck of a service's manifest; None if it has none or is damaged."""
-    spec = row.service  # None if the row is damaged, which `niso net check` reports
-    return spec.healthcheck if spec is not None else None
+    program = row.require_service().program
+    return Start(row, stops, starts, None, program.timeout_s or math.inf, job=True)
 
 
 def event_of(change: Change) -> Event:

@@ -110,7 +110,8 @@ def _target(loaded: Loaded) -> Target:
     An audit is left out, because its end depends on the day and on the previous activation.
     """
     spec = loaded.spec
-    spec = spec._replace(policy=spec.policy._replace(audit=None))
+    network = spec.network._replace(policy=spec.network.policy._replace(audit=None))
+    spec = spec._replace(network=network)
     return Target(spec, loaded.path, files=None)
 
 
@@ -140,16 +141,14 @@ def _providers(wanted: Iterable[Target]) -> list[Target]:
     """Return placeholders for providers that are not among the services."""
     specs = [target.spec for target in wanted]
     known = {name for spec in specs for name in spec.names}
-    unknown = {
-        spec.share: spec for spec in specs if spec.share is not None and spec.share not in known
-    }
+    shares = ((spec.network.share, spec) for spec in specs)
+    unknown = {share: spec for share, spec in shares if share is not None and share not in known}
     return [Target(_stand_in(name, spec), "", files=None) for name, spec in unknown.items()]
 
 
 def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
     """Return a placeholder service on a network of its own, with a name that no file can use."""
-    return sharer._replace(
-        name=name,
+    network = sharer.network._replace(
         mode="bridge",
         share=None,
         networks=(f"that of {name}",),
@@ -159,6 +158,7 @@ def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
         policy=Policy(),
         extra_hosts={},
     )
+    return sharer._replace(name=name, network=network)
 
 
 def _make_unknown(host: Machine, wanted: Iterable[Target], stack: Membership) -> None:
@@ -170,7 +170,7 @@ def _make_unknown(host: Machine, wanted: Iterable[Target], stack: Membership) ->
     requests = {one.name: one for one in stack.networks}
     made: list[Network] = []
     planned: list[tuple[subnets.Network, str]] = []
-    for name in dict.fromkeys(name for target in wanted for name in target.spec.networks):
+    for name in dict.fromkeys(name for target in wanted for name in target.spec.network.networks):
         if store.network(name) is not None:
             continue
         request = requests.get(name)

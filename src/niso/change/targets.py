@@ -201,8 +201,9 @@ def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
     They are the rootfs, secrets, files of variables, and writable volumes: otherwise what a service
     writes there would count as a change of its package.
     """
-    written = [volume.host for volume in spec.volumes if volume.host and not volume.read_only]
-    kept = (*spec.secrets.values(), *spec.apart)
+    program = spec.program
+    written = [volume.host for volume in program.volumes if volume.host and not volume.read_only]
+    kept = (*program.secrets.values(), *program.apart)
     return tuple(path for path in (rootfs, *written, *kept) if path is not None)
 
 
@@ -212,10 +213,11 @@ def rootfs(loaded: load.Loaded) -> str | None:
     Raises InvalidInput if it is outside the package's folder, because links changed after the
     manifest was checked.
     """
-    if loaded.spec.rootfs is None:
+    written = loaded.spec.program.rootfs
+    if written is None:
         return None
     home = os.path.realpath(os.path.dirname(loaded.path))
-    path = os.path.realpath(os.path.join(home, loaded.spec.rootfs))
+    path = os.path.realpath(os.path.join(home, written))
     if not path.startswith(f"{home.rstrip('/')}/"):
         reason = f"leaves the folder of its file: it leads to {path}"
         raise InvalidInput(reason, None, "package.rootfs", file=loaded.path)
@@ -229,22 +231,22 @@ def _check_files(target: Target, files: PackageFiles) -> None:
     """
     from niso.runtime import crun, entrypoint, root, sources
 
-    spec = target.spec
+    program = target.spec.program
     errors: list[Error] = []
     checks = (
         lambda: None if files.rootfs is None else root.check_points(files.rootfs),
         lambda: entrypoint.resolve_entrypoint(
-            files.folder, files.rootfs, spec.entrypoint, crun.path_env(spec.environment)
+            files.folder, files.rootfs, program.entrypoint, crun.path_env(program.environment)
         ),
-        lambda: entrypoint.resolve_user(files.rootfs, spec.user, FIRST_UID, spec.name),
+        lambda: entrypoint.resolve_user(files.rootfs, program.user, FIRST_UID, target.name),
         lambda: entrypoint.check_working_dir(
             files.folder,
             files.rootfs,
-            spec.working_dir,
-            [volume.mount for volume in spec.volumes],
+            program.working_dir,
+            [volume.mount for volume in program.volumes],
         ),
     )
-    for name, path in spec.secrets.items():
+    for name, path in program.secrets.items():
         try:
             sources.read_secret(Secret(name, os.path.realpath(path)))
         except OSError as failed:
@@ -280,7 +282,7 @@ def volumes(spec: ServiceSpec) -> tuple[MountedVolume, ...]:
     """Return the volumes of a service's process, in manifest order."""
     kept = paths.volume_dir(spec.name)
     result = []
-    for name, mount, host, tmpfs, read_only, size in spec.volumes:
+    for name, mount, host, tmpfs, read_only, size in spec.program.volumes:
         named = host is None and not tmpfs
         source = os.path.join(kept, name) if named else host
         result.append(MountedVolume(name, mount, source, named, read_only, size))

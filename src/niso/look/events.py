@@ -237,14 +237,14 @@ def _fate(session: Session, store: Store, row: ServiceRow) -> str:
 
 def _health(row: ServiceRow, now: Status) -> tuple[str, str, float | None]:
     """Return (state, reason, time) of the last health check, whichever niso command ran it."""
-    service = row.service
-    if service is None or service.healthcheck is None or now.state != "running":
+    check = row.healthcheck
+    if check is None or now.state != "running":
         return "", "", None
 
     record = read_record(row.name)
     if record is None or record.run != (now.pid or 0, now.started_at or 0.0):
         return "", "", None
-    judged = judge(service.healthcheck, now.started_at or 0.0, record)
+    judged = judge(check, now.started_at or 0.0, record)
     return judged.state, judged.failure, record.asked_at
 
 

@@ -411,7 +411,7 @@ def declared_world(stack: Stack) -> World:
     A network without a declared subnet gets one that depends on nothing but the file; so do the
     addresses of services. They serve the policy engine only, and are not those of the host.
     """
-    used = {name for member in stack.members for name in member.loaded.spec.networks}
+    used = {name for member in stack.members for name in member.loaded.spec.network.networks}
     networks = {}
     for number, name in enumerate(sorted({*stack.networks, *used})):
         wanted = stack.networks[name].subnets if name in stack.networks else ()
@@ -425,11 +425,11 @@ def declared_world(stack: Stack) -> World:
     for number, member in enumerate(sorted(stack.members, key=lambda member: member.name)):
         spec = member.loaded.spec
         endpoints = tuple(
-            Endpoint(name, _addresses(networks[name], number, spec.statics(name)))
-            for name in (spec.networks if spec.mode == "bridge" else ())
+            Endpoint(name, _addresses(networks[name], number, spec.network.statics(name)))
+            for name in (spec.network.networks if spec.network.mode == "bridge" else ())
         )
-        ports = tuple(published.port for published in spec.ports)
-        services[spec.name] = Known(spec.name, spec.names, endpoints, spec.policy, ports)
+        ports = tuple(published.port for published in spec.network.ports)
+        services[spec.name] = Known(spec.name, spec.names, endpoints, spec.network.policy, ports)
     return World(services, networks)
 
 

@@ -29,7 +29,7 @@ HOLDERS = ("podman",)
 def published_by(row: ServiceRow) -> tuple[records.Port, ...]:
     """Return the manifest ports of the last activation; none if the row is damaged."""
     spec = row.service
-    return tuple(published.port for published in spec.ports) if spec is not None else ()
+    return tuple(published.port for published in spec.network.ports) if spec is not None else ()
 
 
 def taken(

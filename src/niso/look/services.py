@@ -378,10 +378,10 @@ def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[Target]
     targets = []
     for row, now in running:
         # None if damaged, which `niso net check` reports
-        service, process = row.service, row.process
-        if service is not None and service.healthcheck is not None and process is not None:
+        check, process = row.healthcheck, row.process
+        if check is not None and process is not None:
             run = (now.pid or 0, now.started_at or 0.0)
-            targets.append(Target(row.name, service.healthcheck, namespace(process), run))
+            targets.append(Target(row.name, check, namespace(process), run))
     return targets
 
 
@@ -394,7 +394,7 @@ def everything(session: Session, store: Store, name: str) -> Service:
     spec = row.require_process() if row.has_process else None
     attached = None if row.has_process else store.attachments.get(row.name)
     netns = paths.netns_path(row.name) if spec is None else spec.netns or None
-    hostname = row.require_service().hostname if spec is None else spec.hostname
+    hostname = row.require_service().network.hostname if spec is None else spec.hostname
     status, now = _status(session, store, row)
     health = _healths(session, store, [row]).get(row.name)
     endpoints = _endpoints(store, row)

@@ -113,7 +113,7 @@ def _is_whole(
     policy = _policy(store, name, spec)
     follow: dict[str, Sequence[tuple[object, ...]]] = {
         "host_name": [(known, name, place) for place, known in enumerate(spec.names)],
-        "extra_host": [(name, *host) for host in spec.extra_hosts.items()],
+        "extra_host": [(name, *host) for host in spec.network.extra_hosts.items()],
         "endpoint": [(name, place, network) for place, network in enumerate(row.networks)],
     }
     if policy is not None:
@@ -122,7 +122,9 @@ def _is_whole(
         all(store.has_rows(table, name, rows) for table, rows in follow.items())
         and all(
             network in networks
-            and service_rows.is_leased(store, name, networks[network], spec.statics(network))
+            and service_rows.is_leased(
+                store, name, networks[network], spec.network.statics(network)
+            )
             for network in row.networks
         )
         and not (
@@ -135,7 +137,7 @@ def _is_whole(
 
 def _policy(store: Store, service: str, spec: ServiceSpec) -> Policy | None:
     """Return the policy that a service's rows should have; None if it has none."""
-    policy = spec.policy
+    policy = spec.network.policy
     if policy.audit is not None:
         policy = live_world.kept(policy, store, service)
     return None if policy.is_empty else policy
@@ -148,7 +150,7 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
     """
     name = row.name
     store.set_names(name, spec.names)
-    store.set_extra_hosts(name, spec.extra_hosts.items())
+    store.set_extra_hosts(name, spec.network.extra_hosts.items())
     for network in row.networks:
         if store.network(network) is None:
             raise Error(
@@ -161,7 +163,7 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
         _lease_again(kernel, store, row, network, position)
         # a service that another host has taken over keeps the leases that it has
         if store.require_network(network).span is None or store.claimed(name, network):
-            service_rows.lease(store, name, network, spec.statics(network))
+            service_rows.lease(store, name, network, spec.network.statics(network))
     store.set_policy(name, _policy(store, name, spec))
     if row.active and store.port_families(name):
         if lost := _lost_ports(kernel, store, name, spec):
@@ -181,7 +183,7 @@ def _lost_ports(
     before = {port for _, port in store.ports(service)} - forwards
     fixed = set(store.manifest_ports(service))
     chosen, lost, ports = [], False, []
-    for port in (published.port for published in spec.ports):
+    for port in (published.port for published in spec.network.ports):
         kept = port.host_port or store.chosen_port(service, port) or 0
         restored = port._replace(host_port=kept)
         if restored not in before:

@@ -23,7 +23,7 @@ from niso.manifest import addresses_and_ports, policy, process_keys, values
 from niso.manifest.values import join
 from niso.plan import records, specs
 from niso.plan.records import Audit, Limits, Policy, Port
-from niso.plan.specs import Published, ServiceSpec
+from niso.plan.specs import NetworkSpec, ProgramSpec, Published, ServiceSpec
 
 if TYPE_CHECKING:
     from typing import Any
@@ -58,7 +58,8 @@ class Key(NamedTuple):
     """Ellipsis: the key is required. For a table, ``{}``: its keys have their defaults."""
     rule: Rule = ANY
     to: str = ""
-    """Field of the ServiceSpec, or of a record in it (limits.arp); empty: `spec` handles it."""
+    """Field of the NetworkSpec or ProgramSpec, or of a record in it (limits.arp); empty: `spec`
+    handles it."""
     names: Rule = ANY
     """The rule for the names in a table with any names."""
     schema: Mapping[str, Any] = {}
@@ -779,19 +780,27 @@ def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
     for index, port in enumerate(own.pop("ports")):
         ports.setdefault(port, f"network.ports[{index}]")
     denied = policy.denials(made["policy"].pop("egress_deny"))
-    return ServiceSpec(
-        **{**own, "hostname": own["hostname"] or manifest.package.name},
-        healthcheck=_healthcheck(manifest, made, parsed),
-        volumes=tuple([_volume(name, table, parsed) for name, table in manifest.volumes.items()]),
-        networks=networks,
-        addresses=addresses[4],
-        addresses6=addresses[6],
-        ports=tuple(
+    own |= {
+        "hostname": own["hostname"] or manifest.package.name,
+        "healthcheck": _healthcheck(manifest, made, parsed),
+        "volumes": tuple([_volume(name, one, parsed) for name, one in manifest.volumes.items()]),
+        "networks": networks,
+        "addresses": addresses[4],
+        "addresses6": addresses[6],
+        "ports": tuple(
             Published(port, ports[port]) for port in addresses_and_ports.distinct(tuple(ports))
         ),
-        policy=Policy(**made["policy"], egress_deny=denied, audit=_audit(network.policy, parsed)),
-        limits=Limits(**made["limits"]),
-        secrets={name: secret.file for name, secret in manifest.secrets.items()},
+        "policy": Policy(
+            **made["policy"], egress_deny=denied, audit=_audit(network.policy, parsed)
+        ),
+        "limits": Limits(**made["limits"]),
+        "secrets": {name: secret.file for name, secret in manifest.secrets.items()},
+    }
+    network_fields = {field: own.pop(field) for field in NetworkSpec._fields if field in own}
+    return ServiceSpec(
+        name=own.pop("name"),
+        network=NetworkSpec(**network_fields),
+        process=ProgramSpec(**own),
         manifest=convert.plain(manifest),
     )
 

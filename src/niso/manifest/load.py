@@ -227,9 +227,9 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
     if environment:
         manifest = manifest._replace(environment={**environment, **manifest.environment})
     beside = os.path.join(os.path.dirname(path), ".env")
-    return spec(manifest, parsed)._replace(
-        apart=tuple(path for path in (beside, *files) if os.path.lexists(path))
-    )
+    made = spec(manifest, parsed)
+    apart = tuple(path for path in (beside, *files) if os.path.lexists(path))
+    return made._replace(process=made.program._replace(apart=apart))
 
 
 def _secrets(manifest: Any, owners: Collection[int] | None) -> Iterator[InvalidInput]:
@@ -268,7 +268,7 @@ def written(spec: ServiceSpec) -> dict[str, Any]:
             data[name] = _changed(table, defaults[name])
     own = data.get("service", {})
     own.pop("env_file", None)  # its variables are in the environment
-    if spec.kind == "job":  # always "no", which a manifest leaves out
+    if spec.program.kind == "job":  # always "no", which a manifest leaves out
         own.pop("restart", None)
     return data
 

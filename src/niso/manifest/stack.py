@@ -133,7 +133,7 @@ class Member(NamedTuple):
 
     @property
     def has_healthcheck(self) -> bool:
-        return self.loaded.spec.healthcheck is not None
+        return self.loaded.spec.program.healthcheck is not None
 
 
 class Stack(NamedTuple):
@@ -281,12 +281,15 @@ def _with_apart(members: list[Member], folder: str) -> list[Member]:
     ``folder`` is that of the stack.toml.
     """
     specs = [member.loaded.spec for member in members]
-    own = (path for spec in specs for path in (*spec.apart, *spec.secrets.values()))
+    programs = [spec.program for spec in specs]
+    own = (path for program in programs for path in (*program.apart, *program.secrets.values()))
     files = {os.path.join(folder, ".env"), *own}
     apart = tuple(sorted(path for path in files if os.path.lexists(path)))
     return [
-        member._replace(loaded=member.loaded._replace(spec=spec._replace(apart=apart)))
-        for member, spec in zip(members, specs, strict=True)
+        member._replace(
+            loaded=member.loaded._replace(spec=spec._replace(process=program._replace(apart=apart)))
+        )
+        for member, spec, program in zip(members, specs, programs, strict=True)
     ]
 
 
@@ -458,7 +461,9 @@ def _package(
         together = manifest_load.checked(laid, at, owners)
     except ErrorGroup as group:
         return None, [_here(at, item.key, overrides, error) for error in group.errors], []
-    together = together._replace(apart=(*written.apart, *together.apart))
+    program = together.program
+    apart = (*written.program.apart, *program.apart)
+    together = together._replace(process=program._replace(apart=apart))
     return Loaded(together, at, os.path.dirname(at)), [], []
 
 
@@ -568,7 +573,8 @@ def checked(
         others += [error for error in group.errors if error.file != here]
     if errors or others:
         return None, errors, others
-    return Loaded(spec._replace(folder=folder), path, folder or ""), [], []
+    spec = spec._replace(process=spec.program._replace(folder=folder))
+    return Loaded(spec, path, folder or ""), [], []
 
 
 def _own_name(package: Mapping[str, Any], name: str, key: str) -> Iterable[InvalidInput]:
@@ -762,11 +768,13 @@ def dependencies(
                 right = f"one of {', '.join(sorted(items))}"
                 example = shown(near) if near else ""
                 yield values.wrong(path, name, "is not a service of the stack", right, example)
-            elif condition == "healthy" and name in known and known[name].healthcheck is None:
+            elif (
+                condition == "healthy" and name in known and known[name].program.healthcheck is None
+            ):
                 reason = f"is not possible: {name!r} has no healthcheck"
                 right = f'"started", or add [healthcheck] to the manifest of {name!r}'
                 yield values.wrong(path, condition, reason, right)
-            elif condition == "completed" and name in known and known[name].kind != "job":
+            elif condition == "completed" and name in known and known[name].program.kind != "job":
                 reason = f"is not possible: {name!r} is not a job"
                 right = f'"started", or service.kind = "job" for {name!r}'
                 yield values.wrong(path, condition, reason, right)
@@ -839,8 +847,8 @@ def stack(plain: Stack) -> Stack:
     called = _called(plain, names)
     declared = dict(plain.networks)
     specs = [member.loaded.spec for member in plain.members]
-    if any(DEFAULT_NETWORK in spec.networks for spec in specs) and not any(
-        spec.statics(DEFAULT_NETWORK)
+    if any(DEFAULT_NETWORK in spec.network.networks for spec in specs) and not any(
+        spec.network.statics(DEFAULT_NETWORK)
         for spec in specs  # the network's subnet then contains these addresses
     ):
         declared.setdefault(DEFAULT_NETWORK, Network())
@@ -906,18 +914,19 @@ def _member(
     names would clash.
     """
     spec = member.loaded.spec
-    own = bool(spec.networks) and all(name in networks for name in spec.networks)
-    short = (spec.name,) if own and spec.name in lone and spec.name != spec.hostname else ()
-    spec = spec._replace(
-        name=names[spec.name],
-        aliases=tuple(dict.fromkeys((*short, *spec.aliases))),
-        share=called.get(spec.share, spec.share) if spec.share else None,
-        networks=tuple(networks.get(name, name) for name in spec.networks),
-        addresses={networks.get(name, name): ip for name, ip in spec.addresses.items()},
-        addresses6={networks.get(name, name): ip for name, ip in spec.addresses6.items()},
-        policy=_policy(spec.policy, {"service": called, "network": networks}),
+    network = spec.network
+    own = bool(network.networks) and all(name in networks for name in network.networks)
+    short = (spec.name,) if own and spec.name in lone and spec.name != network.hostname else ()
+    network = network._replace(
+        aliases=tuple(dict.fromkeys((*short, *network.aliases))),
+        share=called.get(network.share, network.share) if network.share else None,
+        networks=tuple(networks.get(name, name) for name in network.networks),
+        addresses={networks.get(name, name): ip for name, ip in network.addresses.items()},
+        addresses6={networks.get(name, name): ip for name, ip in network.addresses6.items()},
+        policy=_policy(network.policy, {"service": called, "network": networks}),
     )
-    spec = spec._replace(manifest=_written(spec, member.loaded.spec.policy))
+    spec = spec._replace(name=names[spec.name], network=network)
+    spec = spec._replace(manifest=_written(spec, member.loaded.spec.network.policy))
     after = {names.get(name, name): state for name, state in member.after.items()}
     return member._replace(loaded=member.loaded._replace(spec=spec), after=after)
 
@@ -928,17 +937,18 @@ def _written(spec: ServiceSpec, policy: Policy) -> dict[str, object]:
     The package copy gets this manifest. Activated from the copy, the service has the same name,
     networks and policy. ``policy`` is the policy of the member without the prefix.
     """
+    network = spec.network
     data: dict[str, Any] = dict(spec.manifest)
     data["package"] = {**data["package"], "name": spec.name}
-    own = {**data["network"], "aliases": spec.aliases, "share": spec.share}
-    if spec.mode in ("bridge", "none"):
-        own["hostname"] = spec.hostname
-    if spec.mode == "bridge":
-        own |= {"network": DEFAULT_NETWORK, "networks": spec.networks}
+    own = {**data["network"], "aliases": network.aliases, "share": network.share}
+    if network.mode in ("bridge", "none"):
+        own["hostname"] = network.hostname
+    if network.mode == "bridge":
+        own |= {"network": DEFAULT_NETWORK, "networks": network.networks}
     if isinstance(own["ip"], Mapping):
-        own["ip"] = {on: spec.statics(on) for on in (*spec.addresses, *spec.addresses6)}
+        own["ip"] = {on: network.statics(on) for on in (*network.addresses, *network.addresses6)}
     texts: dict[str, dict[str, None]] = {}  # an entry of "metadata" has several peers
-    for old, new in zip(policy.entries(), spec.policy.entries(), strict=True):
+    for old, new in zip(policy.entries(), network.policy.entries(), strict=True):
         head = "network:" if old.peer.kind == "network" else ""
         ports = old.text.removeprefix(head + old.peer.name)
         text = old.text if old.peer == new.peer else f"{head}{new.peer.name}{ports}"

@@ -1,5 +1,7 @@
 """Define `ServiceSpec`, what a manifest declares, and `ProcessSpec`, what a process needs.
 
+A ServiceSpec has a `NetworkSpec`, and a `ProgramSpec` for its process; an attachment has none.
+
 `niso.manifest` builds a ServiceSpec from the text of a file; the store saves it, and all other code
 uses only this form. A ProcessSpec is complete: starting the process needs no further look-ups.
 """
@@ -51,56 +53,24 @@ class Volume(NamedTuple):
     size: int | None  # size of a tmpfs in bytes; None: the kernel's default
 
 
-class ServiceSpec(NamedTuple):
-    """One manifest, including the defaults of missing keys."""
+class NetworkSpec(NamedTuple):
+    """The network of a service: what its manifest or its attachment says."""
 
-    name: str
-    rootfs: str | None  # path relative to the package
-    entrypoint: str
-    args: tuple[str, ...]
-    working_dir: str
-    environment: Mapping[str, str]
-    user: User | None  # None: a uid reserved for the service
-    restart: Literal["on-failure", "no", "always"]
-    restart_delay_s: float
-    stop_timeout_s: float
-    capabilities: tuple[str, ...]  # without CAP_
-    read_only: bool
-    memory_max: int | None  # bytes; None means no limit, here and in the next two
-    cpu_max: int | None  # percent of one CPU
-    pids_limit: int | None
-    healthcheck: Healthcheck | None
-    volumes: tuple[Volume, ...]
     # attached: an attachment, without a process run by niso
     mode: Literal["bridge", "host", "none", "share", "attached"]
     share: str | None  # with mode share: the service whose namespace it joins
     networks: tuple[str, ...]  # the n-th is eth<n>; mode bridge
     addresses: Mapping[str, str]  # network to static address
+    addresses6: Mapping[str, str]  # like `addresses`, for IPv6
     hostname: str
     aliases: tuple[str, ...]
     ports: tuple[Published, ...]
     policy: Policy
-    manifest: Mapping[str, object]
-    """The manifest's keys as written, with defaults for missing ones, for display."""
-    restrict_suid_sgid: bool | None = None  # here and below: None if an older niso activated it
-    shm_size: int | None = None  # bytes of /dev/shm
-    tmp_size: int | None = None  # bytes of each of /tmp, /run and /var/tmp
-    kind: Literal["service", "job"] = "service"  # a job runs until it exits
-    folder: str | None = None
-    """The absolute package folder of a service written in a stack.toml; "" for an empty package.
-
-    None: the folder of the manifest.
-    """
-    timeout_s: float | None = None  # timeout of a job; None: no timeout
     limits: Limits | None = None
-    addresses6: Mapping[str, str] = {}  # like `addresses`, for IPv6
     extra_hosts: Mapping[str, str] = {}  # name to address, or HOST_GATEWAY
     dns: tuple[str, ...] | None = None  # None: the host's name servers
     dns_search: tuple[str, ...] | None = None  # None: the host's
-    secrets: Mapping[str, str] = {}  # name to an absolute path of the host
     bandwidth: Mapping[str, int] = {}  # "in" and "out", bytes per second; missing: no limit
-    apart: tuple[str, ...] = ()
-    """Files excluded from the package: of variables, and of the stack's secrets. Absolute paths."""
 
     def statics(self, network: str) -> tuple[str, ...]:
         """Return the static addresses on a network, at most one of each family."""
@@ -108,10 +78,60 @@ class ServiceSpec(NamedTuple):
             table[network] for table in (self.addresses, self.addresses6) if network in table
         )
 
+
+class ProgramSpec(NamedTuple):
+    """The process of a service and its files: what its manifest says."""
+
+    rootfs: str | None  # path relative to the package
+    entrypoint: str
+    args: tuple[str, ...]
+    working_dir: str
+    environment: Mapping[str, str]
+    user: User | None  # None: a uid reserved for the service
+    kind: Literal["service", "job"]  # a job runs until it exits
+    restart: Literal["on-failure", "no", "always"]
+    restart_delay_s: float
+    stop_timeout_s: float
+    timeout_s: float | None  # timeout of a job; None: no timeout
+    capabilities: tuple[str, ...]  # without CAP_
+    read_only: bool
+    restrict_suid_sgid: bool
+    memory_max: int | None  # bytes; None means no limit, here and in the next two
+    cpu_max: int | None  # percent of one CPU
+    pids_limit: int | None
+    shm_size: int | None  # bytes of /dev/shm
+    tmp_size: int | None  # bytes of each of /tmp, /run and /var/tmp
+    healthcheck: Healthcheck | None
+    volumes: tuple[Volume, ...]
+    secrets: Mapping[str, str]  # name to an absolute path of the host
+    folder: str | None = None
+    """The absolute package folder of a service written in a stack.toml; "" for an empty package.
+
+    None: the folder of the manifest.
+    """
+    apart: tuple[str, ...] = ()
+    """Files excluded from the package: of variables, and of the stack's secrets. Absolute paths."""
+
+
+class ServiceSpec(NamedTuple):
+    """One manifest, including the defaults of missing keys; or an attachment."""
+
+    name: str
+    network: NetworkSpec
+    process: ProgramSpec | None  # None for an attachment, whose process is not niso's
+    manifest: Mapping[str, object] = {}
+    """The manifest's keys as written, with defaults for missing ones, for display."""
+
     @property
     def names(self) -> tuple[str, ...]:
         """Return all names of the service, hostname first. No two on a network share one."""
-        return tuple(dict.fromkeys((self.hostname, self.name, *self.aliases)))
+        return tuple(dict.fromkeys((self.network.hostname, self.name, *self.network.aliases)))
+
+    @property
+    def program(self) -> ProgramSpec:
+        """Return the process of a spec that was made from a manifest."""
+        assert self.process is not None, f"{self.name} is an attachment"
+        return self.process
 
 
 # --- ProcessSpec: the process of a service --------------------------------------------------------

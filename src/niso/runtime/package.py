@@ -212,7 +212,7 @@ def _write_manifest(copy: str, spec: ServiceSpec) -> None:
 
 def _mode(spec: ServiceSpec) -> int:
     """Return the mode of a manifest: variables of files can be passwords (`ServiceSpec.apart`)."""
-    return 0o600 if spec.apart else 0o644
+    return 0o600 if spec.program.apart else 0o644
 
 
 def _mark(spec: ServiceSpec) -> bytes:

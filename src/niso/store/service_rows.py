@@ -20,8 +20,8 @@ from niso.base import convert, paths
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, prefix
-from niso.plan.records import Network, Port, Subnet
-from niso.plan.specs import ProcessSpec, ServiceSpec
+from niso.plan.records import Healthcheck, Network, Port, Subnet
+from niso.plan.specs import ProcessSpec, ProgramSpec, ServiceSpec
 from niso.store.port_rows import PRIMARY
 from niso.store.sqlite import decoded, encoded, others_intend
 
@@ -89,7 +89,9 @@ class ServiceRow(NamedTuple):
     def service(self) -> ServiceSpec | None:
         """Return the ServiceSpec of the last activation; None if the row is damaged."""
 
-        return service(self.manifest)
+        spec = service(self.manifest)
+        is_whole = spec is not None and (spec.process is not None) == self.has_process
+        return spec if is_whole else None
 
     @property
     def process(self) -> ProcessSpec | None:
@@ -98,26 +100,37 @@ class ServiceRow(NamedTuple):
         return process(self.spec)
 
     @property
+    def healthcheck(self) -> Healthcheck | None:
+        """Return the healthcheck; None if there is none, or the row is damaged."""
+        program = self._program
+        return program.healthcheck if program is not None else None
+
+    @property
+    def _program(self) -> ProgramSpec | None:
+        spec = self.service
+        return spec.process if spec is not None else None
+
+    @property
     def is_job(self) -> bool:
         """Return whether its process is a job, which runs until it exits.
 
         False if the row is damaged.
         """
-        spec = self.service
-        return spec is not None and spec.kind == "job"
+        program = self._program
+        return program is not None and program.kind == "job"
 
     @property
     def folder(self) -> str:
         """Return the package's folder; "" for an empty package."""
-        spec = self.service
+        program = self._program
         here = os.path.dirname(self.manifest_path)
-        return here if spec is None or spec.folder is None else spec.folder
+        return here if program is None or program.folder is None else program.folder
 
     @property
     def again(self) -> str:
         """Return the command that activates the service from its file again."""
-        spec = self.service
-        is_inline = spec is not None and spec.folder is not None
+        program = self._program
+        is_inline = program is not None and program.folder is not None
         return f"niso {'stack up' if is_inline else 'activate'} {self.manifest_path}"
 
     def require_service(self) -> ServiceSpec:

@@ -216,10 +216,8 @@ class SnapshotRows(PortRows, PolicyRows):
         any_named = self.names_outside()
         for name in names:
             row = self._db.execute(
-                "SELECT generation, mode, CASE WHEN json_valid(manifest)"
-                " THEN json_extract(manifest, '$.limits') END, CASE WHEN json_valid(manifest)"
-                " THEN json_extract(manifest, '$.bandwidth') END, CASE WHEN json_valid(manifest)"
-                " THEN json_extract(manifest, '$.capabilities') END"
+                f"SELECT generation, mode, {_recorded('network.limits')},"
+                f" {_recorded('network.bandwidth')}, {_recorded('process.capabilities')}"
                 " FROM service WHERE name=? AND active=1",
                 (name,),
             ).fetchone()
@@ -259,8 +257,7 @@ class SnapshotRows(PortRows, PolicyRows):
 
     def _sharer_is_raw(self, name: str) -> bool:
         row = self._db.execute(
-            "SELECT CASE WHEN json_valid(manifest) THEN json_extract(manifest, '$.capabilities')"
-            " END FROM service WHERE name=?",
+            f"SELECT {_recorded('process.capabilities')} FROM service WHERE name=?",
             (name,),
         ).fetchone()
         return row is not None and _is_raw(row[0])
@@ -369,6 +366,11 @@ class SnapshotRows(PortRows, PolicyRows):
             names,
         )
         return [row[0] for row in rows]
+
+
+def _recorded(field: str) -> str:
+    """Return the SQL expression of a field of the ServiceSpec; NULL if the record is damaged."""
+    return f"CASE WHEN json_valid(manifest) THEN json_extract(manifest, '$.{field}') END"
 
 
 def _limits(text: object) -> Limits:

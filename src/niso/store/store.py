@@ -257,7 +257,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         """Return the active services that have a healthcheck; cheap with many services."""
         rows = self._db.execute(
             "SELECT name FROM service WHERE active=1 AND CASE WHEN json_valid(manifest)"
-            " THEN json_type(manifest, '$.healthcheck') END='object' ORDER BY name"
+            " THEN json_type(manifest, '$.process.healthcheck') END='object' ORDER BY name"
         )
         return [row[0] for row in rows]
 
