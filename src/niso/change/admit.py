@@ -212,7 +212,7 @@ def _record(
         spec="" if process is None else service_rows.encode_process(process.spec),
         created_at=before.created_at if before else time.time(),
         activated_at=before.activated_at if before and was_active else time.time(),
-        mode=wanted.network.mode,
+        mode="attached" if wanted.process is None else wanted.network.mode,
         provider=provider,
         enabled=before.enabled if before else False,
     )
@@ -300,16 +300,14 @@ def _set_ports(
 
 def _refuse_other(before: ServiceRow, target: Target) -> None:
     """Raise Conflict if the name already belongs to a different service, or to an attachment."""
-    if "attached" in (before.mode, target.spec.network.mode):
-        if before.mode != target.spec.network.mode:
-            if target.spec.network.mode == "attached":
-                reason = "the name is already used by a service with a manifest"
-                raise Conflict(reason, "choose another name", "NAME", names_key=False)
+    if before.has_process and target.spec.process is None:
+        reason = "the name is already used by a service with a manifest"
+        raise Conflict(reason, "choose another name", "NAME", names_key=False)
+    if target.spec.process is not None:
+        if not before.has_process:
             reason = f"{target.name!r} is already the name of an attachment"
             raise Conflict(reason, "choose another name", "package.name")
-        return
-
-    targets.refuse_elsewhere(before, target)
+        targets.refuse_elsewhere(before, target)
 
 
 def _provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
@@ -359,10 +357,10 @@ def _held_names(
 
 def _share(store: Store, spec: ServiceSpec, name: str, holder: str) -> bool:
     """Return whether two attachments share an alias, as containers of one network do."""
-    if spec.network.mode != "attached" or name not in spec.network.aliases or name == holder:
+    if spec.process is not None or name not in spec.network.aliases or name == holder:
         return False
     row = store.service(holder)
-    return row is not None and row.mode == "attached"
+    return row is not None and not row.has_process
 
 
 def _name_key(spec: ServiceSpec, name: str) -> str:

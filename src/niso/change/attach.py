@@ -524,7 +524,7 @@ def _own_mac(store: Store, name: str, wish: Wish) -> str:
 def _spec(request: Request) -> ServiceSpec:
     """Return the spec of a service without a process."""
     network = NetworkSpec(
-        mode="attached",
+        mode="bridge",
         share=None,
         networks=tuple(wish.network for wish in request.wishes),
         addresses=_statics(request, 4),

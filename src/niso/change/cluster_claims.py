@@ -220,7 +220,7 @@ def prepare(
     homes = {target.name: home_network(store, target, every) for target in every}
     names = needed_names(store, homes, every)
     around = needed_around(store, homes, names)
-    targets = [target for target in every if target.spec.network.mode in ("bridge", "attached")]
+    targets = [target for target in every if target.spec.network.mode == "bridge"]
     on = sorted({net for target in targets for net in target.spec.network.networks} - {*made})
     spans = store.across.spanning(on)
     unknown = [net for net in on if net != DEFAULT_NETWORK and store.network(net) is None]

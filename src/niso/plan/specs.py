@@ -56,8 +56,7 @@ class Volume(NamedTuple):
 class NetworkSpec(NamedTuple):
     """The network of a service: what its manifest or its attachment says."""
 
-    # attached: an attachment, without a process run by niso
-    mode: Literal["bridge", "host", "none", "share", "attached"]
+    mode: Literal["bridge", "host", "none", "share"]
     share: str | None  # with mode share: the service whose namespace it joins
     networks: tuple[str, ...]  # the n-th is eth<n>; mode bridge
     addresses: Mapping[str, str]  # network to static address
