@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import struct
 
-from niso.kernel.foreign_chains import Between, Load, Mask, Rule, Verdict
+from niso.kernel.foreign_chains import Between, ChainVerdict, Mask, RegisterLoad, Rule
 from niso.look.other_firewalls import HookPlace
 
 INET, IP, BRIDGE, IP6 = 1, 2, 7, 10
-ACCEPT, DROP, RETURN = Verdict("accept"), Verdict("drop"), Verdict("return")
+ACCEPT, DROP, RETURN = ChainVerdict("accept"), ChainVerdict("drop"), ChainVerdict("return")
 R1, R2 = 16, 32  # NFT_REG_1, NFT_REG_2
 IIF, OIF, STATE, STATUS = (
-    Load(R1, "meta", 6),
-    Load(R1, "meta", 7),
-    Load(R1, "ct", 0),
-    Load(R1, "ct", 2),
+    RegisterLoad(R1, "meta", 6),
+    RegisterLoad(R1, "meta", 7),
+    RegisterLoad(R1, "ct", 0),
+    RegisterLoad(R1, "ct", 2),
 )
 BACKEND = HookPlace("niso-backend", 7, {4: "10.99.1.1/24"})
 
@@ -25,7 +25,7 @@ class Rules:
     def __init__(
         self,
         *base: Rule,
-        sets: dict[str, tuple[int, dict[bytes, Verdict | None]]] | None = None,
+        sets: dict[str, tuple[int, dict[bytes, ChainVerdict | None]]] | None = None,
         **chains,
     ):
         self.chains: dict[str, list[Rule]] = {"FORWARD": list(base)} | {
@@ -42,7 +42,7 @@ class Rules:
 
     def element(
         self, family: int, table: str, name: str, key: bytes
-    ) -> tuple[bool, Verdict | None]:
+    ) -> tuple[bool, ChainVerdict | None]:
         self.asked.append(key)
         elements = self.sets[name][1]
         return key in elements, elements.get(key)

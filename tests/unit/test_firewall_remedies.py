@@ -7,7 +7,7 @@ from foreign_rules import BACKEND, BRIDGE, DROP, IIF, IN, INET, IP, IP6, OUT, RE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from niso.kernel.foreign_chains import Chain, Verdict
+from niso.kernel.foreign_chains import Chain, ChainVerdict
 from niso.look.other_firewalls import OUTWARD, PUBLISHED, ForeignDrop, HookPlace, drops
 
 
@@ -24,7 +24,7 @@ def remedy(
 
 
 def through(*chains: str) -> Rules:
-    return Rules(*((Verdict("jump", chain),) for chain in chains))
+    return Rules(*((ChainVerdict("jump", chain),) for chain in chains))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_remedy_goes_where_docker_and_ufw_keep_the_users_rules() -> None:
         through("ufw-before-forward"),
         through("ufw6-user-forward"),
     )
-    ufw.chains["ufw-before-forward"] = [(Verdict("jump", "ufw-user-forward"),)]
+    ufw.chains["ufw-before-forward"] = [(ChainVerdict("jump", "ufw-user-forward"),)]
     user = (
         "iptables -I DOCKER-USER -i niso-backend -j ACCEPT",
         "iptables -I DOCKER-USER -o niso-backend -j ACCEPT",
@@ -75,7 +75,7 @@ def test_remedy_goes_where_docker_and_ufw_keep_the_users_rules() -> None:
     assert remedy(IP, "filter", "FORWARD", rules=ufw) == route
     assert remedy(IP6, "filter", "FORWARD", rules=ufw6) == route
     assert remedy(IP, "filter", "FORWARD", rules=through("ufw-user-forward", "DOCKER-USER")) == user
-    early = Rules((DROP,), (Verdict("jump", "DOCKER-USER"),))
+    early = Rules((DROP,), (ChainVerdict("jump", "DOCKER-USER"),))
     assert remedy(IP, "filter", "FORWARD", rules=early)[0].startswith("iptables -I FORWARD ")
 
 
@@ -88,7 +88,7 @@ def test_remedy_is_no_wider_than_what_is_dropped() -> None:
 
 
 def test_remedy_goes_to_a_chain_that_all_dropped_packets_come_through() -> None:
-    rules = Rules((IIF, named("niso-backend"), DROP), (Verdict("jump", "DOCKER-USER"),))
+    rules = Rules((IIF, named("niso-backend"), DROP), (ChainVerdict("jump", "DOCKER-USER"),))
     assert remedy(IP, "filter", "FORWARD", rules=rules)[0].startswith("iptables -I FORWARD ")
 
 

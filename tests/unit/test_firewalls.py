@@ -34,13 +34,13 @@ from niso.kernel.foreign_chains import (
     Between,
     Bridged,
     Chain,
+    ChainVerdict,
+    ConntrackMatch,
     Forget,
-    Load,
     Lookup,
     Mask,
     Perhaps,
-    Tracked,
-    Verdict,
+    RegisterLoad,
     rule,
 )
 from niso.kernel.netlink import attribute, nested, text
@@ -76,21 +76,21 @@ def found(
         ([REPLIES, IN], {PUBLISHED}),
         ([REPLIES, OUT], {OUTWARD}),
         ([REPLIES, (STATUS, *bits(32), ACCEPT)], {OUTWARD}),
-        ([(Tracked(2 | 4), ACCEPT), (Tracked(128), ACCEPT)], {OUTWARD}),
-        ([(Tracked(128, True), ACCEPT)], {PUBLISHED}),
-        ([(Tracked(128), ACCEPT)], {OUTWARD}),
+        ([(ConntrackMatch(2 | 4), ACCEPT), (ConntrackMatch(128), ACCEPT)], {OUTWARD}),
+        ([(ConntrackMatch(128, True), ACCEPT)], {PUBLISHED}),
+        ([(ConntrackMatch(128), ACCEPT)], {OUTWARD}),
         ([(STATUS, *bits(32), ACCEPT)], {OUTWARD}),
-        ([(Tracked(64), ACCEPT), IN], {PUBLISHED}),
-        ([(Tracked(None, reply=False), ACCEPT)], {PUBLISHED, OUTWARD}),
-        ([(Tracked(None, reply=True), DROP), (ACCEPT,)], {PUBLISHED, OUTWARD}),
+        ([(ConntrackMatch(64), ACCEPT), IN], {PUBLISHED}),
+        ([(ConntrackMatch(None, reply=False), ACCEPT)], {PUBLISHED, OUTWARD}),
+        ([(ConntrackMatch(None, reply=True), DROP), (ACCEPT,)], {PUBLISHED, OUTWARD}),
         (
-            [(Load(R1, "ct", 1), Between(R1, b"\0", b"\0", True), DROP), (ACCEPT,)],
+            [(RegisterLoad(R1, "ct", 1), Between(R1, b"\0", b"\0", True), DROP), (ACCEPT,)],
             {PUBLISHED, OUTWARD},
         ),
         (
             [
                 (
-                    Load(R1, "meta", 4),
+                    RegisterLoad(R1, "meta", 4),
                     Between(R1, struct.pack("=I", 7), struct.pack("=I", 7)),
                     ACCEPT,
                 ),
@@ -116,10 +116,10 @@ def test_chain_with_policy_accept_drops_what_a_rule_drops() -> None:
 
 
 UNKNOWN = [
-    Load(R1, "meta", 3),  # the mark
-    Load(R1, "payload", 2, 2, 4),  # a port
-    Load(R1, "payload", 0, 0, 4),  # no link header
-    Load(R1, "payload", 1, 400, 4),  # beyond the header
+    RegisterLoad(R1, "meta", 3),  # the mark
+    RegisterLoad(R1, "payload", 2, 2, 4),  # a port
+    RegisterLoad(R1, "payload", 0, 0, 4),  # no link header
+    RegisterLoad(R1, "payload", 1, 400, 4),  # beyond the header
 ]
 
 
@@ -160,7 +160,7 @@ def test_uplink_is_no_niso_bridge_and_nothing_else_is_known_of_its_name() -> Non
 
 
 def test_an_uplink_of_one_rule_is_forgotten_in_the_same_register() -> None:
-    rules = (IIF, Load(R1, "meta", 7), named("niso-backend"), ACCEPT)
+    rules = (IIF, RegisterLoad(R1, "meta", 7), named("niso-backend"), ACCEPT)
     assert found(Rules(rules, REPLIES)) == {OUTWARD}
 
 
@@ -176,7 +176,7 @@ def test_an_uplink_of_one_rule_is_forgotten_in_the_same_register() -> None:
 )
 def test_prefix_of_the_bridge_is_known(prefix, length, dropped) -> None:
     mask = (2**32 - 2 ** (32 - length)).to_bytes(4, "big")
-    source = Load(R1, "payload", 1, 12, 4)
+    source = RegisterLoad(R1, "payload", 1, 12, 4)
     assert (
         found(
             Rules(
@@ -200,19 +200,19 @@ def test_prefix_of_the_bridge_is_known(prefix, length, dropped) -> None:
 
 
 def test_jump_comes_back_goto_does_not_and_a_circle_ends() -> None:
-    jump, goto = Verdict("jump", "user"), Verdict("goto", "user")
+    jump, goto = ChainVerdict("jump", "user"), ChainVerdict("goto", "user")
     assert found(Rules((jump,), (ACCEPT,), user=[(RETURN,), (DROP,)])) == set()
     assert found(Rules((goto,), (ACCEPT,), user=[(RETURN,), (DROP,)])) == {PUBLISHED, OUTWARD}
     assert (
-        found(Rules((jump,), (ACCEPT,), user=[(Verdict("goto", "next"),), (DROP,)], next=[]))
+        found(Rules((jump,), (ACCEPT,), user=[(ChainVerdict("goto", "next"),), (DROP,)], next=[]))
         == set()
     )
-    assert found(Rules((jump,), (ACCEPT,), user=[(Verdict("continue"),), (DROP,)])) == {
+    assert found(Rules((jump,), (ACCEPT,), user=[(ChainVerdict("continue"),), (DROP,)])) == {
         PUBLISHED,
         OUTWARD,
     }
     assert found(Rules((RETURN,), (ACCEPT,))) == {PUBLISHED, OUTWARD}
-    assert found(Rules((Verdict("jump", "gone"),), (ACCEPT,))) == set()
+    assert found(Rules((ChainVerdict("jump", "gone"),), (ACCEPT,))) == set()
     assert (
         found(Rules((jump,), user=[(jump,), (jump,)])) == set()
     )  # 2 ** 16 ways: given up, nothing is said
@@ -234,7 +234,7 @@ def test_sets_are_asked_only_for_keys_that_are_known() -> None:
 
 def test_a_short_value_fills_its_word_as_a_part_of_a_key() -> None:
     key = b"\x08\x00\x00\x00" + struct.pack("=I", 8)
-    parts = (Load(R1, "meta", 1), Load(R1 + 4, "ct", 0))
+    parts = (RegisterLoad(R1, "meta", 1), RegisterLoad(R1 + 4, "ct", 0))
     assert found(
         Rules((*parts, Lookup("s", R1), DROP), (ACCEPT,), sets={"s": (8, {key: None})})
     ) == {
@@ -244,7 +244,7 @@ def test_a_short_value_fills_its_word_as_a_part_of_a_key() -> None:
 
 
 def test_verdict_maps_decide_and_a_miss_goes_on_with_the_next_rule() -> None:
-    state = {struct.pack("=I", 8): Verdict("jump", "new"), struct.pack("=I", 2): ACCEPT}
+    state = {struct.pack("=I", 8): ChainVerdict("jump", "new"), struct.pack("=I", 2): ACCEPT}
     rules = Rules((STATE, Lookup("m", R1, verdict=True)), sets={"m": (4, state)}, new=[OUT])
     assert found(rules) == {OUTWARD}
     assert (
@@ -270,15 +270,19 @@ def test_bridge_chains_see_frames_of_ports_and_arp() -> None:
     for bridged in (False, True):
         assert found(Rules(), family=BRIDGE, bridged=bridged) == {WITHIN}
         assert found(Rules(ports), family=BRIDGE, bridged=bridged) == set()
-    named_bridge = Load(R1, "meta", 17), named("niso-backend"), ACCEPT
+    named_bridge = RegisterLoad(R1, "meta", 17), named("niso-backend"), ACCEPT
     assert found(Rules(named_bridge), family=BRIDGE) == set()
-    ipv4 = (Load(R1, "payload", 0, 12, 2), Between(R1, b"\x08\x00", b"\x08\x00"))
+    ipv4 = (RegisterLoad(R1, "payload", 0, 12, 2), Between(R1, b"\x08\x00", b"\x08\x00"))
     assert found(Rules((*ipv4, ACCEPT)), family=BRIDGE) == {WITHIN}  # ARP is not let through
     assert (
         found(
             Rules(
                 (*ipv4, ACCEPT),
-                accepts_arp := (Load(R1, "meta", 1), Between(R1, b"\x08\x06", b"\x08\x06"), ACCEPT),
+                accepts_arp := (
+                    RegisterLoad(R1, "meta", 1),
+                    Between(R1, b"\x08\x06", b"\x08\x06"),
+                    ACCEPT,
+                ),
             ),
             family=BRIDGE,
         )
@@ -297,14 +301,17 @@ def test_families_are_those_of_the_bridge() -> None:
         (INET, (6,), True),
     ):
         assert bool(found(Rules(), family=family, families=families)) is dropped
-    ipv6 = (Load(R1, "meta", 15), Between(R1, b"\x0a", b"\x0a"))
+    ipv6 = (RegisterLoad(R1, "meta", 15), Between(R1, b"\x0a", b"\x0a"))
     assert found(Rules((*ipv6, DROP)), accepts=True, family=INET) == set()
     assert found(Rules((*ipv6, DROP)), accepts=True, family=INET, families=(4, 6)) == {
         PUBLISHED,
         OUTWARD,
     }
     place = HookPlace("niso-backend", 7, {6: "fd00::1/64"})
-    source = (Load(R1, "payload", 1, 8, 8), Between(R1, b"\xfd" + bytes(7), b"\xfd" + bytes(7)))
+    source = (
+        RegisterLoad(R1, "payload", 1, 8, 8),
+        Between(R1, b"\xfd" + bytes(7), b"\xfd" + bytes(7)),
+    )
     assert found(Rules((*source, ACCEPT), REPLIES), family=IP6, families=(6,), place=place) == {
         PUBLISHED
     }
@@ -333,21 +340,21 @@ def test_rule_is_read_from_the_kernels_words() -> None:
         ("immediate", be32(1, 0) + nested(2, nested(2, be32(1, 0xFFFFFFFD), text(2, "next")))),
     )
     assert rule(body) == (
-        Load(16, "meta", 6),
+        RegisterLoad(16, "meta", 6),
         Between(16, name, name, True),
         Between(20, b"", name, True),
         Perhaps(),
-        Verdict("jump", "next"),
+        ChainVerdict("jump", "next"),
     )
 
 
 @pytest.mark.parametrize(
     ("flags", "inverted", "states", "expected"),
     [
-        (0x2001, 0, 2 | 4, Tracked(2 | 4)),
-        (0x1, 1, 8, Tracked(8, True)),
-        (0x1000, 0, 0, Tracked(None, False, False)),
-        (0x1001, 0x1000, 2, Tracked(2, False, True)),
+        (0x2001, 0, 2 | 4, ConntrackMatch(2 | 4)),
+        (0x1, 1, 8, ConntrackMatch(8, True)),
+        (0x1000, 0, 0, ConntrackMatch(None, False, False)),
+        (0x1001, 0x1000, 2, ConntrackMatch(2, False, True)),
         (0x41, 0, 2, Perhaps()),  # and a status
         (0x2, 0, 0, Perhaps()),  # a protocol
     ],

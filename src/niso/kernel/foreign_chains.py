@@ -39,7 +39,7 @@ class Chain(NamedTuple):
     accepts: bool
 
 
-class Load(NamedTuple):
+class RegisterLoad(NamedTuple):
     """Load a value into ``register``.
 
     The value is "meta" or "ct" number ``key``, or ``length`` bytes from ``offset`` of the "payload"
@@ -86,7 +86,7 @@ class Lookup(NamedTuple):
     inverted: bool = False
 
 
-class Tracked(NamedTuple):
+class ConntrackMatch(NamedTuple):
     """The iptables match "conntrack": ``states`` (XT_CONNTRACK_STATE_BIT), or a direction."""
 
     states: int | None
@@ -108,14 +108,24 @@ class Perhaps(NamedTuple):
     """An expression whose result is unknown: it may match or not."""
 
 
-class Verdict(NamedTuple):
+class ChainVerdict(NamedTuple):
     """A verdict; ``kind`` is accept, drop, jump, goto, return, continue or break."""
 
     kind: str
     chain: str = ""
 
 
-Expression = Load | Mask | Between | Lookup | Tracked | Bridged | Forget | Perhaps | Verdict
+Expression = (
+    RegisterLoad
+    | Mask
+    | Between
+    | Lookup
+    | ConntrackMatch
+    | Bridged
+    | Forget
+    | Perhaps
+    | ChainVerdict
+)
 Rule = tuple[Expression, ...]
 
 # Statements that always continue. A limit, a quota or an unknown expression may end the rule
@@ -170,7 +180,7 @@ class Foreign(Nfnetlink):
         super().__init__()
         self._rules: dict[tuple[int, str, str], list[Rule]] = {}
         self._key_lengths: dict[tuple[int, str, str], int] = {}
-        self._elements: dict[tuple[int, str, str, bytes], tuple[bool, Verdict | None]] = {}
+        self._elements: dict[tuple[int, str, str, bytes], tuple[bool, ChainVerdict | None]] = {}
 
     def base_chains(self) -> list[Chain]:
         """Return all base chains at hook forward in active tables, except niso's.
@@ -216,7 +226,7 @@ class Foreign(Nfnetlink):
 
     def element(
         self, family: int, table: str, name: str, key: bytes
-    ) -> tuple[bool, Verdict | None]:
+    ) -> tuple[bool, ChainVerdict | None]:
         """Return whether the set has ``key`` or a catch-all element, and its verdict.
 
         Raises KernelError.
@@ -228,7 +238,7 @@ class Foreign(Nfnetlink):
 
     def _element(
         self, family: int, table: str, name: str, key: bytes
-    ) -> tuple[bool, Verdict | None]:
+    ) -> tuple[bool, ChainVerdict | None]:
         prefix = nfgenmsg(family) + text(1, table) + text(2, name)  # NFTA_SET_ELEM_LIST_TABLE, _SET
         # NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_FLAGS
         for which in (nested(1, attribute(1, key)), attribute(3, struct.pack(">I", _CATCHALL))):
@@ -257,7 +267,7 @@ def _is_dormant(answer: bytes) -> bool:
     return bool(_number(attributes(answer, 4), 2) & _DORMANT)  # NFTA_TABLE_FLAGS
 
 
-def _verdict_of_element(answer: bytes) -> Verdict | None:
+def _verdict_of_element(answer: bytes) -> ChainVerdict | None:
     element = attributes(attributes(attributes(answer, 4).get(3, b"")).get(1, b""))
     return _verdict(attributes(element.get(2, b"")).get(2))  # NFTA_SET_ELEM_DATA, NFTA_DATA_VERDICT
 
@@ -327,13 +337,13 @@ def _load(source: str, fields: dict[int, bytes]) -> Expression | None:
     # NFTA_CT_DIRECTION: an address or counter of one direction
     if source == "ct" and 3 in fields and _number(fields, 2) != 1:
         return Forget()
-    return Load(_register(fields, 1), source, _number(fields, 2))
+    return RegisterLoad(_register(fields, 1), source, _number(fields, 2))
 
 
 def _payload(fields: dict[int, bytes]) -> Expression | None:
     if 1 not in fields:
         return None
-    return Load(
+    return RegisterLoad(
         _register(fields, 1), "payload", _number(fields, 2), _number(fields, 3), _number(fields, 4)
     )
 
@@ -396,7 +406,7 @@ def _match(fields: dict[int, bytes]) -> Expression | None:
     if name == "comment":
         return None
     if name == "state" and len(info) >= 4:
-        return Tracked(*struct.unpack_from("=I", info))
+        return ConntrackMatch(*struct.unpack_from("=I", info))
     if name == "physdev" and len(info) >= 66 and info[65] == 4:  # XT_PHYSDEV_OP_BRIDGED alone
         return Bridged(bool(info[64] & 4))
     if name == "conntrack" and revision in (2, 3) and len(info) >= 152:
@@ -405,14 +415,14 @@ def _match(fields: dict[int, bytes]) -> Expression | None:
         if not flags & ~0x3001:  # XT_CONNTRACK_STATE, _DIRECTION, _STATE_ALIAS
             # the bit selects the original direction; inverted, the reply direction
             reply = bool(inverted & 0x1000) if flags & 0x1000 else None
-            return Tracked(states if flags & 1 else None, bool(inverted & 1), reply)
+            return ConntrackMatch(states if flags & 1 else None, bool(inverted & 1), reply)
     return Perhaps()
 
 
 def _target(fields: dict[int, bytes]) -> Expression | None:
     name = string(fields.get(1, b""))
     if name in _TARGETS_DROP:
-        return Verdict("drop")
+        return ChainVerdict("drop")
     return None if name in _TARGETS_PASS else Perhaps()
 
 
@@ -430,15 +440,15 @@ def _value(nest: bytes | None) -> bytes:
     return attributes(nest or b"").get(1, b"")  # NFTA_DATA_VALUE
 
 
-def _verdict(nest: bytes | None) -> Verdict | None:
+def _verdict(nest: bytes | None) -> ChainVerdict | None:
     if nest is None:
         return None
     fields = attributes(nest)  # NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN
     code = struct.unpack_from(">i", fields.get(1, b"").rjust(4, b"\0"))[0]
     if code in _VERDICTS:
-        return Verdict(_VERDICTS[code], string(fields.get(2, b"")))
+        return ChainVerdict(_VERDICTS[code], string(fields.get(2, b"")))
     # NF_DROP; NF_ACCEPT, and NF_QUEUE as above
-    return Verdict("drop" if code & 0xFF == 0 else "accept")
+    return ChainVerdict("drop" if code & 0xFF == 0 else "accept")
 
 
 _PARSERS: dict[str, Callable[[dict[int, bytes]], Expression | None]] = {
@@ -454,9 +464,9 @@ _PARSERS: dict[str, Callable[[dict[int, bytes]], Expression | None]] = {
     "dynset": _dynset,
     "match": _match,
     "target": _target,
-    "reject": lambda _: Verdict("drop"),
+    "reject": lambda _: ChainVerdict("drop"),
     # NF_QUEUE: the program that reads the queue decides, so there is nothing to warn about
-    "queue": lambda _: Verdict("accept"),
+    "queue": lambda _: ChainVerdict("accept"),
 }
 
 

@@ -1,8 +1,8 @@
 """Run nftables through libnftables.so.1 (libnftables(3), libnftables-json(5)), in this process.
 
-A context, and so an `Nft`, belongs to the network namespace that opened it. Single elements are
-read by `niso.kernel.nft_elements`: to return one element, libnftables reads all elements of the
-table, and it crashes on a request for 200.
+A context, and so an `Nft`, belongs to the network namespace that opened it. Elements are read by
+`niso.kernel.nft_elements`: to return one element, libnftables reads all elements of the table, and
+it crashes on a request for 200.
 """
 
 from __future__ import annotations

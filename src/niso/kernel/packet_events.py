@@ -231,7 +231,7 @@ _HANDLE_TEXT = re.compile(r"^\s+(.*) # handle (\d+)$")
 _QUIET_S = 0.3  # after this silence, the path of a packet is complete
 
 
-class Step(NamedTuple):
+class TraceStep(NamedTuple):
     """One event of a packet in one chain: a rule matched, or the chain's policy decided.
 
     ``table`` is like "inet niso", ``verdict`` like "accept" or "goto refuse", ``rule`` the text of
@@ -258,7 +258,7 @@ class Step(NamedTuple):
         """Return the IP version; None without the headers."""
         return self.network[0] >> 4 if self.network else None
 
-    def is_of_packet(self, other: Step) -> bool:
+    def is_of_packet(self, other: TraceStep) -> bool:
         """Return whether both steps have headers, and of the same packet before source NAT."""
         return self._sent != b"" and self._sent == other._sent
 
@@ -276,7 +276,7 @@ class Step(NamedTuple):
         return b""
 
 
-class Packet(NamedTuple):
+class PacketMatch(NamedTuple):
     """Selects the packets to mark. ``starts``: only those that begin a TCP connection."""
 
     source: str
@@ -316,13 +316,13 @@ class Trace(netlink.Netlink):
         self._nft.close()
         super().close()
 
-    def first(self, seconds: float) -> list[Step]:
+    def first(self, seconds: float) -> list[TraceStep]:
         """Wait for one packet and return its path; empty if none came in ``seconds``.
 
         Where a bridge passes the packet up to the host, the kernel changes its trace id, because
         the id depends on the ingress link (trace_fill_id, net/netfilter/nf_tables_trace.c).
         """
-        steps: list[Step] = []
+        steps: list[TraceStep] = []
         ids: set[int] = set()
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
@@ -335,7 +335,7 @@ class Trace(netlink.Netlink):
                     end = time.monotonic() + _QUIET_S
         return steps
 
-    def read(self) -> list[Step]:
+    def read(self) -> list[TraceStep]:
         """Wait for trace messages of the kernel, and return their steps."""
         try:
             replies = self._receive()
@@ -347,7 +347,7 @@ class Trace(netlink.Netlink):
         bodies = [reply.body for reply in replies if reply.kind == _TRACE]
         return [understood("follow packets", self._parse, body) for body in bodies]
 
-    def _parse(self, body: bytes) -> Step:
+    def _parse(self, body: bytes) -> TraceStep:
         fields = attributes(body, 4)
         table = f"{_FAMILIES.get(body[0], str(body[0]))} {string(fields[_TABLE])}"
         handle = int.from_bytes(fields.get(_HANDLE, b""), "big")
@@ -355,7 +355,7 @@ class Trace(netlink.Netlink):
         code = fields.get(_POLICY, verdict.get(_VERDICT_CODE, struct.pack(">i", -1)))
         word = _VERDICTS.get(struct.unpack(">i", code)[0], "queue")
         chain = string(fields[_CHAIN])
-        return Step(
+        return TraceStep(
             int.from_bytes(fields[_ID], "big"),
             table,
             chain,
@@ -380,7 +380,7 @@ class Trace(netlink.Netlink):
         return rules
 
 
-def _rule(packet: Packet) -> str:
+def _rule(packet: PacketMatch) -> str:
     """Return the rule that marks one packet a second."""
     word = "ip6" if family_of(packet.destination) == 6 else "ip"
     match = f"{word} saddr {packet.source} {word} daddr {packet.destination}"
@@ -393,7 +393,7 @@ def _rule(packet: Packet) -> str:
     return f"{match} limit rate 1/second burst 1 packets meta nftrace set 1"
 
 
-def trace_rules(packets: Iterable[Packet]) -> str:
+def trace_rules(packets: Iterable[PacketMatch]) -> str:
     """Return the tables that mark these packets, in nft(8) syntax."""
     rules = "; ".join(map(_rule, packets))
     name = f"{PREFIX}{os.getpid()}"
@@ -434,7 +434,7 @@ class Dropped(NamedTuple):
     length: int
 
 
-class Drops(Trace):
+class DropTrace(Trace):
     """Capture the dropped packets of some services. A context manager. Raises KernelError.
 
     ``addresses`` are those of the services, ``ends`` the host ends of their veth pairs, ``bridges``
@@ -455,7 +455,7 @@ class Drops(Trace):
         """Wait for trace messages of the kernel, and return the packets that were dropped."""
         return self.among(self.read())
 
-    def among(self, steps: Iterable[Step]) -> list[Dropped]:
+    def among(self, steps: Iterable[TraceStep]) -> list[Dropped]:
         """Return the packets whose path ends with a drop in one of these steps."""
         dropped = []
         for step in steps:

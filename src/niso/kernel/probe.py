@@ -47,7 +47,7 @@ _TCP = struct.Struct("!HHIIBBHHH")
 _AT_ONCE = 1000  # foreign packets to skip before the time is checked
 
 
-class Seen(NamedTuple):
+class ProbeResult(NamedTuple):
     """The outcome of a test packet.
 
     ``arrived`` says whether it reached the watched namespace, None if none is watched. ``unsent``
@@ -133,7 +133,7 @@ class Probe:
             return os.strerror(error.errno or 0).lower()
         return ""
 
-    def wait(self, seconds: float, for_answer: bool = False) -> Seen:
+    def wait(self, seconds: float, for_answer: bool = False) -> ProbeResult:
         """Wait at most ``seconds`` until the packet arrives, and return the outcome.
 
         With ``for_answer``, or if no namespace is watched, wait for the answer instead.
@@ -150,7 +150,7 @@ class Probe:
             arrived = self._has_arrived() or arrived
             if left <= 0 or not events:
                 break
-        return Seen((arrived or answered) if self._watched else None, answered)
+        return ProbeResult((arrived or answered) if self._watched else None, answered)
 
     def _open(self) -> socket.socket:
         family = _FAMILY[self._version]

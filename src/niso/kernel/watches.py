@@ -60,7 +60,7 @@ class TableChange(NamedTuple):
         return self.process.startswith(OWN_THREAD)
 
 
-class _Group(netlink.Netlink):
+class _MulticastGroup(netlink.Netlink):
     """A netlink socket that listens to one multicast group. Raises KernelError."""
 
     def __init__(self, protocol: int, group: int) -> None:
@@ -94,7 +94,7 @@ class _Group(netlink.Netlink):
                 lost = True
 
 
-class Tables(_Group):
+class Tables(_MulticastGroup):
     """Watch nftables transactions, from its creation on. Raises KernelError."""
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class Tables(_Group):
         return changes
 
 
-class Links(_Group):
+class Links(_MulticastGroup):
     """Watch the links of this network namespace. Raises KernelError."""
 
     def __init__(self) -> None:
@@ -219,7 +219,7 @@ class Watches:
     """
 
     def __init__(self) -> None:
-        self._open: list[_Group | Folders] = []
+        self._open: list[_MulticastGroup | Folders] = []
         self._poll = select.epoll()
         try:
             self._tables, self._links = self._add(Tables()), self._add(Links())

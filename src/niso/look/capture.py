@@ -29,7 +29,15 @@ from niso.base.names import bridge, netns, veth
 from niso.base.report import WaitingForPacket
 from niso.base.signals import heed_signals, keep_only, signals_held
 from niso.kernel.netns import at
-from niso.kernel.packet_events import PREFIX, Dropped, Drops, Packet, Step, Trace, trace_rules
+from niso.kernel.packet_events import (
+    PREFIX,
+    Dropped,
+    DropTrace,
+    PacketMatch,
+    Trace,
+    TraceStep,
+    trace_rules,
+)
 from niso.kernel.ruleset import BRIDGE, INET
 from niso.look import packet_path
 from niso.look.drops import Dropping
@@ -208,7 +216,7 @@ class DropCapture(Capture):
     ``words`` returns the reason. The kernel reports headers only; tcpdump prints and filters them.
     """
 
-    def __init__(self, drops: Drops, words: Callable[[Dropped], str], form: Format) -> None:
+    def __init__(self, drops: DropTrace, words: Callable[[Dropped], str], form: Format) -> None:
         self._drops, self._words = drops, words
         self._reasons: dict[int, str] = {}
         self._last = 0
@@ -663,7 +671,7 @@ def _drops(session: Session, known: dict[str, Known], form: Format) -> Capture:
     ]
     addresses = [a for service in known.values() for a in addresses_of(service)]
     bridges = [bridge(row.name) for row in store.networks()]
-    drops = Drops(addresses, ends, bridges)
+    drops = DropTrace(addresses, ends, bridges)
     return DropCapture(drops, Dropping(session.kernel(), store).words, form)
 
 
@@ -679,7 +687,7 @@ def trace(
     world = read_world(session.kernel(), store)
     # a program chooses if a name has addresses of both families
     pairs = packet_path.ends_by_family(world, from_, to)
-    packets = [Packet(*pair, port, proto, not any_) for pair in pairs.values()]
+    packets = [PacketMatch(*pair, port, proto, not any_) for pair in pairs.values()]
     with Trace(trace_rules(packets)) as tracing:
         session.report(WaitingForPacket(destination, "real"))
         steps = tracing.first(seconds)
@@ -708,7 +716,7 @@ _COMMENT = re.compile(r'comment "([^"]*)"')
 _LEADS = ("jump ", "goto ")
 
 
-def stages(steps: list[Step], verdict: Verdict | None) -> list[Stage]:
+def stages(steps: list[TraceStep], verdict: Verdict | None) -> list[Stage]:
     """Return the chains that decided something about the packet. Pure.
 
     ``verdict`` is the policy engine's, which has the manifest entry if a policy drops the packet.
@@ -733,14 +741,14 @@ def others(path: list[Stage]) -> list[Stage]:
     return [stage for stage in path if stage.table not in (INET, BRIDGE)]
 
 
-def _word(step: Step) -> str:
+def _word(step: TraceStep) -> str:
     for lead in _LEADS:
         if step.verdict.startswith(lead):
             return f"→ {step.verdict.removeprefix(lead)}"
     return {"accept": "pass", "return": "pass"}.get(step.verdict, step.verdict)
 
 
-def _words(step: Step, verdict: Verdict | None) -> str:
+def _words(step: TraceStep, verdict: Verdict | None) -> str:
     if step.kind != "rule":
         return "the chain's policy"
     is_policy = step.table == INET and step.chain.startswith("check_")

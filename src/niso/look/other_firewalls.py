@@ -21,13 +21,13 @@ from niso.kernel.foreign_chains import (
     Between,
     Bridged,
     Chain,
+    ChainVerdict,
+    ConntrackMatch,
     Expression,
-    Load,
     Lookup,
     Mask,
+    RegisterLoad,
     Rule,
-    Tracked,
-    Verdict,
 )
 from niso.kernel.rtnetlink import Rtnl
 
@@ -280,7 +280,7 @@ class RuleSource(Protocol):
     def key_length(self, family: int, table: str, name: str) -> int: ...
     def element(
         self, family: int, table: str, name: str, key: bytes
-    ) -> tuple[bool, Verdict | None]: ...
+    ) -> tuple[bool, ChainVerdict | None]: ...
 
 
 def packets(
@@ -416,11 +416,11 @@ class _Way:
                 return accepted
         return None
 
-    def _rule(self, rule: Rule) -> Verdict | None:
+    def _rule(self, rule: Rule) -> ChainVerdict | None:
         """Return the verdict of a rule, or None if it does not match for certain."""
         registers = _Registers()
         for expression in rule:
-            if isinstance(expression, Verdict):
+            if isinstance(expression, ChainVerdict):
                 return expression
             if isinstance(expression, Lookup):
                 matches, verdict = self._look_up(expression, registers)
@@ -435,7 +435,7 @@ class _Way:
     def _expression(self, expression: Expression, registers: _Registers) -> bool | None:
         """Evaluate an expression; return whether it matches, None if unknown."""
         packet = self._packet
-        if isinstance(expression, Load):
+        if isinstance(expression, RegisterLoad):
             registers.write(expression.register, self._loaded(expression))
             return True
         if isinstance(expression, Mask):
@@ -444,7 +444,7 @@ class _Way:
         if isinstance(expression, Between):
             matches = registers.between(expression)
             return matches if matches is None else matches is not expression.inverted
-        if isinstance(expression, Tracked):
+        if isinstance(expression, ConntrackMatch):
             if packet.tracked is None:
                 return None
             fits = (
@@ -459,7 +459,7 @@ class _Way:
             return True
         return None
 
-    def _loaded(self, load: Load) -> Bits | None:
+    def _loaded(self, load: RegisterLoad) -> Bits | None:
         if load.source != "payload":
             return self._packet.facts.get((load.source, load.key))
         header = self._packet.headers.get(load.key)
@@ -470,7 +470,9 @@ class _Way:
             return None
         return Bits(header.data[load.offset : end], header.mask[load.offset : end])
 
-    def _look_up(self, lookup: Lookup, registers: _Registers) -> tuple[bool | None, Verdict | None]:
+    def _look_up(
+        self, lookup: Lookup, registers: _Registers
+    ) -> tuple[bool | None, ChainVerdict | None]:
         length = self._source.key_length(self._family, self._table, lookup.name)
         key = registers.read(lookup.register, length)
         if key is None:

@@ -205,7 +205,7 @@ def prove(world: World, explained: ExplainedPacket) -> Proof:
         unsent = sent.send()
         if unsent:
             return Proof(not verdict.passes and not explained.counted, None, False, unsent, ())
-        seen = probe.Seen(None, False)
+        seen = probe.ProbeResult(None, False)
         if verdict.passes:
             seen = sent.wait(PATIENCE_S, for_answer=watched is None)
         end = time.monotonic() + PATIENCE_S
@@ -228,7 +228,7 @@ def prove(world: World, explained: ExplainedPacket) -> Proof:
     return Proof(_agrees(verdict.passes, seen, counts), seen.arrived, seen.answered, None, counts)
 
 
-def _agrees(passes: bool, seen: probe.Seen, counts: tuple[Counter, ...]) -> bool | None:
+def _agrees(passes: bool, seen: probe.ProbeResult, counts: tuple[Counter, ...]) -> bool | None:
     """Return whether the observations agree with the verdict; None if nothing was observable."""
     if not all(count.rose for count in counts):
         return False

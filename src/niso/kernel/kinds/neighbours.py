@@ -209,7 +209,7 @@ class Fdb(NamedTuple):
         return (self.link, self.mac)
 
 
-class _Entries(Kind[Fdb]):
+class _FdbKind(Kind[Fdb]):
     replaces = True
 
     def lies_in(self, thing: Fdb) -> tuple[str, ...]:
@@ -285,4 +285,4 @@ def _all(link: str, entries: Iterable[tuple[str, str]]) -> Iterable[Fdb]:
             yield Fdb(link, mac, host, mac in fixed)
 
 
-FDB_ENTRIES = _Entries(Fdb)
+FDB_ENTRIES = _FdbKind(Fdb)

@@ -307,7 +307,7 @@ _HELLO_S = 60
 _TIMEOUT_S, _PAUSE_S = 10.0, 0.02
 
 
-class Shown(NamedTuple):
+class WgSettings(NamedTuple):
     """What wg(8) shows of a link; empty if wg(8) cannot query the link."""
 
     public: str = ""
@@ -370,7 +370,7 @@ def answers(name: str, form: str) -> bool:
     return True
 
 
-def shown_peer(name: str, known: Mapping[str, FarEnd]) -> Shown:
+def shown_peer(name: str, known: Mapping[str, FarEnd]) -> WgSettings:
     """Return the settings of a link. ``known`` are the other hosts as desired, by public key.
 
     A live host may send from another of its addresses, to which WireGuard then replies. Its
@@ -386,8 +386,8 @@ def shown_peer(name: str, known: Mapping[str, FarEnd]) -> Shown:
                 endpoint = known[key].endpoint
             others.append(FarEnd(key, endpoint, inside.removesuffix("/128")))
     except (KernelError, ValueError, IndexError):
-        return Shown()
-    return Shown(public.replace("(none)", ""), int(port), tuple(sorted(others)))
+        return WgSettings()
+    return WgSettings(public.replace("(none)", ""), int(port), tuple(sorted(others)))
 
 
 def make(rtnl: Rtnl, link: WireGuard) -> None:
