@@ -103,7 +103,7 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
     )
     return [
         *elements.network(network, names.bridge(network), mac, subnets, internal=True),
-        *elements.endpoint(service, link, mac, (four, six), Limits(1, 2, 3)),
+        *elements.endpoint(service, link, mac, (four, six), Limits(1, 2, 3, 20)),
         *elements.receivers(service, mac, mac, (four, six)),
         *(element for port in ports for element in elements.published(service, port, (four, six))),
         *(

@@ -110,7 +110,6 @@ def activate(
                 with change(kernel, store, scope, report, rows_first=True) as made:
                     changes = record_all(machine, targets, copies, leaving, stack, held)
                     _bar_names(machine, targets, report)
-                    start.expect(machine.processes, changes)
             start.run(machine.processes, changes, timeout_s, report, after)
             if held is not None:
                 held.publish(report)
