@@ -211,9 +211,6 @@ class FakeProcesses:
         if self.is_full:
             raise ProcessError("no room")
 
-    def expect(self) -> None:
-        pass
-
     def begin(self, spec: ProcessSpec) -> _Begun:
         if self.status(spec.service).state in ("running", "restarting"):
             raise ProcessError(f"{spec.service} is already running", "niso ps shows it")

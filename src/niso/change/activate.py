@@ -229,7 +229,6 @@ class _Activation:
             with change(self._kernel, self._store, scope, self._report, rows_first=True) as made:
                 changes = self._record()
                 outside_names_refresh.bar(self._machine, self._targets, self._report)
-                start.expect(self._machine.processes, changes)
         self._has_steps = bool(made.steps)
         return changes
 

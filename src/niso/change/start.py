@@ -113,15 +113,6 @@ def run(
     _Starting(processes, starts, after, report).all()
 
 
-def expect(processes: Processes, changes: list[Change]) -> None:
-    """Announce that `run` will soon start the processes of ``changes``.
-
-    Kernel work that the start would have to wait for can then finish earlier.
-    """
-    if any(change.restarts for change in changes):
-        processes.expect()
-
-
 def restart(
     processes: Processes,
     rows: list[ServiceRow],

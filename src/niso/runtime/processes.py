@@ -92,9 +92,6 @@ class Processes(Protocol):
     def require_room(self) -> None:
         """Raise ProcessError if descriptors, space or files that a start needs are lacking."""
 
-    def expect(self) -> None:
-        """Prepare for a start that follows in about 10 ms."""
-
     def begin(self, spec: ProcessSpec) -> Start:
         """Begin to start a process; a failed start leaves nothing behind. Raises ProcessError."""
 

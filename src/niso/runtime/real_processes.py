@@ -66,10 +66,6 @@ class RealProcesses:
     def require_room(self) -> None:
         lifecycle.require_room()
 
-    def expect(self) -> None:
-
-        launch.expect()
-
     def begin(self, spec: ProcessSpec) -> lifecycle.Start:
         return lifecycle.Start(spec)
 
