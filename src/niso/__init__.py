@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from niso.api.host_networks import Network as Network
     from niso.api.host_networks import NetworkLine as NetworkLine
     from niso.api.host_networks import NetworkMember as NetworkMember
-    from niso.api.host_networks import PublishedPort as PublishedPort
     from niso.api.host_networks import RemovedNetwork as RemovedNetwork
     from niso.api.host_networks import Repaired as Repaired
     from niso.api.host_networks import Rules as Rules
@@ -91,6 +90,7 @@ if TYPE_CHECKING:
     from niso.look.flows import FlowEnd as FlowEnd
     from niso.look.flows import Flows as Flows
     from niso.look.host_ports import Port as Port
+    from niso.look.host_ports import PublishedPort as PublishedPort
     from niso.look.learn import LearnedEntry as LearnedEntry
     from niso.look.learn import LearnedPolicy as LearnedPolicy
     from niso.look.learn import PolicyChange as PolicyChange
@@ -129,7 +129,7 @@ _MODULES = {
     "api.host_attachments": "AttachRequest Changed",
     "api.host_cluster": "ClusterHost ClusterMember ClusterStatus ExistingEtcd Membership",
     "api.host_networks": "CreatedNetwork HostName HostNames Network NetworkLine NetworkMember"
-    " PublishedPort RemovedNetwork Repaired Rules Subnet Swept",
+    " RemovedNetwork Repaired Rules Subnet Swept",
     "api.host_services": "Executed Forwarded Package Signalled Taken",
     "api.without_host": "ImportedStack Missing Valid import_compose manifest_schema stack_schema"
     " validate",
@@ -149,7 +149,7 @@ _MODULES = {
     "look.events": "Events Happened",
     "look.explain": "Explanation Judged Judgement OtherHostObject",
     "look.flows": "Flow FlowEnd Flows",
-    "look.host_ports": "Port",
+    "look.host_ports": "Port PublishedPort",
     "look.learn": "LearnedEntry LearnedPolicy PolicyChange",
     "look.map": "Map MapEnd MapFlow MapNetwork MapPolicy MapService MapState",
     "look.metrics": "Metric Sample",

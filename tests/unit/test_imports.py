@@ -38,7 +38,11 @@ CLI_MAY = {
     # makes a machine, where `niso.connect` is of one; is conmon's, with no user
     "cli.general_commands": {"niso.lab.supervisor.run", "niso.runtime.on_exit"},
     # types of results
-    "cli.service_commands": {"niso.change.activate.Outcome", "niso.change.deactivate.Done"},
+    "cli.service_commands": {
+        "niso.change.activate.Outcome",
+        "niso.change.boot.Marked",
+        "niso.change.deactivate.Done",
+    },
     # what it serves needs no host
     "cli.browser": {"niso.web.page_server"},
 }

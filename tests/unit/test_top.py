@@ -18,7 +18,7 @@ from niso.look import flows as look_flows
 from niso.look import top
 from niso.look.drops import Stats
 from niso.look.services import ServiceLine
-from niso.look.top import FlowLoad, Load, LoadSample, ServiceLoad, ServiceSocket
+from niso.look.top import FlowLoad, Load, ServiceLoad, ServiceSocket, TopSample
 from niso.plan.records import Port
 
 PICTURE = pathlib.Path(__file__).parents[1] / "golden" / "top.svg"
@@ -34,7 +34,7 @@ def row(source: str, to: str, packets: int) -> Recorded:
     return Recorded(source, to, "tcp", 80, packets, 60, 1.0)
 
 
-def look(at: float, memory: look_flows.Memory, *stats: Stats) -> LoadSample:
+def look(at: float, memory: look_flows.Memory, *stats: Stats) -> TopSample:
     lines = tuple(
         ServiceLine(name, "running", None, "bridge", (), (), 1.0, None, None, None)
         for name in ("api", "db", "side")
@@ -42,7 +42,7 @@ def look(at: float, memory: look_flows.Memory, *stats: Stats) -> LoadSample:
     networks = {"api": ("back",), "db": ("back",), "side": ()}
     shares = {"side": "db"}
     counts = top.counts(memory)
-    return LoadSample(at, lines, networks, shares, {s.service: s for s in stats}, counts)
+    return TopSample(at, lines, networks, shares, {s.service: s for s in stats}, counts)
 
 
 def test_rates_between_two_looks() -> None:

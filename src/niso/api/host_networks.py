@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from niso.base.errors import InvalidInput, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import family_of
 from niso.base.report import AskingCluster, Finished
 from niso.look.session import Session, guarded, text, texts
 from niso.plan import records
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from niso.change.boot import Marked
-    from niso.look.host_ports import Port
+    from niso.look.host_ports import Port, PublishedPort
     from niso.look.other_hosts import ClusterPort
     from niso.plan.desired import Finding
     from niso.runtime.machine import Machine
@@ -103,24 +102,6 @@ class RemovedNetwork(NamedTuple):
     """the network's name"""
     changed: bool
     """false if nothing changed"""
-
-
-class PublishedPort(NamedTuple):
-    """A published port and the active service behind it."""
-
-    service: str
-    """the service's name"""
-    host: str
-    """host address and port or range"""
-    container: int
-    """same as container_port"""
-    mapping: Port
-    from_: tuple[str, ...] | None = None
-    """strings: from where the port can be reached; only with --exposed"""
-
-    def left_out(self) -> tuple[str, ...]:
-        """Return the fields to leave out of JSON."""
-        return ("from_",) if self.from_ is None else ()
 
 
 class HostName(NamedTuple):
@@ -253,9 +234,9 @@ class Networks:
     @guarded
     def ports(self) -> tuple[PublishedPort, ...]:
         """Return the published ports of active services, one per address or family."""
-        return tuple(
-            _published(service, row, None) for service, _, row in _port_rows(self.session.store())
-        )
+        from niso.look import host_ports
+
+        return host_ports.published_ports(self.session.store())
 
     @guarded
     def ports_everywhere(self) -> tuple[ClusterPort, ...]:
@@ -274,41 +255,8 @@ class Networks:
         """Return `ports` with ``from_``: from where each port is reachable. Raises KernelError."""
 
         from niso.look import exposure
-        from niso.look.host_ports import shadows
 
-        store = self.session.store()
-        lines = [*_port_rows(store)]
-        services = {service for service, _, _ in lines}
-        internal = [network.name for network in store.networks() if network.internal]
-        on = {service: [network for network, _ in store.addresses(service)] for service in services}
-        first = {service: store.require_network(on[service][0]) for service in services}
-        # traffic of an internal network stays on it, so only its own services are reachable
-        closed = {
-            service: [name for name in internal if name not in on[service]] for service in services
-        }
-        ways = exposure.ways_in(
-            self.session.kernel(),
-            (
-                (port._replace(host_ip=row.host_ip), first[service], closed[service])
-                for service, port, row in lines
-            ),
-        )
-        shadowed: dict[tuple[str, records.Port, int], list[str]] = {}
-        for shadow in shadows(self.session.kernel(), store, services):
-            key = (shadow.service, shadow.port, shadow.family)
-            shadowed.setdefault(key, []).append(shadow.what)
-        policies = {service: store.policy(store.home(service)) for service in services}
-        return tuple(
-            _published(
-                service,
-                row,
-                (
-                    *exposure.narrowed(way, policies[service]),
-                    *shadowed.get((service, port, family_of(row.host_ip)), ()),
-                ),
-            )
-            for way, (service, port, row) in zip(ways, lines, strict=True)
-        )
+        return exposure.exposed_ports(self.session.kernel(), self.session.store())
 
     @guarded
     def host_names(self, *, on_host: bool | None = None) -> HostNames:
@@ -379,27 +327,6 @@ def _tables(as_text: bool) -> list[Any]:
             for table in ruleset.CONTAINERS
             if netlink.all_of(table, "owner") is not None
         ]
-
-
-def _port_rows(store: Store) -> list[tuple[str, records.Port, Port]]:
-    """Return (service, port, result row) for the ports of all active services."""
-
-    from niso.look.host_ports import rows
-
-    families: dict[str, tuple[int, ...]] = {}
-    lines = []
-    for service, port in store.active_ports():
-        if service not in families:
-            families[service] = store.port_families(service)
-        lines += [(service, port, row) for row in rows([port], families[service])]
-    return lines
-
-
-def _published(service: str, port: Port, ways: tuple[str, ...] | None) -> PublishedPort:
-    last = port.host_port + port.range - 1
-    address = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
-    span = str(port.host_port) if port.range == 1 else f"{port.host_port}-{last}"
-    return PublishedPort(service, f"{address}:{span}", port.container_port, port, ways)
 
 
 def _subnets(network: records.Network) -> str:

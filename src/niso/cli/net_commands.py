@@ -254,21 +254,13 @@ def _apply(host: Host, args: Args) -> int:
 
     with Progress(args) as host.progress:
         done = host.attachments.apply_policies()
-    if args.json:
-        output.as_json(done)
-    else:
-        for outcome in done:
-            print(f"{outcome.service}: {'changed' if outcome.changed else 'unchanged'}")
-    return 0
+    words = ("unchanged", "changed")
+    return output.results(args, done, lambda one: f"{one.service}: {words[one.changed]}")
 
 
 def _print_detached(args: Args, done: tuple[Changed, ...]) -> int:
-    if args.json:
-        output.as_json(done)
-        return 0
-    for outcome in done:
-        print(f"{outcome.service}: {'detached' if outcome.changed else 'not attached'}")
-    return 0
+    words = ("not attached", "detached")
+    return output.results(args, done, lambda one: f"{one.service}: {words[one.changed]}")
 
 
 def _rules(host: Host, args: Args) -> int:

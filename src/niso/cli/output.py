@@ -237,6 +237,16 @@ def as_json(value: object) -> None:
     print(json.dumps(plain(value), indent=2))
 
 
+def results[T](args: Args, done: Sequence[T], line: Callable[[T], str]) -> int:
+    """Print the results of a command: with --json as JSON, else one line each. Returns 0."""
+    if args.json:
+        as_json(done)
+        return 0
+    for result in done:
+        print(line(result))
+    return 0
+
+
 def ports_text(ports: Iterable[Port]) -> list[str]:
     """Format ports as ``8080→8080``, ``53→53/udp``, ``[::]:8000-8010→8000-8010``.
 

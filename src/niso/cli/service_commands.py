@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from niso.change.activate import Outcome
+    from niso.change.boot import Marked
     from niso.change.deactivate import Done
     from niso.look.services import ServiceLine
 
@@ -87,34 +88,26 @@ def _restart(host: Host, args: Args) -> int:
 
 def print_done(args: Args, done: tuple[Done, ...], state: str) -> None:
     """Print the results of a removal or a restart."""
-    if args.json:
-        output.as_json(done)
-        return
-    for result in done:
-        print(f"{result.service}: {state}")
+    output.results(args, done, lambda one: f"{one.service}: {state}")
 
 
 def print_stopped(args: Args, done: tuple[Done, ...]) -> None:
     """Print the results of a deactivation."""
-    if args.json:
-        output.as_json(done)
-        return
-    for result in done:
-        state = "inactive" if result.changed else "already inactive, unchanged"
-        print(f"{result.service}: {state}")
+    words = ("already inactive, unchanged", "inactive")
+    output.results(args, done, lambda one: f"{one.service}: {words[one.changed]}")
 
 
 def print_outcomes(args: Args, outcomes: tuple[Outcome, ...]) -> None:
     """Print the results of an activation."""
-    if args.json:
-        output.as_json(outcomes)
-        return
-    for result in outcomes:
+
+    def line(result: Outcome) -> str:
         state = "active" if result.changed else "already active, unchanged"
         state = "completed" if result.completed else state
         ports = ", ".join(output.ports_text(result.ports))
         shown = f"  ports: {ports}" if ports else ""
-        print(f"{result.service}: {state}  {', '.join(result.address)}{shown}".rstrip())
+        return f"{result.service}: {state}  {', '.join(result.address)}{shown}".rstrip()
+
+    output.results(args, outcomes, line)
 
 
 # --- niso stack -----------------------------------------------------------------------------------
@@ -332,12 +325,8 @@ def run_exec(name: str, args: Args) -> int:
     if name == "exec":
         return connect().services.exec(args.name, args.command, user=args.user)
     sent = connect().services.kill(*args.names, signal=args.signal)
-    if args.json:
-        output.as_json(sent)
-        return 0
-    for one in sent:
-        print(f"{one.service}: {one.signal} sent{', its process has ended' if one.ended else ''}")
-    return 0
+    ended = ("", ", its process has ended")
+    return output.results(args, sent, lambda s: f"{s.service}: {s.signal} sent{ended[s.ended]}")
 
 
 # --- port-forward ---------------------------------------------------------------------------------
@@ -383,31 +372,19 @@ def run_boot(name: str, args: Args) -> int:
         return _restore(host, args)
     if bool(args.names) == args.firewall:
         raise UsageError("missing NAME, or --firewall alone", f"niso help {name}")
-    if args.firewall:
-        return _firewall(host, args, name == "enable")
+    on = name == "enable"
+    unchanged = "already enabled, unchanged" if on else "not enabled, unchanged"
     with Progress(args) as host.progress:
-        change = host.services.enable if name == "enable" else host.services.disable
-        marked = change(*args.names)
-    if args.json:
-        output.as_json(marked)
-        return 0
-    unchanged = "already enabled" if name == "enable" else "not enabled"
-    for mark in marked:
-        state = f"{name}d" if mark.changed else f"{unchanged}, unchanged"
-        print(f"{mark.service}: {state}{f'  {mark.unit}' if mark.unit else ''}")
-    return 0
+        if args.firewall:
+            unchanged, marked = "unchanged", host.guard_firewalls(on)
+        else:
+            marked = (host.services.enable if on else host.services.disable)(*args.names)
 
+    def line(mark: Marked) -> str:
+        state = f"{name}d" if mark.changed else unchanged
+        return f"{mark.service}: {state}{f'  {mark.unit}' if mark.unit else ''}"
 
-def _firewall(host: Host, args: Args, on: bool) -> int:
-    with Progress(args) as host.progress:
-        done = host.guard_firewalls(on)
-    if args.json:
-        output.as_json(done)
-        return 0
-    for guarded in done:
-        state = ("enabled" if on else "disabled") if guarded.changed else "unchanged"
-        print(f"{guarded.service}: {state}  {guarded.unit}")
-    return 0
+    return output.results(args, marked, line)
 
 
 def _restore(host: Host, args: Args) -> int:

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import family_of, is_marked
 from niso.kernel.rtnetlink import Rtnl
-from niso.look import other_firewalls
+from niso.look import host_ports, other_firewalls
 from niso.look.other_firewalls import ForeignDrop
 from niso.plan.records import ANY4, ANY6, Network, Policy, Port
+from niso.store.store import Store
 
 if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
@@ -171,3 +172,42 @@ def _ways(
     nobody = [f"nobody via {link}: {_forwarding(link)} is 0" for link in sorted(shut)]
     inner = f" except from internal network {' or '.join(internal)}" if internal else ""
     return ["this host", f"services{inner}{but}", *others, *nobody]
+
+
+# --- published ports ------------------------------------------------------------------------------
+
+
+def exposed_ports(kernel: Kernel, store: Store) -> tuple[host_ports.PublishedPort, ...]:
+    """Return the published ports and from where each is reachable: `Networks.exposure`."""
+    lines = [*host_ports.port_rows(store)]
+    services = {service for service, _, _ in lines}
+    internal = [network.name for network in store.networks() if network.internal]
+    on = {service: [network for network, _ in store.addresses(service)] for service in services}
+    first = {service: store.require_network(on[service][0]) for service in services}
+    # traffic of an internal network stays on it, so only its own services are reachable
+    closed = {
+        service: [name for name in internal if name not in on[service]] for service in services
+    }
+    ways = ways_in(
+        kernel,
+        (
+            (port._replace(host_ip=row.host_ip), first[service], closed[service])
+            for service, port, row in lines
+        ),
+    )
+    shadowed: dict[tuple[str, Port, int], list[str]] = {}
+    for shadow in host_ports.shadows(kernel, store, services):
+        key = (shadow.service, shadow.port, shadow.family)
+        shadowed.setdefault(key, []).append(shadow.what)
+    policies = {service: store.policy(store.home(service)) for service in services}
+    return tuple(
+        host_ports.published_port(
+            service,
+            row,
+            (
+                *narrowed(way, policies[service]),
+                *shadowed.get((service, port, family_of(row.host_ip)), ()),
+            ),
+        )
+        for way, (service, port, row) in zip(ways, lines, strict=True)
+    )

@@ -202,3 +202,46 @@ def _addresses(port: records.Port, families: tuple[int, ...]) -> list[str]:
     if port.host_ip:
         return [port.host_ip]
     return [everywhere for family, everywhere in ((4, "0.0.0.0"), (6, "::")) if family in families]
+
+
+class PublishedPort(NamedTuple):
+    """A published port and the active service behind it."""
+
+    service: str
+    """the service's name"""
+    host: str
+    """host address and port or range"""
+    container: int
+    """same as container_port"""
+    mapping: Port
+    from_: tuple[str, ...] | None = None
+    """strings: from where the port can be reached; only with --exposed"""
+
+    def left_out(self) -> tuple[str, ...]:
+        """Return the fields to leave out of JSON."""
+        return ("from_",) if self.from_ is None else ()
+
+
+def published_ports(store: Store) -> tuple[PublishedPort, ...]:
+    """Return the published ports of active services: `Networks.ports`."""
+    return tuple(published_port(service, row, None) for service, _, row in port_rows(store))
+
+
+def port_rows(store: Store) -> list[tuple[str, records.Port, Port]]:
+    """Return (service, port, result row) for the ports of all active services."""
+
+    families: dict[str, tuple[int, ...]] = {}
+    lines = []
+    for service, port in store.active_ports():
+        if service not in families:
+            families[service] = store.port_families(service)
+        lines += [(service, port, row) for row in rows([port], families[service])]
+    return lines
+
+
+def published_port(service: str, port: Port, ways: tuple[str, ...] | None) -> PublishedPort:
+    """Return the result for a port of a service; ``ways`` say from where it is reachable."""
+    last = port.host_port + port.range - 1
+    address = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
+    span = str(port.host_port) if port.range == 1 else f"{port.host_port}-{last}"
+    return PublishedPort(service, f"{address}:{span}", port.container_port, port, ways)

@@ -19,7 +19,7 @@ from niso.look.host_ports import Port
 from niso.look.learn import WrittenNames
 from niso.look.services import ServiceStates
 from niso.look.session import Session, guarded
-from niso.look.top import LoadSample, Metered, ServiceLoad
+from niso.look.top import Metered, ServiceLoad, TopSample
 from niso.look.what_if import MapChange
 from niso.plan.verdict import Known, World
 from niso.store.service_rows import ServiceRow
@@ -175,7 +175,7 @@ class Map(Metered):
         self._reader: FlowReader | None = None
         self._names: dict[tuple[str, str], str | None] = {}
         self._version = -1
-        self._before: LoadSample | None = None
+        self._before: TopSample | None = None
         super().__init__()
 
     @guarded

@@ -90,7 +90,7 @@ def unseen(families: Iterable[int] = (4,)) -> list[str]:
 def drops(
     source: RuleSource,
     chains: Iterable[Chain],
-    places: Iterable[HookPlace],
+    places: Iterable[WalkedBridge],
     bridged: bool,
     families: tuple[int, ...],
 ) -> list[ForeignDrop]:
@@ -122,7 +122,7 @@ def drops(
     return dropping
 
 
-def _places(bridges: list[str]) -> list[HookPlace]:
+def _places(bridges: list[str]) -> list[WalkedBridge]:
     """Look up the indexes and prefixes of these bridges in the kernel."""
     places = []
     with Rtnl() as rtnl:
@@ -132,7 +132,7 @@ def _places(bridges: list[str]) -> list[HookPlace]:
             for assigned in rtnl.addresses(link.index) if link else ():
                 prefixes.setdefault(family_of(assigned.address), set()).add(assigned.address)
             single = {family: known.pop() for family, known in prefixes.items() if len(known) == 1}
-            places.append(HookPlace(bridge, link.index if link else 0, single))
+            places.append(WalkedBridge(bridge, link.index if link else 0, single))
     return places
 
 
@@ -265,7 +265,7 @@ class PacketBits(NamedTuple):
     bridged: bool  # whether it is switched, not routed
 
 
-class HookPlace(NamedTuple):
+class WalkedBridge(NamedTuple):
     """A bridge of niso: its index (0 if it does not exist) and its prefixes by family (4 or 6)."""
 
     bridge: str
@@ -284,7 +284,7 @@ class RuleSource(Protocol):
 
 
 def packets(
-    place: HookPlace, bridged: bool, families: Iterable[int]
+    place: WalkedBridge, bridged: bool, families: Iterable[int]
 ) -> Iterator[tuple[set[int], PacketBits]]:
     """Yield the hypothetical packets to evaluate, each with the table families that see it.
 
@@ -300,7 +300,9 @@ def packets(
             yield {_NUMBERS["bridge"]}, _switched(place, family, _ARP, False)
 
 
-def _routed(place: HookPlace, family: int, what: str, established: bool, reply: bool) -> PacketBits:
+def _routed(
+    place: WalkedBridge, family: int, what: str, established: bool, reply: bool
+) -> PacketBits:
     """Build a packet that traverses the forward chains of ip, ip6 and inet."""
     enters = what == WITHIN or (what == OUTWARD) is not reply
     leaves = what == WITHIN or not enters
@@ -330,7 +332,7 @@ def _routed(place: HookPlace, family: int, what: str, established: bool, reply: 
     return PacketBits(what, enters, facts, headers, tracked, reply, what == WITHIN)
 
 
-def _switched(place: HookPlace, family: int, ethertype: bytes, reply: bool) -> PacketBits:
+def _switched(place: WalkedBridge, family: int, ethertype: bytes, reply: bool) -> PacketBits:
     """Build a frame between two services.
 
     Its bridge ports are called ni..., and connection tracking may not have seen it.
@@ -349,7 +351,7 @@ def _switched(place: HookPlace, family: int, ethertype: bytes, reply: bool) -> P
     return PacketBits(WITHIN, True, facts, headers, None, reply, True)
 
 
-def _header(place: HookPlace, family: int, source: bool, destination: bool) -> Bits:
+def _header(place: WalkedBridge, family: int, source: bool, destination: bool) -> Bits:
     """Build an IP header whose source or destination is in the bridge's prefix."""
     start, width = (12, 4) if family == 4 else (8, 16)
     address, mask = bytes(width), bytes(width)

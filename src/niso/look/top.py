@@ -152,7 +152,7 @@ class Load(NamedTuple):
     """TCP connections of the requested service, by their ends"""
 
 
-class LoadSample(NamedTuple):
+class TopSample(NamedTuple):
     """A sample, as compared by `between`. ``at`` is in seconds of a monotonic clock."""
 
     at: float
@@ -213,7 +213,7 @@ class Top(Metered):
 
 def look(
     session: Session, states: ServiceStates, with_open: bool = False
-) -> tuple[LoadSample, Memory]:
+) -> tuple[TopSample, Memory]:
     """Take a sample; with ``with_open`` including open connections."""
 
     states.read()
@@ -222,7 +222,7 @@ def look(
     memory = remembered(session.kernel(), states.world, with_open)
     active = [row for row in states.rows if row.active]
     stats = {counted.service: counted for counted in drops.count(active)}
-    return LoadSample(
+    return TopSample(
         time.monotonic(), states.lines, networks, shares, stats, counts(memory)
     ), memory
 
@@ -241,7 +241,7 @@ def counts(memory: Memory) -> dict[tuple[Key, str], int]:
 
 
 def between(
-    reader: FlowReader, before: LoadSample, now: LoadSample, moved: Mapping[Key, int] | None = None
+    reader: FlowReader, before: TopSample, now: TopSample, moved: Mapping[Key, int] | None = None
 ) -> Load:
     """Return the load between two samples. ``moved`` has the bytes of flows. Pure."""
 
@@ -273,13 +273,13 @@ def between(
     return Load(round(seconds, 3), services, tuple(flows))
 
 
-def elapsed(before: LoadSample, now: LoadSample) -> float:
+def elapsed(before: TopSample, now: TopSample) -> float:
     """Return the seconds between two samples, never 0."""
     return max(now.at - before.at, 1e-6)
 
 
 def services_between(
-    reader: FlowReader, before: LoadSample, now: LoadSample
+    reader: FlowReader, before: TopSample, now: TopSample
 ) -> tuple[ServiceLoad, ...]:
     """Return the load of services between two samples. Pure."""
     seconds = elapsed(before, now)
