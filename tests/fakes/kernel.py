@@ -288,6 +288,9 @@ class FakeHost:
             if self.foreign_links.get(link) != except_alias
         ]
 
+    def local_prefixes(self) -> list[Network]:
+        return []
+
     def engine_prefixes(self) -> list[tuple[Network, str]]:
         return list(self.engine_bridges)
 

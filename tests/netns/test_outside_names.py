@@ -308,6 +308,7 @@ def test_name_never_leads_to_containers_of_an_engine_or_to_a_broadcast(lab: Lab,
         "address add 172.31.0.1/24 dev lan0",
         "link set lan0 up",
         "route add default via 172.31.0.254 metric 9999",
+        "route add local 172.29.0.0/24 dev lo",
     ):
         lab.run("ip", *words.split())
     box = lab.popen("/usr/bin/python3", "-ISuc", SERVE, "box", netns="box")
@@ -315,6 +316,7 @@ def test_name_never_leads_to_containers_of_an_engine_or_to_a_broadcast(lab: Lab,
     refused_ = {
         "172.30.0.2": "it is on engine0, the bridge of a container engine",
         "172.31.0.255": "it is a broadcast or anycast address of a link of the host",
+        "172.29.0.7": "it is the host's own address",
         "64:ff9b::ac1e:2": "it stands for 172.30.0.2: it is on engine0",
         "2002:a9fe:a9fe::1": "it stands for 169.254.169.254: it is the metadata service of a cloud",
     }

@@ -107,6 +107,8 @@ def test_ttl_has_bounds_and_so_have_numbers_of_addresses() -> None:
         ("224.0.0.1", "a multicast address"),
         ("ff02::1", "a multicast address"),
         ("192.0.2.1", "the host's own address"),
+        ("10.50.3.4", "the host's own address"),
+        ("2001:db8:50::7", "the host's own address"),
         ("10.99.200.7", "in a network of niso"),
         ("fd00:99:1::7", "in a network of niso"),
         ("fd00:ec2::254", "the metadata service of a cloud"),
@@ -127,6 +129,7 @@ def test_answer_never_leads_to_the_host_or_to_services(address: str, reason: str
         ("192.0.2.1/24", "198.51.100.4/31", "198.51.100.9", "2001:db8:7::1/64", "2001:db8:8::/127"),
         ("10.99.0.0/16", "fd00:99:1::/64"),
         [("172.17.0.0/16", "docker0")],
+        ("10.50.0.0/16", "2001:db8:50::/48"),
     )
     answer = after(Outside(API), heard(address, ONE), bars, 0.0)
     assert answer.in_state(NOW) == (ONE,)

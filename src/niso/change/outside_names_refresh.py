@@ -181,7 +181,8 @@ def _bars(machine: Machine) -> Bars:
     pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
     subnets = (subnet.cidr for network in store.networks() for subnet in network.subnets)
     bridges = [(str(prefix), link) for prefix, link in machine.kernel.engine_prefixes()]
-    return Bars(machine.kernel.host_addresses(), (*pools, *subnets), bridges)
+    local = map(str, machine.kernel.local_prefixes())
+    return Bars(machine.kernel.host_addresses(), (*pools, *subnets), bridges, local)
 
 
 # --- queries to name servers ----------------------------------------------------------------------

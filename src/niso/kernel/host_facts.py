@@ -65,6 +65,19 @@ def used_prefixes(except_alias: str) -> list[tuple[Network, str]]:
     return list(used)
 
 
+_LOCAL, _RTN_LOCAL = 255, 2  # RT_TABLE_LOCAL and RTN_LOCAL, linux/rtnetlink.h
+
+
+def local_prefixes() -> list[Network]:
+    """Return the prefixes whose packets the host takes itself, by a route of type local.
+
+    Each address of the host has such a route. Others are made by ``ip route add local PREFIX``.
+    """
+    with Rtnl() as rtnl:
+        routes = rtnl.routes(table=_LOCAL)
+    return [ipaddress.ip_network(one.destination) for one in routes if one.type == _RTN_LOCAL]
+
+
 _VIRTUAL = ("veth", "tun", "vxlan")
 """The kinds of bridge ports that lead to containers and virtual machines, not out of the host."""
 

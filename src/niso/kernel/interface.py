@@ -238,6 +238,9 @@ class Kernel(Protocol):
     def used_prefixes(self, except_alias: str) -> list[tuple[Network, str]]:
         """Return (prefix, link) for the host's routes and addresses, except links of this alias."""
 
+    def local_prefixes(self) -> list[Network]:
+        """Return the prefixes whose packets the host takes itself, by a route of type local."""
+
     def engine_prefixes(self) -> list[tuple[Network, str]]:
         """Return (prefix, bridge) of others' bridges for containers or virtual machines alone."""
 

@@ -245,6 +245,9 @@ class Real:
 
         return host_facts.used_prefixes(except_alias)
 
+    def local_prefixes(self) -> list[Network]:
+        return host_facts.local_prefixes()
+
     def engine_prefixes(self) -> list[tuple[Network, str]]:
 
         return host_facts.engine_prefixes()

@@ -183,11 +183,16 @@ class Bars:
     """The addresses that an outside name may never have, whatever DNS answers (DNS rebinding)."""
 
     def __init__(
-        self, host: Iterable[str], prefixes: Iterable[str], bridges: Iterable[tuple[str, str]] = ()
+        self,
+        host: Iterable[str],
+        prefixes: Iterable[str],
+        bridges: Iterable[tuple[str, str]] = (),
+        local: Iterable[str] = (),
     ) -> None:
         """Take the host's own addresses, with prefix lengths, and the prefixes of niso's networks.
 
-        ``bridges`` are (prefix, link) of the bridges of container engines.
+        ``bridges`` are (prefix, link) of the bridges of container engines, ``local`` the prefixes
+        whose packets the host takes itself.
         """
         import ipaddress
 
@@ -205,6 +210,7 @@ class Bars:
                 if network.version == 4:
                     self._broadcasts |= {str(network[-1])}
         self._prefixes = [ipaddress.ip_network(prefix) for prefix in prefixes]
+        self._local = [ipaddress.ip_network(prefix) for prefix in local]
         self._bridges = [(ipaddress.ip_network(prefix), link) for prefix, link in bridges]
 
     def reason(self, address: str) -> str:
@@ -231,7 +237,7 @@ class Bars:
             return "it is a multicast address"
         if number.is_unspecified or any(number in prefix for prefix in self._nowhere):
             return "it is not the address of a machine"
-        if address in self._host:
+        if address in self._host or any(number in prefix for prefix in self._local):
             return "it is the host's own address"
         if address in self._broadcasts:
             return "it is a broadcast or anycast address of a link of the host"
