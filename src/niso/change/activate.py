@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
     service: str
     """the service's name"""
     changed: bool
-    """false if it was already active and nothing changed"""
+    """false if the service was already active and nothing changed"""
     address: tuple[str, ...]
     """addresses, one per network and family; can be empty"""
     ports: tuple[Port, ...]
@@ -73,11 +73,11 @@ def activate(
     after: start.After | None = None,
     stack: Membership | None = None,
 ) -> list[Outcome]:
-    """Activate all ``targets`` or none.
+    """Activate ``targets``; if one of them fails, roll back all.
 
-    ``timeout_s`` and ``after`` are as for `start.run`.
-    An active service gets only the changes of its manifest, and is skipped if there are none.
-    With ``stack``, its networks are created, the services join it, and former members are stopped.
+    ``timeout_s`` and ``after`` are as for `start.run`. If a service is active, only the changes of
+    its manifest are applied; an unchanged service is skipped. With ``stack``, its networks are
+    created, the services join the stack, and services that are no longer in its file are stopped.
     Raises InvalidInput, Conflict, KernelError, ProcessError; then everything is rolled back.
     """
     store, kernel = machine.store, machine.kernel
@@ -164,7 +164,7 @@ def _untold(
 
 
 def _tell(machine: Machine, services: Iterable[str], report: Report) -> None:
-    """Publish to the cluster that services have ended, or no longer need a claim."""
+    """Publish to the cluster that services are inactive, or no longer need a claim."""
 
     from niso.change import cluster_claims
 
@@ -174,11 +174,11 @@ def _tell(machine: Machine, services: Iterable[str], report: Report) -> None:
 def _locked(
     store: Store, wanted: list[Target], ends: tuple[str, ...]
 ) -> tuple[ExitStack, list[Target]]:
-    """Lock ``ends``, the services, and those that must restart with them.
+    """Lock the services, services that are being deactivated (``ends``), and their followers.
 
-    Returns the locks, and the services as they are now: while this waited, the holder of a lock may
-    have stopped or started a service that shares a namespace. Raises NotFound if a service was
-    removed, Conflict if new services appear again and again.
+    Followers must restart if the services do. Returns the locks, and the services as read after
+    locking: while this call waited, the owner of a lock may have stopped or started a sharer.
+    Raises NotFound if a service was removed, Conflict if new followers keep appearing.
     """
     for _ in range(_TRIES):
         names = {*ends, *(t.name for t in wanted), *sharing.followers(store, wanted, ends)}
@@ -198,9 +198,9 @@ def _stopped(
     report: Report,
     held: cluster_claims.Held | None,
 ) -> list[ServiceRow]:
-    """Stop the processes of services that leave the stack, and return their rows.
+    """Stop the processes of services that leave the stack, and return the services' rows.
 
-    Their intents are undone like those of an activation.
+    A failed activation undoes this too, by intents.
     """
     if stack is None or not stack.leaving:
         return []
@@ -231,7 +231,7 @@ def _held(
     report: Report,
     dry_run: bool = False,
 ) -> cluster_claims.Held | None:
-    """Claim what services need on networks that span hosts; None if they are on none."""
+    """Claim what services need on networks that span hosts; None without such a network."""
     if not machine.store.cluster_id():
         return None
 
@@ -267,7 +267,7 @@ def _scope(
 def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:
     """Return the services whose rows an activation changed.
 
-    If it changed only the kernel, which ``steps`` says, return all of them.
+    If no row changed but the kernel did (``steps``), returns all services.
     """
     changed = {
         change.name
@@ -280,9 +280,9 @@ def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:
 
 
 def _begin_copies(store: Store, targets: list[Target]) -> list[str]:
-    """Begin the intents of services whose package must be copied; return these services.
+    """Begin the intents of services whose package niso must copy; return these services.
 
-    If this process dies, recovery deletes the copies.
+    If this process is killed, recovery deletes the copies.
     """
     fresh = [target.name for target in targets if _is_fresh(target)]
     begin(store, fresh, "activate")
@@ -290,7 +290,7 @@ def _begin_copies(store: Store, targets: list[Target]) -> list[str]:
 
 
 def _is_fresh(target: Target) -> bool:
-    """Return whether a service's package must be copied."""
+    """Return whether niso must copy the package of a service."""
     return target.fingerprint is not None and not package.is_copied(
         target.name,
         target.fingerprint,
@@ -308,7 +308,10 @@ def _copy_path(target: Target) -> str:
 
 
 def _copy(target: Target, fresh: Container[str], report: Report) -> str:
-    """Copy the package of a service if it is in ``fresh``; return the path of the copy."""
+    """Return the path of a service's package copy.
+
+    If the service is in ``fresh``, the copy is created first.
+    """
     if target.name in fresh and target.fingerprint is not None and target.contents is not None:
         if target.folder:  # a service of a stack.toml may have no package
             report(CopyingPackage(target.folder))
@@ -325,7 +328,7 @@ def _copy(target: Target, fresh: Container[str], report: Report) -> str:
 
 
 def _keep_manifests(changes: Iterable[Change]) -> None:
-    """Make the manifests of package copies those that are active. Raises Error."""
+    """Write the active manifests into package copies that have other ones. Raises Error."""
     for one in changes:
         package.keep_manifest(one.row.package, one.row.require_service())
 
@@ -333,7 +336,7 @@ def _keep_manifests(changes: Iterable[Change]) -> None:
 def foreseen(
     machine: Machine, targets: list[Target], stack: Membership | None = None
 ) -> tuple[World, World]:
-    """Return the present services and networks, and those after `activate`, as two worlds.
+    """Return services and networks before and after `activate`, as two policy contexts.
 
     Nothing changes. Raises the errors of `activate`.
     """
@@ -352,13 +355,13 @@ def foreseen(
 
 
 def _bar_names(machine: Machine, targets: list[Target], report: Report) -> None:
-    """Remove addresses in networks that the command creates from outside names."""
+    """Remove addresses of DNS names that are in networks which the command creates."""
     if any(target.spec.policy.outside_names() for target in targets):
         outside_names_refresh.bar(machine, targets, report)
 
 
 def _answers(machine: Machine, targets: list[Target]) -> list[Outside]:
-    """Resolve the outside names of services without recording the answers."""
+    """Resolve the DNS names in the services' policies without recording the answers."""
     if not any(target.spec.policy.outside_names() for target in targets):
         return []
 
@@ -440,7 +443,7 @@ def restart(
     """Restart the processes of active services; namespace, addresses and ports stay.
 
     ``after`` is as for `start.run`, among these services. Raises Conflict, NotFound, ProcessError.
-    Then the stopped processes are started again, except those that exited by themselves.
+    After an error, niso starts the stopped processes again, except those that exited by themselves.
     """
 
     store = machine.store

@@ -42,7 +42,7 @@ _ALIASES, _IP = "chosen_aliases", "chosen_ip"
 
 
 class Change(NamedTuple):
-    """The change of one service in an activation."""
+    """The change of one service in an activation, from its old row to its target."""
 
     target: Target
     before: ServiceRow | None
@@ -59,12 +59,10 @@ class Change(NamedTuple):
 def release(store: Store, target: Target) -> None:
     """Begin the intent of one service; release host ports and names that its manifest dropped.
 
-    If a service changes its networks, it releases all names: `record` checks them on the new
-    networks.
-
-    Call this before any `record`, so that another service of the same command can take them.
-    Addresses are not released: until the kernel is updated, traffic to an old address would reach
-    its new owner.
+    If a service changes its networks, all its names are released: `record` checks them on the new
+    networks. Call this for all services before any `record`, so that other services of the same
+    command can take what is released. Addresses are not released: until the kernel is updated,
+    traffic to an old address would reach its new owner.
     """
     store.begin_intent(target.name, "activate", time.time())
     wanted = {published.port for published in target.spec.ports}
@@ -84,11 +82,11 @@ def record_all(
     stack: Membership | None,
     held: cluster_claims.Held | None,
 ) -> list[Change]:
-    """Write the wanted state of all services of a command, and of its ``stack``, to the store.
+    """Write the desired state of all services of a command, and of its ``stack``, to the store.
 
     ``copies`` are the paths of the packages by service, ``leaving`` the services that the command
-    ends, ``held`` the claims that it has in the cluster. Raises the errors of `record`, of all
-    services.
+    deactivates, and ``held`` the command's claims in the cluster. Raises the errors of `record`,
+    for all services.
     """
     store = machine.store
     if held is not None:
@@ -126,9 +124,10 @@ def record_all(
 
 
 def _takes(target: Target) -> tuple[bool, bool]:
-    """Return a sort key that puts services with fixed addresses before those without.
+    """Return a sort key that puts services with fixed addresses before other services.
 
-    Otherwise one without may get the address that another one names. Providers come before sharers.
+    Otherwise a service without a fixed address may get the address that another one requests.
+    Providers come before sharers.
     """
     return target.spec.mode == "share", not (target.spec.addresses or target.spec.addresses6)
 
@@ -142,10 +141,10 @@ def record(
     links: LinkNames,
     named: tuple[Port, ...] = (),
 ) -> Change:
-    """Write the wanted state of one service to the store; call `release` before.
+    """Write the desired state of one service to the store; call `release` before.
 
     ``together`` are all services of the command, ``beside`` those whose manifests it activates.
-    ``links``, and the host ports ``named`` in manifests, are shared by the whole command. Raises
+    ``links``, and the host ports ``named`` in manifests, are shared by the complete command. Raises
     Conflict and InvalidInput, which name the manifest and the key, or an ErrorGroup of all refused
     names, addresses and ports. The caller must then roll back the transaction.
     """
@@ -172,9 +171,9 @@ def _record(
     batch: tuple[LinkNames, tuple[Port, ...]],
     errors: list[Error],
 ) -> Change:
-    """Do the work of `record`.
+    """Do what `record` describes.
 
-    Errors that do not stop further checks are added to ``errors``.
+    Errors after which further checks are possible are added to ``errors``.
     """
     store = machine.store
     links, named = batch
@@ -253,10 +252,10 @@ def _record(
 
 
 def _refuse_macs(store: Store, name: str, networks: tuple[str, ...]) -> None:
-    """Raise Conflict if an endpoint of a service has the MAC of another one, chosen or derived.
+    """Raise Conflict if an endpoint of another service has the MAC of one of this service.
 
-    An inactive service counts too: its MAC is the same at its next activation. A frame to such a
-    MAC would reach whichever of the two was attached last.
+    MACs are chosen or derived. Inactive services count too: their MACs are the same at the next
+    activation. A frame to a duplicate MAC would reach whichever service was attached last.
     """
     chosen = store.chosen_macs(networks)
     for network in dict.fromkeys(network for network, _, _ in chosen):
@@ -280,7 +279,7 @@ def _set_ports(
     had: list[Port],
     command: Command,
 ) -> None:
-    """Record the host ports of a service; ``had`` are its present ports.
+    """Record the host ports of a service; ``had`` are its previous ports.
 
     Raises as `ports.admit` does.
     """
@@ -331,7 +330,7 @@ def _held_names(
     together: frozenset[str],
     beside: frozenset[str],
 ) -> dict[str, Conflict]:
-    """Return {name: error} for each wanted name that another service has on a common network.
+    """Return {name: error} for each desired name that another service has on a common network.
 
     Names of the service's sharers count as its own, because they are on its networks too.
     """
@@ -363,7 +362,7 @@ def _held_names(
 
 
 def _share(store: Store, spec: ServiceSpec, name: str, holder: str) -> bool:
-    """Return whether two attachments share an alias, as containers of one network do."""
+    """Return whether two attachments may have the same alias, as containers of one network may."""
     if spec.mode != "attached" or name not in spec.aliases or name == holder:
         return False
     row = store.service(holder)
@@ -371,7 +370,7 @@ def _share(store: Store, spec: ServiceSpec, name: str, holder: str) -> bool:
 
 
 def _name_key(spec: ServiceSpec, name: str) -> str:
-    """Return the manifest key that a name comes from."""
+    """Return the key of the manifest that declares a name."""
     if name == spec.name:
         return "package.name"
     if name not in spec.names:  # the name of a sharer
@@ -380,10 +379,10 @@ def _name_key(spec: ServiceSpec, name: str) -> str:
 
 
 def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> None:
-    """Raise Conflict if a name in a policy is ambiguous, or belongs to a service of mode host.
+    """Raise Conflict if a name in a policy is ambiguous, or names a service of mode host.
 
-    The packets of a service of mode host have the host's own addresses. The policy of this service
-    is checked, and those of other services that name it.
+    Packets of a service of mode host have the host's own addresses. This service's policy is
+    checked, and the policies of other services that name it.
     """
     for entry in spec.policy.entries():
         if entry.peer.kind == "service":
@@ -410,7 +409,10 @@ def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> N
 
 
 def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str]) -> None:
-    """Raise Conflict if an allowed name is an alias that the user of another's pod has chosen."""
+    """Raise Conflict if a policy allows a name that is the alias of a foreign pod.
+
+    The pod's user has chosen the alias, and could choose it to get access.
+    """
     if entry not in (*(spec.policy.allow_from or ()), *(spec.policy.egress_allow or ())):
         return
     for holder in beside:
@@ -426,13 +428,13 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
 
 
 def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
-    """Return whether a user wrote an entry of a pod's policy, in this namespace of Kubernetes."""
+    """Return whether the user of this Kubernetes namespace wrote the entry of a pod's policy."""
     same = namespace != "" and _labels(store, name).get("pod_namespace") == namespace
     return same and entry.key.startswith("niso.io/")
 
 
 def _labels(store: Store, name: str) -> Mapping[str, str]:
-    """Return the labels of an attachment; none of a service."""
+    """Return the labels of an attachment; empty for other services."""
     attached = store.attachments.get(name) if store.mode(name) == "attached" else None
     return _labels_of(attached) if attached is not None else {}
 
@@ -446,7 +448,7 @@ def _labels_of(attached: Attached) -> Mapping[str, str]:
 def _check_chosen(store: Store, attached: Attached, former: Attached | None) -> None:
     """Raise Conflict if a policy allows a name or address that the user of a pod has chosen.
 
-    The policy could mean somebody else. What was let in before stays, since its policy changes.
+    The policy's author may mean another service. What the policy allowed before stays allowed.
     """
     labels, was = _labels_of(attached), _labels_of(former) if former is not None else {}
     aliases, ip = labels.get(_ALIASES, "").split(), labels.get(_IP, "")
@@ -475,7 +477,7 @@ def _check_chosen(store: Store, attached: Attached, former: Attached | None) -> 
 
 
 def _picks(store: Store, peer: Peer, address: str) -> bool:
-    """Return whether prefixes contain an address but not all of its network's subnet."""
+    """Return whether a peer selects an address but not all of its network's subnet."""
     subnets = [
         prefix(subnet.cidr)
         for network in store.networks()
@@ -491,7 +493,7 @@ def _picks(store: Store, peer: Peer, address: str) -> bool:
 
 
 def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> None:
-    """Raise Conflict if the policy of ``other`` can no longer name this service unambiguously."""
+    """Raise Conflict if a name in the policy of ``other`` becomes ambiguous by this service."""
     row = store.service(other)
     entries = (store.policy(other) or Policy()).entries()
     entry = next((item for item in entries if item.peer == Peer("service", name)), None)
@@ -517,9 +519,9 @@ def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> Non
 
 
 def _refuse_ports(store: Store, service: str, keys: list[str]) -> None:
-    """Refuse to publish ports of a service without a network, and end its forwards.
+    """Raise Conflict if a service without a network publishes ports; remove its forwards.
 
-    Raises Conflict with the first of ``keys``.
+    The error is about the first of ``keys``.
     """
     provider = store.home(service)
     if keys:
@@ -589,10 +591,10 @@ class Membership(NamedTuple):
 
 
 def shared(store: Store, wanted: Membership) -> Iterator[tuple[str, str]]:
-    """Yield (network, other stack) for declared networks that are new to the stack and in use.
+    """Yield (network, other stack) for declared networks that another stack uses already.
 
-    Services of both stacks can connect to each other there. A network that spans hosts is left out:
-    it is made to be shared.
+    Only networks that are new to the stack count. Services of both stacks can connect to each other
+    on such a network. Networks that span hosts are left out: they are meant to be shared.
     """
     for request in wanted.networks:
         others = _others(store, wanted.stack, request.name)
@@ -601,13 +603,16 @@ def shared(store: Store, wanted: Membership) -> Iterator[tuple[str, str]]:
 
 
 def _others(store: Store, stack: str, network: str) -> set[str]:
-    """Return the other stacks with services on a network; none if ``stack`` has one there too."""
+    """Return the other stacks with services on a network.
+
+    Returns nothing if ``stack`` has services there too.
+    """
     on = {store.stack_of(name) for name, _ in store.members(network)}
     return set() if stack in on else {other for other in on if other is not None}
 
 
 def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> None:
-    """Record the stack's networks, and end the membership of services that left it.
+    """Record the stack's networks, and end the membership of services that left the stack.
 
     Call this before the stack's services are recorded, in the same transaction. Raises Conflict,
     which names the file and the key.
@@ -643,7 +648,10 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
 
 
 def network_error(wanted: Membership, name: str, error: Error, on: Sequence[str] = ()) -> Conflict:
-    """Return a network's error with file and key; services ``on`` the network are in the hint."""
+    """Return a network's error with file and key.
+
+    The services ``on`` the network are in the hint.
+    """
     from niso.look.stack_members import error_of
 
     moved = Conflict.of(error_of(name.removeprefix(wanted.prefix), error))

@@ -35,7 +35,7 @@ def specified(
     provider: str | None,
     before: ServiceRow | None,
 ) -> tuple[int, ProcessSpec, ProcessSpec | None]:
-    """Return (uid, the wanted process, the previous process if it may be running).
+    """Return (uid, the desired process, the previous process if it may be running).
 
     ``before`` is the service's row. Raises InvalidInput.
     """
@@ -54,10 +54,10 @@ def specified(
 def effect(
     machine: Machine, name: str, old: ProcessSpec | None, spec: ProcessSpec
 ) -> tuple[bool, bool]:
-    """Return (whether the process must be restarted, whether it only needs another hosts file).
+    """Return (whether the process must restart, whether replacing its hosts file is enough).
 
-    A process that has ended and waits for its automatic restart is started immediately, and has to
-    stay up.
+    A process that has exited and waits for its automatic restart is started immediately, and must
+    keep running.
     """
     lives = machine.processes.runs(name) and machine.processes.status(name).state != "restarting"
     running = old if lives else None
@@ -66,9 +66,9 @@ def effect(
 
 
 def _free_uid(store: Store, service: str) -> int:
-    """Return the uid that owns leftover volumes of the service, else a free one.
+    """Return the uid that owns the service's existing volumes, else a free uid.
 
-    A free one is used neither by a service nor by a leftover volume.
+    A free uid is used neither by a service nor by a volume of a removed service.
     """
     kept = volumes.owners()
     for uid in sorted(kept.pop(service, ())):
@@ -80,8 +80,8 @@ def _free_uid(store: Store, service: str) -> int:
 def _identified(target: Target, spec: ProcessSpec, old: ProcessSpec | None) -> ProcessSpec:
     """Return the spec with the identities of its rootfs and host volumes.
 
-    If a service is activated by its name, they stay those of the last activation, ``old``. Raises
-    InvalidInput.
+    If a service is activated by its name, the identities of the last activation (``old``) are kept.
+    Raises InvalidInput.
     """
     if old is not None and target.fingerprint is None:
         known = {volume.name: volume for volume in old.volumes if volume.identity is not None}
@@ -154,7 +154,7 @@ def _spec(
 
 
 class RestartingInstead(NamedTuple):
-    """Reported when a service is restarted because ``error`` prevented a change while it runs."""
+    """Report that a service restarts because ``error`` prevented a change without a restart."""
 
     service: str
     error: Error
@@ -178,7 +178,7 @@ def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) ->
 
 
 def swap_or_restart(processes: Processes, spec: ProcessSpec, report: Report) -> None:
-    """Give a running service the hosts file of ``spec.hosts_folder``; if that fails, restart it.
+    """Mount the hosts file of ``spec.hosts_folder`` in a running service; restart it on failure.
 
     Raises ProcessError.
     """

@@ -101,7 +101,7 @@ type Atoms = tuple[Any, ...]
 
 
 def in_intervals(kinds: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the types of a key as a set with intervals has them: all in network byte order."""
+    """Return the types of a key for a set with intervals: all are in network byte order."""
     return tuple(_IN_INTERVALS.get(kind, kind) for kind in kinds)
 
 
@@ -756,7 +756,7 @@ def _data(nest: bytes) -> bytes:
 
 
 def _pack_key(header: Header, key: Atoms) -> tuple[bytes, bytes]:
-    """Return a key's bytes as in a register, and for an interval also those of its end.
+    """Return a key's bytes as in a register; for an interval, the bytes of its end too.
 
     Each field is padded to 32-bit words.
     """
@@ -834,7 +834,7 @@ class Element(NamedTuple):
 
     @property
     def ends(self) -> bool:
-        """Return whether it belongs to an audit: the kernel may delete it after its timeout."""
+        """Return whether the element is of an audit: the kernel deletes it after a timeout."""
         return self.container in policy_rules.PLACES
 
     @property

@@ -59,7 +59,7 @@ class Logged(NamedTuple):
     """A logged packet: time (seconds since 1970), prefix of the rule, ingress link and addresses.
 
     On a bridge, the link is the bridge port. ``port`` is the destination port, None if there is
-    none. ``proto`` is a name, or a number if the name is unknown here.
+    none. ``proto`` is a name, or a number if the protocol has no name here.
     """
 
     time: float
@@ -129,7 +129,7 @@ class Nflog(netlink.Netlink):
 
 
 def _holder(group: int) -> str:
-    """Return a description of the process that has bound a group; "" if none has.
+    """Describe the process that has bound a group; "" if no process has.
 
     The port number of a socket usually is the pid of its process (netlink(7)).
     """
@@ -234,9 +234,9 @@ _QUIET_S = 0.3  # after this silence, the path of a packet is complete
 class Step(NamedTuple):
     """One event of a packet in one chain: a rule matched, or the chain's policy decided.
 
-    ``table`` is like "inet niso", ``verdict`` like "accept" or "goto refuse", ``rule`` the text of
-    the rule, "" for a policy. ``network`` and ``transport`` are the first bytes of the packet's
-    headers (at most 40 and 20), empty where the kernel did not repeat them.
+    ``table`` is like "inet niso", ``verdict`` like "accept" or "goto refuse". ``rule`` is the text
+    of the rule, "" for a policy. ``network`` and ``transport`` are the first bytes of the packet's
+    headers (at most 40 and 20); they are empty if the kernel omitted them.
     """
 
     id: int
@@ -259,14 +259,17 @@ class Step(NamedTuple):
         return self.network[0] >> 4 if self.network else None
 
     def is_of_packet(self, other: Step) -> bool:
-        """Return whether both steps have headers, and of the same packet before source NAT."""
+        """Return whether both steps show the same packet, before source NAT.
+
+        False if one of them has no headers.
+        """
         return self._sent != b"" and self._sent == other._sent
 
     @property
     def _sent(self) -> bytes:
-        """Return the bytes that only the sender sets: the source, and what numbers its packets.
+        """Return the bytes that only the sender sets: the source, and the packet's number.
 
-        The destination, and so checksums, may be translated on the way.
+        The destination, and with it the checksums, may change on the way.
         """
         of_packet = self.transport[:2] + self.transport[4:6]  # a port or type; length, sequence, id
         if self.version == 4 and len(self.network) >= 20:
@@ -277,7 +280,7 @@ class Step(NamedTuple):
 
 
 class Packet(NamedTuple):
-    """Selects the packets to mark. ``starts``: only those that begin a TCP connection."""
+    """Selects the packets to trace. ``starts``: only packets that begin a TCP connection."""
 
     source: str
     destination: str
@@ -287,10 +290,10 @@ class Packet(NamedTuple):
 
 
 class Trace(netlink.Netlink):
-    """Trace packets from its creation on. A context manager. Raises KernelError.
+    """Trace packets while the object exists. A context manager. Raises KernelError.
 
-    ``tables`` is the text of the tables that mark the packets (nft(8)). ``missed`` says whether the
-    kernel had to skip messages.
+    ``tables`` is the text of the tables that mark the packets (nft(8)). ``missed``: the kernel had
+    to skip messages.
     """
 
     def __init__(self, tables: str) -> None:
@@ -319,8 +322,8 @@ class Trace(netlink.Netlink):
     def first(self, seconds: float) -> list[Step]:
         """Wait for one packet and return its path; empty if none came in ``seconds``.
 
-        Where a bridge passes the packet up to the host, the kernel changes its trace id, because
-        the id depends on the ingress link (trace_fill_id, net/netfilter/nf_tables_trace.c).
+        When a bridge passes the packet up to the host, the kernel changes its trace id, because the
+        id depends on the ingress link (trace_fill_id, net/netfilter/nf_tables_trace.c).
         """
         steps: list[Step] = []
         ids: set[int] = set()
@@ -381,7 +384,7 @@ class Trace(netlink.Netlink):
 
 
 def _rule(packet: Packet) -> str:
-    """Return the rule that marks one packet a second."""
+    """Return a rule that marks at most one packet per second."""
     word = "ip6" if family_of(packet.destination) == 6 else "ip"
     match = f"{word} saddr {packet.source} {word} daddr {packet.destination}"
     if packet.port is not None:
@@ -422,9 +425,9 @@ _MOST_WAYS = 4096
 
 
 class Dropped(NamedTuple):
-    """A dropped packet, and the rule that dropped it; ``rule`` is "" for a chain's policy.
+    """A dropped packet and the rule that dropped it; ``rule`` is "" for a chain's policy.
 
-    ``headers`` begin with the IP header. ``length`` is that of the whole packet.
+    ``headers`` begin with the IP header. ``length`` is that of the complete packet.
     """
 
     table: str

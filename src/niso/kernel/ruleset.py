@@ -706,9 +706,9 @@ DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 
 
 def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
-    """Yield the entries of `DECLARED`.
+    """Yield the entries of `DECLARED`, without the sets that rules fill.
 
-    Sets that the rules themselves fill are left out; they are recognised by longer declarations.
+    Such sets are recognised by their longer declarations.
     """
     table = ""
     for line in TABLES.splitlines():
