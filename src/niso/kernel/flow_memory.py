@@ -193,7 +193,7 @@ def proto_name(number: int) -> str:
 
 
 def _delete(table: str, name: str, keys: list[bytes]) -> None:
-    """Delete elements by their keys; no-op for elements that have expired in the meantime."""
+    """Delete elements by their keys; no-op for elements that have expired since they were read."""
     what = f"forget flows in {table} {name}"
     begin = netlink.Message(what, _BATCH_BEGIN, 0, nfgenmsg(0, _SUBSYSTEM))
     end = netlink.Message(what, _BATCH_END, 0, nfgenmsg(0, _SUBSYSTEM))

@@ -127,12 +127,12 @@ _BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5}  # burst, in seconds of th
 
 
 def limit(what: str, rate: int) -> tuple[int, str, int, bool]:
-    """Return the limit of an element: rate, its unit, burst in packets, whether above the rate."""
+    """Build the limit of an element: (rate, unit, burst in packets, whether it matches above it)."""
     return (rate, "second", rate * _BURST[what], True)
 
 
 def limit_text(value: tuple[int, str, int, bool]) -> str:
-    """Return a limit in nft's syntax."""
+    """Format a limit in nft's syntax."""
     rate, per, burst, over = value
     return f"limit rate{' over' if over else ''} {rate}/{per} burst {burst} packets"
 

@@ -150,8 +150,8 @@ def _say_how_long(session: Session, service: str, unused_s: float) -> None:
 def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]:
     """Return the number of open flows and the age of the last flow, for each key of a policy.
 
-    The ages come from recorded flows, because the rules' counters restart whenever the policy, a
-    peer's address or an outside name's address changes.
+    The ages are from recorded flows, because the rules' counters restart whenever the policy, the
+    address of a peer or an address of a DNS name changes.
     """
 
     world = read_world(session.kernel(), session.store())

@@ -223,7 +223,7 @@ LEAST_TIMEOUT_S = 0.2
 def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
     """Make a method of the API raise `Error` instead of sqlite3.Error and OSError.
 
-    A request of the method to report waits for locks ends with the method.
+    If the method requested reports of waits for locks, these reports stop when it returns.
     """
 
     def call(*args: P.args, **named: P.kwargs) -> R:

@@ -365,8 +365,8 @@ def has_conmon(service: str) -> bool:
 def _end_orphans(service: str, path: str | None) -> None:
     """Kill the processes of a service whose folder was removed; no-op if there are none.
 
-    crun's state still names the bundle and the cgroup. Without crun's state, the cgroup ``path``
-    decides: no process may be in it by now.
+    crun's state still has the paths of bundle and cgroup. Without crun's state, only the cgroup
+    ``path`` is known, and all processes in it are killed.
     """
     # The state of an interrupted create lacks these keys and counts as none.
     known = read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status")) or {}
