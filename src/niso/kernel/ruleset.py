@@ -127,7 +127,11 @@ _BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5}  # burst, in seconds of th
 
 
 def limit(what: str, rate: int) -> tuple[int, str, int, bool]:
-    """Build the limit of an element: (rate, unit, burst in packets, whether it matches above it)."""
+    """Build the limit of an element.
+
+    The parts are rate, unit, burst in packets, and whether the limit matches packets above the
+    rate.
+    """
     return (rate, "second", rate * _BURST[what], True)
 
 

@@ -58,8 +58,7 @@ class Key(NamedTuple):
     """Ellipsis: the key is required. For a table, ``{}``: its keys have their own defaults."""
     rule: Rule = ANY
     to: str = ""
-    """Field of the ServiceSpec, or of a record in it (limits.arp); empty: `spec` handles the key.
-    """
+    """Field of the ServiceSpec, or of a record in it (limits.arp); empty: `spec` handles it."""
     names: Rule = ANY
     """The rule for the names in a table whose names are free."""
     schema: Mapping[str, Any] = {}
