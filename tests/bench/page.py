@@ -55,8 +55,8 @@ def _how(figures: dict[str, Any]) -> list[str]:
         prose(
             "`./dev bench` writes this page. Each measured program runs in its own lab. All labs of a section"
             " exist at the same time, and the programs are measured alternately (A B C C B A …), after one"
-            " round that does not count. A figure is the median of all rounds, with the lowest and the highest in brackets. “at 311” after"
-            " a figure means that the program reached only 311 services. A ratio is the median of the ratios of all rounds. Smaller values are"
+            " round that does not count. A figure is the median of all rounds, with the lowest and the highest in brackets. “with 311 services” after"
+            " a figure means that the program reached only 311 services within its time limit. A ratio is the median of the ratios of all rounds. Smaller values are"
             " better, except for traffic. All state folders are on tmpfs, so the figures do not include fsync"
             " to a disk."
         ),

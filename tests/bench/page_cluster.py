@@ -85,7 +85,9 @@ def cluster(found: Found, drawn: set[str]) -> list[str]:
         line(f"idle agent, resident memory ({what})", mib, unit, "", aim)
     line("idle agent, processor time", row("agent, processor", "agent"), " %", "", "≤ 0.5 %")
     lines += _fates(found)
-    heads = " | ".join(f"{name} | to the underlay | to the tunnel" for name in RATE_HEADS)
+    heads = " | ".join(
+        f"{name} | relative to the underlay | relative to the tunnel" for name in RATE_HEADS
+    )
     lines += ["", f"| | {heads} |", f"| --- |{' --- |' * 9}"]
     for who, name in WIRES.items():
         cells = [name]

@@ -22,7 +22,7 @@ def inside(found: Found, drawn: set[str]) -> list[str]:
         "",
         *picture("inside", "Traffic inside a bridge", drawn),
     ]
-    heads = "new TCP connections/s | to switching | new UDP flows/s | to switching | throughput, Gbit/s | to switching"
+    heads = "new TCP connections/s | relative to switching | new UDP flows/s | relative to switching | throughput, Gbit/s | relative to switching"
     lines += [f"| | {heads} |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for who, name in INSIDE.items():
         cells = [name]
@@ -79,7 +79,7 @@ def _one_processor(found: Found) -> list[str]:
         return []
     heads = ("a TCP connection, µs", "a UDP flow, µs", "256 KiB of a connection, µs")
     lines = ["### The same on one processor", ""]
-    lines += [f"| | {' | switching to it | '.join(heads)} | switching to it |"]
+    lines += [f"| | {' | ratio of switching to it | '.join(heads)} | ratio of switching to it |"]
     lines += [f"| --- |{' --- |' * 6}"]
     for who, name in INSIDE.items():
         cells = [name]

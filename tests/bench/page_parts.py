@@ -46,12 +46,15 @@ def table(
     found: Found, head: str, rows: Rows, sizes: Sequence[int], base: tuple[str, str], unit: str
 ) -> list[str]:
     """Return a line for each row, with two columns for each size: figure, and ratio to ``base``."""
+    noun = "ports" if base[0].startswith(("publish", "withdraw")) else "services"
     columns = [
         each
         for size in sizes
         for each in (
-            f"at {size:,}" if size else unit,
-            "to first row" if (base == rows[0][:2]) else f"to {NAMES.get(base[1], base[1])}",
+            f"with {size:,} {noun if size > 1 else noun[:-1]}" if size else unit,
+            "relative to first row"
+            if base == rows[0][:2]
+            else f"relative to {NAMES.get(base[1], base[1])}",
         )
     ]
     lines = [f"| {head} | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
@@ -64,7 +67,7 @@ def table(
         for size in sizes:
             row = found.row(what, who, size)
             below = found.row(base[0], base[1], size)
-            at = f" at {row.at:,}" if row and size and row.at != size else ""
+            at = f" with {row.at:,} {noun}" if row and size and row.at != size else ""
             cells += [f"{spread(row)}{at}" if row else "–", times(ratio(row, below))]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, ""]

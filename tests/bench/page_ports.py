@@ -73,7 +73,7 @@ def ports(found: Found, drawn: set[str]) -> list[str]:
         cells = [
             NAMES.get(who, who),
             f"{median(first) / 1024:.1f}",
-            f"{median(last) / 1024:.1f} at {last.at:,}",
+            f"{median(last) / 1024:.1f} with {last.at:,} ports",
             f"**{each:.1f}**" if each is not None else "",
             number(median(processes[-1]) - median(processes[0])),
         ]
@@ -138,7 +138,7 @@ def flow_lines(found: Found) -> list[tuple[str, str]]:
 
 
 def _flows(found: Found) -> list[str]:
-    heads = "new TCP connections/s | to tracked | new UDP flows/s | to tracked | throughput, Gbit/s | to tracked"
+    heads = "new TCP connections/s | relative to tracked | new UDP flows/s | relative to tracked | throughput, Gbit/s | relative to tracked"
     lines = [f"| | {heads} |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for who, name in flow_lines(found):
         cells = [name]

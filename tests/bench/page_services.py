@@ -115,7 +115,7 @@ def _memory_table(found: Found) -> list[str]:
             lines.append(f"| {NAMES[who]} | not measured | | | | |")
             continue
         first, last = sizes[0], sizes[-1]
-        cells = [NAMES[who], f"{median(last) / 1024:,.1f} at {last.at:,}"]
+        cells = [NAMES[who], f"{median(last) / 1024:,.1f} with {last.at:,} services"]
         if each is not None:
             rest = max(0.0, median(first) - each * first.at)
             cells += [

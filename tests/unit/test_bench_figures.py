@@ -76,7 +76,7 @@ def test_a_table_says_where_a_party_was_and_which_there_was_not() -> None:
     table = page_parts.table(found(), "ms", rows, [10, 1_000], ("attach", "niso"), "ms")
     assert table[2:] == [
         "| own | **3.00** (2.00 to 4.00) | 1.00 | **4.00** (4.00 to 4.00) | 1.00 |",
-        "| peer | **30.0** (20.0 to 80.0) | 10.0 | 100 (once) at 400 | 25.0 |",
+        "| peer | **30.0** (20.0 to 80.0) | 10.0 | 100 (once) with 400 services | 25.0 |",
         "| other | not measured | | | |",
         "",
     ]

@@ -82,7 +82,7 @@ class Host:
 
     @property
     def progress(self) -> Progress | None:
-        """The callback that receives events."""
+        """Return the callback that receives progress events."""
         return self.session.progress
 
     @progress.setter
@@ -91,7 +91,7 @@ class Host:
 
     @property
     def networks(self) -> Networks:
-        """Networks and published ports."""
+        """Return the API of networks and published ports."""
 
         from niso.api.host_networks import Networks
 
@@ -99,7 +99,7 @@ class Host:
 
     @property
     def services(self) -> Services:
-        """Services."""
+        """Return the API of services."""
 
         from niso.api.host_services import Services
 
@@ -107,7 +107,7 @@ class Host:
 
     @property
     def attachments(self) -> Attachments:
-        """Network namespaces that other programs created."""
+        """Return the API of attachments: network namespaces that other programs created."""
 
         from niso.api.host_attachments import Attachments
 
@@ -115,7 +115,7 @@ class Host:
 
     @property
     def cluster(self) -> Clusters:
-        """The cluster that this host is in."""
+        """Return the API of this host's cluster."""
 
         from niso.api.host_cluster import Clusters
 
@@ -123,7 +123,7 @@ class Host:
 
     @property
     def kubernetes(self) -> Kubernetes:
-        """The agent of Kubernetes' network policies."""
+        """Return the API of the agent for network policies of Kubernetes."""
 
         from niso.api.host_cluster import Kubernetes
 
@@ -131,7 +131,7 @@ class Host:
 
     @property
     def stacks(self) -> Stacks:
-        """Stacks: the services of one stack.toml."""
+        """Return the API of stacks, each the services of one stack.toml."""
 
         from niso.api.host_stacks import Stacks
 
@@ -143,7 +143,7 @@ class Host:
     def explain(
         self, source: str, destination: str, *, family: int | None = None, prove: bool = False
     ) -> Explanation:
-        """Return whether a packet passes, and what decides.
+        """Return whether a packet would be accepted, and which rule or policy decides.
 
         ``source`` is a service, an address or ``host``; ``destination`` can also have a port
         (``db:5432``, ``db:53/udp``, ``db/icmp``). ``family`` is 4 or 6. ``prove`` sends a test
@@ -188,7 +188,7 @@ class Host:
 
     @guarded
     def top(self, service: str | None = None) -> Top:
-        """Start measuring rates of traffic and new flows, of one service or all.
+        """Start measuring traffic and new flows, of one service or of all services.
 
         Each ``read()`` of the result returns a `niso.Load` for the time since the last call. Raises
         NotFound, KernelError.
@@ -201,11 +201,11 @@ class Host:
 
     @guarded
     def events(self, service: str | None = None, *, since: str | None = None) -> Events:
-        """Follow events of services and networks, of one service or all.
+        """Stream events of services and networks; ``service`` limits them to one service.
 
-        Use it in a ``with`` block; it is an endless iterator of `niso.Happened`. With ``since`` (a
-        time of RFC 3339 or a period such as ``2h``), its ``past()`` returns the known events since
-        then. Raises NotFound, UsageError, KernelError.
+        Use the result in a ``with`` block; it is an endless iterator of `niso.Happened`. With
+        ``since`` (an RFC 3339 time, or a period such as ``2h``), its ``past()`` returns recorded
+        events since then. Raises NotFound, UsageError, KernelError.
         """
 
         from niso.look import events
@@ -216,10 +216,10 @@ class Host:
 
     @guarded
     def map(self) -> Map:
-        """Start observing services, networks and flows, as on the map of ``niso web``.
+        """Start observing services, networks and flows, as the map of ``niso web`` does.
 
-        Each ``read()`` of the result returns a `niso.MapState`. Use it in a ``with`` block, or
-        close it: until then the kernel counts the bytes of flows.
+        Each ``read()`` of the result returns a `niso.MapState`. Use the result in a ``with`` block,
+        or close it: the kernel counts the bytes of flows until it is closed.
         """
 
         from niso.look.map import Map
@@ -228,9 +228,10 @@ class Host:
 
     @guarded
     def drops(self, service: str | None = None) -> Drops:
-        """Follow the packets dropped by policies with ``log = true``, of one service or all.
+        """Stream packets dropped by policies with ``log = true``.
 
-        Use it in a ``with`` block; it is an endless iterator of `niso.Drop`.
+        The argument limits them to one service. Use the result in a ``with`` block; it is an
+        endless iterator of `niso.Drop`.
         """
 
         from niso.look import drops
@@ -242,11 +243,11 @@ class Host:
     def flows(
         self, service: str | None = None, *, denied: bool = False, since: str | None = None
     ) -> tuple[Flow, ...]:
-        """Return the flows of the last week, including refused ones, and what decides about them.
+        """Return the flows of the last week, also refused flows, and what accepts or refuses each.
 
-        ``service`` limits the result to flows from and to one service, ``denied`` to refused ones,
-        ``since`` (a time of RFC 3339 or a period such as ``2h``) to those with a new flow since
-        then, or an open one. Raises NotFound, UsageError, KernelError.
+        ``service`` limits the result to flows from and to one service, ``denied`` to refused flows,
+        and ``since`` (an RFC 3339 time, or a period such as ``2h``) to flows that were opened since
+        then or are open now. Raises NotFound, UsageError, KernelError.
         """
 
         from niso.look import flows
@@ -257,9 +258,9 @@ class Host:
 
     @guarded
     def follow_flows(self, service: str | None = None, *, denied: bool = False) -> Flows:
-        """Follow new flows, of one service or all, and only refused ones with ``denied``.
+        """Stream new flows; ``service`` limits them to one service, ``denied`` to refused flows.
 
-        Use it in a ``with`` block; it is an endless iterator of `niso.Flow`.
+        Use the result in a ``with`` block; it is an endless iterator of `niso.Flow`.
         """
 
         from niso.look import flows
@@ -322,11 +323,11 @@ class Host:
     def trace(
         self, source: str, destination: str, *, any_packet: bool = False, wait_s: float = 30.0
     ) -> Traced | None:
-        """Wait for a real packet and return its path through all hooks; None if no packet came.
+        """Wait for a real packet and return its path through all netfilter hooks.
 
-        ``source`` and ``destination`` are as for `explain`. For TCP, the first packet of a
-        connection is traced, or any with ``any_packet``. Tables of other programs are included.
-        Raises NotFound, UsageError, KernelError.
+        Returns None if no packet came. ``source`` and ``destination`` are as for `explain`. For
+        TCP, the first packet of a connection is traced, or, with ``any_packet``, any packet. Tables
+        of other programs are included. Raises NotFound, UsageError, KernelError.
         """
 
         from niso.look import capture
@@ -339,10 +340,11 @@ class Host:
     def learn(
         self, *services: str, since: str | None = None, egress: bool = False
     ) -> tuple[LearnedPolicy, ...]:
-        """Return policies that allow the recorded flows, of these services or of all active ones.
+        """Generate policies that allow the recorded flows.
 
-        ``since`` is as for `flows`. With ``egress``, they also have what the services connected to.
-        Raises NotFound, UsageError, KernelError.
+        They are for the given services, or for all active ones. ``since`` is as for `flows`. With
+        ``egress``, the policies also restrict where services may connect, to the recorded
+        destinations. Raises NotFound, UsageError, KernelError.
         """
 
         from niso.look import learn
@@ -352,10 +354,10 @@ class Host:
 
     @guarded
     def learned_changes(self, learned: Iterable[LearnedPolicy]) -> tuple[PolicyChange, ...]:
-        """Return how learned policies would change the services' files; no file is changed.
+        """Return how learned policies would change the services' manifests; no file is changed.
 
-        Raises Error if a service has no manifest, or tomlkit is missing; Conflict if services share
-        a manifest.
+        Raises Error if a service has no manifest, or if tomlkit is missing; Conflict if services
+        share a manifest.
         """
 
         from niso.look import learn
@@ -364,9 +366,9 @@ class Host:
 
     @guarded
     def write_policies(self, changes: Iterable[PolicyChange]) -> None:
-        """Write changed files, each atomically.
+        """Write changed manifests, each file atomically.
 
-        Raises Conflict if one was changed in the meantime.
+        Raises Conflict if a file was changed since the changes were computed.
         """
 
         from niso.look import learn
@@ -375,10 +377,10 @@ class Host:
 
     @guarded
     def policy(self, service: str, *, unused: str | None = None) -> tuple[PolicyEntry, ...]:
-        """Return what each entry of a service's policy has allowed or denied, and when last.
+        """Return what each entry of a service's policy has allowed or denied, and when it last did.
 
-        ``unused``, a period such as ``7d``, limits the result to entries that decided nothing
-        within it. Raises NotFound, UsageError, KernelError.
+        ``unused``, a period such as ``7d``, limits the result to entries that matched nothing in
+        that period. Raises NotFound, UsageError, KernelError.
         """
         from niso.look import policies
 
@@ -389,7 +391,7 @@ class Host:
     def policy_effects(
         self, *what: str | os.PathLike[str], since: str | None = None
     ) -> tuple[PolicyEffect, ...]:
-        """Return the effects on flows of an `activate` of these files, or of one stack.
+        """Return which recorded flows an activation of files or a stack would cut or allow.
 
         Nothing changes. ``since`` is as for `flows`. Raises the errors of `Services.activate`.
         """
@@ -402,10 +404,10 @@ class Host:
 
     @guarded
     def refresh_names(self, *, force: bool = False) -> tuple[OutsideName, ...]:
-        """Resolve the outside names in policies that have expired, and apply the answers.
+        """Resolve expired DNS names of policies again, and apply the answers.
 
-        ``force`` resolves all of them. The rules and the services' hosts files change together.
-        Returns all names. Raises Error without dnspython, KernelError.
+        ``force`` resolves all names. The rules and the services' hosts files change atomically.
+        Returns all names. Raises Error if dnspython is not installed, KernelError.
         """
 
         from niso.change import outside_names_refresh
@@ -414,7 +416,7 @@ class Host:
 
     @guarded
     def names_due(self) -> float:
-        """Return the seconds until `refresh_names` has a name to resolve, at most 60."""
+        """Return the seconds until `refresh_names` has a DNS name to resolve, at most 60."""
 
         from niso.look import outside_names
 
@@ -447,9 +449,9 @@ class Host:
 
     @guarded
     def guard_firewalls(self, on: bool = True) -> tuple[Marked, ...]:
-        """Let systemd repair niso's rules whenever it has loaded those of another firewall.
+        """Make systemd repair niso's rules after each start or reload of another firewall.
 
-        With ``on`` false, stop doing so. Raises Error without systemd, Conflict.
+        ``on=False`` removes this again. Raises Error without systemd, Conflict.
         """
 
         from niso.api import host_networks
@@ -458,7 +460,10 @@ class Host:
 
     @guarded
     def sweep(self, *, dry_run: bool = False) -> Swept:
-        """Remove everything of niso's from the kernel; works without a store. Raises ErrorGroup."""
+        """Remove everything that niso created in the kernel; works without a store.
+
+        Raises ErrorGroup.
+        """
 
         from niso.api import host_networks
 
@@ -494,7 +499,7 @@ PYTHON_ONLY = ("anywhere", "label", "idle", "is_host", "gone", "was_dropped", "d
 
 
 def plain(value: object) -> Any:
-    """Return a result, or a sequence of them, as dict, list, str, int, float, bool or None."""
+    """Convert a result, or a sequence of results, to dict, list, str, int, float, bool or None."""
     fields: tuple[str, ...] | None = getattr(value, "_fields", None)
     if fields is None:
         return [plain(item) for item in value] if isinstance(value, tuple | list) else value

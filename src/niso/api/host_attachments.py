@@ -69,9 +69,10 @@ class Attachments:
 
     @guarded
     def attach(self, request: AttachRequest) -> Attachment:
-        """Give a network namespace niso's networks, ports and policy; no-op if it has them.
+        """Connect a network namespace to networks, with published ports and a policy.
 
-        Raises UsageError, NotFound, Conflict, KernelError, and Error if systemd refuses the unit.
+        No-op if the namespace is attached in this way already. Raises UsageError, NotFound,
+        Conflict, KernelError, and Error if systemd refuses the unit.
         """
 
         self.session.require()
@@ -92,10 +93,11 @@ class Attachments:
 
     @guarded
     def detach(self, *names: str, id: str | None = None) -> tuple[Changed, ...]:
-        """Detach namespaces from niso's networks and forget them; no-op for unknown names.
+        """Detach namespaces from niso's networks and delete their records; no-op for unknown names.
 
-        With ``id``, only if the attachment still has this id. Without it, the files that put a
-        systemd unit into the namespace are removed too. Raises Conflict for a service.
+        With ``id``, detaches only if the attachment still has this id. Without ``id``, the files
+        that put a systemd unit into the namespace are removed too. Raises Conflict if a name
+        belongs to a service.
         """
         wanted = texts(names, "names")
         machine = self.session.machine_for_change()
@@ -108,7 +110,7 @@ class Attachments:
     def apply_policies(self) -> tuple[Changed, ...]:
         """Apply the present policies of /etc/niso/policies to all attachments.
 
-        Raises Error, ErrorGroup; the policy of an attachment named in an error does not change.
+        Raises Error or ErrorGroup; an attachment named in an error keeps its previous policy.
         """
 
         machine = self.session.machine_for_change()
@@ -122,9 +124,9 @@ class Attachments:
     ) -> tuple[Changed, ...]:
         """Detach the attachments whose namespace no longer exists.
 
-        Networks that Podman has removed go too, if no service is on them. ``owner`` limits both to
-        one owner's. With ``valid``, the ids that the owner still has, its other attachments are
-        detached too. Raises KernelError.
+        Networks that Podman has removed are removed here too, if no service is on them. ``owner``
+        limits both to attachments and networks of one owner. ``valid`` are the ids that the owner
+        still has; its attachments with other ids are detached too. Raises KernelError.
         """
 
         from niso.engines import netavark
@@ -150,7 +152,7 @@ def _detach(machine: Machine, name: str, id: str | None, report: Report) -> bool
 
 
 def _complete(given: AttachRequest) -> AttachRequest:
-    """Normalise a request: lists of texts, and the owner and id of its unit, if it has one.
+    """Normalise a request: lists of strings, and the owner and id of its unit, if it has one.
 
     Raises UsageError, InvalidInput.
     """
@@ -221,7 +223,10 @@ def _request(given: AttachRequest) -> Request:
 
 
 def _wish(written: str) -> Wish:
-    """Parse a network such as ``backend,interface=net0,ip=10.99.1.9``. Raises InvalidInput."""
+    """Parse a network argument such as ``backend,interface=net0,ip=10.99.1.9``.
+
+    Raises InvalidInput.
+    """
     from ipaddress import ip_address
 
     name, *keys = written.split(",")
@@ -244,7 +249,7 @@ def _wish(written: str) -> Wish:
 
 
 def _bandwidth(written: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
-    """Parse the limits to bytes per second. Raises InvalidInput."""
+    """Parse bandwidth limits to bytes per second. Raises InvalidInput."""
     if not written:
         return ()
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 class ExistingEtcd(NamedTuple):
-    """An etcd that niso does not run.
+    """Access to an etcd that niso does not run.
 
-    Files are PEM; ``user_file`` has one line, NAME:PASSWORD.
+    The files are PEM; ``user_file`` has one line, NAME:PASSWORD.
     """
 
     urls: tuple[str, ...]
@@ -50,7 +50,7 @@ class Membership(NamedTuple):
     host: str
     """this host's name"""
     address: str
-    """its address for the other hosts"""
+    """the host's address for traffic from other hosts"""
     member: bool
     """whether it runs a member of etcd"""
     members: int
@@ -58,16 +58,16 @@ class Membership(NamedTuple):
 
 
 class ClusterMember(NamedTuple):
-    """A member of etcd."""
+    """An etcd member of the cluster."""
 
     name: str
-    """its name, which is that of its host; empty if etcd does not answer"""
+    """the member's name, equal to its host's; empty if etcd does not answer"""
     address: str
     """its client endpoint"""
     version: str | None
     """etcd's version; null if it does not answer"""
     leader: bool
-    """whether it leads the others"""
+    """whether the member is etcd's leader"""
     learns: bool
     """whether it is a learner, which does not count for the quorum yet"""
 
@@ -76,34 +76,34 @@ class ClusterHost(NamedTuple):
     """A host of the cluster."""
 
     name: str
-    """its name"""
+    """the host's name"""
     address: str
-    """its address for the other hosts"""
+    """the host's address for traffic from other hosts"""
     state: str
     """here, alive or gone"""
     gone_s: float | None
-    """seconds since it was seen gone; null if it is not gone, or no agent has seen it"""
+    """seconds since an agent found the host gone; null if it is not gone or no agent noticed"""
     networks: tuple[str, ...]
-    """strings: the networks of its services"""
+    """strings: networks that services of the host are on"""
     services: int
-    """number of services that it has claimed"""
+    """number of services that the host has claimed"""
     niso: str
-    """its version of niso; can be empty"""
+    """version of niso on the host; can be empty"""
     behind_s: float | None
-    """seconds by which its agent lags; null if unknown"""
+    """seconds by which the host's agent lags; null if unknown"""
 
 
 class ClusterStatus(NamedTuple):
     """The cluster as this host sees it."""
 
     cluster: str
-    """its id"""
+    """the cluster's id"""
     host: str
     """this host's name"""
     answers: bool
-    """whether etcd answers; otherwise hosts are as this one last knew them"""
+    """whether etcd answers; if not, hosts are as this host last recorded them"""
     revision: int
-    """etcd's revision; 0 without an answer"""
+    """etcd's revision; 0 if etcd does not answer"""
     tls: bool
     """whether requests are encrypted"""
     encryption: str | None
@@ -113,7 +113,7 @@ class ClusterStatus(NamedTuple):
     hosts: tuple[ClusterHost, ...]
     """hosts, sorted by name"""
     networks: tuple[str, ...]
-    """strings: the networks that span hosts; without an answer those of this host"""
+    """strings: networks that span hosts; if etcd does not answer, those of this host"""
 
 
 class Clusters:
@@ -132,13 +132,13 @@ class Clusters:
         encrypt: str = "",
         restore: bool = False,
     ) -> Membership:
-        """Create a cluster with this host as the first.
+        """Create a cluster with this host as its first host.
 
-        ``name`` defaults to the hostname, ``address`` to that of the default route. With ``etcd``
-        an existing one is used; otherwise this host runs one. With ``encrypt`` "kernel", WireGuard
-        encrypts traffic between hosts; with "userspace", wireguard-go does so on hosts whose kernel
-        lacks it. ``restore``, without other arguments, writes this host's cluster again after etcd
-        has lost its data. Raises UsageError, Conflict, Error.
+        ``name`` defaults to the hostname, ``address`` to the address of the default route. With
+        ``etcd``, an existing etcd is used; otherwise this host runs one. With ``encrypt`` "kernel",
+        WireGuard encrypts traffic between hosts; with "userspace", wireguard-go does so on hosts
+        whose kernel lacks WireGuard. ``restore``, without other arguments, writes this host's
+        cluster to etcd again after etcd has lost its data. Raises UsageError, Conflict, Error.
         """
         if restore:
             if name or address or encrypt or etcd is not None:
@@ -169,11 +169,11 @@ class Clusters:
     def invite(
         self, host: str, *, address: str = "", renew: bool = False, member: bool = False
     ) -> str:
-        """Return an invitation for a host, a text with a key: whoever has it can join as that host.
+        """Return an invitation: a string with a key, with which a host can join the cluster.
 
-        With ``renew``, it is for a host of the cluster, with new certificates. With ``member``, the
-        host may run an etcd member, as the first three hosts do anyway. Raises UsageError,
-        Conflict, Error.
+        Keep it secret. With ``renew``, it gives new certificates to a host that is in the cluster
+        already. With ``member``, the host may run an etcd member, as the first three hosts may
+        anyway. Raises UsageError, Conflict, Error.
         """
 
         machine = self.session.machine()
@@ -199,10 +199,10 @@ class Clusters:
 
     @guarded
     def leave(self, *, force: bool = False) -> str:
-        """Remove this host from its cluster; return its name there.
+        """Remove this host from its cluster; return the name that it had there.
 
-        With ``force`` also if etcd does not answer. Raises Conflict if the host has services there,
-        Error.
+        With ``force``, the host leaves even if etcd does not answer. Raises Conflict if the host
+        has services in the cluster, Error.
         """
 
         machine = self.session.machine_for_change()
@@ -226,7 +226,7 @@ class Clusters:
 
     @guarded
     def remove_member(self, host: str = "") -> int:
-        """Remove this host's etcd member, or that of a lost host; return how many are left.
+        """Remove this host's etcd member, or that of a lost host; return how many members are left.
 
         Raises Conflict, NotFound, Error.
         """
@@ -236,7 +236,7 @@ class Clusters:
 
     @guarded
     def be_only_member(self) -> None:
-        """Continue with this host's etcd member alone, after most were lost for good.
+        """Continue with this host's etcd member alone, after most members were lost for good.
 
         Raises Conflict if most members answer, Error.
         """
@@ -245,9 +245,9 @@ class Clusters:
 
     @guarded
     def backup(self, file: str | os.PathLike[str]) -> int:
-        """Write etcd's data to a file that only root can read; return its size. Raises Error.
+        """Write etcd's data to a file that only root can read; return its size in bytes.
 
-        The size is in bytes.
+        Raises Error.
         """
 
         return cluster_hosts.backup(self.session.machine(), path(file, "FILE"))
@@ -271,22 +271,26 @@ class Clusters:
 
     @guarded
     def follow(self, log: Callable[[str], None]) -> Following:
-        """Return this host's agent: ``run()`` synchronises it with the cluster until ``stop()``.
+        """Return this host's agent.
 
-        ``log`` takes lines of text. Raises Error if this host is in no cluster.
+        Its ``run()`` synchronises the host with the cluster until ``stop()`` is called. ``log`` is
+        called with each line to log. Raises Error if this host is in no cluster.
         """
 
         return cluster_hosts.follow(self.session.machine(), log)
 
     @guarded
     def become_etcd(self) -> None:
-        """Execute this host's etcd member in this process. Raises Error if it has none."""
+        """Replace this process with this host's etcd member (execve(2)).
+
+        Raises Error if it has none.
+        """
 
         own_etcd.execute(require())
 
 
 def _usage[T](call: Callable[[], T]) -> T:
-    """Return the result of a call; convert an InvalidInput without a file to a UsageError."""
+    """Return the result of a call; convert an InvalidInput that names no file to a UsageError."""
 
     try:
         return call()
@@ -299,7 +303,7 @@ def _usage[T](call: Callable[[], T]) -> T:
 def _entering[T](call: Callable[[], T]) -> T:
     """Return the result of a call that adds this host to a cluster; converts errors like `_usage`.
 
-    An error names what the caller passed, because the files created from it are removed again.
+    Errors name the caller's arguments, because the files that were created from them are removed.
     """
 
     try:
@@ -387,9 +391,9 @@ class Kubernetes:
     def follow(
         self, log: Callable[[str], None], kubeconfig: str | os.PathLike[str] = KUBECONFIG
     ) -> Following:
-        """Return the agent: ``run()`` follows the API server until ``stop()`` is called.
+        """Return the agent: ``run()`` watches the Kubernetes API server until ``stop()`` is called.
 
-        ``log`` takes lines of text. Raises Error if the kubeconfig is unusable.
+        ``log`` is called with each line to log. Raises Error if the kubeconfig is unusable.
         """
 
         from niso.engines import pod_agent

@@ -27,7 +27,7 @@ _DEFAULT_NETWORK = "niso-default"  # copied from niso.base.names, to save an imp
 
 
 class NetworkLine(NamedTuple):
-    """A network in a list."""
+    """One network in the result of `Networks.list`."""
 
     name: str
     """the network's name"""
@@ -60,13 +60,13 @@ class NetworkMember(NamedTuple):
     address: tuple[str, ...]
     """addresses, one per network and family; can be empty"""
     ports: tuple[Port, ...]
-    """published ports, one per address family; empty if it is on another host"""
+    """published ports, one per address family; empty if the service is on another host"""
     host: str | None
-    """name of the other host that it is on; null if it is on this one"""
+    """name of the other host that the service is on; null if it is on this host"""
 
 
 class Network(NamedTuple):
-    """Everything about a network."""
+    """All details of a network."""
 
     name: str
     """the network's name"""
@@ -105,7 +105,7 @@ class RemovedNetwork(NamedTuple):
 
 
 class HostName(NamedTuple):
-    """A name of a service for the host."""
+    """A name by which the host itself can reach a service."""
 
     name: str
     """NAME.niso.local"""
@@ -152,14 +152,14 @@ class Networks:
         span: bool = False,
         dry_run: bool = False,
     ) -> CreatedNetwork:
-        """Create a network and its bridge; no-op if it exists with these values.
+        """Create a network and its bridge; no-op if the network exists with these values.
 
         ``subnets`` has at most one prefix per family and defaults to the next free /24.
         ``gateways`` are the bridge's addresses. ``ipv6`` adds a unique local /64. ``internal``
-        disables forwarding out. ``mtu`` is in bytes. ``allow_public`` permits public prefixes,
-        whose real addresses this host can then no longer reach. ``span`` creates the network in the
-        cluster too, or adds an existing one from there. Raises Conflict, UsageError, KernelError,
-        and Error if the cluster does not answer; then nothing has changed.
+        disables forwarding out of the network. ``mtu`` is in bytes. ``allow_public`` permits public
+        prefixes, whose real addresses this host can then no longer reach. ``span`` creates the
+        network in the cluster too, or adds a network of the cluster to this host. Raises Conflict,
+        UsageError, KernelError, and Error if the cluster does not answer; then nothing has changed.
         """
 
         from niso.change import journal, networks
@@ -211,13 +211,13 @@ class Networks:
 
     @guarded
     def inspect(self, name: str) -> Network:
-        """Return everything about a network. Raises NotFound."""
+        """Return all details of a network. Raises NotFound."""
         store = self.session.store()
         return _described(store, store.require_network(text(name, "name")))
 
     @guarded
     def remove(self, *names: str, dry_run: bool = False) -> tuple[RemovedNetwork, ...]:
-        """Remove networks and their bridges, all or none.
+        """Remove networks and their bridges; if one cannot be removed, remove none.
 
         Raises NotFound, and Conflict if a service uses one of them.
         """
@@ -252,7 +252,10 @@ class Networks:
 
     @guarded
     def exposure(self) -> tuple[PublishedPort, ...]:
-        """Return `ports` with ``from_``: from where each port is reachable. Raises KernelError."""
+        """Return what `ports` does, with ``from_``: from where each port is reachable.
+
+        Raises KernelError.
+        """
 
         from niso.look import exposure
 
@@ -260,10 +263,11 @@ class Networks:
 
     @guarded
     def host_names(self, *, on_host: bool | None = None) -> HostNames:
-        """Return the names of services for use by the host itself.
+        """Return the names by which the host itself can reach services.
 
-        ``on_host`` keeps them in the host's own /etc/hosts from now on, or removes them. Raises
-        KernelError if that file cannot be replaced atomically; then nothing has changed.
+        ``on_host`` True writes them to the host's own /etc/hosts and keeps them up to date; False
+        removes them. Raises KernelError if that file cannot be replaced atomically; then nothing
+        has changed.
         """
 
         from niso.change import networks
@@ -301,7 +305,7 @@ class Networks:
 
 
 def _declared(text: str) -> Iterator[str]:
-    """Yield the lines of tables without the elements of dynamic sets: flows, limits."""
+    """Yield the lines of tables without the elements of dynamic sets, such as flows and limits."""
     fills = skips = False
     for line in text.splitlines(keepends=True):
         if line.startswith(("\tset ", "\tmap ")):
@@ -315,7 +319,7 @@ def _declared(text: str) -> Iterator[str]:
 
 
 def _tables(as_text: bool) -> list[Any]:
-    """Return niso's tables in the kernel, each as text or as a list of objects."""
+    """Return niso's tables in the kernel, each as nft text or as a list of objects."""
 
     from niso.kernel import ruleset
     from niso.kernel.libnftables import Nft
@@ -340,7 +344,7 @@ def _vni(network: records.Network) -> int | None:
 def _members(store: Store, network: str) -> list[tuple[str, bool]]:
     """Return (service, active) for the services of a network.
 
-    Each is followed by the active services that share its namespace.
+    Active services that share the namespace of such a service follow it.
     """
     return [
         member
@@ -377,7 +381,7 @@ def _described(store: Store, network: records.Network) -> Network:
 
 
 def _elsewhere(store: Store, network: str) -> tuple[NetworkMember, ...]:
-    """Return the remote services on a network.
+    """Return the services of other hosts on a network.
 
     A service counts as active if other services can resolve its name.
     """
@@ -412,7 +416,7 @@ class Swept(NamedTuple):
 
 
 def check(session: Session, name: str | None) -> tuple[Finding, ...]:
-    """Compare kernel and configuration: `Host.check`."""
+    """Return the differences between kernel and configuration; see `Host.check`."""
 
     from niso.look import check as look_check
     from niso.look import other_firewalls, outside_names
@@ -437,7 +441,7 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
 
 
 def _hosts(session: Session, machine: Machine, name: str | None) -> list[Finding]:
-    """Return the differences between this host and the others of its cluster."""
+    """Return the differences between this host's view of the cluster and the other hosts'."""
 
     from niso.change import cluster_check
     from niso.cluster import config
@@ -453,7 +457,7 @@ def _hosts(session: Session, machine: Machine, name: str | None) -> list[Finding
 
 
 def guard_firewalls(session: Session, on: bool) -> tuple[Marked, ...]:
-    """Write or remove the drop-ins of firewalls: `Host.guard_firewalls`."""
+    """Write or remove systemd drop-ins for the units of firewalls; see `Host.guard_firewalls`."""
 
     from niso.change import boot
 
@@ -463,7 +467,7 @@ def guard_firewalls(session: Session, on: bool) -> tuple[Marked, ...]:
 
 
 def repair(session: Session, dry_run: bool, kernel: bool) -> Repaired:
-    """Repair differences: `Host.repair`."""
+    """Repair the differences that `check` reports; see `Host.repair`."""
 
     from niso.change import boot
     from niso.change.repair import plan_repair, repair_all, repair_network
@@ -482,7 +486,7 @@ def repair(session: Session, dry_run: bool, kernel: bool) -> Repaired:
 
 
 def sweep(session: Session, dry_run: bool) -> Swept:
-    """Remove everything from the kernel: `Host.sweep`."""
+    """Remove everything that niso created in the kernel; see `Host.sweep`."""
 
     from niso.change import repair as change_repair
 

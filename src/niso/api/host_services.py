@@ -41,9 +41,10 @@ if TYPE_CHECKING:
 
 
 class Package(NamedTuple):
-    """A service described by data.
+    """A service to activate, given as data instead of a folder with a manifest.toml.
 
-    ``manifest`` is a parsed manifest.toml (as by tomllib), ``folder`` the folder of its files.
+    ``manifest`` is a parsed manifest.toml (as by tomllib). ``folder`` is the folder that paths in
+    the manifest are relative to.
     """
 
     manifest: Mapping[str, Any]
@@ -51,7 +52,7 @@ class Package(NamedTuple):
 
 
 class Name(NamedTuple):
-    """An existing service and its state."""
+    """The name of an existing service, and whether the service is active."""
 
     service: str
     active: bool
@@ -79,15 +80,15 @@ class Services:
         take: bool = False,
         trust_owner: bool = True,
     ) -> tuple[Outcome, ...]:
-        """Activate services, all or none.
+        """Activate services; if one of them fails, roll back all.
 
         ``what`` are manifests, folders with a manifest.toml, existing services or `Package` values.
-        ``timeout`` is in seconds, for each service to start or become healthy. On an active
-        service, only the changes of its manifest are applied. ``replace`` takes over services of
-        these names that came from other folders, ``take`` services of hosts of the cluster that are
-        absent. Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup; then
-        everything is rolled back. Without ``trust_owner``, a manifest that users other than root
-        and the caller can change is refused.
+        ``timeout`` is in seconds, for each service to start or become healthy. If a service is
+        already active, only the changes of its manifest are applied. ``replace`` allows services of
+        the same names from other folders to be replaced. ``take`` takes over services of cluster
+        hosts that no longer exist. Raises InvalidInput, Conflict, NotFound, KernelError,
+        ProcessError, ErrorGroup; then everything is rolled back. Without ``trust_owner``, a
+        manifest that users other than root and the caller can change is refused.
         """
 
         from niso.change import activate, targets, warnings
@@ -115,7 +116,7 @@ class Services:
 
     @guarded
     def deactivate(self, *names: str, dry_run: bool = False) -> tuple[Done, ...]:
-        """Stop services and detach them; leases and volumes are kept. Raises Error."""
+        """Stop services and remove their networks; leases and volumes are kept. Raises Error."""
 
         from niso.change import boot
 
@@ -151,7 +152,10 @@ class Services:
         return self.restart_in_order(texts(names, "names"), None)
 
     def restart_in_order(self, names: list[str], after: After | None) -> tuple[Done, ...]:
-        """Restart services, each after its dependencies in ``after``; see `restart`."""
+        """Restart active services, each after its dependencies in ``after``.
+
+        Raises as `restart` does.
+        """
 
         from niso.change import activate, boot, warnings
         from niso.change.deactivate import Done
@@ -201,7 +205,10 @@ class Services:
 
     @guarded
     def disable(self, *names: str) -> tuple[Marked, ...]:
-        """Do not start services at boot; active ones stay active. Raises Conflict, Error."""
+        """Do not start services at boot any more; active services stay active.
+
+        Raises Conflict, Error.
+        """
 
         from niso.change import boot
 
@@ -241,7 +248,7 @@ class Services:
     def everywhere(self) -> tuple[ClusterLine, ...]:
         """Return the services of all hosts of the cluster, by name.
 
-        Raises Error without a cluster, or if it does not answer.
+        Raises Error if this host is in no cluster, or if the cluster does not answer.
         """
 
         from niso.look import other_hosts
@@ -260,7 +267,7 @@ class Services:
 
     @guarded
     def inspect(self, name: str) -> Service:
-        """Return everything about a service. Raises NotFound, Error."""
+        """Return all details of a service. Raises NotFound, Error."""
 
         from niso.look.services import everything
 
@@ -344,8 +351,9 @@ class Services:
 
     @guarded
     def kill(self, *names: str, signal: str = "KILL") -> tuple[Signalled, ...]:
-        """Send a signal to the processes of active services; their restart policies apply.
+        """Send a signal to the processes of active services.
 
+        If a process exits because of the signal, the restart policy of its service applies.
         ``signal`` is a name, such as HUP or SIGHUP, or a number. Raises Conflict if a service is
         not active, ProcessError if it has no process.
         """
@@ -360,7 +368,10 @@ class Services:
         )
 
     def _to_run(self, name: str, command: Iterable[str]) -> tuple[str, Any]:
-        """Check a service, which must be active, and the arguments of a command; return both."""
+        """Return the service and the validated arguments of a command to run in it.
+
+        Raises Conflict if the service is not active.
+        """
 
         words = texts(command, "command")
         if not words:
@@ -377,9 +388,10 @@ class Services:
 
     @guarded
     def port_forward(self, name: str, port: str, *, replace: bool = False) -> Forwarded:
-        """Publish another port of an active service: ``8080:80``, ``127.0.0.1:53:53/udp``.
+        """Publish one more port of an active service: ``8080:80``, ``127.0.0.1:53:53/udp``.
 
-        ``replace`` takes the host port from the service that has it. Raises Conflict, KernelError.
+        ``replace`` takes the host port from the service that publishes it now. Raises Conflict,
+        KernelError.
         """
 
         from niso.change import port_forward
@@ -396,7 +408,8 @@ class Services:
     def port_unforward(self, name: str, port: str) -> Forwarded:
         """Withdraw a port published with `port_forward`. Raises NotFound, Conflict.
 
-        Manifest ports that it took are published again.
+        If `port_forward` took the host port from a service's manifest, that service publishes it
+        again.
         """
 
         from niso.change import port_forward
@@ -426,7 +439,7 @@ class Services:
 
 
 def with_healthcheck(store: Store, names: Iterable[str]) -> list[str]:
-    """Return the services that have a health check."""
+    """Return the services whose manifests define a health check."""
     checked = set(store.checked_services())
     return [name for name in names if name in checked]
 
@@ -442,7 +455,10 @@ def _requested(what: object) -> Any:
 
 
 def _resolved(store: Store, names: Iterable[str]) -> list[str]:
-    """Return the services with these names. Raises NotFound, Conflict if one is an attachment."""
+    """Return the services with these names.
+
+    Raises NotFound, and Conflict if a name belongs to an attachment.
+    """
     services = [*dict.fromkeys(store.resolve(name) for name in names)]
     for service in services:
         _require_own(store, service)
@@ -450,7 +466,7 @@ def _resolved(store: Store, names: Iterable[str]) -> list[str]:
 
 
 def _require_own(store: Store, service: str) -> None:
-    """Raise Conflict if niso does not start the process of a service."""
+    """Raise Conflict if a service is an attachment, whose process niso does not start."""
     if (row := store.service(service)) is not None:
         row.require_own()
 
@@ -477,7 +493,7 @@ def _known(store: Store, name: str, with_volumes: bool) -> str:
 
 
 class Taken(NamedTuple):
-    """Ports taken over from a service, or returned to it."""
+    """Ports that another service lost to a new port, or got back."""
 
     service: str
     """the service's name"""
@@ -495,9 +511,9 @@ class Forwarded(NamedTuple):
     ports: tuple[Port, ...]
     """published ports, one per address family"""
     taken: tuple[Taken, ...]
-    """services that lost ports to --replace"""
+    """services that lost a host port because of --replace"""
     returned: tuple[Taken, ...]
-    """services whose manifests' ports are published again after --remove"""
+    """services whose manifest ports are published again after --remove"""
 
 
 def forwarded(
@@ -508,7 +524,7 @@ def forwarded(
     taken: Iterable[tuple[str, records.Port]] = (),
     returned: Iterable[tuple[str, records.Port]] = (),
 ) -> Forwarded:
-    """Return the result for a port of a service, and for ports of others that were affected."""
+    """Build the result for a port of a service, with the affected ports of other services."""
 
     def ports_of(name: str, one: records.Port) -> tuple[Port, ...]:
         return rows([one], store.port_families(name))
@@ -534,4 +550,4 @@ class Signalled(NamedTuple):
     signal: str
     """name of the signal"""
     ended: bool
-    """whether its process had ended shortly afterwards"""
+    """whether the service's process exited within a short time after the signal"""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Stacks:
-    """Manage stacks: ``host.stacks``. A stack is given by its stack.toml or the folder of that."""
+    """Manage stacks: ``host.stacks``. The argument ``stack`` is a stack.toml or its folder."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -46,7 +46,7 @@ class Stacks:
         replace: bool = False,
         trust_owner: bool = True,
     ) -> StackUp:
-        """Apply the stack's file; roll everything back on errors.
+        """Apply the stack's file; if anything fails, roll back everything.
 
         ``replace`` takes over services and a stack of these names from other folders. ``timeout``
         is in seconds, for each service to start or become healthy. Raises InvalidInput, Conflict,
@@ -113,10 +113,10 @@ class Stacks:
         timestamps: bool = False,
         since: str | None = None,
     ) -> Iterator[tuple[str, bytes]]:
-        """Return (service, line) of all services of a stack, ordered by time.
+        """Return (service, line) for the output of all services of a stack, ordered by time.
 
         The arguments are those of ``host.services.logs``; ``lines`` applies to each service. Raises
-        NotFound, UsageError, Conflict if the stack came from another file.
+        NotFound, UsageError, and Conflict if the stack came from another file.
         """
 
         self.session.require()

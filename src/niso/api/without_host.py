@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Valid(NamedTuple):
-    """A valid file."""
+    """A file that passed validation."""
 
     path: str
     """absolute path of the file"""
@@ -37,11 +37,11 @@ class Valid(NamedTuple):
 
 
 def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
-    """Validate manifest.toml and stack.toml files, or those in a folder.
+    """Validate manifest.toml and stack.toml files; for a folder, the files in the folder.
 
     Does not need root, and ignores the state of this machine, such as its networks and programs.
-    What an activation refuses on any machine is refused here too. Raises ErrorGroup or Error with
-    all errors of all files.
+    Everything that an activation refuses on any machine is refused here too. Raises ErrorGroup or
+    Error with all errors of all files.
     """
     valid: list[Valid] = []
     errors: list[Error] = []
@@ -60,7 +60,7 @@ def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
 
 
 def _locate(errors: list[Error]) -> None:
-    """Set the line of each error of a file, where the file is readable."""
+    """Add line numbers to the errors of a file; skipped if the file cannot be read."""
 
     by_file: dict[str, list[Error]] = {}
     for error in errors:
@@ -75,9 +75,9 @@ def _locate(errors: list[Error]) -> None:
 
 
 def _places(given: str) -> Iterator[str]:
-    """Yield the files at a path.
+    """Yield the manifest and stack files at a path.
 
-    For a folder without any, that is its missing manifest.
+    For a folder without such files, yields the path of its missing manifest.
     """
     if not os.path.isdir(given):
         yield os.path.abspath(given)
@@ -129,14 +129,14 @@ FILE_NAME = "stack.toml"
 
 
 class Missing(NamedTuple):
-    """Something that was not converted."""
+    """A key or service of a compose file that was not converted."""
 
     service: str
     """the service in the compose file; empty for the file itself"""
     key: str
     """the key in the compose file; can be empty"""
     text: str
-    """what it means, and what to do instead"""
+    """what the key does, and what to do instead"""
 
 
 class ImportedStack(NamedTuple):

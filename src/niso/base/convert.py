@@ -36,7 +36,7 @@ _read: dict[Any, dict[str, Kind]] = {}
 
 
 class Choice:
-    """What ``Literal["rw", "ro"]`` in an annotation means here: typing takes 6 ms to import."""
+    """Stand-in for ``Literal["rw", "ro"]`` in annotations, since importing typing takes 6 ms."""
 
     __slots__ = ("texts",)
 
@@ -48,7 +48,7 @@ class Choice:
 
 
 class Mismatch(ValueError):
-    """Data does not have the expected type.
+    """Raised if data does not have the expected type.
 
     `niso.manifest.validate.walk` reports each error with its path.
     """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Error(Exception):
-    """The request failed (exit status 1)."""
+    """The request failed (exit status 1). Base class of niso's errors."""
 
     exit_status = 1
 
@@ -73,7 +73,7 @@ class Error(Exception):
 
     @property
     def message(self) -> str:
-        """Return the text for users: location and reason, which may have several lines."""
+        """Return the location and the reason of the error as text, usually one line."""
         place = f"{self.file}:{self.line}" if self.file and self.line else self.file or self.service
         return f"{place}: {self.detail}" if place else self.detail
 
@@ -114,8 +114,8 @@ class NotFound(Error):
 class KernelError(Error):
     """The kernel refused a step. ``errno`` is the error number (errno.h), or 0 if there is none.
 
-    ``space`` is the namespace that the step was about; "" for the host's, or if that is not known.
-    ``thing`` is the object that the step was to make or change there, if it was one alone.
+    ``space`` is the namespace in which the step failed; "" for the host's, or if unknown. ``thing``
+    is the object that the step was to create or change, if it was a single object.
     """
 
     def __init__(self, reason: str, hint: str | None = None, errno: int = 0) -> None:
@@ -142,7 +142,7 @@ class ErrorGroup(Error):
 
 
 def flatten(error: Error) -> list[Error]:
-    """Return the errors of a group, nested groups included, or the error itself."""
+    """Return the errors of a group, including those of nested groups, or the error itself."""
     if not isinstance(error, ErrorGroup):
         return [error]
     return [one for inner in error.errors for one in flatten(inner)]

@@ -82,7 +82,7 @@ def make(path: str, mode: int) -> int:
 
 
 def write(fd: int, content: bytes) -> None:
-    """Write all of ``content``. Raises OSError."""
+    """Write all of ``content`` to a descriptor. Raises OSError."""
     left = memoryview(content)
     while left:
         left = left[os.write(fd, left) :]
@@ -144,12 +144,12 @@ def remove(path: str) -> None:
 def file_changed_by_others(
     path: str, trusted: Collection[int], fd: int | None = None
 ) -> str | None:
-    """Return how others than the users ``trusted`` can change or replace a file, or None.
+    """Describe how users not in ``trusted`` can change or replace a file; None if they cannot.
 
-    ``fd`` is open on the file at ``path``. The folder of a link counts, and that of its target.
-    Links on the way must belong to ``trusted``: whoever may create names in a folder can make one
-    that leads to any file of root's. The answer is a sentence, as "its folder is writable for group
-    devs". Raises OSError.
+    ``fd`` is open on the file at ``path``. For a symbolic link, the folder of the link counts, and
+    the folder of its target. Links on the path must belong to ``trusted``: a user who may create
+    names in a folder can create a link to any file of root's. The answer is a clause, such as "its
+    folder is writable for group devs". Raises OSError.
     """
     if fd is not None and not os.path.samestat(os.fstat(fd), os.stat(path)):
         return "it was replaced while it was read"
@@ -164,7 +164,7 @@ def file_changed_by_others(
 
 
 def link_of_others(path: str, trusted: Collection[int]) -> str | None:
-    """Return that a link in a path belongs to others than the users ``trusted``, or None.
+    """Describe a link in a path that belongs to users not in ``trusted``; None if there is none.
 
     The answer continues a sentence: "leads through /srv/app, which belongs to user bob". Links of
     /proc are not followed: those of a descriptor belong to its process. Raises OSError.
@@ -202,13 +202,14 @@ _MOST_LINKS = 40  # as the kernel (MAXSYMLINKS, linux/namei.h)
 def changed_by_others(
     place: str | int, trusted: Collection[int], sticky: bool = True
 ) -> str | None:
-    """Return how others than the users ``trusted`` (uids) can change a file or folder, or None.
+    """Describe how users not in ``trusted`` (uids) can change a file; None if they cannot.
 
-    The answer continues a sentence: "belongs to user bob", "is writable for group devs". Links are
-    followed. A group counts as its members: `_is_private` says which group is trusted. Entries of
-    an access control list (acl(5)) count as users and groups. With ``sticky``, a folder with the
-    sticky bit is not changed by those who can write to it: they cannot replace the files of others
-    (inode(7)). ``place`` is a path or a descriptor, except one of O_PATH. Raises OSError.
+    ``place`` is the path of a file or folder, or a descriptor, except one opened with O_PATH. The
+    answer continues a sentence: "belongs to user bob", "is writable for group devs". Links are
+    followed. A group counts as its members: `_is_private` decides which group is trusted. Entries
+    of an access control list (acl(5)) count as users and groups. With ``sticky``, users who can
+    write to a folder with the sticky bit are ignored: they cannot replace the files of others
+    (inode(7)). Raises OSError.
     """
     info = os.stat(place)
     if info.st_uid not in trusted:
@@ -238,9 +239,9 @@ _ACL_USER, _ACL_GROUP_OBJ, _ACL_GROUP = 0x02, 0x04, 0x08
 
 
 def _listed(place: str | int) -> tuple[list[int], list[int]] | None:
-    """Return (uids, gids) that an access control list lets write, not counting its mask.
+    """Return (uids, gids) that an access control list allows to write, ignoring its mask.
 
-    None if there is no list. Raises OSError, also if the list cannot be understood.
+    Returns None if there is no list. Raises OSError, also if the list cannot be parsed.
     """
     try:
         value = os.getxattr(place, _ACL)
@@ -264,11 +265,11 @@ def _listed(place: str | int) -> tuple[list[int], list[int]] | None:
 
 
 def _is_private(gid: int, trusted: Collection[int]) -> bool:
-    """Return whether a group has no other members than the users ``trusted``.
+    """Return whether all members of a group are among the users ``trusted``.
 
-    That is the private group of a trusted user, which has the user's name and is the user's primary
-    group (useradd(8), USERGROUPS_ENAB), unless it has further members. Other groups do not count,
-    because their members cannot be listed where a directory service has them.
+    Only the private group of a trusted user qualifies: it has the user's name and is the user's
+    primary group (useradd(8), USERGROUPS_ENAB). It must have no other members. Other groups do not
+    qualify, because a directory service may not list their members.
     """
     try:
         group = grp.getgrgid(gid)
@@ -329,8 +330,8 @@ def remove_tree(path: str) -> None:
     """Remove a folder with its content, without following links; no-op if it does not exist.
 
     Also removes immutable and append-only files (ioctl_iflags(2)). Nothing may modify the folder
-    concurrently. After a failure part of the content is removed; another call continues. Raises
-    OSError.
+    concurrently. After a failure, part of the content is removed, and another call continues.
+    Raises OSError.
     """
     try:
         top = os.open(path, _FOLDER)
@@ -366,7 +367,7 @@ def _empty(name: str, top: int, numbers: count[int]) -> None:
 def _unlink(name: str, folder: int) -> bool:
     """Remove a file or an empty folder. Raises OSError.
 
-    Returns False for a folder with content; its attributes then no longer protect it.
+    For a folder with content, clears the attributes that protect it and returns False.
     """
     try:
         os.unlink(name, dir_fd=folder)

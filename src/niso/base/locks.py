@@ -26,7 +26,7 @@ _PAUSE_S = 0.005
 
 
 class Busy(Conflict):
-    """Another process held the lock until the timeout."""
+    """Raised if another process holds the lock until the timeout."""
 
 
 def take(fd: int, service: str, at_most_s: float | None = None) -> bool:
@@ -61,7 +61,7 @@ _RETRY_S = 0.02
 
 
 class service_lock:
-    """Context manager: hold ``<run>/locks/<service>.lock`` (flock(2)).
+    """Hold the lock of a service, ``<run>/locks/<service>.lock`` (flock(2)), in a ``with`` block.
 
     The kernel releases the lock when the process ends. ``timeout_s`` is the time to wait in
     seconds, None for no limit. Raises `Busy` on timeout. The descriptor is close-on-exec, so that
@@ -131,7 +131,7 @@ def is_held(service: str) -> bool:
 
 
 def locked_services() -> set[str]:
-    """Return the names of all services with a lock file, recorded or being added."""
+    """Return the names of all services with a lock file, also of services that are being added."""
     try:
         names = os.listdir(paths.lock_dir())
     except FileNotFoundError:
@@ -144,7 +144,7 @@ def locked_services() -> set[str]:
 
 
 def remove_locks(service: str) -> None:
-    """Remove the lock files of a service that has been forgotten. The caller must hold its lock."""
+    """Remove the lock files of a deleted service. The caller must hold its lock."""
     for name in (f"{service}.log", service):
         try:
             os.unlink(_path(name))
@@ -178,7 +178,7 @@ def open_lock(name: str) -> int:
 
 
 class Lock:
-    """Context manager: hold niso's global lock while planning and writing.
+    """Hold niso's global lock in a ``with`` block, while planning and writing.
 
     Never wait for a process inside the block. After ``at_most_s`` seconds the block runs without
     the lock; with ``required``, Busy is raised instead. A thread that holds the lock cannot take it
@@ -222,7 +222,7 @@ class Lock:
     def _require_alone(self) -> None:
         """Raise RuntimeError if this thread already holds the lock.
 
-        If the holding block was ended by an interrupt, close that lock instead.
+        If an interrupt ended the block that held the lock, release that lock instead.
         """
         known = Lock._last.get(get_ident())
         last = known() if known is not None else None

@@ -24,9 +24,9 @@ _templates: dict[int, Any] = {}
 
 
 def _template(count: int) -> Any:
-    """Return a ``__new__`` with ``count`` arguments.
+    """Return a ``__new__`` function with ``count`` arguments.
 
-    Compiling it costs as much as creating a class.
+    Compiling the function takes as long as creating a class.
     """
     if count not in _templates:
         arguments = "".join(f"a{i}, " for i in range(count))
@@ -36,9 +36,9 @@ def _template(count: int) -> Any:
 
 
 def _maker(name: str, fields: tuple[str, ...], defaults: tuple[object, ...]) -> FunctionType:
-    """Return the ``__new__`` of a class.
+    """Return the ``__new__`` function of a class.
 
-    Classes with the same number of fields share its code object, each with its own argument names.
+    Classes with the same number of fields share its code object; only argument names differ.
     """
     template = _template(len(fields))
     code = template.__code__.replace(
@@ -74,7 +74,7 @@ class _Tuple(tuple[object, ...]):
 
 
 class _Kind(type):
-    """Turns a class body into a named tuple, as ``typing.NamedTuple`` does."""
+    """Metaclass that turns a class body into a named tuple, as ``typing.NamedTuple`` does."""
 
     def __new__(mcs, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
         if not bases:
@@ -96,7 +96,10 @@ class _Kind(type):
 if not TYPE_CHECKING:
 
     class NamedTuple(metaclass=_Kind):
-        """As `typing.NamedTuple`, for classes with ``from __future__ import annotations``."""
+        """Base class like `typing.NamedTuple`.
+
+        Its classes are in modules with ``from __future__ import annotations``.
+        """
 
 
 def named_tuple(name: str, types: dict[str, Any], defaults: dict[str, Any]) -> Any:

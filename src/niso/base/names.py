@@ -32,7 +32,7 @@ def _digest(text: str, length: int) -> str:
 def bridge(network: str) -> str:
     """Return the bridge name of a network: ``niso-backend`` for ``backend``.
 
-    The network ``niso-default`` is also the name of its bridge.
+    The bridge of the network ``niso-default`` has the same name as the network.
     """
     if network == DEFAULT_NETWORK:
         return DEFAULT_NETWORK
@@ -62,7 +62,7 @@ def veth(service: str, network: str, generation: int) -> str:
 
 
 def link_prefix(service: str) -> str:
-    """Return the part of a service's name that the names of its links begin with."""
+    """Return the prefix that the names of all links of a service begin with."""
     return service[:5].rstrip("-")
 
 
@@ -74,7 +74,7 @@ _MARK = "niso:"
 
 
 def alias(state_id: str) -> str:
-    """Return the alias (IFLA_IFALIAS) that marks a link as one of the state folder ``state_id``."""
+    """Return the alias (IFLA_IFALIAS) that marks a link as created by state folder ``state_id``."""
     return f"{_MARK}{state_id}"
 
 
@@ -101,9 +101,10 @@ def mac(service: str, network: str, owner: str) -> str:
 
 
 def own_hosts_folder(service: str) -> str:
-    """Return the folder of a hosts file for one service: without a network, or with extra hosts.
+    """Return the folder of a hosts file that one service has for itself.
 
-    Its name begins with "=", which no network name does.
+    A service has its own file if it is on no network, or has extra hosts. The folder's name begins
+    with "=", which no network name does.
     """
     return f"={service}"
 
@@ -118,7 +119,7 @@ def hosts_folder(networks: tuple[str, ...]) -> str:
 
 
 def family_of(address: str) -> int:
-    """Return the IP version, 4 or 6, of an address or prefix in text form."""
+    """Return the IP version, 4 or 6, of an address or prefix string."""
     return 6 if ":" in address else 4
 
 
@@ -128,7 +129,7 @@ def bracketed(address: str) -> str:
 
 
 def span(first: int, count: int) -> str:
-    """Return a port or a range of ``count`` ports: ``8000`` or ``8000-8010``."""
+    """Format a port, or a range of ``count`` ports: ``8000`` or ``8000-8010``."""
     return str(first) if count == 1 else f"{first}-{first + count - 1}"
 
 
@@ -153,7 +154,7 @@ def number(address: str) -> int:
 
 
 def unpacked(address: bytes) -> str:
-    """Return the text of a packed address of 4 or 16 bytes, in the form that `ipaddress` uses."""
+    """Format a packed address of 4 or 16 bytes in the way of `ipaddress`."""
     from socket import AF_INET, AF_INET6, inet_ntop
 
     if len(address) == 4:
@@ -167,7 +168,7 @@ def unpacked(address: bytes) -> str:
 
 
 class Prefix(NamedTuple):
-    """A prefix as numbers: 10.99.1.0/24 is (4, 0x0a630100, 24)."""
+    """An IP prefix as numbers: 10.99.1.0/24 is (4, 0x0a630100, 24)."""
 
     version: int
     start: int
@@ -188,7 +189,7 @@ class Prefix(NamedTuple):
         return inet_ntop(kind, (self.start + offset).to_bytes(_SIZES[self.version]))
 
     def offset(self, address: str) -> int:
-        """Return the offset of an address from the first address of the prefix."""
+        """Return the distance of an address from the first address of the prefix."""
         return number(address) - self.start
 
     def holds(self, address: str) -> bool:
@@ -197,6 +198,6 @@ class Prefix(NamedTuple):
 
 
 def prefix(cidr: str) -> Prefix:
-    """Parse a prefix that is already validated, such as ``10.99.1.0/24``."""
+    """Parse a prefix string that is already validated, such as ``10.99.1.0/24``."""
     start, _, length = cidr.partition("/")
     return Prefix(family_of(cidr), number(start), int(length))

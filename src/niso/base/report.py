@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
 
     class Event(Protocol):
-        """A step that is about to run, or something that has happened."""
+        """Base class of progress events: a step that is about to run, or what happened."""
 
         def describe(self) -> str:
             """Return the event as one line of text, or as several lines with a command each."""
@@ -40,7 +40,7 @@ def silent(_: Event) -> None:
 
 
 class Caution(NamedTuple):
-    """A warning, such as a missing name server or another firewall."""
+    """Report a warning, such as a missing name server or another firewall."""
 
     text: str
     hints: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class Caution(NamedTuple):
 
 
 class Expects(NamedTuple):
-    """The services that must become healthy; sent before the first step."""
+    """Report, before the first step, which services must become healthy."""
 
     services: tuple[str, ...]
 
@@ -61,7 +61,7 @@ class Expects(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The change is complete. Warnings and the handover to systemd follow."""
+    """Report that the change is complete. Warnings and the handover to systemd follow."""
 
     def describe(self) -> str:
         """Return the event as a line of text."""
@@ -69,7 +69,10 @@ class Finished(NamedTuple):
 
 
 class WaitingForLock(NamedTuple):
-    """The command waits for another niso command, which changes ``service`` or ("") the network."""
+    """Report that the command waits for another niso command.
+
+    The other command changes ``service``, or, if that is "", the network.
+    """
 
     service: str = ""
 
@@ -79,14 +82,14 @@ class WaitingForLock(NamedTuple):
 
 
 class AskingCluster(NamedTuple):
-    """A command requests claims from the cluster, or reports its changes to the cluster."""
+    """Report that a command requests claims from the cluster, or publishes its changes there."""
 
     def describe(self) -> str:
         return "waiting for the cluster to answer"
 
 
 class Recovered(NamedTuple):
-    """A change left behind by an interrupted ``command`` was rolled back or completed."""
+    """Report that the change of an interrupted ``command`` was rolled back or completed."""
 
     service: str
     command: str
@@ -98,7 +101,7 @@ class Recovered(NamedTuple):
 
 
 class Unfinished(NamedTuple):
-    """An interrupted change of a service could not be completed because of ``error``."""
+    """Report that an interrupted change of a service cannot be completed because of ``error``."""
 
     service: str
     error: Error
@@ -108,7 +111,7 @@ class Unfinished(NamedTuple):
 
 
 class NotStarted(NamedTuple):
-    """A service could not be restarted because of ``error``."""
+    """Report that a service could not be restarted because of ``error``."""
 
     service: str
     error: Error
@@ -121,7 +124,7 @@ class NotStarted(NamedTuple):
 
 
 class Starting(NamedTuple):
-    """The process of a service is started; ``argv`` is empty on a restart."""
+    """Report that niso starts the process of a service; ``argv`` is empty on a restart."""
 
     service: str
     argv: tuple[str, ...] = ()
@@ -131,7 +134,7 @@ class Starting(NamedTuple):
 
 
 class Stopping(NamedTuple):
-    """The process of a service is stopped."""
+    """Report that niso begins to stop the process of a service."""
 
     service: str
 
@@ -140,7 +143,7 @@ class Stopping(NamedTuple):
 
 
 class Healthy(NamedTuple):
-    """A service has become healthy."""
+    """Report that a service has become healthy."""
 
     service: str
 
@@ -149,7 +152,7 @@ class Healthy(NamedTuple):
 
 
 class Completed(NamedTuple):
-    """A job has exited with status 0."""
+    """Report that a job has exited with status 0."""
 
     service: str
 
@@ -158,7 +161,7 @@ class Completed(NamedTuple):
 
 
 class WaitingForHealth(NamedTuple):
-    """The command waits for the results of health checks."""
+    """Report that the command waits for the results of health checks."""
 
     services: tuple[str, ...]
 
@@ -167,7 +170,7 @@ class WaitingForHealth(NamedTuple):
 
 
 class Undoing(NamedTuple):
-    """An interrupted or failed activation of a service is being rolled back."""
+    """Report that niso rolls back an interrupted or failed activation of a service."""
 
     service: str
 
@@ -176,7 +179,7 @@ class Undoing(NamedTuple):
 
 
 class CopyingPackage(NamedTuple):
-    """A package is being copied."""
+    """Report that niso begins to copy a package."""
 
     folder: str
 
@@ -185,7 +188,10 @@ class CopyingPackage(NamedTuple):
 
 
 class ShowingHosts(NamedTuple):
-    """A running service gets another hosts file mounted: that of ``folder``, or its own again."""
+    """Report that niso mounts another hosts file in a running service.
+
+    The file is that of ``folder``, or the service's own again.
+    """
 
     service: str
     folder: str = ""
@@ -196,7 +202,7 @@ class ShowingHosts(NamedTuple):
 
 
 class Forgetting(NamedTuple):
-    """A service is being removed with its leases, logs and package copies."""
+    """Report that niso begins to delete a service's leases, logs and package copies."""
 
     service: str
 
@@ -205,7 +211,7 @@ class Forgetting(NamedTuple):
 
 
 class RemovingVolumes(NamedTuple):
-    """The named volumes of a service are being deleted."""
+    """Report that niso begins to delete the named volumes of a service."""
 
     service: str
     volumes: tuple[str, ...]
@@ -215,10 +221,9 @@ class RemovingVolumes(NamedTuple):
 
 
 class WaitingForPacket(NamedTuple):
-    """The command waits for a packet ``to`` a service, or for the reply from the service.
+    """Report that the command waits for a packet ``to`` a service, or for the service's reply.
 
-    ``kind`` is "reply", "test" for niso's own packet, or "real" for a packet that other programs
-    send.
+    ``kind`` is "reply", "test" for niso's own packet, or "real" for a packet of another program.
     """
 
     to: str
@@ -230,7 +235,7 @@ class WaitingForPacket(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A change of the kernel, shown as the equivalent command line."""
+    """Report a change of the kernel, shown as the equivalent command line."""
 
     text: str
 

@@ -32,9 +32,10 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class signals_held:
-    """Block INT, TERM and HUP in the block; deliver pending ones at its end (KeyboardInterrupt).
+    """Block INT, TERM and HUP in a ``with`` block.
 
-    A forked child inherits the blocked mask.
+    At the end of the block, pending signals are delivered (KeyboardInterrupt). A child forked in
+    the block inherits the blocked mask.
     """
 
     def __enter__(self) -> None:
@@ -50,7 +51,7 @@ class signals_held:
 
 
 class signals_delivered:
-    """Unblock the signals for the inner block of a `signals_held`.
+    """Unblock the signals again in a block inside `signals_held`.
 
     Use it for long work, once everything that must be undone is recorded.
     """
@@ -63,7 +64,10 @@ class signals_delivered:
 
 
 def keep_only(fds: Iterable[int]) -> None:
-    """In a child, close all descriptors except ``fds``, so that locks and output do not leak."""
+    """Close all descriptors except ``fds`` in a forked child.
+
+    Otherwise the child would keep locks and pipes of its parent open.
+    """
     for low, high in pairwise([-1, *sorted(fds), 1 << 20]):
         if (
             low + 1 < high
@@ -117,8 +121,8 @@ def _note(line: str) -> None:
 def hit(name: str) -> None:
     """Mark a failpoint; ``name`` describes the step that is about to run.
 
-    At the requested failpoint, kills this process with SIGKILL or raises OSError with the requested
-    errno.
+    If a test requested this failpoint, kills this process with SIGKILL or raises OSError with the
+    requested errno.
     """
     global _count, _spec, _broken
     if _spec is None:
@@ -142,9 +146,9 @@ def hit(name: str) -> None:
 
 
 def broken(what: str) -> bool:
-    """Return whether the operation ``what``, one of `LATER`, must fail now.
+    """Return whether a test requested that the operation ``what``, one of `LATER`, fails now.
 
-    An overrun is reported once.
+    `OVERRUN` fails only once, the others from then on.
     """
     global _broken
     if _spec is None or _spec[0] < 0:

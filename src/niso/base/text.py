@@ -20,7 +20,7 @@ def exact_time_text(seconds: float) -> str:
 
 
 def period_text(seconds: float) -> str:
-    """Format a period in minutes or hours."""
+    """Format a period in seconds as minutes or hours."""
     return f"{seconds / 3600:.0f}h" if seconds >= 7200 else f"{seconds / 60:.0f}m"
 
 
@@ -28,7 +28,7 @@ def period_text(seconds: float) -> str:
 
 
 def escaped(text: str) -> str:
-    """Escape unprintable characters in ``text`` as TOML does: safe to write to a terminal."""
+    """Escape unprintable characters as TOML does, so that a terminal can print the text."""
     if text.isprintable():
         return text
     short = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
@@ -40,9 +40,9 @@ def _code(number: int) -> str:
 
 
 def shown(value: object, limit: int = 80, depth: int = 2) -> str:
-    """Return a value as TOML, escaped and shortened.
+    """Format a value as TOML for a message, escaped and shortened.
 
-    A string keeps ``limit`` characters, an array or table 5 items and ``depth`` levels.
+    A string is cut to ``limit`` characters, an array or table to 5 items and ``depth`` levels.
     """
     if isinstance(value, str):
         head = value[:limit].replace("\\", "\\\\").replace('"', '\\"')

@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
     service: str
     """the service's name"""
     changed: bool
-    """false if it was already active and nothing changed"""
+    """false if the service was already active and nothing changed"""
     address: tuple[str, ...]
     """addresses, one per network and family; can be empty"""
     ports: tuple[Port, ...]
@@ -70,11 +70,11 @@ def activate(
     after: After | None = None,
     stack: Membership = NO_STACK,
 ) -> list[Outcome]:
-    """Activate all ``targets`` or none.
+    """Activate ``targets``; if one of them fails, roll back all.
 
-    ``timeout_s`` and ``after`` are as for `start.run`.
-    An active service gets only the changes of its manifest, and is skipped if there are none.
-    With ``stack``, its networks are created, the services join it, and former members are stopped.
+    ``timeout_s`` and ``after`` are as for `start.run`. If a service is active, only the changes of
+    its manifest are applied; an unchanged service is skipped. With ``stack``, its networks are
+    created, the services join the stack, and services that are no longer in its file are stopped.
     Raises InvalidInput, Conflict, KernelError, ProcessError; then everything is rolled back.
     """
     if dry_run:
@@ -105,7 +105,7 @@ def activate(
 def foreseen(
     machine: Machine, targets: list[Target], stack: Membership = NO_STACK
 ) -> tuple[World, World]:
-    """Return the present services and networks, and those after `activate`, as two worlds.
+    """Return services and networks before and after `activate`, as two policy contexts.
 
     Nothing changes. Raises the errors of `activate`.
     """
@@ -385,7 +385,7 @@ def restart(
     """Restart the processes of active services; namespace, addresses and ports stay.
 
     ``after`` is as for `start.run`, among these services. Raises Conflict, NotFound, ProcessError.
-    Then the stopped processes are started again, except those that exited by themselves.
+    After an error, niso starts the stopped processes again, except those that exited by themselves.
     """
 
     store = machine.store

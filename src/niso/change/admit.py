@@ -40,7 +40,7 @@ _ALIASES, _IP = "chosen_aliases", "chosen_ip"
 
 
 class Change(NamedTuple):
-    """The change of one service in an activation."""
+    """The change of one service in an activation, from its old row to its target."""
 
     target: Target
     before: ServiceRow | None
@@ -57,12 +57,10 @@ class Change(NamedTuple):
 def release(store: Store, target: Target) -> None:
     """Begin the intent of one service; release host ports and names that its manifest dropped.
 
-    If a service changes its networks, it releases all names: `record` checks them on the new
-    networks.
-
-    Call this before any `record`, so that another service of the same command can take them.
-    Addresses are not released: until the kernel is updated, traffic to an old address would reach
-    its new owner.
+    If a service changes its networks, all its names are released: `record` checks them on the new
+    networks. Call this for all services before any `record`, so that other services of the same
+    command can take what is released. Addresses are not released: until the kernel is updated,
+    traffic to an old address would reach its new owner.
     """
     store.begin_intent(target.name, "activate", time.time())
     wanted = {published.port for published in target.spec.network.ports}
@@ -120,9 +118,10 @@ def record_all(
 
 
 def _takes(target: Target) -> tuple[bool, bool]:
-    """Return a sort key that puts services with fixed addresses before those without.
+    """Return a sort key that puts services with fixed addresses before other services.
 
-    Otherwise one without may get the address that another one names. Providers come before sharers.
+    Otherwise a service without a fixed address may get the address that another one requests.
+    Providers come before sharers.
     """
     return target.spec.network.mode == "share", not (
         target.spec.network.addresses or target.spec.network.addresses6
@@ -138,10 +137,10 @@ def record(
     links: LinkNames,
     named: tuple[Port, ...] = (),
 ) -> Change:
-    """Write the wanted state of one service to the store; call `release` before.
+    """Write the desired state of one service to the store; call `release` before.
 
     ``together`` are all services of the command, ``beside`` those whose manifests it activates.
-    ``links``, and the host ports ``named`` in manifests, are shared by the whole command. Raises
+    ``links``, and the host ports ``named`` in manifests, are shared by the complete command. Raises
     Conflict and InvalidInput, which name the manifest and the key, or an ErrorGroup of all refused
     names, addresses and ports. The caller must then roll back the transaction.
     """
@@ -168,9 +167,9 @@ def _record(
     batch: tuple[LinkNames, tuple[Port, ...]],
     errors: list[Error],
 ) -> Change:
-    """Do the work of `record`.
+    """Do what `record` describes.
 
-    Errors that do not stop further checks are added to ``errors``.
+    Errors after which further checks are possible are added to ``errors``.
     """
     store = machine.store
     links, named = batch
@@ -248,10 +247,10 @@ def _record(
 
 
 def _refuse_macs(store: Store, name: str, networks: tuple[str, ...]) -> None:
-    """Raise Conflict if an endpoint of a service has the MAC of another one, chosen or derived.
+    """Raise Conflict if an endpoint of another service has the MAC of one of this service.
 
-    An inactive service counts too: its MAC is the same at its next activation. A frame to such a
-    MAC would reach whichever of the two was attached last.
+    MACs are chosen or derived. Inactive services count too: their MACs are the same at the next
+    activation. A frame to a duplicate MAC would reach whichever service was attached last.
     """
     chosen = store.chosen_macs(networks)
     for network in dict.fromkeys(network for network, _, _ in chosen):
@@ -275,7 +274,7 @@ def _set_ports(
     had: list[Port],
     command: Command,
 ) -> None:
-    """Record the host ports of a service; ``had`` are its present ports.
+    """Record the host ports of a service; ``had`` are its previous ports.
 
     Raises as `ports.admit` does.
     """
@@ -324,7 +323,7 @@ def _held_names(
     together: frozenset[str],
     beside: frozenset[str],
 ) -> dict[str, Conflict]:
-    """Return {name: error} for each wanted name that another service has on a common network.
+    """Return {name: error} for each desired name that another service has on a common network.
 
     Names of the service's sharers count as its own, because they are on its networks too.
     """
@@ -356,7 +355,7 @@ def _held_names(
 
 
 def _share(store: Store, spec: ServiceSpec, name: str, holder: str) -> bool:
-    """Return whether two attachments share an alias, as containers of one network do."""
+    """Return whether two attachments may have the same alias, as containers of one network may."""
     if spec.process is not None or name not in spec.network.aliases or name == holder:
         return False
     row = store.service(holder)
@@ -364,7 +363,7 @@ def _share(store: Store, spec: ServiceSpec, name: str, holder: str) -> bool:
 
 
 def _name_key(spec: ServiceSpec, name: str) -> str:
-    """Return the manifest key that a name comes from."""
+    """Return the key of the manifest that declares a name."""
     if name == spec.name:
         return "package.name"
     if name not in spec.names:  # the name of a sharer
@@ -373,10 +372,10 @@ def _name_key(spec: ServiceSpec, name: str) -> str:
 
 
 def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> None:
-    """Raise Conflict if a name in a policy is ambiguous, or belongs to a service of mode host.
+    """Raise Conflict if a name in a policy is ambiguous, or names a service of mode host.
 
-    The packets of a service of mode host have the host's own addresses. The policy of this service
-    is checked, and those of other services that name it.
+    Packets of a service of mode host have the host's own addresses. This service's policy is
+    checked, and the policies of other services that name it.
     """
     for entry in spec.network.policy.entries():
         if entry.peer.kind == "service":
@@ -403,7 +402,10 @@ def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> N
 
 
 def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str]) -> None:
-    """Raise Conflict if an allowed name is an alias that the user of another's pod has chosen."""
+    """Raise Conflict if a policy allows a name that is the alias of a foreign pod.
+
+    The pod's user has chosen the alias, and could choose it to get access.
+    """
     if entry not in (
         *(spec.network.policy.allow_from or ()),
         *(spec.network.policy.egress_allow or ()),
@@ -422,13 +424,13 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
 
 
 def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
-    """Return whether a user wrote an entry of a pod's policy, in this namespace of Kubernetes."""
+    """Return whether the user of this Kubernetes namespace wrote the entry of a pod's policy."""
     same = namespace != "" and _labels(store, name).get("pod_namespace") == namespace
     return same and entry.key.startswith("niso.io/")
 
 
 def _labels(store: Store, name: str) -> Mapping[str, str]:
-    """Return the labels of an attachment; none of a service."""
+    """Return the labels of an attachment; empty for other services."""
     attached = store.attachments.get(name) if store.mode(name) == "attached" else None
     return _labels_of(attached) if attached is not None else {}
 
@@ -442,7 +444,7 @@ def _labels_of(attached: Attached) -> Mapping[str, str]:
 def _check_chosen(store: Store, attached: Attached, former: Attached | None) -> None:
     """Raise Conflict if a policy allows a name or address that the user of a pod has chosen.
 
-    The policy could mean somebody else. What was let in before stays, since its policy changes.
+    The policy's author may mean another service. What the policy allowed before stays allowed.
     """
     labels, was = _labels_of(attached), _labels_of(former) if former is not None else {}
     aliases, ip = labels.get(_ALIASES, "").split(), labels.get(_IP, "")
@@ -471,7 +473,7 @@ def _check_chosen(store: Store, attached: Attached, former: Attached | None) -> 
 
 
 def _picks(store: Store, peer: Peer, address: str) -> bool:
-    """Return whether prefixes contain an address but not all of its network's subnet."""
+    """Return whether a peer selects an address but not all of its network's subnet."""
     subnets = [
         prefix(subnet.cidr)
         for network in store.networks()
@@ -487,7 +489,7 @@ def _picks(store: Store, peer: Peer, address: str) -> bool:
 
 
 def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> None:
-    """Raise Conflict if the policy of ``other`` can no longer name this service unambiguously."""
+    """Raise Conflict if a name in the policy of ``other`` becomes ambiguous by this service."""
     row = store.service(other)
     entries = (store.policy(other) or Policy()).entries()
     entry = next((item for item in entries if item.peer == Peer("service", name)), None)
@@ -513,9 +515,9 @@ def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> Non
 
 
 def _refuse_ports(store: Store, service: str, keys: list[str]) -> None:
-    """Refuse to publish ports of a service without a network, and end its forwards.
+    """Raise Conflict if a service without a network publishes ports; remove its forwards.
 
-    Raises Conflict with the first of ``keys``.
+    The error is about the first of ``keys``.
     """
     provider = store.home(service)
     if keys:
@@ -618,10 +620,10 @@ class NoClaims:
 
 
 def shared(store: Store, wanted: Membership) -> Iterator[tuple[str, str]]:
-    """Yield (network, other stack) for declared networks that are new to the stack and in use.
+    """Yield (network, other stack) for declared networks that another stack uses already.
 
-    Services of both stacks can connect to each other there. A network that spans hosts is left out:
-    it is made to be shared.
+    Only networks that are new to the stack count. Services of both stacks can connect to each other
+    on such a network. Networks that span hosts are left out: they are meant to be shared.
     """
     for request in wanted.networks:
         others = _others(store, wanted.stack, request.name)
@@ -630,13 +632,16 @@ def shared(store: Store, wanted: Membership) -> Iterator[tuple[str, str]]:
 
 
 def _others(store: Store, stack: str, network: str) -> set[str]:
-    """Return the other stacks with services on a network; none if ``stack`` has one there too."""
+    """Return the other stacks with services on a network.
+
+    Returns nothing if ``stack`` has services there too.
+    """
     on = {store.stack_of(name) for name, _ in store.members(network)}
     return set() if stack in on else {other for other in on if other is not None}
 
 
 def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> None:
-    """Record the stack's networks, and end the membership of services that left it.
+    """Record the stack's networks, and end the membership of services that left the stack.
 
     Call this before the stack's services are recorded, in the same transaction. Raises Conflict,
     which names the file and the key.
@@ -672,7 +677,10 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
 
 
 def network_error(wanted: Membership, name: str, error: Error, on: Sequence[str] = ()) -> Conflict:
-    """Return a network's error with file and key; services ``on`` the network are in the hint."""
+    """Return a network's error with file and key.
+
+    The services ``on`` the network are in the hint.
+    """
     from niso.look.stack_members import error_of
 
     moved = Conflict.of(error_of(name.removeprefix(wanted.prefix), error))

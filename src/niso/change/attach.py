@@ -65,7 +65,7 @@ class Attachment(NamedTuple):
     service: str
     """the attachment's name"""
     changed: bool
-    """false if it was already so"""
+    """false if the attachment already was as requested"""
     address: tuple[str, ...]
     """addresses, one per network and family"""
     ports: tuple[Port, ...]
@@ -83,12 +83,12 @@ def attach(
     report: Report = silent,
     instead_of: Attached | None = None,
 ) -> Attachment:
-    """Attach a namespace to the networks of ``request``, and to no others.
+    """Attach a namespace to the networks of ``request``, and detach it from other networks.
 
-    The administrator's policies must allow a packet too (`niso.manifest.policy`). For an
+    Packets must also be allowed by the administrator's policies (`niso.manifest.policy`). For an
     attachment in the same namespace, only the difference is applied. An attachment is replaced if
-    its namespace no longer exists, or if the same owner gave it the same id. With ``instead_of``,
-    the call fails unless that is the present attachment. Raises InvalidInput, NotFound, Conflict,
+    its namespace no longer exists, or if it has the same owner and id. With ``instead_of``, the
+    call fails unless this is the present attachment. Raises InvalidInput, NotFound, Conflict,
     KernelError; then nothing has changed, except that an attachment whose namespace no longer
     exists may have been removed.
     """
@@ -200,7 +200,7 @@ def _apply(
 
 
 def _end(machine: Machine, name: str, left: set[str], report: Report) -> None:
-    """Finish an attachment: delete its intent and the implicit networks that it left."""
+    """End the intent of an attachment, and drop unused networks that the attachment has left."""
     store = machine.store
     with leaving(machine, left, report):
         store.end_intent(name)
@@ -211,7 +211,7 @@ def _end(machine: Machine, name: str, left: set[str], report: Report) -> None:
 def _located(
     kernel: Kernel, request: Request, before: Attached | None
 ) -> tuple[Request, ForeignNetns | None]:
-    """Return the request with the canonical path of its namespace, and the namespace's description.
+    """Return the request with the real path of its namespace, and the namespace's properties.
 
     Raises NotFound, InvalidInput and Conflict if the namespace cannot be attached.
     """
@@ -268,12 +268,12 @@ def _is_same(
 
 
 def _is_of(before: Attached, request: Request) -> bool:
-    """Return whether an attachment is the request's own, from an earlier namespace."""
+    """Return whether an attachment has the request's owner and id, but an earlier namespace."""
     return request.id != "" and (before.owner, before.id) == (request.owner, request.id)
 
 
 def current(store: Store, name: str) -> Request | None:
-    """Return the request that would produce the present attachment; None if there is none.
+    """Return the request that would create the present attachment; None if there is none.
 
     To change a part of an attachment, change this request and attach again.
     """
@@ -301,10 +301,10 @@ def current(store: Store, name: str) -> Request | None:
 
 
 def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment]:
-    """Attach all live attachments again, to apply the administrator's present policies.
+    """Apply the administrator's present policies to all attachments whose namespaces exist.
 
-    Raises an ErrorGroup of all failures, after trying the others; the policy of a failed one does
-    not change.
+    Raises an ErrorGroup of all failures after trying the others. An attachment that failed keeps
+    its previous policy.
     """
     store = machine.store
     done, errors = [], list[Error]()
@@ -335,10 +335,10 @@ def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment
 
 
 def detach(machine: Machine, name: str, id: str | None = None, report: Report = silent) -> bool:
-    """Detach an attachment; return whether there was one.
+    """Detach an attachment; return whether it existed.
 
-    No-op if it does not exist, or if the name now belongs to another ``id``. Raises Conflict if the
-    name is that of a service, KernelError.
+    No-op if the name now belongs to an attachment with another ``id``. Raises Conflict if the name
+    belongs to a service, KernelError.
     """
     store = machine.store
     if store.intents():
@@ -376,10 +376,10 @@ def collect(
     valid: Iterable[str] | None = None,
     report: Report = silent,
 ) -> list[str]:
-    """Detach the attachments whose namespace no longer exists; return their names.
+    """Detach the attachments whose namespace no longer exists; return the attachments' names.
 
-    ``owner`` limits this to one owner. After a reboot that is all of them. With ``valid``,
-    attachments with another id are detached too.
+    After a reboot, no namespace exists. ``owner`` limits the call to attachments of one owner. With
+    ``valid``, attachments with other ids are detached too.
     """
     from niso.look.check import is_moving
 
@@ -409,7 +409,7 @@ _NO_INTERFACE = ("", ".", "..", "lo", "all", "default")
 
 
 class Wish(NamedTuple):
-    """A network to attach a namespace to."""
+    """A network that a namespace is to be attached to, with optional properties."""
 
     network: str
     interface: str = ""  # "": the one it has there, or the next free eth<n>
@@ -418,7 +418,7 @@ class Wish(NamedTuple):
 
 
 class Request(NamedTuple):
-    """The wanted state of an attachment; it replaces the present one."""
+    """The complete desired state of an attachment."""
 
     name: str
     netns: str  # the path of the namespace; "": niso creates one
@@ -433,15 +433,15 @@ class Request(NamedTuple):
     labels: tuple[tuple[str, str], ...] = ()
     bandwidth: tuple[tuple[str, int], ...] = ()  # "in" and "out", bytes per second
     policies: tuple[tuple[str, Policy], ...] = ()
-    """(network, policy): the policy must also allow packets of an attachment on that network."""
+    """(network, policy): policies that packets on that network must pass in addition."""
     awaited: bool = False
-    """Whether the namespace will soon be replaced: until then only the rules change."""
+    """Whether another namespace will soon replace this one: until then only rules change."""
 
 
 def target_of(
     store: Store, request: Request, foreign: ForeignNetns | None, before: Attached | None
 ) -> Target:
-    """Return the target to record. Raises InvalidInput, Conflict."""
+    """Return the target of an attach request. Raises InvalidInput, Conflict."""
     links = _links(store, request, foreign, before)
     attached = Attached(
         request.name,
@@ -466,9 +466,8 @@ def _links(
 ) -> list[Link]:
     """Choose the interface of each link. Raises InvalidInput, Conflict.
 
-    The interface name of a link that was attached before does not change. The first link on a
-    network that is not internal has the default route, else the first link, unless the namespace
-    has one already.
+    A link that exists keeps its interface. The default route uses the first link on a network that
+    is not internal, else the first link. A namespace that has a default route keeps it.
     """
     had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
     _refuse_twice([wish.network for wish in request.wishes], "--network")
@@ -504,10 +503,10 @@ def _links(
 
 
 def _own_mac(store: Store, name: str, wish: Wish) -> str:
-    """Return the MAC that an attachment chooses on a network; "" for the one that niso derives.
+    """Return the MAC that a request chooses on a network; "" if niso derives the MAC.
 
-    MACs with niso's prefix are reserved for derived ones: of bridges and services, also of other
-    hosts and of future services. Raises InvalidInput.
+    A request cannot choose a MAC with niso's prefix: niso derives such MACs for bridges and
+    services of all hosts, also for future ones. Raises InvalidInput.
     """
     chosen = mac(wish.mac) if wish.mac else ""
     if not chosen or chosen == store.derived_mac(name, wish.network):
@@ -522,7 +521,7 @@ def _own_mac(store: Store, name: str, wish: Wish) -> str:
 
 
 def _spec(request: Request) -> ServiceSpec:
-    """Return the spec of a service without a process."""
+    """Return a spec for an attachment, which has no process."""
     network = NetworkSpec(
         mode="bridge",
         share=None,
@@ -594,9 +593,9 @@ _ALL_PORTS = (0, 65535)
 
 
 def combined(policies: Iterable[Policy]) -> Policy:
-    """Return the policy that allows what all policies allow.
+    """Return the policy that allows exactly what all the policies allow.
 
-    Raises InvalidInput if it cannot be written as a list.
+    Raises InvalidInput if that policy cannot be written as a list.
     """
     whole = Policy()
     for policy in policies:
@@ -605,9 +604,9 @@ def combined(policies: Iterable[Policy]) -> Policy:
 
 
 def both(one: Policy, other: Policy) -> Policy:
-    """Return the policy that allows what both allow.
+    """Return the policy that allows exactly what both policies allow.
 
-    Raises InvalidInput if it cannot be written as a list.
+    Raises InvalidInput if that policy cannot be written as a list.
     """
     return Policy(
         _meeting(one.allow_from, other.allow_from),
@@ -628,7 +627,7 @@ def _meeting(
 
 
 def _met(one: Entry, other: Entry) -> Entry | None:
-    """Return the entry that matches what both entries match; None if that is nothing."""
+    """Return the entry that matches what both entries match; None if no packet matches both."""
     peer = _peer(one, other)
     first, last = max(one.first, other.first), min(one.last, other.last)
     proto = one.proto or other.proto
@@ -640,7 +639,7 @@ def _met(one: Entry, other: Entry) -> Entry | None:
 
 
 def prefixes(cidrs: Iterable[str]) -> Peer:
-    """Return the peer of these canonical prefixes, of which there is at least one."""
+    """Return the peer that consists of these canonical prefixes; at least one."""
     each = list(dict.fromkeys(cidrs))
     return Peer("prefix" if len(each) == 1 else "prefixes", ",".join(each))
 

@@ -70,9 +70,9 @@ _SPARE_S = 90
 
 
 class Marked(NamedTuple):
-    """Result of `Services.enable` and `disable` for one service, and of `Host.guard_firewalls`.
+    """Result of `Services.enable`, `Services.disable` and `Host.guard_firewalls` for one unit.
 
-    Also of `Kubernetes.enable` and `disable`.
+    `Kubernetes.enable` and `Kubernetes.disable` return it too.
     """
 
     service: str
@@ -91,8 +91,8 @@ def unit_text(
 ) -> str:
     """Return a service's unit file (systemd.service(5)).
 
-    ``provider`` is the service whose namespace it shares, if any. A job's unit stays active after
-    its end, without a process.
+    ``provider`` is the service whose namespace this service shares, if any. A job's unit stays
+    active after its process has exited.
     """
     after = ["network-online.target", *AFTER, *([unit_of(provider)] if provider else [])]
     return "\n".join(
@@ -124,7 +124,7 @@ def unit_text(
 
 
 def _is_marked(text: str, state_id: str = "") -> bool:
-    """Return whether niso wrote a unit file, and for the given state folder if one is named."""
+    """Return whether niso wrote a unit file; with ``state``, only for that state folder."""
     return text.startswith(_MARK + state_id)
 
 
@@ -134,7 +134,10 @@ def _text_of(store: Store, row: ServiceRow) -> str:
 
 
 def _refuse_foreign(units: Units, store: Store, service: str) -> None:
-    """Raise Conflict if the unit belongs to niso, another state folder or another program."""
+    """Raise Conflict if the name of the unit is taken.
+
+    It may be a unit of niso itself, of another state folder or of another program.
+    """
     text = units.read(unit_file(service))
     if text is None and service in RESERVED:
         reason = f"{unit_of(service)} is a unit of niso itself"
@@ -149,7 +152,7 @@ def _refuse_foreign(units: Units, store: Store, service: str) -> None:
 def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> None:
     """Raise Conflict if a service's provider is neither enabled nor in ``together``.
 
-    Otherwise it could be missing at boot.
+    Otherwise the provider could be missing at boot.
     """
     provider = row.provider and store.service(row.provider)
     if provider and not provider.enabled and provider.name not in together:
@@ -178,10 +181,10 @@ def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list
 
 
 def enable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
-    """Start services at boot; let systemd supervise the active ones from now on.
+    """Start services at boot; let systemd supervise active services from now on.
 
-    Raises Error, and Conflict if a service shares the namespace of one that is not enabled, or if
-    its unit's name is taken.
+    Raises Error, and Conflict if the provider of a service is not enabled, or if the name of a
+    service's unit is taken.
     """
     store, units = machine.store, machine.processes.units
     rows = [_row(store, name) for name in names]
@@ -211,9 +214,9 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
 
 
 def disable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
-    """Do not start services at boot; active ones keep running without systemd's supervision.
+    """Stop starting services at boot; active services keep running without systemd's supervision.
 
-    Raises Error, and Conflict if an enabled service shares the namespace of one of them.
+    Raises Error, and Conflict if an enabled service shares the namespace of one of the services.
     """
     store, units = machine.store, machine.processes.units
     rows = [_row(store, name) for name in names]
@@ -233,9 +236,9 @@ def disable(machine: Machine, names: list[str], report: Report = silent) -> list
 
 
 def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> list[str]:
-    """Remove the units of services, running or not; return the services that had one.
+    """Remove the units of services, running or not; return the services that had a unit.
 
-    No-op without systemd. Units that niso did not write are left alone.
+    No-op without systemd. Units that niso did not write are left unchanged.
     """
     units = machine.processes.units
     if not units.booted():
@@ -309,16 +312,16 @@ def _start_units(units: Units, rows: Iterable[ServiceRow]) -> None:
 
 
 class Restored(NamedTuple):
-    """Result of `Services.restore`; services start even if others fail."""
+    """Result of `Services.restore`: outcomes and errors. One failure does not stop the others."""
 
     outcomes: tuple[Outcome, ...]
     errors: tuple[Error, ...]
 
 
 def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Restored:
-    """Create the bridges of all networks and activate every enabled service, providers first.
+    """Create the bridges of all networks and activate all enabled services, providers first.
 
-    The failure of one service does not stop the others.
+    The failure of a service does not stop the others.
     """
     store = machine.store
     errors: list[Error] = []
@@ -344,7 +347,10 @@ def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Rest
 def _activate(
     machine: Machine, names: list[str], timeout_s: float, report: Report, errors: list[Error]
 ) -> list[Outcome]:
-    """Activate all services together; if that fails, one by one. Failures go to ``errors``."""
+    """Activate services in one change; if it fails, activate them one by one.
+
+    Failures go to ``errors``.
+    """
     if not names:
         return []
     try:
@@ -361,7 +367,7 @@ def _activate(
 
 
 def _naming(service: str, error: Error) -> Error:
-    """Return the error with the service's name in its message."""
+    """Return a copy of the error whose message names the service."""
     if error.service == service and not error.file:
         return error
     return Error(error.message, error.hint, error.key, service=service, names_key=False)
@@ -425,7 +431,7 @@ def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
 
 
 def disable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
-    """Remove the drop-ins; no-op for missing ones, and those of other state folders."""
+    """Remove the drop-ins of this state folder; no-op for missing drop-ins."""
     units, state_id = machine.processes.units, machine.store.state_id()
     done = []
     for unit in _UNITS:
@@ -463,15 +469,18 @@ def hand_over_started(session: Session, machine: Machine, names: list[str]) -> N
 
 
 def has_ended_by_itself(names: list[str]) -> bool:
-    """Return whether systemd stops a unit because its process exited: the service stays active."""
+    """Return whether systemd stops the unit because its process exited.
+
+    The service then stays active.
+    """
 
     return has_ended() and any(path(name) is not None for name in names)
 
 
 def deactivate(session: Session, machine: Machine, names: list[str], dry_run: bool) -> list[Done]:
-    """Stop services; the result says whether each was active.
+    """Stop services; return for each whether it was active.
 
-    The forwards of services stopped by systemd are kept for their next start.
+    If systemd stops a service, its forwards are kept for its next start.
     """
 
     by_systemd = any(path(name) is not None for name in names)

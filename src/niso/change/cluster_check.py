@@ -33,14 +33,14 @@ _LATE_S = 2 * LOOK_S
 
 
 class Checked(NamedTuple):
-    """Differences, and (warning, next step) for likely mistakes."""
+    """Findings, and (warning, next step) for probable mistakes."""
 
     findings: list[Finding]
     warnings: list[tuple[str, str]]
 
 
 class _Pair(NamedTuple):
-    """A service here and a remote one that policies allow to answer it, with an address of each."""
+    """A local and a remote service with an address each; policies let them exchange packets."""
 
     service: str
     other: str
@@ -49,9 +49,9 @@ class _Pair(NamedTuple):
 
 
 def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
-    """Check this host against the others; ``name`` limits this to a network that spans hosts.
+    """Compare this host with the other hosts; ``name`` limits this to a network that spans hosts.
 
-    If the cluster does not answer, a warning says so. Raises KernelError, Error.
+    If the cluster does not answer, the result has a warning. Raises KernelError, Error.
     """
     store = machine.store
     spans = [network for network in store.networks() if network.span is not None]
@@ -80,7 +80,7 @@ def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
 
 
 def lost_address(machine: Machine, own: Config) -> list[Finding]:
-    """Return a finding if this host no longer has its address for the other hosts."""
+    """Return a finding if this host no longer has the address that other hosts reach it by."""
     if machine.kernel.mtu_of(own.address) is not None:
         return []
     what = f"{own.address}, by which the other hosts reach this one"
@@ -92,7 +92,7 @@ def lost_address(machine: Machine, own: Config) -> list[Finding]:
 
 
 def _own_agent() -> list[tuple[str, str]]:
-    """Return a warning if this host's agent has not done a sync pass for long."""
+    """Return a warning if this host's agent has not synchronised for a long time."""
     at_s = agent.last().at_s
     ago_s = None if at_s is None else time.monotonic() - at_s
     if ago_s is not None and ago_s < _LATE_S:
@@ -104,7 +104,7 @@ def _own_agent() -> list[tuple[str, str]]:
 def _hidden(
     store: Store, elsewhere: set[str], claims: Iterable[Claim], own: str
 ) -> list[tuple[str, str]]:
-    """Return warnings about networks and services of this host that hide remote ones by name."""
+    """Return warnings about local networks and services that hide remote ones of the same name."""
     hidden = [
         (
             f"network {network.name} is this host's own, and hides the one that spans hosts",
@@ -161,14 +161,14 @@ def _pairs(
 
 
 def _asks(store: Store, service: str) -> bool:
-    """Return whether a service is active and no policy restricts its egress."""
+    """Return whether a service is active and its policy does not restrict its egress."""
     row, policy = store.service(service), store.policy(service)
     open_ = policy is None or (policy.egress_allow is None and not policy.egress_deny)
     return row is not None and row.active and row.has_process and open_
 
 
 def _meet(mine: Claim, other: Claim, on: set[str]) -> _Pair | None:
-    """Return two services with their addresses on a common network; None without one."""
+    """Return two services with their addresses on a common network; None without such a network."""
     for network in on & mine.networks.keys() & other.networks.keys():
         for to in other.networks[network]:
             for source in mine.networks[network]:
@@ -180,7 +180,7 @@ def _meet(mine: Claim, other: Claim, on: set[str]) -> _Pair | None:
 def _wires(
     own: Config, hosts: list[Host], pairs: dict[str, list[_Pair]], spans: list[Network]
 ) -> list[Finding]:
-    """Return a finding for each host with which packets are not exchanged as they should be."""
+    """Return a finding for each host with which test packets are not exchanged as desired."""
     if not spans:
         return []
     inner = _answered(
@@ -232,8 +232,8 @@ def _wires(
 def _answered[K](wanted: dict[K, tuple[str, str, str, int]]) -> dict[K, bool]:
     """Send an echo request for each (namespace, source, destination, size).
 
-    Returns which were answered. One that cannot be sent counts as unanswered. All wait within the
-    same second; those without an answer get a second try.
+    Returns which requests were answered. A request that cannot be sent counts as unanswered. All
+    wait within the same second; unanswered requests are repeated once.
     """
     answered = dict.fromkeys(wanted, False)
     for _ in range(2):

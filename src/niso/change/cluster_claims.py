@@ -80,7 +80,7 @@ class Held:
     def claim(self, wanted: dict[str, tuple[Target, Wanted]], report: Report) -> None:
         """Claim what services need. Raises Conflict, NoAnswer, ErrorGroup.
 
-        A claim that this host has already recorded needs no answer of the cluster.
+        If this host has recorded a sufficient claim, the cluster is not asked.
         """
         store = self._machine.store
         known = {name: self._own_record(name, *pair) for name, pair in wanted.items()}
@@ -110,7 +110,7 @@ class Held:
             raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
     def foresee(self, wanted: dict[str, tuple[Target, Wanted]]) -> None:
-        """Compute the claims that `claim` would make, without making them."""
+        """Compute the claims that `claim` would request, without requesting them."""
         for name, (target, asked) in wanted.items():
             try:
                 if self.lost is not None:
@@ -141,7 +141,7 @@ class Held:
     # --- under niso's lock ----------------------------------------------------
 
     def make_way(self, report: Report) -> None:
-        """Remove remote services' names and addresses that this host has claimed.
+        """Remove names and addresses from remote services that this host has claimed.
 
         The caller is in no transaction.
         """
@@ -149,12 +149,15 @@ class Held:
         mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
 
     def scope(self) -> Scope:
-        """Return the scope of new networks, and of remote services that lose an address or name."""
+        """Return the scope of the new networks and of the remote services concerned.
+
+        These lose names or addresses that are claimed here.
+        """
         changed = self._turned()
         return mirror.scope_of(self._machine.store, changed, changed)
 
     def record(self) -> None:
-        """Record the networks and claims; remove claimed addresses from remote services.
+        """Record the networks and claims; remove claimed names and addresses from remote services.
 
         The caller is in a transaction that records the services too.
         """
@@ -178,7 +181,7 @@ class Held:
     # --- at the end -----------------------------------------------------------
 
     def publish(self, report: Report) -> None:
-        """Publish the services as up. Raises Conflict if this host has lost one in the meantime."""
+        """Publish the services as up. Raises Conflict if this host has lost a claim since."""
         store = self._machine.store
         # `tell` does it for providers, which another command may be changing
         own = {name: claim for name, claim in self._held.items() if name not in self.homes}
@@ -271,9 +274,9 @@ def prepare(
 def tell(machine: Machine, services: Iterable[str], report: Report, final: bool = True) -> None:
     """Publish the final state of services and their providers to the cluster. Raises no Error.
 
-    What cannot be published now is left to the agent; a service that another command is changing is
-    left to that command. The caller has the locks of services, but not of each provider. ``final``
-    is as for `settle.settle`.
+    The agent publishes later what cannot be published now. A service that another command is
+    changing is left to that command. The caller has the locks of services, but not of all
+    providers.
     """
     store = machine.store
     services = list(services)
@@ -305,7 +308,7 @@ def tell(machine: Machine, services: Iterable[str], report: Report, final: bool 
 
 
 def tell_rest(machine: Machine) -> None:
-    """Publish the end of all services that still have a claim. Raises no Error.
+    """Release all claims of services that are no longer active. Raises no Error.
 
     Failures are not reported here: leaving the cluster is refused as long as claims remain.
     """
@@ -318,7 +321,7 @@ def tell_rest(machine: Machine) -> None:
 def _arriving(
     store: Store, joined: Joined, engine: Engine, unknown: list[str], brief: bool
 ) -> span_networks.Arriving:
-    """Return those of the unknown networks that exist in the cluster."""
+    """Return those of the networks unknown to this host that exist in the cluster."""
     membership = Membership(engine, joined.keys)
     try:
         cluster = require_own(store, membership)
@@ -338,7 +341,7 @@ def _arriving(
 
 
 def home_network(store: Store, target: Target, targets: Iterable[Target]) -> str:
-    """Return the provider whose namespace a service will share; "" if none is recorded."""
+    """Return the provider whose namespace a service will share; "" without one, or if unknown."""
     share = target.spec.network.share if target.spec.network.mode == "share" else None
     if share is None:
         return ""
@@ -352,7 +355,7 @@ def home_network(store: Store, target: Target, targets: Iterable[Target]) -> str
 
 
 def _shares(store: Store, target: Target) -> bool:
-    """Return whether an active service shares another's namespace now."""
+    """Return whether an active service shares the namespace of another service now."""
     row = store.service(target.name)
     return row is not None and row.active and row.provider is not None
 
@@ -360,11 +363,11 @@ def _shares(store: Store, target: Target) -> bool:
 def needed_names(
     store: Store, homes: dict[str, str], targets: Iterable[Target]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the names at each provider's addresses that belong to its sharers, by provider.
+    """Return the names of sharers that each provider must claim, by provider.
 
     A sharer has one name, its own. If a name moves between two services of this host, the new
-    provider gets it at the end, when the old one has released it (`behind`). Names that a provider
-    releases stay with it until then.
+    provider claims it after the old one has released it (`behind`). Until then, names that a
+    provider releases stay with it.
     """
     providers = {*homes.values(), *(target.name for target in targets)} - {""}
     fresh = [
@@ -383,10 +386,10 @@ def needed_names(
 def needed_around(
     store: Store, homes: dict[str, str], names: dict[str, tuple[str, ...]]
 ) -> dict[str, Wanted]:
-    """Return the claims of providers that the command does not change, extended by new sharers.
+    """Return the claims of unchanged providers, extended by the names of new sharers.
 
-    A provider that another command is changing is left out: with a different mark, that command
-    would take its claim for lost.
+    A provider that another command is changing is left out: because of the different mark, that
+    command would assume that its claim is lost.
     """
     wanted: dict[str, Wanted] = {}
     for home in {*homes.values()} - {*homes, ""}:
@@ -400,9 +403,10 @@ def needed_around(
 
 
 def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str]:
-    """Return the services whose claims lack or still have names of sharers, losers first.
+    """Return the services whose claims have missing or superfluous names of sharers.
 
-    ``services`` are the changed ones, each with its former provider.
+    Services that release names come first. ``services`` are the changed ones, each with its former
+    provider.
     """
     concerned: dict[str, None] = {}
     for name, before in services:
@@ -416,9 +420,9 @@ def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str
 def needs_of(
     store: Store, target: Target, spans: list[str], names: dict[str, tuple[str, ...]]
 ) -> Wanted:
-    """Return the claim that a service needs: its manifest's addresses, else those it had.
+    """Return the claim that a service needs: its manifest's addresses, else its previous ones.
 
-    If it was a sharer, its names still belong to its former provider.
+    If the service was a sharer, its name still belongs to its former provider.
     """
     spec = target.spec
     on = tuple(network for network in spec.network.networks if network in spans)
@@ -433,7 +437,7 @@ def needs_of(
 
 
 def own_record(store: Store, target: Target, wanted: Wanted) -> Claim | None:
-    """Return this host's recorded claim if it has all that is wanted, else None."""
+    """Return this host's recorded claim if it contains all that is needed, else None."""
     claim = store.across.claim(target.name)
     if claim is None or {*claim.addresses} != {*wanted.networks}:
         return None

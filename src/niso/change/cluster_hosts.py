@@ -43,7 +43,7 @@ AGENT_LOCK = "niso.agent"
 
 
 class Status(NamedTuple):
-    """The state of the cluster as reported to this host. Without an answer only its own data."""
+    """The state of the cluster. If the cluster does not answer, what this host has recorded."""
 
     own: Config
     cluster: str
@@ -59,7 +59,7 @@ class Status(NamedTuple):
 
 
 class _Other(Error):
-    """Raised if the engine has another cluster, or none."""
+    """Raised if etcd has the data of another cluster, or none."""
 
 
 def status(machine: Machine) -> Status:
@@ -114,7 +114,7 @@ def status(machine: Machine) -> Status:
 
 
 def _without_port(place: str) -> str:
-    """Return the address without port, of "198.51.100.1:4800" or "[2001:db8::1]:4800"."""
+    """Return the address in "198.51.100.1:4800" or "[2001:db8::1]:4800"."""
     return place.rpartition(":")[0].strip("[]")
 
 
@@ -132,7 +132,7 @@ class Forgotten(NamedTuple):
     """Result of `Clusters.forget`."""
 
     services: tuple[str, ...]
-    """the services that it had"""
+    """the services that the forgotten host had"""
     certificates: int
     """number of certificates that were revoked"""
 
@@ -140,8 +140,8 @@ class Forgotten(NamedTuple):
 def forget(machine: Machine, host: str) -> Forgotten:
     """Remove a lost host with all its claims, and revoke its certificates.
 
-    A host that has left, or has never joined, only has certificates. Raises NotFound, Conflict if
-    the host is alive, NoAnswer.
+    If the host has left, or never joined, only its certificates are revoked. Raises NotFound,
+    Conflict if the host is alive, NoAnswer.
     """
     own = require_member(machine)
     if host == own.host:
@@ -212,7 +212,7 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
 
 
 def be_only_member(machine: Machine, report: Report) -> None:
-    """Continue with this host's etcd member alone, and its data, after most were lost for good.
+    """Continue with this host's etcd member and its data alone, after most were lost for good.
 
     Raises Conflict if most members answer, Error.
     """
@@ -239,10 +239,10 @@ def be_only_member(machine: Machine, report: Report) -> None:
 
 
 def restore(machine: Machine, report: Report) -> Joined:
-    """Restore this host's cluster from its store, after etcd has lost its data.
+    """Write this host's cluster from its store to etcd, after etcd has lost its data.
 
-    If no etcd answers, this host runs the first member. Raises Conflict if etcd has a cluster, or
-    if this host has a member's data that could be used instead, NoAnswer, Error.
+    If no etcd answers, this host runs the first member. Raises Conflict if etcd has the data of a
+    cluster, or if this host has data of a member that could be used instead, NoAnswer, Error.
     """
     own = require_member(machine)
     store = machine.store
@@ -267,7 +267,7 @@ def restore(machine: Machine, report: Report) -> Joined:
 
 
 def _answering(machine: Machine, own: Config, report: Report) -> Config:
-    """Make sure that an etcd answers, by starting one if needed; return how to reach it."""
+    """Return how to reach an etcd that answers; start this host's etcd if none does."""
     try:
         with own.engine() as engine:
             engine.mark(own.keys.prefix)
@@ -347,7 +347,7 @@ def _count(own: Config) -> int:
 
 
 def follow(machine: Machine, log: Callable[[str], None]) -> Following:
-    """Return this host's agent. Raises Error if the host is in no cluster."""
+    """Return the agent of this host. Raises Error if the host is in no cluster."""
     own = require_member(machine)
     store = machine.store
     me = Me(own.host, store.state_id(), store.cluster_id(), paths.boot_id())
@@ -375,7 +375,7 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
 def _mending(machine: Machine) -> Callable[[bool], None]:
     """Return a function that repairs the encrypted link; the agent calls it in a thread.
 
-    It raises Error.
+    The function raises Error.
     """
 
     stores: list[Store] = []
@@ -390,9 +390,9 @@ def _mending(machine: Machine) -> Callable[[bool], None]:
 
 
 def end_services(machine: Machine, services: list[str]) -> None:
-    """End services that another host has taken over, and detach such attachments. Raises Error.
+    """Deactivate services that another host has taken over, and detach such attachments.
 
-    Services that share their namespaces end too.
+    Their sharers are deactivated too. Raises Error.
     """
     store = machine.store
     recover(machine, names=services)  # it may complete the removal of one
@@ -406,9 +406,9 @@ def end_services(machine: Machine, services: list[str]) -> None:
 
 
 def _tend_certificates(machine: Machine, own: Config, membership: Membership) -> None:
-    """Record this host's certificate in the cluster, and make etcd here refuse revoked ones.
+    """Record this host's certificate in the cluster; configure etcd here to refuse revoked ones.
 
-    No-op if the engine lacks the cluster, or this host: its data may be lost.
+    No-op if etcd's data does not contain the cluster or this host, since etcd may have lost data.
     """
     cluster, item = membership.cluster(), membership.host_item(own.host)
     if cluster is None or cluster.identity != machine.store.cluster_id():
@@ -425,10 +425,10 @@ def _tend_certificates(machine: Machine, own: Config, membership: Membership) ->
 
 
 def _tend(machine: Machine, engine: Engine, whole: bool) -> None:
-    """Update this host's values in the cluster, and the list of etcd's members here.
+    """Update this host's values in the cluster, and the recorded list of etcd's members.
 
-    Without ``whole``, the call is only due because hosts came or went. Hosts that run no member
-    then do nothing: only members refuse certificates, and all agents would call at once.
+    Without ``whole``, the call is only due because hosts joined or left. Hosts without a member
+    then do nothing: only members check certificates, and all agents would call at the same time.
     """
     own = config.require()
     if not whole and own.member is None:

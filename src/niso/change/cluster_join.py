@@ -57,7 +57,7 @@ MOST_MEMBERS = 3
 
 
 class Existing(NamedTuple):
-    """Access to an etcd that niso does not run."""
+    """How to reach an etcd that niso does not run."""
 
     urls: tuple[str, ...]
     cacert: str = ""
@@ -86,10 +86,11 @@ def init(
     report: Report,
     encrypt: str = "",
 ) -> Joined:
-    """Create a cluster with this host as the first; "" for the default name and address.
+    """Create a cluster with this host as its first host; return the membership.
 
-    ``encrypt`` is "", or one of the kinds of `niso.cluster.encryption`. Raises UsageError,
-    Conflict, Error, NoAnswer; then nothing is left over.
+    A name or address "" means the default. ``encrypt`` is "" or one of the kinds of
+    `niso.cluster.encryption`. Raises UsageError, Conflict, Error, NoAnswer; then everything that
+    was created is removed.
     """
     way_to_encrypt(encrypt, "--encrypt")
     host = host_name(host or _own_name(), "--name")
@@ -135,7 +136,10 @@ def init(
 
 
 def _encrypts(machine: Machine, asked: str, mtu: int, address: str) -> str:
-    """Return this host's kind of encryption as requested; "" for none. Raises Error."""
+    """Return how this host encrypts, according to the request; "" for no encryption.
+
+    Raises Error.
+    """
     if not asked:
         return ""
 
@@ -144,7 +148,7 @@ def _encrypts(machine: Machine, asked: str, mtu: int, address: str) -> str:
 
 
 def _otherwise(cluster: Cluster) -> Conflict:
-    """Return the error for a cluster whose encryption differs from the request."""
+    """Build the error for an existing cluster whose encryption differs from the requested one."""
     if not cluster.encryption:
         return Conflict(f"cluster {cluster.identity} is not encrypted", "leave out --encrypt")
     how = f"--encrypt={cluster.encryption}"
@@ -155,7 +159,7 @@ _OWN_FILES = (invitation.AUTHORITY, invitation.CERTIFICATE, invitation.KEY)
 
 
 def _reach(existing: Existing) -> Reach:
-    """Return the access to an etcd that niso does not run. Raises UsageError, Error."""
+    """Return how to reach an etcd that niso does not run. Raises UsageError, Error."""
     places, schemes = [], set()
     for url in existing.urls:
         parts = urlsplit(url)
@@ -185,10 +189,11 @@ def _reach(existing: Existing) -> Reach:
 
 
 def invite(machine: Machine, host: str, address: str, renew: bool, member: bool = False) -> str:
-    """Return an invitation for a host, a text that contains keys.
+    """Return an invitation for a host, a string that contains keys.
 
-    With ``renew``, it is for a host of the cluster, with new certificates. With ``member``, the
-    host may run an etcd member, as the first three hosts do. Raises Conflict, Error.
+    With ``renew``, the invitation gives new certificates to a host that is already in the cluster.
+    With ``member``, the host may run an etcd member, as the first three hosts may anyway. Raises
+    Conflict, Error.
     """
     own = require_member(machine)
     host_name(host, "HOST")
@@ -229,12 +234,12 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
 def join(
     machine: Machine, text: bytes, member: bool | None, report: Report, encrypt: str = ""
 ) -> Joined:
-    """Join the cluster of an invitation.
+    """Join the cluster that the invitation is for.
 
     ``member`` says whether to run an etcd member; by default the first three hosts do. A host that
-    is in the cluster already installs the new certificates. ``encrypt`` says how this host may
-    encrypt, "" for the cluster's default. Raises InvalidInput, Conflict, Error, NoAnswer; then
-    nothing is left over.
+    is already in the cluster installs new certificates. ``encrypt`` says how this host may encrypt,
+    "" for the cluster's default. Raises InvalidInput, Conflict, Error, NoAnswer; then everything
+    that was created is removed.
     """
     way_to_encrypt(encrypt, "--encrypt")
     invited = invitation.parsed(text)
@@ -355,7 +360,10 @@ def become_member(machine: Machine, own: Config, report: Report) -> Config:
 
 
 def end_member(machine: Machine, own: Config, engine: Etcd, report: Report) -> None:
-    """Remove this host's etcd member; no-op if there is none. Raises Error, NoAnswer."""
+    """Stop and remove this host's etcd member; no-op if the host has none.
+
+    Raises Error, NoAnswer.
+    """
     peer = own_etcd.peer_url(own.address)
     for member in own_etcd.members(engine):
         if member.peer == peer:
@@ -374,7 +382,7 @@ def voting(engine: Etcd) -> int:
 
 
 def require_member(machine: Machine) -> Config:
-    """Read cluster.toml of a host in a cluster. Raises Error if the host is in none."""
+    """Return cluster.toml of this host. Raises Error if the host is in no cluster."""
     own = require()
     if not machine.store.cluster_id():
         raise Error(
@@ -385,16 +393,16 @@ def require_member(machine: Machine) -> Config:
 
 
 def _require_apart(machine: Machine) -> None:
-    """Raise Conflict if this host is in a cluster."""
+    """Raise Conflict if this host is already in a cluster."""
     identity = machine.store.cluster_id()
     if identity:
         raise Conflict(f"this host is in cluster {identity} already", "niso cluster status")
 
 
 def _require_own(machine: Machine, address: str, key: str) -> int:
-    """Return the MTU of the link with an address.
+    """Return the MTU of the link with an address of this host.
 
-    Raises InvalidInput if this host has no such link.
+    Raises InvalidInput if no link of this host has the address.
     """
     mtu = machine.kernel.mtu_of(address)
     if mtu is None:
@@ -405,7 +413,10 @@ def _require_own(machine: Machine, address: str, key: str) -> int:
 
 
 def as_member(machine: Machine, own: Config, mtu: int) -> Host:
-    """Return this host's values for the cluster; ``mtu`` is that of the link to the other hosts."""
+    """Return the values that this host publishes in the cluster.
+
+    ``mtu`` is the MTU of the link to the other hosts.
+    """
     store = machine.store
     tunnel = store.across.tunnel()
     public = tunnel.public if tunnel else ""
@@ -413,7 +424,7 @@ def as_member(machine: Machine, own: Config, mtu: int) -> Host:
 
 
 def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:
-    """Add this host to the cluster's keys, and the cluster to the store."""
+    """Add this host to the cluster's keys in etcd, and the cluster to the store."""
     store = machine.store
     host = Host(own.host, store.state_id(), own.address, mtu, False, niso.__version__)
     if own.encryption:
@@ -432,7 +443,7 @@ _OF_THE_RUN = ("lease", "gone", "agent.wake", "etcd.pid")
 
 
 def clear(machine: Machine, report: Report) -> None:
-    """Remove all leftovers of a cluster that this host is not in; no-op if there are none."""
+    """Remove the files of a cluster that this host is not in; no-op if there are none."""
     end(machine, AGENT, report)
     end(machine, ETCD, report)
     own_etcd.forget()
@@ -443,7 +454,7 @@ def clear(machine: Machine, report: Report) -> None:
 
 
 def _require_key(invited: Invitation) -> None:
-    """Raise InvalidInput if an invitation does not allow its host to run an etcd member."""
+    """Raise InvalidInput if an invitation does not allow the invited host to run an etcd member."""
     if not invited.files.authority_key:
         raise InvalidInput(
             "the invitation is not that of a member of etcd",
@@ -452,7 +463,7 @@ def _require_key(invited: Invitation) -> None:
 
 
 def _require_etcd() -> None:
-    """Raise Error if etcd is not installed, with the hint that joining works without it."""
+    """Raise Error if etcd is not installed; its hint says that joining works without etcd."""
     try:
         own_etcd.program()
     except Error as error:
@@ -461,7 +472,7 @@ def _require_etcd() -> None:
 
 
 def _drop_authority_key() -> None:
-    """Delete the authority's key, which only members need."""
+    """Delete the key of the certificate authority, which only hosts with an etcd member need."""
     path = os.path.join(paths.cluster_dir(), invitation.AUTHORITY_KEY)
     if os.path.lexists(path):
         files.remove(path)
@@ -492,8 +503,8 @@ def _own_address() -> str:
 def leave(machine: Machine, force: bool, report: Report) -> Config:
     """Remove this host from its cluster; return its former configuration.
 
-    With ``force`` also if the cluster does not answer, which then still lists this host. Raises
-    Conflict if the host has services there, NoAnswer, Error.
+    With ``force``, also if the cluster does not answer; the cluster then still lists this host.
+    Raises Conflict if the host has services on networks of the cluster, NoAnswer, Error.
     """
     store = machine.store
     own = require()
@@ -518,7 +529,7 @@ def leave(machine: Machine, force: bool, report: Report) -> Config:
 
 
 def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> None:
-    """Remove this host from the cluster's keys and from etcd's members."""
+    """Delete this host's keys from etcd, and remove its etcd member."""
     try:
         with own.engine() as engine:
             membership = Membership(engine, own.keys)
@@ -563,7 +574,7 @@ def unit_text(which: str, state_id: str) -> str:
 
 
 def require_free(machine: Machine, which: str) -> None:
-    """Raise Conflict if the unit's name belongs to another state folder or program."""
+    """Raise Conflict if a unit of this name belongs to another state folder or program."""
     units = machine.processes.units
     text = units.read(unit_file(which)) if units.booted() else None
     if text is not None and not text.startswith(f"{_MARK}{machine.store.state_id()}"):
@@ -574,7 +585,7 @@ def require_free(machine: Machine, which: str) -> None:
 
 
 def start_agent(machine: Machine, report: Report) -> None:
-    """Start the agent, now and at boot; without systemd, report how to. Raises Error."""
+    """Start the agent, now and at boot; without systemd, report how to start it. Raises Error."""
     if machine.processes.units.booted():
         _start_unit(machine, AGENT, report)
         return
@@ -587,7 +598,7 @@ def start_agent(machine: Machine, report: Report) -> None:
 
 
 def start_etcd(machine: Machine, config: Config, report: Report) -> None:
-    """Start this host's member, now and at boot, and wait until it answers. Raises Error."""
+    """Start this host's etcd member, now and at boot, and wait until it answers. Raises Error."""
     if machine.processes.units.booted():
         _start_unit(machine, ETCD, report)
     else:
@@ -596,14 +607,14 @@ def start_etcd(machine: Machine, config: Config, report: Report) -> None:
 
 
 def pause_etcd(machine: Machine) -> None:
-    """Stop this host's member until the next `start_etcd`. Raises Error."""
+    """Stop this host's etcd member until the next `start_etcd`. Raises Error."""
     if machine.processes.units.booted():
         machine.processes.units.stop([ETCD])
     own_etcd.stop()
 
 
 def end(machine: Machine, which: str, report: Report) -> None:
-    """Stop the agent or etcd and remove its unit; no-op if there is none. Raises Error."""
+    """Stop the agent or etcd and remove its unit; no-op if there is no unit. Raises Error."""
     units = machine.processes.units
     text = units.read(unit_file(which)) if units.booted() else None
     if text is not None and text.startswith(_MARK):

@@ -31,9 +31,9 @@ def deactivate(
 ) -> list[Done]:
     """Stop services and remove their networks; leases stay.
 
-    With ``keep_forwards``, their forwards return with the next activation. Processes end in
-    parallel, except that dependencies (``needs``) end after their dependents. Raises Error, and
-    NotFound if recovery has just completed the removal of one.
+    With ``keep_forwards``, the services' forwards return at the next activation. Processes are
+    stopped in parallel, but dependencies (``needs``) after their dependents. Raises Error, and
+    NotFound if recovery has just completed the removal of a service.
     """
     store = machine.store
     if dry_run:
@@ -107,7 +107,7 @@ def remove_volumes(machine: Machine, services: list[str], report: Report = silen
 
 
 def _tell(machine: Machine, services: list[str], report: Report) -> None:
-    """Publish to the cluster that services are down or removed; no-op outside a cluster."""
+    """Publish to the cluster that services are inactive or removed; no-op outside a cluster."""
     from niso.change import cluster_claims
 
     if machine.store.cluster_id():

@@ -25,7 +25,7 @@ from niso.store.store import Store
 
 
 class EndingRestart(NamedTuple):
-    """Reported when an interrupted restart is completed."""
+    """Report that niso completes an interrupted restart."""
 
     service: str
 
@@ -36,7 +36,7 @@ class EndingRestart(NamedTuple):
 def end_restart(machine: Machine, services: list[str], report: Report) -> None:
     """Start the processes that an interrupted restart stopped, and end its intents.
 
-    If a process cannot start, that is reported, and `niso ps` shows its service as failed.
+    If a process cannot start, this is reported, and `niso ps` shows its service as failed.
     """
     from niso.change.undo import start_again
 
@@ -56,10 +56,11 @@ def recover(
 ) -> int:
     """Finish or undo interrupted changes; return the number of services concerned.
 
-    An interrupted change of the mirror is undone first, and not counted. Changes of commands that
-    are still running are left alone. ``names`` are the services of the command that follows: what
-    happened to others is reported (`Recovered`, `Unfinished`). Failures for services in ``names``,
-    or with ``every`` for any, are raised as an ErrorGroup at the end.
+    An interrupted change of the cluster mirror is undone first, and not counted. Changes of
+    commands that are still running are left alone. ``names`` are the services of the command that
+    follows; results for other services are reported (`Recovered`, `Unfinished`). Failures for
+    services in ``names``, or with ``every`` for any service, are raised as an ErrorGroup at the
+    end.
     """
     store = machine.store
     machine.processes.renew()
@@ -119,14 +120,14 @@ def recover(
 
 
 def _together(store: Store, intent: Intent) -> list[str]:
-    """Return the services whose intents end with this one: all port changes end together."""
+    """Return the services whose intents must end with this intent: port changes end together."""
     if intent.action != "ports":
         return [intent.service]
     return sorted({service for service, _ in store.moved_ports()})
 
 
 def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error]:
-    """Finish an intent that is not an activation; return {service: error}."""
+    """Finish an intent of a command other than activate; return {service: error}."""
 
     from niso.change import cluster_claims
 
@@ -152,7 +153,7 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
 
 
 def locked(store: Store, services: list[str]) -> ExitStack:
-    """Take the locks of several services in sorted order, so that no deadlock is possible.
+    """Hold the locks of several services, taken in sorted order to avoid deadlocks.
 
     On exit, the lock files of services that do not exist are removed.
     """
@@ -188,9 +189,9 @@ def _remove_lock(store: Store, name: str) -> None:
 
 
 def begin(store: Store, services: list[str], action: str) -> None:
-    """Record the intents of all services at once, so that recovery handles them together.
+    """Record the intents of all services in one transaction, so that recovery treats them as one.
 
-    Raises Conflict if another active service needs the namespace of one of them.
+    Raises Conflict if another active service needs the namespace of one of the services.
     """
     if services:
         with Lock(), store.transaction():

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def pool() -> subnets.Network:
-    """Return the prefix that subnets are allocated from (``NISO_POOL``). Raises InvalidInput."""
+    """Return the prefix from which subnets are allocated (``NISO_POOL``). Raises InvalidInput."""
     text = os.environ.get("NISO_POOL") or subnets.DEFAULT_POOL
     try:
         prefix = ipaddress.ip_network(text)
@@ -107,10 +107,11 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
     holds: str | None = None,
     besides: Sequence[tuple[subnets.Network, str]] = (),
 ) -> Network:
-    """Return a network that can be created now, without overlap with ``besides`` (subnet, owner).
+    """Return a network that could be created now.
 
-    Without ``subnets`` it gets the /24 around the address ``holds``, else the next free /24. Raises
-    UsageError, and Conflict if subnet or bridge are taken or the host lacks IPv6.
+    The network overlaps none of ``besides`` (subnet, owner). Without ``subnets`` it gets the /24
+    around the address ``holds``, else the next free /24. Raises UsageError, and Conflict if subnet
+    or bridge are taken or the host lacks IPv6.
     """
     store, kernel = machine.store, machine.kernel
     taken = [*_taken(machine), *besides]
@@ -187,9 +188,9 @@ def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:
 def _require_free(
     name: str, net: subnets.Network, taken: Sequence[tuple[subnets.Network, str]], holds: str | None
 ) -> None:
-    """Raise Conflict if a subnet overlaps.
+    """Raise Conflict if a subnet overlaps one that is in use.
 
-    ``holds`` is the address of a service that the subnet was chosen for, if any.
+    ``holds`` is the service's address that the subnet was chosen for, if any.
     """
     for other, whose in taken:
         if other.version != net.version or not other.overlaps(net):
@@ -256,9 +257,9 @@ def create(
 ) -> Network | None:
     """Create a network and its bridge; return None if the same network already exists.
 
-    A network that spans hosts is created in the cluster too, or added from there. Raises
-    UsageError, KernelError, and Conflict if name, subnet or bridge is taken; then nothing has
-    changed.
+    A network that spans hosts is created in the cluster too, or added to this host if the cluster
+    has it. Raises UsageError, KernelError, and Conflict if name, subnet or bridge is taken; then
+    nothing has changed.
     """
     from niso.change import span_networks
 
@@ -311,10 +312,10 @@ def _create(
 def remove(
     machine: Machine, names: list[str], report: Report = silent, dry_run: bool = False
 ) -> None:
-    """Remove networks and their bridges, all or none.
+    """Remove networks and their bridges; if one cannot be removed, remove none.
 
-    A network that spans hosts is removed from the cluster first, even if only other hosts had
-    services on it. Raises NotFound, Conflict if a service is on one of the networks, on any host,
+    A network that spans hosts is removed from the cluster first, also if only other hosts had
+    services on it. Raises NotFound, Conflict if a service on any host is on one of the networks,
     and KernelError.
     """
     from niso.change import span_networks
@@ -342,7 +343,7 @@ def remove(
 
 
 def _require_unused(store: Store, name: str) -> None:
-    """Raise NotFound if there is no such network, Conflict if a service of this host is on it."""
+    """Raise NotFound for a missing network, and Conflict if a service of this host is on it."""
     store.require_network(name)
     members = [service for service, _ in store.members(name)] or store.held_by(name)
     if members:
@@ -356,7 +357,7 @@ def _require_unused(store: Store, name: str) -> None:
 
 
 def show(machine: Machine, on: bool) -> bool:
-    """Keep the names of services in the host's hosts file from now on, or remove them.
+    """Write the names of services to the host's hosts file from now on, or remove them.
 
     Returns whether anything changed. Raises KernelError; then nothing has changed.
     """

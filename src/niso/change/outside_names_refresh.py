@@ -44,11 +44,11 @@ KEPT_S = 3600.0
 
 
 def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent) -> None:
-    """Resolve the outside names of services that are about to be activated.
+    """Resolve the DNS names in policies of services that are about to be activated.
 
-    A name without an address is only reported: the service starts, and cannot connect there until a
-    refresh finds an address. So a machine that boots before its name servers does not hang. Raises
-    Error if dnspython is not installed.
+    A name without an address is only reported: the service starts, and can connect to the name when
+    a refresh finds an address. A machine whose name servers start later than niso therefore boots.
+    Raises Error if dnspython is not installed.
     """
     names = _names(targets)
     if not names:
@@ -67,10 +67,10 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
 
 
 def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
-    """Remove addresses from outside names that lie in a network which now exists.
+    """Remove addresses of DNS names that are in a network which now exists.
 
-    The names were resolved before the networks of the command were recorded. The caller is in the
-    transaction that has recorded them. Raises KernelError.
+    The names were resolved before the command's networks were recorded. The caller is in the
+    transaction that has recorded the networks. Raises KernelError.
     """
     if not (names := _names(targets)):
         return
@@ -83,7 +83,7 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
-    """Resolve the outside names of services without recording the answers.
+    """Resolve the DNS names in services' policies without recording the answers.
 
     Raises Error if dnspython is not installed, KernelError.
     """
@@ -107,11 +107,11 @@ def refresh(
     report: Report = silent,
     force: bool = False,
 ) -> list[str]:
-    """Resolve the names that are due and apply the answers; return the names that changed.
+    """Resolve the DNS names that are due and apply the answers; return the names that changed.
 
-    ``names`` limits it to these (default: all names in policies). ``force`` resolves all of them.
-    Open connections stay, whatever DNS answers. Raises Error if dnspython is not installed,
-    KernelError.
+    ``names`` limits the call to these names (default: all names in policies). ``force`` resolves
+    all of them. Open connections stay open, whatever DNS answers. Raises Error if dnspython is not
+    installed, KernelError.
     """
     rows = machine.store.outside
     now = time.time()
@@ -133,10 +133,10 @@ def _apply(
     now: float,
     report: Report,
 ) -> list[str]:
-    """Record answers and converge; the caller holds the lock.
+    """Record answers and update the kernel; the caller holds the lock.
 
-    The rows are committed first, marked as not yet in the kernel. If this process dies before the
-    kernel has them, the next refresh removes what an earlier answer may have left.
+    The rows are committed first, marked as not yet in the kernel. If this process is killed in
+    between, the next refresh removes elements that an earlier answer may have left.
     """
     store, kernel = machine.store, machine.kernel
     rows = store.outside
@@ -171,12 +171,15 @@ def _used(answer: Outside) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _all_in_use(answer: Outside) -> Outside:
-    """Return an answer with all known addresses in use, because the kernel may have any of them."""
+    """Return an answer that marks all recorded addresses as in use.
+
+    The kernel may have any of them.
+    """
     return answer._replace(addresses=tuple(known._replace(state=NOW) for known in answer.addresses))
 
 
 def _bars(machine: Machine) -> Bars:
-    """Return the addresses that no outside name may resolve to. Raises KernelError."""
+    """Return the addresses that no DNS name of a policy may resolve to. Raises KernelError."""
     store: Store = machine.store
     pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
     subnets = (subnet.cidr for network in store.networks() for subnet in network.subnets)
@@ -207,9 +210,10 @@ def require() -> Any:
 
 
 def ask(names: Iterable[str]) -> dict[str, tuple[Heard, ...]]:
-    """Resolve names; return one answer of each family. Raises Error if dnspython is not installed.
+    """Resolve names; return one answer per name and family.
 
-    Takes at most `_ALL_S`, and a little more for questions already sent.
+    Takes at most `_ALL_S`, and a little more for queries already sent. Raises Error if dnspython is
+    not installed.
     """
     import random  # dnspython loads it anyway
 
@@ -283,7 +287,7 @@ _MARK = "# written by niso enable for outside names; state folder "
 
 
 def settle(machine: Machine, report: Report = silent) -> None:
-    """Write or remove the timer, as enabled services need it; no-op without systemd.
+    """Write the timer if enabled services need it, else remove it; no-op without systemd.
 
     Raises Error, OSError.
     """
@@ -362,7 +366,7 @@ def _path(name: str) -> str:
 
 
 def refresh_names(session: Session, force: bool) -> tuple[OutsideName, ...]:
-    """Resolve the names that are due: `Host.refresh_names`."""
+    """Resolve the DNS names that are due; see `Host.refresh_names`."""
 
     machine = session.machine_for_change()
     if machine.store.names_outside():

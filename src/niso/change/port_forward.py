@@ -98,14 +98,14 @@ def forward(
 
 
 def _is_part(port: Port, held: Port) -> bool:
-    """Return whether ``held`` has host ports outside ``port``, which would be lost too."""
+    """Return whether ``held`` has host ports outside ``port``, which it would lose too."""
     return held.host_port < port.host_port or held.last > port.last
 
 
 def kept_out(store: Store, service: str, port: Port) -> list[tuple[str, Port]]:
-    """Return (service, port) for each manifest port that only this forward displaces.
+    """Return (service, port) for the manifest ports that are unpublished because of this forward.
 
-    They are those of active services. A host port that several services want is left out.
+    Only active services count. A host port that several services request is left out.
     """
     claims = []
     for row in store.active_rows():
@@ -127,11 +127,11 @@ def kept_out(store: Store, service: str, port: Port) -> list[tuple[str, Port]]:
 def unforward(
     machine: Machine, service: str, port: Port, locked: set[str], report: Report = silent
 ) -> list[tuple[str, Port]]:
-    """Withdraw a port that `forward` added, even if its service has not started since a reboot.
+    """Withdraw a port that `forward` added, also if its service is inactive since a reboot.
 
-    Ports of services in ``locked`` that only this forward kept unpublished are published again, in
-    one kernel transaction, and returned. Raises NotFound if the port is not forwarded, Conflict if
-    the manifest publishes it.
+    Manifest ports of services in ``locked`` that only this forward displaced are published again,
+    in the same kernel transaction, and returned. Raises NotFound if the port is not forwarded,
+    Conflict if the manifest publishes it.
     """
     store = machine.store
     with Lock():
@@ -161,7 +161,7 @@ def unforward(
 
 
 def _check_mode(store: Store, service: str, key: str) -> None:
-    """Raise Conflict if neither a service nor its provider has a network to forward a port to."""
+    """Raise Conflict if neither the service nor its provider has a network."""
     home = store.service(store.home(service))
     if home is not None and home.mode in ("host", "none"):
         whose = (

@@ -35,10 +35,10 @@ They lie below Linux's ephemeral range (ip_local_port_range).
 
 
 class Command(NamedTuple):
-    """What a command means for ports of other services."""
+    """The services and host ports of one command, for the check of published ports."""
 
     services: frozenset[str] = frozenset()
-    """The command's services: their released ports are free, since all are rolled back together."""
+    """The command's services; ports that they release are free, as a rollback restores all."""
     named: tuple[Port, ...] = ()
     """Host ports named in the command's manifests; they are not chosen for ports without one."""
 
@@ -53,13 +53,14 @@ def admit(
     published: Container[Port] = (),
     held: bool = False,
 ) -> tuple[list[Port], list[Port]]:
-    """Return (a manifest's ports with host ports, those whose host port was chosen here).
+    """Check and choose the host ports of a manifest.
 
-    ``before`` are the present ports of the service, which are not checked again. ``keys`` are the
-    manifest keys of ``wanted``, for messages. ``published`` are the manifest ports of the last
-    activation; those that `taken` returns are left out. With ``held``, the engine of an attachment
-    itself listens on the ports, to keep other programs from them. Raises Conflict, which names key
-    and holder, or an ErrorGroup of several.
+    Returns (ports with host ports, the ports whose host port was chosen here). ``before`` are the
+    present ports of the service, which are not checked again. ``keys`` are the manifest keys of
+    ``wanted``, for messages. ``published`` are the manifest ports of the last activation; those
+    that `taken` returns are left out. With ``held``, the engine of an attachment itself listens on
+    the ports, to reserve them. Raises Conflict, which names key and holder, or an ErrorGroup of
+    several.
     """
     store = machine.store
     keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
@@ -172,8 +173,8 @@ def _choose(
 ) -> int:
     """Choose a host port for a port without one: its previous one, else the lowest free one.
 
-    ``others`` are the ports of this manifest, and the ports of all manifests of the command. Raises
-    Conflict if no port is free.
+    ``others`` are the ports of this manifest, and of all manifests of the command. Raises Conflict
+    if no port is free.
     """
     mine, named = others
     kept = store.chosen_port(service, port)
@@ -205,7 +206,7 @@ def _choose(
 
 
 class FinishingPorts(NamedTuple):
-    """Reported when port changes of an interrupted command are completed."""
+    """Report that niso completes port changes of an interrupted command."""
 
     services: tuple[str, ...]
 
@@ -219,11 +220,11 @@ def concerned(store: Store, service: str, port: Port, replace: bool) -> set[str]
 
 
 def finish(machine: Machine, report: Report = silent) -> None:
-    """Apply the port changes recorded by interrupted commands.
+    """Complete the port changes that interrupted commands recorded.
 
-    They are applied together, because one service may have taken a port from another. A live
-    command holds niso's lock from its record to the end, so every record found here is from an
-    interrupted one.
+    They are completed as one change, because one service may have taken a port from another. A
+    running command holds niso's lock until it has finished, so any record found here is from an
+    interrupted command.
     """
     store = machine.store
     with Lock():
@@ -280,10 +281,10 @@ def _change(
 def _moving(
     machine: Machine, moved: _Moved, on: set[str], report: Report, teardown: bool = False
 ) -> change:
-    """Return the context of a change of these ports alone.
+    """Return the `change` context for these ports.
 
-    ``on`` are the networks that it concerned before. The rows are committed first: if niso dies,
-    the next command finds which ports were moved.
+    ``on`` are the networks in the scope before the change. The rows are committed first: if niso is
+    killed, the next command finds which ports were moved.
     """
     store, kernel = machine.store, machine.kernel
     scope = change_scope.concerned(store, sorted({service for service, _ in moved}), on)
@@ -292,7 +293,7 @@ def _moving(
 
 
 def _end(store: Store, moved: _Moved) -> None:
-    """Record that these ports have been moved."""
+    """End the intents of services whose ports have been moved."""
     with store.transaction():
         for name in sorted({service for service, _ in moved}):
             store.end_intent(name)
@@ -301,7 +302,7 @@ def _end(store: Store, moved: _Moved) -> None:
 def _elements(store: Store, ports: _Moved) -> State:
     """Return the map elements of these ports.
 
-    This includes the elements that a service has as long as it publishes any port.
+    Elements that a service has as long as it publishes any port are included.
     """
     elements: set[Element] = set()
     for service, port in ports:

@@ -77,9 +77,9 @@ def specified(
 
 
 def _free_uid(store: Store, service: str) -> int:
-    """Return the uid that owns leftover volumes of the service, else a free one.
+    """Return the uid that owns the service's existing volumes, else a free uid.
 
-    A free one is used neither by a service nor by a leftover volume.
+    A free uid is used neither by a service nor by a volume of a removed service.
     """
     kept = volumes.owners()
     for uid in sorted(kept.pop(service, ())):
@@ -173,7 +173,7 @@ def _spec(
 
 
 class RestartingInstead(NamedTuple):
-    """Reported when a service is restarted because ``error`` prevented a change while it runs."""
+    """Report that a service restarts because ``error`` prevented a change without a restart."""
 
     service: str
     error: Error
@@ -197,7 +197,7 @@ def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) ->
 
 
 def swap_or_restart(processes: Processes, spec: ProcessSpec, report: Report) -> None:
-    """Give a running service the hosts file of ``spec.hosts_folder``; if that fails, restart it.
+    """Mount the hosts file of ``spec.hosts_folder`` in a running service; restart it on failure.
 
     Raises ProcessError.
     """

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
 
 class RepairingStore(NamedTuple):
-    """Reported when rows of the store are rewritten or deleted."""
+    """Report that niso rewrites or deletes rows of the store."""
 
     action: Literal["write", "delete"]
     table: str
@@ -75,7 +75,7 @@ class RepairingStore(NamedTuple):
 
 
 class WritingSpec(NamedTuple):
-    """Reported when the spec.json of a running service is rewritten."""
+    """Report that niso rewrites the spec.json of a running service."""
 
     service: str
 
@@ -84,9 +84,10 @@ class WritingSpec(NamedTuple):
 
 
 def plan_repair(machine: Machine, report: Report, network_only: bool = False) -> None:
-    """Report the steps of `repair_all`, except recovery of interrupted changes. Changes nothing.
+    """Report the steps of `repair_all` without executing them.
 
-    With ``network_only`` those of `repair_network`.
+    Recovery of interrupted changes is left out. With ``network_only``, reports the steps of
+    `repair_network`.
     """
     store, kernel, processes, _ = machine
     lost = _of_rows(store_defects.find_defects(kernel, store))
@@ -127,10 +128,10 @@ def plan_repair(machine: Machine, report: Report, network_only: bool = False) ->
 
 
 def repair_all(machine: Machine, report: Report = silent) -> int:
-    """Recover interrupted changes, repair everything and start what should be running.
+    """Recover interrupted changes, repair all differences and start services that should run.
 
     Returns the number of repairs. Raises an ErrorGroup of all failed repairs after trying the rest,
-    and Error if the store cannot be repaired, because then the wanted state is unknown.
+    and Error if the store cannot be repaired, because then the desired state is unknown.
     """
     store = machine.store
     errors: list[Error] = []
@@ -152,10 +153,10 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
 
 
 def repair_network(machine: Machine, report: Report = silent) -> int:
-    """Repair the store and the kernel; leave processes and interrupted changes alone.
+    """Repair the store and the kernel; leave processes and interrupted changes unchanged.
 
-    This only takes niso's own lock, so it can run in a systemd unit that services wait for. Returns
-    the number of repairs. Raises the errors of `repair_all`.
+    Takes niso's own lock only, so it can run in a systemd unit that services wait for. Returns the
+    number of repairs. Raises the errors of `repair_all`.
     """
     errors: list[Error] = []
     with Lock():
@@ -171,7 +172,7 @@ def _raise_all(errors: list[Error]) -> None:
 
 
 def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Repair the store's rows, without which the wanted state is unknown.
+    """Repair the store's rows, without which the desired state is unknown.
 
     Returns the number of repairs. Failures of single services go to ``errors``. The caller holds
     the lock. Raises Error.
@@ -207,7 +208,7 @@ def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
 def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
     """Repair the kernel; return the number of repairs. Failures go to ``errors``.
 
-    After a repair, or an earlier error, flows that do not match the rules are ended. The caller
+    After a repair or an earlier error, flows that do not match the rules are deleted. The caller
     holds the lock.
     """
     store, kernel, *_ = machine
@@ -342,7 +343,7 @@ def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> 
 def _of_rows(defects: list[store_defects.Defect]) -> list[store_defects.Defect]:
     """Return the defects of missing rows and of rows of unknown services.
 
-    Such rows can be derived from other rows.
+    Missing rows can be computed from other rows.
     """
     return [defect for defect in defects if defect.problem != "different"]
 
@@ -391,7 +392,7 @@ def _mending(name: str, finding: Finding) -> Event:
 
 
 class EndingLost(NamedTuple):
-    """Reported when processes of a service without a run folder are killed."""
+    """Report that niso kills processes of a service without a run folder."""
 
     cgroup: str
 
@@ -407,9 +408,9 @@ def sweep(
 ) -> tuple[int, Error | None]:
     """Remove everything that niso created in the kernel, for all state folders. Needs no store.
 
-    Processes end first, then namespaces and links, tables last. Returns (number of removed objects,
-    error of updating the store or None). Raises an ErrorGroup of all failed removals after trying
-    the rest.
+    Processes are stopped first, then namespaces and links removed, tables last. Returns (number of
+    removed objects, error of updating the store or None). Raises an ErrorGroup of all failed
+    removals after trying the rest.
     """
     errors: list[Error] = []
     gone = 0
@@ -449,7 +450,7 @@ def sweep(
 
 
 class _Thing(NamedTuple):
-    """An object of niso and the function that removes it."""
+    """An object that niso created, and the function that removes it."""
 
     event: Event
     remove: Callable[[], object]
@@ -458,7 +459,7 @@ class _Thing(NamedTuple):
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Hold niso's lock and those of all services, so that no other command is changing anything.
+    """Hold niso's lock and those of all services, so that no other command makes changes.
 
     Raises Conflict if new locks keep appearing.
     """
@@ -480,7 +481,10 @@ def _alone() -> Iterator[None]:
 
 
 def _refuse_strangers(lost: list[Lost]) -> None:
-    """Raise Conflict if services of another run folder are running, which need their network."""
+    """Raise Conflict if services of another run folder are running.
+
+    These services need the network that a sweep would remove.
+    """
     for one in lost:
         if one.stranger is not None:
             raise Conflict(
@@ -501,8 +505,8 @@ def _running(processes: Processes, lost: list[Lost]) -> Iterator[_Thing]:
 def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
     """Yield all namespaces, links and routing rules with niso's mark, in removal order.
 
-    For a namespace of another program, only the name in /run/netns is niso's, whatever
-    mark a program has made in it.
+    Of a foreign namespace, only the name in /run/netns is niso's, even if a program has set niso's
+    mark in the namespace.
     """
     attached = _attached()
     for name, mark in kernel.marked_netns().items():
@@ -521,10 +525,10 @@ def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
 
 
 def _attached() -> frozenset[int]:
-    """Return the cookies of the namespaces that others made, of active attachments on record.
+    """Return the cookies of the namespaces of active attachments.
 
-    The store is only read, and may be missing or damaged. To open it as commands do would record a
-    move or a reboot.
+    Read from the store, which may be missing or damaged. The store is not opened as by other
+    commands, because that would record a move or a reboot.
     """
     query = (
         "SELECT cookie FROM attached a JOIN service s ON s.name=a.service"
@@ -543,7 +547,7 @@ def _attached() -> frozenset[int]:
 
 
 def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Thing]:
-    """Yield niso's tables, preceded by the sysctls whose former values they record.
+    """Yield niso's tables, preceded by the sysctls whose former values the tables record.
 
     Sysctls of the links in ``going`` vanish with the links.
     """
@@ -576,7 +580,7 @@ def _forget_active(kernel: Kernel, store: Store) -> None:
 
 
 def repair_row(processes: Processes, store: Store, name: str) -> None:
-    """Rewrite the process spec in a service's "different" row from the running service.
+    """Write the spec of the running process to a service's row that differs from it.
 
     Raises Error if the run folder has no spec of the service, or the manifest is damaged.
     """
@@ -591,7 +595,7 @@ def repair_row(processes: Processes, store: Store, name: str) -> None:
 
 
 def repair_defects(kernel: Kernel, store: Store, defects: Iterable[Defect]) -> None:
-    """Repair the defects that are "missing" or "foreign". Raises Error.
+    """Repair the defects of kinds "missing" and "foreign". Raises Error.
 
     The caller is in a transaction of the store.
     """

@@ -29,13 +29,13 @@ def concerned(
     networks: Iterable[str] = (),
     names: Iterable[Name] = (),
 ) -> Scope:
-    """Return the scope of a change of ``services`` by the present rows.
+    """Return the scope of a change of ``services``, according to the present rows.
 
-    It has the services that share a namespace with them, those that have one of their names on
-    another network (`NameRows.shadows`), the networks of all of them, and networks whose bridges
-    are set up for their ports, even if they have left them. ``networks`` and ``names`` are added:
-    where a service will be, and which names of policies will resolve differently. Remote services
-    that have one of the names are included.
+    The scope has services that share a namespace with them, services that have one of their names
+    on another network (`NameRows.shadows`), and the networks of all of these. It also has networks
+    whose bridges are still set up for the services' ports, even if the services have left them.
+    ``networks`` and ``names`` are added: networks that the services will join, and names of
+    policies that will resolve differently. Remote services with one of the names are included.
     """
     names = list(names)
     everyone = store.with_companions(services)
@@ -70,10 +70,10 @@ def with_remotes(store: Store, scope: Scope) -> Scope:
 
 
 def leaving(machine: Machine, networks: Collection[str], report: Report) -> change | Transaction:
-    """Return the context in which networks that services have left are dropped, if unused.
+    """Return the `change` context for dropping implicit networks that services have left.
 
-    Without networks it is a plain transaction. The caller holds niso's lock, and drops the networks
-    in the block.
+    Only unused networks are dropped. Without networks, the context is a plain transaction. The
+    caller holds niso's lock, and drops the networks in the block.
     """
     store = machine.store
     if not networks:
@@ -98,8 +98,8 @@ def all_names(store: Store, scope: Scope) -> set[Name]:
 def scope_of(store: Store, targets: list[Target]) -> Scope:
     """Return the scope of an activation.
 
-    It includes the services, those that share a namespace with them, and their networks before and
-    after the change.
+    The scope has the services, services that share a namespace with them, and their networks before
+    and after the change.
     """
     touched: set[str] = set()
     for target in targets:
@@ -113,10 +113,10 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
 
 
 def _other_meanings(store: Store, target: Target) -> set[Name]:
-    """Return the names that may resolve to other addresses after an activation.
+    """Return the names that may resolve to different addresses after an activation.
 
-    A service that keeps its leases adds none. A name of a service that shares a namespace resolves
-    only while the service is active; several names may have one address.
+    A service that keeps its leases adds no name. A sharer's name resolves only while the sharer is
+    active; several names may have one address.
     """
     row = store.service(target.name)
     wanted = target.spec.network

@@ -25,7 +25,7 @@ _KEY = "network.share"
 
 
 class Home(NamedTuple):
-    """The network of a service's process; all fields are empty for the host's network."""
+    """The network of a service's process; all fields are empty if it is the host's network."""
 
     netns: str  # path of the namespace
     hosts_folder: str
@@ -35,7 +35,7 @@ class Home(NamedTuple):
 def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) -> Home:
     """Return the network of a service's process.
 
-    ``provider`` is the existing service whose namespace it shares, if any.
+    ``provider`` is the existing service whose namespace the service shares, if any.
     """
     if provider is not None:
         row = store.service(provider)
@@ -55,9 +55,9 @@ def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) ->
 
 
 def provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
-    """Return the service whose namespace the manifest asks to share; None without mode share.
+    """Return the service whose namespace the manifest shares; None unless its mode is share.
 
-    ``together`` are the services of the command; those without mode share are already recorded.
+    ``together`` are the services of the command; those with other modes are already recorded.
     Raises Conflict if the namespace is not available, InvalidInput if the manifest names its own
     service.
     """
@@ -106,9 +106,9 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
 
 
 def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> list[str]:
-    """Return the active services that must restart together with ``wanted``.
+    """Return the active services that must restart if ``wanted`` restart.
 
-    Sharers see the hostname and hosts file of their provider, so they restart if these change.
+    A sharer has the hostname and hosts file of its provider, so it restarts if these change.
     Services in ``ending`` are left out.
     """
     chosen = list(wanted)
@@ -134,9 +134,10 @@ def with_followers(
 
 
 def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[ServiceRow] = ()) -> None:
-    """Raise Conflict if a command would leave services that share a namespace without one.
+    """Raise Conflict if a command would deactivate a provider and leave its sharers active.
 
-    All ``changed`` services are recorded. ``leaving`` are the services that the command ends.
+    All ``changed`` services are recorded. ``leaving`` are the services that the command
+    deactivates.
     """
     rows, ended = list(changed), list(leaving)
     together = frozenset(row.name for row in (*rows, *ended))
@@ -175,10 +176,10 @@ def _sees(row: ServiceRow, there: Home) -> bool:
 
 
 def together_with(sharers: list[str]) -> str:
-    """Return the hint for a service that cannot end before its ``sharers``."""
+    """Return the hint for a provider that cannot be deactivated before its ``sharers``."""
     return f"it can end after these, or in the same command: {', '.join(sharers)}"
 
 
 def they_share(sharers: list[str]) -> str:
-    """Return ``'a', 'b' share``, as the start of a sentence."""
+    """Return ``'a', 'b' share``, to begin a sentence."""
     return f"{', '.join(map(repr, sharers))} {'shares' if len(sharers) == 1 else 'share'}"

@@ -33,7 +33,7 @@ HEADERS = {4: 50, 6: 70}
 
 
 class Arriving(NamedTuple):
-    """Networks of the cluster that are new to this host, and the remote services on them."""
+    """Networks of the cluster that this host is about to add, and the remote services on them."""
 
     joined: Joined
     port: int  # UDP port of VXLAN
@@ -50,7 +50,7 @@ class Arriving(NamedTuple):
         return mirror.scope_of(store, changed, changed)
 
     def fill(self, store: Store) -> None:
-        """Record the remote services on them; the caller is in a transaction."""
+        """Record the remote services of the networks; the caller is in a transaction."""
         changed = mirror.turned(store, self.seen, self.joined.host)
         mirror.write(store, self.seen, self.joined.host, changed)
 
@@ -59,8 +59,8 @@ class Arriving(NamedTuple):
     ) -> list[Network]:
         """Record the networks; return those that were created.
 
-        The caller is in a transaction, and records the remote services on them. ``unobserved`` are
-        networks whose flows are not recorded. Raises Conflict if this host cannot have the
+        The caller is in a transaction, and records the networks' remote services. ``unobserved``
+        are networks whose flows are not recorded. Raises Conflict if this host cannot have the
         networks.
         """
         store, made = machine.store, []
@@ -89,7 +89,7 @@ class Arriving(NamedTuple):
 
 
 def arriving(joined: Joined, engine: Engine, cluster: Cluster, specs: Sequence[Spec]) -> Arriving:
-    """Return networks that are new to this host, and the remote services on them.
+    """Return the networks that are new to this host, with the remote services on them.
 
     Raises Conflict if the MTU of the link between the hosts is too small.
     """
@@ -109,7 +109,10 @@ def arriving(joined: Joined, engine: Engine, cluster: Cluster, specs: Sequence[S
 
 
 class Proposed(NamedTuple):
-    """A network that spans hosts, or will; ``made`` if this command created it in the cluster."""
+    """A network that spans hosts, or will span hosts.
+
+    ``made``: this command created the network in the cluster.
+    """
 
     request: NetworkRequest
     arriving: Arriving
@@ -158,7 +161,7 @@ def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Propose
 
 
 def request_of(spec: Spec, observe: bool) -> NetworkRequest:
-    """Return the request for a network with the cluster's settings."""
+    """Return a request for a network that has the cluster's settings of that network."""
     return NetworkRequest(
         spec.name,
         tuple(cidr for cidr, _ in spec.subnets),
@@ -178,7 +181,7 @@ def _planned(
     joined: Joined,
     present: Network | None,
 ) -> Spec:
-    """Plan a network that neither this host nor the cluster has. Raises Conflict."""
+    """Plan a network that exists neither on this host nor in the cluster. Raises Conflict."""
     fits = min((host.mtu for host in membership.hosts()), default=1500) - header(joined)
     if request.mtu is not None and request.mtu > fits:
         raise Conflict(
@@ -210,7 +213,7 @@ def _planned(
 
 
 def header(joined: Joined) -> int:
-    """Return the number of bytes added to a service's packet between hosts."""
+    """Return how many bytes VXLAN and encryption add to a packet between hosts."""
     outer = 6 if ":" in joined.address else 4
     if not joined.encryption:
         return HEADERS[outer]
@@ -236,7 +239,7 @@ def _network(spec: Spec, joined: Joined, cluster: Cluster) -> Network:
 
 
 def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:
-    """Remove a network that this command created in the cluster, but could not create here."""
+    """Remove a network from the cluster that this command created there but not on this host."""
     if proposed.made:
         try:
             remove(machine, [proposed.request.name])
@@ -246,11 +249,11 @@ def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:
 
 
 def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> None:
-    """Remove networks from the cluster. No-op for those that it no longer has.
+    """Remove networks from the cluster; no-op for networks that the cluster no longer has.
 
-    A host without a cluster forgets only its own part. Raises NotFound if neither this host nor the
-    cluster has the network, Conflict if hosts have services there, and NoAnswer: then nothing has
-    changed.
+    If this host is in no cluster, only its own records are deleted. Raises NotFound if neither this
+    host nor the cluster has the network, Conflict if hosts have services there, and NoAnswer: then
+    nothing has changed.
     """
     joined = machine.joined()
     if joined is None:
@@ -285,9 +288,9 @@ def _addresses(engine: Engine, joined: Joined, name: str) -> list[Address]:
 
 
 def going(store: Store, scope: Scope, every: bool = False) -> Scope:
-    """Add the remote services on networks that may be removed to a scope.
+    """Extend a scope by the remote services on networks that may be removed.
 
-    These are the scope's implicit networks, or ``every`` one.
+    These networks are the scope's implicit networks, or with ``every`` all of its networks.
     """
     on = store.across.spanning(scope.networks or (), implicit=not every)
     return scope.joined(mirror.scope_on(store, on)) if on else scope

@@ -39,7 +39,7 @@ class StackUp(NamedTuple):
     services: tuple[Outcome, ...]
     """same as activate"""
     left: tuple[str, ...]
-    """strings: services that were removed from the file and deactivated"""
+    """strings: services that are no longer in the file and were deactivated"""
     networks: tuple[str, ...]
     """strings: networks that were created"""
     idle: tuple[str, ...]
@@ -60,7 +60,7 @@ def up(
     dry_run: bool = False,
     replace: bool = False,
 ) -> StackUp:
-    """Apply the stack's file completely, or change nothing.
+    """Apply the stack's file completely; on failure, roll back all changes.
 
     ``replace`` takes over services and a stack of these names from other folders. Raises the errors
     of `activate.activate`.
@@ -93,9 +93,9 @@ def up(
 
 
 def refuse(plain: Stack) -> None:
-    """Raise the errors that `up` would raise on any host. Changes nothing and reads no host.
+    """Raise the errors that `up` would raise on any host; change and read nothing of this host.
 
-    Raises an ErrorGroup, with the keys of the stack's file where they are known.
+    Raises an ErrorGroup, with the keys of the stack's file where known.
     """
 
     stack = manifest_stack.stack(plain) if plain.asks else plain
@@ -144,13 +144,13 @@ def _in_cluster(
 
 
 def foreseen(machine: Machine, stack: Stack, replace: bool = False) -> tuple[World, World]:
-    """Return the present services and networks, and those after `up`, as two worlds."""
+    """Return services and networks before and after `up`, as two policy contexts."""
     wanted, joins = _joining(machine.store, named(machine.store, stack), replace)
     return activate.foreseen(machine, wanted, joins)
 
 
 def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], Membership]:
-    """Return a stack's targets, and their membership."""
+    """Return a stack's targets, and the membership that they get."""
     wanted = [target._replace(replace=replace) for target in _targets(store, stack)]
     names = {member.name for member in stack.members}
     left = [name for name in store.stack_members(stack.name) if name not in names]
@@ -161,7 +161,7 @@ def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], M
 def _membership(
     stack: Stack, on: Container[str], left: Iterable[str] = (), replace: bool = False
 ) -> Membership:
-    """Return the membership of a stack's services, with its networks that are in ``on``."""
+    """Return the membership of a stack's services, with the networks ``on`` that the stack has."""
     requests = [_request(name, settings) for name, settings in stack.networks.items() if name in on]
     return Membership(
         stack.name,

@@ -71,12 +71,12 @@ def run(
 ) -> None:
     """Start the processes that must start, each after its dependencies in ``after``; wait for all.
 
-    From its own start, each process has ``timeout_s`` to become idle or live for
-    `STARTED_WITHIN_S`, and to become healthy if it has a healthcheck. For a job, wait until it has
-    exited with status 0, within the timeout of its manifest. A process that already runs as wanted
-    is waited for only if another depends on it, its healthcheck is new, or it was restarted by its
-    policy and has not been healthy since. Raises ProcessError with the reason, Conflict if the
-    order is impossible. The caller must stop what was started before the error.
+    Each process has ``timeout_s`` from its own start. Within it, the process must have become idle
+    or run for `STARTED_WITHIN_S`, and become healthy if it has a healthcheck. A job must exit with
+    status 0 within the timeout of its manifest. A process that already runs as desired is waited
+    for only if another one depends on it, its healthcheck is new, or its restart policy restarted
+    it and it has not been healthy since. Raises ProcessError with the reason, Conflict if the
+    dependencies cannot be met. The caller must stop what was started before the error.
     """
     for change in changes:
         if change.rehosts:
@@ -134,7 +134,7 @@ def _begins(
     check: Healthcheck | None,
     timeout_s: float,
 ) -> Start:
-    """Return the `Start` of a service, or of a job with its manifest's timeout."""
+    """Return the `Start` of a service; for a job, with the timeout of its manifest."""
     if not row.is_job:
         return Start(row, stops, starts, check, timeout_s)
     program = row.require_service().program
@@ -142,7 +142,7 @@ def _begins(
 
 
 def event_of(change: Change) -> Event:
-    """Return the event that `run` reports when it starts a service or swaps its hosts file."""
+    """Return the event to report when a service starts or its hosts file is replaced."""
     if change.rehosts:
         folder = os.path.basename(change.row.require_process().hosts_folder)
         return ShowingHosts(change.name, folder)
@@ -244,7 +244,7 @@ class _Starting:
     def _ready(self) -> Iterator[Start]:
         """Yield the starts whose dependencies are met, in the order of the command.
 
-        None is ready while `_AT_ONCE` containers are being created.
+        Yields nothing while `_AT_ONCE` containers are being created.
         """
         for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
@@ -273,7 +273,7 @@ class _Starting:
             self._waits.append(Wait(self._processes, start))
 
     def _created(self) -> None:
-        """Start the processes of the containers that have been created, and track them."""
+        """Start the processes of the created containers, and track them."""
         for pair in list(self._begun):
             start, begun = pair
             if begun.is_created:
@@ -282,7 +282,7 @@ class _Starting:
                 self._waits.append(Wait(self._processes, start))
 
     def _turn(self, wait: bool) -> None:
-        """Advance every start that can advance; with ``wait``, first wait for the next event."""
+        """Advance all starts as far as possible; with ``wait``, first wait for the next event."""
         for waiter in self._waits:
             waiter.step()
         if self._waits or self._ends or self._begun:
@@ -309,7 +309,7 @@ class _Starting:
             self._look(waiter)
 
     def _stop_ended(self) -> None:
-        """Clean up ended processes, stop those past their timeout, and start all of them next."""
+        """Clean up exited processes, stop those past their timeout, and start them again next."""
         over = [end for end in self._ends if end.is_over]
         for end in over:
             self._ends.remove(end)
@@ -320,9 +320,9 @@ class _Starting:
         self._todo[:0] = [end.start._replace(stops=None) for end in over]
 
     def _has_succeeded(self, wait: Wait) -> bool:
-        """If a process that should exit has succeeded, record that and return True.
+        """Return whether a process has finished with success; record it if so.
 
-        Such a process is a job, or one that is never restarted, with exit status 0.
+        Only a job, or a process that is never restarted, can finish with success: exit status 0.
         """
         start = wait.start
         once = start.job or (wait.well and start.row.require_process().restart == "no")
@@ -338,7 +338,7 @@ class _Starting:
     def _look(self, wait: Wait) -> None:
         """Record whether a process is started or healthy.
 
-        Raises ProcessError if it has ended or exceeded its timeout.
+        Raises ProcessError if the process has exited or exceeded its timeout.
         """
         start = wait.start
         if not is_alive(wait.pidfd):
@@ -398,7 +398,7 @@ class Start(NamedTuple):
 
 
 class End:
-    """Tracks a process that niso stops to start it again."""
+    """Track a process that was asked to exit and will be started again."""
 
     def __init__(self, processes: Processes, start: Start, timeout_s: float) -> None:
         self.start = start
@@ -407,7 +407,7 @@ class End:
 
     @property
     def is_over(self) -> bool:
-        """Return whether the process has ended or exceeded its timeout."""
+        """Return whether the process has exited or exceeded its timeout."""
         return not is_alive(self.pidfd) or time.monotonic() >= self.next_at
 
     def close(self) -> None:
@@ -418,7 +418,7 @@ class End:
 
 
 class Wait:
-    """Tracks a running process until it is started, healthy or failed."""
+    """Track a running process until it is started, healthy or failed."""
 
     def __init__(self, processes: Processes, start: Start) -> None:
         self.start, self._processes = start, processes
@@ -447,7 +447,7 @@ class Wait:
 
     @property
     def next_at(self) -> float:
-        """The time (monotonic, s) of the next step if no event comes before."""
+        """Return the time (monotonic, s) of the next step if no event comes before."""
         moments = [self.deadline]
         # only is_started compares with the clock: otherwise the time could pass between the two
         if not self._started:
@@ -458,7 +458,7 @@ class Wait:
 
     @property
     def is_started(self) -> bool:
-        """Return whether the process has run for `STARTED_WITHIN_S`, or become idle before that."""
+        """Return whether the process has run for `STARTED_WITHIN_S`, or became idle earlier."""
         now = time.monotonic()
         if self._started:
             return True
@@ -533,7 +533,7 @@ class Wait:
 def until_started(processes: Processes, row: ServiceRow) -> None:
     """Wait until a new process counts as started, for about `STARTED_WITHIN_S`.
 
-    Raises Error if it ends before, unless it is never restarted and exits with status 0.
+    Raises Error if the process exits before, unless it is never restarted and exits with status 0.
     """
     start = Start(row, None, True, None, 2 * _BUSY_S)
     wait = Wait(processes, start)
@@ -549,7 +549,7 @@ def until_started(processes: Processes, row: ServiceRow) -> None:
 
 
 def late(processes: Processes, start: Start) -> ProcessError:
-    """Return the error for a job that has exceeded its timeout."""
+    """Build the error for a job that has exceeded its timeout."""
     what = f"has not ended after {start.timeout_s:g}s{_last_output(processes, start.name)}"
     hint = "raise service.timeout in its manifest, or leave it out"
     return ProcessError(what, hint, service=start.name)
@@ -564,7 +564,7 @@ def failed(processes: Processes, service: str, what: str) -> ProcessError:
 
 
 def ended(processes: Processes, start: Start, unhealthy: bool) -> Error:
-    """Return the error for a process that ended, with its exit status and last output."""
+    """Build the error for a process that exited, with its exit status and last output."""
 
     service = start.name
     how = describe_exit(processes.exit_code(service))
@@ -583,9 +583,9 @@ def ended(processes: Processes, start: Start, unhealthy: bool) -> Error:
 
 
 def _last_output(processes: Processes, service: str) -> str:
-    """Return the last output of the current run as a suffix for a message.
+    """Return the last output of the current run, as the end of a message.
 
-    Output of earlier runs would not explain the error.
+    Output of earlier runs is left out, because it would not explain the error.
     """
     lines = processes.last_lines(service, _LAST_LINES)
     return "; last output:" + "".join(f"\n    {line}" for line in lines) if lines else ""

@@ -34,9 +34,9 @@ _SPACE = 1 << 12
 
 
 class _BareHost:
-    """Answer what recording a service asks of `niso.kernel.interface.Kernel`, for a bare host.
+    """A `niso.kernel.interface.Kernel` that answers as a host without any configuration.
 
-    The host has no addresses, listeners, rules of others or services, and lacks nothing.
+    The host has no addresses, listeners, foreign rules or services, and supports all features.
     """
 
     def sysctl(self, name: str) -> str:
@@ -70,7 +70,7 @@ class _BareHost:
 def refuse(loaded: Iterable[Loaded], stack: Membership = NO_STACK) -> None:
     """Raise the errors that activating these services, alone or as a stack, raises on any host.
 
-    Changes nothing and reads nothing of this machine. Raises Conflict, InvalidInput, or an
+    Changes nothing, and reads nothing of this machine. Raises Conflict, InvalidInput, or an
     ErrorGroup of all errors.
     """
     manifests = list(loaded)
@@ -105,9 +105,9 @@ def refuse(loaded: Iterable[Loaded], stack: Membership = NO_STACK) -> None:
 
 
 def _target(loaded: Loaded) -> Target:
-    """Return a service without its files.
+    """Return the target of a service, without checking its files.
 
-    An audit is left out, because its end depends on the day and on the previous activation.
+    An audit is left out, because its end depends on the date and on the previous activation.
     """
     spec = loaded.spec
     network = spec.network._replace(policy=spec.network.policy._replace(audit=None))
@@ -116,10 +116,9 @@ def _target(loaded: Loaded) -> Target:
 
 
 def _misplaced(loaded: Loaded, target: Target) -> list[InvalidInput]:
-    """Return the errors of a service's mount points.
+    """Return an error for each invalid mount point of a service.
 
-    Without a rootfs, mount points below /etc depend on the host's folders there, and are not
-    checked.
+    Without a rootfs, mount points below /etc depend on the host's folders, and are not checked.
     """
     rootfs = targets.rootfs(loaded)
     own = rootfs is not None
@@ -138,7 +137,7 @@ def _is_etc(mount: str) -> bool:
 
 
 def _providers(wanted: Iterable[Target]) -> list[Target]:
-    """Return placeholders for providers that are not among the services."""
+    """Return stand-ins for providers that are not among the services to check."""
     specs = [target.spec for target in wanted]
     known = {name for spec in specs for name in spec.names}
     shares = ((spec.network.share, spec) for spec in specs)
@@ -147,7 +146,7 @@ def _providers(wanted: Iterable[Target]) -> list[Target]:
 
 
 def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
-    """Return a placeholder service on a network of its own, with a name that no file can use."""
+    """Return a stand-in service on a network of its own, with a name that no manifest can use."""
     network = sharer.network._replace(
         mode="bridge",
         share=None,
@@ -162,9 +161,10 @@ def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
 
 
 def _make_unknown(host: Machine, wanted: Iterable[Target], stack: Membership) -> None:
-    """Record networks without a subnet in the files, with a subnet that contains any address.
+    """Record each network that does not exist yet.
 
-    Raises Conflict if a subnet in the file overlaps that of another network.
+    A network whose subnet the files do not declare gets one that contains all addresses. Raises
+    Conflict if a declared subnet overlaps that of another network.
     """
     store = host.store
     requests = {one.name: one for one in stack.networks}
@@ -199,8 +199,8 @@ def _make_unknown(host: Machine, wanted: Iterable[Target], stack: Membership) ->
 def _anything(family: int, position: int) -> Subnet:
     """Return a subnet that contains all addresses.
 
-    Services without a static address get one of 0.0.0.0/8 or ::/104, which no static address can be
-    in. ``position`` makes the automatic addresses of networks differ.
+    Services without a static address get one from 0.0.0.0/8 or ::/104, which cannot contain a
+    static address. ``position`` selects a different part for each network.
     """
     start = ipaddress.ip_address(position * _SPACE)
     text = str(start if family == 4 else ipaddress.IPv6Address(int(start)))

@@ -50,7 +50,7 @@ def finish(
 ) -> list[Error]:
     """Stop services and remove their networks; with ``ends``, end their intents.
 
-    Returns the errors of processes that could not be stopped; such a service keeps its network.
+    Returns the errors of processes that could not be stopped; their services keep their networks.
     Raises Error if the kernel refuses a change. Then no service is recorded as stopped, and the
     call can be repeated.
     """
@@ -67,7 +67,7 @@ def finish(
 
 
 def plan_only(machine: Machine, services: list[str], report: Report) -> None:
-    """Report what `finish` would do; the caller holds niso's lock."""
+    """Report the steps that `finish` would take; the caller holds niso's lock."""
     store, kernel = machine.store, machine.kernel
     rows = [row for name in services if (row := store.service(name)) is not None and row.active]
     for row in rows:
@@ -82,7 +82,7 @@ def forget(
 ) -> None:
     """Delete the records, leases, package copies and logs of stopped services; end their intents.
 
-    ``with_volumes`` also deletes their named volumes. Raises Error if something cannot be deleted.
+    ``with_volumes`` also deletes their named volumes. Raises Error if a file cannot be deleted.
     Then no record is deleted, and the call can be repeated.
     """
     from niso.runtime import package, volumes
@@ -111,7 +111,7 @@ def forget(
 def stop(
     processes: Processes, rows: Iterable[ServiceRow], report: Report, needs: Needs
 ) -> dict[str, Error]:
-    """End the processes of services: dependents first, otherwise all at once.
+    """Stop the processes of services: dependents first, otherwise all at the same time.
 
     Returns {service: error} for processes that could not be stopped.
     """
@@ -156,7 +156,7 @@ def stop(
 
 
 def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
-    """Wait for the first process to end or time out; return all that did."""
+    """Wait until at least one process has exited or timed out; return all that have."""
     poll = select.poll()
     for pidfd, _ in asked.values():
         if pidfd >= 0:
@@ -174,7 +174,7 @@ def raise_all(errors: list[Error]) -> None:
 
 
 def refuse(store: Store, services: Iterable[str]) -> None:
-    """Raise Conflict if others still need the namespace of one of ``services``."""
+    """Raise Conflict if other services still need the namespace of one of ``services``."""
     together = frozenset(services)
     for name in sorted(together):
         sharers = [
@@ -234,7 +234,7 @@ def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False
 
 
 def scope_of(store: Store, rows: Iterable[ServiceRow]) -> Scope:
-    """Return the scope of a withdrawal."""
+    """Return the scope of removing the networks of services."""
     rows = list(rows)
     # the name of a service that shares a namespace resolves only while it is active
     shared = store.names_with(store.with_companions(row.name for row in rows if row.provider))

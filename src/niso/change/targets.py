@@ -36,11 +36,12 @@ def find_targets(
     replace: bool = False,
     owners: Collection[int] | None = None,
 ) -> list[Target]:
-    """Resolve the arguments of ``niso activate``; ``replace`` as in `Target`.
+    """Find the services that the arguments of ``niso activate`` name.
 
-    Each is a manifest or its folder, an existing service, or a folder in the working directory.
-    Loaded manifests are used as they are. With ``owners``, files must belong to one of these uids.
-    Raises Error, or an ErrorGroup of the errors of all arguments; then nothing has changed.
+    Each argument is a manifest or its folder, an existing service, or a folder in the working
+    directory. Loaded manifests are used as they are. ``replace`` is as in `Target`. With
+    ``owners``, files must belong to one of these uids. Raises Error, or an ErrorGroup of the errors
+    of all arguments; then nothing has changed.
     """
     targets: dict[str, Target] = {}
     errors: list[Error] = []
@@ -66,7 +67,7 @@ def find_targets(
 
 
 def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
-    """Raise Conflict if an existing service has a manifest in another folder that still exists."""
+    """Raise Conflict if a service of this name came from another folder that still exists."""
     from niso.look.stack_members import is_elsewhere
 
     if target.replace or not is_elsewhere(before.manifest_path, target.manifest_path):
@@ -79,10 +80,10 @@ def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
 
 
 def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
-    """Return whether ./NAME has a manifest other than the one its service was activated from.
+    """Return whether ./NAME has a different manifest from the one that the service came from.
 
-    It is another one if its folder differs, or has changed since ``copy`` was made of it, by the
-    status change times (inode(7)), which no program can set.
+    A manifest is different if it is in another folder, or has changed since ``copy`` was made.
+    Status change times are compared (inode(7)), which no program can set.
     """
     manifest = f"{name}/manifest.toml"
     if not os.path.exists(manifest):
@@ -101,9 +102,9 @@ def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
 
 
 def still_so(store: Store, target: Target) -> Target:
-    """Return an existing service as the store has it now; the caller holds its lock.
+    """Return an existing service with its current row; the caller holds its lock.
 
-    Raises NotFound if it has been removed.
+    Raises NotFound if the service was removed.
     """
     if target.files is None or target.files.fingerprint is not None:
         return target
@@ -148,7 +149,7 @@ def known(store: Store, service: str) -> Target:
 
 
 def replaced(row: ServiceRow) -> None:
-    """Raise an error if a path of a service no longer leads to what it did at the activation."""
+    """Raise an error if a path of a service has a different target than at the activation."""
     from niso.runtime import sources
 
     os.close(sources.open_copy(row.package, row.name, row.manifest_path))
@@ -196,10 +197,10 @@ def of_manifest(loaded: load.Loaded) -> Target:
 
 
 def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
-    """Return the paths that are not part of a package, even below its folder.
+    """Return the paths that are excluded from a package copy, even if they are in its folder.
 
-    They are the rootfs, secrets, files of variables, and writable volumes: otherwise what a service
-    writes there would count as a change of its package.
+    They are the rootfs, secrets, files of variables, and writable volumes. Otherwise, data that a
+    service writes there would count as a change of its package.
     """
     program = spec.program
     written = [volume.host for volume in program.volumes if volume.host and not volume.read_only]
@@ -210,8 +211,8 @@ def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
 def rootfs(loaded: load.Loaded) -> str | None:
     """Return the resolved path of the rootfs.
 
-    Raises InvalidInput if it is outside the package's folder, because links changed after the
-    manifest was checked.
+    Raises InvalidInput if the path is outside the package's folder, because a link changed after
+    the manifest was checked.
     """
     written = loaded.spec.program.rootfs
     if written is None:
@@ -225,7 +226,7 @@ def rootfs(loaded: load.Loaded) -> str | None:
 
 
 def _check_files(target: Target, files: PackageFiles) -> None:
-    """Check rootfs, entrypoint, user, working folder and volumes before anything starts.
+    """Check rootfs, entrypoint, user, working folder and volumes of a service before it starts.
 
     Raises InvalidInput, or an ErrorGroup of all errors.
     """
@@ -266,7 +267,7 @@ def _check_files(target: Target, files: PackageFiles) -> None:
 def misplaced(
     target: Target, rootfs: str | None, volumes: Iterable[MountedVolume]
 ) -> list[InvalidInput]:
-    """Return an error for each volume that cannot be mounted where the manifest says."""
+    """Return an error for each volume whose mount point cannot be used."""
     from niso.runtime.volumes import check
 
     return [_in_manifest(target, error) for error in check(rootfs, volumes)]

@@ -45,8 +45,8 @@ def undo_all(
 ) -> None:
     """Undo the activation of ``services`` after ``cause``.
 
-    If the undo fails, or a process that ran before ends at once, and ``cause`` is an Error, raises
-    an ErrorGroup of all errors.
+    Raises an ErrorGroup of all errors if the undo fails, or if a process that ran before exits at
+    once. If ``cause`` is not an Error, nothing is raised.
     """
     global undoing
     store = machine.store
@@ -75,10 +75,10 @@ def undo_all(
 def _unstarted(
     machine: Machine, undone: Iterable[str], ran: dict[str, float | None]
 ) -> list[Error]:
-    """Wait for the processes that an undo started again; return the errors of those that ended.
+    """Wait for processes that an undo started again; return the errors of those that exited.
 
-    ``ran`` has the start time of each process before the undo. What a process needs may have
-    changed since its first start: a secret, a volume, a database.
+    ``ran`` has the start time of each process before the undo. What a process depends on may have
+    changed since then: a secret, a volume, a database.
     """
     processes, errors = machine.processes, []
     for name in sorted(undone):
@@ -105,7 +105,10 @@ def _not_undone(names: str, error: Error) -> Error:
 
 
 def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
-    """Sort intents for undoing: present sharers before their provider, restored ones after it."""
+    """Sort intents for undoing.
+
+    Present sharers come before their provider, restored sharers after it.
+    """
     left = {intent.service: intent for intent in intents}
     firsts: dict[str, set[str]] = {name: set() for name in left}
     for name, intent in left.items():
@@ -129,9 +132,9 @@ def undo(
     wait_s: float | None = None,
     final: bool = True,
 ) -> dict[str, Error]:
-    """Undo activations together, because one may have taken what another released.
+    """Undo several activations as one change, because one may have taken what another released.
 
-    Without ``final``, a request to the cluster may still be on its way. Returns {service: error}.
+    Without ``final``, a request to the cluster may still be in flight. Returns {service: error}.
     Raises Busy if niso's lock is needed and not free within ``wait_s``.
     """
     from niso.change import cluster_claims
@@ -185,9 +188,10 @@ def undo(
 
 
 def _end_job(machine: Machine, name: str) -> None:
-    """Stop a job that an undone activation left running; no-op for others. Raises no error.
+    """Stop a job that an undone activation started; no-op for other services. Raises no error.
 
-    Its stop timeout applies, because it may be changing data. Only an activation runs it again.
+    The job has its stop timeout to exit, because it may be changing data. niso does not run it
+    again until its next activation.
     """
     row = machine.store.service(name)
     if row is not None and row.is_job and machine.processes.runs(name):
@@ -198,7 +202,7 @@ def _end_job(machine: Machine, name: str) -> None:
 def start_again(machine: Machine, name: str) -> None:
     """Restart the process of an active service if it does not run as recorded.
 
-    A process that has exited by itself is not started. Raises Error.
+    A process that exited by itself is not restarted. Raises Error.
     """
     processes = machine.processes
     restored = machine.store.service(name)
@@ -218,7 +222,7 @@ def start_again(machine: Machine, name: str) -> None:
 def _undo_records(
     machine: Machine, intents: list[Intent], report: Report, wait_s: float | None
 ) -> None:
-    """Restore the rows and networks of services; end processes that do not match them.
+    """Restore the rows and networks of services; stop processes that do not match these rows.
 
     Raises Busy or another Error; then the rows are unchanged.
     """
@@ -258,7 +262,7 @@ def _undo_records(
 
 
 def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:
-    """Show running processes the hosts files of their old networks."""
+    """Mount the hosts files of their old networks in running processes."""
     for old in shown:
         try:
             processes.swap_hosts(old)
@@ -267,7 +271,10 @@ def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:
 
 
 def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
-    """End processes that the old rows do not match; return those that need their old hosts file."""
+    """Stop processes that do not match the old rows.
+
+    Returns the processes that match, but need their old hosts file.
+    """
     store, _, processes, _ = machine
     shown: list[ProcessSpec] = []
     for intent in intents:
@@ -297,7 +304,7 @@ def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
 def _forget_failed(name: str, kept: ServiceRow | None) -> None:
     """Delete the package copies of a failed activation.
 
-    If the service did not exist before, delete its log and empty volumes too.
+    If a service did not exist before, its log and its empty volumes are deleted too.
     """
     package.keep_only(name, {kept.package} if kept else set())
     if kept is None:

@@ -55,7 +55,7 @@ def _file(attachment: str) -> str:
 
 
 def _network_text(attachment: str, unit: str, words: Sequence[str], state_id: str) -> str:
-    """Return the file of `network_unit`; ``words`` are the command's arguments to attach."""
+    """Return the unit file of `network_unit`; ``words`` are the arguments of its attach command."""
     return "\n".join(
         [
             _MARK + state_id,
@@ -98,7 +98,7 @@ def _drop_in_text(attachment: str, state_id: str) -> str:
 def attach(
     machine: Machine, request: Request, unit: str, words: Sequence[str], report: Report = silent
 ) -> Attachment:
-    """Attach a new namespace, and put a unit into it from the unit's next start on.
+    """Attach a new namespace; a systemd unit runs in it from the unit's next start on.
 
     ``words`` are niso's arguments for the same attachment without a unit. Raises Error without
     systemd, NotFound for an unknown unit, and the errors of `attachments.attach`; then nothing has
@@ -137,12 +137,12 @@ def attach(
 
 
 def _binds(dropped: str, attachment: str) -> bool:
-    """Return whether a drop-in of niso belongs to this attachment."""
+    """Return whether a drop-in was written by niso for this attachment."""
     return f"\nBindsTo={network_unit(attachment)}\n" in dropped
 
 
 def _refuse_other(name: str, unit: str, network: str | None, dropped: str | None) -> None:
-    """Raise Conflict if the attachment has another unit, or the unit another attachment."""
+    """Raise Conflict if the attachment or the unit already belongs to another one."""
     of = _OF.search(network or "")
     if of is not None and of[1] != unit:
         raise Conflict(f"{name!r} is the network of {of[1]}", "choose another name", "NAME")
@@ -153,10 +153,10 @@ def _refuse_other(name: str, unit: str, network: str | None, dropped: str | None
 
 
 def _put(units: Units, path: str, text: str, is_new: bool, report: Report) -> bool:
-    """Write a file and reload systemd if it is new; start it if it is a network's unit.
+    """Write a unit file; if it is new, reload systemd, and start the unit if it is a network's.
 
-    Returns whether it was new. Write the drop-in after that: systemd stops a unit that is bound to
-    an inactive one.
+    Returns whether the file was new. Write the drop-in afterwards: systemd stops a unit that is
+    bound to an inactive unit.
     """
     if is_new:
         report(ChangingUnit("write", path))
@@ -191,7 +191,7 @@ def _undo(
 
 
 def unit_of(machine: Machine, attachment: str) -> str | None:
-    """Return the unit that uses this attachment, or None."""
+    """Return the name of the unit that runs in this attachment's namespace, or None."""
     units = machine.processes.units
     text = units.read(_file(attachment)) if units.booted() else None
     if text is None or not text.startswith(_MARK + machine.store.state_id()):
@@ -201,7 +201,7 @@ def unit_of(machine: Machine, attachment: str) -> str | None:
 
 
 def detach(machine: Machine, name: str, unit: str, report: Report = silent) -> None:
-    """Remove a unit's network, from the unit's next start on, and end the network.
+    """Remove a unit's network from the unit's next start on, and stop the network's unit.
 
     A running process of the unit stays in its namespace, without a network. Raises Error.
     """

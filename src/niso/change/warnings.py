@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def activated(session: Session, machine: Machine, outcomes: Sequence[Outcome]) -> None:
-    """Warn about likely problems of activated services, and hand them over to systemd."""
+    """Warn about likely problems of activated services; let systemd supervise them."""
     store = machine.store
     changed = [outcome.service for outcome in outcomes if outcome.changed]
     _warn_of_rights(session, store, changed)
@@ -49,7 +49,7 @@ def activated(session: Session, machine: Machine, outcomes: Sequence[Outcome]) -
 
 
 def attached(session: Session, machine: Machine, outcomes: Sequence[Attachment]) -> None:
-    """Warn about likely problems of attachments: those of services that concern the network."""
+    """Warn about likely problems of attachments: the warnings that concern the network."""
     names = [done.service for done in outcomes]
     _warn_of_taken(session, machine.store, names)
     _warn_of_policies(session, machine, names)
@@ -57,7 +57,7 @@ def attached(session: Session, machine: Machine, outcomes: Sequence[Attachment])
 
 
 def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> None:
-    """Warn if something on the host drops the packets of services."""
+    """Warn if rules or settings of the host drop the packets of services."""
     store = machine.store
     on = {network for service in services for network, _ in store.addresses(service)}
     networks = [network for name in sorted(on) if (network := store.network(name))]
@@ -76,7 +76,7 @@ def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> No
 
 
 def _warn_of_policies(session: Session, machine: Machine, names: list[str]) -> None:
-    """Warn about policies that are in audit, or that are likely mistakes."""
+    """Warn about policies that are in audit, or that are probably mistakes."""
     if set(names) & set(machine.store.policied()):
         from niso.look import policies
 
@@ -85,7 +85,7 @@ def _warn_of_policies(session: Session, machine: Machine, names: list[str]) -> N
 
 
 def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about services whose outside names no timer resolves again."""
+    """Warn about services whose DNS names no timer resolves again."""
     if not store.names_outside():
         return
 
@@ -136,7 +136,7 @@ def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
 
 
 def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about manifest ports that are forwarded to other services instead."""
+    """Warn about manifest ports that lead to other services because of port-forward."""
 
     rows = (
         [row for name in names if (row := store.service(name)) is not None]
@@ -158,7 +158,7 @@ def _whose(name: str, holder: str, held: Port) -> str:
 
 
 def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about capabilities that affect the whole machine, and about root in host volumes."""
+    """Warn about capabilities that affect the complete machine, and root in host volumes."""
 
     for name in names:
         row = store.service(name)
@@ -216,7 +216,7 @@ def _warn_of_capabilities(
 
 
 def _warn_of_others(session: Session, name: str, volume: MountedVolume) -> None:
-    """Warn if users other than root and the owner of a host volume can replace it."""
+    """Warn if a host volume can be replaced by users other than root and its owner."""
 
     path = str(volume.source)
     try:
@@ -235,7 +235,7 @@ def _warn_of_others(session: Session, name: str, volume: MountedVolume) -> None:
 
 
 def effects(session: Session, what: Sequence[str], since: float | None) -> tuple[PolicyEffect, ...]:
-    """Return the effects of activating files: `Host.policy_effects`."""
+    """Return the effects on recorded flows of activating files; see `Host.policy_effects`."""
 
     from niso.change import stacks
     from niso.look import stack_members

@@ -110,7 +110,10 @@ def _serve(look: Iterator[bytes], server: _PageServer, end: float | None) -> Non
 
 
 def _looks(host: Host) -> Iterator[bytes]:
-    """Yield states as lines of JSON. The first one raises Error; later errors are lines too."""
+    """Yield states as lines of JSON.
+
+    The first state may raise Error; later errors are lines too.
+    """
 
     with host.map() as measured:
         yield _line({"state": plain(measured.read())})
@@ -126,9 +129,10 @@ def _line(value: object) -> bytes:
 
 
 class _PageServer:
-    """The serving process. A context manager, which ends it.
+    """The process that serves the page. A context manager, which stops it.
 
-    It is forked before this process opens the store, so it has nothing of the store in its memory.
+    The process is forked before this one opens the store, so it has none of the store's data in its
+    memory.
     """
 
     def __init__(self, listener: socket.socket) -> None:
@@ -184,7 +188,7 @@ class _PageServer:
         return Error(f"the process that serves the page has ended: {how}", "niso web")
 
     def __exit__(self, *_: object) -> None:
-        """End the server: it exits when its pipe closes. Kill it if it does not."""
+        """Stop the server by closing its pipe; kill it if it does not exit."""
         os.close(self._pipe)
         os.close(self._status)
         if not self._over:
@@ -195,9 +199,9 @@ class _PageServer:
 
 
 def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> None:
-    """Serve, then end this process.
+    """Serve the page, then exit this process.
 
-    INT, TERM and HUP stay blocked: it exits when its pipe closes.
+    INT, TERM and HUP stay blocked: the process exits when its pipe is closed.
     """
     from niso.web import page_server
 
@@ -257,9 +261,9 @@ class _listening:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove the socket of a niso web that was killed: root's, with no listener.
+    """Remove the socket of a killed niso web, which is root's and has no listener.
 
-    Raises OSError if the path is something else.
+    Raises OSError if the path is another kind of file.
     """
     with suppress(FileNotFoundError):
         info = os.lstat(path)
@@ -283,8 +287,8 @@ _KEPT = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "LANG", "PATH", "TERM")
 class Opener:
     """Makes the user's browser open an address. Raises UsageError if there is no such user.
 
-    The address has the token, and everyone can read the arguments of a process (proc(5)). So the
-    browser gets a file that only the user can read, which redirects to the address.
+    The address contains the token, and all users can read the arguments of a process (proc(5)). The
+    browser therefore gets a file that only the user can read, which redirects to the address.
     """
 
     def __init__(self, address: str) -> None:

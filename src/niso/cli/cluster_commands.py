@@ -125,7 +125,7 @@ def _content(name: str) -> bytes:
 
 
 def _membership(made: Membership) -> str:
-    """Return a host's role in etcd, and how many losses etcd survives."""
+    """Describe a host's role in etcd, and how many lost members etcd survives."""
     if not made.member:
         return "not a member of etcd"
     number = f"member {made.members} of etcd"
@@ -258,7 +258,7 @@ def _member(member: ClusterMember) -> str:
 if TYPE_CHECKING:
 
     class RunningAgent(Protocol):
-        """The interface of an agent: ``run`` returns after ``stop``."""
+        """Protocol of an agent: ``run`` returns after ``stop``."""
 
         @property
         def run(self) -> Callable[[], None]: ...

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Argument(NamedTuple):
     """A positional argument.
 
-    ``times`` says how often it can occur: empty (once), ``?``, ``*``, ``+``, or ``...`` (the
+    ``times`` is how often it can occur: empty (once), ``?``, ``*``, ``+``, or ``...`` (the
     remaining words). ``completes`` is a key of `complete._KINDS`.
     """
 
@@ -37,7 +37,7 @@ class Option(NamedTuple):
     """A switch, or with ``metavar`` an option that takes a value.
 
     Options with the same ``group`` are mutually exclusive. ``means`` is the value of ``dest`` if
-    the switch is given, instead of True. ``ends`` says whether it ends or deletes something.
+    the switch is given, instead of True. ``ends``: the option stops or deletes something.
     ``implied`` is the value of an option that is given without one; then a value can only follow
     after =.
     """
@@ -56,24 +56,24 @@ class Option(NamedTuple):
 
     @property
     def takes(self) -> str:
-        """Return the option as help shows it: ``-n, --lines N``, ``--encrypt[=HOW]``."""
+        """Return the option as shown in help: ``-n, --lines N``, ``--encrypt[=HOW]``."""
         return ", ".join(self.flags) + self.value
 
     @property
     def value(self) -> str:
-        """Return the option's value as help shows it after a flag; "" if it takes none."""
+        """Return the option's value as shown in help after a flag; "" if it takes none."""
         if self.implied:
             return f"[={self.metavar}]"
         return f" {self.metavar}" if self.metavar else ""
 
 
 class Command(NamedTuple):
-    """A command.
+    """The description of a command.
 
     ``does`` is an imperative phrase, ``examples`` are pairs of command and remark, ``exits`` pairs
-    of exit status and meaning. ``root`` says whether it needs root. ``ends`` says whether it ends
-    or deletes something; such a command is never suggested for a misspelt one. ``aside`` says
-    whether the first screen of help, or its group's help, only lists its name.
+    of exit status and meaning. ``root``: the command needs root. ``ends``: the command stops or
+    deletes something; it is never suggested for a misspelt one. ``aside``: the first screen of
+    help, or the group's help, lists only the command's name.
     """
 
     name: str
@@ -116,7 +116,7 @@ TIMEOUT = Option(
 def synopsis(command: Command) -> list[str]:
     """Return the parts of a usage line: ``niso net create``, ``NAME``, ``[--subnet CIDR]...``.
 
-    A line can break between parts, not inside them.
+    The line can be wrapped between parts, not inside them.
     """
     shown = [f"niso {command.name}"]
     for argument in command.arguments:

@@ -87,9 +87,9 @@ def split(line: str) -> tuple[list[str], str]:
 
 
 def candidates(words: list[str], current: str) -> Candidates:
-    """Return the words that can follow ``words`` (without ``niso``), given the typed ``current``.
+    """Return the words that can follow ``words`` (without ``niso``), before ``current``.
 
-    The result is not filtered by ``current``.
+    ``current`` is the word being typed. The result is not filtered by it.
     """
     if not words:
         return _commands()
@@ -208,7 +208,7 @@ def _active() -> Candidates:
 
 
 def _words(ports: Iterable[Port]) -> list[str]:
-    """Format ports as in a manifest; the rows of both families become one port."""
+    """Format ports as in a manifest; rows of both families become one port."""
 
     words = []
     for port in ports:
@@ -219,7 +219,7 @@ def _words(ports: Iterable[Port]) -> list[str]:
 
 
 def _forwards(placed: list[str], given: list[str]) -> Candidates:
-    """Return a service's forwards, or with --replace the ports of other services."""
+    """Return a service's forwards; with --replace, the ports of other services."""
 
     def read(host: Host) -> Candidates:
         if "--replace" not in given:
@@ -238,7 +238,7 @@ def _forwards(placed: list[str], given: list[str]) -> Candidates:
 
 
 def _targets(placed: list[str], given: list[str]) -> Candidates:
-    """Return services, and the container ports of those that publish ports."""
+    """Return services, and the container ports of services that publish ports."""
 
     def read(host: Host) -> Candidates:
         return list(

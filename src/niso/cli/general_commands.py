@@ -70,7 +70,7 @@ def _check(args: Args) -> int:
 
 
 def print_help(words: list[str]) -> int:
-    """Print the help of the command or action named, or the first screen. Raises UsageError."""
+    """Print the help of the given command or action, or the first screen. Raises UsageError."""
 
     if not words or words[0] in HELP:
         print(parse.first_screen(__version__, first_screen()), end="")
@@ -89,7 +89,7 @@ def print_help(words: list[str]) -> int:
 
 
 def first_screen() -> list[Command | Group]:
-    """Return the commands for the first screen: all but help, version and hidden ones."""
+    """Return the commands of the first screen: all except help, version and hidden ones."""
     return [find(name, "") for name in COMMANDS if name not in (*HIDDEN, "help", "version")]
 
 

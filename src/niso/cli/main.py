@@ -52,7 +52,7 @@ def main() -> None:
 def _have_outputs() -> None:
     """Open /dev/null for each standard descriptor that the caller closed.
 
-    Otherwise a database or a lock file could get its number and be overwritten.
+    Otherwise a database or a lock file could get the descriptor's number and be overwritten.
     """
     for fd in range(3):
         try:
@@ -93,7 +93,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str], as_json: bool) -> int:
-    """Run one command like `run`, but raise KeyboardInterrupt."""
+    """Run one command and return its exit status, as `run`, but raise KeyboardInterrupt."""
     failed = (
         125
         if arguments[:1] in (["exec"], ["lab"])
@@ -140,7 +140,7 @@ def _report(error: Error, as_json: bool) -> None:
 def _failed(error: Error, as_json: bool, status: int) -> int:
     """Report an error and return ``status``.
 
-    Raises KeyboardInterrupt if a signal came before, because the error can be its consequence.
+    Raises KeyboardInterrupt if a signal came before, because the signal may have caused the error.
     """
     _report(error, as_json)
     if state.last > 0:
@@ -210,7 +210,7 @@ def _print_help(words: list[str]) -> int:
 
 
 def _encodable(word: str) -> bool:
-    """Return whether a word is valid UTF-8; invalid bytes arrive as surrogates (PEP 383)."""
+    """Return whether a word is valid UTF-8; other bytes arrive as surrogates (PEP 383)."""
     try:
         word.encode()
     except UnicodeEncodeError:
@@ -276,10 +276,10 @@ def report(error: Error, as_json: bool) -> None:
 
 
 class state:
-    """State of the signal handlers."""
+    """The state of the signal handlers."""
 
     last = 0.0
-    """When a signal was last handled, in seconds of the monotonic clock; 0.0 if never."""
+    """When a signal was last handled, in seconds of the monotonic clock; 0.0 if none was."""
     over = False
     """Whether the command has ended: signals no longer interrupt it while it reports."""
     lost = False
@@ -297,8 +297,8 @@ _AGAIN_S = 0.001
 def interrupt(*_: object) -> None:
     """Raise KeyboardInterrupt in a command, which then rolls back its change.
 
-    A second signal also ends the rollback. The first signal does not, if the command has failed and
-    is already rolling back: `main._failed` then reports both.
+    A second signal also aborts the rollback. The first signal does not if the command has failed
+    and is already rolling back: `main._failed` then reports both.
     """
     now = time.monotonic()
     if state.over or now - state.last < BURST_S:

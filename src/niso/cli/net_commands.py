@@ -363,7 +363,7 @@ def _test(host: Host, args: Args) -> int:
 
 
 def say_what_changes(host: Host, *what: str) -> None:
-    """Print the flows that an activation would cut or let pass, if there are any."""
+    """Print the flows that an activation would cut or allow, if there are any."""
     effects = [e for e in host.policy_effects(*what) if e.effect != "pass"]
     if effects:
         _print(effects)
@@ -441,7 +441,7 @@ def _refresh(host: Host, args: Args) -> int:
 
 
 def _loop(host: Host, args: Args, end: float) -> int:
-    """Refresh whenever a name is due, until ``end`` or Ctrl-C."""
+    """Refresh names whenever one is due, until ``end`` or Ctrl-C."""
     status = 0
     try:
         while True:

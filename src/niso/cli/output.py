@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 
 
 def escaped(text: str) -> str:
-    """Return ``text`` with control characters as \\x1b or \\u202e.
+    """Return ``text`` with control characters as \x1b or \u202e.
 
-    These are C0, C1, DEL, line separators and bidi overrides.
+    Control characters are C0, C1, DEL, line separators and bidi overrides.
     """
     if text.isprintable():
         return text
@@ -87,8 +87,8 @@ def arrow() -> str:
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows under their columns, each as wide as its widest value.
 
-    On a narrow terminal, lists continue on the next line, and if that is not enough, columns are
-    one space apart; nothing is truncated.
+    On a narrow terminal, lists continue on the next line. If this is not enough, columns are one
+    space apart. Nothing is truncated.
     """
     lines = [list(columns), *map(_escaped_row, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -107,7 +107,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _escaped_row(row: Sequence[str]) -> list[str]:
-    """Escape the values of a row; fast for the common row without control characters."""
+    """Escape the values of a row; fast for rows without control characters."""
     return list(row) if "".join(row).isprintable() else [escaped(value) for value in row]
 
 
@@ -176,7 +176,7 @@ _COLOURS = {
 
 
 def columns_variable() -> int:
-    """Return the width in the variable COLUMNS; 0 if it is unset or invalid."""
+    """Return the width in the environment variable COLUMNS; 0 if it is unset or invalid."""
     value = os.environ.get("COLUMNS", "")
     return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0
 
@@ -210,14 +210,14 @@ def painted(text: str, colour: str, descriptor: int) -> str:
 
 
 def _painted(cell: str) -> str:
-    """Return a table cell with its word coloured."""
+    """Return a table cell in the colour of its status word."""
     word = cell.rstrip()
     colour = "" if word == "exited (0)" else _COLOURS.get(word.partition(" ")[0], "")
     return f"\x1b[{colour}m{word}\x1b[0m{cell[len(word) :]}" if colour else cell
 
 
 def merged[T: (Flow, PolicyEffect)](flows: Iterable[T], key: Callable[[T], object]) -> list[T]:
-    """Merge rows that only differ in addresses, such as IPv4 and IPv6."""
+    """Merge rows that differ in addresses only, such as those for IPv4 and IPv6."""
     rows: dict[object, T] = {}
     for flow in flows:
         known = rows.setdefault(key(flow), flow)
@@ -333,7 +333,7 @@ SLOW = (
 class Progress:
     """Show events as -v and --dry-run request: ``with Progress(args) as host.progress:``.
 
-    Without these options it shows steps that take over a second. Warnings are always shown. The
+    Without these options, steps that take over a second are shown. Warnings are always shown. A
     thread starts with the first event that can be slow, and sleeps until a step has taken a second.
     """
 
@@ -374,7 +374,7 @@ class Progress:
             self._show(event)
 
     def _report(self, event: Event) -> None:
-        """Record the step that begins now, and start the thread if it may be slow."""
+        """Record the step that begins now, and start the thread if the step may be slow."""
         now = time.monotonic()
         if not self._running and not isinstance(event, SLOW) and now < self._began + SOON_S:
             return
@@ -430,7 +430,7 @@ class Progress:
                     self._reported = elapsed
 
     def _follow(self, event: Event) -> None:
-        """Track which services are expected to become healthy."""
+        """Record which services are expected to become healthy."""
         if isinstance(event, Starting) and event.service in self._waits:
             self._unhealthy[event.service] = None
         elif isinstance(event, Healthy):

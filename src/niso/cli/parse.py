@@ -182,11 +182,11 @@ def _wrong(command: Command, message: str) -> UsageError:
 def unknown(
     kind: str, name: str, known: Mapping[str, bool], otherwise: str, group: str = ""
 ) -> UsageError:
-    """Return the error for an unknown word; its hint names the closest word of ``known``.
+    """Build the error for an unknown word; its hint names the closest word of ``known``.
 
-    ``known`` says of each word whether it stops or deletes something. If such a word is as close,
-    no word is suggested, because the user may mean it or its opposite. Names of actions begin with
-    their ``group``, which is not compared.
+    ``known`` maps each word to whether it stops or deletes something. If such a word is close, no
+    word is suggested, because the user may mean this word or its opposite. Names of actions begin
+    with their ``group``, which is not compared.
     """
     import difflib
 
@@ -214,10 +214,10 @@ def _is_opposite(typed: str, word: str) -> bool:
 
 
 def unknown_command(words: list[str]) -> UsageError:
-    """Return the error for words that name no command, or no action of a group.
+    """Build the error for words that name no command, or no action of a group.
 
-    Its hint is the equivalent niso command if another tool has a command of this name. Otherwise it
-    is the closest command, unless that ends or deletes something.
+    Its hint is the equivalent niso command if another tool has a command of this name. Otherwise
+    the hint is the closest command, unless that stops or deletes something.
     """
 
     from niso.cli.catalogue.habits import answer, habit
@@ -253,7 +253,10 @@ def width() -> int:
 
 
 def first_screen(version: str, commands: list[Command | Group]) -> str:
-    """Return what ``niso`` alone prints: at most 23 lines of 80, so that a prompt fits below."""
+    """Return the output of ``niso`` without arguments: at most 23 lines of 80 columns.
+
+    A prompt then fits below it.
+    """
     columns = width()
     head = f"niso {version}: networking for services on Linux, without a daemon or a proxy"
     use, more = "usage: niso COMMAND ...", "niso help COMMAND shows its options and examples"
@@ -280,7 +283,7 @@ start:  {first}   {what}
 
 
 def group(of: Group) -> str:
-    """Return the help of a command with actions."""
+    """Return the help text of a command with actions."""
     columns = width()
     short = {action: action.name.removeprefix(f"{of.name} ") for action in of.actions}
     lines = _list([(name, one.does) for one, name in short.items() if not one.aside], columns)
@@ -300,7 +303,7 @@ def group(of: Group) -> str:
 
 
 def command(of: Command) -> str:
-    """Return the help of one command."""
+    """Return the help text of one command."""
     columns = width()
     parts = [usage(of, columns, "usage: ") + "\n", _wrapped(sentence(of.does), columns)]
     if of.about:
@@ -351,7 +354,7 @@ def _wrapped(text: str, columns: int) -> str:
 
 
 def _list(rows: list[tuple[str, str]], columns: int) -> str:
-    """Format two columns; the second wraps within itself."""
+    """Format two columns; the second is wrapped within the column."""
     import textwrap
 
     left = min(max(len(word) for word, _ in rows), 22)
@@ -370,7 +373,7 @@ def _list(rows: list[tuple[str, str]], columns: int) -> str:
 
 
 def examples(of: Command, columns: int) -> list[str]:
-    """Format commands with remarks; a remark that does not fit next to its command goes above it.
+    """Format commands with remarks; a remark is above its command if it does not fit next to it.
 
     Commands are never wrapped.
     """

@@ -58,7 +58,7 @@ def _library() -> Any:
 
 
 class _Families:
-    """Passes the metrics to prometheus_client."""
+    """Adapter that passes the metrics to prometheus_client."""
 
     def __init__(self, flows: int, progress: Any) -> None:
         self._flows, self._progress = flows, progress
@@ -115,7 +115,7 @@ def _write(path: str, body: bytes) -> None:
 
 
 class _Scrape(BaseHTTPRequestHandler):
-    """Answers one request, in a process of its own with a timeout enforced by the kernel."""
+    """Answers one request, in a separate process with a timeout enforced by the kernel."""
 
     flows = 0
     server_version, sys_version = "niso", ""
@@ -143,7 +143,7 @@ class _Scrape(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Log nothing: the collector sends a request every few seconds."""
+        """Suppress the log: the collector sends a request every few seconds."""
 
 
 class _MetricsServer(socketserver.ForkingMixIn, socketserver.TCPServer):

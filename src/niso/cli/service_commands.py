@@ -278,7 +278,7 @@ def _logs(host: Host, args: Args) -> int:
 
 
 def print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
-    """Print lines of logs, each immediately with ``follow``; return the exit status."""
+    """Print lines of logs, with ``follow`` each immediately; return the exit status."""
     raw = sys.stdout.buffer
     terminal = output.is_terminal()
     gone: list[bool] = []
@@ -298,7 +298,7 @@ def print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
 
 
 def _watch_reader(gone: list[bool]) -> None:
-    """Interrupt this command when its output is no longer read, even if nothing is written.
+    """Interrupt this command when the reader of its output exits, even if nothing is written.
 
     An item is then added to ``gone``.
     """

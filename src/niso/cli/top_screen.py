@@ -82,7 +82,7 @@ def show(name: str | None) -> int:
 
 
 def _begin(screen: TopScreen, reader: threading.Thread) -> None:
-    """Start measuring; let signals end the screen cleanly, so that the terminal is restored."""
+    """Start measuring; let signals close the screen, so that the terminal is restored."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, screen.action_interrupt)
@@ -187,7 +187,7 @@ class TopScreen(App[None]):
         self._draw()
 
     def on_looked(self, event: Looked) -> None:
-        """Show a new measurement, or exit if there are no more."""
+        """Show a new measurement, or exit after the last one."""
         if event.load is None:
             self.exit()
         else:
@@ -210,7 +210,7 @@ class TopScreen(App[None]):
     def update_load(self, load: Load) -> None:
         """Show a new measurement.
 
-        Flows stay until `HISTORY` measurements have had no traffic of them.
+        Flows are removed after `HISTORY` measurements without traffic.
         """
         self._load = load
         bits = {row.service: (row.received or 0) + (row.sent or 0) for row in load.services}
@@ -340,7 +340,7 @@ class TopScreen(App[None]):
         return sorted(services, key=keys[self.order])
 
     def on_rows_chosen(self, event: Rows.Chosen) -> None:
-        """Show the flows of the chosen service, or of the service that a chosen flow leads to."""
+        """Show the flows of the chosen service, or of an end of the chosen flow."""
         if self.chosen is not None:
             return  # only flows and sockets of one service are shown
         name: str | None = event.key
@@ -412,7 +412,7 @@ class TopScreen(App[None]):
     def _subject(self) -> tuple[str | None, FlowLoad | None]:
         """Return the service and the flow at the cursor, each None if there is none.
 
-        For a flow, the service is the chosen one, else an end of the flow.
+        For a flow, the service is the chosen one, else the source or destination of the flow.
         """
         services, _, sockets = self._tables()
         table = next((part for part in self._tables() if part.has_focus), services)
@@ -427,7 +427,7 @@ class TopScreen(App[None]):
         return self._home(self.chosen) or flow.to.service or flow.from_.service, flow
 
     def _home(self, name: str | None) -> str | None:
-        """Return the service whose network a service uses."""
+        """Return the service whose network a service uses: itself or its provider."""
         loads = self._load.services if self._load else ()
         return next((load.shares or name for load in loads if load.service == name), name)
 
@@ -539,7 +539,7 @@ class Rows(ScrollView, can_focus=True):
         self._cells: Callable[[str], Cells] = lambda _: ()
 
     def fill(self, titles: tuple[str, ...], keys: list[str], cells: Callable[[str], Cells]) -> None:
-        """Show a row for each key, with the texts that ``cells`` returns for it."""
+        """Show a row for each key, with the cells that ``cells`` returns for the key."""
         at = self.key
         if titles != self._titles:
             self._titles, self._widths = titles, [len(title) for title in titles]
@@ -636,7 +636,7 @@ _END_S = 5.0
 
 
 class Output(ModalScreen[None]):
-    """Runs ``niso WORDS`` and shows its output as it comes. The command ends with the screen.
+    """Runs ``niso WORDS`` and shows its output. The command is stopped with the screen.
 
     The screen is modal, so that the keys of the tables have no effect.
     """
@@ -676,7 +676,7 @@ class Output(ModalScreen[None]):
         asyncio.get_running_loop().add_reader(self._descriptor(), self._read)
 
     def on_unmount(self) -> None:
-        """Kill the command whose output is shown."""
+        """Stop the command."""
         self._end()
 
     def _descriptor(self) -> int:
@@ -701,7 +701,7 @@ class Output(ModalScreen[None]):
             self._title(f"(exit status {self._end()})")
 
     def _end(self) -> int | None:
-        """End the command if it is still running; return its exit status."""
+        """Stop the command if it is still running; return its exit status."""
         process = self._process
         if process is None:
             return None

@@ -125,7 +125,10 @@ def _print_judged(judged: Judged) -> None:
 
 
 def _end(service: str | None, address: str, port: int | None, host: str | None = None) -> str:
-    """Format one end: ``db (10.99.1.2):5432``, ``db (10.99.1.2 on a)``, ``[2001:db8::2]:80``."""
+    """Format a source or destination: ``db (10.99.1.2):5432``, ``[2001:db8::2]:80``.
+
+    If needed, the network is added: ``db (10.99.1.2 on a)``.
+    """
     shown = bracketed(address) if port is not None else address
     if service:
         shown = f"{service} ({address}{f' on {host}' if host else ''})"
@@ -302,7 +305,7 @@ def _unwritten(path: str, error: OSError) -> UsageError:
 
 
 def _is_peer(word: str) -> bool:
-    """Return whether a word is a peer, not just a service: ``db:80``, ``host``, an address."""
+    """Return whether a word can only be a peer, not a service: ``db:80``, ``host``, an address."""
     return word == "host" or not word[:1].isalpha() or not set(word).isdisjoint(":/")
 
 
@@ -389,7 +392,7 @@ def _to(flow: Flow) -> str:
 
 
 def decided_by(flow: Flow | FlowLoad) -> str:
-    """Return what decides about a flow: ``published 8080``, ``db allow_from[0] "api:80"``."""
+    """Describe what decides about a flow: ``published 8080``, ``db allow_from[0] "api:80"``."""
     parts = [] if flow.published is None else [f"published {flow.published}"]
     if flow.key:
         line = f"{flow.service} {flow.key.removeprefix('network.policy.')}"
@@ -448,7 +451,7 @@ def run_learn(args: Args) -> int:
 
 
 def _watch(period: str) -> str:
-    """Wait for a period, or until Ctrl-C; return its start (RFC 3339). Raises UsageError."""
+    """Wait for a period, or until Ctrl-C; return the start time (RFC 3339). Raises UsageError."""
     seconds = duration(period, "--for")
     start = datetime.now(UTC)
     output.note(f"niso: watching for {period}; Ctrl-C ends it early")
@@ -460,7 +463,7 @@ def _watch(period: str) -> str:
 
 
 def _lines(policy: LearnedPolicy) -> Iterator[str]:
-    """Yield the policy as TOML, with the evidence as comments."""
+    """Yield the policy as TOML, with the recorded flows as comments."""
     # a path with a newline must not end the comment
 
     where = output.escaped(policy.file or f"{policy.service} (no manifest)")

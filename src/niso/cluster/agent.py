@@ -69,12 +69,12 @@ class Me(NamedTuple):
 
 
 class Agent:
-    """Synchronises one host with the cluster.
+    """Keeps this host synchronised with the cluster.
 
-    ``end`` ends services that another host has taken over, ``log`` takes one line of text. ``tend``
-    is called at the start, about every `LOOK_S` seconds, and when hosts come or go; its second
-    argument is false in the last case. ``mend`` is called every `MEND_S` seconds in a thread of its
-    own, with whether a full check is due.
+    ``end`` deactivates services that another host has taken over; ``log`` is called with each line
+    to log. ``tend`` is called at the start, about every `LOOK_S` seconds, and when hosts join or
+    leave; its second argument is false in the last case. ``mend`` is called every `MEND_S` seconds
+    in a thread of its own, with whether a complete check is due.
     """
 
     def __init__(
@@ -116,9 +116,9 @@ class Agent:
     ) -> list[str]:
         """Do one sync pass; return the services of other hosts that changed.
 
-        Unless ``whole``, it compares only services that have changed in the cluster since the last
-        pass, provided that pass was completed and hosts and networks are the same. ``now_s`` is of
-        a monotonic clock. Raises NoAnswer, Refused and Error.
+        Unless ``whole``, the pass compares only services that changed in the cluster since the last
+        one, provided that the last one was completed and hosts and networks are the same. ``now_s``
+        is of a monotonic clock. Raises NoAnswer, Refused and Error.
         """
         if whole:
             self._view.doubt()
@@ -208,7 +208,7 @@ class Agent:
     def _restore(self, store: Store, engine: Engine, name: str) -> None:
         """Write a network to the cluster again, if this host has recorded claims on it.
 
-        The engine must have been restored from a backup: a network with claims is never removed.
+        etcd must have been restored from a backup: a network with claims is never removed.
         """
         if not any(name in claim.addresses for claim in store.across.claims()):
             self._say(f"the cluster does not have network {name}, which has services here")
@@ -222,9 +222,10 @@ class Agent:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
     def _still(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
-        """Return the services that another host still has, by a newer claim.
+        """Return the services that another host has now, by a newer claim.
 
-        Each is read again under its lock, because a command may have claimed it in the meantime.
+        Each claim is read again under the service's lock, because a command may have claimed the
+        service since.
         """
         ended = []
         for service in lost:
@@ -238,10 +239,11 @@ class Agent:
         return ended
 
     def keep(self, engine: Engine, lease: int) -> int:
-        """Renew this host's lease, or get a new one if it has ended; return its id, 0 if no member.
+        """Renew this host's lease, or create one if it has expired; return its id.
 
-        A lease that another process left is not trusted until this host's live key is written with
-        it: the host may have left since, and joined again. Raises NoAnswer, Refused, Error.
+        Returns 0 if this host is not in the cluster. A lease of an earlier process is used only
+        after this host's live key is written with it: the host may have left and joined again
+        since. Raises NoAnswer, Refused, Error.
         """
         if not (lease and engine.keep(lease)):
             lease = engine.grant(TTL_S)
@@ -255,7 +257,7 @@ class Agent:
         return 0
 
     def _say(self, text: str) -> None:
-        """Log a line, unless it repeats the last one."""
+        """Log a line, unless it is equal to the previous line."""
         if text != self._said:
             self._said = text
             self.log(text)
@@ -318,13 +320,13 @@ class Agent:
             self._watches.follow(self.keys.network(name), self.kept(name), hurry=True)
 
     def stop(self) -> None:
-        """Make `run` return soon."""
+        """Make `run` return within a short time."""
         self._over.set()
         self._wake.set()
         self._hurry.set()
 
     def _notice(self, hurry: bool = True) -> None:
-        """Request a sync pass soon."""
+        """Request a sync pass."""
         self.lag.notice(time.monotonic())
         self._wake.set()
         if hurry:
@@ -341,7 +343,7 @@ class Agent:
             self.log(f"commands of this host cannot wake the agent: {error}")
 
     def _mend(self) -> None:
-        """Call ``mend`` periodically, to repair the tunnel whether or not the engine answers."""
+        """Call ``mend`` periodically, to repair the tunnel, also while etcd does not answer."""
         assert self.mend is not None
         whole = -LOOK_S
         while not self._over.is_set():
@@ -358,7 +360,7 @@ class Agent:
     def _alive(self) -> None:
         """Renew the lease periodically.
 
-        It outlives this process for a while, so other hosts do not notice a restart.
+        The lease outlives this process for a while, so other hosts do not notice a restart.
         """
         engine = connected(self.connect, self._over)
         path = os.path.join(paths.run_dir(), "lease")
@@ -383,7 +385,7 @@ class Agent:
 
 
 def _text(error: Exception) -> str:
-    """Return an error's text for the log."""
+    """Format an error for the log."""
     error = unusable(error) if isinstance(error, sqlite3.Error) else error
     return error.message if isinstance(error, Error) else str(error)
 
@@ -392,14 +394,14 @@ def _text(error: Exception) -> str:
 
 
 class Look(NamedTuple):
-    """What the agent knew at its last sync pass; times are of time.monotonic()."""
+    """The results of the agent's last sync pass; times are of time.monotonic()."""
 
     at_s: float | None  # time of the last pass; None before the first
     gone: dict[str, float]  # hosts that are gone, each with the time since when
 
 
 def last() -> Look:
-    """Read the record of the last sync pass; an empty one if there is none or it is unreadable."""
+    """Read the record of the last sync pass; an empty one if it is missing or unreadable."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         kept = json.loads(files.read(_path()) or b"{}")
         gone = {str(host): float(seen_s) for host, seen_s in kept["gone"].items()}
@@ -428,9 +430,9 @@ _GUARDED = 4
 
 
 class Guard:
-    """Filters implausible changes out of what the engine reports.
+    """Holds back implausible changes that etcd reports.
 
-    ``own`` is the name of this host, ``say`` takes one line of text.
+    ``own`` is the name of this host; ``say`` is called with each line to log.
     """
 
     def __init__(self, own: str, say: Callable[[str], None]) -> None:
@@ -444,9 +446,10 @@ class Guard:
         return self._doubt_since is not None
 
     def guarded(self, store: Store, now: Seen, now_s: float) -> Seen:
-        """Return the engine's state, or for a while (`GUARD_S`) the last one if it is implausible.
+        """Return etcd's state; if it is implausible, the previous state for up to `GUARD_S`.
 
-        If the engine has lost its data, or is cut off, all other hosts seem to have disappeared.
+        If etcd has lost its data, or its member is cut off, all other hosts seem to have
+        disappeared.
         """
         others = [host for host in now.hosts if host.name != self._own]
         empty = not any(

@@ -35,7 +35,7 @@ MOST_KEYS = key_values.MOST_NAMES
 
 
 class Wanted(NamedTuple):
-    """The claim that a host wants for a service.
+    """The claim that a host requests for a service.
 
     ``requested`` and ``preferred`` are addresses by network. A preferred address is used only if it
     is free.
@@ -49,7 +49,7 @@ class Wanted(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """Options of a request for a claim: see `Claims.claim`."""
+    """Options of a request for a claim; see `Claims.claim`."""
 
     mark: str = ""
     keep: bool = False
@@ -68,7 +68,7 @@ class Claims:
     # --- reading --------------------------------------------------------------
 
     def held(self, service: str) -> Claim | None:
-        """Return the claim to a service, whichever host holds it, or None."""
+        """Return the claim to a service, of whichever host, or None."""
         key = self.keys.service(service)
         items = self.engine.get(key, one=True).items
         return claim_of(items[0], self.keys) if items else None
@@ -87,16 +87,15 @@ class Claims:
         since: int = 0,
         renew: bool = False,
     ) -> Claim:
-        """Claim a service as wanted: create the claim, change it, or leave it unchanged; return it.
+        """Claim a service; create the claim, change it, or leave it unchanged; return it.
 
-        With ``keep``, former addresses and names stay claimed until the service is published, so
-        that no other service gets them while this host still uses them and may have to go back.
-        With ``take``, a claim of another host is taken over if that host's lease has ended.
-        ``since`` is the ``gen`` of the claim that this host has recorded: a claim of another host
-        with a lower one stems from a backup of the engine's data, and is replaced. With ``renew``,
-        the claim is rewritten in any case, so that an earlier request without an answer can no
-        longer be carried out. Raises Conflict if another host or service has it, and NotFound for
-        an unknown network.
+        With ``keep``, former addresses and names stay claimed until the service is published: this
+        host still uses them, and an undo may need them. With ``take``, a claim of another host is
+        taken over if that host's lease has expired. ``since`` is the ``gen`` of the claim that this
+        host has recorded: a claim of another host with a lower one is from a backup of etcd's data,
+        and is replaced. With ``renew``, the claim is rewritten in any case, so that an earlier
+        request without an answer can no longer be carried out. Raises Conflict if another host or
+        service has the claim, and NotFound for an unknown network.
         """
         asked = Asked(os.urandom(16).hex(), keep, since, renew)
         problem: NoAnswer | None = None
@@ -126,7 +125,7 @@ class Claims:
         raise Conflict(f"{wanted.service}: other hosts keep changing what it needs", "try again")
 
     def foreseen(self, wanted: Wanted, take: bool = False) -> Claim:
-        """Return the claim that `claim` would make now, without writing it.
+        """Return the claim that `claim` would create, without writing it.
 
         Raises the same errors.
         """
@@ -142,7 +141,7 @@ class Claims:
     def publish(self, service: str, mark: str, up: bool, about: About | None = None) -> bool:
         """Publish to all hosts whether a service is up, with data for display.
 
-        Returns whether this host still holds the claim with that mark. Unchanged values are not
+        Returns whether this host still has the claim with this mark. Unchanged values are not
         written.
         """
 
@@ -170,9 +169,9 @@ class Claims:
         return self._changed(service, mark, change, gives_up=False)
 
     def release(self, service: str, mark: str) -> bool:
-        """Give up a claim; return whether this host held it with that mark.
+        """Give up a claim; return whether this host had the claim with this mark.
 
-        A claim that was taken from another host and was never up here goes back to that host.
+        A claim that was taken from another host and was never up here is given back to that host.
         """
 
         def change(claim: Claim, items: dict[str, Item]) -> list[Put | Delete]:
@@ -198,10 +197,10 @@ class Claims:
     # --- parts ----------------------------------------------------------------
 
     def _changed(self, service: str, mark: str, change: Any, gives_up: bool) -> bool:
-        """Change the keys of a claim that this host holds.
+        """Change the keys of this host's claim; return False if the host no longer has the claim.
 
-        Returns False if it no longer does. ``change`` is repeatable. ``gives_up``: the claim's
-        absence after a request without an answer counts as success.
+        ``change`` is repeatable. ``gives_up``: if a request gets no answer and the claim is absent
+        afterwards, the change counts as successful.
         """
         problem: NoAnswer | None = None
         for _ in range(TRIES):
@@ -243,7 +242,7 @@ class Claims:
     def _planned(
         self, wanted: Wanted, have: Claim | None, asked: Asked, raced: bool
     ) -> tuple[Claim, Txn] | None:
-        """Return the wanted claim and the transaction that makes it; None if it is there."""
+        """Return (requested claim, transaction that creates it or None if it exists)."""
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
         takes = have is not None and have.host != self.host and have.gen >= asked.since
         if have is not None and takes:
@@ -309,7 +308,7 @@ class Claims:
     def _entries(self, claim: Claim, known: Mapping[str, Item], is_own: bool) -> Iterator[Put]:
         """Yield the writes of a claim's address and name keys.
 
-        ``is_own``: this host held the claim before.
+        ``is_own``: this host had the claim before.
         """
         for network, addresses in claim.networks.items():
             for address in addresses:
@@ -334,7 +333,8 @@ class Claims:
     ) -> tuple[str, ...]:
         """Choose the addresses on a network, one in each subnet.
 
-        The order is: the requested address, the held one, the preferred one if free, any free one.
+        The order is: the requested address, the present one, the preferred one if free, any free
+        one.
         """
         prefix = self.keys.addresses(network)
         spec = spec_of(network, items[self.keys.spec(network)])
@@ -417,5 +417,5 @@ def _free(
 
 
 def _of(error: NoAnswer, earlier: NoAnswer | None) -> NoAnswer:
-    """Return the error for a failed change; its outcome is unknown if an earlier attempt's is."""
+    """Build the error for a failed change; if an attempt may have succeeded, it says so."""
     return NoAnswer(error.reason, error.hint, unknown=True) if earlier is not None else error

@@ -39,7 +39,7 @@ class Own(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """How to reach etcd. Relative paths are below the folder of cluster.toml."""
+    """How to reach etcd. Relative paths start at the folder of cluster.toml."""
 
     members: tuple[str, ...]  # "198.51.100.1:2379", "[2001:db8::1]:2379"
     cacert: str = ""  # PEM; without it plain HTTP
@@ -106,7 +106,7 @@ def load() -> Config | None:
 
 
 def require() -> Config:
-    """Read cluster.toml. Raises Error if this host is in no cluster."""
+    """Return cluster.toml. Raises Error if this host is in no cluster."""
     config = load()
     if config is None:
         raise Error(
@@ -193,7 +193,7 @@ def key_prefix(text: str, key: str) -> str:
 
 
 def way_to_encrypt(text: str, key: str) -> str:
-    """Validate a host's kind of encryption; "" is none. Raises InvalidInput."""
+    """Validate a host's kind of encryption; "" means none. Raises InvalidInput."""
     if text not in ("", "kernel", "userspace"):
         raise InvalidInput(
             "is not a way to encrypt",
@@ -224,5 +224,8 @@ def text_of(config: Config) -> str:
 
 
 def line(name: str, value: str | bool | list[str]) -> str:
-    """Format a key and its value; for these types JSON is also valid TOML."""
+    """Format a key and its value as a line of TOML.
+
+    JSON is used, which is valid TOML for these types.
+    """
     return f"{name} = {json.dumps(value)}\n"

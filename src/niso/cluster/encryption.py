@@ -42,9 +42,9 @@ _LENGTH = 64
 
 
 def chosen(kernel: Kernel, asked: str) -> str:
-    """Return how this host encrypts: with the kernel's WireGuard if it has it.
+    """Return how this host encrypts: with the kernel's WireGuard if the kernel has it.
 
-    Raises Error with the reason if encryption as requested is not possible.
+    Raises Error with the reason if the requested kind of encryption is not possible.
     """
     why = kernel.lacks_ipv6()  # addresses inside the tunnel are IPv6
     if why is not None:
@@ -67,7 +67,7 @@ def chosen(kernel: Kernel, asked: str) -> str:
 def address(cluster: str, host: str) -> str:
     """Return a host's address in the tunnel, from the cluster's own prefix (RFC 4193).
 
-    It is derived from the host's name, so that no host can take another's.
+    It is derived from the host's name, so that no host can use another host's address.
     """
     prefix = b"\xfd" + hashlib.sha256(cluster.encode()).digest()[:5] + bytes(2)
     own = hashlib.sha256(f"{cluster}/{host}".encode()).digest()[:8]
@@ -134,7 +134,7 @@ def tunnel(cluster: str, port: int, how: str, own: Host, hosts: Iterable[Host] =
 def follow(store: Store, kernel: Kernel, hosts: Iterable[Host], own: str) -> None:
     """Update the WireGuard link's peers to the cluster's hosts; no-op without encryption.
 
-    The caller does not hold niso's lock. Raises KernelError: nothing is recorded then.
+    The caller does not have niso's lock. Raises KernelError: nothing is recorded then.
     """
     hosts = list(hosts)
     present = store.across.tunnel()
@@ -155,9 +155,9 @@ def follow(store: Store, kernel: Kernel, hosts: Iterable[Host], own: str) -> Non
 
 
 def renew(store: Store, kernel: Kernel) -> str:
-    """Replace this host's key pair; return the public key, which the caller has to publish.
+    """Replace this host's key pair; return the public key, which the caller must publish.
 
-    The caller does not hold niso's lock. Raises KernelError, OSError.
+    The caller does not have niso's lock. Raises KernelError, OSError.
     """
     private, _ = kernel.wireguard_keys("")
     files.replace(paths.wireguard_key(), f"{private}\n".encode(), 0o600)
@@ -165,9 +165,9 @@ def renew(store: Store, kernel: Kernel) -> str:
 
 
 def _adopt(store: Store, kernel: Kernel) -> str:
-    """Update the record and the link from the private key; return the public key.
+    """Update the record and the link to the private key in its file; return the public key.
 
-    They can differ if a command that replaced the key was killed.
+    They differ if a command that replaced the key was killed.
     """
     present, private = store.across.tunnel(), files.read(paths.wireguard_key())
     if present is None:  # a command left the cluster in the meantime
@@ -188,8 +188,8 @@ def _adopt(store: Store, kernel: Kernel) -> str:
 def mend(store: Store, kernel: Kernel) -> None:
     """Restore the WireGuard link as recorded, whatever its state.
 
-    No event may report that it was changed. The caller does not hold niso's lock. Raises
-    KernelError and Conflict.
+    Called periodically, since no event may report a change of the link. The caller does not have
+    niso's lock. Raises KernelError and Conflict.
     """
     if store.across.tunnel() is None:
         return
@@ -204,7 +204,7 @@ def mend(store: Store, kernel: Kernel) -> None:
 
 
 def serves(store: Store, kernel: Kernel) -> bool:
-    """Return whether the WireGuard link exists and works, or this host needs none."""
+    """Return whether the WireGuard link exists and works; True if this host needs no link."""
     present = store.across.tunnel()
     spans = any(network.span is not None for network in store.networks())
     return present is None or not spans or kernel.wireguard_answers(TUNNEL, present.form)

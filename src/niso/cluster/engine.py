@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class NoAnswer(Error):
-    """Raised if no member of the engine answers in time.
+    """Raised if no member of etcd answers in time.
 
     ``unknown``: the request was sent, and may have been carried out.
     """
@@ -47,10 +47,10 @@ class NoAnswer(Error):
 
 
 class Refused(NoAnswer):
-    """Raised if the engine refuses a request: it was not carried out.
+    """Raised if etcd refuses a request: the request was not carried out.
 
-    The engine is full, or the user lacks permission. Whatever can go on without an answer does.
-    ``code`` is that of the refusal (google.rpc.Code); 0 for an unknown one.
+    Reasons are a full database, or a user without permission. Callers that can continue without an
+    answer do so here too. ``code`` is the error's (google.rpc.Code); 0 if unknown.
     """
 
     def __init__(self, reason: str, hint: str | None = None, code: int = 0) -> None:
@@ -67,7 +67,7 @@ class Compacted(Exception):
 
 
 class Item(NamedTuple):
-    """A key with its value as text. ``lease`` is 0 for none."""
+    """A key with its value as a string. ``lease`` is 0 without a lease."""
 
     key: str
     value: str
@@ -76,7 +76,7 @@ class Item(NamedTuple):
 
 
 class Compare(NamedTuple):
-    """A condition: the key has this modified revision; 0 if it must not exist."""
+    """A condition: the key has this modification revision; 0: the key does not exist."""
 
     key: str
     modified: int = 0
@@ -95,14 +95,17 @@ class Delete(NamedTuple):
 
 
 class Txn(NamedTuple):
-    """Changes that are made if all conditions are met. A key is in ``changes`` at most once."""
+    """Changes that are carried out if all conditions are met.
+
+    A key is in ``changes`` at most once.
+    """
 
     conditions: tuple[Compare, ...]
     changes: tuple[Put | Delete, ...]
 
 
 class Done(NamedTuple):
-    """The answer to a `Txn`: whether the conditions were met, and the engine's revision."""
+    """The result of a `Txn`: whether the conditions were met, and etcd's revision."""
 
     done: bool
     revision: int
@@ -118,8 +121,8 @@ class Answer(NamedTuple):
 class Mark(NamedTuple):
     """A fingerprint of the keys with a prefix: if it is unchanged, no key has changed.
 
-    A new or changed key is newer than all others, and a deleted one changes the number. An engine
-    restored from a backup can reuse revisions; the lease then differs.
+    A new or changed key is newer than all others, and a deleted key changes the count. If etcd was
+    restored from a backup, revisions can repeat; the lease then differs.
     """
 
     revision: int  # of the engine
@@ -137,7 +140,7 @@ class Event(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Events up to a revision; a batch without events is a sign of life."""
+    """Events up to a revision; a batch without events shows that the connection works."""
 
     revision: int
     events: tuple[Event, ...]
@@ -146,9 +149,9 @@ class Batch(NamedTuple):
 if TYPE_CHECKING:
 
     class Engine(Protocol):
-        """The interface of an engine. Every method raises NoAnswer and Refused.
+        """The interface of the key-value store. All methods raise NoAnswer and Refused.
 
-        `niso.cluster.etcd` is the one in use, `fakes.engine` one in memory. The same
+        `niso.cluster.etcd` is the implementation, `fakes.engine` one in memory for tests. The same
         tests run on both.
         """
 
@@ -170,11 +173,12 @@ if TYPE_CHECKING:
         def commit(self, txn: Txn) -> Done:
             """Carry out a transaction.
 
-            After NoAnswer with ``unknown``, it may have been carried out, may yet be, or never.
+            After NoAnswer with ``unknown``, etcd may have carried it out, may do so later, or
+            never.
             """
 
         def grant(self, ttl_s: int) -> int:
-            """Create a lease that expires if it is not renewed within so many seconds."""
+            """Create a lease that expires if it is not renewed within the given seconds."""
 
         def keep(self, lease: int) -> bool:
             """Renew a lease; return whether it still exists."""
@@ -185,8 +189,8 @@ if TYPE_CHECKING:
         def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
             """Yield changes of keys with a prefix, from a revision on.
 
-            Raises NoAnswer after so many seconds without events or signs of life, or if the member
-            is cut off from the others; Compacted if events are missing.
+            Raises NoAnswer if neither events nor progress messages come for the given seconds, or
+            if the member is cut off from the others; Compacted if events are missing.
             """
 
     class Joined(Protocol):
@@ -198,11 +202,11 @@ if TYPE_CHECKING:
 
         @property
         def address(self) -> str:
-            """Return the address by which other hosts reach it."""
+            """Return the address by which other hosts reach this host."""
 
         @property
         def encryption(self) -> str:
-            """Return how it encrypts traffic to other hosts; "" for not at all."""
+            """Return how this host encrypts traffic to other hosts; "" for no encryption."""
 
         @property
         def keys(self) -> Keys:
@@ -222,7 +226,7 @@ PREFIX = "/niso/v1/"
 
 
 class Keys:
-    """The names of the keys below a prefix; several clusters may share an engine."""
+    """The names of etcd's keys below a prefix; several clusters may share an etcd."""
 
     def __init__(self, prefix: str = PREFIX) -> None:
         self.prefix = prefix
@@ -279,7 +283,7 @@ def decode(text: str, key: str) -> dict[str, Any]:
 
 
 def invalid(key: str) -> Error:
-    """Return the error for a key whose value niso cannot have written."""
+    """Build the error for a key whose value cannot have been written by niso."""
     return Error(
         f"the cluster's key {key} has no valid value",
         "another program may have written it: etcdctl get shows it",

@@ -108,7 +108,7 @@ class Etcd:
     # --- requests -------------------------------------------------------------
 
     def get(self, prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
-        """Implement `Engine.get`."""
+        """Return keys with a prefix; see `Engine.get`."""
         body = _span(prefix, not one)
         if stale:
             body["serializable"] = True
@@ -117,12 +117,15 @@ class Etcd:
         return Answer(_revision(answer), tuple(items))
 
     def keys(self, prefix: str) -> list[str]:
-        """Implement `Engine.keys`."""
+        """Return keys without values; see `Engine.keys`."""
         answer = self._ask("/v3/kv/range", {**_span(prefix, True), "keys_only": True})
         return sorted(_text(item["key"]) for item in answer.get("kvs", ()))
 
     def mark(self, prefix: str) -> Mark:
-        """Implement `Engine.mark`. A count_only request ignores revisions (etcd 3.5.16)."""
+        """Return a fingerprint of keys; see `Engine.mark`.
+
+        A count_only request ignores revisions (etcd 3.5.16).
+        """
         order = {"limit": 1, "keys_only": True, "sort_order": "DESCEND", "sort_target": "MOD"}
         answer = self._ask("/v3/kv/range", {**_span(prefix, True), **order})
         last: dict[str, Any] = next(iter(answer.get("kvs", ())), {})
@@ -130,7 +133,7 @@ class Etcd:
         return Mark(_revision(answer), newest, lease, int(answer.get("count", 0)))
 
     def commit(self, txn: Txn) -> Done:
-        """Implement `Engine.commit`."""
+        """Commit a transaction; see `Engine.commit`."""
         body = {
             "compare": [_compare(condition) for condition in txn.conditions],
             "success": [_change(change) for change in txn.changes],
@@ -139,16 +142,16 @@ class Etcd:
         return Done(bool(answer.get("succeeded")), _revision(answer))
 
     def grant(self, ttl_s: int) -> int:
-        """Implement `Engine.grant`. etcd raises times under 2 s to 2 s."""
+        """Create a lease; see `Engine.grant`. etcd raises times under 2 s to 2 s."""
         return int(self._ask("/v3/lease/grant", {"TTL": ttl_s})["ID"])
 
     def keep(self, lease: int) -> bool:
-        """Implement `Engine.keep`. The answer for an expired lease has no TTL."""
+        """Renew a lease; see `Engine.keep`. The answer for an expired lease has no TTL."""
         answer = self._ask("/v3/lease/keepalive", {"ID": str(lease)}, wait_s=self._request_s)
         return int(answer.get("result", {}).get("TTL", 0)) > 0
 
     def revoke(self, lease: int) -> None:
-        """Implement `Engine.revoke`."""
+        """Revoke a lease; see `Engine.revoke`."""
         try:
             self._ask("/v3/lease/revoke", {"ID": str(lease)})
         except Refused as error:
@@ -156,10 +159,10 @@ class Etcd:
                 raise
 
     def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
-        """Implement `Engine.watch`, on the first member that answers.
+        """Yield changes of keys from the first member that answers; see `Engine.watch`.
 
-        A member that is cut off from the others would stay silent for ever, and even report
-        progress: with ``hasleader`` it ends the stream.
+        A member that is cut off from the others would send no events, and would even report
+        progress. With ``hasleader``, it ends the stream instead.
         """
         request = {**_span(prefix, True), "start_revision": revision, "progress_notify": True}
         connection, response = self._open("/v3/watch", {"create_request": request})
@@ -210,10 +213,10 @@ class Etcd:
         repeatable: bool = True,
         wait_s: float | None = None,
     ) -> dict[str, Any]:
-        """Send a request to one member after the other until one answers; return the answer.
+        """Send a request to one member after another until one answers; return the answer.
 
         A request that is not ``repeatable`` is sent to another member only if it cannot have
-        reached the one before. Raises NoAnswer, Refused.
+        reached the previous member. Raises NoAnswer, Refused.
         """
         problems: dict[str, None] = {}  # a set that keeps the order
         tries, renewed = self._rounds * len(self._members), False
@@ -321,13 +324,13 @@ class Etcd:
 
 
 def _wait(connection: http.client.HTTPConnection, seconds: float) -> None:
-    """Set the timeout of a connection's next answer."""
+    """Set the timeout for the next answer on a connection."""
     if connection.sock is not None:
         connection.sock.settimeout(seconds)
 
 
 def _context(access: Access) -> ssl.SSLContext:
-    """Return the TLS settings. Raises Error that names the unusable file."""
+    """Return the TLS settings. Raises Error with the path of an unusable file."""
     for path in (access.authority, access.certificate, access.key):
         try:
             with open(path or access.authority, "rb"):
@@ -366,7 +369,7 @@ def _document(text: bytes) -> dict[str, Any]:
 
 
 def _error(text: bytes) -> tuple[int, str]:
-    """Parse a refusal to (code, reason)."""
+    """Parse an error response of etcd to (code, reason)."""
     try:
         document = _document(text)
         inner = document.get("error", document)
@@ -377,7 +380,7 @@ def _error(text: bytes) -> tuple[int, str]:
 
 
 def _problem(error: Exception) -> str:
-    """Return why a request got no answer, as text for people."""
+    """Describe why a request got no answer."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error)
     if isinstance(error, ssl.SSLError):
         reason = (getattr(error, "reason", "") or reason).replace("_", " ")
@@ -398,7 +401,7 @@ def _packed(text: str) -> str:
 
 
 def _text(packed: str) -> str:
-    """Decode a key or value. If it is not UTF-8, another program wrote it."""
+    """Decode a key or value to a string. If it is not UTF-8, another program wrote it."""
     return base64.b64decode(packed).decode(errors="replace")
 
 
@@ -435,7 +438,7 @@ def _revision(answer: dict[str, Any]) -> int:
 
 
 def _batch(line: bytes) -> Batch | None:
-    """Parse a line of a watch to its events; None if it has no meaning for the caller.
+    """Parse a line of a watch to its events; None if the line has no events for the caller.
 
     Raises Compacted, NoAnswer, ValueError.
     """

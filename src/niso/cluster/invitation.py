@@ -37,7 +37,7 @@ _NOT_ONE = "make a new one: niso cluster invite HOST --address A"
 
 
 class Files(NamedTuple):
-    """Contents of the files that a host needs to reach etcd; "" for none."""
+    """Contents of the files that a host needs to reach etcd; "" for a missing file."""
 
     cacert: str = ""
     cert: str = ""
@@ -79,7 +79,7 @@ def text_of(invitation: Invitation) -> str:
 
 
 def parsed(text: bytes) -> Invitation:
-    """Parse an invitation. Raises InvalidInput; its message contains nothing of the text."""
+    """Parse an invitation. Raises InvalidInput, whose message contains none of its secrets."""
     try:
         if len(text) > MAX_BYTES:
             raise ValueError
@@ -107,10 +107,11 @@ def contents(own: Config) -> Files:
 
 
 def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
-    """Create a certificate for a host with this address; return its files and its serial number.
+    """Create a certificate for a host with this address; return (files, serial number).
 
-    Only hosts that become members get the authority's key: its holder can make certificates that no
-    other host knows, and so cannot revoke. Raises Error if this host does not have the key.
+    Only hosts that become members get the authority's key: its holder can create certificates that
+    no other host records, and that therefore cannot be revoked. Raises Error if this host does not
+    have the key.
     """
     folder = paths.cluster_dir()
     key = os.path.join(folder, AUTHORITY_KEY)
@@ -148,9 +149,9 @@ def keep(made: Files, folder: str = "") -> None:
 
 
 def require_valid(invited: Invitation, own: Config) -> None:
-    """Check an invitation's files by a request to this host's cluster, before they are installed.
+    """Check an invitation's files by a request to the cluster, before they are installed.
 
-    Raises InvalidInput if they are of another cluster, NoAnswer.
+    Raises InvalidInput if they are of another cluster than this host's, NoAnswer.
     """
     with tempfile.TemporaryDirectory(dir=paths.cluster_dir(), prefix="new-") as folder:
         keep(invited.files, folder)
@@ -260,9 +261,9 @@ def serial_of(path: str) -> str:
 
 
 def refusal(authority: str, serials: Sequence[str]) -> bytes:
-    """Return a certificate revocation list in PEM (RFC 5280, 5) with these serial numbers.
+    """Build a certificate revocation list in PEM (RFC 5280, 5) with these serial numbers.
 
-    It is signed by the authority in the folder ``authority``. Raises Error.
+    The authority in the folder ``authority`` signs it. Raises Error.
     """
     with tempfile.TemporaryDirectory(dir=authority, prefix="new-") as folder:
         index = os.path.join(folder, "index")

@@ -37,7 +37,7 @@ _PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=", re.ASCII)
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text is one IP address in canonical form, without a zone."""
+    """Return whether a string is one IP address in canonical form, without a zone."""
     try:
         return str(ipaddress.ip_address(text)) == text and "%" not in text
     except ValueError:
@@ -45,7 +45,7 @@ def is_address(text: str) -> bool:
 
 
 def is_name(text: str) -> bool:
-    """Return whether a text is a valid name of a service or host."""
+    """Return whether a string is a valid name of a service or host."""
     try:
         values.host_label(text, "")
     except InvalidInput:
@@ -54,7 +54,7 @@ def is_name(text: str) -> bool:
 
 
 def is_number(value: object, most: int = 1 << 53) -> bool:
-    """Return whether a value is an integer from 1 to below ``most``."""
+    """Return whether a value is an integer of at least 1 and less than ``most``."""
     return type(value) is int and 0 < value < most
 
 
@@ -65,7 +65,7 @@ def version(text: object) -> str:
 
 
 def is_public_key(text: str) -> bool:
-    """Return whether a text is a WireGuard public key: 32 bytes in base64."""
+    """Return whether a string is a WireGuard public key: 32 bytes in base64."""
     return _PUBLIC_KEY.fullmatch(text) is not None
 
 
@@ -83,7 +83,7 @@ def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
 
 @lru_cache(_KEPT)
 def is_host_address(text: str) -> bool:
-    """Return whether a text is an address by which another host can be reached."""
+    """Return whether a string is an address by which another host can be reached."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -164,7 +164,7 @@ class Claim(NamedTuple):
     sharers: Sharers = ()  # for display
 
     def keys(self, keys: Keys) -> set[str]:
-        """Return the keys of the claim's addresses and names, including those held for a while."""
+        """Return the keys of the claim's addresses and names, also of those kept for a while."""
         names = {keys.name(net, name) for net in self.networks for name in self.names}
         return {*names, *self.address_keys(keys), *self.kept}
 
@@ -174,14 +174,14 @@ class Claim(NamedTuple):
 
 
 class About(NamedTuple):
-    """Data about a service for display on other hosts; nothing depends on it."""
+    """Data about a service for display on other hosts; no decision uses them."""
 
     ports: tuple[str, ...]
     policy: str
     sharers: Sharers = ()
 
     def values(self) -> dict[str, Any]:
-        """Return these data as fields of the service's key."""
+        """Return these data as fields of the value of the service's key."""
         sharers = {name: list(ports) for name, ports in self.sharers}
         policy = self.policy if len(self.policy) <= MOST_POLICY else "too long"
         return {"ports": list(self.ports), "policy": policy, "sharers": sharers}
@@ -260,7 +260,10 @@ class Cluster(NamedTuple):
 
 
 def host_of(item: Item, keys: Keys) -> Host:
-    """Parse a host's key; ``alive`` is not known from it and is False. Raises Error."""
+    """Parse the value of a host's key. Its ``alive`` is False; another key determines it.
+
+    Raises Error.
+    """
     value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
     name = item.key.removeprefix(keys.hosts)
     if not (is_name(name) and is_address(str(value["address"]))):
@@ -316,7 +319,7 @@ def require_family(address: str, other: str, host: str) -> None:
 
 
 def clash(host: Host, other: Host) -> Conflict:
-    """Return the error for a host with the same name, or state folder, as another one."""
+    """Build the error for a host with the same name, or state folder, as another host."""
     if other.name == host.name:
         return Conflict(
             f"the cluster has another host {other.name}, with the address {other.address}",
@@ -332,9 +335,9 @@ def clash(host: Host, other: Host) -> Conflict:
 
 
 class Spec(NamedTuple):
-    """A network in the cluster. ``subnets`` are pairs of CIDR and gateway.
+    """A network of the cluster. ``subnets`` are pairs of CIDR and gateway.
 
-    Numbers of claims (``gen``) start at ``base``, which is above those from before the engine lost
+    Numbers of claims (``gen``) start at ``base``, which is greater than those from before etcd lost
     its data.
     """
 
@@ -350,7 +353,7 @@ _MOST = {"port": 1 << 16, "mtu": 1 << 17, "vni": 1 << 24}
 
 
 def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
-    """Check the value of a key and return it.
+    """Return the value of a key after a check of its fields.
 
     Raises Error if a field is missing or out of range.
     """

@@ -52,22 +52,22 @@ MOST_VNI = (1 << 24) - 1
 
 
 class Membership:
-    """Reads and writes the cluster's own keys. Every method raises NoAnswer, Refused and Error."""
+    """Reads and writes the cluster's own keys. All methods raise NoAnswer, Refused and Error."""
 
     def __init__(self, engine: Engine, keys: Keys | None = None) -> None:
         self.engine = engine
         self.keys = keys or Keys()
 
     def cluster(self) -> Cluster | None:
-        """Return the cluster; None if the engine has none.
+        """Return the cluster; None if etcd has none.
 
-        etcd's own id survives a wipe of its data, so the cluster has an id of its own.
+        etcd's own id survives a deletion of its data, so the cluster has an id of its own.
         """
         item = self._item(self.keys.cluster)
         return cluster_of(item) if item is not None else None
 
     def make(self, port: int = PORT, encryption: str = "") -> Cluster:
-        """Create the cluster. Raises Conflict if the engine has one."""
+        """Create the cluster. Raises Conflict if etcd has the data of a cluster."""
         made = Cluster(os.urandom(4).hex(), port, encryption)
         put = Put(self.keys.cluster, encode(cluster_value(made)))
 
@@ -131,7 +131,7 @@ class Membership:
         self._settle(txn, lambda: self._has(key, value))
 
     def refresh(self, host: Host) -> None:
-        """Update a host's values if they differ; no-op if it is not in the cluster."""
+        """Update a host's values if they differ; no-op if the host is not in the cluster."""
         item = self._item(self.keys.host(host.name))
         before = decode(item.value, item.key) if item else {}
         value = {"address": host.address, "mtu": host.mtu, "niso": host.version}
@@ -142,7 +142,7 @@ class Membership:
             self.engine.commit(Txn((Compare(item.key, item.modified),), (put,)))
 
     def live(self, host: str, state_id: str, lease: int, boot: str) -> bool:
-        """Mark a host as alive for as long as its lease; return False if it is not a member."""
+        """Mark a host as alive until its lease expires; return False if it is no member."""
         item = self._item(self.keys.host(host))
         if item is None or decode(item.value, item.key).get("id") != state_id:
             return False
@@ -150,15 +150,15 @@ class Membership:
         return self.engine.commit(Txn((Compare(item.key, item.modified),), (live,))).done
 
     def say_late(self, host: str, lease: int, seconds: int) -> None:
-        """Publish how far a host's agent lags, for as long as its lease; 0 removes the key."""
+        """Publish how far a host's agent lags, until its lease expires; 0 removes the key."""
         key = self.keys.late + host
         value = encode({"seconds": seconds})
         self.engine.commit(Txn((), (Put(key, value, lease) if seconds else Delete(key),)))
 
     def late(self) -> dict[str, int]:
-        """Return the lag of agents in seconds, by host; hosts without lag are absent.
+        """Return the lag of agents in seconds, by host; hosts without lag are left out.
 
-        It is for display: an invalid value counts as absent.
+        The result is for display: an invalid value counts as no lag.
         """
         behind = {}
         for item in self.engine.get(self.keys.late, stale=True).items:
@@ -169,9 +169,9 @@ class Membership:
         return behind
 
     def leave(self, host: str, state_id: str) -> None:
-        """Remove a host that has no services; no-op if it is not in the cluster.
+        """Remove a host that has no services; no-op if the host is not in the cluster.
 
-        Raises Conflict if it has any.
+        Raises Conflict if it has services.
         """
         item = self._item(self.keys.host(host))
         if item is None or decode(item.value, item.key).get("id") != state_id:
@@ -199,7 +199,7 @@ class Membership:
     def forget(self, host: str) -> list[str]:
         """Remove a lost host and all its claims; return its services.
 
-        Raises Conflict if it is alive, and NotFound.
+        Raises Conflict if the host is alive, and NotFound.
         """
         key = self.keys.host(host)
         item = self._item(key)
@@ -225,7 +225,7 @@ class Membership:
         return gone
 
     def _had_by(self, host: str) -> list[tuple[Item, Claim]]:
-        """Return the claims of a host, and those it gets back if a take-over fails."""
+        """Return the claims of a host, also those that another host may give back to it."""
         items = self.engine.get(self.keys.services).items
         claims = [(item, claim_of(item, self.keys)) for item in items]
         return [(item, claim) for item, claim in claims if host in (claim.host, claim.former)]
@@ -241,9 +241,9 @@ class Membership:
         return self.engine.keys(self.keys.certificates(host))
 
     def withdraw(self, host: str) -> int:
-        """Revoke all certificates of a host; return how many there were.
+        """Revoke all certificates of a host; return their number.
 
-        Members of etcd then refuse them at each new connection.
+        Members of etcd then refuse these at each new connection.
         """
         changes = self._withdrawing(host)
         if changes:
@@ -251,7 +251,7 @@ class Membership:
         return len(changes) // 2
 
     def refuse(self, serials: Iterable[str]) -> None:
-        """Revoke certificates that the engine's data, restored from a backup, do not list."""
+        """Revoke certificates that are missing in etcd's data because of a restored backup."""
         for serial in serials:
             self._put(Put(self.keys.refused + serial, encode({})))
 
@@ -292,7 +292,7 @@ class Membership:
     def create_network(self, spec: Spec) -> Spec:
         """Create a network and return it with its VNI; no-op if the same network exists.
 
-        Raises Conflict if it differs, or if a subnet overlaps one of another network.
+        Raises Conflict if it differs, or if a subnet overlaps a subnet of another network.
         """
         made: list[Spec] = []
 
@@ -396,7 +396,7 @@ class Membership:
     def _settle(self, txn: Callable[[], Txn], is_done: Callable[[], bool]) -> None:
         """Carry out a transaction with retries; ``txn`` builds it for each attempt.
 
-        Without an answer, ``is_done`` tells whether it was carried out.
+        If there is no answer, ``is_done`` determines whether it was carried out.
         """
         for attempt in range(TRIES):
             try:
@@ -439,7 +439,7 @@ def _require_apart(spec: Spec, index: dict[str, Any]) -> None:
 
 
 def require_joined(machine: Machine) -> Joined:
-    """Return this host's access to its cluster. Raises Error if it is in none."""
+    """Return this host's access to its cluster. Raises Error if this host is in no cluster."""
     joined: Joined | None = machine.joined()
     if joined is None:
         raise Error(
@@ -450,9 +450,9 @@ def require_joined(machine: Machine) -> Joined:
 
 
 def require_own(store: Store, membership: Membership) -> Cluster:
-    """Return the engine's cluster. Raises Conflict if it is not this host's.
+    """Return the cluster that etcd has. Raises Conflict if it is not this host's cluster.
 
-    An engine that has lost its data has none.
+    If etcd has lost its data, it has no cluster.
     """
     cluster, own = membership.cluster(), store.cluster_id()
     if cluster is None or cluster.identity != own:

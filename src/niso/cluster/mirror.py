@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 
 def follow(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
-    """Update rows and kernel to the engine's state; return the remote services that changed.
+    """Update rows and kernel to etcd's state; return the remote services that changed.
 
-    ``own`` is the name of this host, whose services are not mirrored; neither is anything that a
-    command has claimed here since ``now`` was read. If an address has moved to another service, it
-    is first removed from the old one, with its flows. The caller does not hold niso's lock. Raises
-    KernelError and Error: nothing is recorded then, and the next call does the same again.
+    Services of other hosts, called remote, are mirrored as rows. ``own`` is the name of this host,
+    whose services are not mirrored, nor is anything that a command has claimed here since ``now``
+    was read. If an address has moved to another service, it is first removed from the old one, with
+    its flows. The caller does not have niso's lock. Raises KernelError and Error: nothing is
+    recorded then, and the next call tries the same again.
     """
     with Lock():
         if not store.cluster_id():  # a command left the cluster since the engine was read
@@ -73,9 +74,9 @@ def _wanted(store: Store, now: Seen, own: str, spans: Collection[str]) -> dict[s
 
 
 def _keep(wanted: dict[str, Known], present: dict[str, Known], networks: set[str]) -> None:
-    """Add to ``wanted`` the mirrored addresses on networks that the engine's state does not cover.
+    """Add mirrored addresses to ``wanted`` for networks that the read state does not cover.
 
-    Such networks are newer than that state.
+    Such networks are newer than the state that was read from etcd.
     """
     for name, known in present.items() if networks else ():
         kept = [address for address in known.addresses if address.network in networks]
@@ -107,10 +108,10 @@ def _apply(
     turn: tuple[dict[str, Known], dict[str, Known]],
     own: str,
 ) -> set[str]:
-    """Write the rows that differ and converge the kernel; return the services that changed.
+    """Write the rows that differ and update the kernel; return the services that changed.
 
-    ``turn`` is the pair of present and wanted services. If only some services may have changed, the
-    hosts have not.
+    ``turn`` is the pair of present and desired services. If only some services may have changed,
+    the hosts have not.
     """
     present, wanted = turn
     peers, before_peers = {}, {}
@@ -136,9 +137,9 @@ def _change(
     peers: dict[str, tuple[str, str, bool] | None],
     report: Report,
 ) -> None:
-    """Write rows and kernel objects of the services and hosts that change, in one transaction.
+    """Write rows and kernel objects of services and hosts that change, in one transaction.
 
-    The attempt is recorded before, so that a later command can undo it after a failure.
+    The attempt is recorded first, so that a later command can undo it after a failure.
     """
     spans = store.across
     with store.transaction():
@@ -150,20 +151,20 @@ def _change(
 
 
 def go_back(store: Store, kernel: Kernel, report: Report) -> None:
-    """Undo an interrupted change of the mirror; no-op if there was none.
+    """Undo an interrupted change of the mirror; no-op if there is none.
 
-    A command does so before its own changes, because it could not undo what no row records. The
-    caller does not hold niso's lock. Raises KernelError.
+    Each command calls this before its own changes, because it cannot undo objects that no row
+    records. The caller does not have niso's lock. Raises KernelError.
     """
     with Lock():
         _go_back(store, kernel, report)
 
 
 def _go_back(store: Store, kernel: Kernel, report: Report) -> None:
-    """Undo an interrupted change of the mirror, by converging the kernel to the rows.
+    """Undo an interrupted change of the mirror: update the kernel to the rows.
 
-    The change may no longer be wanted, and its addresses would stay reachable for ever. No-op if
-    there was none.
+    The change may no longer be desired, and then its addresses would stay reachable. No-op if there
+    is none.
     """
     spans = store.across
     attempt = spans.attempt()
@@ -222,8 +223,8 @@ def make_way(
 ) -> None:
     """Remove remote services, and remote (network, address) pairs, that this host has claimed.
 
-    The mirror may lag behind the engine. An inactive service of this host that had one of the
-    addresses loses its claim. The caller holds niso's lock, and no transaction. Raises KernelError.
+    The mirror may lag behind etcd. An inactive service of this host that had one of the addresses
+    loses its claim. The caller has niso's lock, and no transaction. Raises KernelError.
     """
     _go_back(store, kernel, report)
     had = {*services, *store.across.holders(addresses).values()}
@@ -236,7 +237,7 @@ def make_way(
 
 
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, Known]) -> Scope:
-    """Return the scope of a change of remote services to ``wanted``; absent ones are removed."""
+    """Return the scope of changing remote services to ``wanted``; missing ones are removed."""
     changed = {*changed}
     present = _present(store, changed)
     both = [
@@ -270,17 +271,18 @@ def scope_on(store: Store, networks: Collection[str]) -> Scope:
 
 
 def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Delete the claims of services that other hosts have now, after they have ended here.
+    """Delete the recorded claims of services that other hosts have taken over.
 
-    Policies then no longer resolve to their addresses. A service that a command has activated again
-    since is skipped. The caller does not hold niso's lock. Raises KernelError.
+    They have been deactivated here. Policies then no longer resolve to their addresses. A service
+    that a command has activated again since is skipped. The caller does not have niso's lock.
+    Raises KernelError.
     """
     with Lock():
         _drop_claims(store, kernel, services)
 
 
 def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Do the work of `drop_claims` for inactive services. The caller holds niso's lock."""
+    """Do what `drop_claims` describes, for inactive services. The caller has niso's lock."""
     rows = {service: store.service(service) for service in services}
     services = [service for service, row in rows.items() if row is None or not row.active]
     called = {name for service in services for name in (service, *store.names(service))}
@@ -291,9 +293,9 @@ def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> Non
 
 
 def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silent) -> bool:
-    """Remove a network that the cluster has removed; return False if a service here is on it.
+    """Remove a network that the cluster has removed; return False if a local service is on it.
 
-    The caller does not hold niso's lock. Raises KernelError: then the network stays.
+    The caller does not have niso's lock. Raises KernelError: the network is kept then.
     """
     with Lock():
         if store.members(name) or store.held_by(name):
@@ -312,11 +314,11 @@ def turned(
     services: Collection[str] = (),
     addresses: Collection[tuple[str, str]] = (),
 ) -> dict[str, Known]:
-    """Return the remote services that a command of this host changes, as they are afterwards.
+    """Return the remote services that a command of this host changes, in their new state.
 
     ``now`` covers the networks that are new to this host: remote services on them are added.
     ``services`` and ``addresses`` (network, address) are claimed by this host, and removed from
-    others.
+    other hosts' services.
     """
     had = store.across.holders(addresses).values()
     present = _present(store, {*now.services, *services, *had})
@@ -331,9 +333,9 @@ def turned(
 
 
 def write(store: Store, now: Seen, own: str, changed: dict[str, Known]) -> None:
-    """Write the rows of remote services that change, and of hosts not known here yet.
+    """Write the rows of remote services that change, and of hosts that are not recorded yet.
 
-    The caller is in a transaction, and converges `scope_of` afterwards.
+    The caller is in a transaction, and afterwards updates the kernel for `scope_of`.
     """
     spans = store.across
     known_hosts = spans.peers()
@@ -359,9 +361,9 @@ def _without(
 
 
 def _without_own(store: Store, wanted: dict[str, Known]) -> dict[str, Known]:
-    """Return the remote services without anything that this host has claimed by its own record.
+    """Return the remote services without names and addresses that this host has claimed.
 
-    Addresses of services active here are left out too, until those have ended.
+    Addresses of services active here are left out too, until these have been deactivated.
     """
     claims = [claim for claim in store.across.claims() if claim.addresses]
     held = {(net, a) for claim in claims for net, some in claim.addresses.items() for a in some}

@@ -59,7 +59,7 @@ STRAY_S = 600.0
 class OwnClaims:
     """Synchronises this host's claims from its rows to the cluster.
 
-    ``log`` takes one line of text; ``say`` does too, and omits repetitions.
+    ``log`` is called with each line to log; ``say`` too, and omits repetitions.
     """
 
     def __init__(self, log: Callable[[str], None], say: Callable[[str], None]) -> None:
@@ -70,16 +70,16 @@ class OwnClaims:
         self._strays_s: float | None = None  # when all claims were last searched
 
     def doubt(self) -> None:
-        """Make the next call of `bring` compare all claims in full."""
+        """Make the next call of `bring` compare all claims completely."""
         self._is_settled = False
 
     def bring(
         self, store: Store, kernel: Kernel, claims: Claims, now: Seen, now_s: float
     ) -> tuple[list[str], bool]:
-        """Update the cluster's keys of this host's services: claimed, up, down, or released.
+        """Update the keys of this host's services in etcd: claimed, up, down, or released.
 
-        A service that a command is changing is skipped. Returns the services that other hosts have
-        now, and whether the cluster's keys were all right before.
+        A service that a command is changing is skipped. Returns (services that other hosts have
+        now, whether all keys were already as desired).
         """
         lost, is_sure = [], True
         records = store.across.claims(now.only)
@@ -119,10 +119,10 @@ class OwnClaims:
         return lost, is_sure
 
     def _end_strays(self, store: Store, claims: Claims, now: Seen, now_s: float) -> bool:
-        """Release claims of this host that it has no record of; return whether there were none.
+        """Release claims of this host that it has not recorded; return whether there were none.
 
-        They appear if a request was carried out late, if another host gave back a service that it
-        had taken over, or if the engine or the store was restored from a backup.
+        Such claims exist if etcd carried out a request late, if another host gave back a service
+        that it had taken over, or if etcd or the store was restored from a backup.
         """
         names = now.services if now.only is None else now.only & now.services.keys()
         own = {
@@ -149,13 +149,12 @@ class OwnClaims:
 
 
 def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bool = True) -> bool:
-    """Update a service's claim in the cluster from its rows; return False if another host has it.
+    """Publish a service's claim according to its rows; return False if another host has it.
 
-    The caller holds the service's lock, not niso's, and no change of the service is in progress.
-    Without ``final``, an empty record of the claim stays: a request for it may still be on its way.
-    A service without a claim has no addresses either, so no policy resolves to them. Raises
-    NoAnswer, Refused, Error, and Conflict if others have addresses or names that the service has
-    here.
+    The caller has the service's lock, not niso's, and no change of the service is in progress.
+    Without ``final``, an empty record of the claim is kept: a request for it may still be in
+    flight. A service without a claim loses its addresses, so no policy resolves to them. Raises
+    NoAnswer, Refused, Error, and Conflict if other services have addresses or names of the service.
     """
     row, record, have = store.service(service), store.across.claim(service), claims.held(service)
     on = store.across.spanning(row.networks) if row is not None else []
@@ -196,10 +195,10 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
 
 
 def is_so(store: Store, record: Claim, now: Seen) -> bool:
-    """Return whether the cluster's keys of a service match this host's rows, as far as visible.
+    """Return whether a service's keys in etcd match this host's rows, as far as visible.
 
-    The recorded claim alone is not enough, because an activation that was undone may have changed
-    it. Ports and policies are not visible; `untold` records that they are not published yet.
+    The recorded claim is not sufficient, because an undone activation may have changed it. Ports
+    and policies are not visible; `untold` records that they are not published yet.
     """
     row, known = store.service(record.service), now.services.get(record.service)
     if row is None or known is None or not record.addresses or not record.mark:
@@ -216,9 +215,9 @@ def is_so(store: Store, record: Claim, now: Seen) -> bool:
 
 
 def untold(store: Store, services: Iterable[str]) -> None:
-    """Record that services with claims may not be fully published, so that the agent does it.
+    """Record that services' claims may be unpublished, so that the agent publishes them.
 
-    The caller does not hold niso's lock.
+    The caller does not have niso's lock.
     """
     with Lock(), store.transaction():
         for service in services:
@@ -231,12 +230,12 @@ def _places(addresses: Mapping[str, Iterable[str]]) -> set[tuple[str, str]]:
 
 
 def recorded(claim: Held) -> Claim:
-    """Convert a claim to its form in the store."""
+    """Convert a claim to the form in which the store records it."""
     return Claim(claim.service, claim.mark, claim.gen, claim.networks)
 
 
 def about(store: Store, service: str) -> About:
-    """Return the data of a service for display on other hosts."""
+    """Return data about a service for display on other hosts."""
     policy = store.policy(service)
     return About(
         tuple(port.text for _, port in store.ports(service)),
@@ -249,7 +248,7 @@ def about(store: Store, service: str) -> About:
 
 
 def wanted_by_rows(store: Store, row: ServiceRow, on: Sequence[str]) -> Wanted:
-    """Return the claim that a service needs by its rows: its addresses, and all its names."""
+    """Return the claim that a service needs according to its rows: its addresses and all names."""
     leased: dict[str, tuple[str, ...]] = {}
     for network, address in store.addresses(row.name):
         if network in on:
@@ -266,9 +265,9 @@ def _is_wanted(
 ) -> bool:
     """Return whether a service of this host should have a claim.
 
-    An inactive one should not if a command took the claim from another host, or requested one, and
-    failed. Nor if it has since lost an address to another service: the new claim would have an
-    address that its rows do not have.
+    An inactive service should not have one if a command took it from another host, or requested it,
+    and failed. The same holds if the service has since lost an address to another service: the new
+    claim would have an address that is not in its rows.
     """
     if row.active:
         return True
@@ -296,9 +295,9 @@ def spec_of(network: Network) -> Spec:
 
 
 def base_of(store: Store) -> int:
-    """Return a number above all claims' numbers (``gen``) so far, and above those that may follow.
+    """Return a number greater than all numbers of claims (``gen``) so far, and possible late ones.
 
-    The engine's revisions restart, and a claim from before the loss must have a lower number.
+    After etcd has lost its data, its revisions restart, and an earlier claim must not seem newer.
     """
     known = [claim.gen for claim in store.across.claims()]
     known += [row.gen for rows in store.across.addresses().values() for row in rows]
@@ -306,10 +305,10 @@ def base_of(store: Store) -> int:
 
 
 def restore(store: Store, membership: Membership, own: Host, encryption: str = "") -> Cluster:
-    """Write the keys that this host knows; return the cluster.
+    """Write the keys that this host has recorded to etcd; return the cluster.
 
-    ``encryption`` is how this host encrypts traffic to others. Raises Conflict if the engine has a
-    cluster.
+    ``encryption`` is how this host encrypts traffic to other hosts. Raises Conflict if etcd has the
+    data of a cluster.
     """
     networks = [network for network in store.networks() if network.span is not None]
     tunnel = store.across.tunnel()
@@ -353,7 +352,10 @@ def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[Host]:
 
 
 def _put(membership: Membership, values: dict[str, str], lease: int = 0) -> None:
-    """Write keys if none of them exists. Raises Conflict if there is a cluster, NoAnswer."""
+    """Write keys if none of them exists.
+
+    Raises Conflict if etcd has the data of a cluster, NoAnswer.
+    """
     keys = membership.keys
     conditions = [Compare(key) for key in sorted({*values, keys.cluster})]
     txn = Txn(tuple(conditions), tuple(Put(key, text, lease) for key, text in values.items()))
@@ -377,7 +379,7 @@ def _own(store: Store, host: str) -> Iterable[tuple[Held, About]]:
 
 
 def _others(store: Store) -> Iterable[tuple[Held, About]]:
-    """Yield the claims of other hosts on networks that this host has too."""
+    """Yield the recorded claims of other hosts on networks that this host has too."""
     for service, rows in store.across.addresses().items():
         networks: dict[str, tuple[str, ...]] = {}
         for row in rows:

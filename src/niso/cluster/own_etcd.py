@@ -56,7 +56,7 @@ def data() -> str:
 
 
 def log() -> str:
-    """Return etcd's log file, for when systemd does not run it."""
+    """Return the path of etcd's log file, used if systemd does not run etcd."""
     return os.path.join(folder(), "log")
 
 
@@ -82,7 +82,7 @@ def program() -> str:
 
 
 def words(config: Config) -> list[str]:
-    """Return etcd's options. Those beginning with ``initial`` count only at its first start."""
+    """Return etcd's options. Options that begin with ``initial`` only matter at its first start."""
     assert config.member is not None
     tls = os.path.join(folder(), "tls")
     authority, certificate, key = (os.path.join(tls, name) for name in _COPIED)
@@ -136,10 +136,10 @@ def prepare() -> pwd.struct_passwd | None:
 
 
 def refuse(serials: Sequence[str]) -> list[str]:
-    """Make this host's member refuse more certificates, by serial number; return all refused ones.
+    """Configure this host's member to refuse more certificates; return all refused ones.
 
-    Those refused before stay refused, because etcd's data may be from a backup. Raises Error,
-    OSError.
+    Certificates are given by serial number. Those refused before stay refused, because etcd's data
+    may be from a backup. Raises Error, OSError.
     """
     before = (files.read(_refused_file()) or b"").decode().split()
     every = sorted({*before, *serials})
@@ -168,7 +168,7 @@ def _user() -> tuple[pwd.struct_passwd | None, tuple[int, int]]:
 
 
 def execute(config: Config, *more: str) -> NoReturn:
-    """Execute etcd in this process, with further options; does not return.
+    """Replace this process with etcd, with further options; does not return.
 
     Raises Error if this host has no member, or etcd is not installed.
     """
@@ -190,7 +190,7 @@ def execute(config: Config, *more: str) -> NoReturn:
 def start(config: Config, *more: str) -> None:
     """Start etcd in the background, with further options. Raises Error, OSError.
 
-    It outlives this process, and is not restarted by anything.
+    etcd keeps running after this process exits, and is not restarted.
     """
     prepare()
     output = os.open(log(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -236,9 +236,9 @@ def stop() -> None:
 
 
 def be_alone(config: Config) -> None:
-    """Reduce etcd to this host's member alone, with its data. The member must not be running.
+    """Reduce the etcd cluster to this host's member, with its data.
 
-    Raises Error.
+    The member must not be running. Raises Error.
     """
     start(config, "--force-new-cluster")
     try:
@@ -268,7 +268,7 @@ def _pid_file() -> str:
 
 
 def _last_words() -> str:
-    """Return the last error in etcd's log as ": REASON"; "" if there is none."""
+    """Return the last error in etcd's log as ": REASON"; "" if there is no error."""
     try:
         with open(log(), encoding="utf-8", errors="replace") as file:
             last = file.read()[-10_000:].strip().splitlines()[-1]
@@ -331,7 +331,7 @@ def members(engine: Etcd) -> list[EtcdMember]:
 
 
 def endpoints(listed: list[EtcdMember]) -> tuple[str, ...]:
-    """Return the client addresses of the members that count for the quorum."""
+    """Return the client addresses of the voting members."""
     return tuple(member.client for member in listed if member.client and not member.learns)
 
 
@@ -381,7 +381,7 @@ def _ahead_s(date: str, now_s: float) -> float:
 
 
 def add(engine: Etcd, peer: str) -> None:
-    """Add a member as a learner; no-op if it is a member. Raises NoAnswer, Refused."""
+    """Add a member to etcd as a learner; no-op if it is a member. Raises NoAnswer, Refused."""
     request = {"peerURLs": [peer], "isLearner": True}
     _insist(
         lambda: engine.call("/v3/cluster/member/add", request),
@@ -416,7 +416,7 @@ def remove(engine: Etcd, member: EtcdMember) -> None:
 
 
 def snapshot(engine: Etcd) -> Iterator[bytes]:
-    """Yield etcd's data, as a file for ``etcdutl snapshot restore``.
+    """Yield the parts of a backup of etcd's data, for ``etcdutl snapshot restore``.
 
     Raises NoAnswer, and Error if the checksum does not match.
     """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Known(NamedTuple):
-    """A service in the engine, as far as it is on this host's networks."""
+    """A service recorded in etcd, as far as it is on this host's networks."""
 
     addresses: tuple[Address, ...]
     names: tuple[str, ...]
@@ -27,7 +27,7 @@ NOTHING = Known((), ())
 
 
 class Seen(NamedTuple):
-    """The engine's state: hosts, and services by name, including this host's own."""
+    """etcd's state: hosts, and services by name, including this host's own."""
 
     hosts: tuple[Host, ...]
     services: dict[str, Known]
@@ -60,7 +60,7 @@ def seen(
 
 
 class View:
-    """Decodes the cluster's keys incrementally, from one pass to the next.
+    """Decodes the cluster's keys incrementally, from one sync pass to the next.
 
     ``own`` is as for `seen`.
     """
@@ -83,10 +83,10 @@ class View:
         networks: Mapping[str, Mapping[str, Item]],
         subnets: Subnets | None = None,
     ) -> Seen:
-        """Decode the items of networks, which are by key; otherwise as `seen`.
+        """Decode the items of networks, given by key; otherwise as `seen`.
 
-        Unchanged items are not decoded again, so others must not modify the mappings. Unless `done`
-        is called afterwards, the next result says that anything may have changed.
+        Unchanged items are not decoded again, so callers must not modify the mappings. Unless
+        `done` is called afterwards, ``only`` of the next result is None.
         """
         pairs = None if subnets is None else {n: (*subnets.get(n, ()),) for n in networks}
         hosts, strange = tuple(hosts), self._strange
@@ -109,13 +109,11 @@ class View:
         self._is_done = True
 
     def doubt(self) -> None:
-        """Make the next result say that anything may have changed."""
+        """Make ``only`` of the next result None: anything may have changed."""
         self._is_done = False
 
     def _take(self, network: str, items: Mapping[str, Item]) -> set[str]:
-        """Decode items of a network that differ from the last ones; return the affected
-        services.
-        """
+        """Decode the changed items of a network; return the affected services."""
         before = self._items.get(network, {})
         if items is before:
             return set()
@@ -154,7 +152,7 @@ class View:
         return {self._keys.address(address.network, address.address) for address in known.addresses}
 
     def _row(self, network: str, item: Item) -> _Row | None:
-        """Decode an item; None if it names no service, or its value is invalid."""
+        """Decode an item; None if its key names no service, or its value is invalid."""
         prefix = self._keys.addresses(network)
         if not item.key.startswith(prefix):
             return None
@@ -189,9 +187,10 @@ class View:
 
 
 def _unreachable(hosts: Sequence[Host], own: str) -> frozenset[str]:
-    """Return the hosts whose address cannot be that of another host on ``own``'s network.
+    """Return the hosts whose address this host cannot reach.
 
-    The address is not a unicast one, has another family, or is also this host's.
+    Such an address is not unicast, has another family than this host's (``own``), or is this host's
+    own address.
     """
     here = next((host.address for host in hosts if host.name == own), "")
     return frozenset(

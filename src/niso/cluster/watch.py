@@ -39,7 +39,8 @@ WHOLE_S = 600.0
 class Kept:
     """A cache of the keys with a prefix. Thread-safe: one thread watches, another reads.
 
-    Times are of one monotonic clock. Without a watch, each use checks the cache.
+    Times are of one monotonic clock. While no watch is running, each read checks with etcd whether
+    the cache is current.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -53,7 +54,7 @@ class Kept:
         self._whole_s: float | None = None  # when all keys were last read
 
     def begin(self, engine: Engine, now_s: float) -> int:
-        """Read all keys; return the revision from which the watch has to start.
+        """Read all keys; return the revision from which the watch must start.
 
         Raises NoAnswer and Refused.
         """
@@ -65,9 +66,10 @@ class Kept:
             return self._at + 1
 
     def hear(self, batch: Batch, now_s: float) -> bool:
-        """Apply events in their order; return False if the watch has to start again.
+        """Apply events in their order; return False if the watch must be restarted.
 
-        A batch without events is a sign of life. The watch may be of a shorter prefix.
+        A batch without events shows that the connection works. The watch may be of a shorter
+        prefix.
         """
         with self._lock:
             if not self._is_followed:
@@ -91,7 +93,7 @@ class Kept:
         return True
 
     def lose(self) -> None:
-        """Record that the watch has ended, so that each use checks the cache."""
+        """Record that the watch has ended, so that each read checks the cache."""
         with self._lock:
             self._is_followed = False
 
@@ -147,7 +149,7 @@ class Kept:
 
 
 def _are(items: dict[str, Item], mark: Mark) -> bool:
-    """Return whether the items match the engine's fingerprint of its keys."""
+    """Return whether the items match etcd's fingerprint of the keys."""
     newest = max((item.modified for item in items.values()), default=0)
     leases = {item.lease for item in items.values() if item.modified == newest} or {0}
     return (newest, len(items)) == (mark.newest, mark.number) and mark.lease in leases
@@ -162,9 +164,10 @@ _BACK_OFF_S = (0.2, 5.0)
 
 
 class Watches:
-    """The watching threads. ``connect`` returns a connection for each.
+    """The threads that watch etcd. ``connect`` opens a connection for each.
 
-    ``notice`` is called after a change; its argument is false if processing it can wait.
+    ``notice`` is called after a change; its argument is false if the change need not be applied at
+    once.
     """
 
     def __init__(
@@ -226,7 +229,10 @@ def connected(connect: Callable[[], Engine], over: threading.Event) -> Engine | 
 
 
 def about(seconds: float) -> float:
-    """Return half to one and a half of ``seconds``, at random, to spread the hosts' requests."""
+    """Return a random time from half to one and a half of ``seconds``.
+
+    It spreads the requests of hosts.
+    """
     return seconds * (0.5 + os.urandom(1)[0] / 255)
 
 
@@ -234,7 +240,7 @@ def about(seconds: float) -> float:
 
 
 class Roster:
-    """The cluster's hosts; each value is decoded only once."""
+    """Reads the cluster's hosts; each value is decoded only once."""
 
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
@@ -270,14 +276,17 @@ class Roster:
 
 
 class Lag:
-    """The lag of an agent. Times are of one monotonic clock. Several threads may call `notice`."""
+    """The time by which an agent lags. Times are of one monotonic clock.
+
+    Several threads may call `notice`.
+    """
 
     def __init__(self) -> None:
         self._since_s: float | None = None
         self._last_s = 0.0
 
     def notice(self, now_s: float) -> None:
-        """Record that there is a change to process."""
+        """Record that a change must be applied."""
         self._last_s = now_s
         if self._since_s is None:
             self._since_s = now_s

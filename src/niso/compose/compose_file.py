@@ -46,7 +46,7 @@ _NOT_HERE = {
 
 
 class Imported(NamedTuple):
-    """The result of a conversion."""
+    """The result of converting a compose file."""
 
     stack: str
     services: tuple[str, ...]
@@ -163,7 +163,7 @@ def _names(services: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _free(wanted: str, taken: Collection[str]) -> str:
-    """Return ``wanted``, with a number appended if it is among ``taken``."""
+    """Return ``wanted``; if ``taken`` contains it, with a number appended."""
     name, number = wanted, 2
     while name in taken:
         name, number = f"{wanted}-{number}", number + 1
@@ -187,11 +187,11 @@ def _items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _networks(
     given: object, stack: str, gaps: list[Gap]
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    """Return ({network of the file: its name in the stack}, its settings by that name).
+    """Return ({network of the compose file: its name in the stack}, its settings by that name).
 
     The stack has a prefix, so its networks are its own; compose's network default becomes
-    niso-default. No two have one name: services that share no network in the file share none in the
-    stack.
+    niso-default. Different networks get different names, so that services without a common network
+    in the file have none in the stack.
     """
     names: dict[str, str] = {DEFAULT: DEFAULT_NETWORK}
     external: dict[str, str] = {}
@@ -270,7 +270,7 @@ def _network_lines(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _lines(service: Service) -> Iterator[str]:
-    """Yield the lines of a [services.NAME], after comments that list its gaps."""
+    """Yield the lines of a [services.NAME] table, after comments on unsupported settings."""
     for gap in service.gaps:
         place = f"{gap.key}: " if gap.key else ""
         yield escaped(f"# {place}{gap.text}")
@@ -287,7 +287,7 @@ def _lines(service: Service) -> Iterator[str]:
 
 
 def settle(services: Iterable[Service]) -> None:
-    """Remove hostnames, aliases and host ports that an earlier service already has."""
+    """Remove hostnames, aliases and host ports that an earlier service already uses."""
     taken = _Taken(services)
     for service in taken.services.values():
         table = service.tables.get("network", {})
@@ -308,7 +308,7 @@ def _keep(table: dict[str, Any], key: str, kept: list[str]) -> None:
 
 
 class _Taken:
-    """The names on each network, and the host ports, of the services processed so far."""
+    """The names on each network, and the host ports, of the services converted so far."""
 
     def __init__(self, services: Iterable[Service]) -> None:
         self.services = {service.name: service for service in services}
@@ -321,7 +321,7 @@ class _Taken:
         self._ports: list[tuple[Port, str]] = []
 
     def _on(self, service: Service) -> tuple[str, ...]:
-        """Return the networks of a service, or of the service whose namespace it shares."""
+        """Return the networks of a service, or those of its provider."""
         table = service.tables.get("network", {})
         if table.get("mode") == "share":
             table = self.services[table["share"]].tables.get("network", {})

@@ -42,7 +42,7 @@ UNKNOWN = "SET-ME"
 
 
 class Gap(NamedTuple):
-    """A key of the compose file that was not converted, and why."""
+    """A key of the compose file that niso does not support, and why."""
 
     service: str
     key: str
@@ -50,7 +50,7 @@ class Gap(NamedTuple):
 
 
 class World(NamedTuple):
-    """The properties of the whole file that the conversion of one service needs."""
+    """Properties of the complete compose file that the conversion of a service needs."""
 
     stack: str
     names: Mapping[str, str]  # service in the compose file -> in the stack
@@ -64,9 +64,9 @@ class World(NamedTuple):
 
 
 class Service:
-    """The conversion of one service.
+    """Converts one service of a compose file.
 
-    `tables` has the result, `gaps` the keys that are missing in it.
+    `tables` has the result, `gaps` the keys that niso does not support.
     """
 
     def __init__(self, name: str, keys: Mapping[str, Any], world: World) -> None:
@@ -101,7 +101,7 @@ class Service:
         self.tables.setdefault(table, {})[key] = value
 
     def _valid(self, key: str, value: str, rule: Callable[[str, str], object]) -> bool:
-        """Return whether niso accepts a value, and report a gap if it does not."""
+        """Return whether niso accepts a value; if not, report the key as unsupported."""
         if "${" in value:  # niso reads the variable when it has a value
             return True
         try:
@@ -168,7 +168,7 @@ class Service:
             self._gap("working_dir", "/app is the service's package, and hides that of the image")
 
     def _words(self, key: str) -> list[str] | None:
-        """Return the words of a command; None without a command, or after a gap."""
+        """Return the words of a command; None without a command, or if it is not supported."""
         given = self._keys.get(key)
         words = compose_storage.words(given)
         if given is not None and words is None:
@@ -176,7 +176,7 @@ class Service:
         return words
 
     def _shaped(self, key: str, *kinds: type) -> None:
-        """Report a key whose value has none of the accepted types.
+        """Report a key as unsupported if its value has none of the accepted types.
 
         A bool is not accepted as an int.
         """
@@ -468,14 +468,14 @@ class Service:
 
 
 def label(text: str) -> str:
-    """Return the closest valid name of a service or network."""
+    """Convert a string to the closest valid name of a service or network."""
     plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     plain = plain if plain[:1].isalpha() else f"s-{plain}".rstrip("-")
     return plain[: values.MAX_NAME].rstrip("-")
 
 
 def has_check(keys: Mapping[str, Any]) -> bool:
-    """Return whether the file has a health check for a service."""
+    """Return whether the compose file has a health check for a service."""
     check = keys.get("healthcheck")
     if not isinstance(check, dict) or check.get("disable") is True:
         return False
@@ -484,7 +484,7 @@ def has_check(keys: Mapping[str, Any]) -> bool:
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
-    """Return a mapping; an empty one for anything else."""
+    """Return a mapping unchanged; an empty one for any other type."""
     return value if isinstance(value, dict) else {}
 
 

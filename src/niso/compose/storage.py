@@ -38,16 +38,17 @@ class Mount(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The folders of the compose file and of the future stack.toml."""
+    """The folders that contain the compose file and the future stack.toml."""
 
     folder: str  # absolute folder of the compose file
     target: str | None  # absolute folder of the stack.toml; None if unknown
 
     def path(self, text: str) -> str:
-        """Convert a path of the compose file to one for the stack.toml.
+        """Convert a path of the compose file to a path for the stack.toml.
 
         A path below the folder of the stack.toml becomes relative, so that a copy of the folder
-        uses its own files; but not if a link leads out of the folder, which niso refuses.
+        uses its own files. It stays absolute if a link leads out of the folder, because niso
+        refuses such a relative path.
         """
         whole = os.path.normpath(os.path.join(self.folder, text))
         if self.target is None:
@@ -59,7 +60,7 @@ class Place(NamedTuple):
 
 
 class Storage:
-    """The volumes of all services of a file."""
+    """The volumes of all services of a compose file."""
 
     def __init__(self, stack: str, place: Place, services: Mapping[str, Mapping[str, Any]]) -> None:
         """Count the mounts of each named volume."""
@@ -72,7 +73,10 @@ class Storage:
         self._users = {source: names for source, names in users.items() if len(names) > 1}
 
     def volumes(self, keys: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Return ([volumes] of a service, gaps as pairs of key and text)."""
+        """Convert a service's volumes; return (its [volumes] table, unsupported settings).
+
+        An unsupported setting is a pair of key and explanation.
+        """
         gaps: list[tuple[str, str]] = []
         made: dict[str, Any] = {}
         points: dict[str, str] = {}
@@ -135,7 +139,7 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _name(mount: Mount, taken: Mapping[str, Any]) -> str:
-    """Return a name for a volume: its own, or one derived from the mount point."""
+    """Return a name for a volume: the declared one, or one derived from the mount point."""
     given = mount.source if mount.kind == "volume" and mount.source else mount.target
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", given).strip("-_")
     plain = (plain if plain[:1].isalpha() else f"v-{plain}")[:55].rstrip("-")
@@ -146,7 +150,10 @@ def _name(mount: Mount, taken: Mapping[str, Any]) -> str:
 
 
 def _mounts(keys: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Iterator[Mount]:
-    """Yield the mounts of a service; entries that cannot be parsed are added to ``gaps``."""
+    """Yield the mounts of a service.
+
+    An entry that cannot be parsed is reported in ``gaps``, the list of unsupported settings.
+    """
     given = keys.get("volumes")
     for item in given if isinstance(given, list) else ():
         mount = _long(item, gaps) if isinstance(item, dict) else _short(text(item), gaps)
@@ -207,7 +214,7 @@ _BYTES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def words(value: object) -> list[str] | None:
-    """Split a command: a list, or a text that a shell would split; None if invalid."""
+    """Split a command: a list, or a string as a shell would split it; None if invalid."""
     if isinstance(value, str):
         import shlex
 
@@ -221,26 +228,26 @@ def words(value: object) -> list[str] | None:
 
 
 def text(value: object) -> str:
-    """Return a scalar approximately as written in YAML: ``true``, ``1``, ``""`` for null."""
+    """Convert a scalar to a string, approximately as in YAML: ``true``, ``1``, ``""`` for null."""
     if value is None:
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def items(value: object) -> list[Any]:
-    """Return a list; a single text or number becomes a list, anything else an empty one."""
+    """Return a list; a string or number becomes a list of one, any other value an empty list."""
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return [value]
     return value if isinstance(value, list) else []
 
 
 def beyond(given: Iterable[str], known: Container[str]) -> list[str]:
-    """Return the keys that are not in ``known``, in the order of the file."""
+    """Return the keys of a table that are not in ``known``, in the order of the file."""
     return [key for key in given if key not in known]
 
 
 def pairs(value: object) -> dict[str, str | None]:
-    """Return a mapping, or a list of ``NAME=value``, as a dict; None where there is no value."""
+    """Convert a mapping, or a list of ``NAME=value``, to a dict; None for a missing value."""
     if isinstance(value, dict):
         return {name: None if item is None else text(item) for name, item in value.items()}
     values: dict[str, str | None] = {}
@@ -251,7 +258,7 @@ def pairs(value: object) -> dict[str, str | None]:
 
 
 def seconds(value: object) -> float | None:
-    """Parse ``1m30s`` to seconds; None if it is not a duration."""
+    """Parse a duration such as ``1m30s`` to seconds; None if it is invalid."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, str):
@@ -268,7 +275,10 @@ def duration(value_s: float) -> str:
 
 
 def parse_size(value: object) -> str | None:
-    """Convert ``512m``, ``1gb`` or bytes to niso's syntax, rounded up to 1K; None if invalid."""
+    """Convert a size (``512m``, ``1gb`` or bytes) to niso's syntax; None if invalid.
+
+    The size is rounded up to 1K.
+    """
     parsed = _SIZE.fullmatch(text(value).strip())
     if parsed is None:
         return None
@@ -282,7 +292,8 @@ def parse_size(value: object) -> str | None:
 def port(value: object) -> str | None:
     """Convert an entry of ``ports``, short or long, to niso's syntax; None if invalid.
 
-    For an entry without a host port, compose chooses one, and niso does so for ``:80``.
+    An entry without a host port becomes ``:80``, for which niso chooses a host port, as compose
+    does.
     """
     if isinstance(value, dict):
         target, published = text(value.get("target")), text(value.get("published"))
@@ -307,7 +318,7 @@ def fields(entry: str) -> list[str]:
 class Variables:
     """Convert variables to the syntax of a stack.toml, and collect their names.
 
-    Forms with braces are the same there. ``$NAME`` becomes ``${NAME}``, and ``$$`` becomes ``$``.
+    Forms with braces are the same in both. ``$NAME`` becomes ``${NAME}``, and ``$$`` becomes ``$``.
     """
 
     def __init__(self) -> None:
@@ -316,7 +327,7 @@ class Variables:
         self.without_default: set[str] = set()
 
     def kept(self, data: Any) -> Any:
-        """Convert the variables in all texts of plain data, but not in keys."""
+        """Convert the variables in all strings of plain data, but not in keys."""
         if isinstance(data, dict):
             return {name: self.kept(item) for name, item in data.items()}
         if isinstance(data, list):

@@ -46,7 +46,7 @@ _NOT_FOUND = 404
 
 
 class NoAnswer(Error):
-    """Raised if the API server does not answer, or not in the form of its API."""
+    """Raised if the API server does not answer, or with data that its API does not define."""
 
 
 class Refused(Error):
@@ -237,7 +237,7 @@ _USER = (
 
 
 class Access(NamedTuple):
-    """The address of an API server, with the files or PEM texts for a connection; "" for none."""
+    """The address of an API server, with files or PEM strings for a connection; "" for none."""
 
     server: str  # "https://192.0.2.1:6443"
     authority: bytes = b""
@@ -349,7 +349,7 @@ def _named(path: str, data: Mapping[str, Any], kind: str, name: str) -> dict[str
 
 
 def _require(path: str, given: Mapping[str, Any], kind: str, keys: Iterable[str]) -> None:
-    """Raise InvalidInput for a key that niso does not support and that has a value."""
+    """Raise InvalidInput for a key that has a value and that niso does not support."""
     for key in sorted(given.keys() - set(keys)):
         if given[key]:
             known = ", ".join(keys)
@@ -357,7 +357,10 @@ def _require(path: str, given: Mapping[str, Any], kind: str, keys: Iterable[str]
 
 
 def _content(path: str, given: Mapping[str, Any], key: str) -> bytes:
-    """Return the PEM text of a key, or of the file that it names. The text takes precedence."""
+    """Return the PEM string of a key, or the content of the file that the key names.
+
+    The string has precedence.
+    """
     data, file = given.get(f"{key}-data"), given.get(key)
     if data:
         try:
@@ -390,7 +393,7 @@ Key = tuple[str, str]
 
 
 class Kept(NamedTuple):
-    """An object with its resource version, which grows with every change in the cluster."""
+    """A cached object with its resource version, which grows with each change in the cluster."""
 
     version: int
     thing: Any
@@ -400,7 +403,7 @@ class Stream:
     """A cache of all objects of one kind, updated by a watch.
 
     ``parse`` converts an object's JSON and raises ValueError. ``changed`` is called after a change,
-    in another thread. ``log`` takes a line of text.
+    in another thread. ``log`` is called with each line to log.
     """
 
     def __init__(
@@ -433,10 +436,10 @@ class Stream:
             return {key: kept.thing for key, kept in self._kept.items()}
 
     def merge(self, data: Mapping[str, Any]) -> None:
-        """Add a newer list of some of the objects, which the watch has not reached yet.
+        """Add a newer list of some of the objects.
 
-        Cached objects that are not in it stay until the watch reports their deletion. Raises
-        NoAnswer.
+        The watch may not have delivered these changes yet. Cached objects that are missing in the
+        list stay until the watch reports their deletion. Raises NoAnswer.
         """
         version, items = self._listed(data)
         with self._lock:
@@ -543,7 +546,7 @@ class Stream:
             self._log(f"{self.path}: {error}")
 
     def _say(self, text: str) -> None:
-        """Log a line, unless it repeats the last one."""
+        """Log a line, unless it is equal to the last one."""
         if text != self._said:
             self._said = text
             self._log(text)

@@ -313,7 +313,7 @@ def _create_network(machine: Machine, call: Call) -> None:
 
 
 def _require_configured(network: Network, config: Mapping[str, Any]) -> None:
-    """Raise Failure if a network that exists differs from the keys of the configuration."""
+    """Raise Failure if an existing network differs from the keys of the configuration."""
     there = {subnet.cidr for subnet in network.subnets}
     subnets, has_ipv6 = set(config.get("subnets", ())), any(":" in cidr for cidr in there)
     if subnets and subnets != there:
@@ -335,7 +335,7 @@ def _require_configured(network: Network, config: Mapping[str, Any]) -> None:
 
 
 def _name_servers(given: Any) -> dict[str, Any]:
-    """Return the result's ``dns`` for the capability of that name. Raises Failure."""
+    """Return the capability ``dns`` of the call as the result's ``dns``. Raises Failure."""
     keys = {"servers": "nameservers", "searches": "search", "options": "options"}
     if not isinstance(given, dict) or given.keys() - keys:
         raise Failure(WRONG_CONFIG, f"runtimeConfig.dns has other keys than {', '.join(keys)}")
@@ -526,7 +526,7 @@ def _delete(call: Call) -> None:
 
 
 def _gc(call: Call) -> None:
-    """Detach this network's attachments that the engine no longer knows."""
+    """Detach this network's attachments that the engine no longer lists."""
     valid = call.config.get("cni.dev/valid-attachments", call.config.get("cni.dev/attachments"))
     if not isinstance(valid, list) or not all(isinstance(attachment, dict) for attachment in valid):
         raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments is missing")
@@ -596,9 +596,10 @@ _HINT = "look at the plugins before niso-cni in the list"
 
 
 def require_free(store: Store, call: Call, same: Attached | None) -> None:
-    """Raise Failure if a plugin before niso in the list has created the interface.
+    """Raise Failure if a plugin that ran before niso has created the interface.
 
-    niso's own attachment may have it: after ADD of the same container again, or twice in a list.
+    The interface may be that of niso's own attachment: after ADD of the same container again, or if
+    niso is twice in a list.
     """
     own = store.attachments.links(same.service) if same is not None else ()
     is_own = any(link.interface == call.interface for link in own)
@@ -672,7 +673,10 @@ _POD_HINT = "systemctl status niso_kubernetes"
 
 
 def require(call: Call, same: Attached | None) -> None:
-    """Raise Failure unless the pod is named, and its policy is applied or the agent is running."""
+    """Raise Failure if a pod has no name, or cannot get its policy.
+
+    Its policy must be applied already, or the agent must be running.
+    """
     from niso.engines import pod_agent
 
     _wait_s(call)
@@ -690,9 +694,9 @@ def require_agent() -> None:
 
 
 def closed(store: Store, call: Call, request: Request, same: Attached | None) -> Request:
-    """Return a pod's request with the closed policy, or with its policy if that is applied already.
+    """Return a pod's request with the closed policy, or with its own policy if already applied.
 
-    A pod has no aliases: with one, its user could impersonate a pod that other policies name.
+    A pod has no aliases: otherwise its user could impersonate a pod that other policies name.
     Raises Failure.
     """
     from niso.engines import pod_agent
@@ -708,9 +712,9 @@ def closed(store: Store, call: Call, request: Request, same: Attached | None) ->
 
 
 def wait(machine: Machine, call: Call, service: str) -> None:
-    """Wait for the policy.
+    """Wait until the pod's policy is applied.
 
-    If it is not applied in time, detach the pod and raise Failure, so that the runtime tries again.
+    If this takes too long, detach the pod and raise Failure, so that the runtime tries again.
     """
     from niso.engines import pod_agent
 

@@ -63,7 +63,7 @@ _waiting: dict[str, float] = {}
 
 
 def answer_call(call: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Carry out a call and return its answer. Raises Error."""
+    """Carry out a call of Docker's plugin API and return its answer. Raises Error."""
     done = _CALLS.get(call, _nothing)(given)
     return {} if done is None else done
 
@@ -169,9 +169,9 @@ def _delete_network(given: dict[str, Any]) -> None:
 
 
 def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
-    """Save what `_join` needs.
+    """Save the data that `_join` needs.
 
-    A wrong option fails here, before anything of the container is created.
+    An invalid option is refused here, before Docker creates anything of the container.
     """
     own, options = _own_options(given), _network(given)["options"]
     _policy(options, own)
@@ -210,7 +210,7 @@ def _mac(endpoint: Mapping[str, Any]) -> str:
 
 
 def _policy(options: Mapping[str, str], own: Mapping[str, str]) -> Policy:
-    """Return the policy that the options of both network and endpoint allow."""
+    """Return the policy that the options of network and endpoint both allow."""
 
     return combined(
         plugin.policy({key: some[key] for key in plugin.POLICY_KEYS if key in some}, where)
@@ -271,10 +271,11 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forget_ended(machine: Machine, request: Request) -> None:
-    """Detach the endpoints that ended without a call: Docker has lost them if it was killed.
+    """Detach the endpoints that ended without a call, as after Docker was killed.
 
-    Docker gives their addresses and host ports to others. One whose interface may still be on its
-    way is detached only if Docker gives its address to the endpoint of ``request``.
+    Docker assigns their addresses and host ports to other containers. An endpoint whose interface
+    may still be in transfer is detached only if Docker assigns its address to the endpoint of
+    ``request``.
     """
     store = machine.store
     wanted = {ip for wish in request.wishes for ip in wish.ips}
@@ -298,7 +299,7 @@ def _forget_ended(machine: Machine, request: Request) -> None:
 
 
 def _forget_files(id: str) -> None:
-    """Delete the files of an endpoint."""
+    """Remove the saved data of an endpoint."""
     _waiting.pop(id, None)
     path = _file(paths.run_dir(), id)
     _remove(f"{path}.netns")
@@ -310,7 +311,7 @@ def _subnets(machine: Machine, network: Mapping[str, Any]) -> Any:
 
 
 def _lead(path: str, target: str) -> None:
-    """Point an endpoint's symlink at a namespace."""
+    """Change the target of an endpoint's symlink to a namespace."""
     draft = f"{path}.new"
     _remove(draft)
     os.symlink(target, draft)
@@ -355,7 +356,7 @@ def _withdraw(given: dict[str, Any]) -> None:
 
 
 def _set_ports(given: Mapping[str, Any], ports: tuple[Port, ...]) -> None:
-    """Publish exactly these ports of an endpoint, whether or not its interface is in place."""
+    """Publish exactly these ports of an endpoint, also while its interface is in transfer."""
     machine = plugin.machine()
     for attached in machine.store.attachments.all(OWNER, str(given["EndpointID"])):
         now = attach.current(machine.store, attached.service)
@@ -384,8 +385,7 @@ def _delete_endpoint(given: dict[str, Any]) -> None:
 def take_up() -> bool:
     """Resume waiting for interfaces that an earlier process handed over.
 
-    Returns whether that succeeded. If the store is unusable, each call fails and reports the
-    reason.
+    Returns whether this succeeded. If the store is unusable, each call fails with the reason.
     """
     if not os.path.lexists(paths.database()):
         return True
@@ -402,7 +402,10 @@ def take_up() -> bool:
 
 
 def settle() -> bool:
-    """Complete attachments whose interface is in its container; return whether others wait."""
+    """Complete attachments whose interface is in its container.
+
+    Returns whether other attachments still wait.
+    """
     for id, since in list(_waiting.items()):
         try:
             if _settled(id) or time.monotonic() - since > _LONGEST_WAIT_S:
@@ -417,7 +420,7 @@ def settle() -> bool:
 def _settled(id: str) -> bool:
     """Complete an attachment if Docker has moved its interface.
 
-    Returns whether there is nothing left to wait for.
+    Returns whether the attachment no longer waits.
     """
     path = f"{_file(paths.run_dir(), id)}.netns"
     if not os.path.exists(path):
@@ -443,7 +446,7 @@ def _settled(id: str) -> bool:
 
 
 def _nothing(_: dict[str, Any]) -> None:
-    """Ignore a call: discovery of other hosts, and calls of later versions, need no answer."""
+    """Return an empty answer: discovery of other hosts, and later calls, need no action."""
 
 
 _CALLS: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
@@ -506,7 +509,7 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def log_message(self, *_: object) -> None:
-        """Log nothing: Docker calls often."""
+        """Suppress the log: Docker calls often."""
 
 
 class _Server(socketserver.UnixStreamServer):
@@ -526,7 +529,7 @@ class _Server(socketserver.UnixStreamServer):
 
 
 def main() -> None:
-    """Serve until idle for a while; on a socket that systemd did not pass, for ever."""
+    """Serve until idle for a while; without a socket from systemd, serve without limit."""
     try:
         listening, is_passed = _listening()
     except (OSError, Error) as error:

@@ -103,7 +103,7 @@ def _answer(words: list[str]) -> dict[str, Any] | None:
 def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
     """Create the network; return its description, completed with niso's choices.
 
-    Only niso leases its addresses, because niso's own services can be on the same network.
+    Only niso leases the network's addresses, because services of niso can be on it.
     """
     drop_networks(machine, _network_name(given))
     network = _ensured(machine, given)
@@ -120,9 +120,9 @@ def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
-    """Return niso's network for a network of Podman, created as described if it does not exist.
+    """Return niso's network for a network of Podman, created if it does not exist.
 
-    Raises InvalidInput for what niso does not support, Conflict if the network exists and differs.
+    Raises InvalidInput for unsupported settings, Conflict if the network exists and differs.
     """
     name = _network_name(given)
     options = _checked(given.get("options"), _OPTIONS, "--opt")
@@ -164,7 +164,7 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
 
 
 def _is_as_described(known: Network, given: Mapping[str, Any], mtu: str | None) -> bool:
-    """Return whether a network is as Podman has recorded it; a setup mostly finds that."""
+    """Return whether a network equals Podman's record of it. At a setup, it usually does."""
     have = sorted((subnet.cidr, subnet.gateway) for subnet in known.subnets)
     want = [(str(s.get("subnet")), str(s.get("gateway"))) for s in given.get("subnets") or ()]
     return (
@@ -179,7 +179,7 @@ def _is_as_described(known: Network, given: Mapping[str, Any], mtu: str | None) 
 
 
 def _note(machine: Machine, network: str, called: str) -> None:
-    """Record that a network was made for Podman, and which file of Podman's describes it."""
+    """Record that a network was created for Podman, and which file of Podman's describes it."""
     path = os.path.join(_notes(), network)
     note = {
         "file": os.path.join(_network_folder(), f"{called}.json"),
@@ -194,11 +194,11 @@ def _notes() -> str:
 
 
 def drop_networks(machine: Machine, wanted: str = "", report: Report = silent) -> None:
-    """Remove the networks that Podman has removed and no service is on.
+    """Remove the networks that Podman has removed and that no service is on.
 
-    Podman does not call its plugin for that. It writes the file of a new network after the call, so
-    recent networks stay, except for ``wanted``, which Podman is about to create. A network that
-    cannot be removed is reported. Raises OSError.
+    Podman does not call its plugin for a removal. It writes the file of a new network after the
+    call, so recently created networks are kept, except ``wanted``, which Podman is about to create.
+    A network that cannot be removed is reported. Raises OSError.
     """
 
     try:
@@ -251,7 +251,7 @@ def _network_folder() -> str:
 
 
 def _network_name(given: Mapping[str, Any]) -> str:
-    """Return niso's name for a network: the same name, or for ``shop_back`` a similar one.
+    """Return niso's name for a network: the same name, or a derived one for ``shop_back``.
 
     Raises InvalidInput for a name with another meaning in niso, such as ``none``.
     """
@@ -267,7 +267,10 @@ def _network_name(given: Mapping[str, Any]) -> str:
 
 
 def _checked(given: Any, known: tuple[str, ...], what: str) -> dict[str, str]:
-    """Return options as texts. Raises InvalidInput for an unknown one, which could be a policy."""
+    """Return options as strings.
+
+    Raises InvalidInput for an unknown option: it could be a policy.
+    """
     options = {str(key): str(value) for key, value in (given or {}).items()}
     if unknown := sorted(options.keys() - set(known)):
         raise InvalidInput(
@@ -277,7 +280,7 @@ def _checked(given: Any, known: tuple[str, ...], what: str) -> dict[str, str]:
 
 
 def _policy(options: Mapping[str, str], own: Mapping[str, str], name: str) -> Any:
-    """Return the policy that the options of both network and container allow."""
+    """Return the policy that the options of network and container both allow."""
 
     return combined(
         plugin.policy({key: some[key] for key in plugin.POLICY_KEYS if key in some}, where)
@@ -364,7 +367,7 @@ def _port(given: Mapping[str, Any]) -> Port:
 
 
 def _teardown(machine: Machine, given: Mapping[str, Any]) -> None:
-    """Detach a container from a network; no-op if it is not on it."""
+    """Detach a container from a network; no-op if the container is not on it."""
     try:
         network = _network_name(given["network"])
     except InvalidInput:
@@ -394,7 +397,7 @@ _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
 
 
 def servers(network: Network) -> list[str]:
-    """Return the name server's addresses for a network; none if it is not installed."""
+    """Return the addresses of a network's name server; empty if none is installed."""
     return [subnet.gateway for subnet in network.subnets] if _program() else []
 
 
@@ -454,7 +457,7 @@ def _text(store: Store, network: str, owner: str) -> str:
 
 
 def _silenced(store: Store, network: Network, family: int) -> list[str]:
-    """Return the addresses of an internal network that are not forwarded for."""
+    """Return the addresses on an internal network for which the name server forwards no queries."""
     addresses = {address for address, _, _ in store.leases(network.name, family)}
     for subnet in network.subnets:
         if subnet.family == family:
@@ -465,7 +468,10 @@ def _silenced(store: Store, network: Network, family: int) -> list[str]:
 
 
 def _notify(program: str, folder: str, needed: bool) -> None:
-    """Make the running server reload its files; start one if none runs and there are names."""
+    """Make the running name server reload its files.
+
+    If none is running and there are names, start one.
+    """
     try:
         with open(os.path.join(folder, _PID_FILE), encoding="ascii") as file:
             pid = int(file.read())

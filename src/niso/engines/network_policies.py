@@ -46,7 +46,7 @@ class Named(NamedTuple):
 
 
 class Pod(NamedTuple):
-    """A pod.
+    """A Kubernetes pod.
 
     ``uid`` is the kubelet's id of the pod. For a static pod it differs from the object's uid.
     """
@@ -68,7 +68,7 @@ class Expression(NamedTuple):
 
 
 class Selector(NamedTuple):
-    """Conditions that labels must all meet; without conditions it selects everything."""
+    """Conditions that labels must all meet; without conditions it selects all pods."""
 
     expressions: tuple[Expression, ...] = ()
 
@@ -88,9 +88,10 @@ class Block(NamedTuple):
 
 
 class Other(NamedTuple):
-    """A peer of a rule: a block, or pods selected by their labels and those of their namespaces.
+    """A peer of a rule: a block, or pods selected by their labels and their namespaces' labels.
 
-    Without ``spaces``, pods of the policy's own namespace; without ``pods``, all of its pods.
+    Without ``spaces``, pods of the policy's own namespace; without ``pods``, all pods of the
+    selected namespaces.
     """
 
     block: Block | None = None
@@ -108,9 +109,9 @@ class Target(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What a policy allows in one direction.
+    """A rule of a policy in one direction.
 
-    ``others`` None means every peer, ``targets`` None every port.
+    ``others`` None means all peers, ``targets`` None all ports.
     """
 
     others: tuple[Other, ...] | None = None
@@ -118,9 +119,9 @@ class Rule(NamedTuple):
 
 
 class NetworkPolicy(NamedTuple):
-    """A network policy.
+    """A network policy of Kubernetes.
 
-    ``ingress`` or ``egress`` is None if the policy does not restrict that direction.
+    ``ingress`` or ``egress`` is None if the policy does not restrict this direction.
     """
 
     namespace: str
@@ -174,8 +175,8 @@ def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
 def network_policy(data: Mapping[str, Any]) -> NetworkPolicy:
     """Parse a network policy.
 
-    A policy that niso does not understand selects all pods of its namespace and allows nothing.
-    Raises ValueError if the object has no name.
+    A policy that niso does not support selects all pods of its namespace and allows nothing. Raises
+    ValueError if the object has no name.
     """
     try:
         space, name = data["metadata"]["namespace"], data["metadata"]["name"]
@@ -289,7 +290,7 @@ Ports = tuple[int, int, str]
 
 
 class World(NamedTuple):
-    """The input of a translation.
+    """The input of a translation to niso's policies.
 
     ``names`` has the attachments of pods on this node. A pod has several while its sandbox is being
     replaced.
@@ -334,8 +335,9 @@ Allowed = tuple[str, Peer, Ports]
 def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
     """Return entries without duplicates, each with a unique key.
 
-    Pods come first, then prefixes, then everybody: in this order the rules need the fewest
-    elements. Raises InvalidInput if there are so many that all pods of the node would have to wait.
+    Pods come first, then prefixes, then entries for all peers: in this order the rules need the
+    fewest elements. Raises InvalidInput if there are so many entries that they would delay all pods
+    of the node.
     """
     first: dict[tuple[Peer, Ports], str] = {}
     characters = 0
@@ -400,7 +402,7 @@ def _egress(policies: Iterable[NetworkPolicy], world: World) -> Iterator[Allowed
 def _ports(rule: Rule, receiver: Pod | None) -> Iterator[Ports]:
     """Yield the ports of a rule.
 
-    A named port is looked up in the receiver, and matches nothing if that is not a pod.
+    A named port is looked up in the receiver, and matches nothing if the receiver is not a pod.
     """
     if rule.targets is None:
         yield _ALL

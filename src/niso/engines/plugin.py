@@ -42,7 +42,8 @@ _LONGEST_NAME = 40
 class _LateProcesses:
     """The processes of services, imported on first use: only the undo of a change needs them.
 
-    They are 15 of the modules that a call of a plugin would load, and 10 % of its processor time.
+    Their modules are 15 of those that a plugin call would import, and take 10 % of its processor
+    time.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -76,9 +77,9 @@ def _joined() -> Joined | None:
 
 
 def label(text: str) -> str:
-    """Derive a valid service name from ``text``, such as the name of a container or pod.
+    """Derive a valid service name from a string, such as the name of a container or pod.
 
-    Different texts get different names: a changed name ends in a digest.
+    Different strings get different names: a string that had to be changed gets a digest.
     """
     plain = "".join(c if c.isascii() and (c.islower() or c.isdigit()) else "-" for c in text)
     words = [word for word in plain.split("-") if word]
@@ -92,7 +93,7 @@ def label(text: str) -> str:
 
 
 def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
-    """Return the texts that are valid aliases, in lower case and without ``but``."""
+    """Return the valid aliases among strings, in lower case and without ``but``."""
 
     valid: dict[str, None] = {}
     for text in texts:
@@ -125,7 +126,7 @@ def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) ->
 
 
 def mtu(text: str | None, option: str) -> int | None:
-    """Parse an option's MTU in bytes; None without the option. Raises InvalidInput."""
+    """Parse an MTU option to bytes; None without the option. Raises InvalidInput."""
     try:
         return None if text is None else int(text)
     except ValueError:
@@ -135,7 +136,7 @@ def mtu(text: str | None, option: str) -> int | None:
 def policy(given: Mapping[str, object], where: str) -> Policy:
     """Parse the policy keys allow_from, deny_from, egress_allow, egress_deny and log.
 
-    Entries are a list, or one text separated by blanks or commas. Raises InvalidInput.
+    Entries are a list, or one string separated by blanks or commas. Raises InvalidInput.
     """
     if not given:
         return Policy()
@@ -163,7 +164,7 @@ def policy(given: Mapping[str, object], where: str) -> Policy:
 
 
 def flag(value: object, where: str) -> bool:
-    """Parse a truth value, which engines pass as text. Raises InvalidInput."""
+    """Parse a truth value, which engines pass as a string. Raises InvalidInput."""
     text = str(value).lower()
     if text not in ("true", "1", "false", "0"):
         raise InvalidInput(f"{where}={value}: not a truth value", "true or false")
@@ -182,9 +183,9 @@ def free_name(machine: Machine, wanted: str, id: str) -> str:
 def joined(store: Store, request: Request) -> Request:
     """Extend a request for one network by the attachment's other networks.
 
-    The policy of a Kubernetes pod does not change: a request for another network does not remove
-    it. Raises Conflict if the attachment has another interface on the network, or the interface is
-    on another network.
+    The policy of a Kubernetes pod is kept: a request for another network does not remove it. Raises
+    Conflict if the attachment has another interface on the network, or this interface on another
+    network.
     """
     now = attach.current(store, request.name)
     if now is None:
@@ -214,9 +215,9 @@ def joined(store: Store, request: Request) -> Request:
 
 
 def take_off(machine: Machine, attached: Attached, goes: Callable[[Link], bool]) -> None:
-    """Detach an attachment from the networks of some links; from all if none is left.
+    """Detach an attachment from the networks of the links that ``goes`` selects.
 
-    ``goes`` returns whether a link is one of them.
+    If no link is left, detach it completely.
     """
     store = machine.store
     links = store.attachments.links(attached.service)
@@ -257,7 +258,7 @@ def read_stdin() -> str:
 
 
 def one_line(error: Error) -> str:
-    """Format an error on one line, with its next step."""
+    """Format an error with its hint on one line."""
     if isinstance(error, ErrorGroup):
         return "; ".join(map(one_line, error.errors))
     return f"niso: {error.message}{f' ({error.hint})' if error.hint else ''}"

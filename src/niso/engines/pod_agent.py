@@ -67,7 +67,7 @@ _GROUP = "/apis/networking.k8s.io/v1"
 class PodAgent:
     """Applies the network policies of this node's pods.
 
-    ``connect`` opens a connection to the API server, ``log`` takes one line of text.
+    ``connect`` opens a connection to the API server, ``log`` is called with each line to log.
     """
 
     def __init__(self, connect: Callable[[], ApiServer], log: Callable[[str], None]) -> None:
@@ -142,8 +142,8 @@ class PodAgent:
     ) -> tuple[dict[str, Policy], dict[str, int]]:
         """Return the policies of pods, and how many elements each namespace needs.
 
-        A policy that is too large closes its pod. So do those of a namespace that come after too
-        many others of the namespace, beginning with the smallest.
+        A pod whose policy is too large gets the closed policy. So do pods of a namespace whose
+        policies together are too large; the smallest policies are applied first.
         """
         policies: dict[str, Policy] = {}
         each: dict[Policy, int] = {}
@@ -171,12 +171,12 @@ class PodAgent:
         return policies, costs
 
     def _named(self, machine: Machine, services: Iterable[str]) -> set[str]:
-        """Return the names in the policies that these have now."""
+        """Return the policies with the names that pods have now."""
         policies = map(machine.store.policy, services)
         return {e.peer.name for policy in policies if policy for e in policy.entries()}
 
     def _known(self, local: Mapping[str, tuple[Attached, Who]]) -> dict[str, Pod]:
-        """Map attachments to the pods that the API server knows."""
+        """Map attachments to the pods that the API server lists."""
         pods = self.pods.things()
         result: dict[str, Pod] = {}
         for name, (_, pod) in local.items():
@@ -191,7 +191,7 @@ class PodAgent:
         return [attached for attached in store.attachments.all() if attached.service in rows]
 
     def _has_read(self, pod: Who, errors: list[Error]) -> bool:
-        """Read a new pod and the policies of its namespace; return whether that succeeded.
+        """Read a new pod and the policies of its namespace; return whether this succeeded.
 
         The watches may lag, but a policy that was created before a pod must apply from the pod's
         start.
@@ -217,9 +217,10 @@ class PodAgent:
         return True
 
     def _apply(self, machine: Machine, attached: Attached, policy: Policy) -> bool:
-        """Apply a pod's policy if it differs; return whether something changed. Raises Error.
+        """Apply a pod's policy if it differs; return whether it changed. Raises Error.
 
-        If the policy cannot be combined with other policies of the pod, the pod is closed.
+        If the policy cannot be combined with other policies of the pod, the pod gets the closed
+        policy.
         """
         now = attach.current(machine.store, attached.service)
         if now is None or not attached.lives(machine.kernel):
@@ -253,7 +254,7 @@ class PodAgent:
             self._say(about, text)
 
     def _say(self, about: str, text: str) -> None:
-        """Log a line, unless it repeats the last one on the same subject."""
+        """Log a line, unless it is equal to the last one about the same object."""
         if self._said.get(about) != text:
             self._said[about] = text
             self._log(f"{about}: {text}" if about else text)
@@ -261,7 +262,7 @@ class PodAgent:
     # --- the loop -------------------------------------------------------------
 
     def run(self, machine: Machine) -> None:
-        """Run a sync pass whenever something changes, until `stop`."""
+        """Run a sync pass after each change, until `stop`."""
         threads = [
             threading.Thread(target=watch.run, args=(self._over,), daemon=True)
             for watch in (self.pods, self.spaces, self.policies)
@@ -284,7 +285,7 @@ class PodAgent:
                 self._wake.set()
 
     def stop(self) -> None:
-        """Make `run` return soon."""
+        """Make `run` return within a short time."""
         self._over.set()
         self._wake.set()
 
@@ -320,13 +321,13 @@ def agent_runs() -> bool:
 
 
 def closed(request: Request, pod: Who) -> Request:
-    """Return a pod's request with the closed policy, and labels that say it is waiting."""
+    """Return a pod's request with the closed policy, and with labels that mark it as waiting."""
     labels = {**dict(request.labels), **_labels(pod, _WAITS)}
     return request._replace(policy=CLOSED, labels=tuple(sorted(labels.items())))
 
 
 def standing(request: Request, policy: Policy) -> Request:
-    """Return a pod's request with its policy, and labels that say the policy is applied."""
+    """Return a pod's request with its policy, and with labels that mark it as applied."""
     labels = {**dict(request.labels), _POLICY: _STANDS}
     return request._replace(policy=policy, labels=tuple(sorted(labels.items())))
 
@@ -402,7 +403,7 @@ def unit_texts(config: str, state_id: str) -> dict[str, str]:
 
 
 def enable(machine: Machine, config: str, report: Report = silent) -> bool:
-    """Write and start the unit; return whether something changed.
+    """Write and start the unit; return whether it changed.
 
     Raises Error without systemd, or for an unusable kubeconfig; Conflict if the unit was not
     written for this state folder.

@@ -54,10 +54,10 @@ _Entry = dict[int, bytes]
 
 
 def flush_addresses(addresses: Iterable[str]) -> int:
-    """End every flow with one of these addresses at either end, before or after NAT.
+    """Delete all flows with one of these addresses at either end, before or after NAT.
 
-    Covers all protocols, ICMP too. Repeats until no entry is found, since packets under way create
-    new ones. Returns the number of deleted entries; 0 on a kernel without connection tracking.
+    Covers all protocols, also ICMP. Repeats until no entry is found, since packets in flight create
+    new entries. Returns the number of deleted entries; 0 on a kernel without connection tracking.
     Raises KernelError.
     """
     packed = dict(map(_pack, addresses))
@@ -89,18 +89,18 @@ def flush_ports(
     addresses: Callable[[], Iterable[str]] | None = None,
     answered: bool = False,
 ) -> int:
-    """End the flows sent to these ports, or answered to one; TCP flows with a reply stay.
+    """Delete the flows to or from these ports; TCP flows with a reply stay.
 
     Use it when published ports are added, removed or moved. A port is (``proto`` "tcp", "udp" or
     "sctp", first, last), before NAT. Returns the number of deleted entries.
 
-    ``addresses`` limits it to flows sent or answered to one of these addresses or prefixes
-    ("127.0.0.0/8"): flows of other machines to the same port, which this host forwards, are left
-    alone. `addresses` is called once, if there is such a flow. With ``answered``, TCP flows with a
-    reply end as well: use this when their server no longer exists.
+    ``addresses`` returns addresses or prefixes ("127.0.0.0/8"), and limits the call to flows to or
+    from these: flows of other machines to the same port, which this host forwards, stay.
+    `addresses` is called once, if there is any such flow. With ``answered``, TCP flows with a reply
+    are deleted too: use this when their server no longer exists.
 
-    A TCP handshake in progress is kept like an established flow: its next packet would be taken for
-    a new flow, sent to the new service, and reset. Raises KernelError.
+    A TCP handshake in progress is treated like an established flow: its next packet would count as
+    the first of a new flow, go to the new service, and be reset. Raises KernelError.
     """
     wanted: dict[int, set[int]] = {}
     for proto, first, last in ports:
@@ -161,12 +161,12 @@ def _flush(
 ) -> int:
     """Delete the entries that the filters return and that ``matches`` accepts; return their number.
 
-    Repeats until a pass finds none. Clients of a busy service never stop sending, so it also ends
-    after a pass that began so late that the new rules made all entries found.
+    Repeats until a pass finds no entry. Clients of a busy service never stop sending, so the call
+    also returns after a pass that began so late that the new rules created all entries it found.
 
-    ``exact`` means that the IPv4 filters return only matches. Where that is cheaper, the kernel is
-    then asked to delete by filter. Linux 6.18 can; an older kernel refuses, because the filter is
-    not a complete tuple.
+    ``exact``: the IPv4 filters return only matches. Where this is cheaper, the kernel is then asked
+    to delete by filter. Linux 6.18 can; an older kernel refuses, because the filter is not a
+    complete tuple.
     """
 
     def parse(body: bytes) -> bytes | None:
@@ -221,7 +221,7 @@ def _flush(
 
 
 def _delete_by(kernel: netlink.Netfilter, filters: list[bytes]) -> bool:
-    """Have the kernel delete the entries that the filters select; return False if it cannot."""
+    """Delete the entries that the filters select, by the kernel; return False if it cannot."""
     can = True
     for start in range(0, len(filters), _CHUNK):
         try:
@@ -314,7 +314,7 @@ def of(addresses: Iterable[str]) -> list[Flow]:
 
 
 class Tracked(NamedTuple):
-    """A flow as sent and as answered; without NAT, the answer is the reverse.
+    """A flow with the addresses of both directions; without NAT, the reply is the reverse.
 
     ``port`` is the destination port as sent, ``answers_port`` the destination port of the reply.
     ``answered``: a reply has been seen. ``handle`` is for `end`.
@@ -379,8 +379,8 @@ def end(flows: Iterable[Flow | Tracked]) -> int:
 def introduce(connections: Iterable[Connection]) -> None:
     """Add open connections to connection tracking as established; no-op for tracked ones.
 
-    Use it for a bridge that is about to track its frames: otherwise a packet from the middle of a
-    connection would count as its start. Raises KernelError.
+    Use it for a bridge that is about to track its frames. Otherwise a packet from the middle of a
+    connection would count as the connection's start. Raises KernelError.
     """
     bodies = [_new(connection) for connection in connections]
     with netlink.Netfilter() as kernel:

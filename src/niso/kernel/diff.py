@@ -9,7 +9,7 @@ from niso.kernel.kinds.kind import KINDS, AnyStep, State, Step, kind_of
 
 
 def diff(want: State, have: State) -> list[AnyStep]:
-    """Return the steps that turn ``have`` into ``want``; none if they are equal.
+    """Return the steps that turn ``have`` into ``want``; empty if they are equal.
 
     Both states must have the same scope.
     """
@@ -34,7 +34,7 @@ def diff(want: State, have: State) -> list[AnyStep]:
 def wanted(want: State, have: State) -> State:
     """Return ``want`` with the objects of each kind adjusted to ``have`` (`Kind.wanted`).
 
-    For example, it adds the right values of sysctls that another program changed from their
+    For example, it adds the valid values of sysctls that another program changed from their
     default.
     """
     return State.of_kinds(lambda kind: kind.wanted(want, have))
@@ -54,7 +54,7 @@ def _places_that_go(want: State, have: State) -> set[str]:
 
 
 def _without(have: State, early: State) -> State:
-    """Return ``have`` without the objects of ``early`` and everything contained in them."""
+    """Return ``have`` without the objects of ``early`` and everything contained in these."""
     if not early:
         return have
     places = {kind_of(thing).place(thing) for thing in early}
@@ -68,7 +68,7 @@ def _without(have: State, early: State) -> State:
 
 
 def without_foreign(states: tuple[State, State], names: set[str]) -> tuple[State, State]:
-    """Return both states without the links and namespaces ``names``, and what depends on them."""
+    """Return both states without the links and namespaces ``names``, and their dependents."""
     if not names:
         return states
     lost = {place for name in names for place in (f"link //{name}", f"netns {name}")}

@@ -84,7 +84,7 @@ def recorded(name: str) -> list[Recorded]:
 def flows_in(table: str, name: str) -> list[Recorded]:
     """Return the flows in a set of a table; empty if the set does not exist. Raises KernelError.
 
-    ``ago`` is right for sets of niso's own tables alone.
+    ``ago`` is valid for sets of niso's own tables only.
     """
     return dump(table, name, _flow)
 
@@ -100,7 +100,7 @@ def missed() -> dict[str, int]:
 def forget(addresses: Collection[str]) -> None:
     """Delete the recorded flows from and to these addresses and prefixes.
 
-    For addresses that get another holder, or no longer have one. Raises KernelError.
+    Call it for addresses that get another holder, or lose their holder. Raises KernelError.
     """
     for family in (4, 6):
         size = 16 if family == 6 else 4
@@ -188,12 +188,12 @@ def counted(fields: dict[int, bytes]) -> tuple[int, int]:
 
 
 def proto_name(number: int) -> str:
-    """Return the name of a protocol; its number as text if the name is unknown here."""
+    """Return the name of a protocol; if it has no name here, its number as a string."""
     return _NAMES.get(number, str(number))
 
 
 def _delete(table: str, name: str, keys: list[bytes]) -> None:
-    """Delete elements by their keys; no-op for elements that have expired in the meantime."""
+    """Delete elements by their keys; no-op for elements that have expired since they were read."""
     what = f"forget flows in {table} {name}"
     begin = netlink.Message(what, _BATCH_BEGIN, 0, nfgenmsg(0, _SUBSYSTEM))
     end = netlink.Message(what, _BATCH_END, 0, nfgenmsg(0, _SUBSYSTEM))
@@ -249,7 +249,7 @@ _numbers = itertools.count()
 
 
 class Meter:
-    """Counts bytes from its creation on. Raises KernelError."""
+    """Counts the bytes of flows while it exists. Raises KernelError."""
 
     def __init__(self) -> None:
         self._name = f"{PREFIX}{os.getpid()}_meter{next(_numbers)}"
@@ -262,7 +262,7 @@ class Meter:
             raise
 
     def close(self) -> None:
-        """Delete the tables."""
+        """Delete the tables that count."""
         self._nft.close()
 
     def __del__(self) -> None:
@@ -272,8 +272,8 @@ class Meter:
     def read(self) -> dict[Key, int]:
         """Return the bytes of each flow since the last call, both directions added up.
 
-        Some keys belong to no flow: on a bridge that is not tracked, the direction of a flow is
-        unknown, so both are returned. Raises KernelError.
+        On a bridge that is not tracked, the direction of a flow is unknown, so the result has a key
+        for either direction; one of them belongs to no flow. Raises KernelError.
         """
         now: dict[tuple[str, tuple[object, ...]], int] = {}
         switched: dict[Key, int] = {}
@@ -300,7 +300,7 @@ class Meter:
 
 
 def _either(key: bytes, fields: dict[int, bytes]) -> tuple[tuple[str, str, str, int, int], int]:
-    """Return addresses, protocol and both ports of an element, and its bytes."""
+    """Return both addresses, the protocol and both ports of an element, and its bytes."""
     size = 16 if len(key) == 44 else 4
     source, to = (unpacked(key[at : at + size]) for at in (0, size))
     proto, ports = key[2 * size], key[2 * size + 4 :]
@@ -309,7 +309,10 @@ def _either(key: bytes, fields: dict[int, bytes]) -> tuple[tuple[str, str, str, 
 
 
 def tables(name: str) -> str:
-    """Return the tables in nft(8) syntax. A full set counts no new flow, and drops no packet."""
+    """Return the tables in nft(8) syntax.
+
+    If a set is full, new flows are not counted nor dropped.
+    """
 
     def sets(way: str, ports: str) -> str:
         limits = f"size {_SIZE}; flags dynamic, timeout; timeout {_KEPT_S}s; counter;"

@@ -174,7 +174,7 @@ _TARGETS_DROP = {"REJECT", "DROP", "TARPIT", "DELUDE", "CHAOS"}
 
 
 class Foreign(Nfnetlink):
-    """Read nf_tables in the caller's network namespace, with a cache."""
+    """Read nf_tables in the caller's network namespace, and cache the results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,14 +192,14 @@ class Foreign(Nfnetlink):
         return [chain for chain in chains if chain[:2] not in asleep]
 
     def nat4(self) -> dict[str, int]:
-        """Return the number of rules in each chain that translates sources of IPv4 packets.
+        """Return the number of rules of each chain that translates sources of IPv4 packets.
 
         The keys are "FAMILY TABLE CHAIN"; niso's own chain is left out. Raises KernelError.
         """
         return dict(self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain))
 
     def rules(self, family: int, table: str, chain: str) -> list[Rule]:
-        """Return the rules of a chain, in order; none if there is no such chain.
+        """Return the rules of a chain, in order; empty if there is no such chain.
 
         Raises KernelError.
         """
@@ -328,9 +328,9 @@ def _expression(name: str, fields: dict[int, bytes]) -> Expression | None:
 
 
 def _load(source: str, fields: dict[int, bytes]) -> Expression | None:
-    """Parse NFTA_META_* or NFTA_CT_* (1 register, 2 key).
+    """Parse the load of a packet field: NFTA_META_* or NFTA_CT_* (1 register, 2 key).
 
-    An expression without a register sets a value instead.
+    An expression without a register sets a field instead.
     """
     if 1 not in fields:
         return None
@@ -487,7 +487,7 @@ def _list(data: bytes) -> Iterator[bytes]:
 def unseen(family: int) -> bool:
     """Return whether iptables-legacy (ip6tables-legacy for family 6) has a filter table.
 
-    nf_tables does not show its rules.
+    nf_tables does not show the rules of such a table.
     """
     try:
         with open(

@@ -18,9 +18,9 @@ RESOLVED_UPSTREAMS = "/run/systemd/resolve/resolv.conf"
 
 
 def default_mtu() -> int:
-    """Return the MTU (bytes) of the link with the default route, 1500 without one.
+    """Return the MTU (bytes) of the link with the default route; 1500 if there is none.
 
-    The IPv4 route is preferred to the IPv6 one.
+    An IPv4 route is preferred to an IPv6 route.
     """
     with Rtnl() as rtnl:
         routes = rtnl.routes()
@@ -83,10 +83,10 @@ _VIRTUAL = ("veth", "tun", "vxlan")
 
 
 def engine_prefixes() -> list[tuple[Network, str]]:
-    """Return (prefix, bridge) of others' bridges for containers or virtual machines alone.
+    """Return (prefix, bridge) of foreign bridges to which only containers or VMs are connected.
 
-    All of its ports, if any, are of these kinds: `_VIRTUAL`. A bridge with another port, or with a
-    default route, is the host's way to a network of other machines.
+    All ports of such a bridge, if any, are of the kinds `_VIRTUAL`. A bridge with another port, or
+    with a default route, connects the host to a network of other machines.
     """
     found: dict[tuple[Network, str], None] = {}
     with Rtnl() as rtnl:
@@ -123,9 +123,9 @@ def lacks_ipv6() -> str | None:
 def receiving6() -> list[str]:
     """Return the links that can receive IPv6 packets from other machines.
 
-    Left out are: lo; bridge ports, since their bridge receives for them; the WireGuard link of an
-    encrypted cluster, which carries VXLAN alone; links named "all" or "default", because those
-    names are not the link's own sysctl folder.
+    Excluded are: lo; bridge ports, since their bridge receives for them; the WireGuard link of an
+    encrypted cluster, which carries VXLAN only; links named "all" or "default", because the sysctl
+    folders with these names are not for a link.
     """
     with Rtnl() as rtnl:
         links = rtnl.links()
@@ -168,10 +168,10 @@ def _is_foreign(link: Link) -> bool:
 def resolv_conf(
     dns: Sequence[str] | None = None, search: Sequence[str] | None = None
 ) -> tuple[str, str | None]:
-    """Return (text of a service's /etc/resolv.conf, warning or None).
+    """Return (content of a service's /etc/resolv.conf, warning or None).
 
-    The text is the host's, with ``dns`` as name servers and ``search`` as search domains if these
-    are not None.
+    The content is the host's, with ``dns`` as name servers and ``search`` as search domains if
+    these are not None.
     """
     text, warning = _of_host()
     replaced = {"nameserver": dns, "search": search, "domain": search}
@@ -184,9 +184,9 @@ def resolv_conf(
 
 
 def _of_host() -> tuple[str, str | None]:
-    """Return (resolv.conf text, warning or None) for a service without name servers of its own.
+    """Return (resolv.conf content, warning or None) for a service without ``dns``.
 
-    The text is the host's resolv.conf without loopback servers, which a service cannot reach. If
+    The content is the host's resolv.conf without loopback servers, which a service cannot reach. If
     the upstream servers of systemd-resolved are known (systemd-resolved.service(8)), they replace
     its stub.
     """

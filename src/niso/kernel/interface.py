@@ -32,7 +32,7 @@ else:
 
 
 class Kernel(Protocol):
-    """A network stack that contains niso's objects.
+    """Protocol of the network stack that contains niso's objects.
 
     Inside a ``with`` block, sockets stay open between calls.
     """
@@ -60,7 +60,7 @@ class Kernel(Protocol):
         """
 
     def read_all(self, want: State, alias: str, foreign: Foreign) -> State:
-        """Return everything that carries niso's mark ``alias``, wanted or not.
+        """Return all objects with niso's mark ``alias``, desired or not.
 
         ``want`` selects the sysctls to read. Raises as `read`.
         """
@@ -103,7 +103,7 @@ class Kernel(Protocol):
         """
 
     def marked_netns(self) -> dict[str, str]:
-        """Return network namespaces that niso made, by their name and mark: name -> mark.
+        """Return the network namespaces that niso created, by name: name -> mark.
 
         Raises KernelError.
         """
@@ -112,7 +112,7 @@ class Kernel(Protocol):
         """Return the host's routing rules with niso's mark. Raises KernelError."""
 
     def marked_names(self) -> list[str]:
-        """Return names of namespaces that no longer exist or have an end of a marked pair.
+        """Return names of attached namespaces that no longer exist or have an end of a marked pair.
 
         Raises KernelError.
         """
@@ -180,9 +180,9 @@ class Kernel(Protocol):
         """
 
     def connections_in(self, name: str) -> list[Connection]:
-        """Return the established TCP connections in a namespace; none if it does not exist.
+        """Return the established TCP connections in a namespace.
 
-        Raises KernelError.
+        Empty if the namespace does not exist. Raises KernelError.
         """
 
     def measured_in(self, name: str) -> list[Measured]:
@@ -200,7 +200,7 @@ class Kernel(Protocol):
         """Return the flows with one of these addresses at either end. Raises KernelError."""
 
     def end_flows(self, flows: Iterable[Flow | Tracked]) -> int:
-        """End these flows and return the number of flows that existed. Raises KernelError."""
+        """Delete these flows and return how many of them existed. Raises KernelError."""
 
     def add_flows(self, connections: Iterable[Connection]) -> None:
         """Add open TCP connections to connection tracking; no-op for tracked ones.
@@ -209,9 +209,9 @@ class Kernel(Protocol):
         """
 
     def flush_addresses(self, addresses: Iterable[str]) -> None:
-        """End every flow with one of these addresses at either end, until none is left.
+        """Delete all flows with one of these addresses at either end.
 
-        Raises KernelError.
+        Repeats until no flow is left. Raises KernelError.
         """
 
     def forget_flows(self, addresses: Collection[str]) -> None:
@@ -221,16 +221,16 @@ class Kernel(Protocol):
         """
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
-        """End the flows to these ports of the host, until none is left.
+        """Delete the flows to these ports of the host; repeat until no flow is left.
 
-        A port is (protocol, first, last). TCP flows with a reply end only with ``answered``. Raises
-        KernelError.
+        A port is (protocol, first, last). TCP flows that have had a reply are deleted only with
+        ``answered``. Raises KernelError.
         """
 
     # --- the host ---
 
     def host_addresses(self) -> list[str]:
-        """Return every address of the host with its prefix length: "192.0.2.1/24".
+        """Return all addresses of the host with their prefix lengths: "192.0.2.1/24".
 
         Raises KernelError.
         """
@@ -242,7 +242,7 @@ class Kernel(Protocol):
         """Return the prefixes whose packets the host takes itself, by a route of type local."""
 
     def engine_prefixes(self) -> list[tuple[Network, str]]:
-        """Return (prefix, bridge) of others' bridges for containers or virtual machines alone."""
+        """Return (prefix, bridge) of foreign bridges to which only containers or VMs connect."""
 
     def default_mtu(self) -> int:
         """Return the MTU of the default route's link in bytes; 1500 without a default route."""
@@ -272,7 +272,10 @@ class Kernel(Protocol):
         """
 
     def not_forwarding(self) -> dict[str, set[str]]:
-        """Return foreign links that do not forward IPv4 though the host does: name -> addresses."""
+        """Return foreign links that do not forward IPv4 although the host does.
+
+        The result maps their names to their addresses.
+        """
 
     def neighbour_tables(self) -> list[Table]:
         """Return the usage of the neighbour tables of both families. Raises KernelError."""

@@ -182,7 +182,7 @@ def parse_link(body: bytes) -> Link:
 
 
 def parse_address(body: bytes) -> LinkAddress | None:
-    """Return an address; None if it is of a family other than IPv4 and IPv6."""
+    """Parse an address to a string; None if its family is neither IPv4 nor IPv6."""
     family, length, flags, scope, index = ifaddrmsg.unpack_from(body)
     if family not in (socket.AF_INET, socket.AF_INET6):
         return None
@@ -298,8 +298,8 @@ _SETTINGS: dict[int, tuple[str, str, int]] = {
 def drift_of_port(settings: dict[int, bytes], operstate: int, tunnel: bool) -> str:
     """Return the settings of a port that differ from niso's, such as ``isolated on, learning on``.
 
-    ``settings`` is the port's IFLA_INFO_SLAVE_DATA. A ``tunnel`` port is a VXLAN device. The port
-    state counts only while the link has a carrier, since otherwise the kernel sets the state.
+    ``settings`` is the port's IFLA_INFO_SLAVE_DATA. ``tunnel``: the port is a VXLAN device. The
+    port state counts only while the link has a carrier; otherwise the kernel sets the state.
     """
     parts = [
         f"{name} {'on' if settings[kind][0] else 'off'}"
@@ -349,7 +349,7 @@ def new_port(hairpin: bool, learns: bool = False) -> bytes:
 def usual(drift: str, tunnel: bool = False) -> list[bytes]:
     """Return the attributes that reset the settings named in ``drift``, of a bridge or a port.
 
-    Each attribute needs its own RTM_NEWLINK, in this order.
+    Send each attribute in its own RTM_NEWLINK, in this order.
     """
     names = [part.partition(" ")[0] for part in drift.split(", ")] if drift else []
     port = [
@@ -396,7 +396,7 @@ _parms = struct.Struct("=12s12sIII")  # tc_tbf_qopt: rate, peak rate, limit, buf
 
 
 class Qdisc(NamedTuple):
-    """The root queueing discipline of a link; ``rate`` and ``limit`` are those of tbf."""
+    """The root queueing discipline of a link; ``rate`` and ``limit`` are set if it is tbf."""
 
     kind: str
     rate: int  # bytes per second
@@ -404,12 +404,12 @@ class Qdisc(NamedTuple):
 
 
 def burst(rate: int) -> int:
-    """Return the bytes that may pass at once: those of 20 ms at this rate."""
+    """Return how many bytes may pass without delay: the bytes of 20 ms at this rate."""
     return max(rate // 50, _LEAST_BURST)
 
 
 def limit(rate: int) -> int:
-    """Return the bytes that may queue: those of 50 ms more. Further packets are dropped."""
+    """Return how many bytes may queue: the burst and the bytes of 50 ms. More are dropped."""
     return rate // 20 + burst(rate)
 
 
@@ -460,7 +460,7 @@ def set_rate(rtnl: Rtnl, link_index: int, rate: int) -> None:
 
 
 def clear(rtnl: Rtnl, link_index: int) -> None:
-    """Restore the link's default queueing discipline; no-op if it has it. Raises KernelError."""
+    """Restore the link's default queueing discipline; no-op if it is set. Raises KernelError."""
     body = _tcmsg.pack(0, link_index, 0, _ROOT, 0)
     rtnl.transact(Message(f"clear the rate of link {link_index}", _DELQDISC, 0, body, _NONE))
 

@@ -37,12 +37,12 @@ _ndt_stats = struct.Struct("=80xQ")  # ten other counters, ndts_table_fulls
 
 
 class Table(NamedTuple):
-    """The neighbour table of a family, shared by the host and the namespaces of all services.
+    """The neighbour table of a family, which the host shares with the namespaces of all services.
 
     ``most`` is net.ipv{4,6}.neigh.default.gc_thresh3: when the table is full, a new neighbour is
     refused with ENOBUFS (neigh_alloc, net/core/neighbour.c). Permanent entries and those of routing
-    daemons are exempt. The kernel does not report the number of non-exempt entries in other
-    namespaces: ndtc_entries counts all.
+    daemons do not count. The kernel does not report the number of counted entries in other
+    namespaces: ndtc_entries includes all.
     """
 
     family: int  # 4 or 6
@@ -67,8 +67,10 @@ class Fixed(NamedTuple):
     link_index: int  # MAC of the port
     mac: str
     is_local: bool = False
-    """Whether frames to the MAC are for the host. The kernel adds such entries for the ports' own
-    MACs."""
+    """Whether frames to the MAC are for the host.
+
+    The kernel adds such entries for the ports' own MACs.
+    """
 
 
 def tables(rtnl: Rtnl) -> list[Table]:
@@ -141,7 +143,8 @@ def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:
 def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int] | None:
     """Return (link, bridge, NUD_*) of a MAC's entry in the bridge that a port is on.
 
-    The link of a bridge's own entry is the bridge. None without an entry. Raises KernelError.
+    For an entry of the bridge itself, the link is the bridge. Returns None without an entry. Raises
+    KernelError.
     """
     body = _request(_AF_BRIDGE, port_index) + _mac(mac)
     answer = rtnl.get_one(f"find the port of {mac}", _GETNEIGH, body, _ABSENT)
@@ -156,9 +159,9 @@ def fix(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
     """Add a static entry to a bridge: it sends frames to ``mac`` to this port.
 
     The entry that the kernel adds for the ``own`` MAC of a new port is deleted: no service sends to
-    that MAC, and the kernel walks all entries for each port that comes or goes. A new port replaces
-    no entry for the host. No port replaces that of the bridge itself: the network would lose the
-    host. Raises KernelError, EADDRINUSE if there is such an entry.
+    that MAC, and the kernel walks all entries for each port that is added or removed. A new port
+    replaces no entry for the host. No port replaces the bridge's own entry, because services could
+    then no longer reach the host. Raises KernelError, EADDRINUSE if there is such an entry.
     """
     body = _ndmsg.pack(_AF_BRIDGE, port_index, _NOARP, _MASTERS, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for link {port_index}"
@@ -178,7 +181,7 @@ def fix(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
 
 
 def take(bridge_index: int, mac: str) -> Message:
-    """Return the message that makes a bridge's entry of a MAC, its own, one for the host."""
+    """Return the message that makes a bridge's entry of its own MAC one for the host."""
     body = _ndmsg.pack(_AF_BRIDGE, bridge_index, _PERMANENT, _SELF, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for bridge {bridge_index} itself"
     return Message(what, _NEWNEIGH, netlink.CREATE | netlink.REPLACE, body)
@@ -215,7 +218,7 @@ def _tunnel_entry(body: bytes) -> tuple[int, str, str] | None:
 
 
 def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
-    """Return (host that a VXLAN device sends a MAC to, whether its bridge knows the MAC).
+    """Return (host that a VXLAN device sends a MAC to, whether its bridge has an entry too).
 
     The host is "" if there is none. Raises KernelError.
     """

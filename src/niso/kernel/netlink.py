@@ -67,7 +67,7 @@ _attribute = struct.Struct("=HH")  # struct nlattr
 
 
 class Message(NamedTuple):
-    """A request that changes something.
+    """A request that changes an object.
 
     ``what`` describes the step; errnos in ``fine`` count as success.
     """
@@ -100,7 +100,7 @@ def refused(what: str, number: int, message: str = "") -> KernelError:
 
 
 class named:
-    """Context manager: rename the calling thread to niso inside the block.
+    """Rename the calling thread to niso in a ``with`` block.
 
     The kernel reports the name of the thread that commits an nftables transaction
     (NFTA_GEN_PROC_NAME). By this name, `niso events` recognises transactions of Python programs
@@ -141,7 +141,7 @@ def _rename_thread(name: bytes) -> None:
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
-    """Return one attribute, padded to four bytes."""
+    """Return one netlink attribute, padded to four bytes."""
     return _attribute.pack(4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
 
 

@@ -125,7 +125,7 @@ def attach(name: str, pid: int, alias: str) -> None:
 
 
 def delete(name: str) -> None:
-    """Remove the name; the namespace itself ends with its last process.
+    """Remove the namespace's name; the namespace itself ends with its last process.
 
     No-op if the name is missing.
     """
@@ -217,11 +217,11 @@ def names() -> list[str]:
 
 
 def own_names() -> list[str]:
-    """Return the names that can be of a namespace that niso made, sorted.
+    """Return the names in /run/netns that niso's own namespaces can have, sorted.
 
-    Such a name begins as niso's do, and is no symlink. A mark inside is not enough: a program with
-    NET_ADMIN can give the lo of its container any alias. A namespace that one of niso's symlinks
-    leads to is an attachment, whatever its own name is.
+    These names begin with niso's prefix, and are no symlinks. A mark inside a namespace is not
+    enough: a program with NET_ADMIN can give the lo of its container any alias. A namespace that is
+    the target of one of niso's symlinks is an attachment, whatever its own name.
     """
     attached = {_place(name) for name in symlinks()}
     return [
@@ -326,7 +326,7 @@ def symlinks() -> list[str]:
 
 
 def pin(name: str, path: str, cookies: Collection[int]) -> int:
-    """Bind ``name`` to the namespace now at ``path``, if its cookie is in ``cookies``.
+    """Bind-mount the namespace now at ``path`` to ``name``, if its cookie is in ``cookies``.
 
     The binding lasts until `unpin`. Returns the cookie of that namespace, 0 if there is none.
     Raises KernelError.
@@ -399,7 +399,7 @@ def unlink(name: str) -> None:
 
 
 def inside(name: str) -> Elsewhere:
-    """Context manager: run the block in the namespace ``name``.
+    """Run a ``with`` block in the namespace ``name``.
 
     Raises KernelError if entering fails.
     """
@@ -407,12 +407,12 @@ def inside(name: str) -> Elsewhere:
 
 
 def at(name: str) -> Elsewhere | Here:
-    """Context manager: like `inside`; for "" the block runs in the caller's own namespace."""
+    """Run a ``with`` block in a namespace, as `inside`; "" is the caller's own namespace."""
     return Elsewhere(name) if name else Here()
 
 
 def unnamed() -> Elsewhere:
-    """Context manager: run the block in a new namespace. It ends with the last reference to it."""
+    """Run a ``with`` block in a new namespace, which ends with the last reference to it."""
     return Elsewhere(None)
 
 
@@ -521,10 +521,10 @@ def share() -> None:
 
 
 def is_hidden() -> bool:
-    """Return whether the rest of the host cannot see the namespace names that this process creates.
+    """Return whether namespace names that this process creates are invisible to the host.
 
-    True in a private mount namespace, such as of a systemd unit with PrivateTmp=, whose /run/netns
-    does not share its mounts with that of PID 1 (mount_namespaces(7)).
+    This is so in a private mount namespace whose /run/netns does not share its mounts with that of
+    PID 1 (mount_namespaces(7)), for example in a systemd unit with PrivateTmp=.
     """
     try:
         if os.readlink("/proc/self/ns/mnt") == os.readlink("/proc/1/ns/mnt"):
@@ -601,10 +601,10 @@ def look(path: str) -> ForeignNetns | None:
 
 
 def dead_names(marked: set[tuple[int, int]]) -> list[str]:
-    """Return symlinks to namespaces that no longer exist or have an inner end of ``marked``.
+    """Return symlinks whose namespace no longer exists, or has the inner end of a pair.
 
-    ``marked`` are veth pairs with niso's mark, as indexes of the inner and of the outer end. One
-    index alone is not enough, because it is unique only within a namespace. Raises KernelError.
+    ``marked`` are the veth pairs with niso's mark, as indexes of the inner and of the outer end.
+    One index alone is not enough, because it is unique only within a namespace. Raises KernelError.
     """
     names = []
     for name in symlinks():
@@ -624,7 +624,7 @@ _IFLA_NET_NS_FD = 28  # linux/if_link.h
 
 
 class Moved(NamedTuple):
-    """The inner end of a veth pair, at the place to which its engine has moved it."""
+    """The inner end of a veth pair after its engine has moved it into the container's namespace."""
 
     cookie: int  # index in the namespace
     interface: str
@@ -688,7 +688,7 @@ _MOST = 64
 
 
 class Sockets:
-    """The open sockets by namespace. A context manager that closes them."""
+    """Open sockets by namespace. A context manager that closes the sockets."""
 
     def __init__(self) -> None:
         self._here: Rtnl | None = None

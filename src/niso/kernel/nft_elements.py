@@ -101,12 +101,12 @@ type Atoms = tuple[Any, ...]
 
 
 def in_intervals(kinds: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the types of a key as a set with intervals has them: all in network byte order."""
+    """Return the types of a key for a set with intervals: all are in network byte order."""
     return tuple(_IN_INTERVALS.get(kind, kind) for kind in kinds)
 
 
 def pack_limit(value: Atoms) -> bytes:
-    """Return the expression of a limit as `ruleset.limit` returns it, with the unit second."""
+    """Encode a limit in the form of `ruleset.limit` as an expression, with the unit second."""
     rate, _, burst, _ = value
     return nested(
         ELEM_EXPR,
@@ -123,7 +123,7 @@ def pack_limit(value: Atoms) -> bytes:
 
 
 def limit(expression: dict[int, bytes]) -> Atoms:
-    """Return the limit of an element in the form of `ruleset.limit`, () if it has none."""
+    """Return the limit of an element in the form of `ruleset.limit`; () if it has no limit."""
     if string(expression[_EXPR_NAME]) != "limit":
         return ()
     data = attributes(expression[_EXPR_DATA])
@@ -133,7 +133,7 @@ def limit(expression: dict[int, bytes]) -> Atoms:
 
 
 def pack_range(kind: int, atom: Any) -> tuple[bytes, bytes]:
-    """Return the first and the last value of a field; both are the same if it is no range."""
+    """Return the first and the last value of a field; equal if the field is no range."""
     if kind in _RANGES:
         width = WIDTHS[kind]
         return atom[0].to_bytes(width, "big"), atom[1].to_bytes(width, "big")
@@ -206,7 +206,7 @@ def unpack(kind: int, packed: bytes) -> Any:
 
 
 def _written(kind: int, atom: Any) -> str:
-    """Return a field as nft writes it."""
+    """Format a field as nft writes it."""
     if kind == _IFNAME:
         return f'"{atom}"'
     if kind == _PORTS:
@@ -285,7 +285,7 @@ class Nfnetlink(netlink.Netfilter):
     """A socket to nf_tables in the network namespace that opened it."""
 
     def change(self, what: str, edits: Iterable[Edit]) -> None:
-        """Apply all edits in one transaction, or none.
+        """Apply all edits in one transaction; if one fails, apply none.
 
         The cost does not depend on existing elements: libnftables would first list all sets, and
         for intervals their elements. Raises KernelError, with EEXIST if an element already exists.
@@ -317,8 +317,8 @@ class Nfnetlink(netlink.Netfilter):
     def all_of(self, table: str, container: str) -> list[Element] | None:
         """Return all elements of one of niso's sets and maps; None if it does not exist.
 
-        None are returned of a set that another version made with other types: its table is made
-        again as a whole. Raises KernelError.
+        If another version created the set with other types, the result is empty, because niso will
+        recreate its table. Raises KernelError.
         """
         packed = self._set(table, container)
         if packed is None:
@@ -351,7 +351,7 @@ class Nfnetlink(netlink.Netfilter):
         return counted[0]._replace(element=counted[0].element._replace(fields=element.fields))
 
     def _set(self, table: str, container: str) -> bytes | None:
-        """Return what the kernel says about a set or map; None if it does not exist."""
+        """Return the kernel's description of a set or map; None if it does not exist."""
         family, _, name = table.partition(" ")
         body = nfgenmsg(_FAMILIES[family]) + text(_SET_TABLE, name) + text(_SET_NAME, container)
         return self.get_one(f"read {table} {container}", _GETSET, body, (errno.ENOENT,))
@@ -417,10 +417,10 @@ class Nfnetlink(netlink.Netfilter):
 
 
 class Counted(NamedTuple):
-    """An element with a counter; an interval of one field is its start.
+    """An element with a counter; for an interval of one field, the start of the interval.
 
-    ``ago`` is the time since the last packet in seconds; None if there was none, or if the element
-    does not record it.
+    ``ago`` is the time since the last packet in seconds; None if no packet came, or if the element
+    does not record the time.
     """
 
     element: Element
@@ -527,7 +527,10 @@ def _intervals(header: Header, bounds: Iterable[_Bound]) -> list[Element]:
 
 
 def _made(header: Header, key: Atoms, element: dict[int, bytes]) -> Element | None:
-    """Return an element of the kernel; None for an element of an audit that is about to expire."""
+    """Build an element from the kernel's data.
+
+    Returns None for an element of an audit that is about to expire.
+    """
     owner, _, entry = _comment(element).partition(" ")
     value: Atoms
     if header.value != ():
@@ -586,7 +589,7 @@ def _has_types(header: Header, answer: bytes) -> bool:
 
 
 def _size(kinds: tuple[int, ...]) -> int:
-    """Return the bytes of a key or value: several fields are padded to 32-bit words each."""
+    """Return the length of a key or value in bytes; each of several fields is padded to 32 bits."""
     if len(kinds) == 1:
         return WIDTHS[kinds[0]]
     return sum(WIDTHS[kind] + 3 & ~3 for kind in kinds)
@@ -756,7 +759,7 @@ def _data(nest: bytes) -> bytes:
 
 
 def _pack_key(header: Header, key: Atoms) -> tuple[bytes, bytes]:
-    """Return a key's bytes as in a register, and for an interval also those of its end.
+    """Return a key's bytes as in a register; for an interval, the bytes of its end too.
 
     Each field is padded to 32-bit words.
     """
@@ -810,11 +813,12 @@ def _comment(element: dict[int, bytes]) -> str:
 class Element(NamedTuple):
     """One element of an nftables set or map.
 
-    ``fields`` is its key, and ``value`` what a map leads to. Addresses, prefixes, MACs, protocols
-    and names of links are text; ports, VNIs and classes are numbers. In sets with intervals, ports
-    are always (first, last), and so are the addresses of a class, as numbers. A verdict is its word
-    and chain. In a set, ``value`` is (), the limit of `ruleset.limit`, or the term of an audit:
-    (since, until) in seconds since 1970. Only this file converts to bytes and to nft's syntax.
+    ``fields`` is its key, and ``value`` the value of a map. Addresses, prefixes, MACs, protocols
+    and names of links are strings; ports, VNIs and classes are numbers. In sets with intervals,
+    ports are always (first, last), and so are the addresses of a class, as numbers. A verdict is
+    its word and chain. In a set, ``value`` is (), the limit of `ruleset.limit`, or the period of an
+    audit: (since, until) in seconds since 1970. Only this file converts to bytes and to nft's
+    syntax.
     """
 
     table: str  # "inet niso" or "bridge niso"
@@ -834,7 +838,7 @@ class Element(NamedTuple):
 
     @property
     def ends(self) -> bool:
-        """Return whether it belongs to an audit: the kernel may delete it after its timeout."""
+        """Return whether the element is of an audit: the kernel deletes it after a timeout."""
         return self.container in policy_rules.PLACES
 
     @property
@@ -844,7 +848,7 @@ class Element(NamedTuple):
 
     @property
     def value_text(self) -> str:
-        """Return the value or limit as nft writes it; for an audit, what is wrong with its end."""
+        """Format the value or limit as nft writes it; for an audit, what is wrong with its end."""
         if self.ends:
             return " ".join(self.value[2:])
         if not self.value:
@@ -862,10 +866,10 @@ class Element(NamedTuple):
 
 
 def ports_of(field: int | tuple[int, int]) -> tuple[int, int]:
-    """Return (first, last) of the ports in a key: of a set with intervals or without."""
+    """Return (first, last) of the ports in a key, for sets with or without intervals."""
     return field if isinstance(field, tuple) else (field, field)
 
 
 def written(kinds: tuple[int, ...], atoms: Atoms) -> str:
-    """Return the fields of a key or value as nft writes them."""
+    """Format the fields of a key or value as nft writes them."""
     return " . ".join(map(_written, kinds, atoms))

@@ -59,7 +59,7 @@ class Logged(NamedTuple):
     """A logged packet: time (seconds since 1970), prefix of the rule, ingress link and addresses.
 
     On a bridge, the link is the bridge port. ``port`` is the destination port, None if there is
-    none. ``proto`` is a name, or a number if the name is unknown here.
+    none. ``proto`` is a name, or a number if the protocol has no name here.
     """
 
     time: float
@@ -129,7 +129,7 @@ class Nflog(netlink.Netlink):
 
 
 def _holder(group: int) -> str:
-    """Return a description of the process that has bound a group; "" if none has.
+    """Describe the process that has bound a group; "" if no process has.
 
     The port number of a socket usually is the pid of its process (netlink(7)).
     """
@@ -287,10 +287,10 @@ class PacketMatch(NamedTuple):
 
 
 class Trace(netlink.Netlink):
-    """Trace packets from its creation on. A context manager. Raises KernelError.
+    """Trace packets while the object exists. A context manager. Raises KernelError.
 
-    ``tables`` is the text of the tables that mark the packets (nft(8)). ``missed`` says whether the
-    kernel had to skip messages.
+    ``tables`` is the text of the tables that mark the packets (nft(8)). ``missed``: the kernel had
+    to skip messages.
     """
 
     def __init__(self, tables: str) -> None:
@@ -319,8 +319,8 @@ class Trace(netlink.Netlink):
     def first(self, seconds: float) -> list[TraceStep]:
         """Wait for one packet and return its path; empty if none came in ``seconds``.
 
-        Where a bridge passes the packet up to the host, the kernel changes its trace id, because
-        the id depends on the ingress link (trace_fill_id, net/netfilter/nf_tables_trace.c).
+        When a bridge passes the packet up to the host, the kernel changes its trace id, because the
+        id depends on the ingress link (trace_fill_id, net/netfilter/nf_tables_trace.c).
         """
         steps: list[TraceStep] = []
         ids: set[int] = set()
@@ -381,7 +381,7 @@ class Trace(netlink.Netlink):
 
 
 def _rule(packet: PacketMatch) -> str:
-    """Return the rule that marks one packet a second."""
+    """Return a rule that marks at most one packet per second."""
     word = "ip6" if family_of(packet.destination) == 6 else "ip"
     match = f"{word} saddr {packet.source} {word} daddr {packet.destination}"
     if packet.port is not None:
@@ -422,9 +422,9 @@ _MOST_WAYS = 4096
 
 
 class Dropped(NamedTuple):
-    """A dropped packet, and the rule that dropped it; ``rule`` is "" for a chain's policy.
+    """A dropped packet and the rule that dropped it; ``rule`` is "" for a chain's policy.
 
-    ``headers`` begin with the IP header. ``length`` is that of the whole packet.
+    ``headers`` begin with the IP header. ``length`` is that of the complete packet.
     """
 
     table: str

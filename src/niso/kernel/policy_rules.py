@@ -95,7 +95,7 @@ def _sets(bridge: bool) -> str:
 
 
 def _own(verdict: str) -> str:
-    """Return the rules that keep niso's own test packets from being recorded."""
+    """Return the rules that exclude niso's own test packets from recording."""
     return "\n".join(
         f"\t\t{word} saddr . meta l4proto . th sport @{PROBES}{family} {verdict}"
         for family, word in _SENSOR_WORDS.items()

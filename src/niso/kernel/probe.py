@@ -50,8 +50,8 @@ _AT_ONCE = 1000  # foreign packets to skip before the time is checked
 class ProbeResult(NamedTuple):
     """The outcome of a test packet.
 
-    ``arrived`` says whether it reached the watched namespace, None if none is watched. ``unsent``
-    is why the sender's own kernel refused to send it, "" if it did not.
+    ``arrived``: the packet reached the watched namespace; None if none is watched. ``unsent`` is
+    why the sender's own kernel refused to send it, "" if it sent the packet.
     """
 
     arrived: bool | None
@@ -64,9 +64,8 @@ class Probe:
 
     ``namespace`` is the sender's, "" for the caller's. ``proto`` is tcp (a SYN), udp (an empty
     datagram) or sctp (an INIT) with ``port``, or icmp (an echo). ``watched`` is (namespace, port
-    after NAT) of the receiver. ``size`` is the length of an echo's IP packet in bytes; it is then
-    sent so that it may not be fragmented. Raises KernelError if a namespace or the address does not
-    exist.
+    after NAT) of the receiver. ``size`` is the length of an echo's IP packet in bytes; such a
+    packet must not be fragmented. Raises KernelError if a namespace or the address does not exist.
     """
 
     def __init__(
@@ -115,7 +114,7 @@ class Probe:
         self._stack.close()
 
     def send(self) -> str:
-        """Send the packet once. Return why the sender's own kernel refused it, "" if it did not.
+        """Send the packet once; return why the sender's own kernel refused it, else "".
 
         The rules do not record the packet as a flow.
         """

@@ -33,15 +33,15 @@ _top, _walks = -1, 0
 
 
 def read(name: str) -> str | None:
-    """Return the value without its newline; None if this kernel or interface does not have it.
+    """Return the value of a sysctl; None if this kernel or interface does not have it.
 
-    Raises KernelError.
+    The newline is removed. Raises KernelError.
     """
     return read_all((name,))[0]
 
 
 def read_all(names: Iterable[str]) -> list[str | None]:
-    """Like `read` for each name, in one namespace, which the caller does not leave in between."""
+    """Read several sysctls as `read` does, and enter the namespace only once."""
     try:
         inode = os.stat(_OWN).st_ino
     except OSError as error:
@@ -55,7 +55,7 @@ def write(name: str, value: str) -> None:
 
 
 def write_all(values: Iterable[tuple[str, str]]) -> None:
-    """Like `write` for each (name, value), in order and in one namespace."""
+    """Set several sysctls as `write` does, in order, and enter the namespace only once."""
     inode = 0
     for name, value in values:
         what = f"set sysctl {name} to '{value}'"
@@ -86,9 +86,9 @@ def _read(inode: int, name: str) -> str | None:
 
 
 def _open(inode: int, name: str, flags: int) -> int:
-    """Open a sysctl of this thread's namespace, whose inode is ``inode``, and return a descriptor.
+    """Open a sysctl of this thread's namespace and return a descriptor.
 
-    Raises OSError.
+    ``inode`` is the namespace's inode. Raises OSError.
     """
     _check(name)
     _, family, tail = name.split("/", 2)
@@ -120,7 +120,7 @@ def _open_folder(family: str) -> int:
 
 
 def _has_many() -> bool:
-    """Return whether the host has many network namespaces, judging by the number of names."""
+    """Return whether the host has many network namespaces, according to the number of names."""
     try:
         return len(os.listdir(paths.NETNS_DIR)) > _FEW
     except OSError:
@@ -130,10 +130,10 @@ def _has_many() -> bool:
 def _own_sys() -> int:
     """Return a descriptor of the folder sys of a private proc mount (fsopen(2)), else of /proc/sys.
 
-    These folders have the same name in all namespaces, so they share one chain of the file system's
-    dentry cache. With 1,000 namespaces, opening two of them in /proc takes 1 to 2 ms; in a private
-    mount 0.07 ms, including the mount. If /proc/sys/net is read-only, /proc/sys is used, so that
-    niso respects that.
+    The sysctl folders of all namespaces have the same names, so they share one chain of the file
+    system's dentry cache. With 1,000 namespaces, opening two of them in /proc takes 1 to 2 ms; in a
+    private mount it takes 0.07 ms, including the mount. If /proc/sys/net is read-only, /proc/sys is
+    used, so that niso respects this.
     """
     if not _has_many():
         return os.open(_SYS, _FOLDER)
@@ -157,7 +157,7 @@ def _own_sys() -> int:
 
 
 def _check(name: str) -> None:
-    """Raise KernelError for a name outside net/: such sysctls belong to the whole machine."""
+    """Raise KernelError for a name outside net/: such sysctls apply to the complete machine."""
     if not name.startswith("net/") or ".." in name.split("/") or name.count("/") < 2:
         raise KernelError(f"'{name}' is not a sysctl of a network namespace")
 

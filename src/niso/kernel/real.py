@@ -363,7 +363,7 @@ class Writer:
 
     @staticmethod
     def existing(index: int | None, link: str) -> int:
-        """Return ``index`` if it is not None. Raises KernelError if the link does not exist."""
+        """Return ``index`` unless it is None. Raises KernelError if the link does not exist."""
         if index is None:
             raise KernelError(
                 f"link {link!r} does not exist", "niso net repair", errno=errno.ENODEV
@@ -440,7 +440,7 @@ class Writer:
 def end_links(names: list[str]) -> None:
     """Delete the links that a `Writer` has detached.
 
-    On return, they no longer exist. Raises KernelError.
+    When the call returns, the links no longer exist. Raises KernelError.
     """
     if names:
         what = f"delete links {', '.join(names)}"

@@ -138,7 +138,7 @@ class Rtnl(netlink.Netlink):
         return self.dump("list links", _GETLINK, body, parse_link)
 
     def makes_sums(self, name: str) -> bool:
-        """Return whether checksums are complete in what a link sends (ETHTOOL_GTXCSUM)."""
+        """Return whether a link completes checksums before it sends (ETHTOOL_GTXCSUM)."""
         return not self._ethtool(f"read offloads of link '{name}'", name, _GTXCSUM, 0)
 
     def make_sums(self, name: str) -> None:
@@ -443,9 +443,9 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def delete_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
-        """Delete a route; no-op if it does not exist. Others to ``destination`` stay.
+        """Delete a route; no-op if it no longer exists. Other routes to ``destination`` stay.
 
-        With ``metric`` 0 one of any metric is deleted.
+        With ``metric`` 0, one route of any metric is deleted.
         """
         self._delete_routes(
             f"delete route {destination} via {gateway or 'link'} {index}",
@@ -561,9 +561,9 @@ _header = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr
 
 
 class Rule(NamedTuple):
-    """A rule with niso's mark.
+    """A routing rule with niso's mark.
 
-    ``body`` is the kernel's answer, ``drift`` the differences from niso's.
+    ``body`` is the kernel's answer, ``drift`` the differences from niso's rule.
     """
 
     link: str
@@ -577,7 +577,7 @@ def selector(link: str) -> str:
 
 
 def of_niso(rtnl: Rtnl, family: int) -> list[Rule]:
-    """Return all rules of a family with niso's mark. Raises KernelError."""
+    """Return all routing rules of a family with niso's mark. Raises KernelError."""
     body = _header.pack(_RULE_FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0)
     # a kernel without IPv6 or without policy routing has none
     absent = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
@@ -585,7 +585,7 @@ def of_niso(rtnl: Rtnl, family: int) -> list[Rule]:
 
 
 def add(rtnl: Rtnl, link: str, family: int) -> None:
-    """Add the rule of a bridge, which need not exist yet. Raises KernelError."""
+    """Add the routing rule of a bridge, which need not exist yet. Raises KernelError."""
     body = _header.pack(_RULE_FAMILIES[family], 0, 0, 0, 0, 0, 0, _PROHIBIT, 0)
     body += text(_IIFNAME, link) + u32(_PRIORITY, PRIORITY) + u32(_FWMARK, 0)
     body += u32(_FWMASK, _MASK) + attribute(_PROTOCOL, bytes([PROTOCOL]))
@@ -593,7 +593,10 @@ def add(rtnl: Rtnl, link: str, family: int) -> None:
 
 
 def delete(rtnl: Rtnl, link: str, family: int, drift: str = "") -> None:
-    """Delete the rules of a bridge with this ``drift`` from niso's rule. Raises KernelError."""
+    """Delete the routing rules of a bridge with this ``drift`` from niso's rule.
+
+    Raises KernelError.
+    """
     what = f"delete the routing rule of '{link}'"
     for rule in of_niso(rtnl, family):
         if (rule.link, rule.drift) == (link, drift):

@@ -127,12 +127,16 @@ _BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5}  # burst, in seconds of th
 
 
 def limit(what: str, rate: int) -> tuple[int, str, int, bool]:
-    """Return the limit of an element: rate, its unit, burst in packets, whether above the rate."""
+    """Build the limit of an element.
+
+    The parts are rate, unit, burst in packets, and whether the limit matches packets above the
+    rate.
+    """
     return (rate, "second", rate * _BURST[what], True)
 
 
 def limit_text(value: tuple[int, str, int, bool]) -> str:
-    """Return a limit in nft's syntax."""
+    """Format a limit in nft's syntax."""
     rate, per, burst, over = value
     return f"limit rate{' over' if over else ''} {rate}/{per} burst {burst} packets"
 
@@ -706,9 +710,9 @@ DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 
 
 def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
-    """Yield the entries of `DECLARED`.
+    """Yield the entries of `DECLARED`, without the sets that rules fill.
 
-    Sets that the rules themselves fill are left out; they are recognised by longer declarations.
+    Such sets are recognised by their longer declarations.
     """
     table = ""
     for line in TABLES.splitlines():

@@ -77,7 +77,7 @@ class Measured(NamedTuple):
 
     ``is_server``: the socket is the server's. ``rtt`` is the smoothed round-trip time in seconds.
     ``retransmitted`` counts segments; ``received`` and ``acked`` (sent and acknowledged) count
-    bytes. All four are None if the kernel does not report them, such as during the handshake.
+    bytes. All four are None if the kernel does not report them, for example during the handshake.
     """
 
     connection: Connection
@@ -113,8 +113,8 @@ def listeners(proto: str, first: int | None = None, last: int | None = None) -> 
 def connections() -> list[Connection]:
     """Return the established TCP connections of this network namespace.
 
-    The end whose port has a listener here is the server's; otherwise this end is the client's.
-    Raises KernelError.
+    If the port of an end has a listener here, this end is the server's; otherwise the local end is
+    the client's. Raises KernelError.
     """
     return [connection for connection, _, _ in _connections((_ESTABLISHED,), 0, _parse_ends)]
 
@@ -122,7 +122,7 @@ def connections() -> list[Connection]:
 def measured() -> list[Measured]:
     """Return the TCP connections of this network namespace with their measurements.
 
-    Like `connections`, but also those that are being opened or closed. Raises KernelError.
+    Connections that are being opened or closed are included. Raises KernelError.
     """
     return [
         Measured(connection, is_server, *figures)

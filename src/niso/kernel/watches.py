@@ -56,7 +56,7 @@ class TableChange(NamedTuple):
 
     @property
     def is_own(self) -> bool:
-        """Return whether one of niso's programs committed it."""
+        """Return whether a program of niso committed the transaction."""
         return self.process.startswith(OWN_THREAD)
 
 
@@ -95,7 +95,7 @@ class _MulticastGroup(netlink.Netlink):
 
 
 class Tables(_MulticastGroup):
-    """Watch nftables transactions, from its creation on. Raises KernelError."""
+    """Watch nftables transactions while the object exists. Raises KernelError."""
 
     def __init__(self) -> None:
         super().__init__(netlink.NETFILTER, _NFNLGRP_NFTABLES)
@@ -213,7 +213,7 @@ def _is_noise(events: bytes) -> bool:
 
 
 class Watches:
-    """Watch everything that changes niso's state on this machine. A context manager.
+    """Watch everything on this machine that shows a change of niso's state. A context manager.
 
     Raises KernelError.
     """
@@ -250,7 +250,7 @@ class Watches:
         return self._poll.fileno()
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait for a change, at most ``seconds`` if not None; return whether there is one."""
+        """Wait for a change, at most ``seconds`` if not None; return whether one has happened."""
         return bool(self._poll.poll(seconds))
 
     def read(self) -> tuple[bool, list[TableChange] | None]:

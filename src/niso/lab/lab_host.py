@@ -66,9 +66,10 @@ def build_mounts(
 ) -> None:
     """Mount the file system of the lab ``name``, and make it the root.
 
-    The caller is the lab's PID 1, in new mount, pid, net and cgroup namespaces. ``folders`` are the
-    lab's cgroups; hierarchies of ``cgroup_mounts`` without one are read-only. The folders
-    ``writable`` are shared with the machine. Raises KernelError, OSError.
+    A lab is a disposable host. The caller is the lab's PID 1, in new mount, pid, net and cgroup
+    namespaces. ``folders`` are the lab's cgroups; cgroup hierarchies of ``cgroup_mounts`` that have
+    no folder are read-only. The folders ``writable`` are shared with the machine. Raises
+    KernelError, OSError.
     """
     current = os.getcwd()
     _leave_chroot()
@@ -129,10 +130,10 @@ class _Layers:
         os.mkdir(_ROOT)
 
     def cover(self, source: int, path: str) -> None:
-        """Show the folder or file that ``source`` refers to at ``path`` of the lab.
+        """Mount the folder or file that ``source`` refers to at ``path`` of the lab.
 
-        Writes stay in the lab: by an overlay, or a copy of a single file. Where the kernel refuses
-        an overlay (a third one on two others), it is read-only. Closes ``source``.
+        Writes stay in the lab, by an overlay, or by a copy of a single file. If the kernel refuses
+        an overlay (a third one on two others), the mount is read-only. Closes ``source``.
         """
         lower, target = f"/proc/self/fd/{source}", _ROOT + path
         try:
@@ -160,10 +161,10 @@ class _Layers:
 
 
 def _leave_chroot() -> None:
-    """Make the mounts private, and the root of a chroot the root of the mount namespace.
+    """Make the mounts private, and a chroot's root the root of the mount namespace.
 
-    A process that joins a mount namespace starts at its root (setns(2)), so crun exec would
-    otherwise leave the chroot.
+    A process that joins a mount namespace starts at the namespace's root (setns(2)), so crun exec
+    would otherwise leave the chroot.
     """
     own = os.open("/", os.O_PATH | os.O_CLOEXEC)
     here = os.fstat(own)
@@ -182,7 +183,7 @@ def _leave_chroot() -> None:
 
 
 def _enter(root: str) -> None:
-    """Make the mount ``root`` the root of the mount namespace, and leave the old one."""
+    """Make the mount ``root`` the root of the mount namespace, and unmount the old root."""
     os.chdir(root)
     if _libc.pivot_root(b".", b"."):
         raise refused("pivot_root", ctypes.get_errno())
@@ -193,7 +194,7 @@ def _enter(root: str) -> None:
 def _build_dev(layers: _Layers, mounted: Iterable[str]) -> None:
     """Show the machine's devices; new files and sockets next to them stay in the lab.
 
-    Of the file systems ``mounted`` there, shared memory and message queues are the lab's own;
+    Of the file systems ``mounted`` in /dev, the lab has its own shared memory and message queues;
     others, such as the terminals', are the machine's.
     """
     layers.cover(os.open("/dev", os.O_PATH | os.O_CLOEXEC), "/dev")
@@ -207,9 +208,9 @@ def _build_dev(layers: _Layers, mounted: Iterable[str]) -> None:
 
 
 def _copy_etc() -> None:
-    """Replace the lab's overlay of /etc by a copy, for a machine whose root is an overlay.
+    """Replace the lab's overlay of /etc by a copy, if the machine's root is an overlay.
 
-    Services see /etc through an overlay too, which would be the third.
+    Services see /etc through an overlay too, which would be the third, and the kernel allows two.
     """
     copy = f"{_LAYER}/etc"
     os.mkdir(copy)
@@ -256,7 +257,7 @@ def _build_sys(cgroup_mounts: list[Mount], folders: dict[str, str]) -> None:
 
 
 def _build_cgroup_tmpfs(new: str) -> None:
-    """Mount the folder of the v1 hierarchies, with its links (cpu -> cpu,cpuacct)."""
+    """Mount the parent folder of the v1 hierarchies, with its links (cpu -> cpu,cpuacct)."""
     _mount("tmpfs", new, "tmpfs", _PLAIN, "mode=755")
     with os.scandir(_CGROUP) as entries:
         for entry in entries:
@@ -292,9 +293,10 @@ def _copy_owner(source: str, target: str) -> None:
 
 
 def _reachable(current: str, covered: Iterable[str]) -> list[str]:
-    """List the folders below ``covered`` that must stay visible in the lab, without nested ones.
+    """List the folders below ``covered`` that must stay visible in the lab.
 
-    They are the current folder, Python's, and niso's checkout or installation.
+    These are the current folder, Python's, and niso's checkout or installation; nested folders are
+    left out.
     """
     source = str(Path(__file__).resolve().parents[3])
     checkout = os.path.dirname(source)
@@ -310,7 +312,7 @@ def _reachable(current: str, covered: Iterable[str]) -> list[str]:
 
 
 def _resolver() -> tuple[str, bytes] | None:
-    """Return path and content of the machine's resolv.conf if it links into /run, else None."""
+    """Return path and content of the machine's resolv.conf if it is a link into /run, else None."""
     path = os.path.realpath("/etc/resolv.conf")
     if not path.startswith("/run/"):
         return None
@@ -344,9 +346,9 @@ class Mount(NamedTuple):
 
     point: str
     unified: bool
-    """Whether it is v2."""
+    """Whether the hierarchy is cgroup v2."""
     base: str
-    """The folder in which labs create theirs."""
+    """The folder in which labs create their folders."""
 
 
 class Folder(NamedTuple):
@@ -426,7 +428,7 @@ def _make(mount: Mount, path: str) -> Folder:
 
 
 def enter(folders: list[Folder]) -> list[Folder]:
-    """Move this process into the folders; return those where that succeeded."""
+    """Move this process into the folders; return the folders that it could enter."""
     entered = []
     for folder in folders:
         with contextlib.suppress(OSError):
@@ -436,7 +438,7 @@ def enter(folders: list[Folder]) -> list[Folder]:
 
 
 def settle(folders: list[Folder]) -> None:
-    """Enable the v2 controllers for the lab's cgroups, once the folders are the lab's roots."""
+    """Enable the v2 controllers for the lab's cgroups, once they are the roots of its namespace."""
     for folder in folders:
         if not folder.mount.unified:
             continue
@@ -449,9 +451,9 @@ def settle(folders: list[Folder]) -> None:
 
 
 def remove(folders: list[Folder]) -> None:
-    """Remove the folders with all below, once no process is left; close their locks.
+    """Remove the folders with all subfolders; close their locks.
 
-    Waits up to 5 s.
+    Waits up to 5 s until no process is left in them.
     """
     deadline = time.monotonic() + _REMOVE_S
     for folder in folders:
@@ -462,7 +464,7 @@ def remove(folders: list[Folder]) -> None:
 
 
 def sweep() -> None:
-    """Remove folders of labs whose processes were all killed; those still in use stay."""
+    """Remove folders of labs whose processes were all killed; folders in use stay."""
     for mount in mounts():
         parent = os.path.dirname(mount.base)
         # The caller can get a new v1 cgroup each time, as a sibling of the last one.
@@ -493,7 +495,7 @@ def _children(path: str) -> list[str]:
 
 
 def _remove_tree(path: str) -> bool:
-    """Remove a folder with all below; return whether it no longer exists."""
+    """Remove a folder with all subfolders; return whether it no longer exists."""
     for child in _children(path):
         _remove_tree(child)
     try:
@@ -522,15 +524,15 @@ _GATEWAY = ("192.0.2.2", "2001:db8::2")
 
 
 class _Machine(NamedTuple):
-    """A machine on the segment."""
+    """A machine of the lab's segment, a simulated network next to the host."""
 
     port: str
-    """Its veth end on the segment's bridge."""
+    """The machine's veth end on the segment's bridge."""
     link: str
-    """Its own veth end."""
+    """The machine's own veth end."""
     mac: str
     addresses: tuple[str, str]
-    """IPv4, IPv6."""
+    """The machine's IPv4 and IPv6 address."""
 
 
 _HOST = _Machine("host", "uplink0", "02:00:c0:00:02:01", ("192.0.2.1", "2001:db8::1"))

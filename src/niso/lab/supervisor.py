@@ -50,10 +50,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Terminal:
-    """The terminal; the command gets it if it can have a foreground process group of its own.
+    """The controlling terminal, given to the command if it can have a process group of its own.
 
-    Its own group keeps ``kill 0`` in the lab, and Ctrl-C away from niso. In a pipeline or in the
-    background, the shell's group must keep the terminal, and the command stays in that group.
+    With a group of its own, ``kill 0`` affects the lab only, and Ctrl-C does not reach niso. In a
+    pipeline or in the background, the shell's process group must keep the terminal, and the command
+    stays in that group.
     """
 
     def __init__(self) -> None:
@@ -72,14 +73,14 @@ class _Terminal:
         self._settings = termios.tcgetattr(fd)
 
     def give(self) -> None:
-        """Make the calling process a group of its own, and put that group in the foreground."""
+        """Make a new process group of the calling process, and put it in the foreground."""
         if self.own_group:
             os.setpgid(0, 0)
         if self.fd >= 0:
             os.tcsetpgrp(self.fd, os.getpgrp())
 
     def take_back(self, status: int) -> None:
-        """Return to the foreground after the command has ended with ``status``."""
+        """Put niso in the foreground again after the command has exited with ``status``."""
         if self.fd < 0:
             return
 
@@ -129,7 +130,7 @@ def run(command: list[str], writable: Iterable[str] = ()) -> int:
 
 
 class _Lab(NamedTuple):
-    """The state that all processes of a lab share."""
+    """The state of a lab that all its processes share."""
 
     name: str
     folders: list[lab_host.Folder]
@@ -138,11 +139,11 @@ class _Lab(NamedTuple):
     """The caller's signal mask."""
     terminal: _Terminal
     writable: list[str]
-    """Absolute paths of folders."""
+    """Absolute paths of folders whose changes persist."""
 
 
 def _folder(path: str) -> str:
-    """Return the real path of a folder of ``--write``. Raises UsageError."""
+    """Return the real path of a folder given to ``--write``. Raises UsageError."""
     real = os.path.realpath(path)
     if not os.path.isdir(real):
         raise UsageError(f"{path} is not a folder", None, "--write")
@@ -152,7 +153,7 @@ def _folder(path: str) -> str:
 
 
 def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
-    """Run ``work`` in a forked process, and exit with its result.
+    """Run ``work`` in a forked process, which exits with its result.
 
     An error is written to the pipe ``failure`` as [message, hint], for the caller of `run`.
     """
@@ -172,7 +173,7 @@ def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
 
 
 def _wait_for(child: int) -> int:
-    """Forward signals until ``child`` has ended; return its exit status, or 128 + N."""
+    """Wait for ``child`` and forward signals; return its exit status, or 128 + N."""
     while True:
         info = signal.sigwaitinfo(_WATCHED)
         if info.si_signo == signal.SIGCHLD:
@@ -193,7 +194,7 @@ def _status(status: int) -> int:
 
 
 def _die_with_parent(number: int) -> None:
-    """Make the kernel send signal ``number`` to this process when its parent dies."""
+    """Arrange that the kernel sends signal ``number`` to this process when its parent exits."""
     if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0):
         raise refused("follow the parent's death", ctypes.get_errno())
 
@@ -266,9 +267,9 @@ def _environment() -> dict[str, str]:
 
 
 def _execute(lab: _Lab, environment: dict[str, str]) -> NoReturn:
-    """Execute the command in this process.
+    """Replace this process with the command.
 
-    Prints to stderr and exits with 126 or 127 if that fails.
+    If that fails, prints to stderr and exits with 126 or 127.
     """
     status = FAILED
     command = lab.command
@@ -295,7 +296,7 @@ def _execute(lab: _Lab, environment: dict[str, str]) -> NoReturn:
 
 
 def _reap_until_end(command: int, terminal: _Terminal) -> int:
-    """Reap ended processes and forward signals; return the exit status of ``command``."""
+    """Reap exited processes and forward signals; return the exit status of ``command``."""
     while True:
         info = signal.sigwaitinfo(_WATCHED)
         if info.si_signo in _PASSED_ON:

@@ -84,7 +84,7 @@ def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
 
 
 class _Tap:
-    """A running tcpdump of a capture."""
+    """A running tcpdump, one of those of a capture."""
 
     def __init__(self, name: str, tcpdump: Tcpdump, converter: Converter) -> None:
         self.name, self.tcpdump, self.converter = name, tcpdump, converter
@@ -133,10 +133,10 @@ class Capture:
         return shown
 
     def read_ready(self, seconds: float | None = 0.0) -> bytes | None:
-        """Do the same as `read`, but return None if there is nothing to show yet.
+        """Return packets as `read` does, or None if there are none yet.
 
-        Waits at most ``seconds`` for an event; None waits for ever. ``fileno`` is readable when an
-        event is pending.
+        Waits at most ``seconds`` for an event; None waits without limit. ``fileno`` is readable
+        when an event is pending.
         """
         if not self._sources:
             return b""
@@ -146,7 +146,7 @@ class Capture:
         return None if self._sources else b""
 
     def stop(self) -> None:
-        """Stop the captures; `read` still returns what was captured before."""
+        """Stop the captures; `read` still returns the packets captured before."""
         for source in self._sources:
             source.tcpdump.stop()
 
@@ -335,7 +335,7 @@ class Tcpdump:
         return data
 
     def hear(self) -> bool:
-        """Keep tcpdump's error output for an error message; return False at its end."""
+        """Read tcpdump's error output and store it for an error; return False at its end."""
         data = os.read(self.err, _CHUNK)
         self._said = (self._said + data)[-_SAID:]
         return bool(data)
@@ -347,7 +347,7 @@ class Tcpdump:
                 os.kill(self._pid, signal.SIGINT)
 
     def close(self) -> None:
-        """End tcpdump if it is still running, and close its descriptors."""
+        """Kill tcpdump if it is still running, and close its descriptors."""
         if self._pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGTERM)
@@ -376,7 +376,7 @@ class Tcpdump:
 
 
 def _watch(pid: int) -> int:
-    """Fork a watcher that ends the child ``pid`` if this process dies; it exits with the child."""
+    """Fork a process that kills the child ``pid`` if this process dies; it exits with the child."""
     own, child = os.pidfd_open(os.getpid()), os.pidfd_open(pid)
     try:
         watcher = os.fork()
@@ -399,7 +399,7 @@ def _watch(pid: int) -> int:
 def _become(
     argv: list[str], names: Mapping[str, str], stdin: int | None, out: int, err: int
 ) -> None:
-    """Execute tcpdump in this forked process; never returns."""
+    """Replace this forked process with tcpdump; never returns."""
     try:
         os.dup2(err, 2)
         os.dup2(out, 1)
@@ -413,7 +413,7 @@ def _become(
 
 
 def _hide_hosts(names: Mapping[str, str]) -> None:
-    """Give this process an /etc/hosts with the services, and no other source of names."""
+    """Mount an /etc/hosts with the services for this process; it has no other source of names."""
 
     os.unshare(os.CLONE_NEWNS)
     root.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
@@ -460,7 +460,7 @@ class CaptureFile:
 
     @property
     def is_full(self) -> bool:
-        """Return whether the file has as many packets as it takes."""
+        """Return whether the file has the maximum number of packets."""
         return self._left is not None and self._left <= 0
 
     def interface(self, name: str, link: int, most: int) -> tuple[int, bytes]:
@@ -608,7 +608,7 @@ class CaptureRequest(NamedTuple):
 
 
 def capture(session: Session, wanted: CaptureRequest) -> Capture:
-    """Start a capture: `Host.capture`."""
+    """Start a capture; see `Host.capture`."""
 
     if wanted.most is not None and wanted.most < 1:
         hint = "niso net capture db -c 10"
@@ -678,7 +678,7 @@ def _drops(session: Session, known: dict[str, Known], form: Format) -> Capture:
 def trace(
     session: Session, source: str, destination: str, any_: bool, seconds: float
 ) -> Traced | None:
-    """Wait for a packet and trace its path: `Host.trace`."""
+    """Wait for a packet and trace its path; see `Host.trace`."""
 
     store = session.store()
     who, port, proto = packet_path.parse_target(destination)
@@ -717,7 +717,7 @@ _LEADS = ("jump ", "goto ")
 
 
 def stages(steps: list[TraceStep], verdict: Verdict | None) -> list[Stage]:
-    """Return the chains that decided something about the packet. Pure.
+    """Return the chains in which a rule or policy matched the packet.
 
     ``verdict`` is the policy engine's, which has the manifest entry if a policy drops the packet.
     """

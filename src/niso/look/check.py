@@ -55,9 +55,9 @@ PROBLEMS: tuple[Problem, ...] = ("missing", "foreign", "different", "gone")
 def check(machine: Machine, name: str | None = None) -> list[Finding]:
     """Return all differences, or those of one service or network. Changes nothing.
 
-    Differences are compared again under niso's lock, and returned only if they persist, because
-    another command may have been in the middle of a change. Raises KernelError, NotFound if there
-    is no such service or network, Conflict if the lock stays taken.
+    Another command may be in the middle of a change. Differences are therefore compared again under
+    niso's lock, and returned only if they persist. Raises KernelError, NotFound if there is no such
+    service or network, Conflict if another process does not release the lock.
     """
     present: list[Finding] | None
     try:
@@ -80,9 +80,9 @@ def check(machine: Machine, name: str | None = None) -> list[Finding]:
 def problems(machine: Machine) -> dict[str, int] | None:
     """Count the differences of each kind, without niso's lock.
 
-    A change in progress counts if it takes longer than the repeated comparisons. Returns None if
-    objects vanished during each of them. Raises KernelError if changes of other programs cannot be
-    read.
+    A change in progress counts as a difference if it outlasts the repeated comparisons. Returns
+    None if objects vanished during each comparison. Raises KernelError if changes by other programs
+    cannot be read.
     """
     lasting: set[tuple[Problem, str]] | None = None
     for turn in range(_LOOKS):
@@ -103,7 +103,7 @@ def problems(machine: Machine) -> dict[str, int] | None:
 
 
 def _others(machine: Machine, name: str | None) -> list[Finding]:
-    """Return what other programs have changed that stops packets of services."""
+    """Return changes by other programs that prevent services from exchanging packets."""
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
     others = host_settings.others(kernel, store) if name is None and store.any_active() else []
@@ -121,9 +121,9 @@ def _others(machine: Machine, name: str | None) -> list[Finding]:
 def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list[tuple[str, str]]:
     """Return (warning, next step) for each neighbour table that is full, or nearly full.
 
-    It counts as full if it refused neighbours between the two readings. Only the host's own entries
-    can be counted. This is a warning, not a difference, because the limit applies to the whole
-    machine.
+    A table counts as full if it refused neighbours between two readings. Only the host's own
+    entries can be counted. The result is a warning and not a difference, because the limit applies
+    to the complete machine.
     """
     refused = {table.family: table.refused for table in before}
     warnings = []
@@ -149,9 +149,10 @@ def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list
 
 
 def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return (warning, next step) for each manifest port that a forward took and left unpublished.
+    """Return (warning, next step) for each manifest port that an earlier forward displaced.
 
-    The forward has ended since. ``name`` limits this to one service or network. Raises NotFound.
+    The forward no longer exists, but the port is still unpublished. ``name`` limits this to one
+    service or network. Raises NotFound.
     """
     store = machine.store
     return [
@@ -167,7 +168,7 @@ def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str
 
 
 def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str, str]]:
-    """Return (warning, next step) for likely mistakes in policies of active services.
+    """Return (warning, next step) for probable mistakes in policies of active services.
 
     ``name`` limits this to one service or network. Raises KernelError, NotFound.
     """
@@ -226,7 +227,7 @@ def _own(machine: Machine, name: str | None) -> list[Finding]:
 
 
 def _host_names(kernel: Kernel, store: Store) -> list[Finding]:
-    """Return a finding if services' names in the host's hosts file should be there and differ."""
+    """Return a finding if the names of services in the host's hosts file are not as desired."""
     if not store.host_knows():
         return []
 
@@ -235,7 +236,7 @@ def _host_names(kernel: Kernel, store: Store) -> list[Finding]:
 
 
 def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
-    """Return the scope of a name, and the active service with that name. Raises NotFound."""
+    """Return the scope of a name, and the active service of that name. Raises NotFound."""
     if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
         return Scope((), (name,)), []
     if store.name_holder(bare_name(name)) is None:
@@ -258,7 +259,7 @@ def _finding(defect: store_defects.Defect) -> Finding:
 
 
 def _interrupted(store: Store, only: str | None = None) -> list[Finding]:
-    """Return a finding for each change whose command has died; ``only`` names one service."""
+    """Return a finding for each change whose command was killed; ``only`` names one service."""
     return [
         Finding(
             "different",
@@ -279,7 +280,7 @@ def _other_firewalls(kernel: Kernel, networks: Iterable[Network]) -> list[Findin
 
 
 def _closed_links(kernel: Kernel, active: list[str]) -> list[Finding]:
-    """Return a finding for each host link that does not forward; none if no service is active."""
+    """Return a finding for each host link that does not forward; empty without active services."""
     return (
         [Finding("foreign", what, remedy) for what, remedy in exposure.closed_links(kernel)]
         if active
@@ -291,7 +292,7 @@ NOT_ACTIVE = "it is not active"
 
 
 def left_running(machine: Machine) -> list[str]:
-    """Return inactive services that still have a process, or leftovers of one.
+    """Return inactive services that still have a process, or files of one.
 
     Services that a command is changing are left out.
     """
@@ -339,7 +340,7 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
 
 
 def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
-    """Like `of_process`, but a job that does not run is never defective, however it ended.
+    """Do what `of_process` does, but report no finding for a job that is not running.
 
     Only an activation runs a job again.
     """
@@ -350,9 +351,9 @@ def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
 
 
 def of_package(row: ServiceRow) -> Finding | None:
-    """Return a finding if the package copy of a service is missing, or has only empty files.
+    """Return a finding if a service's package copy is missing, or has only empty files.
 
-    Its content is not checked otherwise.
+    The content is not checked otherwise.
     """
     what = f"package copy {row.package} of service {row.name!r}"
     if not os.path.isdir(row.package):
@@ -367,7 +368,7 @@ def of_package(row: ServiceRow) -> Finding | None:
 
 
 def of_sources(row: ServiceRow) -> list[Finding]:
-    """Return a finding for each path of a service that leads elsewhere than at its activation."""
+    """Return a finding for each path of a service whose target has changed since its activation."""
     spec = row.process
     return [
         Finding(
@@ -392,8 +393,9 @@ _MOVING_S = 120
 def is_moving(attached: Attached) -> bool:
     """Return whether an engine is moving the attachment's interface into its container.
 
-    The path is a symlink that is created when the interface is handed over, and has the time 0 once
-    the interface has arrived. For a container that ends, the engine itself detaches.
+    The attachment's path is a symlink that niso creates when it hands the interface over. The
+    symlink gets the time 0 once the interface is in the container. If the container ends, the
+    engine itself detaches.
     """
     if attached.owner != BY_INTERFACE:
         return False
@@ -418,5 +420,5 @@ def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> li
 
 
 def shown(attached: Attached) -> str:
-    """Return the owner and the shortened id for a message: ``podman b186d057f65e``."""
+    """Format the owner and the shortened id for a message: ``podman b186d057f65e``."""
     return f"{attached.owner} {attached.id[:12]}".strip()

@@ -53,7 +53,7 @@ class Drop(NamedTuple):
     service: str
     """service whose policy dropped it"""
     direction: str
-    """in or out: its ingress or its egress policy"""
+    """in or out: dropped by the service's ingress or egress policy"""
     key: str
     """the key of the manifest"""
     source: Source
@@ -63,14 +63,14 @@ class Drop(NamedTuple):
     proto: str
     """tcp, udp, sctp or icmp"""
     interface: str
-    """the link on which it arrived"""
+    """the link on which the packet arrived"""
 
 
 class Log:
-    """A live log of policy drops, of one service or of all; a context manager.
+    """A live log of packets dropped by policies, for one service or all; a context manager.
 
-    Drops from before it was opened are not included. Raises Conflict if another process reads the
-    log, KernelError if the kernel has no nflog.
+    Packets dropped before the log was opened are not included. Raises Conflict if another process
+    reads the log, KernelError if the kernel has no nflog.
     """
 
     def __init__(self, kernel: Kernel, store: Store, service: str | None) -> None:
@@ -123,7 +123,7 @@ class Log:
                 )
 
     def _world(self) -> World:
-        """Return the configuration that verdicts depend on; read again if the store has changed."""
+        """Return the policy context; read it again if the store has changed."""
         version = self._store.changes()
         if self._known is None or self._known[0] != version:
             self._known = (version, read_world(self._kernel, self._store))
@@ -131,7 +131,10 @@ class Log:
 
 
 def logging(store: Store, service: str | None) -> bool:
-    """Return whether the policy of a service, or of any active one if None, has ``log = true``."""
+    """Return whether a service's policy has ``log = true``.
+
+    For None, return whether the policy of any active service has.
+    """
     services = [service] if service else store.active_services()
     return any(policy.log for name in services if (policy := store.policy(name)) is not None)
 
@@ -147,9 +150,9 @@ _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
 
 
 class Dropping:
-    """Explain drops by the present policies and rules.
+    """Explains dropped packets by the present policies and rules.
 
-    Reads the store again only after it changed.
+    The store is read again only after it changed.
     """
 
     def __init__(self, kernel: Kernel, store: Store) -> None:
@@ -165,7 +168,7 @@ class Dropping:
 
 
 def words(world: World, dropped: Dropped) -> str:
-    """Return why a packet was dropped: the manifest entry, or the rule. Pure."""
+    """Return why a packet was dropped: the manifest entry, or the rule. No side effects."""
     place = f"{dropped.table} {dropped.chain}"
     if dropped.table not in (INET, BRIDGE):
         return f"{place}: {dropped.rule or 'policy drop'}"
@@ -183,7 +186,7 @@ def words(world: World, dropped: Dropped) -> str:
 
 
 def _has_condition(rule: str) -> bool:
-    """Return whether a rule drops by a condition of its own: neither policies nor the last rule.
+    """Return whether a rule drops by a condition of its own, not by policy or default.
 
     ``rule`` is its text as nft(8) lists it; "" is the policy of a chain.
     """
@@ -209,7 +212,7 @@ def _packet(headers: bytes) -> tuple[str, str, int | None, str]:
 
 
 class Drops:
-    """Iterate over `Drop` without end; has a ``fileno`` for poll(2). Close it using ``with``."""
+    """Iterate over `Drop` without end. Use it in a ``with`` block; `fileno` is for poll(2)."""
 
     def __init__(self, session: Session, log: Log) -> None:
         self.session = session
@@ -230,7 +233,7 @@ class Drops:
         return self._log.fileno()
 
     def read(self) -> tuple[Drop, ...]:
-        """Wait for packets and return the drops of the followed services.
+        """Wait for packets and return those dropped, for the selected services.
 
         Sends a `niso.Caution` if the kernel had to skip some.
         """
@@ -242,18 +245,18 @@ class Drops:
         return drops or ()
 
     def close(self) -> None:
-        """Stop following."""
+        """Stop streaming."""
         self._log.__exit__()
 
 
 def stats(session: Session) -> tuple[Stats, ...]:
-    """Read the counters of each active service: `Host.stats`."""
+    """Read the counters of all active services; see `Host.stats`."""
 
     return tuple(count(session.store().active_rows()))
 
 
 def drops(session: Session, name: str | None) -> Drops:
-    """Start following drops: `Host.drops`."""
+    """Start streaming dropped packets; see `Host.drops`."""
 
     store = session.store()
     service = None if name is None else store.home(store.resolve(name))
@@ -322,10 +325,10 @@ def count(rows: Sequence[ServiceRow]) -> list[Stats]:
 
 
 def _policy_drops() -> tuple[_Counts | None, _Counts]:
-    """Return packet counts by (direction, service): those that policies dropped, and audited ones.
+    """Return the packet counts of dropped and of audited packets, by (direction, service).
 
-    Audited packets would have been dropped, but the policy is in audit; only services with such a
-    policy are listed. The dropped counts are None if niso's nftables table does not exist.
+    A policy in audit would have dropped the audited packets; only services with such a policy are
+    listed. The counts of dropped packets are None if niso's nftables table does not exist.
     """
     drops: _Counts = {}
     audits: _Counts = {}
@@ -346,7 +349,7 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
 
 
 def _foreign() -> dict[str, int] | None:
-    """Return spoofed frames dropped, by bridge port; None without the bridge table."""
+    """Return the number of dropped spoofed frames by bridge port; None without the bridge table."""
     with Nfnetlink() as kernel:
         header = kernel.header(ruleset.BRIDGE, ruleset.DROPPED_FROM)
         if header is None:
@@ -358,7 +361,7 @@ def _foreign() -> dict[str, int] | None:
 
 
 class Stats(NamedTuple):
-    """Counters of an active service; a value is None if the kernel lacks the counting object."""
+    """Counters of an active service; a value is None if the rule or link that counts is missing."""
 
     service: str
     """the service's name"""
@@ -367,16 +370,16 @@ class Stats(NamedTuple):
     in_bytes: int | None
     """bytes received"""
     in_drops: int | None
-    """packets dropped by its ingress policy"""
+    """packets dropped by the service's ingress policy"""
     out_packets: int | None
     """packets sent"""
     out_bytes: int | None
     """bytes sent"""
     out_drops: int | None
-    """packets dropped by its egress policy"""
+    """packets dropped by the service's egress policy"""
     foreign: int | None
-    """frames dropped for a foreign address or type"""
+    """frames dropped because of a foreign source address or type"""
     in_audits: int | None
-    """packets that its ingress policy would have dropped; null unless it is in audit"""
+    """packets that its ingress policy would have dropped; null unless the policy is in audit"""
     out_audits: int | None
-    """packets that its egress policy would have dropped; null unless it is in audit"""
+    """packets that its egress policy would have dropped; null unless the policy is in audit"""

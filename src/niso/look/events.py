@@ -53,17 +53,17 @@ class Happened(NamedTuple):
     unpublished, healthy, unhealthy, attached, detached, gone, network created, network removed,
     foreign or lost"""
     detail: str
-    """text for people; can be empty"""
+    """description; can be empty"""
     exit_code: int | None
     """exit status, 128 + N for signal N; null unless a process has exited"""
     program: str | None
     """name of the foreign program; null unless ``what`` is foreign"""
     pid: int | None
-    """its PID; null as above"""
+    """PID of the foreign program; null unless ``what`` is foreign"""
 
 
 class Events:
-    """Iterate over `Happened` without end, in a ``with`` block; has a ``fileno`` for poll(2)."""
+    """Iterate over `Happened` without end, in a ``with`` block; `fileno` is for poll(2)."""
 
     def __init__(self, session: Session, name: str | None, since: float | None) -> None:
 
@@ -92,19 +92,19 @@ class Events:
             yield from self.read()
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when something has changed."""
+        """Return a descriptor that is readable when a change has been noticed."""
         return self._watches.fileno()
 
     def past(self) -> tuple[Happened, ...]:
-        """Return the known events since ``since``; empty without ``since``."""
+        """Return the recorded events since ``since``; empty without ``since``."""
         return self._chosen(self._past)
 
     @guarded
     def read(self) -> tuple[Happened, ...]:
-        """Wait for a change and return its events; empty if there is nothing to report.
+        """Wait for a change and return its events; empty if no event results from it.
 
-        Returns 0.1 s after the last change, at most about 1 s and the pause after the last
-        snapshot.
+        Returns 0.1 s after the last change. With more changes, it returns about 1 s, plus the pause
+        after the last snapshot, after the first change.
         """
         self._watches.wait(None)
         time.sleep(max(0.0, self._free_at - time.monotonic()))
@@ -118,7 +118,7 @@ class Events:
         return self._chosen([*changes, *_foreign(tables, now)])
 
     def close(self) -> None:
-        """Stop following."""
+        """Stop streaming."""
         self._watches.close()
 
     def _folded(self) -> tuple[bool, list[TableChange] | None]:
@@ -167,7 +167,7 @@ def _foreign(tables: list[TableChange] | None, now: float) -> list[Happened]:
 def look(session: Session, before: StateSample) -> StateSample:
     """Take a snapshot of all services and networks.
 
-    A service that a command is changing is copied from ``before``.
+    A service that a command is changing is copied from the earlier snapshot ``before``.
     """
 
     store = session.store()
@@ -256,7 +256,7 @@ def _port(port: records.Port) -> str:
 
 
 def follow(session: Session, name: str | None, since: float | None) -> Events:
-    """Start following events: `Host.events`."""
+    """Start streaming events; see `Host.events`."""
     return Events(session, name, since)
 
 
@@ -290,9 +290,9 @@ class ServiceState(NamedTuple):
     probed_at: float | None = None
     addresses: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
-    """Ports of the manifest, as texts: 8080→80."""
+    """Ports of the manifest, as strings: 8080→80."""
     forwards: tuple[str, ...] = ()
-    """Ports that port-forward published, as texts."""
+    """Ports that port-forward published, as strings."""
 
 
 class StateSample(NamedTuple):
@@ -305,7 +305,7 @@ class StateSample(NamedTuple):
 def _event(
     at: float, service: str | None, what: str, detail: str = "", exit_code: int | None = None
 ) -> Happened:
-    """Return an event at a time in seconds since 1970."""
+    """Build an event at a time in seconds since 1970."""
     return Happened(exact_time_text(at), service, None, what, detail, exit_code, None, None)
 
 
@@ -327,7 +327,7 @@ def between(before: StateSample, after: StateSample, now: float) -> list[Happene
 
 
 def past(look: StateSample, since: float) -> list[Happened]:
-    """Return the events since a time (seconds since 1970) that a snapshot still shows, by time."""
+    """Return the events since a time (seconds since 1970) that a snapshot contains, by time."""
     events: list[Happened] = []
     for name, shown in look.services.items():
         if not shown.active:
@@ -422,5 +422,5 @@ def _ended(name: str, new: ServiceState, at: float) -> Happened:
 
 
 def _time(at: float | None, now: float) -> float:
-    """Return the recorded time of an event; ``now`` if there is none, or if it is in the future."""
+    """Return the recorded time of an event; ``now`` if it is unknown or in the future."""
     return now if at is None else min(at, now)

@@ -40,7 +40,7 @@ class Destination(NamedTuple):
     proto: str
     """tcp, udp, sctp or icmp"""
     host: str | None
-    """name of the other host that has the service; null if this one has it"""
+    """name of the other host that the service is on; null for this host"""
 
 
 class OtherHostObject(NamedTuple):
@@ -49,22 +49,22 @@ class OtherHostObject(NamedTuple):
     host: str
     """the host's name"""
     nft: str
-    """the object"""
+    """the nftables object"""
 
 
 class Judgement(NamedTuple):
-    """The verdict of one part of the configuration on a packet."""
+    """The verdict on a packet of one part of the configuration."""
 
     verdict: str
     """pass, drop, or audit: it passes because the policy is in audit"""
     words: str
-    """the reason"""
+    """reason for the verdict"""
     service: str | None
-    """service whose manifest decides"""
+    """service whose policy decides"""
     key: str | None
-    """key of the manifest"""
+    """key of the policy in the manifest"""
     text: str | None
-    """entry under the key"""
+    """entry of the policy that decides"""
     nft: tuple[str, ...]
     """strings: the nftables objects of this host that implement it"""
     elsewhere: tuple[OtherHostObject, ...]
@@ -72,7 +72,7 @@ class Judgement(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """A packet and its verdict."""
+    """A packet and the verdict on it."""
 
     from_: Sender
     """the sender"""
@@ -96,7 +96,7 @@ class Judged(NamedTuple):
 
     @property
     def dropped_by(self) -> Judgement | None:
-        """The first part that drops the packet, in kernel order; None if it passes."""
+        """Return the first part that drops the packet, in kernel order, or None."""
         parts = (self.path, self.egress, self.ingress)
         return next((part for part in parts if part.verdict == "drop"), None)
 
@@ -106,9 +106,9 @@ class Explanation(NamedTuple):
 
     judged: Judged
     other_family: Judged | None
-    """the same packet in the other address family, if both ends have it"""
+    """verdict for the other address family, if both ends have an address of it"""
     shares: dict[str, str]
-    """ends that share a namespace, each with the provider"""
+    """sender or receiver that shares a namespace, with its provider"""
     proof: Proof | None = None
     """result of the test packet; only with --prove"""
 
@@ -125,7 +125,7 @@ class Explanation(NamedTuple):
 def explain(
     session: Session, source: str, destination: str, family: int | None, proves: bool
 ) -> Explanation:
-    """Explain a packet; with ``proves``, send one too: `Host.explain`."""
+    """Explain a packet; with ``proves``, also send one; see `Host.explain`."""
 
     from niso.look import other_hosts
 

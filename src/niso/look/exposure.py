@@ -46,7 +46,7 @@ def drops(kernel: Kernel, networks: Iterable[Network]) -> list[ForeignDrop]:
 
 
 def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
-    """Return (problem, remedy) for each foreign NAT chain whose translated packets niso drops.
+    """Return (problem, remedy) for foreign NAT chains that translate packets which niso drops.
 
     See `niso.reconcile.host_settings.others`.
     """
@@ -64,8 +64,8 @@ def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
 def closed_links(kernel: Kernel) -> list[tuple[str, str]]:
     """Return (problem, command to fix it) for each link of the host that does not forward IPv4.
 
-    Through such a link, services cannot connect and are not reachable. niso does not change its
-    setting. Raises KernelError.
+    Services cannot connect through such a link, nor be reached. niso does not change its setting.
+    Raises KernelError.
     """
     return [
         (
@@ -83,7 +83,7 @@ def _forwarding(link: str) -> str:
 def ways_in(
     kernel: Kernel, ports: Iterable[tuple[Port, Network, Sequence[str]]]
 ) -> list[list[str]]:
-    """Describe who can reach each port: one list of lines per port.
+    """Describe who can reach each port: a list of lines for each port.
 
     ``ports`` are (port with one address or all of one family, its network, the internal networks
     from which the port is not reachable). Raises KernelError.
@@ -113,7 +113,7 @@ def ways_in(
 
 
 def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
-    """Narrow the lines of who can reach a port by the service's policy. The host always can."""
+    """Limit the lines on who can reach a port to what the policy allows. The host always can."""
     if policy is None or len(ways) < 2:
         return ways
     if policy.allow_from == ():

@@ -40,10 +40,13 @@ Key = tuple[str, str, str, int]
 
 
 class FlowEnd(NamedTuple):
-    """One end of flows. ``gone``: the service that had the address no longer exists."""
+    """The source or destination of flows.
+
+    ``gone``: the service that had the address no longer exists.
+    """
 
     name: str
-    """the service, host, the outside name of a policy, or the address"""
+    """the service, host, the DNS name of a policy, or the address"""
     service: str | None
     """name of the service; null if the address is not a service's"""
     address: str
@@ -56,13 +59,13 @@ class Flow(NamedTuple):
     """The flows from one address to one port of another, after DNAT.
 
     All of them passed, or all were dropped (``was_dropped``). If the service of an end no longer
-    exists (``gone``), its policy is not known, and so not what decides.
+    exists (``gone``), its policy is unknown, and so is what decides.
     """
 
     from_: FlowEnd
-    """the end that opened them"""
+    """source of the flows"""
     to: FlowEnd
-    """the other end"""
+    """destination of the flows"""
     port: int
     """port of the destination"""
     proto: str
@@ -70,35 +73,35 @@ class Flow(NamedTuple):
     verdict: str
     """pass, drop, or audit: it passed because a policy that denies it was in audit"""
     service: str | None
-    """service whose manifest decides"""
+    """service whose policy decides"""
     key: str | None
-    """key of the manifest"""
+    """key of the policy in the manifest"""
     text: str | None
-    """entry under the key"""
+    """entry of the policy that decides"""
     words: str | None
-    """the reason"""
+    """reason for the verdict"""
     published: int | None
     """host port through which another machine connected"""
     agrees: bool
-    """whether the present configuration decides the same"""
+    """whether the present configuration has the same verdict"""
     new: int
     """new flows within a week, or attempts that were dropped; with -f since the last update"""
     last: str | None
-    """time of the last new one, to the millisecond"""
+    """time of the last new flow, to the millisecond"""
     ago: float | None
-    """seconds since then"""
+    """seconds since the last new flow"""
     open: int
     """flows that are open now"""
     was_dropped: bool = False
 
     @property
     def passes(self) -> bool:
-        """Return whether they passed, also if only because a policy was in audit."""
+        """Return whether the flows passed, also if they did because a policy was in audit."""
         return not self.was_dropped
 
     @property
     def audited(self) -> bool:
-        """Return whether they pass, or passed, only because a policy is in audit."""
+        """Return whether the flows pass, or passed, only because a policy is in audit."""
         return self.verdict == AUDIT
 
     @property
@@ -114,7 +117,7 @@ class Flow(NamedTuple):
 
     @property
     def services(self) -> frozenset[str]:
-        """Return the services at its ends, at most two."""
+        """Return the services at both ends: none, one or two."""
         return frozenset(end.service for end in (self.from_, self.to) if end.service)
 
     @property
@@ -138,7 +141,7 @@ class Memory(NamedTuple):
     def by_verdict(self) -> Iterator[tuple[str, Recorded]]:
         """Yield each recorded flow with its verdict.
 
-        Audited flows are subtracted from those that passed.
+        Audited flows are subtracted from the accepted flows.
         """
         passed = {row[:4]: row for row in self.passed}
         for row in self.audited:
@@ -175,7 +178,7 @@ def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
 
 
 class FlowReader:
-    """Names the flows of a world and evaluates its policies on them; caches each result."""
+    """Evaluates the policies of a policy context on flows, adds names, and caches each result."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -190,12 +193,12 @@ class FlowReader:
                 self._ends[address] = FlowEnd(name, None, address)
 
     def in_world(self, world: World) -> FlowReader:
-        """Return this reader if the world is equal; a new one if not, or if the cache is full."""
+        """Return this reader if ``world`` is equal; else, or if the cache is full, a new one."""
         is_same = world == self.world and len(self._flows) <= _MOST_CACHED
         return self if is_same else FlowReader(world)
 
     def end(self, address: str) -> FlowEnd:
-        """Return the end of flows with an address."""
+        """Return the source or destination of flows that has an address."""
         if address not in self._ends:
             is_host = plan_verdict.is_host(self.world, address)
             gone = not is_host and is_for_services(self.world, address)
@@ -204,7 +207,7 @@ class FlowReader:
         return self._ends[address]
 
     def flow(self, key: Key, passes: bool) -> Flow:
-        """Return a flow with its names and what decides about it, without figures."""
+        """Return a flow with its names and verdict, without counts and times."""
         if (key, passes) not in self._flows:
             self._flows[key, passes] = self._evaluated(key, passes)
         return self._flows[key, passes]
@@ -235,11 +238,10 @@ class FlowReader:
         return flow if reason is None else _with(flow, reason)
 
     def _part(self, services: frozenset[str], passes: bool) -> World:
-        """Return the part of the world that verdicts on flows between these services depend on.
+        """Return the part of the policy context that verdicts between these services depend on.
 
-        Other services do not matter, and verdicts search all services of a world, so fewer are
-        faster. For flows that passed, an outside name has all the addresses that it had at the
-        time.
+        Verdicts search all services of a context, so fewer services are faster. For accepted flows,
+        a DNS name has all the addresses that it had at the time.
         """
         if (services, passes) not in self._parts:
             world = self.world
@@ -255,7 +257,7 @@ _UNDECIDED = (None, None, None, None, None, True)
 
 
 def _with(flow: Flow, reason: Reason) -> Flow:
-    """Return a flow with what decides about it."""
+    """Return a flow with the verdict on it."""
     return flow._replace(
         verdict=AUDIT if reason.audits else flow.verdict,
         service=reason.service or None,
@@ -269,9 +271,9 @@ _MOST_CACHED = 50_000
 
 
 def joined(world: World, memory: Memory, reader: FlowReader | None = None) -> list[Flow]:
-    """Return all flows with names and deciding policies, sorted by names and port. Pure.
+    """Return all flows with names and verdicts, sorted by names and port.
 
-    ``reader`` is that of an equal world, from an earlier call, to reuse its cache.
+    ``reader`` is from an earlier call with an equal policy context, to reuse its cache.
     """
     counts: dict[Key, int] = {}
     for opened in memory.opened:
@@ -294,7 +296,7 @@ def joined(world: World, memory: Memory, reader: FlowReader | None = None) -> li
 
 
 def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
-    """Return the flows that are open or had a new one since a time (s since 1970); None: all."""
+    """Return the flows that are open, or that began after a time (s since 1970); all for None."""
     oldest = None if since is None else time.time() - since
     return [
         flow
@@ -304,7 +306,10 @@ def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
 
 
 def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
-    """Return the flows recorded between two queries, oldest first. ``new`` counts only those."""
+    """Return the flows recorded between two queries, oldest first.
+
+    Their ``new`` counts only flows between the queries.
+    """
     counted = {(flow.id, flow.verdict): flow.new for flow in before}
     fresh = []
     for flow in after:
@@ -314,19 +319,20 @@ def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
 
 
 def more(before: int, now: int) -> int:
-    """Return the growth of a counter; one that fell has restarted at 0."""
+    """Return the growth of a counter; if it has fallen, it has restarted at 0."""
     return now - before if now >= before else now
 
 
 def times(ago: float | None) -> tuple[str | None, float | None]:
-    """Return the time (RFC 3339) of an age in seconds, and the age in milliseconds' precision."""
+    """Convert an age in seconds to a time (RFC 3339) and an age rounded to milliseconds."""
     return (None, None) if ago is None else (exact_time_text(time.time() - ago), round(ago, 3))
 
 
 def published(world: World, service: str, proto: str, port: int, family: int) -> Port | None:
-    """Return the published port of a family that leads to a service's port, or None.
+    """Return the published port, of a family, through which a service's port is reachable.
 
-    Only ports that other machines can use count: none on a loopback address.
+    Returns None if there is none. Ports on a loopback address do not count, because other machines
+    cannot use them.
     """
     known = world.services.get(service)
     for mapping in known.ports if known else ():
@@ -344,10 +350,10 @@ def closed(
 ) -> Reason | None:
     """Return why no packet gets from an address to another's port; None if a path is open.
 
-    Policies are not evaluated. Flows are recorded after DNAT, so one through a published port looks
-    like a flow to the service's own address. A flow from elsewhere always came through a published
-    port. A flow between services of two networks that a policy refused may have: with ``across`` it
-    counts as if it did.
+    Policies are not evaluated. Flows are recorded after DNAT, so a flow through a published port
+    looks like a flow to the service's own address. A flow from another machine always came through
+    a published port. A refused flow between services of two networks may have come through one:
+    with ``across`` it is treated as if it did.
     """
     path = decide(world, source, destination, port, proto).path
     sender, receiver = (holder_of(world, end) for end in (source, destination))
@@ -404,7 +410,7 @@ class Flows:
 def flows(
     session: Session, name: str | None, denied: bool, since: float | None
 ) -> tuple[Flow, ...]:
-    """List the flows: `Host.flows`. ``since`` is in seconds since 1970."""
+    """List the recorded flows; see `Host.flows`. ``since`` is in seconds since 1970."""
     store = session.store()
     service = None if name is None else _home(store, name)
     found, missed = read(session.kernel(), store)
@@ -417,13 +423,16 @@ def flows(
 
 
 def follow(session: Session, name: str | None, denied: bool) -> Flows:
-    """Start following new flows: `Host.follow_flows`."""
+    """Start streaming new flows; see `Host.follow_flows`."""
     store = session.store()
     return Flows(session, None if name is None else _home(store, name), denied)
 
 
 def _home(store: Store, name: str) -> str:
-    """Return the service that owns a service's addresses. Raises Error if there are none."""
+    """Return the service that owns the addresses of a service: itself or its provider.
+
+    Raises Error if there are none.
+    """
     home = store.home(store.resolve(name))
     row = store.service(home)
     whose = name if home == name else f"{name} shares the network of {home}, which"
@@ -435,7 +444,7 @@ def _home(store: Store, name: str) -> str:
 
 
 def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[Flow, ...]:
-    """Return the flows of a service, or only refused ones, with the time of the last new one."""
+    """Return the flows of a service, or only refused flows, with the time of the last new one."""
     chosen = []
     for flow in flows:
         is_own = service is None or service in flow.services
@@ -457,7 +466,7 @@ Total = tuple[str, str, int, str, str]
 
 
 def totals(world: World, memory: Memory, limit: int) -> tuple[list[tuple[Total, int]], int]:
-    """Return the ``limit`` most frequent totals, sorted, and how many more there are. Pure.
+    """Return the ``limit`` most frequent totals, sorted, and the number of omitted totals.
 
     The number of each total is that of the flows that the kernel recorded.
     """

@@ -44,7 +44,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9 .,:/_→*()-]")
 
 
 class Node(NamedTuple):
-    """A box of the picture: a service with its sharers, the host, or an outside address.
+    """A box of the picture: a service with its sharers, the host, or another address.
 
     ``lines`` is its text.
     """
@@ -72,7 +72,7 @@ _Link = tuple[str, str, str, str]
 
 
 class Graph(NamedTuple):
-    """The whole picture; ``others`` are nodes outside all networks."""
+    """A picture of services and flows; ``others`` are nodes outside all networks."""
 
     groups: tuple[Frame, ...]
     others: tuple[Node, ...]
@@ -80,7 +80,7 @@ class Graph(NamedTuple):
 
 
 def of_traffic(world: World, seen: Iterable[Flow], only: frozenset[str] | None) -> Graph:
-    """Draw the recorded flows. With ``only``, draw just those services and their peers."""
+    """Draw the recorded flows; with ``only``, only of these services and their peers."""
     rows = [s for s in seen if only is None or not only.isdisjoint(s.services)]
     addresses = {
         end.address
@@ -106,11 +106,11 @@ def of_traffic(world: World, seen: Iterable[Flow], only: frozenset[str] | None) 
 
 
 def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool) -> Graph:
-    """Draw what policies and published ports allow, whether or not there is traffic.
+    """Draw what policies and published ports allow, with or without traffic.
 
-    A published port has an edge from the clients that it admits: all outside addresses, some
-    prefixes, or the host. Each policy entry that decides between two services of one network has an
-    edge, computed by the policy engine. Without any policy entry, no edge is drawn.
+    A published port has an edge from the clients that it admits: all other machines, some prefixes,
+    or the host. Each policy entry that decides between two services of one network has an edge,
+    computed by the policy engine. A pair of services without any policy entry has no edge.
     """
     known = [
         service for name, service in sorted(world.services.items()) if only is None or name in only
@@ -163,7 +163,7 @@ def _users(world: World, receiver: Known, port: Port) -> Iterator[str]:
 
 
 def _outer(world: World, peer: Peer) -> Iterator[str]:
-    """Yield the node of a peer that is outside niso's networks; of many prefixes it is one."""
+    """Yield the node of a peer that is not on niso's networks; many prefixes share one node."""
     if peer.kind == "outside":
         yield peer.name
     elif peer.kind in ("prefix", "prefixes"):
@@ -173,7 +173,7 @@ def _outer(world: World, peer: Peer) -> Iterator[str]:
 
 
 def _port_text(port: Port) -> str:
-    """Return a port mapping as text, such as ``8080→80``, or as two ranges."""
+    """Format a port mapping: ``8080→80``, or two ranges."""
     host = span(port.host_port, port.count) if port.host_port else "?"
     proto = "" if port.proto == "tcp" else f"/{port.proto}"
     return f"{host}→{span(port.container_port, port.count)}{proto}"
@@ -348,7 +348,7 @@ _PATIENCE_S = 120
 def graph(
     session: Session, format_: str, stack: str | None, declared: bool, since: float | None
 ) -> bytes:
-    """Return a picture: `Host.graph`. ``since`` is in seconds since 1970."""
+    """Draw services and their flows; see `Host.graph`. ``since`` is in seconds since 1970."""
 
     if format_ not in FORMATS:
         raise UsageError(f"{format_!r} is not a format", ", ".join(FORMATS), "--format")
@@ -406,10 +406,10 @@ _POOL = "10.99.{}.0/24"
 
 
 def declared_world(stack: Stack) -> World:
-    """Return the services and networks of a stack as a world.
+    """Return the services and networks of a stack as a policy context.
 
-    A network without a declared subnet gets one that depends on nothing but the file; so do the
-    addresses of services. They serve the policy engine only, and are not those of the host.
+    A network without a declared subnet gets one that depends only on the file, and so do the
+    addresses of services. They are used by the policy engine only, and differ from the host's.
     """
     used = {name for member in stack.members for name in member.loaded.spec.network.networks}
     networks = {}

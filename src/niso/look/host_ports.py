@@ -37,9 +37,9 @@ def taken(
 ) -> list[tuple[records.Port, str, records.Port]]:
     """Return the ports of ``wanted`` that `niso port-forward` took since the last activation.
 
-    Each is (port, service that has it now, port of that service). It may be the same service, with
-    another container port. Such a port is in the last manifest (``published``) but no longer in the
-    record, and stays taken as long as the forward exists.
+    Each result is (port, service that has it now, port of that service). The service may be the
+    same, with another container port. Such a port is in the last manifest (``published``) but not
+    in the service's rows, and stays taken as long as the forward exists.
     """
     gone = [
         port
@@ -56,7 +56,7 @@ def taken(
 
 
 def unpublished(store: Store, service: str) -> list[records.Port]:
-    """Return the manifest ports of an active service that a former forward took from it."""
+    """Return the manifest ports of an active service that an ended forward took from it."""
     row = store.service(service)
     wanted = published_by(row) if row is not None else ()
     lost = [
@@ -82,7 +82,7 @@ def same_place(one: records.Port, other: records.Port) -> bool:
 
 
 def as_held(held: records.Port, wanted: records.Port) -> str:
-    """Return " as HOST_SIDE" if the holder's host side differs from the wanted one, else ""."""
+    """Return " as HOST_SIDE" if the holder's host side differs from the requested one, else ""."""
     return "" if held.host_side == wanted.host_side else f" as {held.host_side}"
 
 
@@ -101,7 +101,7 @@ class Listeners:
         return self._found[proto]
 
     def clashing(self, port: records.Port) -> list[Listener]:
-        """Return the sockets that now receive packets to ``port``."""
+        """Return the sockets that receive packets to ``port`` now."""
         return [
             listener
             for listener in self.of(port.proto)
@@ -130,14 +130,14 @@ class Listeners:
 class Shadow(NamedTuple):
     """A program of the host that bound a published port after the activation.
 
-    It receives no packets: they go to the service.
+    The program receives no packets, because they are sent to the service.
     """
 
     service: str
     port: records.Port
     program: str
     at: str
-    """The address and port that it listens on."""
+    """The address and port that the program listens on."""
     family: int
 
     @property
@@ -166,10 +166,10 @@ def shadows(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Shado
 
 
 class Port(NamedTuple):
-    """A published port, or a range of ``range`` ports, on one address or one family.
+    """A published port, or a range of ``range`` ports, on one address or on all of one family.
 
-    ``anywhere`` is true if the port is published on all addresses of its network's families: there
-    is one `Port` per family then. It is left out of ``--json``.
+    ``anywhere``: the port is published on all addresses of its network's families. There is one
+    `Port` per family then. ``anywhere`` is left out of ``--json``.
     """
 
     host_ip: str

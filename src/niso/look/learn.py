@@ -50,21 +50,21 @@ Name = Callable[[str], str | None]
 class LearnedEntry(NamedTuple):
     """An entry of a learned allow list, or only a comment.
 
-    ``note`` says why; keep it for as long as the entry exists.
+    ``note`` is the reason, written to the file as a comment of the entry.
     """
 
     text: str
     """the entry"""
     allowed: bool
-    """false: only a comment, such as for a peer that was denied"""
+    """false: only a comment, for example for a peer that was denied"""
     note: str
-    """why, or an empty string"""
+    """reason for the entry, or an empty string"""
     new: int
     """new flows, or attempts that were dropped"""
     last: str | None
-    """time of the last new one, to the millisecond"""
+    """time of the last new flow or attempt, to the millisecond"""
     ago: float | None
-    """seconds since then"""
+    """seconds since the last new flow or attempt"""
     open: int
     """flows that are open now"""
 
@@ -77,13 +77,13 @@ class LearnedPolicy(NamedTuple):
     file: str | None
     """manifest or stack.toml that has the service's policy; null if there is none"""
     table: str
-    """table of the file for it"""
+    """table of the file for the policy"""
     watched: float | None
-    """seconds for which flows of the service are known, at most a week; null if it is inactive"""
+    """seconds for which its flows are recorded, at most a week; null if it is inactive"""
     allow_from: tuple[LearnedEntry, ...]
     """who connected to it"""
     egress: tuple[LearnedEntry, ...] | None
-    """where it connected; null without --egress"""
+    """where the service connected; null without --egress"""
 
 
 def learn_flows(
@@ -96,7 +96,7 @@ def learn_flows(
 ) -> LearnedPolicy:
     """Derive the policy of an existing service from its flows.
 
-    ``network`` maps a network to the name by which the policy means it.
+    ``network`` maps a network to its name in the policy.
     """
     world = world._replace(outside=world.outside_ever)
     known = world.services[service]
@@ -117,7 +117,7 @@ def learn_flows(
 
 
 class _PeerPorts(NamedTuple):
-    """The flows of one entry: of a peer, on a port and protocol."""
+    """The flows that one entry matches: of a peer, on a port and protocol."""
 
     peer: str  # as written in a manifest: in brackets where ports follow
     first: int
@@ -174,9 +174,10 @@ class _Learner:
                 yield _line(entry.text, (), False, "in the manifest; nothing used it")
 
     def _entry(self, listed: tuple[Entry, ...] | None, seen: Flow, egress: bool) -> Entry | None:
-        """Return the entry of the present allow list that lets a flow pass; None without a list.
+        """Return the entry of the present allow list that allows a flow; None without a list.
 
-        If several match, an entry that names the service is preferred, because it is the narrowest.
+        If several entries match, one that names the service is preferred, because it is the
+        narrowest.
         """
         if listed is None:
             return None
@@ -191,7 +192,7 @@ class _Learner:
     def _groups(
         self, rows: Iterable[Flow], egress: bool
     ) -> tuple[dict[_PeerPorts, list[Flow]], list[Flow]]:
-        """Group flows by entry; return separately those of service addresses no longer in use."""
+        """Group flows by entry; return flows of unused service addresses separately."""
         groups: dict[_PeerPorts, list[Flow]] = {}
         outside: dict[tuple[int, str, int], list[Flow]] = {}
         gone = []
@@ -230,7 +231,7 @@ class _Learner:
         return [ipaddress.ip_network(text) for text in texts if family_of(text) == family]
 
     def _add_families(self, groups: dict[_PeerPorts, list[Flow]]) -> None:
-        """Allow a published port for its other family too: clients use either."""
+        """Allow a published port in its other family too, since clients can use both."""
         for group in list(groups):
             for family, prefix in _EVERYBODY.items():
                 own = bracketed(prefix)
@@ -251,7 +252,7 @@ class _Learner:
         return families & own
 
     def _ports_of(self, seen: Flow) -> tuple[int, int]:
-        """Return the first and last port of the published range that contains the flow's port."""
+        """Return (first, last) of the published range that contains the flow's port."""
         for port in self._known.ports:
             last = port.container_port + port.count - 1
             if port.proto == seen.proto and port.container_port <= seen.port <= last:
@@ -313,7 +314,7 @@ class _Learner:
             yield _line(text, (), False, "published; no other machine used it")
 
     def _whole(self, groups: dict[_PeerPorts, list[Flow]]) -> Iterator[LearnedEntry]:
-        """Yield networks most of whose services use a port: the name could replace the entries."""
+        """Yield networks of which most services use a port: the name could replace the entries."""
         used: dict[tuple[int, str], set[str]] = {}
         for group, rows in groups.items():
             for flow in rows:
@@ -343,10 +344,10 @@ def _of(address: str, seen: Flow, note: str = "") -> _PeerPorts:
 def _outside(
     rows: Sequence[Flow], egress: bool, inside: Sequence[_Prefix]
 ) -> Iterator[tuple[_PeerPorts, list[Flow]]]:
-    """Yield entries for outside addresses, of one port and family.
+    """Yield entries for addresses outside niso's networks, for one port and family.
 
-    The nearest addresses are merged into the smallest prefix that contains them, until few are
-    left. No such prefix contains an address of ``inside``, the prefixes of services and of the
+    Adjacent addresses are merged into the smallest prefix that contains them, until few entries are
+    left. No merged prefix contains an address of ``inside``, the prefixes of services and of the
     host.
     """
     by_number: dict[int, list[Flow]] = {}
@@ -389,7 +390,7 @@ _Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _joined(groups: dict[_PeerPorts, list[Flow]]) -> Iterator[tuple[_PeerPorts, list[Flow]]]:
-    """Yield entries in order; consecutive ports of one peer become a range."""
+    """Yield entries in order; consecutive ports of one peer are merged into a range."""
     order = sorted(groups, key=lambda g: (g.peer, g.proto, g.first))
     last: tuple[_PeerPorts, list[Flow]] | None = None
     for group in order:
@@ -407,7 +408,7 @@ def _joined(groups: dict[_PeerPorts, list[Flow]]) -> Iterator[tuple[_PeerPorts, 
 
 
 def _line(text: str, rows: Sequence[Flow], allowed: bool = True, note: str = "") -> LearnedEntry:
-    """Return an entry with the figures of its flows."""
+    """Return an entry with the counts and times of its flows."""
     ages = [flow.ago for flow in rows if flow.ago is not None]
     new, opened = (sum(getattr(flow, key) for flow in rows) for key in ("new", "open"))
     return LearnedEntry(text, allowed, note, new, *flows.times(min(ages, default=None)), opened)
@@ -417,18 +418,18 @@ def _line(text: str, rows: Sequence[Flow], allowed: bool = True, note: str = "")
 
 
 class PolicyChange(NamedTuple):
-    """A changed file, before it is written."""
+    """A changed file that has not been written yet."""
 
     file: str
     """absolute path"""
     services: tuple[str, ...]
-    """services whose policies are in it"""
+    """services whose policies are in the file"""
     before: str
-    """its present text"""
+    """present content of the file"""
     after: str
-    """its new text"""
+    """new content of the file"""
     apply: str
-    """the command that activates it"""
+    """command that activates the new file"""
 
     @property
     def diff(self) -> str:
@@ -445,7 +446,7 @@ class PolicyChange(NamedTuple):
 def learn(
     session: Session, services: Sequence[str], since: float | None, egress: bool
 ) -> tuple[LearnedPolicy, ...]:
-    """Derive policies: `Host.learn`. ``since`` is in seconds since 1970."""
+    """Derive policies from recorded flows; see `Host.learn`. ``since`` is in seconds since 1970."""
 
     store, kernel = session.store(), session.kernel()
     world = read_world(kernel, store)
@@ -483,7 +484,7 @@ def learn(
 
 
 def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyChange, ...]:
-    """Return the files that would change: `Host.learned_changes`."""
+    """Return the files that learned policies would change; see `Host.learned_changes`."""
 
     store = session.store()
     before: dict[str, str] = {}
@@ -539,9 +540,9 @@ def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyC
 
 
 def write(changes: Iterable[PolicyChange]) -> None:
-    """Write files: `Host.write_policies`.
+    """Write changed files; see `Host.write_policies`.
 
-    All drafts are on the disk before any file is replaced.
+    All new files are on disk before any file is replaced.
     """
     drafts: dict[str, str] = {}
     path = ""
@@ -564,7 +565,10 @@ def write(changes: Iterable[PolicyChange]) -> None:
 
 
 def _draft(path: str, text: str, drafts: dict[str, str]) -> None:
-    """Write the new text of a file next to it, and add it to the drafts. Raises OSError."""
+    """Write the new content of a file to a file next to it, and add that to the drafts.
+
+    Raises OSError.
+    """
     import tempfile
 
     status = os.stat(path)
@@ -581,7 +585,7 @@ def _draft(path: str, text: str, drafts: dict[str, str]) -> None:
 
 
 class _Place(NamedTuple):
-    """The place of a service's policy in a file. ``file`` is "" if there is none."""
+    """The location of a service's policy in a file. ``file`` is "" if there is none."""
 
     file: str
     path: tuple[str | int, ...]
@@ -591,10 +595,10 @@ _OWN = ("network", "policy")
 
 
 def _place(store: Store, row: ServiceRow) -> _Place:
-    """Return where the policy of a service is written, or would be.
+    """Return the location of a service's policy, existing or new.
 
     The policy of a [[service]] of a stack is in its package's manifest, unless the stack overrides
-    keys of it, or uses the package twice.
+    keys of the policy, or uses the package twice.
     """
 
     stack = store.stack_of(row.name)
@@ -621,7 +625,7 @@ def _place(store: Store, row: ServiceRow) -> _Place:
 def _require_own(
     store: Store, row: ServiceRow, place: _Place, writers: dict[tuple[object, ...], str]
 ) -> None:
-    """Raise Conflict if another service's policy has the same place."""
+    """Raise Conflict if another service's policy has the same location."""
     other = writers.setdefault(place, row.name)
     if place.path == _OWN and other == row.name:
         real = os.path.realpath(place.file)
@@ -663,7 +667,7 @@ def _has_network(row: ServiceRow) -> bool:
 
 
 def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
-    """Return for how many seconds flows of a service are known; None if it is inactive."""
+    """Return for how many seconds flows of a service are recorded; None if it is inactive."""
 
     if not row.active or row.activated_at is None:
         return None
@@ -679,9 +683,9 @@ def _items(entries: Iterable[LearnedEntry]) -> Iterator[Item]:
 
 
 class WrittenNames:
-    """The names of services and networks in the policy of one service.
+    """The names that one service's policy uses for services and networks.
 
-    A service of the same stack is called as in the stack's file, without the prefix. A copy of the
+    A service of the same stack has the name of the stack's file, without the prefix. A copy of the
     file, for another stack, then means its own services.
     """
 
@@ -696,7 +700,10 @@ class WrittenNames:
             self._read(stack)
 
     def _read(self, stack: str) -> None:
-        """Read the names in the stack's files; if there is none, derive them from the prefix."""
+        """Read the names from the stack's files.
+
+        If the files are missing, derive the names from the prefix.
+        """
 
         services: set[str] = set()
         networks: set[str] = {DEFAULT_NETWORK}
@@ -719,7 +726,7 @@ class WrittenNames:
         self._file, self._own, self._networks = services, full(services), full(networks)
 
     def service(self, other: str) -> str | None:
-        """Return a name that only means ``other``, or None if there is none."""
+        """Return a name that only means the service ``other``; None if there is none."""
         if other in self._members and other not in self._own:
             return None  # it is no longer in the file
         names = [self._own.get(other, other)]
@@ -747,7 +754,7 @@ class WrittenNames:
 
 
 def _is_a_name(name: str) -> bool:
-    """Return whether entries of a policy can begin with this name, in both directions."""
+    """Return whether entries of a policy, for both directions, can begin with this name."""
 
     try:
         entries = [parse_entry(f"{name}:1/tcp", "", egress) for egress in (False, True)]

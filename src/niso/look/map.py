@@ -39,11 +39,11 @@ class MapPolicy(NamedTuple):
     allow_from: tuple[str, ...] | None
     """strings: who may connect; null: everyone"""
     deny_from: tuple[str, ...]
-    """strings: who may not"""
+    """strings: who may not connect"""
     egress_allow: tuple[str, ...] | None
     """strings: where it may connect; null: anywhere"""
     egress_deny: tuple[str, ...]
-    """strings: where it may not"""
+    """strings: where it may not connect"""
 
 
 class MapService(NamedTuple):
@@ -60,7 +60,7 @@ class MapService(NamedTuple):
     stack: str | None
     """the stack that it belongs to"""
     shares: str | None
-    """whose network it shares, in mode share"""
+    """provider whose network it shares, in mode share"""
     networks: tuple[str, ...]
     """strings: names of its networks"""
     address: tuple[str, ...]
@@ -70,9 +70,9 @@ class MapService(NamedTuple):
     uptime: float | None
     """seconds since the process started; null if none runs"""
     received: float | None
-    """bits per second; null if it has no interface of its own"""
+    """bits per second; null if the service has no interface of its own"""
     sent: float | None
-    """the same"""
+    """bits per second; null if the service has no interface of its own"""
     new: float | None
     """new flows from and to it, and refused attempts, per second; null like received"""
     denied_in: int | None
@@ -101,7 +101,7 @@ class MapNetwork(NamedTuple):
 
 
 class MapEnd(NamedTuple):
-    """One end of flows on the map."""
+    """A source or destination of flows on the map."""
 
     name: str
     """the service, host, the address, or other machines"""
@@ -110,12 +110,12 @@ class MapEnd(NamedTuple):
 
 
 class MapFlow(NamedTuple):
-    """The flows between two ends on one port, after DNAT."""
+    """The flows between two names on one port, after DNAT."""
 
     from_: MapEnd
-    """the end that opens them"""
+    """source of the flows"""
     to: MapEnd
-    """the other end"""
+    """destination of the flows"""
     port: int
     """port of the destination"""
     proto: str
@@ -125,25 +125,25 @@ class MapFlow(NamedTuple):
     published: int | None
     """host port through which another machine connected"""
     words: str | None
-    """what decides about the latest of them"""
+    """reason for the verdict on the latest of them"""
     agrees: bool
-    """whether the present configuration decides the same"""
+    """whether the present configuration has the same verdict"""
     new: int
     """new flows within a week, or attempts that were dropped"""
     rate: float
     """new flows per second since the previous update"""
     bits: float | None
-    """bits per second in both directions since then; null if the kernel cannot count them"""
+    """bits per second in both directions since the previous update; null if not counted"""
     ago: float | None
-    """seconds since the last new one"""
+    """seconds since the last new flow"""
     open: int
     """flows that are open now"""
     changes: tuple[MapChange, ...]
-    """manifest changes that would let a denied or audited flow pass; empty if none would"""
+    """changes that would allow a denied or audited flow; empty if none would"""
 
 
 class MapState(NamedTuple):
-    """All services, networks and flows at one time."""
+    """All services, networks and flows at one point in time."""
 
     host: str
     """the host's name"""
@@ -156,7 +156,7 @@ class MapState(NamedTuple):
     networks: tuple[MapNetwork, ...]
     """all networks, by name"""
     flows: tuple[MapFlow, ...]
-    """all flows, by the names of their ends"""
+    """all flows, sorted by the names of source and destination"""
     not_shown: int
     """flows that are not shown, because there are too many"""
     missed: int
@@ -164,9 +164,10 @@ class MapState(NamedTuple):
 
 
 class Map(Metered):
-    """Measures everything between calls of `read`. Use it in a ``with`` block, or close it.
+    """Measures services, networks and flows between calls of `read`.
 
-    Until then the kernel counts the bytes of flows for it (`niso.kernel.flow_memory`).
+    Use it in a ``with`` block, or close it: the kernel counts the bytes of flows until it is closed
+    (`niso.kernel.flow_memory`).
     """
 
     def __init__(self, session: Session) -> None:
@@ -180,7 +181,7 @@ class Map(Metered):
 
     @guarded
     def read(self) -> MapState:
-        """Return the state of everything; rates are those since the last call."""
+        """Return all services, networks and flows; rates are since the last call."""
 
         store = self.session.store()
         now, memory = top.look(self.session, self._states, with_open=True)
@@ -233,7 +234,7 @@ class Map(Metered):
     def _name_in(self, store: Store) -> Callable[[str, str], str | None]:
         """Return a function that finds the names used in policies.
 
-        Its results are cached until the store changes.
+        It caches its results until the store changes.
         """
 
         version = store.changes()
@@ -298,7 +299,7 @@ def _flow(
     moved: float | None,
     changes: Callable[[Flow], tuple[MapChange, ...]],
 ) -> MapFlow:
-    """Return the flows of a group as one. ``rate`` is in flows, ``moved`` in bytes per second."""
+    """Merge the flows of a group into one. ``rate`` is in flows, ``moved`` in bytes per second."""
     last = min(flows, key=lambda flow: math.inf if flow.ago is None else flow.ago)
     return MapFlow(
         *ends,
@@ -328,7 +329,7 @@ MOST_PASSED, MOST_REFUSED, MOST_OPEN = 4000, 1000, 1000
 
 
 def bounded(memory: Memory) -> tuple[Memory, int]:
-    """Keep the latest flows and the most frequent open ones; return them and the number omitted."""
+    """Keep the latest flows and the most frequent open flows; return (flows, number omitted)."""
 
     def latest(rows: tuple[Recorded, ...], most: int) -> tuple[Recorded, ...]:
         if len(rows) <= most:
@@ -355,9 +356,9 @@ def bounded(memory: Memory) -> tuple[Memory, int]:
 
 
 def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flow]]]:
-    """Group flows by the ends that the map shows, port, protocol and verdict; sorted by these.
+    """Group flows by the ends that the map shows, by port, protocol and verdict.
 
-    Flows of a service to itself are omitted.
+    The result is sorted by these. Flows of a service to itself are left out.
     """
     sources = _shown(flow.from_ for flow in flows)
     targets = _shown(flow.to for flow in flows)
@@ -370,7 +371,7 @@ def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flo
 
 
 def _shown(ends: Iterable[FlowEnd]) -> Mapping[str, int]:
-    """Choose the outside names and addresses to show: those with most flows, with their counts."""
+    """Choose the DNS names and addresses to show: those with most flows, with their counts."""
     counts: dict[str, int] = {}
     for end in ends:
         if not (end.service or end.is_host or end.gone):

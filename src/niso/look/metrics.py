@@ -37,20 +37,20 @@ class Sample(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A metric with its samples, of which there may be none at the moment."""
+    """A metric with its samples; possibly none."""
 
     name: str
     """name, as in Prometheus"""
     type: str
     """counter or gauge"""
     help: str
-    """what it counts"""
+    """what the metric counts"""
     samples: tuple[Sample, ...]
     """one for each set of labels"""
 
 
 def metrics(session: Session, flows: int) -> tuple[Metric, ...]:
-    """Collect all metrics, with at most ``flows`` series of flows: `Host.metrics`."""
+    """Collect all metrics, with at most ``flows`` series of flows; see `Host.metrics`."""
 
     if flows < 0:
         raise UsageError("must be 0 or more", "--flows 200", "--flows", value=str(flows))

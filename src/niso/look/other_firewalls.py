@@ -42,7 +42,7 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 
 class ForeignDrop(NamedTuple):
-    """A foreign base chain that drops what niso accepts. All text is printable."""
+    """A foreign base chain that drops packets which niso accepts. All strings are printable."""
 
     chain: str  # "FAMILY TABLE CHAIN"
     what: tuple[str, ...]  # one or more of PUBLISHED, OUTWARD and WITHIN
@@ -50,7 +50,7 @@ class ForeignDrop(NamedTuple):
     bridges: tuple[str, ...]  # the affected bridges
 
     def describe(self) -> str:
-        """Return the finding in one line, without the remedy."""
+        """Describe the drop in one line, without the remedy."""
         bridges, what = ", ".join(self.bridges), ", ".join(self.what)
         return f"nftables chain {self.chain} drops connections of {bridges} ({what})"
 
@@ -58,13 +58,13 @@ class ForeignDrop(NamedTuple):
 def foreign_drops(
     kernel: Kernel, bridges: Iterable[str], bridged: bool, families: Iterable[int] = (4,)
 ) -> list[ForeignDrop]:
-    """Return the foreign chains of this network namespace that drop what niso accepts.
+    """Return the foreign chains of this network namespace that drop packets niso accepts.
 
-    Only packets of these bridges count. ``bridged`` says that frames between two services of a
-    bridge also traverse the forward chains of ip, ip6 and inet: the bridge's nf_call_iptables, or
-    net.bridge.bridge-nf-call-iptables, is 1. ``families`` (4, 6) are those of the bridges. Without
-    foreign chains at hook forward, this costs one dump of chains. Rules of iptables-legacy are not
-    visible: see `unseen`. Raises KernelError.
+    Only packets of these bridges count. ``bridged``: frames between two services of a bridge also
+    traverse the forward chains of ip, ip6 and inet, because the bridge's nf_call_iptables or
+    net.bridge.bridge-nf-call-iptables is 1. ``families`` (4, 6) are those of the bridges. If there
+    are no foreign chains at hook forward, this costs one dump of chains. Rules of iptables-legacy
+    are not visible: see `unseen`. Raises KernelError.
     """
     names = sorted(set(bridges))
     with kernel.foreign_chains() as source:
@@ -78,7 +78,7 @@ def foreign_drops(
 def unseen(families: Iterable[int] = (4,)) -> list[str]:
     """Return a warning for each family (4, 6) with a filter table of iptables-legacy.
 
-    nf_tables does not show that table's rules.
+    nf_tables does not show the rules of such a table.
     """
     return [
         f"rules of {tool} are not visible; check with {tool} -S FORWARD"
@@ -94,7 +94,7 @@ def drops(
     bridged: bool,
     families: tuple[int, ...],
 ) -> list[ForeignDrop]:
-    """Do the work of `foreign_drops` on the chains of ``source``."""
+    """Return what `foreign_drops` does, for the chains of ``source``."""
     traced = [(place, list(packets(place, bridged, families))) for place in places]
     dropping = []
     for chain in sorted(chains):
@@ -123,7 +123,7 @@ def drops(
 
 
 def _places(bridges: list[str]) -> list[WalkedBridge]:
-    """Look up the indexes and prefixes of these bridges in the kernel."""
+    """Read the indexes and prefixes of these bridges from the kernel."""
     places = []
     with Rtnl() as rtnl:
         for bridge in bridges:
@@ -139,10 +139,10 @@ def _places(bridges: list[str]) -> list[WalkedBridge]:
 def _remedy(
     chain: Chain, bridges: tuple[str, ...], ways: set[bool], visited: set[str]
 ) -> tuple[str, ...]:
-    """Return command lines that fix the drop, for the tool that created the chain.
+    """Return shell commands that stop the drop, for the tool that created the chain.
 
-    ``ways`` contains True to accept what enters by a bridge, False for what leaves by it.
-    ``visited`` are the chains that every dropped packet traversed, so that a rule there takes
+    ``ways`` contains True to accept packets that enter by a bridge, False for packets that leave by
+    it. ``visited`` are the chains that all dropped packets traversed, so that a rule in them takes
     effect.
     """
     family, table, name = FAMILIES[chain.family], chain.table, chain.name
@@ -198,7 +198,7 @@ def _remedy(
 
 
 def _shown(text: str) -> str:
-    """Escape text like `niso.cli.output.escaped`, and spaces too, so that a name stays one word."""
+    """Escape a string as `niso.base.text.escaped` does, and its spaces, so that it is one word."""
     return "".join(
         c
         if c.isprintable() and c != " "
@@ -245,7 +245,7 @@ _ARP = b"\x08\x06"
 class Bits(NamedTuple):
     """A partly known value: the bits of ``data`` are known where ``mask`` has ones.
 
-    ``uplink`` marks the name of a link that is not one of niso's bridges.
+    ``uplink``: the value is the name of a link that is not one of niso's bridges.
     """
 
     data: bytes
@@ -286,9 +286,9 @@ class RuleSource(Protocol):
 def packets(
     place: WalkedBridge, bridged: bool, families: Iterable[int]
 ) -> Iterator[tuple[set[int], PacketBits]]:
-    """Yield the hypothetical packets to evaluate, each with the table families that see it.
+    """Yield the hypothetical packets to evaluate, each with the families of tables it traverses.
 
-    Each kind of packet comes as the first of a connection, a later one, and a reply.
+    Each packet has three forms: first packet of a connection, later packet, and reply.
     """
     for family in families:
         routed = {_NUMBERS["inet"], _NUMBERS["ip" if family == 4 else "ip6"]}
@@ -335,7 +335,8 @@ def _routed(
 def _switched(place: WalkedBridge, family: int, ethertype: bytes, reply: bool) -> PacketBits:
     """Build a frame between two services.
 
-    Its bridge ports are called ni..., and connection tracking may not have seen it.
+    Its bridge ports have names that begin with ni, and its connection tracking state may be
+    untracked.
     """
     port = Bits(b"ni" + bytes(14), b"\xff\xff" + bytes(14))
     facts = {
@@ -370,7 +371,7 @@ def _header(place: WalkedBridge, family: int, source: bool, destination: bool) -
 
 
 def _all(data: bytes) -> Bits:
-    """Return a fully known value."""
+    """Return a completely known value."""
     return Bits(data, b"\xff" * len(data))
 
 
@@ -383,14 +384,14 @@ def _and(one: bytes, other: bytes) -> bytes:
 
 
 def follow(source: RuleSource, chain: Chain, packet: PacketBits) -> tuple[bool, set[str]]:
-    """Evaluate a base chain; return (whether it accepts the packet, the chains traversed)."""
+    """Evaluate a base chain; return (whether it accepts the packet, the traversed chains)."""
     way = _Way(source, chain, packet)
     verdict = way.walk(chain.name, 0)
     return chain.accepts if verdict is None else verdict, way.visited
 
 
 class _Way:
-    """The trace of a packet through the chains of one table."""
+    """The path of a packet through the chains of one table."""
 
     def __init__(self, source: RuleSource, chain: Chain, packet: PacketBits) -> None:
         self._source = source
@@ -419,7 +420,7 @@ class _Way:
         return None
 
     def _rule(self, rule: Rule) -> ChainVerdict | None:
-        """Return the verdict of a rule, or None if it does not match for certain."""
+        """Return the verdict of a rule; None if the rule may not match."""
         registers = _Registers()
         for expression in rule:
             if isinstance(expression, ChainVerdict):

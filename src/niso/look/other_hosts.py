@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 
 
 class ClusterLine(NamedTuple):
-    """A service in a list of all hosts."""
+    """One service in a list of all hosts' services."""
 
     service: str
     """the service's name"""
     host: str
-    """the host that has it"""
+    """the host that the service is on"""
     status: str
-    """for a service of this host as in a list of services; else up, down or host gone"""
+    """as in a list of services; for a service of another host up, down or host gone"""
     address: tuple[str, ...]
-    """addresses, one per network and family; for another host those on networks that span hosts"""
+    """addresses, one per network and family; of other hosts only on networks that span hosts"""
     ports: tuple[str, ...]
     """published ports: HOST_PORT:PORT"""
 
 
 class ClusterPort(NamedTuple):
-    """A published port in a list of all hosts, or a range of ports."""
+    """A published port, or range of ports, in a list of all hosts' ports."""
 
     service: str
     """the service's name"""
     host: str
-    """the host that has it, and where the port is open"""
+    """the host that the service is on, where the port is open"""
     port: str
     """the port of the host, ADDRESS:PORT if it is on one of its addresses, or a range"""
     container: str
@@ -58,7 +58,7 @@ class ClusterPort(NamedTuple):
 def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
     """Return the services of all hosts by name. Raises Error.
 
-    If the cluster does not answer, a caution says how old this host's data on others are.
+    If the cluster does not answer, a warning says how old this host's data of other hosts are.
     """
 
     store = machine.store
@@ -84,8 +84,8 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
 def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
     """Return the published ports of active services of all hosts, by service. Raises Error.
 
-    Ports of hosts that are not alive are left out. If the cluster does not answer, a caution says
-    that only this host's ports are known.
+    Ports of hosts that are not alive are left out. If the cluster does not answer, only this host's
+    ports are returned, with a warning.
     """
 
     store = machine.store
@@ -159,7 +159,7 @@ def _mirrored(store: Store) -> list[ClusterLine]:
 
 
 def _age() -> str:
-    """Return a text that says how old the mirror is, and what it covers."""
+    """Describe how old the mirror is, and which networks it covers."""
     at_s = agent.last().at_s
     when = "before the boot" if at_s is None else f"{time.monotonic() - at_s:.0f} s ago"
     return f"services of other hosts are as they were {when}, on the networks of this host"
@@ -168,10 +168,10 @@ def _age() -> str:
 def world(
     session: Session, here: World, source: str, destination: str, proves: bool = False
 ) -> World:
-    """Add the policies of remote services with one of the packet's addresses to the world.
+    """Add the policies of remote services with one of the packet's addresses to the context.
 
-    If the cluster does not answer, a caution says that they are not known. Raises Error, also if
-    ``proves`` requests a test packet.
+    If the cluster does not answer, a warning says that these policies are unknown. Raises Error,
+    also if ``proves`` requests a test packet.
     """
     remote = [
         known
@@ -223,9 +223,9 @@ def world(
 
 
 def _require_within(here: World, source: str, destination: str) -> None:
-    """Raise Error for a packet from another host's service to anything but a service.
+    """Raise Error for a packet from another host's service to an address that is no service's.
 
-    It leaves through its own host, whose addresses, ports and routes are not known here.
+    Such a packet leaves through the other host, whose addresses, ports and routes are unknown here.
     """
 
     sender = holder_of(here, source)
@@ -250,7 +250,7 @@ def _policy(text: str, known: Known) -> Policy:
 
 
 def _resolved(store: Store, here: World, known: Known, policy: Policy) -> Policy:
-    """Resolve the names in another host's policy to services, as on that service's networks."""
+    """Resolve the names in another host's policy as they resolve on that service's networks."""
     on = {endpoint.network for endpoint in known.endpoints}
 
     def entries(some: tuple[Entry, ...]) -> tuple[Entry, ...]:

@@ -21,26 +21,26 @@ OVERDUE_S = 600.0
 
 
 class OutsideName(NamedTuple):
-    """A domain name outside niso.local in policies, and its addresses."""
+    """A DNS name outside niso.local that policies use, and its addresses."""
 
     name: str
-    """the domain name"""
+    """the DNS name"""
     services: tuple[str, ...]
     """strings: active services whose policies name it"""
     addresses: tuple[str, ...]
     """strings: its addresses in the rules and the services' hosts files"""
     former: tuple[str, ...]
-    """strings: addresses still allowed by the rules, for programs that resolved it before"""
+    """strings: addresses still allowed by the rules, for programs that resolved the name earlier"""
     asked_at: str | None
     """time of the last query; null if there was none"""
     until: str | None
     """when the answer expires; null without addresses"""
     problem: str | None
-    """what was wrong with the last answer"""
+    """error of the last query"""
 
 
 def described(store: Store, names: Iterable[str] | None = None) -> tuple[OutsideName, ...]:
-    """Return these names with their answers, sorted by name.
+    """Return these DNS names with their answers, sorted by name.
 
     The default is all names in policies.
     """
@@ -66,16 +66,16 @@ def _described(answer: Outside, services: list[str]) -> OutsideName:
 
 
 def next_due(session: Session) -> float:
-    """Return the seconds until a name is due, at most 60."""
+    """Return the seconds until a DNS name must be resolved, at most 60."""
     store, now = session.store(), time.time()
     answers = store.outside.answers() if store.names_outside() else []
     return min([60.0, *(max(answer.due_at - now, 1.0) for answer in answers)])
 
 
 def warn(session: Session, name: str | None) -> None:
-    """Warn about names that have no address or are out of date.
+    """Warn about DNS names that have no address or expired answers.
 
-    All names of active services are checked, or those of one service.
+    The names are those of all active services, or of one service.
     """
     rows, now = session.store().outside, time.time()
     unknown: dict[tuple[str, str], list[str]] = {}  # by (services, reason)
@@ -106,7 +106,7 @@ def warn(session: Session, name: str | None) -> None:
 
 
 def warn_of_families(session: Session, answer: Outside, services: Iterable[str]) -> None:
-    """Warn about services that have no route in the only address family of a name."""
+    """Warn about services without a route in the only address family of a DNS name."""
 
     store = session.store()
     known = {family_of(address) for address in answer.in_state("now")}

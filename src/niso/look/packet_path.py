@@ -45,7 +45,7 @@ TARGET = "NAME, ADDRESS or [IPV6], then :PORT or :PORT/PROTO; or /icmp"
 
 
 class PacketEnd(NamedTuple):
-    """One end of a packet: a known service, the host, or an address."""
+    """The sender or receiver of a packet: a service, the host, or another address."""
 
     service: str = ""  # provider of the namespace, if the named service shares one
     address: str = ""  # set only if an address was given
@@ -72,9 +72,9 @@ class Packet(NamedTuple):
 
 
 def parse_target(text: str) -> tuple[str, int | None, str]:
-    """Parse a target to (name or address, port or None, protocol). Raises UsageError.
+    """Parse a string to (name or address, port or None, protocol). Raises UsageError.
 
-    Targets are ``db:5432/tcp``, ``[fd00::2]:80``, ``10.99.1.2/icmp``, ``db``.
+    Examples are ``db:5432/tcp``, ``[fd00::2]:80``, ``10.99.1.2/icmp``, ``db``.
     """
 
     def wrong(reason: str) -> UsageError:
@@ -106,9 +106,10 @@ def parse_target(text: str) -> tuple[str, int | None, str]:
 
 
 def resolve_both(store: Store, source: str, destination: str) -> tuple[PacketEnd, PacketEnd]:
-    """Resolve FROM and TO. A name in TO is looked up first on the networks of FROM.
+    """Resolve the sender (FROM) and the receiver (TO) of a packet.
 
-    TO may also be an outside name of a policy. Raises Error and UsageError like `resolve`.
+    A name in TO is looked up first on the networks of FROM. TO may also be a DNS name of a policy.
+    Raises Error and UsageError like `resolve`.
     """
     from_ = resolve(store, source)
     if "." in destination and store.names_outside() and destination in store.outside.named():
@@ -122,10 +123,10 @@ def resolve_both(store: Store, source: str, destination: str) -> tuple[PacketEnd
 
 
 def resolve(store: Store, text: str, asker: str | None = None) -> PacketEnd:
-    """Resolve ``host``, an address, or a service's name, hostname or alias.
+    """Resolve ``host``, an address, or a service's name, hostname or alias to a `PacketEnd`.
 
-    If ``asker`` is a service, its networks are searched first. All names can have the suffix
-    .niso.local. Raises Error, also for a service without a network of niso, and UsageError for an
+    If ``asker`` is a service, names are looked up on its networks first. All names can have the
+    suffix .niso.local. Raises Error, also for a service without a network, and UsageError for an
     unusable address.
     """
     if bare_name(text) == HOST:
@@ -151,7 +152,7 @@ def resolve(store: Store, text: str, asker: str | None = None) -> PacketEnd:
 
 
 def _named(store: Store, text: str, asker: str | None) -> str:
-    """Look up a service by name on this host, then on others. Raises Error if not found."""
+    """Look up a service by name on this host, then on other hosts. Raises Error if not found."""
     try:
         return store.resolve(text, asker)
     except NotFound:
@@ -162,7 +163,10 @@ def _named(store: Store, text: str, asker: str | None) -> str:
 
 
 def _end(store: Store, service: str) -> PacketEnd:
-    """Return the end for an existing service. Raises Error if it has no network of niso."""
+    """Return the `PacketEnd` for an existing service.
+
+    Raises Error if the service is on no network.
+    """
     row, home = store.service(service), store.service(store.home(service))
     if row is not None and row.mode == "host":
         raise Error(
@@ -197,9 +201,9 @@ def _end(store: Store, service: str) -> PacketEnd:
 def ends(
     world: World, source: PacketEnd, destination: PacketEnd, family: int | None = None
 ) -> tuple[str, str]:
-    """Choose (source address, destination address) of a packet between two ends.
+    """Choose (source address, destination address) of a packet.
 
-    They follow from the sender's hosts file and routes, IPv4 first. Raises Error if no pair exists,
+    The sender's hosts file and routes determine them, IPv4 first. Raises Error if no pair exists,
     UsageError if the arguments are of different families.
     """
     given = {family_of(end.address) for end in (source, destination) if end.address}
@@ -299,7 +303,7 @@ def _of_family(addresses: tuple[str, ...], family: int) -> str | None:
 
 
 class Object(NamedTuple):
-    """A rule of a chain, or an element of a set or map."""
+    """A rule of a chain, or an element of a set or map, in nftables."""
 
     table: str
     container: str
@@ -317,16 +321,16 @@ class Object(NamedTuple):
 
     @property
     def nft(self) -> str:
-        """Return the rule or element as text, such as ``rule inet niso forward: drop``."""
+        """Format the rule or element: ``rule inet niso forward: drop``."""
         if self.place is None:
             return f"element {self.table} {self.container} {{ {self.text} }}"
         return f"rule {self.table} {self.container}: {self.text}"
 
 
 class ExplainedPacket(NamedTuple):
-    """A verdict with the nftables objects of its three parts.
+    """A verdict with the nftables objects that implement its three parts.
 
-    ``counted`` are those whose packet counter this packet increments.
+    ``counted`` are the objects whose packet counter this packet increments.
     """
 
     packet: Packet
@@ -384,7 +388,10 @@ def explain(
 def _closed_link(
     world: World, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
 ) -> str:
-    """Return the link by which a packet from outside arrives, if it does not forward; else ""."""
+    """Return the link on which a packet from another machine arrives, if it does not forward.
+
+    Returns "" otherwise.
+    """
     from_outside = (
         not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
     )
@@ -402,7 +409,7 @@ def other_family(
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> ExplainedPacket | None:
-    """Explain the same packet in the other address family; None if its ends lack that family."""
+    """Explain the packet for the other address family; None if an end has no address of it."""
     try:
         from_, to = ends(world, source, destination, 4 if packet.family == 6 else 6)
     except Error:
@@ -427,9 +434,9 @@ _Rules = tuple[Object, ...]
 def _path(
     store: Store, world: World, packet: Packet, verdict: Verdict
 ) -> tuple[_Rules, _Rules, _Rules]:
-    """Return the path's objects, those that drop before the policies, and those that drop after.
+    """Return (objects of the path, objects that drop before the policies, those that drop after).
 
-    The latter two are part of the path too.
+    The last two are also part of the path.
     """
     sender, receiver = (
         world.services.get(party.service) for party in (verdict.source, verdict.destination)
@@ -545,7 +552,7 @@ def _passing(
 
 
 def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
-    """Return the first, or with ``last`` the last, static rule that contains ``fragment``."""
+    """Return the first static rule that contains ``fragment``; with ``last``, the last one."""
     rules = ruleset.rules_of(table, chain)
     matching = [
         Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text
@@ -563,9 +570,8 @@ def _port_elements(
 ) -> _Rules:
     """Return the set elements that allow a service's source address on its bridge port.
 
-    On a host other than the service's own, that port is the network's VXLAN device, and only the
-    service's host may send with its address. Elements for a host's own ports are known to that host
-    alone.
+    On a host other than the service's own, this port is the network's VXLAN device, and only the
+    service's host may send from its address. The ports of another host are unknown here.
     """
     service, row = sender.name, store.service(sender.name)
     lets = (f"sources{family_of(address)}", *ruleset.CLAIMS)
@@ -597,7 +603,7 @@ def _objects(elements: Iterable[Element], containers: Collection[str], host: str
 def _published(
     world: World, packet: Packet, verdict: Verdict, entered: Network | None
 ) -> list[Object]:
-    """Return the map element that translates the packet to a service, or an empty list."""
+    """Return the map element that translates the packet to a service; empty if there is none."""
     known = world.services[verdict.destination.service]
     target = verdict.destination.address
     home = primary(known.endpoints, world.networks)

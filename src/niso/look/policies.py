@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class PolicyEntry(NamedTuple):
-    """An entry of a service's policy, or the default where none matches."""
+    """An entry of a service's policy, or the list's default for packets that no entry matches."""
 
     service: str
     """name of the service"""
@@ -52,26 +52,26 @@ class PolicyEntry(NamedTuple):
     text: str | None
     """the entry; null for the list's default"""
     passes: bool
-    """whether it allows"""
+    """whether the entry allows packets"""
     packets: int
-    """first packets of flows that it decided on since the policy last changed"""
+    """first packets of flows that the entry decided on since the policy last changed"""
     open: int
-    """flows that it lets pass and that are open now"""
+    """flows that the entry allows and that are open now"""
     last: str | None
-    """time of the last new flow, within a week; it survives changes of the policy"""
+    """time of the last new flow, within a week; kept when the policy changes"""
     ago: float | None
-    """seconds since then"""
+    """seconds since the last new flow"""
     note: str
-    """the addresses of an outside name, how the entry could be narrower, or an empty string"""
+    """addresses of a DNS name, a narrower form of the entry, or an empty string"""
     audited: bool
-    """whether it denies, but the policy is in audit, so that the packets pass"""
+    """whether the entry denies, but packets pass because the policy is in audit"""
 
 
 # --- niso net policy ------------------------------------------------------------------------------
 
 
 def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:
-    """Return the entries of a service's policy with their use: `Host.policy`."""
+    """Return the entries of a service's policy with their use; see `Host.policy`."""
 
     store = session.store()
     service = store.home(store.resolve(name))
@@ -112,7 +112,7 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
 def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set[str]]:
     """Return the counters of each key of a policy, and the keys that allow. Raises KernelError.
 
-    An allow list also has a key of its own, for what none of its entries matches.
+    An allow list also has a key of its own, for packets that none of its entries matches.
     """
 
     listed = {entry.key for entry in policy.entries()}
@@ -138,7 +138,7 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
 
 
 def _say_how_long(session: Session, service: str, unused_s: float) -> None:
-    """Warn if the flows of a service are known for a shorter time than requested."""
+    """Warn if flows of a service have been recorded for a shorter time than requested."""
 
     row = session.store().service(service)
     watched = None if row is None else watched_s(row)
@@ -150,8 +150,8 @@ def _say_how_long(session: Session, service: str, unused_s: float) -> None:
 def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]:
     """Return the number of open flows and the age of the last flow, for each key of a policy.
 
-    The ages come from recorded flows, because the rules' counters restart whenever the policy, a
-    peer's address or an outside name's address changes.
+    The ages are from recorded flows, because the rules' counters restart whenever the policy, the
+    address of a peer or an address of a DNS name changes.
     """
 
     world = read_world(session.kernel(), session.store())
@@ -180,7 +180,7 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
 
 
 def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
-    """Return the entry narrowed to a protocol, if all packets that it allowed were of that one."""
+    """Return the entry limited to a protocol, if all packets that it allowed had this protocol."""
     if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
         return ""
     used = set()
@@ -231,7 +231,7 @@ def _audit(name: str, term: live_world.Term) -> Warning_:
 
 
 def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
-    """Yield a warning for each policy entry whose name resolves to nothing."""
+    """Yield a warning for each policy entry whose name does not resolve."""
     for entry in policy.entries():
         peer = entry.peer
         if peer == Peer("service", METADATA_WORD) and entry in policy.egress_deny:
@@ -253,8 +253,8 @@ def _without_dns(
 ) -> Iterator[Warning_]:
     """Yield a warning for each name server that a service's egress policy denies.
 
-    A service that may only connect to services and outside names needs none: its hosts file has
-    them.
+    A service that may only connect to services and DNS names of its policy needs no name server,
+    because its hosts file contains these names.
     """
 
     own = {family_of(address): address for _, address in reversed(store.addresses(name))}
@@ -276,7 +276,7 @@ def _without_dns(
 
 
 def _is_listed(world: World, entry: Entry) -> bool:
-    """Return whether an entry matches names of the hosts file, or addresses of niso's networks."""
+    """Return whether an entry matches names in the hosts file, or addresses of niso's networks."""
 
     if entry.peer.kind != "prefix":
         return entry.peer.kind != "prefixes"  # none of a manifest has them

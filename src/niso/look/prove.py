@@ -36,7 +36,7 @@ _POLL_S = 0.02
 
 
 class Counter(NamedTuple):
-    """A rule that counts the test packet; ``label`` is its table, container and text."""
+    """A rule that counts the test packet; ``label`` is its table, chain or set, and text."""
 
     rule: str
     """the rule in nft syntax"""
@@ -55,12 +55,12 @@ class Counter(NamedTuple):
 class Proof(NamedTuple):
     """Result of a test packet.
 
-    ``agrees`` is None if nothing is observable: no rule counts the packet, it goes to no service,
-    and there is no answer.
+    ``agrees`` is None if nothing can be observed: no rule counts the packet, its destination is no
+    service, and there is no answer.
     """
 
     agrees: bool | None
-    """whether the packet confirms the verdict; null if inconclusive"""
+    """whether the observations confirm the verdict; null if inconclusive"""
     arrived: bool | None
     """whether the packet arrived; null if unknown"""
     answered: bool
@@ -81,10 +81,10 @@ def send_ping(
     destination: str,
     wider: Callable[[World, Packet], World] = lambda world, packet: world,
 ) -> tuple[Packet, float]:
-    """Send an echo request from one service to another; return the packet and the seconds it took.
+    """Send an echo request from one service to another; return (packet, seconds to the reply).
 
-    ``wider`` adds what other hosts know to the world, because the reason for a missing reply may be
-    there. Raises Error with the reason if there is no reply, UsageError if an end is not a service.
+    ``wider`` adds services of other hosts to the policy context, because they may explain a missing
+    reply. Raises Error with the reason if there is no reply, UsageError if an end is not a service.
     """
     sender, receiver = resolve_both(store, source, destination)
     for end, name in ((sender, source), (receiver, destination)):
@@ -148,7 +148,7 @@ def send_ping(
 
 
 def _without_icmp(world: World, verdict: Verdict, reason: Reason) -> Entry | None:
-    """Return the entry that allows ports of the peer but no ICMP, if an allow list drops it."""
+    """Return the entry of an allow list that allows ports of the peer but drops ICMP, or None."""
     if not reason.service or reason.text:  # a deny entry explains enough
         return None
     policy = world.services[reason.service].policy
@@ -192,7 +192,7 @@ def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
 
 
 def prove(world: World, explained: ExplainedPacket) -> Proof:
-    """Send a test packet; observe whether it arrives and whether the named rules count it.
+    """Send a test packet; observe whether it arrives and whether the given rules count it.
 
     Raises Error, also if the sender is not active, or is neither a service nor the host.
     """
@@ -229,7 +229,7 @@ def prove(world: World, explained: ExplainedPacket) -> Proof:
 
 
 def _agrees(passes: bool, seen: probe.ProbeResult, counts: tuple[Counter, ...]) -> bool | None:
-    """Return whether the observations agree with the verdict; None if nothing was observable."""
+    """Return whether the observations confirm the verdict; None if nothing could be observed."""
     if not all(count.rose for count in counts):
         return False
     if seen.arrived is not None or seen.answered:
@@ -238,7 +238,7 @@ def _agrees(passes: bool, seen: probe.ProbeResult, counts: tuple[Counter, ...]) 
 
 
 def _packets(kernel: Nft, rule: Object) -> int | None:
-    """Return the packet count of a rule or element; None if the kernel's text of it differs."""
+    """Return the packet count of a rule or element; None if the kernel has no such rule."""
     if rule.element is not None:
         with Nfnetlink() as netlink:
             counted = netlink.count(rule.element)
@@ -264,14 +264,14 @@ def _packets(kernel: Nft, rule: Object) -> int | None:
 
 
 class Participant(NamedTuple):
-    """One service of a ping."""
+    """The sender or receiver of a ping."""
 
     service: str
     """the service's name"""
     address: str
     """an IPv4 or IPv6 address"""
     host: str | None
-    """name of the other host that has the service; null if this one has it"""
+    """name of the other host that the service is on; null for this host"""
 
 
 class Pong(NamedTuple):
@@ -288,7 +288,7 @@ class Pong(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The source of a packet."""
+    """The sender of a dropped packet."""
 
     service: str | None
     """name of the service; null if the address is not a service's"""
@@ -304,14 +304,14 @@ class Sender(NamedTuple):
     address: str
     """an IPv4 or IPv6 address"""
     host: str | None
-    """name of the other host that has the service; null if this one has it"""
+    """name of the other host that the service is on; null for this host"""
 
 
 # --- Host.ping ------------------------------------------------------------------------------------
 
 
 def ping(session: Session, source: str, destination: str) -> Pong:
-    """Send an echo request and wait for the reply: `Host.ping`."""
+    """Send an echo request and wait for the reply; see `Host.ping`."""
 
     from niso.look import other_hosts
 
@@ -340,5 +340,5 @@ def ping(session: Session, source: str, destination: str) -> Pong:
 
 
 def _elsewhere(store: Store, service: str) -> str | None:
-    """Return the other host that has a service; None if this one has it."""
+    """Return the name of the other host that a service is on; None for this host."""
     return next(iter(store.hosts_of(service)), None) if store.service(service) is None else None

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class ServiceLine(NamedTuple):
-    """A service in a list."""
+    """One service in the result of `Services.list`."""
 
     service: str
     """the service's name"""
@@ -81,7 +81,7 @@ class Process(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """A service on one network."""
+    """The connection of a service to one network."""
 
     network: str
     """name of the network"""
@@ -96,7 +96,7 @@ class Endpoint(NamedTuple):
     interface: str
     """interface inside the service"""
     host_interface: str | None
-    """other end of the veth pair, on the host; null if inactive"""
+    """host end of the veth pair; null if inactive"""
     mtu: int
     """MTU in bytes"""
 
@@ -116,7 +116,7 @@ class AttachedTo(NamedTuple):
     """The owner of an attachment's network namespace."""
 
     owner: str
-    """who manages it: cli, podman, cni"""
+    """program that manages it: cli, podman, cni"""
     id: str
     """the owner's id for it; can be empty"""
     given: str
@@ -126,7 +126,7 @@ class AttachedTo(NamedTuple):
 
 
 class Service(NamedTuple):
-    """Everything about a service; ``process`` is None if it is not active."""
+    """All details of a service; ``process`` is None if the service is not active."""
 
     service: str
     """the service's name"""
@@ -163,7 +163,7 @@ class Service(NamedTuple):
     netns: str | None
     """path of the network namespace"""
     user: User | None
-    """user that it runs as; null for an attachment"""
+    """user that the service runs as; null for an attachment"""
     enabled: bool
     """whether it starts at boot"""
     manifest_path: str
@@ -183,7 +183,7 @@ class Service(NamedTuple):
     attached: AttachedTo | None
     """null if niso starts its process"""
     outside: tuple[OutsideName, ...]
-    """outside names in its policy"""
+    """DNS names in the service's policy"""
 
 
 def service_lines(
@@ -192,9 +192,9 @@ def service_lines(
     only: Iterable[str] | None = None,
     rows: Sequence[ServiceRow] | None = None,
 ) -> tuple[ServiceLine, ...]:
-    """Return all services by name, or those in ``only``, which need not exist.
+    """Return all services by name, or those of ``only``; names without a service are ignored.
 
-    ``rows`` are the rows of all services, or of those to read, if the caller has them.
+    ``rows`` are the rows to read, if the caller has them.
     """
     wanted = None if only is None else set(only)
     every = store.active_rows() if rows is None else rows
@@ -229,8 +229,7 @@ def of_stack(
 ) -> tuple[ServiceLine, ...]:
     """Return the lines of a stack's services, and of the ``names`` in its file.
 
-    If a service of such a name is not of the stack, it is another one: the stack's service is
-    listed as inactive.
+    If a service of such a name does not belong to the stack, the name is listed as inactive.
     """
     members = {*store.stack_members(stack)}
     own = {name for name in names if name in members or store.service(name) is None}
@@ -256,7 +255,7 @@ def _audits(store: Store) -> dict[str, str | None]:
 
 
 def _interrupted(store: Store) -> dict[str, str]:
-    """Return {service: command} for changes whose command has died."""
+    """Return {service: command} for changes whose command was killed."""
     if not store.intents():
         return {}
 
@@ -340,7 +339,7 @@ def _process(service: str, now: Status) -> Process:
 
 
 def _fate(session: Session, store: Store, row: ServiceRow) -> str:
-    """Return attached if an attachment's namespace still exists, else gone."""
+    """Return attached if an attachment's namespace exists, else gone."""
     attached = store.attachments.get(row.name)
     if not row.active or attached is None:
         return "gone"
@@ -349,9 +348,9 @@ def _fate(session: Session, store: Store, row: ServiceRow) -> str:
 
 
 def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> dict[str, Health]:
-    """Return the health of running services that have a health check.
+    """Return the health of running services with a health check.
 
-    Probes that are due run in parallel.
+    Due probes run in parallel.
     """
     targets = health_targets(store, services)
     if not targets:
@@ -363,7 +362,7 @@ def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> 
 
 
 def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[Target]:
-    """Return those of the services that are running and have a health check."""
+    """Return the services that are running and have a health check, among those given."""
     checked_services = set(store.checked_services())
     checked = [row for row in services if row.name in checked_services]
     if not checked:
@@ -386,7 +385,7 @@ def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[Target]
 
 
 def everything(session: Session, store: Store, name: str) -> Service:
-    """Return everything about a service. Raises Error if its row is damaged."""
+    """Return all details of a service. Raises Error if its row is damaged."""
 
     row = store.service(name)
     assert row is not None
@@ -469,9 +468,9 @@ _AT_MOST_S = 30.0
 
 
 class ServiceStates:
-    """The services, their states and the input of verdicts, as of the last `read`.
+    """The services, their status and the policy context, as of the last `read`.
 
-    While the store is unchanged, a service whose process is alive can only have changed its health.
+    As long as the store is unchanged and its process runs, only the health of a service can change.
     Reading everything takes 0.4 ms for each service.
     """
 
@@ -488,7 +487,7 @@ class ServiceStates:
 
     @property
     def lines(self) -> tuple[ServiceLine, ...]:
-        """Return the state of each service, by name."""
+        """Return the line of each service, by name."""
         now = time.monotonic()
         return tuple(
             line
@@ -498,7 +497,7 @@ class ServiceStates:
         )
 
     def read(self) -> None:
-        """Update the states. Raises Error."""
+        """Read what has changed. Raises Error."""
         store = self._session.store()
         version = store.changes()
         # commands that died, and ended audits, do not change the store
@@ -568,9 +567,9 @@ def command_of(intent: Intent) -> str:
 
 
 def interrupted(store: Store) -> dict[str, str]:
-    """Return {service: command} for each change whose command has died.
+    """Return {service: command} for each change whose command was killed.
 
-    A command locks the service before it records its intent, and until it has deleted it.
+    A running command has the service's lock from before its intent until after it.
     """
     pending = {}
     for intent in store.intents():

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def joined() -> Joined | None:
-    """Return this host's access to its cluster; None if it is in none. Raises Error."""
+    """Return this host's access to its cluster; None if it is in no cluster. Raises Error."""
 
     from niso.cluster import config
 
@@ -48,7 +48,7 @@ def joined() -> Joined | None:
 
 
 class Session:
-    """One connection to niso. It belongs to its thread and process, like its SQLite connection."""
+    """One connection to niso, bound to a thread and process like its SQLite connection."""
 
     def __init__(self, progress: Progress | None) -> None:
         self.progress = progress
@@ -60,7 +60,10 @@ class Session:
         self._owner = _here()
 
     def require(self) -> None:
-        """Raise Conflict in another thread or process, in other folders, or for a lost store."""
+        """Raise Conflict if this thread or process, or the folders, are not the session's.
+
+        Raised too if the store is lost.
+        """
         if self._owner != _here():
             raise Conflict(
                 "this niso.Host belongs to another thread or process",
@@ -79,7 +82,7 @@ class Session:
     def store(self, create: bool = False) -> store.Store:
         """Return the store.
 
-        If there is none and ``create`` is false, it is an empty one in memory. Raises Error,
+        If none exists and ``create`` is false, returns an empty store in memory. Raises Error,
         Conflict.
         """
         self.require()
@@ -128,11 +131,11 @@ class Session:
 
     @property
     def listening(self) -> int:
-        """Return how many calls of this session report waits for locks."""
+        """Return how many calls of this session are reporting waits for locks."""
         return len(self._listeners)
 
     def listen_no_more(self, before: int) -> None:
-        """Restore the lock listener that was active when `listening` was ``before``."""
+        """Restore the lock listener from when `listening` returned ``before``."""
         from niso.base import locks
 
         if self.listening > before:
@@ -148,7 +151,10 @@ class Session:
     # --- progress --------------------------------------------------------------------------------
 
     def report(self, event: Event) -> None:
-        """Pass an event to the callback. Its exceptions end the call."""
+        """Call the progress callback with an event.
+
+        An exception of the callback ends the API call.
+        """
         if self.progress is None or self._owner != _here():
             return  # another thread is waiting for a lock
         try:
@@ -183,7 +189,7 @@ def open_session(
     run_dir: str | os.PathLike[str] | None,
     progress: Progress | None,
 ) -> Session:
-    """Open a session; None means the folder of the environment, or the default.
+    """Open a session; a folder of None means that of the environment, or the default.
 
     Raises Error without root.
     """
@@ -217,7 +223,7 @@ LEAST_TIMEOUT_S = 0.2
 def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
     """Make a method of the API raise `Error` instead of sqlite3.Error and OSError.
 
-    A request of the method to report waits for locks ends with the method.
+    If the method requested reports of waits for locks, these reports stop when it returns.
     """
 
     def call(*args: P.args, **named: P.kwargs) -> R:
@@ -244,7 +250,10 @@ def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
 
 
 def explained(error: Exception) -> Error | None:
-    """Convert an sqlite3.Error, OSError or error in a damaged row to an `Error`, others to None."""
+    """Convert an sqlite3.Error, OSError or error in a damaged row to an `Error`.
+
+    Returns None for other exceptions.
+    """
     kind = type(error)
     if kind.__module__ == "sqlite3":
         if isinstance(error, OperationalError) or kind is DatabaseError:
@@ -367,7 +376,10 @@ def moment(value: object, what: str) -> float:
 
 
 def callers() -> set[int]:
-    """Return the uids whose files niso trusts: root, this process's, and the user of sudo(8)."""
+    """Return the uids whose files niso trusts.
+
+    These are root, this process's user, and the user of sudo(8).
+    """
     sudo = os.environ.get("SUDO_UID", "")
     return {0, os.geteuid(), *([int(sudo)] if sudo.isascii() and sudo.isdigit() else [])}
 
@@ -389,8 +401,7 @@ def user_of(user: str | None) -> Any:
 def refuse(kernel: Kernel, processes: Processes) -> None:
     """Raise Conflict if state.db is missing but objects of niso exist.
 
-    Such objects are links with niso's mark in this network namespace, and services in the run
-    folder.
+    These are links with niso's mark in this network namespace, and services in the run folder.
     """
     if os.path.lexists(paths.database()):
         return

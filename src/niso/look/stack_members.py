@@ -22,9 +22,9 @@ def load(path: str, owners: Collection[int] | None = None) -> Stack:
 
 
 def named(store: Store, plain: Stack) -> Stack:
-    """Return a stack with this host's names of its services and networks.
+    """Return a stack with the names that its services and networks have on this host.
 
-    A stack may need a prefix here. Raises an ErrorGroup if a name with the prefix is too long.
+    A name may have the stack's prefix. Raises an ErrorGroup if a name with the prefix is too long.
     """
     names = [member.name for member in plain.members]
     wanted = prefixed(store, plain.asks, plain.name, names)
@@ -32,7 +32,7 @@ def named(store: Store, plain: Stack) -> Stack:
 
 
 def outlined(store: Store, path: str) -> stack.Outline:
-    """Return the outline of a stack.toml with this host's names of its services.
+    """Return the outline of a stack.toml with the names that its services have on this host.
 
     Raises the errors of `model.outline`.
     """
@@ -42,9 +42,9 @@ def outlined(store: Store, path: str) -> stack.Outline:
 
 
 def own(store: Store, path: str) -> stack.Outline:
-    """Return the outline of a stack.toml (`outlined`) whose services were activated from it.
+    """Return the outline of a stack.toml (`outlined`), and check that its services came from it.
 
-    Also raises Conflict if they were activated from another file.
+    Raises the errors of `outlined`, and Conflict if the services came from another file.
     """
     outline = outlined(store, path)
     _refuse_elsewhere(store, outline.name, outline.path)
@@ -100,9 +100,9 @@ def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Confli
 
 
 def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) -> bool:
-    """Return whether a stack's services have its prefix (`niso.manifest.stack`).
+    """Return whether names of the stack's services have its prefix (`niso.manifest.stack`).
 
-    If all its services have been removed, the names of their leftover volumes decide.
+    If all its services have been removed, the names of their volumes decide.
     """
     names = list(names)
     taken_ = bool(taken(store, stack, names))
@@ -116,8 +116,8 @@ def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) 
 def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
     """Raise Conflict if the stack's services came from another stack.toml that still exists.
 
-    ``file`` is the stack.toml of the command. If a folder was moved, its old path does not exist,
-    so it is not another one.
+    ``file`` is the stack.toml of the command. If a folder was moved, the file no longer exists at
+    its old path, and is not another one.
     """
     for other in store.stack_files(stack):
         if is_elsewhere(other, file):
@@ -145,6 +145,6 @@ def error_of(network: str, error: Error) -> InvalidInput:
 def is_elsewhere(before: str, now: str) -> bool:
     """Return whether the file ``before`` exists and is a different file than ``now``.
 
-    If it does not exist, its folder was moved or deleted.
+    If ``before`` does not exist, its folder was moved or deleted.
     """
     return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)

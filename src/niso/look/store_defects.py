@@ -108,7 +108,7 @@ def _is_whole(
     row: ServiceRow,
     spec: ServiceSpec,
 ) -> bool:
-    """Return whether a service has all rows that follow from its own row and the kernel."""
+    """Return whether no row is missing that can be derived from the service's row or the kernel."""
     name = row.name
     policy = _policy(store, name, spec)
     follow: dict[str, Sequence[tuple[object, ...]]] = {
@@ -136,7 +136,7 @@ def _is_whole(
 
 
 def _policy(store: Store, service: str, spec: ServiceSpec) -> Policy | None:
-    """Return the policy that a service's rows should have; None if it has none."""
+    """Return the policy that must be in a service's rows; None if it has none."""
     policy = spec.network.policy
     if policy.audit is not None:
         policy = live_world.kept(policy, store, service)
@@ -144,9 +144,9 @@ def _policy(store: Store, service: str, spec: ServiceSpec) -> Policy | None:
 
 
 def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> None:
-    """Restore the rows that follow from a service's own row; existing rows stay.
+    """Restore the rows that can be derived from a service's row; existing rows stay.
 
-    Raises Error if a network is missing, or if an address has another holder now.
+    Raises Error if a network is missing, or if another service has an address now.
     """
     name = row.name
     store.set_names(name, spec.names)
@@ -176,8 +176,9 @@ def _lost_ports(
 ) -> tuple[list[Port], list[Port]] | None:
     """Return the arguments of `Store.set_ports` that restore lost manifest ports.
 
-    Returns None if none is lost. A port is lost if the kernel still has it for the service. A port
-    in neither store nor kernel may have been taken (port-forward --replace), which is not a defect.
+    Returns None if no port is lost. A port is lost if the kernel still has it for the service. A
+    port in neither store nor kernel may have been taken (port-forward --replace), which is not a
+    defect.
     """
     forwards = set(store.forwards(service))
     before = {port for _, port in store.ports(service)} - forwards
@@ -226,7 +227,7 @@ def _port_in_kernel(kernel: Kernel, store: Store, service: str, port: Port) -> P
 def _lease_again(
     kernel: Kernel, store: Store, row: ServiceRow, network: str, position: int
 ) -> None:
-    """Restore lost leases from the addresses on an active service's link."""
+    """Restore lost leases from the addresses on the link of an active service."""
     lost = [
         s
         for s in store.require_network(network).subnets
@@ -259,7 +260,7 @@ def _marked_sysctls(kernel: Kernel) -> dict[str, str]:
 
 
 def _lost_sysctl(kernel: Kernel, store: Store) -> bool:
-    """Return whether the store lacks the former value of a sysctl changed by an active service."""
+    """Return whether the former value of a sysctl that a service needs is missing in the store."""
     recorded, marked = store.sysctls_before(), _marked_sysctls(kernel)
     return not marked.keys() <= recorded.keys() or bool(
         host_settings.unrecorded(kernel, store, recorded, store.networks_in_use())

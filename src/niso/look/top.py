@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Metered:
-    """Measures the bytes of flows from its creation until it is closed."""
+    """Measures the bytes of flows until it is closed."""
 
     def __init__(self) -> None:
 
@@ -45,7 +45,7 @@ class Metered:
         self.close()
 
     def close(self) -> None:
-        """Stop counting. Otherwise the kernel counts until the program ends."""
+        """Stop counting. Otherwise the kernel counts until this process exits."""
         meter, self._meter = self._meter, None
         if meter is not None:
             meter.close()
@@ -59,7 +59,7 @@ class Metered:
 
 
 class ServiceLoad(NamedTuple):
-    """The present load of a service."""
+    """The load of a service between two samples."""
 
     service: str
     """the service's name"""
@@ -70,9 +70,9 @@ class ServiceLoad(NamedTuple):
     networks: tuple[str, ...]
     """strings: names of its networks"""
     received: float | None
-    """bits per second; null if it has no interface of its own"""
+    """bits per second; null if the service has no interface of its own"""
     sent: float | None
-    """the same"""
+    """bits per second; null if the service has no interface of its own"""
     new: float | None
     """new flows from and to it, and refused attempts, per second; null like received"""
     denied_in: int | None
@@ -84,12 +84,12 @@ class ServiceLoad(NamedTuple):
 
 
 class FlowLoad(NamedTuple):
-    """Flows from one address to one port of another that are new or have traffic."""
+    """Flows from one address to one port of another, with new flows or traffic."""
 
     from_: FlowEnd
-    """the end that opens them"""
+    """source of the flows"""
     to: FlowEnd
-    """the other end"""
+    """destination of the flows"""
     port: int
     """port of the destination"""
     proto: str
@@ -101,28 +101,28 @@ class FlowLoad(NamedTuple):
     bits: float | None
     """bits per second in both directions; null if the kernel cannot count them"""
     service: str | None
-    """service whose manifest decides"""
+    """service whose policy decides"""
     key: str | None
-    """key of the manifest"""
+    """key of the policy in the manifest"""
     text: str | None
-    """entry under the key"""
+    """entry of the policy that decides"""
     words: str | None
-    """the reason"""
+    """reason for the verdict"""
     published: int | None
     """host port through which another machine connected"""
     agrees: bool
-    """whether the present configuration decides the same"""
+    """whether the present configuration has the same verdict"""
 
 
 class ServiceSocket(NamedTuple):
     """A TCP connection of a service, as reported by its own socket (tcp_info of tcp(7))."""
 
     from_: FlowEnd
-    """the client's end"""
+    """the client"""
     from_port: int
     """the client's port"""
     to: FlowEnd
-    """the server's end"""
+    """the server"""
     port: int
     """the server's port"""
     published: int | None
@@ -136,20 +136,20 @@ class ServiceSocket(NamedTuple):
     received: int | None
     """bytes that the service received; null if unknown"""
     sent: int | None
-    """bytes of the service that the other end has acknowledged; null if unknown"""
+    """bytes sent by the service and acknowledged by the peer; null if unknown"""
 
 
 class Load(NamedTuple):
     """The load between two samples."""
 
     seconds: float
-    """time between them"""
+    """time between the samples"""
     services: tuple[ServiceLoad, ...]
     """all services, by name"""
     flows: tuple[FlowLoad, ...]
-    """those with new flows or traffic, the most frequent first"""
+    """flows with new flows or traffic, the most frequent first"""
     sockets: tuple[ServiceSocket, ...] = ()
-    """TCP connections of the requested service, by their ends"""
+    """TCP connections of the requested service, sorted by client and server"""
 
 
 class TopSample(NamedTuple):
@@ -166,7 +166,7 @@ class TopSample(NamedTuple):
 class Top(Metered):
     """Measures the load between calls of `read`, of one service or all. Use it in a ``with`` block.
 
-    Until it is closed the kernel counts the bytes of flows for it (`niso.kernel.flow_memory`).
+    The kernel counts the bytes of flows until it is closed (`niso.kernel.flow_memory`).
     """
 
     def __init__(self, session: Session, name: str | None) -> None:
@@ -200,8 +200,8 @@ class Top(Metered):
     def sockets(self, service: str) -> tuple[ServiceSocket, ...]:
         """Return the present TCP connections of a service; takes about 3 ms.
 
-        There are none if the service is unknown, not active, or has no network namespace of its
-        own. Raises KernelError.
+        Empty if the service is unknown, not active, or has no network namespace of its own. Raises
+        KernelError.
         """
         return self._sockets(self.session.store().home(service))
 
@@ -214,7 +214,7 @@ class Top(Metered):
 def look(
     session: Session, states: ServiceStates, with_open: bool = False
 ) -> tuple[TopSample, Memory]:
-    """Take a sample; with ``with_open`` including open connections."""
+    """Take a sample; with ``with_open``, also of open connections."""
 
     states.read()
     networks = {row.name: row.networks for row in states.rows}
@@ -228,7 +228,7 @@ def look(
 
 
 def top(session: Session, name: str | None) -> Top:
-    """Take the first sample: `Host.top`."""
+    """Start measuring with a first sample; see `Host.top`."""
     return Top(session, None if name is None else session.store().resolve(name))
 
 
@@ -243,7 +243,7 @@ def counts(memory: Memory) -> dict[tuple[Key, str], int]:
 def between(
     reader: FlowReader, before: TopSample, now: TopSample, moved: Mapping[Key, int] | None = None
 ) -> Load:
-    """Return the load between two samples. ``moved`` has the bytes of flows. Pure."""
+    """Compute the load between two samples. ``moved`` has the bytes of flows."""
 
     seconds = elapsed(before, now)
     flows = []
@@ -274,14 +274,14 @@ def between(
 
 
 def elapsed(before: TopSample, now: TopSample) -> float:
-    """Return the seconds between two samples, never 0."""
+    """Return the seconds between two samples, greater than 0."""
     return max(now.at - before.at, 1e-6)
 
 
 def services_between(
     reader: FlowReader, before: TopSample, now: TopSample
 ) -> tuple[ServiceLoad, ...]:
-    """Return the load of services between two samples. Pure."""
+    """Compute the load of services between two samples."""
     seconds = elapsed(before, now)
     new: dict[str, int] = {}
     for (key, verdict), count in now.flows.items():
@@ -310,7 +310,7 @@ def services_between(
 
 
 def sockets_of(reader: FlowReader, measured: Iterable[Measured]) -> tuple[ServiceSocket, ...]:
-    """Return the connections of a service's namespace with the names of their ends. Pure."""
+    """Return the connections of a service's namespace with the names of client and server."""
 
     sockets = []
     for socket in measured:
@@ -330,7 +330,7 @@ def sockets_of(reader: FlowReader, measured: Iterable[Measured]) -> tuple[Servic
 
 
 def _bits(before: int | None, now: int | None, seconds: float) -> float | None:
-    """Return bits per second; None without a counter, 0 for a new one."""
+    """Return bits per second; None if a counter is missing, 0 if it is new."""
     if now is None:
         return None
     return 0.0 if before is None else round(8 * more(before, now) / seconds, 1)

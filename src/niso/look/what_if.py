@@ -32,37 +32,37 @@ class PolicyEffect(NamedTuple):
     effect: str
     """cut, pass, new: it was denied and would pass, or audit: it would be cut without the audit"""
     from_: FlowEnd
-    """the end that opened them"""
+    """source of the flows"""
     to: FlowEnd
-    """the other end"""
+    """destination of the flows"""
     port: int
     """port of the destination"""
     proto: str
     """tcp, udp or sctp"""
     service: str | None
-    """service whose manifest would decide"""
+    """service whose policy would decide"""
     key: str | None
-    """key of the manifest"""
+    """key of the policy in the manifest"""
     text: str | None
-    """entry under the key"""
+    """entry of the policy that would decide"""
     words: str | None
-    """the reason"""
+    """reason for the verdict"""
     new: int
-    """new flows within a week"""
+    """number of new flows in the last week"""
     ago: float | None
-    """seconds since the last one"""
+    """seconds since the last new flow"""
     open: int
-    """flows that are open now"""
+    """number of flows that are open now"""
 
 
 def effects(
     before: World, after: World, seen: Iterable[Flow], services: frozenset[str]
 ) -> list[PolicyEffect]:
-    """Return the effects of a change from one world to another on flows, cut ones first.
+    """Return the effects on flows of a change of the policy context, cut flows first.
 
-    ``seen`` are the flows joined with the world before. Flows without one of ``services`` as an end
-    are listed only if the change affects them. A flow that once passed and is denied already is
-    left out.
+    ``seen`` are the flows with their verdicts before the change. Flows without one of ``services``
+    as an end are listed only if the change affects them. A flow that passed at first and is already
+    denied is left out.
     """
     result = []
     for flow in seen:
@@ -100,9 +100,9 @@ def _effect(kind: str, flow: Flow, reason: Reason | None) -> PolicyEffect:
 
 
 def _reason(before: World, after: World, seen: Flow) -> Reason | None:
-    """Return what decides about a flow after the change; None if no policy concerns it.
+    """Return the verdict on a flow after the change; None if no policy concerns the flow.
 
-    For a flow that passed, an outside name has all the addresses that it had at the time.
+    For an accepted flow, a DNS name has all the addresses that it had at the time.
     """
     if seen.passes:
         after = after._replace(outside=after.outside_ever)
@@ -131,7 +131,7 @@ def _reason(before: World, after: World, seen: Flow) -> Reason | None:
 
 
 def _network(world: World, end: FlowEnd) -> str:
-    """Return the network on which a service has the end's address; "" for other ends."""
+    """Return the network of which a service's address is the end's; "" for other ends."""
     if not end.service:
         return ""
     endpoints = world.services[end.service].endpoints
@@ -141,9 +141,9 @@ def _network(world: World, end: FlowEnd) -> str:
 def _by_port(before: World, seen: Flow) -> bool:
     """Return whether a flow must have come through a published port.
 
-    So it did if it is from a service of another network, or from the host with an address other
-    than the gateway's: a program of the host that connects to a service directly has the gateway's
-    address, unless it chooses another.
+    This is so if it is from a service of another network, or from an address of the host other than
+    the gateway's: a program of the host that connects to a service directly has the gateway's
+    address, unless it binds another one.
     """
     network = _network(before, seen.to)
     if not network:
@@ -161,7 +161,7 @@ def _address(before: World, after: World, end: FlowEnd) -> str | None:
 
 
 def _on(after: World, end: FlowEnd, network: str) -> str | None:
-    """Return a service's address on a network, in the family of the end; None if it has none."""
+    """Return a service's address on a network, of the end's family; None if it has none."""
     for on, address in _addresses(after, end):
         if on == network:
             return address
@@ -169,7 +169,7 @@ def _on(after: World, end: FlowEnd, network: str) -> str | None:
 
 
 def _addresses(after: World, end: FlowEnd) -> list[tuple[str, str]]:
-    """Return (network, address) pairs of an active service, in its order, in the end's family."""
+    """Return (network, address) pairs of an active service, in its order, of the end's family."""
     known = after.services.get(end.service or "")
     family = family_of(end.address)
     return [
@@ -183,7 +183,7 @@ def _addresses(after: World, end: FlowEnd) -> list[tuple[str, str]]:
 def _moved(after: World, seen: Flow, by_port: bool) -> tuple[str, str] | None:
     """Return the addresses that a flow can use after an end has left its network; None if none.
 
-    Services use a network that they share; all others, and flows through published ports, use the
+    Services use a network that both are on. Other ends, and flows through published ports, use the
     first network of the service.
     """
     source, destination = seen.from_, seen.to
@@ -203,7 +203,7 @@ def _moved(after: World, seen: Flow, by_port: bool) -> tuple[str, str] | None:
 def _publishes(world: World, seen: Flow) -> bool:
     """Return whether the service publishes the flow's port.
 
-    If the host port that the flow used is known, it must be the same one.
+    If the flow's host port was recorded, it must be the same.
     """
     used, family = seen.published, family_of(seen.from_.address)
     known = world.services.get(seen.to.service or "")
@@ -226,10 +226,10 @@ Name = Callable[[str, str], str | None]
 
 
 class MapChange(NamedTuple):
-    """A manifest change that, with the others, would let a denied flow pass."""
+    """A policy change that, with the others, would allow a denied flow."""
 
     service: str
-    """the service whose manifest it is"""
+    """the service whose manifest changes"""
     key: str
     """key of the manifest"""
     text: str
@@ -239,10 +239,10 @@ class MapChange(NamedTuple):
 
 
 def changes(world: World, seen: Flow, name: Name) -> tuple[MapChange, ...]:
-    """Return the changes that let a denied flow pass, limited to its own port and protocol.
+    """Return the manifest changes that allow a denied flow, limited to its port and protocol.
 
-    A flow that only passes because a policy is in audit counts as denied. The result is empty if no
-    manifest line helps: the path is closed, or an end no longer exists.
+    A flow that passes only because a policy is in audit counts as denied. The result is empty if no
+    manifest entry helps: the path is closed, or an end no longer exists.
     """
     if (seen.passes and not seen.audited) or seen.gone:
         return ()
@@ -268,7 +268,7 @@ def _refusing(world: World, seen: Flow) -> Reason | None:
 
 
 def _change(refusing: Reason, seen: Flow, name: Name) -> tuple[MapChange, Entry | None]:
-    """Return the change that removes one refusal, and the parsed entry if the change adds one."""
+    """Return the change that removes one reason for denial, and the parsed entry if it adds one."""
     key = refusing.key
     if key.endswith("]"):
         return MapChange(refusing.service, key, refusing.text, False), None

@@ -33,7 +33,7 @@ _HOST_CHARACTERS = values.NAME_CHARACTERS | {"_"}
 def static_address(text: str, key: str) -> str:
     """Return ``text`` if it is a unicast address that a service can have.
 
-    Whether the network contains the address is checked later, by IPAM. Raises InvalidInput.
+    A later check compares it with the network. Raises InvalidInput.
     """
     example = '"10.99.1.10"'
     if values.is_ipv6(text):
@@ -192,7 +192,7 @@ def _split_address(text: str, key: str) -> tuple[str, str]:
 
 
 def _not_a_host(text: str) -> str | None:
-    """Return why no host can be reached at this address; None if one can."""
+    """Return why no host is reachable at this address; None if one can be."""
     import ipaddress  # most ports name no address
 
     address = ipaddress.ip_address(text)
@@ -240,9 +240,9 @@ def distinct(ports: tuple[Port, ...]) -> tuple[Port, ...]:
 def contradictions(ports: Iterable[Port]) -> list[tuple[int, int]]:
     """Return (index, earlier index) for each port that contradicts an earlier port.
 
-    Two different ports contradict each other if they take the same host port at the same address.
-    Each index occurs once. A port on one address does not contradict one on all addresses: it has
-    precedence.
+    Two different ports contradict each other if they publish the same host port at the same
+    address. Each index occurs once. A port on one address does not contradict a port on all
+    addresses, because the former has precedence.
     """
     groups: dict[tuple[str, str], list[tuple[int, int, int, Port]]] = {}
     for index, port in enumerate(ports):

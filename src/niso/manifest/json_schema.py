@@ -65,7 +65,7 @@ def manifest_schema() -> dict[str, Any]:
 
 
 def _mode(mode: str, without: list[str]) -> dict[str, Any]:
-    """Return a condition with the keys that [network] must and must not have in a mode.
+    """Build the condition on the keys that [network] must and must not have in a mode.
 
     Without the key ``mode``, the mode is bridge.
     """
@@ -113,7 +113,7 @@ def _tables(may_be: Kind) -> Iterator[Any]:
 
 
 def _kind(may_be: Kind) -> dict[str, Any]:
-    """Return the schema of a value. None is skipped, since TOML has no such value."""
+    """Build the schema of a value. None is skipped, since TOML has no such value."""
     choices = [_choice(form, inside) for form, inside in may_be.items() if form is not NoneType]
     return choices[0] if len(choices) == 1 else {"anyOf": choices}
 

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 
 class Rule(NamedTuple):
-    """The valid values of a key of a given type.
+    """A condition that the values of a key must meet.
 
-    For an array or a table, a rule is about each item.
+    For an array or a table, the condition is about each item.
     """
 
     parse: Callable[[Any, str], Any]
-    """Takes value and path, and returns the parsed value. Raises InvalidInput."""
+    """Called with value and path; returns the parsed value. Raises InvalidInput."""
     schema: Mapping[str, Any] = {}
     """The same condition for JSON Schema, as far as a schema can express it."""
 
@@ -49,21 +49,21 @@ class Key(NamedTuple):
     """A key of the manifest."""
 
     path: str
-    """service.stop_timeout. volumes.*.size: a key of each table in [volumes]."""
+    """Such as service.stop_timeout; volumes.*.size is a key of each table in [volumes]."""
     type: Any
-    """As in `niso.base.convert`. A text: the key is a table, and this is its title."""
+    """As in `niso.base.convert`. A string: the key is a table, and the string is its title."""
     about: str
     """Description, for the schema and the reference."""
     default: Any = ...
-    """Ellipsis: the key is required. For a table, ``{}``: its keys have their defaults."""
+    """Ellipsis: the key is required. For a table, ``{}``: its keys have their own defaults."""
     rule: Rule = ANY
     to: str = ""
     """Field of the NetworkSpec or ProgramSpec, or of a record in it (limits.arp); empty: `spec`
     handles it."""
     names: Rule = ANY
-    """The rule for the names in a table with any names."""
+    """The rule for the names in a table whose names are free."""
     schema: Mapping[str, Any] = {}
-    """Further conditions on the whole value, for JSON Schema."""
+    """Further conditions on the complete value, for JSON Schema."""
     modes: tuple[str, ...] = ()
     """For a key of [network]: the modes in which it is allowed; empty: all."""
 
@@ -82,7 +82,7 @@ class Key(NamedTuple):
 
     @property
     def has_any_names(self) -> bool:
-        """Return whether the key is a table of tables, such as [volumes.data]."""
+        """Return whether the key is a table of tables with free names, such as [volumes.data]."""
         return self.path.endswith(".*")
 
 
@@ -90,17 +90,17 @@ class Key(NamedTuple):
 
 
 def _pattern(parse: Callable[[str, str], Any], pattern: str) -> Rule:
-    """Return the rule for a text; each text that ``parse`` accepts matches ``pattern``."""
+    """Build the rule for a string; all strings that ``parse`` accepts match ``pattern``."""
     return Rule(parse, {"pattern": pattern})
 
 
 def _duration(low: float, high: float) -> Rule:
-    """Return the rule for a duration, which is parsed to seconds."""
+    """Build the rule for a duration, which is parsed to seconds."""
     return _pattern(lambda text, key: values.duration(text, key, low, high), _DURATION)
 
 
 def _number(low: int, high: int, right: str, example: str, reason: str = "is out of range") -> Rule:
-    """Return the rule for an integer; ``right``, ``example`` and ``reason`` are for its error."""
+    """Build the rule for an integer; ``right``, ``example`` and ``reason`` are for its error."""
 
     def parse(number: int, key: str) -> int:
         if not low <= number <= high:
@@ -725,7 +725,7 @@ TABLES: dict[str, Any] = {}
 
 
 def _table(path: str, title: str) -> Any:
-    """Return the named tuple of the keys of a table; add it and its subtables to `TABLES`."""
+    """Build the named tuple for the keys of a table; add it and its subtables to `TABLES`."""
     types: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     for name, key in SECTIONS[path].items():
@@ -808,7 +808,7 @@ def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
 def _completed(manifest: Any, parsed: Mapping[str, Any]) -> Any:
     """Return the manifest with the defaults that depend on other keys.
 
-    The stored manifest has the values that apply.
+    The stored manifest therefore has the values in effect.
     """
     isolation, service = manifest.isolation, manifest.service
     limits, path = isolation.resources, "isolation.resources.memory_max"
@@ -828,7 +828,7 @@ def _read(
 ) -> None:
     """Add the values of a table and its subtables to ``made``, by record and field (`Key.to`).
 
-    ``base`` is the path of ``table``. Tables with any names are left out.
+    ``base`` is the path of ``table``. Tables whose names are free are left out.
     """
     for (name, key), value in zip(SECTIONS[section].items(), table, strict=True):
         if key.to:

@@ -73,9 +73,9 @@ def of_data(data: object, folder: str) -> Loaded:
 
 
 def _tables(value: object) -> object:
-    """Convert ``value`` to plain dicts and lists, the form of tomllib.
+    """Convert ``value`` to plain dicts and lists, as by tomllib.
 
-    Raises RecursionError, and UnicodeEncodeError for a text that cannot be in a file.
+    Raises RecursionError, and UnicodeEncodeError for a string that cannot be in a file.
     """
     if isinstance(value, Mapping):
         return {_encodable(str(key)): _tables(item) for key, item in value.items()}
@@ -120,9 +120,8 @@ def with_paths(
     """Make env_file and relative host paths in the tables of a manifest absolute, below ``folder``.
 
     ``base`` is the key of these tables. With ``owners``, links in the path of an env_file must
-    belong to these users. The host path of a volume is relative if it starts with
-    ``./``. Neither such a path nor a relative path of a secret or of env_file may lead out of
-    ``folder``.
+    belong to these users. The host path of a volume is relative if it starts with ``./``. Such a
+    path, and a relative path of a secret or of env_file, must not lead out of ``folder``.
     """
 
     data, errors = resolved.data, list(resolved.errors)
@@ -177,7 +176,10 @@ def _env_files(
 
 
 def _through_link(path: str, owners: Collection[int]) -> str | None:
-    """Return that a link in a path belongs to others than ``owners``; None also without a file."""
+    """Describe a link in a path that does not belong to one of ``owners``.
+
+    Returns None if there is no such link, or no file.
+    """
     try:
         return link_of_others(path, owners)
     except OSError:
@@ -274,7 +276,7 @@ def written(spec: ServiceSpec) -> dict[str, Any]:
 
 
 def _changed(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a table that differ from their defaults, with ``${`` as it is written."""
+    """Return the keys of a table that differ from their defaults, with ``${`` escaped."""
     result: dict[str, Any] = {}
     for name, value in table.items():
         default = defaults.get(name)
@@ -286,7 +288,7 @@ def _changed(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
 
 
 def _literal(value: Any) -> Any:
-    """Return a value in which ``${`` is escaped, so that it is literal."""
+    """Return a value with ``${`` escaped, so that it is not a variable."""
     if isinstance(value, str):
         return value.replace("${", "$${")
     if isinstance(value, list | tuple):

@@ -89,8 +89,8 @@ def parse(
 ) -> Policy:
     """Build a Policy from the four lists of a manifest; an allow list may be None.
 
-    ``parsed`` has the entries that are already parsed, by key. ``outside`` says whether
-    ``egress_allow`` may have outside names. Raises InvalidInput for the first invalid entry.
+    ``parsed`` has the entries that are already parsed, by key. ``outside``: ``egress_allow`` may
+    have DNS names. Raises InvalidInput for the first invalid entry.
     """
     known = parsed or {}
 
@@ -113,9 +113,10 @@ def parse(
 
 
 def denials(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """Return the entries of ``egress.deny`` with the addresses that "metadata" stands for.
+    """Return the entries of ``egress.deny``, with addresses added for "metadata".
 
-    The word also stays the name of a service, since a list must not deny less than it says.
+    The entry "metadata" can also mean a service of this name, so it stays: a list must not deny
+    less than it declares.
     """
     result: list[Entry] = []
     for entry in entries:
@@ -130,8 +131,8 @@ def denials(entries: Iterable[Entry]) -> tuple[Entry, ...]:
 def audit_end(text: str, key: str) -> int:
     """Parse the end of an audit to seconds since 1970. Raises InvalidInput.
 
-    ``text`` is a date or date-time of TOML (RFC 3339). A date means its first moment. Without an
-    offset, the time zone is the host's. "never" is returned as `nft_audit.NEVER`.
+    ``text`` is a date or date-time of TOML (RFC 3339). A date means the start of the day. Without
+    an offset, the time zone is the host's. "never" is returned as `nft_audit.NEVER`.
     """
     if text == NO_END:
         return NEVER
@@ -144,7 +145,7 @@ def audit_end(text: str, key: str) -> int:
 
 
 def problems(network: Mapping[str, object], parsed: Mapping[str, object]) -> Iterator[InvalidInput]:
-    """Yield an error for outside names that contradict extra_hosts, and for too many of them.
+    """Yield an error for DNS names that contradict extra_hosts, and for too many DNS names.
 
     ``network`` is [network] as tomllib returned it; ``parsed`` has its entries, by key.
     """
@@ -171,7 +172,7 @@ def parse_ingress(text: str, key: str) -> Entry:
 
 
 def parse_egress(text: str, key: str) -> Entry:
-    """Parse an entry of ``egress.deny``, or of a list without outside names.
+    """Parse an entry of ``egress.deny``, or of a list that may have no DNS names.
 
     Raises InvalidInput.
     """
@@ -179,14 +180,14 @@ def parse_egress(text: str, key: str) -> Entry:
 
 
 def parse_egress_allow(text: str, key: str) -> Entry:
-    """Parse an entry of ``egress.allow``, which may be an outside name. Raises InvalidInput."""
+    """Parse an entry of ``egress.allow``, which may be a DNS name. Raises InvalidInput."""
     return parse_entry(text, key, True, True)
 
 
 def parse_entry(text: str, key: str, egress: bool, outside: bool = False) -> Entry:
     """Parse an entry; ``egress`` is its direction. Raises InvalidInput.
 
-    ``outside`` says whether it may be an outside name.
+    ``outside``: the entry may be a DNS name.
     """
     peer, suffix = _split(text, key)
     ports, slash, proto = (
@@ -209,7 +210,7 @@ def parse_entry(text: str, key: str, egress: bool, outside: bool = False) -> Ent
 
 
 def _split(text: str, key: str) -> tuple[str, str]:
-    """Split an entry to the peer without brackets, and the rest: "", ``:...`` or ``/...``."""
+    """Split an entry into the peer without brackets, and the rest: "", ``:...`` or ``/...``."""
     if text.startswith("["):
         peer, bracket, suffix = text[1:].partition("]")
         if not bracket or ":" not in peer or (suffix and suffix[0] not in ":/"):
@@ -272,7 +273,7 @@ def _is_domain(peer: str) -> bool:
 
 
 def _outside(peer: str, text: str, key: str, allowed: bool) -> Peer:
-    """Parse a domain name to a Peer (RFC 1123, 2.1; RFC 1035, 2.3.4). Raises InvalidInput."""
+    """Parse a DNS name to a Peer (RFC 1123, 2.1; RFC 1035, 2.3.4). Raises InvalidInput."""
     example = '"api.example.com:443"'
     if peer == DOMAIN or peer.endswith(f".{DOMAIN}"):
         reason = f"only NAME.{DOMAIN} is a name of a service"
@@ -357,7 +358,7 @@ def _prefix(peer: str, suffix: str, text: str, key: str) -> _Prefix:
 
 
 def _not_an_address(text: str, with_length: bool) -> str:
-    """Return why a text is not a valid address."""
+    """Return why a string is not a valid address."""
     shown = base_text.shown(text)
     if ":" not in text:
         if with_length and not _OF_IPV4.issuperset(text):
@@ -376,14 +377,17 @@ def _length(text: str, most: int) -> int | None:
 
 
 def _written(peer: str, suffix: str) -> str:
-    """Return an entry as text in quotes, with brackets if an IPv6 peer has ports."""
+    """Return an entry in quotes, with brackets if an IPv6 peer has ports."""
     if ":" in peer and suffix.startswith(":"):
         return f'"[{peer}]{suffix}"'
     return f'"{peer}{suffix}"'
 
 
 def _not_a_peer(prefix: _Prefix) -> tuple[str, str] | None:
-    """Return (reason, right) if no packet of a service can have an address in it, else None."""
+    """Return (reason, valid form) if no packet of a service can have an address of the prefix.
+
+    Returns None if the prefix is valid.
+    """
     if isinstance(prefix, ipaddress.IPv6Network) and prefix.subnet_of(_MAPPED):
         number = ipaddress.IPv4Network(
             (int(prefix.network_address) & 0xFFFFFFFF, prefix.prefixlen - 96)
@@ -418,7 +422,7 @@ _LONGEST_NAME = 30
 
 
 class Subject(NamedTuple):
-    """The attachment that the matchers of a file are compared with."""
+    """An attachment, for comparison with the matchers of a policy file."""
 
     name: str
     networks: tuple[str, ...]
@@ -426,7 +430,7 @@ class Subject(NamedTuple):
     labels: Mapping[str, str]
 
     def values(self, matcher: str) -> tuple[str, ...]:
-        """Return the attachment's values for a matcher; none if it has none."""
+        """Return the attachment's values for a matcher; empty if it has none."""
         if matcher == "name":
             return (self.name,)
         if matcher == "network":
@@ -463,12 +467,12 @@ def _files() -> list[str]:
 
 
 def _untrusted(path: str) -> str:
-    """Return the hint for a file or folder that others than root can change."""
+    """Return the hint for a file or folder that users other than root can change."""
     return f"chown root: {path}; chmod go-w {path}; nothing is attached until then"
 
 
 def _tables(file: str) -> list[dict[str, Any]]:
-    """Read the tables of a file and check them for unknown keys. Raises Error."""
+    """Read the tables of a file and refuse unknown keys. Raises Error."""
     if len(os.path.basename(file)) > _LONGEST_NAME:
         raise InvalidInput(f"{file}: its name is too long", f"at most {_LONGEST_NAME} characters")
     data = toml.load(file, "file of policies", {0}, _untrusted(file))
@@ -506,7 +510,7 @@ def _wrong_file(file: str, reason: str) -> InvalidInput:
 
 
 def _is_about(table: Mapping[str, Any], subject: Subject) -> bool:
-    """Return whether every matcher of a table matches one of the attachment's values."""
+    """Return whether all matchers of a table match a value of the attachment."""
     from fnmatch import fnmatchcase
 
     for matcher in MATCHERS:

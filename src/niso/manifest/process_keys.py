@@ -41,7 +41,8 @@ _URL_CHARACTERS = frozenset(
 def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, str]:
     """Parse ``http://...`` to (address to connect to, port, Host header, path).
 
-    The address is "" for ``localhost`` and for ``names``, the service's own. Raises InvalidInput.
+    The address is "" for ``localhost`` and for ``names``, the service's own names. Raises
+    InvalidInput.
     """
     scheme, mark, location = text.partition("://")
     reason = None
@@ -82,7 +83,7 @@ def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, 
 
 
 def _after(text: str) -> tuple[str, str]:
-    """Split the text after ``[address]`` to (colon, port); ("", "") without a port."""
+    """Split the rest of a URL after ``[address]`` to (colon, port); ("", "") without a port."""
     return (":", text[1:]) if text.startswith(":") else ("", "") if not text else (":", "?")
 
 
@@ -220,11 +221,10 @@ def tmp_default(memory_max: int | None) -> str:
 
 
 def fragments_default(capabilities: Collection[str]) -> int:
-    """Return the default limit of IP fragments.
+    """Return the default limit of IP fragments; 0, no limit, without raw sockets.
 
-    0 (none) unless a capability allows partial packets.
-
-    For other services the kernel sends complete packets only.
+    A capability such as NET_RAW allows a service to send fragments. For other services the kernel
+    sends complete packets only.
     """
     return 0 if SENDS_RAW.isdisjoint(capabilities) else FRAGMENTS
 
@@ -247,7 +247,7 @@ def secret_name(text: str, key: str) -> str:
 def file(text: str, key: str) -> str:
     """Return ``text`` if it is an absolute path of the host. Raises InvalidInput.
 
-    Relative paths have been made absolute before. Activation reads the file.
+    Relative paths are already absolute here. The file is read at the activation.
     """
     reason = values.path_reason(text) or (None if text.startswith("/") else "is not absolute")
     if reason:
@@ -308,7 +308,7 @@ def mount(text: str, key: str) -> str:
 def host(text: str, key: str) -> str:
     """Return ``text`` if it is an absolute path of the host. Raises InvalidInput.
 
-    Relative paths have been made absolute before. Activation checks that the path exists.
+    Relative paths are already absolute here. The activation checks that the path exists.
     """
     reason = values.path_reason(text) or (None if text.startswith("/") else "is not absolute")
     if reason:
@@ -346,7 +346,7 @@ def volumes_problems(
 def _overlapping(
     point: str, key: str, points: dict[str, str], above: dict[str, str]
 ) -> Iterator[InvalidInput]:
-    """Yield an error if ``point`` overlaps an earlier mount point, and record it in both dicts."""
+    """Yield an error if a mount point overlaps an earlier one; record it in both dicts."""
     parts = point.split("/")
     folders = ["/".join(parts[:end]) for end in range(2, len(parts))]
     other = next((folder for folder in folders if folder in points), None)

@@ -59,7 +59,7 @@ class Head(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A network with the options of `niso net create`."""
+    """A network of a stack, with the options of `niso net create`."""
 
     subnet: str | tuple[str, ...] = ()
     ipv6: bool = False
@@ -80,7 +80,7 @@ class Network(NamedTuple):
 
 
 class Own(NamedTuple):
-    """The keys of a [[service]] that a manifest does not have."""
+    """The keys of a [[service]] that do not exist in a manifest."""
 
     name: str
     package: str
@@ -153,7 +153,7 @@ class Stack(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """The part of a stack that needs no packages, readable despite errors elsewhere in the file."""
+    """The part of a stack that needs no packages, readable even if other parts are invalid."""
 
     name: str
     path: str
@@ -319,7 +319,7 @@ def as_stack_error(stack: Stack, error: Error, of: Member | None = None) -> Erro
 
 
 class _Blank(NamedTuple):
-    """A [[service]] whose keys are ignored here, since they are checked separately."""
+    """A [[service]] whose keys are accepted here, since they are checked separately."""
 
 
 class _Whole(NamedTuple):
@@ -342,7 +342,7 @@ def _tables(items: object) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _refused(rule: Callable[[str, str], object], value: str, key: str) -> InvalidInput | None:
-    """Apply a rule to a value: return the error that it raises, or None."""
+    """Return the error that a rule raises for a value, or None."""
     try:
         rule(value, key)
     except InvalidInput as error:
@@ -391,7 +391,7 @@ def _top(
 
 
 def _form(key: str, data: Mapping[str, object]) -> str | None:
-    """Return a hint for a table written in the form of another one, such as [service.api]."""
+    """Return a hint for a table that is written as another kind of table, e.g. [service.api]."""
     if key in ("service", "services") and isinstance(data.get(key), dict | list):
         return "[[service]] with name and package, or [services.NAME] with the tables of a manifest"
     if key.startswith("service[") and key.endswith("].network"):
@@ -400,7 +400,7 @@ def _form(key: str, data: Mapping[str, object]) -> str | None:
 
 
 def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
-    """Yield an error for each key of a [[service]] that is neither its own nor a manifest's."""
+    """Yield an error for each key of a [[service]] that neither stack nor manifest defines."""
     known = (*Own._fields, *NETWORK_KEYS, *OVERRIDES)
     for name, value in keys.items():
         if name in known:
@@ -438,7 +438,7 @@ def _package(
 ) -> tuple[Loaded | None, list[InvalidInput], list[Error]]:
     """Return (manifest with the stack's overrides, errors of stack.toml, errors of the manifest).
 
-    ``package`` is the text for ``path``; ``of_stack`` are the owners and variables of the stack.
+    ``package`` is the value of ``path``; ``of_stack`` are the owners and variables of the stack.
     The manifest is None if there is an error.
     """
     key, right = f"{item.key}.package", "a folder with a manifest.toml"
@@ -483,7 +483,7 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
 
 
 def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> InvalidInput:
-    """Convert a manifest's error that the stack's overrides cause to the stack's keys."""
+    """Convert an error of the manifest to the stack's keys if the stack's overrides cause it."""
     mine = _key_here(key, overrides, error.key or "")
     if mine is None:
         return InvalidInput(f"with {escaped(at)}: {error.detail}", error.hint, key)
@@ -500,7 +500,7 @@ def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> Inva
 
 
 def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str | None:
-    """Return the path of a manifest's key in stack.toml; None if the key is not there."""
+    """Return the path of a manifest's key in stack.toml; None if it is not set there."""
     if manifest_key == "package.name":
         return f"{key}.name"
     table, _, path = manifest_key.partition(".")
@@ -531,7 +531,7 @@ class Package(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """The key of a [services.NAME] that a manifest does not have."""
+    """The key of a [services.NAME] that does not exist in a manifest."""
 
     depends_on: dict[str, Literal["started", "healthy", "completed"]] | tuple[str, ...] = ()
 
@@ -608,7 +608,7 @@ def _folder(
 
 
 def moved_error(error: Error, key: str, file: str = "") -> InvalidInput:
-    """Convert a manifest's error to the key that it has in the stack, and to ``file``."""
+    """Convert a manifest's error to the key that the value has in the stack, and to ``file``."""
     new = InvalidInput.of(error)
     new.file = file
     # it has no package.name, since its name is that of its table
@@ -691,9 +691,9 @@ manifest."""
 
 
 def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") -> dict[str, Any]:
-    """Merge the keys of ``laid`` into ``base``, which has the form of ``table``.
+    """Merge the keys of ``laid`` into ``base``; both have the form of ``table``.
 
-    Tables in it are merged key by key.
+    Nested tables are merged key by key.
     """
     choice = set(_INSTEAD.get(table, ()))
     gone = choice - laid.keys() if choice & laid.keys() else set()
@@ -715,7 +715,7 @@ CONDITIONS = ("started", "healthy", "completed")
 
 
 class Item(NamedTuple):
-    """The properties of a stack's service that the checks of other services need."""
+    """The properties of a stack's service that checks of other services need."""
 
     key: str
     name: str
@@ -733,7 +733,7 @@ class Item(NamedTuple):
 
 
 def item(own: Mapping[str, Any], key: str) -> Item:
-    """Build the item of a service; values of a wrong type are skipped."""
+    """Build the `Item` of a service; values of a wrong type are skipped."""
     needs = own.get("depends_on")
     after: dict[str, Condition] = {}
     if isinstance(needs, list):
@@ -804,7 +804,7 @@ def _cycle(after: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def long_name(stack: str, name: str) -> str:
-    """Return the name of a service or network in a stack with a prefix."""
+    """Return the name with prefix of a stack's service or network."""
     short = name.removeprefix("niso-") if name == DEFAULT_NETWORK else name
     return f"{stack}-{short}"
 
@@ -816,7 +816,7 @@ def applies(
 
     ``prefix`` is the setting in its file, None without one. Then an existing stack keeps its names;
     ``members`` are its recorded services, even if its file no longer has them. A new stack has the
-    prefix if ``taken``: another stack has one of its ``names``.
+    prefix if another stack already has one of its ``names`` (``taken``).
     """
     if prefix is not None:
         return prefix
@@ -883,7 +883,7 @@ def _too_long(plain: Stack, key: str, short: str, full: str) -> InvalidInput:
 
 
 def _called(plain: Stack, names: Mapping[str, str]) -> dict[str, str]:
-    """Return {name: service} for names by which policies of the stack can refer to its services.
+    """Return {name: service} for names by which policies of the stack can mean its services.
 
     A hostname or alias that two services have, on different networks, is left out.
     """
@@ -963,7 +963,7 @@ def _written(spec: ServiceSpec, policy: Policy) -> dict[str, object]:
 
 
 def _policy(policy: Policy, meant: Mapping[str, Mapping[str, str]]) -> Policy:
-    """Return a policy whose names refer to services and networks of the stack first."""
+    """Return a policy whose names mean services and networks of the stack first."""
 
     def moved(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
         return tuple(entry._replace(peer=peer(entry.peer)) for entry in entries)

@@ -53,7 +53,10 @@ def load(
 
 
 def _meant(path: str, is_missing: bool) -> str | None:
-    """Return a hint for a file that is not TOML, or that is missing next to one of another kind."""
+    """Return a hint for a file that is not TOML, or that is missing.
+
+    A missing file may be next to another kind of file.
+    """
     folder, name = os.path.split(path)
     # the command line may have taken the argument for a folder
     file = folder if is_missing else path
@@ -77,10 +80,10 @@ def content(
 ) -> bytes:
     """Return the content of a user's file; ``name`` is its name in messages.
 
-    ``hint`` is that of a file which is missing or none; by default, to pass its path. Without
-    ``links``, an absolute path with one is refused.
-    With ``owners``, no other users than these may be able to change the file or its folder;
-    ``untrusted`` is the hint if they are. Raises NotFound, Error and InvalidInput.
+    ``hint`` is the hint if the file is missing or not a regular file; by default, to pass its path.
+    Without ``links``, an absolute path with a link is refused. With ``owners``, no users other than
+    these may be able to change the file or its folder; ``untrusted`` is the hint otherwise. Raises
+    NotFound, Error and InvalidInput.
     """
     hint = hint or f"pass the path of a {name} or of its folder"
     try:
@@ -108,7 +111,7 @@ def content(
 
 
 def require_owner(how: str | None, owners: Container[int], hint: str | None = None) -> None:
-    """Raise InvalidInput if others than ``owners`` (uids) can change a file or folder.
+    """Raise InvalidInput if users other than ``owners`` (uids) can change a file or folder.
 
     ``how`` is the answer of `files.changed_by_others`. ``hint`` is the next step, by default
     --trust-owner.
@@ -124,7 +127,7 @@ def require_owner(how: str | None, owners: Container[int], hint: str | None = No
 
 
 def _open(path: str, flags: int) -> int:
-    """Open without blocking: opening a FIFO would wait for a writer without O_NONBLOCK."""
+    """Open a file with O_NONBLOCK: opening a FIFO would otherwise wait for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -175,7 +178,7 @@ def parse(content: bytes) -> dict[str, object]:
 
 
 def write_dates(table: dict[str, object]) -> None:
-    """Convert the dates of keys named audit_until to text, the form of all other values."""
+    """Convert the dates of keys named audit_until to strings, the type of all other values."""
     for key, value in table.items():
         if isinstance(value, dict):
             write_dates(value)
@@ -302,7 +305,7 @@ def _resolved(names: Path, counts: dict[Path, int]) -> Path:
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the line number of each statement, and its header or the text before its ``=``."""
+    """Yield the line number of each statement, and its header or its part before ``=``."""
     number, depth, start, head, is_value = 1, 0, 1, "", False
     for piece in _PIECE.findall(text + "\n"):
         if piece == "\n" and not depth:
@@ -331,7 +334,7 @@ _TOKEN = re.compile(r"""("(?:\\.|[^"\\\n])*"|'[^'\n]*')|\#([^\n]*)|(\n)""")
 
 
 class Item(NamedTuple):
-    """A line of a list: a text with its comment, or only a comment."""
+    """A line of a list: a string with its comment, or only a comment."""
 
     text: str
     used: bool
@@ -345,10 +348,10 @@ def _loads(text: str) -> dict[str, Any]:
 
 
 def with_list(text: str, path: KeyPath, key: str, items: Iterable[Item]) -> str:
-    """Return a TOML text in which ``key`` of the table at ``path`` is replaced by a list of texts.
+    """Return a TOML document in which a list of strings replaces ``key`` of the table at ``path``.
 
     Missing tables are added. Comments of the old list stay, if they are on their own lines or next
-    to a text that stays. Raises Error without tomlkit, InvalidInput if the result would differ in
+    to a string that stays. Raises Error without tomlkit, InvalidInput if the result would differ in
     anything else.
     """
     wanted = list(items)
@@ -429,7 +432,7 @@ def _item_lines(items: Sequence[Item], old: str) -> Iterator[str]:
 
 
 def _comments(array: str) -> tuple[dict[str, str], list[str]]:
-    """Return the comments of an array of texts: (those next to a text, the others)."""
+    """Return the comments of an array of strings: (those next to a string, the others)."""
     beside: dict[str, str] = {}
     alone: list[str] = []
     last = ""
@@ -467,7 +470,7 @@ _ESCAPES: dict[int, str] = {
 
 
 def value(data: object) -> str:
-    """Return a value on one line; a mapping becomes an inline table."""
+    """Format a value on one line; a mapping becomes an inline table."""
     if isinstance(data, bool):
         return str(data).lower()
     if isinstance(data, int | float):
@@ -482,13 +485,13 @@ def value(data: object) -> str:
 
 
 def key(name: str) -> str:
-    """Return a key, bare if possible, else quoted."""
+    """Format a key, bare if possible, else quoted."""
     bare = name and name.isascii() and name.replace("-", "").replace("_", "").isalnum()
     return name if bare else value(name)
 
 
 def table(header: str, data: Mapping[str, Any], inline: int) -> Iterator[str]:
-    """Yield the lines of a table: its values, then its tables, each under its own header.
+    """Yield the lines of a table: its values, then nested tables under their own headers.
 
     Tables ``inline`` levels deeper are written on one line.
     """

@@ -66,8 +66,8 @@ def unknown_key(
 ) -> InvalidInput:
     """Build the error for an unknown key.
 
-    ``key`` and ``near`` are paths. ``known`` lists the known keys; it is shown if ``near`` is
-    empty, with the path of a key of this name in another table.
+    ``key`` and ``near`` are key paths. ``known`` are the known keys; the message lists them if
+    ``near`` is empty, and names another table that has a key of this name.
     """
     right = f"did you mean {near}?" if near else f"known keys: {known}"
     hint = None if near else f"remove {key}"
@@ -98,7 +98,7 @@ def _walk(value: Any, may_be: Kind, key: str, root: tuple[Any, str]) -> Iterator
 
 
 def _other(value: object) -> str:
-    """Describe a value that TOML writes as a date or time, or that only exists in Python."""
+    """Describe a value that is a date or time in TOML, or that exists in Python only."""
     is_time = type(value).__module__ == "datetime"
     return "a date or time" if is_time else f"an object of type {type(value).__name__}"
 
@@ -126,10 +126,10 @@ def _walk_table(
 
 
 def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
-    """Return the path of a key ``name`` of a table that accepts the type of this value.
+    """Return the path of the key ``name`` of another table that accepts this type of value.
 
-    The tables in it count too: ``policy`` is network.policy. ``key`` is the path of ``table``.
-    Empty if there is no such key, or several.
+    Nested tables count too: ``policy`` is network.policy. ``key`` is the path of ``table``. Returns
+    "" if there is no such key, or several.
     """
     places = [
         path
@@ -140,7 +140,7 @@ def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
 
 
 def _keys(table: Any, key: str) -> Iterator[tuple[str, Kind]]:
-    """Yield the path and the kind of each key of a table, and of the tables in it."""
+    """Yield the path and the kind of each key of a table, including nested tables."""
     for name, kind in convert.fields(table).items():
         path = join(key, name)
         yield path, kind
@@ -163,7 +163,7 @@ def _missing(path: str, name: str, table: str, may_be: Kind) -> InvalidInput:
 
 
 def _allowed(may_be: Kind) -> str:
-    """Return the allowed types or values in TOML's terms, without None."""
+    """Describe the allowed types or values in TOML's terms, without None."""
     choices: list[str] = []
     for form, inside in may_be.items():
         if form is str and inside:
@@ -343,7 +343,7 @@ def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[Inval
 def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
     """Yield an error for each key of [network] that the mode does not allow.
 
-    A key whose value is also wrong has two errors.
+    A key whose value is also invalid gets two errors.
     """
     mode = network.get("mode", "bridge")
     if not isinstance(mode, str) or mode not in WITHOUT:
@@ -401,7 +401,7 @@ def _audit(policy: dict[str, Any]) -> Iterator[InvalidInput]:
 
 
 def _repeated(items: object, key: str) -> Iterator[InvalidInput]:
-    """Yield an error for each text of an array that repeats an earlier item."""
+    """Yield an error for each string of an array that repeats an earlier item."""
     first: dict[str, int] = {}
     for path, text in texts(items if isinstance(items, list) else None, key):
         index = int(path[len(key) + 1 : -1])

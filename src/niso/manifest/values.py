@@ -183,9 +183,9 @@ def ipv4_octets(text: str) -> tuple[int, ...] | None:
 
 
 def is_ipv4(text: str) -> bool:
-    """Return whether ``text`` consists of four decimal numbers without leading zeros.
+    """Return whether ``text`` is four decimal numbers without leading zeros, with dots.
 
-    That is the strict form of RFC 6943, 3.1.1.
+    This is the strict form of RFC 6943, 3.1.1.
     """
     return ipv4_octets(text) is not None
 
@@ -204,7 +204,7 @@ def is_ipv6(text: str) -> bool:
 
 
 def not_unicast(octets: tuple[int, ...]) -> str | None:
-    """Return why a host of a network cannot have this address (RFC 6890, table 1 ff.), or None."""
+    """Return why no host can have this address (RFC 6890, table 1 ff.), or None."""
     if octets[0] == 0:
         return "is in 0.0.0.0/8, which no host can have"
     if octets[0] == 127:
@@ -257,7 +257,7 @@ def version(text: str, key: str) -> str:
 
 
 def path_reason(text: str) -> str | None:
-    """Return why ``text`` cannot be a path at all, or None."""
+    """Return why ``text`` cannot be a path of any kind, or None."""
     if not text:
         return "is empty"
     if not text.isprintable():
@@ -321,7 +321,7 @@ def path_below(text: str, key: str, folder: str) -> str:
 
 
 def argument(text: str, key: str) -> str:
-    """Return ``text`` if execve(2) can pass it on: no NUL and not too long. Raises InvalidInput."""
+    """Return ``text`` if execve(2) accepts it: no NUL and not too long. Raises InvalidInput."""
     reason = "contains a NUL character" if "\0" in text else None
     if reason is None and len(text.encode(errors="surrogatepass")) > MAX_STRING:
         reason = f"is longer than {MAX_STRING} bytes"
@@ -361,7 +361,7 @@ def join(base: str, name: str) -> str:
 
 
 def texts(items: object, key: str) -> Iterator[tuple[str, str]]:
-    """Yield the path and text of each string of an array or table."""
+    """Yield the key path and value of each string in an array or table."""
     if isinstance(items, list):
         yield from (
             (f"{key}[{index}]", item) for index, item in enumerate(items) if isinstance(item, str)

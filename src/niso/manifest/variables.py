@@ -46,8 +46,8 @@ def variables(
 ) -> Variables:
     """Return the variables for a file in ``folder``.
 
-    The environment has precedence over ``outer``, and that over .env in ``folder``. Raises Error
-    and InvalidInput if a .env exists that cannot be used.
+    The environment has precedence over ``outer``, and ``outer`` over .env in ``folder``. Raises
+    Error and InvalidInput if a .env exists that cannot be used.
     """
     path = os.path.join(folder, NAME)
     own: dict[str, str] = {}
@@ -76,7 +76,7 @@ def read(
     owners: Collection[int] | None = None,
     shown: str | None = None,
 ) -> dict[str, str]:
-    """Read a file of variables. ``environment`` has the values of names without one.
+    """Read a file of variables. ``environment`` has the values of names without a value.
 
     ``path`` must be absolute, with its links resolved: a link that was added since is not followed.
     Errors name the line and the file ``shown``, by default ``path``. Raises NotFound, Error and
@@ -103,7 +103,7 @@ def read(
 
 
 def _line(line: str, where: str) -> tuple[str, str | None]:
-    """Parse a line: return (name, value); the name is "" without a variable.
+    """Parse a line to (name, value); the name is "" if the line has no variable.
 
     Raises InvalidInput.
     """
@@ -134,7 +134,7 @@ def _is_name(text: str) -> bool:
 
 
 def _value(text: str) -> str:
-    """Parse the text after the ``=``. Raises InvalidInput."""
+    """Parse the part of a line after the ``=``. Raises InvalidInput."""
     quote = text[:1]
     if quote not in ("'", '"'):
         for index, character in enumerate(text):
@@ -186,7 +186,7 @@ def has_variables(value: object) -> bool:
 
 
 class _Wrong(Exception):
-    """A value cannot be resolved: ``reason`` says why, ``right`` what would be valid."""
+    """Raised if a value cannot be resolved: ``reason`` is why, ``right`` a valid form."""
 
     def __init__(self, reason: str, right: str) -> None:
         self.reason, self.right = reason, right
@@ -202,7 +202,7 @@ class Resolved(NamedTuple):
     errors: list[InvalidInput]
 
     def fresh(self, others: list[InvalidInput]) -> list[InvalidInput]:
-        """Return all errors, with those of ``others`` that are not about an unresolved value."""
+        """Return all errors, and those of ``others`` that are not about an unresolved value."""
         unresolved = {error.key for error in self.errors}
         return [*self.errors, *(error for error in others if error.key not in unresolved)]
 
@@ -210,7 +210,7 @@ class Resolved(NamedTuple):
 def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = "") -> Resolved:
     """Substitute the variables in all strings of ``data``, but not in keys.
 
-    ``kinds`` has the types of the keys: where a number or boolean is expected, the text is
+    ``kinds`` has the types of the keys: if a number or boolean is expected, the string is
     converted.
     """
     errors: list[InvalidInput] = []
@@ -242,7 +242,7 @@ def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = 
 
 
 def _typed(text: str, may_be: Kind) -> object:
-    """Convert a text to the number or boolean that ``may_be`` allows; else return it unchanged."""
+    """Convert a string to the number or boolean that ``may_be`` allows, if it can be one."""
     if str not in may_be and bool in may_be and text in ("true", "false"):
         return text == "true"
     plain = text.removeprefix("-")
@@ -258,7 +258,7 @@ def _typed(text: str, may_be: Kind) -> object:
 
 
 def text(written: str, variables: Variables, depth: int = 0) -> str:
-    """Substitute the variables of a text. Raises _Wrong."""
+    """Substitute the variables in a string. Raises _Wrong."""
     if depth > MAX_DEPTH:
         raise _Wrong("is nested too deeply", f"at most {MAX_DEPTH} defaults in each other")
     parts: list[str] = []
@@ -275,7 +275,7 @@ def text(written: str, variables: Variables, depth: int = 0) -> str:
 
 
 def _closed(after: str) -> tuple[str, str]:
-    """Split the text after a ``${`` at the matching closing brace. Raises _Wrong."""
+    """Split the string after a ``${`` at the matching closing brace. Raises _Wrong."""
     open_, at = 1, 0
     while at < len(after):
         if after.startswith("${", at):

@@ -31,10 +31,10 @@ keeps its text. As opposed to YAML 1.1, ``22:22`` is not a number of base 60, no
 
 
 def load(path: str, wanted: str = "a compose.yaml") -> dict[str, Any]:
-    """Read a YAML file that must be a mapping, ``wanted`` in messages; keys become texts.
+    """Read a YAML file whose top level must be a mapping; keys are converted to strings.
 
-    Raises Error without PyYAML, NotFound, Error if it cannot be read, InvalidInput if it is not
-    YAML, too large, or not a mapping.
+    ``wanted`` names the kind of file in messages. Raises Error without PyYAML, NotFound, Error if
+    it cannot be read, InvalidInput if it is not YAML, too large, or not a mapping.
     """
     yaml = _library()
     try:
@@ -103,7 +103,7 @@ def _loader(yaml: Any) -> Any:
 
 
 def _plain(value: object, count: list[int]) -> Any:
-    """Copy a value, with keys, dates and bytes converted to texts."""
+    """Copy a value, with keys, dates and bytes converted to strings."""
     count[0] += 1
     if count[0] > MAX_VALUES:
         raise OverflowError
@@ -115,7 +115,7 @@ def _plain(value: object, count: list[int]) -> Any:
 
 
 def _text(value: object) -> str:
-    r"""Return a value as text, with surrogate pairs (``\ud83d\ude00``) joined to one character."""
+    r"""Convert a value to a string, with surrogate pairs (``\ud83d\ude00``) joined."""
     text = str(value)
     return (
         text

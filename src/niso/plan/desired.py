@@ -69,7 +69,7 @@ See RFC 4861, 7.2.2.
 
 
 def desired(snapshot: Snapshot) -> State:
-    """Return the desired state of everything in the snapshot's scope."""
+    """Return the desired kernel state for the snapshot's scope."""
     networks = {network.name: network for network in snapshot.networks}
     things: list[Thing] = [*_shared(snapshot), *_host_sysctls(snapshot), *_hosts_files(snapshot)]
     things += _hosts_lines(snapshot)
@@ -152,7 +152,7 @@ def _span(network: Network, span: Span, alias: str) -> Iterator[Thing]:
 def _remote(remote: Remote, networks: dict[str, Network], alias: str) -> Iterator[Thing]:
     """Yield the objects by which services here reach a service of another host.
 
-    The same objects allow only that service to answer.
+    The same objects accept answers only from that service.
     """
 
     for endpoint in remote.endpoints:
@@ -172,14 +172,13 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
     """Yield a namespace, with a veth pair, addresses and routes for each network of the service.
 
     A service sends all packets for a network to its gateway's MAC, which the bridge table replaces
-    by the receiver's. So a service has one neighbour on each network, however many services it
-    talks to, and the kernel's neighbour table, one for the machine, has no entry for a pair of
-    services.
+    by the receiver's. A service therefore has one neighbour on each network, however many services
+    it communicates with, and the kernel's neighbour table, which all namespaces share, has no entry
+    for a pair of services.
 
     A socket that is bound to a link treats any IPv4 address as a neighbour if no route through the
-    link leads there. With mcast_solicit 0 the kernel sends no ARP request for the address: the
-    entry fails at once, and is evicted when the table needs room (neigh_forced_gc,
-    net/core/neighbour.c).
+    link matches. With mcast_solicit 0 the kernel sends no ARP request for the address: the entry
+    fails at once, and is evicted when the table needs room (neigh_forced_gc, net/core/neighbour.c).
     """
     alias = names.alias(snapshot.state_id)
     netns = names.netns(service.name)
@@ -234,7 +233,10 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
 
 
 def _published(service: Service, port: Port, networks: dict[str, Network]) -> list[Element]:
-    """Return one port's elements: on the network of `primary`, and for clients on the others."""
+    """Return the elements of one port.
+
+    They are for the network of `primary`, and for clients on other networks.
+    """
     first = primary(service.endpoints, networks)
     if first is None:
         return []
@@ -250,7 +252,7 @@ def _published(service: Service, port: Port, networks: dict[str, Network]) -> li
 def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> frozenset[int]:
     """Return the families that the host forwards only because services need it.
 
-    Those are the families whose forwarding sysctl was off before niso changed it.
+    The forwarding sysctl of these families was off before niso changed it.
     """
     four = any_active and before.get(FORWARDING) == "0"
     six = any_active6 and any(
@@ -295,7 +297,8 @@ def _service_sysctls(netns: str, networks: list[Network]) -> list[Sysctl]:
 def _link_sysctls(netns: str, link: str, network: Network) -> Iterator[Sysctl]:
     """Yield the sysctls of niso's link in a foreign namespace.
 
-    They set for this link what `_service_sysctls` sets for all links of niso's own namespaces.
+    They have the same effect on this link as `_service_sysctls` has on all links of niso's own
+    namespaces.
     """
     yield Sysctl(netns, f"net/ipv4/conf/{link}/promote_secondaries", "1")
     if any(subnet.family == 6 for subnet in network.subnets):
@@ -338,13 +341,13 @@ def _readers(snapshot: Snapshot) -> list[_Reader]:
 
 
 def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
-    """Return the line of each service in each hosts file that lists it.
+    """Return the line of each service in each hosts file that lists the service.
 
     A line has the service's addresses on the first of the reader's networks that the service is on.
     Its names are those that no service on an earlier network of the reader has. The addresses on
-    further networks are listed with a name that contains the network. The host is listed with the
-    gateways of the first network. A service without a network, or with extra hosts, has a file of
-    its own.
+    further networks have a name that contains the network. The host is listed with the gateways of
+    the first network. A service without a network, or with extra hosts, has a hosts file of its
+    own.
     """
     lines = [
         HostsLine(
@@ -409,7 +412,7 @@ def _extra_lines(reader: _Reader, gateways: list[str]) -> Iterator[HostsLine]:
 
 
 class Finding(NamedTuple):
-    """A difference between kernel and configuration.
+    """One difference. ``what`` names the object, and ``detail`` says how it differs.
 
     ``defect`` names a defect that repair handles specially (niso.runtime.sources).
     """
@@ -424,7 +427,7 @@ class Finding(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The finding as one line."""
+        """Return the difference as one line."""
         return f"{self.problem}: {self.what}{f' ({self.detail})' if self.detail else ''}"
 
 
@@ -460,9 +463,9 @@ def findings(want: State, have: State) -> list[Finding]:
 
 
 def _unseen_links(want: State, have: State) -> Iterator[str]:
-    """Yield services' links that are missing or in the wrong namespace; so are their sysctls.
+    """Yield services' links that are missing or in another namespace than desired.
 
-    Sysctls are compared before veth pairs, in the order of creation.
+    Their sysctls are missing too. Sysctls are compared before veth pairs, in the order of creation.
     """
     there = {veth.key() for veth in have[Veth] if veth.peer}
     for veth in want[Veth]:

@@ -40,7 +40,7 @@ METADATA = ("169.254.169.254", "fd00:ec2::254")
 
 
 class Known(NamedTuple):
-    """An address of an outside name.
+    """An address of a DNS name that policies use.
 
     ``until`` is the end of its TTL (NOW), the time when it leaves the rules (FORMER), or the time
     since when it is PAST.
@@ -52,7 +52,7 @@ class Known(NamedTuple):
 
 
 class Outside(NamedTuple):
-    """The recorded DNS answers for an outside name. Times are in seconds since 1970."""
+    """The recorded DNS answers for a DNS name of policies. Times are in seconds since 1970."""
 
     name: str
     asked_at: float = 0.0
@@ -70,8 +70,7 @@ class Outside(NamedTuple):
     def is_due(self, bars: Bars, now: float) -> bool:
         """Return whether the name should be resolved again.
 
-        That is also the case if the clock went back, or if a recorded address is now refused by
-        ``bars``.
+        This is also so if the clock was set back, or if ``bars`` now forbids a recorded address.
         """
         barred = any(bars.reason(address) for address in self.in_state(NOW, FORMER))
         return barred or not self.asked_at <= now < self.due_at
@@ -125,7 +124,10 @@ def after(before: Outside, heard: Iterable[Heard], bars: Bars, now: float) -> Ou
 
 
 def barred(before: Outside, bars: Bars, now: float) -> Outside:
-    """Return the record of a name without addresses that are refused since it was resolved."""
+    """Return the record of a name without the addresses that ``bars`` forbids.
+
+    An address can become forbidden after the name was resolved.
+    """
     in_use = before.in_state(NOW, FORMER)
     gone = {address: reason for address in in_use if (reason := bars.reason(address))}
     if not gone:
@@ -180,7 +182,7 @@ def _order(address: str) -> tuple[int, int]:
 
 
 class Bars:
-    """The addresses that an outside name may never have, whatever DNS answers (DNS rebinding)."""
+    """The addresses that a DNS name may never have, whatever DNS answers (DNS rebinding)."""
 
     def __init__(
         self,
@@ -214,7 +216,7 @@ class Bars:
         self._bridges = [(ipaddress.ip_network(prefix), link) for prefix, link in bridges]
 
     def reason(self, address: str) -> str:
-        """Return why an address is refused; "" if it is not."""
+        """Return why an address is forbidden; "" if it is allowed."""
         import ipaddress
 
         number = ipaddress.ip_address(address)

@@ -16,7 +16,7 @@ from niso.plan.records import LIMITS, Limits, Port, Subnet
 
 
 def closed(family: int) -> Element:
-    """Return the element that stops forwarding a family for everything but niso's bridges."""
+    """Return the element that limits forwarding of a family to niso's bridges."""
     return Element(INET, "closed", (f"ipv{family}",))
 
 
@@ -27,8 +27,8 @@ _SHORT = {"force_forwarding": "force"}  # an interface name has at most 15 chara
 def before(sysctl: str, value: str) -> list[Element]:
     """Return the element that records the value of a host sysctl before niso changed it.
 
-    No rule reads the element: it allows a clean-up without a store. Returns an empty list if nft's
-    syntax cannot express the link's name; then only the store has the value.
+    No rule reads the element; `niso net repair --sweep` does, which works without a store. Returns
+    an empty list if nft's syntax cannot express the link's name; then only the store has the value.
     """
     match sysctl.split("/"):
         case ["net", "ipv4", "ip_forward" as what]:
@@ -85,17 +85,17 @@ def network(
 
 
 def wire(port: int) -> Element:
-    """Return the element by which packets for VXLAN devices are checked: one for all networks."""
+    """Return the element for checking packets for VXLAN devices; one for all networks."""
     return Element(INET, "wire", (port,))
 
 
 def sealed(port: int) -> Element:
-    """Return the element that allows packets for VXLAN devices only through the tunnel."""
+    """Return the element that accepts packets for VXLAN devices only through the tunnel."""
     return Element(INET, "sealed", (port,))
 
 
 def tunnel(link: str) -> Element:
-    """Return the element that allows only VXLAN packets to arrive through the tunnel."""
+    """Return the element that accepts only VXLAN packets through the tunnel."""
     return Element(INET, "ports", (link,))
 
 
@@ -109,7 +109,7 @@ def spans(network: str, vxlan: str) -> list[Element]:
 
 
 def here(service: str, vni: int, mac: str) -> Element:
-    """Return the element that lets other hosts send to a service on this host."""
+    """Return the element that allows other hosts to send to a service on this host."""
     return Element(INET, "here", (vni, mac or _NO_MAC), (), service)
 
 
@@ -203,8 +203,8 @@ LOCAL = {
 def published(service: str, port: Port, addresses: Iterable[str]) -> list[Element]:
     """Return the elements of one published port or range.
 
-    There is one for each family that the host address and the service's ``addresses`` share. A
-    range is one element if its host and container ports are equal, else one per port.
+    There is one for each family that the host address and the service's ``addresses`` have in
+    common. A range is one element if its host and container ports are equal, else one per port.
     """
     elements = []
     single = not port.is_wide
@@ -234,7 +234,7 @@ def published(service: str, port: Port, addresses: Iterable[str]) -> list[Elemen
 def _kept(service: str, port: Port, where: str, start: tuple[str, ...]) -> list[Element]:
     """Return the element that reserves the host ports of a published port.
 
-    Masquerading gives none of them to a flow of a service or of the host.
+    Masquerading then does not assign these ports to flows of services or of the host.
     """
     if port.count > 1:
         key = (*start, (port.host_port, port.last))
@@ -245,8 +245,8 @@ def _kept(service: str, port: Port, where: str, start: tuple[str, ...]) -> list[
 def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]) -> list[Element]:
     """Return the elements that send clients on another network of the service to its address there.
 
-    At its address on the network of its default route, its replies would not go back through the
-    host: they would leave by the link that the client is on.
+    Replies from its address on the network of its default route would not pass the host: they would
+    leave by the link that the client is on.
     """
     if port.host_ip.startswith("127."):
         return []
@@ -269,8 +269,8 @@ def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]
 def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
     """Return the elements that translate the source when a service reaches its own published port.
 
-    The service must not receive packets with its own address as source, so the source becomes its
-    gateway's. ``own`` has (address, gateway) for each of its addresses.
+    A service must not receive packets from its own address, so the source becomes its gateway's
+    address. ``own`` has (address, gateway) for each of its addresses.
     """
 
     pairs = list(own)

@@ -59,7 +59,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Decision(NamedTuple):
-    """The verdict of a policy. ``key`` is the manifest line that decides, "" if none does."""
+    """The verdict of a policy. ``key`` is the manifest key that decides, "" if there is none."""
 
     passes: bool
     key: str
@@ -117,7 +117,7 @@ class _Direction(NamedTuple):
 
 
 def container(ingress: bool, family: int, part: str) -> str:
-    """Return the name of the map of a part of one direction: ``in4_port``, ``out6_rest``."""
+    """Return the nftables map of a part of one direction: ``in4_port``, ``out6_rest``."""
     return f"{_word(ingress)}{family}_{part}"
 
 
@@ -128,7 +128,7 @@ def _word(ingress: bool) -> str:
 def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
     """Return the elements of one service's policy.
 
-    With ``policed.only``, return those that depend on the peers with these addresses.
+    With ``policed.only``, return the elements for peers with these addresses.
     """
     meaning = _Meaning(members)
     result: list[Element] = []
@@ -154,10 +154,10 @@ def gate(service: str, ingress: bool, own: str) -> Element:
 
 
 def cost(policy: Policy, most: int) -> int:
-    """Return about how many elements a policy needs for addresses of both families.
+    """Estimate how many elements a policy needs for addresses of both families.
 
-    That is with an address for each name. A result above ``most`` means that the cost is higher, or
-    that the policy takes too long to plan.
+    Each name counts as one address. A result above ``most`` only means too many, also for a policy
+    that would take long to plan.
     """
     names = sorted({e.peer.name for e in policy.entries() if e.peer.kind == "service"})
     members = [
@@ -179,7 +179,7 @@ def cost(policy: Policy, most: int) -> int:
 
 
 def _audit(policed: Policed, own: str) -> list[Element]:
-    """Return the elements that let pass what a policy in audit denies. The time is not checked."""
+    """Return the elements that accept what a policy in audit denies. The end is not checked."""
     audit = policed.policy.audit
     if audit is None or not audit.since:
         return []
@@ -214,7 +214,7 @@ def looked_up(
     proto: str,
     port: int | None,
 ) -> list[Element]:
-    """Return the elements that a packet finds: its peer's class, and the one of `decides`."""
+    """Return the elements that a packet matches: its peer's class, and the result of `decides`."""
     by_part: dict[str, list[Element]] = {}
     for element in elements(policed._replace(only=None), members):
         by_part.setdefault(element.container, []).append(element)
@@ -284,7 +284,7 @@ def _directions(policed: Policed, own: str) -> list[_Direction]:
 
 
 class _Meaning:
-    """The addresses that the names in policies have now."""
+    """The addresses that the names in policies resolve to now."""
 
     def __init__(self, members: Iterable[Member]) -> None:
         self.addresses: dict[str, tuple[str, ...]] = {}
@@ -302,13 +302,13 @@ class _Meaning:
 
 
 class _TooMuch(Exception):
-    """Raised when a policy would take too long to plan."""
+    """Raised if planning a policy would take too long."""
 
 
 class _Entries:
-    """The entries of one direction, by what they are about. Numbers are places in ``all``.
+    """The entries of one direction, indexed by their peers. Numbers are positions in ``all``.
 
-    Raises `_TooMuch` if there are more than ``most`` pairs of an entry and what it is about.
+    Raises `_TooMuch` if there are more than ``most`` pairs of an entry and a peer.
     """
 
     def __init__(self, direction: _Direction, meaning: _Meaning, most: int | None = None) -> None:
@@ -345,7 +345,7 @@ class _Entries:
         self._tables: dict[frozenset[Peer], _Table] = {frozenset(): self.wide}
 
     def table_of(self, peers: frozenset[Peer]) -> _Table:
-        """Return the decisions on addresses that match all of these peers, by a prefix."""
+        """Return the decisions on a peer that matches all these peers, by a prefix."""
         known = self._tables.get(peers)
         if known is None:
             numbers = itertools.chain(*(self.of_peer[peer] for peer in peers))
@@ -353,7 +353,7 @@ class _Entries:
         return known
 
     def table(self, numbers: Iterable[int]) -> _Table:
-        """Return what these entries, and those for everybody, decide."""
+        """Return the decisions of these entries and of entries for all peers."""
         both = sorted({*numbers, *self.everybody})
         self._take(len(both))
         return _table(self.direction, [self.all[number] for number in both])
@@ -365,7 +365,7 @@ class _Entries:
                 raise _TooMuch
 
     def _runs(self, spans: list[tuple[int, int, Peer]]) -> list[_Run]:
-        """Cut spans of addresses where the set of those that contain an address changes."""
+        """Split ranges of addresses where the set of ranges that contain an address changes."""
         changes: dict[int, list[tuple[int, Peer]]] = {}
         for first, last, peer in spans:
             changes.setdefault(first, []).append((1, peer))
@@ -399,13 +399,13 @@ class _Entries:
         return self.runs[at][2]
 
     def named(self, address: str) -> Iterator[int]:
-        """Yield the entries that match an address by its own."""
+        """Yield the entries that match an address by itself, not by a prefix or network."""
         yield from self.singles.get(address, ())
         for peer in self.meaning.peers.get(address, ()):
             yield from self.of_peer.get(peer, ())
 
     def addresses(self, only: frozenset[str] | None) -> set[str]:
-        """Return the addresses that have elements of their own, of those in ``only`` if given."""
+        """Return the addresses that have elements of their own, limited to ``only`` if given."""
         found = set(self.singles)  # they do not depend on who has them
         for peer in self.of_peer:
             if peer.kind == "service":
@@ -441,7 +441,7 @@ def _elements(
 
 
 def _of_peer(entries: _Entries, address: str, key: Atoms) -> Iterator[Element]:
-    """Yield the elements of a peer that is listed by its address."""
+    """Yield the elements of a peer that has elements for its address."""
     direction, around = entries.direction, entries.around(address)
     numbers = set(entries.named(address))
     numbers.update(itertools.chain(*(entries.of_peer[peer] for peer in around)))
@@ -473,7 +473,7 @@ _Run = tuple[int, int, frozenset[Peer]]
 
 
 def _of_classes(entries: _Entries) -> Iterator[Element]:
-    """Yield the elements of peers in prefixes and networks."""
+    """Yield the elements of peers in prefixes and networks, which are grouped in classes."""
     direction, wide = entries.direction, entries.wide
     numbers: dict[_Table, int] = {}
     for first, last, peers in entries.runs:
@@ -505,7 +505,7 @@ def _of_class(direction: _Direction, number: int, table: _Table, wide: _Table) -
 def _spans(peer: Peer, family: int, meaning: _Meaning) -> list[tuple[int, int]]:
     """Return the addresses of one family in prefixes or a network, as (first, last) numbers.
 
-    The host is not a member of a network, so its gateways are left out.
+    The host does not belong to a network, so its gateways are left out.
     """
     if peer.kind in ("prefix", "prefixes"):
         return [_ends(cidr) for cidr in peer.name.split(",") if family_of(cidr) == family]
@@ -554,7 +554,7 @@ def _table(direction: _Direction, entries: list[Entry]) -> _Table:
 
 
 def _decision(direction: _Direction, entries: list[Entry], proto: str) -> Decision:
-    """Return the decision on a protocol without ports; "" is a peer that no entry names."""
+    """Return the decision on a protocol without ports; "" means a protocol without an entry."""
     for entry in entries:
         if entry.proto in ("", proto) and (entry.first, entry.last) == ALL_PORTS:
             return Decision(entry.key not in direction.denied, entry.key)
@@ -591,8 +591,9 @@ def _by_port(direction: _Direction, entries: list[Entry], proto: str) -> _Runs:
 def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list[_Ports]:
     """Return the ports of each protocol whose decision differs from ``table.base``.
 
-    With ``wider``, from what that says of the port where it differs from its own base: it is asked
-    next. The same verdict by another manifest line also differs, so that each line has its counter.
+    With ``wider``, a port is compared with the decision of ``wider`` if that differs from its own
+    base, because rules look there next. The same verdict by another manifest entry also counts as
+    different, so that each entry has its counter.
     """
     result: list[_Ports] = []
     expected = table.base
@@ -617,7 +618,7 @@ def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list
 def _beside(
     table: _Table, wider: _Table | None, at: int
 ) -> Iterator[tuple[int, int, Decision, Decision]]:
-    """Yield stretches of ports of a protocol, with their decision and the expected one."""
+    """Yield ranges of ports of a protocol, with their decision and the expected one."""
     if wider is None:
         yield from ((*run, table.base) for run in table.ported[at])
         return

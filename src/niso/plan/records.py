@@ -54,7 +54,7 @@ class Network(NamedTuple):
 
 
 class Port(NamedTuple):
-    """A published port, or ``count`` consecutive ones, mapped to as many ports of the service."""
+    """A published port, or ``count`` consecutive ports mapped to as many ports of the service."""
 
     host_ip: str  # one address, or ANY, ANY4, ANY6
     host_port: int
@@ -84,7 +84,7 @@ class Port(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return the port as the user writes it: ``127.0.0.1:53:53/udp``."""
+        """Return the port in the syntax of a manifest: ``127.0.0.1:53:53/udp``."""
         proto = "" if self.proto == "tcp" else f"/{self.proto}"
         inside = span(self.container_port, self.count)
         return f"{self._host}{span(self.host_port, self.count)}:{inside}{proto}"
@@ -107,7 +107,7 @@ METADATA_WORD = "metadata"
 
 
 class Peer(NamedTuple):
-    """A peer named by a policy entry."""
+    """A peer that a policy entry names."""
 
     kind: str  # "service", "network", "prefix", "prefixes" or "outside"
     name: (
@@ -127,7 +127,7 @@ class Entry(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """The time during which a policy denies nothing. The end is fixed when the audit begins.
+    """The period during which a policy denies no packets. The end is fixed when the audit begins.
 
     ``since`` and ``until`` are in seconds since 1970. In a manifest ``since`` is 0, and ``until``
     is 0 for the default, or `niso.kernel.policy_rules.NEVER` for no end.
@@ -153,7 +153,7 @@ class Policy(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Return whether the policy denies nothing to any peer."""
+        """Return whether the policy denies no packet of any peer."""
         return self._replace(log=False, audit=None) == Policy()
 
     def entries(self) -> tuple[Entry, ...]:
@@ -166,7 +166,7 @@ class Policy(NamedTuple):
         )
 
     def outside_names(self) -> tuple[str, ...]:
-        """Return the domain names in entries, without duplicates.
+        """Return the DNS names in entries, without duplicates.
 
         Only ``egress.allow`` can have them.
         """
@@ -175,9 +175,9 @@ class Policy(NamedTuple):
 
 
 class Member(NamedTuple):
-    """The addresses that a name in policies stands for: of a service, or a network's subnets.
+    """The addresses that a name in policies means: of a service, or a network's subnets.
 
-    For an outside name, they are the addresses by which the service may reach it.
+    For a DNS name, they are the addresses by which the service may reach it.
     """
 
     kind: str  # kind of the name, as in Peer
@@ -190,7 +190,7 @@ class Member(NamedTuple):
 class Policed(NamedTuple):
     """An active service with a policy.
 
-    With ``only``, only the part of the policy that depends on peers with these addresses.
+    With ``only``, it contains only the part of the policy for peers with these addresses.
     """
 
     service: str
@@ -200,7 +200,7 @@ class Policed(NamedTuple):
 
 
 class Healthcheck(NamedTuple):
-    """How to check a service's health: by a connection in its namespace, or by a command in it."""
+    """How to check a service's health: by a connection or a command in its namespace."""
 
     address: str  # address to connect to; "": loopback, else an address of the service
     port: int
@@ -229,17 +229,17 @@ class Endpoint(NamedTuple):
 
 
 def primary(endpoints: Sequence[Endpoint], networks: Mapping[str, Network]) -> Endpoint | None:
-    """Return the endpoint of the default route and of published ports; None without any.
+    """Return the endpoint of the default route and of published ports; None if there is none.
 
-    It is the first one on a network that is not internal, else the first: an internal network has
-    no route to the outside, and replies of published ports leave by the default route.
+    It is the first endpoint on a network that is not internal, else the first one: an internal
+    network has no route out, and replies of published ports leave by the default route.
     """
     outer = (endpoint for endpoint in endpoints if not networks[endpoint.network].internal)
     return next(outer, next(iter(endpoints), None))
 
 
 class Limits(NamedTuple):
-    """Per-second limits on a service's use of tables that the kernel has only once; 0: no limit."""
+    """Per-second limits on a service's use of tables that all services share; 0: no limit."""
 
     new_flows: int
     fragments: int
@@ -292,9 +292,9 @@ class Remote(NamedTuple):
 class Snapshot(NamedTuple):
     """The part of the store that is in scope.
 
-    Every network of a service in scope is in ``networks``. ``readers`` are the ordered network
-    lists of all active services whose hosts files list one of ``services``. For lists in ``fresh``
-    the whole hosts file is in scope, so ``neighbours`` has all services listed in it.
+    All networks of a service in scope are in ``networks``. ``readers`` are the ordered network
+    lists of all active services whose hosts files list one of ``services``. For lists in ``fresh``,
+    the complete hosts file is in scope, so ``neighbours`` has all services listed in it.
     """
 
     state_id: str
@@ -305,9 +305,7 @@ class Snapshot(NamedTuple):
     neighbours: tuple[Service, ...] = ()
     apart: tuple[Service, ...] = ()
     """Services with extra hosts whose hosts files list one of ``services``: each has a file of its
-    own.
-
-    The whole file is in scope if the service is in ``services``.
+    own. The complete file is in scope if the service is in ``services``.
     """
     # in scope, or with a policy in which a name now stands for other addresses
     policed: tuple[Policed, ...] = ()

@@ -123,7 +123,7 @@ class ServiceSpec(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return all names of the service, hostname first. No two on a network share one."""
+        """Return all names of the service, hostname first. Names on a network are unique."""
         return tuple(dict.fromkeys((self.network.hostname, self.name, *self.network.aliases)))
 
     @property
@@ -137,7 +137,7 @@ class ServiceSpec(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """Identifies the file that a path led to at the activation (stat(2))."""
+    """Identifies the file that a path referred to at the activation (stat(2))."""
 
     device: int
     inode: int
@@ -155,7 +155,7 @@ class MountedVolume(NamedTuple):
     source: str | None
     """A path on the host; None for a tmpfs."""
     named: bool
-    """Whether it is a named volume, which niso creates and keeps."""
+    """Whether it is a named volume, which niso creates and keeps after a removal."""
     read_only: bool
     size: int | None
     """The size of a tmpfs in bytes; None for the kernel's default, half of the memory."""
@@ -171,9 +171,9 @@ class Secret(NamedTuple):
     source: str
     """A path on the host."""
     salt: str = ""
-    """Random, so that equal secrets cannot be recognised by their digests."""
+    """Random, so that equal secrets do not have equal digests."""
     digest: str = ""
-    """Digest of the salt and the content at the activation, to detect a changed content."""
+    """Digest of the salt and the content at the activation, to detect changes of the content."""
 
 
 class ProcessSpec(NamedTuple):
@@ -202,7 +202,7 @@ class ProcessSpec(NamedTuple):
     hosts_folder: str
     """The folder with the file ``hosts`` that is mounted; "" for the host's own file."""
     resolv_conf: str
-    """The text of /etc/resolv.conf."""
+    """The content of /etc/resolv.conf."""
     netns: str
     """The path of its network namespace; "" for the host's.
 
@@ -252,7 +252,7 @@ HIDING = ("/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/var")
 
 
 def taken(path: str) -> str | None:
-    """Return why nothing can be mounted at a path inside the service; None if it can."""
+    """Return why nothing can be mounted at a path inside the service; None if it is possible."""
     for own in TAKEN:
         if path == own or path.startswith(f"{own}/"):
             return f"{own} is niso's"

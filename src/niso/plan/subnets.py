@@ -36,7 +36,10 @@ def unique_local(state_id: str) -> ipaddress.IPv6Network:
 
 
 def last(subnet: Network | Prefix) -> int:
-    """Return the highest number that an endpoint can have (IPv4: below the broadcast, RFC 919)."""
+    """Return the highest number that an endpoint can have in a subnet.
+
+    In IPv4, it is the one below the broadcast address (RFC 919).
+    """
     return subnet.num_addresses - (2 if subnet.version == 4 else 1)
 
 
@@ -75,7 +78,7 @@ def free_prefix(
 ) -> Network | None:
     """Return the lowest prefix of ``length`` in ``pool`` that is free; None if there is none.
 
-    It overlaps neither ``taken`` nor ``kept``.
+    A free prefix overlaps neither ``taken`` nor ``kept``.
     """
     size = 1 << (pool.max_prefixlen - length)
     spans = sorted(
@@ -190,7 +193,7 @@ class NetworkRequest(NamedTuple):
 
 
 def check(request: NetworkRequest) -> None:
-    """Raise UsageError if no network could satisfy the request."""
+    """Raise UsageError if the request is invalid on any host."""
     nets, least = request.nets, MIN_MTUS[max(request.families)]
     for net in nets:
         if net.is_global and not request.allow_public:

@@ -29,10 +29,10 @@ class Party(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """The result of one check.
+    """The result of one check, with its reason.
 
-    ``service``, ``key``, ``text``: the manifest line, if one decides. ``audits``: the line would
-    deny, but its policy is in audit.
+    ``service``, ``key``, ``text``: the manifest entry that decides, if any. ``audits``: the entry
+    would deny, but its policy is in audit.
     """
 
     passes: bool
@@ -109,10 +109,10 @@ def decide(world: World, source: str, destination: str, port: int | None, proto:
 def judge(
     world: World, source: str, destination: str, port: int | None, proto: str
 ) -> tuple[Reason, Reason]:
-    """Evaluate both policies for an open flow, given its ends after NAT: return (egress, ingress).
+    """Evaluate both policies for an open flow, given its ends after NAT.
 
-    The path is not evaluated. A service may always reach itself, even if NAT changes its source
-    address to that of its gateway.
+    Returns (egress, ingress). The path is not evaluated. A service may always reach itself, even if
+    NAT changes its source address to its gateway's.
     """
     sender, receiver = holder_of(world, source), holder_of(world, destination)
     if sender is not None and receiver is not None and sender[0].name == receiver[0].name:
@@ -125,10 +125,10 @@ def judge(
 
 
 def matches(entry: Entry, world: World, address: str, port: int | None, proto: str) -> bool:
-    """Return whether an entry lists this peer with this port and protocol.
+    """Return whether an entry matches this peer with this port and protocol.
 
     The port is the service's for ingress and the peer's for egress. ``address`` is the peer's, in
-    its canonical form. An entry never matches an address of another family than its peer's.
+    canonical form. An entry never matches an address of another family than its peer's.
     """
     if entry.proto not in ("", proto):
         return False
@@ -172,10 +172,10 @@ def _ingress(world: World, receiver: Holder | None, source: str, path: _Path, pr
 
 
 def _said(known: Known, reason: Reason) -> Reason:
-    """Return the result of a service's policy; a policy in audit denies nothing.
+    """Return the result of a service's policy; a policy in audit denies no packets.
 
-    Another host enforces the policies of its services. They are known here as that host published
-    them.
+    Policies of other hosts' services are enforced there. This host uses them as they were
+    published.
     """
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")
@@ -231,7 +231,10 @@ def _who(world: World, address: str) -> str:
 
 
 class _Packet(NamedTuple):
-    """A packet and its sender. ``entered`` is the network whose bridge it enters first, or ""."""
+    """A packet and its sender.
+
+    ``entered`` is the network whose bridge it enters first; "" if none.
+    """
 
     source: str
     destination: str
@@ -249,7 +252,7 @@ class _Packet(NamedTuple):
 
 
 def _path(world: World, source: str, destination: str, port: int | None, proto: str) -> _Path:
-    """Return the path of a packet, ignoring policies, and why it passes or not."""
+    """Return the path of a packet, ignoring policies, and why the packet passes or not."""
     to = ipaddress.ip_address(destination)
     holder, from_host = holder_of(world, source), is_host(world, source)
     sender, entered = holder or (None, "")
@@ -298,9 +301,10 @@ def _path(world: World, source: str, destination: str, port: int | None, proto: 
 def is_name_server_elsewhere(
     world: World, destination: str, port: int | None, proto: str, entered: str
 ) -> bool:
-    """Return whether a packet that enters by network ``entered`` is for another one's name server.
+    """Return whether a packet is for the name server of another network than ``entered``.
 
-    That server may answer what its own network may know, as aardvark-dns does for Podman.
+    That server may reveal names that only its own network may resolve, as Podman's aardvark-dns
+    does.
     """
     reached = network_of(world, destination)
     return (
@@ -368,7 +372,7 @@ def _on_host(known: Known) -> str:
 
 
 def _outwards(world: World, packet: _Packet, to: Address) -> _Path:
-    """Return the path of a packet to an address outside the host and all of niso's networks."""
+    """Return the path of a packet to an address that is neither the host's nor on a network."""
     if not packet.sender:
         both = (ipaddress.ip_address(packet.source), to)
         on_a_wire = any(all(within(end, prefix) for end in both) for prefix in world.wires)
@@ -429,11 +433,11 @@ def _at(address: str, port: int | None) -> str:
 def _published(
     world: World, to: Address, port: int | None, proto: str, entered: str
 ) -> _Published | None:
-    """Return the service port to which a published port of a host address leads; None without one.
+    """Return the service port behind a published port of a host address; None if there is none.
 
-    A client on a network of the service is sent to the service's address there, any other client to
-    its address on the network of its default route. A port of one host address wins over a
-    wildcard port.
+    A client on a network of the service is sent to the service's address on that network, any other
+    client to its address on the network of its default route. A port of one host address has
+    precedence over a wildcard port.
     """
     if port is None or (to.version == 6 and to.is_loopback):
         return None
@@ -456,14 +460,14 @@ def _published(
 
 
 def _publishes(world: World, known: Known, family: int) -> bool:
-    """Return whether an active service publishes ports in a family: that of its default route."""
+    """Return whether an active service publishes ports in the family of its default route."""
     first = primary(known.endpoints, world.networks)
     addresses = first.addresses if first is not None else ()
     return known.active and any(family_of(address) == family for address in addresses)
 
 
 def _target(world: World, known: Known, family: int, entered: str) -> tuple[str, str] | None:
-    """Return (network, address) to which a published port leads clients on network ``entered``."""
+    """Return (network, address) that a published port sends clients on network ``entered`` to."""
     shared = [endpoint for endpoint in known.endpoints if endpoint.network == entered]
     first = primary(known.endpoints, world.networks)
     for endpoint in (*shared, *([first] if first is not None else ())):
@@ -476,7 +480,7 @@ def _target(world: World, known: Known, family: int, entered: str) -> tuple[str,
 def _leaves_by(world: World, known: Known, to: Address) -> str | None:
     """Return the network through which a service reaches an address; None if it has no route.
 
-    It is the network that contains the address, else that of the default route.
+    The network contains the address; otherwise it is the network of the default route.
     """
     for endpoint in known.endpoints:
         if holds(world.networks[endpoint.network], str(to)):
@@ -495,7 +499,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Known(NamedTuple):
-    """A recorded service. In policies, an inactive service has the addresses of its leases."""
+    """A recorded service. In policies, an inactive service is represented by its leases."""
 
     name: str
     names: tuple[str, ...]  # its name and those of its sharers, to which policies resolve
@@ -511,7 +515,7 @@ class Known(NamedTuple):
 
 
 class World(NamedTuple):
-    """All input of a verdict. Addresses are text in their canonical form."""
+    """The policy context: all input of a verdict. Addresses are strings in canonical form."""
 
     services: Mapping[str, Known]
     networks: Mapping[str, Network]
@@ -545,7 +549,8 @@ def addresses_of(known: Known) -> tuple[str, ...]:
 def is_host(world: World, address: str) -> bool:
     """Return whether an address is the host's.
 
-    127.0.0.0/8 and ::1 are. Callers must first handle a service that sends to its own loopback.
+    127.0.0.0/8 and ::1 are the host's. Callers must first handle a service that sends to its own
+    loopback.
     """
     if address in world.host or any(
         address == subnet.gateway
@@ -567,9 +572,9 @@ def network_of(world: World, address: str) -> Network | None:
 
 
 def is_for_services(world: World, address: str) -> bool:
-    """Return whether only services get such an address: it is or was in a network.
+    """Return whether an address can only be a service's: it is or was in a network.
 
-    Former networks are recognised by the prefixes from which subnets are taken.
+    Former networks are recognised by the prefixes from which subnets are allocated.
     """
     number = parsed(address)
     in_pool = any(within(number, prefix) for prefix in world.pools)
@@ -604,7 +609,7 @@ def is_link_local6(address: Address) -> bool:
 def is_broadcast(world: World, to: Address) -> bool:
     """Return whether an address is multicast, or a broadcast address of a network or link.
 
-    The networks are niso's. See RFC 919 and RFC 1112.
+    See RFC 919 and RFC 1112.
     """
     if to.is_multicast or str(to) == "255.255.255.255":
         return True
@@ -617,7 +622,7 @@ def is_broadcast(world: World, to: Address) -> bool:
 
 
 def _is_for_all(prefix: str, to: Address) -> bool:
-    """Return whether an address is the broadcast address of a link, or the anycast one of routers.
+    """Return whether an address is a link's broadcast address, or the routers' anycast address.
 
     See RFC 919 and RFC 4291 (2.6.1). Links with two addresses have neither (RFC 3021, RFC 6164).
     """

@@ -40,22 +40,22 @@ if TYPE_CHECKING:
 
 
 class change:
-    """Bring rows and kernel from before to after, together or not at all.
+    """Change rows and kernel in one ``with`` block, atomically.
 
-    A context manager. The caller holds niso's lock, and writes rows in the block, which is one
-    transaction. At its end the kernel is brought to the rows. What ends with the change follows
-    from the states before and after it, never from the caller: flows of addresses that their
-    holder loses, of ports that come, move or go, and flows that policies no longer allow.
+    The caller has niso's lock, and writes rows in the block, which is one transaction. At the end
+    of the block the kernel is updated to the rows. Which flows are deleted follows from the states
+    before and after, never from the caller: flows of addresses that their holder loses, of ports
+    that are added, moved or removed, and flows that policies no longer allow.
 
-    By default the kernel changes inside the transaction: if the kernel refuses, or niso dies, the
-    rows are as before, and the same change can be made again. With ``rows_first``, the rows are
-    committed before the kernel changes: a new object is then on record if niso dies, and the caller
-    undoes the rows if the kernel refuses. With ``teardown``, a failed step does not stop the
+    By default the kernel changes inside the transaction: if the kernel refuses, or niso is killed,
+    the rows are as before, and the same change can be made again. With ``rows_first``, the rows are
+    committed before the kernel changes: a new object is then recorded if niso is killed, and the
+    caller undoes the rows if the kernel refuses. With ``teardown``, a failed step does not stop the
     others. With ``dry_run``, the steps are reported, and nothing changes. ``ending`` is as for
     `carry_out`.
 
-    ``scope`` is the scope by the rows before (`niso.change.scope`). The block may assign one
-    that is joined with the scope by the rows after.
+    ``scope`` is the scope by the rows before (`niso.change.scope`). The block may assign its union
+    with the scope by the rows after.
 
     The block raises what `plan` and `carry_out` raise: KernelError, Conflict, ErrorGroup, Error.
     """
@@ -97,7 +97,7 @@ class change:
         return self
 
     def doubt(self, things: State | None = None) -> None:
-        """Assume that the kernel may have ``things`` too, after an interrupted command.
+        """Treat ``things`` as part of the kernel's state before, after an interrupted command.
 
         By default these are the objects that the rows require now and did not require before: the
         block can write rows, call this and write other rows.
@@ -109,7 +109,7 @@ class change:
         self._doubt |= things
 
     def then(self, call: Callable[[], object]) -> None:
-        """Call ``call`` once the kernel has changed, before the change is committed."""
+        """Arrange that ``call`` is called after the kernel has changed, before the commit."""
         self._last.append(call)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
@@ -129,7 +129,7 @@ class change:
             self._carry_out(planned)
 
     def _planned(self) -> Plan:
-        """Plan the steps. No row is committed if a foreign object is in their way."""
+        """Plan the steps. If a foreign object has a needed name, no row is committed."""
         kernel, store, before = self._kernel, self._store, self._before | self._doubt
         planned = plan(kernel, store, self.scope, before, trusting=not self._dry_run)
         self._snapshots.append(planned.snapshot)
@@ -144,7 +144,7 @@ class change:
         return planned
 
     def _carry_out(self, planned: Plan) -> None:
-        """Change the kernel, and end what the change has withdrawn."""
+        """Change the kernel, and delete the flows that the change no longer allows."""
         kernel, store, before, after = self._kernel, self._store, self._before, planned.every
         if before[Bridge] != after[Bridge]:
             ended_flows.introduce(kernel, store, before, after)
@@ -157,9 +157,9 @@ class change:
             host_settings.forget(store)
 
     def _end_flows(self, before: State, after: State) -> None:
-        """End the flows that ``before`` may have allowed and ``after`` does not.
+        """Delete the flows that ``before`` may have allowed and ``after`` does not.
 
-        Policies are last: flows that have ended need no verdict.
+        Policies are evaluated last: flows that are already deleted need no verdict.
         """
         kernel = self._kernel
         was, now = _holders(before), _holders(after)
@@ -180,7 +180,7 @@ class change:
             kernel.clear_unfinished(space)
 
     def _ports_of_ended(self, kept: set[str]) -> list[Port]:
-        """Return the ports of services that have ended, and that shared a namespace which stays.
+        """Return the ports of services that are deactivated while their namespace stays.
 
         ``kept`` are the addresses after the change.
         """
@@ -196,7 +196,8 @@ class change:
     def _is_of_names_alone(self) -> bool:
         """Return whether policies change only because DNS has different answers.
 
-        Open connections to the former addresses stay, unless a network has such an address now.
+        Open connections to the former addresses stay, unless a network contains such an address
+        now.
         """
         first, *others = self._snapshots
         if any(_meaning(first) != _meaning(other) for other in others):
@@ -227,7 +228,7 @@ def _spaces(state: State) -> set[str]:
 
 
 def _meaning(snapshot: Snapshot) -> tuple[object, ...]:
-    """Return the policies of a snapshot and what their names mean, without outside names."""
+    """Return the policies of a snapshot and the addresses of their names, except DNS names."""
     return snapshot.policed, [member for member in snapshot.members if member.kind != "outside"]
 
 
@@ -260,13 +261,13 @@ def plan(
     trusting: bool = False,
     closed: frozenset[object] = frozenset(),
 ) -> Plan:
-    """Compute the steps that bring the kernel to the store's state for ``scope``. Changes nothing.
+    """Compute the steps that update the kernel to the store's state for ``scope``.
 
-    ``before`` is the desired state before the change: objects in it that are no longer desired are
-    deleted. With ``trusting``, map elements that are new in the store are assumed to be absent and
-    not read: the kernel refuses those that clash. ``closed`` are routes and namespaces that are
-    left out, since a step for them has failed. Raises KernelError, and Conflict if a foreign object
-    has a required name.
+    Changes nothing. ``before`` is the desired state before the change: objects in it that are no
+    longer desired are deleted. With ``trusting``, map elements that are new in the store are
+    assumed to be absent and not read: the kernel refuses those that clash. ``closed`` are routes
+    and namespaces that are left out, since a step for them has failed. Raises KernelError, and
+    Conflict if a foreign object has a required name.
     """
     snapshot = store.snapshot(scope)
     every = _possible(kernel, _desired(snapshot), before)
@@ -384,7 +385,7 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
 def _of(want: State, touched: State) -> State:
     """Return the part of ``want`` for the objects in ``touched``.
 
-    A link includes all its addresses and routes. The rules are always included.
+    For a link, all its addresses and routes are included. The rules are always included.
     """
     links = {
         (kind.space(thing), link)
@@ -433,7 +434,7 @@ def _desired(snapshot: Snapshot) -> State:
 
 
 def _possible(kernel: Kernel, want: State, before: State | None = None) -> State:
-    """Return ``want`` without objects that this kernel cannot have, such as sysctls of no link."""
+    """Return ``want`` without objects that this kernel cannot have, such as unknown sysctls."""
     return State.of_kinds(lambda kind: kind.possible(want, before, kernel.sysctl))
 
 
@@ -454,8 +455,8 @@ def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
 def _without(state: State, every: State, ended: frozenset[str]) -> State:
     """Return ``state`` without objects of ended namespaces.
 
-    ``every`` has all desired objects, which show which objects are in these namespaces. The objects
-    are deleted when their attachment is forgotten.
+    ``every`` has all desired objects, from which it follows what is in these namespaces. The
+    objects are deleted when their attachment is deleted.
     """
     if not ended:
         return state
@@ -464,11 +465,11 @@ def _without(state: State, every: State, ended: frozenset[str]) -> State:
 
 
 def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[str, str]:
-    """Return {namespace: interface} where a container has another link in the place of niso's.
+    """Return {namespace: interface} where a container has replaced niso's link by another one.
 
-    With NET_ADMIN it can. To create the pair again would fail, with each change of its policy and
-    with its detachment. So the pair is deleted, and the rules for its address stay, as for a
-    namespace that has ended.
+    With NET_ADMIN, a container can do this. Creating the pair again would fail at each change of
+    the attachment's policy and at its detachment. Therefore the pair is deleted, and elements for
+    its address stay, as for an ended namespace.
     """
     # one that has lost its name has not been read
     others = {named.name: named for named in want[Named] & have[Named]}
@@ -506,11 +507,12 @@ _BY_CONTAINER = frozenset(
 
 
 def _is_of_container(error: KernelError, want: State, before: State) -> bool:
-    """Return whether a step failed for an object in a foreign namespace that was attached before.
+    """Return whether a step failed because of objects in an attachment's namespace.
 
-    A container with NET_ADMIN can give a route of niso's another link, for example. A first
-    attachment fails and is undone. Later the rules count: its policy may be what changes, and other
-    services must not wait. So the pair is deleted, and the rest is carried out.
+    A container with NET_ADMIN can, for example, move a route of niso's to another link. A first
+    attachment then fails and is undone. A later change must not fail: the attachment's policy may
+    be what changes, and other services must not wait. Therefore the pair is deleted, and the other
+    steps are carried out.
     """
     return (
         error.errno in _BY_CONTAINER
@@ -522,7 +524,7 @@ def _is_of_container(error: KernelError, want: State, before: State) -> bool:
 def _without_container(
     kernel: Kernel, store: Store, planned: Plan, report: Report, error: KernelError
 ) -> list[AnyStep]:
-    """Carry out a plan without what has failed in a container; warn of that."""
+    """Carry out a plan without the steps that failed in a container; warn about these."""
     report(Caution(*_closed(error)))
     closed = planned.closed | {_culprit(error)}
     again = plan(kernel, store, planned.scope, planned.before, closed=closed)
@@ -530,23 +532,23 @@ def _without_container(
 
 
 def _not_kept(reason: str, hint: str, step: AnyStep) -> KernelError:
-    """Return the error for a step that the kernel has taken, and whose result is not there."""
+    """Build the error for a step that the kernel acknowledged but that has no effect."""
     error = KernelError(f"{reason}: {step.describe().splitlines()[0]}", hint, errno.ESTALE)
     error.space = step.kind.space(step.thing) if isinstance(step, Step) else ""
     return error
 
 
 def _culprit(error: KernelError) -> object:
-    """Return what to leave out after a failure in a container: a route or the namespace.
+    """Return what to leave out after a failure in a container: a route, or the namespace.
 
-    A program such as a VPN may have led a route of niso's elsewhere, and needs the network.
+    A program such as a VPN may have changed a route of niso's, and needs the network.
     """
     is_route = isinstance(error.thing, Route) and error.errno == errno.EEXIST
     return error.thing if is_route else error.space
 
 
 def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
-    """Return the warning for an attachment where a step has failed, and the next steps."""
+    """Build the warning for an attachment in which a step has failed, with the next steps."""
     if error.thing is not None and _culprit(error) is error.thing:
         what = f"{error.space} keeps a route of its own: {error.message}"
     else:
@@ -555,7 +557,7 @@ def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
 
 
 def _outside(state: State, spaces: Container[object], but: type | None = None) -> State:
-    """Return ``state`` without these objects, and without those in these namespaces.
+    """Return ``state`` without the objects in these namespaces, and without ``things``.
 
     Objects of the type ``but`` stay.
     """
@@ -581,10 +583,10 @@ def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -
 def compare(
     kernel: Kernel, store: Store, closed: Mapping[object, KernelError] | None = None
 ) -> tuple[list[AnyStep], State, State, Foreign]:
-    """Compare everything of niso's in this network namespace: (steps, want, have, foreign).
+    """Compare all objects of niso in this network namespace: (steps, want, have, foreign).
 
     Changes nothing. ``closed`` is left out, as in `plan`, with the error for each. A foreign object
-    with a required name is in ``foreign``; neither state has it or its dependents.
+    with a required name is in ``foreign``; neither state contains it or its dependents.
     """
     foreign: Foreign = {}
     every = desired_now(kernel, store, ALL)
@@ -603,7 +605,7 @@ def compare(
 
 
 def _taken(netns: str, interface: str) -> Conflict:
-    """Return the error for an attachment that has another link in the place of niso's."""
+    """Build the error for an attachment that has another link in place of niso's."""
     return Conflict(
         f"interface {interface!r} in {netns} is another link than niso's: the attachment has no"
         " network",
@@ -621,7 +623,7 @@ def _read_again(
 ) -> State:
     """Return the kernel's state after a repair of ``have``.
 
-    If the repair changed only rules and elements, only these are read again, not every namespace.
+    If the repair changed only rules and elements, only these are read again, and no namespace.
     """
     if not all(step.kind.is_transactional for step in steps):
         return compare(kernel, store, closed)[2]

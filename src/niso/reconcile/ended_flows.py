@@ -43,10 +43,10 @@ NO_STATE = State()
 
 
 def clear(kernel: Kernel, want: State) -> int:
-    """End the flows whose NAT differs from ``want``, the complete desired state.
+    """Delete the flows whose NAT differs from ``want``, the complete desired state.
 
-    Returns the number of ended flows. Answered TCP flows stay: they belong to the host that
-    answers. Repeats until no such flow is left, since packets under way may create new ones. Raises
+    Returns the number of deleted flows. Answered TCP flows stay: they belong to the host that
+    answers. Repeats until no such flow is left, since packets in flight may create new ones. Raises
     KernelError.
     """
     is_stray = _judge(want, {address.partition("/")[0] for address in kernel.host_addresses()})
@@ -60,7 +60,10 @@ def clear(kernel: Kernel, want: State) -> int:
 
 
 def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
-    """Return a predicate for flows that lack their NAT, or that occupy a published port."""
+    """Return a predicate for flows to delete.
+
+    These flows lack their NAT, or use a port of the host that is now published.
+    """
     targets = _Targets(want)
     subnets = [
         ipaddress.ip_network(element.fields[0])
@@ -133,10 +136,10 @@ class _Targets:
 def flush_changed_ports(
     kernel: Kernel, before: State, after: State, doubt: State = NO_STATE
 ) -> None:
-    """End the flows of changed published ports, and of those in ``doubt``, except answered TCP.
+    """Delete the flows of published ports that have changed or are in ``doubt``.
 
-    A datagram that was sent while a port was missing leaves an entry without NAT, which would
-    misroute its client. An open TCP connection outlives its port.
+    Answered TCP flows stay. A datagram that was sent while a port was missing leaves an entry
+    without NAT, which would misroute its client. An open TCP connection outlives its port.
     """
     changed = {
         element.fields[-2:]
@@ -150,15 +153,15 @@ def flush_changed_ports(
 def flush_ports(
     kernel: Kernel, claims: Iterable[tuple[str, int, int]], answered: bool = False
 ) -> None:
-    """End the flows to ports of this host's own addresses. A port is (protocol, first, last).
+    """Delete the flows to ports of this host's own addresses.
 
-    Answered TCP flows end only if ``answered``.
+    A port is (protocol, first, last). Answered TCP flows are deleted only if ``answered``.
     """
     kernel.flush_ports(claims, answered)
 
 
 def end_flows(kernel: Kernel, ports: Iterable[Port]) -> None:
-    """End all flows to published ports whose service ends while their target address stays."""
+    """Delete flows to published ports of services that are deactivated, if the address stays."""
     claims = [(port.proto, port.host_port, port.last) for port in ports]
     if claims:
         flush_ports(kernel, claims, answered=True)
@@ -176,8 +179,8 @@ _BRIDGED = {
 def narrows(before: State, after: State) -> bool:
     """Return whether a change of policies may deny traffic that was allowed.
 
-    It may if an allowing element is removed or a denying one is added, if an address gets another
-    class, or an audit ends.
+    This is so if an allowing element is removed or a denying one is added, if an address gets
+    another class, or an audit ends.
     """
     was, now = _said(before), _said(after)
     if was == now:
@@ -200,7 +203,7 @@ def _audits(state: State) -> set[Atoms]:
 
 
 def _said(state: State) -> set[tuple[Atoms, Atoms]]:
-    """Return (key, value) of the policy elements, ignoring their manifest lines."""
+    """Return (key, value) of the policy elements, ignoring their manifest keys."""
     return {
         (element.key(), element.value)
         for element in state[Element]
@@ -209,9 +212,9 @@ def _said(state: State) -> set[tuple[Atoms, Atoms]]:
 
 
 def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
-    """End open flows of these services that policies now deny; return their number.
+    """Delete open flows of these services that policies now deny; return their number.
 
-    Repeats until no such flow is left, since packets under way during the change may have created
+    Repeats until no such flow is left, since packets in flight during the change may have created
     new ones. Raises KernelError.
     """
     addresses = [address for name in services for _, address in store.addresses(name)]
@@ -289,7 +292,7 @@ def _reversed(connection: Connection) -> Connection:
 def _by_ports(connection: Connection) -> bool:
     """Guess from the port numbers whether the client end opened the connection.
 
-    Needed if neither end has a listener any longer. Clients usually have the higher port.
+    This is needed if neither end has a listener any longer. Clients usually have the higher port.
     """
     return connection.client_port > connection.server_port
 

@@ -38,9 +38,10 @@ FORCE, ACCEPT_RA = "force_forwarding", "accept_ra"
 
 
 def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
-    """Record the sysctls that an active service on these networks changes, unless already recorded.
+    """Record the sysctls that an active service on these networks changes.
 
-    The caller is in a transaction. Raises KernelError.
+    Sysctls that are already recorded are skipped. The caller is in a transaction. Raises
+    KernelError.
     """
     before = store.sysctls_before()
     if FORWARDING not in before:
@@ -87,11 +88,11 @@ def others(kernel: Kernel, store: Store) -> list[str]:
 
 
 def note_late(kernel: Kernel, store: Store) -> None:
-    """Record sysctls that others need when no active service needs them any longer.
+    """Record sysctls that other programs need once no active service needs them.
 
-    Another program needs IPv4 forwarding if foreign NAT rules were added since. For IPv6, links
-    that appeared while niso forwarded started with niso's defaults. The caller is in a transaction,
-    and restores the kernel afterwards. Raises KernelError.
+    For IPv4 forwarding, this is so if foreign NAT rules were added since. For IPv6, links that
+    appeared while niso forwarded have niso's defaults. The caller is in a transaction, and restores
+    the kernel afterwards. Raises KernelError.
     """
     if not store.any_active() and others(kernel, store):
         store.clear_sysctls_before(FORWARDING)
@@ -127,7 +128,7 @@ def forget(store: Store) -> None:
 def put_back(kernel: Kernel, store: Store) -> None:
     """Restore all recorded values, whatever the present ones, and delete the records.
 
-    No service is active. Raises KernelError.
+    Call it only if no service is active. Raises KernelError.
     """
     for name, value in to_put_back(kernel, store.sysctls_before()):
         kernel.set_sysctl(name, value)
@@ -175,9 +176,10 @@ def _found6(kernel: Kernel) -> dict[str, str]:
 
 
 def wanted(store: Store) -> list[str]:
-    """Return the desired lines: each address on a service's first network, and ``NAME.niso.local``.
+    """Return the desired lines: addresses on services' first networks, with ``NAME.niso.local``.
 
-    Names without the domain, hostnames and aliases are left out: the host may use them for others.
+    Names without the domain, hostnames and aliases are left out: on the host, they may have other
+    meanings.
     """
     names: dict[str, list[str]] = {}
     for service in store.active_services():
@@ -189,9 +191,9 @@ def wanted(store: Store) -> list[str]:
 
 
 def settle(kernel: Kernel, store: Store, report: Report = silent) -> bool:
-    """Bring the host's hosts file up to date; return whether it changed.
+    """Update the host's hosts file; return whether it changed.
 
-    A failure is reported, since services do not depend on it. The caller holds the lock.
+    A failure is reported, since services do not depend on this file. The caller has niso's lock.
     """
     try:
         return kernel.write_host_names(store.state_id(), wanted(store))
@@ -202,7 +204,7 @@ def settle(kernel: Kernel, store: Store, report: Report = silent) -> bool:
 
 
 def differs(kernel: Kernel, store: Store) -> str:
-    """Describe how the host's hosts file differs from the store; "" if it does not."""
+    """Describe how the host's hosts file differs from the store; "" if it does not differ."""
     try:
         have = kernel.host_names(store.state_id())
     except KernelError as error:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def read_world(kernel: Kernel, store: Store) -> World:
-    """Read all recorded services and networks, and this host's addresses.
+    """Read the policy context: all recorded services and networks, and this host's addresses.
 
     Raises KernelError.
     """
@@ -96,7 +96,7 @@ def read_world(kernel: Kernel, store: Store) -> World:
 
 
 def audits(policy: Policy, now: float) -> bool:
-    """Return whether a policy has an audit that has not ended."""
+    """Return whether a policy is in audit, and the audit has not ended."""
     if policy.audit is None:
         return False
 
@@ -118,11 +118,11 @@ _KEY = "network.policy.audit_until"
 
 
 def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
-    """Return a policy in audit with the end of the audit, given the service's previous policy.
+    """Return a policy in audit with the end of its audit, given the service's previous policy.
 
-    If the audit in the manifest is unchanged, its end does not change: only a change of the
-    manifest prolongs it. Raises InvalidInput if a new audit would last too long or has ended
-    already, since its author did not mean to drop anything.
+    If the manifest's audit is unchanged, its end stays: only a change of the manifest prolongs it.
+    Raises InvalidInput if a new audit would last too long or has ended already, since the author
+    did not intend the policy to drop packets now.
     """
     audit = policy.audit
     assert audit is not None
@@ -177,12 +177,12 @@ class Term(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return the end as text that follows "until"."""
+        """Return the end, to follow "until" in a message."""
         return "the manifest ends it" if self.until == NEVER else local_time_text(self.until)
 
 
 def terms(store: Store) -> dict[str, Term]:
-    """Return the audit period of each service with such a policy, including ended ones."""
+    """Return the audit period of each service whose policy has an audit, including ended audits."""
     now = time.time()
     return {
         service: Term(until, policy_rules.left_s(since, until, now) > 0)
@@ -191,6 +191,6 @@ def terms(store: Store) -> dict[str, Term]:
 
 
 def ended(store: Store) -> list[str]:
-    """Return the active services whose audit has ended, so that their policy is enforced."""
+    """Return the active services whose audit has ended, so that their policy must be enforced."""
     terms_ = terms(store)
     return [name for name in store.active_services() if name in terms_ and not terms_[name].lasts]

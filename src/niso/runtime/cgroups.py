@@ -39,8 +39,8 @@ def roots() -> list[str]:
 def _own_cgroups() -> dict[str, str]:
     """Map the mount point of each hierarchy to this process's cgroup in it (proc_pid_cgroup(5)).
 
-    The mounts are only read if a hierarchy is not at its usual mount point, since reading mountinfo
-    costs 2 ms with 1,000 services. In that case the cgroups are unknown: "".
+    Mounts are read only if a hierarchy is not at its usual mount point, since reading mountinfo
+    takes 2 ms with 1,000 services. In that case the cgroups are unknown: "".
     """
     own = {_usual_root(controllers): path for controllers, path in _own_lines()}
     if own and all(os.path.exists(f"{root}/cgroup.procs") for root in own):
@@ -62,12 +62,12 @@ def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
 
 
 def usable(wanted: Iterable[str]) -> list[str]:
-    """List the controllers among ``wanted`` (memory, cpu, pids) that can limit a service here.
+    """Return the controllers among ``wanted`` (memory, cpu, pids) that can limit a service here.
 
     With v1, a hierarchy of the controller must be mounted where crun looks for it. crun does not
     use a v2 hierarchy next to v1. With v2 alone, the controller must be enabled for the children of
     the root; this function enables it if possible. Hierarchies are recognised by their files: with
-    1,000 services, reading mountinfo costs 2 ms.
+    1,000 services, reading mountinfo takes 2 ms.
     """
     wanted = list(wanted)
     available = _words(f"{_TOP}/cgroup.controllers")  # only v2 has this file
@@ -116,7 +116,7 @@ def unescaped(path: str) -> str:
 
 
 def move_nowhere() -> None:
-    """Move this process into its own cgroup (no change), so that the next move is fast.
+    """Move this process into the cgroup that it is in, so that the next move is fast.
 
     The kernel moves processes under a lock that is cheap for readers: the first writer waits for an
     RCU grace period, about 19 ms, and writers soon after it do not (cgroup_threadgroup_rwsem,
@@ -277,9 +277,9 @@ def keep(pid: int, path: str) -> None:
     """Move a conmon, with future children, out of the caller's cgroup in each hierarchy.
 
     ``path`` is the cgroup of its service. When a systemd unit, session or CI job ends, all
-    processes in its cgroup are killed, and while it runs, its limits would apply to conmon. Where
-    the caller is in the root of a hierarchy, which has no limits and is never killed, conmon stays
-    there too.
+    processes in its cgroup are killed, and while it runs, its limits would apply to conmon. If the
+    caller is in the root of a hierarchy, conmon stays there too: the root has no limits, and its
+    processes are not killed.
     """
     for root, own in _own_cgroups().items():
         if own != "/":
@@ -287,10 +287,10 @@ def keep(pid: int, path: str) -> None:
 
 
 def keep_in(root: str, pid: int, path: str) -> None:
-    """Like `keep`, for the hierarchy that is mounted at ``root``.
+    """Move a process as `keep` does, in the hierarchy that is mounted at ``root``.
 
     If niso's own cgroup cannot take the process, it moves to the root (a new cgroup of v1's cpuset
-    has no CPUs). If that fails too, the process stays where it is.
+    has no CPUs). If this fails too, the process stays in its cgroup.
     """
     folder = f"{root}{os.path.dirname(path)}/{KEEPERS}"
     if move(pid, folder):
@@ -305,7 +305,7 @@ def keep_in(root: str, pid: int, path: str) -> None:
 
 
 def release(pids: Iterable[int], path: str) -> None:
-    """Move those of ``pids`` that `keep` has moved back to the root, before they end."""
+    """Move the processes that `keep` has moved back to the root, before they exit."""
     for root in roots():
         kept = pids_in(f"{root}{os.path.dirname(path)}/{KEEPERS}")
         for pid in set(pids) & set(kept):

@@ -79,7 +79,7 @@ def environment() -> dict[str, str]:
 def run(*args: str) -> tuple[int, str]:
     """Run crun; return its exit status and its error message (stderr, on one line).
 
-    Waits for crun to end even if a signal interrupts: an undo must not run concurrently.
+    Waits until crun exits even if a signal interrupts: an undo must not run concurrently.
     """
 
     program = tool("crun")
@@ -274,7 +274,10 @@ def children(pid: int | None) -> list[int]:
 
 
 def open_in_service(service: str, pid: int | None) -> int:
-    """Open a pidfd of the service's process ``pid``; -1 if it has ended or is not the service's."""
+    """Open a pidfd of the service's process ``pid``.
+
+    Returns -1 if the process has exited or is not the service's.
+    """
     return _open_if(pid, lambda pid: in_service(service, pid))
 
 
@@ -284,7 +287,7 @@ def open_supervisor(pid: int | None, bundle: str) -> int:
 
 
 def _open_if(pid: int | None, is_it: Callable[[int], bool]) -> int:
-    """Open a pidfd of ``pid``; -1 if it has ended or ``is_it`` returns false.
+    """Open a pidfd of ``pid``; -1 if the process has exited or ``is_it`` returns false.
 
     ``is_it`` is called after the open: before, the pid could be reused for another process.
     """

@@ -30,13 +30,13 @@ class Problem(NamedTuple):
     """The reason why a file cannot be executed in a service."""
 
     text: str
-    """A predicate: "is not executable"."""
+    """Why the file cannot be executed, as a predicate: "is not executable"."""
     hint: str = ""
-    """What to do, if that is known; ``{}`` stands for the path as the user wrote it."""
+    """What to do, if known; ``{}`` stands for the path as the user wrote it."""
     missing: bool = False
     """Whether the file does not exist."""
     elsewhere: bool = False
-    """Whether the text is about another file, which this one needs."""
+    """Whether the text is about another file that this file needs, such as its interpreter."""
 
 
 _MISSING = Problem("does not exist", missing=True)
@@ -44,7 +44,7 @@ _NOT_EXECUTABLE = Problem("is not executable", "chmod +x {} (beside manifest.tom
 
 
 def mounts_of(package: str, rootfs: str | None) -> dict[str, str]:
-    """Return the folders of the host that a service will see, by mount point, before it runs.
+    """Return the folders of the host that a service will have, by mount point.
 
     With an empty ``package``, nothing is mounted at /app here; admission checks again, with the
     copy of the package.
@@ -161,7 +161,7 @@ def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> Problem |
 
 
 def _broken(mounts: dict[str, str], path: str) -> Problem:
-    """Return the problem with a path that does not exist, or has a broken symlink."""
+    """Return the problem with a path that does not exist, or whose link is broken."""
     end = _end_of_links(mounts, path)
     if end == path:
         return _MISSING
@@ -174,7 +174,7 @@ def _broken(mounts: dict[str, str], path: str) -> Problem:
 
 
 def _end_of_links(mounts: dict[str, str], path: str, links: int = 0) -> str:
-    """Return the path in the service to which the links of ``path`` lead."""
+    """Return the final target of the links of ``path``, as a path inside the service."""
     folder, name = os.path.split(path)
     try:
         fd, real = open_inside(mounts, folder)
@@ -208,8 +208,8 @@ def check_working_dir(
 ) -> None:
     """Raise `InvalidInput` (key binary.working_dir) if the service will not have that folder.
 
-    Folders below one of the mount points ``volumes`` are accepted, since they are known only at run
-    time.
+    Folders below one of the mount points ``volumes`` are accepted, since their content is known
+    only at run time.
     """
     if any(working_dir == point or working_dir.startswith(f"{point}/") for point in volumes):
         return

@@ -49,7 +49,8 @@ _END_S = 2.0
 def execute(service: str, command: list[str], user: User | None = None) -> int:
     """Run ``command`` in a service; return its exit status, 128 + N if signal N ended it.
 
-    It runs as ``user``, by default as the service's, with the service's capabilities and limits.
+    The command runs as ``user``, by default as the service's user, with the service's capabilities
+    and limits.
 
     Stdin, stdout, stderr and signals pass through. The command gets a terminal if both stdin and
     stdout are terminals. Raises `ProcessError` with exit_status 127 (not found), 126 (not
@@ -63,7 +64,7 @@ def capture(
 ) -> tuple[int, bytes, bytes]:
     """Run ``command`` in a service; return (exit status, stdout, stderr).
 
-    Raises as `execute`. No signal is passed on, so that any thread can call it.
+    Raises as `execute`. No signal is forwarded, so any thread can call it.
     """
     files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
     try:
@@ -84,7 +85,10 @@ def _execute(
     forwarded: tuple[int, ...],
     user: User | None,
 ) -> int:
-    """Like `execute`, with ``files`` as stdin, stdout and stderr, passing on these signals."""
+    """Run a command as `execute` does, with ``files`` as stdin, stdout and stderr.
+
+    The given signals are forwarded to the command.
+    """
     for fd in (0, 1, 2):
         # Occupy the number of a closed standard descriptor, so that no other file gets it.
         # Read-only: a write still fails with EBADF.
@@ -158,7 +162,7 @@ def _become(service: str, user: User, oci_process: dict[str, Any]) -> None:
 def _check_command(service: str, pid: int, command: str, oci_process: dict[str, Any]) -> None:
     """Raise `ProcessError` if the running service's root has no such executable command.
 
-    Without this check, a missing command would look like a command that exits with status 127.
+    Without this check, a missing command looks like one that exits with status 127.
     """
     mounts = {"": f"/proc/{pid}/root"}
     environment = dict(entry.split("=", 1) for entry in oci_process["env"])
@@ -213,7 +217,7 @@ class _Session:
         self._started = False
 
     def run(self, forwarded: tuple[int, ...]) -> int:
-        """Run the command, pass on the signals ``forwarded``, and return the exit status.
+        """Run the command, forward the signals ``forwarded``, and return the exit status.
 
         Raises `ProcessError`.
         """
@@ -345,7 +349,7 @@ class _Session:
         return descriptors[0] if descriptors else -1
 
     def _relay(self) -> None:
-        """Relay stdin, output and signals until crun ends, then the rest of the output."""
+        """Relay stdin, output and signals until crun exits, then the rest of the output."""
         stdin_open = self._sink >= 0
         while True:
             self._started = self._started or os.path.exists(f"{self._stem}.pid")
@@ -363,7 +367,7 @@ class _Session:
                 return
 
     def _poll(self, stdin_open: bool) -> select.poll:
-        """Register the descriptors for which the relay waits now."""
+        """Register the descriptors that the relay waits for now."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         for fd, target in self._sources.items():
@@ -379,7 +383,7 @@ class _Session:
         return poll
 
     def _drain(self) -> None:
-        """Pass on the rest of the output; not the stderr of a crun that has failed."""
+        """Copy the rest of the output; without the stderr of a failed crun."""
         failed = not self._started and os.path.getsize(f"{self._stem}.log") > 0
         for fd in [fd for fd, target in self._sources.items() if target != 2 or not failed]:
             os.set_blocking(fd, False)
@@ -460,7 +464,7 @@ class _Session:
                     return
 
     def _refused(self, reply: str) -> ProcessError:
-        """Convert a message of crun to an error with the matching exit status."""
+        """Convert an error message of crun to an error with the matching exit status."""
         state = os.path.join(crun.state_dir(), crun.container_id(self._service), "status")
         if not os.path.exists(state):
             message = f"{self._service}: crun has lost its state: {reply}"

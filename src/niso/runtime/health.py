@@ -70,9 +70,9 @@ class Probed(NamedTuple):
     run: tuple[int, float]
     """(PID 1 as a host pid, its start time in seconds since 1970)."""
     asked_at: float
-    """Time of the last probe, in seconds since 1970; 0 for never."""
+    """Time of the last probe, in seconds since 1970; 0 if there was none."""
     well_at: float
-    """Time of the last successful probe; 0 for never."""
+    """Time of the last successful probe; 0 if there was none."""
     failures: int
     """Number of consecutive failures."""
     failure: str
@@ -170,10 +170,10 @@ def _is_due(target: Target) -> bool:
 
 
 def judge(check: Healthcheck, started_at: float, record: Probed | None) -> Health:
-    """Derive the health from the recorded results.
+    """Derive the health from the recorded results of probes.
 
-    Services are probed only on request. So a failure also counts for the probes that would have run
-    since the last success.
+    Services are probed only on request. A failure therefore also counts for the probes that would
+    have run since the last success.
     """
     if record is None:
         return Health("starting", "")
@@ -225,7 +225,7 @@ class Probe:
         self.go_on()
 
     def go_on(self) -> None:
-        """Continue as far as possible without blocking."""
+        """Continue the probe as far as possible without blocking."""
         try:
             sock, self.events = next(self._steps)
             self.fd = sock.fileno()
@@ -243,7 +243,7 @@ class Probe:
 
     @property
     def said(self) -> str:
-        """The last line of a command's output, printable; "" for other probes."""
+        """Return the last line of a command's output, printable; "" for other probes."""
         return ""
 
     def close(self) -> None:
@@ -281,7 +281,7 @@ def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Step
 
 
 def _candidates(check: Healthcheck, namespace: str | None) -> Generator[str, None, None]:
-    """Yield the addresses to try: loopback, then those of the links (read only if needed)."""
+    """Yield the addresses to probe: loopback, then the links' addresses (read only if needed)."""
     if check.address:
         yield check.address
         return
@@ -499,7 +499,7 @@ class CommandProbe(Probe):
 
     @property
     def said(self) -> str:
-        """The last line of the command's output, printable."""
+        """Return the last line of the command's output, printable."""
         lines = self._tail.decode("utf-8", "replace").split("\n")
         last = next((line for line in map(str.strip, reversed(lines)) if line), "")
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in last[-_LINE:])

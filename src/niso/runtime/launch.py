@@ -131,8 +131,8 @@ def _move_nowhere() -> None:
 class Launch:
     """The creation of a service's container from the new folder ``bundle``; `finish` starts it.
 
-    The caller holds the service's lock, and must call `finish` or `close`. Raises `ProcessError`
-    with the message of crun or conmon, or OSError. After an error, the caller must remove what was
+    The caller has the service's lock, and must call `finish` or `close`. Raises `ProcessError` with
+    the message of crun or conmon, or OSError. After an error, the caller must remove what was
     created (`niso.runtime.lifecycle.clear`).
     """
 
@@ -288,7 +288,7 @@ class _Creator:
         return _created_pid(self._spec, self._bundle, line)
 
     def close(self) -> None:
-        """End the thread with its mounts, and a conmon that has not created a container."""
+        """End the thread with its mounts, and kill a conmon that has not begun to create."""
         with signals_held():
             self._closed = True
             self._may_end.release()
@@ -527,7 +527,7 @@ _base: list[int] = []
 
 
 def enter() -> None:
-    """Move the calling thread into a mount namespace of its own, whose mounts the host never sees.
+    """Move the calling thread into a new mount namespace, whose mounts the host never sees.
 
     Later mounts of the host appear in it (mount_namespaces(7), MS_SLAVE). The thread must have
     unshared CLONE_FS, and be in a start (`under_way.begin`). Raises OSError.
@@ -558,7 +558,7 @@ def _close() -> None:
 
 
 def _prepare() -> None:
-    """Unmount in this thread's namespace what no start needs."""
+    """Unmount what no start needs in this thread's namespace."""
     mount(None, "/", None, _MS_REC | _MS_SLAVE)
     with suppress(OSError):  # /run/netns is not a mount: no service has a network namespace
         unmount(os.fsencode(paths.NETNS_DIR), _MNT_DETACH)
@@ -577,12 +577,12 @@ MODULE = "niso.runtime.on_exit"
 
 
 def path() -> str:
-    """Return the path of the script."""
+    """Return the path of the script that starts this niso."""
     return os.path.join(paths.run_dir(), "on-exit")
 
 
 def text() -> str:
-    """Return the script that starts this niso.
+    """Return the content of the script that starts this niso.
 
     After an upgrade of Python, the interpreter of a virtual environment still exists, but does not
     find the modules of the old version. The script therefore also checks that the target of the

@@ -155,7 +155,7 @@ class Start:
 
 @contextmanager
 def _whole(service: str) -> Iterator[None]:
-    """Context manager: remove everything of the service if the block fails."""
+    """Remove all processes and files of the service if the ``with`` block fails."""
     try:
         yield
     except Error:
@@ -253,7 +253,7 @@ def stop(service: str, timeout_s: float | None = None) -> None:
 
 
 def stop_all(services: Iterable[str]) -> dict[str, Error]:
-    """Like `stop` with a timeout of 0 s for each service, but with one crun process for all.
+    """Stop services as `stop` with a timeout of 0 s does, with one crun process for all.
 
     Returns the errors by service.
     """
@@ -365,8 +365,8 @@ def has_conmon(service: str) -> bool:
 def _end_orphans(service: str, path: str | None) -> None:
     """Kill the processes of a service whose folder was removed; no-op if there are none.
 
-    crun's state still names the bundle and the cgroup. Without crun's state, the cgroup ``path``
-    decides: no process may be in it by now.
+    crun's state still has the paths of bundle and cgroup. Without crun's state, only the cgroup
+    ``path`` is known, and all processes in it are killed.
     """
     # The state of an interrupted create lacks these keys and counts as none.
     known = read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status")) or {}
@@ -418,7 +418,7 @@ def clear(service: str) -> None:
 
 
 def _delete(services: Iterable[str]) -> None:
-    """Have crun delete containers; those that it cannot read stay."""
+    """Delete containers by crun; those whose state crun cannot read stay."""
     known = [name for name in services if os.path.isdir(_crun_state(name))]
     if len(known) == 1:
         crun.run("delete", "--force", crun.container_id(known[0]))
@@ -754,7 +754,7 @@ def _unmount_hosts() -> None:
 
 
 class Lost(NamedTuple):
-    """A service that has a cgroup, but no runtime files in this run folder."""
+    """A service that has a cgroup but no runtime files in this run folder."""
 
     service: str
     state_id: str
@@ -763,7 +763,7 @@ class Lost(NamedTuple):
 
     @property
     def cgroup(self) -> str:
-        """Return its cgroup, relative to the hierarchy."""
+        """Return the service's cgroup, relative to the root of each hierarchy."""
         return f"/niso-{self.state_id}/{self.service}"
 
 

@@ -40,7 +40,7 @@ _REOPEN_S = 1.0
 
 
 class Record(NamedTuple):
-    """One line of the log file: a complete line that the service wrote, or a part of one."""
+    """A line of the log file: a complete line that the service wrote, or a part of one."""
 
     stamp: bytes
     """RFC 3339."""
@@ -88,8 +88,8 @@ def read(
 
     ``last`` limits the output to the last lines. With ``follow``, continue with new lines until the
     log folder is removed. With ``timestamps``, each line starts with its time (RFC 3339) and a
-    space. With ``since`` (seconds since 1970), begin with the first line from then on. A line that
-    the service has not ended yet comes last, without a newline.
+    space. With ``since`` (seconds since 1970), begin with the first line from then on. An
+    incomplete line comes last, without a newline.
     """
     for record in records(service, last, follow, since):
         if record is not None:
@@ -156,7 +156,7 @@ def shown(record: Record, timestamps: bool) -> bytes:
 
 
 def _joined(lines: Iterator[bytes], begun: list[Record] | None = None) -> Iterator[Record]:
-    """Join the partial records of each line, even with records of the other stream in between.
+    """Join the partial records of each line, also if records of the other stream are in between.
 
     ``begun`` are earlier partial records that the lines continue.
     """

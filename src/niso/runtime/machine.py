@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 def _alone() -> None:
-    """Return that this host is in no cluster."""
+    """Return None: this host is in no cluster."""
 
 
 class Machine(NamedTuple):
     """The store, kernel and processes that a command uses, and its access to the cluster.
 
-    Every command takes one, so that tests can pass one in memory.
+    All commands take a Machine, so that tests can pass one in memory.
     """
 
     store: Store
     kernel: Kernel
     processes: Processes
     joined: Callable[[], Any] = _alone
-    """Return this host's access to its cluster, a `niso.cluster.engine.Joined`; None if in none."""
+    """Returns this host's access to its cluster (`niso.cluster.engine.Joined`), or None."""

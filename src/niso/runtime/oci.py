@@ -190,7 +190,8 @@ def config(
 def select_seccomp(profile: dict[str, Any], have: Collection[str]) -> dict[str, Any]:
     """Return the seccomp profile for a service with these capabilities and [isolation] switches.
 
-    A rule marked ``with`` or ``without`` applies only with or without the named one.
+    A rule marked ``with`` or ``without`` applies only with or without the named capability or
+    switch.
     """
     rules = []
     for rule in profile["syscalls"]:
@@ -210,7 +211,7 @@ def select_seccomp(profile: dict[str, Any], have: Collection[str]) -> dict[str, 
 
 
 def _mounts(spec: ProcessSpec, hosts_at: str, machine: Machine) -> list[dict[str, Any]]:
-    """Return niso's own mounts; volumes come after them."""
+    """Return niso's own mounts; volumes are mounted after these."""
     owner = [f"uid={spec.uid}", f"gid={spec.gid}"]
     shm, tmp = (
         [f"size={size}"] if size is not None else [] for size in (spec.shm_size, spec.tmp_size)

@@ -110,7 +110,7 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
 
 
 def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
-    """Start the next run; return its record, or on failure this run's with the error added."""
+    """Start the next run; return its record. On failure, return this run's with the error added."""
     number = int(record["run"]) + 1
     counts = {
         "restarts": int(record["restarts"]) + 1,
@@ -131,7 +131,7 @@ def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
 def _notify_unit(service: str) -> None:
     """Make the new conmon the main process of the service's systemd unit, if it has one.
 
-    If that fails, systemd treats the end of this run's conmon as the end of the service.
+    If this fails, systemd treats the exit of this run's conmon as the end of the service.
     """
     conmon = status.conmon(service)
     if conmon is not None and units.path(service) is not None:

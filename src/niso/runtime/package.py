@@ -53,9 +53,9 @@ _FEW = 32
 def fingerprint(folder: str, apart: Apart, contents: Contents, manifest: str | None = None) -> str:
     """Return the fingerprint of a package folder (64 hex digits), without the paths in ``apart``.
 
-    The file ``manifest`` is also left out: its changes are applied key by key, and most keys need
-    no restart. ``contents`` has the digests of files that need not be read. Raises InvalidInput if
-    an entry cannot be copied (device, socket, FIFO), Error if it cannot be read.
+    The file ``manifest`` is left out too: its changes are applied key by key, and most keys need no
+    restart. ``contents`` has cached digests, so that unchanged files are not read. Raises
+    InvalidInput if an entry cannot be copied (device, socket, FIFO), Error if it cannot be read.
     """
     digest = sha256()
     for entry in _walk(folder, apart):
@@ -163,7 +163,7 @@ def _write_to_disk(copy: str) -> None:
 def is_copied(
     service: str, digest: str, folder: str, apart: Apart, manifest: str | None = None
 ) -> bool:
-    """Return whether a copy with this fingerprint exists and has all files in the right sizes.
+    """Return whether a copy with this fingerprint exists and all its files have the right sizes.
 
     The file ``manifest`` may have changed. Raises InvalidInput or Error as `fingerprint`.
     """
@@ -178,9 +178,9 @@ def is_copied(
 
 
 def keep_manifest(copy: str, spec: ServiceSpec) -> None:
-    """Write the active manifest to a package copy, unless it is there already.
+    """Write the active manifest into a package copy; no-op if the copy has it.
 
-    Raises Error if it cannot be written. Then the copy has the manifest that it had.
+    Raises Error if it cannot be written. Then the copy has its previous manifest.
     """
     path = os.path.join(copy, MANIFEST)
     try:
@@ -324,7 +324,7 @@ class _Entry(NamedTuple):
 
 
 def _walk(folder: str, apart: Apart) -> Iterator[_Entry]:
-    """Yield everything in a package except the paths in ``apart``, parents before children.
+    """Yield all entries of a package except the paths in ``apart``, parents before children.
 
     A ``folder`` of "" is the empty package of a service without files of its own.
 
@@ -396,7 +396,7 @@ def _open_folder(folder: str, base: str) -> int:
 
 
 def _hold(inside: int, name: str, path: str) -> int:
-    """Open a name in an open folder with O_PATH, also a symlink itself; ``path`` is for the error.
+    """Open a name in an open folder with O_PATH, also if it is a symlink; ``path`` is for errors.
 
     Raises Error.
     """
@@ -417,7 +417,7 @@ def _identities(apart: Apart) -> set[tuple[int, int] | None]:
 
 
 def _leads_to(inside: int, name: str, info: os.stat_result) -> tuple[int, int] | None:
-    """Return (device, inode) of a name, or of its link target; None for a broken link."""
+    """Return (device, inode) of the target of a name; None for a broken link."""
     if stat.S_ISLNK(info.st_mode):
         try:
             info = os.stat(name, dir_fd=inside)

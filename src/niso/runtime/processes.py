@@ -49,14 +49,14 @@ class Start(Protocol):
 
 
 class Processes(Protocol):
-    """The processes of services.
+    """Protocol of the access to services' processes.
 
-    A caller that changes anything holds the service's lock (`niso.base.locks`).
+    A caller that changes anything has the service's lock (`niso.base.locks`).
     """
 
     @property
     def units(self) -> Units:
-        """The units of the services in the init system."""
+        """Return the access to the services' units in the init system."""
 
     # --- status ---
 
@@ -87,7 +87,7 @@ class Processes(Protocol):
     # --- start and stop ---
 
     def renew(self) -> None:
-        """Make already running services use this niso when they end."""
+        """Make running services use this installation of niso when their processes exit."""
 
     def require_room(self) -> None:
         """Raise ProcessError if descriptors, space or files that a start needs are lacking."""
@@ -112,7 +112,7 @@ class Processes(Protocol):
         """
 
     def stop_all(self, services: Iterable[str]) -> dict[str, Error]:
-        """Like `stop` with a timeout of 0 s for each service, at less cost; return the errors."""
+        """Stop services with a timeout of 0 s each, at less cost than `stop`; return the errors."""
 
     def end_unrecorded(self, services: Collection[str]) -> None:
         """Kill the leftovers of interrupted starts that were not recorded."""
@@ -138,7 +138,7 @@ class Processes(Protocol):
         """Open a pidfd of PID 1, which the caller closes; -1 if none runs."""
 
     def mark(self, pid: int) -> Mark | None:
-        """Return a value that changes when PID 1 or a child runs; None unless all of them sleep."""
+        """Return a value that changes when PID 1 or a child runs; None unless all are sleeping."""
 
     def is_starved(self, pid: int) -> bool:
         """Return whether PID 1 or its child is runnable but has had almost no CPU time."""
@@ -216,7 +216,7 @@ class Units(Protocol):
         """Start the units of services and wait for them."""
 
     def stop(self, services: Iterable[str]) -> None:
-        """Stop the units of services, whose processes do not belong to them, and wait."""
+        """Stop the units of services and wait; the services' processes are already stopped."""
 
     def is_ours(self, service: str) -> bool:
         """Return whether this command runs inside the service's unit."""

@@ -112,7 +112,7 @@ def assemble(
 
 
 def _write_secrets(spec: ProcessSpec, secrets: Mapping[str, bytes]) -> None:
-    """Write the secrets to a tmpfs of this mount namespace, readable by the service's user alone.
+    """Write the secrets to a tmpfs of this mount namespace, readable by the service's user only.
 
     On the host, the folder stays empty.
     """
@@ -128,10 +128,10 @@ def _write_secrets(spec: ProcessSpec, secrets: Mapping[str, bytes]) -> None:
 
 
 def _show_host(folders: Sequence[str]) -> None:
-    """Mount an overlay of each top-level folder of the host that an assembled root shows.
+    """Mount an overlay of each top-level folder of the host that is part of an assembled root.
 
-    An overlay does not include mounts below its folder. So a shown folder on a file system of its
-    own gets a separate overlay, and so does such a folder directly below /usr.
+    An overlay does not include mounts below its folder. A folder on a file system of its own
+    therefore gets a separate overlay, also if it is directly below /usr.
     """
     devices = {}
     for top in dict.fromkeys(folder.split("/")[1] for folder in folders):
@@ -214,7 +214,7 @@ def _write(path: str, content: bytes) -> None:
 def check_points(rootfs: str) -> None:
     """Raise InvalidInput (key package.rootfs) if a link would make niso's mounts hide each other.
 
-    Such a link leads from a mount point to /, or into another mount.
+    The target of such a link is /, or is inside another mount point.
     """
     at = {point: place(rootfs, point) or "/" for point in (*MOUNT_POINTS, "/etc")}
     for point in MOUNT_POINTS:
@@ -474,7 +474,7 @@ def _folders(top: str, path: str) -> None:
 
 
 def _folder(path: str) -> None:
-    """Create a folder that all users can read, whatever the umask is."""
+    """Create a folder that all users can read, whatever the umask."""
     os.mkdir(path, 0o755)
     os.chmod(path, 0o755)
 
@@ -550,7 +550,7 @@ def end() -> None:
 
 
 def at_end(drop: Callable[[], object]) -> None:
-    """Call ``drop`` when the last start in progress ends; use this inside a start."""
+    """Call ``drop`` after the last start in progress; use this inside a start."""
     with _lock:
         _at_end.append(drop)
 
@@ -558,8 +558,8 @@ def at_end(drop: Callable[[], object]) -> None:
 def once[T](read: Callable[..., T], *args: object) -> T:
     """Return ``read(*args)``, cached while a start is in progress; the caller must not modify it.
 
-    Outside of a start, calls ``read`` each time. Raises what ``read`` raises, and then caches
-    nothing.
+    If no start is in progress, ``read`` is called each time. Raises what ``read`` raises, and then
+    caches nothing.
     """
     key = (read, *args)
     with _lock:

@@ -66,7 +66,7 @@ def is_shared(volume: MountedVolume) -> bool:
 def recorded(spec: ProcessSpec) -> ProcessSpec:
     """Return the spec with missing identities added.
 
-    Links in a host volume's path are followed now, and never again. Raises OSError.
+    Links in a host volume's path are resolved now, and never again. Raises OSError.
     """
     boot = paths.boot_id()
     if spec.rootfs is not None and spec.rootfs_identity is None:
@@ -84,7 +84,7 @@ def recorded(spec: ProcessSpec) -> ProcessSpec:
 def _recorded_secret(secret: Secret) -> Secret:
     """Return a secret with the digest of its content. Raises OSError.
 
-    Links in its path are followed now, and never again.
+    Links in its path are resolved now, and never again.
     """
     fd = root.open_place(os.path.realpath(secret.source), _NO_LINKS)
     try:
@@ -127,7 +127,7 @@ def _recorded(volume: MountedVolume, boot: str) -> MountedVolume:
 
 
 def problems(spec: ProcessSpec) -> Iterator[Error]:
-    """Yield an error for each path that no longer leads to the file it led to at activation."""
+    """Yield an error for each path whose target is not the file of the activation."""
     for secret in spec.secrets:
         try:
             read_secret(secret)
@@ -141,7 +141,7 @@ def problems(spec: ProcessSpec) -> Iterator[Error]:
 
 
 def _no_secret(secret: Secret, error: OSError, service: str) -> ProcessError:
-    """Build the error for a secret that cannot be read, without its content."""
+    """Build the error for a secret that cannot be read; it contains none of the content."""
     what = {errno.ELOOP: "leads through a symlink", errno.ENOENT: "is gone"}
     reason = what.get(error.errno or 0) or f"cannot be read: {error.strerror}"
     return ProcessError(
@@ -155,7 +155,7 @@ def _no_secret(secret: Secret, error: OSError, service: str) -> ProcessError:
 class Held:
     """The verified sources of a service as detached mounts; the caller must call `close`.
 
-    The constructor raises ProcessError if a path no longer leads to the file of the activation,
+    The constructor raises ProcessError if the target of a path has changed since the activation,
     OSError if the network namespace named in the spec does not exist.
     """
 
@@ -199,7 +199,7 @@ class Held:
         """The spec with paths through the descriptors, valid in this process only."""
 
     def close(self) -> None:
-        """Close the descriptors; mounts made from them stay."""
+        """Close the descriptors; mounts created from them stay."""
         for fd in self.trees.values():
             os.close(fd)
         self.trees.clear()
@@ -277,11 +277,11 @@ def _not_it(source: _Source, what: str, service: str) -> ProcessError:
 
 
 def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str | None:
-    """Return a folder above ``path`` in which users other than ``trusted`` (uids) can replace it.
+    """Return a folder above ``path`` in which users not in ``trusted`` (uids) can replace entries.
 
-    None if there is none. ``path`` has no links. In a folder with the sticky bit, entries can be
-    replaced only by their owner (inode(7)). With ``by_new_names``, users who could create the name
-    after it is removed count too, as in /tmp after a reboot. Raises OSError.
+    Returns None if there is none. ``path`` has no links. In a folder with the sticky bit, entries
+    can be replaced only by their owner (inode(7)). With ``by_new_names``, users who could create
+    the name after it is removed count too, for example in /tmp after a reboot. Raises OSError.
     """
     folder = path
     while folder != "/":
@@ -308,7 +308,7 @@ def _identity(fd: int, boot: str) -> Identity:
 def of_process(name: str) -> Finding | None:
     """Return the defect of an active service's process, None if it has none.
 
-    A process that has ended is not a defect if its restart policy does not restart it.
+    An exited process is not a defect if its restart policy does not restart it.
     """
     from niso.plan.desired import Finding
 

@@ -68,8 +68,8 @@ NONE = Status("none", None, None, None, 0, None)
 def read(service: str, closely: bool = False) -> Status:
     """Return the status of a service's process.
 
-    With ``closely``, also detect a PID 1 that has ended while its conmon does not react. Only in
-    that case this takes time, up to `CONMON_S`.
+    With ``closely``, also detect a PID 1 that has exited while its conmon does not react. Only in
+    this case the call takes up to `CONMON_S`.
     """
     shown = _read(service)
     if not closely or shown.state != "running":
@@ -116,9 +116,9 @@ def _read(service: str) -> Status:
 
 
 def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Status) -> Status:
-    """Return the status of a run that is running according to state.json.
+    """Return the status of a run that state.json records as running.
 
-    It may have ended since.
+    The run may have ended since.
     """
     pid = int_or_none(record.get("pid"))
     if pid is not None and in_service(service, pid):
@@ -165,7 +165,7 @@ def in_own_netns(service: str) -> bool:
 
 
 def is_in_own_netns(spec: ProcessSpec | None, pid: int | None) -> bool:
-    """Like `in_own_netns`, for a service whose spec and PID 1 are already read."""
+    """Do what `in_own_netns` does, for a service whose spec and PID 1 are already read."""
     try:
         expected = os.stat((spec.netns if spec else "") or "/proc/self/ns/net")
         actual = os.stat(f"/proc/{pid}/ns/net")
@@ -179,7 +179,7 @@ def is_in_own_netns(spec: ProcessSpec | None, pid: int | None) -> bool:
 def known_to_crun(service: str, pid: int) -> bool:
     """Return whether crun's state records ``pid`` as the service's PID 1.
 
-    Otherwise crun can neither exec in the service nor kill it.
+    If not, crun can neither exec in the service nor kill it.
     """
     try:
         known = read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status"))

@@ -57,9 +57,9 @@ def booted() -> bool:
 
 
 def has_ended() -> bool:
-    """Return whether a unit's ExecStop runs because its main process has ended.
+    """Return whether a unit's ExecStop runs because its main process has exited.
 
-    Otherwise it runs to end that process (systemd.exec(5), $EXIT_CODE).
+    Otherwise ExecStop runs to stop that process (systemd.exec(5), $EXIT_CODE).
     """
     return "EXIT_CODE" in os.environ
 
@@ -80,7 +80,10 @@ def path(service: str, pid: int | None = None) -> str | None:
 
 
 def logs_to_journal(service: str) -> bool:
-    """Return whether journald runs and a conmon started now will be in the service's unit."""
+    """Return whether the log goes to journald.
+
+    This is so if journald runs and a conmon started now will be in the service's unit.
+    """
     return (service in _stand_ins or path(service) is not None) and os.path.exists(_JOURNAL)
 
 
@@ -120,7 +123,7 @@ _stand_ins: dict[str, tuple[int, int, str, int]] = {}
 
 
 def stand_in(service: str, conmon: int | None) -> None:
-    """Move a stand-in process into the unit of ``conmon``, which the caller is about to kill.
+    """Add a stand-in process to the unit of ``conmon``, which the caller is about to kill.
 
     No-op if conmon is not in a unit, or this process is in the same unit.
     """
@@ -143,7 +146,7 @@ def stand_in(service: str, conmon: int | None) -> None:
 
 
 def hand_over(service: str, conmon: int | None) -> None:
-    """Make the next conmon the unit's main process in place of the stand-in, which then ends."""
+    """Make the next conmon the unit's main process instead of the stand-in, which then exits."""
     if service not in _stand_ins or conmon is None:
         return
     hold, done, unit, _ = _stand_ins.pop(service)
@@ -304,7 +307,7 @@ class Systemd:
 def _wait_ended(units: list[str]) -> None:
     """Wait at most 10 s until none of these units is active.
 
-    Deleting the file of an active unit would discard its ExecStop.
+    If the file of an active unit were deleted, systemd would discard its ExecStop.
     """
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
@@ -351,7 +354,7 @@ def _systemctl(*arguments: str, may_fail: bool = False) -> str:
 
 
 class ChangingUnit(NamedTuple):
-    """Reported when a systemd unit file is written or removed."""
+    """Report that niso writes or removes a systemd unit file."""
 
     action: Literal["write", "remove"]
     path: str
@@ -384,7 +387,7 @@ def drop_in(unit: str) -> str:
 def command(*words: str) -> str:
     """Return the command line of this niso with arguments, for a unit file.
 
-    After any prefix of the caller it begins with ``:``, so that ``$`` has no meaning
+    After the caller's prefix, if any, it begins with ``:``, so that ``$`` has no special meaning
     (systemd.service(5)).
     """
     return ":" + " ".join(quoted(word) for word in (sys.executable, "-I", "-m", "niso.cli", *words))
@@ -395,7 +398,7 @@ def agent(
 ) -> list[str]:
     """Return the lines of a unit for a command that runs permanently (systemd.service(5)).
 
-    The command reports when it is ready, and systemd restarts it whenever it ends. ``mark`` is the
+    The command reports when it is ready, and systemd restarts it whenever it exits. ``mark`` is the
     first line, and ``more`` are lines of ``[Service]``.
     """
     return [
@@ -430,7 +433,8 @@ def environment() -> list[str]:
 def quoted(word: str) -> str:
     """Quote a word for a unit file (systemd.syntax(7); systemd.unit(5), Specifiers).
 
-    A ``$`` stays: commands have the prefix ``:``, and elsewhere it has no meaning.
+    A ``$`` is left unchanged: commands have the prefix ``:``, and elsewhere it has no special
+    meaning.
     """
     if word and all(c.isascii() and (c.isalnum() or c in "/._-+=,@") for c in word):
         return word
@@ -513,7 +517,7 @@ class Following(NamedTuple):
 
 
 def alone(lock: str, held: Conflict, work: Callable[[], None]) -> None:
-    """Run an agent of which a host has only one. Raises ``held`` if it is running already."""
+    """Run an agent, of which a host may have only one. If one is running, raises ``held``."""
     try:
         taken = service_lock(lock, 0)
         taken.__enter__()

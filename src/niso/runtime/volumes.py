@@ -32,7 +32,7 @@ class Placed(NamedTuple):
     at: str
     """The mount point inside the service, links resolved."""
     folder: bool
-    """Whether it is a folder or a file."""
+    """Whether the volume is a folder; otherwise it is a file."""
 
 
 def placed(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[Placed]:
@@ -111,7 +111,7 @@ def _bad_mount(volume: MountedVolume, reason: str) -> InvalidInput:
 def is_writable(volume: MountedVolume, spec: ProcessSpec) -> bool:
     """Return whether the service's user may write to a volume of the host.
 
-    True where that is not known: it does not exist, or has an access control list (acl(5)).
+    True if unknown: the volume does not exist, or has an access control list (acl(5)).
     """
     path = str(volume.source)
     try:
@@ -132,7 +132,7 @@ def is_writable(volume: MountedVolume, spec: ProcessSpec) -> bool:
 
 
 def unwritable(spec: ProcessSpec) -> list[MountedVolume]:
-    """Return the host volumes that are writable by the manifest, but not for the service's user."""
+    """Return the host volumes that the manifest declares writable but the user cannot write."""
     return [
         volume
         for volume in spec.volumes
@@ -251,7 +251,7 @@ def check_removable(service: str) -> None:
 def remove_all(service: str, report: Report) -> None:
     """Remove all named volumes of a service with their content; no-op if it has none.
 
-    The service must have no process. Follows no link. Raises Error.
+    The service must have no process. No link is followed. Raises Error.
     """
     folder = paths.volume_dir(service)
     if not os.path.lexists(folder):
@@ -279,7 +279,7 @@ def _mounted_below(folder: str) -> list[str]:
 
 
 def check(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[InvalidInput]:
-    """Return all errors in the volumes of a service, before anything is started."""
+    """Return all errors in the volumes of a service. Called before any process is started."""
     errors: list[InvalidInput] = []
     good: list[MountedVolume] = []
     for volume in volumes:

@@ -125,7 +125,7 @@ class Attachments:
         )
 
     def move(self, service: str, cookie: int, interface: str) -> None:
-        """Record a new namespace of an attachment, and the interface of its only link there."""
+        """Record the new namespace of an attachment, and the interface of its only link there."""
         self._db.execute("UPDATE attached SET cookie=? WHERE service=?", (cookie, service))
         self._db.execute(
             "UPDATE attached_link SET interface=? WHERE service=?", (interface, service)

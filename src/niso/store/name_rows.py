@@ -38,7 +38,7 @@ class NameRows(ModeRows):
         return tuple(row[0] for row in rows)
 
     def names_there(self, service: str) -> tuple[str, ...]:
-        """Return the names for a service's address: its own, then those of its active sharers."""
+        """Return the names of a service's address: its own, then those of its active sharers."""
         sharers = self.sharers(service)
         return (*self.names(service), *(name for sharer in sharers for name in self.names(sharer)))
 
@@ -58,7 +58,7 @@ class NameRows(ModeRows):
         )
 
     def networks_of(self, service: str) -> tuple[str, ...]:
-        """Return the ordered networks of a service; a sharer has those of its provider."""
+        """Return the ordered networks of a service; for a sharer, its provider's."""
         rows = self._db.execute(
             "SELECT network FROM endpoint WHERE service=? ORDER BY position", (self.home(service),)
         )
@@ -114,12 +114,12 @@ class NameRows(ModeRows):
         return self._db.execute(query, (service,)).fetchone() is not None
 
     def meant(self, service: str, name: str) -> tuple[list[str], list[str]]:
-        """Return the services that a name in the policy of ``service`` refers to.
+        """Return the services that a name in the policy of ``service`` means.
 
         The first list is for allow entries: the service with this hostname or alias on its
-        networks, else the service of this name on any network. It is empty if the name is
-        ambiguous, which admission refuses. The second list is for deny entries, and has all of
-        these services.
+        networks, else the service of this name on any network. The list is empty if the name is
+        ambiguous, which admission refuses. The second list is for deny entries, and has all
+        services that the name can mean.
         """
         beside = self.holders_beside(service, name)
         elsewhere = self.holders_elsewhere(name, service)
@@ -135,8 +135,8 @@ class NameRows(ModeRows):
     ) -> set[str]:
         """Return other services that have a name of one of ``services`` on another network.
 
-        Only those count that an active service can see together with ``services``: its hosts file
-        has the name of the first of its networks. ``networks`` are added to the networks of
+        Only services count that some active service can see together with ``services``: its hosts
+        file has a name from the first of its networks. ``networks`` are added to the networks of
         ``services``, and the names ``fresh`` to their names.
         """
         own = set(services)
@@ -172,7 +172,7 @@ class NameRows(ModeRows):
     def name_holder(self, name: str) -> str | None:
         """Return the service that has a name, or None.
 
-        Names that undoing a change in progress would restore count too. Raises Conflict if the name
+        Names that return if a change in progress is undone count too. Raises Conflict if the name
         is ambiguous.
         """
         if (service := self._found(name, None)) is not None:
@@ -184,8 +184,8 @@ class NameRows(ModeRows):
     ) -> list[tuple[str, str]]:
         """Return (service, network) for services that have a name on one of these networks.
 
-        They include services whose names undoing a change in progress would restore, unless they
-        are in ``beside``: those are undone together with the caller's change. ``but`` is left out.
+        Services that get the name back if their change in progress is undone are included, unless
+        they are in ``beside``: their undo would be part of the caller's. ``but`` is left out.
         """
         held = {service: set(self.networks_of(service)) for service in self.holders(name)}
         restored = self._restored(name) if others_intend(self._db, beside) else {}
@@ -224,7 +224,8 @@ class NameRows(ModeRows):
     def _reached(self, service: str, name: str) -> list[str]:
         """Return the service that ``service`` reaches by a name, in a list; empty if there is none.
 
-        Its hosts file has the name of the first of its networks on which an active service has it.
+        Its hosts file has the name from the first of its networks on which an active service has
+        it.
         """
         rows = self._db.execute(
             f"{_ON} JOIN endpoint own ON own.network=e.network AND own.service=?"
@@ -276,18 +277,18 @@ def suggest(name: str, known: list[str], otherwise: str) -> str:
 
 
 class OutsideRows:
-    """The queries of the store for outside names."""
+    """The queries of the store for DNS names in policies."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
 
     def of(self, service: str) -> tuple[str, ...]:
-        """Return the outside names of a service's policy, sorted."""
+        """Return the DNS names in a service's policy, sorted."""
         query = "SELECT name FROM outside_peer WHERE service=? ORDER BY name"
         return tuple(row[0] for row in self._db.execute(query, (service,)))
 
     def named(self, active: bool = False) -> list[str]:
-        """Return the outside names of all policies, or only of active services; sorted."""
+        """Return the DNS names in all policies, or only in those of active services; sorted."""
         rows = self._db.execute(
             "SELECT DISTINCT p.name FROM outside_peer p JOIN service s ON s.name=p.service"
             " WHERE s.active>=? ORDER BY p.name",
@@ -304,7 +305,7 @@ class OutsideRows:
         return sorted({row[0] for name in names for row in self._db.execute(query, (name,))})
 
     def answer(self, name: str) -> Outside:
-        """Return the record of a name; without addresses if there is none, or if it is damaged."""
+        """Return the record of a DNS name; without addresses if it is missing or damaged."""
         row = self._db.execute("SELECT answer FROM outside_name WHERE name=?", (name,)).fetchone()
         return (row and _answer(name, row[0])) or Outside(name)
 
@@ -313,11 +314,11 @@ class OutsideRows:
         return [self.answer(name) for name in self.named()]
 
     def meant(self, name: str) -> tuple[str, ...]:
-        """Return the addresses by which services may reach a name."""
+        """Return the addresses by which services may reach a DNS name."""
         return self.answer(name).in_state(NOW, FORMER)
 
     def ever(self, name: str) -> tuple[str, ...]:
-        """Return all recorded addresses of a name, including past ones."""
+        """Return all recorded addresses of a DNS name, including past ones."""
         return self.answer(name).in_state(NOW, FORMER, PAST)
 
     def hosts(self, service: str) -> list[tuple[str, str]]:

@@ -24,7 +24,7 @@ class PolicyRows(NameRows):
         return policy_of(decoded(row[0])) if row else None
 
     def policied(self) -> list[str]:
-        """Return the recorded services with a policy."""
+        """Return the recorded services that have a policy."""
         return [row[0] for row in self._db.execute("SELECT service FROM policy ORDER BY service")]
 
     def audits(self) -> dict[str, tuple[int, int]]:
@@ -47,8 +47,8 @@ class PolicyRows(NameRows):
         """Return a service's policy with its names resolved to services at present.
 
         An entry whose name resolves to no service stays and matches nothing: without it, a deny
-        list could become empty, which is no policy. For a name that resolves to several services
-        there is an entry for each (`NameRows.meant`).
+        list could become empty, which means no policy. A name that resolves to several services has
+        an entry for each (`NameRows.meant`).
         """
         policy = self.policy(service)
         if policy is None:
@@ -75,12 +75,12 @@ class PolicyRows(NameRows):
 
     @property
     def outside(self) -> OutsideRows:
-        """Return the queries for outside names."""
+        """Return the queries for DNS names in policies."""
 
         return OutsideRows(self._db)
 
     def names_outside(self, service: str | None = None) -> bool:
-        """Return whether the policy of a service has outside names.
+        """Return whether the policy of a service has DNS names.
 
         Without ``service``, return whether any policy has.
         """
@@ -95,7 +95,7 @@ class PolicyRows(NameRows):
         return [row[0] for row in rows]
 
     def _policed(self, services: Iterable[Service], names: Iterable[Name]) -> Iterator[Policed]:
-        """Yield the policies of these active services, and of others that name one of ``names``.
+        """Yield the policies of these active services, and of services that name one of ``names``.
 
         For the latter, only the affected addresses are included.
         """
@@ -183,7 +183,7 @@ class PolicyRows(NameRows):
     def _meant(self, kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return (addresses or subnets, gateways of a network) that a peer resolves to.
 
-        Both are empty if nothing has this name.
+        Both are empty if no service or network has this name.
         """
         if kind == "outside":
             return self.outside.meant(name), ()

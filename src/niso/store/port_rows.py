@@ -74,7 +74,7 @@ class PortRows:
     def published_on(self, services: Iterable[str]) -> set[str]:
         """Return the networks whose bridges are configured for ports of these services.
 
-        A network that a service has left in the meantime is included.
+        A network that a service has left since is included.
         """
         networks = {
             network
@@ -123,8 +123,8 @@ class PortRows:
     ) -> list[tuple[str, Port]]:
         """Return (service, port) of all ports of active services that clash with ``wanted``.
 
-        That includes ports that undoing a change in progress would restore.
-        Services in ``but`` are skipped there.
+        Ports that return if a change in progress is undone are included, except those of services
+        in ``but``.
         """
         proto, first, last = wanted.proto, wanted.host_port, wanted.last
         live = (
@@ -164,7 +164,7 @@ class PortRows:
     def spans(self, proto: str, first: int, last: int) -> list[tuple[int, int]]:
         """Return (first, last) host port of all ports of recorded services that overlap a range.
 
-        That includes inactive services, and ports that undoing a change in progress would restore.
+        Inactive services are included, and ports that return if a change in progress is undone.
         """
         return self._db.execute(
             "SELECT host_port, host_port+count-1 FROM port"
@@ -253,7 +253,7 @@ class PortRows:
         return row
 
     def put_published_row(self, service: str, row: tuple[object, ...] | None) -> None:
-        """Restore the row from before `note_published`, if nothing was published in the end."""
+        """Restore the row from before `note_published`, if no port was published after all."""
         self._db.execute("DELETE FROM published WHERE service=?", (service,))
         if row is not None:
             self._db.execute("INSERT INTO published VALUES (?, ?, ?)", row)
@@ -276,8 +276,8 @@ class PortRows:
     ) -> None:
         """Record (service, port) for all ports that a change adds or removes.
 
-        The record stays until the kernel is up to date. ``networks`` are those that the ports
-        concern so far. ``now`` is in seconds since 1970.
+        The record stays until the kernel is updated. ``networks`` are those that the ports concern
+        so far. ``now`` is in seconds since 1970.
         """
         on = sorted(networks)
         for service, group in groupby(sorted(ports), key=itemgetter(0)):
@@ -301,7 +301,7 @@ class PortRows:
         return {network for (undo,) in rows for network in decoded(undo)["networks"]}
 
     def end_publishing(self, service: str, keep_forwards: bool = False) -> None:
-        """Record that an inactive service publishes nothing. The ports of its manifest stay.
+        """Record that an inactive service publishes no ports. Its manifest ports stay recorded.
 
         Its forwards are deleted, unless ``keep_forwards``.
         """

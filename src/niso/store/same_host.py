@@ -63,7 +63,7 @@ def recorded(db: sqlite3.Connection) -> str | None:
 
 
 def record_boot(db: sqlite3.Connection, world: str) -> None:
-    """Record ``world`` as the identity of the store's host. The caller holds a transaction."""
+    """Record ``world`` as the identity of the store's host. The caller is in a transaction."""
     db.execute("INSERT OR REPLACE INTO meta VALUES ('world', ?)", (world,))
 
 
@@ -94,10 +94,10 @@ def go_home(db: sqlite3.Connection, world: str) -> bool:
 
 
 def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
-    """Record that nothing is active if ``world`` differs from the recorded host identity.
+    """Record all services as inactive if ``world`` differs from the recorded host identity.
 
-    Raises Conflict if services still run in another namespace of the same boot, because anything
-    that niso set up here would not be for them. The caller holds a transaction.
+    Raises Conflict if services still run in another network namespace of the same boot, because
+    changes in this one would not apply to them. The caller is in a transaction.
     """
     before = recorded(db)
     if before == world:
@@ -144,9 +144,9 @@ def _runs(service: str, state_id: str) -> bool:
 
 
 def changed(db: sqlite3.Connection) -> str | None:
-    """Return the location of the state folder to `record`; None if the recorded one is still right.
+    """Return the location of the state folder if it must be recorded; None if unchanged.
 
-    Raises Error if the folder is a copy and the original still exists. Raises OSError.
+    Raises Error if the folder is a copy of one that still exists, and OSError.
     """
     now = boot_folder()
     here, folder = _parts(now)
@@ -171,7 +171,7 @@ def changed(db: sqlite3.Connection) -> str | None:
 
 
 def record_folder(db: sqlite3.Connection, place: str) -> None:
-    """Record the location of the state folder. The caller holds a transaction."""
+    """Record the location of the state folder. The caller is in a transaction."""
     db.execute("INSERT OR REPLACE INTO meta VALUES ('folder', ?)", (place,))
 
 

@@ -112,7 +112,7 @@ class ServiceRow(NamedTuple):
 
     @property
     def is_job(self) -> bool:
-        """Return whether its process is a job, which runs until it exits.
+        """Return whether the service's process is a job, which runs until it exits.
 
         False if the row is damaged.
         """
@@ -128,7 +128,7 @@ class ServiceRow(NamedTuple):
 
     @property
     def again(self) -> str:
-        """Return the command that activates the service from its file again."""
+        """Return the shell command that activates the service from its file again."""
         program = self._program
         is_inline = program is not None and program.folder is not None
         return f"niso {'stack up' if is_inline else 'activate'} {self.manifest_path}"
@@ -146,7 +146,7 @@ class ServiceRow(NamedTuple):
         return spec
 
     def require_own(self) -> None:
-        """Raise Conflict if niso does not start the service's process."""
+        """Raise Conflict if the service is an attachment, whose process niso does not start."""
         if not self.has_process:
             raise Conflict(
                 f"{self.name!r} is an attachment: niso does not run its process",
@@ -277,10 +277,7 @@ class StackRows:
         return [row[0] for row in rows]
 
     def stack_files(self, stack: str) -> list[str]:
-        """Return the paths of the stack.toml files from which a stack's services came.
-
-        Services from stores before version 5 have none.
-        """
+        """Return the paths of the stack.toml files from which a stack's services came."""
         rows = self._db.execute(
             "SELECT DISTINCT file FROM stack_member WHERE stack=? AND file!='' ORDER BY file",
             (stack,),
@@ -318,7 +315,7 @@ class ModeRows:
         return str(row[0] or service)
 
     def inactive_modes(self) -> list[tuple[str, str]]:
-        """Return (name, mode) of the inactive services, sorted; cheap with many services."""
+        """Return (name, mode) of the inactive services, sorted; fast with many services."""
         return self._db.execute(
             "SELECT name, mode FROM service WHERE active=0 ORDER BY name"
         ).fetchall()
@@ -331,9 +328,9 @@ class ModeRows:
         return [row[0] for row in rows]
 
     def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
-        """Return the sharers, including those that undoing their changes in progress would restore.
+        """Return the sharers, also those that return if their change in progress is undone.
 
-        Of the latter, services in ``but`` are skipped.
+        Services in ``but`` are left out of the latter.
         """
         sharers = set(self.sharers(provider))
         if others_intend(self._db, but):
@@ -346,7 +343,7 @@ class ModeRows:
         return sorted(sharers)
 
     def with_companions(self, services: Iterable[str]) -> tuple[str, ...]:
-        """Return these services, their providers, and the active sharers of those."""
+        """Return these services, their providers, and all active sharers of these providers."""
         names = set(services)
         homes = {self.home(name) for name in names}
         sharers = {sharer for home in homes for sharer in self.sharers(home)}
@@ -389,7 +386,7 @@ class LeaseRows:
     _db: sqlite3.Connection
 
     def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
-        """Return (address, service, whether that is active) for a network's leases, ascending."""
+        """Return (address, service, whether it is active) for a network's leases, ascending."""
         rows = self._db.execute(
             "SELECT address, service, active FROM lease JOIN service s ON s.name=lease.service"
             " WHERE network=? AND family=? ORDER BY number",
@@ -400,7 +397,7 @@ class LeaseRows:
     def leases_of(self, services: Collection[str]) -> set[tuple[str, str]]:
         """Return (service, address) of the leases of these services.
 
-        They include those that undoing a change in progress would restore.
+        Leases that return if a change in progress is undone are included.
         """
         marks = ", ".join("?" for _ in services)
         rows = self._db.execute(
@@ -420,9 +417,9 @@ class LeaseRows:
         return (row[0], bool(row[1])) if row else None
 
     def lease_holder(self, address: str) -> str | None:
-        """Return the service that holds an address, or None.
+        """Return the service that has a lease of an address, or None.
 
-        Addresses that undoing a change in progress would restore count too.
+        Addresses that return if a change in progress is undone count too.
         """
         row = self._db.execute(
             "SELECT service FROM lease WHERE address=?"
@@ -435,8 +432,8 @@ class LeaseRows:
     def endpoints_like(self, prefix: str) -> list[tuple[str, str, int]]:
         """Return (service, network, generation) for endpoints of services with a name prefix.
 
-        They include those of inactive services, whose links may still be in deletion, and those
-        that undoing a change in progress would restore.
+        Endpoints of inactive services are included, because the kernel may still be deleting their
+        links. So are endpoints that return if a change in progress is undone.
         """
         return self._db.execute(
             "SELECT e.service, e.network, s.generation FROM endpoint e"
@@ -452,7 +449,7 @@ class LeaseRows:
     ) -> Iterator[int]:
         """Return the host numbers of all leases of a subnet, merged with ``released``, ascending.
 
-        They include those that undoing a change in progress would restore.
+        Leases that return if a change in progress is undone are included.
         """
         held = self._db.execute(
             "SELECT unhex(json_extract(value, '$.number.hex'))"
@@ -525,9 +522,9 @@ _MOST_DECODED = 64
 
 
 def encode_service(spec: ServiceSpec) -> str:
-    """Encode a ServiceSpec as JSON with every key.
+    """Encode a ServiceSpec as JSON with all keys.
 
-    So a recorded service does not change if a later version of niso has another default.
+    A recorded service therefore stays the same if a later version of niso has other defaults.
     """
     text = json.dumps(convert.plain(spec), ensure_ascii=False, separators=(",", ":"))
     _remember((ServiceSpec, text), spec)
@@ -545,12 +542,12 @@ def encode_process(spec: ProcessSpec) -> str:
 
 
 def service(text: str) -> ServiceSpec | None:
-    """Decode a ServiceSpec that `encode_service` wrote; None if the text is damaged."""
+    """Decode a ServiceSpec that `encode_service` wrote; None if the data are damaged."""
     return _decode(text, ServiceSpec)
 
 
 def process(text: str) -> ProcessSpec | None:
-    """Decode a ProcessSpec that `encode_process` wrote; None if the text is damaged."""
+    """Decode a ProcessSpec that `encode_process` wrote; None if the data are damaged."""
 
     return _decode(text, ProcessSpec)
 
@@ -595,9 +592,9 @@ def lease(
 
     ``statics`` has at most one address of each family. ``beside`` are the services that the same
     command activates. ``kept`` is (owner, name) of an attachment, which gets its earlier address
-    again. A released address is leased to another service only if no other address is free; the one
-    released first is taken. Raises InvalidInput if a static address is unusable, Conflict if it is
-    taken or the network is full.
+    again. An address that an attachment released is leased to another service only if no other
+    address is free; the one released first is taken. Raises InvalidInput if a static address is
+    unusable, Conflict if it is taken or the network is full.
     """
     from niso.plan import subnets
 

@@ -45,13 +45,13 @@ _PUBLISHED_BESIDE_BY_SHARER = (
 
 
 class Scope(NamedTuple):
-    """The services, networks and ports that one command touches. None means all."""
+    """The services, networks and ports that one command concerns. None means all."""
 
     services: tuple[str, ...] | None = None
     networks: tuple[str, ...] | None = None
     ports: tuple[Port, ...] | None = None  # only these ports of the services
     names: tuple[Name, ...] = ()
-    """Names of services and networks that may resolve to other addresses now, in policies."""
+    """Names of services and networks in policies that may resolve to other addresses now."""
     remotes: tuple[str, ...] = ()
     """Services of other hosts."""
 
@@ -108,11 +108,11 @@ class SnapshotRows(PortRows, PolicyRows):
         return dict(decoded(row[0])) if row else {}
 
     def set_nat_before(self, rules: dict[str, int]) -> None:
-        """Record the foreign NAT rules; the caller holds a transaction."""
+        """Record the foreign NAT rules; the caller is in a transaction."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('nat_before', ?)", (encoded(rules),))
 
     def forget_nat_before(self) -> None:
-        """Delete the record of foreign NAT rules; the caller holds a transaction."""
+        """Delete the record of foreign NAT rules; the caller is in a transaction."""
         self._db.execute("DELETE FROM meta WHERE key='nat_before'")
 
     def host_knows(self) -> bool:
@@ -123,7 +123,7 @@ class SnapshotRows(PortRows, PolicyRows):
     def set_host_knows(self, knows: bool) -> None:
         """Record whether the host's own hosts file has the names of services.
 
-        The caller holds a transaction.
+        The caller is in a transaction.
         """
         self._db.execute("DELETE FROM meta WHERE key='host_knows'")
         if knows:
@@ -169,7 +169,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return list(networks.values())
 
     def cluster_id(self) -> str:
-        """Return the id of the cluster that this host is in; "" for none."""
+        """Return the id of the cluster that this host is in; "" if it is in none."""
         query = "SELECT json_extract(value, '$.id') FROM meta WHERE key='cluster'"
         row = self._db.execute(query).fetchone()
         return str(row[0]) if row else ""
@@ -267,7 +267,7 @@ class SnapshotRows(PortRows, PolicyRows):
     ) -> tuple[tuple[str, str], ...]:
         """Return (name, address) for the lines that only this service's hosts file has.
 
-        That is what its manifest adds, and the outside names of its policy, with the addresses of
+        They are the extra hosts of its manifest, and the DNS names in its policy, with addresses of
         families for which the service has a default route.
         """
         extra = self.extra_hosts(service)
@@ -385,7 +385,8 @@ def _limits(text: object) -> Limits:
 def _is_raw(text: object) -> bool:
     """Return whether the capabilities of a record have one of `SENDS_RAW`.
 
-    Return False if the record is damaged: `check` reports that, and no link is made wider for it.
+    Returns False if the record is damaged: `check` reports it, and no link gets more permissions
+    because of it.
     """
     try:
         return not SENDS_RAW.isdisjoint(decoded(text))  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ _QUERY = (
 
 
 class Address(NamedTuple):
-    """A claimed address of a service of another host."""
+    """An address that a service of another host has claimed."""
 
     network: str
     family: int
@@ -34,9 +34,9 @@ class Address(NamedTuple):
 class Claim(NamedTuple):
     """The cluster's claim of one of this host's services.
 
-    ``mark`` is a random text in the claim: after a request without an answer, a host reads it back
-    to learn whether the request was carried out. It is "" while the cluster may lack part of the
-    service. ``gen`` grows with each change and each new claim.
+    ``mark`` is a random string in the claim: after a request without an answer, a host reads it
+    back to learn whether the request was carried out. It is "" while data of the service may not be
+    published yet. ``gen`` grows with each change and each new claim.
     """
 
     service: str
@@ -48,8 +48,8 @@ class Claim(NamedTuple):
 class Attempt(NamedTuple):
     """A change of the mirrored rows whose kernel changes are in progress: the new rows.
 
-    ``services`` are addresses and names by service of other hosts, ``peers`` are (state id,
-    address, whether it lives) by host; None for one to be removed.
+    ``services`` are addresses and names by service of other hosts; ``peers`` are (state id,
+    address, whether the host is alive) by host, None for a host to be removed.
     """
 
     services: Mapping[str, tuple[tuple[Address, ...], tuple[str, ...]]]
@@ -134,7 +134,7 @@ class Spans:
         return tuple(row[0] for row in self._db.execute(query, (service,)))
 
     def peers(self) -> dict[str, tuple[str, str, bool]]:
-        """Return (state id, address, whether it lives) of the other hosts, by name."""
+        """Return (state id, address, whether the host is alive) of the other hosts, by name."""
         rows = self._db.execute("SELECT host, id, address, live FROM peer")
         return {host: (state_id, address, bool(live)) for host, state_id, address, live in rows}
 
@@ -260,7 +260,7 @@ class Spans:
         )
 
     def drop_stale_lease(self, service: str, address: str) -> None:
-        """Delete the lease that an inactive service has of an address claimed by ``service``.
+        """Delete an inactive service's lease of an address that ``service`` has claimed.
 
         Another host has taken over the inactive service, or its claim was given up.
         """
@@ -278,7 +278,7 @@ class Spans:
     def drop_claim(self, service: str) -> None:
         """Delete the record of a claim; no-op if there is none.
 
-        The service also loses its addresses, since other services may claim them from now on.
+        The service also loses its addresses, since other services may claim these from now on.
         """
         self._db.execute("DELETE FROM claim WHERE service=?", (service,))
         self._db.execute(

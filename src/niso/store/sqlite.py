@@ -35,7 +35,10 @@ def decoded(text: str) -> Any:
 
 
 class Transaction:
-    """Run a block in ``BEGIN IMMEDIATE`` … ``COMMIT``, with ``ROLLBACK`` on error or `cancel`."""
+    """Run a ``with`` block in ``BEGIN IMMEDIATE`` … ``COMMIT``.
+
+    After an error or `cancel`, the transaction is rolled back.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
@@ -73,7 +76,7 @@ class Transaction:
 
 
 class Reading:
-    """Run a block in ``BEGIN`` … ``COMMIT``; inside a transaction, as part of it.
+    """Run a ``with`` block in ``BEGIN`` … ``COMMIT``; inside a transaction, as part of it.
 
     All queries in the block read the same state of the store. A query outside a transaction needs
     five system calls for locks, which take as long as most queries themselves.
@@ -111,8 +114,8 @@ def use_wal(connection: sqlite3.Connection) -> None:
 def others_intend(connection: sqlite3.Connection, but: frozenset[str]) -> bool:
     """Return whether a change of any service except ``but`` is in progress.
 
-    The content of intents is slow to read, and mostly not needed. A command for many services asks
-    several times for each of them, so one row has the names of all intents.
+    The content of intents is slow to read, and mostly not needed. A command for many services calls
+    this several times for each of them, so one row has the names of all intents.
     """
     names = connection.execute("SELECT group_concat(service, ' ') FROM intent").fetchone()[0]
     return names is not None and not _split(names) <= but
@@ -124,7 +127,7 @@ def _split(names: str) -> frozenset[str]:
 
 
 def way_back() -> str:
-    """Return the hint for a lost store: niso keeps a copy of each package with its manifest."""
+    """Return the hint for a lost store: niso has a copy of each package with its manifest."""
     copies = os.path.join(paths.state_dir(), "packages")
     return f"activate services again from their folders, or from the copies in {copies}/NAME/*"
 
@@ -187,7 +190,7 @@ it."""
 
 
 class room:
-    """Context manager: make up to ``ROOM`` bytes available on the store's disk, from a reserve.
+    """Make up to ``ROOM`` bytes available on the store's disk in a ``with`` block, from a reserve.
 
     The reserve is a file next to the store that is emptied during a write, so that services can be
     stopped and removed on a full disk. Afterwards it is filled again as far as there is space.

@@ -46,7 +46,7 @@ from niso.store.sqlite import (
 
 
 class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
-    """A connection to state.db. Every change must be inside ``with store.transaction():``."""
+    """A connection to state.db. Make all changes inside ``with store.transaction():``."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
@@ -188,7 +188,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
     # --- integrity ------------------------------------------------------------
 
     def require_sound(self) -> None:
-        """Have SQLite check all pages; afterwards cache few of them (2 MiB by default).
+        """Check all pages of the database by SQLite; afterwards cache few pages (2 MiB by default).
 
         Raises Error if a page is damaged.
         """
@@ -254,7 +254,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [service_row(row) for row in rows]
 
     def checked_services(self) -> list[str]:
-        """Return the active services that have a healthcheck; cheap with many services."""
+        """Return the active services that have a healthcheck; fast with many services."""
         rows = self._db.execute(
             "SELECT name FROM service WHERE active=1 AND CASE WHEN json_valid(manifest)"
             " THEN json_type(manifest, '$.process.healthcheck') END='object' ORDER BY name"
@@ -262,7 +262,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [row[0] for row in rows]
 
     def service_names(self) -> list[tuple[str, bool, bool]]:
-        """Return (name, active, enabled) of every service; cheap with many services."""
+        """Return (name, active, enabled) of all services; fast with many services."""
         rows = self._db.execute("SELECT name, active, enabled FROM service ORDER BY name")
         return [(row[0], bool(row[1]), bool(row[2])) for row in rows]
 
@@ -318,7 +318,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return float(row[0]) if row else None
 
     def held_by(self, network: str) -> list[str]:
-        """Return the services that undoing changes in progress would put back on a network."""
+        """Return the services that return to a network if their change in progress is undone."""
         rows = self._db.execute(
             "SELECT service FROM intent, json_each(undo, '$.endpoint')"
             " WHERE json_extract(value, '$.network')=?",
@@ -327,7 +327,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [row[0] for row in rows]
 
     def member_counts(self) -> dict[str, int]:
-        """Return the number of recorded services on each network that has any."""
+        """Return the number of recorded services by network; empty networks are left out."""
         return dict(self._db.execute("SELECT network, COUNT(*) FROM endpoint GROUP BY network"))
 
     # --- writing; inside a transaction ------------------------------------------------------------

@@ -89,7 +89,7 @@ class File(NamedTuple):
 
 
 def files() -> dict[str, File]:
-    """Read the page's files, by their address. Raises OSError."""
+    """Read the page's files; return them by their URL path. Raises OSError."""
     page = {}
     for name in sorted(os.listdir(PAGE)):
         kind = _TYPES.get(os.path.splitext(name)[1])
@@ -100,7 +100,7 @@ def files() -> dict[str, File]:
 
 
 class States:
-    """The latest state, and the streams that wait for the next one."""
+    """The latest state of the map, and the streams that wait for the next state."""
 
     def __init__(self) -> None:
         self.last = b""
@@ -125,7 +125,7 @@ class States:
         self._changed = asyncio.Event()
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Yield the state and each later one. A slow reader skips some."""
+        """Yield the state and each later state. A slow reader skips some."""
         self.streams += 1
         seen = 0
         try:
@@ -143,7 +143,7 @@ class States:
 
 
 def application(states: States, token: str, page: dict[str, File]) -> ASGIApp:
-    """Return the ASGI application."""
+    """Build the ASGI application of the page."""
 
     def allowed(request: Request) -> bool:
         given = request.headers.get("authorization", "")
@@ -192,7 +192,7 @@ def _refusal(status: int) -> Response:
 
 
 class _Guard:
-    """Refuses requests for other host names or from other sites; adds headers to every answer."""
+    """Refuse requests for other host names or from other sites; add headers to each answer."""
 
     def __init__(self, inner: ASGIApp) -> None:
         self._inner = inner
@@ -242,9 +242,10 @@ def _is_own(host: str) -> bool:
 
 
 class _Impatient(H11Protocol):
-    """Closes connections that send no complete request in time, since others wait for their place.
+    """Close connections on which no complete request arrives in time.
 
-    uvicorn only limits the time between a complete answer and the next request.
+    Other clients wait for a free connection. uvicorn itself only limits the time between a complete
+    answer and the next request.
     """
 
     _last: object = None
@@ -265,9 +266,9 @@ class _Impatient(H11Protocol):
 
 
 def serve(listener: socket.socket, pipe: int, status: int, token: str) -> None:
-    """Serve until the pipe ends; write a line to ``status`` when ready.
+    """Serve the page until the pipe is closed; write a line to ``status`` when ready.
 
-    Raises OSError if privileges cannot be dropped: nothing has been served then.
+    Raises OSError if privileges cannot be dropped: then nothing has been served.
     """
     page = files()
     asyncio.run(_rehearse(page))
@@ -367,7 +368,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def confine() -> None:
-    """Give up files, network, user, groups and capabilities.
+    """Give up access to files and network, user, groups and capabilities.
 
     Raises OSError: the caller must then exit. Open descriptors stay usable: a listening socket
     still belongs to the network namespace in which it was created. Modules must be imported before.

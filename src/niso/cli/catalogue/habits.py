@@ -12,8 +12,8 @@ from niso.base.named_tuples import NamedTuple
 class Habit(NamedTuple):
     """Commands of docker, compose, podman, systemctl or kubectl with the same meaning.
 
-    ``theirs`` are the words after ``niso``; the longest match of a command line counts. ``ours`` is
-    the niso command, empty if there is none. ``remark`` completes it.
+    ``theirs`` are the words after ``niso``; the longest match of a command line applies. ``ours``
+    is the niso command, empty if there is none. ``remark`` is added to it.
     """
 
     theirs: tuple[str, ...]
@@ -121,7 +121,8 @@ _PROGRAMS = ("docker", "podman", "compose", "docker-compose", "systemctl", "kube
 def habit(words: list[str]) -> Habit | None:
     """Return the habit with the longest command that begins ``words``; None if there is none.
 
-    The name of a program may come first, unless it and the next word are a command together.
+    The name of the other program may be the first word, unless it and the next word are a command
+    together.
     """
     meant = {theirs: habit for habit in HABITS for theirs in habit.theirs}
     typed = [word for word in words if not word.startswith("-")]

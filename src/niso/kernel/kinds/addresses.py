@@ -61,9 +61,9 @@ class _Addresses(Kind[Address]):
         return (thing.link,)
 
     def place(self, thing: Address) -> str:
-        """Return the parent of the link's IPv4 neighbours.
+        """Return the name under which the link's IPv4 neighbours are contained in the address.
 
-        They are lost with the link's last IPv4 address.
+        The kernel drops the neighbours with the link's last IPv4 address.
         """
         return "" if ":" in thing.address else f"{link_place(thing.netns, thing.link)} IPv4"
 
@@ -113,8 +113,8 @@ class _Addresses(Kind[Address]):
     def read(self, space: Space, things: Collection[Address]) -> Iterable[Address]:
         """Read all addresses of the candidates' links.
 
-        The kernel's routes to their prefixes are compared in services; on the host, only with
-        strays.
+        In services, the kernel's routes to the addresses' prefixes are read too; on the host, only
+        with strays.
         """
         for link in space.links_of_concern():
             by_link = space.routes(link) if space.name or space.reading.strays else None
@@ -169,8 +169,9 @@ LAST = 0x7FFFFFFF
 class Route(NamedTuple):
     """A route. ``destination`` is a prefix; a default route has ``0.0.0.0/0`` or ``::/0``.
 
-    ``type`` is "" for a unicast route, as all of niso's are. For blackhole, unreachable, prohibit
-    and throw there is no link. A ``last`` route gives way to every other one to its destination.
+    ``type`` is "" for a unicast route, as all of niso's routes are. Routes of type blackhole,
+    unreachable, prohibit and throw have no link. ``last``: the route has the lowest priority among
+    routes to its destination.
     """
 
     netns: str
@@ -229,11 +230,11 @@ class _Routes(Kind[Route]):
         return (f"{link} down", f"{link} IPv4")
 
     def read(self, space: Space, things: Collection[Route]) -> Iterable[Route]:
-        """Read all routes of the candidates' links, except the kernel's own.
+        """Read all routes of the candidates' links, except the kernel's prefix routes.
 
-        Those lead to the prefix of an address, and `Address` compares them by their destination,
-        because any program can label its route as the kernel's. Routes of the host's own namespace
-        are not niso's.
+        A prefix route leads to the prefix of an address. `Address` compares these routes by
+        destination, because any program can label its route as the kernel's. Routes of the host's
+        own namespace are not niso's.
         """
         if not space.name:
             return
@@ -276,7 +277,10 @@ ROUTES = _Routes(Route)
 
 
 class RoutingRule(NamedTuple):
-    """The rule of a bridge for a family, 4 or 6. ``drift`` names what differs from niso's rule."""
+    """The routing rule of a bridge for a family, 4 or 6.
+
+    ``drift`` names what differs from niso's rule.
+    """
 
     link: str
     family: int

@@ -45,12 +45,15 @@ HOST = f"host.{DOMAIN}"
 
 
 def line_names(names: tuple[str, ...]) -> str:
-    """Return the names part of a service's line: each name with the domain, then without."""
+    """Return the names in a service's line: each name with the domain, then without."""
     return " ".join(f"{name}.{DOMAIN} {name}" for name in names)
 
 
 def name_on(service: str, network: str) -> str:
-    """Return the name for a service's addresses on a network after the first one shared with it."""
+    """Return the name that means a service's address on one network only.
+
+    It is used for each network after the first one shared with the service.
+    """
     return f"{service}.{network}.{DOMAIN}"
 
 
@@ -75,8 +78,8 @@ def _rank(text: str) -> tuple[int, bytes]:
 def edit(text: str, remove: set[str], add: set[str]) -> str:
     """Return ``text`` without the lines ``remove`` and with the lines ``add``, sorted by address.
 
-    Both sets contain complete lines. ``text`` is searched by bisection, because parsing all lines
-    would take time for each service.
+    Both are sets of complete lines. Lines are found by bisection, because parsing all lines would
+    take time for each service.
     """
     changes: list[tuple[int, int, tuple[int, bytes], str]] = []  # start, end, sort key, replacement
     for line in remove - add:
@@ -110,7 +113,7 @@ def _place(text: str, line: str) -> int:
 
 
 def _find(text: str, line: str, place: int) -> int:
-    """Return the offset of a line among those of its address; -1 if it is missing.
+    """Return the offset of a line among the lines of its address; -1 if it is missing.
 
     These lines end at the offset ``place``.
     """
@@ -154,7 +157,7 @@ _WHY = {
 
 
 def host_lines(mark: str) -> tuple[str, ...]:
-    """Return the lines of the block with this mark; none if there is no such block.
+    """Return the lines of the block with this mark; empty if there is no such block.
 
     Raises KernelError if the file is unusable.
     """
@@ -217,7 +220,7 @@ def _read() -> tuple[bytes, os.stat_result]:
 
 
 def _replace(text: bytes, status: os.stat_result) -> bool:
-    """Rename a new file over the old one, unless that has changed since.
+    """Replace the file atomically, unless another program has changed it since it was read.
 
     Returns whether the file was replaced.
     """
@@ -257,7 +260,7 @@ def _unusable(reason: str, hint: str, number: int = 0) -> KernelError:
 
 
 def clear() -> None:
-    """Remove the blocks of all state folders. Raises KernelError."""
+    """Remove niso's blocks of all state folders from the file. Raises KernelError."""
     text, _ = _read()
     for line in text.splitlines():
         words = line.split()
@@ -269,7 +272,7 @@ def clear() -> None:
 
 
 class HostsLine(NamedTuple):
-    """A line. ``names`` is the text after the address."""
+    """A line of a hosts file. ``names`` is the part after the address."""
 
     folder: str
     address: str
@@ -330,7 +333,7 @@ class HostsFile(NamedTuple):
 
 
 class HostsEdit(NamedTuple):
-    """Create or edit one hosts file, by renaming a new one over it."""
+    """Create or edit one hosts file, by renaming a new file over it."""
 
     folder: str
     create: bool
@@ -389,7 +392,7 @@ class _HostsFiles(Kind[HostsFile]):
     def read(self, space: Space, things: Collection[HostsFile]) -> Iterable[HostsFile]:
         """Read hosts files.
 
-        When everything is read, only well-formed, world-readable files count.
+        When the complete state is read, only well-formed, world-readable files count.
         """
         if space.name:
             return

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 else:
 
     class Generic:
-        """As `typing.Generic` for type checkers; importing typing takes 6 ms."""
+        """Stand-in for `typing.Generic`, since importing typing takes 6 ms."""
 
         def __class_getitem__(cls, _):
             return cls
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     Problem = Literal["missing", "foreign", "different", "gone", "dropped"]
 
     class Thing(Protocol):
-        """An object of any kind: a NamedTuple with a key."""
+        """Protocol of kernel objects of all kinds: a NamedTuple with a key."""
 
         def key(self) -> tuple[str, ...]: ...
         def __hash__(self) -> int: ...
@@ -78,14 +78,14 @@ else:
 
 
 class Step(NamedTuple, Generic[T]):  # type parameters import typing
-    """One change. ``action`` is add, delete or change; for change, ``was`` is the actual object."""
+    """One change: ``action`` is add, delete or change. ``was`` is the object before a change."""
 
     action: str
     thing: T
     was: T | None = None
 
     def describe(self) -> str:
-        """Return the step as text that also works when pasted into a shell."""
+        """Return the step as a shell command or a description in a form that a shell accepts."""
         return self.kind.describe(self)
 
     @property
@@ -110,7 +110,7 @@ class Steps(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A difference for a finding. ``what`` names the object and ``detail`` says how it differs."""
+    """A difference in a finding. ``what`` names the object, and ``detail`` says how it differs."""
 
     problem: Problem
     what: str
@@ -130,13 +130,15 @@ class Kind(Generic[T]):
 
     is_transactional = False
     """Whether steps are transactions: not read back, and deletions wait until the guarded objects
-    are deleted."""
+    are deleted.
+    """
     holds_others = False
     """Whether objects of this kind are parents of other objects."""
     goes_along = True
     """Whether an object disappears at once with its parent, so that no step deletes it."""
     is_only_set = False
-    """Whether objects cannot be deleted: existing ones that are not desired stay as they are."""
+    """Whether objects cannot be deleted: existing objects that are not desired are left unchanged.
+    """
     names_links = False
     """Whether `links` returns any links."""
     is_read_by_link = False
@@ -154,15 +156,15 @@ class Kind(Generic[T]):
     # --- identity and relations ---
 
     def space(self, thing: T) -> str:
-        """Return the network namespace of the object; "" is the host."""
+        """Return the name of the object's network namespace; "" is the host's."""
         return ""
 
     def links(self, thing: T) -> tuple[str, ...]:
-        """Return the links, in the object's namespace, that the object belongs to."""
+        """Return the names of the links that the object belongs to, in the object's namespace."""
         return ()
 
     def place(self, thing: T) -> str:
-        """Return the name of this object as a parent; "" if no object can be in it."""
+        """Return the name of this object as a parent; "" if it cannot contain objects."""
         return ""
 
     def lies_in(self, thing: T) -> tuple[str, ...]:
@@ -234,7 +236,7 @@ class Kind(Generic[T]):
         return Steps(made=made, gone=gone)
 
     def is_read_back(self, thing: T) -> bool:
-        """Return whether an object is read back, for verification, after it was written."""
+        """Return whether an object is read again after it was written, for verification."""
         return True
 
     def settled(self, have: State, want: State, candidates: State) -> frozenset[T]:
@@ -248,7 +250,7 @@ class Kind(Generic[T]):
         return Difference("missing", self.what(thing))
 
     def follows_from(self, thing: T, was: T | None) -> tuple[str, ...]:
-        """Return the `conditions` that explain why the object is missing, or is as in ``was``."""
+        """Return the `conditions` that explain why the object is missing, or changed to ``was``."""
         return ()
 
     def conditions(self, thing: T, was: T) -> Iterable[str]:
@@ -256,7 +258,7 @@ class Kind(Generic[T]):
         return ()
 
     def differences(self, thing: T, was: T, known: Collection[str]) -> list[Difference]:
-        """Return the findings for an object ``was`` that differs from ``thing``, with each field.
+        """Return the findings for an actual object ``was`` that differs from ``thing``, by field.
 
         Fields whose difference is explained by ``known``, the parents and conditions reported
         before, are left out.
@@ -279,7 +281,10 @@ class Kind(Generic[T]):
     # --- reading a State from the kernel ----------------------------------------------------------
 
     def claimed(self, reading: Reading) -> Iterable[T]:
-        """Return the objects with niso's mark, which become candidates when everything is read."""
+        """Return the objects with niso's mark.
+
+        They become candidates when the complete state is read.
+        """
         return ()
 
     def by_space(self, things: Iterable[T]) -> dict[str, Collection[T]]:
@@ -298,13 +303,13 @@ class Kind(Generic[T]):
         raise NotImplementedError(f"{type(self).__name__}.read")
 
     def left_over(self, reading: Reading) -> Iterable[T]:
-        """Return marked objects that were not read from any namespace, when everything is read."""
+        """Return the marked objects that no `read` has returned; called for the complete state."""
         return ()
 
     # --- writing ---
 
     def batch(self, step: Step[T], writer: Writer) -> Hashable:
-        """Return the key shared by steps to be executed together; None for a step of its own."""
+        """Return a key: steps with the same key are executed as one batch. None means alone."""
         return None
 
     def write(self, writer: Writer, steps: Sequence[Any]) -> None:
@@ -337,12 +342,12 @@ def fields(thing: Thing) -> tuple[str, ...]:
 
 
 def inside(netns: str) -> str:
-    """Return the first words of an iproute2 command in a namespace."""
+    """Return the first words of an iproute2 command for a namespace: ``ip -n NAME``."""
     return f"ip -n {netns} " if netns else "ip "
 
 
 def in_netns(netns: str) -> str:
-    """Return the words that name a namespace in a finding; "" for the host's."""
+    """Return the phrase that names a namespace in a finding; "" for the host's."""
     return f" in {netns}" if netns else ""
 
 
@@ -386,7 +391,7 @@ KINDS: list[Kind[Any]] = []
 
 
 def register(kind: Kind[Any]) -> None:
-    """Add a kind to `KINDS` when its file is loaded."""
+    """Add a kind to `KINDS`; called when its file is imported."""
     KINDS.append(kind)
     KINDS.sort(key=lambda one: ORDER.index(one.thing.__name__))
 
@@ -398,7 +403,10 @@ _NONE: frozenset[Any] = frozenset()
 
 
 class State:
-    """Objects by kind: ``state[Bridge]`` is a frozenset of bridges. Immutable and comparable."""
+    """A set of objects for each kind: ``state[Bridge]`` is a frozenset of bridges.
+
+    States are immutable and comparable.
+    """
 
     __slots__ = ("_by_type",)
 
@@ -493,10 +501,7 @@ class Space:
         return self._things.get(kind, ())
 
     def link(self, name: str) -> Link | None:
-        """Return a link; when everything is read, from the list of `all_links`.
-
-        A name that is missing in the list may be an alternative name, so the kernel is asked.
-        """
+        """Return a link; when the complete state is read, from the list of `all_links`."""
         if self.reading.everything:
             self.all_links()
         if name not in self._links:
@@ -504,7 +509,7 @@ class Space:
         return self._links[name]
 
     def other_end(self, link: Link) -> Link | None:
-        """Return the other end of a veth link of another namespace, if that end is in this one."""
+        """Return the other end of another namespace's veth link if it is in this namespace."""
         if self._by_index is None:
             self._by_index = {link_.index: link_ for link_ in self.all_links()}
         end = self._by_index.get(link.peer_index)
@@ -532,7 +537,7 @@ class Space:
         return self._all
 
     def links_of_concern(self) -> list[Link]:
-        """Return the links of the candidates; when everything is read, all links of niso's."""
+        """Return the links of the candidates; for the complete state, all of niso's links."""
         if self._of_concern is not None:
             return self._of_concern
         names = {
@@ -555,7 +560,7 @@ class Space:
         return self._of_concern
 
     def addresses(self, link: Link) -> list[LinkAddress]:
-        """Return the addresses of a link; when everything is read, from one dump for all links."""
+        """Return a link's addresses; for the complete state, from one dump for all links."""
         everything = self.reading.everything
         if self._addresses is None:
             self._addresses = {}
@@ -574,7 +579,7 @@ class Space:
         return self._routes[link.index]
 
     def all_routes(self) -> list[LinkRoute]:
-        """Return all routes of the main table. A host can have a million."""
+        """Return all routes of the main table. A host can have a million routes."""
         if self._all_routes is None:
             self._all_routes = self.rtnl.routes()
         return self._all_routes
@@ -582,7 +587,7 @@ class Space:
     def bridge_table(self, bridge_index: int) -> set[Fixed]:
         """Return the static entries of a bridge's forwarding database.
 
-        When everything is read, one request covers all bridges.
+        When the complete state is read, one request covers all bridges.
         """
         if bridge_index not in self._tables:
             asked = 0 if self.reading.everything else bridge_index
@@ -696,9 +701,9 @@ class Reading:
 
 
 def _same[T: Thing](things: Collection[T], present: Iterable[T]) -> frozenset[T]:
-    """Return ``present``, but with the candidate itself in place of each equal object.
+    """Return ``present``, with each object replaced by an equal candidate.
 
-    A state is large, and most of it is as desired: sharing objects saves memory. If all are equal,
+    A state is large, and most objects are as desired: sharing them saves memory. If all are equal,
     the result equals ``things``.
     """
     missing = set(things)
@@ -738,7 +743,7 @@ def read(
 
 
 def read_all(want: State, alias: str, sockets: Sockets, foreign: Foreign) -> State:
-    """Return everything that is niso's. See `niso.kernel.interface.Kernel.read_all`."""
+    """Return all objects of niso. See `niso.kernel.interface.Kernel.read_all`."""
     reading = Reading(alias, sockets, foreign, strays=True, everything=True)
     reading.candidates = want
     claimed: Iterable[Any] = (thing for kind in KINDS for thing in kind.claimed(reading))

@@ -48,9 +48,9 @@ class Bridge(NamedTuple):
 
     ``tracked4`` and ``tracked6``: its IPv4 or IPv6 frames pass the inet tables, even if the global
     sysctls (bridge-nf-call-*) are off. ``drift`` names settings that differ from niso's
-    (kernel/link_records.py). ``takes_own``: its forwarding
-    table has its own MAC for the host. The kernel adds that entry with the bridge. If the entry is
-    missing or leads to a port, services reach neither the host nor what is behind it.
+    (kernel/link_records.py). ``takes_own``: its forwarding table has the bridge's own MAC as an
+    entry for the host. The kernel adds this entry with the bridge. If the entry is missing or
+    points to a port, services can reach neither the host nor networks behind it.
     """
 
     name: str
@@ -80,7 +80,10 @@ class _Bridges(Kind[Bridge]):
         )
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
-        """Stop tracking after deletions, so that policies apply to a service until its removal."""
+        """Return the steps; tracking is disabled after deletions.
+
+        Policies therefore apply to a service until its removal.
+        """
         steps = super().steps(want, have, going)
         made: list[AnyStep] = []
         stopped: list[AnyStep] = []
@@ -195,9 +198,9 @@ class _Bridges(Kind[Bridge]):
 
 
 def _takes_own(space: Space, link: Link) -> bool:
-    """Return whether a bridge's table has its own MAC for the host.
+    """Return whether a bridge's forwarding table has its own MAC as an entry for the host.
 
-    Only `niso net check` and repair ask: no command of niso's replaces that entry.
+    Only `niso net check` and repair read this: no command of niso replaces that entry.
     """
     if not (space.reading.everything or space.reading.strays):
         return True
@@ -214,14 +217,15 @@ BRIDGES = _Bridges(Bridge)
 class Veth(NamedTuple):
     """A veth pair.
 
-    ``name`` is the end on the host, a port of ``bridge``; ``peer`` is the end in ``netns``. ``up``
-    means both ends. ``drift`` names settings of the port that differ from niso's, and the peer's
-    ARP flag (kernel/link_records.py). ``fixed``: the bridge has a static forwarding entry of the
-    peer's MAC; without one it would flood frames to a service that has been silent for a while.
+    ``name`` is the host end, a port of ``bridge``; ``peer`` is the inner end, in ``netns``. ``up``
+    means both ends. ``drift`` names settings of the port that differ from niso's, and the inner
+    end's ARP flag (kernel/link_records.py). ``fixed``: the bridge has a static forwarding entry of
+    the inner end's MAC. Without the entry, the bridge would flood frames to a service that has not
+    sent for a while.
 
-    ``sums``: the peer completes checksums before it sends, and does not leave them to the link by
-    which a packet leaves the host. A packet socket chooses where such a checksum is written
-    (PACKET_VNET_HDR), so it could change a packet that all rules have let pass.
+    ``sums``: the inner end completes checksums before it sends, and does not leave them to the link
+    by which a packet leaves the host. A packet socket chooses where such a checksum is written
+    (PACKET_VNET_HDR), so it could change a packet after all rules have accepted it.
     """
 
     name: str
@@ -297,7 +301,7 @@ class _Veths(Kind[Veth]):
     # --- planning ---
 
     def wanted(self, want: State, have: State) -> frozenset[Veth]:
-        """Leave ``sums`` on as long as the pair exists.
+        """Return the desired pairs; ``sums`` stays on as long as a pair exists.
 
         A service that loses its capabilities keeps them until its process has been restarted.
         """
@@ -309,7 +313,7 @@ class _Veths(Kind[Veth]):
         )
 
     def in_the_way(self, want: State, have: State) -> frozenset[Veth]:
-        """Return pairs with a wrong inner end, or with a name that another pair needs."""
+        """Return pairs with a foreign inner end, or with a name that another pair needs."""
         wanted = {veth.key(): veth for veth in want[Veth]}
         ends = {_end(veth) for veth in want[Veth]}
         return frozenset(
@@ -320,7 +324,7 @@ class _Veths(Kind[Veth]):
         )
 
     def settled(self, have: State, want: State, candidates: State) -> frozenset[Veth]:
-        """Leave out detached pairs of deleted namespaces: the kernel deletes them later."""
+        """Leave out detached pairs of deleted namespaces, because the kernel deletes them later."""
 
         stays = {space.name for space in want[Netns]} | {name.name for name in want[Named]}
         dying = {veth.name for veth in candidates[Veth] if veth.netns not in stays}
@@ -361,7 +365,7 @@ class _Veths(Kind[Veth]):
     # --- reading ---
 
     def read(self, space: Space, things: Collection[Veth]) -> Iterable[Veth]:
-        """Read both ends; if the namespace is missing or foreign, only the host end."""
+        """Read both ends; if the namespace is missing or foreign, read only the host end."""
 
         if not things:
             return
@@ -416,7 +420,7 @@ class _Veths(Kind[Veth]):
     # --- writing ---
 
     def batch(self, step: Step[Veth], writer: Writer) -> Hashable:
-        """Batch deletions: the kernel waits some 20 ms for RCU, for one pair or many."""
+        """Batch deletions: the kernel waits about 20 ms for RCU, for one pair or many."""
         if step.action != "delete":
             return None
         return "detach" if step.thing.netns in writer.detached else "delete"
@@ -440,7 +444,7 @@ def _far_end(veth: Veth) -> tuple[str, str, str]:
 
 
 def _drift_commands(veth: Veth, was: Veth) -> list[str]:
-    """Return the commands that reset the drifted settings."""
+    """Return the shell commands that reset the drifted settings."""
 
     flags = [f"hairpin {'on' if veth.hairpin else 'off'}"] if was.hairpin != veth.hairpin else []
     arp = {
@@ -488,9 +492,9 @@ def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
 
 
 def _end_pairs(writer: Writer, veths: list[Veth]) -> None:
-    """Delete all pairs, or only detach them from the bridge if their namespace is deleted too.
+    """Delete all pairs; if a pair's namespace is deleted too, only detach it from the bridge.
 
-    A deletion takes the kernel some 20 ms, for one pair or many.
+    A deletion takes the kernel about 20 ms, for one pair or many.
     """
     names = [veth.name for veth in veths]
     if veths[0].netns in writer.detached:
@@ -501,7 +505,10 @@ def _end_pairs(writer: Writer, veths: list[Veth]) -> None:
 
 
 def delete_links(rtnl: Rtnl, names: list[str]) -> None:
-    """Delete links. Only several links use a group, since deleting a group walks all links."""
+    """Delete links.
+
+    A link group is used for several links only: deleting a group walks all links.
+    """
     if len(names) == 1:
         rtnl.delete_link(names[0])
     else:
@@ -537,10 +544,10 @@ def _add(writer: Writer, veth: Veth) -> None:
 
 
 def _make_sums(writer: Writer, veth: Veth) -> None:
-    """Let the peer complete checksums, and the port join the small segments that this makes.
+    """Make the inner end complete checksums, and the port join small TCP segments.
 
-    The kernel has checked the checksums of what it joins. Joining gives back most of the
-    throughput that the peer loses with its offloads.
+    The kernel has checked the checksums of segments that it joins. Joining recovers most of the
+    throughput that is lost with the inner end's offloads.
     """
     writer.rtnl(veth.netns).make_sums(veth.peer)
     writer.rtnl("").join_segments(veth.name)
@@ -551,7 +558,7 @@ def _no_ipv6(port: str) -> str:
 
 
 def _disable_ipv6(port: str) -> None:
-    """Disable IPv6 of a port itself, which needs no address; its bridge still forwards IPv6.
+    """Disable IPv6 on a bridge port, which needs no address; its bridge still forwards IPv6.
 
     Otherwise the kernel adds a route to ff00::/8 for each port that has a carrier, in one list for
     all ports, and walks the list for each change of a link (fib6_add, fib6_clean_all).
@@ -630,7 +637,7 @@ FOREIGN_PORTS = _AttachedLinks(Attached)
 
 
 class Shaper(NamedTuple):
-    """Limits in bytes per second; 0 means none.
+    """Bandwidth limits in bytes per second; 0 means no limit.
 
     ``drift`` names other settings that differ from niso's.
     """

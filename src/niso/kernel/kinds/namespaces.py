@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Named(NamedTuple):
-    """A symlink ``name`` in /run/netns that leads to the file ``target`` of a namespace.
+    """A symlink ``name`` in /run/netns whose target is the file ``target`` of a namespace.
 
     ``cookie`` identifies the namespace (SO_NETNS_COOKIE). It is 0 if the namespace no longer
     exists.
@@ -60,7 +60,7 @@ class _Names(Kind[Named]):
         return f"it leads to {present}"
 
     def claimed(self, reading: Reading) -> Iterable[Named]:
-        """Yield the symlinks to namespaces that contain the inner end of one of niso's pairs."""
+        """Yield the symlinks to namespaces that contain the inner end of a pair of niso's."""
 
         own: set[tuple[int, int]] | None = None
         for name in netns.symlinks():
@@ -111,7 +111,7 @@ ATTACHED_NAMESPACES = _Names(Named)
 
 
 class Netns(NamedTuple):
-    """A namespace that niso made; its ``lo`` has ``alias``. ``up`` says whether lo is up."""
+    """A namespace that niso created; its ``lo`` has ``alias``. ``up``: lo is up."""
 
     name: str
     alias: str

@@ -79,9 +79,10 @@ class _Peers(Kind[Peer]):
         return (*lost, f"{link} IPv4")
 
     def read(self, space: Space, things: Collection[Peer]) -> Iterable[Peer]:
-        """Read the candidates; with strays also all other permanent entries of services' links.
+        """Read the candidates; with strays, also all other permanent entries of services' links.
 
-        Those of bridges are read only with everything, since they belong to many services.
+        Entries of bridges are read only with the complete state, since they belong to many
+        services.
         """
 
         reading = space.reading
@@ -100,7 +101,10 @@ class _Peers(Kind[Peer]):
                     yield thing._replace(mac=mac)
 
     def is_read_back(self, thing: Peer) -> bool:
-        """Read back the host's entries only: the kernel has acknowledged those of services."""
+        """Read back the host's entries only.
+
+        For entries of services, the kernel's acknowledgement is sufficient.
+        """
         return not thing.netns
 
     def batch(self, step: Step[Peer], writer: Writer) -> Hashable:
@@ -159,7 +163,7 @@ class _Neighbours(Kind[Neighbour]):
         return f"forwarding entry {thing.mac} of bridge port {thing.link}"
 
     def read(self, space: Space, things: Collection[Neighbour]) -> Iterable[Neighbour]:
-        """Yield the static entries of niso's bridges, without those of Veth and Fdb objects."""
+        """Yield the static entries of niso's bridges that are not part of Veth and Fdb objects."""
         if space.name or not space.reading.strays:
             return
 
@@ -198,7 +202,10 @@ FOREIGN_NEIGHBOURS = _Neighbours(Neighbour)
 
 
 class Fdb(NamedTuple):
-    """The entries of a MAC. The VXLAN device sends it to ``host``; "" if it has no entry."""
+    """The forwarding entries of a MAC on a bridge and on its VXLAN device.
+
+    The VXLAN device sends frames for the MAC to ``host``; "" if it has no entry.
+    """
 
     link: str  # the VXLAN device
     mac: str
@@ -276,7 +283,7 @@ class _FdbKind(Kind[Fdb]):
 
 
 def _all(link: str, entries: Iterable[tuple[str, str]]) -> Iterable[Fdb]:
-    """Yield the entries of a device, combined to one object for each MAC and host."""
+    """Yield the entries of a device, combined into one object for each MAC and host."""
     pairs = list(entries)
     fixed = {mac for mac, host in pairs if not host}
     led = {mac for mac, host in pairs if host}

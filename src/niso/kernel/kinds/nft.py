@@ -161,7 +161,7 @@ class _Elements(Kind[Element]):
         )
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
-        """Leave out elements that now belong to another scope, such as those of a moved port."""
+        """Leave out elements that now belong to another scope, for example of a moved port."""
         keys = {element.key() for element in want[Element]}
         owners = {(element.key(), element.owner, element.entry) for element in before[Element]}
         return frozenset(

@@ -70,9 +70,9 @@ class _Sysctls(Kind[Sysctl]):
     # --- planning ---
 
     def wanted(self, want: State, have: State) -> frozenset[Sysctl]:
-        """Add the right values of sysctls that niso normally leaves at their default.
+        """Add the valid values of sysctls that niso normally leaves at their default.
 
-        They are added if ``have`` shows a value that breaks a service: IPv6 disabled inside the
+        They are added if ``have`` has a value that breaks a service: IPv6 disabled inside the
         service, or IPv4 forwarding of a bridge disabled.
         """
 
@@ -116,9 +116,9 @@ class _Sysctls(Kind[Sysctl]):
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
         """Return the steps that set differing sysctls.
 
-        Setting the forwarding of all links resets that of each link, so the links' own sysctls are
-        set again afterwards. accept_ra comes before forwarding: otherwise a host that starts to
-        forward deletes the default routes from router advertisements.
+        Setting the forwarding of all links resets the forwarding of each link, so the links' own
+        sysctls are set again afterwards. accept_ra comes before forwarding: otherwise a host that
+        starts to forward deletes the default routes from router advertisements.
         """
         made: list[AnyStep] = []
         last: list[AnyStep] = []
@@ -139,7 +139,8 @@ class _Sysctls(Kind[Sysctl]):
     def is_read_back(self, thing: Sysctl) -> bool:
         """Read back the host's sysctls only.
 
-        Only niso sets those of services. Sysctls of the host's links depend on other sysctls.
+        No other program sets the sysctls of services. Sysctls of the host's links depend on other
+        sysctls.
         """
         return not thing.netns
 
@@ -171,7 +172,7 @@ class _Sysctls(Kind[Sysctl]):
         return present
 
     def batch(self, step: Step[Sysctl], writer: Writer) -> Hashable:
-        """Batch the sysctls of one namespace, which is then entered once."""
+        """Batch the sysctls of one namespace, so that it is entered only once."""
         return step.thing.netns
 
     def write(self, writer: Writer, steps: Sequence[Step[Sysctl]]) -> None:
@@ -218,7 +219,7 @@ def _present(things: Iterable[Sysctl]) -> set[Sysctl]:
 
 
 def _links_without_ipv6(space: Space) -> list[str]:
-    """Return the links of a service that lack an IPv6 address that is a candidate."""
+    """Return a service's links on which an IPv6 address of the candidates is missing."""
 
     if not space.name:
         return []
@@ -233,7 +234,7 @@ def _links_without_ipv6(space: Space) -> list[str]:
 
 
 def _switched_off(netns: str, links: list[str]) -> set[Sysctl]:
-    """Return the sysctls that disable IPv6 on these links: that of all links, else their own."""
+    """Return the sysctls that disable IPv6 on these links: the one for all, else the link's."""
     for some in (["all"], links) if links else ():
         asked = (Sysctl(netns, f"net/ipv6/conf/{link}/disable_ipv6", "0") for link in some)
         off = {thing for thing in _present(asked) if thing.value == "1"}
@@ -245,7 +246,7 @@ def _switched_off(netns: str, links: list[str]) -> set[Sysctl]:
 def _bridges_that_do_not_forward(space: Space, present: set[Sysctl]) -> set[Sysctl]:
     """Return the forwarding sysctls of bridges that do not forward.
 
-    A bridge follows ip_forward until its own sysctl is set.
+    A bridge has the value of ip_forward until its own sysctl is set.
     """
 
     if Sysctl("", FORWARDING, "1") not in present:

@@ -157,9 +157,9 @@ def _port_settings() -> list[bytes]:
 class Vxlan(NamedTuple):
     """A VXLAN device.
 
-    It neither learns nor floods: static entries say where frames go (kinds/neighbours.py).
-    ``device`` names settings of the device that differ from niso's, ``drift`` those of the bridge
-    port (kernel/link_records.py).
+    The device neither learns nor floods: static entries determine where frames are sent
+    (kinds/neighbours.py). ``device`` names settings of the device that differ from niso's,
+    ``drift`` settings of its bridge port (kernel/link_records.py).
     """
 
     name: str
@@ -316,7 +316,10 @@ class WgSettings(NamedTuple):
 
 
 def lacks(form: str) -> str | None:
-    """Return why this host cannot have a WireGuard link of a form; None if it can."""
+    """Return why this host cannot have a WireGuard link of a form; None if it can.
+
+    The form is kernel or userspace.
+    """
     import shutil
     import threading
 
@@ -334,7 +337,7 @@ def lacks(form: str) -> str | None:
 
 
 def _probe(errors: list[KernelError]) -> None:
-    """Create a link in a network namespace that ends with this thread; add the error to a list."""
+    """Try to create a link in a temporary network namespace; append the error to a list."""
     what = "create a WireGuard link"
     body = ifinfo() + text(IFLA_IFNAME, "probe")
     body += of_kind(KERNEL)
@@ -359,7 +362,7 @@ def new_key() -> str:
 
 
 def answers(name: str, form: str) -> bool:
-    """Return whether a link exists and is served, by the kernel or by wireguard-go."""
+    """Return whether a link exists, and the kernel or wireguard-go serves it."""
     try:
         socket.if_nametoindex(name)
         if form == USERSPACE:
@@ -373,8 +376,8 @@ def answers(name: str, form: str) -> bool:
 def shown_peer(name: str, known: Mapping[str, FarEnd]) -> WgSettings:
     """Return the settings of a link. ``known`` are the other hosts as desired, by public key.
 
-    A live host may send from another of its addresses, to which WireGuard then replies. Its
-    endpoint is therefore not reported as a difference.
+    WireGuard replies to the address that a host last sent from, which may be another one than
+    desired. A host's endpoint is therefore not reported as a difference.
     """
     try:
         lines = _run(["wg", "show", name, "dump"]).splitlines()
@@ -427,7 +430,7 @@ def remove(rtnl: Rtnl, name: str) -> None:
 
 
 def _create(rtnl: Rtnl, link: WireGuard) -> None:
-    """Create a link, down, with niso's mark. Raises KernelError."""
+    """Create a link with niso's mark. The link stays down. Raises KernelError."""
     what = f"create WireGuard link '{link.name}'"
     if link.form == KERNEL:
         index = rtnl.free_index()
@@ -537,7 +540,7 @@ class FarEnd(NamedTuple):
 
 
 class WireGuard(NamedTuple):
-    """The link. Its private key is in the file `niso.base.paths.wireguard_key`."""
+    """The WireGuard link. Its private key is in the file `niso.base.paths.wireguard_key`."""
 
     name: str
     form: str  # KERNEL or USERSPACE
@@ -587,7 +590,7 @@ class _WireGuards(Kind[WireGuard]):
         return f"WireGuard {thing.name}"
 
     def in_the_way(self, want: State, have: State) -> frozenset[WireGuard]:
-        """Return links of the other form, after the kernel has gained or lost WireGuard support."""
+        """Return links of the other form, if the kernel has gained or lost WireGuard support."""
         forms = {link.name: link.form for link in want[WireGuard]}
         return frozenset(
             link for link in have[WireGuard] if forms.get(link.name, link.form) != link.form
@@ -617,7 +620,7 @@ class _WireGuards(Kind[WireGuard]):
     def read(self, space: Space, things: Collection[WireGuard]) -> Iterable[WireGuard]:
         """Read links.
 
-        Settings that only wg(8) can read are taken as desired, unless a change is planned.
+        Settings that only wg(8) can read are assumed to be as desired, unless a change is planned.
         """
         reading = space.reading
         for name in {thing.name for thing in things}:
