@@ -62,10 +62,10 @@ def fill(store: Store, world: dict[str, Any]) -> None:
             put(
                 store,
                 name,
-                spec.networks,
-                static=spec.addresses,
-                ports=tuple(published.port for published in spec.ports),
-                hostname=spec.hostname,
+                spec.network.networks,
+                static=spec.network.addresses,
+                ports=tuple(published.port for published in spec.network.ports),
+                hostname=spec.network.hostname,
             )
             store.end_publishing(name)
             for port in world.get("forwards", {}).get(name, ()):
