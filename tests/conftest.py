@@ -428,13 +428,22 @@ class Lab(Agent):
         and not before `WAIT_SECONDS`. Calls are 10 ms apart, and take at most half of the time.
         """
         patience = max(WAIT_SECONDS, PATIENCE * timeout)
-        deadline = time.monotonic() + patience
+        if answer := self.observed(predicate, patience):
+            return answer
+        pytest.fail(f"not so within {patience} s: {what or predicate}")
+
+    def observed(self, predicate: Callable[[], Any], seconds: float) -> Any:
+        """Call ``predicate`` for so long; return its first true answer, or None.
+
+        For what must not happen: the time is how long the test observes, also on a busy machine.
+        """
+        deadline = time.monotonic() + seconds
         while True:
             asked = time.monotonic()
             if answer := predicate():
                 return answer
             if asked > deadline:
-                pytest.fail(f"not so within {patience} s: {what or predicate}")
+                return None
             time.sleep(max(0.01, min(0.2, time.monotonic() - asked)))
 
 
