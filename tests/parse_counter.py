@@ -14,7 +14,7 @@ from types import FrameType
 PARSERS = {
     "manifest": (
         *("parse_port", "parse_entry", "cpu_max", "memory_max", "url", "user"),
-        *("interval", "timeout", "start_period", "restart_delay", "stop_timeout"),
+        "duration",
         *("size", "ipv4"),
     ),
     "tomllib": ("loads",),

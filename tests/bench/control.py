@@ -232,7 +232,7 @@ class _without_processes:
         self._patches = [
             mock.patch.multiple(lifecycle, start=nothing, stop=nothing, terminate=asked),
             mock.patch.multiple(status, read=running, runs=running),
-            mock.patch.multiple(start, run=nothing, expect=nothing),
+            mock.patch.object(start, "run", nothing),
         ]
         for patch in self._patches:
             patch.start()
@@ -249,7 +249,6 @@ class _watched:
         self._profiler = profiler
 
     def __enter__(self) -> list[tuple[float, float]]:
-        from niso.change import activate
         from niso.reconcile import change
 
         found: list[tuple[float, float]] = []
@@ -271,9 +270,7 @@ class _watched:
                     )
                 )
 
-        self._patches = [
-            mock.patch.object(each, "carry_out", carry_out) for each in (change, activate)
-        ]
+        self._patches = [mock.patch.object(change, "carry_out", carry_out)]
         for patch in self._patches:
             patch.start()
         return found

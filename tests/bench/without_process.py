@@ -27,7 +27,7 @@ def main() -> None:
     lifecycle.terminate = lambda *_, **__: -1
     status.runs = lambda *_, **__: True
     status.read = lambda *_, **__: SimpleNamespace(state="running", pid=1, error=None)  # type: ignore[assignment,return-value]
-    start.run = start.expect = nothing  # type: ignore[assignment]
+    start.run = nothing  # type: ignore[assignment]
     command()
 
 

@@ -31,6 +31,7 @@ NO_CASE = {
     "Ruleset.digest": "it is told by the elements of the set owner",
     "Sysctl missing": "a sysctl goes with its link only",
     "Sysctl foreign": "a sysctl of niso's has a value, and no other end",
+    "Element.entry": "the comment of an element has it with its owner",
     "Bridge.alias": "a link without the mark is somebody else's: a conflict",
     "Veth.alias": "the same",
     "Netns.alias": "the same",

@@ -34,7 +34,7 @@ RULES: dict[str, Damage] = {
         different=r"set element bridge niso arp_nd \{ \"niapi\S+\" limit rate over ",
     ),
     "element with another's comment": damage(
-        "Element.comment",
+        "Element.owner",
         lambda w: w.nft(
             "delete element inet niso publish_any4 { tcp . 8080 }\n"
             'add element inet niso publish_any4 { tcp . 8080 comment "peer" : 10.99.1.2 . 80 }'

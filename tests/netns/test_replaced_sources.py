@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
@@ -84,21 +83,6 @@ def test_rootfs_that_is_another_folder_needs_an_activation(evil: Lab) -> None:
     lab.niso("restart", "evil")
     lab.run("rm", "-rf", ROOTFS)
     assert "is gone" in refused(lab, "restart", "evil")
-
-
-def test_rootfs_of_an_older_niso_is_recorded_at_the_next_start(evil: Lab) -> None:
-    lab = evil
-    forget = "UPDATE service SET spec=json_remove(spec, '$.rootfs_identity')"
-    sql = f"import sqlite3; c = sqlite3.connect('/var/lib/niso/state.db'); c.execute({forget!r}); c.commit()"
-    known = "import sqlite3; c = sqlite3.connect('/var/lib/niso/state.db'); print(*c.execute('SELECT spec FROM service').fetchone())"
-    lab.run("python3", "-c", sql)
-    before = pid_of(lab, "evil")
-    lab.niso("activate", FOLDER)
-    assert pid_of(lab, "evil") == before, "nothing has changed for it"
-    assert json.loads(lab.run("python3", "-c", known).stdout)["rootfs_identity"]
-    lab.run("python3", "-c", sql)
-    lab.niso("restart", "evil")
-    assert json.loads(lab.run("python3", "-c", known).stdout)["rootfs_identity"]
 
 
 @pytest.mark.parametrize(

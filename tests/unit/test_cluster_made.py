@@ -183,7 +183,7 @@ def test_lost_host_is_forgotten_and_lives_no_more(world: World, engine: Engine) 
     engine.revoke(lease)
     with refuses(Conflict, hint="niso cluster leave takes it out"):
         cluster_hosts.forget(world.machine, "a")
-    assert cluster_hosts.forget(world.machine, "b") == ([], 0)
+    assert cluster_hosts.forget(world.machine, "b") == ((), 0)
     with pytest.raises(NotFound):
         cluster_hosts.forget(world.machine, "b")
     for command in (cluster_hosts.add_member, cluster_hosts.remove_member):

@@ -17,7 +17,7 @@ from niso.base.errors import Error
 from niso.cluster.claims import Claims
 from niso.cluster.key_values import About
 from niso.look import other_hosts
-from niso.look.packet_path import Explanation, Packet, explain
+from niso.look.packet_path import ExplainedPacket, Packet, explain
 from niso.plan.records import Audit
 from niso.reconcile.live_world import read_world
 from niso.store.sqlite import encoded
@@ -50,7 +50,7 @@ class Shown(Cluster):
         self.follow()
         return held.networks["backend"][0]
 
-    def explain(self, source: str, destination: str, port: int = 80) -> Explanation:
+    def explain(self, source: str, destination: str, port: int = 80) -> ExplainedPacket:
         store = self.world.store
         here = read_world(self.world.kernel, store)
         seen = other_hosts.world(self.session, here, source, destination)

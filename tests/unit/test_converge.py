@@ -297,7 +297,7 @@ def test_made_up_kind_is_planned_written_checked_and_repaired(
     kernel.others[Lamp][lamp.key()] = lamp._replace(colour="red")
     kernel.others[Lamp][space, "back"] = Lamp(space, "back")
     _, want, have, _ = reconcile_change.compare(kernel, store)
-    assert [finding.text() for finding in findings(want, have)] == [
+    assert [finding.text for finding in findings(want, have)] == [
         f"different: lamp {space} front (colour is 'red', should be 'green')",
         f"foreign: lamp {space} back",
     ]
@@ -309,7 +309,7 @@ def test_made_up_kind_is_planned_written_checked_and_repaired(
 
     kernel.lose_netns(space)
     _, want, have, _ = reconcile_change.compare(kernel, store)
-    assert not any("lamp" in finding.text() for finding in findings(want, have))
+    assert not any("lamp" in finding.text for finding in findings(want, have))
     reconcile_change.repair(kernel, store)
     assert is_as_wanted(kernel, store)
     steps = deactivate(kernel, store, "api")
