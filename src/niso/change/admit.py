@@ -571,8 +571,9 @@ def _ensure_network(machine: Machine, name: str, static: str | None) -> None:
 class LinkNames:
     """Choose the generations of services in a transaction so that interface names are unique.
 
-    The name of a host's veth interface is a hash of the service, the network and the generation, so
-    two endpoints can have the same name, even two of one service (`niso.base.names.veth`).
+    The name of a host's veth interface contains a hash of the service, the network and the
+    generation, so two endpoints can have the same name, even two of one service
+    (`niso.base.names.veth`).
     """
 
     def __init__(self, store: Store) -> None:
