@@ -53,11 +53,11 @@ class Outcome(NamedTuple):
     service: str
     """the service's name"""
     changed: bool
-    """false if the service was already active and this activation changed nothing for it"""
+    """false if the service was already active and nothing changed"""
     address: tuple[str, ...]
-    """one address per network and address family; empty for a service without networks"""
+    """addresses, one per network and family; can be empty"""
     ports: tuple[Port, ...]
-    """published ports of the host, one item per port and address family"""
+    """published ports, one per address family"""
     completed: bool
     """true for a job, which has run and exited with status 0"""
 
@@ -233,8 +233,9 @@ class _Activation:
         stop.raise_all([*ended.values()])
 
     def change(self) -> list[Change]:
-        """Write the rows of the services and change the kernel to match; return one change per
-        service.
+        """Write the rows of the services, and change the kernel to match.
+
+        Returns one change per service.
         """
         with Lock():
             self.claims.make_way(self._report)
@@ -246,8 +247,9 @@ class _Activation:
         return changes
 
     def finish(self, changes: list[Change]) -> set[str]:
-        """Delete the intents, unused networks and old packages; return the services that
-        changed.
+        """Delete the intents, unused networks and old packages.
+
+        Returns the names of the services that changed.
         """
         for done in changes:
             package.keep_manifest(done.row.package, done.target.spec)
@@ -265,8 +267,7 @@ class _Activation:
         return changed
 
     def release_claims(self, changes: list[Change]) -> None:
-        """Report to the cluster the services that were stopped or no longer need a reservation in
-        etcd.
+        """Report to the cluster which services were stopped or need no reservation in etcd now.
 
         No-op on a host that is in no cluster.
         """
@@ -351,9 +352,7 @@ class _Activation:
         self._leaving = [row for row in rows if row is not None and row.active]
 
     def _scope(self) -> Scope:
-        """Return the services and networks that the change concerns, according to the present
-        rows.
-        """
+        """Return the scope of the change: its services and networks by the present rows."""
         store = self._store
         made = [one.name for one in self._stack.networks if store.network(one.name) is None]
         scope = scope_of(store, self._targets).joined(stop.scope_of(store, self._leaving))
@@ -361,8 +360,9 @@ class _Activation:
         return scope.joined(Scope((), (), names=names)).joined(self.claims.scope())
 
     def _record(self) -> list[Change]:
-        """Write the desired rows and return one change per service. Raises the errors of
-        `record_all`.
+        """Write the desired rows, and return one change per service.
+
+        Raises the errors of `record_all`.
         """
         self.claims.record()
         return record_all(self._machine, self._targets, self._copies, self._leaving, self._stack)
@@ -383,18 +383,14 @@ class _Activation:
         return {done.name for done in changes} if only_kernel else changed
 
     def _end(self, left: set[str]) -> None:
-        """Delete the intents, and those of the networks ``left`` that no service and no manifest
-        uses.
-        """
+        """Delete the intents, and the implicit networks in ``left`` that no service uses."""
         for name in self._names:
             self._store.end_intent(name)
         self._store.drop_implicit_networks(left)
 
 
 def _left(changes: list[Change]) -> set[str]:
-    """Return the names of the networks that services were on before the change and are not on
-    now.
-    """
+    """Return the names of the networks that services have left in this change."""
     return {
         name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)
     }
@@ -416,8 +412,9 @@ def restart(
     report: Report = silent,
     after: After | None = None,
 ) -> None:
-    """Restart the processes of active services. Their namespaces, addresses and ports are not
-    changed.
+    """Restart the processes of active services.
+
+    Their namespaces, addresses and ports are not changed.
 
     ``after`` is that of `start.run`, restricted to these services. Raises Conflict, NotFound or
     ProcessError. After an error, niso starts the stopped processes again, except those that exited

@@ -61,8 +61,7 @@ class Change(NamedTuple):
 
 
 def release(store: Store, target: Target) -> None:
-    """Begin the intent of one service, and release the host ports and names that it no longer
-    needs.
+    """Begin the intent of a service, and release host ports and names that it needs no longer.
 
     If the service changes its networks, all its names are released, because `record` must check
     them on the new networks. Call this function for all services of a command before any `record`:
@@ -259,8 +258,8 @@ def _refuse_macs(store: Store, name: str, networks: tuple[str, ...]) -> None:
     """Raise Conflict if another service has the same MAC address on a network as this service.
 
     A MAC address is chosen in a request, or derived from the names of service and network. Inactive
-    services count too, because they have the same MAC address at their next activation. With two
-    equal MAC addresses, the bridge would send frames to whichever service sent last.
+    services count too, because they have the same MAC address at their next activation. Frames to a
+    duplicate MAC address would reach whichever of the two services was attached last.
     """
     chosen = store.chosen_macs(networks)
     for network in dict.fromkeys(network for network, _, _ in chosen):
@@ -308,9 +307,7 @@ def _set_ports(
 
 
 def _refuse_other(before: ServiceRow, target: Target) -> None:
-    """Raise Conflict if the target's name already belongs to another service or to an
-    attachment.
-    """
+    """Raise Conflict if the target's name belongs to another service or to an attachment."""
     if before.has_process and target.spec.process is None:
         reason = "the name is already used by a service with a manifest"
         raise Conflict(reason, "choose another name", "NAME", names_key=False)
@@ -444,10 +441,10 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
 
 
 def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
-    """Return whether an entry of a pod's policy was written by the user of this Kubernetes
-    namespace.
+    """Return whether the user of a Kubernetes namespace wrote an entry of a pod's policy.
 
-    ``name`` is the pod with the policy. Users write their entries in annotations ``niso.io/...``.
+    ``name`` is the pod with the policy, and ``namespace`` the Kubernetes namespace. The keys of
+    entries that users write begin with ``niso.io/``.
     """
     same = namespace != "" and _labels(store, name).get("pod_namespace") == namespace
     return same and entry.key.startswith("niso.io/")
@@ -586,8 +583,9 @@ class LinkNames:
         """
 
     def generation(self, service: str, networks: tuple[str, ...], first: int) -> int:
-        """Return the lowest generation, at least ``first``, whose interface names are unused and
-        distinct.
+        """Return the lowest generation, at least ``first``, whose interface names are free.
+
+        The names must be unused and different from each other. They are used from this call on.
         """
         prefix = link_prefix(service)
         if prefix not in self._taken:
@@ -626,8 +624,9 @@ NO_STACK = Membership("", "", "", (), (), {})
 
 
 class NoClaims:
-    """The reservations in etcd of a command that needs none; same methods as
-    `cluster_claims.Held`.
+    """The reservations in etcd of a command that needs none.
+
+    It has the methods of `cluster_claims.Held`.
     """
 
     homes: Collection[str] = ()

@@ -67,13 +67,13 @@ class Attachment(NamedTuple):
     service: str
     """the attachment's name"""
     changed: bool
-    """false if the attachment already was as requested, so that nothing changed"""
+    """false if the attachment already was as requested"""
     address: tuple[str, ...]
-    """one address per network and address family"""
+    """addresses, one per network and family"""
     ports: tuple[Port, ...]
-    """published ports of the host, one item per port and address family"""
+    """published ports, one per address family"""
     netns: str
-    """path of the name under /run/netns that niso gave the network namespace"""
+    """path of niso's name for the network namespace"""
 
 
 # --- attach ---------------------------------------------------------------------------------------
@@ -423,9 +423,7 @@ _NO_INTERFACE = ("", ".", "..", "lo", "all", "default")
 
 
 class Wish(NamedTuple):
-    """A network to which a namespace is to be attached, with optional properties of its
-    interface.
-    """
+    """A network to which a namespace is to be attached, with properties of the interface."""
 
     network: str
     interface: str = ""  # "": the one it has there, or the next free eth<n>
@@ -588,10 +586,9 @@ def _free_names(taken: Container[str]) -> Iterator[str]:
 
 
 def interface_name(text: str) -> str:
-    """Return ``text`` if it is a valid name of a network interface (dev_valid_name,
-    net/core/dev.c).
+    """Return ``text`` if it is a valid name of a network interface.
 
-    Raises InvalidInput otherwise.
+    Raises InvalidInput otherwise. The rules are those of dev_valid_name in net/core/dev.c.
     """
     bad = text in _NO_INTERFACE or len(text.encode()) > _MAX_INTERFACE
     if bad or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
@@ -603,8 +600,9 @@ def interface_name(text: str) -> str:
 
 
 def mac(text: str) -> str:
-    """Return a unicast MAC address (IEEE 802, 8.2) in lower case with colons. Raises
-    InvalidInput.
+    """Return a unicast MAC address (IEEE 802, 8.2) in lower case with colons.
+
+    Raises InvalidInput if ``text`` is not one.
     """
     parts = text.lower().replace("-", ":").split(":")
     octets = [int(p, 16) for p in parts if len(p) == 2 and not set(p) - set("0123456789abcdef")]

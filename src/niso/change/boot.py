@@ -79,11 +79,11 @@ class Marked(NamedTuple):
     """
 
     service: str
-    """the service's name; for the option --firewall, the name of the firewall's unit"""
+    """the service's name; with --firewall, the unit of a firewall"""
     changed: bool
-    """false if the unit already was as desired"""
+    """false if nothing changed"""
     unit: str | None
-    """path of the systemd unit; for --firewall, path of the drop-in; None without systemd"""
+    """path of the systemd unit; with --firewall, of the drop-in"""
 
 
 # --- the text of a service's unit -----------------------------------------------------------------
@@ -187,11 +187,11 @@ def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list
 
 
 def enable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
-    """Enable services, so that they start at boot; active ones are supervised by systemd from now
-    on.
+    """Enable services, so that they start at boot.
 
-    Returns one result per service. Raises Conflict if a service shares the namespace of a service
-    that is not enabled, or if the name of its unit is taken; Error if systemd fails.
+    From now on, systemd supervises those that are active. Returns one result per service. Raises
+    Conflict if a service shares the namespace of a service that is not enabled, or if the name of
+    its unit is taken; Error if systemd fails.
     """
     store, units = machine.store, machine.processes.units
     rows = [_row(store, name) for name in names]

@@ -33,9 +33,7 @@ _LATE_S = 2 * LOOK_S
 
 
 class Checked(NamedTuple):
-    """Problems that `niso net check` reports, and pairs (warning, next step) for likely
-    mistakes.
-    """
+    """Problems for `niso net check`, and pairs (warning, next step) for likely mistakes."""
 
     findings: list[Finding]
     warnings: list[tuple[str, str]]
@@ -98,8 +96,9 @@ def lost_address(machine: Machine, own: Config) -> list[Finding]:
 
 
 def _own_agent() -> list[tuple[str, str]]:
-    """Return a warning if this host's agent has not synchronised with the cluster for a long
-    time.
+    """Return a warning if this host's agent has not synchronised for a long time.
+
+    The list is empty otherwise. A warning is a pair (text, next step).
     """
     at_s = agent.last().at_s
     ago_s = None if at_s is None else time.monotonic() - at_s
@@ -137,8 +136,9 @@ def _hidden(
 
 
 def _etcd(own: Config) -> list[tuple[str, str]]:
-    """Return a warning for each alarm of etcd, and for each etcd member whose clock differs by > 60
-    s.
+    """Return warnings about alarms of etcd, and about clocks that differ by more than 60 s.
+
+    The clocks are those of the hosts with an etcd member.
     """
     warnings, states = [], []
     for place in own.etcd.members:
@@ -179,8 +179,9 @@ def _pairs(
 
 
 def _asks(store: Store, service: str) -> bool:
-    """Return whether a service has an active process and its policy does not restrict its
-    egress.
+    """Return whether a service of this host can send to any address.
+
+    That is so if it is active, has a process, and its policy does not restrict egress.
     """
     row, policy = store.service(service), store.policy(service)
     open_ = policy is None or (policy.egress_allow is None and not policy.egress_deny)

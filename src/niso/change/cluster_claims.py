@@ -139,9 +139,7 @@ class Held:
         return own_record(store, target, asked)
 
     def _begin(self, services: list[str]) -> None:
-        """Record in the store that claims of services are pending, so that recovery can find
-        them.
-        """
+        """Record intents and pending claims of services, so that recovery can find them."""
         store = self._machine.store
         if services:
             with Lock(), store.transaction():

@@ -186,11 +186,10 @@ def add_member(machine: Machine, host: str, report: Report) -> int:
 
 
 def remove_member(machine: Machine, host: str, report: Report) -> int:
-    """Remove the etcd member of this host, or of a lost host; return how many voting members
-    remain.
+    """Remove the etcd member of this host, or of a lost host.
 
-    "" as ``host`` means this host. Raises Conflict for the only member and for a host that is
-    alive, NotFound, NoAnswer or Error.
+    Returns the number of voting members that remain. "" as ``host`` means this host. Raises
+    Conflict for the only member and for a host that is alive, NotFound, NoAnswer or Error.
     """
     own = _require_own_etcd(machine)
     with service_lock(LOCK), own.engine() as engine:

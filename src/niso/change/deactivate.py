@@ -18,7 +18,7 @@ class Done(NamedTuple):
     service: str
     """the service's name"""
     changed: bool
-    """false if the service was already inactive"""
+    """false if nothing changed"""
 
 
 def deactivate(

@@ -357,9 +357,7 @@ def remove(
 
 
 def _require_unused(store: Store, name: str) -> None:
-    """Raise NotFound if a network does not exist, and Conflict if a service of this host is on
-    it.
-    """
+    """Raise NotFound if a network does not exist, Conflict if a service here is on it."""
     store.require_network(name)
     members = [service for service, _ in store.members(name)] or store.held_by(name)
     if members:

@@ -112,11 +112,11 @@ def _is_part(port: Port, held: Port) -> bool:
 
 
 def kept_out(store: Store, service: str, port: Port) -> list[tuple[str, Port]]:
-    """Return the manifest ports that are not published because ``port`` of ``service`` is
-    forwarded.
+    """Return the manifest ports that a forward keeps from being published.
 
-    The result has pairs (service, port), of active services only. A host port that several services
-    request is left out, because it is not clear which of them would get it.
+    The forward is ``port`` of ``service``. The result has pairs (service, port), of active services
+    only. A host port that several services request is left out, because it is not clear which of
+    them would get it.
     """
     claims = []
     for row in store.active_rows():

@@ -93,8 +93,8 @@ def _identified(spec: ProcessSpec, old: ProcessSpec | None, is_known: bool) -> P
     """Return the spec with device and inode numbers of its rootfs and host volumes.
 
     They show later whether a path has been replaced. If the service was activated by its name
-    (``is_known``), the numbers of the last activation, ``old``, are taken over. Raises
-    InvalidInput.
+    (``is_known``), those of its last activation, ``old``, stay. Digests of secrets are added, too.
+    Raises InvalidInput.
     """
     if old is not None and is_known:
         known = {volume.name: volume for volume in old.volumes if volume.identity is not None}

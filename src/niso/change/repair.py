@@ -199,8 +199,9 @@ def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
 
 
 def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Complete or undo interrupted changes, and return their number. Errors are added to
-    ``errors``.
+    """Complete or undo interrupted changes, and return their number.
+
+    Errors are added to ``errors``.
     """
     try:
         return journal.recover(machine, report, every=True)

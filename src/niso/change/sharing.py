@@ -1,8 +1,9 @@
 """Let services share the network namespace of another service.
 
-The owner of the namespace has network mode bridge or none, so it never shares a namespace itself.
-This module finds the owner, restarts the services that share its namespace when it changes, and
-refuses changes that would leave such a service without a namespace.
+The service that owns the namespace is called the provider, and a service that shares it is called a
+sharer. A provider has network mode bridge or none, so it never shares a namespace itself. This
+module finds the provider, restarts sharers when it changes, and refuses changes that would leave a
+sharer without a namespace.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ _KEY = "network.share"
 
 
 class Home(NamedTuple):
-    """The namespace, hosts folder and host name of a process; all "" in the host's own
-    namespace.
+    """The namespace, hosts folder and host name of a process.
+
+    All are "" in the host's own network namespace.
     """
 
     netns: str  # path of the namespace
@@ -181,9 +183,7 @@ def _sees(row: ServiceRow, there: Home) -> bool:
 
 
 def together_with(sharers: list[str]) -> str:
-    """Return the hint for a service that cannot be stopped, because ``sharers`` use its
-    namespace.
-    """
+    """Return the hint for an error: ``sharers`` use the namespace of the service to stop."""
     return f"it can end after these, or in the same command: {', '.join(sharers)}"
 
 

@@ -33,9 +33,7 @@ HEADERS = {4: 50, 6: 70}
 
 
 class Arriving(NamedTuple):
-    """Networks of the cluster that are to be added to this host, and the remote services on
-    them.
-    """
+    """Networks of the cluster to be added to this host, with the remote services on them."""
 
     joined: Joined
     port: int  # UDP port of VXLAN
@@ -52,8 +50,9 @@ class Arriving(NamedTuple):
         return mirror.scope_of(store, changed, changed)
 
     def fill(self, store: Store) -> None:
-        """Record the services of other hosts on the networks. The caller must be in a
-        transaction.
+        """Record the services of other hosts on the networks.
+
+        The caller must be in a transaction.
         """
         changed = mirror.turned(store, self.seen, self.joined.host)
         mirror.write(store, self.seen, self.joined.host, changed)
@@ -268,8 +267,8 @@ def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> N
     """Remove networks from the cluster; no-op for networks that the cluster no longer has.
 
     No-op if this host is in no cluster. Raises NotFound if neither this host nor the cluster has a
-    network, Conflict if a service of any host is on it, and NoAnswer. After an error, no network of
-    the failing check has been removed.
+    network, Conflict if a service of any host is on it, and NoAnswer if etcd does not answer. After
+    an error nothing has changed.
     """
     joined = machine.joined()
     if joined is None:

@@ -37,11 +37,11 @@ class StackUp(NamedTuple):
     stack: str
     """name of the stack"""
     services: tuple[Outcome, ...]
-    """what `activate` returns for each service"""
+    """same as activate"""
     left: tuple[str, ...]
-    """names of the services that are no longer in the file and were deactivated"""
+    """strings: services that are no longer in the file and were deactivated"""
     networks: tuple[str, ...]
-    """names of the networks that were created"""
+    """strings: networks that were created"""
     idle: tuple[str, ...]
 
 

@@ -140,8 +140,9 @@ def _begins(
     check: Healthcheck | None,
     timeout_s: float,
 ) -> Start:
-    """Return the `Start` of a service. A job has the timeout of its manifest, which may be
-    infinite.
+    """Return the `Start` of a service.
+
+    A job has the timeout of its manifest, which may be infinite.
     """
     if not row.is_job:
         return Start(row, stops, starts, check, timeout_s)
@@ -285,9 +286,7 @@ class _Starting:
             self._waits.append(Wait(self._processes, start))
 
     def _created(self) -> None:
-        """Start the processes of those containers that have been created, and begin to wait for
-        them.
-        """
+        """Start the processes of the created containers, and begin to wait for them."""
         for pair in list(self._begun):
             start, begun = pair
             if begun.is_created:

@@ -138,9 +138,7 @@ def _is_etc(mount: str) -> bool:
 
 
 def _providers(wanted: Iterable[Target]) -> list[Target]:
-    """Return stand-in targets for services whose namespace is shared, but that no file
-    describes.
-    """
+    """Return stand-in targets for unknown services whose namespaces are shared."""
     specs = [target.spec for target in wanted]
     known = {name for spec in specs for name in spec.names}
     shares = ((spec.network.share, spec) for spec in specs)

@@ -162,8 +162,7 @@ def stop(
 
 
 def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
-    """Wait until at least one process has exited or timed out; return the services of all that
-    have.
+    """Wait until a process has exited or timed out, and return all such services.
 
     ``asked`` maps a service to its pidfd and the monotonic time, in seconds, when its timeout is
     over.

@@ -155,9 +155,7 @@ class change:
         return planned
 
     def _carry_out(self, planned: Plan) -> None:
-        """Change the kernel according to the plan, and delete the flows that are no longer
-        allowed.
-        """
+        """Change the kernel by the plan, and delete the flows that are no longer allowed."""
         kernel, store, before, after = self._kernel, self._store, self._before, planned.every
         if before[Bridge] != after[Bridge]:
             ended_flows.introduce(kernel, store, before, after)
@@ -170,8 +168,7 @@ class change:
             host_settings.forget(store)
 
     def _end_flows(self, before: State, after: State) -> None:
-        """Delete the flows that may have been allowed before the change and are not allowed after
-        it.
+        """Delete the flows that were perhaps allowed before the change and are not now.
 
         Policies are evaluated last, because flows that are already deleted need no verdict.
         """

@@ -98,8 +98,9 @@ def read_world(kernel: Kernel, store: Store) -> World:
 
 
 def audits(policy: Policy, now: float) -> bool:
-    """Return whether a policy has an audit that has not ended at the Unix time ``now``, in
-    seconds.
+    """Return whether a policy has an audit that has not ended.
+
+    ``now`` is the Unix time in seconds.
     """
     if policy.audit is None:
         return False
@@ -199,8 +200,9 @@ def terms(store: Store) -> dict[str, Term]:
 
 
 def ended(store: Store) -> list[str]:
-    """Return the active services whose audit has ended, so that their policy must be enforced
-    now.
+    """Return the active services whose audit has ended.
+
+    Their policies must be enforced now.
     """
     terms_ = terms(store)
     return [name for name in store.active_services() if name in terms_ and not terms_[name].lasts]

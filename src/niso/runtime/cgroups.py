@@ -52,8 +52,9 @@ def _own_cgroups() -> dict[str, str]:
 
 
 def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
-    """Return the limits of a service by controller, in the form of config-linux.md, Control
-    groups.
+    """Return the limits of a service by cgroup controller.
+
+    They are in the form of the OCI runtime-spec (config-linux.md, Control groups).
     """
     resources: dict[str, dict[str, int]] = {}
     if spec.memory_max is not None:
@@ -136,8 +137,9 @@ def move_nowhere() -> None:
 
 
 def _own_lines() -> list[tuple[str, str]]:
-    """Return pairs (controllers, path), one for each cgroup of this process
-    (proc_pid_cgroup(5)).
+    """Return a pair (controllers, path) for each cgroup of this process.
+
+    The format is that of proc_pid_cgroup(5).
     """
     with open(_OWN, encoding="utf-8", errors="surrogateescape") as lines:
         parts = [line.rstrip("\n").split(":", 2) for line in lines]

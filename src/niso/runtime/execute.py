@@ -216,14 +216,15 @@ class _Session:
         self._sink = -1
         """Descriptor for the command's stdin; -1 after it was closed."""
         self._sources: dict[int, int] = {}
-        """Maps the descriptor of each output of the command to the caller's descriptor for it."""
+        """Maps the descriptor of each output of the command to its number: 1 for stdout, 2 for
+        stderr.
+        """
         self._started = False
 
     def run(self, forwarded: tuple[int, ...]) -> int:
-        """Run the command and return its exit status. The signals ``forwarded`` are passed on to
-        it.
+        """Run the command, and return its exit status.
 
-        Raises `ProcessError`.
+        The signals ``forwarded`` are passed on to it. Raises `ProcessError`.
         """
         for number in forwarded:
             self._handlers[number] = signal.signal(number, self._note)

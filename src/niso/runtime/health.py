@@ -123,9 +123,7 @@ def write_record(service: str, run: tuple[int, float], failure: str) -> None:
 
 
 def read_record(service: str) -> Probed | None:
-    """Return the recorded probe results of a service; None if there are none or they are
-    damaged.
-    """
+    """Return the recorded probe results of a service; None if missing or damaged."""
     try:
         fields = read_json(paths.health_file(service))
         record = None if fields is None else Probed(**{**fields, "run": tuple(fields["run"])})
@@ -241,8 +239,9 @@ class Probe:
             self.answer = f"{self._check.target}: {error}"
 
     def give_up_if_late(self) -> None:
-        """End the probe if its deadline has passed. Its answer then names the step that timed
-        out.
+        """End the probe if its deadline has passed.
+
+        Its answer then names the step that timed out.
         """
         if self.answer is None and time.monotonic() >= self.deadline:
             self.close()

@@ -558,7 +558,7 @@ def _touch(path: str) -> None:
 _ENDS_S = 1.0
 """Seconds that a process may take to exit after SIGKILL."""
 _LOOK_S = 0.05
-"""Seconds to wait whether a process exits after another signal than SIGKILL."""
+"""Seconds to wait for the exit of a process after a signal other than SIGKILL."""
 
 
 def number(text: str) -> int:

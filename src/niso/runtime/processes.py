@@ -85,8 +85,9 @@ class Processes(Protocol):
         """Record the spec from which the process was started. Raises OSError."""
 
     def defect(self, service: str) -> Finding | None:
-        """Return the problem of an active service's process that `niso net check` reports, or
-        None.
+        """Return the problem that `niso net check` reports for an active service's process.
+
+        Returns None if it has none.
         """
 
     # --- start and stop ---
@@ -95,9 +96,7 @@ class Processes(Protocol):
         """Let this installation of niso handle the exit of running services' processes."""
 
     def require_room(self) -> None:
-        """Raise ProcessError if there are not enough descriptors, disk space or inodes for a
-        start.
-        """
+        """Raise ProcessError if descriptors, disk space or inodes are lacking for a start."""
 
     def begin(self, spec: ProcessSpec) -> Start:
         """Begin to start a process. Raises ProcessError.
@@ -208,8 +207,9 @@ class Units(Protocol):
         """
 
     def delete(self, path: str) -> None:
-        """Delete a unit file or drop-in, and its folder if that is empty; no-op if it is
-        missing.
+        """Delete a unit file or drop-in; no-op if it is missing.
+
+        Its folder is deleted too if it is empty.
         """
 
     def reload(self) -> None:
@@ -222,9 +222,7 @@ class Units(Protocol):
         """Make systemd read the units of services, and enable them to start at boot."""
 
     def remove(self, services: Iterable[str]) -> None:
-        """Disable the units of services and delete their files, after the units have become
-        inactive.
-        """
+        """Wait until the units of services are inactive, disable them, and delete their files."""
 
     # --- foreign units ---
 

@@ -397,7 +397,7 @@ def current() -> Skeleton:
     """Return the skeleton for the present state of the host. It is created if it is missing.
 
     The caller must have the lock ``.cgroup`` in shared mode until its bundle has a link to the
-    skeleton, so that `remove_unused` waits. Raises OSError.
+    skeleton, so that `remove_unused` does not delete it. Raises OSError.
     """
     known = once(_current)
     return known if os.path.isdir(known.path) else _current()
@@ -563,8 +563,9 @@ def end() -> None:
 
 
 def at_end(drop: Callable[[], object]) -> None:
-    """Arrange that ``drop`` is called after the last start in progress. Call this within a
-    start.
+    """Arrange that ``drop`` is called after the last start in progress.
+
+    The caller must be in a start.
     """
     with _lock:
         _at_end.append(drop)

@@ -283,8 +283,9 @@ def exit_code(service: str, bundle: str) -> int | None:
 
 
 def ended_at(service: str, bundle: str) -> float | None:
-    """Return when conmon wrote the exit status, as a Unix time in seconds; None if it has not
-    yet.
+    """Return the Unix time, in seconds, at which conmon wrote the exit status.
+
+    Returns None if it has not written it yet.
     """
     try:
         return os.stat(f"{bundle}/exits/{crun.container_id(service)}").st_mtime

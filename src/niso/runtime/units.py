@@ -168,8 +168,8 @@ def hand_over(service: str, conmon: int | None) -> None:
 def give_back(service: str, conmon: int | None, path: str | None) -> None:
     """Stop a service's unit, but not its processes.
 
-    ``path`` is the service's cgroup, below which the processes are moved; None if the cgroup has
-    been removed and only the stand-in is left.
+    conmon and its children are moved out of the unit's cgroup (`keep_in`). ``path`` is the
+    service's cgroup; None if the cgroup has been removed and only the stand-in is left.
     """
     stand_in(service, conmon)
     if service not in _stand_ins:

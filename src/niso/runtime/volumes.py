@@ -251,8 +251,9 @@ def remove_empty(service: str) -> None:
 
 
 def check_removable(service: str) -> None:
-    """Raise Conflict if a file system is mounted in a volume, because its files would be
-    deleted.
+    """Raise Conflict if a file system is mounted in a volume.
+
+    Its files would be deleted together with the volume.
     """
     for point in _mounted_below(os.path.realpath(paths.volume_dir(service))):
         raise Conflict(
