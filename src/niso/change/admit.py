@@ -104,7 +104,7 @@ def record_all(
     errors: list[Error] = []
     for target in sorted(targets, key=_takes):
         if errors and target.spec.network.mode == "share":
-            continue  # its provider may not have been recorded, because of an error
+            continue  # the namespace's owner may not have been recorded, because of an error
         try:
             copy = copies[target.name]
             change = record(machine, target, copy, together, beside, links, named)
@@ -192,7 +192,7 @@ def _record(
     for network in on:
         _ensure_network(machine, network, wanted.network.addresses.get(network))
     was_active = before is not None and before.active
-    # a new activation has new link names: the old links may not be deleted yet
+    # a new activation has new interface names: the old veth pairs may not be deleted yet
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
     generation = links.generation(name, on, generation)
     if target.files is None:
@@ -383,7 +383,7 @@ def _name_key(spec: ServiceSpec, name: str) -> str:
     """
     if name == spec.name:
         return "package.name"
-    if name not in spec.names:  # the name of a sharer
+    if name not in spec.names:  # the name of a service that shares the namespace
         return "network.networks"
     return "network.hostname" if name == spec.network.hostname else "network.aliases"
 
@@ -615,7 +615,7 @@ class Membership(NamedTuple):
     networks: tuple[NetworkRequest, ...]
     leaving: tuple[str, ...]  # existing services of the stack that are no longer in its file
     needs: Needs  # dependencies, for the order in which the leaving services end
-    replace: bool = False  # take over a stack of this name from another file
+    replace: bool = False  # replace a stack of this name from another file
     prefix: str = ""  # of its networks' names
 
 

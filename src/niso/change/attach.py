@@ -244,7 +244,7 @@ def _located(
             f"{request.netns} is the network namespace of the host itself",
             "name the namespace of a container",
         )
-    # the attached program may have set the mark itself, to prevent a change of its policy
+    # the attached program may have set niso's alias itself, to prevent a change of its policy
     if foreign.mark and (before is None or before.cookie != foreign.cookie):
         raise Conflict(
             f"{request.netns} is the network namespace of a service of niso",
@@ -432,7 +432,7 @@ class Wish(NamedTuple):
 
 
 class Request(NamedTuple):
-    """The complete desired state of an attachment."""
+    """The complete desired state of an attachment, as `attach` takes it."""
 
     name: str
     netns: str  # the path of the namespace; "": niso creates one

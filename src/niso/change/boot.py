@@ -502,7 +502,7 @@ def deactivate(session: Session, machine: Machine, names: list[str], dry_run: bo
     """
 
     by_systemd = any(path(name) is not None for name in names)
-    if by_systemd:  # systemd cannot be refused, so stop the sharers that it does not know too
+    if by_systemd:  # systemd cannot be refused, so stop the services that share the namespace too
         names = [
             *names,
             *(row.name for row in machine.store.services() if row.active and row.provider in names),

@@ -178,7 +178,7 @@ class Held:
         mirror.write(store, self._arriving.seen, self._joined.host, changed)
         for name, claim in self._held.items():
             have = store.across.claim(name) if name in self.homes else None
-            # skip a provider's older claim: another command may be changing it
+            # skip an older claim for a shared namespace: another command may be changing it
             if have is None or have.gen < claim.gen:
                 store.across.set_claim(claim)
 
@@ -199,7 +199,7 @@ class Held:
         Conflict if another host has replaced a claim since this command made it.
         """
         store = self._machine.store
-        # `tell` does it for providers, which another command may be changing
+        # `tell` does it for owners of shared namespaces, which another command may be changing
         own = {name: claim for name, claim in self._held.items() if name not in self.homes}
         if self._is_silent:
             untold(store, own)

@@ -35,7 +35,10 @@ It is below Linux's ephemeral port range (ip_local_port_range).
 
 
 class Command(NamedTuple):
-    """The services and host ports of one command, for the check of published ports."""
+    """The services and the host ports in the manifests of one command.
+
+    `admit` uses them to decide which host ports are free for the command's services.
+    """
 
     services: frozenset[str] = frozenset()
     """Names of the services of the command. Ports that they release are free for the others,

@@ -461,7 +461,7 @@ def sweep(
 
 
 class _Thing(NamedTuple):
-    """An object that niso created, and the function that removes it."""
+    """An object that niso created, with its event and the function that removes it."""
 
     event: Event
     remove: Callable[[], object]

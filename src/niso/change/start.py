@@ -417,7 +417,7 @@ class Start(NamedTuple):
 
 
 class End:
-    """Wait for the exit of a process that was asked to exit and will be started again."""
+    """Watch a process that was asked to exit and will be started again."""
 
     def __init__(self, processes: Processes, start: Start, timeout_s: float) -> None:
         self.start = start
@@ -437,7 +437,7 @@ class End:
 
 
 class Wait:
-    """Track a running process until it is started, healthy or failed."""
+    """Watch a running process until it has started and is healthy, or has failed."""
 
     def __init__(self, processes: Processes, start: Start) -> None:
         self.start, self._processes = start, processes

@@ -63,7 +63,7 @@ def finish(
     if not rows:
         return []
     errors = stop(machine.processes, rows, report, needs or {})
-    # keep a provider's namespace as long as the process of a sharer is in it
+    # keep a namespace as long as the process of a service that shares it is in it
     kept = {*errors, *(row.provider for row in rows if row.name in errors)}
     rows = [row for row in rows if row.name not in kept]
     withdraw(machine, rows, report, ends, keep_forwards)

@@ -317,8 +317,8 @@ class Target(NamedTuple):
     manifest_path: str
     files: PackageFiles | None  # None without a process of niso's
     attaching: Attaching | None = None  # None for a service
-    replace: bool = False  # take over a service of this name from another folder
-    take: bool = False  # take it over from another host of the cluster, which is lost
+    replace: bool = False  # replace a service of this name from another folder
+    take: bool = False  # claim it although a lost host of the cluster has it
 
     @property
     def name(self) -> str:

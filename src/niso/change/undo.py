@@ -164,7 +164,7 @@ def undo(
             except Error as other:
                 errors[intent.service] = other
     undone = [intent.service for intent in intents if intent.service not in errors]
-    # order is irrelevant: a provider's namespace exists even without its process
+    # order is irrelevant: a shared namespace exists even without its owner's process
     for name in undone:
         try:
             restored = store.service(name)

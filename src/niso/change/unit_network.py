@@ -205,7 +205,7 @@ def _undo(
 
 
 def unit_of(machine: Machine, attachment: str) -> str | None:
-    """Return the name of the unit that runs in this attachment's namespace, or None."""
+    """Return the name of the unit that runs in an attachment's namespace; None without one."""
     units = machine.processes.units
     text = units.read(_file(attachment)) if units.booted() else None
     if text is None or not text.startswith(_MARK + machine.store.state_id()):

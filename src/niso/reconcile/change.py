@@ -150,7 +150,7 @@ class change:
                 self._report(step)
             return planned
         fresh = {address for _, address in store.leases_of(self._services) - self._leases}
-        if fresh:  # no service has these addresses until the leases are committed
+        if fresh:  # no service has these addresses until the rows are committed
             kernel.forget_flows(fresh)
         return planned
 
@@ -177,7 +177,7 @@ class change:
         gone = {address for _, address in was - now}
         if gone:  # its next holder must not be in the middle of another service's connection
             kernel.flush_addresses(gone)
-        # a service of this host keeps its lease and recorded flows until another one leases it
+        # an address stays reserved, with its recorded flows, until another service reserves it
         far = gone - {address for _, address in _own(before)}
         if forgotten := far | (_subnets(before) - _subnets(after)):
             kernel.forget_flows(forgotten)
@@ -359,15 +359,15 @@ def _carried_out(
                     return _without_container(kernel, store, planned, report, error)
                 if error.errno != errno.EEXIST or not planned.unread:
                     raise
-                # an element exists with another value; rules are written first, so nothing has
-                # changed
+                # an nftables element exists with another value; rules are written first, so nothing
+                # has changed
                 again = plan(kernel, store, planned.scope, planned.before, closed=planned.closed)
                 return _carried_out(kernel, store, again, report, False, None)
         touched = touched.replace(Ruleset, want[Ruleset])
         taken = any(step.kind.is_transactional for step in steps)
         # In a foreign namespace, only requested addresses are read. An object that has moved, such
-        # as a link that a container renamed, is read at its desired location, not also at its old
-        # one.
+        # as an interface that a container renamed, is read at its desired location, not also at its
+        # old one.
         keys = {(type(thing), thing.key()) for thing in want}
         former = State(thing for thing in touched if (type(thing), thing.key()) not in keys)
         have = kernel.read(former | want, alias(store.state_id()), taken=taken)

@@ -177,8 +177,8 @@ def _found6(kernel: Kernel) -> dict[str, str]:
         }
     values6 = {FORWARDING6: "0"}
     for name in names:
-        # accept_ra 0 and 2 do not depend on forwarding; a link with its own forwarding on would
-        # lose it
+        # accept_ra 0 and 2 do not depend on forwarding; an interface with its own forwarding on
+        # would lose it
         for what in (ACCEPT_RA, "forwarding"):
             if kernel.sysctl(f"{CONF6}/{name}/{what}") == "1":
                 values6[f"{CONF6}/{name}/{what}"] = "1"

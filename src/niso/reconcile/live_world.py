@@ -38,7 +38,7 @@ def read_world(kernel: Kernel, store: Store) -> World:
     services = {}
     now = time.time()
     for row in store.services():
-        if row.mode == "share":  # on the network, a sharer is represented by its provider
+        if row.mode == "share":  # on the network, only the namespace's owner counts
             continue
         endpoints: dict[str, tuple[str, ...]] = {}
         for network, address in store.addresses(row.name):

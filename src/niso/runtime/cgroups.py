@@ -156,7 +156,8 @@ def _usual_root(controllers: str) -> str:
 def _own_folders(paths: dict[str, str]) -> Iterator[str]:
     """Yield the folder of this process's cgroup in each mounted hierarchy.
 
-    ``paths`` maps the controllers of a hierarchy ("" for v2) to the cgroup (proc_pid_cgroup(5)).
+    ``paths`` maps the controllers of a hierarchy ("" for v2) to this process's cgroup in it
+    (proc_pid_cgroup(5)).
     """
     for mount in _mounts():
         options = set(mount.options.split(","))

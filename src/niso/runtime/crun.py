@@ -286,9 +286,9 @@ def children(pid: int | None) -> list[int]:
 
 
 def open_in_service(service: str, pid: int | None) -> int:
-    """Open a pidfd of the service's process ``pid``.
+    """Return a pidfd of the service's process ``pid``.
 
-    Returns -1 if the process has exited or is not the service's.
+    Returns -1 if the process has exited or is not one of the service.
     """
     return _open_if(pid, lambda pid: in_service(service, pid))
 

@@ -186,7 +186,7 @@ def _end_of_links(mounts: dict[str, str], path: str, links: int = 0) -> str:
         return path if end == folder else os.path.join(end, name)
     try:
         target = os.readlink(name, dir_fd=fd)
-    except OSError:  # it is not a link
+    except OSError:  # it is not a symbolic link
         return path
     finally:
         os.close(fd)

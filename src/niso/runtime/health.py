@@ -528,7 +528,7 @@ class CommandProbe(Probe):
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in last[-_LINE:])
 
     def give_up_if_late(self) -> None:
-        """Kill the command if its deadline has passed."""
+        """Kill the command if its deadline has passed. The probe has failed then."""
         if self.answer is None and time.monotonic() >= self.deadline:
             self.close()
             late = f"has not ended within {self._check.timeout_s:g}s"

@@ -5,19 +5,22 @@
     conmon: nsenter -- crun create             enters that namespace; the host's never has a mount
     a byte to crun's FIFO                      starts the process, as crun start does
 
-The caller writes the bundle while conmon loads, and may prepare other services from then on. No
+Each line above is one step: who does it, and what it does or waits for.
+
+The caller writes the OCI bundle while conmon loads. After that, it may prepare other services. No
 shell and no format string is involved. conmon runs in the log folder, because its log option cannot
 take a path with a ``:``.
 
 Each start copies a mount namespace twice: niso for the root, and crun for the container. The kernel
 copies mount by mount under one lock of the machine, and each service has a mount in /run/netns. So
-the first of several concurrent starts copies the host's mounts and unmounts /run/netns in its copy;
-the other starts copy that namespace.
+the first of several concurrent starts copies the host's mounts, and unmounts /run/netns in its
+copy. The other starts copy that namespace.
 
 When a service ends, conmon starts niso by a script, ``<run>/on-exit``. A conmon keeps its command
 line as long as its service runs, while niso may be reinstalled in another folder or for another
-Python. Therefore the command line names this script, and the script names the niso that last wrote
-it. If that niso no longer exists, the script looks for the command ``niso``.
+Python. Therefore the command line names this script, and the script names the installation of niso
+that last wrote it. If that installation no longer exists, the script looks for the command
+``niso``.
 """
 
 from __future__ import annotations

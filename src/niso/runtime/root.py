@@ -279,7 +279,7 @@ def mount_point(below: str, layer: str, path: str) -> None:
         try:
             os.mkdir(layer + built, 0o755)
         except FileExistsError:
-            # a link of niso's own, which leads to a path on the host
+            # a symbolic link of niso's own, which leads to a path on the host
             if os.path.islink(layer + built):
                 raise OSError(errno.ELOOP, "it is below a symlink", built) from None
             continue

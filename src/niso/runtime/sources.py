@@ -192,7 +192,7 @@ class Held:
                 finally:
                     os.close(fd)
                 self.trees[source.point] = tree
-                # "/." because lstat(2) would return the link of /proc
+                # "/." because lstat(2) would return the symbolic link of /proc
                 seen = f"/proc/self/fd/{tree}"
                 if source.volume is None:
                     rootfs = f"{seen}/."
