@@ -247,9 +247,10 @@ class _Activation:
         return changes
 
     def finish(self, changes: list[Change]) -> set[str]:
-        """Delete the intents, unused networks and old packages.
+        """Complete the activation, and return the names of the services that changed.
 
-        Returns the names of the services that changed.
+        The records of the change in progress (intents), unused networks and old packages are
+        deleted.
         """
         for done in changes:
             package.keep_manifest(done.row.package, done.target.spec)
@@ -352,7 +353,10 @@ class _Activation:
         self._leaving = [row for row in rows if row is not None and row.active]
 
     def _scope(self) -> Scope:
-        """Return the scope of the change: its services and networks by the present rows."""
+        """Return the scope of the change: the services and networks that it concerns.
+
+        It is computed from the present rows.
+        """
         store = self._store
         made = [one.name for one in self._stack.networks if store.network(one.name) is None]
         scope = scope_of(store, self._targets).joined(stop.scope_of(store, self._leaving))
@@ -383,7 +387,10 @@ class _Activation:
         return {done.name for done in changes} if only_kernel else changed
 
     def _end(self, left: set[str]) -> None:
-        """Delete the intents, and the implicit networks in ``left`` that no service uses."""
+        """Record that the change is complete, by deleting its intents.
+
+        The implicit networks in ``left`` that no service uses are deleted too.
+        """
         for name in self._names:
             self._store.end_intent(name)
         self._store.drop_implicit_networks(left)

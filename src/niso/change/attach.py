@@ -206,9 +206,9 @@ def _apply(
 
 
 def _end(machine: Machine, name: str, left: set[str], report: Report) -> None:
-    """Delete the intent of an attachment, and those networks of ``left`` that are now unused.
+    """Record that the change of an attachment is complete, by deleting its intent.
 
-    ``left`` are the networks from which the attachment was detached.
+    ``left`` are the networks from which it was detached. Those that are unused now are deleted.
     """
     store = machine.store
     with leaving(machine, left, report):
@@ -281,7 +281,10 @@ def _is_same(
 
 
 def _is_of(before: Attached, request: Request) -> bool:
-    """Return whether an attachment has the owner and the (non-empty) id of the request."""
+    """Return whether an attachment has the owner and the (non-empty) id of the request.
+
+    Such an attachment may have another namespace, which the request's namespace replaces.
+    """
     return request.id != "" and (before.owner, before.id) == (request.owner, request.id)
 
 

@@ -132,9 +132,10 @@ def _together(store: Store, intent: Intent) -> list[str]:
 
 
 def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error]:
-    """Complete the change of an intent. The intent must not be one of `activate`.
+    """Complete an interrupted change other than an activation.
 
-    Returns the errors by service; empty after success.
+    ``intent`` is the record of the change in the store. Returns the errors by service; empty after
+    success.
     """
 
     from niso.change import cluster_claims

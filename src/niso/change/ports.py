@@ -307,7 +307,7 @@ def _moving(
 
 
 def _end(store: Store, moved: _Moved) -> None:
-    """Delete the intents of the services whose ports have been changed."""
+    """Record that a change of ports is complete, by deleting the intents of its services."""
     with store.transaction():
         for name in sorted({service for service, _ in moved}):
             store.end_intent(name)

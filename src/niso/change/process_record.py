@@ -80,7 +80,8 @@ def specified(
 def _free_uid(store: Store, service: str) -> int:
     """Return a uid for a new service: the owner of its existing volumes, otherwise a free uid.
 
-    A free uid is used neither by a service nor by a volume of a removed service.
+    The volumes may be left from a removed service of the same name. A free uid is used neither by a
+    service nor by a volume of a removed service.
     """
     kept = volumes.owners()
     for uid in sorted(kept.pop(service, ())):

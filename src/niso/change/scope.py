@@ -83,7 +83,10 @@ def leaving(machine: Machine, networks: Collection[str], report: Report) -> chan
 
 
 def scope_left(store: Store, networks: Collection[str]) -> Scope:
-    """Return the scope of a change that may drop ``networks``."""
+    """Return the scope of a change that may delete ``networks``.
+
+    The scope has these networks, their names, and the services of other hosts on them.
+    """
     on = tuple(sorted(networks))
     return with_remotes(store, Scope((), on, names=tuple(("network", name) for name in on)))
 
@@ -116,9 +119,9 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
 def _other_meanings(store: Store, target: Target) -> set[Name]:
     """Return the names that may resolve to other addresses after the target's activation.
 
-    A service that keeps its addresses, names and networks adds none. Names that share one address
-    with a changed name are included. The name of a service that shares a namespace resolves only
-    while that service is active, so it is always included.
+    A service that keeps its addresses, names and networks adds none, unless it shares a namespace:
+    its name resolves only while it is active. Names that share an address with a changed name are
+    included.
     """
     row = store.service(target.name)
     wanted = target.spec.network

@@ -45,7 +45,7 @@ class Arriving(NamedTuple):
         return cls(joined, 0, (), view.Seen((), {}, frozenset()))
 
     def scope(self, store: Store) -> Scope:
-        """Return the scope of the change that adds these networks."""
+        """Return the services, networks and names that adding these networks concerns."""
         changed = mirror.turned(store, self.seen, self.joined.host)
         return mirror.scope_of(store, changed, changed)
 
@@ -305,7 +305,8 @@ def _addresses(engine: Engine, joined: Joined, name: str) -> list[Address]:
 def going(store: Store, scope: Scope, every: bool = False) -> Scope:
     """Return the scope extended by the services of other hosts on networks that may be removed.
 
-    These networks are the implicit networks of the scope, or with ``every`` all of its networks.
+    A scope has the services, networks and names that a change concerns. These networks are the
+    implicit networks of the scope, or with ``every`` all of its networks.
     """
     on = store.across.spanning(scope.networks or (), implicit=not every)
     return scope.joined(mirror.scope_on(store, on)) if on else scope

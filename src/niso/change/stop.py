@@ -248,7 +248,11 @@ def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False
 
 
 def scope_of(store: Store, rows: Iterable[ServiceRow]) -> Scope:
-    """Return the scope of a change that removes the networks of services."""
+    """Return the scope of a change that removes the networks of services.
+
+    The scope has the services and networks that the change concerns, and the names in policies that
+    will not resolve any more.
+    """
     rows = list(rows)
     # the name of a service that shares a namespace resolves only while it is active
     shared = store.names_with(store.with_companions(row.name for row in rows if row.provider))

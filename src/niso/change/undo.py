@@ -105,7 +105,7 @@ def _not_undone(names: str, error: Error) -> Error:
 
 
 def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
-    """Return intents in the order in which they must be undone.
+    """Return the records of changes in progress (intents) in the order of undoing them.
 
     A service that shares a namespace now comes before the namespace's owner. A service that will
     share a namespace after the undo comes after the owner.

@@ -255,7 +255,7 @@ def _outside_addresses(snapshot: Snapshot) -> set[str]:
 
 
 class Plan(NamedTuple):
-    """The steps of a change, and the states from which they were computed."""
+    """The steps of a change, and the states of the kernel from which they were computed."""
 
     scope: Scope
     before: State

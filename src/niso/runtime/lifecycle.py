@@ -425,7 +425,8 @@ def end_unrecorded_conmons(services: Collection[str]) -> None:
 def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
     """Return pairs (pid, bundle) for all conmons of these services.
 
-    They are found by the command lines in /proc.
+    The bundle is the folder of the run that the conmon supervises. Conmons are found by the command
+    lines in /proc.
     """
     start = os.fsencode(os.path.join(paths.run_dir(), "services")) + b"/"
     conmons = []
@@ -802,7 +803,10 @@ def _unmount_hosts() -> None:
 
 
 class Lost(NamedTuple):
-    """A service that has a cgroup, but no runtime files in this run folder."""
+    """A service that has a cgroup, but no runtime files in this run folder.
+
+    Its runtime files were deleted, or belong to another run folder.
+    """
 
     service: str
     state_id: str

@@ -396,8 +396,9 @@ def etc_folders() -> list[str]:
 def current() -> Skeleton:
     """Return the skeleton for the present state of the host. It is created if it is missing.
 
-    The caller must have the lock ``.cgroup`` in shared mode until its bundle has a link to the
-    skeleton, so that `remove_unused` does not delete it. Raises OSError.
+    A skeleton is the lower layer of the root of services without a rootfs. The caller must have the
+    lock ``.cgroup`` in shared mode until its bundle has a link to the skeleton, so that
+    `remove_unused` does not delete it. Raises OSError.
     """
     known = once(_current)
     return known if os.path.isdir(known.path) else _current()
@@ -450,9 +451,10 @@ def _files() -> Iterator[_Entry]:
 
 
 def _make(path: str, entries: list[_Entry], folders: list[str]) -> None:
-    """Create the skeleton ``path`` atomically. Raises OSError.
+    """Create the skeleton ``path``, the lower layer of roots, atomically. Raises OSError.
 
-    ``entries`` are its links and files, ``folders`` the mount points for folders of the host.
+    ``entries`` are its symbolic links and files. ``folders`` are its mount points for folders of
+    the host.
     """
     draft = f"{path}.{os.getpid()}.new"
     files.remove_tree(draft)
@@ -501,7 +503,8 @@ def _write_skeleton_file(path: str, content: bytes) -> None:
 def remove_unused() -> None:
     """Delete the skeletons that no service uses, except the newest one. Raises OSError.
 
-    The caller must have the lock ``.cgroup`` in exclusive mode, so that no service is starting.
+    A skeleton is the lower layer of the root of services without a rootfs. The caller must have the
+    lock ``.cgroup`` in exclusive mode, so that no service is starting.
     """
     try:
         names = os.listdir(_top())

@@ -161,7 +161,8 @@ def _no_secret(secret: Secret, error: OSError, service: str) -> ProcessError:
 class Held:
     """The verified files of a service as detached mounts. The caller must call `close`.
 
-    The constructor raises ProcessError if a path refers to another file than at the activation, and
+    They are the package copy, the rootfs, host volumes, secrets and the network namespace. The
+    constructor raises ProcessError if a path refers to another file than at the activation, and
     OSError if the network namespace in the spec does not exist.
     """
 
@@ -306,7 +307,8 @@ def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str 
 def _identity(fd: int, boot: str) -> Identity:
     """Return the identity of an open file: device and inode number, and the id of the boot.
 
-    Files other than folders have the inode number 0, because editors replace files.
+    It shows later whether another file is at the same path. For files other than folders, device
+    and inode number are 0, because editors replace files.
     """
     info = os.fstat(fd)
     if not stat.S_ISDIR(info.st_mode):

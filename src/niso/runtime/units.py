@@ -120,7 +120,10 @@ def tell(*lines: str) -> None:
 
 
 _stand_ins: dict[str, tuple[int, int, str, int]] = {}
-"""Maps a service to its stand-in: the pipe to it, the pipe from it, the unit's cgroup, the pid."""
+"""Maps a service to the process that stands in for its conmon in its unit.
+
+The value is: the pipe to that process, the pipe from it, the unit's cgroup, and its pid.
+"""
 
 
 def stand_in(service: str, conmon: int | None) -> None:
@@ -149,7 +152,8 @@ def stand_in(service: str, conmon: int | None) -> None:
 def hand_over(service: str, conmon: int | None) -> None:
     """Make a new conmon the main process of the unit instead of the stand-in, which then exits.
 
-    No-op if the service has no stand-in.
+    The stand-in is niso's process that keeps the unit active between two conmons. No-op without
+    one.
     """
     if service not in _stand_ins or conmon is None:
         return
@@ -169,7 +173,8 @@ def give_back(service: str, conmon: int | None, path: str | None) -> None:
     """Stop a service's unit, but not its processes.
 
     conmon and its children are moved out of the unit's cgroup (`keep_in`). ``path`` is the
-    service's cgroup; None if the cgroup has been removed and only the stand-in is left.
+    service's cgroup; None if it has been removed. In that case the unit has only the stand-in
+    process.
     """
     stand_in(service, conmon)
     if service not in _stand_ins:
