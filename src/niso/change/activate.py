@@ -1,9 +1,10 @@
-"""Activate services: set up their networks and start their processes, all or none; restart.
+"""Activate services: create their networks and start their processes. Restart services.
 
-The change is recorded in the store as an intent before it reaches the kernel. If this process dies,
-a later command undoes the intent (`niso.change.journal.recover`). niso's lock is held over plan and
-write. A service's own lock is held from its first change to its last, including the wait for its
-process.
+If one service of a command fails, all services of the command are rolled back. The store records
+the change as an intent before the change reaches the kernel. If this process dies, a later command
+undoes the intent (`niso.change.journal.recover`). niso's lock is locked while the change is planned
+and written. A service's own lock is locked from the service's first change to its last, which
+includes the wait for its process.
 """
 
 from __future__ import annotations
@@ -70,12 +71,13 @@ def activate(
     after: After | None = None,
     stack: Membership = NO_STACK,
 ) -> list[Outcome]:
-    """Activate ``targets``; if one of them fails, roll back all.
+    """Activate ``targets``; if one of them fails, roll back all of them.
 
-    ``timeout_s`` and ``after`` are as for `start.run`. If a service is active, only the changes of
-    its manifest are applied; an unchanged service is skipped. With ``stack``, its networks are
-    created, the services join the stack, and services that are no longer in its file are stopped.
-    Raises InvalidInput, Conflict, KernelError, ProcessError; then everything is rolled back.
+    ``timeout_s`` (seconds) and ``after`` are those of `start.run`. For a service that is active,
+    only the differences of its manifest are applied; a service without differences is skipped. With
+    ``stack``, the networks of the stack are created, the services join the stack, and services that
+    are no longer in the stack's file are stopped. Raises InvalidInput, Conflict, KernelError or
+    ProcessError after the roll-back.
     """
     if dry_run:
         return _planned(machine, targets, stack, report)
@@ -105,9 +107,10 @@ def activate(
 def foreseen(
     machine: Machine, targets: list[Target], stack: Membership = NO_STACK
 ) -> tuple[World, World]:
-    """Return services and networks before and after `activate`, as two policy contexts.
+    """Return what policies would be evaluated against before and after `activate`.
 
-    Nothing changes. Raises the errors of `activate`.
+    Each of the two `World` objects holds the services, networks and names that policies can refer
+    to. Nothing is changed. Raises the errors of `activate`.
     """
     worlds: list[World] = []
     observe = lambda: worlds.append(read_world(machine.kernel, machine.store))  # noqa: E731
@@ -123,9 +126,10 @@ def _planned(
     report: Report,
     observe: Callable[[], object] = lambda: None,
 ) -> list[Outcome]:
-    """Report what `activate` would do, without doing it.
+    """Report the steps of `activate` without carrying them out, and return the planned outcomes.
 
-    ``observe`` is called with the rows of before, and with those that the activation would write.
+    ``observe`` is called twice in a transaction that is cancelled afterwards: first while the store
+    has its present rows, then while it has the rows that the activation would write.
     """
     store = machine.store
     targets = sharing.with_followers(store, targets, stack.leaving)
@@ -146,9 +150,9 @@ def _locked(
 ) -> tuple[ExitStack, list[Target]]:
     """Lock the services, those that leave the stack, and those that must restart with them.
 
-    Returns the locks, and the services as they are now: while this waited, the holder of a lock may
-    have stopped or started a service that shares a namespace. Raises NotFound if a service was
-    removed, Conflict if new ones keep appearing.
+    Returns the locks and the targets. While this call waited for a lock, another command may have
+    stopped or started a service that shares a namespace; the returned targets take that into
+    account. Raises NotFound if a service was removed, and Conflict if more services keep appearing.
     """
     names = {*stack.leaving, *(target.name for target in wanted)}
     for _ in range(_TRIES):
@@ -162,7 +166,7 @@ def _locked(
 
 
 class _Activation:
-    """The steps of one activation. The caller holds the locks of its services."""
+    """The steps of one activation. The caller must have locked its services."""
 
     def __init__(
         self, machine: Machine, targets: list[Target], stack: Membership, report: Report
@@ -176,16 +180,19 @@ class _Activation:
             if target.files is not None
         }
         self._leaving: list[ServiceRow] = []
-        """The active services that leave the stack."""
+        """Rows of the active services that leave the stack."""
         self._has_steps = False
-        """Whether the kernel changed."""
+        """Whether the activation changed, or would change, an object of the kernel."""
         self.claims: cluster_claims.Held | NoClaims = NoClaims()
-        """What the services have claimed in the cluster."""
+        """The names and addresses that the services have reserved in etcd."""
 
     # --- the steps, in order ------------------------------------------------------------------
 
     def copy_packages(self) -> None:
-        """Copy the packages that have changed; if niso is killed, recovery deletes the copies."""
+        """Copy the packages that have changed since the last activation.
+
+        The intents are recorded first, so that recovery deletes the copies if niso is killed.
+        """
         fresh = self._fresh()
         begin(self._store, [target.name for target in fresh], "activate")
         for target in fresh:
@@ -194,7 +201,10 @@ class _Activation:
                 files.copy(target.spec, target.manifest_path)
 
     def claim(self, dry_run: bool = False) -> None:
-        """Claim what the services need on networks that span hosts."""
+        """Reserve in etcd the names and addresses of the services on networks that span hosts.
+
+        No-op on a host that is in no cluster. With ``dry_run``, the reservations are only checked.
+        """
         if not self._store.cluster_id():
             return
 
@@ -210,7 +220,8 @@ class _Activation:
     def stop_leaving(self) -> None:
         """Stop the processes of services that leave the stack.
 
-        Their intents are undone like those of the activated services.
+        If the activation fails, these services are started again. Raises Conflict before any
+        process is stopped if the new rows cannot be recorded, and the errors of stopping.
         """
         self._find_leaving()
         if self._leaving:
@@ -222,7 +233,10 @@ class _Activation:
         stop.raise_all([*ended.values()])
 
     def change(self) -> list[Change]:
-        """Record the services, and change the kernel to match the rows."""
+        """Write the rows of the services, and change the kernel to match.
+
+        Returns one change per service.
+        """
         with Lock():
             self.claims.make_way(self._report)
             scope = self._scope()
@@ -233,7 +247,11 @@ class _Activation:
         return changes
 
     def finish(self, changes: list[Change]) -> set[str]:
-        """End the intents and drop what the services have left; return the changed services."""
+        """Complete the activation, and return the names of the services that changed.
+
+        The records of the change in progress (intents), unused networks and old packages are
+        deleted.
+        """
         for done in changes:
             package.keep_manifest(done.row.package, done.target.spec)
         left = _left(changes)
@@ -250,7 +268,10 @@ class _Activation:
         return changed
 
     def release_claims(self, changes: list[Change]) -> None:
-        """Publish to the cluster that services have ended, or no longer need a claim."""
+        """Report to the cluster which services were stopped or need no reservation in etcd now.
+
+        No-op on a host that is in no cluster.
+        """
         if not self._store.cluster_id():
             return
 
@@ -263,7 +284,7 @@ class _Activation:
         cluster_claims.tell(self._machine, services, self._report)
 
     def undo(self, error: BaseException) -> None:
-        """Undo the activation after an error. Raises ErrorGroup if that fails."""
+        """Undo the activation because of ``error``. Raises ErrorGroup if undoing fails too."""
         undo_all(self._machine, self._names, error, self._report)
         if self.claims.homes:
             from niso.change import cluster_claims
@@ -273,7 +294,11 @@ class _Activation:
     # --- without changing anything ------------------------------------------------------------
 
     def plan(self) -> list[Outcome]:
-        """Report what the steps would do. The caller holds niso's lock, and cancels the rows."""
+        """Report what the steps would do, and return the outcomes that they would have.
+
+        The rows are written as in a real activation. The caller must have niso's lock, and must
+        cancel the transaction afterwards.
+        """
         store, kernel = self._store, self._kernel
         for target in self._fresh():
             self._report_copy(target)
@@ -310,7 +335,7 @@ class _Activation:
     # --- parts of steps -----------------------------------------------------------------------
 
     def _fresh(self) -> list[Target]:
-        """Return the services whose package must be copied."""
+        """Return the targets whose package differs from the stored copy and must be copied."""
         return [
             target
             for target in self._targets
@@ -328,7 +353,10 @@ class _Activation:
         self._leaving = [row for row in rows if row is not None and row.active]
 
     def _scope(self) -> Scope:
-        """Return the scope of the change, by the present rows."""
+        """Return the scope of the change: the services and networks that it concerns.
+
+        It is computed from the present rows.
+        """
         store = self._store
         made = [one.name for one in self._stack.networks if store.network(one.name) is None]
         scope = scope_of(store, self._targets).joined(stop.scope_of(store, self._leaving))
@@ -336,12 +364,18 @@ class _Activation:
         return scope.joined(Scope((), (), names=names)).joined(self.claims.scope())
 
     def _record(self) -> list[Change]:
-        """Write the wanted rows. Raises the errors of `record_all`."""
+        """Write the desired rows, and return one change per service.
+
+        Raises the errors of `record_all`.
+        """
         self.claims.record()
         return record_all(self._machine, self._targets, self._copies, self._leaving, self._stack)
 
     def _changed(self, changes: list[Change]) -> set[str]:
-        """Return the services whose rows changed; if only the kernel changed, all of them."""
+        """Return the names of the services whose rows changed or whose process restarts.
+
+        If only objects of the kernel changed, all services of the activation are returned.
+        """
         changed = {
             done.name
             for done in changes
@@ -353,14 +387,17 @@ class _Activation:
         return {done.name for done in changes} if only_kernel else changed
 
     def _end(self, left: set[str]) -> None:
-        """End the intents and drop unused implicit networks."""
+        """Record that the change is complete, by deleting its intents.
+
+        The implicit networks in ``left`` that no service uses are deleted too.
+        """
         for name in self._names:
             self._store.end_intent(name)
         self._store.drop_implicit_networks(left)
 
 
 def _left(changes: list[Change]) -> set[str]:
-    """Return the networks that services have left."""
+    """Return the names of the networks that services have left in this change."""
     return {
         name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)
     }
@@ -382,10 +419,13 @@ def restart(
     report: Report = silent,
     after: After | None = None,
 ) -> None:
-    """Restart the processes of active services; namespace, addresses and ports stay.
+    """Restart the processes of active services.
 
-    ``after`` is as for `start.run`, among these services. Raises Conflict, NotFound, ProcessError.
-    After an error, niso starts the stopped processes again, except those that exited by themselves.
+    Their namespaces, addresses and ports are not changed.
+
+    ``after`` is that of `start.run`, restricted to these services. Raises Conflict, NotFound or
+    ProcessError. After an error, niso starts the stopped processes again, except those that exited
+    by themselves.
     """
 
     store = machine.store
@@ -412,9 +452,10 @@ def restart(
 
 
 def _refreshed(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:
-    """Update the stored rows with the host's present resolv.conf, and return them.
+    """Write the host's present DNS settings into the rows of services, and return the rows.
 
-    Services in the host's network read that file directly.
+    Services in the host's own network namespace are left unchanged: they read the host's
+    resolv.conf directly.
     """
     now = []
     for row in rows:

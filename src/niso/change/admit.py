@@ -1,7 +1,8 @@
-"""Record the networks, names, leases and ports of a service in the store, or refuse them.
+"""Record the networks, names, addresses and ports of a service in the store, or refuse them.
 
-It also prepares a stack's activation: its networks, services that leave it, and its membership.
-Host ports are checked in `niso.change.ports`, addresses are assigned in `niso.store.service_rows`.
+This module also prepares the activation of a stack: its networks, its services, and the services
+that leave it. Host ports are checked in `niso.change.ports`. Addresses are assigned in
+`niso.store.service_rows`.
 """
 
 from __future__ import annotations
@@ -36,11 +37,16 @@ from niso.store.store import Store
 
 
 _ALIASES, _IP = "chosen_aliases", "chosen_ip"
-"""Labels of attachments (store/attached_rows.py)."""
+"""Keys of an attachment's labels (store/attached_rows.py): the aliases and the IP address that the
+user of a pod has chosen.
+"""
 
 
 class Change(NamedTuple):
-    """The change of one service in an activation, from its old row to its target."""
+    """The change of one service in an activation: its target, its row before, and its new row.
+
+    ``before`` is None for a new service.
+    """
 
     target: Target
     before: ServiceRow | None
@@ -55,12 +61,12 @@ class Change(NamedTuple):
 
 
 def release(store: Store, target: Target) -> None:
-    """Begin the intent of one service; release host ports and names that its manifest dropped.
+    """Begin the intent of a service, and release host ports and names that it needs no longer.
 
-    If a service changes its networks, all its names are released: `record` checks them on the new
-    networks. Call this for all services before any `record`, so that other services of the same
-    command can take what is released. Addresses are not released: until the kernel is updated,
-    traffic to an old address would reach its new owner.
+    If the service changes its networks, all its names are released, because `record` must check
+    them on the new networks. Call this function for all services of a command before any `record`:
+    another service of the same command can then get what was released. Addresses are not released.
+    Until the kernel is updated, packets to a released address would reach its new owner.
     """
     store.begin_intent(target.name, "activate", time.time())
     wanted = {published.port for published in target.spec.network.ports}
@@ -79,10 +85,11 @@ def record_all(
     leaving: list[ServiceRow],
     stack: Membership,
 ) -> list[Change]:
-    """Write the wanted state of all services of a command, and of its ``stack``, to the store.
+    """Write the desired rows of all services of a command, and of its ``stack``, to the store.
 
-    ``copies`` are the paths of the packages by service, ``leaving`` the services that the command
-    ends. Raises the errors of `record`, of all services.
+    ``copies`` maps the name of each service to the path of its package. ``leaving`` are the rows of
+    the services that the command stops. Returns one change per target. Errors of all services are
+    collected before they are raised; they are those of `record`.
     """
     store = machine.store
     if stack.stack:
@@ -97,7 +104,7 @@ def record_all(
     errors: list[Error] = []
     for target in sorted(targets, key=_takes):
         if errors and target.spec.network.mode == "share":
-            continue  # its provider may not have been recorded, because of an error
+            continue  # the namespace's owner may not have been recorded, because of an error
         try:
             copy = copies[target.name]
             change = record(machine, target, copy, together, beside, links, named)
@@ -118,10 +125,10 @@ def record_all(
 
 
 def _takes(target: Target) -> tuple[bool, bool]:
-    """Return a sort key that puts services with fixed addresses before other services.
+    """Return a sort key that puts services with fixed addresses before services without.
 
-    Otherwise a service without a fixed address may get the address that another one requests.
-    Providers come before sharers.
+    Otherwise a service without a fixed address could get an address that another service requests.
+    A service that owns its namespace comes before the services that share it.
     """
     return target.spec.network.mode == "share", not (
         target.spec.network.addresses or target.spec.network.addresses6
@@ -137,12 +144,13 @@ def record(
     links: LinkNames,
     named: tuple[Port, ...] = (),
 ) -> Change:
-    """Write the desired state of one service to the store; call `release` before.
+    """Write the desired rows of one service to the store; call `release` first.
 
-    ``together`` are all services of the command, ``beside`` those whose manifests it activates.
-    ``links``, and the host ports ``named`` in manifests, are shared by the complete command. Raises
-    Conflict and InvalidInput, which name the manifest and the key, or an ErrorGroup of all refused
-    names, addresses and ports. The caller must then roll back the transaction.
+    ``copy`` is the path of its package. ``together`` are the names of all services of the command,
+    ``beside`` those whose manifests the command activates. ``links`` and ``named``, the host ports
+    in the manifests, are the same for all services of the command. Raises Conflict or InvalidInput,
+    with the manifest and its key, or an ErrorGroup of all refused names, addresses and ports. After
+    an error the caller must roll back the transaction.
     """
     errors: list[Error] = []
     try:
@@ -167,9 +175,9 @@ def _record(
     batch: tuple[LinkNames, tuple[Port, ...]],
     errors: list[Error],
 ) -> Change:
-    """Do what `record` describes.
+    """Carry out `record`, without the names of the file and the service in errors.
 
-    Errors after which further checks are possible are added to ``errors``.
+    Raises an error after which nothing more can be checked. Adds other errors to ``errors``.
     """
     store = machine.store
     links, named = batch
@@ -184,7 +192,7 @@ def _record(
     for network in on:
         _ensure_network(machine, network, wanted.network.addresses.get(network))
     was_active = before is not None and before.active
-    # a new activation has new link names: the old links may not be deleted yet
+    # a new activation has new interface names: the old veth pairs may not be deleted yet
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
     generation = links.generation(name, on, generation)
     if target.files is None:
@@ -247,10 +255,11 @@ def _record(
 
 
 def _refuse_macs(store: Store, name: str, networks: tuple[str, ...]) -> None:
-    """Raise Conflict if an endpoint of another service has the MAC of one of this service.
+    """Raise Conflict if another service has the same MAC address on a network as this service.
 
-    MACs are chosen or derived. Inactive services count too: their MACs are the same at the next
-    activation. A frame to a duplicate MAC would reach whichever service was attached last.
+    A MAC address is chosen in a request, or derived from the names of service and network. Inactive
+    services count too, because they have the same MAC address at their next activation. Frames to a
+    duplicate MAC address would reach whichever of the two services was attached last.
     """
     chosen = store.chosen_macs(networks)
     for network in dict.fromkeys(network for network, _, _ in chosen):
@@ -274,9 +283,9 @@ def _set_ports(
     had: list[Port],
     command: Command,
 ) -> None:
-    """Record the host ports of a service; ``had`` are its previous ports.
+    """Record the host ports of a service.
 
-    Raises as `ports.admit` does.
+    ``had`` are the ports that it had before the change. Raises the errors of `ports.admit`.
     """
     store, wanted = machine.store, target.spec
     keys = [published.key for published in wanted.network.ports]
@@ -298,7 +307,7 @@ def _set_ports(
 
 
 def _refuse_other(before: ServiceRow, target: Target) -> None:
-    """Raise Conflict if the name already belongs to a different service, or to an attachment."""
+    """Raise Conflict if the target's name belongs to another service or to an attachment."""
     if before.has_process and target.spec.process is None:
         reason = "the name is already used by a service with a manifest"
         raise Conflict(reason, "choose another name", "NAME", names_key=False)
@@ -323,9 +332,11 @@ def _held_names(
     together: frozenset[str],
     beside: frozenset[str],
 ) -> dict[str, Conflict]:
-    """Return {name: error} for each desired name that another service has on a common network.
+    """Return an error for each desired name that another service has on a common network.
 
-    Names of the service's sharers count as its own, because they are on its networks too.
+    The result maps the name to the error. ``provider`` is the service whose namespace this service
+    shares, or None. The names of services that share this service's namespace are checked like its
+    own, because they are on its networks too.
     """
     networks = spec.network.networks if provider is None else store.networks_of(provider)
     sharers = store.held_sharers(spec.name, together)
@@ -355,7 +366,10 @@ def _held_names(
 
 
 def _share(store: Store, spec: ServiceSpec, name: str, holder: str) -> bool:
-    """Return whether two attachments may have the same alias, as containers of one network may."""
+    """Return whether ``holder`` and this service are attachments, which may have the same alias.
+
+    Containers on one network of a container engine may have the same alias, too.
+    """
     if spec.process is not None or name not in spec.network.aliases or name == holder:
         return False
     row = store.service(holder)
@@ -363,19 +377,22 @@ def _share(store: Store, spec: ServiceSpec, name: str, holder: str) -> bool:
 
 
 def _name_key(spec: ServiceSpec, name: str) -> str:
-    """Return the key of the manifest that declares a name."""
+    """Return the manifest key that declares ``name``.
+
+    For the name of a service that shares this service's namespace, it is ``network.networks``.
+    """
     if name == spec.name:
         return "package.name"
-    if name not in spec.names:  # the name of a sharer
+    if name not in spec.names:  # the name of a service that shares the namespace
         return "network.networks"
     return "network.hostname" if name == spec.network.hostname else "network.aliases"
 
 
 def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> None:
-    """Raise Conflict if a name in a policy is ambiguous, or names a service of mode host.
+    """Raise Conflict if a policy's name is ambiguous, or names a service with network mode host.
 
-    Packets of a service of mode host have the host's own addresses. This service's policy is
-    checked, and the policies of other services that name it.
+    A policy cannot match a service of mode host, whose packets have the host's own addresses. This
+    service's policy is checked, and the policies of other services that name this service.
     """
     for entry in spec.network.policy.entries():
         if entry.peer.kind == "service":
@@ -402,9 +419,9 @@ def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> N
 
 
 def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str]) -> None:
-    """Raise Conflict if a policy allows a name that is the alias of a foreign pod.
+    """Raise Conflict if a policy allows an alias that belongs to another user's pod.
 
-    The pod's user has chosen the alias, and could choose it to get access.
+    The pod's user has chosen the alias, and could have chosen it to get access.
     """
     if entry not in (
         *(spec.network.policy.allow_from or ()),
@@ -424,13 +441,17 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
 
 
 def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
-    """Return whether the user of this Kubernetes namespace wrote the entry of a pod's policy."""
+    """Return whether the user of a Kubernetes namespace wrote an entry of a pod's policy.
+
+    ``name`` is the pod with the policy, and ``namespace`` the Kubernetes namespace. The keys of
+    entries that users write begin with ``niso.io/``.
+    """
     same = namespace != "" and _labels(store, name).get("pod_namespace") == namespace
     return same and entry.key.startswith("niso.io/")
 
 
 def _labels(store: Store, name: str) -> Mapping[str, str]:
-    """Return the labels of an attachment; empty for other services."""
+    """Return the labels of an attachment. The result is empty for other services."""
     attached = store.attachments.get(name) if store.mode(name) == "attached" else None
     return _labels_of(attached) if attached is not None else {}
 
@@ -442,9 +463,10 @@ def _labels_of(attached: Attached) -> Mapping[str, str]:
 
 
 def _check_chosen(store: Store, attached: Attached, former: Attached | None) -> None:
-    """Raise Conflict if a policy allows a name or address that the user of a pod has chosen.
+    """Raise Conflict if a policy names an alias or IP address that a pod's user has just chosen.
 
-    The policy's author may mean another service. What the policy allowed before stays allowed.
+    The policy's author may have meant another service. An alias or address that the pod had before
+    (``former``) is not checked again.
     """
     labels, was = _labels_of(attached), _labels_of(former) if former is not None else {}
     aliases, ip = labels.get(_ALIASES, "").split(), labels.get(_IP, "")
@@ -473,7 +495,10 @@ def _check_chosen(store: Store, attached: Attached, former: Attached | None) -> 
 
 
 def _picks(store: Store, peer: Peer, address: str) -> bool:
-    """Return whether a peer selects an address but not all of its network's subnet."""
+    """Return whether a policy peer contains ``address`` but not the entire subnet around it.
+
+    The subnet is that of niso's network that contains the address.
+    """
     subnets = [
         prefix(subnet.cidr)
         for network in store.networks()
@@ -489,7 +514,10 @@ def _picks(store: Store, peer: Peer, address: str) -> bool:
 
 
 def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> None:
-    """Raise Conflict if a name in the policy of ``other`` becomes ambiguous by this service."""
+    """Raise Conflict if this service would make ``name`` ambiguous in the policy of ``other``.
+
+    Also raises Conflict if the policy names this service and the service has network mode host.
+    """
     row = store.service(other)
     entries = (store.policy(other) or Policy()).entries()
     entry = next((item for item in entries if item.peer == Peer("service", name)), None)
@@ -515,9 +543,9 @@ def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> Non
 
 
 def _refuse_ports(store: Store, service: str, keys: list[str]) -> None:
-    """Raise Conflict if a service without a network publishes ports; remove its forwards.
+    """Raise Conflict if a service without a network publishes ports; otherwise remove its forwards.
 
-    The error is about the first of ``keys``.
+    ``keys`` are the manifest keys of its published ports. The error is about the first of them.
     """
     provider = store.home(service)
     if keys:
@@ -538,22 +566,27 @@ def _ensure_network(machine: Machine, name: str, static: str | None) -> None:
 
 
 class LinkNames:
-    """Choose generations of services within a transaction, so that their link names are unique.
+    """Choose the generations of services in a transaction so that interface names are unique.
 
-    Different endpoints can have the same link name, even endpoints of one service
+    The name of a host's veth interface contains a hash of the service, the network and the
+    generation, so two endpoints can have the same name, even two of one service
     (`niso.base.names.veth`).
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._taken: dict[str, dict[str, tuple[str, str, int]]] = {}
-        """Link names in use, with their endpoint, by `link_prefix`.
+        """Interface names in use. The outer key is a `link_prefix`; the inner dictionary maps each
+        interface name to its (service, network, generation).
 
-        Cached, because each read would read all intents of the command.
+        The result is cached, because each read of the store would read all intents of the command.
         """
 
     def generation(self, service: str, networks: tuple[str, ...], first: int) -> int:
-        """Return the lowest generation from ``first`` on with unused and distinct link names."""
+        """Return the lowest generation, at least ``first``, whose interface names are free.
+
+        The names must be unused and different from each other. They are used from this call on.
+        """
         prefix = link_prefix(service)
         if prefix not in self._taken:
             others = self._store.endpoints_like(prefix)
@@ -582,7 +615,7 @@ class Membership(NamedTuple):
     networks: tuple[NetworkRequest, ...]
     leaving: tuple[str, ...]  # existing services of the stack that are no longer in its file
     needs: Needs  # dependencies, for the order in which the leaving services end
-    replace: bool = False  # take over a stack of this name from another file
+    replace: bool = False  # replace a stack of this name from another file
     prefix: str = ""  # of its networks' names
 
 
@@ -591,7 +624,10 @@ NO_STACK = Membership("", "", "", (), (), {})
 
 
 class NoClaims:
-    """The claims of a command that needs nothing of a cluster (`cluster_claims.Held`)."""
+    """The reservations in etcd of a command that needs none.
+
+    It has the methods of `cluster_claims.Held`.
+    """
 
     homes: Collection[str] = ()
 
@@ -606,24 +642,25 @@ class NoClaims:
         return ()
 
     def make_way(self, report: Report) -> None:
-        """Remove nothing: no name or address is claimed."""
+        """Remove nothing: the command has reserved no name and no address."""
 
     def scope(self) -> Scope:
         """Return an empty scope."""
         return Scope((), ())
 
     def record(self) -> None:
-        """Record no claim."""
+        """Record nothing."""
 
     def publish(self, report: Report) -> None:
         """Publish nothing."""
 
 
 def shared(store: Store, wanted: Membership) -> Iterator[tuple[str, str]]:
-    """Yield (network, other stack) for declared networks that another stack uses already.
+    """Yield (network, other stack) for each declared network that another stack already uses.
 
-    Only networks that are new to the stack count. Services of both stacks can connect to each other
-    on such a network. Networks that span hosts are left out: they are meant to be shared.
+    Only networks that are new to this stack are yielded. Services of both stacks could connect to
+    each other on such a network. Networks that span hosts are not yielded, because they are meant
+    to be shared.
     """
     for request in wanted.networks:
         others = _others(store, wanted.stack, request.name)
@@ -632,19 +669,19 @@ def shared(store: Store, wanted: Membership) -> Iterator[tuple[str, str]]:
 
 
 def _others(store: Store, stack: str, network: str) -> set[str]:
-    """Return the other stacks with services on a network.
+    """Return the names of other stacks that have services on a network.
 
-    Returns nothing if ``stack`` has services there too.
+    The result is empty if ``stack`` has services on the network itself.
     """
     on = {store.stack_of(name) for name, _ in store.members(network)}
     return set() if stack in on else {other for other in on if other is not None}
 
 
 def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> None:
-    """Record the stack's networks, and end the membership of services that left the stack.
+    """Record the stack's networks, and remove the services from the stack that are no longer in it.
 
-    Call this before the stack's services are recorded, in the same transaction. Raises Conflict,
-    which names the file and the key.
+    Call this before the stack's services are recorded, in the same transaction. Raises a Conflict
+    that names the file and the key.
     """
     from niso.look.stack_members import refuse_elsewhere, taken
 
@@ -677,9 +714,9 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
 
 
 def network_error(wanted: Membership, name: str, error: Error, on: Sequence[str] = ()) -> Conflict:
-    """Return a network's error with file and key.
+    """Return ``error`` of a stack's network as a Conflict that names the stack's file and the key.
 
-    The services ``on`` the network are in the hint.
+    ``on`` are the services on the network. They are listed in the hint.
     """
     from niso.look.stack_members import error_of
 

@@ -1,11 +1,12 @@
 """Attach network namespaces of other programs to niso's networks, and detach them.
 
-An attachment is a service row of mode ``attached``. Admission, plan and rules are those of every
-service (`niso.change.admit`, `niso.plan.desired`); an attachment has no package and no process.
-This module imports nothing that only processes need, because an engine waits for each call.
+An attachment is a service row of mode ``attached``, without a package and without a process.
+Otherwise it is admitted, planned and filtered like other services (`niso.change.admit`,
+`niso.plan.desired`). This module does not import code that only processes need, because a container
+engine waits for each call.
 
-An attachment's policy is written by a user of the engine, and combined with the administrator's
-(the files in /etc/niso/policies): both must allow a packet.
+The policy of an attachment is written by a user of the container engine. It is combined with the
+administrator's policies in /etc/niso/policies: both must allow a packet.
 """
 
 from __future__ import annotations
@@ -49,14 +50,15 @@ if TYPE_CHECKING:
 
 
 POD_POLICY = "pod_policy"
-"""Label of Kubernetes pods.
+"""Label that marks an attachment as a Kubernetes pod.
 
-Other components translate packets to pods, even from a pod to itself, as published ports do.
+Other programs, such as kube-proxy, translate addresses so that packets reach a pod, even packets
+from the pod to itself. Published ports of niso do the same.
 """
 
 
 _TRIES = 20
-"""Attempts to attach again while another process, such as an agent, does the same."""
+"""Maximum number of attempts to attach while another process attaches the same namespace."""
 
 
 class Attachment(NamedTuple):
@@ -85,12 +87,12 @@ def attach(
 ) -> Attachment:
     """Attach a namespace to the networks of ``request``, and detach it from other networks.
 
-    Packets must also be allowed by the administrator's policies (`niso.manifest.policy`). For an
-    attachment in the same namespace, only the difference is applied. An attachment is replaced if
-    its namespace no longer exists, or if it has the same owner and id. With ``instead_of``, the
-    call fails unless this is the present attachment. Raises InvalidInput, NotFound, Conflict,
-    KernelError; then nothing has changed, except that an attachment whose namespace no longer
-    exists may have been removed.
+    Packets must also be allowed by the administrator's policies (`niso.manifest.policy`). If the
+    same namespace is attached already, only the differences are applied. An existing attachment of
+    this name is replaced if its namespace no longer exists, or if it has the owner and id of the
+    request. With ``instead_of``, the call fails unless that is the present attachment. Raises
+    InvalidInput, NotFound, Conflict or KernelError. After an error nothing has changed, except that
+    an attachment whose namespace no longer exists may have been removed.
     """
     store, kernel = machine.store, machine.kernel
     if store.intents():
@@ -131,9 +133,10 @@ def attach(
 
 
 def _claimed(machine: Machine, target: Target, report: Report) -> cluster_claims.Held | NoClaims:
-    """Claim what an attachment needs on networks that span hosts.
+    """Reserve in etcd the name and addresses of an attachment on networks that span hosts.
 
-    Raises InvalidInput, Conflict, NoAnswer, Error.
+    Returns the reservations; on a host that is in no cluster there are none. Raises InvalidInput,
+    Conflict, NoAnswer or Error.
     """
     if not machine.store.cluster_id():
         return NoClaims()
@@ -153,7 +156,7 @@ def _claimed(machine: Machine, target: Target, report: Report) -> cluster_claims
 
 
 def _tell(machine: Machine, name: str, report: Report) -> None:
-    """Release the cluster's claim of an attachment that no longer needs one."""
+    """Release the reservations in etcd of an attachment that no longer needs them."""
 
     from niso.change import cluster_claims
 
@@ -163,7 +166,10 @@ def _tell(machine: Machine, name: str, report: Report) -> None:
 def _apply(
     machine: Machine, target: Target, claims: cluster_claims.Held | NoClaims, report: Report
 ) -> Attachment:
-    """Record an attachment and update the kernel; the caller undoes it after an error."""
+    """Record an attachment, update the kernel, and return the result.
+
+    After an error the caller undoes the change.
+    """
     store, kernel, name = machine.store, machine.kernel, target.name
     alone = frozenset([name])
     with Lock():
@@ -200,7 +206,10 @@ def _apply(
 
 
 def _end(machine: Machine, name: str, left: set[str], report: Report) -> None:
-    """End the intent of an attachment, and drop unused networks that the attachment has left."""
+    """Record that the change of an attachment is complete, by deleting its intent.
+
+    ``left`` are the networks from which it was detached. Those that are unused now are deleted.
+    """
     store = machine.store
     with leaving(machine, left, report):
         store.end_intent(name)
@@ -213,7 +222,8 @@ def _located(
 ) -> tuple[Request, ForeignNetns | None]:
     """Return the request with the real path of its namespace, and the namespace's properties.
 
-    Raises NotFound, InvalidInput and Conflict if the namespace cannot be attached.
+    The properties are None for a request without a path, for which niso creates the namespace.
+    Raises NotFound, InvalidInput or Conflict if the namespace cannot be attached.
     """
     if not request.netns:
         return request, None
@@ -234,7 +244,7 @@ def _located(
             f"{request.netns} is the network namespace of the host itself",
             "name the namespace of a container",
         )
-    # the attached program may have set the mark itself, to prevent a change of its policy
+    # the attached program may have set niso's alias itself, to prevent a change of its policy
     if foreign.mark and (before is None or before.cookie != foreign.cookie):
         raise Conflict(
             f"{request.netns} is the network namespace of a service of niso",
@@ -244,7 +254,10 @@ def _located(
 
 
 def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int) -> None:
-    """Raise Conflict if the namespace with this cookie is attached under another name."""
+    """Raise Conflict if the namespace is already attached under another name.
+
+    ``cookie`` is the kernel's number of the namespace (SO_NETNS_COOKIE).
+    """
     for other in store.attachments.of_cookie(cookie):
         row = store.service(other.service)
         if other.service == request.name or other.owner == request.owner == BY_INTERFACE:
@@ -259,7 +272,7 @@ def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int
 def _is_same(
     before: Attached, row: ServiceRow, request: Request, foreign: ForeignNetns | None
 ) -> bool:
-    """Return whether an attachment has the request's namespace, owner and id."""
+    """Return whether an active attachment already has the request's namespace, owner and id."""
     if not row.active or (before.owner, before.id) != (request.owner, request.id):
         return False
     if foreign is None:
@@ -268,12 +281,15 @@ def _is_same(
 
 
 def _is_of(before: Attached, request: Request) -> bool:
-    """Return whether an attachment has the request's owner and id, but an earlier namespace."""
+    """Return whether an attachment has the owner and the (non-empty) id of the request.
+
+    Such an attachment may have another namespace, which the request's namespace replaces.
+    """
     return request.id != "" and (before.owner, before.id) == (request.owner, request.id)
 
 
 def current(store: Store, name: str) -> Request | None:
-    """Return the request that would create the present attachment; None if there is none.
+    """Return the request that would create the attachment as it is now; None if there is none.
 
     To change a part of an attachment, change this request and attach again.
     """
@@ -303,8 +319,9 @@ def current(store: Store, name: str) -> Request | None:
 def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment]:
     """Apply the administrator's present policies to all attachments whose namespaces exist.
 
-    Raises an ErrorGroup of all failures after trying the others. An attachment that failed keeps
-    its previous policy.
+    Returns one result per updated attachment. All attachments are tried before an error is raised:
+    the error itself, or an ErrorGroup of several. An attachment that failed keeps its previous
+    policy.
     """
     store = machine.store
     done, errors = [], list[Error]()
@@ -335,10 +352,10 @@ def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment
 
 
 def detach(machine: Machine, name: str, id: str | None = None, report: Report = silent) -> bool:
-    """Detach an attachment; return whether it existed.
+    """Detach an attachment, and return whether it existed.
 
-    No-op if the name now belongs to an attachment with another ``id``. Raises Conflict if the name
-    belongs to a service, KernelError.
+    With ``id``, does nothing if the name now belongs to an attachment with another id. Raises
+    Conflict if the name belongs to a service with a process, and KernelError.
     """
     store = machine.store
     if store.intents():
@@ -360,7 +377,7 @@ def detach(machine: Machine, name: str, id: str | None = None, report: Report = 
 
 
 def _forget(machine: Machine, row: ServiceRow, report: Report) -> None:
-    """Remove an attachment from the network and delete its rows; the caller holds its lock."""
+    """Remove an attachment's network and delete its rows. The caller must have locked its name."""
 
     store = machine.store
     with Lock(), store.transaction():
@@ -376,10 +393,10 @@ def collect(
     valid: Iterable[str] | None = None,
     report: Report = silent,
 ) -> list[str]:
-    """Detach the attachments whose namespace no longer exists; return the attachments' names.
+    """Detach the attachments whose namespace no longer exists, and return their names.
 
-    After a reboot, no namespace exists. ``owner`` limits the call to attachments of one owner. With
-    ``valid``, attachments with other ids are detached too.
+    After a reboot, none of their namespaces exists. ``owner`` limits the call to the attachments of
+    one owner. With ``valid``, attachments whose id is not in it are detached too.
     """
     from niso.look.check import is_moving
 
@@ -402,14 +419,14 @@ def collect(
 
 
 CLI = "cli"
-"""The owner of attachments that a person made."""
+"""The owner of attachments that were made on the command line."""
 _MAX_INTERFACE = 15  # IFNAMSIZ - 1, linux/if.h
 _NO_INTERFACE = ("", ".", "..", "lo", "all", "default")
-"""Names that are no valid link name, or that have another meaning in /proc/sys/net."""
+"""Names that an interface cannot have, or that mean something else in /proc/sys/net."""
 
 
 class Wish(NamedTuple):
-    """A network that a namespace is to be attached to, with optional properties."""
+    """A network to which a namespace is to be attached, with properties of the interface."""
 
     network: str
     interface: str = ""  # "": the one it has there, or the next free eth<n>
@@ -418,7 +435,7 @@ class Wish(NamedTuple):
 
 
 class Request(NamedTuple):
-    """The complete desired state of an attachment."""
+    """The complete desired state of an attachment, as `attach` takes it."""
 
     name: str
     netns: str  # the path of the namespace; "": niso creates one
@@ -433,15 +450,21 @@ class Request(NamedTuple):
     labels: tuple[tuple[str, str], ...] = ()
     bandwidth: tuple[tuple[str, int], ...] = ()  # "in" and "out", bytes per second
     policies: tuple[tuple[str, Policy], ...] = ()
-    """(network, policy): policies that packets on that network must pass in addition."""
+    """Pairs (network, policy). A packet on that network must pass this policy in addition."""
     awaited: bool = False
-    """Whether another namespace will soon replace this one: until then only rules change."""
+    """Whether another namespace will soon replace this one. Until then, only nftables rules
+    change.
+    """
 
 
 def target_of(
     store: Store, request: Request, foreign: ForeignNetns | None, before: Attached | None
 ) -> Target:
-    """Return the target of an attach request. Raises InvalidInput, Conflict."""
+    """Return the target that `admit.record` needs for an attach request.
+
+    ``foreign`` are the properties of the namespace, None if niso creates it. ``before`` is the
+    present attachment, if any. Raises InvalidInput or Conflict.
+    """
     links = _links(store, request, foreign, before)
     attached = Attached(
         request.name,
@@ -464,10 +487,11 @@ def target_of(
 def _links(
     store: Store, request: Request, foreign: ForeignNetns | None, before: Attached | None
 ) -> list[Link]:
-    """Choose the interface of each link. Raises InvalidInput, Conflict.
+    """Choose the interface name of each network of a request, and the one for the default route.
 
-    A link that exists keeps its interface. The default route uses the first link on a network that
-    is not internal, else the first link. A namespace that has a default route keeps it.
+    A network that was attached before keeps its interface name. The default route uses the first
+    network that is not internal, otherwise the first network. If the namespace already has a
+    default route of another program, niso adds none. Raises InvalidInput or Conflict.
     """
     had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
     _refuse_twice([wish.network for wish in request.wishes], "--network")
@@ -503,10 +527,10 @@ def _links(
 
 
 def _own_mac(store: Store, name: str, wish: Wish) -> str:
-    """Return the MAC that a request chooses on a network; "" if niso derives the MAC.
+    """Return the MAC address that a request chooses on a network; "" if niso derives it.
 
-    A request cannot choose a MAC with niso's prefix: niso derives such MACs for bridges and
-    services of all hosts, also for future ones. Raises InvalidInput.
+    A request cannot choose a MAC address with niso's prefix, because niso derives such addresses
+    for present and future bridges and services of all hosts. Raises InvalidInput.
     """
     chosen = mac(wish.mac) if wish.mac else ""
     if not chosen or chosen == store.derived_mac(name, wish.network):
@@ -521,7 +545,7 @@ def _own_mac(store: Store, name: str, wish: Wish) -> str:
 
 
 def _spec(request: Request) -> ServiceSpec:
-    """Return a spec for an attachment, which has no process."""
+    """Return the service specification of an attachment, which has no process."""
     network = NetworkSpec(
         mode="bridge",
         share=None,
@@ -565,7 +589,10 @@ def _free_names(taken: Container[str]) -> Iterator[str]:
 
 
 def interface_name(text: str) -> str:
-    """Validate the name of a new link (dev_valid_name, net/core/dev.c). Raises InvalidInput."""
+    """Return ``text`` if it is a valid name of a network interface.
+
+    Raises InvalidInput otherwise. The rules are those of dev_valid_name in net/core/dev.c.
+    """
     bad = text in _NO_INTERFACE or len(text.encode()) > _MAX_INTERFACE
     if bad or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
         raise InvalidInput(
@@ -576,7 +603,10 @@ def interface_name(text: str) -> str:
 
 
 def mac(text: str) -> str:
-    """Parse a unicast MAC address (IEEE 802, 8.2). Raises InvalidInput."""
+    """Return a unicast MAC address (IEEE 802, 8.2) in lower case with colons.
+
+    Raises InvalidInput if ``text`` is not one.
+    """
     parts = text.lower().replace("-", ":").split(":")
     octets = [int(p, 16) for p in parts if len(p) == 2 and not set(p) - set("0123456789abcdef")]
     if len(parts) != 6 or len(octets) != 6 or octets[0] & 1 or not any(octets):
@@ -627,7 +657,10 @@ def _meeting(
 
 
 def _met(one: Entry, other: Entry) -> Entry | None:
-    """Return the entry that matches what both entries match; None if no packet matches both."""
+    """Return an entry that matches only packets which both entries match.
+
+    Returns None if no packet can match both.
+    """
     peer = _peer(one, other)
     first, last = max(one.first, other.first), min(one.last, other.last)
     proto = one.proto or other.proto
@@ -639,7 +672,10 @@ def _met(one: Entry, other: Entry) -> Entry | None:
 
 
 def prefixes(cidrs: Iterable[str]) -> Peer:
-    """Return the peer that consists of these canonical prefixes; at least one."""
+    """Return the policy peer that consists of the CIDR prefixes ``cidrs``, at least one.
+
+    The prefixes must be in canonical form, with zero host bits.
+    """
     each = list(dict.fromkeys(cidrs))
     return Peer("prefix" if len(each) == 1 else "prefixes", ",".join(each))
 

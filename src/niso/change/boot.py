@@ -1,12 +1,13 @@
-"""Write the systemd units of enabled services, and start services at boot without systemd.
+"""Write the systemd units of enabled services; without systemd, start services at boot.
 
-With systemd as init, each enabled service has a unit, which calls ``niso activate`` and ``niso
-deactivate`` as a user would. Otherwise only the store records that a service is enabled, and the
+If systemd is the init, each enabled service has a unit, which calls ``niso activate`` and ``niso
+deactivate`` as a user would. Otherwise the store only records that a service is enabled, and the
 boot scripts call ``niso restore``.
 
-/etc/nftables.conf usually begins with ``flush ruleset``, which deletes niso's tables too. A drop-in
-for the unit of another firewall runs ``niso net repair --kernel`` after its start, reload and stop.
-That command waits for no service, because a service's unit may be waiting for the firewall's.
+/etc/nftables.conf usually begins with ``flush ruleset``, which deletes niso's tables too. So niso
+writes a drop-in for the unit of such a firewall, which runs ``niso net repair --kernel`` after the
+firewall's start, reload and stop. That command waits for no service, because the unit of a service
+may be waiting for the firewall's unit.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 
 _MARK = "# written by niso enable, removed by niso disable; state folder "
-"""The first line of a unit file, followed by the state id."""
+"""The first line of a unit file of a service. The state id follows."""
 _SERVICE = (
     "# niso restarts the process itself, and notifies systemd of the main process",
     "Type=notify",
@@ -59,20 +60,22 @@ _SERVICE = (
 )
 _JOB = ("# the start lasts until the job has ended", "Type=oneshot", "RemainAfterExit=yes")
 RESERVED = ("docker", "wireguard")
-"""Service names whose units would collide with units of niso itself in other places.
+"""Service names that are refused because a unit of niso itself has the same file name.
 
 The Debian package niso-docker has a unit in /usr/lib, which a unit in /etc would hide. The unit of
-wireguard-go only exists while its link does (kernel/kinds/tunnels.py). Other units of niso have
-names of another form (`names_timer.TIMER`), or are in /etc too (`cluster_units`).
+wireguard-go exists only while its network interface does (kernel/kinds/tunnels.py). Other units of
+niso have names that no service can have (`names_timer.TIMER`), or are files in /etc, which are
+checked (`cluster_units`).
 """
 _SPARE_S = 90
-"""Time (s) for niso itself, added to a service's own start or stop timeout."""
+"""Seconds that niso itself may take, in addition to a service's start or stop timeout."""
 
 
 class Marked(NamedTuple):
-    """Result of `Services.enable`, `Services.disable` and `Host.guard_firewalls` for one unit.
+    """What was changed for one systemd unit.
 
-    `Kubernetes.enable` and `Kubernetes.disable` return it too.
+    Returned by `Services.enable`, `Services.disable`, `Host.guard_firewalls`, `Kubernetes.enable`
+    and `Kubernetes.disable`.
     """
 
     service: str
@@ -89,10 +92,10 @@ class Marked(NamedTuple):
 def unit_text(
     service: str, state_id: str, provider: str | None, stop_timeout_s: float, job: bool = False
 ) -> str:
-    """Return a service's unit file (systemd.service(5)).
+    """Return the text of a service's unit file (systemd.service(5)).
 
-    ``provider`` is the service whose namespace this service shares, if any. A job's unit stays
-    active after its process has exited.
+    ``provider`` is the service whose namespace this service shares, or None. ``stop_timeout_s`` is
+    in seconds. With ``job``, the unit stays active after the process has exited.
     """
     after = ["network-online.target", *AFTER, *([unit_of(provider)] if provider else [])]
     return "\n".join(
@@ -124,7 +127,10 @@ def unit_text(
 
 
 def _is_marked(text: str, state_id: str = "") -> bool:
-    """Return whether niso wrote a unit file; with ``state``, only for that state folder."""
+    """Return whether niso wrote the unit file with this text.
+
+    With ``state_id``, only a unit file that niso wrote for that state folder counts.
+    """
     return text.startswith(_MARK + state_id)
 
 
@@ -134,9 +140,9 @@ def _text_of(store: Store, row: ServiceRow) -> str:
 
 
 def _refuse_foreign(units: Units, store: Store, service: str) -> None:
-    """Raise Conflict if the name of the unit is taken.
+    """Raise Conflict if the service's unit file cannot be written, because its name is taken.
 
-    It may be a unit of niso itself, of another state folder or of another program.
+    The name can belong to niso itself, to another state folder, or to another program.
     """
     text = units.read(unit_file(service))
     if text is None and service in RESERVED:
@@ -150,9 +156,9 @@ def _refuse_foreign(units: Units, store: Store, service: str) -> None:
 
 
 def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> None:
-    """Raise Conflict if a service's provider is neither enabled nor in ``together``.
+    """Raise Conflict if the owner of the namespace that a service shares is not started at boot.
 
-    Otherwise the provider could be missing at boot.
+    The owner must be enabled, or be one of ``together``, the services that this command enables.
     """
     provider = row.provider and store.service(row.provider)
     if provider and not provider.enabled and provider.name not in together:
@@ -163,7 +169,7 @@ def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> Non
 
 
 def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list[str]:
-    """Write and enable missing or outdated units; return the affected services."""
+    """Write and enable the units that are missing, outdated or disabled; return their services."""
     stale = []
     for row in rows:
         text = _text_of(store, row)
@@ -181,10 +187,11 @@ def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list
 
 
 def enable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
-    """Start services at boot; let systemd supervise active services from now on.
+    """Enable services, so that they start at boot.
 
-    Raises Error, and Conflict if the provider of a service is not enabled, or if the name of a
-    service's unit is taken.
+    From now on, systemd supervises those that are active. Returns one result per service. Raises
+    Conflict if a service shares the namespace of a service that is not enabled, or if the name of
+    its unit is taken; Error if systemd fails.
     """
     store, units = machine.store, machine.processes.units
     rows = [_row(store, name) for name in names]
@@ -214,9 +221,10 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
 
 
 def disable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
-    """Stop starting services at boot; active services keep running without systemd's supervision.
+    """Disable services, so that they do not start at boot. Active services keep running.
 
-    Raises Error, and Conflict if an enabled service shares the namespace of one of the services.
+    systemd no longer supervises them. Returns one result per service. Raises Conflict if an enabled
+    service shares the namespace of one of ``names``; Error if systemd fails.
     """
     store, units = machine.store, machine.processes.units
     rows = [_row(store, name) for name in names]
@@ -236,9 +244,10 @@ def disable(machine: Machine, names: list[str], report: Report = silent) -> list
 
 
 def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> list[str]:
-    """Remove the units of services, running or not; return the services that had a unit.
+    """Remove the units of services, and return the services that had a unit.
 
-    No-op without systemd. Units that niso did not write are left unchanged.
+    Running processes keep running. Units that niso did not write are left unchanged. Does nothing
+    without systemd.
     """
     units = machine.processes.units
     if not units.booted():
@@ -275,7 +284,8 @@ def _set_enabled(store: Store, names: Iterable[str], enabled: bool) -> None:
 def hand_over(machine: Machine, names: Iterable[str]) -> None:
     """Let systemd supervise enabled services after they were activated or restarted.
 
-    If called from the unit itself, this completes the unit's start. Raises Error, OSError.
+    In a process that the service's own unit has started, this completes the start of the unit.
+    Raises Error or OSError.
     """
     store, units = machine.store, machine.processes.units
     rows = [
@@ -302,7 +312,7 @@ def hand_over(machine: Machine, names: Iterable[str]) -> None:
 
 
 def _start_units(units: Units, rows: Iterable[ServiceRow]) -> None:
-    """Start the units of active services whose process is not in its unit yet."""
+    """Start the units of those services whose process does not run in its unit yet."""
     waiting = [row.name for row in rows if units.is_outside(row.name)]
     if waiting:
         units.start(waiting)
@@ -312,16 +322,18 @@ def _start_units(units: Units, rows: Iterable[ServiceRow]) -> None:
 
 
 class Restored(NamedTuple):
-    """Result of `Services.restore`: outcomes and errors. One failure does not stop the others."""
+    """Result of `Services.restore`: outcomes of activated services, and errors of the others."""
 
     outcomes: tuple[Outcome, ...]
     errors: tuple[Error, ...]
 
 
 def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Restored:
-    """Create the bridges of all networks and activate all enabled services, providers first.
+    """Create the bridges of all networks and activate all enabled services.
 
-    The failure of a service does not stop the others.
+    Services that own their namespace are activated before those that share one. ``timeout_s`` is
+    the time in seconds for the start of a service. If a service fails, the others are still
+    activated.
     """
     store = machine.store
     errors: list[Error] = []
@@ -347,9 +359,9 @@ def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Rest
 def _activate(
     machine: Machine, names: list[str], timeout_s: float, report: Report, errors: list[Error]
 ) -> list[Outcome]:
-    """Activate services in one change; if it fails, activate them one by one.
+    """Activate services in one change; if it fails, activate them one by one. Return the outcomes.
 
-    Failures go to ``errors``.
+    Errors of single services are added to ``errors``.
     """
     if not names:
         return []
@@ -367,7 +379,7 @@ def _activate(
 
 
 def _naming(service: str, error: Error) -> Error:
-    """Return a copy of the error whose message names the service."""
+    """Return an error whose message names the service: ``error`` itself or a copy."""
     if error.service == service and not error.file:
         return error
     return Error(error.message, error.hint, error.key, service=service, names_key=False)
@@ -381,10 +393,11 @@ _MARK = "# written by niso enable --firewall, removed by niso disable --firewall
 
 
 def _text(state_id: str) -> str:
-    """Return the drop-in (systemd.service(5)).
+    """Return the text of the drop-in for a firewall's unit (systemd.service(5)).
 
-    ``+`` runs the command outside the unit's file system sandbox, in which niso could not name
-    network namespaces. With ``-``, its failure does not fail the firewall's unit.
+    The prefix ``+`` runs the command outside the unit's file system sandbox; within it, niso could
+    not create names of network namespaces. With the prefix ``-``, a failure of the command does not
+    fail the firewall's unit.
     """
     repair = f"-+{command('net', 'repair', '--kernel')}"
     return "\n".join(
@@ -401,9 +414,10 @@ def _text(state_id: str) -> str:
 
 
 def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
-    """Write the drop-ins, including those for firewalls that are not installed yet.
+    """Write the drop-ins for the units of other firewalls, even if those are not installed yet.
 
-    Raises Error without systemd, Conflict if a file was not written for this state folder.
+    Returns one result per unit. Raises Error if systemd is not the init, and Conflict if a drop-in
+    exists that was not written for this state folder.
     """
     units, state_id = machine.processes.units, machine.store.state_id()
     if not units.booted():
@@ -431,7 +445,10 @@ def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
 
 
 def disable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
-    """Remove the drop-ins of this state folder; no-op for missing drop-ins."""
+    """Remove the drop-ins of this state folder, and return one result per unit.
+
+    A drop-in that does not exist or belongs to another state folder is skipped.
+    """
     units, state_id = machine.processes.units, machine.store.state_id()
     done = []
     for unit in _UNITS:
@@ -449,9 +466,9 @@ def disable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
 
 
 def hand_over_started(session: Session, machine: Machine, names: list[str]) -> None:
-    """Let systemd supervise started services, if it is the init.
+    """Let systemd supervise services that were just started, if systemd is the init.
 
-    If systemd requested the start, errors are raised; otherwise they become warnings.
+    If systemd requested the start, errors are raised. Otherwise they are printed as warnings.
     """
 
     by_systemd = any(path(name) is not None for name in names)
@@ -469,22 +486,23 @@ def hand_over_started(session: Session, machine: Machine, names: list[str]) -> N
 
 
 def has_ended_by_itself(names: list[str]) -> bool:
-    """Return whether systemd stops the unit because its process exited.
+    """Return whether this command was started by systemd because a service's process has exited.
 
-    The service then stays active.
+    In that case systemd stops the unit, and the service stays active in niso.
     """
 
     return has_ended() and any(path(name) is not None for name in names)
 
 
 def deactivate(session: Session, machine: Machine, names: list[str], dry_run: bool) -> list[Done]:
-    """Stop services; return for each whether it was active.
+    """Stop services, and return for each whether it was active.
 
-    If systemd stops a service, its forwards are kept for its next start.
+    If systemd requested the stop, services that share the namespaces are stopped too, and the port
+    forwards are kept for the next start. With ``dry_run``, nothing is changed.
     """
 
     by_systemd = any(path(name) is not None for name in names)
-    if by_systemd:  # systemd cannot be refused, so stop the sharers that it does not know too
+    if by_systemd:  # systemd cannot be refused, so stop the services that share the namespace too
         names = [
             *names,
             *(row.name for row in machine.store.services() if row.active and row.provider in names),

@@ -1,6 +1,6 @@
-"""Check this host against the others of its cluster: packets, names, clocks and its agent.
+"""Compare this host with the other hosts of its cluster: packets, names, clocks and its agent.
 
-It sends echo requests between the hosts, and between their services.
+The packet test sends ICMP echo requests between the hosts, and between their services.
 """
 
 from __future__ import annotations
@@ -27,20 +27,23 @@ from niso.store.store import Store
 
 PATIENCE_S = 1.0
 _TRIES = 3
-"""The number of service pairs that exchange packets, for each other host."""
+"""Number of pairs of services, for each other host, that exchange test packets."""
 _APART_S = 60.0
 _LATE_S = 2 * LOOK_S
 
 
 class Checked(NamedTuple):
-    """Findings, and (warning, next step) for probable mistakes."""
+    """Problems for `niso net check`, and pairs (warning, next step) for likely mistakes."""
 
     findings: list[Finding]
     warnings: list[tuple[str, str]]
 
 
 class _Pair(NamedTuple):
-    """A local and a remote service with an address each; policies let them exchange packets."""
+    """A service of this host and one of another host that may exchange packets by their policies.
+
+    ``source`` is the address of the first and ``destination`` the address of the second.
+    """
 
     service: str
     other: str
@@ -49,9 +52,10 @@ class _Pair(NamedTuple):
 
 
 def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
-    """Compare this host with the other hosts; ``name`` limits this to a network that spans hosts.
+    """Compare this host with the other hosts of the cluster.
 
-    If the cluster does not answer, the result has a warning. Raises KernelError, Error.
+    ``name`` limits the comparison to one network that spans hosts. If the cluster does not answer,
+    the result contains a warning about that. Raises KernelError or Error.
     """
     store = machine.store
     spans = [network for network in store.networks() if network.span is not None]
@@ -80,7 +84,7 @@ def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
 
 
 def lost_address(machine: Machine, own: Config) -> list[Finding]:
-    """Return a finding if this host no longer has the address that other hosts reach it by."""
+    """Return a problem if this host no longer has the address by which other hosts reach it."""
     if machine.kernel.mtu_of(own.address) is not None:
         return []
     what = f"{own.address}, by which the other hosts reach this one"
@@ -92,7 +96,10 @@ def lost_address(machine: Machine, own: Config) -> list[Finding]:
 
 
 def _own_agent() -> list[tuple[str, str]]:
-    """Return a warning if this host's agent has not synchronised for a long time."""
+    """Return a warning if this host's agent has not synchronised for a long time.
+
+    The list is empty otherwise. A warning is a pair (text, next step).
+    """
     at_s = agent.last().at_s
     ago_s = None if at_s is None else time.monotonic() - at_s
     if ago_s is not None and ago_s < _LATE_S:
@@ -104,7 +111,11 @@ def _own_agent() -> list[tuple[str, str]]:
 def _hidden(
     store: Store, elsewhere: set[str], claims: Iterable[Claim], own: str
 ) -> list[tuple[str, str]]:
-    """Return warnings about local networks and services that hide remote ones of the same name."""
+    """Return warnings about local networks and services with the same name as one on another host.
+
+    ``elsewhere`` are the names of the cluster's networks, ``claims`` its services, ``own`` this
+    host's name. On this host, the local network or service hides the other one.
+    """
     hidden = [
         (
             f"network {network.name} is this host's own, and hides the one that spans hosts",
@@ -125,7 +136,10 @@ def _hidden(
 
 
 def _etcd(own: Config) -> list[tuple[str, str]]:
-    """Return a warning for each alarm, and for each member whose clock differs from this host's."""
+    """Return warnings about alarms of etcd, and about clocks that differ by more than 60 s.
+
+    The clocks are those of the hosts with an etcd member.
+    """
     warnings, states = [], []
     for place in own.etcd.members:
         state = own_etcd.state(own.access(), place)
@@ -143,7 +157,11 @@ def _etcd(own: Config) -> list[tuple[str, str]]:
 def _pairs(
     store: Store, claims: Iterable[Claim], own: str, spans: list[Network]
 ) -> dict[str, list[_Pair]]:
-    """Return, for each other host, pairs of services whose policies let them exchange packets."""
+    """Return pairs of services that may exchange packets, by the name of the other host.
+
+    ``claims`` are the services of the cluster, ``own`` is this host's name, ``spans`` are the
+    networks to consider.
+    """
     claims = [claim for claim in claims if claim.up]
     here = [claim for claim in claims if claim.host == own and _asks(store, claim.service)]
     on = {network.name for network in spans}
@@ -161,14 +179,20 @@ def _pairs(
 
 
 def _asks(store: Store, service: str) -> bool:
-    """Return whether a service is active and its policy does not restrict its egress."""
+    """Return whether a service of this host can send to any address.
+
+    That is so if it is active, has a process, and its policy does not restrict egress.
+    """
     row, policy = store.service(service), store.policy(service)
     open_ = policy is None or (policy.egress_allow is None and not policy.egress_deny)
     return row is not None and row.active and row.has_process and open_
 
 
 def _meet(mine: Claim, other: Claim, on: set[str]) -> _Pair | None:
-    """Return two services with their addresses on a common network; None without such a network."""
+    """Return a pair of two services with their addresses on one of the networks ``on``.
+
+    Returns None if they have no such network and address family in common.
+    """
     for network in on & mine.networks.keys() & other.networks.keys():
         for to in other.networks[network]:
             for source in mine.networks[network]:
@@ -180,7 +204,11 @@ def _meet(mine: Claim, other: Claim, on: set[str]) -> _Pair | None:
 def _wires(
     own: Config, hosts: list[Host], pairs: dict[str, list[_Pair]], spans: list[Network]
 ) -> list[Finding]:
-    """Return a finding for each host with which test packets are not exchanged as desired."""
+    """Return a problem for each host with which the test packets were not exchanged.
+
+    ``hosts`` are the hosts to test, and ``pairs`` maps a host to the services that send and answer
+    there. Packets are sent between services, between hosts, and in the largest size between hosts.
+    """
     if not spans:
         return []
     inner = _answered(
@@ -230,10 +258,11 @@ def _wires(
 
 
 def _answered[K](wanted: dict[K, tuple[str, str, str, int]]) -> dict[K, bool]:
-    """Send an echo request for each (namespace, source, destination, size).
+    """Send an ICMP echo request for each value of ``wanted``, and return which were answered.
 
-    Returns which requests were answered. A request that cannot be sent counts as unanswered. All
-    wait within the same second; unanswered requests are repeated once.
+    A value is (namespace, source address, destination address, size in bytes). A request that
+    cannot be sent counts as unanswered. The answers to all requests are awaited for one second.
+    Unanswered requests are sent once more.
     """
     answered = dict.fromkeys(wanted, False)
     for _ in range(2):
@@ -259,7 +288,10 @@ def _answered[K](wanted: dict[K, tuple[str, str, str, int]]) -> dict[K, bool]:
 
 
 def concerned(machine: Machine, name: str | None) -> bool:
-    """Return whether a check of ``name`` (None for all) concerns other hosts of the cluster."""
+    """Return whether a check of the network ``name`` concerns other hosts of the cluster.
+
+    None stands for all networks.
+    """
     store = machine.store
     network = None if name is None else store.network(name)
     return name is None or (network is not None and network.span is not None)

@@ -1,7 +1,8 @@
-"""Claim what services need on networks that span hosts, and publish their state to the cluster.
+"""Reserve in etcd what services need on networks that span hosts, and publish their state.
 
-The claims follow from the manifests of services and the rows of related services. Only hosts of a
-cluster load this module.
+A claim is the keys of etcd by which one host reserves the name and addresses of a service in the
+entire cluster. What a service must claim follows from its manifest and from the rows of the
+services that share its namespace. Only hosts of a cluster load this module.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ _LATER = "the agent says it once the cluster answers: niso cluster status"
 
 
 class Held:
-    """The claims of one activation in the cluster, and the networks that are new to this host."""
+    """The claims of one activation, and the networks of the cluster that are new to this host.
+
+    A claim is a service's reservation of its names and addresses in etcd.
+    """
 
     def __init__(
         self,
@@ -53,7 +57,7 @@ class Held:
     ) -> None:
         self._unobserved = unobserved
         self.homes = homes
-        """Providers that the command does not change, but whose namespaces its services share."""
+        """Services that the command does not change, but whose namespaces its services share."""
         self._machine = machine
         self._joined = joined
         self._engine = engine
@@ -62,7 +66,7 @@ class Held:
         self._held: dict[str, Claim] = {}
         self._is_silent = False
         self.lost: NoAnswer | None = None
-        """Why the engine's answers do not count: it has lost its data. None if they count."""
+        """Why etcd's answers are ignored: it has lost the cluster's data. None if they are used."""
 
     def __contains__(self, service: str) -> bool:
         return service in self._held
@@ -71,16 +75,19 @@ class Held:
         self._engine.close()
 
     def networks(self, service: str) -> Collection[str]:
-        """Return a service's networks that span hosts."""
+        """Return the names of the networks that span hosts and that a service is on."""
         claim = self._held.get(service)
         return claim.addresses if claim is not None else ()
 
     # --- before niso's lock ---------------------------------------------------
 
     def claim(self, wanted: dict[str, tuple[Target, Wanted]], report: Report) -> None:
-        """Claim what services need. Raises Conflict, NoAnswer, ErrorGroup.
+        """Reserve in etcd what services need.
 
-        If this host has recorded a sufficient claim, the cluster is not asked.
+        ``wanted`` maps the name of a service to its target and to the names and addresses that it
+        needs. If etcd does not answer and this host's store has a sufficient claim of the service,
+        that claim is used and a warning is reported. Raises Conflict if another host has a name or
+        address, NoAnswer, or ErrorGroup.
         """
         store = self._machine.store
         known = {name: self._own_record(name, *pair) for name, pair in wanted.items()}
@@ -110,7 +117,10 @@ class Held:
             raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
     def foresee(self, wanted: dict[str, tuple[Target, Wanted]]) -> None:
-        """Compute the claims that `claim` would request, without requesting them."""
+        """Compute the claims that `claim` would request, without requesting them.
+
+        Raises Conflict or NoAnswer as `claim` does.
+        """
         for name, (target, asked) in wanted.items():
             try:
                 if self.lost is not None:
@@ -129,7 +139,7 @@ class Held:
         return own_record(store, target, asked)
 
     def _begin(self, services: list[str]) -> None:
-        """Record the pending claims, so that recovery after a kill can find them."""
+        """Record intents and pending claims of services, so that recovery can find them."""
         store = self._machine.store
         if services:
             with Lock(), store.transaction():
@@ -141,32 +151,34 @@ class Held:
     # --- under niso's lock ----------------------------------------------------
 
     def make_way(self, report: Report) -> None:
-        """Remove names and addresses from remote services that this host has claimed.
+        """Remove from this host's copy of the cluster's data what this host has just claimed.
 
-        The caller is in no transaction.
+        Services of other hosts lose these names and addresses here. The caller must not be in a
+        transaction.
         """
         machine = self._machine
         mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
 
     def scope(self) -> Scope:
-        """Return the scope of the new networks and of the remote services concerned.
+        """Return the scope of the networks that are new here and of the changed remote services.
 
-        These lose names or addresses that are claimed here.
+        A remote service has changed if this host has claimed one of its names or addresses.
         """
         changed = self._turned()
         return mirror.scope_of(self._machine.store, changed, changed)
 
     def record(self) -> None:
-        """Record the networks and claims; remove claimed names and addresses from remote services.
+        """Record the new networks and the claims, and update the recorded remote services.
 
-        The caller is in a transaction that records the services too.
+        Remote services lose the names and addresses that this host has claimed. The caller must be
+        in the transaction that records the local services.
         """
         store, changed = self._machine.store, self._turned()
         self._arriving.record(self._machine, True, self._unobserved)
         mirror.write(store, self._arriving.seen, self._joined.host, changed)
         for name, claim in self._held.items():
             have = store.across.claim(name) if name in self.homes else None
-            # skip a provider's older claim: another command may be changing it
+            # skip an older claim for a shared namespace: another command may be changing it
             if have is None or have.gen < claim.gen:
                 store.across.set_claim(claim)
 
@@ -181,9 +193,13 @@ class Held:
     # --- at the end -----------------------------------------------------------
 
     def publish(self, report: Report) -> None:
-        """Publish the services as up. Raises Conflict if this host has lost a claim since."""
+        """Report to the cluster that the services are active.
+
+        If etcd does not answer, a warning is reported and the agent publishes them later. Raises
+        Conflict if another host has replaced a claim since this command made it.
+        """
         store = self._machine.store
-        # `tell` does it for providers, which another command may be changing
+        # `tell` does it for owners of shared namespaces, which another command may be changing
         own = {name: claim for name, claim in self._held.items() if name not in self.homes}
         if self._is_silent:
             untold(store, own)
@@ -212,11 +228,12 @@ def prepare(
     dry_run: bool = False,
     unobserved: Collection[str] = (),
 ) -> Held | NoClaims:
-    """Claim what services need in the cluster.
+    """Reserve in etcd what services need, and return the reservations.
 
-    ``made`` are networks that the command creates on this host. ``unobserved`` are networks whose
-    flows are not recorded, if they are new here. With ``dry_run`` nothing is claimed. Raises
-    Conflict, NoAnswer, Refused, Error; claims made by then are released by `tell`.
+    ``made`` are networks that the command creates on this host alone. ``unobserved`` are networks
+    whose flows are not recorded if they are new on this host. With ``dry_run``, nothing is
+    reserved. Raises Conflict, NoAnswer, Refused or Error. The caller then calls `tell`, which
+    releases what was already reserved.
     """
     store = machine.store
     every = list(targets)
@@ -272,11 +289,11 @@ def prepare(
 
 
 def tell(machine: Machine, services: Iterable[str], report: Report, final: bool = True) -> None:
-    """Publish the final state of services and their providers to the cluster. Raises no Error.
+    """Report the present state of services to the cluster. Raises no Error.
 
-    The agent publishes later what cannot be published now. A service that another command is
-    changing is left to that command. The caller has the locks of services, but not of all
-    providers.
+    The services whose namespaces they share are reported too. If etcd does not answer, the agent
+    reports them later. A service that another command is changing is left to that command. The
+    caller must have the locks of ``services``, but not those of the owners of shared namespaces.
     """
     store = machine.store
     services = list(services)
@@ -308,9 +325,9 @@ def tell(machine: Machine, services: Iterable[str], report: Report, final: bool 
 
 
 def tell_rest(machine: Machine) -> None:
-    """Release all claims of services that are no longer active. Raises no Error.
+    """Release all claims of this host for services that are no longer active. Raises no Error.
 
-    Failures are not reported here: leaving the cluster is refused as long as claims remain.
+    Failures are not reported here. This host cannot leave the cluster as long as claims remain.
     """
 
     left = [claim.service for claim in machine.store.across.claims()]
@@ -321,7 +338,11 @@ def tell_rest(machine: Machine) -> None:
 def _arriving(
     store: Store, joined: Joined, engine: Engine, unknown: list[str], brief: bool
 ) -> span_networks.Arriving:
-    """Return those of the networks unknown to this host that exist in the cluster."""
+    """Return the networks among ``unknown`` that exist in the cluster.
+
+    ``unknown`` are names of networks that this host does not have. With ``brief``, an etcd that
+    does not answer counts as having none of them; otherwise NoAnswer is raised.
+    """
     membership = Membership(engine, joined.keys)
     try:
         cluster = require_own(store, membership)
@@ -341,7 +362,10 @@ def _arriving(
 
 
 def home_network(store: Store, target: Target, targets: Iterable[Target]) -> str:
-    """Return the provider whose namespace a service will share; "" without one, or if unknown."""
+    """Return the service whose namespace ``target`` will share.
+
+    Returns "" if it shares none, or if the service cannot be determined.
+    """
     share = target.spec.network.share if target.spec.network.mode == "share" else None
     if share is None:
         return ""
@@ -363,11 +387,11 @@ def _shares(store: Store, target: Target) -> bool:
 def needed_names(
     store: Store, homes: dict[str, str], targets: Iterable[Target]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the names of sharers that each provider must claim, by provider.
+    """Return the names that a namespace's owner must claim for the services that share it.
 
-    A sharer has one name, its own. If a name moves between two services of this host, the new
-    provider claims it after the old one has released it (`behind`). Until then, names that a
-    provider releases stay with it.
+    The result maps the owner to these names. A service that shares a namespace has one name, its
+    own. If such a service moves from one owner to another on this host, the new owner claims the
+    name after the old one has released it (`behind`). Until then the name stays with the old owner.
     """
     providers = {*homes.values(), *(target.name for target in targets)} - {""}
     fresh = [
@@ -386,10 +410,11 @@ def needed_names(
 def needed_around(
     store: Store, homes: dict[str, str], names: dict[str, tuple[str, ...]]
 ) -> dict[str, Wanted]:
-    """Return the claims of unchanged providers, extended by the names of new sharers.
+    """Return the extended claims of services that do not change, but whose namespaces are shared.
 
-    A provider that another command is changing is left out: because of the different mark, that
-    command would assume that its claim is lost.
+    The result maps such a service to its present claim, extended by the names of the services that
+    will share its namespace. Services that another command is changing are left out: a new claim
+    has another id, from which that command would conclude that it has lost its own claim.
     """
     wanted: dict[str, Wanted] = {}
     for home in {*homes.values()} - {*homes, ""}:
@@ -403,10 +428,10 @@ def needed_around(
 
 
 def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str]:
-    """Return the services whose claims have missing or superfluous names of sharers.
+    """Return the services whose claims must be updated after other services have changed.
 
-    Services that release names come first. ``services`` are the changed ones, each with its former
-    provider.
+    ``services`` are pairs: a changed service, and the service whose namespace it shared before or
+    None. A service that must release names comes before one that must claim them.
     """
     concerned: dict[str, None] = {}
     for name, before in services:
@@ -420,9 +445,11 @@ def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str
 def needs_of(
     store: Store, target: Target, spans: list[str], names: dict[str, tuple[str, ...]]
 ) -> Wanted:
-    """Return the claim that a service needs: its manifest's addresses, else its previous ones.
+    """Return the claim that a service needs on the networks ``spans``.
 
-    If the service was a sharer, its name still belongs to its former provider.
+    It has the addresses in the manifest, otherwise the service's previous addresses. ``names`` is
+    the result of `needed_names`. If the service shares another's namespace now, its present names
+    are left out, because the owner of that namespace has claimed them.
     """
     spec = target.spec
     on = tuple(network for network in spec.network.networks if network in spans)
@@ -437,7 +464,7 @@ def needs_of(
 
 
 def own_record(store: Store, target: Target, wanted: Wanted) -> Claim | None:
-    """Return this host's recorded claim if it contains all that is needed, else None."""
+    """Return the claim in this host's store if it contains all that is needed, otherwise None."""
     claim = store.across.claim(target.name)
     if claim is None or {*claim.addresses} != {*wanted.networks}:
         return None

@@ -1,4 +1,4 @@
-"""Show a cluster's hosts, forget lost ones, change etcd's members, back up; run the agent."""
+"""Show a cluster's hosts, remove lost hosts, change etcd's members, back up, run the agent."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ AGENT_LOCK = "niso.agent"
 
 
 class Status(NamedTuple):
-    """The state of the cluster. If the cluster does not answer, what this host has recorded."""
+    """The state of the cluster. If etcd does not answer, it is what this host has recorded."""
 
     own: Config
     cluster: str
@@ -59,11 +59,11 @@ class Status(NamedTuple):
 
 
 class _Other(Error):
-    """Raised if etcd has the data of another cluster, or none."""
+    """Raised if etcd has the data of another cluster, or of none."""
 
 
 def status(machine: Machine) -> Status:
-    """Return the state of the cluster, as this host sees it. Raises Error."""
+    """Return the state of the cluster as this host sees it. Raises Error."""
     own = require_member(machine)
     store = machine.store
     try:
@@ -114,14 +114,15 @@ def status(machine: Machine) -> Status:
 
 
 def _without_port(place: str) -> str:
-    """Return the address in "198.51.100.1:4800" or "[2001:db8::1]:4800"."""
+    """Return the address without the port: from "198.51.100.1:4800" or "[2001:db8::1]:4800"."""
     return place.rpartition(":")[0].strip("[]")
 
 
 def _members(own: Config, engine: Etcd | None) -> list[own_etcd.EtcdMember]:
-    """Return etcd's members.
+    """Return the members of etcd.
 
-    If niso does not run etcd, or etcd does not answer, only their endpoints are known.
+    If niso does not run etcd, or if etcd does not answer (``engine`` is None), the result has only
+    their endpoints from cluster.toml.
     """
     if engine is not None and own.etcd.own:
         return own_etcd.members(engine)
@@ -129,19 +130,19 @@ def _members(own: Config, engine: Etcd | None) -> list[own_etcd.EtcdMember]:
 
 
 class Forgotten(NamedTuple):
-    """Result of `Clusters.forget`."""
+    """What was removed from the cluster with a lost host."""
 
     services: tuple[str, ...]
-    """the services that the forgotten host had"""
+    """names of the services that the host had"""
     certificates: int
-    """number of certificates that were revoked"""
+    """number of the host's certificates that were revoked"""
 
 
 def forget(machine: Machine, host: str) -> Forgotten:
-    """Remove a lost host with all its claims, and revoke its certificates.
+    """Remove a lost host from the cluster with all its claims, and revoke its certificates.
 
-    If the host has left, or never joined, only its certificates are revoked. Raises NotFound,
-    Conflict if the host is alive, NoAnswer.
+    If the host has already left, or never joined, only its certificates are revoked. Raises
+    NotFound if nothing of the host exists, Conflict if the host is alive, and NoAnswer.
     """
     own = require_member(machine)
     if host == own.host:
@@ -164,7 +165,10 @@ def forget(machine: Machine, host: str) -> Forgotten:
 
 
 def add_member(machine: Machine, host: str, report: Report) -> int:
-    """Run an etcd member on this host; return the number of members. Raises Conflict, Error."""
+    """Start an etcd member on this host, and return the number of voting members.
+
+    ``host`` must be "" or this host's name. Raises Conflict or Error.
+    """
     own = _require_own_etcd(machine)
     if host not in ("", own.host):
         raise Conflict(f"this host is {own.host}", f"run it on {host}")
@@ -182,9 +186,10 @@ def add_member(machine: Machine, host: str, report: Report) -> int:
 
 
 def remove_member(machine: Machine, host: str, report: Report) -> int:
-    """Remove this host's etcd member, or that of a lost host; return the number of members left.
+    """Remove the etcd member of this host, or of a lost host.
 
-    Raises Conflict, NotFound, NoAnswer, Error.
+    Returns the number of voting members that remain. "" as ``host`` means this host. Raises
+    Conflict for the only member and for a host that is alive, NotFound, NoAnswer or Error.
     """
     own = _require_own_etcd(machine)
     with service_lock(LOCK), own.engine() as engine:
@@ -212,9 +217,9 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
 
 
 def be_only_member(machine: Machine, report: Report) -> None:
-    """Continue with this host's etcd member and its data alone, after most were lost for good.
+    """Make this host's etcd member the only one, after most members were lost permanently.
 
-    Raises Conflict if most members answer, Error.
+    The member keeps its data. Raises Conflict if most members answer, and Error.
     """
     own = _require_own_etcd(machine)
     if own.member is None:
@@ -241,8 +246,9 @@ def be_only_member(machine: Machine, report: Report) -> None:
 def restore(machine: Machine, report: Report) -> Joined:
     """Write this host's cluster from its store to etcd, after etcd has lost its data.
 
-    If no etcd answers, this host runs the first member. Raises Conflict if etcd has the data of a
-    cluster, or if this host has data of a member that could be used instead, NoAnswer, Error.
+    If no etcd answers, this host starts the first member. Raises Conflict if etcd has the data of a
+    cluster, or if this host has the data of an etcd member, which could be used instead. Raises
+    NoAnswer or Error.
     """
     own = require_member(machine)
     store = machine.store
@@ -267,7 +273,10 @@ def restore(machine: Machine, report: Report) -> Joined:
 
 
 def _answering(machine: Machine, own: Config, report: Report) -> Config:
-    """Return how to reach an etcd that answers; start this host's etcd if none does."""
+    """Return a configuration by which an etcd answers; start this host's etcd if none does.
+
+    Raises Conflict or Error if this host must not start one.
+    """
     try:
         with own.engine() as engine:
             engine.mark(own.keys.prefix)
@@ -294,9 +303,9 @@ def _answering(machine: Machine, own: Config, report: Report) -> Config:
 
 
 def backup(machine: Machine, path: str) -> int:
-    """Write etcd's data to a file that only root can read; return its size in bytes.
+    """Write a snapshot of etcd's data to a file that only root can read.
 
-    Raises Error.
+    Returns the size of the file in bytes. Raises Error.
     """
     own = _require_own_etcd(machine)
     if os.path.isdir(path):
@@ -347,7 +356,7 @@ def _count(own: Config) -> int:
 
 
 def follow(machine: Machine, log: Callable[[str], None]) -> Following:
-    """Return the agent of this host. Raises Error if the host is in no cluster."""
+    """Return the agent of this host, ready to run. Raises Error if the host is in no cluster."""
     own = require_member(machine)
     store = machine.store
     me = Me(own.host, store.state_id(), store.cluster_id(), paths.boot_id())
@@ -373,9 +382,10 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
 
 
 def _mending(machine: Machine) -> Callable[[bool], None]:
-    """Return a function that repairs the encrypted link; the agent calls it in a thread.
+    """Return a function that repairs the encrypted network interface between the hosts.
 
-    The function raises Error.
+    The agent calls the function in a thread. Its argument says whether to repair in any case;
+    otherwise it repairs only if the interface does not work. The function raises Error.
     """
 
     stores: list[Store] = []
@@ -390,9 +400,9 @@ def _mending(machine: Machine) -> Callable[[bool], None]:
 
 
 def end_services(machine: Machine, services: list[str]) -> None:
-    """Deactivate services that another host has taken over, and detach such attachments.
+    """Deactivate services that another host has claimed since, and detach such attachments.
 
-    Their sharers are deactivated too. Raises Error.
+    Services that share their namespaces are deactivated too. Raises Error.
     """
     store = machine.store
     recover(machine, names=services)  # it may complete the removal of one
@@ -406,9 +416,10 @@ def end_services(machine: Machine, services: list[str]) -> None:
 
 
 def _tend_certificates(machine: Machine, own: Config, membership: Membership) -> None:
-    """Record this host's certificate in the cluster; configure etcd here to refuse revoked ones.
+    """Record this host's certificate in etcd, and configure etcd here to refuse revoked ones.
 
-    No-op if etcd's data does not contain the cluster or this host, since etcd may have lost data.
+    No-op if etcd's data does not contain this cluster or this host, because etcd may have lost
+    data.
     """
     cluster, item = membership.cluster(), membership.host_item(own.host)
     if cluster is None or cluster.identity != machine.store.cluster_id():
@@ -425,10 +436,11 @@ def _tend_certificates(machine: Machine, own: Config, membership: Membership) ->
 
 
 def _tend(machine: Machine, engine: Engine, whole: bool) -> None:
-    """Update this host's values in the cluster, and the recorded list of etcd's members.
+    """Update this host's values in etcd, and the list of etcd's members in cluster.toml.
 
-    Without ``whole``, the call is only due because hosts joined or left. Hosts without a member
-    then do nothing: only members check certificates, and all agents would call at the same time.
+    ``whole`` is false for a call that was made only because hosts have joined or left. A host
+    without an etcd member then does nothing: only members check certificates, and all agents would
+    query etcd at the same time.
     """
     own = config.require()
     if not whole and own.member is None:

@@ -1,11 +1,11 @@
-"""Create, join and leave a cluster; install the units of its agent and of etcd.
+"""Create, join and leave a cluster; install the systemd units of its agent and of etcd.
 
-A host is in a cluster once its store has the cluster's id. Whatever an interrupted command left
-before that point is removed by the next one.
+A host is in a cluster as soon as its store has the cluster's id. If a command is interrupted before
+that, the next command removes what it has created.
 
-With systemd as init, the agent has a unit, and on members etcd has one too. Otherwise etcd is
-started in the background, because nothing works without it, and starting the agent is left to the
-caller.
+If systemd is the init, the agent has a unit, and etcd has one on hosts with an etcd member.
+Otherwise niso starts etcd in the background, because a cluster does not work without it, and the
+caller must start the agent.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ from niso.runtime.units import WANTED_BY, ChangingUnit, agent, agent_name, unit_
 LOCK = "niso.cluster"
 LOCK_S = 60.0
 MOST_MEMBERS = 3
-"""The number of hosts that become etcd members by default: with three, one may be lost."""
+"""The number of hosts that get an etcd member by default. With three members, one may fail."""
 
 
 class Existing(NamedTuple):
-    """How to reach an etcd that niso does not run."""
+    """How to reach an etcd that niso does not run: its URLs, and the paths of the credentials."""
 
     urls: tuple[str, ...]
     cacert: str = ""
@@ -68,7 +68,7 @@ class Existing(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """This host's membership of a cluster."""
+    """Result of creating or joining a cluster."""
 
     config: Config
     cluster: str  # the cluster's id
@@ -86,11 +86,12 @@ def init(
     report: Report,
     encrypt: str = "",
 ) -> Joined:
-    """Create a cluster with this host as its first host; return the membership.
+    """Create a cluster with this host as its first host.
 
-    A name or address "" means the default. ``encrypt`` is "" or one of the kinds of
-    `niso.cluster.encryption`. Raises UsageError, Conflict, Error, NoAnswer; then everything that
-    was created is removed.
+    ``host`` and ``address`` are this host's name and address in the cluster, "" for the default.
+    ``existing`` is an etcd that niso does not run; None lets niso run etcd. ``encrypt`` is "" or a
+    kind in `niso.cluster.encryption`. Raises UsageError, Conflict, Error or NoAnswer, after
+    everything that was created has been removed.
     """
     way_to_encrypt(encrypt, "--encrypt")
     host = host_name(host or _own_name(), "--name")
@@ -136,9 +137,10 @@ def init(
 
 
 def _encrypts(machine: Machine, asked: str, mtu: int, address: str) -> str:
-    """Return how this host encrypts, according to the request; "" for no encryption.
+    """Return the kind of encryption that this host uses for the requested kind ``asked``.
 
-    Raises Error.
+    "" stands for no encryption. ``mtu`` is the MTU, in bytes, of the network interface with
+    ``address``. Raises Error if the host cannot encrypt that way.
     """
     if not asked:
         return ""
@@ -148,7 +150,7 @@ def _encrypts(machine: Machine, asked: str, mtu: int, address: str) -> str:
 
 
 def _otherwise(cluster: Cluster) -> Conflict:
-    """Build the error for an existing cluster whose encryption differs from the requested one."""
+    """Return the error for a cluster that exists with another encryption than requested."""
     if not cluster.encryption:
         return Conflict(f"cluster {cluster.identity} is not encrypted", "leave out --encrypt")
     how = f"--encrypt={cluster.encryption}"
@@ -159,7 +161,7 @@ _OWN_FILES = (invitation.AUTHORITY, invitation.CERTIFICATE, invitation.KEY)
 
 
 def _reach(existing: Existing) -> Reach:
-    """Return how to reach an etcd that niso does not run. Raises UsageError, Error."""
+    """Return the validated access to an etcd that niso does not run. Raises UsageError or Error."""
     places, schemes = [], set()
     for url in existing.urls:
         parts = urlsplit(url)
@@ -189,11 +191,11 @@ def _reach(existing: Existing) -> Reach:
 
 
 def invite(machine: Machine, host: str, address: str, renew: bool, member: bool = False) -> str:
-    """Return an invitation for a host, a string that contains keys.
+    """Return an invitation for a host: a string that contains private keys.
 
-    With ``renew``, the invitation gives new certificates to a host that is already in the cluster.
-    With ``member``, the host may run an etcd member, as the first three hosts may anyway. Raises
-    Conflict, Error.
+    With ``renew``, the host must be in the cluster already and gets new certificates. With
+    ``member``, the host may run an etcd member; the first three hosts may do so without it. Raises
+    Conflict, Error, UsageError or InvalidInput.
     """
     own = require_member(machine)
     host_name(host, "HOST")
@@ -234,12 +236,13 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
 def join(
     machine: Machine, text: bytes, member: bool | None, report: Report, encrypt: str = ""
 ) -> Joined:
-    """Join the cluster that the invitation is for.
+    """Join the cluster that the invitation ``text`` is for.
 
-    ``member`` says whether to run an etcd member; by default the first three hosts do. A host that
-    is already in the cluster installs new certificates. ``encrypt`` says how this host may encrypt,
-    "" for the cluster's default. Raises InvalidInput, Conflict, Error, NoAnswer; then everything
-    that was created is removed.
+    ``member`` says whether to run an etcd member on this host; None means that the first three
+    hosts do. If this host is in the cluster already, new certificates are installed. ``encrypt``
+    says how this host encrypts, "" for the cluster's kind. Raises InvalidInput, Conflict, Error or
+    NoAnswer, after everything that was created has been removed. After the host has joined, a
+    failure to start its etcd member does not undo the join.
     """
     way_to_encrypt(encrypt, "--encrypt")
     invited = invitation.parsed(text)
@@ -298,9 +301,9 @@ def join(
 
 
 def _renew(machine: Machine, invited: Invitation, member: bool | None, report: Report) -> Joined:
-    """Install the certificates of an invitation for this host, and create a new encryption key.
+    """Install the certificates of an invitation on this host, and create a new encryption key.
 
-    Raises Conflict, Error.
+    The host must already be in the cluster. Raises Conflict or Error.
     """
     own = require()
     if invited.host.name != own.host:
@@ -335,7 +338,10 @@ def _renew(machine: Machine, invited: Invitation, member: bool | None, report: R
 
 
 def become_member(machine: Machine, own: Config, report: Report) -> Config:
-    """Run an etcd member on this host; return the new configuration. Raises Error, NoAnswer."""
+    """Start an etcd member on this host, and return the new configuration.
+
+    After an error the member is removed again. Raises Error or NoAnswer.
+    """
     own_etcd.program()
     require_free(machine, ETCD)
     peer = own_etcd.peer_url(own.address)
@@ -360,9 +366,9 @@ def become_member(machine: Machine, own: Config, report: Report) -> Config:
 
 
 def end_member(machine: Machine, own: Config, engine: Etcd, report: Report) -> None:
-    """Stop and remove this host's etcd member; no-op if the host has none.
+    """Stop this host's etcd member and remove it from etcd; no-op if the host has none.
 
-    Raises Error, NoAnswer.
+    Raises Error or NoAnswer.
     """
     peer = own_etcd.peer_url(own.address)
     for member in own_etcd.members(engine):
@@ -374,7 +380,7 @@ def end_member(machine: Machine, own: Config, engine: Etcd, report: Report) -> N
 
 
 def voting(engine: Etcd) -> int:
-    """Return the number of voting etcd members."""
+    """Return the number of etcd members that vote. A member that still copies the data does not."""
     return sum(not member.learns for member in own_etcd.members(engine))
 
 
@@ -382,7 +388,7 @@ def voting(engine: Etcd) -> int:
 
 
 def require_member(machine: Machine) -> Config:
-    """Return cluster.toml of this host. Raises Error if the host is in no cluster."""
+    """Return this host's cluster.toml. Raises Error if the host is in no cluster."""
     own = require()
     if not machine.store.cluster_id():
         raise Error(
@@ -400,9 +406,10 @@ def _require_apart(machine: Machine) -> None:
 
 
 def _require_own(machine: Machine, address: str, key: str) -> int:
-    """Return the MTU of the link with an address of this host.
+    """Return the MTU, in bytes, of this host's network interface with an address.
 
-    Raises InvalidInput if no link of this host has the address.
+    ``key`` is the option or file that the error names. Raises InvalidInput if no interface of this
+    host has the address.
     """
     mtu = machine.kernel.mtu_of(address)
     if mtu is None:
@@ -413,9 +420,9 @@ def _require_own(machine: Machine, address: str, key: str) -> int:
 
 
 def as_member(machine: Machine, own: Config, mtu: int) -> Host:
-    """Return the values that this host publishes in the cluster.
+    """Return the values that this host publishes in etcd.
 
-    ``mtu`` is the MTU of the link to the other hosts.
+    ``mtu`` is the MTU, in bytes, of the network interface that leads to the other hosts.
     """
     store = machine.store
     tunnel = store.across.tunnel()
@@ -424,7 +431,10 @@ def as_member(machine: Machine, own: Config, mtu: int) -> Host:
 
 
 def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:
-    """Add this host to the cluster's keys in etcd, and the cluster to the store."""
+    """Add this host to the hosts of the cluster in etcd, and record the cluster in the store.
+
+    ``mtu`` is the MTU, in bytes, of the network interface that leads to the other hosts.
+    """
     store = machine.store
     host = Host(own.host, store.state_id(), own.address, mtu, False, niso.__version__)
     if own.encryption:
@@ -439,11 +449,11 @@ def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:
 
 
 _OF_THE_RUN = ("lease", "gone", "agent.wake", "etcd.pid")
-"""Files of the agent and of etcd in the run folder."""
+"""Names of files of the agent and of etcd in the run folder."""
 
 
 def clear(machine: Machine, report: Report) -> None:
-    """Remove the files of a cluster that this host is not in; no-op if there are none."""
+    """Stop the agent and etcd, and remove all files of a cluster that this host is not in."""
     end(machine, AGENT, report)
     end(machine, ETCD, report)
     own_etcd.forget()
@@ -454,7 +464,7 @@ def clear(machine: Machine, report: Report) -> None:
 
 
 def _require_key(invited: Invitation) -> None:
-    """Raise InvalidInput if an invitation does not allow the invited host to run an etcd member."""
+    """Raise InvalidInput if an invitation does not allow this host to run an etcd member."""
     if not invited.files.authority_key:
         raise InvalidInput(
             "the invitation is not that of a member of etcd",
@@ -463,7 +473,7 @@ def _require_key(invited: Invitation) -> None:
 
 
 def _require_etcd() -> None:
-    """Raise Error if etcd is not installed; its hint says that joining works without etcd."""
+    """Raise Error if etcd is not installed. Its hint says that joining is possible without etcd."""
     try:
         own_etcd.program()
     except Error as error:
@@ -472,7 +482,7 @@ def _require_etcd() -> None:
 
 
 def _drop_authority_key() -> None:
-    """Delete the key of the certificate authority, which only hosts with an etcd member need."""
+    """Delete the private key of the certificate authority, which only etcd members need."""
     path = os.path.join(paths.cluster_dir(), invitation.AUTHORITY_KEY)
     if os.path.lexists(path):
         files.remove(path)
@@ -483,9 +493,9 @@ def _own_name() -> str:
 
 
 def _own_address() -> str:
-    """Return the address from which this host reaches others.
+    """Return the source address of packets from this host to the internet.
 
-    Raises UsageError if there is none.
+    Nothing is sent. Raises UsageError if the host has no default route.
     """
     for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -501,10 +511,11 @@ def _own_address() -> str:
 
 
 def leave(machine: Machine, force: bool, report: Report) -> Config:
-    """Remove this host from its cluster; return its former configuration.
+    """Remove this host from its cluster, and return its former configuration.
 
-    With ``force``, also if the cluster does not answer; the cluster then still lists this host.
-    Raises Conflict if the host has services on networks of the cluster, NoAnswer, Error.
+    With ``force``, the host leaves even if etcd does not answer; the cluster then still lists the
+    host. Raises Conflict if services of the host are on networks that span hosts, NoAnswer or
+    Error.
     """
     store = machine.store
     own = require()
@@ -529,7 +540,11 @@ def leave(machine: Machine, force: bool, report: Report) -> Config:
 
 
 def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> None:
-    """Delete this host's keys from etcd, and remove its etcd member."""
+    """Delete this host's keys from etcd, and remove its etcd member.
+
+    Raises Conflict if this is the only etcd member of several hosts. Raises NoAnswer unless
+    ``force``.
+    """
     try:
         with own.engine() as engine:
             membership = Membership(engine, own.keys)
@@ -574,7 +589,10 @@ def unit_text(which: str, state_id: str) -> str:
 
 
 def require_free(machine: Machine, which: str) -> None:
-    """Raise Conflict if a unit of this name belongs to another state folder or program."""
+    """Raise Conflict if the unit file exists and belongs to another state folder or program.
+
+    ``which`` is `AGENT` or `ETCD`.
+    """
     units = machine.processes.units
     text = units.read(unit_file(which)) if units.booted() else None
     if text is not None and not text.startswith(f"{_MARK}{machine.store.state_id()}"):
@@ -585,7 +603,10 @@ def require_free(machine: Machine, which: str) -> None:
 
 
 def start_agent(machine: Machine, report: Report) -> None:
-    """Start the agent, now and at boot; without systemd, report how to start it. Raises Error."""
+    """Start the agent, and enable it at boot.
+
+    Without systemd, report only how to start it. Raises Error.
+    """
     if machine.processes.units.booted():
         _start_unit(machine, AGENT, report)
         return
@@ -598,7 +619,10 @@ def start_agent(machine: Machine, report: Report) -> None:
 
 
 def start_etcd(machine: Machine, config: Config, report: Report) -> None:
-    """Start this host's etcd member, now and at boot, and wait until it answers. Raises Error."""
+    """Start this host's etcd member, enable it at boot if systemd is the init, and wait for it.
+
+    Returns when etcd answers. Raises Error.
+    """
     if machine.processes.units.booted():
         _start_unit(machine, ETCD, report)
     else:
@@ -614,7 +638,7 @@ def pause_etcd(machine: Machine) -> None:
 
 
 def end(machine: Machine, which: str, report: Report) -> None:
-    """Stop the agent or etcd and remove its unit; no-op if there is no unit. Raises Error."""
+    """Stop the agent or etcd, and remove its unit if niso has written one. Raises Error."""
     units = machine.processes.units
     text = units.read(unit_file(which)) if units.booted() else None
     if text is not None and text.startswith(_MARK):

@@ -1,4 +1,4 @@
-"""Deactivate services, and delete their records or volumes."""
+"""Deactivate services, and delete their records and volumes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from niso.runtime.machine import Machine
 
 
 class Done(NamedTuple):
-    """Result of a command for one service."""
+    """Whether a command changed one service."""
 
     service: str
     """the service's name"""
@@ -29,11 +29,12 @@ def deactivate(
     keep_forwards: bool = False,
     needs: stop.Needs | None = None,
 ) -> list[Done]:
-    """Stop services and remove their networks; leases stay.
+    """Stop services and remove their networks. Their addresses stay reserved.
 
-    With ``keep_forwards``, the services' forwards return at the next activation. Processes are
-    stopped in parallel, but dependencies (``needs``) after their dependents. Raises Error, and
-    NotFound if recovery has just completed the removal of a service.
+    With ``keep_forwards``, the port forwards that were added later return at the next activation.
+    Processes are stopped in parallel, but by ``needs`` a dependency is stopped after the services
+    that depend on it. With ``dry_run``, the steps are only reported and the result is empty. Raises
+    Error, and NotFound if recovery has just completed the removal of a service.
     """
     store = machine.store
     if dry_run:
@@ -63,10 +64,10 @@ def deactivate(
 def remove(
     machine: Machine, services: list[str], report: Report = silent, with_volumes: bool = False
 ) -> None:
-    """Deactivate services and delete their records, leases, logs and package copies.
+    """Deactivate services, and delete their records, reserved addresses, logs and package copies.
 
-    ``with_volumes`` also deletes their named volumes, even for a service that does not exist.
-    Raises Error.
+    With ``with_volumes``, their named volumes are deleted too, even those of a service that does
+    not exist. Raises Error.
     """
     store = machine.store
     recover(machine, report, services)
@@ -88,9 +89,9 @@ def remove(
 
 
 def remove_volumes(machine: Machine, services: list[str], report: Report = silent) -> None:
-    """Remove the named volumes of inactive services.
+    """Delete the named volumes of inactive services.
 
-    Raises Error, Conflict if a service is active.
+    Raises Conflict if a service is active, and Error.
     """
     store = machine.store
     recover(machine, report, services)
@@ -107,7 +108,7 @@ def remove_volumes(machine: Machine, services: list[str], report: Report = silen
 
 
 def _tell(machine: Machine, services: list[str], report: Report) -> None:
-    """Publish to the cluster that services are inactive or removed; no-op outside a cluster."""
+    """Report to the cluster that services are inactive or removed; no-op outside a cluster."""
     from niso.change import cluster_claims
 
     if machine.store.cluster_id():

@@ -1,9 +1,10 @@
-"""Record changes as intents and lock their services; find the changes of killed commands.
+"""Record changes as intents and lock their services; recover the changes of killed commands.
 
-Every change is recorded in the store as an intent before it reaches the kernel. If a later command
-finds an intent whose process has died, it finishes the change (deactivate, remove) or undoes it
-(activate, restart, by `niso.change.undo`). niso's lock is held over plan and write. A service's own
-lock is held from its first change to its last, including the wait for its process.
+The store records each change as an intent before the change reaches the kernel. If a later command
+finds an intent whose process has died, it completes the change (deactivate, remove) or undoes it
+(activate, restart; see `niso.change.undo`). niso's lock is locked while a change is planned and
+written. A service's own lock is locked from the service's first change to its last, which includes
+the wait for its process.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from niso.store.store import Store
 
 
 class EndingRestart(NamedTuple):
-    """Report that niso completes an interrupted restart."""
+    """Event: niso completes the restart of a service that a killed command has begun."""
 
     service: str
 
@@ -34,7 +35,7 @@ class EndingRestart(NamedTuple):
 
 
 def end_restart(machine: Machine, services: list[str], report: Report) -> None:
-    """Start the processes that an interrupted restart stopped, and end its intents.
+    """Start the processes that an interrupted restart has stopped, and delete its intents.
 
     If a process cannot start, this is reported, and `niso ps` shows its service as failed.
     """
@@ -54,13 +55,13 @@ def recover(
     names: Iterable[str] = (),
     every: bool = False,
 ) -> int:
-    """Finish or undo interrupted changes; return the number of services concerned.
+    """Complete or undo interrupted changes, and return the number of intents that were handled.
 
-    An interrupted change of the cluster mirror is undone first, and not counted. Changes of
-    commands that are still running are left alone. ``names`` are the services of the command that
-    follows; results for other services are reported (`Recovered`, `Unfinished`). Failures for
-    services in ``names``, or with ``every`` for any service, are raised as an ErrorGroup at the
-    end.
+    An interrupted change of this host's copy of the cluster's data is undone first, and not
+    counted. Changes of commands that are still running are left unchanged. ``names`` are the
+    services of the command that follows; the results for other services are reported as `Recovered`
+    or `Unfinished`. Errors of services in ``names``, and with ``every`` the errors of all services,
+    are raised as an ErrorGroup after all changes were handled.
     """
     store = machine.store
     machine.processes.renew()
@@ -120,14 +121,22 @@ def recover(
 
 
 def _together(store: Store, intent: Intent) -> list[str]:
-    """Return the services whose intents must end with this intent: port changes end together."""
+    """Return the services that are recovered together with this intent.
+
+    A change of published ports is recovered for all services whose ports it changes. For other
+    changes the result is the service of the intent.
+    """
     if intent.action != "ports":
         return [intent.service]
     return sorted({service for service, _ in store.moved_ports()})
 
 
 def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error]:
-    """Finish an intent of a command other than activate; return {service: error}."""
+    """Complete an interrupted change other than an activation.
+
+    ``intent`` is the record of the change in the store. Returns the errors by service; empty after
+    success.
+    """
 
     from niso.change import cluster_claims
 
@@ -153,9 +162,10 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
 
 
 def locked(store: Store, services: list[str]) -> ExitStack:
-    """Hold the locks of several services, taken in sorted order to avoid deadlocks.
+    """Return the acquired locks of several services as a context that releases them.
 
-    On exit, the lock files of services that do not exist are removed.
+    The locks are acquired in sorted order to avoid deadlocks. The exit also removes the lock files
+    of services that do not exist.
     """
     with ExitStack() as locks:
         for name in sorted(set(services)):
@@ -164,7 +174,10 @@ def locked(store: Store, services: list[str]) -> ExitStack:
 
 
 class locked_one:
-    """Hold the lock of one service; on exit, remove its lock file if the service does not exist."""
+    """Context in which the lock of one service is acquired.
+
+    On exit, the lock file is removed if the service does not exist.
+    """
 
     def __init__(self, store: Store, service: str) -> None:
         self._store, self._service, self._lock = store, service, service_lock(service)
@@ -189,9 +202,11 @@ def _remove_lock(store: Store, name: str) -> None:
 
 
 def begin(store: Store, services: list[str], action: str) -> None:
-    """Record the intents of all services in one transaction, so that recovery treats them as one.
+    """Record the intents of all services of a command in one transaction.
 
-    Raises Conflict if another active service needs the namespace of one of the services.
+    They are therefore recovered together. ``action`` is the kind of change, such as "activate".
+    Raises Conflict if another active service shares the namespace of a service that is to be
+    stopped.
     """
     if services:
         with Lock(), store.transaction():

@@ -1,6 +1,7 @@
-"""Create, plan and remove networks: choose subnet, gateway and bridge name, and refuse overlaps.
+"""Create, plan and remove networks: choose subnet, gateway and bridge name; refuse overlaps.
 
-It also shows or hides the names of services in the host's own hosts file (`show`).
+This module also writes the names of services to the host's own hosts file, or removes them
+(`show`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
 
 
 def pool() -> subnets.Network:
-    """Return the prefix from which subnets are allocated (``NISO_POOL``). Raises InvalidInput."""
+    """Return the IPv4 prefix from which subnets are allocated (environment variable ``NISO_POOL``).
+
+    Raises InvalidInput for an invalid, public or too small prefix.
+    """
     text = os.environ.get("NISO_POOL") or subnets.DEFAULT_POOL
     try:
         prefix = ipaddress.ip_network(text)
@@ -61,7 +65,10 @@ def pool() -> subnets.Network:
 
 
 def observes() -> bool:
-    """Return whether flows of new networks are recorded (``NISO_OBSERVE``). Raises InvalidInput."""
+    """Return whether flows of new networks are recorded (environment variable ``NISO_OBSERVE``).
+
+    Raises InvalidInput for a value other than 0 and 1.
+    """
     text = os.environ.get("NISO_OBSERVE") or "1"
     if text not in ("0", "1"):
         raise InvalidInput(f"{text!r} is not valid", "0 or 1", "NISO_OBSERVE")
@@ -69,11 +76,12 @@ def observes() -> bool:
 
 
 def ensure(machine: Machine, request: NetworkRequest, implicit: bool) -> Network | None:
-    """Record a network; return None if it already exists and satisfies the request.
+    """Record a network, and return it; return None if it exists and satisfies the request.
 
-    An existing network stays implicit only if the request is ``implicit`` too (see
-    `Store.add_network`). The caller is in a transaction. Raises UsageError, and Conflict if it
-    exists and differs, or if its name, subnet or bridge is taken.
+    An implicit network is one that niso drops when no service uses it. An existing network stays
+    implicit only if the request is ``implicit`` too (see `Store.add_network`). The caller must be
+    in a transaction. Raises UsageError, and Conflict if the existing network differs, or if the
+    name, subnet or bridge is taken.
     """
     store = machine.store
     present = store.network(request.name)
@@ -107,11 +115,13 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
     holds: str | None = None,
     besides: Sequence[tuple[subnets.Network, str]] = (),
 ) -> Network:
-    """Return a network that could be created now.
+    """Return a network with all its settings that could be created now. Nothing is recorded.
 
-    The network overlaps none of ``besides`` (subnet, owner). Without ``subnets`` it gets the /24
-    around the address ``holds``, else the next free /24. Raises UsageError, and Conflict if subnet
-    or bridge are taken or the host lacks IPv6.
+    Without ``subnets``, the network gets the /24 prefix that contains the address ``holds``, or
+    without ``holds`` the next free /24 of the pool. With ``ipv6``, it gets a free /64 too.
+    ``besides`` are pairs (subnet, owner) that the network must not overlap either. ``mtu`` is in
+    bytes. Raises UsageError, and Conflict if the subnet or bridge is taken or if the host has no
+    IPv6.
     """
     store, kernel = machine.store, machine.kernel
     taken = [*_taken(machine), *besides]
@@ -164,7 +174,10 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
 
 
 def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:
-    """Return (prefix, owner) for each prefix that a new network must not overlap."""
+    """Return pairs (prefix, owner) for all prefixes that a new network must not overlap.
+
+    The owner is a phrase for error messages.
+    """
     store = machine.store
     taken = [
         (ipaddress.ip_network(subnet.cidr), f"network {network.name!r}")
@@ -188,9 +201,10 @@ def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:
 def _require_free(
     name: str, net: subnets.Network, taken: Sequence[tuple[subnets.Network, str]], holds: str | None
 ) -> None:
-    """Raise Conflict if a subnet overlaps one that is in use.
+    """Raise Conflict if the subnet ``net`` overlaps one of ``taken``.
 
-    ``holds`` is the service's address that the subnet was chosen for, if any.
+    ``taken`` are pairs (prefix, owner). ``holds`` is the address of a service for which the subnet
+    was chosen, or None.
     """
     for other, whose in taken:
         if other.version != net.version or not other.overlaps(net):
@@ -257,9 +271,9 @@ def create(
 ) -> Network | None:
     """Create a network and its bridge; return None if the same network already exists.
 
-    A network that spans hosts is created in the cluster too, or added to this host if the cluster
-    has it. Raises UsageError, KernelError, and Conflict if name, subnet or bridge is taken; then
-    nothing has changed.
+    A network that spans hosts is created in the cluster too. If the cluster already has the
+    network, it is only added to this host. Raises UsageError, KernelError, and Conflict if the
+    name, subnet or bridge is taken. After an error nothing has changed.
     """
     from niso.change import span_networks
 
@@ -312,11 +326,11 @@ def _create(
 def remove(
     machine: Machine, names: list[str], report: Report = silent, dry_run: bool = False
 ) -> None:
-    """Remove networks and their bridges; if one cannot be removed, remove none.
+    """Remove networks and their bridges. If one cannot be removed, none is.
 
-    A network that spans hosts is removed from the cluster first, also if only other hosts had
-    services on it. Raises NotFound, Conflict if a service on any host is on one of the networks,
-    and KernelError.
+    A network that spans hosts is removed from the cluster first, even if this host does not have
+    it. Raises NotFound, Conflict if a service on any host is on one of the networks, and
+    KernelError.
     """
     from niso.change import span_networks
 
@@ -343,7 +357,7 @@ def remove(
 
 
 def _require_unused(store: Store, name: str) -> None:
-    """Raise NotFound for a missing network, and Conflict if a service of this host is on it."""
+    """Raise NotFound if a network does not exist, Conflict if a service here is on it."""
     store.require_network(name)
     members = [service for service, _ in store.members(name)] or store.held_by(name)
     if members:
@@ -357,9 +371,9 @@ def _require_unused(store: Store, name: str) -> None:
 
 
 def show(machine: Machine, on: bool) -> bool:
-    """Write the names of services to the host's hosts file from now on, or remove them.
+    """Write the names of services to the host's /etc/hosts from now on, or remove them.
 
-    Returns whether anything changed. Raises KernelError; then nothing has changed.
+    Returns whether anything changed. Raises KernelError; nothing has changed then.
     """
     store, kernel = machine.store, machine.kernel
     with Lock():

@@ -1,11 +1,11 @@
-"""Ask DNS for outside names, and update rules and hosts files at the same time; install its timer.
+"""Resolve the DNS names in policies, update rules and hosts files, and install the timer for it.
 
-There is no resolver process: names are resolved by an activation, and by `niso net refresh`, which
-a systemd timer calls while enabled services need it.
+niso has no resolver process. DNS names in ``egress.allow`` are resolved by each activation, and by
+`niso net refresh`, which a systemd timer calls as long as enabled services need it.
 
-Names are resolved as on the host, by dnspython, with the name servers of its resolv.conf, including
-those on its loopback, which services cannot reach. Its hosts file is not read, because its lines
-have no TTL, and search domains are not used. `niso.plan.dns_answers` decides which addresses a name
+dnspython resolves the names with the name servers of the host's resolv.conf, including those on the
+host's loopback, which services cannot reach. The host's hosts file is not read, because its lines
+have no TTL. Search domains are not used. `niso.plan.dns_answers` decides which addresses a name
 has.
 """
 
@@ -40,15 +40,17 @@ if TYPE_CHECKING:
 
 
 KEPT_S = 3600.0
-"""How long (s) to keep an answer for a name in no policy, whose activation may be in progress."""
+"""Seconds for which the answer for a DNS name in no policy is stored. An activation that will
+record such a policy may be in progress.
+"""
 
 
 def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent) -> None:
     """Resolve the DNS names in policies of services that are about to be activated.
 
-    A name without an address is only reported: the service starts, and can connect to the name when
-    a refresh finds an address. A machine whose name servers start later than niso therefore boots.
-    Raises Error if dnspython is not installed.
+    A name without an address is only reported. The service starts, and can connect to the name as
+    soon as a later refresh finds an address. So a machine boots even if its name servers start
+    after niso. Raises Error if dnspython is not installed.
     """
     names = _names(targets)
     if not names:
@@ -67,10 +69,11 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
 
 
 def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
-    """Remove addresses of DNS names that are in a network which now exists.
+    """Remove those addresses of DNS names that belong to a network of this command.
 
-    The names were resolved before the command's networks were recorded. The caller is in the
-    transaction that has recorded the networks. Raises KernelError.
+    The names were resolved before the command's networks were recorded, and a name in a policy must
+    not resolve to an address of a service. The caller must be in the transaction that has recorded
+    the networks. Raises KernelError.
     """
     if not (names := _names(targets)):
         return
@@ -83,9 +86,10 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
-    """Resolve the DNS names in services' policies without recording the answers.
+    """Resolve the DNS names in services' policies and return the answers without recording them.
 
-    Raises Error if dnspython is not installed, KernelError.
+    Names with a recent answer are not resolved again. Raises KernelError, and Error if dnspython is
+    not installed.
     """
     names = _names(targets)
     if not names:
@@ -107,11 +111,11 @@ def refresh(
     report: Report = silent,
     force: bool = False,
 ) -> list[str]:
-    """Resolve the DNS names that are due and apply the answers; return the names that changed.
+    """Resolve the DNS names whose TTL is over, apply the answers, and return the changed names.
 
-    ``names`` limits the call to these names (default: all names in policies). ``force`` resolves
-    all of them. Open connections stay open, whatever DNS answers. Raises Error if dnspython is not
-    installed, KernelError.
+    ``names`` limits the call to these names; None means all names in policies. With ``force``,
+    names are resolved whatever their TTL. Open connections stay open even if an address is removed.
+    Raises KernelError, and Error if dnspython is not installed.
     """
     rows = machine.store.outside
     now = time.time()
@@ -133,10 +137,12 @@ def _apply(
     now: float,
     report: Report,
 ) -> list[str]:
-    """Record answers and update the kernel; the caller holds the lock.
+    """Record DNS answers and update the kernel; return the names whose addresses changed.
 
-    The rows are committed first, marked as not yet in the kernel. If this process is killed in
-    between, the next refresh removes elements that an earlier answer may have left.
+    The caller must have niso's lock. ``heard`` are the new answers by name. ``unsettled`` are names
+    whose recorded answers may not be in the kernel. The rows are committed first and marked as not
+    yet in the kernel. If this process is killed before the kernel is updated, the next refresh
+    removes the nftables set elements of the earlier answer.
     """
     store, kernel = machine.store, machine.kernel
     rows = store.outside
@@ -171,15 +177,18 @@ def _used(answer: Outside) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _all_in_use(answer: Outside) -> Outside:
-    """Return an answer that marks all recorded addresses as in use.
+    """Return a copy of an answer in which all recorded addresses are marked as in use.
 
-    The kernel may have any of them.
+    It is used when the kernel may have any of them.
     """
     return answer._replace(addresses=tuple(known._replace(state=NOW) for known in answer.addresses))
 
 
 def _bars(machine: Machine) -> Bars:
-    """Return the addresses that no DNS name of a policy may resolve to. Raises KernelError."""
+    """Return the addresses and prefixes to which no DNS name of a policy may resolve.
+
+    Raises KernelError.
+    """
     store: Store = machine.store
     pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
     subnets = (subnet.cidr for network in store.networks() for subnet in network.subnets)
@@ -193,13 +202,13 @@ def _bars(machine: Machine) -> Bars:
 
 RESOLV_CONF = "/etc/resolv.conf"
 _SERVER_S, _QUESTION_S, _ALL_S = 1.5, 4.0, 15.0
-"""Timeouts (s) of one server, one question and all questions."""
+"""Timeouts in seconds: of one name server, of one question, and of all questions together."""
 _AT_ONCE = 16
 _TYPES = {4: "A", 6: "AAAA"}
 
 
 def require() -> Any:
-    """Import and return the module dns. Raises Error if dnspython is not installed."""
+    """Import and return the module `dns`. Raises Error if dnspython is not installed."""
     try:
         import dns.exception
         import dns.resolver
@@ -210,10 +219,10 @@ def require() -> Any:
 
 
 def ask(names: Iterable[str]) -> dict[str, tuple[Heard, ...]]:
-    """Resolve names; return one answer per name and family.
+    """Resolve DNS names, and return for each name one answer per address family.
 
-    Takes at most `_ALL_S`, and a little more for queries already sent. Raises Error if dnspython is
-    not installed.
+    This takes at most `_ALL_S` seconds, plus the time for queries already sent. Raises Error if
+    dnspython is not installed.
     """
     import random  # dnspython loads it anyway
 
@@ -246,7 +255,10 @@ def ask(names: Iterable[str]) -> dict[str, tuple[Heard, ...]]:
 
 
 def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> Heard:
-    """Resolve one family of a name, following CNAMEs."""
+    """Resolve one name for one address family (4 or 6), following CNAME records.
+
+    ``end`` is the monotonic time, in seconds, after which no query is sent.
+    """
     left = end - time.monotonic()
     if left <= 0:
         return Heard(family, problem="there was no time to ask", silent=True)
@@ -278,18 +290,20 @@ def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> Heard:
 
 
 EVERY_S = 60
-"""The interval (s) of `niso net refresh`, which resolves only names that are due."""
+"""Interval in seconds between calls of `niso net refresh`. A call resolves only names whose TTL is
+over.
+"""
 TIMER = "niso_refresh.timer"
-"""Not a possible name of a service's unit, which begins with niso-."""
+"""Name of the timer's unit. No service's unit has this name, because those begin with "niso-"."""
 _SERVICE = "niso_refresh.service"
 _DROP_IN = f"timers.target.d/{TIMER}.conf"
 _MARK = "# written by niso enable for outside names; state folder "
 
 
 def settle(machine: Machine, report: Report = silent) -> None:
-    """Write the timer if enabled services need it, else remove it; no-op without systemd.
+    """Write the timer's units if enabled services have DNS names in policies, else remove them.
 
-    Raises Error, OSError.
+    No-op without systemd. Raises Error or OSError.
     """
     store, units = machine.store, machine.processes.units
     if not units.booted():
@@ -326,9 +340,9 @@ def settle(machine: Machine, report: Report = silent) -> None:
 
 
 def texts(state_id: str) -> dict[str, str]:
-    """Return the files of the timer and its service (systemd.timer(5)), by name.
+    """Return the texts of the timer's unit files, by file name (systemd.timer(5)).
 
-    A drop-in of timers.target starts the timer.
+    They are the timer, its service, and a drop-in by which timers.target starts the timer.
     """
     head = (_MARK + state_id, "[Unit]")
     about = (*head, "Description=niso: resolve outside names of policies", "")
@@ -366,7 +380,10 @@ def _path(name: str) -> str:
 
 
 def refresh_names(session: Session, force: bool) -> tuple[OutsideName, ...]:
-    """Resolve the DNS names that are due; see `Host.refresh_names`."""
+    """Resolve the DNS names whose TTL is over, and return all names with their addresses.
+
+    See `Host.refresh_names`.
+    """
 
     machine = session.machine_for_change()
     if machine.store.names_outside():

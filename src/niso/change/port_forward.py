@@ -1,6 +1,6 @@
 """Publish additional ports of an active service, and withdraw them (`niso port-forward`).
 
-`niso.change.ports` admits the ports and changes the kernel.
+`niso.change.ports` checks the ports and changes the kernel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from niso.store.store import Store
 def port_forward(
     machine: Machine, name: str, port: Port, *, replace: bool = False, report: Report = silent
 ) -> tuple[bool, list[tuple[str, Port]]]:
-    """Publish one more port of an active service; see `forwards.forward`."""
+    """Publish one more port of an active service. Parameters and result are those of `forward`.
+
+    The locks that `forward` needs are acquired here.
+    """
     recover(machine, report, [name])
     held = ports.concerned(machine.store, name, port, replace)
     with locked(machine.store, sorted(held)):
@@ -32,7 +35,10 @@ def port_forward(
 def port_unforward(
     machine: Machine, name: str, port: Port, report: Report = silent
 ) -> list[tuple[str, Port]]:
-    """Withdraw a port that `port_forward` added; see `forwards.unforward`."""
+    """Withdraw a port that `port_forward` added. The result is that of `unforward`.
+
+    The locks that `unforward` needs are acquired here.
+    """
     recover(machine, report, [name])
     held = {name, *(holder for holder, _ in kept_out(machine.store, name, port))}
     with locked(machine.store, sorted(held)):
@@ -52,10 +58,10 @@ def forward(
 ) -> tuple[bool, list[tuple[str, Port]]]:
     """Publish one more port of an active service immediately.
 
-    Returns (whether anything changed, (service, port) pairs that lost the host port). With
-    ``replace``, the host port is taken from its holders in one kernel transaction. ``locked`` are
-    the services whose locks the caller holds. Raises Conflict, KernelError; then nothing has
-    changed.
+    Returns whether anything changed, and pairs (service, port) of the ports that were withdrawn
+    because they had the same host port. With ``replace``, those are withdrawn in the same
+    transaction of the kernel. Without it, such a port raises Conflict. ``locked`` are the services
+    whose locks the caller has. Raises Conflict or KernelError; nothing has changed then.
     """
     store, key = machine.store, "PORT"
     with Lock():
@@ -98,14 +104,19 @@ def forward(
 
 
 def _is_part(port: Port, held: Port) -> bool:
-    """Return whether ``held`` has host ports outside ``port``, which it would lose too."""
+    """Return whether the published range ``held`` has host ports that are not in ``port``.
+
+    Those would be withdrawn too if ``port`` replaced ``held``.
+    """
     return held.host_port < port.host_port or held.last > port.last
 
 
 def kept_out(store: Store, service: str, port: Port) -> list[tuple[str, Port]]:
-    """Return (service, port) for the manifest ports that are unpublished because of this forward.
+    """Return the manifest ports that a forward keeps from being published.
 
-    Only active services count. A host port that several services request is left out.
+    The forward is ``port`` of ``service``. The result has pairs (service, port), of active services
+    only. A host port that several services request is left out, because it is not clear which of
+    them would get it.
     """
     claims = []
     for row in store.active_rows():
@@ -127,11 +138,11 @@ def kept_out(store: Store, service: str, port: Port) -> list[tuple[str, Port]]:
 def unforward(
     machine: Machine, service: str, port: Port, locked: set[str], report: Report = silent
 ) -> list[tuple[str, Port]]:
-    """Withdraw a port that `forward` added, also if its service is inactive since a reboot.
+    """Withdraw a port that `forward` added, even if its service is inactive since a reboot.
 
-    Manifest ports of services in ``locked`` that only this forward displaced are published again,
-    in the same kernel transaction, and returned. Raises NotFound if the port is not forwarded,
-    Conflict if the manifest publishes it.
+    If only this forward kept manifest ports from being published, those of services in ``locked``
+    are published again in the same transaction of the kernel. They are returned as pairs (service,
+    port). Raises NotFound if the port is not forwarded, and Conflict if the manifest publishes it.
     """
     store = machine.store
     with Lock():
@@ -161,7 +172,10 @@ def unforward(
 
 
 def _check_mode(store: Store, service: str, key: str) -> None:
-    """Raise Conflict if neither the service nor its provider has a network."""
+    """Raise Conflict if a service cannot publish ports because of its network mode.
+
+    For a service that shares a namespace, the mode of the namespace's owner counts.
+    """
     home = store.service(store.home(service))
     if home is not None and home.mode in ("host", "none"):
         whose = (

@@ -1,8 +1,8 @@
-"""Assign host ports to services: refuse ports that clash, and choose free ones.
+"""Assign host ports to services: refuse ports that are taken, and choose free ones.
 
-`admit` refuses a port that is published already or used by another program; its caller is in a
-transaction of the store. Changes of the ports of running services (`niso.change.port_forward`) are
-also written to the kernel here, and completed after an interruption.
+`admit` refuses a port that another service or another program uses; its caller must be in a
+transaction of the store. This module also writes changed ports of running services to the kernel
+(`niso.change.port_forward`), and completes such a change after an interruption.
 """
 
 from __future__ import annotations
@@ -28,19 +28,24 @@ from niso.store.store import Store
 
 
 FREE_FIRST, FREE_LAST = 20_000, 29_999
-"""Host ports that niso chooses from if a manifest names none.
+"""The range from which niso chooses a host port if a manifest names none.
 
-They lie below Linux's ephemeral range (ip_local_port_range).
+It is below Linux's ephemeral port range (ip_local_port_range).
 """
 
 
 class Command(NamedTuple):
-    """The services and host ports of one command, for the check of published ports."""
+    """The services and the host ports in the manifests of one command.
+
+    `admit` uses them to decide which host ports are free for the command's services.
+    """
 
     services: frozenset[str] = frozenset()
-    """The command's services; ports that they release are free, as a rollback restores all."""
+    """Names of the services of the command. Ports that they release are free for the others,
+    because a rollback restores all of them.
+    """
     named: tuple[Port, ...] = ()
-    """Host ports named in the command's manifests; they are not chosen for ports without one."""
+    """Host ports that the command's manifests name. niso does not choose them for other ports."""
 
 
 def admit(
@@ -53,14 +58,15 @@ def admit(
     published: Container[Port] = (),
     held: bool = False,
 ) -> tuple[list[Port], list[Port]]:
-    """Check and choose the host ports of a manifest.
+    """Check the host ports of a manifest, and choose those that it leaves open.
 
-    Returns (ports with host ports, the ports whose host port was chosen here). ``before`` are the
-    present ports of the service, which are not checked again. ``keys`` are the manifest keys of
-    ``wanted``, for messages. ``published`` are the manifest ports of the last activation; those
-    that `taken` returns are left out. With ``held``, the engine of an attachment itself listens on
-    the ports, to reserve them. Raises Conflict, which names key and holder, or an ErrorGroup of
-    several.
+    Returns two lists: the ports to publish, all with a host port, and those of them whose host port
+    was chosen here. ``wanted`` are the ports of the manifest, ``keys`` their manifest keys for
+    error messages. ``before`` are the present ports of the service, which are not checked again.
+    ``published`` are the manifest ports of the last activation; if a forward of another port has
+    taken one of them since, it is left out. With ``held``, the container engine of an attachment
+    listens on the ports itself, so listeners are not checked. Raises a Conflict that names the key
+    and the port's owner, or an ErrorGroup of several.
     """
     store = machine.store
     keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
@@ -139,7 +145,11 @@ def check_family(service: str, port: Port, families: tuple[int, ...], key: str) 
 def _check_holders(
     store: Store, service: str, port: Port, key: str, together: frozenset[str]
 ) -> None:
-    """Raise Conflict if another service has the host port."""
+    """Raise Conflict if another service publishes the host port.
+
+    Ports that the services ``together`` of this command release are free. ``key`` is the manifest
+    key of the port.
+    """
     for holder, held in store.port_holders(port, together):
         if holder != service:
             message = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"
@@ -152,7 +162,10 @@ def _check_holders(
 
 
 def _check_forwards(service: str, port: Port, forwards: Iterable[Port], key: str) -> None:
-    """Raise Conflict if `niso port-forward` publishes another port of this service there."""
+    """Raise Conflict if another port of this service is forwarded from the same host port.
+
+    ``forwards`` are the ports that `niso port-forward` publishes; ``key`` is the manifest key.
+    """
     for forward in forwards:
         if same_place(forward, port):
             raise Conflict(
@@ -171,10 +184,10 @@ def _choose(
     listeners: Listeners,
     key: str,
 ) -> int:
-    """Choose a host port for a port without one: its previous one, else the lowest free one.
+    """Return a host port for a port without one: the previous one if it is free, else the lowest.
 
-    ``others`` are the ports of this manifest, and of all manifests of the command. Raises Conflict
-    if no port is free.
+    ``others`` is a pair: the ports of this manifest, and the host ports in all manifests of the
+    command. ``have`` are the present ports of the service. Raises Conflict if no host port is free.
     """
     mine, named = others
     kept = store.chosen_port(service, port)
@@ -206,7 +219,7 @@ def _choose(
 
 
 class FinishingPorts(NamedTuple):
-    """Report that niso completes port changes of an interrupted command."""
+    """Event: niso completes the port changes of an interrupted command."""
 
     services: tuple[str, ...]
 
@@ -215,16 +228,16 @@ class FinishingPorts(NamedTuple):
 
 
 def concerned(store: Store, service: str, port: Port, replace: bool) -> set[str]:
-    """Return the services whose ports `forward` would change; the caller must lock them."""
+    """Return the services whose ports `forward` would change. The caller must lock them."""
     return {service} | ({holder for holder, _ in store.port_holders(port)} if replace else set())
 
 
 def finish(machine: Machine, report: Report = silent) -> None:
-    """Complete the port changes that interrupted commands recorded.
+    """Complete the port changes that interrupted commands have recorded.
 
-    They are completed as one change, because one service may have taken a port from another. A
-    running command holds niso's lock until it has finished, so any record found here is from an
-    interrupted command.
+    All are completed as one change, because one service may have taken a port from another. A
+    running command has niso's lock until its port changes are complete. Records found here are
+    therefore from interrupted commands.
     """
     store = machine.store
     with Lock():
@@ -243,10 +256,10 @@ _Moved = list[_One]
 def _change(
     machine: Machine, come: _Moved, go: _Moved, report: Report, back: Sequence[_One] = ()
 ) -> None:
-    """Record added and withdrawn ports and update the kernel; on failure, roll back both.
+    """Record added and withdrawn ports, and update the kernel. After an error, undo both.
 
-    ``come`` are new forwards, ``go`` withdrawn ports, ``back`` manifest ports to publish again. The
-    caller holds niso's lock.
+    ``come`` are new forwards, ``go`` ports to withdraw, ``back`` manifest ports to publish again.
+    All are pairs (service, port). The caller must have niso's lock.
     """
     store = machine.store
     moved = [*come, *back, *go]
@@ -281,10 +294,11 @@ def _change(
 def _moving(
     machine: Machine, moved: _Moved, on: set[str], report: Report, teardown: bool = False
 ) -> change:
-    """Return the `change` context for these ports.
+    """Return the context of a change of these ports (`change`).
 
-    ``on`` are the networks in the scope before the change. The rows are committed first: if niso is
-    killed, the next command finds which ports were moved.
+    ``moved`` are pairs (service, port). ``on`` are the networks that the change concerned before
+    it. The rows are committed before the kernel changes; if niso is killed, the next command finds
+    in them which ports were being changed.
     """
     store, kernel = machine.store, machine.kernel
     scope = change_scope.concerned(store, sorted({service for service, _ in moved}), on)
@@ -293,16 +307,16 @@ def _moving(
 
 
 def _end(store: Store, moved: _Moved) -> None:
-    """End the intents of services whose ports have been moved."""
+    """Record that a change of ports is complete, by deleting the intents of its services."""
     with store.transaction():
         for name in sorted({service for service, _ in moved}):
             store.end_intent(name)
 
 
 def _elements(store: Store, ports: _Moved) -> State:
-    """Return the map elements of these ports.
+    """Return the nftables map elements of these ports.
 
-    Elements that a service has as long as it publishes any port are included.
+    They include the elements that a service has as long as it publishes any port.
     """
     elements: set[Element] = set()
     for service, port in ports:

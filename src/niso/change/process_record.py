@@ -1,7 +1,7 @@
-"""Compute the stored data of a service's process: its uid and its ProcessSpec.
+"""Compute what the store records of a service's process: its uid and its ProcessSpec.
 
-It also decides what a change needs: nothing, a restart, or only another hosts file for the running
-process, because its networks change.
+This module also decides what the running process needs: nothing, a restart, or only another hosts
+file because its networks have changed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Recorded(NamedTuple):
-    """The process of a service as an activation records it, and what that changes."""
+    """What an activation records of a service's process, and what the running process needs."""
 
     uid: int
     spec: ProcessSpec
@@ -48,10 +48,11 @@ def specified(
     provider: str | None,
     before: ServiceRow | None,
 ) -> Recorded:
-    """Return the wanted process of a service whose row is ``before``.
+    """Return the desired process of a service whose row is ``before``; None for a new service.
 
-    A process that has ended and waits for its automatic restart is started immediately, and has to
-    stay up. Raises InvalidInput.
+    ``generation`` and ``provider``, the owner of a shared namespace or None, are those of the new
+    row. A process that has exited and waits for its automatic restart is started immediately, and
+    the activation fails if it exits again. Raises InvalidInput.
     """
     store = machine.store
     was_active = before is not None and before.active
@@ -77,9 +78,10 @@ def specified(
 
 
 def _free_uid(store: Store, service: str) -> int:
-    """Return the uid that owns the service's existing volumes, else a free uid.
+    """Return a uid for a new service: the owner of its existing volumes, otherwise a free uid.
 
-    A free uid is used neither by a service nor by a volume of a removed service.
+    The volumes may be left from a removed service of the same name. A free uid is used neither by a
+    service nor by a volume of a removed service.
     """
     kept = volumes.owners()
     for uid in sorted(kept.pop(service, ())):
@@ -89,10 +91,11 @@ def _free_uid(store: Store, service: str) -> int:
 
 
 def _identified(spec: ProcessSpec, old: ProcessSpec | None, is_known: bool) -> ProcessSpec:
-    """Return the spec with the identities of its rootfs and host volumes.
+    """Return the spec with device and inode numbers of its rootfs and host volumes.
 
-    If a service ``is_known``, activated by its name, they stay those of the last activation,
-    ``old``. Raises InvalidInput.
+    They show later whether a path has been replaced. If the service was activated by its name
+    (``is_known``), those of its last activation, ``old``, stay. Digests of secrets are added, too.
+    Raises InvalidInput.
     """
     if old is not None and is_known:
         known = {volume.name: volume for volume in old.volumes if volume.identity is not None}
@@ -124,7 +127,11 @@ def _spec(
     uid: int,
     provider: str | None,
 ) -> ProcessSpec:
-    """Return the process of a manifest; its program and user are looked up in the copy."""
+    """Return the process that a manifest describes.
+
+    ``copy`` is the path of the package copy, in which the program and the user are looked up.
+    ``provider`` is the owner of a shared namespace, or None.
+    """
     program = wanted.program
     at_home = sharing.home(store, wanted.name, wanted, provider)
     uid, gid, groups, user_name, home = resolve_user(files.rootfs, program.user, uid, wanted.name)
@@ -173,7 +180,7 @@ def _spec(
 
 
 class RestartingInstead(NamedTuple):
-    """Report that a service restarts because ``error`` prevented a change without a restart."""
+    """Event: a service restarts, because ``error`` prevented a change without a restart."""
 
     service: str
     error: Error
@@ -183,7 +190,10 @@ class RestartingInstead(NamedTuple):
 
 
 def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) -> bool:
-    """Return whether ``old`` is running and differs from ``new`` only in its hosts folder."""
+    """Return whether a running process only needs another hosts file to become as desired.
+
+    ``old`` is the spec of the running process, None if there is none. ``new`` is the desired spec.
+    """
     if (
         old is None
         or not (old.hosts_folder and new.hosts_folder)
@@ -197,9 +207,9 @@ def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) ->
 
 
 def swap_or_restart(processes: Processes, spec: ProcessSpec, report: Report) -> None:
-    """Mount the hosts file of ``spec.hosts_folder`` in a running service; restart it on failure.
+    """Mount the hosts file of ``spec.hosts_folder`` in a running service, or restart the service.
 
-    Raises ProcessError.
+    It is restarted if the hosts file cannot be mounted. Raises ProcessError.
     """
     try:
         processes.swap_hosts(spec)

@@ -1,6 +1,7 @@
-"""Repair everything that `niso net check` reports; remove everything of niso's (``--sweep``).
+"""Repair everything that `niso net check` reports, or remove all objects of niso (``--sweep``).
 
-The sweep needs no store: it finds niso's objects by their marks in the kernel.
+The sweep needs no store. It finds niso's objects by the names and ids that niso gave them in the
+kernel, such as the alias of a network interface.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
 
 
 class RepairingStore(NamedTuple):
-    """Report that niso rewrites or deletes rows of the store."""
+    """Event: niso writes or deletes rows of the store."""
 
     action: Literal["write", "delete"]
     table: str
@@ -75,7 +76,7 @@ class RepairingStore(NamedTuple):
 
 
 class WritingSpec(NamedTuple):
-    """Report that niso rewrites the spec.json of a running service."""
+    """Event: niso writes the spec.json of a running service again."""
 
     service: str
 
@@ -84,10 +85,10 @@ class WritingSpec(NamedTuple):
 
 
 def plan_repair(machine: Machine, report: Report, network_only: bool = False) -> None:
-    """Report the steps of `repair_all` without executing them.
+    """Report the steps of `repair_all` without carrying them out.
 
-    Recovery of interrupted changes is left out. With ``network_only``, reports the steps of
-    `repair_network`.
+    The recovery of interrupted changes is not reported. With ``network_only``, the steps are those
+    of `repair_network`.
     """
     store, kernel, processes, _ = machine
     lost = _of_rows(store_defects.find_defects(kernel, store))
@@ -130,8 +131,9 @@ def plan_repair(machine: Machine, report: Report, network_only: bool = False) ->
 def repair_all(machine: Machine, report: Report = silent) -> int:
     """Recover interrupted changes, repair all differences and start services that should run.
 
-    Returns the number of repairs. Raises an ErrorGroup of all failed repairs after trying the rest,
-    and Error if the store cannot be repaired, because then the desired state is unknown.
+    Returns the number of repairs. After an error, the other repairs are still tried; then an
+    ErrorGroup of all errors is raised. Raises Error immediately if the store cannot be repaired,
+    because the desired state is unknown then.
     """
     store = machine.store
     errors: list[Error] = []
@@ -153,10 +155,10 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
 
 
 def repair_network(machine: Machine, report: Report = silent) -> int:
-    """Repair the store and the kernel; leave processes and interrupted changes unchanged.
+    """Repair the store and the kernel. Processes and interrupted changes are left unchanged.
 
-    Takes niso's own lock only, so it can run in a systemd unit that services wait for. Returns the
-    number of repairs. Raises the errors of `repair_all`.
+    Returns the number of repairs. No lock of a service is acquired, only niso's own, so a systemd
+    unit for which services wait can call it. Raises the errors of `repair_all`.
     """
     errors: list[Error] = []
     with Lock():
@@ -172,10 +174,10 @@ def _raise_all(errors: list[Error]) -> None:
 
 
 def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Repair the store's rows, without which the desired state is unknown.
+    """Repair the rows of the store, which determine the desired state.
 
-    Returns the number of repairs. Failures of single services go to ``errors``. The caller holds
-    the lock. Raises Error.
+    Returns the number of repairs. Errors that concern one service are added to ``errors``. The
+    caller must have niso's lock. Raises Error if the rows cannot be repaired.
     """
     store, kernel = machine.store, machine.kernel
     defects = store_defects.find_defects(kernel, store)
@@ -197,7 +199,10 @@ def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
 
 
 def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Finish or undo interrupted changes; return their number. Failures go to ``errors``."""
+    """Complete or undo interrupted changes, and return their number.
+
+    Errors are added to ``errors``.
+    """
     try:
         return journal.recover(machine, report, every=True)
     except Error as error:
@@ -206,10 +211,10 @@ def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
 
 
 def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Repair the kernel; return the number of repairs. Failures go to ``errors``.
+    """Repair the objects in the kernel, and return the number of repairs.
 
-    After a repair or an earlier error, flows that do not match the rules are deleted. The caller
-    holds the lock.
+    After a repair or an earlier error, flows that do not match the rules are deleted. Errors are
+    added to ``errors``. The caller must have niso's lock.
     """
     store, kernel, *_ = machine
     done, steps = 0, []
@@ -236,9 +241,10 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
 
 
 def _repair_process(machine: Machine, name: str, report: Report, errors: list[Error]) -> int:
-    """Repair the package copy, spec and process of an active service; the caller holds its lock.
+    """Repair the package copy, the spec.json and the process of an active service.
 
-    Returns the number of repairs. Failures go to ``errors``.
+    Returns the number of repairs. Errors are added to ``errors``. The caller must have the lock of
+    the service.
     """
     processes, row = machine.processes, machine.store.service(name)
     if row is None or not row.active or not row.has_process:
@@ -265,9 +271,9 @@ def _repair_process(machine: Machine, name: str, report: Report, errors: list[Er
 
 
 def _forget_gone(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Detach the attachments whose namespace no longer exists; return the number of repairs.
+    """Detach the attachments whose namespace no longer exists, and return their number.
 
-    Failures go to ``errors``.
+    Errors are added to ``errors``.
     """
     done = 0
     for name in check.gone(machine.kernel, machine.store):
@@ -280,9 +286,9 @@ def _forget_gone(machine: Machine, report: Report, errors: list[Error]) -> int:
 
 
 def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Stop the processes of inactive services; return the number of repairs.
+    """Stop the processes of inactive services, and return the number of services.
 
-    Failures go to ``errors``.
+    Errors are added to ``errors``.
     """
     done = 0
     for name in left_running(machine):
@@ -301,7 +307,8 @@ def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) ->
 def _copy_again(row: ServiceRow, report: Report) -> int:
     """Copy a service's package again if the copy is missing or damaged.
 
-    Returns the number of repairs. Raises Error if the package has changed or is missing too.
+    Returns 1 if it was copied, else 0. Raises Error if the package itself is missing or has
+    changed.
     """
     if of_package(row) is None:
         return 0
@@ -325,9 +332,9 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
 
 
 def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> int:
-    """Write a running service's missing spec.json; return the number of repairs.
+    """Write the spec.json of a running service again if it is missing.
 
-    Raises Error.
+    Returns 1 if it was written, else 0. Raises Error.
     """
     finding = processes.defect(row.name)
     if finding is None or finding.defect != UNKNOWN:
@@ -341,9 +348,9 @@ def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> 
 
 
 def _of_rows(defects: list[store_defects.Defect]) -> list[store_defects.Defect]:
-    """Return the defects of missing rows and of rows of unknown services.
+    """Return the defects other than "different": missing rows, and rows of unknown services.
 
-    Missing rows can be computed from other rows.
+    These can be repaired from other rows.
     """
     return [defect for defect in defects if defect.problem != "different"]
 
@@ -355,7 +362,10 @@ def _event_of(defect: store_defects.Defect) -> Event:
 
 
 def _nameless(machine: Machine) -> list[tuple[str, int]]:
-    """Return (active service, pid) for each process whose network namespace has lost its name."""
+    """Return the active services whose network namespace has lost its name in /run/netns.
+
+    The result has pairs (service, pid of its process).
+    """
     store, kernel, processes, _ = machine
     mark = alias(store.state_id())
     nameless = []
@@ -392,7 +402,7 @@ def _mending(name: str, finding: Finding) -> Event:
 
 
 class EndingLost(NamedTuple):
-    """Report that niso kills processes of a service without a run folder."""
+    """Event: niso kills the processes of a service that has no run folder."""
 
     cgroup: str
 
@@ -406,11 +416,12 @@ _TRIES = 50
 def sweep(
     kernel: Kernel, processes: Processes, report: Report = silent, dry_run: bool = False
 ) -> tuple[int, Error | None]:
-    """Remove everything that niso created in the kernel, for all state folders. Needs no store.
+    """Remove everything that niso created in the kernel, for all state folders.
 
-    Processes are stopped first, then namespaces and links removed, tables last. Returns (number of
-    removed objects, error of updating the store or None). Raises an ErrorGroup of all failed
-    removals after trying the rest.
+    No store is needed. Processes are stopped first. Then namespaces and network interfaces are
+    removed, and niso's nftables tables last. Returns the number of removed objects, and the error
+    of recording this in the store or None. With ``dry_run``, the steps are only reported. After an
+    error, the other objects are still removed; then an ErrorGroup of all errors is raised.
     """
     errors: list[Error] = []
     gone = 0
@@ -450,7 +461,7 @@ def sweep(
 
 
 class _Thing(NamedTuple):
-    """An object that niso created, and the function that removes it."""
+    """An object that niso created, with its event and the function that removes it."""
 
     event: Event
     remove: Callable[[], object]
@@ -459,9 +470,10 @@ class _Thing(NamedTuple):
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Hold niso's lock and those of all services, so that no other command makes changes.
+    """Context in which niso's lock and the locks of all services are acquired.
 
-    Raises Conflict if new locks keep appearing.
+    No other command can change anything then. Raises Conflict if locks of new services keep
+    appearing.
     """
     for _ in range(_TRIES):
         known = locked_services()
@@ -483,7 +495,7 @@ def _alone() -> Iterator[None]:
 def _refuse_strangers(lost: list[Lost]) -> None:
     """Raise Conflict if services of another run folder are running.
 
-    These services need the network that a sweep would remove.
+    A sweep would remove the network of these services.
     """
     for one in lost:
         if one.stranger is not None:
@@ -495,7 +507,7 @@ def _refuse_strangers(lost: list[Lost]) -> None:
 
 
 def _running(processes: Processes, lost: list[Lost]) -> Iterator[_Thing]:
-    """Yield all processes of services."""
+    """Yield the processes of all services, including ``lost``: those without a run folder."""
     for name in processes.services():
         yield _Thing(Stopping(name), partial(processes.stop, name, 0))
     for one in lost:
@@ -503,10 +515,11 @@ def _running(processes: Processes, lost: list[Lost]) -> Iterator[_Thing]:
 
 
 def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
-    """Yield all namespaces, links and routing rules with niso's mark, in removal order.
+    """Yield niso's namespaces, network interfaces and routing rules, in the order of removal.
 
-    Of a foreign namespace, only the name in /run/netns is niso's, even if a program has set niso's
-    mark in the namespace.
+    ``links`` maps the name of each interface with niso's alias to that alias. Of the namespace of
+    an attachment, only the name in /run/netns is removed, even if a program has set niso's alias
+    there.
     """
     attached = _attached()
     for name, mark in kernel.marked_netns().items():
@@ -525,10 +538,11 @@ def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
 
 
 def _attached() -> frozenset[int]:
-    """Return the cookies of the namespaces of active attachments.
+    """Return the cookies (SO_NETNS_COOKIE) of the namespaces of active attachments.
 
-    Read from the store, which may be missing or damaged. The store is not opened as by other
-    commands, because that would record a move or a reboot.
+    They are read from the database file; the result is empty if the file is missing or damaged. The
+    store is not opened as by other commands, because that would record a move of the folder or a
+    reboot.
     """
     query = (
         "SELECT cookie FROM attached a JOIN service s ON s.name=a.service"
@@ -547,9 +561,9 @@ def _attached() -> frozenset[int]:
 
 
 def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Thing]:
-    """Yield niso's tables, preceded by the sysctls whose former values the tables record.
+    """Yield niso's nftables tables, preceded by the sysctls whose former values they record.
 
-    Sysctls of the links in ``going`` vanish with the links.
+    Sysctls of the network interfaces in ``going`` are left out: they vanish with the interfaces.
     """
     marks = kernel.list_elements(ruleset.INET, "before") or ()
     for name, value in host_settings.to_put_back(kernel, dict(map(elements.sysctl_before, marks))):
@@ -564,7 +578,10 @@ def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Thing]:
 
 
 def _forget_active(kernel: Kernel, store: Store) -> None:
-    """Record all services as inactive after a sweep, and restore forwarding. Raises Error."""
+    """Record all services as inactive after a sweep, and restore the host's forwarding settings.
+
+    Raises Error.
+    """
     try:
         with store.transaction():
             for name in store.active_services():
@@ -580,9 +597,10 @@ def _forget_active(kernel: Kernel, store: Store) -> None:
 
 
 def repair_row(processes: Processes, store: Store, name: str) -> None:
-    """Write the spec of the running process to a service's row that differs from it.
+    """Write the spec of the running process into its service's row.
 
-    Raises Error if the run folder has no spec of the service, or the manifest is damaged.
+    It is used when the row differs from spec.json in the run folder. Raises Error if that file does
+    not exist, or if the manifest in the row is damaged.
     """
     row = store.service(name)
     if row is None:
@@ -595,9 +613,9 @@ def repair_row(processes: Processes, store: Store, name: str) -> None:
 
 
 def repair_defects(kernel: Kernel, store: Store, defects: Iterable[Defect]) -> None:
-    """Repair the defects of kinds "missing" and "foreign". Raises Error.
+    """Repair the defects of the kinds "missing" and "foreign". Raises Error.
 
-    The caller is in a transaction of the store.
+    The caller must be in a transaction of the store.
     """
     wanted = [hole for hole in defects if hole.problem == "missing"]
     _restored(kernel, store, [hole.service for hole in wanted if hole.service])

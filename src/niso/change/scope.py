@@ -1,8 +1,8 @@
 """Compute the scope of a change: which services, networks and names it affects.
 
-A change compares the kernel with the rows before it and after it. Its scope is therefore the scope
-by the rows before, joined (`Scope.joined`) with the scope by the rows after. Every scoped plan
-starts here.
+A change compares the kernel with the rows before the change and with the rows after it. Its scope
+is therefore the union (`Scope.joined`) of the scopes that these rows have. All plans that do not
+concern the entire host use a scope from this module.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ def concerned(
 ) -> Scope:
     """Return the scope of a change of ``services``, according to the present rows.
 
-    The scope has services that share a namespace with them, services that have one of their names
-    on another network (`NameRows.shadows`), and the networks of all of these. It also has networks
-    whose bridges are still set up for the services' ports, even if the services have left them.
-    ``networks`` and ``names`` are added: networks that the services will join, and names of
-    policies that will resolve differently. Remote services with one of the names are included.
+    The scope also contains the services that share a namespace with them, the services that have
+    one of their names on another network (`NameRows.shadows`), and the networks of all of these.
+    Networks that a service has left are included if their bridges are still configured for the
+    service's ports. ``networks`` and ``names`` are added to the scope: networks that the services
+    will join, and names in policies that will resolve differently. Services of other hosts with one
+    of the names are included.
     """
     names = list(names)
     everyone = store.with_companions(services)
@@ -50,9 +51,9 @@ def concerned(
 
 
 def _shadowed(store: Store, services: Iterable[str], names: Iterable[Name]) -> tuple[str, ...]:
-    """Return the remote services with a name of these services, or one of ``names``.
+    """Return the services of other hosts that have a name of ``services``, or one of ``names``.
 
-    A hosts file has each name once, from the first network that has it.
+    They are affected because a hosts file has each name once, from the first network that has it.
     """
     called = {name for service in services for name in store.names(service)}
     called |= {name for kind, name in names if kind == "service"}
@@ -60,7 +61,7 @@ def _shadowed(store: Store, services: Iterable[str], names: Iterable[Name]) -> t
 
 
 def with_remotes(store: Store, scope: Scope) -> Scope:
-    """Add remote services to the scope of a change that may remove implicit networks."""
+    """Add services of other hosts to the scope of a change that may remove implicit networks."""
     if not store.cluster_id():
         return scope
 
@@ -70,10 +71,10 @@ def with_remotes(store: Store, scope: Scope) -> Scope:
 
 
 def leaving(machine: Machine, networks: Collection[str], report: Report) -> change | Transaction:
-    """Return the `change` context for dropping implicit networks that services have left.
+    """Return the context of a change in which unused implicit networks are dropped.
 
-    Only unused networks are dropped. Without networks, the context is a plain transaction. The
-    caller holds niso's lock, and drops the networks in the block.
+    ``networks`` are those that services have left. Without any, the context is a plain transaction.
+    The caller must have niso's lock, and must drop the networks within the context.
     """
     store = machine.store
     if not networks:
@@ -82,13 +83,16 @@ def leaving(machine: Machine, networks: Collection[str], report: Report) -> chan
 
 
 def scope_left(store: Store, networks: Collection[str]) -> Scope:
-    """Return the scope of a change that may drop networks."""
+    """Return the scope of a change that may delete ``networks``.
+
+    The scope has these networks, their names, and the services of other hosts on them.
+    """
     on = tuple(sorted(networks))
     return with_remotes(store, Scope((), on, names=tuple(("network", name) for name in on)))
 
 
 def all_names(store: Store, scope: Scope) -> set[Name]:
-    """Return the names of all services and networks of a scope, as policies use them."""
+    """Return all names of a scope's services and networks by which policies can refer to them."""
     return {
         *store.names_with(scope.services or ()),
         *(("network", network) for network in scope.networks or ()),
@@ -96,10 +100,10 @@ def all_names(store: Store, scope: Scope) -> set[Name]:
 
 
 def scope_of(store: Store, targets: list[Target]) -> Scope:
-    """Return the scope of an activation.
+    """Return the scope of activating ``targets``.
 
-    The scope has the services, services that share a namespace with them, and their networks before
-    and after the change.
+    It contains the services, the services that share a namespace with them, and their networks
+    before and after the change.
     """
     touched: set[str] = set()
     for target in targets:
@@ -113,10 +117,11 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
 
 
 def _other_meanings(store: Store, target: Target) -> set[Name]:
-    """Return the names that may resolve to different addresses after an activation.
+    """Return the names that may resolve to other addresses after the target's activation.
 
-    A service that keeps its leases adds no name. A sharer's name resolves only while the sharer is
-    active; several names may have one address.
+    A service that keeps its addresses, names and networks adds none, unless it shares a namespace:
+    its name resolves only while it is active. Names that share an address with a changed name are
+    included.
     """
     row = store.service(target.name)
     wanted = target.spec.network
@@ -137,9 +142,9 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
 
 
 def _provider(store: Store, target: Target) -> str | None:
-    """Return the existing service whose namespace a manifest asks to share, or None.
+    """Return the existing service whose namespace a manifest shares, or None.
 
-    An ambiguous name is refused later, by `admit.record`.
+    Also returns None if the name is ambiguous; `admit.record` refuses it later.
     """
     try:
         return store.name_holder(target.spec.network.share) if target.spec.network.share else None

@@ -1,8 +1,9 @@
 """Let services share the network namespace of another service.
 
-The owner of the namespace is the provider. It has mode bridge or none, so it never shares a
-namespace itself. This module finds providers, restarts sharers with them, and refuses changes that
-would leave a sharer without a namespace.
+The service that owns the namespace is called the provider, and a service that shares it is called a
+sharer. A provider has network mode bridge or none, so it never shares a namespace itself. This
+module finds the provider, restarts sharers when it changes, and refuses changes that would leave a
+sharer without a namespace.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
 
 PROVIDERS = ("bridge", "none")
-"""The modes of services with a namespace of their own."""
+"""The network modes of services that own a namespace."""
 _KEY = "network.share"
 
 
 class Home(NamedTuple):
-    """The network of a service's process; all fields are empty if it is the host's network."""
+    """The namespace, hosts folder and host name of a process.
+
+    All are "" in the host's own network namespace.
+    """
 
     netns: str  # path of the namespace
     hosts_folder: str
@@ -33,9 +37,9 @@ class Home(NamedTuple):
 
 
 def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) -> Home:
-    """Return the network of a service's process.
+    """Return the namespace, hosts folder and host name of a service's process.
 
-    ``provider`` is the existing service whose namespace the service shares, if any.
+    ``provider`` is the existing service whose namespace the service shares, or None.
     """
     if provider is not None:
         row = store.service(provider)
@@ -55,11 +59,11 @@ def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) ->
 
 
 def provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
-    """Return the service whose namespace the manifest shares; None unless its mode is share.
+    """Return the service whose namespace the target shares; None unless its mode is share.
 
-    ``together`` are the services of the command; those with other modes are already recorded.
-    Raises Conflict if the namespace is not available, InvalidInput if the manifest names its own
-    service.
+    ``together`` are the names of the command's services. Those with other modes are already
+    recorded. Raises Conflict if the namespace is not available, and InvalidInput if the manifest
+    names its own service.
     """
     share = target.spec.network.share
     if target.spec.network.mode != "share" or share is None:
@@ -106,10 +110,10 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
 
 
 def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> list[str]:
-    """Return the active services that must restart if ``wanted`` restart.
+    """Return the active services that must restart when ``wanted`` are activated.
 
-    A sharer has the hostname and hosts file of its provider, so it restarts if these change.
-    Services in ``ending`` are left out.
+    A service that shares a namespace has the host name and hosts file of the namespace's owner, so
+    it restarts if these change. Services in ``ending``, which the command stops, are left out.
     """
     chosen = list(wanted)
     apart = {*ending, *(target.name for target in chosen)}
@@ -127,17 +131,20 @@ def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> 
 def with_followers(
     store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()
 ) -> list[Target]:
-    """Return ``wanted`` and the services that restart with them (`followers`), providers first."""
+    """Return ``wanted`` and the services that must restart with them (`followers`).
+
+    Services that own a namespace come before those that share one.
+    """
     chosen = [targets.still_so(store, target) for target in wanted]
     chosen += [targets.known(store, name) for name in followers(store, chosen, ending)]
     return sorted(chosen, key=lambda target: target.spec.network.mode == "share")
 
 
 def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[ServiceRow] = ()) -> None:
-    """Raise Conflict if a command would deactivate a provider and leave its sharers active.
+    """Raise Conflict if a command would leave active services without the namespace they share.
 
-    All ``changed`` services are recorded. ``leaving`` are the services that the command
-    deactivates.
+    ``changed`` are the new rows of the command's services, already recorded. ``leaving`` are the
+    rows of services that the command deactivates.
     """
     rows, ended = list(changed), list(leaving)
     together = frozenset(row.name for row in (*rows, *ended))
@@ -176,10 +183,10 @@ def _sees(row: ServiceRow, there: Home) -> bool:
 
 
 def together_with(sharers: list[str]) -> str:
-    """Return the hint for a provider that cannot be deactivated before its ``sharers``."""
+    """Return the hint for an error: ``sharers`` use the namespace of the service to stop."""
     return f"it can end after these, or in the same command: {', '.join(sharers)}"
 
 
 def they_share(sharers: list[str]) -> str:
-    """Return ``'a', 'b' share``, to begin a sentence."""
+    """Return the beginning of a sentence: ``'a' shares``, or ``'a', 'b' share`` for several."""
     return f"{', '.join(map(repr, sharers))} {'shares' if len(sharers) == 1 else 'share'}"

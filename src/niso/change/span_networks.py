@@ -1,4 +1,4 @@
-"""Create networks that span hosts, add them from the cluster, and remove them.
+"""Create networks that span hosts, add existing ones to this host, and remove them.
 
 Only commands about such networks load this module.
 """
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 HEADERS = {4: 50, 6: 70}
-"""Bytes that VXLAN adds to a packet, by the address family between the hosts."""
+"""Bytes that VXLAN adds to a packet, by the address family (4 or 6) of the hosts' addresses."""
 
 
 class Arriving(NamedTuple):
-    """Networks of the cluster that this host is about to add, and the remote services on them."""
+    """Networks of the cluster to be added to this host, with the remote services on them."""
 
     joined: Joined
     port: int  # UDP port of VXLAN
@@ -45,23 +45,27 @@ class Arriving(NamedTuple):
         return cls(joined, 0, (), view.Seen((), {}, frozenset()))
 
     def scope(self, store: Store) -> Scope:
-        """Return the scope of adding these networks."""
+        """Return the services, networks and names that adding these networks concerns."""
         changed = mirror.turned(store, self.seen, self.joined.host)
         return mirror.scope_of(store, changed, changed)
 
     def fill(self, store: Store) -> None:
-        """Record the remote services of the networks; the caller is in a transaction."""
+        """Record the services of other hosts on the networks.
+
+        The caller must be in a transaction.
+        """
         changed = mirror.turned(store, self.seen, self.joined.host)
         mirror.write(store, self.seen, self.joined.host, changed)
 
     def record(
         self, machine: Machine, implicit: bool, unobserved: Collection[str] = ()
     ) -> list[Network]:
-        """Record the networks; return those that were created.
+        """Record the networks on this host, and return those that it did not have.
 
-        The caller is in a transaction, and records the networks' remote services. ``unobserved``
-        are networks whose flows are not recorded. Raises Conflict if this host cannot have the
-        networks.
+        With ``implicit``, niso may drop a network again when no service of this host uses it.
+        ``unobserved`` are names of networks whose flows are not recorded. The caller must be in a
+        transaction, and must record the networks' remote services. Raises Conflict if this host
+        cannot have a network.
         """
         store, made = machine.store, []
         for spec in self.specs:
@@ -89,9 +93,9 @@ class Arriving(NamedTuple):
 
 
 def arriving(joined: Joined, engine: Engine, cluster: Cluster, specs: Sequence[Spec]) -> Arriving:
-    """Return the networks that are new to this host, with the remote services on them.
+    """Return networks of the cluster that are new to this host, with the remote services on them.
 
-    Raises Conflict if the MTU of the link between the hosts is too small.
+    Raises Conflict if their packets do not fit the MTU of the network interface between the hosts.
     """
     hosts = Membership(engine, joined.keys).hosts()
     own = next((host for host in hosts if host.name == joined.host), None)
@@ -109,9 +113,9 @@ def arriving(joined: Joined, engine: Engine, cluster: Cluster, specs: Sequence[S
 
 
 class Proposed(NamedTuple):
-    """A network that spans hosts, or will span hosts.
+    """A network that spans hosts in the cluster, and what `propose` did.
 
-    ``made``: this command created the network in the cluster.
+    ``made`` says whether this command created the network in the cluster.
     """
 
     request: NetworkRequest
@@ -121,10 +125,11 @@ class Proposed(NamedTuple):
 
 
 def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Proposed:
-    """Create a network in the cluster unless it exists there; nothing changes on this host.
+    """Create a network in the cluster unless it exists there. Nothing changes on this host.
 
-    With ``dry_run`` nothing changes at all. Raises Error if there is no cluster or it does not
-    answer, and Conflict if the network exists and differs, or overlaps another one.
+    With ``dry_run``, nothing changes in the cluster either. Raises Error if this host is in no
+    cluster, NoAnswer if etcd does not answer, and Conflict if the network exists and differs, or
+    overlaps another one.
     """
     store, name = machine.store, request.name
     if name == names.DEFAULT_NETWORK:
@@ -161,7 +166,7 @@ def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Propose
 
 
 def request_of(spec: Spec, observe: bool) -> NetworkRequest:
-    """Return a request for a network that has the cluster's settings of that network."""
+    """Return a request with the settings that the cluster has for a network."""
     return NetworkRequest(
         spec.name,
         tuple(cidr for cidr, _ in spec.subnets),
@@ -181,7 +186,11 @@ def _planned(
     joined: Joined,
     present: Network | None,
 ) -> Spec:
-    """Plan a network that exists neither on this host nor in the cluster. Raises Conflict."""
+    """Return the settings of a new network that the cluster does not have yet.
+
+    ``present`` is this host's network of the same name, or None. Raises Conflict if the requested
+    MTU is too large or the subnet is taken.
+    """
     fits = min((host.mtu for host in membership.hosts()), default=1500) - header(joined)
     if request.mtu is not None and request.mtu > fits:
         raise Conflict(
@@ -222,7 +231,10 @@ def header(joined: Joined) -> int:
 
 
 def _wire(store: Store, joined: Joined) -> str:
-    """Return the source address of this host's VXLAN packets."""
+    """Return the source address of this host's VXLAN packets.
+
+    With encryption, it is this host's address on the encrypted network interface.
+    """
     if not joined.encryption:
         return joined.address
 
@@ -239,7 +251,10 @@ def _network(spec: Spec, joined: Joined, cluster: Cluster) -> Network:
 
 
 def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:
-    """Remove a network from the cluster that this command created there but not on this host."""
+    """Remove a network from the cluster after it could not be created on this host.
+
+    No-op if this command did not create it in the cluster. An error becomes a warning.
+    """
     if proposed.made:
         try:
             remove(machine, [proposed.request.name])
@@ -251,9 +266,9 @@ def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:
 def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> None:
     """Remove networks from the cluster; no-op for networks that the cluster no longer has.
 
-    If this host is in no cluster, only its own records are deleted. Raises NotFound if neither this
-    host nor the cluster has the network, Conflict if hosts have services there, and NoAnswer: then
-    nothing has changed.
+    No-op if this host is in no cluster. Raises NotFound if neither this host nor the cluster has a
+    network, Conflict if a service of any host is on it, and NoAnswer if etcd does not answer. After
+    an error nothing has changed.
     """
     joined = machine.joined()
     if joined is None:
@@ -288,9 +303,10 @@ def _addresses(engine: Engine, joined: Joined, name: str) -> list[Address]:
 
 
 def going(store: Store, scope: Scope, every: bool = False) -> Scope:
-    """Extend a scope by the remote services on networks that may be removed.
+    """Return the scope extended by the services of other hosts on networks that may be removed.
 
-    These networks are the scope's implicit networks, or with ``every`` all of its networks.
+    A scope has the services, networks and names that a change concerns. These networks are the
+    implicit networks of the scope, or with ``every`` all of its networks.
     """
     on = store.across.spanning(scope.networks or (), implicit=not every)
     return scope.joined(mirror.scope_on(store, on)) if on else scope

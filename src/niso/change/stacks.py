@@ -1,7 +1,7 @@
-"""Carry out `niso stack up`, `down` and `status`: the services of one stack.toml as a unit.
+"""Carry out `niso stack up`, `down` and `status` for the services of one stack.toml.
 
-`up` is one activation of all services, including the stack's networks and the services that left
-its file, planned once and applied once.
+`up` is one activation of all services. It includes the networks of the stack and the services that
+are no longer in its file, and is planned and applied once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class StackUp(NamedTuple):
-    """Result of `Stacks.up`; ``idle`` are networks of the file that no service uses."""
+    """Result of `Stacks.up`. ``idle`` are networks of the file that no service uses."""
 
     stack: str
     """name of the stack"""
@@ -46,7 +46,7 @@ class StackUp(NamedTuple):
 
 
 class StackDown(NamedTuple):
-    """Result of `Stacks.down`, with the services in the order in which they stopped."""
+    """Result of `Stacks.down`. The services are in the order in which they were stopped."""
 
     stack: str
     services: tuple[Done, ...]
@@ -60,10 +60,11 @@ def up(
     dry_run: bool = False,
     replace: bool = False,
 ) -> StackUp:
-    """Apply the stack's file completely; on failure, roll back all changes.
+    """Apply the stack's file. After an error, all changes are rolled back.
 
-    ``replace`` takes over services and a stack of these names from other folders. Raises the errors
-    of `activate.activate`.
+    With ``replace``, services and a stack of these names that came from other folders are replaced.
+    ``timeout_s`` is the time in seconds for the start of a service. Raises the errors of
+    `activate.activate`.
     """
     store = machine.store
     if not dry_run:
@@ -93,9 +94,10 @@ def up(
 
 
 def refuse(plain: Stack) -> None:
-    """Raise the errors that `up` would raise on any host; change and read nothing of this host.
+    """Raise the errors that `up` of a stack would raise on any host.
 
-    Raises an ErrorGroup, with the keys of the stack's file where known.
+    Nothing of this host is read or changed. Raises an ErrorGroup; its errors name the keys of the
+    stack's file where these are known.
     """
 
     stack = manifest_stack.stack(plain) if plain.asks else plain
@@ -115,7 +117,10 @@ def _in_cluster(
     report: Report,
     dry_run: bool,
 ) -> Iterator[None]:
-    """Create networks in the cluster for a block; remove them again if the block fails."""
+    """Context for which networks exist in the cluster; they are removed again if the block fails.
+
+    Networks that the cluster had before are not removed. ``joins`` is used for error messages.
+    """
     from niso.change import span_networks
     from niso.cluster.engine import NoAnswer
 
@@ -144,13 +149,17 @@ def _in_cluster(
 
 
 def foreseen(machine: Machine, stack: Stack, replace: bool = False) -> tuple[World, World]:
-    """Return services and networks before and after `up`, as two policy contexts."""
+    """Return what policies would be evaluated against before and after `up`.
+
+    Each of the two `World` objects holds the services, networks and names that policies can refer
+    to.
+    """
     wanted, joins = _joining(machine.store, named(machine.store, stack), replace)
     return activate.foreseen(machine, wanted, joins)
 
 
 def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], Membership]:
-    """Return a stack's targets, and the membership that they get."""
+    """Return a stack's targets, and the membership that the activation gives them."""
     wanted = [target._replace(replace=replace) for target in _targets(store, stack)]
     names = {member.name for member in stack.members}
     left = [name for name in store.stack_members(stack.name) if name not in names]
@@ -161,7 +170,11 @@ def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], M
 def _membership(
     stack: Stack, on: Container[str], left: Iterable[str] = (), replace: bool = False
 ) -> Membership:
-    """Return the membership of a stack's services, with the networks ``on`` that the stack has."""
+    """Return the membership of a stack's services.
+
+    ``on`` are the networks that the services use; those of the stack are included. ``left`` are the
+    services that are no longer in the file.
+    """
     requests = [_request(name, settings) for name, settings in stack.networks.items() if name in on]
     return Membership(
         stack.name,
@@ -182,10 +195,10 @@ def down(
     dry_run: bool = False,
     with_volumes: bool = False,
 ) -> StackDown:
-    """Deactivate all services of a stack, dependents first; their leases and networks stay.
+    """Deactivate all services of a stack. Their addresses stay reserved, and its networks stay.
 
-    ``with_volumes`` also deletes their named volumes. Only the stack's name in the file must be
-    valid. Raises Error.
+    A service is stopped before the services that it depends on. With ``with_volumes``, the named
+    volumes are deleted too. Only the stack's name in the file must be valid. Raises Error.
     """
     store = machine.store
     if not dry_run:
@@ -206,9 +219,10 @@ def down(
 
 
 def active_members(store: Store, stack: Stack) -> tuple[list[str], start.After]:
-    """Return the active services of a stack, each after its dependencies among them.
+    """Return the active services of a stack, and the dependencies among them.
 
-    Raises Conflict if the stack of this name was activated from another file.
+    The dependencies are in the form that `start.run` takes. Raises Conflict if the stack of this
+    name was activated from another file.
     """
     _refuse_elsewhere(store, stack.name, stack.path)
     stack = named(store, stack)
@@ -222,7 +236,7 @@ def active_members(store: Store, stack: Stack) -> tuple[list[str], start.After]:
 
 
 def _targets(store: Store, stack: Stack) -> list[Target]:
-    """Return a stack's targets. Raises an ErrorGroup with the keys of the stack's file."""
+    """Return a stack's targets. Raises an ErrorGroup that names the keys of the stack's file."""
     wanted: list[Target] = []
     errors: list[Error] = []
     taken = stack_members.taken(store, stack.name, [member.name for member in stack.members])

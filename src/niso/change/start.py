@@ -1,7 +1,8 @@
-"""Start the processes of services in dependency order, and wait until each is started or healthy.
+"""Start the processes of services in dependency order, and wait until they have started.
 
-All waits run concurrently: while one service is probed, others start, answer or exit. A process
-that exits during the wait fails at once, with its last output in the error.
+A service with a healthcheck must also become healthy. All waits run concurrently: while one service
+is probed, others start, answer or exit. If a process exits during the wait, the command fails
+immediately with an error that contains the process's last output.
 """
 
 from __future__ import annotations
@@ -43,22 +44,25 @@ if TYPE_CHECKING:
 
 
 TIMEOUT_S = 60.0
-"""Timeout (s) of a restart that waits for healthy."""
+"""Seconds that a restart waits for a service to become healthy."""
 
 STARTED, HEALTHY, COMPLETED = "started", "healthy", "completed"
 After = Mapping[str, Mapping[str, str]]
-"""service -> {service that it depends on: STARTED, HEALTHY or, for a job, COMPLETED}."""
+"""Maps a service to the services that it depends on, and each of these to the state that it must
+reach first: STARTED, HEALTHY or, for a job, COMPLETED.
+"""
 _REACHES = {
     STARTED: (STARTED, HEALTHY, COMPLETED),
     HEALTHY: (HEALTHY,),
     COMPLETED: (COMPLETED,),
 }
-"""The states that satisfy each required state."""
+"""Maps each required state to the states that satisfy it."""
 
 _AT_ONCE = 2 * len(os.sched_getaffinity(0))
-"""Number of containers created at once, while niso prepares the next.
+"""How many containers are created concurrently.
 
-Half of the time, each waits for RCU grace periods and locks of the kernel.
+It is twice the number of CPUs, because half of the time each creation waits for RCU grace periods
+and locks of the kernel.
 """
 
 
@@ -69,14 +73,16 @@ def run(
     report: Report = silent,
     after: After | None = None,
 ) -> None:
-    """Start the processes that must start, each after its dependencies in ``after``; wait for all.
+    """Start the processes that must start, each after its dependencies, and wait for all of them.
 
-    Each process has ``timeout_s`` from its own start. Within it, the process must have become idle
-    or run for `STARTED_WITHIN_S`, and become healthy if it has a healthcheck. A job must exit with
-    status 0 within the timeout of its manifest. A process that already runs as desired is waited
-    for only if another one depends on it, its healthcheck is new, or its restart policy restarted
-    it and it has not been healthy since. Raises ProcessError with the reason, Conflict if the
-    dependencies cannot be met. The caller must stop what was started before the error.
+    ``after`` has the dependencies. Each process has ``timeout_s`` seconds from its own start.
+    Within that time, all its threads must have gone to sleep or it must have run for
+    `STARTED_WITHIN_S`; with a healthcheck, it must also become healthy. A job must exit with status
+    0 within the timeout in its manifest. A process that already runs as desired is waited for only
+    in these cases: another one depends on it, its healthcheck is new, or its restart policy has
+    restarted it and it has not been healthy since that restart. Raises ProcessError with the
+    reason, and Conflict if dependencies cannot be met. After an error the caller must stop what was
+    started.
     """
     for change in changes:
         if change.rehosts:
@@ -119,9 +125,9 @@ def restart(
     report: Report = silent,
     after: After | None = None,
 ) -> None:
-    """Restart the processes of active services, and wait for all as `run` does.
+    """Restart the processes of active services, and wait for all of them as `run` does.
 
-    ``after`` is as for `run`. Raises ProcessError.
+    ``after`` has the dependencies, as for `run`. Raises ProcessError.
     """
     starts = [_begins(row, row.require_process(), True, row.healthcheck, TIMEOUT_S) for row in rows]
     _Starting(processes, starts, after or {}, report).all()
@@ -134,7 +140,10 @@ def _begins(
     check: Healthcheck | None,
     timeout_s: float,
 ) -> Start:
-    """Return the `Start` of a service; for a job, with the timeout of its manifest."""
+    """Return the `Start` of a service.
+
+    A job has the timeout of its manifest, which may be infinite.
+    """
     if not row.is_job:
         return Start(row, stops, starts, check, timeout_s)
     program = row.require_service().program
@@ -142,7 +151,7 @@ def _begins(
 
 
 def event_of(change: Change) -> Event:
-    """Return the event to report when a service starts or its hosts file is replaced."""
+    """Return the event to report when a service starts or gets another hosts file."""
     if change.rehosts:
         folder = os.path.basename(change.row.require_process().hosts_folder)
         return ShowingHosts(change.name, folder)
@@ -150,7 +159,10 @@ def event_of(change: Change) -> Event:
 
 
 def _was_healthy(processes: Processes, service: str) -> bool:
-    """Return whether a service has been healthy since its policy last restarted it."""
+    """Return whether a service has been healthy since its last automatic restart.
+
+    Also returns True if it was not restarted automatically since its activation.
+    """
     now = processes.status(service)
     if now.restarts == 0:
         return True  # its activation has waited until it was healthy
@@ -163,7 +175,7 @@ def _starting(row: ServiceRow) -> Starting:
 
 
 def _check_order(processes: Processes, starts: list[Start], after: After) -> None:
-    """Raise Conflict if a service depends on one that will not reach the required state."""
+    """Raise Conflict if a service depends on one that cannot reach the required state."""
     known = {start.name: start for start in starts}
     for name, dependencies in after.items():
         for dependency, state in dependencies.items():
@@ -198,7 +210,7 @@ def _check_order(processes: Processes, starts: list[Start], after: After) -> Non
 
 
 class _Starting:
-    """All starts of one command, run concurrently."""
+    """All starts of one command, which run concurrently."""
 
     def __init__(
         self,
@@ -242,9 +254,10 @@ class _Starting:
                 wait.close()
 
     def _ready(self) -> Iterator[Start]:
-        """Yield the starts whose dependencies are met, in the order of the command.
+        """Yield the services whose dependencies have reached their required states.
 
-        Yields nothing while `_AT_ONCE` containers are being created.
+        They are in the order of the command. Nothing is yielded while `_AT_ONCE` containers are
+        being created.
         """
         for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
@@ -273,7 +286,7 @@ class _Starting:
             self._waits.append(Wait(self._processes, start))
 
     def _created(self) -> None:
-        """Start the processes of the created containers, and track them."""
+        """Start the processes of the created containers, and begin to wait for them."""
         for pair in list(self._begun):
             start, begun = pair
             if begun.is_created:
@@ -282,7 +295,7 @@ class _Starting:
                 self._waits.append(Wait(self._processes, start))
 
     def _turn(self, wait: bool) -> None:
-        """Advance all starts as far as possible; with ``wait``, first wait for the next event."""
+        """Advance all starts as far as possible. With ``wait``, first wait for the next event."""
         for waiter in self._waits:
             waiter.step()
         if self._waits or self._ends or self._begun:
@@ -309,7 +322,10 @@ class _Starting:
             self._look(waiter)
 
     def _stop_ended(self) -> None:
-        """Clean up exited processes, stop those past their timeout, and start them again next."""
+        """Kill what remains of the stopped processes, and queue their services for the new start.
+
+        A process counts as stopped when it has exited or its stop timeout is over.
+        """
         over = [end for end in self._ends if end.is_over]
         for end in over:
             self._ends.remove(end)
@@ -320,9 +336,10 @@ class _Starting:
         self._todo[:0] = [end.start._replace(stops=None) for end in over]
 
     def _has_succeeded(self, wait: Wait) -> bool:
-        """Return whether a process has finished with success; record it if so.
+        """Record whether a process has finished successfully, and return this.
 
-        Only a job, or a process that is never restarted, can finish with success: exit status 0.
+        Only a job, or a process with restart policy "no", can finish successfully: with exit status
+        0.
         """
         start = wait.start
         once = start.job or (wait.well and start.row.require_process().restart == "no")
@@ -336,9 +353,9 @@ class _Starting:
         return True
 
     def _look(self, wait: Wait) -> None:
-        """Record whether a process is started or healthy.
+        """Record whether the process of ``wait`` has started or has become healthy.
 
-        Raises ProcessError if the process has exited or exceeded its timeout.
+        Raises ProcessError if the process has failed or exceeded its timeout.
         """
         start = wait.start
         if not is_alive(wait.pidfd):
@@ -372,14 +389,16 @@ class _Starting:
 
 
 STARTED_WITHIN_S = 0.2
-"""A process that ends within this time (s) failed to start.
+"""Seconds. A process that exits earlier than this has failed to start.
 
-A wrong entrypoint only shows when PID 1's child ends.
+An entrypoint that cannot be run only shows when the child of PID 1 exits.
 """
 _BUSY_S = 2.0
-"""The most (s) that this time is extended on a busy machine, where the process got little CPU."""
+"""Maximum seconds until a process counts as started on a busy machine, where it got little CPU."""
 RESTS_S, _LOOK_S = 0.002, 0.001
-"""A process has started if all its threads slept for RESTS_S (s). First sample: after _LOOK_S."""
+"""Seconds. A process counts as started when all its threads have slept for RESTS_S. The first
+sample is taken after _LOOK_S.
+"""
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.05, 0.5
 _LAST_LINES = 5
 
@@ -398,7 +417,7 @@ class Start(NamedTuple):
 
 
 class End:
-    """Track a process that was asked to exit and will be started again."""
+    """Watch a process that was asked to exit and will be started again."""
 
     def __init__(self, processes: Processes, start: Start, timeout_s: float) -> None:
         self.start = start
@@ -407,7 +426,7 @@ class End:
 
     @property
     def is_over(self) -> bool:
-        """Return whether the process has exited or exceeded its timeout."""
+        """Whether the process has exited or its stop timeout is over."""
         return not is_alive(self.pidfd) or time.monotonic() >= self.next_at
 
     def close(self) -> None:
@@ -418,7 +437,7 @@ class End:
 
 
 class Wait:
-    """Track a running process until it is started, healthy or failed."""
+    """Watch a running process until it has started and is healthy, or has failed."""
 
     def __init__(self, processes: Processes, start: Start) -> None:
         self.start, self._processes = start, processes
@@ -447,7 +466,7 @@ class Wait:
 
     @property
     def next_at(self) -> float:
-        """Return the time (monotonic, s) of the next step if no event comes before."""
+        """The monotonic time, in seconds, of the next step if no event comes earlier."""
         moments = [self.deadline]
         # only is_started compares with the clock: otherwise the time could pass between the two
         if not self._started:
@@ -458,7 +477,10 @@ class Wait:
 
     @property
     def is_started(self) -> bool:
-        """Return whether the process has run for `STARTED_WITHIN_S`, or became idle earlier."""
+        """Whether the process has run for `STARTED_WITHIN_S`, or all its threads slept earlier.
+
+        Once true, it stays true. On a busy machine the time is extended by at most `_BUSY_S`.
+        """
         now = time.monotonic()
         if self._started:
             return True
@@ -486,9 +508,9 @@ class Wait:
         return self._started
 
     def step(self) -> None:
-        """Evaluate a finished probe, and start the next one when it is due.
+        """Evaluate a finished probe of the healthcheck, and start the next probe when it is due.
 
-        Raises ProcessError if the service is unhealthy.
+        Raises ProcessError if so many probes have failed that the service is unhealthy.
         """
         check = self.start.check
         if check is None or self.well:
@@ -522,7 +544,7 @@ class Wait:
         self._pause_s = min(2 * self._pause_s, _MOST_PAUSE_S)
 
     def close(self) -> None:
-        """Close the pidfd and a running probe."""
+        """Close the pidfd, and end a running probe."""
         if self.probe is not None:
             self.probe.close()
         if self.pidfd >= 0:
@@ -531,9 +553,10 @@ class Wait:
 
 
 def until_started(processes: Processes, row: ServiceRow) -> None:
-    """Wait until a new process counts as started, for about `STARTED_WITHIN_S`.
+    """Wait until a new process counts as started: about `STARTED_WITHIN_S` seconds, or less.
 
-    Raises Error if the process exits before, unless it is never restarted and exits with status 0.
+    Raises Error if the process exits earlier. A process with restart policy "no" may exit earlier
+    with status 0.
     """
     start = Start(row, None, True, None, 2 * _BUSY_S)
     wait = Wait(processes, start)
@@ -549,7 +572,7 @@ def until_started(processes: Processes, row: ServiceRow) -> None:
 
 
 def late(processes: Processes, start: Start) -> ProcessError:
-    """Build the error for a job that has exceeded its timeout."""
+    """Return the error for a job that has exceeded its timeout."""
     what = f"has not ended after {start.timeout_s:g}s{_last_output(processes, start.name)}"
     hint = "raise service.timeout in its manifest, or leave it out"
     return ProcessError(what, hint, service=start.name)
@@ -564,7 +587,10 @@ def failed(processes: Processes, service: str, what: str) -> ProcessError:
 
 
 def ended(processes: Processes, start: Start, unhealthy: bool) -> Error:
-    """Build the error for a process that exited, with its exit status and last output."""
+    """Return the error for a process that has exited, with its exit status and its last output.
+
+    ``unhealthy`` says whether the process exited while niso waited for it to become healthy.
+    """
 
     service = start.name
     how = describe_exit(processes.exit_code(service))
@@ -583,14 +609,15 @@ def ended(processes: Processes, start: Start, unhealthy: bool) -> Error:
 
 
 def _last_output(processes: Processes, service: str) -> str:
-    """Return the last output of the current run, as the end of a message.
+    """Return the last lines of output of the current run, as the end of an error message.
 
-    Output of earlier runs is left out, because it would not explain the error.
+    Output of earlier runs is left out, because it would not explain the error. Returns "" without
+    output.
     """
     lines = processes.last_lines(service, _LAST_LINES)
     return "; last output:" + "".join(f"\n    {line}" for line in lines) if lines else ""
 
 
 def is_alive(pidfd: int) -> bool:
-    """Return whether the process of a pidfd is running; False for -1."""
+    """Return whether the process of a pidfd is running. -1 stands for no process."""
     return pidfd >= 0 and not wait_readable(pidfd, 0)

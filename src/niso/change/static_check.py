@@ -1,8 +1,8 @@
 """Find what an activation would refuse on any host (`niso check`).
 
-The services are recorded by the code of activations, in a store without a file, on a host that has
-nothing. What depends on the host is not checked: networks that no file describes, services that no
-file has, and the present time.
+The services are recorded by the same code as in an activation, but in a store without a file and
+for a host without any configuration. What depends on the host is not checked: networks that no file
+describes, services that no file has, and the present time.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 
 _SPACE = 1 << 12
-"""Number of addresses reserved for each network whose subnet is not known."""
+"""Number of addresses reserved for each network whose subnet is unknown."""
 
 
 class _BareHost:
-    """A `niso.kernel.interface.Kernel` that answers as a host without any configuration.
+    """Stand-in for `niso.kernel.interface.Kernel` that answers as a host without configuration.
 
-    The host has no addresses, listeners, foreign rules or services, and supports all features.
+    That host has no addresses, listeners, foreign rules or services, and it supports all features.
     """
 
     def sysctl(self, name: str) -> str:
@@ -68,10 +68,10 @@ class _BareHost:
 
 
 def refuse(loaded: Iterable[Loaded], stack: Membership = NO_STACK) -> None:
-    """Raise the errors that activating these services, alone or as a stack, raises on any host.
+    """Raise the errors that activating these services would raise on any host.
 
-    Changes nothing, and reads nothing of this machine. Raises Conflict, InvalidInput, or an
-    ErrorGroup of all errors.
+    ``stack`` is their membership if they are activated as a stack. Nothing of this machine is read
+    or changed. Raises Conflict, InvalidInput, or an ErrorGroup of several.
     """
     manifests = list(loaded)
     wanted = [_target(one) for one in manifests]
@@ -105,9 +105,10 @@ def refuse(loaded: Iterable[Loaded], stack: Membership = NO_STACK) -> None:
 
 
 def _target(loaded: Loaded) -> Target:
-    """Return the target of a service, without checking its files.
+    """Return the target of a service without checking its files.
 
-    An audit is left out, because its end depends on the date and on the previous activation.
+    An audit of its policy is left out, because the end of an audit depends on the date and on the
+    previous activation.
     """
     spec = loaded.spec
     network = spec.network._replace(policy=spec.network.policy._replace(audit=None))
@@ -118,7 +119,7 @@ def _target(loaded: Loaded) -> Target:
 def _misplaced(loaded: Loaded, target: Target) -> list[InvalidInput]:
     """Return an error for each invalid mount point of a service.
 
-    Without a rootfs, mount points below /etc depend on the host's folders, and are not checked.
+    Without a rootfs, mount points below /etc depend on the folders of the host and are not checked.
     """
     rootfs = targets.rootfs(loaded)
     own = rootfs is not None
@@ -137,7 +138,7 @@ def _is_etc(mount: str) -> bool:
 
 
 def _providers(wanted: Iterable[Target]) -> list[Target]:
-    """Return stand-ins for providers that are not among the services to check."""
+    """Return stand-in targets for unknown services whose namespaces are shared."""
     specs = [target.spec for target in wanted]
     known = {name for spec in specs for name in spec.names}
     shares = ((spec.network.share, spec) for spec in specs)
@@ -146,7 +147,11 @@ def _providers(wanted: Iterable[Target]) -> list[Target]:
 
 
 def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
-    """Return a stand-in service on a network of its own, with a name that no manifest can use."""
+    """Return the specification of a stand-in for an unknown service.
+
+    The stand-in is on a network of its own, whose name no manifest can use. ``sharer`` is the
+    service that shares its namespace.
+    """
     network = sharer.network._replace(
         mode="bridge",
         share=None,
@@ -161,10 +166,10 @@ def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
 
 
 def _make_unknown(host: Machine, wanted: Iterable[Target], stack: Membership) -> None:
-    """Record each network that does not exist yet.
+    """Record each network that the services use and that is not recorded yet.
 
-    A network whose subnet the files do not declare gets one that contains all addresses. Raises
-    Conflict if a declared subnet overlaps that of another network.
+    A network whose subnet no file declares gets one that contains all addresses. Raises Conflict if
+    a declared subnet overlaps that of another network.
     """
     store = host.store
     requests = {one.name: one for one in stack.networks}
@@ -197,10 +202,10 @@ def _make_unknown(host: Machine, wanted: Iterable[Target], stack: Membership) ->
 
 
 def _anything(family: int, position: int) -> Subnet:
-    """Return a subnet that contains all addresses.
+    """Return a subnet that contains all addresses of a family (4 or 6).
 
     Services without a static address get one from 0.0.0.0/8 or ::/104, which cannot contain a
-    static address. ``position`` selects a different part for each network.
+    static address. ``position`` selects another part of it for each network.
     """
     start = ipaddress.ip_address(position * _SPACE)
     text = str(start if family == 4 else ipaddress.IPv6Address(int(start)))

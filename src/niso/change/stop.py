@@ -1,7 +1,8 @@
-"""Stop services: stop processes in parallel, remove networks with one plan, delete records.
+"""Stop services: stop their processes in parallel, remove their networks, delete their records.
 
-The caller holds the services' locks and has begun their intents. This module imports nothing that
-only processes need, because it also serves attachments.
+The networks of all services are removed in one change. The caller must have the services' locks and
+must have recorded their intents. This module does not import code that only processes need, because
+attachments use it too.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ if TYPE_CHECKING:
 
 
 Needs = Mapping[str, Iterable[str]]
-"""service -> services that it depends on, which end after it."""
+"""Maps a service to the services that it depends on. Those are stopped after it."""
 
 
 _STOP_TIMEOUT_S = 10.0
-"""Stop timeout (s) of a service whose own is unreadable: the default of service.stop_timeout."""
+"""Stop timeout, in seconds, of a service whose row is damaged: the default of
+service.stop_timeout.
+"""
 
 
 def finish(
@@ -48,18 +51,19 @@ def finish(
     keep_forwards: bool = False,
     needs: Needs | None = None,
 ) -> list[Error]:
-    """Stop services and remove their networks; with ``ends``, end their intents.
+    """Stop services and remove their networks. With ``ends``, delete their intents too.
 
-    Returns the errors of processes that could not be stopped; their services keep their networks.
-    Raises Error if the kernel refuses a change. Then no service is recorded as stopped, and the
-    call can be repeated.
+    With ``keep_forwards``, additional published ports return at the next activation. Returns the
+    errors of processes that could not be stopped; the services of these processes keep their
+    networks. Raises Error if the kernel refuses a change; no service is recorded as stopped then,
+    and the call can be repeated.
     """
     store = machine.store
     rows = [row for name in services if (row := store.service(name)) is not None]
     if not rows:
         return []
     errors = stop(machine.processes, rows, report, needs or {})
-    # keep a provider's namespace as long as the process of a sharer is in it
+    # keep a namespace as long as the process of a service that shares it is in it
     kept = {*errors, *(row.provider for row in rows if row.name in errors)}
     rows = [row for row in rows if row.name not in kept]
     withdraw(machine, rows, report, ends, keep_forwards)
@@ -67,7 +71,7 @@ def finish(
 
 
 def plan_only(machine: Machine, services: list[str], report: Report) -> None:
-    """Report the steps that `finish` would take; the caller holds niso's lock."""
+    """Report the steps that `finish` would take. The caller must have niso's lock."""
     store, kernel = machine.store, machine.kernel
     rows = [row for name in services if (row := store.service(name)) is not None and row.active]
     for row in rows:
@@ -80,10 +84,10 @@ def plan_only(machine: Machine, services: list[str], report: Report) -> None:
 def forget(
     machine: Machine, services: list[str], report: Report, with_volumes: bool = False
 ) -> None:
-    """Delete the records, leases, package copies and logs of stopped services; end their intents.
+    """Delete the records, reserved addresses, package copies and logs of stopped services.
 
-    ``with_volumes`` also deletes their named volumes. Raises Error if a file cannot be deleted.
-    Then no record is deleted, and the call can be repeated.
+    Their intents are deleted too. With ``with_volumes``, so are their named volumes. Raises Error
+    if a file cannot be deleted; no record is deleted then, and the call can be repeated.
     """
     from niso.runtime import package, volumes
 
@@ -111,9 +115,11 @@ def forget(
 def stop(
     processes: Processes, rows: Iterable[ServiceRow], report: Report, needs: Needs
 ) -> dict[str, Error]:
-    """Stop the processes of services: dependents first, otherwise all at the same time.
+    """Stop the processes of services.
 
-    Returns {service: error} for processes that could not be stopped.
+    A service is stopped before the services that it depends on by ``needs``, and before the owner
+    of its namespace. Otherwise all are stopped concurrently. Returns the errors of processes that
+    could not be stopped, by service.
     """
     rows = list(rows)
     left = {
@@ -156,7 +162,11 @@ def stop(
 
 
 def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
-    """Wait until at least one process has exited or timed out; return all that have."""
+    """Wait until a process has exited or timed out, and return all such services.
+
+    ``asked`` maps a service to its pidfd and the monotonic time, in seconds, when its timeout is
+    over.
+    """
     poll = select.poll()
     for pidfd, _ in asked.values():
         if pidfd >= 0:
@@ -168,13 +178,13 @@ def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
 
 
 def raise_all(errors: list[Error]) -> None:
-    """Raise the error, or an ErrorGroup of several; no-op without errors."""
+    """Raise the only error, or an ErrorGroup of several; no-op without errors."""
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
 
 def refuse(store: Store, services: Iterable[str]) -> None:
-    """Raise Conflict if other services still need the namespace of one of ``services``."""
+    """Raise Conflict if other services share the namespace of one of ``services``."""
     together = frozenset(services)
     for name in sorted(together):
         sharers = [
@@ -198,10 +208,11 @@ def withdraw(
     keep_forwards: bool = False,
     forgets: bool = False,
 ) -> None:
-    """Record services as inactive and remove their networks; with ``ends``, end their intents.
+    """Record services as inactive and remove their networks.
 
-    With ``forgets``, their rows are deleted in the same transaction. Raises Error; then nothing is
-    recorded, and the call can be repeated.
+    With ``ends``, their intents are deleted. With ``forgets``, their rows are deleted in the same
+    transaction. With ``keep_forwards``, additional published ports return at the next activation.
+    Raises Error; nothing is recorded then, and the call can be repeated.
     """
     store, kernel = machine.store, machine.kernel
     rows = list(rows)
@@ -224,7 +235,10 @@ def withdraw(
 
 
 def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False) -> None:
-    """Record services as inactive; the caller is in a transaction."""
+    """Record services as inactive, and withdraw their published ports.
+
+    The caller must be in a transaction.
+    """
     store = machine.store
     for row in rows:
         store.set_active(row.name, False)
@@ -234,7 +248,11 @@ def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False
 
 
 def scope_of(store: Store, rows: Iterable[ServiceRow]) -> Scope:
-    """Return the scope of removing the networks of services."""
+    """Return the scope of a change that removes the networks of services.
+
+    The scope has the services and networks that the change concerns, and the names in policies that
+    will not resolve any more.
+    """
     rows = list(rows)
     # the name of a service that shares a namespace resolves only while it is active
     shared = store.names_with(store.with_companions(row.name for row in rows if row.provider))

@@ -1,6 +1,7 @@
-"""Resolve the arguments of ``niso activate`` to targets, and check that they can start.
+"""Find the services that the arguments of ``niso activate`` name, and check their files.
 
-Nothing is changed and no lock is needed.
+A target is what a command found before it acquired a lock: the manifest, the name and the files.
+Nothing is changed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 FIRST_UID = 1_900_000_000
-"""The first uid for services: above every range that Debian, systemd and subuid allocate."""
+"""The first uid for services. It is above all ranges that Debian, systemd and subuid allocate."""
 
 
 def find_targets(
@@ -36,12 +37,12 @@ def find_targets(
     replace: bool = False,
     owners: Collection[int] | None = None,
 ) -> list[Target]:
-    """Find the services that the arguments of ``niso activate`` name.
+    """Return the targets that the arguments of ``niso activate`` name.
 
-    Each argument is a manifest or its folder, an existing service, or a folder in the working
-    directory. Loaded manifests are used as they are. ``replace`` is as in `Target`. With
-    ``owners``, files must belong to one of these uids. Raises Error, or an ErrorGroup of the errors
-    of all arguments; then nothing has changed.
+    An argument is the path of a manifest or of its folder, the name of an existing service, or a
+    folder in the working directory. A loaded manifest is used as it is. ``replace`` is recorded in
+    each `Target`. With ``owners``, the files must belong to one of these uids. Raises Error, or an
+    ErrorGroup of the errors of all arguments. Nothing is changed.
     """
     targets: dict[str, Target] = {}
     errors: list[Error] = []
@@ -67,7 +68,10 @@ def find_targets(
 
 
 def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
-    """Raise Conflict if a service of this name came from another folder that still exists."""
+    """Raise Conflict if a service of this name came from another folder that still exists.
+
+    With ``target.replace``, nothing is raised.
+    """
     from niso.look.stack_members import is_elsewhere
 
     if target.replace or not is_elsewhere(before.manifest_path, target.manifest_path):
@@ -80,10 +84,11 @@ def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
 
 
 def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
-    """Return whether ./NAME has a different manifest from the one that the service came from.
+    """Return whether ./NAME has another manifest than the service ``name`` was activated from.
 
-    A manifest is different if it is in another folder, or has changed since ``copy`` was made.
-    Status change times are compared (inode(7)), which no program can set.
+    That is the case if the manifest is in another folder, or if a file has changed since the
+    package copy ``copy`` was made. Status change times (ctime, inode(7)) are compared, which no
+    program can set.
     """
     manifest = f"{name}/manifest.toml"
     if not os.path.exists(manifest):
@@ -102,9 +107,10 @@ def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
 
 
 def still_so(store: Store, target: Target) -> Target:
-    """Return an existing service with its current row; the caller holds its lock.
+    """Return the target as it is now, after the caller has locked the service.
 
-    Raises NotFound if the service was removed.
+    A target from a manifest is returned unchanged. For an existing service, named by its name, the
+    row is read again. Raises NotFound if the service was removed.
     """
     if target.files is None or target.files.fingerprint is not None:
         return target
@@ -112,9 +118,9 @@ def still_so(store: Store, target: Target) -> Target:
 
 
 def known(store: Store, service: str) -> Target:
-    """Return an existing service with the manifest of its last activation.
+    """Return the target of an existing service, with the manifest of its last activation.
 
-    Raises NotFound if its package copy no longer exists, Error if the copy is damaged or was
+    Raises NotFound if its package copy no longer exists, and Error if the copy is damaged or was
     replaced.
     """
     from niso.runtime import package
@@ -149,7 +155,11 @@ def known(store: Store, service: str) -> Target:
 
 
 def replaced(row: ServiceRow) -> None:
-    """Raise an error if a path of a service has a different target than at the activation."""
+    """Raise Error if a path of a service was replaced since its activation.
+
+    The paths are those of the package copy, the rootfs, host volumes and secrets. Raises an
+    ErrorGroup for several.
+    """
     from niso.runtime import sources
 
     os.close(sources.open_copy(row.package, row.name, row.manifest_path))
@@ -180,9 +190,9 @@ def _find_target(
 
 
 def of_manifest(loaded: load.Loaded) -> Target:
-    """Return the service of a valid manifest after checking its files.
+    """Return the target of a valid manifest after checking the files of its service.
 
-    Raises InvalidInput, ErrorGroup, Error.
+    Raises InvalidInput, ErrorGroup or Error.
     """
     spec = loaded.spec
     root = rootfs(loaded)
@@ -199,8 +209,8 @@ def of_manifest(loaded: load.Loaded) -> Target:
 def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
     """Return the paths that are excluded from a package copy, even if they are in its folder.
 
-    They are the rootfs, secrets, files of variables, and writable volumes. Otherwise, data that a
-    service writes there would count as a change of its package.
+    They are the rootfs, secrets, files of variables, and writable volumes. Otherwise what a service
+    writes there would count as a change of its package.
     """
     program = spec.program
     written = [volume.host for volume in program.volumes if volume.host and not volume.read_only]
@@ -209,10 +219,10 @@ def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
 
 
 def rootfs(loaded: load.Loaded) -> str | None:
-    """Return the resolved path of the rootfs.
+    """Return the real path of the rootfs; None without one.
 
-    Raises InvalidInput if the path is outside the package's folder, because a link changed after
-    the manifest was checked.
+    Raises InvalidInput if the path is outside the package's folder, because a symbolic link has
+    changed after the manifest was checked.
     """
     written = loaded.spec.program.rootfs
     if written is None:
@@ -226,9 +236,9 @@ def rootfs(loaded: load.Loaded) -> str | None:
 
 
 def _check_files(target: Target, files: PackageFiles) -> None:
-    """Check rootfs, entrypoint, user, working folder and volumes of a service before it starts.
+    """Check the rootfs, entrypoint, user, working folder, secrets and volumes of a service.
 
-    Raises InvalidInput, or an ErrorGroup of all errors.
+    Raises InvalidInput, or an ErrorGroup of several.
     """
     from niso.runtime import crun, entrypoint, root, sources
 
@@ -294,7 +304,7 @@ def volumes(spec: ServiceSpec) -> tuple[MountedVolume, ...]:
 
 
 class Attaching(NamedTuple):
-    """The records of an attachment that a command makes or changes."""
+    """The rows of an attachment that a command creates or changes."""
 
     attached: Attached
     links: tuple[Link, ...]
@@ -307,8 +317,8 @@ class Target(NamedTuple):
     manifest_path: str
     files: PackageFiles | None  # None without a process of niso's
     attaching: Attaching | None = None  # None for a service
-    replace: bool = False  # take over a service of this name from another folder
-    take: bool = False  # take it over from another host of the cluster, which is lost
+    replace: bool = False  # replace a service of this name from another folder
+    take: bool = False  # claim it although a lost host of the cluster has it
 
     @property
     def name(self) -> str:

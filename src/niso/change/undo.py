@@ -1,6 +1,6 @@
-"""Undo failed or interrupted activations: restore rows, kernel state and processes.
+"""Undo failed or interrupted activations: restore rows, objects of the kernel, and processes.
 
-The caller holds the services' locks.
+The caller must have the locks of the services.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 
 
 WAIT_S = 10.0
-"""How long (s) an interrupted command waits for niso's lock to roll back.
+"""Seconds that an interrupted command waits for niso's lock to roll back its change.
 
-After that, the next command does it, so that one signal is enough to end this one.
+After that it exits, and the next command rolls back, so that one signal is enough to end a command.
 """
 
 undoing = False
-"""Whether a failed command is being undone now."""
+"""Whether this process is undoing a failed command at the moment."""
 
 
 def undo_all(
     machine: Machine, services: Iterable[str], cause: BaseException, report: Report
 ) -> None:
-    """Undo the activation of ``services`` after ``cause``.
+    """Undo the activation of ``services`` that failed or was interrupted by ``cause``.
 
-    Raises an ErrorGroup of all errors if the undo fails, or if a process that ran before exits at
-    once. If ``cause`` is not an Error, nothing is raised.
+    Raises an ErrorGroup, with ``cause`` first, if the undo fails, or if a process that ran before
+    exits immediately after its start. If ``cause`` is not an Error, nothing is raised.
     """
     global undoing
     store = machine.store
@@ -75,10 +75,10 @@ def undo_all(
 def _unstarted(
     machine: Machine, undone: Iterable[str], ran: dict[str, float | None]
 ) -> list[Error]:
-    """Wait for processes that an undo started again; return the errors of those that exited.
+    """Wait for processes that an undo has started again; return the errors of those that exited.
 
-    ``ran`` has the start time of each process before the undo. What a process depends on may have
-    changed since then: a secret, a volume, a database.
+    ``undone`` are the services, and ``ran`` has the start time of each process before the undo. A
+    process can fail now because a secret, a volume or a database has changed since.
     """
     processes, errors = machine.processes, []
     for name in sorted(undone):
@@ -105,9 +105,10 @@ def _not_undone(names: str, error: Error) -> Error:
 
 
 def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
-    """Sort intents for undoing.
+    """Return the records of changes in progress (intents) in the order of undoing them.
 
-    Present sharers come before their provider, restored sharers after it.
+    A service that shares a namespace now comes before the namespace's owner. A service that will
+    share a namespace after the undo comes after the owner.
     """
     left = {intent.service: intent for intent in intents}
     firsts: dict[str, set[str]] = {name: set() for name in left}
@@ -132,10 +133,11 @@ def undo(
     wait_s: float | None = None,
     final: bool = True,
 ) -> dict[str, Error]:
-    """Undo several activations as one change, because one may have taken what another released.
+    """Undo several activations as one change, because one may have what another has released.
 
-    Without ``final``, a request to the cluster may still be in flight. Returns {service: error}.
-    Raises Busy if niso's lock is needed and not free within ``wait_s``.
+    ``wait_s`` is the time in seconds to wait for niso's lock, None for no limit. ``final`` is false
+    if a request to etcd may still be in progress. Returns the errors by service. Raises Busy if
+    niso's lock is not free within ``wait_s``.
     """
     from niso.change import cluster_claims
 
@@ -162,7 +164,7 @@ def undo(
             except Error as other:
                 errors[intent.service] = other
     undone = [intent.service for intent in intents if intent.service not in errors]
-    # order is irrelevant: a provider's namespace exists even without its process
+    # order is irrelevant: a shared namespace exists even without its owner's process
     for name in undone:
         try:
             restored = store.service(name)
@@ -188,9 +190,9 @@ def undo(
 
 
 def _end_job(machine: Machine, name: str) -> None:
-    """Stop a job that an undone activation started; no-op for other services. Raises no error.
+    """Stop a job that an undone activation started. No-op for other services. Raises no error.
 
-    The job has its stop timeout to exit, because it may be changing data. niso does not run it
+    The job gets its stop timeout to exit, because it may be changing data. niso does not run it
     again until its next activation.
     """
     row = machine.store.service(name)
@@ -200,9 +202,9 @@ def _end_job(machine: Machine, name: str) -> None:
 
 
 def start_again(machine: Machine, name: str) -> None:
-    """Restart the process of an active service if it does not run as recorded.
+    """Start the process of an active service if it does not run as recorded.
 
-    A process that exited by itself is not restarted. Raises Error.
+    A process that exited by itself is not started. Raises Error.
     """
     processes = machine.processes
     restored = machine.store.service(name)
@@ -222,9 +224,10 @@ def start_again(machine: Machine, name: str) -> None:
 def _undo_records(
     machine: Machine, intents: list[Intent], report: Report, wait_s: float | None
 ) -> None:
-    """Restore the rows and networks of services; stop processes that do not match these rows.
+    """Restore the rows and networks of services, and stop processes that do not match the old rows.
 
-    Raises Busy or another Error; then the rows are unchanged.
+    ``wait_s`` is the time in seconds to wait for niso's lock, None for no limit. Raises Busy or
+    another Error; the rows are unchanged then.
     """
     if not intents:
         return
@@ -262,7 +265,10 @@ def _undo_records(
 
 
 def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:
-    """Mount the hosts files of their old networks in running processes."""
+    """Mount the hosts files of their previous networks in running processes.
+
+    A process in which that fails is killed.
+    """
     for old in shown:
         try:
             processes.swap_hosts(old)
@@ -271,9 +277,9 @@ def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:
 
 
 def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
-    """Stop processes that do not match the old rows.
+    """Kill the processes that do not match the rows before the activation.
 
-    Returns the processes that match, but need their old hosts file.
+    Returns the specs of the processes that match but need their previous hosts file.
     """
     store, _, processes, _ = machine
     shown: list[ProcessSpec] = []
@@ -302,9 +308,10 @@ def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
 
 
 def _forget_failed(name: str, kept: ServiceRow | None) -> None:
-    """Delete the package copies of a failed activation.
+    """Delete the package copies that a failed activation has made.
 
-    If a service did not exist before, its log and its empty volumes are deleted too.
+    ``kept`` is the restored row of the service. If it is None, the service did not exist before,
+    and its log and its empty volumes are deleted too.
     """
     package.keep_only(name, {kept.package} if kept else set())
     if kept is None:

@@ -1,7 +1,8 @@
 """Put an ordinary systemd unit on a network of niso (``niso net attach --new --unit``).
 
-A unit ``niso-net@NAME.service`` attaches a namespace that niso creates, and a drop-in puts the
-ordinary unit into it. The namespace outlives the unit's process, and a reboot starts both.
+A unit ``niso-net@NAME.service`` attaches a namespace that niso creates, and a drop-in makes the
+ordinary unit run in it. The namespace outlives the unit's process. After a reboot, systemd starts
+both units.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from niso.runtime.processes import Units
 
 OWNER = "systemd"
-"""The owner of such an attachment; its id is the unit."""
+"""The owner of such an attachment. The attachment's id is the name of the ordinary unit."""
 _MARK = "# written by niso net attach, removed by niso net detach; state folder "
 _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+\.service", re.ASCII)  # systemd.unit(5)
 _LONGEST = 255  # UNIT_NAME_MAX, systemd's src/basic/unit-name.h
@@ -32,7 +33,10 @@ _TIMEOUT_S = 90
 
 
 def unit_name(text: str) -> str:
-    """Validate a unit name and complete it: ``web`` is web.service. Raises InvalidInput."""
+    """Return the full name of a service unit: ``web`` becomes ``web.service``.
+
+    Raises InvalidInput if the name is invalid or is that of a unit of niso.
+    """
     name = text if text.endswith(".service") else f"{text}.service"
     if not _UNIT.fullmatch(name) or len(name) > _LONGEST or name.endswith("@.service"):
         raise InvalidInput(
@@ -46,7 +50,7 @@ def unit_name(text: str) -> str:
 
 
 def network_unit(attachment: str) -> str:
-    """Return the name of the unit that attaches a namespace."""
+    """Return the name of the systemd unit that attaches the namespace of an attachment."""
     return f"niso-net@{attachment}.service"
 
 
@@ -55,7 +59,10 @@ def _file(attachment: str) -> str:
 
 
 def _network_text(attachment: str, unit: str, words: Sequence[str], state_id: str) -> str:
-    """Return the unit file of `network_unit`; ``words`` are the arguments of its attach command."""
+    """Return the text of the unit `network_unit`.
+
+    ``unit`` is the ordinary unit. ``words`` are the arguments of the niso command that attaches.
+    """
     return "\n".join(
         [
             _MARK + state_id,
@@ -98,11 +105,11 @@ def _drop_in_text(attachment: str, state_id: str) -> str:
 def attach(
     machine: Machine, request: Request, unit: str, words: Sequence[str], report: Report = silent
 ) -> Attachment:
-    """Attach a new namespace; a systemd unit runs in it from the unit's next start on.
+    """Attach a new namespace, in which a systemd unit runs from its next start on.
 
-    ``words`` are niso's arguments for the same attachment without a unit. Raises Error without
-    systemd, NotFound for an unknown unit, and the errors of `attachments.attach`; then nothing has
-    changed.
+    ``words`` are the arguments of niso for the same attachment without a unit. Raises Error without
+    systemd, NotFound for an unknown unit, and the errors of `attach.attach`. After an error nothing
+    has changed.
     """
     store, units, name = machine.store, machine.processes.units, request.name
     if not units.booted():
@@ -137,12 +144,15 @@ def attach(
 
 
 def _binds(dropped: str, attachment: str) -> bool:
-    """Return whether a drop-in was written by niso for this attachment."""
+    """Return whether ``dropped``, the text of a drop-in, belongs to this attachment."""
     return f"\nBindsTo={network_unit(attachment)}\n" in dropped
 
 
 def _refuse_other(name: str, unit: str, network: str | None, dropped: str | None) -> None:
-    """Raise Conflict if the attachment or the unit already belongs to another one."""
+    """Raise Conflict if the attachment belongs to another unit, or the unit to another attachment.
+
+    ``network`` and ``dropped`` are the texts of the present unit file and drop-in, None if missing.
+    """
     of = _OF.search(network or "")
     if of is not None and of[1] != unit:
         raise Conflict(f"{name!r} is the network of {of[1]}", "choose another name", "NAME")
@@ -153,10 +163,10 @@ def _refuse_other(name: str, unit: str, network: str | None, dropped: str | None
 
 
 def _put(units: Units, path: str, text: str, is_new: bool, report: Report) -> bool:
-    """Write a unit file; if it is new, reload systemd, and start the unit if it is a network's.
+    """Write a unit file or drop-in if it is new, and start the unit if it attaches a network.
 
-    Returns whether the file was new. Write the drop-in afterwards: systemd stops a unit that is
-    bound to an inactive unit.
+    systemd is reloaded after a write. Returns ``is_new``. The drop-in must be written after the
+    network's unit has started, because systemd stops a unit that is bound to an inactive unit.
     """
     if is_new:
         report(ChangingUnit("write", path))
@@ -174,7 +184,11 @@ def _undo(
     texts: dict[str, str | None],
     report: Report,
 ) -> None:
-    """Restore the files and the attachment after an error."""
+    """Restore the unit files and the attachment after an error.
+
+    ``before`` is the request of the previous attachment, None without one. ``texts`` maps the path
+    of a file to its previous text, None if it did not exist.
+    """
     units = machine.processes.units
     try:
         for path, text in reversed(texts.items()):
@@ -191,7 +205,7 @@ def _undo(
 
 
 def unit_of(machine: Machine, attachment: str) -> str | None:
-    """Return the name of the unit that runs in this attachment's namespace, or None."""
+    """Return the name of the unit that runs in an attachment's namespace; None without one."""
     units = machine.processes.units
     text = units.read(_file(attachment)) if units.booted() else None
     if text is None or not text.startswith(_MARK + machine.store.state_id()):
@@ -201,9 +215,10 @@ def unit_of(machine: Machine, attachment: str) -> str | None:
 
 
 def detach(machine: Machine, name: str, unit: str, report: Report = silent) -> None:
-    """Remove a unit's network from the unit's next start on, and stop the network's unit.
+    """Stop the unit that attaches a network, detach, and remove the unit file and the drop-in.
 
-    A running process of the unit stays in its namespace, without a network. Raises Error.
+    The ordinary unit has the host's network from its next start on. Its running process stays in
+    the namespace, which has no network any more. Raises Error.
     """
     units = machine.processes.units
     dropped = units.read(drop_in(unit)) or ""

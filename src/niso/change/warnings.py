@@ -1,6 +1,6 @@
-"""Make the warnings after an activation or attachment; preview which flows a change would cut.
+"""Warn about likely mistakes after a change; preview which flows a change would cut.
 
-After the warnings of an activation, the services are handed over to systemd (`niso.change.boot`).
+After the warnings of an activation, systemd takes over the supervision (`niso.change.boot`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def activated(session: Session, machine: Machine, outcomes: Sequence[Outcome]) -> None:
-    """Warn about likely problems of activated services; let systemd supervise them."""
+    """Warn about likely problems of activated services, and let systemd supervise the services."""
     store = machine.store
     changed = [outcome.service for outcome in outcomes if outcome.changed]
     _warn_of_rights(session, store, changed)
@@ -49,7 +49,7 @@ def activated(session: Session, machine: Machine, outcomes: Sequence[Outcome]) -
 
 
 def attached(session: Session, machine: Machine, outcomes: Sequence[Attachment]) -> None:
-    """Warn about likely problems of attachments: the warnings that concern the network."""
+    """Warn about likely problems of attachments. Only warnings about the network apply."""
     names = [done.service for done in outcomes]
     _warn_of_taken(session, machine.store, names)
     _warn_of_policies(session, machine, names)
@@ -57,7 +57,7 @@ def attached(session: Session, machine: Machine, outcomes: Sequence[Attachment])
 
 
 def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> None:
-    """Warn if rules or settings of the host drop the packets of services."""
+    """Warn if firewall rules or settings of the host drop packets of these services."""
     store = machine.store
     on = {network for service in services for network, _ in store.addresses(service)}
     networks = [network for name in sorted(on) if (network := store.network(name))]
@@ -76,7 +76,7 @@ def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> No
 
 
 def _warn_of_policies(session: Session, machine: Machine, names: list[str]) -> None:
-    """Warn about policies that are in audit, or that are probably mistakes."""
+    """Warn about policies that are in audit mode, or that are probably mistakes."""
     if set(names) & set(machine.store.policied()):
         from niso.look import policies
 
@@ -85,7 +85,7 @@ def _warn_of_policies(session: Session, machine: Machine, names: list[str]) -> N
 
 
 def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about services whose DNS names no timer resolves again."""
+    """Warn about services with DNS names in their policies that no timer resolves again."""
     if not store.names_outside():
         return
 
@@ -105,7 +105,10 @@ def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
 
 
 def warn_of_name_servers(session: Session, names: list[str]) -> None:
-    """Warn if the host's resolv.conf has no name server that services can reach."""
+    """Warn if no name server in the host's resolv.conf can be reached by services.
+
+    Only services without name servers of their own are considered.
+    """
 
     store = session.store()
     rows = [store.service(name) for name in names]
@@ -116,7 +119,7 @@ def warn_of_name_servers(session: Session, names: list[str]) -> None:
 
 
 def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about resource limits that this machine cannot enforce."""
+    """Warn about resource limits of services that this machine cannot enforce."""
 
     for name in names:
         row = store.service(name)
@@ -136,7 +139,7 @@ def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
 
 
 def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about manifest ports that lead to other services because of port-forward."""
+    """Warn about manifest ports that are not published, because `niso port-forward` uses them."""
 
     rows = (
         [row for name in names if (row := store.service(name)) is not None]
@@ -158,7 +161,7 @@ def _whose(name: str, holder: str, held: Port) -> str:
 
 
 def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about capabilities that affect the complete machine, and root in host volumes."""
+    """Warn about capabilities that affect the entire machine, and about root in host volumes."""
 
     for name in names:
         row = store.service(name)
@@ -216,7 +219,7 @@ def _warn_of_capabilities(
 
 
 def _warn_of_others(session: Session, name: str, volume: MountedVolume) -> None:
-    """Warn if a host volume can be replaced by users other than root and its owner."""
+    """Warn if users other than root and its owner can replace a host volume."""
 
     path = str(volume.source)
     try:
@@ -235,7 +238,12 @@ def _warn_of_others(session: Session, name: str, volume: MountedVolume) -> None:
 
 
 def effects(session: Session, what: Sequence[str], since: float | None) -> tuple[PolicyEffect, ...]:
-    """Return the effects on recorded flows of activating files; see `Host.policy_effects`."""
+    """Return how activating files would change the verdicts on recorded flows.
+
+    ``what`` are the arguments of `niso activate` or the path of a stack. ``since`` is a Unix time
+    in seconds: flows that began earlier and are no longer open are left out. None includes all
+    flows. See `Host.policy_effects`.
+    """
 
     from niso.change import stacks
     from niso.look import stack_members

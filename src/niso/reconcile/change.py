@@ -1,8 +1,9 @@
-"""Change rows and kernel together (`change`); read, plan, write and verify kernel state.
+"""Change rows and kernel together (`change`); read, plan, write and verify the kernel's state.
 
-Every command that changes both does it in the block of `change`, which also deletes the flows that
-the change no longer allows. Commands, repair and recovery after a crash run the same code with
-different scopes. Only this module compares desired and actual kernel state.
+All commands that change both do it within the context `change`, which also deletes the flows that
+are no longer allowed after the change. Commands, repair and recovery after a crash run the same
+code with different scopes. Only this module compares the desired with the actual state of the
+kernel.
 """
 
 from __future__ import annotations
@@ -42,22 +43,23 @@ if TYPE_CHECKING:
 class change:
     """Change rows and kernel in one ``with`` block, atomically.
 
-    The caller has niso's lock, and writes rows in the block, which is one transaction. At the end
-    of the block the kernel is updated to the rows. Which flows are deleted follows from the states
-    before and after, never from the caller: flows of addresses that their holder loses, of ports
-    that are added, moved or removed, and flows that policies no longer allow.
+    The caller must have niso's lock, and writes rows in the block, which is one transaction. At the
+    end of the block, the kernel is updated to the rows. The flows to delete are computed from the
+    states before and after the change: flows of addresses that a service has lost, of ports that
+    were added, changed or removed, and flows that policies no longer allow.
 
-    By default the kernel changes inside the transaction: if the kernel refuses, or niso is killed,
-    the rows are as before, and the same change can be made again. With ``rows_first``, the rows are
-    committed before the kernel changes: a new object is then recorded if niso is killed, and the
-    caller undoes the rows if the kernel refuses. With ``teardown``, a failed step does not stop the
-    others. With ``dry_run``, the steps are reported, and nothing changes. ``ending`` is as for
-    `carry_out`.
+    By default the kernel is changed within the transaction. If the kernel refuses, or niso is
+    killed, the rows are as before, and the same change can be made again. With ``rows_first``, the
+    rows are committed before the kernel changes: if niso is killed, a new object is therefore
+    recorded, but if the kernel refuses, the caller must undo the rows. With ``teardown``, a failed
+    step does not stop the other steps. With ``dry_run``, the steps are only reported. ``ending`` is
+    as for `carry_out`.
 
-    ``scope`` is the scope by the rows before (`niso.change.scope`). The block may assign its union
-    with the scope by the rows after.
+    ``scope`` is the scope that the rows before the change have (`niso.change.scope`). The block may
+    assign its union with the scope of the rows after the change.
 
-    The block raises what `plan` and `carry_out` raise: KernelError, Conflict, ErrorGroup, Error.
+    The end of the block raises the errors of `plan` and `carry_out`: KernelError, Conflict,
+    ErrorGroup or Error.
     """
 
     def __init__(
@@ -74,9 +76,11 @@ class change:
     ) -> None:
         self.scope = scope
         self.steps: list[AnyStep] = []
-        """The steps taken, or planned with ``dry_run``; complete after the block."""
+        """The steps that were taken, or planned with ``dry_run``. The list is complete after the
+        block.
+        """
         self.is_recorded = False
-        """Whether the rows are committed: with ``rows_first``, an error may come after that."""
+        """Whether the rows are committed. With ``rows_first``, an error may occur after that."""
         self._kernel, self._store, self._report = kernel, store, report
         self._teardown, self._rows_first, self._dry_run = teardown, rows_first, dry_run
         self._ending = ending
@@ -97,10 +101,11 @@ class change:
         return self
 
     def doubt(self, things: State | None = None) -> None:
-        """Treat ``things`` as part of the kernel's state before, after an interrupted command.
+        """Treat ``things`` as if the kernel had them before the change.
 
-        By default these are the objects that the rows require now and did not require before: the
-        block can write rows, call this and write other rows.
+        It is used after an interrupted command, when the kernel may or may not have them. None
+        stands for the objects that the rows require now but did not require at the beginning of the
+        block: the block can write rows, call this method, and then write other rows.
         """
         if things is None:
             snapshot, now = wanted_now(self._kernel, self._store, self.scope)
@@ -109,7 +114,10 @@ class change:
         self._doubt |= things
 
     def then(self, call: Callable[[], object]) -> None:
-        """Arrange that ``call`` is called after the kernel has changed, before the commit."""
+        """Call ``call`` after the kernel has changed and before the rows are committed.
+
+        With ``rows_first``, the rows have already been committed by then.
+        """
         self._last.append(call)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
@@ -129,7 +137,10 @@ class change:
             self._carry_out(planned)
 
     def _planned(self) -> Plan:
-        """Plan the steps. If a foreign object has a needed name, no row is committed."""
+        """Return the plan. Raises Conflict if a foreign object has a required name.
+
+        No row is committed in that case.
+        """
         kernel, store, before = self._kernel, self._store, self._before | self._doubt
         planned = plan(kernel, store, self.scope, before, trusting=not self._dry_run)
         self._snapshots.append(planned.snapshot)
@@ -139,12 +150,12 @@ class change:
                 self._report(step)
             return planned
         fresh = {address for _, address in store.leases_of(self._services) - self._leases}
-        if fresh:  # no service has these addresses until the leases are committed
+        if fresh:  # no service has these addresses until the rows are committed
             kernel.forget_flows(fresh)
         return planned
 
     def _carry_out(self, planned: Plan) -> None:
-        """Change the kernel, and delete the flows that the change no longer allows."""
+        """Change the kernel by the plan, and delete the flows that are no longer allowed."""
         kernel, store, before, after = self._kernel, self._store, self._before, planned.every
         if before[Bridge] != after[Bridge]:
             ended_flows.introduce(kernel, store, before, after)
@@ -157,16 +168,16 @@ class change:
             host_settings.forget(store)
 
     def _end_flows(self, before: State, after: State) -> None:
-        """Delete the flows that ``before`` may have allowed and ``after`` does not.
+        """Delete the flows that were perhaps allowed before the change and are not now.
 
-        Policies are evaluated last: flows that are already deleted need no verdict.
+        Policies are evaluated last, because flows that are already deleted need no verdict.
         """
         kernel = self._kernel
         was, now = _holders(before), _holders(after)
         gone = {address for _, address in was - now}
         if gone:  # its next holder must not be in the middle of another service's connection
             kernel.flush_addresses(gone)
-        # a service of this host keeps its lease and recorded flows until another one leases it
+        # an address stays reserved, with its recorded flows, until another service reserves it
         far = gone - {address for _, address in _own(before)}
         if forgotten := far | (_subnets(before) - _subnets(after)):
             kernel.forget_flows(forgotten)
@@ -180,9 +191,9 @@ class change:
             kernel.clear_unfinished(space)
 
     def _ports_of_ended(self, kept: set[str]) -> list[Port]:
-        """Return the ports of services that are deactivated while their namespace stays.
+        """Return the published ports of services that are deactivated while their namespace stays.
 
-        ``kept`` are the addresses after the change.
+        ``kept`` are the addresses that services have after the change.
         """
         active = {service.name for service in self._snapshots[-1].services}
         return [
@@ -194,10 +205,10 @@ class change:
         ]
 
     def _is_of_names_alone(self) -> bool:
-        """Return whether policies change only because DNS has different answers.
+        """Return whether policies change only because DNS names have other addresses now.
 
-        Open connections to the former addresses stay, unless a network contains such an address
-        now.
+        Open connections to the former addresses stay in that case. The result is False if a network
+        of niso contains such a former address now.
         """
         first, *others = self._snapshots
         if any(_meaning(first) != _meaning(other) for other in others):
@@ -208,12 +219,16 @@ class change:
 
 
 def _own(state: State) -> set[tuple[str, str]]:
-    """Return (namespace, address) of the services of this host."""
+    """Return pairs (namespace, address) for the addresses of this host's services."""
     return {(a.netns, a.address.partition("/")[0]) for a in state[Address] if a.netns}
 
 
 def _holders(state: State) -> set[tuple[str, str]]:
-    """Return (namespace, address) of services, and (MAC, address) of those of other hosts."""
+    """Return pairs that say which service has an address.
+
+    For this host's services they are (namespace, address), for those of other hosts (MAC address,
+    address).
+    """
     own = _own(state)
     here = {address for _, address in own}
     return own | {(p.mac, p.address) for p in state[Peer] if not p.netns and p.address not in here}
@@ -228,7 +243,7 @@ def _spaces(state: State) -> set[str]:
 
 
 def _meaning(snapshot: Snapshot) -> tuple[object, ...]:
-    """Return the policies of a snapshot and the addresses of their names, except DNS names."""
+    """Return the policies of a snapshot, and the addresses of their names other than DNS names."""
     return snapshot.policed, [member for member in snapshot.members if member.kind != "outside"]
 
 
@@ -240,7 +255,7 @@ def _outside_addresses(snapshot: Snapshot) -> set[str]:
 
 
 class Plan(NamedTuple):
-    """The steps to take and the states from which they were computed."""
+    """The steps of a change, and the states of the kernel from which they were computed."""
 
     scope: Scope
     before: State
@@ -261,13 +276,13 @@ def plan(
     trusting: bool = False,
     closed: frozenset[object] = frozenset(),
 ) -> Plan:
-    """Compute the steps that update the kernel to the store's state for ``scope``.
+    """Compute the steps that update the kernel to the rows of ``scope``. Nothing is changed.
 
-    Changes nothing. ``before`` is the desired state before the change: objects in it that are no
-    longer desired are deleted. With ``trusting``, map elements that are new in the store are
-    assumed to be absent and not read: the kernel refuses those that clash. ``closed`` are routes
-    and namespaces that are left out, since a step for them has failed. Raises KernelError, and
-    Conflict if a foreign object has a required name.
+    ``before`` is the desired state before the change: objects in it that are no longer desired are
+    deleted. With ``trusting``, nftables map elements that are new in the store are not read but
+    assumed to be missing; the kernel refuses an element that exists with another value. ``closed``
+    are routes and namespaces that are left out because a step for them has failed. Raises
+    KernelError, and Conflict if a foreign object has a required name.
     """
     snapshot = store.snapshot(scope)
     every = _possible(kernel, _desired(snapshot), before)
@@ -303,12 +318,12 @@ def carry_out(
     teardown: bool = False,
     ending: list[str] | None = None,
 ) -> list[AnyStep]:
-    """Execute a plan that was made under the same lock; return the executed steps.
+    """Carry out a plan, and return the steps that were taken.
 
-    With ``teardown``, a failed step does not stop the others. With ``ending``, veth pairs of
-    deleted namespaces are only detached, and their names added to ``ending``; the caller must pass
-    it to `end_links` after releasing the lock. Raises KernelError or, from a teardown, an
-    ErrorGroup.
+    The plan must have been made since niso's lock was acquired. With ``teardown``, a failed step
+    does not stop the other steps. With ``ending``, veth pairs of deleted namespaces are only
+    detached, and their names are added to ``ending``; the caller must pass that list to `end_links`
+    after releasing the lock. Raises KernelError, or with ``teardown`` an ErrorGroup.
     """
     steps = _carried_out(kernel, store, planned, report, teardown, ending)
     if store.host_knows():
@@ -344,15 +359,15 @@ def _carried_out(
                     return _without_container(kernel, store, planned, report, error)
                 if error.errno != errno.EEXIST or not planned.unread:
                     raise
-                # an element exists with another value; rules are written first, so nothing has
-                # changed
+                # an nftables element exists with another value; rules are written first, so nothing
+                # has changed
                 again = plan(kernel, store, planned.scope, planned.before, closed=planned.closed)
                 return _carried_out(kernel, store, again, report, False, None)
         touched = touched.replace(Ruleset, want[Ruleset])
         taken = any(step.kind.is_transactional for step in steps)
         # In a foreign namespace, only requested addresses are read. An object that has moved, such
-        # as a link that a container renamed, is read at its desired location, not also at its old
-        # one.
+        # as an interface that a container renamed, is read at its desired location, not also at its
+        # old one.
         keys = {(type(thing), thing.key()) for thing in want}
         former = State(thing for thing in touched if (type(thing), thing.key()) not in keys)
         have = kernel.read(former | want, alias(store.state_id()), taken=taken)
@@ -370,10 +385,11 @@ def _carried_out(
 
 
 def _touched(steps: list[AnyStep], candidates: State) -> State:
-    """Return the objects to read back after the steps, with their namespaces.
+    """Return the objects to read back after the steps, with the namespaces that contain them.
 
-    Links of other namespaces need not be read again. Elements are left out: the kernel applies a
-    transaction completely or not at all, so its acknowledgement is enough.
+    nftables set and map elements are left out: the kernel applies a transaction completely or not
+    at all, so its acknowledgement is enough. Network interfaces in other namespaces are read only
+    if a step concerns them.
     """
     things = [thing for step in steps for thing in step.things()]
     touched = State(things)
@@ -383,9 +399,10 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
 
 
 def _of(want: State, touched: State) -> State:
-    """Return the part of ``want`` for the objects in ``touched``.
+    """Return the objects of ``want`` that have the identity of an object in ``touched``.
 
-    For a link, all its addresses and routes are included. The rules are always included.
+    For a network interface, all its addresses and routes are included. The rules are always
+    included.
     """
     links = {
         (kind.space(thing), link)
@@ -409,23 +426,30 @@ def _of(want: State, touched: State) -> State:
 
 
 def _left(want: State, candidates: State, have: State) -> list[AnyStep]:
-    """Return the steps still missing in ``have``, as read after a change of ``candidates``."""
+    """Return the steps that are still needed after a change.
+
+    ``have`` is the state that was read after the change, and ``candidates`` are the objects that
+    the change concerned.
+    """
     return diff(want, State.of_kinds(lambda kind: kind.settled(have, want, candidates)))
 
 
 def wanted_now(kernel: Kernel, store: Store, scope: Scope) -> tuple[Snapshot, State]:
-    """Return the rows of ``scope`` and the kernel state that they require."""
+    """Return the rows of ``scope`` and the state of the kernel that these rows require."""
     snapshot = store.snapshot(scope)
     return snapshot, _possible(kernel, _desired(snapshot))
 
 
 def desired_now(kernel: Kernel, store: Store, scope: Scope) -> State:
-    """Return the desired kernel state of ``scope`` according to the current store."""
+    """Return the state of the kernel that the present rows of ``scope`` require."""
     return wanted_now(kernel, store, scope)[1]
 
 
 def _desired(snapshot: Snapshot) -> State:
-    """Compute `niso.plan.desired` of a snapshot. Raises Error if required rows are missing."""
+    """Return the desired state for a snapshot (`niso.plan.desired`).
+
+    Raises Error if rows are missing that other rows refer to.
+    """
     try:
         return desired(snapshot)
     except (ValueError, LookupError) as error:
@@ -434,15 +458,15 @@ def _desired(snapshot: Snapshot) -> State:
 
 
 def _possible(kernel: Kernel, want: State, before: State | None = None) -> State:
-    """Return ``want`` without objects that this kernel cannot have, such as unknown sysctls."""
+    """Return ``want`` without the objects that this kernel cannot have, such as unknown sysctls."""
     return State.of_kinds(lambda kind: kind.possible(want, before, kernel.sysctl))
 
 
 def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
-    """Return (``want`` without foreign namespaces that have ended, the names of these namespaces).
+    """Return ``want`` without ended namespaces of attachments, and the names of these namespaces.
 
-    Objects in these namespaces are left out too. Elements for their addresses stay, since an
-    address belongs to its attachment until the attachment is forgotten.
+    Objects in these namespaces are removed from ``want`` too. nftables elements for their addresses
+    stay, because an address belongs to its attachment until the attachment is deleted.
     """
     ended = frozenset(
         named.name for named in want[Named] if kernel.cookie_at(named.target) != named.cookie
@@ -453,10 +477,10 @@ def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
 
 
 def _without(state: State, every: State, ended: frozenset[str]) -> State:
-    """Return ``state`` without objects of ended namespaces.
+    """Return ``state`` without the objects in ended namespaces.
 
-    ``every`` has all desired objects, from which it follows what is in these namespaces. The
-    objects are deleted when their attachment is deleted.
+    ``ended`` are the names of the namespaces. ``every`` has all desired objects, which show what is
+    in these namespaces. The objects are deleted together with their attachment.
     """
     if not ended:
         return state
@@ -465,11 +489,12 @@ def _without(state: State, every: State, ended: frozenset[str]) -> State:
 
 
 def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[str, str]:
-    """Return {namespace: interface} where a container has replaced niso's link by another one.
+    """Return the namespaces in which a container has replaced niso's interface by its own.
 
-    With NET_ADMIN, a container can do this. Creating the pair again would fail at each change of
-    the attachment's policy and at its detachment. Therefore the pair is deleted, and elements for
-    its address stay, as for an ended namespace.
+    The result maps the namespace to the name of the interface. A container with the capability
+    NET_ADMIN can do this. If niso created its veth pair again, that would fail at each change of
+    the attachment's policy and when it is detached. Therefore the pair is deleted, and the nftables
+    elements for its address stay, as for an ended namespace.
     """
     # one that has lost its name has not been read
     others = {named.name: named for named in want[Named] & have[Named]}
@@ -503,16 +528,18 @@ _BY_CONTAINER = frozenset(
         errno.ESTALE,  # `_not_kept`
     )
 )
-"""What the kernel answers if a container has changed its own links, addresses or routes."""
+"""Error numbers that the kernel returns if a container has changed its own interfaces, addresses or
+routes.
+"""
 
 
 def _is_of_container(error: KernelError, want: State, before: State) -> bool:
-    """Return whether a step failed because of objects in an attachment's namespace.
+    """Return whether a step failed because of what a container did in an attachment's namespace.
 
-    A container with NET_ADMIN can, for example, move a route of niso's to another link. A first
-    attachment then fails and is undone. A later change must not fail: the attachment's policy may
-    be what changes, and other services must not wait. Therefore the pair is deleted, and the other
-    steps are carried out.
+    A container with NET_ADMIN can, for example, move a route of niso's to another interface. If
+    that happens during the first attachment, the attachment fails and is undone. A later change
+    must not fail: it may change the attachment's policy, or concern other services. Therefore the
+    veth pair is deleted then, and the other steps are carried out.
     """
     return (
         error.errno in _BY_CONTAINER
@@ -524,7 +551,10 @@ def _is_of_container(error: KernelError, want: State, before: State) -> bool:
 def _without_container(
     kernel: Kernel, store: Store, planned: Plan, report: Report, error: KernelError
 ) -> list[AnyStep]:
-    """Carry out a plan without the steps that failed in a container; warn about these."""
+    """Carry out a plan without the objects that cannot be changed because of a container.
+
+    A warning about these is reported. Returns the steps that were taken.
+    """
     report(Caution(*_closed(error)))
     closed = planned.closed | {_culprit(error)}
     again = plan(kernel, store, planned.scope, planned.before, closed=closed)
@@ -532,23 +562,24 @@ def _without_container(
 
 
 def _not_kept(reason: str, hint: str, step: AnyStep) -> KernelError:
-    """Build the error for a step that the kernel acknowledged but that has no effect."""
+    """Return the error for a step that the kernel acknowledged but that had no effect."""
     error = KernelError(f"{reason}: {step.describe().splitlines()[0]}", hint, errno.ESTALE)
     error.space = step.kind.space(step.thing) if isinstance(step, Step) else ""
     return error
 
 
 def _culprit(error: KernelError) -> object:
-    """Return what to leave out after a failure in a container: a route, or the namespace.
+    """Return what to leave out after a step failed because of a container.
 
-    A program such as a VPN may have changed a route of niso's, and needs the network.
+    It is a single route, or the name of the namespace. A single route is left out if the container
+    has its own in that place: a program such as a VPN may have added it, and needs the network.
     """
     is_route = isinstance(error.thing, Route) and error.errno == errno.EEXIST
     return error.thing if is_route else error.space
 
 
 def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
-    """Build the warning for an attachment in which a step has failed, with the next steps."""
+    """Return the warning for an attachment in which a step has failed, and the next steps."""
     if error.thing is not None and _culprit(error) is error.thing:
         what = f"{error.space} keeps a route of its own: {error.message}"
     else:
@@ -557,9 +588,9 @@ def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
 
 
 def _outside(state: State, spaces: Container[object], but: type | None = None) -> State:
-    """Return ``state`` without the objects in these namespaces, and without ``things``.
+    """Return ``state`` without the objects in ``spaces`` and without the namespaces themselves.
 
-    Objects of the type ``but`` stay.
+    ``spaces`` can also contain single objects. Objects of the type ``but`` stay.
     """
     return State(
         thing
@@ -569,9 +600,10 @@ def _outside(state: State, spaces: Container[object], but: type | None = None) -
 
 
 def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -> bool:
-    """Return whether objects outside this scope are missing too.
+    """Return whether objects outside the scope of a change must be missing too.
 
-    The hosts files in ``whole`` have no reader outside the scope.
+    That is so if the tables, or a hosts file that other services read, do not exist. ``whole`` are
+    the hosts folders that only services of the scope read.
     """
     if want[Ruleset] != have[Ruleset]:
         return True
@@ -583,10 +615,12 @@ def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -
 def compare(
     kernel: Kernel, store: Store, closed: Mapping[object, KernelError] | None = None
 ) -> tuple[list[AnyStep], State, State, Foreign]:
-    """Compare all objects of niso in this network namespace: (steps, want, have, foreign).
+    """Compare all of niso's objects in the kernel with the rows. Nothing is changed.
 
-    Changes nothing. ``closed`` is left out, as in `plan`, with the error for each. A foreign object
-    with a required name is in ``foreign``; neither state contains it or its dependents.
+    Returns four values: the steps that a repair would take, the desired state, the actual state,
+    and the conflicts. A conflict is a foreign object that has a required name; neither state
+    contains the object or what depends on it. ``closed`` maps what is left out, as in `plan`, to
+    the error that was the reason.
     """
     foreign: Foreign = {}
     every = desired_now(kernel, store, ALL)
@@ -605,7 +639,7 @@ def compare(
 
 
 def _taken(netns: str, interface: str) -> Conflict:
-    """Build the error for an attachment that has another link in place of niso's."""
+    """Return the error for an attachment that has another interface in the place of niso's."""
     return Conflict(
         f"interface {interface!r} in {netns} is another link than niso's: the attachment has no"
         " network",
@@ -621,9 +655,10 @@ def _read_again(
     have: State,
     closed: Mapping[object, KernelError],
 ) -> State:
-    """Return the kernel's state after a repair of ``have``.
+    """Return the state of the kernel after a repair.
 
-    If the repair changed only rules and elements, only these are read again, and no namespace.
+    ``have`` is the state before. If the repair changed only nftables rules and elements, only these
+    are read again, and no namespace is entered.
     """
     if not all(step.kind.is_transactional for step in steps):
         return compare(kernel, store, closed)[2]
@@ -640,10 +675,11 @@ def _in(thing: Thing, spaces: Container[object]) -> bool:
 
 
 def repair(kernel: Kernel, store: Store, report: Report = silent) -> list[AnyStep]:
-    """Repair all differences that `compare` finds; return the steps. A second call takes no step.
+    """Repair all differences that `compare` finds, and return the steps.
 
-    The caller holds the lock. Raises KernelError. After all other repairs, raises an ErrorGroup
-    with one Conflict for each foreign object that has a required name.
+    A second call takes no step. The caller must have niso's lock. Raises KernelError. After all
+    other repairs, raises an ErrorGroup with one Conflict for each foreign object that has a
+    required name.
     """
     closed: dict[object, KernelError] = {}
     while True:

@@ -1,8 +1,9 @@
-"""Delete the flows that a change of ports or policies no longer allows; keep allowed ones tracked.
+"""Delete the flows that a change of ports or policies no longer allows.
 
-Connection tracking consults NAT rules only for the first packet of a flow. A datagram that arrived
-while niso's rules were missing, or before a published port changed, leaves an entry without the
-right NAT. The entry misroutes its client for as long as the client sends.
+Connection tracking consults NAT rules only for the first packet of a flow. If a datagram arrives
+while niso's rules are missing, or before a published port changes, the entry for its flow has no
+NAT or the wrong NAT. Packets of that client are then misrouted for as long as the client sends.
+Allowed flows that begin to be tracked are added, so that they are not interrupted.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ NO_STATE = State()
 
 
 def clear(kernel: Kernel, want: State) -> int:
-    """Delete the flows whose NAT differs from ``want``, the complete desired state.
+    """Delete the flows whose NAT differs from the NAT that ``want`` requires.
 
-    Returns the number of deleted flows. Answered TCP flows stay: they belong to the host that
-    answers. Repeats until no such flow is left, since packets in flight may create new ones. Raises
-    KernelError.
+    ``want`` is the complete desired state. Returns the number of deleted flows. TCP flows in which
+    both ends have sent packets stay: they belong to the host that answers. The search is repeated
+    until it finds no such flow, because packets in transit may create new ones. Raises KernelError.
     """
     is_stray = _judge(want, {address.partition("/")[0] for address in kernel.host_addresses()})
     ended = 0
@@ -60,9 +61,10 @@ def clear(kernel: Kernel, want: State) -> int:
 
 
 def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
-    """Return a predicate for flows to delete.
+    """Return a function that says whether a flow must be deleted.
 
-    These flows lack their NAT, or use a port of the host that is now published.
+    A flow must be deleted if it was created without the NAT that the rules require now, or if it
+    uses a port of the host that is now published. ``own`` are the addresses of the host.
     """
     targets = _Targets(want)
     subnets = [
@@ -98,7 +100,7 @@ def _within(address: str, subnets: Iterable[Net]) -> bool:
 
 
 class _Targets:
-    """Map published ports to their target addresses."""
+    """A table of the published ports, which finds the addresses they are translated to."""
 
     def __init__(self, want: State) -> None:
         self._at: dict[tuple[str, str, int], set[str]] = {}  # host's address or "", protocol, port
@@ -116,9 +118,10 @@ class _Targets:
                 self._at.setdefault((host, proto, port), set()).add(target)
 
     def of(self, proto: str, address: str, port: int | None) -> set[str]:
-        """Return the target addresses, of the same family, of a published port of the host.
+        """Return the addresses to which a published port of the host is translated.
 
-        Empty if the port is not published.
+        Only those of the same family as ``address`` are returned. The result is empty if the port
+        is not published.
         """
         if port is None:
             return set()
@@ -136,10 +139,11 @@ class _Targets:
 def flush_changed_ports(
     kernel: Kernel, before: State, after: State, doubt: State = NO_STATE
 ) -> None:
-    """Delete the flows of published ports that have changed or are in ``doubt``.
+    """Delete the flows of published ports that have changed, or that are in ``doubt``.
 
-    Answered TCP flows stay. A datagram that was sent while a port was missing leaves an entry
-    without NAT, which would misroute its client. An open TCP connection outlives its port.
+    TCP flows in which both ends have sent packets stay, because an open connection outlives the
+    publishing of its port. For other flows, a packet that was sent while the port was not published
+    has left an entry without NAT, which would misroute the client.
     """
     changed = {
         element.fields[-2:]
@@ -155,13 +159,17 @@ def flush_ports(
 ) -> None:
     """Delete the flows to ports of this host's own addresses.
 
-    A port is (protocol, first, last). Answered TCP flows are deleted only if ``answered``.
+    A port is (protocol, first port, last port). TCP flows in which both ends have sent packets are
+    deleted only with ``answered``.
     """
     kernel.flush_ports(claims, answered)
 
 
 def end_flows(kernel: Kernel, ports: Iterable[Port]) -> None:
-    """Delete flows to published ports of services that are deactivated, if the address stays."""
+    """Delete the flows to published ports of services that were deactivated.
+
+    It is used for ports of addresses that another service still has.
+    """
     claims = [(port.proto, port.host_port, port.last) for port in ports]
     if claims:
         flush_ports(kernel, claims, answered=True)
@@ -177,10 +185,10 @@ _BRIDGED = {
 
 
 def narrows(before: State, after: State) -> bool:
-    """Return whether a change of policies may deny traffic that was allowed.
+    """Return whether a change of policies may deny packets that were allowed before.
 
-    This is so if an allowing element is removed or a denying one is added, if an address gets
-    another class, or an audit ends.
+    That is so if an nftables element that allows is removed, if one that denies is added, if an
+    address gets another class of addresses, or if an audit ends.
     """
     was, now = _said(before), _said(after)
     if was == now:
@@ -194,7 +202,10 @@ def narrows(before: State, after: State) -> bool:
 
 
 def _is_class(value: Atoms) -> bool:
-    """Return whether an element leads to others, as a class of addresses does."""
+    """Return whether an nftables element's value is the number of a class of addresses.
+
+    Other elements then say what is allowed for that class.
+    """
     return bool(value) and isinstance(value[0], int)
 
 
@@ -203,7 +214,10 @@ def _audits(state: State) -> set[Atoms]:
 
 
 def _said(state: State) -> set[tuple[Atoms, Atoms]]:
-    """Return (key, value) of the policy elements, ignoring their manifest keys."""
+    """Return pairs (key, value) of the nftables elements for policies, without their comments.
+
+    The comment of an element names a manifest key, which does not change the verdict.
+    """
     return {
         (element.key(), element.value)
         for element in state[Element]
@@ -212,10 +226,10 @@ def _said(state: State) -> set[tuple[Atoms, Atoms]]:
 
 
 def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
-    """Delete open flows of these services that policies now deny; return their number.
+    """Delete the open flows of these services that policies now deny, and return their number.
 
-    Repeats until no such flow is left, since packets in flight during the change may have created
-    new ones. Raises KernelError.
+    The search is repeated until it finds no such flow, because packets in transit during the change
+    may have created new ones. Raises KernelError.
     """
     addresses = [address for name in services for _, address in store.addresses(name)]
     known: World | None = None
@@ -234,9 +248,9 @@ def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
 
 
 def _allowed(known: World, flow: Flow) -> bool:
-    """Return whether the policies of both ends allow a flow.
+    """Return whether the policies of both services allow a flow.
 
-    Published ports are not considered: open TCP connections outlive their port.
+    Published ports are not considered: an open TCP connection outlives the publishing of its port.
     """
 
     egress, ingress = verdict.judge(known, flow.source, flow.destination, flow.port, flow.proto)
@@ -244,9 +258,10 @@ def _allowed(known: World, flow: Flow) -> bool:
 
 
 def introduce(kernel: Kernel, store: Store, before: State, after: State) -> None:
-    """Add the open connections of bridges that become tracked to connection tracking.
+    """Add open TCP connections to connection tracking for bridges that begin to be tracked.
 
-    Otherwise their next packet would count as a new connection. Raises KernelError.
+    Otherwise the next packet of such a connection would count as the first of a new one. Raises
+    KernelError.
     """
     was = {bridge.name: bridge for bridge in before[Bridge]}
     turned: set[tuple[str, bool]] = set()
@@ -290,9 +305,9 @@ def _reversed(connection: Connection) -> Connection:
 
 
 def _by_ports(connection: Connection) -> bool:
-    """Guess from the port numbers whether the client end opened the connection.
+    """Return whether the client end probably opened the connection, to judge by the port numbers.
 
-    This is needed if neither end has a listener any longer. Clients usually have the higher port.
+    This is needed if no end has a listening socket any more. Clients usually have the higher port.
     """
     return connection.client_port > connection.server_port
 

@@ -1,16 +1,17 @@
 """Set and restore the host's forwarding sysctls; write services' names to the host's hosts file.
 
-IPv4 has one switch. The IPv6 switch (conf/all/forwarding) also makes every link a router: the host
-drops routes learned from router advertisements, and accepts no more unless accept_ra is 2. Linux
-6.17 has force_forwarding, which only enables forwarding on the ingress link. niso sets it on each
-link and as the default for new links. In conf/all it is a command, not a state: writing it has no
-effect if it already reads 1, and does not apply to later links.
-(Documentation/networking/ip-sysctl.rst, net/ipv6/addrconf.c.)
+IPv4 has one sysctl. The IPv6 sysctl (conf/all/forwarding) also turns each network interface into a
+router: the host drops the routes that it has learned from router advertisements, and accepts no
+more unless accept_ra is 2. Linux 6.17 has force_forwarding, which only enables forwarding of
+packets that arrive on an interface. niso sets it for each interface, and as the default for new
+ones. In conf/all it is a command and not a state: writing it has no effect if it already reads 1,
+and does not apply to later interfaces. (Documentation/networking/ip-sysctl.rst,
+net/ipv6/addrconf.c.)
 
 niso records the values before its first change. A program that sets ip_forward to 1 while it is
-already 1 leaves no trace. Such a program is inferred from foreign NAT rules that were added since
-niso's first service: packets that it would forward are dropped while the host forwards for services
-only, and forwarding stays on after the last service is deactivated.
+already 1 leaves no trace. niso infers such a program from foreign NAT rules that were added since
+niso's first service was activated. Packets that the program would forward are dropped while the
+host forwards for services only, and forwarding stays on after the last service is deactivated.
 
 The names of active services are in the host's own hosts file only if this is enabled.
 """
@@ -38,9 +39,9 @@ FORCE, ACCEPT_RA = "force_forwarding", "accept_ra"
 
 
 def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
-    """Record the sysctls that an active service on these networks changes.
+    """Record the present values of the sysctls that services on these networks need changed.
 
-    Sysctls that are already recorded are skipped. The caller is in a transaction. Raises
+    Sysctls that are already recorded are skipped. The caller must be in a transaction. Raises
     KernelError.
     """
     before = store.sysctls_before()
@@ -53,9 +54,9 @@ def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
 def unrecorded(
     kernel: Kernel, store: Store, before: Mapping[str, str], networks: Iterable[str]
 ) -> dict[str, str]:
-    """Return the sysctls that `record` would add to ``before``, with their present values.
+    """Return the sysctls that `record` would add, with their present values.
 
-    Raises KernelError.
+    ``before`` are the recorded ones. Raises KernelError.
     """
     added = {} if FORWARDING in before else {FORWARDING: kernel.sysctl(FORWARDING) or "0"}
     known = [store.require_network(name) for name in networks]
@@ -75,9 +76,10 @@ def unrecorded(
 
 
 def others(kernel: Kernel, store: Store) -> list[str]:
-    """Return the chains (FAMILY TABLE CHAIN) with more foreign NAT rules than before niso.
+    """Return the chains that have more foreign NAT rules now than before niso's first service.
 
-    Empty if the host forwarded IPv4 before. Raises KernelError.
+    A chain is written "FAMILY TABLE CHAIN". The result is empty if the host already forwarded IPv4
+    before. Raises KernelError.
     """
     if store.sysctls_before().get(FORWARDING) != "0":
         return []
@@ -88,11 +90,12 @@ def others(kernel: Kernel, store: Store) -> list[str]:
 
 
 def note_late(kernel: Kernel, store: Store) -> None:
-    """Record sysctls that other programs need once no active service needs them.
+    """Record the sysctls that other programs need after the last service that needed them.
 
-    For IPv4 forwarding, this is so if foreign NAT rules were added since. For IPv6, links that
-    appeared while niso forwarded have niso's defaults. The caller is in a transaction, and restores
-    the kernel afterwards. Raises KernelError.
+    If foreign NAT rules were added while services were active, IPv4 forwarding is recorded as
+    needed. For IPv6, interfaces that appeared while niso forwarded have the defaults that niso had
+    set; the values without niso are recorded for them. The caller must be in a transaction, and
+    restores the sysctls afterwards. Raises KernelError.
     """
     if not store.any_active() and others(kernel, store):
         store.clear_sysctls_before(FORWARDING)
@@ -104,7 +107,11 @@ def note_late(kernel: Kernel, store: Store) -> None:
 
 
 def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
-    """Return {sysctl: value without niso} for links not in ``before`` that have niso's defaults."""
+    """Return the sysctls of interfaces that were added while niso's IPv6 defaults were set.
+
+    The result maps each sysctl to the value that it would have without niso. Interfaces in
+    ``before`` are left out.
+    """
     late = {}
     for what in (FORCE, ACCEPT_RA):
         general = before.get(f"{CONF6}/default/{what}", ON[what])
@@ -117,7 +124,10 @@ def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
 
 
 def forget(store: Store) -> None:
-    """Delete recorded values that no active service needs; the kernel is already restored."""
+    """Delete the recorded values that no active service needs.
+
+    The sysctls must have been restored before.
+    """
     if not store.any_active():
         store.clear_sysctls_before("*")
         store.forget_nat_before()
@@ -126,9 +136,9 @@ def forget(store: Store) -> None:
 
 
 def put_back(kernel: Kernel, store: Store) -> None:
-    """Restore all recorded values, whatever the present ones, and delete the records.
+    """Restore all recorded sysctls, whatever their present values are, and delete the records.
 
-    Call it only if no service is active. Raises KernelError.
+    Call this only if no service is active. Raises KernelError.
     """
     for name, value in to_put_back(kernel, store.sysctls_before()):
         kernel.set_sysctl(name, value)
@@ -136,7 +146,10 @@ def put_back(kernel: Kernel, store: Store) -> None:
 
 
 def to_put_back(kernel: Kernel, before: dict[str, str]) -> list[tuple[str, str]]:
-    """Return (sysctl, value) of all changed sysctls, including later links', in restore order."""
+    """Return pairs (sysctl, value) of all sysctls to restore, in that order.
+
+    ``before`` are the recorded values. Interfaces that were added since are included.
+    """
     # the global switch first: it resets the others, which are then written again
     wanted = sorted(
         {**before, **_late(kernel, before)}.items(),
@@ -164,8 +177,8 @@ def _found6(kernel: Kernel) -> dict[str, str]:
         }
     values6 = {FORWARDING6: "0"}
     for name in names:
-        # accept_ra 0 and 2 do not depend on forwarding; a link with its own forwarding on would
-        # lose it
+        # accept_ra 0 and 2 do not depend on forwarding; an interface with its own forwarding on
+        # would lose it
         for what in (ACCEPT_RA, "forwarding"):
             if kernel.sysctl(f"{CONF6}/{name}/{what}") == "1":
                 values6[f"{CONF6}/{name}/{what}"] = "1"
@@ -176,10 +189,11 @@ def _found6(kernel: Kernel) -> dict[str, str]:
 
 
 def wanted(store: Store) -> list[str]:
-    """Return the desired lines: addresses on services' first networks, with ``NAME.niso.local``.
+    """Return the desired lines of the host's hosts file.
 
-    Names without the domain, hostnames and aliases are left out: on the host, they may have other
-    meanings.
+    A line has an address of a service on its first network and the name ``NAME.niso.local``. Names
+    without the domain, host names and aliases are left out, because they may mean something else on
+    the host.
     """
     names: dict[str, list[str]] = {}
     for service in store.active_services():
@@ -191,9 +205,10 @@ def wanted(store: Store) -> list[str]:
 
 
 def settle(kernel: Kernel, store: Store, report: Report = silent) -> bool:
-    """Update the host's hosts file; return whether it changed.
+    """Update the host's hosts file, and return whether it changed.
 
-    A failure is reported, since services do not depend on this file. The caller has niso's lock.
+    An error is only reported, because services do not depend on this file. The caller must have
+    niso's lock.
     """
     try:
         return kernel.write_host_names(store.state_id(), wanted(store))
@@ -204,7 +219,7 @@ def settle(kernel: Kernel, store: Store, report: Report = silent) -> bool:
 
 
 def differs(kernel: Kernel, store: Store) -> str:
-    """Describe how the host's hosts file differs from the store; "" if it does not differ."""
+    """Return how the host's hosts file differs from the store; "" if it does not differ."""
     try:
         have = kernel.host_names(store.state_id())
     except KernelError as error:

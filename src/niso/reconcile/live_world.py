@@ -1,6 +1,7 @@
-"""Collect the services and networks against which policies are evaluated; decide if audits ended.
+"""Collect the services and networks against which policies are evaluated; find ended audits.
 
-They come from the store and the kernel. An audit of a policy ends at a time in its manifest.
+They are read from the store and the kernel. During an audit, what a policy would deny is only
+logged. An audit ends at a time in the manifest.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
 
 
 def read_world(kernel: Kernel, store: Store) -> World:
-    """Read the policy context: all recorded services and networks, and this host's addresses.
+    """Return what policies are evaluated against, read from the store and the kernel.
 
-    Raises KernelError.
+    The result holds all recorded services with their addresses, names and policies, the networks,
+    the addresses of DNS names, and this host's own addresses. Raises KernelError.
     """
 
     services = {}
     now = time.time()
     for row in store.services():
-        if row.mode == "share":  # on the network, a sharer is represented by its provider
+        if row.mode == "share":  # on the network, only the namespace's owner counts
             continue
         endpoints: dict[str, tuple[str, ...]] = {}
         for network, address in store.addresses(row.name):
@@ -96,7 +98,10 @@ def read_world(kernel: Kernel, store: Store) -> World:
 
 
 def audits(policy: Policy, now: float) -> bool:
-    """Return whether a policy is in audit, and the audit has not ended."""
+    """Return whether a policy has an audit that has not ended.
+
+    ``now`` is the Unix time in seconds.
+    """
     if policy.audit is None:
         return False
 
@@ -118,11 +123,12 @@ _KEY = "network.policy.audit_until"
 
 
 def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
-    """Return a policy in audit with the end of its audit, given the service's previous policy.
+    """Return a policy with the end of its audit.
 
-    If the manifest's audit is unchanged, its end stays: only a change of the manifest prolongs it.
-    Raises InvalidInput if a new audit would last too long or has ended already, since the author
-    did not intend the policy to drop packets now.
+    ``before`` is the service's previous policy. If the audit in the manifest is unchanged, its end
+    stays: only a change of the manifest prolongs an audit. ``now`` is a Unix time in seconds.
+    Raises InvalidInput if a new audit would last too long, or if its end has passed: then the
+    policy would drop packets immediately, which its author did not intend.
     """
     audit = policy.audit
     assert audit is not None
@@ -151,9 +157,9 @@ def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
 
 
 def kept(policy: Policy, store: Store, name: str) -> Policy:
-    """Return a service's policy with the end of its audit from the store.
+    """Return ``policy`` with the end of its audit from the store.
 
-    If the stored end is missing or damaged, the audit has ended.
+    If the stored end is missing or damaged, the result has an audit that has ended.
     """
     try:
         held = store.policy(name)
@@ -167,9 +173,9 @@ def kept(policy: Policy, store: Store, name: str) -> Policy:
 
 
 class Term(NamedTuple):
-    """The audit period of a service's policy.
+    """The end of the audit of a service's policy, and whether the audit still lasts.
 
-    ``until`` is in seconds since 1970, or `NEVER`.
+    ``until`` is a Unix time in seconds, or `NEVER`.
     """
 
     until: int
@@ -177,12 +183,15 @@ class Term(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return the end, to follow "until" in a message."""
+        """The end of the audit, in words that can follow "until" in a message."""
         return "the manifest ends it" if self.until == NEVER else local_time_text(self.until)
 
 
 def terms(store: Store) -> dict[str, Term]:
-    """Return the audit period of each service whose policy has an audit, including ended audits."""
+    """Return the end of the audit of each service whose policy has one.
+
+    Audits that have ended are included.
+    """
     now = time.time()
     return {
         service: Term(until, policy_rules.left_s(since, until, now) > 0)
@@ -191,6 +200,9 @@ def terms(store: Store) -> dict[str, Term]:
 
 
 def ended(store: Store) -> list[str]:
-    """Return the active services whose audit has ended, so that their policy must be enforced."""
+    """Return the active services whose audit has ended.
+
+    Their policies must be enforced now.
+    """
     terms_ = terms(store)
     return [name for name in store.active_services() if name in terms_ and not terms_[name].lasts]

@@ -1,6 +1,6 @@
-"""Set the limits of services (memory, CPU, pids), and manage their cgroups.
+"""Set the limits of services (memory, CPU, number of processes), and manage their cgroups.
 
-All mounted hierarchies are used: v1, v2 or both (cgroups(7)).
+All mounted cgroup hierarchies are used: v1, v2 or both (cgroups(7)).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CONTROLLERS = {
     "cpu": "isolation.resources.cpu_max",
     "pids": "isolation.resources.pids_limit",
 }
-"""Cgroup controllers, and the manifest key that needs each."""
+"""Maps each cgroup controller to the manifest key that needs it."""
 _CPU_PERIOD_US = 100_000
 
 _TOP = "/sys/fs/cgroup"
@@ -28,19 +28,22 @@ _V1, _V2 = "cgroup", "cgroup2"
 
 
 KEEPERS = ".keepers"
-"""The cgroup of conmons, next to those of the services; no service has a dot in its name."""
+"""Name of the cgroup for the conmon processes, next to the cgroups of the services.
+
+No service has a dot in its name.
+"""
 
 
 def roots() -> list[str]:
-    """List the mount point of each hierarchy that this process sees."""
+    """Return the mount point of each cgroup hierarchy that this process sees."""
     return list(_own_cgroups())
 
 
 def _own_cgroups() -> dict[str, str]:
     """Map the mount point of each hierarchy to this process's cgroup in it (proc_pid_cgroup(5)).
 
-    Mounts are read only if a hierarchy is not at its usual mount point, since reading mountinfo
-    takes 2 ms with 1,000 services. In that case the cgroups are unknown: "".
+    The list of mounts is read only if a hierarchy is not at its usual mount point, because that
+    takes 2 ms with 1,000 services. In that case the cgroups are unknown, and the values are "".
     """
     own = {_usual_root(controllers): path for controllers, path in _own_lines()}
     if own and all(os.path.exists(f"{root}/cgroup.procs") for root in own):
@@ -49,7 +52,10 @@ def _own_cgroups() -> dict[str, str]:
 
 
 def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
-    """Return the service's limits by controller, as in config-linux.md, Control groups."""
+    """Return the limits of a service by cgroup controller.
+
+    They are in the form of the OCI runtime-spec (config-linux.md, Control groups).
+    """
     resources: dict[str, dict[str, int]] = {}
     if spec.memory_max is not None:
         # "swap" limits memory plus swap: no swap is allowed, which would only delay the OOM kill.
@@ -62,12 +68,12 @@ def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
 
 
 def usable(wanted: Iterable[str]) -> list[str]:
-    """Return the controllers among ``wanted`` (memory, cpu, pids) that can limit a service here.
+    """Return those of the ``wanted`` controllers (memory, cpu, pids) that can limit a service here.
 
-    With v1, a hierarchy of the controller must be mounted where crun looks for it. crun does not
-    use a v2 hierarchy next to v1. With v2 alone, the controller must be enabled for the children of
-    the root; this function enables it if possible. Hierarchies are recognised by their files: with
-    1,000 services, reading mountinfo takes 2 ms.
+    With v1, a hierarchy with the controller must be mounted where crun expects it. crun does not
+    use a v2 hierarchy in addition to v1. With v2 alone, the controller must be enabled for the
+    children of the root cgroup; this function enables it if possible. Hierarchies are recognised by
+    their files, because reading the list of mounts takes 2 ms with 1,000 services.
     """
     wanted = list(wanted)
     available = _words(f"{_TOP}/cgroup.controllers")  # only v2 has this file
@@ -84,13 +90,13 @@ class _Mount(NamedTuple):
     kind: str
     """``cgroup`` or ``cgroup2``."""
     options: str
-    """Options of the superblock; in v1 they name the controllers of the hierarchy."""
+    """Options of the superblock. In v1, they contain the names of the hierarchy's controllers."""
 
 
 def _mounts() -> Iterator[_Mount]:
     """Yield the mounts of cgroup hierarchies.
 
-    Other lines are not parsed: there is one for the namespace of every service.
+    Other lines of the list of mounts are not parsed: there is one for each service's namespace.
     """
     with open(_MOUNTS, "rb") as file:
         text = file.read()
@@ -116,12 +122,12 @@ def unescaped(path: str) -> str:
 
 
 def move_nowhere() -> None:
-    """Move this process into the cgroup that it is in, so that the next move is fast.
+    """Move this process into the cgroup that it is already in, so that the next move is fast.
 
-    The kernel moves processes under a lock that is cheap for readers: the first writer waits for an
+    The kernel moves processes under a lock that is cheap for readers. The first writer waits for an
     RCU grace period, about 19 ms, and writers soon after it do not (cgroup_threadgroup_rwsem,
-    kernel/cgroup/cgroup.c; Documentation/locking/percpu-rw-semaphore.rst). No-op if no cgroup is
-    found, or it is not writable. Raises OSError, ValueError.
+    kernel/cgroup/cgroup.c; Documentation/locking/percpu-rw-semaphore.rst). No-op if no writable
+    cgroup is found. Raises OSError or ValueError.
     """
     paths = dict(_own_lines())
     # The usual mount points; with 1,000 services, reading mountinfo costs 2 ms.
@@ -131,14 +137,17 @@ def move_nowhere() -> None:
 
 
 def _own_lines() -> list[tuple[str, str]]:
-    """Read (controllers, path) of each of this process's cgroups (proc_pid_cgroup(5))."""
+    """Return a pair (controllers, path) for each cgroup of this process.
+
+    The format is that of proc_pid_cgroup(5).
+    """
     with open(_OWN, encoding="utf-8", errors="surrogateescape") as lines:
         parts = [line.rstrip("\n").split(":", 2) for line in lines]
     return [(controllers, path) for _, controllers, path in parts]
 
 
 def _usual_root(controllers: str) -> str:
-    """Return the usual mount point of a hierarchy; ``controllers`` are "" for v2."""
+    """Return the usual mount point of a hierarchy. ``controllers`` is "" for v2."""
     if controllers:
         return f"{_TOP}/{controllers.removeprefix('name=')}"
     return f"{_TOP}/unified" if os.path.exists(f"{_TOP}/unified/cgroup.procs") else _TOP
@@ -147,7 +156,8 @@ def _usual_root(controllers: str) -> str:
 def _own_folders(paths: dict[str, str]) -> Iterator[str]:
     """Yield the folder of this process's cgroup in each mounted hierarchy.
 
-    ``paths`` maps the controllers of a hierarchy ("" for v2) to the cgroup (proc_pid_cgroup(5)).
+    ``paths`` maps the controllers of a hierarchy ("" for v2) to this process's cgroup in it
+    (proc_pid_cgroup(5)).
     """
     for mount in _mounts():
         options = set(mount.options.split(","))
@@ -162,7 +172,7 @@ def _own_folders(paths: dict[str, str]) -> Iterator[str]:
 
 
 def _move_here(cgroup: str) -> bool:
-    """Move this process into the cgroup ``cgroup`` (a folder); return whether that succeeded."""
+    """Move this process into the cgroup with the folder ``cgroup``; return whether it succeeded."""
     try:
         fd = os.open(f"{cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -175,9 +185,9 @@ def _move_here(cgroup: str) -> bool:
 
 
 def _enable(controller: str) -> bool:
-    """Enable a controller for the children of v2's root.
+    """Enable a controller for the children of v2's root cgroup, if it is not enabled yet.
 
-    Returns whether the controller is enabled (cgroups(7)).
+    Returns whether it is enabled now (cgroups(7)).
     """
     path = f"{_TOP}/cgroup.subtree_control"
     if controller in _words(path):
@@ -191,7 +201,7 @@ def _enable(controller: str) -> bool:
 
 
 def _words(path: str) -> list[str]:
-    """Read the whitespace-separated words of a file; empty if it cannot be read."""
+    """Return the words of a file, separated by white space; empty if the file cannot be read."""
     try:
         with open(path, encoding="ascii") as file:
             return file.read().split()
@@ -200,19 +210,19 @@ def _words(path: str) -> list[str]:
 
 
 def holds(path: str, pid: int) -> bool:
-    """Return whether process ``pid`` is in or below the cgroup ``path``; False if it has ended.
+    """Return whether a process is in the cgroup ``path`` or below it; False if it has exited.
 
-    ``path`` is relative to the hierarchy (``/niso-<id>/<service>``). The hierarchy's root may
-    itself be below other cgroups.
+    ``path`` is relative to the hierarchy (``/niso-<id>/<service>``). The root that this process
+    sees may itself be below other cgroups.
     """
     lines = os.fsdecode(files.of_process(pid, "cgroup")).split("\n")
     return any(f"{path}/" in f"{line}/" for line in lines)
 
 
 def holds_wholly(path: str, pid: int) -> bool:
-    """Return whether ``pid`` is in or below the cgroup ``path`` in every hierarchy that crun uses.
+    """Return whether a process is in or below the cgroup ``path`` in all hierarchies of crun.
 
-    crun uses all hierarchies of v1, or v2 if there is none. True if the process has ended.
+    crun uses all v1 hierarchies, or v2 if there is no v1. True if the process has exited.
     """
     content = os.fsdecode(files.of_process(pid, "cgroup"))
     if not content:
@@ -224,12 +234,12 @@ def holds_wholly(path: str, pid: int) -> bool:
 
 
 def pids(path: str) -> list[int]:
-    """List the processes in the cgroup ``path`` in any hierarchy."""
+    """Return the pids of the processes in the cgroup ``path``, in any hierarchy."""
     return sorted({pid for root in roots() for pid in pids_in(f"{root}{path}")})
 
 
 def pids_in(folder: str) -> list[int]:
-    """List the processes in one folder of one hierarchy; empty if it does not exist."""
+    """Return the pids of the processes in one cgroup folder; empty if it does not exist."""
     try:
         with open(f"{folder}/cgroup.procs", encoding="ascii") as procs:
             return [int(line) for line in procs]
@@ -238,14 +248,20 @@ def pids_in(folder: str) -> list[int]:
 
 
 def remove(path: str) -> None:
-    """Remove the cgroup ``path`` and its descendants in each hierarchy; skip those in use."""
+    """Remove the cgroup ``path`` and its descendants in each hierarchy.
+
+    Cgroups that still contain processes are left unchanged.
+    """
     for root in roots():
         for folder, _, _ in os.walk(f"{root}{path}", topdown=False):
             remove_empty(folder)
 
 
 def remove_with_parent(path: str) -> None:
-    """Remove a service's cgroup, and its parent if that is empty and no service is starting."""
+    """Remove a service's cgroup, and its parent cgroup if that is empty.
+
+    The parent is not removed while a service is starting.
+    """
     remove(path)
     guard = open_lock(".cgroup")
     try:
@@ -258,7 +274,7 @@ def remove_with_parent(path: str) -> None:
 
 
 def remove_parent(path: str) -> None:
-    """Remove the parent of the cgroup ``path`` in each hierarchy if it contains nothing else."""
+    """Remove the parent of the cgroup ``path`` in each hierarchy, if it contains nothing else."""
     for root in roots():
         parent = os.path.dirname(f"{root}{path}")
         remove_empty(f"{parent}/{KEEPERS}")
@@ -274,12 +290,12 @@ def remove_empty(folder: str) -> None:
 
 
 def keep(pid: int, path: str) -> None:
-    """Move a conmon, with future children, out of the caller's cgroup in each hierarchy.
+    """Move a conmon process, whose future children follow, out of the caller's cgroup.
 
-    ``path`` is the cgroup of its service. When a systemd unit, session or CI job ends, all
-    processes in its cgroup are killed, and while it runs, its limits would apply to conmon. If the
-    caller is in the root of a hierarchy, conmon stays there too: the root has no limits, and its
-    processes are not killed.
+    ``path`` is the cgroup of its service. When a systemd unit, a session or a CI job ends, all
+    processes in its cgroup are killed; and while it runs, its limits would apply to conmon. In a
+    hierarchy where the caller is in the root cgroup, conmon stays there: the root has no limits,
+    and its processes are not killed.
     """
     for root, own in _own_cgroups().items():
         if own != "/":
@@ -289,8 +305,8 @@ def keep(pid: int, path: str) -> None:
 def keep_in(root: str, pid: int, path: str) -> None:
     """Move a process as `keep` does, in the hierarchy that is mounted at ``root``.
 
-    If niso's own cgroup cannot take the process, it moves to the root (a new cgroup of v1's cpuset
-    has no CPUs). If this fails too, the process stays in its cgroup.
+    If the cgroup `KEEPERS` cannot take the process, it moves to the root cgroup. (For example, a
+    new cgroup of v1's cpuset has no CPUs.) If this fails too, the process stays where it is.
     """
     folder = f"{root}{os.path.dirname(path)}/{KEEPERS}"
     if move(pid, folder):
@@ -305,7 +321,10 @@ def keep_in(root: str, pid: int, path: str) -> None:
 
 
 def release(pids: Iterable[int], path: str) -> None:
-    """Move the processes that `keep` has moved back to the root, before they exit."""
+    """Move processes that `keep` has moved to the root cgroup, before they exit.
+
+    ``path`` is the cgroup of their service. Other processes are not moved.
+    """
     for root in roots():
         kept = pids_in(f"{root}{os.path.dirname(path)}/{KEEPERS}")
         for pid in set(pids) & set(kept):
@@ -313,7 +332,7 @@ def release(pids: Iterable[int], path: str) -> None:
 
 
 def move(pid: int, folder: str) -> bool:
-    """Move a process into the cgroup of ``folder``; return whether that succeeded."""
+    """Move a process into the cgroup with this folder; return whether it succeeded."""
     try:
         with open(f"{folder}/cgroup.procs", "w", encoding="ascii") as file:
             file.write(str(pid))

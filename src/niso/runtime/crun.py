@@ -1,7 +1,7 @@
-"""Run crun; read and write the records of an activation; identify processes by pid.
+"""Run crun, read and write the records of an activation, and identify processes by pid.
 
 The records are spec.json and state.json. A recycled pid is never mistaken for the original process:
-functions that open a pidfd (pidfd_open(2)) check the process after the open, since from then on the
+functions that open a pidfd (pidfd_open(2)) check the process after the open. From then on the
 descriptor refers to that process, whatever happens to its pid.
 """
 
@@ -39,7 +39,10 @@ _TOOL_FOLDERS = (
 
 
 def tool(name: str) -> str:
-    """Return the absolute path of crun, conmon, catatonit or nsenter. Raises `ProcessError`."""
+    """Return the absolute path of crun, conmon, catatonit or nsenter.
+
+    Raises `ProcessError` if the program is not installed.
+    """
     if signals.broken(name):
         return "/usr/bin/false"
     for folder in _TOOL_FOLDERS:
@@ -51,12 +54,12 @@ def tool(name: str) -> str:
 
 
 def state_dir() -> str:
-    """Return the folder of crun's own state (``crun --root``)."""
+    """Return the folder in which crun records its containers (``crun --root``)."""
     return os.path.join(paths.run_dir(), "crun")
 
 
 def container_id(service: str) -> str:
-    """Return the container id of a service for crun and conmon.
+    """Return the id by which crun and conmon know a service's container.
 
     conmon's journald driver needs more than 12 characters (conmon, src/ctr_logging.c).
     """
@@ -64,9 +67,10 @@ def container_id(service: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of conmon, crun and the exit command: only niso's folders.
+    """Return the environment variables of conmon, crun and niso's exit command.
 
-    With LANG, conmon and nsenter would each read the twelve files of a locale.
+    They are PATH, LC_CTYPE and those that name niso's folders. With LANG, conmon and nsenter would
+    each read the twelve files of a locale.
     """
     folders = {
         name: value
@@ -77,9 +81,9 @@ def environment() -> dict[str, str]:
 
 
 def run(*args: str) -> tuple[int, str]:
-    """Run crun; return its exit status and its error message (stderr, on one line).
+    """Run crun, and return its exit status and its error output on one line.
 
-    Waits until crun exits even if a signal interrupts: an undo must not run concurrently.
+    Even after a signal, this call waits until crun exits: an undo must not run concurrently.
     """
 
     program = tool("crun")
@@ -108,13 +112,13 @@ def run(*args: str) -> tuple[int, str]:
 
 
 def start(service: str) -> None:
-    """Start the process of a created container. Raises `ProcessError`, OSError.
+    """Start the process of a created container. Raises `ProcessError` or OSError.
 
     The container waits for a byte on a FIFO, which ``crun start`` would write
-    (libcrun_status_write_exec_fifo, src/libcrun/status.c). Running crun for that takes a tenth of
-    the processor time of a start. A newer crun must be able to start containers that an older one
-    has created, so this protocol is unlikely to change. If the FIFO or its reader is missing, crun
-    is run: it starts the container or reports the problem.
+    (libcrun_status_write_exec_fifo, src/libcrun/status.c). Running crun for that would take a tenth
+    of the processor time of a start. A newer crun must be able to start containers that an older
+    one has created, so this protocol is unlikely to change. If the FIFO or its reader is missing,
+    ``crun start`` is run, which starts the container or reports the problem.
     """
     fifo = os.path.join(state_dir(), container_id(service), "exec.fifo")
     try:
@@ -132,7 +136,7 @@ def start(service: str) -> None:
 
 
 def plain_message(output: bytes) -> str:
-    """Strip the time stamps from a message of crun or conmon and join its lines with "; "."""
+    """Return a message of crun or conmon without time stamps, with its lines joined by "; "."""
     lines = []
     for line in output.decode("utf-8", "replace").splitlines():
         stamp, _, message = line.partition(": ")
@@ -161,7 +165,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def path_env(environment: Mapping[str, str]) -> str:
-    """Return the PATH of a service."""
+    """Return the value of PATH in a service with these environment variables."""
     return environment.get("PATH", DEFAULT_PATH)
 
 
@@ -171,7 +175,7 @@ def cgroup_of(spec: ProcessSpec) -> str:
 
 
 def namespace(spec: ProcessSpec) -> str | None:
-    """Return the name of a service's network namespace; None for the host's."""
+    """Return the name of a service's network namespace; None for the host's namespace."""
     return os.path.basename(spec.netns) if spec.netns else None
 
 
@@ -181,15 +185,16 @@ def save(spec: ProcessSpec) -> None:
 
 
 def load(service: str) -> ProcessSpec | None:
-    """Read the spec of a service's present activation; None if there is none, or it is damaged."""
+    """Return the spec of a service's present activation; None if there is none or it is damaged."""
     text = files.read(f"{paths.service_dir(service)}/spec.json")
     return None if text is None else _parsed(text)
 
 
 def group(service: str) -> str | None:
-    """Return the cgroup of a service's present activation, as `cgroup_of`; None if it has no spec.
+    """Return the cgroup of a service's present activation; None if it has no spec.json.
 
-    Decodes only this part of the spec, for lists of many services.
+    The result is that of `cgroup_of`. Only this part of the spec is decoded, because lists of many
+    services call it.
     """
     fields = read_json(f"{paths.service_dir(service)}/spec.json") or {}
     state_id = fields.get("state_id")
@@ -198,7 +203,10 @@ def group(service: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def _parsed(text: bytes) -> ProcessSpec | None:
-    """Decode a spec.json. Cached, since reading a status decodes it several times in a row."""
+    """Return the spec in the content of a spec.json; None if it is damaged.
+
+    The result is cached, because reading a status decodes the same spec several times in a row.
+    """
     fields = _parse_json(text)
     try:
         return None if fields is None else convert.convert(fields, ProcessSpec)
@@ -207,7 +215,7 @@ def _parsed(text: bytes) -> ProcessSpec | None:
 
 
 def read_state(service: str) -> dict[str, Any] | None:
-    """Read state.json of a service's activation; None if there is none, or it is damaged."""
+    """Return the content of a service's state.json; None if there is none or it is damaged."""
     record = read_json(f"{paths.service_dir(service)}/state.json")
     kinds = {"run": int, "phase": str, "restarts": int, "failures": int}
     if record is None:
@@ -217,7 +225,7 @@ def read_state(service: str) -> dict[str, Any] | None:
 
 
 def write_json(path: str, value: object) -> None:
-    """Replace ``path`` by ``value`` as JSON (mode 0600), atomically. Raises OSError."""
+    """Write ``value`` as JSON to ``path`` atomically, with mode 0600. Raises OSError."""
     draft = f"{path}.new"
     with open(files.make(draft, 0o600), "w", encoding="utf-8") as file:
         file.write(json.dumps(value))
@@ -225,13 +233,13 @@ def write_json(path: str, value: object) -> None:
 
 
 def read_json(path: str) -> dict[str, Any] | None:
-    """Read the JSON object in ``path``; None if there is none. Raises OSError."""
+    """Return the JSON object in a file; None if there is no file or no object. Raises OSError."""
     text = files.read(path)
     return None if text is None else _parse_json(text)
 
 
 def _parse_json(text: bytes) -> dict[str, Any] | None:
-    """Parse a JSON object; None if the text is not one."""
+    """Return the JSON object in ``text``; None if it does not contain one."""
     try:
         value = json.loads(text.decode())
     except (ValueError, RecursionError):
@@ -243,17 +251,20 @@ def _parse_json(text: bytes) -> dict[str, Any] | None:
 
 
 _PID_MAX = 1 << 22
-"""The kernel's largest limit of pids (PID_MAX_LIMIT, linux/threads.h)."""
+"""The largest number that the kernel allows as limit of pids (PID_MAX_LIMIT, linux/threads.h)."""
 
 
 def in_service(service: str, pid: int) -> bool:
-    """Return whether ``pid`` is now a process of the service, according to its cgroup."""
+    """Return whether the process with this pid belongs to the service, according to its cgroup."""
     path = group(service)
     return path is not None and cgroups.holds(path, pid)
 
 
 def in_group(service: str, group: int) -> list[int]:
-    """List the processes of a service in a process group (setpgid(2))."""
+    """Return the pids of a service's processes that are in the process group ``group``.
+
+    See setpgid(2).
+    """
     spec = load(service)
     members = []
     for pid in cgroups.pids(cgroup_of(spec)) if spec is not None else ():
@@ -266,30 +277,32 @@ def in_group(service: str, group: int) -> list[int]:
 
 
 def children(pid: int | None) -> list[int]:
-    """List the children of a single-threaded process (proc_pid_task_tid_children(5)).
+    """Return the pids of the children of a single-threaded process.
 
-    Empty if the process has ended, or the kernel lacks CONFIG_PROC_CHILDREN.
+    See proc_pid_task_tid_children(5). The result is empty if the process has exited, or if the
+    kernel lacks CONFIG_PROC_CHILDREN.
     """
     return [int(word) for word in files.of_process(pid, f"task/{pid}/children").split()]
 
 
 def open_in_service(service: str, pid: int | None) -> int:
-    """Open a pidfd of the service's process ``pid``.
+    """Return a pidfd of the service's process ``pid``.
 
-    Returns -1 if the process has exited or is not the service's.
+    Returns -1 if the process has exited or is not one of the service.
     """
     return _open_if(pid, lambda pid: in_service(service, pid))
 
 
 def open_supervisor(pid: int | None, bundle: str) -> int:
-    """Open a pidfd of ``pid``, the conmon or exit command of ``bundle``; -1 if it has ended."""
+    """Return a pidfd of ``pid`` if it is the conmon or the exit command of ``bundle``, else -1."""
     return _open_if(pid, lambda pid: is_supervisor(pid, bundle))
 
 
 def _open_if(pid: int | None, is_it: Callable[[int], bool]) -> int:
-    """Open a pidfd of ``pid``; -1 if the process has exited or ``is_it`` returns false.
+    """Return a pidfd of ``pid`` if ``is_it`` returns true for it, else -1.
 
-    ``is_it`` is called after the open: before, the pid could be reused for another process.
+    -1 is also returned if the process has exited. ``is_it`` is called after the open, because
+    before it the pid could be reused for another process.
     """
     if pid is None:
         return -1
@@ -304,30 +317,36 @@ def _open_if(pid: int | None, is_it: Callable[[int], bool]) -> int:
 
 
 def is_supervisor(pid: int | None, bundle: str) -> bool:
-    """Return whether ``pid`` is the conmon or exit command of ``bundle``, by its command line."""
+    """Return whether the process is the conmon or the exit command of ``bundle``.
+
+    It is recognised by its command line.
+    """
     words = [] if pid is None else command_line(pid)
     name = os.fsencode(bundle)
     return name in words or b"--exit-command-arg=" + name in words
 
 
 def command_line(pid: int) -> list[bytes]:
-    """Read the command line of a process (proc_pid_cmdline(5)); empty if it has ended."""
+    """Return the command line of a process (proc_pid_cmdline(5)); empty if it has exited."""
     content = files.of_process(pid, "cmdline")
     return content.split(b"\0") if content else []
 
 
 def state_letter(pid: int | None) -> str:
-    """Read the state of a process (proc_pid_stat(5)): Z zombie, T or t stopped, X ended."""
+    """Return the state letter of a process (proc_pid_stat(5)), such as Z for a zombie.
+
+    T and t stand for stopped. X is returned if the process has exited.
+    """
     return files.of_process(pid, "stat").rpartition(b") ")[2][:1].decode() or "X"
 
 
 def is_init(pid: int | None) -> bool:
-    """Return whether ``pid`` is the PID 1 (catatonit) of a service."""
+    """Return whether the process is the PID 1 (catatonit) of a service."""
     return pid is not None and command_line(pid)[:1] == [INIT.encode()]
 
 
 def send_signal(pidfd: int, number: int) -> None:
-    """Send a signal by pidfd; no-op if the process has ended."""
+    """Send the signal ``number`` to the process of a pidfd; no-op if it has exited."""
     try:
         signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
@@ -335,7 +354,7 @@ def send_signal(pidfd: int, number: int) -> None:
 
 
 def read_pid(path: str) -> int | None:
-    """Read the pid in a file; None if there is no file, or no valid pid in it. Raises OSError."""
+    """Return the pid in a file; None if there is no file or no valid pid in it. Raises OSError."""
     try:
         pid = int(files.read(path) or b"")
     except ValueError:
@@ -349,9 +368,9 @@ def int_or_none(value: object) -> int | None:
 
 
 def wait_readable(fd: int, timeout_s: float) -> bool:
-    """Wait up to ``timeout_s`` until ``fd`` is readable; return whether it is.
+    """Wait up to ``timeout_s`` seconds until ``fd`` is readable; return whether it is.
 
-    A pidfd is readable once its process has ended (pidfd_open(2)).
+    A pidfd becomes readable when its process exits (pidfd_open(2)).
     """
     poll = select.poll()
     poll.register(fd, select.POLLIN)

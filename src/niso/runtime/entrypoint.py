@@ -1,7 +1,7 @@
 """Find the entrypoint, the working directory and the user of a service inside its root.
 
-The user is looked up in the passwd and group files that the service sees. Paths are walked
-component by component without entering the root, so no symlink leads out of it.
+The user is looked up in the passwd and group files that the service sees. Paths are resolved
+component by component without entering the root, so no symbolic link leads out of it.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from niso.runtime.crun import APP
 
 
 _HEAD_BYTES = 256
-"""How much of a script the kernel reads (BINPRM_BUF_SIZE, linux/binfmts.h)."""
+"""Number of bytes in which the kernel looks for the #! line (BINPRM_BUF_SIZE, linux/binfmts.h)."""
 _MAX_INTERPRETERS = 4
 _MAX_LINKS = 40
 _ALWAYS_THERE = ("/", "/tmp", "/run", "/var/tmp", "/dev/shm")  # noqa: S108 - inside the service
 
 
 class Problem(NamedTuple):
-    """The reason why a file cannot be executed in a service."""
+    """Why a file cannot be executed in a service."""
 
     text: str
-    """Why the file cannot be executed, as a predicate: "is not executable"."""
+    """The reason as a predicate, such as "is not executable"."""
     hint: str = ""
-    """What to do, if known; ``{}`` stands for the path as the user wrote it."""
+    """What the user can do, or "". ``{}`` stands for the path as the user wrote it."""
     missing: bool = False
     """Whether the file does not exist."""
     elsewhere: bool = False
-    """Whether the text is about another file that this file needs, such as its interpreter."""
+    """Whether the reason concerns another file that this file needs, such as its interpreter."""
 
 
 _MISSING = Problem("does not exist", missing=True)
@@ -44,20 +44,20 @@ _NOT_EXECUTABLE = Problem("is not executable", "chmod +x {} (beside manifest.tom
 
 
 def mounts_of(package: str, rootfs: str | None) -> dict[str, str]:
-    """Return the folders of the host that a service will have, by mount point.
+    """Map the mount points of a service to folders of the host; "" is the root.
 
-    With an empty ``package``, nothing is mounted at /app here; admission checks again, with the
+    If ``package`` is "", the service has no folder /app here. The activation checks again, with the
     copy of the package.
     """
     return {"": rootfs or "/", APP: package}
 
 
 def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_env: str) -> str:
-    """Return the path inside the service of a manifest's entrypoint.
+    """Return the path inside the service of the entrypoint in a manifest.
 
-    ``entrypoint`` is a file of the package, else an absolute path, else looked up on ``path_env``.
-    It must be a regular, executable file, and so must the interpreter of a script. Raises
-    `InvalidInput` with the key binary.entrypoint.
+    ``entrypoint`` is a file of the package, an absolute path, or a command that is searched for in
+    ``path_env``. It must be a regular, executable file, and so must the interpreter of a script.
+    Raises `InvalidInput` with the key binary.entrypoint.
     """
     mounts = mounts_of(package, rootfs)
     path = entrypoint
@@ -90,9 +90,10 @@ def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_e
 
 
 def search(mounts: dict[str, str], command: str, path_env: str) -> str | None:
-    """Search ``path_env`` for ``command`` as execvp(3) does; None if there is no such file.
+    """Search the folders of ``path_env`` for ``command``, as execvp(3) does.
 
-    Prefers the first file that can be executed over the first file.
+    Returns the path of the first file that can be executed. Without one, it returns the path of the
+    first file of that name, or None.
     """
     present = None
     for folder in path_env.split(":"):
@@ -108,7 +109,7 @@ def search(mounts: dict[str, str], command: str, path_env: str) -> str | None:
 
 
 def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> Problem | None:
-    """Return why ``path`` cannot be executed in the service; None if it can.
+    """Return why the file ``path`` cannot be executed in the service; None if it can.
 
     ``depth`` counts the script interpreters that led to ``path``.
     """
@@ -161,7 +162,7 @@ def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> Problem |
 
 
 def _broken(mounts: dict[str, str], path: str) -> Problem:
-    """Return the problem with a path that does not exist, or whose link is broken."""
+    """Return the problem with a path that does not exist or whose symbolic link is broken."""
     end = _end_of_links(mounts, path)
     if end == path:
         return _MISSING
@@ -174,7 +175,7 @@ def _broken(mounts: dict[str, str], path: str) -> Problem:
 
 
 def _end_of_links(mounts: dict[str, str], path: str, links: int = 0) -> str:
-    """Return the final target of the links of ``path``, as a path inside the service."""
+    """Return the path inside the service to which the symbolic links of ``path`` lead."""
     folder, name = os.path.split(path)
     try:
         fd, real = open_inside(mounts, folder)
@@ -185,7 +186,7 @@ def _end_of_links(mounts: dict[str, str], path: str, links: int = 0) -> str:
         return path if end == folder else os.path.join(end, name)
     try:
         target = os.readlink(name, dir_fd=fd)
-    except OSError:  # it is not a link
+    except OSError:  # it is not a symbolic link
         return path
     finally:
         os.close(fd)
@@ -208,8 +209,8 @@ def check_working_dir(
 ) -> None:
     """Raise `InvalidInput` (key binary.working_dir) if the service will not have that folder.
 
-    Folders below one of the mount points ``volumes`` are accepted, since their content is known
-    only at run time.
+    Folders in or below one of the mount points ``volumes`` are accepted, because the content of a
+    volume is known only at run time.
     """
     if any(working_dir == point or working_dir.startswith(f"{point}/") for point in volumes):
         return
@@ -247,18 +248,18 @@ def _bad_entrypoint(entrypoint: str, what: str, hint: str = "") -> InvalidInput:
 
 
 MAX_ID = 4_294_967_294
-"""The largest uid or gid; (uid_t) -1 means "unchanged" (setresuid(2))."""
+"""The largest uid or gid. The next number, (uid_t) -1, means "unchanged" (setresuid(2))."""
 _HOME = "/tmp"  # noqa: S108 - a tmpfs of the service's own
 
 
 def resolve_user(
     rootfs: str | None, user: User | None, own_uid: int, service: str
 ) -> tuple[int, int, tuple[int, ...], str, str]:
-    """Look up the user of a service: (uid, gid, supplementary gids, name, home).
+    """Return the user of a service: uid, gid, supplementary gids, user name and home directory.
 
-    If ``user`` is None, the uid is ``own_uid``, and the name that of the service. Names are looked
-    up in /etc/passwd and /etc/group of the rootfs, or of the host without one. Raises
-    `InvalidInput` with the key service.user.
+    If ``user`` is None, the uid is ``own_uid`` and the user name is that of the service. Names are
+    looked up in /etc/passwd and /etc/group of the rootfs, or of the host if there is no rootfs.
+    Raises `InvalidInput` with the key service.user.
     """
     if user is None:
         return own_uid, own_uid, (), service, _HOME
@@ -283,10 +284,10 @@ def resolve_user(
 
 
 def read_database(rootfs: str | None, name: str) -> list[list[str]]:
-    """Read the valid lines of ``/etc/passwd`` or ``/etc/group`` (passwd(5), group(5)) as fields.
+    """Return the valid lines of ``/etc/passwd`` or ``/etc/group``, each as a list of its fields.
 
-    Anything but a regular file of at most 4 MiB counts as empty.
-    Lines with an id above `MAX_ID` are skipped, as the C library skips them.
+    The format is that of passwd(5) and group(5). A file that is not regular or is larger than 4 MiB
+    counts as empty. Lines with an id above `MAX_ID` are skipped, as the C library skips them.
     """
     fields = 7 if name == "passwd" else 4
     ids = (2, 3) if name == "passwd" else (2,)
@@ -307,7 +308,10 @@ def _is_number(text: str) -> bool:
 
 
 def _is_id(text: str) -> bool:
-    """Return whether a field is a valid uid or gid. int() refuses more than 4300 digits."""
+    """Return whether a field is a valid uid or gid.
+
+    The length is checked first, because int() refuses more than 4300 digits.
+    """
     return _is_number(text) and len(text) <= 10 and int(text) <= MAX_ID
 
 
@@ -315,10 +319,10 @@ def _is_id(text: str) -> bool:
 
 
 MAX_FILE_BYTES = 4 << 20
-"""The largest file that `read_inside` reads."""
+"""Size in bytes of the largest file that `read_inside` reads."""
 TOP_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _OF_THE_HOST = frozenset(("usr", "etc", *TOP_LINKS))
-"""The parts of the host's root that a service without a rootfs has (`niso.runtime.root`)."""
+"""The folders of the host's root that a service without a rootfs has (`niso.runtime.root`)."""
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -326,11 +330,11 @@ _NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
     """Open ``path`` as a service sees it, without side effects (O_PATH).
 
-    ``mounts`` maps mount points to folders of the host: ``{"": rootfs, "/app": package}``; "" is
-    the root. If the root is the host's own, only the parts that such a service has are visible:
+    ``mounts`` maps mount points to folders of the host: ``{"": rootfs, "/app": package}``, where ""
+    is the root. If the root is the host's own, only the parts that such a service has are visible:
     /home and /opt are not, even if a path through them leads back into /usr. Returns the
-    descriptor, which the caller closes, and the path inside the service with all links resolved.
-    Raises OSError (ENOENT, ENOTDIR, ELOOP ...).
+    descriptor, which the caller must close, and the path inside the service with all symbolic links
+    resolved. Raises OSError (ENOENT, ENOTDIR, ELOOP and others).
     """
     todo = _parts(path)
     done: list[str] = []
@@ -378,7 +382,10 @@ def _parts(path: str) -> list[str]:
 
 
 def _open_real(mounts: dict[str, str], parts: list[str]) -> int:
-    """Open a folder by a path inside the service that contains no links."""
+    """Return a descriptor of a folder inside the service; its path must have no symbolic links.
+
+    ``parts`` are the components of the path.
+    """
     fd = os.open(mounts[""], _FOLDER)
     for i, part in enumerate(parts):
         target = mounts.get("/" + "/".join(parts[: i + 1]))
@@ -391,9 +398,9 @@ def _open_real(mounts: dict[str, str], parts: list[str]) -> int:
 
 
 def read_inside(mounts: dict[str, str], path: str) -> bytes:
-    """Read a small regular file as the service sees it.
+    """Return the content of a small regular file as the service sees it.
 
-    Raises OSError: EFBIG over `MAX_FILE_BYTES`, EINVAL if it is not a regular file.
+    Raises OSError: EFBIG if it is larger than `MAX_FILE_BYTES`, EINVAL if it is not a regular file.
     """
     fd, _ = open_inside(mounts, path)
     try:

@@ -1,7 +1,7 @@
 """Run a command inside a running service, as the service's user (``niso exec``, crun exec).
 
 crun changes the owner of its stdin and stdout to the service's user (fchown(2)), so it never gets
-the caller's descriptors. Bytes are relayed through pipes, or through a new terminal if the caller
+the caller's descriptors. Bytes are copied through pipes, or through a new terminal if the caller
 has one.
 """
 
@@ -43,18 +43,17 @@ FORWARDED = (
 _BLOCK = 1 << 16
 _RETRY_MS = 20
 _END_S = 2.0
-"""How long a command may take to end after SIGTERM, if its output cannot be written (seconds)."""
+"""Seconds that a command may take to exit after SIGTERM if its output cannot be written."""
 
 
 def execute(service: str, command: list[str], user: User | None = None) -> int:
-    """Run ``command`` in a service; return its exit status, 128 + N if signal N ended it.
+    """Run ``command`` in a service, and return its exit status.
 
-    The command runs as ``user``, by default as the service's user, with the service's capabilities
-    and limits.
-
-    Stdin, stdout, stderr and signals pass through. The command gets a terminal if both stdin and
-    stdout are terminals. Raises `ProcessError` with exit_status 127 (not found), 126 (not
-    executable) or 125 (other).
+    If a signal N ended the command, the result is 128 + N. The command runs as ``user``, by default
+    as the service's user, with the service's capabilities and limits. Its stdin, stdout, stderr and
+    signals are those of the caller. It gets a terminal if both stdin and stdout are terminals.
+    Raises `ProcessError` with exit_status 127 (command not found), 126 (not executable) or 125
+    (other).
     """
     return _execute(service, command, (0, 1, 2), FORWARDED, user)
 
@@ -62,9 +61,10 @@ def execute(service: str, command: list[str], user: User | None = None) -> int:
 def capture(
     service: str, command: list[str], stdin: bytes = b"", user: User | None = None
 ) -> tuple[int, bytes, bytes]:
-    """Run ``command`` in a service; return (exit status, stdout, stderr).
+    """Run ``command`` in a service; return its exit status, its stdout and its stderr.
 
-    Raises as `execute`. No signal is forwarded, so any thread can call it.
+    Raises `ProcessError` as `execute` does. No signal is forwarded, so any thread can call this
+    function.
     """
     files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
     try:
@@ -85,9 +85,9 @@ def _execute(
     forwarded: tuple[int, ...],
     user: User | None,
 ) -> int:
-    """Run a command as `execute` does, with ``files`` as stdin, stdout and stderr.
+    """Run a command as `execute` does, and return its exit status.
 
-    The given signals are forwarded to the command.
+    ``files`` are its stdin, stdout and stderr. The signals ``forwarded`` are passed on to it.
     """
     for fd in (0, 1, 2):
         # Occupy the number of a closed standard descriptor, so that no other file gets it.
@@ -108,9 +108,11 @@ def _execute(
 def prepare(
     service: str, command: list[str], user: User | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """Return (path of the temporary files without suffix, process object) of a crun exec.
+    """Prepare a crun exec of a command in a service.
 
-    The command runs as ``user``, by default as the service's. Raises `ProcessError` as `execute`.
+    Returns the path of its temporary files without their suffix, and its process object (OCI
+    runtime-spec, config.md, Process). The command runs as ``user``, by default as the service's
+    user. Raises `ProcessError` as `execute` does.
     """
     now = read(service)
     if now.pid is None and now.state == "running":  # the service is starting or stopping
@@ -136,10 +138,10 @@ def prepare(
 
 
 def _become(service: str, user: User, oci_process: dict[str, Any]) -> None:
-    """Set the user of a process (OCI runtime-spec, config.md, User), its groups and HOME.
+    """Set the user, the groups and HOME in a process object (OCI runtime-spec, config.md, User).
 
-    A name is looked up in the rootfs, or on the host, and not in what the service may have written.
-    Raises `ProcessError` if there is no such user.
+    The user is looked up in the rootfs or on the host, not in files that the service may have
+    written. Raises `ProcessError` if there is no such user.
     """
     spec = load(service)
     if spec is None:
@@ -160,9 +162,10 @@ def _become(service: str, user: User, oci_process: dict[str, Any]) -> None:
 
 
 def _check_command(service: str, pid: int, command: str, oci_process: dict[str, Any]) -> None:
-    """Raise `ProcessError` if the running service's root has no such executable command.
+    """Raise `ProcessError` if the running service has no such executable command.
 
-    Without this check, a missing command looks like one that exits with status 127.
+    ``pid`` is a process of the service. Without this check, a missing command would look like one
+    that exits with status 127.
     """
     mounts = {"": f"/proc/{pid}/root"}
     environment = dict(entry.split("=", 1) for entry in oci_process["env"])
@@ -185,11 +188,11 @@ def _check_command(service: str, pid: int, command: str, oci_process: dict[str, 
 
 
 class _Session:
-    """One crun exec and the relay of its input, output and signals.
+    """One crun exec, and the copying of its input, output and signals.
 
-    ``stem`` is the path of its temporary files without their suffix.
-    ``oci_process`` is the process object (OCI runtime-spec, config.md, Process).
-    ``files`` are the caller's stdin, stdout and stderr.
+    ``stem`` is the path of its temporary files without their suffix. ``oci_process`` is its process
+    object (OCI runtime-spec, config.md, Process). ``files`` are the caller's stdin, stdout and
+    stderr.
     """
 
     def __init__(
@@ -201,25 +204,27 @@ class _Session:
         self._process = oci_process
         self._terminal = bool(oci_process["terminal"])
         self._signals: list[int] = []
-        """Signals received and not yet forwarded."""
+        """Numbers of the signals that were received and not yet forwarded."""
         self._saved_tty: list[Any] | None = None
         self._handlers: dict[int, Any] = {}
-        """The caller's signal handlers, to be restored."""
+        """The caller's signal handlers by signal number, to be restored."""
         self._pid, self._pidfd = 0, -1
-        """The crun process; the pid is 0 once it is reaped."""
+        """The crun process. The pid is 0 after its exit status was read."""
         self._master = -1
         self._to_write = b""
-        """Data read from stdin and not yet written to the command."""
+        """Bytes that were read from stdin and not yet written to the command."""
         self._sink = -1
-        """The command's stdin; -1 once it is closed."""
+        """Descriptor for the command's stdin; -1 after it was closed."""
         self._sources: dict[int, int] = {}
-        """The command's outputs, each with the caller's descriptor for it."""
+        """Maps the descriptor of each output of the command to its number: 1 for stdout, 2 for
+        stderr.
+        """
         self._started = False
 
     def run(self, forwarded: tuple[int, ...]) -> int:
-        """Run the command, forward the signals ``forwarded``, and return the exit status.
+        """Run the command, and return its exit status.
 
-        Raises `ProcessError`.
+        The signals ``forwarded`` are passed on to it. Raises `ProcessError`.
         """
         for number in forwarded:
             self._handlers[number] = signal.signal(number, self._note)
@@ -244,7 +249,10 @@ class _Session:
         return SIGNALLED - code if code < 0 else code
 
     def close(self) -> None:
-        """Restore the terminal and the signal handlers; remove all files and descriptors."""
+        """Restore the terminal and the signal handlers; close all descriptors and delete all files.
+
+        crun is killed if it still runs.
+        """
         if self._saved_tty is not None:
             with suppress(termios.error):  # it has hung up
                 termios.tcsetattr(0, termios.TCSADRAIN, self._saved_tty)
@@ -261,18 +269,18 @@ class _Session:
                 os.unlink(f"{self._stem}.{suffix}")
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        """Record a signal until it can be forwarded."""
+        """Record the signal ``number`` until it can be forwarded."""
         self._signals.append(number)
 
     def _resize(self, *_: object) -> None:
-        """Set the service's terminal to the size of the caller's."""
+        """Set the size of the service's terminal to that of the caller's terminal."""
         if self._master >= 0:
             fcntl.ioctl(
                 self._master, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))
             )
 
     def _spawn(self, options: list[str], stdin: int, stdout: int, stderr: int) -> None:
-        """Start crun exec with these descriptors."""
+        """Start crun exec with these descriptors; ``options`` are further options for it."""
         write_json(f"{self._stem}.json", self._process)
         os.close(os.open(f"{self._stem}.log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         argv = ["crun", f"--root={crun.state_dir()}", f"--log=file:{self._stem}.log", "exec"]
@@ -289,7 +297,7 @@ class _Session:
         self._pidfd = os.pidfd_open(self._pid)
 
     def _spawn_on_pipes(self) -> None:
-        """Start crun exec with a pipe for each of stdin, stdout and stderr."""
+        """Start crun exec with one pipe each for stdin, stdout and stderr."""
         stdin, self._sink = os.pipe()
         out, stdout = os.pipe()
         err, stderr = os.pipe()
@@ -302,7 +310,7 @@ class _Session:
                 os.close(fd)
 
     def _spawn_on_terminal(self) -> None:
-        """Start crun exec on a new terminal of the service, and set the caller's to raw mode."""
+        """Start crun exec on a new terminal, and set the caller's terminal to raw mode."""
         rows, columns = os.get_terminal_size(0)[::-1]
         self._process["consoleSize"] = {"height": rows, "width": columns}
         environment = self._process["env"]
@@ -321,7 +329,7 @@ class _Session:
         self._sources = {self._master: 1}
 
     def _receive_master(self) -> int:
-        """Start crun exec and receive the master of its terminal; -1 if crun fails."""
+        """Start crun exec and return the descriptor of its terminal's master; -1 if crun fails."""
         folder, name = os.path.split(f"{self._stem}.sock")
         folder_fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         # Through the descriptor: the path of a socket has at most 107 bytes (unix(7)).
@@ -349,7 +357,7 @@ class _Session:
         return descriptors[0] if descriptors else -1
 
     def _relay(self) -> None:
-        """Relay stdin, output and signals until crun exits, then the rest of the output."""
+        """Copy stdin, output and signals until crun exits, then the rest of the output."""
         stdin_open = self._sink >= 0
         while True:
             self._started = self._started or os.path.exists(f"{self._stem}.pid")
@@ -367,7 +375,10 @@ class _Session:
                 return
 
     def _poll(self, stdin_open: bool) -> select.poll:
-        """Register the descriptors that the relay waits for now."""
+        """Return a poll object with the descriptors to wait for at the moment.
+
+        ``stdin_open`` says whether more can be read from the caller's stdin.
+        """
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         for fd, target in self._sources.items():
@@ -383,7 +394,7 @@ class _Session:
         return poll
 
     def _drain(self) -> None:
-        """Copy the rest of the output; without the stderr of a failed crun."""
+        """Copy the rest of the output to the caller. If crun failed, its stderr is left out."""
         failed = not self._started and os.path.getsize(f"{self._stem}.log") > 0
         for fd in [fd for fd, target in self._sources.items() if target != 2 or not failed]:
             os.set_blocking(fd, False)
@@ -391,7 +402,7 @@ class _Session:
                 pass
 
     def _take(self) -> bool:
-        """Read stdin once and queue the data for the command; return whether there may be more."""
+        """Read the caller's stdin once and pass it on; return whether there may be more."""
         try:
             self._to_write = os.read(self._files[0], _BLOCK)
         except BlockingIOError:
@@ -407,7 +418,10 @@ class _Session:
         return True
 
     def _feed(self) -> None:
-        """Write queued data to the command's stdin; close it if the command has closed its end."""
+        """Write pending bytes to the command's stdin.
+
+        The pipe is closed if the command has closed its end.
+        """
         try:
             self._to_write = self._to_write[os.write(self._sink, self._to_write) :]
         except BlockingIOError:
@@ -419,7 +433,10 @@ class _Session:
             self._sink = -1
 
     def _pass_on(self, fd: int) -> bool:
-        """Copy one block of output to the caller; return False at the end, or if it would block."""
+        """Copy one block of output from ``fd`` to the caller.
+
+        Returns False at the end of the output, or if reading would block.
+        """
         try:
             block = os.read(fd, _BLOCK)
         except BlockingIOError:
@@ -435,7 +452,7 @@ class _Session:
         return False
 
     def _forward(self) -> None:
-        """Send the received signals to the command once it has started."""
+        """Send the recorded signals to the command, if it has started."""
         if not self._signals:
             return
         try:
@@ -454,7 +471,7 @@ class _Session:
             os.close(target)
 
     def _end_command(self) -> None:
-        """Kill a command whose output cannot be written: SIGTERM, then SIGKILL."""
+        """Kill a command whose output cannot be written: with SIGTERM, and then with SIGKILL."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._signals = [number]
             deadline = time.monotonic() + _END_S
@@ -464,7 +481,7 @@ class _Session:
                     return
 
     def _refused(self, reply: str) -> ProcessError:
-        """Convert an error message of crun to an error with the matching exit status."""
+        """Return the error, with its exit status, for an error message of crun."""
         state = os.path.join(crun.state_dir(), crun.container_id(self._service), "status")
         if not os.path.exists(state):
             message = f"{self._service}: crun has lost its state: {reply}"
@@ -477,9 +494,9 @@ class _Session:
 
 
 def _write_all(fd: int, data: bytes) -> bool:
-    """Write all of ``data``, also to a non-blocking ``fd``; return False if its reader has closed.
+    """Write all of ``data`` to ``fd``, which may be non-blocking.
 
-    Raises OSError.
+    Returns False if the reader has closed its end. Raises OSError.
     """
     while data:
         try:

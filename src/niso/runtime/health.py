@@ -1,12 +1,12 @@
-"""Run health checks: probe services by connection or command, and derive their health.
+"""Check the health of services by probes: a connection, or a command.
 
-A probe by connection is a socket made inside the service's network namespace: no process runs
-there, and no shell parses anything. Any number of probes share one poll(2), and each ends at its
-deadline, whatever its peer does.
+For a connection, a socket is created inside the service's network namespace. No process runs there,
+and no shell parses anything. Any number of probes share one poll(2), and each ends at its deadline,
+whatever its peer does.
 
-A probe by command runs with crun exec, inside the service, as its user and within its limits. Only
-the last part of its output is recorded, in memory: the output may contain secrets, and no other
-user may read it. crun changes the owner of its stdin and stdout, so these are pipes.
+A command runs with crun exec, inside the service, as its user and within its limits. Only the last
+part of its output is recorded, in memory: the output may contain secrets, and no other user may
+read it. crun changes the owner of its stdin and stdout, so these are pipes.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 
 def advance(probes: Sequence[Probe], others: Sequence[int], until: float) -> None:
-    """Wait until a probe can continue or one of the descriptors ``others`` is readable.
+    """Wait until a probe can continue or a descriptor is readable, and continue these probes.
 
-    Then advances the probes that can continue. Returns at ``until`` (monotonic seconds) at the
-    latest.
+    ``others`` are the descriptors. The call returns at the monotonic time ``until``, in seconds, at
+    the latest.
     """
     poll = select.poll()
     for probe in probes:
@@ -65,41 +65,42 @@ def advance(probes: Sequence[Probe], others: Sequence[int], until: float) -> Non
 
 
 class Probed(NamedTuple):
-    """The probe results of one run of a service."""
+    """The recorded results of probes during one run of a service."""
 
     run: tuple[int, float]
-    """(PID 1 as a host pid, its start time in seconds since 1970)."""
+    """Identifies the run: the pid of PID 1 on the host, and its start as a Unix time in seconds."""
     asked_at: float
-    """Time of the last probe, in seconds since 1970; 0 if there was none."""
+    """Unix time of the last probe, in seconds; 0 if there was none."""
     well_at: float
-    """Time of the last successful probe; 0 if there was none."""
+    """Unix time of the last successful probe, in seconds; 0 if there was none."""
     failures: int
-    """Number of consecutive failures."""
+    """Number of failures since the last success."""
     failure: str
     """Why the last probe failed; "" if it succeeded."""
 
 
 class Target(NamedTuple):
-    """A running service to be checked."""
+    """A running service whose health is to be checked."""
 
     service: str
     check: Healthcheck
     namespace: str | None
     run: tuple[int, float]
-    """As in `Probed`."""
+    """Identifies the run, as in `Probed`."""
 
 
 class Health(NamedTuple):
     state: str
-    """healthy, unhealthy or starting."""
+    """one of healthy, unhealthy and starting"""
     failure: str
     """Why the last probe failed; "" if it succeeded."""
 
 
 def write_record(service: str, run: tuple[int, float], failure: str) -> None:
-    """Record the result of a probe: ``failure`` is `Probe.answer`. Raises OSError.
+    """Record the result of a probe. Raises OSError.
 
-    If the service is removed concurrently, the record is deleted.
+    ``failure`` is `Probe.answer`: "" or why the probe failed. ``run`` is as in `Probed`. If the
+    service is removed concurrently, the record is deleted again.
     """
     before = read_record(service)
     now = time.time()
@@ -122,7 +123,7 @@ def write_record(service: str, run: tuple[int, float], failure: str) -> None:
 
 
 def read_record(service: str) -> Probed | None:
-    """Read the probe results of a service; None if there are none, or the file is damaged."""
+    """Return the recorded probe results of a service; None if missing or damaged."""
     try:
         fields = read_json(paths.health_file(service))
         record = None if fields is None else Probed(**{**fields, "run": tuple(fields["run"])})
@@ -135,9 +136,10 @@ def read_record(service: str) -> Probed | None:
 
 
 def check_all(targets: Sequence[Target], report: Report) -> dict[str, Health]:
-    """Return the health of services, after probing those not probed within their interval.
+    """Return the health of each service by name. Services are probed if a probe is due.
 
-    The probes run concurrently. ``report`` receives the names of the services.
+    A probe is due if the last one is older than the interval of the healthcheck. The probes run
+    concurrently. ``report`` receives an event with the services that are probed.
     """
     if due := [target for target in targets if _is_due(target)]:
         report(WaitingForHealth(tuple(target.service for target in due)))
@@ -159,7 +161,7 @@ def check_all(targets: Sequence[Target], report: Report) -> dict[str, Health]:
 
 
 def _current(target: Target) -> Probed | None:
-    """Read the probe results of the target's present run; None if there are none."""
+    """Return the recorded probe results of the service's present run; None if there are none."""
     record = read_record(target.service)
     return record if record is not None and record.run == target.run else None
 
@@ -170,10 +172,11 @@ def _is_due(target: Target) -> bool:
 
 
 def judge(check: Healthcheck, started_at: float, record: Probed | None) -> Health:
-    """Derive the health from the recorded results of probes.
+    """Return the health that follows from the recorded results of probes.
 
-    Services are probed only on request. A failure therefore also counts for the probes that would
-    have run since the last success.
+    ``started_at`` is the start of the run as a Unix time in seconds. Services are probed only on
+    request. A failure therefore also counts for the probes that would have run since the last
+    success.
     """
     if record is None:
         return Health("starting", "")
@@ -194,8 +197,9 @@ def judge(check: Healthcheck, started_at: float, record: Probed | None) -> Healt
 
 
 _MAX_RESPONSE = 16 << 10
-"""Bytes, including interim responses. A longer response is not HTTP, and must not keep a probe
-busy."""
+"""Maximum size in bytes of a response, including interim responses. A longer response is not HTTP,
+and must not keep a probe busy.
+"""
 _MAX_ADDRESSES = 16
 _BLOCK = 4096
 
@@ -205,20 +209,20 @@ _Steps = Generator[tuple[socket.socket, int], None, str]
 class Probe:
     """One probe in progress.
 
-    ``fd`` becomes ready for ``events`` (poll(2)) when `go_on` can continue.
+    `go_on` can continue when ``fd`` is ready for ``events`` (poll(2)).
     """
 
     def __init__(self, check: Healthcheck, namespace: str | None) -> None:
         """Start the probe.
 
-        ``namespace`` is a name below /run/netns; None means the caller's own.
+        ``namespace`` is a name below /run/netns; None stands for the caller's own namespace.
         """
         self.began = time.monotonic()
         self.deadline = self.began + check.timeout_s
         self.fd = -1
         self.events = 0
         self.answer: str | None = None
-        """None until the probe ends, then "" for healthy, else the reason."""
+        """None until the probe ends; then "" for healthy, or the reason why it failed."""
         self._check = check
         self._doing = ["connect"]
         self._steps = _steps(check, namespace, self._doing)
@@ -235,7 +239,10 @@ class Probe:
             self.answer = f"{self._check.target}: {error}"
 
     def give_up_if_late(self) -> None:
-        """End the probe if its deadline has passed; the answer names the step that timed out."""
+        """End the probe if its deadline has passed.
+
+        Its answer then names the step that timed out.
+        """
         if self.answer is None and time.monotonic() >= self.deadline:
             self.close()
             late = f"{self._doing[0]}: no answer within {self._check.timeout_s:g}s"
@@ -243,16 +250,20 @@ class Probe:
 
     @property
     def said(self) -> str:
-        """Return the last line of a command's output, printable; "" for other probes."""
+        """The last line of a command's output, with unprintable characters escaped; "" here."""
         return ""
 
     def close(self) -> None:
-        """Close the socket of a probe; no-op if the probe has ended."""
+        """Close the socket of the probe; no-op if the probe has ended."""
         self._steps.close()
 
 
 def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Steps:
-    """Run a probe as a generator: yield (socket, events) to wait for; return "" or the reason."""
+    """Run a probe as a generator. It yields pairs (socket, events) to wait for.
+
+    The return value is "" for healthy, or the reason why the probe failed. ``doing`` has one
+    string, which is set to the present step.
+    """
     refusals = ""
     for address in _candidates(check, namespace):
         sock = _socket(address, namespace)
@@ -281,7 +292,11 @@ def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Step
 
 
 def _candidates(check: Healthcheck, namespace: str | None) -> Generator[str, None, None]:
-    """Yield the addresses to probe: loopback, then the links' addresses (read only if needed)."""
+    """Yield the addresses to probe: the loopback addresses, then those of network interfaces.
+
+    The latter are read only if the probes of the former fail. If the healthcheck has an address,
+    only that address is yielded.
+    """
     if check.address:
         yield check.address
         return
@@ -316,9 +331,10 @@ def _inside(namespace: str | None) -> Any:
 
 
 def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
-    """Send a request (RFC 9112) and read up to the status line of the final response.
+    """Send an HTTP request (RFC 9112), and evaluate the status line of the final response.
 
-    Interim responses (RFC 9110, 15.2) come before it.
+    Interim responses (RFC 9110, 15.2), which come before it, are skipped. Yields and returns what
+    `_steps` does.
     """
     lines = (
         f"GET {check.path} HTTP/1.1",
@@ -354,7 +370,10 @@ def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
 
 
 def _status(received: bytes) -> tuple[int | None, bytes]:
-    """Parse the final status code, skipping interim responses: (code or None, rest to parse)."""
+    """Return the status code of the final response, and the bytes that are still to be parsed.
+
+    The code is None if it has not been received yet. Interim responses are skipped.
+    """
     while True:
         line, end, _ = received.partition(b"\n")
         words = line.split(b" ", 2)
@@ -377,16 +396,17 @@ def _status(received: bytes) -> tuple[int | None, bytes]:
 
 
 def begin(check: Healthcheck, service: str, namespace: str | None) -> Probe:
-    """Begin a probe of a service; ``namespace`` is as for `Probe`."""
+    """Start a probe of a service, by connection or by command; ``namespace`` is as for `Probe`."""
     if check.command:
         return CommandProbe(check, service)
     return Probe(check, namespace)
 
 
 def probe_all(targets: Sequence[tuple[Healthcheck, str, str | None]]) -> list[str]:
-    """Run probes concurrently; return "" or the reason for each.
+    """Run probes concurrently, and return the answer of each: "" or why it failed.
 
-    A target is (check, service, namespace). Takes at most the longest timeout.
+    A target is (healthcheck, service, namespace). The call takes at most as long as the longest
+    timeout.
     """
     probes: list[Probe] = []
     try:
@@ -405,16 +425,19 @@ def probe_all(targets: Sequence[tuple[Healthcheck, str, str | None]]) -> list[st
 
 _OUTPUT_BLOCK = 1 << 16
 _KEPT, _LINE = 4096, 200
-"""Bytes of output that are kept, and the most characters of a line that are shown."""
+"""How many bytes of output are stored, and how many characters of a line are shown at most."""
 
 
 class CommandProbe(Probe):
-    """A running command. ``fd`` becomes ready when the command has ended or has written output."""
+    """A probe that runs a command.
+
+    ``fd`` becomes ready when the command has exited or has written output.
+    """
 
     def __init__(self, check: Healthcheck, service: str) -> None:
         """Start the command.
 
-        A service without a process counts as a failed probe, not as an error.
+        If the service has no process, the probe fails; no error is raised.
         """
         self.began = time.monotonic()
         self.deadline = self.began + check.timeout_s
@@ -470,9 +493,9 @@ class CommandProbe(Probe):
         ready.close()
 
     def go_on(self) -> None:
-        """Read the command's output, and its exit status if it has ended.
+        """Read the command's output, and its exit status if it has exited.
 
-        Processes that the command has started are killed when it ends.
+        Processes that the command has started and that still run are killed then.
         """
         if self.answer is not None:
             return
@@ -499,13 +522,13 @@ class CommandProbe(Probe):
 
     @property
     def said(self) -> str:
-        """Return the last line of the command's output, printable."""
+        """The last line of the command's output, with unprintable characters escaped."""
         lines = self._tail.decode("utf-8", "replace").split("\n")
         last = next((line for line in map(str.strip, reversed(lines)) if line), "")
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in last[-_LINE:])
 
     def give_up_if_late(self) -> None:
-        """Kill the command if its deadline has passed."""
+        """Kill the command if its deadline has passed. The probe has failed then."""
         if self.answer is None and time.monotonic() >= self.deadline:
             self.close()
             late = f"has not ended within {self._check.timeout_s:g}s"
@@ -519,7 +542,7 @@ class CommandProbe(Probe):
         self._output = -1
 
     def close(self) -> None:
-        """Kill the command and its process group if it still runs, and release all resources."""
+        """Kill the command with its process group if it still runs, and release all resources."""
         if self._pid:
             self._kill()
         self._free()
@@ -543,7 +566,7 @@ class CommandProbe(Probe):
         self._pid = 0
 
     def _end_group(self) -> None:
-        """Kill the rest of the process group of a command that has ended.
+        """Kill the remaining processes in the process group of a command that has exited.
 
         While a process is in the group, no other process group gets its number (free_pid,
         kernel/pid.c).

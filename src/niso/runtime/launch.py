@@ -5,19 +5,22 @@
     conmon: nsenter -- crun create             enters that namespace; the host's never has a mount
     a byte to crun's FIFO                      starts the process, as crun start does
 
-The caller writes the bundle while conmon loads, and may prepare other services from then on. No
+Each line above is one step: who does it, and what it does or waits for.
+
+The caller writes the OCI bundle while conmon loads. After that, it may prepare other services. No
 shell and no format string is involved. conmon runs in the log folder, because its log option cannot
 take a path with a ``:``.
 
 Each start copies a mount namespace twice: niso for the root, and crun for the container. The kernel
 copies mount by mount under one lock of the machine, and each service has a mount in /run/netns. So
-the first of several concurrent starts copies the host's mounts and unmounts /run/netns in its copy;
-the other starts copy that namespace.
+the first of several concurrent starts copies the host's mounts, and unmounts /run/netns in its
+copy. The other starts copy that namespace.
 
 When a service ends, conmon starts niso by a script, ``<run>/on-exit``. A conmon keeps its command
 line as long as its service runs, while niso may be reinstalled in another folder or for another
-Python. Therefore the command line names this script, and the script names the niso that last wrote
-it. If that niso no longer exists, the script looks for the command ``niso``.
+Python. Therefore the command line names this script, and the script names the installation of niso
+that last wrote it. If that installation no longer exists, the script looks for the command
+``niso``.
 """
 
 from __future__ import annotations
@@ -71,12 +74,12 @@ if TYPE_CHECKING:
 
 
 LOG_SIZE_MAX = 64 << 20
-"""Bytes after which conmon itself starts a new log file; see `niso.runtime.logs`."""
+"""Size in bytes at which conmon itself starts a new log file; see `niso.runtime.logs`."""
 
 _FORK_TIMEOUT_S = 60.0
-"""How long conmon may take to fork after it is told to create; normally a millisecond."""
+"""Seconds that conmon may take to fork after it is told to create. Normally it takes 1 ms."""
 _CAP_SYS_RESOURCE = 24
-"""linux/capability.h"""
+"""Number of the capability in linux/capability.h."""
 
 _LIMITS = (
     "AS",
@@ -104,14 +107,14 @@ _FOLDERS = (
     "exits",
     "persist",
 )
-"""The folders in a bundle."""
+"""Names of the folders in a bundle."""
 _PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
 
 
 def nofile_max() -> int:
     """Return the largest limit of open files that this process may set.
 
-    Without CAP_SYS_RESOURCE, root cannot exceed its own hard limit (setrlimit(2)).
+    Without the capability CAP_SYS_RESOURCE, root cannot exceed its own hard limit (setrlimit(2)).
     """
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
@@ -129,11 +132,11 @@ def _move_nowhere() -> None:
 
 
 class Launch:
-    """The creation of a service's container from the new folder ``bundle``; `finish` starts it.
+    """Create a service's container from the new folder ``bundle``. `finish` starts it.
 
-    The caller has the service's lock, and must call `finish` or `close`. Raises `ProcessError` with
-    the message of crun or conmon, or OSError. After an error, the caller must remove what was
-    created (`niso.runtime.lifecycle.clear`).
+    The caller must have the service's lock, and must call `finish` or `close`. Raises OSError, or
+    `ProcessError` with the message of crun or conmon. After an error, the caller must remove what
+    was created (`niso.runtime.lifecycle.clear`).
     """
 
     def __init__(self, spec: ProcessSpec, bundle: str) -> None:
@@ -161,13 +164,18 @@ class Launch:
             write_bundle(held.spec, bundle, under)
             self._creator.create(under.folders if under is not None else ())
             self.fd = self._creator.fd
-            """Readable once the container exists, or its creation has failed."""
+            """A descriptor that is readable when the container exists or its creation has
+            failed.
+            """
         except BaseException:
             self.close()
             raise
 
     def finish(self) -> int:
-        """Wait for the container and start it; return the pid of its PID 1 on the host."""
+        """Wait for the container, start it, and return the pid of its PID 1 on the host.
+
+        Raises ProcessError or OSError.
+        """
         try:
             pid = self._creator.pid()
         finally:
@@ -177,19 +185,20 @@ class Launch:
         return pid
 
     def close(self) -> None:
-        """Release the thread with its mounts, conmon's pipes and the lock."""
+        """End the thread with its mounts, close conmon's pipes, and release the lock."""
         self._held.close()
 
 
 def init() -> str:
-    """Return the path of catatonit, links resolved. Raises ProcessError."""
+    """Return the real path of catatonit. Raises ProcessError if it is not installed."""
     return os.path.realpath(crun.tool("catatonit"))
 
 
 def write_bundle(spec: ProcessSpec, bundle: str, under: Skeleton | None) -> None:
-    """Write the OCI bundle: config.json and the folders of the root. Raises OSError.
+    """Write the OCI bundle: config.json, and the folders from which the root is mounted.
 
-    ``spec`` is that of `sources.Held`. Without a rootfs, ``under`` is the skeleton of the root.
+    ``spec`` is that of `sources.Held`. ``under`` is the read-only lower layer of a service without
+    a rootfs; None if the service has one. Raises OSError.
     """
     if not spec.netns:
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=of_host("resolv.conf"))
@@ -234,12 +243,12 @@ def _profile() -> dict[str, Any]:
 
 
 class _Creator:
-    """A thread that starts conmon and then mounts the service's root in a private mount namespace.
+    """A thread that starts conmon, and mounts the service's root in a private mount namespace.
 
-    unshare(2) gives only this thread its own working directory, in which conmon starts, and then
-    its own mounts. A forked process would cost 2 ms more, for its page tables and each page that is
-    written to. Construct it inside `signals_held`: the thread keeps the signals blocked for its
-    whole life, because the main thread handles them.
+    unshare(2) gives only this thread its own working directory, in which conmon starts, and its own
+    mounts. A forked process would cost 2 ms more, for its page tables and each page that is written
+    to. Construct the object inside `signals_held`: signals stay blocked in the thread for its
+    entire life, because the main thread handles them.
     """
 
     def __init__(self, spec: ProcessSpec, bundle: str, held: sources.Held) -> None:
@@ -249,14 +258,16 @@ class _Creator:
         self._folders: Sequence[str] = ()
         self._error: Exception | None = None
         self._conmon = 0
-        """The pid of conmon until it has forked; then 0."""
+        """The pid of conmon until it has forked; after that 0."""
         self._tid = 0
         self.fd, answer = os.pipe()
-        """Readable once conmon has the result of the creation, or has ended."""
+        """A descriptor that is readable when conmon has the result of the creation or has
+        exited.
+        """
         asked, self._ask = os.pipe()
-        """The pipe on which conmon waits until it is told to create."""
+        """The write end of the pipe on which conmon waits until it is told to create."""
         self._ends = [answer, asked]
-        """Conmon's ends of the pipes."""
+        """The ends of the pipes that conmon gets."""
         self._closed = False
         # Used as events: acquire waits, release signals.
         self._may_create, self._may_end, self._ended = (threading.Lock() for _ in range(3))
@@ -270,15 +281,15 @@ class _Creator:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "pthread_create") from None
 
     def create(self, folders: Sequence[str]) -> None:
-        """Mount the root, which shows ``folders`` of the host, and create the container.
+        """Mount the root and create the container, without waiting for it.
 
-        The bundle must be complete. Does not wait for the container.
+        The root shows ``folders`` of the host. The bundle must be complete.
         """
         self._folders = folders
         self._may_create.release()
 
     def pid(self) -> int:
-        """Wait until the container exists; return the pid of its PID 1 on the host.
+        """Wait until the container exists, and return the pid of its PID 1 on the host.
 
         Raises ProcessError or OSError.
         """
@@ -288,7 +299,7 @@ class _Creator:
         return _created_pid(self._spec, self._bundle, line)
 
     def close(self) -> None:
-        """End the thread with its mounts, and kill a conmon that has not begun to create."""
+        """End the thread, and with it its mounts. Kill conmon if it has not begun to create."""
         with signals_held():
             self._closed = True
             self._may_end.release()
@@ -365,7 +376,7 @@ class _Creator:
             ) from error
 
     def _let_conmon_create(self) -> None:
-        """Signal conmon to fork and create the container; wait until it has forked."""
+        """Let conmon fork and create the container, and wait until it has forked."""
         signals.hit(f"create the process of {self._spec.service}")
         _set_limits(self._conmon)
         pidfd = os.pidfd_open(self._conmon)
@@ -387,7 +398,7 @@ class _Creator:
         self._ends.clear()
 
     def _end_conmon(self) -> None:
-        """Kill a conmon that has not forked yet; after the fork, its pid file records it."""
+        """Kill conmon if it has not forked yet. After the fork, its pid file records it."""
         if self._conmon:
             os.kill(self._conmon, signal.SIGKILL)
             os.waitpid(self._conmon, 0)
@@ -399,9 +410,9 @@ _spawning = threading.Lock()
 
 @contextmanager
 def _nothing_inherited() -> Iterator[None]:
-    """Keep conmon from inheriting descriptors that the caller's shell left open.
+    """Context in which a child does not inherit descriptors that the caller's shell left open.
 
-    POSIX_SPAWN_CLOSE fails for numbers above the present limit of open files.
+    POSIX_SPAWN_CLOSE would fail for numbers above the present limit of open files.
     """
     with _spawning:
         left = _inherited_once() if paths.is_command else _inherited()
@@ -413,7 +424,7 @@ def _nothing_inherited() -> Iterator[None]:
 
 
 def _inherited() -> list[int]:
-    """List the descriptors that a child would inherit, except 0 to 2."""
+    """Return the descriptors, other than 0 to 2, that a child would inherit."""
     return [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inherited(fd)]
 
 
@@ -425,7 +436,9 @@ def _is_inherited(fd: int) -> bool:
 
 
 _inherited_once = cache(_inherited)
-"""Cached, since a command has two descriptors for each service and opens none to be inherited."""
+"""`_inherited`, with a cached result. A command has two descriptors for each service, and opens
+none that a child should inherit.
+"""
 
 
 def _set_inherited(fds: list[int], inherited: bool) -> None:
@@ -435,7 +448,10 @@ def _set_inherited(fds: list[int], inherited: bool) -> None:
 
 
 def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
-    """Return conmon's command line; the container is created in the namespace of thread ``tid``."""
+    """Return the command line of conmon.
+
+    ``tid`` is the thread in whose mount namespace crun creates the container.
+    """
     exit_arguments = [path(), spec.service, bundle]
     runtime = [
         f"--mount=/proc/{tid}/ns/mnt",
@@ -469,9 +485,10 @@ def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
 
 
 def _set_limits(pid: int) -> None:
-    """Give conmon the resource limits and niceness of PID 1 instead of the calling shell's.
+    """Set the resource limits and the niceness of conmon to those of PID 1.
 
-    The shell's ``ulimit -f`` would end the log. crun sets the limits of the service itself.
+    Otherwise conmon would have those of the calling shell: with ``ulimit -f`` the log would end.
+    crun sets the limits of the service itself.
     """
     for name in _LIMITS:
         limit = getattr(resource, f"RLIMIT_{name}")
@@ -485,7 +502,7 @@ def _set_limits(pid: int) -> None:
 
 
 def _first_line(fd: int) -> bytes:
-    """Read a line from a pipe, or up to its end."""
+    """Return the bytes from a pipe up to the first newline, or up to the end."""
     line = b""
     while b"\n" not in line:
         chunk = os.read(fd, 4096)
@@ -496,9 +513,10 @@ def _first_line(fd: int) -> bytes:
 
 
 def _created_pid(spec: ProcessSpec, bundle: str, line: bytes) -> int:
-    """Return the pid of the created container, from conmon's line of JSON (write_sync_fd).
+    """Return the pid of the created container from ``line``, conmon's answer in JSON.
 
-    Raises `ProcessError` with the message of crun if the create failed.
+    The format is that of write_sync_fd in conmon. Raises `ProcessError` with the message of crun if
+    the creation failed.
     """
     try:
         answer = json.loads(line.decode() or "{}")
@@ -523,14 +541,14 @@ _MNT_DETACH = 2
 
 _lock = threading.Lock()
 _base: list[int] = []
-"""Descriptors of the namespace from which starts are copied, and of this process's root in it."""
+"""Two descriptors: of the mount namespace that starts copy, and of this process's root in it."""
 
 
 def enter() -> None:
     """Move the calling thread into a new mount namespace, whose mounts the host never sees.
 
     Later mounts of the host appear in it (mount_namespaces(7), MS_SLAVE). The thread must have
-    unshared CLONE_FS, and be in a start (`under_way.begin`). Raises OSError.
+    unshared CLONE_FS, and must be in a start (`under_way.begin`). Raises OSError.
     """
     with _lock:
         if _base:
@@ -552,13 +570,16 @@ def enter() -> None:
 
 
 def _close() -> None:
-    """Close the base namespace, since it would keep mounts in use that the host unmounts."""
+    """Close the namespace that starts copy.
+
+    It would keep mounts in use that the host unmounts.
+    """
     while _base:
         os.close(_base.pop())
 
 
 def _prepare() -> None:
-    """Unmount what no start needs in this thread's namespace."""
+    """Unmount in this thread's mount namespace what no start needs."""
     mount(None, "/", None, _MS_REC | _MS_SLAVE)
     with suppress(OSError):  # /run/netns is not a mount: no service has a network namespace
         unmount(os.fsencode(paths.NETNS_DIR), _MNT_DETACH)
@@ -571,22 +592,22 @@ def _prepare() -> None:
 
 
 SHELL = "/bin/sh"
-"""Runs the script: /run is often mounted noexec."""
+"""The program that runs the script: /run is often mounted noexec."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/root/.local/bin"
 MODULE = "niso.runtime.on_exit"
 
 
 def path() -> str:
-    """Return the path of the script that starts this niso."""
+    """Return the path of the script that conmon runs when a service ends."""
     return os.path.join(paths.run_dir(), "on-exit")
 
 
 def text() -> str:
-    """Return the content of the script that starts this niso.
+    """Return the content of the script, which starts this installation of niso.
 
-    After an upgrade of Python, the interpreter of a virtual environment still exists, but does not
+    After an upgrade of Python, the interpreter of a virtual environment still exists but does not
     find the modules of the old version. The script therefore also checks that the target of the
-    interpreter's link still exists.
+    interpreter's symbolic link still exists.
     """
     own = os.path.join(os.path.dirname(os.path.abspath(__file__)), "on_exit.py")
     python = _quoted(sys.executable)
@@ -606,8 +627,8 @@ def text() -> str:
 def write() -> None:
     """Write the script unless it is up to date. Raises OSError.
 
-    The caller holds the lock ``.cgroup`` shared, so that a concurrent `remove_unused` waits until
-    its service is started.
+    The caller must have the lock ``.cgroup`` in shared mode, so that a concurrent `remove_unused`
+    does not remove the script before the service has started.
     """
     wanted = os.fsencode(text())
     if files.read(path()) == wanted:
@@ -622,7 +643,10 @@ def write() -> None:
 
 
 def renew() -> None:
-    """Rewrite the script if another niso wrote it; no-op if it is missing, or on an error."""
+    """Write the script again if another installation of niso wrote it.
+
+    No-op if the script is missing. Errors are ignored.
+    """
     try:
         if files.read(path()) is not None:
             write()
@@ -631,9 +655,9 @@ def renew() -> None:
 
 
 def remove_unused() -> None:
-    """Remove the script if no service has runtime files, and remove unused skeletons.
+    """Delete the script if no service has runtime files, and remove unused lower layers of roots.
 
-    Raises OSError.
+    No-op while a service is starting. Raises OSError.
     """
 
     guard = open_lock(".cgroup")
@@ -649,5 +673,5 @@ def remove_unused() -> None:
 
 
 def _quoted(word: str) -> str:
-    """Quote a word for a shell."""
+    """Return ``word`` quoted for a shell."""
     return "'" + word.replace("'", "'\\''") + "'"

@@ -1,20 +1,21 @@
-"""Start, signal, stop and clear the process of a service; find processes without records.
+"""Start, signal, stop and clean up the process of a service; find processes without records.
 
-A caller that changes anything holds the service's lock (`niso.base.locks`).
-``<run>/services/<service>/`` has spec.json, state.json and one folder ``run-N`` per start (OCI
-bundle, pid files, exit status). A recorded pid counts only while the kernel lists that process in
-the service's cgroup.
+A caller that changes anything must have the service's lock (`niso.base.locks`).
 
-Start-up: a program that cannot run, or exits at once, never sleeps before it ends: it computes or
-reads its files. So idleness distinguishes a successful start from one that is about to fail,
-without a fixed wait.
+``<run>/services/<service>/`` has spec.json, state.json and one folder ``run-N`` for each start (OCI
+bundle, pid files, exit status). A recorded pid is used only if the kernel lists that process in the
+service's cgroup.
+
+Start: a program that cannot run, or that exits immediately, never sleeps before it exits, because
+it computes or reads its files. So a program that sleeps has started successfully, and niso need not
+wait for a fixed time.
 
 Hosts file: when the networks of a running service change, the new folder is mounted beneath the old
-one, which is then unmounted (move_mount(2), MOVE_MOUNT_BENEATH, Linux 6.5): the service sees one of
-the two at every moment. On an older kernel it briefly sees neither. niso acts with full privileges
-in an /etc that the service may have changed. So it follows no symlink, and replaces only a mount of
-the file system that contains niso's hosts files. Otherwise it changes nothing, and the service must
-be restarted.
+one, which is then unmounted (move_mount(2), MOVE_MOUNT_BENEATH, Linux 6.5). The service therefore
+always sees one of the two. On an older kernel it sees neither for a short time. niso acts with full
+privileges in an /etc that the service may have changed. So it follows no symbolic link, and
+replaces only a mount of the file system that contains niso's hosts files. Otherwise it changes
+nothing, and the service must be restarted.
 
 Services whose runtime files were deleted are found by the cgroups that niso created for them.
 """
@@ -76,17 +77,20 @@ if TYPE_CHECKING:
 
 
 _KILL_S = 10.0
-"""How long a process may take to end after SIGKILL."""
+"""Seconds that a process may take to exit after SIGKILL."""
 _AT_ONCE = 500
-"""The most containers that one crun deletes: an argument has at most 128 KiB (execve(2))."""
+"""The maximum number of containers that one crun process deletes.
+
+An argument of a program has at most 128 KiB (execve(2)).
+"""
 
 
 _FILES, _BYTES, _INODES = 64, 1 << 18, 64
-"""The needs of a start: open files, and bytes and files in the run folder."""
+"""What a start needs: open files, bytes in the run folder, and files in the run folder."""
 
 
 def require_room() -> None:
-    """Raise ProcessError if a start would fail for lack of descriptors, space or files.
+    """Raise ProcessError if a start would fail for lack of descriptors, disk space or inodes.
 
     Callers check this before they stop a process to restart it.
     """
@@ -110,11 +114,11 @@ def require_room() -> None:
 
 
 class Start:
-    """A start in progress: crun creates the container, and `finish` starts it.
+    """A start in progress: crun creates the container, and `finish` starts its process.
 
-    The caller must call `finish` or `close`. The constructor first removes leftovers of an earlier
-    activation. Raises `ProcessError` with the message of crun; then no process, cgroup, mount or
-    file except the log is left.
+    The caller must call `finish` or `close`. The constructor first removes what an earlier
+    activation has left. Raises `ProcessError` with the message of crun; no process, cgroup, mount
+    or file other than the log is left then.
     """
 
     def __init__(self, spec: ProcessSpec) -> None:
@@ -133,29 +137,38 @@ class Start:
 
     @property
     def fd(self) -> int:
-        """Return a descriptor that becomes readable when `is_created` becomes true."""
+        """A descriptor that becomes readable when `is_created` becomes true."""
         return self._run.fd
 
     @property
     def is_created(self) -> bool:
-        """Return whether `finish` would not block: the container exists, or its creation failed."""
+        """Whether `finish` would not block: the container exists, or its creation has failed."""
         return wait_readable(self._run.fd, 0)
 
     def finish(self) -> int:
-        """Start the created container; return the pid of its PID 1 on the host."""
+        """Start the created container, and return the pid of its PID 1 on the host.
+
+        Raises ProcessError.
+        """
         with _whole(self._service):
             pid = self._run.finish()
             units.hand_over(self._service, status.conmon(self._service))
             return pid
 
     def close(self) -> None:
-        """Release a start that will not be finished; `stop` ends its processes."""
+        """Release the resources of a start that will not be finished.
+
+        `stop` kills its processes.
+        """
         self._run.close()
 
 
 @contextmanager
 def _whole(service: str) -> Iterator[None]:
-    """Remove all processes and files of the service if the ``with`` block fails."""
+    """Context that removes all processes and files of the service if the block fails.
+
+    An OSError of the block becomes a ProcessError.
+    """
     try:
         yield
     except Error:
@@ -167,15 +180,15 @@ def _whole(service: str) -> Iterator[None]:
 
 
 def start(spec: ProcessSpec) -> int:
-    """Start a service and wait for its `Start`; return the pid of its PID 1 on the host."""
+    """Start a service as `Start` does, and return the pid of its PID 1 on the host."""
     return Start(spec).finish()
 
 
 class Run:
-    """One run of a service in progress, recorded in state.json.
+    """One run of a service, recorded in state.json.
 
-    ``number`` counts the runs of this activation from 0. ``counts`` has the numbers of restarts and
-    failures. Raises the errors of `niso.runtime.launch.Launch`.
+    ``number`` counts the runs of an activation from 0. ``counts`` has the numbers of restarts and
+    of consecutive failures. Raises the errors of `niso.runtime.launch.Launch`.
     """
 
     def __init__(self, spec: ProcessSpec, number: int, counts: dict[str, Any]) -> None:
@@ -193,7 +206,7 @@ class Run:
         self.fd = self._launch.fd
 
     def finish(self) -> int:
-        """Start the container, record it as running, return the pid of its PID 1."""
+        """Start the container, record it as running, and return the pid of its PID 1."""
         pid = self._launch.finish()
         logs.rotate_if_large(self._service)
         now = {
@@ -206,19 +219,20 @@ class Run:
         return pid
 
     def close(self) -> None:
-        """Release a run that will not be finished."""
+        """Release the resources of a run that will not be finished."""
         self._launch.close()
 
 
 def open_init(service: str) -> int:
-    """Open a pidfd of the service's PID 1, which the caller closes; -1 if none runs."""
+    """Return a pidfd of the service's PID 1, which the caller must close; -1 if none runs."""
     return open_in_service(service, status.read(service).pid)
 
 
 def terminate(service: str) -> int:
-    """Send SIGTERM to a service and disable its restart policy; call `stop` to complete the stop.
+    """Send SIGTERM to a service, and disable its restart policy. Call `stop` afterwards.
 
-    Returns a pidfd of its PID 1, which the caller closes; -1 if no PID 1 runs that handles SIGTERM.
+    Returns a pidfd of its PID 1, which the caller must close, or -1 if no PID 1 is running that
+    handles SIGTERM.
     """
     folder = paths.service_dir(service)
     if not os.path.isdir(folder):
@@ -239,10 +253,11 @@ def terminate(service: str) -> int:
 
 
 def stop(service: str, timeout_s: float | None = None) -> None:
-    """Stop a service and remove its runtime state; no-op if there is none.
+    """Stop a service and remove its runtime files; no-op if there are none.
 
-    Sends SIGTERM, then SIGKILL after ``timeout_s`` seconds (default: the spec's stop timeout).
-    The restart policy does not apply. Raises `ProcessError` if a process does not end.
+    Sends SIGTERM, and after ``timeout_s`` seconds SIGKILL. None stands for the stop timeout in the
+    spec. The service is not restarted by its restart policy. Raises `ProcessError` if a process
+    does not exit.
     """
     try:
         if _end_runs(service, timeout_s):
@@ -253,14 +268,17 @@ def stop(service: str, timeout_s: float | None = None) -> None:
 
 
 def stop_all(services: Iterable[str]) -> dict[str, Error]:
-    """Stop services as `stop` with a timeout of 0 s does, with one crun process for all.
+    """Stop services as `stop` does with a timeout of 0 s, with one crun process for all of them.
 
     Returns the errors by service.
     """
     errors: dict[str, Error] = {}
 
     def attempt(names: Iterable[str], do: Callable[[str], bool]) -> list[str]:
-        """Return the services for which ``do`` returns true."""
+        """Call ``do`` for each service, and return the services for which it returned true.
+
+        Errors are recorded in ``errors``.
+        """
         done = []
         for name in names:
             try:
@@ -279,7 +297,10 @@ def stop_all(services: Iterable[str]) -> dict[str, Error]:
 
 
 def _end_runs(service: str, timeout_s: float | None) -> bool:
-    """Kill the process of a service and its conmon; return False if it has no runtime state."""
+    """Kill the processes of a service's runs and their conmons.
+
+    Returns False if the service has no runtime files.
+    """
     folder = paths.service_dir(service)
     _end_orphans(service, None)
     if not os.path.isdir(folder):
@@ -293,7 +314,10 @@ def _end_runs(service: str, timeout_s: float | None) -> bool:
 
 
 def _remove(service: str) -> bool:
-    """Remove the runtime state of a service that crun no longer knows."""
+    """Remove the cgroup and the runtime files of a service whose container crun has deleted.
+
+    Always returns True.
+    """
     files.remove_tree(_crun_state(service))  # crun cannot read what an interrupted create left
     _end_cgroup(service, load(service))
     signals.hit(f"remove the runtime files of {service}")
@@ -304,13 +328,16 @@ def _remove(service: str) -> bool:
 
 
 def forget_health(service: str) -> None:
-    """Delete the last health check result; no-op if there is none. Raises OSError."""
+    """Delete the recorded probe results of a service; no-op if there are none. Raises OSError."""
     with suppress(FileNotFoundError):
         os.unlink(paths.health_file(service))
 
 
 def abandon(spec: ProcessSpec, bundle: str) -> None:
-    """Clean up after a run that failed to start; keep other files. Raises `ProcessError`."""
+    """Clean up after a run that failed to start. Only its own files are deleted.
+
+    Raises `ProcessError`.
+    """
     if os.path.isdir(bundle):
         _end_all(spec.service, spec, [bundle], 0)
         clear(spec.service)
@@ -324,10 +351,10 @@ def _failed(service: str, what: str, error: OSError) -> ProcessError:
 
 
 def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
-    """Kill the processes of runs and their conmons.
+    """Kill the processes of runs, and their conmons.
 
-    The container is deleted from crun afterwards: a conmon in the middle of a creation could still
-    complete it.
+    The caller deletes the container from crun afterwards, because a conmon that is creating a
+    container could still complete the creation.
     """
     signals.hit(f"stop the process of {service}")
     for bundle in runs:
@@ -346,9 +373,9 @@ def _end_cgroup(service: str, spec: ProcessSpec | None) -> None:
 
 
 def end_orphans(service: str, path: str) -> None:
-    """Kill the processes left in the cgroup ``path`` of a service without a folder.
+    """Kill the processes in the cgroup ``path`` of a service without runtime files.
 
-    Then removes the cgroup. Raises `ProcessError`.
+    The cgroup is removed afterwards. Raises `ProcessError`.
     """
     try:
         _end_orphans(service, path)
@@ -358,15 +385,15 @@ def end_orphans(service: str, path: str) -> None:
 
 
 def has_conmon(service: str) -> bool:
-    """Return whether a conmon started with this run folder supervises a process of the service."""
+    """Return whether a conmon that was started with this run folder supervises the service."""
     return bool(_conmons((service,)))
 
 
 def _end_orphans(service: str, path: str | None) -> None:
     """Kill the processes of a service whose folder was removed; no-op if there are none.
 
-    crun's state still has the paths of bundle and cgroup. Without crun's state, only the cgroup
-    ``path`` is known, and all processes in it are killed.
+    crun's record of the container still has the paths of the bundle and the cgroup. Without that
+    record, only the cgroup ``path`` is known, and all processes in it are killed.
     """
     # The state of an interrupted create lacks these keys and counts as none.
     known = read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status")) or {}
@@ -384,10 +411,11 @@ def _end_orphans(service: str, path: str | None) -> None:
 
 
 def end_unrecorded_conmons(services: Collection[str]) -> None:
-    """Kill every conmon that an interrupted start left before its pid file was written.
+    """Kill each conmon of these services that an interrupted start has not recorded.
 
-    Such a conmon would mistake a later run in a folder of the same name for its own. The caller
-    holds the locks of the services. Scans all processes.
+    An interrupted start may leave a conmon without a pid file. Such a conmon would take a later run
+    in a folder of the same name for its own. The caller must have the locks of the services. All
+    processes of the host are scanned.
     """
     for pid, bundle in _conmons(services):
         if pid != read_pid(f"{bundle}/conmon.pid"):
@@ -395,7 +423,11 @@ def end_unrecorded_conmons(services: Collection[str]) -> None:
 
 
 def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
-    """List (pid, bundle) of every conmon of the services, from all command lines in /proc."""
+    """Return pairs (pid, bundle) for all conmons of these services.
+
+    The bundle is the folder of the run that the conmon supervises. Conmons are found by the command
+    lines in /proc.
+    """
     start = os.fsencode(os.path.join(paths.run_dir(), "services")) + b"/"
     conmons = []
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
@@ -411,14 +443,14 @@ def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
 
 
 def clear(service: str) -> None:
-    """Delete the container from crun, in whatever state it is; no-op if crun has none."""
+    """Delete a service's container from crun, whatever its state; no-op if crun has none."""
     _delete([service])
     # crun cannot read what an interrupted create left.
     files.remove_tree(_crun_state(service))
 
 
 def _delete(services: Iterable[str]) -> None:
-    """Delete containers by crun; those whose state crun cannot read stay."""
+    """Delete the containers of services by crun. One that crun cannot read stays."""
     known = [name for name in services if os.path.isdir(_crun_state(name))]
     if len(known) == 1:
         crun.run("delete", "--force", crun.container_id(known[0]))
@@ -433,7 +465,7 @@ def _crun_state(service: str) -> str:
 
 
 def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
-    """Send SIGTERM, then SIGKILL, to the PID 1 of a run.
+    """Kill the PID 1 of a run: with SIGTERM, and after ``timeout_s`` seconds with SIGKILL.
 
     The kernel kills all other processes of the run with it (pid_namespaces(7)).
     """
@@ -456,10 +488,10 @@ def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
 
 
 def end_conmon(bundle: str) -> None:
-    """Kill the exit command of a run, then its conmon, which may first write the last log lines.
+    """Kill the exit command of a run, and then its conmon.
 
-    Once the service has ended, conmon has no other child than the exit command or an interrupted
-    crun create.
+    conmon gets `CONMON_S` seconds to write the last log lines. After the service has exited, conmon
+    has no other children than the exit command or an interrupted crun create.
     """
     pid = read_pid(f"{bundle}/conmon.pid")
     if pid is not None:
@@ -491,7 +523,10 @@ def _end_conmon(pid: int, bundle: str) -> None:
 
 
 def _kill_cgroup(service: str, path: str) -> None:
-    """Kill the processes left in the cgroup ``path``, such as those of an interrupted create."""
+    """Kill the processes in the cgroup ``path``, such as those of an interrupted crun create.
+
+    Raises ProcessError if a process does not exit.
+    """
     for pid in cgroups.pids(path):
         try:
             pidfd = os.pidfd_open(pid)
@@ -509,7 +544,7 @@ def _kill_cgroup(service: str, path: str) -> None:
 
 
 def _touch(path: str) -> None:
-    """Create the file ``path`` unless anything exists at that path."""
+    """Create the file ``path``, unless that path exists."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
     except OSError as error:
@@ -522,13 +557,16 @@ def _touch(path: str) -> None:
 
 
 _ENDS_S = 1.0
-"""How long a process may take to end after SIGKILL (seconds)."""
+"""Seconds that a process may take to exit after SIGKILL."""
 _LOOK_S = 0.05
-"""How long to wait for a process to end after another signal, to report it (seconds)."""
+"""Seconds to wait for the exit of a process after a signal other than SIGKILL."""
 
 
 def number(text: str) -> int:
-    """Parse a signal, ``HUP``, ``SIGHUP`` or ``1``, to its number. Raises UsageError."""
+    """Return the number of a signal that is written as ``HUP``, ``SIGHUP`` or ``1``.
+
+    Raises UsageError for other strings.
+    """
     plain = text.upper().removeprefix("SIG")
     known = {sig.name.removeprefix("SIG"): sig.value for sig in signal.Signals}
     if plain in known:
@@ -540,7 +578,7 @@ def number(text: str) -> int:
 
 
 def name(number: int) -> str:
-    """Return the name of a signal, ``SIGHUP``, or ``signal 35`` if it has none."""
+    """Return the name of a signal, such as ``SIGHUP``, or ``signal 35`` if it has no name."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -548,11 +586,11 @@ def name(number: int) -> str:
 
 
 def send(service: str, number: int) -> bool:
-    """Send a signal to a service's process; return whether the process has verifiably ended.
+    """Send a signal to a service's process, and return whether the process exited soon after.
 
-    SIGKILL goes to PID 1, with which the kernel kills all others (pid_namespaces(7)). Any other
-    signal goes to the process of the entrypoint, PID 1's first child: PID 1 is an init, which
-    cannot pass on SIGSTOP. Raises ProcessError if the service has no process.
+    SIGKILL is sent to PID 1, with which the kernel kills all other processes (pid_namespaces(7)).
+    Other signals are sent to the process of the entrypoint, which is PID 1's first child, because
+    PID 1 is an init that cannot pass on SIGSTOP. Raises ProcessError if the service has no process.
     """
     pid = status.read(service).pid
     first = next(iter(crun.children(pid)), pid) if number != signal.SIGKILL else pid
@@ -577,22 +615,22 @@ def send(service: str, number: int) -> bool:
 
 
 _MAX_THREADS = 64
-"""A service with more threads is never reported as idle."""
+"""A service with more threads than this never counts as idle."""
 _FIRST_FIELD = 3
-"""What follows the command name in /proc/PID/stat begins with this field (proc_pid_stat(5))."""
+"""Number of the first field after the command name in /proc/PID/stat (proc_pid_stat(5))."""
 _STATE, _UTIME, _STIME = 3 - _FIRST_FIELD, 14 - _FIRST_FIELD, 15 - _FIRST_FIELD
 
 Mark = tuple[tuple[int, bytes], ...]
-"""Each thread with its number of context switches, as text."""
+"""Pairs of a thread's id and its numbers of context switches, as text."""
 
 
 def mark(init: int) -> Mark | None:
-    """Return the context switches of all threads of a service if it is idle, else None.
+    """Return the numbers of context switches of a service's threads if it is idle, else None.
 
-    It is idle if all its threads sleep, one of them runs the entrypoint, and no process below PID 1
-    has children, since a shell may continue, or end, when its child ends. Two equal marks mean that
-    no thread ran in between. ``init`` is the service's PID 1. Always None on a kernel without
-    CONFIG_PROC_CHILDREN.
+    ``init`` is the service's PID 1. The service is idle if all its threads sleep, one of them has
+    executed the entrypoint, and no process below PID 1 has children: a shell may continue or exit
+    when its child exits. Two equal results mean that no thread has run in between. On a kernel
+    without CONFIG_PROC_CHILDREN, the result is always None.
     """
     threads: list[tuple[int, bytes]] = []
     entered = False
@@ -616,9 +654,10 @@ def mark(init: int) -> Mark | None:
 
 
 def is_starved(init: int) -> bool:
-    """Return whether PID 1 or a child of it is runnable but has had less than 0.1 s of CPU time.
+    """Return whether a service's process is runnable but got less than 0.1 s of CPU time.
 
-    The machine is then too busy to conclude from the elapsed time that the start succeeded.
+    ``init`` is the service's PID 1; its children are considered too. If so, the machine is too busy
+    to conclude from the elapsed time that the start was successful.
     """
     try:
         for pid in (init, *_children(init, str(init))):
@@ -633,18 +672,18 @@ def is_starved(init: int) -> bool:
 
 
 def _children(pid: int, tid: str) -> list[int]:
-    """List the children of a thread (proc_pid_task_tid_children(5)).
+    """Return the pids of the children of a thread (proc_pid_task_tid_children(5)).
 
-    Raises OSError if the thread has ended.
+    Raises OSError if the thread has exited.
     """
     with open(f"/proc/{pid}/task/{tid}/children", encoding="ascii") as file:
         return [int(word) for word in file.read().split()]
 
 
 def _switches(path: str) -> bytes | None:
-    """Read the context switches from a thread's status file (proc_pid_status(5)).
+    """Return the context switches in a thread's status file (proc_pid_status(5)), as text.
 
-    None unless the thread sleeps.
+    Returns None if the thread does not sleep.
     """
     with open(path, "rb") as file:
         text = file.read()
@@ -661,9 +700,9 @@ _RESOLVE = BENEATH | NO_SYMLINKS | NO_MAGICLINKS
 
 
 def swap(spec: ProcessSpec) -> None:
-    """Mount ``spec.hosts_folder`` in a running service, also for later restarts; idempotent.
+    """Mount ``spec.hosts_folder`` in a running service, now and at later restarts.
 
-    Raises ProcessError.
+    A second call changes nothing more. Raises ProcessError.
     """
     what = f"{spec.service}: cannot replace its hosts file"
     again = f"a restart of {spec.service} mounts it again"
@@ -688,16 +727,20 @@ def swap(spec: ProcessSpec) -> None:
 
 
 def _clone(folder: str) -> int:
-    """Open a detached, read-only bind mount of ``folder`` (open_tree(2), mount_setattr(2))."""
+    """Return a descriptor of a detached, read-only bind mount of ``folder``.
+
+    See open_tree(2) and mount_setattr(2).
+    """
     tree = clone_mount(AT_FDCWD, folder)
     set_attributes(tree, _ATTRIBUTES)
     return tree
 
 
 def _swap_in_child(pidfd: int, tree: int, device: int) -> str:
-    """Swap the mounts in the mount namespace of ``pidfd``; return the error, "" for none.
+    """Replace the hosts folder in the mount namespace of the process of ``pidfd``.
 
-    ``device`` is the st_dev of niso's hosts files.
+    ``tree`` is a descriptor of the new mount. ``device`` is the device number (st_dev) of niso's
+    hosts files. Returns the error message; "" after success.
     """
     with signals_held():
         read, write = os.pipe()
@@ -719,7 +762,10 @@ def _swap_in_child(pidfd: int, tree: int, device: int) -> str:
 
 
 def _swap(tree: int, device: int) -> None:
-    """Replace the mount on /etc/niso-hosts of this process's root by ``tree``. Raises OSError."""
+    """Replace the mount at /etc/niso-hosts, below this process's root, by ``tree``.
+
+    ``device`` is the device number that the present mount must have. Raises OSError.
+    """
     os.chdir("/")
     etc = _open_folder(AT_FDCWD, "etc")
     os.fchdir(etc)
@@ -738,14 +784,17 @@ def _swap(tree: int, device: int) -> None:
 
 
 def _open_folder(folder: int, name: str) -> int:
-    """Open a folder below ``folder`` without following a symlink. Raises OSError."""
+    """Return a descriptor of the folder ``name`` in ``folder``, following no symbolic link.
+
+    Raises OSError.
+    """
     return open_place(name, _RESOLVE, folder, os.O_DIRECTORY)
 
 
 def _unmount_hosts() -> None:
-    """Unmount the hosts folder of the current directory. Raises OSError.
+    """Unmount the hosts folder in the current directory. Raises OSError.
 
-    The mount was checked before; only a process with CAP_SYS_ADMIN could have replaced it since.
+    The mount was checked before. Only a process with CAP_SYS_ADMIN could have replaced it since.
     """
     unmount(HOSTS.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW)
 
@@ -754,21 +803,27 @@ def _unmount_hosts() -> None:
 
 
 class Lost(NamedTuple):
-    """A service that has a cgroup but no runtime files in this run folder."""
+    """A service that has a cgroup, but no runtime files in this run folder.
+
+    Its runtime files were deleted, or belong to another run folder.
+    """
 
     service: str
     state_id: str
     stranger: int | None
-    """The pid of one of its processes, if no conmon of this run folder supervises them."""
+    """The pid of one of its processes if no conmon of this run folder supervises it, else None."""
 
     @property
     def cgroup(self) -> str:
-        """Return the service's cgroup, relative to the root of each hierarchy."""
+        """The service's cgroup, relative to the root of each hierarchy."""
         return f"/niso-{self.state_id}/{self.service}"
 
 
 def find(state_ids: Iterable[str]) -> list[Lost]:
-    """Return the services of these state folders that lost their runtime files, sorted."""
+    """Return the services of these state folders that have lost their runtime files, sorted.
+
+    ``state_ids`` are the ids of the state folders.
+    """
     known = set(status.services())
     places = [
         (state_id, name)

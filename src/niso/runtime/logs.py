@@ -1,12 +1,13 @@
-"""Rotate and read the logs of services: conmon's files in its format ``k8s-file``.
+"""Rotate and read the logs of services, which conmon writes in its format ``k8s-file``.
 
-conmon writes ``service.log``. When niso reads the status of a service whose log exceeds 16 MiB, it
-renames the log to ``service.log.1`` (and that to ``.2``) and makes conmon open a new file.
+conmon writes ``service.log``. If the log of a service exceeds 16 MiB when niso reads the service's
+status, niso renames the log to ``service.log.1`` (and that one to ``.2``), and makes conmon open a
+new file.
 
-conmon's own limit (`niso.runtime.launch.LOG_SIZE_MAX`) bounds the disk space of a service that
-writes more between two reads of its status: conmon then replaces the file. The old file survives as
-``service.log.kept``, a hard link that niso made. So the last 10 MB remain for every service that
-writes less than twice that limit between two reads.
+A service may write more than that between two reads of its status. Its disk space is bounded by a
+limit of conmon (`niso.runtime.launch.LOG_SIZE_MAX`), at which conmon replaces the file. The old
+file survives as ``service.log.kept``, a hard link that niso has made. So the last 10 MB remain for
+each service that writes less than twice that limit between two reads.
 """
 
 from __future__ import annotations
@@ -40,21 +41,22 @@ _REOPEN_S = 1.0
 
 
 class Record(NamedTuple):
-    """A line of the log file: a complete line that the service wrote, or a part of one."""
+    """A line of the log file: a complete line that the service wrote, or a part of it."""
 
     stamp: bytes
-    """RFC 3339."""
+    """the time in the format of RFC 3339"""
     stream: bytes
-    """stdout or stderr."""
+    """stdout or stderr"""
     partial: bool
-    """Whether the next record of the stream continues the line."""
+    """whether the next record of the stream continues the line"""
     text: bytes
 
 
 def rotate_if_large(service: str) -> None:
-    """Start a new log file if the present one exceeds 16 MiB; otherwise this costs two stat(2).
+    """Start a new log file if the present one exceeds 16 MiB.
 
-    No-op if another process is rotating the log. Raises OSError.
+    Otherwise this costs two calls of stat(2). No-op if another process is rotating the log. Raises
+    OSError.
     """
     path = f"{paths.log_dir(service)}/{LOG_NAME}"
     try:
@@ -84,12 +86,12 @@ def read(
     timestamps: bool = False,
     since: float | None = None,
 ) -> Iterator[bytes]:
-    """Yield the lines that a service wrote, with their newlines, both streams in order of arrival.
+    """Yield the lines that a service wrote to stdout and stderr, in the order of their arrival.
 
-    ``last`` limits the output to the last lines. With ``follow``, continue with new lines until the
-    log folder is removed. With ``timestamps``, each line starts with its time (RFC 3339) and a
-    space. With ``since`` (seconds since 1970), begin with the first line from then on. An
-    incomplete line comes last, without a newline.
+    A line ends with its newline; an incomplete line comes last, without one. ``last`` limits the
+    output to so many lines at the end. With ``follow``, new lines are yielded too, until the log
+    folder is removed. With ``timestamps``, each line starts with its time (RFC 3339) and a space.
+    ``since`` is a Unix time in seconds: lines before the first one from that time on are left out.
     """
     for record in records(service, last, follow, since):
         if record is not None:
@@ -99,9 +101,9 @@ def read(
 def records(
     service: str, last: int | None, follow: bool, since: float | None
 ) -> Iterator[Record | None]:
-    """Yield records as `read` yields lines.
+    """Yield the records of a log. The parameters are those of `read`.
 
-    With ``follow``, yield None once, after the past records.
+    With ``follow``, None is yielded once, after the records that already exist.
     """
     files = _open_files(f"{paths.log_dir(service)}/{LOG_NAME}")
     try:
@@ -137,7 +139,10 @@ def records(
 
 
 def _from(records: Iterator[Record], since: float) -> Iterator[Record]:
-    """Yield the records from the first one at or after ``since`` (seconds since 1970)."""
+    """Yield the records from the first one on that was written at or after ``since``.
+
+    ``since`` is a Unix time in seconds.
+    """
     for record in records:
         try:
             late = datetime.fromisoformat(record.stamp.decode()).timestamp() >= since
@@ -150,15 +155,16 @@ def _from(records: Iterator[Record], since: float) -> Iterator[Record]:
 
 
 def shown(record: Record, timestamps: bool) -> bytes:
-    """Format a record as a line that `read` yields."""
+    """Return a record as a line of `read`."""
     end = b"" if record.partial else b"\n"
     return record.stamp + b" " + record.text + end if timestamps else record.text + end
 
 
 def _joined(lines: Iterator[bytes], begun: list[Record] | None = None) -> Iterator[Record]:
-    """Join the partial records of each line, also if records of the other stream are in between.
+    """Yield records from the lines of log files, with the parts of each line joined.
 
-    ``begun`` are earlier partial records that the lines continue.
+    Records of the other stream may be between the parts. ``begun`` are earlier parts, which the
+    lines continue.
     """
     open_lines = {record.stream: record for record in begun or ()}
     for line in lines:
@@ -177,9 +183,9 @@ def _joined(lines: Iterator[bytes], begun: list[Record] | None = None) -> Iterat
 
 
 def _lines(fd: int, offset: int, end: int | None) -> Iterator[bytes]:
-    """Yield the complete lines of a file, without newlines, from ``offset`` up to ``end``.
+    """Yield the complete lines of a file from ``offset`` to ``end``, without newlines.
 
-    Both must be at the start of a line; ``end`` None is the end of the file.
+    Both must be offsets at which a line starts. None for ``end`` stands for the end of the file.
     """
     partial = b""
     while block := os.pread(fd, _BLOCK if end is None else min(_BLOCK, end - offset), offset):
@@ -189,9 +195,9 @@ def _lines(fd: int, offset: int, end: int | None) -> Iterator[bytes]:
 
 
 def _follow(service: str, fd: int, offset: int) -> Iterator[bytes]:
-    """Yield new lines across rotation until the log folder is removed.
+    """Yield the new lines of a log, also after rotation, until the log folder is removed.
 
-    ``fd`` is the newest file, already read up to ``offset``, or -1. It is closed here.
+    ``fd`` is the newest file, which has been read up to ``offset``, or -1. It is closed here.
     """
     path = f"{paths.log_dir(service)}/{LOG_NAME}"
     partial = b""
@@ -222,7 +228,7 @@ def _follow(service: str, fd: int, offset: int) -> Iterator[bytes]:
 
 
 def _end_of_last_line(fd: int) -> int:
-    """Return the offset after the last newline; 0 if there is none."""
+    """Return the offset after the last newline of a file; 0 if it has none."""
     end = os.fstat(fd).st_size
     while end > 0:
         begin = max(0, end - _BLOCK)
@@ -234,9 +240,10 @@ def _end_of_last_line(fd: int) -> int:
 
 
 def _tail(files: list[int], last: int) -> tuple[int, int]:
-    """Find where the ``last`` lines start: (index of the file, offset of a record).
+    """Return where the ``last`` lines of a log start: the index of a file, and an offset in it.
 
-    Reads from the end. At least ``last`` lines, with all their parts, follow that record.
+    The files are read from their end. At least ``last`` lines, with all their parts, follow that
+    offset.
     """
     ended = 0
     for i in reversed(range(len(files))):
@@ -259,7 +266,7 @@ def _tail(files: list[int], last: int) -> tuple[int, int]:
 
 
 def _open_files(path: str) -> list[int]:
-    """Open the files of a log, oldest first, each only once."""
+    """Return descriptors of the files of a log, the oldest first, each file only once."""
     files: list[int] = []
     seen: set[tuple[int, int]] = set()
     # Newest first: a rotation in between then shows a file twice, but never hides one.
@@ -278,7 +285,10 @@ def _open_files(path: str) -> list[int]:
 
 
 def _rotate(service: str, path: str) -> None:
-    """Rename the log and make conmon open a new one; wait for conmon at most `_REOPEN_S`."""
+    """Rename the log and make conmon open a new file.
+
+    The call waits for conmon at most `_REOPEN_S` seconds. Raises OSError.
+    """
     record = read_state(service) or {"run": 0}
     ctl = -1
     try:
@@ -305,9 +315,9 @@ def _rotate(service: str, path: str) -> None:
 
 
 def _keep(path: str) -> None:
-    """Link the present file as ``.kept``, so that it survives conmon's own rotation.
+    """Create the hard link ``.kept`` to the present log, which survives conmon's own rotation.
 
-    A ``.kept`` file that has survived a rotation is renamed to ``.1``.
+    If ``.kept`` is a log that conmon has replaced, it is renamed to ``.1`` first.
     """
     kept = f"{path}.kept"
     if _identity(kept) is not None and not _same(path, kept):
@@ -320,7 +330,7 @@ def _keep(path: str) -> None:
 
 
 def _shift(path: str, newest: str) -> None:
-    """Rename ``.1`` to ``.2`` and ``newest`` to ``.1``."""
+    """Rename the log ``.1`` to ``.2``, and the file ``newest`` to ``.1``."""
     if os.path.exists(f"{path}.1"):
         os.rename(f"{path}.1", f"{path}.2")
     os.rename(newest, f"{path}.1")
@@ -332,7 +342,7 @@ def _same(first: str, second: str) -> bool:
 
 
 def _identity(file: str | int) -> tuple[int, int] | None:
-    """Return (device, inode) of a path or descriptor; None if there is no such file."""
+    """Return the device and inode numbers of a path or descriptor; None if it does not exist."""
     try:
         info = os.stat(file)
     except FileNotFoundError:
@@ -350,10 +360,10 @@ def read_joint(
     timestamps: bool = False,
     since: float | None = None,
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield (service, line) of several services, in order of time.
+    """Yield pairs (service, line) from the logs of several services, in the order of time.
 
-    The arguments are those of `niso.runtime.logs.read`; ``last`` counts for each service. With
-    ``follow``, new lines come as they arrive, until all log folders are removed.
+    The parameters are those of `read`; ``last`` counts for each service. With ``follow``, new lines
+    are yielded as they arrive, until all log folders are removed.
     """
     lines = _followed(services, last, since) if follow else _past(services, last, since)
     for service, record in lines:
@@ -373,7 +383,10 @@ def _past(
 def _followed(
     services: list[str], last: int | None, since: float | None
 ) -> Iterator[tuple[str, Record]]:
-    """Yield past lines of the services, sorted, then new lines, read by one thread per service."""
+    """Yield the existing records of services, sorted by time, and then their new records.
+
+    One thread for each service reads its log.
+    """
     queue: SimpleQueue[tuple[str, Record | None] | None] = SimpleQueue()
 
     def collect(service: str) -> None:

@@ -1,4 +1,4 @@
-"""Define `Machine`, what commands change: the store, the kernel and the processes of services."""
+"""Define `Machine`: the store, the kernel and the processes of services, which commands change."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 def _alone() -> None:
-    """Return None: this host is in no cluster."""
+    """Return None, for a host that is in no cluster."""
 
 
 class Machine(NamedTuple):
-    """The store, kernel and processes that a command uses, and its access to the cluster.
+    """The store, the kernel and the processes that a command uses, and its access to the cluster.
 
-    All commands take a Machine, so that tests can pass one in memory.
+    All commands take a Machine, so that tests can use one in memory.
     """
 
     store: Store
     kernel: Kernel
     processes: Processes
     joined: Callable[[], Any] = _alone
-    """Returns this host's access to its cluster (`niso.cluster.engine.Joined`), or None."""
+    """Return this host's access to its cluster (`niso.cluster.engine.Joined`); None without one."""

@@ -1,7 +1,7 @@
-"""Render the OCI configuration of a service: process, capabilities, mounts and namespaces.
+"""Compute the OCI configuration of a service: process, capabilities, mounts and namespaces.
 
-It follows from the service's `ProcessSpec` alone (OCI runtime-spec 1.0.2, config.md). Its resource
-limits are those of `niso.runtime.cgroups`.
+It depends on the service's `ProcessSpec` and the properties of the machine (OCI runtime-spec 1.0.2,
+config.md). Its resource limits are those of `niso.runtime.cgroups`.
 """
 
 from __future__ import annotations
@@ -34,23 +34,29 @@ THE_MACHINE = {
     "MKNOD": "it can make device nodes in its volumes, which other programs can open there",
     "LINUX_IMMUTABLE": "it can make files in its volumes immutable, also for root",
 }
-"""Capabilities that namespaces do not confine to a service, and what they allow."""
+"""Capabilities whose effect namespaces do not limit to the service, and what they allow."""
 HOST_NETWORK = {
     "NET_ADMIN": "it can change the machine's network",
     "NET_RAW": "it can read and forge the machine's packets",
 }
-"""Further ones for a service in the host's network namespace."""
+"""Further such capabilities for a service in the host's network namespace."""
 LINKED = {
     "NET_ADMIN": "it can make and delete links of the host and of other services, "
     "and so reach any network past all rules",
 }
-"""Further ones for a service with a link to the host (IFLA_TARGET_NETNSID, linux/if_link.h)."""
+"""Further such capabilities for a service with a veth pair to the host.
+
+The reason is IFLA_TARGET_NETNSID (linux/if_link.h).
+"""
 
 SHELL_TERM = "xterm"
-"""TERM of a command on a terminal if the caller's is unset."""
+"""Value of TERM for a command on a terminal, if the caller's is unset."""
 
 NOFILE_SOFT, NOFILE_HARD = 65_536, 1_048_576
-"""Limits of open files: enough for any service, few enough for a program that closes them all."""
+"""Soft and hard limit of open files.
+
+They are enough for any service, and few enough for a program that closes all possible descriptors.
+"""
 
 # As in Podman (pkg/specgen/generate/config_linux.go): files that reveal properties of the machine,
 # or change it.
@@ -78,30 +84,35 @@ _READ_ONLY = (
     "/proc/sysrq-trigger",
 )
 _DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2))
-"""null, zero, full, random, urandom, tty, ptmx (Linux' devices.txt)."""
+"""Device numbers of null, zero, full, random, urandom, tty and ptmx (Linux' devices.txt)."""
 
 
 class Machine(NamedTuple):
-    """The properties of the machine that config.json depends on."""
+    """The properties of the machine on which config.json depends."""
 
     init: str
-    """The path of catatonit, as seen in the mount namespace of the container's creation."""
+    """The path of catatonit in the mount namespace in which crun creates the container."""
     nofile_max: int
     """The largest limit of open files that the caller may set."""
     seccomp: dict[str, Any]
     """The seccomp profile of all services (seccomp.json)."""
     folders: Sequence[str] = ()
-    """Folders of the host that the service sees read-only at the same path."""
+    """Folders of the host that the service sees at the same path, read-only."""
     controllers: Container[str] = cgroups.CONTROLLERS
-    """Cgroup controllers that can limit the service."""
+    """The cgroup controllers that can limit the service."""
     host: str = ""
-    """The folder that shows ``folders`` while the container is created, each below its own path."""
+    """A folder that contains ``folders`` while the container is created, each below its own
+    path.
+    """
     secrets: str = ""
-    """The folder that shows the secrets during the container's creation; "" without secrets."""
+    """A folder that contains the secrets while the container is created; "" without secrets."""
 
 
 def process(spec: ProcessSpec, args: list[str], nofile_max: int) -> dict[str, Any]:
-    """Return the process object (config.md, Process) that runs ``args`` as the service."""
+    """Return the process object (config.md, Process) that runs ``args`` as the service does.
+
+    ``nofile_max`` is the largest limit of open files that niso may set.
+    """
     environment = {
         "PATH": path_env(spec.environment),
         "HOME": spec.home,
@@ -144,8 +155,8 @@ def config(
 ) -> dict[str, Any]:
     """Return the content of config.json.
 
-    ``root`` is the folder of the assembled root on the host. ``hosts_at`` is the mount point of the
-    hosts folder in the service. ``volumes`` are mount objects that come last.
+    ``root`` is the path on the host where the service's root is mounted. ``hosts_at`` is the mount
+    point of the hosts folder inside the service. ``volumes`` are mount objects that come last.
     """
     return {
         "ociVersion": "1.0.2",
@@ -188,10 +199,11 @@ def config(
 
 
 def select_seccomp(profile: dict[str, Any], have: Collection[str]) -> dict[str, Any]:
-    """Return the seccomp profile for a service with these capabilities and [isolation] switches.
+    """Return the seccomp profile for a service.
 
-    A rule marked ``with`` or ``without`` applies only with or without the named capability or
-    switch.
+    ``have`` are its capabilities and the [isolation] switches that are on. A rule of ``profile``
+    that is marked ``with`` or ``without`` applies only if the named capability or switch is in
+    ``have``, or is not.
     """
     rules = []
     for rule in profile["syscalls"]:
@@ -211,7 +223,7 @@ def select_seccomp(profile: dict[str, Any], have: Collection[str]) -> dict[str, 
 
 
 def _mounts(spec: ProcessSpec, hosts_at: str, machine: Machine) -> list[dict[str, Any]]:
-    """Return niso's own mounts; volumes are mounted after these."""
+    """Return the mount objects of niso itself. Volumes are mounted after them."""
     owner = [f"uid={spec.uid}", f"gid={spec.gid}"]
     shm, tmp = (
         [f"size={size}"] if size is not None else [] for size in (spec.shm_size, spec.tmp_size)

@@ -1,9 +1,9 @@
 """Record the exit of a service's process, and apply its restart policy (conmon's exit command).
 
 conmon runs ``python -m niso.runtime.on_exit SERVICE BUNDLE`` (`niso.runtime.launch`) when a service
-has ended. A stop marks the run (`status.STOPPING`) and then kills this process, which may be
-waiting for the lock that the stop has taken, or for the delay before a restart. The module's name
-must not change: conmons that an earlier niso started use it.
+has exited. A stop first creates the file `status.STOPPING` in the run and then kills this process,
+which may be waiting for the lock that the stop has, or for the delay before a restart. The name of
+this module must not change, because conmons that an earlier niso has started use it.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ if TYPE_CHECKING:
 
 MAX_DELAY_S = 60.0
 LONG_LIFE_S = 60.0
-"""A run that lasted this long resets the delay to its first value."""
+"""Seconds. After a run that lasted this long, the restart delay has its first value again."""
 
 
 def delay_s(first_s: float, failures: int) -> float:
-    """Return the delay before a restart: ``first_s``, doubled for each failure in a row.
+    """Return the delay before a restart in seconds.
 
-    It is at most `MAX_DELAY_S`, or ``first_s`` if that is longer.
+    It is ``first_s`` seconds, doubled for each consecutive failure. The maximum is `MAX_DELAY_S`,
+    or ``first_s`` if that is greater.
     """
     return float(min(max(MAX_DELAY_S, first_s), first_s * 2 ** min(failures, 32)))
 
 
 def main(service: str, bundle: str) -> None:
-    """Record the end of the run in ``bundle``, then restart the service if its policy says so."""
+    """Record the end of the run in ``bundle``, and restart the service if its policy says so."""
     try:
         with open(
             files.make(f"{bundle}/{status.EXITED_PID}", 0o600), "w", encoding="ascii"
@@ -68,7 +69,7 @@ def main(service: str, bundle: str) -> None:
 def _current(service: str, bundle: str) -> ProcessSpec | None:
     """Return the spec if ``bundle`` is still the present run and no stop has begun, else None.
 
-    The caller holds the service's lock.
+    The caller must have the service's lock.
     """
     record = read_state(service)
     if files.read(f"{bundle}/{status.EXITED_PID}") != str(os.getpid()).encode():
@@ -80,7 +81,10 @@ def _current(service: str, bundle: str) -> ProcessSpec | None:
 
 
 def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
-    """Clean up after a run and write its end to state.json; return the record."""
+    """Clean up after a run and write its end to state.json. Returns the new content.
+
+    ``code`` is the exit status of the run.
+    """
     record = read_state(spec.service) or {"run": 0, "restarts": 0, "failures": 0}
     for older in status.bundles(os.path.dirname(bundle)):
         if older != bundle:
@@ -110,7 +114,11 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
 
 
 def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
-    """Start the next run; return its record. On failure, return this run's with the error added."""
+    """Start the next run of a service.
+
+    ``record`` is the content of state.json for the run that ended. Returns {"phase": "running"}, or
+    after a failure the new content of state.json, with the error.
+    """
     number = int(record["run"]) + 1
     counts = {
         "restarts": int(record["restarts"]) + 1,
@@ -129,9 +137,9 @@ def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _notify_unit(service: str) -> None:
-    """Make the new conmon the main process of the service's systemd unit, if it has one.
+    """Make the new conmon the main process of the service's systemd unit, if it has a unit.
 
-    If this fails, systemd treats the exit of this run's conmon as the end of the service.
+    If this fails, systemd will take the exit of the previous conmon for the end of the service.
     """
     conmon = status.conmon(service)
     if conmon is not None and units.path(service) is not None:

@@ -1,13 +1,13 @@
-"""Copy packages: /app in a service is a copy made at activation, so later edits do not affect it.
+"""Copy packages. /app in a service is a copy from its activation, so later edits have no effect.
 
-The folder of a copy is named after the fingerprint of its source: names, contents and execute
-permission of all files except the manifest. So files that are written again with the same content,
-as by git or a CI job, are the same package. A copy is made under a temporary name and renamed when
-it is complete and on the disk. It must survive a power failure, because the record of an activation
-that refers to it does.
+The folder of a copy is named after the fingerprint of its source: the names, the contents and the
+execute permission of all files except the manifest. So if files are written again with the same
+content, for example by git or a CI job, the package is the same. A copy is made under a temporary
+name, and renamed when it is complete and flushed to the disk. It must survive a power failure,
+because the record of an activation, which refers to it, does.
 
-The manifest.toml of a copy is written by niso: the active manifest, with what a stack.toml and
-variables made of it. So the copy can be activated if the store is lost, with the same policies.
+niso writes the manifest.toml of a copy. It is the active manifest, including what a stack.toml and
+variables have changed. So if the store is lost, the copy can be activated with the same policies.
 
 Digests of unchanged files are cached. A file counts as unchanged while its device, inode, size,
 mtime and ctime are the same. No process can set the ctime of a file (utimensat(2)). But two changes
@@ -39,23 +39,26 @@ from niso.store import service_rows
 
 MAX_DEPTH = 64
 Apart = str | tuple[str, ...] | None
-"""Paths excluded from a package: its rootfs, and files that the service writes."""
+"""Paths that are excluded from a package: its rootfs, and files that the service writes."""
 MANIFEST = "manifest.toml"
 HISTORY = frozenset((".git", ".hg", ".svn"))
-"""Names of version control data at any depth, which are not part of a package.
+"""Names of version control data, which is not part of a package, at any depth.
 
-Every clone and fetch changes them, and their settings can contain passwords.
+Each clone and fetch changes these files, and their settings can contain passwords.
 """
 _FEW = 32
-"""Up to this many files and folders are flushed to the disk one by one, more with one syncfs(2)."""
+"""Up to so many files and folders are flushed to the disk one by one; more of them together, by
+syncfs(2).
+"""
 
 
 def fingerprint(folder: str, apart: Apart, contents: Contents, manifest: str | None = None) -> str:
-    """Return the fingerprint of a package folder (64 hex digits), without the paths in ``apart``.
+    """Return the fingerprint of a package folder, 64 hexadecimal digits.
 
-    The file ``manifest`` is left out too: its changes are applied key by key, and most keys need no
-    restart. ``contents`` has cached digests, so that unchanged files are not read. Raises
-    InvalidInput if an entry cannot be copied (device, socket, FIFO), Error if it cannot be read.
+    The paths in ``apart`` are left out. So is the file ``manifest``: its changes are applied key by
+    key, and most keys need no restart. ``contents`` has cached digests, so that unchanged files
+    need not be read. Raises InvalidInput if an entry cannot be copied (device, socket, FIFO), and
+    Error if one cannot be read.
     """
     digest = sha256()
     for entry in _walk(folder, apart):
@@ -83,11 +86,12 @@ def copy(
     manifest: str | None = None,
     spec: ServiceSpec | None = None,
 ) -> str:
-    """Copy a package folder to the state folder unless `is_copied`; return the copy's path.
+    """Copy a package folder to the state folder, and return the path of the copy.
 
-    A damaged copy is replaced. Root owns the copy; other users may read everything and write
-    nothing. Raises InvalidInput if the package changes concurrently, or Error.
-    ``spec`` is the content of the copy's manifest, as for `keep_manifest`.
+    ``digest`` is the fingerprint of the package. Nothing is copied if `is_copied`; a damaged copy
+    is replaced. Root owns the copy; other users may read everything and write nothing. ``spec``
+    becomes the copy's manifest, as for `keep_manifest`. Raises InvalidInput if the package changes
+    during the copy, or Error.
     """
     target = os.path.join(package_dir(service), digest)
     if is_copied(service, digest, folder, apart, manifest):
@@ -127,7 +131,7 @@ def copy(
 
 
 def _require_room(folder: str, apart: Apart, target: str) -> None:
-    """Raise Error if the disk of ``target`` has less free space than the package needs."""
+    """Raise Error if the file system of ``target`` has less free space than the package needs."""
     disk = os.statvfs(target)
     free = disk.f_bavail * disk.f_frsize
     # st_blocks counts 512 bytes, and no holes (stat(2))
@@ -141,7 +145,7 @@ def _require_room(folder: str, apart: Apart, target: str) -> None:
 
 
 def _write_to_disk(copy: str) -> None:
-    """Flush a copy to the disk, with its folders. Raises OSError."""
+    """Flush the files and folders of a copy to the disk. Raises OSError."""
     paths = [
         os.path.join(folder, name)
         for folder, _, names in os.walk(copy)
@@ -163,9 +167,9 @@ def _write_to_disk(copy: str) -> None:
 def is_copied(
     service: str, digest: str, folder: str, apart: Apart, manifest: str | None = None
 ) -> bool:
-    """Return whether a copy with this fingerprint exists and all its files have the right sizes.
+    """Return whether a copy with this fingerprint exists and its files have the expected sizes.
 
-    The file ``manifest`` may have changed. Raises InvalidInput or Error as `fingerprint`.
+    The file ``manifest`` may have changed. Raises InvalidInput or Error as `fingerprint` does.
     """
     copy = os.path.join(package_dir(service), digest)
     if not _is_folder(copy):
@@ -178,9 +182,9 @@ def is_copied(
 
 
 def keep_manifest(copy: str, spec: ServiceSpec) -> None:
-    """Write the active manifest into a package copy; no-op if the copy has it.
+    """Write the active manifest into a package copy; no-op if the copy already has it.
 
-    Raises Error if it cannot be written. Then the copy has its previous manifest.
+    Raises Error if it cannot be written; the copy has its previous manifest then.
     """
     path = os.path.join(copy, MANIFEST)
     try:
@@ -198,7 +202,7 @@ def keep_manifest(copy: str, spec: ServiceSpec) -> None:
 
 
 def _write_manifest(copy: str, spec: ServiceSpec) -> None:
-    """Write the manifest of a copy that is not in use yet. Raises OSError."""
+    """Write the manifest of a copy that is not used yet. Raises OSError."""
     path = os.path.join(copy, MANIFEST)
     if os.path.isdir(path) and not os.path.islink(path):
         return
@@ -211,19 +215,22 @@ def _write_manifest(copy: str, spec: ServiceSpec) -> None:
 
 
 def _mode(spec: ServiceSpec) -> int:
-    """Return the mode of a manifest: variables of files can be passwords (`ServiceSpec.apart`)."""
+    """Return the file mode of a manifest.
+
+    If the manifest has variables from files, only root may read it: they can be passwords.
+    """
     return 0o600 if spec.program.apart else 0o644
 
 
 def _mark(spec: ServiceSpec) -> bytes:
-    """Return the first line of the manifest of a copy, which differs for each manifest."""
+    """Return the first line of the manifest in a copy, which identifies the manifest's content."""
 
     digest = sha256(service_rows.encode_service(spec).encode()).hexdigest()
     return f"# niso: the manifest as it was activated, {digest}\n".encode()
 
 
 def _text(spec: ServiceSpec) -> bytes:
-    """Return a manifest.toml with the keys of a manifest that differ from their defaults."""
+    """Return the text of a manifest.toml with the keys that differ from their defaults."""
 
     data = load.written(spec)
     lines = [line for name, table in data.items() if table for line in toml.table(name, table, 0)]
@@ -240,7 +247,7 @@ def _is_folder(copy: str) -> bool:
 
 
 def _is_same(entry: _Entry, path: str) -> bool:
-    """Return whether ``path`` has the type and size of a package's entry."""
+    """Return whether the file at ``path`` has the type and size of a package's entry."""
     try:
         info = os.lstat(path)
     except OSError:
@@ -250,9 +257,10 @@ def _is_same(entry: _Entry, path: str) -> bool:
 
 
 def is_emptied(copy: str) -> bool:
-    """Return whether a copy has files and all are empty, as after a power failure.
+    """Return whether a copy has files that are all empty, as after a power failure.
 
-    Copies of an earlier niso were not flushed to the disk. Stops at the first file with content.
+    Copies of an earlier niso were not flushed to the disk. The first file with content ends the
+    search.
     """
     sizes = (
         os.lstat(os.path.join(folder, name)).st_size
@@ -268,7 +276,10 @@ def is_emptied(copy: str) -> bool:
 
 
 def keep_only(service: str, copies: set[str]) -> None:
-    """Delete all copies of a service's package except the paths in ``copies``; ignore errors."""
+    """Delete all copies of a service's package except those with the paths ``copies``.
+
+    Errors are ignored.
+    """
     folder = package_dir(service)
     if not copies:
         forget(service)
@@ -288,7 +299,7 @@ def keep_only(service: str, copies: set[str]) -> None:
 
 
 def _delete_copy(path: str) -> None:
-    """Delete an incomplete copy, and the service's folder if no other copy is in it."""
+    """Delete an incomplete copy, and the folder of the service if it has no other copy."""
     delete_tree(path)
     try:
         os.rmdir(os.path.dirname(path))
@@ -297,9 +308,9 @@ def _delete_copy(path: str) -> None:
 
 
 def delete_tree(folder: str) -> OSError | None:
-    """Delete one of niso's folders with its content, following no symlink.
+    """Delete one of niso's folders with its content, following no symbolic link.
 
-    Returns the error if that fails, else None.
+    Returns None, or the error if that fails.
     """
     try:
         files.remove_tree(folder)
@@ -309,28 +320,27 @@ def delete_tree(folder: str) -> OSError | None:
 
 
 class _Entry(NamedTuple):
-    """A file, folder or symlink of a package.
+    """A file, folder or symbolic link of a package.
 
-    A descriptor keeps it open, so that a later replacement is not mistaken for it.
+    An open descriptor identifies it, so that a file that replaces it is not mistaken for it.
     """
 
     path: str
-    """Path relative to the package's folder."""
+    """path relative to the package's folder"""
     info: os.stat_result
     target: str
-    """Target of a symlink, else empty."""
+    """target of a symbolic link; "" for others"""
     fd: int
-    """Descriptor with O_PATH; valid until the next entry is yielded."""
+    """descriptor with O_PATH, valid until the next entry is yielded"""
 
 
 def _walk(folder: str, apart: Apart) -> Iterator[_Entry]:
-    """Yield all entries of a package except the paths in ``apart``, parents before children.
+    """Yield all entries of a package except the paths in ``apart``. A folder precedes its content.
 
-    A ``folder`` of "" is the empty package of a service without files of its own.
-
-    Each folder is opened component by component from the top, never through a symlink. So a user
-    who can write to the package cannot make niso, which can read everything, leave the package by
-    replacing a folder with a link.
+    A ``folder`` of "" stands for the empty package of a service without files of its own. Each
+    folder is opened component by component from the top, and never through a symbolic link. So a
+    user who can write to the package cannot replace a folder with a link to make niso read files
+    elsewhere.
     """
     skipped = _identities(apart)
     pending = [("", 0)] if folder else []
@@ -347,7 +357,10 @@ def _walk(folder: str, apart: Apart) -> Iterator[_Entry]:
 
 
 def _entries(folder: str, base: str, skipped: set[tuple[int, int] | None]) -> Iterator[_Entry]:
-    """Yield the entries of the folder ``base`` of a package, sorted by name."""
+    """Yield the entries of the folder ``base`` of a package, sorted by name.
+
+    ``skipped`` are the device and inode numbers of excluded paths.
+    """
     try:
         inside = _open_folder(folder, base)
     except OSError as error:
@@ -383,7 +396,7 @@ def _entries(folder: str, base: str, skipped: set[tuple[int, int] | None]) -> It
 
 
 def _open_folder(folder: str, base: str) -> int:
-    """Open the folder ``base`` of a package for listing. Raises OSError."""
+    """Return a descriptor of the folder ``base`` of a package, for listing it. Raises OSError."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for part in filter(None, base.split("/")):
@@ -396,9 +409,9 @@ def _open_folder(folder: str, base: str) -> int:
 
 
 def _hold(inside: int, name: str, path: str) -> int:
-    """Open a name in an open folder with O_PATH, also if it is a symlink; ``path`` is for errors.
+    """Return a descriptor (O_PATH) of the file ``name`` in an open folder.
 
-    Raises Error.
+    A symbolic link is opened itself. ``path`` is the file's path for error messages. Raises Error.
     """
     try:
         return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
@@ -407,7 +420,7 @@ def _hold(inside: int, name: str, path: str) -> int:
 
 
 def _identities(apart: Apart) -> set[tuple[int, int] | None]:
-    """Return (device, inode) of these paths; missing ones are left out."""
+    """Return the device and inode numbers of these paths; missing paths are left out."""
     identities: set[tuple[int, int] | None] = set()
     for path in (apart,) if isinstance(apart, str) else apart or ():
         with suppress(OSError):
@@ -417,7 +430,10 @@ def _identities(apart: Apart) -> set[tuple[int, int] | None]:
 
 
 def _leads_to(inside: int, name: str, info: os.stat_result) -> tuple[int, int] | None:
-    """Return (device, inode) of the target of a name; None for a broken link."""
+    """Return the device and inode numbers of a name; None for a broken symbolic link.
+
+    ``info`` is the result of stat(2) for the name itself. A symbolic link is followed.
+    """
     if stat.S_ISLNK(info.st_mode):
         try:
             info = os.stat(name, dir_fd=inside)
@@ -436,7 +452,10 @@ def _unreadable(folder: str, base: str, error: OSError) -> Error:
 
 
 def _copy_one(entry: _Entry, source: str, target: str) -> None:
-    """Copy an entry to ``target``; ``source`` is its path for errors. Raises OSError."""
+    """Copy an entry of a package to ``target``. Raises OSError.
+
+    ``source`` is the entry's path for error messages.
+    """
     info = entry.info
     if stat.S_ISLNK(info.st_mode):
         os.symlink(entry.target, target)
@@ -466,9 +485,9 @@ def _copy_one(entry: _Entry, source: str, target: str) -> None:
 
 
 def _send(writer: int, reader: int, start: int, end: int) -> None:
-    """Copy a range of an open file to the same range of another.
+    """Copy the bytes from ``start`` to ``end`` of one open file to the same place of another.
 
-    Copies less if the file has become shorter.
+    Fewer bytes are copied if the file has become shorter.
     """
     os.lseek(writer, start, os.SEEK_SET)
     while start < end and (sent := os.sendfile(writer, reader, start, min(end - start, 1 << 30))):
@@ -476,9 +495,9 @@ def _send(writer: int, reader: int, start: int, end: int) -> None:
 
 
 def _data(reader: int, info: os.stat_result) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of the ranges of an open file that are not holes (lseek(2)).
+    """Yield pairs (start, end) of the ranges of an open file that are not holes (lseek(2)).
 
-    Stops at the size in ``info``, so that a file that keeps growing does not keep it busy.
+    They end at the size in ``info``, so a file that keeps growing is not read for ever.
     """
     size = info.st_size
     if info.st_blocks * 512 >= size:
@@ -500,14 +519,14 @@ def _data(reader: int, info: os.stat_result) -> Iterator[tuple[int, int]]:
 
 
 _TICK_S = 2
-"""The coarsest timestamps of a file system that can hold niso's packages (FAT), in seconds."""
+"""Seconds between two time stamps in the coarsest file system that can have packages (FAT)."""
 _CHUNK = 1 << 17
 _ZEROS = bytes(_CHUNK)
 _DIGEST = 64
 
 
 class PackageFiles(NamedTuple):
-    """The files of a service to activate, resolved before any lock is taken."""
+    """The files of a service to activate. They are determined before any lock is acquired."""
 
     folder: str  # the package to copy, or the existing copy if the service is activated by its name
     rootfs: str | None
@@ -517,19 +536,19 @@ class PackageFiles(NamedTuple):
     contents: Contents | None = None  # the digests behind the fingerprint, if there is one
 
     def copy_path(self, service: str) -> str:
-        """Return the path of the package's copy."""
+        """Return the path of the copy that the package has or will have."""
         if self.fingerprint is None:
             return self.folder
         return os.path.join(package_dir(service), self.fingerprint)
 
     def must_be_copied(self, service: str, manifest: str) -> bool:
-        """Return whether the copy is missing or incomplete. Raises as `is_copied`."""
+        """Return whether the copy is missing or incomplete. Raises the errors of `is_copied`."""
         return self.fingerprint is not None and not is_copied(
             service, self.fingerprint, self.folder, self.apart, manifest
         )
 
     def copy(self, spec: ServiceSpec, manifest: str) -> None:
-        """Copy the package, with ``spec`` as the manifest of the copy. Raises as `copy`."""
+        """Copy the package, with ``spec`` as the copy's manifest. Raises the errors of `copy`."""
         if self.fingerprint is not None and self.contents is not None:
             copy(
                 spec.name,
@@ -543,9 +562,9 @@ class PackageFiles(NamedTuple):
 
 
 class Contents:
-    """The cached digests of a service's package, from `paths.contents_file`.
+    """The cached digests of the files of a service's package, from `paths.contents_file`.
 
-    To save them, the caller must hold the service's lock.
+    The caller must have the service's lock when it saves them.
     """
 
     def __init__(self, service: str) -> None:
@@ -559,9 +578,10 @@ class Contents:
         self._recent: set[str] = set()
 
     def digest(self, path: str, info: os.stat_result, fd: int) -> str:
-        """Return the digest of a regular file, 64 hex digits; ``fd`` is open with O_PATH.
+        """Return the digest of a regular file, 64 hexadecimal digits.
 
-        Reads the file unless its digest is cached. Raises OSError.
+        ``path`` is relative to the package, and ``fd`` is open with O_PATH. The file is read unless
+        its digest is cached. Raises OSError.
         """
         times = f"{info.st_mtime_ns} {info.st_ctime_ns}"
         stamp = f"{info.st_dev} {info.st_ino} {info.st_size} {times} {path}"
@@ -574,7 +594,7 @@ class Contents:
         return known
 
     def save(self) -> None:
-        """Save the digests that were requested; ignore errors."""
+        """Write the digests that were requested to the cache file. Errors are ignored."""
         now = {stamp: value for stamp, value in self._seen.items() if stamp not in self._recent}
         if now == self._kept:
             return
@@ -593,7 +613,7 @@ class Contents:
 
 
 def forget(service: str) -> None:
-    """Delete the cached digests of a service; ignore errors."""
+    """Delete the cached digests of a service. Errors are ignored."""
     path = contents_file(service)
     _remove(path)
     _remove(_draft(path))
@@ -611,9 +631,9 @@ def _remove(path: str) -> None:
 
 
 def _read(fd: int, size: int) -> str:
-    """Return the digest of an open file: of its size, and of each chunk that is not all zeros.
+    """Return the digest of an open file, from its size and each chunk that is not all zeros.
 
-    A hole therefore equals zeros, and is not read (lseek(2)). Raises OSError.
+    A hole therefore has the same digest as zeros, and need not be read (lseek(2)). Raises OSError.
     """
     digest = sha256(f"{size}".encode())
     reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)

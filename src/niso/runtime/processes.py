@@ -1,7 +1,7 @@
-"""Declare the interfaces to the processes of services, and to systemd's units of services.
+"""Declare the interfaces to the processes of services and to the systemd units of services.
 
-`niso.runtime.real_processes` and `niso.runtime.units` implement them; `fakes.processes` of the
-tests needs no root.
+`niso.runtime.real_processes` and `niso.runtime.units` implement them. `fakes.processes` of the
+tests implements them without root.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ else:
 
 
 class Start(Protocol):
-    """A start in progress; the caller must call `finish` or `close`."""
+    """A start in progress. The caller must call `finish` or `close`."""
 
     @property
     def fd(self) -> int:
@@ -39,132 +39,157 @@ class Start(Protocol):
 
     @property
     def is_created(self) -> bool:
-        """Return whether `finish` would not block."""
+        """Whether `finish` would not block."""
 
     def finish(self) -> int:
-        """Start the process; return the pid of its PID 1 on the host. Raises ProcessError."""
+        """Start the process, and return the pid of its PID 1 on the host. Raises ProcessError."""
 
     def close(self) -> None:
-        """Release a start that will not be finished; `Processes.stop` ends its processes."""
+        """Release the resources of a start that will not be finished.
+
+        `Processes.stop` kills its processes.
+        """
 
 
 class Processes(Protocol):
-    """Protocol of the access to services' processes.
+    """Interface to the processes of services.
 
-    A caller that changes anything has the service's lock (`niso.base.locks`).
+    A caller that changes anything must have the service's lock (`niso.base.locks`).
     """
 
     @property
     def units(self) -> Units:
-        """Return the access to the services' units in the init system."""
+        """The interface to the services' units in the init system."""
 
     # --- status ---
 
     def services(self) -> list[str]:
-        """List every service that has a process, or runtime files of one."""
+        """Return all services that have a process or runtime files of one."""
 
     def status(self, service: str) -> Status:
         """Return the status of a service's process."""
 
     def runs(self, service: str) -> bool:
-        """Return whether the process runs or will be restarted, and no stop has begun."""
+        """Return whether the process runs or will be restarted, and no stop of it has begun."""
 
     def is_stopping(self, service: str) -> bool:
-        """Return whether a stop of the process has begun and not completed."""
+        """Return whether a stop of the process has begun and is not complete."""
 
     def in_own_netns(self, service: str) -> bool:
-        """Return whether the process is in the namespace that now has the service's name."""
+        """Return whether the process is in the namespace that has the service's name now."""
 
     def spec(self, service: str) -> ProcessSpec | None:
-        """Return the spec from which the process was started; None if there is none."""
+        """Return the spec from which the process was started; None without one."""
 
     def save(self, spec: ProcessSpec) -> None:
         """Record the spec from which the process was started. Raises OSError."""
 
     def defect(self, service: str) -> Finding | None:
-        """Return the defect of the process of an active service, or None."""
+        """Return the problem that `niso net check` reports for an active service's process.
+
+        Returns None if it has none.
+        """
 
     # --- start and stop ---
 
     def renew(self) -> None:
-        """Make running services use this installation of niso when their processes exit."""
+        """Let this installation of niso handle the exit of running services' processes."""
 
     def require_room(self) -> None:
-        """Raise ProcessError if descriptors, space or files that a start needs are lacking."""
+        """Raise ProcessError if descriptors, disk space or inodes are lacking for a start."""
 
     def begin(self, spec: ProcessSpec) -> Start:
-        """Begin to start a process; a failed start leaves nothing behind. Raises ProcessError."""
+        """Begin to start a process. Raises ProcessError.
+
+        A start that fails leaves no process, mount or cgroup.
+        """
 
     def start(self, spec: ProcessSpec) -> int:
-        """Start a process and wait for it; return the pid of its PID 1. Raises ProcessError."""
+        """Start a process, and return the pid of its PID 1 on the host. Raises ProcessError."""
 
     def terminate(self, service: str) -> int:
-        """Send SIGTERM and disable the restart policy; call `stop` to complete the stop.
+        """Send SIGTERM to a process and disable its restart policy. Call `stop` afterwards.
 
-        Returns a pidfd, which the caller closes; -1 if no process handles SIGTERM.
+        Returns a pidfd, which the caller must close, or -1 if no process handles SIGTERM.
         """
 
     def stop(self, service: str, timeout_s: float | None = None) -> None:
-        """Stop a process and remove its runtime state; no-op if there is none.
+        """Stop a process and remove its runtime files; no-op if there are none.
 
-        ``timeout_s`` is the time between SIGTERM and SIGKILL; default: the spec's. Raises
-        ProcessError.
+        ``timeout_s`` is the time in seconds between SIGTERM and SIGKILL; None stands for that of
+        the spec. Raises ProcessError.
         """
 
     def stop_all(self, services: Iterable[str]) -> dict[str, Error]:
-        """Stop services with a timeout of 0 s each, at less cost than `stop`; return the errors."""
+        """Stop services with a timeout of 0 s each, at less cost than by `stop`.
+
+        Returns the errors by service.
+        """
 
     def end_unrecorded(self, services: Collection[str]) -> None:
-        """Kill the leftovers of interrupted starts that were not recorded."""
+        """Kill the processes of these services that an interrupted start has not recorded."""
 
     def lost(self, state_ids: Iterable[str]) -> list[Lost]:
-        """Return services of these state folders with a cgroup but no runtime files, sorted."""
+        """Return the services that have a cgroup but no runtime files, sorted.
+
+        ``state_ids`` are the ids of their state folders.
+        """
 
     def end_lost(self, lost: Lost) -> None:
-        """Kill the processes of a service without runtime files, and remove its cgroup.
+        """Kill the processes of a service that has no runtime files, and remove its cgroup.
 
         Raises ProcessError.
         """
 
     def swap_hosts(self, spec: ProcessSpec) -> None:
-        """Mount ``spec.hosts_folder`` in a running process's root; idempotent.
+        """Mount ``spec.hosts_folder`` in the root of a running process.
 
-        Raises ProcessError.
+        A second call changes nothing more. Raises ProcessError.
         """
 
     # --- waiting ---
 
     def open_init(self, service: str) -> int:
-        """Open a pidfd of PID 1, which the caller closes; -1 if none runs."""
+        """Return a pidfd of the service's PID 1, which the caller must close; -1 if none runs."""
 
     def mark(self, pid: int) -> Mark | None:
-        """Return a value that changes when PID 1 or a child runs; None unless all are sleeping."""
+        """Return a value that differs if a thread of the service has run since the last call.
+
+        ``pid`` is the service's PID 1. Returns None unless all threads sleep.
+        """
 
     def is_starved(self, pid: int) -> bool:
-        """Return whether PID 1 or its child is runnable but has had almost no CPU time."""
+        """Return whether PID 1 or a child of it is runnable but has had almost no CPU time."""
 
     def probe(self, check: Healthcheck, service: str, service_netns: str | None) -> Probe:
-        """Begin a probe of a service's healthcheck, in a network namespace or on the host."""
+        """Start a probe of a service's healthcheck.
+
+        ``service_netns`` is the name of its network namespace, None for the host's.
+        """
 
     # --- the end of a process ---
 
     def exit_code(self, service: str) -> int | None:
-        """Return the exit status of the last run; waits up to 1 s until it is recorded."""
+        """Return the exit status of the last run, waiting up to 1 s until it is recorded.
+
+        Returns None if it is not recorded by then.
+        """
 
     def out_of_memory(self, service: str) -> bool:
         """Return whether the memory limit killed a process of the present run."""
 
     def last_lines(self, service: str, count: int) -> list[str]:
-        """Return at most the last ``count`` lines that the present run wrote to the log."""
+        """Return the last lines, at most ``count``, that the present run has written to the log."""
 
 
 # --- Units ----------------------------------------------------------------------------------------
 
 
 class Units(Protocol):
-    """The systemd units of services. Methods other than `booted` require systemd as the init.
+    """Interface to the systemd units of services.
 
-    All raise Error if systemd refuses.
+    Methods other than `booted` require systemd as the init. All methods raise Error if systemd
+    refuses.
     """
 
     def booted(self) -> bool:
@@ -173,28 +198,31 @@ class Units(Protocol):
     # --- unit files ---
 
     def read(self, path: str) -> str | None:
-        """Return the text of a unit file or drop-in; None if there is none."""
+        """Return the text of a unit file or drop-in; None if it does not exist."""
 
     def write(self, path: str, text: str) -> None:
-        """Replace a unit file or drop-in; call `enable` or `reload` to make systemd read it.
+        """Write a unit file or drop-in. Call `enable` or `reload` to make systemd read it.
 
         Raises OSError.
         """
 
     def delete(self, path: str) -> None:
-        """Delete a unit file or drop-in, and its folder if empty; no-op if it is missing."""
+        """Delete a unit file or drop-in; no-op if it is missing.
+
+        Its folder is deleted too if it is empty.
+        """
 
     def reload(self) -> None:
-        """Reload systemd's unit files (daemon-reload)."""
+        """Make systemd read its unit files again (daemon-reload)."""
 
     def is_enabled(self, service: str) -> bool:
         """Return whether systemd starts the unit at boot."""
 
     def enable(self, services: Iterable[str]) -> None:
-        """Reload the units of services, and enable them to start at boot."""
+        """Make systemd read the units of services, and enable them to start at boot."""
 
     def remove(self, services: Iterable[str]) -> None:
-        """Disable units and remove their files, once none is active; no-op without services."""
+        """Wait until the units of services are inactive, disable them, and delete their files."""
 
     # --- foreign units ---
 
@@ -216,22 +244,26 @@ class Units(Protocol):
         """Start the units of services and wait for them."""
 
     def stop(self, services: Iterable[str]) -> None:
-        """Stop the units of services and wait; the services' processes are already stopped."""
+        """Stop the units of services and wait for them.
+
+        The processes of the services must have been stopped before.
+        """
 
     def is_ours(self, service: str) -> bool:
         """Return whether this command runs inside the service's unit."""
 
     def is_supervised(self, service: str) -> bool:
-        """Return whether the service's process has a living conmon."""
+        """Return whether the service's process has a running conmon."""
 
     def is_outside(self, service: str) -> bool:
-        """Return whether the service has a conmon that is not in its unit."""
+        """Return whether the service has a conmon that does not run in the service's unit."""
 
     def ready(self, service: str) -> None:
-        """Make the service's conmon the main process of its unit, in which this command runs.
+        """Make the service's conmon the main process of its unit.
 
-        The caller holds the service's lock. Raises ProcessError if the process has ended.
+        This command must run in that unit. The caller must have the service's lock. Raises
+        ProcessError if the process has exited.
         """
 
     def give_back(self, service: str) -> None:
-        """Stop a service's unit, but not its processes. The caller holds the service's lock."""
+        """Stop a service's unit, but not its processes. The caller must have the service's lock."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from niso.plan.desired import Finding
 
 _EXIT_CODE_S = 1.0
-"""How long conmon may take to write an exit status."""
+"""Seconds that conmon may take to write an exit status."""
 
 
 class RealProcesses:

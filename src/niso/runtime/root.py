@@ -1,21 +1,22 @@
 """Assemble the root file system of a service from overlays, with parts that services share.
 
-niso's layer is a small folder with mount points, /etc/passwd, /etc/hosts and the like. It is the
-upper of the two lower layers of an overlay, above the service's rootfs, which is never written to.
-`write_layer` writes the folder. `assemble` mounts, and must run in a private mount namespace: the
-host's namespace never has a mount of niso's.
+niso's layer is a small folder with mount points, /etc/passwd, /etc/hosts and similar files. It is
+the upper one of the two lower layers of an overlay, above the service's rootfs. The rootfs is never
+written to. `write_layer` writes the folder. `assemble` mounts, and must run in a private mount
+namespace: the host's namespace never has such a mount.
 
-Without a rootfs, niso's layer is above a skeleton, and the root shows the host's /usr read-only. A
-skeleton has the mount points, links like /bin, and copies of the files in the host's /etc that
-programs need; no service can write to it. ``<run>/skeletons`` has one for each state of the host
-with which a service has started: a changed file of the host's /etc leads to a new one.
+A service without a rootfs sees the host's /usr, read-only. Below niso's layer it has a skeleton: a
+folder with the mount points, symbolic links like /bin, and copies of those files in the host's /etc
+that programs need. No service can write to it. ``<run>/skeletons`` has one skeleton for each state
+of the host with which a service has started; after a file of the host's /etc has changed, a new
+skeleton is made.
 
-All folders of the host that a service sees are overlays too. A service with access to the host's
-inodes could watch them (inotify(7)), lock them (flock(2)) or take leases on them (fcntl(2)), and so
-observe or delay every program of the host and of other services that opens them.
+All folders of the host that a service sees are overlays too. A service with access to the inodes of
+the host could watch them (inotify(7)), lock them (flock(2)) or take leases on them (fcntl(2)). It
+could so observe or delay each program of the host and of other services that opens them.
 
-Concurrent starts of one process share what they read from the host, while any start is in progress:
-they follow each other within milliseconds, so the results stay valid. All system calls for mounts
+While any start is in progress, concurrent starts in one process share what they read from the host.
+They follow each other within milliseconds, so the results stay valid. The system calls for mounts
 that Python lacks raise OSError.
 """
 
@@ -51,14 +52,14 @@ if TYPE_CHECKING:
 MS_RDONLY, MS_NOSUID, MS_NODEV = 0x1, 0x2, 0x4
 
 HOST, INIT, SECRETS = "host", "init", "secrets"
-"""Folders of the bundle: they show the host's folders, that of catatonit, and the secrets."""
+"""Names of folders in the bundle: for the host's folders, for catatonit's folder, for secrets."""
 
 
 def write_layer(spec: ProcessSpec, layer: str, below: str) -> str:
-    """Fill the empty folder ``layer`` with the files that only this service's root has.
+    """Write the files that only this service's root has into the empty folder ``layer``.
 
-    ``below`` is the rootfs or, without one, the skeleton, which has the mount points. Returns the
-    mount point of the hosts folder inside the service. Raises OSError.
+    ``below`` is the rootfs, or for a service without one the skeleton, which already has the mount
+    points. Returns the mount point of the hosts folder inside the service. Raises OSError.
     """
     _copy_owner(below, layer)
     etc = place(below, "/etc")
@@ -77,14 +78,15 @@ def assemble(
     sources: Mapping[str, int],
     secrets: Mapping[str, bytes],
 ) -> None:
-    """Mount the root at ``bundle``/root, in a mount namespace of `mount_base.enter`.
+    """Mount the service's root at ``bundle``/root. Raises OSError.
 
-    ``init`` is the path of catatonit; its folder is shown at ``bundle``/init. ``folders`` are the
-    folders of the host that the root shows. ``sources`` are detached mounts, by their mount point
-    in ``bundle``; ``secrets`` is the content of each secret by name.
+    The thread must be in a mount namespace of `launch.enter`. ``init`` is the path of catatonit;
+    its folder is mounted at ``bundle``/init. ``folders`` are the folders of the host that the root
+    shows. ``sources`` maps a mount point in ``bundle`` to a detached mount. ``secrets`` maps the
+    name of each secret to its content.
 
-    Makes ``bundle`` the working directory: relative names of the layers keep ``:`` and ``,`` out of
-    overlay's options. Raises OSError.
+    ``bundle`` becomes the working directory, because the relative names of the layers keep ``:``
+    and ``,`` out of overlay's options.
     """
     os.chdir(bundle)
     flags = MS_NOSUID | MS_NODEV
@@ -112,7 +114,7 @@ def assemble(
 
 
 def _write_secrets(spec: ProcessSpec, secrets: Mapping[str, bytes]) -> None:
-    """Write the secrets to a tmpfs of this mount namespace, readable by the service's user only.
+    """Write the secrets to a tmpfs of this mount namespace, readable only by the service's user.
 
     On the host, the folder stays empty.
     """
@@ -128,10 +130,10 @@ def _write_secrets(spec: ProcessSpec, secrets: Mapping[str, bytes]) -> None:
 
 
 def _show_host(folders: Sequence[str]) -> None:
-    """Mount an overlay of each top-level folder of the host that is part of an assembled root.
+    """Mount an overlay of each top-level folder of the host that is part of the root.
 
-    An overlay does not include mounts below its folder. A folder on a file system of its own
-    therefore gets a separate overlay, also if it is directly below /usr.
+    An overlay does not include mounts below its folder. So a folder that is a mount of another file
+    system gets an overlay of its own, also if it is directly below /usr.
     """
     devices = {}
     for top in dict.fromkeys(folder.split("/")[1] for folder in folders):
@@ -145,14 +147,17 @@ def _show_host(folders: Sequence[str]) -> None:
 
 
 def _show(folder: str, at: str) -> None:
-    """Mount a read-only overlay of ``folder``; overlay needs two layers, so one is empty."""
+    """Mount a read-only overlay of ``folder`` at ``at``.
+
+    Overlay needs two lower layers, so one of them is an empty folder.
+    """
     lower = "".join(f"\\{char}" if char in "\\:," else char for char in folder)
     flags = MS_RDONLY | MS_NOSUID | MS_NODEV
     mount("niso", at, "overlay", flags, f"lowerdir={lower}:empty")
 
 
 def _write_etc(spec: ProcessSpec, etc: str) -> None:
-    """Write the files of /etc that depend on the service: users, name resolution, hostname."""
+    """Write the files in /etc that depend on the service: users, name resolution and host name."""
     read = (
         entrypoint.read_database
         if spec.rootfs is not None
@@ -187,7 +192,7 @@ def _write_etc(spec: ProcessSpec, etc: str) -> None:
 
 
 def of_host(name: str) -> str:
-    """Read a file of the host's /etc; empty if it cannot be read."""
+    """Return the content of a file in the host's /etc; "" if it cannot be read."""
     try:
         with open(f"/etc/{name}", encoding="utf-8", errors="surrogateescape") as file:
             return file.read(entrypoint.MAX_FILE_BYTES)
@@ -196,7 +201,7 @@ def of_host(name: str) -> str:
 
 
 def _free_name(spec: ProcessSpec, lines: list[list[str]]) -> str:
-    """Return the service's user name, with its uid appended if another entry has that name."""
+    """Return the service's user name; its uid is appended if another entry has that name."""
     taken = {line[0] for line in lines}
     return spec.user_name if spec.user_name not in taken else f"{spec.user_name}-{spec.uid}"
 
@@ -212,9 +217,10 @@ def _write(path: str, content: bytes) -> None:
 
 
 def check_points(rootfs: str) -> None:
-    """Raise InvalidInput (key package.rootfs) if a link would make niso's mounts hide each other.
+    """Raise InvalidInput (key package.rootfs) if a symbolic link makes a mount hide another one.
 
-    The target of such a link is /, or is inside another mount point.
+    That is so if the target of a link at one of niso's mount points is /, or is inside another
+    mount point.
     """
     at = {point: place(rootfs, point) or "/" for point in (*MOUNT_POINTS, "/etc")}
     for point in MOUNT_POINTS:
@@ -237,7 +243,7 @@ def check_points(rootfs: str) -> None:
 
 
 def place(rootfs: str, path: str) -> str:
-    """Resolve the links of ``path`` in the rootfs, as far as the path exists."""
+    """Return ``path`` with its symbolic links resolved inside the rootfs, as far as it exists."""
     missing = ""
     while path:
         try:
@@ -261,9 +267,10 @@ def _exists(rootfs: str, path: str) -> bool:
 
 
 def mount_point(below: str, layer: str, path: str) -> None:
-    """Make the folder ``path`` in the layer above the rootfs or skeleton ``below``. Raises OSError.
+    """Create the folder ``path`` in the layer above ``below``, as a mount point. Raises OSError.
 
-    Folders that exist there get the same owner and mode.
+    ``below`` is the rootfs or skeleton. Folders of the path that exist there get the same owner and
+    mode in the layer.
     """
     path = place(below, path)
     built = ""
@@ -272,7 +279,7 @@ def mount_point(below: str, layer: str, path: str) -> None:
         try:
             os.mkdir(layer + built, 0o755)
         except FileExistsError:
-            # a link of niso's own, which leads to a path on the host
+            # a symbolic link of niso's own, which leads to a path on the host
             if os.path.islink(layer + built):
                 raise OSError(errno.ELOOP, "it is below a symlink", built) from None
             continue
@@ -282,9 +289,9 @@ def mount_point(below: str, layer: str, path: str) -> None:
 
 
 def mount_file(below: str, layer: str, path: str) -> None:
-    """Make the empty file ``path`` in the layer as a mount point; no-op if it exists.
+    """Create the empty file ``path`` in the layer, as a mount point; no-op if it exists.
 
-    ``below`` is as in `mount_point`. Raises OSError.
+    ``below`` is the rootfs or skeleton. Raises OSError.
     """
     path = place(below, path)
     mount_point(below, layer, os.path.dirname(path))
@@ -295,7 +302,7 @@ def mount_file(below: str, layer: str, path: str) -> None:
 
 
 def _copy_owner(source: str, target: str) -> None:
-    """Copy the owner and mode of a folder; no-op if ``source`` is not a folder."""
+    """Copy the owner and mode of the folder ``source``; no-op if it is not a folder."""
     info = os.lstat(source)
     if not stat.S_ISDIR(info.st_mode):
         return
@@ -307,13 +314,14 @@ def _copy_owner(source: str, target: str) -> None:
 
 
 HOSTS = "niso-hosts"
-"""The name, below the service's /etc, of the folder that contains the file hosts.
+"""Name of the folder in the service's /etc that contains the file hosts.
 
-A folder is mounted, because a mounted file does not follow a rename over it.
+The folder is mounted and not the file, because a mounted file would not change when niso renames a
+new one over it.
 """
 
 LOWER = "lower"
-"""The path in the bundle of the rootfs mount, or of a link to the skeleton."""
+"""Name in the bundle of the mount of the rootfs, or of a symbolic link to the skeleton."""
 TMPFS = ("/tmp", "/run", "/var/tmp")  # noqa: S108 - inside the service
 MOUNT_POINTS = ("/proc", "/sys", "/dev", APP, *TMPFS)
 NSSWITCH = """\
@@ -325,7 +333,9 @@ networks: files
 protocols: files
 services: files
 """
-"""Without /etc/nsswitch.conf, glibc queries DNS before /etc/hosts (nss/nss_database.c)."""
+"""Content of /etc/nsswitch.conf. Without that file, glibc queries DNS before /etc/hosts
+(nss/nss_database.c).
+"""
 
 # The files of the host's /etc that an assembled root has: no key, password or machine id.
 ETC_FILES = (
@@ -364,30 +374,31 @@ _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 class Skeleton(NamedTuple):
     path: str
     folders: list[str]
-    """The folders of the host that the root shows read-only at the same path."""
+    """Folders of the host that the root shows at the same path, read-only."""
 
 
 class _Entry(NamedTuple):
-    """A link or a copied file in a skeleton."""
+    """A symbolic link or a copied file in a skeleton."""
 
     path: str
     link: str
-    """The target of a link; "" for a copy of the host's file."""
+    """Target of a symbolic link; "" for a copy of the host's file."""
     state: tuple[int, int, int]
-    """State of the host's file: mtime in ns, size, inode."""
+    """State of the host's file: mtime in nanoseconds, size in bytes, and inode number."""
 
 
 def etc_folders() -> list[str]:
-    """List the folders of the host's /etc that an assembled root shows read-only."""
+    """Return the folders of the host's /etc that a root without a rootfs shows, read-only."""
     java = [name for name in os.listdir("/etc") if name.startswith("java-")]
     return [f"/etc/{name}" for name in (*ETC_FOLDERS, *java) if os.path.isdir(f"/etc/{name}")]
 
 
 def current() -> Skeleton:
-    """Return the skeleton for the present state of the host; create it if missing. Raises OSError.
+    """Return the skeleton for the present state of the host. It is created if it is missing.
 
-    The caller holds the lock ``.cgroup`` shared until its bundle links to the skeleton, so that
-    `remove_unused` waits.
+    A skeleton is the lower layer of the root of services without a rootfs. The caller must have the
+    lock ``.cgroup`` in shared mode until its bundle has a link to the skeleton, so that
+    `remove_unused` does not delete it. Raises OSError.
     """
     known = once(_current)
     return known if os.path.isdir(known.path) else _current()
@@ -408,7 +419,7 @@ def _current() -> Skeleton:
 
 @cache
 def _key(*content: object) -> str:
-    """Return the name of a skeleton with this content."""
+    """Return the folder name of a skeleton with this content."""
     whole = (*content, MOUNT_POINTS, _FOLDERS, _LINKS, NSSWITCH)
     return sha256(repr(whole).encode(errors="surrogateescape")).hexdigest()[:16]
 
@@ -440,7 +451,11 @@ def _files() -> Iterator[_Entry]:
 
 
 def _make(path: str, entries: list[_Entry], folders: list[str]) -> None:
-    """Create the skeleton ``path`` completely or not at all. Raises OSError."""
+    """Create the skeleton ``path``, the lower layer of roots, atomically. Raises OSError.
+
+    ``entries`` are its symbolic links and files. ``folders`` are its mount points for folders of
+    the host.
+    """
     draft = f"{path}.{os.getpid()}.new"
     files.remove_tree(draft)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
@@ -466,7 +481,7 @@ def _make(path: str, entries: list[_Entry], folders: list[str]) -> None:
 
 
 def _folders(top: str, path: str) -> None:
-    """Create a folder below ``top`` with its parents."""
+    """Create the folder ``path`` below ``top``, with its parents."""
     for part in path.split("/")[1:]:
         top += f"/{part}"
         if not os.path.isdir(top):
@@ -474,7 +489,7 @@ def _folders(top: str, path: str) -> None:
 
 
 def _folder(path: str) -> None:
-    """Create a folder that all users can read, whatever the umask."""
+    """Create a folder that all users can read, independently of the umask."""
     os.mkdir(path, 0o755)
     os.chmod(path, 0o755)
 
@@ -486,9 +501,10 @@ def _write_skeleton_file(path: str, content: bytes) -> None:
 
 
 def remove_unused() -> None:
-    """Remove the skeletons that no service uses, except the latest. Raises OSError.
+    """Delete the skeletons that no service uses, except the newest one. Raises OSError.
 
-    The caller holds the lock ``.cgroup`` exclusively: no service is starting.
+    A skeleton is the lower layer of the root of services without a rootfs. The caller must have the
+    lock ``.cgroup`` in exclusive mode, so that no service is starting.
     """
     try:
         names = os.listdir(_top())
@@ -502,7 +518,7 @@ def remove_unused() -> None:
 
 
 def _age(path: str) -> tuple[bool, int]:
-    """Return a key that sorts skeletons by age; incomplete ones come first."""
+    """Return a sort key that orders skeletons by age. Incomplete ones come first."""
     return not path.endswith(".new"), os.stat(path).st_mtime_ns
 
 
@@ -512,7 +528,7 @@ def _bundles() -> Iterator[str]:
 
 
 def _link_of(bundle: str) -> str:
-    """Return the skeleton of a bundle; "" if it has a rootfs instead."""
+    """Return the path of the skeleton that a bundle uses; "" if its service has a rootfs."""
     try:
         return os.readlink(f"{bundle}/{LOWER}")
     except OSError:
@@ -525,20 +541,20 @@ def _link_of(bundle: str) -> str:
 _lock = threading.Lock()
 _starts = 0
 _read: dict[object, Any] = {}
-"""The results of `once`, by the function and its arguments."""
+"""The results of `once`. A key is the function with its arguments."""
 _at_end: list[Callable[[], object]] = []
 """Functions to call when no start is in progress any more."""
 
 
 def begin() -> None:
-    """Count a start that begins; the caller must call `end`."""
+    """Record that a start begins. The caller must call `end`."""
     global _starts
     with _lock:
         _starts += 1
 
 
 def end() -> None:
-    """Count a start that ends; after the last one in progress, drop the shared results."""
+    """Record that a start has ended. After the last one in progress, drop the shared results."""
     global _starts
     with _lock:
         _starts -= 1
@@ -550,16 +566,19 @@ def end() -> None:
 
 
 def at_end(drop: Callable[[], object]) -> None:
-    """Call ``drop`` after the last start in progress; use this inside a start."""
+    """Arrange that ``drop`` is called after the last start in progress.
+
+    The caller must be in a start.
+    """
     with _lock:
         _at_end.append(drop)
 
 
 def once[T](read: Callable[..., T], *args: object) -> T:
-    """Return ``read(*args)``, cached while a start is in progress; the caller must not modify it.
+    """Return ``read(*args)``. The result is cached while a start is in progress.
 
-    If no start is in progress, ``read`` is called each time. Raises what ``read`` raises, and then
-    caches nothing.
+    The caller must not modify the result. If no start is in progress, ``read`` is called each time.
+    Raises what ``read`` raises; nothing is cached then.
     """
     key = (read, *args)
     with _lock:
@@ -583,7 +602,7 @@ _FROM_EMPTY_PATH, _TO_EMPTY_PATH, _BENEATH = 0x4, 0x40, 0x200
 AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
 NO_MAGICLINKS, NO_SYMLINKS, BENEATH = 0x2, 0x4, 0x8
-"""RESOLVE_* of openat2(2)."""
+"""Flags RESOLVE_* of openat2(2)."""
 
 _open_how = struct.Struct("=QQQ")  # struct open_how: flags, mode, resolve
 _mount_attr = struct.Struct("=QQQQ")  # struct mount_attr: set, clear, propagation, userns
@@ -592,65 +611,83 @@ _mount_attr = struct.Struct("=QQQQ")  # struct mount_attr: set, clear, propagati
 def mount(
     source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
 ) -> None:
-    """Call mount(2). The error has ``target`` as its file name."""
+    """Call mount(2). Raises OSError with ``target`` as its file name."""
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
     _call("mount", *texts[:3], flags, texts[3], name=target)
 
 
 def unmount(target: bytes, flags: int) -> None:
-    """Call umount2(2)."""
+    """Call umount2(2). Raises OSError."""
     _call("umount2", target, flags)
 
 
 def syncfs(fd: int) -> None:
-    """Flush the file system of ``fd`` to its disk (syncfs(2))."""
+    """Flush the file system of ``fd`` to its disk (syncfs(2)). Raises OSError."""
     _call("syncfs", fd)
 
 
 def open_place(path: str, resolve: int, folder: int = AT_FDCWD, flags: int = 0) -> int:
-    """Open ``path`` below ``folder`` with O_PATH (openat2(2)); ``resolve`` has RESOLVE_* flags."""
+    """Return a descriptor (O_PATH) of ``path`` below ``folder``, by openat2(2).
+
+    ``resolve`` has RESOLVE_* flags, ``flags`` further O_* flags. Raises OSError.
+    """
     how = _open_how.pack(os.O_PATH | os.O_CLOEXEC | flags, 0, resolve)
     return _call("syscall", _OPENAT2, folder, os.fsencode(path), how, len(how), name=path)
 
 
 def clone_mount(fd: int, path: str = "", recursive: bool = False) -> int:
-    """Create a detached bind mount of ``path`` below ``fd``, or of ``fd`` (open_tree(2))."""
+    """Return a descriptor of a new detached bind mount (open_tree(2)). Raises OSError.
+
+    It shows ``path`` below the folder ``fd``, or ``fd`` itself if ``path`` is "".
+    """
     flags = _CLONE | _CLOEXEC | (_RECURSIVE if recursive else 0)
     flags |= 0 if path else _AT_EMPTY_PATH
     return _call("syscall", _OPEN_TREE, fd, os.fsencode(path), flags, name=path)
 
 
 def set_attributes(tree: int, attributes: int, recursive: bool = False) -> None:
-    """Set MOUNT_ATTR_* of a detached mount, or of all mounts in it (mount_setattr(2))."""
+    """Set MOUNT_ATTR_* flags of a detached mount (mount_setattr(2)). Raises OSError.
+
+    With ``recursive``, they are set for the mounts in it too.
+    """
     attr = _mount_attr.pack(attributes, 0, 0, 0)
     flags = _AT_EMPTY_PATH | (_RECURSIVE if recursive else 0)
     _call("syscall", _MOUNT_SETATTR, tree, b"", flags, attr, len(attr))
 
 
 def attach(tree: int, target: str, folder: int = AT_FDCWD) -> None:
-    """Mount a detached mount at ``target`` below ``folder`` (move_mount(2))."""
+    """Attach the detached mount ``tree`` at ``target`` below ``folder`` (move_mount(2)).
+
+    Raises OSError.
+    """
     where = (folder, os.fsencode(target))
     _call("syscall", _MOVE_MOUNT, tree, b"", *where, _FROM_EMPTY_PATH, name=target)
 
 
 def attach_beneath(tree: int, target: int) -> None:
-    """Mount a detached mount beneath the mount whose root is ``target`` (Linux 6.5)."""
+    """Attach the detached mount ``tree`` beneath the mount whose root is ``target``.
+
+    This needs Linux 6.5. Raises OSError.
+    """
     flags = _FROM_EMPTY_PATH | _TO_EMPTY_PATH | _BENEATH
     _call("syscall", _MOVE_MOUNT, tree, b"", target, b"", flags)
 
 
 @cache
 def _libc() -> CDLL:
-    """Load the C library on first use, since most commands that load this module make no call."""
+    """Return the C library.
+
+    It is loaded at the first call, because most commands that load this module make no call.
+    """
     import ctypes
 
     return ctypes.CDLL(None, use_errno=True)
 
 
 def _call(function: str, *arguments: int | bytes | None, name: str = "") -> int:
-    """Call a function of the C library; return its result.
+    """Call a function of the C library, and return its result.
 
-    Raises OSError with ``name`` as its file name if the result is negative.
+    If the result is negative, raises OSError with ``name`` as its file name.
     """
     import ctypes
 

@@ -1,14 +1,15 @@
 """Identify the host's files that a service sees: rootfs, volumes, secrets, package copy.
 
-A path can be replaced after it was checked. A user who can write to one of its folders could
-replace the rootfs with a link to / after the activation, and the service would read the host's
-files at its next start. An activation therefore records which file each path led to. Every start
-opens the paths without following links, compares the files, and mounts exactly the opened ones.
+A path can be replaced after it was checked. For example, a user who can write to one of its folders
+could replace the rootfs with a symbolic link to / after the activation, and at its next start the
+service would read the host's files. Therefore an activation records which file each path referred
+to. Each start opens the paths without following symbolic links, compares the files, and mounts
+exactly the opened ones.
 
 A rootfs must stay the same folder. A host volume may be replaced where only root can do so, for
-example when a program recreates its folder below /run, or an editor replaces a file. A secret is a
-file, which may be replaced by another file with other content, but not by a link. A package copy
-must be a folder that only root can change.
+example when a program creates its folder below /run again, or when an editor replaces a file. A
+secret is a file, which may be replaced by another file with other content, but not by a symbolic
+link. A package copy must be a folder that only root can change.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
 
 
 VOLUMES, PACKAGE, NETNS = "volumes", "package", "netns"
-"""Paths in the bundle where the sources are mounted for the creation of the container; the last is
-a file."""
+"""Names in the bundle of the mount points for these sources while the container is created.
+
+The last one is a file, the others are folders.
+"""
 _NO_LINKS = root.NO_SYMLINKS | root.NO_MAGICLINKS
 MAX_SECRET_BYTES = 512 << 10
 _REPLACED = (errno.ELOOP, errno.ENOENT, errno.ENOTDIR)
@@ -59,14 +62,14 @@ def _sources(spec: ProcessSpec) -> Iterator[_Source]:
 
 
 def is_shared(volume: MountedVolume) -> bool:
-    """Return whether a volume is a path of the host named in the manifest."""
+    """Return whether a volume is a path of the host that the manifest names."""
     return volume.source is not None and not volume.named
 
 
 def recorded(spec: ProcessSpec) -> ProcessSpec:
-    """Return the spec with missing identities added.
+    """Return the spec with the identities of its files that it does not have yet.
 
-    Links in a host volume's path are resolved now, and never again. Raises OSError.
+    Symbolic links in a host volume's path are resolved now, and never again. Raises OSError.
     """
     boot = paths.boot_id()
     if spec.rootfs is not None and spec.rootfs_identity is None:
@@ -82,9 +85,9 @@ def recorded(spec: ProcessSpec) -> ProcessSpec:
 
 
 def _recorded_secret(secret: Secret) -> Secret:
-    """Return a secret with the digest of its content. Raises OSError.
+    """Return a secret with the salted digest of its content. Raises OSError.
 
-    Links in its path are resolved now, and never again.
+    Symbolic links in its path are resolved now, and never again.
     """
     fd = root.open_place(os.path.realpath(secret.source), _NO_LINKS)
     try:
@@ -97,7 +100,7 @@ def _recorded_secret(secret: Secret) -> Secret:
 
 
 def read_secret(secret: Secret) -> bytes:
-    """Return the content of a secret, following no link. Raises OSError."""
+    """Return the content of a secret, following no symbolic link. Raises OSError."""
     fd = root.open_place(secret.source, _NO_LINKS)
     try:
         return _content(fd, secret.source)
@@ -106,7 +109,10 @@ def read_secret(secret: Secret) -> bytes:
 
 
 def _content(fd: int, path: str) -> bytes:
-    """Return the content of a file opened with O_PATH. Raises OSError."""
+    """Return the content of a file that is open with O_PATH. ``path`` is for error messages.
+
+    Raises OSError if it is not a regular file or is too large.
+    """
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         raise OSError(errno.EINVAL, "is not a file", path)
     with open(f"/proc/self/fd/{fd}", "rb") as file:
@@ -127,7 +133,7 @@ def _recorded(volume: MountedVolume, boot: str) -> MountedVolume:
 
 
 def problems(spec: ProcessSpec) -> Iterator[Error]:
-    """Yield an error for each path whose target is not the file of the activation."""
+    """Yield an error for each path that does not refer to the file of the activation any more."""
     for secret in spec.secrets:
         try:
             read_secret(secret)
@@ -141,7 +147,7 @@ def problems(spec: ProcessSpec) -> Iterator[Error]:
 
 
 def _no_secret(secret: Secret, error: OSError, service: str) -> ProcessError:
-    """Build the error for a secret that cannot be read; it contains none of the content."""
+    """Return the error for a secret that cannot be read. It has nothing of the secret's content."""
     what = {errno.ELOOP: "leads through a symlink", errno.ENOENT: "is gone"}
     reason = what.get(error.errno or 0) or f"cannot be read: {error.strerror}"
     return ProcessError(
@@ -153,17 +159,18 @@ def _no_secret(secret: Secret, error: OSError, service: str) -> ProcessError:
 
 
 class Held:
-    """The verified sources of a service as detached mounts; the caller must call `close`.
+    """The verified files of a service as detached mounts. The caller must call `close`.
 
-    The constructor raises ProcessError if the target of a path has changed since the activation,
-    OSError if the network namespace named in the spec does not exist.
+    They are the package copy, the rootfs, host volumes, secrets and the network namespace. The
+    constructor raises ProcessError if a path refers to another file than at the activation, and
+    OSError if the network namespace in the spec does not exist.
     """
 
     def __init__(self, spec: ProcessSpec) -> None:
         self.trees: dict[str, int] = {}
-        """Descriptors, by the mount point in the bundle."""
+        """Maps a mount point in the bundle to the descriptor of its detached mount."""
         self.secrets: dict[str, bytes] = {}
-        """The content of each secret, by name."""
+        """Maps the name of each secret to its content."""
         volumes = {volume.name: volume for volume in spec.volumes}
         rootfs = spec.rootfs
         for secret in spec.secrets:
@@ -186,7 +193,7 @@ class Held:
                 finally:
                     os.close(fd)
                 self.trees[source.point] = tree
-                # "/." because lstat(2) would return the link of /proc
+                # "/." because lstat(2) would return the symbolic link of /proc
                 seen = f"/proc/self/fd/{tree}"
                 if source.volume is None:
                     rootfs = f"{seen}/."
@@ -196,17 +203,22 @@ class Held:
             self.close()
             raise
         self.spec = spec._replace(rootfs=rootfs, volumes=tuple(volumes.values()))
-        """The spec with paths through the descriptors, valid in this process only."""
+        """The spec with paths that go through the descriptors. They are valid in this process
+        only.
+        """
 
     def close(self) -> None:
-        """Close the descriptors; mounts created from them stay."""
+        """Close the descriptors. Mounts that were created from them stay."""
         for fd in self.trees.values():
             os.close(fd)
         self.trees.clear()
 
 
 def open_copy(path: str, service: str = "", manifest: str = "FOLDER") -> int:
-    """Open a package copy (O_PATH) and verify that it is niso's. Raises ProcessError."""
+    """Return a descriptor (O_PATH) of a package copy after verifying that only niso can change it.
+
+    ``service`` and ``manifest`` are for error messages. Raises ProcessError.
+    """
     above, name = os.path.split(path)
     folder = copy = -1
     try:
@@ -233,7 +245,7 @@ def _not_copy(path: str, what: str, service: str, manifest: str) -> ProcessError
 
 
 def _open(source: _Source, service: str = "") -> int:
-    """Open a source and verify it. Raises ProcessError."""
+    """Return a descriptor of a source after verifying its identity. Raises ProcessError."""
     was = source.identity
     try:
         fd = root.open_place(source.path, 0 if was is None else _NO_LINKS)
@@ -277,11 +289,12 @@ def _not_it(source: _Source, what: str, service: str) -> ProcessError:
 
 
 def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str | None:
-    """Return a folder above ``path`` in which users not in ``trusted`` (uids) can replace entries.
+    """Return a folder above ``path`` in which other users can replace entries; None without one.
 
-    Returns None if there is none. ``path`` has no links. In a folder with the sticky bit, entries
-    can be replaced only by their owner (inode(7)). With ``by_new_names``, users who could create
-    the name after it is removed count too, for example in /tmp after a reboot. Raises OSError.
+    ``trusted`` are the uids that do not count as other users. ``path`` must have no symbolic links.
+    In a folder with the sticky bit, only the owner of an entry can replace it (inode(7)). With
+    ``by_new_names``, users also count who could create the name after it was removed, for example
+    in /tmp after a reboot. Raises OSError.
     """
     folder = path
     while folder != "/":
@@ -292,9 +305,10 @@ def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str 
 
 
 def _identity(fd: int, boot: str) -> Identity:
-    """Return the identity of an open file.
+    """Return the identity of an open file: device and inode number, and the id of the boot.
 
-    Only folders have an inode, since editors replace files.
+    It shows later whether another file is at the same path. For files other than folders, device
+    and inode number are 0, because editors replace files.
     """
     info = os.fstat(fd)
     if not stat.S_ISDIR(info.st_mode):
@@ -306,9 +320,9 @@ def _identity(fd: int, boot: str) -> Identity:
 
 
 def of_process(name: str) -> Finding | None:
-    """Return the defect of an active service's process, None if it has none.
+    """Return the problem of an active service's process that `niso net check` reports, or None.
 
-    An exited process is not a defect if its restart policy does not restart it.
+    A process that has exited is not a problem if its restart policy does not restart it.
     """
     from niso.plan.desired import Finding
 
@@ -354,11 +368,11 @@ def of_process(name: str) -> Finding | None:
 
 INTERRUPTED = "a stop of it was interrupted"
 UNKNOWN, BLIND = "spec gone", "hosts file unseen"
-"""Defects that are repaired while the process keeps running."""
+"""Problems that can be repaired while the process keeps running."""
 
 
 def _lost_sight(copy: str, pid: int | None) -> bool:
-    """Return whether /app is a deleted package copy although the copy exists again."""
+    """Return whether /app shows a deleted package copy although the copy exists again."""
     try:
         return os.stat(f"/proc/{pid}/root{APP}").st_nlink == 0 and os.path.isdir(copy)
     except OSError:
@@ -366,7 +380,10 @@ def _lost_sight(copy: str, pid: int | None) -> bool:
 
 
 def _sees_hosts(spec: ProcessSpec, pid: int | None) -> bool:
-    """Return whether a service sees the hosts folder that niso writes; True if unknown."""
+    """Return whether a service sees the hosts folder that niso writes.
+
+    Returns True if that cannot be determined.
+    """
     try:
         return os.path.samestat(
             os.stat(f"/proc/{pid}/root/etc/{HOSTS}"), os.stat(spec.hosts_folder)

@@ -1,6 +1,6 @@
-"""Read the status of a service's process from niso's files and /proc: no lock, no fork.
+"""Read the status of a service's process from niso's files and /proc, without lock or fork.
 
-`niso.look.services` derives the STATUS of `niso ps` from it.
+`niso.look.services` derives the column STATUS of `niso ps` from it.
 """
 
 from __future__ import annotations
@@ -33,33 +33,36 @@ if TYPE_CHECKING:
 
 
 STOPPING = "stopping"
-"""A file of a run: a stop of this run has begun, so the restart policy does not apply."""
+"""Name of a file in the folder of a run. If it exists, a stop of the run has begun, and the restart
+policy does not apply.
+"""
 EXITED_PID = "exited.pid"
-"""A file of a run: the pid of conmon's exit command."""
+"""Name of a file in the folder of a run. It has the pid of conmon's exit command."""
 
 CONMON_S = 5.0
-"""How long conmon may take to write the last log lines and end after the service has ended
-(seconds)."""
+"""Seconds that conmon may take to write the last log lines and exit after the service has
+exited.
+"""
 
 
 class Status(NamedTuple):
     """The present status of a service's process."""
 
     state: str
-    """running, starting, restarting, exited, failed or none."""
+    """one of running, starting, restarting, exited, failed and none"""
     exit_code: int | None
-    """Exit status of the last run; 128 + N if killed by signal N."""
+    """exit status of the last run; 128 + N if signal N killed it"""
     pid: int | None
-    """PID 1 of the service, as a host pid."""
+    """pid of the service's PID 1 on the host"""
     started_at: float | None
-    """Seconds since 1970."""
+    """Unix time of the start, in seconds"""
     restarts: int
     error: str | None
-    """Why the last restart failed."""
+    """why the last restart failed"""
     lives_s: float | None = None
-    """Seconds since the start, independent of clock changes; None if unknown."""
+    """seconds since the start, independent of clock changes; None if unknown"""
     ended_at: float | None = None
-    """When the last run ended, in seconds since 1970."""
+    """Unix time at which the last run ended, in seconds"""
 
 
 NONE = Status("none", None, None, None, 0, None)
@@ -68,8 +71,8 @@ NONE = Status("none", None, None, None, 0, None)
 def read(service: str, closely: bool = False) -> Status:
     """Return the status of a service's process.
 
-    With ``closely``, also detect a PID 1 that has exited while its conmon does not react. Only in
-    this case the call takes up to `CONMON_S`.
+    With ``closely``, a PID 1 that has exited while its conmon does not react is detected too. In
+    that case the call takes up to `CONMON_S` seconds.
     """
     shown = _read(service)
     if not closely or shown.state != "running":
@@ -116,9 +119,10 @@ def _read(service: str) -> Status:
 
 
 def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Status) -> Status:
-    """Return the status of a run that state.json records as running.
+    """Return the status of a run that is recorded as running in state.json.
 
-    The run may have ended since.
+    ``record`` is the content of state.json, and ``shown`` the status according to it. The run may
+    have ended since.
     """
     pid = int_or_none(record.get("pid"))
     if pid is not None and in_service(service, pid):
@@ -140,7 +144,7 @@ def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Stat
 
 
 def runs(service: str) -> bool:
-    """Return whether a service runs or will be restarted, and no stop has begun."""
+    """Return whether a service runs or will be restarted, and no stop of it has begun."""
     return not is_stopping(service) and read(service).state in (
         "running",
         "starting",
@@ -149,7 +153,7 @@ def runs(service: str) -> bool:
 
 
 def is_stopping(service: str) -> bool:
-    """Return whether a stop of the present run has begun and not completed."""
+    """Return whether a stop of the present run has begun and is not complete."""
     record = read_state(service)
     return record is not None and os.path.exists(
         f"{bundle_of(service, int(record['run']))}/{STOPPING}"
@@ -157,15 +161,16 @@ def is_stopping(service: str) -> bool:
 
 
 def in_own_netns(service: str) -> bool:
-    """Return whether PID 1 is in the network namespace that now has the service's name.
+    """Return whether PID 1 is in the network namespace that has the service's name now.
 
-    True if that cannot be determined. A service without a namespace belongs in the caller's.
+    A service without a namespace of its own must be in the caller's. Returns True if that cannot be
+    determined.
     """
     return is_in_own_netns(load(service), read(service).pid)
 
 
 def is_in_own_netns(spec: ProcessSpec | None, pid: int | None) -> bool:
-    """Do what `in_own_netns` does, for a service whose spec and PID 1 are already read."""
+    """Return what `in_own_netns` returns, for a service whose spec and PID 1 are already read."""
     try:
         expected = os.stat((spec.netns if spec else "") or "/proc/self/ns/net")
         actual = os.stat(f"/proc/{pid}/ns/net")
@@ -177,9 +182,9 @@ def is_in_own_netns(spec: ProcessSpec | None, pid: int | None) -> bool:
 
 
 def known_to_crun(service: str, pid: int) -> bool:
-    """Return whether crun's state records ``pid`` as the service's PID 1.
+    """Return whether crun has recorded ``pid`` as the service's PID 1.
 
-    If not, crun can neither exec in the service nor kill it.
+    If not, crun can neither run a command in the service nor kill it.
     """
     try:
         known = read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status"))
@@ -191,8 +196,8 @@ def known_to_crun(service: str, pid: int) -> bool:
 def outside_cgroup(service: str, keeper: int | None) -> bool:
     """Return whether PID 1 runs as conmon's child but was moved out of the service's cgroup.
 
-    ``keeper`` is the pid of its `conmon`. With several hierarchies, PID 1 must be in the cgroup in
-    each one that crun uses.
+    ``keeper`` is the pid of its conmon, or None. If there are several hierarchies, PID 1 must be in
+    the cgroup in each hierarchy that crun uses.
     """
     record = read_json(f"{paths.service_dir(service)}/state.json")
     spec = load(service)
@@ -203,17 +208,17 @@ def outside_cgroup(service: str, keeper: int | None) -> bool:
 
 
 def restarts_after(policy: str, code: int) -> bool:
-    """Return whether the restart policy starts a service again after exit status ``code``."""
+    """Return whether the restart policy restarts a service after the exit status ``code``."""
     return policy == "always" or (policy == "on-failure" and code != 0)
 
 
 def conmon_alive(service: str) -> bool:
-    """Return whether the conmon of the service's present run is alive."""
+    """Return whether the conmon of the service's present run is running."""
     return conmon(service) is not None
 
 
 def conmon(service: str) -> int | None:
-    """Return the pid of the conmon of the service's present run; None if it has ended."""
+    """Return the pid of the conmon of the service's present run; None if it has exited."""
     record = read_state(service)
     if record is None:
         return None
@@ -223,9 +228,9 @@ def conmon(service: str) -> int | None:
 
 
 def supervisors(service: str) -> list[int]:
-    """List the conmon of the present run and its descendants, such as the exit command.
+    """Return the pids of the present run's conmon and its descendants, such as the exit command.
 
-    The service's own processes are not listed.
+    The service's own processes are left out.
     """
     pids = [pid] if (pid := conmon(service)) is not None else []
     for parent in pids:  # the list grows while it is walked
@@ -234,7 +239,7 @@ def supervisors(service: str) -> list[int]:
 
 
 def describe_exit(code: int | None) -> str:
-    """Describe an exit status: ``exit status 1``, or ``killed by SIGKILL`` for 128 + N."""
+    """Return an exit status in words: ``exit status 1``, or ``killed by SIGKILL`` for 128 + N."""
     if code is None:
         return "no exit status"
     if code > 128:
@@ -246,7 +251,10 @@ def describe_exit(code: int | None) -> str:
 
 
 def out_of_memory(service: str) -> bool:
-    """Return whether the memory limit killed a process of the present run (conmon's file oom)."""
+    """Return whether the memory limit has killed a process of the present run.
+
+    conmon creates a file oom then.
+    """
     record = read_state(service)
     return record is not None and os.path.exists(
         f"{bundle_of(service, int(record['run']))}/persist/oom"
@@ -254,17 +262,20 @@ def out_of_memory(service: str) -> bool:
 
 
 def bundle_of(service: str, number: int) -> str:
-    """Return the folder of an activation's ``number``-th run."""
+    """Return the path of the folder of the run with this number."""
     return f"{paths.service_dir(service)}/run-{number}"
 
 
 def write_state(service: str, record: dict[str, Any]) -> None:
-    """Replace state.json. Raises OSError."""
+    """Write state.json. Raises OSError."""
     write_json(f"{paths.service_dir(service)}/state.json", record)
 
 
 def exit_code(service: str, bundle: str) -> int | None:
-    """Read the exit status that conmon wrote; None before the end and after a failed create."""
+    """Return the exit status that conmon has written.
+
+    Returns None while the process runs, and if the container could not be created.
+    """
     try:
         return int(files.read(f"{bundle}/exits/{crun.container_id(service)}") or b"")
     except ValueError:
@@ -272,7 +283,10 @@ def exit_code(service: str, bundle: str) -> int | None:
 
 
 def ended_at(service: str, bundle: str) -> float | None:
-    """Return when conmon wrote the exit status, in seconds since 1970; None if it has not yet."""
+    """Return the Unix time, in seconds, at which conmon wrote the exit status.
+
+    Returns None if it has not written it yet.
+    """
     try:
         return os.stat(f"{bundle}/exits/{crun.container_id(service)}").st_mtime
     except OSError:
@@ -280,7 +294,7 @@ def ended_at(service: str, bundle: str) -> float | None:
 
 
 def services() -> list[str]:
-    """List every service that has a process, or runtime files of one."""
+    """Return all services that have a process or runtime files of one."""
     try:
         return sorted(os.listdir(os.path.join(paths.run_dir(), "services")))
     except (FileNotFoundError, NotADirectoryError):
@@ -288,5 +302,5 @@ def services() -> list[str]:
 
 
 def bundles(folder: str) -> list[str]:
-    """List the folders of all runs below a service's folder."""
+    """Return the paths of the folders of all runs in a service's folder."""
     return [os.path.join(folder, name) for name in os.listdir(folder) if name.startswith("run-")]

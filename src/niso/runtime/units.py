@@ -1,16 +1,16 @@
 """Manage the systemd units of services: find, write, start and stop them, and notify systemd.
 
-Only niso restarts a service. It notifies systemd of the unit's new main process (sd_notify(3),
-MAINPID). systemd therefore sees a restarted service as running, and a final exit as the end of the
-unit, with its exit status.
+Only niso restarts a service. After a restart, niso notifies systemd of the unit's new main process
+(sd_notify(3), MAINPID). systemd therefore sees a restarted service as running, and takes only the
+final exit, with its exit status, for the end of the unit.
 
-Only a process in the unit's cgroup may send the notification. The exit command is in the cgroup, as
-a child of conmon. A niso command is not: before it kills conmon, it moves a process of its own into
-the unit. This stand-in stays until the next conmon runs. If it ends without a next conmon, the unit
-ends, as for a service that was deactivated.
+Only a process in the unit's cgroup may send the notification. The exit command is in that cgroup as
+a child of conmon. A niso command is not. So before it kills conmon, it moves a process of its own
+into the unit, the stand-in, which stays until the next conmon runs. If the stand-in exits without a
+next conmon, the unit ends, as it does for a service that was deactivated.
 
 `niso.change.boot` composes the text of an enabled service's unit. niso's agents run in the
-foreground of units, and commands wake them through a named pipe in the run folder.
+foreground of units. Commands wake them through a named pipe in the run folder.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _NOTIFY = "/run/systemd/notify"
 _JOURNAL = "/run/systemd/journal/socket"
 _NOTIFY_S = 5.0
-"""How long systemd may take to handle a message."""
+"""Seconds that systemd may take to handle a message."""
 
 
 def unit_of(service: str) -> str:
@@ -52,22 +52,23 @@ def unit_of(service: str) -> str:
 
 
 def booted() -> bool:
-    """Return whether systemd is the init (sd_booted(3))."""
+    """Return whether systemd is the init of this machine (sd_booted(3))."""
     return os.path.isdir("/run/systemd/system")
 
 
 def has_ended() -> bool:
-    """Return whether a unit's ExecStop runs because its main process has exited.
+    """Return whether this is an ExecStop that runs because the unit's main process has exited.
 
-    Otherwise ExecStop runs to stop that process (systemd.exec(5), $EXIT_CODE).
+    Otherwise ExecStop runs in order to stop that process (systemd.exec(5), $EXIT_CODE).
     """
     return "EXIT_CODE" in os.environ
 
 
 def path(service: str, pid: int | None = None) -> str | None:
-    """Return the cgroup of a service's unit if process ``pid`` (default: this one) is in it.
+    """Return the cgroup of a service's unit if a process is in it, else None.
 
-    None if the process is not in it, or has ended (proc_pid_cgroup(5)).
+    ``pid`` is the process; None stands for this one. Also returns None if the process has exited
+    (proc_pid_cgroup(5)).
     """
     try:
         with open(
@@ -80,9 +81,9 @@ def path(service: str, pid: int | None = None) -> str | None:
 
 
 def logs_to_journal(service: str) -> bool:
-    """Return whether the log goes to journald.
+    """Return whether the service's log is also written to journald.
 
-    This is so if journald runs and a conmon started now will be in the service's unit.
+    That is so if journald runs, and if a conmon that is started now will be in the service's unit.
     """
     return (service in _stand_ins or path(service) is not None) and os.path.exists(_JOURNAL)
 
@@ -95,9 +96,9 @@ def adopt(pids: list[int], to: str) -> None:
 
 
 def tell(*lines: str) -> None:
-    """Send assignments (``MAINPID=12``, ``READY=1``) to systemd and wait until they are handled.
+    """Send assignments such as ``MAINPID=12`` or ``READY=1`` to systemd.
 
-    Waits up to `_NOTIFY_S`. Raises OSError.
+    The call returns when systemd has handled them, or after `_NOTIFY_S` seconds. Raises OSError.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.settimeout(_NOTIFY_S)
@@ -119,13 +120,16 @@ def tell(*lines: str) -> None:
 
 
 _stand_ins: dict[str, tuple[int, int, str, int]] = {}
-"""Service: the pipe to its stand-in, the pipe from it, the unit's cgroup, the stand-in's pid."""
+"""Maps a service to the process that stands in for its conmon in its unit.
+
+The value is: the pipe to that process, the pipe from it, the unit's cgroup, and its pid.
+"""
 
 
 def stand_in(service: str, conmon: int | None) -> None:
     """Add a stand-in process to the unit of ``conmon``, which the caller is about to kill.
 
-    No-op if conmon is not in a unit, or this process is in the same unit.
+    No-op if conmon is in no unit, or if this process is in the same unit.
     """
     if conmon is None or service in _stand_ins or path(service) is not None:
         return
@@ -146,7 +150,11 @@ def stand_in(service: str, conmon: int | None) -> None:
 
 
 def hand_over(service: str, conmon: int | None) -> None:
-    """Make the next conmon the unit's main process instead of the stand-in, which then exits."""
+    """Make a new conmon the main process of the unit instead of the stand-in, which then exits.
+
+    The stand-in is niso's process that keeps the unit active between two conmons. No-op without
+    one.
+    """
     if service not in _stand_ins or conmon is None:
         return
     hold, done, unit, _ = _stand_ins.pop(service)
@@ -164,8 +172,9 @@ def hand_over(service: str, conmon: int | None) -> None:
 def give_back(service: str, conmon: int | None, path: str | None) -> None:
     """Stop a service's unit, but not its processes.
 
-    ``path`` is the service's cgroup; None if the cgroup has been removed, and only the stand-in is
-    left.
+    conmon and its children are moved out of the unit's cgroup (`keep_in`). ``path`` is the
+    service's cgroup; None if it has been removed. In that case the unit has only the stand-in
+    process.
     """
     stand_in(service, conmon)
     if service not in _stand_ins:
@@ -182,7 +191,10 @@ def give_back(service: str, conmon: int | None, path: str | None) -> None:
 
 
 def _stand(unit: str, wait: int, say: int) -> NoReturn:
-    """Run the stand-in, in a second fork: systemd becomes its parent, sees its exit status."""
+    """Run the stand-in in this child process. It never returns.
+
+    A second fork makes systemd the parent of the stand-in, so that systemd sees its exit status.
+    """
     try:
         if os.fork() != 0:
             os._exit(0)
@@ -307,7 +319,7 @@ class Systemd:
 def _wait_ended(units: list[str]) -> None:
     """Wait at most 10 s until none of these units is active.
 
-    If the file of an active unit were deleted, systemd would discard its ExecStop.
+    If the file of an active unit were deleted, systemd would not run its ExecStop.
     """
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
@@ -318,7 +330,10 @@ def _wait_ended(units: list[str]) -> None:
 
 
 def _systemctl(*arguments: str, may_fail: bool = False) -> str:
-    """Run systemctl and return its output. Raises Error with its error message."""
+    """Run systemctl and return its output.
+
+    Raises Error with the error message of systemctl, unless ``may_fail``.
+    """
     import subprocess
 
     command = f"systemctl {' '.join(arguments)}"
@@ -354,7 +369,7 @@ def _systemctl(*arguments: str, may_fail: bool = False) -> str:
 
 
 class ChangingUnit(NamedTuple):
-    """Report that niso writes or removes a systemd unit file."""
+    """Event: niso writes or removes a systemd unit file."""
 
     action: Literal["write", "remove"]
     path: str
@@ -372,10 +387,10 @@ AFTER = (
     "libvirtd.service",
     "virtnetworkd.service",
 )
-"""Units that start before niso's at boot.
+"""Units that start before niso's units at boot.
 
-The first ones load their own rules and may flush all others. The last ones switch forwarding on;
-started before niso, they share it with niso.
+The first ones load their own rules and may flush all others. The last ones enable forwarding. If
+they start before niso, niso records that forwarding was already on.
 """
 
 
@@ -385,10 +400,10 @@ def drop_in(unit: str) -> str:
 
 
 def command(*words: str) -> str:
-    """Return the command line of this niso with arguments, for a unit file.
+    """Return the command line of this installation of niso with these arguments, for a unit file.
 
-    After the caller's prefix, if any, it begins with ``:``, so that ``$`` has no special meaning
-    (systemd.service(5)).
+    It begins with ``:``, so that ``$`` has no special meaning (systemd.service(5)). The caller may
+    put another prefix before it.
     """
     return ":" + " ".join(quoted(word) for word in (sys.executable, "-I", "-m", "niso.cli", *words))
 
@@ -398,8 +413,9 @@ def agent(
 ) -> list[str]:
     """Return the lines of a unit for a command that runs permanently (systemd.service(5)).
 
-    The command reports when it is ready, and systemd restarts it whenever it exits. ``mark`` is the
-    first line, and ``more`` are lines of ``[Service]``.
+    The command notifies systemd when it is ready, and systemd restarts it whenever it exits.
+    ``mark`` is the first line of the unit file, ``words`` are the arguments of niso, and ``more``
+    are further lines of ``[Service]``.
     """
     return [
         mark,
@@ -421,7 +437,10 @@ def agent(
 
 
 def environment() -> list[str]:
-    """Return ``Environment=`` lines for folders and an address pool that are not the default."""
+    """Return the ``Environment=`` lines for niso's folders and address pool.
+
+    Defaults are left out.
+    """
     folders = {"NISO_STATE_DIR": paths.state_dir(), "NISO_RUN_DIR": paths.run_dir()}
     usual = {"NISO_STATE_DIR": paths.STATE_DIR, "NISO_RUN_DIR": paths.RUN_DIR}
     variables = {name: value for name, value in folders.items() if value != usual[name]}
@@ -474,7 +493,7 @@ def _path(name: str) -> str:
 
 
 def agent_name(name: str = AGENT) -> bool:
-    """Wake the agent ``name``; return whether it is running."""
+    """Wake the agent ``name``, and return whether it is running."""
     try:
         fd = os.open(_path(name), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:  # no pipe, or no process reads it
@@ -489,7 +508,10 @@ def agent_name(name: str = AGENT) -> bool:
 
 
 def listen(name: str, woken: Callable[[], object], over: threading.Event) -> None:
-    """Call ``woken`` whenever a command wakes the agent, until ``over`` is set. Raises OSError."""
+    """Call ``woken`` each time a command wakes the agent ``name``, until ``over`` is set.
+
+    Raises OSError.
+    """
     os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
     try:
         os.mkfifo(_path(name), 0o600)
@@ -510,14 +532,20 @@ def listen(name: str, woken: Callable[[], object], over: threading.Event) -> Non
 
 
 class Following(NamedTuple):
-    """An agent of this host. ``run`` returns after ``stop``, which a signal handler may call."""
+    """An agent of this host.
+
+    ``run`` returns after a call of ``stop``, which a signal handler may call.
+    """
 
     run: Callable[[], None]
     stop: Callable[[], None]
 
 
 def alone(lock: str, held: Conflict, work: Callable[[], None]) -> None:
-    """Run an agent, of which a host may have only one. If one is running, raises ``held``."""
+    """Call ``work``, the main function of an agent that may run only once on a host.
+
+    ``lock`` is the name of its lock. Raises ``held`` if the agent is already running.
+    """
     try:
         taken = service_lock(lock, 0)
         taken.__enter__()

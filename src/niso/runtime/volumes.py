@@ -1,8 +1,8 @@
-"""Resolve mount points of volumes; create and remove named volumes.
+"""Resolve the mount points of volumes; create and remove named volumes.
 
-The links of a mount point are resolved inside the rootfs (`niso.runtime.entrypoint`). A missing
-mount point is created in niso's own layer, and crun mounts there without leaving the root. Nothing
-is written to the rootfs or to a path of the host.
+The symbolic links of a mount point are resolved inside the rootfs (`niso.runtime.entrypoint`). If a
+mount point is missing, it is created in niso's own layer, and crun mounts there without leaving the
+root. Nothing is written to the rootfs or to a path of the host.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ _BIND = ("rbind", "rprivate", "rnosuid", "rnodev")
 class Placed(NamedTuple):
     volume: MountedVolume
     at: str
-    """The mount point inside the service, links resolved."""
+    """The mount point inside the service, with symbolic links resolved."""
     folder: bool
-    """Whether the volume is a folder; otherwise it is a file."""
+    """Whether the volume is a folder and not a file."""
 
 
 def placed(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[Placed]:
-    """Resolve the mount points of volumes in a service with this rootfs.
+    """Return the volumes with their mount points in a service with this rootfs, links resolved.
 
-    Raises InvalidInput with the key of the manifest, also if two of them overlap.
+    Raises InvalidInput with the key of the manifest if a mount point cannot be used, or if two of
+    them overlap.
     """
     result: list[Placed] = []
     for volume in volumes:
@@ -52,7 +53,7 @@ def placed(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[Placed]
 
 
 def _place(rootfs: str | None, volume: MountedVolume) -> str:
-    """Resolve the mount point of one volume. Raises InvalidInput."""
+    """Return the mount point of one volume with symbolic links resolved. Raises InvalidInput."""
     path = volume.mount
     if any(_is_within(path, point) for point in TMPFS):
         return path  # a tmpfs of niso's own is mounted there, whatever the rootfs has
@@ -63,7 +64,10 @@ def _place(rootfs: str | None, volume: MountedVolume) -> str:
 
 
 def _place_assembled(volume: MountedVolume) -> str:
-    """Resolve a mount point in the assembled root of a service without a rootfs."""
+    """Return the mount point of a volume in the root of a service without a rootfs.
+
+    Raises InvalidInput if it is in a read-only folder of the host.
+    """
     path = volume.mount
     read_only = ["/usr", *(f"/{name}" for name in TOP_LINKS)]
     read_only = [folder for folder in read_only if _is_within(path, folder)]
@@ -80,11 +84,14 @@ def _is_within(path: str, folder: str) -> bool:
 
 
 _LINKS = (("/var/run", "/run"), ("/var/lock", "/run/lock"))
-"""The links of an assembled root below which a mount point can be."""
+"""Symbolic links in the root of a service without a rootfs, below which a mount point can be."""
 
 
 def _is_folder(volume: MountedVolume) -> bool:
-    """Return whether a volume is a folder. Raises InvalidInput if its host path cannot be used."""
+    """Return whether a volume is a folder.
+
+    Raises InvalidInput if its path on the host cannot be used.
+    """
     if volume.source is None or volume.named:
         return True
     try:
@@ -109,9 +116,10 @@ def _bad_mount(volume: MountedVolume, reason: str) -> InvalidInput:
 
 
 def is_writable(volume: MountedVolume, spec: ProcessSpec) -> bool:
-    """Return whether the service's user may write to a volume of the host.
+    """Return whether the service's user may write to a host volume.
 
-    True if unknown: the volume does not exist, or has an access control list (acl(5)).
+    Returns True if that is unknown, because the volume does not exist or has an access control list
+    (acl(5)).
     """
     path = str(volume.source)
     try:
@@ -132,7 +140,7 @@ def is_writable(volume: MountedVolume, spec: ProcessSpec) -> bool:
 
 
 def unwritable(spec: ProcessSpec) -> list[MountedVolume]:
-    """Return the host volumes that the manifest declares writable but the user cannot write."""
+    """Return the host volumes with mode "rw" to which the service's user cannot write."""
     return [
         volume
         for volume in spec.volumes
@@ -142,7 +150,7 @@ def unwritable(spec: ProcessSpec) -> list[MountedVolume]:
 
 
 def make_named(spec: ProcessSpec) -> None:
-    """Create the missing named volumes, each atomically, mode 0700 and owned by the service's user.
+    """Create the missing named volumes atomically, with mode 0700 and the service's user as owner.
 
     Raises OSError.
     """
@@ -160,9 +168,10 @@ def make_named(spec: ProcessSpec) -> None:
 
 
 def mounts(spec: ProcessSpec, where: list[Placed], shared: str) -> list[dict[str, Any]]:
-    """Return the mount objects of config.json (OCI runtime-spec, config.md, Mounts).
+    """Return the mount objects of the volumes (OCI runtime-spec, config.md, Mounts).
 
-    The folder ``shared`` shows the host volumes, by name.
+    ``where`` has the resolved mount points. The folder ``shared`` contains the host volumes by
+    name.
     """
     result = []
     for volume, at, _ in where:
@@ -178,7 +187,7 @@ def mounts(spec: ProcessSpec, where: list[Placed], shared: str) -> list[dict[str
 
 
 def make_sources(shared: str, where: list[Placed]) -> None:
-    """Create the mount points of the host volumes in the folder ``shared``. Raises OSError."""
+    """Create the mount points for the host volumes in the folder ``shared``. Raises OSError."""
     for volume, _, folder in where:
         if volume.source is not None and not volume.named:
             point = os.path.join(shared, volume.name)
@@ -189,7 +198,10 @@ def make_sources(shared: str, where: list[Placed]) -> None:
 
 
 def make_points(below: str, layer: str, where: list[Placed]) -> None:
-    """Create the mount points in niso's layer, above the rootfs or skeleton. Raises OSError."""
+    """Create the mount points of volumes in niso's layer. Raises OSError.
+
+    ``below`` is the rootfs or skeleton below the layer.
+    """
     for _, at, folder in where:
         (mount_point if folder else mount_file)(below, layer, at)
 
@@ -198,7 +210,7 @@ def make_points(below: str, layer: str, where: list[Placed]) -> None:
 
 
 def kept(service: str) -> list[str]:
-    """List the existing named volumes of a service, even if the service was removed."""
+    """Return the names of a service's named volumes that exist, even if the service was removed."""
     try:
         return sorted(
             name for name in os.listdir(paths.volume_dir(service)) if not name.startswith(".")
@@ -208,7 +220,7 @@ def kept(service: str) -> list[str]:
 
 
 def owners() -> dict[str, set[int]]:
-    """Map each service with named volumes to the uids that own them."""
+    """Map each service with named volumes to the set of uids that own them."""
     top = os.path.dirname(paths.volume_dir("-"))
     try:
         services = os.listdir(top)
@@ -225,7 +237,7 @@ def owners() -> dict[str, set[int]]:
 
 
 def remove_empty(service: str) -> None:
-    """Remove the empty named volumes of a failed activation."""
+    """Remove the named volumes of a failed activation that are empty."""
     folder = paths.volume_dir(service)
     try:
         names = os.listdir(folder)
@@ -239,7 +251,10 @@ def remove_empty(service: str) -> None:
 
 
 def check_removable(service: str) -> None:
-    """Raise Conflict if a file system is mounted in a volume, since it would be emptied too."""
+    """Raise Conflict if a file system is mounted in a volume.
+
+    Its files would be deleted together with the volume.
+    """
     for point in _mounted_below(os.path.realpath(paths.volume_dir(service))):
         raise Conflict(
             f"cannot remove its volumes: something is mounted at {point}",
@@ -249,9 +264,9 @@ def check_removable(service: str) -> None:
 
 
 def remove_all(service: str, report: Report) -> None:
-    """Remove all named volumes of a service with their content; no-op if it has none.
+    """Delete all named volumes of a service with their content; no-op if it has none.
 
-    The service must have no process. No link is followed. Raises Error.
+    The service must have no process. No symbolic link is followed. Raises Error.
     """
     folder = paths.volume_dir(service)
     if not os.path.lexists(folder):
@@ -272,14 +287,14 @@ def remove_all(service: str, report: Report) -> None:
 
 
 def _mounted_below(folder: str) -> list[str]:
-    """List the mount points at or below a folder (proc_pid_mountinfo(5))."""
+    """Return the mount points that are in a folder or are the folder (proc_pid_mountinfo(5))."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         points = [cgroups.unescaped(line.split(" ")[4]) for line in lines]
     return [point for point in points if _is_within(point, folder)]
 
 
 def check(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[InvalidInput]:
-    """Return all errors in the volumes of a service. Called before any process is started."""
+    """Return all errors in the volumes of a service. Nothing is changed."""
     errors: list[InvalidInput] = []
     good: list[MountedVolume] = []
     for volume in volumes:
