@@ -60,15 +60,17 @@ GATHER_S = 0.005
 LEAST_S = 0.05
 """The minimum interval in seconds between two sync passes: at most 20 passes a second."""
 SPREAD_S = 0.001
-"""Seconds for each host of the cluster that a pass waits if its only cause is a host that joined or
-left. The sum is varied at random.
+"""Seconds for each host of the cluster that a pass waits if its only cause is a host that joined
+or left. The sum is varied at random.
 """
 LATE_S = 5.0
 """The lag in seconds from which on the agent reports that it is behind."""
 
 
 class Me(NamedTuple):
-    """This host's identity in the cluster: its name, the ids of its state folder, cluster and boot."""
+    """This host's identity in the cluster: its name, the ids of its state folder, cluster and
+    boot.
+    """
 
     host: str
     state_id: str
@@ -432,7 +434,9 @@ def last() -> Look:
 
 
 def note(gone: Iterable[str], now_s: float) -> None:
-    """Record the time of a sync pass and the names of the hosts that are missing. Raises OSError."""
+    """Record the time of a sync pass and the names of the hosts that are missing. Raises
+    OSError.
+    """
     before = last().gone
     now = {host: before.get(host, now_s) for host in sorted(gone)}
     kept = json.dumps({"at": now_s, "gone": now})

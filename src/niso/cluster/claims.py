@@ -441,7 +441,7 @@ def _free(
 
 
 def _of(error: NoAnswer, earlier: NoAnswer | None) -> NoAnswer:
-    """Return the error to raise for ``error``: marked as ``unknown`` if an earlier attempt may have
-    worked.
+    """Return the error to raise for ``error``: marked as ``unknown`` if an earlier attempt may
+    have worked.
     """
     return NoAnswer(error.reason, error.hint, unknown=True) if earlier is not None else error

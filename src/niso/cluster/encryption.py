@@ -210,7 +210,9 @@ def mend(store: Store, kernel: Kernel) -> None:
 
 
 def serves(store: Store, kernel: Kernel) -> bool:
-    """Return whether the WireGuard interface exists and works; True if this host does not need it."""
+    """Return whether the WireGuard interface exists and works; True if this host does not need
+    it.
+    """
     present = store.across.tunnel()
     spans = any(network.span is not None for network in store.networks())
     return present is None or not spans or kernel.wireguard_answers(TUNNEL, present.form)

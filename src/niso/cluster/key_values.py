@@ -105,7 +105,9 @@ _PROTOCOLS = ("", "tcp", "udp", "sctp", "icmp")
 
 
 def policy(text: str) -> Policy:
-    """Parse the policy of another host's service from JSON. Raises ValueError if it is not valid."""
+    """Parse the policy of another host's service from JSON. Raises ValueError if it is not
+    valid.
+    """
 
     try:
         made = policy_of(decoded(text))

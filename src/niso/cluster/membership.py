@@ -230,8 +230,8 @@ class Membership:
         return gone
 
     def _had_by(self, host: str) -> list[tuple[Item, Claim]]:
-        """Return the items and claims of a host, including those that another host may give back to
-        it.
+        """Return the items and claims of a host, including those that another host may give back
+        to it.
         """
         items = self.engine.get(self.keys.services).items
         claims = [(item, claim_of(item, self.keys)) for item in items]
@@ -432,7 +432,9 @@ class Membership:
 
 
 def _require_apart(spec: Spec, index: dict[str, Any]) -> None:
-    """Raise Conflict if a network in ``index`` has the name of ``spec``, or an overlapping subnet."""
+    """Raise Conflict if a network in ``index`` has the name of ``spec``, or an overlapping
+    subnet.
+    """
     for name, network in index.items():
         if name == spec.name:
             raise Conflict(f"network {name!r} exists in the cluster", "choose another name")

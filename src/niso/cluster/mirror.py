@@ -91,8 +91,8 @@ def _keep(wanted: dict[str, Known], present: dict[str, Known], networks: set[str
 
 
 def fenced(store: Store, now: Seen, own: str) -> list[str]:
-    """Return this host's recorded services for which another host's claim in ``now`` has a higher
-    ``gen``.
+    """Return this host's recorded services for which another host's claim in ``now`` has a
+    higher ``gen``.
     """
     lost = []
     for claim in store.across.claims(now.only):
@@ -216,7 +216,9 @@ def _write(
 
 
 def _wire(store: Store, host: Host) -> str:
-    """Return the address from which a host's VXLAN packets come: inside the tunnel if it encrypts."""
+    """Return the address from which a host's VXLAN packets come: inside the tunnel if it
+    encrypts.
+    """
     if not host.public:
         return host.address
 

@@ -290,7 +290,8 @@ def _is_wanted(
 
 EPOCH = 1 << 32
 LIVES_S = 30
-"""Seconds for which a host that was alive counts as alive after a restore, until its agent reports.
+"""Seconds for which a host that was alive counts as alive after a restore, until its agent
+reports.
 """
 
 

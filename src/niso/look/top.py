@@ -1,6 +1,6 @@
 """Measure rates of services and flows between samples: `Host.top`.
 
-The kernel counts the bytes of flows for as long as a reader needs them (`niso.kernel.flow_memory`).
+The kernel counts the bytes of flows while a reader needs them (`niso.kernel.flow_memory`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Metered:
             meter.close()
 
     def _moved(self) -> dict[Key, int] | None:
-        """Return each flow's bytes since the last call; None if the kernel cannot count them."""
+        """Return the bytes of each flow after the last call; None if the kernel cannot count
+        them.
+        """
         return None if self._meter is None else self._meter.read()
 
 
@@ -59,12 +61,12 @@ class Metered:
 
 
 class ServiceLoad(NamedTuple):
-    """The load of a service between two samples."""
+    """The rates of a service between two samples."""
 
     service: str
     """the service's name"""
     status: str
-    """as for niso ps"""
+    """the state of the service, as niso ps shows it"""
     health: str | None
     """starting, healthy or unhealthy; null without a healthcheck"""
     networks: tuple[str, ...]
@@ -74,13 +76,13 @@ class ServiceLoad(NamedTuple):
     sent: float | None
     """bits per second; null if the service has no interface of its own"""
     new: float | None
-    """new flows from and to it, and refused attempts, per second; null like received"""
+    """new flows of the service, and refused attempts, per second; null if ``received`` is null"""
     denied_in: int | None
     """total packets dropped by its ingress policy; null if unknown"""
     denied_out: int | None
     """total packets dropped by its egress policy; null if unknown"""
     shares: str | None
-    """the provider whose network, flows and sockets it shares; null if it has its own"""
+    """the service whose network namespace it shares; null if it has its own"""
 
 
 class FlowLoad(NamedTuple):
