@@ -103,21 +103,23 @@ class FlowLoad(NamedTuple):
     bits: float | None
     """bits per second in both directions; null if the kernel cannot count them"""
     service: str | None
-    """service whose policy decides"""
+    """the service whose policy decides"""
     key: str | None
-    """key of the policy in the manifest"""
+    """the key of the policy entry in the manifest"""
     text: str | None
-    """entry of the policy that decides"""
+    """the policy entry that decides"""
     words: str | None
-    """reason for the verdict"""
+    """the reason for the verdict"""
     published: int | None
-    """host port through which another machine connected"""
+    """the host port through which another machine connected; null without one"""
     agrees: bool
-    """whether the present configuration has the same verdict"""
+    """whether the present configuration gives the same verdict"""
 
 
 class ServiceSocket(NamedTuple):
-    """A TCP connection of a service, as reported by its own socket (tcp_info of tcp(7))."""
+    """A TCP connection of a service, as the kernel reports it for the service's own socket
+    (tcp(7)).
+    """
 
     from_: FlowEnd
     """the client"""
@@ -128,7 +130,7 @@ class ServiceSocket(NamedTuple):
     port: int
     """the server's port"""
     published: int | None
-    """host port through which another machine connected"""
+    """the host port through which another machine connected; null without one"""
     state: str
     """established, or a state named as in ss(8): syn-sent, fin-wait-1 ..."""
     rtt: float | None
@@ -142,10 +144,10 @@ class ServiceSocket(NamedTuple):
 
 
 class Load(NamedTuple):
-    """The load between two samples."""
+    """The rates of services and flows between two samples."""
 
     seconds: float
-    """time between the samples"""
+    """seconds between the two samples"""
     services: tuple[ServiceLoad, ...]
     """all services, by name"""
     flows: tuple[FlowLoad, ...]
@@ -155,7 +157,7 @@ class Load(NamedTuple):
 
 
 class TopSample(NamedTuple):
-    """A sample, as compared by `between`. ``at`` is in seconds of a monotonic clock."""
+    """A sample, from which `between` computes rates. ``at`` is in seconds of a monotonic clock."""
 
     at: float
     lines: tuple[ServiceLine, ...]
@@ -166,7 +168,7 @@ class TopSample(NamedTuple):
 
 
 class Top(Metered):
-    """Measures the load between calls of `read`, of one service or all. Use it in a ``with`` block.
+    """Measure rates, of one service or all, between calls of `read`. Use it in a ``with`` block.
 
     The kernel counts the bytes of flows until it is closed (`niso.kernel.flow_memory`).
     """
@@ -182,7 +184,7 @@ class Top(Metered):
 
     @guarded
     def read(self) -> Load:
-        """Return the load since the last call, or since the start."""
+        """Return the rates since the last call, or since the start."""
         now, _ = look(self.session, self._states)
         before, self._before = self._before, now
         self._reader = self._reader.in_world(self._states.world)
@@ -216,7 +218,9 @@ class Top(Metered):
 def look(
     session: Session, states: ServiceStates, with_open: bool = False
 ) -> tuple[TopSample, Memory]:
-    """Take a sample; with ``with_open``, also of open connections."""
+    """Take a sample; return it and the recorded flows. ``with_open`` also reads open
+    connections.
+    """
 
     states.read()
     networks = {row.name: row.networks for row in states.rows}
@@ -235,7 +239,7 @@ def top(session: Session, name: str | None) -> Top:
 
 
 def counts(memory: Memory) -> dict[tuple[Key, str], int]:
-    """Return the packet count of each flow and verdict."""
+    """Return the number of packets for each flow and verdict."""
     return {
         ((row.source, row.destination, row.proto, row.port), verdict): row.packets
         for verdict, row in memory.by_verdict()
@@ -245,7 +249,9 @@ def counts(memory: Memory) -> dict[tuple[Key, str], int]:
 def between(
     reader: FlowReader, before: TopSample, now: TopSample, moved: Mapping[Key, int] | None = None
 ) -> Load:
-    """Compute the load between two samples. ``moved`` has the bytes of flows."""
+    """Return the rates between two samples. ``moved`` has the bytes of each flow; None if
+    unknown.
+    """
 
     seconds = elapsed(before, now)
     flows = []
@@ -283,7 +289,7 @@ def elapsed(before: TopSample, now: TopSample) -> float:
 def services_between(
     reader: FlowReader, before: TopSample, now: TopSample
 ) -> tuple[ServiceLoad, ...]:
-    """Compute the load of services between two samples."""
+    """Return the rates of services between two samples, in the order of ``now``."""
     seconds = elapsed(before, now)
     new: dict[str, int] = {}
     for (key, verdict), count in now.flows.items():
@@ -312,7 +318,7 @@ def services_between(
 
 
 def sockets_of(reader: FlowReader, measured: Iterable[Measured]) -> tuple[ServiceSocket, ...]:
-    """Return the connections of a service's namespace with the names of client and server."""
+    """Return the TCP connections of a service, with the names of client and server."""
 
     sockets = []
     for socket in measured:
@@ -332,7 +338,10 @@ def sockets_of(reader: FlowReader, measured: Iterable[Measured]) -> tuple[Servic
 
 
 def _bits(before: int | None, now: int | None, seconds: float) -> float | None:
-    """Return bits per second; None if a counter is missing, 0 if it is new."""
+    """Return bits per second from two counters in bytes.
+
+    Returns None if the counter is missing now, and 0 if it is new.
+    """
     if now is None:
         return None
     return 0.0 if before is None else round(8 * more(before, now) / seconds, 1)
