@@ -84,7 +84,7 @@ class ClusterHost(NamedTuple):
     gone_s: float | None
     """seconds since an agent found the host missing; null if it is not gone or no agent noticed"""
     networks: tuple[str, ...]
-    """the networks that services of the host are on"""
+    """strings: the networks that services of the host are on"""
     services: int
     """the number of services that the host has reserved in etcd"""
     niso: str

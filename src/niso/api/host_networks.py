@@ -58,9 +58,9 @@ class NetworkMember(NamedTuple):
     active: bool
     """whether the service is active"""
     address: tuple[str, ...]
-    """addresses, one per network and family; can be empty"""
+    """addresses, one for each network and IP version; can be empty"""
     ports: tuple[Port, ...]
-    """published ports, one per address family; empty if the service is on another host"""
+    """published ports, one for each IP version; empty if the service is on another host"""
     host: str | None
     """name of the other host that the service is on; null if it is on this host"""
 
@@ -73,7 +73,7 @@ class Network(NamedTuple):
     subnet: str
     """subnets, separated by a comma and a space"""
     subnets: tuple[Subnet, ...]
-    """one per address family"""
+    """one for each IP version"""
     bridge: str
     """name of the bridge on the host"""
     internal: bool
@@ -414,7 +414,7 @@ class Repaired(NamedTuple):
     """Result of `Host.repair`."""
 
     steps: int
-    """number of steps taken; missing with --sweep"""
+    """number of steps taken; only without --sweep"""
 
 
 class Swept(NamedTuple):

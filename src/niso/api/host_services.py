@@ -162,7 +162,7 @@ class Services:
     def restart_in_order(self, names: list[str], after: After | None) -> tuple[Done, ...]:
         """Restart active services, each after those that it depends on. Raises as `restart` does.
 
-        ``after`` has the dependencies; None means the given order.
+        ``after`` has the dependencies among them, or is None.
         """
 
         from niso.change import activate, boot, warnings
@@ -512,7 +512,7 @@ class Taken(NamedTuple):
     service: str
     """the service's name"""
     ports: tuple[Port, ...]
-    """published ports, one per address family"""
+    """published ports, one for each IP version"""
 
 
 class Forwarded(NamedTuple):
@@ -523,7 +523,7 @@ class Forwarded(NamedTuple):
     changed: bool
     """false if nothing changed"""
     ports: tuple[Port, ...]
-    """published ports, one per address family"""
+    """published ports, one for each IP version"""
     taken: tuple[Taken, ...]
     """services that lost a host port because of --replace"""
     returned: tuple[Taken, ...]

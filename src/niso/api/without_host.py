@@ -153,7 +153,9 @@ class ImportedStack(NamedTuple):
     missing: tuple[Missing, ...]
     """what was not converted"""
     commands: tuple[str, ...]
-    """commands that fetch the root file systems; run them in the folder of the stack.toml"""
+    """strings: commands that fetch the root file systems; run them in the folder of the
+    stack.toml
+    """
 
 
 def import_compose(

@@ -272,11 +272,10 @@ class _listening:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove the Unix socket of a killed niso web.
+    """Remove the Unix socket of a killed niso web: it belongs to root, and no process listens on
+    it.
 
-    It belongs to root, and no process listens on it.
-
-    Raises OSError if the path is another kind of file, or the socket is in use.
+    A socket in use is kept. Raises OSError if the path is another kind of file.
     """
     with suppress(FileNotFoundError):
         info = os.lstat(path)

@@ -305,7 +305,7 @@ def interrupt(*_: object) -> None:
     """Raise KeyboardInterrupt in the running command, which then rolls back its change.
 
     A second signal aborts the rollback too. If the command has failed and is already rolling back,
-    the first signal does not abort the rollback; `main._failed` then reports the signal.
+    the first signal does not abort the rollback; `main._failed` then reports both.
     """
     now = time.monotonic()
     if state.over or now - state.last < BURST_S:

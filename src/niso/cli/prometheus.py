@@ -90,7 +90,7 @@ def _write(path: str, body: bytes) -> None:
     """Replace a file atomically, so that a reader sees the old or the new content.
 
     Only a plain file is replaced. A folder, a device such as /dev/null, or a link is not. Raises
-    Error.
+    UsageError.
     """
     # node_exporter reads *.prom, so it ignores this name
     draft = f"{path}.{os.getpid()}"

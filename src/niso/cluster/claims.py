@@ -36,7 +36,9 @@ unanswered.
 NEAR = 64
 """After a lost race, a free address is chosen at random from the lowest so many free ones."""
 MOST_KEYS = key_values.MOST_NAMES
-"""The maximum number of keys of a claim: etcd accepts 128 operations in a transaction."""
+"""The maximum number of keys that reserve a service: etcd accepts 128 operations in a
+transaction.
+"""
 
 
 class Wanted(NamedTuple):
@@ -54,7 +56,7 @@ class Wanted(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """The options of a request for a claim, as described at `Claims.claim`."""
+    """The options of a reservation, as described at `Claims.claim`."""
 
     mark: str = ""
     keep: bool = False
@@ -76,7 +78,9 @@ class Claims:
     # --- reading --------------------------------------------------------------
 
     def held(self, service: str) -> Claim | None:
-        """Return the claim to a service, whichever host has it; None if no host has."""
+        """Return the reservation of a service in etcd, of whichever host; None if no host has
+        reserved it.
+        """
         key = self.keys.service(service)
         items = self.engine.get(key, one=True).items
         return claim_of(items[0], self.keys) if items else None
@@ -139,9 +143,9 @@ class Claims:
         raise Conflict(f"{wanted.service}: other hosts keep changing what it needs", "try again")
 
     def foreseen(self, wanted: Wanted, take: bool = False) -> Claim:
-        """Return the claim that `claim` would create, without writing to etcd.
+        """Return the reservation that `claim` would make, without writing to etcd.
 
-        Raises the same errors.
+        Raises the same errors as `claim`.
         """
         have = self.held(wanted.service)
         if have is not None and have.host != self.host:
@@ -155,8 +159,8 @@ class Claims:
     def publish(self, service: str, mark: str, up: bool, about: About | None = None) -> bool:
         """Write to etcd whether a service is up, with data that other hosts display.
 
-        Returns whether this host's claim to the service still has the id ``mark``. Values that are
-        unchanged are not written.
+        Returns whether the service is still reserved for this host with the id ``mark``. Values
+        that are unchanged are not written.
         """
 
         def change(claim: Claim, items: dict[str, Item]) -> list[Put | Delete]:
@@ -183,11 +187,10 @@ class Claims:
         return self._changed(service, mark, change, gives_up=False)
 
     def release(self, service: str, mark: str) -> bool:
-        """Delete a service's claim from etcd; return whether it was this host's and had the id
-        ``mark``.
+        """Delete a service's reservation from etcd, if it is this host's and has the id ``mark``.
 
-        If the claim was taken from another host and the service was never up here, the claim is
-        given back to that host instead.
+        Returns whether it was. If this host took the service over from another host and the service
+        was never up here, it is given back to that host instead.
         """
 
         def change(claim: Claim, items: dict[str, Item]) -> list[Put | Delete]:
@@ -213,12 +216,12 @@ class Claims:
     # --- parts ----------------------------------------------------------------
 
     def _changed(self, service: str, mark: str, change: Any, gives_up: bool) -> bool:
-        """Change the keys of this host's claim to a service; return False if the host no longer has
-        it.
+        """Change the etcd keys that reserve a service for this host; return False if the host lost
+        them.
 
-        ``change`` takes the claim and the items of its keys, and returns the writes and deletions.
-        It may be called several times. With ``gives_up``, a change that got no answer counts as
-        successful if the claim is absent afterwards.
+        ``change`` takes the reservation and the items of its keys, and returns the writes and
+        deletions. It may be called several times. With ``gives_up``, a change that got no answer
+        counts as successful if the reservation is absent afterwards.
         """
         problem: NoAnswer | None = None
         for _ in range(TRIES):
@@ -244,9 +247,10 @@ class Claims:
         raise problem or Conflict(f"{service}: other hosts keep changing it", "try again")
 
     def _require_lost(self, have: Claim, take: bool) -> None:
-        """Raise Conflict unless this host may take over the claim ``have`` of another host.
+        """Raise Conflict unless this host may take over a service that another host has reserved.
 
-        It may if the other host's lease has expired and ``take`` is set.
+        It may if the other host's lease in etcd has expired and ``take`` is set. ``have`` is the
+        reservation.
         """
         if self.is_alive(have.host):
             raise Conflict(
@@ -263,8 +267,8 @@ class Claims:
     def _planned(
         self, wanted: Wanted, have: Claim | None, asked: Asked, raced: bool
     ) -> tuple[Claim, Txn] | None:
-        """Return the claim to request and the transaction that writes it; None if it exists
-        already.
+        """Return the reservation to request, and the transaction that writes it; None if it
+        exists already.
         """
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
         takes = have is not None and have.host != self.host and have.gen >= asked.since
@@ -329,9 +333,10 @@ class Claims:
         return claim, Txn(tuple(conditions), changes)
 
     def _entries(self, claim: Claim, known: Mapping[str, Item], is_own: bool) -> Iterator[Put]:
-        """Yield the writes of a claim's address keys and name keys.
+        """Yield the writes of the keys that reserve a service's addresses and names.
 
-        ``known`` maps keys to their present items. ``is_own``: this host had the claim before.
+        ``known`` maps keys to their present items. ``is_own``: the service was reserved for this
+        host before.
         """
         for network, addresses in claim.networks.items():
             for address in addresses:
@@ -390,7 +395,7 @@ class Claims:
         return tuple(chosen)
 
     def _require_free(self, claim: Claim, known: dict[str, Item]) -> None:
-        """Raise Conflict if another service has an address or a name of a claim."""
+        """Raise Conflict if another service has one of the addresses or names to reserve."""
         for key in sorted(claim.keys(self.keys)):
             holder = decode(known[key].value, key).get("service") if key in known else None
             if holder in (None, claim.service):

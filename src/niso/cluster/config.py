@@ -77,7 +77,7 @@ class Config(NamedTuple):
         return Keys(self.etcd.prefix)
 
     def access(self) -> Access:
-        """Return the members and files for access to etcd, with absolute paths."""
+        """Return etcd's endpoints and the paths of the certificate files, as absolute paths."""
         etcd = self.etcd
         chosen = (etcd.cacert, etcd.cert, etcd.key, etcd.user_file)
         where = [os.path.join(paths.cluster_dir(), file) if file else "" for file in chosen]

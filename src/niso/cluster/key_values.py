@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _KEPT = 1 << 16
 _LONGEST_VERSION = 40
 MOST_NAMES = 120
-"""The maximum number of names of a service: each name is a key of its claim.
+"""The maximum number of names of a service. Each name is an etcd key of its reservation.
 
 etcd accepts 128 operations per transaction (`niso.cluster.claims.MOST_KEYS`).
 """
@@ -150,9 +150,9 @@ class Claim(NamedTuple):
     """A host's reservation of a service, with its addresses and names, as recorded in etcd.
 
     ``revision`` is the modified revision of the service's key. ``gen`` is higher than in every
-    earlier claim to the service; the claim with the highest ``gen`` wins. ``mark`` is a random id
-    of the claim. ``former`` is the host that the service was taken from; it is "" again when the
-    service is up on its new host.
+    earlier reservation of the service, and the reservation with the highest ``gen`` wins. ``mark``
+    is a random id. ``former`` is the host that the service was taken over from; it is "" again when
+    the service is up on its new host.
     """
 
     service: str
@@ -171,14 +171,14 @@ class Claim(NamedTuple):
     sharers: Sharers = ()  # for display
 
     def keys(self, keys: Keys) -> set[str]:
-        """Return the etcd keys of the claim's addresses and names, including former ones in
+        """Return the etcd keys that reserve the addresses and names, including former ones in
         ``kept``.
         """
         names = {keys.name(net, name) for net in self.networks for name in self.names}
         return {*names, *self.address_keys(keys), *self.kept}
 
     def address_keys(self, keys: Keys) -> set[str]:
-        """Return the etcd keys of the claim's addresses."""
+        """Return the etcd keys that reserve the addresses."""
         return {keys.address(net, a) for net, some in self.networks.items() for a in some}
 
 
@@ -197,7 +197,10 @@ class About(NamedTuple):
 
 
 def claim_of(item: Item, keys: Keys) -> Claim:
-    """Parse the value of a service's key to a claim. Raises Error if it is malformed."""
+    """Parse the value of a service's key in etcd: the reservation of the service.
+
+    Raises Error if the value is malformed.
+    """
     value = decode(item.value, item.key)
     try:
         networks = {str(net): tuple(map(str, some)) for net, some in value["networks"].items()}
@@ -232,7 +235,7 @@ def claim_of(item: Item, keys: Keys) -> Claim:
 
 
 def address_value(claim: Claim, up: bool) -> dict[str, Any]:
-    """Return the JSON value of an address key for a claim. ``up``: whether the service is up."""
+    """Return the JSON value of an address key in etcd. ``up``: whether the service is up."""
     return {
         "service": claim.service,
         "host": claim.host,
@@ -346,8 +349,8 @@ def clash(host: Host, other: Host) -> Conflict:
 class Spec(NamedTuple):
     """A network of the cluster. ``subnets`` are pairs of CIDR and gateway address.
 
-    The ``gen`` of new claims on the network starts at ``base``. After etcd has lost its data,
-    ``base`` is set to a number above every earlier ``gen``.
+    Reservations of services on the network get numbers (``gen``) from ``base`` on. After etcd has
+    lost its data, ``base`` is set above every earlier number.
     """
 
     name: str

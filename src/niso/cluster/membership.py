@@ -191,12 +191,12 @@ class Membership:
         self._delete(item.key, Txn((Compare(item.key, item.modified),), changes))
 
     def services(self) -> list[Claim]:
-        """Return the claims of all services, sorted by service."""
+        """Return the reservations of all services in etcd, sorted by service."""
         items = self.engine.get(self.keys.services, stale=True).items
         return [claim_of(item, self.keys) for item in items]
 
     def services_of(self, host: str) -> list[str]:
-        """Return the names of the services that a host has claimed."""
+        """Return the names of the services that a host has reserved in etcd."""
         items = self.engine.get(self.keys.services).items
         claims = [claim_of(item, self.keys) for item in items]
         return [claim.service for claim in claims if claim.host == host]
@@ -230,8 +230,10 @@ class Membership:
         return gone
 
     def _had_by(self, host: str) -> list[tuple[Item, Claim]]:
-        """Return the items and claims of a host, including those that another host may give back
+        """Return the services that a host has reserved in etcd, or that another host may give back
         to it.
+
+        Each is a pair of the key's item and the reservation.
         """
         items = self.engine.get(self.keys.services).items
         claims = [(item, claim_of(item, self.keys)) for item in items]

@@ -91,8 +91,9 @@ def _keep(wanted: dict[str, Known], present: dict[str, Known], networks: set[str
 
 
 def fenced(store: Store, now: Seen, own: str) -> list[str]:
-    """Return this host's recorded services for which another host's claim in ``now`` has a
-    higher ``gen``.
+    """Return this host's services that another host has reserved later, with a higher ``gen``.
+
+    ``now`` is the state that was read from etcd.
     """
     lost = []
     for claim in store.across.claims(now.only):
@@ -234,9 +235,9 @@ def make_way(
 ) -> None:
     """Remove remote services, and (network, address) pairs of them, that this host has reserved.
 
-    This host's copy of the cluster's state may be older than etcd's. An inactive service of this
-    host that had one of the addresses loses its claim record. The caller has niso's lock, and no
-    open transaction. Raises KernelError.
+    This host's copy of the cluster's state may be older than etcd's. If an inactive service of this
+    host had one of the addresses, the record of its reservation is deleted. The caller has niso's
+    lock, and no open transaction. Raises KernelError.
     """
     _go_back(store, kernel, report)
     had = {*services, *store.across.holders(addresses).values()}
@@ -286,11 +287,11 @@ def scope_on(store: Store, networks: Collection[str]) -> Scope:
 
 
 def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Delete the recorded claims of services that other hosts have taken over.
+    """Delete this host's records that it has reserved services which other hosts have taken over.
 
     The services must have been deactivated here. Afterwards policies no longer resolve to their
-    addresses. A service that a command has activated again in the meantime is skipped. The caller
-    must not have niso's lock. Raises KernelError.
+    addresses. A service that a command has activated again is skipped. The caller must not have
+    niso's lock. Raises KernelError.
     """
     with Lock():
         _drop_claims(store, kernel, services)

@@ -51,13 +51,16 @@ if TYPE_CHECKING:
 
 
 ORPHAN_S = 60.0
-"""Seconds for which a claim may exist without a service: a command may be about to record it."""
+"""Seconds for which etcd may reserve a service that this host has no row of.
+
+A command may be about to write the row.
+"""
 STRAY_S = 600.0
-"""Seconds between searches for this host's claims on networks that this host does not have."""
+"""Seconds between searches for reservations of this host on networks that it does not have."""
 
 
 class OwnClaims:
-    """Make this host's claims in etcd equal to its rows.
+    """Make the reservations of this host's services in etcd match its rows.
 
     ``log`` gets each line to log. ``say`` also logs a line, but omits repetitions.
     """
@@ -70,16 +73,17 @@ class OwnClaims:
         self._strays_s: float | None = None  # when all claims were last searched
 
     def doubt(self) -> None:
-        """Make the next call of `bring` compare all claims completely."""
+        """Make the next call of `bring` compare the reservations of all services completely."""
         self._is_settled = False
 
     def bring(
         self, store: Store, kernel: Kernel, claims: Claims, now: Seen, now_s: float
     ) -> tuple[list[str], bool]:
-        """Update the claims of this host's services in etcd: present, up, down, or deleted.
+        """Make the reservations of this host's services in etcd match its rows.
 
-        A service that a command is changing is skipped. Returns the services that other hosts now
-        have, and whether all keys were already right. ``now_s`` is a time of a monotonic clock.
+        They are written, changed to up or down, or deleted. A service that a command is changing is
+        skipped. Returns the services that other hosts now have, and whether all keys were already
+        right. ``now_s`` is a time of a monotonic clock.
         """
         lost, is_sure = [], True
         records = store.across.claims(now.only)
@@ -119,11 +123,11 @@ class OwnClaims:
         return lost, is_sure
 
     def _end_strays(self, store: Store, claims: Claims, now: Seen, now_s: float) -> bool:
-        """Delete claims of this host in etcd that it has not recorded; return whether there were
-        none.
+        """Delete reservations of this host in etcd that it has not recorded; return False if there
+        were any.
 
-        Such claims exist if etcd carried out a request late, if another host gave back a service
-        that it had taken over, or if etcd or the store was restored from a backup.
+        Such reservations exist if etcd carried out a request late, if another host gave back a
+        service that it had taken over, or if etcd or the store was restored from a backup.
         """
         names = now.services if now.only is None else now.only & now.services.keys()
         own = {
@@ -150,11 +154,11 @@ class OwnClaims:
 
 
 def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bool = True) -> bool:
-    """Make a service's claim in etcd match its rows; return False if another host has the claim.
+    """Make a service's reservation in etcd match its rows; return False if another host has it.
 
     The caller has the service's lock, but not niso's, and no change of the service is in progress.
-    Without ``final``, an empty record of the claim is kept, because a request for it may still be
-    on its way. A service without a claim loses its addresses, so that no policy resolves to them.
+    Without ``final``, an empty record of the reservation is kept, because a request may still be on
+    its way. A service that is not reserved loses its addresses, so that no policy resolves to them.
 
     Raises NoAnswer, Refused, Error, and Conflict if other services have its addresses or names.
     """
@@ -197,9 +201,9 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
 
 
 def is_so(store: Store, record: Claim, now: Seen) -> bool:
-    """Return whether a service's keys in ``now`` match this host's rows.
+    """Return whether a service's keys in etcd (``now``) match this host's rows.
 
-    The recorded claim ``record`` alone does not show this, because an undone activation may have
+    The recorded reservation ``record`` does not suffice, because an undone activation may have
     changed etcd. Ports and policies are not part of ``now``; `untold` records that they are
     unpublished.
     """
@@ -218,8 +222,7 @@ def is_so(store: Store, record: Claim, now: Seen) -> bool:
 
 
 def untold(store: Store, services: Iterable[str]) -> None:
-    """Record that the claims of services may not be published yet, so that the agent publishes
-    them.
+    """Record that etcd may not have the latest data of services, so that the agent writes them.
 
     The caller must not have niso's lock.
     """
@@ -234,7 +237,7 @@ def _places(addresses: Mapping[str, Iterable[str]]) -> set[tuple[str, str]]:
 
 
 def recorded(claim: Held) -> Claim:
-    """Convert a claim to the form in which the store records it."""
+    """Convert a reservation read from etcd to the form in which the store records it."""
     return Claim(claim.service, claim.mark, claim.gen, claim.networks)
 
 
@@ -269,11 +272,11 @@ def _is_same(have: Held, wanted: Wanted) -> bool:
 def _is_wanted(
     store: Store, row: ServiceRow, record: Claim | None, have: Held | None, mine: bool
 ) -> bool:
-    """Return whether a service of this host should have a claim.
+    """Return whether a service of this host should be reserved in etcd.
 
     An active service should. An inactive one should not if a command tried to take it over or to
-    reserve it and failed, or if it has since lost an address to another service: a new claim would
-    then contain an address that is not in its rows.
+    reserve it and failed. It should not either if it has since lost an address to another service,
+    because the reservation would then contain an address that is not in its rows.
     """
     if row.active:
         return True
@@ -303,10 +306,10 @@ def spec_of(network: Network) -> Spec:
 
 
 def base_of(store: Store) -> int:
-    """Return a number that is greater than the ``gen`` of every claim so far.
+    """Return a number greater than the ``gen`` of every reservation of a service so far.
 
     It also exceeds those of requests that etcd may still carry out. When etcd has lost its data,
-    its revisions start again, and an earlier claim must not seem newer than a later one.
+    its revisions start again, and an earlier reservation must not seem newer than a later one.
     """
     known = [claim.gen for claim in store.across.claims()]
     known += [row.gen for rows in store.across.addresses().values() for row in rows]
@@ -377,7 +380,9 @@ def _put(membership: Membership, values: dict[str, str], lease: int = 0) -> None
 
 
 def _own(store: Store, host: str) -> Iterable[tuple[Held, About]]:
-    """Yield the recorded claims of this host's own services, each with its data for display."""
+    """Yield the recorded reservations of this host's own services, each with its data for
+    display.
+    """
     for record in store.across.claims():
         row = store.service(record.service)
         if row is not None and record.addresses:
@@ -388,8 +393,9 @@ def _own(store: Store, host: str) -> Iterable[tuple[Held, About]]:
 
 
 def _others(store: Store) -> Iterable[tuple[Held, About]]:
-    """Yield the claims of other hosts on networks that this host has too, with empty data for
-    display.
+    """Yield the reservations of other hosts on networks that this host has too.
+
+    Their data for display are unknown, and therefore empty.
     """
     for service, rows in store.across.addresses().items():
         networks: dict[str, tuple[str, ...]] = {}
@@ -401,7 +407,7 @@ def _others(store: Store) -> Iterable[tuple[Held, About]]:
 
 
 def _values(claim: Held, shown: About, keys: Keys) -> dict[str, str]:
-    """Return a claim's keys and their values."""
+    """Return the etcd keys of a service's reservation, with their JSON values."""
     service = {
         "host": claim.host,
         "gen": claim.gen,

@@ -188,10 +188,10 @@ class View:
 
 
 def _unreachable(hosts: Sequence[Host], own: str) -> frozenset[str]:
-    """Return the hosts whose address this host cannot reach.
+    """Return the hosts whose address this host, named ``own``, cannot reach.
 
-    Such an address is not unicast, has another family than this host's (``own``), or is this host's
-    own address.
+    Such an address is not unicast, has another IP version than this host's address, or is this
+    host's own.
     """
     here = next((host.address for host in hosts if host.name == own), "")
     return frozenset(

@@ -173,7 +173,10 @@ def flag(value: object, where: str) -> bool:
 
 
 def free_name(machine: Machine, wanted: str, id: str) -> str:
-    """Return a name for a new attachment; ``id`` is added if an active service has the name."""
+    """Return a name for a new attachment; ``id`` is added if the name is in use.
+
+    It is in use if a service or an attachment with an existing namespace has it.
+    """
     name = label(wanted)
     store = machine.store
     row, held = store.service(name), store.attachments.get(name)

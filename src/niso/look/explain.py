@@ -106,7 +106,7 @@ class Explanation(NamedTuple):
 
     judged: Judged
     other_family: Judged | None
-    """verdict for the other address family, if both ends have an address of it"""
+    """the verdict for the other IP version, if both ends have an address of that version"""
     shares: dict[str, str]
     """for each end that shares the namespace of another service, the service that owns the
     namespace

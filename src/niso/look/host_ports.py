@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 HOLDERS = ("podman",)
-"""Owners of attachments that listen on published ports themselves."""
+"""Owners of attachments whose own programs listen on published ports."""
 
 
 def published_by(row: ServiceRow) -> tuple[records.Port, ...]:
@@ -147,7 +147,7 @@ class Shadow(NamedTuple):
     port: records.Port
     program: str
     at: str
-    """The address and port that the program listens on."""
+    """The address and port on which the program listens."""
     family: int
 
     @property
@@ -228,7 +228,7 @@ class PublishedPort(NamedTuple):
     host: str
     """host address and port or range"""
     container: int
-    """same as container_port"""
+    """the port inside the service, or the first of a range; the same as container_port"""
     mapping: Port
     from_: tuple[str, ...] | None = None
     """strings: from where the port can be reached; only with --exposed"""

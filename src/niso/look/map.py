@@ -64,9 +64,9 @@ class MapService(NamedTuple):
     networks: tuple[str, ...]
     """strings: names of its networks"""
     address: tuple[str, ...]
-    """addresses, one per network and family"""
+    """addresses, one for each network and IP version"""
     ports: tuple[Port, ...]
-    """published ports, one per address family"""
+    """published ports, one for each IP version"""
     uptime: float | None
     """seconds since the process started; null if none runs"""
     received: float | None

@@ -37,7 +37,9 @@ class ClusterLine(NamedTuple):
     status: str
     """the state as niso ps shows it; for a service of another host up, down or host gone"""
     address: tuple[str, ...]
-    """addresses, one per network and family; of other hosts only on networks that span hosts"""
+    """addresses, one for each network and IP version; of other hosts only on networks that span
+    hosts
+    """
     ports: tuple[str, ...]
     """published ports: HOST_PORT:PORT"""
 

@@ -26,11 +26,11 @@ class OutsideName(NamedTuple):
     name: str
     """the DNS name"""
     services: tuple[str, ...]
-    """the active services whose policies use the name"""
+    """strings: the active services whose policies use the name"""
     addresses: tuple[str, ...]
-    """its addresses in the rules and in the services' hosts files"""
+    """strings: its addresses in the rules and in the services' hosts files"""
     former: tuple[str, ...]
-    """addresses that the rules still allow, for programs that resolved the name earlier"""
+    """strings: addresses that the rules still allow, for programs that resolved the name earlier"""
     asked_at: str | None
     """when the name was last resolved; null if it never was"""
     until: str | None

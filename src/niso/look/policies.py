@@ -186,9 +186,10 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
 
 
 def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
-    """Return the entry with a protocol added, if all packets that it allowed had that protocol.
+    """Return a note with the entry limited to a protocol, if all packets that it allowed had that
+    protocol.
 
-    Returns "" if it has a protocol already, or they had several.
+    Returns "" if the entry has a protocol already, or the packets had several.
     """
     if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
         return ""

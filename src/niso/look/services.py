@@ -52,9 +52,9 @@ class ServiceLine(NamedTuple):
     mode: str | None
     """bridge, host, none, share or attached; null if it is not known yet (stack status)"""
     address: tuple[str, ...]
-    """addresses, one per network and family; can be empty"""
+    """addresses, one for each network and IP version; can be empty"""
     ports: tuple[Port, ...]
-    """published ports, one per address family"""
+    """published ports, one for each IP version"""
     uptime: float | None
     """seconds since the process started; null if none is running"""
     interrupted: str | None
@@ -69,7 +69,7 @@ class Process(NamedTuple):
     """The process of an active service."""
 
     pid: int | None
-    """PID of the service's PID 1 on the host; only if active"""
+    """the PID on the host of the service's first process; only if active"""
     exit_code: int | None
     """exit status of the last process; only if active"""
     out_of_memory: bool
@@ -90,9 +90,9 @@ class Endpoint(NamedTuple):
     bridge: str
     """the network's bridge on the host"""
     address: tuple[str, ...]
-    """addresses, one per network and family; can be empty"""
+    """addresses, one for each network and IP version; can be empty"""
     gateway: tuple[str, ...]
-    """addresses of the bridge, one per family"""
+    """addresses of the bridge, one for each IP version"""
     mac: str
     """MAC address of the interface inside the service"""
     interface: str
@@ -146,7 +146,7 @@ class Service(NamedTuple):
     shares: str | None
     """in mode share, the service that owns the network namespace; otherwise null"""
     shared_by: tuple[str, ...]
-    """the active services that share its network namespace"""
+    """strings: the active services that share its network namespace"""
     uptime: float | None
     """seconds since the process started"""
     process: Process | None
@@ -159,7 +159,7 @@ class Service(NamedTuple):
     endpoints: tuple[Endpoint, ...]
     """one per network"""
     ports: tuple[Port, ...]
-    """published ports, one per address family"""
+    """published ports, one for each IP version"""
     forwards: tuple[Port, ...]
     """ports published with niso port-forward"""
     netns: str | None
