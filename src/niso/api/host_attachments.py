@@ -204,7 +204,7 @@ def _words(given: AttachRequest) -> list[str]:
 
 
 def _request(given: AttachRequest) -> Request:
-    """Parse the values of a request. Raises UsageError, InvalidInput."""
+    """Parse the values of a request to attach a namespace. Raises UsageError, InvalidInput."""
 
     if sum((given.netns is not None, given.pid is not None, given.new)) != 1:
         raise UsageError(

@@ -1,4 +1,7 @@
-"""Manage the cluster (``host.cluster``), and apply Kubernetes' policies (``host.kubernetes``)."""
+"""Manage this host's cluster (``host.cluster``), and apply Kubernetes' policies.
+
+The latter is ``host.kubernetes``.
+"""
 
 from __future__ import annotations
 

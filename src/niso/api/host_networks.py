@@ -89,7 +89,7 @@ class Network(NamedTuple):
 
 
 class CreatedNetwork(NamedTuple):
-    """Result of `Networks.create`; ``changed`` is false if the network already existed."""
+    """Result of `Networks.create`. ``changed`` is false if the network existed already."""
 
     changed: bool
     network: Network
@@ -222,7 +222,7 @@ class Networks:
 
     @guarded
     def remove(self, *names: str, dry_run: bool = False) -> tuple[RemovedNetwork, ...]:
-        """Remove networks and their bridges; if one cannot be removed, remove none.
+        """Remove networks and their bridges. If one of them cannot be removed, none is.
 
         Raises NotFound, and Conflict if a service uses one of them.
         """

@@ -1,4 +1,4 @@
-"""Manage services (``host.services``): start, stop, inspect, run commands in them; its results."""
+"""Manage services (``host.services``): start, stop and inspect them, and run commands in them."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 class Package(NamedTuple):
     """A service to activate, given as data instead of a folder with a manifest.toml.
 
-    ``manifest`` is a parsed manifest.toml (as by tomllib). ``folder`` is the folder that paths in
-    the manifest are relative to.
+    ``manifest`` is the content of a manifest.toml, as tomllib returns it. Paths in it are relative
+    to ``folder``.
     """
 
     manifest: Mapping[str, Any]
@@ -507,7 +507,7 @@ def _known(store: Store, name: str, with_volumes: bool) -> str:
 
 
 class Taken(NamedTuple):
-    """Ports that another service lost to a new port, or got back."""
+    """The ports that another service lost to a new port, or got back."""
 
     service: str
     """the service's name"""
@@ -551,7 +551,7 @@ def forwarded(
 
 
 class Executed(NamedTuple):
-    """Result of `Services.run`; ``status`` is 128 + N if signal N killed the command."""
+    """Result of `Services.run`. ``status`` is 128 + N if signal N killed the command."""
 
     status: int
     stdout: bytes

@@ -82,7 +82,7 @@ class Stacks:
 
     @guarded
     def status(self, stack: str | os.PathLike[str]) -> tuple[ServiceLine, ...]:
-        """Return the services of a stack with their status, like ``host.services.list()``.
+        """Return the services of a stack with their status, as ``host.services.list()`` does.
 
         Raises Conflict if the stack came from another file.
         """

@@ -179,7 +179,7 @@ def _ports(host: Host, args: Args) -> int:
 
 
 def _ports_everywhere(host: Host, args: Args) -> int:
-    """Print the published ports of all hosts of the cluster. Raises UsageError."""
+    """Print the published ports of all hosts of the cluster. Raises UsageError with --exposed."""
     if args.exposed:
         raise UsageError("is for the ports of this host", "leave out --all-hosts", "--exposed")
     with output.Progress(args) as host.progress:

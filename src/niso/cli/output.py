@@ -212,7 +212,7 @@ def painted(text: str, colour: str, descriptor: int) -> str:
 
 
 def _painted(cell: str) -> str:
-    """Return a table cell in the colour of its status word."""
+    """Return a table cell, coloured if it is a status such as ``running``."""
     word = cell.rstrip()
     colour = "" if word == "exited (0)" else _COLOURS.get(word.partition(" ")[0], "")
     return f"\x1b[{colour}m{word}\x1b[0m{cell[len(word) :]}" if colour else cell
@@ -243,7 +243,10 @@ def as_json(value: object) -> None:
 
 
 def results[T](args: Args, done: Sequence[T], line: Callable[[T], str]) -> int:
-    """Print the results of a command: with --json as JSON, else one line each. Returns 0."""
+    """Print the results of a command: as JSON with --json, else one line for each. Returns 0.
+
+    ``line`` returns the line for a result.
+    """
     if args.json:
         as_json(done)
         return 0

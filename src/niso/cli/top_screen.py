@@ -188,7 +188,7 @@ class TopScreen(App[None]):
         self.begin()
 
     def on_resize(self, event: Resize) -> None:
-        """Show flows below the services if there is room."""
+        """Show flows below the services if the terminal has enough lines."""
         self._is_tall = event.size.height >= TALL
         self._arrange()
         self._draw()
@@ -217,7 +217,7 @@ class TopScreen(App[None]):
     def update_load(self, load: Load) -> None:
         """Show a new measurement.
 
-        Flows are removed after `HISTORY` measurements without traffic.
+        A flow is removed when it had no traffic in `HISTORY` measurements.
         """
         self._load = load
         bits = {row.service: (row.received or 0) + (row.sent or 0) for row in load.services}

@@ -396,7 +396,7 @@ def _to(flow: Flow) -> str:
 
 
 def decided_by(flow: Flow | FlowLoad) -> str:
-    """Describe what decides about a flow: ``published 8080``, ``db allow_from[0] "api:80"``."""
+    """Return what decides about a flow: ``published 8080``, ``db allow_from[0] "api:80"``."""
     parts = [] if flow.published is None else [f"published {flow.published}"]
     if flow.key:
         line = f"{flow.service} {flow.key.removeprefix('network.policy.')}"

@@ -232,8 +232,8 @@ def text_of(config: Config) -> str:
 
 
 def line(name: str, value: str | bool | list[str]) -> str:
-    """Format a key and its value as a line of TOML.
+    """Return a key and its value as a line of TOML.
 
-    JSON is used, which is valid TOML for these types.
+    The value is written as JSON, which for these types is valid TOML too.
     """
     return f"{name} = {json.dumps(value)}\n"

@@ -205,7 +205,10 @@ if TYPE_CHECKING:
             """
 
     class Joined(Protocol):
-        """A host's access to its cluster; `niso.cluster.config.Config` implements it."""
+        """The interface of a host's access to its cluster.
+
+        `niso.cluster.config.Config` implements it.
+        """
 
         @property
         def host(self) -> str:
@@ -297,7 +300,7 @@ def decode(text: str, key: str) -> dict[str, Any]:
 
 
 def invalid(key: str) -> Error:
-    """Build the error for a key whose value cannot have been written by niso."""
+    """Return the error for a key whose value niso cannot have written."""
     return Error(
         f"the cluster's key {key} has no valid value",
         "another program may have written it: etcdctl get shows it",

@@ -82,7 +82,7 @@ class Access(NamedTuple):
 
 
 class Etcd:
-    """A client of etcd. Not thread-safe: use one per thread.
+    """A client of etcd. It is not thread-safe: use one client for each thread.
 
     Raises Error if a file of ``access`` cannot be read.
     """
@@ -303,7 +303,7 @@ class Etcd:
         raise NoAnswer(self._silence([problem]), _HINT)
 
     def _connected(self) -> http.client.HTTPConnection:
-        """Return a connection to the current member, opened if needed. Raises OSError."""
+        """Return a connection to the present member. It is opened if necessary. Raises OSError."""
         if self._connection is None:
             host, _, port = self._members[0].rpartition(":")
             place = (host.strip("[]"), int(port))
@@ -333,7 +333,10 @@ def _wait(connection: http.client.HTTPConnection, seconds: float) -> None:
 
 
 def _context(access: Access) -> ssl.SSLContext:
-    """Return the TLS settings. Raises Error with the path of an unusable file."""
+    """Return the TLS settings for connections to etcd.
+
+    Raises Error with the path of the file if a certificate or key is unusable.
+    """
     for path in (access.authority, access.certificate, access.key):
         try:
             with open(path or access.authority, "rb"):

@@ -129,9 +129,9 @@ def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
 
 
 def keep(made: Files, folder: str = "") -> None:
-    """Write the files of an invitation into a folder, each atomically.
+    """Write the contents of files into a folder, each file atomically. Raises OSError.
 
-    The default is the folder of cluster.toml. Raises OSError.
+    The default folder is that of cluster.toml.
     """
     named = {
         AUTHORITY: made.cacert,
@@ -262,9 +262,9 @@ def serial_of(path: str) -> str:
 
 
 def refusal(authority: str, serials: Sequence[str]) -> bytes:
-    """Build a certificate revocation list in PEM (RFC 5280, 5) with these serial numbers.
+    """Return a certificate revocation list in PEM (RFC 5280, 5) with these serial numbers.
 
-    The authority in the folder ``authority`` signs it. Raises Error.
+    It is signed by the authority in the folder ``authority``. Raises Error.
     """
     with tempfile.TemporaryDirectory(dir=authority, prefix="new-") as folder:
         index = os.path.join(folder, "index")
@@ -292,9 +292,9 @@ def _period() -> tuple[str, ...]:
 
 
 def _run(*words: str, text: str = "") -> str:
-    """Run openssl and return its output. Raises Error.
+    """Run openssl with the arguments ``words`` and ``text`` as stdin; return its output.
 
-    Keys that openssl writes are readable by the caller only.
+    Only the caller can read the keys that openssl writes. Raises Error.
     """
     try:
         done = subprocess.run(

@@ -134,7 +134,10 @@ class Membership:
         self._settle(txn, lambda: self._has(key, value))
 
     def refresh(self, host: Host) -> None:
-        """Update a host's values if they differ; no-op if the host is not in the cluster."""
+        """Update the address, MTU, version and public key of a host in etcd if they differ.
+
+        No-op if the host is not in the cluster.
+        """
         item = self._item(self.keys.host(host.name))
         before = decode(item.value, item.key) if item else {}
         value = {"address": host.address, "mtu": host.mtu, "niso": host.version}
@@ -161,9 +164,9 @@ class Membership:
         self.engine.commit(Txn((), (Put(key, value, lease) if seconds else Delete(key),)))
 
     def late(self) -> dict[str, int]:
-        """Return the lag of agents in seconds, by host; hosts without lag are left out.
+        """Return the lag of agents in seconds, by host. Hosts without a lag are left out.
 
-        The result is for display: an invalid value counts as no lag.
+        The result is only for display, so an invalid value counts as no lag.
         """
         behind = {}
         for item in self.engine.get(self.keys.late, stale=True).items:

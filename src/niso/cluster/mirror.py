@@ -203,9 +203,9 @@ def _write(
     services: Mapping[str, tuple[tuple[Address, ...], tuple[str, ...]]],
     peers: Mapping[str, tuple[str, str, bool] | None],
 ) -> None:
-    """Write rows of services and hosts.
+    """Write the rows of services and hosts.
 
-    Services without addresses, and hosts that are None, are deleted.
+    A service without addresses is deleted, and so is a host whose row is None.
     """
     for host, row in peers.items():
         if row is not None:
@@ -298,7 +298,7 @@ def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None
 
 
 def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Do what `drop_claims` describes, for inactive services. The caller has niso's lock."""
+    """Do the same as `drop_claims`; the caller has niso's lock."""
     rows = {service: store.service(service) for service in services}
     services = [service for service, row in rows.items() if row is None or not row.active]
     called = {name for service in services for name in (service, *store.names(service))}

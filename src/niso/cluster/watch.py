@@ -301,6 +301,6 @@ class Lag:
         self._since_s = self._last_s if self._last_s > began_s else None
 
     def seconds(self, now_s: float) -> float:
-        """Return for how long the oldest change has been waiting; 0 if there is none."""
+        """Return for how many seconds the oldest change has been waiting; 0 if none is waiting."""
         since_s = self._since_s
         return 0.0 if since_s is None else max(0.0, now_s - since_s)

@@ -58,7 +58,7 @@ class Refused(Error):
 
 
 class ApiServer:
-    """A client of the API server. Not thread-safe: use one per thread.
+    """A client of the API server. It is not thread-safe: use one client for each thread.
 
     Raises Error if the certificates are unusable.
     """
@@ -70,7 +70,9 @@ class ApiServer:
         self._connection: http.client.HTTPConnection | None = None
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any] | None:
-        """Get an object; None if it does not exist. Raises NoAnswer, Refused."""
+        """Return the object or list at a path; None if it does not exist. Raises NoAnswer,
+        Refused.
+        """
         try:
             for fresh in (False, True):
                 known = self._connection is not None and not fresh
@@ -170,9 +172,8 @@ class ApiServer:
 
 
 def _context(access: Access) -> ssl.SSLContext:
-    """Return the TLS settings: the server's authority and this client's certificate.
-
-    Raises Error.
+    """Return the TLS settings: the server's authority, and this client's certificate. Raises
+    Error.
     """
     try:
         if access.authority:
@@ -444,7 +445,7 @@ class Stream:
         return self._version > 0
 
     def things(self) -> dict[Key, Any]:
-        """Return the cached objects, by namespace and name."""
+        """Return the parsed objects in the cache, by namespace and name."""
         with self._lock:
             return {key: kept.thing for key, kept in self._kept.items()}
 
@@ -571,7 +572,7 @@ class Stream:
 
 
 def _key(item: object) -> Key:
-    """Return the namespace and name of an object. Raises NoAnswer if it is not an object."""
+    """Return the namespace and name of an object. Raises NoAnswer if ``item`` is not an object."""
     meta = _meta(item)
     return str(meta.get("namespace") or ""), str(meta.get("name") or "")
 

@@ -470,7 +470,7 @@ def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
 
 
 def _once(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
-    """Collect pairs in a dict. Raises Failure if a key has two different values."""
+    """Return pairs as a dict. Raises Failure if a key has two different values."""
     known: dict[str, Any] = {}
     for key, value in pairs:
         if known.setdefault(key, value) != value:

@@ -101,7 +101,7 @@ class Other(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Ports of a rule: ``first`` to ``last``, or the named port ``name``."""
+    """The ports of a rule: from ``first`` to ``last``, or the port with the name ``name``."""
 
     proto: str
     first: int = 0
@@ -112,7 +112,8 @@ class Target(NamedTuple):
 class Rule(NamedTuple):
     """A rule of a policy in one direction.
 
-    ``others`` None means all peers, ``targets`` None all ports.
+    If ``others`` is None, the rule is about all peers. If ``targets`` is None, it is about all
+    ports.
     """
 
     others: tuple[Other, ...] | None = None
@@ -166,7 +167,9 @@ def pod(data: Mapping[str, Any]) -> Pod:
 
 
 def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
-    """Parse a namespace to (name, labels). Raises ValueError if the object is not a namespace."""
+    """Return the name and labels of a namespace. Raises ValueError if ``data`` is not a
+    namespace.
+    """
     try:
         return data["metadata"]["name"], _labels(data["metadata"])
     except _MALFORMED as error:

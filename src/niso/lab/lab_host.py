@@ -54,7 +54,7 @@ _VOLATILE = ("/tmp", "/run")  # noqa: S108
 _SHM, _QUEUES = "/dev/shm", "/dev/mqueue"  # noqa: S108
 _PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _OWN = ("/proc", "/sys", "/dev", _STATE, *_VOLATILE)
-"""Paths that the overlay of the root leaves out."""
+"""Paths of the root that the lab's overlay leaves out."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -188,7 +188,7 @@ def _leave_chroot() -> None:
 
 
 def _enter(root: str) -> None:
-    """Make the mount ``root`` the root of the mount namespace, and unmount the old root."""
+    """Make the mount ``root`` the root of this mount namespace, and unmount the old root."""
     os.chdir(root)
     if _libc.pivot_root(b".", b"."):
         raise refused("pivot_root", ctypes.get_errno())
@@ -225,7 +225,7 @@ def _copy_etc() -> None:
 
 
 def _show_programs(folders: Iterable[str]) -> None:
-    """Show the machine's /usr read-only, with everything mounted below it."""
+    """Show the machine's programs (/usr) read-only, with everything mounted below it."""
     for folder in folders:
         if os.path.isdir(folder) and not os.path.islink(folder):
             source = _open(folder)

@@ -44,7 +44,10 @@ _PARENT_GONE = signal.SIGRTMIN
 _WATCHED = _PASSED_ON | {signal.SIGCHLD, signal.SIGTTOU, _PARENT_GONE}
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24
 _DROPPED = (16, 17, 22, 25)
-"""CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_BOOT, CAP_SYS_TIME (linux/capability.h)."""
+"""Capabilities that the lab's processes do not have.
+
+They are CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_BOOT and CAP_SYS_TIME (linux/capability.h).
+"""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -74,14 +77,19 @@ class _Terminal:
         self._settings = termios.tcgetattr(fd)
 
     def give(self) -> None:
-        """Make a new process group of the calling process, and put it in the foreground."""
+        """Put this process into a new process group, and that group in the foreground of the
+        terminal.
+        """
         if self.own_group:
             os.setpgid(0, 0)
         if self.fd >= 0:
             os.tcsetpgrp(self.fd, os.getpgrp())
 
     def take_back(self, status: int) -> None:
-        """Put niso in the foreground again after the command has exited with ``status``."""
+        """Put niso in the foreground of the terminal again.
+
+        ``status`` is the exit status of the command.
+        """
         if self.fd < 0:
             return
 
@@ -304,7 +312,7 @@ def _execute(lab: _Lab, environment: dict[str, str]) -> NoReturn:
 
 
 def _reap_until_end(command: int, terminal: _Terminal) -> int:
-    """Reap exited processes and forward signals; return the exit status of ``command``."""
+    """Reap exited processes and forward signals until ``command`` exits; return its exit status."""
     while True:
         info = signal.sigwaitinfo(_WATCHED)
         if info.si_signo in _PASSED_ON:

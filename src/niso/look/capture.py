@@ -299,9 +299,9 @@ _NSSWITCH = "hosts: files\nservices: files\nprotocols: files\n"
 class Tcpdump:
     """A running tcpdump with the given arguments and filter.
 
-    ``names`` maps addresses to names. ``namespace`` is the network namespace to capture in, "" for
-    the caller's. ``stdin`` is a descriptor. Raises Error if tcpdump is not installed, KernelError
-    and ProcessError.
+    ``names`` maps addresses to names. ``namespace`` is the network namespace to capture in; ""
+    means the caller's. ``stdin`` is a descriptor for tcpdump's input. Raises Error if tcpdump is
+    not installed, KernelError and ProcessError.
     """
 
     def __init__(
@@ -547,7 +547,11 @@ def pcap_header() -> bytes:
 
 
 def pcap_packet(time: int, data: bytes, length: int) -> bytes:
-    """Return a packet record of a pcap file; ``time`` is in microseconds since 1970."""
+    """Return the record of a packet in a pcap file.
+
+    ``time`` is in microseconds after the start of 1970. ``length`` is the packet's original length
+    in bytes.
+    """
     return _RECORD.pack(*divmod(time, 1_000_000), len(data), max(length, len(data))) + data
 
 
@@ -756,7 +760,7 @@ def passed(path: list[Stage]) -> bool:
 
 
 def others(path: list[Stage]) -> list[Stage]:
-    """Return the stages in chains of other programs."""
+    """Return those steps of a traced packet that are in chains of other programs."""
     return [stage for stage in path if stage.table not in (INET, BRIDGE)]
 
 

@@ -223,7 +223,7 @@ def _packet(headers: bytes) -> tuple[str, str, int | None, str]:
 
 
 class Drops:
-    """Iterate over `Drop` without end. Use it in a ``with`` block; `fileno` is for poll(2)."""
+    """An endless iterator of `Drop`. Use it in a ``with`` block; `fileno` is for poll(2)."""
 
     def __init__(self, session: Session, log: Log) -> None:
         self.session = session

@@ -43,7 +43,7 @@ A snapshot takes longer with more services.
 
 
 class Happened(NamedTuple):
-    """An event of a service, a network, or niso's tables."""
+    """An event of a service, a network, or niso's nftables tables."""
 
     time: str
     """when it happened, to the millisecond"""
@@ -66,7 +66,7 @@ class Happened(NamedTuple):
 
 
 class Events:
-    """Iterate over `Happened` without end, in a ``with`` block; `fileno` is for poll(2)."""
+    """An endless iterator of `Happened`. Use it in a ``with`` block; `fileno` is for poll(2)."""
 
     def __init__(self, session: Session, name: str | None, since: float | None) -> None:
 
@@ -315,7 +315,7 @@ class StateSample(NamedTuple):
 def _event(
     at: float, service: str | None, what: str, detail: str = "", exit_code: int | None = None
 ) -> Happened:
-    """Build an event at a time in seconds since 1970."""
+    """Return an event; ``at`` is its time in seconds since 1970."""
     return Happened(exact_time_text(at), service, None, what, detail, exit_code, None, None)
 
 

@@ -96,7 +96,9 @@ class Judged(NamedTuple):
 
     @property
     def dropped_by(self) -> Judgement | None:
-        """Return the first part that drops the packet, in kernel order, or None."""
+        """The first part that drops the packet, in the order of the kernel; None if no part
+        does.
+        """
         parts = (self.path, self.egress, self.ingress)
         return next((part for part in parts if part.verdict == "drop"), None)
 

@@ -403,7 +403,7 @@ def read(kernel: Kernel, store: Store, with_open: bool = True) -> tuple[list[Flo
 
 
 class Flows:
-    """Iterate over new `Flow` without end. Use it in a ``with`` block."""
+    """An endless iterator of new `Flow`. Use it in a ``with`` block."""
 
     def __init__(self, session: Session, service: str | None, denied: bool) -> None:
 
@@ -423,7 +423,7 @@ class Flows:
             yield from self.read()
 
     def read(self) -> tuple[Flow, ...]:
-        """Return the flows recorded since the last call, oldest first, without waiting."""
+        """Return the flows that were recorded after the last call, oldest first. Does not wait."""
 
         now, _ = read(self.session.kernel(), self.session.store(), with_open=False)
         fresh = changes(self._before, now)
@@ -487,7 +487,7 @@ def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[F
 
 
 OUTSIDE = "outside"
-"""The name for every address that belongs neither to a service nor to the host."""
+"""The name for all addresses that belong neither to a service nor to the host."""
 
 
 Total = tuple[str, str, int, str, str]

@@ -52,9 +52,9 @@ Name = Callable[[str], str | None]
 
 
 class LearnedEntry(NamedTuple):
-    """An entry of a learned allow list, or only a comment.
+    """An entry of a learned allow list, or only a comment in the list.
 
-    ``note`` is the reason, written to the file as a comment of the entry.
+    ``note`` is the reason for the entry. It is written to the file as a comment.
     """
 
     text: str
@@ -658,7 +658,10 @@ def _require_own(
 
 
 def _read(path: str) -> str:
-    """Read a TOML file of the user. Raises Error; InvalidInput if it is invalid."""
+    """Return the content of a TOML file of the user.
+
+    Raises InvalidInput if it is invalid, and Error.
+    """
 
     try:
         content = toml.content(path, os.path.basename(path), callers())

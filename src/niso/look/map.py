@@ -164,7 +164,7 @@ class MapState(NamedTuple):
 
 
 class Map(Metered):
-    """Measures services, networks and flows between calls of `read`.
+    """Measure services, networks and flows between calls of `read`.
 
     Use it in a ``with`` block, or close it: the kernel counts the bytes of flows until it is closed
     (`niso.kernel.flow_memory`).

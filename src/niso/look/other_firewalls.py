@@ -288,7 +288,7 @@ class WalkedBridge(NamedTuple):
 
 
 class RuleSource(Protocol):
-    """A source of rules: `niso.kernel.foreign_chains.Foreign`."""
+    """The interface of a source of nftables rules, such as `niso.kernel.foreign_chains.Foreign`."""
 
     def rules(self, family: int, table: str, chain: str) -> list[Rule]: ...
     def key_length(self, family: int, table: str, name: str) -> int: ...
@@ -405,7 +405,7 @@ def follow(source: RuleSource, chain: Chain, packet: PacketBits) -> tuple[bool, 
 
 
 class _Way:
-    """The path of a packet through the chains of one table."""
+    """The path of one hypothetical packet through the chains of one table."""
 
     def __init__(self, source: RuleSource, chain: Chain, packet: PacketBits) -> None:
         self._source = source
@@ -515,7 +515,10 @@ class _Registers:
         self._uplinks: set[int] = set()
 
     def write(self, register: int, value: Bits | None) -> None:
-        """Set a register. None stands for an unknown value of unknown length, at most 16 bytes."""
+        """Set a register to a value.
+
+        None stands for an unknown value of unknown length, which is at most 16 bytes.
+        """
         data, mask, uplink = value or Bits(bytes(16), bytes(16))
         size = min(-(-len(data) // 4) * 4, 80 - register)
         # a value shorter than a word is padded with zeros (nft_reg_store8)

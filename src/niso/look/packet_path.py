@@ -152,7 +152,10 @@ def resolve(store: Store, text: str, asker: str | None = None) -> PacketEnd:
 
 
 def _named(store: Store, text: str, asker: str | None) -> str:
-    """Look up a service by name on this host, then on other hosts. Raises Error if not found."""
+    """Return the service with a name, hostname or alias on this host, or else on another host.
+
+    Raises Error if there is none.
+    """
     try:
         return store.resolve(text, asker)
     except NotFound:

@@ -128,7 +128,7 @@ class AttachedTo(NamedTuple):
 
 
 class Service(NamedTuple):
-    """All details of a service; ``process`` is None if the service is not active."""
+    """All details of a service. ``process`` is None if the service is not active."""
 
     service: str
     """the service's name"""
@@ -302,7 +302,10 @@ def _inactive(name: str, mode: str | None, notes: tuple[str | None, str | None])
 
 
 def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:
-    """Return the status of a service, and of its process if it should have one."""
+    """Return the status of a service, and the status of its process.
+
+    The latter is None if the service should have no process.
+    """
     if not row.has_process:
         return _fate(session, store, row), None
     if not row.active:
@@ -365,7 +368,9 @@ def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> 
 
 
 def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[Target]:
-    """Return the services that are running and have a health check, among those given."""
+    """Return the health checks to run: those of the given services that are running and have
+    one.
+    """
     checked_services = set(store.checked_services())
     checked = [row for row in services if row.name in checked_services]
     if not checked:

@@ -84,8 +84,8 @@ class Session:
     def store(self, create: bool = False) -> store.Store:
         """Return the store.
 
-        If none exists and ``create`` is false, returns an empty store in memory. Raises Error,
-        Conflict.
+        If none exists, an empty store in memory is returned, or with ``create`` a new store is
+        created. Raises Error, Conflict.
         """
         self.require()
         if self._store is not None and os.path.lexists(paths.database()):

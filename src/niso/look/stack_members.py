@@ -17,7 +17,10 @@ from niso.store.store import Store
 
 
 def load(path: str, owners: Collection[int] | None = None) -> Stack:
-    """Read and validate a stack.toml, its manifests and its networks; see `model.load`."""
+    """Read and validate a stack.toml, its manifests and its networks; return the stack.
+
+    Raises the errors of `niso.manifest.stack.load`.
+    """
     return stack.load(path, _network_errors, owners)
 
 

@@ -137,7 +137,7 @@ def _is_whole(
 
 
 def _policy(store: Store, service: str, spec: ServiceSpec) -> Policy | None:
-    """Return the policy that must be in a service's rows; None if it has none."""
+    """Return the policy that should be in the rows of a service; None if it has no policy."""
     policy = spec.network.policy
     if policy.audit is not None:
         policy = live_world.kept(policy, store, service)

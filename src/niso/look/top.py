@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Metered:
-    """Measures the bytes of flows until it is closed."""
+    """Measure the bytes of flows until it is closed."""
 
     def __init__(self) -> None:
 
@@ -86,7 +86,7 @@ class ServiceLoad(NamedTuple):
 
 
 class FlowLoad(NamedTuple):
-    """Flows from one address to one port of another, with new flows or traffic."""
+    """Flows from one address to a port of another address that had new flows or traffic."""
 
     from_: FlowEnd
     """source of the flows"""
@@ -202,10 +202,10 @@ class Top(Metered):
 
     @guarded
     def sockets(self, service: str) -> tuple[ServiceSocket, ...]:
-        """Return the present TCP connections of a service; takes about 3 ms.
+        """Return the present TCP connections of a service. This takes about 3 ms.
 
-        Empty if the service is unknown, not active, or has no network namespace of its own. Raises
-        KernelError.
+        The result is empty if the service is unknown, not active, or has no network namespace.
+        Raises KernelError.
         """
         return self._sockets(self.session.store().home(service))
 
