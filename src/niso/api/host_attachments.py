@@ -284,7 +284,7 @@ def _policy(given: AttachRequest) -> records.Policy:
     if lists == (None, [], None, []) and not given.log:
         return Policy()
 
-    # an attachment's hosts file is its engine's, so outside names in it could differ from the rules
+    # the container engine writes the hosts file: outside names in it could differ from the rules
     return parse(*lists, given.log, outside=False)
 
 

@@ -79,8 +79,9 @@ def run(_: str, args: Args) -> int:
 
 
 def _require_libraries() -> None:
-    """Raise Error if starlette or uvicorn is not installed. Only the server process imports
-    them.
+    """Raise Error if starlette or uvicorn is not installed.
+
+    Only the server process imports them.
     """
     from importlib.util import find_spec
 

@@ -576,8 +576,9 @@ class Rows(ScrollView, can_focus=True):
         self._measure()
 
     def _measure(self) -> None:
-        """Redraw the table. A column becomes wider if a visible row needs it, but never
-        narrower.
+        """Redraw the table.
+
+        A column becomes wider if a visible row needs it, but never narrower.
         """
         first = self.scroll_offset.y
         for key in self.keys[first : first + self.size.height]:

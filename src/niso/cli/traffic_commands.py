@@ -305,8 +305,9 @@ def _unwritten(path: str, error: OSError) -> UsageError:
 
 
 def _is_peer(word: str) -> bool:
-    """Return whether a word can only be a peer, not a service: ``db:80``, ``host`` or an
-    address.
+    """Return whether a word can only be a peer, not a service.
+
+    Such words are ``db:80``, ``host`` and addresses.
     """
     return word == "host" or not word[:1].isalpha() or not set(word).isdisjoint(":/")
 

@@ -404,7 +404,7 @@ class Agent:
                     Membership(engine, self.keys).say_late(self.me.host, lease, int(late))
                     said = bool(late)
             except (Error, OSError):
-                pass  # the main thread reports errors of the engine
+                pass  # the main thread reports errors of etcd
             self._over.wait(KEEP_S)
 
 
@@ -434,8 +434,9 @@ def last() -> Look:
 
 
 def note(gone: Iterable[str], now_s: float) -> None:
-    """Record the time of a sync pass and the names of the hosts that are missing. Raises
-    OSError.
+    """Record the time of a sync pass and the names of the hosts that are missing.
+
+    Raises OSError.
     """
     before = last().gone
     now = {host: before.get(host, now_s) for host in sorted(gone)}

@@ -160,8 +160,9 @@ def host_name(text: str, key: str) -> str:
 
 
 def ip_address(text: str, key: str) -> str:
-    """Return the canonical form of a host's address. Raises InvalidInput if it is not an
-    address.
+    """Return the canonical form of a host's address.
+
+    Raises InvalidInput if it is not an address.
     """
     if not key_values.is_host_address(text):
         raise InvalidInput(

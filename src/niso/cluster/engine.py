@@ -135,7 +135,7 @@ class Mark(NamedTuple):
     If etcd was restored from a backup, revisions can repeat, but the lease then differs.
     """
 
-    revision: int  # of the engine
+    revision: int  # of etcd
     newest: int  # modified revision of the newest key; 0 without keys
     lease: int  # lease of the newest key; if several are newest, of any of them
     number: int

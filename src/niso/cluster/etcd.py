@@ -417,8 +417,9 @@ def _text(packed: str) -> str:
 
 
 def _end(prefix: str) -> str:
-    """Return the end of etcd's key range for a prefix. The prefix must end with an ASCII
-    character.
+    """Return the end of etcd's key range for a prefix.
+
+    The prefix must end with an ASCII character.
     """
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 

@@ -35,7 +35,7 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
     Nothing is recorded then, and the next call tries again.
     """
     with Lock():
-        if not store.cluster_id():  # a command left the cluster since the engine was read
+        if not store.cluster_id():  # a command left the cluster after etcd was read
             return []
         _go_back(store, kernel, silent)
         spans = {network.name for network in store.networks() if network.span is not None}

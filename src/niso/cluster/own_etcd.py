@@ -82,8 +82,9 @@ def program() -> str:
 
 
 def words(config: Config) -> list[str]:
-    """Return etcd's command-line options. Those named ``initial-…`` matter only at its first
-    start.
+    """Return etcd's command-line options.
+
+    Those named ``initial-…`` matter only at its first start.
     """
     assert config.member is not None
     tls = os.path.join(folder(), "tls")

@@ -128,7 +128,7 @@ class Kept:
         answer = engine.get(self.prefix)
         items = {item.key: item for item in answer.items}
         with self._lock:
-            # the engine was restored from a backup: later changes are lost
+            # etcd was restored from a backup: later changes are lost
             if answer.revision < before:
                 self._is_followed = False
             if answer.revision < before or self._at <= answer.revision:

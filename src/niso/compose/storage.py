@@ -336,8 +336,9 @@ class Variables:
         self.without_default: set[str] = set()
 
     def kept(self, data: Any) -> Any:
-        """Return plain data with the variables in all its strings converted. Keys are not
-        changed.
+        """Return plain data with the variables in all its strings converted.
+
+        Keys are not changed.
         """
         if isinstance(data, dict):
             return {name: self.kept(item) for name, item in data.items()}

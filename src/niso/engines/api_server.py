@@ -70,8 +70,9 @@ class ApiServer:
         self._connection: http.client.HTTPConnection | None = None
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any] | None:
-        """Return the object or list at a path; None if it does not exist. Raises NoAnswer,
-        Refused.
+        """Return the object or list at a path; None if it does not exist.
+
+        Raises NoAnswer, Refused.
         """
         try:
             for fresh in (False, True):
@@ -172,8 +173,9 @@ class ApiServer:
 
 
 def _context(access: Access) -> ssl.SSLContext:
-    """Return the TLS settings: the server's authority, and this client's certificate. Raises
-    Error.
+    """Return the TLS settings: the server's authority, and this client's certificate.
+
+    Raises Error.
     """
     try:
         if access.authority:

@@ -339,8 +339,9 @@ def _require_configured(network: Network, config: Mapping[str, Any]) -> None:
 
 
 def _name_servers(given: Any) -> dict[str, Any]:
-    """Convert the capability ``dns`` of a call to the field ``dns`` of the result. Raises
-    Failure.
+    """Convert the capability ``dns`` of a call to the field ``dns`` of the result.
+
+    Raises Failure.
     """
     keys = {"servers": "nameservers", "searches": "search", "options": "options"}
     if not isinstance(given, dict) or given.keys() - keys:
@@ -643,8 +644,9 @@ def merged(call: Call, own: dict[str, Any]) -> dict[str, Any]:
 
 
 def addresses(call: Call) -> set[str]:
-    """Return the interface's addresses in the result of the whole list of plugins. Raises
-    Failure.
+    """Return the interface's addresses in the result of the whole list of plugins.
+
+    Raises Failure.
     """
     if call.config.get(_KEY) is None:
         return set()

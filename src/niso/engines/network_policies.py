@@ -167,8 +167,9 @@ def pod(data: Mapping[str, Any]) -> Pod:
 
 
 def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
-    """Return the name and labels of a namespace. Raises ValueError if ``data`` is not a
-    namespace.
+    """Return the name and labels of a namespace.
+
+    Raises ValueError if ``data`` is not a namespace.
     """
     try:
         return data["metadata"]["name"], _labels(data["metadata"])

@@ -587,8 +587,9 @@ def build_machines() -> int:
 
 
 def _plug(rtnl: Rtnl, machine: _Machine, far: int) -> None:
-    """Connect a machine to the segment. ``far`` is a descriptor of the machine's network
-    namespace.
+    """Connect a machine to the segment.
+
+    ``far`` is a descriptor of the machine's network namespace.
     """
     rtnl.add_veth(
         machine.port,

@@ -77,8 +77,8 @@ class _Terminal:
         self._settings = termios.tcgetattr(fd)
 
     def give(self) -> None:
-        """Put this process into a new process group, and that group in the foreground of the
-        terminal.
+        """Put this process in the foreground of the terminal, in a process group of its own if
+        possible.
         """
         if self.own_group:
             os.setpgid(0, 0)

@@ -147,8 +147,9 @@ def logging(store: Store, service: str | None) -> bool:
 
 _COMMENT = re.compile(r'comment "([^"]*)"')
 _OF_POLICIES = (REFUSE, f"see_{REFUSED}")
-"""The chains that drop packets which a policy denies. Their rules do not tell which entry
-decided.
+"""The chains that drop packets which a policy denies.
+
+Their rules do not tell which entry decided.
 """
 _COUNTER = re.compile(r"counter(?: packets \d+ bytes \d+)? ?")
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
@@ -297,8 +298,9 @@ _Counts = dict[tuple[str, str], int]
 
 
 def count(rows: Sequence[ServiceRow]) -> list[Stats]:
-    """Return the counters of each given service. All services must be active. Raises
-    KernelError.
+    """Return the counters of each given service.
+
+    All services must be active. Raises KernelError.
     """
     if not rows:
         return []

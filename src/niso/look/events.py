@@ -284,8 +284,9 @@ class ServiceState(NamedTuple):
     job: bool = False
     activated_at: float | None = None
     state: str = ""
-    """State of the process (`niso.runtime.status.Status`). An attachment is "attached" or
-    "gone".
+    """State of the process (`niso.runtime.status.Status`).
+
+    An attachment is "attached" or "gone".
     """
     exit_code: int | None = None
     started_at: float | None = None

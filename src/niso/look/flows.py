@@ -335,8 +335,9 @@ def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
 
 
 def more(before: int, now: int) -> int:
-    """Return how much a counter has grown. A counter that is lower than before has restarted at
-    0.
+    """Return how much a counter has grown.
+
+    A counter that is lower than before has restarted at 0.
     """
     return now - before if now >= before else now
 

@@ -360,8 +360,8 @@ def _outside(
     """Yield entries for addresses outside niso's networks, with their flows, for one port.
 
     Neighbouring addresses are merged into the smallest prefix that contains them, until at most
-    `MOST_OUTSIDE` entries are left. No merged prefix contains an address of ``inside``, the
-    prefixes of services and the addresses of the host.
+    `MOST_OUTSIDE` entries are left, if possible. No merged prefix contains an address of
+    ``inside``, the prefixes of services and the addresses of the host.
     """
     by_number: dict[int, list[Flow]] = {}
     for flow in rows:

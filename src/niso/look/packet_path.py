@@ -47,7 +47,7 @@ TARGET = "NAME, ADDRESS or [IPV6], then :PORT or :PORT/PROTO; or /icmp"
 class PacketEnd(NamedTuple):
     """The sender or receiver of a packet: a service, the host, or another address."""
 
-    service: str = ""  # provider of the namespace, if the named service shares one
+    service: str = ""  # the service that owns the namespace of the named service
     address: str = ""  # set only if an address was given
     sharer: str = ""  # the named service, if it shares another's namespace
     outside: str = ""  # an outside name of a policy

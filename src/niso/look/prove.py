@@ -36,8 +36,9 @@ _POLL_S = 0.02
 
 
 class Counter(NamedTuple):
-    """A rule that counts the test packet. ``label`` is its table, its chain or set, and its
-    text.
+    """A rule that counts the test packet.
+
+    ``label`` is its table, its chain or set, and its text.
     """
 
     rule: str

@@ -448,7 +448,7 @@ def _outside(store: Store, service: str) -> tuple[OutsideName, ...]:
 def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
 
     networks = {network.name: network for network in store.networks()}
-    owner = store.service(store.home(row.name)) or row  # for a sharer, its provider
+    owner = store.service(store.home(row.name)) or row  # the service that owns the namespace
     links = {} if row.has_process else {x.network: x for x in store.attachments.links(row.name)}
     by_network: dict[str, list[str]] = {}
     for name, address in store.addresses(row.name):

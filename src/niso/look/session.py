@@ -48,8 +48,9 @@ def joined() -> Joined | None:
 
 
 class Session:
-    """One connection to niso. Like its SQLite connection, only one thread and process may use
-    it.
+    """One connection to niso.
+
+    Like its SQLite connection, only one thread and process may use it.
     """
 
     def __init__(self, progress: Progress | None) -> None:

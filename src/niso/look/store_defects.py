@@ -87,7 +87,7 @@ def _restored(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Def
     store.drop_orphans()
     defects = []
     rows = [store.service(name) for name in store.with_companions(services)]
-    # providers first: a sharer's ports are compared with its provider's addresses
+    # services that own their namespace first: ports of others are compared with their addresses
     for row in sorted(filter(None, rows), key=lambda row: row.provider is not None):
         spec = row.service
         if spec is None or store.intent(row.name) is not None:

@@ -191,7 +191,7 @@ class Top(Metered):
         load = between(self._reader, before, now, self._moved())
         if self.service is None:
             return load
-        # a service that shares another's network has the flows of its provider
+        # a service that shares the namespace of another has the flows of that service
         home = now.shares.get(self.service, self.service)
         return Load(
             load.seconds,
@@ -218,8 +218,9 @@ class Top(Metered):
 def look(
     session: Session, states: ServiceStates, with_open: bool = False
 ) -> tuple[TopSample, Memory]:
-    """Take a sample; return it and the recorded flows. ``with_open`` also reads open
-    connections.
+    """Take a sample; return it and the recorded flows.
+
+    ``with_open`` also reads open connections.
     """
 
     states.read()
@@ -249,8 +250,9 @@ def counts(memory: Memory) -> dict[tuple[Key, str], int]:
 def between(
     reader: FlowReader, before: TopSample, now: TopSample, moved: Mapping[Key, int] | None = None
 ) -> Load:
-    """Return the rates between two samples. ``moved`` has the bytes of each flow; None if
-    unknown.
+    """Return the rates between two samples.
+
+    ``moved`` has the bytes of each flow; None if unknown.
     """
 
     seconds = elapsed(before, now)
