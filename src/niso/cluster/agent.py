@@ -1,10 +1,9 @@
-"""Keep one host synchronised with the cluster:
+"""Keep one host synchronised with the cluster.
 
-`Agent.look` does one pass, `Agent.run` repeats them.
-
-The agent keeps its state in the store, and the id of this host's etcd lease in a file of the run
-folder. It can therefore be killed at any point and started again. Services do not depend on it.
-While the agent or etcd is down, a host keeps its present state and does not learn of changes.
+`Agent.look` does one sync pass, and `Agent.run` repeats them. The agent keeps its state in the
+store, and the id of this host's etcd lease in a file of the run folder. It can therefore be killed
+at any point and started again. Services do not depend on it. While the agent or etcd is down, a
+host keeps its present state and does not learn of changes.
 
 A second file in the run folder records when the agent last synchronised, and when each missing host
 disappeared. Times are of this host's monotonic clock, which starts at boot. The run folder is empty

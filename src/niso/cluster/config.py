@@ -175,9 +175,9 @@ def ip_address(text: str, key: str) -> str:
 
 
 def endpoint(text: str, key: str) -> str:
-    """Return an etcd endpoint if it is valid:
+    """Return an etcd endpoint, HOST:PORT with IPv6 in brackets, if it is valid.
 
-    HOST:PORT, with IPv6 in brackets. Raises InvalidInput.
+    Raises InvalidInput if it is not.
     """
     host, _, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")

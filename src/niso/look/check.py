@@ -440,8 +440,5 @@ def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> li
 
 
 def shown(attached: Attached) -> str:
-    """Return an attachment's owner and the first 12 characters of its id:
-
-    ``podman b186d057f65e``.
-    """
+    """Return an attachment's owner and the start of its id: ``podman b186d057f65e``."""
     return f"{attached.owner} {attached.id[:12]}".strip()
