@@ -1,7 +1,7 @@
-"""Define `Host`, the public Python API: ``host = niso.connect()``. The command is built on it.
+"""Define `Host`, the public Python API: ``host = niso.connect()``. The command uses it too.
 
-The types of its results are the schema of the JSON output: docs/reference/json.md is generated from
-them.
+docs/reference/json.md is generated from the types of its results, which are the schema of the JSON
+output.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Host:
 
     @property
     def progress(self) -> Progress | None:
-        """Return the callback that receives progress events."""
+        """The callback that receives progress events, or None."""
         return self.session.progress
 
     @progress.setter
@@ -91,7 +91,7 @@ class Host:
 
     @property
     def networks(self) -> Networks:
-        """Return the API of networks and published ports."""
+        """The API of networks and published ports."""
 
         from niso.api.host_networks import Networks
 
@@ -99,7 +99,7 @@ class Host:
 
     @property
     def services(self) -> Services:
-        """Return the API of services."""
+        """The API of services."""
 
         from niso.api.host_services import Services
 
@@ -107,7 +107,7 @@ class Host:
 
     @property
     def attachments(self) -> Attachments:
-        """Return the API of attachments: network namespaces that other programs created."""
+        """The API of attachments: network namespaces that other programs created."""
 
         from niso.api.host_attachments import Attachments
 
@@ -115,7 +115,7 @@ class Host:
 
     @property
     def cluster(self) -> Clusters:
-        """Return the API of this host's cluster."""
+        """The API of this host's cluster."""
 
         from niso.api.host_cluster import Clusters
 
@@ -123,7 +123,7 @@ class Host:
 
     @property
     def kubernetes(self) -> Kubernetes:
-        """Return the API of the agent for network policies of Kubernetes."""
+        """The API of the agent that applies network policies of Kubernetes."""
 
         from niso.api.host_cluster import Kubernetes
 
@@ -131,7 +131,7 @@ class Host:
 
     @property
     def stacks(self) -> Stacks:
-        """Return the API of stacks, each the services of one stack.toml."""
+        """The API of stacks. A stack is the services of one stack.toml."""
 
         from niso.api.host_stacks import Stacks
 
@@ -145,9 +145,9 @@ class Host:
     ) -> Explanation:
         """Return whether a packet would be accepted, and which rule or policy decides.
 
-        ``source`` is a service, an address or ``host``; ``destination`` can also have a port
-        (``db:5432``, ``db:53/udp``, ``db/icmp``). ``family`` is 4 or 6. ``prove`` sends a test
-        packet. Raises NotFound, UsageError, Error.
+        ``source`` is a service, an address or ``host``. ``destination`` can also have a port:
+        ``db:5432``, ``db:53/udp``, ``db/icmp``. ``family`` is 4 or 6, by default 4 if both ends
+        have IPv4. ``prove`` also sends a test packet. Raises NotFound, UsageError, Error.
         """
 
         from niso.look import explain
@@ -178,8 +178,7 @@ class Host:
     def metrics(self, *, flows: int = 200) -> tuple[Metric, ...]:
         """Return metrics of services, traffic, policies and flows, for Prometheus.
 
-        ``flows`` limits the number of (source, destination, port) combinations with a series.
-        Raises UsageError, KernelError.
+        ``flows`` is the maximum number of time series of flows. Raises UsageError, KernelError.
         """
 
         from niso.look import metrics
@@ -188,10 +187,10 @@ class Host:
 
     @guarded
     def top(self, service: str | None = None) -> Top:
-        """Start measuring traffic and new flows, of one service or of all services.
+        """Start to measure traffic and new flows, of one service or of all services.
 
-        Each ``read()`` of the result returns a `niso.Load` for the time since the last call. Raises
-        NotFound, KernelError.
+        Each ``read()`` of the result returns a `niso.Load` with the rates since the last call. Use
+        the result in a ``with`` block. Raises NotFound, KernelError.
         """
 
         from niso.look import top
@@ -203,9 +202,9 @@ class Host:
     def events(self, service: str | None = None, *, since: str | None = None) -> Events:
         """Stream events of services and networks; ``service`` limits them to one service.
 
-        Use the result in a ``with`` block; it is an endless iterator of `niso.Happened`. With
-        ``since`` (an RFC 3339 time, or a period such as ``2h``), its ``past()`` returns recorded
-        events since then. Raises NotFound, UsageError, KernelError.
+        Use the result in a ``with`` block. It is an endless iterator of `niso.Happened`. ``since``
+        is an RFC 3339 time or a period such as ``2h``: ``past()`` of the result then returns the
+        recorded events after that time. Raises NotFound, UsageError, KernelError.
         """
 
         from niso.look import events
@@ -216,7 +215,7 @@ class Host:
 
     @guarded
     def map(self) -> Map:
-        """Start observing services, networks and flows, as the map of ``niso web`` does.
+        """Start to observe services, networks and flows, as the map of ``niso web`` does.
 
         Each ``read()`` of the result returns a `niso.MapState`. Use the result in a ``with`` block,
         or close it: the kernel counts the bytes of flows until it is closed.
@@ -228,10 +227,10 @@ class Host:
 
     @guarded
     def drops(self, service: str | None = None) -> Drops:
-        """Stream packets dropped by policies with ``log = true``.
+        """Stream packets that policies with ``log = true`` drop; ``service`` limits them to one
+        service.
 
-        The argument limits them to one service. Use the result in a ``with`` block; it is an
-        endless iterator of `niso.Drop`.
+        Use the result in a ``with`` block. It is an endless iterator of `niso.Drop`.
         """
 
         from niso.look import drops
@@ -243,11 +242,12 @@ class Host:
     def flows(
         self, service: str | None = None, *, denied: bool = False, since: str | None = None
     ) -> tuple[Flow, ...]:
-        """Return the flows of the last week, also refused flows, and what accepts or refuses each.
+        """Return the flows of the last week, including refused ones, each with what decides about
+        it.
 
-        ``service`` limits the result to flows from and to one service, ``denied`` to refused flows,
-        and ``since`` (an RFC 3339 time, or a period such as ``2h``) to flows that were opened since
-        then or are open now. Raises NotFound, UsageError, KernelError.
+        ``service`` limits the result to flows from and to one service, ``denied`` to refused flows.
+        ``since`` (an RFC 3339 time, or a period such as ``2h``) limits it to flows that began after
+        that time or are open now. Raises NotFound, UsageError, KernelError.
         """
 
         from niso.look import flows
@@ -260,7 +260,7 @@ class Host:
     def follow_flows(self, service: str | None = None, *, denied: bool = False) -> Flows:
         """Stream new flows; ``service`` limits them to one service, ``denied`` to refused flows.
 
-        Use the result in a ``with`` block; it is an endless iterator of `niso.Flow`.
+        Use the result in a ``with`` block. It is an endless iterator of `niso.Flow`.
         """
 
         from niso.look import flows
@@ -277,11 +277,12 @@ class Host:
         since: str | None = None,
         declared: bool = False,
     ) -> bytes:
-        """Return a picture of services and their flows: mermaid, dot, svg or png.
+        """Return a picture of services and their flows, in the format mermaid, dot, svg or png.
 
-        ``stack`` limits it to one stack. With ``declared`` it shows what policies allow instead of
-        traffic; together with ``stack`` it depends only on the stack's files. ``since`` is as for
-        `flows`. Raises UsageError, and Error if the program ``dot`` is needed and missing.
+        ``stack`` is a stack.toml and limits the picture to its services. With ``declared``, the
+        picture shows what policies allow instead of recorded traffic. With both, it depends only on
+        the stack's files. ``since`` is as for `flows`. Raises UsageError, and Error if the program
+        ``dot`` is needed and missing.
         """
 
         from niso.look import graph
@@ -305,10 +306,11 @@ class Host:
 
         ``peer`` is another service or an address, optionally with a port (``db:5432``). ``filter``
         is an expression of pcap-filter(7). The capture ends after ``count`` packets. With
-        ``drops``, it has the headers of packets that nftables drops, with the reasons. Use it in a
-        ``with`` block: ``read()`` returns bytes of a pcapng file with the services' names, or of
-        text with ``lines``, and b"" at the end; ``stop()`` ends it. Raises Error without tcpdump,
-        UsageError, Conflict, NotFound.
+        ``drops``, it has the headers of packets that nftables drops, with the reasons.
+
+        Use the result in a ``with`` block. Its ``read()`` returns bytes of a pcapng file with the
+        services' names, or with ``lines`` of text, and b"" at the end. Its ``stop()`` ends the
+        capture. Raises Error without tcpdump, UsageError, Conflict, NotFound.
         """
 
         from niso.look import capture
@@ -325,9 +327,10 @@ class Host:
     ) -> Traced | None:
         """Wait for a real packet and return its path through all netfilter hooks.
 
-        Returns None if no packet came. ``source`` and ``destination`` are as for `explain`. For
-        TCP, the first packet of a connection is traced, or, with ``any_packet``, any packet. Tables
-        of other programs are included. Raises NotFound, UsageError, KernelError.
+        Returns None if no packet came within ``wait_s`` seconds. ``source`` and ``destination`` are
+        as for `explain`. For TCP, only the first packet of a connection is traced; with
+        ``any_packet``, any packet is. Tables of other programs are included. Raises NotFound,
+        UsageError, KernelError.
         """
 
         from niso.look import capture
@@ -340,11 +343,11 @@ class Host:
     def learn(
         self, *services: str, since: str | None = None, egress: bool = False
     ) -> tuple[LearnedPolicy, ...]:
-        """Generate policies that allow the recorded flows.
+        """Return policies that allow the recorded flows, for the given services or for all active
+        ones.
 
-        They are for the given services, or for all active ones. ``since`` is as for `flows`. With
-        ``egress``, the policies also restrict where services may connect, to the recorded
-        destinations. Raises NotFound, UsageError, KernelError.
+        ``since`` is as for `flows`. With ``egress``, the policies also limit the connections of
+        services to the recorded destinations. Raises NotFound, UsageError, KernelError.
         """
 
         from niso.look import learn
@@ -356,8 +359,8 @@ class Host:
     def learned_changes(self, learned: Iterable[LearnedPolicy]) -> tuple[PolicyChange, ...]:
         """Return how learned policies would change the services' manifests; no file is changed.
 
-        Raises Error if a service has no manifest, or if tomlkit is missing; Conflict if services
-        share a manifest.
+        Raises Error if a service has no manifest, or if tomlkit is missing, and Conflict if
+        services have the same manifest.
         """
 
         from niso.look import learn
@@ -366,9 +369,9 @@ class Host:
 
     @guarded
     def write_policies(self, changes: Iterable[PolicyChange]) -> None:
-        """Write changed manifests, each file atomically.
+        """Write changed manifests. Each file is replaced atomically.
 
-        Raises Conflict if a file was changed since the changes were computed.
+        Raises Conflict if a file was changed after ``changes`` was computed.
         """
 
         from niso.look import learn
@@ -377,7 +380,8 @@ class Host:
 
     @guarded
     def policy(self, service: str, *, unused: str | None = None) -> tuple[PolicyEntry, ...]:
-        """Return what each entry of a service's policy has allowed or denied, and when it last did.
+        """Return for each entry of a service's policy what it has allowed or denied, and when it
+        last did.
 
         ``unused``, a period such as ``7d``, limits the result to entries that matched nothing in
         that period. Raises NotFound, UsageError, KernelError.
@@ -391,9 +395,9 @@ class Host:
     def policy_effects(
         self, *what: str | os.PathLike[str], since: str | None = None
     ) -> tuple[PolicyEffect, ...]:
-        """Return which recorded flows an activation of files or a stack would cut or allow.
+        """Return which recorded flows an activation of manifests or of a stack would cut or allow.
 
-        Nothing changes. ``since`` is as for `flows`. Raises the errors of `Services.activate`.
+        Nothing is changed. ``since`` is as for `flows`. Raises the errors of `Services.activate`.
         """
 
         from niso.change import warnings
@@ -404,9 +408,10 @@ class Host:
 
     @guarded
     def refresh_names(self, *, force: bool = False) -> tuple[OutsideName, ...]:
-        """Resolve expired DNS names of policies again, and apply the answers.
+        """Resolve the DNS names in policies whose answers have expired, and apply the new
+        addresses.
 
-        ``force`` resolves all names. The rules and the services' hosts files change atomically.
+        ``force`` resolves all names. Rules and the services' hosts files are changed together.
         Returns all names. Raises Error if dnspython is not installed, KernelError.
         """
 
@@ -426,9 +431,10 @@ class Host:
 
     @guarded
     def check(self, name: str | None = None) -> tuple[Finding, ...]:
-        """Return the differences between kernel and configuration, without changing anything.
+        """Return the differences between actual and configured state, without changing anything.
 
-        ``name`` limits the result to one service or network. Raises NotFound, KernelError.
+        ``name`` limits the result to one service or network. Raises NotFound, KernelError,
+        Conflict.
         """
 
         from niso.api import host_networks
@@ -437,10 +443,11 @@ class Host:
 
     @guarded
     def repair(self, *, dry_run: bool = False, kernel: bool = False) -> Repaired:
-        """Repair what `check` reports. Raises ErrorGroup, Error.
+        """Repair the differences that `check` reports. Raises ErrorGroup, Error.
 
-        With ``kernel``, repair only the network: no process is started or stopped, no attachment is
-        removed, and no interrupted change is finished.
+        With ``kernel``, only the network is repaired: no process is started or stopped, no
+        attachment is removed, and no interrupted change is completed or rolled back. With
+        ``dry_run``, nothing is changed.
         """
 
         from niso.api import host_networks
@@ -449,9 +456,9 @@ class Host:
 
     @guarded
     def guard_firewalls(self, on: bool = True) -> tuple[Marked, ...]:
-        """Make systemd repair niso's rules after each start or reload of another firewall.
+        """Make systemd repair niso's rules each time that another firewall was started or reloaded.
 
-        ``on=False`` removes this again. Raises Error without systemd, Conflict.
+        ``on=False`` turns this off. Raises Error without systemd, Conflict.
         """
 
         from niso.api import host_networks
@@ -460,9 +467,9 @@ class Host:
 
     @guarded
     def sweep(self, *, dry_run: bool = False) -> Swept:
-        """Remove everything that niso created in the kernel; works without a store.
+        """Remove everything that niso created in the kernel, even if the store is missing.
 
-        Raises ErrorGroup.
+        With ``dry_run``, nothing is removed. Raises ErrorGroup.
         """
 
         from niso.api import host_networks
@@ -489,17 +496,19 @@ KEYS = {
         )
     },
 }
-"""Field -> JSON key, where they differ."""
+"""The JSON key of each field whose key differs from the field's name."""
 
 JOINED = ("mapping", "process", "judged")
-"""Fields whose value is a result, which is merged into its parent."""
+"""Fields whose value is itself a result. In JSON, its fields are merged into the parent's."""
 
 PYTHON_ONLY = ("anywhere", "label", "idle", "is_host", "gone", "was_dropped", "defect")
 """Fields that are left out of JSON."""
 
 
 def plain(value: object) -> Any:
-    """Convert a result, or a sequence of results, to dict, list, str, int, float, bool or None."""
+    """Convert a result, or a sequence of results, to a dict or list of str, int, float, bool and
+    None.
+    """
     fields: tuple[str, ...] | None = getattr(value, "_fields", None)
     if fields is None:
         return [plain(item) for item in value] if isinstance(value, tuple | list) else value

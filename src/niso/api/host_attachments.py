@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 
 
 _WISHES = {"interface": 1, "ip": 2, "mac": 1}
-"""Key of a network -> how often it may be given."""
+"""The maximum number of occurrences of each key of a network."""
 
 
 class AttachRequest(NamedTuple):
-    """The arguments of `Attachments.attach`; exactly one of netns, pid and new is set.
+    """The arguments of `Attachments.attach`.
 
-    ``networks`` are names, each with optional keys:
-    ``backend,interface=net0,ip=10.99.1.9,mac=02:00:00:00:00:09``; the default is niso-default.
+    Exactly one of ``netns``, ``pid`` and ``new`` must be set.
+
+    ``networks`` are names, each optionally with keys:
+    ``backend,interface=net0,ip=10.99.1.9,mac=02:00:00:00:00:09``. The default is niso-default.
     ``ports``, ``aliases`` and the entries of the policy are written as in a manifest.
     """
 
@@ -71,7 +73,7 @@ class Attachments:
     def attach(self, request: AttachRequest) -> Attachment:
         """Connect a network namespace to networks, with published ports and a policy.
 
-        No-op if the namespace is attached in this way already. Raises UsageError, NotFound,
+        No-op if the namespace is attached in exactly this way already. Raises UsageError, NotFound,
         Conflict, KernelError, and Error if systemd refuses the unit.
         """
 
@@ -93,10 +95,12 @@ class Attachments:
 
     @guarded
     def detach(self, *names: str, id: str | None = None) -> tuple[Changed, ...]:
-        """Detach namespaces from niso's networks and delete their records; no-op for unknown names.
+        """Detach namespaces from niso's networks and delete their records.
 
-        With ``id``, detaches only if the attachment still has this id. Without ``id``, the files
-        that put a systemd unit into the namespace are removed too. Raises Conflict if a name
+        Unknown names are ignored.
+
+        With ``id``, an attachment is detached only if it still has this id. Without ``id``, the
+        files that put a systemd unit into the namespace are removed too. Raises Conflict if a name
         belongs to a service.
         """
         wanted = texts(names, "names")
@@ -108,9 +112,9 @@ class Attachments:
 
     @guarded
     def apply_policies(self) -> tuple[Changed, ...]:
-        """Apply the present policies of /etc/niso/policies to all attachments.
+        """Apply the files in /etc/niso/policies, as they are now, to all attachments.
 
-        Raises Error or ErrorGroup; an attachment named in an error keeps its previous policy.
+        Raises Error or ErrorGroup. An attachment that an error names keeps its previous policy.
         """
 
         machine = self.session.machine_for_change()
@@ -125,8 +129,9 @@ class Attachments:
         """Detach the attachments whose namespace no longer exists.
 
         Networks that Podman has removed are removed here too, if no service is on them. ``owner``
-        limits both to attachments and networks of one owner. ``valid`` are the ids that the owner
-        still has; its attachments with other ids are detached too. Raises KernelError.
+        limits both to one owner. ``valid`` are the ids that the owner still has: its attachments
+        with other ids are detached too. Raises KernelError, and UsageError for ``valid`` without
+        ``owner``.
         """
 
         from niso.engines import netavark
@@ -152,7 +157,7 @@ def _detach(machine: Machine, name: str, id: str | None, report: Report) -> bool
 
 
 def _complete(given: AttachRequest) -> AttachRequest:
-    """Normalise a request: lists of strings, and the owner and id of its unit, if it has one.
+    """Return a request with lists of strings, and with owner and id of its unit if it has a unit.
 
     Raises UsageError, InvalidInput.
     """
@@ -177,7 +182,7 @@ def _complete(given: AttachRequest) -> AttachRequest:
 
 
 def _words(given: AttachRequest) -> list[str]:
-    """Return the arguments of the niso command that attaches a unit's namespace."""
+    """Return the arguments of the niso command with which a systemd unit attaches its namespace."""
     words = ["net", "attach", given.name, "--new", "--owner", given.owner, "--id", given.id]
     for flag, values in (
         ("--network", given.networks),
@@ -199,7 +204,7 @@ def _words(given: AttachRequest) -> list[str]:
 
 
 def _request(given: AttachRequest) -> Request:
-    """Parse the values of a request. Raises UsageError, InvalidInput."""
+    """Parse the values of a request to attach a namespace. Raises UsageError, InvalidInput."""
 
     if sum((given.netns is not None, given.pid is not None, given.new)) != 1:
         raise UsageError(
@@ -249,7 +254,7 @@ def _wish(written: str) -> Wish:
 
 
 def _bandwidth(written: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
-    """Parse bandwidth limits to bytes per second. Raises InvalidInput."""
+    """Convert bandwidth limits, by direction, to bytes per second. Raises InvalidInput."""
     if not written:
         return ()
 
@@ -279,7 +284,7 @@ def _policy(given: AttachRequest) -> records.Policy:
     if lists == (None, [], None, []) and not given.log:
         return Policy()
 
-    # an attachment's hosts file is its engine's, so outside names in it could differ from the rules
+    # the container engine writes the hosts file: outside names in it could differ from the rules
     return parse(*lists, given.log, outside=False)
 
 

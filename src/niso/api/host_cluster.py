@@ -1,4 +1,7 @@
-"""Manage the cluster (``host.cluster``), and apply Kubernetes' policies (``host.kubernetes``)."""
+"""Manage this host's cluster (``host.cluster``), and apply Kubernetes' policies.
+
+The latter is ``host.kubernetes``.
+"""
 
 from __future__ import annotations
 
@@ -61,15 +64,15 @@ class ClusterMember(NamedTuple):
     """An etcd member of the cluster."""
 
     name: str
-    """the member's name, equal to its host's; empty if etcd does not answer"""
+    """the member's name, which is its host's name; empty if etcd does not answer"""
     address: str
     """its client endpoint"""
     version: str | None
-    """etcd's version; null if it does not answer"""
+    """etcd's version; null if the member does not answer"""
     leader: bool
     """whether the member is etcd's leader"""
     learns: bool
-    """whether it is a learner, which does not count for the quorum yet"""
+    """whether the member is a learner, which does not vote yet"""
 
 
 class ClusterHost(NamedTuple):
@@ -82,11 +85,11 @@ class ClusterHost(NamedTuple):
     state: str
     """here, alive or gone"""
     gone_s: float | None
-    """seconds since an agent found the host gone; null if it is not gone or no agent noticed"""
+    """seconds since an agent found the host missing; null if it is not gone or no agent noticed"""
     networks: tuple[str, ...]
-    """strings: networks that services of the host are on"""
+    """strings: the networks that services of the host are on"""
     services: int
-    """number of services that the host has claimed"""
+    """the number of services that the host has reserved in etcd"""
     niso: str
     """version of niso on the host; can be empty"""
     behind_s: float | None
@@ -105,7 +108,7 @@ class ClusterStatus(NamedTuple):
     revision: int
     """etcd's revision; 0 if etcd does not answer"""
     tls: bool
-    """whether requests are encrypted"""
+    """whether requests to etcd are encrypted"""
     encryption: str | None
     """what encrypts this host's traffic to others: kernel or userspace; null if nothing does"""
     members: tuple[ClusterMember, ...]
@@ -134,11 +137,14 @@ class Clusters:
     ) -> Membership:
         """Create a cluster with this host as its first host.
 
-        ``name`` defaults to the hostname, ``address`` to the address of the default route. With
-        ``etcd``, an existing etcd is used; otherwise this host runs one. With ``encrypt`` "kernel",
-        WireGuard encrypts traffic between hosts; with "userspace", wireguard-go does so on hosts
-        whose kernel lacks WireGuard. ``restore``, without other arguments, writes this host's
-        cluster to etcd again after etcd has lost its data. Raises UsageError, Conflict, Error.
+        ``name`` defaults to the hostname, and ``address`` to the address of the interface with the
+        default route. With ``etcd``, an existing etcd is used. Otherwise this host runs an etcd
+        member.
+
+        With ``encrypt`` "kernel", WireGuard encrypts the traffic between hosts. With "userspace",
+        wireguard-go does so on hosts whose kernel lacks WireGuard. ``restore``, which excludes all
+        other arguments, writes this host's cluster to etcd again after etcd has lost its data.
+        Raises UsageError, Conflict, Error.
         """
         if restore:
             if name or address or encrypt or etcd is not None:
@@ -169,11 +175,12 @@ class Clusters:
     def invite(
         self, host: str, *, address: str = "", renew: bool = False, member: bool = False
     ) -> str:
-        """Return an invitation: a string with a key, with which a host can join the cluster.
+        """Return an invitation: a string with a private key, with which a host can join the
+        cluster.
 
-        Keep it secret. With ``renew``, it gives new certificates to a host that is in the cluster
-        already. With ``member``, the host may run an etcd member, as the first three hosts may
-        anyway. Raises UsageError, Conflict, Error.
+        Keep it secret. With ``renew``, it contains new certificates for a host that is in the
+        cluster already. With ``member``, the host may run an etcd member. The first three hosts may
+        even without it. Raises UsageError, Conflict, Error.
         """
 
         machine = self.session.machine()
@@ -186,9 +193,9 @@ class Clusters:
     ) -> Membership:
         """Join a cluster with the content of an invitation.
 
-        ``member`` says whether to run an etcd member; by default the first three hosts do.
-        ``encrypt`` is for a host of an encrypted cluster that may encrypt differently from the
-        cluster's default: "kernel" or "userspace". Raises InvalidInput, Conflict, Error.
+        ``member`` decides whether this host runs an etcd member. By default, the first three hosts
+        do. ``encrypt`` ("kernel" or "userspace") is how this host encrypts, if it differs from the
+        cluster's default. Raises InvalidInput, Conflict, Error.
         """
 
         machine = self.session.machine_for_change(create=True)
@@ -210,23 +217,27 @@ class Clusters:
 
     @guarded
     def forget(self, host: str) -> Forgotten:
-        """Remove a lost host with all its claims, and revoke its certificates.
+        """Remove a lost host and its services from the cluster, and revoke its certificates.
 
-        Raises NotFound, Conflict if it is alive.
+        Raises NotFound, and Conflict if the host is alive.
         """
 
         return cluster_hosts.forget(self.session.machine(), text(host, "HOST"))
 
     @guarded
     def add_member(self, host: str = "") -> int:
-        """Run an etcd member on this host; return the number of members. Raises Conflict, Error."""
+        """Run an etcd member on this host; return the number of etcd's members.
+
+        Raises Conflict, Error.
+        """
 
         machine = self.session.machine_for_change()
         return cluster_hosts.add_member(machine, text(host, "HOST"), self.session.report)
 
     @guarded
     def remove_member(self, host: str = "") -> int:
-        """Remove this host's etcd member, or that of a lost host; return how many members are left.
+        """Remove the etcd member of this host, or of a lost host; return the number of members
+        left.
 
         Raises Conflict, NotFound, Error.
         """
@@ -236,9 +247,9 @@ class Clusters:
 
     @guarded
     def be_only_member(self) -> None:
-        """Continue with this host's etcd member alone, after most members were lost for good.
+        """Make this host's etcd member the only one, after most members were lost for good.
 
-        Raises Conflict if most members answer, Error.
+        Raises Conflict if most members still answer, Error.
         """
 
         cluster_hosts.be_only_member(self.session.machine_for_change(), self.session.report)
@@ -254,7 +265,10 @@ class Clusters:
 
     @guarded
     def status(self) -> ClusterStatus:
-        """Return the hosts and etcd's members. Raises Error if this host is in no cluster."""
+        """Return the cluster's hosts and etcd's members.
+
+        Raises Error if this host is in no cluster.
+        """
 
         machine = self.session.machine()
         seen = cluster_hosts.status(machine)
@@ -271,10 +285,10 @@ class Clusters:
 
     @guarded
     def follow(self, log: Callable[[str], None]) -> Following:
-        """Return this host's agent.
+        """Return this host's agent, which keeps the host synchronised with the cluster.
 
-        Its ``run()`` synchronises the host with the cluster until ``stop()`` is called. ``log`` is
-        called with each line to log. Raises Error if this host is in no cluster.
+        Its ``run()`` returns after ``stop()`` is called. ``log`` gets each line to log. Raises
+        Error if this host is in no cluster.
         """
 
         return cluster_hosts.follow(self.session.machine(), log)
@@ -283,14 +297,14 @@ class Clusters:
     def become_etcd(self) -> None:
         """Replace this process with this host's etcd member (execve(2)).
 
-        Raises Error if it has none.
+        Raises Error if this host has no member.
         """
 
         own_etcd.execute(require())
 
 
 def _usage[T](call: Callable[[], T]) -> T:
-    """Return the result of a call; convert an InvalidInput that names no file to a UsageError."""
+    """Return the result of ``call``. An InvalidInput that names no file is raised as UsageError."""
 
     try:
         return call()
@@ -301,9 +315,11 @@ def _usage[T](call: Callable[[], T]) -> T:
 
 
 def _entering[T](call: Callable[[], T]) -> T:
-    """Return the result of a call that adds this host to a cluster; converts errors like `_usage`.
+    """Return the result of ``call``, which adds this host to a cluster; convert errors like
+    `_usage`.
 
-    Errors name the caller's arguments, because the files that were created from them are removed.
+    Errors name the caller's arguments. The files that were made from the arguments no longer exist
+    then.
     """
 
     try:
@@ -391,9 +407,10 @@ class Kubernetes:
     def follow(
         self, log: Callable[[str], None], kubeconfig: str | os.PathLike[str] = KUBECONFIG
     ) -> Following:
-        """Return the agent: ``run()`` watches the Kubernetes API server until ``stop()`` is called.
+        """Return the agent, which watches the Kubernetes API server and applies network policies.
 
-        ``log`` is called with each line to log. Raises Error if the kubeconfig is unusable.
+        Its ``run()`` returns after ``stop()`` is called. ``log`` gets each line to log. Raises
+        Error if the kubeconfig is unusable.
         """
 
         from niso.engines import pod_agent
@@ -403,7 +420,7 @@ class Kubernetes:
 
     @guarded
     def enable(self, kubeconfig: str | os.PathLike[str] = KUBECONFIG) -> Marked:
-        """Let systemd run the agent, now and at boot. Raises Error without systemd, Conflict."""
+        """Make systemd run the agent now and at boot. Raises Error without systemd, Conflict."""
 
         from niso.engines import pod_agent
 
@@ -414,7 +431,7 @@ class Kubernetes:
 
     @guarded
     def disable(self) -> Marked:
-        """Stop the agent and do not start it at boot. Pods keep their present policies."""
+        """Stop the agent, and no longer start it at boot. Pods keep their present policies."""
 
         from niso.engines import pod_agent
 

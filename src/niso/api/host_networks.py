@@ -58,9 +58,9 @@ class NetworkMember(NamedTuple):
     active: bool
     """whether the service is active"""
     address: tuple[str, ...]
-    """addresses, one per network and family; can be empty"""
+    """addresses, one for each network and IP version; can be empty"""
     ports: tuple[Port, ...]
-    """published ports, one per address family; empty if the service is on another host"""
+    """published ports, one for each IP version; empty if the service is on another host"""
     host: str | None
     """name of the other host that the service is on; null if it is on this host"""
 
@@ -73,7 +73,7 @@ class Network(NamedTuple):
     subnet: str
     """subnets, separated by a comma and a space"""
     subnets: tuple[Subnet, ...]
-    """one per address family"""
+    """one for each IP version"""
     bridge: str
     """name of the bridge on the host"""
     internal: bool
@@ -89,7 +89,7 @@ class Network(NamedTuple):
 
 
 class CreatedNetwork(NamedTuple):
-    """Result of `Networks.create`; ``changed`` is false if the network already existed."""
+    """Result of `Networks.create`. ``changed`` is false if the network existed already."""
 
     changed: bool
     network: Network
@@ -154,12 +154,17 @@ class Networks:
     ) -> CreatedNetwork:
         """Create a network and its bridge; no-op if the network exists with these values.
 
-        ``subnets`` has at most one prefix per family and defaults to the next free /24.
+        ``subnets`` has at most one prefix per IP version and defaults to the next free /24.
         ``gateways`` are the bridge's addresses. ``ipv6`` adds a unique local /64. ``internal``
         disables forwarding out of the network. ``mtu`` is in bytes. ``allow_public`` permits public
-        prefixes, whose real addresses this host can then no longer reach. ``span`` creates the
-        network in the cluster too, or adds a network of the cluster to this host. Raises Conflict,
-        UsageError, KernelError, and Error if the cluster does not answer; then nothing has changed.
+        prefixes, whose real addresses this host can then no longer reach. ``observe`` records
+        flows.
+
+        ``span`` creates the network in the cluster too, or adds a network of the cluster to this
+        host.
+
+        Raises Conflict, UsageError, KernelError, and Error if the cluster does not answer. Nothing
+        has changed then.
         """
 
         from niso.change import journal, networks
@@ -217,7 +222,7 @@ class Networks:
 
     @guarded
     def remove(self, *names: str, dry_run: bool = False) -> tuple[RemovedNetwork, ...]:
-        """Remove networks and their bridges; if one cannot be removed, remove none.
+        """Remove networks and their bridges. If one of them cannot be removed, none is.
 
         Raises NotFound, and Conflict if a service uses one of them.
         """
@@ -233,17 +238,20 @@ class Networks:
 
     @guarded
     def ports(self) -> tuple[PublishedPort, ...]:
-        """Return the published ports of active services, one per address or family."""
+        """Return the published ports of active services, one for each host address or IP
+        version.
+        """
         from niso.look import host_ports
 
         return host_ports.published_ports(self.session.store())
 
     @guarded
     def ports_everywhere(self) -> tuple[ClusterPort, ...]:
-        """Return the published ports of active services on all hosts of the cluster, by service.
+        """Return the published ports of active services on all hosts of the cluster, sorted by
+        service.
 
-        For other hosts, only services on networks that span hosts are known. Raises Error without a
-        cluster.
+        Of other hosts, only the services on networks that span hosts are known. Raises Error if
+        this host is in no cluster.
         """
 
         from niso.look import other_hosts
@@ -252,7 +260,7 @@ class Networks:
 
     @guarded
     def exposure(self) -> tuple[PublishedPort, ...]:
-        """Return what `ports` does, with ``from_``: from where each port is reachable.
+        """Return the published ports like `ports`, and in ``from_`` from where each can be reached.
 
         Raises KernelError.
         """
@@ -265,9 +273,9 @@ class Networks:
     def host_names(self, *, on_host: bool | None = None) -> HostNames:
         """Return the names by which the host itself can reach services.
 
-        ``on_host`` True writes them to the host's own /etc/hosts and keeps them up to date; False
-        removes them. Raises KernelError if that file cannot be replaced atomically; then nothing
-        has changed.
+        With ``on_host`` True, niso writes them to the host's own /etc/hosts and keeps them up to
+        date. With False, it removes them. Raises KernelError if that file cannot be replaced
+        atomically. Nothing has changed then.
         """
 
         from niso.change import networks
@@ -286,7 +294,7 @@ class Networks:
     def rules(self) -> Rules:
         """Return niso's nftables tables as data, without dynamic elements. Raises KernelError.
 
-        Dynamic elements are those that rules add, such as flows.
+        Dynamic elements are those that rules add when packets match, such as flows.
         """
         items = [item for table in _tables(as_text=False) for item in table]
         for item in items:
@@ -299,13 +307,14 @@ class Networks:
     def rules_text(self) -> str:
         """Return niso's nftables tables as nft(8) prints them, without dynamic elements.
 
-        Dynamic elements are those that rules add, such as flows. Raises KernelError.
+        Dynamic elements are those that rules add when packets match, such as flows. Raises
+        KernelError.
         """
         return "".join(_declared("".join(_tables(as_text=True))))
 
 
 def _declared(text: str) -> Iterator[str]:
-    """Yield the lines of tables without the elements of dynamic sets, such as flows and limits."""
+    """Yield the lines of tables as nft(8) prints them, without the elements of dynamic sets."""
     fills = skips = False
     for line in text.splitlines(keepends=True):
         if line.startswith(("\tset ", "\tmap ")):
@@ -342,9 +351,9 @@ def _vni(network: records.Network) -> int | None:
 
 
 def _members(store: Store, network: str) -> list[tuple[str, bool]]:
-    """Return (service, active) for the services of a network.
+    """Return the services of a network, each with whether it is active.
 
-    Active services that share the namespace of such a service follow it.
+    Each service is followed by the active services that share its namespace.
     """
     return [
         member
@@ -441,7 +450,7 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
 
 
 def _hosts(session: Session, machine: Machine, name: str | None) -> list[Finding]:
-    """Return the differences between this host's view of the cluster and the other hosts'."""
+    """Return the differences between what this host and the other hosts know of the cluster."""
 
     from niso.change import cluster_check
     from niso.cluster import config

@@ -1,4 +1,4 @@
-"""Manage services (``host.services``): start, stop, inspect, run commands in them; its results."""
+"""Manage services (``host.services``): start, stop and inspect them, and run commands in them."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 class Package(NamedTuple):
     """A service to activate, given as data instead of a folder with a manifest.toml.
 
-    ``manifest`` is a parsed manifest.toml (as by tomllib). ``folder`` is the folder that paths in
-    the manifest are relative to.
+    ``manifest`` is the content of a manifest.toml, as tomllib returns it. Paths in it are relative
+    to ``folder``.
     """
 
     manifest: Mapping[str, Any]
@@ -52,7 +52,7 @@ class Package(NamedTuple):
 
 
 class Name(NamedTuple):
-    """The name of an existing service, and whether the service is active."""
+    """The name of an existing service, whether it is active, and whether it starts at boot."""
 
     service: str
     active: bool
@@ -62,7 +62,7 @@ class Name(NamedTuple):
 class Services:
     """Manage services: ``host.services``.
 
-    Services are addressed by name, hostname or alias.
+    A service can be given by its name, hostname or alias.
     """
 
     def __init__(self, session: Session) -> None:
@@ -82,13 +82,17 @@ class Services:
     ) -> tuple[Outcome, ...]:
         """Activate services; if one of them fails, roll back all.
 
-        ``what`` are manifests, folders with a manifest.toml, existing services or `Package` values.
-        ``timeout`` is in seconds, for each service to start or become healthy. If a service is
-        already active, only the changes of its manifest are applied. ``replace`` allows services of
-        the same names from other folders to be replaced. ``take`` takes over services of cluster
-        hosts that no longer exist. Raises InvalidInput, Conflict, NotFound, KernelError,
-        ProcessError, ErrorGroup; then everything is rolled back. Without ``trust_owner``, a
-        manifest that users other than root and the caller can change is refused.
+        ``what`` are manifests, folders with a manifest.toml, existing services, or `Package`
+        values. If a service is already active, only the changes of its manifest are applied.
+        ``timeout`` is the number of seconds for each service to start or become healthy.
+
+        ``replace`` allows services of the same names from other folders to be replaced. ``take``
+        takes over services of cluster hosts that are gone. Without ``trust_owner``, a manifest that
+        users other than root and the caller can change is refused. With ``dry_run``, nothing is
+        changed.
+
+        Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup. Everything
+        is rolled back then.
         """
 
         from niso.change import activate, targets, warnings
@@ -116,7 +120,11 @@ class Services:
 
     @guarded
     def deactivate(self, *names: str, dry_run: bool = False) -> tuple[Done, ...]:
-        """Stop services and remove their networks; leases and volumes are kept. Raises Error."""
+        """Stop services and remove their network namespaces; reserved addresses and volumes are
+        kept.
+
+        Raises Error.
+        """
 
         from niso.change import boot
 
@@ -152,9 +160,9 @@ class Services:
         return self.restart_in_order(texts(names, "names"), None)
 
     def restart_in_order(self, names: list[str], after: After | None) -> tuple[Done, ...]:
-        """Restart active services, each after its dependencies in ``after``.
+        """Restart active services, each after those that it depends on. Raises as `restart` does.
 
-        Raises as `restart` does.
+        ``after`` has the dependencies among them, or is None.
         """
 
         from niso.change import activate, boot, warnings
@@ -173,7 +181,9 @@ class Services:
 
     @guarded
     def remove(self, *names: str, volumes: bool = False) -> tuple[Done, ...]:
-        """Stop services and delete their records, with ``volumes`` also their named volumes.
+        """Stop services and delete their records.
+
+        With ``volumes``, also delete their named volumes.
 
         Raises Error.
         """
@@ -205,10 +215,7 @@ class Services:
 
     @guarded
     def disable(self, *names: str) -> tuple[Marked, ...]:
-        """Do not start services at boot any more; active services stay active.
-
-        Raises Conflict, Error.
-        """
+        """No longer start services at boot. Active services stay active. Raises Conflict, Error."""
 
         from niso.change import boot
 
@@ -238,7 +245,10 @@ class Services:
 
     @guarded
     def list(self) -> tuple[ServiceLine, ...]:
-        """Return all services with their status, by name. Runs health checks that are due."""
+        """Return all services with their status, sorted by name.
+
+        Health checks that are due are run.
+        """
 
         from niso.look.services import service_lines
 
@@ -246,9 +256,10 @@ class Services:
 
     @guarded
     def everywhere(self) -> tuple[ClusterLine, ...]:
-        """Return the services of all hosts of the cluster, by name.
+        """Return the services of all hosts of the cluster, sorted by name.
 
-        Raises Error if this host is in no cluster, or if the cluster does not answer.
+        Raises Error if this host is in no cluster. If the cluster does not answer, a warning says
+        so.
         """
 
         from niso.look import other_hosts
@@ -262,7 +273,7 @@ class Services:
 
     @guarded
     def resolve(self, name: str) -> str:
-        """Return the service with a name, hostname or alias. Raises NotFound."""
+        """Return the name of the service with this name, hostname or alias. Raises NotFound."""
         return self.session.store().resolve(text(name, "name"))
 
     @guarded
@@ -276,7 +287,7 @@ class Services:
 
     @guarded
     def forwards(self, name: str) -> tuple[Port, ...]:
-        """Return the ports of a service published with `port_forward`."""
+        """Return the ports of a service that `port_forward` published. Raises NotFound."""
         store = self.session.store()
         service = store.resolve(text(name, "name"))
         return rows(store.forwards(service), store.port_families(service))
@@ -291,11 +302,12 @@ class Services:
         timestamps: bool = False,
         since: str | None = None,
     ) -> Iterator[bytes]:
-        """Return the output of a service, stdout and stderr in order of arrival.
+        """Return the output of a service, stdout and stderr in order of arrival, as an iterator of
+        lines.
 
         Lines include their newline, except an incomplete last one. ``lines`` limits the output to
         the last N lines. ``follow`` waits for new lines until the service is removed.
-        ``timestamps`` puts the time (RFC 3339) before each line. ``since`` is a time (RFC 3339) or
+        ``timestamps`` puts the time (RFC 3339) before each line. ``since`` is a time (RFC 3339), or
         a period until now (``10m``). Raises NotFound, UsageError.
         """
 
@@ -314,12 +326,12 @@ class Services:
     def exec(self, name: str, command: Iterable[str], *, user: str | None = None) -> int:
         """Run a command in an active service with this process's stdin, stdout and stderr.
 
-        ``user`` is a user of the service's root file system or uid[:gid]; default: the service's
-        user.
+        ``user`` is a user of the service's root file system, or uid[:gid]. The default is the
+        service's user.
 
-        Returns the exit status, 128 + N if signal N killed the command. Signals to this process are
-        forwarded to the command, so call it in the main thread. Raises Conflict if the service is
-        not active, ProcessError if the command cannot be run.
+        Returns the exit status, or 128 + N if signal N killed the command. Signals to this process
+        are forwarded to the command, so call this method in the main thread. Raises Conflict if the
+        service is not active, and ProcessError if the command cannot be run.
         """
 
         from niso.runtime.execute import execute
@@ -338,9 +350,9 @@ class Services:
         stdin: bytes = b"",
         user: str | None = None,
     ) -> Executed:
-        """Run a command in an active service and return its output. ``user`` is as for `exec`.
+        """Run a command in an active service; return its exit status and output.
 
-        Raises as `exec` does.
+        ``user`` is as for `exec`. Raises as `exec` does.
         """
 
         from niso.runtime.execute import capture
@@ -368,7 +380,8 @@ class Services:
         )
 
     def _to_run(self, name: str, command: Iterable[str]) -> tuple[str, Any]:
-        """Return the service and the validated arguments of a command to run in it.
+        """Return the service, and the arguments of the command to run in it after they were
+        validated.
 
         Raises Conflict if the service is not active.
         """
@@ -445,7 +458,7 @@ def with_healthcheck(store: Store, names: Iterable[str]) -> list[str]:
 
 
 def _requested(what: object) -> Any:
-    """Return a target of an activation: a path or name as str, or a validated manifest."""
+    """Return what to activate: a path or name as str, or the validated manifest of a `Package`."""
     from niso.manifest import load
 
     if isinstance(what, Package):
@@ -455,9 +468,9 @@ def _requested(what: object) -> Any:
 
 
 def _resolved(store: Store, names: Iterable[str]) -> list[str]:
-    """Return the services with these names.
+    """Return the services with these names, hostnames or aliases.
 
-    Raises NotFound, and Conflict if a name belongs to an attachment.
+    Raises NotFound, and Conflict if one of them is an attachment.
     """
     services = [*dict.fromkeys(store.resolve(name) for name in names)]
     for service in services:
@@ -472,9 +485,10 @@ def _require_own(store: Store, service: str) -> None:
 
 
 def _known(store: Store, name: str, with_volumes: bool) -> str:
-    """Return the service with a name.
+    """Return the name of an existing service that niso starts.
 
-    ``with_volumes`` also accepts a removed service whose volumes are kept.
+    With ``with_volumes``, it may also be a removed service whose volumes exist. Raises NotFound,
+    Conflict.
     """
 
     from niso.runtime import volumes
@@ -493,12 +507,12 @@ def _known(store: Store, name: str, with_volumes: bool) -> str:
 
 
 class Taken(NamedTuple):
-    """Ports that another service lost to a new port, or got back."""
+    """The ports that another service lost to a new port, or got back."""
 
     service: str
     """the service's name"""
     ports: tuple[Port, ...]
-    """published ports, one per address family"""
+    """published ports, one for each IP version"""
 
 
 class Forwarded(NamedTuple):
@@ -509,7 +523,7 @@ class Forwarded(NamedTuple):
     changed: bool
     """false if nothing changed"""
     ports: tuple[Port, ...]
-    """published ports, one per address family"""
+    """published ports, one for each IP version"""
     taken: tuple[Taken, ...]
     """services that lost a host port because of --replace"""
     returned: tuple[Taken, ...]
@@ -524,7 +538,9 @@ def forwarded(
     taken: Iterable[tuple[str, records.Port]] = (),
     returned: Iterable[tuple[str, records.Port]] = (),
 ) -> Forwarded:
-    """Build the result for a port of a service, with the affected ports of other services."""
+    """Return the result for a port of a service, with the ports that other services lost or got
+    back.
+    """
 
     def ports_of(name: str, one: records.Port) -> tuple[Port, ...]:
         return rows([one], store.port_families(name))
@@ -535,7 +551,7 @@ def forwarded(
 
 
 class Executed(NamedTuple):
-    """Result of `Services.run`; ``status`` is 128 + N if signal N killed the command."""
+    """Result of `Services.run`. ``status`` is 128 + N if signal N killed the command."""
 
     status: int
     stdout: bytes

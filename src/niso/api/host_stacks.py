@@ -46,12 +46,12 @@ class Stacks:
         replace: bool = False,
         trust_owner: bool = True,
     ) -> StackUp:
-        """Apply the stack's file; if anything fails, roll back everything.
+        """Apply a stack.toml: activate its services, and roll back everything if one of them fails.
 
-        ``replace`` takes over services and a stack of these names from other folders. ``timeout``
-        is in seconds, for each service to start or become healthy. Raises InvalidInput, Conflict,
-        NotFound, KernelError, ProcessError, ErrorGroup. Without ``trust_owner``, files that users
-        other than root and the caller can change are refused.
+        ``replace`` takes over services, and a stack, of these names from other folders. ``timeout``
+        is the number of seconds for each service to start or become healthy. Without
+        ``trust_owner``, files that users other than root and the caller can change are refused.
+        Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup.
         """
 
         self.session.require()
@@ -70,9 +70,10 @@ class Stacks:
     def down(
         self, stack: str | os.PathLike[str], *, volumes: bool = False, dry_run: bool = False
     ) -> StackDown:
-        """Deactivate all services of a stack, dependents first.
+        """Deactivate all services of a stack, each before the services that it depends on.
 
-        Leases and networks are kept; ``volumes`` deletes the named volumes. Raises Error.
+        Reserved addresses and networks are kept. ``volumes`` deletes the named volumes. Raises
+        Error.
         """
 
         machine = self.session.machine_for_change()
@@ -81,7 +82,7 @@ class Stacks:
 
     @guarded
     def status(self, stack: str | os.PathLike[str]) -> tuple[ServiceLine, ...]:
-        """Return the services of a stack with their status, like ``host.services.list()``.
+        """Return the services of a stack with their status, as ``host.services.list()`` does.
 
         Raises Conflict if the stack came from another file.
         """
@@ -93,7 +94,8 @@ class Stacks:
 
     @guarded
     def restart(self, stack: str | os.PathLike[str]) -> tuple[Done, ...]:
-        """Restart the processes of a stack's active services, dependencies first.
+        """Restart the processes of a stack's active services, each after the services it depends
+        on.
 
         Raises Conflict if the stack came from another file, NotFound, ProcessError.
         """
@@ -113,9 +115,10 @@ class Stacks:
         timestamps: bool = False,
         since: str | None = None,
     ) -> Iterator[tuple[str, bytes]]:
-        """Return (service, line) for the output of all services of a stack, ordered by time.
+        """Return the output of all services of a stack as pairs of service and line, ordered by
+        time.
 
-        The arguments are those of ``host.services.logs``; ``lines`` applies to each service. Raises
+        The arguments are those of ``host.services.logs``. ``lines`` applies to each service. Raises
         NotFound, UsageError, and Conflict if the stack came from another file.
         """
 

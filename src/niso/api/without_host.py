@@ -1,6 +1,6 @@
 """Validate manifests and stacks, return schemas and convert compose files, without a host.
 
-CI jobs and editors need this.
+CI jobs and editors can use these functions where niso does not run services.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Valid(NamedTuple):
 
 
 def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
-    """Validate manifest.toml and stack.toml files; for a folder, the files in the folder.
+    """Validate manifest.toml and stack.toml files. For a folder, validate those in the folder.
 
     Does not need root, and ignores the state of this machine, such as its networks and programs.
-    Everything that an activation refuses on any machine is refused here too. Raises ErrorGroup or
-    Error with all errors of all files.
+    Everything that an activation refuses on any machine is refused here too. Raises Error, or
+    ErrorGroup with all errors of all files.
     """
     valid: list[Valid] = []
     errors: list[Error] = []
@@ -60,7 +60,7 @@ def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
 
 
 def _locate(errors: list[Error]) -> None:
-    """Add line numbers to the errors of a file; skipped if the file cannot be read."""
+    """Add line numbers to errors. Errors of a file that cannot be read are left unchanged."""
 
     by_file: dict[str, list[Error]] = {}
     for error in errors:
@@ -147,13 +147,15 @@ class ImportedStack(NamedTuple):
     services: tuple[str, ...]
     """strings: names of the services"""
     file: str | None
-    """path of the stack.toml; null if none was written"""
+    """path of the written stack.toml; null if none was written"""
     text: str
     """content of the stack.toml"""
     missing: tuple[Missing, ...]
     """what was not converted"""
     commands: tuple[str, ...]
-    """strings: commands that fetch the root file systems, in the folder of the stack.toml"""
+    """strings: commands that fetch the root file systems; run them in the folder of the
+    stack.toml
+    """
 
 
 def import_compose(
@@ -175,7 +177,7 @@ def import_compose(
 
 
 def _fetch(service: str, image: str) -> list[str]:
-    """Return commands that unpack an image into a service's root file system."""
+    """Return shell commands that fetch an image and unpack it as a service's root file system."""
     if not image:
         return []
     import shlex
@@ -189,7 +191,10 @@ def _fetch(service: str, image: str) -> list[str]:
 
 
 def _write(folder: str, text: str) -> str:
-    """Write the file, readable by its owner only since it may have passwords; return its path."""
+    """Write stack.toml into a folder and return its path. Raises Conflict if the file exists.
+
+    Only its owner can read the file, because it may contain passwords.
+    """
     target = os.path.join(os.path.abspath(folder), FILE_NAME)
     try:
         os.makedirs(folder, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Run `niso web`: this root process measures, an unprivileged one serves the results.
+"""Run `niso web`: this process, as root, measures; an unprivileged process serves the results.
 
-The address is opened in the browser of the user who called sudo(8).
+The page is opened in the browser of the user who called sudo(8).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 EVERY_S = 2.0
 _SHARE = 4
-"""After a slow measurement, pause for so many times its duration."""
+"""The pause after a measurement is at least this many times as long as the measurement took."""
 _TOKEN_BYTES = 24
 _END_S = 5.0
-"""How long (s) the server has to exit by itself."""
+"""Seconds that the server has to exit by itself before it is killed."""
 LOCAL = "127.0.0.1"
 _READY = b"serving\n"
 
@@ -79,7 +79,10 @@ def run(_: str, args: Args) -> int:
 
 
 def _require_libraries() -> None:
-    """Raise Error if the libraries are not installed; only the server process loads them."""
+    """Raise Error if starlette or uvicorn is not installed.
+
+    Only the server process imports them.
+    """
     from importlib.util import find_spec
 
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
@@ -95,7 +98,10 @@ def _say(path: str | None, port: int) -> None:
 
 
 def _serve(look: Iterator[bytes], server: _PageServer, end: float | None) -> None:
-    """Measure repeatedly until the time is over. Raises Error if the server has exited."""
+    """Measure repeatedly until the time ``end``, and pass each state to the server.
+
+    ``end`` is of time.monotonic(); None means without end. Raises Error if the server has exited.
+    """
     began = time.monotonic()
     while True:
         took = time.monotonic() - began
@@ -110,9 +116,9 @@ def _serve(look: Iterator[bytes], server: _PageServer, end: float | None) -> Non
 
 
 def _looks(host: Host) -> Iterator[bytes]:
-    """Yield states as lines of JSON.
+    """Yield states of services, networks and flows as lines of JSON, one for each measurement.
 
-    The first state may raise Error; later errors are lines too.
+    The first measurement may raise Error. Later errors are yielded as lines.
     """
 
     with host.map() as measured:
@@ -129,10 +135,12 @@ def _line(value: object) -> bytes:
 
 
 class _PageServer:
-    """The process that serves the page. A context manager, which stops it.
+    """The process that serves the page.
 
-    The process is forked before this one opens the store, so it has none of the store's data in its
-    memory.
+    As a context manager, it is stopped at the end of the block.
+
+    The process is forked before this one opens the store, so its memory contains none of the
+    store's data.
     """
 
     def __init__(self, listener: socket.socket) -> None:
@@ -169,12 +177,12 @@ class _PageServer:
             raise self._failure(b"") from None
 
     def wait(self, seconds: float) -> None:
-        """Wait for some seconds. Raises Error if the server exits first."""
+        """Wait for some seconds. Raises Error if the server exits in this time."""
         if select.select([self._handle], [], [], seconds)[0]:
             raise self._failure(b"")
 
     def _failure(self, said: bytes) -> Error:
-        """Return why the server has exited."""
+        """Return an error that says why the server has exited. ``said`` is its output so far."""
         while block := os.read(self._status, 4096):
             said += block
         if said:
@@ -199,9 +207,10 @@ class _PageServer:
 
 
 def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> None:
-    """Serve the page, then exit this process.
+    """Serve the page, then exit this forked process; never returns.
 
-    INT, TERM and HUP stay blocked: the process exits when its pipe is closed.
+    The signals INT, TERM and HUP stay blocked. The process exits when the other end of ``pipe`` is
+    closed.
     """
     from niso.web import page_server
 
@@ -226,7 +235,10 @@ def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> No
 
 
 class _listening:
-    """Listen on a port of 127.0.0.1, or on a Unix socket for root only. Raises Error."""
+    """A listening socket: a port of 127.0.0.1, or a Unix socket that only root can use.
+
+    Use it as a context manager. Raises Error.
+    """
 
     def __init__(self, path: str | None, port: int) -> None:
         self._path = path
@@ -261,9 +273,10 @@ class _listening:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove the socket of a killed niso web, which is root's and has no listener.
+    """Remove the Unix socket of a killed niso web: it belongs to root, and no process listens on
+    it.
 
-    Raises OSError if the path is another kind of file.
+    A socket in use is kept. Raises OSError if the path is another kind of file.
     """
     with suppress(FileNotFoundError):
         info = os.lstat(path)
@@ -285,10 +298,11 @@ _KEPT = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "LANG", "PATH", "TERM")
 
 
 class Opener:
-    """Makes the user's browser open an address. Raises UsageError if there is no such user.
+    """Open an address in the user's browser. Raises UsageError if there is no user of sudo(8).
 
     The address contains the token, and all users can read the arguments of a process (proc(5)). The
-    browser therefore gets a file that only the user can read, which redirects to the address.
+    browser therefore gets the path of a file that only the user can read. The file redirects to the
+    address.
     """
 
     def __init__(self, address: str) -> None:
@@ -336,6 +350,6 @@ class Opener:
             raise UsageError("needs xdg-open, which is not installed", hint, "--open") from None
 
     def close(self) -> None:
-        """Remove the file."""
+        """Remove the file with the address."""
         with suppress(OSError):
             os.unlink(self._path)

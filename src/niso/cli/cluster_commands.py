@@ -1,6 +1,6 @@
 """Run niso cluster, niso agent and niso kubernetes.
 
-An agent runs in the foreground until a signal ends it.
+The agents run in the foreground until a signal ends them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ def _init(host: Host, args: Args) -> int:
 
 
 def _existing(args: Args) -> ExistingEtcd | None:
-    """Return the existing etcd that the options name, None without --etcd. Raises UsageError."""
+    """Return the etcd that the options describe; None without --etcd.
+
+    Raises UsageError for an option that needs --etcd.
+    """
     if not args.etcd:
         for name in ("cacert", "cert", "key", "user", "prefix"):
             if getattr(args, name):
@@ -111,7 +114,7 @@ def _join(host: Host, args: Args) -> int:
 
 
 def _content(name: str) -> bytes:
-    """Return the content of a file, or of stdin for "-". Raises UsageError."""
+    """Return the content of a file, or of stdin if the name is "-". Raises UsageError."""
     try:
         if name == "-":
             return sys.stdin.buffer.read(_MOST_BYTES)
@@ -125,7 +128,7 @@ def _content(name: str) -> bytes:
 
 
 def _membership(made: Membership) -> str:
-    """Describe a host's role in etcd, and how many lost members etcd survives."""
+    """Describe this host's role in etcd, and how many members etcd can lose."""
     if not made.member:
         return "not a member of etcd"
     number = f"member {made.members} of etcd"
@@ -258,7 +261,7 @@ def _member(member: ClusterMember) -> str:
 if TYPE_CHECKING:
 
     class RunningAgent(Protocol):
-        """Protocol of an agent: ``run`` returns after ``stop``."""
+        """The interface of an agent: ``run`` returns after ``stop`` is called."""
 
         @property
         def run(self) -> Callable[[], None]: ...
@@ -268,9 +271,9 @@ if TYPE_CHECKING:
 
 
 def follow(start: Callable[[Callable[[str], None]], RunningAgent]) -> int:
-    """Run an agent with its log on stdout; return the exit status.
+    """Run an agent, and print its log on stdout; return the exit status.
 
-    ``start`` gets a function that logs a line, and returns the agent.
+    ``start`` takes a function that logs a line, and returns the agent.
     """
     following = start(lambda line: print(output.escaped(line), flush=True))
     ended = []

@@ -1,7 +1,7 @@
-"""Define commands as data, and list them with their modules.
+"""Define commands as data, and list them with the modules that run and describe them.
 
-The parser, help, completion, man pages and docs/reference are generated from these data, which are
-in cli/catalogue.
+The parser, help, completion, man pages and docs/reference are generated from the data, which are in
+cli/catalogue.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 class Argument(NamedTuple):
-    """A positional argument.
+    """A positional argument of a command.
 
-    ``times`` is how often it can occur: empty (once), ``?``, ``*``, ``+``, or ``...`` (the
-    remaining words). ``completes`` is a key of `complete._KINDS`.
+    ``times`` is how often it can occur: empty (exactly once), ``?`` (at most once), ``*`` (any
+    number), ``+`` (at least once), or ``...`` (all remaining words). ``completes`` is a key of
+    `complete._KINDS`.
     """
 
     dest: str
@@ -34,12 +35,11 @@ class Argument(NamedTuple):
 
 
 class Option(NamedTuple):
-    """A switch, or with ``metavar`` an option that takes a value.
+    """An option of a command. With ``metavar`` it takes a value; without, it is a switch.
 
-    Options with the same ``group`` are mutually exclusive. ``means`` is the value of ``dest`` if
-    the switch is given, instead of True. ``ends``: the option stops or deletes something.
-    ``implied`` is the value of an option that is given without one; then a value can only follow
-    after =.
+    Options with the same ``group`` exclude each other. ``means`` is the value that a given switch
+    has instead of True. ``ends`` is True if the option stops or deletes something. ``implied`` is
+    the value of an option that is given without a value. A value must then follow after ``=``.
     """
 
     dest: str
@@ -56,12 +56,14 @@ class Option(NamedTuple):
 
     @property
     def takes(self) -> str:
-        """Return the option as shown in help: ``-n, --lines N``, ``--encrypt[=HOW]``."""
+        """The option as help shows it: ``-n, --lines N``, ``--encrypt[=HOW]``."""
         return ", ".join(self.flags) + self.value
 
     @property
     def value(self) -> str:
-        """Return the option's value as shown in help after a flag; "" if it takes none."""
+        """The option's value as help shows it after a flag, such as `` N``; "" if it takes no
+        value.
+        """
         if self.implied:
             return f"[={self.metavar}]"
         return f" {self.metavar}" if self.metavar else ""
@@ -70,10 +72,10 @@ class Option(NamedTuple):
 class Command(NamedTuple):
     """The description of a command.
 
-    ``does`` is an imperative phrase, ``examples`` are pairs of command and remark, ``exits`` pairs
-    of exit status and meaning. ``root``: the command needs root. ``ends``: the command stops or
-    deletes something; it is never suggested for a misspelt one. ``aside``: the first screen of
-    help, or the group's help, lists only the command's name.
+    ``does`` is an imperative phrase. ``examples`` are pairs of command and remark, ``exits`` pairs
+    of exit status and meaning. ``root`` is True if the command needs root. ``ends`` is True if it
+    stops or deletes something: such a command is never suggested for a misspelt one. If ``aside``
+    is True, overviews list only the command's name.
     """
 
     name: str
@@ -89,7 +91,7 @@ class Command(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A command with actions; each action is a `Command` named as ``net list``."""
+    """A command with actions. Each action is a `Command` with a name such as ``net list``."""
 
     name: str
     does: str
@@ -116,7 +118,7 @@ TIMEOUT = Option(
 def synopsis(command: Command) -> list[str]:
     """Return the parts of a usage line: ``niso net create``, ``NAME``, ``[--subnet CIDR]...``.
 
-    The line can be wrapped between parts, not inside them.
+    The line may be wrapped between two parts, but not inside a part.
     """
     shown = [f"niso {command.name}"]
     for argument in command.arguments:
@@ -140,7 +142,7 @@ def synopsis(command: Command) -> list[str]:
 
 
 def sentence(phrase: str) -> str:
-    """Format a phrase as a sentence."""
+    """Return a phrase as a sentence, with a capital letter and a full stop."""
     return f"{phrase[:1].upper()}{phrase[1:]}."
 
 
@@ -180,13 +182,15 @@ COMMANDS = {
     "help": ("general_commands.run_meta", "general"),
     "version": ("general_commands.run_meta", "general"),
 }
-"""Command -> (function of cli that runs it, module of cli/catalogue that describes it)."""
+"""For each command, the function of cli that runs it, and the module of cli/catalogue with its
+description.
+"""
 
 GROUPS = ("net", "stack", "cluster")
-"""Commands that have actions."""
+"""The commands that have actions, such as ``niso net list``."""
 
 HIDDEN = ("complete", "on-exit")
-"""Commands that only programs call; help and completion leave them out."""
+"""Commands that only other programs call. Help and completion leave them out."""
 
 ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "version"}
 
@@ -194,7 +198,7 @@ ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "versio
 def find(name: str, action: str) -> Command | Group:
     """Return the command with this name and action; the group if it has no such action.
 
-    ``action`` can have two words, of which the second may be an argument.
+    ``action`` may consist of two words, of which the second may be an argument.
     """
     catalogue = module(f"catalogue.{COMMANDS[name][1]}")
     group: Group | None = catalogue.GROUP if name in GROUPS else None

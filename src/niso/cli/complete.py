@@ -1,7 +1,7 @@
 """Complete command lines for bash and zsh.
 
-A short shell script passes the line to ``niso complete``, which prints one candidate per line,
-followed by a tab and a description. A line that starts with a tab makes the shell add files
+A short shell script passes the line to ``niso complete``. It prints one candidate on each line,
+followed by a tab and a description. A line that starts with a tab makes the script add files
 (`MANIFESTS`, `FOLDERS`, `PROGRAMS`).
 """
 
@@ -26,7 +26,7 @@ SHELLS = {"bash": "completion.bash", "zsh": "completion.zsh"}
 MANIFESTS, FOLDERS, PROGRAMS = ("\tmanifests", ""), ("\tfolders", ""), ("\tprograms", "")
 
 Candidates = list[tuple[str, str]]
-"""(word, description)."""
+"""Pairs of a word and its description."""
 
 
 def run(name: str, args: Args) -> int:
@@ -62,9 +62,9 @@ def _script(shell: str) -> int:
 
 
 def split(line: str) -> tuple[list[str], str]:
-    """Split a line up to the cursor into its complete words and the word being typed.
+    """Split a line, up to the cursor, into its complete words and the word that is being typed.
 
-    Quotes and backslashes are removed as by a shell.
+    Quotes and backslashes are removed as a shell removes them.
     """
     words: list[str] = []
     word, quote, begun, escaped = "", "", False, False
@@ -87,9 +87,12 @@ def split(line: str) -> tuple[list[str], str]:
 
 
 def candidates(words: list[str], current: str) -> Candidates:
-    """Return the words that can follow ``words`` (without ``niso``), before ``current``.
+    """Return the words that can follow ``words``, with descriptions.
 
-    ``current`` is the word being typed. The result is not filtered by it.
+    ``words`` does not include niso.
+
+    ``current`` is the word that is being typed. The result also contains words that do not begin
+    with it.
     """
     if not words:
         return _commands()
@@ -110,7 +113,9 @@ def _commands() -> Candidates:
 
 
 def _actions(group: Command | Group | None, words: Sequence[str]) -> Candidates:
-    """Return the next words of the actions that begin with ``words``."""
+    """Return the next word of each action of a group that begins with ``words``, with
+    descriptions.
+    """
     following: dict[str, str] = {}
     for action in group.actions if isinstance(group, Group) else ():
         own = action.name.split()[1:]
@@ -163,7 +168,7 @@ def _of_command(command: Command, words: list[str], current: str) -> Candidates:
 
 
 def _options(command: Command, given: list[str]) -> Candidates:
-    """Return the options that can still be given, by their long names."""
+    """Return the long names of the options that can still be given, with descriptions."""
     had = [option for option in command.options if set(option.flags) & set(given)]
     groups = {option.group for option in had if option.group}
     free = [
@@ -208,7 +213,10 @@ def _active() -> Candidates:
 
 
 def _words(ports: Iterable[Port]) -> list[str]:
-    """Format ports as in a manifest; rows of both families become one port."""
+    """Return ports as a manifest has them.
+
+    A port on all addresses is one word, not one per IP version.
+    """
 
     words = []
     for port in ports:
@@ -219,7 +227,7 @@ def _words(ports: Iterable[Port]) -> list[str]:
 
 
 def _forwards(placed: list[str], given: list[str]) -> Candidates:
-    """Return a service's forwards; with --replace, the ports of other services."""
+    """Return a service's forwarded ports; with --replace, the published ports of other services."""
 
     def read(host: Host) -> Candidates:
         if "--replace" not in given:
@@ -238,7 +246,7 @@ def _forwards(placed: list[str], given: list[str]) -> Candidates:
 
 
 def _targets(placed: list[str], given: list[str]) -> Candidates:
-    """Return services, and the container ports of services that publish ports."""
+    """Return all services, and SERVICE:PORT for each port of services that publish ports."""
 
     def read(host: Host) -> Candidates:
         return list(
@@ -269,4 +277,7 @@ _KINDS: dict[str, Callable[[list[str], list[str]], Iterable[tuple[str, str]]]] =
     "schema": lambda placed, given: [("manifest", "manifest.toml"), ("stack", "stack.toml")],
     "shell": lambda placed, given: [(shell, "") for shell in SHELLS],
 }
-"""`Argument.completes` -> function of the words before it and the options given."""
+"""The function that returns the candidates, for each value of `Argument.completes`.
+
+It takes the arguments and the options before the current word.
+"""

@@ -89,7 +89,7 @@ def print_help(words: list[str]) -> int:
 
 
 def first_screen() -> list[Command | Group]:
-    """Return the commands of the first screen: all except help, version and hidden ones."""
+    """Return the commands that help's first screen lists: all but help, version and hidden ones."""
     return [find(name, "") for name in COMMANDS if name not in (*HIDDEN, "help", "version")]
 
 

@@ -1,7 +1,7 @@
-"""Run the command ``niso``: find the subcommand, run it, report errors, set the exit status.
+"""Run the command ``niso``: find the subcommand, run it, report errors, and return its exit status.
 
-Only the module of the subcommand is imported, for a short start-up. Errors are reported on stderr
-as text or JSON. TERM and HUP end a command as INT (Ctrl-C) does.
+Only the module of the subcommand is imported, so that commands start quickly. Errors are reported
+on stderr as text or JSON. The signals TERM and HUP end a command like INT (Ctrl-C).
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 JUDGES = ("net check", "net explain")
-"""Commands whose exit status 1 is a result: there are differences, or the packet is dropped."""
+"""Commands whose exit status 1 is a result and not an error.
+
+``net check`` has found differences; ``net explain`` says that the packet is dropped.
+"""
 
 
 def main() -> None:
@@ -50,9 +53,9 @@ def main() -> None:
 
 
 def _have_outputs() -> None:
-    """Open /dev/null for each standard descriptor that the caller closed.
+    """Open /dev/null as each of the descriptors 0, 1 and 2 that the caller has closed.
 
-    Otherwise a database or a lock file could get the descriptor's number and be overwritten.
+    Otherwise a database or a lock file could get this number, and output would overwrite the file.
     """
     for fd in range(3):
         try:
@@ -65,9 +68,8 @@ def _have_outputs() -> None:
 
 
 def _end(status: int) -> NoReturn:
-    """Close the stores and end this process.
-
-    The interpreter's own shutdown is skipped: it takes up to 8 ms.
+    """Close the stores and end this process, without the interpreter's shutdown, which takes up
+    to 8 ms.
     """
     if "niso.look.session" in sys.modules:
         sys.modules["niso.look.session"].close_all()
@@ -75,7 +77,7 @@ def _end(status: int) -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and return its exit status. Raises nothing."""
+    """Run one command and return its exit status. Raises no exception."""
     as_json = False
     try:
         try:
@@ -93,7 +95,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str], as_json: bool) -> int:
-    """Run one command and return its exit status, as `run`, but raise KeyboardInterrupt."""
+    """Run one command and return its exit status. Raises KeyboardInterrupt after a signal."""
     failed = (
         125
         if arguments[:1] in (["exec"], ["lab"])
@@ -117,7 +119,7 @@ def _run(arguments: list[str], as_json: bool) -> int:
 
 
 def _explained(error: Exception) -> Error:
-    """Convert an exception that no layer has converted to an `Error`."""
+    """Return an `Error` for any exception, even if there is no memory to import the code for it."""
     try:
         return explained(error)
     except (OSError, MemoryError):  # without descriptors or memory, nothing can be imported
@@ -127,7 +129,7 @@ def _explained(error: Exception) -> Error:
 
 
 def _report(error: Error, as_json: bool) -> None:
-    """Print an error on stderr."""
+    """Print an error on stderr, even if there is no memory to import the code for it."""
     try:
         report(error, as_json)
     except (OSError, MemoryError):  # nothing can be imported
@@ -140,7 +142,8 @@ def _report(error: Error, as_json: bool) -> None:
 def _failed(error: Error, as_json: bool, status: int) -> int:
     """Report an error and return ``status``.
 
-    Raises KeyboardInterrupt if a signal came before, because the signal may have caused the error.
+    Raises KeyboardInterrupt instead if a signal came before, because the signal may have caused the
+    error.
     """
     _report(error, as_json)
     if state.last > 0:
@@ -210,7 +213,9 @@ def _print_help(words: list[str]) -> int:
 
 
 def _encodable(word: str) -> bool:
-    """Return whether a word is valid UTF-8; other bytes arrive as surrogates (PEP 383)."""
+    """Return whether a word is valid UTF-8. In invalid ones, Python has put surrogates (PEP
+    383).
+    """
     try:
         word.encode()
     except UnicodeEncodeError:
@@ -219,7 +224,7 @@ def _encodable(word: str) -> bool:
 
 
 def _plain(arguments: list[str]) -> bool:
-    """Return whether the words need no quotes in a shell."""
+    """Return whether none of the words needs quotes in a shell."""
     return all(word and all(c.isalnum() or c in "-_./:=,@%+" for c in word) for word in arguments)
 
 
@@ -227,7 +232,7 @@ def _plain(arguments: list[str]) -> bool:
 
 
 def explained(error: Exception) -> Error:
-    """Convert an exception that no layer has converted to an `Error`."""
+    """Return an `Error` for an exception that no other layer has converted."""
 
     from niso.look.session import explained as known
 
@@ -242,7 +247,7 @@ def explained(error: Exception) -> Error:
 
 
 def _of_output(error: OSError) -> Error | None:
-    """Return an `Error` if the failed system call was a write to stdout; else None."""
+    """Return an `Error` if the failed system call was a write to stdout, else None."""
     try:
         sys.stdout.flush()  # fails again, except after a write larger than the buffer
         os.write(1, b"")
@@ -255,7 +260,7 @@ def _of_output(error: OSError) -> Error | None:
 
 
 def report(error: Error, as_json: bool) -> None:
-    """Print an error, or each error of a group, on stderr."""
+    """Print an error, or each error of a group, on stderr, as text or JSON."""
 
     errors = error.errors if isinstance(error, ErrorGroup) else [error]
     try:
@@ -279,26 +284,28 @@ class state:
     """The state of the signal handlers."""
 
     last = 0.0
-    """When a signal was last handled, in seconds of the monotonic clock; 0.0 if none was."""
+    """When a signal was last handled, in seconds of the monotonic clock; not above 0 if none
+    was.
+    """
     over = False
-    """Whether the command has ended: signals no longer interrupt it while it reports."""
+    """True once the command has ended: signals no longer interrupt it while it reports."""
     lost = False
-    """Whether an interrupt was raised where Python discards exceptions; it is raised again."""
+    """True if an interrupt was raised where Python discards exceptions. It is then raised again."""
 
 
 BURST_S = 1.0
-"""Signals within this time count as one.
+"""Signals within this time in seconds count as one signal.
 
-timeout(1) and some shells signal a process and then its group.
+timeout(1) and some shells send a signal to a process, and then to its process group.
 """
 _AGAIN_S = 0.001
 
 
 def interrupt(*_: object) -> None:
-    """Raise KeyboardInterrupt in a command, which then rolls back its change.
+    """Raise KeyboardInterrupt in the running command, which then rolls back its change.
 
-    A second signal also aborts the rollback. The first signal does not if the command has failed
-    and is already rolling back: `main._failed` then reports both.
+    A second signal aborts the rollback too. If the command has failed and is already rolling back,
+    the first signal does not abort the rollback; `main._failed` then reports both.
     """
     now = time.monotonic()
     if state.over or now - state.last < BURST_S:
@@ -310,10 +317,10 @@ def interrupt(*_: object) -> None:
 
 
 def _unraisable(lost: UnraisableHookArgs) -> None:
-    """Raise an interrupt again that Python has discarded.
+    """Raise a KeyboardInterrupt again that Python has discarded.
 
-    importlib runs a weak reference callback after each import. A KeyboardInterrupt raised there is
-    discarded, and the command would run to its end.
+    importlib runs a weak reference callback after each import. A KeyboardInterrupt raised in the
+    callback is discarded, and the command would otherwise run to its end.
     """
     if lost.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(lost)
@@ -333,7 +340,7 @@ def _again(*_: object) -> None:
 
 
 def end_on_signals() -> None:
-    """Install the handlers: INT, TERM and HUP call `interrupt`."""
+    """Install the signal handlers: INT, TERM and HUP call `interrupt`."""
     state.last, state.over = -BURST_S, False
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGALRM, _again)

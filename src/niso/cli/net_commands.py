@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 ABOUT_PACKETS = ("ping", "explain", "stats", "log")
-"""Actions of cli/traffic_commands.py."""
+"""The actions about packets, which cli/traffic_commands.py runs."""
 ABOUT_FLOWS = ("flows", "graph", "capture", "trace")
-"""Actions of cli/traffic_commands.py."""
+"""The actions about flows, which cli/traffic_commands.py runs."""
 ABOUT_POLICIES = ("policy show", "policy test")
 
 
@@ -179,7 +179,7 @@ def _ports(host: Host, args: Args) -> int:
 
 
 def _ports_everywhere(host: Host, args: Args) -> int:
-    """Print the published ports of all hosts of the cluster. Raises UsageError."""
+    """Print the published ports of all hosts of the cluster. Raises UsageError with --exposed."""
     if args.exposed:
         raise UsageError("is for the ports of this host", "leave out --all-hosts", "--exposed")
     with output.Progress(args) as host.progress:
@@ -225,13 +225,13 @@ def _attach(host: Host, args: Args) -> int:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """Parse ``in=100M,out=20M`` to a dict."""
+    """Return the pairs of a text such as ``in=100M,out=20M`` as a dict."""
     pairs = (word.partition("=") for word in text.split(",") if word)
     return {key: value for key, _, value in pairs}
 
 
 def _entries(text: str | None) -> list[str] | None:
-    """Split policy entries at blanks or commas; None without the option."""
+    """Split policy entries at blanks and commas; return None if ``text`` is None."""
     return None if text is None else text.replace(",", " ").split()
 
 
@@ -363,7 +363,10 @@ def _test(host: Host, args: Args) -> int:
 
 
 def say_what_changes(host: Host, *what: str) -> None:
-    """Print the flows that an activation would cut or allow, if there are any."""
+    """Print the recorded flows that an activation would cut or allow.
+
+    Prints nothing if there are none.
+    """
     effects = [e for e in host.policy_effects(*what) if e.effect != "pass"]
     if effects:
         _print(effects)
@@ -416,7 +419,7 @@ def _ago(seconds: float) -> str:
 
 
 _WITHOUT = 3
-"""The exit status if a name has no address; errors have 1."""
+"""The exit status if a DNS name has no address. Errors have the exit status 1."""
 COLUMNS = ("NAME", "ADDRESSES", "UNTIL", "SERVICES", "PROBLEM")
 
 
@@ -441,7 +444,10 @@ def _refresh(host: Host, args: Args) -> int:
 
 
 def _loop(host: Host, args: Args, end: float) -> int:
-    """Refresh names whenever one is due, until ``end`` or Ctrl-C."""
+    """Resolve DNS names whenever one is due, until ``end`` or Ctrl-C; return the exit status.
+
+    ``end`` is a time of time.monotonic().
+    """
     status = 0
     try:
         while True:

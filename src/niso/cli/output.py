@@ -1,6 +1,7 @@
-"""Print results as tables or JSON, with control characters escaped; report slow steps on stderr.
+"""Print results as tables or JSON, and slow steps on stderr. Control characters are escaped.
 
-A thread prints the current step after a second, so that the main thread need not wake up for it.
+A thread prints the current step when it has taken a second, so that the main thread need not be
+interrupted.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def escaped(text: str) -> str:
 
 
 def escaped_lines(text: str) -> str:
-    """Escape ``text`` like `escaped`, but keep its newlines and tabs."""
+    """Escape a text like `escaped`, but keep its newlines and tabs."""
     return "\n".join(
         "\t".join(escaped(part) for part in line.split("\t")) for line in text.split("\n")
     )
@@ -85,10 +86,10 @@ def arrow() -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows under their columns, each as wide as its widest value.
+    """Print rows below the titles of their columns. Each column is as wide as its widest value.
 
-    On a narrow terminal, lists continue on the next line. If this is not enough, columns are one
-    space apart. Nothing is truncated.
+    On a narrow terminal, lists in a cell are wrapped. If that is not enough, columns are one space
+    apart instead of two. Nothing is truncated.
     """
     lines = [list(columns), *map(_escaped_row, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -107,7 +108,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _escaped_row(row: Sequence[str]) -> list[str]:
-    """Escape the values of a row; fast for rows without control characters."""
+    """Return the values of a row, escaped. This is fast for rows without control characters."""
     return list(row) if "".join(row).isprintable() else [escaped(value) for value in row]
 
 
@@ -117,9 +118,10 @@ _BREAKS = (", ", "; ")
 def _narrowed(
     lines: list[list[str]], widths: list[int], room: int
 ) -> tuple[list[list[str]], list[int]]:
-    """Wrap the lists in a table to fit into ``room``; return its lines and widths.
+    """Wrap the lists in a table's cells, so that the table fits into ``room`` columns.
 
-    Lists wrap between items, those of the widest columns first.
+    Returns the new lines and the widths of the columns. Lists are wrapped between items, in the
+    widest columns first.
     """
     least = [
         max(len(item) for line in lines for item in _items(line[i])) for i in range(len(widths))
@@ -139,7 +141,7 @@ def _narrowed(
 
 
 def _items(value: str) -> list[str]:
-    """Split a list into its items, each with the comma or semicolon after it."""
+    """Split a list into its items. Each item keeps the comma or semicolon after it."""
     items, start = [], 0
     for at in range(len(value) - 1):
         if value[at : at + 2] in _BREAKS:
@@ -182,7 +184,7 @@ def columns_variable() -> int:
 
 
 def terminal_columns(descriptor: int) -> int:
-    """Return the width of the terminal behind a descriptor; 0 if it is not a terminal."""
+    """Return the width in columns of the terminal behind a descriptor; 0 if it is no terminal."""
     try:
         return (
             (columns_variable() or os.get_terminal_size(descriptor).columns)
@@ -194,9 +196,9 @@ def terminal_columns(descriptor: int) -> int:
 
 
 def coloured(descriptor: int) -> bool:
-    """Return whether to use colour: on a terminal without TERM=dumb or NO_COLOR.
+    """Return whether output to a descriptor should be coloured.
 
-    NO_COLOR: https://no-color.org.
+    It should on a terminal, unless TERM is dumb or NO_COLOR is set (https://no-color.org).
     """
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb")
     try:
@@ -210,14 +212,17 @@ def painted(text: str, colour: str, descriptor: int) -> str:
 
 
 def _painted(cell: str) -> str:
-    """Return a table cell in the colour of its status word."""
+    """Return a table cell, coloured if it is a status such as ``running``."""
     word = cell.rstrip()
     colour = "" if word == "exited (0)" else _COLOURS.get(word.partition(" ")[0], "")
     return f"\x1b[{colour}m{word}\x1b[0m{cell[len(word) :]}" if colour else cell
 
 
 def merged[T: (Flow, PolicyEffect)](flows: Iterable[T], key: Callable[[T], object]) -> list[T]:
-    """Merge rows that differ in addresses only, such as those for IPv4 and IPv6."""
+    """Merge rows for which ``key`` returns equal values, such as those for IPv4 and IPv6.
+
+    The numbers of a merged row are sums.
+    """
     rows: dict[object, T] = {}
     for flow in flows:
         known = rows.setdefault(key(flow), flow)
@@ -238,7 +243,10 @@ def as_json(value: object) -> None:
 
 
 def results[T](args: Args, done: Sequence[T], line: Callable[[T], str]) -> int:
-    """Print the results of a command: with --json as JSON, else one line each. Returns 0."""
+    """Print the results of a command: as JSON with --json, else one line for each. Returns 0.
+
+    ``line`` returns the line for a result.
+    """
     if args.json:
         as_json(done)
         return 0
@@ -250,13 +258,13 @@ def results[T](args: Args, done: Sequence[T], line: Callable[[T], str]) -> int:
 def ports_text(ports: Iterable[Port]) -> list[str]:
     """Format ports as ``8080→8080``, ``53→53/udp``, ``[::]:8000-8010→8000-8010``.
 
-    A port on all addresses has a row for each family, but is listed once here.
+    A port on all addresses has a `Port` for each IP version, but is listed once.
     """
     return list(dict.fromkeys(_port_text(port) for port in ports))
 
 
 def as_listed(port: str) -> str:
-    """Format a manifest port such as ``127.0.0.1:53:53/udp`` like `ports_text`."""
+    """Format a port as in a manifest, such as ``127.0.0.1:53:53/udp``, like `ports_text` does."""
     host, colon, container = port.removeprefix("0.0.0.0:").rpartition(":")
     return f"{host}{arrow()}{container}" if colon else port
 
@@ -282,17 +290,17 @@ def duration(seconds: float) -> str:
 
 
 def note(line: str) -> None:
-    """Print a step on stderr, for ``-v``."""
+    """Print a step on stderr, for the option ``-v``."""
     print(escaped_lines(line), file=sys.stderr)
 
 
 def step(line: str) -> None:
-    """Print a step on stdout, for ``--dry-run``."""
+    """Print a step on stdout, for the option ``--dry-run``."""
     print(escaped_lines(line))
 
 
 def error(message: str, hint: str | None) -> None:
-    """Print an error on stderr. Its message can have several lines, such as a service's output."""
+    """Print an error and its hint on stderr. The message may have several lines."""
     shown = "\n".join(escaped(line) for line in message.split("\n"))
     print(f"{painted('niso:', _RED, 2)} {shown}", file=sys.stderr)
     if hint:
@@ -300,7 +308,7 @@ def error(message: str, hint: str | None) -> None:
 
 
 def warn(text: str, hints: Iterable[str] = ()) -> None:
-    """Print a warning on stderr."""
+    """Print a warning and its hints on stderr."""
     print(f"{painted('niso: warning:', _YELLOW, 2)} {escaped(text)}", file=sys.stderr)
     for hint in hints:
         print(f"  hint: {escaped(hint)}", file=sys.stderr)
@@ -327,14 +335,15 @@ SLOW = (
     WaitingForPacket,
     AskingCluster,
 )
-"""Events that can take long; most others are kernel steps, which are many and fast."""
+"""Events that can take long. Most other events are kernel steps, which are many and fast."""
 
 
 class Progress:
-    """Show events as -v and --dry-run request: ``with Progress(args) as host.progress:``.
+    """Print events as -v and --dry-run ask for: ``with Progress(args) as host.progress:``.
 
-    Without these options, steps that take over a second are shown. Warnings are always shown. A
-    thread starts with the first event that can be slow, and sleeps until a step has taken a second.
+    Without these options, only steps that take more than a second are printed. Warnings are always
+    printed. A thread starts with the first event that can be slow. It sleeps until a step has taken
+    a second.
     """
 
     def __init__(self, args: Args) -> None:
@@ -355,7 +364,7 @@ class Progress:
         return self._receive
 
     def _plan(self, event: Event) -> None:
-        """Print a step that --dry-run only plans."""
+        """Print a step that would be taken without --dry-run."""
         self._planned = True
         step(event.describe())
 
@@ -374,7 +383,7 @@ class Progress:
             self._show(event)
 
     def _report(self, event: Event) -> None:
-        """Record the step that begins now, and start the thread if the step may be slow."""
+        """Record the step that begins now, and start the thread if the step can be slow."""
         now = time.monotonic()
         if not self._running and not isinstance(event, SLOW) and now < self._began + SOON_S:
             return
@@ -396,14 +405,16 @@ class Progress:
             step("nothing to do")
 
     def _stop(self) -> None:
-        """End the thread."""
+        """End the thread, after it has finished a line that it is printing."""
         if self._running:
             self._over.release()
             with self._printing:  # let a line in progress come before the command's output
                 self._running = False
 
     def _print_slow_steps(self) -> None:
-        """Print a step after one second and again every ten seconds, until `_stop`."""
+        """Print each step that has taken one second, and print it again every ten seconds, until
+        `_stop`.
+        """
         while True:
             due = self._since + (self._reported + AGAIN_S if self._reported else AT_ONCE_S)
             if self._over.acquire(timeout=max(0.0, due - time.monotonic())):
@@ -430,7 +441,7 @@ class Progress:
                     self._reported = elapsed
 
     def _follow(self, event: Event) -> None:
-        """Record which services are expected to become healthy."""
+        """Record which of the services that must become healthy are not healthy yet."""
         if isinstance(event, Starting) and event.service in self._waits:
             self._unhealthy[event.service] = None
         elif isinstance(event, Healthy):

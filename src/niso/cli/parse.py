@@ -1,8 +1,8 @@
 """Parse command lines, and format help: the first screen, a group, one command.
 
-argparse would take a seventh of the time of a short command (docs/design/dependencies.md), and it
-cannot report a misspelt option while an argument is missing. Options can come anywhere before
-``--`` and cannot be abbreviated.
+argparse would take a seventh of the time of a short command (docs/design/dependencies.md), and
+cannot report a misspelt option if an argument is missing too. Options may come anywhere before
+``--``, and cannot be abbreviated.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Args:
 
 
 def asks_help(words: list[str], command: Command) -> bool:
-    """Return whether -h or --help is for niso, not for the command that niso runs."""
+    """Return whether -h or --help in a command line is for niso, and not for a command that niso
+    runs.
+    """
     for word in words:
         if word == "--" or (
             not word.startswith("-") and command.arguments and command.arguments[0].times == "..."
@@ -60,7 +62,7 @@ def asks_help(words: list[str], command: Command) -> bool:
 
 
 def parse(command: Command, words: list[str]) -> Args:
-    """Parse the words of a command line to values. Raises UsageError."""
+    """Return the values of a command's arguments and options. Raises UsageError."""
     flags = {flag: option for option in command.options for flag in option.flags}
     given: dict[str, Any] = {}
     set_by: dict[str, str] = {}
@@ -111,7 +113,9 @@ def _is_option(word: str) -> bool:
 
 
 def _split(word: str, flags: dict[str, Option]) -> tuple[str, str | None]:
-    """Split ``--mtu=9``, ``-n5`` or ``-ft`` in two; the second part is None if there is none."""
+    """Split ``--mtu=9``, ``-n5`` or ``-ft`` into the option and the rest; None if there is no
+    rest.
+    """
     if word.startswith("--"):
         flag, equals, value = word.partition("=")
         return flag, value if equals else None
@@ -182,11 +186,11 @@ def _wrong(command: Command, message: str) -> UsageError:
 def unknown(
     kind: str, name: str, known: Mapping[str, bool], otherwise: str, group: str = ""
 ) -> UsageError:
-    """Build the error for an unknown word; its hint names the closest word of ``known``.
+    """Return the error for an unknown word. Its hint names the closest word of ``known``.
 
     ``known`` maps each word to whether it stops or deletes something. If such a word is close, no
     word is suggested, because the user may mean this word or its opposite. Names of actions begin
-    with their ``group``, which is not compared.
+    with their ``group``, which is not compared. ``otherwise`` is the hint if no word is close.
     """
     import difflib
 
@@ -206,7 +210,7 @@ def unknown(
 
 
 def _is_opposite(typed: str, word: str) -> bool:
-    """Return whether only one of two words begins with a negation, such as ``unattach``."""
+    """Return whether exactly one of two words begins with a negation, such as ``unattach``."""
     return any(typed.startswith(start) != word.startswith(start) for start in ("de", "dis", "un"))
 
 
@@ -214,10 +218,10 @@ def _is_opposite(typed: str, word: str) -> bool:
 
 
 def unknown_command(words: list[str]) -> UsageError:
-    """Build the error for words that name no command, or no action of a group.
+    """Return the error for words that name no command, or no action of a group.
 
-    Its hint is the equivalent niso command if another tool has a command of this name. Otherwise
-    the hint is the closest command, unless that stops or deletes something.
+    If another tool has a command of this name, the hint is the niso command that does the same.
+    Otherwise the hint is the closest command, unless that stops or deletes something.
     """
 
     from niso.cli.catalogue.habits import answer, habit
@@ -255,7 +259,7 @@ def width() -> int:
 def first_screen(version: str, commands: list[Command | Group]) -> str:
     """Return the output of ``niso`` without arguments: at most 23 lines of 80 columns.
 
-    A prompt then fits below it.
+    On a terminal of 24 lines, the shell's prompt then fits below it.
     """
     columns = width()
     head = f"niso {version}: networking for services on Linux, without a daemon or a proxy"
@@ -324,7 +328,7 @@ def command(of: Command) -> str:
 
 
 def _aligned(option: str) -> str:
-    """Indent a long option without a short form, so that long names line up."""
+    """Indent a long option that has no short form, so that the long names are aligned."""
     return f"    {option}" if option.startswith("--") else option
 
 
@@ -333,7 +337,7 @@ def _defaulted(text: str, default: str) -> str:
 
 
 def usage(of: Command, columns: int, before: str = "") -> str:
-    """Return the synopsis, wrapped between its parts, with ``before`` in front."""
+    """Return a command's usage, wrapped between its parts. ``before`` is put in front."""
     first, *words = synopsis(of)
     line = before + first
     indent = " " * (len(line) + 1)
@@ -354,7 +358,7 @@ def _wrapped(text: str, columns: int) -> str:
 
 
 def _list(rows: list[tuple[str, str]], columns: int) -> str:
-    """Format two columns; the second is wrapped within the column."""
+    """Format rows in two columns. Text of the second column is wrapped inside the column."""
     import textwrap
 
     left = min(max(len(word) for word, _ in rows), 22)
@@ -373,9 +377,9 @@ def _list(rows: list[tuple[str, str]], columns: int) -> str:
 
 
 def examples(of: Command, columns: int) -> list[str]:
-    """Format commands with remarks; a remark is above its command if it does not fit next to it.
+    """Return lines with commands and remarks. Commands are never wrapped.
 
-    Commands are never wrapped.
+    A remark that does not fit next to its command is above the command.
     """
     short = [
         len(line)

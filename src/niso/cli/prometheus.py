@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LOCAL = "127.0.0.1"
 _PATIENCE_S = 30
-"""Timeout (s) of an HTTP request, including its answer."""
+"""The timeout in seconds of an HTTP request, including the answer."""
 _AT_ONCE = 8
 
 
@@ -58,13 +58,13 @@ def _library() -> Any:
 
 
 class _Families:
-    """Adapter that passes the metrics to prometheus_client."""
+    """Pass the metrics to prometheus_client, as one of its collectors."""
 
     def __init__(self, flows: int, progress: Any) -> None:
         self._flows, self._progress = flows, progress
 
     def collect(self) -> Iterator[Family]:
-        """Yield all metrics, including those without samples, for their types."""
+        """Yield all metrics for prometheus_client, including those without a sample."""
         from prometheus_client.core import Metric as Family
 
         with connect(progress=self._progress) as host:
@@ -78,7 +78,7 @@ class _Families:
 
 
 def text(flows: int, progress: Any = None) -> bytes:
-    """Return all metrics in the text format 0.0.4. Raises Error."""
+    """Return all metrics in Prometheus' text format 0.0.4. Raises Error."""
     library = _library()
     registry = library.CollectorRegistry(auto_describe=False)
     registry.register(_Families(flows, progress))
@@ -89,7 +89,8 @@ def text(flows: int, progress: Any = None) -> bytes:
 def _write(path: str, body: bytes) -> None:
     """Replace a file atomically, so that a reader sees the old or the new content.
 
-    Only a plain file is replaced: not a folder, a device such as /dev/null, or a link.
+    Only a plain file is replaced. A folder, a device such as /dev/null, or a link is not. Raises
+    UsageError.
     """
     # node_exporter reads *.prom, so it ignores this name
     draft = f"{path}.{os.getpid()}"
@@ -115,7 +116,7 @@ def _write(path: str, body: bytes) -> None:
 
 
 class _Scrape(BaseHTTPRequestHandler):
-    """Answers one request, in a separate process with a timeout enforced by the kernel."""
+    """Answer one request, in a process of its own that the kernel kills after a timeout."""
 
     flows = 0
     server_version, sys_version = "niso", ""
@@ -126,7 +127,7 @@ class _Scrape(BaseHTTPRequestHandler):
         super().setup()
 
     def do_GET(self) -> None:
-        """Answer with the metrics, or with an error status."""
+        """Answer a request with the metrics, or with an error status."""
         if self.path.partition("?")[0] not in ("/", "/metrics"):
             self.send_error(HTTPStatus.NOT_FOUND)
             return
@@ -143,7 +144,7 @@ class _Scrape(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Suppress the log: the collector sends a request every few seconds."""
+        """Write no log, because Prometheus sends a request every few seconds."""
 
 
 class _MetricsServer(socketserver.ForkingMixIn, socketserver.TCPServer):
@@ -182,7 +183,7 @@ def _listen(where: str, flows: int) -> int:
 
 
 def address_of(where: str) -> tuple[str, int]:
-    """Parse ``[ADDR:]PORT`` to address and port. Raises UsageError."""
+    """Return address and port of ``[ADDR:]PORT``; 127.0.0.1 without ADDR. Raises UsageError."""
     import ipaddress
 
     host, _, port = where.rpartition(":")
@@ -202,7 +203,10 @@ def address_of(where: str) -> tuple[str, int]:
 
 
 def _answer_stdin(flows: int) -> int:
-    """Answer one request on the socket that is stdin, as passed by systemd with Accept=yes."""
+    """Answer one HTTP request on stdin, which is a socket from systemd with Accept=yes.
+
+    Returns the exit status.
+    """
     _Scrape.flows = flows
     try:
         connection = socket.socket(fileno=os.dup(0))

@@ -98,7 +98,7 @@ def print_stopped(args: Args, done: tuple[Done, ...]) -> None:
 
 
 def print_outcomes(args: Args, outcomes: tuple[Outcome, ...]) -> None:
-    """Print the results of an activation."""
+    """Print the results of an activation, as lines or as JSON."""
 
     def line(result: Outcome) -> str:
         state = "active" if result.changed else "already active, unchanged"
@@ -278,7 +278,7 @@ def _logs(host: Host, args: Args) -> int:
 
 
 def print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
-    """Print lines of logs, with ``follow`` each immediately; return the exit status."""
+    """Print lines of logs; return the exit status. With ``follow``, each is printed immediately."""
     raw = sys.stdout.buffer
     terminal = output.is_terminal()
     gone: list[bool] = []
@@ -298,9 +298,9 @@ def print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
 
 
 def _watch_reader(gone: list[bool]) -> None:
-    """Interrupt this command when the reader of its output exits, even if nothing is written.
+    """Interrupt this command when the program that reads its output exits.
 
-    An item is then added to ``gone``.
+    This works even if nothing is written. An item is then added to ``gone``.
     """
     import threading
 

@@ -1,6 +1,6 @@
-"""Show niso top on a terminal with Textual: its tables, and the output of other commands.
+"""Show niso top on a terminal with Textual: tables of services, flows and sockets.
 
-Only this module needs and loads Textual.
+It can also show the output of other niso commands. Only this module imports Textual.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ except ImportError:
 
 HISTORY = 15
 TALL = 24
-"""With at least so many lines, flows are shown below the services."""
+"""With at least this many lines on the terminal, flows are shown below the services."""
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = (*traffic_commands.TOP_COLUMNS[:4], "LAST 30 s", *traffic_commands.TOP_COLUMNS[4:])
 _FLOW_COLUMNS = ("FROM", "TO", "VERDICT", "TRAFFIC", "LAST 30 s", "NEW/s", "BY")
@@ -62,7 +62,10 @@ ORDERS = ("name", "traffic", "new", "denied")
 
 
 def show(name: str | None) -> int:
-    """Show the screen until q or Ctrl-C; return the exit status. Raises Error."""
+    """Show the screen until q or Ctrl-C; return the exit status.
+
+    ``name`` limits it to one service. Raises Error.
+    """
     # reports mistakes before the screen is drawn
     with connect() as host, host.top(name) as measured:
         screen = TopScreen(measured.service)
@@ -82,7 +85,7 @@ def show(name: str | None) -> int:
 
 
 def _begin(screen: TopScreen, reader: threading.Thread) -> None:
-    """Start measuring; let signals close the screen, so that the terminal is restored."""
+    """Start to measure, and make signals close the screen, so that the terminal is restored."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, screen.action_interrupt)
@@ -90,7 +93,9 @@ def _begin(screen: TopScreen, reader: threading.Thread) -> None:
 
 
 def _read(screen: TopScreen) -> None:
-    """Measure every `top.EVERY_S`, in a thread, because health checks can take long."""
+    """Measure every `EVERY_S` seconds, in a thread of its own because health checks can take
+    long.
+    """
     try:
         with connect() as host, host.top() as measured:
             due = time.monotonic() + traffic_commands.EVERY_S
@@ -110,7 +115,7 @@ def _read(screen: TopScreen) -> None:
 
 
 class Looked(Message):
-    """Sent with each new measurement; None at the end."""
+    """A message with each new measurement; None after the last one."""
 
     def __init__(self, load: Load | None) -> None:
         self.load = load
@@ -118,7 +123,7 @@ class Looked(Message):
 
 
 class Listed(Message):
-    """Sent with the sockets of a service."""
+    """A message with the sockets of a service."""
 
     def __init__(self, service: str, sockets: tuple[ServiceSocket, ...]) -> None:
         self.service, self.sockets = service, sockets
@@ -126,7 +131,7 @@ class Listed(Message):
 
 
 class TopScreen(App[None]):
-    """A table of services and one of flows; for one service, or after Enter, flows and sockets."""
+    """The screen: a table of services and one of flows, or the flows and sockets of one service."""
 
     CSS = """
     Input { display: none; }
@@ -155,7 +160,9 @@ class TopScreen(App[None]):
         self.only_denied, self.order, self.wanted = False, ORDERS[0], ""
         self.is_over = False
         self.wake = threading.Event()
-        """Set to end the measuring thread, or to make it list the sockets of another service."""
+        """An event that wakes the measuring thread to end it, or to list another service's
+        sockets.
+        """
         self.failure: Exception | None = None
         self.signalled = False
         self.begin: Callable[[], None] = lambda: None
@@ -181,7 +188,7 @@ class TopScreen(App[None]):
         self.begin()
 
     def on_resize(self, event: Resize) -> None:
-        """Show flows below the services if there is room."""
+        """Show flows below the services if the terminal has enough lines."""
         self._is_tall = event.size.height >= TALL
         self._arrange()
         self._draw()
@@ -194,7 +201,7 @@ class TopScreen(App[None]):
             self.update_load(event.load)
 
     def on_listed(self, event: Listed) -> None:
-        """Show the sockets of the service, unless another service is shown now."""
+        """Show the sockets of a service, if this service is still the chosen one."""
         if event.service == self.chosen:
             self.update_sockets(event.sockets)
 
@@ -210,7 +217,7 @@ class TopScreen(App[None]):
     def update_load(self, load: Load) -> None:
         """Show a new measurement.
 
-        Flows are removed after `HISTORY` measurements without traffic.
+        A flow is removed when it had no traffic in `HISTORY` measurements.
         """
         self._load = load
         bits = {row.service: (row.received or 0) + (row.sent or 0) for row in load.services}
@@ -231,7 +238,7 @@ class TopScreen(App[None]):
         self._draw()
 
     def _arrange(self) -> None:
-        """Show the tables for the present view, and give the keyboard focus to one of them."""
+        """Show the tables of the present view, and give one of them the keyboard focus."""
         services, flows, sockets = self._tables()
         services.display = self.chosen is None
         flows.display = self.chosen is not None or self._is_tall
@@ -271,7 +278,9 @@ class TopScreen(App[None]):
             sockets.fill(traffic_commands.SOCKET_COLUMNS, list(self._sockets), self._socket_cells)
 
     def _flow_keys(self) -> list[str]:
-        """Return the flows to show: denied ones first, then those with most traffic in 30 s."""
+        """Return the keys of the flows to show: denied flows first, then those with most traffic
+        in 30 s.
+        """
         keys = []
         home = self._home(self.chosen)
         for key, flow in self._flows.items():
@@ -340,7 +349,7 @@ class TopScreen(App[None]):
         return sorted(services, key=keys[self.order])
 
     def on_rows_chosen(self, event: Rows.Chosen) -> None:
-        """Show the flows of the chosen service, or of an end of the chosen flow."""
+        """Show the flows of the chosen service, or of a service at one end of the chosen flow."""
         if self.chosen is not None:
             return  # only flows and sockets of one service are shown
         name: str | None = event.key
@@ -358,27 +367,27 @@ class TopScreen(App[None]):
         self._draw()
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Search while the name is typed."""
+        """Filter the table while the user types a part of a name."""
         self.wanted = event.value
         self._draw()
 
     def on_input_submitted(self) -> None:
-        """Return to the table with the search applied."""
+        """Return the keyboard focus to the table, which stays filtered."""
         self.query_one(Input).remove_class("shown")
         self._arrange()
 
     def action_interrupt(self) -> None:
-        """Exit as after a signal."""
+        """Exit the screen as after a signal."""
         self.signalled = True
         self.exit()
 
     def action_denied(self) -> None:
-        """Toggle between denied flows and all flows."""
+        """Show only denied flows, or all flows again."""
         self.only_denied = not self.only_denied
         self._draw()
 
     def action_sort(self) -> None:
-        """Sort by the next of `ORDERS`."""
+        """Sort by the next column of `ORDERS`."""
         self.order = ORDERS[(ORDERS.index(self.order) + 1) % len(ORDERS)]
         self._draw()
         self.query_one("#services", Rows).action_move(0)
@@ -390,7 +399,7 @@ class TopScreen(App[None]):
         field.focus()
 
     def action_explain(self) -> None:
-        """Explain the flow or socket at the cursor."""
+        """Explain the flow or the socket's connection at the cursor."""
         _, flow = self._subject()
         if flow is None:
             self.notify("e explains a flow; Tab or Enter shows the flows")
@@ -398,21 +407,22 @@ class TopScreen(App[None]):
             self.push_screen(Output(traffic_commands.explain_words(flow)))
 
     def action_capture(self) -> None:
-        """Capture the service, flow or socket at the cursor."""
+        """Capture the packets of the service, flow or socket at the cursor."""
         service, flow = self._subject()
         if service is not None:
             self.push_screen(Output(traffic_commands.capture_words(service, flow)))
 
     def action_logs(self) -> None:
-        """Show the logs of the chosen service, or of the one at the cursor."""
+        """Show the logs of the chosen service, or of the service at the cursor."""
         service = self.chosen or self._subject()[0]
         if service is not None:
             self.push_screen(Output(traffic_commands.logs_words(service)))
 
     def _subject(self) -> tuple[str | None, FlowLoad | None]:
-        """Return the service and the flow at the cursor, each None if there is none.
+        """Return the service and the flow at the cursor. Each is None if there is none.
 
-        For a flow, the service is the chosen one, else the source or destination of the flow.
+        For a flow, the service is the chosen one; without a chosen one, a service at one end of the
+        flow.
         """
         services, _, sockets = self._tables()
         table = next((part for part in self._tables() if part.has_focus), services)
@@ -427,12 +437,15 @@ class TopScreen(App[None]):
         return self._home(self.chosen) or flow.to.service or flow.from_.service, flow
 
     def _home(self, name: str | None) -> str | None:
-        """Return the service whose network a service uses: itself or its provider."""
+        """Return the service that owns the network namespace of a service.
+
+        This is the service itself, or the service whose namespace it shares.
+        """
         loads = self._load.services if self._load else ()
         return next((load.shares or name for load in loads if load.service == name), name)
 
     def action_leave(self) -> None:
-        """Return from one service to all, or end a search."""
+        """Return from one service to all services, or end a search."""
         field = self.query_one(Input)
         field.value = ""
         self.on_input_submitted()
@@ -448,7 +461,7 @@ def _socket_key(socket: ServiceSocket) -> str:
 
 
 def _bars(values: list[float]) -> str:
-    """Draw one bar for each value, relative to the highest."""
+    """Draw a bar for each value, relative to the highest value."""
     most = max(values, default=0)
     if not most:
         return ""
@@ -457,7 +470,7 @@ def _bars(values: list[float]) -> str:
 
 
 def _kind(load: ServiceLoad) -> str:
-    """Return the style of a service's state."""
+    """Return the name of the style in which a service's state is shown."""
     if load.status == "running":
         return {"healthy": "good", "unhealthy": "bad", "starting": "waiting"}.get(
             load.health or "", ""
@@ -472,7 +485,7 @@ def _kind(load: ServiceLoad) -> str:
 
 if TYPE_CHECKING:
     Cells = tuple[tuple[str, str], ...]
-    """Texts of one row, each with its style (`STYLES`)."""
+    """The texts of one row, each with the name of its style (`STYLES`)."""
 
 _AT_THE_RIGHT = frozenset(
     (
@@ -501,10 +514,10 @@ STYLES = {
 
 
 class Rows(ScrollView, can_focus=True):
-    """A table of many rows, of which only the visible lines are drawn.
+    """A table that may have many rows. Only the visible lines are drawn.
 
-    The first line has the titles. The cursor stays on the row with the same key when the order
-    changes.
+    The first line has the titles. If the order of the rows changes, the cursor stays on the row
+    with the same key.
     """
 
     COMPONENT_CLASSES: ClassVar = {"rows--titles", "rows--cursor"}
@@ -524,7 +537,7 @@ class Rows(ScrollView, can_focus=True):
     ]
 
     class Chosen(Message):
-        """Sent when a row is chosen, by Enter or a click on it."""
+        """A message that a row was chosen, with Enter or by a click."""
 
         def __init__(self, key: str) -> None:
             self.key = key
@@ -550,7 +563,7 @@ class Rows(ScrollView, can_focus=True):
 
     @property
     def key(self) -> str | None:
-        """Return the key of the row with the cursor, None if there are no rows."""
+        """The key of the row with the cursor; None if there are no rows."""
         return self.keys[self.cursor] if self.cursor < len(self.keys) else None
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
@@ -563,7 +576,10 @@ class Rows(ScrollView, can_focus=True):
         self._measure()
 
     def _measure(self) -> None:
-        """Redraw the table; widen a column if a visible row needs it, but never narrow it."""
+        """Redraw the table.
+
+        A column becomes wider if a visible row needs it, but never narrower.
+        """
         first = self.scroll_offset.y
         for key in self.keys[first : first + self.size.height]:
             needed = [len(text) for text, _ in self._cells(key)]
@@ -593,15 +609,15 @@ class Rows(ScrollView, can_focus=True):
         return Strip(segments).crop_extend(x, x + self.size.width, over or plain)
 
     def action_move(self, by: int) -> None:
-        """Move the cursor by some rows."""
+        """Move the cursor down by some rows; up if ``by`` is negative."""
         self.action_move_to(max(0, min(self.cursor + by, len(self.keys) - 1)))
 
     def action_page(self, by: int) -> None:
-        """Move the cursor by some pages."""
+        """Move the cursor down by some pages; up if ``by`` is negative."""
         self.action_move(by * max(1, self.size.height - 2))
 
     def action_move_to(self, at: int) -> None:
-        """Move the cursor to a row; -1 is the last."""
+        """Move the cursor to a row, counted from 0; -1 is the last row."""
         self.cursor = at if at >= 0 else max(0, len(self.keys) - 1)
         most = max(1, self.size.height - 1)
         top_ = min(max(self.scroll_offset.y, self.cursor - most + 1), self.cursor)
@@ -614,7 +630,7 @@ class Rows(ScrollView, can_focus=True):
             self.post_message(self.Chosen(self.key))
 
     def on_click(self, event: Click) -> None:
-        """Move the cursor to the clicked row, or choose the row if it has the cursor."""
+        """Move the cursor to the clicked row. If the cursor is there already, choose the row."""
         at = event.y - 1 + self.scroll_offset.y
         if event.y == 0 or at >= len(self.keys):
             return
@@ -630,13 +646,13 @@ class Rows(ScrollView, can_focus=True):
 NISO = (sys.executable, "-I", "-m", "niso.cli")
 _MOST_LINES = 5000
 _MOST_BYTES = 8192
-"""Bytes read at a time, so that keys keep working; longer lines are broken."""
+"""The maximum number of bytes to read at once, so that keys still work. Longer lines are broken."""
 _END_S = 5.0
-"""How long (s) the command has to exit by itself."""
+"""Seconds that the command has to exit by itself before it is killed."""
 
 
 class Output(ModalScreen[None]):
-    """Runs ``niso WORDS`` and shows its output. The command is stopped with the screen.
+    """Run ``niso WORDS`` and show its output. The command is stopped when the screen is left.
 
     The screen is modal, so that the keys of the tables have no effect.
     """
@@ -684,7 +700,7 @@ class Output(ModalScreen[None]):
         return self._process.stdout.fileno()
 
     def _read(self) -> None:
-        """Show the complete lines, and at the end the exit status."""
+        """Show the command's complete lines, and its exit status when it has ended."""
         log = next(iter(self.query(Log)), None)
         if log is None:  # the screen is being left
             self._end()

@@ -69,7 +69,7 @@ def _ping(host: Host, args: Args) -> int:
 
 
 def _ms(seconds: float) -> str:
-    """Format milliseconds with one decimal, or two below 0.1."""
+    """Format seconds as milliseconds, with one decimal, or with two below 0.1 ms."""
     ms = seconds * 1000
     return f"{ms:.1f}" if ms >= 0.1 else f"{ms:.2f}"
 
@@ -127,7 +127,7 @@ def _print_judged(judged: Judged) -> None:
 def _end(service: str | None, address: str, port: int | None, host: str | None = None) -> str:
     """Format a source or destination: ``db (10.99.1.2):5432``, ``[2001:db8::2]:80``.
 
-    If needed, the network is added: ``db (10.99.1.2 on a)``.
+    The name of another host is added: ``db (10.99.1.2 on b)``.
     """
     shown = bracketed(address) if port is not None else address
     if service:
@@ -305,12 +305,17 @@ def _unwritten(path: str, error: OSError) -> UsageError:
 
 
 def _is_peer(word: str) -> bool:
-    """Return whether a word can only be a peer, not a service: ``db:80``, ``host``, an address."""
+    """Return whether a word can only be a peer, not a service.
+
+    Such words are ``db:80``, ``host`` and addresses.
+    """
     return word == "host" or not word[:1].isalpha() or not set(word).isdisjoint(":/")
 
 
 def _copy(capture: Capture, file: IO[bytes], seconds: float | None, as_text: bool) -> int:
-    """Copy a capture to a file until it ends; return the exit status."""
+    """Copy a capture to a file until it ends, or until ``seconds`` are over; return the exit
+    status.
+    """
     end = None if seconds is None else time.monotonic() + seconds
     poll = select.poll()
     poll.register(capture, select.POLLIN)
@@ -392,7 +397,7 @@ def _to(flow: Flow) -> str:
 
 
 def decided_by(flow: Flow | FlowLoad) -> str:
-    """Describe what decides about a flow: ``published 8080``, ``db allow_from[0] "api:80"``."""
+    """Return what decides about a flow: ``published 8080``, ``db allow_from[0] "api:80"``."""
     parts = [] if flow.published is None else [f"published {flow.published}"]
     if flow.key:
         line = f"{flow.service} {flow.key.removeprefix('network.policy.')}"
@@ -425,7 +430,7 @@ def _line(flow: Flow) -> str:
 
 
 _SHORT_S = 86_400
-"""Below this time (s), daily events may not have been seen."""
+"""If flows were recorded for less than this time in seconds, daily events may be missing."""
 
 
 def run_learn(args: Args) -> int:
@@ -451,7 +456,10 @@ def run_learn(args: Args) -> int:
 
 
 def _watch(period: str) -> str:
-    """Wait for a period, or until Ctrl-C; return the start time (RFC 3339). Raises UsageError."""
+    """Wait for a period, or until Ctrl-C; return the time (RFC 3339) at which the wait started.
+
+    Raises UsageError if the period is invalid.
+    """
     seconds = duration(period, "--for")
     start = datetime.now(UTC)
     output.note(f"niso: watching for {period}; Ctrl-C ends it early")
@@ -463,7 +471,7 @@ def _watch(period: str) -> str:
 
 
 def _lines(policy: LearnedPolicy) -> Iterator[str]:
-    """Yield the policy as TOML, with the recorded flows as comments."""
+    """Yield the lines of a policy as TOML, with the recorded flows as comments."""
     # a path with a newline must not end the comment
 
     where = output.escaped(policy.file or f"{policy.service} (no manifest)")
@@ -640,7 +648,7 @@ def _print_looks(top: Top, args: Args) -> None:
 
 
 def summary(load: Load) -> list[tuple[str, str]]:
-    """Return the parts of the headline (``2 of 3 up``, ``1 unhealthy`` ...) with their styles."""
+    """Return the parts of the headline, such as ``2 of 3 up``, each with the name of its style."""
     up = sum(service.status in ("running", "attached", "completed") for service in load.services)
     unhealthy = sum(service.health == "unhealthy" for service in load.services)
     new = dict.fromkeys(("pass", "audit", "drop"), 0.0)
@@ -656,7 +664,7 @@ def summary(load: Load) -> list[tuple[str, str]]:
 
 
 def cells(load: ServiceLoad) -> tuple[str, ...]:
-    """Return the cells of a service, in the order of `COLUMNS`."""
+    """Return the cells of a service, in the order of the columns of niso top."""
     state = load.health if load.health and load.status == "running" else load.status
     denied = (
         "-" if number is None else str(number) for number in (load.denied_in, load.denied_out)

@@ -1,14 +1,16 @@
-"""Synchronise one host with the cluster: `Agent.look` does one pass, `Agent.run` schedules them.
+"""Keep one host synchronised with the cluster.
 
-The agent has no state but the store and a file with its lease in the run folder, so it can be
-killed at any point and restarted. Nothing that runs depends on it: without it, or without the
-engine, a host keeps the state it has, and does not learn of changes.
+`Agent.look` does one sync pass, and `Agent.run` repeats them. The agent keeps its state in the
+store, and the id of this host's etcd lease in a file of the run folder. It can therefore be killed
+at any point and started again. Services do not depend on it. While the agent or etcd is down, a
+host keeps its present state and does not learn of changes.
 
-A file in the run folder records when the agent last synchronised, and since when other hosts no
-longer exist. Clocks of different hosts are never compared. Times are of this host's monotonic
-clock, which starts at boot; the run folder is empty then too.
+A second file in the run folder records when the agent last synchronised, and when each missing host
+disappeared. Times are of this host's monotonic clock, which starts at boot. The run folder is empty
+after a boot too. Clocks of different hosts are never compared.
 
-Implausible changes are delayed: that most hosts, or all services, disappear at once.
+Two changes are implausible and are therefore delayed: that most hosts, or all services, disappear
+at once.
 """
 
 from __future__ import annotations
@@ -49,18 +51,25 @@ TTL_S = 10
 KEEP_S = 3.0
 MEND_S = 1.0
 LOOK_S = 30.0
-"""The interval between full sync passes, which make up for events that a watch has missed."""
+"""The interval in seconds between full sync passes.
+
+A full pass finds changes whose event a watch missed.
+"""
 GATHER_S = 0.005
 LEAST_S = 0.05
-"""The minimum interval between two sync passes: at most 20 a second."""
+"""The minimum interval in seconds between two sync passes: at most 20 passes a second."""
 SPREAD_S = 0.001
-"""A pass that is only due because hosts came or went waits about so long for each host."""
+"""Seconds for each host of the cluster that a pass waits if its only cause is a host that joined
+or left. The sum is varied at random.
+"""
 LATE_S = 5.0
-"""The agent reports that it is behind from so many seconds on."""
+"""The lag in seconds from which on the agent reports that it is behind."""
 
 
 class Me(NamedTuple):
-    """This host's identity in the cluster."""
+    """This host's identity in the cluster: its name, the ids of its state folder, cluster and
+    boot.
+    """
 
     host: str
     state_id: str
@@ -69,12 +78,14 @@ class Me(NamedTuple):
 
 
 class Agent:
-    """Keeps this host synchronised with the cluster.
+    """Keep this host synchronised with the cluster.
 
-    ``end`` deactivates services that another host has taken over; ``log`` is called with each line
-    to log. ``tend`` is called at the start, about every `LOOK_S` seconds, and when hosts join or
-    leave; its second argument is false in the last case. ``mend`` is called every `MEND_S` seconds
-    in a thread of its own, with whether a complete check is due.
+    ``connect`` opens a connection to etcd. ``end`` gets the names of services that another host has
+    taken over, and deactivates them here. ``log`` gets each line to log.
+
+    ``tend`` gets a connection and a boolean. It is called at the start and about every `LOOK_S`
+    seconds, with True, and when hosts join or leave, with False. ``mend`` is called every `MEND_S`
+    seconds in a thread of its own. Its argument is True if a complete check is due.
     """
 
     def __init__(
@@ -114,11 +125,12 @@ class Agent:
     def look(
         self, store: Store, kernel: Kernel, engine: Engine, now_s: float, whole: bool = True
     ) -> list[str]:
-        """Do one sync pass; return the services of other hosts that changed.
+        """Do one sync pass; return the names of other hosts' services that changed.
 
-        Unless ``whole``, the pass compares only services that changed in the cluster since the last
-        one, provided that the last one was completed and hosts and networks are the same. ``now_s``
-        is of a monotonic clock. Raises NoAnswer, Refused and Error.
+        With ``whole``, the pass compares all services. Otherwise it compares only services that
+        changed in the cluster after the last pass, provided that the last pass was completed and
+        that hosts and networks are unchanged. ``now_s`` is a time of a monotonic clock. Raises
+        NoAnswer, Refused and Error.
         """
         if whole:
             self._view.doubt()
@@ -184,9 +196,10 @@ class Agent:
         return True
 
     def _spans(self, store: Store, kernel: Kernel, engine: Engine, member: bool) -> list[str]:
-        """Return this host's networks that span hosts.
+        """Return the names of this host's networks that span hosts.
 
-        If this host is a member, networks that the cluster no longer has are removed here first.
+        If this host is a member of the cluster, networks that the cluster no longer has are first
+        removed from this host.
         """
         here = {n.name: n.span.vni for n in store.networks() if n.span is not None}
         if not member:
@@ -206,9 +219,11 @@ class Agent:
         return kept
 
     def _restore(self, store: Store, engine: Engine, name: str) -> None:
-        """Write a network to the cluster again, if this host has recorded claims on it.
+        """Write a network to the cluster again if a service of this host has reserved an address on
+        it.
 
-        etcd must have been restored from a backup: a network with claims is never removed.
+        A network with reserved addresses is never removed. If etcd does not have such a network,
+        its data must have been restored from a backup.
         """
         if not any(name in claim.addresses for claim in store.across.claims()):
             self._say(f"the cluster does not have network {name}, which has services here")
@@ -222,10 +237,11 @@ class Agent:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
     def _still(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
-        """Return the services that another host has now, by a newer claim.
+        """Return the services in ``lost`` that are now reserved by another host, with a higher
+        ``gen``.
 
-        Each claim is read again under the service's lock, because a command may have claimed the
-        service since.
+        Each reservation is read from etcd again under the service's lock, because a command may
+        have reserved the service for this host after ``lost`` was computed.
         """
         ended = []
         for service in lost:
@@ -239,11 +255,12 @@ class Agent:
         return ended
 
     def keep(self, engine: Engine, lease: int) -> int:
-        """Renew this host's lease, or create one if it has expired; return its id.
+        """Renew this host's etcd lease, or create one if it has expired; return the id of the
+        lease.
 
-        Returns 0 if this host is not in the cluster. A lease of an earlier process is used only
-        after this host's live key is written with it: the host may have left and joined again
-        since. Raises NoAnswer, Refused, Error.
+        Returns 0 if this host is not in the cluster. The lease of an earlier process is used only
+        after this host's ``live`` key has been written with it, because the host may have left the
+        cluster and joined again. Raises NoAnswer, Refused, Error.
         """
         if not (lease and engine.keep(lease)):
             lease = engine.grant(TTL_S)
@@ -265,7 +282,7 @@ class Agent:
     # --- the loop -------------------------------------------------------------
 
     def run(self, store: Store, kernel: Kernel) -> None:
-        """Run a sync pass whenever something changes, until `stop`."""
+        """Run a sync pass whenever something changes, until `stop` is called."""
         for target in (self._alive, self._listen, *((self._mend,) if self.mend else ())):
             threading.Thread(target=target, daemon=True).start()
         engine = None
@@ -308,13 +325,13 @@ class Agent:
             self._over.wait(LEAST_S)
 
     def kept(self, network: str) -> Kept:
-        """Return the cached keys of a network: the addresses of services on all hosts."""
+        """Return the cache of a network's address keys. It covers the services of all hosts."""
         if network not in self._kept:
             self._kept[network] = Kept(self.keys.addresses(network))
         return self._kept[network]
 
     def watch(self, networks: Iterable[str]) -> None:
-        """Watch hosts, and networks that are not watched yet, each in a thread."""
+        """Watch the hosts, and each of the networks that is not watched yet, in one thread each."""
         self._watches.follow(self.keys.hosts, self.roster.kept, hurry=False)
         for name in networks:
             self._watches.follow(self.keys.network(name), self.kept(name), hurry=True)
@@ -326,7 +343,10 @@ class Agent:
         self._hurry.set()
 
     def _notice(self, hurry: bool = True) -> None:
-        """Request a sync pass."""
+        """Request a sync pass.
+
+        Without ``hurry``, the pass may wait so that hosts do not run it together.
+        """
         self.lag.notice(time.monotonic())
         self._wake.set()
         if hurry:
@@ -343,7 +363,9 @@ class Agent:
             self.log(f"commands of this host cannot wake the agent: {error}")
 
     def _mend(self) -> None:
-        """Call ``mend`` periodically, to repair the tunnel, also while etcd does not answer."""
+        """Call ``mend`` every `MEND_S` seconds to repair the tunnel, also while etcd does not
+        answer.
+        """
         assert self.mend is not None
         whole = -LOOK_S
         while not self._over.is_set():
@@ -358,9 +380,10 @@ class Agent:
             self._over.wait(MEND_S)
 
     def _alive(self) -> None:
-        """Renew the lease periodically.
+        """Renew this host's etcd lease every `KEEP_S` seconds, and report the agent's lag.
 
-        The lease outlives this process for a while, so other hosts do not notice a restart.
+        The lease outlives this process by up to `TTL_S` seconds, so other hosts do not notice a
+        restart.
         """
         engine = connected(self.connect, self._over)
         path = os.path.join(paths.run_dir(), "lease")
@@ -380,7 +403,7 @@ class Agent:
                     Membership(engine, self.keys).say_late(self.me.host, lease, int(late))
                     said = bool(late)
             except (Error, OSError):
-                pass  # the main thread reports errors of the engine
+                pass  # the main thread reports errors of etcd
             self._over.wait(KEEP_S)
 
 
@@ -394,14 +417,14 @@ def _text(error: Exception) -> str:
 
 
 class Look(NamedTuple):
-    """The results of the agent's last sync pass; times are of time.monotonic()."""
+    """The record of the agent's last sync pass; times are of time.monotonic()."""
 
     at_s: float | None  # time of the last pass; None before the first
     gone: dict[str, float]  # hosts that are gone, each with the time since when
 
 
 def last() -> Look:
-    """Read the record of the last sync pass; an empty one if it is missing or unreadable."""
+    """Read the record of the last sync pass. Returns an empty record if the file is unusable."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         kept = json.loads(files.read(_path()) or b"{}")
         gone = {str(host): float(seen_s) for host, seen_s in kept["gone"].items()}
@@ -410,7 +433,10 @@ def last() -> Look:
 
 
 def note(gone: Iterable[str], now_s: float) -> None:
-    """Record a sync pass and the absent hosts. Raises OSError."""
+    """Record the time of a sync pass and the names of the hosts that are missing.
+
+    Raises OSError.
+    """
     before = last().gone
     now = {host: before.get(host, now_s) for host in sorted(gone)}
     kept = json.dumps({"at": now_s, "gone": now})
@@ -425,14 +451,14 @@ def _path() -> str:
 
 
 GUARD_S = 60.0
-"""How long names stay if most hosts, or all services, seem to disappear at once."""
+"""Seconds for which names are kept if most hosts, or all services, seem to disappear at once."""
 _GUARDED = 4
 
 
 class Guard:
-    """Holds back implausible changes that etcd reports.
+    """Delay implausible changes that etcd reports.
 
-    ``own`` is the name of this host; ``say`` is called with each line to log.
+    ``own`` is the name of this host. ``say`` gets each line to log.
     """
 
     def __init__(self, own: str, say: Callable[[str], None]) -> None:
@@ -442,14 +468,16 @@ class Guard:
 
     @property
     def doubts(self) -> bool:
-        """Return whether the last reported state was implausible."""
+        """True if the last state from etcd was implausible."""
         return self._doubt_since is not None
 
     def guarded(self, store: Store, now: Seen, now_s: float) -> Seen:
-        """Return etcd's state; if it is implausible, the previous state for up to `GUARD_S`.
+        """Return the state ``now`` that was read from etcd, or a corrected one if it is
+        implausible.
 
-        If etcd has lost its data, or its member is cut off, all other hosts seem to have
-        disappeared.
+        If etcd has lost its data, or this host's member is cut off, all other hosts seem to have
+        disappeared. The corrected state then still contains the missing hosts and services. After
+        `GUARD_S` seconds ``now`` is returned unchanged. ``now_s`` is a time of a monotonic clock.
         """
         others = [host for host in now.hosts if host.name != self._own]
         empty = not any(

@@ -1,10 +1,13 @@
-"""Claim addresses and names of services for a host, by compare-and-swap.
+"""Reserve addresses and names of services for a host in etcd, by compare-and-swap.
 
-A claim is one key for the service and one for each address and name, changed in one transaction, so
-two hosts cannot hold the same one. A claim has a random mark. After a request without an answer,
-the claim is read again: the mark tells whether the request was carried out. If it was not, it may
-still be carried out later, so it is sent again with a condition that only one of the two can meet,
-until the claim shows who has it.
+A reservation is called a claim. It consists of one key for the service, one for each address and
+one for each name. One transaction changes all of them, so two hosts cannot have the same address or
+name.
+
+Each claim contains a random id, its mark. After a request without an answer, the claim is read
+again: if it has the request's mark, the request was carried out. If not, the request may still be
+carried out later. It is therefore sent again, with a condition that only one of the two requests
+can meet, until the claim shows which host has it.
 """
 
 from __future__ import annotations
@@ -27,18 +30,22 @@ if TYPE_CHECKING:
 
 
 TRIES = 16
-"""Attempts of one change: each was lost to a change of another host, or not answered."""
+"""The maximum number of attempts of a change that another host's change defeats or etcd leaves
+unanswered.
+"""
 NEAR = 64
-"""After a lost race, an address is chosen at random from the first so many free ones."""
+"""After a lost race, a free address is chosen at random from the lowest so many free ones."""
 MOST_KEYS = key_values.MOST_NAMES
-"""The most keys of a claim: etcd accepts 128 operations in a transaction."""
+"""The maximum number of keys that reserve a service: etcd accepts 128 operations in a
+transaction.
+"""
 
 
 class Wanted(NamedTuple):
-    """The claim that a host requests for a service.
+    """The names and addresses that a host wants to reserve for a service.
 
-    ``requested`` and ``preferred`` are addresses by network. A preferred address is used only if it
-    is free.
+    ``requested`` and ``preferred`` map each network to addresses. A preferred address is used only
+    if it is free.
     """
 
     service: str
@@ -49,7 +56,7 @@ class Wanted(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """Options of a request for a claim; see `Claims.claim`."""
+    """The options of a reservation, as described at `Claims.claim`."""
 
     mark: str = ""
     keep: bool = False
@@ -58,7 +65,10 @@ class Asked(NamedTuple):
 
 
 class Claims:
-    """Reads and changes claims for one host. Every method raises NoAnswer, Refused and Error."""
+    """Read and change in etcd which addresses and names services have reserved, for one host.
+
+    Every method raises NoAnswer, Refused and Error.
+    """
 
     def __init__(self, engine: Engine, host: str, keys: Keys | None = None) -> None:
         self.engine = engine
@@ -68,13 +78,15 @@ class Claims:
     # --- reading --------------------------------------------------------------
 
     def held(self, service: str) -> Claim | None:
-        """Return the claim to a service, of whichever host, or None."""
+        """Return the reservation of a service in etcd, of whichever host; None if no host has
+        reserved it.
+        """
         key = self.keys.service(service)
         items = self.engine.get(key, one=True).items
         return claim_of(items[0], self.keys) if items else None
 
     def is_alive(self, host: str) -> bool:
-        """Return whether a host's lease is valid."""
+        """Return whether a host is alive: whether its lease in etcd has not expired."""
         return bool(self.engine.get(self.keys.live(host), one=True).items)
 
     # --- changing -------------------------------------------------------------
@@ -87,15 +99,21 @@ class Claims:
         since: int = 0,
         renew: bool = False,
     ) -> Claim:
-        """Claim a service; create the claim, change it, or leave it unchanged; return it.
+        """Reserve a service's addresses and names for this host; return the resulting claim.
 
-        With ``keep``, former addresses and names stay claimed until the service is published: this
-        host still uses them, and an undo may need them. With ``take``, a claim of another host is
-        taken over if that host's lease has expired. ``since`` is the ``gen`` of the claim that this
-        host has recorded: a claim of another host with a lower one is from a backup of etcd's data,
-        and is replaced. With ``renew``, the claim is rewritten in any case, so that an earlier
-        request without an answer can no longer be carried out. Raises Conflict if another host or
-        service has the claim, and NotFound for an unknown network.
+        The claim is created, or changed, or left alone if it is already right. With ``keep``,
+        former addresses and names stay reserved until the service is published: this host still
+        uses them, and an undo may need them.
+
+        With ``take``, the claim of another host is taken over if that host's lease has expired.
+        ``since`` is the ``gen`` of the claim that this host has recorded. A claim of another host
+        with a lower ``gen`` comes from a backup of etcd's data, and is replaced.
+
+        With ``renew``, the claim is rewritten even if it is right, so that an earlier request
+        without an answer can no longer be carried out.
+
+        Raises Conflict if another host has the service or another service has an address or name,
+        and NotFound for an unknown network.
         """
         asked = Asked(os.urandom(16).hex(), keep, since, renew)
         problem: NoAnswer | None = None
@@ -125,9 +143,9 @@ class Claims:
         raise Conflict(f"{wanted.service}: other hosts keep changing what it needs", "try again")
 
     def foreseen(self, wanted: Wanted, take: bool = False) -> Claim:
-        """Return the claim that `claim` would create, without writing it.
+        """Return the reservation that `claim` would make, without writing to etcd.
 
-        Raises the same errors.
+        Raises the same errors as `claim`.
         """
         have = self.held(wanted.service)
         if have is not None and have.host != self.host:
@@ -139,10 +157,10 @@ class Claims:
         return planned[0]
 
     def publish(self, service: str, mark: str, up: bool, about: About | None = None) -> bool:
-        """Publish to all hosts whether a service is up, with data for display.
+        """Write to etcd whether a service is up, with data that other hosts display.
 
-        Returns whether this host still has the claim with this mark. Unchanged values are not
-        written.
+        Returns whether the service is still reserved for this host with the id ``mark``. Values
+        that are unchanged are not written.
         """
 
         def change(claim: Claim, items: dict[str, Item]) -> list[Put | Delete]:
@@ -169,9 +187,10 @@ class Claims:
         return self._changed(service, mark, change, gives_up=False)
 
     def release(self, service: str, mark: str) -> bool:
-        """Give up a claim; return whether this host had the claim with this mark.
+        """Delete a service's reservation from etcd, if it is this host's and has the id ``mark``.
 
-        A claim that was taken from another host and was never up here is given back to that host.
+        Returns whether it was. If this host took the service over from another host and the service
+        was never up here, it is given back to that host instead.
         """
 
         def change(claim: Claim, items: dict[str, Item]) -> list[Put | Delete]:
@@ -197,10 +216,12 @@ class Claims:
     # --- parts ----------------------------------------------------------------
 
     def _changed(self, service: str, mark: str, change: Any, gives_up: bool) -> bool:
-        """Change the keys of this host's claim; return False if the host no longer has the claim.
+        """Change the etcd keys that reserve a service for this host; return False if the host lost
+        them.
 
-        ``change`` is repeatable. ``gives_up``: if a request gets no answer and the claim is absent
-        afterwards, the change counts as successful.
+        ``change`` takes the reservation and the items of its keys, and returns the writes and
+        deletions. It may be called several times. With ``gives_up``, a change that got no answer
+        counts as successful if the reservation is absent afterwards.
         """
         problem: NoAnswer | None = None
         for _ in range(TRIES):
@@ -226,7 +247,11 @@ class Claims:
         raise problem or Conflict(f"{service}: other hosts keep changing it", "try again")
 
     def _require_lost(self, have: Claim, take: bool) -> None:
-        """Raise Conflict unless another host's claim may be taken over."""
+        """Raise Conflict unless this host may take over a service that another host has reserved.
+
+        It may if the other host's lease in etcd has expired and ``take`` is set. ``have`` is the
+        reservation.
+        """
         if self.is_alive(have.host):
             raise Conflict(
                 f"{have.service} is on {have.host}, which is alive",
@@ -242,7 +267,9 @@ class Claims:
     def _planned(
         self, wanted: Wanted, have: Claim | None, asked: Asked, raced: bool
     ) -> tuple[Claim, Txn] | None:
-        """Return (requested claim, transaction that creates it or None if it exists)."""
+        """Return the reservation to request, and the transaction that writes it; None if it
+        exists already.
+        """
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
         takes = have is not None and have.host != self.host and have.gen >= asked.since
         if have is not None and takes:
@@ -306,9 +333,10 @@ class Claims:
         return claim, Txn(tuple(conditions), changes)
 
     def _entries(self, claim: Claim, known: Mapping[str, Item], is_own: bool) -> Iterator[Put]:
-        """Yield the writes of a claim's address and name keys.
+        """Yield the writes of the keys that reserve a service's addresses and names.
 
-        ``is_own``: this host had the claim before.
+        ``known`` maps keys to their present items. ``is_own``: the service was reserved for this
+        host before.
         """
         for network, addresses in claim.networks.items():
             for address in addresses:
@@ -331,10 +359,10 @@ class Claims:
         items: dict[str, Item],
         raced: bool,
     ) -> tuple[str, ...]:
-        """Choose the addresses on a network, one in each subnet.
+        """Choose a service's addresses on a network, one in each subnet.
 
-        The order is: the requested address, the present one, the preferred one if free, any free
-        one.
+        The first that applies is chosen: the requested address, the present one, the preferred one
+        if it is free, a free one.
         """
         prefix = self.keys.addresses(network)
         spec = spec_of(network, items[self.keys.spec(network)])
@@ -367,7 +395,7 @@ class Claims:
         return tuple(chosen)
 
     def _require_free(self, claim: Claim, known: dict[str, Item]) -> None:
-        """Raise Conflict if another service has an address or a name of a claim."""
+        """Raise Conflict if another service has one of the addresses or names to reserve."""
         for key in sorted(claim.keys(self.keys)):
             holder = decode(known[key].value, key).get("service") if key in known else None
             if holder in (None, claim.service):
@@ -394,7 +422,8 @@ def require_usable(net: subnets.Network, gateway: str, text: str) -> None:
 def _free(
     net: subnets.Network, gateway: str, taken: dict[str, Any], raced: bool, network: str
 ) -> str:
-    """Return the lowest free address of a subnet; after a race, one of the lowest `NEAR` at random.
+    """Return the lowest free address of a subnet; after a lost race, one of the lowest `NEAR` at
+    random.
 
     Raises Conflict if the subnet is full.
     """
@@ -417,5 +446,7 @@ def _free(
 
 
 def _of(error: NoAnswer, earlier: NoAnswer | None) -> NoAnswer:
-    """Build the error for a failed change; if an attempt may have succeeded, it says so."""
+    """Return the error to raise for ``error``: marked as ``unknown`` if an earlier attempt may
+    have worked.
+    """
     return NoAnswer(error.reason, error.hint, unknown=True) if earlier is not None else error

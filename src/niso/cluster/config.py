@@ -1,7 +1,7 @@
 """Read and write cluster.toml: this host's cluster, its name there, and how it reaches etcd.
 
-The file is in `paths.cluster_dir`, with the certificates that niso created. Commands only need
-`load`: without the file, the host is in no cluster.
+The file is in `paths.cluster_dir`, next to the certificates that niso created. Most commands only
+call `load`. A host without the file is in no cluster.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 FILE_NAME = "cluster.toml"
 CLIENT_PORT, PEER_PORT = 2379, 2380
 BRIEF_S = 1.0
-"""Timeout in seconds for each member, where a command can do without an answer."""
+"""Timeout in seconds for each etcd member, for commands that can continue without an answer."""
 _HEAD = "# written by niso cluster, which also changes it\n"
 
 
 class Own(NamedTuple):
-    """This host's settings in cluster.toml."""
+    """This host's own settings in cluster.toml."""
 
     name: str
     address: str  # by which the other hosts reach it
@@ -39,7 +39,7 @@ class Own(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """How to reach etcd. Relative paths start at the folder of cluster.toml."""
+    """How to reach etcd. Relative paths are relative to the folder of cluster.toml."""
 
     members: tuple[str, ...]  # "198.51.100.1:2379", "[2001:db8::1]:2379"
     cacert: str = ""  # PEM; without it plain HTTP
@@ -51,7 +51,7 @@ class Reach(NamedTuple):
 
 
 class Member(NamedTuple):
-    """The etcd member on this host."""
+    """Settings of the etcd member that runs on this host."""
 
     initial: tuple[str, ...]  # "a=https://198.51.100.1:2380": all members when this one was added
     joins: bool = False  # whether it joined an existing etcd
@@ -64,7 +64,7 @@ class _File(NamedTuple):
 
 
 class Config(NamedTuple):
-    """The content of cluster.toml; ``host`` is this host's name, ``address`` its address."""
+    """The content of cluster.toml. ``host`` is this host's name, ``address`` its address."""
 
     host: str
     address: str
@@ -77,17 +77,17 @@ class Config(NamedTuple):
         return Keys(self.etcd.prefix)
 
     def access(self) -> Access:
-        """Return the access data of etcd, with absolute paths."""
+        """Return etcd's endpoints and the paths of the certificate files, as absolute paths."""
         etcd = self.etcd
         chosen = (etcd.cacert, etcd.cert, etcd.key, etcd.user_file)
         where = [os.path.join(paths.cluster_dir(), file) if file else "" for file in chosen]
         return Access(etcd.members, *where)
 
     def engine(self, brief: bool = False) -> Etcd:
-        """Open a connection, for use in one thread.
+        """Open a connection to etcd, for use in one thread.
 
-        With ``brief``, a request waits `BRIEF_S` for each member, and is not repeated. Raises Error
-        if a certificate, key or user file is unusable.
+        With ``brief``, a request waits `BRIEF_S` seconds for each member and is not repeated.
+        Raises Error if a certificate, key or user file is unusable.
         """
         return Etcd(self.access(), BRIEF_S, 1) if brief else Etcd(self.access())
 
@@ -97,16 +97,16 @@ def file_path() -> str:
 
 
 def load() -> Config | None:
-    """Read cluster.toml; None if it does not exist.
+    """Read cluster.toml; return None if the file does not exist.
 
-    Raises InvalidInput, ErrorGroup for several errors, and Error if it cannot be read.
+    Raises InvalidInput for one error, ErrorGroup for several, and Error if the file cannot be read.
     """
     path = file_path()
     return parsed(toml.load(path, FILE_NAME), path) if os.path.lexists(path) else None
 
 
 def require() -> Config:
-    """Return cluster.toml. Raises Error if this host is in no cluster."""
+    """Read cluster.toml. Raises Error if this host is in no cluster."""
     config = load()
     if config is None:
         raise Error(
@@ -117,7 +117,10 @@ def require() -> Config:
 
 
 def parsed(data: dict[str, Any], path: str) -> Config:
-    """Validate the data of a cluster.toml at a path. Raises ErrorGroup, InvalidInput."""
+    """Validate the parsed content of cluster.toml and return it; ``path`` is for errors.
+
+    Raises InvalidInput for one error and ErrorGroup for several.
+    """
     try:
         own, etcd, member = convert.convert(data, _File)
         config = Config(own.name, own.address, etcd, member, own.encryption)
@@ -152,12 +155,15 @@ def _wrong(config: Config) -> list[Error]:
 
 
 def host_name(text: str, key: str) -> str:
-    """Validate a host name: a label, like a service's name. Raises InvalidInput."""
+    """Return a host's name if it is valid: a label, like a service's name. Raises InvalidInput."""
     return values.host_label(text, key)
 
 
 def ip_address(text: str, key: str) -> str:
-    """Validate a host's address; return its canonical form. Raises InvalidInput."""
+    """Return the canonical form of a host's address.
+
+    Raises InvalidInput if it is not an address.
+    """
     if not key_values.is_host_address(text):
         raise InvalidInput(
             "is not an address of a host",
@@ -169,7 +175,10 @@ def ip_address(text: str, key: str) -> str:
 
 
 def endpoint(text: str, key: str) -> str:
-    """Validate an etcd endpoint: HOST:PORT, with IPv6 in brackets. Raises InvalidInput."""
+    """Return an etcd endpoint, HOST:PORT with IPv6 in brackets, if it is valid.
+
+    Raises InvalidInput if it is not.
+    """
     host, _, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     good = port.isascii() and port.isdigit() and 0 < int(port) < 65536 and bare
@@ -181,7 +190,7 @@ def endpoint(text: str, key: str) -> str:
 
 
 def key_prefix(text: str, key: str) -> str:
-    """Validate a prefix of etcd keys. Raises InvalidInput."""
+    """Return a prefix of etcd keys if it is valid. Raises InvalidInput."""
     if not (text.startswith("/") and text.endswith("/") and text.isascii() and text.isprintable()):
         raise InvalidInput(
             "is not a prefix of keys",
@@ -193,7 +202,7 @@ def key_prefix(text: str, key: str) -> str:
 
 
 def way_to_encrypt(text: str, key: str) -> str:
-    """Validate a host's kind of encryption; "" means none. Raises InvalidInput."""
+    """Return a host's kind of encryption if it is valid; "" means none. Raises InvalidInput."""
     if text not in ("", "kernel", "userspace"):
         raise InvalidInput(
             "is not a way to encrypt",
@@ -224,8 +233,8 @@ def text_of(config: Config) -> str:
 
 
 def line(name: str, value: str | bool | list[str]) -> str:
-    """Format a key and its value as a line of TOML.
+    """Return a key and its value as a line of TOML.
 
-    JSON is used, which is valid TOML for these types.
+    The value is written as JSON, which for these types is valid TOML too.
     """
     return f"{name} = {json.dumps(value)}\n"

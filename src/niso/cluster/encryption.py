@@ -1,7 +1,7 @@
-"""Create the WireGuard keys of a host, and derive the link that encrypts VXLAN between hosts.
+"""Create the WireGuard keys of a host, and derive the tunnel that encrypts VXLAN between hosts.
 
-Each host has a key pair: the private key is in its cluster folder, the public one in its cluster
-key. Only encrypted clusters load this module.
+Each host has a key pair. Its private key is in a file of the cluster folder, its public key in
+etcd. Only encrypted clusters load this module.
 """
 
 from __future__ import annotations
@@ -32,19 +32,22 @@ if TYPE_CHECKING:
 
 
 KERNEL, BY_PROCESS = "kernel", "userspace"
-"""How a host may encrypt: with the kernel's WireGuard only, or else with wireguard-go."""
+"""How a host may encrypt: only with the kernel's WireGuard, or if that is missing with
+wireguard-go.
+"""
 FORMS = {KERNEL: tunnels.KERNEL, BY_PROCESS: tunnels.USERSPACE}
 HEADERS = {4: 60, 6: 80}
-"""Bytes that WireGuard adds to a packet, by the address family between the hosts."""
+"""The bytes that WireGuard adds to a packet, by the IP version of the hosts' addresses."""
 LEAST_MTU = 1280
-"""The least MTU of a link with IPv6 (RFC 8200, 5)."""
+"""The minimum MTU of a network interface with IPv6 (RFC 8200, 5)."""
 _LENGTH = 64
 
 
 def chosen(kernel: Kernel, asked: str) -> str:
-    """Return how this host encrypts: with the kernel's WireGuard if the kernel has it.
+    """Return how this host can encrypt: "kernel" if the kernel has WireGuard, else "userspace".
 
-    Raises Error with the reason if the requested kind of encryption is not possible.
+    "userspace" is returned only if ``asked`` is "userspace" and wireguard-go is available. Raises
+    Error with the reason if the host cannot encrypt.
     """
     why = kernel.lacks_ipv6()  # addresses inside the tunnel are IPv6
     if why is not None:
@@ -65,9 +68,9 @@ def chosen(kernel: Kernel, asked: str) -> str:
 
 
 def address(cluster: str, host: str) -> str:
-    """Return a host's address in the tunnel, from the cluster's own prefix (RFC 4193).
+    """Return a host's IPv6 address inside the tunnel, from the cluster's own prefix (RFC 4193).
 
-    It is derived from the host's name, so that no host can use another host's address.
+    The address is a hash of the host's name, so no host can use the address of another.
     """
     prefix = b"\xfd" + hashlib.sha256(cluster.encode()).digest()[:5] + bytes(2)
     own = hashlib.sha256(f"{cluster}/{host}".encode()).digest()[:8]
@@ -75,15 +78,18 @@ def address(cluster: str, host: str) -> str:
 
 
 def mtu(between: str, link: int) -> int:
-    """Return the MTU of a tunnel between hosts, over a link with MTU ``link``.
+    """Return the MTU of a tunnel over a network interface with MTU ``link``.
 
-    ``between`` is an address of a host; its family decides the overhead.
+    ``between`` is a host's address. Its IP version determines the overhead of WireGuard.
     """
     return link - HEADERS[6 if ":" in between else 4]
 
 
 def require_mtu(between: str, link: int) -> None:
-    """Raise Error if the MTU ``link``, of the link with the address ``between``, is too small."""
+    """Raise Error if a network interface's MTU is too small for the tunnel.
+
+    ``link`` is the MTU of the interface that has the address ``between``.
+    """
     least = LEAST_MTU + link - mtu(between, link)
     if link < least:
         raise Error(
@@ -106,10 +112,10 @@ def prepare(kernel: Kernel) -> str:
 
 
 def tunnel(cluster: str, port: int, how: str, own: Host, hosts: Iterable[Host] = ()) -> Tunnel:
-    """Return the WireGuard link of host ``own``, with the other hosts as peers.
+    """Return the WireGuard tunnel of host ``own``, with the other hosts as peers.
 
-    ``port`` is the UDP port of the cluster's VXLAN; WireGuard uses the next one. ``how`` is the
-    kind of encryption.
+    ``port`` is the UDP port of the cluster's VXLAN. WireGuard uses the next port. ``how`` is
+    "kernel" or "userspace".
     """
     others = {
         host.public: (
@@ -132,9 +138,9 @@ def tunnel(cluster: str, port: int, how: str, own: Host, hosts: Iterable[Host] =
 
 
 def follow(store: Store, kernel: Kernel, hosts: Iterable[Host], own: str) -> None:
-    """Update the WireGuard link's peers to the cluster's hosts; no-op without encryption.
+    """Make the WireGuard interface's peers equal to the cluster's hosts; no-op without encryption.
 
-    The caller does not have niso's lock. Raises KernelError: nothing is recorded then.
+    The caller must not have niso's lock. Raises KernelError, and then records nothing.
     """
     hosts = list(hosts)
     present = store.across.tunnel()
@@ -155,9 +161,9 @@ def follow(store: Store, kernel: Kernel, hosts: Iterable[Host], own: str) -> Non
 
 
 def renew(store: Store, kernel: Kernel) -> str:
-    """Replace this host's key pair; return the public key, which the caller must publish.
+    """Replace this host's key pair; return the new public key, which the caller must publish.
 
-    The caller does not have niso's lock. Raises KernelError, OSError.
+    The caller must not have niso's lock. Raises KernelError, OSError.
     """
     private, _ = kernel.wireguard_keys("")
     files.replace(paths.wireguard_key(), f"{private}\n".encode(), 0o600)
@@ -165,9 +171,9 @@ def renew(store: Store, kernel: Kernel) -> str:
 
 
 def _adopt(store: Store, kernel: Kernel) -> str:
-    """Update the record and the link to the private key in its file; return the public key.
+    """Make record and WireGuard interface match the private key in its file; return the public key.
 
-    They differ if a command that replaced the key was killed.
+    They differ if a command was killed while it replaced the key.
     """
     present, private = store.across.tunnel(), files.read(paths.wireguard_key())
     if present is None:  # a command left the cluster in the meantime
@@ -186,10 +192,10 @@ def _adopt(store: Store, kernel: Kernel) -> str:
 
 
 def mend(store: Store, kernel: Kernel) -> None:
-    """Restore the WireGuard link as recorded, whatever its state.
+    """Restore the WireGuard interface as recorded, whatever its present state.
 
-    Called periodically, since no event may report a change of the link. The caller does not have
-    niso's lock. Raises KernelError and Conflict.
+    The agent calls this periodically, since no event may report a change of the interface. The
+    caller must not have niso's lock. Raises KernelError and Conflict.
     """
     if store.across.tunnel() is None:
         return
@@ -204,7 +210,9 @@ def mend(store: Store, kernel: Kernel) -> None:
 
 
 def serves(store: Store, kernel: Kernel) -> bool:
-    """Return whether the WireGuard link exists and works; True if this host needs no link."""
+    """Return whether the WireGuard interface exists and works; True if this host does not need
+    it.
+    """
     present = store.across.tunnel()
     spans = any(network.span is not None for network in store.networks())
     return present is None or not spans or kernel.wireguard_answers(TUNNEL, present.form)

@@ -1,10 +1,10 @@
-"""Define the interface of the cluster's engine (a key-value store) and the names of its keys.
+"""Define the interface of the cluster's key-value store (etcd) and the names of its keys.
 
-The engine stores keys with values. Every change increments its revision. A key's *modified*
-revision is that of its last change, 0 if the key does not exist. A `Txn` is atomic.
-`niso.cluster.etcd` implements it.
+Every change increments the store's revision. The *modified* revision of a key is the revision of
+its last change; 0 if the key does not exist. A `Txn` is atomic. `niso.cluster.etcd` implements the
+interface.
 
-Values are JSON objects. A writer keeps the fields that it does not recognise.
+Values are JSON objects. A writer keeps the fields that it does not know.
 
     cluster                  {id, port, proto}
     nets                     {NETWORK: {vni, subnets}}: one index, so that nothing overlaps
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class NoAnswer(Error):
     """Raised if no member of etcd answers in time.
 
-    ``unknown``: the request was sent, and may have been carried out.
+    ``unknown`` is True if the request was sent: it may have been carried out.
     """
 
     def __init__(self, reason: str, hint: str | None = None, unknown: bool = False) -> None:
@@ -47,10 +47,11 @@ class NoAnswer(Error):
 
 
 class Refused(NoAnswer):
-    """Raised if etcd refuses a request: the request was not carried out.
+    """Raised if etcd refuses a request, for example because of a full database or a missing
+    permission.
 
-    Reasons are a full database, or a user without permission. Callers that can continue without an
-    answer do so here too. ``code`` is the error's (google.rpc.Code); 0 if unknown.
+    The request was not carried out. It is a kind of NoAnswer, so callers that can continue without
+    an answer also continue here. ``code`` is etcd's error code (google.rpc.Code); 0 if unknown.
     """
 
     def __init__(self, reason: str, hint: str | None = None, code: int = 0) -> None:
@@ -59,7 +60,10 @@ class Refused(NoAnswer):
 
 
 class Compacted(Exception):
-    """Raised if the events since a revision are no longer available: read everything again."""
+    """Raised if etcd no longer has the events after a revision.
+
+    The caller must read all keys again.
+    """
 
     def __init__(self, revision: int) -> None:
         super().__init__(revision)
@@ -67,7 +71,10 @@ class Compacted(Exception):
 
 
 class Item(NamedTuple):
-    """A key with its value as a string. ``lease`` is 0 without a lease."""
+    """A key with its value.
+
+    ``modified`` is the revision of its last change. ``lease`` is 0 without one.
+    """
 
     key: str
     value: str
@@ -76,7 +83,10 @@ class Item(NamedTuple):
 
 
 class Compare(NamedTuple):
-    """A condition: the key has this modification revision; 0: the key does not exist."""
+    """A condition of a transaction: the key's last change has the revision ``modified``.
+
+    If ``modified`` is 0, the key must not exist.
+    """
 
     key: str
     modified: int = 0
@@ -95,9 +105,9 @@ class Delete(NamedTuple):
 
 
 class Txn(NamedTuple):
-    """Changes that are carried out if all conditions are met.
+    """Changes that etcd carries out together, if all conditions are met.
 
-    A key is in ``changes`` at most once.
+    ``changes`` has each key at most once.
     """
 
     conditions: tuple[Compare, ...]
@@ -105,34 +115,34 @@ class Txn(NamedTuple):
 
 
 class Done(NamedTuple):
-    """The result of a `Txn`: whether the conditions were met, and etcd's revision."""
+    """The result of a `Txn`: whether the conditions were met, and the revision of etcd."""
 
     done: bool
     revision: int
 
 
 class Answer(NamedTuple):
-    """Keys and values at a revision, sorted by key."""
+    """Keys and values as of an etcd revision, sorted by key."""
 
     revision: int
     items: tuple[Item, ...]
 
 
 class Mark(NamedTuple):
-    """A fingerprint of the keys with a prefix: if it is unchanged, no key has changed.
+    """A fingerprint of all keys with a prefix: as long as it is equal, no key has changed.
 
-    A new or changed key is newer than all others, and a deleted key changes the count. If etcd was
-    restored from a backup, revisions can repeat; the lease then differs.
+    A new or changed key has a higher revision than all others, and a deleted key changes the count.
+    If etcd was restored from a backup, revisions can repeat, but the lease then differs.
     """
 
-    revision: int  # of the engine
+    revision: int  # of etcd
     newest: int  # modified revision of the newest key; 0 without keys
     lease: int  # lease of the newest key; if several are newest, of any of them
     number: int
 
 
 class Event(NamedTuple):
-    """A change of a key at a revision; ``item`` is None if the key was deleted."""
+    """A change of a key at the revision ``modified``; ``item`` is None if the key was deleted."""
 
     key: str
     item: Item | None
@@ -140,7 +150,7 @@ class Event(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Events up to a revision; a batch without events shows that the connection works."""
+    """Events up to a revision. A batch without events only shows that the connection works."""
 
     revision: int
     events: tuple[Event, ...]
@@ -151,17 +161,17 @@ if TYPE_CHECKING:
     class Engine(Protocol):
         """The interface of the key-value store. All methods raise NoAnswer and Refused.
 
-        `niso.cluster.etcd` is the implementation, `fakes.engine` one in memory for tests. The same
-        tests run on both.
+        `niso.cluster.etcd` implements it with etcd, and `fakes.engine` in memory for tests. The
+        same tests run on both.
         """
 
         def close(self) -> None:
             """Close the connection; the next request opens another."""
 
         def get(self, prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
-            """Return all keys with a prefix, or with ``one`` the key itself.
+            """Return all keys with a prefix and their values; with ``one``, only the key itself.
 
-            With ``stale``, a member that is cut off from the others may answer too.
+            With ``stale``, an etcd member that is cut off from the others may answer too.
             """
 
         def keys(self, prefix: str) -> list[str]:
@@ -171,10 +181,10 @@ if TYPE_CHECKING:
             """Return a fingerprint of the keys with a prefix, to detect changes."""
 
         def commit(self, txn: Txn) -> Done:
-            """Carry out a transaction.
+            """Carry out a transaction; return whether its conditions were met, and the revision.
 
-            After NoAnswer with ``unknown``, etcd may have carried it out, may do so later, or
-            never.
+            If NoAnswer with ``unknown`` is raised, etcd may have carried it out, may still do so,
+            or never.
             """
 
         def grant(self, ttl_s: int) -> int:
@@ -189,12 +199,16 @@ if TYPE_CHECKING:
         def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
             """Yield changes of keys with a prefix, from a revision on.
 
-            Raises NoAnswer if neither events nor progress messages come for the given seconds, or
-            if the member is cut off from the others; Compacted if events are missing.
+            Raises NoAnswer if etcd sends neither events nor progress messages for ``silence_s``
+            seconds, or if the member is cut off from the others. Raises Compacted if events are no
+            longer available.
             """
 
     class Joined(Protocol):
-        """A host's access to its cluster; `niso.cluster.config.Config` implements it."""
+        """The interface of a host's access to its cluster.
+
+        `niso.cluster.config.Config` implements it.
+        """
 
         @property
         def host(self) -> str:
@@ -213,9 +227,9 @@ if TYPE_CHECKING:
             """Return the names of the cluster's keys."""
 
         def engine(self, brief: bool = False) -> Engine:
-            """Open a connection, for use in one thread; with ``brief``, requests time out soon.
+            """Open a connection to etcd, for use in one thread. Raises Error.
 
-            Raises Error.
+            With ``brief``, requests time out after a short time.
             """
 
 
@@ -226,7 +240,10 @@ PREFIX = "/niso/v1/"
 
 
 class Keys:
-    """The names of etcd's keys below a prefix; several clusters may share an etcd."""
+    """The names of niso's keys in etcd, below a prefix.
+
+    Clusters with different prefixes may share an etcd.
+    """
 
     def __init__(self, prefix: str = PREFIX) -> None:
         self.prefix = prefix
@@ -272,7 +289,7 @@ def encode(value: dict[str, Any]) -> str:
 
 
 def decode(text: str, key: str) -> dict[str, Any]:
-    """Parse the value of a key. Raises Error if it is not a JSON object."""
+    """Parse the value of a key to a dict. Raises Error if it is not a JSON object."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -283,7 +300,7 @@ def decode(text: str, key: str) -> dict[str, Any]:
 
 
 def invalid(key: str) -> Error:
-    """Build the error for a key whose value cannot have been written by niso."""
+    """Return the error for a key whose value niso cannot have written."""
     return Error(
         f"the cluster's key {key} has no valid value",
         "another program may have written it: etcdctl get shows it",

@@ -1,10 +1,11 @@
-"""Talk to etcd through its JSON gateway (etcd.io/docs/v3.5/dev-guide/api_grpc_gateway).
+"""Send requests to etcd through its JSON gateway (etcd.io/docs/v3.5/dev-guide/api_grpc_gateway).
 
-Any member can answer. A request moves on to the next member if one does not, and waits at most
-`ROUNDS` × `REQUEST_S` for each. With fewer members than `ROUNDS` it waits longer each time: a busy
-member is slow, and there is no other one to ask. JSON leaves out fields that are false or 0, and
-has 64-bit numbers as text. Once users are in use, the gateway accepts only client certificates
-without a common name.
+Any member can answer. If a member does not answer, the request is sent to the next one. It waits at
+most `ROUNDS` × `REQUEST_S` seconds for each member. With fewer members than `ROUNDS`, each wait is
+longer, because a busy member is slow and there is no other one to ask.
+
+In JSON, fields that are false or 0 are left out, and 64-bit numbers are strings. When etcd has
+users, the gateway accepts only client certificates without a common name.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
 REQUEST_S = 2.0
 ROUNDS = 3
 LONGEST = 8 << 20
-"""The most bytes of a line of a watch: etcd limits a request to 1.5 MB, sent as base64."""
+"""The maximum length in bytes of a line of a watch: etcd limits a request to 1.5 MB, sent as
+base64.
+"""
 _HINT = "running services continue; niso cluster status shows the members"
 _UNAVAILABLE = (500, 502, 503, 504)
 _HINTS = {
@@ -55,19 +58,20 @@ _FILES = "cluster.toml names it"
 
 
 _tokens: dict[tuple[str, str] | None, str] = {}
-"""The token of each user, shared by all clients of a process.
+"""The authentication token of each (user, password), shared by all clients of this process.
 
-etcd takes 150 ms to check a password (bcrypt). On a busy machine, a check for each thread of an
-agent took longer than the timeout of a request.
+etcd takes 150 ms to check a password (bcrypt). When each thread of an agent authenticated
+separately on a busy machine, this took longer than the timeout of a request.
 """
 _PASSWORD_S = 10.0
-"""The timeout of a password check: an earlier retry would start another check."""
+"""The timeout of a password check in seconds. A retry before it would start a second check."""
 
 
 class Access(NamedTuple):
-    """Addresses of the members, and certificate files (PEM); without ``authority`` plain HTTP.
+    """Endpoints of etcd's members, and paths of certificate files (PEM).
 
-    ``user_file`` has one line, NAME:PASSWORD, if etcd has users.
+    Without ``authority``, plain HTTP is used. ``user_file`` has one line, NAME:PASSWORD, if etcd
+    has users.
     """
 
     members: tuple[str, ...]  # "198.51.100.1:2379", "[2001:db8::1]:2379"
@@ -78,7 +82,7 @@ class Access(NamedTuple):
 
 
 class Etcd:
-    """A client of etcd. Not thread-safe: use one per thread.
+    """A client of etcd. It is not thread-safe: use one client for each thread.
 
     Raises Error if a file of ``access`` cannot be read.
     """
@@ -108,7 +112,7 @@ class Etcd:
     # --- requests -------------------------------------------------------------
 
     def get(self, prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
-        """Return keys with a prefix; see `Engine.get`."""
+        """Return keys and values with a prefix; see `Engine.get`."""
         body = _span(prefix, not one)
         if stale:
             body["serializable"] = True
@@ -124,7 +128,7 @@ class Etcd:
     def mark(self, prefix: str) -> Mark:
         """Return a fingerprint of keys; see `Engine.mark`.
 
-        A count_only request ignores revisions (etcd 3.5.16).
+        It does not use a count_only request, which ignores revisions (etcd 3.5.16).
         """
         order = {"limit": 1, "keys_only": True, "sort_order": "DESCEND", "sort_target": "MOD"}
         answer = self._ask("/v3/kv/range", {**_span(prefix, True), **order})
@@ -183,15 +187,15 @@ class Etcd:
             self._next()
 
     def call(self, path: str, body: dict[str, Any], repeatable: bool = False) -> dict[str, Any]:
-        """Call etcd's maintenance or membership API and return the answer.
+        """Call etcd's maintenance or membership API; return the answer.
 
-        A ``repeatable`` request may be sent to another member although the first may have received
-        it.
+        A ``repeatable`` request may be sent to another member even if the first may have received
+        it. Raises NoAnswer, Refused.
         """
         return self._ask(path, body, repeatable)
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Call a streaming API and yield the answers."""
+        """Call a streaming API of etcd and yield its answers. Raises NoAnswer."""
         connection, response = self._open(path, body)
         try:
             while line := response.readline(LONGEST):
@@ -213,7 +217,7 @@ class Etcd:
         repeatable: bool = True,
         wait_s: float | None = None,
     ) -> dict[str, Any]:
-        """Send a request to one member after another until one answers; return the answer.
+        """Send a request to the members in turn until one answers; return the answer.
 
         A request that is not ``repeatable`` is sent to another member only if it cannot have
         reached the previous member. Raises NoAnswer, Refused.
@@ -276,9 +280,8 @@ class Etcd:
     def _open(
         self, path: str, body: dict[str, Any]
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Open a stream of answers at the first member that answers.
-
-        Returns the connection and the response.
+        """Send a request to the members until one answers with a stream; return connection and
+        response.
         """
         problem = ""
         for _ in range(len(self._members)):
@@ -300,7 +303,7 @@ class Etcd:
         raise NoAnswer(self._silence([problem]), _HINT)
 
     def _connected(self) -> http.client.HTTPConnection:
-        """Return a connection to the current member, opened if needed. Raises OSError."""
+        """Return a connection to the present member. It is opened if necessary. Raises OSError."""
         if self._connection is None:
             host, _, port = self._members[0].rpartition(":")
             place = (host.strip("[]"), int(port))
@@ -330,7 +333,10 @@ def _wait(connection: http.client.HTTPConnection, seconds: float) -> None:
 
 
 def _context(access: Access) -> ssl.SSLContext:
-    """Return the TLS settings. Raises Error with the path of an unusable file."""
+    """Return the TLS settings for connections to etcd.
+
+    Raises Error with the path of the file if a certificate or key is unusable.
+    """
     for path in (access.authority, access.certificate, access.key):
         try:
             with open(path or access.authority, "rb"):
@@ -361,7 +367,7 @@ def _user(path: str) -> tuple[str, str]:
 
 
 def _document(text: bytes) -> dict[str, Any]:
-    """Parse an answer as a JSON object. Raises ValueError."""
+    """Parse an answer of etcd as a JSON object. Raises ValueError."""
     document = json.loads(text)
     if not isinstance(document, dict):
         raise ValueError("not an answer of etcd")
@@ -369,7 +375,9 @@ def _document(text: bytes) -> dict[str, Any]:
 
 
 def _error(text: bytes) -> tuple[int, str]:
-    """Parse an error response of etcd to (code, reason)."""
+    """Parse an error response of etcd; return its code and reason, or 0 and a text if it is
+    invalid.
+    """
     try:
         document = _document(text)
         inner = document.get("error", document)
@@ -401,12 +409,18 @@ def _packed(text: str) -> str:
 
 
 def _text(packed: str) -> str:
-    """Decode a key or value to a string. If it is not UTF-8, another program wrote it."""
+    """Decode a base64 key or value.
+
+    Bytes that are not UTF-8, which niso never writes, are replaced.
+    """
     return base64.b64decode(packed).decode(errors="replace")
 
 
 def _end(prefix: str) -> str:
-    """Return the end of the key range for a prefix, whose last character must be ASCII."""
+    """Return the end of etcd's key range for a prefix.
+
+    The prefix must end with an ASCII character.
+    """
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
@@ -438,7 +452,7 @@ def _revision(answer: dict[str, Any]) -> int:
 
 
 def _batch(line: bytes) -> Batch | None:
-    """Parse a line of a watch to its events; None if the line has no events for the caller.
+    """Parse a line of a watch to its events; return None for the line that confirms the watch.
 
     Raises Compacted, NoAnswer, ValueError.
     """

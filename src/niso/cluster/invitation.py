@@ -1,11 +1,11 @@
 """Write and read invitations to a cluster; create its authority and certificates with openssl(1).
 
-An invitation is one file with all that a host needs to join. It contains the host's own certificate
-and key, so that no service has to sign certificates. The invitation of a host that becomes a member
-of etcd also has the authority's key, with which it can invite others.
+An invitation is one file with everything that a host needs to join. It contains the host's own
+certificate and key, so no server has to sign certificates. The invitation of a host that becomes a
+member of etcd also contains the authority's key, with which that host can invite others.
 
-A host's certificate has no subject: etcd's gateway refuses certificates with a common name once
-users are in use. Its addresses are therefore critical (RFC 5280, 4.2.1.6).
+A host's certificate has no subject, because etcd's gateway refuses certificates with a common name
+when etcd has users. The extension with its addresses is therefore critical (RFC 5280, 4.2.1.6).
 """
 
 from __future__ import annotations
@@ -100,18 +100,18 @@ def parsed(text: bytes) -> Invitation:
 
 
 def contents(own: Config) -> Files:
-    """Read the files by which this host reaches etcd. Raises Error."""
+    """Read the files by which this host reaches etcd; return their contents. Raises Error."""
     access = own.access()
     wanted = (access.authority, access.certificate, access.key, access.user_file)
     return Files(*(_content(path) if path else "" for path in wanted))
 
 
 def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
-    """Create a certificate for a host with this address; return (files, serial number).
+    """Create a certificate for a host with this address; return its files and its serial number.
 
-    Only hosts that become members get the authority's key: its holder can create certificates that
-    no other host records, and that therefore cannot be revoked. Raises Error if this host does not
-    have the key.
+    Only hosts that become etcd members get the authority's key. The holder of that key can create
+    certificates that no host records and that therefore cannot be revoked. Raises Error if this
+    host does not have the key.
     """
     folder = paths.cluster_dir()
     key = os.path.join(folder, AUTHORITY_KEY)
@@ -129,9 +129,9 @@ def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
 
 
 def keep(made: Files, folder: str = "") -> None:
-    """Write the files of an invitation into a folder, each atomically.
+    """Write the contents of files into a folder, each file atomically. Raises OSError.
 
-    The default is the folder of cluster.toml. Raises OSError.
+    The default folder is that of cluster.toml.
     """
     named = {
         AUTHORITY: made.cacert,
@@ -149,9 +149,9 @@ def keep(made: Files, folder: str = "") -> None:
 
 
 def require_valid(invited: Invitation, own: Config) -> None:
-    """Check an invitation's files by a request to the cluster, before they are installed.
+    """Check an invitation's files with a request to the cluster, before they are installed.
 
-    Raises InvalidInput if they are of another cluster than this host's, NoAnswer.
+    Raises InvalidInput if they do not work or lead to another cluster, and NoAnswer.
     """
     with tempfile.TemporaryDirectory(dir=paths.cluster_dir(), prefix="new-") as folder:
         keep(invited.files, folder)
@@ -184,7 +184,7 @@ def _content(path: str) -> str:
 
 DAYS = 3650
 _EARLIER_S = 86400
-"""Certificates are valid from yesterday, because clocks of hosts differ."""
+"""Certificates are valid from one day (in seconds) before now, because clocks of hosts differ."""
 AUTHORITY, CERTIFICATE, KEY = "authority.pem", "host.pem", "host.key"
 AUTHORITY_KEY = "authority.key"
 REFUSED_DAYS = 36500
@@ -220,9 +220,9 @@ default_md = sha256
 
 
 def make_authority(folder: str, cluster: str) -> None:
-    """Create a cluster's authority in an existing folder: certificate and key, valid for 10 years.
+    """Create a cluster's certificate authority in an existing folder: certificate and private key.
 
-    Raises Error.
+    Both are valid for 10 years. Raises Error.
     """
     _run(
         *("req", "-x509", *_CURVE, *_period(), "-config", "/dev/stdin"),
@@ -234,10 +234,11 @@ def make_authority(folder: str, cluster: str) -> None:
 
 
 def issue(authority: str, folder: str, addresses: Sequence[str]) -> None:
-    """Create a host's certificate and key in an existing folder, signed by ``authority``'s key.
+    """Create a host's certificate and private key in an existing folder.
 
-    ``authority`` is the folder of the authority. The certificate is valid for these addresses and
-    localhost, as server and client. Raises Error.
+    ``authority`` is the folder with the authority's certificate and key, which signs. The
+    certificate is valid for the given addresses and for localhost, as server and as client. Raises
+    Error.
     """
     names = [f"IP:{address}" for address in (*addresses, "127.0.0.1", "::1")]
     key, request = os.path.join(folder, KEY), os.path.join(folder, "host.csr")
@@ -261,9 +262,9 @@ def serial_of(path: str) -> str:
 
 
 def refusal(authority: str, serials: Sequence[str]) -> bytes:
-    """Build a certificate revocation list in PEM (RFC 5280, 5) with these serial numbers.
+    """Return a certificate revocation list in PEM (RFC 5280, 5) with these serial numbers.
 
-    The authority in the folder ``authority`` signs it. Raises Error.
+    It is signed by the authority in the folder ``authority``. Raises Error.
     """
     with tempfile.TemporaryDirectory(dir=authority, prefix="new-") as folder:
         index = os.path.join(folder, "index")
@@ -291,9 +292,9 @@ def _period() -> tuple[str, ...]:
 
 
 def _run(*words: str, text: str = "") -> str:
-    """Run openssl and return its output. Raises Error.
+    """Run openssl with the arguments ``words`` and ``text`` as stdin; return its output.
 
-    Keys that openssl writes are readable by the caller only.
+    Only the caller can read the keys that openssl writes. Raises Error.
     """
     try:
         done = subprocess.run(

@@ -1,7 +1,7 @@
-"""Parse and check the values of the cluster's keys: claims, hosts and networks.
+"""Parse and check the values of the cluster's keys: reservations of services, hosts and networks.
 
-They are checked before they reach the store and the kernel. Other hosts are trusted to claim only
-what is free, but they may have bugs. In a shared etcd, anyone may have written a key.
+Values are checked before they reach the store and the kernel. Other hosts are trusted to reserve
+only what is free, but they may have bugs. In a shared etcd, other programs may write keys too.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 _KEPT = 1 << 16
 _LONGEST_VERSION = 40
 MOST_NAMES = 120
-"""The most names of a service: each is a key of its claim (`niso.cluster.claims.MOST_KEYS`).
+"""The maximum number of names of a service. Each name is an etcd key of its reservation.
 
-etcd accepts 128 operations per transaction.
+etcd accepts 128 operations per transaction (`niso.cluster.claims.MOST_KEYS`).
 """
 _PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=", re.ASCII)
 
@@ -54,12 +54,12 @@ def is_name(text: str) -> bool:
 
 
 def is_number(value: object, most: int = 1 << 53) -> bool:
-    """Return whether a value is an integer of at least 1 and less than ``most``."""
+    """Return whether a value is an integer from 1 to ``most`` - 1."""
     return type(value) is int and 0 < value < most
 
 
 def version(text: object) -> str:
-    """Return a host's version of niso for display; "" if it is not valid."""
+    """Return another host's version of niso, for display; "" if the value is not valid."""
     good = isinstance(text, str) and len(text) <= _LONGEST_VERSION and text.isprintable()
     return str(text) if good else ""
 
@@ -70,7 +70,10 @@ def is_public_key(text: str) -> bool:
 
 
 def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
-    """Return whether a service can have this address in one of the subnets (CIDR, gateway)."""
+    """Return whether a service can have this address.
+
+    ``networks`` are subnets, each (CIDR, gateway).
+    """
     number = ipaddress.ip_address(address)
     for cidr, gateway in networks:
         net = ipaddress.ip_network(cidr)
@@ -83,7 +86,7 @@ def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
 
 @lru_cache(_KEPT)
 def is_host_address(text: str) -> bool:
-    """Return whether a string is an address by which another host can be reached."""
+    """Return whether a string is an address by which another host can reach a host."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -102,7 +105,9 @@ _PROTOCOLS = ("", "tcp", "udp", "sctp", "icmp")
 
 
 def policy(text: str) -> Policy:
-    """Parse the policy of another host's service. Raises ValueError if it is not valid."""
+    """Parse the policy of another host's service from JSON. Raises ValueError if it is not
+    valid.
+    """
 
     try:
         made = policy_of(decoded(text))
@@ -134,18 +139,20 @@ def _is_entry(entry: Entry) -> bool:
 
 
 MOST_POLICY = 1 << 16
-"""The most characters of a policy to publish; etcd refuses requests of more than 1.5 MB."""
+"""The maximum number of characters of a policy to publish; etcd limits a request to 1.5 MB."""
 
 
 type Sharers = tuple[tuple[str, tuple[str, ...]], ...]
-"""The active services that share a service's namespace, each with its published ports."""
+"""Pairs of an active service that shares the namespace of another, and its published ports."""
 
 
 class Claim(NamedTuple):
-    """A host's claim to a service. ``revision`` is the modified revision of the service's key.
+    """A host's reservation of a service, with its addresses and names, as recorded in etcd.
 
-    ``gen`` is higher than that of every earlier claim; the claim with the highest number wins.
-    ``former`` is the host that the service was taken from, until it is up on the new one.
+    ``revision`` is the modified revision of the service's key. ``gen`` is higher than in every
+    earlier reservation of the service, and the reservation with the highest ``gen`` wins. ``mark``
+    is a random id. ``former`` is the host that the service was taken over from; it is "" again when
+    the service is up on its new host.
     """
 
     service: str
@@ -164,31 +171,36 @@ class Claim(NamedTuple):
     sharers: Sharers = ()  # for display
 
     def keys(self, keys: Keys) -> set[str]:
-        """Return the keys of the claim's addresses and names, also of those kept for a while."""
+        """Return the etcd keys that reserve the addresses and names, including former ones in
+        ``kept``.
+        """
         names = {keys.name(net, name) for net in self.networks for name in self.names}
         return {*names, *self.address_keys(keys), *self.kept}
 
     def address_keys(self, keys: Keys) -> set[str]:
-        """Return the keys of the claim's addresses."""
+        """Return the etcd keys that reserve the addresses."""
         return {keys.address(net, a) for net, some in self.networks.items() for a in some}
 
 
 class About(NamedTuple):
-    """Data about a service for display on other hosts; no decision uses them."""
+    """Data about a service that other hosts only display. No decision uses them."""
 
     ports: tuple[str, ...]
     policy: str
     sharers: Sharers = ()
 
     def values(self) -> dict[str, Any]:
-        """Return these data as fields of the value of the service's key."""
+        """Return these data as fields for the JSON value of the service's key."""
         sharers = {name: list(ports) for name, ports in self.sharers}
         policy = self.policy if len(self.policy) <= MOST_POLICY else "too long"
         return {"ports": list(self.ports), "policy": policy, "sharers": sharers}
 
 
 def claim_of(item: Item, keys: Keys) -> Claim:
-    """Parse the value of a service's key to a claim. Raises Error if it is malformed."""
+    """Parse the value of a service's key in etcd: the reservation of the service.
+
+    Raises Error if the value is malformed.
+    """
     value = decode(item.value, item.key)
     try:
         networks = {str(net): tuple(map(str, some)) for net, some in value["networks"].items()}
@@ -223,7 +235,7 @@ def claim_of(item: Item, keys: Keys) -> Claim:
 
 
 def address_value(claim: Claim, up: bool) -> dict[str, Any]:
-    """Return the value of an address key."""
+    """Return the JSON value of an address key in etcd. ``up``: whether the service is up."""
     return {
         "service": claim.service,
         "host": claim.host,
@@ -239,7 +251,7 @@ def address_value(claim: Claim, up: bool) -> dict[str, Any]:
 PROTO, ENCRYPTED = 1, 2
 """Versions of the key format. A host that does not know its cluster's version changes nothing.
 
-Encrypted clusters have the second: hosts that know only the first would send in plain text.
+Encrypted clusters have version 2: hosts that know only version 1 would send in plain text.
 """
 
 
@@ -260,9 +272,9 @@ class Cluster(NamedTuple):
 
 
 def host_of(item: Item, keys: Keys) -> Host:
-    """Parse the value of a host's key. Its ``alive`` is False; another key determines it.
+    """Parse the value of a host's key. ``alive`` of the result is False: another key determines it.
 
-    Raises Error.
+    Raises Error if the value is invalid.
     """
     value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
     name = item.key.removeprefix(keys.hosts)
@@ -310,7 +322,7 @@ def host_value(host: Host) -> dict[str, Any]:
 
 
 def require_family(address: str, other: str, host: str) -> None:
-    """Raise Conflict if the kernels of two hosts cannot send to each other's address."""
+    """Raise Conflict if one host's address is IPv4 and the other host's is IPv6."""
     if (":" in address) != (":" in other):
         raise Conflict(
             f"{address} is of another family than {other} of host {host}",
@@ -319,7 +331,7 @@ def require_family(address: str, other: str, host: str) -> None:
 
 
 def clash(host: Host, other: Host) -> Conflict:
-    """Build the error for a host with the same name, or state folder, as another host."""
+    """Return the error for a host with the same name or the same state folder as another host."""
     if other.name == host.name:
         return Conflict(
             f"the cluster has another host {other.name}, with the address {other.address}",
@@ -335,10 +347,10 @@ def clash(host: Host, other: Host) -> Conflict:
 
 
 class Spec(NamedTuple):
-    """A network of the cluster. ``subnets`` are pairs of CIDR and gateway.
+    """A network of the cluster. ``subnets`` are pairs of CIDR and gateway address.
 
-    Numbers of claims (``gen``) start at ``base``, which is greater than those from before etcd lost
-    its data.
+    Reservations of services on the network get numbers (``gen``) from ``base`` on. After etcd has
+    lost its data, ``base`` is set above every earlier number.
     """
 
     name: str
@@ -353,9 +365,9 @@ _MOST = {"port": 1 << 16, "mtu": 1 << 17, "vni": 1 << 24}
 
 
 def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
-    """Return the value of a key after a check of its fields.
+    """Return a key's value, after a check that the ``needed`` fields exist and are in range.
 
-    Raises Error if a field is missing or out of range.
+    Raises Error if they are not.
     """
     for name in needed:
         if name not in value or (name in _MOST and not is_number(value[name], _MOST[name])):

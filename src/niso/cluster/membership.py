@@ -1,6 +1,6 @@
 """Change the cluster's own keys by compare-and-swap: the cluster, its hosts, its networks.
 
-It also checks that a network may span hosts, and that this host is in a cluster.
+Other functions check that this host is in a cluster, and that etcd has that cluster.
 """
 
 from __future__ import annotations
@@ -45,29 +45,32 @@ if TYPE_CHECKING:
 
 
 PORT = 4799
-"""UDP port of VXLAN. 4789 is Docker's, whose packets niso's rules would drop."""
+"""UDP port of VXLAN. 4789 is Docker's, and niso's rules would drop Docker's packets."""
 FIRST_VNI = 4097
 SERIAL = re.compile("[0-9A-F]{1,64}", re.ASCII)
 MOST_VNI = (1 << 24) - 1
 
 
 class Membership:
-    """Reads and writes the cluster's own keys. All methods raise NoAnswer, Refused and Error."""
+    """Read and write the cluster's own keys. All methods raise NoAnswer, Refused and Error."""
 
     def __init__(self, engine: Engine, keys: Keys | None = None) -> None:
         self.engine = engine
         self.keys = keys or Keys()
 
     def cluster(self) -> Cluster | None:
-        """Return the cluster; None if etcd has none.
+        """Return the cluster that etcd has data of; None if there is none.
 
-        etcd's own id survives a deletion of its data, so the cluster has an id of its own.
+        The cluster has an id of its own, because etcd's own id survives a deletion of its data.
         """
         item = self._item(self.keys.cluster)
         return cluster_of(item) if item is not None else None
 
     def make(self, port: int = PORT, encryption: str = "") -> Cluster:
-        """Create the cluster. Raises Conflict if etcd has the data of a cluster."""
+        """Create the cluster in etcd and return it.
+
+        Raises Conflict if etcd has the data of a cluster.
+        """
         made = Cluster(os.urandom(4).hex(), port, encryption)
         put = Put(self.keys.cluster, encode(cluster_value(made)))
 
@@ -95,14 +98,14 @@ class Membership:
         ]
 
     def host_item(self, host: str) -> Item | None:
-        """Read the key of a host, or None."""
+        """Read the key of a host; return None if the host is not in the cluster."""
         return self._item(self.keys.host(host))
 
     def join(self, host: Host) -> None:
-        """Add a host, or change it.
+        """Add a host to the cluster, or update its values.
 
-        Raises Conflict if another host has its name or address, or if only one of host and cluster
-        is encrypted.
+        Raises Conflict if another host has its name, state folder or address, if their addresses
+        are of different IP versions, or if only one of host and cluster is encrypted.
         """
         value = host_value(host)
         key = self.keys.host(host.name)
@@ -131,7 +134,10 @@ class Membership:
         self._settle(txn, lambda: self._has(key, value))
 
     def refresh(self, host: Host) -> None:
-        """Update a host's values if they differ; no-op if the host is not in the cluster."""
+        """Update the address, MTU, version and public key of a host in etcd if they differ.
+
+        No-op if the host is not in the cluster.
+        """
         item = self._item(self.keys.host(host.name))
         before = decode(item.value, item.key) if item else {}
         value = {"address": host.address, "mtu": host.mtu, "niso": host.version}
@@ -142,7 +148,9 @@ class Membership:
             self.engine.commit(Txn((Compare(item.key, item.modified),), (put,)))
 
     def live(self, host: str, state_id: str, lease: int, boot: str) -> bool:
-        """Mark a host as alive until its lease expires; return False if it is no member."""
+        """Record that a host is alive, until its lease expires; return False if it is not in the
+        cluster.
+        """
         item = self._item(self.keys.host(host))
         if item is None or decode(item.value, item.key).get("id") != state_id:
             return False
@@ -150,15 +158,15 @@ class Membership:
         return self.engine.commit(Txn((Compare(item.key, item.modified),), (live,))).done
 
     def say_late(self, host: str, lease: int, seconds: int) -> None:
-        """Publish how far a host's agent lags, until its lease expires; 0 removes the key."""
+        """Write the lag in seconds of a host's agent, with the host's lease; 0 removes the key."""
         key = self.keys.late + host
         value = encode({"seconds": seconds})
         self.engine.commit(Txn((), (Put(key, value, lease) if seconds else Delete(key),)))
 
     def late(self) -> dict[str, int]:
-        """Return the lag of agents in seconds, by host; hosts without lag are left out.
+        """Return the lag of agents in seconds, by host. Hosts without a lag are left out.
 
-        The result is for display: an invalid value counts as no lag.
+        The result is only for display, so an invalid value counts as no lag.
         """
         behind = {}
         for item in self.engine.get(self.keys.late, stale=True).items:
@@ -186,20 +194,20 @@ class Membership:
         self._delete(item.key, Txn((Compare(item.key, item.modified),), changes))
 
     def services(self) -> list[Claim]:
-        """Return the claims of all services, sorted by service."""
+        """Return the reservations of all services in etcd, sorted by service."""
         items = self.engine.get(self.keys.services, stale=True).items
         return [claim_of(item, self.keys) for item in items]
 
     def services_of(self, host: str) -> list[str]:
-        """Return the names of the services that a host has claimed."""
+        """Return the names of the services that a host has reserved in etcd."""
         items = self.engine.get(self.keys.services).items
         claims = [claim_of(item, self.keys) for item in items]
         return [claim.service for claim in claims if claim.host == host]
 
     def forget(self, host: str) -> list[str]:
-        """Remove a lost host and all its claims; return its services.
+        """Remove a lost host and all its reservations; return the names of its services.
 
-        Raises Conflict if the host is alive, and NotFound.
+        Raises Conflict if the host is alive, and NotFound if the cluster does not have it.
         """
         key = self.keys.host(host)
         item = self._item(key)
@@ -225,7 +233,11 @@ class Membership:
         return gone
 
     def _had_by(self, host: str) -> list[tuple[Item, Claim]]:
-        """Return the claims of a host, also those that another host may give back to it."""
+        """Return the services that a host has reserved in etcd, or that another host may give back
+        to it.
+
+        Each is a pair of the key's item and the reservation.
+        """
         items = self.engine.get(self.keys.services).items
         claims = [(item, claim_of(item, self.keys)) for item in items]
         return [(item, claim) for item, claim in claims if host in (claim.host, claim.former)]
@@ -233,17 +245,17 @@ class Membership:
     # --- certificates ---------------------------------------------------------
 
     def issued(self, host: str, serial: str) -> None:
-        """Record a certificate that a host was given."""
+        """Record the serial number of a certificate that a host was given."""
         self._put(Put(self.keys.certificates(host) + serial, encode({})))
 
     def issued_to(self, host: str) -> list[str]:
-        """Return the keys of the certificates that a host was given."""
+        """Return the etcd keys that record the certificates that a host was given."""
         return self.engine.keys(self.keys.certificates(host))
 
     def withdraw(self, host: str) -> int:
         """Revoke all certificates of a host; return their number.
 
-        Members of etcd then refuse these at each new connection.
+        Members of etcd then refuse these certificates at each new connection.
         """
         changes = self._withdrawing(host)
         if changes:
@@ -251,14 +263,16 @@ class Membership:
         return len(changes) // 2
 
     def refuse(self, serials: Iterable[str]) -> None:
-        """Revoke certificates that are missing in etcd's data because of a restored backup."""
+        """Revoke certificates, given by serial number, that a restored backup of etcd does not
+        revoke.
+        """
         for serial in serials:
             self._put(Put(self.keys.refused + serial, encode({})))
 
     def refused(self) -> list[str]:
         """Return the serial numbers of revoked certificates, sorted.
 
-        Keys that are not serial numbers are ignored, as members of etcd cannot refuse them.
+        Keys that are not serial numbers are ignored, because etcd's members could not refuse them.
         """
         serials = (
             key.removeprefix(self.keys.refused) for key in self.engine.keys(self.keys.refused)
@@ -290,9 +304,11 @@ class Membership:
         return spec_of(name, item) if item else None
 
     def create_network(self, spec: Spec) -> Spec:
-        """Create a network and return it with its VNI; no-op if the same network exists.
+        """Create a network in the cluster; return it with its VNI. No-op if the same network
+        exists.
 
-        Raises Conflict if it differs, or if a subnet overlaps a subnet of another network.
+        Raises Conflict if a network with this name differs, or if a subnet overlaps one of another
+        network.
         """
         made: list[Spec] = []
 
@@ -329,7 +345,7 @@ class Membership:
         return made[0]
 
     def restore_network(self, spec: Spec) -> None:
-        """Write a network again, with its VNI, after the engine has lost it; no-op if it exists.
+        """Write a network to etcd again, with its VNI, after etcd lost it; no-op if it exists.
 
         Raises Conflict if another network has its name, its VNI or one of its subnets.
         """
@@ -356,7 +372,7 @@ class Membership:
             self._settle(txn, is_done)
 
     def remove_network(self, name: str) -> None:
-        """Remove a network without addresses. Raises Conflict if it has any, and NotFound."""
+        """Remove a network that has no addresses. Raises Conflict if it has any, and NotFound."""
 
         def txn() -> Txn:
             item = self._item(self.keys.nets)
@@ -394,9 +410,11 @@ class Membership:
         return item is not None and value.items() <= decode(item.value, key).items()
 
     def _settle(self, txn: Callable[[], Txn], is_done: Callable[[], bool]) -> None:
-        """Carry out a transaction with retries; ``txn`` builds it for each attempt.
+        """Commit the transaction that ``txn`` builds, up to `TRIES` times; ``txn`` is called for
+        each.
 
-        If there is no answer, ``is_done`` determines whether it was carried out.
+        After a request without an answer, ``is_done`` returns whether the change was carried out.
+        Raises Conflict if other hosts always changed the same keys first.
         """
         for attempt in range(TRIES):
             try:
@@ -419,7 +437,9 @@ class Membership:
 
 
 def _require_apart(spec: Spec, index: dict[str, Any]) -> None:
-    """Raise Conflict if a network of the index has the same name, or an overlapping subnet."""
+    """Raise Conflict if a network in ``index`` has the name of ``spec``, or an overlapping
+    subnet.
+    """
     for name, network in index.items():
         if name == spec.name:
             raise Conflict(f"network {name!r} exists in the cluster", "choose another name")
@@ -452,7 +472,7 @@ def require_joined(machine: Machine) -> Joined:
 def require_own(store: Store, membership: Membership) -> Cluster:
     """Return the cluster that etcd has. Raises Conflict if it is not this host's cluster.
 
-    If etcd has lost its data, it has no cluster.
+    If etcd has lost its data, it has no cluster, and Conflict is raised too.
     """
     cluster, own = membership.cluster(), store.cluster_id()
     if cluster is None or cluster.identity != own:

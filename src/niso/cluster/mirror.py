@@ -1,7 +1,7 @@
-"""Mirror the services of other hosts: into the store's rows, and from them to the kernel.
+"""Copy the services of other hosts from etcd into this host's store, and from there to the kernel.
 
-The mirror is level-triggered: it compares the engine's whole state with all rows, so the next pass
-makes up for a lost event, and what the engine no longer has is removed.
+Each pass compares etcd's whole state with all rows. It therefore makes up for a lost event, and
+removes services that etcd no longer has.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ if TYPE_CHECKING:
 
 
 def follow(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
-    """Update rows and kernel to etcd's state; return the remote services that changed.
+    """Make rows and kernel equal to etcd's state ``now``; return the remote services that changed.
 
-    Services of other hosts, called remote, are mirrored as rows. ``own`` is the name of this host,
-    whose services are not mirrored, nor is anything that a command has claimed here since ``now``
-    was read. If an address has moved to another service, it is first removed from the old one, with
-    its flows. The caller does not have niso's lock. Raises KernelError and Error: nothing is
-    recorded then, and the next call tries the same again.
+    Services of other hosts, called remote, are stored as rows of this host. ``own`` is the name of
+    this host. Its own services are not copied, nor services or addresses that a command has
+    reserved here after ``now`` was read.
+
+    If an address has moved from one service to another, it is first removed from the old one, with
+    its conntrack entries. The caller must not have niso's lock. Raises KernelError and Error.
+    Nothing is recorded then, and the next call tries again.
     """
     with Lock():
-        if not store.cluster_id():  # a command left the cluster since the engine was read
+        if not store.cluster_id():  # a command left the cluster after etcd was read
             return []
         _go_back(store, kernel, silent)
         spans = {network.name for network in store.networks() if network.span is not None}
@@ -62,7 +64,10 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
 
 
 def _wanted(store: Store, now: Seen, own: str, spans: Collection[str]) -> dict[str, Known]:
-    """Return the remote services to mirror, among those that may have changed."""
+    """Return the remote services that rows should record, among those that may have changed.
+
+    The result maps names to addresses on ``spans``, the networks of this host that span hosts.
+    """
     names = now.services if now.only is None else now.only
     wanted = {}
     for name in names:
@@ -74,9 +79,9 @@ def _wanted(store: Store, now: Seen, own: str, spans: Collection[str]) -> dict[s
 
 
 def _keep(wanted: dict[str, Known], present: dict[str, Known], networks: set[str]) -> None:
-    """Add mirrored addresses to ``wanted`` for networks that the read state does not cover.
+    """Add addresses from ``present`` to ``wanted``, for networks that etcd's state does not cover.
 
-    Such networks are newer than the state that was read from etcd.
+    ``networks`` are such networks. They were created after the state was read from etcd.
     """
     for name, known in present.items() if networks else ():
         kept = [address for address in known.addresses if address.network in networks]
@@ -86,7 +91,10 @@ def _keep(wanted: dict[str, Known], present: dict[str, Known], networks: set[str
 
 
 def fenced(store: Store, now: Seen, own: str) -> list[str]:
-    """Return the services claimed by this host for which another host has a newer claim."""
+    """Return this host's services that another host has reserved later, with a higher ``gen``.
+
+    ``now`` is the state that was read from etcd.
+    """
     lost = []
     for claim in store.across.claims(now.only):
         known = now.services.get(claim.service, NOTHING)
@@ -96,7 +104,7 @@ def fenced(store: Store, now: Seen, own: str) -> list[str]:
 
 
 def _present(store: Store, services: Collection[str] | None = None) -> dict[str, Known]:
-    """Return the mirrored rows of the given remote services, or of all."""
+    """Return the remote services that this host has rows of; ``services`` limits them."""
     rows, names = store.across.addresses(services), store.across.called(services)
     return {name: Known(some, names.get(name, ())) for name, some in rows.items()}
 
@@ -108,10 +116,10 @@ def _apply(
     turn: tuple[dict[str, Known], dict[str, Known]],
     own: str,
 ) -> set[str]:
-    """Write the rows that differ and update the kernel; return the services that changed.
+    """Write the rows that differ and update the kernel; return the names of services that changed.
 
-    ``turn`` is the pair of present and desired services. If only some services may have changed,
-    the hosts have not.
+    ``turn`` is a pair: the present and the wanted remote services. Rows of hosts are compared only
+    if ``now.only`` is None.
     """
     present, wanted = turn
     peers, before_peers = {}, {}
@@ -137,9 +145,11 @@ def _change(
     peers: dict[str, tuple[str, str, bool] | None],
     report: Report,
 ) -> None:
-    """Write rows and kernel objects of services and hosts that change, in one transaction.
+    """Change rows and kernel objects of remote services and hosts in one transaction.
 
-    The attempt is recorded first, so that a later command can undo it after a failure.
+    ``changed`` maps services to their new state. ``peers`` maps hosts to (state id, address,
+    alive), None to delete. The attempt is recorded first, so that a later command can undo it after
+    a failure.
     """
     spans = store.across
     with store.transaction():
@@ -151,20 +161,20 @@ def _change(
 
 
 def go_back(store: Store, kernel: Kernel, report: Report) -> None:
-    """Undo an interrupted change of the mirror; no-op if there is none.
+    """Undo an interrupted change of remote services; no-op if there is none.
 
-    Each command calls this before its own changes, because it cannot undo objects that no row
-    records. The caller does not have niso's lock. Raises KernelError.
+    Each command calls this before its own changes, which cannot undo kernel objects without rows.
+    The caller must not have niso's lock. Raises KernelError.
     """
     with Lock():
         _go_back(store, kernel, report)
 
 
 def _go_back(store: Store, kernel: Kernel, report: Report) -> None:
-    """Undo an interrupted change of the mirror: update the kernel to the rows.
+    """Undo an interrupted change of remote services: make the kernel equal to the rows.
 
-    The change may no longer be desired, and then its addresses would stay reachable. No-op if there
-    is none.
+    The change may no longer be wanted, and its addresses would otherwise stay reachable. No-op if
+    no change was interrupted. The caller has niso's lock.
     """
     spans = store.across
     attempt = spans.attempt()
@@ -193,9 +203,9 @@ def _write(
     services: Mapping[str, tuple[tuple[Address, ...], tuple[str, ...]]],
     peers: Mapping[str, tuple[str, str, bool] | None],
 ) -> None:
-    """Write rows of services and hosts.
+    """Write the rows of services and hosts.
 
-    Services without addresses, and hosts that are None, are deleted.
+    A service without addresses is deleted, and so is a host whose row is None.
     """
     for host, row in peers.items():
         if row is not None:
@@ -207,7 +217,9 @@ def _write(
 
 
 def _wire(store: Store, host: Host) -> str:
-    """Return the source address of a host's VXLAN packets."""
+    """Return the address from which a host's VXLAN packets come: inside the tunnel if it
+    encrypts.
+    """
     if not host.public:
         return host.address
 
@@ -221,10 +233,11 @@ def make_way(
     addresses: Collection[tuple[str, str]],
     report: Report,
 ) -> None:
-    """Remove remote services, and remote (network, address) pairs, that this host has claimed.
+    """Remove remote services, and (network, address) pairs of them, that this host has reserved.
 
-    The mirror may lag behind etcd. An inactive service of this host that had one of the addresses
-    loses its claim. The caller has niso's lock, and no transaction. Raises KernelError.
+    This host's copy of the cluster's state may be older than etcd's. If an inactive service of this
+    host had one of the addresses, the record of its reservation is deleted. The caller has niso's
+    lock, and no open transaction. Raises KernelError.
     """
     _go_back(store, kernel, report)
     had = {*services, *store.across.holders(addresses).values()}
@@ -237,7 +250,10 @@ def make_way(
 
 
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, Known]) -> Scope:
-    """Return the scope of changing remote services to ``wanted``; missing ones are removed."""
+    """Return the scope (which rows and kernel objects are concerned) of changing remote services.
+
+    ``wanted`` maps the services to their new state. Services that are not in it are removed.
+    """
     changed = {*changed}
     present = _present(store, changed)
     both = [
@@ -256,7 +272,7 @@ def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, Known]) -> 
 
 
 def scope_on(store: Store, networks: Collection[str]) -> Scope:
-    """Return the scope of removing networks, with the remote services on them."""
+    """Return the scope (which rows and kernel objects are concerned) of removing networks."""
     remotes = store.across.on(networks)
     called = {name for remote in remotes for name in (remote, *store.across.names(remote))}
     # services of this host may have the same names on other networks, in the same hosts files
@@ -271,18 +287,18 @@ def scope_on(store: Store, networks: Collection[str]) -> Scope:
 
 
 def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Delete the recorded claims of services that other hosts have taken over.
+    """Delete this host's records that it has reserved services which other hosts have taken over.
 
-    They have been deactivated here. Policies then no longer resolve to their addresses. A service
-    that a command has activated again since is skipped. The caller does not have niso's lock.
-    Raises KernelError.
+    The services must have been deactivated here. Afterwards policies no longer resolve to their
+    addresses. A service that a command has activated again is skipped. The caller must not have
+    niso's lock. Raises KernelError.
     """
     with Lock():
         _drop_claims(store, kernel, services)
 
 
 def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Do what `drop_claims` describes, for inactive services. The caller has niso's lock."""
+    """Do the same as `drop_claims`; the caller has niso's lock."""
     rows = {service: store.service(service) for service in services}
     services = [service for service, row in rows.items() if row is None or not row.active]
     called = {name for service in services for name in (service, *store.names(service))}
@@ -293,9 +309,9 @@ def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> Non
 
 
 def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silent) -> bool:
-    """Remove a network that the cluster has removed; return False if a local service is on it.
+    """Remove a network that the cluster no longer has; return False if a local service is on it.
 
-    The caller does not have niso's lock. Raises KernelError: the network is kept then.
+    The caller must not have niso's lock. Raises KernelError: the network is kept then.
     """
     with Lock():
         if store.members(name) or store.held_by(name):
@@ -314,11 +330,11 @@ def turned(
     services: Collection[str] = (),
     addresses: Collection[tuple[str, str]] = (),
 ) -> dict[str, Known]:
-    """Return the remote services that a command of this host changes, in their new state.
+    """Return the remote services that a command of this host changes, mapped to their new state.
 
-    ``now`` covers the networks that are new to this host: remote services on them are added.
-    ``services`` and ``addresses`` (network, address) are claimed by this host, and removed from
-    other hosts' services.
+    ``now`` is etcd's state on the networks that are new to this host; remote services on them are
+    added. ``services`` and ``addresses``, pairs of network and address, are reserved by this host,
+    and are removed from the services of other hosts.
     """
     had = store.across.holders(addresses).values()
     present = _present(store, {*now.services, *services, *had})
@@ -333,9 +349,9 @@ def turned(
 
 
 def write(store: Store, now: Seen, own: str, changed: dict[str, Known]) -> None:
-    """Write the rows of remote services that change, and of hosts that are not recorded yet.
+    """Write the rows of the remote services in ``changed``, and of hosts that have no row yet.
 
-    The caller is in a transaction, and afterwards updates the kernel for `scope_of`.
+    The caller is in a transaction, and must update the kernel for `scope_of` afterwards.
     """
     spans = store.across
     known_hosts = spans.peers()
@@ -349,7 +365,10 @@ def write(store: Store, now: Seen, own: str, changed: dict[str, Known]) -> None:
 def _without(
     some: dict[str, Known], services: Collection[str], addresses: Collection[tuple[str, str]]
 ) -> dict[str, Known]:
-    """Return the services that change if ``services`` and ``addresses`` are removed."""
+    """Return how services change if ``services`` and ``addresses`` are removed from ``some``.
+
+    Services that do not change are not in the result.
+    """
     changed = {}
     for name, known in some.items():
         rows = tuple(a for a in known.addresses if (a.network, a.address) not in addresses)
@@ -361,9 +380,9 @@ def _without(
 
 
 def _without_own(store: Store, wanted: dict[str, Known]) -> dict[str, Known]:
-    """Return the remote services without names and addresses that this host has claimed.
+    """Return ``wanted`` without services and addresses that this host has reserved.
 
-    Addresses of services active here are left out too, until these have been deactivated.
+    Addresses of services that are still active here are left out too, until they are deactivated.
     """
     claims = [claim for claim in store.across.claims() if claim.addresses]
     held = {(net, a) for claim in claims for net, some in claim.addresses.items() for a in some}

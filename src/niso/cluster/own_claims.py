@@ -1,13 +1,13 @@
-"""Publish this host's services to the cluster as its rows say, also after etcd lost its data.
+"""Publish this host's services to etcd as its rows say, and restore etcd's data after a loss.
 
-The claim of a service is made equal to the rows: claimed, up, down or released. This is
-level-triggered: it starts from the rows of the service, so it does not matter what an interrupted
-command could not report. The next caller, a command or the agent, reports it.
+A service's claim is its reservation of names and addresses in etcd. It is made equal to the
+service's rows: present, up, down or deleted. Every pass starts from the rows, so it also completes
+what an interrupted command did not publish. A command or the agent runs the next pass.
 
-A restore writes the keys of a cluster from the store of one of its hosts. The cluster's own key is
-written last, and all others only while it is absent: until then no host changes anything. Existing
-keys are left unchanged, so a restore can be repeated. What this host does not know is restored by
-the agents of the others.
+A restore writes the keys of a cluster from the store of one of its hosts. It writes the key
+``cluster`` last, and each other key only while ``cluster`` is absent. Until it exists, no host
+changes anything. Existing keys are not changed, so a restore can be repeated. What this host does
+not know is restored by the agents of the other hosts.
 """
 
 from __future__ import annotations
@@ -51,15 +51,18 @@ if TYPE_CHECKING:
 
 
 ORPHAN_S = 60.0
-"""How long a claim may exist without a service, which a command may be about to record."""
+"""Seconds for which etcd may reserve a service that this host has no row of.
+
+A command may be about to write the row.
+"""
 STRAY_S = 600.0
-"""The interval between searches for this host's claims on networks that it does not have."""
+"""Seconds between searches for reservations of this host on networks that it does not have."""
 
 
 class OwnClaims:
-    """Synchronises this host's claims from its rows to the cluster.
+    """Make the reservations of this host's services in etcd match its rows.
 
-    ``log`` is called with each line to log; ``say`` too, and omits repetitions.
+    ``log`` gets each line to log. ``say`` also logs a line, but omits repetitions.
     """
 
     def __init__(self, log: Callable[[str], None], say: Callable[[str], None]) -> None:
@@ -70,16 +73,17 @@ class OwnClaims:
         self._strays_s: float | None = None  # when all claims were last searched
 
     def doubt(self) -> None:
-        """Make the next call of `bring` compare all claims completely."""
+        """Make the next call of `bring` compare the reservations of all services completely."""
         self._is_settled = False
 
     def bring(
         self, store: Store, kernel: Kernel, claims: Claims, now: Seen, now_s: float
     ) -> tuple[list[str], bool]:
-        """Update the keys of this host's services in etcd: claimed, up, down, or released.
+        """Make the reservations of this host's services in etcd match its rows.
 
-        A service that a command is changing is skipped. Returns (services that other hosts have
-        now, whether all keys were already as desired).
+        They are written, changed to up or down, or deleted. A service that a command is changing is
+        skipped. Returns the services that other hosts now have, and whether all keys were already
+        right. ``now_s`` is a time of a monotonic clock.
         """
         lost, is_sure = [], True
         records = store.across.claims(now.only)
@@ -119,10 +123,11 @@ class OwnClaims:
         return lost, is_sure
 
     def _end_strays(self, store: Store, claims: Claims, now: Seen, now_s: float) -> bool:
-        """Release claims of this host that it has not recorded; return whether there were none.
+        """Delete reservations of this host in etcd that it has not recorded; return False if there
+        were any.
 
-        Such claims exist if etcd carried out a request late, if another host gave back a service
-        that it had taken over, or if etcd or the store was restored from a backup.
+        Such reservations exist if etcd carried out a request late, if another host gave back a
+        service that it had taken over, or if etcd or the store was restored from a backup.
         """
         names = now.services if now.only is None else now.only & now.services.keys()
         own = {
@@ -149,12 +154,13 @@ class OwnClaims:
 
 
 def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bool = True) -> bool:
-    """Publish a service's claim according to its rows; return False if another host has it.
+    """Make a service's reservation in etcd match its rows; return False if another host has it.
 
-    The caller has the service's lock, not niso's, and no change of the service is in progress.
-    Without ``final``, an empty record of the claim is kept: a request for it may still be in
-    flight. A service without a claim loses its addresses, so no policy resolves to them. Raises
-    NoAnswer, Refused, Error, and Conflict if other services have addresses or names of the service.
+    The caller has the service's lock, but not niso's, and no change of the service is in progress.
+    Without ``final``, an empty record of the reservation is kept, because a request may still be on
+    its way. A service that is not reserved loses its addresses, so that no policy resolves to them.
+
+    Raises NoAnswer, Refused, Error, and Conflict if other services have its addresses or names.
     """
     row, record, have = store.service(service), store.across.claim(service), claims.held(service)
     on = store.across.spanning(row.networks) if row is not None else []
@@ -195,10 +201,11 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
 
 
 def is_so(store: Store, record: Claim, now: Seen) -> bool:
-    """Return whether a service's keys in etcd match this host's rows, as far as visible.
+    """Return whether a service's keys in etcd (``now``) match this host's rows.
 
-    The recorded claim is not sufficient, because an undone activation may have changed it. Ports
-    and policies are not visible; `untold` records that they are not published yet.
+    The recorded reservation ``record`` does not suffice, because an undone activation may have
+    changed etcd. Ports and policies are not part of ``now``; `untold` records that they are
+    unpublished.
     """
     row, known = store.service(record.service), now.services.get(record.service)
     if row is None or known is None or not record.addresses or not record.mark:
@@ -215,9 +222,9 @@ def is_so(store: Store, record: Claim, now: Seen) -> bool:
 
 
 def untold(store: Store, services: Iterable[str]) -> None:
-    """Record that services' claims may be unpublished, so that the agent publishes them.
+    """Record that etcd may not have the latest data of services, so that the agent writes them.
 
-    The caller does not have niso's lock.
+    The caller must not have niso's lock.
     """
     with Lock(), store.transaction():
         for service in services:
@@ -230,12 +237,12 @@ def _places(addresses: Mapping[str, Iterable[str]]) -> set[tuple[str, str]]:
 
 
 def recorded(claim: Held) -> Claim:
-    """Convert a claim to the form in which the store records it."""
+    """Convert a reservation read from etcd to the form in which the store records it."""
     return Claim(claim.service, claim.mark, claim.gen, claim.networks)
 
 
 def about(store: Store, service: str) -> About:
-    """Return data about a service for display on other hosts."""
+    """Return the data about a service that other hosts display."""
     policy = store.policy(service)
     return About(
         tuple(port.text for _, port in store.ports(service)),
@@ -248,7 +255,9 @@ def about(store: Store, service: str) -> About:
 
 
 def wanted_by_rows(store: Store, row: ServiceRow, on: Sequence[str]) -> Wanted:
-    """Return the claim that a service needs according to its rows: its addresses and all names."""
+    """Return what a service must reserve according to its rows: its addresses on ``on``, and all
+    names.
+    """
     leased: dict[str, tuple[str, ...]] = {}
     for network, address in store.addresses(row.name):
         if network in on:
@@ -263,11 +272,11 @@ def _is_same(have: Held, wanted: Wanted) -> bool:
 def _is_wanted(
     store: Store, row: ServiceRow, record: Claim | None, have: Held | None, mine: bool
 ) -> bool:
-    """Return whether a service of this host should have a claim.
+    """Return whether a service of this host should be reserved in etcd.
 
-    An inactive service should not have one if a command took it from another host, or requested it,
-    and failed. The same holds if the service has since lost an address to another service: the new
-    claim would have an address that is not in its rows.
+    An active service should. An inactive one should not if a command tried to take it over or to
+    reserve it and failed. It should not either if it has since lost an address to another service,
+    because the reservation would then contain an address that is not in its rows.
     """
     if row.active:
         return True
@@ -284,7 +293,9 @@ def _is_wanted(
 
 EPOCH = 1 << 32
 LIVES_S = 30
-"""How long a host that was alive still counts as alive, before its agent reports."""
+"""Seconds for which a host that was alive counts as alive after a restore, until its agent
+reports.
+"""
 
 
 def spec_of(network: Network) -> Spec:
@@ -295,9 +306,10 @@ def spec_of(network: Network) -> Spec:
 
 
 def base_of(store: Store) -> int:
-    """Return a number greater than all numbers of claims (``gen``) so far, and possible late ones.
+    """Return a number greater than the ``gen`` of every reservation of a service so far.
 
-    After etcd has lost its data, its revisions restart, and an earlier claim must not seem newer.
+    It also exceeds those of requests that etcd may still carry out. When etcd has lost its data,
+    its revisions start again, and an earlier reservation must not seem newer than a later one.
     """
     known = [claim.gen for claim in store.across.claims()]
     known += [row.gen for rows in store.across.addresses().values() for row in rows]
@@ -305,10 +317,10 @@ def base_of(store: Store) -> int:
 
 
 def restore(store: Store, membership: Membership, own: Host, encryption: str = "") -> Cluster:
-    """Write the keys that this host has recorded to etcd; return the cluster.
+    """Write all keys that this host has recorded to etcd; return the cluster.
 
-    ``encryption`` is how this host encrypts traffic to other hosts. Raises Conflict if etcd has the
-    data of a cluster.
+    ``own`` is this host, and ``encryption`` how it encrypts traffic to other hosts. Raises Conflict
+    if etcd has the data of a cluster.
     """
     networks = [network for network in store.networks() if network.span is not None]
     tunnel = store.across.tunnel()
@@ -339,7 +351,10 @@ def restore(store: Store, membership: Membership, own: Host, encryption: str = "
 
 
 def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[Host]:
-    """Yield the other hosts; in an encrypted cluster only those whose public keys are known."""
+    """Yield the other hosts of the cluster, with ``mtu`` as their MTU.
+
+    In an encrypted cluster, only hosts whose public keys are known are included.
+    """
     inside = {end[2]: end for end in tunnel.others} if tunnel is not None else {}
     for name, (state_id, address, alive) in store.across.peers().items():
         if tunnel is None:
@@ -352,10 +367,7 @@ def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[Host]:
 
 
 def _put(membership: Membership, values: dict[str, str], lease: int = 0) -> None:
-    """Write keys if none of them exists.
-
-    Raises Conflict if etcd has the data of a cluster, NoAnswer.
-    """
+    """Write keys if none of them exists and etcd has no cluster. Raises NoAnswer."""
     keys = membership.keys
     conditions = [Compare(key) for key in sorted({*values, keys.cluster})]
     txn = Txn(tuple(conditions), tuple(Put(key, text, lease) for key, text in values.items()))
@@ -368,7 +380,9 @@ def _put(membership: Membership, values: dict[str, str], lease: int = 0) -> None
 
 
 def _own(store: Store, host: str) -> Iterable[tuple[Held, About]]:
-    """Yield the claims that this host has recorded for its own services."""
+    """Yield the recorded reservations of this host's own services, each with its data for
+    display.
+    """
     for record in store.across.claims():
         row = store.service(record.service)
         if row is not None and record.addresses:
@@ -379,7 +393,10 @@ def _own(store: Store, host: str) -> Iterable[tuple[Held, About]]:
 
 
 def _others(store: Store) -> Iterable[tuple[Held, About]]:
-    """Yield the recorded claims of other hosts on networks that this host has too."""
+    """Yield the reservations of other hosts on networks that this host has too.
+
+    Their data for display are unknown, and therefore empty.
+    """
     for service, rows in store.across.addresses().items():
         networks: dict[str, tuple[str, ...]] = {}
         for row in rows:
@@ -390,7 +407,7 @@ def _others(store: Store) -> Iterable[tuple[Held, About]]:
 
 
 def _values(claim: Held, shown: About, keys: Keys) -> dict[str, str]:
-    """Return a claim's keys and their values."""
+    """Return the etcd keys of a service's reservation, with their JSON values."""
     service = {
         "host": claim.host,
         "gen": claim.gen,

@@ -1,11 +1,11 @@
 """Run this host's etcd member, and list and change the members of the cluster's etcd.
 
-`execute` becomes etcd; `start` and `stop` work without systemd. Its folder is next to the state
-folder. etcd runs as the user of Debian's package if it exists, with copies of the certificates,
-which it reads at each new connection.
+`execute` turns the process into etcd. `start` and `stop` work without systemd. etcd's folder is
+next to the state folder. etcd runs as the user of Debian's package if that user exists. It has its
+own copies of the certificates, and reads them at each new connection.
 
-A new member starts as a learner: it counts for the quorum once it has all data. etcd changes
-members only if all have been connected for 5 s, so requests are repeated for a while
+A new member starts as a learner: it does not vote until it has all data. etcd changes its members
+only if all have been connected for 5 s, so such requests are repeated for a while
 (etcd.io/docs/v3.5/op-guide/runtime-configuration).
 """
 
@@ -47,7 +47,7 @@ _COPIED = (invitation.AUTHORITY, invitation.CERTIFICATE, invitation.KEY)
 
 
 def folder() -> str:
-    """Return the folder of etcd's data: /var/lib/niso-etcd."""
+    """Return the path of etcd's folder, such as /var/lib/niso-etcd."""
     return f"{paths.state_dir()}-etcd"
 
 
@@ -61,12 +61,12 @@ def log() -> str:
 
 
 def client_place(address: str) -> str:
-    """Return the client endpoint of the member at an address."""
+    """Return the endpoint ADDRESS:PORT at which the member at an address serves clients."""
     return f"{bracketed(address)}:{CLIENT_PORT}"
 
 
 def peer_url(address: str) -> str:
-    """Return the peer URL of the member at an address."""
+    """Return the URL at which the member at an address serves the other members."""
     return f"https://{bracketed(address)}:{PEER_PORT}"
 
 
@@ -82,7 +82,10 @@ def program() -> str:
 
 
 def words(config: Config) -> list[str]:
-    """Return etcd's options. Options that begin with ``initial`` only matter at its first start."""
+    """Return etcd's command-line options.
+
+    Those named ``initial-…`` matter only at its first start.
+    """
     assert config.member is not None
     tls = os.path.join(folder(), "tls")
     authority, certificate, key = (os.path.join(tls, name) for name in _COPIED)
@@ -117,7 +120,9 @@ def words(config: Config) -> list[str]:
 
 
 def prepare() -> pwd.struct_passwd | None:
-    """Create etcd's folders and certificate copies; return etcd's user, None for root."""
+    """Create etcd's folders and copies of its certificates; return the user it runs as, None for
+    root.
+    """
     user, owner = _user()
     os.makedirs(folder(), 0o755, exist_ok=True)
     os.makedirs(data(), 0o700, exist_ok=True)
@@ -136,10 +141,10 @@ def prepare() -> pwd.struct_passwd | None:
 
 
 def refuse(serials: Sequence[str]) -> list[str]:
-    """Configure this host's member to refuse more certificates; return all refused ones.
+    """Make this host's member refuse more certificates; return the serial numbers of all refused.
 
-    Certificates are given by serial number. Those refused before stay refused, because etcd's data
-    may be from a backup. Raises Error, OSError.
+    ``serials`` are serial numbers. Certificates that were refused before stay refused, because
+    etcd's data may come from a backup. Raises Error, OSError.
     """
     before = (files.read(_refused_file()) or b"").decode().split()
     every = sorted({*before, *serials})
@@ -159,7 +164,7 @@ def _refused_file() -> str:
 
 
 def _user() -> tuple[pwd.struct_passwd | None, tuple[int, int]]:
-    """Return the user that etcd runs as, None for root, and its (uid, gid)."""
+    """Return the user that etcd runs as (None for root), and that user's uid and gid."""
     try:
         user = pwd.getpwnam(USER)
     except KeyError:
@@ -168,7 +173,7 @@ def _user() -> tuple[pwd.struct_passwd | None, tuple[int, int]]:
 
 
 def execute(config: Config, *more: str) -> NoReturn:
-    """Replace this process with etcd, with further options; does not return.
+    """Replace this process with etcd; never returns. ``more`` are further options.
 
     Raises Error if this host has no member, or etcd is not installed.
     """
@@ -188,9 +193,9 @@ def execute(config: Config, *more: str) -> NoReturn:
 
 
 def start(config: Config, *more: str) -> None:
-    """Start etcd in the background, with further options. Raises Error, OSError.
+    """Start etcd in the background. ``more`` are further options. Raises Error, OSError.
 
-    etcd keeps running after this process exits, and is not restarted.
+    etcd keeps running after this process exits. If etcd ends, it is not started again.
     """
     prepare()
     output = os.open(log(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -213,7 +218,10 @@ def start(config: Config, *more: str) -> None:
 
 
 def wait(config: Config) -> None:
-    """Wait until this host's member answers. Raises Error with the last line of its log."""
+    """Wait until this host's member answers.
+
+    Raises Error, with the last line of its log, if it does not.
+    """
 
     until = time.monotonic() + _START_S
     while state(config.access(), client_place(config.address)) is None:
@@ -302,7 +310,7 @@ class EtcdMember(NamedTuple):
 
 
 class EtcdState(NamedTuple):
-    """The status that a member reports."""
+    """The status that a member of etcd reports."""
 
     version: str
     leader: str  # a member's identity; "0" if there is none
@@ -336,7 +344,7 @@ def endpoints(listed: list[EtcdMember]) -> tuple[str, ...]:
 
 
 def state(access: Access, client: str) -> EtcdState | None:
-    """Return the status that one member reports; None if it does not answer."""
+    """Return the status of the member at the endpoint ``client``; None if it does not answer."""
     with Etcd(access._replace(members=(client,)), _ANSWER_S, rounds=1) as engine:
         try:
             answer = engine.call("/v3/maintenance/status", {})
@@ -361,7 +369,7 @@ _ALARMS = {
 
 
 def alarmed(states: Iterable[EtcdState]) -> list[tuple[str, str]]:
-    """Return (warning, next step) for each alarm of etcd."""
+    """Return a warning and the next step for each alarm that etcd's members report."""
     known = dict.fromkeys(alarm for state in states for alarm in state.alarms)
     said = (_ALARMS.get(alarm, ("has an alarm", "etcdctl alarm list")) for alarm in known)
     return [
@@ -381,7 +389,10 @@ def _ahead_s(date: str, now_s: float) -> float:
 
 
 def add(engine: Etcd, peer: str) -> None:
-    """Add a member to etcd as a learner; no-op if it is a member. Raises NoAnswer, Refused."""
+    """Add the member with the URL ``peer`` to etcd as a learner; no-op if it is a member.
+
+    Raises NoAnswer, Refused.
+    """
     request = {"peerURLs": [peer], "isLearner": True}
     _insist(
         lambda: engine.call("/v3/cluster/member/add", request),
@@ -390,7 +401,7 @@ def add(engine: Etcd, peer: str) -> None:
 
 
 def promote(engine: Etcd, peer: str) -> None:
-    """Promote a learner to a voting member as soon as it has all data.
+    """Make a learner a voting member as soon as it has all data. ``peer`` is its URL.
 
     Raises NotFound, NoAnswer, Refused.
     """
@@ -408,7 +419,7 @@ def promote(engine: Etcd, peer: str) -> None:
 
 
 def remove(engine: Etcd, member: EtcdMember) -> None:
-    """Remove a member; no-op if it no longer exists. Raises NoAnswer, Refused."""
+    """Remove a member from etcd; no-op if it is not a member. Raises NoAnswer, Refused."""
     _insist(
         lambda: engine.call("/v3/cluster/member/remove", {"ID": member.identity}),
         lambda: all(other.identity != member.identity for other in members(engine)),
@@ -432,7 +443,10 @@ def snapshot(engine: Etcd) -> Iterator[bytes]:
 
 
 def _insist(request: Callable[[], object], is_done: Callable[[], bool]) -> None:
-    """Repeat a request until ``is_done``, for at most `PATIENCE_S`. Raises NoAnswer, Refused."""
+    """Repeat a request until ``is_done`` returns True. Raises NoAnswer, Refused.
+
+    It gives up after `PATIENCE_S` seconds, or at once if etcd refuses for good.
+    """
     until = time.monotonic() + PATIENCE_S
     while not is_done():
         try:

@@ -1,4 +1,4 @@
-"""Decode the cluster's addresses on networks; after the first time only those that changed."""
+"""Decode the cluster's address keys on networks; after the first pass only those that changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Known(NamedTuple):
-    """A service recorded in etcd, as far as it is on this host's networks."""
+    """A service recorded in etcd: its addresses on this host's networks, and its names."""
 
     addresses: tuple[Address, ...]
     names: tuple[str, ...]
@@ -27,14 +27,14 @@ NOTHING = Known((), ())
 
 
 class Seen(NamedTuple):
-    """etcd's state: hosts, and services by name, including this host's own."""
+    """The state that was read from etcd: hosts, and services by name, including this host's own."""
 
     hosts: tuple[Host, ...]
     services: dict[str, Known]
     networks: frozenset[str]  # the networks that were read
     wrong: tuple[str, ...] = ()  # keys with an invalid value, which count as absent
     only: frozenset[str] | None = None
-    """The services that changed since the last pass; None if any may have."""
+    """The services that changed after the last pass; None if any service may have changed."""
 
 
 class _Row(NamedTuple):
@@ -49,20 +49,20 @@ def seen(
     subnets: Subnets | None = None,
     own: str = "",
 ) -> Seen:
-    """Decode the items below ``net/NETWORK/a/`` of some networks.
+    """Decode the address keys (``net/NETWORK/a/…``) of some networks to services.
 
-    ``subnets`` are those of each network, as (CIDR, gateway): addresses that a service cannot have
-    there are rejected. ``own`` is this host's name: hosts whose addresses this host cannot reach
-    are rejected.
+    ``networks`` maps names to items, and ``subnets`` to (CIDR, gateway) pairs: addresses that a
+    service cannot have there are rejected. ``own`` is this host's name: other hosts whose address
+    this host cannot reach are rejected.
     """
     items = {name: {item.key: item for item in some} for name, some in networks.items()}
     return View(keys, own).seen(hosts, items, subnets)
 
 
 class View:
-    """Decodes the cluster's keys incrementally, from one sync pass to the next.
+    """Decode the cluster's keys incrementally, from one sync pass to the next.
 
-    ``own`` is as for `seen`.
+    ``own`` is the name of this host.
     """
 
     def __init__(self, keys: Keys, own: str) -> None:
@@ -83,10 +83,11 @@ class View:
         networks: Mapping[str, Mapping[str, Item]],
         subnets: Subnets | None = None,
     ) -> Seen:
-        """Decode the items of networks, given by key; otherwise as `seen`.
+        """Decode the address keys of networks. ``networks`` maps each name to items by key.
 
-        Unchanged items are not decoded again, so callers must not modify the mappings. Unless
-        `done` is called afterwards, ``only`` of the next result is None.
+        Otherwise as the function `seen`. Unchanged items are not decoded again, so callers must not
+        modify the mappings. If `done` is not called afterwards, ``only`` of the next result is
+        None.
         """
         pairs = None if subnets is None else {n: (*subnets.get(n, ()),) for n in networks}
         hosts, strange = tuple(hosts), self._strange
@@ -105,15 +106,15 @@ class View:
         return Seen(hosts, self._services, frozenset(networks), tuple(sorted(self._wrong)), only)
 
     def done(self) -> None:
-        """Record that this host now matches the last state returned."""
+        """Record that this host now matches the state that `seen` returned last."""
         self._is_done = True
 
     def doubt(self) -> None:
-        """Make ``only`` of the next result None: anything may have changed."""
+        """Make ``only`` of the next result None, since any service may have changed."""
         self._is_done = False
 
     def _take(self, network: str, items: Mapping[str, Item]) -> set[str]:
-        """Decode the changed items of a network; return the affected services."""
+        """Decode the changed items of a network; return the names of the affected services."""
         before = self._items.get(network, {})
         if items is before:
             return set()
@@ -152,7 +153,7 @@ class View:
         return {self._keys.address(address.network, address.address) for address in known.addresses}
 
     def _row(self, network: str, item: Item) -> _Row | None:
-        """Decode an item; None if its key names no service, or its value is invalid."""
+        """Decode an address key; return None if it names no service, or its value is invalid."""
         prefix = self._keys.addresses(network)
         if not item.key.startswith(prefix):
             return None
@@ -187,10 +188,10 @@ class View:
 
 
 def _unreachable(hosts: Sequence[Host], own: str) -> frozenset[str]:
-    """Return the hosts whose address this host cannot reach.
+    """Return the hosts whose address this host, named ``own``, cannot reach.
 
-    Such an address is not unicast, has another family than this host's (``own``), or is this host's
-    own address.
+    Such an address is not unicast, has another IP version than this host's address, or is this
+    host's own.
     """
     here = next((host.address for host in hosts if host.name == own), "")
     return frozenset(

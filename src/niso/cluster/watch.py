@@ -1,8 +1,8 @@
-"""Cache the engine's keys with a prefix: read once, then updated from the events of a watch.
+"""Cache etcd's keys with a prefix: read them all, then update them from the events of a watch.
 
-Reading all keys is expensive for the engine if many hosts do it. Checking whether the cache is
-complete is cheap. Each prefix is watched in a thread. `Lag` measures since when there are changes
-that an agent has not processed.
+It is expensive for etcd if many hosts read all keys, and cheap to check whether a cache is
+complete. Each prefix is watched in a thread of its own. `Lag` measures for how long changes have
+been waiting for an agent.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 
 TRUST_S = 6.0
-"""After so long without a sign of life from the watch, each use checks the cache.
+"""Seconds without an event or progress message, after which each use checks the cache with etcd.
 
 The members of a cluster's own etcd report progress every 5 s.
 """
 CHECK_S = 30.0
-"""After so long the cache is checked in any case."""
+"""Seconds after which the cache is checked with etcd, even if the watch works."""
 WHOLE_S = 600.0
-"""After so long all keys are read again."""
+"""Seconds after which all keys are read again."""
 
 
 class Kept:
-    """A cache of the keys with a prefix. Thread-safe: one thread watches, another reads.
+    """A cache of etcd's keys with a prefix. One thread may watch while another reads.
 
     Times are of one monotonic clock. While no watch is running, each read checks with etcd whether
     the cache is current.
@@ -66,10 +66,10 @@ class Kept:
             return self._at + 1
 
     def hear(self, batch: Batch, now_s: float) -> bool:
-        """Apply events in their order; return False if the watch must be restarted.
+        """Apply the events of a watch in their order; return False if the watch must be restarted.
 
-        A batch without events shows that the connection works. The watch may be of a shorter
-        prefix.
+        A batch without events shows that the connection works. The watch may be of a shorter prefix
+        than the cache.
         """
         with self._lock:
             if not self._is_followed:
@@ -93,15 +93,15 @@ class Kept:
         return True
 
     def lose(self) -> None:
-        """Record that the watch has ended, so that each read checks the cache."""
+        """Record that the watch has ended. Each read then checks the cache with etcd."""
         with self._lock:
             self._is_followed = False
 
     def items(self, engine: Engine, now_s: float, known: Item | None = None) -> dict[str, Item]:
-        """Return all keys with the prefix; the same object as before if nothing has changed.
+        """Return all keys with the prefix, by name; the same dict as before if nothing has changed.
 
-        ``known`` is a key that the caller has read: if it differs from the cached one, all keys are
-        read again. Raises NoAnswer and Refused.
+        ``known`` is an item that the caller has read from etcd. If it differs from the cached one,
+        all keys are read again. Raises NoAnswer and Refused.
         """
         with self._lock:
             items = self._items
@@ -119,13 +119,16 @@ class Kept:
         return self._read(engine, now_s)
 
     def _read(self, engine: Engine, now_s: float) -> dict[str, Item]:
-        """Read all keys and cache them, unless the watch has applied newer events since."""
+        """Read all keys from etcd, cache and return them.
+
+        A cache with newer events is not overwritten.
+        """
         with self._lock:
             before = self._at
         answer = engine.get(self.prefix)
         items = {item.key: item for item in answer.items}
         with self._lock:
-            # the engine was restored from a backup: later changes are lost
+            # etcd was restored from a backup: later changes are lost
             if answer.revision < before:
                 self._is_followed = False
             if answer.revision < before or self._at <= answer.revision:
@@ -135,7 +138,7 @@ class Kept:
         return items
 
     def _checked(self, engine: Engine, now_s: float) -> dict[str, Item] | None:
-        """Return the cache if it is complete according to the engine, else None."""
+        """Return the cached keys if etcd's fingerprint shows that they are complete, else None."""
         with self._lock:
             before = self._at
         mark = engine.mark(self.prefix)
@@ -164,10 +167,10 @@ _BACK_OFF_S = (0.2, 5.0)
 
 
 class Watches:
-    """The threads that watch etcd. ``connect`` opens a connection for each.
+    """The threads that watch etcd. ``connect`` opens a connection for each of them.
 
-    ``notice`` is called after a change; its argument is false if the change need not be applied at
-    once.
+    ``notice`` is called after each change. Its argument is False if the change need not be applied
+    at once. The threads end when ``over`` is set.
     """
 
     def __init__(
@@ -182,9 +185,10 @@ class Watches:
         self._followed: set[str] = set()
 
     def follow(self, prefix: str, kept: Kept, hurry: bool) -> None:
-        """Watch a prefix, update a cache and report changes; no-op if it is watched already.
+        """Watch a prefix in a thread and update ``kept`` from it; no-op if the prefix is watched
+        already.
 
-        The cache may cover only a part of the prefix.
+        The cache may cover only a part of the prefix. ``hurry`` is the argument of ``notice``.
         """
         if prefix not in self._followed:
             self._followed.add(prefix)
@@ -216,9 +220,9 @@ class Watches:
 
 
 def connected(connect: Callable[[], Engine], over: threading.Event) -> Engine | None:
-    """Open a connection as soon as the files for it exist; return None once ``over`` is set.
+    """Open a connection as soon as the files for it exist; return None if ``over`` is set first.
 
-    A command replaces the files, and deletes them when the host leaves the cluster.
+    A command may replace these files, and deletes them when the host leaves the cluster.
     """
     while not over.is_set():
         try:
@@ -229,9 +233,9 @@ def connected(connect: Callable[[], Engine], over: threading.Event) -> Engine | 
 
 
 def about(seconds: float) -> float:
-    """Return a random time from half to one and a half of ``seconds``.
+    """Return a random time between half and one and a half of ``seconds``.
 
-    It spreads the requests of hosts.
+    It spreads the requests of many hosts over time.
     """
     return seconds * (0.5 + os.urandom(1)[0] / 255)
 
@@ -240,7 +244,7 @@ def about(seconds: float) -> float:
 
 
 class Roster:
-    """Reads the cluster's hosts; each value is decoded only once."""
+    """Read the cluster's hosts. Each value is decoded only when it has changed."""
 
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
@@ -250,9 +254,10 @@ class Roster:
         self.hosts: tuple[Host, ...] = ()  # sorted by name, as of the last call of `look`
 
     def look(self, engine: Engine, own: str, now_s: float) -> tuple[tuple[Host, ...], Host | None]:
-        """Return all hosts, and the host ``own``, whose key is always read from the engine.
+        """Return all hosts, and the host named ``own`` or None.
 
-        Raises NoAnswer, Refused, and Error if a value is invalid.
+        The key of ``own`` is always read from etcd, the others from the cache. Raises NoAnswer,
+        Refused, and Error if a value is invalid.
         """
         item = Membership(engine, self.keys).host_item(own)
         items = self.kept.items(engine, now_s, item)
@@ -276,9 +281,9 @@ class Roster:
 
 
 class Lag:
-    """The time by which an agent lags. Times are of one monotonic clock.
+    """Measure for how long changes have been waiting for the agent.
 
-    Several threads may call `notice`.
+    Times are seconds of one monotonic clock. Several threads may call `notice`.
     """
 
     def __init__(self) -> None:
@@ -286,7 +291,7 @@ class Lag:
         self._last_s = 0.0
 
     def notice(self, now_s: float) -> None:
-        """Record that a change must be applied."""
+        """Record that a change is waiting to be applied."""
         self._last_s = now_s
         if self._since_s is None:
             self._since_s = now_s
@@ -296,6 +301,6 @@ class Lag:
         self._since_s = self._last_s if self._last_s > began_s else None
 
     def seconds(self, now_s: float) -> float:
-        """Return for how long the oldest change has been waiting; 0 if there is none."""
+        """Return for how many seconds the oldest change has been waiting; 0 if none is waiting."""
         since_s = self._since_s
         return 0.0 if since_s is None else max(0.0, now_s - since_s)

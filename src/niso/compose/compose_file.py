@@ -1,7 +1,7 @@
 """Convert a compose file to a stack.toml, and list what cannot be converted.
 
-Compose lets several services have the same alias, and detects at their start that two have the same
-host port. A stack refuses both, so these names and ports are left out.
+Compose allows several services to have the same alias, and finds only at their start that two have
+the same host port. A stack allows neither, so such names and ports are left out.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Imported(NamedTuple):
 def convert(path: str, target: str | None = None) -> Imported:
     """Convert the compose file at ``path`` to a stack.toml in the folder ``target``.
 
-    Without ``target``, all host paths are absolute. Raises the errors of `yaml_file.load`, and
-    InvalidInput if the file has no services.
+    Without ``target``, all host paths are absolute. Nothing is written. Raises the errors of
+    `yaml_file.load`, and InvalidInput if the file has no services.
     """
     folder = os.path.dirname(os.path.abspath(path))
     place = Place(folder, None if target is None else os.path.abspath(target))
@@ -117,7 +117,7 @@ def convert(path: str, target: str | None = None) -> Imported:
 
 
 def _refuse_cycles(services: list[Service], path: str) -> None:
-    """Raise InvalidInput if services depend on each other in a cycle, which compose refuses too."""
+    """Raise InvalidInput if services depend on each other in a cycle. Compose refuses this too."""
     needs = {one.name: one.tables.get("depends_on", {}) for one in services}
     try:
         graphlib.TopologicalSorter(needs).prepare()
@@ -129,7 +129,10 @@ def _refuse_cycles(services: list[Service], path: str) -> None:
 
 
 def _with_variables(data: dict[str, Any], gaps: list[Gap]) -> dict[str, Any]:
-    """Convert the variables in the data to the syntax of a stack.toml."""
+    """Return the data with its variables in the syntax of a stack.toml.
+
+    ``gaps`` gets an entry for the variables that must be set.
+    """
     variables = storage.Variables()
     kept: dict[str, Any] = variables.kept(data)
     for name in sorted(variables.without_default):
@@ -140,7 +143,10 @@ def _with_variables(data: dict[str, Any], gaps: list[Gap]) -> dict[str, Any]:
 
 
 def _started(given: Mapping[str, Any], gaps: list[Gap]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the services that `docker compose up` starts."""
+    """Yield the name and keys of each service that `docker compose up` starts.
+
+    A service with a profile is not started, and added to ``gaps``.
+    """
     for name, keys in given.items():
         if isinstance(keys, dict) and keys.get("profiles"):
             profiles = ", ".join(map(storage.text, storage.items(keys["profiles"])))
@@ -152,7 +158,7 @@ def _started(given: Mapping[str, Any], gaps: list[Gap]) -> Iterator[tuple[str, d
 
 
 def _names(services: Mapping[str, Any]) -> dict[str, str]:
-    """Choose a valid and unique name for each service."""
+    """Return a valid and unique name in the stack for each service of the compose file."""
     names: dict[str, str] = {}
     for name in services:
         plain = label(name)
@@ -163,7 +169,7 @@ def _names(services: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _free(wanted: str, taken: Collection[str]) -> str:
-    """Return ``wanted``; if ``taken`` contains it, with a number appended."""
+    """Return ``wanted``, or if ``taken`` contains it, ``wanted`` with a number appended."""
     name, number = wanted, 2
     while name in taken:
         name, number = f"{wanted}-{number}", number + 1
@@ -179,7 +185,7 @@ def _jobs(services: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the name and keys of each network."""
+    """Yield the name and keys of each network in a compose file."""
     for name, item in given.items() if isinstance(given, dict) else ():
         yield name, item if isinstance(item, dict) else {}
 
@@ -187,11 +193,12 @@ def _items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _networks(
     given: object, stack: str, gaps: list[Gap]
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    """Return ({network of the compose file: its name in the stack}, its settings by that name).
+    """Return the name in the stack for each network of the compose file, and its settings by that
+    name.
 
-    The stack has a prefix, so its networks are its own; compose's network default becomes
-    niso-default. Different networks get different names, so that services without a common network
-    in the file have none in the stack.
+    The stack has a prefix, so its networks belong to it alone. Compose's network ``default``
+    becomes niso-default. Different networks get different names, so that services without a common
+    network in the compose file have none in the stack either.
     """
     names: dict[str, str] = {DEFAULT: DEFAULT_NETWORK}
     external: dict[str, str] = {}
@@ -270,7 +277,7 @@ def _network_lines(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _lines(service: Service) -> Iterator[str]:
-    """Yield the lines of a [services.NAME] table, after comments on unsupported settings."""
+    """Yield the lines of a [services.NAME] table, after comments about unsupported settings."""
     for gap in service.gaps:
         place = f"{gap.key}: " if gap.key else ""
         yield escaped(f"# {place}{gap.text}")
@@ -287,7 +294,7 @@ def _lines(service: Service) -> Iterator[str]:
 
 
 def settle(services: Iterable[Service]) -> None:
-    """Remove hostnames, aliases and host ports that an earlier service already uses."""
+    """Remove hostnames, aliases and host ports from services if an earlier service has them."""
     taken = _Taken(services)
     for service in taken.services.values():
         table = service.tables.get("network", {})
@@ -308,7 +315,7 @@ def _keep(table: dict[str, Any], key: str, kept: list[str]) -> None:
 
 
 class _Taken:
-    """The names on each network, and the host ports, of the services converted so far."""
+    """The names on each network, and the host ports, that services converted so far use."""
 
     def __init__(self, services: Iterable[Service]) -> None:
         self.services = {service.name: service for service in services}
@@ -321,7 +328,7 @@ class _Taken:
         self._ports: list[tuple[Port, str]] = []
 
     def _on(self, service: Service) -> tuple[str, ...]:
-        """Return the networks of a service, or those of its provider."""
+        """Return the networks of a service, or of the service whose network namespace it shares."""
         table = service.tables.get("network", {})
         if table.get("mode") == "share":
             table = self.services[table["share"]].tables.get("network", {})
@@ -330,7 +337,9 @@ class _Taken:
         return tuple(table.get("networks", (DEFAULT_NETWORK,)))
 
     def may_have(self, service: Service, key: str, name: str) -> bool:
-        """Reserve a name on the networks of a service; return False if another service has it."""
+        """Reserve a name for a service on its networks; return False if another service has the
+        name.
+        """
         on = self._on(service)
         for network in on:
             holder = self._names.get((network, name), service.name)
@@ -342,7 +351,10 @@ class _Taken:
         return True
 
     def may_publish(self, service: Service, text: str) -> bool:
-        """Reserve the host ports of an entry for a service; return False if another has them."""
+        """Reserve the host ports of a ``ports`` entry for a service.
+
+        Returns False if another service has one of them.
+        """
         try:
             port = parse_port(text, "ports")
         except InvalidInput:  # the entry has a variable

@@ -1,6 +1,6 @@
 """Convert one service of a compose file to the tables of a manifest.
 
-Keys that niso does not support, or would treat differently, are reported as gaps.
+Keys that niso does not support, or treats differently, are reported as gaps.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 
 DEFAULT = "default"
-"""The network of services that name none."""
+"""The network of services that name no network."""
 _CONDITIONS = {"none": "no", "any": "always"}
 UNKNOWN = "SET-ME"
-"""The entrypoint of a service whose command is known only to its image."""
+"""The entrypoint written for a service whose command is only known to its image."""
 
 
 class Gap(NamedTuple):
@@ -50,7 +50,7 @@ class Gap(NamedTuple):
 
 
 class World(NamedTuple):
-    """Properties of the complete compose file that the conversion of a service needs."""
+    """The properties of the whole compose file that the conversion of one service needs."""
 
     stack: str
     names: Mapping[str, str]  # service in the compose file -> in the stack
@@ -64,9 +64,9 @@ class World(NamedTuple):
 
 
 class Service:
-    """Converts one service of a compose file.
+    """Convert one service of a compose file.
 
-    `tables` has the result, `gaps` the keys that niso does not support.
+    `tables` has the resulting tables, and `gaps` the keys that niso does not support.
     """
 
     def __init__(self, name: str, keys: Mapping[str, Any], world: World) -> None:
@@ -101,7 +101,10 @@ class Service:
         self.tables.setdefault(table, {})[key] = value
 
     def _valid(self, key: str, value: str, rule: Callable[[str, str], object]) -> bool:
-        """Return whether niso accepts a value; if not, report the key as unsupported."""
+        """Return whether niso accepts a value. If not, the key is reported as unsupported.
+
+        ``rule`` is a function that raises InvalidInput for a wrong value.
+        """
         if "${" in value:  # niso reads the variable when it has a value
             return True
         try:
@@ -168,7 +171,9 @@ class Service:
             self._gap("working_dir", "/app is the service's package, and hides that of the image")
 
     def _words(self, key: str) -> list[str] | None:
-        """Return the words of a command; None without a command, or if it is not supported."""
+        """Return the words of the command in a key; None if there is none, or if it is not
+        supported.
+        """
         given = self._keys.get(key)
         words = compose_storage.words(given)
         if given is not None and words is None:
@@ -176,9 +181,9 @@ class Service:
         return words
 
     def _shaped(self, key: str, *kinds: type) -> None:
-        """Report a key as unsupported if its value has none of the accepted types.
+        """Report a key as unsupported if its value has none of the types ``kinds``.
 
-        A bool is not accepted as an int.
+        A bool does not count as an int.
         """
         given = self._keys.get(key)
         is_one = isinstance(given, kinds) and not isinstance(given, bool)
@@ -204,7 +209,10 @@ class Service:
             self._put("service", "env_file", files)
 
     def _restart(self) -> str:
-        """Return the restart policy in the form of ``restart``; ``deploy`` has precedence."""
+        """Return the restart policy in the form of the key ``restart``.
+
+        The key ``deploy`` has precedence.
+        """
         given = self._keys.get("restart")
         swarm = _mapping(_mapping(self._keys.get("deploy")).get("restart_policy"))
         if not swarm:
@@ -468,14 +476,14 @@ class Service:
 
 
 def label(text: str) -> str:
-    """Convert a string to the closest valid name of a service or network."""
+    """Return the closest valid name of a service or network for a text."""
     plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     plain = plain if plain[:1].isalpha() else f"s-{plain}".rstrip("-")
     return plain[: values.MAX_NAME].rstrip("-")
 
 
 def has_check(keys: Mapping[str, Any]) -> bool:
-    """Return whether the compose file has a health check for a service."""
+    """Return whether a service has a health check in the compose file."""
     check = keys.get("healthcheck")
     if not isinstance(check, dict) or check.get("disable") is True:
         return False
@@ -484,7 +492,7 @@ def has_check(keys: Mapping[str, Any]) -> bool:
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
-    """Return a mapping unchanged; an empty one for any other type."""
+    """Return ``value`` if it is a mapping, else an empty mapping."""
     return value if isinstance(value, dict) else {}
 
 
@@ -558,7 +566,7 @@ SHAPES: dict[str, tuple[type, ...]] = {
     "security_opt": (str, list),
     "deploy": (dict,),
 }
-"""The accepted types of the values of keys; any other type is reported."""
+"""The types that niso accepts for each key. A value of any other type is reported."""
 ELSEWHERE = {
     "logging": "niso keeps the output itself: niso logs",
     "ulimits": "[isolation.resources] limits the service as a whole, and no single process",

@@ -1,4 +1,4 @@
-"""Convert the volumes of a compose file; parse its single values.
+"""Convert the volumes of a compose file, and parse its single values.
 
 Values are variables, durations, sizes, words and ports, in the forms of the Compose Specification
 (https://github.com/compose-spec/compose-spec).
@@ -28,7 +28,7 @@ _MODES = ("", "ro", "rw", "z", "Z", "cached", "delegated", "consistent", "nocopy
 
 
 class Mount(NamedTuple):
-    """One mount of a service. ``source`` is a volume's name, a path of the host, or empty."""
+    """One mount of a service. ``source`` is the name of a volume, a path of the host, or empty."""
 
     kind: str  # volume, bind or tmpfs
     source: str
@@ -38,7 +38,7 @@ class Mount(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The folders that contain the compose file and the future stack.toml."""
+    """The folder of the compose file, and the folder of the future stack.toml."""
 
     folder: str  # absolute folder of the compose file
     target: str | None  # absolute folder of the stack.toml; None if unknown
@@ -47,8 +47,8 @@ class Place(NamedTuple):
         """Convert a path of the compose file to a path for the stack.toml.
 
         A path below the folder of the stack.toml becomes relative, so that a copy of the folder
-        uses its own files. It stays absolute if a link leads out of the folder, because niso
-        refuses such a relative path.
+        uses its own files. If a symbolic link leads out of the folder, the path stays absolute,
+        because niso refuses such a relative path.
         """
         whole = os.path.normpath(os.path.join(self.folder, text))
         if self.target is None:
@@ -73,9 +73,9 @@ class Storage:
         self._users = {source: names for source, names in users.items() if len(names) > 1}
 
     def volumes(self, keys: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Convert a service's volumes; return (its [volumes] table, unsupported settings).
+        """Return a service's [volumes] table, and the settings that niso does not support.
 
-        An unsupported setting is a pair of key and explanation.
+        Each such setting is a pair of key and explanation.
         """
         gaps: list[tuple[str, str]] = []
         made: dict[str, Any] = {}
@@ -139,7 +139,10 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _name(mount: Mount, taken: Mapping[str, Any]) -> str:
-    """Return a name for a volume: the declared one, or one derived from the mount point."""
+    """Return a name for a volume that is not in ``taken``.
+
+    It is the declared name, or one derived from the mount point.
+    """
     given = mount.source if mount.kind == "volume" and mount.source else mount.target
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", given).strip("-_")
     plain = (plain if plain[:1].isalpha() else f"v-{plain}")[:55].rstrip("-")
@@ -152,7 +155,7 @@ def _name(mount: Mount, taken: Mapping[str, Any]) -> str:
 def _mounts(keys: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Iterator[Mount]:
     """Yield the mounts of a service.
 
-    An entry that cannot be parsed is reported in ``gaps``, the list of unsupported settings.
+    An entry that cannot be parsed is added to ``gaps``, as a pair of key and explanation.
     """
     given = keys.get("volumes")
     for item in given if isinstance(given, list) else ():
@@ -185,7 +188,7 @@ def _long(item: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Mount | None:
 
 
 def _short(text: str, gaps: list[tuple[str, str]]) -> Mount | None:
-    """Parse the short form ``[SOURCE:]TARGET[:MODE]``."""
+    """Parse a mount in the short form ``[SOURCE:]TARGET[:MODE]``; return None if it is invalid."""
     parts = fields(text)
     if len(parts) == 1:
         return Mount("volume", "", text)
@@ -214,7 +217,10 @@ _BYTES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def words(value: object) -> list[str] | None:
-    """Split a command: a list, or a string as a shell would split it; None if invalid."""
+    """Return the words of a command: a list, or a string that is split as by a shell.
+
+    None if invalid.
+    """
     if isinstance(value, str):
         import shlex
 
@@ -228,14 +234,17 @@ def words(value: object) -> list[str] | None:
 
 
 def text(value: object) -> str:
-    """Convert a scalar to a string, approximately as in YAML: ``true``, ``1``, ``""`` for null."""
+    """Return a YAML scalar as text, such as ``true`` or ``1``; "" for null."""
     if value is None:
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def items(value: object) -> list[Any]:
-    """Return a list; a string or number becomes a list of one, any other value an empty list."""
+    """Return a list unchanged.
+
+    A string or number becomes a list with it, another value an empty list.
+    """
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return [value]
     return value if isinstance(value, list) else []
@@ -247,7 +256,7 @@ def beyond(given: Iterable[str], known: Container[str]) -> list[str]:
 
 
 def pairs(value: object) -> dict[str, str | None]:
-    """Convert a mapping, or a list of ``NAME=value``, to a dict; None for a missing value."""
+    """Return a mapping, or a list of ``NAME=value``, as a dict. A missing value is None."""
     if isinstance(value, dict):
         return {name: None if item is None else text(item) for name, item in value.items()}
     values: dict[str, str | None] = {}
@@ -275,9 +284,10 @@ def duration(value_s: float) -> str:
 
 
 def parse_size(value: object) -> str | None:
-    """Convert a size (``512m``, ``1gb`` or bytes) to niso's syntax; None if invalid.
+    """Return a size such as ``512m``, ``1gb`` or a number of bytes in niso's syntax; None if
+    invalid.
 
-    The size is rounded up to 1K.
+    The size is rounded up to a multiple of 1K.
     """
     parsed = _SIZE.fullmatch(text(value).strip())
     if parsed is None:
@@ -290,10 +300,9 @@ def parse_size(value: object) -> str | None:
 
 
 def port(value: object) -> str | None:
-    """Convert an entry of ``ports``, short or long, to niso's syntax; None if invalid.
+    """Return an entry of ``ports``, short or long, in niso's syntax; None if it is invalid.
 
-    An entry without a host port becomes ``:80``, for which niso chooses a host port, as compose
-    does.
+    An entry without a host port becomes ``:80``. niso then chooses a host port, as compose does.
     """
     if isinstance(value, dict):
         target, published = text(value.get("target")), text(value.get("published"))
@@ -311,23 +320,26 @@ def port(value: object) -> str | None:
 
 
 def fields(entry: str) -> list[str]:
-    """Split an entry at its colons, except those inside ``${NAME:-default}``."""
+    """Split an entry at its colons, but not at those inside ``${NAME:-default}``."""
     return re.split(r":(?![^{}]*\})", entry)
 
 
 class Variables:
     """Convert variables to the syntax of a stack.toml, and collect their names.
 
-    Forms with braces are the same in both. ``$NAME`` becomes ``${NAME}``, and ``$$`` becomes ``$``.
+    Forms with braces are equal in both. ``$NAME`` becomes ``${NAME}``, and ``$$`` becomes ``$``.
     """
 
     def __init__(self) -> None:
-        """Start with no names."""
+        """Start without any names."""
         self.used: set[str] = set()
         self.without_default: set[str] = set()
 
     def kept(self, data: Any) -> Any:
-        """Convert the variables in all strings of plain data, but not in keys."""
+        """Return plain data with the variables in all its strings converted.
+
+        Keys are not changed.
+        """
         if isinstance(data, dict):
             return {name: self.kept(item) for name, item in data.items()}
         if isinstance(data, list):

@@ -1,8 +1,8 @@
 """Read a kubeconfig, and get, list and watch objects of Kubernetes' API server.
 
-See kubernetes.io, API concepts. The format of a kubeconfig is that of k8s.io/client-go,
-tools/clientcmd/api/v1. Unsupported keys are an error, because with incomplete credentials niso
-would be a different user.
+The API is described at kubernetes.io, API concepts, and the kubeconfig in k8s.io/client-go,
+tools/clientcmd/api/v1. A key that niso does not support is an error: with incomplete credentials,
+niso would act as another user.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 
 REQUEST_S = 10.0
 _LONGEST = 64 << 20
-"""The most bytes of an answer.
+"""The maximum number of bytes of an answer.
 
-etcd's objects have at most 1.5 MB, and lists are read in pages of 500.
+An object in etcd has at most 1.5 MB, and lists are read in pages of 500 objects.
 """
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
-"""Socket options: a server that no longer answers is detected after 25 s."""
+"""Socket options with which a server that no longer answers is detected after 25 s."""
 _FAILURES = (OSError, http.client.HTTPException, ValueError)
-"""Errors of a connection. ValueError: the token is not ASCII, or not valid in a header."""
+"""Exceptions of a failed connection. ValueError: the token is not valid in an HTTP header."""
 GONE = 410
 _NOT_FOUND = 404
 
 
 class NoAnswer(Error):
-    """Raised if the API server does not answer, or with data that its API does not define."""
+    """Raised if the API server does not answer, or its answer is not one that its API defines."""
 
 
 class Refused(Error):
@@ -58,7 +58,7 @@ class Refused(Error):
 
 
 class ApiServer:
-    """A client of the API server. Not thread-safe: use one per thread.
+    """A client of the API server. It is not thread-safe: use one client for each thread.
 
     Raises Error if the certificates are unusable.
     """
@@ -70,7 +70,10 @@ class ApiServer:
         self._connection: http.client.HTTPConnection | None = None
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any] | None:
-        """Get an object; None if it does not exist. Raises NoAnswer, Refused."""
+        """Return the object or list at a path; None if it does not exist.
+
+        Raises NoAnswer, Refused.
+        """
         try:
             for fresh in (False, True):
                 known = self._connection is not None and not fresh
@@ -95,7 +98,7 @@ class ApiServer:
     def watch(
         self, path: str, query: Mapping[str, str], silence_s: float
     ) -> Iterator[dict[str, Any]]:
-        """Yield the events of a watch until the server ends it. Raises NoAnswer, Refused."""
+        """Yield the events of a watch until the server ends the watch. Raises NoAnswer, Refused."""
         connection: http.client.HTTPConnection | None = None
         try:
             connection = self._connect()
@@ -170,7 +173,7 @@ class ApiServer:
 
 
 def _context(access: Access) -> ssl.SSLContext:
-    """Return the TLS settings: the server's authority and this client's certificate.
+    """Return the TLS settings: the server's authority, and this client's certificate.
 
     Raises Error.
     """
@@ -237,7 +240,10 @@ _USER = (
 
 
 class Access(NamedTuple):
-    """The address of an API server, with files or PEM strings for a connection; "" for none."""
+    """The address of an API server and the credentials for it; "" if there are none.
+
+    Certificates and keys are in PEM.
+    """
 
     server: str  # "https://192.0.2.1:6443"
     authority: bytes = b""
@@ -249,9 +255,10 @@ class Access(NamedTuple):
 
 
 def read(path: str) -> Access:
-    """Read the access of a kubeconfig's current context, in YAML or JSON.
+    """Read server and credentials of a kubeconfig's current context, in YAML or JSON.
 
-    Raises NotFound, InvalidInput, and Error if a file cannot be read, or for YAML without PyYAML.
+    Raises NotFound, InvalidInput, and Error if a file cannot be read, or for YAML if PyYAML is
+    missing.
     """
     path = os.path.abspath(path)
     data = _load(path)
@@ -287,7 +294,9 @@ def read(path: str) -> Access:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host of a URL is this machine's loopback: an address, or ``localhost``."""
+    """Return whether a URL's host is an address of this machine's loopback interface, or
+    ``localhost``.
+    """
     if host == "localhost":  # RFC 6761, 6.3
         return True
     try:
@@ -339,7 +348,10 @@ def _bytes(path: str) -> bytes:
 
 
 def _named(path: str, data: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
-    """Return the context, cluster or user with this name. Raises InvalidInput."""
+    """Return the kubeconfig's context, cluster or user (``kind``) of this name.
+
+    Raises InvalidInput.
+    """
     some = data.get(f"{kind}s")
     for item in some if isinstance(some, list) else ():
         if isinstance(item, dict) and item.get("name") == name and isinstance(item.get(kind), dict):
@@ -349,7 +361,9 @@ def _named(path: str, data: Mapping[str, Any], kind: str, name: str) -> dict[str
 
 
 def _require(path: str, given: Mapping[str, Any], kind: str, keys: Iterable[str]) -> None:
-    """Raise InvalidInput for a key that has a value and that niso does not support."""
+    """Raise InvalidInput if a key outside ``keys`` has a value, because niso does not support
+    it.
+    """
     for key in sorted(given.keys() - set(keys)):
         if given[key]:
             known = ", ".join(keys)
@@ -357,9 +371,9 @@ def _require(path: str, given: Mapping[str, Any], kind: str, keys: Iterable[str]
 
 
 def _content(path: str, given: Mapping[str, Any], key: str) -> bytes:
-    """Return the PEM string of a key, or the content of the file that the key names.
+    """Return the PEM text of a key, or the content of the file that the key names.
 
-    The string has precedence.
+    If both are given, the text is used. Raises InvalidInput, Error.
     """
     data, file = given.get(f"{key}-data"), given.get(key)
     if data:
@@ -379,21 +393,23 @@ def _beside(path: str, file: str) -> str:
 
 
 WATCH_S = 240
-"""How long (s) the server keeps a watch open. It sends bookmarks about once a minute."""
+"""Seconds for which the server keeps a watch open. It sends bookmarks about once a minute."""
 _SILENCE_S = WATCH_S + 30.0
 RESYNC_S = 1800.0
-"""The interval (s) between full lists, which make up for what a watch has missed."""
+"""Seconds between full lists. A full list finds changes that a watch missed."""
 _PAGE = "500"
 _BACK_OFF_S = (0.2, 15.0)
 _LONGEST_VERSION = 20
-"""The most digits of a 64-bit number."""
+"""The maximum number of digits of a 64-bit number."""
 
 Key = tuple[str, str]
-"""Namespace and name."""
+"""The namespace and the name of an object."""
 
 
 class Kept(NamedTuple):
-    """A cached object with its resource version, which grows with each change in the cluster."""
+    """A cached object with its resource version, which increases with each change in the
+    cluster.
+    """
 
     version: int
     thing: Any
@@ -402,8 +418,8 @@ class Kept(NamedTuple):
 class Stream:
     """A cache of all objects of one kind, updated by a watch.
 
-    ``parse`` converts an object's JSON and raises ValueError. ``changed`` is called after a change,
-    in another thread. ``log`` is called with each line to log.
+    ``connect`` opens a connection. ``parse`` converts an object's JSON, or raises ValueError.
+    ``changed`` is called after each change, in another thread. ``log`` gets each line to log.
     """
 
     def __init__(
@@ -427,19 +443,19 @@ class Stream:
 
     @property
     def is_known(self) -> bool:
-        """Return whether the first list is complete."""
+        """True if the first list of all objects has been read."""
         return self._version > 0
 
     def things(self) -> dict[Key, Any]:
-        """Return the cached objects, by namespace and name."""
+        """Return the parsed objects in the cache, by namespace and name."""
         with self._lock:
             return {key: kept.thing for key, kept in self._kept.items()}
 
     def merge(self, data: Mapping[str, Any]) -> None:
-        """Add a newer list of some of the objects.
+        """Add objects from a list of some objects that is newer than the cache.
 
-        The watch may not have delivered these changes yet. Cached objects that are missing in the
-        list stay until the watch reports their deletion. Raises NoAnswer.
+        The watch may not have reported these changes yet. A cached object that is not in the list
+        stays until the watch reports its deletion. Raises NoAnswer.
         """
         version, items = self._listed(data)
         with self._lock:
@@ -461,7 +477,10 @@ class Stream:
         return version, items
 
     def run(self, over: threading.Event) -> None:
-        """List and watch until ``over``; retry after failures with growing delays."""
+        """List and watch objects until ``over`` is set.
+
+        Failures are retried after increasing delays.
+        """
         wait, listed = _BACK_OFF_S[0], 0.0
         again = True
         server: ApiServer | None = None
@@ -485,7 +504,7 @@ class Stream:
             wait = min(2 * wait, _BACK_OFF_S[1])
 
     def _list(self, server: ApiServer) -> None:
-        """Replace the cache by a new list. Raises NoAnswer, Refused."""
+        """Replace the cached objects by a new list of all objects. Raises NoAnswer, Refused."""
         kept: dict[Key, Kept] = {}
         with self._lock:
             self._merged.clear()
@@ -508,7 +527,7 @@ class Stream:
             self._kept, self._version = kept, version
 
     def _watch(self, server: ApiServer, over: threading.Event) -> None:
-        """Apply changes until the server ends the watch. Raises NoAnswer, Refused."""
+        """Apply changes to the cache until the server ends the watch. Raises NoAnswer, Refused."""
         query = {
             "resourceVersion": str(self._version),
             "allowWatchBookmarks": "true",
@@ -535,7 +554,9 @@ class Stream:
                 self._changed()
 
     def _keep(self, kept: dict[Key, Kept], item: Mapping[str, Any]) -> None:
-        """Add an object unless a newer version is cached."""
+        """Parse an object and put it into ``kept``, unless that has a newer version of the
+        object.
+        """
         key, version = _key(item), _version(item)
         if key in kept and kept[key].version > version:
             return
@@ -553,13 +574,13 @@ class Stream:
 
 
 def _key(item: object) -> Key:
-    """Return the namespace and name of an object. Raises NoAnswer if it is not an object."""
+    """Return the namespace and name of an object. Raises NoAnswer if ``item`` is not an object."""
     meta = _meta(item)
     return str(meta.get("namespace") or ""), str(meta.get("name") or "")
 
 
 def _version(item: object) -> int:
-    """Return the resource version of an object or list, a revision of etcd; 0 if there is none."""
+    """Return the resource version of an object or list, a revision of etcd; 0 if it has none."""
     text = str(_meta(item).get("resourceVersion") or "0")
     return int(text) if text.isdecimal() and len(text) <= _LONGEST_VERSION else 0
 

@@ -1,13 +1,14 @@
 """Run as a CNI plugin: attach containers of containerd, Nomad and others to niso's networks.
 
-The specification is containernetworking/cni, SPEC.md, versions 0.3.0 to 1.1.0. The engine passes
-CNI_* variables and the network's configuration on stdin; the answer is JSON on stdout.
+The specification is containernetworking/cni, SPEC.md, versions 0.3.0 to 1.1.0. The container engine
+passes CNI_* variables, and the network's configuration on stdin. The answer is JSON on stdout.
 
-In a list of plugins, the runtime passes ``prevResult``: for ADD the result of the plugins before
-niso, for CHECK and DEL that of the whole list. niso's result is merged with it (SPEC.md, Success).
+In a list of plugins, the engine passes ``prevResult``: for ADD the result of the plugins before
+niso, for CHECK and DEL the result of the whole list. niso merges its own result into it (SPEC.md,
+Success).
 
-With the configuration's key ``kubernetes``, pods are attached closed, until the agent
-(`niso.engines.pod_agent`) has applied their network policies.
+If the configuration has the key ``kubernetes``, a pod is attached with a policy that denies all
+packets, until the agent (`niso.engines.pod_agent`) has applied its network policies.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _WRONG_VERSION, _NOT_READ, _NOT_JSON = 1, 5, 6
 
 
 class Failure(Exception):
-    """An error as defined by the specification, with its code."""
+    """An error of the CNI specification, with its code."""
 
     def __init__(self, code: int, message: str, details: str = "") -> None:
         super().__init__(message)
@@ -57,7 +58,7 @@ class Failure(Exception):
 
 
 def main() -> None:
-    """Carry out one call and end the process."""
+    """Carry out one call of the engine, print the answer, and end the process."""
     version, status = VERSIONS[-1], 0
     try:
         command = os.environ.get("CNI_COMMAND", "")
@@ -91,7 +92,7 @@ def _error(version: str, failure: Failure) -> dict[str, object]:
 
 
 def _failure(error: Error) -> Failure:
-    """Convert niso's error to one with the matching code."""
+    """Convert an error of niso to the CNI error with the matching code."""
     if isinstance(error, ErrorGroup):
         text = "; ".join(one.message for one in error.errors)
         return Failure(KERNEL, text, "; ".join(one.hint or "" for one in error.errors))
@@ -161,12 +162,12 @@ _KEYS = {
 _ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
 _PREFIX = "niso.io/"
 CHOSEN = ("aliases", "ip")
-"""The annotations that only a configuration with the key ``annotations`` lets users write."""
+"""The annotations that users may write only if the configuration has the key ``annotations``."""
 _ID = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
 class Call(NamedTuple):
-    """The checked parameters of a call."""
+    """The parameters of a call, after they were checked."""
 
     version: str
     config: Mapping[str, Any]
@@ -178,13 +179,16 @@ class Call(NamedTuple):
 
 
 def answer(command: str, version: str, config: dict[str, Any]) -> dict[str, Any] | None:
-    """Carry out a command and return the answer to print. Raises Failure, Error."""
+    """Carry out a CNI command and return the answer to print. Raises Failure, Error."""
     commands = {"ADD": _add, "DEL": _delete, "CHECK": _check, "GC": _gc, "STATUS": _status}
     return commands[command](_call(command, version, config))
 
 
 def _call(command: str, version: str, config: dict[str, Any]) -> Call:
-    """Check the variables and the configuration of a call. Raises Failure, InvalidInput."""
+    """Return the checked parameters of a call, from variables and configuration.
+
+    Raises Failure, InvalidInput.
+    """
 
     container, interface = (os.environ.get(f"CNI_{n}", "") for n in ("CONTAINERID", "IFNAME"))
     netns = os.environ.get("CNI_NETNS", "")
@@ -239,7 +243,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
 
 
 def _args() -> dict[str, str]:
-    """Parse the pairs of CNI_ARGS: ``K8S_POD_NAME=web;IP=10.99.1.9``."""
+    """Parse the KEY=VALUE pairs of CNI_ARGS: ``K8S_POD_NAME=web;IP=10.99.1.9``. Raises Failure."""
     pairs = (pair.partition("=") for pair in os.environ.get("CNI_ARGS", "").split(";"))
     return _once(((key, value) for key, equals, value in pairs if equals), "CNI_ARGS: ")
 
@@ -287,7 +291,7 @@ def _add(call: Call) -> dict[str, Any]:
 
 
 def _folded(value: Any) -> dict[str, Any]:
-    """Convert an object's keys to lower case at all depths, because containerd writes HostPort."""
+    """Convert all keys of an object, at all depths, to lower case: containerd writes HostPort."""
 
     def fold(inner: Any) -> Any:
         if isinstance(inner, dict):
@@ -299,7 +303,7 @@ def _folded(value: Any) -> dict[str, Any]:
 
 
 def _create_network(machine: Machine, call: Call) -> None:
-    """Create the configuration's network. Raises Error."""
+    """Create the network that the configuration describes. Raises Error."""
 
     config = call.config
     request = NetworkRequest(
@@ -313,7 +317,7 @@ def _create_network(machine: Machine, call: Call) -> None:
 
 
 def _require_configured(network: Network, config: Mapping[str, Any]) -> None:
-    """Raise Failure if an existing network differs from the keys of the configuration."""
+    """Raise Failure if a network differs from the configuration."""
     there = {subnet.cidr for subnet in network.subnets}
     subnets, has_ipv6 = set(config.get("subnets", ())), any(":" in cidr for cidr in there)
     if subnets and subnets != there:
@@ -335,7 +339,10 @@ def _require_configured(network: Network, config: Mapping[str, Any]) -> None:
 
 
 def _name_servers(given: Any) -> dict[str, Any]:
-    """Return the capability ``dns`` of the call as the result's ``dns``. Raises Failure."""
+    """Convert the capability ``dns`` of a call to the field ``dns`` of the result.
+
+    Raises Failure.
+    """
     keys = {"servers": "nameservers", "searches": "search", "options": "options"}
     if not isinstance(given, dict) or given.keys() - keys:
         raise Failure(WRONG_CONFIG, f"runtimeConfig.dns has other keys than {', '.join(keys)}")
@@ -343,7 +350,9 @@ def _name_servers(given: Any) -> dict[str, Any]:
 
 
 def _given(call: Call) -> str:
-    """Return the user's name for the container: derived from the pod, or the container's id."""
+    """Return the name for the container: derived from its pod, or the container's id without a
+    pod.
+    """
     pod, space = (call.args.get(f"K8S_POD_{word}", "") for word in ("NAME", "NAMESPACE"))
     if not pod:
         return call.container
@@ -404,9 +413,10 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
 
 
 def _bandwidth(given: Any) -> tuple[tuple[str, int], ...]:
-    """Parse the rates of the capability ``bandwidth``, in bits per second; 0 means no limit.
+    """Return the rates of the capability ``bandwidth`` by direction, without those that are 0.
 
-    Bursts are ignored: niso derives them from the rate. Raises InvalidInput.
+    The capability has bits per second. Its bursts are ignored, because niso derives them from the
+    rate. Raises InvalidInput.
     """
     rates = {way: given.get(f"{key}rate") for way, key in _WAYS.items()} if given else {}
     if not any(rates.values()):
@@ -434,7 +444,7 @@ def _ports(mappings: Any) -> Iterator[Port]:
 
 
 def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
-    """Return the policy that configuration, annotations and CNI_ARGS all allow."""
+    """Return the policy that allows only what configuration, annotations and CNI_ARGS all allow."""
 
     noted = _once(((key.replace("-", "_"), value) for key, value in notes.items()), _PREFIX)
     args = _once(
@@ -461,7 +471,7 @@ def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
 
 
 def _once(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
-    """Collect pairs in a dict. Raises Failure if a key has two different values."""
+    """Return pairs as a dict. Raises Failure if a key has two different values."""
     known: dict[str, Any] = {}
     for key, value in pairs:
         if known.setdefault(key, value) != value:
@@ -470,7 +480,7 @@ def _once(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
 
 
 def _result(store: Store, call: Call, name: str) -> dict[str, Any]:
-    """Return the result of ADD: the attachment's link on the network."""
+    """Return the result of ADD: the attachment's interface and addresses on the network."""
     network, row = store.require_network(call.network), store.service(name)
     link = next(x for x in store.attachments.links(name) if x.network == call.network)
     own = [address for on, address in store.addresses(name) if on == call.network]
@@ -526,7 +536,7 @@ def _delete(call: Call) -> None:
 
 
 def _gc(call: Call) -> None:
-    """Detach this network's attachments that the engine no longer lists."""
+    """Detach this network's attachments that are not in the engine's list of valid ones."""
     valid = call.config.get("cni.dev/valid-attachments", call.config.get("cni.dev/attachments"))
     if not isinstance(valid, list) or not all(isinstance(attachment, dict) for attachment in valid):
         raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments is missing")
@@ -596,10 +606,10 @@ _HINT = "look at the plugins before niso-cni in the list"
 
 
 def require_free(store: Store, call: Call, same: Attached | None) -> None:
-    """Raise Failure if a plugin that ran before niso has created the interface.
+    """Raise Failure if a plugin that ran before niso has created an interface of this name.
 
-    The interface may be that of niso's own attachment: after ADD of the same container again, or if
-    niso is twice in a list.
+    It is no error if the interface belongs to niso's own attachment: ADD may be repeated for a
+    container, and niso may be twice in a list.
     """
     own = store.attachments.links(same.service) if same is not None else ()
     is_own = any(link.interface == call.interface for link in own)
@@ -634,7 +644,10 @@ def merged(call: Call, own: dict[str, Any]) -> dict[str, Any]:
 
 
 def addresses(call: Call) -> set[str]:
-    """Return the interface's addresses in the list's result. Raises Failure."""
+    """Return the interface's addresses in the result of the whole list of plugins.
+
+    Raises Failure.
+    """
     if call.config.get(_KEY) is None:
         return set()
     previous = _previous(call)
@@ -651,7 +664,7 @@ def addresses(call: Call) -> set[str]:
 
 
 def _previous(call: Call) -> dict[str, Any]:
-    """Return ``prevResult``, where missing or null lists become empty ones. Raises Failure."""
+    """Return ``prevResult``, with an empty list for each missing or null list. Raises Failure."""
     given = call.config[_KEY]
     if not isinstance(given, dict):
         raise Failure(WRONG_CONFIG, f"{_KEY} is not an object", _HINT)
@@ -675,7 +688,7 @@ _POD_HINT = "systemctl status niso_kubernetes"
 def require(call: Call, same: Attached | None) -> None:
     """Raise Failure if a pod has no name, or cannot get its policy.
 
-    Its policy must be applied already, or the agent must be running.
+    It can get its policy if the agent is running. A policy that is applied already is enough too.
     """
     from niso.engines import pod_agent
 
@@ -686,7 +699,7 @@ def require(call: Call, same: Attached | None) -> None:
 
 
 def require_agent() -> None:
-    """Raise Failure if no pod can be attached (STATUS)."""
+    """Raise Failure if no pod can be attached now, for the command STATUS."""
     from niso.engines import pod_agent
 
     if not pod_agent.agent_runs():
@@ -694,10 +707,11 @@ def require_agent() -> None:
 
 
 def closed(store: Store, call: Call, request: Request, same: Attached | None) -> Request:
-    """Return a pod's request with the closed policy, or with its own policy if already applied.
+    """Return a pod's request with its own policy if that is applied already, else one that denies
+    all.
 
-    A pod has no aliases: otherwise its user could impersonate a pod that other policies name.
-    Raises Failure.
+    A pod has no aliases, because its user could otherwise impersonate a pod that other policies
+    name. Raises Failure.
     """
     from niso.engines import pod_agent
 
@@ -714,7 +728,8 @@ def closed(store: Store, call: Call, request: Request, same: Attached | None) ->
 def wait(machine: Machine, call: Call, service: str) -> None:
     """Wait until the pod's policy is applied.
 
-    If this takes too long, detach the pod and raise Failure, so that the runtime tries again.
+    If this takes too long, the pod is detached and Failure raised. The container engine then tries
+    again.
     """
     from niso.engines import pod_agent
 

@@ -1,13 +1,13 @@
 """Serve Docker's remote network driver ``niso`` on a Unix socket, and carry out its calls.
 
 The protocol is JSON over HTTP (moby, libnetwork/docs/remote.md; seen with Docker 26.1). systemd
-passes the socket (sd_listen_fds(3)); otherwise the first argument is its path. The server exits
-when idle.
+passes the socket (sd_listen_fds(3)). Without systemd, the first argument is its path. The server
+exits when it has been idle for a while.
 
-Docker itself moves an interface from the host into its container, and makes no call afterwards. So
-niso attaches a namespace of its own, hands the interface over, and completes the attachment when
-the interface is in the container. The attachment's path is a symlink to the first namespace, and
-then to the container's.
+Docker itself moves an interface from the host into its container, and makes no call afterwards.
+niso therefore attaches a namespace that it created, and moves the interface out of it for Docker.
+It completes the attachment when the interface is in the container. The attachment's path is a
+symlink, first to niso's namespace, then to the container's.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 OWNER = BY_INTERFACE
 WAIT_S = 0.05
-"""The interval (s) between two checks for an interface that Docker is moving."""
+"""Seconds between two checks whether Docker has moved an interface."""
 _LONGEST_WAIT_S = 120.0  # for Docker to start a container; the same as _MOVING_S of `attachments`
 _GENERIC = "com.docker.network.generic"
 _PORTS = "com.docker.network.portmap"
@@ -59,7 +59,9 @@ _OPTIONS = ("mtu", "network", _NAMED, *plugin.POLICY_KEYS)
 _OWN_OPTIONS = ("name", *plugin.POLICY_KEYS)
 
 _waiting: dict[str, float] = {}
-"""Endpoint -> time of its interface's hand-over (time.monotonic())."""
+"""When the interface of each endpoint was handed over to Docker (time.monotonic()), by endpoint
+id.
+"""
 
 
 def answer_call(call: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +80,10 @@ def say(text: str) -> None:
 
 
 def _file(top: str, id: object) -> str:
-    """Return the path of a network's or endpoint's file. Raises InvalidInput."""
+    """Return the path of the file with niso's data on a network or endpoint of Docker.
+
+    ``top`` is the state or run folder, ``id`` Docker's id. Raises InvalidInput.
+    """
     text = str(id)
     if not 0 < len(text) <= 64 or not set(text) <= set("0123456789abcdef"):
         raise InvalidInput(f"{text!r} is not an id of Docker")
@@ -105,7 +110,7 @@ def _remove(path: str) -> None:
 
 
 def _network(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the saved data of a call's network. Raises NotFound."""
+    """Return the saved data of the network that a call names. Raises NotFound."""
     known = _known(_file(paths.state_dir(), given["NetworkID"]))
     if known is None:
         raise NotFound("niso does not know this network", "docker network rm, and create it again")
@@ -152,7 +157,7 @@ def _create_network(given: dict[str, Any]) -> None:
 
 
 def _delete_network(given: dict[str, Any]) -> None:
-    """Remove a network that was created for Docker, unless services of niso are on it."""
+    """Remove the network of a call if it was created for Docker and no service of niso is on it."""
 
     path = _file(paths.state_dir(), given["NetworkID"])
     known = _known(path)
@@ -169,9 +174,9 @@ def _delete_network(given: dict[str, Any]) -> None:
 
 
 def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
-    """Save the data that `_join` needs.
+    """Save an endpoint's data, which `_join` needs later.
 
-    An invalid option is refused here, before Docker creates anything of the container.
+    An invalid option is refused here, before Docker creates the container.
     """
     own, options = _own_options(given), _network(given)["options"]
     _policy(options, own)
@@ -188,7 +193,10 @@ def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own_options(endpoint: Mapping[str, Any]) -> dict[str, str]:
-    """Parse the options of ``--network name=N,driver-opt=niso.KEY=VALUE``. Raises InvalidInput."""
+    """Return the options of ``--network name=N,driver-opt=niso.KEY=VALUE`` by KEY.
+
+    Raises InvalidInput for an unknown key.
+    """
     given = endpoint.get("Options") or {}
     own = {
         str(key).removeprefix(_PREFIX): str(value)
@@ -204,13 +212,13 @@ def _own_options(endpoint: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _mac(endpoint: Mapping[str, Any]) -> str:
-    """Return the MAC address of ``--mac-address``, "" for none. Raises InvalidInput."""
+    """Return the MAC address of ``--mac-address``; "" if none was given. Raises InvalidInput."""
     text = str((endpoint.get("Interface") or {}).get("MacAddress") or "")
     return checked_mac(text) if text else ""
 
 
 def _policy(options: Mapping[str, str], own: Mapping[str, str]) -> Policy:
-    """Return the policy that the options of network and endpoint both allow."""
+    """Return the policy that allows only what the options of network and endpoint both allow."""
 
     return combined(
         plugin.policy({key: some[key] for key in plugin.POLICY_KEYS if key in some}, where)
@@ -219,7 +227,7 @@ def _policy(options: Mapping[str, str], own: Mapping[str, str]) -> Policy:
 
 
 def _ports(given: Mapping[str, Any]) -> tuple[Port, ...]:
-    """Parse the ports to publish. Raises InvalidInput."""
+    """Return the ports of a call that Docker wants published. Raises InvalidInput."""
     ports = []
     for one in (given.get("Options") or {}).get(_PORTS) or ():
         first, last = int(one["HostPort"]), int(one.get("HostPortEnd") or one["HostPort"])
@@ -235,7 +243,7 @@ def _ports(given: Mapping[str, Any]) -> tuple[Port, ...]:
 
 
 def _join(given: dict[str, Any]) -> dict[str, Any]:
-    """Attach a namespace of niso's own, and hand its interface over to Docker."""
+    """Attach a namespace that niso creates, and hand its interface over to Docker."""
     network, path = _network(given), _file(paths.run_dir(), given["EndpointID"])
     kept, sandbox = _known(path), str(given["SandboxKey"])
     if kept is None or not sandbox.startswith("/"):
@@ -271,11 +279,10 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forget_ended(machine: Machine, request: Request) -> None:
-    """Detach the endpoints that ended without a call, as after Docker was killed.
+    """Detach endpoints whose container ended without a call, for example because Docker was killed.
 
     Docker assigns their addresses and host ports to other containers. An endpoint whose interface
-    may still be in transfer is detached only if Docker assigns its address to the endpoint of
-    ``request``.
+    Docker may still be moving is detached only if ``request`` has its address.
     """
     store = machine.store
     wanted = {ip for wish in request.wishes for ip in wish.ips}
@@ -311,7 +318,7 @@ def _subnets(machine: Machine, network: Mapping[str, Any]) -> Any:
 
 
 def _lead(path: str, target: str) -> None:
-    """Change the target of an endpoint's symlink to a namespace."""
+    """Change the target of an endpoint's symlink to a namespace, atomically."""
     draft = f"{path}.new"
     _remove(draft)
     os.symlink(target, draft)
@@ -321,9 +328,9 @@ def _lead(path: str, target: str) -> None:
 def _request(
     machine: Machine, network: Mapping[str, Any], endpoint: Mapping[str, Any], id: str
 ) -> Request:
-    """Return the request to attach an endpoint, without its ports. Raises InvalidInput.
+    """Return the request to attach an endpoint; a later call publishes its ports.
 
-    A later call publishes the ports.
+    Raises InvalidInput.
     """
     own = _own_options(endpoint)
     interface = endpoint.get("Interface") or {}
@@ -356,7 +363,7 @@ def _withdraw(given: dict[str, Any]) -> None:
 
 
 def _set_ports(given: Mapping[str, Any], ports: tuple[Port, ...]) -> None:
-    """Publish exactly these ports of an endpoint, also while its interface is in transfer."""
+    """Publish exactly these ports of an endpoint, even while Docker is moving its interface."""
     machine = plugin.machine()
     for attached in machine.store.attachments.all(OWNER, str(given["EndpointID"])):
         now = attach.current(machine.store, attached.service)
@@ -365,7 +372,7 @@ def _set_ports(given: Mapping[str, Any], ports: tuple[Port, ...]) -> None:
 
 
 def _leave(given: dict[str, Any]) -> None:
-    """Detach an endpoint; no-op if it is detached."""
+    """Detach the endpoint of a call; no-op if it is not attached."""
     path = _file(paths.run_dir(), given["EndpointID"])
     machine, id = plugin.machine(), os.path.basename(path)
     _waiting.pop(id, None)
@@ -383,9 +390,9 @@ def _delete_endpoint(given: dict[str, Any]) -> None:
 
 
 def take_up() -> bool:
-    """Resume waiting for interfaces that an earlier process handed over.
+    """Continue to wait for interfaces that an earlier process of the driver handed over to Docker.
 
-    Returns whether this succeeded. If the store is unusable, each call fails with the reason.
+    Returns False if the store is unusable. Each call then fails with the reason.
     """
     if not os.path.lexists(paths.database()):
         return True
@@ -402,9 +409,9 @@ def take_up() -> bool:
 
 
 def settle() -> bool:
-    """Complete attachments whose interface is in its container.
+    """Complete the attachments whose interface Docker has moved into its container.
 
-    Returns whether other attachments still wait.
+    Returns whether other attachments are still waiting.
     """
     for id, since in list(_waiting.items()):
         try:
@@ -418,9 +425,9 @@ def settle() -> bool:
 
 
 def _settled(id: str) -> bool:
-    """Complete an attachment if Docker has moved its interface.
+    """Complete an endpoint's attachment if Docker has moved its interface.
 
-    Returns whether the attachment no longer waits.
+    Returns True if the endpoint need not be checked again.
     """
     path = f"{_file(paths.run_dir(), id)}.netns"
     if not os.path.exists(path):
@@ -446,7 +453,9 @@ def _settled(id: str) -> bool:
 
 
 def _nothing(_: dict[str, Any]) -> None:
-    """Return an empty answer: discovery of other hosts, and later calls, need no action."""
+    """Return an empty answer for a call that needs no action, such as the discovery of other
+    hosts.
+    """
 
 
 _CALLS: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
@@ -474,7 +483,7 @@ _TYPE = "application/vnd.docker.plugins.v1.2+json"
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers one call. The server is single-threaded, so calls are serialised."""
+    """Answer one call. The server has one thread, so calls are carried out one after another."""
 
     timeout = 10  # seconds until a silent client is disconnected
     protocol_version = "HTTP/1.0"
@@ -509,7 +518,7 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def log_message(self, *_: object) -> None:
-        """Suppress the log: Docker calls often."""
+        """Write no log, because Docker calls often."""
 
 
 class _Server(socketserver.UnixStreamServer):
@@ -520,7 +529,7 @@ class _Server(socketserver.UnixStreamServer):
         self.last = time.monotonic()
 
     def handle_error(self, *_: object) -> None:
-        """Log why a call failed: the client disconnected, or the store has an error."""
+        """Log why a call failed, for example because the client disconnected."""
         say(f"a call failed: {sys.exc_info()[1]!r}")
 
     def process_request(self, *given: object) -> None:
@@ -529,7 +538,7 @@ class _Server(socketserver.UnixStreamServer):
 
 
 def main() -> None:
-    """Serve until idle for a while; without a socket from systemd, serve without limit."""
+    """Serve calls. With a socket from systemd, return after some idle time; otherwise never."""
     try:
         listening, is_passed = _listening()
     except (OSError, Error) as error:
@@ -548,7 +557,7 @@ def main() -> None:
 
 
 def _listening() -> tuple[socket.socket, bool]:
-    """Return the socket, and whether systemd passed it. Raises OSError, Error."""
+    """Return the socket to serve, and whether systemd passed it. Raises OSError, Error."""
     if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
         return socket.socket(fileno=_FIRST_FD), True
     if len(sys.argv) != 2 or not sys.argv[1].startswith("/"):

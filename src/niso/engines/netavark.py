@@ -1,14 +1,16 @@
-"""Run as a plugin of netavark, Podman's network program; serve names by aardvark-dns.
+"""Run as a plugin of netavark, Podman's network program, and serve names with aardvark-dns.
 
 The calls are ``info``, ``create``, ``setup NETNS`` and ``teardown NETNS``, with JSON on stdin and
 stdout (github.com/containers/netavark, plugin-API.md; seen with Podman 5.4).
 
-Containers resolve each other's names with aardvark-dns, the name server of Podman's own networks,
-if it is installed. It reads one file for each network: the network's addresses, then a line ``ID
-IPV4S IPV6S NAMES`` for each container. It reads them again at SIGHUP, and exits when there is none
-(github.com/containers/aardvark-dns). niso runs its own instance, because netavark's does not know
-the networks of plugins. It forwards other names to the host's name servers, except for addresses
-that only files of internal networks have, whichever address of the host they ask. The names of such
+If aardvark-dns, the name server of Podman's own networks, is installed, containers resolve each
+other's names with it. It reads one file for each network: a line with the network's addresses, then
+a line ``ID IPV4S IPV6S NAMES`` for each container. At SIGHUP it reads the files again, and exits if
+there is none (github.com/containers/aardvark-dns).
+
+niso runs its own instance, because netavark's instance does not know the networks of plugins. The
+instance forwards other names to the host's name servers. It does not forward for addresses that
+only files of internal networks contain, whichever address of the host they ask. The names of such
 files end in ``%int``.
 """
 
@@ -56,7 +58,7 @@ _OWN_OPTIONS = ("name", *plugin.POLICY_KEYS)
 
 
 def main() -> None:
-    """Carry out one call and end the process."""
+    """Carry out one call of netavark, print the answer, and end the process."""
     status = 0
     try:
         answer = _answer(sys.argv[1:])
@@ -101,9 +103,9 @@ def _answer(words: list[str]) -> dict[str, Any] | None:
 
 
 def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
-    """Create the network; return its description, completed with niso's choices.
+    """Create a network for Podman; return Podman's description of it, completed with niso's values.
 
-    Only niso leases the network's addresses, because services of niso can be on it.
+    niso alone reserves the network's addresses, because services of niso can be on it too.
     """
     drop_networks(machine, _network_name(given))
     network = _ensured(machine, given)
@@ -120,9 +122,9 @@ def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
-    """Return niso's network for a network of Podman, created if it does not exist.
+    """Return niso's network for a network of Podman; create it if it does not exist.
 
-    Raises InvalidInput for unsupported settings, Conflict if the network exists and differs.
+    Raises InvalidInput for unsupported settings, and Conflict if the existing network differs.
     """
     name = _network_name(given)
     options = _checked(given.get("options"), _OPTIONS, "--opt")
@@ -164,7 +166,10 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
 
 
 def _is_as_described(known: Network, given: Mapping[str, Any], mtu: str | None) -> bool:
-    """Return whether a network equals Podman's record of it. At a setup, it usually does."""
+    """Return whether a network equals Podman's description.
+
+    When a container starts, it usually does.
+    """
     have = sorted((subnet.cidr, subnet.gateway) for subnet in known.subnets)
     want = [(str(s.get("subnet")), str(s.get("gateway"))) for s in given.get("subnets") or ()]
     return (
@@ -179,7 +184,7 @@ def _is_as_described(known: Network, given: Mapping[str, Any], mtu: str | None) 
 
 
 def _note(machine: Machine, network: str, called: str) -> None:
-    """Record that a network was created for Podman, and which file of Podman's describes it."""
+    """Record that a network was created for Podman, and the path of Podman's file about it."""
     path = os.path.join(_notes(), network)
     note = {
         "file": os.path.join(_network_folder(), f"{called}.json"),
@@ -194,11 +199,12 @@ def _notes() -> str:
 
 
 def drop_networks(machine: Machine, wanted: str = "", report: Report = silent) -> None:
-    """Remove the networks that Podman has removed and that no service is on.
+    """Remove the networks that Podman has removed, if no service is on them.
 
-    Podman does not call its plugin for a removal. It writes the file of a new network after the
-    call, so recently created networks are kept, except ``wanted``, which Podman is about to create.
-    A network that cannot be removed is reported. Raises OSError.
+    Podman does not call its plugin when it removes a network. It writes the file of a new network
+    after the call, so recently created networks are kept. ``wanted`` is removed even so, because
+    Podman is about to create it again. A network that cannot be removed is reported. Raises
+    OSError.
     """
 
     try:
@@ -230,7 +236,7 @@ def drop_networks(machine: Machine, wanted: str = "", report: Report = silent) -
 
 
 def _network_folder() -> str:
-    """Return the folder of Podman's descriptions of networks (containers.conf(5))."""
+    """Return the folder of Podman's files about networks (containers.conf(5))."""
     with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
         words = os.fsdecode(file.read()).split("\0")
     option = "--network-config-dir"
@@ -251,9 +257,10 @@ def _network_folder() -> str:
 
 
 def _network_name(given: Mapping[str, Any]) -> str:
-    """Return niso's name for a network: the same name, or a derived one for ``shop_back``.
+    """Return niso's name for a network of Podman: the same name, or a derived one for
+    ``shop_back``.
 
-    Raises InvalidInput for a name with another meaning in niso, such as ``none``.
+    Raises InvalidInput for a name that means something else in niso, such as ``none``.
     """
 
     name = str(given.get("name", ""))
@@ -267,9 +274,9 @@ def _network_name(given: Mapping[str, Any]) -> str:
 
 
 def _checked(given: Any, known: tuple[str, ...], what: str) -> dict[str, str]:
-    """Return options as strings.
+    """Return Podman's options as strings. ``what`` names them in errors.
 
-    Raises InvalidInput for an unknown option: it could be a policy.
+    Raises InvalidInput for an unknown option, because it could be a misspelt policy.
     """
     options = {str(key): str(value) for key, value in (given or {}).items()}
     if unknown := sorted(options.keys() - set(known)):
@@ -280,7 +287,7 @@ def _checked(given: Any, known: tuple[str, ...], what: str) -> dict[str, str]:
 
 
 def _policy(options: Mapping[str, str], own: Mapping[str, str], name: str) -> Any:
-    """Return the policy that the options of network and container both allow."""
+    """Return the policy that allows only what the options of network and container both allow."""
 
     return combined(
         plugin.policy({key: some[key] for key in plugin.POLICY_KEYS if key in some}, where)
@@ -356,7 +363,7 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
 
 
 def _port(given: Mapping[str, Any]) -> Port:
-    """Parse a published port. Raises InvalidInput."""
+    """Return the port that Podman wants published. Raises InvalidInput."""
     try:
         host, inner = int(given["host_port"]), int(given["container_port"])
         count = int(given.get("range") or 1)
@@ -367,7 +374,7 @@ def _port(given: Mapping[str, Any]) -> Port:
 
 
 def _teardown(machine: Machine, given: Mapping[str, Any]) -> None:
-    """Detach a container from a network; no-op if the container is not on it."""
+    """Detach a container from the network of a call; no-op if the container is not on it."""
     try:
         network = _network_name(given["network"])
     except InvalidInput:
@@ -389,22 +396,23 @@ DOMAIN = "dns.podman"
 _PID_FILE = "aardvark.pid"
 _INTERNAL = "%int"
 _SILENCED = 1022
-"""Of an internal network: its first so many addresses, and all leased ones, are not forwarded for.
+"""The number of first addresses of an internal network for which no queries are forwarded.
 
-Services of niso's own are on it too, and aardvark-dns forwards for an address that no file has.
+The same holds for all its reserved addresses. Services of niso are on the network too, and
+aardvark-dns would forward for an address that is in no file.
 """
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
 
 
 def servers(network: Network) -> list[str]:
-    """Return the addresses of a network's name server; empty if none is installed."""
+    """Return the addresses of a network's name server; empty if aardvark-dns is not installed."""
     return [subnet.gateway for subnet in network.subnets] if _program() else []
 
 
 def update(machine: Machine, network: str, owner: str) -> None:
-    """Write the names of the owner's attachments on a network, and make the server reload them.
+    """Write a network's file for the name server, and make the name server read it.
 
-    Raises OSError.
+    The file has the names of the owner's attachments on the network. Raises OSError.
     """
     program = _program()
     if program is None:
@@ -438,7 +446,7 @@ def _program() -> str | None:
 
 
 def _text(store: Store, network: str, owner: str) -> str:
-    """Return the content of a network's file; "" if no container is on it."""
+    """Return the content of a network's file for the name server; "" if no container is on it."""
     known = store.network(network)
     lines = []
     for attached in store.attachments.all(owner):
@@ -457,7 +465,7 @@ def _text(store: Store, network: str, owner: str) -> str:
 
 
 def _silenced(store: Store, network: Network, family: int) -> list[str]:
-    """Return the addresses on an internal network for which the name server forwards no queries."""
+    """Return the addresses of an internal network for which the name server forwards no queries."""
     addresses = {address for address, _, _ in store.leases(network.name, family)}
     for subnet in network.subnets:
         if subnet.family == family:
@@ -468,10 +476,7 @@ def _silenced(store: Store, network: Network, family: int) -> list[str]:
 
 
 def _notify(program: str, folder: str, needed: bool) -> None:
-    """Make the running name server reload its files.
-
-    If none is running and there are names, start one.
-    """
+    """Make the running name server read its files again, or start one if ``needed``."""
     try:
         with open(os.path.join(folder, _PID_FILE), encoding="ascii") as file:
             pid = int(file.read())

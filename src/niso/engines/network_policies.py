@@ -1,12 +1,12 @@
-"""Translate Kubernetes' network policies into niso's policy for one pod. Pure.
+"""Translate Kubernetes' network policies into niso's policy for one pod. No side effects.
 
 Pods, namespaces and policies are parsed from the JSON of Kubernetes' API. The API server has
-validated them, but it may be newer than niso. A policy with anything unknown to niso becomes a
-policy that allows nothing (`NetworkPolicy.error`).
+validated them, but it may be newer than niso. A policy that contains anything unknown to niso
+allows nothing (`NetworkPolicy.error`).
 
-The semantics are those of k8s.io/api/networking/v1. If no policy with a direction selects a pod,
-the pod is open in that direction. Several policies add up, and there are no deny rules. Traffic
-from the node itself, such as the kubelet's probes, always reaches a pod.
+The rules are those of k8s.io/api/networking/v1. If no policy selects a pod for a direction, all
+packets of that direction pass. Several policies allow what any of them allows, and there are no
+deny rules.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ class Named(NamedTuple):
 
 
 class Pod(NamedTuple):
-    """A Kubernetes pod.
+    """A pod of Kubernetes.
 
-    ``uid`` is the kubelet's id of the pod. For a static pod it differs from the object's uid.
+    ``uid`` is the kubelet's id of the pod. For a static pod it differs from the uid of the API
+    object.
     """
 
     namespace: str
@@ -68,12 +69,12 @@ class Expression(NamedTuple):
 
 
 class Selector(NamedTuple):
-    """Conditions that labels must all meet; without conditions it selects all pods."""
+    """Conditions that labels must all meet. Without conditions, all labels match."""
 
     expressions: tuple[Expression, ...] = ()
 
     def selects(self, labels: Labels) -> bool:
-        """Return whether the labels meet all conditions.
+        """Return whether labels meet all conditions.
 
         A missing label meets NotIn and DoesNotExist (k8s.io/apimachinery, pkg/labels).
         """
@@ -81,17 +82,17 @@ class Selector(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A prefix and the prefixes excepted from it, in canonical form."""
+    """A prefix, and the prefixes inside it that are excluded. All are in canonical form."""
 
     cidr: str
     excepted: tuple[str, ...] = ()
 
 
 class Other(NamedTuple):
-    """A peer of a rule: a block, or pods selected by their labels and their namespaces' labels.
+    """A peer of a rule: a block, or pods selected by their own and their namespaces' labels.
 
-    Without ``spaces``, pods of the policy's own namespace; without ``pods``, all pods of the
-    selected namespaces.
+    If ``spaces`` is None, the pods are in the policy's own namespace. If ``pods`` is None, all pods
+    of the selected namespaces are meant.
     """
 
     block: Block | None = None
@@ -100,7 +101,7 @@ class Other(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Ports of a rule: ``first`` to ``last``, or the named port ``name``."""
+    """The ports of a rule: from ``first`` to ``last``, or the port with the name ``name``."""
 
     proto: str
     first: int = 0
@@ -111,7 +112,8 @@ class Target(NamedTuple):
 class Rule(NamedTuple):
     """A rule of a policy in one direction.
 
-    ``others`` None means all peers, ``targets`` None all ports.
+    If ``others`` is None, the rule is about all peers. If ``targets`` is None, it is about all
+    ports.
     """
 
     others: tuple[Other, ...] | None = None
@@ -165,7 +167,10 @@ def pod(data: Mapping[str, Any]) -> Pod:
 
 
 def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
-    """Parse a namespace to (name, labels). Raises ValueError if the object is not a namespace."""
+    """Return the name and labels of a namespace.
+
+    Raises ValueError if ``data`` is not a namespace.
+    """
     try:
         return data["metadata"]["name"], _labels(data["metadata"])
     except _MALFORMED as error:
@@ -175,8 +180,8 @@ def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
 def network_policy(data: Mapping[str, Any]) -> NetworkPolicy:
     """Parse a network policy.
 
-    A policy that niso does not support selects all pods of its namespace and allows nothing. Raises
-    ValueError if the object has no name.
+    A policy that niso does not support becomes one that selects all pods of its namespace and
+    allows nothing. Raises ValueError if the object has no name.
     """
     try:
         space, name = data["metadata"]["namespace"], data["metadata"]["name"]
@@ -280,19 +285,21 @@ def _target(data: Mapping[str, Any]) -> Target:
 _EVERYWHERE = (Peer("prefix", "0.0.0.0/0"), Peer("prefix", "::/0"))
 _ALL = (0, 65535, "")
 _MOST_ENTRIES, _MOST_CHARACTERS = 10_000, 1_000_000
-"""Limits for one pod and direction: of entries, and of the names of their peers together."""
+"""Limits for one pod and direction: the number of entries, and the characters of their peers'
+names.
+"""
 MOST_ELEMENTS = 10_000
-"""Limit for one pod, of elements in the kernel's rules."""
+"""The maximum number of nftables elements of one pod's policy."""
 _ANYBODY = Other(spaces=Selector())
 
 Ports = tuple[int, int, str]
-"""First and last port, and protocol."""
+"""The first port, the last port, and the protocol."""
 
 
 class World(NamedTuple):
-    """The input of a translation to niso's policies.
+    """The pods, namespaces and policies from which niso's policies are computed.
 
-    ``names`` has the attachments of pods on this node. A pod has several while its sandbox is being
+    ``names`` maps pods of this node to their attachments. A pod has several while its sandbox is
     replaced.
     """
 
@@ -303,11 +310,11 @@ class World(NamedTuple):
 
 
 def policy_of(pod: Pod, world: World) -> Policy:
-    """Return the policy of a pod.
+    """Return niso's policy for a pod.
 
-    Its peers are pods on this node, by the names of their attachments, and prefixes. Pods on other
-    nodes, or in the host network, are never peers. Raises InvalidInput if the policy would be too
-    large.
+    Its peers are prefixes, and pods of this node by the names of their attachments. Pods of other
+    nodes, and pods in the host network, are never peers. Raises InvalidInput if the policy would be
+    too large.
     """
     selecting = [
         policy
@@ -329,15 +336,15 @@ def policy_of(pod: Pod, world: World) -> Policy:
 
 
 Allowed = tuple[str, Peer, Ports]
-"""The name of the policy that allows it, the peer, and the ports."""
+"""The name of the network policy that allows packets, their peer, and their ports."""
 
 
 def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
-    """Return entries without duplicates, each with a unique key.
+    """Return policy entries without duplicates, each with a unique key.
 
-    Pods come first, then prefixes, then entries for all peers: in this order the rules need the
-    fewest elements. Raises InvalidInput if there are so many entries that they would delay all pods
-    of the node.
+    Pods come first, then prefixes, then entries for all peers. In this order, the fewest nftables
+    elements are needed. Raises InvalidInput if there are so many entries that they would delay all
+    pods of the node.
     """
     first: dict[tuple[Peer, Ports], str] = {}
     characters = 0
@@ -400,9 +407,9 @@ def _egress(policies: Iterable[NetworkPolicy], world: World) -> Iterator[Allowed
 
 
 def _ports(rule: Rule, receiver: Pod | None) -> Iterator[Ports]:
-    """Yield the ports of a rule.
+    """Yield the ports that a rule allows.
 
-    A named port is looked up in the receiver, and matches nothing if the receiver is not a pod.
+    A named port is looked up in ``receiver``. It matches nothing if the receiver is not a pod.
     """
     if rule.targets is None:
         yield _ALL
@@ -420,7 +427,7 @@ def _named(target: Target, receiver: Pod | None) -> Iterator[Ports]:
 
 
 def _peers(rule: Rule, policy: NetworkPolicy, world: World) -> Iterator[tuple[Peer, Pod | None]]:
-    """Yield the peers of a rule, each with its pod; None if the peer is a prefix."""
+    """Yield the peers of a rule, each with its pod, or None if the peer is a prefix."""
     if rule.others is None:
         yield from ((peer, None) for peer in _EVERYWHERE)
     blocks: dict[str, None] = {}
@@ -457,7 +464,7 @@ def _is(pod: Pod, other: Other, policy: NetworkPolicy, world: World) -> bool:
 
 
 def _prefixes(block: Block) -> Iterator[str]:
-    """Yield the prefixes that cover a block without its exceptions, in ascending order."""
+    """Yield the prefixes that cover a block without its excluded prefixes, in ascending order."""
     whole = ipaddress.ip_network(block.cidr)
     others = (ipaddress.ip_network(text) for text in block.excepted)
     excepted = [
@@ -473,9 +480,10 @@ def _prefixes(block: Block) -> Iterator[str]:
 def _left(
     first: int, length: int, bits: int, excepted: list[tuple[int, int]]
 ) -> Iterator[tuple[int, int]]:
-    """Yield the parts of a prefix that are not excepted, by halving it recursively.
+    """Yield the parts of a prefix that are not excluded, as first address and length.
 
-    A prefix is (first address, length), an exception (first address, last address).
+    The prefix is halved until a part is completely inside or outside ``excepted``, which contains
+    pairs of first and last address.
     """
     last = first + (1 << (bits - length)) - 1
     inside = [(low, high) for low, high in excepted if low <= last and high >= first]

@@ -1,6 +1,6 @@
-"""Share code between the plugins of engines: the machine, names, ports, policies, input, errors.
+"""Share code between the container engines' plugins: names, ports, policies, input and errors.
 
-An engine waits for its plugin, so this imports no code for manifests or processes.
+An engine waits for its plugin, so this module imports no code for manifests or processes.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 
 _LONGEST_NAME = 40
-"""The most characters of an attachment's name; longer ones are cut and get a digest."""
+"""The maximum length of an attachment's name. A longer name is cut, and a hash is added."""
 
 
 class _LateProcesses:
-    """The processes of services, imported on first use: only the undo of a change needs them.
+    """The processes of services. The code is imported when it is first used.
 
-    Their modules are 15 of those that a plugin call would import, and take 10 % of its processor
-    time.
+    Only the undo of a change needs it. Its modules are 15 of those that a plugin call would import,
+    and take 10 % of the call's processor time.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -53,9 +53,9 @@ class _LateProcesses:
 
 
 def machine() -> Machine:
-    """Return this host's machine, with the default state folder.
+    """Return the `Machine` (store, kernel, processes) of this host, with the default state folder.
 
-    Raises Error if not run as root.
+    Raises Error if the caller is not root.
     """
     if os.geteuid() != 0:
         raise Error("niso needs root", "niso has no rootless networks")
@@ -77,9 +77,9 @@ def _joined() -> Joined | None:
 
 
 def label(text: str) -> str:
-    """Derive a valid service name from a string, such as the name of a container or pod.
+    """Return a valid service name for a text, such as the name of a container or pod.
 
-    Different strings get different names: a string that had to be changed gets a digest.
+    Different texts get different names: if a text had to be changed, a hash is added.
     """
     plain = "".join(c if c.isascii() and (c.islower() or c.isdigit()) else "-" for c in text)
     words = [word for word in plain.split("-") if word]
@@ -93,7 +93,7 @@ def label(text: str) -> str:
 
 
 def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
-    """Return the valid aliases among strings, in lower case and without ``but``."""
+    """Return those texts that are valid aliases, in lower case, without ``but``."""
 
     valid: dict[str, None] = {}
     for text in texts:
@@ -113,7 +113,7 @@ def address(text: object) -> str:
 
 
 def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) -> Port:
-    """Return a published port for an engine's numbers; a host port of 0 is any free one.
+    """Return the published port for an engine's numbers. Host port 0 means any free port.
 
     Raises InvalidInput.
     """
@@ -134,9 +134,10 @@ def mtu(text: str | None, option: str) -> int | None:
 
 
 def policy(given: Mapping[str, object], where: str) -> Policy:
-    """Parse the policy keys allow_from, deny_from, egress_allow, egress_deny and log.
+    """Return the policy from the keys allow_from, deny_from, egress_allow, egress_deny and log.
 
-    Entries are a list, or one string separated by blanks or commas. Raises InvalidInput.
+    The entries are a list, or one string separated by blanks or commas. ``where`` precedes the keys
+    in errors. Raises InvalidInput.
     """
     if not given:
         return Policy()
@@ -164,7 +165,7 @@ def policy(given: Mapping[str, object], where: str) -> Policy:
 
 
 def flag(value: object, where: str) -> bool:
-    """Parse a truth value, which engines pass as a string. Raises InvalidInput."""
+    """Parse a boolean, which engines pass as a string. Raises InvalidInput."""
     text = str(value).lower()
     if text not in ("true", "1", "false", "0"):
         raise InvalidInput(f"{where}={value}: not a truth value", "true or false")
@@ -172,7 +173,10 @@ def flag(value: object, where: str) -> bool:
 
 
 def free_name(machine: Machine, wanted: str, id: str) -> str:
-    """Return a name for a new attachment, with the id added if a live attachment has the name."""
+    """Return a name for a new attachment; ``id`` is added if the name is in use.
+
+    It is in use if a service or an attachment with an existing namespace has it.
+    """
     name = label(wanted)
     store = machine.store
     row, held = store.service(name), store.attachments.get(name)
@@ -181,11 +185,10 @@ def free_name(machine: Machine, wanted: str, id: str) -> str:
 
 
 def joined(store: Store, request: Request) -> Request:
-    """Extend a request for one network by the attachment's other networks.
+    """Add the networks that an attachment already has to a request for one network.
 
-    The policy of a Kubernetes pod is kept: a request for another network does not remove it. Raises
-    Conflict if the attachment has another interface on the network, or this interface on another
-    network.
+    The policy of a Kubernetes pod is kept too. Raises Conflict if the attachment has another
+    interface on that network, or has this interface on another network.
     """
     now = attach.current(store, request.name)
     if now is None:
@@ -215,9 +218,9 @@ def joined(store: Store, request: Request) -> Request:
 
 
 def take_off(machine: Machine, attached: Attached, goes: Callable[[Link], bool]) -> None:
-    """Detach an attachment from the networks of the links that ``goes`` selects.
+    """Remove the interfaces that ``goes`` selects from an attachment.
 
-    If no link is left, detach it completely.
+    If no interface is left, the attachment is detached completely.
     """
     store = machine.store
     links = store.attachments.links(attached.service)
@@ -242,15 +245,15 @@ POLICY_KEYS = ("allow_from", "deny_from", "egress_allow", "egress_deny", "log")
 
 
 _MOST_BYTES = 4 << 20
-"""The most bytes that an engine may send. The annotations of a pod have at most 256 KiB."""
+"""The maximum number of bytes on stdin. The annotations of a pod have at most 256 KiB."""
 
 
 MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError)
-"""Exceptions raised by a malformed call. Nothing has changed at that point."""
+"""Exceptions that a malformed call raises, before anything has changed."""
 
 
 def read_stdin() -> str:
-    """Read stdin. Raises InvalidInput if it is too long, ValueError."""
+    """Return the text on stdin. Raises InvalidInput if it is too long, ValueError if not UTF-8."""
     data = sys.stdin.buffer.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise InvalidInput("stdin: the configuration is too long")

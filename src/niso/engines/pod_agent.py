@@ -1,15 +1,17 @@
-"""Apply Kubernetes' network policies to this node's pods; make a new pod wait for its policy.
+"""Apply Kubernetes' network policies to this node's pods, and make new pods wait for theirs.
 
-`PodAgent.look` does one sync pass: it reads the attachments of pods and applies the differences.
-The agent has no state and can be killed at any point. Until it is restarted, pods keep their last
-policies, and new ones wait. A pass updates running pods before it releases a new one, because their
-policies may mean an earlier pod by the new pod's name. Users who may write policies of one
-namespace must not delay the pods of others. So namespaces whose policies need few elements come
-first, and the elements of one namespace are limited.
+`PodAgent.look` does one sync pass: it reads the attachments of pods and applies policies that
+differ. The agent has no state of its own, so it can be killed at any point. Until it is started
+again, pods keep their policies and new pods wait.
 
-The CNI plugin attaches a pod closed, wakes the agent by its named pipe, and waits until the
-attachment's labels in the store show that the agent has applied the pod's policy. Either process
-can be killed at any point: a pod is always closed, or has its policy.
+A pass updates running pods before it releases a new pod, because their policies may refer to an
+earlier pod by the new pod's name. Users of one namespace must not delay pods of others with large
+policies. Namespaces whose policies need few nftables elements therefore come first, and the
+elements of a namespace are limited.
+
+The CNI plugin attaches a pod with a policy that denies all packets, and wakes the agent through a
+named pipe. It then waits until the attachment's labels in the store show that the pod's policy is
+applied. Both processes can be killed at any point: a pod has either the denying policy or its own.
 """
 
 from __future__ import annotations
@@ -53,21 +55,21 @@ if TYPE_CHECKING:
 
 
 LOOK_S = 30.0
-"""The interval between sync passes without any event."""
+"""Seconds between sync passes if no event occurs."""
 GATHER_S = 0.005
 _FAILED_S = 1.0
 _MOST_OF_NAMESPACE = 30_000
-"""Elements in the kernel's rules."""
+"""The maximum number of nftables elements of the policies of one namespace."""
 _HEAVY = 1000
-"""Of the elements of a namespace; one with more comes after others."""
+"""A namespace whose policies need more nftables elements than this comes after others."""
 _PODS, _SPACES = "/api/v1/pods", "/api/v1/namespaces"
 _GROUP = "/apis/networking.k8s.io/v1"
 
 
 class PodAgent:
-    """Applies the network policies of this node's pods.
+    """Apply the network policies of this node's pods.
 
-    ``connect`` opens a connection to the API server, ``log`` is called with each line to log.
+    ``connect`` opens a connection to the API server. ``log`` gets each line to log.
     """
 
     def __init__(self, connect: Callable[[], ApiServer], log: Callable[[str], None]) -> None:
@@ -88,9 +90,10 @@ class PodAgent:
     # --- one sync pass --------------------------------------------------------
 
     def look(self, machine: Machine) -> list[str]:
-        """Apply all policies that differ; return the attachments that changed.
+        """Apply all policies that differ; return the names of the attachments that changed.
 
-        Raises Error if any failed, after trying the others. New pods then keep waiting.
+        Raises Error if a policy could not be applied, after all others were tried. New pods then
+        keep waiting.
         """
         if not all(watch.is_known for watch in (self.pods, self.spaces, self.policies)):
             return []
@@ -140,10 +143,11 @@ class PodAgent:
     def _wanted(
         self, known: Mapping[str, Pod], world: World
     ) -> tuple[dict[str, Policy], dict[str, int]]:
-        """Return the policies of pods, and how many elements each namespace needs.
+        """Return the policy of each pod, and how many nftables elements each namespace needs.
 
-        A pod whose policy is too large gets the closed policy. So do pods of a namespace whose
-        policies together are too large; the smallest policies are applied first.
+        A pod whose policy is too large gets the policy that denies all packets. If the policies of
+        a namespace are too large together, the smallest are applied, and the other pods get the
+        denying policy.
         """
         policies: dict[str, Policy] = {}
         each: dict[Policy, int] = {}
@@ -171,12 +175,12 @@ class PodAgent:
         return policies, costs
 
     def _named(self, machine: Machine, services: Iterable[str]) -> set[str]:
-        """Return the policies with the names that pods have now."""
+        """Return the names of all peers in the present policies of pods."""
         policies = map(machine.store.policy, services)
         return {e.peer.name for policy in policies if policy for e in policy.entries()}
 
     def _known(self, local: Mapping[str, tuple[Attached, Who]]) -> dict[str, Pod]:
-        """Map attachments to the pods that the API server lists."""
+        """Return the pod that the API server lists, for each attachment that has one."""
         pods = self.pods.things()
         result: dict[str, Pod] = {}
         for name, (_, pod) in local.items():
@@ -193,7 +197,7 @@ class PodAgent:
     def _has_read(self, pod: Who, errors: list[Error]) -> bool:
         """Read a new pod and the policies of its namespace; return whether this succeeded.
 
-        The watches may lag, but a policy that was created before a pod must apply from the pod's
+        The watches may be late, but a policy that existed before a pod must apply from the pod's
         start.
         """
         space = quote(pod.namespace, safe="")
@@ -219,8 +223,8 @@ class PodAgent:
     def _apply(self, machine: Machine, attached: Attached, policy: Policy) -> bool:
         """Apply a pod's policy if it differs; return whether it changed. Raises Error.
 
-        If the policy cannot be combined with other policies of the pod, the pod gets the closed
-        policy.
+        If the policy cannot be combined with other policies of the pod, the pod gets the policy
+        that denies all packets.
         """
         now = attach.current(machine.store, attached.service)
         if now is None or not attached.lives(machine.kernel):
@@ -239,7 +243,7 @@ class PodAgent:
         return True
 
     def _warn(self, world: World, local: Container[str]) -> None:
-        """Log the policies that niso does not understand."""
+        """Log the network policies that niso does not understand."""
         wrong = {
             f"NetworkPolicy {space}/{name}": f"not understood, so {space} is closed: {policy.error}"
             for (space, name), policy in world.policies.items()
@@ -304,7 +308,7 @@ CLOSED = Policy(allow_from=(), egress_allow=())
 _NAMESPACE, _NAME, _UID, _POLICY = "pod_namespace", "pod_name", "pod_uid", POD_POLICY
 _WAITS, _STANDS = "waits", "stands"
 _FIRST_S, _LONGEST_S = 0.002, 0.05
-"""The first and the longest pause between two reads of the store."""
+"""The first and the longest pause in seconds between two reads of the store."""
 
 
 class Who(NamedTuple):
@@ -316,24 +320,28 @@ class Who(NamedTuple):
 
 
 def agent_runs() -> bool:
-    """Wake the agent; return whether it is running."""
+    """Wake the agent; return False if it is not running."""
     return agent_name(KUBERNETES)
 
 
 def closed(request: Request, pod: Who) -> Request:
-    """Return a pod's request with the closed policy, and with labels that mark it as waiting."""
+    """Return a pod's request with the policy that denies all packets, and with labels that say
+    so.
+    """
     labels = {**dict(request.labels), **_labels(pod, _WAITS)}
     return request._replace(policy=CLOSED, labels=tuple(sorted(labels.items())))
 
 
 def standing(request: Request, policy: Policy) -> Request:
-    """Return a pod's request with its policy, and with labels that mark it as applied."""
+    """Return a pod's request with its own policy, and with labels that say that it is applied."""
     labels = {**dict(request.labels), _POLICY: _STANDS}
     return request._replace(policy=policy, labels=tuple(sorted(labels.items())))
 
 
 def pod_of(attached: Attached) -> Who | None:
-    """Return the pod of an attachment; None if the agent does not manage its policy."""
+    """Return the pod of an attachment; None if the agent does not manage the attachment's
+    policy.
+    """
     labels = wishes(attached).get("labels", {})
     known = (labels.get(_NAMESPACE, ""), labels.get(_NAME, ""), labels.get(_UID, ""))
     return Who(*known) if _POLICY in labels and all(known) else None
@@ -347,7 +355,7 @@ def stands(attached: Attached) -> bool:
 def wait(store: Store, service: str, limit_s: float) -> bool:
     """Wait until the agent has applied a pod's policy.
 
-    Returns False if it has not within ``limit_s`` seconds, or the pod was detached.
+    Returns False if this takes more than ``limit_s`` seconds, or the pod was detached.
     """
     until, pause = time.monotonic() + limit_s, _FIRST_S
     while True:
@@ -368,13 +376,13 @@ def _labels(pod: Who, policy: str) -> dict[str, str]:
 
 
 UNIT = "niso_kubernetes.service"
-"""Not a possible name of a service's unit, which begins with niso-."""
+"""The unit's name. No service's unit can have it, because those begin with niso-."""
 _LOCK = "niso.kubernetes"
 _MARK = "# written by niso kubernetes --enable, removed by --disable; state folder "
 
 
 def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Following:
-    """Return the agent. Raises Error if the kubeconfig is unusable."""
+    """Return the agent for a kubeconfig. Raises Error if the kubeconfig is unusable."""
     access = api_server.read(config)
     ApiServer(access)  # raises for unusable certificates
 
@@ -392,7 +400,7 @@ def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Followi
 
 
 def unit_texts(config: str, state_id: str) -> dict[str, str]:
-    """Return the unit and the drop-in that starts it at boot, by path."""
+    """Return the text of the systemd unit, and of the drop-in that starts it at boot, by path."""
     mark = f"{_MARK}{state_id}"
     words = ("kubernetes", "--kubeconfig", config)
     files = {
@@ -403,10 +411,10 @@ def unit_texts(config: str, state_id: str) -> dict[str, str]:
 
 
 def enable(machine: Machine, config: str, report: Report = silent) -> bool:
-    """Write and start the unit; return whether it changed.
+    """Write and start the agent's systemd unit; return whether the unit changed.
 
-    Raises Error without systemd, or for an unusable kubeconfig; Conflict if the unit was not
-    written for this state folder.
+    Raises Error without systemd or for an unusable kubeconfig, and Conflict if the unit belongs to
+    another state folder.
     """
     config = os.path.abspath(config)
     ApiServer(api_server.read(config))
@@ -434,7 +442,7 @@ def enable(machine: Machine, config: str, report: Report = silent) -> bool:
 
 
 def disable(machine: Machine, report: Report = silent) -> bool:
-    """Stop and remove the unit; return whether this state folder had one."""
+    """Stop and remove the agent's systemd unit; return whether this state folder had one."""
     units, state_id = machine.processes.units, machine.store.state_id()
     ours = [
         path

@@ -1,17 +1,19 @@
 """Build the host of a lab: its file system, its cgroups, and a network with two more machines.
 
-File system: writes are discarded at the end. The root is an overlay over the machine's, and so is
-each file system mounted below it, including /usr. Only where the machine's root or /usr is an
-overlay itself, /usr is the machine's own, read-only: services see it through another overlay, and
-the kernel stacks only two (FILESYSTEM_MAX_STACK_DEPTH, linux/fs.h). /proc, /sys, /run, /tmp and the
-state folder are new. In /proc/sys only net is writable, in /sys only the lab's cgroups.
+File system: writes are discarded at the end. The root is an overlay over the machine's root. Each
+file system mounted below it, including /usr, gets an overlay too. If the machine's root or /usr is
+itself an overlay, /usr is the machine's own and read-only: services see it through one more
+overlay, and the kernel allows only two on top of each other (FILESYSTEM_MAX_STACK_DEPTH,
+linux/fs.h). /proc, /sys, /run, /tmp and the state folder are new. In /proc/sys only net is
+writable, in /sys only the lab's cgroups.
 
-Cgroups (cgroup_namespaces(7)): all cgroups of the lab are below one in each hierarchy, the root of
-its cgroup namespace, which is removed with the lab. In v1 it is below the caller's cgroup, whose
-limits still apply. In v2 it is below the root, because a cgroup with processes cannot enable
-controllers for its children. A hierarchy that is read-only or not mounted is left unchanged.
+Cgroups (cgroup_namespaces(7)): in each hierarchy, all cgroups of the lab are below one cgroup, the
+root of its cgroup namespace, which is removed with the lab. In v1, this cgroup is below the
+caller's cgroup, whose limits still apply. In v2, it is below the root, because a cgroup with
+processes cannot enable controllers for its children. A hierarchy that is read-only or not mounted
+is left unchanged.
 
-Network: the host and two more machines are on a segment without an uplink.
+Network: the host and two more machines are on a segment without a connection to the outside.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ _VOLATILE = ("/tmp", "/run")  # noqa: S108
 _SHM, _QUEUES = "/dev/shm", "/dev/mqueue"  # noqa: S108
 _PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _OWN = ("/proc", "/sys", "/dev", _STATE, *_VOLATILE)
-"""Paths that the overlay of the root leaves out."""
+"""Paths of the root that the lab's overlay leaves out."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -67,9 +69,9 @@ def build_mounts(
     """Mount the file system of the lab ``name``, and make it the root.
 
     A lab is a disposable host. The caller is the lab's PID 1, in new mount, pid, net and cgroup
-    namespaces. ``folders`` are the lab's cgroups; cgroup hierarchies of ``cgroup_mounts`` that have
-    no folder are read-only. The folders ``writable`` are shared with the machine. Raises
-    KernelError, OSError.
+    namespaces. ``folders`` are the lab's cgroups. Hierarchies in ``cgroup_mounts`` that have no
+    such folder are read-only. The folders ``writable`` are the machine's own, so writes in them
+    stay. Raises KernelError, OSError.
     """
     current = os.getcwd()
     _leave_chroot()
@@ -122,7 +124,9 @@ def build_mounts(
 
 
 class _Layers:
-    """The upper layers of the lab's overlays, in a tmpfs that lives as long as the overlays."""
+    """The folders with the writes to the lab's overlays, in a tmpfs that exists as long as the
+    overlays.
+    """
 
     def __init__(self) -> None:
         self._count = 0
@@ -130,10 +134,11 @@ class _Layers:
         os.mkdir(_ROOT)
 
     def cover(self, source: int, path: str) -> None:
-        """Mount the folder or file that ``source`` refers to at ``path`` of the lab.
+        """Mount a folder or file at ``path`` of the lab. ``source`` is a descriptor of it.
 
-        Writes stay in the lab, by an overlay, or by a copy of a single file. If the kernel refuses
-        an overlay (a third one on two others), the mount is read-only. Closes ``source``.
+        Writes stay in the lab: a folder gets an overlay, a single file is copied. If the kernel
+        refuses the overlay because it would be the third on top of two others, the mount is
+        read-only. Closes ``source``.
         """
         lower, target = f"/proc/self/fd/{source}", _ROOT + path
         try:
@@ -161,10 +166,10 @@ class _Layers:
 
 
 def _leave_chroot() -> None:
-    """Make the mounts private, and a chroot's root the root of the mount namespace.
+    """Make all mounts private; in a chroot, make its root the root of the mount namespace.
 
-    A process that joins a mount namespace starts at the namespace's root (setns(2)), so crun exec
-    would otherwise leave the chroot.
+    A process that joins a mount namespace starts at the namespace's root (setns(2)). ``crun exec``
+    would therefore leave the chroot.
     """
     own = os.open("/", os.O_PATH | os.O_CLOEXEC)
     here = os.fstat(own)
@@ -183,7 +188,7 @@ def _leave_chroot() -> None:
 
 
 def _enter(root: str) -> None:
-    """Make the mount ``root`` the root of the mount namespace, and unmount the old root."""
+    """Make the mount ``root`` the root of this mount namespace, and unmount the old root."""
     os.chdir(root)
     if _libc.pivot_root(b".", b"."):
         raise refused("pivot_root", ctypes.get_errno())
@@ -192,10 +197,10 @@ def _enter(root: str) -> None:
 
 
 def _build_dev(layers: _Layers, mounted: Iterable[str]) -> None:
-    """Show the machine's devices; new files and sockets next to them stay in the lab.
+    """Show the machine's devices in /dev. New files and sockets next to them stay in the lab.
 
-    Of the file systems ``mounted`` in /dev, the lab has its own shared memory and message queues;
-    others, such as the terminals', are the machine's.
+    ``mounted`` are the mount points in /dev. The lab has its own shared memory and message queues.
+    Other file systems, such as that of the terminals, are the machine's.
     """
     layers.cover(os.open("/dev", os.O_PATH | os.O_CLOEXEC), "/dev")
     for path in mounted:
@@ -210,7 +215,7 @@ def _build_dev(layers: _Layers, mounted: Iterable[str]) -> None:
 def _copy_etc() -> None:
     """Replace the lab's overlay of /etc by a copy, if the machine's root is an overlay.
 
-    Services see /etc through an overlay too, which would be the third, and the kernel allows two.
+    Services see /etc through one more overlay. It would be the third, and the kernel allows two.
     """
     copy = f"{_LAYER}/etc"
     os.mkdir(copy)
@@ -220,7 +225,7 @@ def _copy_etc() -> None:
 
 
 def _show_programs(folders: Iterable[str]) -> None:
-    """Show the machine's /usr read-only, with everything mounted below it."""
+    """Show the machine's programs (/usr) read-only, with everything mounted below it."""
     for folder in folders:
         if os.path.isdir(folder) and not os.path.islink(folder):
             source = _open(folder)
@@ -232,7 +237,7 @@ def _show_programs(folders: Iterable[str]) -> None:
 
 
 def _protect_sysctls(folder: str) -> None:
-    """Make /proc/sys read-only, except net, which belongs to the network namespace."""
+    """Make /proc/sys read-only, except its folder net, which belongs to the network namespace."""
     _mount(folder, folder, "", _BIND)
     _mount(f"{folder}/net", f"{folder}/net", "", _BIND)
     _mount("none", folder, "", _REMOUNT | _BIND | _RDONLY | _PLAIN)
@@ -257,7 +262,9 @@ def _build_sys(cgroup_mounts: list[Mount], folders: dict[str, str]) -> None:
 
 
 def _build_cgroup_tmpfs(new: str) -> None:
-    """Mount the parent folder of the v1 hierarchies, with its links (cpu -> cpu,cpuacct)."""
+    """Mount the parent folder of the v1 hierarchies, with its symbolic links (cpu ->
+    cpu,cpuacct).
+    """
     _mount("tmpfs", new, "tmpfs", _PLAIN, "mode=755")
     with os.scandir(_CGROUP) as entries:
         for entry in entries:
@@ -266,7 +273,7 @@ def _build_cgroup_tmpfs(new: str) -> None:
 
 
 def _mounted() -> dict[str, str]:
-    """Return {mount point: file system type}, in mount order."""
+    """Return the file system type of each mount point, in the order of mounting."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         parts = [line.split(" - ") for line in lines]
     return {unescaped(left.split(" ")[4]): right.split(" ")[0] for left, right in parts}
@@ -278,7 +285,7 @@ def _below(path: str, folders: Iterable[str]) -> bool:
 
 
 def _open(path: str) -> int:
-    """Open a path with O_PATH; return -1 if that is not possible."""
+    """Open a path with O_PATH; return the descriptor, or -1 if the path cannot be opened."""
     try:
         return os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -293,10 +300,10 @@ def _copy_owner(source: str, target: str) -> None:
 
 
 def _reachable(current: str, covered: Iterable[str]) -> list[str]:
-    """List the folders below ``covered`` that must stay visible in the lab.
+    """Return the folders below ``covered`` that must stay visible in the lab.
 
-    These are the current folder, Python's, and niso's checkout or installation; nested folders are
-    left out.
+    These are the current folder, Python's folders, and niso's checkout or installation. A folder
+    inside another of them is left out.
     """
     source = str(Path(__file__).resolve().parents[3])
     checkout = os.path.dirname(source)
@@ -336,7 +343,7 @@ def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -
 
 PREFIX = "niso-lab-"
 _LEAF = "init"
-"""The child for the lab's processes in v2, so that the lab's root can enable controllers."""
+"""The child cgroup for the lab's processes in v2, so that the lab's root can enable controllers."""
 _MAKE_TRIES = 100
 _REMOVE_S = 5.0
 
@@ -357,11 +364,11 @@ class Folder(NamedTuple):
     mount: Mount
     path: str
     lock: int
-    """A descriptor of the folder with a shared flock, held while the lab is alive."""
+    """A descriptor of the folder. It has a shared flock as long as the lab is alive."""
 
 
 def mounts() -> list[Mount]:
-    """List the mounted cgroup hierarchies, each once (proc_pid_mountinfo(5), cgroups(7))."""
+    """Return the mounted cgroup hierarchies, each once (proc_pid_mountinfo(5), cgroups(7))."""
     own: dict[frozenset[str], str] = {}
     with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
@@ -381,9 +388,10 @@ def mounts() -> list[Mount]:
 
 
 def _v1_base(point: str, root: str, options: str, own: dict[frozenset[str], str]) -> str:
-    """Return the folder of this process's cgroup in a v1 hierarchy, or its mount point.
+    """Return the folder of this process's cgroup in a v1 hierarchy.
 
-    ``own`` maps the controllers of each hierarchy to this process's cgroup.
+    Returns the mount point if the cgroup is not visible there. ``own`` maps the controllers of each
+    hierarchy to this process's cgroup.
     """
     given = set(options.split(","))
     path = next((path for names, path in own.items() if names and names <= given), root)
@@ -393,7 +401,7 @@ def _v1_base(point: str, root: str, options: str, own: dict[frozenset[str], str]
 
 
 def make(name: str) -> list[Folder]:
-    """Create the folder ``name`` in each writable hierarchy."""
+    """Create the cgroup ``name`` in each writable hierarchy; return the created ones."""
     folders = []
     for mount in mounts():
         with contextlib.suppress(OSError):
@@ -428,7 +436,7 @@ def _make(mount: Mount, path: str) -> Folder:
 
 
 def enter(folders: list[Folder]) -> list[Folder]:
-    """Move this process into the folders; return the folders that it could enter."""
+    """Move this process into the cgroups; return those that it could enter."""
     entered = []
     for folder in folders:
         with contextlib.suppress(OSError):
@@ -438,7 +446,10 @@ def enter(folders: list[Folder]) -> list[Folder]:
 
 
 def settle(folders: list[Folder]) -> None:
-    """Enable the v2 controllers for the lab's cgroups, once they are the roots of its namespace."""
+    """Enable the v2 controllers for cgroups below the lab's.
+
+    The lab's cgroups must already be the roots of its cgroup namespace.
+    """
     for folder in folders:
         if not folder.mount.unified:
             continue
@@ -451,7 +462,7 @@ def settle(folders: list[Folder]) -> None:
 
 
 def remove(folders: list[Folder]) -> None:
-    """Remove the folders with all subfolders; close their locks.
+    """Remove the lab's cgroups with all children, and close their locks.
 
     Waits up to 5 s until no process is left in them.
     """
@@ -464,7 +475,7 @@ def remove(folders: list[Folder]) -> None:
 
 
 def sweep() -> None:
-    """Remove folders of labs whose processes were all killed; folders in use stay."""
+    """Remove the cgroups of labs whose processes were all killed. Those in use stay."""
     for mount in mounts():
         parent = os.path.dirname(mount.base)
         # The caller can get a new v1 cgroup each time, as a sibling of the last one.
@@ -476,7 +487,7 @@ def sweep() -> None:
 
 
 def _sweep_one(path: str) -> None:
-    """Remove the folder of a dead lab. Raises OSError, BlockingIOError if the lab is alive."""
+    """Remove the cgroup of a dead lab. Raises BlockingIOError if the lab is alive, OSError."""
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -524,7 +535,7 @@ _GATEWAY = ("192.0.2.2", "2001:db8::2")
 
 
 class _Machine(NamedTuple):
-    """A machine of the lab's segment, a simulated network next to the host."""
+    """A simulated machine next to the lab's host, on the same segment."""
 
     port: str
     """The machine's veth end on the segment's bridge."""
@@ -545,8 +556,8 @@ _OTHERS = {
 def build_machines() -> int:
     """Build the network in the lab's new, empty network namespace. Raises KernelError.
 
-    Returns a descriptor of the unnamed namespace with the segment's bridge; closing it ends that
-    namespace.
+    Returns a descriptor of an unnamed network namespace with the segment's bridge. The namespace
+    ends when the descriptor is closed.
     """
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     for name in _OTHERS:
@@ -576,7 +587,10 @@ def build_machines() -> int:
 
 
 def _plug(rtnl: Rtnl, machine: _Machine, far: int) -> None:
-    """Connect a machine, in the network namespace ``far``, to the segment."""
+    """Connect a machine to the segment.
+
+    ``far`` is a descriptor of the machine's network namespace.
+    """
     rtnl.add_veth(
         machine.port,
         peer=machine.link,
@@ -590,7 +604,7 @@ def _plug(rtnl: Rtnl, machine: _Machine, far: int) -> None:
 
 
 def _configure(machine: _Machine, gateways: tuple[str, ...]) -> None:
-    """Set up the links, addresses and default routes of a machine in its network namespace."""
+    """Set up a machine's interfaces, addresses and default routes in its network namespace."""
     families = 2 if os.path.exists("/proc/sys/net/ipv6") else 1
     _no_forwarding()
     if families == 2:
@@ -610,7 +624,7 @@ def _configure(machine: _Machine, gateways: tuple[str, ...]) -> None:
 
 
 def _no_forwarding() -> None:
-    """Turn off IPv4 forwarding, which a new namespace can inherit.
+    """Turn off IPv4 forwarding, which a new network namespace can inherit.
 
     See net.core.devconf_inherit_init_net, Documentation/admin-guide/sysctl/net.rst.
     """

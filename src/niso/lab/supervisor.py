@@ -1,11 +1,11 @@
 """Run a command in a lab, with a supervisor outside its pid namespace.
 
-caller ── supervisor ── PID 1 ── command
+    caller ── supervisor ── PID 1 ── command
 
-The caller forwards signals; it hands the terminal over and takes it back. The supervisor cleans up,
-even if the caller is killed. If the supervisor is killed, the caller cleans up; if both are, the
-next lab does. If either dies, the kernel kills PID 1 (PR_SET_PDEATHSIG, prctl(2)) and with it every
-process in the lab (pid_namespaces(7)).
+The caller forwards signals. It gives the terminal to the command and takes it back. The supervisor
+cleans up, even if the caller is killed. If the supervisor is killed, the caller cleans up. If both
+are killed, the next lab cleans up. If either dies, the kernel kills PID 1 (PR_SET_PDEATHSIG,
+prctl(2)), and with it every process in the lab (pid_namespaces(7)).
 """
 
 from __future__ import annotations
@@ -44,15 +44,19 @@ _PARENT_GONE = signal.SIGRTMIN
 _WATCHED = _PASSED_ON | {signal.SIGCHLD, signal.SIGTTOU, _PARENT_GONE}
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24
 _DROPPED = (16, 17, 22, 25)
-"""CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_BOOT, CAP_SYS_TIME (linux/capability.h)."""
+"""Capabilities that the lab's processes do not have.
+
+They are CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_BOOT and CAP_SYS_TIME (linux/capability.h).
+"""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Terminal:
-    """The controlling terminal, given to the command if it can have a process group of its own.
+    """The controlling terminal, which is given to the command if it can have a process group of its
+    own.
 
-    With a group of its own, ``kill 0`` affects the lab only, and Ctrl-C does not reach niso. In a
+    With its own group, ``kill 0`` only affects the lab, and Ctrl-C does not reach niso. In a
     pipeline or in the background, the shell's process group must keep the terminal, and the command
     stays in that group.
     """
@@ -73,14 +77,19 @@ class _Terminal:
         self._settings = termios.tcgetattr(fd)
 
     def give(self) -> None:
-        """Make a new process group of the calling process, and put it in the foreground."""
+        """Put this process in the foreground of the terminal, in a process group of its own if
+        possible.
+        """
         if self.own_group:
             os.setpgid(0, 0)
         if self.fd >= 0:
             os.tcsetpgrp(self.fd, os.getpgrp())
 
     def take_back(self, status: int) -> None:
-        """Put niso in the foreground again after the command has exited with ``status``."""
+        """Put niso in the foreground of the terminal again.
+
+        ``status`` is the exit status of the command.
+        """
         if self.fd < 0:
             return
 
@@ -92,11 +101,12 @@ class _Terminal:
 
 
 def run(command: list[str], writable: Iterable[str] = ()) -> int:
-    """Run ``command`` (default: $SHELL, else /bin/bash) in a new lab; return its exit status.
+    """Run a command in a new lab; return its exit status.
 
-    Writes in the folders ``writable`` persist. The status is 128 + N if signal N ended the command,
-    126 if it is not executable, 127 if it is not found; the last two also print the reason to
-    stderr. Needs root. Raises Error if the lab cannot be created.
+    The default command is $SHELL, or else /bin/bash. Writes in the folders ``writable`` persist.
+    The exit status is 128 + N if signal N ended the command, 126 if it is not executable, and 127
+    if it is not found. The last two also print the reason on stderr. Needs root. Raises Error if
+    the lab cannot be created.
     """
     kept = [_folder(path) for path in writable]
     command = command or [os.environ.get("SHELL") or "/bin/bash"]
@@ -143,7 +153,7 @@ class _Lab(NamedTuple):
 
 
 def _folder(path: str) -> str:
-    """Return the real path of a folder given to ``--write``. Raises UsageError."""
+    """Return the real path of a folder given with ``--write``. Raises UsageError."""
     real = os.path.realpath(path)
     if not os.path.isdir(real):
         raise UsageError(f"{path} is not a folder", None, "--write")
@@ -153,9 +163,9 @@ def _folder(path: str) -> str:
 
 
 def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
-    """Run ``work`` in a forked process, which exits with its result.
+    """Run ``work`` in this forked process, and exit with the status that it returns.
 
-    An error is written to the pipe ``failure`` as [message, hint], for the caller of `run`.
+    An error is written to the pipe ``failure`` as JSON, [message, hint], for the caller of `run`.
     """
     status = FAILED
     try:
@@ -173,7 +183,10 @@ def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
 
 
 def _wait_for(child: int) -> int:
-    """Wait for ``child`` and forward signals; return its exit status, or 128 + N."""
+    """Wait for ``child`` and forward signals to it.
+
+    Returns its exit status, or 128 + N if signal N killed it.
+    """
     while True:
         info = signal.sigwaitinfo(_WATCHED)
         if info.si_signo == signal.SIGCHLD:
@@ -194,13 +207,16 @@ def _status(status: int) -> int:
 
 
 def _die_with_parent(number: int) -> None:
-    """Arrange that the kernel sends signal ``number`` to this process when its parent exits."""
+    """Make the kernel send signal ``number`` to this process when its parent exits."""
     if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0):
         raise refused("follow the parent's death", ctypes.get_errno())
 
 
 def _supervise(lab: _Lab, caller: int, failure: int) -> int:
-    """Run the supervisor: start the lab's PID 1, wait for it, clean up; return its exit status."""
+    """Run the supervisor: start the lab's PID 1, wait for it, and clean up.
+
+    Returns the exit status. ``caller`` is the parent's PID.
+    """
     _die_with_parent(_PARENT_GONE)
     if os.getppid() != caller:
         os.kill(os.getpid(), _PARENT_GONE)
@@ -220,9 +236,9 @@ def _supervise(lab: _Lab, caller: int, failure: int) -> int:
 
 
 def _run_init(lab: _Lab, supervisor: int) -> int:
-    """Run the lab's PID 1: set up the lab, run the command, reap; return its exit status.
+    """Run the lab's PID 1: set up the lab, run the command, and reap exited processes.
 
-    ``supervisor`` is a pidfd.
+    Returns the command's exit status. ``supervisor`` is a pidfd of the supervisor.
     """
     _die_with_parent(signal.SIGKILL)
     poll = select.poll()
@@ -251,7 +267,7 @@ def _run_init(lab: _Lab, supervisor: int) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """Return the command's environment: the caller's, without variables that refer to the host."""
+    """Return the environment of the command: the caller's, without variables about the host."""
     dropped = {"NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL"}
     dropped |= {
         key for key in ("TMPDIR", "XDG_RUNTIME_DIR") if not os.path.isdir(os.environ.get(key, "/"))
@@ -269,7 +285,7 @@ def _environment() -> dict[str, str]:
 def _execute(lab: _Lab, environment: dict[str, str]) -> NoReturn:
     """Replace this process with the command.
 
-    If that fails, prints to stderr and exits with 126 or 127.
+    If the command cannot be run, print the reason on stderr and exit with 126 or 127.
     """
     status = FAILED
     command = lab.command
@@ -296,7 +312,7 @@ def _execute(lab: _Lab, environment: dict[str, str]) -> NoReturn:
 
 
 def _reap_until_end(command: int, terminal: _Terminal) -> int:
-    """Reap exited processes and forward signals; return the exit status of ``command``."""
+    """Reap exited processes and forward signals until ``command`` exits; return its exit status."""
     while True:
         info = signal.sigwaitinfo(_WATCHED)
         if info.si_signo in _PASSED_ON:

@@ -1,12 +1,16 @@
 """Capture packets of services with tcpdump(8), and trace the path of packets, with names.
 
-`Host.capture` returns packets of services, or dropped packets, as text or as pcapng with service
-names (draft-ietf-opsawg-pcapng). `Host.trace` returns the path of each packet through all hooks.
+`Host.capture` returns packets of services, or dropped packets, as text or as a pcapng file with
+service names (draft-ietf-opsawg-pcapng). `Host.trace` returns the path of a packet through all
+netfilter hooks.
 
-tcpdump has its own mount namespace, where /etc/hosts has the services and no lookup uses DNS.
-Nothing is put into the service, and the mount namespace ends with tcpdump. A watcher process kills
-tcpdump if the caller is killed: without packets tcpdump would not notice. The kernel's signal at a
-parent's death (PR_SET_PDEATHSIG) is cleared when tcpdump changes its user, prctl(2).
+tcpdump runs in a mount namespace of its own, in which /etc/hosts contains the services and names
+are not looked up in DNS. Nothing is changed in the service, and the mount namespace ends with
+tcpdump.
+
+If the caller is killed, a watcher process kills tcpdump, which would not notice until it writes the
+next packet. The kernel's signal at a parent's death (PR_SET_PDEATHSIG) cannot be used: it is
+cleared when tcpdump changes its user, prctl(2).
 """
 
 from __future__ import annotations
@@ -60,7 +64,7 @@ _MOST_REASONS = 4096
 class Format(NamedTuple):
     """The output of a capture: lines of text, or a pcapng file.
 
-    ``names`` maps addresses to names. ``filter`` is an expression (pcap-filter(7)), ``most`` the
+    ``names`` maps addresses to names. ``filter`` is an expression (pcap-filter(7)). ``most`` is the
     number of packets after which the capture ends.
     """
 
@@ -71,7 +75,9 @@ class Format(NamedTuple):
 
 
 def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
-    """Build a filter (pcap-filter(7)): one of these addresses, this port, and ``more``."""
+    """Return a filter (pcap-filter(7)) for packets of one of these addresses, and this port, and
+    ``more``.
+    """
     parts = []
     hosts = " or ".join(f"host {address}" for address in addresses)
     if hosts:
@@ -84,7 +90,7 @@ def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
 
 
 class _Tap:
-    """A running tcpdump, one of those of a capture."""
+    """One running tcpdump of a capture. A capture has one for each service."""
 
     def __init__(self, name: str, tcpdump: Tcpdump, converter: Converter) -> None:
         self.name, self.tcpdump, self.converter = name, tcpdump, converter
@@ -92,7 +98,7 @@ class _Tap:
 
 
 class Capture:
-    """Running captures of several services, merged. A context manager.
+    """Running captures of several services, whose packets are merged. A context manager.
 
     ``namespaces`` maps service names to network namespaces. Raises Error if tcpdump is not
     installed, KernelError and ProcessError.
@@ -124,19 +130,19 @@ class Capture:
         return self._epoll.fileno()
 
     def read(self) -> bytes:
-        """Wait for packets; return b"" when all captures have ended.
+        """Wait for packets and return them; return b"" when all captures have ended.
 
-        Raises ProcessError if one failed.
+        Raises ProcessError if a capture failed.
         """
         while (shown := self.read_ready(None)) is None:
             pass
         return shown
 
     def read_ready(self, seconds: float | None = 0.0) -> bytes | None:
-        """Return packets as `read` does, or None if there are none yet.
+        """Return packets like `read`, but None if no packet arrives within ``seconds``.
 
-        Waits at most ``seconds`` for an event; None waits without limit. ``fileno`` is readable
-        when an event is pending.
+        ``seconds`` None waits without limit. The descriptor `fileno` is readable when this returns
+        at once.
         """
         if not self._sources:
             return b""
@@ -169,7 +175,7 @@ class Capture:
             self._epoll.register(fd, select.EPOLLIN)
 
     def _take(self, fd: int) -> bytes:
-        """Read from a ready descriptor; return the output to show."""
+        """Read from a ready descriptor of a tcpdump; return the output for the caller."""
         for source in self._sources:
             if fd == source.tcpdump.err:
                 if not source.tcpdump.hear():
@@ -189,7 +195,9 @@ class Capture:
         return b""
 
     def _lines(self, source: _Tap, data: bytes) -> bytes:
-        """Return the complete lines, up to the requested number of packets."""
+        """Return the complete lines of a tcpdump's output, up to the requested number of
+        packets.
+        """
         *lines, source.incomplete = (source.incomplete + data).split(b"\n")
         shown = []
         for line in filter(None, lines):  # tcpdump ends with an empty line
@@ -211,9 +219,10 @@ class Capture:
 
 
 class DropCapture(Capture):
-    """A capture of packets that rules drop, each with the reason.
+    """A capture of packets that rules drop. Each packet is shown with the reason.
 
-    ``words`` returns the reason. The kernel reports headers only; tcpdump prints and filters them.
+    ``words`` takes a dropped packet and returns the reason. The kernel reports only the headers of
+    these packets. tcpdump filters and prints them.
     """
 
     def __init__(self, drops: DropTrace, words: Callable[[Dropped], str], form: Format) -> None:
@@ -290,9 +299,9 @@ _NSSWITCH = "hosts: files\nservices: files\nprotocols: files\n"
 class Tcpdump:
     """A running tcpdump with the given arguments and filter.
 
-    ``names`` maps addresses to names. ``namespace`` is the network namespace to capture in, "" for
-    the caller's. ``stdin`` is a descriptor. Raises Error if tcpdump is not installed, KernelError
-    and ProcessError.
+    ``names`` maps addresses to names. ``namespace`` is the network namespace to capture in; ""
+    means the caller's. ``stdin`` is a descriptor for tcpdump's input. Raises Error if tcpdump is
+    not installed, KernelError and ProcessError.
     """
 
     def __init__(
@@ -335,7 +344,7 @@ class Tcpdump:
         return data
 
     def hear(self) -> bool:
-        """Read tcpdump's error output and store it for an error; return False at its end."""
+        """Read tcpdump's error output and keep it for an error message; return False at its end."""
         data = os.read(self.err, _CHUNK)
         self._said = (self._said + data)[-_SAID:]
         return bool(data)
@@ -376,7 +385,10 @@ class Tcpdump:
 
 
 def _watch(pid: int) -> int:
-    """Fork a process that kills the child ``pid`` if this process dies; it exits with the child."""
+    """Fork a process that kills the process ``pid`` if this process dies; return its PID.
+
+    The forked process also exits when ``pid`` exits.
+    """
     own, child = os.pidfd_open(os.getpid()), os.pidfd_open(pid)
     try:
         watcher = os.fork()
@@ -413,7 +425,10 @@ def _become(
 
 
 def _hide_hosts(names: Mapping[str, str]) -> None:
-    """Mount an /etc/hosts with the services for this process; it has no other source of names."""
+    """Give this process a mount namespace in which /etc/hosts is the only source of names.
+
+    ``names`` maps the addresses in that file to names.
+    """
 
     os.unshare(os.CLONE_NEWNS)
     root.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
@@ -442,11 +457,11 @@ _MOST = 262_144  # snapshot length: bytes of a packet
 
 
 class CaptureFile:
-    """A pcapng file that merges several captures, as it grows.
+    """Build a pcapng file that merges several captures, block by block.
 
-    ``names`` maps addresses to names. ``comment`` returns the comment for a packet with a given
-    time (microseconds since 1970), or "". ``most`` is the number of packets after which the file is
-    full.
+    ``names`` maps addresses to names. ``comment`` takes a packet's time in microseconds since 1970,
+    and returns the packet's comment or "". ``most`` is the number of packets after which the file
+    is full.
     """
 
     def __init__(
@@ -460,11 +475,14 @@ class CaptureFile:
 
     @property
     def is_full(self) -> bool:
-        """Return whether the file has the maximum number of packets."""
+        """True if the file has the maximum number of packets."""
         return self._left is not None and self._left <= 0
 
     def interface(self, name: str, link: int, most: int) -> tuple[int, bytes]:
-        """Add an interface; return its number and the blocks before its packets."""
+        """Add an interface; return its number, and the blocks to write before its packets.
+
+        ``link`` is the pcap link type, ``most`` the maximum number of bytes of a packet.
+        """
         head = b""
         if not self._interfaces:
             head = _block(_SECTION, struct.pack("=IHHq", 0x1A2B3C4D, 1, 0, -1))
@@ -496,7 +514,7 @@ class Converter:
         self._interface: int | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """Convert more bytes; return the complete blocks.
+        """Convert more bytes of the pcap stream; return the pcapng blocks that are now complete.
 
         Raises ValueError if the stream is not pcap.
         """
@@ -529,7 +547,11 @@ def pcap_header() -> bytes:
 
 
 def pcap_packet(time: int, data: bytes, length: int) -> bytes:
-    """Return a packet record of a pcap file; ``time`` is in microseconds since 1970."""
+    """Return the record of a packet in a pcap file.
+
+    ``time`` is in microseconds after the start of 1970. ``length`` is the packet's original length
+    in bytes.
+    """
     return _RECORD.pack(*divmod(time, 1_000_000), len(data), max(length, len(data))) + data
 
 
@@ -545,7 +567,7 @@ def _block_of_names(names: Mapping[str, str]) -> bytes:
 
 
 def _option(code: int, text: str) -> bytes:
-    """Return one option, followed by the end of options."""
+    """Return an option of a pcapng block, followed by the end of the options."""
     value = text.encode()
     return struct.pack("=HH", code, len(value)) + _padded(value) + struct.pack("=HH", 0, 0)
 
@@ -572,7 +594,7 @@ class Stage(NamedTuple):
     verdict: str
     """pass, drop, or an arrow and the next chain"""
     words: str
-    """the reason, or the rule of another program"""
+    """the reason, or the text of another program's rule"""
 
 
 class Traced(NamedTuple):
@@ -717,9 +739,10 @@ _LEADS = ("jump ", "goto ")
 
 
 def stages(steps: list[TraceStep], verdict: Verdict | None) -> list[Stage]:
-    """Return the chains in which a rule or policy matched the packet.
+    """Return the steps of a traced packet in which a rule or a chain's policy decided something.
 
-    ``verdict`` is the policy engine's, which has the manifest entry if a policy drops the packet.
+    ``verdict`` is the computed verdict on the packet. It names the manifest entry of a policy that
+    drops the packet.
     """
     result = []
     for step in steps:
@@ -737,7 +760,7 @@ def passed(path: list[Stage]) -> bool:
 
 
 def others(path: list[Stage]) -> list[Stage]:
-    """Return the stages in chains of other programs."""
+    """Return those steps of a traced packet that are in chains of other programs."""
     return [stage for stage in path if stage.table not in (INET, BRIDGE)]
 
 

@@ -1,7 +1,7 @@
 """List all differences between desired and actual state, for `niso net check`.
 
-These are differences of the kernel, of the store's rows, of processes and of package copies, and
-attachments whose namespace no longer exists. `niso.change.repair` repairs them.
+Differences can be in the kernel, in the store's rows, in processes and in package copies. An
+attachment whose namespace no longer exists is a difference too. `niso.change.repair` repairs them.
 """
 
 from __future__ import annotations
@@ -41,23 +41,26 @@ if TYPE_CHECKING:
 
 
 _LOOKS, _PAUSE_S = 3, 0.03
-"""Number of comparisons, and pause (s).
+"""The number of comparisons, and the seconds between two of them.
 
-The kernel deletes a veth pair within 10 to 20 ms, outside the lock.
+The kernel needs 10 to 20 ms to delete a veth pair, and does so after a command has released the
+lock.
 """
 _WAITS_S = 1.0
-"""Timeout (s) for niso's lock, which another command usually holds for a few ms."""
+"""Timeout in seconds for niso's lock. Commands usually hold the lock for a few milliseconds."""
 
 PROBLEMS: tuple[Problem, ...] = ("missing", "foreign", "different", "gone")
 """All kinds of differences."""
 
 
 def check(machine: Machine, name: str | None = None) -> list[Finding]:
-    """Return all differences, or those of one service or network. Changes nothing.
+    """Return the problems that `niso net check` reports, of the host or of one service or network.
 
-    Another command may be in the middle of a change. Differences are therefore compared again under
-    niso's lock, and returned only if they persist. Raises KernelError, NotFound if there is no such
-    service or network, Conflict if another process does not release the lock.
+    Changes nothing. Another command may be in the middle of a change. Differences are therefore
+    compared again under niso's lock, and only returned if they are still there.
+
+    Raises KernelError, NotFound if ``name`` is neither a service nor a network, and Conflict if
+    another process does not release the lock.
     """
     present: list[Finding] | None
     try:
@@ -78,11 +81,11 @@ def check(machine: Machine, name: str | None = None) -> list[Finding]:
 
 
 def problems(machine: Machine) -> dict[str, int] | None:
-    """Count the differences of each kind, without niso's lock.
+    """Count the problems of each kind, without niso's lock.
 
-    A change in progress counts as a difference if it outlasts the repeated comparisons. Returns
-    None if objects vanished during each comparison. Raises KernelError if changes by other programs
-    cannot be read.
+    A change in progress is counted as a problem if it takes longer than the repeated comparisons.
+    Returns None if objects vanished during each comparison. Raises KernelError if the changes of
+    other programs cannot be read.
     """
     lasting: set[tuple[Problem, str]] | None = None
     for turn in range(_LOOKS):
@@ -103,7 +106,7 @@ def problems(machine: Machine) -> dict[str, int] | None:
 
 
 def _others(machine: Machine, name: str | None) -> list[Finding]:
-    """Return changes by other programs that prevent services from exchanging packets."""
+    """Return the changes by other programs that keep services from exchanging packets."""
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
     others = host_settings.others(kernel, store) if name is None and store.any_active() else []
@@ -119,11 +122,11 @@ def _others(machine: Machine, name: str | None) -> list[Finding]:
 
 
 def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list[tuple[str, str]]:
-    """Return (warning, next step) for each neighbour table that is full, or nearly full.
+    """Return a warning and the next step for each neighbour table that is full, or nearly full.
 
-    A table counts as full if it refused neighbours between two readings. Only the host's own
-    entries can be counted. The result is a warning and not a difference, because the limit applies
-    to the complete machine.
+    A table is full if it refused neighbours between the two readings ``before`` and ``now``. Only
+    the host's own entries can be counted. The result is not a problem of niso's state, because the
+    limit applies to the complete machine.
     """
     refused = {table.family: table.refused for table in before}
     warnings = []
@@ -149,9 +152,9 @@ def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list
 
 
 def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return (warning, next step) for each manifest port that an earlier forward displaced.
+    """Return a warning and the next step for each manifest port that is no longer published.
 
-    The forward no longer exists, but the port is still unpublished. ``name`` limits this to one
+    `niso port-forward` took the port, and the forward has ended. ``name`` limits the result to one
     service or network. Raises NotFound.
     """
     store = machine.store
@@ -168,9 +171,9 @@ def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str
 
 
 def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str, str]]:
-    """Return (warning, next step) for probable mistakes in policies of active services.
+    """Return a warning and the next step for each probable mistake in policies of active services.
 
-    ``name`` limits this to one service or network. Raises KernelError, NotFound.
+    ``name`` limits the result to one service or network. Raises KernelError, NotFound.
     """
 
     store = machine.store
@@ -183,7 +186,7 @@ def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str
 
 
 def _concerned(store: Store, name: str | None) -> tuple[list[Network], list[str]]:
-    """Return the networks and active services to check."""
+    """Return the networks and the active services to check; ``name`` limits them."""
     if name is None:
         return store.networks(), store.active_services()
     scope, active = _scope(store, name)
@@ -195,7 +198,7 @@ def _concerned(store: Store, name: str | None) -> tuple[list[Network], list[str]
 
 
 def _own(machine: Machine, name: str | None) -> list[Finding]:
-    """Return the differences of niso's own objects."""
+    """Return the problems of niso's own objects; ``name`` limits them to one service or network."""
     store, kernel = machine.store, machine.kernel
     defects = store_defects.find_defects(kernel, store)
     if any(defect.problem != "different" for defect in defects):
@@ -227,7 +230,7 @@ def _own(machine: Machine, name: str | None) -> list[Finding]:
 
 
 def _host_names(kernel: Kernel, store: Store) -> list[Finding]:
-    """Return a finding if the names of services in the host's hosts file are not as desired."""
+    """Return a problem if the services in the host's /etc/hosts are not the desired ones."""
     if not store.host_knows():
         return []
 
@@ -236,7 +239,10 @@ def _host_names(kernel: Kernel, store: Store) -> list[Finding]:
 
 
 def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
-    """Return the scope of a name, and the active service of that name. Raises NotFound."""
+    """Return the scope to compare for a service or network, and the service if it is active.
+
+    The scope says which services and networks are compared. Raises NotFound.
+    """
     if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
         return Scope((), (name,)), []
     if store.name_holder(bare_name(name)) is None:
@@ -259,7 +265,11 @@ def _finding(defect: store_defects.Defect) -> Finding:
 
 
 def _interrupted(store: Store, only: str | None = None) -> list[Finding]:
-    """Return a finding for each change whose command was killed; ``only`` names one service."""
+    """Return a problem for each service whose change was interrupted because its command was
+    killed.
+
+    ``only`` limits the result to one service.
+    """
     return [
         Finding(
             "different",
@@ -280,7 +290,10 @@ def _other_firewalls(kernel: Kernel, networks: Iterable[Network]) -> list[Findin
 
 
 def _closed_links(kernel: Kernel, active: list[str]) -> list[Finding]:
-    """Return a finding for each host link that does not forward; empty without active services."""
+    """Return a problem for each network interface of the host that does not forward packets.
+
+    Without active services, no interface has to forward, and the result is empty.
+    """
     return (
         [Finding("foreign", what, remedy) for what, remedy in exposure.closed_links(kernel)]
         if active
@@ -292,9 +305,9 @@ NOT_ACTIVE = "it is not active"
 
 
 def left_running(machine: Machine) -> list[str]:
-    """Return inactive services that still have a process, or files of one.
+    """Return the inactive services that still have a process, or files of a process.
 
-    Services that a command is changing are left out.
+    A service that a command is changing is left out.
     """
     store, running = machine.store, []
     for name in machine.processes.services():
@@ -305,7 +318,9 @@ def left_running(machine: Machine) -> list[str]:
 
 
 def _gone(machine: Machine, active: list[str]) -> list[Finding]:
-    """Return a finding for each of these attachments whose namespace no longer exists."""
+    """Return a problem for each attachment in ``active`` whose network namespace no longer
+    exists.
+    """
 
     store = machine.store
     return [
@@ -340,9 +355,9 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
 
 
 def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
-    """Do what `of_process` does, but report no finding for a job that is not running.
+    """Return the problem of a service's process, or None.
 
-    Only an activation runs a job again.
+    A job that is not running is not a problem: only an activation runs a job again.
     """
     finding = processes.defect(row.name)
     if finding is not None and row.is_job and finding.defect not in (UNKNOWN, BLIND):
@@ -351,9 +366,9 @@ def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
 
 
 def of_package(row: ServiceRow) -> Finding | None:
-    """Return a finding if a service's package copy is missing, or has only empty files.
+    """Return a problem if a service's package copy is missing, or has only empty files.
 
-    The content is not checked otherwise.
+    Its content is not checked otherwise.
     """
     what = f"package copy {row.package} of service {row.name!r}"
     if not os.path.isdir(row.package):
@@ -368,7 +383,9 @@ def of_package(row: ServiceRow) -> Finding | None:
 
 
 def of_sources(row: ServiceRow) -> list[Finding]:
-    """Return a finding for each path of a service whose target has changed since its activation."""
+    """Return a problem for each host path in a service's manifest that changed after its
+    activation.
+    """
     spec = row.process
     return [
         Finding(
@@ -384,18 +401,21 @@ def of_sources(row: ServiceRow) -> list[Finding]:
 
 
 _MOVING_S = 120
-"""How long an engine may take to move an interface into a starting container, in seconds."""
+"""The maximum time in seconds that a container engine needs to move an interface into a
+container.
+"""
 
 
 # --- attachments without a namespace --------------------------------------------------------------
 
 
 def is_moving(attached: Attached) -> bool:
-    """Return whether an engine is moving the attachment's interface into its container.
+    """Return whether a container engine is about to move the attachment's interface into its
+    container.
 
-    The attachment's path is a symlink that niso creates when it hands the interface over. The
-    symlink gets the time 0 once the interface is in the container. If the container ends, the
-    engine itself detaches.
+    niso hands the interface over and creates a symlink at the attachment's path. Once the interface
+    is in the container, the symlink's time is set to 0. If the container ends, the engine itself
+    detaches it.
     """
     if attached.owner != BY_INTERFACE:
         return False
@@ -406,9 +426,9 @@ def is_moving(attached: Attached) -> bool:
 
 
 def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> list[str]:
-    """Return the active attachments whose namespace no longer exists.
+    """Return the active attachments whose network namespace no longer exists.
 
-    ``only`` limits this to some names.
+    ``only`` limits the result to some names.
     """
     ended = []
     for row in store.attachments.rows():
@@ -420,5 +440,5 @@ def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> li
 
 
 def shown(attached: Attached) -> str:
-    """Format the owner and the shortened id for a message: ``podman b186d057f65e``."""
+    """Return an attachment's owner and the start of its id: ``podman b186d057f65e``."""
     return f"{attached.owner} {attached.id[:12]}".strip()

@@ -1,7 +1,7 @@
 """Explain why packets were dropped, stream dropped packets, and read traffic and drop counters.
 
-Packets are those that policies with ``log = true`` drop. Counters of an active service are its
-traffic, policy drops and anti-spoofing drops.
+The stream has the packets that policies with ``log = true`` drop. An active service has counters of
+its traffic, of packets that its policy dropped, and of frames with a forged source address.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ class DropTarget(NamedTuple):
     address: str
     """an IPv4 or IPv6 address"""
     port: int | None
-    """null for icmp"""
+    """the port of the receiver; null for icmp"""
 
 
 class Drop(NamedTuple):
     """A packet dropped by a policy with ``log = true``."""
 
     time: str
-    """time, to the millisecond"""
+    """when the packet was dropped, to the millisecond"""
     service: str
-    """service whose policy dropped it"""
+    """the service whose policy dropped the packet"""
     direction: str
-    """in or out: dropped by the service's ingress or egress policy"""
+    """in: dropped by the service's ingress policy; out: dropped by its egress policy"""
     key: str
-    """the key of the manifest"""
+    """the key of the policy entry in the manifest"""
     source: Source
     """the sender"""
     destination: DropTarget
@@ -63,7 +63,7 @@ class Drop(NamedTuple):
     proto: str
     """tcp, udp, sctp or icmp"""
     interface: str
-    """the link on which the packet arrived"""
+    """the network interface on which the packet arrived"""
 
 
 class Log:
@@ -88,15 +88,15 @@ class Log:
         return self._source.fileno()
 
     def read(self) -> tuple[Drop, ...] | None:
-        """Wait for packets and return their drops.
+        """Wait for packets and return the drops; None if the kernel's buffer overflowed.
 
-        Returns None if the kernel's buffer overflowed and drops were lost.
+        After an overflow, some drops are missing.
         """
         packets = self._source.read()
         return None if packets is None else tuple(self._drops(packets))
 
     def _drops(self, packets: list[Logged]) -> Iterator[Drop]:
-        """Yield the drops of the service that the log is for."""
+        """Yield a drop for each packet that belongs to the log's service."""
         for packet in packets:
             direction = packet.prefix.removeprefix("niso ")
             if direction not in ("in", "out"):
@@ -123,7 +123,10 @@ class Log:
                 )
 
     def _world(self) -> World:
-        """Return the policy context; read it again if the store has changed."""
+        """Return services, networks and policies, from which verdicts are computed.
+
+        They are read again if the store has changed.
+        """
         version = self._store.changes()
         if self._known is None or self._known[0] != version:
             self._known = (version, read_world(self._kernel, self._store))
@@ -133,7 +136,7 @@ class Log:
 def logging(store: Store, service: str | None) -> bool:
     """Return whether a service's policy has ``log = true``.
 
-    For None, return whether the policy of any active service has.
+    With ``service`` None, return whether the policy of any active service has it.
     """
     services = [service] if service else store.active_services()
     return any(policy.log for name in services if (policy := store.policy(name)) is not None)
@@ -144,15 +147,18 @@ def logging(store: Store, service: str | None) -> bool:
 
 _COMMENT = re.compile(r'comment "([^"]*)"')
 _OF_POLICIES = (REFUSE, f"see_{REFUSED}")
-"""The chains that drop what a policy denies; their rules only remember it."""
+"""The chains that drop packets which a policy denies.
+
+Their rules do not tell which entry decided.
+"""
 _COUNTER = re.compile(r"counter(?: packets \d+ bytes \d+)? ?")
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
 
 
 class Dropping:
-    """Explains dropped packets by the present policies and rules.
+    """Explain why packets were dropped, from the present policies and rules.
 
-    The store is read again only after it changed.
+    The store is read again only after a change.
     """
 
     def __init__(self, kernel: Kernel, store: Store) -> None:
@@ -168,7 +174,10 @@ class Dropping:
 
 
 def words(world: World, dropped: Dropped) -> str:
-    """Return why a packet was dropped: the manifest entry, or the rule. No side effects."""
+    """Return why a packet was dropped: the manifest entry, or the nftables rule.
+
+    ``world`` has the services, networks and policies.
+    """
     place = f"{dropped.table} {dropped.chain}"
     if dropped.table not in (INET, BRIDGE):
         return f"{place}: {dropped.rule or 'policy drop'}"
@@ -186,16 +195,19 @@ def words(world: World, dropped: Dropped) -> str:
 
 
 def _has_condition(rule: str) -> bool:
-    """Return whether a rule drops by a condition of its own, not by policy or default.
+    """Return whether a rule drops by a condition of its own, rather than by a policy or by default.
 
-    ``rule`` is its text as nft(8) lists it; "" is the policy of a chain.
+    ``rule`` is the rule's text as nft(8) lists it; "" stands for the policy of a chain.
     """
     condition = _COUNTER.sub("", rule).removesuffix("drop").strip()
     return bool(condition) and not condition.startswith("log ") and "vmap" not in condition
 
 
 def _packet(headers: bytes) -> tuple[str, str, int | None, str]:
-    """Parse a packet that begins with its IP header: source, destination, port and protocol."""
+    """Return source, destination, port and protocol of a packet that begins with its IP header.
+
+    The port is None if the protocol has none.
+    """
     if headers[0] >> 4 == 4:
         size, number, ends = (headers[0] & 15) * 4, headers[9], (headers[12:16], headers[16:20])
     else:
@@ -212,7 +224,7 @@ def _packet(headers: bytes) -> tuple[str, str, int | None, str]:
 
 
 class Drops:
-    """Iterate over `Drop` without end. Use it in a ``with`` block; `fileno` is for poll(2)."""
+    """An endless iterator of `Drop`. Use it in a ``with`` block; `fileno` is for poll(2)."""
 
     def __init__(self, session: Session, log: Log) -> None:
         self.session = session
@@ -233,9 +245,9 @@ class Drops:
         return self._log.fileno()
 
     def read(self) -> tuple[Drop, ...]:
-        """Wait for packets and return those dropped, for the selected services.
+        """Wait for packets and return those that the policies of the selected services dropped.
 
-        Sends a `niso.Caution` if the kernel had to skip some.
+        Sends a `niso.Caution` if the kernel skipped some packets.
         """
         drops = self._log.read()
         if drops is None:
@@ -286,7 +298,10 @@ _Counts = dict[tuple[str, str], int]
 
 
 def count(rows: Sequence[ServiceRow]) -> list[Stats]:
-    """Return the counters of each given service; all must be active. Raises KernelError."""
+    """Return the counters of each given service.
+
+    All services must be active. Raises KernelError.
+    """
     if not rows:
         return []
     ends = {
@@ -325,10 +340,11 @@ def count(rows: Sequence[ServiceRow]) -> list[Stats]:
 
 
 def _policy_drops() -> tuple[_Counts | None, _Counts]:
-    """Return the packet counts of dropped and of audited packets, by (direction, service).
+    """Return two packet counts, each by (direction, service): of dropped and of audited packets.
 
-    A policy in audit would have dropped the audited packets; only services with such a policy are
-    listed. The counts of dropped packets are None if niso's nftables table does not exist.
+    Audited packets passed, but a policy in audit would have dropped them. Only services with such a
+    policy are listed there. The counts of dropped packets are None if niso's nftables table does
+    not exist.
     """
     drops: _Counts = {}
     audits: _Counts = {}
@@ -349,7 +365,10 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
 
 
 def _foreign() -> dict[str, int] | None:
-    """Return the number of dropped spoofed frames by bridge port; None without the bridge table."""
+    """Return how many frames with a forged source address were dropped, by bridge port.
+
+    Returns None if niso's bridge table does not exist.
+    """
     with Nfnetlink() as kernel:
         header = kernel.header(ruleset.BRIDGE, ruleset.DROPPED_FROM)
         if header is None:
@@ -361,7 +380,10 @@ def _foreign() -> dict[str, int] | None:
 
 
 class Stats(NamedTuple):
-    """Counters of an active service; a value is None if the rule or link that counts is missing."""
+    """Counters of an active service.
+
+    A value is None if the rule or network interface that counts is missing.
+    """
 
     service: str
     """the service's name"""
@@ -378,8 +400,8 @@ class Stats(NamedTuple):
     out_drops: int | None
     """packets dropped by the service's egress policy"""
     foreign: int | None
-    """frames dropped because of a foreign source address or type"""
+    """frames dropped because of a forged source address or a type that is not allowed"""
     in_audits: int | None
-    """packets that its ingress policy would have dropped; null unless the policy is in audit"""
+    """packets that its ingress policy would have dropped; null if the policy is not in audit"""
     out_audits: int | None
-    """packets that its egress policy would have dropped; null unless the policy is in audit"""
+    """packets that its egress policy would have dropped; null if the policy is not in audit"""

@@ -1,8 +1,8 @@
 """Report events of services and networks, derived from two snapshots: `Host.events`.
 
-Nothing is stored and no process runs for it. The kernel wakes the caller, which takes another
-snapshot and derives events from the difference, without I/O. All that a command does in one change
-is one event: a service is not compared until its command has ended.
+Events are not stored, and no daemon is needed. The kernel wakes the caller, which takes another
+snapshot and compares it with the last one. All changes of one command are one event, because a
+service is not compared until its command has ended.
 """
 
 from __future__ import annotations
@@ -32,30 +32,33 @@ if TYPE_CHECKING:
 
 
 _QUIET_S = 0.1
-"""Changes within this time (s) are combined."""
+"""Changes that follow each other within this time in seconds are combined."""
 _LONGEST_S = 1.0
-"""Events are returned after this time (s) even if more keep coming."""
+"""Events are returned after this time in seconds, even if changes keep coming."""
 _SHARE = 4
-"""After a snapshot, pause for so many times its duration, which grows with the services."""
+"""The pause after a snapshot is this many times as long as the snapshot took.
+
+A snapshot takes longer with more services.
+"""
 
 
 class Happened(NamedTuple):
-    """An event of a service, a network, or niso's tables."""
+    """An event of a service, a network, or niso's nftables tables."""
 
     time: str
-    """time, to the millisecond"""
+    """when it happened, to the millisecond"""
     service: str | None
     """the service; null if the event is about a network or the tables"""
     network: str | None
-    """the network; null otherwise"""
+    """the network; null if the event is not about a network"""
     what: str
     """activated, deactivated, removed, exited (N), completed, failed, restarted, published,
     unpublished, healthy, unhealthy, attached, detached, gone, network created, network removed,
     foreign or lost"""
     detail: str
-    """description; can be empty"""
+    """a description of the event; can be empty"""
     exit_code: int | None
-    """exit status, 128 + N for signal N; null unless a process has exited"""
+    """exit status, or 128 + N if signal N ended the process; null unless a process has exited"""
     program: str | None
     """name of the foreign program; null unless ``what`` is foreign"""
     pid: int | None
@@ -63,7 +66,7 @@ class Happened(NamedTuple):
 
 
 class Events:
-    """Iterate over `Happened` without end, in a ``with`` block; `fileno` is for poll(2)."""
+    """An endless iterator of `Happened`. Use it in a ``with`` block; `fileno` is for poll(2)."""
 
     def __init__(self, session: Session, name: str | None, since: float | None) -> None:
 
@@ -96,15 +99,15 @@ class Events:
         return self._watches.fileno()
 
     def past(self) -> tuple[Happened, ...]:
-        """Return the recorded events since ``since``; empty without ``since``."""
+        """Return the recorded events after the given time ``since``; none if no time was given."""
         return self._chosen(self._past)
 
     @guarded
     def read(self) -> tuple[Happened, ...]:
-        """Wait for a change and return its events; empty if no event results from it.
+        """Wait for a change and return its events. A change may have none.
 
-        Returns 0.1 s after the last change. With more changes, it returns about 1 s, plus the pause
-        after the last snapshot, after the first change.
+        Returns 0.1 s after the last change, but not later than about 1 s after the first one, plus
+        the pause after the last snapshot.
         """
         self._watches.wait(None)
         time.sleep(max(0.0, self._free_at - time.monotonic()))
@@ -124,7 +127,8 @@ class Events:
     def _folded(self) -> tuple[bool, list[TableChange] | None]:
         """Collect changes from the watches until no more come.
 
-        Returns (whether anything changed, changes of tables, or None if some were lost).
+        Returns whether anything changed, and the changes of nftables tables, or None if some were
+        lost.
         """
         changed, every = self._watches.read()
         end = time.monotonic() + _LONGEST_S
@@ -165,9 +169,10 @@ def _foreign(tables: list[TableChange] | None, now: float) -> list[Happened]:
 
 
 def look(session: Session, before: StateSample) -> StateSample:
-    """Take a snapshot of all services and networks.
+    """Return a snapshot of all services and networks.
 
-    A service that a command is changing is copied from the earlier snapshot ``before``.
+    The state of a service that a command is changing is copied from the earlier snapshot
+    ``before``.
     """
 
     store = session.store()
@@ -236,7 +241,10 @@ def _fate(session: Session, store: Store, row: ServiceRow) -> str:
 
 
 def _health(row: ServiceRow, now: Status) -> tuple[str, str, float | None]:
-    """Return (state, reason, time) of the last health check, whichever niso command ran it."""
+    """Return state, failure reason and time of a service's last health check.
+
+    The result is empty if the service has no check, or the check was of an earlier process.
+    """
     check = row.healthcheck
     if check is None or now.state != "running":
         return "", "", None
@@ -268,7 +276,7 @@ ENDED = ("exited", "restarting", "failed", "none")
 
 
 class ServiceState(NamedTuple):
-    """The compared properties of a service. Times are in seconds since 1970."""
+    """The properties of a service that are compared. Times are in seconds since 1970."""
 
     active: bool
     attached: bool
@@ -276,7 +284,10 @@ class ServiceState(NamedTuple):
     job: bool = False
     activated_at: float | None = None
     state: str = ""
-    """State of the process (`niso.runtime.status.Status`); attached or gone for an attachment."""
+    """State of the process (`niso.runtime.status.Status`).
+
+    An attachment is "attached" or "gone".
+    """
     exit_code: int | None = None
     started_at: float | None = None
     ended_at: float | None = None
@@ -292,11 +303,11 @@ class ServiceState(NamedTuple):
     ports: tuple[str, ...] = ()
     """Ports of the manifest, as strings: 8080→80."""
     forwards: tuple[str, ...] = ()
-    """Ports that port-forward published, as strings."""
+    """Ports that `niso port-forward` published, as strings."""
 
 
 class StateSample(NamedTuple):
-    """A snapshot of the compared properties: services, and subnets of networks."""
+    """A snapshot: the properties of services, and the subnets of networks, each by name."""
 
     services: dict[str, ServiceState]
     networks: dict[str, tuple[str, ...]]
@@ -305,12 +316,12 @@ class StateSample(NamedTuple):
 def _event(
     at: float, service: str | None, what: str, detail: str = "", exit_code: int | None = None
 ) -> Happened:
-    """Build an event at a time in seconds since 1970."""
+    """Return an event; ``at`` is its time in seconds since 1970."""
     return Happened(exact_time_text(at), service, None, what, detail, exit_code, None, None)
 
 
 def between(before: StateSample, after: StateSample, now: float) -> list[Happened]:
-    """Return the events between two snapshots, by time."""
+    """Return the events between two snapshots, sorted by time."""
     events: list[Happened] = []
     for service in sorted(before.services.keys() | after.services.keys()):
         events += _service(service, before.services.get(service), after.services.get(service), now)
@@ -327,7 +338,9 @@ def between(before: StateSample, after: StateSample, now: float) -> list[Happene
 
 
 def past(look: StateSample, since: float) -> list[Happened]:
-    """Return the events since a time (seconds since 1970) that a snapshot contains, by time."""
+    """Return the events after ``since`` (seconds since 1970) that one snapshot shows, sorted by
+    time.
+    """
     events: list[Happened] = []
     for name, shown in look.services.items():
         if not shown.active:
@@ -379,7 +392,7 @@ def _ports(name: str, old: ServiceState, new: ServiceState, now: float) -> Itera
 
 
 def _process(name: str, old: ServiceState, new: ServiceState, now: float) -> Iterator[Happened]:
-    """Yield events of the process and its health, or of an attachment's namespace."""
+    """Yield events of a service's process and its health, or of an attachment's namespace."""
     if new.attached:
         if new.state == "gone" != old.state:
             yield _event(now, name, "gone", "its network namespace has ended")
@@ -422,5 +435,5 @@ def _ended(name: str, new: ServiceState, at: float) -> Happened:
 
 
 def _time(at: float | None, now: float) -> float:
-    """Return the recorded time of an event; ``now`` if it is unknown or in the future."""
+    """Return the recorded time of an event, or ``now`` if that is unknown or in the future."""
     return now if at is None else min(at, now)

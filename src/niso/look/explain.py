@@ -1,6 +1,6 @@
-"""Explain which path a packet takes and what decides, for `niso net explain`: typed results.
+"""Explain which path a packet takes and what decides, for `niso net explain`.
 
-`niso.look.packet_path` finds the path, `niso.look.prove` sends packets to confirm the verdict.
+`niso.look.packet_path` computes the path. `niso.look.prove` sends packets to confirm the verdict.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class AskedDestination(NamedTuple):
-    """The destination of a packet as sent."""
+    """The destination to which a packet was sent, before DNAT."""
 
     address: str
     """an IPv4 or IPv6 address"""
     port: int | None
-    """null for icmp"""
+    """the port; null for icmp"""
     proto: str
     """tcp, udp, sctp or icmp"""
 
@@ -36,35 +36,35 @@ class Destination(NamedTuple):
     address: str
     """an IPv4 or IPv6 address"""
     port: int | None
-    """null for icmp"""
+    """the port; null for icmp"""
     proto: str
     """tcp, udp, sctp or icmp"""
     host: str | None
-    """name of the other host that the service is on; null for this host"""
+    """the other host that the service is on; null for this host"""
 
 
 class OtherHostObject(NamedTuple):
-    """An nftables object that another host should have."""
+    """An nftables object that another host of the cluster should have."""
 
     host: str
     """the host's name"""
     nft: str
-    """the nftables object"""
+    """the nftables object, as nft(8) writes it"""
 
 
 class Judgement(NamedTuple):
-    """The verdict on a packet of one part of the configuration."""
+    """The verdict of one part of the configuration on a packet."""
 
     verdict: str
     """pass, drop, or audit: it passes because the policy is in audit"""
     words: str
-    """reason for the verdict"""
+    """the reason for the verdict"""
     service: str | None
-    """service whose policy decides"""
+    """the service whose policy decides; null if no policy does"""
     key: str | None
-    """key of the policy in the manifest"""
+    """the key of the policy entry in the manifest"""
     text: str | None
-    """entry of the policy that decides"""
+    """the policy entry that decides"""
     nft: tuple[str, ...]
     """strings: the nftables objects of this host that implement it"""
     elsewhere: tuple[OtherHostObject, ...]
@@ -72,12 +72,12 @@ class Judgement(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """A packet and the verdict on it."""
+    """A packet, and the verdict on it."""
 
     from_: Sender
     """the sender"""
     asked: AskedDestination
-    """the destination as sent"""
+    """the destination to which the packet was sent"""
     to: Destination
     """the destination after DNAT of published ports"""
     verdict: str
@@ -96,7 +96,9 @@ class Judged(NamedTuple):
 
     @property
     def dropped_by(self) -> Judgement | None:
-        """Return the first part that drops the packet, in kernel order, or None."""
+        """The first part that drops the packet, in the order of the kernel; None if no part
+        does.
+        """
         parts = (self.path, self.egress, self.ingress)
         return next((part for part in parts if part.verdict == "drop"), None)
 
@@ -106,9 +108,11 @@ class Explanation(NamedTuple):
 
     judged: Judged
     other_family: Judged | None
-    """verdict for the other address family, if both ends have an address of it"""
+    """the verdict for the other IP version, if both ends have an address of that version"""
     shares: dict[str, str]
-    """sender or receiver that shares a namespace, with its provider"""
+    """for each end that shares the namespace of another service, the service that owns the
+    namespace
+    """
     proof: Proof | None = None
     """result of the test packet; only with --prove"""
 

@@ -1,4 +1,4 @@
-"""Report who can reach services: addresses of the host, and drops by other firewalls."""
+"""Report from where services can be reached, and which other firewalls drop their packets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-ca
 
 
 def drops(kernel: Kernel, networks: Iterable[Network]) -> list[ForeignDrop]:
-    """Return the chains of other programs that drop packets to, from or within these networks.
+    """Return the nftables chains of other programs that drop packets to, from or within networks.
 
     A packet is forwarded only if the chains of all tables accept it. Raises KernelError.
     """
@@ -46,9 +46,9 @@ def drops(kernel: Kernel, networks: Iterable[Network]) -> list[ForeignDrop]:
 
 
 def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
-    """Return (problem, remedy) for foreign NAT chains that translate packets which niso drops.
+    """Return a problem and its remedy for each other program's NAT chain whose packets niso drops.
 
-    See `niso.reconcile.host_settings.others`.
+    ``chains`` are such chains; see `niso.reconcile.host_settings.others`.
     """
     return [
         (
@@ -62,10 +62,10 @@ def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def closed_links(kernel: Kernel) -> list[tuple[str, str]]:
-    """Return (problem, command to fix it) for each link of the host that does not forward IPv4.
+    """Return a problem and the command that fixes it for each interface that does not forward IPv4.
 
-    Services cannot connect through such a link, nor be reached. niso does not change its setting.
-    Raises KernelError.
+    Services cannot connect through such a network interface of the host, nor be reached. niso does
+    not change its setting. Raises KernelError.
     """
     return [
         (
@@ -83,10 +83,10 @@ def _forwarding(link: str) -> str:
 def ways_in(
     kernel: Kernel, ports: Iterable[tuple[Port, Network, Sequence[str]]]
 ) -> list[list[str]]:
-    """Describe who can reach each port: a list of lines for each port.
+    """Return the lines that describe who can reach each port: one list of lines for each port.
 
-    ``ports`` are (port with one address or all of one family, its network, the internal networks
-    from which the port is not reachable). Raises KernelError.
+    Each of ``ports`` consists of the port, with one address or all of one IP version, of its
+    network, and of the internal networks from which it cannot be reached. Raises KernelError.
     """
     wanted = list(ports)
     addresses, closed = _addresses(), set(kernel.not_forwarding())
@@ -113,7 +113,10 @@ def ways_in(
 
 
 def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
-    """Limit the lines on who can reach a port to what the policy allows. The host always can."""
+    """Limit the lines on who can reach a port to what the service's policy allows.
+
+    The host itself can always reach it.
+    """
     if policy is None or len(ways) < 2:
         return ways
     if policy.allow_from == ():
@@ -128,7 +131,9 @@ def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
 
 
 def _addresses() -> list[tuple[str, str, bool]]:
-    """Return (address, link, whether it leads to other machines) for each address of this host."""
+    """Return (address, network interface, whether other machines are behind it) for the host's
+    addresses.
+    """
     with Rtnl() as rtnl:
         links = {link.index: link for link in rtnl.links()}
         addresses = []
@@ -150,9 +155,11 @@ def _ways(
     internal: Sequence[str],
     but: str,
 ) -> list[str]:
-    """Describe who can reach a port.
+    """Return the lines that describe who can reach a port.
 
-    ``but`` is appended to the lines of peers whose packets another firewall drops.
+    ``addresses`` are those of `_addresses`. ``closed`` are the interfaces that do not forward IPv4.
+    ``internal`` are the networks from which the port cannot be reached. ``but`` is appended to the
+    lines of peers whose packets another firewall drops.
     """
     if port.host_ip in (ANY4, ANY6):
         published = [item for item in addresses if family_of(item[0]) in port.families]

@@ -1,8 +1,8 @@
-"""Read recorded flows, join them with services and policies, and list them for `niso net flows`.
+"""Read recorded flows, add services and policies, and list them for `niso net flows`.
 
-For each flow the policy entry that decides about it now is added, and whether its connection is
-open. For metrics, flows are counted by names: a bounded number of series for any number of
-addresses.
+Each flow is listed with the policy entry that decides about it now, and with the number of its open
+connections. For metrics, flows are counted by name, so that the number of series does not grow with
+the number of addresses.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 HOST = "host"
 PASS, AUDIT, DROP = "pass", "audit", "drop"
-"""What happened to flows. ``audit``: the policy would deny the flow, but is in audit."""
+"""What happened to a flow. ``audit``: it passed, although a policy in audit would deny it."""
 Key = tuple[str, str, str, int]
-"""(source, destination, protocol, port) of a flow, after DNAT."""
+"""The source, destination, protocol and port of a flow, after DNAT."""
 
 
 class FlowEnd(NamedTuple):
     """The source or destination of flows.
 
-    ``gone``: the service that had the address no longer exists.
+    ``gone`` is True if the service that had the address no longer exists.
     """
 
     name: str
-    """the service, host, the DNS name of a policy, or the address"""
+    """the service, host, the DNS name that a policy uses, or the address"""
     service: str | None
     """name of the service; null if the address is not a service's"""
     address: str
@@ -56,10 +56,10 @@ class FlowEnd(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """The flows from one address to one port of another, after DNAT.
+    """The flows from one address to a port of another address, after DNAT.
 
-    All of them passed, or all were dropped (``was_dropped``). If the service of an end no longer
-    exists (``gone``), its policy is unknown, and so is what decides.
+    All of them passed, or all were dropped (``was_dropped``). If the service at one end no longer
+    exists (``gone``), its policy is unknown, and no deciding entry can be given.
     """
 
     from_: FlowEnd
@@ -73,40 +73,40 @@ class Flow(NamedTuple):
     verdict: str
     """pass, drop, or audit: it passed because a policy that denies it was in audit"""
     service: str | None
-    """service whose policy decides"""
+    """the service whose policy decides"""
     key: str | None
-    """key of the policy in the manifest"""
+    """the key of the policy entry in the manifest"""
     text: str | None
-    """entry of the policy that decides"""
+    """the policy entry that decides"""
     words: str | None
-    """reason for the verdict"""
+    """the reason for the verdict"""
     published: int | None
-    """host port through which another machine connected"""
+    """the host port through which another machine connected; null without one"""
     agrees: bool
-    """whether the present configuration has the same verdict"""
+    """whether the present configuration gives the same verdict"""
     new: int
-    """new flows within a week, or attempts that were dropped; with -f since the last update"""
+    """new flows, or dropped attempts, of the last week; with -f since the previous update"""
     last: str | None
-    """time of the last new flow, to the millisecond"""
+    """when the last new flow began, to the millisecond"""
     ago: float | None
-    """seconds since the last new flow"""
+    """seconds since the last new flow began"""
     open: int
     """flows that are open now"""
     was_dropped: bool = False
 
     @property
     def passes(self) -> bool:
-        """Return whether the flows passed, also if they did because a policy was in audit."""
+        """True if the flows passed, even if only because a policy was in audit."""
         return not self.was_dropped
 
     @property
     def audited(self) -> bool:
-        """Return whether the flows pass, or passed, only because a policy is in audit."""
+        """True if the flows pass, or passed, only because a policy is in audit."""
         return self.verdict == AUDIT
 
     @property
     def gone(self) -> bool:
-        """Return whether the service of an end no longer exists."""
+        """True if the service at one end of the flows no longer exists."""
         # only flows of services are recorded: if neither end is known, one was a service then
         ends = (self.from_, self.to)
         return any(end.gone for end in ends) or not any(end.service or end.is_host for end in ends)
@@ -117,19 +117,19 @@ class Flow(NamedTuple):
 
     @property
     def services(self) -> frozenset[str]:
-        """Return the services at both ends: none, one or two."""
+        """The services at both ends: none, one or two."""
         return frozenset(end.service for end in (self.from_, self.to) if end.service)
 
     @property
     def decision(
         self,
     ) -> tuple[str | None, str | None, str | None, str | None, int | None, bool]:
-        """Return the fields from ``service`` to ``agrees``."""
+        """The fields from ``service`` to ``agrees``, as a tuple."""
         return self.service, self.key, self.text, self.words, self.published, self.agrees
 
 
 class Memory(NamedTuple):
-    """The flows that nftables recorded, and the open connections."""
+    """The flows that nftables recorded, and the connections that are open now."""
 
     passed: tuple[Recorded, ...]
     refused: tuple[Recorded, ...]
@@ -139,9 +139,9 @@ class Memory(NamedTuple):
     audited: tuple[Recorded, ...] = ()
 
     def by_verdict(self) -> Iterator[tuple[str, Recorded]]:
-        """Yield each recorded flow with its verdict.
+        """Yield each recorded flow with its verdict (`PASS`, `AUDIT` or `DROP`).
 
-        Audited flows are subtracted from the accepted flows.
+        Flows that only passed because of an audit are not counted as passed.
         """
         passed = {row[:4]: row for row in self.passed}
         for row in self.audited:
@@ -153,7 +153,10 @@ class Memory(NamedTuple):
 
 
 def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
-    """Read the recorded flows and, with ``with_open``, open connections. Raises KernelError."""
+    """Return the recorded flows and, if ``with_open``, the open connections. Raises KernelError.
+
+    ``world`` has the services and networks.
+    """
 
     opened: set[Open] = set()
     if with_open:
@@ -178,7 +181,10 @@ def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
 
 
 class FlowReader:
-    """Evaluates the policies of a policy context on flows, adds names, and caches each result."""
+    """Add names and the deciding policy entry to flows, and cache the results.
+
+    ``world`` has the services, networks and policies from which verdicts are computed.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -193,12 +199,14 @@ class FlowReader:
                 self._ends[address] = FlowEnd(name, None, address)
 
     def in_world(self, world: World) -> FlowReader:
-        """Return this reader if ``world`` is equal; else, or if the cache is full, a new one."""
+        """Return this reader if ``world`` is equal to its own and its cache is not full, else a
+        new reader.
+        """
         is_same = world == self.world and len(self._flows) <= _MOST_CACHED
         return self if is_same else FlowReader(world)
 
     def end(self, address: str) -> FlowEnd:
-        """Return the source or destination of flows that has an address."""
+        """Return the name and service of an address, as the source or destination of flows."""
         if address not in self._ends:
             is_host = plan_verdict.is_host(self.world, address)
             gone = not is_host and is_for_services(self.world, address)
@@ -207,7 +215,10 @@ class FlowReader:
         return self._ends[address]
 
     def flow(self, key: Key, passes: bool) -> Flow:
-        """Return a flow with its names and verdict, without counts and times."""
+        """Return a flow with its names and verdict, but without counts and times.
+
+        ``passes``: whether the recorded flow passed.
+        """
         if (key, passes) not in self._flows:
             self._flows[key, passes] = self._evaluated(key, passes)
         return self._flows[key, passes]
@@ -238,10 +249,10 @@ class FlowReader:
         return flow if reason is None else _with(flow, reason)
 
     def _part(self, services: frozenset[str], passes: bool) -> World:
-        """Return the part of the policy context that verdicts between these services depend on.
+        """Return only the services that verdicts between ``services`` depend on, with all networks.
 
-        Verdicts search all services of a context, so fewer services are faster. For accepted flows,
-        a DNS name has all the addresses that it had at the time.
+        Verdicts search all services of the result, so fewer services are faster. For flows that
+        passed, a DNS name has all the addresses that it ever had.
         """
         if (services, passes) not in self._parts:
             world = self.world
@@ -253,11 +264,11 @@ class FlowReader:
 
 
 _UNDECIDED = (None, None, None, None, None, True)
-"""The fields of a `Flow` from ``service`` to ``agrees`` if nothing decides about it."""
+"""The fields of a `Flow` from ``service`` to ``agrees`` if no policy entry decides about it."""
 
 
 def _with(flow: Flow, reason: Reason) -> Flow:
-    """Return a flow with the verdict on it."""
+    """Return a flow with the verdict's policy entry and reason."""
     return flow._replace(
         verdict=AUDIT if reason.audits else flow.verdict,
         service=reason.service or None,
@@ -273,7 +284,8 @@ _MOST_CACHED = 50_000
 def joined(world: World, memory: Memory, reader: FlowReader | None = None) -> list[Flow]:
     """Return all flows with names and verdicts, sorted by names and port.
 
-    ``reader`` is from an earlier call with an equal policy context, to reuse its cache.
+    ``reader`` is the one of an earlier call with an equal ``world``. Its cached results are used
+    again.
     """
     counts: dict[Key, int] = {}
     for opened in memory.opened:
@@ -296,7 +308,11 @@ def joined(world: World, memory: Memory, reader: FlowReader | None = None) -> li
 
 
 def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
-    """Return the flows that are open, or that began after a time (s since 1970); all for None."""
+    """Return the flows that are open, or whose last one began after ``since``; all if ``since`` is
+    None.
+
+    ``since`` is in seconds since 1970.
+    """
     oldest = None if since is None else time.time() - since
     return [
         flow
@@ -306,9 +322,9 @@ def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
 
 
 def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
-    """Return the flows recorded between two queries, oldest first.
+    """Return the flows that were recorded between two queries, oldest first.
 
-    Their ``new`` counts only flows between the queries.
+    Their ``new`` counts only the flows between the queries.
     """
     counted = {(flow.id, flow.verdict): flow.new for flow in before}
     fresh = []
@@ -319,20 +335,26 @@ def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
 
 
 def more(before: int, now: int) -> int:
-    """Return the growth of a counter; if it has fallen, it has restarted at 0."""
+    """Return how much a counter has grown.
+
+    A counter that is lower than before has restarted at 0.
+    """
     return now - before if now >= before else now
 
 
 def times(ago: float | None) -> tuple[str | None, float | None]:
-    """Convert an age in seconds to a time (RFC 3339) and an age rounded to milliseconds."""
+    """Return the time (RFC 3339) of an event, and its age in seconds rounded to milliseconds.
+
+    ``ago`` is its age in seconds. Returns None for both if ``ago`` is None.
+    """
     return (None, None) if ago is None else (exact_time_text(time.time() - ago), round(ago, 3))
 
 
 def published(world: World, service: str, proto: str, port: int, family: int) -> Port | None:
-    """Return the published port, of a family, through which a service's port is reachable.
+    """Return the published port through which other machines reach a port of a service, or None.
 
-    Returns None if there is none. Ports on a loopback address do not count, because other machines
-    cannot use them.
+    ``port`` is the port inside the service, ``family`` the IP version. Ports published on a
+    loopback address are ignored, because other machines cannot use them.
     """
     known = world.services.get(service)
     for mapping in known.ports if known else ():
@@ -348,12 +370,12 @@ def published(world: World, service: str, proto: str, port: int, family: int) ->
 def closed(
     world: World, source: str, destination: str, proto: str, port: int, across: bool = False
 ) -> Reason | None:
-    """Return why no packet gets from an address to another's port; None if a path is open.
+    """Return why no packet gets from one address to a port of another; None if a packet can.
 
     Policies are not evaluated. Flows are recorded after DNAT, so a flow through a published port
     looks like a flow to the service's own address. A flow from another machine always came through
-    a published port. A refused flow between services of two networks may have come through one:
-    with ``across`` it is treated as if it did.
+    a published port. A refused flow between services of two networks may have come through one too:
+    with ``across``, it is treated as if it did.
     """
     path = decide(world, source, destination, port, proto).path
     sender, receiver = (holder_of(world, end) for end in (source, destination))
@@ -368,7 +390,10 @@ def closed(
 
 
 def read(kernel: Kernel, store: Store, with_open: bool = True) -> tuple[list[Flow], int]:
-    """Return all flows, and the number not recorded because sets were full. Raises KernelError."""
+    """Return all flows, and how many were not recorded because an nftables set was full.
+
+    Raises KernelError.
+    """
 
     world = read_world(kernel, store)
     memory = remembered(kernel, world, with_open)
@@ -379,7 +404,7 @@ def read(kernel: Kernel, store: Store, with_open: bool = True) -> tuple[list[Flo
 
 
 class Flows:
-    """Iterate over new `Flow` without end. Use it in a ``with`` block."""
+    """An endless iterator of new `Flow`. Use it in a ``with`` block."""
 
     def __init__(self, session: Session, service: str | None, denied: bool) -> None:
 
@@ -399,7 +424,7 @@ class Flows:
             yield from self.read()
 
     def read(self) -> tuple[Flow, ...]:
-        """Return the flows recorded since the last call, oldest first, without waiting."""
+        """Return the flows that were recorded after the last call, oldest first. Does not wait."""
 
         now, _ = read(self.session.kernel(), self.session.store(), with_open=False)
         fresh = changes(self._before, now)
@@ -429,9 +454,10 @@ def follow(session: Session, name: str | None, denied: bool) -> Flows:
 
 
 def _home(store: Store, name: str) -> str:
-    """Return the service that owns the addresses of a service: itself or its provider.
+    """Return the service that owns the addresses of a service.
 
-    Raises Error if there are none.
+    This is the service itself, or the service whose namespace it shares. Raises Error if it has no
+    addresses of its own.
     """
     home = store.home(store.resolve(name))
     row = store.service(home)
@@ -444,7 +470,11 @@ def _home(store: Store, name: str) -> str:
 
 
 def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[Flow, ...]:
-    """Return the flows of a service, or only refused flows, with the time of the last new one."""
+    """Return the flows of a service, with the time of the last new one.
+
+    ``service`` None means the flows of all services. With ``denied``, only flows that a policy
+    refused, or would refuse after its audit, are returned.
+    """
     chosen = []
     for flow in flows:
         is_own = service is None or service in flow.services
@@ -458,7 +488,7 @@ def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[F
 
 
 OUTSIDE = "outside"
-"""The name for every address that belongs neither to a service nor to the host."""
+"""The name for all addresses that belong neither to a service nor to the host."""
 
 
 Total = tuple[str, str, int, str, str]
@@ -466,9 +496,10 @@ Total = tuple[str, str, int, str, str]
 
 
 def totals(world: World, memory: Memory, limit: int) -> tuple[list[tuple[Total, int]], int]:
-    """Return the ``limit`` most frequent totals, sorted, and the number of omitted totals.
+    """Return the ``limit`` most frequent totals with their numbers of flows, and how many are
+    omitted.
 
-    The number of each total is that of the flows that the kernel recorded.
+    A total counts all flows with equal names, port, protocol and verdict. The result is sorted.
     """
     reader = FlowReader(world)
 

@@ -1,9 +1,10 @@
 """Draw which services communicate, as Mermaid or Graphviz's dot: `Host.graph`.
 
-A graph shows recorded traffic, or what policies allow, also those of a stack.toml that is not
-active (with made-up addresses). Names and addresses come from manifests, which others may write.
-Characters that could be syntax of the output language are escaped, whatever the rules for names
-allow.
+A graph shows recorded traffic, or what policies allow. It can also show the policies of a
+stack.toml that is not active; its services then have made-up addresses.
+
+Names and addresses come from manifests, which others may write. All characters that could be syntax
+of the output language are therefore escaped, even if names cannot contain them.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ _PLAIN = re.compile(r"[A-Za-z0-9 .,:/_→*()-]")
 
 
 class Node(NamedTuple):
-    """A box of the picture: a service with its sharers, the host, or another address.
+    """A box of the picture: a service, the host, or another address. ``lines`` is its text.
 
-    ``lines`` is its text.
+    The box of a service also names the services that share its namespace.
     """
 
     id: str
@@ -54,7 +55,7 @@ class Node(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """Services that are on the same networks, drawn in one frame."""
+    """A frame around services that are on the same networks."""
 
     title: str
     nodes: tuple[Node, ...]
@@ -68,11 +69,11 @@ class Edge(NamedTuple):
 
 
 _Link = tuple[str, str, str, str]
-"""Names of the ends, label and verdict of an edge."""
+"""Source, destination, label and verdict of an edge."""
 
 
 class Graph(NamedTuple):
-    """A picture of services and flows; ``others`` are nodes outside all networks."""
+    """A picture of services and flows. ``others`` are boxes that are on no network."""
 
     groups: tuple[Frame, ...]
     others: tuple[Node, ...]
@@ -80,7 +81,7 @@ class Graph(NamedTuple):
 
 
 def of_traffic(world: World, seen: Iterable[Flow], only: frozenset[str] | None) -> Graph:
-    """Draw the recorded flows; with ``only``, only of these services and their peers."""
+    """Draw the recorded flows; ``only`` limits them to these services and their peers."""
     rows = [s for s in seen if only is None or not only.isdisjoint(s.services)]
     addresses = {
         end.address
@@ -106,11 +107,11 @@ def of_traffic(world: World, seen: Iterable[Flow], only: frozenset[str] | None) 
 
 
 def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool) -> Graph:
-    """Draw what policies and published ports allow, with or without traffic.
+    """Draw what policies and published ports allow, whether or not there is traffic.
 
     A published port has an edge from the clients that it admits: all other machines, some prefixes,
-    or the host. Each policy entry that decides between two services of one network has an edge,
-    computed by the policy engine. A pair of services without any policy entry has no edge.
+    or the host. Each policy entry that decides between two services of one network has an edge with
+    the computed verdict. Two services without a policy entry for each other have no edge.
     """
     known = [
         service for name, service in sorted(world.services.items()) if only is None or name in only
@@ -140,7 +141,10 @@ def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool)
 
 
 def _users(world: World, receiver: Known, port: Port) -> Iterator[str]:
-    """Yield the clients of a published port, by its host address and the receiver's policy."""
+    """Yield the names of the boxes of a published port's clients.
+
+    They depend on the host address of the port and on the receiver's policy.
+    """
     if port.host_ip and ipaddress.ip_address(port.host_ip).is_loopback:
         yield HOST
         return
@@ -163,7 +167,10 @@ def _users(world: World, receiver: Known, port: Port) -> Iterator[str]:
 
 
 def _outer(world: World, peer: Peer) -> Iterator[str]:
-    """Yield the node of a peer that is not on niso's networks; many prefixes share one node."""
+    """Yield the name of the box of a policy's peer outside niso's networks, if it is outside.
+
+    Several prefixes of one entry share a box.
+    """
     if peer.kind == "outside":
         yield peer.name
     elif peer.kind in ("prefix", "prefixes"):
@@ -180,7 +187,7 @@ def _port_text(port: Port) -> str:
 
 
 def _between(world: World, sender: Known, receiver: Known) -> Iterator[_Link]:
-    """Yield an edge from one service to another for each policy entry that concerns both."""
+    """Yield an edge from one service to another for each policy entry about both services."""
     for endpoint in receiver.endpoints:
         beside = [e for e in sender.endpoints if e.network == endpoint.network]
         if not beside or not endpoint.addresses:
@@ -212,7 +219,9 @@ def _entry_text(entry: Entry) -> str:
 
 
 def _is_inside(world: World, prefix: str) -> bool:
-    """Return whether a prefix is in one of niso's networks: its services have their own edges."""
+    """Return whether a prefix is inside one of niso's networks, whose services have boxes of
+    their own.
+    """
     net = ipaddress.ip_network(prefix)
     return any(
         str(net.version) == str(subnet.family) and net.subnet_of(ipaddress.ip_network(subnet.cidr))  # type: ignore[arg-type]
@@ -262,7 +271,7 @@ def _graph(
 
 
 def _ids(names: Iterable[str]) -> dict[str, str]:
-    """Map each name to an identifier: ``n_`` and the name, with a number if that is taken."""
+    """Map each name to a unique identifier: ``n_`` and the name, with a number if that is taken."""
     ids: dict[str, str] = {}
     for name in sorted(names):
         plain = own = f"n_{re.sub('[^a-z0-9]', '_', name)}"
@@ -323,7 +332,9 @@ def dot(graph: Graph) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Quote a string for Mermaid: all but harmless characters become numeric entities."""
+    """Quote a string for Mermaid: all characters except letters, digits and a few others are
+    escaped.
+    """
     return '"' + "".join(c if _PLAIN.fullmatch(c) else f"#{ord(c)};" for c in text) + '"'
 
 
@@ -332,7 +343,7 @@ def _box(node: Node) -> str:
 
 
 def _dot_text(lines: Sequence[str]) -> str:
-    """Quote a string for dot: all but harmless characters become HTML entities."""
+    """Quote lines for dot: all characters except letters, digits and a few others are escaped."""
     return '"' + "\\n".join(
         "".join(c if _PLAIN.fullmatch(c) else f"&#{ord(c)};" for c in line) for line in lines
     ) + '"'  # fmt: skip
@@ -406,10 +417,10 @@ _POOL = "10.99.{}.0/24"
 
 
 def declared_world(stack: Stack) -> World:
-    """Return the services and networks of a stack as a policy context.
+    """Return the services, networks and policies of a stack, as if it were active.
 
-    A network without a declared subnet gets one that depends only on the file, and so do the
-    addresses of services. They are used by the policy engine only, and differ from the host's.
+    A network without a declared subnet gets a made-up one, and services get made-up addresses. Both
+    depend only on the file. They are only used to compute verdicts, and differ from the real ones.
     """
     used = {name for member in stack.members for name in member.loaded.spec.network.networks}
     networks = {}

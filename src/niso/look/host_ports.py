@@ -1,6 +1,6 @@
-"""List the host's ports: published ones, what publishes them, and other programs that use them.
+"""List the host's ports: those that are published, and those that other programs listen on.
 
-`niso.change.ports` refuses a port that is taken.
+`niso.change.ports` refuses to publish a port that is taken.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 HOLDERS = ("podman",)
-"""Owners of attachments that themselves listen on published ports."""
+"""Owners of attachments whose own programs listen on published ports."""
 
 
 def published_by(row: ServiceRow) -> tuple[records.Port, ...]:
-    """Return the manifest ports of the last activation; none if the row is damaged."""
+    """Return the manifest's ports at the last activation; none if the row is damaged."""
     spec = row.service
     return tuple(published.port for published in spec.network.ports) if spec is not None else ()
 
@@ -35,11 +35,12 @@ def published_by(row: ServiceRow) -> tuple[records.Port, ...]:
 def taken(
     store: Store, service: str, wanted: Iterable[records.Port], published: Container[records.Port]
 ) -> list[tuple[records.Port, str, records.Port]]:
-    """Return the ports of ``wanted`` that `niso port-forward` took since the last activation.
+    """Return the ports of ``wanted`` that a `niso port-forward` has taken from a service.
 
-    Each result is (port, service that has it now, port of that service). The service may be the
-    same, with another container port. Such a port is in the last manifest (``published``) but not
-    in the service's rows, and stays taken as long as the forward exists.
+    Each result consists of the port, the service that has it now, and that service's own port. It
+    may be the same service, with another container port. Such a port is in the manifest of the last
+    activation (``published``), but not in the service's rows. It stays taken while the forward
+    exists.
     """
     gone = [
         port
@@ -56,7 +57,7 @@ def taken(
 
 
 def unpublished(store: Store, service: str) -> list[records.Port]:
-    """Return the manifest ports of an active service that an ended forward took from it."""
+    """Return the manifest ports that an active service lost to a forward which has ended."""
     row = store.service(service)
     wanted = published_by(row) if row is not None else ()
     lost = [
@@ -73,21 +74,27 @@ def unpublished(store: Store, service: str) -> list[records.Port]:
 
 
 def same_place(one: records.Port, other: records.Port) -> bool:
-    """Return whether both ports claim a host port at the same address.
+    """Return whether two ports use the same host port at the same address.
 
-    A port on all addresses and one on a single address coexist; the specific one takes precedence.
+    A port on all addresses and a port on one address can exist together: packets to that address
+    use the latter.
     """
     alike = one.host_ip == other.host_ip or (one.is_wide and other.is_wide)
     return alike and one.clashes(other)
 
 
 def as_held(held: records.Port, wanted: records.Port) -> str:
-    """Return " as HOST_SIDE" if the holder's host side differs from the requested one, else ""."""
+    """Return " as HOST_SIDE" if ``held`` has another host address or port than ``wanted``, else
+    "".
+    """
     return "" if held.host_side == wanted.host_side else f" as {held.host_side}"
 
 
 class Listeners:
-    """The host's listening sockets, read once for each protocol and only if needed."""
+    """The host's listening sockets, read when they are first needed, for each protocol.
+
+    ``families`` are the IP versions of the service's network.
+    """
 
     def __init__(self, kernel: Kernel, families: tuple[int, ...]) -> None:
         self._kernel = kernel
@@ -101,7 +108,7 @@ class Listeners:
         return self._found[proto]
 
     def clashing(self, port: records.Port) -> list[Listener]:
-        """Return the sockets that receive packets to ``port`` now."""
+        """Return the host's sockets to which packets to ``port`` are delivered now."""
         return [
             listener
             for listener in self.of(port.proto)
@@ -111,7 +118,10 @@ class Listeners:
         ]
 
     def check(self, port: records.Port, key: str) -> None:
-        """Raise Conflict if a process of the host listens on the host port."""
+        """Raise Conflict if a process of the host listens on the host port of ``port``.
+
+        ``key`` is the manifest key for the error.
+        """
         for listener in self.clashing(port):
             program, at = self.described(listener)
             raise Conflict(
@@ -121,14 +131,14 @@ class Listeners:
             )
 
     def described(self, listener: Listener) -> tuple[str, str]:
-        """Return the program that owns a socket, and the socket's address and port."""
+        """Return the program that owns a socket, and the socket's address and port, as strings."""
         who = self._kernel.socket_holder(listener.inode)
         program = f"{who[1]} (pid {who[0]})" if who else "a process that is not visible from here"
         return program, f"{bracketed(listener.address)}:{listener.port}"
 
 
 class Shadow(NamedTuple):
-    """A program of the host that bound a published port after the activation.
+    """A program of the host that started to listen on a published port after the activation.
 
     The program receives no packets, because they are sent to the service.
     """
@@ -137,7 +147,7 @@ class Shadow(NamedTuple):
     port: records.Port
     program: str
     at: str
-    """The address and port that the program listens on."""
+    """The address and port on which the program listens."""
     family: int
 
     @property
@@ -146,7 +156,10 @@ class Shadow(NamedTuple):
 
 
 def shadows(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Shadow]:
-    """Return the programs of the host that bound ports of active services. Raises KernelError."""
+    """Return the programs of the host that listen on published ports of services.
+
+    Raises KernelError.
+    """
     listeners: dict[tuple[int, ...], Listeners] = {}
     result = []
     for service in services:
@@ -166,14 +179,14 @@ def shadows(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Shado
 
 
 class Port(NamedTuple):
-    """A published port, or a range of ``range`` ports, on one address or on all of one family.
+    """A published port, or a range of ``range`` ports, on one address or on all of one IP version.
 
-    ``anywhere``: the port is published on all addresses of its network's families. There is one
-    `Port` per family then. ``anywhere`` is left out of ``--json``.
+    ``anywhere``: the manifest publishes the port on all addresses. There is then one `Port` for
+    each IP version of its network. ``anywhere`` is left out of ``--json``.
     """
 
     host_ip: str
-    """host address; 0.0.0.0 and :: are all addresses of a family"""
+    """the host address; 0.0.0.0 and :: mean all IPv4 or IPv6 addresses"""
     host_port: int
     """first port on the host"""
     container_port: int
@@ -190,7 +203,10 @@ class Port(NamedTuple):
 
 
 def rows(ports: Iterable[records.Port], families: tuple[int, ...]) -> tuple[Port, ...]:
-    """Return a `Port` per address; a port on all addresses becomes one per family."""
+    """Return a `Port` for each host address of the given ports.
+
+    A port on all addresses becomes one for each of ``families``.
+    """
     return tuple(
         Port(address, port.host_port, port.container_port, port.proto, port.count, not port.host_ip)
         for port in ports
@@ -212,7 +228,7 @@ class PublishedPort(NamedTuple):
     host: str
     """host address and port or range"""
     container: int
-    """same as container_port"""
+    """the port inside the service, or the first of a range; the same as container_port"""
     mapping: Port
     from_: tuple[str, ...] | None = None
     """strings: from where the port can be reached; only with --exposed"""
@@ -228,7 +244,7 @@ def published_ports(store: Store) -> tuple[PublishedPort, ...]:
 
 
 def port_rows(store: Store) -> list[tuple[str, records.Port, Port]]:
-    """Return (service, port, result row) for the ports of all active services."""
+    """Return the service, its port and the `Port` to show, for all ports of active services."""
 
     families: dict[str, tuple[int, ...]] = {}
     lines = []
@@ -240,7 +256,9 @@ def port_rows(store: Store) -> list[tuple[str, records.Port, Port]]:
 
 
 def published_port(service: str, port: Port, ways: tuple[str, ...] | None) -> PublishedPort:
-    """Return the result for a port of a service; ``ways`` say from where it is reachable."""
+    """Return the result for a published port; ``ways`` are lines on from where it can be
+    reached.
+    """
     last = port.host_port + port.range - 1
     address = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
     span = str(port.host_port) if port.range == 1 else f"{port.host_port}-{last}"

@@ -1,10 +1,11 @@
 """Derive policies from recorded flows (`niso net learn`), and write them into manifests.
 
 Flows that passed become allow entries by port and protocol, with names rather than addresses. A
-published port that other machines used is allowed for all addresses, because clients have no
-lasting addresses. Refused flows only become comments. An existing allow list is narrowed, never
-widened: a used entry that names a service is narrowed to the ports that were used; any other used
-entry stays as it is written.
+published port that other machines used is allowed for all addresses, because the addresses of
+clients change. Refused flows only become comments.
+
+An existing allow list is narrowed, never widened. A used entry that names a service is limited to
+the ports that were used. Any other used entry stays as it is.
 """
 
 from __future__ import annotations
@@ -37,20 +38,23 @@ from niso.store.store import Store
 
 
 MOST_OUTSIDE = 8
-"""The most outside addresses, of one port and family, with an entry each; more are merged."""
+"""The maximum number of entries for outside addresses of one port and IP version.
+
+If there are more addresses, they are merged into prefixes.
+"""
 # from so many services of a network on that all use a port, suggest the network's name
 _LEAST_MEMBERS = 8
 _EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
 _DNS = 53
 
 Name = Callable[[str], str | None]
-"""Function service -> the name by which the policy can mean the service, or None."""
+"""A function from a service to the name by which the policy can refer to it, or None."""
 
 
 class LearnedEntry(NamedTuple):
-    """An entry of a learned allow list, or only a comment.
+    """An entry of a learned allow list, or only a comment in the list.
 
-    ``note`` is the reason, written to the file as a comment of the entry.
+    ``note`` is the reason for the entry. It is written to the file as a comment.
     """
 
     text: str
@@ -58,7 +62,7 @@ class LearnedEntry(NamedTuple):
     allowed: bool
     """false: only a comment, for example for a peer that was denied"""
     note: str
-    """reason for the entry, or an empty string"""
+    """the reason for the entry; can be empty"""
     new: int
     """new flows, or attempts that were dropped"""
     last: str | None
@@ -73,17 +77,17 @@ class LearnedPolicy(NamedTuple):
     """The policy of a service that allows its recorded flows."""
 
     service: str
-    """name of the service"""
+    """the service's name"""
     file: str | None
-    """manifest or stack.toml that has the service's policy; null if there is none"""
+    """the manifest or stack.toml that has the service's policy; null if there is none"""
     table: str
-    """table of the file for the policy"""
+    """the table of the file in which the policy is"""
     watched: float | None
-    """seconds for which its flows are recorded, at most a week; null if it is inactive"""
+    """seconds for which the service's flows have been recorded, at most a week; null if inactive"""
     allow_from: tuple[LearnedEntry, ...]
-    """who connected to it"""
+    """entries for the peers that connected to it"""
     egress: tuple[LearnedEntry, ...] | None
-    """where the service connected; null without --egress"""
+    """entries for the peers that it connected to; null without --egress"""
 
 
 def learn_flows(
@@ -94,9 +98,10 @@ def learn_flows(
     with_egress: bool,
     network: Callable[[str], str] = str,
 ) -> LearnedPolicy:
-    """Derive the policy of an existing service from its flows.
+    """Return a policy for a service that allows its recorded flows.
 
-    ``network`` maps a network to its name in the policy.
+    ``name`` and ``network`` map services and networks to their names in the policy.
+    ``with_egress``: whether egress entries are derived too.
     """
     world = world._replace(outside=world.outside_ever)
     known = world.services[service]
@@ -117,7 +122,7 @@ def learn_flows(
 
 
 class _PeerPorts(NamedTuple):
-    """The flows that one entry matches: of a peer, on a port and protocol."""
+    """A peer, ports and a protocol: the key of the flows that one entry allows."""
 
     peer: str  # as written in a manifest: in brackets where ports follow
     first: int
@@ -132,7 +137,7 @@ class _PeerPorts(NamedTuple):
 
 
 class _Learner:
-    """Derives the policy of one service."""
+    """Derive the policy of one service."""
 
     def __init__(
         self, world: World, known: Known, name: Name, network: Callable[[str], str]
@@ -140,7 +145,7 @@ class _Learner:
         self._world, self._known, self._name, self._network = world, known, name, network
 
     def lines(self, seen: Sequence[Flow], egress: bool) -> Iterator[LearnedEntry]:
-        """Yield the lines of one direction: entries, then comments."""
+        """Yield the lines of one direction: allow entries first, then comments."""
         passed = [s for s in seen if s.passes and s.agrees and not s.audited]
         before = {s.id for s in passed}
         refused = [
@@ -174,10 +179,9 @@ class _Learner:
                 yield _line(entry.text, (), False, "in the manifest; nothing used it")
 
     def _entry(self, listed: tuple[Entry, ...] | None, seen: Flow, egress: bool) -> Entry | None:
-        """Return the entry of the present allow list that allows a flow; None without a list.
+        """Return the entry of the present allow list that allows a flow; None if there is no list.
 
-        If several entries match, one that names the service is preferred, because it is the
-        narrowest.
+        If several entries match, an entry that names the service is preferred as the narrowest one.
         """
         if listed is None:
             return None
@@ -192,7 +196,11 @@ class _Learner:
     def _groups(
         self, rows: Iterable[Flow], egress: bool
     ) -> tuple[dict[_PeerPorts, list[Flow]], list[Flow]]:
-        """Group flows by entry; return flows of unused service addresses separately."""
+        """Group flows by the entry that allows them.
+
+        Flows of addresses that belonged to a service which no longer exists are returned
+        separately.
+        """
         groups: dict[_PeerPorts, list[Flow]] = {}
         outside: dict[tuple[int, str, int], list[Flow]] = {}
         gone = []
@@ -224,14 +232,14 @@ class _Learner:
         return groups, gone
 
     def _inside(self, family: int) -> list[_Prefix]:
-        """Return the prefixes for present and future services, and the addresses of the host."""
+        """Return all prefixes from which services get addresses, and the addresses of the host."""
         world = self._world
         subnets = (subnet.cidr for on in world.networks.values() for subnet in on.subnets)
         texts = (*world.host, *world.pools, *subnets)
         return [ipaddress.ip_network(text) for text in texts if family_of(text) == family]
 
     def _add_families(self, groups: dict[_PeerPorts, list[Flow]]) -> None:
-        """Allow a published port in its other family too, since clients can use both."""
+        """Add the other IP version to each published port, since clients can use both."""
         for group in list(groups):
             for family, prefix in _EVERYBODY.items():
                 own = bracketed(prefix)
@@ -241,7 +249,7 @@ class _Learner:
                     groups.setdefault(other, [])
 
     def _published(self, proto: str, port: int) -> set[int]:
-        """Return the families in which a port of the service is published to other machines."""
+        """Return the IP versions in which a port of the service is published to other machines."""
         own = {family_of(address) for address in verdict.addresses_of(self._known)}
         families: set[int] = set()
         for published in self._known.ports:
@@ -252,7 +260,7 @@ class _Learner:
         return families & own
 
     def _ports_of(self, seen: Flow) -> tuple[int, int]:
-        """Return (first, last) of the published range that contains the flow's port."""
+        """Return the first and last port of the published range that contains the flow's port."""
         for port in self._known.ports:
             last = port.container_port + port.count - 1
             if port.proto == seen.proto and port.container_port <= seen.port <= last:
@@ -273,7 +281,9 @@ class _Learner:
         gone: Sequence[Flow],
         egress: bool,
     ) -> Iterator[LearnedEntry]:
-        """Yield comments: refused peers, unused ports, networks that could replace entries."""
+        """Yield comments on refused peers, unused ports, and networks that could replace
+        entries.
+        """
         entries = {group.text for group in groups}
         others: dict[_PeerPorts, list[Flow]] = {}
         for flow in refused:
@@ -301,7 +311,7 @@ class _Learner:
             yield from self._whole(groups)
 
     def _unused(self, entries: set[str]) -> Iterator[LearnedEntry]:
-        """Yield the published ports that no other machine has used."""
+        """Yield a comment for each published port that no other machine has used."""
         unused: dict[str, None] = {}  # several host ports may lead to one port
         for port in self._known.ports:
             last = port.container_port + port.count - 1
@@ -314,7 +324,10 @@ class _Learner:
             yield _line(text, (), False, "published; no other machine used it")
 
     def _whole(self, groups: dict[_PeerPorts, list[Flow]]) -> Iterator[LearnedEntry]:
-        """Yield networks of which most services use a port: the name could replace the entries."""
+        """Yield a comment for each network of which most services use a port.
+
+        The network's name could replace the entries of these services.
+        """
         used: dict[tuple[int, str], set[str]] = {}
         for group, rows in groups.items():
             for flow in rows:
@@ -344,11 +357,11 @@ def _of(address: str, seen: Flow, note: str = "") -> _PeerPorts:
 def _outside(
     rows: Sequence[Flow], egress: bool, inside: Sequence[_Prefix]
 ) -> Iterator[tuple[_PeerPorts, list[Flow]]]:
-    """Yield entries for addresses outside niso's networks, for one port and family.
+    """Yield entries for addresses outside niso's networks, with their flows, for one port.
 
-    Adjacent addresses are merged into the smallest prefix that contains them, until few entries are
-    left. No merged prefix contains an address of ``inside``, the prefixes of services and of the
-    host.
+    Neighbouring addresses are merged into the smallest prefix that contains them, until at most
+    `MOST_OUTSIDE` entries are left, if possible. No merged prefix contains an address of
+    ``inside``, the prefixes of services and the addresses of the host.
     """
     by_number: dict[int, list[Flow]] = {}
     for flow in rows:
@@ -390,7 +403,7 @@ _Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _joined(groups: dict[_PeerPorts, list[Flow]]) -> Iterator[tuple[_PeerPorts, list[Flow]]]:
-    """Yield entries in order; consecutive ports of one peer are merged into a range."""
+    """Yield entries in order, with their flows; consecutive ports of one peer become a range."""
     order = sorted(groups, key=lambda g: (g.peer, g.proto, g.first))
     last: tuple[_PeerPorts, list[Flow]] | None = None
     for group in order:
@@ -418,10 +431,10 @@ def _line(text: str, rows: Sequence[Flow], allowed: bool = True, note: str = "")
 
 
 class PolicyChange(NamedTuple):
-    """A changed file that has not been written yet."""
+    """A change of a file that has not been written yet."""
 
     file: str
-    """absolute path"""
+    """the absolute path of the file"""
     services: tuple[str, ...]
     """services whose policies are in the file"""
     before: str
@@ -429,11 +442,11 @@ class PolicyChange(NamedTuple):
     after: str
     """new content of the file"""
     apply: str
-    """command that activates the new file"""
+    """the command that activates the new file"""
 
     @property
     def diff(self) -> str:
-        """Return the difference in the format of diff -u; file names with a newline are quoted."""
+        """The difference in the format of diff -u. A file name with a newline is quoted."""
         import difflib
 
         old, new = (text.splitlines(keepends=True) for text in (self.before, self.after))
@@ -542,7 +555,7 @@ def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyC
 def write(changes: Iterable[PolicyChange]) -> None:
     """Write changed files; see `Host.write_policies`.
 
-    All new files are on disk before any file is replaced.
+    All temporary files with the new contents are on disk before the first of them is renamed.
     """
     drafts: dict[str, str] = {}
     path = ""
@@ -565,9 +578,9 @@ def write(changes: Iterable[PolicyChange]) -> None:
 
 
 def _draft(path: str, text: str, drafts: dict[str, str]) -> None:
-    """Write the new content of a file to a file next to it, and add that to the drafts.
+    """Write the new content of ``path`` to a temporary file next to it.
 
-    Raises OSError.
+    ``drafts`` maps each path to its temporary file that is not yet renamed. Raises OSError.
     """
     import tempfile
 
@@ -585,7 +598,10 @@ def _draft(path: str, text: str, drafts: dict[str, str]) -> None:
 
 
 class _Place(NamedTuple):
-    """The location of a service's policy in a file. ``file`` is "" if there is none."""
+    """The location of a service's policy: a file, and the keys of the table.
+
+    ``file`` "" means none.
+    """
 
     file: str
     path: tuple[str | int, ...]
@@ -595,10 +611,10 @@ _OWN = ("network", "policy")
 
 
 def _place(store: Store, row: ServiceRow) -> _Place:
-    """Return the location of a service's policy, existing or new.
+    """Return the location of a service's policy, whether the policy exists or not.
 
-    The policy of a [[service]] of a stack is in its package's manifest, unless the stack overrides
-    keys of the policy, or uses the package twice.
+    The policy of a [[service]] in a stack.toml is in the manifest of its package. It is in the
+    stack.toml if that has a policy for the service, or uses the package twice.
     """
 
     stack = store.stack_of(row.name)
@@ -625,7 +641,10 @@ def _place(store: Store, row: ServiceRow) -> _Place:
 def _require_own(
     store: Store, row: ServiceRow, place: _Place, writers: dict[tuple[object, ...], str]
 ) -> None:
-    """Raise Conflict if another service's policy has the same location."""
+    """Raise Conflict if another service's policy has the same location.
+
+    ``writers`` maps locations to the services whose policies are written there.
+    """
     other = writers.setdefault(place, row.name)
     if place.path == _OWN and other == row.name:
         real = os.path.realpath(place.file)
@@ -639,7 +658,10 @@ def _require_own(
 
 
 def _read(path: str) -> str:
-    """Read a TOML file of the user. Raises Error; InvalidInput if it is invalid."""
+    """Return the content of a TOML file of the user.
+
+    Raises InvalidInput if it is invalid, and Error.
+    """
 
     try:
         content = toml.content(path, os.path.basename(path), callers())
@@ -667,7 +689,10 @@ def _has_network(row: ServiceRow) -> bool:
 
 
 def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
-    """Return for how many seconds flows of a service are recorded; None if it is inactive."""
+    """Return the seconds for which flows of a service have been recorded; None if it is inactive.
+
+    ``since`` is an earliest time, in seconds since 1970.
+    """
 
     if not row.active or row.activated_at is None:
         return None
@@ -683,10 +708,10 @@ def _items(entries: Iterable[LearnedEntry]) -> Iterator[Item]:
 
 
 class WrittenNames:
-    """The names that one service's policy uses for services and networks.
+    """The names by which one service's policy can refer to services and networks.
 
-    A service of the same stack has the name of the stack's file, without the prefix. A copy of the
-    file, for another stack, then means its own services.
+    A service of the same stack has the name in the stack's file, without the stack's prefix. If the
+    file is copied for another stack, the policies then refer to that stack's own services.
     """
 
     def __init__(self, store: Store, service: str) -> None:
@@ -702,7 +727,7 @@ class WrittenNames:
     def _read(self, stack: str) -> None:
         """Read the names from the stack's files.
 
-        If the files are missing, derive the names from the prefix.
+        If the files are missing, the names are derived from the stack's prefix.
         """
 
         services: set[str] = set()
@@ -726,7 +751,7 @@ class WrittenNames:
         self._file, self._own, self._networks = services, full(services), full(networks)
 
     def service(self, other: str) -> str | None:
-        """Return a name that only means the service ``other``; None if there is none."""
+        """Return a name that refers only to the service ``other``; None if there is none."""
         if other in self._members and other not in self._own:
             return None  # it is no longer in the file
         names = [self._own.get(other, other)]
@@ -736,7 +761,7 @@ class WrittenNames:
         return next((name for name in names if self._means(name, other)), None)
 
     def network(self, network: str) -> str:
-        """Return the name that means a network."""
+        """Return the name by which the policy refers to a network."""
         return self._networks.get(network, network)
 
     def _means(self, name: str, other: str) -> bool:
@@ -754,7 +779,7 @@ class WrittenNames:
 
 
 def _is_a_name(name: str) -> bool:
-    """Return whether entries of a policy, for both directions, can begin with this name."""
+    """Return whether policy entries of both directions can begin with this name."""
 
     try:
         entries = [parse_entry(f"{name}:1/tcp", "", egress) for egress in (False, True)]

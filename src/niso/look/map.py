@@ -1,6 +1,6 @@
 """Read services, networks and flows as a map, for the page of `niso web`: `Host.map`.
 
-Flows are grouped by name, with a bounded number of other machines.
+Flows are grouped by name. At most a fixed number of other machines are shown.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ class MapService(NamedTuple):
     service: str
     """the service's name"""
     status: str
-    """as for niso ps"""
+    """the state of the service, as niso ps shows it"""
     health: str | None
     """starting, healthy or unhealthy; null without a healthcheck"""
     mode: str | None
     """bridge, host, none, share or attached"""
     stack: str | None
-    """the stack that it belongs to"""
+    """the stack that it belongs to; null without one"""
     shares: str | None
-    """provider whose network it shares, in mode share"""
+    """in mode share, the service that owns the network namespace; otherwise null"""
     networks: tuple[str, ...]
     """strings: names of its networks"""
     address: tuple[str, ...]
-    """addresses, one per network and family"""
+    """addresses, one for each network and IP version"""
     ports: tuple[Port, ...]
-    """published ports, one per address family"""
+    """published ports, one for each IP version"""
     uptime: float | None
     """seconds since the process started; null if none runs"""
     received: float | None
@@ -74,17 +74,17 @@ class MapService(NamedTuple):
     sent: float | None
     """bits per second; null if the service has no interface of its own"""
     new: float | None
-    """new flows from and to it, and refused attempts, per second; null like received"""
+    """new flows of the service, and refused attempts, per second; null if ``received`` is null"""
     denied_in: int | None
     """total packets dropped by its ingress policy; null if unknown"""
     denied_out: int | None
     """total packets dropped by its egress policy; null if unknown"""
     policy: MapPolicy | None
-    """null without a policy"""
+    """its policy; null without one"""
     audit_until: str | None
-    """end of the audit of its policy, or never; null if the policy is not in audit"""
+    """when the audit of its policy ends, or never; null if the policy is not in audit"""
     file: str | None
-    """manifest of the last activation"""
+    """the manifest of the last activation"""
 
 
 class MapNetwork(NamedTuple):
@@ -123,13 +123,13 @@ class MapFlow(NamedTuple):
     verdict: str
     """pass, drop, or audit: it passed because a policy that denies it was in audit"""
     published: int | None
-    """host port through which another machine connected"""
+    """the host port through which another machine connected; null without one"""
     words: str | None
-    """reason for the verdict on the latest of them"""
+    """the reason for the verdict on the latest of these flows"""
     agrees: bool
-    """whether the present configuration has the same verdict"""
+    """whether the present configuration gives the same verdict"""
     new: int
-    """new flows within a week, or attempts that were dropped"""
+    """new flows, or dropped attempts, of the last week"""
     rate: float
     """new flows per second since the previous update"""
     bits: float | None
@@ -148,9 +148,9 @@ class MapState(NamedTuple):
     host: str
     """the host's name"""
     at: str
-    """time of the update"""
+    """when it was measured"""
     seconds: float
-    """time since the previous update"""
+    """seconds since the previous update"""
     services: tuple[MapService, ...]
     """all services, by name"""
     networks: tuple[MapNetwork, ...]
@@ -158,13 +158,13 @@ class MapState(NamedTuple):
     flows: tuple[MapFlow, ...]
     """all flows, sorted by the names of source and destination"""
     not_shown: int
-    """flows that are not shown, because there are too many"""
+    """flows that are left out because there are too many"""
     missed: int
-    """new flows that were not recorded, because a set was full"""
+    """new flows that were not recorded because an nftables set was full"""
 
 
 class Map(Metered):
-    """Measures services, networks and flows between calls of `read`.
+    """Measure services, networks and flows between calls of `read`.
 
     Use it in a ``with`` block, or close it: the kernel counts the bytes of flows until it is closed
     (`niso.kernel.flow_memory`).
@@ -181,7 +181,7 @@ class Map(Metered):
 
     @guarded
     def read(self) -> MapState:
-        """Return all services, networks and flows; rates are since the last call."""
+        """Return all services, networks and flows. Rates are averages since the last call."""
 
         store = self.session.store()
         now, memory = top.look(self.session, self._states, with_open=True)
@@ -232,9 +232,11 @@ class Map(Metered):
         )
 
     def _name_in(self, store: Store) -> Callable[[str, str], str | None]:
-        """Return a function that finds the names used in policies.
+        """Return a function that maps two services to the name that the first one's policy uses for
+        the second.
 
-        It caches its results until the store changes.
+        The function returns None if there is no such name. Its results are cached until the store
+        changes.
         """
 
         version = store.changes()
@@ -299,7 +301,11 @@ def _flow(
     moved: float | None,
     changes: Callable[[Flow], tuple[MapChange, ...]],
 ) -> MapFlow:
-    """Merge the flows of a group into one. ``rate`` is in flows, ``moved`` in bytes per second."""
+    """Merge the flows of a group into one.
+
+    ``rate`` is in new flows per second, ``moved`` in bytes per second. ``changes`` returns the
+    changes that would allow a flow.
+    """
     last = min(flows, key=lambda flow: math.inf if flow.ago is None else flow.ago)
     return MapFlow(
         *ends,
@@ -323,13 +329,15 @@ def _flow(
 
 OTHERS = "other machines"
 MOST_OUTSIDE = 8
-"""The most outside addresses shown by themselves, in each direction."""
+"""The maximum number of outside addresses shown by themselves, in each direction."""
 MOST_PASSED, MOST_REFUSED, MOST_OPEN = 4000, 1000, 1000
-"""The most recorded, refused and open flows in one update of the map."""
+"""The maximum number of passed, refused and open flows in one update of the map."""
 
 
 def bounded(memory: Memory) -> tuple[Memory, int]:
-    """Keep the latest flows and the most frequent open flows; return (flows, number omitted)."""
+    """Keep the latest flows and the most frequent open ones; return them and how many are left
+    out.
+    """
 
     def latest(rows: tuple[Recorded, ...], most: int) -> tuple[Recorded, ...]:
         if len(rows) <= most:
@@ -356,9 +364,10 @@ def bounded(memory: Memory) -> tuple[Memory, int]:
 
 
 def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flow]]]:
-    """Group flows by the ends that the map shows, by port, protocol and verdict.
+    """Group flows by the ends that the map shows, port, protocol and verdict.
 
-    The result is sorted by these. Flows of a service to itself are left out.
+    Returns (source and destination, flows) for each group, sorted by these. Flows of a service to
+    itself are left out.
     """
     sources = _shown(flow.from_ for flow in flows)
     targets = _shown(flow.to for flow in flows)
@@ -371,7 +380,10 @@ def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flo
 
 
 def _shown(ends: Iterable[FlowEnd]) -> Mapping[str, int]:
-    """Choose the DNS names and addresses to show: those with most flows, with their counts."""
+    """Return the DNS names and addresses to show, with their numbers of flows.
+
+    These are the ends with the most flows.
+    """
     counts: dict[str, int] = {}
     for end in ends:
         if not (end.service or end.is_host or end.gone):

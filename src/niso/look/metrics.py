@@ -31,7 +31,7 @@ class Sample(NamedTuple):
     """One value of a metric."""
 
     labels: dict[str, str]
-    """name and value of each label"""
+    """the name and value of each label"""
     value: float
     """the value; times are in seconds since 1970"""
 
@@ -46,7 +46,7 @@ class Metric(NamedTuple):
     help: str
     """what the metric counts"""
     samples: tuple[Sample, ...]
-    """one for each set of labels"""
+    """one value for each set of labels"""
 
 
 def metrics(session: Session, flows: int) -> tuple[Metric, ...]:

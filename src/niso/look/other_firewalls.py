@@ -1,10 +1,12 @@
 """Find forward chains of other firewalls that drop what niso's rules accept, and name the remedy.
 
 A packet is forwarded only if the forward chains of all tables accept it. niso's rules therefore
-cannot override a foreign drop policy, and niso never edits a foreign table. It evaluates the
-foreign chains for a few hypothetical packets and names the missing rule. Unknown properties of such
-a packet (its port, the remote address, the uplink's name) match no rule, so a chain that accepts
-the packet only by one of them counts as dropping it.
+cannot override another program's drop policy, and niso never edits another program's table. This
+module evaluates those chains for a few hypothetical packets, and names the rule that is missing.
+
+Some properties of such a packet are unknown: its port, the remote address, and the name of the
+outside interface. They match no rule. A chain that accepts the packet only because of one of them
+therefore counts as dropping it.
 """
 
 from __future__ import annotations
@@ -42,7 +44,10 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 
 class ForeignDrop(NamedTuple):
-    """A foreign base chain that drops packets which niso accepts. All strings are printable."""
+    """A base chain of another program that drops packets which niso accepts.
+
+    All strings are printable.
+    """
 
     chain: str  # "FAMILY TABLE CHAIN"
     what: tuple[str, ...]  # one or more of PUBLISHED, OUTWARD and WITHIN
@@ -58,13 +63,14 @@ class ForeignDrop(NamedTuple):
 def foreign_drops(
     kernel: Kernel, bridges: Iterable[str], bridged: bool, families: Iterable[int] = (4,)
 ) -> list[ForeignDrop]:
-    """Return the foreign chains of this network namespace that drop packets niso accepts.
+    """Return the chains of other programs, in this network namespace, that drop packets niso
+    accepts.
 
-    Only packets of these bridges count. ``bridged``: frames between two services of a bridge also
-    traverse the forward chains of ip, ip6 and inet, because the bridge's nf_call_iptables or
-    net.bridge.bridge-nf-call-iptables is 1. ``families`` (4, 6) are those of the bridges. If there
-    are no foreign chains at hook forward, this costs one dump of chains. Rules of iptables-legacy
-    are not visible: see `unseen`. Raises KernelError.
+    Only packets of the given bridges count. ``families`` (4, 6) are the IP versions of the bridges.
+    ``bridged``: frames between two services of a bridge also traverse the forward chains of ip, ip6
+    and inet, because nf_call_iptables of the bridge or net.bridge.bridge-nf-call-iptables is 1.
+
+    Rules of iptables-legacy are not visible; see `unseen`. Raises KernelError.
     """
     names = sorted(set(bridges))
     with kernel.foreign_chains() as source:
@@ -76,7 +82,7 @@ def foreign_drops(
 
 
 def unseen(families: Iterable[int] = (4,)) -> list[str]:
-    """Return a warning for each family (4, 6) with a filter table of iptables-legacy.
+    """Return a warning for each IP version in ``families`` that has a table of iptables-legacy.
 
     nf_tables does not show the rules of such a table.
     """
@@ -94,7 +100,10 @@ def drops(
     bridged: bool,
     families: tuple[int, ...],
 ) -> list[ForeignDrop]:
-    """Return what `foreign_drops` does, for the chains of ``source``."""
+    """Return the drops as `foreign_drops` does, for given chains and bridges.
+
+    The rules of the chains come from ``source``.
+    """
     traced = [(place, list(packets(place, bridged, families))) for place in places]
     dropping = []
     for chain in sorted(chains):
@@ -139,11 +148,11 @@ def _places(bridges: list[str]) -> list[WalkedBridge]:
 def _remedy(
     chain: Chain, bridges: tuple[str, ...], ways: set[bool], visited: set[str]
 ) -> tuple[str, ...]:
-    """Return shell commands that stop the drop, for the tool that created the chain.
+    """Return shell commands that stop the drop, with the tool that created the chain.
 
-    ``ways`` contains True to accept packets that enter by a bridge, False for packets that leave by
-    it. ``visited`` are the chains that all dropped packets traversed, so that a rule in them takes
-    effect.
+    ``ways`` contains True if packets that enter by a bridge must be accepted, and False if packets
+    that leave by it must. ``visited`` are the chains that all dropped packets traverse, in which a
+    new rule therefore takes effect.
     """
     family, table, name = FAMILIES[chain.family], chain.table, chain.name
     ordered = sorted(ways, reverse=True)
@@ -198,7 +207,9 @@ def _remedy(
 
 
 def _shown(text: str) -> str:
-    """Escape a string as `niso.base.text.escaped` does, and its spaces, so that it is one word."""
+    """Escape a string as `niso.base.text.escaped` does, and its spaces too, so that it is one
+    word.
+    """
     return "".join(
         c
         if c.isprintable() and c != " "
@@ -245,7 +256,7 @@ _ARP = b"\x08\x06"
 class Bits(NamedTuple):
     """A partly known value: the bits of ``data`` are known where ``mask`` has ones.
 
-    ``uplink``: the value is the name of a link that is not one of niso's bridges.
+    ``uplink``: the value is the name of a network interface that is not one of niso's bridges.
     """
 
     data: bytes
@@ -254,7 +265,7 @@ class Bits(NamedTuple):
 
 
 class PacketBits(NamedTuple):
-    """A hypothetical packet."""
+    """A hypothetical packet, with the properties that are known."""
 
     what: str  # PUBLISHED, OUTWARD or WITHIN
     enters: bool  # whether it enters by the bridge
@@ -266,7 +277,10 @@ class PacketBits(NamedTuple):
 
 
 class WalkedBridge(NamedTuple):
-    """A bridge of niso: its index (0 if it does not exist) and its prefixes by family (4 or 6)."""
+    """A bridge of niso, with its interface index and prefixes.
+
+    The index is 0 if the bridge does not exist. ``prefixes`` are by IP version (4 or 6).
+    """
 
     bridge: str
     index: int = 0  # type: ignore[assignment]  # hides tuple.index
@@ -274,7 +288,7 @@ class WalkedBridge(NamedTuple):
 
 
 class RuleSource(Protocol):
-    """A source of rules: `niso.kernel.foreign_chains.Foreign`."""
+    """The interface of a source of nftables rules, such as `niso.kernel.foreign_chains.Foreign`."""
 
     def rules(self, family: int, table: str, chain: str) -> list[Rule]: ...
     def key_length(self, family: int, table: str, name: str) -> int: ...
@@ -286,7 +300,7 @@ class RuleSource(Protocol):
 def packets(
     place: WalkedBridge, bridged: bool, families: Iterable[int]
 ) -> Iterator[tuple[set[int], PacketBits]]:
-    """Yield the hypothetical packets to evaluate, each with the families of tables it traverses.
+    """Yield the hypothetical packets to evaluate, each with the table families that it traverses.
 
     Each packet has three forms: first packet of a connection, later packet, and reply.
     """
@@ -303,7 +317,7 @@ def packets(
 def _routed(
     place: WalkedBridge, family: int, what: str, established: bool, reply: bool
 ) -> PacketBits:
-    """Build a packet that traverses the forward chains of ip, ip6 and inet."""
+    """Return a hypothetical packet that traverses the forward chains of ip, ip6 and inet."""
     enters = what == WITHIN or (what == OUTWARD) is not reply
     leaves = what == WITHIN or not enters
     status = _DST_NAT if what == PUBLISHED else 0
@@ -333,10 +347,10 @@ def _routed(
 
 
 def _switched(place: WalkedBridge, family: int, ethertype: bytes, reply: bool) -> PacketBits:
-    """Build a frame between two services.
+    """Return a hypothetical frame between two services of a bridge.
 
-    Its bridge ports have names that begin with ni, and its connection tracking state may be
-    untracked.
+    The names of its bridge ports begin with ni. Its connection tracking state is unknown, because
+    it may be untracked.
     """
     port = Bits(b"ni" + bytes(14), b"\xff\xff" + bytes(14))
     facts = {
@@ -353,7 +367,7 @@ def _switched(place: WalkedBridge, family: int, ethertype: bytes, reply: bool) -
 
 
 def _header(place: WalkedBridge, family: int, source: bool, destination: bool) -> Bits:
-    """Build an IP header whose source or destination is in the bridge's prefix."""
+    """Return an IP header whose source or destination is in the bridge's prefix."""
     start, width = (12, 4) if family == 4 else (8, 16)
     address, mask = bytes(width), bytes(width)
     if family in place.prefixes:
@@ -384,14 +398,14 @@ def _and(one: bytes, other: bytes) -> bytes:
 
 
 def follow(source: RuleSource, chain: Chain, packet: PacketBits) -> tuple[bool, set[str]]:
-    """Evaluate a base chain; return (whether it accepts the packet, the traversed chains)."""
+    """Evaluate a base chain; return whether it accepts the packet, and the chains it traversed."""
     way = _Way(source, chain, packet)
     verdict = way.walk(chain.name, 0)
     return chain.accepts if verdict is None else verdict, way.visited
 
 
 class _Way:
-    """The path of a packet through the chains of one table."""
+    """The path of one hypothetical packet through the chains of one table."""
 
     def __init__(self, source: RuleSource, chain: Chain, packet: PacketBits) -> None:
         self._source = source
@@ -401,7 +415,11 @@ class _Way:
         self.visited: set[str] = set()
 
     def walk(self, chain: str, depth: int) -> bool | None:
-        """Return True for accept, False for drop, None if the packet returns from ``chain``."""
+        """Return True if the packet is accepted, False if dropped, None if it returns from
+        ``chain``.
+
+        ``depth`` is the number of jumps so far.
+        """
         self.visited.add(chain)
         for rule in self._source.rules(self._family, self._table, chain):
             self._steps += 1
@@ -420,7 +438,7 @@ class _Way:
         return None
 
     def _rule(self, rule: Rule) -> ChainVerdict | None:
-        """Return the verdict of a rule; None if the rule may not match."""
+        """Return the verdict of a rule; None if the rule does not match, or may not match."""
         registers = _Registers()
         for expression in rule:
             if isinstance(expression, ChainVerdict):
@@ -436,7 +454,7 @@ class _Way:
         return None
 
     def _expression(self, expression: Expression, registers: _Registers) -> bool | None:
-        """Evaluate an expression; return whether it matches, None if unknown."""
+        """Evaluate an expression; return whether it matches, or None if that is unknown."""
         packet = self._packet
         if isinstance(expression, RegisterLoad):
             registers.write(expression.register, self._loaded(expression))
@@ -487,7 +505,7 @@ class _Way:
 
 
 class _Registers:
-    """The known bits of nftables' registers while a rule is evaluated; none at its start."""
+    """The known bits of nftables' registers while a rule is evaluated. At first none is known."""
 
     def __init__(self) -> None:
         self.forget()
@@ -497,7 +515,10 @@ class _Registers:
         self._uplinks: set[int] = set()
 
     def write(self, register: int, value: Bits | None) -> None:
-        """Set a register. None stands for an unknown value of unknown length, at most 16 bytes."""
+        """Set a register to a value.
+
+        None stands for an unknown value of unknown length, which is at most 16 bytes.
+        """
         data, mask, uplink = value or Bits(bytes(16), bytes(16))
         size = min(-(-len(data) // 4) * 4, 80 - register)
         # a value shorter than a word is padded with zeros (nft_reg_store8)

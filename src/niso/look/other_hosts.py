@@ -1,4 +1,6 @@
-"""Read the cluster's data on services of other hosts, for ps --all-hosts and explanations."""
+"""Read the cluster's data on services of other hosts, for `niso ps --all-hosts` and
+explanations.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,11 @@ class ClusterLine(NamedTuple):
     host: str
     """the host that the service is on"""
     status: str
-    """as in a list of services; for a service of another host up, down or host gone"""
+    """the state as niso ps shows it; for a service of another host up, down or host gone"""
     address: tuple[str, ...]
-    """addresses, one per network and family; of other hosts only on networks that span hosts"""
+    """addresses, one for each network and IP version; of other hosts only on networks that span
+    hosts
+    """
     ports: tuple[str, ...]
     """published ports: HOST_PORT:PORT"""
 
@@ -56,9 +60,10 @@ class ClusterPort(NamedTuple):
 
 
 def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
-    """Return the services of all hosts by name. Raises Error.
+    """Return the services of all hosts, sorted by name. Raises Error.
 
-    If the cluster does not answer, a warning says how old this host's data of other hosts are.
+    If the cluster does not answer, the services of other hosts come from this host's copy of the
+    cluster's data, with a warning that says how old it is.
     """
 
     store = machine.store
@@ -82,7 +87,7 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
 
 
 def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
-    """Return the published ports of active services of all hosts, by service. Raises Error.
+    """Return the published ports of active services of all hosts, sorted by service. Raises Error.
 
     Ports of hosts that are not alive are left out. If the cluster does not answer, only this host's
     ports are returned, with a warning.
@@ -114,7 +119,11 @@ def _port(service: str, host: str, port: Port) -> ClusterPort:
 
 
 def _others(store: Store, joined: Joined) -> tuple[list[Claim], set[str]]:
-    """Return the claims of other hosts, and the names of live hosts. Raises Error."""
+    """Return the services of other hosts as recorded in etcd, and the names of hosts that are
+    alive.
+
+    Raises Error.
+    """
 
     engine = joined.engine(brief=True)
     try:
@@ -128,7 +137,7 @@ def _others(store: Store, joined: Joined) -> tuple[list[Claim], set[str]]:
 
 
 def _claimed(store: Store, joined: Joined) -> list[ClusterLine]:
-    """Return the services of other hosts, according to the cluster. Raises Error."""
+    """Return the services of other hosts, as recorded in etcd. Raises Error."""
     claims, alive = _others(store, joined)
     return [
         ClusterLine(
@@ -144,7 +153,7 @@ def _claimed(store: Store, joined: Joined) -> list[ClusterLine]:
 
 
 def _mirrored(store: Store) -> list[ClusterLine]:
-    """Return the services of other hosts, according to this host's mirror."""
+    """Return the services of other hosts, according to this host's copy of the cluster's data."""
     alive = {host for host, (_, _, lives) in store.across.peers().items() if lives}
     return [
         ClusterLine(
@@ -159,7 +168,7 @@ def _mirrored(store: Store) -> list[ClusterLine]:
 
 
 def _age() -> str:
-    """Describe how old the mirror is, and which networks it covers."""
+    """Describe how old this host's copy of the cluster's data is, and which networks it covers."""
     at_s = agent.last().at_s
     when = "before the boot" if at_s is None else f"{time.monotonic() - at_s:.0f} s ago"
     return f"services of other hosts are as they were {when}, on the networks of this host"
@@ -168,10 +177,11 @@ def _age() -> str:
 def world(
     session: Session, here: World, source: str, destination: str, proves: bool = False
 ) -> World:
-    """Add the policies of remote services with one of the packet's addresses to the context.
+    """Add the policies of other hosts' services that have one of the packet's addresses.
 
-    If the cluster does not answer, a warning says that these policies are unknown. Raises Error,
-    also if ``proves`` requests a test packet.
+    Returns ``here``, the services, networks and policies of this host, with these policies. If the
+    cluster does not answer, a warning says that they are unknown. Raises Error, also if ``proves``
+    requests a test packet.
     """
     remote = [
         known
@@ -223,9 +233,10 @@ def world(
 
 
 def _require_within(here: World, source: str, destination: str) -> None:
-    """Raise Error for a packet from another host's service to an address that is no service's.
+    """Raise Error for a packet from another host's service to an address of no service.
 
-    Such a packet leaves through the other host, whose addresses, ports and routes are unknown here.
+    Such a packet leaves through the other host, whose addresses, ports and routes this host does
+    not know.
     """
 
     sender = holder_of(here, source)
@@ -250,7 +261,10 @@ def _policy(text: str, known: Known) -> Policy:
 
 
 def _resolved(store: Store, here: World, known: Known, policy: Policy) -> Policy:
-    """Resolve the names in another host's policy as they resolve on that service's networks."""
+    """Replace the names in another host's policy by the services they mean there.
+
+    They are looked up on the networks of that service.
+    """
     on = {endpoint.network for endpoint in known.endpoints}
 
     def entries(some: tuple[Entry, ...]) -> tuple[Entry, ...]:

@@ -1,4 +1,4 @@
-"""List and refresh outside names: the addresses of domain names in policies."""
+"""List and refresh the domain names outside niso.local that policies use, and their addresses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 OVERDUE_S = 600.0
-"""`Host.check` warns after this long (s) without an answer."""
+"""Seconds without an answer after which `Host.check` warns."""
 
 
 class OutsideName(NamedTuple):
@@ -26,23 +26,22 @@ class OutsideName(NamedTuple):
     name: str
     """the DNS name"""
     services: tuple[str, ...]
-    """strings: active services whose policies name it"""
+    """strings: the active services whose policies use the name"""
     addresses: tuple[str, ...]
-    """strings: its addresses in the rules and the services' hosts files"""
+    """strings: its addresses in the rules and in the services' hosts files"""
     former: tuple[str, ...]
-    """strings: addresses still allowed by the rules, for programs that resolved the name earlier"""
+    """strings: addresses that the rules still allow, for programs that resolved the name earlier"""
     asked_at: str | None
-    """time of the last query; null if there was none"""
+    """when the name was last resolved; null if it never was"""
     until: str | None
     """when the answer expires; null without addresses"""
     problem: str | None
-    """error of the last query"""
+    """why the last query failed; null if it did not"""
 
 
 def described(store: Store, names: Iterable[str] | None = None) -> tuple[OutsideName, ...]:
-    """Return these DNS names with their answers, sorted by name.
-
-    The default is all names in policies.
+    """Return these DNS names with their addresses, sorted by name; by default all names in
+    policies.
     """
     if not store.names_outside():
         return ()
@@ -66,16 +65,16 @@ def _described(answer: Outside, services: list[str]) -> OutsideName:
 
 
 def next_due(session: Session) -> float:
-    """Return the seconds until a DNS name must be resolved, at most 60."""
+    """Return the seconds until the next DNS name must be resolved, at most 60."""
     store, now = session.store(), time.time()
     answers = store.outside.answers() if store.names_outside() else []
     return min([60.0, *(max(answer.due_at - now, 1.0) for answer in answers)])
 
 
 def warn(session: Session, name: str | None) -> None:
-    """Warn about DNS names that have no address or expired answers.
+    """Send a warning for each DNS name that has no address, or only expired ones.
 
-    The names are those of all active services, or of one service.
+    The names are those in the policies of all active services, or of the service ``name``.
     """
     rows, now = session.store().outside, time.time()
     unknown: dict[tuple[str, str], list[str]] = {}  # by (services, reason)
@@ -106,7 +105,7 @@ def warn(session: Session, name: str | None) -> None:
 
 
 def warn_of_families(session: Session, answer: Outside, services: Iterable[str]) -> None:
-    """Warn about services without a route in the only address family of a DNS name."""
+    """Warn if a DNS name only has addresses of an IP version for which services have no route."""
 
     store = session.store()
     known = {family_of(address) for address in answer.in_state("now")}

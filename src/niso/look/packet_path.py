@@ -1,7 +1,7 @@
-"""Find the path of a packet: its ends, whether it passes, and the nftables objects that decide.
+"""Compute the path of a packet: its ends, whether it passes, and the nftables objects that decide.
 
-The arguments FROM and TO of a command are resolved to ends and addresses. `niso.plan.verdict`
-decides; this module adds the objects of the kernel to its reasons.
+The arguments FROM and TO of a command become ends and addresses. `niso.plan.verdict` decides. This
+module adds the nftables objects to its reasons.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ TARGET = "NAME, ADDRESS or [IPV6], then :PORT or :PORT/PROTO; or /icmp"
 class PacketEnd(NamedTuple):
     """The sender or receiver of a packet: a service, the host, or another address."""
 
-    service: str = ""  # provider of the namespace, if the named service shares one
+    service: str = ""  # the service that owns the namespace of the named service
     address: str = ""  # set only if an address was given
     sharer: str = ""  # the named service, if it shares another's namespace
     outside: str = ""  # an outside name of a policy
 
     @property
     def name(self) -> str:
-        """Return the name to show in messages."""
+        """The name to show in messages."""
         return self.sharer or self.service or self.address or self.outside or HOST
 
 
@@ -72,9 +72,9 @@ class Packet(NamedTuple):
 
 
 def parse_target(text: str) -> tuple[str, int | None, str]:
-    """Parse a string to (name or address, port or None, protocol). Raises UsageError.
+    """Parse text such as ``db:5432/tcp`` to a name or address, a port or None, and a protocol.
 
-    Examples are ``db:5432/tcp``, ``[fd00::2]:80``, ``10.99.1.2/icmp``, ``db``.
+    Other examples are ``[fd00::2]:80``, ``10.99.1.2/icmp`` and ``db``. Raises UsageError.
     """
 
     def wrong(reason: str) -> UsageError:
@@ -123,11 +123,11 @@ def resolve_both(store: Store, source: str, destination: str) -> tuple[PacketEnd
 
 
 def resolve(store: Store, text: str, asker: str | None = None) -> PacketEnd:
-    """Resolve ``host``, an address, or a service's name, hostname or alias to a `PacketEnd`.
+    """Return the `PacketEnd` for ``host``, an address, or a service's name, hostname or alias.
 
-    If ``asker`` is a service, names are looked up on its networks first. All names can have the
-    suffix .niso.local. Raises Error, also for a service without a network, and UsageError for an
-    unusable address.
+    If ``asker`` is a service, names are looked up on its networks first. Each name may have the
+    suffix .niso.local. Raises Error if nothing has the name or the service has no network, and
+    UsageError for an unusable address.
     """
     if bare_name(text) == HOST:
         return PacketEnd()
@@ -152,7 +152,10 @@ def resolve(store: Store, text: str, asker: str | None = None) -> PacketEnd:
 
 
 def _named(store: Store, text: str, asker: str | None) -> str:
-    """Look up a service by name on this host, then on other hosts. Raises Error if not found."""
+    """Return the service with a name, hostname or alias on this host, or else on another host.
+
+    Raises Error if there is none.
+    """
     try:
         return store.resolve(text, asker)
     except NotFound:
@@ -201,10 +204,11 @@ def _end(store: Store, service: str) -> PacketEnd:
 def ends(
     world: World, source: PacketEnd, destination: PacketEnd, family: int | None = None
 ) -> tuple[str, str]:
-    """Choose (source address, destination address) of a packet.
+    """Return the source and destination address of a packet.
 
-    The sender's hosts file and routes determine them, IPv4 first. Raises Error if no pair exists,
-    UsageError if the arguments are of different families.
+    The sender's hosts file and routes determine them, and IPv4 is preferred. ``world`` has the
+    services and networks. Raises Error if there is no such pair, and UsageError if the arguments
+    have different IP versions.
     """
     given = {family_of(end.address) for end in (source, destination) if end.address}
     if len(given) > 1:
@@ -238,7 +242,9 @@ def ends(
 def ends_by_family(
     world: World, source: PacketEnd, destination: PacketEnd
 ) -> dict[int, tuple[str, str]]:
-    """Return the result of `ends` for each family with an address pair; raises as `ends` does."""
+    """Return the addresses of `ends` for each IP version that both ends have; raises as `ends`
+    does.
+    """
     first = ends(world, source, destination)
     pairs = {family_of(first[1]): first}
     if not (source.address or destination.address):
@@ -255,7 +261,7 @@ def _ends(world: World, source: PacketEnd, to: PacketEnd, family: int) -> tuple[
 
 
 def _destination(world: World, source: PacketEnd, to: PacketEnd, family: int) -> str | None:
-    """Return the destination address as the sender resolves it, or None."""
+    """Return the address to which the sender resolves the destination, or None."""
     if to.address:
         return to.address
     sender = world.services.get(source.service)
@@ -314,23 +320,23 @@ class Object(NamedTuple):
 
     @property
     def counts(self) -> bool:
-        """Return whether the object has a packet counter."""
+        """True if the object has a packet counter."""
         if self.place is None:
             return self.container in ruleset.COUNTED
         return " counter " in f" {self.text} "
 
     @property
     def nft(self) -> str:
-        """Format the rule or element: ``rule inet niso forward: drop``."""
+        """The rule or element as text: ``rule inet niso forward: drop``."""
         if self.place is None:
             return f"element {self.table} {self.container} {{ {self.text} }}"
         return f"rule {self.table} {self.container}: {self.text}"
 
 
 class ExplainedPacket(NamedTuple):
-    """A verdict with the nftables objects that implement its three parts.
+    """A verdict on a packet, with the nftables objects that implement its three parts.
 
-    ``counted`` are the objects whose packet counter this packet increments.
+    ``counted`` are the objects whose packet counters the packet increments.
     """
 
     packet: Packet
@@ -349,8 +355,8 @@ def explain(
 ) -> ExplainedPacket:
     """Return the verdict on a packet, with the nftables objects that enforce it.
 
-    ``closed`` maps the host's links that do not forward to their addresses
-    (`niso.kernel.host_facts.not_forwarding`).
+    ``world`` has the services, networks and policies. ``closed`` maps each interface of the host
+    that does not forward to its addresses (`niso.kernel.host_facts.not_forwarding`).
     """
     verdict = decide(world, *packet)
     sender, receiver = (
@@ -388,9 +394,9 @@ def explain(
 def _closed_link(
     world: World, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
 ) -> str:
-    """Return the link on which a packet from another machine arrives, if it does not forward.
+    """Return the interface on which a packet from another machine arrives, if it does not forward.
 
-    Returns "" otherwise.
+    Returns "" in all other cases.
     """
     from_outside = (
         not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
@@ -409,7 +415,9 @@ def other_family(
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> ExplainedPacket | None:
-    """Explain the packet for the other address family; None if an end has no address of it."""
+    """Explain the packet for the other IP version; None if an end has no address of that
+    version.
+    """
     try:
         from_, to = ends(world, source, destination, 4 if packet.family == 6 else 6)
     except Error:
@@ -418,7 +426,7 @@ def other_family(
 
 
 def _walks(world: World, packet: Packet, verdict: Verdict) -> bool:
-    """Return whether the packet leaves its namespace and traverses the policy chains."""
+    """Return whether the packet leaves its namespace and therefore traverses the policy chains."""
     sender = world.services.get(verdict.source.service)
     if sender is None:
         return not is_host(world, packet.source)
@@ -434,9 +442,10 @@ _Rules = tuple[Object, ...]
 def _path(
     store: Store, world: World, packet: Packet, verdict: Verdict
 ) -> tuple[_Rules, _Rules, _Rules]:
-    """Return (objects of the path, objects that drop before the policies, those that drop after).
+    """Return the nftables objects of a packet's path, and two groups of them.
 
-    The last two are also part of the path.
+    The groups are those that drop the packet before the policies, and those that drop it after
+    them.
     """
     sender, receiver = (
         world.services.get(party.service) for party in (verdict.source, verdict.destination)
@@ -509,7 +518,9 @@ def _path(
 def _dropping(
     sender: Known | None, entered: Network | None, reached: Network | None, family: int
 ) -> tuple[_Rules, _Rules]:
-    """Return the rules that drop a packet before the policies, and those that drop it after."""
+    """Return the rules that drop a packet before the policies, and the rules that drop it after
+    them.
+    """
     if entered and entered.internal and (reached is None or reached.name != entered.name):
         return _static(ruleset.INET, "forward", "out of an internal network"), ()
     if reached and sender is None:
@@ -531,7 +542,7 @@ def _passing(
     entered: Network | None,
     reached: Network | None,
 ) -> _Rules:
-    """Return the rules that accept a service's packet along its path."""
+    """Return the rules that accept a service's packet on its path."""
     if sender is None or entered is None:
         return ()
     if (
@@ -552,7 +563,9 @@ def _passing(
 
 
 def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
-    """Return the first static rule that contains ``fragment``; with ``last``, the last one."""
+    """Return the first fixed rule of a chain that contains ``fragment``; with ``last``, the last
+    one.
+    """
     rules = ruleset.rules_of(table, chain)
     matching = [
         Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text
@@ -568,10 +581,10 @@ def _object(element: Element) -> Object:
 def _port_elements(
     store: Store, sender: Known, receiver: Known, network: Network, address: str
 ) -> _Rules:
-    """Return the set elements that allow a service's source address on its bridge port.
+    """Return the nftables elements that allow a service's source address on its bridge port.
 
-    On a host other than the service's own, this port is the network's VXLAN device, and only the
-    service's host may send from its address. The ports of another host are unknown here.
+    On other hosts than the service's own, this port is the network's VXLAN device, and only the
+    service's host may send from the address. The ports of another host are not known here.
     """
     service, row = sender.name, store.service(sender.name)
     lets = (f"sources{family_of(address)}", *ruleset.CLAIMS)
@@ -592,7 +605,9 @@ def _port_elements(
 
 
 def _objects(elements: Iterable[Element], containers: Collection[str], host: str = "") -> _Rules:
-    """Return the elements in the given containers, labelled with ``host`` ("" for this one)."""
+    """Return the nftables elements in ``containers``, marked as objects of ``host`` ("": this
+    host).
+    """
     return tuple(
         _object(element)._replace(host=host)
         for element in elements
@@ -603,7 +618,9 @@ def _objects(elements: Iterable[Element], containers: Collection[str], host: str
 def _published(
     world: World, packet: Packet, verdict: Verdict, entered: Network | None
 ) -> list[Object]:
-    """Return the map element that translates the packet to a service; empty if there is none."""
+    """Return the nftables map element that translates a packet to a service; empty if there is
+    none.
+    """
     known = world.services[verdict.destination.service]
     target = verdict.destination.address
     home = primary(known.endpoints, world.networks)
@@ -628,7 +645,7 @@ def _published(
 def _policy_objects(
     world: World, known: Known | None, ingress: bool, own: str, peer: str, packet: _Judged
 ) -> _Rules:
-    """Return the elements that jump to a service's policy, and the one that decides the packet."""
+    """Return the nftables elements that jump to a service's policy, and the one that decides."""
     if known is None or not known.active or not known.heard:
         return ()
     policed = Policed(known.name, addresses_of(known), known.policy)
@@ -652,11 +669,11 @@ def _policy_objects(
 
 
 _Judged = tuple[str, int | None]
-"""(protocol, port) as policies see them."""
+"""The protocol and the port of a packet, as policies see them."""
 
 
 def _members(world: World, policy: Policy) -> list[Member]:
-    """Resolve the peers of a policy to prefixes."""
+    """Return the prefixes that the peers of a policy stand for."""
     members = []
     for kind, name in sorted({(entry.peer.kind, entry.peer.name) for entry in policy.entries()}):
         if kind == "network" and name in world.networks:

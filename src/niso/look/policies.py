@@ -1,7 +1,7 @@
 """Show what each policy entry has allowed, and find likely mistakes in policies.
 
-Mistakes are unknown names, unreachable name servers and audits that end. These are not differences
-between kernel and manifests.
+Mistakes are unknown names, unreachable name servers, and audits that end. They are not differences
+between kernel and manifests, so `niso net check` reports them as warnings.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class PolicyEntry(NamedTuple):
-    """An entry of a service's policy, or the list's default for packets that no entry matches."""
+    """An entry of a service's policy, or a list's default for packets that no entry matches."""
 
     service: str
     """name of the service"""
@@ -54,15 +54,17 @@ class PolicyEntry(NamedTuple):
     passes: bool
     """whether the entry allows packets"""
     packets: int
-    """first packets of flows that the entry decided on since the policy last changed"""
+    """first packets of flows that the entry decided on, counted from the last change of the
+    policy
+    """
     open: int
     """flows that the entry allows and that are open now"""
     last: str | None
-    """time of the last new flow, within a week; kept when the policy changes"""
+    """when the last new flow began, within a week; kept if the policy changes"""
     ago: float | None
-    """seconds since the last new flow"""
+    """seconds since the last new flow began"""
     note: str
-    """addresses of a DNS name, a narrower form of the entry, or an empty string"""
+    """addresses of a DNS name, or a narrower form of the entry; can be empty"""
     audited: bool
     """whether the entry denies, but packets pass because the policy is in audit"""
 
@@ -71,7 +73,10 @@ class PolicyEntry(NamedTuple):
 
 
 def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:
-    """Return the entries of a service's policy with their use; see `Host.policy`."""
+    """Return the entries of a service's policy with their use; see `Host.policy`.
+
+    ``unused_s`` limits them to entries that nothing matched in so many seconds.
+    """
 
     store = session.store()
     service = store.home(store.resolve(name))
@@ -110,9 +115,10 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
 
 
 def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set[str]]:
-    """Return the counters of each key of a policy, and the keys that allow. Raises KernelError.
+    """Return the counters of each key of a policy, and the set of keys that allow packets.
 
-    An allow list also has a key of its own, for packets that none of its entries matches.
+    An allow list also has a key of its own, for packets that none of its entries matches. Raises
+    KernelError.
     """
 
     listed = {entry.key for entry in policy.entries()}
@@ -138,7 +144,7 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
 
 
 def _say_how_long(session: Session, service: str, unused_s: float) -> None:
-    """Warn if flows of a service have been recorded for a shorter time than requested."""
+    """Warn if the flows of a service have been recorded for less than ``unused_s`` seconds."""
 
     row = session.store().service(service)
     watched = None if row is None else watched_s(row)
@@ -148,10 +154,10 @@ def _say_how_long(session: Session, service: str, unused_s: float) -> None:
 
 
 def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]:
-    """Return the number of open flows and the age of the last flow, for each key of a policy.
+    """Return the number of open flows, and the age of the last flow, for each key of a policy.
 
-    The ages are from recorded flows, because the rules' counters restart whenever the policy, the
-    address of a peer or an address of a DNS name changes.
+    The age in seconds comes from recorded flows. The rules' counters cannot give it, because they
+    restart when the policy, the address of a peer or an address of a DNS name changes.
     """
 
     world = read_world(session.kernel(), session.store())
@@ -180,7 +186,11 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
 
 
 def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
-    """Return the entry limited to a protocol, if all packets that it allowed had this protocol."""
+    """Return a note with the entry limited to a protocol, if all packets that it allowed had that
+    protocol.
+
+    Returns "" if the entry has a protocol already, or the packets had several.
+    """
     if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
         return ""
     used = set()
@@ -196,11 +206,14 @@ def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
 _DNS = 53
 
 Warning_ = tuple[str, str]
-"""(text, next step)."""
+"""The text of a warning, and the next step."""
 
 
 def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[Warning_]:
-    """Yield a warning for each problem of the policies of these services. Raises KernelError."""
+    """Yield a warning for each likely mistake in the policies of these services.
+
+    Raises KernelError.
+    """
     terms = live_world.terms(store)
     world: World | None = None  # read once, and only if a policy needs it
     for name in services:
@@ -276,7 +289,9 @@ def _without_dns(
 
 
 def _is_listed(world: World, entry: Entry) -> bool:
-    """Return whether an entry matches names in the hosts file, or addresses of niso's networks."""
+    """Return whether an entry only allows names in the hosts file, or addresses of niso's
+    networks.
+    """
 
     if entry.peer.kind != "prefix":
         return entry.peer.kind != "prefixes"  # none of a manifest has them

@@ -1,6 +1,6 @@
 """Send real packets between two services: `ping`, and `prove`, which checks a verdict.
 
-`niso.kernel.probe` sends them.
+`niso.kernel.probe` sends the packets.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ _POLL_S = 0.02
 
 
 class Counter(NamedTuple):
-    """A rule that counts the test packet; ``label`` is its table, chain or set, and text."""
+    """A rule that counts the test packet.
+
+    ``label`` is its table, its chain or set, and its text.
+    """
 
     rule: str
     """the rule in nft syntax"""
@@ -48,15 +51,15 @@ class Counter(NamedTuple):
 
     @property
     def rose(self) -> bool:
-        """Return whether the rule has counted a packet."""
+        """True if the rule has counted a packet."""
         return self.before is not None and self.after is not None and self.after > self.before
 
 
 class Proof(NamedTuple):
-    """Result of a test packet.
+    """The result of a test packet.
 
-    ``agrees`` is None if nothing can be observed: no rule counts the packet, its destination is no
-    service, and there is no answer.
+    ``agrees`` is None if nothing could be observed: no rule counts the packet, its destination is
+    not a service, and no reply arrived.
     """
 
     agrees: bool | None
@@ -66,7 +69,7 @@ class Proof(NamedTuple):
     answered: bool
     """whether there was a reply"""
     unsent: str | None
-    """why the sender's kernel refused the packet"""
+    """why the sender's kernel refused to send the packet; null if it did not"""
     counters: tuple[Counter, ...]
     """rules that count the packet"""
 
@@ -81,10 +84,11 @@ def send_ping(
     destination: str,
     wider: Callable[[World, Packet], World] = lambda world, packet: world,
 ) -> tuple[Packet, float]:
-    """Send an echo request from one service to another; return (packet, seconds to the reply).
+    """Send an echo request from one service to another; return the packet and the seconds to the
+    reply.
 
-    ``wider`` adds services of other hosts to the policy context, because they may explain a missing
-    reply. Raises Error with the reason if there is no reply, UsageError if an end is not a service.
+    ``wider`` adds the policies of other hosts' services, which may explain a missing reply. Raises
+    Error with the reason if there is no reply, and UsageError if an end is not a service.
     """
     sender, receiver = resolve_both(store, source, destination)
     for end, name in ((sender, source), (receiver, destination)):
@@ -148,7 +152,7 @@ def send_ping(
 
 
 def _without_icmp(world: World, verdict: Verdict, reason: Reason) -> Entry | None:
-    """Return the entry of an allow list that allows ports of the peer but drops ICMP, or None."""
+    """Return an entry of an allow list that allows ports of the peer but not ICMP, or None."""
     if not reason.service or reason.text:  # a deny entry explains enough
         return None
     policy = world.services[reason.service].policy
@@ -192,9 +196,10 @@ def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
 
 
 def prove(world: World, explained: ExplainedPacket) -> Proof:
-    """Send a test packet; observe whether it arrives and whether the given rules count it.
+    """Send a test packet; observe whether it arrives and whether the explained rules count it.
 
-    Raises Error, also if the sender is not active, or is neither a service nor the host.
+    Raises Error, also if the sender is not active, and UsageError if it is neither a service nor
+    the host.
     """
     packet, verdict = explained.packet, explained.verdict
     namespace = sender_namespace(world, packet, verdict)
@@ -229,7 +234,10 @@ def prove(world: World, explained: ExplainedPacket) -> Proof:
 
 
 def _agrees(passes: bool, seen: probe.ProbeResult, counts: tuple[Counter, ...]) -> bool | None:
-    """Return whether the observations confirm the verdict; None if nothing could be observed."""
+    """Return whether the observations confirm the verdict; None if nothing could be observed.
+
+    ``passes`` is the verdict, ``seen`` what happened to the packet, ``counts`` the counters.
+    """
     if not all(count.rose for count in counts):
         return False
     if seen.arrived is not None or seen.answered:
@@ -271,7 +279,7 @@ class Participant(NamedTuple):
     address: str
     """an IPv4 or IPv6 address"""
     host: str | None
-    """name of the other host that the service is on; null for this host"""
+    """the other host that the service is on; null for this host"""
 
 
 class Pong(NamedTuple):
@@ -284,7 +292,7 @@ class Pong(NamedTuple):
     ok: bool
     """always true; a missing reply is an error"""
     seconds: float
-    """round-trip time"""
+    """seconds from the request to the reply"""
 
 
 class Source(NamedTuple):
@@ -304,7 +312,7 @@ class Sender(NamedTuple):
     address: str
     """an IPv4 or IPv6 address"""
     host: str | None
-    """name of the other host that the service is on; null for this host"""
+    """the other host that the service is on; null for this host"""
 
 
 # --- Host.ping ------------------------------------------------------------------------------------

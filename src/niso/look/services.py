@@ -1,9 +1,11 @@
-"""Decide the STATUS of services; read them for ps, inspect and stack status.
+"""Determine the STATUS of services, and read them for ps, inspect and stack status.
 
-`niso.runtime.status` reads the state of the process. No lock is taken and nothing is changed,
-except that log files that are too large are rotated. Repeated reads of all services read only those
-that can have changed. A change whose command has died is listed with its service; the next command
-finishes or undoes it (`niso.change.journal`).
+`niso.runtime.status` reads the state of the process. No lock is taken. Nothing is changed, except
+that log files that are too large are rotated. When all services are read repeatedly, only those
+that can have changed are read again.
+
+A change whose command was killed is shown with its service. The next command that changes anything
+completes it or rolls it back (`niso.change.journal`).
 """
 
 from __future__ import annotations
@@ -50,24 +52,24 @@ class ServiceLine(NamedTuple):
     mode: str | None
     """bridge, host, none, share or attached; null if it is not known yet (stack status)"""
     address: tuple[str, ...]
-    """addresses, one per network and family; can be empty"""
+    """addresses, one for each network and IP version; can be empty"""
     ports: tuple[Port, ...]
-    """published ports, one per address family"""
+    """published ports, one for each IP version"""
     uptime: float | None
-    """seconds since the process started; null if none runs"""
+    """seconds since the process started; null if none is running"""
     interrupted: str | None
-    """the command that died while changing the service; null if none did"""
+    """the command that was killed while it changed the service; null if none was"""
     ended_at: str | None
     """end time of the last process; null while one runs"""
     audit_until: str | None
-    """end of the audit of its policy, or never; null if the policy is not in audit"""
+    """when the audit of its policy ends, or never; null if the policy is not in audit"""
 
 
 class Process(NamedTuple):
     """The process of an active service."""
 
     pid: int | None
-    """PID of the service's PID 1 on the host; only if active"""
+    """the PID on the host of the service's first process; only if active"""
     exit_code: int | None
     """exit status of the last process; only if active"""
     out_of_memory: bool
@@ -86,11 +88,11 @@ class Endpoint(NamedTuple):
     network: str
     """name of the network"""
     bridge: str
-    """bridge on the host"""
+    """the network's bridge on the host"""
     address: tuple[str, ...]
-    """addresses, one per network and family; can be empty"""
+    """addresses, one for each network and IP version; can be empty"""
     gateway: tuple[str, ...]
-    """addresses of the bridge, one per family"""
+    """addresses of the bridge, one for each IP version"""
     mac: str
     """MAC address of the interface inside the service"""
     interface: str
@@ -113,7 +115,7 @@ class User(NamedTuple):
 
 
 class AttachedTo(NamedTuple):
-    """The owner of an attachment's network namespace."""
+    """The program that manages an attachment's network namespace, and its names for it."""
 
     owner: str
     """program that manages it: cli, podman, cni"""
@@ -126,7 +128,7 @@ class AttachedTo(NamedTuple):
 
 
 class Service(NamedTuple):
-    """All details of a service; ``process`` is None if the service is not active."""
+    """All details of a service. ``process`` is None if the service is not active."""
 
     service: str
     """the service's name"""
@@ -134,17 +136,17 @@ class Service(NamedTuple):
     """running, starting, restarting, completed, exited (N), failed or inactive; of an attachment
     attached or gone"""
     interrupted: str | None
-    """the command that died while changing the service; null if none did"""
+    """the command that was killed while it changed the service; null if none was"""
     health: str | None
     """starting, healthy or unhealthy; null without a healthcheck"""
     health_said: str | None
-    """message of the last probe"""
+    """the output of the last health check"""
     mode: str
     """bridge, host, none, share or attached"""
     shares: str | None
-    """provider of the network, in mode share"""
+    """in mode share, the service that owns the network namespace; otherwise null"""
     shared_by: tuple[str, ...]
-    """strings: active services that share its network"""
+    """strings: the active services that share its network namespace"""
     uptime: float | None
     """seconds since the process started"""
     process: Process | None
@@ -157,7 +159,7 @@ class Service(NamedTuple):
     endpoints: tuple[Endpoint, ...]
     """one per network"""
     ports: tuple[Port, ...]
-    """published ports, one per address family"""
+    """published ports, one for each IP version"""
     forwards: tuple[Port, ...]
     """ports published with niso port-forward"""
     netns: str | None
@@ -192,9 +194,10 @@ def service_lines(
     only: Iterable[str] | None = None,
     rows: Sequence[ServiceRow] | None = None,
 ) -> tuple[ServiceLine, ...]:
-    """Return all services by name, or those of ``only``; names without a service are ignored.
+    """Return all services, sorted by name, or those of ``only``.
 
-    ``rows`` are the rows to read, if the caller has them.
+    Names in ``only`` that no service has are ignored. ``rows`` are the services' rows, if the
+    caller has read them already.
     """
     wanted = None if only is None else set(only)
     every = store.active_rows() if rows is None else rows
@@ -227,9 +230,9 @@ def service_lines(
 def of_stack(
     session: Session, store: Store, names: Iterable[str], stack: str
 ) -> tuple[ServiceLine, ...]:
-    """Return the lines of a stack's services, and of the ``names`` in its file.
+    """Return the state of a stack's services, and of the services in its file (``names``).
 
-    If a service of such a name does not belong to the stack, the name is listed as inactive.
+    If a service with such a name does not belong to the stack, the name is listed as inactive.
     """
     members = {*store.stack_members(stack)}
     own = {name for name in names if name in members or store.service(name) is None}
@@ -239,7 +242,7 @@ def of_stack(
 
 
 def _audits(store: Store) -> dict[str, str | None]:
-    """Return {service: end of the audit} for policies in audit."""
+    """Return when the audit ends, for each service whose policy is in audit."""
     if not store.audits():
         return {}
 
@@ -255,7 +258,7 @@ def _audits(store: Store) -> dict[str, str | None]:
 
 
 def _interrupted(store: Store) -> dict[str, str]:
-    """Return {service: command} for changes whose command was killed."""
+    """Return the command, by service, of each change whose command was killed."""
     if not store.intents():
         return {}
 
@@ -269,7 +272,7 @@ def _line(
     health: Health | None,
     notes: tuple[str | None, str | None],
 ) -> ServiceLine:
-    """Return the line of a service; ``notes`` are `interrupted` and `audit_until`."""
+    """Return the line of a service. ``notes`` are the values of `interrupted` and `audit_until`."""
     if not row.active:
         return _inactive(row.name, row.mode, notes)
     interrupted, audit_until = notes
@@ -292,14 +295,17 @@ def _line(
 
 
 def _inactive(name: str, mode: str | None, notes: tuple[str | None, str | None]) -> ServiceLine:
-    """Return the line of a service that is not active; ``notes`` as for `_line`."""
+    """Return the line of an inactive service. ``notes`` are `interrupted` and `audit_until`."""
     interrupted, audit_until = notes
     status = "gone" if mode == "attached" else "inactive"
     return ServiceLine(name, status, None, mode, (), (), None, interrupted, None, audit_until)
 
 
 def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:
-    """Return the status of a service, and of its process if it should have one."""
+    """Return the status of a service, and the status of its process.
+
+    The latter is None if the service should have no process.
+    """
     if not row.has_process:
         return _fate(session, store, row), None
     if not row.active:
@@ -339,7 +345,7 @@ def _process(service: str, now: Status) -> Process:
 
 
 def _fate(session: Session, store: Store, row: ServiceRow) -> str:
-    """Return attached if an attachment's namespace exists, else gone."""
+    """Return "attached" if an attachment's namespace exists, else "gone"."""
     attached = store.attachments.get(row.name)
     if not row.active or attached is None:
         return "gone"
@@ -362,7 +368,9 @@ def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> 
 
 
 def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[Target]:
-    """Return the services that are running and have a health check, among those given."""
+    """Return the health checks to run: those of the given services that are running and have
+    one.
+    """
     checked_services = set(store.checked_services())
     checked = [row for row in services if row.name in checked_services]
     if not checked:
@@ -440,7 +448,7 @@ def _outside(store: Store, service: str) -> tuple[OutsideName, ...]:
 def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
 
     networks = {network.name: network for network in store.networks()}
-    owner = store.service(store.home(row.name)) or row  # for a sharer, its provider
+    owner = store.service(store.home(row.name)) or row  # the service that owns the namespace
     links = {} if row.has_process else {x.network: x for x in store.attachments.links(row.name)}
     by_network: dict[str, list[str]] = {}
     for name, address in store.addresses(row.name):
@@ -464,13 +472,15 @@ def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
 
 
 _AT_MOST_S = 30.0
-"""The longest time (s) until everything is read again, for changes without a sign."""
+"""The maximum time in seconds until everything is read again, for changes that nothing
+announces.
+"""
 
 
 class ServiceStates:
-    """The services, their status and the policy context, as of the last `read`.
+    """The services, their status and all policies, as of the last `read`.
 
-    As long as the store is unchanged and its process runs, only the health of a service can change.
+    If the store is unchanged and its process is running, only the health of a service can change.
     Reading everything takes 0.4 ms for each service.
     """
 
@@ -487,7 +497,7 @@ class ServiceStates:
 
     @property
     def lines(self) -> tuple[ServiceLine, ...]:
-        """Return the line of each service, by name."""
+        """Return the line of each service, sorted by name."""
         now = time.monotonic()
         return tuple(
             line
@@ -497,7 +507,7 @@ class ServiceStates:
         )
 
     def read(self) -> None:
-        """Read what has changed. Raises Error."""
+        """Read the services that can have changed. Raises Error."""
         store = self._session.store()
         version = store.changes()
         # commands that died, and ended audits, do not change the store
@@ -562,14 +572,15 @@ _COMMANDS = {"stop": "deactivate", "remove volumes": "remove", "ports": "port-fo
 
 
 def command_of(intent: Intent) -> str:
-    """Return the name of the command that began a change."""
+    """Return the name of the command that began a change; ``intent`` is the change's record."""
     return _COMMANDS.get(intent.action, intent.action)
 
 
 def interrupted(store: Store) -> dict[str, str]:
-    """Return {service: command} for each change whose command was killed.
+    """Return the command, by service, of each change whose command was killed.
 
-    A running command has the service's lock from before its intent until after it.
+    A command holds the service's lock from before it records its change until the record is
+    deleted. A recorded change without a lock is therefore interrupted.
     """
     pending = {}
     for intent in store.intents():

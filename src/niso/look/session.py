@@ -1,8 +1,8 @@
-"""Open the state behind one `niso.connect`: store and folders; guard all calls of the public API.
+"""Open the store and folders for one `niso.connect`, and guard all calls of the public API.
 
 Only this module opens the store for a command. The guard checks arguments, and converts exceptions
-of lower layers to `Error`. A lost store is not treated as empty while objects created with it still
-exist.
+of lower layers to `Error`. If the store was lost while objects created with it still exist,
+commands are refused, because an empty store would be wrong.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ def joined() -> Joined | None:
 
 
 class Session:
-    """One connection to niso, bound to a thread and process like its SQLite connection."""
+    """One connection to niso.
+
+    Like its SQLite connection, only one thread and process may use it.
+    """
 
     def __init__(self, progress: Progress | None) -> None:
         self.progress = progress
@@ -56,13 +59,13 @@ class Session:
         self.callback_error: BaseException | None = None
         self._store: store.Store | None = None
         self._listeners: list[Report | None] = []
-        """Lock listeners replaced by calls of this session, outermost first."""
+        """The lock listeners that calls of this session have replaced, outermost call first."""
         self._owner = _here()
 
     def require(self) -> None:
-        """Raise Conflict if this thread or process, or the folders, are not the session's.
+        """Raise Conflict if the caller is not the thread and process that opened the session.
 
-        Raised too if the store is lost.
+        Also raises Conflict if the folders have changed, or the store is lost.
         """
         if self._owner != _here():
             raise Conflict(
@@ -82,8 +85,8 @@ class Session:
     def store(self, create: bool = False) -> store.Store:
         """Return the store.
 
-        If none exists and ``create`` is false, returns an empty store in memory. Raises Error,
-        Conflict.
+        If none exists, an empty store in memory is returned, or with ``create`` a new store is
+        created. Raises Error, Conflict.
         """
         self.require()
         if self._store is not None and os.path.lexists(paths.database()):
@@ -96,19 +99,21 @@ class Session:
         return opened
 
     def machine(self, create: bool = False) -> Machine:
-        """Return the machine that commands act on, with the store as returned by `store`."""
+        """Return the `Machine` (store, kernel, processes and cluster) that commands act on."""
 
         from niso.runtime.machine import Machine
 
         return Machine(self.store(create), self.kernel(), self.processes(), joined)
 
     def machine_for_change(self, create: bool = False) -> Machine:
-        """Return the machine for a call that takes locks; waiting for a lock is reported."""
+        """Return the `Machine` for a call that takes locks, and report if it has to wait for
+        one.
+        """
         self.report_waits()
         return self.machine(create)
 
     def kernel(self) -> Kernel:
-        """Return the kernel, for calls that need no store."""
+        """Return the kernel of this host, for calls that need no store."""
 
         from niso.kernel.real import Real
 
@@ -122,7 +127,7 @@ class Session:
         return RealProcesses()
 
     def report_waits(self) -> None:
-        """Report waits for locks until the present call of the API ends."""
+        """Report each wait for a lock, until the present call of the API ends."""
 
         from niso.base import locks
 
@@ -131,11 +136,11 @@ class Session:
 
     @property
     def listening(self) -> int:
-        """Return how many calls of this session are reporting waits for locks."""
+        """The number of calls of this session that are reporting waits for locks."""
         return len(self._listeners)
 
     def listen_no_more(self, before: int) -> None:
-        """Restore the lock listener from when `listening` returned ``before``."""
+        """Restore the lock listener that was in place when `listening` was ``before``."""
         from niso.base import locks
 
         if self.listening > before:
@@ -164,14 +169,14 @@ class Session:
             raise
 
     def caution(self, text: str, hints: Iterable[str] = ()) -> None:
-        """Send a warning."""
+        """Send a warning with next steps to the progress callback."""
 
         from niso.base.report import Caution
 
         self.report(Caution(text, tuple(hints)))
 
     def expect(self, services: Iterable[str]) -> None:
-        """Announce the services that must become healthy."""
+        """Tell the progress callback which services must become healthy."""
         from niso.base.report import Expects
 
         names = tuple(services)
@@ -189,9 +194,9 @@ def open_session(
     run_dir: str | os.PathLike[str] | None,
     progress: Progress | None,
 ) -> Session:
-    """Open a session; a folder of None means that of the environment, or the default.
+    """Open a session. A folder that is None comes from the environment, or is the default.
 
-    Raises Error without root.
+    Raises Error if the caller is not root.
     """
     for variable, folder in (("NISO_STATE_DIR", state_dir), ("NISO_RUN_DIR", run_dir)):
         given = _path(variable, folder) if folder is not None else os.environ.get(variable)
@@ -223,7 +228,7 @@ LEAST_TIMEOUT_S = 0.2
 def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
     """Make a method of the API raise `Error` instead of sqlite3.Error and OSError.
 
-    If the method requested reports of waits for locks, these reports stop when it returns.
+    If the method requested reports of waits for locks, the reports end when the method returns.
     """
 
     def call(*args: P.args, **named: P.kwargs) -> R:
@@ -250,7 +255,7 @@ def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
 
 
 def explained(error: Exception) -> Error | None:
-    """Convert an sqlite3.Error, OSError or error in a damaged row to an `Error`.
+    """Return the `Error` for an sqlite3.Error, an OSError or an exception because of a damaged row.
 
     Returns None for other exceptions.
     """
@@ -313,7 +318,7 @@ def texts(values: Iterable[object], what: str) -> list[str]:
 
 
 _PERIODS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-"""Unit of a period -> seconds."""
+"""The seconds of each unit of a period."""
 
 
 def path(value: object, what: str) -> str:
@@ -376,16 +381,15 @@ def moment(value: object, what: str) -> float:
 
 
 def callers() -> set[int]:
-    """Return the uids whose files niso trusts.
-
-    These are root, this process's user, and the user of sudo(8).
+    """Return the uids whose files niso trusts: root, this process's user, and the user of
+    sudo(8).
     """
     sudo = os.environ.get("SUDO_UID", "")
     return {0, os.geteuid(), *([int(sudo)] if sudo.isascii() and sudo.isdigit() else [])}
 
 
 def user_of(user: str | None) -> Any:
-    """Parse the User of ``exec --user``. Raises UsageError."""
+    """Parse the value of ``exec --user``; None stays None. Raises UsageError."""
 
     from niso.manifest import values
 
@@ -399,9 +403,10 @@ def user_of(user: str | None) -> Any:
 
 
 def refuse(kernel: Kernel, processes: Processes) -> None:
-    """Raise Conflict if state.db is missing but objects of niso exist.
+    """Raise Conflict if state.db is missing although objects that niso created exist.
 
-    These are links with niso's mark in this network namespace, and services in the run folder.
+    Such objects are network interfaces of this namespace whose alias names a niso state folder, and
+    services in the run folder.
     """
     if os.path.lexists(paths.database()):
         return

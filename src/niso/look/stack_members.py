@@ -1,4 +1,4 @@
-"""Load a stack.toml with the names that its services have on this host, and list its members."""
+"""Load a stack.toml with the names that its services have on this host, and list its services."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from niso.store.store import Store
 
 
 def load(path: str, owners: Collection[int] | None = None) -> Stack:
-    """Read and validate a stack.toml, its manifests and its networks; see `model.load`."""
+    """Read and validate a stack.toml, its manifests and its networks; return the stack.
+
+    Raises the errors of `niso.manifest.stack.load`.
+    """
     return stack.load(path, _network_errors, owners)
 
 
 def named(store: Store, plain: Stack) -> Stack:
     """Return a stack with the names that its services and networks have on this host.
 
-    A name may have the stack's prefix. Raises an ErrorGroup if a name with the prefix is too long.
+    These names may begin with the stack's prefix. Raises ErrorGroup if a name with the prefix is
+    too long.
     """
     names = [member.name for member in plain.members]
     wanted = prefixed(store, plain.asks, plain.name, names)
@@ -32,9 +36,9 @@ def named(store: Store, plain: Stack) -> Stack:
 
 
 def outlined(store: Store, path: str) -> stack.Outline:
-    """Return the outline of a stack.toml with the names that its services have on this host.
+    """Read a stack.toml's outline, with the names that its services have on this host.
 
-    Raises the errors of `model.outline`.
+    Raises the errors of `niso.manifest.stack.outline`.
     """
     plain = stack.outline(path)
     wanted = prefixed(store, plain.asks, plain.name, plain.after)
@@ -42,7 +46,7 @@ def outlined(store: Store, path: str) -> stack.Outline:
 
 
 def own(store: Store, path: str) -> stack.Outline:
-    """Return the outline of a stack.toml (`outlined`), and check that its services came from it.
+    """Return the outline of a stack.toml like `outlined`, if its services came from this file.
 
     Raises the errors of `outlined`, and Conflict if the services came from another file.
     """
@@ -56,7 +60,7 @@ def _refuse_elsewhere(store: Store, name: str, path: str) -> None:
 
 
 def members(store: Store, outline: stack.Outline) -> list[str]:
-    """Return the existing services of a stack, dependents first."""
+    """Return the existing services of a stack, each before the services that it depends on."""
     known = store.stack_members(outline.name)
     order = [name for name in reversed(stack.ordered(outline.after)) if name in known]
     return [*(name for name in known if name not in order), *order]
@@ -87,7 +91,7 @@ def _network_errors(name: str, network: stack.Network) -> Iterable[InvalidInput]
 
 
 def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Conflict]:
-    """Return {service: error} for those of ``services`` that belong to another stack."""
+    """Return an error for each of ``services`` that belongs to another stack."""
     errors = {}
     for name in services:
         other = store.stack_of(name)
@@ -100,9 +104,10 @@ def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Confli
 
 
 def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) -> bool:
-    """Return whether names of the stack's services have its prefix (`niso.manifest.stack`).
+    """Return whether the names of the stack's services begin with its prefix on this host.
 
-    If all its services have been removed, the names of their volumes decide.
+    If all its services have been removed, the names of their volumes decide. ``asks`` is what the
+    file says.
     """
     names = list(names)
     taken_ = bool(taken(store, stack, names))
@@ -116,8 +121,8 @@ def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) 
 def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
     """Raise Conflict if the stack's services came from another stack.toml that still exists.
 
-    ``file`` is the stack.toml of the command. If a folder was moved, the file no longer exists at
-    its old path, and is not another one.
+    ``file`` is the command's stack.toml. If the stack's folder was moved, the old file no longer
+    exists, and there is no conflict.
     """
     for other in store.stack_files(stack):
         if is_elsewhere(other, file):
@@ -126,9 +131,9 @@ def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
 
 
 def error_of(network: str, error: Error) -> InvalidInput:
-    """Return a network error with its key in stack.toml.
+    """Return an error of a network with its key in stack.toml.
 
-    ``--subnet`` becomes ``networks.backend.subnet``.
+    For example, ``--subnet`` becomes ``networks.backend.subnet``.
     """
     new = InvalidInput.of(error)
     option = (error.key or "").removeprefix("--")
@@ -143,8 +148,8 @@ def error_of(network: str, error: Error) -> InvalidInput:
 
 
 def is_elsewhere(before: str, now: str) -> bool:
-    """Return whether the file ``before`` exists and is a different file than ``now``.
+    """Return whether the file ``before`` exists and is another file than ``now``.
 
-    If ``before`` does not exist, its folder was moved or deleted.
+    If it does not exist, its folder was moved or deleted.
     """
     return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)

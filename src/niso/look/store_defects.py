@@ -1,8 +1,8 @@
 """Check the store's rows for consistency, and restore missing ones.
 
-Most rows of a service follow from its manifest. They are compared with the manifest one service at
-a time, so that memory use does not grow with the number of services. Missing rows are restored by
-the code that writes them: first in an in-memory copy to list them, then in the store.
+Most rows of a service follow from its manifest. They are compared with it one service at a time, so
+that memory use does not grow with the number of services. The code that writes such rows also
+restores them: in a copy of the store in memory to list them, and in the store to repair it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 class Defect(NamedTuple):
-    """A defect in the rows of ``table``.
+    """A defect in the rows of a table of the store.
 
-    ``problem`` is "missing" (a row of ``service`` is lost), "foreign" (a row of an unknown service)
-    or "different" (the row of ``service`` in the table service is damaged).
+    ``problem`` is "missing" if a row of ``service`` is lost, "foreign" if a row names an unknown
+    service, and "different" if the row of ``service`` itself is damaged.
     """
 
     problem: Problem
@@ -79,14 +79,15 @@ def _defects(kernel: Kernel, store: Store) -> list[Defect]:
 
 
 def _restored(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Defect]:
-    """Restore the missing rows of services and of their sharers; return them as defects.
+    """Restore the missing rows of services; return them as defects.
 
-    Rows of unknown services are deleted. Raises Error.
+    Services that share their namespaces are included. Rows of unknown services are deleted. Raises
+    Error.
     """
     store.drop_orphans()
     defects = []
     rows = [store.service(name) for name in store.with_companions(services)]
-    # providers first: a sharer's ports are compared with its provider's addresses
+    # services that own their namespace first: ports of others are compared with their addresses
     for row in sorted(filter(None, rows), key=lambda row: row.provider is not None):
         spec = row.service
         if spec is None or store.intent(row.name) is not None:
@@ -108,7 +109,7 @@ def _is_whole(
     row: ServiceRow,
     spec: ServiceSpec,
 ) -> bool:
-    """Return whether no row is missing that can be derived from the service's row or the kernel."""
+    """Return whether no row is missing that follows from the service's own row or the kernel."""
     name = row.name
     policy = _policy(store, name, spec)
     follow: dict[str, Sequence[tuple[object, ...]]] = {
@@ -136,7 +137,7 @@ def _is_whole(
 
 
 def _policy(store: Store, service: str, spec: ServiceSpec) -> Policy | None:
-    """Return the policy that must be in a service's rows; None if it has none."""
+    """Return the policy that should be in the rows of a service; None if it has no policy."""
     policy = spec.network.policy
     if policy.audit is not None:
         policy = live_world.kept(policy, store, service)
@@ -144,9 +145,9 @@ def _policy(store: Store, service: str, spec: ServiceSpec) -> Policy | None:
 
 
 def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> None:
-    """Restore the rows that can be derived from a service's row; existing rows stay.
+    """Restore the rows that follow from a service's own row. Rows that exist are not changed.
 
-    Raises Error if a network is missing, or if another service has an address now.
+    Raises Error if a network is missing, or another service now has an address of the service.
     """
     name = row.name
     store.set_names(name, spec.names)
@@ -174,11 +175,11 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
 def _lost_ports(
     kernel: Kernel, store: Store, service: str, spec: ServiceSpec
 ) -> tuple[list[Port], list[Port]] | None:
-    """Return the arguments of `Store.set_ports` that restore lost manifest ports.
+    """Return the arguments of `Store.set_ports` that restore lost manifest ports; None if none is
+    lost.
 
-    Returns None if no port is lost. A port is lost if the kernel still has it for the service. A
-    port in neither store nor kernel may have been taken (port-forward --replace), which is not a
-    defect.
+    A port is lost if the kernel still publishes it and the store does not have it. A port in
+    neither of them may have been taken with port-forward --replace, which is not a defect.
     """
     forwards = set(store.forwards(service))
     before = {port for _, port in store.ports(service)} - forwards
@@ -199,9 +200,8 @@ def _lost_ports(
 
 
 def _port_in_kernel(kernel: Kernel, store: Store, service: str, port: Port) -> Port | None:
-    """Return the port with its chosen host port if niso's maps assign it to the service.
-
-    Returns None otherwise.
+    """Return the port, with its host port, if niso's nftables maps assign it to the service, or
+    None.
     """
     own = store.addresses(service)
     first = [address for network, address in own if network == own[0][0]]
@@ -227,7 +227,7 @@ def _port_in_kernel(kernel: Kernel, store: Store, service: str, port: Port) -> P
 def _lease_again(
     kernel: Kernel, store: Store, row: ServiceRow, network: str, position: int
 ) -> None:
-    """Restore lost leases from the addresses on the link of an active service."""
+    """Restore lost address reservations from the addresses on an active service's interface."""
     lost = [
         s
         for s in store.require_network(network).subnets
@@ -255,12 +255,12 @@ def _lease_again(
 
 
 def _marked_sysctls(kernel: Kernel) -> dict[str, str]:
-    """Return the forwarding sysctls recorded in the kernel, with their former values."""
+    """Return the forwarding sysctls recorded in the kernel, each with its value before niso."""
     return dict(map(elements.sysctl_before, kernel.list_elements(ruleset.INET, "before") or ()))
 
 
 def _lost_sysctl(kernel: Kernel, store: Store) -> bool:
-    """Return whether the former value of a sysctl that a service needs is missing in the store."""
+    """Return whether the store lacks the value before niso of a sysctl that a service needs."""
     recorded, marked = store.sysctls_before(), _marked_sysctls(kernel)
     return not marked.keys() <= recorded.keys() or bool(
         host_settings.unrecorded(kernel, store, recorded, store.networks_in_use())

@@ -1,6 +1,6 @@
 """Measure rates of services and flows between samples: `Host.top`.
 
-The kernel counts the bytes of flows for as long as a reader needs them (`niso.kernel.flow_memory`).
+The kernel counts the bytes of flows while a reader needs them (`niso.kernel.flow_memory`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Metered:
-    """Measures the bytes of flows until it is closed."""
+    """Measure the bytes of flows until it is closed."""
 
     def __init__(self) -> None:
 
@@ -51,7 +51,9 @@ class Metered:
             meter.close()
 
     def _moved(self) -> dict[Key, int] | None:
-        """Return each flow's bytes since the last call; None if the kernel cannot count them."""
+        """Return the bytes of each flow after the last call; None if the kernel cannot count
+        them.
+        """
         return None if self._meter is None else self._meter.read()
 
 
@@ -59,12 +61,12 @@ class Metered:
 
 
 class ServiceLoad(NamedTuple):
-    """The load of a service between two samples."""
+    """The rates of a service between two samples."""
 
     service: str
     """the service's name"""
     status: str
-    """as for niso ps"""
+    """the state of the service, as niso ps shows it"""
     health: str | None
     """starting, healthy or unhealthy; null without a healthcheck"""
     networks: tuple[str, ...]
@@ -74,17 +76,17 @@ class ServiceLoad(NamedTuple):
     sent: float | None
     """bits per second; null if the service has no interface of its own"""
     new: float | None
-    """new flows from and to it, and refused attempts, per second; null like received"""
+    """new flows of the service, and refused attempts, per second; null if ``received`` is null"""
     denied_in: int | None
     """total packets dropped by its ingress policy; null if unknown"""
     denied_out: int | None
     """total packets dropped by its egress policy; null if unknown"""
     shares: str | None
-    """the provider whose network, flows and sockets it shares; null if it has its own"""
+    """the service whose network namespace it shares; null if it has its own"""
 
 
 class FlowLoad(NamedTuple):
-    """Flows from one address to one port of another, with new flows or traffic."""
+    """Flows from one address to a port of another address that had new flows or traffic."""
 
     from_: FlowEnd
     """source of the flows"""
@@ -101,21 +103,23 @@ class FlowLoad(NamedTuple):
     bits: float | None
     """bits per second in both directions; null if the kernel cannot count them"""
     service: str | None
-    """service whose policy decides"""
+    """the service whose policy decides"""
     key: str | None
-    """key of the policy in the manifest"""
+    """the key of the policy entry in the manifest"""
     text: str | None
-    """entry of the policy that decides"""
+    """the policy entry that decides"""
     words: str | None
-    """reason for the verdict"""
+    """the reason for the verdict"""
     published: int | None
-    """host port through which another machine connected"""
+    """the host port through which another machine connected; null without one"""
     agrees: bool
-    """whether the present configuration has the same verdict"""
+    """whether the present configuration gives the same verdict"""
 
 
 class ServiceSocket(NamedTuple):
-    """A TCP connection of a service, as reported by its own socket (tcp_info of tcp(7))."""
+    """A TCP connection of a service, as the kernel reports it for the service's own socket
+    (tcp(7)).
+    """
 
     from_: FlowEnd
     """the client"""
@@ -126,7 +130,7 @@ class ServiceSocket(NamedTuple):
     port: int
     """the server's port"""
     published: int | None
-    """host port through which another machine connected"""
+    """the host port through which another machine connected; null without one"""
     state: str
     """established, or a state named as in ss(8): syn-sent, fin-wait-1 ..."""
     rtt: float | None
@@ -140,10 +144,10 @@ class ServiceSocket(NamedTuple):
 
 
 class Load(NamedTuple):
-    """The load between two samples."""
+    """The rates of services and flows between two samples."""
 
     seconds: float
-    """time between the samples"""
+    """seconds between the two samples"""
     services: tuple[ServiceLoad, ...]
     """all services, by name"""
     flows: tuple[FlowLoad, ...]
@@ -153,7 +157,7 @@ class Load(NamedTuple):
 
 
 class TopSample(NamedTuple):
-    """A sample, as compared by `between`. ``at`` is in seconds of a monotonic clock."""
+    """A sample, from which `between` computes rates. ``at`` is in seconds of a monotonic clock."""
 
     at: float
     lines: tuple[ServiceLine, ...]
@@ -164,7 +168,7 @@ class TopSample(NamedTuple):
 
 
 class Top(Metered):
-    """Measures the load between calls of `read`, of one service or all. Use it in a ``with`` block.
+    """Measure rates, of one service or all, between calls of `read`. Use it in a ``with`` block.
 
     The kernel counts the bytes of flows until it is closed (`niso.kernel.flow_memory`).
     """
@@ -180,14 +184,14 @@ class Top(Metered):
 
     @guarded
     def read(self) -> Load:
-        """Return the load since the last call, or since the start."""
+        """Return the rates since the last call, or since the start."""
         now, _ = look(self.session, self._states)
         before, self._before = self._before, now
         self._reader = self._reader.in_world(self._states.world)
         load = between(self._reader, before, now, self._moved())
         if self.service is None:
             return load
-        # a service that shares another's network has the flows of its provider
+        # a service that shares the namespace of another has the flows of that service
         home = now.shares.get(self.service, self.service)
         return Load(
             load.seconds,
@@ -198,10 +202,10 @@ class Top(Metered):
 
     @guarded
     def sockets(self, service: str) -> tuple[ServiceSocket, ...]:
-        """Return the present TCP connections of a service; takes about 3 ms.
+        """Return the present TCP connections of a service. This takes about 3 ms.
 
-        Empty if the service is unknown, not active, or has no network namespace of its own. Raises
-        KernelError.
+        The result is empty if the service is unknown, not active, or has no network namespace.
+        Raises KernelError.
         """
         return self._sockets(self.session.store().home(service))
 
@@ -214,7 +218,10 @@ class Top(Metered):
 def look(
     session: Session, states: ServiceStates, with_open: bool = False
 ) -> tuple[TopSample, Memory]:
-    """Take a sample; with ``with_open``, also of open connections."""
+    """Take a sample; return it and the recorded flows.
+
+    ``with_open`` also reads open connections.
+    """
 
     states.read()
     networks = {row.name: row.networks for row in states.rows}
@@ -233,7 +240,7 @@ def top(session: Session, name: str | None) -> Top:
 
 
 def counts(memory: Memory) -> dict[tuple[Key, str], int]:
-    """Return the packet count of each flow and verdict."""
+    """Return the number of packets for each flow and verdict."""
     return {
         ((row.source, row.destination, row.proto, row.port), verdict): row.packets
         for verdict, row in memory.by_verdict()
@@ -243,7 +250,10 @@ def counts(memory: Memory) -> dict[tuple[Key, str], int]:
 def between(
     reader: FlowReader, before: TopSample, now: TopSample, moved: Mapping[Key, int] | None = None
 ) -> Load:
-    """Compute the load between two samples. ``moved`` has the bytes of flows."""
+    """Return the rates between two samples.
+
+    ``moved`` has the bytes of each flow; None if unknown.
+    """
 
     seconds = elapsed(before, now)
     flows = []
@@ -281,7 +291,7 @@ def elapsed(before: TopSample, now: TopSample) -> float:
 def services_between(
     reader: FlowReader, before: TopSample, now: TopSample
 ) -> tuple[ServiceLoad, ...]:
-    """Compute the load of services between two samples."""
+    """Return the rates of services between two samples, in the order of ``now``."""
     seconds = elapsed(before, now)
     new: dict[str, int] = {}
     for (key, verdict), count in now.flows.items():
@@ -310,7 +320,7 @@ def services_between(
 
 
 def sockets_of(reader: FlowReader, measured: Iterable[Measured]) -> tuple[ServiceSocket, ...]:
-    """Return the connections of a service's namespace with the names of client and server."""
+    """Return the TCP connections of a service, with the names of client and server."""
 
     sockets = []
     for socket in measured:
@@ -330,7 +340,10 @@ def sockets_of(reader: FlowReader, measured: Iterable[Measured]) -> tuple[Servic
 
 
 def _bits(before: int | None, now: int | None, seconds: float) -> float | None:
-    """Return bits per second; None if a counter is missing, 0 if it is new."""
+    """Return bits per second from two counters in bytes.
+
+    Returns None if the counter is missing now, and 0 if it is new.
+    """
     if now is None:
         return None
     return 0.0 if before is None else round(8 * more(before, now) / seconds, 1)

@@ -1,6 +1,6 @@
-"""Evaluate flows under policies that are not active; find manifest lines that allow a flow. Pure.
+"""Evaluate flows under policies that are not active, and find manifest lines that allow a flow.
 
-Nothing is changed.
+Nothing is changed or read.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ from niso.plan.verdict import Reason, World
 
 
 CUT, AUDIT, NEW, PASS = "cut", "audit", "new", "pass"
-"""Effects of a change on a flow. ``cut``: it passes now and would not.
+"""The effects of a change of policies on a flow.
 
-``audit``: it would be denied, but the policy is in audit. ``new``: it was denied and would pass.
-``pass``: it passes as before.
+``cut``: it passes now and would be denied. ``audit``: it would be denied, but passes because the
+policy is in audit. ``new``: it was denied and would pass. ``pass``: it passes now and would still
+pass.
 """
 
 
 class PolicyEffect(NamedTuple):
-    """The effect of a change of policies on the flows from one address to one port of another."""
+    """The effect of a change of policies on the flows from one address to a port of another
+    address.
+    """
 
     effect: str
-    """cut, pass, new: it was denied and would pass, or audit: it would be cut without the audit"""
+    """cut, pass, new (it was denied and would pass) or audit (it would be cut without the audit)"""
     from_: FlowEnd
     """source of the flows"""
     to: FlowEnd
@@ -40,17 +43,17 @@ class PolicyEffect(NamedTuple):
     proto: str
     """tcp, udp or sctp"""
     service: str | None
-    """service whose policy would decide"""
+    """the service whose policy would decide"""
     key: str | None
-    """key of the policy in the manifest"""
+    """the key of the policy entry in the manifest"""
     text: str | None
-    """entry of the policy that would decide"""
+    """the policy entry that would decide"""
     words: str | None
-    """reason for the verdict"""
+    """the reason for the verdict"""
     new: int
     """number of new flows in the last week"""
     ago: float | None
-    """seconds since the last new flow"""
+    """seconds since the last new flow began"""
     open: int
     """number of flows that are open now"""
 
@@ -58,11 +61,11 @@ class PolicyEffect(NamedTuple):
 def effects(
     before: World, after: World, seen: Iterable[Flow], services: frozenset[str]
 ) -> list[PolicyEffect]:
-    """Return the effects on flows of a change of the policy context, cut flows first.
+    """Return the effects on flows of a change from ``before`` to ``after``, cut flows first.
 
-    ``seen`` are the flows with their verdicts before the change. Flows without one of ``services``
-    as an end are listed only if the change affects them. A flow that passed at first and is already
-    denied is left out.
+    Both have services, networks and policies. ``seen`` are the flows with their verdicts before the
+    change. A flow of none of ``services`` is listed only if the change affects it. A flow that
+    passed when it was recorded, but is denied before the change already, is left out.
     """
     result = []
     for flow in seen:
@@ -100,9 +103,9 @@ def _effect(kind: str, flow: Flow, reason: Reason | None) -> PolicyEffect:
 
 
 def _reason(before: World, after: World, seen: Flow) -> Reason | None:
-    """Return the verdict on a flow after the change; None if no policy concerns the flow.
+    """Return the reason for the verdict on a flow after the change; None if no policy concerns it.
 
-    For an accepted flow, a DNS name has all the addresses that it had at the time.
+    For a flow that passed, a DNS name has all the addresses that it ever had.
     """
     if seen.passes:
         after = after._replace(outside=after.outside_ever)
@@ -131,7 +134,9 @@ def _reason(before: World, after: World, seen: Flow) -> Reason | None:
 
 
 def _network(world: World, end: FlowEnd) -> str:
-    """Return the network of which a service's address is the end's; "" for other ends."""
+    """Return the network on which a service has the end's address; "" for an end that is no
+    service.
+    """
     if not end.service:
         return ""
     endpoints = world.services[end.service].endpoints
@@ -141,8 +146,8 @@ def _network(world: World, end: FlowEnd) -> str:
 def _by_port(before: World, seen: Flow) -> bool:
     """Return whether a flow must have come through a published port.
 
-    This is so if it is from a service of another network, or from an address of the host other than
-    the gateway's: a program of the host that connects to a service directly has the gateway's
+    It has if it comes from a service of another network, or from an address of the host other than
+    the gateway's. A program of the host that connects to a service directly uses the gateway's
     address, unless it binds another one.
     """
     network = _network(before, seen.to)
@@ -161,7 +166,7 @@ def _address(before: World, after: World, end: FlowEnd) -> str | None:
 
 
 def _on(after: World, end: FlowEnd, network: str) -> str | None:
-    """Return a service's address on a network, of the end's family; None if it has none."""
+    """Return a service's address on a network, of the end's IP version; None if it has none."""
     for on, address in _addresses(after, end):
         if on == network:
             return address
@@ -169,7 +174,7 @@ def _on(after: World, end: FlowEnd, network: str) -> str | None:
 
 
 def _addresses(after: World, end: FlowEnd) -> list[tuple[str, str]]:
-    """Return (network, address) pairs of an active service, in its order, of the end's family."""
+    """Return an active service's networks, each with its address of the end's IP version."""
     known = after.services.get(end.service or "")
     family = family_of(end.address)
     return [
@@ -181,10 +186,11 @@ def _addresses(after: World, end: FlowEnd) -> list[tuple[str, str]]:
 
 
 def _moved(after: World, seen: Flow, by_port: bool) -> tuple[str, str] | None:
-    """Return the addresses that a flow can use after an end has left its network; None if none.
+    """Return the two addresses that a flow can use if an end has left its network; None if there
+    are none.
 
-    Services use a network that both are on. Other ends, and flows through published ports, use the
-    first network of the service.
+    Two services use a network that both are on. Other ends, and flows through published ports, use
+    the first network of the service.
     """
     source, destination = seen.from_, seen.to
     if source.service and destination.service and not by_port:
@@ -201,9 +207,9 @@ def _moved(after: World, seen: Flow, by_port: bool) -> tuple[str, str] | None:
 
 
 def _publishes(world: World, seen: Flow) -> bool:
-    """Return whether the service publishes the flow's port.
+    """Return whether the flow's destination publishes the flow's port.
 
-    If the flow's host port was recorded, it must be the same.
+    If the flow's host port was recorded, it must be published at the same host port.
     """
     used, family = seen.published, family_of(seen.from_.address)
     known = world.services.get(seen.to.service or "")
@@ -220,13 +226,13 @@ def _publishes(world: World, seen: Flow) -> bool:
 
 
 _MOST = 8
-"""The most changes to suggest: a flow that needs more is forbidden on purpose."""
+"""The maximum number of changes to suggest. A flow that needs more is denied on purpose."""
 Name = Callable[[str, str], str | None]
-"""Function (service, peer) -> the name by which the service's policy can mean the peer, or None."""
+"""A function from a service and its peer to the peer's name in the service's policy, or None."""
 
 
 class MapChange(NamedTuple):
-    """A policy change that, with the others, would allow a denied flow."""
+    """A change of a policy. Together with the other suggested changes, it allows a denied flow."""
 
     service: str
     """the service whose manifest changes"""
@@ -235,14 +241,14 @@ class MapChange(NamedTuple):
     text: str
     """the entry"""
     adds: bool
-    """whether to add the entry; otherwise remove it"""
+    """true to add the entry, false to remove it"""
 
 
 def changes(world: World, seen: Flow, name: Name) -> tuple[MapChange, ...]:
-    """Return the manifest changes that allow a denied flow, limited to its port and protocol.
+    """Return the manifest changes that allow a denied flow, and only its port and protocol.
 
     A flow that passes only because a policy is in audit counts as denied. The result is empty if no
-    manifest entry helps: the path is closed, or an end no longer exists.
+    manifest entry can help, because there is no path or an end no longer exists.
     """
     if (seen.passes and not seen.audited) or seen.gone:
         return ()
@@ -268,7 +274,10 @@ def _refusing(world: World, seen: Flow) -> Reason | None:
 
 
 def _change(refusing: Reason, seen: Flow, name: Name) -> tuple[MapChange, Entry | None]:
-    """Return the change that removes one reason for denial, and the parsed entry if it adds one."""
+    """Return the change that removes one reason for denial.
+
+    If the change adds an entry, the parsed entry is returned too.
+    """
     key = refusing.key
     if key.endswith("]"):
         return MapChange(refusing.service, key, refusing.text, False), None
@@ -287,7 +296,7 @@ def _peer(end: FlowEnd, service: str, name: Name) -> tuple[Peer, str]:
 
 
 def _changed(policy: Policy, change: MapChange, entry: Entry | None) -> Policy | None:
-    """Return the policy after a change; None if the change has no effect on it."""
+    """Return the policy after a change; None if the change has no effect on the policy."""
     key = change.key.partition("[")[0]
 
     def after(own: str, entries: tuple[Entry, ...] | None) -> tuple[Entry, ...] | None:

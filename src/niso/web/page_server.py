@@ -1,11 +1,11 @@
-"""Serve the page of the map, and states received through a pipe, without any privilege.
+"""Serve the page of the map, and the states that come through a pipe, without any privilege.
 
-The process needs neither root nor the store, and drops all privileges: it can read and change
-nothing. See unshare(2), chroot(2), capabilities(7), prctl(2), setresuid(2).
+The process needs neither root nor the store. It drops all privileges, so that it cannot read or
+change anything of the host. See unshare(2), chroot(2), capabilities(7), prctl(2), setresuid(2).
 
-A reader of states needs the token. The page takes it from the address's fragment, which browsers do
-not send, and stores it for its own origin. It is not a cookie, because browsers send cookies to
-every port of a host. Requests change nothing, and only GET is supported.
+A client needs the token to read states. The page takes the token from the fragment of the address,
+which browsers do not send, and stores it for its own origin. It is not a cookie, because browsers
+send cookies to every port of a host. Requests change nothing, and only GET is supported.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ except ImportError:
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "page")
 NAMES = ("127.0.0.1", "localhost", "[::1]")
-"""Accepted host names of requests, with any port, because an ssh tunnel can have another port.
+"""The host names that requests may have, with any port, because an ssh tunnel can use another port.
 
-A foreign page that uses DNS rebinding sends its own host name.
+A page of another site that uses DNS rebinding sends its own host name, and is refused.
 """
 MOST_STREAMS = 8
 _MOST_CONNECTIONS = 32
 _IDLE_S = 10.0
-"""How long (s) a connection may stay open without a complete request."""
+"""Seconds for which a connection may stay open without a complete request."""
 _LAST_WORDS_S = 1.0
 _BLOCK = 1 << 16
 ENDED = b'{"ended": true}\n'
-"""The last line of a stream: there will be no more states."""
+"""The last line of a stream: no more states will follow."""
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -82,7 +82,7 @@ HEADERS = {
 
 
 class File(NamedTuple):
-    """A file of the page."""
+    """A file of the page, with its media type."""
 
     body: bytes
     type: str
@@ -100,7 +100,7 @@ def files() -> dict[str, File]:
 
 
 class States:
-    """The latest state of the map, and the streams that wait for the next state."""
+    """The latest state of the map, and the streams that wait for the next one."""
 
     def __init__(self) -> None:
         self.last = b""
@@ -116,7 +116,7 @@ class States:
         self._wake()
 
     def end(self) -> None:
-        """End all streams."""
+        """Make all streams end."""
         self.over = True
         self._wake()
 
@@ -125,7 +125,7 @@ class States:
         self._changed = asyncio.Event()
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Yield the state and each later state. A slow reader skips some."""
+        """Yield the latest state, and then each new one. A slow reader misses some states."""
         self.streams += 1
         seen = 0
         try:
@@ -143,7 +143,10 @@ class States:
 
 
 def application(states: States, token: str, page: dict[str, File]) -> ASGIApp:
-    """Build the ASGI application of the page."""
+    """Return the ASGI application that serves the page.
+
+    ``page`` maps URL paths to files. Clients need ``token`` to read states.
+    """
 
     def allowed(request: Request) -> bool:
         given = request.headers.get("authorization", "")
@@ -192,7 +195,7 @@ def _refusal(status: int) -> Response:
 
 
 class _Guard:
-    """Refuse requests for other host names or from other sites; add headers to each answer."""
+    """Refuse requests for other host names or from other sites, and add headers to each answer."""
 
     def __init__(self, inner: ASGIApp) -> None:
         self._inner = inner
@@ -214,7 +217,7 @@ class _Guard:
 
 
 def refused(scope: Scope) -> int:
-    """Return the HTTP status with which a request must be refused; 0 if it is acceptable."""
+    """Return the HTTP status with which a request must be refused; 0 if it is accepted."""
     values: dict[bytes, list[bytes]] = {}
     for name, value in scope["headers"]:
         values.setdefault(name, []).append(value)
@@ -234,7 +237,7 @@ def refused(scope: Scope) -> int:
 
 
 def _is_own(host: str) -> bool:
-    """Return whether a Host header (RFC 9110, 7.2) names this machine's loopback."""
+    """Return whether a Host header (RFC 9110, 7.2) names this machine's loopback interface."""
     name, colon, port = host.rpartition(":")
     if not colon or host.endswith("]"):
         name, port = host, "80"
@@ -242,10 +245,10 @@ def _is_own(host: str) -> bool:
 
 
 class _Impatient(H11Protocol):
-    """Close connections on which no complete request arrives in time.
+    """Close connections on which no complete request arrives in time, since other clients wait for
+    them.
 
-    Other clients wait for a free connection. uvicorn itself only limits the time between a complete
-    answer and the next request.
+    uvicorn itself only limits the time between a complete answer and the next request.
     """
 
     _last: object = None
@@ -266,9 +269,10 @@ class _Impatient(H11Protocol):
 
 
 def serve(listener: socket.socket, pipe: int, status: int, token: str) -> None:
-    """Serve the page until the pipe is closed; write a line to ``status`` when ready.
+    """Serve the page until the other end of ``pipe`` is closed.
 
-    Raises OSError if privileges cannot be dropped: then nothing has been served.
+    States are read from the pipe. A line is written to ``status`` when the server is ready. Raises
+    OSError if privileges cannot be dropped. Nothing has been served then.
     """
     page = files()
     asyncio.run(_rehearse(page))
@@ -358,7 +362,7 @@ async def _serve(
 
 
 NOBODY = 65534
-"""uid and gid of nobody and nogroup in Debian's base-passwd."""
+"""The uid and gid of nobody and nogroup in Debian's base-passwd."""
 _MOST_FILES = 64
 _CAPBSET_READ, _CAPBSET_DROP, _SET_DUMPABLE = 23, 24, 4  # linux/prctl.h
 _SET_NO_NEW_PRIVS, _CAP_AMBIENT, _CLEAR_ALL = 38, 47, 4
@@ -368,10 +372,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def confine() -> None:
-    """Give up access to files and network, user, groups and capabilities.
+    """Give up access to files and the network, and root's user, groups and capabilities.
 
-    Raises OSError: the caller must then exit. Open descriptors stay usable: a listening socket
-    still belongs to the network namespace in which it was created. Modules must be imported before.
+    Open descriptors stay usable, because a socket belongs to the network namespace in which it was
+    created. All modules must be imported before. Raises OSError; the caller must then exit.
     """
     os.unshare(os.CLONE_NEWNET | os.CLONE_NEWIPC | os.CLONE_NEWUTS | os.CLONE_NEWNS)
     # a deleted folder: it is empty, and no process can create anything in it

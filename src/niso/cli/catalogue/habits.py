@@ -1,7 +1,7 @@
-"""List the commands of other tools, each with the niso command for it.
+"""List the commands of other tools, each with the niso command that does the same.
 
-`niso.cli.parse.unknown_command` answers them, and docs/guide/coming-from-docker.md has them as a
-table, which ``./dev docs`` writes.
+`niso.cli.parse.unknown_command` prints the niso command as a hint. docs/guide/coming-from-docker.md
+has the list as a table, which ``./dev docs`` writes.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from niso.base.named_tuples import NamedTuple
 
 
 class Habit(NamedTuple):
-    """Commands of docker, compose, podman, systemctl or kubectl with the same meaning.
+    """Commands of docker, compose, podman, systemctl or kubectl, and the niso command with the same
+    effect.
 
-    ``theirs`` are the words after ``niso``; the longest match of a command line applies. ``ours``
-    is the niso command, empty if there is none. ``remark`` is added to it.
+    ``theirs`` are such commands without the tool's name. If several match a command line, the
+    longest one applies. ``ours`` is the niso command; "" if there is none. ``remark`` is text to
+    add to it.
     """
 
     theirs: tuple[str, ...]
@@ -119,10 +121,10 @@ _PROGRAMS = ("docker", "podman", "compose", "docker-compose", "systemctl", "kube
 
 
 def habit(words: list[str]) -> Habit | None:
-    """Return the habit with the longest command that begins ``words``; None if there is none.
+    """Return the habit with the longest command that ``words`` begin with; None if there is none.
 
-    The name of the other program may be the first word, unless it and the next word are a command
-    together.
+    The first word may be the other tool's name, such as ``docker``, unless it and the next word are
+    themselves a command in the list.
     """
     meant = {theirs: habit for habit in HABITS for theirs in habit.theirs}
     typed = [word for word in words if not word.startswith("-")]

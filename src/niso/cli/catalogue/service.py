@@ -34,7 +34,7 @@ LOG_OPTIONS = (
     ),
     Option("timestamps", ("-t", "--timestamps"), "start each line with its time (RFC 3339)"),
 )
-"""Options of logs and stack logs."""
+"""The options of ``niso logs`` and ``niso stack logs``."""
 
 COMMANDS = (
     Command(
