@@ -244,7 +244,7 @@ _OWNING_GROUP = -1
 _ACL = "system.posix_acl_access"
 _ACL_VERSION, _ACL_WRITE = 2, 2
 _ACL_USER, _ACL_GROUP_OBJ, _ACL_GROUP = 0x02, 0x04, 0x08
-"""Of linux/posix_acl_xattr.h and linux/posix_acl.h."""
+"""Constants of linux/posix_acl_xattr.h and linux/posix_acl.h."""
 
 
 def _listed(place: str | int) -> tuple[list[int], list[int]] | None:

@@ -10,7 +10,7 @@ import os
 NETNS_DIR = "/run/netns"
 LAB_MARK = "/run/niso-lab"
 STATE_DIR, RUN_DIR = "/var/lib/niso", "/run/niso"
-"""The default locations of the two folders."""
+"""The locations of the two folders if no environment variable sets them."""
 POLICY_DIR = "/etc/niso/policies"
 is_command = False
 """Whether this process is a niso command, not a program that uses niso as a library."""

@@ -19,7 +19,10 @@ from niso.base.names import family_of
 NOW, FORMER, PAST = "now", "former", "past"
 
 LEAST_TTL_S, MOST_TTL_S = 60.0, 86_400.0
-"""Bounds of a TTL. A shorter one would only make a name due before the timer's next run."""
+"""The bounds of a TTL in seconds.
+
+With a shorter TTL, a name would be due again before the next run of the timer that resolves names.
+"""
 GRACE_S = 60.0
 """The minimum time in seconds for which the rules still allow an address that DNS no longer
 returns.

@@ -8,7 +8,10 @@ from niso.base.named_tuples import NamedTuple
 from niso.base.names import bracketed, family_of, span
 
 ANY, ANY4, ANY6 = "", "0.0.0.0", "::"
-"""Wildcard host addresses: every family of the network, IPv4, IPv6."""
+"""Host addresses of ports that are published on all addresses.
+
+They stand for all families of the network, for IPv4, and for IPv6.
+"""
 WIDE = (ANY, ANY4, ANY6)
 HOST_GATEWAY = "host-gateway"
 """The address in extra hosts that stands for the host's addresses on the service's first network.

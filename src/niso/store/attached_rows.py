@@ -49,7 +49,7 @@ _LOST = Attached("", "", "", "", "/proc/0/ns/net", 0)
 
 
 CHOSEN_ALIASES, CHOSEN_IP = "chosen_aliases", "chosen_ip"
-"""Labels: the names and the address that the user of a pod has chosen for it, by annotations."""
+"""Labels of a pod: the names and the address that its user has chosen for it by annotations."""
 NAMESPACE = "pod_namespace"
 """The label that has the Kubernetes namespace of a pod."""
 

@@ -519,11 +519,15 @@ class Space:
         self.reading = reading
         self.name = name
         self.is_open = not name
-        """Whether the namespace exists and is niso's; set once its kind has been read."""
+        """Whether the namespace exists and is not foreign.
+
+        It is set when the namespace itself is read.
+        """
         self.is_foreign = False
-        """Whether a foreign object has the namespace's name."""
+        """Whether the name of the namespace belongs to an object that is foreign."""
         self.is_of_others = False
-        """Whether another program created the namespace; only the candidates in it are niso's."""
+        """Whether another program created the namespace. Then only the candidates in it are niso's.
+        """
         self._things = things
         # the kernel's answers
         self._links: dict[str, Link | None] = {}
@@ -680,7 +684,7 @@ class Reading:
         self.candidates = State()
         self.host = Space(self, "", {})
         self._open: list[str] = []
-        """The namespaces that have been read."""
+        """The names of the namespaces that exist and have been read."""
         self.elements: dict[Atoms, Element] | None = None
         self.hosts_texts: dict[str, str] = {}
         self._present: dict[type, set[Any] | frozenset[Any]] = {}

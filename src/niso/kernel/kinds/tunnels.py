@@ -550,9 +550,9 @@ def _run(words: list[str], text: str = "") -> str:
 
 
 KERNEL, USERSPACE = "wireguard", "tun"
-"""The forms of links: WireGuard of the kernel, and a device that wireguard-go serves.
+"""The forms of WireGuard interfaces: one of the kernel, and one that wireguard-go serves.
 
-If the process of wireguard-go ends, the device stays and drops all packets.
+If the process of wireguard-go ends, its interface stays and drops all packets.
 """
 
 
