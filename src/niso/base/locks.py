@@ -1,4 +1,4 @@
-"""Take niso's locks: the global lock, and one lock for each service. Report that a command waits."""
+"""Take niso's locks: the global lock, and one lock for each service; report waiting for one."""
 
 from __future__ import annotations
 

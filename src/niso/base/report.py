@@ -108,7 +108,7 @@ class Recovered(NamedTuple):
 
 
 class Unfinished(NamedTuple):
-    """Report that an interrupted change of a service could not be completed because of ``error``."""
+    """Report that an interrupted change of a service failed again because of ``error``."""
 
     service: str
     error: Error

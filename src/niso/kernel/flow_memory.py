@@ -303,7 +303,7 @@ class Meter:
 
 
 def _either(key: bytes, fields: dict[int, bytes]) -> tuple[tuple[str, str, str, int, int], int]:
-    """Return ((source, destination, protocol, source port, destination port), bytes) of an element."""
+    """Return ((source, destination, protocol, both ports), bytes) of an element."""
     size = 16 if len(key) == 44 else 4
     source, to = (unpacked(key[at : at + size]) for at in (0, size))
     proto, ports = key[2 * size], key[2 * size + 4 :]

@@ -215,7 +215,7 @@ class Kernel(Protocol):
         """Return all tracked flows. Raises KernelError."""
 
     def flows_of(self, addresses: Iterable[str]) -> list[Flow]:
-        """Return the tracked flows with one of these addresses at either end. Raises KernelError."""
+        """Return the tracked flows with one of these addresses at an end. Raises KernelError."""
 
     def end_flows(self, flows: Iterable[Flow | Tracked]) -> int:
         """Delete these flows and return how many of them existed. Raises KernelError."""
@@ -267,7 +267,7 @@ class Kernel(Protocol):
         """Return (prefix, bridge) of foreign bridges to which only containers or VMs connect."""
 
     def default_mtu(self) -> int:
-        """Return the MTU in bytes of the interface with the default route; 1500 if there is none."""
+        """Return the MTU in bytes of the interface with the default route, or else 1500."""
 
     def mtu_of(self, address: str) -> int | None:
         """Return the MTU in bytes of the network interface with this address; None if there is
@@ -290,7 +290,7 @@ class Kernel(Protocol):
         """
 
     def wireguard_answers(self, name: str, form: str) -> bool:
-        """Return whether a WireGuard interface exists and is served, by the kernel or by a process."""
+        """Return whether a WireGuard interface exists, and the kernel or a process serves it."""
 
     def receiving6(self) -> list[str]:
         """Return the network interfaces on which IPv6 packets of other machines can arrive.

@@ -226,13 +226,13 @@ def packed_mac(mac: str) -> bytes:
 
 
 def call_flags(call_iptables: bool | None, call_ip6tables: bool | None) -> list[bytes]:
-    """Return the netlink attributes that set these flags of a bridge; None leaves a flag unchanged."""
+    """Return the netlink attributes that set these flags of a bridge, except those that are None."""
     wanted = ((BR_NF_CALL_IPTABLES, call_iptables), (BR_NF_CALL_IP6TABLES, call_ip6tables))
     return [attribute(kind, bytes([on])) for kind, on in wanted if on is not None]
 
 
 def of_kind(kind: str, *settings: bytes) -> bytes:
-    """Return the netlink attribute with the kind of an interface and its settings (IFLA_LINKINFO)."""
+    """Return the netlink attribute IFLA_LINKINFO with an interface's kind and settings."""
     data = (nested(INFO_DATA, *settings),) if settings else ()
     return nested(IFLA_LINKINFO, text(INFO_KIND, kind), *data)
 

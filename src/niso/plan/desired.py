@@ -88,7 +88,7 @@ def desired(snapshot: Snapshot) -> State:
 
 
 def _shared(snapshot: Snapshot) -> Iterator[Thing]:
-    """Yield niso's nftables tables, and the set and map elements of no single service or network."""
+    """Yield niso's nftables tables, and the elements that all services and networks share."""
     if snapshot.any_network:
         yield Ruleset(ruleset.DIGEST)
         yield from owner(snapshot.state_id)

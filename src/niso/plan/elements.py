@@ -102,7 +102,7 @@ def sealed(port: int) -> Element:
 
 
 def tunnel(link: str) -> Element:
-    """Return the nftables element by which the WireGuard interface ``link`` may carry only VXLAN."""
+    """Return the nftables element by which the WireGuard interface may carry only VXLAN."""
     return Element(INET, "ports", (link,))
 
 

@@ -132,7 +132,7 @@ class _Direction(NamedTuple):
 
 
 def container(ingress: bool, family: int, part: str) -> str:
-    """Return the name of the nftables map for a part of one direction: ``in4_port``, ``out6_rest``."""
+    """Return the nftables map for a part of one direction, such as ``in4_port``."""
     return f"{_word(ingress)}{family}_{part}"
 
 
@@ -518,7 +518,7 @@ The addresses are integers, and the peers are prefixes and networks.
 
 
 def _of_classes(entries: _Entries) -> Iterator[Element]:
-    """Yield the nftables elements for peers in prefixes and networks, which are grouped in classes."""
+    """Yield the nftables elements for classes of peers: those in prefixes and networks."""
     direction, wide = entries.direction, entries.wide
     numbers: dict[_Table, int] = {}
     for first, last, peers in entries.runs:

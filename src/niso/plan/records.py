@@ -249,7 +249,7 @@ def primary(endpoints: Sequence[Endpoint], networks: Mapping[str, Network]) -> E
 
 
 class Limits(NamedTuple):
-    """Limits per second on what a service uses of tables that all services share; 0 means no limit."""
+    """Limits per second on the use of tables that all services share; 0 means no limit."""
 
     new_flows: int
     fragments: int
@@ -287,7 +287,7 @@ class Service(NamedTuple):
 
 
 class Remote(NamedTuple):
-    """A service of another host, with the names and addresses that it has reserved in the cluster."""
+    """A service of another host, with the names and addresses reserved for it in the cluster."""
 
     name: str
     host: str  # the underlay address of its host

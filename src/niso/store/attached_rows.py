@@ -86,7 +86,7 @@ class Attachments:
         return [Attached(*row) for row in rows]
 
     def of_cookie(self, cookie: int) -> list[Attached]:
-        """Return the attachments in the network namespace that has this cookie (SO_NETNS_COOKIE)."""
+        """Return the attachments in the namespace that has this cookie (SO_NETNS_COOKIE)."""
         rows = self._db.execute("SELECT * FROM attached WHERE cookie=?", (cookie,))
         return [Attached(*row) for row in rows]
 

@@ -296,7 +296,7 @@ class StackRows:
         return [row[0] for row in rows]
 
     def stack_files(self, stack: str) -> list[str]:
-        """Return the paths of the stack.toml files that the recorded services of a stack came from."""
+        """Return the paths of the stack.toml files from which a stack's services were recorded."""
         rows = self._db.execute(
             "SELECT DISTINCT file FROM stack_member WHERE stack=? AND file!='' ORDER BY file",
             (stack,),
@@ -405,7 +405,7 @@ class ModeRows:
         ).fetchall()
 
     def port_families(self, service: str) -> tuple[int, ...]:
-        """Return the address families (4, 6) of the network on which a service publishes its ports."""
+        """Return the address families (4, 6) of the network where a service publishes its ports."""
         rows = self._db.execute(
             "SELECT family FROM subnet s JOIN endpoint e ON e.network=s.network"
             f" WHERE e.service={_PROVIDER} AND {PRIMARY} ORDER BY family",
@@ -446,7 +446,7 @@ class LeaseRows:
         return set(rows)
 
     def lease_of(self, service: str, network: str, family: int) -> tuple[str, bool] | None:
-        """Return (address, whether it is static) for the address reserved for a service, or None."""
+        """Return (address, whether it is static) for a service's reserved address, or None."""
         row = self._db.execute(
             "SELECT address, static FROM lease WHERE service=? AND network=? AND family=?",
             (service, network, family),
@@ -539,7 +539,7 @@ class LeaseRows:
         return int.from_bytes(row[0]) if row else None
 
     def attachment_key(self, service: str) -> tuple[str, str] | None:
-        """Return (owner, the owner's name for it) of an attachment; None if the service is not one."""
+        """Return (owner, the owner's name for it) of an attachment; None for another service."""
         row = self._db.execute(
             "SELECT owner, given FROM attached WHERE service=?", (service,)
         ).fetchone()
@@ -548,7 +548,7 @@ class LeaseRows:
     def add_lease(
         self, service: str, network: str, family: int, number: int, address: str, static: bool
     ) -> None:
-        """Reserve an address for a service; ``number`` is the offset of the address in its subnet."""
+        """Reserve an address for a service; ``number`` is its offset in its subnet."""
         self._db.execute(
             "INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?)",
             (network, family, number.to_bytes(16), address, service, int(static)),

@@ -110,7 +110,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return dict(self._db.execute("SELECT name, before FROM sysctl"))
 
     def nat_before(self) -> dict[str, int]:
-        """Return how many NAT rules of other programs each chain had before niso's first service."""
+        """Return how many NAT rules of others each chain had before niso's first service."""
         row = self._db.execute("SELECT value FROM meta WHERE key='nat_before'").fetchone()
         return dict(decoded(row[0])) if row else {}
 
@@ -191,7 +191,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return Spans(self._db)
 
     def is_broken_off(self) -> bool:
-        """Return whether a change of services of other hosts was interrupted and is not completed."""
+        """Return whether a change of other hosts' services was interrupted and is incomplete."""
         query = "SELECT 1 FROM meta WHERE key='attempt'"
         return self._db.execute(query).fetchone() is not None
 

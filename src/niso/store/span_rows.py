@@ -162,7 +162,7 @@ class Spans:
         return _claim(row) if row else None
 
     def claims(self, services: Collection[str] | None = None) -> list[Claim]:
-        """Return the reservations of these services of this host, or of all if it is None, sorted."""
+        """Return the reservations of these (or, for None, all) services of this host, sorted."""
         return sorted(_claim(row) for row in self._of("SELECT * FROM claim", services))
 
     def leased(self) -> set[tuple[str, str]]:

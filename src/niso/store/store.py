@@ -286,7 +286,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [row[0] for row in self._db.execute("SELECT name FROM network ORDER BY name")]
 
     def require_network(self, name: str) -> Network:
-        """Return a network. Raises NotFound; the hint then names a similar network if there is one."""
+        """Return a network. Raises NotFound; its hint names a similar network if there is one."""
         network = self.network(name)
         if network is None:
             raise NotFound(
@@ -485,7 +485,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         self.leave_stack(service)
 
     def set_sysctl_before(self, name: str, before: str) -> None:
-        """Record the value that a sysctl had before niso's first change. Later values are ignored."""
+        """Record the value that a sysctl had before niso's first change; ignore later values."""
         self._db.execute("INSERT OR IGNORE INTO sysctl VALUES (?, ?)", (name, before))
 
     def clear_sysctls_before(self, pattern: str) -> None:

@@ -91,7 +91,7 @@ class Step(NamedTuple, Generic[T]):  # type parameters import typing
     was: T | None = None
 
     def describe(self) -> str:
-        """Return the step as text: a shell command, or a description if there is no command for it."""
+        """Return the step as a shell command, or as a description if there is no command for it."""
         return self.kind.describe(self)
 
     @property
@@ -513,7 +513,7 @@ class State:
 
 
 class Space:
-    """A network namespace while a State is read; ``""`` is the host's. Caches the kernel's answers."""
+    """A network namespace while a State is read, with the kernel's answers; "" is the host's."""
 
     def __init__(self, reading: Reading, name: str, things: dict[type, Collection[Any]]) -> None:
         self.reading = reading
@@ -790,7 +790,7 @@ def _same[T: Thing](things: Collection[T], present: Iterable[T]) -> frozenset[T]
 
 
 def _asked(kind: Kind[Any], present: Iterable[Any], things: Collection[Any]) -> list[Any]:
-    """Return the objects in ``present`` that are candidates (``things``), on the same interfaces."""
+    """Return the objects in ``present`` that are candidates (``things``) on this interface."""
     keys = {(thing.key(), kind.links(thing)) for thing in things}
     by_name = {thing.key() for thing in things if not kind.is_read_by_link}
     return [

@@ -379,7 +379,7 @@ def new_key() -> str:
 
 
 def answers(name: str, form: str) -> bool:
-    """Return whether a WireGuard interface exists and is served, by the kernel or by wireguard-go."""
+    """Return whether a WireGuard interface exists, and the kernel or wireguard-go serves it."""
     try:
         socket.if_nametoindex(name)
         if form == USERSPACE:
@@ -475,7 +475,7 @@ def _create(rtnl: Rtnl, link: WireGuard) -> None:
 
 
 def _serve(name: str) -> None:
-    """Start wireguard-go for an interface. It keeps running after this process. Raises KernelError."""
+    """Start wireguard-go for an interface; it outlives this process. Raises KernelError."""
     words = ["wireguard-go", name]
     if os.path.isdir(_SYSTEMD):  # not in the cgroup of the agent or of a login session
         import shutil
