@@ -226,7 +226,7 @@ def packed_mac(mac: str) -> bytes:
 
 
 def call_flags(call_iptables: bool | None, call_ip6tables: bool | None) -> list[bytes]:
-    """Return the netlink attributes that set these flags of a bridge, except those that are None."""
+    """Return the netlink attributes that set those of a bridge's flags that are not None."""
     wanted = ((BR_NF_CALL_IPTABLES, call_iptables), (BR_NF_CALL_IP6TABLES, call_ip6tables))
     return [attribute(kind, bytes([on])) for kind, on in wanted if on is not None]
 

@@ -766,7 +766,7 @@ BY_PATH = {key.path: key for key in KEYS if not key.is_table}
 
 
 def key_at(path: str) -> Key | None:
-    """Return the key of a value by its path, such as ``network.ports[0]``; None if it is unknown."""
+    """Return the key of the value at a path such as ``network.ports[0]``, or None."""
     plain = path.rpartition("[")[0] or path
     above, _, name = plain.rpartition(".")
     paths = (plain, f"{above.partition('.')[0]}.*.{name}", above)

@@ -289,7 +289,7 @@ def _changed(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
 
 
 def _literal(value: Any) -> Any:
-    """Return a value in which ``${`` is escaped as ``$${``, so that it does not start a variable."""
+    """Return a value in which ``${`` is escaped as ``$${``, so that it is no variable."""
     if isinstance(value, str):
         return value.replace("${", "$${")
     if isinstance(value, list | tuple):

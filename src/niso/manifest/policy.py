@@ -267,7 +267,7 @@ def _peer(peer: str, suffix: str, text: str, key: str, egress: bool) -> Peer:
 
 
 def _is_domain(peer: str) -> bool:
-    """Return whether a peer looks like a DNS name: it has a dot, and is no address or service name."""
+    """Return whether a peer looks like a DNS name, not like an address or a service."""
     if "." not in peer or ":" in peer or "/" in peer:
         return False
     if peer[0] in DIGITS:  # 10.1.2.x is a mistyped address, 1.example.com is a name

@@ -84,7 +84,7 @@ def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, 
 
 
 def _after(text: str) -> tuple[str, str]:
-    """Split what follows ``[address]`` in a URL into (colon, port); ("", "") if there is no port."""
+    """Split what follows ``[address]`` in a URL into (colon, port), or ("", "")."""
     return (":", text[1:]) if text.startswith(":") else ("", "") if not text else (":", "?")
 
 
@@ -188,7 +188,7 @@ def rate(text: str, key: str) -> int:
 
 
 def rate_of_bits(bits: int, key: str, written: object) -> int:
-    """Convert bits per second to bytes per second. Raises InvalidInput if the rate is out of range."""
+    """Convert bits per second to bytes per second. Raises InvalidInput if out of range."""
     if not MIN_RATE <= bits <= MAX_BANDWIDTH:
         raise values.wrong(key, written, "is out of range", "64K to 100G bits per second", '"100M"')
     return bits // 8
@@ -258,7 +258,7 @@ _CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 
 
 def secret_name(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid name of a secret, and so of its file. Raises InvalidInput."""
+    """Return ``text`` if it can name a secret and its file. Raises InvalidInput."""
     if not (0 < len(text) <= values.MAX_NAME and _CHARACTERS.issuperset(text) and text[0] != "."):
         right = "letters, digits, -, _ and ., first not a dot, at most 63 characters"
         raise values.wrong(key, text, "is not a valid name of a secret", right, "DB_PASSWORD")
@@ -299,7 +299,7 @@ MAX_SIZE = 1 << 60
 
 
 def volume_name(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid name of a volume, and so of its folder. Raises InvalidInput."""
+    """Return ``text`` if it can name a volume and its folder. Raises InvalidInput."""
     if not (
         0 < len(text) <= values.MAX_NAME and NAME_CHARACTERS.issuperset(text) and text[0].isalpha()
     ):
