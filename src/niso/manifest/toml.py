@@ -312,7 +312,7 @@ def _resolved(names: Path, counts: dict[Path, int]) -> Path:
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """Yield (line number, text) for each statement; the text is a header, or what is before ``=``."""
+    """Yield (line number, text) for each statement: a header, or what is before ``=``."""
     number, depth, start, head, is_value = 1, 0, 1, "", False
     for piece in _PIECE.findall(text + "\n"):
         if piece == "\n" and not depth:

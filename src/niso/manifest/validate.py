@@ -320,7 +320,7 @@ def _typed(value: Any, may_be: Kind, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _contradictions(ports: object, parsed: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each published port whose host port an earlier entry publishes otherwise."""
+    """Yield an error for each port whose host port an earlier entry publishes otherwise."""
     written = texts(ports if isinstance(ports, list) else None, "network.ports")
     known = [(path, text, parsed[path]) for path, text in written if path in parsed]
     for index, before in contradictions(port for _, _, port in known):
