@@ -214,7 +214,7 @@ def identity(name: str) -> tuple[int, int]:
 
 
 def names() -> list[str]:
-    """Return the names of all network namespaces, sorted, also of those that niso did not create."""
+    """Return the names of all network namespaces, whoever created them, sorted."""
     return sorted(name for name in _listed() if exists(name))
 
 
@@ -353,7 +353,7 @@ def pin(name: str, path: str, cookies: Collection[int]) -> int:
 
 
 def unpin() -> None:
-    """End the effect of all calls of `pin`, since an open descriptor would keep a namespace alive."""
+    """End the effect of all `pin` calls: an open descriptor would keep a namespace alive."""
     for name in list(_pins):
         _let_go(name)
 
@@ -431,7 +431,7 @@ class Here:
 
 
 class Elsewhere:
-    """Context manager for a block in another network namespace: by name, by ``path``, or a new one."""
+    """Context manager for a block in a namespace given by name or ``path``, or in a new one."""
 
     def __init__(self, name: str | None, path: str | None = None) -> None:
         self._name = name

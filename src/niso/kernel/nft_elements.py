@@ -805,7 +805,7 @@ def _value(header: Header, data: bytes) -> Atoms:
 
 
 def _atoms(kinds: tuple[int, ...], packed: bytes, last: bytes = b"") -> Atoms:
-    """Decode the fields of a key or value; with ``last``, those of the range from ``packed`` to it."""
+    """Decode the fields of a key or value, or of the range from ``packed`` to ``last``."""
     fields = []
     offset = 0
     for kind in kinds:
@@ -859,7 +859,7 @@ class Element(NamedTuple):
 
     @property
     def ends(self) -> bool:
-        """Return whether the element is of an audit period: the kernel deletes it after a timeout."""
+        """Return whether the element is of an audit period, and so deleted after a timeout."""
         return self.container in policy_rules.PLACES
 
     @property

@@ -139,7 +139,7 @@ class Rtnl(netlink.Netlink):
         return self.dump("list links", _GETLINK, body, parse_link)
 
     def makes_sums(self, name: str) -> bool:
-        """Return whether a network interface completes checksums before it sends (ETHTOOL_GTXCSUM)."""
+        """Return whether an interface completes checksums before it sends (ETHTOOL_GTXCSUM)."""
         return not self._ethtool(f"read offloads of link '{name}'", name, _GTXCSUM, 0)
 
     def make_sums(self, name: str) -> None:
@@ -334,7 +334,7 @@ class Rtnl(netlink.Netlink):
             )
 
     def delete_link(self, name: str) -> None:
-        """Delete a network interface, and the other end of a veth pair; no-op if it does not exist."""
+        """Delete an interface, and the other end if it is a veth; no-op if it is missing."""
         body = ifinfo() + text(IFLA_IFNAME, name)
         self.transact(Message(f"delete link '{name}'", _DELLINK, 0, body, (errno.ENODEV,)))
 
@@ -493,7 +493,7 @@ class Rtnl(netlink.Netlink):
                 return
 
     def free_index(self) -> int:
-        """Return an index for a new network interface that the kernel itself will not choose soon."""
+        """Return an index for a new interface, one that the kernel will not choose soon."""
         for _ in range(_INDEX_TRIES):
             index = _OWN_INDEX + int.from_bytes(os.urandom(4), "big") % (1 << 29)
             if not self.name(index):
@@ -527,7 +527,7 @@ def ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
 
 
 def join(name: str, index: int, bridge: str, master: int) -> Message:
-    """Return the message that makes a network interface a port of the bridge with index ``master``."""
+    """Return the message that makes an interface a port of the bridge with index ``master``."""
     what = f"attach '{name}' to bridge '{bridge}'"
     return Message(what, NEWLINK, 0, ifinfo(index) + u32(IFLA_MASTER, master))
 

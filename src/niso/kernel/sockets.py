@@ -127,8 +127,7 @@ def connections() -> list[Connection]:
 def measured() -> list[Measured]:
     """Return the TCP connections of this network namespace with their measurements.
 
-    Connections that are being opened or closed are included, others that listen are not. Raises
-    KernelError.
+    Connections that are being opened or closed are included. Raises KernelError.
     """
     return [
         Measured(connection, is_server, *figures)

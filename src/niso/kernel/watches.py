@@ -204,7 +204,7 @@ class Folders:
 
 
 def _is_noise(events: bytes) -> bool:
-    """Return whether these events (struct inotify_event) concern only the shared memory of SQLite."""
+    """Return whether these events (struct inotify_event) only concern SQLite's shared memory."""
     offset = 0
     while offset + 16 <= len(events):
         mask, _, length = struct.unpack_from("=III", events, offset + 4)
