@@ -29,7 +29,7 @@ _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _folders: dict[tuple[int, str], int] = {}
 """Maps (network namespace, "ipv4") to a descriptor of that namespace's /proc/sys/net/ipv4."""
 _top, _walks = -1, 0
-"""``_top`` is a descriptor of the folder from which sysctl folders are opened; -1 if it is not open.
+"""``_top`` is a descriptor of the folder with the sysctl folders; -1 if it is not open.
 
 ``_walks`` is how many were opened from it.
 """

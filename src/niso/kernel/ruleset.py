@@ -759,8 +759,7 @@ POLICIES = frozenset(
 COUNTED = policy_rules.STOPPED | {
     name: way for name, (way, part) in policy_rules.POLICY_MAPS.items() if part != CLASS
 }
-"""Maps each set and map of policies whose elements have counters to its direction, "in" or "out".
-"""
+"""Maps each set and map of policies whose elements have counters to "in" or "out"."""
 
 _GUARDS = f"""
 owner bridges same_bridge ports subnets4 subnets6 internal closed before

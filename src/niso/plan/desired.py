@@ -79,7 +79,7 @@ def desired(snapshot: Snapshot) -> State:
     for service in snapshot.services:
         for port in service.ports if service.mode != "host" else ():
             things += _published(service, port, networks)
-        if service.mode not in ("host", "share"):  # a sharer uses its provider's network
+        if service.mode not in ("host", "share"):  # share: uses another's network
             things += _service(snapshot, service, networks)
     alias = names.alias(snapshot.state_id)
     for remote in snapshot.remotes:

@@ -275,15 +275,15 @@ class Service(NamedTuple):
     endpoints: tuple[Endpoint, ...]
     ports: tuple[Port, ...]
     names: tuple[str, ...]  # hostname first
-    # it, or a sharer of its namespace, has published ports, in scope or not
+    # it, or a service that shares its namespace, has published ports, in scope or not
     publishes: bool = False
-    # or host, none, share, attached: with share, its provider has the endpoints
+    # or host, none, share, attached; with share, the namespace's owner has the endpoints
     mode: str = "bridge"
     limits: Limits = LIMITS
     bandwidth: tuple[int, int] = (0, 0)  # bytes per second in and out, on each network; 0: no limit
     extra_hosts: tuple[tuple[str, str], ...] = ()  # name and address, or HOST_GATEWAY
     outside: tuple[str, int] | None = None  # path and cookie of a foreign namespace
-    raw: bool = False  # it, or a sharer of its namespace, has one of `SENDS_RAW`, or may have it
+    raw: bool = False  # it, or one that shares its namespace, may have `SENDS_RAW`
 
 
 class Remote(NamedTuple):

@@ -512,7 +512,7 @@ class Known(NamedTuple):
     """A recorded service. An inactive service is represented by its reserved addresses."""
 
     name: str
-    names: tuple[str, ...]  # its name and those of its sharers, to which policies resolve
+    names: tuple[str, ...]  # its names, and those of services that share its namespace
     endpoints: tuple[Endpoint, ...]
     policy: Policy = Policy()
     ports: tuple[Port, ...] = ()  # published ports, each with its host port

@@ -207,7 +207,8 @@ class PolicyRows(NameRows):
             rows = self._db.execute(_ELSEWHERE, (name,)).fetchall()
             return tuple(row[0] for row in rows), ()
         service, provider, active = holder
-        # an inactive service keeps its leases; a sharer has its provider's only while it is active
+        # an inactive service keeps its addresses; one that shares another's namespace has the
+        # addresses of that one only while it is active
         home = service if provider is None else provider if active else ""
         rows = self._db.execute(
             "SELECT address FROM lease WHERE service=? ORDER BY network, family", (home,)

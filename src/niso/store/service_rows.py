@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from niso.store.store import Store
 
 
-# --- services, intents, stacks, modes and leases --------------------------------------------------
+# --- services, changes in progress, stacks, modes and leases --------------------------------------
 
 
 ROW_TABLES = (
@@ -78,7 +78,7 @@ class ServiceRow(NamedTuple):
     created_at: float  # seconds since 1970
     activated_at: float | None
     mode: str = "bridge"  # or host, none, share, attached
-    provider: str | None = None  # with mode share: the service whose namespace it joins
+    provider: str | None = None  # with mode share: the service whose namespace it shares
     enabled: bool = False  # activated at boot
 
     @property

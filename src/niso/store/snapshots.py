@@ -233,7 +233,7 @@ class SnapshotRows(PortRows, PolicyRows):
             ).fetchone()
             if row is None:
                 continue
-            own = row[1] != "share"  # a sharer uses the namespace of its provider
+            own = row[1] != "share"  # share: uses the namespace of another service
             sharers = self.sharers(name) if own else []
             if row[1] == "attached":
                 outside, links = Attachments(self._db).planned(name)

@@ -566,7 +566,7 @@ class _HostsLeftovers(Kind[HostsLeftover]):
         return kind_of(file).what(file)
 
     def wanted(self, want: State, have: State) -> frozenset[HostsLeftover]:
-        """Return the leftovers in folders of desired files.
+        """Return those leftovers of interrupted writes that are in folders of desired files.
 
         They are not deleted, because writing the file reuses the folder.
         """
