@@ -184,7 +184,7 @@ def _flow(key: bytes, fields: dict[int, bytes]) -> Recorded:
 
 
 def counted(fields: dict[int, bytes]) -> tuple[int, int]:
-    """Return (packets, bytes) of an element's counter."""
+    """Return (packets, bytes) of the counter in an nftables element; ``fields`` are its attributes."""
     counter = attributes(attributes(fields[_ELEM_EXPR])[_EXPR_DATA])
     packets, octets = (counter[attribute] for attribute in (_COUNTER_PACKETS, _COUNTER_BYTES))
     return int.from_bytes(packets, "big"), int.from_bytes(octets, "big")
@@ -196,7 +196,10 @@ def proto_name(number: int) -> str:
 
 
 def _delete(table: str, name: str, keys: list[bytes]) -> None:
-    """Delete elements by their keys; no-op for elements that have expired since they were read."""
+    """Delete the elements with these keys from an nftables set.
+
+    An element that has expired since it was read is no error.
+    """
     what = f"forget flows in {table} {name}"
     begin = netlink.Message(what, _BATCH_BEGIN, 0, nfgenmsg(0, _SUBSYSTEM))
     end = netlink.Message(what, _BATCH_END, 0, nfgenmsg(0, _SUBSYSTEM))

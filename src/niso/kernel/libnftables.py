@@ -151,11 +151,17 @@ class Nft:
         )
 
     def outline(self) -> str:
-        """Return all tables as text, with handles but without elements. Raises KernelError."""
+        """Return all nftables tables as text, with the handles of rules, without elements of sets.
+
+        Raises KernelError.
+        """
         return self.text("list ruleset", _HANDLES | _TERSE)
 
     def definition(self, family_table: str) -> str:
-        """Return a table as text, without elements and counter values. Raises KernelError."""
+        """Return one nftables table as text, without elements of sets and values of counters.
+
+        Raises KernelError.
+        """
         return self.text(f"list table {family_table}", _STATELESS | _TERSE)
 
     def _dry_run(self, text: str) -> str:

@@ -313,7 +313,7 @@ class Nfnetlink(netlink.Netfilter):
         return self._listed(header, partial(_counted, header))
 
     def every(self, header: Header) -> list[Element]:
-        """Return all elements of a set or map. Raises KernelError."""
+        """Return all elements of an nftables set or map. Raises KernelError."""
         if _is_lone(header):
             bounds = self._listed(header, partial(_bounds, header))
             return understood(f"read {header.name}", lambda _: _intervals(header, bounds), b"")
@@ -678,7 +678,7 @@ def _request(header: Header, first: bytes, last: bytes) -> bytes:
 
 
 def _container(header: Header) -> bytes:
-    """Return the beginning of a message about elements of a set or map."""
+    """Return the first bytes of a netlink message about elements of this set or map."""
     table = header.table.partition(" ")[2]
     return nfgenmsg(header.family) + text(_LIST_TABLE, table) + text(_LIST_SET, header.name)
 

@@ -330,10 +330,12 @@ class Trace(netlink.Netlink):
         super().close()
 
     def first(self, seconds: float) -> list[TraceStep]:
-        """Wait for one packet and return its path; empty if none came in ``seconds``.
+        """Wait for one packet and return the steps of its path; empty if none comes within
+        ``seconds``.
 
         When a bridge passes the packet up to the host, the kernel changes its trace id, because the
-        id depends on the ingress link (trace_fill_id, net/netfilter/nf_tables_trace.c).
+        id depends on the network interface by which the packet came (trace_fill_id,
+        net/netfilter/nf_tables_trace.c). Such steps are recognised by the packet's headers.
         """
         steps: list[TraceStep] = []
         ids: set[int] = set()

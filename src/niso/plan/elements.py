@@ -46,7 +46,7 @@ def before(sysctl: str, value: str) -> list[Element]:
 
 
 def sysctl_before(element: Element) -> tuple[str, str]:
-    """Return the (sysctl, value) that an element of `before` records."""
+    """Return (name, value) of the sysctl that an element made by `before` records."""
     link, what, value = element.fields
     if what == "ip_forward":
         return "net/ipv4/ip_forward", value

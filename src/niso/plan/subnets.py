@@ -80,9 +80,9 @@ def refusal(subnet: Network | Prefix, gateway: int, number: int) -> str | None:
 def free_prefix(
     pool: Network, length: int, taken: Iterable[Network], kept: Network | None = None
 ) -> Network | None:
-    """Return the lowest prefix of ``length`` in ``pool`` that is free; None if there is none.
+    """Return the lowest free prefix with this ``length`` in ``pool``; None if there is none.
 
-    A free prefix overlaps neither ``taken`` nor ``kept``.
+    A prefix is free if it overlaps none of ``taken`` and does not overlap ``kept``.
     """
     size = 1 << (pool.max_prefixlen - length)
     spans = sorted(

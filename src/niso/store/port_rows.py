@@ -95,7 +95,7 @@ class PortRows:
         return networks
 
     def publishes(self, service: str) -> bool:
-        """Return whether a service has published a port since its activation."""
+        """Return whether a service has published a port at any time since it was activated."""
         return (
             self._db.execute("SELECT 1 FROM published WHERE service=?", (service,)).fetchone()
             is not None

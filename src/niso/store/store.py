@@ -332,7 +332,9 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return sorted((row[0], row[1], row[2]) for row in rows if row[0] in on)
 
     def network_made_at(self, network: str) -> float | None:
-        """Return when a network was created, in seconds since 1970; None if there is none."""
+        """Return the time at which a network was created, in seconds since 1970; None if it is
+        unknown.
+        """
         query = "SELECT created_at FROM network WHERE name=?"
         row = self._db.execute(query, (network,)).fetchone()
         return float(row[0]) if row else None

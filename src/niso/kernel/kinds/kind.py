@@ -545,7 +545,7 @@ class Space:
         return self.reading.sockets.at(self.name)
 
     def things(self, kind: type[T]) -> Collection[T]:
-        """Return the candidates of a kind in this namespace."""
+        """Return the requested objects (candidates) of a kind that are read from this namespace."""
         return self._things.get(kind, ())
 
     def link(self, name: str) -> Link | None:
@@ -808,7 +808,10 @@ def read(
     strays: bool = False,
     taken: bool = False,
 ) -> State:
-    """Return those of ``candidates`` that exist. See `niso.kernel.interface.Kernel.read`."""
+    """Return those of the requested objects ``candidates`` that exist.
+
+    See `niso.kernel.interface.Kernel.read` for the other arguments.
+    """
     return Reading(alias, sockets, foreign, strays, everything=False).run(candidates, taken)
 
 
