@@ -184,7 +184,7 @@ def _flow(key: bytes, fields: dict[int, bytes]) -> Recorded:
 
 
 def counted(fields: dict[int, bytes]) -> tuple[int, int]:
-    """Return (packets, bytes) of the counter in an nftables element; ``fields`` are its attributes."""
+    """Return (packets, bytes) of the counter in an element whose attributes are ``fields``."""
     counter = attributes(attributes(fields[_ELEM_EXPR])[_EXPR_DATA])
     packets, octets = (counter[attribute] for attribute in (_COUNTER_PACKETS, _COUNTER_BYTES))
     return int.from_bytes(packets, "big"), int.from_bytes(octets, "big")

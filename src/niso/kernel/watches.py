@@ -193,7 +193,7 @@ class Folders:
         raise error
 
     def read(self) -> bool:
-        """Return whether a file in a watched folder has changed since this method was last called."""
+        """Return whether a file in a watched folder has changed since the last call of `read`."""
         changed = False
         while True:
             try:
