@@ -75,7 +75,7 @@ _TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
 
 
 def sets_of(bridge: bool) -> tuple[str, ...]:
-    """Return the sets that record flows, in the bridge table if ``bridge``, else in the inet table."""
+    """Return the sets of the bridge table, or else of the inet table, that record flows."""
     return tuple(f"{name}{n}" for name in SIZES if (name in _OF_BRIDGE) == bridge for n in (4, 6))
 
 
@@ -97,7 +97,7 @@ def _sets(bridge: bool) -> str:
 
 
 def _own(verdict: str) -> str:
-    """Return the rules that give niso's own test packets ``verdict`` before they could be recorded."""
+    """Return the rules that give niso's own test packets ``verdict``, unrecorded."""
     return "\n".join(
         f"\t\t{word} saddr . meta l4proto . th sport @{PROBES}{family} {verdict}"
         for family, word in _SENSOR_WORDS.items()
@@ -345,7 +345,7 @@ A packet from the middle of a closed TCP connection starts no flow from or to th
 
 
 def chain(ingress: bool, log: bool) -> str:
-    """Return the name of the chain for packets that a policy would deny but for its audit period."""
+    """Return the chain for packets that a policy would deny but for its audit period."""
     return f"audit_{'log_' if log else ''}{'in' if ingress else 'out'}"
 
 
