@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     type Kind = dict[type, Any]
-    """The types that a value may have, each with the type of its content.
+    """The types that a value may have, each mapped to the type of its content.
 
-    That is None for str, int, bool and None, the texts of a Literal, the Kind of the items of an
-    array or of a table with any keys, else the table.
+    A str, int, bool or None has no content, so these types map to None. A str of a ``Literal`` maps
+    to the allowed strings. An array, and a table with arbitrary keys, map to the Kind of their
+    items. A table with fixed keys maps to its named tuple class.
     """
 
 _known: dict[tuple[str, Any], Kind] = {}
@@ -36,7 +37,10 @@ _read: dict[Any, dict[str, Kind]] = {}
 
 
 class Choice:
-    """Stand-in for ``Literal["rw", "ro"]`` in annotations, since importing typing takes 6 ms."""
+    """Replacement for `typing.Literal` in annotations, such as ``Literal["rw", "ro"]``.
+
+    `field` evaluates annotations with this class, because importing typing takes 6 ms.
+    """
 
     __slots__ = ("texts",)
 
@@ -48,14 +52,15 @@ class Choice:
 
 
 class Mismatch(ValueError):
-    """Raised if data does not have the expected type.
+    """Raised by `convert` if data does not have the expected type.
 
-    `niso.manifest.validate.walk` reports each error with its path.
+    It does not say where. `niso.manifest.validate.walk` finds the errors in the same data and
+    reports each with its path.
     """
 
 
 def kind(of: Any) -> Kind:
-    """Return the `Kind` that describes a type."""
+    """Convert a type, as written in an annotation, to the `Kind` that describes it."""
     if type(of) is UnionType:
         return {form: inside for part in of.__args__ for form, inside in kind(part).items()}
     if type(of) is GenericAlias:
@@ -70,9 +75,10 @@ def kind(of: Any) -> Kind:
 
 
 def field(table: Any, name: str) -> Kind:
-    """Return the kind of one key of a table.
+    """Return the `Kind` of the key ``name`` of a table.
 
-    The type is evaluated on first use and cached, since most manifests have few keys.
+    The annotation is evaluated when it is first needed, and the result is cached. Most manifests
+    have few keys, so most annotations are never evaluated.
     """
     of = table.__annotations__[name]
     known = table.__module__, of
@@ -85,12 +91,12 @@ def field(table: Any, name: str) -> Kind:
 
 
 def fields(table: Any) -> dict[str, Kind]:
-    """Return the kinds of all keys of a table."""
+    """Return a dict from the name of each key of a table to its `Kind`."""
     return {name: field(table, name) for name in table._fields}
 
 
 def required(table: Any) -> list[str]:
-    """Return the required keys of a table."""
+    """Return the names of the keys of a table that have no default."""
     return [name for name in table._fields if name not in table._field_defaults]
 
 
@@ -99,10 +105,11 @@ def is_table(of: Any) -> bool:
 
 
 def convert[T](data: object, table: type[T]) -> T:
-    """Convert plain data to a table, with defaults for missing keys.
+    """Convert plain data to an instance of ``table``; missing keys get their defaults.
 
-    Nothing is coerced: a number is not accepted for a string, nor true for a number. Raises
-    Mismatch in exactly the cases in which `niso.manifest.validate.walk` reports an error.
+    No value is converted to another type: a number is not accepted for a string, nor true for a
+    number. Raises Mismatch in exactly the cases in which `niso.manifest.validate.walk` reports an
+    error.
     """
     return _convert(data, {dict: table})  # type: ignore[no-any-return]
 
@@ -150,7 +157,10 @@ def _table(data: dict[str, object], table: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Convert a result of `convert` back to plain data, with all keys of its tables."""
+    """Convert a result of `convert` back to dicts, lists and single values.
+
+    The dict of a table has all of its keys, also those that have their default value.
+    """
     if is_table(value):
         return {name: plain(item) for name, item in zip(value._fields, value, strict=True)}
     if type(value) is dict:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Error(Exception):
-    """The request failed (exit status 1). Base class of niso's errors."""
+    """Base class of niso's errors: the request failed, and the exit status is 1."""
 
     exit_status = 1
 
@@ -49,17 +49,19 @@ class Error(Exception):
         self.service = service
         """The service whose process or manifest the error is about."""
         self.names_key = names_key
-        """Whether the message begins with the key. If not, the reason names the key, or need not.
+        """Whether the message begins with the key.
+
+        If not, the reason itself names the key where that helps.
         """
         self.about_key = about_key
-        """Whether the reason is about the key. If not, it is about the value, if there is one."""
+        """Whether the reason describes the key. If not, it describes the value, if there is one."""
 
     @property
     def detail(self) -> str:
         """Return the message without the file or service that the error is about.
 
-        ``KEY: VALUE REASON (RIGHT)``, or ``KEY = VALUE: REASON (RIGHT)`` if the reason is about the
-        key.
+        It has the form ``KEY: VALUE REASON (RIGHT)``. If the reason describes the key, it has the
+        form ``KEY = VALUE: REASON (RIGHT)``.
         """
         key = (self.key or "") if self.names_key else ""
         reason = f"{self.reason} ({self.right})" if self.right else self.reason
@@ -73,7 +75,10 @@ class Error(Exception):
 
     @property
     def message(self) -> str:
-        """Return the location and the reason of the error as text, usually one line."""
+        """Return the whole message: the file and line, or else the service, and then `detail`.
+
+        It is usually one line.
+        """
         place = f"{self.file}:{self.line}" if self.file and self.line else self.file or self.service
         return f"{place}: {self.detail}" if place else self.detail
 
@@ -82,7 +87,9 @@ class Error(Exception):
 
     @classmethod
     def of(cls, error: Error) -> Self:
-        """Return an error of this class with all fields copied from ``error``."""
+        """Return a new error of this class with the fields of ``error``, whatever the class of that
+        is.
+        """
         new = cls(error.reason, error.hint, error.key)
         new.file, new.line, new.service = error.file, error.line, error.service
         new.value, new.right = error.value, error.right
@@ -91,31 +98,33 @@ class Error(Exception):
 
 
 class UsageError(Error):
-    """Invalid command line (exit status 2)."""
+    """Raised if the command line is invalid; the exit status is 2."""
 
     exit_status = 2
 
 
 class InvalidInput(Error):
-    """An invalid manifest, name or value; nothing has changed."""
+    """Raised if a manifest, a name or a value is invalid. The command has changed nothing."""
 
     example = ""
-    """A valid value as TOML, if the hint has one."""
+    """A valid value as TOML, if the hint shows one; otherwise ""."""
 
 
 class Conflict(Error):
-    """The requested resource is taken; the message names the current holder."""
+    """Raised if the requested resource is taken. The message names the current holder."""
 
 
 class NotFound(Error):
-    """No such service, network or file."""
+    """Raised if there is no such service, network or file."""
 
 
 class KernelError(Error):
-    """The kernel refused a step. ``errno`` is the error number (errno.h), or 0 if there is none.
+    """Raised if the kernel refused a step of a change.
 
-    ``space`` is the namespace in which the step failed; "" for the host's, or if unknown. ``thing``
-    is the object that the step was to create or change, if it was a single object.
+    ``errno`` is the error number (errno.h), or 0 if there is none. ``space`` is the network
+    namespace in which the step failed. It is "" for the host's own namespace, and also if the
+    namespace is not known. ``thing`` is the object that the step was to create or change, or None
+    if the step concerned several.
     """
 
     def __init__(self, reason: str, hint: str | None = None, errno: int = 0) -> None:
@@ -126,11 +135,17 @@ class KernelError(Error):
 
 
 class ProcessError(Error):
-    """A service's process cannot be started, reached or stopped. The message quotes the runtime."""
+    """Raised if the process of a service cannot be started, reached or stopped.
+
+    The message quotes the OCI runtime.
+    """
 
 
 class ErrorGroup(Error):
-    """Several errors at once: all of one manifest, or all of one teardown. Never empty."""
+    """Several errors raised as one: those of one manifest, or of one teardown.
+
+    The list ``errors`` is never empty. The hint, key and exit status are those of its first error.
+    """
 
     def __init__(self, errors: list[Error]) -> None:
         first = errors[0]
@@ -142,7 +157,10 @@ class ErrorGroup(Error):
 
 
 def flatten(error: Error) -> list[Error]:
-    """Return the errors of a group, including those of nested groups, or the error itself."""
+    """Return the errors of a group as a list, including those of nested groups.
+
+    For an error that is no group, the list contains only that error.
+    """
     if not isinstance(error, ErrorGroup):
         return [error]
     return [one for inner in error.errors for one in flatten(inner)]

@@ -51,9 +51,9 @@ def read(path: str, mode: int = 0) -> bytes | None:
 
 
 def of_process(pid: int | None, name: str) -> bytes:
-    """Read a file of a process in /proc (proc(5)). Returns b"" if the process has ended.
+    """Return the content of the file ``name`` in the /proc folder of a process (proc(5)).
 
-    Raises OSError.
+    Returns b"" if the process has ended. Raises OSError for any other failure.
     """
     content = b""
     try:
@@ -69,7 +69,7 @@ def of_process(pid: int | None, name: str) -> bytes:
 
 
 def make(path: str, mode: int) -> int:
-    """Create the file ``path`` and return a descriptor for writing.
+    """Create the file ``path`` with the permissions ``mode`` and return a descriptor for writing.
 
     An existing file or empty folder at ``path`` is removed first. Raises OSError.
     """
@@ -89,10 +89,11 @@ def write(fd: int, content: bytes) -> None:
 
 
 def replace(path: str, content: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
-    """Replace the file ``path`` atomically: a reader sees the old or the new file.
+    """Replace the file ``path`` atomically: a reader sees either the old file or the new one.
 
-    This also holds after a power cut. ``owner`` is (uid, gid) of the new file, None for this
-    process's. Raises OSError.
+    This also holds after a power cut. The content is written to ``path``.new, flushed to disk, and
+    then renamed. ``mode`` are the permissions of the new file. ``owner`` is its (uid, gid); with
+    None, the file belongs to the user of this process. Raises OSError.
     """
     draft = f"{path}.new"
     fd = make(draft, mode)
@@ -125,7 +126,10 @@ def sync(path: str) -> None:
 
 
 def rename(draft: str, path: str) -> None:
-    """Rename ``draft`` to ``path``, also over an empty folder. Raises OSError."""
+    """Rename the temporary file ``draft`` to ``path``, replacing a file or an empty folder there.
+
+    Raises OSError.
+    """
     try:
         os.rename(draft, path)
     except IsADirectoryError:
@@ -146,10 +150,11 @@ def file_changed_by_others(
 ) -> str | None:
     """Describe how users not in ``trusted`` can change or replace a file; None if they cannot.
 
-    ``fd`` is open on the file at ``path``. For a symbolic link, the folder of the link counts, and
-    the folder of its target. Links on the path must belong to ``trusted``: a user who may create
-    names in a folder can create a link to any file of root's. The answer is a clause, such as "its
-    folder is writable for group devs". Raises OSError.
+    ``trusted`` are uids. ``fd`` is an open descriptor of the file, if the caller has read it. If
+    ``path`` is a symbolic link, both the folder of the link and the folder of the file that it
+    leads to are checked. All links on the path must belong to users in ``trusted``: whoever can
+    create names in a folder can create a link to any file of root. The result is a clause, such as
+    "its folder is writable for group devs". Raises OSError.
     """
     if fd is not None and not os.path.samestat(os.fstat(fd), os.stat(path)):
         return "it was replaced while it was read"
@@ -164,10 +169,12 @@ def file_changed_by_others(
 
 
 def link_of_others(path: str, trusted: Collection[int]) -> str | None:
-    """Describe a link in a path that belongs to users not in ``trusted``; None if there is none.
+    """Describe a symbolic link in a path that belongs to a user not in ``trusted``; None if none
+    does.
 
-    The answer continues a sentence: "leads through /srv/app, which belongs to user bob". Links of
-    /proc are not followed: those of a descriptor belong to its process. Raises OSError.
+    ``trusted`` are uids. The result continues a sentence, such as "leads through /srv/app, which
+    belongs to user bob". Symbolic links in /proc are not followed, because the links to a process's
+    descriptors belong to that process. Raises OSError.
     """
     at, followed = "/", 0
     # a working folder outside the root of its namespace has no path, and absolute paths need none
@@ -204,12 +211,14 @@ def changed_by_others(
 ) -> str | None:
     """Describe how users not in ``trusted`` (uids) can change a file; None if they cannot.
 
-    ``place`` is the path of a file or folder, or a descriptor, except one opened with O_PATH. The
-    answer continues a sentence: "belongs to user bob", "is writable for group devs". Links are
-    followed. A group counts as its members: `_is_private` decides which group is trusted. Entries
-    of an access control list (acl(5)) count as users and groups. With ``sticky``, users who can
-    write to a folder with the sticky bit are ignored: they cannot replace the files of others
-    (inode(7)). Raises OSError.
+    ``place`` is the path of a file or folder, or a descriptor that was not opened with O_PATH. A
+    symbolic link is followed. The result continues a sentence: "belongs to user bob", or "is
+    writable for group devs".
+
+    A group is trusted if all of its members are; `_is_private` decides this. Users and groups in an
+    access control list (acl(5)) are checked in the same way. With ``sticky``, write permission for
+    a folder with the sticky bit is ignored, because it does not allow users to replace files of
+    others (inode(7)). Raises OSError.
     """
     info = os.stat(place)
     if info.st_uid not in trusted:
@@ -235,13 +244,14 @@ _OWNING_GROUP = -1
 _ACL = "system.posix_acl_access"
 _ACL_VERSION, _ACL_WRITE = 2, 2
 _ACL_USER, _ACL_GROUP_OBJ, _ACL_GROUP = 0x02, 0x04, 0x08
-"""Of linux/posix_acl_xattr.h and linux/posix_acl.h."""
+"""Constants of linux/posix_acl_xattr.h and linux/posix_acl.h."""
 
 
 def _listed(place: str | int) -> tuple[list[int], list[int]] | None:
-    """Return (uids, gids) that an access control list allows to write, ignoring its mask.
+    """Return (uids, gids) of the users and groups that an access control list allows to write.
 
-    Returns None if there is no list. Raises OSError, also if the list cannot be parsed.
+    The mask of the list is ignored. Returns None if the file has no list. Raises OSError, also if
+    the list cannot be parsed.
     """
     try:
         value = os.getxattr(place, _ACL)
@@ -265,11 +275,11 @@ def _listed(place: str | int) -> tuple[list[int], list[int]] | None:
 
 
 def _is_private(gid: int, trusted: Collection[int]) -> bool:
-    """Return whether all members of a group are among the users ``trusted``.
+    """Return whether a group is the private group of a user in ``trusted`` (uids).
 
-    Only the private group of a trusted user qualifies: it has the user's name and is the user's
-    primary group (useradd(8), USERGROUPS_ENAB). It must have no other members. Other groups do not
-    qualify, because a directory service may not list their members.
+    Such a group has the user's name and is the user's primary group (useradd(8), USERGROUPS_ENAB).
+    All of its members must be in ``trusted``. Other groups do not qualify, because a directory
+    service may not list all of their members.
     """
     try:
         group = grp.getgrgid(gid)
@@ -307,9 +317,10 @@ def _group(gid: int) -> str:
 
 
 def is_own_folder(info: os.stat_result) -> bool:
-    """Return whether a file is a folder that only root and this process's user can modify.
+    """Return whether ``info``, the result of os.stat, is of a folder that only root and we can
+    change.
 
-    ``info`` is its os.stat_result.
+    "We" is the effective user of this process.
     """
     own = info.st_uid in (0, os.geteuid()) and not info.st_mode & 0o022
     return stat.S_ISDIR(info.st_mode) and own
@@ -322,16 +333,16 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # linux/fs.h
 _IOC_GETFLAGS, _IOC_SETFLAGS = 0x8000_6601, 0x4000_6602  # plus the size of a long << 16
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
-"""Errors of rename(2) if the content already has an entry of that name."""
+"""Error numbers with which rename(2) reports that the new name is already in use."""
 _PROTECTED = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
 
 
 def remove_tree(path: str) -> None:
     """Remove a folder with its content, without following links; no-op if it does not exist.
 
-    Also removes immutable and append-only files (ioctl_iflags(2)). Nothing may modify the folder
-    concurrently. After a failure, part of the content is removed, and another call continues.
-    Raises OSError.
+    Immutable and append-only files are removed too (ioctl_iflags(2)). No other process may modify
+    the folder meanwhile. After a failure, part of the content is gone, and another call removes the
+    rest. Raises OSError.
     """
     try:
         top = os.open(path, _FOLDER)
@@ -353,7 +364,11 @@ def remove_tree(path: str) -> None:
 
 
 def _empty(name: str, top: int, numbers: count[int]) -> None:
-    """Remove the folder ``name`` in ``top``; its subfolders move to ``top``. Raises OSError."""
+    """Remove the folder ``name`` in ``top``, after moving its subfolders that have content to
+    ``top``.
+
+    ``top`` is a descriptor. ``numbers`` yields the new names of the subfolders. Raises OSError.
+    """
     folder = os.open(name, _FOLDER, dir_fd=top)
     try:
         for inner in os.listdir(folder):
@@ -365,9 +380,10 @@ def _empty(name: str, top: int, numbers: count[int]) -> None:
 
 
 def _unlink(name: str, folder: int) -> bool:
-    """Remove a file or an empty folder. Raises OSError.
+    """Remove the file or empty folder ``name`` in ``folder``, a descriptor, and return True.
 
-    For a folder with content, clears the attributes that protect it and returns False.
+    A folder with content is not removed. Then its immutable and append-only attributes may be
+    cleared, and the result is False. Raises OSError.
     """
     try:
         os.unlink(name, dir_fd=folder)
@@ -395,7 +411,10 @@ def _rmdir(name: str, folder: int) -> bool:
 
 
 def _move(name: str, folder: int, top: int, numbers: count[int]) -> None:
-    """Move a folder to ``top``, named by the next free number. Raises OSError."""
+    """Move a folder from ``folder`` to ``top``, both descriptors.
+
+    Its new name is a dot and the next of ``numbers`` that is not in use. Raises OSError.
+    """
     for number in numbers:
         try:
             os.rename(name, f".{number}", src_dir_fd=folder, dst_dir_fd=top)

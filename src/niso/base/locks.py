@@ -1,4 +1,4 @@
-"""Take niso's locks: the global one, and one for each service. Report waiting for a lock."""
+"""Take niso's locks: the global lock, and one lock for each service; report waiting for one."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ if TYPE_CHECKING:
     from niso.base.report import Report
 
 listener: Report | None = None
-"""Receives an event when a command waits for a lock, if the command shows its progress."""
+"""The function that is called when a command waits for a lock; None if no progress is shown."""
 
 
 _PAUSE_S = 0.005
 
 
 class Busy(Conflict):
-    """Raised if another process holds the lock until the timeout."""
+    """Raised if another process still holds the lock when the time limit ends."""
 
 
 def take(fd: int, service: str, at_most_s: float | None = None) -> bool:
     """Lock the file ``fd`` exclusively (flock(2)), waiting while another process holds the lock.
 
-    Reports the wait as WaitingForLock for ``service``; "" is the global lock of the network.
-    Returns False if the lock is still held after ``at_most_s`` seconds. Raises OSError.
+    If it must wait, it first reports WaitingForLock with ``service``, which is "" for the global
+    lock. Returns False if another process still holds the lock after ``at_most_s`` seconds; with
+    None, there is no limit. Raises OSError.
     """
     from niso.base.report import WaitingForLock
 
@@ -113,7 +114,8 @@ class service_lock:
 def is_held(service: str) -> bool:
     """Return whether any process holds the lock of a service, without taking the lock.
 
-    Reads /proc/locks, which lists each lock with device and inode of the file (proc_locks(5)).
+    It searches /proc/locks, which lists each lock with the device and inode of its file
+    (proc_locks(5)).
     """
     try:
         info = os.stat(_path(service))
@@ -131,7 +133,10 @@ def is_held(service: str) -> bool:
 
 
 def locked_services() -> set[str]:
-    """Return the names of all services with a lock file, also of services that are being added."""
+    """Return the names of all services with a lock file.
+
+    A service that is being activated for the first time has one before it is recorded.
+    """
     try:
         names = os.listdir(paths.lock_dir())
     except FileNotFoundError:
@@ -164,10 +169,10 @@ def _path(name: str) -> str:
 
 
 def open_lock(name: str) -> int:
-    """Open the lock file ``name``.lock, creating it with mode 0600, and return its descriptor.
+    """Open the lock file of ``name`` and return its descriptor; create the file if it is missing.
 
-    ``name`` is a service or the name of an internal lock. Internal names contain a dot, which
-    service names cannot. Raises OSError.
+    ``name`` is a service, or the name of an internal lock. Internal names contain a dot, which
+    service names cannot contain. A new file has mode 0600. Raises OSError.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     try:
@@ -178,16 +183,23 @@ def open_lock(name: str) -> int:
 
 
 class Lock:
-    """Hold niso's global lock in a ``with`` block, while planning and writing.
+    """Hold niso's global lock in a ``with`` block, while a change is planned and written.
 
-    Never wait for a process inside the block. After ``at_most_s`` seconds the block runs without
-    the lock; with ``required``, Busy is raised instead. A thread that holds the lock cannot take it
-    again (RuntimeError), since it would deadlock. The exception is a lock that an interrupt
-    prevented from being released: the next block takes it over, because the undo code needs it.
+    Code in the block must never wait for another process. If another process still holds the lock
+    after ``at_most_s`` seconds, the block runs without the lock; with ``required``, Busy is raised
+    instead.
+
+    A thread that holds the lock gets a RuntimeError if it takes it again, since it would wait for
+    itself. There is one exception: if an interrupt (KeyboardInterrupt) prevented the release of the
+    lock, the next block of this thread releases it and takes it again. The code that undoes the
+    change needs this.
     """
 
     _last: dict[int, ref[Lock]] = {}  # noqa: RUF012
-    """The latest lock of each thread: a weak reference. An unreferenced lock's file is closed."""
+    """The latest Lock of each thread, by thread id.
+
+    The references are weak, so unused locks are closed.
+    """
 
     def __init__(self, at_most_s: float | None = None, required: bool = False) -> None:
         self._at_most_s = at_most_s
@@ -222,7 +234,7 @@ class Lock:
     def _require_alone(self) -> None:
         """Raise RuntimeError if this thread already holds the lock.
 
-        If an interrupt ended the block that held the lock, release that lock instead.
+        If an interrupt ended the block that took the lock, release that lock instead.
         """
         known = Lock._last.get(get_ident())
         last = known() if known is not None else None

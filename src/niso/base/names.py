@@ -1,10 +1,10 @@
-"""Derive bridge, link and namespace names and MACs of services; do arithmetic with addresses.
+"""Derive the names and MACs of bridges, interfaces and namespaces, and calculate with addresses.
 
 All names and MACs are deterministic. An interface name has at most 15 characters (IFNAMSIZ - 1,
 linux/if.h).
 
-The arithmetic with addresses and prefixes replaces `ipaddress` for input that is already
-validated: `ipaddress` costs 6 of the 182 million instructions of an attachment.
+The functions for addresses and prefixes replace `ipaddress` for input that is already validated.
+`ipaddress` would take 6 of the 182 million instructions of an attachment.
 """
 
 from __future__ import annotations
@@ -17,10 +17,16 @@ from niso.base.named_tuples import NamedTuple
 MAX_IFNAME = 15
 DEFAULT_NETWORK = "niso-default"
 BRIDGES = '"niso-*"'
-"""The pattern for all bridges in nftables rules; matching costs less than half of a set lookup."""
+"""The pattern in nftables rules that matches all bridges of niso.
+
+Matching it takes less than half the time of a lookup in a set.
+"""
 DOMAIN = "niso.local"
 MAC_PREFIX = "0a:"
-"""What every MAC of niso's begins with: of bridges, services, and the host's ends of pairs."""
+"""The first byte of every MAC that niso assigns.
+
+These are the MACs of bridges, of services, and of the host's ends of veth pairs.
+"""
 
 
 def _digest(text: str, length: int) -> str:
@@ -51,18 +57,18 @@ def vxlan(network: str) -> str:
 
 
 def veth(service: str, network: str, generation: int) -> str:
-    """Return the name of the host end of an endpoint's veth pair.
+    """Return the name of the host's end of the veth pair that connects a service to a network.
 
-    ``generation`` counts the activations of the service. Each activation uses a new name, since the
-    kernel frees the devices of a deleted namespace asynchronously. The digest in the name has 28
-    bits, so two endpoints may get equal names: `niso.change.admit` chooses a generation without a
-    clash.
+    ``generation`` is the number of activations of the service. Each activation uses a new name,
+    because the kernel deletes the interfaces of a deleted namespace only some time later. The
+    digest in the name has 28 bits, so two interfaces may get the same name: `niso.change.admit`
+    then chooses another generation.
     """
     return f"ni{link_prefix(service)}-{_digest(f'{service}/{network}/{generation}', 7)}"
 
 
 def link_prefix(service: str) -> str:
-    """Return the prefix that the names of all links of a service begin with."""
+    """Return the beginning of a service's name with which niso names its network interfaces."""
     return service[:5].rstrip("-")
 
 
@@ -74,25 +80,31 @@ _MARK = "niso:"
 
 
 def alias(state_id: str) -> str:
-    """Return the alias (IFLA_IFALIAS) that marks a link as created by state folder ``state_id``."""
+    """Return the alias (IFLA_IFALIAS) of a network interface that niso creates.
+
+    It contains ``state_id``, the id of the state folder, and so says which niso owns the interface.
+    """
     return f"{_MARK}{state_id}"
 
 
 def is_marked(alias: str) -> bool:
-    """Return whether a link with this alias is niso's, whichever state folder created it."""
+    """Return whether a network interface with this alias was created by niso, from any state
+    folder.
+    """
     return alias.startswith(_MARK)
 
 
 def state_id_of(alias: str) -> str:
-    """Return the id of the state folder that created a link with this alias."""
+    """Return the id of the state folder in the alias of a network interface that niso created."""
     return alias.removeprefix(_MARK)
 
 
 def mac(service: str, network: str, owner: str) -> str:
-    """Return an endpoint's MAC, locally administered and unicast (IEEE 802, 8.2.2).
+    """Return the MAC of a service on a network; it is locally administered and unicast (IEEE 802,
+    8.2.2).
 
-    ``owner`` is the id of the state folder, or of the cluster if the network spans hosts. So the
-    MAC stays the same across activations, and when the service moves to another host.
+    ``owner`` is the id of the state folder, or the id of the cluster if the network spans hosts.
+    The MAC therefore stays the same when the service is activated again, or moves to another host.
     """
     from hashlib import sha256
 
@@ -101,16 +113,19 @@ def mac(service: str, network: str, owner: str) -> str:
 
 
 def own_hosts_folder(service: str) -> str:
-    """Return the folder of a hosts file that one service has for itself.
+    """Return the name of the folder for the hosts file that only this service uses.
 
-    A service has its own file if it is on no network, or has extra hosts. The folder's name begins
-    with "=", which no network name does.
+    A service has a hosts file of its own if it is on no network, or has extra hosts. The folder's
+    name begins with "=", which no network name does.
     """
     return f"={service}"
 
 
 def hosts_folder(networks: tuple[str, ...]) -> str:
-    """Return the folder of the hosts file shared by all services with this list of networks."""
+    """Return the name of the folder for the hosts file of all services on exactly these networks.
+
+    The order of the networks counts.
+    """
     plain = "+".join(networks)
     return plain if len(plain) <= 100 else f"{plain[:80]}+{_digest(plain, 16)}"
 
@@ -154,7 +169,7 @@ def number(address: str) -> int:
 
 
 def unpacked(address: bytes) -> str:
-    """Format a packed address of 4 or 16 bytes in the way of `ipaddress`."""
+    """Format an address of 4 or 16 bytes in network order as `ipaddress` does."""
     from socket import AF_INET, AF_INET6, inet_ntop
 
     if len(address) == 4:

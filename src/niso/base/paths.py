@@ -1,4 +1,7 @@
-"""Return the paths of niso's files. All are below two folders, set by environment variables."""
+"""Return the paths of niso's files.
+
+Most of them are in two folders, which environment variables can set.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 NETNS_DIR = "/run/netns"
 LAB_MARK = "/run/niso-lab"
 STATE_DIR, RUN_DIR = "/var/lib/niso", "/run/niso"
-"""The default locations of the two folders."""
+"""The locations of the two folders if no environment variable sets them."""
 POLICY_DIR = "/etc/niso/policies"
 is_command = False
 """Whether this process is a niso command, not a program that uses niso as a library."""
@@ -64,7 +67,7 @@ def package_dir(service: str) -> str:
 
 
 def contents_file(service: str) -> str:
-    """Return the file that caches the digests of the files in a service's package."""
+    """Return the file in which niso keeps the digests of the files in a service's package."""
     return f"{state_dir()}/contents/{service}"
 
 
@@ -73,7 +76,7 @@ def log_dir(service: str) -> str:
 
 
 def service_dir(service: str) -> str:
-    """Return the folder with the bundle, pid files and spec of an active service."""
+    """Return the folder with the OCI bundle, pid files and state of an active service."""
     return f"{run_dir()}/services/{service}"
 
 
@@ -103,7 +106,8 @@ def netns_path(service: str) -> str:
 def in_lab() -> bool:
     """Return whether this process runs in a disposable host created by ``niso lab``.
 
-    Requires two marks, so that a stray environment variable is not enough.
+    Both NISO_LAB=1 and the file /run/niso-lab must be present, so that a stray environment variable
+    is not enough.
     """
     return os.environ.get("NISO_LAB") == "1" and os.path.exists(LAB_MARK)
 
@@ -115,5 +119,7 @@ def boot_id() -> str:
 
 
 def shown(path: str) -> str:
-    """Shorten a path for a message: a long path is cut in the middle."""
+    """Shorten a path for a message: of a path with more than 200 characters, the middle is left
+    out.
+    """
     return path if len(path) <= 200 else f"{path[:120]} ... {path[-75:]}"

@@ -1,6 +1,6 @@
 """Define the events by which commands report progress and warnings to their caller.
 
-An event that only one module sends is defined in that module. Steps of the kernel
+An event that only one module sends is defined in that module. Steps that change the kernel
 (`niso.kernel.kinds.kind.Step`) are events too. A receiver decides by the type of an event, never by
 its text.
 """
@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
 
     class Event(Protocol):
-        """Base class of progress events: a step that is about to run, or what happened."""
+        """Base class of progress events: a step that is about to run, or something that has
+        happened.
+        """
 
         def describe(self) -> str:
-            """Return the event as one line of text, or as several lines with a command each."""
+            """Return the event as text: one line, or several lines if it stands for several
+            commands.
+            """
 
 else:
     Event = object  # a Protocol would import typing
@@ -36,7 +40,7 @@ Report = Callable[[Event], None]
 
 
 def silent(_: Event) -> None:
-    """Discard an event: the default receiver."""
+    """Ignore an event; this is the receiver of events if the caller gives none."""
 
 
 class Caution(NamedTuple):
@@ -82,7 +86,10 @@ class WaitingForLock(NamedTuple):
 
 
 class AskingCluster(NamedTuple):
-    """Report that a command requests claims from the cluster, or publishes its changes there."""
+    """Report that a command waits for etcd, the database of the cluster.
+
+    It reserves names and addresses of services there, or publishes its changes.
+    """
 
     def describe(self) -> str:
         return "waiting for the cluster to answer"
@@ -101,7 +108,7 @@ class Recovered(NamedTuple):
 
 
 class Unfinished(NamedTuple):
-    """Report that an interrupted change of a service cannot be completed because of ``error``."""
+    """Report that an interrupted change of a service failed again because of ``error``."""
 
     service: str
     error: Error
@@ -124,7 +131,10 @@ class NotStarted(NamedTuple):
 
 
 class Starting(NamedTuple):
-    """Report that niso starts the process of a service; ``argv`` is empty on a restart."""
+    """Report that niso starts the process of a service.
+
+    ``argv`` is the command line of the process; it is empty if the process is restarted.
+    """
 
     service: str
     argv: tuple[str, ...] = ()
@@ -170,7 +180,7 @@ class WaitingForHealth(NamedTuple):
 
 
 class Undoing(NamedTuple):
-    """Report that niso rolls back an interrupted or failed activation of a service."""
+    """Report that niso begins to roll back an activation that was interrupted or has failed."""
 
     service: str
 
@@ -190,7 +200,7 @@ class CopyingPackage(NamedTuple):
 class ShowingHosts(NamedTuple):
     """Report that niso mounts another hosts file in a running service.
 
-    The file is that of ``folder``, or the service's own again.
+    ``folder`` is the folder of the new file. If it is "", the file is again the service's own.
     """
 
     service: str
@@ -202,7 +212,7 @@ class ShowingHosts(NamedTuple):
 
 
 class Forgetting(NamedTuple):
-    """Report that niso begins to delete a service's leases, logs and package copies."""
+    """Report that niso begins to delete a service's reserved addresses, logs and package copies."""
 
     service: str
 
@@ -221,9 +231,10 @@ class RemovingVolumes(NamedTuple):
 
 
 class WaitingForPacket(NamedTuple):
-    """Report that the command waits for a packet ``to`` a service, or for the service's reply.
+    """Report that the command waits for a packet to the service ``to``, or for a reply from it.
 
-    ``kind`` is "reply", "test" for niso's own packet, or "real" for a packet of another program.
+    ``kind`` is "reply" for the reply, "test" for a packet that niso itself sends, or "real" for a
+    packet of another program.
     """
 
     to: str
@@ -235,7 +246,7 @@ class WaitingForPacket(NamedTuple):
 
 
 class Command(NamedTuple):
-    """Report a change of the kernel, shown as the equivalent command line."""
+    """Report a change of the kernel as the command line that would have the same effect."""
 
     text: str
 

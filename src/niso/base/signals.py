@@ -1,17 +1,17 @@
 """Fork safely while signals may arrive; make a command fail at a chosen step, for tests.
 
 Ctrl-C signals the whole process group. In a forked child, CPython drops signals that arrived during
-the fork (PyOS_AfterFork_Child), and a signal just after the fork would unwind the caller's frames a
-second time, in the child. Therefore code that forks blocks the signals until it has recorded the
-child. A child exits when its parent closes a descriptor or when its work is done, never by one of
-these signals.
+the fork (PyOS_AfterFork_Child). A signal just after the fork would raise KeyboardInterrupt in the
+child too, which would then run the cleanup code of its parent a second time. Therefore code that
+forks blocks the signals until it has recorded the child. A child ends when its parent closes a
+descriptor or when its work is done, never by one of these signals.
 
 Failpoints: ``NISO_FAILPOINT=N[:ACTION]`` makes step N of a command die or fail (as gofail does).
 Code that changes anything outside this process calls `hit` just before. ACTION is ``kill`` (the
-default), the name of an errno, or one of `LATER`, which lets step N succeed and breaks a later
-operation. ``NISO_FAILPOINT=0`` never fires. With ``NISO_FAILPOINT_LOG=FILE``, each failpoint
-reached is appended to FILE, and each check for one of `LATER` as ``- ACTION``. Failpoints work in a
-lab only.
+default), the name of an errno, or one of `LATER`, which lets step N succeed and makes a later
+operation fail. ``NISO_FAILPOINT=0`` makes no step fail. With ``NISO_FAILPOINT_LOG=FILE``, each step
+that is reached is appended to FILE, and each check for one of `LATER` as ``- ACTION``. Failpoints
+work only in a disposable host created by ``niso lab``.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class signals_held:
-    """Block INT, TERM and HUP in a ``with`` block.
+    """Block SIGINT, SIGTERM and SIGHUP in a ``with`` block.
 
-    At the end of the block, pending signals are delivered (KeyboardInterrupt). A child forked in
-    the block inherits the blocked mask.
+    Signals that arrive in the block are delivered at its end; SIGINT then raises KeyboardInterrupt.
+    In a child that is forked in the block, the signals stay blocked.
     """
 
     def __enter__(self) -> None:
@@ -51,9 +51,9 @@ class signals_held:
 
 
 class signals_delivered:
-    """Unblock the signals again in a block inside `signals_held`.
+    """Unblock the signals for a part of a `signals_held` block, and block them again afterwards.
 
-    Use it for long work, once everything that must be undone is recorded.
+    Use it for long work, when everything that an interrupt would have to undo is already recorded.
     """
 
     def __enter__(self) -> None:
@@ -76,7 +76,10 @@ def keep_only(fds: Iterable[int]) -> None:
 
 
 def heed_signals() -> None:
-    """Unblock INT, TERM and HUP in a child that keeps running or executes another program."""
+    """Restore the default action of SIGINT, SIGTERM and SIGHUP in a child, and unblock them.
+
+    A child calls it that keeps running or executes another program.
+    """
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
@@ -119,10 +122,10 @@ def _note(line: str) -> None:
 
 
 def hit(name: str) -> None:
-    """Mark a failpoint; ``name`` describes the step that is about to run.
+    """Count a step that is about to run; ``name`` describes it.
 
-    If a test requested this failpoint, kills this process with SIGKILL or raises OSError with the
-    requested errno.
+    If a test has chosen this step, kills this process with SIGKILL, or raises OSError with the
+    requested errno, or makes a later operation fail (`broken`).
     """
     global _count, _spec, _broken
     if _spec is None:
@@ -146,9 +149,9 @@ def hit(name: str) -> None:
 
 
 def broken(what: str) -> bool:
-    """Return whether a test requested that the operation ``what``, one of `LATER`, fails now.
+    """Return whether a test requested that the operation ``what``, a key of `LATER`, fails now.
 
-    `OVERRUN` fails only once, the others from then on.
+    `OVERRUN` makes only the next operation fail, the others all operations from then on.
     """
     global _broken
     if _spec is None or _spec[0] < 0:

@@ -15,12 +15,12 @@ def time_text(seconds: float | None) -> str | None:
 
 
 def exact_time_text(seconds: float) -> str:
-    """Format a time like `time_text`, to the millisecond."""
+    """Format a time (seconds since 1970) as RFC 3339 in UTC with milliseconds."""
     return f"{str(time_text(seconds))[:-1]}.{int(seconds % 1 * 1000):03d}Z"
 
 
 def period_text(seconds: float) -> str:
-    """Format a period in seconds as minutes or hours."""
+    """Format a number of seconds as whole minutes (``5m``), or from 7200 s on as hours (``2h``)."""
     return f"{seconds / 3600:.0f}h" if seconds >= 7200 else f"{seconds / 60:.0f}m"
 
 
@@ -42,7 +42,8 @@ def _code(number: int) -> str:
 def shown(value: object, limit: int = 80, depth: int = 2) -> str:
     """Format a value as TOML for a message, escaped and shortened.
 
-    A string is cut to ``limit`` characters, an array or table to 5 items and ``depth`` levels.
+    A string is cut to ``limit`` characters. An array or table is cut to 5 items, and what is nested
+    deeper than ``depth`` levels is left out.
     """
     if isinstance(value, str):
         head = value[:limit].replace("\\", "\\\\").replace('"', '\\"')
@@ -66,5 +67,5 @@ def shown(value: object, limit: int = 80, depth: int = 2) -> str:
 
 
 def local_time_text(seconds: float) -> str:
-    """Format a time for people, in the host's time zone, to the minute."""
+    """Format a time (seconds since 1970) in the host's time zone, without seconds."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -54,11 +54,11 @@ _Entry = dict[int, bytes]
 
 
 def flush_addresses(addresses: Iterable[str]) -> int:
-    """Delete all flows with one of these addresses at either end, before or after NAT.
+    """Delete all tracked flows with one of these addresses at either end, before or after NAT.
 
-    Covers all protocols, also ICMP. Repeats until no entry is found, since packets in flight create
-    new entries. Returns the number of deleted entries; 0 on a kernel without connection tracking.
-    Raises KernelError.
+    All protocols are covered, also ICMP. It repeats until no entry is found, since packets in
+    flight create new entries. Returns the number of deleted entries; 0 on a kernel without
+    connection tracking. Raises KernelError.
     """
     packed = dict(map(_pack, addresses))
 
@@ -89,15 +89,15 @@ def flush_ports(
     addresses: Callable[[], Iterable[str]] | None = None,
     answered: bool = False,
 ) -> int:
-    """Delete the flows to or from these ports; TCP flows with a reply stay.
+    """Delete the tracked flows to or from these ports; TCP flows with a reply stay.
 
-    Use it when published ports are added, removed or moved. A port is (``proto`` "tcp", "udp" or
-    "sctp", first, last), before NAT. Returns the number of deleted entries.
+    Use it when published ports are added, removed or moved. A port is (protocol, first, last),
+    before NAT; the protocol is "tcp", "udp" or "sctp". Returns the number of deleted entries.
 
-    ``addresses`` returns addresses or prefixes ("127.0.0.0/8"), and limits the call to flows to or
-    from these: flows of other machines to the same port, which this host forwards, stay.
-    `addresses` is called once, if there is any such flow. With ``answered``, TCP flows with a reply
-    are deleted too: use this when their server no longer exists.
+    ``addresses`` returns addresses or prefixes, such as "127.0.0.0/8"; only flows to these are
+    deleted. It is called at most once, and only if there is a flow to one of the ports. With
+    ``answered``, TCP flows with a reply are deleted too; use this when their server no longer
+    exists.
 
     A TCP handshake in progress is treated like an established flow: its next packet would count as
     the first of a new flow, go to the new service, and be reset. Raises KernelError.
@@ -149,9 +149,10 @@ def flush_ports(
 
 
 def _filter(family: int, kind: int, flags: int, wanted: bytes) -> bytes:
-    """Return a dump request for the entries whose tuple ``kind`` has the values in ``wanted``.
+    """Return a request for the entries in which the direction ``kind`` has the values ``wanted``.
 
-    Before Linux 5.8 the kernel ignores the filter and returns all entries.
+    ``flags`` say which values are compared. Before Linux 5.8 the kernel ignores the filter and
+    returns all entries.
     """
     return nfgenmsg(family) + nested(kind, wanted) + nested(_FILTER, u32(kind, flags))
 
@@ -159,14 +160,15 @@ def _filter(family: int, kind: int, flags: int, wanted: bytes) -> bytes:
 def _flush(
     filters: list[bytes], matches: Callable[[int, _Entry], bool], exact: bool = False
 ) -> int:
-    """Delete the entries that the filters return and that ``matches`` accepts; return their number.
+    """Delete the entries that the requests ``filters`` return and that ``matches`` accepts.
 
-    Repeats until a pass finds no entry. Clients of a busy service never stop sending, so the call
-    also returns after a pass that began so late that the new rules created all entries it found.
+    Returns their number. It repeats until a pass finds no entry. Clients of a busy service never
+    stop sending, so it also ends after a pass that began so late that all entries it found were
+    created under the new rules.
 
-    ``exact``: the IPv4 filters return only matches. Where this is cheaper, the kernel is then asked
-    to delete by filter. Linux 6.18 can; an older kernel refuses, because the filter is not a
-    complete tuple.
+    ``exact`` says that the IPv4 requests return only entries to be deleted. Where this is cheaper,
+    the kernel is then asked to delete by the filter. Linux 6.18 can do this; an older kernel
+    refuses, because the filter does not describe a single flow.
     """
 
     def parse(body: bytes) -> bytes | None:
@@ -221,7 +223,7 @@ def _flush(
 
 
 def _delete_by(kernel: netlink.Netfilter, filters: list[bytes]) -> bool:
-    """Delete the entries that the filters select, by the kernel; return False if it cannot."""
+    """Let the kernel delete the entries that the filters select; return False if it cannot."""
     can = True
     for start in range(0, len(filters), _CHUNK):
         try:
@@ -284,10 +286,10 @@ _NAMES = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 
 
 class Flow(NamedTuple):
-    """A flow from ``source`` to ``destination`` and ``port``, after NAT.
+    """A tracked flow from ``source`` to ``destination`` and ``port``, after NAT.
 
     ``proto`` is the protocol's name in policies. ``port`` is None if the protocol has none.
-    ``handle`` is for `end`.
+    ``handle`` is what `end` needs to delete the flow.
     """
 
     source: str
@@ -298,7 +300,7 @@ class Flow(NamedTuple):
 
 
 def of(addresses: Iterable[str]) -> list[Flow]:
-    """Return the flows with one of these addresses at either end, before or after NAT.
+    """Return the tracked flows with one of these addresses at either end, before or after NAT.
 
     Raises KernelError.
     """
@@ -314,10 +316,11 @@ def of(addresses: Iterable[str]) -> list[Flow]:
 
 
 class Tracked(NamedTuple):
-    """A flow with the addresses of both directions; without NAT, the reply is the reverse.
+    """A tracked flow with the addresses of both directions. Without NAT, the reply is the reverse.
 
-    ``port`` is the destination port as sent, ``answers_port`` the destination port of the reply.
-    ``answered``: a reply has been seen. ``handle`` is for `end`.
+    ``port`` is the destination port as sent, and ``answers_port`` the destination port of the
+    reply. ``answered`` says whether a reply has been seen. ``handle`` is what `end` needs to delete
+    the flow.
     """
 
     proto: str
@@ -332,7 +335,7 @@ class Tracked(NamedTuple):
 
 
 class Open(NamedTuple):
-    """An open flow from ``source``, to ``destination`` and ``port`` after DNAT.
+    """An open flow from ``source`` to ``destination`` and ``port``, after DNAT.
 
     TCP connections are established; flows of other protocols have had a reply.
     """
@@ -377,10 +380,10 @@ def end(flows: Iterable[Flow | Tracked]) -> int:
 
 
 def introduce(connections: Iterable[Connection]) -> None:
-    """Add open connections to connection tracking as established; no-op for tracked ones.
+    """Add open TCP connections to connection tracking as established; no-op for tracked ones.
 
-    Use it for a bridge that is about to track its frames. Otherwise a packet from the middle of a
-    connection would count as the connection's start. Raises KernelError.
+    Use it for a bridge whose frames are about to be tracked. Otherwise a packet from the middle of
+    a connection would count as the start of one. Raises KernelError.
     """
     bodies = [_new(connection) for connection in connections]
     with netlink.Netfilter() as kernel:

@@ -32,18 +32,18 @@ def diff(want: State, have: State) -> list[AnyStep]:
 
 
 def wanted(want: State, have: State) -> State:
-    """Return ``want`` with the objects of each kind adjusted to ``have`` (`Kind.wanted`).
+    """Return the desired state ``want``, adjusted by each kind to the actual state (`Kind.wanted`).
 
-    For example, it adds the valid values of sysctls that another program changed from their
-    default.
+    For example, the valid value is added for a sysctl that niso leaves at its default, but another
+    program has changed.
     """
     return State.of_kinds(lambda kind: kind.wanted(want, have))
 
 
 def _places_that_go(want: State, have: State) -> set[str]:
-    """Return the parents in ``have`` (namespaces, links, tables) that will be deleted.
+    """Return the names of the parents in ``have`` that the change deletes.
 
-    The objects in them disappear with them.
+    Parents are namespaces, network interfaces and tables. The objects in them disappear with them.
     """
     going: set[str] = set()
     for kind in KINDS:
@@ -54,7 +54,9 @@ def _places_that_go(want: State, have: State) -> set[str]:
 
 
 def _without(have: State, early: State) -> State:
-    """Return ``have`` without the objects of ``early`` and everything contained in these."""
+    """Return ``have`` without the objects of ``early``, and without everything that is inside
+    these.
+    """
     if not early:
         return have
     places = {kind_of(thing).place(thing) for thing in early}
@@ -68,7 +70,10 @@ def _without(have: State, early: State) -> State:
 
 
 def without_foreign(states: tuple[State, State], names: set[str]) -> tuple[State, State]:
-    """Return both states without the links and namespaces ``names``, and their dependents."""
+    """Return both states without the objects that need a foreign interface or namespace.
+
+    ``names`` are the names of these foreign interfaces and namespaces.
+    """
     if not names:
         return states
     lost = {place for name in names for place in (f"link //{name}", f"netns {name}")}

@@ -1,6 +1,7 @@
-"""Read and delete the flows that nftables has recorded, allowed and refused; count bytes of flows.
+"""Read and delete the flows that niso's nftables rules have recorded; count bytes of flows.
 
-The rules that record flows, and the sets that they fill, are in `niso.kernel.policy_rules`.
+The rules that record allowed and refused flows, and the sets that they fill, are in
+`niso.kernel.policy_rules`.
 
 Bytes are counted only while a command runs, in temporary tables with the flag ``owner`` (nft(8)):
 the kernel deletes them with the socket that created them, also if this process is killed.
@@ -46,7 +47,7 @@ PLACES = {
     for table, bridge in ((INET, False), (BRIDGE, True))
     for name in policy_rules.sets_of(bridge)
 }
-"""Maps each set that records flows to its table."""
+"""The sets that record flows, each mapped to its nftables table."""
 _MISSED = {
     policy_rules.ENTERED: (INET, "see_entered"),
     policy_rules.SEEN: (INET, "see_own"),
@@ -59,8 +60,9 @@ _MISSED = {
 class Recorded(NamedTuple):
     """The recorded flows from ``source`` to ``destination`` and ``port``, after DNAT.
 
-    ``packets`` counts first packets of flows; for refused flows, each attempt. ``ago`` is the time
-    since the last one in seconds.
+    ``packets`` is the number of flows, since only their first packets are counted; each attempt at
+    a refused flow counts. ``octets`` are the bytes of these packets. ``ago`` is the time in seconds
+    since the last one.
     """
 
     source: str
@@ -73,7 +75,7 @@ class Recorded(NamedTuple):
 
 
 def recorded(name: str) -> list[Recorded]:
-    """Return the content of the sets ``name`` of both families; empty without niso's tables.
+    """Return the flows in the sets ``name`` of both families; empty if niso's tables do not exist.
 
     Raises KernelError.
     """
@@ -82,15 +84,15 @@ def recorded(name: str) -> list[Recorded]:
 
 
 def flows_in(table: str, name: str) -> list[Recorded]:
-    """Return the flows in a set of a table; empty if the set does not exist. Raises KernelError.
+    """Return the flows in a set of an nftables table; empty if the set does not exist.
 
-    ``ago`` is valid for sets of niso's own tables only.
+    The field ``ago`` is valid only for sets of niso's own tables. Raises KernelError.
     """
     return dump(table, name, _flow)
 
 
 def missed() -> dict[str, int]:
-    """Return the number of new flows that each full set has missed, by set name.
+    """Return how many new flows were not recorded because a set was full, as a dict by set.
 
     Raises KernelError.
     """
@@ -100,7 +102,7 @@ def missed() -> dict[str, int]:
 def forget(addresses: Collection[str]) -> None:
     """Delete the recorded flows from and to these addresses and prefixes.
 
-    Call it for addresses that get another holder, or lose their holder. Raises KernelError.
+    Call it for addresses that are given to another service, or taken from one. Raises KernelError.
     """
     for family in (4, 6):
         size = 16 if family == 6 else 4
@@ -129,9 +131,9 @@ def forget(addresses: Collection[str]) -> None:
 
 
 def leave_out(source: str, proto: str, port: int) -> None:
-    """Exclude the next packets from this source from recording: a test packet. Raises KernelError.
+    """Do not record the next packets from this source address, protocol and port: a test packet.
 
-    The exclusion ends after `nft_sensor.PROBES_KEPT_S`.
+    This ends after `policy_rules.PROBES_KEPT_S` seconds. Raises KernelError.
     """
     name = f"{policy_rules.PROBES}{family_of(source)}"
     for table in (INET, BRIDGE):
@@ -145,9 +147,10 @@ def leave_out(source: str, proto: str, port: int) -> None:
 
 
 def dump[T](table: str, name: str, parse: Callable[[bytes, dict[int, bytes]], T]) -> list[T]:
-    """Return the results of ``parse`` for the key and the attributes of each element of a set.
+    """Return what ``parse`` returns for each element of an nftables set.
 
-    Empty if the set does not exist. Raises KernelError.
+    ``parse`` is called with the key and the netlink attributes of an element. The result is empty
+    if the set does not exist. Raises KernelError.
     """
     body = _set(table, name)
 
@@ -181,7 +184,7 @@ def _flow(key: bytes, fields: dict[int, bytes]) -> Recorded:
 
 
 def counted(fields: dict[int, bytes]) -> tuple[int, int]:
-    """Return (packets, bytes) of an element's counter."""
+    """Return (packets, bytes) of the counter in an element whose attributes are ``fields``."""
     counter = attributes(attributes(fields[_ELEM_EXPR])[_EXPR_DATA])
     packets, octets = (counter[attribute] for attribute in (_COUNTER_PACKETS, _COUNTER_BYTES))
     return int.from_bytes(packets, "big"), int.from_bytes(octets, "big")
@@ -193,7 +196,10 @@ def proto_name(number: int) -> str:
 
 
 def _delete(table: str, name: str, keys: list[bytes]) -> None:
-    """Delete elements by their keys; no-op for elements that have expired since they were read."""
+    """Delete the elements with these keys from an nftables set.
+
+    An element that has expired since it was read is no error.
+    """
     what = f"forget flows in {table} {name}"
     begin = netlink.Message(what, _BATCH_BEGIN, 0, nfgenmsg(0, _SUBSYSTEM))
     end = netlink.Message(what, _BATCH_END, 0, nfgenmsg(0, _SUBSYSTEM))
@@ -237,19 +243,19 @@ def _each_counter(expressions: bytes) -> Iterator[int]:
 
 if TYPE_CHECKING:
     Key = tuple[str, str, str, int]
-    """Source, destination, protocol and port, after DNAT; as of `sensor.Recorded`."""
+    """(source, destination, protocol, port) of a flow, after DNAT, as in `Recorded`."""
 
 _PORTED = "{ tcp, udp, sctp }"
 _SIZE = 65_535
 _KEPT_S = 10
-"""The lifetime of an element after its last packet: a few readings."""
+"""The time in seconds after its last packet for which a flow stays in a set."""
 _WORDS = {4: "ip", 6: "ip6"}
 _THERE, _BACK, _EITHER = "there", "back", "either"
 _numbers = itertools.count()
 
 
 class Meter:
-    """Counts the bytes of flows while it exists. Raises KernelError."""
+    """Counts the bytes of flows while the object exists. Raises KernelError."""
 
     def __init__(self) -> None:
         self._name = f"{PREFIX}{os.getpid()}_meter{next(_numbers)}"
@@ -262,7 +268,7 @@ class Meter:
             raise
 
     def close(self) -> None:
-        """Delete the tables that count."""
+        """Delete the temporary tables that count."""
         self._nft.close()
 
     def __del__(self) -> None:
@@ -270,10 +276,10 @@ class Meter:
             self.close()
 
     def read(self) -> dict[Key, int]:
-        """Return the bytes of each flow since the last call, both directions added up.
+        """Return the bytes of each flow since the last call; both directions are added up.
 
-        On a bridge that is not tracked, the direction of a flow is unknown, so the result has a key
-        for either direction; one of them belongs to no flow. Raises KernelError.
+        On a bridge whose flows are not tracked, it is not known which end opened a flow. Therefore
+        the result has one key for either case, of which one belongs to no flow. Raises KernelError.
         """
         now: dict[tuple[str, tuple[object, ...]], int] = {}
         switched: dict[Key, int] = {}
@@ -300,7 +306,7 @@ class Meter:
 
 
 def _either(key: bytes, fields: dict[int, bytes]) -> tuple[tuple[str, str, str, int, int], int]:
-    """Return both addresses, the protocol and both ports of an element, and its bytes."""
+    """Return ((source, destination, protocol, both ports), bytes) of an element."""
     size = 16 if len(key) == 44 else 4
     source, to = (unpacked(key[at : at + size]) for at in (0, size))
     proto, ports = key[2 * size], key[2 * size + 4 :]
@@ -309,9 +315,9 @@ def _either(key: bytes, fields: dict[int, bytes]) -> tuple[tuple[str, str, str, 
 
 
 def tables(name: str) -> str:
-    """Return the tables in nft(8) syntax.
+    """Return the text of the temporary tables in nft(8) syntax. ``name`` is their name.
 
-    If a set is full, new flows are not counted nor dropped.
+    If a set is full, new flows are neither counted nor dropped.
     """
 
     def sets(way: str, ports: str) -> str:

@@ -1,4 +1,4 @@
-"""Read foreign forward chains through netlink, as expressions (linux/netfilter/nf_tables.h).
+"""Read forward chains of other programs through netlink (linux/netfilter/nf_tables.h).
 
 libnftables would read a whole table with its sets to show one chain, and does not say what an
 iptables match (``-m conntrack --ctstate ...``) tests. This module reads a chain or an element only
@@ -17,7 +17,7 @@ from niso.kernel.netlink import MALFORMED, attribute, attributes, nested, string
 from niso.kernel.nft_elements import Nfnetlink, nfgenmsg
 
 FAMILIES = {1: "inet", 2: "ip", 7: "bridge", 10: "ip6"}
-"""The families with a hook ``forward``: NFPROTO_* to nft's name."""
+"""The nftables families with a hook ``forward``: NFPROTO_* number to nft's name."""
 
 _GETTABLE, _GETCHAIN, _GETRULE, _GETSET, _GETSETELEM = 0x0A01, 0x0A04, 0x0A07, 0x0A0A, 0x0A0D
 _FORWARD = 2  # NF_INET_FORWARD, NF_BR_FORWARD
@@ -31,7 +31,10 @@ _MISSING = (errno.ENOENT,)
 
 
 class Chain(NamedTuple):
-    """A base chain at hook forward. ``family`` is one of `FAMILIES`; ``accepts`` is its policy."""
+    """A base chain at the hook ``forward``. ``family`` is one of `FAMILIES`.
+
+    ``accepts`` says whether the chain's policy is accept.
+    """
 
     family: int
     table: str
@@ -40,10 +43,11 @@ class Chain(NamedTuple):
 
 
 class RegisterLoad(NamedTuple):
-    """Load a value into ``register``.
+    """Expression of a rule: loads a value into ``register``.
 
     The value is "meta" or "ct" number ``key``, or ``length`` bytes from ``offset`` of the "payload"
-    header ``key`` (NFT_PAYLOAD_*_HEADER). Registers are byte offsets, also in the classes below.
+    header ``key`` (NFT_PAYLOAD_*_HEADER). Registers are given as byte offsets, also in the classes
+    below.
     """
 
     register: int
@@ -54,7 +58,7 @@ class RegisterLoad(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """Set ``target`` to ``source`` & ``mask`` ^ ``xor``."""
+    """Expression of a rule: sets the register ``target`` to ``source`` & ``mask`` ^ ``xor``."""
 
     source: int
     target: int
@@ -63,9 +67,9 @@ class Mask(NamedTuple):
 
 
 class Between(NamedTuple):
-    """Match if ``register`` is in ``first`` to ``last``, or with ``inverted`` if it is not.
+    """Expression of a rule: matches if ``register`` is in the range ``first`` to ``last``.
 
-    An empty bound means no limit.
+    With ``inverted``, it matches if it is not. An empty bound means no limit.
     """
 
     register: int
@@ -75,9 +79,9 @@ class Between(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """Match if the set contains ``register``.
+    """Expression of a rule: matches if the set ``name`` contains the value in ``register``.
 
-    With ``verdict``, apply the verdict that the map returns.
+    With ``verdict``, the set is a map, and the verdict that it returns is applied.
     """
 
     name: str
@@ -87,7 +91,10 @@ class Lookup(NamedTuple):
 
 
 class ConntrackMatch(NamedTuple):
-    """The iptables match "conntrack": ``states`` (XT_CONNTRACK_STATE_BIT), or a direction."""
+    """Expression of a rule: the iptables match "conntrack".
+
+    It tests for ``states`` (bits XT_CONNTRACK_STATE_BIT), for a direction (``reply``), or both.
+    """
 
     states: int | None
     inverted: bool = False
@@ -95,21 +102,27 @@ class ConntrackMatch(NamedTuple):
 
 
 class Bridged(NamedTuple):
-    """The iptables match "physdev": the packet is bridged, or with ``inverted`` is not."""
+    """Expression of a rule: the iptables match "physdev".
+
+    It matches if the packet is bridged; with ``inverted``, if it is not.
+    """
 
     inverted: bool
 
 
 class Forget(NamedTuple):
-    """An expression that writes an unknown value to registers."""
+    """Expression of a rule: writes a value to registers that this module cannot know."""
 
 
 class Perhaps(NamedTuple):
-    """An expression whose result is unknown: it may match or not."""
+    """Expression of a rule: this module cannot know whether it matches."""
 
 
 class ChainVerdict(NamedTuple):
-    """A verdict; ``kind`` is accept, drop, jump, goto, return, continue or break."""
+    """A verdict. ``kind`` is accept, drop, jump, goto, return, continue or break.
+
+    ``chain`` is the chain that a jump or goto leads to.
+    """
 
     kind: str
     chain: str = ""
@@ -174,7 +187,7 @@ _TARGETS_DROP = {"REJECT", "DROP", "TARPIT", "DELUDE", "CHAOS"}
 
 
 class Foreign(Nfnetlink):
-    """Read nf_tables in the caller's network namespace, and cache the results."""
+    """Reads nftables chains and sets in the caller's network namespace, and caches the results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +196,8 @@ class Foreign(Nfnetlink):
         self._elements: dict[tuple[int, str, str, bytes], tuple[bool, ChainVerdict | None]] = {}
 
     def base_chains(self) -> list[Chain]:
-        """Return all base chains at hook forward in active tables, except niso's.
+        """Return all base chains at the hook ``forward`` in tables that are not dormant, except
+        niso's.
 
         Raises KernelError.
         """
@@ -192,9 +206,9 @@ class Foreign(Nfnetlink):
         return [chain for chain in chains if chain[:2] not in asleep]
 
     def nat4(self) -> dict[str, int]:
-        """Return the number of rules of each chain that translates sources of IPv4 packets.
+        """Return the number of rules in each chain that translates sources of IPv4 packets.
 
-        The keys are "FAMILY TABLE CHAIN"; niso's own chain is left out. Raises KernelError.
+        The keys are "FAMILY TABLE CHAIN". niso's own chain is left out. Raises KernelError.
         """
         return dict(self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain))
 
@@ -211,7 +225,7 @@ class Foreign(Nfnetlink):
         return self._rules[key]
 
     def key_length(self, family: int, table: str, name: str) -> int:
-        """Return the length of the set's keys in bytes; 0 if there is no such set.
+        """Return the length in bytes of the keys in a set; 0 if there is no such set.
 
         Raises KernelError.
         """
@@ -227,9 +241,9 @@ class Foreign(Nfnetlink):
     def element(
         self, family: int, table: str, name: str, key: bytes
     ) -> tuple[bool, ChainVerdict | None]:
-        """Return whether the set has ``key`` or a catch-all element, and its verdict.
+        """Return (whether the set has this key or a catch-all element, the verdict of the element).
 
-        Raises KernelError.
+        The verdict is None if the element has none. Raises KernelError.
         """
         place = (family, table, name, key)
         if place not in self._elements:
@@ -301,7 +315,7 @@ def _nat_chain(body: bytes) -> tuple[str, int] | None:
 
 
 def rule(body: bytes) -> Rule:
-    """Parse a rule (the body of NFT_MSG_NEWRULE) into its relevant expressions.
+    """Parse a rule (the body of NFT_MSG_NEWRULE) into the expressions that can decide on a packet.
 
     An unreadable rule becomes `Perhaps`: it may match.
     """
@@ -318,7 +332,10 @@ def rule(body: bytes) -> Rule:
 
 
 def _expression(name: str, fields: dict[int, bytes]) -> Expression | None:
-    """Parse an expression by name and attributes; None if it always continues with the next one."""
+    """Parse an expression from its name and netlink attributes.
+
+    Returns None if the rule always continues with the next expression.
+    """
     parse = _PARSERS.get(name)
     if parse is not None:
         return parse(fields)
@@ -328,9 +345,9 @@ def _expression(name: str, fields: dict[int, bytes]) -> Expression | None:
 
 
 def _load(source: str, fields: dict[int, bytes]) -> Expression | None:
-    """Parse the load of a packet field: NFTA_META_* or NFTA_CT_* (1 register, 2 key).
+    """Parse an expression of type meta or ct; attribute 1 is the register, and 2 the field.
 
-    An expression without a register sets a field instead.
+    Returns None for an expression that has no register: it sets the field instead.
     """
     if 1 not in fields:
         return None
@@ -388,9 +405,9 @@ def _immediate(fields: dict[int, bytes]) -> Expression:
 
 
 def _object(fields: dict[int, bytes]) -> Expression | None:
-    """Parse an object reference (NFT_OBJECT_*). A quota, limit or connlimit may end the rule.
+    """Parse a reference to an object (NFT_OBJECT_*).
 
-    An object from a map is ignored.
+    A quota, limit or connlimit may end the rule; any other object is ignored, also one from a map.
     """
     return None if _number(fields, 1, 2) not in (2, 4, 5) else Perhaps()
 
@@ -401,7 +418,9 @@ def _dynset(fields: dict[int, bytes]) -> Expression | None:
 
 
 def _match(fields: dict[int, bytes]) -> Expression | None:
-    """Parse an iptables match: name, revision, and a struct of linux/netfilter/xt_*.h."""
+    """Parse an iptables match from its name, its revision, and its struct of
+    linux/netfilter/xt_*.h.
+    """
     name, revision, info = string(fields.get(1, b"")), _number(fields, 2), fields.get(3, b"")
     if name == "comment":
         return None
@@ -471,7 +490,7 @@ _PARSERS: dict[str, Callable[[dict[int, bytes]], Expression | None]] = {
 
 
 def _list(data: bytes) -> Iterator[bytes]:
-    """Yield the payloads of a nested attribute whose members all have one type.
+    """Yield the payloads in a nested attribute whose members all have the same type.
 
     Raises ValueError for an impossible length.
     """
@@ -485,7 +504,7 @@ def _list(data: bytes) -> Iterator[bytes]:
 
 
 def unseen(family: int) -> bool:
-    """Return whether iptables-legacy (ip6tables-legacy for family 6) has a filter table.
+    """Return whether iptables-legacy has a filter table for this family (4 or 6).
 
     nf_tables does not show the rules of such a table.
     """

@@ -1,4 +1,4 @@
-"""Read facts about the host for planning: its MTU, the prefixes in use, its resolver."""
+"""Read facts about the host that planning needs: its MTU, the prefixes in use, its name servers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ RESOLVED_UPSTREAMS = "/run/systemd/resolve/resolv.conf"
 
 
 def default_mtu() -> int:
-    """Return the MTU (bytes) of the link with the default route; 1500 if there is none.
+    """Return the MTU in bytes of the network interface with the default route; 1500 if there is
+    none.
 
     An IPv4 route is preferred to an IPv6 route.
     """
@@ -32,7 +33,7 @@ def default_mtu() -> int:
 
 
 def mtu_of(address: str) -> int | None:
-    """Return the MTU (bytes) of the link that has an address; None if no link has it."""
+    """Return the MTU in bytes of the network interface with this address; None if there is none."""
     with Rtnl() as rtnl:
         for own in rtnl.addresses():
             if own.address.partition("/")[0] == address:
@@ -41,9 +42,10 @@ def mtu_of(address: str) -> int | None:
 
 
 def used_prefixes(except_alias: str) -> list[tuple[Network, str]]:
-    """Return (prefix, link) for each route and address of the host.
+    """Return (prefix, interface) for each route and each address of the host.
 
-    Default routes, link-local prefixes and links with the alias ``except_alias`` are left out.
+    Default routes, link-local prefixes, and interfaces with the alias ``except_alias`` are left
+    out.
     """
     used: dict[tuple[Network, str], None] = {}
     with Rtnl() as rtnl:
@@ -69,7 +71,7 @@ _LOCAL, _RTN_LOCAL = 255, 2  # RT_TABLE_LOCAL and RTN_LOCAL, linux/rtnetlink.h
 
 
 def local_prefixes() -> list[Network]:
-    """Return the prefixes whose packets the host takes itself, by a route of type local.
+    """Return the prefixes whose packets the host itself receives, by a route of type local.
 
     Each address of the host has such a route. Others are made by ``ip route add local PREFIX``.
     """
@@ -83,10 +85,10 @@ _VIRTUAL = ("veth", "tun", "vxlan")
 
 
 def engine_prefixes() -> list[tuple[Network, str]]:
-    """Return (prefix, bridge) of foreign bridges to which only containers or VMs are connected.
+    """Return (prefix, bridge) for foreign bridges to which only containers or VMs are connected.
 
-    All ports of such a bridge, if any, are of the kinds `_VIRTUAL`. A bridge with another port, or
-    with a default route, connects the host to a network of other machines.
+    All ports of such a bridge, if it has any, are of the kinds `_VIRTUAL`. A bridge with another
+    port, or with a default route, connects the host to a network of other machines.
     """
     found: dict[tuple[Network, str], None] = {}
     with Rtnl() as rtnl:
@@ -121,11 +123,11 @@ def lacks_ipv6() -> str | None:
 
 
 def receiving6() -> list[str]:
-    """Return the links that can receive IPv6 packets from other machines.
+    """Return the network interfaces that can receive IPv6 packets from other machines.
 
-    Excluded are: lo; bridge ports, since their bridge receives for them; the WireGuard link of an
-    encrypted cluster, which carries VXLAN only; links named "all" or "default", because the sysctl
-    folders with these names are not for a link.
+    Left out are lo; bridge ports, since their bridge receives for them; the WireGuard interface of
+    an encrypted cluster, which carries VXLAN only; and interfaces named "all" or "default", because
+    the sysctl folders with these names are not for an interface.
     """
     with Rtnl() as rtnl:
         links = rtnl.links()
@@ -138,10 +140,10 @@ def receiving6() -> list[str]:
 
 
 def not_forwarding() -> dict[str, set[str]]:
-    """Return foreign links with IPv4 addresses that do not forward although the host does.
+    """Return the foreign network interfaces that do not forward IPv4 although the host does.
 
-    Maps the name of each such link, if it is up, to its addresses. The link's own sysctl decides
-    (ip-sysctl.rst, conf/interface/forwarding). Raises KernelError.
+    The dict maps the name of each such interface that is up to its IPv4 addresses. The sysctl of
+    the interface decides (ip-sysctl.rst, conf/interface/forwarding). Raises KernelError.
     """
     if proc_sys.read("net/ipv4/ip_forward") != "1":
         return {}
@@ -170,8 +172,8 @@ def resolv_conf(
 ) -> tuple[str, str | None]:
     """Return (content of a service's /etc/resolv.conf, warning or None).
 
-    The content is the host's, with ``dns`` as name servers and ``search`` as search domains if
-    these are not None.
+    The content is that of the host, with ``dns`` as name servers and ``search`` as search domains
+    if these are not None.
     """
     text, warning = _of_host()
     replaced = {"nameserver": dns, "search": search, "domain": search}
@@ -184,7 +186,7 @@ def resolv_conf(
 
 
 def _of_host() -> tuple[str, str | None]:
-    """Return (resolv.conf content, warning or None) for a service without ``dns``.
+    """Return (content of resolv.conf, warning or None) for a service that uses the host's servers.
 
     The content is the host's resolv.conf without loopback servers, which a service cannot reach. If
     the upstream servers of systemd-resolved are known (systemd-resolved.service(8)), they replace

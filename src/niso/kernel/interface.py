@@ -32,9 +32,10 @@ else:
 
 
 class Kernel(Protocol):
-    """Protocol of the network stack that contains niso's objects.
+    """The interface to the network of a host's kernel.
 
-    Inside a ``with`` block, sockets stay open between calls.
+    Inside a ``with`` block, its sockets stay open between calls. ``alias`` is the text that marks
+    the network interfaces of a state folder as niso's, with the folder's id.
     """
 
     def __enter__(self) -> Self: ...
@@ -50,46 +51,48 @@ class Kernel(Protocol):
     ) -> State:
         """Return those of ``candidates`` that exist, with their actual fields.
 
-        Also returns all addresses and routes of their links. The cost depends on ``candidates``
-        alone. ``alias`` is niso's mark. With ``strays``, changes by other programs to the
-        candidates' links are read as well. With ``taken``, tables and elements are not read: they
-        are assumed to be as in ``candidates``.
+        All addresses and routes of the candidates' interfaces are returned too. The cost depends
+        only on the number of candidates. With ``strays``, changes of other programs to the
+        candidates' interfaces are read as well. With ``taken``, nftables tables and elements are
+        not read: they are assumed to be as in ``candidates``.
 
-        Raises KernelError, and Conflict if an object with a candidate's name is foreign. With
-        ``foreign``, the Conflict is recorded there instead, and the object is left out.
+        Raises KernelError, and Conflict if an object with a candidate's name belongs to another
+        program or state folder. With ``foreign``, the Conflict is recorded there instead, and the
+        object is left out.
         """
 
     def read_all(self, want: State, alias: str, foreign: Foreign) -> State:
-        """Return all objects with niso's mark ``alias``, desired or not.
+        """Return all objects of the state folder with this ``alias``, desired or not.
 
-        ``want`` selects the sysctls to read. Raises as `read`.
+        ``want`` selects the sysctls to read. Conflicts are recorded in ``foreign``. Raises
+        KernelError.
         """
 
     def write(self, steps: Iterable[AnyStep], ending: list[str] | None = None) -> None:
         """Execute all steps in order, stopping at the first failure.
 
         With ``ending``, veth pairs whose namespace is deleted too are only detached from their
-        bridge, and their names added to ``ending``: the caller must pass these to `end_links` after
-        releasing the lock, because deleting takes 20 ms. Raises KernelError with the description of
-        the failed step.
+        bridge, and their names are added to ``ending``. The caller must pass these to `end_links`
+        after releasing the lock, because deleting takes 20 ms. Raises KernelError with the
+        description of the failed step.
         """
 
     def write_what_can_be(
         self, steps: Iterable[AnyStep], ending: list[str] | None = None
     ) -> list[Error]:
-        """Execute all steps, continuing after failures; return the errors.
+        """Execute all steps, continuing after failures, and return the errors.
 
-        After a failure no rule is deleted.
+        After a failure no nftables rule or element is deleted. ``ending`` is as for `write`.
         """
 
     def end_links(self, names: list[str]) -> None:
-        """Delete the links that `write` detached; no-op for missing ones.
+        """Delete the network interfaces that `write` has detached; no-op for missing ones.
 
         Raises KernelError.
         """
 
     def list_elements(self, table: str, container: str) -> list[Element] | None:
-        """Return the elements of one of niso's sets or maps; None if it does not exist.
+        """Return the elements of one of niso's nftables sets or maps; None if it does not exist.
 
         Raises KernelError.
         """
@@ -97,37 +100,44 @@ class Kernel(Protocol):
     # --- objects with niso's mark, whichever state folder made them ---
 
     def marked_links(self) -> dict[str, str]:
-        """Return the host's links with niso's mark: name -> mark. Bridges come last.
+        """Return the host's network interfaces that any niso created: a dict from name to alias.
 
-        Raises KernelError.
+        The alias contains the id of the state folder. Bridges come last. Raises KernelError.
         """
 
     def marked_netns(self) -> dict[str, str]:
-        """Return the network namespaces that niso created, by name: name -> mark.
+        """Return the network namespaces that any niso created: a dict from name to alias.
 
-        Raises KernelError.
+        The alias, of the namespace's ``lo``, contains the id of the state folder. Raises
+        KernelError.
         """
 
     def marked_rules(self) -> list[RoutingRule]:
-        """Return the host's routing rules with niso's mark. Raises KernelError."""
+        """Return the host's routing rules that any niso created. Raises KernelError."""
 
     def marked_names(self) -> list[str]:
-        """Return names of attached namespaces that no longer exist or have an end of a marked pair.
+        """Return the names that niso gave to network namespaces of other programs.
 
-        Raises KernelError.
+        Included are names of namespaces that no longer exist, and of those with one of niso's veth
+        ends. Raises KernelError.
         """
 
     def clear_hosts(self) -> None:
-        """Remove all hosts files of this run folder, and niso's blocks in the host's own."""
+        """Remove all hosts files in the run folder, and all of niso's blocks in the host's own
+        hosts file.
+        """
 
     def host_names(self, mark: str) -> tuple[str, ...]:
-        """Return the lines of niso's block with this mark in the host's own hosts file.
+        """Return the lines of niso's block in the host's own hosts file.
 
-        Raises KernelError if that file is not a regular file.
+        ``mark`` is the id in the block's first line. Raises KernelError if the file is not a
+        regular file.
         """
 
     def write_host_names(self, mark: str, lines: Iterable[str], always: bool = False) -> bool:
-        """Replace the block of `host_names`, or remove it without lines; return whether it changed.
+        """Replace the block of `host_names`; without ``lines``, remove it.
+
+        Return whether it changed.
 
         With ``always`` the file is replaced even if nothing changes. Raises KernelError; then the
         file is unchanged.
@@ -153,42 +163,50 @@ class Kernel(Protocol):
         """
 
     def look_at(self, path: str) -> ForeignNetns | None:
-        """Return the network namespace at ``path``, whoever created it; None if there is none.
+        """Return what is known of the network namespace at ``path``, whoever created it; or None.
 
         Raises KernelError.
         """
 
     def clear_unfinished(self, name: str) -> None:
-        """Remove leftovers of an interrupted creation of this namespace; no-op if there are none.
+        """Remove what an interrupted creation of this network namespace left; no-op if there is
+        nothing.
 
         Raises KernelError.
         """
 
     def alias_at(self, pid: int) -> str:
-        """Return the mark of a process's network namespace; "" without one, or if unreadable."""
+        """Return the alias of ``lo`` in the network namespace of a process; "" if it cannot be
+        read.
+
+        In a namespace that niso created, the alias contains the id of the state folder.
+        """
 
     def name_netns(self, name: str, pid: int, alias: str) -> None:
-        """Name the network namespace of process ``pid``, which carries the mark ``alias``.
+        """Give a name to the network namespace of process ``pid``; its ``lo`` must have this
+        ``alias``.
 
         Raises KernelError.
         """
 
     def addresses_in(self, name: str, link: str) -> list[str]:
-        """Return the addresses, with prefix lengths, of a link in a namespace.
+        """Return the addresses, with prefix lengths, of the network interface ``link`` in a
+        namespace.
 
-        Empty if the link does not exist.
+        The list is empty if the interface does not exist.
         """
 
     def connections_in(self, name: str) -> list[Connection]:
-        """Return the established TCP connections in a namespace.
+        """Return the established TCP connections in a network namespace.
 
-        Empty if the namespace does not exist. Raises KernelError.
+        The list is empty if the namespace does not exist. Raises KernelError.
         """
 
     def measured_in(self, name: str) -> list[Measured]:
-        """Return the TCP connections in a namespace with their measurements (round-trip time etc.).
+        """Return the TCP connections in a network namespace, with measurements such as round-trip
+        times.
 
-        Empty if the namespace does not exist. Raises KernelError.
+        The list is empty if the namespace does not exist. Raises KernelError.
         """
 
     # --- flows ---
@@ -197,7 +215,7 @@ class Kernel(Protocol):
         """Return all tracked flows. Raises KernelError."""
 
     def flows_of(self, addresses: Iterable[str]) -> list[Flow]:
-        """Return the flows with one of these addresses at either end. Raises KernelError."""
+        """Return the tracked flows with one of these addresses at an end. Raises KernelError."""
 
     def end_flows(self, flows: Iterable[Flow | Tracked]) -> int:
         """Delete these flows and return how many of them existed. Raises KernelError."""
@@ -215,7 +233,8 @@ class Kernel(Protocol):
         """
 
     def forget_flows(self, addresses: Collection[str]) -> None:
-        """Delete the recorded flows of addresses or prefixes that lose or change their holder.
+        """Delete the recorded flows of addresses or prefixes that are given to or taken from a
+        service.
 
         Raises KernelError.
         """
@@ -236,49 +255,57 @@ class Kernel(Protocol):
         """
 
     def used_prefixes(self, except_alias: str) -> list[tuple[Network, str]]:
-        """Return (prefix, link) for the host's routes and addresses, except links of this alias."""
+        """Return (prefix, interface) for the host's routes and addresses.
+
+        Network interfaces with the alias ``except_alias`` are left out.
+        """
 
     def local_prefixes(self) -> list[Network]:
-        """Return the prefixes whose packets the host takes itself, by a route of type local."""
+        """Return the prefixes whose packets the host itself receives, by a route of type local."""
 
     def engine_prefixes(self) -> list[tuple[Network, str]]:
         """Return (prefix, bridge) of foreign bridges to which only containers or VMs connect."""
 
     def default_mtu(self) -> int:
-        """Return the MTU of the default route's link in bytes; 1500 without a default route."""
+        """Return the MTU in bytes of the interface with the default route, or else 1500."""
 
     def mtu_of(self, address: str) -> int | None:
-        """Return the MTU in bytes of the link that has an address; None if no link has it."""
+        """Return the MTU in bytes of the network interface with this address; None if there is
+        none.
+        """
 
     def lacks_ipv6(self) -> str | None:
         """Return why the host cannot have a network with IPv6; None if it can."""
 
     def lacks_wireguard(self, form: str) -> str | None:
-        """Return why the host cannot have a WireGuard link of a form; None if it can.
+        """Return why the host cannot have a WireGuard interface of this form; None if it can.
 
         The forms are those of kinds/tunnels.py. Raises KernelError.
         """
 
     def wireguard_keys(self, private: str) -> tuple[str, str]:
-        """Return (private key, public key); for "" generate a new pair. Raises KernelError."""
+        """Return (private key, public key).
+
+        For "", a new private key is generated. Raises KernelError.
+        """
 
     def wireguard_answers(self, name: str, form: str) -> bool:
-        """Return whether a WireGuard link exists and a process or the kernel serves it."""
+        """Return whether a WireGuard interface exists, and the kernel or a process serves it."""
 
     def receiving6(self) -> list[str]:
-        """Return the links on which IPv6 packets of other machines can arrive.
+        """Return the network interfaces on which IPv6 packets of other machines can arrive.
 
         Raises KernelError.
         """
 
     def not_forwarding(self) -> dict[str, set[str]]:
-        """Return foreign links that do not forward IPv4 although the host does.
+        """Return the foreign network interfaces that do not forward IPv4 although the host does.
 
-        The result maps their names to their addresses.
+        The dict maps their names to their addresses. Raises KernelError.
         """
 
     def neighbour_tables(self) -> list[Table]:
-        """Return the usage of the neighbour tables of both families. Raises KernelError."""
+        """Return how full the neighbour tables of both families are. Raises KernelError."""
 
     def listeners(self, proto: str) -> list[Listener]:
         """Return the host's sockets that receive packets of "tcp", "udp" or "sctp".
@@ -290,10 +317,13 @@ class Kernel(Protocol):
         """Return (pid, program) of a process that has this socket open; None if none is visible."""
 
     def foreign_nat(self) -> dict[str, int]:
-        """Return the number of rules in each foreign chain that translates IPv4 sources.
+        """Return the number of rules in each chain of other programs that translates IPv4 sources.
 
         The keys are "FAMILY TABLE CHAIN". Raises KernelError.
         """
 
     def foreign_chains(self) -> AbstractContextManager[ForeignChains]:
-        """Return a context manager that reads foreign nftables chains. Raises KernelError."""
+        """Return a context manager that reads nftables chains of other programs.
+
+        Raises KernelError.
+        """

@@ -1,6 +1,6 @@
 """Run nftables through libnftables.so.1 (libnftables(3), libnftables-json(5)), in this process.
 
-A context, and so an `Nft`, belongs to the network namespace that opened it. Elements are read by
+An `Nft` object belongs to the network namespace that opened it. Single elements are read by
 `niso.kernel.nft_elements`: to return one element, libnftables reads all elements of the table, and
 it crashes on a request for 200.
 """
@@ -56,9 +56,9 @@ def _load() -> ctypes.CDLL:
 
 
 def release_memory() -> None:
-    """Return memory that libnftables has freed to the kernel: 3 MiB after comparing both tables.
+    """Return memory that libnftables has freed to the kernel; 3 MiB after comparing both tables.
 
-    No-op with a C library without malloc_trim(3).
+    No-op if the C library has no malloc_trim(3).
     """
     import ctypes
 
@@ -68,9 +68,9 @@ def release_memory() -> None:
 
 
 class Nft:
-    """A libnftables context in the caller's network namespace. A context manager.
+    """A libnftables context in the caller's network namespace, as a context manager.
 
-    Nothing is written to stdout or stderr. Errors are KernelError with nft's own error text.
+    Nothing is written to stdout or stderr. Errors are raised as KernelError with nft's own text.
     """
 
     def __init__(self) -> None:
@@ -112,13 +112,16 @@ class Nft:
             raise refused(what, errno.ENOBUFS)
 
     def check(self, text: str) -> None:
-        """Have the kernel validate ``text`` without changing anything. Raises KernelError."""
+        """Let the kernel validate ``text`` without changing anything. Raises KernelError."""
         errors = self._dry_run(text)
         if errors:
             raise self._error(errors, text)
 
     def query(self, command: str) -> list[dict[str, Any]]:
-        """Return the objects of a ``list`` command's JSON, without metainfo. Raises KernelError."""
+        """Return the objects in the JSON output of a ``list`` command. Raises KernelError.
+
+        The object ``metainfo`` is left out.
+        """
         self._nft.nft_ctx_output_set_flags(self._context, _JSON)
         failed = self._nft.nft_run_cmd_from_buffer(self._context, command.encode())
         self._nft.nft_ctx_output_set_flags(self._context, 0)
@@ -132,7 +135,12 @@ class Nft:
             raise _unreadable(command) from error
 
     def text(self, command: str, flags: int = 0) -> str:
-        """Return the output of a ``list`` command. Raises KernelError."""
+        """Return the text output of a ``list`` command.
+
+        ``flags`` are output flags of libnftables(3).
+
+        Raises KernelError.
+        """
         self._nft.nft_ctx_output_set_flags(self._context, flags)
         failed = self._nft.nft_run_cmd_from_buffer(self._context, command.encode())
         self._nft.nft_ctx_output_set_flags(self._context, 0)
@@ -143,11 +151,17 @@ class Nft:
         )
 
     def outline(self) -> str:
-        """Return all tables as text, with handles but without elements. Raises KernelError."""
+        """Return all nftables tables as text, with the handles of rules, without elements of sets.
+
+        Raises KernelError.
+        """
         return self.text("list ruleset", _HANDLES | _TERSE)
 
     def definition(self, family_table: str) -> str:
-        """Return a table as text, without elements and counter values. Raises KernelError."""
+        """Return one nftables table as text, without elements of sets and values of counters.
+
+        Raises KernelError.
+        """
         return self.text(f"list table {family_table}", _STATELESS | _TERSE)
 
     def _dry_run(self, text: str) -> str:
@@ -170,9 +184,10 @@ class Nft:
         return errors.decode("utf-8", "replace")
 
     def _error(self, errors: str, text: str) -> KernelError:
-        """Parse the first error in ``errors``.
+        """Convert the first error in the text ``errors`` to a KernelError.
 
-        They are "[FILE:LINE:FROM-TO: ]Error: REASON", the line, and carets below it.
+        An error is "[FILE:LINE:FROM-TO: ]Error: REASON", the line, and carets below it. ``text`` is
+        what nft was to execute.
         """
         lines = errors.splitlines()
         start = next((i for i, line in enumerate(lines) if "Error: " in line), -1)

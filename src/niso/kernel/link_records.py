@@ -1,15 +1,15 @@
-"""Parse links, addresses, routes, bridge settings, rate limits and counters of the kernel.
+"""Parse network interfaces, addresses, routes, bridge settings, rate limits and traffic counters.
 
 See linux/rtnetlink.h, linux/if_link.h and linux/if_addr.h; for rate limits also tc-tbf(8),
 linux/pkt_sched.h and net/sched/sch_tbf.c.
 
-Each setting of a bridge or port changes where frames go: an isolated port reaches no other, and a
-port without bcast_flood receives no ARP request. niso changes two defaults of a new port. Its ports
-do not flood unicast frames to an unknown MAC, since other services could read them. They do not
-learn MACs, since each MAC has a static entry.
+Each setting of a bridge or port changes where frames go: an isolated port reaches no other isolated
+port, and a port without bcast_flood receives no ARP request. niso changes two defaults of a new
+port. Its ports do not flood unicast frames to an unknown MAC, since other services could read them.
+They do not learn MACs, since each MAC has a static entry.
 
-Traffic counters (rtnl_link_stats64) are read with RTM_GETSTATS, which returns them alone: 1.6 ms
-for 1,000 links, where a list of links with all their attributes takes 39 ms.
+Traffic counters (rtnl_link_stats64) are read with RTM_GETSTATS, which returns only counters: 1.6 ms
+for 1,000 interfaces, where a list of interfaces with all their attributes takes 39 ms.
 """
 
 from __future__ import annotations
@@ -53,14 +53,15 @@ rtmsg = struct.Struct("=BBBBBBBBI")
 
 
 class Link(NamedTuple):
-    """A network interface of the queried namespace.
+    """A network interface of the namespace that was queried.
 
-    ``kind`` is "bridge", "veth", or "" for those without a driver kind (lo, hardware). ``mtu`` is
-    in bytes. ``master`` is the index of its bridge, 0 for none. ``peer_index`` is IFLA_LINK (a
-    veth's other end, 0 for none) and ``peer_netnsid`` that end's namespace, -1 for this one.
-    ``hairpin`` is of a bridge port, ``call_iptables`` and ``call_ip6tables`` of a bridge. ``drift``
-    names non-default settings of a bridge or port (`niso.kernel.link_records`). ``data`` is the
-    IFLA_INFO_DATA of a VXLAN device. ``qdisc`` is the kind of its root queueing discipline.
+    ``kind`` is "bridge", "veth" and so on, or "" for interfaces without a driver kind (lo,
+    hardware). ``mtu`` is in bytes. ``master`` is the index of its bridge, or 0. ``peer_index`` is
+    IFLA_LINK: for a veth interface the index of the other end, otherwise mostly 0. ``peer_netnsid``
+    is the id of that end's namespace, or -1 for this one. ``hairpin`` is a setting of a bridge
+    port; ``call_iptables`` and ``call_ip6tables`` are settings of a bridge. ``drift`` names
+    settings of a bridge or port that differ from niso's. ``data`` is the IFLA_INFO_DATA of a VXLAN
+    device. ``qdisc`` is the kind of the root queueing discipline.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index
@@ -82,9 +83,10 @@ class Link(NamedTuple):
 
 
 class LinkAddress(NamedTuple):
-    """An address of a link.
+    """An address of a network interface, such as "10.99.1.1/24".
 
-    ``family`` is AF_INET or AF_INET6, ``address`` like "10.99.1.1/24", ``flags`` are IFA_F_*.
+    ``index`` is that of the interface. ``family`` is AF_INET or AF_INET6, and ``flags`` are
+    IFA_F_*.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index
@@ -100,10 +102,10 @@ class LinkAddress(NamedTuple):
 
 
 class LinkRoute(NamedTuple):
-    """A route.
+    """A route. ``destination`` is a prefix; for a default route it is "0.0.0.0/0" or "::/0".
 
-    ``destination`` is a prefix ("0.0.0.0/0" for default), ``gateway`` "" for none, ``index`` that
-    of its link or 0. Of several routes to a destination the one with the lowest metric is taken.
+    ``gateway`` is "" if there is none, and ``index`` is that of the network interface, or 0. Of
+    several routes to a destination the kernel takes the one with the lowest metric.
     """
 
     destination: str
@@ -122,7 +124,9 @@ def parse_cidr(cidr: str) -> tuple[int, bytes, int]:
 
 
 def prefix(cidr: str) -> str:
-    """Return the prefix of an address with its length: "10.0.0.0/8" for "10.1.2.3/8"."""
+    """Return the prefix that contains an address with a prefix length: "10.0.0.0/8" for
+    "10.1.2.3/8".
+    """
     family, packed, length = parse_cidr(cidr)
     beyond = 8 * len(packed) - length
     number = int.from_bytes(packed, "big") >> beyond << beyond
@@ -182,7 +186,7 @@ def parse_link(body: bytes) -> Link:
 
 
 def parse_address(body: bytes) -> LinkAddress | None:
-    """Parse an address to a string; None if its family is neither IPv4 nor IPv6."""
+    """Parse a message about an address; None if its family is neither IPv4 nor IPv6."""
     family, length, flags, scope, index = ifaddrmsg.unpack_from(body)
     if family not in (socket.AF_INET, socket.AF_INET6):
         return None
@@ -222,24 +226,24 @@ def packed_mac(mac: str) -> bytes:
 
 
 def call_flags(call_iptables: bool | None, call_ip6tables: bool | None) -> list[bytes]:
-    """Return the attributes of a bridge that set these flags; None leaves a flag unchanged."""
+    """Return the netlink attributes that set those of a bridge's flags that are not None."""
     wanted = ((BR_NF_CALL_IPTABLES, call_iptables), (BR_NF_CALL_IP6TABLES, call_ip6tables))
     return [attribute(kind, bytes([on])) for kind, on in wanted if on is not None]
 
 
 def of_kind(kind: str, *settings: bytes) -> bytes:
-    """Return the attribute for a link's kind and the settings of that kind (IFLA_LINKINFO)."""
+    """Return the netlink attribute IFLA_LINKINFO with an interface's kind and settings."""
     data = (nested(INFO_DATA, *settings),) if settings else ()
     return nested(IFLA_LINKINFO, text(INFO_KIND, kind), *data)
 
 
 def alias_data(alias: str) -> bytes:
-    """Return the attribute with a link's alias."""
+    """Return the netlink attribute that sets the alias of an interface."""
     return attribute(IFLA_IFALIAS, alias.encode())
 
 
 def hairpin(on: bool) -> bytes:
-    """Return the attribute that sets a bridge port's hairpin mode."""
+    """Return the netlink attribute that sets the hairpin mode of a bridge port."""
     data = nested(INFO_SLAVE_DATA, attribute(BRPORT_MODE, bytes([on])))
     return nested(IFLA_LINKINFO, text(INFO_SLAVE_KIND, "bridge"), data)
 
@@ -252,7 +256,7 @@ _UP = 6  # IF_OPER_UP
 _FORWARDING = 3  # BR_STATE_FORWARDING
 _PORT_STATE = 1
 NEW_PORT = "learning on, flood on"
-"""The drift of a port as the kernel creates it."""
+"""The `drift_of_port` of a port as the kernel creates it."""
 _STATES = {0: "disabled", 1: "listening", 2: "learning", 4: "blocking"}
 
 _MODE, _LEARNING, _FLOOD = 4, 8, 9  # IFLA_BRPORT_MODE (hairpin), _LEARNING, _UNICAST_FLOOD
@@ -276,10 +280,13 @@ _FLAGS: dict[int, tuple[str, int]] = {
     40: ("mab", 0),
 }
 _OF_TUNNELS = {27: 0, 30: 0, 32: 1}
-"""Settings of ports that are VXLAN devices, where they differ: they flood nothing at all, and the
-bridge itself answers ARP requests and neighbour solicitations for addresses behind them."""
+"""The settings that differ between ports that are VXLAN devices and other ports.
+
+VXLAN devices flood nothing at all, and the bridge itself answers ARP requests and neighbour
+solicitations for addresses behind them.
+"""
 TUNNEL_PORT = ("learning", "flood", "mcast_flood", "bcast_flood", "neigh_suppress")
-"""The settings that a new port of a VXLAN device needs."""
+"""The settings that must be changed on a new port that is a VXLAN device."""
 ARP_OFF, ARP_OFF_INSIDE = "arp off", "arp off inside"
 """The flag IFF_NOARP, which stops ARP, on a bridge or port, and on the other end of a pair."""
 _GROUP_FORWARD = 31  # IFLA_BRPORT_GROUP_FWD_MASK
@@ -298,8 +305,9 @@ _SETTINGS: dict[int, tuple[str, str, int]] = {
 def drift_of_port(settings: dict[int, bytes], operstate: int, tunnel: bool) -> str:
     """Return the settings of a port that differ from niso's, such as ``isolated on, learning on``.
 
-    ``settings`` is the port's IFLA_INFO_SLAVE_DATA. ``tunnel``: the port is a VXLAN device. The
-    port state counts only while the link has a carrier; otherwise the kernel sets the state.
+    ``settings`` is the port's IFLA_INFO_SLAVE_DATA. ``operstate`` is its operational state
+    (IF_OPER_*). ``tunnel`` says whether the port is a VXLAN device. The port state is compared only
+    while the port has a carrier; otherwise the kernel sets it.
     """
     parts = [
         f"{name} {'on' if settings[kind][0] else 'off'}"
@@ -335,10 +343,10 @@ def _flags(tunnel: bool) -> dict[int, tuple[str, int]]:
 
 
 def new_port(hairpin: bool, learns: bool = False) -> bytes:
-    """Return the attributes that apply niso's settings to a new port in one RTM_NEWLINK.
+    """Return the netlink attributes that apply niso's settings to a new port in one RTM_NEWLINK.
 
-    With ``learns``, learning and flooding stay on, the kernel's defaults. For each message that
-    changes one of the two, the kernel walks all ports (nbp_update_port_count, net/bridge/br_if.c).
+    With ``learns``, learning and flooding stay on, as by default. For each message that changes one
+    of the two, the kernel walks all ports (nbp_update_port_count, net/bridge/br_if.c).
     """
     flags = attribute(_MODE, bytes([hairpin]))
     for kind in (_LEARNING, _FLOOD):
@@ -347,9 +355,11 @@ def new_port(hairpin: bool, learns: bool = False) -> bytes:
 
 
 def usual(drift: str, tunnel: bool = False) -> list[bytes]:
-    """Return the attributes that reset the settings named in ``drift``, of a bridge or a port.
+    """Return the netlink attributes that reset the settings named in ``drift``, of a bridge or
+    port.
 
-    Send each attribute in its own RTM_NEWLINK, in this order.
+    Each of them must be sent in an RTM_NEWLINK of its own, in this order. ``tunnel`` says whether
+    the port is a VXLAN device.
     """
     names = [part.partition(" ")[0] for part in drift.split(", ")] if drift else []
     port = [
@@ -388,7 +398,10 @@ _ETHERNET = 1  # TC_LINKLAYER_ETHERNET: the kernel computes times itself, withou
 _NONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL)
 _MOST_32 = (1 << 32) - 1
 _LEAST_BURST = 32 << 10
-"""Half of the largest packet of the link (64 KiB, GSO); tbf splits larger packets."""
+"""The smallest burst in bytes: half of the largest packet of an interface (64 KiB, GSO).
+
+tbf splits larger packets.
+"""
 
 _tcmsg = struct.Struct("=BxxxiIII")  # family, link, handle, parent, info
 _ratespec = struct.Struct("=BBHhHI")  # cell_log, linklayer, overhead, cell_align, mpu, rate
@@ -396,7 +409,10 @@ _parms = struct.Struct("=12s12sIII")  # tc_tbf_qopt: rate, peak rate, limit, buf
 
 
 class Qdisc(NamedTuple):
-    """The root queueing discipline of a link; ``rate`` and ``limit`` are set if it is tbf."""
+    """The root queueing discipline of a network interface.
+
+    ``rate`` and ``limit`` are set if ``kind`` is tbf, otherwise 0.
+    """
 
     kind: str
     rate: int  # bytes per second
@@ -404,17 +420,23 @@ class Qdisc(NamedTuple):
 
 
 def burst(rate: int) -> int:
-    """Return how many bytes may pass without delay: the bytes of 20 ms at this rate."""
+    """Return how many bytes may pass at once at a rate in bytes per second: those of 20 ms."""
     return max(rate // 50, _LEAST_BURST)
 
 
 def limit(rate: int) -> int:
-    """Return how many bytes may queue: the burst and the bytes of 50 ms. More are dropped."""
+    """Return how many bytes may queue at a rate in bytes per second; more are dropped.
+
+    They are the burst and the bytes of 50 ms.
+    """
     return rate // 20 + burst(rate)
 
 
 def limit_of(rtnl: Rtnl, link: Link) -> Qdisc | None:
-    """Return the root queueing discipline of a link if it is tbf, else None. Raises KernelError."""
+    """Return the root queueing discipline of a network interface if it is tbf, else None.
+
+    Raises KernelError.
+    """
     if link.qdisc != TBF:
         return None
     what = f"read the qdisc of link {link.index}"
@@ -439,7 +461,7 @@ def _parse_qdisc(body: bytes) -> Qdisc:
 
 
 def set_rate(rtnl: Rtnl, link_index: int, rate: int) -> None:
-    """Limit the egress of a link to ``rate`` bytes per second. Raises KernelError."""
+    """Limit what a network interface sends to ``rate`` bytes per second. Raises KernelError."""
     what = f"limit the rate of link {link_index}"
     spec = _ratespec.pack(0, _ETHERNET, 0, 0, 0, min(rate, _MOST_32))
     options = [attribute(_PARMS, _parms.pack(spec, bytes(12), limit(rate), 0, 0))]
@@ -460,7 +482,10 @@ def set_rate(rtnl: Rtnl, link_index: int, rate: int) -> None:
 
 
 def clear(rtnl: Rtnl, link_index: int) -> None:
-    """Restore the link's default queueing discipline; no-op if it is set. Raises KernelError."""
+    """Restore the default queueing discipline of a network interface; no-op if it has that.
+
+    Raises KernelError.
+    """
     body = _tcmsg.pack(0, link_index, 0, _ROOT, 0)
     rtnl.transact(Message(f"clear the rate of link {link_index}", _DELQDISC, 0, body, _NONE))
 
@@ -477,7 +502,7 @@ _ifreq = struct.Struct("=16si20x")
 
 
 class Traffic(NamedTuple):
-    """Packets and bytes received and sent since the link was created."""
+    """The packets and bytes that a network interface has received and sent since it was created."""
 
     rx_packets: int
     rx_bytes: int
@@ -486,9 +511,9 @@ class Traffic(NamedTuple):
 
 
 def of_links(names: Iterable[str]) -> dict[str, Traffic]:
-    """Return the traffic of links in the caller's network namespace; missing links are left out.
+    """Return the traffic of network interfaces in the caller's namespace, as a dict by name.
 
-    Raises KernelError.
+    Missing interfaces are left out. Raises KernelError.
     """
     indexes = _indexes(names)
     if not indexes:
@@ -500,7 +525,10 @@ def of_links(names: Iterable[str]) -> dict[str, Traffic]:
 
 
 def _indexes(names: Iterable[str]) -> dict[str, int]:
-    """Return the index of each link that exists (netdevice(7)); socket.if_nametoindex is slower."""
+    """Return the indexes of those network interfaces that exist, as a dict by name (netdevice(7)).
+
+    socket.if_nametoindex would be slower.
+    """
     indexes = {}
     any_socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     try:

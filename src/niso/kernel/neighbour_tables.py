@@ -30,27 +30,30 @@ _MOST, _STATS = 4, 7  # NDTA_THRESH3, NDTA_STATS
 _ABSENT = (errno.ENOENT, errno.ENODEV, errno.EINVAL)  # no entry; no link; not a bridge port
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 AT_ONCE = 32
-"""The most entries in one message to the kernel: the answers must fit the socket's buffer."""
+"""The maximum number of entries in one message to the kernel.
+
+The answers must fit into the socket's buffer.
+"""
 
 _ndmsg = struct.Struct("=BxxxiHBB")
 _ndt_stats = struct.Struct("=80xQ")  # ten other counters, ndts_table_fulls
 
 
 class Table(NamedTuple):
-    """The neighbour table of a family, which the host shares with the namespaces of all services.
+    """How full the neighbour table of a family is, which the host shares with all services.
 
-    ``most`` is net.ipv{4,6}.neigh.default.gc_thresh3: when the table is full, a new neighbour is
-    refused with ENOBUFS (neigh_alloc, net/core/neighbour.c). Permanent entries and those of routing
-    daemons do not count. The kernel does not report the number of counted entries in other
-    namespaces: ndtc_entries includes all.
+    ``most`` is net.ipv{4,6}.neigh.default.gc_thresh3. When the table has so many entries, a new
+    neighbour is refused with ENOBUFS (neigh_alloc, net/core/neighbour.c). Permanent entries and
+    those of routing daemons do not count. The kernel does not report how many counted entries other
+    namespaces have: ndtc_entries includes all entries.
     """
 
     family: int  # 4 or 6
     own: int
-    """Number of non-exempt entries of this namespace."""
+    """The number of entries of this namespace that count."""
     most: int
     refused: int = 0
-    """New neighbours that were refused since boot, in all namespaces."""
+    """The number of new neighbours that were refused since boot, in all namespaces."""
 
 
 class Permanent(NamedTuple):
@@ -74,7 +77,7 @@ class Fixed(NamedTuple):
 
 
 def tables(rtnl: Rtnl) -> list[Table]:
-    """Return the tables of both families. Raises KernelError."""
+    """Return how full the neighbour tables of both families are. Raises KernelError."""
 
     def parse(body: bytes) -> Table | None:
         have = attributes(body, 4)
@@ -113,9 +116,10 @@ def permanent(rtnl: Rtnl) -> list[Permanent]:
 
 
 def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[Fixed]]:
-    """Return the static FDB entries by bridge index: of all bridges (0), or of one.
+    """Return the static forwarding (FDB) entries of bridges, as a dict by the bridge's index.
 
-    Reads all in one dump, because the kernel walks all links for each dump. Raises KernelError.
+    With ``bridge_index`` 0, they are those of all bridges, otherwise of one. They are read in one
+    request, because the kernel walks all interfaces for each. Raises KernelError.
     """
 
     def parse(body: bytes) -> tuple[int, Fixed] | None:
@@ -135,16 +139,19 @@ def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[Fixed]]:
 
 
 def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:
-    """Return whether a bridge has a static entry of a MAC for this port. Raises KernelError."""
+    """Return whether a bridge has a static entry by which it sends a MAC to this port.
+
+    Raises KernelError.
+    """
     have = _entry(rtnl, port_index, mac)
     return have is not None and have[0] == port_index and bool(have[2] & _NOARP)
 
 
 def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int] | None:
-    """Return (link, bridge, NUD_*) of a MAC's entry in the bridge that a port is on.
+    """Return (interface, bridge, state) of a MAC's entry in the bridge that a port is on.
 
-    For an entry of the bridge itself, the link is the bridge. Returns None without an entry. Raises
-    KernelError.
+    Interface and bridge are indexes; the state is NUD_*. For an entry of the bridge itself, the
+    interface is the bridge. Returns None if there is no entry. Raises KernelError.
     """
     body = _request(_AF_BRIDGE, port_index) + _mac(mac)
     answer = rtnl.get_one(f"find the port of {mac}", _GETNEIGH, body, _ABSENT)
@@ -156,12 +163,13 @@ def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int] | None
 
 
 def fix(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
-    """Add a static entry to a bridge: it sends frames to ``mac`` to this port.
+    """Add a static entry to a bridge, by which it sends frames for ``mac`` to this port.
 
-    The entry that the kernel adds for the ``own`` MAC of a new port is deleted: no service sends to
-    that MAC, and the kernel walks all entries for each port that is added or removed. A new port
-    replaces no entry for the host. No port replaces the bridge's own entry, because services could
-    then no longer reach the host. Raises KernelError, EADDRINUSE if there is such an entry.
+    ``own`` is the MAC of the port itself if it is new. The entry that the kernel adds for that MAC
+    is deleted: no service sends to it, and the kernel walks all entries for each port that is added
+    or removed. A new port replaces no entry for the host. No port replaces the bridge's own entry,
+    because services could then no longer reach the host. Raises KernelError, with EADDRINUSE if
+    such an entry is in the way.
     """
     body = _ndmsg.pack(_AF_BRIDGE, port_index, _NOARP, _MASTERS, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for link {port_index}"
@@ -181,7 +189,9 @@ def fix(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
 
 
 def take(bridge_index: int, mac: str) -> Message:
-    """Return the message that makes a bridge's entry of its own MAC one for the host."""
+    """Return the message that adds an entry to a bridge by which frames to its own MAC are the
+    host's.
+    """
     body = _ndmsg.pack(_AF_BRIDGE, bridge_index, _PERMANENT, _SELF, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for bridge {bridge_index} itself"
     return Message(what, _NEWNEIGH, netlink.CREATE | netlink.REPLACE, body)
@@ -195,9 +205,11 @@ def unfix(port_index: int, mac: str) -> Message:
 
 
 def of_tunnel(rtnl: Rtnl, index: int) -> list[tuple[str, str]]:
-    """Return (MAC, host) for each FDB entry of a VXLAN device, and (MAC, "") for its bridge port.
+    """Return the forwarding entries of a VXLAN device as (MAC, host), and those of its port as
+    (MAC, "").
 
-    Entries that the kernel itself adds are left out. Raises KernelError.
+    The port is the device as a port of its bridge. Entries that the kernel itself adds are left
+    out. Raises KernelError.
     """
     body = _request(_AF_BRIDGE, index)
     parsed = rtnl.dump("list a VXLAN device's table", _GETNEIGH, body, _tunnel_entry)
@@ -218,9 +230,10 @@ def _tunnel_entry(body: bytes) -> tuple[int, str, str] | None:
 
 
 def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
-    """Return (host that a VXLAN device sends a MAC to, whether its bridge has an entry too).
+    """Return (host, fixed): the host to which a VXLAN device sends a MAC, "" if none.
 
-    The host is "" if there is none. Raises KernelError.
+    ``fixed`` says whether the bridge has an entry that sends the MAC to the device. Raises
+    KernelError.
     """
     body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
     answer = rtnl.get_one(f"find the host of {mac}", _GETNEIGH, body, _ABSENT)
@@ -229,7 +242,10 @@ def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
 
 
 def lead(index: int, mac: str, host: str, was: str = "") -> list[Message]:
-    """Return the messages that send a MAC through a VXLAN device to ``host`` instead of ``was``."""
+    """Return the messages that make a VXLAN device and its bridge send a MAC to ``host``.
+
+    ``was`` is the host to which the device sent it before, or "".
+    """
     what = f"add the forwarding entry of {mac} to {host}"
     flags = netlink.CREATE | netlink.REPLACE
     port = _ndmsg.pack(_AF_BRIDGE, index, _NOARP, _MASTERS, 0) + _mac(mac)
@@ -244,9 +260,9 @@ def lead(index: int, mac: str, host: str, was: str = "") -> list[Message]:
 
 
 def unlead(index: int, mac: str, port: bool = True) -> list[Message]:
-    """Return the messages that delete both entries of a MAC, of the device and the bridge.
+    """Return the messages that delete the entries of a MAC on a VXLAN device and on its bridge.
 
-    No-op for missing entries.
+    Missing entries are no error. Without ``port``, the bridge's entry stays.
     """
     what = f"delete the forwarding entry of {mac}"
     gone = (errno.ENOENT, errno.ENODEV)
@@ -255,7 +271,8 @@ def unlead(index: int, mac: str, port: bool = True) -> list[Message]:
 
 
 def mac_of(rtnl: Rtnl, index: int, address: str) -> str:
-    """Return the MAC of a link's permanent neighbour entry for an address; "" if there is none.
+    """Return the MAC of an interface's permanent neighbour entry for an address; "" if there is
+    none.
 
     Raises KernelError.
     """

@@ -1,9 +1,9 @@
-"""Send netlink requests and dumps; report the kernel's own error texts.
+"""Send netlink requests, read the answers, and convert errors of the kernel to `KernelError`.
 
-See netlink(7) and linux/netlink.h. This is the only module that turns an errno into a
-`KernelError`: see `refused`. Only messages from the kernel count, since a process with NET_ADMIN in
-a service's network namespace could send to niso's socket too. Truncated messages and impossible
-lengths raise an error; a partial answer is never returned.
+See netlink(7) and linux/netlink.h. This is the only module that converts an errno (`refused`). Only
+messages from the kernel count, since a process with NET_ADMIN in a service's network namespace
+could send to niso's socket too. Truncated messages and impossible lengths raise an error; a partial
+answer is never returned.
 """
 
 from __future__ import annotations
@@ -55,21 +55,22 @@ _MOST_ERRNO = 4095  # MAX_ERRNO, linux/err.h
 _OWN = "/proc/thread-self/ns/net"
 
 OWN_THREAD = "niso"
-"""The prefix of the names of niso's programs: niso, niso-cni, niso-netavark."""
+"""What the names of niso's programs begin with: niso, niso-cni, niso-netavark."""
 
 _THREAD_NAME = "/proc/thread-self/comm"
 
 MALFORMED = (struct.error, LookupError, ValueError, OverflowError)
-"""Exceptions from parsing an answer that the kernel would not send."""
+"""The exceptions that parsing raises for an answer which the kernel would not send."""
 
 _header = struct.Struct("=IHHII")  # struct nlmsghdr
 _attribute = struct.Struct("=HH")  # struct nlattr
 
 
 class Message(NamedTuple):
-    """A request that changes an object.
+    """A request that changes an object of the kernel.
 
-    ``what`` describes the step; errnos in ``fine`` count as success.
+    ``what`` describes the step in errors. ``kind``, ``flags`` and ``body`` are those of the netlink
+    message. Error numbers in ``fine`` count as success.
     """
 
     what: str
@@ -103,7 +104,7 @@ class named:
     """Rename the calling thread to niso in a ``with`` block.
 
     The kernel reports the name of the thread that commits an nftables transaction
-    (NFTA_GEN_PROC_NAME). By this name, `niso events` recognises transactions of Python programs
+    (NFTA_GEN_PROC_NAME). By this name `niso events` recognises the transactions of Python programs
     that use niso as a library.
     """
 
@@ -118,7 +119,7 @@ class named:
 
 
 def _thread_name() -> bytes:
-    """Return the calling thread's name (proc_pid_comm(5)); niso's name if /proc cannot be read."""
+    """Return the name of the calling thread (proc_pid_comm(5)); "niso" if /proc cannot be read."""
     try:
         fd = os.open(_THREAD_NAME, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # without /proc the thread is not renamed
@@ -141,12 +142,12 @@ def _rename_thread(name: bytes) -> None:
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
-    """Return one netlink attribute, padded to four bytes."""
+    """Return one netlink attribute as bytes, padded to a multiple of four."""
     return _attribute.pack(4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
 
 
 def text(kind: int, value: str) -> bytes:
-    """Return a string attribute with its final NUL."""
+    """Return a netlink attribute with a string and its final NUL."""
     return attribute(kind, value.encode() + b"\0")
 
 
@@ -155,15 +156,15 @@ def u32(kind: int, value: int) -> bytes:
 
 
 def nested(kind: int, *parts: bytes) -> bytes:
-    """Return an attribute that contains attributes."""
+    """Return a netlink attribute that contains other attributes."""
     return attribute(kind | _NESTED, b"".join(parts))
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Parse the attributes from ``offset`` to the end of ``data``: payload by kind.
+    """Parse the netlink attributes from ``offset`` to the end of ``data``.
 
-    Of attributes with the same kind, the last wins. Raises ValueError (one of `MALFORMED`) for an
-    impossible length.
+    The dict maps their kinds to their payloads. Of attributes with the same kind, the last one is
+    taken. Raises ValueError (one of `MALFORMED`) for an impossible length.
     """
     payloads = {}
     end = len(data)
@@ -177,7 +178,7 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
 
 
 def several(data: bytes, kind: int) -> Iterator[bytes]:
-    """Yield the payloads of all attributes of one kind.
+    """Yield the payloads of all netlink attributes of one kind.
 
     Raises ValueError for an impossible length.
     """
@@ -192,7 +193,7 @@ def several(data: bytes, kind: int) -> Iterator[bytes]:
 
 
 def understood[T](what: str, parse: Callable[[bytes], T], answer: bytes) -> T:
-    """Parse the answer to the step ``what`` with ``parse``.
+    """Return what ``parse`` returns for the kernel's answer to the step ``what``.
 
     Raises KernelError if the answer is malformed.
     """
@@ -203,12 +204,12 @@ def understood[T](what: str, parse: Callable[[bytes], T], answer: bytes) -> T:
 
 
 def string(payload: bytes) -> str:
-    """Return the text of a NUL-terminated attribute."""
+    """Return the text of a netlink attribute with a NUL-terminated string."""
     return payload.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
 class Netlink:
-    """A socket to one netlink family, bound to the network namespace that opened it."""
+    """A socket for one netlink protocol, in the network namespace that opened it."""
 
     def __init__(self, protocol: int) -> None:
         try:
@@ -235,9 +236,9 @@ class Netlink:
     def transact(self, *messages: Message) -> None:
         """Send ``messages`` in one sendmsg, so that a kill cannot separate them.
 
-        The kernel handles all of them before the call returns, and does not stop at an error: later
-        messages must be harmless if an earlier one failed. Raises KernelError for the first failure
-        that is not in ``fine``.
+        The kernel handles all of them before the call returns, and does not stop at an error.
+        Therefore later messages must be harmless if an earlier one failed. Raises KernelError for
+        the first failure that is not in a message's ``fine``.
         """
         first, last = self._sequence + 1, self._sequence + len(messages)
         # errors are always answered, and arrive before the ACK, which only the last message
@@ -271,7 +272,8 @@ class Netlink:
     ) -> None:
         """Send a batch (nfnetlink_rcv_batch), which the kernel applies completely or not at all.
 
-        An errno in ``clashes`` is reported as EEXIST. Raises KernelError.
+        ``begin`` and ``end`` are its first and last message. An error number in ``clashes`` is
+        reported as EEXIST. Raises KernelError.
         """
         start = self._sequence + 1
         packets = [self._pack(begin.kind, begin.flags, begin.body)]
@@ -308,19 +310,21 @@ class Netlink:
     def get_one(
         self, what: str, kind: int, body: bytes, absent: tuple[int, ...], flags: int = 0
     ) -> bytes | None:
-        """Send a request and return the body of the answer; None for an errno in ``absent``.
+        """Send a request and return the body of the answer.
 
-        Raises KernelError.
+        Returns None if the kernel answers with an error number in ``absent``. Raises KernelError
+        for other errors.
         """
         return self.get_all(what, kind, [body], absent, flags)[0]
 
     def get_all(
         self, what: str, kind: int, bodies: list[bytes], absent: tuple[int, ...], flags: int = 0
     ) -> list[bytes | None]:
-        """Send a request for each of ``bodies`` in one sendmsg; return the answers in a list.
+        """Send a request for each of ``bodies`` in one sendmsg, and return the answers in this
+        order.
 
-        Each answer is as in `get_one`. All answers together must fit the socket's buffer. With ACK
-        in ``flags``, a request that is acknowledged without an answer has None.
+        Each answer is as in `get_one`. All answers together must fit into the socket's buffer. With
+        ACK in ``flags``, the answer to a request that is only acknowledged is None.
         """
         first = self._sequence + 1
         packet = b"".join(self._pack(kind, flags, body) for body in bodies)
@@ -355,10 +359,11 @@ class Netlink:
         parse: Callable[[bytes], T | None],
         absent: tuple[int, ...] = (),
     ) -> list[T]:
-        """Dump objects; return the results of ``parse`` for each body, without None.
+        """Request a list of objects, and return what ``parse`` returns for each body, without None.
 
-        Returns an empty list if the dump ends with an errno in ``absent``. A dump that concurrent
-        changes interrupted, or that overran the socket, is requested again.
+        The list is empty if the kernel answers with an error number in ``absent``. If concurrent
+        changes interrupted the list, or the socket's buffer was too small, it is requested again.
+        Raises KernelError.
         """
         for _ in range(_DUMP_TRIES):
             try:
@@ -406,9 +411,7 @@ class Netlink:
         )
 
     def _receive(self) -> list[_Reply]:
-        """Return the messages of one datagram.
-
-        Datagrams that do not come from the kernel are skipped.
+        """Return the messages of one datagram; empty if it does not come from the kernel.
 
         The kernel's port is 0 (netlink(7)). Raises OSError.
         """
@@ -428,7 +431,10 @@ class Netlink:
         return replies
 
     def _drain(self) -> None:
-        """Discard the rest of an abandoned dump; late messages have an old sequence number."""
+        """Read and ignore the rest of an abandoned list.
+
+        Later messages of it have an old sequence number.
+        """
         try:
             while self._socket.recv(_BUFFER, socket.MSG_DONTWAIT):
                 pass
@@ -437,9 +443,7 @@ class Netlink:
 
 
 class Netfilter(Netlink):
-    """A socket to netfilter (nf_tables, conntrack).
-
-    It is reused unless its last use raised an error.
+    """A socket for netfilter (nf_tables, conntrack). It is reused unless its last use failed.
 
     Closing such a socket waits some 11 ms, until the kernel has freed what the last nf_tables
     transaction removed (nft_rcv_nl_event, net/netfilter/nf_tables_api.c). An activation uses five.
@@ -471,9 +475,9 @@ def _bad() -> OSError:
 
 
 def _result(reply: _Reply, offset: int) -> tuple[int, str]:
-    """Return (errno or 0, extended ACK text) of a reply (struct nlmsgerr).
+    """Return (error number or 0, the kernel's error text) of a reply (struct nlmsgerr).
 
-    The attributes start at ``offset``. Raises OSError.
+    The attributes of the reply start at ``offset``. Raises OSError.
     """
     try:
         # the message that ends a dump may lack an error number

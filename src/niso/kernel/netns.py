@@ -7,8 +7,9 @@ single-threaded programs: other threads would stay behind, and code that runs in
 callback, a finaliser) would see the wrong namespace. If returning fails, the process exits at once,
 since anything it does later would change the wrong host.
 
-A link is handed over to an engine that moves the inner end of a veth pair into a namespace of its
-own: Docker requests a link on the host at a time when its container has no namespace yet.
+A network interface is handed over to a container engine that itself moves the inner end of a veth
+pair into a container: Docker requests the interface on the host at a time when its container has no
+namespace yet.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 _OWN = "/proc/thread-self/ns/net"
 _PREFIX = "niso-"
-"""What the names of niso's namespaces begin with (`niso.base.names.netns`)."""
+"""What the names of the namespaces that niso creates begin with (`niso.base.names.netns`)."""
 
 
 def create(name: str, *, alias: str = "") -> None:
@@ -48,11 +49,12 @@ def create(name: str, *, alias: str = "") -> None:
 
 
 def make(name: str, *, alias: str = "") -> Rtnl:
-    """Create the namespace ``name`` with ``lo`` up and, if given, ``alias`` on it.
+    """Create the namespace ``name``, with ``lo`` up and, if given, with the alias ``alias``.
 
     Returns an rtnetlink socket in the namespace, which the caller closes. The name is added last,
-    so that a namespace with this name always carries its mark. A kill leaves at most an empty file,
-    which counts as absent and is reused. Raises KernelError (EEXIST if the name is taken).
+    so that a namespace with this name always has its alias, which contains the id of the state
+    folder. A kill leaves at most an empty file, which counts as absent and is reused. Raises
+    KernelError (EEXIST if the name is taken).
     """
 
     path = _path(name)
@@ -86,7 +88,7 @@ def make(name: str, *, alias: str = "") -> Rtnl:
 
 
 def marked(pid: int) -> str:
-    """Return the mark of process ``pid``'s network namespace; "" if it cannot be read."""
+    """Return the alias of ``lo`` in the network namespace of a process; "" if it cannot be read."""
     try:
         with Elsewhere(None, f"/proc/{pid}/ns/net"), Rtnl() as rtnl:
             lo = rtnl.link("lo")
@@ -96,7 +98,7 @@ def marked(pid: int) -> str:
 
 
 def attach(name: str, pid: int, alias: str) -> None:
-    """Restore the name of the network namespace of process ``pid``, which must carry ``alias``.
+    """Restore the name of the network namespace of process ``pid``; its ``lo`` must have ``alias``.
 
     Raises KernelError.
     """
@@ -125,9 +127,9 @@ def attach(name: str, pid: int, alias: str) -> None:
 
 
 def delete(name: str) -> None:
-    """Remove the namespace's name; the namespace itself ends with its last process.
+    """Remove the name of a namespace; no-op if it is missing.
 
-    No-op if the name is missing.
+    The namespace itself ends with its last process. Raises KernelError.
     """
 
     path = _path(name)
@@ -163,7 +165,7 @@ def clear_unfinished(name: str) -> None:
 def exists(name: str) -> bool:
     """Return whether a network namespace has this name.
 
-    A plain file, the leftover of an interrupted `create`, does not count.
+    An empty file, which an interrupted `create` left, does not count.
     """
     fd = _open(_path(name), name)
     if fd is not None:
@@ -174,7 +176,7 @@ def exists(name: str) -> bool:
 def _open(path: str, name: str) -> int | None:
     """Open the namespace at ``path`` and return a descriptor; None if there is none.
 
-    Raises KernelError, which calls the namespace ``name``.
+    Raises KernelError, in which the namespace is called ``name``.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -199,9 +201,9 @@ def _is_namespace(fd: int) -> bool:
 
 
 def identity(name: str) -> tuple[int, int]:
-    """Return a value that differs from that of earlier namespaces of the same name (ioctl_ns(2)).
+    """Return the (device, inode) of the namespace with this name.
 
-    Raises KernelError.
+    Earlier namespaces of the same name had another one (ioctl_ns(2)). Raises KernelError.
     """
     path, pin = _path(name), _pins.get(name)
     try:
@@ -212,16 +214,17 @@ def identity(name: str) -> tuple[int, int]:
 
 
 def names() -> list[str]:
-    """Return all named network namespaces, sorted, including foreign ones and symlinks."""
+    """Return the names of all network namespaces, whoever created them, sorted."""
     return sorted(name for name in _listed() if exists(name))
 
 
 def own_names() -> list[str]:
-    """Return the names in /run/netns that niso's own namespaces can have, sorted.
+    """Return the names in /run/netns that namespaces of niso's own can have, sorted.
 
-    These names begin with niso's prefix, and are no symlinks. A mark inside a namespace is not
-    enough: a program with NET_ADMIN can give the lo of its container any alias. A namespace that is
-    the target of one of niso's symlinks is an attachment, whatever its own name.
+    These names begin with "niso-" and are no symbolic links. The alias of ``lo`` in a namespace is
+    not enough to recognise it: a program with NET_ADMIN can give the ``lo`` of its container any
+    alias. A namespace that one of niso's symbolic links leads to is an attachment, whatever its own
+    name.
     """
     attached = {_place(name) for name in symlinks()}
     return [
@@ -265,9 +268,10 @@ def open_fd(name: str) -> int:
 # --- names for foreign namespaces -----------------------------------------------------------------
 
 _pins: dict[str, int] = {}
-"""Name -> a descriptor of the namespace that the name is bound to during an operation.
+"""Maps a name to a descriptor of the namespace that it stands for during an operation.
 
-A path like /proc/PID/ns/net may lead to another namespace a moment later, when the pid is reused.
+A path such as /proc/PID/ns/net may lead to another namespace a moment later, when the pid is
+reused.
 """
 
 
@@ -309,7 +313,9 @@ def own_cookie() -> int:
 
 
 def target(name: str) -> str | None:
-    """Return the target of the symlink ``name``; "" for another file, None if it does not exist."""
+    """Return where the symbolic link ``name`` leads; "" for another file, None if it does not
+    exist.
+    """
     try:
         return os.readlink(_path(name))
     except FileNotFoundError:
@@ -321,15 +327,16 @@ def target(name: str) -> str | None:
 
 
 def symlinks() -> list[str]:
-    """Return the symlinks whose names begin with niso's prefix, dangling ones included."""
+    """Return the symbolic links whose names begin with "niso-", sorted, also broken ones."""
     return sorted(name for name in _listed() if name.startswith(_PREFIX) and target(name))
 
 
 def pin(name: str, path: str, cookies: Collection[int]) -> int:
-    """Bind-mount the namespace now at ``path`` to ``name``, if its cookie is in ``cookies``.
+    """Let ``name`` stand for the namespace that is now at ``path``, if its cookie is in
+    ``cookies``.
 
-    The binding lasts until `unpin`. Returns the cookie of that namespace, 0 if there is none.
-    Raises KernelError.
+    This lasts until `unpin`. Returns the cookie of that namespace; 0 if there is none. Raises
+    KernelError.
     """
     fd = _open(path, path)
     if fd is None:
@@ -346,7 +353,7 @@ def pin(name: str, path: str, cookies: Collection[int]) -> int:
 
 
 def unpin() -> None:
-    """Release all bindings of `pin`, since a descriptor would keep a namespace alive."""
+    """End the effect of all `pin` calls: an open descriptor would keep a namespace alive."""
     for name in list(_pins):
         _let_go(name)
 
@@ -357,10 +364,10 @@ def _let_go(name: str) -> None:
 
 
 def link(name: str, path: str) -> None:
-    """Make ``name`` a symlink to ``path``; an existing symlink is replaced atomically.
+    """Make ``name`` a symbolic link to ``path``; an existing link is replaced atomically.
 
-    The symlink does not keep the namespace alive. Raises KernelError (EEXIST if ``name`` is not a
-    symlink).
+    The link does not keep the namespace alive. Raises KernelError (EEXIST if ``name`` is not a
+    symbolic link).
     """
     there = _path(name)
     what = f"name the network namespace {path} '{name}'"
@@ -382,7 +389,7 @@ def link(name: str, path: str) -> None:
 
 
 def unlink(name: str) -> None:
-    """Remove the symlink ``name``, but not its target; no-op if it is missing.
+    """Remove the symbolic link ``name``, but not what it leads to; no-op if it is missing.
 
     Raises KernelError.
     """
@@ -412,19 +419,19 @@ def at(name: str) -> Elsewhere | Here:
 
 
 def unnamed() -> Elsewhere:
-    """Run a ``with`` block in a new namespace, which ends with the last reference to it."""
+    """Run a ``with`` block in a new namespace, which ends when nothing refers to it any more."""
     return Elsewhere(None)
 
 
 class Here:
-    """Context manager for the caller's own network namespace: does nothing."""
+    """Context manager for a block in the caller's own network namespace; it does nothing."""
 
     def __enter__(self) -> None: ...
     def __exit__(self, *_: object) -> None: ...
 
 
 class Elsewhere:
-    """Context manager: enter another network namespace, by name or file ``path``, or a new one."""
+    """Context manager for a block in a namespace given by name or ``path``, or in a new one."""
 
     def __init__(self, name: str | None, path: str | None = None) -> None:
         self._name = name
@@ -493,7 +500,7 @@ _MNT_DETACH = 2
 
 
 def bind(source: str, path: str) -> None:
-    """Mount the namespace ``source`` at the file ``path``. Raises OSError with the path."""
+    """Mount the namespace ``source`` on the file ``path``. Raises OSError with the path."""
     _mount(source, path, _MS_BIND)
 
 
@@ -503,9 +510,9 @@ def unmount(path: str) -> None:
 
 
 def share() -> None:
-    """Make /run/netns a shared mount, so that deletions here propagate to all mount namespaces.
+    """Make /run/netns a shared mount, so that deletions here take effect in all mount namespaces.
 
-    Changes only the folder itself: including the namespaces mounted in it would take 0.3 ms for
+    Only the folder itself is changed: including the namespaces mounted in it would take 0.3 ms for
     1,000 of them. Raises OSError.
     """
     try:
@@ -521,7 +528,7 @@ def share() -> None:
 
 
 def is_hidden() -> bool:
-    """Return whether namespace names that this process creates are invisible to the host.
+    """Return whether the host cannot see the names of namespaces that this process creates.
 
     This is so in a private mount namespace whose /run/netns does not share its mounts with that of
     PID 1 (mount_namespaces(7)), for example in a systemd unit with PrivateTmp=.
@@ -538,7 +545,7 @@ def is_hidden() -> bool:
 def _peer_group(process: str) -> str | None:
     """Return the peer group "shared:N" of /run/netns as a process sees it (proc_pid_mountinfo(5)).
 
-    None if /run/netns is not a mount point or not shared. Raises OSError.
+    Returns None if /run/netns is not a mount point or not shared. Raises OSError.
     """
     group = None
     with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
@@ -566,7 +573,7 @@ def _call(function: str, *arguments: object, path: str) -> None:
 
 
 class ForeignNetns(NamedTuple):
-    """The properties of an existing foreign network namespace."""
+    """What is known of an existing network namespace, whoever created it."""
 
     cookie: int
     mark: str  # niso's mark on the namespace's lo, "" if niso did not create the namespace
@@ -576,7 +583,7 @@ class ForeignNetns(NamedTuple):
 
 
 def look(path: str) -> ForeignNetns | None:
-    """Return the properties of the namespace at ``path``; None if there is none.
+    """Return what is known of the namespace at ``path``; None if there is none.
 
     Raises KernelError.
     """
@@ -601,10 +608,11 @@ def look(path: str) -> ForeignNetns | None:
 
 
 def dead_names(marked: set[tuple[int, int]]) -> list[str]:
-    """Return symlinks whose namespace no longer exists, or has the inner end of a pair.
+    """Return niso's symbolic links to namespaces that no longer exist or have one of niso's veth
+    ends.
 
-    ``marked`` are the veth pairs with niso's mark, as indexes of the inner and of the outer end.
-    One index alone is not enough, because it is unique only within a namespace. Raises KernelError.
+    ``marked`` are niso's veth pairs, as (index of the inner end, index of the host's end). One
+    index alone is not enough, because it is unique only within a namespace. Raises KernelError.
     """
     names = []
     for name in symlinks():
@@ -624,7 +632,10 @@ _IFLA_NET_NS_FD = 28  # linux/if_link.h
 
 
 class Moved(NamedTuple):
-    """The inner end of a veth pair after its engine has moved it into the container's namespace."""
+    """The inner end of a veth pair after a container engine has moved it into a container.
+
+    ``cookie`` is that of the container's namespace, and ``interface`` the name there.
+    """
 
     cookie: int  # index in the namespace
     interface: str
@@ -640,9 +651,9 @@ def new_namespace() -> int:
 
 
 def hand_over(space: int, interface: str, name: str) -> None:
-    """Move a link from the namespace ``space`` (a descriptor) into the caller's, as ``name``.
+    """Move a network interface from the namespace ``space`` into the caller's, as ``name``.
 
-    The link is down afterwards. Raises KernelError.
+    ``space`` is a descriptor. The interface is down afterwards. Raises KernelError.
     """
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -659,9 +670,10 @@ def hand_over(space: int, interface: str, name: str) -> None:
 
 
 def find(path: str, host_end: str, address: str) -> Moved | None:
-    """Return the other end of ``host_end`` in the namespace at ``path``.
+    """Return the other end of the veth interface ``host_end`` in the namespace at ``path``.
 
-    Returns None until the engine has set the link up with its address. Raises KernelError.
+    Returns None until the container engine has set the interface up with ``address``. Raises
+    KernelError.
     """
     cookie = cookie_at(path)
     if cookie is None:
@@ -684,11 +696,14 @@ def find(path: str, host_end: str, address: str) -> Moved | None:
 
 
 _MOST = 64
-"""The most sockets open at once: a command may touch more services than its limit of open files."""
+"""The maximum number of open sockets.
+
+A command may touch more services than a process may have open files.
+"""
 
 
 class Sockets:
-    """Open sockets by namespace. A context manager that closes the sockets."""
+    """rtnetlink sockets by network namespace, as a context manager that closes them."""
 
     def __init__(self) -> None:
         self._here: Rtnl | None = None
@@ -704,13 +719,16 @@ class Sockets:
         unpin()
 
     def here(self) -> Rtnl:
-        """Return a socket in the namespace where `here` was first called. Raises KernelError."""
+        """Return a socket in the namespace in which this method was first called.
+
+        Raises KernelError.
+        """
         if self._here is None:
             self._here = Rtnl()
         return self._here
 
     def at(self, name: str) -> Rtnl:
-        """Return a socket in the namespace now named ``name``; for "", `here`.
+        """Return a socket in the namespace that now has this name; for "", that of `here`.
 
         Raises KernelError if there is no such namespace.
         """
@@ -723,7 +741,7 @@ class Sockets:
             return self.keep(name, Rtnl())
 
     def keep(self, name: str, rtnl: Rtnl) -> Rtnl:
-        """Keep a socket that was opened in the namespace ``name`` open, and return it."""
+        """Keep a socket in the namespace ``name`` for later calls of `at`, and return it."""
         gone = self._inside.pop(name, None)
         if gone is None and len(self._inside) >= _MOST:
             gone = self._inside.pop(next(iter(self._inside)))

@@ -1,7 +1,7 @@
 """Read and change single elements of nftables sets and maps (linux/netfilter/nf_tables.h).
 
-Values are converted to the bytes of the kernel's registers, and back. The cost is 10 µs per
-element, independent of the size of the set.
+Values are converted to bytes as the kernel stores them, and back. The cost is 10 µs per element,
+independent of the size of the set.
 """
 
 from __future__ import annotations
@@ -97,16 +97,18 @@ _SPANS = {_IPV4: _SPAN4, _IPV6: _SPAN6}
 _BARE = {_SPAN4: _IPV4, _SPAN6: _IPV6}
 
 type Atoms = tuple[Any, ...]
-"""The fields of a key or value, each of its type: `Element` lists them."""
+"""The fields of a key or value of an nftables element. `Element` lists their types."""
 
 
 def in_intervals(kinds: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the types of a key for a set with intervals: all are in network byte order."""
+    """Return the types of a key's fields for a set with intervals, where all are in network byte
+    order.
+    """
     return tuple(_IN_INTERVALS.get(kind, kind) for kind in kinds)
 
 
 def pack_limit(value: Atoms) -> bytes:
-    """Encode a limit in the form of `ruleset.limit` as an expression, with the unit second."""
+    """Encode a rate limit, a tuple as `ruleset.limit` returns it, as a netlink attribute."""
     rate, _, burst, _ = value
     return nested(
         ELEM_EXPR,
@@ -123,7 +125,7 @@ def pack_limit(value: Atoms) -> bytes:
 
 
 def limit(expression: dict[int, bytes]) -> Atoms:
-    """Return the limit of an element in the form of `ruleset.limit`; () if it has no limit."""
+    """Return the rate limit of an element as `ruleset.limit` does; () if it has none."""
     if string(expression[_EXPR_NAME]) != "limit":
         return ()
     data = attributes(expression[_EXPR_DATA])
@@ -133,7 +135,7 @@ def limit(expression: dict[int, bytes]) -> Atoms:
 
 
 def pack_range(kind: int, atom: Any) -> tuple[bytes, bytes]:
-    """Return the first and the last value of a field; equal if the field is no range."""
+    """Encode a field of a key as (first value, last value); they are equal if it is no range."""
     if kind in _RANGES:
         width = WIDTHS[kind]
         return atom[0].to_bytes(width, "big"), atom[1].to_bytes(width, "big")
@@ -172,7 +174,9 @@ def pack(kind: int, atom: Any) -> bytes:
 
 
 def unpack_range(kind: int, first: bytes, last: bytes) -> Any:
-    """Return the field of an interval that `pack_range` packed."""
+    """Decode a field of an interval from its first and its last value, as `pack_range` returns
+    them.
+    """
     if kind in _RANGES:
         return int.from_bytes(first, "big"), int.from_bytes(last, "big")
     if first == last:
@@ -206,7 +210,7 @@ def unpack(kind: int, packed: bytes) -> Any:
 
 
 def _written(kind: int, atom: Any) -> str:
-    """Format a field as nft writes it."""
+    """Format a field of a key or value in nft's syntax."""
     if kind == _IFNAME:
         return f'"{atom}"'
     if kind == _PORTS:
@@ -263,9 +267,9 @@ _CHUNK = 64  # requests in one sendmsg; their answers must fit the socket's buff
 
 
 class Header(NamedTuple):
-    """A set or map with the types of its key and its value.
+    """A set or map, with the types of its keys and values.
 
-    ``value`` is empty for a set and None for verdicts.
+    ``value`` is () for a set, and None for a map to verdicts.
     """
 
     family: int
@@ -277,18 +281,19 @@ class Header(NamedTuple):
 
     @property
     def readable(self) -> bool:
-        """Return whether `Nfnetlink.get` supports the set's types."""
+        """Return whether this module knows all types of the set's keys and values."""
         return all(kind in WIDTHS for kind in (*self.key, *(self.value or ())))
 
 
 class Nfnetlink(netlink.Netfilter):
-    """A socket to nf_tables in the network namespace that opened it."""
+    """A socket for nf_tables in the network namespace that opened it."""
 
     def change(self, what: str, edits: Iterable[Edit]) -> None:
-        """Apply all edits in one transaction; if one fails, apply none.
+        """Apply all edits in one transaction; if one fails, none is applied.
 
-        The cost does not depend on existing elements: libnftables would first list all sets, and
-        for intervals their elements. Raises KernelError, with EEXIST if an element already exists.
+        The cost does not depend on the existing elements: libnftables would first list all sets,
+        and for intervals their elements. ``what`` describes the step in errors. Raises KernelError,
+        with EEXIST if an element already exists.
         """
         messages = []
         for adds, header, chunk in _chunks(edits):
@@ -304,11 +309,11 @@ class Nfnetlink(netlink.Netfilter):
         )
 
     def counts(self, header: Header) -> list[Counted]:
-        """Return all elements with a counter in a set or map. Raises KernelError."""
+        """Return the elements of a set or map that have a counter. Raises KernelError."""
         return self._listed(header, partial(_counted, header))
 
     def every(self, header: Header) -> list[Element]:
-        """Return all elements of a set or map. Raises KernelError."""
+        """Return all elements of an nftables set or map. Raises KernelError."""
         if _is_lone(header):
             bounds = self._listed(header, partial(_bounds, header))
             return understood(f"read {header.name}", lambda _: _intervals(header, bounds), b"")
@@ -317,8 +322,8 @@ class Nfnetlink(netlink.Netfilter):
     def all_of(self, table: str, container: str) -> list[Element] | None:
         """Return all elements of one of niso's sets and maps; None if it does not exist.
 
-        If another version created the set with other types, the result is empty, because niso will
-        recreate its table. Raises KernelError.
+        If another version of niso created the set with other types, the list is empty, because niso
+        will recreate its table. Raises KernelError.
         """
         packed = self._set(table, container)
         if packed is None:
@@ -327,13 +332,15 @@ class Nfnetlink(netlink.Netfilter):
         return self.every(header) if _has_types(header, packed) else []
 
     def _listed[T](self, header: Header, parse: Callable[[bytes], list[T]]) -> list[T]:
-        """Dump a set or map; return the results of ``parse`` for each message of elements."""
+        """Return what ``parse`` returns for each message with elements of a set or map, as one
+        list.
+        """
         body = _container(header)
         dumped = self.dump(f"read {header.name}", _GETSETELEM, body, parse, _ABSENT)
         return [element for part in dumped for element in part]
 
     def count(self, element: Element) -> Counted | None:
-        """Return an element as it is in the kernel, with its counter; None without the element.
+        """Return an element as it is in the kernel, with its counter; None if it does not exist.
 
         Raises KernelError.
         """
@@ -351,13 +358,13 @@ class Nfnetlink(netlink.Netfilter):
         return counted[0]._replace(element=counted[0].element._replace(fields=element.fields))
 
     def _set(self, table: str, container: str) -> bytes | None:
-        """Return the kernel's description of a set or map; None if it does not exist."""
+        """Return the kernel's description of a set or map, as bytes; None if it does not exist."""
         family, _, name = table.partition(" ")
         body = nfgenmsg(_FAMILIES[family]) + text(_SET_TABLE, name) + text(_SET_NAME, container)
         return self.get_one(f"read {table} {container}", _GETSET, body, (errno.ENOENT,))
 
     def header(self, table: str, container: str) -> Header | None:
-        """Return the header of a set or map of a table ("inet niso"); None if it does not exist.
+        """Return the types of a set or map in a table ("inet niso"); None if it does not exist.
 
         Raises KernelError.
         """
@@ -368,7 +375,7 @@ class Nfnetlink(netlink.Netfilter):
         return understood(what, lambda body: _header(table, container, body), answer)
 
     def get(self, header: Header, keys: Iterable[Atoms]) -> dict[Atoms, Element]:
-        """Return the elements of a set or map that have one of these keys, by key.
+        """Return those elements of a set or map that have one of these keys, as a dict by key.
 
         Raises KernelError.
         """
@@ -376,9 +383,10 @@ class Nfnetlink(netlink.Netfilter):
         return {element.fields: element for element in elements}
 
     def get_many(self, keys: Iterable[tuple[str, str, Atoms]]) -> dict[Atoms, Element]:
-        """Return the elements of niso's sets and maps that have one of these keys, by key.
+        """Return those elements of niso's sets and maps that have one of these keys, as a dict by
+        key.
 
-        A key is as `Element.key` returns it. Raises KernelError.
+        A key is (table, set or map, fields), as `Element.key` returns it. Raises KernelError.
         """
         elements = self._get((HEADERS[key[:2]], key[2]) for key in keys)
         return {element[:3]: element for element in elements}
@@ -417,10 +425,10 @@ class Nfnetlink(netlink.Netfilter):
 
 
 class Counted(NamedTuple):
-    """An element with a counter; for an interval of one field, the start of the interval.
+    """An element with its counter. For an interval of one field, it has only the interval's start.
 
-    ``ago`` is the time since the last packet in seconds; None if no packet came, or if the element
-    does not record the time.
+    ``ago`` is the time in seconds since the last packet. It is None if no packet came, or if the
+    element does not record the time.
     """
 
     element: Element
@@ -429,13 +437,13 @@ class Counted(NamedTuple):
 
 
 class Edit(NamedTuple):
-    """An element that an nftables transaction adds or deletes."""
+    """The addition or deletion of one element in an nftables transaction."""
 
     verb: str  # "add" or "delete"
     element: Element
 
     def text(self) -> str:
-        """Return the edit in nft's syntax (nft(8))."""
+        """Return the command for the edit in nft's syntax (nft(8))."""
         element = self.element
         table, container = element[:2]
         what = element.text
@@ -461,10 +469,10 @@ def _parse_element(
     ends: list[bytes | None],
     answer: bytes,
 ) -> Element | None:
-    """Return the requested element; None if the answer has another one.
+    """Return the requested element; None if the kernel's answer has another one.
 
-    The request was for the key ``first`` to ``last``. For an interval with one field, ``ends`` are
-    the answers for its last value and for the value after it.
+    The request was for ``key``, whose bytes are ``first`` to ``last``. For an interval with one
+    field, ``ends`` are the answers for its last value and for the value after it.
     """
     element = attributes(attributes(attributes(answer, 4)[_LIST_ELEMENTS])[_LIST_ELEM])
     # an interval set answers with the element that contains the key, possibly a wider one
@@ -480,7 +488,7 @@ def _parse_element(
 
 
 def _parse_elements(header: Header, answer: bytes) -> list[Element]:
-    """Return the elements in a message."""
+    """Return the elements in a message of the kernel."""
     result = []
     for packed in several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM):
         element = attributes(packed)
@@ -492,13 +500,13 @@ def _parse_elements(header: Header, answer: bytes) -> list[Element]:
 
 
 _Bound = tuple[bytes, bool, dict[int, bytes]]
-"""The key of a bound, whether an interval starts there, and its attributes."""
+"""(value, whether an interval starts there, netlink attributes): a bound of intervals."""
 
 
 def _bounds(header: Header, answer: bytes) -> list[_Bound]:
-    """Return the bounds of intervals in a message.
+    """Return the bounds of intervals in a message of the kernel.
 
-    A bound that starts no interval ends one: it is the number after the last value.
+    A bound that starts no interval ends one: it is the number after the interval's last value.
     """
     result = []
     for packed in several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM):
@@ -509,9 +517,9 @@ def _bounds(header: Header, answer: bytes) -> list[_Bound]:
 
 
 def _intervals(header: Header, bounds: Iterable[_Bound]) -> list[Element]:
-    """Join bounds to intervals of one field.
+    """Convert bounds to elements with intervals of one field.
 
-    The kernel omits an end where the next interval starts, and after the highest number.
+    The kernel omits the end of an interval where the next one starts, and after the highest number.
     """
     result = []
     ordered = sorted(bounds, key=lambda bound: bound[:2])
@@ -527,9 +535,9 @@ def _intervals(header: Header, bounds: Iterable[_Bound]) -> list[Element]:
 
 
 def _made(header: Header, key: Atoms, element: dict[int, bytes]) -> Element | None:
-    """Build an element from the kernel's data.
+    """Build an element from its key and its netlink attributes.
 
-    Returns None for an element of an audit that is about to expire.
+    Returns None for an element of an audit period that is about to expire.
     """
     owner, _, entry = _comment(element).partition(" ")
     value: Atoms
@@ -552,7 +560,7 @@ def _made(header: Header, key: Atoms, element: dict[int, bytes]) -> Element | No
 
 
 def _deletion(header: Header) -> int:
-    """Return the message type that deletes elements of a set.
+    """Return the type of the message that deletes elements of a set.
 
     An element with a timeout may have expired, so its deletion must not fail if it is missing.
     """
@@ -572,7 +580,10 @@ def _header(table: str, name: str, answer: bytes) -> Header:
 
 
 def _has_types(header: Header, answer: bytes) -> bool:
-    """Return whether a set or map in the kernel has keys and values of the header's sizes."""
+    """Return whether a set or map in the kernel has the same types as niso's (``header``).
+
+    ``answer`` is the kernel's description. Only the sizes of keys and values are compared.
+    """
     fields = attributes(answer, 4)
     flags = int.from_bytes(fields.get(_SET_FLAGS, b""), "big")
     interval, mapped = bool(flags & _FLAG_INTERVAL), bool(flags & _FLAG_MAP)
@@ -589,7 +600,10 @@ def _has_types(header: Header, answer: bytes) -> bool:
 
 
 def _size(kinds: tuple[int, ...]) -> int:
-    """Return the length of a key or value in bytes; each of several fields is padded to 32 bits."""
+    """Return the length of a key or value in bytes.
+
+    If there are several fields, each is padded to a multiple of 32 bits.
+    """
     if len(kinds) == 1:
         return WIDTHS[kinds[0]]
     return sum(WIDTHS[kind] + 3 & ~3 for kind in kinds)
@@ -617,7 +631,7 @@ def _counted(header: Header, answer: bytes) -> list[Counted]:
 
 
 def nfgenmsg(family: int, resource: int = 0) -> bytes:
-    """Return a struct nfgenmsg: family, version, resource."""
+    """Return the bytes of a struct nfgenmsg: family, version, resource."""
     return struct.pack("!BBH", family, 0, resource)
 
 
@@ -630,7 +644,7 @@ def _unpack_type(packed: int) -> tuple[int, ...]:
 
 
 def _answered(answer: bytes | None) -> bytes:
-    """Return the key of the element in an answer."""
+    """Return the key of the element in an answer of the kernel; b"" if there is no answer."""
     if answer is None:
         return b""
     return _data(
@@ -639,10 +653,10 @@ def _answered(answer: bytes | None) -> bytes:
 
 
 def can_change(header: Header) -> bool:
-    """Return whether `Nfnetlink.change` can write to the set.
+    """Return whether `Nfnetlink.change` can write elements of this set.
 
-    It cannot write to interval sets of one field, where the end of an interval may be missing
-    because the next one is adjacent.
+    It cannot write intervals of a single field, since their end may be missing if the next interval
+    follows at once.
     """
     return header.readable and not _is_lone(header)
 
@@ -652,7 +666,7 @@ def _is_lone(header: Header) -> bool:
 
 
 def _next(last: bytes) -> bytes:
-    """Return the number after ``last``, as bytes; zero after the highest one."""
+    """Return the number after ``last``; zero after the highest one. Both are bytes."""
     return ((int.from_bytes(last, "big") + 1) % (1 << 8 * len(last))).to_bytes(len(last), "big")
 
 
@@ -664,13 +678,16 @@ def _request(header: Header, first: bytes, last: bytes) -> bytes:
 
 
 def _container(header: Header) -> bytes:
-    """Return the beginning of a message about elements of a set or map."""
+    """Return the first bytes of a netlink message about elements of this set or map."""
     table = header.table.partition(" ")[2]
     return nfgenmsg(header.family) + text(_LIST_TABLE, table) + text(_LIST_SET, header.name)
 
 
 def _chunks(edits: Iterable[Edit]) -> Iterator[tuple[bool, Header, list[bytes]]]:
-    """Group consecutive edits of one set; yield their elements as attributes of limited size."""
+    """Group consecutive edits of one set; yield (whether they add, the set, encoded elements).
+
+    The elements of a group are limited in size.
+    """
     verb, header = "", None
     chunk: list[bytes] = []
     size = 0
@@ -726,9 +743,9 @@ def _pack_value(header: Header, value: Atoms) -> bytes:
 
 
 def declared(table: str, container: str, key: str, value: str | None, interval: bool) -> Header:
-    """Return the header of a set or map with these types, as written in nft.
+    """Return the types of a set or map that is declared in nft's syntax.
 
-    For example ``key`` is "inet_proto . inet_service".
+    ``key`` and ``value`` are type names, such as "inet_proto . inet_service".
     """
     types = [
         tuple(NAMES[name] for name in names.split(" . "))
@@ -751,7 +768,10 @@ HEADERS = {
     for table in ruleset.CONTAINERS
     for name in (f"{policy_rules.PROBES}{family}" for family in (4, 6))
 }
-"""The header of each set and map in niso's tables whose elements niso writes."""
+"""The types of each set and map in niso's tables whose elements niso writes.
+
+The keys are (table, set or map).
+"""
 
 
 def _data(nest: bytes) -> bytes:
@@ -759,9 +779,9 @@ def _data(nest: bytes) -> bytes:
 
 
 def _pack_key(header: Header, key: Atoms) -> tuple[bytes, bytes]:
-    """Return a key's bytes as in a register; for an interval, the bytes of its end too.
+    """Encode a key as (first value, last value); the latter is b"" unless the set has intervals.
 
-    Each field is padded to 32-bit words.
+    If there are several fields, each is padded to a multiple of 32 bits.
     """
     if len(key) == 1:
         first, last = pack_range(header.key[0], key[0])
@@ -785,7 +805,7 @@ def _value(header: Header, data: bytes) -> Atoms:
 
 
 def _atoms(kinds: tuple[int, ...], packed: bytes, last: bytes = b"") -> Atoms:
-    """Return the fields of a key or value; with ``last``, of the range from ``packed`` to it."""
+    """Decode the fields of a key or value, or of the range from ``packed`` to ``last``."""
     fields = []
     offset = 0
     for kind in kinds:
@@ -813,12 +833,13 @@ def _comment(element: dict[int, bytes]) -> str:
 class Element(NamedTuple):
     """One element of an nftables set or map.
 
-    ``fields`` is its key, and ``value`` the value of a map. Addresses, prefixes, MACs, protocols
-    and names of links are strings; ports, VNIs and classes are numbers. In sets with intervals,
-    ports are always (first, last), and so are the addresses of a class, as numbers. A verdict is
-    its word and chain. In a set, ``value`` is (), the limit of `ruleset.limit`, or the period of an
-    audit: (since, until) in seconds since 1970. Only this file converts to bytes and to nft's
-    syntax.
+    ``fields`` is its key, and ``value`` the value that a map has for it. Addresses, prefixes, MACs,
+    protocols and names of interfaces are strings; ports, VNIs and classes are numbers. In sets with
+    intervals, ports are always (first, last), and so are the addresses of a class, as numbers. A
+    verdict is (word, chain) or (word,).
+
+    In a set, ``value`` is (), the tuple of `ruleset.limit`, or an audit period: (since, until) in
+    seconds since 1970. Only this file converts elements to bytes and to nft's syntax.
     """
 
     table: str  # "inet niso" or "bridge niso"
@@ -833,22 +854,24 @@ class Element(NamedTuple):
 
     @property
     def is_mapped(self) -> bool:
-        """Return whether the element is in a map."""
+        """Return whether the element is in a map and not in a set."""
         return HEADERS[self[:2]].value != ()
 
     @property
     def ends(self) -> bool:
-        """Return whether the element is of an audit: the kernel deletes it after a timeout."""
+        """Return whether the element is of an audit period, and so deleted after a timeout."""
         return self.container in policy_rules.PLACES
 
     @property
     def text(self) -> str:
-        """Return the key as nft writes it: "tcp . 8080"."""
+        """Return the key in nft's syntax, such as "tcp . 8080"."""
         return written(HEADERS[self[:2]].key, self.fields)
 
     @property
     def value_text(self) -> str:
-        """Format the value or limit as nft writes it; for an audit, what is wrong with its end."""
+        """Return the value or limit in nft's syntax; for an audit period, what is wrong with its
+        end.
+        """
         if self.ends:
             return " ".join(self.value[2:])
         if not self.value:
@@ -860,16 +883,16 @@ class Element(NamedTuple):
 
     @property
     def comment(self) -> str:
-        """Return the element's comment in the kernel."""
+        """Return the comment that the element has in the kernel."""
         more = map(str, self.value[:2]) if self.ends else ()
         return " ".join(part for part in (self.owner, self.entry, *more) if part)
 
 
 def ports_of(field: int | tuple[int, int]) -> tuple[int, int]:
-    """Return (first, last) of the ports in a key, for sets with or without intervals."""
+    """Return (first, last) for the ports in a key, which is one port in sets without intervals."""
     return field if isinstance(field, tuple) else (field, field)
 
 
 def written(kinds: tuple[int, ...], atoms: Atoms) -> str:
-    """Format the fields of a key or value as nft writes them."""
+    """Format the fields of a key or value in nft's syntax."""
     return " . ".join(map(_written, kinds, atoms))

@@ -1,16 +1,16 @@
 """Read the packets that nftables rules log, trace or drop.
 
-Log: packets that rules log to a group (linux/netfilter/nfnetlink_log.h). The kernel stores
-nothing: packets of a group without a reader are lost. A group has one reader.
+Log: packets that rules log to a group (linux/netfilter/nfnetlink_log.h). The kernel stores nothing:
+packets of a group without a reader are lost. A group has one reader.
 
 Trace: the path of packets through all nftables hooks, including those of other programs (nft(8),
-nftrace). Temporary tables mark the packets; the kernel deletes them (flag ``owner``) with the
+nftrace). Temporary tables mark the packets; the kernel deletes the tables (flag ``owner``) with the
 socket that created them, also if this process is killed.
 
-Drops: the packets from and to some addresses that any nftables rule drops. Nothing in existing
-tables is changed: separate tables mark packets that belong to no established connection, and the
-kernel reports the path of each. A packet whose path ends in a drop is returned with its headers,
-the only part of it that the kernel reports.
+Drops: the packets from and to some addresses that any nftables rule drops. Existing tables are not
+changed: separate tables mark packets that belong to no established connection, and the kernel
+reports the path of each. A packet whose path ends in a drop is returned with its headers, which is
+all that the kernel reports of it.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ _FRAGMENT = 44
 
 
 class Logged(NamedTuple):
-    """A logged packet: time (seconds since 1970), prefix of the rule, ingress link and addresses.
+    """A logged packet. ``time`` is in seconds since 1970; ``prefix`` is that of the rule.
 
-    On a bridge, the link is the bridge port. ``port`` is the destination port, None if there is
-    none. ``proto`` is a name, or a number if the protocol has no name here.
+    ``link`` is the network interface by which it came; on a bridge, it is the port. ``port`` is the
+    destination port, None if there is none. ``proto`` is a name, or a number if the protocol has no
+    name here.
     """
 
     time: float
@@ -72,7 +73,7 @@ class Logged(NamedTuple):
 
 
 class Nflog(netlink.Netlink):
-    """Read the packets logged to ``group`` in the caller's network namespace. A context manager.
+    """Reads the packets logged to ``group`` in the caller's network namespace. A context manager.
 
     Raises Conflict if another process reads the group, KernelError if the kernel lacks the module.
     """
@@ -129,9 +130,9 @@ class Nflog(netlink.Netlink):
 
 
 def _holder(group: int) -> str:
-    """Describe the process that has bound a group; "" if no process has.
+    """Describe the process that reads a group; "" if no process does.
 
-    The port number of a socket usually is the pid of its process (netlink(7)).
+    The port number of a netlink socket usually is the pid of its process (netlink(7)).
     """
     try:
         with open(_BOUND, encoding="ascii") as file:
@@ -175,9 +176,9 @@ def _link(index: bytes) -> str:
 
 
 def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
-    """Return (source, destination, destination port, protocol) of a possibly truncated IP packet.
+    """Return (source, destination, destination port, protocol) of an IP packet that may be cut off.
 
-    Returns None for anything else.
+    The port is None if there is none. Returns None for anything but an IP packet.
     """
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
@@ -200,7 +201,11 @@ def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
 
 
 def _upper(packet: bytes) -> tuple[int, int, bool]:
-    """Return (protocol, its offset, whether it is not a later fragment) of an IPv6 packet."""
+    """Return (protocol, offset, is_first) of what an IPv6 packet carries after its extension
+    headers.
+
+    ``is_first`` is False for a fragment other than the first.
+    """
     number, offset, first = packet[6], 40, True
     while offset + 8 <= len(packet):
         if number == _FRAGMENT:
@@ -217,7 +222,7 @@ def _upper(packet: bytes) -> tuple[int, int, bool]:
 
 
 PREFIX = "niso_live_"
-"""The prefix of the names of the tables; the process id follows."""
+"""The prefix of the names of the temporary tables; the process id follows."""
 
 _TRACE = 0x0A11  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_TRACE
 _GROUP, _SOL_NETLINK, _ADD_MEMBERSHIP = 9, 270, 1  # NFNLGRP_NFTRACE
@@ -234,9 +239,10 @@ _QUIET_S = 0.3  # after this silence, the path of a packet is complete
 class TraceStep(NamedTuple):
     """One event of a packet in one chain: a rule matched, or the chain's policy decided.
 
-    ``table`` is like "inet niso", ``verdict`` like "accept" or "goto refuse", ``rule`` the text of
-    the rule, "" for a policy. ``network`` and ``transport`` are the first bytes of the packet's
-    headers (at most 40 and 20), empty where the kernel did not repeat them.
+    ``id`` is the kernel's trace id of the packet. ``table`` is such as "inet niso", ``verdict``
+    such as "accept" or "goto refuse". ``rule`` is the text of the rule, "" for a policy.
+    ``network`` and ``transport`` are the first bytes of the packet's headers (at most 40 and 20);
+    they are empty where the kernel did not repeat them.
     """
 
     id: int
@@ -250,23 +256,27 @@ class TraceStep(NamedTuple):
 
     @property
     def source_port(self) -> int | None:
-        """Return the sender's port; None without the headers, or if they have no port."""
+        """Return the source port; None if the step has no headers, or if these have no port."""
         return int.from_bytes(self.transport[:2], "big") if len(self.transport) >= 4 else None
 
     @property
     def version(self) -> int | None:
-        """Return the IP version; None without the headers."""
+        """Return the IP version; None if the step has no headers."""
         return self.network[0] >> 4 if self.network else None
 
     def is_of_packet(self, other: TraceStep) -> bool:
-        """Return whether both steps have headers, and of the same packet before source NAT."""
+        """Return whether both steps have headers of the same packet.
+
+        Source NAT must not have changed it.
+        """
         return self._sent != b"" and self._sent == other._sent
 
     @property
     def _sent(self) -> bytes:
-        """Return the bytes that only the sender sets: the source, and what numbers its packets.
+        """Return the header bytes that the sender has set and that identify the packet.
 
-        The destination, and so checksums, may be translated on the way.
+        They are the source, and numbers such as a sequence number. The destination, and therefore
+        checksums, may be translated on the way.
         """
         of_packet = self.transport[:2] + self.transport[4:6]  # a port or type; length, sequence, id
         if self.version == 4 and len(self.network) >= 20:
@@ -277,7 +287,10 @@ class TraceStep(NamedTuple):
 
 
 class PacketMatch(NamedTuple):
-    """Selects the packets to mark. ``starts``: only those that begin a TCP connection."""
+    """Describes the packets to trace.
+
+    With ``starts``, TCP packets only if they begin a connection.
+    """
 
     source: str
     destination: str
@@ -287,10 +300,10 @@ class PacketMatch(NamedTuple):
 
 
 class Trace(netlink.Netlink):
-    """Trace packets while the object exists. A context manager. Raises KernelError.
+    """Traces packets while the object exists. A context manager. Raises KernelError.
 
-    ``tables`` is the text of the tables that mark the packets (nft(8)). ``missed``: the kernel had
-    to skip messages.
+    ``tables`` is the text of the temporary tables that mark the packets (nft(8)). ``missed`` says
+    whether the kernel had to skip messages.
     """
 
     def __init__(self, tables: str) -> None:
@@ -317,10 +330,12 @@ class Trace(netlink.Netlink):
         super().close()
 
     def first(self, seconds: float) -> list[TraceStep]:
-        """Wait for one packet and return its path; empty if none came in ``seconds``.
+        """Wait for one packet and return the steps of its path; empty if none comes within
+        ``seconds``.
 
         When a bridge passes the packet up to the host, the kernel changes its trace id, because the
-        id depends on the ingress link (trace_fill_id, net/netfilter/nf_tables_trace.c).
+        id depends on the network interface by which the packet came (trace_fill_id,
+        net/netfilter/nf_tables_trace.c). Such steps are recognised by the packet's headers.
         """
         steps: list[TraceStep] = []
         ids: set[int] = set()
@@ -381,7 +396,7 @@ class Trace(netlink.Netlink):
 
 
 def _rule(packet: PacketMatch) -> str:
-    """Return a rule that marks at most one packet per second."""
+    """Return the nftables rule that marks such packets for tracing, at most one per second."""
     word = "ip6" if family_of(packet.destination) == 6 else "ip"
     match = f"{word} saddr {packet.source} {word} daddr {packet.destination}"
     if packet.port is not None:
@@ -394,7 +409,7 @@ def _rule(packet: PacketMatch) -> str:
 
 
 def trace_rules(packets: Iterable[PacketMatch]) -> str:
-    """Return the tables that mark these packets, in nft(8) syntax."""
+    """Return the temporary tables that mark these packets for tracing, in nft(8) syntax."""
     rules = "; ".join(map(_rule, packets))
     name = f"{PREFIX}{os.getpid()}"
     chains = {
@@ -416,7 +431,7 @@ def trace_rules(packets: Iterable[PacketMatch]) -> str:
 
 
 MOST_A_SECOND = 500
-"""The most packets that each rule marks a second; further packets are not seen."""
+"""The maximum number of packets that each rule marks in a second. Further packets are not seen."""
 _BUFFER = 4 << 20
 _MOST_WAYS = 4096
 
@@ -424,7 +439,7 @@ _MOST_WAYS = 4096
 class Dropped(NamedTuple):
     """A dropped packet and the rule that dropped it; ``rule`` is "" for a chain's policy.
 
-    ``headers`` begin with the IP header. ``length`` is that of the complete packet.
+    ``headers`` begin with the IP header. ``length`` is that of the whole packet in bytes.
     """
 
     table: str
@@ -435,10 +450,10 @@ class Dropped(NamedTuple):
 
 
 class DropTrace(Trace):
-    """Capture the dropped packets of some services. A context manager. Raises KernelError.
+    """Reads the dropped packets of some services. A context manager. Raises KernelError.
 
-    ``addresses`` are those of the services, ``ends`` the host ends of their veth pairs, ``bridges``
-    the bridges of all networks.
+    ``addresses`` are those of the services, ``ends`` are the host's ends of their veth pairs, and
+    ``bridges`` are the bridges of all networks.
     """
 
     def __init__(
@@ -471,7 +486,7 @@ class DropTrace(Trace):
 
 
 def _packet(network: bytes, transport: bytes) -> tuple[bytes, int]:
-    """Return the complete headers, and the length of the packet."""
+    """Return (headers of a packet, length of the whole packet in bytes)."""
     if network[0] >> 4 == 4:
         size = (network[0] & 15) * 4
         length = int.from_bytes(network[2:4], "big")
@@ -485,7 +500,10 @@ def _packet(network: bytes, transport: bytes) -> tuple[bytes, int]:
 
 
 def drop_rules(addresses: Collection[str], ends: Collection[str], bridges: Collection[str]) -> str:
-    """Return the tables that mark packets of these addresses, in nft(8) syntax."""
+    """Return the temporary tables that mark packets of these addresses, in nft(8) syntax.
+
+    The arguments are those of `DropTrace`.
+    """
     limit = f"limit rate {MOST_A_SECOND}/second burst {MOST_A_SECOND} packets meta nftrace set 1"
     into, either, foreign = [], [], []
     for family, word in ((4, "ip"), (6, "ip6")):

@@ -1,6 +1,6 @@
-"""Define the nftables rules that match egress and ingress policies, audit them and record flows.
+"""Define the nftables rules that apply policies, audit them, and record flows.
 
-These chains and maps are a part of `niso.kernel.ruleset`; the elements of policies are computed by
+These chains and maps are a part of `niso.kernel.ruleset`. The elements of policies are computed by
 `niso.plan.policy_elements`.
 
 Recording: the rules fill sets with who connected to whom, and which flow was refused. The sets are
@@ -10,13 +10,13 @@ full set drops no packet: its rule ends, and the next rule counts the flow as mi
 with ports are recorded. docs/design/seeing.md explains where the rules are;
 `niso.kernel.flow_memory` reads the sets.
 
-Audits: a packet that a policy in audit mode would deny is recorded and returns to ``forward``,
-where all other rules still apply to it. Sets contain the addresses of the audited services. The
-comment of an element has the service, and the begin and end of its audit in seconds since 1970. The
-element has a timeout: when the kernel deletes it, with or without niso running, the policy starts
-to drop. So an expired element is not reported as drift: an element that is about to expire is
-neither desired nor read. An audit without an end has an element without a timeout.
-docs/design/policy.md explains audits.
+Audits: during its audit period a policy drops nothing. A packet that it would deny is recorded and
+returns to ``forward``, where all other rules still apply to it. Sets contain the addresses of the
+audited services. The comment of an element has the service, and the begin and end of its audit in
+seconds since 1970. The element has a timeout: when the kernel deletes it, with or without niso
+running, the policy starts to drop. Therefore an expired element is not reported as missing: an
+element that is about to expire is neither desired nor read. An audit without an end has an element
+without a timeout. docs/design/policy.md explains audits.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 
 
 WATCHED = "watched"
-"""A set of both tables with the bridges, and their ports, of networks that are observed."""
+"""The set in both tables with the bridges, and their ports, of networks whose flows are recorded.
+"""
 
 KEPT_S = 7 * 86_400
-"""The lifetime of an element after its last packet, in seconds."""
+"""The time in seconds after its last packet for which a flow stays recorded."""
 
 PROBES = "probes"
-"""Sets of both tables with the sources of niso's own test packets, which are not recorded.
+"""The sets in both tables with the sources of niso's own test packets, which are not recorded.
 
 A packet mark would not work: it is lost when a packet leaves its namespace.
 """
@@ -53,14 +54,15 @@ SWITCHED = "switched"
 TRACKED = "0x8000000"
 """The bit of the packet mark for bridged frames that have passed the inet table's prerouting hook.
 
-Flows that these frames start are recorded there. If another program clears the bit, a flow is
-recorded twice.
+Flows that these frames start are recorded in the inet table. If another program clears the bit, a
+flow is recorded twice.
 """
 
 REFUSE = "refuse"
-"""The chain that records a new flow and drops the packet. Every drop of a policy goes to it.
+"""The chain that records a new flow and drops the packet. Every policy drops packets by it.
 
-The chain `AUDITED` records a packet that a policy in audit does not drop, and returns.
+The chain `AUDITED` records a packet that a policy does not drop because of its audit period, and
+returns.
 """
 
 SIZES = {SEEN: 65_535, ENTERED: 16_383, REFUSED: 16_383, AUDITED: 16_383, SWITCHED: 65_535}
@@ -73,7 +75,7 @@ _TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
 
 
 def sets_of(bridge: bool) -> tuple[str, ...]:
-    """Return the names of the sets that record flows, in the bridge table or in the inet table."""
+    """Return the sets of the bridge table, or else of the inet table, that record flows."""
     return tuple(f"{name}{n}" for name in SIZES if (name in _OF_BRIDGE) == bridge for n in (4, 6))
 
 
@@ -95,7 +97,7 @@ def _sets(bridge: bool) -> str:
 
 
 def _own(verdict: str) -> str:
-    """Return the rules that exclude niso's own test packets from recording."""
+    """Return the rules that give niso's own test packets ``verdict``, unrecorded."""
     return "\n".join(
         f"\t\t{word} saddr . meta l4proto . th sport @{PROBES}{family} {verdict}"
         for family, word in _SENSOR_WORDS.items()
@@ -112,7 +114,7 @@ def _record(name: str, verdict: str) -> str:
 
 
 def full(name: str) -> str:
-    """Return the comment of the rule that counts the flows that a full set has missed."""
+    """Return the comment of the rule that counts the flows which a full set has missed."""
     return f"missed: {name} is full"
 
 
@@ -208,16 +210,16 @@ BRIDGE_CHAINS = f"""\
 
 
 LOG_GROUP = 28271
-"""The nfnetlink_log group for packets dropped by policies with ``log = true``."""
+"""The nfnetlink_log group of packets that policies with ``log = true`` drop."""
 LOG_RATE = "rate 20/second burst 50 packets"
 
 CLASS = "class"
-"""The part that gives no verdict: its map sets the packet's priority to the class of the peer."""
+"""The part without a verdict: its map sets the packet's priority to the class of the peer."""
 FIRST_CLASS = 0x4E000000
-"""Classes are multiples of 16 above that.
+"""Classes are multiples of 16 above this number.
 
-Queues sort packets by such a priority as ordinary ones: no queue has this number, and the lowest 4
-bits are 0.
+Queues treat packets with such a priority as ordinary ones: no queue has this number, and the lowest
+4 bits are 0.
 """
 
 POLICY_PARTS = {
@@ -232,9 +234,10 @@ POLICY_PARTS = {
     "class_rest": ("{own} . classid", False),
     "rest": ("{own}", False),
 }
-"""Maps each part of a policy to (fields of its key, whether they are intervals), in lookup order.
+"""Maps each part of a policy to (fields of its key, whether they are intervals).
 
-``own`` is an address of the service with the policy. plan/policy_elements.py explains the parts.
+The parts are in the order of their lookup. ``own`` is an address of the service with the policy.
+plan/policy_elements.py explains the parts.
 """
 
 
@@ -244,7 +247,7 @@ POLICY_MAPS = {
     for family in (4, 6)
     for part in POLICY_PARTS
 }
-"""The maps of policies, with the direction and the part of each."""
+"""Maps each nftables map of policies to (direction, part)."""
 
 
 def _maps() -> str:
@@ -329,22 +332,25 @@ _AUDIT_WORDS = {4: "ip", 6: "ip6"}
 _OWN = {"in": "daddr", "out": "saddr"}
 
 PLACES = {f"audit_{way}{family}": way for way in _OWN for family in _AUDIT_WORDS}
-"""The sets of the inet table with audited addresses, with the direction of each.
+"""Maps each set of audited addresses in the inet table to its direction, "in" or "out".
 
-Their counters count packets not denied.
+The counters of the elements count packets that were not denied.
 """
 
 STOPPED = {f"no_start_{way}{family}": way for way in _OWN for family in _AUDIT_WORDS}
-"""The sets with addresses that start no flow by a packet of a closed one, with their direction."""
+"""Maps each set with addresses of services that have a policy to its direction, "in" or "out".
+
+A packet from the middle of a closed TCP connection starts no flow from or to these addresses.
+"""
 
 
 def chain(ingress: bool, log: bool) -> str:
-    """Return the name of the chain for packets that a policy in audit would deny."""
+    """Return the chain for packets that a policy would deny but for its audit period."""
     return f"audit_{'log_' if log else ''}{'in' if ingress else 'out'}"
 
 
 VERDICTS = frozenset(("goto", chain(way, log)) for way in (True, False) for log in (True, False))
-"""The verdicts of the map elements of policies in audit; they stay after the audit has ended."""
+"""The verdicts in map elements of policies with an audit period. They stay when it has ended."""
 
 
 def _chain(way: str, log: bool) -> str:
@@ -370,15 +376,15 @@ AUDIT_SETS = "\n".join(
 AUDIT_CHAINS = "\n".join(_chain(way, log) for way in _OWN for log in (False, True))
 
 MOST_S = 14 * 86_400
-"""The longest finite duration of an audit, and the default, in seconds."""
+"""The maximum length of an audit period with an end, in seconds. It is also the default."""
 
 NEVER = -1
-"""The end of an audit that lasts until the manifest ends it. Its element has no timeout."""
+"""The end of an audit period that lasts until the manifest ends it. Its element has no timeout."""
 ENDLESS = float("inf")
-"""The remaining seconds of an audit without an end."""
+"""The remaining seconds of an audit period without an end."""
 
 SLACK_S = 60
-"""How far the clock may have been set back since an audit began, in seconds.
+"""How far the clock may have been set back since an audit period began, in seconds.
 
 With an earlier clock, such as one that starts at 1970, the end of the audit cannot be determined,
 and the policy is enforced, unless the audit has no end.
@@ -391,7 +397,10 @@ _TOO_LONG = "with a timeout after its end"
 
 
 def term(entry: str) -> tuple[int, int] | tuple[()]:
-    """Return (since, until) of an element's comment after the service; () if it has no such text."""
+    """Return (since, until) of an audit period, from the comment of an element without the service.
+
+    Returns () if the comment has no such numbers.
+    """
     since, _, until = entry.partition(" ")
     try:
         return int(since), int(until)
@@ -400,9 +409,10 @@ def term(entry: str) -> tuple[int, int] | tuple[()]:
 
 
 def left_s(since: int, until: int, now: float) -> float:
-    """Return the remaining time of an audit in seconds, or `ENDLESS`.
+    """Return the remaining time of an audit period in seconds, or `ENDLESS`.
 
-    It is 0 if the audit has ended, or if the clock is implausible (see `SLACK_S`).
+    It is 0 if the period has ended, or if the clock is implausible (see `SLACK_S`). ``now`` is the
+    time in seconds since 1970.
     """
     if until == NEVER and since:
         return ENDLESS
@@ -414,21 +424,21 @@ def left_s(since: int, until: int, now: float) -> float:
 def timeout_s(value: tuple[Any, ...], now: float) -> float:
     """Return the remaining lifetime of an element in seconds, or `ENDLESS`.
 
-    ``value`` is the element's: the term of its audit.
+    ``value`` is the element's value: its audit period as (since, until).
     """
     return left_s(value[0], value[1], now) if value[1:] else 0
 
 
 def is_wanted(value: tuple[Any, ...], now: float) -> bool:
-    """Return whether an element with this value should exist now."""
+    """Return whether an element with this audit period should exist at the time ``now``."""
     return timeout_s(value, now) > _GRACE_S
 
 
 def seen(left: float | None, value: tuple[Any, ...], now: float) -> str | None:
-    """Return what is wrong with the timeout of an element, "" if nothing is.
+    """Return what is wrong with the timeout of an element; "" if nothing is.
 
-    ``left`` is the rest of the timeout in seconds, None without a timeout. Returns None if the
-    element is about to expire.
+    ``left`` is the rest of the timeout in seconds, or None if it has none. ``value`` is its audit
+    period. Returns None if the element is about to expire.
     """
     right = timeout_s(value, now)
     if left is None:

@@ -1,4 +1,4 @@
-"""Send one packet from any network namespace and observe whether it arrives (raw(7), packet(7)).
+"""Send one packet from any network namespace, and observe whether it arrives (raw(7), packet(7)).
 
 A socket belongs to the namespace that created it, so the caller returns to its own namespace at
 once.
@@ -48,10 +48,11 @@ _AT_ONCE = 1000  # foreign packets to skip before the time is checked
 
 
 class ProbeResult(NamedTuple):
-    """The outcome of a test packet.
+    """The result of sending a test packet.
 
-    ``arrived``: the packet reached the watched namespace; None if none is watched. ``unsent`` is
-    why the sender's own kernel refused to send it, "" if it sent the packet.
+    ``arrived`` says whether the packet reached the receiver's namespace; None if that is not
+    watched. ``answered`` says whether a reply came. ``unsent`` is why the sender's own kernel
+    refused to send it; "" if it sent the packet.
     """
 
     arrived: bool | None
@@ -60,12 +61,13 @@ class ProbeResult(NamedTuple):
 
 
 class Probe:
-    """A test packet from ``source`` to ``destination``. A context manager.
+    """A test packet from ``source`` to ``destination``, as a context manager.
 
-    ``namespace`` is the sender's, "" for the caller's. ``proto`` is tcp (a SYN), udp (an empty
-    datagram) or sctp (an INIT) with ``port``, or icmp (an echo). ``watched`` is (namespace, port
-    after NAT) of the receiver. ``size`` is the length of an echo's IP packet in bytes; such a
-    packet must not be fragmented. Raises KernelError if a namespace or the address does not exist.
+    ``namespace`` is the sender's; "" is the caller's. ``proto`` is tcp (a SYN), udp (an empty
+    datagram) or sctp (an INIT) with ``port``, or icmp (an echo request). ``watched`` is (namespace
+    of the receiver, port after NAT). ``size`` is the length of an echo's IP packet in bytes; such a
+    packet must not be fragmented. Raises KernelError if a namespace or the source address does not
+    exist.
     """
 
     def __init__(
@@ -114,9 +116,11 @@ class Probe:
         self._stack.close()
 
     def send(self) -> str:
-        """Send the packet once; return why the sender's own kernel refused it, else "".
+        """Send the packet once.
 
-        The rules do not record the packet as a flow.
+        Return why the sender's own kernel refused it; "" if it sent the packet.
+
+        The rules do not record the packet as a flow. Raises KernelError for other failures.
         """
         if self._proto != "icmp":
             flow_memory.leave_out(self._source, self._proto, self._own_port)
@@ -133,7 +137,7 @@ class Probe:
         return ""
 
     def wait(self, seconds: float, for_answer: bool = False) -> ProbeResult:
-        """Wait at most ``seconds`` until the packet arrives, and return the outcome.
+        """Wait at most ``seconds`` until the packet arrives, and return the result.
 
         With ``for_answer``, or if no namespace is watched, wait for the answer instead.
         """
@@ -272,7 +276,8 @@ class Probe:
 
 
 def echo(namespace: str, source: str, destination: str, seconds: float) -> float | None:
-    """Return the round-trip time (seconds) of an ICMP echo; None without an answer in ``seconds``.
+    """Return the round-trip time in seconds of an ICMP echo; None if no answer comes in
+    ``seconds``.
 
     Raises KernelError, also if the sender's own kernel refuses to send.
     """
@@ -284,7 +289,9 @@ def echo(namespace: str, source: str, destination: str, seconds: float) -> float
 
 
 def own_address(destination: str) -> str | None:
-    """Return the caller's source address for ``destination``; None without a route."""
+    """Return the source address that the caller's packets to ``destination`` have; None without a
+    route.
+    """
     family = socket.AF_INET6 if family_of(destination) == 6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
         try:

@@ -29,19 +29,22 @@ _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _folders: dict[tuple[int, str], int] = {}
 """Maps (network namespace, "ipv4") to a descriptor of that namespace's /proc/sys/net/ipv4."""
 _top, _walks = -1, 0
-"""The descriptor of the folder from which sysctl folders are opened, and how many were opened."""
+"""``_top`` is a descriptor of the folder with the sysctl folders; -1 if it is not open.
+
+``_walks`` is how many were opened from it.
+"""
 
 
 def read(name: str) -> str | None:
-    """Return the value of a sysctl; None if this kernel or interface does not have it.
+    """Return the value of a sysctl; None if this kernel or network interface does not have it.
 
-    The newline is removed. Raises KernelError.
+    The newline at its end is removed. Raises KernelError.
     """
     return read_all((name,))[0]
 
 
 def read_all(names: Iterable[str]) -> list[str | None]:
-    """Read several sysctls as `read` does, and enter the namespace only once."""
+    """Return the values of several sysctls, each as `read` does. Raises KernelError."""
     try:
         inode = os.stat(_OWN).st_ino
     except OSError as error:
@@ -55,7 +58,7 @@ def write(name: str, value: str) -> None:
 
 
 def write_all(values: Iterable[tuple[str, str]]) -> None:
-    """Set several sysctls as `write` does, in order, and enter the namespace only once."""
+    """Set several sysctls in order, given as (name, value). Raises KernelError."""
     inode = 0
     for name, value in values:
         what = f"set sysctl {name} to '{value}'"
@@ -86,9 +89,9 @@ def _read(inode: int, name: str) -> str | None:
 
 
 def _open(inode: int, name: str, flags: int) -> int:
-    """Open a sysctl of this thread's namespace and return a descriptor.
+    """Open a sysctl of this thread's network namespace and return a descriptor.
 
-    ``inode`` is the namespace's inode. Raises OSError.
+    ``inode`` is the inode of the namespace. Raises OSError.
     """
     _check(name)
     _, family, tail = name.split("/", 2)
@@ -120,7 +123,7 @@ def _open_folder(family: str) -> int:
 
 
 def _has_many() -> bool:
-    """Return whether the host has many network namespaces, according to the number of names."""
+    """Return whether the host has many network namespaces, by the number of their names."""
     try:
         return len(os.listdir(paths.NETNS_DIR)) > _FEW
     except OSError:
@@ -128,7 +131,8 @@ def _has_many() -> bool:
 
 
 def _own_sys() -> int:
-    """Return a descriptor of the folder sys of a private proc mount (fsopen(2)), else of /proc/sys.
+    """Return a descriptor of /proc/sys, or of the same folder in a private mount of proc
+    (fsopen(2)).
 
     The sysctl folders of all namespaces have the same names, so they share one chain of the file
     system's dentry cache. With 1,000 namespaces, opening two of them in /proc takes 1 to 2 ms; in a
@@ -157,7 +161,7 @@ def _own_sys() -> int:
 
 
 def _check(name: str) -> None:
-    """Raise KernelError for a name outside net/: such sysctls apply to the complete machine."""
+    """Raise KernelError for a name outside net/: such sysctls apply to the whole machine."""
     if not name.startswith("net/") or ".." in name.split("/") or name.count("/") < 2:
         raise KernelError(f"'{name}' is not a sysctl of a network namespace")
 
@@ -172,11 +176,11 @@ _MODPROBE = ("/usr/sbin/modprobe", "/sbin/modprobe")
 
 
 def load_bridge_netfilter() -> None:
-    """Load br_netfilter if it is missing; bridges with nf_call_iptables need it.
+    """Load the kernel module br_netfilter if it is missing. Bridges with nf_call_iptables need it.
 
-    Its global sysctls start at 1, which would pass the frames of all other bridges through the
-    rules of all tables. They are set to 0, so these bridges behave as without the module. Raises
-    KernelError if the module does not exist.
+    The module's global sysctls start at 1, which would pass the frames of all other bridges through
+    the rules of all tables. They are set to 0, so that these bridges behave as without the module.
+    Raises KernelError if the module does not exist.
     """
     if os.path.isdir(f"{_SYS}/{BRIDGE_NETFILTER}"):
         return

@@ -311,10 +311,10 @@ class Real:
 
 
 class Writer:
-    """Steps, and the sockets that their kinds need to execute them.
+    """Steps to execute, and the sockets that their kinds need for this.
 
-    With ``ending``, veth pairs whose namespace is deleted too are only detached, and their names
-    added to ``ending``.
+    With ``ending``, veth pairs whose namespace is deleted too are only detached from their bridge,
+    and their names are added to ``ending``.
     """
 
     def __init__(
@@ -337,7 +337,7 @@ class Writer:
         }
 
     def steps_in(self, netns: str) -> Sequence[Step[Any]]:
-        """Return the steps for objects in a namespace, in order."""
+        """Return the steps for objects in a network namespace, in order."""
         if not self._by_space:
             for step in self.steps:
                 if isinstance(step, Step):
@@ -345,13 +345,13 @@ class Writer:
         return self._by_space.get(netns, ())
 
     def rtnl(self, netns: str) -> Rtnl:
-        """Return a socket of a namespace; "" is the host. Raises KernelError."""
+        """Return an rtnetlink socket in a namespace; "" is the host's. Raises KernelError."""
         return self.sockets.at(netns)
 
     def link(self, netns: str, name: str) -> tuple[Rtnl, int | None]:
-        """Return a socket of the namespace and the link's index; None if the link does not exist.
+        """Return (rtnetlink socket of the namespace, index of the network interface ``name``).
 
-        If the link does not exist, no object on it exists either.
+        The index is None if the interface does not exist. Then no object on it exists either.
         """
         rtnl = self.rtnl(netns)
         try:
@@ -363,7 +363,10 @@ class Writer:
 
     @staticmethod
     def existing(index: int | None, link: str) -> int:
-        """Return ``index`` unless it is None. Raises KernelError if the link does not exist."""
+        """Return ``index``.
+
+        Raises KernelError if it is None: the network interface does not exist.
+        """
         if index is None:
             raise KernelError(
                 f"link {link!r} does not exist", "niso net repair", errno=errno.ENODEV
@@ -379,10 +382,10 @@ class Writer:
             self._do(batch)
 
     def run_what_can_be(self) -> list[Error]:
-        """Execute all steps, continuing after failures; return the errors.
+        """Execute all steps, continuing after failures, and return the errors.
 
-        After a failure no rule is deleted, since the rule may guard an object that could not be
-        deleted.
+        After a failure no nftables rule or element is deleted, since it may guard an object that
+        could not be deleted.
         """
         errors: list[Error] = []
         for batch in self._batches():
@@ -438,9 +441,9 @@ class Writer:
 
 
 def end_links(names: list[str]) -> None:
-    """Delete the links that a `Writer` has detached.
+    """Delete the network interfaces that a `Writer` has detached.
 
-    When the call returns, the links no longer exist. Raises KernelError.
+    When the call returns, the interfaces no longer exist. Raises KernelError.
     """
     if names:
         what = f"delete links {', '.join(names)}"
@@ -456,9 +459,9 @@ def end_links(names: list[str]) -> None:
 
 
 def write_first(writer: Writer, netns: str, link: str) -> None:
-    """Set the sysctls of a new link before it is set up, taken from all steps of the plan.
+    """Set the sysctls of a new network interface before it is set up, from all steps of the plan.
 
-    Otherwise the kernel would assign the link an IPv6 address and send from it.
+    Otherwise the kernel would give the interface an IPv6 address and send from it.
     """
 
     first = [

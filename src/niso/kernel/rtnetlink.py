@@ -1,11 +1,12 @@
-"""Create and change links, addresses, routes and routing rules by rtnetlink(7).
+"""Create and change network interfaces, addresses, routes and routing rules by rtnetlink(7).
 
 See linux/rtnetlink.h, linux/if_link.h, linux/fib_rules.h and ip-rule(8).
 
-A link created by niso always has its alias, even if niso is killed: creation and alias are two
-messages of one sendmsg. The second message must not hit a foreign link that already has the name,
-so both identify the link by an index chosen here, from a range that the kernel's own counter does
-not reach. (A temporary name would work too, but a rename waits for RCU.)
+An interface ("link" in the kernel's terms) that niso creates always has its alias, even if niso is
+killed: creation and alias are two messages of one sendmsg. The second message must not hit a
+foreign interface that already has the name, so both identify the interface by an index chosen here,
+from a range that the kernel's own counter does not reach. (A temporary name would work too, but a
+rename waits for RCU.)
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ KERNEL = 2  # RTPROT_KERNEL: added by the kernel with an address
 BOOT = 3  # RTPROT_BOOT: routes added by hand, as by iproute2
 UNICAST = 1  # RTN_UNICAST
 NOWHERE = {"blackhole": 6, "unreachable": 7, "prohibit": 8, "throw": 9}
-"""The types of routes without a link: name in ip-route(8) to RTN_* number."""
+"""The types of routes that lead to no interface: name in ip-route(8) to RTN_* number."""
 
 NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
@@ -105,16 +106,16 @@ class Rtnl(netlink.Netlink):
         super().__init__(netlink.ROUTE)
 
     def link(self, name: str) -> Link | None:
-        """Return the link ``name``, or None."""
+        """Return the network interface ``name``, or None."""
         what = f"read link '{name}'"
         body = ifinfo() + text(IFLA_IFNAME, name) + u32(_IFLA_EXT_MASK, _SKIP_STATS)
         answer = self.get_one(what, _GETLINK, body, (errno.ENODEV,))
         return netlink.understood(what, parse_link, answer) if answer is not None else None
 
     def index(self, name: str) -> int:
-        """Return the index of a link (netdevice(7)) at a tenth of the cost of `link`.
+        """Return the index of a network interface (netdevice(7)), at a tenth of the cost of `link`.
 
-        Raises KernelError if the link does not exist.
+        Raises KernelError if the interface does not exist.
         """
         try:
             answer = ioctl(self._socket, _SIOCGIFINDEX, _ifreq.pack(name.encode(), 0))
@@ -123,7 +124,7 @@ class Rtnl(netlink.Netlink):
         return int(_ifreq.unpack(answer)[1])
 
     def name(self, index: int) -> str:
-        """Return the name of the link with this index; "" if there is none."""
+        """Return the name of the network interface with this index; "" if there is none."""
         try:
             answer = ioctl(self._socket, _SIOCGIFNAME, _ifreq.pack(b"", index))
         except OSError as error:
@@ -133,20 +134,26 @@ class Rtnl(netlink.Netlink):
         return netlink.string(_ifreq.unpack(answer)[0])
 
     def links(self) -> list[Link]:
-        """Return all links, in the kernel's order."""
+        """Return all network interfaces of the namespace, in the kernel's order."""
         body = ifinfo() + u32(_IFLA_EXT_MASK, _SKIP_STATS)
         return self.dump("list links", _GETLINK, body, parse_link)
 
     def makes_sums(self, name: str) -> bool:
-        """Return whether a link completes checksums before it sends (ETHTOOL_GTXCSUM)."""
+        """Return whether an interface completes checksums before it sends (ETHTOOL_GTXCSUM)."""
         return not self._ethtool(f"read offloads of link '{name}'", name, _GTXCSUM, 0)
 
     def make_sums(self, name: str) -> None:
-        """Complete checksums, and cut large packets, before a link sends them (ETHTOOL_STXCSUM)."""
+        """Make a network interface complete checksums and cut large packets before it sends them.
+
+        This uses ETHTOOL_STXCSUM.
+        """
         self._ethtool(f"switch off checksum offload of link '{name}'", name, _STXCSUM, 0)
 
     def join_segments(self, name: str) -> None:
-        """Join small TCP segments that a link receives, as far as it can (ETHTOOL_SGRO)."""
+        """Make a network interface join the small TCP segments that it receives, if it can.
+
+        This uses ETHTOOL_SGRO.
+        """
         try:
             self._ethtool(f"switch on GRO of link '{name}'", name, _SGRO, 1)
         except KernelError as error:
@@ -154,7 +161,10 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def _ethtool(self, what: str, name: str, command: int, value: int) -> int:
-        """Execute a command of struct ethtool_value; return its value (linux/ethtool.h)."""
+        """Execute an ethtool command on a network interface, and return the resulting value.
+
+        ``what`` describes the step. The command has a struct ethtool_value (linux/ethtool.h).
+        """
         data = array("I", (command, value))
         try:
             ioctl(self._socket, _SIOCETHTOOL, _ifr_data.pack(name.encode(), data.buffer_info()[0]))
@@ -172,12 +182,12 @@ class Rtnl(netlink.Netlink):
         call_iptables: bool = False,
         call_ip6tables: bool = False,
     ) -> None:
-        """Create a bridge, up, without STP, multicast snooping and link-local address.
+        """Create a bridge that is up, without STP, multicast snooping and link-local address.
 
-        Its MAC is ``mac`` or random, and fixed: by default, a bridge takes the lowest MAC of its
-        ports, which would change while services have it in their neighbour tables.
-        ``call_iptables`` and ``call_ip6tables`` pass bridged frames to the IPv4 and IPv6 hooks,
-        even if the sysctls bridge-nf-call-* are off; without them the sysctls decide.
+        Its MAC is ``mac`` or random, and never changes. By default a bridge takes the lowest MAC of
+        its ports, which would change while services have it in their neighbour tables.
+        ``call_iptables`` and ``call_ip6tables`` pass bridged frames to the IPv4 and IPv6 hooks even
+        if the sysctls bridge-nf-call-* are off. Without them the sysctls decide.
         """
         index = self.free_index()
         data = (
@@ -213,13 +223,12 @@ class Rtnl(netlink.Netlink):
         port: bytes,
         alias: str,
     ) -> tuple[int, str]:
-        """Create a veth pair; return the index and the MAC of its end in this namespace.
+        """Create a veth pair. Return (index, MAC) of the end in this namespace.
 
-        The end ``name`` is up and a port of ``bridge`` with the settings ``port``
-        (`bridge_flags.new_port`). The end ``peer`` is down, in the namespace of ``peer_netns_fd``.
-
-        The link is set up last: the kernel walks all IPv6 routes for each change of a link that is
-        up.
+        The end ``name`` is up and a port of ``bridge``; ``port`` are its settings
+        (`niso.kernel.link_records.new_port`). The end ``peer`` is down, in the namespace of
+        ``peer_netns_fd``. The interface is set up last, because the kernel walks all IPv6 routes
+        for each change of an interface that is up.
         """
         master = self.index(bridge)
         index = self.free_index()
@@ -258,10 +267,10 @@ class Rtnl(netlink.Netlink):
         mac: str | None = None,
         drift: str = "",
     ) -> None:
-        """Change the settings of the link ``name`` that are not None.
+        """Change those settings of the network interface ``name`` that are not None.
 
-        ``master`` "" detaches it from its bridge, ``alias`` "" clears the alias, ``hairpin``
-        applies to a bridge port. The settings named in ``drift`` are reset
+        With ``master`` "", it is detached from its bridge; with ``alias`` "", its alias is cleared.
+        ``hairpin`` is a setting of a bridge port. The settings named in ``drift`` are reset
         (`niso.kernel.link_records`).
         """
         flags, switched = IFF_UP if up else 0, 0 if up is None else IFF_UP
@@ -302,15 +311,15 @@ class Rtnl(netlink.Netlink):
     def set_calls(
         self, name: str, call_iptables: bool | None = None, call_ip6tables: bool | None = None
     ) -> None:
-        """Change the settings of the bridge ``name`` that are not None; see `add_bridge`."""
+        """Change those settings of the bridge ``name`` that are not None; see `add_bridge`."""
         what = f"set nf_call_iptables, nf_call_ip6tables of '{name}'"
         own = of_kind("bridge", *call_flags(call_iptables, call_ip6tables))
         self.transact(Message(what, NEWLINK, 0, ifinfo() + text(IFLA_IFNAME, name) + own))
 
     def detach(self, names: Sequence[str]) -> None:
-        """Set links down and detach them from their bridge; no-op for missing ones.
+        """Set network interfaces down and detach them from their bridge; no-op for missing ones.
 
-        Afterwards no packet passes through them, whatever happens at the other end of a veth.
+        Afterwards no packet passes through them, whatever happens at the other end of a veth pair.
         """
         for start in range(0, len(names), _AT_ONCE):
             bodies = [
@@ -325,16 +334,16 @@ class Rtnl(netlink.Netlink):
             )
 
     def delete_link(self, name: str) -> None:
-        """Delete the link ``name`` (and a veth's other end); no-op if it does not exist."""
+        """Delete an interface, and the other end if it is a veth; no-op if it is missing."""
         body = ifinfo() + text(IFLA_IFNAME, name)
         self.transact(Message(f"delete link '{name}'", _DELLINK, 0, body, (errno.ENODEV,)))
 
     def delete_links(self, names: Sequence[str]) -> None:
-        """Delete several links (and veths' other ends) at the cost of one; no-op for missing ones.
+        """Delete several network interfaces at the cost of one; no-op for missing ones.
 
-        They are put into a group with a random number (IFLA_GROUP), which is then deleted: the
-        kernel unregisters the links of a group together and waits for RCU once (rtnl_group_dellink,
-        net/core/rtnetlink.c).
+        The other ends of veth pairs are deleted too. The interfaces are put into a group with a
+        random number (IFLA_GROUP), which is then deleted: the kernel unregisters the interfaces of
+        a group together and waits for RCU once (rtnl_group_dellink, net/core/rtnetlink.c).
         """
         number = int.from_bytes(os.urandom(4)) >> 1 | 1
         what = f"delete links {', '.join(repr(name) for name in names)}"
@@ -349,7 +358,7 @@ class Rtnl(netlink.Netlink):
         )
 
     def addresses(self, link_index: int | None = None) -> list[LinkAddress]:
-        """Return the addresses of both families, of one link or of all."""
+        """Return the addresses of both families, of one network interface or of all."""
         result = []
         # a dump of both families would walk all links to find this one
         for family in _FAMILIES if link_index else (socket.AF_UNSPEC,):
@@ -365,12 +374,12 @@ class Rtnl(netlink.Netlink):
     def add_address(
         self, link_index: int, cidr: str, replace: bool = False, routed: bool = True
     ) -> None:
-        """Add an address with its prefix length; no-op if the link has it.
+        """Add an address with its prefix length; no-op if the interface has it.
 
         With ``replace`` an existing address becomes permanent. Unless ``routed``, the kernel adds
-        no route to its prefix. IPv6 skips duplicate address detection: IPAM assigns no address
-        twice, and the service would have to wait. The kernel derives the scope of an IPv6 address:
-        fe80::1/64 is link-local.
+        no route to its prefix. An IPv6 address skips duplicate address detection: niso assigns no
+        address twice, and the service would have to wait. The kernel derives the scope of an IPv6
+        address: fe80::1/64 is link-local.
         """
         family, packed, length = parse_cidr(cidr)
         flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
@@ -387,7 +396,10 @@ class Rtnl(netlink.Netlink):
         self.transact(*messages)
 
     def add_connected_route(self, link_index: int, cidr: str) -> None:
-        """Restore the prefix route that the kernel adds with an address; no-op if it exists."""
+        """Restore the route to an address's prefix that the kernel adds with the address.
+
+        No-op if the route exists.
+        """
         family, packed, length = parse_cidr(cidr)
         whole = 8 * len(packed)
         number = int.from_bytes(packed) >> (whole - length) << (whole - length)
@@ -400,14 +412,16 @@ class Rtnl(netlink.Netlink):
         self.transact(Message(what, _NEWROUTE, netlink.CREATE, body, (errno.EEXIST,)))
 
     def delete_connected_route(self, link_index: int, cidr: str) -> None:
-        """Delete the prefix route that the kernel added with an address; no-op if missing."""
+        """Delete the route to an address's prefix that the kernel has added; no-op if it is
+        missing.
+        """
         self._delete_routes(
             f"delete the route to {cidr} by link {link_index}",
             _route(prefix(cidr), "", link_index, KERNEL),
         )
 
     def delete_address(self, link_index: int, cidr: str) -> None:
-        """Delete an address of a link; no-op if it does not exist."""
+        """Delete an address of a network interface; no-op if it does not exist."""
         family, packed, length = parse_cidr(cidr)
         body = ifaddrmsg.pack(family, length, 0, _SCOPE_UNIVERSE, link_index) + attribute(
             IFA_LOCAL, packed
@@ -416,7 +430,9 @@ class Rtnl(netlink.Netlink):
         self.transact(Message(what, _DELADDR, 0, body, (errno.EADDRNOTAVAIL, errno.ENODEV)))
 
     def routes(self, link_index: int | None = None, table: int = MAIN) -> list[LinkRoute]:
-        """Return the routes of a table, of both families, through one link or through any."""
+        """Return the routes of a table in both families, through one network interface or through
+        any.
+        """
         body = rtmsg.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0) + u32(RTA_TABLE, table)
         body += u32(RTA_OIF, link_index) if link_index else b""
         absent = (errno.ENOENT, errno.ENODEV)  # no such table yet; no such link
@@ -424,11 +440,13 @@ class Rtnl(netlink.Netlink):
         return [route for family, route in dumped if family in _FAMILIES and route.table == table]
 
     def add_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
-        """Add a unicast route to the main table, on-link if ``gateway`` is "".
+        """Add a unicast route to the main table.
 
-        The gateway is taken as reachable through the link, without a route to it. ``metric`` 0 is
-        the kernel's default. No-op if the route exists. Raises KernelError if another route to
-        ``destination`` with this metric exists.
+        If ``gateway`` is "", the destination is on the link.
+
+        The gateway is taken as reachable through the interface with this index, without a route to
+        it. ``metric`` 0 is the kernel's default. No-op if the route exists. Raises KernelError if
+        another route to ``destination`` with this metric exists.
         """
         what = f"add route {destination} via {gateway or 'link'} {index}"
         body = _route(destination, gateway, index, BOOT)
@@ -462,7 +480,7 @@ class Rtnl(netlink.Netlink):
         self._delete_routes(f"delete {kind} route {destination}", body)
 
     def _delete_routes(self, what: str, body: bytes) -> None:
-        """Delete all matching routes, one by one.
+        """Delete all matching routes one by one.
 
         Without a metric in the request, the kernel deletes only the first match.
         """
@@ -475,7 +493,7 @@ class Rtnl(netlink.Netlink):
                 return
 
     def free_index(self) -> int:
-        """Return an index for a new link that the kernel itself will not choose soon."""
+        """Return an index for a new interface, one that the kernel will not choose soon."""
         for _ in range(_INDEX_TRIES):
             index = _OWN_INDEX + int.from_bytes(os.urandom(4), "big") % (1 << 29)
             if not self.name(index):
@@ -483,10 +501,11 @@ class Rtnl(netlink.Netlink):
         raise refused("find a free link index", errno.EBUSY)
 
     def create(self, index: int, what: str, made: bytes, marked: bytes, *more: Message) -> None:
-        """Create a link with the attributes ``made``, set its alias ``marked``, and send ``more``.
+        """Create a network interface, set its alias, and send the messages ``more``.
 
-        All messages are in one sendmsg; if one of ``more`` fails, the link is deleted. The link has
-        no automatic link-local address. ``what`` names the creation in a KernelError.
+        ``made`` are its attributes, and ``marked`` is the attribute with the alias. All messages
+        are in one sendmsg; if one of ``more`` fails, the interface is deleted. It has no automatic
+        link-local address. ``what`` describes the creation in a KernelError.
         """
         new = Message(what, NEWLINK, netlink.CREATE | netlink.EXCL, ifinfo(index) + made)
         mark = Message(what, NEWLINK, 0, ifinfo(index) + marked)
@@ -508,20 +527,20 @@ def ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
 
 
 def join(name: str, index: int, bridge: str, master: int) -> Message:
-    """Return the message that makes a link a port of the bridge with index ``master``."""
+    """Return the message that makes an interface a port of the bridge with index ``master``."""
     what = f"attach '{name}' to bridge '{bridge}'"
     return Message(what, NEWLINK, 0, ifinfo(index) + u32(IFLA_MASTER, master))
 
 
 def raise_up(name: str, index: int) -> Message:
-    """Return the message that sets a link up."""
+    """Return the message that sets a network interface up."""
     return Message(f"set link '{name}' up", NEWLINK, 0, ifinfo(index, IFF_UP, IFF_UP))
 
 
 def no_link_local(what: str, index: int) -> Message:
-    """Return the message that disables the automatic IPv6 link-local address.
+    """Return the message that disables the automatic IPv6 link-local address of an interface.
 
-    A kernel without IPv6 (or an MTU too small for it) has nothing to disable.
+    On a kernel without IPv6, or with an MTU too small for it, it does nothing.
     """
     mode = attribute(_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
     body = ifinfo(index) + nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
@@ -547,7 +566,10 @@ def _route(destination: str, gateway: str, index: int, protocol: int) -> bytes:
 
 
 PROTOCOL = 78
-"""The mark of niso's rules (FRA_PROTOCOL). No entry of iproute2's rt_protos has this number."""
+"""The number by which niso's routing rules are recognised (FRA_PROTOCOL).
+
+No entry of iproute2's rt_protos has this number.
+"""
 PRIORITY = 1  # after the rule of the local table, before rules of other programs
 _MASK = int(CHECKED, 16)
 
@@ -561,9 +583,9 @@ _header = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr
 
 
 class Rule(NamedTuple):
-    """A routing rule with niso's mark.
+    """A routing rule that niso made, for the bridge ``link``.
 
-    ``body`` is the kernel's answer, ``drift`` the differences from niso's rule.
+    ``body`` is the kernel's answer. ``drift`` describes how the rule differs from the desired one.
     """
 
     link: str
@@ -572,12 +594,12 @@ class Rule(NamedTuple):
 
 
 def selector(link: str) -> str:
-    """Return a bridge's rule in the syntax of ip-rule(8)."""
+    """Return the routing rule of a bridge in the syntax of ip-rule(8)."""
     return f"iif {link} fwmark 0/{CHECKED} priority {PRIORITY} protocol {PROTOCOL} prohibit"
 
 
 def of_niso(rtnl: Rtnl, family: int) -> list[Rule]:
-    """Return all routing rules of a family with niso's mark. Raises KernelError."""
+    """Return all routing rules of a family (4 or 6) that niso made. Raises KernelError."""
     body = _header.pack(_RULE_FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0)
     # a kernel without IPv6 or without policy routing has none
     absent = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
@@ -593,7 +615,7 @@ def add(rtnl: Rtnl, link: str, family: int) -> None:
 
 
 def delete(rtnl: Rtnl, link: str, family: int, drift: str = "") -> None:
-    """Delete the routing rules of a bridge with this ``drift`` from niso's rule.
+    """Delete the routing rules of a bridge that differ from niso's as ``drift`` says.
 
     Raises KernelError.
     """

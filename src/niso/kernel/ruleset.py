@@ -1,20 +1,21 @@
 """Define niso's two nftables tables: DNAT, masquerading, forwarding, anti-spoofing and tunnels.
 
 The tables are static, with sets and maps for services and networks. Chains never change with
-services: a change adds and deletes elements in one transaction, so its cost does not depend on the
-number of services. Both tables cover IPv4 and IPv6. `niso.kernel.policy_rules` defines the chains
-for policies and recorded flows, `niso.plan.elements` the elements. docs/design/packet.md describes
-the path of a packet.
+services: a change adds and deletes elements of sets and maps in one transaction, so its cost does
+not depend on the number of services. Both tables cover IPv4 and IPv6. `niso.kernel.policy_rules`
+defines the chains for policies and recorded flows, `niso.plan.elements` the elements.
+docs/design/packet.md describes the path of a packet.
 
 The bridge table checks frames at the ports of niso's bridges: what services may send, and which
 services frames reach. It runs before the inet table, and records its result in the packet mark.
 
 A VXLAN packet of another host is checked where it arrives, by the inner headers, before connection
-tracking (RFC 7348). It passes only if its inner destination is a service here, and if its outer
-source, VNI, inner source MAC and inner source address all belong to one claim. So no host can send
-as a service of another host, or from an address that its service has lost. ARP, neighbour discovery
-to all, VLAN tags and broadcasts of other hosts are dropped here. On a host without such a network
-all sets are empty.
+tracking (RFC 7348). It passes only if its inner destination is a service on this host. In addition
+its outer source, VNI, inner source MAC and inner source address must all belong to the same claim,
+which is a service's reservation of its addresses in the cluster. Therefore no host can send as a
+service of another host, or from an address that its service has lost. ARP, neighbour discovery to
+all, VLAN tags and broadcasts of other hosts are dropped. On a host without a network that spans
+hosts, all sets for this are empty.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from niso.kernel.policy_rules import CLASS
 
 
 TUNNEL = "nw-cluster"
-"""The WireGuard link of an encrypted cluster (kinds/tunnels.py)."""
+"""The name of the WireGuard interface of an encrypted cluster (kinds/tunnels.py)."""
 # Offsets are in bits from the UDP header: flags 64, VNI 96, then the inner frame: destination 128,
 # source 176, EtherType 224, source address 336 (IPv4) or 304 (IPv6).
 VNI, TO, FROM = "@th,96,24", "@th,128,48", "@th,176,48"
@@ -52,29 +53,33 @@ SETS = "\n".join(
         *(f"\tset vx{o}{i} {{ typeof {_key(o, i)}; }}" for o, i in _PAIRS),
     )
 )
-"""The sets: the UDP port, VXLAN devices, services here, and the claims of other hosts.
+"""The declarations of the sets for packets of other hosts.
 
-The port is also in ``sealed`` if its packets must go through the tunnel. Tunnel addresses are IPv6,
-so only IPv6 is looked up there; no claim then has another host's IPv4 address.
-
-``vx46`` has claims of IPv6 addresses by hosts with IPv4 underlay addresses.
+They are for the UDP port, the VXLAN devices, the services on this host, and the reservations
+(claims) of other hosts' services. The port is also in ``sealed`` if its packets must go through the
+WireGuard tunnel. Tunnel addresses are IPv6, so only IPv6 is looked up there; no reservation then
+has another host's IPv4 address. ``vx46`` has the IPv6 addresses of services on hosts with IPv4
+underlay addresses.
 """
 
 ARRIVES = "udp dport @wire jump wire"
-"""The first rule of prerouting. It also checks packets from lo, where VXLAN sockets listen, too."""
+"""The first rule of prerouting.
+
+It also checks packets from lo, where VXLAN sockets receive, too.
+"""
 
 LEAVES = "udp dport @wire jump wire_away"
-"""The first rule after masquerading: otherwise a service or user could forge such packets.
+"""The first rule after masquerading. Without it, a service or user could forge VXLAN packets.
 
-Their outer source would be this host's. Only packets that a VXLAN device has encapsulated have that
-device as their input device (ip_output, net/ipv4/ip_output.c).
+Their outer source would be the address of this host. Only packets that a VXLAN device has
+encapsulated have that device as their input device (ip_output, net/ipv4/ip_output.c).
 """
 
 UNMARKED = 'oifname "nx-*" meta mark set meta mark & 0xb3ffffff'
-"""The rule that clears niso's marks on packets that a VXLAN device is to encapsulate.
+"""The rule that clears niso's packet marks on packets that a VXLAN device is to encapsulate.
 
-Those are `CHECKED`, `TRACKED` and `RESOLVED`. For a packet with a mark the device looks up its
-route again (ip_tunnel_dst_cache_usable, include/net/ip_tunnels.h).
+These marks are `CHECKED`, `TRACKED` and `RESOLVED`. For a packet with a mark, the device looks up
+its route again (ip_tunnel_dst_cache_usable, include/net/ip_tunnels.h).
 """
 
 CHAINS = "\n".join(
@@ -109,34 +114,34 @@ CHAINS = "\n".join(
 )
 
 CLAIMS = tuple(f"vx{o}{i}" for o, i in _PAIRS)
-"""The sets with claims of other hosts."""
+"""The sets with the reservations (claims) of other hosts' services."""
 
 
 # --- rate limits of packets -----------------------------------------------------------------------
 
 
 FLOWS, FRAGMENTS, ARP, ASKERS = "flows", "fragments", "arp_nd", "askers"
-"""Sets with a limit in each element; a source without an element has no limit.
+"""Sets whose elements each have a rate limit. A source without an element has no limit.
 
-New flows are limited by address (``flows4``, ``flows6``); IP fragments, and ARP with neighbour
-discovery, by bridge port. ``askers4`` and ``askers6`` limit how many addresses on its own links the
-host resolves for a service, apart from those that were resolved in the last `nft_tables.NEXT_HOP_S`
-seconds. Each takes an entry of the machine's neighbour table.
+New flows are limited by address (``flows4``, ``flows6``). IP fragments, and ARP together with
+neighbour discovery, are limited by bridge port. ``askers4`` and ``askers6`` limit how many
+addresses on its own links the host resolves for a service. Addresses that were resolved in the last
+`NEXT_HOP_S` seconds do not count. Each address takes an entry of the machine's neighbour table.
 """
 _BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5}  # burst, in seconds of the rate
 
 
 def limit(what: str, rate: int) -> tuple[int, str, int, bool]:
-    """Build the limit of an element.
+    """Return the rate limit of an element in the set ``what``.
 
-    The parts are rate, unit, burst in packets, and whether the limit matches packets above the
-    rate.
+    It is a tuple (rate, unit of time, burst in packets, whether the limit matches packets above the
+    rate). ``rate`` is in packets per second.
     """
     return (rate, "second", rate * _BURST[what], True)
 
 
 def limit_text(value: tuple[int, str, int, bool]) -> str:
-    """Format a limit in nft's syntax."""
+    """Format a rate limit, as `limit` returns it, in nft's syntax."""
     rate, per, burst, over = value
     return f"limit rate{' over' if over else ''} {rate}/{per} burst {burst} packets"
 
@@ -145,24 +150,28 @@ def limit_text(value: tuple[int, str, int, bool]) -> str:
 
 
 SWITCHED = "0x4e150000"
-"""The mark of a frame that a foreign bridge switches, set in the bridge hook for the forward chain."""
+"""The packet mark of a frame that a foreign bridge switches.
+
+The bridge table sets it for the chain forward of the inet table.
+"""
 
 CHECKED = "0x40000000"
 """The bit of the packet mark for frames from a service's port that have passed the source check.
 
-`raw` drops packets from niso's bridges without this bit: they came through a port that niso did not
-create or that was renamed, whose name no rule of the bridge table matches. For packets from
-internal networks the bit is set again before routing, since mangle rules may overwrite it: without
-the bit, the routing rule of the network drops them (kernel/rtnetlink.py).
+The chain ``raw`` drops packets from niso's bridges without this bit: they came through a port that
+niso did not create, or that was renamed, so that no rule of the bridge table matches its name. For
+packets from internal networks the bit is set again before routing, since mangle rules of other
+programs may overwrite it: without the bit, the routing rule of the network drops them
+(kernel/rtnetlink.py).
 """
 
 RESOLVED = "0x4000000"
 """The bit of the packet mark for frames into which the bridge table has written the receiver's MAC.
 
-Other firewalls may restore the bit from a connection's mark, on a frame to any MAC. But a frame
-that leaves by a port was addressed to the bridge's own MAC (``pkttype host``) only if the bridge
-table rewrote it, or the host translated it. And a port that niso has not created may learn a
-service's MAC.
+Other firewalls may restore the bit from a connection's mark, on a frame to any MAC. Therefore the
+bit alone is not enough. A frame that leaves by a port was addressed to the bridge's own MAC
+(``pkttype host``) only if the bridge table rewrote it, or the host translated it. In addition, a
+port that niso has not created may learn a service's MAC.
 """
 _RESOLVED = f"meta mark set meta mark | {RESOLVED}"
 ABSENT = "0x10000000"
@@ -175,7 +184,7 @@ _RESOLVED4 = f"meta mark set meta mark | {_BOTH}"
 _UNTRACKED_COPY = hex(int(RESOLVED, 16) | int(policy_rules.TRACKED, 16))
 
 DROPPED_FROM = "dropped_from"
-"""A set of the bridge table that counts packets with a foreign source, by bridge port.
+"""The set of the bridge table that counts packets with a foreign source address, by bridge port.
 
 The rules fill it, so it is not part of State. A separate rule adds to the set before the drop,
 because adding to a full set ends the rule.
@@ -321,26 +330,25 @@ INET = "inet niso"
 BRIDGE = "bridge niso"
 
 PROGRAM = "0x20000000"
-"""The bit of the packet mark for packets that a host program on one of `OWN_PORTS` would receive.
+"""The bit of the packet mark for packets that a program of the host would receive.
 
-It is set before connection tracking and cleared after it.
+The program has one of `OWN_PORTS`. The bit is set before connection tracking and cleared after it.
 """
 REMAPPED, _NOT_REMAPPED = PROGRAM, "0xdfffffff"
 """The same bit on egress, for the first packet of a host's flow whose source port is remapped."""
 _MARK_PROGRAM = f"meta mark set meta mark | {PROGRAM}"
 
 PROGRAMS = "programs"
-"""A set of the inet table with ports that masquerading could take, and host programs use.
+"""The set of the inet table with ports that host programs use and masquerading could take.
 
 A rule adds the port, for a day, when another machine opens a flow to a host program. A packet that
-is sent to such a program before that, and matches a flow of a service, is dropped (`answers`). Any
-user of the host may listen on many ports: with all of them in the set, no flow of a service could
-leave.
+is sent to such a program before that, and matches a flow of a service, is dropped (chain
+``answers``). Not all ports on which a program listens are in the set, because any user of the host
+may listen on many ports, and then no flow of a service could leave.
 """
 
 OWN_PORTS = range(32_768, 61_000)
-"""The host ports that masquerading may use: the range of Linux's ephemeral ports
-(ip_local_port_range).
+"""The host ports that masquerading may use: Linux's ephemeral ports (ip_local_port_range).
 
 A flow whose source port is that of a published port, or of a host program, would receive packets
 that are meant for them (CVE-2021-3773).
@@ -362,11 +370,11 @@ _TO_ALL = (
     "meta pkttype host fib daddr type { broadcast, anycast, multicast }"
     ' counter drop comment "to the host, by an address that is not its own"'
 )
-"""The rule against packets that the host takes because it routes for a subnet, or is in a subnet.
+"""The rule against packets that the host receives by an address which is not its own.
 
-Those are broadcast addresses of its links (RFC 919), and in IPv6 the first address of each subnet
-if the host forwards (RFC 4291, 2.6.1). Policies name the host by its own addresses. A frame to all
-that a service sends on its own network is not concerned.
+Such addresses are the broadcast addresses of its links (RFC 919), and in IPv6 the first address of
+each subnet if the host forwards (RFC 4291, 2.6.1). Policies name the host by its own addresses. A
+frame to all that a service sends on its own network is not affected.
 """
 
 TABLES = f"""\
@@ -710,7 +718,7 @@ DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
 
 
 def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
-    """Yield the entries of `DECLARED`, without the sets that rules fill.
+    """Yield the items of `DECLARED`, without the sets that rules fill.
 
     Such sets are recognised by their longer declarations.
     """
@@ -731,13 +739,13 @@ def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]
 DECLARED = dict(_declared())
 """Maps (table, set or map) to (type of its keys, type of its values, whether it has intervals).
 
-The value type of a set with limits is "limit".
+The value type of a set with rate limits is "limit".
 """
 
 CONTAINERS = {
     table: tuple(name for at, name in DECLARED if at == table) for table in (INET, BRIDGE)
 }
-"""All sets and maps whose elements niso writes, by table."""
+"""Maps each table to its sets and maps whose elements niso writes."""
 
 POLICIES = frozenset(
     (
@@ -746,12 +754,12 @@ POLICIES = frozenset(
         *policy_rules.POLICY_MAPS,
     )
 )
-"""The sets and maps of policies."""
+"""The sets and maps with elements of policies."""
 
 COUNTED = policy_rules.STOPPED | {
     name: way for name, (way, part) in policy_rules.POLICY_MAPS.items() if part != CLASS
 }
-"""The sets and maps of policies whose elements have counters, with the direction of each."""
+"""Maps each set and map of policies whose elements have counters to "in" or "out"."""
 
 _GUARDS = f"""
 owner bridges same_bridge ports subnets4 subnets6 internal closed before
@@ -759,14 +767,17 @@ sources4 sources6 quoted4 quoted6 links broadcasts own4 own6 host_macs gateways4
 flows4 flows6 askers4 askers6 {FRAGMENTS} {ARP} vxlans wire sealed
 """
 LATE = frozenset(_GUARDS.split())
-"""Sets whose elements protect another object, and are deleted after that object.
+"""The sets whose elements guard another object, and are deleted after that object.
 
-See kinds/nft.py for policies.
+See kinds/nft.py for the elements of policies.
 """
 
 
 def rules_of(table: str, chain: str) -> list[str]:
-    """Return the rules of a chain of the ruleset, in order."""
+    """Return the rules of a chain in niso's tables, in order.
+
+    ``table`` is "inet niso" or "bridge niso".
+    """
     body = (
         TABLES.partition(f"table {table} {{")[2]
         .partition(f"chain {chain} {{\n")[2]

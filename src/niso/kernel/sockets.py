@@ -55,7 +55,10 @@ _ID_SIZE = 48
 
 
 class Listener(NamedTuple):
-    """A socket for ``port`` of ``address``; "0.0.0.0" or "::" means all addresses of the family."""
+    """A socket that receives at ``port`` of ``address``.
+
+    "0.0.0.0" and "::" stand for all addresses of the family.
+    """
 
     family: int
     address: str
@@ -64,7 +67,7 @@ class Listener(NamedTuple):
 
 
 class Connection(NamedTuple):
-    """A TCP connection: the client's and the server's address and port."""
+    """A TCP connection: the addresses and ports of the client and the server."""
 
     client: str
     client_port: int
@@ -75,9 +78,10 @@ class Connection(NamedTuple):
 class Measured(NamedTuple):
     """A TCP connection with the measurements of its socket in this namespace (struct tcp_info).
 
-    ``is_server``: the socket is the server's. ``rtt`` is the smoothed round-trip time in seconds.
-    ``retransmitted`` counts segments; ``received`` and ``acked`` (sent and acknowledged) count
-    bytes. All four are None if the kernel does not report them, for example during the handshake.
+    ``is_server`` says whether the socket is the server's. ``rtt`` is the smoothed round-trip time
+    in seconds. ``retransmitted`` counts segments. ``received`` and ``acked`` count bytes; the
+    latter are bytes sent and acknowledged. All four are None if the kernel does not report them,
+    for example during the handshake.
     """
 
     connection: Connection
@@ -90,10 +94,11 @@ class Measured(NamedTuple):
 
 
 def listeners(proto: str, first: int | None = None, last: int | None = None) -> list[Listener]:
-    """Return the listening ("tcp", "sctp") or bound and unconnected ("udp") sockets.
+    """Return the sockets of this network namespace that wait for packets.
 
-    They are in this network namespace and use the port ``first``, a port of ``first`` to ``last``,
-    or any port. An IPv6 socket that also accepts IPv4 is listed once for each family. A kernel
+    For "tcp" and "sctp" these are listening sockets, for "udp" those that are bound and not
+    connected. With ``first``, only sockets at this port, or at a port of ``first`` to ``last``, are
+    returned. An IPv6 socket that also accepts IPv4 is returned once for each family. A kernel
     without SCTP has no such sockets. Raises KernelError.
     """
     number, state = _PROTOCOLS[proto]
@@ -133,7 +138,10 @@ def measured() -> list[Measured]:
 def _connections[T](
     states: Iterable[int], extensions: int, parse: Callable[[bytes], tuple[_End, _End, T]]
 ) -> Iterator[tuple[Connection, bool, T]]:
-    """Yield (connection, whether this end is the server's, result of ``parse``) in these states."""
+    """Yield (connection, is_server, result of ``parse``) for the TCP connections in these states.
+
+    ``is_server`` says whether the end in this namespace is the server's.
+    """
     served = {listener.port for listener in listeners("tcp")}
     mask = sum(1 << state for state in states)
     with netlink.Netlink(netlink.SOCK_DIAG) as kernel:
@@ -146,9 +154,9 @@ def _connections[T](
 
 
 def holder(inode: int) -> tuple[int, str] | None:
-    """Return (pid, program name) of the process with the lowest pid that has this socket open.
+    """Return (pid, program name) of the process that has this socket open; None if none is visible.
 
-    Returns None if no such process is visible.
+    If there are several, it is the one with the lowest pid.
     """
     wanted = f"socket:[{inode}]"
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):

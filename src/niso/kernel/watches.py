@@ -1,4 +1,4 @@
-"""Wait for changes of niso's tables, links and files, without polling.
+"""Wait for changes of niso's nftables tables, network interfaces and files, without polling.
 
 Events do not say what has changed, except for the tables, where the kernel also reports which
 thread committed a transaction. A reader must read again everything that it needs.
@@ -46,8 +46,8 @@ _NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC  # IN_NONBLOCK, IN_CLOEXEC
 class TableChange(NamedTuple):
     """One transaction that changed niso's tables: "inet niso", "bridge niso" or both.
 
-    ``process`` is the name of the thread that committed it, ``pid`` its process in the initial PID
-    namespace.
+    ``process`` is the name of the thread that committed it, and ``pid`` its process id in the
+    initial PID namespace.
     """
 
     tables: tuple[str, ...]
@@ -95,14 +95,17 @@ class _MulticastGroup(netlink.Netlink):
 
 
 class Tables(_MulticastGroup):
-    """Watch nftables transactions while the object exists. Raises KernelError."""
+    """Watches nftables transactions while the object exists. Raises KernelError."""
 
     def __init__(self) -> None:
         super().__init__(netlink.NETFILTER, _NFNLGRP_NFTABLES)
         self._touched: list[str] = []
 
     def read(self) -> list[TableChange] | None:
-        """Return the transactions since the last call; None if the kernel had to skip some."""
+        """Return the transactions that changed niso's tables since the last call.
+
+        Returns None if the kernel had to skip some.
+        """
         messages = self.received()
         if messages is None:
             self._touched = []
@@ -126,13 +129,13 @@ class Tables(_MulticastGroup):
 
 
 class Links(_MulticastGroup):
-    """Watch the links of this network namespace. Raises KernelError."""
+    """Watches the network interfaces of this namespace. Raises KernelError."""
 
     def __init__(self) -> None:
         super().__init__(netlink.ROUTE, _RTNLGRP_LINK)
 
     def read(self) -> bool:
-        """Return whether a link that may be niso's has changed since the last call."""
+        """Return whether a network interface that may be niso's has changed since the last call."""
         messages = self.received()
         if messages is None:
             return True
@@ -147,7 +150,7 @@ class Links(_MulticastGroup):
 
 
 class Folders:
-    """Watch files in folders, by inotify(7). Raises KernelError."""
+    """Watches files in folders by inotify(7). Raises KernelError."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -166,7 +169,7 @@ class Folders:
         return self._fd
 
     def watch(self, folders: Iterable[str]) -> None:
-        """Watch more folders. For a missing folder, watch its nearest existing parent."""
+        """Watch more folders. If a folder is missing, its nearest existing parent is watched."""
         for folder in folders:
             place = folder
             while self._add(place) in (errno.ENOENT, errno.ENOTDIR) and place != "/":
@@ -190,7 +193,7 @@ class Folders:
         raise error
 
     def read(self) -> bool:
-        """Return whether a file has changed since the last call."""
+        """Return whether a file in a watched folder has changed since the last call of `read`."""
         changed = False
         while True:
             try:
@@ -213,7 +216,7 @@ def _is_noise(events: bytes) -> bool:
 
 
 class Watches:
-    """Watch everything on this machine that shows a change of niso's state. A context manager.
+    """Watches everything on this host that shows a change of niso's state. A context manager.
 
     Raises KernelError.
     """
@@ -250,11 +253,14 @@ class Watches:
         return self._poll.fileno()
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait for a change, at most ``seconds`` if not None; return whether one has happened."""
+        """Wait for a change, at most ``seconds`` unless None. Return whether there is one."""
         return bool(self._poll.poll(seconds))
 
     def read(self) -> tuple[bool, list[TableChange] | None]:
-        """Return (whether anything changed, table transactions; None if some were skipped)."""
+        """Return (whether anything changed, transactions of niso's tables) since the last call.
+
+        The transactions are None if the kernel had to skip some.
+        """
         tables = self._tables.read()
         links, files = self._links.read(), self._folders.read()
         if files:

@@ -1,9 +1,9 @@
-"""Parse keys of [network]: ip, extra_hosts, dns, dns_search and published ports.
+"""Parse the keys of [network] with addresses: ip, extra_hosts, dns, dns_search and ports.
 
-The forms of a port are Docker's (docs.docker.com/engine/network/port-publishing), with an optional
-protocol: ``HOST:CONTAINER``, optionally after a host address, and with equally long ranges on both
-sides. ``PORT`` is the same port on both sides; ``:PORT`` takes a free host port. Arguments of the
-command line have the same forms.
+The forms of a published port are Docker's (docs.docker.com/engine/network/port-publishing), with an
+optional protocol: ``HOST:CONTAINER``, optionally after a host address, and with equally long ranges
+on both sides. ``PORT`` is the same port on both sides; with ``:PORT``, niso chooses a free host
+port. Arguments of the command line have the same forms.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 MAX_SERVERS = 3
-"""MAXNS of resolv.conf(5)."""
+"""The maximum number of name servers, which is MAXNS of resolv.conf(5)."""
 _HOST_CHARACTERS = values.NAME_CHARACTERS | {"_"}
 
 
 def static_address(text: str, key: str) -> str:
-    """Return ``text`` if it is a unicast address that a service can have.
+    """Return ``text`` if a service can have it as an address: it must be a unicast address.
 
-    A later check compares it with the network. Raises InvalidInput.
+    Whether it is in the service's network is checked later. Raises InvalidInput.
     """
     example = '"10.99.1.10"'
     if values.is_ipv6(text):
@@ -48,7 +48,7 @@ def static_address(text: str, key: str) -> str:
 
 
 def _not_unicast6(text: str) -> str | None:
-    """Return why a host of a network cannot have this IPv6 address; None if it can."""
+    """Return why a service cannot have this IPv6 address; None if it can."""
     import ipaddress
 
     address = ipaddress.IPv6Address(text)
@@ -77,7 +77,7 @@ def _is_domain(text: str) -> bool:
 
 
 def domain(text: str, key: str) -> str:
-    """Return ``text`` if it is a domain name (RFC 1035, 2.3.1), ``_`` allowed.
+    """Return ``text`` if it is a domain name (RFC 1035, 2.3.1) or has ``_`` in addition.
 
     Raises InvalidInput.
     """
@@ -88,9 +88,9 @@ def domain(text: str, key: str) -> str:
 
 
 def extra_host(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid name for extra_hosts: a lower-case domain name.
+    """Return ``text`` if it is a valid name for extra_hosts, which is a domain name in lower case.
 
-    ``localhost`` and names of the host are reserved. Raises InvalidInput.
+    ``localhost`` and the names of the host are reserved. Raises InvalidInput.
     """
     right, example = "labels of a-z, 0-9, - and _, with dots between them", "db.example.com"
     if not _is_domain(text) or text != text.lower() or values.is_ipv4(text):
@@ -101,7 +101,10 @@ def extra_host(text: str, key: str) -> str:
 
 
 def extra_address(text: str, key: str) -> str:
-    """Return an address in its canonical form, or ``host-gateway``. Raises InvalidInput."""
+    """Return an address of extra_hosts in canonical form, or ``host-gateway`` unchanged.
+
+    Raises InvalidInput.
+    """
     if text == HOST_GATEWAY:
         return text
     if not (values.is_ipv4(text) or values.is_ipv6(text)):
@@ -113,9 +116,9 @@ def extra_address(text: str, key: str) -> str:
 
 
 def problems(network: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for arrays of addresses that are empty or too long.
+    """Yield an error for each array of addresses in [network] that is empty or too long.
 
-    ``network`` is [network] as tomllib returned it.
+    ``network`` is the table as tomllib returned it.
     """
     yield from _families(network.get("ip"), "network.ip")
     dns = network.get("dns")
@@ -128,7 +131,10 @@ def problems(network: dict[str, Any]) -> Iterator[InvalidInput]:
 
 
 def _families(ip: object, key: str) -> Iterator[InvalidInput]:
-    """Yield an error for each second address of a family, and for an empty array."""
+    """Yield an error for each second address of the same family, and for an empty array.
+
+    ``ip`` is the value of network.ip, and ``key`` its path.
+    """
 
     if isinstance(ip, dict):
         for name, items in ip.items():
@@ -155,7 +161,10 @@ NO_LOOPBACK6 = (
 
 
 def parse_port(text: str, key: str) -> Port:
-    """Parse a published port; a ``host_port`` of 0 requests a free one. Raises InvalidInput."""
+    """Parse a published port. If its ``host_port`` is 0, niso is to choose one.
+
+    Raises InvalidInput.
+    """
     address, ports = _split_address(text, key)
     ports, slash, proto = ports.partition("/")
     if slash and proto not in PROTOCOLS:
@@ -172,7 +181,10 @@ def parse_port(text: str, key: str) -> Port:
 
 
 def _split_address(text: str, key: str) -> tuple[str, str]:
-    """Split off the host address: return (canonical address, ports); `ANY` if there is none."""
+    """Split a published port into (host address in canonical form, ports).
+
+    The address is `ANY` if there is none.
+    """
     if text.startswith("["):
         address, bracket, ports = text[1:].partition("]:")
         if not (bracket and values.is_ipv6(address)):
@@ -192,7 +204,7 @@ def _split_address(text: str, key: str) -> tuple[str, str]:
 
 
 def _not_a_host(text: str) -> str | None:
-    """Return why no host is reachable at this address; None if one can be."""
+    """Return why a port cannot be published on this host address; None if it can."""
     import ipaddress  # most ports name no address
 
     address = ipaddress.ip_address(text)
@@ -211,7 +223,7 @@ def _not_a_host(text: str) -> str | None:
 
 
 def _range(part: str, text: str, key: str) -> tuple[int, int]:
-    """Parse ``8000-8010`` to the first and last port; ``8080`` means both."""
+    """Parse ``8000-8010`` to the first and last port. For ``8080``, both are 8080."""
     low, dash, high = part.partition("-")
     first = values.port_number(low)
     last = values.port_number(high) if dash else first
@@ -227,9 +239,9 @@ def _wrong(text: str, key: str, reason: str) -> InvalidInput:
 
 
 def distinct(ports: tuple[Port, ...]) -> tuple[Port, ...]:
-    """Remove duplicates from ports, keeping their order.
+    """Return the ports without duplicates, in the same order.
 
-    A port on all addresses of one family is dropped if it is also published on all addresses.
+    A port on all addresses of one family is left out if it is also published on all addresses.
     """
     known = dict.fromkeys(ports)
     return tuple(
@@ -238,11 +250,11 @@ def distinct(ports: tuple[Port, ...]) -> tuple[Port, ...]:
 
 
 def contradictions(ports: Iterable[Port]) -> list[tuple[int, int]]:
-    """Return (index, earlier index) for each port that contradicts an earlier port.
+    """Return (index, index of an earlier port) for each port that contradicts an earlier one.
 
-    Two different ports contradict each other if they publish the same host port at the same
-    address. Each index occurs once. A port on one address does not contradict a port on all
-    addresses, because the former has precedence.
+    Two different ports contradict each other if they publish the same host port on the same
+    address. Each port occurs at most once as the later one. A port on one address does not
+    contradict a port on all addresses, because the former has precedence.
     """
     groups: dict[tuple[str, str], list[tuple[int, int, int, Port]]] = {}
     for index, port in enumerate(ports):

@@ -1,8 +1,9 @@
 """Build the JSON Schemas (draft 2020-12) of manifest.toml and stack.toml, for editors.
 
-`niso schema` prints them. The first follows from `niso.manifest.keys`; conditions between several
-keys are here. `niso.manifest.validate` accepts nothing that the schema rejects. It also checks what
-a schema cannot express: that folders exist, that names differ, that no host port is used twice.
+`niso schema` prints them. The schema of manifest.toml is derived from `niso.manifest.keys`;
+conditions between several keys are in this module. Whatever a schema rejects,
+`niso.manifest.validate` rejects too. It also checks what a schema cannot express: that folders
+exist, that names differ, that no host port is used twice.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def manifest_schema() -> dict[str, Any]:
-    """Return the schema as plain data, for `json.dumps`."""
+    """Return the schema of manifest.toml as dicts and lists, for `json.dumps`."""
     tables = definitions(keys.Manifest)
     for section, known in keys.SECTIONS.items():
         properties = tables[keys.TABLES[section].__name__]["properties"]
@@ -67,7 +68,8 @@ def manifest_schema() -> dict[str, Any]:
 def _mode(mode: str, without: list[str]) -> dict[str, Any]:
     """Build the condition on the keys that [network] must and must not have in a mode.
 
-    Without the key ``mode``, the mode is bridge.
+    ``without`` are the keys that it must not have. If the key ``mode`` is missing, the mode is
+    bridge.
     """
     needs: dict[str, Any] = {"properties": {"mode": {"const": mode}}}
     if mode != "bridge":
@@ -79,9 +81,9 @@ def _mode(mode: str, without: list[str]) -> dict[str, Any]:
 
 
 def definitions(table: Any) -> dict[str, Any]:
-    """Return the definitions of a table and of all tables in it, by name.
+    """Return the schemas of a table and of all tables in it, as a dict by the tables' names.
 
-    A definition has keys, types, and non-empty defaults.
+    A schema has the keys with their types, and their defaults unless these are empty.
     """
     known = convert.fields(table)
     properties = {name: _kind(may_be) for name, may_be in known.items()}
@@ -104,7 +106,7 @@ def definitions(table: Any) -> dict[str, Any]:
 
 
 def _tables(may_be: Kind) -> Iterator[Any]:
-    """Yield the tables that a value can contain."""
+    """Yield the tables that a value of this kind can contain."""
     for inside in may_be.values():
         if convert.is_table(inside):
             yield inside
@@ -113,7 +115,7 @@ def _tables(may_be: Kind) -> Iterator[Any]:
 
 
 def _kind(may_be: Kind) -> dict[str, Any]:
-    """Build the schema of a value. None is skipped, since TOML has no such value."""
+    """Build the schema of a value of this kind. None is left out, since TOML has no such value."""
     choices = [_choice(form, inside) for form, inside in may_be.items() if form is not NoneType]
     return choices[0] if len(choices) == 1 else {"anyOf": choices}
 
@@ -133,7 +135,7 @@ def _choice(form: type, inside: Any) -> dict[str, Any]:
 
 
 def _set_rule(field: dict[str, Any], rule: Mapping[str, Any]) -> None:
-    """Add the conditions of a rule to all texts and numbers in a value."""
+    """Add the conditions of a rule to the schema of each string or number in a value."""
     for choice in field.get("anyOf", [field]):
         items = {"array": "items", "object": "additionalProperties"}.get(choice.get("type"))
         if items:
@@ -154,10 +156,10 @@ _OWN = ("Manifest", "Package", "Binary", "Service", "Healthcheck", "Network")
 
 
 def stack_schema() -> dict[str, Any]:
-    """Return the schema as plain data, for `json.dumps`.
+    """Return the schema of stack.toml as dicts and lists, for `json.dumps`.
 
     A [[service]] has the keys of a manifest's [network] directly. Its other tables override single
-    keys of the manifest, so they require none.
+    keys of the package's manifest, so none of their keys is required.
     """
     tables: dict[str, Any] = manifest_schema()["$defs"]
     whole = _inline(tables)
@@ -225,9 +227,9 @@ def stack_schema() -> dict[str, Any]:
 
 
 def _inline(tables: dict[str, Any]) -> dict[str, Any]:
-    """Return the definitions of [services.NAME]: a complete manifest, named by its table.
+    """Return the schemas for [services.NAME], which is a complete manifest without a package name.
 
-    Definitions that a [[service]] relaxes are repeated.
+    Tables of which a [[service]] requires less than a manifest are defined a second time.
     """
     text = json.dumps({f"Inline{name}": tables[name] for name in _OWN})
     for name in _OWN:

@@ -1,10 +1,10 @@
-"""Every key of manifest.toml, each declared once in `KEYS`.
+"""Declare every key of manifest.toml, each once, in `KEYS`.
 
 A declaration has the key's path, type, description, default and rule, and the field of
-`niso.plan.specs.ServiceSpec` that the value goes to. Types and defaults (`TABLES`), checks
-(`niso.manifest.validate`), the JSON Schema (`niso.manifest.json_schema`), the reference and the
-manual page, and the ServiceSpec (`spec`) follow from it. A new key is an entry here, a field of
-the ServiceSpec, and the code that uses the field.
+`niso.plan.specs.ServiceSpec` that the value goes to. From these declarations follow the types and
+defaults (`TABLES`), the checks (`niso.manifest.validate`), the JSON Schema
+(`niso.manifest.json_schema`), the reference and the manual page, and the ServiceSpec (`spec`). To
+add a key, add an entry here, a field of the ServiceSpec, and the code that uses the field.
 
 Conditions between several keys are in `niso.manifest.validate` and, for the schema, in
 `niso.manifest.json_schema`.
@@ -30,46 +30,56 @@ if TYPE_CHECKING:
 
 
 class Rule(NamedTuple):
-    """A condition that the values of a key must meet.
+    """A condition that the value of a key must meet.
 
-    For an array or a table, the condition is about each item.
+    If the value is an array or a table, each item of it must meet the condition.
     """
 
     parse: Callable[[Any, str], Any]
-    """Called with value and path; returns the parsed value. Raises InvalidInput."""
+    """A function that takes a value and its key path, and returns the parsed value.
+
+    It raises InvalidInput if the value does not meet the condition.
+    """
     schema: Mapping[str, Any] = {}
-    """The same condition for JSON Schema, as far as a schema can express it."""
+    """The same condition as a JSON Schema, as far as a schema can express it."""
 
 
 ANY = Rule(lambda value, _: value)
-"""The rule of a key all of whose values are valid, if they have its type."""
+"""The rule of a key for which every value of the right type is valid."""
 
 
 class Key(NamedTuple):
     """A key of the manifest."""
 
     path: str
-    """Such as service.stop_timeout; volumes.*.size is a key of each table in [volumes]."""
+    """The path, such as service.stop_timeout. volumes.*.size is a key of each table in [volumes].
+    """
     type: Any
-    """As in `niso.base.convert`. A string: the key is a table, and the string is its title."""
+    """The type, as in `niso.base.convert`. If it is a string, the key is a table with this title.
+    """
     about: str
-    """Description, for the schema and the reference."""
+    """The description, for the schema and the reference."""
     default: Any = ...
-    """Ellipsis: the key is required. For a table, ``{}``: its keys have their own defaults."""
+    """The default value; Ellipsis if the key is required.
+
+    A table has ``{}``, since its keys have their own defaults.
+    """
     rule: Rule = ANY
     to: str = ""
-    """Field of the NetworkSpec or ProgramSpec, or of a record in it (limits.arp); empty: `spec`
-    handles it."""
+    """The field of the NetworkSpec or ProgramSpec that the value goes to.
+
+    ``limits.arp`` is a field of a record in it. If it is empty, `spec` handles the value.
+    """
     names: Rule = ANY
-    """The rule for the names in a table whose names are free."""
+    """The rule for the names in a table whose names the user chooses."""
     schema: Mapping[str, Any] = {}
-    """Further conditions on the complete value, for JSON Schema."""
+    """Further conditions on the whole value, for the JSON Schema."""
     modes: tuple[str, ...] = ()
-    """For a key of [network]: the modes in which it is allowed; empty: all."""
+    """For a key of [network], the modes in which it is allowed; empty means all."""
 
     @property
     def table(self) -> str:
-        """Return the path of the table that has this key; empty for the file itself."""
+        """Return the path of the table that this key is in; "" for the top level of the file."""
         return self.path.removesuffix(".*").rpartition(".")[0]
 
     @property
@@ -82,7 +92,9 @@ class Key(NamedTuple):
 
     @property
     def has_any_names(self) -> bool:
-        """Return whether the key is a table of tables with free names, such as [volumes.data]."""
+        """Return whether the key is a table of tables whose names the user chooses, as
+        [volumes.data].
+        """
         return self.path.endswith(".*")
 
 
@@ -90,17 +102,20 @@ class Key(NamedTuple):
 
 
 def _pattern(parse: Callable[[str, str], Any], pattern: str) -> Rule:
-    """Build the rule for a string; all strings that ``parse`` accepts match ``pattern``."""
+    """Build the rule for a string, from a function and the pattern that all valid strings match."""
     return Rule(parse, {"pattern": pattern})
 
 
 def _duration(low: float, high: float) -> Rule:
-    """Build the rule for a duration, which is parsed to seconds."""
+    """Build the rule for a duration, which is parsed to seconds and must be ``low`` to ``high``."""
     return _pattern(lambda text, key: values.duration(text, key, low, high), _DURATION)
 
 
 def _number(low: int, high: int, right: str, example: str, reason: str = "is out of range") -> Rule:
-    """Build the rule for an integer; ``right``, ``example`` and ``reason`` are for its error."""
+    """Build the rule for an integer from ``low`` to ``high``.
+
+    ``right``, ``example`` and ``reason`` are for the error about another value.
+    """
 
     def parse(number: int, key: str) -> int:
         if not low <= number <= high:
@@ -714,18 +729,21 @@ KEYS = (
 
 
 SECTIONS: dict[str, dict[str, Key]] = {"": {}}
-"""The keys of each table, by the table's path and their names; the file's own under ""."""
+"""Maps the path of each table to its keys, a dict by name. The top level of the file is ""."""
 for _key in KEYS:
     SECTIONS[_key.table][_key.name] = _key
     if _key.is_table:
         SECTIONS[_key.path] = {}
 
 TABLES: dict[str, Any] = {}
-"""Each table as a named tuple for `niso.base.convert`, by its path."""
+"""Maps the path of each table to its named tuple class, for `niso.base.convert`."""
 
 
 def _table(path: str, title: str) -> Any:
-    """Build the named tuple for the keys of a table; add it and its subtables to `TABLES`."""
+    """Return the named tuple class for the table at ``path``, and add it to `TABLES`.
+
+    Its subtables are added too.
+    """
     types: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     for name, key in SECTIONS[path].items():
@@ -748,7 +766,7 @@ BY_PATH = {key.path: key for key in KEYS if not key.is_table}
 
 
 def key_at(path: str) -> Key | None:
-    """Return the key of a value, such as ``volumes.data.size`` or ``network.ports[0]``, or None."""
+    """Return the key of the value at a path such as ``network.ports[0]``, or None."""
     plain = path.rpartition("[")[0] or path
     above, _, name = plain.rpartition(".")
     paths = (plain, f"{above.partition('.')[0]}.*.{name}", above)
@@ -759,10 +777,10 @@ def key_at(path: str) -> Key | None:
 
 
 def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
-    """Build the ServiceSpec of a manifest.
+    """Build the ServiceSpec of a manifest, an instance of `Manifest`.
 
-    ``parsed`` has the values that `niso.manifest.validate.rules` has parsed, by key
-    (``network.ports[0]``). Values that are missing there are parsed here. Raises InvalidInput.
+    ``parsed`` has the values that `niso.manifest.validate.rules` has parsed, by their key paths
+    (``network.ports[0]``). Values that are missing in it are parsed here. Raises InvalidInput.
     """
     manifest = _completed(manifest, parsed)
     made: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -806,9 +824,9 @@ def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
 
 
 def _completed(manifest: Any, parsed: Mapping[str, Any]) -> Any:
-    """Return the manifest with the defaults that depend on other keys.
+    """Return the manifest with the defaults that depend on other keys filled in.
 
-    The stored manifest therefore has the values in effect.
+    Therefore the manifest that is stored has the values in effect.
     """
     isolation, service = manifest.isolation, manifest.service
     limits, path = isolation.resources, "isolation.resources.memory_max"
@@ -826,9 +844,11 @@ def _completed(manifest: Any, parsed: Mapping[str, Any]) -> Any:
 def _read(
     section: str, table: Any, base: str, parsed: Mapping[str, Any], made: dict[str, dict[str, Any]]
 ) -> None:
-    """Add the values of a table and its subtables to ``made``, by record and field (`Key.to`).
+    """Add the parsed values of a table and its subtables to ``made``.
 
-    ``base`` is the path of ``table``. Tables whose names are free are left out.
+    ``made`` maps each record of the ServiceSpec to its fields (`Key.to`). ``section`` is the
+    table's path in `SECTIONS`, and ``base`` its path in the file. Tables whose names the user
+    chooses are left out.
     """
     for (name, key), value in zip(SECTIONS[section].items(), table, strict=True):
         if key.to:
@@ -840,7 +860,7 @@ def _read(
 
 
 def _value(key: Key, value: Any, path: str, parsed: Mapping[str, Any]) -> Any:
-    """Return the parsed form of a value, or of each item of an array or table."""
+    """Return the parsed form of a value; for an array or a table, of each item."""
     if value is None or key.rule is ANY:
         return value
     if type(value) is tuple:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "manifest.toml"
 Outer = Callable[[], Mapping[str, str]]
-"""Returns variables; it reads them when it is called."""
+"""A function without arguments that reads variables, and returns their values by name."""
 
 
 class Loaded(NamedTuple):
@@ -38,11 +38,10 @@ class Loaded(NamedTuple):
 def load(path: str, owners: Collection[int] | None = None) -> Loaded:
     """Read and check the manifest at ``path``: a file, or a folder with a manifest.toml.
 
-    With ``owners``, it must belong to one of these uids (`niso.manifest.toml.load`).
-
-    Raises NotFound if there is none, Error if it cannot be read, InvalidInput if it is not valid
-    TOML, and an ErrorGroup with one InvalidInput for each invalid value. Every message starts with
-    the file's path.
+    With ``owners``, it must belong to one of these uids (`niso.manifest.toml.load`). Raises
+    NotFound if there is none, Error if it cannot be read, InvalidInput if it is not valid TOML, and
+    an ErrorGroup with one InvalidInput for each invalid value. Every message begins with the path
+    of the file.
     """
     path = place(path)
     data = prepared(toml.load(path, FILE_NAME, owners), path, owners)
@@ -50,10 +49,10 @@ def load(path: str, owners: Collection[int] | None = None) -> Loaded:
 
 
 def of_data(data: object, folder: str) -> Loaded:
-    """Check a manifest given as data, in the form of tomllib; ``folder`` contains its files.
+    """Check a manifest that is given as dicts and lists, as tomllib returns them.
 
-    Messages refer to it as the manifest.toml of that folder. Raises NotFound if the folder does not
-    exist, and ErrorGroup as `load` does.
+    ``folder`` contains its files. Messages refer to the data as the manifest.toml of that folder.
+    Raises NotFound if the folder does not exist, and ErrorGroup as `load` does.
     """
     path = os.path.join(folder, FILE_NAME)
     if not os.path.isdir(folder):
@@ -73,7 +72,7 @@ def of_data(data: object, folder: str) -> Loaded:
 
 
 def _tables(value: object) -> object:
-    """Convert ``value`` to plain dicts and lists, as by tomllib.
+    """Convert mappings and sequences to plain dicts and lists, as tomllib returns them.
 
     Raises RecursionError, and UnicodeEncodeError for a string that cannot be in a file.
     """
@@ -90,7 +89,7 @@ def _encodable(text: str) -> str:
 
 
 def place(path: str) -> str:
-    """Return the absolute path of the manifest for ``path``, a file or a folder."""
+    """Return the absolute path of the manifest at ``path``, which is a file or its folder."""
     path = os.path.abspath(path)
     return os.path.join(path, FILE_NAME) if os.path.isdir(path) else path
 
@@ -101,10 +100,11 @@ def prepared(
     owners: Collection[int] | None = None,
     outer: Outer | None = None,
 ) -> Resolved:
-    """Substitute the variables of the manifest at ``path``, and make its paths absolute.
+    """Substitute the variables in the data of the manifest at ``path``, and make its paths
+    absolute.
 
-    ``outer`` are variables of a stack, which have precedence over those of .env next to the
-    manifest. Raises Error and InvalidInput if a .env exists that cannot be used.
+    ``outer`` returns the variables of a stack, which have precedence over those in the file .env
+    next to the manifest. Raises Error and InvalidInput if that file exists but cannot be used.
     """
     folder = os.path.dirname(path)
     resolved = Resolved(data, [])
@@ -117,11 +117,12 @@ def prepared(
 def with_paths(
     resolved: Resolved, folder: str, owners: Collection[int] | None = None, base: str = ""
 ) -> Resolved:
-    """Make env_file and relative host paths in the tables of a manifest absolute, below ``folder``.
+    """Make env_file and relative host paths in the data of a manifest absolute, below ``folder``.
 
-    ``base`` is the key of these tables. With ``owners``, links in the path of an env_file must
-    belong to these users. The host path of a volume is relative if it starts with ``./``. Such a
-    path, and a relative path of a secret or of env_file, must not lead out of ``folder``.
+    ``base`` is the key path of the data in its file. With ``owners``, symbolic links in the path of
+    an env_file must belong to these users. The host path of a volume is relative if it begins with
+    ``./``. Such a path, and a relative path of a secret or of env_file, must not lead out of
+    ``folder``.
     """
 
     data, errors = resolved.data, list(resolved.errors)
@@ -151,7 +152,7 @@ def with_paths(
 def _env_files(
     written: Any, key: str, folder: str, owners: Collection[int] | None
 ) -> tuple[Any, list[InvalidInput]]:
-    """Return the value of env_file with absolute paths, links resolved, and its errors."""
+    """Return (the value of env_file with absolute paths, errors). Symbolic links are resolved."""
     errors: list[InvalidInput] = []
 
     def placed(file: Any, at: str) -> Any:
@@ -176,9 +177,9 @@ def _env_files(
 
 
 def _through_link(path: str, owners: Collection[int]) -> str | None:
-    """Describe a link in a path that does not belong to one of ``owners``.
+    """Describe a symbolic link in a path that does not belong to one of ``owners`` (uids).
 
-    Returns None if there is no such link, or no file.
+    Returns None if there is no such link, or no such file.
     """
     try:
         return link_of_others(path, owners)
@@ -187,15 +188,15 @@ def _through_link(path: str, owners: Collection[int]) -> str | None:
 
 
 def _is_relative(text: str, always: bool) -> bool:
-    """Return whether a path is relative.
+    """Return whether a path counts as relative.
 
-    Unless ``always``, a relative path must start with ``./``.
+    Unless ``always``, it counts only if it begins with ``./``.
     """
     return not text.startswith("/") if always else text == "." or text.startswith("./")
 
 
 def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None) -> ServiceSpec:
-    """Check the data of the manifest at ``path``, and read its files of variables.
+    """Check the data of the manifest at ``path``, read its files of variables, and return its spec.
 
     Raises ErrorGroup as `load` does.
     """
@@ -235,10 +236,10 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
 
 
 def _secrets(manifest: Any, owners: Collection[int] | None) -> Iterator[InvalidInput]:
-    """Yield an error for each secret that is not a file, or that other users can modify.
+    """Yield an error for each secret that is not a regular file, or that others can change.
 
-    Other users are those not in ``owners``. A missing secret is no error: it may be created before
-    the activation, which reads it.
+    Others are the users not in ``owners`` (uids). A missing file is no error, since it may be
+    created before the activation, which reads it.
     """
     for name, secret in manifest.secrets.items():
         try:
@@ -258,7 +259,7 @@ def _secrets(manifest: Any, owners: Collection[int] | None) -> Iterator[InvalidI
 
 
 def written(spec: ServiceSpec) -> dict[str, Any]:
-    """Return the tables of a manifest with the keys that differ from their defaults."""
+    """Return the tables of a manifest with only the keys that differ from their defaults."""
     defaults = convert.plain(Manifest(TABLES["package"]("", ""), TABLES["binary"]("")))
     defaults["healthcheck"] = convert.plain(TABLES["healthcheck"]())
     volume = convert.plain(TABLES["volumes.*"](""))
@@ -276,7 +277,7 @@ def written(spec: ServiceSpec) -> dict[str, Any]:
 
 
 def _changed(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a table that differ from their defaults, with ``${`` escaped."""
+    """Return the keys of a table that differ from ``defaults``. In strings, ``${`` is escaped."""
     result: dict[str, Any] = {}
     for name, value in table.items():
         default = defaults.get(name)
@@ -288,7 +289,7 @@ def _changed(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
 
 
 def _literal(value: Any) -> Any:
-    """Return a value with ``${`` escaped, so that it is not a variable."""
+    """Return a value in which ``${`` is escaped as ``$${``, so that it is no variable."""
     if isinstance(value, str):
         return value.replace("${", "$${")
     if isinstance(value, list | tuple):

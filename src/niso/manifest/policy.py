@@ -6,10 +6,11 @@ An entry is a peer, then optionally ``:PORT`` or ``:PORT-PORT``, then optionally
 (RFC 3986, 3.2.2). In ``egress.allow`` of a manifest a peer may also be an outside name: a domain
 name with a dot that is not below niso.local. `niso.plan.verdict` defines what an entry matches.
 
-The policy of an attachment is written by the user of the engine. A packet must also be allowed by
-the administrator's policies, ``/etc/niso/policies/*.toml``. Such a file has tables ``[[policy]]``
-with matchers that select attachments (name, network, owner, pod_namespace, as patterns of
-fnmatch(3)), and the keys of ``[network.policy]``.
+An attachment is a service that a container engine or another program starts. Its policy is written
+by the user of that program. A packet must also be allowed by the administrator's policies,
+``/etc/niso/policies/*.toml``. Such a file has tables ``[[policy]]`` with matchers that select
+attachments (name, network, owner, pod_namespace, as patterns of fnmatch(3)), and the keys of
+``[network.policy]``.
 """
 
 from __future__ import annotations
@@ -52,21 +53,21 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("tcp", "udp", "sctp", "icmp")
 ALL_PORTS = (0, 65535)
-"""The ports of an entry without ports: it also matches protocols that have none."""
+"""The ports of an entry that names none. Such an entry also matches protocols without ports."""
 RIGHT = "PEER[:PORT[-PORT]][/tcp|udp|sctp|icmp], PEER a service, network:NAME, address or prefix"
 EXAMPLE = '"frontend:8080/tcp"'
 EGRESS_ALLOW = "network.policy.egress.allow"
 MOST_NAMES = 32
-"""The most outside names that a policy may have."""
+"""The maximum number of outside names in a policy."""
 
 DATE = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
     r"(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?(?:Z|[+-][0-9]{2}:[0-9]{2})?)?"
 )
-"""A regular expression for a date, or a date and time."""
+"""The regular expression of a date, or of a date and time, in ``audit_until``."""
 
 NO_END = "never"
-"""The value of ``audit_until`` for an audit without an end."""
+"""The value of ``audit_until`` for an audit period without an end."""
 AUDIT_ENDS = f'a date, a date and time, or "{NO_END}"'
 """The valid values of ``audit_until``, for messages."""
 
@@ -87,10 +88,10 @@ def parse(
     parsed: Mapping[str, Entry] | None = None,
     outside: bool = True,
 ) -> Policy:
-    """Build a Policy from the four lists of a manifest; an allow list may be None.
+    """Build a Policy from the four lists of entries in a manifest; an allow list may be None.
 
-    ``parsed`` has the entries that are already parsed, by key. ``outside``: ``egress_allow`` may
-    have DNS names. Raises InvalidInput for the first invalid entry.
+    ``parsed`` has the entries that have already been parsed, by key path. ``outside`` says whether
+    ``egress_allow`` may have DNS names. Raises InvalidInput for the first invalid entry.
     """
     known = parsed or {}
 
@@ -113,10 +114,10 @@ def parse(
 
 
 def denials(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """Return the entries of ``egress.deny``, with addresses added for "metadata".
+    """Return the entries of ``egress.deny``; for "metadata", two entries with addresses are added.
 
-    The entry "metadata" can also mean a service of this name, so it stays: a list must not deny
-    less than it declares.
+    The entry "metadata" itself stays, because it can also mean a service of this name: a list must
+    not deny less than it declares.
     """
     result: list[Entry] = []
     for entry in entries:
@@ -129,10 +130,11 @@ def denials(entries: Iterable[Entry]) -> tuple[Entry, ...]:
 
 
 def audit_end(text: str, key: str) -> int:
-    """Parse the end of an audit to seconds since 1970. Raises InvalidInput.
+    """Parse the end of an audit period to seconds since 1970. Raises InvalidInput.
 
     ``text`` is a date or date-time of TOML (RFC 3339). A date means the start of the day. Without
-    an offset, the time zone is the host's. "never" is returned as `nft_audit.NEVER`.
+    an offset, the time zone is the host's. For "never", the result is
+    `niso.kernel.policy_rules.NEVER`.
     """
     if text == NO_END:
         return NEVER
@@ -145,9 +147,10 @@ def audit_end(text: str, key: str) -> int:
 
 
 def problems(network: Mapping[str, object], parsed: Mapping[str, object]) -> Iterator[InvalidInput]:
-    """Yield an error for DNS names that contradict extra_hosts, and for too many DNS names.
+    """Yield an error for each DNS name that extra_hosts has too, and for too many DNS names.
 
-    ``network`` is [network] as tomllib returned it; ``parsed`` has its entries, by key.
+    ``network`` is the table [network] as tomllib returned it. ``parsed`` has its parsed values, by
+    key path.
     """
     hosts = network.get("extra_hosts")
     names: list[str] = []
@@ -172,7 +175,7 @@ def parse_ingress(text: str, key: str) -> Entry:
 
 
 def parse_egress(text: str, key: str) -> Entry:
-    """Parse an entry of ``egress.deny``, or of a list that may have no DNS names.
+    """Parse an entry of ``egress.deny``, or of an ``egress.allow`` that may have no DNS names.
 
     Raises InvalidInput.
     """
@@ -185,9 +188,10 @@ def parse_egress_allow(text: str, key: str) -> Entry:
 
 
 def parse_entry(text: str, key: str, egress: bool, outside: bool = False) -> Entry:
-    """Parse an entry; ``egress`` is its direction. Raises InvalidInput.
+    """Parse an entry of a policy. Raises InvalidInput.
 
-    ``outside``: the entry may be a DNS name.
+    ``egress`` says whether it is in a list for egress, and ``outside`` whether it may be a DNS
+    name.
     """
     peer, suffix = _split(text, key)
     ports, slash, proto = (
@@ -210,7 +214,7 @@ def parse_entry(text: str, key: str, egress: bool, outside: bool = False) -> Ent
 
 
 def _split(text: str, key: str) -> tuple[str, str]:
-    """Split an entry into the peer without brackets, and the rest: "", ``:...`` or ``/...``."""
+    """Split an entry into (peer without brackets, rest); the rest is "", ``:...`` or ``/...``."""
     if text.startswith("["):
         peer, bracket, suffix = text[1:].partition("]")
         if not bracket or ":" not in peer or (suffix and suffix[0] not in ":/"):
@@ -235,7 +239,7 @@ def _split(text: str, key: str) -> tuple[str, str]:
 
 
 def _range(ports: str, text: str, key: str) -> tuple[int, int]:
-    """Parse ``80`` or ``80-90`` to the first and last port. Raises InvalidInput."""
+    """Parse ``80`` or ``80-90`` to (first port, last port). Raises InvalidInput."""
     low, dash, high = ports.partition("-")
     first = port_number(low)
     last = port_number(high) if dash else first
@@ -251,7 +255,7 @@ def _range(ports: str, text: str, key: str) -> tuple[int, int]:
 
 
 def _peer(peer: str, suffix: str, text: str, key: str, egress: bool) -> Peer:
-    """Parse the peer of an entry, which is followed by ``suffix``. Raises InvalidInput."""
+    """Parse the peer of an entry. ``suffix`` is what follows it. Raises InvalidInput."""
     if not peer:
         everybody = f'"0.0.0.0/0{suffix}" for all of IPv4, "[::/0]{suffix}" for all of IPv6'
         raise _wrong_entry(text, key, "the peer is missing", everybody if suffix else RIGHT)
@@ -263,7 +267,7 @@ def _peer(peer: str, suffix: str, text: str, key: str, egress: bool) -> Peer:
 
 
 def _is_domain(peer: str) -> bool:
-    """Return whether a peer looks like a domain name: neither a single label nor an address."""
+    """Return whether a peer looks like a DNS name, not like an address or a service."""
     if "." not in peer or ":" in peer or "/" in peer:
         return False
     if peer[0] in DIGITS:  # 10.1.2.x is a mistyped address, 1.example.com is a name
@@ -273,7 +277,10 @@ def _is_domain(peer: str) -> bool:
 
 
 def _outside(peer: str, text: str, key: str, allowed: bool) -> Peer:
-    """Parse a DNS name to a Peer (RFC 1123, 2.1; RFC 1035, 2.3.4). Raises InvalidInput."""
+    """Parse a DNS name to a Peer (RFC 1123, 2.1; RFC 1035, 2.3.4). Raises InvalidInput.
+
+    ``allowed`` says whether a DNS name may be here.
+    """
     example = '"api.example.com:443"'
     if peer == DOMAIN or peer.endswith(f".{DOMAIN}"):
         reason = f"only NAME.{DOMAIN} is a name of a service"
@@ -358,7 +365,7 @@ def _prefix(peer: str, suffix: str, text: str, key: str) -> _Prefix:
 
 
 def _not_an_address(text: str, with_length: bool) -> str:
-    """Return why a string is not a valid address."""
+    """Return why ``text`` is not a valid address. ``with_length``: a prefix length follows it."""
     shown = base_text.shown(text)
     if ":" not in text:
         if with_length and not _OF_IPV4.issuperset(text):
@@ -377,14 +384,14 @@ def _length(text: str, most: int) -> int | None:
 
 
 def _written(peer: str, suffix: str) -> str:
-    """Return an entry in quotes, with brackets if an IPv6 peer has ports."""
+    """Return an entry in quotes, for a message. An IPv6 peer is in brackets if ports follow."""
     if ":" in peer and suffix.startswith(":"):
         return f'"[{peer}]{suffix}"'
     return f'"{peer}{suffix}"'
 
 
 def _not_a_peer(prefix: _Prefix) -> tuple[str, str] | None:
-    """Return (reason, valid form) if no packet of a service can have an address of the prefix.
+    """Return (reason, valid form) for a prefix that no packet of a service can come from or go to.
 
     Returns None if the prefix is valid.
     """
@@ -418,11 +425,14 @@ _LISTS = ("allow_from", "deny_from")
 _EGRESS = ("allow", "deny")
 _FURTHER = ("log", "egress")
 _LONGEST_NAME = 30
-"""The longest file name in characters: it is part of the comments of nftables elements."""
+"""The maximum length of a file name in characters.
+
+The name is part of the comments of nftables elements, whose length is limited.
+"""
 
 
 class Subject(NamedTuple):
-    """An attachment, for comparison with the matchers of a policy file."""
+    """An attachment, as the matchers of a policy file see it."""
 
     name: str
     networks: tuple[str, ...]
@@ -430,7 +440,7 @@ class Subject(NamedTuple):
     labels: Mapping[str, str]
 
     def values(self, matcher: str) -> tuple[str, ...]:
-        """Return the attachment's values for a matcher; empty if it has none."""
+        """Return the attachment's values that a matcher is compared with; empty if it has none."""
         if matcher == "name":
             return (self.name,)
         if matcher == "network":
@@ -441,7 +451,7 @@ class Subject(NamedTuple):
 
 
 def about(subject: Subject) -> Iterator[Policy]:
-    """Yield the policies of all files that apply to an attachment.
+    """Yield the administrator's policies that apply to an attachment.
 
     Raises Error if a file cannot be read or is invalid, since it could apply to this attachment.
     """
@@ -472,7 +482,7 @@ def _untrusted(path: str) -> str:
 
 
 def _tables(file: str) -> list[dict[str, Any]]:
-    """Read the tables of a file and refuse unknown keys. Raises Error."""
+    """Read the tables [[policy]] of a file. Raises Error, also for unknown keys."""
     if len(os.path.basename(file)) > _LONGEST_NAME:
         raise InvalidInput(f"{file}: its name is too long", f"at most {_LONGEST_NAME} characters")
     data = toml.load(file, "file of policies", {0}, _untrusted(file))
@@ -510,7 +520,7 @@ def _wrong_file(file: str, reason: str) -> InvalidInput:
 
 
 def _is_about(table: Mapping[str, Any], subject: Subject) -> bool:
-    """Return whether all matchers of a table match a value of the attachment."""
+    """Return whether each matcher in a table matches one of the attachment's values."""
     from fnmatch import fnmatchcase
 
     for matcher in MATCHERS:
@@ -524,7 +534,7 @@ def _is_about(table: Mapping[str, Any], subject: Subject) -> bool:
 
 
 def _policy(table: Mapping[str, Any], where: str) -> Policy:
-    """Return the policy of a table; the keys of its entries begin with ``where``."""
+    """Return the policy of a table [[policy]]. The keys of its entries begin with ``where``."""
 
     def entries(texts: Iterable[str], key: str, egress: bool) -> tuple[Entry, ...]:
         return tuple(

@@ -1,9 +1,10 @@
 """Parse [healthcheck], [isolation.resources] (memory limit, CPU), [secrets] and [volumes].
 
 A health check is a connection from inside the service's network namespace, only to the service
-itself: its loopback or its own addresses. Or it is a command that runs inside the service. Secrets
-are files of the host that only the service's user can read, below /run/secrets.
-`niso.runtime.volumes` resolves the mount point of a volume through the symlinks of the rootfs.
+itself: to its loopback or to its own addresses. Or it is a command that runs inside the service.
+Secrets are files of the host that only the service's user can read, below /run/secrets.
+`niso.runtime.volumes` resolves the mount point of a volume through the symbolic links of the
+rootfs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 KINDS = ("tcp", "http", "command")
-"""The keys of which a health check has exactly one."""
+"""The keys that choose the kind of a health check, which must have exactly one of them."""
 MAX_RETRIES = 1000
 MAX_URL = 2048
 _RIGHT = (
@@ -41,7 +42,7 @@ _URL_CHARACTERS = frozenset(
 def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, str]:
     """Parse ``http://...`` to (address to connect to, port, Host header, path).
 
-    The address is "" for ``localhost`` and for ``names``, the service's own names. Raises
+    ``names`` are the service's own names. For these and for ``localhost`` the address is "". Raises
     InvalidInput.
     """
     scheme, mark, location = text.partition("://")
@@ -83,12 +84,15 @@ def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, 
 
 
 def _after(text: str) -> tuple[str, str]:
-    """Split the rest of a URL after ``[address]`` to (colon, port); ("", "") without a port."""
+    """Split what follows ``[address]`` in a URL into (colon, port), or ("", "")."""
     return (":", text[1:]) if text.startswith(":") else ("", "") if not text else (":", "?")
 
 
 def _address(text: str, key: str, name: str, names: set[str]) -> str:
-    """Return the address to connect to for a URL's host. Raises InvalidInput."""
+    """Return the address to connect to for the host of a URL. Raises InvalidInput.
+
+    ``text`` is the URL, ``name`` its host, and ``names`` are the service's own names.
+    """
     if name == "localhost" or name in names or name.removesuffix(".niso.local") in names:
         return ""
     if values.is_ipv4(name) and name.startswith("127."):
@@ -103,15 +107,19 @@ def _address(text: str, key: str, name: str, names: set[str]) -> str:
 
 
 def own_names(name: object, hostname: object, aliases: object) -> set[str]:
-    """Return the host names that mean the service itself in a URL; wrong types are skipped."""
+    """Return the host names in a URL that mean the service itself.
+
+    Values of a wrong type are skipped.
+    """
     more = aliases if isinstance(aliases, list | tuple) else ()
     return {own for own in (name, hostname, *more) if isinstance(own, str)}
 
 
 def health_problems(section: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each key of [healthcheck] that conflicts with its other keys.
+    """Yield an error for each key of [healthcheck] that conflicts with another one, or if none is
+    set.
 
-    ``section`` is as tomllib returned it.
+    ``section`` is the table as tomllib returned it.
     """
     command = section.get("command")
     if isinstance(command, list) and (not command or command[0] == ""):
@@ -137,22 +145,28 @@ MIN_PIDS = 2  # PID 1 of the service and its program
 MAX_PIDS = 4_194_304  # PID_MAX_LIMIT (linux/threads.h)
 MAX_PERCENT = 1_000_000
 PIDS = 2048
-"""The limit of processes and threads of a service whose manifest sets none; as Podman's."""
+"""The maximum number of processes and threads if the manifest sets none. Podman has the same."""
 TMP = 256 << 20
-"""The size of /tmp, /run and /var/tmp without a memory limit."""
+"""The size of each of /tmp, /run and /var/tmp in bytes if the service has no memory limit."""
 MIN_TMPFS = 64 << 10
 FRAGMENTS = 40
-"""IP fragments per second for a service that can send incomplete packets: the host keeps their
-parts for 30 s, in 4 MiB (net.ipv4.ipfrag_time, ipfrag_high_thresh): 1,600 large ones."""
+"""The limit of IP fragments per second for a service that can send incomplete packets.
+
+The host keeps the parts of such packets for 30 s, in 4 MiB (net.ipv4.ipfrag_time,
+ipfrag_high_thresh), which is enough for 1,600 large ones.
+"""
 MAX_RATE = 1_000_000
-"""Of the limits of the network, per second."""
+"""The highest value of the network limits in [isolation.resources], per second."""
 WAYS = ("in", "out")
 _RATE_UNITS = {"K": 1000, "M": 10**6, "G": 10**9}
 MIN_RATE, MAX_BANDWIDTH = 64_000, 100 * 10**9
 
 
 def memory_max(text: str, key: str) -> int:
-    """Parse ``512M`` to bytes. Raises InvalidInput, also below 1M: PID 1 could not start."""
+    """Parse a memory limit such as ``512M`` to bytes. Raises InvalidInput.
+
+    Less than 1M is invalid, since PID 1 of the service could not start.
+    """
     size = values.size(text, key)
     if not MIN_MEMORY <= size <= MAX_MEMORY:
         raise values.wrong(key, text, "is out of range", "1M to 1000000000G", '"512M"')
@@ -160,7 +174,7 @@ def memory_max(text: str, key: str) -> int:
 
 
 def rate(text: str, key: str) -> int:
-    """Parse ``100M``, in bits per second (powers of 1000), to bytes per second.
+    """Parse ``100M``, which is in bits per second (powers of 1000), to bytes per second.
 
     Raises InvalidInput.
     """
@@ -181,7 +195,10 @@ def rate_of_bits(bits: int, key: str, written: object) -> int:
 
 
 def way(text: str, key: str) -> str:
-    """Return ``text`` if it is a direction of network.bandwidth. Raises InvalidInput."""
+    """Return ``text`` if it is a direction of network.bandwidth, "in" or "out".
+
+    Raises InvalidInput.
+    """
     if text not in WAYS:
         raise values.wrong(key, text, "is an unknown direction", "in or out")
     return text
@@ -202,7 +219,10 @@ def cpu_max(text: str, key: str) -> int:
 
 
 def tmpfs(text: str, key: str) -> int:
-    """Parse the size of a tmpfs that niso creates itself to bytes. Raises InvalidInput."""
+    """Parse the size of a tmpfs that every service has, such as /tmp, to bytes.
+
+    Raises InvalidInput.
+    """
     size = values.size(text, key)
     if not MIN_TMPFS <= size <= MAX_MEMORY:
         raise values.wrong(key, text, "is out of range", "64K to 1000000000G", '"256M"')
@@ -210,9 +230,10 @@ def tmpfs(text: str, key: str) -> int:
 
 
 def tmp_default(memory_max: int | None) -> str:
-    """Return the default size of /tmp, /run and /var/tmp.
+    """Return the default size of each of /tmp, /run and /var/tmp, as in a manifest.
 
-    It is 256M, or a quarter of the memory limit.
+    ``memory_max`` is the service's memory limit in bytes, or None. With a limit, the size is a
+    quarter of it. Without one, it is 256M.
     """
     size = TMP if memory_max is None else memory_max // 4
     if size >= 1 << 39:  # the text of a size has at most nine digits
@@ -221,10 +242,10 @@ def tmp_default(memory_max: int | None) -> str:
 
 
 def fragments_default(capabilities: Collection[str]) -> int:
-    """Return the default limit of IP fragments; 0, no limit, without raw sockets.
+    """Return the default limit of IP fragments per second; 0 means no limit.
 
-    A capability such as NET_RAW allows a service to send fragments. For other services the kernel
-    sends complete packets only.
+    A service can send fragments only with a capability such as NET_RAW. For other services the
+    kernel sends complete packets only, so they need no limit.
     """
     return 0 if SENDS_RAW.isdisjoint(capabilities) else FRAGMENTS
 
@@ -237,7 +258,7 @@ _CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 
 
 def secret_name(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid name of a secret and its file. Raises InvalidInput."""
+    """Return ``text`` if it can name a secret and its file. Raises InvalidInput."""
     if not (0 < len(text) <= values.MAX_NAME and _CHARACTERS.issuperset(text) and text[0] != "."):
         right = "letters, digits, -, _ and ., first not a dot, at most 63 characters"
         raise values.wrong(key, text, "is not a valid name of a secret", right, "DB_PASSWORD")
@@ -247,7 +268,8 @@ def secret_name(text: str, key: str) -> str:
 def file(text: str, key: str) -> str:
     """Return ``text`` if it is an absolute path of the host. Raises InvalidInput.
 
-    Relative paths are already absolute here. The file is read at the activation.
+    `niso.manifest.load` has already made relative paths absolute. The file is read at the
+    activation.
     """
     reason = values.path_reason(text) or (None if text.startswith("/") else "is not absolute")
     if reason:
@@ -258,9 +280,9 @@ def file(text: str, key: str) -> str:
 def secrets_problems(
     section: Mapping[str, Any], volumes: Mapping[str, Any]
 ) -> Iterator[InvalidInput]:
-    """Yield an error for each of a manifest's ``volumes`` that would hide its secrets.
+    """Yield an error for each volume of a manifest that would hide its secrets.
 
-    Both are as tomllib returned them.
+    ``section`` is [secrets] and ``volumes`` is [volumes], as tomllib returned them.
     """
     for volume, keys in volumes.items() if section else ():
         mount = keys.get("mount") if isinstance(keys, dict) else None
@@ -277,7 +299,7 @@ MAX_SIZE = 1 << 60
 
 
 def volume_name(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid name of a volume and its folder. Raises InvalidInput."""
+    """Return ``text`` if it can name a volume and its folder. Raises InvalidInput."""
     if not (
         0 < len(text) <= values.MAX_NAME and NAME_CHARACTERS.issuperset(text) and text[0].isalpha()
     ):
@@ -308,7 +330,8 @@ def mount(text: str, key: str) -> str:
 def host(text: str, key: str) -> str:
     """Return ``text`` if it is an absolute path of the host. Raises InvalidInput.
 
-    Relative paths are already absolute here. The activation checks that the path exists.
+    `niso.manifest.load` has already made relative paths absolute. The activation checks that the
+    path exists.
     """
     reason = values.path_reason(text) or (None if text.startswith("/") else "is not absolute")
     if reason:
@@ -318,7 +341,7 @@ def host(text: str, key: str) -> str:
 
 
 def size(text: str, key: str) -> int:
-    """Parse the size of a tmpfs to bytes. Raises InvalidInput."""
+    """Parse the size of a tmpfs volume to bytes. Raises InvalidInput."""
     number = values.size(text, key)
     if number > MAX_SIZE:
         raise values.wrong(key, text, "is out of range", "at most 1000000000G", '"64M"')
@@ -328,9 +351,9 @@ def size(text: str, key: str) -> int:
 def volumes_problems(
     section: Mapping[str, Any], parsed: Mapping[str, Any]
 ) -> Iterator[InvalidInput]:
-    """Yield an error for each mount point that overlaps another, and for conflicting keys.
+    """Yield an error for each mount point that overlaps another one, and for conflicting keys.
 
-    ``section`` is as tomllib returned it; ``parsed`` has its valid values, by key.
+    ``section`` is [volumes] as tomllib returned it. ``parsed`` has its valid values, by key path.
     """
     points: dict[str, str] = {}  # mount point -> its key
     above: dict[str, str] = {}  # parent folder of a mount point -> that mount point
@@ -346,7 +369,11 @@ def volumes_problems(
 def _overlapping(
     point: str, key: str, points: dict[str, str], above: dict[str, str]
 ) -> Iterator[InvalidInput]:
-    """Yield an error if a mount point overlaps an earlier one; record it in both dicts."""
+    """Yield an error if a mount point overlaps an earlier one; add it to both dicts.
+
+    ``points`` maps each earlier mount point to its key, and ``above`` each folder above a mount
+    point to that mount point.
+    """
     parts = point.split("/")
     folders = ["/".join(parts[:end]) for end in range(2, len(parts))]
     other = next((folder for folder in folders if folder in points), None)

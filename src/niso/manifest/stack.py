@@ -2,13 +2,13 @@
 
 A [[service]] overrides keys of its package's manifest.toml. It has the keys of [network] directly,
 and the other tables under their names. A [services.NAME] is a complete manifest: the service has
-the name of its table, its paths are relative to the stack's folder, and it has no package, so that
+the name of its table, and its paths are relative to the stack's folder. It has no package, so that
 /app is empty, unless ``package.folder`` names one.
 
-Services are ordered by their dependencies. The names of services and networks get the stack's name
-as prefix: ``db`` of the stack ``shop`` is ``shop-db``. The short names remain as hostnames, and
-names in the stack's own file and manifests refer to its own services and networks first. So two
-stacks with the same names can run on one host.
+Services are ordered by their dependencies. With a prefix, the names of services and networks begin
+with the stack's name: ``db`` of the stack ``shop`` is ``shop-db``. The short names remain as
+hostnames, and names in the stack's own file and manifests refer to its own services and networks
+first. Therefore two stacks with the same names can run on one host.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 FILE_NAME = "stack.toml"
 
 NETWORK_KEYS = TABLES["network"]._fields
-"""The keys of a manifest's [network], which a [[service]] has directly."""
+"""The keys of a manifest's [network]. A [[service]] has them directly."""
 OVERRIDES = tuple(name for name in Manifest._fields if name not in ("package", "network"))
-"""The tables of a manifest that a [[service]] can have: [service.environment] and so on."""
+"""The tables of a manifest that a [[service]] can have, such as [service.environment]."""
 
 
 class Head(NamedTuple):
@@ -80,7 +80,7 @@ class Network(NamedTuple):
 
 
 class Own(NamedTuple):
-    """The keys of a [[service]] that do not exist in a manifest."""
+    """The keys of a [[service]] that a manifest does not have."""
 
     name: str
     package: str
@@ -120,7 +120,7 @@ ABOUT = {
 
 
 class Member(NamedTuple):
-    """A service of a stack."""
+    """A service of a stack, with its manifest."""
 
     key: str  # service[1], or services.api for a service written in the stack
     loaded: Loaded  # its package's manifest with the stack's overrides
@@ -137,7 +137,7 @@ class Member(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """A checked stack.toml."""
+    """A stack.toml that has been checked."""
 
     name: str
     path: str  # absolute path of the file
@@ -148,12 +148,15 @@ class Stack(NamedTuple):
 
     @property
     def file(self) -> str:
-        """Return the path of the stack.toml, printable."""
+        """Return the path of the stack.toml in a form that a terminal can print."""
         return escaped(self.path)
 
 
 class Outline(NamedTuple):
-    """The part of a stack that needs no packages, readable even if other parts are invalid."""
+    """The part of a stack that needs no packages.
+
+    It can be read even if other parts are invalid.
+    """
 
     name: str
     path: str
@@ -162,14 +165,14 @@ class Outline(NamedTuple):
 
 
 Also = Callable[[str, Network], Iterable[InvalidInput]]
-"""A function that returns further errors of a network, given its name and its correctly typed keys.
+"""A function that returns further errors of a network, given its name and its keys.
 
-The errors have complete keys (``networks.backend.subnet``).
+The keys have the right types. The errors have complete key paths (``networks.backend.subnet``).
 """
 
 
 def place(path: str) -> str:
-    """Return the absolute path of the stack.toml for ``path``, a file or a folder."""
+    """Return the absolute path of the stack.toml at ``path``, which is a file or its folder."""
     path = os.path.abspath(path)
     return (
         path
@@ -179,7 +182,7 @@ def place(path: str) -> str:
 
 
 def outline(path: str) -> Outline:
-    """Read the name, services and dependencies of a stack.toml.
+    """Read only the name, the services and the dependencies of a stack.toml.
 
     Raises NotFound, Error if it cannot be read, InvalidInput if it is not valid TOML, and an
     ErrorGroup or InvalidInput if [stack] is invalid.
@@ -212,7 +215,10 @@ def outline(path: str) -> Outline:
 
 
 def _names(needs: object) -> tuple[str, ...]:
-    """Return the services named in a depends_on; values of a wrong type are skipped."""
+    """Return the names of services in the value of a depends_on.
+
+    Values of a wrong type are skipped.
+    """
     names = needs if isinstance(needs, dict | list) else ()
     return tuple(name for name in names if isinstance(name, str))
 
@@ -223,10 +229,9 @@ def load(
     """Read and check the stack.toml at ``path``, a file or its folder, and its manifests.
 
     With ``owners``, all these files must belong to one of these uids (`niso.manifest.toml.load`).
-    ``also`` returns further errors of a network.
-
-    Raises NotFound, Error if it cannot be read, InvalidInput if it is not valid TOML, else an
-    ErrorGroup of all errors in the file and in the manifests. Each names its file, key and value.
+    ``also`` returns further errors of a network. Raises NotFound, Error if the file cannot be read,
+    InvalidInput if it is not valid TOML, and otherwise an ErrorGroup with all errors in the file
+    and in the manifests. Each names its file, key and value.
     """
     path = place(path)
     tables = {Own: Own._fields, TABLES["network"]: NETWORK_KEYS, Manifest: OVERRIDES}
@@ -276,9 +281,10 @@ def load(
 
 
 def _with_apart(members: list[Member], folder: str) -> list[Member]:
-    """Exclude the secrets and variables of each member from the packages of all members.
+    """Return the members such that no package copy contains a file with secrets or variables.
 
-    ``folder`` is that of the stack.toml.
+    The files of all members are left out of the packages of all. ``folder`` is that of the
+    stack.toml.
     """
     specs = [member.loaded.spec for member in members]
     programs = [spec.program for spec in specs]
@@ -294,9 +300,10 @@ def _with_apart(members: list[Member], folder: str) -> list[Member]:
 
 
 def as_stack_error(stack: Stack, error: Error, of: Member | None = None) -> Error:
-    """Convert an error of a manifest to an error of stack.toml, if the key is in that file.
+    """Convert an error of a manifest to an error of the stack.toml if its key is in that file.
 
-    ``of`` is the service, for an error that does not name its service itself.
+    Otherwise the error is returned unchanged. ``of`` is the service, for an error that does not
+    name its service itself.
     """
     for member in stack.members if of is None else (of,):
         path = member.loaded.path
@@ -319,7 +326,9 @@ def as_stack_error(stack: Stack, error: Error, of: Member | None = None) -> Erro
 
 
 class _Blank(NamedTuple):
-    """A [[service]] whose keys are accepted here, since they are checked separately."""
+    """Accepts a [[service]] with any keys in a check of the whole file: they are checked
+    separately.
+    """
 
 
 class _Whole(NamedTuple):
@@ -336,13 +345,13 @@ def _in_file(path: str, error: Error) -> Error:
 
 
 def _tables(items: object) -> list[tuple[str, dict[str, Any]]]:
-    """Return the key and content of each [[service]] that is a table."""
+    """Return (key path, content) for each [[service]] that is a table."""
     tables = enumerate(items if isinstance(items, list) else [])
     return [(f"service[{index}]", item) for index, item in tables if isinstance(item, dict)]
 
 
 def _refused(rule: Callable[[str, str], object], value: str, key: str) -> InvalidInput | None:
-    """Return the error that a rule raises for a value, or None."""
+    """Return the error that a rule raises for a value, or None if the value is valid."""
     try:
         rule(value, key)
     except InvalidInput as error:
@@ -353,7 +362,7 @@ def _refused(rule: Callable[[str, str], object], value: str, key: str) -> Invali
 def _top(
     data: dict[str, object], also: Also
 ) -> tuple[Head, dict[str, Network], list[InvalidInput]]:
-    """Return the table [stack], the networks, and all errors outside the services."""
+    """Return ([stack], networks by name, errors) of a stack.toml, without its services."""
     shape = {
         **data,
         "service": [{} for _ in items] if isinstance(items := data.get("service"), list) else items,
@@ -391,7 +400,7 @@ def _top(
 
 
 def _form(key: str, data: Mapping[str, object]) -> str | None:
-    """Return a hint for a table that is written as another kind of table, e.g. [service.api]."""
+    """Return a hint for a table that is written as another kind of table, such as [service.api]."""
     if key in ("service", "services") and isinstance(data.get(key), dict | list):
         return "[[service]] with name and package, or [services.NAME] with the tables of a manifest"
     if key.startswith("service[") and key.endswith("].network"):
@@ -400,7 +409,7 @@ def _form(key: str, data: Mapping[str, object]) -> str | None:
 
 
 def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
-    """Yield an error for each key of a [[service]] that neither stack nor manifest defines."""
+    """Yield an error for each key of a [[service]] that neither stacks nor manifests have."""
     known = (*Own._fields, *NETWORK_KEYS, *OVERRIDES)
     for name, value in keys.items():
         if name in known:
@@ -438,8 +447,9 @@ def _package(
 ) -> tuple[Loaded | None, list[InvalidInput], list[Error]]:
     """Return (manifest with the stack's overrides, errors of stack.toml, errors of the manifest).
 
-    ``package`` is the value of ``path``; ``of_stack`` are the owners and variables of the stack.
-    The manifest is None if there is an error.
+    The manifest is None if there is an error. ``path`` is the path of the package, and ``package``
+    its value in the file. ``of_stack`` are (owners, function that returns the variables of the
+    stack).
     """
     key, right = f"{item.key}.package", "a folder with a manifest.toml"
     if not package or not package.isprintable():
@@ -468,9 +478,9 @@ def _package(
 
 
 def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest's data with the stack's overrides applied key by key.
+    """Return the data of a package's manifest with the stack's overrides, key by key.
 
-    An array or a volume is replaced completely.
+    An array or a volume is replaced as a whole. ``name`` is the name of the service in the stack.
     """
     network = {key: value for key, value in overrides.items() if key in NETWORK_KEYS}
     more = {key: value for key, value in overrides.items() if key in OVERRIDES}
@@ -483,7 +493,11 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
 
 
 def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> InvalidInput:
-    """Convert an error of the manifest to the stack's keys if the stack's overrides cause it."""
+    """Convert an error of a manifest to one of the stack.toml.
+
+    If the stack sets the key, the error has the key's path there. Otherwise it says that the error
+    occurs with this manifest, whose path is ``at``.
+    """
     mine = _key_here(key, overrides, error.key or "")
     if mine is None:
         return InvalidInput(f"with {escaped(at)}: {error.detail}", error.hint, key)
@@ -500,7 +514,10 @@ def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> Inva
 
 
 def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str | None:
-    """Return the path of a manifest's key in stack.toml; None if it is not set there."""
+    """Return the path in stack.toml of a manifest's key; None if the stack does not set it.
+
+    ``key`` is the path of the [[service]].
+    """
     if manifest_key == "package.name":
         return f"{key}.name"
     table, _, path = manifest_key.partition(".")
@@ -517,12 +534,12 @@ def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str 
 
 
 VERSION = "0"
-"""The version of a service in a stack that specifies none."""
+"""The version of a service that is written in a stack.toml, if it specifies none."""
 _TABLES = "|".join(Manifest._fields)
 
 
 class Package(NamedTuple):
-    """The keys of a [services.NAME.package]."""
+    """The keys of the table [services.NAME.package]."""
 
     name: str | None = None
     version: str = VERSION
@@ -531,13 +548,13 @@ class Package(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """The key of a [services.NAME] that does not exist in a manifest."""
+    """The key of a [services.NAME] that a manifest does not have."""
 
     depends_on: dict[str, Literal["started", "healthy", "completed"]] | tuple[str, ...] = ()
 
 
 def inline_tables(services: object) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (key, name, content) of each [services.NAME] that is a table."""
+    """Yield (key path, name, content) for each [services.NAME] that is a table."""
     for name, table in services.items() if isinstance(services, dict) else ():
         if isinstance(table, dict):
             yield values.join("services", name), name, table
@@ -546,11 +563,11 @@ def inline_tables(services: object) -> Iterator[tuple[str, str, dict[str, Any]]]
 def checked(
     path: str, key: str, name: str, table: Mapping[str, Any], owners: Collection[int] | None
 ) -> tuple[Loaded | None, list[InvalidInput], list[Error]]:
-    """Check a service in the stack.toml at ``path``.
+    """Check a service that is written in the stack.toml at ``path``.
 
     Returns (its manifest, errors of the stack.toml, errors of its files of variables). The manifest
-    is None if there is an error. ``key`` is that of the service; ``owners`` as for
-    `stack_file.load`.
+    is None if there is an error. ``key`` is the key path of the service. ``owners`` is as for
+    `load`.
     """
     errors: list[InvalidInput] = []
     others: list[Error] = []
@@ -586,7 +603,10 @@ def _own_name(package: Mapping[str, Any], name: str, key: str) -> Iterable[Inval
 def _folder(
     path: str, key: str, folder: object, owners: Collection[int] | None
 ) -> tuple[str | None, list[InvalidInput]]:
-    """Return the absolute path of a package's folder ("" for none), and its errors."""
+    """Return (absolute path of a package's folder, errors).
+
+    The path is "" if there is no folder.
+    """
     right, example = "a folder beside the stack.toml", '"./api"'
     if folder is None:
         return "", []
@@ -608,7 +628,11 @@ def _folder(
 
 
 def moved_error(error: Error, key: str, file: str = "") -> InvalidInput:
-    """Convert a manifest's error to the key that the value has in the stack, and to ``file``."""
+    """Return an error of a manifest with the key path that its value has in the stack.toml
+    ``file``.
+
+    ``key`` is the path of the service.
+    """
     new = InvalidInput.of(error)
     new.file = file
     # it has no package.name, since its name is that of its table
@@ -631,12 +655,12 @@ def resolve(
     tables: Mapping[type, tuple[str, ...]],
     top: type,
 ) -> tuple[Resolved, Outer]:
-    """Substitute the variables of the stack.toml at ``path``.
+    """Substitute the variables in the data of the stack.toml at ``path``.
 
     Returns (data with absolute paths, function that returns the variables). ``tables`` maps the
     tables that define the keys of a [[service]] to those keys; ``top`` defines the other keys of
-    the file. .env next to the file is read if a variable is used. Raises Error and InvalidInput if
-    .env cannot be used.
+    the file. The file .env next to it is read if a variable is used. Raises Error and InvalidInput
+    if .env cannot be used.
     """
 
     folder = os.path.dirname(path)
@@ -675,7 +699,10 @@ def _service(
     tables: Mapping[type, tuple[str, ...]],
     key: str,
 ) -> Resolved:
-    """Substitute the variables of a [[service]]."""
+    """Substitute the variables in a [[service]]; ``key`` is its path.
+
+    ``tables`` is as for `resolve`.
+    """
     data, errors = dict(item), []
     for table, names in tables.items():
         part = {name: item[name] for name in names if name in item}
@@ -686,14 +713,16 @@ def _service(
 
 
 _INSTEAD = {"network": ("network", "networks"), "healthcheck": process_keys.KINDS}
-"""Alternative keys of tables: a key in the stack replaces the other keys of its group in the
-manifest."""
+"""Keys of a table that exclude each other.
+
+One of them in the stack replaces the others in the manifest.
+"""
 
 
 def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") -> dict[str, Any]:
-    """Merge the keys of ``laid`` into ``base``; both have the form of ``table``.
+    """Return the data ``base`` with the keys of ``laid`` instead of its own.
 
-    Nested tables are merged key by key.
+    Both have the form of the table ``table``. Nested tables are merged key by key.
     """
     choice = set(_INSTEAD.get(table, ()))
     gone = choice - laid.keys() if choice & laid.keys() else set()
@@ -715,7 +744,7 @@ CONDITIONS = ("started", "healthy", "completed")
 
 
 class Item(NamedTuple):
-    """The properties of a stack's service that checks of other services need."""
+    """What checks of other services need to know of a service in a stack."""
 
     key: str
     name: str
@@ -723,7 +752,7 @@ class Item(NamedTuple):
     listed: bool  # whether depends_on is an array
 
     def path(self, dependency: str) -> str:
-        """Return the manifest key of a dependency."""
+        """Return the key path of a dependency in depends_on."""
         base = f"{self.key}.depends_on"
         return (
             f"{base}[{list(self.after).index(dependency)}]"
@@ -733,7 +762,7 @@ class Item(NamedTuple):
 
 
 def item(own: Mapping[str, Any], key: str) -> Item:
-    """Build the `Item` of a service; values of a wrong type are skipped."""
+    """Build the `Item` of a service from its own keys. Values of a wrong type are skipped."""
     needs = own.get("depends_on")
     after: dict[str, Condition] = {}
     if isinstance(needs, list):
@@ -745,7 +774,7 @@ def item(own: Mapping[str, Any], key: str) -> Item:
 
 
 def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Sort names so that each follows its dependencies; unchanged if there is a cycle."""
+    """Sort names so that each follows its dependencies. If there is a cycle, the order stays."""
     try:
         return [name for name in graphlib.TopologicalSorter(after).static_order() if name in after]
     except graphlib.CycleError:
@@ -758,7 +787,7 @@ def dependencies(
     """Yield an error for each invalid dependency.
 
     Invalid are dependencies on an unknown service, on the health of a service without a
-    healthcheck, on the completion of a service that is not a job, and cycles.
+    healthcheck, and on the completion of a service that is not a job. Cycles are invalid too.
     """
     for item in items.values():
         for name, condition in item.after.items():
@@ -789,9 +818,9 @@ def dependencies(
 
 
 def _cycle(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Return the services of one cycle; empty if there is none.
+    """Return the services of a dependency cycle; empty if there is none.
 
-    Each is followed by its dependency. The first is repeated at the end.
+    Each is followed by one that it depends on. The first one is repeated at the end.
     """
     try:
         graphlib.TopologicalSorter(after).prepare()
@@ -804,7 +833,7 @@ def _cycle(after: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def long_name(stack: str, name: str) -> str:
-    """Return the name with prefix of a stack's service or network."""
+    """Return the name of a stack's service or network with the stack's prefix."""
     short = name.removeprefix("niso-") if name == DEFAULT_NETWORK else name
     return f"{stack}-{short}"
 
@@ -812,11 +841,11 @@ def long_name(stack: str, name: str) -> str:
 def applies(
     prefix: bool | None, stack: str, names: Iterable[str], members: Collection[str], taken: bool
 ) -> bool:
-    """Return whether the services of a stack have its prefix.
+    """Return whether the services of a stack have its name as prefix.
 
-    ``prefix`` is the setting in its file, None without one. Then an existing stack keeps its names;
-    ``members`` are its recorded services, even if its file no longer has them. A new stack has the
-    prefix if another stack already has one of its ``names`` (``taken``).
+    ``prefix`` is the setting in its file, or None. With None, a stack that exists keeps its names:
+    ``members`` are its recorded services, also those that its file no longer has. A new stack gets
+    the prefix if another stack already has a service with one of ``names`` (``taken``).
     """
     if prefix is not None:
         return prefix
@@ -830,7 +859,7 @@ def applies(
 
 
 def prefixed_outline(plain: Outline) -> Outline:
-    """Return the outline of a stack with the prefix applied."""
+    """Return the outline of a stack with the prefix in all names of services."""
     after = {
         long_name(plain.name, name): tuple(long_name(plain.name, other) for other in others)
         for name, others in plain.after.items()
@@ -839,9 +868,10 @@ def prefixed_outline(plain: Outline) -> Outline:
 
 
 def stack(plain: Stack) -> Stack:
-    """Return a stack with the prefix applied.
+    """Return a stack with the prefix in all names of services and networks.
 
-    Raises an ErrorGroup if a name becomes too long, with the keys of the stack's file.
+    Raises an ErrorGroup if a name becomes too long. Its errors have the key paths of the
+    stack.toml.
     """
     names = {member.name: long_name(plain.name, member.name) for member in plain.members}
     called = _called(plain, names)
@@ -883,7 +913,7 @@ def _too_long(plain: Stack, key: str, short: str, full: str) -> InvalidInput:
 
 
 def _called(plain: Stack, names: Mapping[str, str]) -> dict[str, str]:
-    """Return {name: service} for names by which policies of the stack can mean its services.
+    """Return the names by which policies of the stack can mean its services, each with the service.
 
     A hostname or alias that two services have, on different networks, is left out.
     """
@@ -895,7 +925,7 @@ def _called(plain: Stack, names: Mapping[str, str]) -> dict[str, str]:
 
 
 def _prefixed_names(plain: Stack) -> Iterator[str]:
-    """Yield the names that each service has before the prefix is applied."""
+    """Yield the names that all services have without the prefix."""
     for member in plain.members:
         yield from member.loaded.spec.names
 
@@ -907,11 +937,12 @@ def _member(
     networks: Mapping[str, str],
     lone: Container[str],
 ) -> Member:
-    """Return a member with its prefixed names.
+    """Return a service of a stack with the prefix in its name.
 
     Its short name becomes its hostname. If it already has another hostname, the short name becomes
-    an alias if ``lone``, but not on a network outside the stack, where a second stack with the same
-    names would clash.
+    an alias, but only if no other service of the stack has it (``lone``). It does not become an
+    alias on a network outside the stack, where it could clash with a second stack that has the same
+    names.
     """
     spec = member.loaded.spec
     network = spec.network
@@ -932,10 +963,10 @@ def _member(
 
 
 def _written(spec: ServiceSpec, policy: Policy) -> dict[str, object]:
-    """Return the manifest of a member with the names that the prefix changed.
+    """Return the manifest of a service with the names that the prefix has changed.
 
-    The package copy gets this manifest. Activated from the copy, the service has the same name,
-    networks and policy. ``policy`` is the policy of the member without the prefix.
+    It is written to the copy of the package. If the service is activated from the copy, it has the
+    same name, networks and policy. ``policy`` is its policy without the prefix.
     """
     network = spec.network
     data: dict[str, Any] = dict(spec.manifest)
@@ -963,7 +994,10 @@ def _written(spec: ServiceSpec, policy: Policy) -> dict[str, object]:
 
 
 def _policy(policy: Policy, meant: Mapping[str, Mapping[str, str]]) -> Policy:
-    """Return a policy whose names mean services and networks of the stack first."""
+    """Return a policy in which the names of the stack's services and networks have the prefix.
+
+    ``meant`` maps the kind of a peer to a dict from the written name to the full name.
+    """
 
     def moved(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
         return tuple(entry._replace(peer=peer(entry.peer)) for entry in entries)

@@ -1,9 +1,9 @@
 """Read, edit and write TOML files; find the line of a key for error messages.
 
-Errors name the file, and for syntax errors line and column. tomllib does not report the line of a
-key, so `locate` scans the text, only after an error was found in a valid file. `with_list` changes
-a list and leaves comments and order unchanged: it needs tomlkit, which only `niso net learn
---write` loads. Values are written as in https://toml.io/en/v1.0.0.
+Errors name the file, and syntax errors also the line and column. tomllib does not report the line
+of a key, so `locate` scans the text for it, but only after an error was found in a valid file.
+`with_list` changes a list and leaves comments and order unchanged. It needs tomlkit, which only
+`niso net learn --write` loads. Values are written as in https://toml.io/en/v1.0.0.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _COMMANDS = {
     "manifest.toml": "niso activate {folder}",
     **{name: f"niso import {{folder}}/{name} --output {{folder}}" for name in _COMPOSE},
 }
-"""The command for each kind of file, for the hint when the other kind exists."""
+"""Maps the name of a file to the command for it, for the hint if a folder has this file only."""
 
 
 def load(
     path: str, name: str, owners: Collection[int] | None = None, untrusted: str | None = None
 ) -> dict[str, object]:
-    """Return the data of the TOML file at ``path``; ``name`` is the usual name of such a file.
+    """Return the data of the TOML file at ``path``. ``name`` is the usual name of such a file.
 
-    ``owners`` and ``untrusted`` are as for `content`. Raises NotFound if it does not exist, Error
-    if it cannot be read, InvalidInput if it is not valid TOML or others can change it.
+    ``owners`` and ``untrusted`` are as for `content`. Raises NotFound if the file does not exist,
+    Error if it cannot be read, InvalidInput if it is not valid TOML or other users can change it.
     """
     try:
         return parse(content(path, name, owners, untrusted=untrusted))
@@ -53,9 +53,8 @@ def load(
 
 
 def _meant(path: str, is_missing: bool) -> str | None:
-    """Return a hint for a file that is not TOML, or that is missing.
-
-    A missing file may be next to another kind of file.
+    """Return a hint for a file that is YAML, or that is missing while a similar one exists; or
+    None.
     """
     folder, name = os.path.split(path)
     # the command line may have taken the argument for a folder
@@ -78,12 +77,12 @@ def content(
     links: bool = True,
     untrusted: str | None = None,
 ) -> bytes:
-    """Return the content of a user's file; ``name`` is its name in messages.
+    """Return the content of a user's file. ``name`` is the name of such files in messages.
 
-    ``hint`` is the hint if the file is missing or not a regular file; by default, to pass its path.
-    Without ``links``, an absolute path with a link is refused. With ``owners``, no users other than
-    these may be able to change the file or its folder; ``untrusted`` is the hint otherwise. Raises
-    NotFound, Error and InvalidInput.
+    ``hint`` is the hint if the file is missing or not a regular file; by default, it is to pass the
+    path. Without ``links``, an absolute path with a symbolic link is refused. With ``owners``, only
+    these uids may be able to change the file or its folder; ``untrusted`` is the hint if others
+    can. Raises NotFound, Error and InvalidInput.
     """
     hint = hint or f"pass the path of a {name} or of its folder"
     try:
@@ -113,8 +112,8 @@ def content(
 def require_owner(how: str | None, owners: Container[int], hint: str | None = None) -> None:
     """Raise InvalidInput if users other than ``owners`` (uids) can change a file or folder.
 
-    ``how`` is the answer of `files.changed_by_others`. ``hint`` is the next step, by default
-    --trust-owner.
+    ``how`` says how they can, as `files.changed_by_others` returns it; None if they cannot.
+    ``hint`` is the next step, by default to pass --trust-owner.
     """
     if how is None:
         return
@@ -132,9 +131,9 @@ def _open(path: str, flags: int) -> int:
 
 
 def _open_plain(path: str, flags: int) -> int:
-    """Open an absolute path component by component, without links.
+    """Open an absolute path part by part, without following symbolic links.
 
-    Raises OSError; ELOOP or ENOTDIR for a link.
+    Raises OSError; for a symbolic link it is ELOOP or ENOTDIR.
     """
     *above, name = path.split("/")[1:]
     folder = os.open("/", os.O_PATH | os.O_CLOEXEC)
@@ -178,7 +177,7 @@ def parse(content: bytes) -> dict[str, object]:
 
 
 def write_dates(table: dict[str, object]) -> None:
-    """Convert the dates of keys named audit_until to strings, the type of all other values."""
+    """Convert the dates of keys named audit_until to strings. All other keys have no dates."""
     for key, value in table.items():
         if isinstance(value, dict):
             write_dates(value)
@@ -191,9 +190,9 @@ def write_dates(table: dict[str, object]) -> None:
 
 
 def _syntax(message: str, text: str) -> str:
-    """Move the position in a tomllib error, ``Invalid value (at line 3, column 5)``, to the front.
+    """Return the message of a tomllib error with the position first.
 
-    The result is ``line 3, column 5: invalid value``.
+    ``Invalid value (at line 3, column 5)`` becomes ``line 3, column 5: invalid value``.
     """
     reason, _, place = message.removesuffix(")").rpartition(" (at ")
     if place == "end of document":
@@ -203,7 +202,7 @@ def _syntax(message: str, text: str) -> str:
 
 
 def _duplicate(reason: str, place: str, text: str) -> str:
-    """Return a plain reason if tomllib reports a duplicate table or key, else ""."""
+    """Return a plain reason if tomllib reports a duplicate table or key; otherwise ""."""
     match = re.match(r"line ([0-9]+),", place)
     lines = text.split("\n")
     line = lines[int(match[1]) - 1].strip() if match else ""
@@ -237,7 +236,10 @@ _PIECE = re.compile(
 
 
 def locate(text: str, errors: list[Error]) -> None:
-    """Set the line of each error whose key, or a table that contains it, is in ``text``."""
+    """Set the line of each error, by finding its key in ``text``.
+
+    If the key is not there, it is the line of the innermost table that contains it.
+    """
     lines = dict(_lines(text))
     for error in errors:
         path = _path(error.key or "")
@@ -247,7 +249,7 @@ def locate(text: str, errors: list[Error]) -> None:
 
 
 def _path(key: str) -> Path:
-    """Split a key such as ``service[1].environment."A B"`` into its parts."""
+    """Split a key path such as ``service[1].environment."A B"`` into its parts."""
     parts: list[str | int] = []
     at = 0
     while at < len(key):
@@ -273,7 +275,10 @@ def _name(part: re.Match[str]) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[Path, int]]:
-    """Yield the path and line of each key and table. The first mention of a path comes last."""
+    """Yield (path, line number) for each key and table, in reverse order.
+
+    In a dict of them, each path therefore has the line where it is first mentioned.
+    """
     lines: list[tuple[Path, int]] = []
     table: Path = ()
     counts: dict[Path, int] = {}
@@ -295,7 +300,9 @@ def _path_of_header(statement: str) -> Path:
 
 
 def _resolved(names: Path, counts: dict[Path, int]) -> Path:
-    """Return the path of a table, with the index of the latest item of each array in the path."""
+    """Return the path of a table with the index of the latest item after each array of tables in
+    it.
+    """
     path: Path = ()
     for position, name in enumerate(names):
         path = (*path, name)
@@ -305,7 +312,7 @@ def _resolved(names: Path, counts: dict[Path, int]) -> Path:
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the line number of each statement, and its header or its part before ``=``."""
+    """Yield (line number, text) for each statement: a header, or what is before ``=``."""
     number, depth, start, head, is_value = 1, 0, 1, "", False
     for piece in _PIECE.findall(text + "\n"):
         if piece == "\n" and not depth:
@@ -327,14 +334,14 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
 
 
 KeyPath = Sequence[str | int]
-"""The path to a value: names of tables, and positions in arrays of tables."""
+"""The path to a table: names of tables, and positions in arrays of tables."""
 
 _TOKEN = re.compile(r"""("(?:\\.|[^"\\\n])*"|'[^'\n]*')|\#([^\n]*)|(\n)""")
-"""The tokens of an array of texts: a text, a comment, the end of a line."""
+"""Matches the tokens in an array of strings: a string, a comment, or the end of a line."""
 
 
 class Item(NamedTuple):
-    """A line of a list: a string with its comment, or only a comment."""
+    """A line of a list: a string with a comment, or, if it is not ``used``, only a comment."""
 
     text: str
     used: bool
@@ -348,11 +355,11 @@ def _loads(text: str) -> dict[str, Any]:
 
 
 def with_list(text: str, path: KeyPath, key: str, items: Iterable[Item]) -> str:
-    """Return a TOML document in which a list of strings replaces ``key`` of the table at ``path``.
+    """Return a TOML text in which ``key`` of the table at ``path`` has this list of strings.
 
-    Missing tables are added. Comments of the old list stay, if they are on their own lines or next
-    to a string that stays. Raises Error without tomlkit, InvalidInput if the result would differ in
-    anything else.
+    Missing tables are added. Comments of the old list stay if they are on lines of their own or
+    next to a string that stays. Raises Error if tomlkit is missing, InvalidInput if anything else
+    would change.
     """
     wanted = list(items)
     expected = _loads(text)
@@ -375,9 +382,8 @@ def with_list(text: str, path: KeyPath, key: str, items: Iterable[Item]) -> str:
 
 
 def list_at(text: str, path: KeyPath, key: str) -> object:
-    """Return the value of ``key`` in the table at ``path`` of a valid TOML text.
-
-    None if missing.
+    """Return the value of ``key`` in the table at ``path`` of a valid TOML text; None if it is
+    missing.
     """
     value: Any = _loads(text)
     try:
@@ -412,7 +418,7 @@ def _edited(tomlkit: Any, text: str, path: KeyPath, key: str, items: Sequence[It
 
 
 def listed(items: Iterable[Item]) -> Iterator[str]:
-    """Yield the lines of a list, without the brackets."""
+    """Yield the lines of a list of strings, without the brackets."""
     for item in items:
         quoted = json.dumps(item.text)
         note = f"  # {item.note}" if item.note else ""
@@ -420,7 +426,7 @@ def listed(items: Iterable[Item]) -> Iterator[str]:
 
 
 def _item_lines(items: Sequence[Item], old: str) -> Iterator[str]:
-    """Yield the lines of a new list, with the comments of the list that it replaces."""
+    """Yield the lines of a new list, with the comments of the list ``old`` that it replaces."""
     beside, alone = _comments(old)
     for comment in alone:
         if not any(comment.startswith(json.dumps(item.text)) for item in items):
@@ -432,7 +438,10 @@ def _item_lines(items: Sequence[Item], old: str) -> Iterator[str]:
 
 
 def _comments(array: str) -> tuple[dict[str, str], list[str]]:
-    """Return the comments of an array of strings: (those next to a string, the others)."""
+    """Return the comments of an array of strings as (those next to a string, the others).
+
+    The former are a dict from the string to its comment.
+    """
     beside: dict[str, str] = {}
     alone: list[str] = []
     last = ""
@@ -466,11 +475,14 @@ _ESCAPES: dict[int, str] = {
     **{number: f"\\u{number:04x}" for number in (*range(0x20), 0x7F)},
     **{ord(char): f"\\{short}" for char, short in zip('"\\\n\r\t\b\f', '"\\nrtbf', strict=True)},
 }
-"""What a basic string of TOML cannot have as it is. json is not loaded, for activations."""
+"""Maps the characters that a basic string of TOML cannot contain to their escapes.
+
+`json` would have them too, but takes time to load in each activation.
+"""
 
 
 def value(data: object) -> str:
-    """Format a value on one line; a mapping becomes an inline table."""
+    """Format a value as TOML on one line. A mapping becomes an inline table."""
     if isinstance(data, bool):
         return str(data).lower()
     if isinstance(data, int | float):
@@ -485,7 +497,7 @@ def value(data: object) -> str:
 
 
 def key(name: str) -> str:
-    """Format a key, bare if possible, else quoted."""
+    """Format a key as TOML: bare if possible, otherwise quoted."""
     bare = name and name.isascii() and name.replace("-", "").replace("_", "").isalnum()
     return name if bare else value(name)
 
@@ -493,7 +505,7 @@ def key(name: str) -> str:
 def table(header: str, data: Mapping[str, Any], inline: int) -> Iterator[str]:
     """Yield the lines of a table: its values, then nested tables under their own headers.
 
-    Tables ``inline`` levels deeper are written on one line.
+    Tables nested deeper than ``inline`` levels are written on one line.
     """
     below = {}
     lines = []

@@ -1,7 +1,7 @@
-"""Find all errors of a manifest: `walk` finds wrong keys and types, `rules` invalid values.
+"""Find all errors of a manifest: `walk` finds wrong keys and types, `rules` finds invalid values.
 
-Both take the data that tomllib returned. `walk` runs only if `niso.base.convert.convert` failed.
-`rules` skips values of a wrong type.
+Both take the data that tomllib returned. `walk` is called only if `niso.base.convert.convert` has
+failed. `rules` skips values of a wrong type.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ WITHOUT = {
     ]
     for mode in ("host", "none", "share", "bridge")
 }
-"""The keys of [network] that are errors in a mode, because they have no effect there."""
+"""Maps each mode of [network] to the keys that are errors in it, because they have no effect there.
+"""
 _WHY = {
     "host": 'with mode = "host" the service uses the host\'s network',
     "none": 'with mode = "none" the service has no network',
@@ -54,9 +55,9 @@ _MAX_GUESSES = 20  # the most unknown keys of one table that get a suggestion: d
 
 
 def walk(data: object, table: type, key: str = "") -> list[InvalidInput]:
-    """Return an error for each unknown key, missing key and wrong type in ``data``.
+    """Return an error for each unknown key, missing key and value of a wrong type in ``data``.
 
-    ``table`` is the expected type of ``data``; ``key`` is its path.
+    ``table`` is the table type that ``data`` should have, and ``key`` its key path.
     """
     return list(_walk(data, {dict: table}, key, (table, key)))
 
@@ -66,8 +67,9 @@ def unknown_key(
 ) -> InvalidInput:
     """Build the error for an unknown key.
 
-    ``key`` and ``near`` are key paths. ``known`` are the known keys; the message lists them if
-    ``near`` is empty, and names another table that has a key of this name.
+    ``key`` is its path. ``near`` is the path of a similar known key, or None; the message then
+    proposes it. Otherwise the message lists the ``known`` keys, and names the path of a key with
+    this name in another table (``elsewhere``).
     """
     right = f"did you mean {near}?" if near else f"known keys: {known}"
     hint = None if near else f"remove {key}"
@@ -98,7 +100,7 @@ def _walk(value: Any, may_be: Kind, key: str, root: tuple[Any, str]) -> Iterator
 
 
 def _other(value: object) -> str:
-    """Describe a value that is a date or time in TOML, or that exists in Python only."""
+    """Describe the type of a value that is a date or time, or that exists only in Python."""
     is_time = type(value).__module__ == "datetime"
     return "a date or time" if is_time else f"an object of type {type(value).__name__}"
 
@@ -126,7 +128,7 @@ def _walk_table(
 
 
 def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
-    """Return the path of the key ``name`` of another table that accepts this type of value.
+    """Return the path of a key ``name`` in another table that accepts this type of value.
 
     Nested tables count too: ``policy`` is network.policy. ``key`` is the path of ``table``. Returns
     "" if there is no such key, or several.
@@ -140,7 +142,7 @@ def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
 
 
 def _keys(table: Any, key: str) -> Iterator[tuple[str, Kind]]:
-    """Yield the path and the kind of each key of a table, including nested tables."""
+    """Yield (path, kind) for each key of a table and of its nested tables."""
     for name, kind in convert.fields(table).items():
         path = join(key, name)
         yield path, kind
@@ -149,7 +151,7 @@ def _keys(table: Any, key: str) -> Iterator[tuple[str, Kind]]:
 
 
 def _missing(path: str, name: str, table: str, may_be: Kind) -> InvalidInput:
-    """Build the error for a missing key or table ``path``, which is ``name`` of ``table``."""
+    """Build the error for the missing key or table at ``path``, which is ``name`` in ``table``."""
     if dict in may_be or not table:
         header = f"[{path}]" if dict in may_be else f"[[{path}]]"
         return InvalidInput(f"missing table {header}", f"add {header}", path, names_key=False)
@@ -163,7 +165,7 @@ def _missing(path: str, name: str, table: str, may_be: Kind) -> InvalidInput:
 
 
 def _allowed(may_be: Kind) -> str:
-    """Describe the allowed types or values in TOML's terms, without None."""
+    """Describe the allowed types or values of a key in the terms of TOML. None is left out."""
     choices: list[str] = []
     for form, inside in may_be.items():
         if form is str and inside:
@@ -174,9 +176,9 @@ def _allowed(may_be: Kind) -> str:
 
 
 def _example(value: object, may_be: Kind, key: str) -> str:
-    """Return the value that was probably intended, in a form that the key accepts, or "".
+    """Return what the user probably meant by a value of a wrong type, as a valid value; or "".
 
-    For example, a number in quotes, with a unit if the key needs one, or a string in brackets.
+    For example, a number gets quotes, and a unit if the key needs one; a string gets brackets.
     """
     if (
         str in may_be
@@ -193,7 +195,10 @@ def _example(value: object, may_be: Kind, key: str) -> str:
 
 
 def _accepted(path: str, *texts: str) -> str:
-    """Return an example for a key, in quotes: the first valid one of ``texts``, else its rule's."""
+    """Return the first of ``texts`` that is valid for the key at ``path``, in quotes.
+
+    If none is valid, returns the example of the key's rule.
+    """
     example, key = "", keys.key_at(path)
     rule = keys.ANY if key is None else key.rule
     for text in texts:
@@ -206,7 +211,7 @@ def _accepted(path: str, *texts: str) -> str:
 
 
 def nearest(name: str, known: list[str]) -> str | None:
-    """Return the name in ``known`` that was probably meant, or None."""
+    """Return the name in ``known`` that is most similar, if the user probably meant it; or None."""
     if len(name) > values.MAX_NAME:
         return None
     import difflib
@@ -224,10 +229,10 @@ def _table(data: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def rules(data: dict[str, Any], folder: str, parsed: dict[str, Any]) -> list[InvalidInput]:
-    """Return an error for each invalid value of ``data``.
+    """Return an error for each invalid value in the data of a manifest.
 
-    ``folder`` is the package's: package.rootfs must be a folder in it. Valid values are added to
-    ``parsed`` under their keys: ``network.ports[0]``.
+    ``folder`` is the folder of the package, in which package.rootfs must be. The valid values are
+    added to ``parsed`` under their key paths (``network.ports[0]``).
     """
     errors: list[InvalidInput] = []
     package, network = _table(data, "package"), _table(data, "network")
@@ -263,10 +268,10 @@ def rules(data: dict[str, Any], folder: str, parsed: dict[str, Any]) -> list[Inv
 
 
 def _written(data: dict[str, Any]) -> Iterator[tuple[Parse, Any, str]]:
-    """Yield the rule, value and path of each written name and value that a rule is about.
+    """Yield (rule, value, path) for each value, and each name in a table, that has a rule.
 
     The names in a table come before its values. Unknown keys and values of a wrong type are
-    skipped: `walk` reports them.
+    skipped, since `walk` reports them.
     """
     for section, known in keys.SECTIONS.items():
         for base, table in _tables(data, section):
@@ -283,7 +288,9 @@ def _written(data: dict[str, Any]) -> Iterator[tuple[Parse, Any, str]]:
 
 
 def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the path and content of each table of a section: of each in [volumes], or just one."""
+    """Yield (path, content) for each table of a section; only a section such as [volumes] has
+    several.
+    """
     if not section:
         yield "", data
     elif section.endswith(".*"):
@@ -296,7 +303,10 @@ def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str,
 
 
 def _typed(value: Any, may_be: Kind, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield the path and value of each text or number of the right type in ``value``."""
+    """Yield (path, value) for each single value of the right type in ``value``.
+
+    The items of arrays and tables are single values.
+    """
     form = type(value)
     inside = may_be.get(form)
     if form is list and inside is not None:
@@ -310,7 +320,7 @@ def _typed(value: Any, may_be: Kind, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _contradictions(ports: object, parsed: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each port whose host port an earlier entry publishes differently."""
+    """Yield an error for each port whose host port an earlier entry publishes otherwise."""
     written = texts(ports if isinstance(ports, list) else None, "network.ports")
     known = [(path, text, parsed[path]) for path, text in written if path in parsed]
     for index, before in contradictions(port for _, _, port in known):
@@ -321,7 +331,7 @@ def _contradictions(ports: object, parsed: Mapping[str, Any]) -> Iterator[Invali
 
 
 def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[InvalidInput]:
-    """Yield an error for each key that is not allowed for this kind of service, such as a job."""
+    """Yield an error for each key that is not allowed for a job, or only for a job."""
     if service.get("kind", "service") == "service":
         if "timeout" in service:
             reason = "is not allowed: only a job has a time limit"
@@ -341,7 +351,7 @@ def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[Inval
 
 
 def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
-    """Yield an error for each key of [network] that the mode does not allow.
+    """Yield an error for each key of [network] that its mode does not allow.
 
     A key whose value is also invalid gets two errors.
     """
@@ -373,7 +383,7 @@ def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
 
 
 def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield errors for combinations of the keys networks and ip with other keys."""
+    """Yield an error for each combination of keys in which networks or ip is invalid."""
     several, ip = network.get("networks"), network.get("ip")
     if "network" in network and "networks" in network:
         reason, right = "conflicts with network.network", "set only one of the two"
@@ -394,14 +404,14 @@ def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
 
 
 def _audit(policy: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error if the end of an audit is set for a policy that is not in audit."""
+    """Yield an error if a policy that is not in mode "audit" sets the end of an audit."""
     if "audit_until" in policy and policy.get("mode", "enforce") == "enforce":
         reason, right = "is not allowed: the policy is enforced", 'set mode = "audit", or remove it'
         yield values.wrong("network.policy.audit_until", policy["audit_until"], reason, right)
 
 
 def _repeated(items: object, key: str) -> Iterator[InvalidInput]:
-    """Yield an error for each string of an array that repeats an earlier item."""
+    """Yield an error for each string in an array that is equal to an earlier one."""
     first: dict[str, int] = {}
     for path, text in texts(items if isinstance(items, list) else None, key):
         index = int(path[len(key) + 1 : -1])
@@ -411,7 +421,7 @@ def _repeated(items: object, key: str) -> Iterator[InvalidInput]:
 
 
 def _rootfs(rootfs: str, folder: str) -> Iterator[InvalidInput]:
-    """Yield an error if ``rootfs`` is not a folder inside the package's folder."""
+    """Yield an error if ``rootfs`` is not a folder inside ``folder``, the package's folder."""
     home = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(home, rootfs))
     reason = ""

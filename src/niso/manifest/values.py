@@ -2,8 +2,8 @@
 
 An invalid text raises InvalidInput with the key, the value and the valid form. This module reads no
 file and does not depend on the tables of a manifest, so commands apply the same rules to arguments
-of the command line. ``key`` names the value in messages: the path of a manifest key, or an
-argument's name.
+of the command line. ``key`` names the value in messages: it is the path of a manifest key, or the
+name of an argument.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ _SIZE_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
 def wrong(key: str, value: object, reason: str, right: str, example: str = "") -> InvalidInput:
     """Build the error for an invalid value of a key.
 
-    ``reason`` is a predicate whose subject is the value: ``is out of range``.
+    ``reason`` continues a sentence that begins with the value: ``is out of range``. ``right`` is
+    the valid form, and ``example`` a valid value.
     """
     hint = f"for example {example}" if example else None
     error = InvalidInput(reason, hint, key, value=shown(value), right=right)
@@ -63,7 +64,7 @@ def wrong(key: str, value: object, reason: str, right: str, example: str = "") -
 def _require_name(text: str, key: str, right: str, example: str, *, label: bool) -> None:
     """Raise InvalidInput if ``text`` is not a valid name.
 
-    With ``label``, it must also be valid in /etc/hosts.
+    With ``label``, it must also be valid as a name in /etc/hosts.
     """
     reason = ""
     invalid = next((character for character in text if character not in NAME_CHARACTERS), None)
@@ -86,7 +87,7 @@ def _require_name(text: str, key: str, right: str, example: str, *, label: bool)
 def service_name(text: str, key: str) -> str:
     """Return ``text`` if it is a valid name of a service. Raises InvalidInput.
 
-    The name is also used in /etc/hosts, so the rules are those of `host_label`.
+    The name is also used in /etc/hosts, so the rules of `host_label` apply.
     """
     _require_name(text, key, NAME_RIGHT, '"api"', label=True)
     return text
@@ -104,9 +105,9 @@ def host_label(text: str, key: str) -> str:
 def network_name(text: str, key: str) -> str:
     """Return ``text`` if it is a valid name of a network. Raises InvalidInput.
 
-    ``default`` is refused: its bridge would have the same name as that of ``niso-default``.
-    ``none`` and ``host`` are refused: they are modes, and a network named so would be the opposite
-    of docker's ``--network none``.
+    ``default`` is refused, because its bridge would have the same name as that of ``niso-default``.
+    ``none`` and ``host`` are refused, because they are modes, and a network named so would be the
+    opposite of docker's ``--network none``.
     """
     _require_name(text, key, NETWORK_RIGHT, '"backend"', label=False)
     if text == "default":
@@ -119,7 +120,7 @@ def network_name(text: str, key: str) -> str:
 
 
 def _number(text: str, digits: int) -> int | None:
-    """Parse a decimal number of at most ``digits`` digits; None if invalid.
+    """Parse a decimal number of at most ``digits`` digits; None if it is invalid.
 
     A sign or a leading zero is not accepted.
     """
@@ -142,7 +143,7 @@ def port_number(text: str) -> int | None:
 def duration(text: str, key: str, low: float = 0.0, high: float = 86_400.0) -> float:
     """Parse ``200ms``, ``5s``, ``2m`` or ``1h`` to seconds.
 
-    ``low`` and ``high`` are the limits in seconds, inclusive. Raises InvalidInput.
+    ``low`` and ``high`` are the lowest and the highest valid value in seconds. Raises InvalidInput.
     """
     right, example = "a whole number with unit ms, s, m or h", '"10s"'
     digits = text.rstrip("hms")
@@ -157,7 +158,7 @@ def duration(text: str, key: str, low: float = 0.0, high: float = 86_400.0) -> f
 
 
 def _short(seconds: float) -> str:
-    """Format a duration with the largest unit that divides it: ``1m``."""
+    """Format a duration with the largest unit that gives a whole number, such as ``1m``."""
     for unit in ("h", "m", "s"):
         count = seconds / _DURATION_UNITS[unit]
         if count >= 1 and count.is_integer():
@@ -183,9 +184,9 @@ def ipv4_octets(text: str) -> tuple[int, ...] | None:
 
 
 def is_ipv4(text: str) -> bool:
-    """Return whether ``text`` is four decimal numbers without leading zeros, with dots.
+    """Return whether ``text`` is an IPv4 address: four decimal numbers with dots between them.
 
-    This is the strict form of RFC 6943, 3.1.1.
+    Leading zeros are not allowed (the strict form of RFC 6943, 3.1.1).
     """
     return ipv4_octets(text) is not None
 
@@ -204,7 +205,7 @@ def is_ipv6(text: str) -> bool:
 
 
 def not_unicast(octets: tuple[int, ...]) -> str | None:
-    """Return why no host can have this address (RFC 6890, table 1 ff.), or None."""
+    """Return why no host can have this IPv4 address (RFC 6890, table 1 ff.); None if one can."""
     if octets[0] == 0:
         return "is in 0.0.0.0/8, which no host can have"
     if octets[0] == 127:
@@ -215,9 +216,9 @@ def not_unicast(octets: tuple[int, ...]) -> str | None:
 
 
 def user(text: str, key: str) -> User:
-    """Parse ``uid``, ``uid:gid``, or a name in the rootfs' /etc/passwd.
+    """Parse ``uid``, ``uid:gid``, or a user name in /etc/passwd of the rootfs.
 
-    A name has the characters that useradd(8) accepts, or a dot. Raises InvalidInput.
+    A name may have the characters that useradd(8) accepts, and dots. Raises InvalidInput.
     """
     if text[:1] in DIGITS or ":" in text:
         first, colon, second = text.partition(":")
@@ -257,7 +258,7 @@ def version(text: str, key: str) -> str:
 
 
 def path_reason(text: str) -> str | None:
-    """Return why ``text`` cannot be a path of any kind, or None."""
+    """Return why ``text`` cannot be any path; None if it can."""
     if not text:
         return "is empty"
     if not text.isprintable():
@@ -308,7 +309,7 @@ def rootfs(text: str, key: str) -> str:
 
 
 def path_below(text: str, key: str, folder: str) -> str:
-    """Resolve the path ``text`` below ``folder``, including links.
+    """Return the absolute path of ``text``, which is relative to ``folder``; links are resolved.
 
     Raises InvalidInput if it leads out of the folder.
     """
@@ -321,7 +322,10 @@ def path_below(text: str, key: str, folder: str) -> str:
 
 
 def argument(text: str, key: str) -> str:
-    """Return ``text`` if execve(2) accepts it: no NUL and not too long. Raises InvalidInput."""
+    """Return ``text`` if execve(2) accepts it: it has no NUL and is not too long.
+
+    Raises InvalidInput.
+    """
     reason = "contains a NUL character" if "\0" in text else None
     if reason is None and len(text.encode(errors="surrogatepass")) > MAX_STRING:
         reason = f"is longer than {MAX_STRING} bytes"
@@ -354,14 +358,17 @@ def capability(text: str, key: str) -> str:
 
 
 def join(base: str, name: str) -> str:
-    """Join a key to a path, quoted as in TOML: ``environment."A B"``."""
+    """Append a key to a key path, quoted as in TOML if necessary: ``environment."A B"``."""
     bare = name and name.isascii() and name.replace("-", "").replace("_", "").isalnum()
     part = name if bare else text.shown(name)
     return f"{base}.{part}" if base else part
 
 
 def texts(items: object, key: str) -> Iterator[tuple[str, str]]:
-    """Yield the key path and value of each string in an array or table."""
+    """Yield (key path, string) for each string in an array or table.
+
+    ``key`` is the path of that.
+    """
     if isinstance(items, list):
         yield from (
             (f"{key}[{index}]", item) for index, item in enumerate(items) if isinstance(item, str)

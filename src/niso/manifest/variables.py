@@ -1,6 +1,6 @@
 """Substitute ``${NAME}`` in the values of a TOML file, and read files of environment variables.
 
-An environment file is the ``env_file`` of a service, or ``.env`` next to a manifest. A line is
+A file of variables is the ``env_file`` of a service, or ``.env`` next to a manifest. A line is
 ``NAME=value``, optionally after ``export``. Blank lines and lines that start with ``#`` are
 skipped. Blanks around name and value are removed, and a ``#`` after a blank starts a comment. A
 value in single quotes is literal. In double quotes, a backslash escapes a backslash, a quote and a
@@ -8,9 +8,9 @@ dollar, and before n, r and t it stands for a control character. A line with onl
 value from the environment, if the variable is set there.
 
 Substitution is that of Compose. ``${NAME:-text}`` has a default for a variable that is unset or
-empty, ``${NAME:?text}`` an error message for that case. Without the colon, an empty variable counts
-as set. ``${NAME:+text}`` is the text if the variable is set. ``$${`` is a literal ``${``. Any other
-``$`` is literal, so that ``$NAME`` and ``$$`` remain for a shell.
+empty, and ``${NAME:?text}`` an error message for that case. Without the colon, an empty variable
+counts as set. ``${NAME:+text}`` is the text if the variable is set. ``$${`` is a literal ``${``.
+Any other ``$`` is literal, so that ``$NAME`` and ``$$`` remain for a shell.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "$": "$"}
 def variables(
     folder: str, owners: Collection[int] | None = None, outer: Mapping[str, str] | None = None
 ) -> Variables:
-    """Return the variables for a file in ``folder``.
+    """Return the variables that a file in ``folder`` can use.
 
-    The environment has precedence over ``outer``, and ``outer`` over .env in ``folder``. Raises
-    Error and InvalidInput if a .env exists that cannot be used.
+    They are those of the environment, those of ``outer``, and those of .env in ``folder``; the
+    former have precedence. Raises Error and InvalidInput if a .env exists that cannot be used.
     """
     path = os.path.join(folder, NAME)
     own: dict[str, str] = {}
@@ -62,7 +62,10 @@ def variables(
 
 
 def _is_text(value: str) -> bool:
-    """Return whether a variable's value is UTF-8; in os.environ, other bytes are surrogates."""
+    """Return whether the value of a variable is UTF-8.
+
+    In os.environ, other bytes are surrogates.
+    """
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -76,12 +79,12 @@ def read(
     owners: Collection[int] | None = None,
     shown: str | None = None,
 ) -> dict[str, str]:
-    """Read a file of variables. ``environment`` has the values of names without a value.
+    """Read a file of variables, and return their values by name.
 
-    ``path`` must be absolute, with its links resolved: a link that was added since is not followed.
-    Errors name the line and the file ``shown``, by default ``path``. Raises NotFound, Error and
-    InvalidInput; with ``owners`` also if other users can modify the file
-    (`niso.manifest.toml.load`).
+    ``path`` must be absolute, with its symbolic links resolved: one that was added since is not
+    followed. ``environment`` has the values for lines with only a name. Errors name the line and
+    the file ``shown``, by default ``path``. Raises NotFound, Error and InvalidInput; with
+    ``owners`` (uids) also if other users can change the file (`niso.manifest.toml.content`).
     """
     variables: dict[str, str] = {}
     try:
@@ -103,9 +106,9 @@ def read(
 
 
 def _line(line: str, where: str) -> tuple[str, str | None]:
-    """Parse a line to (name, value); the name is "" if the line has no variable.
+    """Parse a line to (name, value). The name is "" if the line has no variable.
 
-    Raises InvalidInput.
+    The value is None if the line has only a name. ``where`` names the line. Raises InvalidInput.
     """
     line = line.strip()
     if not line or line.startswith("#"):
@@ -134,7 +137,7 @@ def _is_name(text: str) -> bool:
 
 
 def _value(text: str) -> str:
-    """Parse the part of a line after the ``=``. Raises InvalidInput."""
+    """Parse the value of a line, which is what follows the ``=``. Raises InvalidInput."""
     quote = text[:1]
     if quote not in ("'", '"'):
         for index, character in enumerate(text):
@@ -161,7 +164,7 @@ def _value(text: str) -> str:
 
 
 MAX_DEPTH = 16
-"""The deepest nesting of defaults."""
+"""How deep defaults may be nested in each other."""
 _NAME = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_"
 LITERAL = "write $${ for a literal ${"
 
@@ -174,7 +177,7 @@ class Variables(NamedTuple):
 
 
 def has_variables(value: object) -> bool:
-    """Return whether any string in TOML data contains ``${``."""
+    """Return whether any string in the data of a TOML file contains ``${``."""
     todo = [value]
     while todo:
         one = todo.pop()
@@ -186,14 +189,14 @@ def has_variables(value: object) -> bool:
 
 
 class _Wrong(Exception):
-    """Raised if a value cannot be resolved: ``reason`` is why, ``right`` a valid form."""
+    """Raised if a variable cannot be substituted: ``reason`` is why, and ``right`` a valid form."""
 
     def __init__(self, reason: str, right: str) -> None:
         self.reason, self.right = reason, right
 
 
 class Resolved(NamedTuple):
-    """The data of a file with its variables substituted, and an error for each failed substitution.
+    """The data of a file with its variables substituted, and an error for each that failed.
 
     A value with an error stays as written.
     """
@@ -202,7 +205,7 @@ class Resolved(NamedTuple):
     errors: list[InvalidInput]
 
     def fresh(self, others: list[InvalidInput]) -> list[InvalidInput]:
-        """Return all errors, and those of ``others`` that are not about an unresolved value."""
+        """Return the errors of this object, and those of ``others`` that are about other values."""
         unresolved = {error.key for error in self.errors}
         return [*self.errors, *(error for error in others if error.key not in unresolved)]
 
@@ -211,7 +214,7 @@ def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = 
     """Substitute the variables in all strings of ``data``, but not in keys.
 
     ``kinds`` has the types of the keys: if a number or boolean is expected, the string is
-    converted.
+    converted. ``key`` is the key path of ``data``.
     """
     errors: list[InvalidInput] = []
 
@@ -242,7 +245,7 @@ def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = 
 
 
 def _typed(text: str, may_be: Kind) -> object:
-    """Convert a string to the number or boolean that ``may_be`` allows, if it can be one."""
+    """Convert a string to a number or boolean if ``may_be`` allows that and no string."""
     if str not in may_be and bool in may_be and text in ("true", "false"):
         return text == "true"
     plain = text.removeprefix("-")
@@ -258,7 +261,10 @@ def _typed(text: str, may_be: Kind) -> object:
 
 
 def text(written: str, variables: Variables, depth: int = 0) -> str:
-    """Substitute the variables in a string. Raises _Wrong."""
+    """Substitute the variables in a string. ``depth`` is the number of defaults around it.
+
+    Raises _Wrong.
+    """
     if depth > MAX_DEPTH:
         raise _Wrong("is nested too deeply", f"at most {MAX_DEPTH} defaults in each other")
     parts: list[str] = []
@@ -275,7 +281,7 @@ def text(written: str, variables: Variables, depth: int = 0) -> str:
 
 
 def _closed(after: str) -> tuple[str, str]:
-    """Split the string after a ``${`` at the matching closing brace. Raises _Wrong."""
+    """Split the text after a ``${`` into (what is inside the braces, the rest). Raises _Wrong."""
     open_, at = 1, 0
     while at < len(after):
         if after.startswith("${", at):
@@ -290,7 +296,7 @@ def _closed(after: str) -> tuple[str, str]:
 
 
 def _substituted(inside: str, variables: Variables, depth: int) -> str:
-    """Return the value of ``${inside}``. Raises _Wrong."""
+    """Return the value of a variable whose text inside the braces is ``inside``. Raises _Wrong."""
     end = next(
         (i for i, c in enumerate(inside) if not (c.isascii() and (c.isalnum() or c == "_"))),
         len(inside),

@@ -1,4 +1,4 @@
-"""Read a YAML file with PyYAML, which only `niso import` and a kubeconfig in YAML need."""
+"""Read a YAML file with PyYAML. Only `niso import` and a kubeconfig in YAML need it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 20
 MAX_VALUES = 100_000
-"""The most values in a file. Each use of an alias counts (YAML 1.2, 3.2.2.2), since nested aliases
-can expand to billions."""
+"""The maximum number of values in a file.
+
+Each use of an alias counts (YAML 1.2, 3.2.2.2), since nested aliases can expand to billions.
+"""
 
 _MERGE = "tag:yaml.org,2002:merge"
 _SCALARS = (
@@ -23,18 +25,19 @@ _SCALARS = (
     ("int", r"^(?:0|-?[1-9][0-9]*)$", "-0123456789"),
     ("float", r"^-?(?:0|[1-9][0-9]*)\.(?:0|[0-9]*[1-9])$", "-0123456789"),
 )
-"""(tag, form, first characters) of scalars that are not texts.
+"""(tag, pattern, first characters) of scalars that are not strings.
 
-The forms are those of YAML 1.2 (10.3.2) that Python writes in the same way, so that every scalar
-keeps its text. As opposed to YAML 1.1, ``22:22`` is not a number of base 60, nor ``yes`` a boolean.
+The patterns are those of YAML 1.2 (10.3.2) for forms that Python writes in the same way, so that
+every scalar keeps its text. In contrast to YAML 1.1, ``22:22`` is not a number of base 60, and
+``yes`` is not a boolean.
 """
 
 
 def load(path: str, wanted: str = "a compose.yaml") -> dict[str, Any]:
-    """Read a YAML file whose top level must be a mapping; keys are converted to strings.
+    """Read a YAML file whose top level must be a mapping. Keys are converted to strings.
 
-    ``wanted`` names the kind of file in messages. Raises Error without PyYAML, NotFound, Error if
-    it cannot be read, InvalidInput if it is not YAML, too large, or not a mapping.
+    ``wanted`` names the kind of file in messages. Raises Error if PyYAML is missing or the file
+    cannot be read, NotFound, and InvalidInput if it is not YAML, too large, or not a mapping.
     """
     yaml = _library()
     try:
@@ -77,7 +80,7 @@ def _library() -> Any:
 
 
 def _loader(yaml: Any) -> Any:
-    """Return PyYAML's SafeLoader, which implements YAML 1.1, with the scalars of `_SCALARS`."""
+    """Return PyYAML's SafeLoader, which reads YAML 1.1, with the scalars of `_SCALARS` instead."""
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         def compose_mapping_node(self, anchor: str | None) -> Any:
@@ -103,7 +106,10 @@ def _loader(yaml: Any) -> Any:
 
 
 def _plain(value: object, count: list[int]) -> Any:
-    """Copy a value, with keys, dates and bytes converted to strings."""
+    """Copy a value, with keys, dates and bytes converted to strings.
+
+    ``count`` has the number of values so far. Raises OverflowError if there are too many.
+    """
     count[0] += 1
     if count[0] > MAX_VALUES:
         raise OverflowError

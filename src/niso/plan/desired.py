@@ -1,8 +1,9 @@
-"""Compute the desired State of the kernel from the store's rows, and the findings of `check`.
+"""Compute what the kernel should have from the store's rows, and how the kernel differs from it.
 
-A `Snapshot` is the part of the store that one command needs (one service, one network, or
-everything). `desired` turns it into a `State` of the same scope. `findings` are the differences
-between desired and actual State, without their consequences. Pure: no I/O, no clock.
+A `Snapshot` is the part of the store that one command needs: one service, one network, or
+everything. `desired` turns it into a `State` with the same scope. `findings` returns the problems
+that `niso net check` reports: differences between the desired and the actual State, without
+differences that follow from another one. Pure: no I/O, no clock.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ if TYPE_CHECKING:
 
 
 BRIDGE_LINK_LOCAL = "fe80::1/64"
-"""A bridge's own address: the host needs it to solicit neighbours for packets that it forwards.
+"""The link-local address of every bridge with IPv6.
 
-See RFC 4861, 7.2.2.
+The host needs it to send neighbour solicitations for packets that it forwards (RFC 4861, 7.2.2).
 """
 
 
@@ -78,7 +79,7 @@ def desired(snapshot: Snapshot) -> State:
     for service in snapshot.services:
         for port in service.ports if service.mode != "host" else ():
             things += _published(service, port, networks)
-        if service.mode not in ("host", "share"):  # a sharer uses its provider's network
+        if service.mode not in ("host", "share"):  # share: uses another's network
             things += _service(snapshot, service, networks)
     alias = names.alias(snapshot.state_id)
     for remote in snapshot.remotes:
@@ -87,7 +88,7 @@ def desired(snapshot: Snapshot) -> State:
 
 
 def _shared(snapshot: Snapshot) -> Iterator[Thing]:
-    """Yield the tables, and the elements that belong to no single service or network."""
+    """Yield niso's nftables tables, and the elements that all services and networks share."""
     if snapshot.any_network:
         yield Ruleset(ruleset.DIGEST)
         yield from owner(snapshot.state_id)
@@ -106,7 +107,7 @@ def _shared(snapshot: Snapshot) -> Iterator[Thing]:
 
 
 def _tunnel(tunnel: Tunnel, alias: str) -> WireGuard:
-    """Return the encrypted link between the hosts."""
+    """Return the WireGuard interface that connects the hosts of an encrypted cluster."""
 
     others = tuple(sorted(FarEnd(*end) for end in tunnel.others))
     own = (tunnel.form, tunnel.address, tunnel.port, tunnel.mtu, tunnel.public)
@@ -114,7 +115,7 @@ def _tunnel(tunnel: Tunnel, alias: str) -> WireGuard:
 
 
 def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:
-    """Yield a bridge with its gateways, its elements and its sysctls."""
+    """Yield the bridge of a network with its gateway addresses, nftables elements and sysctls."""
     alias = names.alias(snapshot.state_id)
     bridge = network.bridge
     families = {subnet.family for subnet in network.subnets}
@@ -141,7 +142,7 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:
 
 
 def _span(network: Network, span: Span, alias: str) -> Iterator[Thing]:
-    """Yield the VXLAN device of a network that spans hosts."""
+    """Yield the objects that a network needs only if it spans hosts: those of its VXLAN device."""
 
     link = names.vxlan(network.name)
     yield Vxlan(link, span.vni, span.local, span.port, network.mtu, network.bridge, alias)
@@ -150,9 +151,9 @@ def _span(network: Network, span: Span, alias: str) -> Iterator[Thing]:
 
 
 def _remote(remote: Remote, networks: dict[str, Network], alias: str) -> Iterator[Thing]:
-    """Yield the objects by which services here reach a service of another host.
+    """Yield the objects by which services on this host reach a service of another host.
 
-    The same objects accept answers only from that service.
+    The same objects let only that service answer with its addresses.
     """
 
     for endpoint in remote.endpoints:
@@ -169,16 +170,18 @@ def _remote(remote: Remote, networks: dict[str, Network], alias: str) -> Iterato
 
 
 def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network]) -> Iterator[Thing]:
-    """Yield a namespace, with a veth pair, addresses and routes for each network of the service.
+    """Yield the network namespace of a service, and for each network a veth pair, addresses and
+    routes.
 
-    A service sends all packets for a network to its gateway's MAC, which the bridge table replaces
-    by the receiver's. A service therefore has one neighbour on each network, however many services
-    it communicates with, and the kernel's neighbour table, which all namespaces share, has no entry
-    for a pair of services.
+    A service sends all packets for a network to its gateway's MAC, which the nftables bridge table
+    replaces by the receiver's. Therefore a service has one neighbour on each network, however many
+    services it communicates with. The kernel's neighbour table, which all namespaces share, has no
+    entry for a pair of services.
 
-    A socket that is bound to a link treats any IPv4 address as a neighbour if no route through the
-    link matches. With mcast_solicit 0 the kernel sends no ARP request for the address: the entry
-    fails at once, and is evicted when the table needs room (neigh_forced_gc, net/core/neighbour.c).
+    If a program binds a socket to a network interface, the kernel treats any IPv4 address as a
+    neighbour on it when no route through the interface matches. With mcast_solicit 0 the kernel
+    sends no ARP request for such an address. Its entry fails at once, and is removed when the table
+    needs room (neigh_forced_gc, net/core/neighbour.c).
     """
     alias = names.alias(snapshot.state_id)
     netns = names.netns(service.name)
@@ -233,9 +236,10 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
 
 
 def _published(service: Service, port: Port, networks: dict[str, Network]) -> list[Element]:
-    """Return the elements of one port.
+    """Return the nftables elements of one published port.
 
-    They are for the network of `primary`, and for clients on other networks.
+    They lead to the service's address on the network of its default route (`primary`). Clients on
+    another network of the service are led to its address there.
     """
     first = primary(service.endpoints, networks)
     if first is None:
@@ -250,9 +254,11 @@ def _published(service: Service, port: Port, networks: dict[str, Network]) -> li
 
 
 def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> frozenset[int]:
-    """Return the families that the host forwards only because services need it.
+    """Return the address families (4, 6) that the host forwards only because services need it.
 
-    The forwarding sysctl of these families was off before niso changed it.
+    ``before`` maps the names of sysctls to the values from before niso changed them: the forwarding
+    sysctl of these families was off. ``any_active`` says whether a service is active on any
+    network, ``any_active6`` whether one is on a network with IPv6.
     """
     four = any_active and before.get(FORWARDING) == "0"
     six = any_active6 and any(
@@ -263,7 +269,11 @@ def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> froz
 
 
 def _host_sysctls(snapshot: Snapshot) -> list[Sysctl]:
-    """Return the host's forwarding sysctls: on while a service needs them, else as before."""
+    """Return the host's forwarding sysctls.
+
+    They are on while a service needs them; otherwise they get the values from before niso changed
+    them.
+    """
     return [
         Sysctl("", name, ON[name.rpartition("/")[2]] if _needed(snapshot, name) else before)
         for name, before in snapshot.sysctls_before
@@ -295,10 +305,10 @@ def _service_sysctls(netns: str, networks: list[Network]) -> list[Sysctl]:
 
 
 def _link_sysctls(netns: str, link: str, network: Network) -> Iterator[Sysctl]:
-    """Yield the sysctls of niso's link in a foreign namespace.
+    """Yield the sysctls of the interface ``link`` that niso has in another program's namespace.
 
-    They have the same effect on this link as `_service_sysctls` has on all links of niso's own
-    namespaces.
+    They have the same effect on this interface as `_service_sysctls` has on all interfaces in a
+    namespace of niso's own.
     """
     yield Sysctl(netns, f"net/ipv4/conf/{link}/promote_secondaries", "1")
     if any(subnet.family == 6 for subnet in network.subnets):
@@ -319,7 +329,7 @@ def _hosts_files(snapshot: Snapshot) -> list[HostsFile]:
 
 
 class _Reader(NamedTuple):
-    """A hosts file for services with the same ordered list of networks."""
+    """A hosts file, and the ordered list of networks of the services that read it."""
 
     folder: str
     networks: tuple[str, ...]
@@ -341,13 +351,13 @@ def _readers(snapshot: Snapshot) -> list[_Reader]:
 
 
 def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
-    """Return the line of each service in each hosts file that lists the service.
+    """Return the lines of all hosts files in scope, one for each address of each listed service.
 
-    A line has the service's addresses on the first of the reader's networks that the service is on.
-    Its names are those that no service on an earlier network of the reader has. The addresses on
-    further networks have a name that contains the network. The host is listed with the gateways of
-    the first network. A service without a network, or with extra hosts, has a hosts file of its
-    own.
+    A hosts file is read by services with the same ordered list of networks. It has a service's
+    addresses on the first of these networks that the service is on. The line has those names of the
+    service that no service on an earlier network has. The addresses on further networks get a name
+    that contains the network. The host itself is listed with the gateways of the first network. A
+    service without a network, or with extra hosts, has a hosts file of its own.
     """
     lines = [
         HostsLine(
@@ -375,7 +385,7 @@ def _as_listed(remote: Remote) -> Service:
 
 
 def _services_lines(reader: _Reader, services: Iterable[Service]) -> Iterator[HostsLine]:
-    """Yield the lines of the services that a reader shares a network with."""
+    """Yield the lines of one hosts file for the services that share a network with its readers."""
     listed = []  # (position of the network in the reader's list, service, addresses there)
     for service in services:
         if service.mode not in ("bridge", "attached"):
@@ -399,7 +409,7 @@ def _services_lines(reader: _Reader, services: Iterable[Service]) -> Iterator[Ho
 
 
 def _extra_lines(reader: _Reader, gateways: list[str]) -> Iterator[HostsLine]:
-    """Yield the lines of a reader's extra hosts, one for each address."""
+    """Yield the lines of one hosts file for extra hosts, one for each address."""
     by_address: dict[str, list[str]] = {}
     for name, address in reader.extra:
         for one in gateways if address == HOST_GATEWAY else [address]:
@@ -412,17 +422,18 @@ def _extra_lines(reader: _Reader, gateways: list[str]) -> Iterator[HostsLine]:
 
 
 class Finding(NamedTuple):
-    """One difference. ``what`` names the object, and ``detail`` says how it differs.
+    """A problem that `niso net check` reports: one difference between desired and actual objects.
 
-    ``defect`` names a defect that repair handles specially (niso.runtime.sources).
+    ``what`` names the object, and ``detail`` says how it differs. ``defect`` names a defect that
+    `niso net repair` handles specially (niso.runtime.sources).
     """
 
     problem: Problem
-    """missing, foreign, different, gone or dropped"""
+    """missing, foreign, different, gone or dropped."""
     what: str
-    """the object"""
+    """The name of the object."""
     detail: str = ""
-    """the difference; can be empty"""
+    """How the object differs; "" if ``problem`` says it all."""
     defect: str = ""
 
     @property
@@ -432,9 +443,10 @@ class Finding(NamedTuple):
 
 
 def findings(want: State, have: State) -> list[Finding]:
-    """Return the differences between two states.
+    """Return the differences between the desired state ``want`` and the actual state ``have``.
 
-    Consequences of a reported difference are left out, such as an address of a missing link.
+    Differences that follow from another one are left out, such as an address of a missing network
+    interface.
     """
     result: list[Finding] = []
     # missing or foreign parents, and conditions that explain other differences
@@ -463,9 +475,10 @@ def findings(want: State, have: State) -> list[Finding]:
 
 
 def _unseen_links(want: State, have: State) -> Iterator[str]:
-    """Yield services' links that are missing or in another namespace than desired.
+    """Yield the parent names of services' interfaces that are missing, or in the wrong namespace.
 
-    Their sysctls are missing too. Sysctls are compared before veth pairs, in the order of creation.
+    The sysctls of such an interface are missing too, and are not reported again. They are compared
+    before veth pairs, because kinds are compared in the order of their creation.
     """
     there = {veth.key() for veth in have[Veth] if veth.peer}
     for veth in want[Veth]:

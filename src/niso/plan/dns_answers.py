@@ -1,11 +1,12 @@
-"""Decide which addresses an outside name has, from the answers of DNS. Pure; no clock.
+"""Decide which addresses a DNS name in policies has, from the answers of DNS. Pure; no clock.
 
 An address is in one of three states:
 
 - ``NOW``: the latest answer has it. The rules and the service's hosts file contain it.
 - ``FORMER``: the latest answer no longer has it. The rules still allow it, since a program may have
   looked it up just before.
-- ``PAST``: it only tells to which name an open connection was made.
+- ``PAST``: the rules no longer allow it. It is kept only to tell to which name an open connection
+  was made.
 """
 
 from __future__ import annotations
@@ -18,32 +19,45 @@ from niso.base.names import family_of
 NOW, FORMER, PAST = "now", "former", "past"
 
 LEAST_TTL_S, MOST_TTL_S = 60.0, 86_400.0
-"""Bounds of a TTL. A shorter one would only make a name due before the timer's next run."""
+"""The bounds of a TTL in seconds.
+
+With a shorter TTL, a name would be due again before the next run of the timer that resolves names.
+"""
 GRACE_S = 60.0
-"""How long the rules still allow an address that is missing in a later answer, at least."""
+"""The minimum time in seconds for which the rules still allow an address that DNS no longer
+returns.
+"""
 RETRY_S = 30.0
-"""When a name without an address, or without an answer, is resolved again."""
+"""The time in seconds after which a name is resolved again if DNS gave no answer or no address."""
 STALE_S = 86_400.0
-"""How long the last answer is used after its TTL if no name server answers (RFC 8767, 5)."""
+"""How long the last answer is used after its TTL, in seconds, if no server answers (RFC 8767, 5).
+"""
 PAST_S = 7 * 86_400.0
-"""How long the name of a PAST address is kept: as long as the rules record flows."""
+"""How long a PAST address is kept, in seconds: as long as the rules record flows."""
 MOST = 32
-"""The most addresses of a family in use, and the most FORMER and PAST addresses."""
+"""The maximum number of NOW, of FORMER and of PAST addresses of a name in one family."""
 
 _NOWHERE = ("0.0.0.0/8", "255.255.255.255/32", "::/96")
-"""The last are the IPv4-compatible addresses, which are deprecated (RFC 4291, 2.5.5.1)."""
+"""Prefixes that no machine has an address in.
+
+The last one has the IPv4-compatible addresses, which are deprecated (RFC 4291, 2.5.5.1).
+"""
 
 _NAT64 = ("64:ff9b::/96", "64:ff9b:1::/48")
-"""Prefixes of translators (RFC 6052, RFC 8215); those within the second are taken as /96, too."""
+"""Prefixes of translators between IPv6 and IPv4 (RFC 6052, RFC 8215).
+
+The last 32 bits of an address in one of them are taken as an IPv4 address.
+"""
 METADATA = ("169.254.169.254", "fd00:ec2::254")
 """The addresses at which a machine in a cloud asks for its metadata, often with credentials."""
 
 
 class Known(NamedTuple):
-    """An address of a DNS name that policies use.
+    """A recorded address of a DNS name in policies.
 
-    ``until`` is the end of its TTL (NOW), the time when it leaves the rules (FORMER), or the time
-    since when it is PAST.
+    ``state`` is NOW, FORMER or PAST. The meaning of ``until`` depends on it: for NOW the end of the
+    TTL, for FORMER the time when the address leaves the rules, for PAST the time at which it became
+    PAST. Times are in seconds since 1970.
     """
 
     address: str
@@ -52,7 +66,7 @@ class Known(NamedTuple):
 
 
 class Outside(NamedTuple):
-    """The recorded DNS answers for a DNS name of policies. Times are in seconds since 1970."""
+    """The recorded DNS answers for a DNS name in policies. Times are in seconds since 1970."""
 
     name: str
     asked_at: float = 0.0
@@ -62,22 +76,28 @@ class Outside(NamedTuple):
     addresses: tuple[Known, ...] = ()  # sorted
 
     def in_state(self, *states: str) -> tuple[str, ...]:
-        """Return the addresses in these states, ordered by state."""
+        """Return the addresses that have one of these states: those with the first state, then the
+        others.
+        """
         return tuple(
             known.address for state in states for known in self.addresses if known.state == state
         )
 
     def is_due(self, bars: Bars, now: float) -> bool:
-        """Return whether the name should be resolved again.
+        """Return whether the name should be resolved again at time ``now``.
 
-        This is also so if the clock was set back, or if ``bars`` now forbids a recorded address.
+        It should if its time has come, if the clock was set back, or if ``bars`` now forbids a
+        recorded address.
         """
         barred = any(bars.reason(address) for address in self.in_state(NOW, FORMER))
         return barred or not self.asked_at <= now < self.due_at
 
 
 class Heard(NamedTuple):
-    """The DNS answer for one family. ``silent``: no server answered; ``problem`` says why."""
+    """The DNS answer for the addresses of one family of a name.
+
+    ``silent`` means that no server answered; ``problem`` then says why.
+    """
 
     family: int
     addresses: tuple[str, ...] = ()
@@ -87,7 +107,11 @@ class Heard(NamedTuple):
 
 
 def after(before: Outside, heard: Iterable[Heard], bars: Bars, now: float) -> Outside:
-    """Return the new record of a name after its queries, at time ``now``."""
+    """Return the new record of a name.
+
+    ``before`` is the previous record, ``heard`` the answers for both families, and ``now`` the time
+    in seconds since 1970. Addresses that ``bars`` forbids are not used.
+    """
     result: list[Known] = []
     problems: list[str] = []
     due = []
@@ -124,7 +148,7 @@ def after(before: Outside, heard: Iterable[Heard], bars: Bars, now: float) -> Ou
 
 
 def barred(before: Outside, bars: Bars, now: float) -> Outside:
-    """Return the record of a name without the addresses that ``bars`` forbids.
+    """Return the record of a name with the addresses that ``bars`` forbids made PAST.
 
     An address can become forbidden after the name was resolved.
     """
@@ -144,7 +168,11 @@ def barred(before: Outside, bars: Bars, now: float) -> Outside:
 def _family(
     known: list[Known], answer: list[str] | None, until: float, bars: Bars, now: float
 ) -> list[Known]:
-    """Return the addresses of one family; ``answer`` is None if there was no answer."""
+    """Return the new records of the addresses of one family.
+
+    ``known`` are the previous records. ``answer`` are the addresses in the new answer, or None if
+    no server answered. ``until`` is the end of their TTL.
+    """
     used: dict[str, Known] = {}
     if answer is not None:
         had = {entry.address for entry in known if entry.state == NOW}
@@ -191,10 +219,11 @@ class Bars:
         bridges: Iterable[tuple[str, str]] = (),
         local: Iterable[str] = (),
     ) -> None:
-        """Take the host's own addresses, with prefix lengths, and the prefixes of niso's networks.
+        """Take what is forbidden.
 
-        ``bridges`` are (prefix, link) of the bridges of container engines, ``local`` the prefixes
-        whose packets the host takes itself.
+        ``host`` are the host's own addresses with their prefix lengths. ``prefixes`` are those of
+        niso's networks. ``bridges`` are (prefix, bridge name) of the bridges of container engines.
+        ``local`` are the prefixes whose packets the host itself receives.
         """
         import ipaddress
 

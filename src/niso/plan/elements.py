@@ -1,7 +1,7 @@
-"""Compute the nftables elements of services and networks: published ports, sources, bridges. Pure.
+"""Compute the elements of nftables sets and maps for services and networks. Pure.
 
-`niso.kernel.ruleset` defines what each set and map is for; `niso.plan.policy_elements` computes the
-elements of policies.
+They are for published ports, allowed source addresses, and bridges. `niso.kernel.ruleset` defines
+what each set and map is for. `niso.plan.policy_elements` computes the elements of policies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from niso.plan.records import LIMITS, Limits, Port, Subnet
 
 
 def closed(family: int) -> Element:
-    """Return the element that limits forwarding of a family to niso's bridges."""
+    """Return the nftables element that lets the host forward packets of a family only for niso."""
     return Element(INET, "closed", (f"ipv{family}",))
 
 
@@ -25,10 +25,11 @@ _SHORT = {"force_forwarding": "force"}  # an interface name has at most 15 chara
 
 
 def before(sysctl: str, value: str) -> list[Element]:
-    """Return the element that records the value of a host sysctl before niso changed it.
+    """Return the nftables element that records the value of a host sysctl before niso changed it.
 
-    No rule reads the element; `niso net repair --sweep` does, which works without a store. Returns
-    an empty list if nft's syntax cannot express the link's name; then only the store has the value.
+    No rule uses the element; `niso net repair --sweep` reads it, which works without a store.
+    Returns an empty list if nft's syntax cannot express the name of the network interface. Then
+    only the store has the value.
     """
     match sysctl.split("/"):
         case ["net", "ipv4", "ip_forward" as what]:
@@ -45,7 +46,7 @@ def before(sysctl: str, value: str) -> list[Element]:
 
 
 def sysctl_before(element: Element) -> tuple[str, str]:
-    """Return the (sysctl, value) that an element of `before` records."""
+    """Return (name, value) of the sysctl that an element made by `before` records."""
     link, what, value = element.fields
     if what == "ip_forward":
         return "net/ipv4/ip_forward", value
@@ -61,7 +62,7 @@ def network(
     internal: bool = False,
     observe: bool = True,
 ) -> list[Element]:
-    """Return the elements of a network; ``mac`` is its bridge's."""
+    """Return the nftables elements of a network. ``mac`` is the MAC of its bridge."""
     elements = [
         Element(INET, "bridges", (bridge,), (), name),
         Element(INET, "same_bridge", (bridge, bridge), (), name),
@@ -85,22 +86,28 @@ def network(
 
 
 def wire(port: int) -> Element:
-    """Return the element for checking packets for VXLAN devices; one for all networks."""
+    """Return the nftables element by which packets to this UDP port, of VXLAN, are checked.
+
+    All networks that span hosts share it.
+    """
     return Element(INET, "wire", (port,))
 
 
 def sealed(port: int) -> Element:
-    """Return the element that accepts packets for VXLAN devices only through the tunnel."""
+    """Return the nftables element that accepts VXLAN packets to this UDP port only from the tunnel.
+
+    The tunnel is the WireGuard interface between the hosts.
+    """
     return Element(INET, "sealed", (port,))
 
 
 def tunnel(link: str) -> Element:
-    """Return the element that accepts only VXLAN packets through the tunnel."""
+    """Return the nftables element by which the WireGuard interface may carry only VXLAN."""
     return Element(INET, "ports", (link,))
 
 
 def spans(network: str, vxlan: str) -> list[Element]:
-    """Return the elements of a network's VXLAN device."""
+    """Return the nftables elements of the VXLAN device of a network."""
     return [
         Element(INET, "ports", (vxlan,), (), network),
         Element(BRIDGE, "ports", (vxlan,), (), network),
@@ -109,14 +116,18 @@ def spans(network: str, vxlan: str) -> list[Element]:
 
 
 def here(service: str, vni: int, mac: str) -> Element:
-    """Return the element that allows other hosts to send to a service on this host."""
+    """Return the nftables element that lets other hosts send to a service on this host by VXLAN."""
     return Element(INET, "here", (vni, mac or _NO_MAC), (), service)
 
 
 def claim(
     service: str, host: str, vni: int, vxlan: str, mac: str, addresses: Iterable[str]
 ) -> list[Element]:
-    """Return the elements for a service of another host: only that host may send as the service."""
+    """Return the nftables elements by which only ``host`` may send as this service of another host.
+
+    ``host`` is the address of that host, ``vni`` and ``vxlan`` are the network's VXLAN identifier
+    and device. ``mac`` and ``addresses`` are the service's.
+    """
     elements: list[Element] = []
     outer = family_of(host)
     for address in addresses:
@@ -131,7 +142,7 @@ _NO_MAC = "00:00:00:00:00:00"
 
 
 def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
-    """Return the elements with the source address allowed at a bridge port or VXLAN device."""
+    """Return the nftables elements that allow a source address on a bridge port or VXLAN device."""
     family = family_of(address)
     elements = [
         Element(BRIDGE, f"sources{family}", (link, mac, address), (), service),
@@ -143,7 +154,10 @@ def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
 
 
 def receivers(service: str, bridge_mac: str, mac: str, addresses: Iterable[str]) -> list[Element]:
-    """Return the elements that replace the gateway's MAC by the service's in packets to it."""
+    """Return the nftables elements that write a service's MAC into packets to its addresses.
+
+    Such packets arrive with the MAC of the bridge, ``bridge_mac``.
+    """
     return [
         Element(BRIDGE, f"receivers{family_of(address)}", (bridge_mac, address), (mac,), service)
         for address in addresses
@@ -158,9 +172,11 @@ def endpoint(
     limits: Limits = LIMITS,
     observe: bool = True,
 ) -> list[Element]:
-    """Return the elements of a service's bridge port: its MAC, its source addresses, its limits.
+    """Return the nftables elements of a service's bridge port: its MAC, source addresses and
+    limits.
 
-    ``observe`` is the setting of its network.
+    ``host_end`` is the name of the port. ``observe`` says whether flows on the network are
+    recorded.
     """
     port = (host_end,)
     elements = [
@@ -192,19 +208,25 @@ PUBLISHED = {
     for where in ("addr", "any")
     for family in (4, 6)
 }
-"""The maps of `published`: whether the host's address precedes protocol and port in their keys."""
+"""The nftables maps that `published` fills.
+
+The value says whether keys begin with the host's address, before protocol and port.
+"""
 
 LOCAL = {
     f"local_{where}{family}": where == "addr" for where in ("addr", "any") for family in (4, 6)
 }
-"""The maps of `published_on`, as `PUBLISHED`; the bridge comes first."""
+"""The nftables maps that `published_on` fills.
+
+The value says whether keys have the host's address after the bridge, before protocol and port.
+"""
 
 
 def published(service: str, port: Port, addresses: Iterable[str]) -> list[Element]:
-    """Return the elements of one published port or range.
+    """Return the nftables elements of one published port or range of ports.
 
-    There is one for each family that the host address and the service's ``addresses`` have in
-    common. A range is one element if its host and container ports are equal, else one per port.
+    They are for each of the service's ``addresses`` whose family the host address has too. A range
+    is a single element if its host and container ports are equal, otherwise one for each port.
     """
     elements = []
     single = not port.is_wide
@@ -232,9 +254,10 @@ def published(service: str, port: Port, addresses: Iterable[str]) -> list[Elemen
 
 
 def _kept(service: str, port: Port, where: str, start: tuple[str, ...]) -> list[Element]:
-    """Return the element that reserves the host ports of a published port.
+    """Return the nftables element that reserves the host ports of a published port.
 
-    Masquerading then does not assign these ports to flows of services or of the host.
+    Masquerading then does not choose these ports as source ports for flows of services or the host.
+    ``where`` and ``start`` are the end of the set's name and the first fields of the key.
     """
     if port.count > 1:
         key = (*start, (port.host_port, port.last))
@@ -243,10 +266,11 @@ def _kept(service: str, port: Port, where: str, start: tuple[str, ...]) -> list[
 
 
 def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]) -> list[Element]:
-    """Return the elements that send clients on another network of the service to its address there.
+    """Return the nftables elements for clients on another network of the service.
 
-    Replies from its address on the network of its default route would not pass the host: they would
-    leave by the link that the client is on.
+    A client on ``bridge`` that connects to the published port is sent to the service's
+    ``addresses`` on that network. Otherwise the replies would bypass the host: the service would
+    send them through the interface on the client's network.
     """
     if port.host_ip.startswith("127."):
         return []
@@ -267,7 +291,7 @@ def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]
 
 
 def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
-    """Return the elements that translate the source when a service reaches its own published port.
+    """Return the nftables elements for a service that connects to its own published port.
 
     A service must not receive packets from its own address, so the source becomes its gateway's
     address. ``own`` has (address, gateway) for each of its addresses.

@@ -1,24 +1,24 @@
-"""Translate policies to nftables elements of static maps: the kernel needs nothing else for them.
+"""Translate policies to elements of nftables maps. The rules and maps themselves never change.
 
 One direction of a service's policy is a function from (peer, protocol, port) to a verdict. It is
 split into parts, each of which is one map lookup. A part is looked up only if no earlier part has
 an answer:
 
-    port         own address, peer, protocol, port     a listed peer, by its address
+    port         own address, peer, protocol, port      a listed peer, by its address
     ports        own address, peer, protocol, ports
-    peer         own address, peer                     everything else of this peer
-    class        own address, prefix                   no verdict, but the class of the prefix
-    class_ports  own address, class, protocol, ports   a peer in a listed prefix or network
+    peer         own address, peer                      everything else of this peer
+    class        own address, prefix                    no verdict, but the class of the prefix
+    class_ports  own address, class, protocol, ports    a peer in a listed prefix or network
     class_all    own address, class
-    any_port     own address, protocol, port           any other peer
+    any_port     own address, protocol, port            any other peer
     any_ports    own address, protocol, ports
     class_rest   own address, class
     rest         own address
 
 All prefixes with the same decisions are one class, so the elements are not the product of prefixes
-and ports. ``class_all`` has the decision on all other ports of a class. Where far fewer elements
-are needed without ``class_all``, a class falls through to the entries for everybody, and
-``class_rest`` decides on ports that these do not name.
+and ports. ``class_all`` has the decision on all other ports of a class. If far fewer elements are
+needed without ``class_all``, the ports of a class that have no element are looked up among the
+entries for everybody, and ``class_rest`` decides on ports that these do not name.
 
 The precedence of deny over allow, and overlapping entries, are resolved here: no two elements of a
 part match the same packet. The element of a peer covers all entries that match this peer, also
@@ -43,30 +43,40 @@ from niso.plan.records import Entry, Member, Peer, Policed, Policy
 ALL_PORTS = (0, 65535)
 PORTED = ("tcp", "udp", "sctp")
 PASSES = ("return",)
-"""The value of an element by which a packet passes."""
+"""The value of a map element that lets a packet pass."""
 
 _SINGLE = ("port", "any_port")
-"""The parts whose keys end with one port; the others with ports have (first, last)."""
+"""The parts whose keys end with a single port. The keys of other parts with ports end with a range.
+"""
 
 _WORTH = 16
-"""A peer or class falls through to wider parts, for more lookups, if that saves more elements."""
+"""How many elements must be saved before a peer or class relies on the entries for wider peers.
+
+This needs fewer elements but more lookups for each packet.
+"""
 _MOST_WORK = 100_000
-"""In `cost`, of an entry and an address or prefix that it is about, for one direction."""
+"""The maximum number of pairs of an entry and a peer that `cost` handles for one direction."""
 _MOST_PAIRS = 1000
-"""Of a single address in the manifest and a port for everybody; above, addresses get classes."""
+"""The maximum number of pairs of a single address in the manifest and a port for everybody.
+
+With more pairs, single addresses become classes, as prefixes are.
+"""
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Decision(NamedTuple):
-    """The verdict of a policy. ``key`` is the manifest key that decides, "" if there is none."""
+    """Whether a policy lets a packet pass, and why.
+
+    ``key`` is the manifest key of the entry that decides; "" if no entry does.
+    """
 
     passes: bool
     key: str
 
 
 class _Ports(NamedTuple):
-    """The ports of one protocol, from ``first`` to ``last``."""
+    """The ports of one protocol from ``first`` to ``last``, and the decision on them."""
 
     proto: str
     first: int
@@ -74,7 +84,9 @@ class _Ports(NamedTuple):
     decision: Decision
 
     def key(self, part: str) -> Atoms:
-        """Return the end of the key of an element of this part."""
+        """Return the last fields of an element's key in this part: the protocol, and the port or
+        range.
+        """
         return (self.proto, self.first if part in _SINGLE else (self.first, self.last))
 
 
@@ -96,7 +108,10 @@ class _Direction(NamedTuple):
 
     @property
     def free(self) -> Decision:
-        """Return the decision for a peer that no entry matches."""
+        """Return the decision on a peer that no entry matches.
+
+        It passes if there is no allow list.
+        """
         if self.allow is None:
             return Decision(True, "")
         return Decision(
@@ -117,7 +132,7 @@ class _Direction(NamedTuple):
 
 
 def container(ingress: bool, family: int, part: str) -> str:
-    """Return the nftables map of a part of one direction: ``in4_port``, ``out6_rest``."""
+    """Return the nftables map for a part of one direction, such as ``in4_port``."""
     return f"{_word(ingress)}{family}_{part}"
 
 
@@ -126,9 +141,10 @@ def _word(ingress: bool) -> str:
 
 
 def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
-    """Return the elements of one service's policy.
+    """Return the nftables elements of one service's policy.
 
-    With ``policed.only``, return the elements for peers with these addresses.
+    ``members`` are the addresses of the names in it. With ``policed.only``, return only the
+    elements for peers with these addresses.
     """
     meaning = _Meaning(members)
     result: list[Element] = []
@@ -148,16 +164,20 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
 
 
 def gate(service: str, ingress: bool, own: str) -> Element:
-    """Return the element that leads packets of an address to a direction of its policy."""
+    """Return the nftables element by which packets of ``own`` are checked against its service's
+    policy.
+
+    It is for one direction of the policy.
+    """
     place = f"{'in' if ingress else 'e'}gress{family_of(own)}"
     return Element(INET, place, (own,), (), service)
 
 
 def cost(policy: Policy, most: int) -> int:
-    """Estimate how many elements a policy needs for addresses of both families.
+    """Estimate how many nftables elements a policy needs for addresses of both families.
 
-    Each name counts as one address. A result above ``most`` only means too many, also for a policy
-    that would take long to plan.
+    Each name counts as one address. Counting stops above ``most``: such a result says only that the
+    policy needs too many elements, or takes too long to plan.
     """
     names = sorted({e.peer.name for e in policy.entries() if e.peer.kind == "service"})
     members = [
@@ -179,7 +199,10 @@ def cost(policy: Policy, most: int) -> int:
 
 
 def _audit(policed: Policed, own: str) -> list[Element]:
-    """Return the elements that accept what a policy in audit denies. The end is not checked."""
+    """Return the nftables elements that accept what a policy denies during its audit period.
+
+    They are returned even if the period has ended.
+    """
     audit = policed.policy.audit
     if audit is None or not audit.since:
         return []
@@ -197,9 +220,10 @@ def decides(
     proto: str,
     port: int | None,
 ) -> Element | None:
-    """Return the element that decides on a packet between ``own`` and ``peer``; None if none does.
+    """Return the nftables element that decides on a packet between ``own`` and ``peer``, or None.
 
     ``own`` is an address of the service. ``proto`` is a protocol as in an Entry, or any other name.
+    ``port`` is None if the protocol has no ports.
     """
     found = looked_up(policed, members, ingress, own, peer, proto, port)
     return found[-1] if found else None
@@ -214,7 +238,11 @@ def looked_up(
     proto: str,
     port: int | None,
 ) -> list[Element]:
-    """Return the elements that a packet matches: its peer's class, and the result of `decides`."""
+    """Return the nftables elements that a packet matches, in the order of their lookup.
+
+    They are the class of the peer's prefix, if it has one, and the element that decides. The
+    arguments are those of `decides`.
+    """
     by_part: dict[str, list[Element]] = {}
     for element in elements(policed._replace(only=None), members):
         by_part.setdefault(element.container, []).append(element)
@@ -261,7 +289,7 @@ def _ends(cidr: str) -> tuple[int, int]:
 
 
 def _directions(policed: Policed, own: str) -> list[_Direction]:
-    """Return the directions for which a policy has entries."""
+    """Return the directions in which a policy has entries, for the service's address ``own``."""
     policy: Policy = policed.policy
     sides = (
         (True, policy.deny_from, policy.allow_from),
@@ -284,7 +312,7 @@ def _directions(policed: Policed, own: str) -> list[_Direction]:
 
 
 class _Meaning:
-    """The addresses that the names in policies resolve to now."""
+    """The addresses that the names in policies stand for now."""
 
     def __init__(self, members: Iterable[Member]) -> None:
         self.addresses: dict[str, tuple[str, ...]] = {}
@@ -302,13 +330,14 @@ class _Meaning:
 
 
 class _TooMuch(Exception):
-    """Raised if planning a policy would take too long."""
+    """Raised if computing the elements of a policy would take too long."""
 
 
 class _Entries:
-    """The entries of one direction, indexed by their peers. Numbers are positions in ``all``.
+    """The entries of one direction of a policy, indexed by their peers.
 
-    Raises `_TooMuch` if there are more than ``most`` pairs of an entry and a peer.
+    Numbers are positions in ``all``. Methods raise `_TooMuch` when more than ``most`` pairs of an
+    entry and a peer have been handled; with None, there is no limit.
     """
 
     def __init__(self, direction: _Direction, meaning: _Meaning, most: int | None = None) -> None:
@@ -345,7 +374,7 @@ class _Entries:
         self._tables: dict[frozenset[Peer], _Table] = {frozenset(): self.wide}
 
     def table_of(self, peers: frozenset[Peer]) -> _Table:
-        """Return the decisions on a peer that matches all these peers, by a prefix."""
+        """Return the decisions on a peer whose address is in all these prefixes and networks."""
         known = self._tables.get(peers)
         if known is None:
             numbers = itertools.chain(*(self.of_peer[peer] for peer in peers))
@@ -353,7 +382,9 @@ class _Entries:
         return known
 
     def table(self, numbers: Iterable[int]) -> _Table:
-        """Return the decisions of these entries and of entries for all peers."""
+        """Return the decisions of the entries with these numbers together with the entries for
+        everybody.
+        """
         both = sorted({*numbers, *self.everybody})
         self._take(len(both))
         return _table(self.direction, [self.all[number] for number in both])
@@ -365,7 +396,10 @@ class _Entries:
                 raise _TooMuch
 
     def _runs(self, spans: list[tuple[int, int, Peer]]) -> list[_Run]:
-        """Split ranges of addresses where the set of ranges that contain an address changes."""
+        """Split ranges of addresses into runs whose addresses all are in the same ranges.
+
+        ``spans`` are (first address, last address, peer); the addresses are integers.
+        """
         changes: dict[int, list[tuple[int, Peer]]] = {}
         for first, last, peer in spans:
             changes.setdefault(first, []).append((1, peer))
@@ -399,13 +433,18 @@ class _Entries:
         return self.runs[at][2]
 
     def named(self, address: str) -> Iterator[int]:
-        """Yield the entries that match an address by itself, not by a prefix or network."""
+        """Yield the numbers of the entries that name an address itself, not a prefix or network
+        with it.
+        """
         yield from self.singles.get(address, ())
         for peer in self.meaning.peers.get(address, ()):
             yield from self.of_peer.get(peer, ())
 
     def addresses(self, only: frozenset[str] | None) -> set[str]:
-        """Return the addresses that have elements of their own, limited to ``only`` if given."""
+        """Return the addresses that have elements of their own.
+
+        With ``only``, the addresses of services are limited to these.
+        """
         found = set(self.singles)  # they do not depend on who has them
         for peer in self.of_peer:
             if peer.kind == "service":
@@ -419,7 +458,7 @@ class _Entries:
 def _elements(
     direction: _Direction, policed: Policed, meaning: _Meaning, most: int | None = None
 ) -> Iterator[Element]:
-    """Yield the elements of one direction for one address of the service."""
+    """Yield the nftables elements of one direction for one address of the service."""
     entries = _Entries(direction, meaning, most)
     addresses = entries.addresses(policed.only)
     if policed.only is None:
@@ -441,7 +480,10 @@ def _elements(
 
 
 def _of_peer(entries: _Entries, address: str, key: Atoms) -> Iterator[Element]:
-    """Yield the elements of a peer that has elements for its address."""
+    """Yield the nftables elements of a peer that has elements for its address.
+
+    ``key`` is (own address, address of the peer).
+    """
     direction, around = entries.direction, entries.around(address)
     numbers = set(entries.named(address))
     numbers.update(itertools.chain(*(entries.of_peer[peer] for peer in around)))
@@ -469,11 +511,14 @@ def _is_one(cidr: str) -> bool:
 # --- classes of prefixes --------------------------------------------------------------------------
 
 _Run = tuple[int, int, frozenset[Peer]]
-"""The first and last address, as numbers, of those that the same prefixes and networks contain."""
+"""(first address, last address, peers): all addresses from first to last are in the same peers.
+
+The addresses are integers, and the peers are prefixes and networks.
+"""
 
 
 def _of_classes(entries: _Entries) -> Iterator[Element]:
-    """Yield the elements of peers in prefixes and networks, which are grouped in classes."""
+    """Yield the nftables elements for classes of peers: those in prefixes and networks."""
     direction, wide = entries.direction, entries.wide
     numbers: dict[_Table, int] = {}
     for first, last, peers in entries.runs:
@@ -503,9 +548,10 @@ def _of_class(direction: _Direction, number: int, table: _Table, wide: _Table) -
 
 
 def _spans(peer: Peer, family: int, meaning: _Meaning) -> list[tuple[int, int]]:
-    """Return the addresses of one family in prefixes or a network, as (first, last) numbers.
+    """Return the addresses of one family in a prefix, prefixes or a network, as (first, last)
+    integers.
 
-    The host does not belong to a network, so its gateways are left out.
+    The host does not belong to a network, so the gateways of the network are left out.
     """
     if peer.kind in ("prefix", "prefixes"):
         return [_ends(cidr) for cidr in peer.name.split(",") if family_of(cidr) == family]
@@ -534,7 +580,7 @@ _Runs = tuple[tuple[int, int, Decision], ...]
 
 
 class _Table(NamedTuple):
-    """The decisions on a peer, by protocol and port."""
+    """The decisions on one peer by protocol and port."""
 
     base: Decision  # of protocols that no entry names
     icmp: Decision
@@ -542,7 +588,7 @@ class _Table(NamedTuple):
 
 
 def _table(direction: _Direction, entries: list[Entry]) -> _Table:
-    """Return the decisions on a peer that all ``entries`` match, deny entries first."""
+    """Return the decisions on a peer that all ``entries`` match. Deny entries come first."""
     base = _decision(direction, entries, "")
     if all(entry.proto == "" and (entry.first, entry.last) == ALL_PORTS for entry in entries):
         return _Table(base, base, (((*ALL_PORTS, base),),) * len(PORTED))
@@ -589,11 +635,11 @@ def _by_port(direction: _Direction, entries: list[Entry], proto: str) -> _Runs:
 
 
 def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list[_Ports]:
-    """Return the ports of each protocol whose decision differs from ``table.base``.
+    """Return the ports of each protocol on which the decision differs from ``table.base``.
 
-    With ``wider``, a port is compared with the decision of ``wider`` if that differs from its own
-    base, because rules look there next. The same verdict by another manifest entry also counts as
-    different, so that each entry has its counter.
+    With ``wider``, the table of a wider peer, a port is compared with the decision of ``wider`` if
+    that differs from the base of ``wider``, because the rules look there next. The same verdict by
+    another manifest entry also counts as different, so that each entry has its counter.
     """
     result: list[_Ports] = []
     expected = table.base
@@ -618,7 +664,10 @@ def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list
 def _beside(
     table: _Table, wider: _Table | None, at: int
 ) -> Iterator[tuple[int, int, Decision, Decision]]:
-    """Yield ranges of ports of a protocol, with their decision and the expected one."""
+    """Yield (first port, last port, decision, expected decision) for all ports of a protocol.
+
+    ``at`` is the position of the protocol in `PORTED`. See `_deviations` for the expected decision.
+    """
     if wider is None:
         yield from ((*run, table.base) for run in table.ported[at])
         return

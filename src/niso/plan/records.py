@@ -8,10 +8,14 @@ from niso.base.named_tuples import NamedTuple
 from niso.base.names import bracketed, family_of, span
 
 ANY, ANY4, ANY6 = "", "0.0.0.0", "::"
-"""Wildcard host addresses: every family of the network, IPv4, IPv6."""
+"""Host addresses of ports that are published on all addresses.
+
+They stand for all families of the network, for IPv4, and for IPv6.
+"""
 WIDE = (ANY, ANY4, ANY6)
 HOST_GATEWAY = "host-gateway"
-"""In extra hosts: stands for the host's addresses on the service's first network."""
+"""The address in extra hosts that stands for the host's addresses on the service's first network.
+"""
 
 
 class Subnet(NamedTuple):
@@ -30,7 +34,7 @@ class Span(NamedTuple):
 
 
 class Tunnel(NamedTuple):
-    """The WireGuard link of a host of an encrypted cluster (kernel/kinds/tunnels.py)."""
+    """The WireGuard interface of a host of an encrypted cluster (kernel/kinds/tunnels.py)."""
 
     form: str
     address: str  # inside the tunnel, with its prefix length
@@ -79,7 +83,7 @@ class Port(NamedTuple):
 
     @property
     def host_side(self) -> str:
-        """Return the host's side for messages: ``127.0.0.1:8000-8010/udp``."""
+        """Return the host address, ports and protocol for messages: ``127.0.0.1:8000-8010/udp``."""
         return f"{self._host}{span(self.host_port, self.count)}/{self.proto}"
 
     @property
@@ -103,11 +107,11 @@ class Port(NamedTuple):
 
 
 METADATA_WORD = "metadata"
-"""A peer of ``egress.deny`` alone: the metadata service of a cloud."""
+"""The word in ``egress.deny`` that stands for the metadata service of a cloud."""
 
 
 class Peer(NamedTuple):
-    """A peer that a policy entry names."""
+    """A peer in a policy entry: who may connect, or to whom the service may connect."""
 
     kind: str  # "service", "network", "prefix", "prefixes" or "outside"
     name: (
@@ -116,7 +120,10 @@ class Peer(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One entry of a policy: a peer, and ports of the service (ingress) or of the peer (egress)."""
+    """One entry of a policy: a peer and ports.
+
+    For ingress they are ports of the service, for egress ports of the peer.
+    """
 
     key: str  # the manifest key: "network.policy.allow_from[0]"
     text: str  # the entry as written
@@ -127,10 +134,11 @@ class Entry(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """The period during which a policy denies no packets. The end is fixed when the audit begins.
+    """The period during which a policy denies no packets.
 
-    ``since`` and ``until`` are in seconds since 1970. In a manifest ``since`` is 0, and ``until``
-    is 0 for the default, or `niso.kernel.policy_rules.NEVER` for no end.
+    ``since`` and ``until`` are in seconds since 1970, and are fixed when the audit begins. Before
+    that, ``since`` is 0. ``until`` is then 0 for the default length, or
+    `niso.kernel.policy_rules.NEVER` for an audit without an end.
     """
 
     text: str  # the end as written; "" for the default
@@ -175,9 +183,10 @@ class Policy(NamedTuple):
 
 
 class Member(NamedTuple):
-    """The addresses that a name in policies means: of a service, or a network's subnets.
+    """The addresses that a name in policies stands for.
 
-    For a DNS name, they are the addresses by which the service may reach it.
+    They are the addresses of a service, or the subnets of a network. For a DNS name, they are the
+    addresses by which the service may reach it.
     """
 
     kind: str  # kind of the name, as in Peer
@@ -188,9 +197,10 @@ class Member(NamedTuple):
 
 
 class Policed(NamedTuple):
-    """An active service with a policy.
+    """An active service with its policy.
 
-    With ``only``, it contains only the part of the policy for peers with these addresses.
+    With ``only``, it stands for only the part of the policy that concerns peers with these
+    addresses.
     """
 
     service: str
@@ -200,7 +210,7 @@ class Policed(NamedTuple):
 
 
 class Healthcheck(NamedTuple):
-    """How to check a service's health: by a connection or a command in its namespace."""
+    """How to check whether a service is healthy: by a connection to it, or by a command in it."""
 
     address: str  # address to connect to; "": loopback, else an address of the service
     port: int
@@ -214,7 +224,7 @@ class Healthcheck(NamedTuple):
 
     @property
     def target(self) -> str:
-        """Return ``tcp 8080``, the URL, or the name of the command without its arguments."""
+        """Return what is checked: ``tcp 8080``, the URL, or the command without its arguments."""
         if self.command:
             return f"command {self.command[0]}"
         return f"tcp {self.port}" if self.path is None else f"http://{self.host}{self.path}"
@@ -229,17 +239,17 @@ class Endpoint(NamedTuple):
 
 
 def primary(endpoints: Sequence[Endpoint], networks: Mapping[str, Network]) -> Endpoint | None:
-    """Return the endpoint of the default route and of published ports; None if there is none.
+    """Return the endpoint of a service's default route and published ports; None if there is none.
 
-    It is the first endpoint on a network that is not internal, else the first one: an internal
-    network has no route out, and replies of published ports leave by the default route.
+    It is the first endpoint on a network that is not internal, or else the first one. An internal
+    network has no route out of the host, and replies of published ports leave by the default route.
     """
     outer = (endpoint for endpoint in endpoints if not networks[endpoint.network].internal)
     return next(outer, next(iter(endpoints), None))
 
 
 class Limits(NamedTuple):
-    """Per-second limits on a service's use of tables that all services share; 0: no limit."""
+    """Limits per second on the use of tables that all services share; 0 means no limit."""
 
     new_flows: int
     fragments: int
@@ -248,13 +258,13 @@ class Limits(NamedTuple):
 
 
 LIMITS = Limits(1000, 0, 100, 20)
-"""The limits of services whose record is damaged."""
+"""The limits of a service whose record is damaged."""
 ATTACHED_LIMITS = LIMITS._replace(fragments=40)
-"""The limits of attachments, which may have any capability."""
+"""The limits of attachments. Their processes may have any capability."""
 
 
 SENDS_RAW = frozenset(("NET_RAW", "NET_ADMIN", "SYS_ADMIN"))
-"""The capabilities of a service that can send whole frames, and parts of packets."""
+"""The capabilities with which a service can send whole frames, and fragments of packets."""
 
 
 class Service(NamedTuple):
@@ -265,19 +275,19 @@ class Service(NamedTuple):
     endpoints: tuple[Endpoint, ...]
     ports: tuple[Port, ...]
     names: tuple[str, ...]  # hostname first
-    # it, or a sharer of its namespace, has published ports, in scope or not
+    # it, or a service that shares its namespace, has published ports, in scope or not
     publishes: bool = False
-    # or host, none, share, attached: with share, its provider has the endpoints
+    # or host, none, share, attached; with share, the namespace's owner has the endpoints
     mode: str = "bridge"
     limits: Limits = LIMITS
     bandwidth: tuple[int, int] = (0, 0)  # bytes per second in and out, on each network; 0: no limit
     extra_hosts: tuple[tuple[str, str], ...] = ()  # name and address, or HOST_GATEWAY
     outside: tuple[str, int] | None = None  # path and cookie of a foreign namespace
-    raw: bool = False  # it, or a sharer of its namespace, has one of `SENDS_RAW`, or may have it
+    raw: bool = False  # it, or one that shares its namespace, may have `SENDS_RAW`
 
 
 class Remote(NamedTuple):
-    """A service of another host, as claimed in the cluster."""
+    """A service of another host, with the names and addresses reserved for it in the cluster."""
 
     name: str
     host: str  # the underlay address of its host
@@ -290,11 +300,11 @@ class Remote(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The part of the store that is in scope.
+    """The part of the store that is needed to plan a change.
 
-    All networks of a service in scope are in ``networks``. ``readers`` are the ordered network
-    lists of all active services whose hosts files list one of ``services``. For lists in ``fresh``,
-    the complete hosts file is in scope, so ``neighbours`` has all services listed in it.
+    All networks of ``services`` are in ``networks``. ``readers`` are the ordered network lists of
+    all active services whose hosts files list one of ``services``. For the lists in ``fresh``, the
+    whole hosts file is planned, so ``neighbours`` has all services listed in it.
     """
 
     state_id: str
@@ -304,8 +314,9 @@ class Snapshot(NamedTuple):
     fresh: frozenset[tuple[str, ...]] = frozenset()
     neighbours: tuple[Service, ...] = ()
     apart: tuple[Service, ...] = ()
-    """Services with extra hosts whose hosts files list one of ``services``: each has a file of its
-    own. The complete file is in scope if the service is in ``services``.
+    """Services that have a hosts file of their own in which one of ``services`` is listed.
+
+    If the service itself is in ``services``, its whole hosts file is planned.
     """
     # in scope, or with a policy in which a name now stands for other addresses
     policed: tuple[Policed, ...] = ()

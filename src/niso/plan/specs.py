@@ -1,9 +1,9 @@
 """Define `ServiceSpec`, what a manifest declares, and `ProcessSpec`, what a process needs.
 
-A ServiceSpec has a `NetworkSpec`, and a `ProgramSpec` for its process; an attachment has none.
-
-`niso.manifest` builds a ServiceSpec from the text of a file; the store saves it, and all other code
-uses only this form. A ProcessSpec is complete: starting the process needs no further look-ups.
+A ServiceSpec consists of a `NetworkSpec` and a `ProgramSpec` for its process; an attachment has no
+ProgramSpec. `niso.manifest` builds a ServiceSpec from the text of a file. The store saves it, and
+all other code uses only this form. A ProcessSpec is complete: nothing has to be looked up to start
+the process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class User(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A published port of a manifest. A host port of 0 means that niso chooses it."""
+    """A published port of a manifest. If its host port is 0, niso chooses one."""
 
     port: Port
     key: str  # manifest key: network.ports[1]
@@ -54,7 +54,7 @@ class Volume(NamedTuple):
 
 
 class NetworkSpec(NamedTuple):
-    """The network of a service: what its manifest or its attachment says."""
+    """The network settings of a service, from its manifest or its attachment."""
 
     mode: Literal["bridge", "host", "none", "share"]
     share: str | None  # with mode share: the service whose namespace it joins
@@ -79,7 +79,7 @@ class NetworkSpec(NamedTuple):
 
 
 class ProgramSpec(NamedTuple):
-    """The process of a service and its files: what its manifest says."""
+    """The process of a service and its files, as its manifest declares them."""
 
     rootfs: str | None  # path relative to the package
     entrypoint: str
@@ -104,26 +104,32 @@ class ProgramSpec(NamedTuple):
     volumes: tuple[Volume, ...]
     secrets: Mapping[str, str]  # name to an absolute path of the host
     folder: str | None = None
-    """The absolute package folder of a service written in a stack.toml; "" for an empty package.
+    """The absolute package folder of a service that is written in a stack.toml.
 
-    None: the folder of the manifest.
+    It is "" for an empty package, and None if the package is the folder of the manifest.
     """
     apart: tuple[str, ...] = ()
-    """Files excluded from the package: of variables, and of the stack's secrets. Absolute paths."""
+    """Absolute paths of files that are not copied with the package.
+
+    They are files with variables, and files with the stack's secrets.
+    """
 
 
 class ServiceSpec(NamedTuple):
-    """One manifest, including the defaults of missing keys; or an attachment."""
+    """The content of one manifest, with the defaults of missing keys; or an attachment."""
 
     name: str
     network: NetworkSpec
     process: ProgramSpec | None  # None for an attachment, whose process is not niso's
     manifest: Mapping[str, object] = {}
-    """The manifest's keys as written, with defaults for missing ones, for display."""
+    """The keys of the manifest as written, and the defaults of missing ones, for display."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return all names of the service, hostname first. Names on a network are unique."""
+        """Return all names of the service, hostname first, without duplicates.
+
+        No other service on its networks has one of these names.
+        """
         return tuple(dict.fromkeys((self.network.hostname, self.name, *self.network.aliases)))
 
     @property
@@ -137,17 +143,17 @@ class ServiceSpec(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """Identifies the file that a path referred to at the activation (stat(2))."""
+    """What identifies the file that a path led to when the service was activated (stat(2))."""
 
     device: int
     inode: int
-    """0 for a file that is not a folder."""
+    """The inode number of a folder; 0 for any other file."""
     boot: str
-    """The boot id, since a device may have another number after a reboot."""
+    """The boot id. It is needed because a device may have another number after a reboot."""
 
 
 class MountedVolume(NamedTuple):
-    """One volume of a process."""
+    """One volume of a process, with the path that is mounted."""
 
     name: str
     mount: str
@@ -171,9 +177,11 @@ class Secret(NamedTuple):
     source: str
     """A path on the host."""
     salt: str = ""
-    """Random, so that equal secrets do not have equal digests."""
+    """A random string, so that equal secrets do not have equal digests."""
     digest: str = ""
-    """Digest of the salt and the content at the activation, to detect changes of the content."""
+    """The digest of the salt and the content at the activation, by which a changed content is
+    detected.
+    """
 
 
 class ProcessSpec(NamedTuple):
@@ -183,9 +191,12 @@ class ProcessSpec(NamedTuple):
     state_id: str
     generation: int
     package: str
-    """The copy of the package, mounted read-only at /app."""
+    """The path of the copy of the package, which is mounted read-only at /app."""
     rootfs: str | None
-    """The service's own root file system, never written to; None to assemble one from /usr."""
+    """The path of the service's own root file system, which is never written to.
+
+    With None, a root file system is assembled from the host's /usr.
+    """
     argv: tuple[str, ...]
     """The entrypoint as a path inside the service, followed by its arguments."""
     working_dir: str
@@ -200,33 +211,41 @@ class ProcessSpec(NamedTuple):
     read_only: bool
     hostname: str
     hosts_folder: str
-    """The folder with the file ``hosts`` that is mounted; "" for the host's own file."""
+    """The folder whose file ``hosts`` is mounted as /etc/hosts; "" if the service uses the host's
+    file.
+    """
     resolv_conf: str
     """The content of /etc/resolv.conf."""
     netns: str
     """The path of its network namespace; "" for the host's.
 
-    With the host's, hostname and resolv_conf are also the host's, read at each start.
+    In the host's namespace, hostname and resolv_conf are also the host's, read at each start.
     """
     restart: str
     """no, on-failure or always."""
     restart_delay_s: float
     stop_timeout_s: float
     memory_max: int | None = None
-    """Bytes; None means no limit, here and in the next two fields."""
+    """The memory limit in bytes. None means no limit, also in the next two fields."""
     cpu_max: int | None = None
-    """Percent of one CPU."""
+    """The CPU limit in percent of one CPU."""
     pids_limit: int | None = None
     volumes: tuple[MountedVolume, ...] = ()
     restrict_suid_sgid: bool | None = None
-    """Whether it cannot create setuid and setgid files; None if an older niso activated it."""
+    """Whether the process is prevented from creating setuid and setgid files.
+
+    It is None if an older niso activated the service.
+    """
     shm_size: int | None = None
-    """Size of /dev/shm in bytes. None, here and in the next field: the kernel's default, half of
-    memory."""
+    """The size of /dev/shm in bytes.
+
+    None, here and in the next field, means the kernel's default: half of the memory.
+    """
     tmp_size: int | None = None
-    """Size of each of /tmp, /run and /var/tmp in bytes."""
+    """The size of each of /tmp, /run and /var/tmp in bytes."""
     rootfs_identity: Identity | None = None
-    """Identity of the rootfs; None without one, or if an older niso activated the service."""
+    """What identifies the rootfs; None if there is none, or if an older niso activated the service.
+    """
     dns: tuple[str, ...] | None = None
     """Its name servers; None for the host's."""
     dns_search: tuple[str, ...] | None = None
@@ -238,7 +257,8 @@ class ProcessSpec(NamedTuple):
 
 
 TAKEN = ("/proc", "/sys", "/dev", "/app", "/etc/niso-hosts")
-"""niso's own paths: neither these nor paths below them can be a mount point."""
+"""Paths that niso mounts itself. Neither they nor paths below them can be a volume's mount point.
+"""
 TAKEN_FILES = (
     "/etc/hosts",
     "/etc/hostname",
@@ -248,7 +268,10 @@ TAKEN_FILES = (
     "/etc/nsswitch.conf",
 )
 HIDING = ("/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/var")
-"""These paths cannot be mount points: a mount would hide the root, or niso's own mounts."""
+"""Paths that cannot be a volume's mount point.
+
+A mount there would hide the root file system, or the files that niso mounts.
+"""
 
 
 def taken(path: str) -> str | None:

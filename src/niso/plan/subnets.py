@@ -1,7 +1,8 @@
 """Find free addresses, prefixes and gateways in subnets, and check requested ones. Pure.
 
-The lease of a service is chosen by `niso.store.service_rows.lease`. An address is handled as
-its number within its subnet (0 is the network address), so that IPv4 and IPv6 work alike.
+`niso.store.service_rows.lease` chooses the address that is reserved for a service. An address is
+handled as its number within its subnet (0 is the network address), so that IPv4 and IPv6 work
+alike.
 """
 
 from __future__ import annotations
@@ -23,31 +24,34 @@ if TYPE_CHECKING:
     Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEFAULT_POOL = "10.99.0.0/16"
-"""The prefix that IPv4 subnets are taken from, unless ``NISO_POOL`` is another."""
+"""The prefix from which IPv4 subnets are taken, unless the variable ``NISO_POOL`` sets another one.
+"""
 
 
 def unique_local(state_id: str) -> ipaddress.IPv6Network:
-    """Return the /48 prefix for IPv6 subnets: fd and 40 bits of the state id (RFC 4193, 3.2.2).
+    """Return the /48 prefix for IPv6 subnets: fd, and 40 bits derived from the state id.
 
-    All subnets of one host share this prefix; prefixes of different hosts rarely clash.
+    See RFC 4193, 3.2.2. All subnets of one host are in this prefix. Prefixes of different hosts
+    rarely clash.
     """
     global_id = sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
     return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
 
 
 def last(subnet: Network | Prefix) -> int:
-    """Return the highest number that an endpoint can have in a subnet.
+    """Return the highest number that a service's address can have in a subnet.
 
-    In IPv4, it is the one below the broadcast address (RFC 919).
+    In IPv4, the highest address of a subnet is the broadcast address (RFC 919), so it is the one
+    below.
     """
     return subnet.num_addresses - (2 if subnet.version == 4 else 1)
 
 
 def first_free(subnet: Network | Prefix, gateway: int, used: Iterable[int]) -> int | None:
-    """Return the lowest free number; None if the subnet is full.
+    """Return the lowest free number in a subnet; None if the subnet is full.
 
-    The network's, the gateway's and the broadcast address are never free, nor are the numbers in
-    ``used`` (ascending).
+    ``gateway`` is the number of the gateway, and ``used`` are the numbers in use, ascending. These
+    are not free, nor are the network address and the broadcast address.
     """
     candidate = 1
     for number in used:
@@ -63,7 +67,7 @@ def first_free(subnet: Network | Prefix, gateway: int, used: Iterable[int]) -> i
 
 
 def refusal(subnet: Network | Prefix, gateway: int, number: int) -> str | None:
-    """Return why an endpoint cannot have this static address; None if it can."""
+    """Return why a service cannot have the static address with this number; None if it can."""
     if number == 0:
         return "it is the address of the network itself"
     if number == gateway:
@@ -76,9 +80,9 @@ def refusal(subnet: Network | Prefix, gateway: int, number: int) -> str | None:
 def free_prefix(
     pool: Network, length: int, taken: Iterable[Network], kept: Network | None = None
 ) -> Network | None:
-    """Return the lowest prefix of ``length`` in ``pool`` that is free; None if there is none.
+    """Return the lowest free prefix with this ``length`` in ``pool``; None if there is none.
 
-    A free prefix overlaps neither ``taken`` nor ``kept``.
+    A prefix is free if it overlaps none of ``taken`` and does not overlap ``kept``.
     """
     size = 1 << (pool.max_prefixlen - length)
     spans = sorted(
@@ -120,7 +124,10 @@ PRIVATE = {
     4: "an address space for private use: 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16",
     6: "a unique local prefix, fd00::/8",
 }
-"""Hint for --subnet, by family (RFC 1918; RFC 4193). RFC 6598's 100.64.0.0/10 is allowed too."""
+"""The hint for --subnet by family (RFC 1918, RFC 4193).
+
+100.64.0.0/10 of RFC 6598 is allowed too.
+"""
 UNICAST6 = (
     ipaddress.IPv6Network("2000::/3"),
     ipaddress.IPv6Network("fc00::/7"),
@@ -133,8 +140,8 @@ def parse_subnet(text: str) -> Network:
 
     IPv6 subnets are global unicast or unique local prefixes from /48 (a site, RFC 6177) to /126. A
     /126 is the longest with room for a service next to the bridge, because the subnet's own address
-    is the routers' anycast address (RFC 4291, 2.6.1). A /64 is usual. Other lengths work because no
-    service configures its own address (SLAAC).
+    is the routers' anycast address (RFC 4291, 2.6.1). Usually it is a /64. Other lengths work
+    because no service configures its own address (SLAAC).
     """
     key = "--subnet"
     try:
@@ -166,9 +173,9 @@ def parse_subnet(text: str) -> Network:
 
 
 class NetworkRequest(NamedTuple):
-    """A requested network, with at most one subnet of each family.
+    """A request for a network, with at most one subnet of each family.
 
-    Without any, it gets the next free /24.
+    If it names no subnet, the network gets the next free /24.
     """
 
     name: str
@@ -183,7 +190,7 @@ class NetworkRequest(NamedTuple):
 
     @property
     def nets(self) -> list[Network]:
-        """Return the subnets, IPv4 first. Raises UsageError."""
+        """Return the subnets that the request names, IPv4 first. Raises UsageError."""
         return _parsed(self.subnets, self.ipv6)
 
     @property
@@ -193,7 +200,7 @@ class NetworkRequest(NamedTuple):
 
 
 def check(request: NetworkRequest) -> None:
-    """Raise UsageError if the request is invalid on any host."""
+    """Raise UsageError if the request is invalid whatever networks and routes a host has."""
     nets, least = request.nets, MIN_MTUS[max(request.families)]
     for net in nets:
         if net.is_global and not request.allow_public:
@@ -216,7 +223,11 @@ def check(request: NetworkRequest) -> None:
 
 
 def _parsed(subnets: Sequence[str], ipv6: bool) -> list[Network]:
-    """Parse subnets, at most one of each family, IPv4 first. Raises UsageError."""
+    """Parse subnets and return them, IPv4 first. Raises UsageError.
+
+    There can be at most one of each family. With ``ipv6``, niso chooses the IPv6 subnet, so none
+    may be named.
+    """
     nets = sorted(map(parse_subnet, subnets), key=lambda net: net.version)
     for one, other in pairwise(nets):
         if one.version == other.version:
@@ -235,7 +246,10 @@ def _parsed(subnets: Sequence[str], ipv6: bool) -> list[Network]:
 
 
 def _gateways(nets: Sequence[Network], texts: Sequence[str]) -> dict[int, str]:
-    """Return {family: requested gateway} in canonical notation. Raises UsageError."""
+    """Return the requested gateways in canonical notation, as a dict by family (4, 6).
+
+    ``nets`` are the subnets of the network. Raises UsageError.
+    """
     gateways: dict[int, str] = {}
     for text in texts:
         hint = f"an address of {' or '.join(map(str, nets))}"
@@ -254,7 +268,7 @@ def _gateways(nets: Sequence[Network], texts: Sequence[str]) -> dict[int, str]:
 
 
 def _gateway(text: str, hint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Parse the address of a gateway. Raises UsageError."""
+    """Parse the address of a gateway. Raises UsageError with this hint."""
     try:
         return ipaddress.ip_address(text)
     except ValueError as error:
@@ -262,7 +276,10 @@ def _gateway(text: str, hint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
 
 
 def require_same(present: records.Network, request: NetworkRequest, where: str = "") -> None:
-    """Raise Conflict unless the existing network satisfies the request."""
+    """Raise Conflict unless the existing network ``present`` is as requested.
+
+    ``where`` is inserted in the message after "already exists".
+    """
     there = {subnet.family: subnet for subnet in present.subnets}
     shown = ", ".join(subnet.cidr for subnet in present.subnets)
     differs = None

@@ -1,9 +1,9 @@
 """Decide whether a packet passes, and name the manifest line or the default that decides. Pure.
 
-Three checks must pass: the path (docs/design/packet.md), the egress policy of the sending service
-and the ingress policy of the receiving one. The kernel's rules (`niso.plan.policy_elements`) are
-derived from the same policies independently, and tests compare the two. Only the first packet of a
-flow is evaluated: replies, and ICMP errors about them, pass with their flow.
+Three checks must pass: the path (docs/design/packet.md), the egress policy of the sending service,
+and the ingress policy of the receiving one. The rules in the kernel (`niso.plan.policy_elements`)
+are derived from the same policies independently of this module, and tests compare the two. Only the
+first packet of a flow is evaluated: replies, and ICMP errors about them, pass with their flow.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Party(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """The result of one check, with its reason.
+    """The result of one check, and the reason for it.
 
-    ``service``, ``key``, ``text``: the manifest entry that decides, if any. ``audits``: the entry
-    would deny, but its policy is in audit.
+    ``service``, ``key`` and ``text`` give the manifest entry that decides, if there is one.
+    ``audits`` means that the entry would deny the packet, but its policy is in its audit period.
     """
 
     passes: bool
@@ -44,9 +44,10 @@ class Reason(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Whether a packet passes. ``destination`` and ``port`` are those after DNAT.
+    """Whether a packet passes, with the results of the three checks.
 
-    ``path``, ``egress`` and ``ingress`` are the results of the three checks.
+    ``destination`` and ``port`` are those after DNAT. ``passes`` is true if ``path``, ``egress``
+    and ``ingress`` all pass.
     """
 
     passes: bool
@@ -59,9 +60,9 @@ class Verdict(NamedTuple):
 
     @property
     def dropped_by(self) -> Reason | None:
-        """Return the first check that drops the packet, in the kernel's order.
+        """Return the first check that drops the packet; None if the packet passes.
 
-        The order is path, egress, ingress.
+        The kernel checks the path first, then egress, then ingress.
         """
         checks = (self.path, self.egress, self.ingress)
         return next((reason for reason in checks if not reason.passes), None)
@@ -75,12 +76,14 @@ class _Path(NamedTuple):
 
 
 def decide(world: World, source: str, destination: str, port: int | None, proto: str) -> Verdict:
-    """Return the verdict on a packet as sent; ``destination`` and ``port`` may be a published port.
+    """Return the verdict on a packet with these addresses, port and protocol, as its sender sends
+    it.
 
-    ``proto`` is tcp, udp or sctp with a port; or icmp (both families) or any other without one. A
-    broadcast or multicast packet is evaluated for the services that could receive it; the host
-    receives every packet that egress allows. Raises ValueError for an invalid address, and for a
-    port that does not fit the protocol.
+    ``destination`` and ``port`` may be those of a published port. ``proto`` is tcp, udp or sctp
+    with a port; or icmp (both families) or any other protocol without one. A broadcast or multicast
+    packet is evaluated for the services that could receive it; the host receives every such packet
+    that egress allows. Raises ValueError for an invalid address, and for a port that does not fit
+    the protocol.
     """
     if (port is not None) != (proto in PORTED):
         raise ValueError(f"{proto} with port {port}")
@@ -109,10 +112,10 @@ def decide(world: World, source: str, destination: str, port: int | None, proto:
 def judge(
     world: World, source: str, destination: str, port: int | None, proto: str
 ) -> tuple[Reason, Reason]:
-    """Evaluate both policies for an open flow, given its ends after NAT.
+    """Return the results (egress, ingress) of both policies for an open flow.
 
-    Returns (egress, ingress). The path is not evaluated. A service may always reach itself, even if
-    NAT changes its source address to its gateway's.
+    ``source``, ``destination`` and ``port`` are those after NAT. The path is not evaluated. A
+    service may always reach itself, even if NAT has changed its source address to its gateway's.
     """
     sender, receiver = holder_of(world, source), holder_of(world, destination)
     if sender is not None and receiver is not None and sender[0].name == receiver[0].name:
@@ -125,10 +128,10 @@ def judge(
 
 
 def matches(entry: Entry, world: World, address: str, port: int | None, proto: str) -> bool:
-    """Return whether an entry matches this peer with this port and protocol.
+    """Return whether a policy entry matches this peer with this port and protocol.
 
-    The port is the service's for ingress and the peer's for egress. ``address`` is the peer's, in
-    canonical form. An entry never matches an address of another family than its peer's.
+    ``address`` is the peer's address in canonical form. The port is the service's for ingress, and
+    the peer's for egress. An entry matches only addresses of the family of its own peer.
     """
     if entry.proto not in ("", proto):
         return False
@@ -172,10 +175,10 @@ def _ingress(world: World, receiver: Holder | None, source: str, path: _Path, pr
 
 
 def _said(known: Known, reason: Reason) -> Reason:
-    """Return the result of a service's policy; a policy in audit denies no packets.
+    """Return the result of a service's policy, adjusted for its audit period and its host.
 
-    Policies of other hosts' services are enforced there. This host uses them as they were
-    published.
+    A policy in its audit period denies no packets. The policies of other hosts' services are
+    enforced on those hosts. This host evaluates them as they were published.
     """
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")
@@ -203,9 +206,10 @@ class _Side(NamedTuple):
 
 
 def _judge(world: World, side: _Side, peer: str, port: int | None, proto: str) -> Reason:
-    """Evaluate one direction of a policy for a peer.
+    """Evaluate one direction of a policy for a peer, and return the result.
 
-    Deny wins over allow. With an allow list, peers that it does not list are denied.
+    Deny entries win over allow entries. If there is an allow list, peers that are not in it are
+    denied.
     """
     service = side.service
     for passes, entries in ((False, side.deny), (True, side.allow or ())):
@@ -233,7 +237,7 @@ def _who(world: World, address: str) -> str:
 class _Packet(NamedTuple):
     """A packet and its sender.
 
-    ``entered`` is the network whose bridge it enters first; "" if none.
+    ``entered`` is the network whose bridge the packet enters first; "" if it enters none.
     """
 
     source: str
@@ -252,7 +256,7 @@ class _Packet(NamedTuple):
 
 
 def _path(world: World, source: str, destination: str, port: int | None, proto: str) -> _Path:
-    """Return the path of a packet, ignoring policies, and why the packet passes or not."""
+    """Return where a packet is led and whether it passes, without regard to policies."""
     to = ipaddress.ip_address(destination)
     holder, from_host = holder_of(world, source), is_host(world, source)
     sender, entered = holder or (None, "")
@@ -303,8 +307,8 @@ def is_name_server_elsewhere(
 ) -> bool:
     """Return whether a packet is for the name server of another network than ``entered``.
 
-    That server may reveal names that only its own network may resolve, as Podman's aardvark-dns
-    does.
+    ``entered`` is the network of the sender; "" if it has none. A name server may reveal names that
+    only its own network may resolve, as Podman's aardvark-dns does.
     """
     reached = network_of(world, destination)
     return (
@@ -318,7 +322,7 @@ def is_name_server_elsewhere(
 
 
 def _at_sender(world: World, packet: _Packet, known: Known, to: Address) -> _Path | None:
-    """Return the path of a service's packet that does not reach the bridge; None if it does."""
+    """Return the path of a service's packet that does not leave the service; None if it leaves."""
     source, destination, entered = packet.source, packet.destination, packet.entered
     if not known.active:
         return packet.drop(f"{known.name} is not active")
@@ -401,7 +405,7 @@ def _outwards(world: World, packet: _Packet, to: Address) -> _Path:
 
 
 class _Published(NamedTuple):
-    """The target of a published port."""
+    """Where a published port leads."""
 
     known: Known  # the service whose network the route leads to
     network: str
@@ -433,11 +437,11 @@ def _at(address: str, port: int | None) -> str:
 def _published(
     world: World, to: Address, port: int | None, proto: str, entered: str
 ) -> _Published | None:
-    """Return the service port behind a published port of a host address; None if there is none.
+    """Return where a published port of a host address leads; None if no service publishes it.
 
-    A client on a network of the service is sent to the service's address on that network, any other
-    client to its address on the network of its default route. A port of one host address has
-    precedence over a wildcard port.
+    A client on a network of the service (``entered``) is sent to the service's address on that
+    network, any other client to its address on the network of its default route. A port that is
+    published on one host address has precedence over one that is published on all.
     """
     if port is None or (to.version == 6 and to.is_loopback):
         return None
@@ -460,14 +464,20 @@ def _published(
 
 
 def _publishes(world: World, known: Known, family: int) -> bool:
-    """Return whether an active service publishes ports in the family of its default route."""
+    """Return whether a service is active and its default route has this family.
+
+    Only then are ports of this family published.
+    """
     first = primary(known.endpoints, world.networks)
     addresses = first.addresses if first is not None else ()
     return known.active and any(family_of(address) == family for address in addresses)
 
 
 def _target(world: World, known: Known, family: int, entered: str) -> tuple[str, str] | None:
-    """Return (network, address) that a published port sends clients on network ``entered`` to."""
+    """Return (network, address) to which a published port leads clients on network ``entered``.
+
+    Returns None if the service has no address of this family there.
+    """
     shared = [endpoint for endpoint in known.endpoints if endpoint.network == entered]
     first = primary(known.endpoints, world.networks)
     for endpoint in (*shared, *([first] if first is not None else ())):
@@ -478,9 +488,9 @@ def _target(world: World, known: Known, family: int, entered: str) -> tuple[str,
 
 
 def _leaves_by(world: World, known: Known, to: Address) -> str | None:
-    """Return the network through which a service reaches an address; None if it has no route.
+    """Return the network through which a service sends to an address; None if it has no route.
 
-    The network contains the address; otherwise it is the network of the default route.
+    It is the network that contains the address, or else the network of the default route.
     """
     for endpoint in known.endpoints:
         if holds(world.networks[endpoint.network], str(to)):
@@ -499,10 +509,10 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Known(NamedTuple):
-    """A recorded service. In policies, an inactive service is represented by its leases."""
+    """A recorded service. An inactive service is represented by its reserved addresses."""
 
     name: str
-    names: tuple[str, ...]  # its name and those of its sharers, to which policies resolve
+    names: tuple[str, ...]  # its names, and those of services that share its namespace
     endpoints: tuple[Endpoint, ...]
     policy: Policy = Policy()
     ports: tuple[Port, ...] = ()  # published ports, each with its host port
@@ -515,7 +525,10 @@ class Known(NamedTuple):
 
 
 class World(NamedTuple):
-    """The policy context: all input of a verdict. Addresses are strings in canonical form."""
+    """Everything that a verdict depends on: services, networks, and addresses of the host.
+
+    Addresses are strings in canonical form.
+    """
 
     services: Mapping[str, Known]
     networks: Mapping[str, Network]
@@ -529,11 +542,11 @@ class World(NamedTuple):
 
 
 Holder = tuple[Known, str]
-"""The service that holds an address, and the network of the address."""
+"""(service, network): the service that has an address, and the network of the address."""
 
 
 def holder_of(world: World, address: str) -> Holder | None:
-    """Return the service that has an address, or None."""
+    """Return the service that has an address, with the network of the address; or None."""
     for known in world.services.values():
         for endpoint in known.endpoints:
             if address in endpoint.addresses:
@@ -542,15 +555,15 @@ def holder_of(world: World, address: str) -> Holder | None:
 
 
 def addresses_of(known: Known) -> tuple[str, ...]:
-    """Return all leases of a service."""
+    """Return all addresses of a service."""
     return tuple(address for endpoint in known.endpoints for address in endpoint.addresses)
 
 
 def is_host(world: World, address: str) -> bool:
-    """Return whether an address is the host's.
+    """Return whether an address is one of the host's.
 
-    127.0.0.0/8 and ::1 are the host's. Callers must first handle a service that sends to its own
-    loopback.
+    127.0.0.0/8 and ::1 count as the host's. A service also has them, so callers must first handle a
+    service that sends to itself.
     """
     if address in world.host or any(
         address == subnet.gateway
@@ -572,9 +585,9 @@ def network_of(world: World, address: str) -> Network | None:
 
 
 def is_for_services(world: World, address: str) -> bool:
-    """Return whether an address can only be a service's: it is or was in a network.
+    """Return whether an address can only be a service's, because it is or was in a network.
 
-    Former networks are recognised by the prefixes from which subnets are allocated.
+    Networks that no longer exist are recognised by the prefixes from which niso takes subnets.
     """
     number = parsed(address)
     in_pool = any(within(number, prefix) for prefix in world.pools)
@@ -588,17 +601,17 @@ def holds(network: Network, address: str) -> bool:
 
 
 parsed = functools.lru_cache(4096)(ipaddress.ip_address)
-"""Parse an address, with a cache: the addresses of a flow are parsed several times in a row."""
+"""Parse an address. Results are cached, since the addresses of a flow are parsed several times."""
 
 
 def within(address: Address, prefix: str) -> bool:
-    """Return whether a prefix contains an address; False across families (see ipaddress)."""
+    """Return whether a prefix contains an address. It is False if their families differ."""
     return address in _network(prefix)
 
 
 @functools.lru_cache(1024)
 def _network(prefix: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    """Parse a prefix; cached, because many flows are matched against it."""
+    """Parse a prefix. Results are cached, because many flows are compared with the same prefix."""
     return ipaddress.ip_network(prefix)
 
 
@@ -607,9 +620,9 @@ def is_link_local6(address: Address) -> bool:
 
 
 def is_broadcast(world: World, to: Address) -> bool:
-    """Return whether an address is multicast, or a broadcast address of a network or link.
+    """Return whether an address is multicast, or the broadcast address of a network of niso.
 
-    See RFC 919 and RFC 1112.
+    255.255.255.255 counts too. See RFC 919 and RFC 1112.
     """
     if to.is_multicast or str(to) == "255.255.255.255":
         return True
@@ -622,9 +635,10 @@ def is_broadcast(world: World, to: Address) -> bool:
 
 
 def _is_for_all(prefix: str, to: Address) -> bool:
-    """Return whether an address is a link's broadcast address, or the routers' anycast address.
+    """Return whether an address is the broadcast or routers' anycast address of a prefix.
 
-    See RFC 919 and RFC 4291 (2.6.1). Links with two addresses have neither (RFC 3021, RFC 6164).
+    ``prefix`` is that of a network interface of the host. See RFC 919 and RFC 4291 (2.6.1). A
+    prefix with two addresses has neither (RFC 3021, RFC 6164).
     """
     network = _network(prefix)
     return network.num_addresses > 2 and str(to) == str(network[-1 if network.version == 4 else 0])

@@ -1,8 +1,9 @@
-"""Read and write the rows of attachments: services in namespaces made by or for other programs.
+"""Read and write the rows of attachments: services whose processes other programs start.
 
-Another program, the *owner*, starts the process: podman, cni, systemd, or cli for a person. ``id``
-and ``given`` are the owner's names for the attachment. After an attachment ends, its address stays
-reserved for the owner and this name (table ``released``) until no other address is free.
+The program that starts the process is the *owner* of the attachment: podman, cni, systemd, or cli
+if a person requested it. The owner or niso creates the network namespace. ``id`` and ``given`` are
+the owner's id and name for the attachment. When an attachment ends, its address stays reserved for
+the same owner and name (table ``released``) until no other address is free.
 """
 
 from __future__ import annotations
@@ -35,25 +36,26 @@ class Attached(NamedTuple):
     asked: str = "{}"  # JSON of the owner's request
 
     def lives(self, kernel: Kernel) -> bool:
-        """Return whether the namespace still exists. Raises KernelError.
+        """Return whether the network namespace of the attachment still exists.
 
-        Returns True for a namespace that niso made, which is checked and repaired like a service's.
+        For a namespace that niso made, returns True without a check, because niso checks and
+        repairs it like that of any service. Raises KernelError.
         """
         return not self.netns or kernel.cookie_at(self.netns) == self.cookie
 
 
 _LOST = Attached("", "", "", "", "/proc/0/ns/net", 0)
-"""Stands for a deleted row: a namespace that never existed."""
+"""Stands for a row that was deleted. Its namespace is a path at which none can exist."""
 
 
 CHOSEN_ALIASES, CHOSEN_IP = "chosen_aliases", "chosen_ip"
-"""Labels: the names and the address that the user of a pod has chosen for it, by annotations."""
+"""Labels of a pod: the names and the address that its user has chosen for it by annotations."""
 NAMESPACE = "pod_namespace"
-"""The label with the namespace of a pod."""
+"""The label that has the Kubernetes namespace of a pod."""
 
 
 class Link(NamedTuple):
-    """The inner end of an attachment's veth pair on one network."""
+    """The network interface that an attachment has on one network: the inner end of a veth pair."""
 
     network: str
     interface: str
@@ -68,12 +70,15 @@ class Attachments:
         self._db = db
 
     def get(self, service: str) -> Attached | None:
-        """Return the attachment of a service, or None."""
+        """Return the attachment with this service name, or None."""
         row = self._db.execute("SELECT * FROM attached WHERE service=?", (service,)).fetchone()
         return Attached(*row) if row else None
 
     def all(self, owner: str | None = None, id: str | None = None) -> list[Attached]:
-        """Return all attachments, or those of an owner and id, sorted by name."""
+        """Return the attachments, sorted by service name.
+
+        With ``owner``, ``id`` or both, return only those with this owner and this id.
+        """
         asked = {key: text for key, text in (("owner", owner), ("id", id)) if text is not None}
         where = " AND ".join(f"{key}=:{key}" for key in asked) or "TRUE"
         query = f"SELECT * FROM attached WHERE {where} ORDER BY service"
@@ -81,7 +86,7 @@ class Attachments:
         return [Attached(*row) for row in rows]
 
     def of_cookie(self, cookie: int) -> list[Attached]:
-        """Return the attachments of the namespace with this cookie."""
+        """Return the attachments in the namespace that has this cookie (SO_NETNS_COOKIE)."""
         rows = self._db.execute("SELECT * FROM attached WHERE cookie=?", (cookie,))
         return [Attached(*row) for row in rows]
 
@@ -91,7 +96,7 @@ class Attachments:
         return [service_row(row) for row in self._db.execute(query)]
 
     def links(self, service: str) -> list[Link]:
-        """Return an attachment's links, in the order of its networks."""
+        """Return the network interfaces of an attachment, in the order of its networks."""
         rows = self._db.execute(
             "SELECT l.network, interface, mac, routes FROM attached_link l"
             " JOIN endpoint e ON e.service=l.service AND e.network=l.network"
@@ -103,9 +108,10 @@ class Attachments:
     def planned(
         self, service: str
     ) -> tuple[tuple[str, int] | None, dict[str, tuple[str, str, bool]]]:
-        """Return the input of a plan: (path and cookie of a foreign namespace, links by network).
+        """Return what a plan needs to know of an attachment: (namespace, interfaces).
 
-        A link is (interface, MAC, whether the default route leads there).
+        The namespace is (path, cookie), or None if niso made it. The interfaces are a dict from
+        each network to (interface name, MAC, whether the default route leads there).
         """
         attached = self.get(service) or _LOST
         outside = (attached.netns, attached.cookie) if attached.netns else None
@@ -116,7 +122,10 @@ class Attachments:
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def put(self, attached: Attached, links: Iterable[Link]) -> None:
-        """Insert or replace an attachment with its links. The service's row must exist."""
+        """Insert or replace an attachment with its network interfaces.
+
+        The service's row must exist.
+        """
         self._db.execute("INSERT OR REPLACE INTO attached VALUES (?, ?, ?, ?, ?, ?, ?)", attached)
         self._db.execute("DELETE FROM attached_link WHERE service=?", (attached.service,))
         self._db.executemany(
@@ -125,16 +134,19 @@ class Attachments:
         )
 
     def move(self, service: str, cookie: int, interface: str) -> None:
-        """Record the new namespace of an attachment, and the interface of its only link there."""
+        """Record the new network namespace of an attachment that has only one interface.
+
+        ``cookie`` is that of the namespace, and ``interface`` the name of the interface in it.
+        """
         self._db.execute("UPDATE attached SET cookie=? WHERE service=?", (cookie, service))
         self._db.execute(
             "UPDATE attached_link SET interface=? WHERE service=?", (interface, service)
         )
 
     def release(self, service: str, now: float) -> None:
-        """Record the addresses of an attachment as released.
+        """Record that the addresses of an attachment are free, and whose they were.
 
-        ``now`` is in seconds since 1970.
+        ``now`` is the present time in seconds since 1970.
         """
         self._db.execute(
             "INSERT OR REPLACE INTO released SELECT l.network, l.family, l.number, a.owner,"
@@ -143,7 +155,7 @@ class Attachments:
         )
 
     def drop_released(self) -> None:
-        """Delete records of released addresses that are leased again."""
+        """Delete the records of released addresses that services have again."""
         self._db.execute(
             "DELETE FROM released WHERE EXISTS (SELECT 1 FROM lease l"
             " WHERE l.network=released.network AND l.family=released.family"
@@ -152,7 +164,10 @@ class Attachments:
 
 
 def wishes(attached: Attached) -> dict[str, Any]:
-    """Return what the owner requested: ``policy``, ``policies`` by network, and ``labels``."""
+    """Return what the owner requested for an attachment.
+
+    The dict may have the keys ``policy``, ``policies`` (by network) and ``labels``.
+    """
     return dict(decoded(attached.asked))
 
 
@@ -160,4 +175,4 @@ def wishes(attached: Attached) -> dict[str, Any]:
 
 
 BY_INTERFACE = "docker"
-"""The owner with one attachment for each interface, which sets the default route itself."""
+"""The owner that has one attachment for each interface. It sets the default route itself."""

@@ -1,11 +1,12 @@
-"""Resolve names to services, and store the outside names of policies with their DNS answers.
+"""Find services by name, and store the DNS names in policies with the answers of DNS.
 
-A service's name is unique on the machine. Hostnames and aliases are unique on each network, so two
-networks may each have a ``db``. A service that looks up a name gets the service on its own
+A service's name is unique on the host. Hostnames and aliases are unique on each network, so two
+networks may each have a ``db``. A service that looks up such a name gets the service on its own
 networks.
 
-An answer of DNS is recorded for all services at once, so that an outside name has the same
-addresses everywhere. It does not belong to a service, so an undo leaves it unchanged.
+A DNS name in a policy is called an outside name. Its recorded addresses are the same for all
+services. The record does not belong to a service, so undoing a change of a service leaves it as it
+is.
 """
 
 from __future__ import annotations
@@ -31,19 +32,22 @@ class NameRows(ModeRows):
     """The queries of the store for names."""
 
     def names(self, service: str) -> tuple[str, ...]:
-        """Return the service's own names: hostname, name, aliases."""
+        """Return the names of a service: its hostname, its service name, and its aliases."""
         rows = self._db.execute(
             "SELECT name FROM host_name WHERE service=? ORDER BY position", (service,)
         )
         return tuple(row[0] for row in rows)
 
     def names_there(self, service: str) -> tuple[str, ...]:
-        """Return the names of a service's address: its own, then those of its active sharers."""
+        """Return all names that lead to a service's address.
+
+        These are its own names, then those of the active services that share its network namespace.
+        """
         sharers = self.sharers(service)
         return (*self.names(service), *(name for sharer in sharers for name in self.names(sharer)))
 
     def extra_hosts(self, service: str) -> tuple[tuple[str, str], ...]:
-        """Return (name, address) for the extra hosts of a service's manifest."""
+        """Return (name, address) for each extra host in a service's manifest."""
         return tuple(
             self._db.execute(
                 "SELECT name, address FROM extra_host WHERE service=? ORDER BY name", (service,)
@@ -58,14 +62,21 @@ class NameRows(ModeRows):
         )
 
     def networks_of(self, service: str) -> tuple[str, ...]:
-        """Return the ordered networks of a service; for a sharer, its provider's."""
+        """Return the networks of a service in their order.
+
+        For a service that shares the namespace of another one, they are the networks of that one.
+        """
         rows = self._db.execute(
             "SELECT network FROM endpoint WHERE service=? ORDER BY position", (self.home(service),)
         )
         return tuple(row[0] for row in rows)
 
     def networks_in_use(self) -> list[str]:
-        """Return the networks of the active services, sorted, even if endpoint rows are missing."""
+        """Return the networks of the active services, sorted.
+
+        They are read from the services' own rows, and are therefore complete even if rows of
+        endpoints are missing.
+        """
         rows = self._db.execute("SELECT DISTINCT networks FROM service WHERE active=1")
         return sorted({network for (networks,) in rows for network in decoded(networks)})
 
@@ -77,7 +88,9 @@ class NameRows(ModeRows):
         return [row[0] for row in rows]
 
     def holders_beside(self, service: str, name: str) -> list[str]:
-        """Return the recorded services with this name on the networks of ``service``, sorted."""
+        """Return the recorded services that have this name and share a network with ``service``,
+        sorted.
+        """
         rows = self._db.execute(
             f"{_ON} WHERE h.name=? AND e.network IN (SELECT network FROM endpoint WHERE service=?)"
             " GROUP BY h.service ORDER BY h.service",
@@ -114,12 +127,13 @@ class NameRows(ModeRows):
         return self._db.execute(query, (service,)).fetchone() is not None
 
     def meant(self, service: str, name: str) -> tuple[list[str], list[str]]:
-        """Return the services that a name in the policy of ``service`` means.
+        """Return the services that a name in the policy of ``service`` refers to, as two lists.
 
-        The first list is for allow entries: the service with this hostname or alias on its
-        networks, else the service of this name on any network. The list is empty if the name is
-        ambiguous, which admission refuses. The second list is for deny entries, and has all
-        services that the name can mean.
+        The first list is for allow entries, and has at most one service. It is the service with
+        this hostname or alias on the networks of ``service``; if there is none, the service with
+        this service name on any network. The list is empty if the name is ambiguous, and an
+        activation is refused in that case. The second list is for deny entries, and has all
+        services that the name can refer to.
         """
         beside = self.holders_beside(service, name)
         elsewhere = self.holders_elsewhere(name, service)
@@ -133,11 +147,12 @@ class NameRows(ModeRows):
     def shadows(
         self, services: Iterable[str], networks: Iterable[str] = (), fresh: Iterable[str] = ()
     ) -> set[str]:
-        """Return other services that have a name of one of ``services`` on another network.
+        """Return the other services that have a name of one of ``services`` on another network.
 
-        Only services count that some active service can see together with ``services``: its hosts
-        file has a name from the first of its networks. ``networks`` are added to the networks of
-        ``services``, and the names ``fresh`` to their names.
+        A service's hosts file has each name from the first of the service's networks that has it.
+        Therefore only services are returned that some active service can see together with one of
+        ``services``. ``networks`` and ``fresh`` are networks and names that ``services`` are about
+        to get.
         """
         own = set(services)
         names = {*fresh, *(name for service in own for name in self.names(service))}
@@ -151,11 +166,11 @@ class NameRows(ModeRows):
         return {other for other in others if beside & set(self.networks_of(other))}
 
     def resolve(self, name: str, asker: str | None = None) -> str:
-        """Return the service with a name, with or without the suffix .niso.local.
+        """Return the service that a user means by a name, with or without the suffix .niso.local.
 
-        Preferred is the service that ``asker`` reaches by the name, then the one whose own name it
-        is, then the only one with this hostname or alias. Raises NotFound, with a similar name as
-        hint, and Conflict if the name is ambiguous.
+        The service that ``asker`` reaches by the name comes first. Next is the service whose
+        service name it is, then the only service with this hostname or alias. Raises NotFound, with
+        a similar name in the hint if there is one, and Conflict if the name is ambiguous.
         """
         bare = bare_name(name)
         if (service := self._found(bare, asker)) is not None:
@@ -172,8 +187,8 @@ class NameRows(ModeRows):
     def name_holder(self, name: str) -> str | None:
         """Return the service that has a name, or None.
 
-        Names that return if a change in progress is undone count too. Raises Conflict if the name
-        is ambiguous.
+        It may also be a service that gets the name back if a change in progress is undone. Raises
+        Conflict if the name is ambiguous.
         """
         if (service := self._found(name, None)) is not None:
             return service
@@ -182,10 +197,11 @@ class NameRows(ModeRows):
     def holders_on(
         self, name: str, networks: Container[str], but: str, beside: frozenset[str]
     ) -> list[tuple[str, str]]:
-        """Return (service, network) for services that have a name on one of these networks.
+        """Return (service, network) for each service that has a name on one of these networks.
 
-        Services that get the name back if their change in progress is undone are included, unless
-        they are in ``beside``: their undo would be part of the caller's. ``but`` is left out.
+        A service that gets the name back if its change in progress is undone is included, unless it
+        is in ``beside``: these are the services of the caller's own command, which would be undone
+        together. The service ``but`` is left out.
         """
         held = {service: set(self.networks_of(service)) for service in self.holders(name)}
         restored = self._restored(name) if others_intend(self._db, beside) else {}
@@ -222,10 +238,10 @@ class NameRows(ModeRows):
         return candidates[0] if candidates else None
 
     def _reached(self, service: str, name: str) -> list[str]:
-        """Return the service that ``service`` reaches by a name, in a list; empty if there is none.
+        """Return the service that ``service`` reaches by a name, as a list with at most one item.
 
-        Its hosts file has the name from the first of its networks on which an active service has
-        it.
+        It is the one in the hosts file of ``service``: that file has the name from the first of the
+        service's networks on which an active service has it.
         """
         rows = self._db.execute(
             f"{_ON} JOIN endpoint own ON own.network=e.network AND own.service=?"
@@ -235,7 +251,10 @@ class NameRows(ModeRows):
         return [row[0] for row in rows]
 
     def _restored(self, name: str) -> dict[str, set[str]]:
-        """Return {service: networks} that get this name back by undoing changes in progress."""
+        """Return which services get this name back if changes in progress are undone.
+
+        The dict maps each such service to the networks on which it then has the name.
+        """
         restored: dict[str, set[str]] = {}
         rows = self._db.execute(
             "SELECT service, COALESCE(json_extract(undo, '$.service[0].provider'), service)"
@@ -266,7 +285,10 @@ def bare_name(name: str) -> str:
 
 
 def suggest(name: str, known: list[str], otherwise: str) -> str:
-    """Return the hint for an unknown name: a similar recorded one, else ``otherwise``."""
+    """Return the hint for an unknown name.
+
+    It proposes the most similar of the names ``known``; if none is similar, it is ``otherwise``.
+    """
     import difflib
 
     near = difflib.get_close_matches(name, known, 1)
@@ -297,7 +319,7 @@ class OutsideRows:
         return [row[0] for row in rows]
 
     def naming(self, names: Iterable[str]) -> list[str]:
-        """Return the active services whose policies contain one of these names, sorted."""
+        """Return the active services whose policies contain one of these DNS names, sorted."""
         query = (
             "SELECT p.service FROM outside_peer p JOIN service s ON s.name=p.service AND s.active=1"
             " WHERE p.name=?"
@@ -305,7 +327,10 @@ class OutsideRows:
         return sorted({row[0] for name in names for row in self._db.execute(query, (name,))})
 
     def answer(self, name: str) -> Outside:
-        """Return the record of a DNS name; without addresses if it is missing or damaged."""
+        """Return the record of a DNS name.
+
+        If it is missing or damaged, the record has no addresses.
+        """
         row = self._db.execute("SELECT answer FROM outside_name WHERE name=?", (name,)).fetchone()
         return (row and _answer(name, row[0])) or Outside(name)
 
@@ -318,11 +343,16 @@ class OutsideRows:
         return self.answer(name).in_state(NOW, FORMER)
 
     def ever(self, name: str) -> tuple[str, ...]:
-        """Return all recorded addresses of a DNS name, including past ones."""
+        """Return all recorded addresses of a DNS name, also those that services may no longer
+        reach.
+        """
         return self.answer(name).in_state(NOW, FORMER, PAST)
 
     def hosts(self, service: str) -> list[tuple[str, str]]:
-        """Return (name, address) for the hosts file of a service."""
+        """Return (name, address) for each DNS name in a service's policy, for its hosts file.
+
+        Only addresses in the latest DNS answer are included.
+        """
         return [
             (name, address)
             for name in self.of(service)
@@ -332,14 +362,17 @@ class OutsideRows:
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def put(self, answers: Iterable[Outside]) -> None:
-        """Replace the records of names."""
+        """Insert or replace the records of these DNS names."""
         self._db.executemany(
             "INSERT OR REPLACE INTO outside_name VALUES (?, ?)",
             [(answer.name, encoded(answer[1:])) for answer in answers],
         )
 
     def forget_others(self, before: float) -> None:
-        """Delete the records of names in no policy, unless they were resolved after ``before``."""
+        """Delete the records of names that are in no policy.
+
+        Records that were resolved after ``before``, in seconds since 1970, are kept.
+        """
         rows = self._db.execute(
             "SELECT name FROM outside_name WHERE name NOT IN (SELECT name FROM outside_peer)"
         ).fetchall()
@@ -349,7 +382,7 @@ class OutsideRows:
 
 
 def _answer(name: str, text: str) -> Outside | None:
-    """Decode a row; None if it is damaged, so that the name is resolved again."""
+    """Decode a row. Returns None if it is damaged; the name is then resolved again."""
     import ipaddress
 
     try:

@@ -1,4 +1,4 @@
-"""Store policies: each service's policy, its peers, and the networks where it applies."""
+"""Store policies: each service's policy, the peers in it, and the networks where it applies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from niso.store.name_rows import NameRows, OutsideRows
 from niso.store.sqlite import decoded, encoded
 
 Name = tuple[str, str]
-"""(kind, name) of a peer: "service" or "network"."""
+"""A peer in a policy as (kind, name). The kind is "service" or "network"."""
 
 
 _ELSEWHERE = "SELECT address FROM remote WHERE service=? ORDER BY network, family"
@@ -19,7 +19,7 @@ class PolicyRows(NameRows):
     """The queries of the store for policies."""
 
     def policy(self, service: str) -> Policy | None:
-        """Return a service's policy as written; None if its manifest has none."""
+        """Return a service's policy as written in its manifest; None if it has none."""
         row = self._db.execute("SELECT text FROM policy WHERE service=?", (service,)).fetchone()
         return policy_of(decoded(row[0])) if row else None
 
@@ -28,9 +28,10 @@ class PolicyRows(NameRows):
         return [row[0] for row in self._db.execute("SELECT service FROM policy ORDER BY service")]
 
     def audits(self) -> dict[str, tuple[int, int]]:
-        """Return (since, until) of the audits of all policies in seconds since 1970, by service.
+        """Return the audit periods of all policies, as a dict from the service to (since, until).
 
-        Ended audits are included. Damaged rows are left out.
+        During its audit period a policy denies nothing. The times are in seconds since 1970.
+        Periods that have ended are included; damaged rows are left out.
         """
         rows = self._db.execute(
             "SELECT service, json_extract(audit, '$[1]'), json_extract(audit, '$[2]') FROM ("
@@ -44,11 +45,11 @@ class PolicyRows(NameRows):
         }
 
     def policy_now(self, service: str) -> Policy | None:
-        """Return a service's policy with its names resolved to services at present.
+        """Return a service's policy in which each name is replaced by the service that has it now.
 
-        An entry whose name resolves to no service stays and matches nothing: without it, a deny
-        list could become empty, which means no policy. A name that resolves to several services has
-        an entry for each (`NameRows.meant`).
+        A name that no service has is replaced by "", which matches nothing. The entry is not
+        deleted, because a deny list could then become empty, which means no policy. A name that
+        several services have is replaced by one entry for each of them (`NameRows.meant`).
         """
         policy = self.policy(service)
         if policy is None:
@@ -80,9 +81,8 @@ class PolicyRows(NameRows):
         return OutsideRows(self._db)
 
     def names_outside(self, service: str | None = None) -> bool:
-        """Return whether the policy of a service has DNS names.
-
-        Without ``service``, return whether any policy has.
+        """Return whether the policy of ``service`` contains DNS names; with None, whether any
+        policy does.
         """
         query = "SELECT 1 FROM outside_peer WHERE ?1 IS NULL OR service=?1 LIMIT 1"
         return self._db.execute(query, (service,)).fetchone() is not None
@@ -95,9 +95,11 @@ class PolicyRows(NameRows):
         return [row[0] for row in rows]
 
     def _policed(self, services: Iterable[Service], names: Iterable[Name]) -> Iterator[Policed]:
-        """Yield the policies of these active services, and of services that name one of ``names``.
+        """Yield the policies of these active services, and of the services that name one of
+        ``names``.
 
-        For the latter, only the affected addresses are included.
+        For the latter, only the part of the policy is included that concerns the addresses of these
+        names.
         """
         whole = {service.name for service in services}
         for service in services:
@@ -132,14 +134,14 @@ class PolicyRows(NameRows):
                 )
 
     def naming(self, kind: str, name: str) -> list[str]:
-        """Return the recorded services whose policies have this peer."""
+        """Return the recorded services whose policies name this peer, sorted."""
         rows = self._db.execute(
             "SELECT service FROM policy_peer WHERE kind=? AND name=? ORDER BY service", (kind, name)
         )
         return [row[0] for row in rows]
 
     def _naming(self, kind: str, name: str) -> list[str]:
-        """Return the active services whose policies have this peer."""
+        """Return the active services whose policies name this peer, sorted."""
         rows = self._db.execute(
             "SELECT p.service FROM policy_peer p JOIN service s ON s.name=p.service AND s.active=1"
             " WHERE p.kind=? AND p.name=? ORDER BY p.service",
@@ -148,9 +150,10 @@ class PolicyRows(NameRows):
         return [row[0] for row in rows]
 
     def _members(self, policed: Iterable[Policed]) -> tuple[Member, ...]:
-        """Return the addresses that the peers of these policies resolve to.
+        """Return the addresses of the names in these policies.
 
-        For a policy with ``only`` some addresses, only the names of these addresses are resolved.
+        For a `Policed` that concerns only some addresses (``only``), only the names of these
+        addresses are resolved.
         """
         wanted: set[Name] = set()
         for policy in policed:
@@ -170,7 +173,11 @@ class PolicyRows(NameRows):
         return tuple(Member(kind, name, *self._meant(kind, name)) for kind, name in sorted(wanted))
 
     def _names_of(self, address: str) -> list[str]:
-        """Return the services that use an address: its holder, on any host, and its sharers."""
+        """Return the services that use an address.
+
+        They are the service of this host or another one to which the address belongs, and the
+        active services that share its namespace.
+        """
         rows = self._db.execute(
             "SELECT s.name FROM lease l"
             " JOIN service s ON s.name=l.service OR (s.provider=l.service AND s.active=1)"
@@ -181,9 +188,10 @@ class PolicyRows(NameRows):
         return [row[0] for row in rows]
 
     def _meant(self, kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return (addresses or subnets, gateways of a network) that a peer resolves to.
+        """Return what a name in a policy stands for, as (addresses or subnets, gateways).
 
-        Both are empty if no service or network has this name.
+        Only a network has subnets and gateways. Both are empty if no service or network has this
+        name.
         """
         if kind == "outside":
             return self.outside.meant(name), ()
@@ -199,7 +207,8 @@ class PolicyRows(NameRows):
             rows = self._db.execute(_ELSEWHERE, (name,)).fetchall()
             return tuple(row[0] for row in rows), ()
         service, provider, active = holder
-        # an inactive service keeps its leases; a sharer has its provider's only while it is active
+        # an inactive service keeps its addresses; one that shares another's namespace has the
+        # addresses of that one only while it is active
         home = service if provider is None else provider if active else ""
         rows = self._db.execute(
             "SELECT address FROM lease WHERE service=? ORDER BY network, family", (home,)
@@ -225,7 +234,10 @@ class PolicyRows(NameRows):
 def rows_of_policy(
     service: str, policy: Policy, networks: Iterable[str]
 ) -> dict[str, Sequence[tuple[object, ...]]]:
-    """Return the rows of a policy by table. ``networks`` are those of its service."""
+    """Return the rows to store for a policy, as a dict from each table to its rows.
+
+    ``networks`` are the networks of the policy's service.
+    """
     peers = {
         (entry.peer.kind, entry.peer.name)
         for entry in policy.entries()

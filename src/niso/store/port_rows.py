@@ -1,7 +1,7 @@
-"""Read and write the rows of published ports: their services, origins, and holders of host ports.
+"""Read and write the rows of published ports, and find the services that use host ports.
 
-The ``origin`` of a row is ``manifest``, ``chosen`` (from the manifest, but niso chose the host
-port) or ``forward`` (niso port-forward).
+The ``origin`` of a row is ``manifest`` if the manifest sets the host port, ``chosen`` if the
+manifest leaves it to niso, or ``forward`` if `niso port-forward` added the port.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ PRIMARY = (
     "e.network=(SELECT o.network FROM endpoint o JOIN network i ON i.name=o.network"
     " WHERE o.service=e.service ORDER BY i.internal, o.position LIMIT 1)"
 )
-"""Whether endpoint ``e`` is that of its service's default route (`niso.plan.records.primary`)."""
+"""The SQL condition that endpoint ``e`` is on the network of its service's default route.
+
+`niso.plan.records.primary` chooses the same endpoint.
+"""
 
 _TO_PUBLISH = (
     "SELECT p.service, e.network,"
@@ -36,7 +39,7 @@ _TO_PUBLISH = (
     f" JOIN endpoint e ON e.service=COALESCE(s.provider, s.name) AND {PRIMARY}"
     " WHERE p.service=? GROUP BY p.service"
 )
-"""Selects the row of a service for the table published."""
+"""The SQL query for the row that a service should have in the table published."""
 
 
 class PortRows:
@@ -45,7 +48,11 @@ class PortRows:
     _db: sqlite3.Connection
 
     def ports(self, service: str | None = None) -> list[tuple[str, Port]]:
-        """Return (service, port) of one service or of all, in manifest order, then forwards."""
+        """Return (service, port) for each port of one service, or of all services if it is None.
+
+        The ports of each service are in the order of its manifest. Those that `niso port-forward`
+        added come last.
+        """
         where, values = ("WHERE service=?", (service,)) if service else ("", ())
         rows = self._db.execute(
             f"SELECT service, {_PORT} FROM port {where} ORDER BY service, position", values
@@ -53,7 +60,7 @@ class PortRows:
         return [(row[0], Port(*row[1:])) for row in rows]
 
     def active_ports(self) -> list[tuple[str, Port]]:
-        """Return (service, port) of all active services."""
+        """Return (service, port) for each port of the active services."""
         rows = self._db.execute(
             f"SELECT port.service, {_PORT} FROM port JOIN service s ON s.name=port.service"
             " WHERE s.active=1 ORDER BY service, position"
@@ -72,9 +79,9 @@ class PortRows:
         return [port for port in dict.fromkeys(among) if self.has_port(service, port)]
 
     def published_on(self, services: Iterable[str]) -> set[str]:
-        """Return the networks whose bridges are configured for ports of these services.
+        """Return the networks whose bridges are configured for published ports of these services.
 
-        A network that a service has left since is included.
+        A network that a service has left since it published a port is included.
         """
         networks = {
             network
@@ -88,7 +95,7 @@ class PortRows:
         return networks
 
     def publishes(self, service: str) -> bool:
-        """Return whether a service has published a port since its activation."""
+        """Return whether a service has published a port at any time since it was activated."""
         return (
             self._db.execute("SELECT 1 FROM published WHERE service=?", (service,)).fetchone()
             is not None
@@ -103,7 +110,9 @@ class PortRows:
         return [Port(*row) for row in rows]
 
     def all_forwards(self) -> list[tuple[str, Port]]:
-        """Return (service, port) of all forwards to recorded services, active or not."""
+        """Return (service, port) for each port that `niso port-forward` added, also of inactive
+        services.
+        """
         rows = self._db.execute(
             f"SELECT service, {_PORT} FROM port WHERE origin=? ORDER BY service, position",
             (FORWARD,),
@@ -121,10 +130,10 @@ class PortRows:
     def port_holders(
         self, wanted: Port, but: frozenset[str] = frozenset()
     ) -> list[tuple[str, Port]]:
-        """Return (service, port) of all ports of active services that clash with ``wanted``.
+        """Return (service, port) for each port of an active service that clashes with ``wanted``.
 
-        Ports that return if a change in progress is undone are included, except those of services
-        in ``but``.
+        Ports that a service gets back if a change in progress is undone are included, except those
+        of services in ``but``.
         """
         proto, first, last = wanted.proto, wanted.host_port, wanted.last
         live = (
@@ -162,9 +171,11 @@ class PortRows:
         return int(row[0]) if row else None
 
     def spans(self, proto: str, first: int, last: int) -> list[tuple[int, int]]:
-        """Return (first, last) host port of all ports of recorded services that overlap a range.
+        """Return (first, last) host port for each recorded range that overlaps the range first to
+        last.
 
-        Inactive services are included, and ports that return if a change in progress is undone.
+        Ports of inactive services are included. So are all ports of the protocol that a service
+        gets back if a change in progress is undone, whether they overlap or not.
         """
         return self._db.execute(
             "SELECT host_port, host_port+count-1 FROM port"
@@ -177,7 +188,7 @@ class PortRows:
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def set_ports(self, service: str, ports: Iterable[Port], chosen: Iterable[Port] = ()) -> None:
-        """Replace the ports from the manifest; forwards are left unchanged.
+        """Replace the ports that a service has by its manifest; ports of `niso port-forward` stay.
 
         ``chosen`` are those of ``ports`` whose host port niso chose.
         """
@@ -208,9 +219,9 @@ class PortRows:
         self.note_published(service)
 
     def add_back(self, service: str, port: Port, manifest: Sequence[Port]) -> None:
-        """Restore a port that a forward took from a service.
+        """Give a port back to the service from which `niso port-forward` took it.
 
-        ``manifest`` are all ports of its manifest.
+        ``manifest`` are all ports of the service's manifest; they determine the order.
         """
         chosen = [
             Port(*row)
@@ -227,11 +238,12 @@ class PortRows:
         self.set_ports(service, sorted(mine, key=place), chosen)
 
     def note_published(self, service: str) -> None:
-        """Record the network on which a service publishes ports, and whether on 127.0.0.1.
+        """Record the network on which a service publishes ports, and whether one is on 127.0.0.1.
 
-        The record stays until deactivation: open connections still need the bridge's settings after
-        the last port is removed. A sharer publishes on its provider's network: its record must be
-        renewed when the provider moves.
+        The record stays until the service is deactivated: open connections need the settings of the
+        bridge even after the last port is removed. A service that shares the namespace of another
+        one publishes on the network of that one. Its record must be renewed when that one changes
+        networks.
         """
         self._db.execute(
             f"INSERT INTO published {_TO_PUBLISH} ON CONFLICT (service) DO UPDATE"
@@ -240,20 +252,25 @@ class PortRows:
         )
 
     def is_noted(self, service: str) -> bool:
-        """Return whether `note_published` would change nothing."""
+        """Return whether `note_published` has nothing to change for a service."""
         row = self._db.execute(_TO_PUBLISH, (service,)).fetchone()
         noted = self.published_row(service)
         return row is None or (noted is not None and noted[1] == row[1] and noted[2] >= row[2])
 
     def published_row(self, service: str) -> tuple[str, str, int] | None:
-        """Return the row that `note_published` recorded for a service, for `put_published_row`."""
+        """Return the record of `note_published` for a service, to be restored by
+        `put_published_row`.
+        """
         row: tuple[str, str, int] | None = self._db.execute(
             "SELECT * FROM published WHERE service=?", (service,)
         ).fetchone()
         return row
 
     def put_published_row(self, service: str, row: tuple[object, ...] | None) -> None:
-        """Restore the row from before `note_published`, if no port was published after all."""
+        """Replace the record of `note_published` by an earlier one; None deletes it.
+
+        This is for a port that was not published after all.
+        """
         self._db.execute("DELETE FROM published WHERE service=?", (service,))
         if row is not None:
             self._db.execute("INSERT INTO published VALUES (?, ?, ?)", row)
@@ -274,10 +291,10 @@ class PortRows:
     def begin_moving(
         self, ports: Iterable[tuple[str, Port]], networks: Iterable[str], now: float
     ) -> None:
-        """Record (service, port) for all ports that a change adds or removes.
+        """Record which ports a change is about to add or remove, given as (service, port).
 
-        The record stays until the kernel is updated. ``networks`` are those that the ports concern
-        so far. ``now`` is in seconds since 1970.
+        The record stays until the kernel is updated. ``networks`` are the networks that the ports
+        concerned before the change. ``now`` is the present time in seconds since 1970.
         """
         on = sorted(networks)
         for service, group in groupby(sorted(ports), key=itemgetter(0)):
@@ -287,7 +304,7 @@ class PortRows:
             )
 
     def moved_ports(self) -> list[tuple[str, Port]]:
-        """Return (service, port) for all changes of ports in progress."""
+        """Return (service, port) for each port that changes in progress add or remove."""
         rows = self._db.execute(
             "SELECT service, undo FROM intent WHERE action='ports' ORDER BY service"
         )
@@ -301,9 +318,11 @@ class PortRows:
         return {network for (undo,) in rows for network in decoded(undo)["networks"]}
 
     def end_publishing(self, service: str, keep_forwards: bool = False) -> None:
-        """Record that an inactive service publishes no ports. Its manifest ports stay recorded.
+        """Record that an inactive service publishes no ports.
 
-        Its forwards are deleted, unless ``keep_forwards``.
+        The ports of its manifest stay recorded.
+
+        The ports that `niso port-forward` added are deleted, unless ``keep_forwards``.
         """
         if not keep_forwards:
             self._db.execute("DELETE FROM port WHERE service=? AND origin=?", (service, FORWARD))

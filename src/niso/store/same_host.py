@@ -1,15 +1,16 @@
 """Detect a reboot, or a copied state folder: then the recorded kernel state is not this host's.
 
-A running host is identified by its boot id, its network namespace and its PID 1. A restarted
-container keeps only the boot id. The store records this identity. If the present one differs, none
-of the recorded active services can still exist. The first process to open the store then records
-that no service is active, and deletes records of sysctls and of changes of ports, which concern the
-old kernel. Leases, networks, forwards and the enabled services remain.
+A running host is identified by its boot id, its network namespace and the start time of its PID 1.
+A restarted container keeps only the boot id. The store records this identity. If the present one
+differs, none of the recorded active services can still exist. The first process to open the store
+then records that no service is active, and deletes the records of sysctls and of changes of ports,
+which concern the old kernel. Reserved addresses, networks, ports of `niso port-forward`, and the
+services to start at boot stay recorded.
 
-A copy of a state folder must not act on the original's services. It has the state id of the
-original, so it would treat the original's links, processes and rules as its own. The store records
-device, inode and path of its folder. A moved folder has the same device and inode, or there no
-longer is a store with this id at the recorded path.
+A copy of a state folder must not act on the services of the original. It has the same state id, so
+it would treat the network interfaces, processes and rules of the original as its own. Therefore the
+store records the device, inode and path of its folder. The folder was moved, not copied, if device
+and inode are the same, or if the recorded path no longer has a store with this id.
 """
 
 from __future__ import annotations
@@ -63,16 +64,21 @@ def recorded(db: sqlite3.Connection) -> str | None:
 
 
 def record_boot(db: sqlite3.Connection, world: str) -> None:
-    """Record ``world`` as the identity of the store's host. The caller is in a transaction."""
+    """Record ``world``, a result of `here`, as the identity of the store's host.
+
+    The caller is in a transaction.
+    """
     db.execute("INSERT OR REPLACE INTO meta VALUES ('world', ?)", (world,))
 
 
 def go_home(db: sqlite3.Connection, world: str) -> bool:
-    """Enter the store's network namespace, if PID 1 is in it and this process is not.
+    """Enter the network namespace of the store's services, if PID 1 is in it and this process is
+    not.
 
-    Returns whether it did. ``world`` is the identity that this process sees. A command can be
-    started in another namespace, such as by a unit with PrivateNetwork=. Raises Conflict if the
-    process may not move, OSError.
+    A command can be started in another network namespace, for instance by a unit with
+    PrivateNetwork=. ``world`` is the identity that this process sees (`here`). Returns whether the
+    process has moved. Raises Conflict in a program that uses niso as a library, since niso must not
+    move that; raises OSError.
     """
     before = recorded(db)
     was, now = (before or "").split(), world.split()
@@ -94,10 +100,10 @@ def go_home(db: sqlite3.Connection, world: str) -> bool:
 
 
 def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
-    """Record all services as inactive if ``world`` differs from the recorded host identity.
+    """Record all services as inactive if ``world``, the present identity, is not the recorded one.
 
     Raises Conflict if services still run in another network namespace of the same boot, because
-    changes in this one would not apply to them. The caller is in a transaction.
+    changes made in this one would not reach them. The caller is in a transaction.
     """
     before = recorded(db)
     if before == world:
@@ -117,7 +123,7 @@ def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
 
 
 def _lives(db: sqlite3.Connection) -> bool:
-    """Return whether a named namespace or a process of an active service exists."""
+    """Return whether any active service still has its named network namespace or its process."""
     state_id = db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()[0]
     active = [row[0] for row in db.execute("SELECT name FROM service WHERE active=1")]
     return any(_is_mount(paths.netns_path(name)) or _runs(name, state_id) for name in active)
@@ -144,9 +150,9 @@ def _runs(service: str, state_id: str) -> bool:
 
 
 def changed(db: sqlite3.Connection) -> str | None:
-    """Return the location of the state folder if it must be recorded; None if unchanged.
+    """Return the location of the state folder if it must be recorded anew; None if it is the same.
 
-    Raises Error if the folder is a copy of one that still exists, and OSError.
+    Raises Error if the folder is a copy of one that still exists. Raises OSError.
     """
     now = boot_folder()
     here, folder = _parts(now)
@@ -171,7 +177,10 @@ def changed(db: sqlite3.Connection) -> str | None:
 
 
 def record_folder(db: sqlite3.Connection, place: str) -> None:
-    """Record the location of the state folder. The caller is in a transaction."""
+    """Record the location of the state folder, a result of `boot_folder`.
+
+    The caller is in a transaction.
+    """
     db.execute("INSERT OR REPLACE INTO meta VALUES ('folder', ?)", (place,))
 
 

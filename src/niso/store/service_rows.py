@@ -1,11 +1,12 @@
-"""Read and write the rows of services, intents and stacks; choose leases of addresses.
+"""Read and write the rows of services, of changes in progress and of stacks; assign addresses.
 
-A service belongs to at most one stack, until it is removed or leaves the stack's file. A service of
-mode share (a sharer) has no endpoint. It uses the addresses, networks and port families of its
-provider. While it is active, its names and ports belong to the provider's namespace.
+A service belongs to at most one stack, until it is removed or leaves the stack's file. A service
+with mode ``share`` shares the network namespace of another service, its ``provider``. It has no
+endpoint, and uses the addresses, networks and address families of its provider. While it is active,
+its names and ports belong to the namespace of its provider.
 
-`lease` assigns a service its address on a network; the caller is in a transaction. ServiceSpec and
-ProcessSpec are stored as JSON.
+A lease is an address that is reserved for a service on a network; `lease` assigns it. ServiceSpec
+and ProcessSpec are stored as JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from niso.store.store import Store
 
 
-# --- services, intents, stacks, modes and leases --------------------------------------------------
+# --- services, changes in progress, stacks, modes and leases --------------------------------------
 
 
 ROW_TABLES = (
@@ -61,7 +62,7 @@ _PORT = "host_ip, host_port, container_port, proto, count"
 
 
 class ServiceRow(NamedTuple):
-    """A recorded service; the fields are the columns of its table."""
+    """A recorded service. The fields are the columns of its table."""
 
     name: str
     manifest_path: str
@@ -77,12 +78,15 @@ class ServiceRow(NamedTuple):
     created_at: float  # seconds since 1970
     activated_at: float | None
     mode: str = "bridge"  # or host, none, share, attached
-    provider: str | None = None  # with mode share: the service whose namespace it joins
+    provider: str | None = None  # with mode share: the service whose namespace it shares
     enabled: bool = False  # activated at boot
 
     @property
     def has_process(self) -> bool:
-        """Return whether niso starts the service's process; for an attachment, the engine does."""
+        """Return whether niso starts the service's process.
+
+        Another program starts that of an attachment.
+        """
         return self.mode != "attached"
 
     @property
@@ -101,7 +105,7 @@ class ServiceRow(NamedTuple):
 
     @property
     def healthcheck(self) -> Healthcheck | None:
-        """Return the healthcheck; None if there is none, or the row is damaged."""
+        """Return the healthcheck of the service; None if it has none, or if the row is damaged."""
         program = self._program
         return program.healthcheck if program is not None else None
 
@@ -121,26 +125,28 @@ class ServiceRow(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Return the package's folder; "" for an empty package."""
+        """Return the folder of the package from which the service was activated; "" for an empty
+        package.
+        """
         program = self._program
         here = os.path.dirname(self.manifest_path)
         return here if program is None or program.folder is None else program.folder
 
     @property
     def again(self) -> str:
-        """Return the shell command that activates the service from its file again."""
+        """Return the command line that activates the service again from its file."""
         program = self._program
         is_inline = program is not None and program.folder is not None
         return f"niso {'stack up' if is_inline else 'activate'} {self.manifest_path}"
 
     def require_service(self) -> ServiceSpec:
-        """Return `service`. Raises Error if the row is damaged."""
+        """Return the ServiceSpec of the last activation. Raises Error if the row is damaged."""
         if (spec := self.service) is None:
             raise self.damaged()
         return spec
 
     def require_process(self) -> ProcessSpec:
-        """Return `process`. Raises Error if the row is damaged."""
+        """Return the ProcessSpec of the last activation. Raises Error if the row is damaged."""
         if (spec := self.process) is None:
             raise self.damaged()
         return spec
@@ -160,7 +166,7 @@ class ServiceRow(NamedTuple):
 
 
 def service_row(row: tuple[object, ...]) -> ServiceRow:
-    """Convert a row of the table to a ServiceRow."""
+    """Convert a row of the table service, as SQLite returns it, to a ServiceRow."""
     fields = ServiceRow(*row[: len(ServiceRow._fields)])  # type: ignore[arg-type]
     package, copy = fields.package, f"/packages/{fields.name}/{fields.fingerprint}"
     if package.endswith(copy):
@@ -174,20 +180,29 @@ def service_row(row: tuple[object, ...]) -> ServiceRow:
 
 
 class Intent(NamedTuple):
-    """A change in progress: the data to undo or finish it if its process dies."""
+    """A change of a service that is in progress: what is needed to undo or finish it.
+
+    The next command does so if the process that makes the change dies.
+    """
 
     service: str
     action: str
-    """activate, deactivate, stop (deactivate and keep the forwards), remove, restart or ports."""
-    undo: str
-    """JSON: {table: [{column: value}, ...]}; a blob is {"hex": ...}.
+    """activate, deactivate, stop, remove, restart or ports.
 
-    For the action ports it is {"moved": [{field of Port: value}, ...]}.
+    stop deactivates the service and keeps the ports that `niso port-forward` added.
+    """
+    undo: str
+    """The rows of the service before the change as JSON: {table: [{column: value}, ...]}.
+
+    A blob is {"hex": ...}. For the action ports it is {"moved": [{field of Port: value}, ...],
+    "networks": [...]}.
     """
 
     @property
     def before(self) -> ServiceRow | None:
-        """Return the service's row before the change; None for a new service or action ports."""
+        """Return the service's row before the change; None for a new service, or for the action
+        ports.
+        """
         saved = decoded(self.undo).get("service")
         return service_row(tuple(saved[0][name] for name in ServiceRow._fields)) if saved else None
 
@@ -203,21 +218,22 @@ class IntentRows:
     _db: sqlite3.Connection
 
     def intents(self) -> list[Intent]:
-        """Return all intents, oldest first."""
+        """Return all changes in progress, the oldest first."""
         rows = self._db.execute("SELECT service, action, undo FROM intent ORDER BY created_at")
         return [Intent(*row) for row in rows]
 
     def intent(self, service: str) -> Intent | None:
-        """Return the intent of a service, or None."""
+        """Return the change in progress of a service, or None."""
         row = self._db.execute(
             "SELECT service, action, undo FROM intent WHERE service=?", (service,)
         ).fetchone()
         return Intent(*row) if row else None
 
     def begin_intent(self, service: str, action: str, now: float) -> None:
-        """Record a service's rows before a change, so that an interrupted change can be undone.
+        """Record all rows of a service before a change, so that an interrupted change can be
+        undone.
 
-        ``now`` is in seconds since 1970.
+        ``action`` is one of those of `Intent`. ``now`` is the present time in seconds since 1970.
         """
         undo = encoded(self.rows(service))
         self._db.execute(
@@ -225,15 +241,18 @@ class IntentRows:
         )
 
     def end_intent(self, service: str) -> None:
-        """Delete the intent of a service; no-op if there is none."""
+        """Delete the record of a service's change in progress; no-op if there is none."""
         self._db.execute("DELETE FROM intent WHERE service=?", (service,))
 
     def is_as_before(self, intent: Intent) -> bool:
-        """Return whether the service's rows equal those that the intent recorded."""
+        """Return whether the service's rows are the same as before the change."""
         return bool(decoded(intent.undo) == self.rows(intent.service))
 
     def rows(self, service: str) -> dict[str, list[dict[str, object]]]:
-        """Return all rows of a service by table, as {column: value} for JSON."""
+        """Return all rows of a service, as a dict from each table to its rows.
+
+        A row is a dict {column: value} that can be encoded as JSON.
+        """
         rows = {}
         for table in ROW_TABLES:
             key = "name" if table == "service" else "service"
@@ -263,7 +282,7 @@ class StackRows:
     _db: sqlite3.Connection
 
     def stack_of(self, service: str) -> str | None:
-        """Return the stack that a service belongs to, or None."""
+        """Return the name of the stack that a service belongs to, or None."""
         row = self._db.execute(
             "SELECT stack FROM stack_member WHERE service=?", (service,)
         ).fetchone()
@@ -277,7 +296,7 @@ class StackRows:
         return [row[0] for row in rows]
 
     def stack_files(self, stack: str) -> list[str]:
-        """Return the paths of the stack.toml files from which a stack's services came."""
+        """Return the paths of the stack.toml files from which a stack's services were recorded."""
         rows = self._db.execute(
             "SELECT DISTINCT file FROM stack_member WHERE stack=? AND file!='' ORDER BY file",
             (stack,),
@@ -294,7 +313,10 @@ class StackRows:
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def join_stack(self, service: str, stack: str, file: str) -> None:
-        """Record that a service belongs to the stack of this stack.toml, and to no other stack."""
+        """Record that a service belongs to the stack ``stack``, and to no other.
+
+        ``file`` is the path of the stack's stack.toml.
+        """
         self._db.execute(
             "INSERT OR REPLACE INTO stack_member VALUES (?, ?, ?)", (service, stack, file)
         )
@@ -310,27 +332,34 @@ class ModeRows:
     _db: sqlite3.Connection
 
     def home(self, service: str) -> str:
-        """Return the service whose endpoints a service uses: its provider, or itself."""
+        """Return the service whose endpoints a service uses.
+
+        For a service that shares the namespace of another one it is that one, otherwise the service
+        itself.
+        """
         row = self._db.execute(f"SELECT {_PROVIDER}", (service,)).fetchone()
         return str(row[0] or service)
 
     def inactive_modes(self) -> list[tuple[str, str]]:
-        """Return (name, mode) of the inactive services, sorted; fast with many services."""
+        """Return (name, mode) for each inactive service, sorted.
+
+        This is fast even with many services.
+        """
         return self._db.execute(
             "SELECT name, mode FROM service WHERE active=0 ORDER BY name"
         ).fetchall()
 
     def sharers(self, provider: str) -> list[str]:
-        """Return the active services that share the namespace of ``provider``."""
+        """Return the active services that share the network namespace of ``provider``, sorted."""
         rows = self._db.execute(
             "SELECT name FROM service WHERE provider=? AND active=1 ORDER BY name", (provider,)
         )
         return [row[0] for row in rows]
 
     def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
-        """Return the sharers, also those that return if their change in progress is undone.
+        """Return the services that share the namespace of ``provider``, or may do so again.
 
-        Services in ``but`` are left out of the latter.
+        The latter do so if their change in progress is undone; those in ``but`` are left out.
         """
         sharers = set(self.sharers(provider))
         if others_intend(self._db, but):
@@ -343,14 +372,19 @@ class ModeRows:
         return sorted(sharers)
 
     def with_companions(self, services: Iterable[str]) -> tuple[str, ...]:
-        """Return these services, their providers, and all active sharers of these providers."""
+        """Return these services together with all active services in the same network namespaces.
+
+        A service that owns such a namespace is included even if it is inactive.
+        """
         names = set(services)
         homes = {self.home(name) for name in names}
         sharers = {sharer for home in homes for sharer in self.sharers(home)}
         return tuple(sorted(names | homes | sharers))
 
     def ports_there(self, service: str) -> list[Port]:
-        """Return a service's own ports, then those of its active sharers."""
+        """Return the ports of a service, then those of the active services that share its
+        namespace.
+        """
         rows = self._db.execute(
             f"SELECT {_PORT} FROM port JOIN service s ON s.name=port.service"
             " WHERE s.name=? OR (s.provider=? AND s.active=1) ORDER BY s.name!=?, s.name, position",
@@ -359,9 +393,9 @@ class ModeRows:
         return [Port(*row) for row in rows]
 
     def addresses(self, service: str) -> list[tuple[str, str]]:
-        """Return (network, address) of a service in the order of its endpoints.
+        """Return (network, address) for each address of a service, in the order of its networks.
 
-        A sharer has the addresses of its provider.
+        A service that shares the namespace of another one has the addresses of that one.
         """
         return self._db.execute(
             "SELECT e.network, l.address FROM endpoint e"
@@ -371,7 +405,7 @@ class ModeRows:
         ).fetchall()
 
     def port_families(self, service: str) -> tuple[int, ...]:
-        """Return the families of the network on which a service publishes its ports."""
+        """Return the address families (4, 6) of the network where a service publishes its ports."""
         rows = self._db.execute(
             "SELECT family FROM subnet s JOIN endpoint e ON e.network=s.network"
             f" WHERE e.service={_PROVIDER} AND {PRIMARY} ORDER BY family",
@@ -381,12 +415,15 @@ class ModeRows:
 
 
 class LeaseRows:
-    """The queries of the store for leases."""
+    """The queries of the store for leases, which are addresses reserved for services."""
 
     _db: sqlite3.Connection
 
     def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
-        """Return (address, service, whether it is active) for a network's leases, ascending."""
+        """Return (address, service, whether it is active) for each reserved address of a network.
+
+        They are in ascending order.
+        """
         rows = self._db.execute(
             "SELECT address, service, active FROM lease JOIN service s ON s.name=lease.service"
             " WHERE network=? AND family=? ORDER BY number",
@@ -395,9 +432,9 @@ class LeaseRows:
         return [(row[0], row[1], bool(row[2])) for row in rows]
 
     def leases_of(self, services: Collection[str]) -> set[tuple[str, str]]:
-        """Return (service, address) of the leases of these services.
+        """Return (service, address) for each address that is reserved for these services.
 
-        Leases that return if a change in progress is undone are included.
+        Addresses that a service gets back if a change in progress is undone are included.
         """
         marks = ", ".join("?" for _ in services)
         rows = self._db.execute(
@@ -409,7 +446,7 @@ class LeaseRows:
         return set(rows)
 
     def lease_of(self, service: str, network: str, family: int) -> tuple[str, bool] | None:
-        """Return (address, whether it is static) of a service's lease, or None."""
+        """Return (address, whether it is static) for a service's reserved address, or None."""
         row = self._db.execute(
             "SELECT address, static FROM lease WHERE service=? AND network=? AND family=?",
             (service, network, family),
@@ -417,9 +454,10 @@ class LeaseRows:
         return (row[0], bool(row[1])) if row else None
 
     def lease_holder(self, address: str) -> str | None:
-        """Return the service that has a lease of an address, or None.
+        """Return the service for which an address is reserved, or None.
 
-        Addresses that return if a change in progress is undone count too.
+        An address that a service gets back if a change in progress is undone also counts as
+        reserved.
         """
         row = self._db.execute(
             "SELECT service FROM lease WHERE address=?"
@@ -430,10 +468,12 @@ class LeaseRows:
         return str(row[0]) if row else None
 
     def endpoints_like(self, prefix: str) -> list[tuple[str, str, int]]:
-        """Return (service, network, generation) for endpoints of services with a name prefix.
+        """Return (service, network, generation) for the endpoints of services whose name has a
+        prefix.
 
         Endpoints of inactive services are included, because the kernel may still be deleting their
-        links. So are endpoints that return if a change in progress is undone.
+        network interfaces. So are endpoints that a service gets back if a change in progress is
+        undone.
         """
         return self._db.execute(
             "SELECT e.service, e.network, s.generation FROM endpoint e"
@@ -447,9 +487,11 @@ class LeaseRows:
     def used_numbers(
         self, network: str, family: int, released: Iterable[int] = ()
     ) -> Iterator[int]:
-        """Return the host numbers of all leases of a subnet, merged with ``released``, ascending.
+        """Yield the host numbers of all reserved addresses of a subnet and those in ``released``,
+        ascending.
 
-        Leases that return if a change in progress is undone are included.
+        A host number is the offset of an address in its subnet. Addresses that a service gets back
+        if a change in progress is undone are included.
         """
         held = self._db.execute(
             "SELECT unhex(json_extract(value, '$.number.hex'))"
@@ -469,7 +511,11 @@ class LeaseRows:
         return merge(leased, others)
 
     def released(self, network: str, family: int) -> list[int]:
-        """Return the free host numbers that attachments have released, the earliest first."""
+        """Return the host numbers of free addresses that attachments had, the first released one
+        first.
+
+        A host number is the offset of an address in its subnet.
+        """
         rows = self._db.execute(
             "SELECT number FROM released r WHERE network=? AND family=? AND NOT EXISTS"
             " (SELECT 1 FROM lease l WHERE l.network=r.network AND l.family=r.family"
@@ -479,7 +525,11 @@ class LeaseRows:
         return [int.from_bytes(row[0]) for row in rows]
 
     def released_by(self, owner: str, given: str, network: str, family: int) -> int | None:
-        """Return the free host number that this owner's attachment ``given`` had, or None."""
+        """Return the host number of the address that an earlier attachment had, if it is free; or
+        None.
+
+        The attachment is given by its owner and the owner's name for it, ``given``.
+        """
         row = self._db.execute(
             "SELECT number FROM released r WHERE owner=? AND given=? AND network=? AND family=?"
             " AND NOT EXISTS (SELECT 1 FROM lease l WHERE l.network=r.network"
@@ -498,14 +548,14 @@ class LeaseRows:
     def add_lease(
         self, service: str, network: str, family: int, number: int, address: str, static: bool
     ) -> None:
-        """Add a lease; ``number`` is the address's offset in its subnet."""
+        """Reserve an address for a service; ``number`` is its offset in its subnet."""
         self._db.execute(
             "INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?)",
             (network, family, number.to_bytes(16), address, service, int(static)),
         )
 
     def drop_lease(self, service: str, network: str, family: int) -> None:
-        """Delete a service's lease; no-op if there is none."""
+        """Delete the reservation of a service's address; no-op if there is none."""
         self._db.execute(
             "DELETE FROM lease WHERE service=? AND network=? AND family=?",
             (service, network, family),
@@ -516,13 +566,19 @@ class LeaseRows:
 
 
 _decoded: dict[tuple[type, str], Any] = {}
-"""Cache of decoded texts, since a command reads the same row many times. None if damaged."""
+"""Cache of decoded texts, since a command reads the same row many times.
+
+A damaged text maps to None.
+"""
 _MOST_DECODED = 64
-"""The most cached texts: a command that reads the rows of all services must not keep them all."""
+"""The maximum number of cached texts.
+
+A command that reads the rows of all services must not keep them all in memory.
+"""
 
 
 def encode_service(spec: ServiceSpec) -> str:
-    """Encode a ServiceSpec as JSON with all keys.
+    """Encode a ServiceSpec as JSON with all keys, also those with default values.
 
     A recorded service therefore stays the same if a later version of niso has other defaults.
     """
@@ -534,7 +590,7 @@ def encode_service(spec: ServiceSpec) -> str:
 def encode_process(spec: ProcessSpec) -> str:
     """Encode a ProcessSpec as ASCII JSON.
 
-    Bytes of resolv.conf that are not UTF-8 are surrogates.
+    Bytes of resolv.conf that are not UTF-8 are encoded as surrogate characters.
     """
     text = json.dumps(convert.plain(spec))
     _remember((type(spec), text), spec)
@@ -586,15 +642,17 @@ def lease(
     beside: frozenset[str] = frozenset(),
     kept: tuple[str, str] | None = None,
 ) -> None:
-    """Lease an address in each subnet: the static one, the current one, or the lowest free one.
+    """Reserve an address for a service in each subnet of a network.
 
-    On a network that spans hosts, the addresses come from the service's claim.
+    It is the static address if there is one, otherwise the address that the service already has,
+    otherwise the lowest free one. On a network that spans hosts, the address comes from the
+    service's claim: its reservation of addresses in the cluster. The caller is in a transaction.
 
     ``statics`` has at most one address of each family. ``beside`` are the services that the same
-    command activates. ``kept`` is (owner, name) of an attachment, which gets its earlier address
-    again. An address that an attachment released is leased to another service only if no other
-    address is free; the one released first is taken. Raises InvalidInput if a static address is
-    unusable, Conflict if it is taken or the network is full.
+    command activates. ``kept`` is (owner, the owner's name) of an attachment, which gets the
+    address that it had before. An address that an attachment has released is given to another
+    service only if no other is free; then the one released first is taken. Raises InvalidInput if a
+    static address is unusable, Conflict if it is taken or the network is full.
     """
     from niso.plan import subnets
 
@@ -636,9 +694,9 @@ def lease(
 
 
 def is_leased(store: Store, service: str, network: Network, statics: Sequence[str]) -> bool:
-    """Return whether a service already has all leases that `lease` would create.
+    """Return whether a service already has all addresses that `lease` would reserve.
 
-    A service that another host has taken over needs none.
+    A service that now runs on another host needs none.
     """
     spans = network.span is not None
     claimed = store.claimed(service, network.name) if spans else ()
@@ -658,7 +716,11 @@ def is_leased(store: Store, service: str, network: Network, statics: Sequence[st
 def _lease_claimed(
     store: Store, service: str, network: str, subnet: Subnet, claimed: Sequence[str]
 ) -> None:
-    """Lease the claimed address in one subnet. Raises Conflict if the claim has none."""
+    """Reserve for a service the address that it has in the cluster in one subnet.
+
+    ``claimed`` are all addresses of its claim on the network. Raises Conflict if none of them is in
+    the subnet, or if another service still has it.
+    """
     net = prefix(subnet.cidr)
     address = next((text for text in claimed if net.holds(text)), None)
     if address is None:
@@ -692,7 +754,10 @@ def _static_number(
     wanted: str,
     beside: frozenset[str],
 ) -> int:
-    """Return the offset of a static address in its subnet. Raises InvalidInput, Conflict."""
+    """Return the offset of the static address ``wanted`` in its subnet.
+
+    Raises InvalidInput if it is unusable, Conflict if it is reserved for another service.
+    """
     net = prefix(subnet.cidr)
     if not net.holds(wanted):
         raise InvalidInput(

@@ -1,4 +1,4 @@
-"""Read the input of plans: networks and their uses, active services, and the peers of policies."""
+"""Read the input of plans: networks and their settings, active services, and peers of policies."""
 
 from __future__ import annotations
 
@@ -45,18 +45,22 @@ _PUBLISHED_BESIDE_BY_SHARER = (
 
 
 class Scope(NamedTuple):
-    """The services, networks and ports that one command concerns. None means all."""
+    """The services, networks and ports that one command concerns; None means all of them."""
 
     services: tuple[str, ...] | None = None
     networks: tuple[str, ...] | None = None
     ports: tuple[Port, ...] | None = None  # only these ports of the services
     names: tuple[Name, ...] = ()
-    """Names of services and networks in policies that may resolve to other addresses now."""
+    """Names of services and networks that now stand for other addresses in policies."""
     remotes: tuple[str, ...] = ()
-    """Services of other hosts."""
+    """Names of services of other hosts."""
 
     def joined(self, other: Scope) -> Scope:
-        """Return the union of two scopes with this one's ports; neither may cover everything."""
+        """Return a scope with the services, networks and names of both, and with the ports of this
+        one.
+
+        Neither scope may cover everything.
+        """
         return Scope(
             tuple(sorted({*(self.services or ()), *(other.services or ())})),
             tuple(sorted({*(self.networks or ()), *(other.networks or ())})),
@@ -87,7 +91,10 @@ class SnapshotRows(PortRows, PolicyRows):
         ]
 
     def any_active(self, family: int | None = None) -> bool:
-        """Return whether a service is active on a network, with this ``family`` if not None."""
+        """Return whether any service on a network is active.
+
+        With ``family`` (4 or 6), only networks with this address family count.
+        """
         if family is None:
             query = "SELECT 1 FROM service WHERE active=1 AND networks!='[]' LIMIT 1"
             return self._db.execute(query).fetchone() is not None
@@ -99,24 +106,27 @@ class SnapshotRows(PortRows, PolicyRows):
         return self._db.execute(query, (family,)).fetchone() is not None
 
     def sysctls_before(self) -> dict[str, str]:
-        """Return the values that sysctls had before niso changed them, by name."""
+        """Return the values that sysctls had before niso changed them, as a dict by name."""
         return dict(self._db.execute("SELECT name, before FROM sysctl"))
 
     def nat_before(self) -> dict[str, int]:
-        """Return the number of foreign NAT rules, by chain, from before niso's first service."""
+        """Return how many NAT rules of others each chain had before niso's first service."""
         row = self._db.execute("SELECT value FROM meta WHERE key='nat_before'").fetchone()
         return dict(decoded(row[0])) if row else {}
 
     def set_nat_before(self, rules: dict[str, int]) -> None:
-        """Record the foreign NAT rules; the caller is in a transaction."""
+        """Record the number of NAT rules of other programs by chain.
+
+        The caller is in a transaction.
+        """
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('nat_before', ?)", (encoded(rules),))
 
     def forget_nat_before(self) -> None:
-        """Delete the record of foreign NAT rules; the caller is in a transaction."""
+        """Delete the record of `set_nat_before`. The caller is in a transaction."""
         self._db.execute("DELETE FROM meta WHERE key='nat_before'")
 
     def host_knows(self) -> bool:
-        """Return whether the names of services are written to the host's own hosts file."""
+        """Return whether niso writes the names of services to the host's own hosts file."""
         query = "SELECT 1 FROM meta WHERE key='host_knows'"
         return self._db.execute(query).fetchone() is not None
 
@@ -139,7 +149,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return self._networks(None)
 
     def names_with(self, services: Iterable[str]) -> tuple[Name, ...]:
-        """Return the names by which policies can refer to these services."""
+        """Return ("service", name) for each name by which policies can refer to these services."""
         return tuple(
             sorted({("service", name) for service in services for name in self.names(service)})
         )
@@ -181,7 +191,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return Spans(self._db)
 
     def is_broken_off(self) -> bool:
-        """Return whether a change of other hosts' services was interrupted and not completed."""
+        """Return whether a change of other hosts' services was interrupted and is incomplete."""
         query = "SELECT 1 FROM meta WHERE key='attempt'"
         return self._db.execute(query).fetchone() is not None
 
@@ -191,14 +201,14 @@ class SnapshotRows(PortRows, PolicyRows):
         return self.across.remotes() if spans else []
 
     def claimed(self, service: str, network: str) -> tuple[str, ...]:
-        """Return the addresses in the cluster's claim of a service on a network."""
+        """Return the addresses that a service has reserved in the cluster on a network."""
         claim = self.across.claim(service)
         return claim.addresses.get(network, ()) if claim else ()
 
     def _remotes(
         self, scope: Scope, seen: set[str]
     ) -> tuple[tuple[Remote, ...], tuple[Remote, ...]]:
-        """Return (services of other hosts in scope, those on the networks ``seen``)."""
+        """Return services of other hosts as (those in scope, those on the networks ``seen``)."""
         spans = self.across
         if scope.services is None:
             every = tuple(spans.remotes())
@@ -209,9 +219,9 @@ class SnapshotRows(PortRows, PolicyRows):
     def _active(
         self, names: Iterable[str], ports: tuple[Port, ...] | None = None
     ) -> Iterator[Service]:
-        """Yield the active services in ``names`` for a plan.
+        """Yield the active services among ``names``, as a plan needs them.
 
-        They have all their ports, or only those in ``ports``.
+        Each has all of its published ports, or with ``ports`` only those among them.
         """
         any_named = self.names_outside()
         for name in names:
@@ -223,7 +233,7 @@ class SnapshotRows(PortRows, PolicyRows):
             ).fetchone()
             if row is None:
                 continue
-            own = row[1] != "share"  # a sharer uses the namespace of its provider
+            own = row[1] != "share"  # share: uses the namespace of another service
             sharers = self.sharers(name) if own else []
             if row[1] == "attached":
                 outside, links = Attachments(self._db).planned(name)
@@ -265,10 +275,10 @@ class SnapshotRows(PortRows, PolicyRows):
     def _hosts(
         self, service: str, endpoints: dict[str, tuple[str, ...]]
     ) -> tuple[tuple[str, str], ...]:
-        """Return (name, address) for the lines that only this service's hosts file has.
+        """Return (name, address) for each line that only this service's hosts file has.
 
-        They are the extra hosts of its manifest, and the DNS names in its policy, with addresses of
-        families for which the service has a default route.
+        They are the extra hosts of its manifest, and the DNS names in its policy. The latter have
+        only addresses of families for which the service has a default route.
         """
         extra = self.extra_hosts(service)
         if not self.names_outside(service):
@@ -351,14 +361,14 @@ class SnapshotRows(PortRows, PolicyRows):
         )
 
     def _networks_of(self, remotes: tuple[str, ...]) -> set[str]:
-        """Return the networks of these services of other hosts."""
+        """Return the names of the networks of these services of other hosts."""
         if not remotes:
             return set()
         query = f"SELECT DISTINCT network FROM remote WHERE service IN ({marks(remotes)})"
         return {row[0] for row in self._db.execute(query, remotes)}
 
     def _on(self, networks: set[str]) -> list[str]:
-        """Return the services with an endpoint on one of these networks, sorted."""
+        """Return the services of this host with an endpoint on one of these networks, sorted."""
         names = tuple(networks)
         rows = self._db.execute(
             "SELECT DISTINCT service FROM endpoint"
@@ -369,12 +379,15 @@ class SnapshotRows(PortRows, PolicyRows):
 
 
 def _recorded(field: str) -> str:
-    """Return the SQL expression of a field of the ServiceSpec; NULL if the record is damaged."""
+    """Return the SQL expression for a field of a service's ServiceSpec.
+
+    The expression is NULL if the record is damaged.
+    """
     return f"CASE WHEN json_valid(manifest) THEN json_extract(manifest, '$.{field}') END"
 
 
 def _limits(text: object) -> Limits:
-    """Decode the limits of a record; defaults if it is damaged."""
+    """Decode the limits of a service's record; returns the default limits if it is damaged."""
     try:
         limits = Limits(**decoded(text))  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -383,10 +396,10 @@ def _limits(text: object) -> Limits:
 
 
 def _is_raw(text: object) -> bool:
-    """Return whether the capabilities of a record have one of `SENDS_RAW`.
+    """Return whether a recorded list of capabilities contains one of `SENDS_RAW`.
 
-    Returns False if the record is damaged: `check` reports it, and no link gets more permissions
-    because of it.
+    Returns False if the record is damaged. `niso net check` reports such a record, and no network
+    interface gets more permissions because of it.
     """
     try:
         return not SENDS_RAW.isdisjoint(decoded(text))  # type: ignore[arg-type]
@@ -395,7 +408,10 @@ def _is_raw(text: object) -> bool:
 
 
 def _bandwidth(text: object) -> tuple[int, int]:
-    """Decode the bandwidth of a record; no limits if it is damaged."""
+    """Decode the bandwidths of a service's record as (in, out) in bytes per second.
+
+    0 means no limit, also if the record is damaged.
+    """
     try:
         rates = decoded(text)  # type: ignore[arg-type]
         both = (rates.get("in", 0), rates.get("out", 0))

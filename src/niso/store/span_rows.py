@@ -1,7 +1,9 @@
-"""Read and write the rows of networks that span hosts: other hosts' services, this host's claims.
+"""Read and write the rows of networks that span hosts.
 
-The rows of other hosts mirror the claims in the cluster (docs/design/cluster.md). Only stores with
-such a network load this module.
+The hosts of a cluster share their data in etcd (docs/design/cluster.md). A service reserves its
+names and addresses there; this reservation is its claim. The store has a copy of the claims of
+other hosts' services, and a record of the claims of this host's services. Only stores with a
+network that spans hosts load this module.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ _QUERY = (
 
 
 class Address(NamedTuple):
-    """An address that a service of another host has claimed."""
+    """An address that a service of another host has reserved in the cluster."""
 
     network: str
     family: int
@@ -32,11 +34,12 @@ class Address(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """The cluster's claim of one of this host's services.
+    """The reservation of names and addresses in the cluster for one of this host's services.
 
-    ``mark`` is a random string in the claim: after a request without an answer, a host reads it
-    back to learn whether the request was carried out. It is "" while data of the service may not be
-    published yet. ``gen`` grows with each change and each new claim.
+    ``mark`` is a random string that is stored in the reservation. After a request without an
+    answer, the host reads it back to learn whether the request was carried out. It is "" while data
+    of the service may not be published yet. ``gen`` grows with each change and each new
+    reservation.
     """
 
     service: str
@@ -46,10 +49,11 @@ class Claim(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """A change of the mirrored rows whose kernel changes are in progress: the new rows.
+    """A change of the copied rows of other hosts whose changes of the kernel are in progress.
 
-    ``services`` are addresses and names by service of other hosts; ``peers`` are (state id,
-    address, whether the host is alive) by host, None for a host to be removed.
+    ``services`` maps each service of another host to its new (addresses, names). ``peers`` maps
+    each host to its new (state id, address, whether the host is alive), or to None if the host is
+    to be removed.
     """
 
     services: Mapping[str, tuple[tuple[Address, ...], tuple[str, ...]]]
@@ -63,16 +67,18 @@ class Spans:
         self._db = db
 
     def remotes(self, services: Collection[str] | None = None) -> list[Remote]:
-        """Return the services of other hosts with these names, or all, sorted by name."""
+        """Return the services of other hosts with these names, or all if it is None, sorted by
+        name.
+        """
         if services is None:
             return self._remotes("", ())
         marks = ", ".join("?" for _ in services)
         return self._remotes(f"WHERE r.service IN ({marks})", tuple(services))
 
     def remotes_on(self, networks: Collection[str]) -> list[Remote]:
-        """Return the services of other hosts on these networks, by name.
+        """Return the services of other hosts on these networks, sorted by name.
 
-        Their other networks are left out.
+        Their endpoints on other networks are left out.
         """
         marks = ", ".join("?" for _ in networks)
         return self._remotes(f"WHERE r.network IN ({marks})", tuple(networks))
@@ -94,7 +100,10 @@ class Spans:
         return list(made.values())
 
     def addresses(self, services: Collection[str] | None = None) -> dict[str, tuple[Address, ...]]:
-        """Return the addresses of these services of other hosts, or of all, by service, sorted."""
+        """Return the addresses of these services of other hosts, or of all if it is None.
+
+        The dict maps each service to its addresses, sorted.
+        """
         by_service: dict[str, list[Address]] = {}
         query = "SELECT network, family, address, service, host, gen, up FROM remote"
         for network, family, address, service, host, gen, up in self._of(query, services):
@@ -103,7 +112,10 @@ class Spans:
         return {service: tuple(sorted(rows)) for service, rows in by_service.items()}
 
     def called(self, services: Collection[str] | None = None) -> dict[str, tuple[str, ...]]:
-        """Return the names of these services of other hosts, or of all; hostname first."""
+        """Return the names of these services of other hosts, or of all if it is None.
+
+        The dict maps each service to its names, the hostname first.
+        """
         by_service: dict[str, list[tuple[int, str]]] = {}
         query = "SELECT service, position, name FROM remote_name"
         for service, position, name in self._of(query, services):
@@ -120,7 +132,11 @@ class Spans:
         return self._db.execute(f"{query} WHERE service IN ({marks})", tuple(services))
 
     def holders(self, addresses: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
-        """Map these (network, address) to the services of other hosts that have them."""
+        """Return the services of other hosts that have these addresses, given as (network,
+        address).
+
+        The dict maps (network, address) to the service. Addresses that no service has are left out.
+        """
         services = {}
         query = "SELECT service FROM remote WHERE network=? AND address=?"
         for place in addresses:
@@ -134,21 +150,25 @@ class Spans:
         return tuple(row[0] for row in self._db.execute(query, (service,)))
 
     def peers(self) -> dict[str, tuple[str, str, bool]]:
-        """Return (state id, address, whether the host is alive) of the other hosts, by name."""
+        """Return the other hosts: a dict from the host name to (state id, address, whether it is
+        alive).
+        """
         rows = self._db.execute("SELECT host, id, address, live FROM peer")
         return {host: (state_id, address, bool(live)) for host, state_id, address, live in rows}
 
     def claim(self, service: str) -> Claim | None:
-        """Return the claim of a service of this host, or None."""
+        """Return the reservation in the cluster of a service of this host, or None."""
         row = self._db.execute("SELECT * FROM claim WHERE service=?", (service,)).fetchone()
         return _claim(row) if row else None
 
     def claims(self, services: Collection[str] | None = None) -> list[Claim]:
-        """Return the claims of these services of this host, or of all, sorted by name."""
+        """Return the reservations of these (or, for None, all) services of this host, sorted."""
         return sorted(_claim(row) for row in self._of("SELECT * FROM claim", services))
 
     def leased(self) -> set[tuple[str, str]]:
-        """Return (network, address) of this host's active services on networks that span hosts."""
+        """Return (network, address) for the active services of this host on networks that span
+        hosts.
+        """
         rows = self._db.execute(
             "SELECT l.network, l.address FROM span s CROSS JOIN lease l ON l.network=s.network"
             " JOIN service v ON v.name=l.service AND v.active=1"
@@ -166,7 +186,7 @@ class Spans:
         return [network for network in networks if network in spans]
 
     def attempt(self) -> Attempt | None:
-        """Return the change of the mirrored rows that was interrupted, or None."""
+        """Return the change of the copied rows that was interrupted, or None."""
         row = self._db.execute("SELECT value FROM meta WHERE key='attempt'").fetchone()
         if row is None:
             return None
@@ -191,7 +211,7 @@ class Spans:
         return str(row[0]) if row else None
 
     def tunnel(self) -> Tunnel | None:
-        """Return the tunnel for packets between the hosts; None without encryption."""
+        """Return the WireGuard tunnel between the hosts; None if the cluster is not encrypted."""
         row = self._db.execute("SELECT value FROM meta WHERE key='tunnel'").fetchone()
         if row is None:
             return None
@@ -201,7 +221,10 @@ class Spans:
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def set_cluster(self, identity: str) -> None:
-        """Record the cluster that this host is in. With "", delete all rows of the cluster."""
+        """Record the id of the cluster that this host is in.
+
+        With "", delete all rows of the cluster.
+        """
         if identity:
             row = (encoded({"id": identity}),)
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('cluster', ?)", row)
@@ -211,13 +234,13 @@ class Spans:
             self._db.execute(f"DELETE FROM {table}")
 
     def set_tunnel(self, tunnel: Tunnel) -> None:
-        """Record the tunnel for packets between the hosts."""
+        """Record the WireGuard tunnel between the hosts."""
         self._db.execute(
             "INSERT OR REPLACE INTO meta VALUES ('tunnel', ?)", (encoded(list(tunnel)),)
         )
 
     def set_attempt(self, attempt: Attempt | None) -> None:
-        """Record the change of the mirrored rows that begins; None when it is complete."""
+        """Record a change of the copied rows before it begins; None records that it is complete."""
         if attempt is None:
             self._db.execute("DELETE FROM meta WHERE key='attempt'")
             return
@@ -225,17 +248,21 @@ class Spans:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('attempt', ?)", row)
 
     def set_span(self, network: str, vni: int, port: int, local: str) -> None:
-        """Record that a network spans hosts."""
+        """Record that a network spans hosts.
+
+        ``vni`` is its VXLAN network identifier, ``port`` the UDP port, and ``local`` the address
+        from which this host sends.
+        """
         row = (network, vni, port, local)
         self._db.execute("INSERT OR REPLACE INTO span VALUES (?, ?, ?, ?)", row)
 
     def set_peer(self, host: str, state_id: str, address: str, live: bool) -> None:
-        """Insert or replace another host."""
+        """Insert or replace the record of another host."""
         row = (host, state_id, address, live)
         self._db.execute("INSERT OR REPLACE INTO peer VALUES (?, ?, ?, ?)", row)
 
     def drop_peer(self, host: str) -> None:
-        """Delete another host; no-op if it is not recorded."""
+        """Delete the record of another host; no-op if there is none."""
         self._db.execute("DELETE FROM peer WHERE host=?", (host,))
 
     def set_service(self, service: str, addresses: Iterable[Address], names: Iterable[str]) -> None:
@@ -260,9 +287,11 @@ class Spans:
         )
 
     def drop_stale_lease(self, service: str, address: str) -> None:
-        """Delete an inactive service's lease of an address that ``service`` has claimed.
+        """Delete the reservation of an address on this host, if it belongs to another, inactive
+        service.
 
-        Another host has taken over the inactive service, or its claim was given up.
+        ``service`` has reserved the address in the cluster. The inactive service has moved to
+        another host, or has given up its own reservation in the cluster.
         """
         self._db.execute(
             "DELETE FROM lease WHERE address=? AND service!=? AND service IN"
@@ -271,14 +300,15 @@ class Spans:
         )
 
     def set_claim(self, claim: Claim) -> None:
-        """Record the claim of a service of this host."""
+        """Record the reservation in the cluster of a service of this host."""
         row = (claim.service, claim.mark, claim.gen, encoded(claim.addresses))
         self._db.execute("INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?)", row)
 
     def drop_claim(self, service: str) -> None:
-        """Delete the record of a claim; no-op if there is none.
+        """Delete the record of a service's reservation in the cluster; no-op if there is none.
 
-        The service also loses its addresses, since other services may claim these from now on.
+        The service also loses its addresses on this host, since other services may reserve them
+        from now on.
         """
         self._db.execute("DELETE FROM claim WHERE service=?", (service,))
         self._db.execute(

@@ -1,4 +1,4 @@
-"""Wrap SQLite: connections, transactions, WAL, JSON, and errors with a next step."""
+"""Open SQLite databases, run transactions, and convert SQLite's errors to errors with a hint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 VERSION = 1
 """Version of the tables of `niso.store.tables`."""
 COLUMNS = 115
-"""Number of columns of all tables together, by which a store is recognised."""
+"""The number of columns of all tables together. A database with another number is not a store."""
 
 
 def encoded(value: object) -> str:
@@ -35,9 +35,9 @@ def decoded(text: str) -> Any:
 
 
 class Transaction:
-    """Run a ``with`` block in ``BEGIN IMMEDIATE`` … ``COMMIT``.
+    """Run a ``with`` block as a write transaction: ``BEGIN IMMEDIATE``, then ``COMMIT``.
 
-    After an error or `cancel`, the transaction is rolled back.
+    After an error in the block, or after `cancel`, the transaction is rolled back.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -76,10 +76,11 @@ class Transaction:
 
 
 class Reading:
-    """Run a ``with`` block in ``BEGIN`` … ``COMMIT``; inside a transaction, as part of it.
+    """Run a ``with`` block as a read transaction: ``BEGIN``, then ``COMMIT``.
 
-    All queries in the block read the same state of the store. A query outside a transaction needs
-    five system calls for locks, which take as long as most queries themselves.
+    Inside another transaction it has no effect of its own. All queries in the block read the same
+    state of the store. A query outside a transaction needs five system calls for locks, which take
+    as long as most queries themselves.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -96,7 +97,7 @@ class Reading:
 
 
 def use_wal(connection: sqlite3.Connection) -> None:
-    """Set the database to WAL mode, which is permanent.
+    """Switch the database to WAL mode. The mode is stored in the database.
 
     SQLite does not wait for the lock of this change, which a second process may hold on a new
     database. The change is therefore retried for at most 10 s.
@@ -112,10 +113,11 @@ def use_wal(connection: sqlite3.Connection) -> None:
 
 
 def others_intend(connection: sqlite3.Connection, but: frozenset[str]) -> bool:
-    """Return whether a change of any service except ``but`` is in progress.
+    """Return whether a change of any service that is not in ``but`` is in progress.
 
-    The content of intents is slow to read, and mostly not needed. A command for many services calls
-    this several times for each of them, so one row has the names of all intents.
+    The recorded data of a change is slow to read, and mostly not needed. A command for many
+    services calls this function several times for each of them. Therefore a single row gives the
+    names of all services with a change in progress.
     """
     names = connection.execute("SELECT group_concat(service, ' ') FROM intent").fetchone()[0]
     return names is not None and not _split(names) <= but
@@ -127,13 +129,16 @@ def _split(names: str) -> frozenset[str]:
 
 
 def way_back() -> str:
-    """Return the hint for a lost store: niso has a copy of each package with its manifest."""
+    """Return the hint for a lost store: how to activate the services again."""
     copies = os.path.join(paths.state_dir(), "packages")
     return f"activate services again from their folders, or from the copies in {copies}/NAME/*"
 
 
 def damaged(reason: str) -> Error:
-    """Return the error for an unusable state.db; ``reason`` may be several lines of SQLite."""
+    """Return the error for an unusable state.db.
+
+    ``reason`` may be a text of several lines from SQLite.
+    """
     return Error(
         f"{paths.database()}: {' '.join(reason.split())}",
         f"move it away; net repair has --sweep, which removes what is left; then {way_back()}",
@@ -185,18 +190,19 @@ def unusable(error: Exception) -> Error:
 
 
 ROOM = 1 << 20
-"""Size of the reserve in bytes. SQLite's log and the log's index for one command take a tenth of
-it."""
+"""The size of the reserve in bytes. SQLite's log and its index need a tenth of it for one command.
+"""
 
 
 class room:
-    """Make up to ``ROOM`` bytes available on the store's disk in a ``with`` block, from a reserve.
+    """Make up to ``ROOM`` bytes available on the store's disk during a ``with`` block.
 
-    The reserve is a file next to the store that is emptied during a write, so that services can be
-    stopped and removed on a full disk. Afterwards it is filled again as far as there is space.
-    Other processes can take the space only during the milliseconds in between.
+    They come from a reserve: a file next to the store that is emptied during a write, so that
+    services can be stopped and removed on a full disk. After the block the file is filled again as
+    far as there is space. Other processes can take the space only during the milliseconds in
+    between.
 
-    With ``make``, create a missing reserve if twice its size is free on the disk.
+    With ``make``, a missing reserve is created if twice its size is free on the disk.
     """
 
     def __init__(self, make: bool = False) -> None:
@@ -246,11 +252,14 @@ class _Connection(sqlite3.Connection):
 
 
 _open: list[ref[_Connection]] = []
-"""All open connections. They outlive their owners, since sqlite3 has reference cycles."""
+"""Weak references to all open connections.
+
+sqlite3 has reference cycles, so a connection can outlive the Store that used it.
+"""
 
 
 def close_all() -> None:
-    """Close all connections, for a process that exits without Python's shutdown."""
+    """Close all connections. A process calls it that exits without Python's shutdown."""
     for reference in _open:
         if (connection := reference()) is not None:
             connection.close()
@@ -258,7 +267,10 @@ def close_all() -> None:
 
 
 def connected(path: str) -> sqlite3.Connection:
-    """Open a connection in WAL mode; it waits 10 s for a lock."""
+    """Open a database in WAL mode and return the connection.
+
+    A query waits at most 10 s for a lock.
+    """
     connection = sqlite3.connect(path, timeout=10, isolation_level=None, factory=_Connection)
     _open[:] = [*(reference for reference in _open if reference() is not None), ref(connection)]
     if path != ":memory:":

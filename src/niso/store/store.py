@@ -1,8 +1,9 @@
-"""Open the store and read and write its networks and settings (SQLite, in the state folder).
+"""Open the store, and read and write its networks and settings (SQLite, in the state folder).
 
-The store has no kernel state: `niso.plan` derives the desired state from it. A writer holds niso's
-lock and one transaction; readers need neither. WAL isolates them from each other, and survives kill
--9.
+The store does not contain the state of the kernel: `niso.plan` computes from it what the kernel
+should have. A writer holds niso's lock and a transaction; readers need neither. SQLite's
+write-ahead log (WAL) isolates them from each other, and keeps the store consistent even if a
+process is killed.
 """
 
 from __future__ import annotations
@@ -55,9 +56,10 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
 
     @classmethod
     def open(cls, create: bool = True) -> Store:
-        """Open state.db in the state folder. Without ``create``, a missing store reads as empty.
+        """Open state.db in the state folder. It is created if it is missing.
 
-        Raises Error if it is damaged, locked, or of another version.
+        Without ``create``, a missing store is not created but reads as empty. Raises Error if the
+        store is damaged, locked, or of another version.
         """
         path = paths.database()
         exists = os.path.lexists(path)
@@ -85,7 +87,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
 
     @classmethod
     def empty(cls) -> Store:
-        """Return an empty store without a file."""
+        """Return an empty store in memory."""
         store = cls(connected(":memory:"))
         store._fill()
         return store
@@ -94,7 +96,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
     def _create(cls, path: str) -> None:
         """Create the database under a temporary name, and rename it when it is complete.
 
-        No-op if another process has created it.
+        If another process has created it meanwhile, it is left as it is.
         """
 
         folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -152,7 +154,10 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         self.state_id()
 
     def _notice_move(self) -> None:
-        """Record the location of the state folder. Raises Error if it is a copy of another one."""
+        """Record the location of the state folder if it has changed.
+
+        Raises Error if the folder is a copy of another one.
+        """
         row = self._db.execute("SELECT value FROM meta WHERE key='folder'").fetchone()
         if row is not None and row[0] == same_host.boot_folder():
             return
@@ -178,7 +183,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     def transaction(self) -> Transaction:
-        """Return a transaction as a context manager; an error inside rolls back."""
+        """Return a write transaction as a context manager. An error in its block rolls it back."""
         return Transaction(self._db)
 
     def reading(self) -> Reading:
@@ -188,9 +193,10 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
     # --- integrity ------------------------------------------------------------
 
     def require_sound(self) -> None:
-        """Check all pages of the database by SQLite; afterwards cache few pages (2 MiB by default).
+        """Let SQLite check all pages of the database. Raises Error if a page is damaged.
 
-        Raises Error if a page is damaged.
+        Afterwards the connection caches only 256 KiB of pages, instead of SQLite's default of 2
+        MiB.
         """
         self._db.execute("PRAGMA cache_size=-256")  # KiB
         problems = [str(row[0]) for row in self._db.execute("PRAGMA quick_check(1)")]
@@ -198,7 +204,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             raise damaged("; ".join(problems))
 
     def orphans(self) -> list[tuple[str, str]]:
-        """Return (table, service) for rows whose service is not recorded."""
+        """Return (table, service) for rows that belong to a service which is not recorded."""
         orphans = []
         for table in ROW_TABLES[1:-1]:
             rows = self._db.execute(
@@ -209,7 +215,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return orphans
 
     def drop_orphans(self) -> None:
-        """Delete rows whose service is not recorded."""
+        """Delete the rows that belong to a service which is not recorded."""
         for table in ROW_TABLES[1:-1]:
             self._db.execute(f"DELETE FROM {table} WHERE service NOT IN (SELECT name FROM service)")
 
@@ -237,7 +243,10 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return row
 
     def require_active(self, name: str) -> ServiceRow:
-        """Return the row of an active service. Raises Conflict, and NotFound as `require_known`."""
+        """Return the row of an active service.
+
+        Raises Conflict if the service is not active, and NotFound as `require_known` does.
+        """
         row = self.require_known(name)
         if not row.active:
             raise Conflict(f"service {name!r} is not active", f"niso activate {name}")
@@ -254,7 +263,10 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [service_row(row) for row in rows]
 
     def checked_services(self) -> list[str]:
-        """Return the active services that have a healthcheck; fast with many services."""
+        """Return the active services with a healthcheck, sorted.
+
+        This is fast even with many services.
+        """
         rows = self._db.execute(
             "SELECT name FROM service WHERE active=1 AND CASE WHEN json_valid(manifest)"
             " THEN json_type(manifest, '$.process.healthcheck') END='object' ORDER BY name"
@@ -262,7 +274,10 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [row[0] for row in rows]
 
     def service_names(self) -> list[tuple[str, bool, bool]]:
-        """Return (name, active, enabled) of all services; fast with many services."""
+        """Return (name, whether it is active, whether it starts at boot) for each service, sorted.
+
+        This is fast even with many services.
+        """
         rows = self._db.execute("SELECT name, active, enabled FROM service ORDER BY name")
         return [(row[0], bool(row[1]), bool(row[2])) for row in rows]
 
@@ -271,7 +286,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [row[0] for row in self._db.execute("SELECT name FROM network ORDER BY name")]
 
     def require_network(self, name: str) -> Network:
-        """Return a network. Raises NotFound, with a similar name as hint."""
+        """Return a network. Raises NotFound; its hint names a similar network if there is one."""
         network = self.network(name)
         if network is None:
             raise NotFound(
@@ -281,14 +296,14 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return network
 
     def bridge_holder(self, bridge: str) -> str | None:
-        """Return the network with this bridge, or None."""
+        """Return the network whose bridge has this name, or None."""
         row = self._db.execute("SELECT name FROM network WHERE bridge=?", (bridge,)).fetchone()
         return str(row[0]) if row else None
 
     def members(self, network: str) -> list[tuple[str, bool]]:
-        """Return (service, whether it is active) for the services on a network, ordered by address.
+        """Return (service, whether it is active) for each service on a network, ordered by address.
 
-        A service that another host has taken over has no address.
+        A service that now runs on another host has no address here, and is included too.
         """
         rows = self._db.execute(
             "SELECT s.name, s.active FROM endpoint e JOIN service s ON s.name=e.service"
@@ -299,26 +314,35 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [(row[0], bool(row[1])) for row in rows]
 
     def derived_mac(self, service: str, network: str) -> str:
-        """Return the MAC that a service has on a network unless an attachment chose another one."""
+        """Return the MAC that niso derives for a service on a network.
+
+        The service has this MAC unless an attachment chose another one.
+        """
 
         known = self.network(network)
         span = known.span if known is not None else None
         return names.mac(service, network, span.cluster if span is not None else self.state_id())
 
     def chosen_macs(self, networks: Iterable[str]) -> list[tuple[str, str, str]]:
-        """Return (network, service, MAC) of the MACs that attachments chose on these networks."""
+        """Return (network, service, MAC) for each MAC that an attachment chose on these networks,
+        sorted.
+        """
         rows = self._db.execute("SELECT network, service, mac FROM attached_link WHERE mac!=''")
         on = frozenset(networks)
         return sorted((row[0], row[1], row[2]) for row in rows if row[0] in on)
 
     def network_made_at(self, network: str) -> float | None:
-        """Return when a network was created, in seconds since 1970; None if there is none."""
+        """Return the time at which a network was created, in seconds since 1970; None if it is
+        unknown.
+        """
         query = "SELECT created_at FROM network WHERE name=?"
         row = self._db.execute(query, (network,)).fetchone()
         return float(row[0]) if row else None
 
     def held_by(self, network: str) -> list[str]:
-        """Return the services that return to a network if their change in progress is undone."""
+        """Return the services that get an endpoint on a network back if a change in progress is
+        undone.
+        """
         rows = self._db.execute(
             "SELECT service FROM intent, json_each(undo, '$.endpoint')"
             " WHERE json_extract(value, '$.network')=?",
@@ -327,15 +351,18 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [row[0] for row in rows]
 
     def member_counts(self) -> dict[str, int]:
-        """Return the number of recorded services by network; empty networks are left out."""
+        """Return how many recorded services each network has; networks without a service are left
+        out.
+        """
         return dict(self._db.execute("SELECT network, COUNT(*) FROM endpoint GROUP BY network"))
 
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def add_network(self, network: Network, implicit: bool, now: float) -> None:
-        """Add a network. An ``implicit`` network is deleted with its last recorded service.
+        """Add a network.
 
-        ``now`` is in seconds since 1970.
+        An ``implicit`` network is deleted with its last recorded service. ``now`` is the present
+        time in seconds since 1970.
         """
         self._db.execute(
             "INSERT INTO network VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -349,7 +376,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         )
 
     def keep_network(self, name: str) -> None:
-        """Record that a network is not deleted with its last service."""
+        """Record that a network is not deleted with its last service (no longer implicit)."""
         self._db.execute("UPDATE network SET implicit=0 WHERE name=? AND implicit=1", (name,))
 
     def drop_network(self, name: str) -> None:
@@ -374,7 +401,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return gone
 
     def put_service(self, row: ServiceRow) -> None:
-        """Insert a service, or replace its row; rows of other tables stay."""
+        """Insert the row of a service, or replace it. Its rows in other tables stay."""
         columns = row._asdict() | {
             "active": int(row.active),
             "networks": encoded(row.networks),
@@ -393,7 +420,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         self._db.execute("UPDATE service SET active=? WHERE name=?", (int(active), name))
 
     def set_enabled(self, name: str, enabled: bool) -> None:
-        """Record whether a service is activated at boot."""
+        """Record whether a service is started at boot."""
         self._db.execute("UPDATE service SET enabled=? WHERE name=?", (int(enabled), name))
 
     def set_names(self, service: str, names: tuple[str, ...]) -> None:
@@ -404,7 +431,9 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         )
 
     def set_endpoints(self, service: str, networks: tuple[str, ...]) -> None:
-        """Replace the ordered networks of a service; delete its leases on other networks."""
+        """Replace the networks of a service, in this order, and delete its addresses on other
+        networks.
+        """
         self._db.execute("DELETE FROM endpoint WHERE service=?", (service,))
         self._db.executemany(
             "INSERT INTO endpoint VALUES (?, ?, ?)",
@@ -416,7 +445,9 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         )
 
     def free_uid(self, first: int, skip: Container[int] = ()) -> int:
-        """Return the lowest uid from ``first`` on that neither a service nor ``skip`` has."""
+        """Return the lowest uid, not below ``first``, that no service has and that is not in
+        ``skip``.
+        """
         row = self._db.execute(
             "SELECT COALESCE(MIN(uid + 1), ?) FROM service s"
             " WHERE NOT EXISTS (SELECT 1 FROM service WHERE uid=s.uid+1) AND s.uid>=?"
@@ -431,7 +462,10 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return uid
 
     def uid_of_nobody(self) -> int:
-        """Return a negative placeholder uid for an attachment: niso starts no process for it."""
+        """Return an unused negative number for the uid of an attachment.
+
+        niso starts no process for an attachment, but each service's row needs a uid of its own.
+        """
         row = self._db.execute("SELECT MIN(uid) FROM service").fetchone()
         return min(row[0] or 0, 0) - 1
 
@@ -442,10 +476,10 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return Attachments(self._db)
 
     def forget(self, service: str, undoes: bool = False) -> None:
-        """Delete all rows of a service except its intent.
+        """Delete all rows of a service except the record of its change in progress.
 
-        The addresses of an attachment stay reserved for its owner and the owner's name for it,
-        unless ``undoes``: the attachment itself is undone.
+        The addresses of an attachment stay reserved for its owner and the owner's name for it. With
+        ``undoes``, they do not: then it is the creation of the attachment that is undone.
         """
         if not undoes and self.attachment_key(service) is not None:
             self.attachments.release(service, time.time())
@@ -453,18 +487,19 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         self.leave_stack(service)
 
     def set_sysctl_before(self, name: str, before: str) -> None:
-        """Record the value of a sysctl before the first change."""
+        """Record the value that a sysctl had before niso's first change; ignore later values."""
         self._db.execute("INSERT OR IGNORE INTO sysctl VALUES (?, ?)", (name, before))
 
     def clear_sysctls_before(self, pattern: str) -> None:
-        """Delete the recorded sysctls whose name matches the glob ``pattern``."""
+        """Delete the recorded values of sysctls whose name matches the glob ``pattern``."""
         self._db.execute("DELETE FROM sysctl WHERE name GLOB ?", (pattern,))
 
     def undo(self, intents: Iterable[Intent]) -> None:
-        """Restore the rows that the intents recorded; delete networks that the change created.
+        """Restore the rows of services as they were before these changes.
 
-        All rows are deleted before the first is restored, since services may have swapped names or
-        ports.
+        Networks that a change has created are deleted if no service uses them. The rows of all
+        services are deleted before the first one is restored, since services may have exchanged
+        names or ports.
         """
         changed = [(intent, self.service(intent.service)) for intent in intents]
         for intent, _ in changed:

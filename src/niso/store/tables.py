@@ -1,4 +1,4 @@
-"""Define the tables of state.db. Only a new store loads this module."""
+"""Define the tables of state.db. This module is loaded only when a new store is created."""
 
 from __future__ import annotations
 

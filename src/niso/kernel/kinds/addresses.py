@@ -1,8 +1,8 @@
-"""Define the kinds of addresses on links, routes in services, and routing rules of networks.
+"""Define the kinds for addresses of interfaces, routes in services, and routing rules of networks.
 
 The routing rules (ip-rule(8)) isolate internal networks even if niso's nftables rules are flushed.
 The rule of a bridge prohibits each packet from the bridge that is not for the host. It does not
-match packets with the packet mark that niso's nftables rules set: while those rules exist, they
+match packets that have the packet mark of niso's nftables rules: while those rules exist, they
 decide.
 """
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 
 class Address(NamedTuple):
-    """An address with its prefix length, on a link.
+    """An address with its prefix length, on a network interface.
 
-    ``routed``: the kernel's own route to the prefix exists on this link. A bridge has this route; a
-    service does not, since it reaches its prefix by its gateway's MAC (plan/desired.py).
-    ``lasting``: the address has no limited lifetime.
+    ``routed`` says whether the kernel's own route to the prefix exists on this interface. A bridge
+    has this route. A service does not, since it reaches its prefix by its gateway's MAC
+    (plan/desired.py). ``lasting`` says whether the address has no limited lifetime.
     """
 
     netns: str
@@ -61,9 +61,11 @@ class _Addresses(Kind[Address]):
         return (thing.link,)
 
     def place(self, thing: Address) -> str:
-        """Return the name under which the link's IPv4 neighbours are contained in the address.
+        """Return the parent name of everything that the kernel drops with the interface's IPv4
+        addresses.
 
-        The kernel drops the neighbours with the link's last IPv4 address.
+        When an interface loses its last IPv4 address, the kernel also drops its IPv4 neighbours and
+        routes. Returns "" for an IPv6 address.
         """
         return "" if ":" in thing.address else f"{link_place(thing.netns, thing.link)} IPv4"
 
@@ -93,9 +95,10 @@ class _Addresses(Kind[Address]):
         return f"address {thing.address} on {thing.link}{in_netns(thing.netns)}"
 
     def follows_from(self, thing: Address, was: Address | None) -> tuple[str, ...]:
-        """Return the condition that the link is down.
+        """Return the conditions that explain a missing or changed address.
 
-        A link that is down loses its routes and IPv6 addresses.
+        An interface that is down loses its routes and IPv6 addresses. One without IPv6 has no IPv6
+        address.
         """
         link = link_place(thing.netns, thing.link)
         if ":" in thing.address:
@@ -111,10 +114,10 @@ class _Addresses(Kind[Address]):
         return "the kernel's route to its prefix bypasses the gateway"
 
     def read(self, space: Space, things: Collection[Address]) -> Iterable[Address]:
-        """Read all addresses of the candidates' links.
+        """Read all addresses of the interfaces that the candidates are on.
 
-        In services, the kernel's routes to the addresses' prefixes are read too; on the host, only
-        with strays.
+        In services, the kernel's routes to the prefixes of the addresses are read too. On the host,
+        they are read only if foreign changes are requested (``strays``).
         """
         for link in space.links_of_concern():
             by_link = space.routes(link) if space.name or space.reading.strays else None
@@ -148,9 +151,9 @@ class _Addresses(Kind[Address]):
 
 
 def _is_routed(address: str, destinations: set[str]) -> bool:
-    """Return whether the kernel's route to the address's prefix exists.
+    """Return whether the kernel's route to an address's prefix is among ``destinations``.
 
-    An address with a full-length prefix needs no route.
+    A prefix that is only the address itself needs no route.
     """
 
     return address.endswith("/128" if ":" in address else "/32") or prefix(address) in destinations
@@ -163,15 +166,18 @@ ADDRESSES = _Addresses(Address)
 
 
 LAST = 0x7FFFFFFF
-"""The metric of routes that give way to others. The kernel takes the route with the lowest one."""
+"""The metric of routes that are used only if no other route matches.
+
+The kernel takes the route with the lowest metric.
+"""
 
 
 class Route(NamedTuple):
-    """A route. ``destination`` is a prefix; a default route has ``0.0.0.0/0`` or ``::/0``.
+    """A route. ``destination`` is a prefix; for a default route it is ``0.0.0.0/0`` or ``::/0``.
 
-    ``type`` is "" for a unicast route, as all of niso's routes are. Routes of type blackhole,
-    unreachable, prohibit and throw have no link. ``last``: the route has the lowest priority among
-    routes to its destination.
+    ``type`` is "" for a unicast route, as all of niso's routes are. Routes of the types blackhole,
+    unreachable, prohibit and throw lead to no interface. ``last`` says whether other routes to the
+    same destination have precedence.
     """
 
     netns: str
@@ -218,9 +224,9 @@ class _Routes(Kind[Route]):
         return f"route {thing.destination}{by} on {thing.link}{last}{in_netns(thing.netns)}"
 
     def follows_from(self, thing: Route, was: Route | None) -> tuple[str, ...]:
-        """Return the conditions under which the kernel drops all routes of the link.
+        """Return the conditions under which the kernel has dropped all routes of the interface.
 
-        IPv4 routes are lost with the link's last IPv4 address (fib_disable_ip,
+        IPv4 routes are lost with the interface's last IPv4 address (fib_disable_ip,
         net/ipv4/fib_frontend.c).
         """
         link = link_place(thing.netns, thing.link)
@@ -230,11 +236,12 @@ class _Routes(Kind[Route]):
         return (f"{link} down", f"{link} IPv4")
 
     def read(self, space: Space, things: Collection[Route]) -> Iterable[Route]:
-        """Read all routes of the candidates' links, except the kernel's prefix routes.
+        """Read all routes of the interfaces that the candidates are on, except the kernel's prefix
+        routes.
 
-        A prefix route leads to the prefix of an address. `Address` compares these routes by
-        destination, because any program can label its route as the kernel's. Routes of the host's
-        own namespace are not niso's.
+        A prefix route leads to the prefix of an address, and belongs to that `Address`. It is
+        recognised by its destination, because any program can label its route as the kernel's.
+        Routes of the host's own namespace are not read, since none is niso's.
         """
         if not space.name:
             return
@@ -277,9 +284,9 @@ ROUTES = _Routes(Route)
 
 
 class RoutingRule(NamedTuple):
-    """The routing rule of a bridge for a family, 4 or 6.
+    """The routing rule of a bridge for an address family, 4 or 6.
 
-    ``drift`` names what differs from niso's rule.
+    ``drift`` describes how an existing rule differs from niso's; "" if it does not.
     """
 
     link: str

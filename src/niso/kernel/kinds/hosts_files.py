@@ -1,11 +1,12 @@
-"""Define the kinds of hosts files and their lines; edit niso's block in the host's /etc/hosts.
+"""Define the kinds for hosts files and their lines; edit niso's block in the host's /etc/hosts.
 
-Files are parsed and edited as glibc and busybox read them (hosts(5)): one line per address. All
-services with the same list of networks share one file, which has one line for each service that it
-lists. A leftover is what an interrupted write of a hosts file left; a later write reuses it.
+Files are parsed and edited as glibc and busybox read them (hosts(5)): one line for each address.
+All services with the same list of networks share one file, which has a line for each service that
+it lists. If a write is interrupted, it leaves a folder that is empty or has a temporary file not
+yet renamed. Such a leftover is used by a later write, or deleted.
 
-The host's own file is edited atomically. Outside of niso's block it stays byte for byte: the rest
-belongs to the administrator and other programs.
+The host's own file is edited atomically. Outside of niso's block every byte stays the same, because
+the rest belongs to the administrator and other programs.
 """
 
 from __future__ import annotations
@@ -41,18 +42,21 @@ HEADER = (
 )
 
 HOST = f"host.{DOMAIN}"
-"""The host's name in every hosts file."""
+"""The name of the host in every hosts file of services."""
 
 
 def line_names(names: tuple[str, ...]) -> str:
-    """Return the names in a service's line: each name with the domain, then without."""
+    """Return the names for a service's line: each name with the domain, followed by the name
+    without it.
+    """
     return " ".join(f"{name}.{DOMAIN} {name}" for name in names)
 
 
 def name_on(service: str, network: str) -> str:
-    """Return the name that means a service's address on one network only.
+    """Return the name for a service's addresses on one network, such as ``db.backend.niso.local``.
 
-    It is used for each network after the first one shared with the service.
+    It is used for networks after the first one that the reader of the hosts file shares with the
+    service.
     """
     return f"{service}.{network}.{DOMAIN}"
 
@@ -78,8 +82,8 @@ def _rank(text: str) -> tuple[int, bytes]:
 def edit(text: str, remove: set[str], add: set[str]) -> str:
     """Return ``text`` without the lines ``remove`` and with the lines ``add``, sorted by address.
 
-    Both are sets of complete lines. Lines are found by bisection, because parsing all lines would
-    take time for each service.
+    Both are sets of complete lines, with their newlines. Lines are found by bisection, because
+    parsing all lines would take time for each service.
     """
     changes: list[tuple[int, int, tuple[int, bytes], str]] = []  # start, end, sort key, replacement
     for line in remove - add:
@@ -157,8 +161,9 @@ _WHY = {
 
 
 def host_lines(mark: str) -> tuple[str, ...]:
-    """Return the lines of the block with this mark; empty if there is no such block.
+    """Return the lines of niso's block in the host's hosts file; empty if there is no block.
 
+    ``mark`` is the id in the block's first line, which says which state folder owns the block.
     Raises KernelError if the file is unusable.
     """
     _, block, _ = _parts(_read()[0], mark)
@@ -166,11 +171,12 @@ def host_lines(mark: str) -> tuple[str, ...]:
 
 
 def write(mark: str, wanted: Iterable[str], always: bool = False) -> bool:
-    """Replace the block with this mark; without ``wanted`` lines, remove it.
+    """Replace niso's block with this ``mark`` (see `host_lines`); without ``wanted`` lines, remove
+    it.
 
-    Returns whether the file changed. With ``always`` the file is replaced even if nothing changes,
-    to test whether it can be. Mode, owner and extended attributes (SELinux) are preserved. Raises
-    KernelError; then the file is unchanged.
+    Returns whether the block changed. With ``always`` the file is replaced even if nothing changes,
+    to test whether this is possible. Mode, owner and extended attributes (SELinux) are preserved.
+    Raises KernelError; then the file is unchanged.
     """
     inside = "".join(f"{line}\n" for line in wanted).encode()
     for _ in range(_TRIES):
@@ -193,7 +199,10 @@ def _marks(mark: str) -> tuple[bytes, bytes]:
 
 
 def _parts(text: bytes, mark: str) -> tuple[bytes, bytes, bytes]:
-    """Split the text into the parts before, in and after the block. Raises KernelError."""
+    """Split the text of the host's hosts file at niso's block with this ``mark``.
+
+    Returns the parts before, in and after the block. Raises KernelError if the block is damaged.
+    """
     begin, end = _marks(mark)
     if text.count(begin) == text.count(end) == 0:
         return text, b"", b""
@@ -272,7 +281,10 @@ def clear() -> None:
 
 
 class HostsLine(NamedTuple):
-    """A line of a hosts file. ``names`` is the part after the address."""
+    """A line of a hosts file.
+
+    ``folder`` is the file's folder, ``names`` the text after the address.
+    """
 
     folder: str
     address: str
@@ -296,9 +308,10 @@ class _HostsLines(Kind[HostsLine]):
         return {"": frozenset(things)}
 
     def read(self, space: Space, things: Collection[HostsLine]) -> Iterable[HostsLine]:
-        """Read the candidates' lines.
+        """Return which of these lines exist.
 
-        Searches them in the text, since parsing a whole file takes time for each of its services.
+        They are searched for in the text, since parsing a whole file takes time for each of its
+        services.
         """
 
         if space.name:
@@ -324,7 +337,7 @@ HOSTS_LINES = _HostsLines(HostsLine)
 
 
 class HostsFile(NamedTuple):
-    """A hosts file. ``folder`` names the list of networks (names.hosts_folder)."""
+    """A hosts file. ``folder`` is its folder, named after the networks (`names.hosts_folder`)."""
 
     folder: str
 
@@ -333,7 +346,7 @@ class HostsFile(NamedTuple):
 
 
 class HostsEdit(NamedTuple):
-    """Create or edit one hosts file, by renaming a new file over it."""
+    """A step that creates or edits one hosts file, by renaming a new file over it."""
 
     folder: str
     create: bool
@@ -367,7 +380,7 @@ class _HostsFiles(Kind[HostsFile]):
         return f"hosts file {os.path.join(path_of(thing.folder), 'hosts')}"
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
-        """Write each changed file once, with all its lines."""
+        """Return the steps: each changed file is written once, with all changes of its lines."""
         wanted, present = _lines_by_folder(want), _lines_by_folder(have)
         edits: list[AnyStep] = []
         for file in sorted(want[HostsFile]):
@@ -392,7 +405,8 @@ class _HostsFiles(Kind[HostsFile]):
     def read(self, space: Space, things: Collection[HostsFile]) -> Iterable[HostsFile]:
         """Read hosts files.
 
-        When the complete state is read, only well-formed, world-readable files count.
+        When everything of niso's is read, a file that has a malformed line or a folder that not
+        everybody may read does not count.
         """
         if space.name:
             return
@@ -431,9 +445,9 @@ def folders() -> list[str]:
 
 
 def _text(folder: str) -> str | None:
-    """Return a hosts file's text.
+    """Return a hosts file's text; None if it is missing, or not as niso writes it.
 
-    None unless it is world-readable and starts with niso's header.
+    It must be readable for everybody, start with niso's header, and end with a newline.
     """
 
     try:
@@ -492,7 +506,7 @@ def _edit(step: HostsEdit) -> None:
 
 
 def _make_folder(folder: str) -> None:
-    """Create a world-readable folder, replacing any other file at its path."""
+    """Create a folder that everybody may read, replacing a file or symbolic link at its path."""
     try:
         os.makedirs(folder, mode=0o755)
     except FileExistsError:
@@ -504,9 +518,9 @@ def _make_folder(folder: str) -> None:
 
 
 def remove(folder: str) -> None:
-    """Delete a hosts file or its leftovers, with its folder; no-op if there is none.
+    """Delete a hosts file with its folder; no-op if there is none.
 
-    Raises OSError.
+    A temporary file that an interrupted write left is deleted too. Raises OSError.
     """
     path = path_of(folder)
     for name in ("hosts", "hosts.new"):
@@ -532,7 +546,10 @@ HOSTS_FILES = _HostsFiles(HostsFile)
 
 
 class HostsLeftover(NamedTuple):
-    """A folder that is empty or contains only a draft; it does not count as a hosts file."""
+    """A folder left by an interrupted write: it is empty, or has only a temporary file.
+
+    It does not count as a hosts file.
+    """
 
     folder: str
 
@@ -549,7 +566,10 @@ class _HostsLeftovers(Kind[HostsLeftover]):
         return kind_of(file).what(file)
 
     def wanted(self, want: State, have: State) -> frozenset[HostsLeftover]:
-        """Return the leftovers of desired files, so that they are not deleted but reused."""
+        """Return those leftovers of interrupted writes that are in folders of desired files.
+
+        They are not deleted, because writing the file reuses the folder.
+        """
         files = want[HostsFile]
         return frozenset(r for r in have[HostsLeftover] if HostsFile(r.folder) in files)
 

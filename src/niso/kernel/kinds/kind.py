@@ -5,20 +5,23 @@ desired or actual properties. The `Kind` in the same file defines how objects ar
 written and described. A file of a kind imports modules with I/O only inside the methods that need
 them, so that code that only uses State loads no netlink code.
 
-The parents of an object are the namespace, link or tables that it is in. A parent is named by a
-string: ``netns NAME``, ``link /NETNS/NAME`` (NETNS is empty for the host) or ``ruleset``.
+The parents of an object are the namespace, network interface or tables that it is in. A parent is
+named by a string: ``netns NAME``, ``link /NETNS/NAME`` for an interface (NETNS is empty for the
+host), or ``ruleset``.
 
 `ORDER` is the order in which kinds are created; deletion is in reverse. Rules are created before
-anything that could carry a packet, and deleted after it, so that a partial state is never wider
-than declared.
+anything that could carry a packet, and deleted after it. Therefore a change that is only partly
+made never allows more packets than the manifests do.
 
 In a State, addresses are strings in their canonical form (``10.99.1.2``, ``fd00::2``), or with a
 prefix length, ``10.99.1.1/24``. IPv4 and IPv6 use the same kinds. ``netns`` is a name in
 /run/netns, and ``""`` is the host.
 
-A State is read for requested objects only, or for everything that belongs to niso. Ownership is
-visible in the kernel itself: by the owner mark in the two tables, and by the alias of links and of
-``lo`` in namespaces. A foreign object with a required name is a Conflict.
+A State is read for requested objects only, the *candidates*, or for everything that belongs to
+niso. The kernel itself shows what belongs to which state folder: its id is in the set ``owner`` of
+niso's two nftables tables, and in the alias of interfaces and of ``lo`` in namespaces. An object
+with a required name that belongs to another program or state folder is *foreign*, and causes a
+Conflict.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
 else:
 
     class Generic:
-        """Stand-in for `typing.Generic`, since importing typing takes 6 ms."""
+        """Replacement for `typing.Generic`, because importing typing takes 6 ms."""
 
         def __class_getitem__(cls, _):
             return cls
@@ -63,7 +66,7 @@ if TYPE_CHECKING:
         def __iter__(self) -> Iterator[Any]: ...
 
     class AnyStep(Protocol):
-        """A step of a plan: a `Step`, or a group of changes that their kind writes together."""
+        """A step of a plan: a `Step`, or several changes that their kind writes together."""
 
         def describe(self) -> str: ...
         @property
@@ -78,14 +81,17 @@ else:
 
 
 class Step(NamedTuple, Generic[T]):  # type parameters import typing
-    """One change: ``action`` is add, delete or change. ``was`` is the object before a change."""
+    """One change of an object. ``action`` is add, delete or change.
+
+    For a change, ``was`` is the object before it.
+    """
 
     action: str
     thing: T
     was: T | None = None
 
     def describe(self) -> str:
-        """Return the step as a shell command or a description in a form that a shell accepts."""
+        """Return the step as a shell command, or as a description if there is no command for it."""
         return self.kind.describe(self)
 
     @property
@@ -100,7 +106,7 @@ class Steps(NamedTuple):
     """The steps of one kind in a plan.
 
     ``first`` is executed before the steps of all kinds, and ``last`` after them. ``made`` are
-    additions and changes, ``gone`` deletions.
+    additions and changes, and ``gone`` are deletions.
     """
 
     first: Sequence[AnyStep] = ()
@@ -110,7 +116,7 @@ class Steps(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A difference in a finding. ``what`` names the object, and ``detail`` says how it differs."""
+    """A problem with one object. ``what`` names the object, and ``detail`` says how it differs."""
 
     problem: Problem
     what: str
@@ -121,32 +127,40 @@ _by_type: dict[type, Kind[Any]] = {}
 
 
 def kind_of(thing: T) -> Kind[T]:
-    """Return the kind of an object."""
+    """Return the `Kind` of an object."""
     return _by_type[type(thing)]
 
 
 class Kind(Generic[T]):
-    """One kind of kernel object. Its methods are called with objects of this kind only."""
+    """One kind of kernel object. The methods are called only with objects of this kind."""
 
     is_transactional = False
-    """Whether steps are transactions: not read back, and deletions wait until the guarded objects
-    are deleted.
+    """Whether steps of this kind are nftables transactions.
+
+    Then objects are not read again after a change, and rules that guard an object are deleted after
+    it.
     """
     holds_others = False
     """Whether objects of this kind are parents of other objects."""
     goes_along = True
-    """Whether an object disappears at once with its parent, so that no step deletes it."""
+    """Whether deleting the parent of an object deletes the object at once, so that it needs no
+    step.
+    """
     is_only_set = False
-    """Whether objects cannot be deleted: existing objects that are not desired are left unchanged.
+    """Whether objects of this kind cannot be deleted.
+
+    Existing objects that are not desired then stay.
     """
     names_links = False
-    """Whether `links` returns any links."""
+    """Whether `links` can return names of network interfaces."""
     is_read_by_link = False
-    """Whether reading returns all objects of a link, not only the candidates."""
+    """Whether reading returns all objects of this kind on a network interface, not only the
+    candidates.
+    """
     replaces = False
-    """Whether adding an object replaces an existing one with the same key."""
+    """Whether adding an object replaces an existing object with the same key."""
     reads_closed_spaces = False
-    """Whether `read` is also called for namespaces that are missing or foreign."""
+    """Whether `read` is also called for network namespaces that are missing or foreign."""
 
     def __init__(self, thing: type[T]) -> None:
         self.thing = thing
@@ -160,33 +174,35 @@ class Kind(Generic[T]):
         return ""
 
     def links(self, thing: T) -> tuple[str, ...]:
-        """Return the names of the links that the object belongs to, in the object's namespace."""
+        """Return the names of the network interfaces that the object is on, in the object's
+        namespace.
+        """
         return ()
 
     def place(self, thing: T) -> str:
-        """Return the name of this object as a parent; "" if it cannot contain objects."""
+        """Return the name of this object as a parent of others; "" if it cannot contain objects."""
         return ""
 
     def lies_in(self, thing: T) -> tuple[str, ...]:
-        """Return the parents of the object."""
+        """Return the names of the object's parents."""
         return ()
 
     def hangs_on(self, thing: T) -> tuple[str, ...]:
-        """Return the parents that must exist before the object can be created."""
+        """Return the names of the parents that must exist before the object can be created."""
         return self.lies_in(thing)
 
     def guards(self, thing: T) -> Iterable[Element]:
-        """Return the nftables elements that make niso's rules apply to the object."""
+        """Return the nftables elements without which niso's rules would not apply to the object."""
         return ()
 
     # --- descriptions ---
 
     def describe(self, step: Step[T]) -> str:
-        """Return a description of a step, as a shell command if there is one."""
+        """Return a description of a step, as a shell command if there is a command for it."""
         return f"{step.action} {type(step.thing).__name__.lower()} {' '.join(step.thing.key())}"
 
     def what(self, thing: T) -> str:
-        """Return the object's name for a finding."""
+        """Return the name of the object in a problem that `niso net check` reports."""
         return f"{type(thing).__name__.lower()} {' '.join(thing.key())}"
 
     # --- planning ---
@@ -200,26 +216,28 @@ class Kind(Generic[T]):
     ) -> frozenset[T]:
         """Return the desired objects that this kernel supports.
 
-        ``before`` is the previous desired state, from the store. ``sysctl`` returns a sysctl's
-        value.
+        ``before`` is the previous desired state, computed from the store, or None. ``sysctl`` maps
+        the name of a host sysctl to its value; None if it does not exist.
         """
         return want[self.thing]
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[T]:
-        """Return the objects of ``have`` that belong to the scope of ``want`` and ``before``.
+        """Return the objects of ``have`` that the change may touch.
 
-        ``want`` is the desired state of the scope, ``before`` its previous one.
+        ``have`` is the actual state. ``want`` is the new desired state of the change, and
+        ``before`` the previous one.
         """
         return have[self.thing]
 
     def in_the_way(self, want: State, have: State) -> frozenset[T]:
-        """Return the objects that must be deleted before others of this kind can be created."""
+        """Return the existing objects that must be deleted before desired ones can be created."""
         return frozenset()
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
-        """Return the steps from ``have`` to ``want``.
+        """Return the steps that turn the actual state ``have`` into the desired state ``want``.
 
-        ``going`` are parents that this change deletes; the objects in them disappear too.
+        ``going`` are names of parents that this change deletes; the objects in them are deleted
+        with them.
         """
         made: list[AnyStep] = []
         gone: list[AnyStep] = []
@@ -236,32 +254,46 @@ class Kind(Generic[T]):
         return Steps(made=made, gone=gone)
 
     def is_read_back(self, thing: T) -> bool:
-        """Return whether an object is read again after it was written, for verification."""
+        """Return whether the object is read again after it was written, to verify the change."""
         return True
 
     def settled(self, have: State, want: State, candidates: State) -> frozenset[T]:
-        """Return the objects of ``have`` to verify after changing ``candidates`` to ``want``."""
+        """Return the objects of ``have`` that a change must leave as in ``want``, for its
+        verification.
+
+        ``have`` is the state after the change, and ``candidates`` what the change could touch.
+        """
         return have[self.thing]
 
     # --- findings ---
 
     def missing(self, thing: T) -> Difference:
-        """Return the finding for a desired object that does not exist."""
+        """Return the problem to report for a desired object that does not exist."""
         return Difference("missing", self.what(thing))
 
     def follows_from(self, thing: T, was: T | None) -> tuple[str, ...]:
-        """Return the `conditions` that explain why the object is missing, or changed to ``was``."""
+        """Return the `conditions` that would explain why the object is missing, or has changed to
+        ``was``.
+
+        ``was`` is None if the object is missing.
+        """
         return ()
 
     def conditions(self, thing: T, was: T) -> Iterable[str]:
-        """Return the conditions that the drifted object ``was`` causes for other objects."""
+        """Return the conditions that an object causes for others by its difference from what is
+        desired.
+
+        ``thing`` is the desired object and ``was`` the actual one. A condition is a string, such as
+        "link /NETNS/NAME down".
+        """
         return ()
 
     def differences(self, thing: T, was: T, known: Collection[str]) -> list[Difference]:
-        """Return the findings for an actual object ``was`` that differs from ``thing``, by field.
+        """Return the problems to report for an object ``was`` that differs from the desired
+        ``thing``.
 
-        Fields whose difference is explained by ``known``, the parents and conditions reported
-        before, are left out.
+        ``known`` are the parents and conditions that have already been reported. Fields whose
+        difference they explain are left out.
         """
         texts = [
             self.describe_field(field, wanted, present)
@@ -271,24 +303,26 @@ class Kind(Generic[T]):
         return [Difference("different", self.what(thing), "; ".join(texts))] if texts else []
 
     def field_follows(self, thing: T, field: str, present: object, known: Collection[str]) -> bool:
-        """Return whether ``known`` already explains the difference of a field."""
+        """Return whether the reported parents and conditions ``known`` explain the difference of a
+        field.
+        """
         return False
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
-        """Return a description of the difference of a field."""
+        """Return a text that says how a field differs: ``present`` is its actual value."""
         return f"{field} is {present!r}, should be {wanted!r}"
 
     # --- reading a State from the kernel ----------------------------------------------------------
 
     def claimed(self, reading: Reading) -> Iterable[T]:
-        """Return the objects with niso's mark.
+        """Return the objects that belong to this state folder according to the kernel.
 
-        They become candidates when the complete state is read.
+        They are looked for when everything of niso's is read, and then become candidates too.
         """
         return ()
 
     def by_space(self, things: Iterable[T]) -> dict[str, Collection[T]]:
-        """Group objects by the namespace from which they are read."""
+        """Group objects by the network namespace from which they are read; "" is the host's."""
         spaces: dict[str, list[T]] = {}
         for thing in things:
             spaces.setdefault(self.space(thing), []).append(thing)
@@ -297,33 +331,41 @@ class Kind(Generic[T]):
     def read(self, space: Space, things: Collection[T]) -> Iterable[T]:
         """Return those of ``things`` that exist in a namespace, with their actual fields.
 
-        Called for one namespace after another, and in each for the kinds in order. Raises
-        KernelError and Conflict.
+        It is called for one namespace after another, and in each for the kinds in `ORDER`. Some
+        kinds also return other objects on the same interfaces. Raises KernelError, and Conflict if
+        an object is foreign.
         """
         raise NotImplementedError(f"{type(self).__name__}.read")
 
     def left_over(self, reading: Reading) -> Iterable[T]:
-        """Return the marked objects that no `read` has returned; called for the complete state."""
+        """Return the objects of this state folder that no `read` has returned.
+
+        It is called only when everything of niso's is read.
+        """
         return ()
 
     # --- writing ---
 
     def batch(self, step: Step[T], writer: Writer) -> Hashable:
-        """Return a key: steps with the same key are executed as one batch. None means alone."""
+        """Return a key by which consecutive steps are grouped: steps with equal keys are written
+        together.
+
+        None means that the step is written alone.
+        """
         return None
 
     def write(self, writer: Writer, steps: Sequence[Any]) -> None:
-        """Execute the steps of one batch. Raises KernelError and OSError."""
+        """Execute steps that `batch` has grouped. Raises KernelError and OSError."""
         raise NotImplementedError(f"{type(self).__name__}.write")
 
 
 def by_key(
     wanted: Collection[T], present: Collection[T]
 ) -> tuple[dict[tuple[str, ...], T], list[T]]:
-    """Index objects by key; return (index, further objects with the same key).
+    """Index existing objects by their key; return (index, other objects with a key of the index).
 
-    The index prefers desired objects. The kernel can have several routes to one destination, with
-    different metrics.
+    Objects have the same key if, for instance, the kernel has several routes to one destination
+    with different metrics. Of these, the index has the one that is ``wanted``.
     """
     things: dict[tuple[str, ...], T] = {}
     more = []
@@ -342,12 +384,14 @@ def fields(thing: Thing) -> tuple[str, ...]:
 
 
 def inside(netns: str) -> str:
-    """Return the first words of an iproute2 command for a namespace: ``ip -n NAME``."""
+    """Return the beginning of an iproute2 command for a namespace: ``ip -n NAME``, or ``ip`` for
+    "".
+    """
     return f"ip -n {netns} " if netns else "ip "
 
 
 def in_netns(netns: str) -> str:
-    """Return the phrase that names a namespace in a finding; "" for the host's."""
+    """Return the words that name a namespace in a problem's text; "" for the host's."""
     return f" in {netns}" if netns else ""
 
 
@@ -387,7 +431,7 @@ ORDER = (
 """Class names of the things, in the order of their creation; deletion is in reverse."""
 
 KINDS: list[Kind[Any]] = []
-"""The loaded kinds, in order. No State has an object of another kind."""
+"""The kinds whose modules are loaded, in `ORDER`. No State has an object of another kind."""
 
 
 def register(kind: Kind[Any]) -> None:
@@ -427,7 +471,7 @@ class State:
 
     @classmethod
     def of_kinds(cls, things: Callable[[Kind[Any]], Iterable[Any]]) -> State:
-        """Build a state from the objects that a function returns for each kind."""
+        """Build a state by calling ``things`` for each kind; it returns the objects of the kind."""
         return cls.of_sets((kind.thing, frozenset(things(kind))) for kind in KINDS)
 
     def __getitem__(self, kind: type[T]) -> frozenset[T]:
@@ -439,7 +483,10 @@ class State:
             yield from self[kind.thing]
 
     def __or__(self, other: State) -> State:
-        """Return the union. An object whose fields differ between the two is in it twice."""
+        """Return the objects of both states.
+
+        An object that has the same key but other fields in the two is included twice.
+        """
         both = dict(self._by_type)
         for kind, things in other._by_type.items():
             both[kind] = both[kind] | things if kind in both else things
@@ -458,7 +505,7 @@ class State:
         return f"State({list(self)!r})"
 
     def replace(self, kind: type[T], things: Iterable[T]) -> State:
-        """Return a copy with other objects of one kind."""
+        """Return a copy in which the objects of one kind are replaced by ``things``."""
         return State.of_sets({**self._by_type, kind: frozenset(things)}.items())
 
 
@@ -466,20 +513,21 @@ class State:
 
 
 class Space:
-    """One network namespace during a reading; ``""`` is the host's.
-
-    It caches the kernel's answers.
-    """
+    """A network namespace while a State is read, with the kernel's answers; "" is the host's."""
 
     def __init__(self, reading: Reading, name: str, things: dict[type, Collection[Any]]) -> None:
         self.reading = reading
         self.name = name
         self.is_open = not name
-        """Whether the namespace exists and is niso's; set once its kind has been read."""
+        """Whether the namespace exists and is not foreign.
+
+        It is set when the namespace itself is read.
+        """
         self.is_foreign = False
-        """Whether a foreign object has the namespace's name."""
+        """Whether the name of the namespace belongs to an object that is foreign."""
         self.is_of_others = False
-        """Whether another program created the namespace; only the candidates in it are niso's."""
+        """Whether another program created the namespace. Then only the candidates in it are niso's.
+        """
         self._things = things
         # the kernel's answers
         self._links: dict[str, Link | None] = {}
@@ -497,11 +545,15 @@ class Space:
         return self.reading.sockets.at(self.name)
 
     def things(self, kind: type[T]) -> Collection[T]:
-        """Return the candidates of a kind in this namespace."""
+        """Return the requested objects (candidates) of a kind that are read from this namespace."""
         return self._things.get(kind, ())
 
     def link(self, name: str) -> Link | None:
-        """Return a link; when the complete state is read, from the list of `all_links`."""
+        """Return the network interface with this name, or None.
+
+        When everything of niso's is read, one request for all interfaces is made instead of one for
+        each.
+        """
         if self.reading.everything:
             self.all_links()
         if name not in self._links:
@@ -509,14 +561,20 @@ class Space:
         return self._links[name]
 
     def other_end(self, link: Link) -> Link | None:
-        """Return the other end of another namespace's veth link if it is in this namespace."""
+        """Return the other end of a veth pair if it is in this namespace, or None.
+
+        ``link`` is the end in another namespace.
+        """
         if self._by_index is None:
             self._by_index = {link_.index: link_ for link_ in self.all_links()}
         end = self._by_index.get(link.peer_index)
         return end if end is not None and end.peer_index == link.index else None
 
     def own_link(self, name: str) -> Link | None:
-        """Return the link if it is niso's. A foreign one is recorded, or raises Conflict."""
+        """Return the network interface with this name if it belongs to this state folder, or None.
+
+        A foreign interface is recorded; if the caller wants no record, Conflict is raised.
+        """
         link = self.link(name)
         if link is None or link.alias == self.reading.alias:
             return link
@@ -537,7 +595,11 @@ class Space:
         return self._all
 
     def links_of_concern(self) -> list[Link]:
-        """Return the links of the candidates; for the complete state, all of niso's links."""
+        """Return the network interfaces that the candidates are on.
+
+        When everything of niso's is read, all of its bridges on the host, and all veth ends in
+        services, are included.
+        """
         if self._of_concern is not None:
             return self._of_concern
         names = {
@@ -560,7 +622,10 @@ class Space:
         return self._of_concern
 
     def addresses(self, link: Link) -> list[LinkAddress]:
-        """Return a link's addresses; for the complete state, from one dump for all links."""
+        """Return the addresses of a network interface.
+
+        When everything of niso's is read, one request covers all interfaces.
+        """
         everything = self.reading.everything
         if self._addresses is None:
             self._addresses = {}
@@ -571,7 +636,10 @@ class Space:
         return self._addresses[link.index]
 
     def routes(self, link: Link) -> list[LinkRoute]:
-        """Return the routes of a link; with strays in a service, from `all_routes`."""
+        """Return the routes through a network interface.
+
+        In a service, with ``strays``, they are taken from `all_routes`.
+        """
         if self.name and self.reading.strays:
             return [route for route in self.all_routes() if route.index == link.index]
         if link.index not in self._routes:
@@ -587,7 +655,7 @@ class Space:
     def bridge_table(self, bridge_index: int) -> set[Fixed]:
         """Return the static entries of a bridge's forwarding database.
 
-        When the complete state is read, one request covers all bridges.
+        When everything of niso's is read, one request covers all bridges.
         """
         if bridge_index not in self._tables:
             asked = 0 if self.reading.everything else bridge_index
@@ -598,9 +666,10 @@ class Space:
 
 
 class Reading:
-    """The shared state of one `read`.
+    """What the kinds share while one State is read.
 
-    ``strays``: also read foreign changes to the candidates' links.
+    With ``strays``, changes of other programs to the interfaces of the candidates are read too.
+    With ``everything``, all objects of this state folder are read.
     """
 
     def __init__(
@@ -615,7 +684,7 @@ class Reading:
         self.candidates = State()
         self.host = Space(self, "", {})
         self._open: list[str] = []
-        """The namespaces that have been read."""
+        """The names of the namespaces that exist and have been read."""
         self.elements: dict[Atoms, Element] | None = None
         self.hosts_texts: dict[str, str] = {}
         self._present: dict[type, set[Any] | frozenset[Any]] = {}
@@ -625,9 +694,9 @@ class Reading:
         return self._present.get(kind, ())
 
     def note_foreign(self, name: str, error: Conflict) -> None:
-        """Record that a link or namespace is foreign.
+        """Record that the interface or namespace ``name`` is foreign.
 
-        Raises Conflict if the caller passed no record.
+        Raises ``error`` if the caller passed no dict for the record.
         """
         if self.foreign is None:
             raise error
@@ -643,10 +712,10 @@ class Reading:
         )
 
     def run(self, candidates: State, taken: bool = False) -> State:
-        """Read the candidates, one namespace after another.
+        """Read the candidates, one namespace after another, and return those that exist.
 
-        With ``taken``, objects of transactional kinds (tables, elements) are not read: they are
-        assumed to be as in ``candidates``.
+        With ``taken``, nftables tables and elements are not read: they are assumed to be as in
+        ``candidates``.
         """
         self.candidates = candidates
         spaces: dict[str, dict[type, Collection[Any]]] = {"": {}}
@@ -675,12 +744,12 @@ class Reading:
         return State.of_kinds(lambda kind: present.get(kind.thing, ()))
 
     def inner_spaces(self) -> Iterator[Space]:
-        """Yield the namespaces of services that have been read, for further queries."""
+        """Yield the namespaces of services that exist and have been read, for further queries."""
         for name in self._open:
             yield Space(self, name, {})
 
     def _note(self, kind: Kind[Any], present: frozenset[Any]) -> None:
-        """Record the objects read in one namespace.
+        """Add the objects of one kind that were read in one namespace.
 
         The first set of a kind is stored without a copy.
         """
@@ -695,16 +764,17 @@ class Reading:
         known.update(present)
 
     def _drop(self) -> None:
-        """Drop what was read: a reference cycle with the spaces would keep it in memory."""
+        """Forget what was read: this object and its spaces refer to each other, and would stay in
+        memory.
+        """
         self._present, self.elements, self.hosts_texts = {}, None, {}
         self.candidates, self.host, self._open = State(), Space(self, "", {}), []
 
 
 def _same[T: Thing](things: Collection[T], present: Iterable[T]) -> frozenset[T]:
-    """Return ``present``, with each object replaced by an equal candidate.
+    """Return ``present`` as a set in which objects equal to a candidate are that candidate itself.
 
-    A state is large, and most objects are as desired: sharing them saves memory. If all are equal,
-    the result equals ``things``.
+    A state is large, and most objects are as desired, so sharing them saves memory.
     """
     missing = set(things)
     others = []
@@ -720,7 +790,7 @@ def _same[T: Thing](things: Collection[T], present: Iterable[T]) -> frozenset[T]
 
 
 def _asked(kind: Kind[Any], present: Iterable[Any], things: Collection[Any]) -> list[Any]:
-    """Return the objects that are candidates, on the links where they are candidates."""
+    """Return the objects in ``present`` that are candidates (``things``) on this interface."""
     keys = {(thing.key(), kind.links(thing)) for thing in things}
     by_name = {thing.key() for thing in things if not kind.is_read_by_link}
     return [
@@ -738,7 +808,10 @@ def read(
     strays: bool = False,
     taken: bool = False,
 ) -> State:
-    """Return those of ``candidates`` that exist. See `niso.kernel.interface.Kernel.read`."""
+    """Return those of the requested objects ``candidates`` that exist.
+
+    See `niso.kernel.interface.Kernel.read` for the other arguments.
+    """
     return Reading(alias, sockets, foreign, strays, everything=False).run(candidates, taken)
 
 
@@ -754,4 +827,7 @@ def read_all(want: State, alias: str, sockets: Sockets, foreign: Foreign) -> Sta
 
 
 Foreign = dict[str, Conflict]
-"""Maps the name of a link or namespace that should be niso's but is foreign to the error."""
+"""Maps the names of foreign interfaces and namespaces to a Conflict.
+
+Their names are those that niso needs for its own objects.
+"""

@@ -1,10 +1,10 @@
-"""Define the kinds of bridges (one per network), veth pairs (one per endpoint) and rate limits.
+"""Define the kinds for bridges (one per network), veth pairs (one per endpoint) and rate limits.
 
-In addition, the kind of foreign links on niso's bridges: these are never desired, since no rule
-checks their frames.
+Another kind is for foreign network interfaces on niso's bridges. These are never desired, since no
+rule checks their frames.
 
-A rate limit is of a veth pair. The traffic that a service receives is limited on the host end of
-the pair, and the traffic that it sends on the inner end.
+A rate limit belongs to a veth pair. The traffic that a service receives is limited on the host's
+end of the pair, and the traffic that it sends on the end in the service.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
 
 
 class Bridge(NamedTuple):
-    """A bridge.
+    """The bridge of a network.
 
-    ``tracked4`` and ``tracked6``: its IPv4 or IPv6 frames pass the inet tables, even if the global
-    sysctls (bridge-nf-call-*) are off. ``drift`` names settings that differ from niso's
-    (kernel/link_records.py). ``takes_own``: its forwarding table has the bridge's own MAC as an
-    entry for the host. The kernel adds this entry with the bridge. If the entry is missing or
-    points to a port, services can reach neither the host nor networks behind it.
+    ``tracked4`` and ``tracked6`` say whether its IPv4 and IPv6 frames pass the inet tables even if
+    the global sysctls (bridge-nf-call-*) are off. ``drift`` names settings that differ from niso's
+    (kernel/link_records.py). ``takes_own`` says whether the forwarding table has an entry by which
+    frames to the bridge's own MAC are for the host. The kernel adds this entry with the bridge. If
+    it is missing or points to a port, services can reach neither the host nor networks behind it.
     """
 
     name: str
@@ -80,9 +80,9 @@ class _Bridges(Kind[Bridge]):
         )
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
-        """Return the steps; tracking is disabled after deletions.
+        """Return the steps. Frames stop passing the inet tables only after all deletions.
 
-        Policies therefore apply to a service until its removal.
+        Therefore policies apply to a service until it is removed.
         """
         steps = super().steps(want, have, going)
         made: list[AnyStep] = []
@@ -198,9 +198,10 @@ class _Bridges(Kind[Bridge]):
 
 
 def _takes_own(space: Space, link: Link) -> bool:
-    """Return whether a bridge's forwarding table has its own MAC as an entry for the host.
+    """Return whether frames to a bridge's own MAC are for the host, by an entry in its table.
 
-    Only `niso net check` and repair read this: no command of niso replaces that entry.
+    The entry is read only for `niso net check` and `niso net repair`, since no command of niso
+    replaces it. Otherwise True is returned.
     """
     if not (space.reading.everything or space.reading.strays):
         return True
@@ -215,17 +216,18 @@ BRIDGES = _Bridges(Bridge)
 
 
 class Veth(NamedTuple):
-    """A veth pair.
+    """A veth pair between the host and a service.
 
-    ``name`` is the host end, a port of ``bridge``; ``peer`` is the inner end, in ``netns``. ``up``
-    means both ends. ``drift`` names settings of the port that differ from niso's, and the inner
-    end's ARP flag (kernel/link_records.py). ``fixed``: the bridge has a static forwarding entry of
-    the inner end's MAC. Without the entry, the bridge would flood frames to a service that has not
-    sent for a while.
+    ``name`` is the host's end, a port of ``bridge``. ``peer`` is the inner end, in the namespace
+    ``netns``. ``up`` says whether both ends are up. ``drift`` names settings of the port that
+    differ from niso's, and the inner end's ARP flag (kernel/link_records.py). ``fixed`` says
+    whether the bridge has a static forwarding entry for the inner end's MAC. Without the entry, the
+    bridge would flood frames to a service that has not sent for a while.
 
-    ``sums``: the inner end completes checksums before it sends, and does not leave them to the link
-    by which a packet leaves the host. A packet socket chooses where such a checksum is written
-    (PACKET_VNET_HDR), so it could change a packet after all rules have accepted it.
+    ``sums`` says whether the inner end completes checksums before it sends, instead of leaving them
+    to the interface by which a packet leaves the host. With a packet socket, a program chooses
+    where such a checksum is written (PACKET_VNET_HDR), so it could change a packet after all rules
+    have accepted it.
     """
 
     name: str
@@ -301,9 +303,9 @@ class _Veths(Kind[Veth]):
     # --- planning ---
 
     def wanted(self, want: State, have: State) -> frozenset[Veth]:
-        """Return the desired pairs; ``sums`` stays on as long as a pair exists.
+        """Return the desired pairs. If ``sums`` is on for an existing pair, it stays on.
 
-        A service that loses its capabilities keeps them until its process has been restarted.
+        A service whose capabilities were removed keeps them until its process has been restarted.
         """
         kept = {veth.key() for veth in have[Veth] if veth.sums}
         if not kept:
@@ -313,7 +315,11 @@ class _Veths(Kind[Veth]):
         )
 
     def in_the_way(self, want: State, have: State) -> frozenset[Veth]:
-        """Return pairs with a foreign inner end, or with a name that another pair needs."""
+        """Return the existing pairs that must be deleted first.
+
+        They have the name or the inner end of a desired pair, but not both its name and its inner
+        end.
+        """
         wanted = {veth.key(): veth for veth in want[Veth]}
         ends = {_end(veth) for veth in want[Veth]}
         return frozenset(
@@ -324,7 +330,10 @@ class _Veths(Kind[Veth]):
         )
 
     def settled(self, have: State, want: State, candidates: State) -> frozenset[Veth]:
-        """Leave out detached pairs of deleted namespaces, because the kernel deletes them later."""
+        """Return the pairs to verify, without those whose namespaces the change has deleted.
+
+        The kernel deletes the latter some time later.
+        """
 
         stays = {space.name for space in want[Netns]} | {name.name for name in want[Named]}
         dying = {veth.name for veth in candidates[Veth] if veth.netns not in stays}
@@ -365,7 +374,10 @@ class _Veths(Kind[Veth]):
     # --- reading ---
 
     def read(self, space: Space, things: Collection[Veth]) -> Iterable[Veth]:
-        """Read both ends; if the namespace is missing or foreign, read only the host end."""
+        """Read both ends of the pairs.
+
+        If the namespace is missing or foreign, read only the host's end.
+        """
 
         if not things:
             return
@@ -420,7 +432,7 @@ class _Veths(Kind[Veth]):
     # --- writing ---
 
     def batch(self, step: Step[Veth], writer: Writer) -> Hashable:
-        """Batch deletions: the kernel waits about 20 ms for RCU, for one pair or many."""
+        """Group deletions: the kernel waits about 20 ms for RCU, for one pair or for many."""
         if step.action != "delete":
             return None
         return "detach" if step.thing.netns in writer.detached else "delete"
@@ -444,7 +456,10 @@ def _far_end(veth: Veth) -> tuple[str, str, str]:
 
 
 def _drift_commands(veth: Veth, was: Veth) -> list[str]:
-    """Return the shell commands that reset the drifted settings."""
+    """Return the shell commands that would give a pair its desired settings.
+
+    ``was`` is the actual pair.
+    """
 
     flags = [f"hairpin {'on' if veth.hairpin else 'off'}"] if was.hairpin != veth.hairpin else []
     arp = {
@@ -477,7 +492,11 @@ def _sums_command(veth: Veth) -> str:
 
 
 def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
-    """Return the actual pair; ``inner`` are the links in the namespace of the inner end."""
+    """Return the actual pair of which ``link`` is the host's end.
+
+    ``inner`` are interfaces in the namespace ``netns``. If the other end is not among them, the
+    pair has no inner end.
+    """
 
     pairs = (f for f in inner if f.index == link.peer_index and f.peer_index == link.index)
     peer = next(pairs, None)
@@ -492,9 +511,10 @@ def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
 
 
 def _end_pairs(writer: Writer, veths: list[Veth]) -> None:
-    """Delete all pairs; if a pair's namespace is deleted too, only detach it from the bridge.
+    """Delete all pairs.
 
-    A deletion takes the kernel about 20 ms, for one pair or many.
+    If the namespace of a pair is deleted too, the pair is only detached from the bridge, and
+    deleted later. A deletion takes the kernel about 20 ms, for one pair or for many.
     """
     names = [veth.name for veth in veths]
     if veths[0].netns in writer.detached:
@@ -505,9 +525,10 @@ def _end_pairs(writer: Writer, veths: list[Veth]) -> None:
 
 
 def delete_links(rtnl: Rtnl, names: list[str]) -> None:
-    """Delete links.
+    """Delete network interfaces; no-op for missing ones.
 
-    A link group is used for several links only: deleting a group walks all links.
+    Several are deleted as a group. For a single one this would be slower, because deleting a group
+    walks all interfaces.
     """
     if len(names) == 1:
         rtnl.delete_link(names[0])
@@ -544,10 +565,10 @@ def _add(writer: Writer, veth: Veth) -> None:
 
 
 def _make_sums(writer: Writer, veth: Veth) -> None:
-    """Make the inner end complete checksums, and the port join small TCP segments.
+    """Make the inner end complete checksums, and make the host's end join small TCP segments.
 
     The kernel has checked the checksums of segments that it joins. Joining recovers most of the
-    throughput that is lost with the inner end's offloads.
+    throughput that is lost because the inner end has no offloads.
     """
     writer.rtnl(veth.netns).make_sums(veth.peer)
     writer.rtnl("").join_segments(veth.name)
@@ -558,10 +579,10 @@ def _no_ipv6(port: str) -> str:
 
 
 def _disable_ipv6(port: str) -> None:
-    """Disable IPv6 on a bridge port, which needs no address; its bridge still forwards IPv6.
+    """Disable IPv6 on a bridge port, which needs no address. The bridge still forwards IPv6.
 
     Otherwise the kernel adds a route to ff00::/8 for each port that has a carrier, in one list for
-    all ports, and walks the list for each change of a link (fib6_add, fib6_clean_all).
+    all ports, and walks the list for each change of an interface (fib6_add, fib6_clean_all).
     """
 
     try:
@@ -637,7 +658,7 @@ FOREIGN_PORTS = _AttachedLinks(Attached)
 
 
 class Shaper(NamedTuple):
-    """Bandwidth limits in bytes per second; 0 means no limit.
+    """The bandwidth limits of a veth pair in bytes per second; 0 means no limit.
 
     ``drift`` names other settings that differ from niso's.
     """

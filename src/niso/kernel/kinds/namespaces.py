@@ -1,8 +1,9 @@
-"""Define the kinds of network namespaces: niso's own, and names of attached foreign ones.
+"""Define the kinds for network namespaces: niso's own, and names of those that others created.
 
-niso creates one namespace for each service with mode bridge or none. An attachment has a name for a
-foreign namespace: in this namespace, only niso's own links are read and written; the rest belongs
-to its engine.
+niso creates one namespace for each service with mode bridge or none. An attachment is a service in
+a namespace that another program, such as a container engine, has created; it has only a name there.
+In such a namespace, only niso's own interfaces are read and written; the rest belongs to the
+program.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Named(NamedTuple):
-    """A symlink ``name`` in /run/netns whose target is the file ``target`` of a namespace.
+    """A symbolic link ``name`` in /run/netns that leads to the file ``target`` of a namespace.
 
     ``cookie`` identifies the namespace (SO_NETNS_COOKIE). It is 0 if the namespace no longer
     exists.
@@ -60,7 +61,9 @@ class _Names(Kind[Named]):
         return f"it leads to {present}"
 
     def claimed(self, reading: Reading) -> Iterable[Named]:
-        """Yield the symlinks to namespaces that contain the inner end of a pair of niso's."""
+        """Yield the symbolic links to namespaces that contain the inner end of one of niso's veth
+        pairs.
+        """
 
         own: set[tuple[int, int]] | None = None
         for name in netns.symlinks():
@@ -111,7 +114,11 @@ ATTACHED_NAMESPACES = _Names(Named)
 
 
 class Netns(NamedTuple):
-    """A namespace that niso created; its ``lo`` has ``alias``. ``up``: lo is up."""
+    """A namespace that niso created.
+
+    Its ``lo`` has ``alias``, which contains the id of the state folder. ``up`` says whether ``lo``
+    is up.
+    """
 
     name: str
     alias: str

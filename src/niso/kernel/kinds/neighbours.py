@@ -1,18 +1,19 @@
-"""Define the kinds of neighbour entries and of FDB entries: permanent niso ones, and foreign ones.
+"""Define the kinds for neighbour entries and forwarding entries: niso's permanent and foreign ones.
 
 The host has a permanent neighbour entry on the bridge for each address of a service, and a service
-has one for each of its gateways. So a packet between them needs no ARP, and takes no entry in the
-machine's neighbour table, which has room for 1,024 other entries (gc_thresh3, arp(7)). For services
-of other hosts, the bridge also answers ARP requests and neighbour solicitations from these entries
-(neigh_suppress), so that no request has to cross.
+has one for each of its gateways. Therefore a packet between them needs no ARP, and takes no entry
+in the kernel's neighbour table, which has room for 1,024 other entries (gc_thresh3, arp(7)). For
+services of other hosts, the bridge also answers ARP requests and neighbour solicitations from these
+entries (neigh_suppress), so that no request has to cross to another host.
 
-The host queues packets to an unresolved address for up to 3 s, and sends them once the address has
-an entry. The packets may have been meant for an earlier holder of the address, and have passed
-rules that did not know the present holder. So the queue is dropped before an entry is added.
+The host queues packets to an address without an entry for up to 3 s, and sends them when the
+address gets one. The packets may have been meant for an earlier holder of the address, and have
+passed rules that did not know the present holder. Therefore the queue is dropped before an entry is
+added.
 
-An FDB (forwarding database) object is for a service of another host, and is two entries of the
-kernel: the bridge sends frames to the MAC to its VXLAN port, and the VXLAN device sends them to the
-host. Foreign entries are never desired.
+An FDB (forwarding database) object is for a service of another host, and stands for two entries of
+the kernel: the bridge sends frames to the MAC to its VXLAN port, and the VXLAN device sends them to
+the other host. Foreign entries are never desired.
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ class _Peers(Kind[Peer]):
         return f"neighbour entry {thing.address} on {thing.link}{in_netns(thing.netns)}"
 
     def follows_from(self, thing: Peer, was: Peer | None) -> tuple[str, ...]:
-        """Return the conditions under which the kernel drops all entries of the link.
+        """Return the conditions under which the kernel has dropped all neighbour entries of the
+        interface.
 
-        IPv4 entries are lost with the link's last IPv4 address (fib_disable_ip,
+        IPv4 entries are lost with the interface's last IPv4 address (fib_disable_ip,
         net/ipv4/fib_frontend.c). All entries are lost when its MAC changes or ARP is switched on or
         off (neigh_changeaddr).
         """
@@ -79,10 +81,11 @@ class _Peers(Kind[Peer]):
         return (*lost, f"{link} IPv4")
 
     def read(self, space: Space, things: Collection[Peer]) -> Iterable[Peer]:
-        """Read the candidates; with strays, also all other permanent entries of services' links.
+        """Read the candidates, and with ``strays`` all other permanent entries on services'
+        interfaces.
 
-        Entries of bridges are read only with the complete state, since they belong to many
-        services.
+        All entries of bridges are read only together with everything of niso's, since they belong
+        to many services.
         """
 
         reading = space.reading
@@ -101,9 +104,9 @@ class _Peers(Kind[Peer]):
                     yield thing._replace(mac=mac)
 
     def is_read_back(self, thing: Peer) -> bool:
-        """Read back the host's entries only.
+        """Return whether an entry is read again after it was written: only the host's are.
 
-        For entries of services, the kernel's acknowledgement is sufficient.
+        For entries in services, the kernel's acknowledgement is sufficient.
         """
         return not thing.netns
 
@@ -129,7 +132,7 @@ class _Peers(Kind[Peer]):
 
 
 def _links(space: Space) -> list[Link]:
-    """Return the links in a namespace whose permanent entries are of this kind."""
+    """Return the interfaces in a namespace on which all permanent entries should be niso's."""
     if space.name:
         return space.links_of_concern()
     bridges = {bridge.name for bridge in space.reading.so_far(Bridge)}
@@ -143,7 +146,7 @@ NEIGHBOURS = _Peers(Peer)
 
 
 class Neighbour(NamedTuple):
-    """A static entry that sends frames for a MAC to a bridge port."""
+    """A foreign static forwarding entry, by which a bridge sends frames for a MAC to a port."""
 
     link: str
     mac: str
@@ -163,7 +166,10 @@ class _Neighbours(Kind[Neighbour]):
         return f"forwarding entry {thing.mac} of bridge port {thing.link}"
 
     def read(self, space: Space, things: Collection[Neighbour]) -> Iterable[Neighbour]:
-        """Yield the static entries of niso's bridges that are not part of Veth and Fdb objects."""
+        """Yield the static forwarding entries of niso's bridges that niso has not made.
+
+        niso's own entries are those of Veth and Fdb objects.
+        """
         if space.name or not space.reading.strays:
             return
 
@@ -202,9 +208,10 @@ FOREIGN_NEIGHBOURS = _Neighbours(Neighbour)
 
 
 class Fdb(NamedTuple):
-    """The forwarding entries of a MAC on a bridge and on its VXLAN device.
+    """The forwarding entries for a MAC on a bridge and on its VXLAN device.
 
-    The VXLAN device sends frames for the MAC to ``host``; "" if it has no entry.
+    The VXLAN device sends frames for the MAC to ``host``, the address of another host. It is "" if
+    the device has no entry.
     """
 
     link: str  # the VXLAN device
@@ -283,7 +290,7 @@ class _FdbKind(Kind[Fdb]):
 
 
 def _all(link: str, entries: Iterable[tuple[str, str]]) -> Iterable[Fdb]:
-    """Yield the entries of a device, combined into one object for each MAC and host."""
+    """Yield one object for each MAC and host of a VXLAN device, from its (MAC, host) entries."""
     pairs = list(entries)
     fixed = {mac for mac, host in pairs if not host}
     led = {mac for mac, host in pairs if host}

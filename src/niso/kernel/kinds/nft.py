@@ -1,4 +1,4 @@
-"""Define the kinds of niso's two nftables tables and of their elements; write elements.
+"""Define the kinds for niso's two nftables tables and for elements of their sets; write elements.
 
 The tables (chains, sets and maps) are one object, without their elements. To compare them, the text
 of `niso.kernel.ruleset` is loaded in a temporary network namespace, so that the kernel lists both
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 
 def differences() -> tuple[tuple[Problem, str], ...] | None:
-    """Return the missing, foreign and different chains, sets and maps, by name.
+    """Return the chains, sets and maps of niso's tables that differ from their text.
 
-    Returns None if both tables are missing. For one missing table, only the table is reported.
+    They are returned as (problem, name); the problem is missing, foreign or different. If a table
+    is missing, only the table is returned. Returns None if both are missing.
     """
     # libnftables keeps what it has listed, so it is closed before the next one is opened
     with Nft() as kernel:
@@ -66,10 +67,11 @@ def differences() -> tuple[tuple[Problem, str], ...] | None:
 
 
 def _objects(kernel: Nft) -> dict[str, list[str]]:
-    """Map names such as ``chain inet niso forward`` to the lines of the definition with its rules.
+    """Return the objects of niso's tables as text.
 
-    ``table inet niso`` has the table's own lines, such as its flags: a dormant table has no effect.
-    The definitions are compared as text: JSON would take 2.5 MiB more memory, and longer.
+    The dict maps a name such as ``chain inet niso forward`` to the lines of the definition. ``table
+    inet niso`` has the table's own lines, such as its flags: a dormant table has no effect. The
+    definitions are compared as text: JSON would take 2.5 MiB more memory, and more time.
     """
     objects: dict[str, list[str]] = {}
     for table in ruleset.CONTAINERS:
@@ -91,7 +93,11 @@ def _objects(kernel: Nft) -> dict[str, list[str]]:
 
 
 def check_owner(table: str, texts: set[str], state_id: str) -> None:
-    """Raise Conflict if the marks of a table name another state folder, or none."""
+    """Raise Conflict if a table belongs to another state folder, or to none.
+
+    ``texts`` are the elements of its set ``owner``, which has the id of the state folder.
+    ``state_id`` is the id of this one.
+    """
     others = {text[3:] for text in texts if text.startswith("id-")} - {state_id}
     if others or not texts:
         whose = f"the niso state folder with id {min(others)}" if others else "another program"
@@ -109,7 +115,7 @@ def check_owner(table: str, texts: set[str], state_id: str) -> None:
 class NftTransaction(NamedTuple):
     """An nftables transaction, which the kernel applies completely or not at all.
 
-    It contains edits of elements, and nft text where the tables are recreated.
+    It consists of edits of elements. If the tables are recreated, it also has text in nft's syntax.
     """
 
     edits: tuple[Edit | str, ...]
@@ -154,14 +160,20 @@ class _Elements(Kind[Element]):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[Element]:
-        """Leave out elements of audits that have ended or are about to end."""
+        """Return the desired elements, without those of audit periods that have ended or are about
+        to end.
+        """
         now = time.time()
         return frozenset(
             e for e in want[Element] if not e.ends or policy_rules.is_wanted(e.value, now)
         )
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
-        """Leave out elements that now belong to another scope, for example of a moved port."""
+        """Return the existing elements that the change may touch.
+
+        Left out are elements that now belong to another service or network, for example of a port
+        that has moved to another service.
+        """
         keys = {element.key() for element in want[Element]}
         owners = {(element.key(), element.owner, element.entry) for element in before[Element]}
         return frozenset(
@@ -169,10 +181,11 @@ class _Elements(Kind[Element]):
         )
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
-        """Change elements in one transaction before all other steps.
+        """Return the transactions that change elements.
 
-        Elements that guard an object are deleted in a second transaction after all other steps. If
-        there is nothing to add, the second transaction has all deletions.
+        One is executed before all other steps. Elements that guard an object are deleted in a
+        second one, after all other steps. If there is nothing to add, all deletions are in the
+        second one.
         """
 
         if want[Ruleset] != have[Ruleset]:  # the step of the ruleset writes all elements
@@ -222,8 +235,8 @@ class _Elements(Kind[Element]):
     def write(self, writer: Writer, steps: Sequence[NftTransaction]) -> None:
         """Execute one transaction through netlink.
 
-        libnftables executes transactions that create or destroy tables, and those with elements
-        that nft_elements.py cannot write.
+        Transactions that create or destroy tables, and those with elements that nft_elements.py
+        cannot write, are executed by libnftables.
         """
 
         (step,) = steps
@@ -239,7 +252,10 @@ class _Elements(Kind[Element]):
 
 
 def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set[str]:
-    """Return the addresses, without prefix length, that services lose by this change."""
+    """Return the addresses, without prefix length, that services lose by this change.
+
+    ``gone`` are the elements that it deletes.
+    """
 
     return {
         *(
@@ -252,9 +268,10 @@ def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set
 
 
 def _room(element: Element) -> Atoms | None:
-    """Return the fields that intervals of a policy must share to overlap; None if not an interval.
+    """Return the fields that two intervals of a policy must have in common to overlap.
 
-    A new interval may overlap an old one, which must then be deleted first.
+    Returns None if the element has no interval. A new interval may overlap an old one, which must
+    then be deleted first.
     """
     _, part = policy_rules.POLICY_MAPS.get(element.container, ("", ""))
     if not part or not policy_rules.POLICY_PARTS[part][1]:
@@ -264,9 +281,9 @@ def _room(element: Element) -> Atoms | None:
 
 
 def lookup(reading: Reading) -> dict[Atoms, Element]:
-    """Return existing candidates and the tables' marks, by key.
+    """Return the existing candidates, and the elements of the set ``owner``, by key.
 
-    Queries the kernel once for each reading.
+    The kernel is queried once for each reading of a State.
     """
     if reading.elements is None:
         keys = {e.key() for e in (*owner(reading.state_id), *reading.candidates[Element])}
@@ -276,7 +293,7 @@ def lookup(reading: Reading) -> dict[Atoms, Element]:
 
 
 def _all(reading: Reading) -> Iterator[Element]:
-    """Yield all elements of both tables, with the elements of only one set in memory at a time.
+    """Yield all elements of both tables, with only one set in memory at a time.
 
     Raises Conflict if the tables belong to another state folder.
     """
@@ -294,10 +311,10 @@ def _all(reading: Reading) -> Iterator[Element]:
 
 
 class Ruleset(NamedTuple):
-    """Both tables.
+    """Both nftables tables of niso, without their elements.
 
-    ``digest`` is that of their text (kernel/ruleset.py). ``wrong`` lists chains and sets that
-    differ.
+    ``digest`` is the digest of their text (kernel/ruleset.py). ``wrong`` lists the chains and sets
+    that differ from it, as (problem, name).
     """
 
     digest: str
@@ -308,7 +325,7 @@ class Ruleset(NamedTuple):
 
 
 def owner(state_id: str) -> list[Element]:
-    """Return the elements that mark the tables' state folder and the version of their text.
+    """Return the elements that say which state folder owns the tables, and which version they have.
 
     Every new process reads them first.
     """
@@ -341,11 +358,11 @@ class _Rulesets(Kind[Ruleset]):
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
         """Destroy and recreate both tables in one transaction, with all elements.
 
-        Links that are about to be deleted get guard elements in the new tables until they are
+        Interfaces that are about to be deleted get guard elements in the new tables until they are
         deleted: otherwise their packets would pass. If services run and more than the rules
-        differs, the version mark is added last: without the mark, the next command recreates the
-        tables, and so completes what a killed command left behind. A plan that creates tables
-        covers everything, whatever its scope.
+        differs, the element with the version is added last. Without this element the next command
+        recreates the tables, and so completes what a killed command left behind. A plan that
+        creates tables covers everything, whatever its scope.
         """
 
         if want[Ruleset] == have[Ruleset]:
@@ -405,7 +422,10 @@ def _compared() -> Iterable[Ruleset]:
 
 
 def _other_tables(reading: Reading) -> Iterable[Ruleset]:
-    """Return the tables after their marks were found to differ. Raises Conflict if foreign."""
+    """Return the tables after their ``owner`` elements were found to differ from what is expected.
+
+    Raises Conflict if the tables belong to another state folder.
+    """
 
     with Nfnetlink() as netlink:
         digests: list[str] = []

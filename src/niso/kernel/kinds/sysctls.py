@@ -1,4 +1,4 @@
-"""Define the kind of sysctls of the host and of services' namespaces: only set, never created."""
+"""Define the kind for sysctls of the host and of services' namespaces. They are only set."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 FORWARDING = "net/ipv4/ip_forward"
 FORWARDING6 = "net/ipv6/conf/all/forwarding"
 ON = {"ip_forward": "1", "forwarding": "1", "force_forwarding": "1", "accept_ra": "2"}
-"""The values of host sysctls while a service is active, by the last part of their name.
+"""The values of host sysctls while a service is active, by the last part of the sysctl's name.
 
-The store has the previous values.
+The store has the values from before.
 """
 
 
@@ -70,10 +70,11 @@ class _Sysctls(Kind[Sysctl]):
     # --- planning ---
 
     def wanted(self, want: State, have: State) -> frozenset[Sysctl]:
-        """Add the valid values of sysctls that niso normally leaves at their default.
+        """Return the desired sysctls, and valid values for some that niso normally leaves
+        unchanged.
 
-        They are added if ``have`` has a value that breaks a service: IPv6 disabled inside the
-        service, or IPv4 forwarding of a bridge disabled.
+        These are added if the actual value breaks a service: IPv6 is disabled inside the service,
+        or IPv4 forwarding of a bridge is.
         """
 
         inside = {thing.name for thing in want[Netns]}
@@ -97,7 +98,11 @@ class _Sysctls(Kind[Sysctl]):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[Sysctl]:
-        """Leave out IPv6 sysctls on a kernel without IPv6, and sysctls of links to be deleted."""
+        """Return the desired sysctls that can exist on this kernel.
+
+        Left out are IPv6 sysctls on a kernel without IPv6, and sysctls of interfaces that are about
+        to be deleted.
+        """
 
         made = {bridge.name for bridge in want[Bridge]}
         going = {bridge.name for bridge in before[Bridge]} - made if before is not None else set()
@@ -114,11 +119,12 @@ class _Sysctls(Kind[Sysctl]):
         return frozenset(filter(can_be, want[Sysctl]))
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
-        """Return the steps that set differing sysctls.
+        """Return the steps that set the sysctls which differ.
 
-        Setting the forwarding of all links resets the forwarding of each link, so the links' own
-        sysctls are set again afterwards. accept_ra comes before forwarding: otherwise a host that
-        starts to forward deletes the default routes from router advertisements.
+        Setting the forwarding of all interfaces resets the forwarding of each, so the sysctls of
+        single interfaces are set again afterwards. accept_ra comes before forwarding: otherwise a
+        host that starts to forward deletes the default routes that it has from router
+        advertisements.
         """
         made: list[AnyStep] = []
         last: list[AnyStep] = []
@@ -137,10 +143,10 @@ class _Sysctls(Kind[Sysctl]):
         return Steps(made=made, last=last)
 
     def is_read_back(self, thing: Sysctl) -> bool:
-        """Read back the host's sysctls only.
+        """Return whether a sysctl is read again after it was written: only the host's are.
 
-        No other program sets the sysctls of services. Sysctls of the host's links depend on other
-        sysctls.
+        No other program sets the sysctls of services. Those of the host's interfaces depend on
+        other sysctls.
         """
         return not thing.netns
 
@@ -172,7 +178,7 @@ class _Sysctls(Kind[Sysctl]):
         return present
 
     def batch(self, step: Step[Sysctl], writer: Writer) -> Hashable:
-        """Batch the sysctls of one namespace, so that it is entered only once."""
+        """Group the sysctls of one namespace, so that it is entered only once."""
         return step.thing.netns
 
     def write(self, writer: Writer, steps: Sequence[Step[Sysctl]]) -> None:
@@ -183,11 +189,10 @@ class _Sysctls(Kind[Sysctl]):
 
 
 def _parts(thing: Sysctl) -> tuple[str, str, str]:
-    """Split ``net/FAMILY/conf/LINK/NAME`` into (family, link, NAME).
+    """Split the name ``net/FAMILY/conf/LINK/NAME`` into (FAMILY, LINK, NAME).
 
-    ``neigh`` may replace ``conf``.
-
-    For other names, link and NAME are "".
+    The name may have ``neigh`` instead of ``conf``. For names of another form, LINK and NAME are
+    "".
     """
     _, family, _, link, name = (*thing.name.split("/"), "", "", "")[:5]
     return family, link, name
@@ -219,7 +224,7 @@ def _present(things: Iterable[Sysctl]) -> set[Sysctl]:
 
 
 def _links_without_ipv6(space: Space) -> list[str]:
-    """Return a service's links on which an IPv6 address of the candidates is missing."""
+    """Return a service's interfaces on which an IPv6 address of the candidates is missing."""
 
     if not space.name:
         return []
@@ -234,7 +239,10 @@ def _links_without_ipv6(space: Space) -> list[str]:
 
 
 def _switched_off(netns: str, links: list[str]) -> set[Sysctl]:
-    """Return the sysctls that disable IPv6 on these links: the one for all, else the link's."""
+    """Return the sysctls that disable IPv6 on these interfaces.
+
+    If IPv6 is disabled on all interfaces by one sysctl, only this one is returned.
+    """
     for some in (["all"], links) if links else ():
         asked = (Sysctl(netns, f"net/ipv6/conf/{link}/disable_ipv6", "0") for link in some)
         off = {thing for thing in _present(asked) if thing.value == "1"}
@@ -244,9 +252,10 @@ def _switched_off(netns: str, links: list[str]) -> set[Sysctl]:
 
 
 def _bridges_that_do_not_forward(space: Space, present: set[Sysctl]) -> set[Sysctl]:
-    """Return the forwarding sysctls of bridges that do not forward.
+    """Return the sysctls of niso's bridges whose IPv4 forwarding is off although the host forwards.
 
-    A bridge has the value of ip_forward until its own sysctl is set.
+    ``present`` are the sysctls that have been read. A bridge has the value of ip_forward until its
+    own sysctl is set.
     """
 
     if Sysctl("", FORWARDING, "1") not in present:

@@ -1,11 +1,12 @@
-"""Define the kinds of VXLAN devices and of the WireGuard link between the hosts of a cluster.
+"""Define the kinds for VXLAN devices and for the WireGuard interface between the hosts of a
+cluster.
 
 Each network that spans hosts has a VXLAN device, a port of its bridge (linux/if_link.h, RFC 7348).
 
-An encrypted cluster has one WireGuard link per host, served by the kernel or by wireguard-go and
-set with wg(8). VXLAN packets go through it, between addresses that exist only on it. WireGuard
-accepts a packet of another host only with the address of that host as its source (cryptokey
-routing).
+In an encrypted cluster, each host has one WireGuard interface, served by the kernel or by
+wireguard-go and set with wg(8). VXLAN packets go through it, between addresses that exist only on
+it. WireGuard accepts a packet of another host only if its source is the address of that host
+(cryptokey routing).
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ _TTL_HOPS = 64
 class Tunnel(NamedTuple):
     """The settings of a VXLAN device.
 
-    ``drift`` names other settings that differ from those of `add`.
+    ``vni`` is its VXLAN network identifier, ``local`` this host's address, and ``port`` the UDP
+    port. ``drift`` names other settings that differ from those of `add`.
     """
 
     vni: int
@@ -86,9 +88,12 @@ def parse(data: bytes) -> Tunnel:
 
 
 def add(rtnl: Rtnl, name: str, tunnel: Tunnel, mtu: int, bridge: str, alias: str) -> None:
-    """Create a VXLAN device, up, as a port of ``bridge``; neither learns or floods.
+    """Create a VXLAN device as a port of ``bridge``, and set it up.
 
-    Raises KernelError, and Conflict if another link has the VNI or the UDP port.
+    It neither learns MACs nor floods.
+
+    ``alias`` contains the id of the state folder. Raises KernelError, and Conflict if another
+    device has the VNI or the UDP port.
     """
     master = rtnl.index(bridge)
     index = rtnl.free_index()
@@ -131,7 +136,7 @@ def add(rtnl: Rtnl, name: str, tunnel: Tunnel, mtu: int, bridge: str, alias: str
 
 
 def attach(rtnl: Rtnl, name: str, mtu: int, bridge: str) -> None:
-    """Set MTU, bridge and port settings of an existing VXLAN device, and set it up.
+    """Set the MTU, bridge and port settings of an existing VXLAN device, and set it up.
 
     Raises KernelError.
     """
@@ -220,7 +225,10 @@ class _Vxlans(Kind[Vxlan]):
         return f"VXLAN device {thing.name}"
 
     def in_the_way(self, want: State, have: State) -> frozenset[Vxlan]:
-        """Return devices with another VNI, address or port, or with a VNI that another needs."""
+        """Return the existing devices that must be deleted first.
+
+        They have another VNI, address or port than desired, or a VNI that another device needs.
+        """
         wanted = {vxlan.name: vxlan for vxlan in want[Vxlan]}
         numbers = {(vxlan.vni, vxlan.port) for vxlan in want[Vxlan]}
         return frozenset(
@@ -298,17 +306,22 @@ _TUN = "/dev/net/tun"
 _TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB  # linux/if_tun.h
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 _SOCKETS = "/var/run/wireguard"
-"""The folder where wireguard-go listens for wg(8); it exits when its socket is deleted."""
+"""The folder with the sockets on which wireguard-go serves wg(8).
+
+wireguard-go exits when its socket is deleted.
+"""
 _SYSTEMD = "/run/systemd/system"
 _UNIT = "niso-wireguard"
 _ALIVE_S = 180
-"""A session without a new handshake ends after this many seconds (WireGuard, 6.1)."""
+"""The time in seconds after which a WireGuard session ends without a new handshake (WireGuard,
+6.1).
+"""
 _HELLO_S = 60
 _TIMEOUT_S, _PAUSE_S = 10.0, 0.02
 
 
 class WgSettings(NamedTuple):
-    """What wg(8) shows of a link; empty if wg(8) cannot query the link."""
+    """The settings that wg(8) shows of a WireGuard interface; empty if wg(8) cannot query it."""
 
     public: str = ""
     port: int = 0
@@ -316,9 +329,9 @@ class WgSettings(NamedTuple):
 
 
 def lacks(form: str) -> str | None:
-    """Return why this host cannot have a WireGuard link of a form; None if it can.
+    """Return why this host cannot have a WireGuard interface of this form; None if it can.
 
-    The form is kernel or userspace.
+    ``form`` is `KERNEL` or `USERSPACE`.
     """
     import shutil
     import threading
@@ -337,7 +350,11 @@ def lacks(form: str) -> str | None:
 
 
 def _probe(errors: list[KernelError]) -> None:
-    """Try to create a link in a temporary network namespace; append the error to a list."""
+    """Try to create a WireGuard interface in a new network namespace; append an error to
+    ``errors``.
+
+    It runs in a thread of its own, because the thread stays in the new namespace.
+    """
     what = "create a WireGuard link"
     body = ifinfo() + text(IFLA_IFNAME, "probe")
     body += of_kind(KERNEL)
@@ -362,7 +379,7 @@ def new_key() -> str:
 
 
 def answers(name: str, form: str) -> bool:
-    """Return whether a link exists, and the kernel or wireguard-go serves it."""
+    """Return whether a WireGuard interface exists, and the kernel or wireguard-go serves it."""
     try:
         socket.if_nametoindex(name)
         if form == USERSPACE:
@@ -374,10 +391,11 @@ def answers(name: str, form: str) -> bool:
 
 
 def shown_peer(name: str, known: Mapping[str, FarEnd]) -> WgSettings:
-    """Return the settings of a link. ``known`` are the other hosts as desired, by public key.
+    """Return the settings of a WireGuard interface, as wg(8) shows them.
 
-    WireGuard replies to the address that a host last sent from, which may be another one than
-    desired. A host's endpoint is therefore not reported as a difference.
+    ``known`` are the desired settings of the other hosts, by public key. WireGuard replies to the
+    address that a host last sent from, which may be another one than desired. Therefore the desired
+    endpoint is returned for a host with a session.
     """
     try:
         lines = _run(["wg", "show", name, "dump"]).splitlines()
@@ -394,7 +412,10 @@ def shown_peer(name: str, known: Mapping[str, FarEnd]) -> WgSettings:
 
 
 def make(rtnl: Rtnl, link: WireGuard) -> None:
-    """Create a link, or change an existing one, as desired. Raises KernelError."""
+    """Create a WireGuard interface, or change an existing one, so that it is as in ``link``.
+
+    Raises KernelError.
+    """
     fresh = rtnl.link(link.name) is None
     if fresh:
         _create(rtnl, link)
@@ -419,7 +440,7 @@ def make(rtnl: Rtnl, link: WireGuard) -> None:
 
 
 def remove(rtnl: Rtnl, name: str) -> None:
-    """Delete a link and stop the process that serves it; no-op if it is missing.
+    """Delete a WireGuard interface, and stop the process that serves it; no-op if it is missing.
 
     Raises KernelError.
     """
@@ -430,7 +451,7 @@ def remove(rtnl: Rtnl, name: str) -> None:
 
 
 def _create(rtnl: Rtnl, link: WireGuard) -> None:
-    """Create a link with niso's mark. The link stays down. Raises KernelError."""
+    """Create a WireGuard interface with its alias. It stays down. Raises KernelError."""
     what = f"create WireGuard link '{link.name}'"
     if link.form == KERNEL:
         index = rtnl.free_index()
@@ -454,7 +475,7 @@ def _create(rtnl: Rtnl, link: WireGuard) -> None:
 
 
 def _serve(name: str) -> None:
-    """Start wireguard-go for a device. It keeps running after this process. Raises KernelError."""
+    """Start wireguard-go for an interface; it outlives this process. Raises KernelError."""
     words = ["wireguard-go", name]
     if os.path.isdir(_SYSTEMD):  # not in the cgroup of the agent or of a login session
         import shutil
@@ -474,12 +495,16 @@ def _serve(name: str) -> None:
 
 
 def _configure(link: WireGuard, keepalive_s: int = 0) -> None:
-    """Set keys, port and peers of a link. Raises KernelError."""
+    """Set the keys, port and peers of a WireGuard interface.
+
+    With ``keepalive_s``, it also sends a packet to each peer at this interval in seconds. Raises
+    KernelError.
+    """
     _run(["wg", "syncconf", link.name, "/dev/stdin"], _configuration(link, keepalive_s))
 
 
 def _configuration(link: WireGuard, keepalive_s: int) -> str:
-    """Return the configuration text for wg(8).
+    """Return the configuration of a WireGuard interface in the syntax of wg(8).
 
     Raises KernelError if the private key cannot be read.
     """
@@ -525,14 +550,14 @@ def _run(words: list[str], text: str = "") -> str:
 
 
 KERNEL, USERSPACE = "wireguard", "tun"
-"""The forms of links: WireGuard of the kernel, and a device that wireguard-go serves.
+"""The forms of WireGuard interfaces: one of the kernel, and one that wireguard-go serves.
 
-If the process of wireguard-go ends, the device stays and drops all packets.
+If the process of wireguard-go ends, its interface stays and drops all packets.
 """
 
 
 class FarEnd(NamedTuple):
-    """Another host, as a WireGuard peer."""
+    """Another host of the cluster, as a WireGuard peer."""
 
     public: str  # its public key, as wg(8) writes it
     endpoint: str  # "198.51.100.1:4800", "[2001:db8::1]:4800"
@@ -540,7 +565,7 @@ class FarEnd(NamedTuple):
 
 
 class WireGuard(NamedTuple):
-    """The WireGuard link. Its private key is in the file `niso.base.paths.wireguard_key`."""
+    """The WireGuard interface. Its private key is in the file `niso.base.paths.wireguard_key`."""
 
     name: str
     form: str  # KERNEL or USERSPACE
@@ -590,7 +615,10 @@ class _WireGuards(Kind[WireGuard]):
         return f"WireGuard {thing.name}"
 
     def in_the_way(self, want: State, have: State) -> frozenset[WireGuard]:
-        """Return links of the other form, if the kernel has gained or lost WireGuard support."""
+        """Return the existing interfaces that have another form than desired.
+
+        The form changes if the kernel has gained or lost WireGuard support.
+        """
         forms = {link.name: link.form for link in want[WireGuard]}
         return frozenset(
             link for link in have[WireGuard] if forms.get(link.name, link.form) != link.form
@@ -618,9 +646,10 @@ class _WireGuards(Kind[WireGuard]):
             yield WireGuard(TUNNEL, "", "", 0, 0, "", link.alias)
 
     def read(self, space: Space, things: Collection[WireGuard]) -> Iterable[WireGuard]:
-        """Read links.
+        """Read WireGuard interfaces.
 
-        Settings that only wg(8) can read are assumed to be as desired, unless a change is planned.
+        The settings that only wg(8) can read are assumed to be as desired, unless the change
+        concerns them or foreign changes are read.
         """
         reading = space.reading
         for name in {thing.name for thing in things}:
