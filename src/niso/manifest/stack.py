@@ -2,13 +2,10 @@
 
 A [[service]] overrides keys of its package's manifest.toml. It has the keys of [network] directly,
 and the other tables under their names. A [services.NAME] is a complete manifest: the service has
-the name of its table, and its paths are relative to the stack's folder. It has no package, so that
-/app is empty, unless ``package.folder`` names one.
+the name of its table, and its paths are relative to the stack's folder.
 
 Services are ordered by their dependencies. With a prefix, the names of services and networks begin
-with the stack's name: ``db`` of the stack ``shop`` is ``shop-db``. The short names remain as
-hostnames, and names in the stack's own file and manifests refer to its own services and networks
-first. Therefore two stacks with the same names can run on one host.
+with the stack's name: ``db`` of the stack ``shop`` is ``shop-db``, and ``db`` remains a hostname.
 """
 
 from __future__ import annotations
@@ -184,8 +181,7 @@ def place(path: str) -> str:
 def outline(path: str) -> Outline:
     """Read only the name, the services and the dependencies of a stack.toml.
 
-    Raises NotFound, Error if it cannot be read, InvalidInput if it is not valid TOML, and an
-    ErrorGroup or InvalidInput if [stack] is invalid.
+    Raises NotFound, Error if it cannot be read, and InvalidInput or an ErrorGroup if it is invalid.
     """
     path = place(path)
     data = toml.load(path, FILE_NAME)
@@ -283,8 +279,7 @@ def load(
 def _with_apart(members: list[Member], folder: str) -> list[Member]:
     """Return the members such that no package copy contains a file with secrets or variables.
 
-    The files of all members are left out of the packages of all. ``folder`` is that of the
-    stack.toml.
+    ``folder`` is that of the stack.toml.
     """
     specs = [member.loaded.spec for member in members]
     programs = [spec.program for spec in specs]
@@ -302,8 +297,7 @@ def _with_apart(members: list[Member], folder: str) -> list[Member]:
 def as_stack_error(stack: Stack, error: Error, of: Member | None = None) -> Error:
     """Convert an error of a manifest to an error of the stack.toml if its key is in that file.
 
-    Otherwise the error is returned unchanged. ``of`` is the service, for an error that does not
-    name its service itself.
+    Otherwise return it unchanged. ``of`` is the service of an error that names none.
     """
     for member in stack.members if of is None else (of,):
         path = member.loaded.path
@@ -493,10 +487,9 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
 
 
 def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> InvalidInput:
-    """Convert an error of a manifest to one of the stack.toml.
+    """Convert an error of a manifest to one of the stack.toml, with the key's path there.
 
-    If the stack sets the key, the error has the key's path there. Otherwise it says that the error
-    occurs with this manifest, whose path is ``at``.
+    If the stack does not set the key, the error names the manifest, whose path is ``at``.
     """
     mine = _key_here(key, overrides, error.key or "")
     if mine is None:
@@ -628,11 +621,7 @@ def _folder(
 
 
 def moved_error(error: Error, key: str, file: str = "") -> InvalidInput:
-    """Return an error of a manifest with the key path that its value has in the stack.toml
-    ``file``.
-
-    ``key`` is the path of the service.
-    """
+    """Return an error with the key path in the stack.toml ``file``, for the service at ``key``."""
     new = InvalidInput.of(error)
     new.file = file
     # it has no package.name, since its name is that of its table
@@ -784,10 +773,9 @@ def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
 def dependencies(
     items: Mapping[str, Item], known: Mapping[str, ServiceSpec]
 ) -> Iterable[InvalidInput]:
-    """Yield an error for each invalid dependency.
+    """Yield an error for each cycle and each invalid dependency.
 
-    Invalid are dependencies on an unknown service, on the health of a service without a
-    healthcheck, and on the completion of a service that is not a job. Cycles are invalid too.
+    Invalid: an unknown service, health without a healthcheck, completion of what is no job.
     """
     for item in items.values():
         for name, condition in item.after.items():
@@ -870,8 +858,7 @@ def prefixed_outline(plain: Outline) -> Outline:
 def stack(plain: Stack) -> Stack:
     """Return a stack with the prefix in all names of services and networks.
 
-    Raises an ErrorGroup if a name becomes too long. Its errors have the key paths of the
-    stack.toml.
+    Raises an ErrorGroup if a name becomes too long.
     """
     names = {member.name: long_name(plain.name, member.name) for member in plain.members}
     called = _called(plain, names)
@@ -940,9 +927,8 @@ def _member(
     """Return a service of a stack with the prefix in its name.
 
     Its short name becomes its hostname. If it already has another hostname, the short name becomes
-    an alias, but only if no other service of the stack has it (``lone``). It does not become an
-    alias on a network outside the stack, where it could clash with a second stack that has the same
-    names.
+    an alias, but only if no other service of the stack has it (``lone``), and not on a network
+    outside the stack, where it could clash with a second stack of the same names.
     """
     spec = member.loaded.spec
     network = spec.network
@@ -965,8 +951,7 @@ def _member(
 def _written(spec: ServiceSpec, policy: Policy) -> dict[str, object]:
     """Return the manifest of a service with the names that the prefix has changed.
 
-    It is written to the copy of the package. If the service is activated from the copy, it has the
-    same name, networks and policy. ``policy`` is its policy without the prefix.
+    The package's copy gets it. ``policy`` is the service's policy without the prefix.
     """
     network = spec.network
     data: dict[str, Any] = dict(spec.manifest)
