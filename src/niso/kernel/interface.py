@@ -113,7 +113,10 @@ class Kernel(Protocol):
         """
 
     def marked_rules(self) -> list[RoutingRule]:
-        """Return the host's routing rules that any niso created. Raises KernelError."""
+        """Return the host's routing rules that niso created, from any state folder.
+
+        Raises KernelError.
+        """
 
     def marked_names(self) -> list[str]:
         """Return the names that niso gave to network namespaces of other programs.

@@ -272,7 +272,10 @@ def _line(
     health: Health | None,
     notes: tuple[str | None, str | None],
 ) -> ServiceLine:
-    """Return the line of a service. ``notes`` are the values of `interrupted` and `audit_until`."""
+    """Return the line of a service.
+
+    ``notes`` are (the command whose change was interrupted, the end of the audit of its policy).
+    """
     if not row.active:
         return _inactive(row.name, row.mode, notes)
     interrupted, audit_until = notes

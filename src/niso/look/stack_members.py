@@ -106,8 +106,8 @@ def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Confli
 def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) -> bool:
     """Return whether the names of the stack's services begin with its prefix on this host.
 
-    If all its services have been removed, the names of their volumes decide. ``asks`` is what the
-    file says.
+    ``asks`` is the setting ``prefix`` of its file; None if the file does not have it. If all its
+    services have been removed, the names of the volumes that remain show whether they had it.
     """
     names = list(names)
     taken_ = bool(taken(store, stack, names))

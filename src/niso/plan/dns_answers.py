@@ -219,7 +219,7 @@ class Bars:
         bridges: Iterable[tuple[str, str]] = (),
         local: Iterable[str] = (),
     ) -> None:
-        """Take what is forbidden.
+        """Store the addresses and prefixes that answers must not contain.
 
         ``host`` are the host's own addresses with their prefix lengths. ``prefixes`` are those of
         niso's networks. ``bridges`` are (prefix, bridge name) of the bridges of container engines.

@@ -551,7 +551,7 @@ def _is_of_container(error: KernelError, want: State, before: State) -> bool:
 def _without_container(
     kernel: Kernel, store: Store, planned: Plan, report: Report, error: KernelError
 ) -> list[AnyStep]:
-    """Carry out a plan without the objects that cannot be changed because of a container.
+    """Carry out a plan without objects that a program in an attached container has blocked.
 
     A warning about these is reported. Returns the steps that were taken.
     """

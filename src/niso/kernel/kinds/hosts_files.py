@@ -403,10 +403,10 @@ class _HostsFiles(Kind[HostsFile]):
         return {"": frozenset(things)}
 
     def read(self, space: Space, things: Collection[HostsFile]) -> Iterable[HostsFile]:
-        """Read hosts files.
+        """Yield the hosts files that exist.
 
-        When everything of niso's is read, a file that has a malformed line or a folder that not
-        everybody may read does not count.
+        If the reading covers everything, a damaged file is left out, so that it is written again:
+        one with a malformed line, or in a folder that some users cannot read.
         """
         if space.name:
             return

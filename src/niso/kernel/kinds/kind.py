@@ -180,7 +180,7 @@ class Kind(Generic[T]):
         return ()
 
     def place(self, thing: T) -> str:
-        """Return the name of this object as a parent of others; "" if it cannot contain objects."""
+        """Return the text by which other objects name this one as container; "" if none can."""
         return ""
 
     def lies_in(self, thing: T) -> tuple[str, ...]:
