@@ -111,7 +111,7 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
     drop = json.loads(log.stdout.readline())
     conforms(drop, RESULTS["net log"].fields, "net log")
     direction = next(field for field in RESULTS["net log"].fields if field.name == "direction")
-    assert direction.description.startswith("in or out: ") and drop["direction"] == "in"
+    assert direction.description.startswith("in: ") and drop["direction"] == "in"
     seen.add("net log")
     log.send_signal(2)
     assert log.wait(10) == 130
