@@ -130,7 +130,8 @@ def manifest_blocks() -> Iterator[Block]:
     yield Heading("Peers")
     yield Text(
         "Each entry of allow_from, deny_from, egress.allow and egress.deny has one of these forms. "
-        "Without a protocol it matches all; without a port it matches all ports and ICMP. An empty "
+        "Without a protocol it matches all, or with ports TCP, UDP and SCTP; without a port it "
+        "matches all ports and ICMP. An empty "
         "allow list lets nothing in or out. Policies only restrict; they never open a path. The "
         "host can always connect to a service, and a service to itself."
     )
