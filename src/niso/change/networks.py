@@ -275,11 +275,11 @@ def create(
     network, it is only added to this host. Raises UsageError, KernelError, and Conflict if the
     name, subnet or bridge is taken. After an error nothing has changed.
     """
-    from niso.change import span_networks
-
     check(request)
     if not request.span:
         return _create(machine, request, report, dry_run)
+
+    from niso.change import span_networks
 
     proposed = span_networks.propose(machine, request, dry_run)
     try:
