@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from niso.base.errors import Error
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, named_tuple
 
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Any, Protocol
 
 
 # --- events of any command ------------------------------------------------------------------------
@@ -22,14 +21,10 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
 
     class Event(Protocol):
-        """Base class of progress events: a step that is about to run, or something that has
-        happened.
-        """
+        """A progress event: a step that is about to run, or something that has happened."""
 
         def describe(self) -> str:
-            """Return the event as text: one line, or several lines if it stands for several
-            commands.
-            """
+            """Return the event as text: one line for each command that it stands for."""
 
 else:
     Event = object  # a Protocol would import typing
@@ -43,212 +38,97 @@ def silent(_: Event) -> None:
     """Ignore an event; this is the receiver of events if the caller gives none."""
 
 
-class Caution(NamedTuple):
-    """Report a warning, such as a missing name server or another firewall."""
+def event_class(name: str, sentence: Callable[..., str]) -> type[Any]:
+    """Return the new event class ``name``, a named tuple.
 
-    text: str
-    hints: tuple[str, ...] = ()
-
-    def describe(self) -> str:
-        """Return the event as a line of text."""
-        return self.text
-
-
-class Expects(NamedTuple):
-    """Report, before the first step, which services must become healthy."""
-
-    services: tuple[str, ...]
-
-    def describe(self) -> str:
-        """Return the event as a line of text."""
-        return f"waiting until healthy: {', '.join(self.services)}"
-
-
-class Finished(NamedTuple):
-    """Report that the change is complete. Warnings and the handover to systemd follow."""
-
-    def describe(self) -> str:
-        """Return the event as a line of text."""
-        return "done"
-
-
-class WaitingForLock(NamedTuple):
-    """Report that the command waits for another niso command.
-
-    The other command changes ``service``, or, if that is "", the network.
+    The parameters of ``sentence`` are its fields. ``sentence`` returns what ``describe`` prints.
     """
-
-    service: str = ""
-
-    def describe(self) -> str:
-        target = self.service or "the network"
-        return f"waiting for another niso command that is changing {target}"
-
-
-class AskingCluster(NamedTuple):
-    """Report that a command waits for etcd, the database of the cluster.
-
-    It reserves names and addresses of services there, or publishes its changes.
-    """
-
-    def describe(self) -> str:
-        return "waiting for the cluster to answer"
+    fields = sentence.__code__.co_varnames[: sentence.__code__.co_argcount]
+    defaults = sentence.__defaults__ or ()
+    made: type[Any] = named_tuple(
+        name,
+        dict.fromkeys(fields, object),
+        dict(zip(fields[len(fields) - len(defaults) :], defaults, strict=True)),
+    )
+    made.__module__ = sentence.__module__
+    made.describe = lambda self: sentence(*self)
+    return made
 
 
-class Recovered(NamedTuple):
-    """Report that the change of an interrupted ``command`` was rolled back or completed."""
-
-    service: str
-    command: str
-    rolled_back: bool
-
-    def describe(self) -> str:
-        done = "rolled back" if self.rolled_back else "completed"
-        return f"{self.service}: the interrupted {self.command} was {done}"
-
-
-class Unfinished(NamedTuple):
-    """Report that an interrupted change of a service failed again because of ``error``."""
-
-    service: str
-    error: Error
-
-    def describe(self) -> str:
-        return f"{self.service}: the interrupted change is still incomplete: {self.error.message}"
-
-
-class NotStarted(NamedTuple):
-    """Report that a service could not be restarted because of ``error``."""
-
-    service: str
-    error: Error
-
-    def describe(self) -> str:
-        return f"{self.service}: cannot start it again: {self.error.message}"
+Caution = event_class("Caution", lambda text, hints=(): text)
+"""A warning, such as a missing name server or another firewall."""
+Expects = event_class("Expects", lambda services: f"waiting until healthy: {', '.join(services)}")
+"""The services that must become healthy. The event comes before the first step."""
+Finished = event_class("Finished", lambda: "done")
+"""The change is complete. Warnings and the handover to systemd follow."""
+WaitingForLock = event_class(
+    "WaitingForLock",
+    lambda service="": (
+        f"waiting for another niso command that is changing {service or 'the network'}"
+    ),
+)
+"""The command waits for another one, which changes ``service``, or the network if that is ""."""
+AskingCluster = event_class("AskingCluster", lambda: "waiting for the cluster to answer")
+"""The command waits for etcd, to reserve names and addresses or to publish its changes."""
+Recovered = event_class(
+    "Recovered",
+    lambda service, command, rolled_back: (
+        f"{service}: the interrupted {command} was {'rolled back' if rolled_back else 'completed'}"
+    ),
+)
+Unfinished = event_class(
+    "Unfinished",
+    lambda service, error: (
+        f"{service}: the interrupted change is still incomplete: {error.message}"
+    ),
+)
+"""An interrupted change of a service failed again because of ``error``."""
+NotStarted = event_class(
+    "NotStarted", lambda service, error: f"{service}: cannot start it again: {error.message}"
+)
 
 
 # --- events of services and their processes -------------------------------------------------------
 
 
-class Starting(NamedTuple):
-    """Report that niso starts the process of a service.
+Starting = event_class(
+    "Starting",
+    lambda service, argv=(): f"start {service}" + (f": {' '.join(argv)}" if argv else ""),
+)
+"""niso starts the process of a service. ``argv`` is empty if the process is restarted."""
+Stopping = event_class("Stopping", lambda service: f"stop {service}")
+Healthy = event_class("Healthy", lambda service: f"{service} is healthy")
+Completed = event_class("Completed", lambda service: f"{service} is completed")
+"""A job has exited with status 0."""
+WaitingForHealth = event_class(
+    "WaitingForHealth", lambda services: f"waiting for the health checks of {', '.join(services)}"
+)
+Undoing = event_class("Undoing", lambda service: f"roll back the activation of {service}")
+CopyingPackage = event_class("CopyingPackage", lambda folder: f"copy package {folder}")
+ShowingHosts = event_class(
+    "ShowingHosts",
+    lambda service, folder="": (
+        f"mount {f'the hosts file {folder}' if folder else 'its hosts file'} in {service}"
+    ),
+)
+"""niso mounts another hosts file in a running service. "" is the service's own file."""
+Forgetting = event_class("Forgetting", lambda service: f"delete the record of {service}")
+"""niso deletes a service's reserved addresses, logs and package copies."""
+RemovingVolumes = event_class(
+    "RemovingVolumes",
+    lambda service, volumes: f"delete the volumes of {service}: {', '.join(volumes)}",
+)
+WaitingForPacket = event_class(
+    "WaitingForPacket",
+    lambda to, kind: (
+        "waiting for "
+        + {"reply": "a reply from", "test": "a test packet to"}.get(kind, "a packet to")
+        + f" {to}"
+    ),
+)
+"""The command waits for a packet to the service ``to``, or for a reply from it.
 
-    ``argv`` is the command line of the process; it is empty if the process is restarted.
-    """
-
-    service: str
-    argv: tuple[str, ...] = ()
-
-    def describe(self) -> str:
-        return f"start {self.service}" + (f": {' '.join(self.argv)}" if self.argv else "")
-
-
-class Stopping(NamedTuple):
-    """Report that niso begins to stop the process of a service."""
-
-    service: str
-
-    def describe(self) -> str:
-        return f"stop {self.service}"
-
-
-class Healthy(NamedTuple):
-    """Report that a service has become healthy."""
-
-    service: str
-
-    def describe(self) -> str:
-        return f"{self.service} is healthy"
-
-
-class Completed(NamedTuple):
-    """Report that a job has exited with status 0."""
-
-    service: str
-
-    def describe(self) -> str:
-        return f"{self.service} is completed"
-
-
-class WaitingForHealth(NamedTuple):
-    """Report that the command waits for the results of health checks."""
-
-    services: tuple[str, ...]
-
-    def describe(self) -> str:
-        return f"waiting for the health checks of {', '.join(self.services)}"
-
-
-class Undoing(NamedTuple):
-    """Report that niso begins to roll back an activation that was interrupted or has failed."""
-
-    service: str
-
-    def describe(self) -> str:
-        return f"roll back the activation of {self.service}"
-
-
-class CopyingPackage(NamedTuple):
-    """Report that niso begins to copy a package."""
-
-    folder: str
-
-    def describe(self) -> str:
-        return f"copy package {self.folder}"
-
-
-class ShowingHosts(NamedTuple):
-    """Report that niso mounts another hosts file in a running service.
-
-    ``folder`` is the folder of the new file. If it is "", the file is again the service's own.
-    """
-
-    service: str
-    folder: str = ""
-
-    def describe(self) -> str:
-        which = f"the hosts file {self.folder}" if self.folder else "its hosts file"
-        return f"mount {which} in {self.service}"
-
-
-class Forgetting(NamedTuple):
-    """Report that niso begins to delete a service's reserved addresses, logs and package copies."""
-
-    service: str
-
-    def describe(self) -> str:
-        return f"delete the record of {self.service}"
-
-
-class RemovingVolumes(NamedTuple):
-    """Report that niso begins to delete the named volumes of a service."""
-
-    service: str
-    volumes: tuple[str, ...]
-
-    def describe(self) -> str:
-        return f"delete the volumes of {self.service}: {', '.join(self.volumes)}"
-
-
-class WaitingForPacket(NamedTuple):
-    """Report that the command waits for a packet to the service ``to``, or for a reply from it.
-
-    ``kind`` is "reply" for the reply, "test" for a packet that niso itself sends, or "real" for a
-    packet of another program.
-    """
-
-    to: str
-    kind: str
-
-    def describe(self) -> str:
-        what = {"reply": "a reply from", "test": "a test packet to"}.get(self.kind, "a packet to")
-        return f"waiting for {what} {self.to}"
-
-
-class Command(NamedTuple):
-    """Report a change of the kernel as the command line that would have the same effect."""
-
-    text: str
-
-    def describe(self) -> str:
-        return self.text
+``kind`` is "reply", "test" for a packet of niso, or "real" for a packet of another program.
+"""
+Command = event_class("Command", lambda text: text)
+"""A change of the kernel, as the command line that would have the same effect."""

@@ -17,21 +17,13 @@ from itertools import groupby
 
 from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.locks import Lock, remove_locks, service_lock
-from niso.base.named_tuples import NamedTuple
-from niso.base.report import NotStarted, Recovered, Report, Unfinished, silent
+from niso.base.report import NotStarted, Recovered, Report, Unfinished, event_class, silent
 from niso.change import ports, stop
 from niso.runtime.machine import Machine
 from niso.store.service_rows import Intent
 from niso.store.store import Store
 
-
-class EndingRestart(NamedTuple):
-    """Event: niso completes the restart of a service that a killed command has begun."""
-
-    service: str
-
-    def describe(self) -> str:
-        return f"complete the restart of {self.service}"
+EndingRestart = event_class("EndingRestart", lambda service: f"complete the restart of {service}")
 
 
 def end_restart(machine: Machine, services: list[str], report: Report) -> None:
@@ -77,7 +69,7 @@ def recover(
     from niso.look.services import command_of
 
     concerned = set(names)
-    recovered: list[Recovered] = []
+    recovered: list[tuple[str, str, bool]] = []
     errors: dict[str, Error] = {}
     done = 0
     # activations are undone together: one may have taken what another released
@@ -98,8 +90,7 @@ def recover(
                     continue
                 done += 1
                 recovered += [
-                    Recovered(name, command_of(intent), activations)
-                    for name in _together(store, intent)
+                    (name, command_of(intent), activations) for name in _together(store, intent)
                 ]
                 if activations:
                     begun.append(intent)
@@ -109,9 +100,9 @@ def recover(
             if begun:
                 machine.processes.end_unrecorded({intent.service for intent in begun})
                 errors |= undo(machine, begun, report)
-    for event in recovered:
-        if event.service not in concerned and event.service not in errors:
-            report(event)
+    for service, command, rolled_back in recovered:
+        if service not in concerned and service not in errors:
+            report(Recovered(service, command, rolled_back))
     for name, error in errors.items():
         report(Unfinished(name, error))
     raised = [error for name, error in errors.items() if every or name in concerned]

@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable, Sequence
 from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.locks import Lock
 from niso.base.named_tuples import NamedTuple
-from niso.base.report import Report, silent
+from niso.base.report import Report, event_class, silent
 from niso.change import scope as change_scope
 from niso.kernel.kinds.kind import State
 from niso.kernel.nft_elements import Element
@@ -218,13 +218,9 @@ def _choose(
 # --- changes of a running service's ports ---------------------------------------------------------
 
 
-class FinishingPorts(NamedTuple):
-    """Event: niso completes the port changes of an interrupted command."""
-
-    services: tuple[str, ...]
-
-    def describe(self) -> str:
-        return f"complete the port changes of {', '.join(self.services)}"
+FinishingPorts = event_class(
+    "FinishingPorts", lambda services: f"complete the port changes of {', '.join(services)}"
+)
 
 
 def concerned(store: Store, service: str, port: Port, replace: bool) -> set[str]:

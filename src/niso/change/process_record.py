@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 
-from niso.base.errors import Error, InvalidInput, ProcessError
+from niso.base.errors import InvalidInput, ProcessError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.report import Report
+from niso.base.report import Report, event_class
 from niso.change import sharing
 from niso.change.targets import FIRST_UID, Target
 from niso.kernel import host_facts
@@ -179,14 +179,10 @@ def _spec(
 # --- another hosts file instead of a restart ------------------------------------------------------
 
 
-class RestartingInstead(NamedTuple):
-    """Event: a service restarts, because ``error`` prevented a change without a restart."""
-
-    service: str
-    error: Error
-
-    def describe(self) -> str:
-        return f"{self.error.message}; restarting {self.service}"
+RestartingInstead = event_class(
+    "RestartingInstead", lambda service, error: f"{error.message}; restarting {service}"
+)
+"""A service restarts, because ``error`` prevented a change without a restart."""
 
 
 def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) -> bool:

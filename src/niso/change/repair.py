@@ -26,6 +26,7 @@ from niso.base.report import (
     ShowingHosts,
     Starting,
     Stopping,
+    event_class,
     silent,
 )
 from niso.change import attach, journal, process_record
@@ -54,8 +55,6 @@ from niso.store.sqlite import connected, unusable
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from typing import Literal
-
     from niso.kernel.interface import Kernel
     from niso.runtime.processes import Processes
 
@@ -63,25 +62,14 @@ if TYPE_CHECKING:
 # --- repair ---------------------------------------------------------------------------------------
 
 
-class RepairingStore(NamedTuple):
-    """Event: niso writes or deletes rows of the store."""
+RepairingStore = event_class(
+    "RepairingStore",
+    lambda action, table, service="": (
+        f"{action} {table}{f' of {service}' if service else ''} in the store"
+    ),
+)
 
-    action: Literal["write", "delete"]
-    table: str
-    service: str = ""
-
-    def describe(self) -> str:
-        whose = f" of {self.service}" if self.service else ""
-        return f"{self.action} {self.table}{whose} in the store"
-
-
-class WritingSpec(NamedTuple):
-    """Event: niso writes the spec.json of a running service again."""
-
-    service: str
-
-    def describe(self) -> str:
-        return f"write spec.json of {self.service}"
+WritingSpec = event_class("WritingSpec", lambda service: f"write spec.json of {service}")
 
 
 def plan_repair(machine: Machine, report: Report, network_only: bool = False) -> None:
@@ -356,9 +344,9 @@ def _of_rows(defects: list[store_defects.Defect]) -> list[store_defects.Defect]:
 
 
 def _event_of(defect: store_defects.Defect) -> Event:
-    return RepairingStore(
-        "delete" if defect.problem == "foreign" else "write", defect.table, defect.service
-    )
+    action = "delete" if defect.problem == "foreign" else "write"
+    event: Event = RepairingStore(action, defect.table, defect.service)
+    return event
 
 
 def _nameless(machine: Machine) -> list[tuple[str, int]]:
@@ -393,21 +381,14 @@ def _name_again(machine: Machine, report: Report) -> int:
 
 
 def _mending(name: str, finding: Finding) -> Event:
-    if finding.defect == UNKNOWN:
-        return WritingSpec(name)
-    return ShowingHosts(name) if finding.defect == BLIND else Starting(name)
+    event: Event = {UNKNOWN: WritingSpec, BLIND: ShowingHosts}.get(finding.defect, Starting)(name)
+    return event
 
 
 # --- sweep: remove what is in the kernel ----------------------------------------------------------
 
 
-class EndingLost(NamedTuple):
-    """Event: niso kills the processes of a service that has no run folder."""
-
-    cgroup: str
-
-    def describe(self) -> str:
-        return f"kill the processes in the cgroup {self.cgroup}"
+EndingLost = event_class("EndingLost", lambda cgroup: f"kill the processes in the cgroup {cgroup}")
 
 
 _TRIES = 50

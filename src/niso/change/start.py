@@ -154,7 +154,8 @@ def event_of(change: Change) -> Event:
     """Return the event to report when a service starts or gets another hosts file."""
     if change.rehosts:
         folder = os.path.basename(change.row.require_process().hosts_folder)
-        return ShowingHosts(change.name, folder)
+        event: Event = ShowingHosts(change.name, folder)
+        return event
     return _starting(change.row)
 
 
@@ -170,8 +171,9 @@ def _was_healthy(processes: Processes, service: str) -> bool:
     return known is not None and known.run == run and known.well_at > 0
 
 
-def _starting(row: ServiceRow) -> Starting:
-    return Starting(row.name, row.require_process().argv)
+def _starting(row: ServiceRow) -> Event:
+    event: Event = Starting(row.name, row.require_process().argv)
+    return event
 
 
 def _check_order(processes: Processes, starts: list[Start], after: After) -> None:

@@ -27,6 +27,7 @@ from niso.base import files, paths
 from niso.base.errors import Conflict, Error, ProcessError
 from niso.base.locks import service_lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.report import event_class
 from niso.base.signals import heed_signals, keep_only, signals_held
 from niso.runtime import status
 from niso.runtime.cgroups import keep_in, move, pids_in, roots
@@ -34,7 +35,7 @@ from niso.runtime.crun import cgroup_of, load
 
 if TYPE_CHECKING:
     import threading
-    from typing import Literal, NoReturn
+    from typing import NoReturn
 
 
 # --- the unit that a service runs in --------------------------------------------------------------
@@ -368,14 +369,7 @@ def _systemctl(*arguments: str, may_fail: bool = False) -> str:
 # --- unit files -----------------------------------------------------------------------------------
 
 
-class ChangingUnit(NamedTuple):
-    """Event: niso writes or removes a systemd unit file."""
-
-    action: Literal["write", "remove"]
-    path: str
-
-    def describe(self) -> str:
-        return f"{self.action} {self.path}"
+ChangingUnit = event_class("ChangingUnit", lambda action, path: f"{action} {path}")
 
 
 AFTER = (
