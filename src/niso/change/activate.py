@@ -1,10 +1,9 @@
 """Activate services: create their networks and start their processes. Restart services.
 
-If one service of a command fails, all services of the command are rolled back. The store records
-the change as an intent before the change reaches the kernel. If this process dies, a later command
-undoes the intent (`niso.change.journal.recover`). niso's lock is locked while the change is planned
-and written. A service's own lock is locked from the service's first change to its last, which
-includes the wait for its process.
+If one service of a command fails, all its services are rolled back. If this process dies, a later
+command undoes the change (`niso.change.journal.recover`). niso's lock is locked while the change is
+planned and written, a service's own lock from its first change to its last, which includes the wait
+for its process.
 """
 
 from __future__ import annotations
@@ -73,11 +72,10 @@ def activate(
 ) -> list[Outcome]:
     """Activate ``targets``; if one of them fails, roll back all of them.
 
-    ``timeout_s`` (seconds) and ``after`` are those of `start.run`. For a service that is active,
-    only the differences of its manifest are applied; a service without differences is skipped. With
-    ``stack``, the networks of the stack are created, the services join the stack, and services that
-    are no longer in the stack's file are stopped. Raises InvalidInput, Conflict, KernelError or
-    ProcessError after the roll-back.
+    ``timeout_s`` (seconds) and ``after`` are those of `start.run`. For an active service, only the
+    differences of its manifest are applied. With ``stack``, the networks of the stack are created,
+    the services join it, and services that are no longer in its file are stopped. Raises
+    InvalidInput, Conflict, KernelError or ProcessError after the roll-back.
     """
     if dry_run:
         return _planned(machine, targets, stack, report)
@@ -109,8 +107,7 @@ def foreseen(
 ) -> tuple[World, World]:
     """Return what policies would be evaluated against before and after `activate`.
 
-    Each of the two `World` objects holds the services, networks and names that policies can refer
-    to. Nothing is changed. Raises the errors of `activate`.
+    Nothing is changed. Raises the errors of `activate`.
     """
     worlds: list[World] = []
     observe = lambda: worlds.append(read_world(machine.kernel, machine.store))  # noqa: E731
@@ -128,8 +125,8 @@ def _planned(
 ) -> list[Outcome]:
     """Report the steps of `activate` without carrying them out, and return the planned outcomes.
 
-    ``observe`` is called twice in a transaction that is cancelled afterwards: first while the store
-    has its present rows, then while it has the rows that the activation would write.
+    ``observe`` is called twice in a transaction that is cancelled afterwards: with the present
+    rows, and with the rows that the activation would write.
     """
     store = machine.store
     targets = sharing.with_followers(store, targets, stack.leaving)
@@ -150,9 +147,8 @@ def _locked(
 ) -> tuple[ExitStack, list[Target]]:
     """Lock the services, those that leave the stack, and those that must restart with them.
 
-    Returns the locks and the targets. While this call waited for a lock, another command may have
-    stopped or started a service that shares a namespace; the returned targets take that into
-    account. Raises NotFound if a service was removed, and Conflict if more services keep appearing.
+    The targets are read again under the locks. Raises NotFound if a service was removed, and
+    Conflict if more services keep appearing.
     """
     names = {*stack.leaving, *(target.name for target in wanted)}
     for _ in range(_TRIES):
@@ -189,10 +185,7 @@ class _Activation:
     # --- the steps, in order ------------------------------------------------------------------
 
     def copy_packages(self) -> None:
-        """Copy the packages that have changed since the last activation.
-
-        The intents are recorded first, so that recovery deletes the copies if niso is killed.
-        """
+        """Copy changed packages; by the intents recorded first, recovery deletes the copies."""
         fresh = self._fresh()
         begin(self._store, [target.name for target in fresh], "activate")
         for target in fresh:
@@ -201,9 +194,9 @@ class _Activation:
                 files.copy(target.spec, target.manifest_path)
 
     def claim(self, dry_run: bool = False) -> None:
-        """Reserve in etcd the names and addresses of the services on networks that span hosts.
+        """Reserve in etcd the names and addresses of services on networks that span hosts.
 
-        No-op on a host that is in no cluster. With ``dry_run``, the reservations are only checked.
+        With ``dry_run``, the reservations are only checked.
         """
         if not self._store.cluster_id():
             return
@@ -218,10 +211,9 @@ class _Activation:
         )
 
     def stop_leaving(self) -> None:
-        """Stop the processes of services that leave the stack.
+        """Stop the services that leave the stack; a failed activation starts them again.
 
-        If the activation fails, these services are started again. Raises Conflict before any
-        process is stopped if the new rows cannot be recorded, and the errors of stopping.
+        Raises Conflict, before any process is stopped, if the new rows cannot be recorded.
         """
         self._find_leaving()
         if self._leaving:
@@ -233,10 +225,7 @@ class _Activation:
         stop.raise_all([*ended.values()])
 
     def change(self) -> list[Change]:
-        """Write the rows of the services, and change the kernel to match.
-
-        Returns one change per service.
-        """
+        """Write the rows of the services, and change the kernel to match."""
         with Lock():
             self.claims.make_way(self._report)
             scope = self._scope()
@@ -247,10 +236,9 @@ class _Activation:
         return changes
 
     def finish(self, changes: list[Change]) -> set[str]:
-        """Complete the activation, and return the names of the services that changed.
+        """Complete the activation: delete its intents, unused networks and old package copies.
 
-        The records of the change in progress (intents), unused networks and old packages are
-        deleted.
+        Returns the names of the services that changed.
         """
         for done in changes:
             package.keep_manifest(done.row.package, done.target.spec)
@@ -268,10 +256,7 @@ class _Activation:
         return changed
 
     def release_claims(self, changes: list[Change]) -> None:
-        """Report to the cluster which services were stopped or need no reservation in etcd now.
-
-        No-op on a host that is in no cluster.
-        """
+        """Report to the cluster which services were stopped or need no reservation in etcd now."""
         if not self._store.cluster_id():
             return
 
@@ -296,8 +281,7 @@ class _Activation:
     def plan(self) -> list[Outcome]:
         """Report what the steps would do, and return the outcomes that they would have.
 
-        The rows are written as in a real activation. The caller must have niso's lock, and must
-        cancel the transaction afterwards.
+        The caller must have niso's lock, and must cancel the transaction afterwards.
         """
         store, kernel = self._store, self._kernel
         for target in self._fresh():
@@ -335,7 +319,6 @@ class _Activation:
     # --- parts of steps -----------------------------------------------------------------------
 
     def _fresh(self) -> list[Target]:
-        """Return the targets whose package differs from the stored copy and must be copied."""
         return [
             target
             for target in self._targets
@@ -353,10 +336,6 @@ class _Activation:
         self._leaving = [row for row in rows if row is not None and row.active]
 
     def _scope(self) -> Scope:
-        """Return the scope of the change: the services and networks that it concerns.
-
-        It is computed from the present rows.
-        """
         store = self._store
         made = [one.name for one in self._stack.networks if store.network(one.name) is None]
         scope = scope_of(store, self._targets).joined(stop.scope_of(store, self._leaving))
@@ -364,15 +343,11 @@ class _Activation:
         return scope.joined(Scope((), (), names=names)).joined(self.claims.scope())
 
     def _record(self) -> list[Change]:
-        """Write the desired rows, and return one change per service.
-
-        Raises the errors of `record_all`.
-        """
         self.claims.record()
         return record_all(self._machine, self._targets, self._copies, self._leaving, self._stack)
 
     def _changed(self, changes: list[Change]) -> set[str]:
-        """Return the names of the services whose rows changed or whose process restarts.
+        """Return the services whose rows changed or whose process restarts.
 
         If only objects of the kernel changed, all services of the activation are returned.
         """
@@ -387,17 +362,13 @@ class _Activation:
         return {done.name for done in changes} if only_kernel else changed
 
     def _end(self, left: set[str]) -> None:
-        """Record that the change is complete, by deleting its intents.
-
-        The implicit networks in ``left`` that no service uses are deleted too.
-        """
         for name in self._names:
             self._store.end_intent(name)
         self._store.drop_implicit_networks(left)
 
 
 def _left(changes: list[Change]) -> set[str]:
-    """Return the names of the networks that services have left in this change."""
+    """Return the networks that services have left in this change."""
     return {
         name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)
     }
@@ -414,20 +385,14 @@ def _outcome(store: Store, done: Change, changed: bool) -> Outcome:
 
 
 def restart(
-    machine: Machine,
-    services: list[str],
-    report: Report = silent,
-    after: After | None = None,
+    machine: Machine, services: list[str], report: Report = silent, after: After | None = None
 ) -> None:
-    """Restart the processes of active services.
-
-    Their namespaces, addresses and ports are not changed.
+    """Restart the processes of active services; their networks stay unchanged.
 
     ``after`` is that of `start.run`, restricted to these services. Raises Conflict, NotFound or
     ProcessError. After an error, niso starts the stopped processes again, except those that exited
     by themselves.
     """
-
     store = machine.store
     recover(machine, report, services)
     with locked(store, services):
@@ -454,8 +419,7 @@ def restart(
 def _refreshed(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:
     """Write the host's present DNS settings into the rows of services, and return the rows.
 
-    Services in the host's own network namespace are left unchanged: they read the host's
-    resolv.conf directly.
+    Services in the host's own network namespace read the host's resolv.conf directly.
     """
     now = []
     for row in rows:

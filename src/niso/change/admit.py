@@ -1,8 +1,7 @@
 """Record the networks, names, addresses and ports of a service in the store, or refuse them.
 
-This module also prepares the activation of a stack: its networks, its services, and the services
-that leave it. Host ports are checked in `niso.change.ports`. Addresses are assigned in
-`niso.store.service_rows`.
+This module also prepares the activation of a stack. Host ports are checked in `niso.change.ports`,
+addresses are assigned in `niso.store.service_rows`.
 """
 
 from __future__ import annotations
@@ -43,10 +42,7 @@ user of a pod has chosen.
 
 
 class Change(NamedTuple):
-    """The change of one service in an activation: its target, its row before, and its new row.
-
-    ``before`` is None for a new service.
-    """
+    """The change of one service in an activation. ``before`` is None for a new service."""
 
     target: Target
     before: ServiceRow | None
@@ -56,17 +52,16 @@ class Change(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return the name of the service."""
         return self.row.name
 
 
 def release(store: Store, target: Target) -> None:
     """Begin the intent of a service, and release host ports and names that it needs no longer.
 
-    If the service changes its networks, all its names are released, because `record` must check
-    them on the new networks. Call this function for all services of a command before any `record`:
-    another service of the same command can then get what was released. Addresses are not released.
-    Until the kernel is updated, packets to a released address would reach its new owner.
+    Call this function for all services of a command before any `record`: another service of the
+    command can then get what was released. If the service changes its networks, all its names are
+    released, because `record` must check them there. Addresses are not released: until the kernel
+    is updated, packets to them would reach the new owner.
     """
     store.begin_intent(target.name, "activate", time.time())
     wanted = {published.port for published in target.spec.network.ports}
@@ -87,9 +82,9 @@ def record_all(
 ) -> list[Change]:
     """Write the desired rows of all services of a command, and of its ``stack``, to the store.
 
-    ``copies`` maps the name of each service to the path of its package. ``leaving`` are the rows of
-    the services that the command stops. Returns one change per target. Errors of all services are
-    collected before they are raised; they are those of `record`.
+    ``copies`` maps each service to the path of its package; ``leaving`` are the rows of services
+    that the command stops. Errors of all services, which are those of `record`, are collected
+    first.
     """
     store = machine.store
     if stack.stack:
@@ -125,10 +120,9 @@ def record_all(
 
 
 def _takes(target: Target) -> tuple[bool, bool]:
-    """Return a sort key that puts services with fixed addresses before services without.
+    """Return a sort key: services with fixed addresses first, sharers of a namespace last.
 
-    Otherwise a service without a fixed address could get an address that another service requests.
-    A service that owns its namespace comes before the services that share it.
+    Otherwise a service without a fixed address could get an address that another one requests.
     """
     return target.spec.network.mode == "share", not (
         target.spec.network.addresses or target.spec.network.addresses6
@@ -147,10 +141,10 @@ def record(
     """Write the desired rows of one service to the store; call `release` first.
 
     ``copy`` is the path of its package. ``together`` are the names of all services of the command,
-    ``beside`` those whose manifests the command activates. ``links`` and ``named``, the host ports
-    in the manifests, are the same for all services of the command. Raises Conflict or InvalidInput,
-    with the manifest and its key, or an ErrorGroup of all refused names, addresses and ports. After
-    an error the caller must roll back the transaction.
+    ``beside`` those whose manifests it activates. ``links`` and ``named``, the host ports in the
+    manifests, are the same for all services of the command. Raises Conflict or InvalidInput, with
+    the manifest and its key, or an ErrorGroup. After an error the caller must roll back the
+    transaction.
     """
     errors: list[Error] = []
     try:
@@ -255,11 +249,10 @@ def _record(
 
 
 def _refuse_macs(store: Store, name: str, networks: tuple[str, ...]) -> None:
-    """Raise Conflict if another service has the same MAC address on a network as this service.
+    """Raise Conflict if another service has the same MAC address on one of its networks.
 
-    A MAC address is chosen in a request, or derived from the names of service and network. Inactive
-    services count too, because they have the same MAC address at their next activation. Frames to a
-    duplicate MAC address would reach whichever of the two services was attached last.
+    Frames to a duplicate address would reach whichever service was attached last. Inactive services
+    count too: they have the same MAC address at their next activation.
     """
     chosen = store.chosen_macs(networks)
     for network in dict.fromkeys(network for network, _, _ in chosen):
@@ -277,16 +270,9 @@ def _refuse_macs(store: Store, name: str, networks: tuple[str, ...]) -> None:
 
 
 def _set_ports(
-    machine: Machine,
-    target: Target,
-    before: ServiceRow | None,
-    had: list[Port],
-    command: Command,
+    machine: Machine, target: Target, before: ServiceRow | None, had: list[Port], command: Command
 ) -> None:
-    """Record the host ports of a service.
-
-    ``had`` are the ports that it had before the change. Raises the errors of `ports.admit`.
-    """
+    """Record a service's host ports; ``had`` are the previous ones. Raises as `ports.admit`."""
     store, wanted = machine.store, target.spec
     keys = [published.key for published in wanted.network.ports]
     if not store.port_families(target.name):
@@ -334,9 +320,8 @@ def _held_names(
 ) -> dict[str, Conflict]:
     """Return an error for each desired name that another service has on a common network.
 
-    The result maps the name to the error. ``provider`` is the service whose namespace this service
-    shares, or None. The names of services that share this service's namespace are checked like its
-    own, because they are on its networks too.
+    ``provider`` is the service whose namespace this service shares, or None. The names of sharers
+    of this service's namespace are checked too, because they are on its networks.
     """
     networks = spec.network.networks if provider is None else store.networks_of(provider)
     sharers = store.held_sharers(spec.name, together)
@@ -366,10 +351,7 @@ def _held_names(
 
 
 def _share(store: Store, spec: ServiceSpec, name: str, holder: str) -> bool:
-    """Return whether ``holder`` and this service are attachments, which may have the same alias.
-
-    Containers on one network of a container engine may have the same alias, too.
-    """
+    """Return whether both are attachments, which may have the same alias as in an engine."""
     if spec.process is not None or name not in spec.network.aliases or name == holder:
         return False
     row = store.service(holder)
@@ -377,10 +359,7 @@ def _share(store: Store, spec: ServiceSpec, name: str, holder: str) -> bool:
 
 
 def _name_key(spec: ServiceSpec, name: str) -> str:
-    """Return the manifest key that declares ``name``.
-
-    For the name of a service that shares this service's namespace, it is ``network.networks``.
-    """
+    """Return the manifest key that declares ``name``."""
     if name == spec.name:
         return "package.name"
     if name not in spec.names:  # the name of a service that shares the namespace
@@ -391,8 +370,8 @@ def _name_key(spec: ServiceSpec, name: str) -> str:
 def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> None:
     """Raise Conflict if a policy's name is ambiguous, or names a service with network mode host.
 
-    A policy cannot match a service of mode host, whose packets have the host's own addresses. This
-    service's policy is checked, and the policies of other services that name this service.
+    A policy cannot match a service of mode host, whose packets have the host's own addresses.
+    Policies of other services that name this service are checked too.
     """
     for entry in spec.network.policy.entries():
         if entry.peer.kind == "service":
@@ -419,9 +398,9 @@ def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> N
 
 
 def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str]) -> None:
-    """Raise Conflict if a policy allows an alias that belongs to another user's pod.
+    """Raise Conflict if a policy allows an alias that the user of another pod has chosen.
 
-    The pod's user has chosen the alias, and could have chosen it to get access.
+    That user could have chosen it to get access.
     """
     if entry not in (
         *(spec.network.policy.allow_from or ()),
@@ -441,23 +420,21 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
 
 
 def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
-    """Return whether the user of a Kubernetes namespace wrote an entry of a pod's policy.
+    """Return whether the user of a Kubernetes namespace wrote an entry of pod ``name``'s policy.
 
-    ``name`` is the pod with the policy, and ``namespace`` the Kubernetes namespace. The keys of
-    entries that users write begin with ``niso.io/``.
+    The keys of entries that users write begin with ``niso.io/``.
     """
     same = namespace != "" and _labels(store, name).get("pod_namespace") == namespace
     return same and entry.key.startswith("niso.io/")
 
 
 def _labels(store: Store, name: str) -> Mapping[str, str]:
-    """Return the labels of an attachment. The result is empty for other services."""
+    """Return the labels of an attachment; none for other services."""
     attached = store.attachments.get(name) if store.mode(name) == "attached" else None
     return _labels_of(attached) if attached is not None else {}
 
 
 def _labels_of(attached: Attached) -> Mapping[str, str]:
-
     labels: Mapping[str, str] = wishes(attached).get("labels", {})
     return labels
 
@@ -495,10 +472,7 @@ def _check_chosen(store: Store, attached: Attached, former: Attached | None) -> 
 
 
 def _picks(store: Store, peer: Peer, address: str) -> bool:
-    """Return whether a policy peer contains ``address`` but not the entire subnet around it.
-
-    The subnet is that of niso's network that contains the address.
-    """
+    """Return whether a policy peer contains ``address`` but not the entire subnet around it."""
     subnets = [
         prefix(subnet.cidr)
         for network in store.networks()
@@ -514,9 +488,9 @@ def _picks(store: Store, peer: Peer, address: str) -> bool:
 
 
 def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> None:
-    """Raise Conflict if this service would make ``name`` ambiguous in the policy of ``other``.
+    """Raise Conflict if this service would make an entry in the policy of ``other`` invalid.
 
-    Also raises Conflict if the policy names this service and the service has network mode host.
+    The name would be ambiguous, or the service has network mode host.
     """
     row = store.service(other)
     entries = (store.policy(other) or Policy()).entries()
@@ -543,10 +517,7 @@ def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> Non
 
 
 def _refuse_ports(store: Store, service: str, keys: list[str]) -> None:
-    """Raise Conflict if a service without a network publishes ports; otherwise remove its forwards.
-
-    ``keys`` are the manifest keys of its published ports. The error is about the first of them.
-    """
+    """Raise Conflict if a service without a network publishes ports; else drop its forwards."""
     provider = store.home(service)
     if keys:
         raise Conflict(
@@ -568,9 +539,8 @@ def _ensure_network(machine: Machine, name: str, static: str | None) -> None:
 class LinkNames:
     """Choose the generations of services in a transaction so that interface names are unique.
 
-    The name of a host's veth interface contains a hash of the service, the network and the
-    generation, so two endpoints can have the same name, even two of one service
-    (`niso.base.names.veth`).
+    An interface name contains a hash of service, network and generation, so two endpoints can have
+    the same name (`niso.base.names.veth`).
     """
 
     def __init__(self, store: Store) -> None:
@@ -583,9 +553,8 @@ class LinkNames:
         """
 
     def generation(self, service: str, networks: tuple[str, ...], first: int) -> int:
-        """Return the lowest generation, at least ``first``, whose interface names are free.
-
-        The names must be unused and different from each other. They are used from this call on.
+        """Return the lowest generation, at least ``first``, whose interface names are free; use
+        them.
         """
         prefix = link_prefix(service)
         if prefix not in self._taken:
@@ -624,10 +593,7 @@ NO_STACK = Membership("", "", "", (), (), {})
 
 
 class NoClaims:
-    """The reservations in etcd of a command that needs none.
-
-    It has the methods of `cluster_claims.Held`.
-    """
+    """The reservations of a command that needs none in etcd; see `cluster_claims.Held`."""
 
     homes: Collection[str] = ()
 
@@ -638,14 +604,12 @@ class NoClaims:
         """Close nothing."""
 
     def networks(self, service: str) -> Collection[str]:
-        """Return no network."""
         return ()
 
     def make_way(self, report: Report) -> None:
         """Remove nothing: the command has reserved no name and no address."""
 
     def scope(self) -> Scope:
-        """Return an empty scope."""
         return Scope((), ())
 
     def record(self) -> None:
@@ -658,9 +622,8 @@ class NoClaims:
 def shared(store: Store, wanted: Membership) -> Iterator[tuple[str, str]]:
     """Yield (network, other stack) for each declared network that another stack already uses.
 
-    Only networks that are new to this stack are yielded. Services of both stacks could connect to
-    each other on such a network. Networks that span hosts are not yielded, because they are meant
-    to be shared.
+    Services of both stacks could connect to each other on it. Networks that span hosts are meant to
+    be shared.
     """
     for request in wanted.networks:
         others = _others(store, wanted.stack, request.name)
@@ -669,10 +632,7 @@ def shared(store: Store, wanted: Membership) -> Iterator[tuple[str, str]]:
 
 
 def _others(store: Store, stack: str, network: str) -> set[str]:
-    """Return the names of other stacks that have services on a network.
-
-    The result is empty if ``stack`` has services on the network itself.
-    """
+    """Return the other stacks on a network; none if ``stack`` is on the network itself."""
     on = {store.stack_of(name) for name, _ in store.members(network)}
     return set() if stack in on else {other for other in on if other is not None}
 
@@ -716,7 +676,7 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
 def network_error(wanted: Membership, name: str, error: Error, on: Sequence[str] = ()) -> Conflict:
     """Return ``error`` of a stack's network as a Conflict that names the stack's file and the key.
 
-    ``on`` are the services on the network. They are listed in the hint.
+    The hint lists ``on``, the services on the network.
     """
     from niso.look.stack_members import error_of
 

@@ -1,12 +1,10 @@
 """Attach network namespaces of other programs to niso's networks, and detach them.
 
-An attachment is a service row of mode ``attached``, without a package and without a process.
-Otherwise it is admitted, planned and filtered like other services (`niso.change.admit`,
-`niso.plan.desired`). This module does not import code that only processes need, because a container
-engine waits for each call.
+An attachment is a service row of mode ``attached``, without a package and a process. This module
+does not import code that only processes need, because a container engine waits for each call.
 
-The policy of an attachment is written by a user of the container engine. It is combined with the
-administrator's policies in /etc/niso/policies: both must allow a packet.
+The policy that a user of the engine writes is combined with the administrator's policies in
+/etc/niso/policies: both must allow a packet.
 """
 
 from __future__ import annotations
@@ -80,19 +78,16 @@ class Attachment(NamedTuple):
 
 
 def attach(
-    machine: Machine,
-    request: Request,
-    report: Report = silent,
-    instead_of: Attached | None = None,
+    machine: Machine, request: Request, report: Report = silent, instead_of: Attached | None = None
 ) -> Attachment:
     """Attach a namespace to the networks of ``request``, and detach it from other networks.
 
-    Packets must also be allowed by the administrator's policies (`niso.manifest.policy`). If the
-    same namespace is attached already, only the differences are applied. An existing attachment of
-    this name is replaced if its namespace no longer exists, or if it has the owner and id of the
-    request. With ``instead_of``, the call fails unless that is the present attachment. Raises
-    InvalidInput, NotFound, Conflict or KernelError. After an error nothing has changed, except that
-    an attachment whose namespace no longer exists may have been removed.
+    Packets must also be allowed by the administrator's policies (`niso.manifest.policy`). For a
+    namespace that is already attached, only the differences are applied. An attachment of this name
+    is replaced if its namespace no longer exists, or if it has the owner and id of the request.
+    With ``instead_of``, the call fails unless that is the present attachment. Raises InvalidInput,
+    NotFound, Conflict or KernelError. After an error nothing has changed, except that an attachment
+    whose namespace no longer exists may have been removed.
     """
     store, kernel = machine.store, machine.kernel
     if store.intents():
@@ -133,11 +128,7 @@ def attach(
 
 
 def _claimed(machine: Machine, target: Target, report: Report) -> cluster_claims.Held | NoClaims:
-    """Reserve in etcd the name and addresses of an attachment on networks that span hosts.
-
-    Returns the reservations; on a host that is in no cluster there are none. Raises InvalidInput,
-    Conflict, NoAnswer or Error.
-    """
+    """Reserve in etcd the name and addresses of an attachment on networks that span hosts."""
     if not machine.store.cluster_id():
         return NoClaims()
 
@@ -156,8 +147,6 @@ def _claimed(machine: Machine, target: Target, report: Report) -> cluster_claims
 
 
 def _tell(machine: Machine, name: str, report: Report) -> None:
-    """Release the reservations in etcd of an attachment that no longer needs them."""
-
     from niso.change import cluster_claims
 
     cluster_claims.tell(machine, [name], report)
@@ -166,10 +155,7 @@ def _tell(machine: Machine, name: str, report: Report) -> None:
 def _apply(
     machine: Machine, target: Target, claims: cluster_claims.Held | NoClaims, report: Report
 ) -> Attachment:
-    """Record an attachment, update the kernel, and return the result.
-
-    After an error the caller undoes the change.
-    """
+    """Record an attachment and update the kernel. After an error the caller undoes the change."""
     store, kernel, name = machine.store, machine.kernel, target.name
     alone = frozenset([name])
     with Lock():
@@ -206,10 +192,7 @@ def _apply(
 
 
 def _end(machine: Machine, name: str, left: set[str], report: Report) -> None:
-    """Record that the change of an attachment is complete, by deleting its intent.
-
-    ``left`` are the networks from which it was detached. Those that are unused now are deleted.
-    """
+    """Delete the intent of an attachment, and the unused implicit networks among ``left``."""
     store = machine.store
     with leaving(machine, left, report):
         store.end_intent(name)
@@ -254,10 +237,7 @@ def _located(
 
 
 def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int) -> None:
-    """Raise Conflict if the namespace is already attached under another name.
-
-    ``cookie`` is the kernel's number of the namespace (SO_NETNS_COOKIE).
-    """
+    """Raise Conflict if the namespace with this cookie is already attached under another name."""
     for other in store.attachments.of_cookie(cookie):
         row = store.service(other.service)
         if other.service == request.name or other.owner == request.owner == BY_INTERFACE:
@@ -272,7 +252,6 @@ def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int
 def _is_same(
     before: Attached, row: ServiceRow, request: Request, foreign: ForeignNetns | None
 ) -> bool:
-    """Return whether an active attachment already has the request's namespace, owner and id."""
     if not row.active or (before.owner, before.id) != (request.owner, request.id):
         return False
     if foreign is None:
@@ -281,18 +260,12 @@ def _is_same(
 
 
 def _is_of(before: Attached, request: Request) -> bool:
-    """Return whether an attachment has the owner and the (non-empty) id of the request.
-
-    Such an attachment may have another namespace, which the request's namespace replaces.
-    """
+    """Return whether an attachment has the owner and the (non-empty) id of the request."""
     return request.id != "" and (before.owner, before.id) == (request.owner, request.id)
 
 
 def current(store: Store, name: str) -> Request | None:
-    """Return the request that would create the attachment as it is now; None if there is none.
-
-    To change a part of an attachment, change this request and attach again.
-    """
+    """Return the request that would create the attachment as it is now; None if there is none."""
     row, attached = store.service(name), store.attachments.get(name)
     if row is None or attached is None:
         return None
@@ -319,9 +292,8 @@ def current(store: Store, name: str) -> Request | None:
 def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment]:
     """Apply the administrator's present policies to all attachments whose namespaces exist.
 
-    Returns one result per updated attachment. All attachments are tried before an error is raised:
-    the error itself, or an ErrorGroup of several. An attachment that failed keeps its previous
-    policy.
+    Returns one result per updated attachment. An attachment that failed keeps its previous policy;
+    all are tried before the error, or an ErrorGroup, is raised.
     """
     store = machine.store
     done, errors = [], list[Error]()
@@ -368,17 +340,13 @@ def detach(machine: Machine, name: str, id: str | None = None, report: Report = 
             return False
         if row.has_process:
             raise Conflict(
-                f"{name!r} is a service, not an attachment",
-                "niso deactivate --help",
-                "NAME",
+                f"{name!r} is a service, not an attachment", "niso deactivate --help", "NAME"
             )
         _forget(machine, row, report)
     return True
 
 
 def _forget(machine: Machine, row: ServiceRow, report: Report) -> None:
-    """Remove an attachment's network and delete its rows. The caller must have locked its name."""
-
     store = machine.store
     with Lock(), store.transaction():
         store.begin_intent(row.name, "remove", time.time())
@@ -395,8 +363,8 @@ def collect(
 ) -> list[str]:
     """Detach the attachments whose namespace no longer exists, and return their names.
 
-    After a reboot, none of their namespaces exists. ``owner`` limits the call to the attachments of
-    one owner. With ``valid``, attachments whose id is not in it are detached too.
+    ``owner`` limits the call to one owner. With ``valid``, attachments whose id is not in it are
+    detached too.
     """
     from niso.look.check import is_moving
 
@@ -462,8 +430,8 @@ def target_of(
 ) -> Target:
     """Return the target that `admit.record` needs for an attach request.
 
-    ``foreign`` are the properties of the namespace, None if niso creates it. ``before`` is the
-    present attachment, if any. Raises InvalidInput or Conflict.
+    ``foreign`` are the properties of the namespace, None if niso creates it. Raises InvalidInput or
+    Conflict.
     """
     links = _links(store, request, foreign, before)
     attached = Attached(
@@ -490,8 +458,8 @@ def _links(
     """Choose the interface name of each network of a request, and the one for the default route.
 
     A network that was attached before keeps its interface name. The default route uses the first
-    network that is not internal, otherwise the first network. If the namespace already has a
-    default route of another program, niso adds none. Raises InvalidInput or Conflict.
+    network that is not internal, otherwise the first. niso adds none if another program's exists.
+    Raises InvalidInput or Conflict.
     """
     had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
     _refuse_twice([wish.network for wish in request.wishes], "--network")
@@ -529,8 +497,8 @@ def _links(
 def _own_mac(store: Store, name: str, wish: Wish) -> str:
     """Return the MAC address that a request chooses on a network; "" if niso derives it.
 
-    A request cannot choose a MAC address with niso's prefix, because niso derives such addresses
-    for present and future bridges and services of all hosts. Raises InvalidInput.
+    niso's prefix cannot be chosen: niso derives addresses with it for present and future bridges
+    and services of all hosts. Raises InvalidInput.
     """
     chosen = mac(wish.mac) if wish.mac else ""
     if not chosen or chosen == store.derived_mac(name, wish.network):
@@ -545,7 +513,6 @@ def _own_mac(store: Store, name: str, wish: Wish) -> str:
 
 
 def _spec(request: Request) -> ServiceSpec:
-    """Return the service specification of an attachment, which has no process."""
     network = NetworkSpec(
         mode="bridge",
         share=None,
@@ -589,10 +556,7 @@ def _free_names(taken: Container[str]) -> Iterator[str]:
 
 
 def interface_name(text: str) -> str:
-    """Return ``text`` if it is a valid name of a network interface.
-
-    Raises InvalidInput otherwise. The rules are those of dev_valid_name in net/core/dev.c.
-    """
+    """Return ``text`` if it is valid by dev_valid_name in net/core/dev.c. Raises InvalidInput."""
     bad = text in _NO_INTERFACE or len(text.encode()) > _MAX_INTERFACE
     if bad or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
         raise InvalidInput(
@@ -603,10 +567,7 @@ def interface_name(text: str) -> str:
 
 
 def mac(text: str) -> str:
-    """Return a unicast MAC address (IEEE 802, 8.2) in lower case with colons.
-
-    Raises InvalidInput if ``text`` is not one.
-    """
+    """Return a unicast MAC address (IEEE 802, 8.2), lower case with colons. Raises InvalidInput."""
     parts = text.lower().replace("-", ":").split(":")
     octets = [int(p, 16) for p in parts if len(p) == 2 and not set(p) - set("0123456789abcdef")]
     if len(parts) != 6 or len(octets) != 6 or octets[0] & 1 or not any(octets):
@@ -634,9 +595,8 @@ def combined(policies: Iterable[Policy]) -> Policy:
 
 
 def both(one: Policy, other: Policy) -> Policy:
-    """Return the policy that allows exactly what both policies allow.
-
-    Raises InvalidInput if that policy cannot be written as a list.
+    """Return the policy that allows exactly what both policies allow. Raises InvalidInput as
+    `combined`.
     """
     return Policy(
         _meeting(one.allow_from, other.allow_from),
@@ -657,10 +617,7 @@ def _meeting(
 
 
 def _met(one: Entry, other: Entry) -> Entry | None:
-    """Return an entry that matches only packets which both entries match.
-
-    Returns None if no packet can match both.
-    """
+    """Return an entry that matches the packets which both entries match; None if there are none."""
     peer = _peer(one, other)
     first, last = max(one.first, other.first), min(one.last, other.last)
     proto = one.proto or other.proto
@@ -672,10 +629,7 @@ def _met(one: Entry, other: Entry) -> Entry | None:
 
 
 def prefixes(cidrs: Iterable[str]) -> Peer:
-    """Return the policy peer that consists of the CIDR prefixes ``cidrs``, at least one.
-
-    The prefixes must be in canonical form, with zero host bits.
-    """
+    """Return the policy peer of at least one CIDR prefix in canonical form."""
     each = list(dict.fromkeys(cidrs))
     return Peer("prefix" if len(each) == 1 else "prefixes", ",".join(each))
 

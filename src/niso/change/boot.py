@@ -4,10 +4,9 @@ If systemd is the init, each enabled service has a unit, which calls ``niso acti
 deactivate`` as a user would. Otherwise the store only records that a service is enabled, and the
 boot scripts call ``niso restore``.
 
-/etc/nftables.conf usually begins with ``flush ruleset``, which deletes niso's tables too. So niso
-writes a drop-in for the unit of such a firewall, which runs ``niso net repair --kernel`` after the
-firewall's start, reload and stop. That command waits for no service, because the unit of a service
-may be waiting for the firewall's unit.
+/etc/nftables.conf usually begins with ``flush ruleset``, which deletes niso's tables too. A drop-in
+for such a firewall's unit therefore runs ``niso net repair --kernel``. That command waits for no
+service, whose unit may be waiting for the firewall's unit.
 """
 
 from __future__ import annotations
@@ -94,8 +93,8 @@ def unit_text(
 ) -> str:
     """Return the text of a service's unit file (systemd.service(5)).
 
-    ``provider`` is the service whose namespace this service shares, or None. ``stop_timeout_s`` is
-    in seconds. With ``job``, the unit stays active after the process has exited.
+    ``provider`` owns the namespace that the service shares, or is None. ``stop_timeout_s`` is in
+    seconds. With ``job``, the unit stays active after the process has exited.
     """
     after = ["network-online.target", *AFTER, *([unit_of(provider)] if provider else [])]
     return "\n".join(
@@ -127,10 +126,7 @@ def unit_text(
 
 
 def _is_marked(text: str, state_id: str = "") -> bool:
-    """Return whether niso wrote the unit file with this text.
-
-    With ``state_id``, only a unit file that niso wrote for that state folder counts.
-    """
+    """Return whether niso wrote this unit file, for the state folder if ``state_id`` is given."""
     return text.startswith(_MARK + state_id)
 
 
@@ -140,10 +136,7 @@ def _text_of(store: Store, row: ServiceRow) -> str:
 
 
 def _refuse_foreign(units: Units, store: Store, service: str) -> None:
-    """Raise Conflict if the service's unit file cannot be written, because its name is taken.
-
-    The name can belong to niso itself, to another state folder, or to another program.
-    """
+    """Raise Conflict if the name of the service's unit file is taken."""
     text = units.read(unit_file(service))
     if text is None and service in RESERVED:
         reason = f"{unit_of(service)} is a unit of niso itself"
@@ -156,10 +149,7 @@ def _refuse_foreign(units: Units, store: Store, service: str) -> None:
 
 
 def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> None:
-    """Raise Conflict if the owner of the namespace that a service shares is not started at boot.
-
-    The owner must be enabled, or be one of ``together``, the services that this command enables.
-    """
+    """Raise Conflict unless the owner of a service's namespace is enabled or in ``together``."""
     provider = row.provider and store.service(row.provider)
     if provider and not provider.enabled and provider.name not in together:
         raise Conflict(
@@ -187,11 +177,10 @@ def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list
 
 
 def enable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
-    """Enable services, so that they start at boot.
+    """Enable services, so that they start at boot; systemd supervises those that are active.
 
-    From now on, systemd supervises those that are active. Returns one result per service. Raises
-    Conflict if a service shares the namespace of a service that is not enabled, or if the name of
-    its unit is taken; Error if systemd fails.
+    Raises Conflict if a service shares the namespace of a service that is not enabled, or if the
+    name of its unit is taken; Error if systemd fails.
     """
     store, units = machine.store, machine.processes.units
     rows = [_row(store, name) for name in names]
@@ -223,8 +212,8 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
 def disable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
     """Disable services, so that they do not start at boot. Active services keep running.
 
-    systemd no longer supervises them. Returns one result per service. Raises Conflict if an enabled
-    service shares the namespace of one of ``names``; Error if systemd fails.
+    Raises Conflict if an enabled service shares the namespace of one of ``names``; Error if systemd
+    fails.
     """
     store, units = machine.store, machine.processes.units
     rows = [_row(store, name) for name in names]
@@ -244,10 +233,9 @@ def disable(machine: Machine, names: list[str], report: Report = silent) -> list
 
 
 def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> list[str]:
-    """Remove the units of services, and return the services that had a unit.
+    """Remove the units of services, and return the services that had a unit of niso.
 
-    Running processes keep running. Units that niso did not write are left unchanged. Does nothing
-    without systemd.
+    Running processes keep running. Does nothing without systemd.
     """
     units = machine.processes.units
     if not units.booted():
@@ -312,7 +300,6 @@ def hand_over(machine: Machine, names: Iterable[str]) -> None:
 
 
 def _start_units(units: Units, rows: Iterable[ServiceRow]) -> None:
-    """Start the units of those services whose process does not run in its unit yet."""
     waiting = [row.name for row in rows if units.is_outside(row.name)]
     if waiting:
         units.start(waiting)
@@ -331,9 +318,8 @@ class Restored(NamedTuple):
 def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Restored:
     """Create the bridges of all networks and activate all enabled services.
 
-    Services that own their namespace are activated before those that share one. ``timeout_s`` is
-    the time in seconds for the start of a service. If a service fails, the others are still
-    activated.
+    Services that own their namespace come first. ``timeout_s`` is the time in seconds for the start
+    of a service. If a service fails, the others are still activated.
     """
     store = machine.store
     errors: list[Error] = []
@@ -359,7 +345,7 @@ def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Rest
 def _activate(
     machine: Machine, names: list[str], timeout_s: float, report: Report, errors: list[Error]
 ) -> list[Outcome]:
-    """Activate services in one change; if it fails, activate them one by one. Return the outcomes.
+    """Activate services in one change; if it fails, activate them one by one.
 
     Errors of single services are added to ``errors``.
     """
@@ -379,7 +365,7 @@ def _activate(
 
 
 def _naming(service: str, error: Error) -> Error:
-    """Return an error whose message names the service: ``error`` itself or a copy."""
+    """Return an error whose message names the service."""
     if error.service == service and not error.file:
         return error
     return Error(error.message, error.hint, error.key, service=service, names_key=False)
@@ -395,9 +381,8 @@ _MARK = "# written by niso enable --firewall, removed by niso disable --firewall
 def _text(state_id: str) -> str:
     """Return the text of the drop-in for a firewall's unit (systemd.service(5)).
 
-    The prefix ``+`` runs the command outside the unit's file system sandbox; within it, niso could
-    not create names of network namespaces. With the prefix ``-``, a failure of the command does not
-    fail the firewall's unit.
+    The prefix ``+`` runs the command outside the unit's file system sandbox, within which niso
+    could not name network namespaces. With ``-``, a failure does not fail the firewall's unit.
     """
     repair = f"-+{command('net', 'repair', '--kernel')}"
     return "\n".join(
@@ -416,8 +401,8 @@ def _text(state_id: str) -> str:
 def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
     """Write the drop-ins for the units of other firewalls, even if those are not installed yet.
 
-    Returns one result per unit. Raises Error if systemd is not the init, and Conflict if a drop-in
-    exists that was not written for this state folder.
+    Raises Error if systemd is not the init, and Conflict if a drop-in exists that was not written
+    for this state folder.
     """
     units, state_id = machine.processes.units, machine.store.state_id()
     if not units.booted():
@@ -445,10 +430,7 @@ def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
 
 
 def disable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
-    """Remove the drop-ins of this state folder, and return one result per unit.
-
-    A drop-in that does not exist or belongs to another state folder is skipped.
-    """
+    """Remove the drop-ins of this state folder. A missing or foreign drop-in is skipped."""
     units, state_id = machine.processes.units, machine.store.state_id()
     done = []
     for unit in _UNITS:
@@ -468,9 +450,8 @@ def disable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
 def hand_over_started(session: Session, machine: Machine, names: list[str]) -> None:
     """Let systemd supervise services that were just started, if systemd is the init.
 
-    If systemd requested the start, errors are raised. Otherwise they are printed as warnings.
+    Errors are raised if systemd requested the start, otherwise printed as warnings.
     """
-
     by_systemd = any(path(name) is not None for name in names)
     if not by_systemd and not (
         booted() and any((row := machine.store.service(name)) and row.enabled for name in names)
@@ -486,11 +467,10 @@ def hand_over_started(session: Session, machine: Machine, names: list[str]) -> N
 
 
 def has_ended_by_itself(names: list[str]) -> bool:
-    """Return whether this command was started by systemd because a service's process has exited.
+    """Return whether systemd started this command because a service's process has exited.
 
-    In that case systemd stops the unit, and the service stays active in niso.
+    systemd stops the unit then, and the service stays active in niso.
     """
-
     return has_ended() and any(path(name) is not None for name in names)
 
 
@@ -498,9 +478,8 @@ def deactivate(session: Session, machine: Machine, names: list[str], dry_run: bo
     """Stop services, and return for each whether it was active.
 
     If systemd requested the stop, services that share the namespaces are stopped too, and the port
-    forwards are kept for the next start. With ``dry_run``, nothing is changed.
+    forwards are kept for the next start.
     """
-
     by_systemd = any(path(name) is not None for name in names)
     if by_systemd:  # systemd cannot be refused, so stop the services that share the namespace too
         names = [

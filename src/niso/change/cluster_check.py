@@ -1,7 +1,4 @@
-"""Compare this host with the other hosts of its cluster: packets, names, clocks and its agent.
-
-The packet test sends ICMP echo requests between the hosts, and between their services.
-"""
+"""Compare this host with the other hosts of its cluster: packets, names, clocks and its agent."""
 
 from __future__ import annotations
 
@@ -54,8 +51,8 @@ class _Pair(NamedTuple):
 def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
     """Compare this host with the other hosts of the cluster.
 
-    ``name`` limits the comparison to one network that spans hosts. If the cluster does not answer,
-    the result contains a warning about that. Raises KernelError or Error.
+    ``name`` limits the comparison to one network. If the cluster does not answer, the result has a
+    warning. Raises KernelError or Error.
     """
     store = machine.store
     spans = [network for network in store.networks() if network.span is not None]
@@ -96,10 +93,7 @@ def lost_address(machine: Machine, own: Config) -> list[Finding]:
 
 
 def _own_agent() -> list[tuple[str, str]]:
-    """Return a warning if this host's agent has not synchronised for a long time.
-
-    The list is empty otherwise. A warning is a pair (text, next step).
-    """
+    """Return a warning (text, next step) if this host's agent has not synchronised for long."""
     at_s = agent.last().at_s
     ago_s = None if at_s is None else time.monotonic() - at_s
     if ago_s is not None and ago_s < _LATE_S:
@@ -111,10 +105,10 @@ def _own_agent() -> list[tuple[str, str]]:
 def _hidden(
     store: Store, elsewhere: set[str], claims: Iterable[Claim], own: str
 ) -> list[tuple[str, str]]:
-    """Return warnings about local networks and services with the same name as one on another host.
+    """Return warnings about networks and services of this host that hide those of the cluster.
 
     ``elsewhere`` are the names of the cluster's networks, ``claims`` its services, ``own`` this
-    host's name. On this host, the local network or service hides the other one.
+    host's name.
     """
     hidden = [
         (
@@ -136,10 +130,7 @@ def _hidden(
 
 
 def _etcd(own: Config) -> list[tuple[str, str]]:
-    """Return warnings about alarms of etcd, and about clocks that differ by more than 60 s.
-
-    The clocks are those of the hosts with an etcd member.
-    """
+    """Return warnings about alarms of etcd, and about clocks that differ by more than 60 s."""
     warnings, states = [], []
     for place in own.etcd.members:
         state = own_etcd.state(own.access(), place)
@@ -157,11 +148,7 @@ def _etcd(own: Config) -> list[tuple[str, str]]:
 def _pairs(
     store: Store, claims: Iterable[Claim], own: str, spans: list[Network]
 ) -> dict[str, list[_Pair]]:
-    """Return pairs of services that may exchange packets, by the name of the other host.
-
-    ``claims`` are the services of the cluster, ``own`` is this host's name, ``spans`` are the
-    networks to consider.
-    """
+    """Return pairs of services that may exchange packets, by the name of the other host."""
     claims = [claim for claim in claims if claim.up]
     here = [claim for claim in claims if claim.host == own and _asks(store, claim.service)]
     on = {network.name for network in spans}
@@ -179,20 +166,13 @@ def _pairs(
 
 
 def _asks(store: Store, service: str) -> bool:
-    """Return whether a service of this host can send to any address.
-
-    That is so if it is active, has a process, and its policy does not restrict egress.
-    """
     row, policy = store.service(service), store.policy(service)
     open_ = policy is None or (policy.egress_allow is None and not policy.egress_deny)
     return row is not None and row.active and row.has_process and open_
 
 
 def _meet(mine: Claim, other: Claim, on: set[str]) -> _Pair | None:
-    """Return a pair of two services with their addresses on one of the networks ``on``.
-
-    Returns None if they have no such network and address family in common.
-    """
+    """Return the services with their addresses on a common network of ``on``, or None."""
     for network in on & mine.networks.keys() & other.networks.keys():
         for to in other.networks[network]:
             for source in mine.networks[network]:
@@ -206,8 +186,7 @@ def _wires(
 ) -> list[Finding]:
     """Return a problem for each host with which the test packets were not exchanged.
 
-    ``hosts`` are the hosts to test, and ``pairs`` maps a host to the services that send and answer
-    there. Packets are sent between services, between hosts, and in the largest size between hosts.
+    Packets are sent between services, between hosts, and in the largest size between hosts.
     """
     if not spans:
         return []
@@ -261,8 +240,8 @@ def _answered[K](wanted: dict[K, tuple[str, str, str, int]]) -> dict[K, bool]:
     """Send an ICMP echo request for each value of ``wanted``, and return which were answered.
 
     A value is (namespace, source address, destination address, size in bytes). A request that
-    cannot be sent counts as unanswered. The answers to all requests are awaited for one second.
-    Unanswered requests are sent once more.
+    cannot be sent counts as unanswered. All answers are awaited for one second; unanswered requests
+    are sent once more.
     """
     answered = dict.fromkeys(wanted, False)
     for _ in range(2):
@@ -288,10 +267,6 @@ def _answered[K](wanted: dict[K, tuple[str, str, str, int]]) -> dict[K, bool]:
 
 
 def concerned(machine: Machine, name: str | None) -> bool:
-    """Return whether a check of the network ``name`` concerns other hosts of the cluster.
-
-    None stands for all networks.
-    """
     store = machine.store
     network = None if name is None else store.network(name)
     return name is None or (network is not None and network.span is not None)

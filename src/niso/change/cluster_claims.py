@@ -41,10 +41,7 @@ _LATER = "the agent says it once the cluster answers: niso cluster status"
 
 
 class Held:
-    """The claims of one activation, and the networks of the cluster that are new to this host.
-
-    A claim is a service's reservation of its names and addresses in etcd.
-    """
+    """The claims of one activation, and the networks of the cluster that are new to this host."""
 
     def __init__(
         self,
@@ -84,10 +81,9 @@ class Held:
     def claim(self, wanted: dict[str, tuple[Target, Wanted]], report: Report) -> None:
         """Reserve in etcd what services need.
 
-        ``wanted`` maps the name of a service to its target and to the names and addresses that it
-        needs. If etcd does not answer and this host's store has a sufficient claim of the service,
-        that claim is used and a warning is reported. Raises Conflict if another host has a name or
-        address, NoAnswer, or ErrorGroup.
+        ``wanted`` maps a service to its target and its needs. If etcd does not answer, a sufficient
+        claim in this host's store is used, with a warning. Raises Conflict if another host has a
+        name or address, NoAnswer, or ErrorGroup.
         """
         store = self._machine.store
         known = {name: self._own_record(name, *pair) for name, pair in wanted.items()}
@@ -117,10 +113,7 @@ class Held:
             raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
     def foresee(self, wanted: dict[str, tuple[Target, Wanted]]) -> None:
-        """Compute the claims that `claim` would request, without requesting them.
-
-        Raises Conflict or NoAnswer as `claim` does.
-        """
+        """Compute the claims that `claim` would request. Raises Conflict or NoAnswer as it does."""
         for name, (target, asked) in wanted.items():
             try:
                 if self.lost is not None:
@@ -160,18 +153,15 @@ class Held:
         mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
 
     def scope(self) -> Scope:
-        """Return the scope of the networks that are new here and of the changed remote services.
-
-        A remote service has changed if this host has claimed one of its names or addresses.
-        """
+        """Return the scope of the networks that are new here and of the changed remote services."""
         changed = self._turned()
         return mirror.scope_of(self._machine.store, changed, changed)
 
     def record(self) -> None:
         """Record the new networks and the claims, and update the recorded remote services.
 
-        Remote services lose the names and addresses that this host has claimed. The caller must be
-        in the transaction that records the local services.
+        Remote services lose what this host has claimed. The caller must be in the transaction that
+        records the local services.
         """
         store, changed = self._machine.store, self._turned()
         self._arriving.record(self._machine, True, self._unobserved)
@@ -230,10 +220,10 @@ def prepare(
 ) -> Held | NoClaims:
     """Reserve in etcd what services need, and return the reservations.
 
-    ``made`` are networks that the command creates on this host alone. ``unobserved`` are networks
-    whose flows are not recorded if they are new on this host. With ``dry_run``, nothing is
-    reserved. Raises Conflict, NoAnswer, Refused or Error. The caller then calls `tell`, which
-    releases what was already reserved.
+    ``made`` are networks that the command creates on this host alone, ``unobserved`` those whose
+    flows are not recorded if they are new on this host. With ``dry_run``, nothing is reserved.
+    Raises Conflict, NoAnswer, Refused or Error. The caller then calls `tell`, which releases what
+    was already reserved.
     """
     store = machine.store
     every = list(targets)
@@ -325,11 +315,10 @@ def tell(machine: Machine, services: Iterable[str], report: Report, final: bool 
 
 
 def tell_rest(machine: Machine) -> None:
-    """Release all claims of this host for services that are no longer active. Raises no Error.
+    """Release this host's claims for services that are no longer active. Raises no Error.
 
-    Failures are not reported here. This host cannot leave the cluster as long as claims remain.
+    This host cannot leave the cluster as long as claims remain.
     """
-
     left = [claim.service for claim in machine.store.across.claims()]
     with locked(machine.store, left):
         tell(machine, left, silent)
@@ -338,10 +327,10 @@ def tell_rest(machine: Machine) -> None:
 def _arriving(
     store: Store, joined: Joined, engine: Engine, unknown: list[str], brief: bool
 ) -> span_networks.Arriving:
-    """Return the networks among ``unknown`` that exist in the cluster.
+    """Return the networks among ``unknown``, which this host does not have, that the cluster has.
 
-    ``unknown`` are names of networks that this host does not have. With ``brief``, an etcd that
-    does not answer counts as having none of them; otherwise NoAnswer is raised.
+    With ``brief``, an etcd that does not answer counts as having none of them; otherwise NoAnswer
+    is raised.
     """
     membership = Membership(engine, joined.keys)
     try:
@@ -362,10 +351,7 @@ def _arriving(
 
 
 def home_network(store: Store, target: Target, targets: Iterable[Target]) -> str:
-    """Return the service whose namespace ``target`` will share.
-
-    Returns "" if it shares none, or if the service cannot be determined.
-    """
+    """Return the service whose namespace ``target`` will share; "" if none is determined."""
     share = target.spec.network.share if target.spec.network.mode == "share" else None
     if share is None:
         return ""
@@ -379,7 +365,6 @@ def home_network(store: Store, target: Target, targets: Iterable[Target]) -> str
 
 
 def _shares(store: Store, target: Target) -> bool:
-    """Return whether an active service shares the namespace of another service now."""
     row = store.service(target.name)
     return row is not None and row.active and row.provider is not None
 
@@ -389,9 +374,8 @@ def needed_names(
 ) -> dict[str, tuple[str, ...]]:
     """Return the names that a namespace's owner must claim for the services that share it.
 
-    The result maps the owner to these names. A service that shares a namespace has one name, its
-    own. If such a service moves from one owner to another on this host, the new owner claims the
-    name after the old one has released it (`behind`). Until then the name stays with the old owner.
+    A sharer has one name, its own. If it moves from one owner to another on this host, the new
+    owner claims the name after the old one has released it (`behind`).
     """
     providers = {*homes.values(), *(target.name for target in targets)} - {""}
     fresh = [
@@ -412,9 +396,9 @@ def needed_around(
 ) -> dict[str, Wanted]:
     """Return the extended claims of services that do not change, but whose namespaces are shared.
 
-    The result maps such a service to its present claim, extended by the names of the services that
-    will share its namespace. Services that another command is changing are left out: a new claim
-    has another id, from which that command would conclude that it has lost its own claim.
+    A service's present claim is extended by the names of its sharers. Services that another command
+    is changing are left out: from the new id of a claim, that command would conclude that it has
+    lost its own.
     """
     wanted: dict[str, Wanted] = {}
     for home in {*homes.values()} - {*homes, ""}:
@@ -430,7 +414,7 @@ def needed_around(
 def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str]:
     """Return the services whose claims must be updated after other services have changed.
 
-    ``services`` are pairs: a changed service, and the service whose namespace it shared before or
+    ``services`` are pairs of a changed service and the service whose namespace it shared before, or
     None. A service that must release names comes before one that must claim them.
     """
     concerned: dict[str, None] = {}
@@ -447,9 +431,9 @@ def needs_of(
 ) -> Wanted:
     """Return the claim that a service needs on the networks ``spans``.
 
-    It has the addresses in the manifest, otherwise the service's previous addresses. ``names`` is
-    the result of `needed_names`. If the service shares another's namespace now, its present names
-    are left out, because the owner of that namespace has claimed them.
+    It has the addresses in the manifest, otherwise the previous ones. ``names`` is the result of
+    `needed_names`. The names of a service that shares a namespace now are left out: the namespace's
+    owner has claimed them.
     """
     spec = target.spec
     on = tuple(network for network in spec.network.networks if network in spans)

@@ -114,16 +114,12 @@ def status(machine: Machine) -> Status:
 
 
 def _without_port(place: str) -> str:
-    """Return the address without the port: from "198.51.100.1:4800" or "[2001:db8::1]:4800"."""
+    """Return the address in "198.51.100.1:4800" or "[2001:db8::1]:4800"."""
     return place.rpartition(":")[0].strip("[]")
 
 
 def _members(own: Config, engine: Etcd | None) -> list[own_etcd.EtcdMember]:
-    """Return the members of etcd.
-
-    If niso does not run etcd, or if etcd does not answer (``engine`` is None), the result has only
-    their endpoints from cluster.toml.
-    """
+    """Return the members of etcd; without an answer or niso's etcd, only their endpoints."""
     if engine is not None and own.etcd.own:
         return own_etcd.members(engine)
     return [own_etcd.EtcdMember("", "", "", place, False) for place in own.etcd.members]
@@ -141,8 +137,8 @@ class Forgotten(NamedTuple):
 def forget(machine: Machine, host: str) -> Forgotten:
     """Remove a lost host from the cluster with all its claims, and revoke its certificates.
 
-    If the host has already left, or never joined, only its certificates are revoked. Raises
-    NotFound if nothing of the host exists, Conflict if the host is alive, and NoAnswer.
+    If the host has left or never joined, only its certificates are revoked. Raises NotFound if
+    nothing of the host exists, Conflict if the host is alive, and NoAnswer.
     """
     own = require_member(machine)
     if host == own.host:
@@ -186,10 +182,10 @@ def add_member(machine: Machine, host: str, report: Report) -> int:
 
 
 def remove_member(machine: Machine, host: str, report: Report) -> int:
-    """Remove the etcd member of this host, or of a lost host.
+    """Remove the etcd member of this host ("") or of a lost host.
 
-    Returns the number of voting members that remain. "" as ``host`` means this host. Raises
-    Conflict for the only member and for a host that is alive, NotFound, NoAnswer or Error.
+    Returns the number of voting members that remain. Raises Conflict for the only member and for a
+    host that is alive, NotFound, NoAnswer or Error.
     """
     own = _require_own_etcd(machine)
     with service_lock(LOCK), own.engine() as engine:
@@ -247,8 +243,8 @@ def restore(machine: Machine, report: Report) -> Joined:
     """Write this host's cluster from its store to etcd, after etcd has lost its data.
 
     If no etcd answers, this host starts the first member. Raises Conflict if etcd has the data of a
-    cluster, or if this host has the data of an etcd member, which could be used instead. Raises
-    NoAnswer or Error.
+    cluster, or if this host has the data of a member, which could be used instead; NoAnswer or
+    Error.
     """
     own = require_member(machine)
     store = machine.store
@@ -273,10 +269,7 @@ def restore(machine: Machine, report: Report) -> Joined:
 
 
 def _answering(machine: Machine, own: Config, report: Report) -> Config:
-    """Return a configuration by which an etcd answers; start this host's etcd if none does.
-
-    Raises Conflict or Error if this host must not start one.
-    """
+    """Return a configuration by which an etcd answers; start this host's etcd if none does."""
     try:
         with own.engine() as engine:
             engine.mark(own.keys.prefix)
@@ -303,10 +296,7 @@ def _answering(machine: Machine, own: Config, report: Report) -> Config:
 
 
 def backup(machine: Machine, path: str) -> int:
-    """Write a snapshot of etcd's data to a file that only root can read.
-
-    Returns the size of the file in bytes. Raises Error.
-    """
+    """Write a snapshot of etcd's data to a file that only root can read; return its bytes."""
     own = _require_own_etcd(machine)
     if os.path.isdir(path):
         raise Error(f"{path} is a folder", "name a file in it")
@@ -384,8 +374,8 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
 def _mending(machine: Machine) -> Callable[[bool], None]:
     """Return a function that repairs the encrypted network interface between the hosts.
 
-    The agent calls the function in a thread. Its argument says whether to repair in any case;
-    otherwise it repairs only if the interface does not work. The function raises Error.
+    The agent calls the function in a thread. Unless its argument is true, it repairs only an
+    interface that does not work. It raises Error.
     """
 
     stores: list[Store] = []
@@ -418,8 +408,7 @@ def end_services(machine: Machine, services: list[str]) -> None:
 def _tend_certificates(machine: Machine, own: Config, membership: Membership) -> None:
     """Record this host's certificate in etcd, and configure etcd here to refuse revoked ones.
 
-    No-op if etcd's data does not contain this cluster or this host, because etcd may have lost
-    data.
+    No-op if etcd may have lost its data, because this cluster or this host is not in it.
     """
     cluster, item = membership.cluster(), membership.host_item(own.host)
     if cluster is None or cluster.identity != machine.store.cluster_id():
@@ -438,9 +427,8 @@ def _tend_certificates(machine: Machine, own: Config, membership: Membership) ->
 def _tend(machine: Machine, engine: Engine, whole: bool) -> None:
     """Update this host's values in etcd, and the list of etcd's members in cluster.toml.
 
-    ``whole`` is false for a call that was made only because hosts have joined or left. A host
-    without an etcd member then does nothing: only members check certificates, and all agents would
-    query etcd at the same time.
+    ``whole`` is false if hosts have only joined or left. Only a host with an etcd member acts then:
+    members check certificates, and all agents would query etcd at the same time.
     """
     own = config.require()
     if not whole and own.member is None:

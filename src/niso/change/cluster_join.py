@@ -1,11 +1,8 @@
 """Create, join and leave a cluster; install the systemd units of its agent and of etcd.
 
-A host is in a cluster as soon as its store has the cluster's id. If a command is interrupted before
-that, the next command removes what it has created.
-
-If systemd is the init, the agent has a unit, and etcd has one on hosts with an etcd member.
-Otherwise niso starts etcd in the background, because a cluster does not work without it, and the
-caller must start the agent.
+A host is in a cluster as soon as its store has the cluster's id. What a command interrupted before
+that has created, the next command removes. Without systemd, niso starts etcd in the background,
+because a cluster does not work without it, and the caller must start the agent.
 """
 
 from __future__ import annotations
@@ -137,11 +134,7 @@ def init(
 
 
 def _encrypts(machine: Machine, asked: str, mtu: int, address: str) -> str:
-    """Return the kind of encryption that this host uses for the requested kind ``asked``.
-
-    "" stands for no encryption. ``mtu`` is the MTU, in bytes, of the network interface with
-    ``address``. Raises Error if the host cannot encrypt that way.
-    """
+    """Return how this host encrypts for the requested kind; "" is no encryption. Raises Error."""
     if not asked:
         return ""
 
@@ -150,7 +143,6 @@ def _encrypts(machine: Machine, asked: str, mtu: int, address: str) -> str:
 
 
 def _otherwise(cluster: Cluster) -> Conflict:
-    """Return the error for a cluster that exists with another encryption than requested."""
     if not cluster.encryption:
         return Conflict(f"cluster {cluster.identity} is not encrypted", "leave out --encrypt")
     how = f"--encrypt={cluster.encryption}"
@@ -193,9 +185,9 @@ def _reach(existing: Existing) -> Reach:
 def invite(machine: Machine, host: str, address: str, renew: bool, member: bool = False) -> str:
     """Return an invitation for a host: a string that contains private keys.
 
-    With ``renew``, the host must be in the cluster already and gets new certificates. With
-    ``member``, the host may run an etcd member; the first three hosts may do so without it. Raises
-    Conflict, Error, UsageError or InvalidInput.
+    With ``renew``, a host of the cluster gets new certificates. With ``member``, the host may run
+    an etcd member; the first three hosts may do so without it. Raises Conflict, Error, UsageError
+    or InvalidInput.
     """
     own = require_member(machine)
     host_name(host, "HOST")
@@ -239,10 +231,10 @@ def join(
     """Join the cluster that the invitation ``text`` is for.
 
     ``member`` says whether to run an etcd member on this host; None means that the first three
-    hosts do. If this host is in the cluster already, new certificates are installed. ``encrypt``
-    says how this host encrypts, "" for the cluster's kind. Raises InvalidInput, Conflict, Error or
-    NoAnswer, after everything that was created has been removed. After the host has joined, a
-    failure to start its etcd member does not undo the join.
+    hosts do. A host of the cluster gets new certificates. ``encrypt`` says how this host encrypts,
+    "" for the cluster's kind. Raises InvalidInput, Conflict, Error or NoAnswer, after everything
+    that was created has been removed. After the host has joined, a failure to start its etcd member
+    does not undo the join.
     """
     way_to_encrypt(encrypt, "--encrypt")
     invited = invitation.parsed(text)
@@ -301,10 +293,7 @@ def join(
 
 
 def _renew(machine: Machine, invited: Invitation, member: bool | None, report: Report) -> Joined:
-    """Install the certificates of an invitation on this host, and create a new encryption key.
-
-    The host must already be in the cluster. Raises Conflict or Error.
-    """
+    """Install an invitation's certificates on a host of the cluster, with a new encryption key."""
     own = require()
     if invited.host.name != own.host:
         raise Conflict(
@@ -366,10 +355,7 @@ def become_member(machine: Machine, own: Config, report: Report) -> Config:
 
 
 def end_member(machine: Machine, own: Config, engine: Etcd, report: Report) -> None:
-    """Stop this host's etcd member and remove it from etcd; no-op if the host has none.
-
-    Raises Error or NoAnswer.
-    """
+    """Stop this host's etcd member, if any, and remove it from etcd. Raises Error or NoAnswer."""
     peer = own_etcd.peer_url(own.address)
     for member in own_etcd.members(engine):
         if member.peer == peer:
@@ -380,7 +366,7 @@ def end_member(machine: Machine, own: Config, engine: Etcd, report: Report) -> N
 
 
 def voting(engine: Etcd) -> int:
-    """Return the number of etcd members that vote. A member that still copies the data does not."""
+    """Return the number of etcd members that vote: those that have copied the data."""
     return sum(not member.learns for member in own_etcd.members(engine))
 
 
@@ -399,7 +385,6 @@ def require_member(machine: Machine) -> Config:
 
 
 def _require_apart(machine: Machine) -> None:
-    """Raise Conflict if this host is already in a cluster."""
     identity = machine.store.cluster_id()
     if identity:
         raise Conflict(f"this host is in cluster {identity} already", "niso cluster status")
@@ -420,10 +405,7 @@ def _require_own(machine: Machine, address: str, key: str) -> int:
 
 
 def as_member(machine: Machine, own: Config, mtu: int) -> Host:
-    """Return the values that this host publishes in etcd.
-
-    ``mtu`` is the MTU, in bytes, of the network interface that leads to the other hosts.
-    """
+    """Return the values that this host publishes in etcd. ``mtu`` is in bytes."""
     store = machine.store
     tunnel = store.across.tunnel()
     public = tunnel.public if tunnel else ""
@@ -431,10 +413,7 @@ def as_member(machine: Machine, own: Config, mtu: int) -> Host:
 
 
 def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:
-    """Add this host to the hosts of the cluster in etcd, and record the cluster in the store.
-
-    ``mtu`` is the MTU, in bytes, of the network interface that leads to the other hosts.
-    """
+    """Add this host to the hosts of the cluster in etcd, and record the cluster in the store."""
     store = machine.store
     host = Host(own.host, store.state_id(), own.address, mtu, False, niso.__version__)
     if own.encryption:
@@ -464,7 +443,6 @@ def clear(machine: Machine, report: Report) -> None:
 
 
 def _require_key(invited: Invitation) -> None:
-    """Raise InvalidInput if an invitation does not allow this host to run an etcd member."""
     if not invited.files.authority_key:
         raise InvalidInput(
             "the invitation is not that of a member of etcd",
@@ -473,7 +451,6 @@ def _require_key(invited: Invitation) -> None:
 
 
 def _require_etcd() -> None:
-    """Raise Error if etcd is not installed. Its hint says that joining is possible without etcd."""
     try:
         own_etcd.program()
     except Error as error:
@@ -493,10 +470,7 @@ def _own_name() -> str:
 
 
 def _own_address() -> str:
-    """Return the source address of packets from this host to the internet.
-
-    Nothing is sent. Raises UsageError if the host has no default route.
-    """
+    """Return the source address of packets to the internet. Nothing is sent. Raises UsageError."""
     for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             try:
@@ -542,8 +516,7 @@ def leave(machine: Machine, force: bool, report: Report) -> Config:
 def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> None:
     """Delete this host's keys from etcd, and remove its etcd member.
 
-    Raises Conflict if this is the only etcd member of several hosts. Raises NoAnswer unless
-    ``force``.
+    Raises Conflict if this is the only etcd member of several hosts, and NoAnswer unless ``force``.
     """
     try:
         with own.engine() as engine:
@@ -589,10 +562,7 @@ def unit_text(which: str, state_id: str) -> str:
 
 
 def require_free(machine: Machine, which: str) -> None:
-    """Raise Conflict if the unit file exists and belongs to another state folder or program.
-
-    ``which`` is `AGENT` or `ETCD`.
-    """
+    """Raise Conflict if the unit file of `AGENT` or `ETCD` is not of this state folder."""
     units = machine.processes.units
     text = units.read(unit_file(which)) if units.booted() else None
     if text is not None and not text.startswith(f"{_MARK}{machine.store.state_id()}"):
@@ -603,10 +573,7 @@ def require_free(machine: Machine, which: str) -> None:
 
 
 def start_agent(machine: Machine, report: Report) -> None:
-    """Start the agent, and enable it at boot.
-
-    Without systemd, report only how to start it. Raises Error.
-    """
+    """Start the agent, and enable it at boot; without systemd, only report how to. Raises Error."""
     if machine.processes.units.booted():
         _start_unit(machine, AGENT, report)
         return
@@ -619,10 +586,7 @@ def start_agent(machine: Machine, report: Report) -> None:
 
 
 def start_etcd(machine: Machine, config: Config, report: Report) -> None:
-    """Start this host's etcd member, enable it at boot if systemd is the init, and wait for it.
-
-    Returns when etcd answers. Raises Error.
-    """
+    """Start this host's etcd member, enable it at boot under systemd, and wait until it answers."""
     if machine.processes.units.booted():
         _start_unit(machine, ETCD, report)
     else:

@@ -31,10 +31,10 @@ def deactivate(
 ) -> list[Done]:
     """Stop services and remove their networks. Their addresses stay reserved.
 
-    With ``keep_forwards``, the port forwards that were added later return at the next activation.
-    Processes are stopped in parallel, but by ``needs`` a dependency is stopped after the services
-    that depend on it. With ``dry_run``, the steps are only reported and the result is empty. Raises
-    Error, and NotFound if recovery has just completed the removal of a service.
+    With ``keep_forwards``, additional published ports return at the next activation. By ``needs``,
+    a dependency is stopped after the services that depend on it. With ``dry_run``, the steps are
+    only reported. Raises Error, and NotFound if recovery has just completed the removal of a
+    service.
     """
     store = machine.store
     if dry_run:
@@ -89,10 +89,7 @@ def remove(
 
 
 def remove_volumes(machine: Machine, services: list[str], report: Report = silent) -> None:
-    """Delete the named volumes of inactive services.
-
-    Raises Conflict if a service is active, and Error.
-    """
+    """Delete the named volumes of inactive services. Raises Conflict for active ones, and Error."""
     store = machine.store
     recover(machine, report, services)
     with locked(store, services):
@@ -108,7 +105,6 @@ def remove_volumes(machine: Machine, services: list[str], report: Report = silen
 
 
 def _tell(machine: Machine, services: list[str], report: Report) -> None:
-    """Report to the cluster that services are inactive or removed; no-op outside a cluster."""
     from niso.change import cluster_claims
 
     if machine.store.cluster_id():

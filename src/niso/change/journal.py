@@ -2,9 +2,7 @@
 
 The store records each change as an intent before the change reaches the kernel. If a later command
 finds an intent whose process has died, it completes the change (deactivate, remove) or undoes it
-(activate, restart; see `niso.change.undo`). niso's lock is locked while a change is planned and
-written. A service's own lock is locked from the service's first change to its last, which includes
-the wait for its process.
+(activate, restart; see `niso.change.undo`).
 """
 
 from __future__ import annotations
@@ -42,18 +40,15 @@ def end_restart(machine: Machine, services: list[str], report: Report) -> None:
 
 
 def recover(
-    machine: Machine,
-    report: Report = silent,
-    names: Iterable[str] = (),
-    every: bool = False,
+    machine: Machine, report: Report = silent, names: Iterable[str] = (), every: bool = False
 ) -> int:
     """Complete or undo interrupted changes, and return the number of intents that were handled.
 
     An interrupted change of this host's copy of the cluster's data is undone first, and not
-    counted. Changes of commands that are still running are left unchanged. ``names`` are the
-    services of the command that follows; the results for other services are reported as `Recovered`
-    or `Unfinished`. Errors of services in ``names``, and with ``every`` the errors of all services,
-    are raised as an ErrorGroup after all changes were handled.
+    counted. Changes of commands that are still running are left unchanged. Results of services
+    other than ``names``, those of the command that follows, are reported as `Recovered` or
+    `Unfinished`. Errors of ``names``, and with ``every`` all errors, are raised as an ErrorGroup in
+    the end.
     """
     store = machine.store
     machine.processes.renew()
@@ -112,23 +107,14 @@ def recover(
 
 
 def _together(store: Store, intent: Intent) -> list[str]:
-    """Return the services that are recovered together with this intent.
-
-    A change of published ports is recovered for all services whose ports it changes. For other
-    changes the result is the service of the intent.
-    """
+    """Return the services that are recovered with this intent: all whose ports it changes."""
     if intent.action != "ports":
         return [intent.service]
     return sorted({service for service, _ in store.moved_ports()})
 
 
 def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error]:
-    """Complete an interrupted change other than an activation.
-
-    ``intent`` is the record of the change in the store. Returns the errors by service; empty after
-    success.
-    """
-
+    """Complete an interrupted change other than an activation; return the errors by service."""
     from niso.change import cluster_claims
 
     name, removes = intent.service, intent.action in ("remove", "remove volumes")
@@ -193,9 +179,8 @@ def _remove_lock(store: Store, name: str) -> None:
 
 
 def begin(store: Store, services: list[str], action: str) -> None:
-    """Record the intents of all services of a command in one transaction.
+    """Record the intents of all services of a command in one transaction, to be recovered together.
 
-    They are therefore recovered together. ``action`` is the kind of change, such as "activate".
     Raises Conflict if another active service shares the namespace of a service that is to be
     stopped.
     """

@@ -1,7 +1,6 @@
 """Create, plan and remove networks: choose subnet, gateway and bridge name; refuse overlaps.
 
-This module also writes the names of services to the host's own hosts file, or removes them
-(`show`).
+This module also writes the names of services to the host's own hosts file (`show`).
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def pool() -> subnets.Network:
-    """Return the IPv4 prefix from which subnets are allocated (environment variable ``NISO_POOL``).
+    """Return the IPv4 prefix for new subnets (``NISO_POOL``).
 
     Raises InvalidInput for an invalid, public or too small prefix.
     """
@@ -65,10 +64,7 @@ def pool() -> subnets.Network:
 
 
 def observes() -> bool:
-    """Return whether flows of new networks are recorded (environment variable ``NISO_OBSERVE``).
-
-    Raises InvalidInput for a value other than 0 and 1.
-    """
+    """Return whether flows of new networks are recorded (``NISO_OBSERVE``). Raises InvalidInput."""
     text = os.environ.get("NISO_OBSERVE") or "1"
     if text not in ("0", "1"):
         raise InvalidInput(f"{text!r} is not valid", "0 or 1", "NISO_OBSERVE")
@@ -79,9 +75,9 @@ def ensure(machine: Machine, request: NetworkRequest, implicit: bool) -> Network
     """Record a network, and return it; return None if it exists and satisfies the request.
 
     An implicit network is one that niso drops when no service uses it. An existing network stays
-    implicit only if the request is ``implicit`` too (see `Store.add_network`). The caller must be
-    in a transaction. Raises UsageError, and Conflict if the existing network differs, or if the
-    name, subnet or bridge is taken.
+    implicit only if the request is ``implicit`` too. The caller must be in a transaction. Raises
+    UsageError, and Conflict if the existing network differs, or if the name, subnet or bridge is
+    taken.
     """
     store = machine.store
     present = store.network(request.name)
@@ -117,11 +113,10 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
 ) -> Network:
     """Return a network with all its settings that could be created now. Nothing is recorded.
 
-    Without ``subnets``, the network gets the /24 prefix that contains the address ``holds``, or
-    without ``holds`` the next free /24 of the pool. With ``ipv6``, it gets a free /64 too.
-    ``besides`` are pairs (subnet, owner) that the network must not overlap either. ``mtu`` is in
-    bytes. Raises UsageError, and Conflict if the subnet or bridge is taken or if the host has no
-    IPv6.
+    Without ``subnets``, the network gets the /24 prefix that contains the address ``holds``, or the
+    next free /24 of the pool. With ``ipv6``, it gets a free /64 too. It must not overlap
+    ``besides`` either: pairs (subnet, owner). ``mtu`` is in bytes. Raises UsageError, and Conflict
+    if the subnet or bridge is taken or if the host has no IPv6.
     """
     store, kernel = machine.store, machine.kernel
     taken = [*_taken(machine), *besides]
@@ -148,10 +143,7 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
     with_ipv6 = any(net.version == 6 for net in nets)
     missing = kernel.lacks_ipv6() if with_ipv6 else None
     if missing is not None:
-        raise Conflict(
-            f"network {name!r} cannot have IPv6: {missing}",
-            "omit its IPv6 subnet",
-        )
+        raise Conflict(f"network {name!r} cannot have IPv6: {missing}", "omit its IPv6 subnet")
     bridge = base_names.bridge(name)
     holder = store.bridge_holder(bridge)
     if holder is not None:
@@ -174,10 +166,7 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
 
 
 def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:
-    """Return pairs (prefix, owner) for all prefixes that a new network must not overlap.
-
-    The owner is a phrase for error messages.
-    """
+    """Return pairs (prefix, owner) that a new network must not overlap. The owner is a phrase."""
     store = machine.store
     taken = [
         (ipaddress.ip_network(subnet.cidr), f"network {network.name!r}")
@@ -201,10 +190,9 @@ def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:
 def _require_free(
     name: str, net: subnets.Network, taken: Sequence[tuple[subnets.Network, str]], holds: str | None
 ) -> None:
-    """Raise Conflict if the subnet ``net`` overlaps one of ``taken``.
+    """Raise Conflict if the subnet ``net`` overlaps one of ``taken``: pairs (prefix, owner).
 
-    ``taken`` are pairs (prefix, owner). ``holds`` is the address of a service for which the subnet
-    was chosen, or None.
+    ``holds`` is the address of a service for which the subnet was chosen, or None.
     """
     for other, whose in taken:
         if other.version != net.version or not other.overlaps(net):
@@ -271,9 +259,9 @@ def create(
 ) -> Network | None:
     """Create a network and its bridge; return None if the same network already exists.
 
-    A network that spans hosts is created in the cluster too. If the cluster already has the
-    network, it is only added to this host. Raises UsageError, KernelError, and Conflict if the
-    name, subnet or bridge is taken. After an error nothing has changed.
+    A network that spans hosts is created in the cluster too, unless it is there. Raises UsageError,
+    KernelError, and Conflict if the name, subnet or bridge is taken. After an error nothing has
+    changed.
     """
     check(request)
     if not request.span:

@@ -1,12 +1,9 @@
 """Resolve the DNS names in policies, update rules and hosts files, and install the timer for it.
 
-niso has no resolver process. DNS names in ``egress.allow`` are resolved by each activation, and by
-`niso net refresh`, which a systemd timer calls as long as enabled services need it.
-
-dnspython resolves the names with the name servers of the host's resolv.conf, including those on the
-host's loopback, which services cannot reach. The host's hosts file is not read, because its lines
-have no TTL. Search domains are not used. `niso.plan.dns_answers` decides which addresses a name
-has.
+DNS names in ``egress.allow`` are resolved by each activation, and by `niso net refresh`, which a
+systemd timer calls as long as enabled services need it. dnspython uses the name servers of the
+host's resolv.conf, including those on the host's loopback, which services cannot reach. The host's
+hosts file, whose lines have no TTL, and search domains are not used.
 """
 
 from __future__ import annotations
@@ -48,9 +45,8 @@ record such a policy may be in progress.
 def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent) -> None:
     """Resolve the DNS names in policies of services that are about to be activated.
 
-    A name without an address is only reported. The service starts, and can connect to the name as
-    soon as a later refresh finds an address. So a machine boots even if its name servers start
-    after niso. Raises Error if dnspython is not installed.
+    A name without an address is only reported, and a later refresh finds one. So a machine boots
+    even if its name servers start after niso. Raises Error if dnspython is not installed.
     """
     names = _names(targets)
     if not names:
@@ -71,9 +67,9 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
 def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
     """Remove those addresses of DNS names that belong to a network of this command.
 
-    The names were resolved before the command's networks were recorded, and a name in a policy must
-    not resolve to an address of a service. The caller must be in the transaction that has recorded
-    the networks. Raises KernelError.
+    The names were resolved before the networks were recorded, and must not resolve to an address of
+    a service. The caller must be in the transaction that has recorded the networks. Raises
+    KernelError.
     """
     if not (names := _names(targets)):
         return
@@ -86,10 +82,9 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
-    """Resolve the DNS names in services' policies and return the answers without recording them.
+    """Resolve the DNS names without a recent answer in services' policies; record nothing.
 
-    Names with a recent answer are not resolved again. Raises KernelError, and Error if dnspython is
-    not installed.
+    Raises KernelError, and Error if dnspython is not installed.
     """
     names = _names(targets)
     if not names:
@@ -177,18 +172,12 @@ def _used(answer: Outside) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _all_in_use(answer: Outside) -> Outside:
-    """Return a copy of an answer in which all recorded addresses are marked as in use.
-
-    It is used when the kernel may have any of them.
-    """
+    """Return an answer with all addresses marked as in use, as the kernel may have them."""
     return answer._replace(addresses=tuple(known._replace(state=NOW) for known in answer.addresses))
 
 
 def _bars(machine: Machine) -> Bars:
-    """Return the addresses and prefixes to which no DNS name of a policy may resolve.
-
-    Raises KernelError.
-    """
+    """Return the addresses and prefixes to which no DNS name of a policy may resolve."""
     store: Store = machine.store
     pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
     subnets = (subnet.cidr for network in store.networks() for subnet in network.subnets)
@@ -340,10 +329,7 @@ def settle(machine: Machine, report: Report = silent) -> None:
 
 
 def texts(state_id: str) -> dict[str, str]:
-    """Return the texts of the timer's unit files, by file name (systemd.timer(5)).
-
-    They are the timer, its service, and a drop-in by which timers.target starts the timer.
-    """
+    """Return the texts of the timer's unit files, by file name (systemd.timer(5))."""
     head = (_MARK + state_id, "[Unit]")
     about = (*head, "Description=niso: resolve outside names of policies", "")
     service = (
@@ -380,11 +366,7 @@ def _path(name: str) -> str:
 
 
 def refresh_names(session: Session, force: bool) -> tuple[OutsideName, ...]:
-    """Resolve the DNS names whose TTL is over, and return all names with their addresses.
-
-    See `Host.refresh_names`.
-    """
-
+    """Resolve the DNS names whose TTL is over; see `Host.refresh_names`."""
     machine = session.machine_for_change()
     if machine.store.names_outside():
         refresh(machine, report=session.report, force=force)

@@ -1,7 +1,4 @@
-"""Publish additional ports of an active service, and withdraw them (`niso port-forward`).
-
-`niso.change.ports` checks the ports and changes the kernel.
-"""
+"""Publish additional ports of an active service, and withdraw them (`niso port-forward`)."""
 
 from __future__ import annotations
 
@@ -22,10 +19,7 @@ from niso.store.store import Store
 def port_forward(
     machine: Machine, name: str, port: Port, *, replace: bool = False, report: Report = silent
 ) -> tuple[bool, list[tuple[str, Port]]]:
-    """Publish one more port of an active service. Parameters and result are those of `forward`.
-
-    The locks that `forward` needs are acquired here.
-    """
+    """Lock the services that `forward` needs, and call it."""
     recover(machine, report, [name])
     held = ports.concerned(machine.store, name, port, replace)
     with locked(machine.store, sorted(held)):
@@ -35,10 +29,7 @@ def port_forward(
 def port_unforward(
     machine: Machine, name: str, port: Port, report: Report = silent
 ) -> list[tuple[str, Port]]:
-    """Withdraw a port that `port_forward` added. The result is that of `unforward`.
-
-    The locks that `unforward` needs are acquired here.
-    """
+    """Lock the services that `unforward` needs, and call it."""
     recover(machine, report, [name])
     held = {name, *(holder for holder, _ in kept_out(machine.store, name, port))}
     with locked(machine.store, sorted(held)):
@@ -59,9 +50,9 @@ def forward(
     """Publish one more port of an active service immediately.
 
     Returns whether anything changed, and pairs (service, port) of the ports that were withdrawn
-    because they had the same host port. With ``replace``, those are withdrawn in the same
-    transaction of the kernel. Without it, such a port raises Conflict. ``locked`` are the services
-    whose locks the caller has. Raises Conflict or KernelError; nothing has changed then.
+    because they had the same host port. Without ``replace``, such a port raises Conflict.
+    ``locked`` are the services whose locks the caller has. Raises Conflict or KernelError; nothing
+    has changed then.
     """
     store, key = machine.store, "PORT"
     with Lock():
@@ -104,19 +95,15 @@ def forward(
 
 
 def _is_part(port: Port, held: Port) -> bool:
-    """Return whether the published range ``held`` has host ports that are not in ``port``.
-
-    Those would be withdrawn too if ``port`` replaced ``held``.
-    """
+    """Return whether ``held``, which ``port`` would replace, has host ports outside ``port``."""
     return held.host_port < port.host_port or held.last > port.last
 
 
 def kept_out(store: Store, service: str, port: Port) -> list[tuple[str, Port]]:
-    """Return the manifest ports that a forward keeps from being published.
+    """Return the manifest ports that the forward of ``port`` keeps from being published.
 
-    The forward is ``port`` of ``service``. The result has pairs (service, port), of active services
-    only. A host port that several services request is left out, because it is not clear which of
-    them would get it.
+    The result has pairs (service, port), of active services only. A host port that several services
+    request is left out, because it is not clear which of them would get it.
     """
     claims = []
     for row in store.active_rows():
@@ -141,8 +128,8 @@ def unforward(
     """Withdraw a port that `forward` added, even if its service is inactive since a reboot.
 
     If only this forward kept manifest ports from being published, those of services in ``locked``
-    are published again in the same transaction of the kernel. They are returned as pairs (service,
-    port). Raises NotFound if the port is not forwarded, and Conflict if the manifest publishes it.
+    are published again in the same transaction, and returned as pairs (service, port). Raises
+    NotFound if the port is not forwarded, and Conflict if the manifest publishes it.
     """
     store = machine.store
     with Lock():
@@ -172,10 +159,7 @@ def unforward(
 
 
 def _check_mode(store: Store, service: str, key: str) -> None:
-    """Raise Conflict if a service cannot publish ports because of its network mode.
-
-    For a service that shares a namespace, the mode of the namespace's owner counts.
-    """
+    """Raise Conflict if a service, or the owner of its namespace, cannot publish ports."""
     home = store.service(store.home(service))
     if home is not None and home.mode in ("host", "none"):
         whose = (

@@ -1,7 +1,6 @@
 """Assign host ports to services: refuse ports that are taken, and choose free ones.
 
-`admit` refuses a port that another service or another program uses; its caller must be in a
-transaction of the store. This module also writes changed ports of running services to the kernel
+This module also writes changed ports of running services to the kernel
 (`niso.change.port_forward`), and completes such a change after an interruption.
 """
 
@@ -60,13 +59,13 @@ def admit(
 ) -> tuple[list[Port], list[Port]]:
     """Check the host ports of a manifest, and choose those that it leaves open.
 
-    Returns two lists: the ports to publish, all with a host port, and those of them whose host port
-    was chosen here. ``wanted`` are the ports of the manifest, ``keys`` their manifest keys for
-    error messages. ``before`` are the present ports of the service, which are not checked again.
-    ``published`` are the manifest ports of the last activation; if a forward of another port has
-    taken one of them since, it is left out. With ``held``, the container engine of an attachment
-    listens on the ports itself, so listeners are not checked. Raises a Conflict that names the key
-    and the port's owner, or an ErrorGroup of several.
+    Returns the ports to publish, all with a host port, and those of them whose host port was chosen
+    here. ``wanted`` are the ports of the manifest, ``keys`` their manifest keys for error messages.
+    ``before`` are the present ports of the service, which are not checked again. ``published`` are
+    the manifest ports of the last activation; if a forward of another port has taken one of them
+    since, it is left out. With ``held``, the container engine of an attachment listens on the ports
+    itself, so listeners are not checked. The caller must be in a transaction of the store. Raises a
+    Conflict that names the key and the port's owner, or an ErrorGroup.
     """
     store = machine.store
     keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
@@ -147,8 +146,7 @@ def _check_holders(
 ) -> None:
     """Raise Conflict if another service publishes the host port.
 
-    Ports that the services ``together`` of this command release are free. ``key`` is the manifest
-    key of the port.
+    Ports that the services ``together`` of this command release are free.
     """
     for holder, held in store.port_holders(port, together):
         if holder != service:
@@ -162,10 +160,7 @@ def _check_holders(
 
 
 def _check_forwards(service: str, port: Port, forwards: Iterable[Port], key: str) -> None:
-    """Raise Conflict if another port of this service is forwarded from the same host port.
-
-    ``forwards`` are the ports that `niso port-forward` publishes; ``key`` is the manifest key.
-    """
+    """Raise Conflict if another port of this service is forwarded from the same host port."""
     for forward in forwards:
         if same_place(forward, port):
             raise Conflict(
@@ -229,11 +224,10 @@ def concerned(store: Store, service: str, port: Port, replace: bool) -> set[str]
 
 
 def finish(machine: Machine, report: Report = silent) -> None:
-    """Complete the port changes that interrupted commands have recorded.
+    """Complete the port changes that interrupted commands have recorded, as one change.
 
-    All are completed as one change, because one service may have taken a port from another. A
-    running command has niso's lock until its port changes are complete. Records found here are
-    therefore from interrupted commands.
+    One service may have taken a port from another. A running command has niso's lock until its port
+    changes are complete, so records found here are from interrupted commands.
     """
     store = machine.store
     with Lock():
@@ -255,7 +249,7 @@ def _change(
     """Record added and withdrawn ports, and update the kernel. After an error, undo both.
 
     ``come`` are new forwards, ``go`` ports to withdraw, ``back`` manifest ports to publish again.
-    All are pairs (service, port). The caller must have niso's lock.
+    The caller must have niso's lock.
     """
     store = machine.store
     moved = [*come, *back, *go]
@@ -290,11 +284,10 @@ def _change(
 def _moving(
     machine: Machine, moved: _Moved, on: set[str], report: Report, teardown: bool = False
 ) -> change:
-    """Return the context of a change of these ports (`change`).
+    """Return the context of a change of these ports; ``on`` are networks of the rows before it.
 
-    ``moved`` are pairs (service, port). ``on`` are the networks that the change concerned before
-    it. The rows are committed before the kernel changes; if niso is killed, the next command finds
-    in them which ports were being changed.
+    The rows are committed before the kernel changes: after a kill, the next command finds in them
+    which ports were being changed.
     """
     store, kernel = machine.store, machine.kernel
     scope = change_scope.concerned(store, sorted({service for service, _ in moved}), on)
@@ -303,17 +296,13 @@ def _moving(
 
 
 def _end(store: Store, moved: _Moved) -> None:
-    """Record that a change of ports is complete, by deleting the intents of its services."""
     with store.transaction():
         for name in sorted({service for service, _ in moved}):
             store.end_intent(name)
 
 
 def _elements(store: Store, ports: _Moved) -> State:
-    """Return the nftables map elements of these ports.
-
-    They include the elements that a service has as long as it publishes any port.
-    """
+    """Return the nftables map elements of these ports and of their services' hairpins."""
     elements: set[Element] = set()
     for service, port in ports:
         own = store.addresses(service)

@@ -91,11 +91,10 @@ def _free_uid(store: Store, service: str) -> int:
 
 
 def _identified(spec: ProcessSpec, old: ProcessSpec | None, is_known: bool) -> ProcessSpec:
-    """Return the spec with device and inode numbers of its rootfs and host volumes.
+    """Return the spec with digests of secrets, and device and inode numbers of its host paths.
 
     They show later whether a path has been replaced. If the service was activated by its name
-    (``is_known``), those of its last activation, ``old``, stay. Digests of secrets are added, too.
-    Raises InvalidInput.
+    (``is_known``), those of its last activation, ``old``, stay. Raises InvalidInput.
     """
     if old is not None and is_known:
         known = {volume.name: volume for volume in old.volumes if volume.identity is not None}
@@ -127,11 +126,7 @@ def _spec(
     uid: int,
     provider: str | None,
 ) -> ProcessSpec:
-    """Return the process that a manifest describes.
-
-    ``copy`` is the path of the package copy, in which the program and the user are looked up.
-    ``provider`` is the owner of a shared namespace, or None.
-    """
+    """Return the process that a manifest describes. ``copy`` is the path of the package copy."""
     program = wanted.program
     at_home = sharing.home(store, wanted.name, wanted, provider)
     uid, gid, groups, user_name, home = resolve_user(files.rootfs, program.user, uid, wanted.name)
@@ -186,10 +181,7 @@ RestartingInstead = event_class(
 
 
 def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) -> bool:
-    """Return whether a running process only needs another hosts file to become as desired.
-
-    ``old`` is the spec of the running process, None if there is none. ``new`` is the desired spec.
-    """
+    """Return whether a running process only needs another hosts file to become as desired."""
     if (
         old is None
         or not (old.hosts_folder and new.hosts_folder)

@@ -73,10 +73,9 @@ WritingSpec = event_class("WritingSpec", lambda service: f"write spec.json of {s
 
 
 def plan_repair(machine: Machine, report: Report, network_only: bool = False) -> None:
-    """Report the steps of `repair_all` without carrying them out.
+    """Report the steps of `repair_all`, or of `repair_network`, without carrying them out.
 
-    The recovery of interrupted changes is not reported. With ``network_only``, the steps are those
-    of `repair_network`.
+    The recovery of interrupted changes is not reported.
     """
     store, kernel, processes, _ = machine
     lost = _of_rows(store_defects.find_defects(kernel, store))
@@ -145,8 +144,8 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
 def repair_network(machine: Machine, report: Report = silent) -> int:
     """Repair the store and the kernel. Processes and interrupted changes are left unchanged.
 
-    Returns the number of repairs. No lock of a service is acquired, only niso's own, so a systemd
-    unit for which services wait can call it. Raises the errors of `repair_all`.
+    Only niso's own lock is acquired, so a systemd unit for which services wait can call this.
+    Raises the errors of `repair_all`.
     """
     errors: list[Error] = []
     with Lock():
@@ -162,10 +161,10 @@ def _raise_all(errors: list[Error]) -> None:
 
 
 def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Repair the rows of the store, which determine the desired state.
+    """Repair the rows of the store, and return the number of repairs.
 
-    Returns the number of repairs. Errors that concern one service are added to ``errors``. The
-    caller must have niso's lock. Raises Error if the rows cannot be repaired.
+    Errors of single services are added to ``errors``. The caller must have niso's lock. Raises
+    Error if the rows cannot be repaired.
     """
     store, kernel = machine.store, machine.kernel
     defects = store_defects.find_defects(kernel, store)
@@ -187,10 +186,6 @@ def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
 
 
 def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Complete or undo interrupted changes, and return their number.
-
-    Errors are added to ``errors``.
-    """
     try:
         return journal.recover(machine, report, every=True)
     except Error as error:
@@ -201,8 +196,8 @@ def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
 def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
     """Repair the objects in the kernel, and return the number of repairs.
 
-    After a repair or an earlier error, flows that do not match the rules are deleted. Errors are
-    added to ``errors``. The caller must have niso's lock.
+    After a repair or an earlier error, flows that do not match the rules are deleted. The caller
+    must have niso's lock.
     """
     store, kernel, *_ = machine
     done, steps = 0, []
@@ -231,8 +226,7 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
 def _repair_process(machine: Machine, name: str, report: Report, errors: list[Error]) -> int:
     """Repair the package copy, the spec.json and the process of an active service.
 
-    Returns the number of repairs. Errors are added to ``errors``. The caller must have the lock of
-    the service.
+    Returns the number of repairs. The caller must have the lock of the service.
     """
     processes, row = machine.processes, machine.store.service(name)
     if row is None or not row.active or not row.has_process:
@@ -259,10 +253,7 @@ def _repair_process(machine: Machine, name: str, report: Report, errors: list[Er
 
 
 def _forget_gone(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Detach the attachments whose namespace no longer exists, and return their number.
-
-    Errors are added to ``errors``.
-    """
+    """Detach the attachments whose namespace no longer exists, and return their number."""
     done = 0
     for name in check.gone(machine.kernel, machine.store):
         report(Forgetting(name))
@@ -274,10 +265,7 @@ def _forget_gone(machine: Machine, report: Report, errors: list[Error]) -> int:
 
 
 def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Stop the processes of inactive services, and return the number of services.
-
-    Errors are added to ``errors``.
-    """
+    """Stop the processes of inactive services, and return the number of services."""
     done = 0
     for name in left_running(machine):
         with journal.locked(machine.store, [name]):
@@ -320,10 +308,7 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
 
 
 def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> int:
-    """Write the spec.json of a running service again if it is missing.
-
-    Returns 1 if it was written, else 0. Raises Error.
-    """
+    """Write the spec.json of a running service if it is missing. Returns 1 if written, else 0."""
     finding = processes.defect(row.name)
     if finding is None or finding.defect != UNKNOWN:
         return 0
@@ -336,10 +321,7 @@ def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> 
 
 
 def _of_rows(defects: list[store_defects.Defect]) -> list[store_defects.Defect]:
-    """Return the defects other than "different": missing rows, and rows of unknown services.
-
-    These can be repaired from other rows.
-    """
+    """Return the defects other than "different", which can be repaired from other rows."""
     return [defect for defect in defects if defect.problem != "different"]
 
 
@@ -350,10 +332,7 @@ def _event_of(defect: store_defects.Defect) -> Event:
 
 
 def _nameless(machine: Machine) -> list[tuple[str, int]]:
-    """Return the active services whose network namespace has lost its name in /run/netns.
-
-    The result has pairs (service, pid of its process).
-    """
+    """Return (service, pid) of those whose network namespace has lost its name in /run/netns."""
     store, kernel, processes, _ = machine
     mark = alias(store.state_id())
     nameless = []
@@ -401,8 +380,8 @@ def sweep(
 
     No store is needed. Processes are stopped first. Then namespaces and network interfaces are
     removed, and niso's nftables tables last. Returns the number of removed objects, and the error
-    of recording this in the store or None. With ``dry_run``, the steps are only reported. After an
-    error, the other objects are still removed; then an ErrorGroup of all errors is raised.
+    of recording this in the store or None. After an error, the other objects are still removed;
+    then an ErrorGroup of all errors is raised.
     """
     errors: list[Error] = []
     gone = 0
@@ -453,8 +432,7 @@ class _Thing(NamedTuple):
 def _alone() -> Iterator[None]:
     """Context in which niso's lock and the locks of all services are acquired.
 
-    No other command can change anything then. Raises Conflict if locks of new services keep
-    appearing.
+    Raises Conflict if locks of new services keep appearing.
     """
     for _ in range(_TRIES):
         known = locked_services()
@@ -474,9 +452,8 @@ def _alone() -> Iterator[None]:
 
 
 def _refuse_strangers(lost: list[Lost]) -> None:
-    """Raise Conflict if services of another run folder are running.
-
-    A sweep would remove the network of these services.
+    """Raise Conflict if services of another run folder, which would lose their network, are
+    running.
     """
     for one in lost:
         if one.stranger is not None:
@@ -498,8 +475,8 @@ def _running(processes: Processes, lost: list[Lost]) -> Iterator[_Thing]:
 def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
     """Yield niso's namespaces, network interfaces and routing rules, in the order of removal.
 
-    ``links`` maps the name of each interface with niso's alias to that alias. Of the namespace of
-    an attachment, only the name in /run/netns is removed, even if a program has set niso's alias
+    ``links`` maps each interface with niso's alias to that alias. Of the namespace of an
+    attachment, only the name in /run/netns is removed, even if a program has set niso's alias
     there.
     """
     attached = _attached()
@@ -521,9 +498,8 @@ def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
 def _attached() -> frozenset[int]:
     """Return the cookies (SO_NETNS_COOKIE) of the namespaces of active attachments.
 
-    They are read from the database file; the result is empty if the file is missing or damaged. The
-    store is not opened as by other commands, because that would record a move of the folder or a
-    reboot.
+    They are read from the database file; none if it is missing or damaged. Opening the store would
+    record a move of the folder or a reboot.
     """
     query = (
         "SELECT cookie FROM attached a JOIN service s ON s.name=a.service"
@@ -544,7 +520,7 @@ def _attached() -> frozenset[int]:
 def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Thing]:
     """Yield niso's nftables tables, preceded by the sysctls whose former values they record.
 
-    Sysctls of the network interfaces in ``going`` are left out: they vanish with the interfaces.
+    Sysctls of the network interfaces in ``going`` vanish with these.
     """
     marks = kernel.list_elements(ruleset.INET, "before") or ()
     for name, value in host_settings.to_put_back(kernel, dict(map(elements.sysctl_before, marks))):
@@ -559,10 +535,7 @@ def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Thing]:
 
 
 def _forget_active(kernel: Kernel, store: Store) -> None:
-    """Record all services as inactive after a sweep, and restore the host's forwarding settings.
-
-    Raises Error.
-    """
+    """Record all services as inactive after a sweep, and restore the host's forwarding settings."""
     try:
         with store.transaction():
             for name in store.active_services():
@@ -580,8 +553,7 @@ def _forget_active(kernel: Kernel, store: Store) -> None:
 def repair_row(processes: Processes, store: Store, name: str) -> None:
     """Write the spec of the running process into its service's row.
 
-    It is used when the row differs from spec.json in the run folder. Raises Error if that file does
-    not exist, or if the manifest in the row is damaged.
+    Raises Error if there is no spec.json, or if the manifest in the row is damaged.
     """
     row = store.service(name)
     if row is None:
@@ -594,10 +566,7 @@ def repair_row(processes: Processes, store: Store, name: str) -> None:
 
 
 def repair_defects(kernel: Kernel, store: Store, defects: Iterable[Defect]) -> None:
-    """Repair the defects of the kinds "missing" and "foreign". Raises Error.
-
-    The caller must be in a transaction of the store.
-    """
+    """Repair the defects of the kinds "missing" and "foreign", in the caller's transaction."""
     wanted = [hole for hole in defects if hole.problem == "missing"]
     _restored(kernel, store, [hole.service for hole in wanted if hole.service])
     if any(hole.table == "sysctl" for hole in wanted):

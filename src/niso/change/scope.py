@@ -1,8 +1,7 @@
 """Compute the scope of a change: which services, networks and names it affects.
 
 A change compares the kernel with the rows before the change and with the rows after it. Its scope
-is therefore the union (`Scope.joined`) of the scopes that these rows have. All plans that do not
-concern the entire host use a scope from this module.
+is therefore the union (`Scope.joined`) of the scopes that these rows have.
 """
 
 from __future__ import annotations
@@ -24,19 +23,15 @@ if TYPE_CHECKING:
 
 
 def concerned(
-    store: Store,
-    services: Iterable[str],
-    networks: Iterable[str] = (),
-    names: Iterable[Name] = (),
+    store: Store, services: Iterable[str], networks: Iterable[str] = (), names: Iterable[Name] = ()
 ) -> Scope:
     """Return the scope of a change of ``services``, according to the present rows.
 
     The scope also contains the services that share a namespace with them, the services that have
     one of their names on another network (`NameRows.shadows`), and the networks of all of these.
-    Networks that a service has left are included if their bridges are still configured for the
-    service's ports. ``networks`` and ``names`` are added to the scope: networks that the services
-    will join, and names in policies that will resolve differently. Services of other hosts with one
-    of the names are included.
+    Networks that a service has left are included if their bridges are still configured for its
+    ports. ``networks`` are those that the services will join, ``names`` those in policies that will
+    resolve differently, with services of other hosts that have them.
     """
     names = list(names)
     everyone = store.with_companions(services)
@@ -83,10 +78,7 @@ def leaving(machine: Machine, networks: Collection[str], report: Report) -> chan
 
 
 def scope_left(store: Store, networks: Collection[str]) -> Scope:
-    """Return the scope of a change that may delete ``networks``.
-
-    The scope has these networks, their names, and the services of other hosts on them.
-    """
+    """Return the scope of a change that may delete ``networks``, with remote services there."""
     on = tuple(sorted(networks))
     return with_remotes(store, Scope((), on, names=tuple(("network", name) for name in on)))
 
@@ -100,11 +92,7 @@ def all_names(store: Store, scope: Scope) -> set[Name]:
 
 
 def scope_of(store: Store, targets: list[Target]) -> Scope:
-    """Return the scope of activating ``targets``.
-
-    It contains the services, the services that share a namespace with them, and their networks
-    before and after the change.
-    """
+    """Return the scope of activating ``targets``, according to the rows before and after it."""
     touched: set[str] = set()
     for target in targets:
         provider = _provider(store, target)

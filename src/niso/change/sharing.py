@@ -1,9 +1,8 @@
-"""Let services share the network namespace of another service.
+"""Let services, the sharers, share the network namespace of another service, the provider.
 
-The service that owns the namespace is called the provider, and a service that shares it is called a
-sharer. A provider has network mode bridge or none, so it never shares a namespace itself. This
-module finds the provider, restarts sharers when it changes, and refuses changes that would leave a
-sharer without a namespace.
+A provider has network mode bridge or none, so it never shares a namespace itself. This module finds
+the provider, restarts sharers when it changes, and refuses changes that would leave a sharer
+without a namespace.
 """
 
 from __future__ import annotations
@@ -39,7 +38,8 @@ class Home(NamedTuple):
 def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) -> Home:
     """Return the namespace, hosts folder and host name of a service's process.
 
-    ``provider`` is the existing service whose namespace the service shares, or None.
+    All are "" in the host's own network namespace. ``provider`` is the existing service whose
+    namespace the service shares, or None.
     """
     if provider is not None:
         row = store.service(provider)
@@ -52,18 +52,16 @@ def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) ->
     shared = network.networks and not apart
     folder = names.hosts_folder(network.networks) if shared else names.own_hosts_folder(service)
     return Home(
-        paths.netns_path(service),
-        os.path.join(paths.hosts_root(), folder),
-        network.hostname,
+        paths.netns_path(service), os.path.join(paths.hosts_root(), folder), network.hostname
     )
 
 
 def provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
     """Return the service whose namespace the target shares; None unless its mode is share.
 
-    ``together`` are the names of the command's services. Those with other modes are already
-    recorded. Raises Conflict if the namespace is not available, and InvalidInput if the manifest
-    names its own service.
+    ``together`` are the command's services. Those with other modes are already recorded. Raises
+    Conflict if the namespace is not available, and InvalidInput if the manifest names its own
+    service.
     """
     share = target.spec.network.share
     if target.spec.network.mode != "share" or share is None:
@@ -112,8 +110,8 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
 def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> list[str]:
     """Return the active services that must restart when ``wanted`` are activated.
 
-    A service that shares a namespace has the host name and hosts file of the namespace's owner, so
-    it restarts if these change. Services in ``ending``, which the command stops, are left out.
+    A sharer has the host name and hosts file of the namespace's owner, so it restarts if these
+    change. Services in ``ending``, which the command stops, are left out.
     """
     chosen = list(wanted)
     apart = {*ending, *(target.name for target in chosen)}
@@ -131,10 +129,7 @@ def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> 
 def with_followers(
     store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()
 ) -> list[Target]:
-    """Return ``wanted`` and the services that must restart with them (`followers`).
-
-    Services that own a namespace come before those that share one.
-    """
+    """Return ``wanted`` and the services that must restart with them, providers first."""
     chosen = [targets.still_so(store, target) for target in wanted]
     chosen += [targets.known(store, name) for name in followers(store, chosen, ending)]
     return sorted(chosen, key=lambda target: target.spec.network.mode == "share")

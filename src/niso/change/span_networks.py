@@ -45,15 +45,11 @@ class Arriving(NamedTuple):
         return cls(joined, 0, (), view.Seen((), {}, frozenset()))
 
     def scope(self, store: Store) -> Scope:
-        """Return the services, networks and names that adding these networks concerns."""
         changed = mirror.turned(store, self.seen, self.joined.host)
         return mirror.scope_of(store, changed, changed)
 
     def fill(self, store: Store) -> None:
-        """Record the services of other hosts on the networks.
-
-        The caller must be in a transaction.
-        """
+        """Record the services of other hosts on the networks, in the caller's transaction."""
         changed = mirror.turned(store, self.seen, self.joined.host)
         mirror.write(store, self.seen, self.joined.host, changed)
 
@@ -63,7 +59,7 @@ class Arriving(NamedTuple):
         """Record the networks on this host, and return those that it did not have.
 
         With ``implicit``, niso may drop a network again when no service of this host uses it.
-        ``unobserved`` are names of networks whose flows are not recorded. The caller must be in a
+        ``unobserved`` are networks whose flows are not recorded. The caller must be in a
         transaction, and must record the networks' remote services. Raises Conflict if this host
         cannot have a network.
         """
@@ -113,10 +109,7 @@ def arriving(joined: Joined, engine: Engine, cluster: Cluster, specs: Sequence[S
 
 
 class Proposed(NamedTuple):
-    """A network that spans hosts in the cluster, and what `propose` did.
-
-    ``made`` says whether this command created the network in the cluster.
-    """
+    """A network that spans hosts in the cluster, and what `propose` did."""
 
     request: NetworkRequest
     arriving: Arriving
@@ -231,10 +224,7 @@ def header(joined: Joined) -> int:
 
 
 def _wire(store: Store, joined: Joined) -> str:
-    """Return the source address of this host's VXLAN packets.
-
-    With encryption, it is this host's address on the encrypted network interface.
-    """
+    """Return the source address of this host's VXLAN packets, the encrypted one if there is one."""
     if not joined.encryption:
         return joined.address
 
@@ -251,10 +241,7 @@ def _network(spec: Spec, joined: Joined, cluster: Cluster) -> Network:
 
 
 def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:
-    """Remove a network from the cluster after it could not be created on this host.
-
-    No-op if this command did not create it in the cluster. An error becomes a warning.
-    """
+    """Remove a network from the cluster if `propose` created it. An error becomes a warning."""
     if proposed.made:
         try:
             remove(machine, [proposed.request.name])
@@ -266,9 +253,8 @@ def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:
 def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> None:
     """Remove networks from the cluster; no-op for networks that the cluster no longer has.
 
-    No-op if this host is in no cluster. Raises NotFound if neither this host nor the cluster has a
-    network, Conflict if a service of any host is on it, and NoAnswer if etcd does not answer. After
-    an error nothing has changed.
+    Raises NotFound if neither this host nor the cluster has a network, Conflict if a service of any
+    host is on it, and NoAnswer if etcd does not answer. After an error nothing has changed.
     """
     joined = machine.joined()
     if joined is None:
@@ -303,10 +289,6 @@ def _addresses(engine: Engine, joined: Joined, name: str) -> list[Address]:
 
 
 def going(store: Store, scope: Scope, every: bool = False) -> Scope:
-    """Return the scope extended by the services of other hosts on networks that may be removed.
-
-    A scope has the services, networks and names that a change concerns. These networks are the
-    implicit networks of the scope, or with ``every`` all of its networks.
-    """
+    """Add the remote services on a scope's implicit networks, or with ``every`` on all of them."""
     on = store.across.spanning(scope.networks or (), implicit=not every)
     return scope.joined(mirror.scope_on(store, on)) if on else scope

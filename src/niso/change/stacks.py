@@ -96,10 +96,9 @@ def up(
 def refuse(plain: Stack) -> None:
     """Raise the errors that `up` of a stack would raise on any host.
 
-    Nothing of this host is read or changed. Raises an ErrorGroup; its errors name the keys of the
-    stack's file where these are known.
+    Nothing of this host is read or changed. The errors name the keys of the stack's file where
+    these are known.
     """
-
     stack = manifest_stack.stack(plain) if plain.asks else plain
     loaded = [member.loaded for member in stack.members]
     on = {network for one in loaded for network in one.spec.network.networks}
@@ -119,7 +118,7 @@ def _in_cluster(
 ) -> Iterator[None]:
     """Context for which networks exist in the cluster; they are removed again if the block fails.
 
-    Networks that the cluster had before are not removed. ``joins`` is used for error messages.
+    Networks that the cluster had before are not removed.
     """
     from niso.change import span_networks
     from niso.cluster.engine import NoAnswer
@@ -149,11 +148,7 @@ def _in_cluster(
 
 
 def foreseen(machine: Machine, stack: Stack, replace: bool = False) -> tuple[World, World]:
-    """Return what policies would be evaluated against before and after `up`.
-
-    Each of the two `World` objects holds the services, networks and names that policies can refer
-    to.
-    """
+    """Return what policies would be evaluated against before and after `up`."""
     wanted, joins = _joining(machine.store, named(machine.store, stack), replace)
     return activate.foreseen(machine, wanted, joins)
 
@@ -170,21 +165,13 @@ def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], M
 def _membership(
     stack: Stack, on: Container[str], left: Iterable[str] = (), replace: bool = False
 ) -> Membership:
-    """Return the membership of a stack's services.
+    """Return the membership of a stack's services, with the networks among ``on``.
 
-    ``on`` are the networks that the services use; those of the stack are included. ``left`` are the
-    services that are no longer in the file.
+    ``left`` are the services that are no longer in the file.
     """
     requests = [_request(name, settings) for name, settings in stack.networks.items() if name in on]
     return Membership(
-        stack.name,
-        stack.path,
-        stack.file,
-        tuple(requests),
-        tuple(left),
-        {},
-        replace,
-        stack.prefix,
+        stack.name, stack.path, stack.file, tuple(requests), tuple(left), {}, replace, stack.prefix
     )
 
 
@@ -219,10 +206,9 @@ def down(
 
 
 def active_members(store: Store, stack: Stack) -> tuple[list[str], start.After]:
-    """Return the active services of a stack, and the dependencies among them.
+    """Return the active services of a stack, and the dependencies among them for `start.run`.
 
-    The dependencies are in the form that `start.run` takes. Raises Conflict if the stack of this
-    name was activated from another file.
+    Raises Conflict if the stack of this name was activated from another file.
     """
     _refuse_elsewhere(store, stack.name, stack.path)
     stack = named(store, stack)

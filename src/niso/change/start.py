@@ -1,8 +1,7 @@
 """Start the processes of services in dependency order, and wait until they have started.
 
-A service with a healthcheck must also become healthy. All waits run concurrently: while one service
-is probed, others start, answer or exit. If a process exits during the wait, the command fails
-immediately with an error that contains the process's last output.
+A service with a healthcheck must also become healthy. All waits run concurrently. If a process
+exits during the wait, the command fails immediately with the process's last output.
 """
 
 from __future__ import annotations
@@ -51,11 +50,7 @@ After = Mapping[str, Mapping[str, str]]
 """Maps a service to the services that it depends on, and each of these to the state that it must
 reach first: STARTED, HEALTHY or, for a job, COMPLETED.
 """
-_REACHES = {
-    STARTED: (STARTED, HEALTHY, COMPLETED),
-    HEALTHY: (HEALTHY,),
-    COMPLETED: (COMPLETED,),
-}
+_REACHES = {STARTED: (STARTED, HEALTHY, COMPLETED), HEALTHY: (HEALTHY,), COMPLETED: (COMPLETED,)}
 """Maps each required state to the states that satisfy it."""
 
 _AT_ONCE = 2 * len(os.sched_getaffinity(0))
@@ -80,9 +75,8 @@ def run(
     `STARTED_WITHIN_S`; with a healthcheck, it must also become healthy. A job must exit with status
     0 within the timeout in its manifest. A process that already runs as desired is waited for only
     in these cases: another one depends on it, its healthcheck is new, or its restart policy has
-    restarted it and it has not been healthy since that restart. Raises ProcessError with the
-    reason, and Conflict if dependencies cannot be met. After an error the caller must stop what was
-    started.
+    restarted it and it has not been healthy since. Raises ProcessError with the reason, and
+    Conflict if dependencies cannot be met. After an error the caller must stop what was started.
     """
     for change in changes:
         if change.rehosts:
@@ -125,10 +119,7 @@ def restart(
     report: Report = silent,
     after: After | None = None,
 ) -> None:
-    """Restart the processes of active services, and wait for all of them as `run` does.
-
-    ``after`` has the dependencies, as for `run`. Raises ProcessError.
-    """
+    """Restart the processes of active services, and wait for all of them as `run` does."""
     starts = [_begins(row, row.require_process(), True, row.healthcheck, TIMEOUT_S) for row in rows]
     _Starting(processes, starts, after or {}, report).all()
 
@@ -140,10 +131,7 @@ def _begins(
     check: Healthcheck | None,
     timeout_s: float,
 ) -> Start:
-    """Return the `Start` of a service.
-
-    A job has the timeout of its manifest, which may be infinite.
-    """
+    """Return the `Start` of a service. A job has the timeout of its manifest, maybe infinite."""
     if not row.is_job:
         return Start(row, stops, starts, check, timeout_s)
     program = row.require_service().program
@@ -160,10 +148,7 @@ def event_of(change: Change) -> Event:
 
 
 def _was_healthy(processes: Processes, service: str) -> bool:
-    """Return whether a service has been healthy since its last automatic restart.
-
-    Also returns True if it was not restarted automatically since its activation.
-    """
+    """Return whether a service has been healthy since its last automatic restart, if any."""
     now = processes.status(service)
     if now.restarts == 0:
         return True  # its activation has waited until it was healthy
@@ -215,11 +200,7 @@ class _Starting:
     """All starts of one command, which run concurrently."""
 
     def __init__(
-        self,
-        processes: Processes,
-        starts: list[Start],
-        after: After,
-        report: Report,
+        self, processes: Processes, starts: list[Start], after: After, report: Report
     ) -> None:
         self._processes = processes
         self._todo = starts
@@ -258,8 +239,7 @@ class _Starting:
     def _ready(self) -> Iterator[Start]:
         """Yield the services whose dependencies have reached their required states.
 
-        They are in the order of the command. Nothing is yielded while `_AT_ONCE` containers are
-        being created.
+        Nothing is yielded while `_AT_ONCE` containers are being created.
         """
         for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
@@ -324,10 +304,7 @@ class _Starting:
             self._look(waiter)
 
     def _stop_ended(self) -> None:
-        """Kill what remains of the stopped processes, and queue their services for the new start.
-
-        A process counts as stopped when it has exited or its stop timeout is over.
-        """
+        """Kill what remains of the stopped processes, and queue their services for a start."""
         over = [end for end in self._ends if end.is_over]
         for end in over:
             self._ends.remove(end)
@@ -338,11 +315,7 @@ class _Starting:
         self._todo[:0] = [end.start._replace(stops=None) for end in over]
 
     def _has_succeeded(self, wait: Wait) -> bool:
-        """Record whether a process has finished successfully, and return this.
-
-        Only a job, or a process with restart policy "no", can finish successfully: with exit status
-        0.
-        """
+        """Record whether a job, or a process without restarts, has exited with status 0."""
         start = wait.start
         once = start.job or (wait.well and start.row.require_process().restart == "no")
         if not once or self._processes.exit_code(start.name) != 0:
@@ -428,11 +401,9 @@ class End:
 
     @property
     def is_over(self) -> bool:
-        """Whether the process has exited or its stop timeout is over."""
         return not is_alive(self.pidfd) or time.monotonic() >= self.next_at
 
     def close(self) -> None:
-        """Close the pidfd."""
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
@@ -557,8 +528,7 @@ class Wait:
 def until_started(processes: Processes, row: ServiceRow) -> None:
     """Wait until a new process counts as started: about `STARTED_WITHIN_S` seconds, or less.
 
-    Raises Error if the process exits earlier. A process with restart policy "no" may exit earlier
-    with status 0.
+    Raises Error if the process exits earlier, except with restart policy "no" and status 0.
     """
     start = Start(row, None, True, None, 2 * _BUSY_S)
     wait = Wait(processes, start)
@@ -593,7 +563,6 @@ def ended(processes: Processes, start: Start, unhealthy: bool) -> Error:
 
     ``unhealthy`` says whether the process exited while niso waited for it to become healthy.
     """
-
     service = start.name
     how = describe_exit(processes.exit_code(service))
     output = _last_output(processes, service)
@@ -611,11 +580,7 @@ def ended(processes: Processes, start: Start, unhealthy: bool) -> Error:
 
 
 def _last_output(processes: Processes, service: str) -> str:
-    """Return the last lines of output of the current run, as the end of an error message.
-
-    Output of earlier runs is left out, because it would not explain the error. Returns "" without
-    output.
-    """
+    """Return the last lines of output of the current run, as the end of an error message."""
     lines = processes.last_lines(service, _LAST_LINES)
     return "; last output:" + "".join(f"\n    {line}" for line in lines) if lines else ""
 

@@ -107,8 +107,7 @@ def refuse(loaded: Iterable[Loaded], stack: Membership = NO_STACK) -> None:
 def _target(loaded: Loaded) -> Target:
     """Return the target of a service without checking its files.
 
-    An audit of its policy is left out, because the end of an audit depends on the date and on the
-    previous activation.
+    An audit of its policy is left out: its end depends on the date and on the previous activation.
     """
     spec = loaded.spec
     network = spec.network._replace(policy=spec.network.policy._replace(audit=None))
@@ -147,10 +146,9 @@ def _providers(wanted: Iterable[Target]) -> list[Target]:
 
 
 def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
-    """Return the specification of a stand-in for an unknown service.
+    """Return a stand-in for an unknown service whose namespace ``sharer`` shares.
 
-    The stand-in is on a network of its own, whose name no manifest can use. ``sharer`` is the
-    service that shares its namespace.
+    It is on a network of its own, whose name no manifest can use.
     """
     network = sharer.network._replace(
         mode="bridge",
@@ -183,11 +181,7 @@ def _make_unknown(host: Machine, wanted: Iterable[Target], stack: Membership) ->
         if request is not None and request.nets:
             try:
                 known = networks.plan_network(
-                    host,
-                    name,
-                    subnets=request.nets,
-                    gateways=request.gateways,
-                    besides=planned,
+                    host, name, subnets=request.nets, gateways=request.gateways, besides=planned
                 ).subnets
             except Error as error:
                 raise admit.network_error(stack, name, error) from None

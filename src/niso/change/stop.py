@@ -1,8 +1,7 @@
 """Stop services: stop their processes in parallel, remove their networks, delete their records.
 
-The networks of all services are removed in one change. The caller must have the services' locks and
-must have recorded their intents. This module does not import code that only processes need, because
-attachments use it too.
+The caller must have the services' locks and must have recorded their intents. This module does not
+import code that only processes need, because attachments use it too.
 """
 
 from __future__ import annotations
@@ -54,9 +53,9 @@ def finish(
     """Stop services and remove their networks. With ``ends``, delete their intents too.
 
     With ``keep_forwards``, additional published ports return at the next activation. Returns the
-    errors of processes that could not be stopped; the services of these processes keep their
-    networks. Raises Error if the kernel refuses a change; no service is recorded as stopped then,
-    and the call can be repeated.
+    errors of processes that could not be stopped; their services keep their networks. Raises Error
+    if the kernel refuses a change; no service is recorded as stopped then, and the call can be
+    repeated.
     """
     store = machine.store
     rows = [row for name in services if (row := store.service(name)) is not None]
@@ -86,8 +85,8 @@ def forget(
 ) -> None:
     """Delete the records, reserved addresses, package copies and logs of stopped services.
 
-    Their intents are deleted too. With ``with_volumes``, so are their named volumes. Raises Error
-    if a file cannot be deleted; no record is deleted then, and the call can be repeated.
+    Their intents are deleted too, and with ``with_volumes`` their named volumes. Raises Error if a
+    file cannot be deleted; no record is deleted then, and the call can be repeated.
     """
     from niso.runtime import package, volumes
 
@@ -115,11 +114,10 @@ def forget(
 def stop(
     processes: Processes, rows: Iterable[ServiceRow], report: Report, needs: Needs
 ) -> dict[str, Error]:
-    """Stop the processes of services.
+    """Stop the processes of services, and return the errors by service.
 
     A service is stopped before the services that it depends on by ``needs``, and before the owner
-    of its namespace. Otherwise all are stopped concurrently. Returns the errors of processes that
-    could not be stopped, by service.
+    of its namespace. Otherwise all are stopped concurrently.
     """
     rows = list(rows)
     left = {
@@ -210,7 +208,7 @@ def withdraw(
 ) -> None:
     """Record services as inactive and remove their networks.
 
-    With ``ends``, their intents are deleted. With ``forgets``, their rows are deleted in the same
+    With ``ends``, their intents are deleted; with ``forgets``, also their rows, in the same
     transaction. With ``keep_forwards``, additional published ports return at the next activation.
     Raises Error; nothing is recorded then, and the call can be repeated.
     """
@@ -235,10 +233,7 @@ def withdraw(
 
 
 def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False) -> None:
-    """Record services as inactive, and withdraw their published ports.
-
-    The caller must be in a transaction.
-    """
+    """Record services as inactive and withdraw their ports, in the caller's transaction."""
     store = machine.store
     for row in rows:
         store.set_active(row.name, False)
@@ -248,11 +243,7 @@ def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False
 
 
 def scope_of(store: Store, rows: Iterable[ServiceRow]) -> Scope:
-    """Return the scope of a change that removes the networks of services.
-
-    The scope has the services and networks that the change concerns, and the names in policies that
-    will not resolve any more.
-    """
+    """Return the scope of a change that removes the networks of services."""
     rows = list(rows)
     # the name of a service that shares a namespace resolves only while it is active
     shared = store.names_with(store.with_companions(row.name for row in rows if row.provider))

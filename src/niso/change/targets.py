@@ -39,10 +39,10 @@ def find_targets(
 ) -> list[Target]:
     """Return the targets that the arguments of ``niso activate`` name.
 
-    An argument is the path of a manifest or of its folder, the name of an existing service, or a
-    folder in the working directory. A loaded manifest is used as it is. ``replace`` is recorded in
-    each `Target`. With ``owners``, the files must belong to one of these uids. Raises Error, or an
-    ErrorGroup of the errors of all arguments. Nothing is changed.
+    An argument is the path of a manifest or of its folder, the name of an existing service, a
+    folder in the working directory, or a loaded manifest. ``replace`` is recorded in each `Target`.
+    With ``owners``, the files must belong to one of these uids. Raises Error, or an ErrorGroup of
+    the errors of all arguments.
     """
     targets: dict[str, Target] = {}
     errors: list[Error] = []
@@ -68,10 +68,7 @@ def find_targets(
 
 
 def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
-    """Raise Conflict if a service of this name came from another folder that still exists.
-
-    With ``target.replace``, nothing is raised.
-    """
+    """Raise Conflict if a service of this name came from another folder that still exists."""
     from niso.look.stack_members import is_elsewhere
 
     if target.replace or not is_elsewhere(before.manifest_path, target.manifest_path):
@@ -87,8 +84,8 @@ def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
     """Return whether ./NAME has another manifest than the service ``name`` was activated from.
 
     That is the case if the manifest is in another folder, or if a file has changed since the
-    package copy ``copy`` was made. Status change times (ctime, inode(7)) are compared, which no
-    program can set.
+    package copy ``copy`` was made, by its status change time (ctime, inode(7)), which no program
+    can set.
     """
     manifest = f"{name}/manifest.toml"
     if not os.path.exists(manifest):
@@ -109,8 +106,8 @@ def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
 def still_so(store: Store, target: Target) -> Target:
     """Return the target as it is now, after the caller has locked the service.
 
-    A target from a manifest is returned unchanged. For an existing service, named by its name, the
-    row is read again. Raises NotFound if the service was removed.
+    The row of an existing service, named by its name, is read again. Raises NotFound if it was
+    removed.
     """
     if target.files is None or target.files.fingerprint is not None:
         return target
@@ -128,11 +125,7 @@ def known(store: Store, service: str) -> Target:
     row = store.service(service)
     assert row is not None
     row.require_own()
-    gone = NotFound(
-        f"its package copy {row.package} is gone",
-        row.again,
-        service=service,
-    )
+    gone = NotFound(f"its package copy {row.package} is gone", row.again, service=service)
     if not os.path.isdir(row.package):
         raise gone
     if package.is_emptied(row.package):
@@ -209,8 +202,7 @@ def of_manifest(loaded: load.Loaded) -> Target:
 def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
     """Return the paths that are excluded from a package copy, even if they are in its folder.
 
-    They are the rootfs, secrets, files of variables, and writable volumes. Otherwise what a service
-    writes there would count as a change of its package.
+    What a service writes there would otherwise count as a change of its package.
     """
     program = spec.program
     written = [volume.host for volume in program.volumes if volume.host and not volume.read_only]
@@ -322,5 +314,4 @@ class Target(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return the name of the service."""
         return self.spec.name

@@ -77,8 +77,8 @@ def _unstarted(
 ) -> list[Error]:
     """Wait for processes that an undo has started again; return the errors of those that exited.
 
-    ``undone`` are the services, and ``ran`` has the start time of each process before the undo. A
-    process can fail now because a secret, a volume or a database has changed since.
+    ``ran`` has the start time of each process before the undo. A process can fail now because a
+    secret, a volume or a database has changed since.
     """
     processes, errors = machine.processes, []
     for name in sorted(undone):
@@ -105,7 +105,7 @@ def _not_undone(names: str, error: Error) -> Error:
 
 
 def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
-    """Return the records of changes in progress (intents) in the order of undoing them.
+    """Return intents in the order of undoing them.
 
     A service that shares a namespace now comes before the namespace's owner. A service that will
     share a namespace after the undo comes after the owner.
@@ -190,10 +190,9 @@ def undo(
 
 
 def _end_job(machine: Machine, name: str) -> None:
-    """Stop a job that an undone activation started. No-op for other services. Raises no error.
+    """Stop a job that an undone activation started; it does not run again by itself.
 
-    The job gets its stop timeout to exit, because it may be changing data. niso does not run it
-    again until its next activation.
+    The job gets its stop timeout to exit, because it may be changing data.
     """
     row = machine.store.service(name)
     if row is not None and row.is_job and machine.processes.runs(name):
@@ -226,8 +225,7 @@ def _undo_records(
 ) -> None:
     """Restore the rows and networks of services, and stop processes that do not match the old rows.
 
-    ``wait_s`` is the time in seconds to wait for niso's lock, None for no limit. Raises Busy or
-    another Error; the rows are unchanged then.
+    ``wait_s`` is as in `undo`. Raises Busy or another Error; the rows are unchanged then.
     """
     if not intents:
         return
@@ -265,10 +263,7 @@ def _undo_records(
 
 
 def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:
-    """Mount the hosts files of their previous networks in running processes.
-
-    A process in which that fails is killed.
-    """
+    """Mount the previous hosts files in running processes; kill a process in which it fails."""
     for old in shown:
         try:
             processes.swap_hosts(old)
@@ -310,8 +305,7 @@ def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
 def _forget_failed(name: str, kept: ServiceRow | None) -> None:
     """Delete the package copies that a failed activation has made.
 
-    ``kept`` is the restored row of the service. If it is None, the service did not exist before,
-    and its log and its empty volumes are deleted too.
+    Of a service that did not exist before (None), also its log and its empty volumes.
     """
     package.keep_only(name, {kept.package} if kept else set())
     if kept is None:

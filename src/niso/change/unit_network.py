@@ -33,10 +33,7 @@ _TIMEOUT_S = 90
 
 
 def unit_name(text: str) -> str:
-    """Return the full name of a service unit: ``web`` becomes ``web.service``.
-
-    Raises InvalidInput if the name is invalid or is that of a unit of niso.
-    """
+    """Return the full name of a service unit, ``web.service`` for ``web``. Raises InvalidInput."""
     name = text if text.endswith(".service") else f"{text}.service"
     if not _UNIT.fullmatch(name) or len(name) > _LONGEST or name.endswith("@.service"):
         raise InvalidInput(
@@ -144,15 +141,11 @@ def attach(
 
 
 def _binds(dropped: str, attachment: str) -> bool:
-    """Return whether ``dropped``, the text of a drop-in, belongs to this attachment."""
     return f"\nBindsTo={network_unit(attachment)}\n" in dropped
 
 
 def _refuse_other(name: str, unit: str, network: str | None, dropped: str | None) -> None:
-    """Raise Conflict if the attachment belongs to another unit, or the unit to another attachment.
-
-    ``network`` and ``dropped`` are the texts of the present unit file and drop-in, None if missing.
-    """
+    """Raise Conflict if the attachment or the unit already belongs to another one."""
     of = _OF.search(network or "")
     if of is not None and of[1] != unit:
         raise Conflict(f"{name!r} is the network of {of[1]}", "choose another name", "NAME")
@@ -165,8 +158,8 @@ def _refuse_other(name: str, unit: str, network: str | None, dropped: str | None
 def _put(units: Units, path: str, text: str, is_new: bool, report: Report) -> bool:
     """Write a unit file or drop-in if it is new, and start the unit if it attaches a network.
 
-    systemd is reloaded after a write. Returns ``is_new``. The drop-in must be written after the
-    network's unit has started, because systemd stops a unit that is bound to an inactive unit.
+    The drop-in must be written after the network's unit has started, because systemd stops a unit
+    that is bound to an inactive unit.
     """
     if is_new:
         report(ChangingUnit("write", path))
@@ -186,8 +179,7 @@ def _undo(
 ) -> None:
     """Restore the unit files and the attachment after an error.
 
-    ``before`` is the request of the previous attachment, None without one. ``texts`` maps the path
-    of a file to its previous text, None if it did not exist.
+    ``texts`` maps the path of a file to its previous text, None if it did not exist.
     """
     units = machine.processes.units
     try:

@@ -57,7 +57,6 @@ def attached(session: Session, machine: Machine, outcomes: Sequence[Attachment])
 
 
 def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> None:
-    """Warn if firewall rules or settings of the host drop packets of these services."""
     store = machine.store
     on = {network for service in services for network, _ in store.addresses(service)}
     networks = [network for name in sorted(on) if (network := store.network(name))]
@@ -76,7 +75,6 @@ def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> No
 
 
 def _warn_of_policies(session: Session, machine: Machine, names: list[str]) -> None:
-    """Warn about policies that are in audit mode, or that are probably mistakes."""
     if set(names) & set(machine.store.policied()):
         from niso.look import policies
 
@@ -105,11 +103,7 @@ def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
 
 
 def warn_of_name_servers(session: Session, names: list[str]) -> None:
-    """Warn if no name server in the host's resolv.conf can be reached by services.
-
-    Only services without name servers of their own are considered.
-    """
-
+    """Warn if services use the host's resolv.conf and can reach none of its name servers."""
     store = session.store()
     rows = [store.service(name) for name in names]
     own = [spec.dns for row in rows if row is not None and (spec := row.process) is not None]
@@ -120,7 +114,6 @@ def warn_of_name_servers(session: Session, names: list[str]) -> None:
 
 def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
     """Warn about resource limits of services that this machine cannot enforce."""
-
     for name in names:
         row = store.service(name)
         limits = cgroups.limits(row.require_process()) if row is not None else {}
@@ -140,7 +133,6 @@ def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
 
 def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
     """Warn about manifest ports that are not published, because `niso port-forward` uses them."""
-
     rows = (
         [row for name in names if (row := store.service(name)) is not None]
         if store.all_forwards()
@@ -162,7 +154,6 @@ def _whose(name: str, holder: str, held: Port) -> str:
 
 def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
     """Warn about capabilities that affect the entire machine, and about root in host volumes."""
-
     for name in names:
         row = store.service(name)
         if row is None:
@@ -206,7 +197,6 @@ def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
 def _warn_of_capabilities(
     session: Session, store: Store, row: ServiceRow, process: ProcessSpec
 ) -> None:
-
     holder = store.service(row.provider) if row.provider else row
     more = {"host": oci.HOST_NETWORK, "bridge": oci.LINKED}
     means = oci.THE_MACHINE | more.get(holder.mode if holder else "", {})
@@ -220,7 +210,6 @@ def _warn_of_capabilities(
 
 def _warn_of_others(session: Session, name: str, volume: MountedVolume) -> None:
     """Warn if users other than root and its owner can replace a host volume."""
-
     path = str(volume.source)
     try:
         folder = sources.changeable(path, {0, os.stat(path).st_uid})
@@ -241,10 +230,9 @@ def effects(session: Session, what: Sequence[str], since: float | None) -> tuple
     """Return how activating files would change the verdicts on recorded flows.
 
     ``what`` are the arguments of `niso activate` or the path of a stack. ``since`` is a Unix time
-    in seconds: flows that began earlier and are no longer open are left out. None includes all
-    flows. See `Host.policy_effects`.
+    in seconds: flows that began earlier and are no longer open are left out. See
+    `Host.policy_effects`.
     """
-
     from niso.change import stacks
     from niso.look import stack_members
     from niso.manifest import load
@@ -269,7 +257,6 @@ def effects(session: Session, what: Sequence[str], since: float | None) -> tuple
 def _of_change(
     session: Session, before: World, after: World, names: frozenset[str], since: float | None
 ) -> tuple[PolicyEffect, ...]:
-
     from niso.look import flows, what_if
 
     changed = {name for name, known in after.services.items() if before.services.get(name) != known}
