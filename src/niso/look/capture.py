@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
 # --- captures as text or pcapng -------------------------------------------------------------------
 
-
 _MOST_REASONS = 4096
 
 
@@ -289,7 +288,6 @@ class DropCapture(Capture):
 
 # --- tcpdump in a service's namespace -------------------------------------------------------------
 
-
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _CHUNK = 1 << 16
 _SAID = 4096  # bytes of tcpdump's error output to keep
@@ -429,7 +427,6 @@ def _hide_hosts(names: Mapping[str, str]) -> None:
 
     ``names`` maps the addresses in that file to names.
     """
-
     os.unshare(os.CLONE_NEWNS)
     root.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
     folder = paths.run_dir()
@@ -444,7 +441,6 @@ def _hide_hosts(names: Mapping[str, str]) -> None:
 
 
 # --- packets as pcapng (pure) ---------------------------------------------------------------------
-
 
 _MAGIC = 0xA1B2C3D4  # of a pcap file with microseconds (draft-ietf-opsawg-pcap)
 _HEADER = struct.Struct("=IHHiIII")
@@ -631,7 +627,6 @@ class CaptureRequest(NamedTuple):
 
 def capture(session: Session, wanted: CaptureRequest) -> Capture:
     """Start a capture; see `Host.capture`."""
-
     if wanted.most is not None and wanted.most < 1:
         hint = "niso net capture db -c 10"
         raise UsageError("must be 1 or more", hint, "-c", value=str(wanted.most))
@@ -683,7 +678,6 @@ def capture(session: Session, wanted: CaptureRequest) -> Capture:
 
 
 def _drops(session: Session, known: dict[str, Known], form: Format) -> Capture:
-
     store = session.store()
     ends = [
         veth(row.name, network, row.generation)
@@ -701,7 +695,6 @@ def trace(
     session: Session, source: str, destination: str, any_: bool, seconds: float
 ) -> Traced | None:
     """Wait for a packet and trace its path; see `Host.trace`."""
-
     store = session.store()
     who, port, proto = packet_path.parse_target(destination)
     from_ = packet_path.resolve(store, source)
@@ -732,7 +725,6 @@ def trace(
 
 
 # --- the path of one traced packet ----------------------------------------------------------------
-
 
 _COMMENT = re.compile(r'comment "([^"]*)"')
 _LEADS = ("jump ", "goto ")

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 # --- all findings ---------------------------------------------------------------------------------
 
-
 _LOOKS, _PAUSE_S = 3, 0.03
 """The number of comparisons, and the seconds between two of them.
 
@@ -175,7 +174,6 @@ def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str
 
     ``name`` limits the result to one service or network. Raises KernelError, NotFound.
     """
-
     store = machine.store
     if not store.policied():
         return []
@@ -321,7 +319,6 @@ def _gone(machine: Machine, active: list[str]) -> list[Finding]:
     """Return a problem for each attachment in ``active`` whose network namespace no longer
     exists.
     """
-
     store = machine.store
     return [
         Finding(
@@ -398,7 +395,6 @@ def of_sources(row: ServiceRow) -> list[Finding]:
 
 
 # --- attachments ----------------------------------------------------------------------------------
-
 
 _MOVING_S = 120
 """The maximum time in seconds that a container engine needs to move an interface into a

@@ -144,7 +144,6 @@ def logging(store: Store, service: str | None) -> bool:
 
 # --- which rule dropped a packet ------------------------------------------------------------------
 
-
 _COMMENT = re.compile(r'comment "([^"]*)"')
 _OF_POLICIES = (REFUSE, f"see_{REFUSED}")
 """The chains that drop packets which a policy denies.
@@ -263,13 +262,11 @@ class Drops:
 
 def stats(session: Session) -> tuple[Stats, ...]:
     """Read the counters of all active services; see `Host.stats`."""
-
     return tuple(count(session.store().active_rows()))
 
 
 def drops(session: Session, name: str | None) -> Drops:
     """Start streaming dropped packets; see `Host.drops`."""
-
     store = session.store()
     service = None if name is None else store.home(store.resolve(name))
     log = Log(session.kernel(), store, service)
@@ -282,7 +279,6 @@ def drops(session: Session, name: str | None) -> Drops:
 
 
 def _warn_of_silence(session: Session, store: Store, service: str | None) -> None:
-
     if not logging(store, service):
         whose = f"the policy of {service}" if service else "the policy of any active service"
         session.caution(
@@ -292,7 +288,6 @@ def _warn_of_silence(session: Session, store: Store, service: str | None) -> Non
 
 
 # --- counters -------------------------------------------------------------------------------------
-
 
 _Counts = dict[tuple[str, str], int]
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 # --- the stream of events -------------------------------------------------------------------------
 
-
 _QUIET_S = 0.1
 """Changes that follow each other within this time in seconds are combined."""
 _LONGEST_S = 1.0
@@ -69,7 +68,6 @@ class Events:
     """An endless iterator of `Happened`. Use it in a ``with`` block; `fileno` is for poll(2)."""
 
     def __init__(self, session: Session, name: str | None, since: float | None) -> None:
-
         self.session = session
         self._name = name
         if name is not None:
@@ -174,7 +172,6 @@ def look(session: Session, before: StateSample) -> StateSample:
     The state of a service that a command is changing is copied from the earlier snapshot
     ``before``.
     """
-
     store = session.store()
     intents = {intent.service for intent in store.intents()}
     busy = intents - interrupted(store).keys() if intents else set()
@@ -196,7 +193,6 @@ def look(session: Session, before: StateSample) -> StateSample:
 
 
 def _is_stopping(service: str) -> bool:
-
     return status.is_stopping(service)
 
 
@@ -269,7 +265,6 @@ def follow(session: Session, name: str | None, since: float | None) -> Events:
 
 
 # --- events from two snapshots (pure) -------------------------------------------------------------
-
 
 ENDED = ("exited", "restarting", "failed", "none")
 """States of a process that has ended."""

@@ -130,7 +130,6 @@ def explain(
     session: Session, source: str, destination: str, family: int | None, proves: bool
 ) -> Explanation:
     """Explain a packet; with ``proves``, also send one; see `Host.explain`."""
-
     from niso.look import other_hosts
 
     if family not in (None, 4, 6):

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 # --- recorded flows, joined with services and policies --------------------------------------------
 
-
 HOST = "host"
 PASS, AUDIT, DROP = "pass", "audit", "drop"
 """What happened to a flow. ``audit``: it passed, although a policy in audit would deny it."""
@@ -157,7 +156,6 @@ def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
 
     ``world`` has the services and networks.
     """
-
     opened: set[Open] = set()
     if with_open:
         opened.update(conntrack.opened())
@@ -394,7 +392,6 @@ def read(kernel: Kernel, store: Store, with_open: bool = True) -> tuple[list[Flo
 
     Raises KernelError.
     """
-
     world = read_world(kernel, store)
     memory = remembered(kernel, world, with_open)
     return joined(world, memory), memory.missed
@@ -407,7 +404,6 @@ class Flows:
     """An endless iterator of new `Flow`. Use it in a ``with`` block."""
 
     def __init__(self, session: Session, service: str | None, denied: bool) -> None:
-
         self.session = session
         self._service, self._denied = service, denied
         self._before, _ = read(session.kernel(), session.store(), with_open=False)
@@ -425,7 +421,6 @@ class Flows:
 
     def read(self) -> tuple[Flow, ...]:
         """Return the flows that were recorded after the last call, oldest first. Does not wait."""
-
         now, _ = read(self.session.kernel(), self.session.store(), with_open=False)
         fresh = changes(self._before, now)
         self._before = now
@@ -485,7 +480,6 @@ def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[F
 
 
 # --- flows for metrics ----------------------------------------------------------------------------
-
 
 OUTSIDE = "outside"
 """The name for all addresses that belong neither to a service nor to the host."""

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 # --- graphs of traffic and of policies ------------------------------------------------------------
 
-
 OUTSIDE = "outside"
 _ALL = (0, 65_535)
 _EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
@@ -351,7 +350,6 @@ def _dot_text(lines: Sequence[str]) -> str:
 
 # --- Host.graph -----------------------------------------------------------------------------------
 
-
 FORMATS = ("mermaid", "dot", "svg", "png")
 _PATIENCE_S = 120
 
@@ -360,7 +358,6 @@ def graph(
     session: Session, format_: str, stack: str | None, declared: bool, since: float | None
 ) -> bytes:
     """Draw services and their flows; see `Host.graph`. ``since`` is in seconds since 1970."""
-
     if format_ not in FORMATS:
         raise UsageError(f"{format_!r} is not a format", ", ".join(FORMATS), "--format")
     if declared and since is not None:
@@ -373,7 +370,6 @@ def graph(
 
 
 def _picture(session: Session, stack: str | None, declared: bool, since: float | None) -> Graph:
-
     if declared and stack is not None:
         return of_policies(declared_world(stack_members.load(stack)), None, False)
     store, kernel = session.store(), session.kernel()
@@ -411,7 +407,6 @@ def _drawn(text: bytes, format_: str) -> bytes:
 
 
 # --- the services that a stack.toml declares ------------------------------------------------------
-
 
 _POOL = "10.99.{}.0/24"
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 # --- published ports and conflicting listeners ----------------------------------------------------
 
-
 HOLDERS = ("podman",)
 """Owners of attachments whose own programs listen on published ports."""
 
@@ -245,7 +244,6 @@ def published_ports(store: Store) -> tuple[PublishedPort, ...]:
 
 def port_rows(store: Store) -> list[tuple[str, records.Port, Port]]:
     """Return the service, its port and the `Port` to show, for all ports of active services."""
-
     families: dict[str, tuple[int, ...]] = {}
     lines = []
     for service, port in store.active_ports():

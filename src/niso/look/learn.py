@@ -36,7 +36,6 @@ from niso.store.store import Store
 
 # --- policies from flows (pure) -------------------------------------------------------------------
 
-
 MOST_OUTSIDE = 8
 """The maximum number of entries for outside addresses of one port and IP version.
 
@@ -460,7 +459,6 @@ def learn(
     session: Session, services: Sequence[str], since: float | None, egress: bool
 ) -> tuple[LearnedPolicy, ...]:
     """Derive policies from recorded flows; see `Host.learn`. ``since`` is in seconds since 1970."""
-
     store, kernel = session.store(), session.kernel()
     world = read_world(kernel, store)
     memory = flows.remembered(kernel, world)
@@ -498,7 +496,6 @@ def learn(
 
 def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyChange, ...]:
     """Return the files that learned policies would change; see `Host.learned_changes`."""
-
     store = session.store()
     before: dict[str, str] = {}
     after: dict[str, str] = {}
@@ -616,7 +613,6 @@ def _place(store: Store, row: ServiceRow) -> _Place:
     The policy of a [[service]] in a stack.toml is in the manifest of its package. It is in the
     stack.toml if that has a policy for the service, or uses the package twice.
     """
-
     stack = store.stack_of(row.name)
     for file in store.stack_files(stack) if stack else ():
         try:
@@ -662,7 +658,6 @@ def _read(path: str) -> str:
 
     Raises InvalidInput if it is invalid, and Error.
     """
-
     try:
         content = toml.content(path, os.path.basename(path), callers())
         toml.parse(content)
@@ -693,14 +688,12 @@ def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
 
     ``since`` is an earliest time, in seconds since 1970.
     """
-
     if not row.active or row.activated_at is None:
         return None
     return max(0.0, min(KEPT_S, time.time() - max(row.activated_at, since or 0.0)))
 
 
 def _items(entries: Iterable[LearnedEntry]) -> Iterator[Item]:
-
     return (Item(entry.text, entry.allowed, entry.note) for entry in entries)
 
 
@@ -729,7 +722,6 @@ class WrittenNames:
 
         If the files are missing, the names are derived from the stack's prefix.
         """
-
         services: set[str] = set()
         networks: set[str] = {DEFAULT_NETWORK}
         for file in self._store.stack_files(stack):
@@ -780,7 +772,6 @@ class WrittenNames:
 
 def _is_a_name(name: str) -> bool:
     """Return whether policy entries of both directions can begin with this name."""
-
     try:
         entries = [parse_entry(f"{name}:1/tcp", "", egress) for egress in (False, True)]
     except InvalidInput:

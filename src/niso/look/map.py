@@ -182,7 +182,6 @@ class Map(Metered):
     @guarded
     def read(self) -> MapState:
         """Return all services, networks and flows. Rates are averages since the last call."""
-
         store = self.session.store()
         now, memory = top.look(self.session, self._states, with_open=True)
         world = self._states.world
@@ -238,7 +237,6 @@ class Map(Metered):
         The function returns None if there is no such name. Its results are cached until the store
         changes.
         """
-
         version = store.changes()
         if version != self._version:
             self._version, self._names = version, {}
@@ -325,7 +323,6 @@ def _flow(
 
 
 # --- grouping of flows (pure) ---------------------------------------------------------------------
-
 
 OTHERS = "other machines"
 MOST_OUTSIDE = 8

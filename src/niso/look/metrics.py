@@ -51,7 +51,6 @@ class Metric(NamedTuple):
 
 def metrics(session: Session, flows: int) -> tuple[Metric, ...]:
     """Collect all metrics, with at most ``flows`` series of flows; see `Host.metrics`."""
-
     if flows < 0:
         raise UsageError("must be 0 or more", "--flows 200", "--flows", value=str(flows))
     store = session.store()
@@ -71,7 +70,6 @@ def _metric(type_: str, name: str, help_: str, samples: Iterable[Sample]) -> Met
 
 
 def _of_services(session: Session, store: Store) -> tuple[Metric, ...]:
-
     lines = {line.service: line for line in services.service_lines(session, store)}
     rows = [row for row in store.services() if row.name in lines]
     states = {row.name: status.read(row.name) for row in rows if row.has_process and row.active}
@@ -147,7 +145,6 @@ def _of_services(session: Session, store: Store) -> tuple[Metric, ...]:
 
 
 def _of_traffic(store: Store) -> tuple[Metric, ...]:
-
     active = store.active_rows()
     ends = {
         names.veth(row.name, network, row.generation): (row.name, network)
@@ -210,7 +207,6 @@ def _of_traffic(store: Store) -> tuple[Metric, ...]:
 
 
 def _of_policies(store: Store) -> tuple[Metric, ...]:
-
     active = {row.name for row in store.services() if row.active}
     packets: dict[tuple[str, str], int] = {}
     agos: dict[tuple[str, str], float] = {}
@@ -261,7 +257,6 @@ _FLOW_LABELS = ("source", "destination", "port", "protocol", "verdict")
 
 
 def _of_flows(session: Session, store: Store, limit: int) -> tuple[Metric, ...]:
-
     kernel = session.kernel()
     world = read_world(kernel, store)
     totals, left_out = flows.totals(world, flows.remembered(kernel, world, with_open=False), limit)
@@ -291,7 +286,6 @@ def _of_flows(session: Session, store: Store, limit: int) -> tuple[Metric, ...]:
 
 
 def _of_ports(store: Store) -> tuple[Metric, ...]:
-
     samples = []
     for service, port in store.active_ports():
         for row in rows([port], store.port_families(service)):
@@ -308,7 +302,6 @@ def _of_ports(store: Store) -> tuple[Metric, ...]:
 
 
 def _of_tracking() -> tuple[Metric, ...]:
-
     figures = (
         ("conntrack_entries", "nf_conntrack_count", "Flows in the connection tracking table."),
         ("conntrack_entries_limit", "nf_conntrack_max", "How many it can hold."),
@@ -323,7 +316,6 @@ def _of_tracking() -> tuple[Metric, ...]:
 
 
 def _of_check(session: Session) -> Metric:
-
     counts = check.problems(session.machine())
     return _metric(
         GAUGE,

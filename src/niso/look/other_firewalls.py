@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 # --- drops and their remedies ---------------------------------------------------------------------
 
-
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 
@@ -221,7 +220,6 @@ def _shown(text: str) -> str:
 
 
 # --- evaluating chains for hypothetical packets ---------------------------------------------------
-
 
 if TYPE_CHECKING:
     from typing import Protocol

@@ -65,7 +65,6 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
     If the cluster does not answer, the services of other hosts come from this host's copy of the
     cluster's data, with a warning that says how old it is.
     """
-
     store = machine.store
     joined = require_joined(machine)
     try:
@@ -92,7 +91,6 @@ def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
     Ports of hosts that are not alive are left out. If the cluster does not answer, only this host's
     ports are returned, with a warning.
     """
-
     store = machine.store
     joined = require_joined(machine)
     listed = [_port(service, joined.host, port) for service, port in store.active_ports()]
@@ -112,7 +110,6 @@ def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
 
 
 def _port(service: str, host: str, port: Port) -> ClusterPort:
-
     side = port.host_side.removesuffix(f"/{port.proto}")
     inside = span(port.container_port, port.count)
     return ClusterPort(service, host, side, inside, port.proto)
@@ -124,7 +121,6 @@ def _others(store: Store, joined: Joined) -> tuple[list[Claim], set[str]]:
 
     Raises Error.
     """
-
     engine = joined.engine(brief=True)
     try:
         membership = Membership(engine, joined.keys)
@@ -238,7 +234,6 @@ def _require_within(here: World, source: str, destination: str) -> None:
     Such a packet leaves through the other host, whose addresses, ports and routes this host does
     not know.
     """
-
     sender = holder_of(here, source)
     if sender is not None and sender[0].host and holder_of(here, destination) is None:
         name, host = sender[0].name, sender[0].host
@@ -250,7 +245,6 @@ def _require_within(here: World, source: str, destination: str) -> None:
 
 def _policy(text: str, known: Known) -> Policy:
     """Parse the policy of another host's service. Raises Error if it is invalid."""
-
     try:
         return key_values.policy(text)
     except ValueError:

@@ -51,7 +51,6 @@ def described(store: Store, names: Iterable[str] | None = None) -> tuple[Outside
 
 
 def _described(answer: Outside, services: list[str]) -> OutsideName:
-
     ends = [known.until for known in answer.addresses if known.state == NOW]
     return OutsideName(
         answer.name,
@@ -106,7 +105,6 @@ def warn(session: Session, name: str | None) -> None:
 
 def warn_of_families(session: Session, answer: Outside, services: Iterable[str]) -> None:
     """Warn if a DNS name only has addresses of an IP version for which services have no route."""
-
     store = session.store()
     known = {family_of(address) for address in answer.in_state("now")}
     for service in services if known else ():

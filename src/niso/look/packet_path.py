@@ -38,7 +38,6 @@ from niso.store.store import Store
 
 # --- FROM and TO ----------------------------------------------------------------------------------
 
-
 PROTOCOLS = (*PORTED, "icmp")
 HOST = "host"
 TARGET = "NAME, ADDRESS or [IPV6], then :PORT or :PORT/PROTO; or /icmp"

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 # --- results --------------------------------------------------------------------------------------
 
-
 if TYPE_CHECKING:
     _Count = tuple[int, float | None, Atoms]  # packets, seconds since the last, element's key
 
@@ -77,7 +76,6 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
 
     ``unused_s`` limits them to entries that nothing matched in so many seconds.
     """
-
     store = session.store()
     service = store.home(store.resolve(name))
     policy = store.policy(service)
@@ -120,7 +118,6 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
     An allow list also has a key of its own, for packets that none of its entries matches. Raises
     KernelError.
     """
-
     listed = {entry.key for entry in policy.entries()}
     passing = {e.key for e in (*(policy.allow_from or ()), *(policy.egress_allow or ()))}
     counts: dict[str, list[_Count]] = {entry.key: [] for entry in policy.entries()}
@@ -145,7 +142,6 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
 
 def _say_how_long(session: Session, service: str, unused_s: float) -> None:
     """Warn if the flows of a service have been recorded for less than ``unused_s`` seconds."""
-
     row = session.store().service(service)
     watched = None if row is None else watched_s(row)
     if watched is not None and watched < unused_s:
@@ -159,7 +155,6 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
     The age in seconds comes from recorded flows. The rules' counters cannot give it, because they
     restart when the policy, the address of a peer or an address of a DNS name changes.
     """
-
     world = read_world(session.kernel(), session.store())
     memory = flows.remembered(session.kernel(), world)
     own = set(verdict.addresses_of(world.services[service]))
@@ -201,7 +196,6 @@ def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
 
 
 # --- likely mistakes ------------------------------------------------------------------------------
-
 
 _DNS = 53
 
@@ -269,7 +263,6 @@ def _without_dns(
     A service that may only connect to services and DNS names of its policy needs no name server,
     because its hosts file contains these names.
     """
-
     own = {family_of(address): address for _, address in reversed(store.addresses(name))}
     allowed = policy.egress_allow
     if allowed is not None and all(_is_listed(world, entry) for entry in allowed):
@@ -292,7 +285,6 @@ def _is_listed(world: World, entry: Entry) -> bool:
     """Return whether an entry only allows names in the hosts file, or addresses of niso's
     networks.
     """
-
     if entry.peer.kind != "prefix":
         return entry.peer.kind != "prefixes"  # none of a manifest has them
     prefix = ipaddress.ip_network(entry.peer.name)

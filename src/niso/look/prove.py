@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 # --- results --------------------------------------------------------------------------------------
 
-
 PATIENCE_S = 1.0
 _POLL_S = 0.02
 
@@ -320,7 +319,6 @@ class Sender(NamedTuple):
 
 def ping(session: Session, source: str, destination: str) -> Pong:
     """Send an echo request and wait for the reply; see `Host.ping`."""
-
     from niso.look import other_hosts
 
     session.report(WaitingForPacket(destination, "reply"))
@@ -329,7 +327,6 @@ def ping(session: Session, source: str, destination: str) -> Pong:
     store = session.store()
 
     def wider(world: World, packet: packet_path.Packet) -> World:
-
         try:
             return other_hosts.world(session, world, packet.source, packet.destination)
         except Error as error:  # the reason may be a policy on the other host

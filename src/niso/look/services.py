@@ -336,7 +336,6 @@ def _ended_at(now: Status) -> str | None:
 
 
 def _process(service: str, now: Status) -> Process:
-
     return Process(
         now.pid,
         now.exit_code,
@@ -397,7 +396,6 @@ def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[Target]
 
 def everything(session: Session, store: Store, name: str) -> Service:
     """Return all details of a service. Raises Error if its row is damaged."""
-
     row = store.service(name)
     assert row is not None
     manifest = dict(row.require_service().manifest)
@@ -449,7 +447,6 @@ def _outside(store: Store, service: str) -> tuple[OutsideName, ...]:
 
 
 def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
-
     networks = {network.name: network for network in store.networks()}
     owner = store.service(store.home(row.name)) or row  # the service that owns the namespace
     links = {} if row.has_process else {x.network: x for x in store.attachments.links(row.name)}
@@ -472,7 +469,6 @@ def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
 
 
 # --- repeated reads -------------------------------------------------------------------------------
-
 
 _AT_MOST_S = 30.0
 """The maximum time in seconds until everything is read again, for changes that nothing
@@ -522,7 +518,6 @@ class ServiceStates:
             self._read_changed()
 
     def _read_all(self) -> None:
-
         from niso.reconcile.live_world import read_world
 
         store = self._session.store()
@@ -569,7 +564,6 @@ class ServiceStates:
 
 
 # --- changes whose command has died ---------------------------------------------------------------
-
 
 _COMMANDS = {"stop": "deactivate", "remove volumes": "remove", "ports": "port-forward"}
 

@@ -34,14 +34,12 @@ if TYPE_CHECKING:
 
 # --- the session ----------------------------------------------------------------------------------
 
-
 if TYPE_CHECKING:
     Progress = Callable[[Event], object]
 
 
 def joined() -> Joined | None:
     """Return this host's access to its cluster; None if it is in no cluster. Raises Error."""
-
     from niso.cluster import config
 
     return config.load()
@@ -100,7 +98,6 @@ class Session:
 
     def machine(self, create: bool = False) -> Machine:
         """Return the `Machine` (store, kernel, processes and cluster) that commands act on."""
-
         from niso.runtime.machine import Machine
 
         return Machine(self.store(create), self.kernel(), self.processes(), joined)
@@ -114,21 +111,18 @@ class Session:
 
     def kernel(self) -> Kernel:
         """Return the kernel of this host, for calls that need no store."""
-
         from niso.kernel.real import Real
 
         return Real()
 
     def processes(self) -> Processes:
         """Return the processes of services, for calls that need no store."""
-
         from niso.runtime.real_processes import RealProcesses
 
         return RealProcesses()
 
     def report_waits(self) -> None:
         """Report each wait for a lock, until the present call of the API ends."""
-
         from niso.base import locks
 
         self._listeners.append(locks.listener)
@@ -170,7 +164,6 @@ class Session:
 
     def caution(self, text: str, hints: Iterable[str] = ()) -> None:
         """Send a warning with next steps to the progress callback."""
-
         from niso.base.report import Caution
 
         self.report(Caution(text, tuple(hints)))
@@ -215,12 +208,10 @@ def close_all() -> None:
 
 
 def _path(variable: str, folder: object) -> str:
-
     return path(folder, variable.removeprefix("NISO_").lower())
 
 
 # --- checked arguments and errors of API calls ----------------------------------------------------
-
 
 LEAST_TIMEOUT_S = 0.2
 
@@ -340,7 +331,6 @@ def seconds(value: object, what: str, low: float) -> float:
 
 def duration(value: str, what: str) -> float:
     """Parse a duration as in a manifest, such as ``60s``, to seconds. Raises UsageError."""
-
     from niso.manifest import values
 
     try:
@@ -390,7 +380,6 @@ def callers() -> set[int]:
 
 def user_of(user: str | None) -> Any:
     """Parse the value of ``exec --user``; None stays None. Raises UsageError."""
-
     from niso.manifest import values
 
     try:

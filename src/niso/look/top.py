@@ -31,7 +31,6 @@ class Metered:
     """Measure the bytes of flows until it is closed."""
 
     def __init__(self) -> None:
-
         self._meter: Meter | None
         try:
             self._meter = Meter()
@@ -174,7 +173,6 @@ class Top(Metered):
     """
 
     def __init__(self, session: Session, name: str | None) -> None:
-
         self.session = session
         self.service = name
         self._states = ServiceStates(session)
@@ -210,7 +208,6 @@ class Top(Metered):
         return self._sockets(self.session.store().home(service))
 
     def _sockets(self, home: str) -> tuple[ServiceSocket, ...]:
-
         measured = self.session.kernel().measured_in(names.netns(home))
         return sockets_of(self._reader, measured)
 
@@ -222,7 +219,6 @@ def look(
 
     ``with_open`` also reads open connections.
     """
-
     states.read()
     networks = {row.name: row.networks for row in states.rows}
     shares = {row.name: row.provider for row in states.rows if row.provider}
@@ -254,7 +250,6 @@ def between(
 
     ``moved`` has the bytes of each flow; None if unknown.
     """
-
     seconds = elapsed(before, now)
     flows = []
     left = dict(moved or {})
@@ -321,7 +316,6 @@ def services_between(
 
 def sockets_of(reader: FlowReader, measured: Iterable[Measured]) -> tuple[ServiceSocket, ...]:
     """Return the TCP connections of a service, with the names of client and server."""
-
     sockets = []
     for socket in measured:
         client, client_port, server, port = socket.connection

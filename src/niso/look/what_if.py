@@ -17,7 +17,6 @@ from niso.plan.verdict import Reason, World
 
 # --- flows under another policy -------------------------------------------------------------------
 
-
 CUT, AUDIT, NEW, PASS = "cut", "audit", "new", "pass"
 """The effects of a change of policies on a flow.
 
@@ -223,7 +222,6 @@ def _publishes(world: World, seen: Flow) -> bool:
 
 
 # --- manifest changes that let a denied flow pass -------------------------------------------------
-
 
 _MOST = 8
 """The maximum number of changes to suggest. A flow that needs more is denied on purpose."""
