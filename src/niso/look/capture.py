@@ -63,8 +63,8 @@ _MOST_REASONS = 4096
 class Format(NamedTuple):
     """The output of a capture: lines of text, or a pcapng file.
 
-    ``names`` maps addresses to names. ``filter`` is an expression (pcap-filter(7)). ``most`` is the
-    number of packets after which the capture ends.
+    ``names`` maps addresses to names. ``filter`` is an expression (pcap-filter(7)). The capture
+    ends after ``most`` packets.
     """
 
     names: Mapping[str, str]
@@ -74,9 +74,7 @@ class Format(NamedTuple):
 
 
 def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
-    """Return a filter (pcap-filter(7)) for packets of one of these addresses, and this port, and
-    ``more``.
-    """
+    """Return a filter (pcap-filter(7)) for one of these addresses, and this port, and ``more``."""
     parts = []
     hosts = " or ".join(f"host {address}" for address in addresses)
     if hosts:
@@ -129,20 +127,13 @@ class Capture:
         return self._epoll.fileno()
 
     def read(self) -> bytes:
-        """Wait for packets and return them; return b"" when all captures have ended.
-
-        Raises ProcessError if a capture failed.
-        """
+        """Wait for packets and return them; return b"" at the end. Raises ProcessError."""
         while (shown := self.read_ready(None)) is None:
             pass
         return shown
 
     def read_ready(self, seconds: float | None = 0.0) -> bytes | None:
-        """Return packets like `read`, but None if no packet arrives within ``seconds``.
-
-        ``seconds`` None waits without limit. The descriptor `fileno` is readable when this returns
-        at once.
-        """
+        """Return packets like `read`, but None if none arrives within ``seconds`` (None: ever)."""
         if not self._sources:
             return b""
         for fd, _ in self._epoll.poll(seconds):
@@ -194,9 +185,7 @@ class Capture:
         return b""
 
     def _lines(self, source: _Tap, data: bytes) -> bytes:
-        """Return the complete lines of a tcpdump's output, up to the requested number of
-        packets.
-        """
+        """Return the complete lines of a tcpdump's output, up to the number of packets left."""
         *lines, source.incomplete = (source.incomplete + data).split(b"\n")
         shown = []
         for line in filter(None, lines):  # tcpdump ends with an empty line
@@ -218,10 +207,9 @@ class Capture:
 
 
 class DropCapture(Capture):
-    """A capture of packets that rules drop. Each packet is shown with the reason.
+    """A capture of packets that rules drop, each with the reason, which ``words`` returns.
 
-    ``words`` takes a dropped packet and returns the reason. The kernel reports only the headers of
-    these packets. tcpdump filters and prints them.
+    The kernel reports only the headers of these packets. tcpdump filters and prints them.
     """
 
     def __init__(self, drops: DropTrace, words: Callable[[Dropped], str], form: Format) -> None:
@@ -297,9 +285,8 @@ _NSSWITCH = "hosts: files\nservices: files\nprotocols: files\n"
 class Tcpdump:
     """A running tcpdump with the given arguments and filter.
 
-    ``names`` maps addresses to names. ``namespace`` is the network namespace to capture in; ""
-    means the caller's. ``stdin`` is a descriptor for tcpdump's input. Raises Error if tcpdump is
-    not installed, KernelError and ProcessError.
+    ``namespace`` is the network namespace to capture in; "" means the caller's. ``stdin`` is a
+    descriptor. Raises Error if tcpdump is not installed, KernelError and ProcessError.
     """
 
     def __init__(
@@ -383,10 +370,7 @@ class Tcpdump:
 
 
 def _watch(pid: int) -> int:
-    """Fork a process that kills the process ``pid`` if this process dies; return its PID.
-
-    The forked process also exits when ``pid`` exits.
-    """
+    """Fork a process that kills the process ``pid`` if this process dies; return its PID."""
     own, child = os.pidfd_open(os.getpid()), os.pidfd_open(pid)
     try:
         watcher = os.fork()
@@ -409,7 +393,6 @@ def _watch(pid: int) -> int:
 def _become(
     argv: list[str], names: Mapping[str, str], stdin: int | None, out: int, err: int
 ) -> None:
-    """Replace this forked process with tcpdump; never returns."""
     try:
         os.dup2(err, 2)
         os.dup2(out, 1)
@@ -423,10 +406,7 @@ def _become(
 
 
 def _hide_hosts(names: Mapping[str, str]) -> None:
-    """Give this process a mount namespace in which /etc/hosts is the only source of names.
-
-    ``names`` maps the addresses in that file to names.
-    """
+    """Give this process a mount namespace in which /etc/hosts is the only source of names."""
     os.unshare(os.CLONE_NEWNS)
     root.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
     folder = paths.run_dir()
@@ -455,9 +435,8 @@ _MOST = 262_144  # snapshot length: bytes of a packet
 class CaptureFile:
     """Build a pcapng file that merges several captures, block by block.
 
-    ``names`` maps addresses to names. ``comment`` takes a packet's time in microseconds since 1970,
-    and returns the packet's comment or "". ``most`` is the number of packets after which the file
-    is full.
+    ``comment`` takes a packet's time in microseconds since 1970, and returns its comment or "".
+    ``most`` is the number of packets after which the file is full.
     """
 
     def __init__(
@@ -543,16 +522,11 @@ def pcap_header() -> bytes:
 
 
 def pcap_packet(time: int, data: bytes, length: int) -> bytes:
-    """Return the record of a packet in a pcap file.
-
-    ``time`` is in microseconds after the start of 1970. ``length`` is the packet's original length
-    in bytes.
-    """
+    """Return the record of a packet in a pcap file; ``time`` is in microseconds since 1970."""
     return _RECORD.pack(*divmod(time, 1_000_000), len(data), max(length, len(data))) + data
 
 
 def _block_of_names(names: Mapping[str, str]) -> bytes:
-    """Return a Name Resolution Block that maps the addresses to names."""
     records = []
     for address, name in names.items():
         packed = ipaddress.ip_address(address).packed
@@ -733,8 +707,7 @@ _LEADS = ("jump ", "goto ")
 def stages(steps: list[TraceStep], verdict: Verdict | None) -> list[Stage]:
     """Return the steps of a traced packet in which a rule or a chain's policy decided something.
 
-    ``verdict`` is the computed verdict on the packet. It names the manifest entry of a policy that
-    drops the packet.
+    ``verdict`` is the computed one. It names the manifest entry of a policy that drops the packet.
     """
     result = []
     for step in steps:

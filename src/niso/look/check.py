@@ -55,11 +55,9 @@ PROBLEMS: tuple[Problem, ...] = ("missing", "foreign", "different", "gone")
 def check(machine: Machine, name: str | None = None) -> list[Finding]:
     """Return the problems that `niso net check` reports, of the host or of one service or network.
 
-    Changes nothing. Another command may be in the middle of a change. Differences are therefore
-    compared again under niso's lock, and only returned if they are still there.
-
-    Raises KernelError, NotFound if ``name`` is neither a service nor a network, and Conflict if
-    another process does not release the lock.
+    Changes nothing. Differences may be due to a command that runs now. They are therefore compared
+    again under niso's lock. Raises KernelError, NotFound if ``name`` is neither a service nor a
+    network, and Conflict if another process does not release the lock.
     """
     present: list[Finding] | None
     try:
@@ -80,11 +78,10 @@ def check(machine: Machine, name: str | None = None) -> list[Finding]:
 
 
 def problems(machine: Machine) -> dict[str, int] | None:
-    """Count the problems of each kind, without niso's lock.
+    """Count the problems of each kind, without niso's lock. Raises KernelError.
 
     A change in progress is counted as a problem if it takes longer than the repeated comparisons.
-    Returns None if objects vanished during each comparison. Raises KernelError if the changes of
-    other programs cannot be read.
+    Returns None if objects vanished during each comparison.
     """
     lasting: set[tuple[Problem, str]] | None = None
     for turn in range(_LOOKS):
@@ -124,8 +121,7 @@ def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list
     """Return a warning and the next step for each neighbour table that is full, or nearly full.
 
     A table is full if it refused neighbours between the two readings ``before`` and ``now``. Only
-    the host's own entries can be counted. The result is not a problem of niso's state, because the
-    limit applies to the complete machine.
+    the host's own entries can be counted: the limit applies to the complete machine.
     """
     refused = {table.family: table.refused for table in before}
     warnings = []
@@ -151,11 +147,7 @@ def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list
 
 
 def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return a warning and the next step for each manifest port that is no longer published.
-
-    `niso port-forward` took the port, and the forward has ended. ``name`` limits the result to one
-    service or network. Raises NotFound.
-    """
+    """Return a warning and the next step for each manifest port that a forward took."""
     store = machine.store
     return [
         (
@@ -228,7 +220,6 @@ def _own(machine: Machine, name: str | None) -> list[Finding]:
 
 
 def _host_names(kernel: Kernel, store: Store) -> list[Finding]:
-    """Return a problem if the services in the host's /etc/hosts are not the desired ones."""
     if not store.host_knows():
         return []
 
@@ -237,10 +228,7 @@ def _host_names(kernel: Kernel, store: Store) -> list[Finding]:
 
 
 def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
-    """Return the scope to compare for a service or network, and the service if it is active.
-
-    The scope says which services and networks are compared. Raises NotFound.
-    """
+    """Return the scope to compare for a service or network, and the service if active."""
     if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
         return Scope((), (name,)), []
     if store.name_holder(bare_name(name)) is None:
@@ -263,11 +251,7 @@ def _finding(defect: store_defects.Defect) -> Finding:
 
 
 def _interrupted(store: Store, only: str | None = None) -> list[Finding]:
-    """Return a problem for each service whose change was interrupted because its command was
-    killed.
-
-    ``only`` limits the result to one service.
-    """
+    """Return a problem for each service (or only ``only``) whose command was killed."""
     return [
         Finding(
             "different",
@@ -288,10 +272,6 @@ def _other_firewalls(kernel: Kernel, networks: Iterable[Network]) -> list[Findin
 
 
 def _closed_links(kernel: Kernel, active: list[str]) -> list[Finding]:
-    """Return a problem for each network interface of the host that does not forward packets.
-
-    Without active services, no interface has to forward, and the result is empty.
-    """
     return (
         [Finding("foreign", what, remedy) for what, remedy in exposure.closed_links(kernel)]
         if active
@@ -303,10 +283,7 @@ NOT_ACTIVE = "it is not active"
 
 
 def left_running(machine: Machine) -> list[str]:
-    """Return the inactive services that still have a process, or files of a process.
-
-    A service that a command is changing is left out.
-    """
+    """Return the inactive services that still have a process, or files of a process."""
     store, running = machine.store, []
     for name in machine.processes.services():
         row = store.service(name)
@@ -316,9 +293,7 @@ def left_running(machine: Machine) -> list[str]:
 
 
 def _gone(machine: Machine, active: list[str]) -> list[Finding]:
-    """Return a problem for each attachment in ``active`` whose network namespace no longer
-    exists.
-    """
+    """Return a problem for each attachment in ``active`` without its network namespace."""
     store = machine.store
     return [
         Finding(
@@ -352,10 +327,7 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
 
 
 def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
-    """Return the problem of a service's process, or None.
-
-    A job that is not running is not a problem: only an activation runs a job again.
-    """
+    """Return the problem of a service's process, or None."""
     finding = processes.defect(row.name)
     if finding is not None and row.is_job and finding.defect not in (UNKNOWN, BLIND):
         return None
@@ -363,10 +335,7 @@ def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
 
 
 def of_package(row: ServiceRow) -> Finding | None:
-    """Return a problem if a service's package copy is missing, or has only empty files.
-
-    Its content is not checked otherwise.
-    """
+    """Return a problem if a service's package copy is missing, or has only empty files."""
     what = f"package copy {row.package} of service {row.name!r}"
     if not os.path.isdir(row.package):
         return Finding("missing", what, row.again)
@@ -380,9 +349,7 @@ def of_package(row: ServiceRow) -> Finding | None:
 
 
 def of_sources(row: ServiceRow) -> list[Finding]:
-    """Return a problem for each host path in a service's manifest that changed after its
-    activation.
-    """
+    """Return a problem for each host path of a service that changed after its activation."""
     spec = row.process
     return [
         Finding(
@@ -406,12 +373,10 @@ container.
 
 
 def is_moving(attached: Attached) -> bool:
-    """Return whether a container engine is about to move the attachment's interface into its
-    container.
+    """Return whether a container engine is about to move the interface into its container.
 
-    niso hands the interface over and creates a symlink at the attachment's path. Once the interface
-    is in the container, the symlink's time is set to 0. If the container ends, the engine itself
-    detaches it.
+    niso creates a symlink at the attachment's path. Once the interface is in the container, the
+    symlink's time is set to 0. If the container ends, the engine itself detaches it.
     """
     if attached.owner != BY_INTERFACE:
         return False
@@ -422,10 +387,7 @@ def is_moving(attached: Attached) -> bool:
 
 
 def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> list[str]:
-    """Return the active attachments whose network namespace no longer exists.
-
-    ``only`` limits the result to some names.
-    """
+    """Return the active attachments (of ``only``) whose network namespace no longer exists."""
     ended = []
     for row in store.attachments.rows():
         if row.active and (only is None or row.name in only):

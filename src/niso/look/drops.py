@@ -134,10 +134,7 @@ class Log:
 
 
 def logging(store: Store, service: str | None) -> bool:
-    """Return whether a service's policy has ``log = true``.
-
-    With ``service`` None, return whether the policy of any active service has it.
-    """
+    """Return whether a service's policy, or any active one, has ``log = true``."""
     services = [service] if service else store.active_services()
     return any(policy.log for name in services if (policy := store.policy(name)) is not None)
 
@@ -194,19 +191,16 @@ def words(world: World, dropped: Dropped) -> str:
 
 
 def _has_condition(rule: str) -> bool:
-    """Return whether a rule drops by a condition of its own, rather than by a policy or by default.
+    """Return whether a rule (as nft(8) lists it) drops by a condition of its own.
 
-    ``rule`` is the rule's text as nft(8) lists it; "" stands for the policy of a chain.
+    "" stands for the policy of a chain.
     """
     condition = _COUNTER.sub("", rule).removesuffix("drop").strip()
     return bool(condition) and not condition.startswith("log ") and "vmap" not in condition
 
 
 def _packet(headers: bytes) -> tuple[str, str, int | None, str]:
-    """Return source, destination, port and protocol of a packet that begins with its IP header.
-
-    The port is None if the protocol has none.
-    """
+    """Return source, destination, port or None, and protocol of a packet's IP header."""
     if headers[0] >> 4 == 4:
         size, number, ends = (headers[0] & 15) * 4, headers[9], (headers[12:16], headers[16:20])
     else:
@@ -293,10 +287,7 @@ _Counts = dict[tuple[str, str], int]
 
 
 def count(rows: Sequence[ServiceRow]) -> list[Stats]:
-    """Return the counters of each given service.
-
-    All services must be active. Raises KernelError.
-    """
+    """Return the counters of each given service, which must be active. Raises KernelError."""
     if not rows:
         return []
     ends = {
@@ -335,11 +326,10 @@ def count(rows: Sequence[ServiceRow]) -> list[Stats]:
 
 
 def _policy_drops() -> tuple[_Counts | None, _Counts]:
-    """Return two packet counts, each by (direction, service): of dropped and of audited packets.
+    """Return packet counts by (direction, service): of dropped and of audited packets.
 
-    Audited packets passed, but a policy in audit would have dropped them. Only services with such a
-    policy are listed there. The counts of dropped packets are None if niso's nftables table does
-    not exist.
+    Audited packets passed, but a policy in audit would have dropped them. The first is None if
+    niso's nftables table does not exist.
     """
     drops: _Counts = {}
     audits: _Counts = {}
@@ -360,10 +350,7 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
 
 
 def _foreign() -> dict[str, int] | None:
-    """Return how many frames with a forged source address were dropped, by bridge port.
-
-    Returns None if niso's bridge table does not exist.
-    """
+    """Return how many forged frames were dropped, by bridge port; None without niso's table."""
     with Nfnetlink() as kernel:
         header = kernel.header(ruleset.BRIDGE, ruleset.DROPPED_FROM)
         if header is None:

@@ -169,8 +169,7 @@ def _foreign(tables: list[TableChange] | None, now: float) -> list[Happened]:
 def look(session: Session, before: StateSample) -> StateSample:
     """Return a snapshot of all services and networks.
 
-    The state of a service that a command is changing is copied from the earlier snapshot
-    ``before``.
+    The state of a service that a command is changing is copied from the earlier snapshot.
     """
     store = session.store()
     intents = {intent.service for intent in store.intents()}
@@ -237,10 +236,7 @@ def _fate(session: Session, store: Store, row: ServiceRow) -> str:
 
 
 def _health(row: ServiceRow, now: Status) -> tuple[str, str, float | None]:
-    """Return state, failure reason and time of a service's last health check.
-
-    The result is empty if the service has no check, or the check was of an earlier process.
-    """
+    """Return state, failure reason and time of the last health check of the present process."""
     check = row.healthcheck
     if check is None or now.state != "running":
         return "", "", None
@@ -311,7 +307,6 @@ class StateSample(NamedTuple):
 def _event(
     at: float, service: str | None, what: str, detail: str = "", exit_code: int | None = None
 ) -> Happened:
-    """Return an event; ``at`` is its time in seconds since 1970."""
     return Happened(exact_time_text(at), service, None, what, detail, exit_code, None, None)
 
 
@@ -333,9 +328,7 @@ def between(before: StateSample, after: StateSample, now: float) -> list[Happene
 
 
 def past(look: StateSample, since: float) -> list[Happened]:
-    """Return the events after ``since`` (seconds since 1970) that one snapshot shows, sorted by
-    time.
-    """
+    """Return the events after ``since`` (seconds since 1970) that one snapshot shows, by time."""
     events: list[Happened] = []
     for name, shown in look.services.items():
         if not shown.active:
@@ -387,7 +380,6 @@ def _ports(name: str, old: ServiceState, new: ServiceState, now: float) -> Itera
 
 
 def _process(name: str, old: ServiceState, new: ServiceState, now: float) -> Iterator[Happened]:
-    """Yield events of a service's process and its health, or of an attachment's namespace."""
     if new.attached:
         if new.state == "gone" != old.state:
             yield _event(now, name, "gone", "its network namespace has ended")

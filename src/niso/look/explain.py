@@ -96,9 +96,7 @@ class Judged(NamedTuple):
 
     @property
     def dropped_by(self) -> Judgement | None:
-        """The first part that drops the packet, in the order of the kernel; None if no part
-        does.
-        """
+        """The first part that drops the packet, in the order of the kernel, or None."""
         parts = (self.path, self.egress, self.ingress)
         return next((part for part in parts if part.verdict == "drop"), None)
 

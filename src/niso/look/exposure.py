@@ -21,10 +21,7 @@ _BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-ca
 
 
 def drops(kernel: Kernel, networks: Iterable[Network]) -> list[ForeignDrop]:
-    """Return the nftables chains of other programs that drop packets to, from or within networks.
-
-    A packet is forwarded only if the chains of all tables accept it. Raises KernelError.
-    """
+    """Return other programs' chains that drop packets of these networks. Raises KernelError."""
     groups: dict[tuple[int, bool], list[str]] = {}
     for network in networks:
         for family in (subnet.family for subnet in network.subnets):
@@ -48,7 +45,7 @@ def drops(kernel: Kernel, networks: Iterable[Network]) -> list[ForeignDrop]:
 def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
     """Return a problem and its remedy for each other program's NAT chain whose packets niso drops.
 
-    ``chains`` are such chains; see `niso.reconcile.host_settings.others`.
+    ``chains`` are those of `niso.reconcile.host_settings.others`.
     """
     return [
         (
@@ -64,8 +61,7 @@ def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
 def closed_links(kernel: Kernel) -> list[tuple[str, str]]:
     """Return a problem and the command that fixes it for each interface that does not forward IPv4.
 
-    Services cannot connect through such a network interface of the host, nor be reached. niso does
-    not change its setting. Raises KernelError.
+    niso does not change this setting. Raises KernelError.
     """
     return [
         (
@@ -85,8 +81,8 @@ def ways_in(
 ) -> list[list[str]]:
     """Return the lines that describe who can reach each port: one list of lines for each port.
 
-    Each of ``ports`` consists of the port, with one address or all of one IP version, of its
-    network, and of the internal networks from which it cannot be reached. Raises KernelError.
+    Each of ``ports`` consists of the port (with one address, or all of one IP version), its
+    network, and the internal networks from which it cannot be reached. Raises KernelError.
     """
     wanted = list(ports)
     addresses, closed = _addresses(), set(kernel.not_forwarding())
@@ -131,9 +127,7 @@ def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
 
 
 def _addresses() -> list[tuple[str, str, bool]]:
-    """Return (address, network interface, whether other machines are behind it) for the host's
-    addresses.
-    """
+    """Return (address, network interface, whether other machines are behind it) of the host."""
     with Rtnl() as rtnl:
         links = {link.index: link for link in rtnl.links()}
         addresses = []
@@ -157,9 +151,9 @@ def _ways(
 ) -> list[str]:
     """Return the lines that describe who can reach a port.
 
-    ``addresses`` are those of `_addresses`. ``closed`` are the interfaces that do not forward IPv4.
-    ``internal`` are the networks from which the port cannot be reached. ``but`` is appended to the
-    lines of peers whose packets another firewall drops.
+    ``closed`` are the interfaces that do not forward IPv4. ``internal`` are the networks from which
+    the port cannot be reached. ``but`` is appended to the lines of peers whose packets another
+    firewall drops.
     """
     if port.host_ip in (ANY4, ANY6):
         published = [item for item in addresses if family_of(item[0]) in port.families]

@@ -138,10 +138,7 @@ class Memory(NamedTuple):
     audited: tuple[Recorded, ...] = ()
 
     def by_verdict(self) -> Iterator[tuple[str, Recorded]]:
-        """Yield each recorded flow with its verdict (`PASS`, `AUDIT` or `DROP`).
-
-        Flows that only passed because of an audit are not counted as passed.
-        """
+        """Yield each flow with its verdict; PASS excludes what passed only because of an audit."""
         passed = {row[:4]: row for row in self.passed}
         for row in self.audited:
             if (whole := passed.get(row[:4])) is not None:
@@ -152,10 +149,7 @@ class Memory(NamedTuple):
 
 
 def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
-    """Return the recorded flows and, if ``with_open``, the open connections. Raises KernelError.
-
-    ``world`` has the services and networks.
-    """
+    """Return the recorded flows and, if ``with_open``, the open connections. Raises KernelError."""
     opened: set[Open] = set()
     if with_open:
         opened.update(conntrack.opened())
@@ -179,10 +173,7 @@ def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
 
 
 class FlowReader:
-    """Add names and the deciding policy entry to flows, and cache the results.
-
-    ``world`` has the services, networks and policies from which verdicts are computed.
-    """
+    """Add names and the deciding policy entry to flows, and cache the results."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -197,9 +188,7 @@ class FlowReader:
                 self._ends[address] = FlowEnd(name, None, address)
 
     def in_world(self, world: World) -> FlowReader:
-        """Return this reader if ``world`` is equal to its own and its cache is not full, else a
-        new reader.
-        """
+        """Return this reader if its world is equal and its cache is not full, else a new reader."""
         is_same = world == self.world and len(self._flows) <= _MOST_CACHED
         return self if is_same else FlowReader(world)
 
@@ -213,10 +202,7 @@ class FlowReader:
         return self._ends[address]
 
     def flow(self, key: Key, passes: bool) -> Flow:
-        """Return a flow with its names and verdict, but without counts and times.
-
-        ``passes``: whether the recorded flow passed.
-        """
+        """Return a flow with its names and verdict, but without counts and times."""
         if (key, passes) not in self._flows:
             self._flows[key, passes] = self._evaluated(key, passes)
         return self._flows[key, passes]
@@ -249,8 +235,8 @@ class FlowReader:
     def _part(self, services: frozenset[str], passes: bool) -> World:
         """Return only the services that verdicts between ``services`` depend on, with all networks.
 
-        Verdicts search all services of the result, so fewer services are faster. For flows that
-        passed, a DNS name has all the addresses that it ever had.
+        Verdicts search all services, so fewer are faster. For flows that passed, a DNS name has all
+        the addresses that it ever had.
         """
         if (services, passes) not in self._parts:
             world = self.world
@@ -266,7 +252,6 @@ _UNDECIDED = (None, None, None, None, None, True)
 
 
 def _with(flow: Flow, reason: Reason) -> Flow:
-    """Return a flow with the verdict's policy entry and reason."""
     return flow._replace(
         verdict=AUDIT if reason.audits else flow.verdict,
         service=reason.service or None,
@@ -282,8 +267,7 @@ _MOST_CACHED = 50_000
 def joined(world: World, memory: Memory, reader: FlowReader | None = None) -> list[Flow]:
     """Return all flows with names and verdicts, sorted by names and port.
 
-    ``reader`` is the one of an earlier call with an equal ``world``. Its cached results are used
-    again.
+    ``reader`` is the one of an earlier call with an equal ``world``.
     """
     counts: dict[Key, int] = {}
     for opened in memory.opened:
@@ -306,11 +290,7 @@ def joined(world: World, memory: Memory, reader: FlowReader | None = None) -> li
 
 
 def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
-    """Return the flows that are open, or whose last one began after ``since``; all if ``since`` is
-    None.
-
-    ``since`` is in seconds since 1970.
-    """
+    """Return the flows that are open, or whose last one began after ``since`` (Unix time)."""
     oldest = None if since is None else time.time() - since
     return [
         flow
@@ -320,10 +300,7 @@ def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
 
 
 def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
-    """Return the flows that were recorded between two queries, oldest first.
-
-    Their ``new`` counts only the flows between the queries.
-    """
+    """Return the flows between two queries, oldest first, with only those counted in ``new``."""
     counted = {(flow.id, flow.verdict): flow.new for flow in before}
     fresh = []
     for flow in after:
@@ -333,26 +310,19 @@ def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
 
 
 def more(before: int, now: int) -> int:
-    """Return how much a counter has grown.
-
-    A counter that is lower than before has restarted at 0.
-    """
+    """Return how much a counter has grown; one that is lower than before has restarted at 0."""
     return now - before if now >= before else now
 
 
 def times(ago: float | None) -> tuple[str | None, float | None]:
-    """Return the time (RFC 3339) of an event, and its age in seconds rounded to milliseconds.
-
-    ``ago`` is its age in seconds. Returns None for both if ``ago`` is None.
-    """
+    """Return the time (RFC 3339) of an event, and its age rounded to milliseconds, from its age."""
     return (None, None) if ago is None else (exact_time_text(time.time() - ago), round(ago, 3))
 
 
 def published(world: World, service: str, proto: str, port: int, family: int) -> Port | None:
     """Return the published port through which other machines reach a port of a service, or None.
 
-    ``port`` is the port inside the service, ``family`` the IP version. Ports published on a
-    loopback address are ignored, because other machines cannot use them.
+    Ports published on a loopback address are ignored, because other machines cannot use them.
     """
     known = world.services.get(service)
     for mapping in known.ports if known else ():
@@ -372,8 +342,8 @@ def closed(
 
     Policies are not evaluated. Flows are recorded after DNAT, so a flow through a published port
     looks like a flow to the service's own address. A flow from another machine always came through
-    a published port. A refused flow between services of two networks may have come through one too:
-    with ``across``, it is treated as if it did.
+    a published port. With ``across``, a flow between services of two networks is treated as if it
+    did too.
     """
     path = decide(world, source, destination, port, proto).path
     sender, receiver = (holder_of(world, end) for end in (source, destination))
@@ -388,10 +358,7 @@ def closed(
 
 
 def read(kernel: Kernel, store: Store, with_open: bool = True) -> tuple[list[Flow], int]:
-    """Return all flows, and how many were not recorded because an nftables set was full.
-
-    Raises KernelError.
-    """
+    """Return all flows, and how many were not recorded because a set was full."""
     world = read_world(kernel, store)
     memory = remembered(kernel, world, with_open)
     return joined(world, memory), memory.missed
@@ -449,11 +416,7 @@ def follow(session: Session, name: str | None, denied: bool) -> Flows:
 
 
 def _home(store: Store, name: str) -> str:
-    """Return the service that owns the addresses of a service.
-
-    This is the service itself, or the service whose namespace it shares. Raises Error if it has no
-    addresses of its own.
-    """
+    """Return the service that owns the addresses of a service. Raises Error if there are none."""
     home = store.home(store.resolve(name))
     row = store.service(home)
     whose = name if home == name else f"{name} shares the network of {home}, which"
@@ -465,10 +428,10 @@ def _home(store: Store, name: str) -> str:
 
 
 def _chosen(flows: Iterable[Flow], service: str | None, denied: bool) -> tuple[Flow, ...]:
-    """Return the flows of a service, with the time of the last new one.
+    """Return the flows of a service (None: of all), with the time of the last new one.
 
-    ``service`` None means the flows of all services. With ``denied``, only flows that a policy
-    refused, or would refuse after its audit, are returned.
+    With ``denied``, only flows that a policy refused, or would refuse after its audit, are
+    returned.
     """
     chosen = []
     for flow in flows:
@@ -490,8 +453,7 @@ Total = tuple[str, str, int, str, str]
 
 
 def totals(world: World, memory: Memory, limit: int) -> tuple[list[tuple[Total, int]], int]:
-    """Return the ``limit`` most frequent totals with their numbers of flows, and how many are
-    omitted.
+    """Return the ``limit`` most frequent totals with their counts, and how many are omitted.
 
     A total counts all flows with equal names, port, protocol and verdict. The result is sorted.
     """

@@ -44,10 +44,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9 .,:/_→*()-]")
 
 
 class Node(NamedTuple):
-    """A box of the picture: a service, the host, or another address. ``lines`` is its text.
-
-    The box of a service also names the services that share its namespace.
-    """
+    """A box of the picture: a service and its sharers, the host, or another address."""
 
     id: str
     lines: tuple[str, ...]
@@ -110,7 +107,7 @@ def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool)
 
     A published port has an edge from the clients that it admits: all other machines, some prefixes,
     or the host. Each policy entry that decides between two services of one network has an edge with
-    the computed verdict. Two services without a policy entry for each other have no edge.
+    the computed verdict.
     """
     known = [
         service for name, service in sorted(world.services.items()) if only is None or name in only
@@ -140,10 +137,7 @@ def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool)
 
 
 def _users(world: World, receiver: Known, port: Port) -> Iterator[str]:
-    """Yield the names of the boxes of a published port's clients.
-
-    They depend on the host address of the port and on the receiver's policy.
-    """
+    """Yield the names of the boxes of a published port's clients."""
     if port.host_ip and ipaddress.ip_address(port.host_ip).is_loopback:
         yield HOST
         return
@@ -166,10 +160,7 @@ def _users(world: World, receiver: Known, port: Port) -> Iterator[str]:
 
 
 def _outer(world: World, peer: Peer) -> Iterator[str]:
-    """Yield the name of the box of a policy's peer outside niso's networks, if it is outside.
-
-    Several prefixes of one entry share a box.
-    """
+    """Yield the name of the box of a peer outside niso's networks; its prefixes share a box."""
     if peer.kind == "outside":
         yield peer.name
     elif peer.kind in ("prefix", "prefixes"):
@@ -218,9 +209,6 @@ def _entry_text(entry: Entry) -> str:
 
 
 def _is_inside(world: World, prefix: str) -> bool:
-    """Return whether a prefix is inside one of niso's networks, whose services have boxes of
-    their own.
-    """
     net = ipaddress.ip_network(prefix)
     return any(
         str(net.version) == str(subnet.family) and net.subnet_of(ipaddress.ip_network(subnet.cidr))  # type: ignore[arg-type]
@@ -331,9 +319,7 @@ def dot(graph: Graph) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Quote a string for Mermaid: all characters except letters, digits and a few others are
-    escaped.
-    """
+    """Quote a string for Mermaid: all characters except those of `_PLAIN` are escaped."""
     return '"' + "".join(c if _PLAIN.fullmatch(c) else f"#{ord(c)};" for c in text) + '"'
 
 
@@ -342,7 +328,6 @@ def _box(node: Node) -> str:
 
 
 def _dot_text(lines: Sequence[str]) -> str:
-    """Quote lines for dot: all characters except letters, digits and a few others are escaped."""
     return '"' + "\\n".join(
         "".join(c if _PLAIN.fullmatch(c) else f"&#{ord(c)};" for c in line) for line in lines
     ) + '"'  # fmt: skip
@@ -386,7 +371,6 @@ def _picture(session: Session, stack: str | None, declared: bool, since: float |
 
 
 def _drawn(text: bytes, format_: str) -> bytes:
-    """Render a picture with Graphviz (dot(1)). Raises Error."""
     hint = "apt install graphviz, or --format mermaid"
     try:
         done = subprocess.run(  # found in the administrator's PATH

@@ -36,10 +36,9 @@ def taken(
 ) -> list[tuple[records.Port, str, records.Port]]:
     """Return the ports of ``wanted`` that a `niso port-forward` has taken from a service.
 
-    Each result consists of the port, the service that has it now, and that service's own port. It
-    may be the same service, with another container port. Such a port is in the manifest of the last
-    activation (``published``), but not in the service's rows. It stays taken while the forward
-    exists.
+    Each result consists of the port, the service that has it now, and that service's own port. Such
+    a port is in the manifest of the last activation (``published``), but not in the service's rows.
+    It stays taken while the forward exists.
     """
     gone = [
         port
@@ -73,19 +72,13 @@ def unpublished(store: Store, service: str) -> list[records.Port]:
 
 
 def same_place(one: records.Port, other: records.Port) -> bool:
-    """Return whether two ports use the same host port at the same address.
-
-    A port on all addresses and a port on one address can exist together: packets to that address
-    use the latter.
-    """
+    """Return whether two ports use the same host port at the same address, or both on all."""
     alike = one.host_ip == other.host_ip or (one.is_wide and other.is_wide)
     return alike and one.clashes(other)
 
 
 def as_held(held: records.Port, wanted: records.Port) -> str:
-    """Return " as HOST_SIDE" if ``held`` has another host address or port than ``wanted``, else
-    "".
-    """
+    """Return " as HOST_SIDE" if ``held`` has another host address or port than ``wanted``."""
     return "" if held.host_side == wanted.host_side else f" as {held.host_side}"
 
 
@@ -117,10 +110,7 @@ class Listeners:
         ]
 
     def check(self, port: records.Port, key: str) -> None:
-        """Raise Conflict if a process of the host listens on the host port of ``port``.
-
-        ``key`` is the manifest key for the error.
-        """
+        """Raise Conflict if a process of the host listens on the port. ``key`` is the error's."""
         for listener in self.clashing(port):
             program, at = self.described(listener)
             raise Conflict(
@@ -155,10 +145,7 @@ class Shadow(NamedTuple):
 
 
 def shadows(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Shadow]:
-    """Return the programs of the host that listen on published ports of services.
-
-    Raises KernelError.
-    """
+    """Return programs of the host that listen on services' published ports. Raises KernelError."""
     listeners: dict[tuple[int, ...], Listeners] = {}
     result = []
     for service in services:
@@ -254,9 +241,7 @@ def port_rows(store: Store) -> list[tuple[str, records.Port, Port]]:
 
 
 def published_port(service: str, port: Port, ways: tuple[str, ...] | None) -> PublishedPort:
-    """Return the result for a published port; ``ways`` are lines on from where it can be
-    reached.
-    """
+    """Return the result for a published port; ``ways`` say from where it can be reached."""
     last = port.host_port + port.range - 1
     address = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
     span = str(port.host_port) if port.range == 1 else f"{port.host_port}-{last}"

@@ -100,7 +100,6 @@ def learn_flows(
     """Return a policy for a service that allows its recorded flows.
 
     ``name`` and ``network`` map services and networks to their names in the policy.
-    ``with_egress``: whether egress entries are derived too.
     """
     world = world._replace(outside=world.outside_ever)
     known = world.services[service]
@@ -195,11 +194,7 @@ class _Learner:
     def _groups(
         self, rows: Iterable[Flow], egress: bool
     ) -> tuple[dict[_PeerPorts, list[Flow]], list[Flow]]:
-        """Group flows by the entry that allows them.
-
-        Flows of addresses that belonged to a service which no longer exists are returned
-        separately.
-        """
+        """Group flows by the entry that allows them; return flows of ended services separately."""
         groups: dict[_PeerPorts, list[Flow]] = {}
         outside: dict[tuple[int, str, int], list[Flow]] = {}
         gone = []
@@ -238,7 +233,6 @@ class _Learner:
         return [ipaddress.ip_network(text) for text in texts if family_of(text) == family]
 
     def _add_families(self, groups: dict[_PeerPorts, list[Flow]]) -> None:
-        """Add the other IP version to each published port, since clients can use both."""
         for group in list(groups):
             for family, prefix in _EVERYBODY.items():
                 own = bracketed(prefix)
@@ -259,7 +253,6 @@ class _Learner:
         return families & own
 
     def _ports_of(self, seen: Flow) -> tuple[int, int]:
-        """Return the first and last port of the published range that contains the flow's port."""
         for port in self._known.ports:
             last = port.container_port + port.count - 1
             if port.proto == seen.proto and port.container_port <= seen.port <= last:
@@ -280,9 +273,7 @@ class _Learner:
         gone: Sequence[Flow],
         egress: bool,
     ) -> Iterator[LearnedEntry]:
-        """Yield comments on refused peers, unused ports, and networks that could replace
-        entries.
-        """
+        """Yield comments on refused peers, unused ports, and networks that could be allowed."""
         entries = {group.text for group in groups}
         others: dict[_PeerPorts, list[Flow]] = {}
         for flow in refused:
@@ -323,10 +314,7 @@ class _Learner:
             yield _line(text, (), False, "published; no other machine used it")
 
     def _whole(self, groups: dict[_PeerPorts, list[Flow]]) -> Iterator[LearnedEntry]:
-        """Yield a comment for each network of which most services use a port.
-
-        The network's name could replace the entries of these services.
-        """
+        """Yield a comment for each network whose name could replace the entries of its services."""
         used: dict[tuple[int, str], set[str]] = {}
         for group, rows in groups.items():
             for flow in rows:
@@ -360,7 +348,7 @@ def _outside(
 
     Neighbouring addresses are merged into the smallest prefix that contains them, until at most
     `MOST_OUTSIDE` entries are left, if possible. No merged prefix contains an address of
-    ``inside``, the prefixes of services and the addresses of the host.
+    ``inside``.
     """
     by_number: dict[int, list[Flow]] = {}
     for flow in rows:
@@ -420,7 +408,6 @@ def _joined(groups: dict[_PeerPorts, list[Flow]]) -> Iterator[tuple[_PeerPorts, 
 
 
 def _line(text: str, rows: Sequence[Flow], allowed: bool = True, note: str = "") -> LearnedEntry:
-    """Return an entry with the counts and times of its flows."""
     ages = [flow.ago for flow in rows if flow.ago is not None]
     new, opened = (sum(getattr(flow, key) for flow in rows) for key in ("new", "open"))
     return LearnedEntry(text, allowed, note, new, *flows.times(min(ages, default=None)), opened)
@@ -552,7 +539,7 @@ def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyC
 def write(changes: Iterable[PolicyChange]) -> None:
     """Write changed files; see `Host.write_policies`.
 
-    All temporary files with the new contents are on disk before the first of them is renamed.
+    All temporary files are on disk before the first of them is renamed.
     """
     drafts: dict[str, str] = {}
     path = ""
@@ -575,10 +562,7 @@ def write(changes: Iterable[PolicyChange]) -> None:
 
 
 def _draft(path: str, text: str, drafts: dict[str, str]) -> None:
-    """Write the new content of ``path`` to a temporary file next to it.
-
-    ``drafts`` maps each path to its temporary file that is not yet renamed. Raises OSError.
-    """
+    """Write the new content of ``path`` to a temporary file next to it. Raises OSError."""
     import tempfile
 
     status = os.stat(path)
@@ -637,10 +621,7 @@ def _place(store: Store, row: ServiceRow) -> _Place:
 def _require_own(
     store: Store, row: ServiceRow, place: _Place, writers: dict[tuple[object, ...], str]
 ) -> None:
-    """Raise Conflict if another service's policy has the same location.
-
-    ``writers`` maps locations to the services whose policies are written there.
-    """
+    """Raise Conflict if another service's policy has the same location."""
     other = writers.setdefault(place, row.name)
     if place.path == _OWN and other == row.name:
         real = os.path.realpath(place.file)
@@ -654,10 +635,7 @@ def _require_own(
 
 
 def _read(path: str) -> str:
-    """Return the content of a TOML file of the user.
-
-    Raises InvalidInput if it is invalid, and Error.
-    """
+    """Return the content of a TOML file of the user. Raises InvalidInput and Error."""
     try:
         content = toml.content(path, os.path.basename(path), callers())
         toml.parse(content)
@@ -718,10 +696,7 @@ class WrittenNames:
             self._read(stack)
 
     def _read(self, stack: str) -> None:
-        """Read the names from the stack's files.
-
-        If the files are missing, the names are derived from the stack's prefix.
-        """
+        """Read the names from the stack's files, or derive them if the files are missing."""
         services: set[str] = set()
         networks: set[str] = {DEFAULT_NETWORK}
         for file in self._store.stack_files(stack):

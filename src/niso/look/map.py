@@ -231,12 +231,7 @@ class Map(Metered):
         )
 
     def _name_in(self, store: Store) -> Callable[[str, str], str | None]:
-        """Return a function that maps two services to the name that the first one's policy uses for
-        the second.
-
-        The function returns None if there is no such name. Its results are cached until the store
-        changes.
-        """
+        """Return a cached function from two services to the second's name in the first's policy."""
         version = store.changes()
         if version != self._version:
             self._version, self._names = version, {}
@@ -299,11 +294,7 @@ def _flow(
     moved: float | None,
     changes: Callable[[Flow], tuple[MapChange, ...]],
 ) -> MapFlow:
-    """Merge the flows of a group into one.
-
-    ``rate`` is in new flows per second, ``moved`` in bytes per second. ``changes`` returns the
-    changes that would allow a flow.
-    """
+    """Merge the flows of a group into one; ``rate`` and ``moved`` (bytes) are per second."""
     last = min(flows, key=lambda flow: math.inf if flow.ago is None else flow.ago)
     return MapFlow(
         *ends,
@@ -332,9 +323,7 @@ MOST_PASSED, MOST_REFUSED, MOST_OPEN = 4000, 1000, 1000
 
 
 def bounded(memory: Memory) -> tuple[Memory, int]:
-    """Keep the latest flows and the most frequent open ones; return them and how many are left
-    out.
-    """
+    """Keep the latest flows and the most frequent open ones; also return how many are left out."""
 
     def latest(rows: tuple[Recorded, ...], most: int) -> tuple[Recorded, ...]:
         if len(rows) <= most:
@@ -361,11 +350,7 @@ def bounded(memory: Memory) -> tuple[Memory, int]:
 
 
 def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flow]]]:
-    """Group flows by the ends that the map shows, port, protocol and verdict.
-
-    Returns (source and destination, flows) for each group, sorted by these. Flows of a service to
-    itself are left out.
-    """
+    """Group flows by the ends that the map shows, port, protocol and verdict, in their order."""
     sources = _shown(flow.from_ for flow in flows)
     targets = _shown(flow.to for flow in flows)
     groups: dict[tuple[MapEnd, MapEnd, int, str, str], list[Flow]] = {}
@@ -377,10 +362,7 @@ def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flo
 
 
 def _shown(ends: Iterable[FlowEnd]) -> Mapping[str, int]:
-    """Return the DNS names and addresses to show, with their numbers of flows.
-
-    These are the ends with the most flows.
-    """
+    """Return the DNS names and addresses with the most flows, and their numbers of flows."""
     counts: dict[str, int] = {}
     for end in ends:
         if not (end.service or end.is_host or end.gone):

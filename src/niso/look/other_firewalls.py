@@ -62,14 +62,12 @@ class ForeignDrop(NamedTuple):
 def foreign_drops(
     kernel: Kernel, bridges: Iterable[str], bridged: bool, families: Iterable[int] = (4,)
 ) -> list[ForeignDrop]:
-    """Return the chains of other programs, in this network namespace, that drop packets niso
-    accepts.
+    """Return the chains of other programs in this network namespace that drop niso's packets.
 
-    Only packets of the given bridges count. ``families`` (4, 6) are the IP versions of the bridges.
-    ``bridged``: frames between two services of a bridge also traverse the forward chains of ip, ip6
-    and inet, because nf_call_iptables of the bridge or net.bridge.bridge-nf-call-iptables is 1.
-
-    Rules of iptables-legacy are not visible; see `unseen`. Raises KernelError.
+    Only packets of the given bridges count. ``bridged``: frames between two services of a bridge
+    also traverse the forward chains of ip, ip6 and inet, because nf_call_iptables of the bridge or
+    net.bridge.bridge-nf-call-iptables is 1. Rules of iptables-legacy are not visible; see `unseen`.
+    Raises KernelError.
     """
     names = sorted(set(bridges))
     with kernel.foreign_chains() as source:
@@ -81,10 +79,7 @@ def foreign_drops(
 
 
 def unseen(families: Iterable[int] = (4,)) -> list[str]:
-    """Return a warning for each IP version in ``families`` that has a table of iptables-legacy.
-
-    nf_tables does not show the rules of such a table.
-    """
+    """Return a warning for each IP version that has a table of iptables-legacy."""
     return [
         f"rules of {tool} are not visible; check with {tool} -S FORWARD"
         for family, tool in ((4, "iptables-legacy"), (6, "ip6tables-legacy"))
@@ -99,10 +94,7 @@ def drops(
     bridged: bool,
     families: tuple[int, ...],
 ) -> list[ForeignDrop]:
-    """Return the drops as `foreign_drops` does, for given chains and bridges.
-
-    The rules of the chains come from ``source``.
-    """
+    """Return the drops as `foreign_drops` does, for given chains and bridges."""
     traced = [(place, list(packets(place, bridged, families))) for place in places]
     dropping = []
     for chain in sorted(chains):
@@ -131,7 +123,6 @@ def drops(
 
 
 def _places(bridges: list[str]) -> list[WalkedBridge]:
-    """Read the indexes and prefixes of these bridges from the kernel."""
     places = []
     with Rtnl() as rtnl:
         for bridge in bridges:
@@ -206,9 +197,7 @@ def _remedy(
 
 
 def _shown(text: str) -> str:
-    """Escape a string as `niso.base.text.escaped` does, and its spaces too, so that it is one
-    word.
-    """
+    """Escape a string as `niso.base.text.escaped` does, and its spaces too."""
     return "".join(
         c
         if c.isprintable() and c != " "
@@ -298,10 +287,7 @@ class RuleSource(Protocol):
 def packets(
     place: WalkedBridge, bridged: bool, families: Iterable[int]
 ) -> Iterator[tuple[set[int], PacketBits]]:
-    """Yield the hypothetical packets to evaluate, each with the table families that it traverses.
-
-    Each packet has three forms: first packet of a connection, later packet, and reply.
-    """
+    """Yield hypothetical packets with their table families: first, later, and reply."""
     for family in families:
         routed = {_NUMBERS["inet"], _NUMBERS["ip" if family == 4 else "ip6"]}
         for established, reply in ((False, False), (True, False), (True, True)):
@@ -315,7 +301,6 @@ def packets(
 def _routed(
     place: WalkedBridge, family: int, what: str, established: bool, reply: bool
 ) -> PacketBits:
-    """Return a hypothetical packet that traverses the forward chains of ip, ip6 and inet."""
     enters = what == WITHIN or (what == OUTWARD) is not reply
     leaves = what == WITHIN or not enters
     status = _DST_NAT if what == PUBLISHED else 0
@@ -345,11 +330,7 @@ def _routed(
 
 
 def _switched(place: WalkedBridge, family: int, ethertype: bytes, reply: bool) -> PacketBits:
-    """Return a hypothetical frame between two services of a bridge.
-
-    The names of its bridge ports begin with ni. Its connection tracking state is unknown, because
-    it may be untracked.
-    """
+    """Return a hypothetical frame between two services of a bridge, perhaps untracked."""
     port = Bits(b"ni" + bytes(14), b"\xff\xff" + bytes(14))
     facts = {
         ("meta", _PROTOCOL): _all(ethertype),
@@ -383,7 +364,6 @@ def _header(place: WalkedBridge, family: int, source: bool, destination: bool) -
 
 
 def _all(data: bytes) -> Bits:
-    """Return a completely known value."""
     return Bits(data, b"\xff" * len(data))
 
 
@@ -413,11 +393,7 @@ class _Way:
         self.visited: set[str] = set()
 
     def walk(self, chain: str, depth: int) -> bool | None:
-        """Return True if the packet is accepted, False if dropped, None if it returns from
-        ``chain``.
-
-        ``depth`` is the number of jumps so far.
-        """
+        """Return True if the packet is accepted, False if dropped, None if it returns."""
         self.visited.add(chain)
         for rule in self._source.rules(self._family, self._table, chain):
             self._steps += 1
@@ -452,7 +428,6 @@ class _Way:
         return None
 
     def _expression(self, expression: Expression, registers: _Registers) -> bool | None:
-        """Evaluate an expression; return whether it matches, or None if that is unknown."""
         packet = self._packet
         if isinstance(expression, RegisterLoad):
             registers.write(expression.register, self._loaded(expression))
@@ -513,10 +488,7 @@ class _Registers:
         self._uplinks: set[int] = set()
 
     def write(self, register: int, value: Bits | None) -> None:
-        """Set a register to a value.
-
-        None stands for an unknown value of unknown length, which is at most 16 bytes.
-        """
+        """Set a register; None is an unknown value of unknown length, which is at most 16 bytes."""
         data, mask, uplink = value or Bits(bytes(16), bytes(16))
         size = min(-(-len(data) // 4) * 4, 80 - register)
         # a value shorter than a word is padded with zeros (nft_reg_store8)

@@ -86,10 +86,9 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
 
 
 def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
-    """Return the published ports of active services of all hosts, sorted by service. Raises Error.
+    """Return the published ports of active services of all live hosts, by service. Raises Error.
 
-    Ports of hosts that are not alive are left out. If the cluster does not answer, only this host's
-    ports are returned, with a warning.
+    If the cluster does not answer, only this host's ports are returned, with a warning.
     """
     store = machine.store
     joined = require_joined(machine)
@@ -116,11 +115,7 @@ def _port(service: str, host: str, port: Port) -> ClusterPort:
 
 
 def _others(store: Store, joined: Joined) -> tuple[list[Claim], set[str]]:
-    """Return the services of other hosts as recorded in etcd, and the names of hosts that are
-    alive.
-
-    Raises Error.
-    """
+    """Return the claims of other hosts in etcd, and the names of live hosts. Raises Error."""
     engine = joined.engine(brief=True)
     try:
         membership = Membership(engine, joined.keys)
@@ -133,7 +128,6 @@ def _others(store: Store, joined: Joined) -> tuple[list[Claim], set[str]]:
 
 
 def _claimed(store: Store, joined: Joined) -> list[ClusterLine]:
-    """Return the services of other hosts, as recorded in etcd. Raises Error."""
     claims, alive = _others(store, joined)
     return [
         ClusterLine(
@@ -164,7 +158,6 @@ def _mirrored(store: Store) -> list[ClusterLine]:
 
 
 def _age() -> str:
-    """Describe how old this host's copy of the cluster's data is, and which networks it covers."""
     at_s = agent.last().at_s
     when = "before the boot" if at_s is None else f"{time.monotonic() - at_s:.0f} s ago"
     return f"services of other hosts are as they were {when}, on the networks of this host"
@@ -175,9 +168,8 @@ def world(
 ) -> World:
     """Add the policies of other hosts' services that have one of the packet's addresses.
 
-    Returns ``here``, the services, networks and policies of this host, with these policies. If the
-    cluster does not answer, a warning says that they are unknown. Raises Error, also if ``proves``
-    requests a test packet.
+    If the cluster does not answer, a warning says that they are unknown. Raises Error, also if
+    ``proves`` requests a test packet.
     """
     remote = [
         known
@@ -229,11 +221,7 @@ def world(
 
 
 def _require_within(here: World, source: str, destination: str) -> None:
-    """Raise Error for a packet from another host's service to an address of no service.
-
-    Such a packet leaves through the other host, whose addresses, ports and routes this host does
-    not know.
-    """
+    """Raise Error if another host sends the packet to no service: its routes are not known here."""
     sender = holder_of(here, source)
     if sender is not None and sender[0].host and holder_of(here, destination) is None:
         name, host = sender[0].name, sender[0].host
@@ -244,7 +232,6 @@ def _require_within(here: World, source: str, destination: str) -> None:
 
 
 def _policy(text: str, known: Known) -> Policy:
-    """Parse the policy of another host's service. Raises Error if it is invalid."""
     try:
         return key_values.policy(text)
     except ValueError:
@@ -255,10 +242,7 @@ def _policy(text: str, known: Known) -> Policy:
 
 
 def _resolved(store: Store, here: World, known: Known, policy: Policy) -> Policy:
-    """Replace the names in another host's policy by the services they mean there.
-
-    They are looked up on the networks of that service.
-    """
+    """Replace the names in another host's policy by the services they mean on its networks."""
     on = {endpoint.network for endpoint in known.endpoints}
 
     def entries(some: tuple[Entry, ...]) -> tuple[Entry, ...]:

@@ -40,9 +40,7 @@ class OutsideName(NamedTuple):
 
 
 def described(store: Store, names: Iterable[str] | None = None) -> tuple[OutsideName, ...]:
-    """Return these DNS names with their addresses, sorted by name; by default all names in
-    policies.
-    """
+    """Return these DNS names (default: all of policies) with their addresses, sorted by name."""
     if not store.names_outside():
         return ()
     rows = store.outside

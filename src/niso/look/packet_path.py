@@ -71,10 +71,7 @@ class Packet(NamedTuple):
 
 
 def parse_target(text: str) -> tuple[str, int | None, str]:
-    """Parse text such as ``db:5432/tcp`` to a name or address, a port or None, and a protocol.
-
-    Other examples are ``[fd00::2]:80``, ``10.99.1.2/icmp`` and ``db``. Raises UsageError.
-    """
+    """Parse ``db`` or ``[fd00::2]:80/tcp`` to a name, a port or None, and a protocol."""
 
     def wrong(reason: str) -> UsageError:
         return UsageError(f"TO {text!r}: {reason}", TARGET)
@@ -124,9 +121,8 @@ def resolve_both(store: Store, source: str, destination: str) -> tuple[PacketEnd
 def resolve(store: Store, text: str, asker: str | None = None) -> PacketEnd:
     """Return the `PacketEnd` for ``host``, an address, or a service's name, hostname or alias.
 
-    If ``asker`` is a service, names are looked up on its networks first. Each name may have the
-    suffix .niso.local. Raises Error if nothing has the name or the service has no network, and
-    UsageError for an unusable address.
+    If ``asker`` is a service, names are looked up on its networks first. Raises Error if nothing
+    has the name or the service has no network, and UsageError for an unusable address.
     """
     if bare_name(text) == HOST:
         return PacketEnd()
@@ -151,10 +147,7 @@ def resolve(store: Store, text: str, asker: str | None = None) -> PacketEnd:
 
 
 def _named(store: Store, text: str, asker: str | None) -> str:
-    """Return the service with a name, hostname or alias on this host, or else on another host.
-
-    Raises Error if there is none.
-    """
+    """Return the service with a name, hostname or alias on this host, or else on another host."""
     try:
         return store.resolve(text, asker)
     except NotFound:
@@ -165,10 +158,6 @@ def _named(store: Store, text: str, asker: str | None) -> str:
 
 
 def _end(store: Store, service: str) -> PacketEnd:
-    """Return the `PacketEnd` for an existing service.
-
-    Raises Error if the service is on no network.
-    """
     row, home = store.service(service), store.service(store.home(service))
     if row is not None and row.mode == "host":
         raise Error(
@@ -205,9 +194,8 @@ def ends(
 ) -> tuple[str, str]:
     """Return the source and destination address of a packet.
 
-    The sender's hosts file and routes determine them, and IPv4 is preferred. ``world`` has the
-    services and networks. Raises Error if there is no such pair, and UsageError if the arguments
-    have different IP versions.
+    The sender's hosts file and routes determine them, and IPv4 is preferred. Raises Error if there
+    is no such pair, and UsageError if the arguments have different IP versions.
     """
     given = {family_of(end.address) for end in (source, destination) if end.address}
     if len(given) > 1:
@@ -241,9 +229,7 @@ def ends(
 def ends_by_family(
     world: World, source: PacketEnd, destination: PacketEnd
 ) -> dict[int, tuple[str, str]]:
-    """Return the addresses of `ends` for each IP version that both ends have; raises as `ends`
-    does.
-    """
+    """Return the addresses of `ends` for each IP version that both ends have; raises like it."""
     first = ends(world, source, destination)
     pairs = {family_of(first[1]): first}
     if not (source.address or destination.address):
@@ -354,8 +340,8 @@ def explain(
 ) -> ExplainedPacket:
     """Return the verdict on a packet, with the nftables objects that enforce it.
 
-    ``world`` has the services, networks and policies. ``closed`` maps each interface of the host
-    that does not forward to its addresses (`niso.kernel.host_facts.not_forwarding`).
+    ``closed`` maps each interface of the host that does not forward to its addresses
+    (`niso.kernel.host_facts.not_forwarding`).
     """
     verdict = decide(world, *packet)
     sender, receiver = (
@@ -393,10 +379,7 @@ def explain(
 def _closed_link(
     world: World, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
 ) -> str:
-    """Return the interface on which a packet from another machine arrives, if it does not forward.
-
-    Returns "" in all other cases.
-    """
+    """Return the interface, if it does not forward, on which the packet arrives; else ""."""
     from_outside = (
         not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
     )
@@ -414,9 +397,7 @@ def other_family(
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> ExplainedPacket | None:
-    """Explain the packet for the other IP version; None if an end has no address of that
-    version.
-    """
+    """Explain the packet for the other IP version; None if an end has no such address."""
     try:
         from_, to = ends(world, source, destination, 4 if packet.family == 6 else 6)
     except Error:
@@ -441,11 +422,7 @@ _Rules = tuple[Object, ...]
 def _path(
     store: Store, world: World, packet: Packet, verdict: Verdict
 ) -> tuple[_Rules, _Rules, _Rules]:
-    """Return the nftables objects of a packet's path, and two groups of them.
-
-    The groups are those that drop the packet before the policies, and those that drop it after
-    them.
-    """
+    """Return the nftables objects on a packet's path: all, before and after the policies."""
     sender, receiver = (
         world.services.get(party.service) for party in (verdict.source, verdict.destination)
     )
@@ -517,9 +494,7 @@ def _path(
 def _dropping(
     sender: Known | None, entered: Network | None, reached: Network | None, family: int
 ) -> tuple[_Rules, _Rules]:
-    """Return the rules that drop a packet before the policies, and the rules that drop it after
-    them.
-    """
+    """Return the rules that drop a packet before the policies, and those that do after them."""
     if entered and entered.internal and (reached is None or reached.name != entered.name):
         return _static(ruleset.INET, "forward", "out of an internal network"), ()
     if reached and sender is None:
@@ -541,7 +516,6 @@ def _passing(
     entered: Network | None,
     reached: Network | None,
 ) -> _Rules:
-    """Return the rules that accept a service's packet on its path."""
     if sender is None or entered is None:
         return ()
     if (
@@ -562,9 +536,7 @@ def _passing(
 
 
 def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
-    """Return the first fixed rule of a chain that contains ``fragment``; with ``last``, the last
-    one.
-    """
+    """Return the first (or last) fixed rule of a chain that contains ``fragment``."""
     rules = ruleset.rules_of(table, chain)
     matching = [
         Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text
@@ -583,7 +555,7 @@ def _port_elements(
     """Return the nftables elements that allow a service's source address on its bridge port.
 
     On other hosts than the service's own, this port is the network's VXLAN device, and only the
-    service's host may send from the address. The ports of another host are not known here.
+    service's host may send from the address.
     """
     service, row = sender.name, store.service(sender.name)
     lets = (f"sources{family_of(address)}", *ruleset.CLAIMS)
@@ -604,9 +576,6 @@ def _port_elements(
 
 
 def _objects(elements: Iterable[Element], containers: Collection[str], host: str = "") -> _Rules:
-    """Return the nftables elements in ``containers``, marked as objects of ``host`` ("": this
-    host).
-    """
     return tuple(
         _object(element)._replace(host=host)
         for element in elements
@@ -617,9 +586,7 @@ def _objects(elements: Iterable[Element], containers: Collection[str], host: str
 def _published(
     world: World, packet: Packet, verdict: Verdict, entered: Network | None
 ) -> list[Object]:
-    """Return the nftables map element that translates a packet to a service; empty if there is
-    none.
-    """
+    """Return the nftables map element that translates a packet to a service, if any."""
     known = world.services[verdict.destination.service]
     target = verdict.destination.address
     home = primary(known.endpoints, world.networks)
@@ -672,7 +639,6 @@ _Judged = tuple[str, int | None]
 
 
 def _members(world: World, policy: Policy) -> list[Member]:
-    """Return the prefixes that the peers of a policy stand for."""
     members = []
     for kind, name in sorted({(entry.peer.kind, entry.peer.name) for entry in policy.entries()}):
         if kind == "network" and name in world.networks:

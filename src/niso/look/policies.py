@@ -72,10 +72,7 @@ class PolicyEntry(NamedTuple):
 
 
 def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:
-    """Return the entries of a service's policy with their use; see `Host.policy`.
-
-    ``unused_s`` limits them to entries that nothing matched in so many seconds.
-    """
+    """Return the entries of a policy with their use, or those unused for ``unused_s`` seconds."""
     store = session.store()
     service = store.home(store.resolve(name))
     policy = store.policy(service)
@@ -113,10 +110,9 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
 
 
 def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set[str]]:
-    """Return the counters of each key of a policy, and the set of keys that allow packets.
+    """Return the counters of each key of a policy, and the keys that allow packets.
 
-    An allow list also has a key of its own, for packets that none of its entries matches. Raises
-    KernelError.
+    An allow list also has a key of its own, for packets that none of its entries matches.
     """
     listed = {entry.key for entry in policy.entries()}
     passing = {e.key for e in (*(policy.allow_from or ()), *(policy.egress_allow or ()))}
@@ -141,7 +137,6 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
 
 
 def _say_how_long(session: Session, service: str, unused_s: float) -> None:
-    """Warn if the flows of a service have been recorded for less than ``unused_s`` seconds."""
     row = session.store().service(service)
     watched = None if row is None else watched_s(row)
     if watched is not None and watched < unused_s:
@@ -152,8 +147,8 @@ def _say_how_long(session: Session, service: str, unused_s: float) -> None:
 def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]:
     """Return the number of open flows, and the age of the last flow, for each key of a policy.
 
-    The age in seconds comes from recorded flows. The rules' counters cannot give it, because they
-    restart when the policy, the address of a peer or an address of a DNS name changes.
+    The age in seconds comes from recorded flows. The rules' counters restart when the policy, the
+    address of a peer or an address of a DNS name changes.
     """
     world = read_world(session.kernel(), session.store())
     memory = flows.remembered(session.kernel(), world)
@@ -181,11 +176,7 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
 
 
 def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
-    """Return a note with the entry limited to a protocol, if all packets that it allowed had that
-    protocol.
-
-    Returns "" if the entry has a protocol already, or the packets had several.
-    """
+    """Return a note with the entry limited to the only protocol that it allowed, or ""."""
     if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
         return ""
     used = set()
@@ -204,10 +195,7 @@ Warning_ = tuple[str, str]
 
 
 def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[Warning_]:
-    """Yield a warning for each likely mistake in the policies of these services.
-
-    Raises KernelError.
-    """
+    """Yield a warning for each likely mistake in these services' policies. Raises KernelError."""
     terms = live_world.terms(store)
     world: World | None = None  # read once, and only if a policy needs it
     for name in services:
@@ -282,9 +270,7 @@ def _without_dns(
 
 
 def _is_listed(world: World, entry: Entry) -> bool:
-    """Return whether an entry only allows names in the hosts file, or addresses of niso's
-    networks.
-    """
+    """Return whether an entry only allows names in the hosts file, or addresses of networks."""
     if entry.peer.kind != "prefix":
         return entry.peer.kind != "prefixes"  # none of a manifest has them
     prefix = ipaddress.ip_network(entry.peer.name)

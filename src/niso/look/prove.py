@@ -83,8 +83,7 @@ def send_ping(
     destination: str,
     wider: Callable[[World, Packet], World] = lambda world, packet: world,
 ) -> tuple[Packet, float]:
-    """Send an echo request from one service to another; return the packet and the seconds to the
-    reply.
+    """Send an echo request from one service to another; return it and the seconds to the reply.
 
     ``wider`` adds the policies of other hosts' services, which may explain a missing reply. Raises
     Error with the reason if there is no reply, and UsageError if an end is not a service.
@@ -195,11 +194,7 @@ def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
 
 
 def prove(world: World, explained: ExplainedPacket) -> Proof:
-    """Send a test packet; observe whether it arrives and whether the explained rules count it.
-
-    Raises Error, also if the sender is not active, and UsageError if it is neither a service nor
-    the host.
-    """
+    """Send a test packet; observe whether it arrives and the explained rules count it."""
     packet, verdict = explained.packet, explained.verdict
     namespace = sender_namespace(world, packet, verdict)
     receiver = world.services.get(verdict.destination.service)
@@ -233,10 +228,7 @@ def prove(world: World, explained: ExplainedPacket) -> Proof:
 
 
 def _agrees(passes: bool, seen: probe.ProbeResult, counts: tuple[Counter, ...]) -> bool | None:
-    """Return whether the observations confirm the verdict; None if nothing could be observed.
-
-    ``passes`` is the verdict, ``seen`` what happened to the packet, ``counts`` the counters.
-    """
+    """Return whether the observations confirm the verdict; None if nothing could be observed."""
     if not all(count.rose for count in counts):
         return False
     if seen.arrived is not None or seen.answered:
@@ -345,5 +337,4 @@ def ping(session: Session, source: str, destination: str) -> Pong:
 
 
 def _elsewhere(store: Store, service: str) -> str | None:
-    """Return the name of the other host that a service is on; None for this host."""
     return next(iter(store.hosts_of(service)), None) if store.service(service) is None else None

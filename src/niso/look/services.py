@@ -194,11 +194,7 @@ def service_lines(
     only: Iterable[str] | None = None,
     rows: Sequence[ServiceRow] | None = None,
 ) -> tuple[ServiceLine, ...]:
-    """Return all services, sorted by name, or those of ``only``.
-
-    Names in ``only`` that no service has are ignored. ``rows`` are the services' rows, if the
-    caller has read them already.
-    """
+    """Return all services, or those of ``only`` that exist, by name; ``rows`` if read already."""
     wanted = None if only is None else set(only)
     every = store.active_rows() if rows is None else rows
     known = [row for row in every if wanted is None or row.name in wanted]
@@ -242,7 +238,6 @@ def of_stack(
 
 
 def _audits(store: Store) -> dict[str, str | None]:
-    """Return when the audit ends, for each service whose policy is in audit."""
     if not store.audits():
         return {}
 
@@ -258,7 +253,6 @@ def _audits(store: Store) -> dict[str, str | None]:
 
 
 def _interrupted(store: Store) -> dict[str, str]:
-    """Return the command, by service, of each change whose command was killed."""
     if not store.intents():
         return {}
 
@@ -272,10 +266,7 @@ def _line(
     health: Health | None,
     notes: tuple[str | None, str | None],
 ) -> ServiceLine:
-    """Return the line of a service.
-
-    ``notes`` are (the command whose change was interrupted, the end of the audit of its policy).
-    """
+    """Return the line of a service. ``notes`` are `interrupted` and `audit_until`."""
     if not row.active:
         return _inactive(row.name, row.mode, notes)
     interrupted, audit_until = notes
@@ -298,17 +289,13 @@ def _line(
 
 
 def _inactive(name: str, mode: str | None, notes: tuple[str | None, str | None]) -> ServiceLine:
-    """Return the line of an inactive service. ``notes`` are `interrupted` and `audit_until`."""
     interrupted, audit_until = notes
     status = "gone" if mode == "attached" else "inactive"
     return ServiceLine(name, status, None, mode, (), (), None, interrupted, None, audit_until)
 
 
 def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:
-    """Return the status of a service, and the status of its process.
-
-    The latter is None if the service should have no process.
-    """
+    """Return the status of a service, and that of its process; None if it should have none."""
     if not row.has_process:
         return _fate(session, store, row), None
     if not row.active:
@@ -356,10 +343,7 @@ def _fate(session: Session, store: Store, row: ServiceRow) -> str:
 
 
 def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> dict[str, Health]:
-    """Return the health of running services with a health check.
-
-    Due probes run in parallel.
-    """
+    """Return the health of running services with a health check. Due probes run in parallel."""
     targets = health_targets(store, services)
     if not targets:
         return {}
@@ -370,9 +354,7 @@ def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> 
 
 
 def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[Target]:
-    """Return the health checks to run: those of the given services that are running and have
-    one.
-    """
+    """Return the health checks of those of the given services that are running and have one."""
     checked_services = set(store.checked_services())
     checked = [row for row in services if row.name in checked_services]
     if not checked:

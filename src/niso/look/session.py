@@ -61,10 +61,7 @@ class Session:
         self._owner = _here()
 
     def require(self) -> None:
-        """Raise Conflict if the caller is not the thread and process that opened the session.
-
-        Also raises Conflict if the folders have changed, or the store is lost.
-        """
+        """Raise Conflict in another thread or process, or if folders changed or a store is lost."""
         if self._owner != _here():
             raise Conflict(
                 "this niso.Host belongs to another thread or process",
@@ -81,11 +78,7 @@ class Session:
             refuse(self.kernel(), self.processes())
 
     def store(self, create: bool = False) -> store.Store:
-        """Return the store.
-
-        If none exists, an empty store in memory is returned, or with ``create`` a new store is
-        created. Raises Error, Conflict.
-        """
+        """Return the store, or one in memory, or with ``create`` a new one. Raises Error."""
         self.require()
         if self._store is not None and os.path.lexists(paths.database()):
             return self._store
@@ -103,9 +96,7 @@ class Session:
         return Machine(self.store(create), self.kernel(), self.processes(), joined)
 
     def machine_for_change(self, create: bool = False) -> Machine:
-        """Return the `Machine` for a call that takes locks, and report if it has to wait for
-        one.
-        """
+        """Return the `Machine` for a call that takes locks, and report waits for them."""
         self.report_waits()
         return self.machine(create)
 
@@ -150,10 +141,7 @@ class Session:
     # --- progress --------------------------------------------------------------------------------
 
     def report(self, event: Event) -> None:
-        """Call the progress callback with an event.
-
-        An exception of the callback ends the API call.
-        """
+        """Call the progress callback with an event. Its exception ends the API call."""
         if self.progress is None or self._owner != _here():
             return  # another thread is waiting for a lock
         try:
@@ -178,7 +166,6 @@ class Session:
 
 
 def _here() -> tuple[int, int]:
-    """Return (process id, thread id) of the caller."""
     return os.getpid(), threading.get_ident()
 
 
@@ -219,7 +206,7 @@ LEAST_TIMEOUT_S = 0.2
 def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
     """Make a method of the API raise `Error` instead of sqlite3.Error and OSError.
 
-    If the method requested reports of waits for locks, the reports end when the method returns.
+    If the method requested reports of waits for locks, the reports end when it returns.
     """
 
     def call(*args: P.args, **named: P.kwargs) -> R:
@@ -246,10 +233,7 @@ def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
 
 
 def explained(error: Exception) -> Error | None:
-    """Return the `Error` for an sqlite3.Error, an OSError or an exception because of a damaged row.
-
-    Returns None for other exceptions.
-    """
+    """Return the `Error` for an sqlite3.Error, an OSError or a damaged row; None for others."""
     kind = type(error)
     if kind.__module__ == "sqlite3":
         if isinstance(error, OperationalError) or kind is DatabaseError:
@@ -272,7 +256,6 @@ def explained(error: Exception) -> Error | None:
 
 
 def _is_of_store(error: Exception) -> bool:
-    """Return whether an exception was raised while the store was read."""
     at = error.__traceback__
     names: list[str] = []
     while at is not None:
@@ -371,9 +354,7 @@ def moment(value: object, what: str) -> float:
 
 
 def callers() -> set[int]:
-    """Return the uids whose files niso trusts: root, this process's user, and the user of
-    sudo(8).
-    """
+    """Return the uids whose files niso trusts: root, this process's user, and sudo(8)'s user."""
     sudo = os.environ.get("SUDO_UID", "")
     return {0, os.geteuid(), *([int(sudo)] if sudo.isascii() and sudo.isdigit() else [])}
 

@@ -17,38 +17,28 @@ from niso.store.store import Store
 
 
 def load(path: str, owners: Collection[int] | None = None) -> Stack:
-    """Read and validate a stack.toml, its manifests and its networks; return the stack.
-
-    Raises the errors of `niso.manifest.stack.load`.
-    """
+    """Read and validate a stack.toml, its manifests and networks. Raises as `stack.load` does."""
     return stack.load(path, _network_errors, owners)
 
 
 def named(store: Store, plain: Stack) -> Stack:
-    """Return a stack with the names that its services and networks have on this host.
-
-    These names may begin with the stack's prefix. Raises ErrorGroup if a name with the prefix is
-    too long.
-    """
+    """Return a stack with the names of its objects on this host. Raises ErrorGroup."""
     names = [member.name for member in plain.members]
     wanted = prefixed(store, plain.asks, plain.name, names)
     return stack.stack(plain) if wanted else plain
 
 
 def outlined(store: Store, path: str) -> stack.Outline:
-    """Read a stack.toml's outline, with the names that its services have on this host.
-
-    Raises the errors of `niso.manifest.stack.outline`.
-    """
+    """Read a stack.toml's outline, with the names of this host. Raises as `stack.outline` does."""
     plain = stack.outline(path)
     wanted = prefixed(store, plain.asks, plain.name, plain.after)
     return stack.prefixed_outline(plain) if wanted else plain
 
 
 def own(store: Store, path: str) -> stack.Outline:
-    """Return the outline of a stack.toml like `outlined`, if its services came from this file.
+    """Return the outline of a stack.toml like `outlined`.
 
-    Raises the errors of `outlined`, and Conflict if the services came from another file.
+    Raises Conflict if the stack's services came from another file.
     """
     outline = outlined(store, path)
     _refuse_elsewhere(store, outline.name, outline.path)
@@ -121,8 +111,7 @@ def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) 
 def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
     """Raise Conflict if the stack's services came from another stack.toml that still exists.
 
-    ``file`` is the command's stack.toml. If the stack's folder was moved, the old file no longer
-    exists, and there is no conflict.
+    ``file`` is the command's stack.toml.
     """
     for other in store.stack_files(stack):
         if is_elsewhere(other, file):
@@ -131,10 +120,7 @@ def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
 
 
 def error_of(network: str, error: Error) -> InvalidInput:
-    """Return an error of a network with its key in stack.toml.
-
-    For example, ``--subnet`` becomes ``networks.backend.subnet``.
-    """
+    """Return an error of a network with its key in stack.toml: ``networks.backend.subnet``."""
     new = InvalidInput.of(error)
     option = (error.key or "").removeprefix("--")
     new.key = f"networks.{network}" + (f".{option}" if option else "")
@@ -148,8 +134,5 @@ def error_of(network: str, error: Error) -> InvalidInput:
 
 
 def is_elsewhere(before: str, now: str) -> bool:
-    """Return whether the file ``before`` exists and is another file than ``now``.
-
-    If it does not exist, its folder was moved or deleted.
-    """
+    """Return whether the file ``before`` exists and is another file than ``now``."""
     return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)

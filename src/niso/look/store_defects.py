@@ -42,10 +42,7 @@ class Defect(NamedTuple):
 
 
 def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
-    """Return the defects of the store. Changes nothing.
-
-    Raises Error if the database itself is damaged.
-    """
+    """Return the defects of the store. Raises Error if the database itself is damaged."""
     with store.reading():
         return _defects(kernel, store)
 
@@ -79,10 +76,9 @@ def _defects(kernel: Kernel, store: Store) -> list[Defect]:
 
 
 def _restored(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Defect]:
-    """Restore the missing rows of services; return them as defects.
+    """Restore the missing rows of services; return them as defects. Raises Error.
 
-    Services that share their namespaces are included. Rows of unknown services are deleted. Raises
-    Error.
+    Services that share their namespaces are included. Rows of unknown services are deleted.
     """
     store.drop_orphans()
     defects = []
@@ -137,7 +133,6 @@ def _is_whole(
 
 
 def _policy(store: Store, service: str, spec: ServiceSpec) -> Policy | None:
-    """Return the policy that should be in the rows of a service; None if it has no policy."""
     policy = spec.network.policy
     if policy.audit is not None:
         policy = live_world.kept(policy, store, service)
@@ -175,8 +170,7 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
 def _lost_ports(
     kernel: Kernel, store: Store, service: str, spec: ServiceSpec
 ) -> tuple[list[Port], list[Port]] | None:
-    """Return the arguments of `Store.set_ports` that restore lost manifest ports; None if none is
-    lost.
+    """Return the arguments of `Store.set_ports` that restore lost manifest ports, or None.
 
     A port is lost if the kernel still publishes it and the store does not have it. A port in
     neither of them may have been taken with port-forward --replace, which is not a defect.
@@ -200,9 +194,7 @@ def _lost_ports(
 
 
 def _port_in_kernel(kernel: Kernel, store: Store, service: str, port: Port) -> Port | None:
-    """Return the port, with its host port, if niso's nftables maps assign it to the service, or
-    None.
-    """
+    """Return the port, with its host port, if niso's nftables maps assign it to the service."""
     own = store.addresses(service)
     first = [address for network, address in own if network == own[0][0]]
     for address in first if not port.host_port else ():

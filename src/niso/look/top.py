@@ -50,9 +50,7 @@ class Metered:
             meter.close()
 
     def _moved(self) -> dict[Key, int] | None:
-        """Return the bytes of each flow after the last call; None if the kernel cannot count
-        them.
-        """
+        """Return the bytes of each flow after the last call; None if the kernel cannot count."""
         return None if self._meter is None else self._meter.read()
 
 
@@ -116,9 +114,7 @@ class FlowLoad(NamedTuple):
 
 
 class ServiceSocket(NamedTuple):
-    """A TCP connection of a service, as the kernel reports it for the service's own socket
-    (tcp(7)).
-    """
+    """A TCP connection of a service, as the kernel reports it for its own socket (tcp(7))."""
 
     from_: FlowEnd
     """the client"""
@@ -200,10 +196,9 @@ class Top(Metered):
 
     @guarded
     def sockets(self, service: str) -> tuple[ServiceSocket, ...]:
-        """Return the present TCP connections of a service. This takes about 3 ms.
+        """Return the present TCP connections of a service, within about 3 ms. Raises KernelError.
 
         The result is empty if the service is unknown, not active, or has no network namespace.
-        Raises KernelError.
         """
         return self._sockets(self.session.store().home(service))
 
@@ -215,10 +210,7 @@ class Top(Metered):
 def look(
     session: Session, states: ServiceStates, with_open: bool = False
 ) -> tuple[TopSample, Memory]:
-    """Take a sample; return it and the recorded flows.
-
-    ``with_open`` also reads open connections.
-    """
+    """Take a sample; return it and the recorded flows, with ``with_open`` also open connections."""
     states.read()
     networks = {row.name: row.networks for row in states.rows}
     shares = {row.name: row.provider for row in states.rows if row.provider}
@@ -246,10 +238,7 @@ def counts(memory: Memory) -> dict[tuple[Key, str], int]:
 def between(
     reader: FlowReader, before: TopSample, now: TopSample, moved: Mapping[Key, int] | None = None
 ) -> Load:
-    """Return the rates between two samples.
-
-    ``moved`` has the bytes of each flow; None if unknown.
-    """
+    """Return the rates between two samples. ``moved`` has the bytes of each flow, if known."""
     seconds = elapsed(before, now)
     flows = []
     left = dict(moved or {})
@@ -334,10 +323,7 @@ def sockets_of(reader: FlowReader, measured: Iterable[Measured]) -> tuple[Servic
 
 
 def _bits(before: int | None, now: int | None, seconds: float) -> float | None:
-    """Return bits per second from two counters in bytes.
-
-    Returns None if the counter is missing now, and 0 if it is new.
-    """
+    """Return bits per second from counters in bytes: None without the last, 0 without the first."""
     if now is None:
         return None
     return 0.0 if before is None else round(8 * more(before, now) / seconds, 1)

@@ -62,9 +62,9 @@ def effects(
 ) -> list[PolicyEffect]:
     """Return the effects on flows of a change from ``before`` to ``after``, cut flows first.
 
-    Both have services, networks and policies. ``seen`` are the flows with their verdicts before the
-    change. A flow of none of ``services`` is listed only if the change affects it. A flow that
-    passed when it was recorded, but is denied before the change already, is left out.
+    ``seen`` are the flows with their verdicts before the change. A flow of none of ``services`` is
+    listed only if the change affects it. A flow that passed when it was recorded, but is denied
+    before the change already, is left out.
     """
     result = []
     for flow in seen:
@@ -133,9 +133,7 @@ def _reason(before: World, after: World, seen: Flow) -> Reason | None:
 
 
 def _network(world: World, end: FlowEnd) -> str:
-    """Return the network on which a service has the end's address; "" for an end that is no
-    service.
-    """
+    """Return the network on which a service has the end's address; "" if it is no service."""
     if not end.service:
         return ""
     endpoints = world.services[end.service].endpoints
@@ -185,8 +183,7 @@ def _addresses(after: World, end: FlowEnd) -> list[tuple[str, str]]:
 
 
 def _moved(after: World, seen: Flow, by_port: bool) -> tuple[str, str] | None:
-    """Return the two addresses that a flow can use if an end has left its network; None if there
-    are none.
+    """Return the two addresses that a flow can use if an end has left its network, or None.
 
     Two services use a network that both are on. Other ends, and flows through published ports, use
     the first network of the service.
@@ -206,10 +203,7 @@ def _moved(after: World, seen: Flow, by_port: bool) -> tuple[str, str] | None:
 
 
 def _publishes(world: World, seen: Flow) -> bool:
-    """Return whether the flow's destination publishes the flow's port.
-
-    If the flow's host port was recorded, it must be published at the same host port.
-    """
+    """Return whether the flow's destination publishes its port, at its host port if recorded."""
     used, family = seen.published, family_of(seen.from_.address)
     known = world.services.get(seen.to.service or "")
     return any(
@@ -272,10 +266,7 @@ def _refusing(world: World, seen: Flow) -> Reason | None:
 
 
 def _change(refusing: Reason, seen: Flow, name: Name) -> tuple[MapChange, Entry | None]:
-    """Return the change that removes one reason for denial.
-
-    If the change adds an entry, the parsed entry is returned too.
-    """
+    """Return the change that removes one reason for denial, and the parsed entry if it adds one."""
     key = refusing.key
     if key.endswith("]"):
         return MapChange(refusing.service, key, refusing.text, False), None
@@ -294,7 +285,6 @@ def _peer(end: FlowEnd, service: str, name: Name) -> tuple[Peer, str]:
 
 
 def _changed(policy: Policy, change: MapChange, entry: Entry | None) -> Policy | None:
-    """Return the policy after a change; None if the change has no effect on the policy."""
     key = change.key.partition("[")[0]
 
     def after(own: str, entries: tuple[Entry, ...] | None) -> tuple[Entry, ...] | None:
