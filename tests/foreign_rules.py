@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 
 from niso.kernel.foreign_chains import Between, ChainVerdict, Mask, RegisterLoad, Rule
-from niso.look.other_firewalls import WalkedBridge
 
 INET, IP, BRIDGE, IP6 = 1, 2, 7, 10
 ACCEPT, DROP, RETURN = ChainVerdict("accept"), ChainVerdict("drop"), ChainVerdict("return")
@@ -16,7 +15,7 @@ IIF, OIF, STATE, STATUS = (
     RegisterLoad(R1, "ct", 0),
     RegisterLoad(R1, "ct", 2),
 )
-BACKEND = WalkedBridge("niso-backend", 7, {4: "10.99.1.1/24"})
+BACKEND = ("niso-backend", 7, {4: "10.99.1.1/24"})
 
 
 class Rules:

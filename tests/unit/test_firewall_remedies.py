@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from niso.kernel.foreign_chains import Chain, ChainVerdict
-from niso.look.other_firewalls import OUTWARD, PUBLISHED, ForeignDrop, WalkedBridge, drops
+from niso.look.other_firewalls import OUTWARD, PUBLISHED, ForeignDrop, drops
 
 
 def remedy(
@@ -17,9 +17,9 @@ def remedy(
     fake = rules or Rules()
     if name not in fake.chains:
         fake.chains[name] = []
-    places = [WalkedBridge(bridge) for bridge in bridges or ("niso-backend",)]
+    places = [(bridge, 0, {}) for bridge in bridges or ("niso-backend",)]
     (drop,) = drops(fake, [Chain(family, table, name, False)], places, False, (4, 6))
-    assert drop.bridges == tuple(place.bridge for place in places)
+    assert drop.bridges == tuple(bridge for bridge, _, _ in places)
     return drop.remedy
 
 

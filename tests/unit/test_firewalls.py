@@ -46,7 +46,7 @@ from niso.kernel.foreign_chains import (
 from niso.kernel.netlink import attribute, nested, text
 from niso.kernel.real import Real
 from niso.look import other_firewalls
-from niso.look.other_firewalls import OUTWARD, PUBLISHED, WITHIN, WalkedBridge, drops
+from niso.look.other_firewalls import OUTWARD, PUBLISHED, WITHIN, Bridge, drops
 
 
 def found(
@@ -56,7 +56,7 @@ def found(
     family: int = IP,
     bridged: bool = False,
     families=(4,),
-    place: WalkedBridge = BACKEND,
+    place: Bridge = BACKEND,
 ) -> set[str]:
     """What a chain of these rules drops."""
     chain = Chain(family, "filter", "FORWARD", accepts)
@@ -307,7 +307,7 @@ def test_families_are_those_of_the_bridge() -> None:
         PUBLISHED,
         OUTWARD,
     }
-    place = WalkedBridge("niso-backend", 7, {6: "fd00::1/64"})
+    place = ("niso-backend", 7, {6: "fd00::1/64"})
     source = (
         RegisterLoad(R1, "payload", 1, 8, 8),
         Between(R1, b"\xfd" + bytes(7), b"\xfd" + bytes(7)),

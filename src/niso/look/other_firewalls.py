@@ -26,6 +26,7 @@ from niso.kernel.foreign_chains import (
     ChainVerdict,
     ConntrackMatch,
     Expression,
+    Foreign,
     Lookup,
     Mask,
     RegisterLoad,
@@ -74,8 +75,7 @@ def foreign_drops(
         chains = source.base_chains() if names else []
         if not chains:
             return []
-        places = _places(names)
-        return drops(source, chains, places, bridged, tuple(families))
+        return drops(source, chains, _bridges(names), bridged, tuple(families))
 
 
 def unseen(families: Iterable[int] = (4,)) -> list[str]:
@@ -88,51 +88,47 @@ def unseen(families: Iterable[int] = (4,)) -> list[str]:
 
 
 def drops(
-    source: RuleSource,
+    source: Foreign,
     chains: Iterable[Chain],
-    places: Iterable[WalkedBridge],
+    bridges: Iterable[Bridge],
     bridged: bool,
     families: tuple[int, ...],
 ) -> list[ForeignDrop]:
     """Return the drops as `foreign_drops` does, for given chains and bridges."""
-    traced = [(place, list(packets(place, bridged, families))) for place in places]
+    traced = [(bridge[0], list(packets(bridge, bridged, families))) for bridge in bridges]
     dropping = []
     for chain in sorted(chains):
-        what: dict[str, None] = {}
+        what: set[str] = set()
         concerned: dict[str, None] = {}
         ways: set[bool] = set()
         tools: set[str] | None = None
-        for place, candidates in traced:
-            for families_seen, packet in candidates:
-                if chain.family not in families_seen:
+        for bridge, candidates in traced:
+            for traversed, packet in candidates:
+                if chain.family not in traversed:
                     continue
                 accepted, visited = follow(source, chain, packet)
                 if not accepted:
-                    what[packet.what] = None
-                    concerned[place.bridge] = None
+                    what.add(packet.what)
+                    concerned[bridge] = None
                     ways.add(packet.enters)
                     tools = visited if tools is None else tools & visited
         if what:
             remedy = _remedy(chain, tuple(concerned), ways, tools or set())
-            shown = " ".join(
-                _shown(part) for part in (FAMILIES[chain.family], chain.table, chain.name)
-            )
+            parts = (FAMILIES[chain.family], chain.table, chain.name)
             order = tuple(word for word in (PUBLISHED, OUTWARD, WITHIN) if word in what)
-            dropping.append(ForeignDrop(shown, order, remedy, tuple(concerned)))
+            dropping.append(ForeignDrop(" ".join(map(_shown, parts)), order, remedy, (*concerned,)))
     return dropping
 
 
-def _places(bridges: list[str]) -> list[WalkedBridge]:
-    places = []
+def _bridges(names: list[str]) -> Iterator[Bridge]:
     with Rtnl() as rtnl:
-        for bridge in bridges:
+        for bridge in names:
             link = rtnl.link(bridge)
             prefixes: dict[int, set[str]] = {}
             for assigned in rtnl.addresses(link.index) if link else ():
                 prefixes.setdefault(family_of(assigned.address), set()).add(assigned.address)
             single = {family: known.pop() for family, known in prefixes.items() if len(known) == 1}
-            places.append(WalkedBridge(bridge, link.index if link else 0, single))
-    return places
+            yield bridge, link.index if link else 0, single
 
 
 def _remedy(
@@ -145,7 +141,7 @@ def _remedy(
     new rule therefore takes effect.
     """
     family, table, name = FAMILIES[chain.family], chain.table, chain.name
-    ordered = sorted(ways, reverse=True)
+    ordered = sorted(ways, reverse=True)  # entering first
     wild = len(bridges) > 1 and all(bridge.startswith("niso-") for bridge in bridges)
     plus = ("niso-+",) if wild else bridges
     # the owner's tool comes first: it drops rules that other tools add when it reloads its own
@@ -155,32 +151,19 @@ def _remedy(
         )
         return (*adds, "firewall-cmd --reload")
     iptables = {"ip": "iptables", "ip6": "ip6tables"}.get(family, "")
+    command, words = "", ("o", "i")
     if iptables and table == "filter" and "DOCKER-USER" in visited:
-        return tuple(
-            f"{iptables} -I DOCKER-USER {'-i' if i else '-o'} {bridge} -j ACCEPT"
-            for bridge in plus
-            for i in ordered
-        )
-    if iptables and table == "filter" and visited & {"ufw-user-forward", "ufw6-user-forward"}:
-        return tuple(
-            f"ufw route allow {'in' if i else 'out'} on {bridge}"
-            for bridge in plus
-            for i in ordered
-        )
-    if iptables and table in ("filter", "mangle", "security") and name == "FORWARD":
+        command = f"{iptables} -I DOCKER-USER -{{}} {{}} -j ACCEPT"
+    elif iptables and table == "filter" and visited & {"ufw-user-forward", "ufw6-user-forward"}:
+        command, words = "ufw route allow {} on {}", ("out", "in")
+    elif iptables and table in ("filter", "mangle", "security") and name == "FORWARD":
         tool = iptables if table == "filter" else f"{iptables} -t {table}"
-        return tuple(
-            f"{tool} -I FORWARD {'-i' if i else '-o'} {bridge} -j ACCEPT"
-            for bridge in plus
-            for i in ordered
-        )
+        command = f"{tool} -I FORWARD -{{}} {{}} -j ACCEPT"
+    if command:
+        return tuple(command.format(words[i], bridge) for bridge in plus for i in ordered)
     if (family, table, name) == ("bridge", "filter", "FORWARD"):
         return tuple(f"ebtables -I FORWARD --logical-in {bridge} -j ACCEPT" for bridge in plus)
-    keys = (
-        {True: "meta ibrname", False: "meta obrname"}
-        if family == "bridge"
-        else {True: "iifname", False: "oifname"}
-    )
+    keys = ("meta obrname", "meta ibrname") if family == "bridge" else ("oifname", "iifname")
     star = ("niso-*",) if wild else bridges
     rules = [f'{keys[i]} "{bridge}" accept' for bridge in star for i in ordered]
     if not all(
@@ -198,40 +181,26 @@ def _remedy(
 
 def _shown(text: str) -> str:
     """Escape a string as `niso.base.text.escaped` does, and its spaces too."""
-    return "".join(
-        c
-        if c.isprintable() and c != " "
-        else f"\\x{ord(c):02x}"
-        if ord(c) < 256
-        else f"\\u{ord(c):04x}"
-        for c in text
-    )
+
+    def escape(c: str) -> str:
+        if c.isprintable() and c != " ":
+            return c
+        return f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}"
+
+    return "".join(map(escape, text))
 
 
 # --- evaluating chains for hypothetical packets ---------------------------------------------------
-
-if TYPE_CHECKING:
-    from typing import Protocol
-else:
-    Protocol = object  # a real base class would import typing
 
 PUBLISHED, OUTWARD, WITHIN = "published", "outward", "within the network"
 _NUMBERS = {name: number for number, name in FAMILIES.items()}
 _DEPTH = 16  # NFT_JUMP_STACK_SIZE
 _STEPS = 50_000  # rules that a packet may traverse; beyond that it counts as accepted
-
+_REGISTERS = 80  # bytes of all registers
 
 # enum nft_meta_keys, nft_ct_keys; ct state and status (linux/netfilter/nf_conntrack_common.h)
-_PROTOCOL, _IIF, _OIF, _IIFNAME, _OIFNAME, _NFPROTO, _BRI_IIFNAME, _BRI_OIFNAME = (
-    1,
-    4,
-    5,
-    6,
-    7,
-    15,
-    17,
-    18,
-)
+_PROTOCOL, _IIF, _OIF, _IIFNAME, _OIFNAME, _NFPROTO = 1, 4, 5, 6, 7, 15
+_BRI_IIFNAME, _BRI_OIFNAME = 17, 18
 _STATE, _DIRECTION, _STATUS = 0, 1, 2
 _ESTABLISHED, _NEW = 2, 8
 _SEEN_REPLY, _CONFIRMED, _SRC_NAT, _DST_NAT = 2, 8, 16, 32
@@ -239,16 +208,12 @@ _XT_SNAT, _XT_DNAT = 64, 128
 _ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
 _ARP = b"\x08\x06"
 
-
-class Bits(NamedTuple):
-    """A partly known value: the bits of ``data`` are known where ``mask`` has ones.
-
-    ``uplink``: the value is the name of a network interface that is not one of niso's bridges.
-    """
-
-    data: bytes
-    mask: bytes
-    uplink: bool = False
+Bits = tuple[bytes, bytes]
+"""A partly known value, and a mask that has ones where its bits are known."""
+Bridge = tuple[str, int, Mapping[int, str]]
+"""A bridge of niso, its interface index (0: it does not exist), and its prefix by IP version."""
+_UPLINK: Bits = (bytes(16), bytes(16))
+"""The unknown name of a network interface that is not one of niso's bridges."""
 
 
 class PacketBits(NamedTuple):
@@ -263,218 +228,172 @@ class PacketBits(NamedTuple):
     bridged: bool  # whether it is switched, not routed
 
 
-class WalkedBridge(NamedTuple):
-    """A bridge of niso, with its interface index and prefixes.
-
-    The index is 0 if the bridge does not exist. ``prefixes`` are by IP version (4 or 6).
-    """
-
-    bridge: str
-    index: int = 0  # type: ignore[assignment]  # hides tuple.index
-    prefixes: Mapping[int, str] = {}
-
-
-class RuleSource(Protocol):
-    """The interface of a source of nftables rules, such as `niso.kernel.foreign_chains.Foreign`."""
-
-    def rules(self, family: int, table: str, chain: str) -> list[Rule]: ...
-    def key_length(self, family: int, table: str, name: str) -> int: ...
-    def element(
-        self, family: int, table: str, name: str, key: bytes
-    ) -> tuple[bool, ChainVerdict | None]: ...
-
-
 def packets(
-    place: WalkedBridge, bridged: bool, families: Iterable[int]
+    bridge: Bridge, bridged: bool, families: Iterable[int]
 ) -> Iterator[tuple[set[int], PacketBits]]:
     """Yield hypothetical packets with their table families: first, later, and reply."""
     for family in families:
         routed = {_NUMBERS["inet"], _NUMBERS["ip" if family == 4 else "ip6"]}
         for established, reply in ((False, False), (True, False), (True, True)):
             for what in (PUBLISHED, OUTWARD, *([WITHIN] if bridged else ())):
-                yield routed, _routed(place, family, what, established, reply)
-            yield {_NUMBERS["bridge"]}, _switched(place, family, _ETHERTYPES[family], reply)
+                yield routed, _routed(bridge, family, what, established, reply)
+            yield {_NUMBERS["bridge"]}, _switched(bridge, family, _ETHERTYPES[family], reply)
         if family == 4:
-            yield {_NUMBERS["bridge"]}, _switched(place, family, _ARP, False)
+            yield {_NUMBERS["bridge"]}, _switched(bridge, family, _ARP, False)
 
 
-def _routed(
-    place: WalkedBridge, family: int, what: str, established: bool, reply: bool
-) -> PacketBits:
+def _routed(bridge: Bridge, family: int, what: str, established: bool, reply: bool) -> PacketBits:
     enters = what == WITHIN or (what == OUTWARD) is not reply
     leaves = what == WITHIN or not enters
     status = _DST_NAT if what == PUBLISHED else 0
     if established:
         status |= _SEEN_REPLY | _CONFIRMED | (_SRC_NAT if what == OUTWARD else 0)
     state = _ESTABLISHED if established else _NEW
-    tracked = (
-        state | (_XT_DNAT if status & _DST_NAT else 0) | (_XT_SNAT if status & _SRC_NAT else 0)
-    )
+    tracked = state | (_XT_DNAT if status & _DST_NAT else 0)
+    tracked |= _XT_SNAT if status & _SRC_NAT else 0
+    known_status = 1 | _SEEN_REPLY | _CONFIRMED | _SRC_NAT | _DST_NAT
     facts = {
         ("meta", _NFPROTO): _all(bytes([2 if family == 4 else 10])),
         ("meta", _PROTOCOL): _all(_ETHERTYPES[family]),
         ("ct", _STATE): _all(struct.pack("=I", state)),
         ("ct", _DIRECTION): _all(bytes([reply])),
-        ("ct", _STATUS): Bits(
-            struct.pack("=I", status), struct.pack("=I", 1 | _SEEN_REPLY | _CONFIRMED | 16 | 32)
-        ),
+        ("ct", _STATUS): (struct.pack("=I", status), struct.pack("=I", known_status)),
     }
-    for name, index, ours in ((_IIFNAME, _IIF, enters), (_OIFNAME, _OIF, leaves)):
-        facts["meta", name] = (
-            _all(_name(place.bridge)) if ours else Bits(bytes(16), bytes(16), uplink=True)
-        )
-        if ours and place.index:
-            facts["meta", index] = _all(struct.pack("=I", place.index))
-    headers = {1: _header(place, family, enters, leaves)}
+    name, number, _ = bridge
+    for name_key, index_key, is_own in ((_IIFNAME, _IIF, enters), (_OIFNAME, _OIF, leaves)):
+        facts["meta", name_key] = _all(_name(name)) if is_own else _UPLINK
+        if is_own and number:
+            facts["meta", index_key] = _all(struct.pack("=I", number))
+    headers = {1: _header(bridge, family, enters, leaves)}
     return PacketBits(what, enters, facts, headers, tracked, reply, what == WITHIN)
 
 
-def _switched(place: WalkedBridge, family: int, ethertype: bytes, reply: bool) -> PacketBits:
+def _switched(bridge: Bridge, family: int, ethertype: bytes, reply: bool) -> PacketBits:
     """Return a hypothetical frame between two services of a bridge, perhaps untracked."""
-    port = Bits(b"ni" + bytes(14), b"\xff\xff" + bytes(14))
+    port = b"ni" + bytes(14), b"\xff\xff" + bytes(14)  # names of bridge ports begin with ni
+    own = _all(_name(bridge[0]))
     facts = {
         ("meta", _PROTOCOL): _all(ethertype),
         ("meta", _IIFNAME): port,
         ("meta", _OIFNAME): port,
-        ("meta", _BRI_IIFNAME): _all(_name(place.bridge)),
-        ("meta", _BRI_OIFNAME): _all(_name(place.bridge)),
+        ("meta", _BRI_IIFNAME): own,
+        ("meta", _BRI_OIFNAME): own,
     }
-    headers = {0: Bits(bytes(12) + ethertype, bytes(12) + b"\xff\xff")}
+    headers = {0: (bytes(12) + ethertype, bytes(12) + b"\xff\xff")}
     if ethertype != _ARP:
-        headers[1] = _header(place, family, True, True)
+        headers[1] = _header(bridge, family, True, True)
     return PacketBits(WITHIN, True, facts, headers, None, reply, True)
 
 
-def _header(place: WalkedBridge, family: int, source: bool, destination: bool) -> Bits:
+def _header(bridge: Bridge, family: int, source: bool, destination: bool) -> Bits:
     """Return an IP header whose source or destination is in the bridge's prefix."""
     start, width = (12, 4) if family == 4 else (8, 16)
     address, mask = bytes(width), bytes(width)
-    if family in place.prefixes:
-        text, _, length = place.prefixes[family].partition("/")
+    if family in bridge[2]:
+        text, _, length = bridge[2][family].partition("/")
         bits = (1 << width * 8) - (1 << width * 8 - int(length))
         mask = bits.to_bytes(width, "big")
-        address = _and(
-            socket.inet_pton(socket.AF_INET if family == 4 else socket.AF_INET6, text), mask
-        )
+        own = socket.inet_pton(socket.AF_INET if family == 4 else socket.AF_INET6, text)
+        address = bytes(a & b for a, b in zip(own, mask, strict=True))
     data, known = bytes(start), bytes(start)
-    for ours in (source, destination):
-        data += address if ours else bytes(width)
-        known += mask if ours else bytes(width)
-    return Bits(data, known)
+    for is_own in (source, destination):
+        data += address if is_own else bytes(width)
+        known += mask if is_own else bytes(width)
+    return data, known
 
 
 def _all(data: bytes) -> Bits:
-    return Bits(data, b"\xff" * len(data))
+    return data, b"\xff" * len(data)
 
 
 def _name(ifname: str) -> bytes:
     return ifname.encode()[:16].ljust(16, b"\0")
 
 
-def _and(one: bytes, other: bytes) -> bytes:
-    return bytes(a & b for a, b in zip(one, other, strict=True))
-
-
-def follow(source: RuleSource, chain: Chain, packet: PacketBits) -> tuple[bool, set[str]]:
+def follow(source: Foreign, chain: Chain, packet: PacketBits) -> tuple[bool, set[str]]:
     """Evaluate a base chain; return whether it accepts the packet, and the chains it traversed."""
-    way = _Way(source, chain, packet)
-    verdict = way.walk(chain.name, 0)
-    return chain.accepts if verdict is None else verdict, way.visited
+    visited: set[str] = set()
+    steps = 0
 
-
-class _Way:
-    """The path of one hypothetical packet through the chains of one table."""
-
-    def __init__(self, source: RuleSource, chain: Chain, packet: PacketBits) -> None:
-        self._source = source
-        self._family, self._table = chain.family, chain.table
-        self._packet = packet
-        self._steps = 0
-        self.visited: set[str] = set()
-
-    def walk(self, chain: str, depth: int) -> bool | None:
-        """Return True if the packet is accepted, False if dropped, None if it returns."""
-        self.visited.add(chain)
-        for rule in self._source.rules(self._family, self._table, chain):
-            self._steps += 1
-            if self._steps > _STEPS:
+    def walk(name: str, depth: int) -> bool | None:
+        """Return whether the packet is accepted; None if it returns from the chain."""
+        nonlocal steps
+        visited.add(name)
+        for rule in source.rules(chain.family, chain.table, name):
+            steps += 1
+            if steps > _STEPS:
                 return True
-            verdict = self._rule(rule)
+            verdict = _verdict(source, chain, packet, rule)
             if verdict is None or verdict.kind in ("continue", "break"):
                 continue
             if verdict.kind in ("accept", "drop"):
                 return verdict.kind == "accept"
             if verdict.kind == "return" or depth >= _DEPTH:
                 return None
-            accepted = self.walk(verdict.chain, depth + 1)
+            accepted = walk(verdict.chain, depth + 1)
             if accepted is not None or verdict.kind == "goto":
                 return accepted
         return None
 
-    def _rule(self, rule: Rule) -> ChainVerdict | None:
-        """Return the verdict of a rule; None if the rule does not match, or may not match."""
-        registers = _Registers()
-        for expression in rule:
-            if isinstance(expression, ChainVerdict):
-                return expression
-            if isinstance(expression, Lookup):
-                matches, verdict = self._look_up(expression, registers)
-                if verdict is not None:
-                    return verdict
-            else:
-                matches = self._expression(expression, registers)
-            if not matches:
-                return None
-        return None
+    accepted = walk(chain.name, 0)
+    return chain.accepts if accepted is None else accepted, visited
 
-    def _expression(self, expression: Expression, registers: _Registers) -> bool | None:
-        packet = self._packet
-        if isinstance(expression, RegisterLoad):
-            registers.write(expression.register, self._loaded(expression))
-            return True
-        if isinstance(expression, Mask):
+
+def _verdict(source: Foreign, chain: Chain, packet: PacketBits, rule: Rule) -> ChainVerdict | None:
+    """Return the verdict of a rule; None if the rule does not match, or may not match."""
+    registers = _Registers()
+    for expression in rule:
+        if isinstance(expression, ChainVerdict):
+            return expression
+        if isinstance(expression, Lookup):
+            where = chain.family, chain.table, expression.name
+            key = registers.read(expression.register, source.key_length(*where))
+            if key is None:
+                return None
+            has, verdict = source.element(*where, key)
+            if expression.verdict and verdict is not None:
+                return verdict
+            matches = has if expression.verdict else has is not expression.inverted
+        else:
+            matches = bool(_matches(expression, packet, registers))
+        if not matches:
+            return None
+    return None
+
+
+def _matches(expression: Expression, packet: PacketBits, registers: _Registers) -> bool | None:
+    """Evaluate an expression; return whether it matches, or None if that is unknown."""
+    match expression:
+        case RegisterLoad():
+            registers.write(expression.register, _loaded(expression, packet))
+        case Mask():
             registers.mask(expression)
-            return True
-        if isinstance(expression, Between):
+        case Between():
             matches = registers.between(expression)
             return matches if matches is None else matches is not expression.inverted
-        if isinstance(expression, ConntrackMatch):
+        case ConntrackMatch():
             if packet.tracked is None:
                 return None
-            fits = (
-                expression.states is None
-                or bool(expression.states & packet.tracked) is not expression.inverted
-            )
+            states = expression.states
+            fits = states is None or bool(states & packet.tracked) is not expression.inverted
             return fits and expression.reply in (None, packet.reply)
-        if isinstance(expression, Bridged):
+        case Bridged():
             return packet.bridged is not expression.inverted
-        if isinstance(expression, foreign_chains.Forget):
+        case foreign_chains.Forget():
             registers.forget()
-            return True
+        case _:
+            return None
+    return True
+
+
+def _loaded(load: RegisterLoad, packet: PacketBits) -> Bits | None:
+    if load.source != "payload":
+        return packet.facts.get((load.source, load.key))
+    data, mask = packet.headers.get(load.key, (b"", b""))
+    end = load.offset + load.length
+    if load.key not in packet.headers or end > len(data):
         return None
-
-    def _loaded(self, load: RegisterLoad) -> Bits | None:
-        if load.source != "payload":
-            return self._packet.facts.get((load.source, load.key))
-        header = self._packet.headers.get(load.key)
-        if header is None:
-            return None
-        end = load.offset + load.length
-        if end > len(header.data):
-            return None
-        return Bits(header.data[load.offset : end], header.mask[load.offset : end])
-
-    def _look_up(
-        self, lookup: Lookup, registers: _Registers
-    ) -> tuple[bool | None, ChainVerdict | None]:
-        length = self._source.key_length(self._family, self._table, lookup.name)
-        key = registers.read(lookup.register, length)
-        if key is None:
-            return None, None
-        has, verdict = self._source.element(self._family, self._table, lookup.name, key)
-        if lookup.verdict:
-            return has, verdict
-        return has is not lookup.inverted, None
+    return data[load.offset : end], mask[load.offset : end]
 
 
 class _Registers:
@@ -484,18 +403,18 @@ class _Registers:
         self.forget()
 
     def forget(self) -> None:
-        self._data, self._known = bytearray(80), bytearray(80)
+        self._data, self._known = bytearray(_REGISTERS), bytearray(_REGISTERS)
         self._uplinks: set[int] = set()
 
     def write(self, register: int, value: Bits | None) -> None:
         """Set a register; None is an unknown value of unknown length, which is at most 16 bytes."""
-        data, mask, uplink = value or Bits(bytes(16), bytes(16))
-        size = min(-(-len(data) // 4) * 4, 80 - register)
+        data, mask = value or (bytes(16), bytes(16))
+        size = min(-(-len(data) // 4) * 4, _REGISTERS - register)
         # a value shorter than a word is padded with zeros (nft_reg_store8)
         self._data[register : register + size] = data.ljust(size, b"\0")[:size]
         self._known[register : register + size] = mask.ljust(size, b"\xff")[:size]
         self._uplinks.discard(register)
-        if uplink:
+        if value is _UPLINK:
             self._uplinks.add(register)
 
     def mask(self, expression: Mask) -> None:
@@ -505,17 +424,15 @@ class _Registers:
         if len(data) < size:
             self.write(expression.target, None)
             return
-        masked = bytes(
-            a & b ^ x for a, b, x in zip(data, expression.mask, expression.xor, strict=True)
-        )
+        bits = zip(data, expression.mask, expression.xor, strict=True)
         # a masked-out bit is known: it is the bit of xor
         now = bytes(k | ~b & 0xFF for k, b in zip(known, expression.mask, strict=True))
-        self.write(expression.target, Bits(masked, now))
+        self.write(expression.target, (bytes(a & b ^ x for a, b, x in bits), now))
 
     def read(self, register: int, length: int) -> bytes | None:
         """Return the bytes of a register, or None if one of them is unknown."""
         end = register + length
-        if not length or end > 80 or any(byte != 0xFF for byte in self._known[register:end]):
+        if not length or end > _REGISTERS or any(x != 0xFF for x in self._known[register:end]):
             return None
         return bytes(self._data[register:end])
 
@@ -523,7 +440,7 @@ class _Registers:
         first, last = expression.first, expression.last
         size = len(first or last)
         start = expression.register
-        if start + size > 80:
+        if start + size > _REGISTERS:
             return None
         if start in self._uplinks and first == last and first.startswith(b"niso-"):
             return False
