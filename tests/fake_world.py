@@ -42,11 +42,11 @@ def unguarded(kernel: Fake) -> list[str]:
     """Return links that could carry a packet past the rules; none while both tables are missing."""
     if kernel.ruleset is None:
         return []
-    things: tuple[Any, ...] = (*kernel.bridges.values(), *kernel.veths.values())
+    objects: tuple[Any, ...] = (*kernel.bridges.values(), *kernel.veths.values())
     return [
-        thing.name
-        for thing in things
-        if any(guard.key() not in kernel.elements for guard in kind_of(thing).guards(thing))
+        obj.name
+        for obj in objects
+        if any(guard.key() not in kernel.elements for guard in kind_of(obj).guards(obj))
     ]
 
 
@@ -164,7 +164,7 @@ class World:
         steps, want, have, foreign = change.compare(self.kernel, self.store)
         assert steps == [], [step.describe() for step in steps]
         assert foreign == {}
-        assert State.of_kinds(lambda kind: want[kind.thing]) == have
+        assert State.of_kinds(lambda kind: want[kind.type]) == have
         assert unguarded(self.kernel) == []
         assert [finding.text for finding in check.check(self.machine)] == []
         own = [row.name for row in self.store.services() if row.active and row.has_process]

@@ -47,8 +47,8 @@ from niso.kernel.kinds.hosts_files import HostsEdit, HostsFile, HostsLine
 from niso.kernel.kinds.kind import KINDS, AnyStep, State, Step, kind_of
 from niso.kernel.kinds.kind import Foreign as Refused
 from niso.kernel.kinds.links import Bridge, Veth
-from niso.kernel.kinds.namespaces import Named, Netns
-from niso.kernel.kinds.neighbours import Peer
+from niso.kernel.kinds.namespaces import Netns, NetnsName
+from niso.kernel.kinds.neighbours import PermanentNeighbour
 from niso.kernel.kinds.nft import NftTransaction, Ruleset
 from niso.kernel.kinds.sysctls import FORWARDING6, Sysctl
 from niso.kernel.kinds.tunnels import Vxlan
@@ -74,7 +74,7 @@ class FakeEngines:
 
     def __init__(self) -> None:
         self.engines: dict[str, ForeignNetns] = {}
-        self.named: dict[str, Named] = {}
+        self.named: dict[str, NetnsName] = {}
         self._cookies = 1000
 
     def lose_veth(self, name: str) -> None:
@@ -105,7 +105,7 @@ class FakeEngines:
     def marked_names(self) -> list[str]:
         return sorted(self.named)
 
-    def present_names(self) -> list[Named]:
+    def present_names(self) -> list[NetnsName]:
         """Return the existing names; the cookie is 0 where the namespace has ended."""
         return [
             named._replace(cookie=self.cookie_at(named.target) or 0)
@@ -119,7 +119,7 @@ class FakeEngines:
             named is not None and self.cookie_at(named.target) == named.cookie
         )
 
-    def _name(self, step: Step[Named], named: Named) -> None:
+    def _name(self, step: Step[NetnsName], named: NetnsName) -> None:
         if step.action == "delete":
             self.named.pop(named.name, None)
             return
@@ -479,38 +479,36 @@ class FakeWire:
         for vxlan in [vxlan for vxlan in self.vxlans.values() if vxlan.bridge == bridge]:
             self.vxlans[vxlan.name] = vxlan._replace(bridge="")
 
-    def _other(self, step: Step[Any], thing: Any) -> None:
+    def _other(self, step: Step[Any], obj: Any) -> None:
         """Execute a step of a kind for which only the parents are checked."""
-        things = self.others.setdefault(type(thing), {})
+        objects = self.others.setdefault(type(obj), {})
         if step.action == "delete":
-            if things.pop(thing.key(), None) is None:
-                self._absent(errno.ENOENT, thing)
+            if objects.pop(obj.key(), None) is None:
+                self._absent(errno.ENOENT, obj)
             return
-        netns = kind_of(thing).space(thing)
-        refuse_unless(not netns or self.is_space(netns), errno.ENOENT, thing)
+        netns = kind_of(obj).space(obj)
+        refuse_unless(not netns or self.is_space(netns), errno.ENOENT, obj)
         refuse_unless(
-            all(place in self._places() for place in kind_of(thing).hangs_on(thing)),
+            all(place in self._places() for place in kind_of(obj).dependencies(obj)),
             errno.ENODEV,
-            thing,
+            obj,
         )
-        if step.action == "add" and not kind_of(thing).replaces:
-            refuse_unless(thing.key() not in things, errno.EEXIST, thing)
-        things[thing.key()] = thing
+        if step.action == "add" and not kind_of(obj).replaces:
+            refuse_unless(obj.key() not in objects, errno.EEXIST, obj)
+        objects[obj.key()] = obj
 
     def lose_neighbours(self, netns: str, link: str) -> None:
         """Delete the IPv4 neighbours of a link that has lost its last IPv4 address."""
-        self.others[Peer] = {
+        self.others[PermanentNeighbour] = {
             key: peer
-            for key, peer in self.others.get(Peer, {}).items()
+            for key, peer in self.others.get(PermanentNeighbour, {}).items()
             if (peer.netns, peer.link) != (netns, link) or ":" in peer.address
         }
 
     def _others_gone(self, place: str) -> None:
-        for kind, things in self.others.items():
+        for kind, objects in self.others.items():
             self.others[kind] = {
-                key: thing
-                for key, thing in things.items()
-                if place not in kind_of(thing).lies_in(thing)
+                key: obj for key, obj in objects.items() if place not in kind_of(obj).parents(obj)
             }
 
 
@@ -565,16 +563,16 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
                 *self.netns.values(),
                 *self.present_names(),
                 *(
-                    thing._replace(value=self.sysctls.get((thing.netns, thing.name), "kernel's"))
-                    for thing in want[Sysctl]
-                    if self._has_sysctl(thing)
+                    obj._replace(value=self.sysctls.get((obj.netns, obj.name), "kernel's"))
+                    for obj in want[Sysctl]
+                    if self._has_sysctl(obj)
                 ),
                 *self.veths.values(),
                 *self.addresses,
                 *self.routes.values(),
                 *map(HostsFile, self.hosts),
                 *(line for lines in self.hosts.values() for line in lines),
-                *(thing for things in self.others.values() for thing in things.values()),
+                *(obj for objects in self.others.values() for obj in objects.values()),
             ]
         )
 
@@ -589,33 +587,29 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
         """Implement `Kernel.read`; this kernel has no changes by other programs."""
         self._check_owner(candidates, foreign)
         present = self.everything(candidates)
-        keys = {(type(thing), thing.key()) for thing in candidates}
+        keys = {(type(obj), obj.key()) for obj in candidates}
         links = {
-            (kind.space(thing), link)
+            (kind.space(obj), link)
             for kind in KINDS
-            for thing in candidates[kind.thing]
-            for link in kind.links(thing)
+            for obj in candidates[kind.type]
+            for link in kind.links(obj)
         }
-        names = {thing.name for thing in candidates[Netns]}
-        names |= {thing.name for thing in candidates[Named] if self.is_space(thing.name)}
+        names = {obj.name for obj in candidates[Netns]}
+        names |= {obj.name for obj in candidates[NetnsName] if self.is_space(obj.name)}
 
-        def is_asked(thing: Any) -> bool:
-            kind = kind_of(thing)
-            if (
-                kind.space(thing)
-                and kind.space(thing) not in names
-                and not kind.reads_closed_spaces
-            ):
+        def is_asked(obj: Any) -> bool:
+            kind = kind_of(obj)
+            if kind.space(obj) and kind.space(obj) not in names and not kind.reads_closed_spaces:
                 return False
             if kind.is_read_by_link:
-                return any((kind.space(thing), link) in links for link in kind.links(thing))
-            return isinstance(thing, Ruleset) or (type(thing), thing.key()) in keys
+                return any((kind.space(obj), link) in links for link in kind.links(obj))
+            return isinstance(obj, Ruleset) or (type(obj), obj.key()) in keys
 
         return State.of_kinds(
             lambda kind: (
-                candidates[kind.thing]
+                candidates[kind.type]
                 if taken and kind.is_transactional
-                else filter(is_asked, present[kind.thing])
+                else filter(is_asked, present[kind.type])
             )
         )
 
@@ -624,8 +618,8 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
         return self.everything(want)
 
     def sysctl(self, name: str) -> str | None:
-        thing = Sysctl("", name, "")
-        return self.sysctls.get(("", name), "0") if self._has_sysctl(thing) else None
+        obj = Sysctl("", name, "")
+        return self.sysctls.get(("", name), "0") if self._has_sysctl(obj) else None
 
     def set_sysctl(self, name: str, value: str) -> None:
         self.do(Step("change", Sysctl("", name, value)))
@@ -646,7 +640,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
     def _check_owner(self, candidates: State, foreign: Refused | None) -> None:
         links = {b.name for b in candidates[Bridge]} | {v.name for v in candidates[Veth]}
         links |= {vxlan.name for vxlan in candidates[Vxlan]}
-        self.refuse_foreign(links, {thing.name for thing in candidates[Netns]}, foreign)
+        self.refuse_foreign(links, {obj.name for obj in candidates[Netns]}, foreign)
 
     # --- writing ---
 
@@ -712,8 +706,8 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
             self._edit_hosts(step)
         elif isinstance(step, Step):
             if ending is not None and self._is_detached(step, steps):
-                ending.append(step.thing.name)
-                self.veths[step.thing.name] = step.thing._replace(bridge="", up=False)
+                ending.append(step.obj.name)
+                self.veths[step.obj.name] = step.obj._replace(bridge="", up=False)
             else:
                 self._thing(step)
         self.done.append(step.describe())
@@ -723,39 +717,39 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
             Bridge: self._bridge,
             Vxlan: self._vxlan,
             Netns: self._netns,
-            Named: self._name,
+            NetnsName: self._name,
             Veth: self._veth,
             Address: self._address,
             Route: self._route,
             Sysctl: self._sysctl,
             HostsFile: self._hosts_file,
         }
-        writers.get(type(step.thing), self._other)(step, step.thing)
+        writers.get(type(step.obj), self._other)(step, step.obj)
 
     @staticmethod
     def _is_detached(step: Step[Any], steps: list[AnyStep]) -> bool:
         """Return whether a step deletes a veth pair whose namespace is deleted too."""
         return (
-            isinstance(step.thing, Veth)
+            isinstance(step.obj, Veth)
             and step.action == "delete"
             and any(
                 isinstance(other, Step)
                 and other.action == "delete"
-                and isinstance(other.thing, Netns | Named)
-                and other.thing.name == step.thing.netns
+                and isinstance(other.obj, Netns | NetnsName)
+                and other.obj.name == step.obj.netns
                 for other in steps
             )
         )
 
-    def _absent(self, number: int, thing: object) -> None:
+    def _absent(self, number: int, obj: object) -> None:
         """Refuse the deletion of a missing object if ``strict``."""
-        refuse_unless(not self.strict, number, thing)
+        refuse_unless(not self.strict, number, obj)
 
     def _places(self) -> set[str]:
-        things: list[Any] = [*self.bridges.values(), *self.netns.values(), *self.veths.values()]
-        things += self.named.values()
+        objects: list[Any] = [*self.bridges.values(), *self.netns.values(), *self.veths.values()]
+        objects += self.named.values()
         names = {f"link //{name}" for name in (*self.veths, *self.vxlans, *self.foreign_links)}
-        return {kind_of(thing).place(thing) for thing in things} | names | {"netns "}
+        return {kind_of(obj).parent_name(obj) for obj in objects} | names | {"netns "}
 
     # --- links ---
 
@@ -874,8 +868,8 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
             refuse_unless(has_link, errno.ENODEV, address)
             if step.action == "add" and self.strict:
                 refuse_unless(address not in self.addresses, errno.EEXIST, address)
-            if step.was is not None:
-                self.addresses.pop(step.was, None)
+            if step.actual is not None:
+                self.addresses.pop(step.actual, None)
             self.addresses[address] = None
             return
         if address not in self.addresses:

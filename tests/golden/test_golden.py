@@ -120,9 +120,9 @@ def worked_out(case: str) -> tuple[State, State, list[AnyStep]]:
 def written(state: State) -> str:
     lines = []
     for kind in kinds_kind.KINDS:
-        for thing in sorted(state[kind.thing]):
-            fields = " ".join(f"{name}={value!r}" for name, value in thing._asdict().items())
-            lines.append(f"{type(thing).__name__} {fields}\n")
+        for obj in sorted(state[kind.type]):
+            fields = " ".join(f"{name}={value!r}" for name, value in obj._asdict().items())
+            lines.append(f"{type(obj).__name__} {fields}\n")
     return "".join(lines)
 
 

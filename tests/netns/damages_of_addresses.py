@@ -192,23 +192,23 @@ ADDRESSES: dict[str, Damage] = {
         foreign=r"^route 10\.77\.0\.0/16 via 10\.99\.2\.1 on eth1 in niso-api$",
     ),
     "neighbour on the bridge": damage(
-        "Peer foreign",
+        "PermanentNeighbour foreign",
         lambda w: w.ip(f"neighbour replace 10.99.1.77 {FIXED} dev niso-backend nud permanent"),
         foreign=r"^neighbour entry 10\.99\.1\.77 on niso-backend$",
     ),
     "IPv6 neighbour on the bridge gone": damage(
-        "Peer missing",
+        "PermanentNeighbour missing",
         lambda w: w.ip("neighbour delete fd00:1::2 dev niso-backend"),
         missing=r"^neighbour entry fd00:1::2 on niso-backend$",
         stack="dual",
     ),
     "neighbour inside": damage(
-        "Peer.mac",
+        "PermanentNeighbour.mac",
         lambda w: w.ip(f"-n niso-api neighbour replace 10.99.1.1 {FIXED} dev eth0 nud permanent"),
         different=r"^neighbour entry 10\.99\.1\.1 on eth0 in niso-api$",
     ),
     "another neighbour inside": damage(
-        "Peer foreign",
+        "PermanentNeighbour foreign",
         lambda w: w.ip(f"-n niso-api neighbour replace 10.99.1.77 {FIXED} dev eth0 nud permanent"),
         foreign=r"^neighbour entry 10\.99\.1\.77 on eth0 in niso-api$",
     ),

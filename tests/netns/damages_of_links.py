@@ -196,7 +196,7 @@ LINKS: dict[str, Damage] = {
         foreign=r"^bridge niso-stray$",
     ),
     "foreign link with a service's MAC on its bridge": damage(
-        ("Attached foreign", "Veth.fixed"),
+        ("ForeignPort foreign", "Veth.fixed"),
         lambda w: w.sh(
             f"{OWN_MAC} ip link add tap0 type veth peer name tap1;"
             ' ip link set tap0 address "$mac" master niso-backend'
@@ -206,7 +206,7 @@ LINKS: dict[str, Damage] = {
         anew=True,
     ),
     "foreign link on a bridge": damage(
-        "Attached foreign",
+        "ForeignPort foreign",
         lambda w: w.ip(
             "link add tap0 type veth peer name tap1", "link set tap0 master niso-backend"
         ),

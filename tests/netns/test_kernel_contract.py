@@ -14,7 +14,7 @@ from niso.kernel.kinds.addresses import Address, Route
 from niso.kernel.kinds.kind import AnyStep, State, Step
 from niso.kernel.kinds.links import Bridge, Veth
 from niso.kernel.kinds.namespaces import Netns
-from niso.kernel.kinds.neighbours import Fdb, Peer
+from niso.kernel.kinds.neighbours import Fdb, PermanentNeighbour
 from niso.kernel.kinds.nft import NftTransaction, owner
 from niso.kernel.kinds.sysctls import Sysctl
 from niso.kernel.kinds.tunnels import Vxlan
@@ -57,11 +57,13 @@ BY_HAND = Sysctl("niso-s", "net/ipv6/conf/default/addr_gen_mode", "1")
 SPANS = BRIDGE._replace(mtu=1450)
 TUNNEL = Vxlan("nx-b", 4097, "198.51.100.1", 4799, 1450, "niso-b", ALIAS)
 LED = Fdb("nx-b", "0a:00:00:00:00:09", "198.51.100.2")
-KNOWN, KNOWN6 = (Peer("", "niso-b", a, LED.mac) for a in ("10.99.0.9", "fd00:99::9"))
+KNOWN, KNOWN6 = (PermanentNeighbour("", "niso-b", a, LED.mac) for a in ("10.99.0.9", "fd00:99::9"))
 LINKS = add(BRIDGE, SPACE, IPV6, BY_HAND, PAIR)
 OWNED = ((WAY, OWN), (WAY6, OWN6))
 WHOLE = (*LINKS, *add(OWN, OWN6, WAY, WAY6))
-GATEWAY, GATEWAY6 = (Peer("niso-s", "eth0", a, BRIDGE.mac) for a in (WAY.gateway, WAY6.gateway))
+GATEWAY, GATEWAY6 = (
+    PermanentNeighbour("niso-s", "eth0", a, BRIDGE.mac) for a in (WAY.gateway, WAY6.gateway)
+)
 
 CASES: dict[str, tuple[AnyStep, ...]] = {
     "a service": WHOLE,

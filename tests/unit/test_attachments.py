@@ -13,7 +13,7 @@ from niso.change import attach as change_attach
 from niso.change.attach import Attachment, Request, Wish
 from niso.change.repair import repair_all
 from niso.kernel.kinds.addresses import Address, Route
-from niso.kernel.kinds.namespaces import Named, Netns
+from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.sysctls import Sysctl
 from niso.look.check import check
 from niso.manifest.policy import parse_ingress
@@ -46,7 +46,7 @@ def test_attached_namespace_has_what_a_service_has_and_nothing_else_is_touched(
     done = attach(world, "box", PATH, BACKEND, FRONT, ports=(Port("", 8080, 80, "tcp"),))
     assert done.changed and len(done.address) == 2
     state = world.kernel.everything(change.desired_now(world.kernel, world.store, ALL))
-    assert state[Named] == {Named("niso-box", PATH, world.kernel.engines[PATH].cookie)}
+    assert state[NetnsName] == {NetnsName("niso-box", PATH, world.kernel.engines[PATH].cookie)}
     assert state[Netns] == frozenset()
     inside = {address.link for address in state[Address] if address.netns}
     assert inside == {"eth0", "eth1"}

@@ -17,7 +17,7 @@ from niso.base.errors import Conflict, ErrorGroup, KernelError
 from niso.base.named_tuples import NamedTuple
 from niso.kernel import ruleset
 from niso.kernel.kinds import kind
-from niso.kernel.kinds.kind import Kind, State, Step, netns_place
+from niso.kernel.kinds.kind import Kind, State, Step, netns_parent
 from niso.kernel.kinds.links import Veth
 from niso.kernel.kinds.namespaces import Netns
 from niso.kernel.kinds.nft import NftTransaction, Ruleset
@@ -122,7 +122,7 @@ def test_activation_that_fails_at_any_step_is_undone(
 
 def test_teardown_goes_on_after_a_failure_and_keeps_the_rules(kernel: Fake, store: Store) -> None:
     activate(kernel, store, "api", "db")
-    kernel.fail = lambda step: errno.EBUSY if isinstance(getattr(step, "thing", None), Veth) else 0
+    kernel.fail = lambda step: errno.EBUSY if isinstance(getattr(step, "obj", None), Veth) else 0
     with pytest.raises(ErrorGroup) as raised:
         deactivate(kernel, store, "api")
     assert [error.errno for error in raised.value.errors] == [errno.EBUSY]
@@ -258,14 +258,14 @@ class Lamp(NamedTuple):
 
 
 class _Lamps(Kind[Lamp]):
-    def space(self, thing: Lamp) -> str:
-        return thing.netns
+    def space(self, obj: Lamp) -> str:
+        return obj.netns
 
-    def lies_in(self, thing: Lamp) -> tuple[str, ...]:
-        return (netns_place(thing.netns),)
+    def parents(self, obj: Lamp) -> tuple[str, ...]:
+        return (netns_parent(obj.netns),)
 
     def describe(self, step: Step[Lamp]) -> str:
-        return f"lamp {step.action} {step.thing.name} {step.thing.colour}"
+        return f"lamp {step.action} {step.obj.name} {step.obj.colour}"
 
 
 def test_made_up_kind_is_planned_written_checked_and_repaired(

@@ -14,7 +14,7 @@ from niso.kernel.kinds import kind as kinds_kind
 def cases() -> set[str]:
     """``Veth missing``, ``Veth foreign``, and of each field that does not say which thing it is ``Veth.mtu``."""
     found = set()
-    for kind in (each.thing for each in kinds_kind.KINDS):
+    for kind in (each.type for each in kinds_kind.KINDS):
         named = kind(*kind._fields).key()
         found |= {f"{kind.__name__} missing", f"{kind.__name__} foreign"}
         found |= {f"{kind.__name__}.{field}" for field in kind._fields if field not in named}

@@ -120,9 +120,9 @@ def test_whatever_is_lost_comes_back_and_nothing_else_is_touched(
     kernel.write(steps)
     assert same(kernel.everything(want), want)
     added = {
-        s.thing.name
+        s.obj.name
         for s in steps
-        if isinstance(s, Step) and isinstance(s.thing, Veth | Netns | Bridge)
+        if isinstance(s, Step) and isinstance(s.obj, Veth | Netns | Bridge)
     }
     # a namespace that is made anew takes all of its pairs with it
     assert added <= lost | {veth.name for veth in want[Veth] if veth.netns in lost}
@@ -141,11 +141,11 @@ def test_steps_touch_nothing_that_is_equal(before, after) -> None:
     for step in diff(want, have):
         if isinstance(step, Step):
             # an address, route or sysctl of a link that is made anew is made again with it
-            link = getattr(step.thing, "link", None)
-            if isinstance(step.thing, Sysctl):
-                link = step.thing.name.split("/")[3] if "/neigh/" in step.thing.name else None
-            lies_on = (getattr(step.thing, "netns", None), link)
-            assert step.thing not in equal or lies_on in ends
+            link = getattr(step.obj, "link", None)
+            if isinstance(step.obj, Sysctl):
+                link = step.obj.name.split("/")[3] if "/neigh/" in step.obj.name else None
+            lies_on = (getattr(step.obj, "netns", None), link)
+            assert step.obj not in equal or lies_on in ends
         elif isinstance(step, HostsEdit):
             assert step.create or not equal & {*step.remove, *step.add}
         else:
@@ -176,23 +176,30 @@ def test_nft_additions_come_before_links_and_guards_go_after_them(before, after)
         guards = [s for s in guards if s.removeprefix("delete ").removesuffix(" }") not in keys]
         # sysctls of links that were made are the last
         assert not guards or all(
-            isinstance(step, Step) and isinstance(step.thing, Sysctl) for step in steps[i + 1 :]
+            isinstance(step, Step) and isinstance(step.obj, Sysctl) for step in steps[i + 1 :]
         )
 
 
 def test_first_service_is_made_referents_first_and_taken_away_in_reverse() -> None:
     empty, one = State(), state(API, networks=(BACKEND,))
     kind_of = [
-        type(s.thing).__name__ if isinstance(s, Step) else type(s).__name__
-        for s in diff(one, empty)
+        type(s.obj).__name__ if isinstance(s, Step) else type(s).__name__ for s in diff(one, empty)
     ]
     assert list(dict.fromkeys(kind_of)) == [
-        *("NftTransaction", "Bridge", "Netns", "Sysctl", "Veth", "Address", "Route", "Peer"),
+        *(
+            "NftTransaction",
+            "Bridge",
+            "Netns",
+            "Sysctl",
+            "Veth",
+            "Address",
+            "Route",
+            "PermanentNeighbour",
+        ),
         "HostsEdit",
     ]
     kind_of = [
-        type(s.thing).__name__ if isinstance(s, Step) else type(s).__name__
-        for s in diff(empty, one)
+        type(s.obj).__name__ if isinstance(s, Step) else type(s).__name__ for s in diff(empty, one)
     ]
     assert kind_of == ["HostsFile", "Veth", "Netns", "Bridge", "NftTransaction"]
 
@@ -201,7 +208,7 @@ def test_service_that_goes_deletes_only_its_link_namespace_and_elements() -> Non
     """The link first: who holds the namespace must not have it on the bridge when its guards are gone."""
     steps = diff(state(DB), state(API, DB))
     (link,) = {veth.name for veth in state(API, DB)[Veth] - state(DB)[Veth]}
-    assert [s.thing.key()[-1] for s in steps if isinstance(s, Step) and s.action == "delete"] == [
+    assert [s.obj.key()[-1] for s in steps if isinstance(s, Step) and s.action == "delete"] == [
         "10.99.0.2",
         link,
         "niso-api",
@@ -217,7 +224,7 @@ def test_networks_that_change_places_take_both_pairs_away_before_either_comes_ba
     actions = [
         s.action
         for s in diff(state(turned), state(both))
-        if isinstance(s, Step) and isinstance(s.thing, Veth)
+        if isinstance(s, Step) and isinstance(s.obj, Veth)
     ]
     assert actions == ["delete", "delete", "add", "add"]
 
@@ -227,7 +234,7 @@ def test_service_that_moves_to_another_network_frees_eth0_first() -> None:
     actions = [
         s.action
         for s in diff(state(moved), state(API))
-        if isinstance(s, Step) and isinstance(s.thing, Veth)
+        if isinstance(s, Step) and isinstance(s.obj, Veth)
     ]
     assert actions == ["delete", "add"]
 
@@ -235,7 +242,7 @@ def test_service_that_moves_to_another_network_frees_eth0_first() -> None:
 def test_new_address_comes_before_the_old_one_goes_and_route_stays() -> None:
     moved = API._replace(endpoints=(endpoint(BACKEND, 9),))
     steps = [s for s in diff(state(moved), state(API)) if isinstance(s, Step)]
-    assert [(s.action, s.thing.address) for s in steps] == [
+    assert [(s.action, s.obj.address) for s in steps] == [
         ("add", "10.99.0.9/24"),
         ("add", "10.99.0.9"),  # the host's neighbour entry
         ("delete", "10.99.0.2"),
@@ -345,7 +352,7 @@ def test_bridge_that_begins_to_track_is_changed_in_place() -> None:
     words = [
         step.describe()
         for step in diff(after, before)
-        if isinstance(step, Step) and isinstance(step.thing, Bridge)
+        if isinstance(step, Step) and isinstance(step.obj, Bridge)
     ]
     assert words == [
         "ip link set niso-backend mtu 1500 up type bridge nf_call_iptables 1 nf_call_ip6tables 0"
@@ -384,7 +391,7 @@ def test_pair_whose_namespace_lost_its_name_is_made_anew() -> None:
     gone = (Netns, Veth, Route)
     kept = (t for t in want if not isinstance(t, gone) and not getattr(t, "netns", ""))
     have = State([*kept, stray])
-    steps = [(s.action, type(s.thing)) for s in diff(want, have)]
+    steps = [(s.action, type(s.obj)) for s in diff(want, have)]
     assert [s for s in steps if s[1] is Veth] == [("delete", Veth), ("add", Veth)]
     assert steps[0] == ("add", Netns)
 

@@ -248,7 +248,7 @@ def test_kernel_that_has_got_wireguard_has_the_link_made_again() -> None:
     from niso.kernel.diff import diff
 
     steps = diff(State([link._replace(form=KERNEL)]), State([link]))
-    assert [(step.action, step.thing.form) for step in steps] == [  # type: ignore[attr-defined]
+    assert [(step.action, step.obj.form) for step in steps] == [  # type: ignore[attr-defined]
         ("delete", USERSPACE),
         ("add", KERNEL),
     ]

@@ -18,10 +18,10 @@ def reading(everything: bool) -> Reading:
 
 @pytest.mark.parametrize("space", ["", "niso-api"])
 @pytest.mark.parametrize(
-    "name", ["RoutingRule", "WireGuard", "Vxlan", "Fdb", "Shaper", "Attached", "Neighbour"]
+    "name", ["RoutingRule", "WireGuard", "Vxlan", "Fdb", "Shaper", "ForeignPort", "Neighbour"]
 )
 def test_seldom_kind_reads_nothing_without_candidates(name: str, space: str) -> None:
-    (kind,) = (kind for kind in kinds_kind.KINDS if kind.thing.__name__ == name)
+    (kind,) = (kind for kind in kinds_kind.KINDS if kind.type.__name__ == name)
     assert [*kind.read(Space(reading(everything=False), space, {}), ())] == []
     assert not kind.wanted(State(), State())
-    assert not kind.in_the_way(State(), State())
+    assert not kind.blocking(State(), State())

@@ -16,7 +16,7 @@ from niso.change.deactivate import remove
 from niso.cluster import mirror
 from niso.cluster.claims import Claims, Wanted
 from niso.kernel.kinds.kind import State
-from niso.kernel.kinds.neighbours import Fdb, Peer
+from niso.kernel.kinds.neighbours import Fdb, PermanentNeighbour
 
 
 @pytest.fixture
@@ -34,7 +34,9 @@ def test_service_of_another_host_is_there_with_all_that_it_needs(cluster: Cluste
     state = cluster.world.kernel.everything(State())
     mac = names.mac("api", "backend", cluster.world.store.cluster_id())
     assert state[Fdb] == {Fdb("nx-backend", mac, "198.51.100.1")}
-    assert {Peer("", "niso-backend", address, mac) for address in (four, six)} <= state[Peer]
+    assert {
+        PermanentNeighbour("", "niso-backend", address, mac) for address in (four, six)
+    } <= state[PermanentNeighbour]
     cluster.world.assert_whole()
     done = len(cluster.world.kernel.done)
     assert cluster.follow() == []

@@ -31,7 +31,7 @@ def test_plan_is_the_same_each_time_and_names_each_thing_once(snapshot) -> None:
     state = desired(snapshot)
     assert state == desired(snapshot)
     things = list(state)
-    assert len({(type(thing), thing.key()) for thing in things}) == len(things)
+    assert len({(type(obj), obj.key()) for obj in things}) == len(things)
     assert len({veth.mac for veth in state[Veth]}) == len(state[Veth])
 
 
@@ -44,8 +44,8 @@ def test_everything_that_a_thing_refers_to_is_there(snapshot) -> None:
     for veth in state[Veth]:
         assert veth.netns in spaces
         assert veth.bridge in bridges
-    for thing in (*state[Address], *state[Route]):
-        assert (thing.netns, thing.link) in links
+    for obj in (*state[Address], *state[Route]):
+        assert (obj.netns, obj.link) in links
     for route in state[Route]:
         on = [
             ipaddress.ip_interface(a.address)

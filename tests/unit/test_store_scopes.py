@@ -17,14 +17,14 @@ from niso.store.snapshots import ALL, Scope
 from niso.store.store import Store
 
 
-def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:
+def owner_is_in(scope: Scope, obj, snapshot: Snapshot) -> bool:
     """Whether one thing of the whole state belongs to a scope, told from the thing's own fields."""
     services = set(scope.services or ())
     active = [service for service in snapshot.services if service.name in services]
     networks = set(scope.networks or ()) | {
         endpoint.network for service in active for endpoint in service.endpoints
     }
-    kind = type(thing).__name__
+    kind = type(obj).__name__
     bridges = {names.bridge(network) for network in networks}
     readers = {names.hosts_folder(reader): reader for reader in snapshot.readers}
     for service in snapshot.apart:
@@ -33,54 +33,54 @@ def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:
     folders = {folder for folder, reader in readers.items() if set(reader) & networks}
     of_networks = ("bridges", "same_bridge", "subnets4", "subnets6", "broadcasts", "internal")
     of_networks += ("gateways4", "gateways6", "own4", "own6", "host_macs")
-    watched_bridge = kind == "Element" and thing[:2] == ("inet niso", "watched")
-    if watched_bridge or (kind == "Element" and thing.container in of_networks):
-        return thing.comment in networks
+    watched_bridge = kind == "Element" and obj[:2] == ("inet niso", "watched")
+    if watched_bridge or (kind == "Element" and obj.container in of_networks):
+        return obj.comment in networks
     if kind == "Element":
-        return not thing.comment or thing.comment in services
+        return not obj.comment or obj.comment in services
     if kind == "Bridge":
-        return thing.name in bridges
+        return obj.name in bridges
     if kind == "RoutingRule":
-        return thing.link in bridges
-    if kind in ("Address", "Sysctl") and not thing.netns:
+        return obj.link in bridges
+    if kind in ("Address", "Sysctl") and not obj.netns:
         link = (
-            thing.link
+            obj.link
             if kind == "Address"
-            else thing.name.split("/")[3]
-            if "/conf/" in thing.name
+            else obj.name.split("/")[3]
+            if "/conf/" in obj.name
             else None
         )
         return link is None or link in bridges
-    if kind == "Peer" and not thing.netns:
-        return thing.address in {
+    if kind == "PermanentNeighbour" and not obj.netns:
+        return obj.address in {
             address
             for service in active
             for endpoint in service.endpoints
             for address in endpoint.addresses
         }
-    if kind in ("Netns", "Veth", "Address", "Route", "Sysctl", "Peer"):
-        netns = thing.name if kind == "Netns" else thing.netns
+    if kind in ("Netns", "Veth", "Address", "Route", "Sysctl", "PermanentNeighbour"):
+        netns = obj.name if kind == "Netns" else obj.netns
         return netns in {names.netns(service) for service in services}
     if kind == "HostsFile":
-        return thing.folder in folders
+        return obj.folder in folders
     if kind == "HostsLine":
         only = [
             s.name
             for s in snapshot.services
             if s not in snapshot.apart
-            and tuple(e.network for e in s.endpoints) == readers[thing.folder]
+            and tuple(e.network for e in s.endpoints) == readers[obj.folder]
         ]
-        if thing.folder.startswith("="):
-            only = [thing.folder.removeprefix("=")]
+        if obj.folder.startswith("="):
+            only = [obj.folder.removeprefix("=")]
         whole = set(only) <= services
         mine = {f"{service.names[0]}.niso.local" for service in active} | {
             f"{service.name}.{endpoint.network}.niso.local"
             for service in active
             for endpoint in service.endpoints
         }
-        if thing.names in ("host.niso.local", "more"):
-            return readers[thing.folder][0] in networks
-        return thing.folder in folders and (whole or thing.names.split()[0] in mine)
+        if obj.names in ("host.niso.local", "more"):
+            return readers[obj.folder][0] in networks
+        return obj.folder in folders and (whole or obj.names.split()[0] in mine)
     return True
 
 

@@ -123,7 +123,7 @@ class KernelError(Error):
 
     ``errno`` is the error number (errno.h), or 0 if there is none. ``space`` is the network
     namespace in which the step failed. It is "" for the host's own namespace, and also if the
-    namespace is not known. ``thing`` is the object that the step was to create or change, or None
+    namespace is not known. ``obj`` is the object that the step was to create or change, or None
     if the step concerned several.
     """
 
@@ -131,7 +131,7 @@ class KernelError(Error):
         super().__init__(reason, hint)
         self.errno = errno
         self.space = ""
-        self.thing: object = None
+        self.obj: object = None
 
 
 class ProcessError(Error):

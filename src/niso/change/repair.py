@@ -34,7 +34,7 @@ from niso.change.targets import apart
 from niso.kernel import ruleset
 from niso.kernel.kinds.kind import Step
 from niso.kernel.kinds.links import Veth
-from niso.kernel.kinds.namespaces import Named, Netns
+from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.nft import NftTransaction
 from niso.look import check, store_defects
 from niso.look.check import left_running, of_package, of_service
@@ -94,8 +94,7 @@ def plan_repair(machine: Machine, report: Report, network_only: bool = False) ->
     back |= {veth.name for veth in want[Veth] if veth.netns in back}
     for step in steps:
         if not (
-            isinstance(step, Step)
-            and ({step.thing.key()[0], getattr(step.thing, "netns", "")} & back)
+            isinstance(step, Step) and ({step.obj.key()[0], getattr(step.obj, "netns", "")} & back)
         ):
             report(step)
     if network_only:
@@ -486,7 +485,7 @@ def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
         step = Step("delete", Netns(name, mark))
         yield _Thing(Command(step.describe()), partial(kernel.write, [step]))
     for name in kernel.marked_names():
-        unnamed = Step("delete", Named(name, "", 0))
+        unnamed = Step("delete", NetnsName(name, "", 0))
         yield _Thing(Command(unnamed.describe()), partial(kernel.write, [unnamed]))
     for name in links:
         yield _Thing(Command(f"ip link delete {name}"), partial(kernel.end_links, [name]))

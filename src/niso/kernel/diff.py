@@ -16,19 +16,19 @@ def diff(want: State, have: State) -> list[AnyStep]:
     want = wanted(want, have)
     first: list[AnyStep] = []
     made: list[AnyStep] = []
-    gone: list[AnyStep] = []
+    deleted: list[AnyStep] = []
     last: list[AnyStep] = []
-    early = State.of_kinds(lambda kind: kind.in_the_way(want, have))
+    early = State.of_kinds(lambda kind: kind.blocking(want, have))
     have = _without(have, early)
-    going = _places_that_go(want, have)
+    disappearing = _disappearing_parents(want, have)
     for kind in KINDS:
-        steps = kind.steps(want, have, going)
+        steps = kind.steps(want, have, disappearing)
         first += steps.first
-        made += [Step("delete", thing) for thing in sorted(early[kind.thing])]
+        made += [Step("delete", obj) for obj in sorted(early[kind.type])]
         made += steps.made
-        gone[:0] = steps.gone
+        deleted[:0] = steps.deleted
         last += steps.last
-    return [*first, *made, *gone, *last]
+    return [*first, *made, *deleted, *last]
 
 
 def wanted(want: State, have: State) -> State:
@@ -40,17 +40,17 @@ def wanted(want: State, have: State) -> State:
     return State.of_kinds(lambda kind: kind.wanted(want, have))
 
 
-def _places_that_go(want: State, have: State) -> set[str]:
+def _disappearing_parents(want: State, have: State) -> set[str]:
     """Return the names of the parents in ``have`` that the change deletes.
 
     Parents are namespaces, network interfaces and tables. The objects in them disappear with them.
     """
-    going: set[str] = set()
+    disappearing: set[str] = set()
     for kind in KINDS:
-        if kind.holds_others:
-            keys = {thing.key() for thing in want[kind.thing]}
-            going |= {kind.place(t) for t in have[kind.thing] if t.key() not in keys}
-    return going
+        if kind.is_parent:
+            keys = {obj.key() for obj in want[kind.type]}
+            disappearing |= {kind.parent_name(t) for t in have[kind.type] if t.key() not in keys}
+    return disappearing
 
 
 def _without(have: State, early: State) -> State:
@@ -59,12 +59,12 @@ def _without(have: State, early: State) -> State:
     """
     if not early:
         return have
-    places = {kind_of(thing).place(thing) for thing in early}
+    parents = {kind_of(obj).parent_name(obj) for obj in early}
     return State.of_kinds(
         lambda kind: (
-            thing
-            for thing in have[kind.thing] - early[kind.thing]
-            if kind.is_transactional or places.isdisjoint(kind.lies_in(thing))
+            obj
+            for obj in have[kind.type] - early[kind.type]
+            if kind.is_transactional or parents.isdisjoint(kind.parents(obj))
         )
     )
 
@@ -76,20 +76,19 @@ def without_foreign(states: tuple[State, State], names: set[str]) -> tuple[State
     """
     if not names:
         return states
-    lost = {place for name in names for place in (f"link //{name}", f"netns {name}")}
+    lost = {parent for name in names for parent in (f"link //{name}", f"netns {name}")}
     keys: set[tuple[type, tuple[str, ...]]] = set()
     both = states[0] | states[1]
     size = -1
     while len(keys) > size:  # until nothing more depends on a removed object
         size = len(keys)
-        for thing in both:
-            kind = kind_of(thing)
-            place = kind.place(thing)
-            if place in lost or not lost.isdisjoint(kind.hangs_on(thing)):
-                keys.add((type(thing), thing.key()))
-                lost |= {place} - {""}
+        for obj in both:
+            kind = kind_of(obj)
+            parent = kind.parent_name(obj)
+            if parent in lost or not lost.isdisjoint(kind.dependencies(obj)):
+                keys.add((type(obj), obj.key()))
+                lost |= {parent} - {""}
     one, other = (
-        State(thing for thing in state if (type(thing), thing.key()) not in keys)
-        for state in states
+        State(obj for obj in state if (type(obj), obj.key()) not in keys) for state in states
     )
     return one, other

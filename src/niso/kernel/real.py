@@ -33,7 +33,7 @@ from niso.kernel.kinds import hosts_files, kind, tunnels
 from niso.kernel.kinds.addresses import RoutingRule
 from niso.kernel.kinds.kind import AnyStep, Foreign, State, Step
 from niso.kernel.kinds.links import delete_links
-from niso.kernel.kinds.namespaces import Named, Netns
+from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.sysctls import Sysctl, _link
 from niso.kernel.neighbour_tables import Table
 from niso.kernel.netns import ForeignNetns, Sockets, inside
@@ -328,12 +328,12 @@ class Writer:
         self.ending = ending if ending is not None else []
         self._by_space: dict[str, list[Step[Any]]] = {}
         self.detached = {
-            step.thing.name
+            step.obj.name
             for step in self.steps
             if ending is not None
             and isinstance(step, Step)
             and step.action == "delete"
-            and isinstance(step.thing, Netns | Named)
+            and isinstance(step.obj, Netns | NetnsName)
         }
 
     def steps_in(self, netns: str) -> Sequence[Step[Any]]:
@@ -341,7 +341,7 @@ class Writer:
         if not self._by_space:
             for step in self.steps:
                 if isinstance(step, Step):
-                    self._by_space.setdefault(step.kind.space(step.thing), []).append(step)
+                    self._by_space.setdefault(step.kind.space(step.obj), []).append(step)
         return self._by_space.get(netns, ())
 
     def rtnl(self, netns: str) -> Rtnl:
@@ -435,8 +435,8 @@ class Writer:
         except KernelError as error:
             first = batch[0]
             if isinstance(first, Step):
-                error.space = first.kind.space(first.thing)
-                error.thing = first.thing if len(batch) == 1 else None
+                error.space = first.kind.space(first.obj)
+                error.obj = first.obj if len(batch) == 1 else None
             raise
 
 
@@ -465,9 +465,9 @@ def write_first(writer: Writer, netns: str, link: str) -> None:
     """
 
     first = [
-        (step.thing.name, step.thing.value)
+        (step.obj.name, step.obj.value)
         for step in writer.steps_in(netns)
-        if isinstance(step.thing, Sysctl) and _link(step.thing) == link
+        if isinstance(step.obj, Sysctl) and _link(step.obj) == link
     ]
     if first:
         with inside(netns):

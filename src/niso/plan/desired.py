@@ -18,10 +18,10 @@ from niso.kernel.diff import wanted as in_view_of
 from niso.kernel.kinds import hosts_files
 from niso.kernel.kinds.addresses import Address, Route, RoutingRule
 from niso.kernel.kinds.hosts_files import HostsFile, HostsLine
-from niso.kernel.kinds.kind import KINDS, State, Thing, by_key, kind_of
+from niso.kernel.kinds.kind import KINDS, KernelObject, State, by_key, kind_of
 from niso.kernel.kinds.links import Bridge, Shaper, Veth
-from niso.kernel.kinds.namespaces import Named, Netns
-from niso.kernel.kinds.neighbours import Fdb, Peer
+from niso.kernel.kinds.namespaces import Netns, NetnsName
+from niso.kernel.kinds.neighbours import Fdb, PermanentNeighbour
 from niso.kernel.kinds.nft import Ruleset, owner
 from niso.kernel.kinds.sysctls import FORWARDING, ON, Sysctl
 from niso.kernel.kinds.tunnels import FarEnd, Vxlan, WireGuard
@@ -72,22 +72,26 @@ The host needs it to send neighbour solicitations for packets that it forwards (
 def desired(snapshot: Snapshot) -> State:
     """Return the desired kernel state for the snapshot's scope."""
     networks = {network.name: network for network in snapshot.networks}
-    things: list[Thing] = [*_shared(snapshot), *_host_sysctls(snapshot), *_hosts_files(snapshot)]
-    things += _hosts_lines(snapshot)
+    objects: list[KernelObject] = [
+        *_shared(snapshot),
+        *_host_sysctls(snapshot),
+        *_hosts_files(snapshot),
+    ]
+    objects += _hosts_lines(snapshot)
     for network in snapshot.networks:
-        things += _network(snapshot, network)
+        objects += _network(snapshot, network)
     for service in snapshot.services:
         for port in service.ports if service.mode != "host" else ():
-            things += _published(service, port, networks)
+            objects += _published(service, port, networks)
         if service.mode not in ("host", "share"):  # share: uses another's network
-            things += _service(snapshot, service, networks)
+            objects += _service(snapshot, service, networks)
     alias = names.alias(snapshot.state_id)
     for remote in snapshot.remotes:
-        things += _remote(remote, networks, alias)
-    return State(things)
+        objects += _remote(remote, networks, alias)
+    return State(objects)
 
 
-def _shared(snapshot: Snapshot) -> Iterator[Thing]:
+def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
     """Yield niso's nftables tables, and the elements that all services and networks share."""
     if snapshot.any_network:
         yield Ruleset(ruleset.DIGEST)
@@ -114,7 +118,7 @@ def _tunnel(tunnel: Tunnel, alias: str) -> WireGuard:
     return WireGuard(TUNNEL, *own, alias, others)
 
 
-def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:
+def _network(snapshot: Snapshot, network: Network) -> Iterator[KernelObject]:
     """Yield the bridge of a network with its gateway addresses, nftables elements and sysctls."""
     alias = names.alias(snapshot.state_id)
     bridge = network.bridge
@@ -141,7 +145,7 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:
         yield from _span(network, network.span, alias)
 
 
-def _span(network: Network, span: Span, alias: str) -> Iterator[Thing]:
+def _span(network: Network, span: Span, alias: str) -> Iterator[KernelObject]:
     """Yield the objects that a network needs only if it spans hosts: those of its VXLAN device."""
 
     link = names.vxlan(network.name)
@@ -150,7 +154,7 @@ def _span(network: Network, span: Span, alias: str) -> Iterator[Thing]:
     yield from spans(network.name, link)
 
 
-def _remote(remote: Remote, networks: dict[str, Network], alias: str) -> Iterator[Thing]:
+def _remote(remote: Remote, networks: dict[str, Network], alias: str) -> Iterator[KernelObject]:
     """Yield the objects by which services on this host reach a service of another host.
 
     The same objects let only that service answer with its addresses.
@@ -163,13 +167,17 @@ def _remote(remote: Remote, networks: dict[str, Network], alias: str) -> Iterato
         link = names.vxlan(network.name)
         mac = names.mac(remote.name, network.name, network.span.cluster)
         yield Fdb(link, mac, remote.host)
-        yield from (Peer("", network.bridge, address, mac) for address in endpoint.addresses)
+        yield from (
+            PermanentNeighbour("", network.bridge, address, mac) for address in endpoint.addresses
+        )
         yield from claim(remote.name, remote.host, network.span.vni, link, mac, endpoint.addresses)
         gateway_mac = names.mac("", network.bridge, alias)
         yield from receivers(remote.name, gateway_mac, mac, endpoint.addresses)
 
 
-def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network]) -> Iterator[Thing]:
+def _service(
+    snapshot: Snapshot, service: Service, networks: dict[str, Network]
+) -> Iterator[KernelObject]:
     """Yield the network namespace of a service, and for each network a veth pair, addresses and
     routes.
 
@@ -186,7 +194,7 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
     alias = names.alias(snapshot.state_id)
     netns = names.netns(service.name)
     if service.outside is not None:
-        yield Named(netns, *service.outside)
+        yield NetnsName(netns, *service.outside)
     else:
         yield Netns(netns, alias)
         yield from _service_sysctls(netns, [networks[e.network] for e in service.endpoints])
@@ -222,8 +230,8 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
                 yield Route(netns, everywhere, subnet.gateway, inner, last=last)
         gateway_mac = names.mac("", network.bridge, alias)
         for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
-            yield Peer("", network.bridge, address, mac)
-            yield Peer(netns, inner, subnet.gateway, gateway_mac)
+            yield PermanentNeighbour("", network.bridge, address, mac)
+            yield PermanentNeighbour(netns, inner, subnet.gateway, gateway_mac)
         own_limits = (service.limits, network.observe)
         yield from plan_elements.endpoint(
             service.name, host_end, mac, endpoint.addresses, *own_limits
@@ -453,24 +461,24 @@ def findings(want: State, have: State) -> list[Finding]:
     known = set(_unseen_links(want, have))
     want = in_view_of(want, have)
     for kind in KINDS:
-        before, more = by_key(want[kind.thing], have[kind.thing])
-        for thing in sorted(want[kind.thing]):
-            was = before.pop(thing.key(), None)
-            if was == thing or not known.isdisjoint(
-                (*kind.lies_in(thing), *kind.follows_from(thing, was))
+        before, more = by_key(want[kind.type], have[kind.type])
+        for obj in sorted(want[kind.type]):
+            actual = before.pop(obj.key(), None)
+            if actual == obj or not known.isdisjoint(
+                (*kind.parents(obj), *kind.causes(obj, actual))
             ):
                 continue
-            if was is None:
-                result.append(Finding(*kind.missing(thing)))
-                known.add(kind.place(thing))
+            if actual is None:
+                result.append(Finding(*kind.missing(obj)))
+                known.add(kind.parent_name(obj))
             else:
-                result += (Finding(*fields) for fields in kind.differences(thing, was, known))
-                known.update(kind.conditions(thing, was))
-        for thing in sorted([*before.values(), *more]):
-            if kind.is_only_set or not known.isdisjoint(kind.lies_in(thing)):
+                result += (Finding(*fields) for fields in kind.differences(obj, actual, known))
+                known.update(kind.conditions(obj, actual))
+        for obj in sorted([*before.values(), *more]):
+            if kind.is_only_set or not known.isdisjoint(kind.parents(obj)):
                 continue
-            result.append(Finding("foreign", kind.what(thing)))
-            known.add(kind.place(thing))
+            result.append(Finding("foreign", kind.noun(obj)))
+            known.add(kind.parent_name(obj))
     return result
 
 
@@ -483,4 +491,4 @@ def _unseen_links(want: State, have: State) -> Iterator[str]:
     there = {veth.key() for veth in have[Veth] if veth.peer}
     for veth in want[Veth]:
         if veth.key() not in there:
-            yield kind_of(veth).place(veth)
+            yield kind_of(veth).parent_name(veth)

@@ -19,10 +19,10 @@ from niso.base.report import Caution, Report, silent
 from niso.kernel.diff import diff, without_foreign
 from niso.kernel.kinds.addresses import Address, Route
 from niso.kernel.kinds.hosts_files import HostsEdit
-from niso.kernel.kinds.kind import KINDS, AnyStep, Foreign, State, Step, Thing, kind_of
+from niso.kernel.kinds.kind import KINDS, AnyStep, Foreign, KernelObject, State, Step, kind_of
 from niso.kernel.kinds.links import Bridge, Veth
-from niso.kernel.kinds.namespaces import Named, Netns
-from niso.kernel.kinds.neighbours import Peer
+from niso.kernel.kinds.namespaces import Netns, NetnsName
+from niso.kernel.kinds.neighbours import PermanentNeighbour
 from niso.kernel.kinds.nft import NftTransaction, Ruleset
 from niso.kernel.nft_elements import Element
 from niso.plan.desired import desired
@@ -100,18 +100,18 @@ class change:
             raise
         return self
 
-    def doubt(self, things: State | None = None) -> None:
-        """Treat ``things`` as if the kernel had them before the change.
+    def doubt(self, objects: State | None = None) -> None:
+        """Treat ``objects`` as if the kernel had them before the change.
 
         It is used after an interrupted command, when the kernel may or may not have them. None
         stands for the objects that the rows require now but did not require at the beginning of the
         block: the block can write rows, call this method, and then write other rows.
         """
-        if things is None:
+        if objects is None:
             snapshot, now = wanted_now(self._kernel, self._store, self.scope)
             self._snapshots.append(snapshot)
-            things = State.of_kinds(lambda kind: now[kind.thing] - self._before[kind.thing])
-        self._doubt |= things
+            objects = State.of_kinds(lambda kind: now[kind.type] - self._before[kind.type])
+        self._doubt |= objects
 
     def then(self, call: Callable[[], object]) -> None:
         """Call ``call`` after the kernel has changed and before the rows are committed.
@@ -231,7 +231,11 @@ def _holders(state: State) -> set[tuple[str, str]]:
     """
     own = _own(state)
     here = {address for _, address in own}
-    return own | {(p.mac, p.address) for p in state[Peer] if not p.netns and p.address not in here}
+    return own | {
+        (p.mac, p.address)
+        for p in state[PermanentNeighbour]
+        if not p.netns and p.address not in here
+    }
 
 
 def _subnets(state: State) -> set[str]:
@@ -239,7 +243,7 @@ def _subnets(state: State) -> set[str]:
 
 
 def _spaces(state: State) -> set[str]:
-    return {own.name for own in state[Netns]} | {attached.name for attached in state[Named]}
+    return {own.name for own in state[Netns]} | {attached.name for attached in state[NetnsName]}
 
 
 def _meaning(snapshot: Snapshot) -> tuple[object, ...]:
@@ -368,8 +372,8 @@ def _carried_out(
         # In a foreign namespace, only requested addresses are read. An object that has moved, such
         # as an interface that a container renamed, is read at its desired location, not also at its
         # old one.
-        keys = {(type(thing), thing.key()) for thing in want}
-        former = State(thing for thing in touched if (type(thing), thing.key()) not in keys)
+        keys = {(type(obj), obj.key()) for obj in want}
+        former = State(obj for obj in touched if (type(obj), obj.key()) not in keys)
         have = kernel.read(former | want, alias(store.state_id()), taken=taken)
     left = _left(want, touched, have)
     if left:
@@ -391,11 +395,11 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
     at all, so its acknowledgement is enough. Network interfaces in other namespaces are read only
     if a step concerns them.
     """
-    things = [thing for step in steps for thing in step.things()]
-    touched = State(things)
-    inside = {kind.space(thing) for kind in KINDS for thing in touched[kind.thing]}
+    objects = [obj for step in steps for obj in step.objects()]
+    touched = State(objects)
+    inside = {kind.space(obj) for kind in KINDS for obj in touched[kind.type]}
     made = State(space for space in candidates[Netns] if space.name in inside)
-    return touched | made | State(space for space in candidates[Named] if space.name in inside)
+    return touched | made | State(space for space in candidates[NetnsName] if space.name in inside)
 
 
 def _of(want: State, touched: State) -> State:
@@ -405,21 +409,21 @@ def _of(want: State, touched: State) -> State:
     included.
     """
     links = {
-        (kind.space(thing), link)
+        (kind.space(obj), link)
         for kind in KINDS
-        for thing in touched[kind.thing]
-        for link in kind.links(thing)
+        for obj in touched[kind.type]
+        for link in kind.links(obj)
     }
-    keys = {(type(thing), thing.key()) for thing in touched}
+    keys = {(type(obj), obj.key()) for obj in touched}
     return State.of_kinds(
         lambda kind: (
-            thing
-            for thing in want[kind.thing]
-            if kind.thing is Ruleset
+            obj
+            for obj in want[kind.type]
+            if kind.type is Ruleset
             or (
-                any((kind.space(thing), link) in links for link in kind.links(thing))
+                any((kind.space(obj), link) in links for link in kind.links(obj))
                 if kind.is_read_by_link
-                else (kind.thing, thing.key()) in keys
+                else (kind.type, obj.key()) in keys
             )
         )
     )
@@ -431,7 +435,7 @@ def _left(want: State, candidates: State, have: State) -> list[AnyStep]:
     ``have`` is the state that was read after the change, and ``candidates`` are the objects that
     the change concerned.
     """
-    return diff(want, State.of_kinds(lambda kind: kind.settled(have, want, candidates)))
+    return diff(want, State.of_kinds(lambda kind: kind.to_verify(have, want, candidates)))
 
 
 def wanted_now(kernel: Kernel, store: Store, scope: Scope) -> tuple[Snapshot, State]:
@@ -469,11 +473,11 @@ def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
     stay, because an address belongs to its attachment until the attachment is deleted.
     """
     ended = frozenset(
-        named.name for named in want[Named] if kernel.cookie_at(named.target) != named.cookie
+        named.name for named in want[NetnsName] if kernel.cookie_at(named.target) != named.cookie
     )
     if not ended:
         return want, ended
-    return State(thing for thing in want if not _in(thing, ended)), ended
+    return State(obj for obj in want if not _in(obj, ended)), ended
 
 
 def _without(state: State, every: State, ended: frozenset[str]) -> State:
@@ -484,8 +488,8 @@ def _without(state: State, every: State, ended: frozenset[str]) -> State:
     """
     if not ended:
         return state
-    going = {(type(thing), thing.key()) for thing in every if _in(thing, ended)}
-    return State(thing for thing in state if (type(thing), thing.key()) not in going)
+    going = {(type(obj), obj.key()) for obj in every if _in(obj, ended)}
+    return State(obj for obj in state if (type(obj), obj.key()) not in going)
 
 
 def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[str, str]:
@@ -497,7 +501,7 @@ def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[s
     elements for its address stay, as for an ended namespace.
     """
     # one that has lost its name has not been read
-    others = {named.name: named for named in want[Named] & have[Named]}
+    others = {named.name: named for named in want[NetnsName] & have[NetnsName]}
     if not others:
         return {}
     present = {veth.name: (veth.netns, veth.peer) for veth in have[Veth]}
@@ -543,7 +547,7 @@ def _is_of_container(error: KernelError, want: State, before: State) -> bool:
     """
     return (
         error.errno in _BY_CONTAINER
-        and any(named.name == error.space for named in want[Named])
+        and any(named.name == error.space for named in want[NetnsName])
         and any(veth.netns == error.space for veth in before[Veth])
     )
 
@@ -564,7 +568,7 @@ def _without_container(
 def _not_kept(reason: str, hint: str, step: AnyStep) -> KernelError:
     """Return the error for a step that the kernel acknowledged but that had no effect."""
     error = KernelError(f"{reason}: {step.describe().splitlines()[0]}", hint, errno.ESTALE)
-    error.space = step.kind.space(step.thing) if isinstance(step, Step) else ""
+    error.space = step.kind.space(step.obj) if isinstance(step, Step) else ""
     return error
 
 
@@ -574,13 +578,13 @@ def _culprit(error: KernelError) -> object:
     It is a single route, or the name of the namespace. A single route is left out if the container
     has its own in that place: a program such as a VPN may have added it, and needs the network.
     """
-    is_route = isinstance(error.thing, Route) and error.errno == errno.EEXIST
-    return error.thing if is_route else error.space
+    is_route = isinstance(error.obj, Route) and error.errno == errno.EEXIST
+    return error.obj if is_route else error.space
 
 
 def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
     """Return the warning for an attachment in which a step has failed, and the next steps."""
-    if error.thing is not None and _culprit(error) is error.thing:
+    if error.obj is not None and _culprit(error) is error.obj:
         what = f"{error.space} keeps a route of its own: {error.message}"
     else:
         what = f"{error.space} has no network now: {error.message}"
@@ -593,9 +597,9 @@ def _outside(state: State, spaces: Container[object], but: type | None = None) -
     ``spaces`` can also contain single objects. Objects of the type ``but`` stay.
     """
     return State(
-        thing
-        for thing in state
-        if (but and isinstance(thing, but)) or not (_in(thing, spaces) or thing in spaces)
+        obj
+        for obj in state
+        if (but and isinstance(obj, but)) or not (_in(obj, spaces) or obj in spaces)
     )
 
 
@@ -663,15 +667,13 @@ def _read_again(
     if not all(step.kind.is_transactional for step in steps):
         return compare(kernel, store, closed)[2]
     both = want | have
-    rules = State.of_kinds(lambda kind: both[kind.thing] if kind.is_transactional else ())
+    rules = State.of_kinds(lambda kind: both[kind.type] if kind.is_transactional else ())
     now = kernel.read(rules, alias(store.state_id()))
-    return State.of_kinds(
-        lambda kind: now[kind.thing] if kind.is_transactional else have[kind.thing]
-    )
+    return State.of_kinds(lambda kind: now[kind.type] if kind.is_transactional else have[kind.type])
 
 
-def _in(thing: Thing, spaces: Container[object]) -> bool:
-    return kind_of(thing).space(thing) in spaces
+def _in(obj: KernelObject, spaces: Container[object]) -> bool:
+    return kind_of(obj).space(obj) in spaces
 
 
 def repair(kernel: Kernel, store: Store, report: Report = silent) -> list[AnyStep]:

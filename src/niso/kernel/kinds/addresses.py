@@ -19,8 +19,8 @@ from niso.kernel.kinds.kind import (
     Step,
     in_netns,
     inside,
-    link_place,
-    netns_place,
+    link_parent,
+    netns_parent,
 )
 from niso.kernel.link_records import prefix
 from niso.kernel.rtnetlink import KERNEL, NOWHERE, PROTOCOL, selector
@@ -54,57 +54,57 @@ class _Addresses(Kind[Address]):
     names_links = True
     is_read_by_link = True
 
-    def space(self, thing: Address) -> str:
-        return thing.netns
+    def space(self, obj: Address) -> str:
+        return obj.netns
 
-    def links(self, thing: Address) -> tuple[str, ...]:
-        return (thing.link,)
+    def links(self, obj: Address) -> tuple[str, ...]:
+        return (obj.link,)
 
-    def place(self, thing: Address) -> str:
+    def parent_name(self, obj: Address) -> str:
         """Return the parent name of everything that the kernel drops with the interface's IPv4
         addresses.
 
         When an interface loses its last IPv4 address, the kernel also drops its IPv4 neighbours and
         routes. Returns "" for an IPv6 address.
         """
-        return "" if ":" in thing.address else f"{link_place(thing.netns, thing.link)} IPv4"
+        return "" if ":" in obj.address else f"{link_parent(obj.netns, obj.link)} IPv4"
 
-    def lies_in(self, thing: Address) -> tuple[str, ...]:
-        return (netns_place(thing.netns), link_place(thing.netns, thing.link))
+    def parents(self, obj: Address) -> tuple[str, ...]:
+        return (netns_parent(obj.netns), link_parent(obj.netns, obj.link))
 
     def describe(self, step: Step[Address]) -> str:
-        address = step.thing
+        address = step.obj
         start = inside(address.netns)
         if step.action != "change":
             alone = "" if address.routed or step.action == "delete" else " noprefixroute"
             return f"{start}address {step.action} {address.address} dev {address.link}{alone}"
-        was = step.was or address
+        actual = step.actual or address
         commands = []
-        if not was.lasting:
+        if not actual.lasting:
             forever = "valid_lft forever preferred_lft forever"
             commands.append(
                 f"{start}address replace {address.address} dev {address.link} {forever}"
             )
-        if was.routed != address.routed:
+        if actual.routed != address.routed:
             verb = "add" if address.routed else "delete"
             route = f"{prefix(address.address)} dev {address.link} proto kernel"
             commands.append(f"{start}route {verb} {route}")
         return " && ".join(commands)
 
-    def what(self, thing: Address) -> str:
-        return f"address {thing.address} on {thing.link}{in_netns(thing.netns)}"
+    def noun(self, obj: Address) -> str:
+        return f"address {obj.address} on {obj.link}{in_netns(obj.netns)}"
 
-    def follows_from(self, thing: Address, was: Address | None) -> tuple[str, ...]:
+    def causes(self, obj: Address, actual: Address | None) -> tuple[str, ...]:
         """Return the conditions that explain a missing or changed address.
 
         An interface that is down loses its routes and IPv6 addresses. One without IPv6 has no IPv6
         address.
         """
-        link = link_place(thing.netns, thing.link)
-        if ":" in thing.address:
-            whole = link_place(thing.netns, "all")
+        link = link_parent(obj.netns, obj.link)
+        if ":" in obj.address:
+            whole = link_parent(obj.netns, "all")
             return (f"{whole} without IPv6", f"{link} down", f"{link} without IPv6")
-        return (f"{link} down",) if was is not None else ()
+        return (f"{link} down",) if actual is not None else ()
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "lasting":
@@ -113,7 +113,7 @@ class _Addresses(Kind[Address]):
             return "the kernel's route to its prefix is missing"
         return "the kernel's route to its prefix bypasses the gateway"
 
-    def read(self, space: Space, things: Collection[Address]) -> Iterable[Address]:
+    def read(self, space: Space, objects: Collection[Address]) -> Iterable[Address]:
         """Read all addresses of the interfaces that the candidates are on.
 
         In services, the kernel's routes to the prefixes of the addresses are read too. On the host,
@@ -128,7 +128,7 @@ class _Addresses(Kind[Address]):
 
     def write(self, writer: Writer, steps: Sequence[Step[Address]]) -> None:
         (step,) = steps
-        address = step.thing
+        address = step.obj
         rtnl, index = writer.link(address.netns, address.link)
         if step.action == "delete":
             if index is not None:
@@ -142,7 +142,7 @@ class _Addresses(Kind[Address]):
         if step.action == "add":
             rtnl.add_address(index, address.address, routed=address.routed)
             return
-        if step.was is not None and not step.was.lasting:
+        if step.actual is not None and not step.actual.lasting:
             rtnl.add_address(index, address.address, replace=True, routed=address.routed)
         if address.routed:
             rtnl.add_connected_route(index, address.address)
@@ -195,17 +195,17 @@ class _Routes(Kind[Route]):
     names_links = True
     is_read_by_link = True
 
-    def space(self, thing: Route) -> str:
-        return thing.netns
+    def space(self, obj: Route) -> str:
+        return obj.netns
 
-    def links(self, thing: Route) -> tuple[str, ...]:
-        return (thing.link,)
+    def links(self, obj: Route) -> tuple[str, ...]:
+        return (obj.link,)
 
-    def lies_in(self, thing: Route) -> tuple[str, ...]:
-        return (netns_place(thing.netns), link_place(thing.netns, thing.link))
+    def parents(self, obj: Route) -> tuple[str, ...]:
+        return (netns_parent(obj.netns), link_parent(obj.netns, obj.link))
 
     def describe(self, step: Step[Route]) -> str:
-        route = step.thing
+        route = step.obj
         start = f"{inside(route.netns)}route"
         if route.type:
             return f"{start} delete {route.type} {route.destination}"
@@ -216,26 +216,26 @@ class _Routes(Kind[Route]):
         metric = f" metric {LAST}" if route.last else ""
         return f"{start} {verb} {route.destination} {by}{metric}"
 
-    def what(self, thing: Route) -> str:
-        if thing.type:
-            return f"route {thing.type} {thing.destination}{in_netns(thing.netns)}"
-        by = f" via {thing.gateway}" if thing.gateway else ""
-        last = ", after all others" if thing.last else ""
-        return f"route {thing.destination}{by} on {thing.link}{last}{in_netns(thing.netns)}"
+    def noun(self, obj: Route) -> str:
+        if obj.type:
+            return f"route {obj.type} {obj.destination}{in_netns(obj.netns)}"
+        by = f" via {obj.gateway}" if obj.gateway else ""
+        last = ", after all others" if obj.last else ""
+        return f"route {obj.destination}{by} on {obj.link}{last}{in_netns(obj.netns)}"
 
-    def follows_from(self, thing: Route, was: Route | None) -> tuple[str, ...]:
+    def causes(self, obj: Route, actual: Route | None) -> tuple[str, ...]:
         """Return the conditions under which the kernel has dropped all routes of the interface.
 
         IPv4 routes are lost with the interface's last IPv4 address (fib_disable_ip,
         net/ipv4/fib_frontend.c).
         """
-        link = link_place(thing.netns, thing.link)
-        if ":" in thing.destination:
-            whole = link_place(thing.netns, "all")
+        link = link_parent(obj.netns, obj.link)
+        if ":" in obj.destination:
+            whole = link_parent(obj.netns, "all")
             return (f"{whole} without IPv6", f"{link} down", f"{link} without IPv6")
         return (f"{link} down", f"{link} IPv4")
 
-    def read(self, space: Space, things: Collection[Route]) -> Iterable[Route]:
+    def read(self, space: Space, objects: Collection[Route]) -> Iterable[Route]:
         """Read all routes of the interfaces that the candidates are on, except the kernel's prefix
         routes.
 
@@ -261,11 +261,11 @@ class _Routes(Kind[Route]):
 
     def write(self, writer: Writer, steps: Sequence[Step[Route]]) -> None:
         (step,) = steps
-        route = step.thing
+        route = step.obj
         if route.type:  # none of these types is ever desired
             writer.rtnl(route.netns).delete_nowhere(route.destination, route.type)
             return
-        gone = route if step.action == "delete" else step.was
+        gone = route if step.action == "delete" else step.actual
         if gone is not None:
             rtnl, index = writer.link(gone.netns, gone.link)
             if index is not None:
@@ -300,7 +300,7 @@ class RoutingRule(NamedTuple):
 class _RoutingRules(Kind[RoutingRule]):
     def describe(self, step: Step[RoutingRule]) -> str:
 
-        rule = step.thing
+        rule = step.obj
         start = f"ip -{rule.family} rule"
         add = f"{start} add {selector(rule.link)}"
         if step.action == "add":
@@ -308,8 +308,8 @@ class _RoutingRules(Kind[RoutingRule]):
         delete = f"{start} delete iif {rule.link} protocol {_protocol()}"
         return delete if step.action == "delete" else f"{delete} && {add}"
 
-    def what(self, thing: RoutingRule) -> str:
-        return f"IPv{thing.family} routing rule of bridge {thing.link}"
+    def noun(self, obj: RoutingRule) -> str:
+        return f"IPv{obj.family} routing rule of bridge {obj.link}"
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         return str(present)
@@ -322,12 +322,12 @@ class _RoutingRules(Kind[RoutingRule]):
             for rule in rtnetlink.of_niso(reading.host.rtnl, family)
         )
 
-    def read(self, space: Space, things: Collection[RoutingRule]) -> Iterable[RoutingRule]:
-        if space.name or not things:
+    def read(self, space: Space, objects: Collection[RoutingRule]) -> Iterable[RoutingRule]:
+        if space.name or not objects:
             return
 
-        for family in sorted({thing.family for thing in things}):
-            names = {thing.link for thing in things if thing.family == family}
+        for family in sorted({obj.family for obj in objects}):
+            names = {obj.link for obj in objects if obj.family == family}
             for rule in rtnetlink.of_niso(space.rtnl, family):
                 if rule.link in names:
                     yield RoutingRule(rule.link, family, rule.drift)
@@ -335,14 +335,14 @@ class _RoutingRules(Kind[RoutingRule]):
     def write(self, writer: Writer, steps: Sequence[Step[RoutingRule]]) -> None:
 
         (step,) = steps
-        rtnl, rule = writer.rtnl(""), step.thing
+        rtnl, rule = writer.rtnl(""), step.obj
         if step.action != "delete":
             rtnetlink.add(rtnl, rule.link, rule.family)
         # the wrong rule is deleted once the right one exists
         if step.action == "delete":
             rtnetlink.delete(rtnl, rule.link, rule.family, rule.drift)
-        elif step.was is not None:
-            rtnetlink.delete(rtnl, rule.link, rule.family, step.was.drift)
+        elif step.actual is not None:
+            rtnetlink.delete(rtnl, rule.link, rule.family, step.actual.drift)
 
 
 def _protocol() -> int:

@@ -87,15 +87,15 @@ def edit(text: str, remove: set[str], add: set[str]) -> str:
     """
     changes: list[tuple[int, int, tuple[int, bytes], str]] = []  # start, end, sort key, replacement
     for line in remove - add:
-        at = _find(text, line, _place(text, line))
+        at = _find(text, line, _offset(text, line))
         if at < 0:  # another program has changed the order of the lines
             at = text.find(f"\n{line}") + 1
         if at > 0:
             changes.append((at, at + len(line), _order(line), ""))
     for line in add:
-        place = _place(text, line)
-        if _find(text, line, place) < 0:
-            changes.append((place, place, _order(line), line))
+        offset = _offset(text, line)
+        if _find(text, line, offset) < 0:
+            changes.append((offset, offset, _order(line), line))
     pieces, done = [], 0
     for start, end, _, new in sorted(changes):  # the order of lines with one address
         pieces += [text[done:start], new]
@@ -103,7 +103,7 @@ def edit(text: str, remove: set[str], add: set[str]) -> str:
     return "".join((*pieces, text[done:]))
 
 
-def _place(text: str, line: str) -> int:
+def _offset(text: str, line: str) -> int:
     """Return the offset at which to insert a line: after lines of the same or a lower address."""
     order, low, high = _order(line), len(HEADER), len(text)
     while low < high:
@@ -116,17 +116,17 @@ def _place(text: str, line: str) -> int:
     return low
 
 
-def _find(text: str, line: str, place: int) -> int:
+def _find(text: str, line: str, offset: int) -> int:
     """Return the offset of a line among the lines of its address; -1 if it is missing.
 
-    These lines end at the offset ``place``.
+    These lines end at ``offset``.
     """
     order = _order(line)
-    while place > len(HEADER):
-        end, place = place, text.rfind("\n", 0, place - 1) + 1
-        if text[place:end] == line:
-            return place
-        if _rank(text[place:end]) != order:
+    while offset > len(HEADER):
+        end, offset = offset, text.rfind("\n", 0, offset - 1) + 1
+        if text[offset:end] == line:
+            return offset
+        if _rank(text[offset:end]) != order:
             break
     return -1
 
@@ -295,19 +295,19 @@ class HostsLine(NamedTuple):
 
 
 class _HostsLines(Kind[HostsLine]):
-    def lies_in(self, thing: HostsLine) -> tuple[str, ...]:
-        return (f"hosts {thing.folder}",)
+    def parents(self, obj: HostsLine) -> tuple[str, ...]:
+        return (f"hosts {obj.folder}",)
 
-    def what(self, thing: HostsLine) -> str:
-        return f"line {thing.address} {thing.names} in hosts file of {thing.folder}"
+    def noun(self, obj: HostsLine) -> str:
+        return f"line {obj.address} {obj.names} in hosts file of {obj.folder}"
 
-    def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
+    def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         return Steps()  # the steps of the hosts file change its lines
 
-    def by_space(self, things: Iterable[HostsLine]) -> dict[str, Collection[HostsLine]]:
-        return {"": frozenset(things)}
+    def by_space(self, objects: Iterable[HostsLine]) -> dict[str, Collection[HostsLine]]:
+        return {"": frozenset(objects)}
 
-    def read(self, space: Space, things: Collection[HostsLine]) -> Iterable[HostsLine]:
+    def read(self, space: Space, objects: Collection[HostsLine]) -> Iterable[HostsLine]:
         """Return which of these lines exist.
 
         They are searched for in the text, since parsing a whole file takes time for each of its
@@ -325,7 +325,7 @@ class _HostsLines(Kind[HostsLine]):
             )
         return (
             line
-            for line in things
+            for line in objects
             if f"\n{hosts_line(line.address, line.names)}" in texts.get(line.folder, "")
         )
 
@@ -357,7 +357,7 @@ class HostsEdit(NamedTuple):
     def kind(self) -> Kind[Any]:
         return HOSTS_FILES
 
-    def things(self) -> tuple[Any, ...]:
+    def objects(self) -> tuple[Any, ...]:
         return (HostsFile(self.folder), *self.remove, *self.add)
 
     def describe(self) -> str:
@@ -368,18 +368,18 @@ class HostsEdit(NamedTuple):
 
 
 class _HostsFiles(Kind[HostsFile]):
-    holds_others = True
+    is_parent = True
 
-    def place(self, thing: HostsFile) -> str:
-        return f"hosts {thing.folder}"
+    def parent_name(self, obj: HostsFile) -> str:
+        return f"hosts {obj.folder}"
 
     def describe(self, step: Step[HostsFile]) -> str:
-        return f"hosts file {step.thing.folder}: {step.action}"
+        return f"hosts file {step.obj.folder}: {step.action}"
 
-    def what(self, thing: HostsFile) -> str:
-        return f"hosts file {os.path.join(path_of(thing.folder), 'hosts')}"
+    def noun(self, obj: HostsFile) -> str:
+        return f"hosts file {os.path.join(path_of(obj.folder), 'hosts')}"
 
-    def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
+    def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the steps: each changed file is written once, with all changes of its lines."""
         wanted, present = _lines_by_folder(want), _lines_by_folder(have)
         edits: list[AnyStep] = []
@@ -391,18 +391,18 @@ class _HostsFiles(Kind[HostsFile]):
                 remove, add = tuple(sorted(existing - lines)), tuple(sorted(lines - existing))
                 edits.append(HostsEdit(file.folder, create, remove, add))
         keys = {file.key() for file in want[HostsFile]}
-        gone = sorted(file for file in have[HostsFile] if file.key() not in keys)
-        return Steps(made=edits, gone=[Step("delete", file) for file in gone])
+        deleted = sorted(file for file in have[HostsFile] if file.key() not in keys)
+        return Steps(made=edits, deleted=[Step("delete", file) for file in deleted])
 
-    def missing(self, thing: HostsFile) -> Difference:
-        if os.path.lexists(os.path.join(path_of(thing.folder), "hosts")):
-            return Difference("different", self.what(thing), "not written by niso")
-        return super().missing(thing)
+    def missing(self, obj: HostsFile) -> Difference:
+        if os.path.lexists(os.path.join(path_of(obj.folder), "hosts")):
+            return Difference("different", self.noun(obj), "not written by niso")
+        return super().missing(obj)
 
-    def by_space(self, things: Iterable[HostsFile]) -> dict[str, Collection[HostsFile]]:
-        return {"": frozenset(things)}
+    def by_space(self, objects: Iterable[HostsFile]) -> dict[str, Collection[HostsFile]]:
+        return {"": frozenset(objects)}
 
-    def read(self, space: Space, things: Collection[HostsFile]) -> Iterable[HostsFile]:
+    def read(self, space: Space, objects: Collection[HostsFile]) -> Iterable[HostsFile]:
         """Yield the hosts files that exist.
 
         If the reading covers everything, a damaged file is left out, so that it is written again:
@@ -411,7 +411,7 @@ class _HostsFiles(Kind[HostsFile]):
         if space.name:
             return
         everything = space.reading.everything
-        for folder in folders() if everything else {file.folder for file in things}:
+        for folder in folders() if everything else {file.folder for file in objects}:
             text = _text(folder)
             if text is not None and not (everything and not _is_sound(folder, text)):
                 space.reading.hosts_texts[folder] = text
@@ -422,7 +422,7 @@ class _HostsFiles(Kind[HostsFile]):
         if isinstance(step, HostsEdit):
             _edit(step)
         else:
-            remove(step.thing.folder)
+            remove(step.obj.folder)
 
 
 def path_of(folder: str) -> str:
@@ -559,11 +559,11 @@ class HostsLeftover(NamedTuple):
 
 class _HostsLeftovers(Kind[HostsLeftover]):
     def describe(self, step: Step[HostsLeftover]) -> str:
-        return f"hosts file {step.thing.folder}: {step.action}"
+        return f"hosts file {step.obj.folder}: {step.action}"
 
-    def what(self, thing: HostsLeftover) -> str:
-        file = HostsFile(thing.folder)
-        return kind_of(file).what(file)
+    def noun(self, obj: HostsLeftover) -> str:
+        file = HostsFile(obj.folder)
+        return kind_of(file).noun(file)
 
     def wanted(self, want: State, have: State) -> frozenset[HostsLeftover]:
         """Return those leftovers of interrupted writes that are in folders of desired files.
@@ -573,12 +573,12 @@ class _HostsLeftovers(Kind[HostsLeftover]):
         files = want[HostsFile]
         return frozenset(r for r in have[HostsLeftover] if HostsFile(r.folder) in files)
 
-    def read(self, space: Space, things: Collection[HostsLeftover]) -> Iterable[HostsLeftover]:
+    def read(self, space: Space, objects: Collection[HostsLeftover]) -> Iterable[HostsLeftover]:
         reading = space.reading
         if space.name:
             return ()
-        names = {thing.folder for thing in things}
-        names.update(file.folder for file in space.things(HostsFile))
+        names = {obj.folder for obj in objects}
+        names.update(file.folder for file in space.objects(HostsFile))
         names.update(folders() if reading.everything else ())
         return (
             HostsLeftover(name)
@@ -587,7 +587,7 @@ class _HostsLeftovers(Kind[HostsLeftover]):
         )
 
     def write(self, writer: Writer, steps: Sequence[Step[HostsLeftover]]) -> None:
-        remove(steps[0].thing.folder)
+        remove(steps[0].obj.folder)
 
 
 def _is_leftover(folder: str) -> bool:

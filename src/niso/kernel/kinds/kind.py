@@ -1,6 +1,6 @@
 """Define `Kind` (a type of kernel object), `State` (sets of objects), and how a State is read.
 
-An object ("thing") is a NamedTuple. The fields that `key` returns identify it; the others are its
+An object is a NamedTuple. The fields that `key` returns identify it; the others are its
 desired or actual properties. The `Kind` in the same file defines how objects are planned, read,
 written and described. A file of a kind imports modules with I/O only inside the methods that need
 them, so that code that only uses State loads no netlink code.
@@ -57,7 +57,7 @@ else:
 if TYPE_CHECKING:
     Problem = Literal["missing", "foreign", "different", "gone", "dropped"]
 
-    class Thing(Protocol):
+    class KernelObject(Protocol):
         """Protocol of kernel objects of all kinds: a NamedTuple with a key."""
 
         def key(self) -> tuple[str, ...]: ...
@@ -71,24 +71,24 @@ if TYPE_CHECKING:
         def describe(self) -> str: ...
         @property
         def kind(self) -> Kind[Any]: ...
-        def things(self) -> tuple[Any, ...]:
+        def objects(self) -> tuple[Any, ...]:
             """Return the objects to read back after the step."""
 
-    T = TypeVar("T", bound=Thing)
+    T = TypeVar("T", bound=KernelObject)
 else:
-    Thing = AnyStep = tuple
+    KernelObject = AnyStep = tuple
     T = None
 
 
 class Step(NamedTuple, Generic[T]):  # type parameters import typing
     """One change of an object. ``action`` is add, delete or change.
 
-    For a change, ``was`` is the object before it.
+    For a change, ``actual`` is the object before it.
     """
 
     action: str
-    thing: T
-    was: T | None = None
+    obj: T
+    actual: T | None = None
 
     def describe(self) -> str:
         """Return the step as a shell command, or as a description if there is no command for it."""
@@ -96,22 +96,22 @@ class Step(NamedTuple, Generic[T]):  # type parameters import typing
 
     @property
     def kind(self) -> Kind[T]:
-        return kind_of(self.thing)
+        return kind_of(self.obj)
 
-    def things(self) -> tuple[T, ...]:
-        return (self.thing,) if self.kind.is_read_back(self.thing) else ()
+    def objects(self) -> tuple[T, ...]:
+        return (self.obj,) if self.kind.is_read_back(self.obj) else ()
 
 
 class Steps(NamedTuple):
     """The steps of one kind in a plan.
 
     ``first`` is executed before the steps of all kinds, and ``last`` after them. ``made`` are
-    additions and changes, and ``gone`` are deletions.
+    additions and changes, and ``deleted`` are deletions.
     """
 
     first: Sequence[AnyStep] = ()
     made: Sequence[AnyStep] = ()
-    gone: Sequence[AnyStep] = ()
+    deleted: Sequence[AnyStep] = ()
     last: Sequence[AnyStep] = ()
 
 
@@ -126,9 +126,9 @@ class Difference(NamedTuple):
 _by_type: dict[type, Kind[Any]] = {}
 
 
-def kind_of(thing: T) -> Kind[T]:
+def kind_of(obj: T) -> Kind[T]:
     """Return the `Kind` of an object."""
-    return _by_type[type(thing)]
+    return _by_type[type(obj)]
 
 
 class Kind(Generic[T]):
@@ -140,9 +140,9 @@ class Kind(Generic[T]):
     Then objects are not read again after a change, and rules that guard an object are deleted after
     it.
     """
-    holds_others = False
+    is_parent = False
     """Whether objects of this kind are parents of other objects."""
-    goes_along = True
+    vanishes_with_parent = True
     """Whether deleting the parent of an object deletes the object at once, so that it needs no
     step.
     """
@@ -162,36 +162,36 @@ class Kind(Generic[T]):
     reads_closed_spaces = False
     """Whether `read` is also called for network namespaces that are missing or foreign."""
 
-    def __init__(self, thing: type[T]) -> None:
-        self.thing = thing
-        _by_type[thing] = self
+    def __init__(self, obj_type: type[T]) -> None:
+        self.type = obj_type
+        _by_type[obj_type] = self
         register(self)
 
     # --- identity and relations ---
 
-    def space(self, thing: T) -> str:
+    def space(self, obj: T) -> str:
         """Return the name of the object's network namespace; "" is the host's."""
         return ""
 
-    def links(self, thing: T) -> tuple[str, ...]:
+    def links(self, obj: T) -> tuple[str, ...]:
         """Return the names of the network interfaces that the object is on, in the object's
         namespace.
         """
         return ()
 
-    def place(self, thing: T) -> str:
+    def parent_name(self, obj: T) -> str:
         """Return the text by which other objects name this one as container; "" if none can."""
         return ""
 
-    def lies_in(self, thing: T) -> tuple[str, ...]:
+    def parents(self, obj: T) -> tuple[str, ...]:
         """Return the names of the object's parents."""
         return ()
 
-    def hangs_on(self, thing: T) -> tuple[str, ...]:
+    def dependencies(self, obj: T) -> tuple[str, ...]:
         """Return the names of the parents that must exist before the object can be created."""
-        return self.lies_in(thing)
+        return self.parents(obj)
 
-    def guards(self, thing: T) -> Iterable[Element]:
+    def guards(self, obj: T) -> Iterable[Element]:
         """Return the nftables elements without which niso's rules would not apply to the object."""
         return ()
 
@@ -199,17 +199,17 @@ class Kind(Generic[T]):
 
     def describe(self, step: Step[T]) -> str:
         """Return a description of a step, as a shell command if there is a command for it."""
-        return f"{step.action} {type(step.thing).__name__.lower()} {' '.join(step.thing.key())}"
+        return f"{step.action} {type(step.obj).__name__.lower()} {' '.join(step.obj.key())}"
 
-    def what(self, thing: T) -> str:
+    def noun(self, obj: T) -> str:
         """Return the name of the object in a problem that `niso net check` reports."""
-        return f"{type(thing).__name__.lower()} {' '.join(thing.key())}"
+        return f"{type(obj).__name__.lower()} {' '.join(obj.key())}"
 
     # --- planning ---
 
     def wanted(self, want: State, have: State) -> frozenset[T]:
         """Return the desired objects of this kind, adjusted to the actual state ``have``."""
-        return want[self.thing]
+        return want[self.type]
 
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
@@ -219,7 +219,7 @@ class Kind(Generic[T]):
         ``before`` is the previous desired state, computed from the store, or None. ``sysctl`` maps
         the name of a host sysctl to its value; None if it does not exist.
         """
-        return want[self.thing]
+        return want[self.type]
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[T]:
         """Return the objects of ``have`` that the change may touch.
@@ -227,82 +227,86 @@ class Kind(Generic[T]):
         ``have`` is the actual state. ``want`` is the new desired state of the change, and
         ``before`` the previous one.
         """
-        return have[self.thing]
+        return have[self.type]
 
-    def in_the_way(self, want: State, have: State) -> frozenset[T]:
+    def blocking(self, want: State, have: State) -> frozenset[T]:
         """Return the existing objects that must be deleted before desired ones can be created."""
         return frozenset()
 
-    def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
+    def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the steps that turn the actual state ``have`` into the desired state ``want``.
 
-        ``going`` are names of parents that this change deletes; the objects in them are deleted
-        with them.
+        ``disappearing`` are the parents that this change deletes, with the objects in them.
         """
         made: list[AnyStep] = []
-        gone: list[AnyStep] = []
-        before, more = by_key(want[self.thing], have[self.thing])
-        for thing in sorted(want[self.thing]):
-            was = before.pop(thing.key(), None)
-            if was is None:
-                made.append(Step("add", thing))
-            elif was != thing:
-                made.append(Step("change", thing, was))
-        for thing in sorted([*before.values(), *more]):
-            if not (self.goes_along and any(place in going for place in self.lies_in(thing))):
-                gone.append(Step("delete", thing))
-        return Steps(made=made, gone=gone)
+        deleted: list[AnyStep] = []
+        before, more = by_key(want[self.type], have[self.type])
+        for obj in sorted(want[self.type]):
+            actual = before.pop(obj.key(), None)
+            if actual is None:
+                made.append(Step("add", obj))
+            elif actual != obj:
+                made.append(Step("change", obj, actual))
+        for obj in sorted([*before.values(), *more]):
+            if not (
+                self.vanishes_with_parent
+                and any(name in disappearing for name in self.parents(obj))
+            ):
+                deleted.append(Step("delete", obj))
+        return Steps(made=made, deleted=deleted)
 
-    def is_read_back(self, thing: T) -> bool:
+    def is_read_back(self, obj: T) -> bool:
         """Return whether the object is read again after it was written, to verify the change."""
         return True
 
-    def settled(self, have: State, want: State, candidates: State) -> frozenset[T]:
+    def to_verify(self, have: State, want: State, candidates: State) -> frozenset[T]:
         """Return the objects of ``have`` that a change must leave as in ``want``, for its
         verification.
 
         ``have`` is the state after the change, and ``candidates`` what the change could touch.
         """
-        return have[self.thing]
+        return have[self.type]
 
     # --- findings ---
 
-    def missing(self, thing: T) -> Difference:
+    def missing(self, obj: T) -> Difference:
         """Return the problem to report for a desired object that does not exist."""
-        return Difference("missing", self.what(thing))
+        return Difference("missing", self.noun(obj))
 
-    def follows_from(self, thing: T, was: T | None) -> tuple[str, ...]:
+    def causes(self, obj: T, actual: T | None) -> tuple[str, ...]:
         """Return the `conditions` that would explain why the object is missing, or has changed to
-        ``was``.
+        ``actual``.
 
-        ``was`` is None if the object is missing.
+        ``actual`` is None if the object is missing.
         """
         return ()
 
-    def conditions(self, thing: T, was: T) -> Iterable[str]:
+    def conditions(self, obj: T, actual: T) -> Iterable[str]:
         """Return the conditions that an object causes for others by its difference from what is
         desired.
 
-        ``thing`` is the desired object and ``was`` the actual one. A condition is a string, such as
+        ``obj`` is the desired object. A condition is a string, such as
         "link /NETNS/NAME down".
         """
         return ()
 
-    def differences(self, thing: T, was: T, known: Collection[str]) -> list[Difference]:
-        """Return the problems to report for an object ``was`` that differs from the desired
-        ``thing``.
+    def differences(self, obj: T, actual: T, known: Collection[str]) -> list[Difference]:
+        """Return the problems to report for an object ``actual`` that differs from the desired
+        ``obj``.
 
         ``known`` are the parents and conditions that have already been reported. Fields whose
         difference they explain are left out.
         """
         texts = [
             self.describe_field(field, wanted, present)
-            for field, wanted, present in zip(fields(thing), thing, was, strict=True)
-            if wanted != present and not self.field_follows(thing, field, present, known)
+            for field, wanted, present in zip(fields(obj), obj, actual, strict=True)
+            if wanted != present and not self.is_field_explained(obj, field, present, known)
         ]
-        return [Difference("different", self.what(thing), "; ".join(texts))] if texts else []
+        return [Difference("different", self.noun(obj), "; ".join(texts))] if texts else []
 
-    def field_follows(self, thing: T, field: str, present: object, known: Collection[str]) -> bool:
+    def is_field_explained(
+        self, obj: T, field: str, present: object, known: Collection[str]
+    ) -> bool:
         """Return whether the reported parents and conditions ``known`` explain the difference of a
         field.
         """
@@ -321,15 +325,15 @@ class Kind(Generic[T]):
         """
         return ()
 
-    def by_space(self, things: Iterable[T]) -> dict[str, Collection[T]]:
+    def by_space(self, objects: Iterable[T]) -> dict[str, Collection[T]]:
         """Group objects by the network namespace from which they are read; "" is the host's."""
         spaces: dict[str, list[T]] = {}
-        for thing in things:
-            spaces.setdefault(self.space(thing), []).append(thing)
+        for obj in objects:
+            spaces.setdefault(self.space(obj), []).append(obj)
         return dict(spaces)
 
-    def read(self, space: Space, things: Collection[T]) -> Iterable[T]:
-        """Return those of ``things`` that exist in a namespace, with their actual fields.
+    def read(self, space: Space, objects: Collection[T]) -> Iterable[T]:
+        """Return those of ``objects`` that exist in a namespace, with their actual fields.
 
         It is called for one namespace after another, and in each for the kinds in `ORDER`. Some
         kinds also return other objects on the same interfaces. Raises KernelError, and Conflict if
@@ -337,7 +341,7 @@ class Kind(Generic[T]):
         """
         raise NotImplementedError(f"{type(self).__name__}.read")
 
-    def left_over(self, reading: Reading) -> Iterable[T]:
+    def leftovers(self, reading: Reading) -> Iterable[T]:
         """Return the objects of this state folder that no `read` has returned.
 
         It is called only when everything of niso's is read.
@@ -367,20 +371,20 @@ def by_key(
     Objects have the same key if, for instance, the kernel has several routes to one destination
     with different metrics. Of these, the index has the one that is ``wanted``.
     """
-    things: dict[tuple[str, ...], T] = {}
+    objects: dict[tuple[str, ...], T] = {}
     more = []
-    for thing in present:
-        other = things.setdefault(thing.key(), thing)
-        if other is not thing:
-            right = thing in wanted
-            things[thing.key()] = thing if right else other
-            more.append(other if right else thing)
-    return things, more
+    for obj in present:
+        other = objects.setdefault(obj.key(), obj)
+        if other is not obj:
+            right = obj in wanted
+            objects[obj.key()] = obj if right else other
+            more.append(other if right else obj)
+    return objects, more
 
 
-def fields(thing: Thing) -> tuple[str, ...]:
+def fields(obj: KernelObject) -> tuple[str, ...]:
     """Return the names of an object's fields."""
-    return thing._fields  # type: ignore[attr-defined, no-any-return]
+    return obj._fields  # type: ignore[attr-defined, no-any-return]
 
 
 def inside(netns: str) -> str:
@@ -395,11 +399,11 @@ def in_netns(netns: str) -> str:
     return f" in {netns}" if netns else ""
 
 
-def link_place(netns: str, link: str) -> str:
+def link_parent(netns: str, link: str) -> str:
     return f"link /{netns}/{link}"
 
 
-def netns_place(name: str) -> str:
+def netns_parent(name: str) -> str:
     return f"netns {name}"
 
 
@@ -414,21 +418,21 @@ ORDER = (
     "Bridge",
     "Vxlan",
     "Netns",
-    "Named",
+    "NetnsName",
     "Sysctl",
     "Fdb",
     "Veth",
     "Shaper",
     "Address",
     "Route",
-    "Peer",
-    "Attached",
+    "PermanentNeighbour",
+    "ForeignPort",
     "Neighbour",
     "HostsFile",
     "HostsLeftover",
     "HostsLine",
 )
-"""Class names of the things, in the order of their creation; deletion is in reverse."""
+"""Class names of the objects, in the order of their creation; deletion is in reverse."""
 
 KINDS: list[Kind[Any]] = []
 """The kinds whose modules are loaded, in `ORDER`. No State has an object of another kind."""
@@ -437,7 +441,7 @@ KINDS: list[Kind[Any]] = []
 def register(kind: Kind[Any]) -> None:
     """Add a kind to `KINDS`; called when its file is imported."""
     KINDS.append(kind)
-    KINDS.sort(key=lambda one: ORDER.index(one.thing.__name__))
+    KINDS.sort(key=lambda one: ORDER.index(one.type.__name__))
 
 
 # --- State ----------------------------------------------------------------------------------------
@@ -454,10 +458,10 @@ class State:
 
     __slots__ = ("_by_type",)
 
-    def __init__(self, things: Iterable[Thing] = ()) -> None:
-        sets: dict[type, set[Thing]] = {}
-        for thing in things:
-            sets.setdefault(type(thing), set()).add(thing)
+    def __init__(self, objects: Iterable[KernelObject] = ()) -> None:
+        sets: dict[type, set[KernelObject]] = {}
+        for obj in objects:
+            sets.setdefault(type(obj), set()).add(obj)
         self._by_type: dict[type, frozenset[Any]] = {
             kind: frozenset(some) for kind, some in sets.items()
         }
@@ -466,13 +470,13 @@ class State:
     def of_sets(cls, sets: Iterable[tuple[type[Any], frozenset[Any]]]) -> State:
         """Build a state from sets of objects by type."""
         state = cls()
-        state._by_type = {kind: things for kind, things in sets if things}
+        state._by_type = {kind: objects for kind, objects in sets if objects}
         return state
 
     @classmethod
-    def of_kinds(cls, things: Callable[[Kind[Any]], Iterable[Any]]) -> State:
-        """Build a state by calling ``things`` for each kind; it returns the objects of the kind."""
-        return cls.of_sets((kind.thing, frozenset(things(kind))) for kind in KINDS)
+    def of_kinds(cls, objects: Callable[[Kind[Any]], Iterable[Any]]) -> State:
+        """Build a state by calling ``objects`` for each kind."""
+        return cls.of_sets((kind.type, frozenset(objects(kind))) for kind in KINDS)
 
     def __getitem__(self, kind: type[T]) -> frozenset[T]:
         return self._by_type.get(kind, _NONE)
@@ -480,7 +484,7 @@ class State:
     def __iter__(self) -> Iterator[Any]:
         """Yield all objects, in the order of their kinds."""
         for kind in KINDS:
-            yield from self[kind.thing]
+            yield from self[kind.type]
 
     def __or__(self, other: State) -> State:
         """Return the objects of both states.
@@ -488,8 +492,8 @@ class State:
         An object that has the same key but other fields in the two is included twice.
         """
         both = dict(self._by_type)
-        for kind, things in other._by_type.items():
-            both[kind] = both[kind] | things if kind in both else things
+        for kind, objects in other._by_type.items():
+            both[kind] = both[kind] | objects if kind in both else objects
         return State.of_sets(both.items())
 
     def __eq__(self, other: object) -> bool:
@@ -504,9 +508,9 @@ class State:
     def __repr__(self) -> str:
         return f"State({list(self)!r})"
 
-    def replace(self, kind: type[T], things: Iterable[T]) -> State:
-        """Return a copy in which the objects of one kind are replaced by ``things``."""
-        return State.of_sets({**self._by_type, kind: frozenset(things)}.items())
+    def replace(self, kind: type[T], objects: Iterable[T]) -> State:
+        """Return a copy in which the objects of one kind are replaced by ``objects``."""
+        return State.of_sets({**self._by_type, kind: frozenset(objects)}.items())
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -515,7 +519,7 @@ class State:
 class Space:
     """A network namespace while a State is read, with the kernel's answers; "" is the host's."""
 
-    def __init__(self, reading: Reading, name: str, things: dict[type, Collection[Any]]) -> None:
+    def __init__(self, reading: Reading, name: str, objects: dict[type, Collection[Any]]) -> None:
         self.reading = reading
         self.name = name
         self.is_open = not name
@@ -528,7 +532,7 @@ class Space:
         self.is_of_others = False
         """Whether another program created the namespace. Then only the candidates in it are niso's.
         """
-        self._things = things
+        self._objects = objects
         # the kernel's answers
         self._links: dict[str, Link | None] = {}
         self._addresses: dict[int, list[LinkAddress]] | None = None
@@ -544,9 +548,9 @@ class Space:
         """Return an rtnetlink socket in the namespace. Raises KernelError."""
         return self.reading.sockets.at(self.name)
 
-    def things(self, kind: type[T]) -> Collection[T]:
+    def objects(self, kind: type[T]) -> Collection[T]:
         """Return the requested objects (candidates) of a kind that are read from this namespace."""
-        return self._things.get(kind, ())
+        return self._objects.get(kind, ())
 
     def link(self, name: str) -> Link | None:
         """Return the network interface with this name, or None.
@@ -606,8 +610,8 @@ class Space:
             name
             for kind in KINDS
             if kind.names_links
-            for thing in self.things(kind.thing)
-            for name in kind.links(thing)
+            for obj in self.objects(kind.type)
+            for name in kind.links(obj)
         }
         if self.reading.everything and not self.is_of_others:
             alias = self.reading.alias
@@ -720,28 +724,28 @@ class Reading:
         self.candidates = candidates
         spaces: dict[str, dict[type, Collection[Any]]] = {"": {}}
         for kind in KINDS:
-            for name, things in kind.by_space(candidates[kind.thing]).items():
-                spaces.setdefault(name, {})[kind.thing] = things
+            for name, objects in kind.by_space(candidates[kind.type]).items():
+                spaces.setdefault(name, {})[kind.type] = objects
         self.host = Space(self, "", spaces.pop(""))
         for name in ("", *sorted(spaces)):
             space = Space(self, name, spaces.pop(name)) if name else self.host
             for kind in KINDS:
-                things = space.things(kind.thing)
+                objects = space.objects(kind.type)
                 if taken and kind.is_transactional:
-                    self._note(kind, candidates[kind.thing])
+                    self._note(kind, candidates[kind.type])
                 elif space.is_open or kind.reads_closed_spaces:
-                    present = kind.read(space, things)
+                    present = kind.read(space, objects)
                     if space.is_of_others:
-                        present = _asked(kind, present, things)
-                    self._note(kind, _same(things, present))
+                        present = _asked(kind, present, objects)
+                    self._note(kind, _same(objects, present))
             if name and space.is_open:
                 self._open.append(name)
         if self.everything:
             for kind in KINDS:
-                self._note(kind, frozenset(kind.left_over(self)))
+                self._note(kind, frozenset(kind.leftovers(self)))
         present = self._present
         self._drop()
-        return State.of_kinds(lambda kind: present.get(kind.thing, ()))
+        return State.of_kinds(lambda kind: present.get(kind.type, ()))
 
     def inner_spaces(self) -> Iterator[Space]:
         """Yield the namespaces of services that exist and have been read, for further queries."""
@@ -753,14 +757,14 @@ class Reading:
 
         The first set of a kind is stored without a copy.
         """
-        known = self._present.get(kind.thing)
+        known = self._present.get(kind.type)
         if not known:
-            self._present[kind.thing] = present
+            self._present[kind.type] = present
             return
         if not present:
             return
         if not isinstance(known, set):
-            known = self._present[kind.thing] = set(known)
+            known = self._present[kind.type] = set(known)
         known.update(present)
 
     def _drop(self) -> None:
@@ -771,33 +775,29 @@ class Reading:
         self.candidates, self.host, self._open = State(), Space(self, "", {}), []
 
 
-def _same[T: Thing](things: Collection[T], present: Iterable[T]) -> frozenset[T]:
+def _same[T: KernelObject](objects: Collection[T], present: Iterable[T]) -> frozenset[T]:
     """Return ``present`` as a set in which objects equal to a candidate are that candidate itself.
 
     A state is large, and most objects are as desired, so sharing them saves memory.
     """
-    missing = set(things)
+    missing = set(objects)
     others = []
-    for thing in present:
-        if thing in missing:
-            missing.remove(thing)
+    for obj in present:
+        if obj in missing:
+            missing.remove(obj)
         else:
-            others.append(thing)
-    same = frozenset(things)
+            others.append(obj)
+    same = frozenset(objects)
     if missing:
         same -= missing
     return same.union(others) if others else same
 
 
-def _asked(kind: Kind[Any], present: Iterable[Any], things: Collection[Any]) -> list[Any]:
-    """Return the objects in ``present`` that are candidates (``things``) on this interface."""
-    keys = {(thing.key(), kind.links(thing)) for thing in things}
-    by_name = {thing.key() for thing in things if not kind.is_read_by_link}
-    return [
-        thing
-        for thing in present
-        if thing.key() in by_name or (thing.key(), kind.links(thing)) in keys
-    ]
+def _asked(kind: Kind[Any], present: Iterable[Any], objects: Collection[Any]) -> list[Any]:
+    """Return the objects in ``present`` that are candidates (``objects``) on this interface."""
+    keys = {(obj.key(), kind.links(obj)) for obj in objects}
+    by_name = {obj.key() for obj in objects if not kind.is_read_by_link}
+    return [obj for obj in present if obj.key() in by_name or (obj.key(), kind.links(obj)) in keys]
 
 
 def read(
@@ -819,7 +819,7 @@ def read_all(want: State, alias: str, sockets: Sockets, foreign: Foreign) -> Sta
     """Return all objects of niso. See `niso.kernel.interface.Kernel.read_all`."""
     reading = Reading(alias, sockets, foreign, strays=True, everything=True)
     reading.candidates = want
-    claimed: Iterable[Any] = (thing for kind in KINDS for thing in kind.claimed(reading))
+    claimed: Iterable[Any] = (obj for kind in KINDS for obj in kind.claimed(reading))
     return reading.run(want | State(claimed))
 
 

@@ -24,10 +24,10 @@ from niso.kernel.kinds.kind import (
     State,
     Step,
     Steps,
-    link_place,
-    netns_place,
+    link_parent,
+    netns_parent,
 )
-from niso.kernel.kinds.namespaces import Named, Netns
+from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.link_records import ARP_OFF, ARP_OFF_INSIDE, NEW_PORT, Link, Qdisc, new_port
 from niso.kernel.neighbour_tables import Fixed, is_fixed
 from niso.kernel.netns import open_fd
@@ -68,41 +68,42 @@ class Bridge(NamedTuple):
 
 
 class _Bridges(Kind[Bridge]):
-    holds_others = True
+    is_parent = True
 
-    def place(self, thing: Bridge) -> str:
-        return link_place("", thing.name)
+    def parent_name(self, obj: Bridge) -> str:
+        return link_parent("", obj.name)
 
-    def guards(self, thing: Bridge) -> Iterable[Element]:
+    def guards(self, obj: Bridge) -> Iterable[Element]:
         return (
-            Element(INET, "bridges", (thing.name,)),
-            Element(INET, "same_bridge", (thing.name, thing.name)),
+            Element(INET, "bridges", (obj.name,)),
+            Element(INET, "same_bridge", (obj.name, obj.name)),
         )
 
-    def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
+    def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the steps. Frames stop passing the inet tables only after all deletions.
 
         Therefore policies apply to a service until it is removed.
         """
-        steps = super().steps(want, have, going)
+        steps = super().steps(want, have, disappearing)
         made: list[AnyStep] = []
         stopped: list[AnyStep] = []
         for step in steps.made:
-            if not isinstance(step, Step) or step.was is None:
+            if not isinstance(step, Step) or step.actual is None:
                 made.append(step)
                 continue
-            bridge, was = step.thing, step.was
+            bridge, actual = step.obj, step.actual
             kept = bridge._replace(
-                tracked4=bridge.tracked4 or was.tracked4, tracked6=bridge.tracked6 or was.tracked6
+                tracked4=bridge.tracked4 or actual.tracked4,
+                tracked6=bridge.tracked6 or actual.tracked6,
             )
-            if kept != was:
-                made.append(Step("change", kept, was))
+            if kept != actual:
+                made.append(Step("change", kept, actual))
             if kept != bridge:
                 stopped.append(Step("change", bridge, kept))
-        return Steps(made=made, gone=[*steps.gone, *stopped])
+        return Steps(made=made, deleted=[*steps.deleted, *stopped])
 
     def describe(self, step: Step[Bridge]) -> str:
-        bridge = step.thing
+        bridge = step.obj
         if step.action == "delete":
             return f"ip link delete {bridge.name}"
         tracked = (
@@ -114,26 +115,28 @@ class _Bridges(Kind[Bridge]):
                 f"ip link add {bridge.name} mtu {bridge.mtu} {tracked}"
                 f" && ip link set {bridge.name} alias {bridge.alias} up"
             )
-        was = step.was or bridge
-        address = f" address {bridge.mac}" if was.mac != bridge.mac else ""
+        actual = step.actual or bridge
+        address = f" address {bridge.mac}" if actual.mac != bridge.mac else ""
         local = f" && bridge fdb replace {bridge.mac} dev {bridge.name} self permanent"
-        names = [text.partition(" ")[0] for text in was.drift.split(", ")] if was.drift else []
+        names = (
+            [text.partition(" ")[0] for text in actual.drift.split(", ")] if actual.drift else []
+        )
         arp = " arp on" if "arp" in names else ""
         usual = (
             f"{name} {30000 if name == 'ageing_time' else 0}" for name in names if name != "arp"
         )
         command = f"ip link set {bridge.name} mtu {bridge.mtu}{address}{arp} up {tracked}"
-        return " ".join((command, *usual)) + ("" if was.takes_own else local)
+        return " ".join((command, *usual)) + ("" if actual.takes_own else local)
 
-    def what(self, thing: Bridge) -> str:
-        return f"bridge {thing.name}"
+    def noun(self, obj: Bridge) -> str:
+        return f"bridge {obj.name}"
 
-    def conditions(self, thing: Bridge, was: Bridge) -> Iterable[str]:
+    def conditions(self, obj: Bridge, actual: Bridge) -> Iterable[str]:
 
-        if was.mac != thing.mac or ARP_OFF in was.drift:
-            yield f"{self.place(was)} forgets"
-        if not was.up:
-            yield f"{self.place(was)} down"
+        if actual.mac != obj.mac or ARP_OFF in actual.drift:
+            yield f"{self.parent_name(actual)} forgets"
+        if not actual.up:
+            yield f"{self.parent_name(actual)} down"
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "drift":
@@ -150,8 +153,8 @@ class _Bridges(Kind[Bridge]):
             if link.alias == alias and link.kind == "bridge"
         )
 
-    def read(self, space: Space, things: Collection[Bridge]) -> Iterable[Bridge]:
-        for name in {thing.name for thing in things}:
+    def read(self, space: Space, objects: Collection[Bridge]) -> Iterable[Bridge]:
+        for name in {obj.name for obj in objects}:
             link = space.own_link(name)
             if link is not None:
                 tracked = (link.call_iptables, link.call_ip6tables)
@@ -163,7 +166,7 @@ class _Bridges(Kind[Bridge]):
 
     def write(self, writer: Writer, steps: Sequence[Step[Bridge]]) -> None:
         (step,) = steps
-        bridge = step.thing
+        bridge = step.obj
         rtnl = writer.rtnl("")
         if step.action == "delete":
             rtnl.delete_link(bridge.name)
@@ -182,18 +185,18 @@ class _Bridges(Kind[Bridge]):
                 call_ip6tables=bridge.tracked6,
             )
             return
-        was = step.was or bridge._replace(mac="")
+        actual = step.actual or bridge._replace(mac="")
         rtnl.set_link(
             bridge.name,
             mtu=bridge.mtu,
             # setting even the same MAC would make the kernel drop all neighbour entries
             # (neigh_changeaddr)
-            mac=bridge.mac if bridge.mac and bridge.mac != was.mac else None,
+            mac=bridge.mac if bridge.mac and bridge.mac != actual.mac else None,
             up=True,
-            drift=step.was.drift if step.was else "",
+            drift=step.actual.drift if step.actual else "",
         )
         rtnl.set_calls(bridge.name, bridge.tracked4, bridge.tracked6)
-        if not was.takes_own:
+        if not actual.takes_own:
             rtnl.transact(neighbour_tables.take(rtnl.index(bridge.name), bridge.mac))
 
 
@@ -249,34 +252,34 @@ class Veth(NamedTuple):
 
 class _Veths(Kind[Veth]):
     names_links = True
-    holds_others = True
+    is_parent = True
     # a process could keep the namespace alive, and so the link on the bridge, without guards
-    goes_along = False
+    vanishes_with_parent = False
     reads_closed_spaces = True
 
-    def space(self, thing: Veth) -> str:
-        return thing.netns
+    def space(self, obj: Veth) -> str:
+        return obj.netns
 
-    def links(self, thing: Veth) -> tuple[str, ...]:
-        return (thing.peer,)
+    def links(self, obj: Veth) -> tuple[str, ...]:
+        return (obj.peer,)
 
-    def place(self, thing: Veth) -> str:
-        return link_place(thing.netns, thing.peer)
+    def parent_name(self, obj: Veth) -> str:
+        return link_parent(obj.netns, obj.peer)
 
-    def lies_in(self, thing: Veth) -> tuple[str, ...]:
-        return (netns_place(thing.netns),)
+    def parents(self, obj: Veth) -> tuple[str, ...]:
+        return (netns_parent(obj.netns),)
 
-    def hangs_on(self, thing: Veth) -> tuple[str, ...]:
-        host_end = link_place("", thing.name)  # a foreign link may have its name
-        return (*self.lies_in(thing), link_place("", thing.bridge), host_end)
+    def dependencies(self, obj: Veth) -> tuple[str, ...]:
+        host_end = link_parent("", obj.name)  # a foreign link may have its name
+        return (*self.parents(obj), link_parent("", obj.bridge), host_end)
 
-    def guards(self, thing: Veth) -> Iterable[Element]:
-        return tuple(Element(table, "ports", (thing.name,)) for table in (INET, BRIDGE))
+    def guards(self, obj: Veth) -> Iterable[Element]:
+        return tuple(Element(table, "ports", (obj.name,)) for table in (INET, BRIDGE))
 
     # --- descriptions ---
 
     def describe(self, step: Step[Veth]) -> str:
-        veth = step.thing
+        veth = step.obj
         if step.action == "delete":
             return f"ip link delete {veth.name}"
         if step.action == "add":
@@ -289,16 +292,16 @@ class _Veths(Kind[Veth]):
                 f" && sysctl -w '{_no_ipv6(veth.name)}=1'"
                 f"{f' && {_sums_command(veth)}' if veth.sums else ''}"
             )
-        was = step.was or veth
-        also = _drift_commands(veth, was)
-        same = was._replace(hairpin=veth.hairpin, drift="", fixed=True, sums=veth.sums)
+        actual = step.actual or veth
+        also = _drift_commands(veth, actual)
+        same = actual._replace(hairpin=veth.hairpin, drift="", fixed=True, sums=veth.sums)
         if also and same == veth:
             return " && ".join(also)
         command = f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up"
         return " && ".join([command, *also])
 
-    def what(self, thing: Veth) -> str:
-        return f"veth {thing.name}{f' to {thing.netns} {thing.peer}' if thing.netns else ''}"
+    def noun(self, obj: Veth) -> str:
+        return f"veth {obj.name}{f' to {obj.netns} {obj.peer}' if obj.netns else ''}"
 
     # --- planning ---
 
@@ -314,7 +317,7 @@ class _Veths(Kind[Veth]):
             veth._replace(sums=True) if veth.key() in kept else veth for veth in want[Veth]
         )
 
-    def in_the_way(self, want: State, have: State) -> frozenset[Veth]:
+    def blocking(self, want: State, have: State) -> frozenset[Veth]:
         """Return the existing pairs that must be deleted first.
 
         They have the name or the inner end of a desired pair, but not both its name and its inner
@@ -329,35 +332,35 @@ class _Veths(Kind[Veth]):
             and not (veth.key() in wanted and _far_end(veth) == _far_end(wanted[veth.key()]))
         )
 
-    def settled(self, have: State, want: State, candidates: State) -> frozenset[Veth]:
+    def to_verify(self, have: State, want: State, candidates: State) -> frozenset[Veth]:
         """Return the pairs to verify, without those whose namespaces the change has deleted.
 
         The kernel deletes the latter some time later.
         """
 
-        stays = {space.name for space in want[Netns]} | {name.name for name in want[Named]}
+        stays = {space.name for space in want[Netns]} | {name.name for name in want[NetnsName]}
         dying = {veth.name for veth in candidates[Veth] if veth.netns not in stays}
         dying -= {veth.name for veth in want[Veth]}
         return frozenset(veth for veth in have[Veth] if veth.name not in dying or veth.bridge)
 
     # --- findings ---
 
-    def conditions(self, thing: Veth, was: Veth) -> Iterable[str]:
+    def conditions(self, obj: Veth, actual: Veth) -> Iterable[str]:
 
-        if not was.peer:  # objects on the inner end cannot be seen
-            yield self.place(thing)
-        if was.mac != thing.mac or ARP_OFF_INSIDE in was.drift:
-            yield f"{self.place(was)} forgets"
-        if not was.up:
-            yield from (f"{self.place(was)} down", f"{link_place('', was.name)} down")
+        if not actual.peer:  # objects on the inner end cannot be seen
+            yield self.parent_name(obj)
+        if actual.mac != obj.mac or ARP_OFF_INSIDE in actual.drift:
+            yield f"{self.parent_name(actual)} forgets"
+        if not actual.up:
+            yield from (f"{self.parent_name(actual)} down", f"{link_parent('', actual.name)} down")
 
-    def field_follows(
-        self, thing: Veth, field: str, present: object, known: Collection[str]
+    def is_field_explained(
+        self, obj: Veth, field: str, present: object, known: Collection[str]
     ) -> bool:
-        bridge = link_place("", thing.bridge)
+        bridge = link_parent("", obj.bridge)
         return (
             (field in ("bridge", "hairpin", "fixed") and bridge in known)
-            or (field in ("netns", "peer", "mac", "up") and netns_place(thing.netns) in known)
+            or (field in ("netns", "peer", "mac", "up") and netns_parent(obj.netns) in known)
             or (present == "state disabled" and f"{bridge} down" in known)
         )
 
@@ -373,23 +376,23 @@ class _Veths(Kind[Veth]):
 
     # --- reading ---
 
-    def read(self, space: Space, things: Collection[Veth]) -> Iterable[Veth]:
+    def read(self, space: Space, objects: Collection[Veth]) -> Iterable[Veth]:
         """Read both ends of the pairs.
 
         If the namespace is missing or foreign, read only the host's end.
         """
 
-        if not things:
+        if not objects:
             return
         host = space.reading.host
         if space.is_foreign:  # whether the host end is foreign too
-            for veth in things:
+            for veth in objects:
                 host.own_link(veth.name)
             return
-        peers = {veth.peer for veth in things} if space.is_open else set()
-        asked = {veth.name for veth in things if veth.sums}
+        peers = {veth.peer for veth in objects} if space.is_open else set()
+        asked = {veth.name for veth in objects if veth.sums}
         inner = [link for name in peers if (link := space.link(name)) is not None]
-        for name in {veth.name for veth in things}:
+        for name in {veth.name for veth in objects}:
             link = host.own_link(name)
             if link is not None:
                 if space.is_open and not space.reading.strays:
@@ -408,7 +411,7 @@ class _Veths(Kind[Veth]):
                     pair = pair._replace(sums=space.rtnl.makes_sums(pair.peer))
                 yield pair
 
-    def left_over(self, reading: Reading) -> Iterable[Veth]:
+    def leftovers(self, reading: Reading) -> Iterable[Veth]:
         known = {veth.name for veth in reading.so_far(Veth)}
         links = reading.host.all_links()
         left = [
@@ -435,16 +438,16 @@ class _Veths(Kind[Veth]):
         """Group deletions: the kernel waits about 20 ms for RCU, for one pair or for many."""
         if step.action != "delete":
             return None
-        return "detach" if step.thing.netns in writer.detached else "delete"
+        return "detach" if step.obj.netns in writer.detached else "delete"
 
     def write(self, writer: Writer, steps: Sequence[Step[Veth]]) -> None:
         step = steps[0]
         if step.action == "delete":
-            _end_pairs(writer, [step.thing for step in steps])
+            _end_pairs(writer, [step.obj for step in steps])
         elif step.action == "add":
-            _add(writer, step.thing)
+            _add(writer, step.obj)
         else:
-            _change(writer, step.thing, step.was or step.thing)
+            _change(writer, step.obj, step.actual or step.obj)
 
 
 def _end(veth: Veth) -> tuple[str, str]:
@@ -455,19 +458,19 @@ def _far_end(veth: Veth) -> tuple[str, str, str]:
     return (veth.netns, veth.peer, veth.mac)
 
 
-def _drift_commands(veth: Veth, was: Veth) -> list[str]:
+def _drift_commands(veth: Veth, actual: Veth) -> list[str]:
     """Return the shell commands that would give a pair its desired settings.
 
-    ``was`` is the actual pair.
+    ``actual`` is the actual pair.
     """
 
-    flags = [f"hairpin {'on' if veth.hairpin else 'off'}"] if was.hairpin != veth.hairpin else []
+    flags = [f"hairpin {'on' if veth.hairpin else 'off'}"] if actual.hairpin != veth.hairpin else []
     arp = {
         ARP_OFF: f"ip link set {veth.name} arp on",
         ARP_OFF_INSIDE: f"ip -n {veth.netns} link set {veth.peer} arp on",
     }
     commands: list[str] = []
-    for text in was.drift.split(", ") if was.drift else []:
+    for text in actual.drift.split(", ") if actual.drift else []:
         name, _, value = text.partition(" ")
         if text in arp:
             commands.append(arp[text])
@@ -475,9 +478,9 @@ def _drift_commands(veth: Veth, was: Veth) -> list[str]:
             flags.append(f"{name} {({'on': 'off', 'off': 'on', 'set': '0'}).get(value, '3')}")
     if flags:
         commands.append(f"bridge link set dev {veth.name} {' '.join(flags)}")
-    if not was.fixed:
+    if not actual.fixed:
         commands.append(_fix_command(veth))
-    if veth.sums and not was.sums:
+    if veth.sums and not actual.sums:
         commands.append(_sums_command(veth))
     return commands
 
@@ -592,10 +595,10 @@ def _disable_ipv6(port: str) -> None:
             raise
 
 
-def _change(writer: Writer, veth: Veth, was: Veth) -> None:
+def _change(writer: Writer, veth: Veth, actual: Veth) -> None:
 
     rtnl = writer.rtnl("")
-    if was.bridge != veth.bridge:
+    if actual.bridge != veth.bridge:
         rtnl.set_link(veth.name, master=veth.bridge)
     neighbour_tables.fix(rtnl, rtnl.index(veth.name), veth.mac)  # before flooding is switched off
     rtnl.set_link(
@@ -605,11 +608,11 @@ def _change(writer: Writer, veth: Veth, was: Veth) -> None:
         hairpin=veth.hairpin,
         up=True,
         # on another bridge it is a new port
-        drift=was.drift if was.bridge == veth.bridge else NEW_PORT,
+        drift=actual.drift if actual.bridge == veth.bridge else NEW_PORT,
     )
-    drift = ARP_OFF if ARP_OFF_INSIDE in was.drift else ""
+    drift = ARP_OFF if ARP_OFF_INSIDE in actual.drift else ""
     inside = writer.rtnl(veth.netns)
-    if veth.sums and not was.sums:
+    if veth.sums and not actual.sums:
         _make_sums(writer, veth)
     inside.set_link(veth.peer, mtu=veth.mtu, up=True, drift=drift)
 
@@ -620,7 +623,7 @@ VETHS = _Veths(Veth)
 # --- kind: foreign link on a bridge ---------------------------------------------------------------
 
 
-class Attached(NamedTuple):
+class ForeignPort(NamedTuple):
     bridge: str
     link: str
 
@@ -628,30 +631,30 @@ class Attached(NamedTuple):
         return tuple(self)
 
 
-class _AttachedLinks(Kind[Attached]):
-    def describe(self, step: Step[Attached]) -> str:
-        return f"ip link set {step.thing.link} nomaster"
+class _ForeignPorts(Kind[ForeignPort]):
+    def describe(self, step: Step[ForeignPort]) -> str:
+        return f"ip link set {step.obj.link} nomaster"
 
-    def what(self, thing: Attached) -> str:
-        return f"link {thing.link} on bridge {thing.bridge}"
+    def noun(self, obj: ForeignPort) -> str:
+        return f"link {obj.link} on bridge {obj.bridge}"
 
-    def read(self, space: Space, things: Collection[Attached]) -> Iterable[Attached]:
+    def read(self, space: Space, objects: Collection[ForeignPort]) -> Iterable[ForeignPort]:
         reading = space.reading
         if space.name or not reading.strays:
             return ()
         names = {bridge.name for bridge in reading.so_far(Bridge)}
         by_index = {link.index: link.name for link in space.all_links() if link.name in names}
         return (
-            Attached(by_index[link.master], link.name)
+            ForeignPort(by_index[link.master], link.name)
             for link in space.all_links()
             if link.master in by_index and link.alias != reading.alias
         )
 
-    def write(self, writer: Writer, steps: Sequence[Step[Attached]]) -> None:
-        writer.rtnl("").set_link(steps[0].thing.link, master="")
+    def write(self, writer: Writer, steps: Sequence[Step[ForeignPort]]) -> None:
+        writer.rtnl("").set_link(steps[0].obj.link, master="")
 
 
-FOREIGN_PORTS = _AttachedLinks(Attached)
+FOREIGN_PORTS = _ForeignPorts(ForeignPort)
 
 
 # --- kind: rate limit of a veth pair --------------------------------------------------------------
@@ -675,35 +678,35 @@ class Shaper(NamedTuple):
 
 
 class _Shapers(Kind[Shaper]):
-    def space(self, thing: Shaper) -> str:
-        return thing.netns
+    def space(self, obj: Shaper) -> str:
+        return obj.netns
 
-    def lies_in(self, thing: Shaper) -> tuple[str, ...]:
-        return (netns_place(thing.netns), link_place(thing.netns, thing.peer))
+    def parents(self, obj: Shaper) -> tuple[str, ...]:
+        return (netns_parent(obj.netns), link_parent(obj.netns, obj.peer))
 
     def describe(self, step: Step[Shaper]) -> str:
-        shaper, was = step.thing, step.was
+        shaper, actual = step.obj, step.actual
         return " && ".join(
             _command(inside, link, 0 if step.action == "delete" else rate)
             for inside, link, rate, before in (
-                ("", shaper.name, shaper.inward, was.inward if was else 0),
-                (shaper.netns, shaper.peer, shaper.outward, was.outward if was else 0),
+                ("", shaper.name, shaper.inward, actual.inward if actual else 0),
+                (shaper.netns, shaper.peer, shaper.outward, actual.outward if actual else 0),
             )
             if rate or before or shaper.drift
         )
 
-    def what(self, thing: Shaper) -> str:
-        return f"bandwidth of {thing.netns} {thing.peer}"
+    def noun(self, obj: Shaper) -> str:
+        return f"bandwidth of {obj.netns} {obj.peer}"
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "drift":
             return f"it has {present}"
         return f"{field[:-4]} is {_bits(present)}, should be {_bits(wanted)}"
 
-    def read(self, space: Space, things: Collection[Shaper]) -> Iterable[Shaper]:
+    def read(self, space: Space, objects: Collection[Shaper]) -> Iterable[Shaper]:
 
         host = space.reading.host
-        asked = {thing.name: (thing.netns, thing.peer) for thing in things}
+        asked = {obj.name: (obj.netns, obj.peer) for obj in objects}
         if space.reading.everything and space.name:
             for link in space.links_of_concern():
                 end = host.other_end(link)
@@ -721,7 +724,7 @@ class _Shapers(Kind[Shaper]):
     def write(self, writer: Writer, steps: Sequence[Step[Shaper]]) -> None:
 
         (step,) = steps
-        shaper = step.thing
+        shaper = step.obj
         for netns, link, rate in (
             ("", shaper.name, shaper.inward),
             (shaper.netns, shaper.peer, shaper.outward),

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import netns
-from niso.kernel.kinds.kind import Kind, Reading, Space, Step, netns_place
+from niso.kernel.kinds.kind import Kind, Reading, Space, Step, netns_parent
 from niso.kernel.rtnetlink import Rtnl
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # --- kind: name of a foreign namespace ------------------------------------------------------------
 
 
-class Named(NamedTuple):
+class NetnsName(NamedTuple):
     """A symbolic link ``name`` in /run/netns that leads to the file ``target`` of a namespace.
 
     ``cookie`` identifies the namespace (SO_NETNS_COOKIE). It is 0 if the namespace no longer
@@ -38,29 +38,29 @@ class Named(NamedTuple):
         return (self.name,)
 
 
-class _Names(Kind[Named]):
-    holds_others = True
+class _Names(Kind[NetnsName]):
+    is_parent = True
     reads_closed_spaces = True
 
-    def space(self, thing: Named) -> str:
-        return thing.name
+    def space(self, obj: NetnsName) -> str:
+        return obj.name
 
-    def place(self, thing: Named) -> str:
-        return netns_place(thing.name)
+    def parent_name(self, obj: NetnsName) -> str:
+        return netns_parent(obj.name)
 
-    def describe(self, step: Step[Named]) -> str:
-        path = f"/run/netns/{step.thing.name}"
-        return f"rm {path}" if step.action == "delete" else f"ln -sfT {step.thing.target} {path}"
+    def describe(self, step: Step[NetnsName]) -> str:
+        path = f"/run/netns/{step.obj.name}"
+        return f"rm {path}" if step.action == "delete" else f"ln -sfT {step.obj.target} {path}"
 
-    def what(self, thing: Named) -> str:
-        return f"name {thing.name} of the network namespace {thing.target}"
+    def noun(self, obj: NetnsName) -> str:
+        return f"name {obj.name} of the network namespace {obj.target}"
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "cookie":
             return "it leads to another namespace"
         return f"it leads to {present}"
 
-    def claimed(self, reading: Reading) -> Iterable[Named]:
+    def claimed(self, reading: Reading) -> Iterable[NetnsName]:
         """Yield the symbolic links to namespaces that contain the inner end of one of niso's veth
         pairs.
         """
@@ -76,29 +76,29 @@ class _Names(Kind[Named]):
                 inner = {(x.index, x.peer_index) for x in rtnl.links() if x.kind == "veth"}
             if inner & own:
                 target = netns.target(name) or ""
-                yield Named(name, target, netns.cookie_at(target) or 0)
+                yield NetnsName(name, target, netns.cookie_at(target) or 0)
 
-    def read(self, space: Space, things: Collection[Named]) -> Iterable[Named]:
+    def read(self, space: Space, objects: Collection[NetnsName]) -> Iterable[NetnsName]:
 
-        if not things:
+        if not objects:
             return ()
         target = netns.target(space.name)
         if target is None:
             return ()
-        known = {thing.target for thing in things}
+        known = {obj.target for obj in objects}
         if not target or (target not in known and netns.exists(space.name)):
             space.reading.note_foreign_netns(space.name)
             space.is_foreign = True
             return ()
-        cookies = {thing.cookie for thing in things if thing.target == target}
+        cookies = {obj.cookie for obj in objects if obj.target == target}
         cookie = netns.pin(space.name, target, cookies)
         space.is_open = cookie in cookies
         space.is_of_others = True
-        return (Named(space.name, target, cookie),)
+        return (NetnsName(space.name, target, cookie),)
 
-    def write(self, writer: Writer, steps: Sequence[Step[Named]]) -> None:
+    def write(self, writer: Writer, steps: Sequence[Step[NetnsName]]) -> None:
         (step,) = steps
-        name, target, cookie = step.thing
+        name, target, cookie = step.obj
         if step.action == "delete":
             netns.unlink(name)
         elif netns.pin(name, target, (cookie,)) != cookie:
@@ -107,7 +107,7 @@ class _Names(Kind[Named]):
             netns.link(name, target)
 
 
-ATTACHED_NAMESPACES = _Names(Named)
+ATTACHED_NAMESPACES = _Names(NetnsName)
 
 
 # --- kind: network namespace of a service ---------------------------------------------------------
@@ -129,27 +129,27 @@ class Netns(NamedTuple):
 
 
 class _Namespaces(Kind[Netns]):
-    holds_others = True
+    is_parent = True
     reads_closed_spaces = True
 
-    def space(self, thing: Netns) -> str:
-        return thing.name
+    def space(self, obj: Netns) -> str:
+        return obj.name
 
-    def place(self, thing: Netns) -> str:
-        return netns_place(thing.name)
+    def parent_name(self, obj: Netns) -> str:
+        return netns_parent(obj.name)
 
     def describe(self, step: Step[Netns]) -> str:
         if step.action == "change":
-            return f"ip -n {step.thing.name} link set lo up"
-        return f"ip netns {'delete' if step.action == 'delete' else 'add'} {step.thing.name}"
+            return f"ip -n {step.obj.name} link set lo up"
+        return f"ip netns {'delete' if step.action == 'delete' else 'add'} {step.obj.name}"
 
-    def what(self, thing: Netns) -> str:
-        return f"network namespace {thing.name}"
+    def noun(self, obj: Netns) -> str:
+        return f"network namespace {obj.name}"
 
     def claimed(self, reading: Reading) -> Iterable[Netns]:
 
-        wanted = {thing.name for thing in reading.candidates[Netns]}
-        attached = {thing.cookie for thing in reading.candidates[Named]}
+        wanted = {obj.name for obj in reading.candidates[Netns]}
+        attached = {obj.cookie for obj in reading.candidates[NetnsName]}
         for name in netns.own_names():
             # what is wanted is read anyway; what is on record as an attachment is its engine's
             if name in wanted or (attached and netns.cookie_of(name) in attached):
@@ -159,9 +159,9 @@ class _Namespaces(Kind[Netns]):
             if lo is not None and lo.alias == reading.alias:
                 yield Netns(name, reading.alias)
 
-    def read(self, space: Space, things: Collection[Netns]) -> Iterable[Netns]:
+    def read(self, space: Space, objects: Collection[Netns]) -> Iterable[Netns]:
 
-        if not things or not netns.exists(space.name):
+        if not objects or not netns.exists(space.name):
             return ()
         lo = space.link("lo")
         if lo is None or lo.alias != space.reading.alias:
@@ -174,13 +174,13 @@ class _Namespaces(Kind[Netns]):
     def write(self, writer: Writer, steps: Sequence[Step[Netns]]) -> None:
 
         (step,) = steps
-        name = step.thing.name
+        name = step.obj.name
         if step.action == "delete":
             netns.delete(name)
         elif step.action == "change":
             writer.rtnl(name).set_link("lo", up=True)
         else:
-            writer.sockets.keep(name, netns.make(name, alias=step.thing.alias))
+            writer.sockets.keep(name, netns.make(name, alias=step.obj.alias))
 
 
 NAMESPACES = _Namespaces(Netns)

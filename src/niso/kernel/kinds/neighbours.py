@@ -22,7 +22,7 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import neighbour_tables
-from niso.kernel.kinds.kind import Kind, Space, Step, in_netns, inside, link_place, netns_place
+from niso.kernel.kinds.kind import Kind, Space, Step, in_netns, inside, link_parent, netns_parent
 from niso.kernel.kinds.links import Bridge, Veth
 from niso.kernel.kinds.tunnels import Vxlan
 from niso.kernel.link_records import Link
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # --- kind: permanent neighbour entry --------------------------------------------------------------
 
 
-class Peer(NamedTuple):
+class PermanentNeighbour(NamedTuple):
     netns: str
     link: str  # the bridge, or the service's end of its veth pair
     address: str
@@ -45,27 +45,27 @@ class Peer(NamedTuple):
         return (self.netns, self.link, self.address)
 
 
-class _Peers(Kind[Peer]):
+class _PermanentNeighbours(Kind[PermanentNeighbour]):
     replaces = True
 
-    def space(self, thing: Peer) -> str:
-        return thing.netns
+    def space(self, obj: PermanentNeighbour) -> str:
+        return obj.netns
 
-    def lies_in(self, thing: Peer) -> tuple[str, ...]:
-        return (netns_place(thing.netns), link_place(thing.netns, thing.link))
+    def parents(self, obj: PermanentNeighbour) -> tuple[str, ...]:
+        return (netns_parent(obj.netns), link_parent(obj.netns, obj.link))
 
-    def describe(self, step: Step[Peer]) -> str:
-        peer = step.thing
+    def describe(self, step: Step[PermanentNeighbour]) -> str:
+        peer = step.obj
         start = f"{inside(peer.netns)}neighbour"
         if step.action == "delete":
             return f"{start} delete {peer.address} dev {peer.link}"
         entry = f"{peer.address} lladdr {peer.mac} dev {peer.link}"
         return f"{start} replace {entry} nud permanent"
 
-    def what(self, thing: Peer) -> str:
-        return f"neighbour entry {thing.address} on {thing.link}{in_netns(thing.netns)}"
+    def noun(self, obj: PermanentNeighbour) -> str:
+        return f"neighbour entry {obj.address} on {obj.link}{in_netns(obj.netns)}"
 
-    def follows_from(self, thing: Peer, was: Peer | None) -> tuple[str, ...]:
+    def causes(self, obj: PermanentNeighbour, actual: PermanentNeighbour | None) -> tuple[str, ...]:
         """Return the conditions under which the kernel has dropped all neighbour entries of the
         interface.
 
@@ -73,14 +73,16 @@ class _Peers(Kind[Peer]):
         net/ipv4/fib_frontend.c). All entries are lost when its MAC changes or ARP is switched on or
         off (neigh_changeaddr).
         """
-        link = link_place(thing.netns, thing.link)
+        link = link_parent(obj.netns, obj.link)
         lost = (f"{link} down", f"{link} forgets")
-        if ":" in thing.address:
-            whole = link_place(thing.netns, "all")
+        if ":" in obj.address:
+            whole = link_parent(obj.netns, "all")
             return (*lost, f"{whole} without IPv6", f"{link} without IPv6")
         return (*lost, f"{link} IPv4")
 
-    def read(self, space: Space, things: Collection[Peer]) -> Iterable[Peer]:
+    def read(
+        self, space: Space, objects: Collection[PermanentNeighbour]
+    ) -> Iterable[PermanentNeighbour]:
         """Read the candidates, and with ``strays`` all other permanent entries on services'
         interfaces.
 
@@ -94,31 +96,31 @@ class _Peers(Kind[Peer]):
             for entry in neighbour_tables.permanent(space.rtnl) if links else ():
                 if entry.link_index in links:
                     name = links[entry.link_index]
-                    yield Peer(space.name, name, entry.address, entry.mac)
+                    yield PermanentNeighbour(space.name, name, entry.address, entry.mac)
             return
-        for thing in things:
-            link = space.link(thing.link) if space.name else space.own_link(thing.link)
+        for obj in objects:
+            link = space.link(obj.link) if space.name else space.own_link(obj.link)
             if link is not None:
-                mac = neighbour_tables.mac_of(space.rtnl, link.index, thing.address)
+                mac = neighbour_tables.mac_of(space.rtnl, link.index, obj.address)
                 if mac:
-                    yield thing._replace(mac=mac)
+                    yield obj._replace(mac=mac)
 
-    def is_read_back(self, thing: Peer) -> bool:
+    def is_read_back(self, obj: PermanentNeighbour) -> bool:
         """Return whether an entry is read again after it was written: only the host's are.
 
         For entries in services, the kernel's acknowledgement is sufficient.
         """
-        return not thing.netns
+        return not obj.netns
 
-    def batch(self, step: Step[Peer], writer: Writer) -> Hashable:
-        return (step.action == "delete", step.thing.netns)
+    def batch(self, step: Step[PermanentNeighbour], writer: Writer) -> Hashable:
+        return (step.action == "delete", step.obj.netns)
 
-    def write(self, writer: Writer, steps: Sequence[Step[Peer]]) -> None:
+    def write(self, writer: Writer, steps: Sequence[Step[PermanentNeighbour]]) -> None:
 
         messages = []
-        netns = steps[0].thing.netns
+        netns = steps[0].obj.netns
         for step in steps:
-            peer = step.thing
+            peer = step.obj
             index = writer.link(netns, peer.link)[1]
             if step.action != "delete":
                 index = writer.existing(index, peer.link)
@@ -139,7 +141,7 @@ def _links(space: Space) -> list[Link]:
     return [link for link in space.all_links() if link.name in bridges]
 
 
-NEIGHBOURS = _Peers(Peer)
+NEIGHBOURS = _PermanentNeighbours(PermanentNeighbour)
 
 
 # --- kind: foreign entry --------------------------------------------------------------------------
@@ -156,16 +158,16 @@ class Neighbour(NamedTuple):
 
 
 class _Neighbours(Kind[Neighbour]):
-    def lies_in(self, thing: Neighbour) -> tuple[str, ...]:
-        return (link_place("", thing.link),)
+    def parents(self, obj: Neighbour) -> tuple[str, ...]:
+        return (link_parent("", obj.link),)
 
     def describe(self, step: Step[Neighbour]) -> str:
-        return f"bridge fdb delete {step.thing.mac} dev {step.thing.link} master"
+        return f"bridge fdb delete {step.obj.mac} dev {step.obj.link} master"
 
-    def what(self, thing: Neighbour) -> str:
-        return f"forwarding entry {thing.mac} of bridge port {thing.link}"
+    def noun(self, obj: Neighbour) -> str:
+        return f"forwarding entry {obj.mac} of bridge port {obj.link}"
 
-    def read(self, space: Space, things: Collection[Neighbour]) -> Iterable[Neighbour]:
+    def read(self, space: Space, objects: Collection[Neighbour]) -> Iterable[Neighbour]:
         """Yield the static forwarding entries of niso's bridges that niso has not made.
 
         niso's own entries are those of Veth and Fdb objects.
@@ -195,7 +197,7 @@ class _Neighbours(Kind[Neighbour]):
 
     def write(self, writer: Writer, steps: Sequence[Step[Neighbour]]) -> None:
 
-        entry = steps[0].thing
+        entry = steps[0].obj
         rtnl, index = writer.link("", entry.link)
         if index is not None:
             rtnl.transact(neighbour_tables.unfix(index, entry.mac))
@@ -226,34 +228,34 @@ class Fdb(NamedTuple):
 class _FdbKind(Kind[Fdb]):
     replaces = True
 
-    def lies_in(self, thing: Fdb) -> tuple[str, ...]:
-        return (link_place("", thing.link),)
+    def parents(self, obj: Fdb) -> tuple[str, ...]:
+        return (link_parent("", obj.link),)
 
     def describe(self, step: Step[Fdb]) -> str:
-        entry = step.thing
+        entry = step.obj
         start = f"bridge fdb {'delete' if step.action == 'delete' else 'replace'} {entry.mac}"
         to = "" if step.action == "delete" else f" dst {entry.host} permanent"
         static = "" if step.action == "delete" else " static"
         return f"{start} dev {entry.link} self{to} && {start} dev {entry.link} master{static}"
 
-    def what(self, thing: Fdb) -> str:
-        return f"forwarding entry {thing.mac} of VXLAN device {thing.link}"
+    def noun(self, obj: Fdb) -> str:
+        return f"forwarding entry {obj.mac} of VXLAN device {obj.link}"
 
-    def follows_from(self, thing: Fdb, was: Fdb | None) -> tuple[str, ...]:
-        return (f"{link_place('', thing.link)} another",)
+    def causes(self, obj: Fdb, actual: Fdb | None) -> tuple[str, ...]:
+        return (f"{link_parent('', obj.link)} another",)
 
-    def field_follows(
-        self, thing: Fdb, field: str, present: object, known: Collection[str]
+    def is_field_explained(
+        self, obj: Fdb, field: str, present: object, known: Collection[str]
     ) -> bool:
-        place = link_place("", thing.link)
-        return field == "fixed" and f"{place} off its bridge" in known
+        parent = link_parent("", obj.link)
+        return field == "fixed" and f"{parent} off its bridge" in known
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "fixed":
             return "the bridge has no static forwarding entry for it"
         return f"it leads to {present or 'no host'}, should be {wanted}"
 
-    def read(self, space: Space, things: Collection[Fdb]) -> Iterable[Fdb]:
+    def read(self, space: Space, objects: Collection[Fdb]) -> Iterable[Fdb]:
         if space.name:
             return
 
@@ -263,12 +265,12 @@ class _FdbKind(Kind[Fdb]):
                 if (link := space.link(vxlan.name)) is not None:
                     yield from _all(vxlan.name, neighbour_tables.of_tunnel(space.rtnl, link.index))
             return
-        for thing in things:
-            link = space.own_link(thing.link)
+        for obj in objects:
+            link = space.own_link(obj.link)
             if link is not None:
-                host, fixed = neighbour_tables.tunnel_entry(space.rtnl, link.index, thing.mac)
+                host, fixed = neighbour_tables.tunnel_entry(space.rtnl, link.index, obj.mac)
                 if host or fixed:
-                    yield Fdb(thing.link, thing.mac, host, fixed)
+                    yield Fdb(obj.link, obj.mac, host, fixed)
 
     def batch(self, step: Step[Fdb], writer: Writer) -> Hashable:
         return step.action == "delete"
@@ -277,12 +279,12 @@ class _FdbKind(Kind[Fdb]):
 
         messages: list[Message] = []
         for step in steps:
-            entry = step.thing
+            entry = step.obj
             index = writer.link("", entry.link)[1]
             if step.action != "delete":
-                was = step.was.host if step.was else ""
+                actual = step.actual.host if step.actual else ""
                 index = writer.existing(index, entry.link)
-                messages += neighbour_tables.lead(index, entry.mac, entry.host, was)
+                messages += neighbour_tables.lead(index, entry.mac, entry.host, actual)
             elif index is not None:
                 messages += neighbour_tables.unlead(index, entry.mac)
         for start in range(0, len(messages), neighbour_tables.AT_ONCE):

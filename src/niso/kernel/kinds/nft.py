@@ -47,8 +47,8 @@ def differences() -> tuple[tuple[Problem, str], ...] | None:
         expected = _objects(scratch)
     gone = [table for table in ruleset.CONTAINERS if f"table {table}" not in present]
     expected = {
-        name: thing
-        for name, thing in expected.items()
+        name: obj
+        for name, obj in expected.items()
         if not any(f" {table} " in f"{name} " for table in gone)
     }
     unlike: list[tuple[Problem, str]] = [
@@ -129,7 +129,7 @@ class NftTransaction(NamedTuple):
     def kind(self) -> Kind[Any]:
         return ELEMENTS
 
-    def things(self) -> tuple[Any, ...]:
+    def objects(self) -> tuple[Any, ...]:
         return ()
 
     def makes_tables(self) -> bool:
@@ -147,15 +147,15 @@ class NftTransaction(NamedTuple):
 class _Elements(Kind[Element]):
     is_transactional = True
 
-    def lies_in(self, thing: Element) -> tuple[str, ...]:
-        container = f"{thing.table} {thing.container}"
-        return ("ruleset", f"table {thing.table}", f"set {container}", f"map {container}")
+    def parents(self, obj: Element) -> tuple[str, ...]:
+        container = f"{obj.table} {obj.container}"
+        return ("ruleset", f"table {obj.table}", f"set {container}", f"map {container}")
 
-    def what(self, thing: Element) -> str:
-        kind = "map element" if thing.is_mapped else "set element"
-        value = f" {': ' if thing.is_mapped else ''}{text}" if (text := thing.value_text) else ""
-        owner = f" of {comment!r}" if (comment := thing.comment) else ""
-        return f"nftables {kind} {thing.table} {thing.container} {{ {thing.text}{value} }}{owner}"
+    def noun(self, obj: Element) -> str:
+        kind = "map element" if obj.is_mapped else "set element"
+        value = f" {': ' if obj.is_mapped else ''}{text}" if (text := obj.value_text) else ""
+        owner = f" of {comment!r}" if (comment := obj.comment) else ""
+        return f"nftables {kind} {obj.table} {obj.container} {{ {obj.text}{value} }}{owner}"
 
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
@@ -180,7 +180,7 @@ class _Elements(Kind[Element]):
             e for e in have[Element] if e.key() in keys or (e.key(), e.owner, e.entry) in owners
         )
 
-    def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
+    def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the transactions that change elements.
 
         One is executed before all other steps. Elements that guard an object are deleted in a
@@ -219,17 +219,17 @@ class _Elements(Kind[Element]):
         first = [NftTransaction((*early, *added))] if early or added else []
         return Steps(first, last=[NftTransaction(tuple(late))] if late else [])
 
-    def by_space(self, things: Iterable[Element]) -> dict[str, Collection[Element]]:
-        return {"": frozenset(things)}
+    def by_space(self, objects: Iterable[Element]) -> dict[str, Collection[Element]]:
+        return {"": frozenset(objects)}
 
-    def read(self, space: Space, things: Collection[Element]) -> Iterable[Element]:
+    def read(self, space: Space, objects: Collection[Element]) -> Iterable[Element]:
         reading = space.reading
         if reading.everything:
             return () if space.name else _all(reading)
-        if not things:
+        if not objects:
             return ()
         present = lookup(reading)
-        keys = {element.key() for element in things}
+        keys = {element.key() for element in objects}
         return [present[key] for key in keys if key in present]
 
     def write(self, writer: Writer, steps: Sequence[NftTransaction]) -> None:
@@ -254,7 +254,7 @@ class _Elements(Kind[Element]):
 def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set[str]:
     """Return the addresses, without prefix length, that services lose by this change.
 
-    ``gone`` are the elements that it deletes.
+    ``deleted`` are the elements that it deletes.
     """
 
     return {
@@ -347,15 +347,15 @@ ELEMENTS = _Elements(Element)
 
 class _Rulesets(Kind[Ruleset]):
     is_transactional = True
-    holds_others = True
+    is_parent = True
 
-    def place(self, thing: Ruleset) -> str:
+    def parent_name(self, obj: Ruleset) -> str:
         return "ruleset"
 
-    def what(self, thing: Ruleset) -> str:
+    def noun(self, obj: Ruleset) -> str:
         return "nftables tables inet niso and bridge niso"
 
-    def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
+    def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Destroy and recreate both tables in one transaction, with all elements.
 
         Interfaces that are about to be deleted get guard elements in the new tables until they are
@@ -370,13 +370,13 @@ class _Rulesets(Kind[Ruleset]):
         tables = tuple(f"destroy table {table}" for table in ruleset.CONTAINERS)
         if not want[Ruleset]:
             return Steps(last=[NftTransaction(tables)])
-        keys = {(type(thing), thing.key()) for thing in want if not isinstance(thing, Element)}
+        keys = {(type(obj), obj.key()) for obj in want if not isinstance(obj, Element)}
         guards: set[Element] = set()
-        for thing in have:
-            if (type(thing), thing.key()) not in keys:
-                guards.update(kind_of(thing).guards(thing))
+        for obj in have:
+            if (type(obj), obj.key()) not in keys:
+                guards.update(kind_of(obj).guards(obj))
         marks = {element for element in want[Element] if _is_version(element)}
-        kinds = [kind.thing for kind in KINDS if not kind.is_transactional]
+        kinds = [kind.type for kind in KINDS if not kind.is_transactional]
         more = have[Veth] and any(want[kind] != have[kind] for kind in kinds)
         late = marks if more else set[Element]()
         adds = (Edit("add", element) for element in sorted({*want[Element], *guards} - late))
@@ -388,16 +388,18 @@ class _Rulesets(Kind[Ruleset]):
             last=[NftTransaction(last)] if last else [],
         )
 
-    def differences(self, thing: Ruleset, was: Ruleset, known: Collection[str]) -> list[Difference]:
-        if not was.wrong:
-            return [Difference("different", self.what(was), "from another version of niso")]
-        return [Difference(problem, f"nftables {what}") for problem, what in was.wrong]
+    def differences(
+        self, obj: Ruleset, actual: Ruleset, known: Collection[str]
+    ) -> list[Difference]:
+        if not actual.wrong:
+            return [Difference("different", self.noun(actual), "from another version of niso")]
+        return [Difference(problem, f"nftables {what}") for problem, what in actual.wrong]
 
-    def conditions(self, thing: Ruleset, was: Ruleset) -> Iterable[str]:
-        wrong = [name for _, name in was.wrong]
-        return wrong if was._replace(wrong=()) == thing else [*wrong, "ruleset"]
+    def conditions(self, obj: Ruleset, actual: Ruleset) -> Iterable[str]:
+        wrong = [name for _, name in actual.wrong]
+        return wrong if actual._replace(wrong=()) == obj else [*wrong, "ruleset"]
 
-    def read(self, space: Space, things: Collection[Ruleset]) -> Iterable[Ruleset]:
+    def read(self, space: Space, objects: Collection[Ruleset]) -> Iterable[Ruleset]:
         if space.name:
             return ()
         reading = space.reading

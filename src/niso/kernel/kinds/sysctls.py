@@ -16,9 +16,9 @@ from niso.kernel.kinds.kind import (
     Steps,
     by_key,
     in_netns,
-    link_place,
+    link_parent,
+    netns_parent,
 )
-from niso.kernel.kinds.kind import netns_place as _netns_place
 from niso.kernel.kinds.links import Bridge
 from niso.kernel.kinds.namespaces import Netns
 from niso.kernel.netns import at
@@ -50,22 +50,22 @@ class Sysctl(NamedTuple):
 class _Sysctls(Kind[Sysctl]):
     is_only_set = True
 
-    def space(self, thing: Sysctl) -> str:
-        return thing.netns
+    def space(self, obj: Sysctl) -> str:
+        return obj.netns
 
-    def lies_in(self, thing: Sysctl) -> tuple[str, ...]:
-        link = _link(thing)
-        places = (_netns_place(thing.netns),)
-        return (*places, link_place(thing.netns, link)) if link else places
+    def parents(self, obj: Sysctl) -> tuple[str, ...]:
+        link = _link(obj)
+        parents = (netns_parent(obj.netns),)
+        return (*parents, link_parent(obj.netns, link)) if link else parents
 
     def describe(self, step: Step[Sysctl]) -> str:
-        sysctl = step.thing
+        sysctl = step.obj
         prefix = f"ip netns exec {sysctl.netns} " if sysctl.netns else ""
         value = sysctl.value.replace("\t", " ")
         return f"{prefix}sysctl -w '{sysctl.name}={value}'"
 
-    def what(self, thing: Sysctl) -> str:
-        return f"sysctl {thing.name}={thing.value!r}{in_netns(thing.netns)}"
+    def noun(self, obj: Sysctl) -> str:
+        return f"sysctl {obj.name}={obj.value!r}{in_netns(obj.netns)}"
 
     # --- planning ---
 
@@ -77,22 +77,20 @@ class _Sysctls(Kind[Sysctl]):
         or IPv4 forwarding of a bridge is.
         """
 
-        inside = {thing.name for thing in want[Netns]}
-        bridges = {thing.name for thing in want[Bridge]}
-        known = {thing.key() for thing in want[Sysctl]}
+        inside = {obj.name for obj in want[Netns]}
+        bridges = {obj.name for obj in want[Bridge]}
+        known = {obj.key() for obj in want[Sysctl]}
         added = set()
-        for thing in have[Sysctl]:
-            if thing.key() in known:
+        for obj in have[Sysctl]:
+            if obj.key() in known:
                 continue
-            family, link, name = _parts(thing)
-            if (family, name, thing.value) == ("ipv6", "disable_ipv6", "1") and (
-                thing.netns in inside
+            family, link, name = _parts(obj)
+            if (family, name, obj.value) == ("ipv6", "disable_ipv6", "1") and (obj.netns in inside):
+                added.add(obj._replace(value="0"))
+            if (family, name, obj.value) == ("ipv4", "forwarding", "0") and (
+                not obj.netns and link in bridges
             ):
-                added.add(thing._replace(value="0"))
-            if (family, name, thing.value) == ("ipv4", "forwarding", "0") and (
-                not thing.netns and link in bridges
-            ):
-                added.add(thing._replace(value="1"))
+                added.add(obj._replace(value="1"))
         return want[Sysctl] | added
 
     def possible(
@@ -108,17 +106,17 @@ class _Sysctls(Kind[Sysctl]):
         going = {bridge.name for bridge in before[Bridge]} - made if before is not None else set()
         has_ipv6 = sysctl(FORWARDING6) is not None
 
-        def can_be(thing: Sysctl) -> bool:
-            family, link, name = _parts(thing)
-            if (family == "ipv6" and not has_ipv6) or (link in going and not thing.netns):
+        def can_be(obj: Sysctl) -> bool:
+            family, link, name = _parts(obj)
+            if (family == "ipv6" and not has_ipv6) or (link in going and not obj.netns):
                 return False
-            if thing.netns or family != "ipv6" or name not in ON:
+            if obj.netns or family != "ipv6" or name not in ON:
                 return True
-            return link in ("all", "default") or link in made or sysctl(thing.name) is not None
+            return link in ("all", "default") or link in made or sysctl(obj.name) is not None
 
         return frozenset(filter(can_be, want[Sysctl]))
 
-    def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
+    def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Return the steps that set the sysctls which differ.
 
         Setting the forwarding of all interfaces resets the forwarding of each, so the sysctls of
@@ -130,48 +128,48 @@ class _Sysctls(Kind[Sysctl]):
         last: list[AnyStep] = []
         before, _ = by_key(want[Sysctl], have[Sysctl])
         reset: set[str] = set()  # namespaces in which forwarding of all links is set
-        for thing in sorted(want[Sysctl], key=_order):
-            was = before.get(thing.key())
-            is_reset = thing.netns in reset and _is_forwarding6(thing)
-            if was is None:
+        for obj in sorted(want[Sysctl], key=_order):
+            actual = before.get(obj.key())
+            is_reset = obj.netns in reset and _is_forwarding6(obj)
+            if actual is None:
                 # the sysctl of a service's link exists once its veth pair does
-                (last if thing.netns and _is_of_link(thing) else made).append(Step("add", thing))
-            elif was != thing or is_reset:
-                made.append(Step("change", thing, was))
-            if thing.name == FORWARDING6 and was != thing:
-                reset.add(thing.netns)
+                (last if obj.netns and _is_of_link(obj) else made).append(Step("add", obj))
+            elif actual != obj or is_reset:
+                made.append(Step("change", obj, actual))
+            if obj.name == FORWARDING6 and actual != obj:
+                reset.add(obj.netns)
         return Steps(made=made, last=last)
 
-    def is_read_back(self, thing: Sysctl) -> bool:
+    def is_read_back(self, obj: Sysctl) -> bool:
         """Return whether a sysctl is read again after it was written: only the host's are.
 
         No other program sets the sysctls of services. Those of the host's interfaces depend on
         other sysctls.
         """
-        return not thing.netns
+        return not obj.netns
 
     # --- findings ---
 
-    def follows_from(self, thing: Sysctl, was: Sysctl | None) -> tuple[str, ...]:
+    def causes(self, obj: Sysctl, actual: Sysctl | None) -> tuple[str, ...]:
         # it was reset by setting the sysctl of all links
-        if thing.name.endswith("/default/disable_ipv6"):
-            return (f"{link_place(thing.netns, 'all')} without IPv6",)
+        if obj.name.endswith("/default/disable_ipv6"):
+            return (f"{link_parent(obj.netns, 'all')} without IPv6",)
         return ()
 
-    def conditions(self, thing: Sysctl, was: Sysctl) -> Iterable[str]:
-        if was.name.endswith("/disable_ipv6") and was.value == "1":
-            return (f"{link_place(was.netns, was.name.split('/')[3])} without IPv6",)
+    def conditions(self, obj: Sysctl, actual: Sysctl) -> Iterable[str]:
+        if actual.name.endswith("/disable_ipv6") and actual.value == "1":
+            return (f"{link_parent(actual.netns, actual.name.split('/')[3])} without IPv6",)
         return ()
 
     # --- reading and writing ---
 
-    def read(self, space: Space, things: Collection[Sysctl]) -> Iterable[Sysctl]:
+    def read(self, space: Space, objects: Collection[Sysctl]) -> Iterable[Sysctl]:
 
         without = _links_without_ipv6(space)
-        if not things and not without:
+        if not objects and not without:
             return ()
         with at(space.name):
-            present = _present(things)
+            present = _present(objects)
             present |= _switched_off(space.name, without)
             if not space.name and space.reading.strays:
                 present |= _bridges_that_do_not_forward(space, present)
@@ -179,48 +177,48 @@ class _Sysctls(Kind[Sysctl]):
 
     def batch(self, step: Step[Sysctl], writer: Writer) -> Hashable:
         """Group the sysctls of one namespace, so that it is entered only once."""
-        return step.thing.netns
+        return step.obj.netns
 
     def write(self, writer: Writer, steps: Sequence[Step[Sysctl]]) -> None:
 
-        name = steps[0].thing.netns
+        name = steps[0].obj.netns
         with at(name):
-            proc_sys.write_all((step.thing.name, step.thing.value) for step in steps)
+            proc_sys.write_all((step.obj.name, step.obj.value) for step in steps)
 
 
-def _parts(thing: Sysctl) -> tuple[str, str, str]:
+def _parts(obj: Sysctl) -> tuple[str, str, str]:
     """Split the name ``net/FAMILY/conf/LINK/NAME`` into (FAMILY, LINK, NAME).
 
     The name may have ``neigh`` instead of ``conf``. For names of another form, LINK and NAME are
     "".
     """
-    _, family, _, link, name = (*thing.name.split("/"), "", "", "")[:5]
+    _, family, _, link, name = (*obj.name.split("/"), "", "", "")[:5]
     return family, link, name
 
 
-def _link(thing: Sysctl) -> str:
-    parts = thing.name.split("/")
+def _link(obj: Sysctl) -> str:
+    parts = obj.name.split("/")
     return parts[3] if parts[2:3] in (["conf"], ["neigh"]) else ""
 
 
-def _is_of_link(thing: Sysctl) -> bool:
-    return _link(thing) not in ("", "all", "default")
+def _is_of_link(obj: Sysctl) -> bool:
+    return _link(obj) not in ("", "all", "default")
 
 
-def _order(thing: Sysctl) -> tuple[bool, bool, Sysctl]:
-    return thing.name.endswith("forwarding"), thing.name != FORWARDING6, thing
+def _order(obj: Sysctl) -> tuple[bool, bool, Sysctl]:
+    return obj.name.endswith("forwarding"), obj.name != FORWARDING6, obj
 
 
-def _is_forwarding6(thing: Sysctl) -> bool:
-    return thing.name.startswith("net/ipv6/conf/") and thing.name.endswith("/forwarding")
+def _is_forwarding6(obj: Sysctl) -> bool:
+    return obj.name.startswith("net/ipv6/conf/") and obj.name.endswith("/forwarding")
 
 
-def _present(things: Iterable[Sysctl]) -> set[Sysctl]:
+def _present(objects: Iterable[Sysctl]) -> set[Sysctl]:
     """Return the sysctls that exist in the caller's namespace, with their values."""
 
-    asked = list(things)
-    values = zip(asked, proc_sys.read_all(thing.name for thing in asked), strict=True)
-    return {thing._replace(value=value) for thing, value in values if value is not None}
+    asked = list(objects)
+    values = zip(asked, proc_sys.read_all(obj.name for obj in asked), strict=True)
+    return {obj._replace(value=value) for obj, value in values if value is not None}
 
 
 def _links_without_ipv6(space: Space) -> list[str]:
@@ -228,7 +226,7 @@ def _links_without_ipv6(space: Space) -> list[str]:
 
     if not space.name:
         return []
-    asked = {(a.link, a.address) for a in space.things(Address) if ":" in a.address}
+    asked = {(a.link, a.address) for a in space.objects(Address) if ":" in a.address}
     links = {name: link for name, _ in asked if (link := space.link(name)) is not None}
     return sorted(
         name
@@ -245,7 +243,7 @@ def _switched_off(netns: str, links: list[str]) -> set[Sysctl]:
     """
     for some in (["all"], links) if links else ():
         asked = (Sysctl(netns, f"net/ipv6/conf/{link}/disable_ipv6", "0") for link in some)
-        off = {thing for thing in _present(asked) if thing.value == "1"}
+        off = {obj for obj in _present(asked) if obj.value == "1"}
         if off:
             return off
     return set()
@@ -262,7 +260,7 @@ def _bridges_that_do_not_forward(space: Space, present: set[Sysctl]) -> set[Sysc
         return set()
     names = (bridge.name for bridge in space.reading.so_far(Bridge))
     asked = (Sysctl("", f"net/ipv4/conf/{name}/forwarding", "1") for name in names)
-    return {thing for thing in _present(asked) if thing.value == "0"}
+    return {obj for obj in _present(asked) if obj.value == "0"}
 
 
 SYSCTLS = _Sysctls(Sysctl)

@@ -24,7 +24,7 @@ from niso.base.errors import Conflict, KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of
 from niso.kernel import link_records, netlink, proc_sys
-from niso.kernel.kinds.kind import Kind, Reading, Space, State, Step, link_place
+from niso.kernel.kinds.kind import Kind, Reading, Space, State, Step, link_parent
 from niso.kernel.link_records import IFF_UP, IFLA_IFNAME, IFLA_MTU, alias_data, of_kind
 from niso.kernel.netlink import Message, attribute, attributes, text, u32
 from niso.kernel.nft_elements import Element
@@ -188,25 +188,28 @@ class Vxlan(NamedTuple):
 
 
 class _Vxlans(Kind[Vxlan]):
-    holds_others = True
+    is_parent = True
 
-    def place(self, thing: Vxlan) -> str:
-        return link_place("", thing.name)
+    def parent_name(self, obj: Vxlan) -> str:
+        return link_parent("", obj.name)
 
-    def hangs_on(self, thing: Vxlan) -> tuple[str, ...]:
-        return (link_place("", thing.bridge), self.place(thing))  # a foreign link may have its name
+    def dependencies(self, obj: Vxlan) -> tuple[str, ...]:
+        return (
+            link_parent("", obj.bridge),
+            self.parent_name(obj),
+        )  # a foreign link may have its name
 
-    def guards(self, thing: Vxlan) -> Iterable[Element]:
-        name = (thing.name,)
+    def guards(self, obj: Vxlan) -> Iterable[Element]:
+        name = (obj.name,)
         return (
             Element(INET, "ports", name),
             Element(BRIDGE, "ports", name),
             Element(INET, "vxlans", name),
-            Element(INET, "wire", (thing.port,)),
+            Element(INET, "wire", (obj.port,)),
         )
 
     def describe(self, step: Step[Vxlan]) -> str:
-        vxlan = step.thing
+        vxlan = step.obj
         if step.action == "delete":
             return f"ip link delete {vxlan.name}"
         flags = "learning off flood off mcast_flood off bcast_flood off neigh_suppress on"
@@ -221,10 +224,10 @@ class _Vxlans(Kind[Vxlan]):
             f" dstport {vxlan.port} nolearning ttl 64 && {port}"
         )
 
-    def what(self, thing: Vxlan) -> str:
-        return f"VXLAN device {thing.name}"
+    def noun(self, obj: Vxlan) -> str:
+        return f"VXLAN device {obj.name}"
 
-    def in_the_way(self, want: State, have: State) -> frozenset[Vxlan]:
+    def blocking(self, want: State, have: State) -> frozenset[Vxlan]:
         """Return the existing devices that must be deleted first.
 
         They have another VNI, address or port than desired, or a VNI that another device needs.
@@ -241,18 +244,18 @@ class _Vxlans(Kind[Vxlan]):
             )
         )
 
-    def conditions(self, thing: Vxlan, was: Vxlan) -> Iterable[str]:
-        if not was.up:
-            yield f"{self.place(was)} down"
-        if was.bridge != thing.bridge:
-            yield f"{self.place(was)} off its bridge"
-        if was.fixed != thing.fixed:
-            yield f"{self.place(was)} another"
+    def conditions(self, obj: Vxlan, actual: Vxlan) -> Iterable[str]:
+        if not actual.up:
+            yield f"{self.parent_name(actual)} down"
+        if actual.bridge != obj.bridge:
+            yield f"{self.parent_name(actual)} off its bridge"
+        if actual.fixed != obj.fixed:
+            yield f"{self.parent_name(actual)} another"
 
-    def field_follows(
-        self, thing: Vxlan, field: str, present: object, known: Collection[str]
+    def is_field_explained(
+        self, obj: Vxlan, field: str, present: object, known: Collection[str]
     ) -> bool:
-        return field in ("bridge", "drift") and link_place("", thing.bridge) in known
+        return field in ("bridge", "drift") and link_parent("", obj.bridge) in known
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field in ("drift", "device"):
@@ -267,8 +270,8 @@ class _Vxlans(Kind[Vxlan]):
             if link.alias == alias and link.kind == "vxlan"
         )
 
-    def read(self, space: Space, things: Collection[Vxlan]) -> Iterable[Vxlan]:
-        for name in {thing.name for thing in things}:
+    def read(self, space: Space, objects: Collection[Vxlan]) -> Iterable[Vxlan]:
+        for name in {obj.name for obj in objects}:
             link = space.own_link(name)
             if link is not None:
                 bridge = space.rtnl.name(link.master) if link.master else ""
@@ -286,14 +289,14 @@ class _Vxlans(Kind[Vxlan]):
     def write(self, writer: Writer, steps: Sequence[Step[Vxlan]]) -> None:
 
         (step,) = steps
-        rtnl, thing = writer.rtnl(""), step.thing
+        rtnl, obj = writer.rtnl(""), step.obj
         if step.action == "delete":
-            rtnl.delete_link(thing.name)
+            rtnl.delete_link(obj.name)
         elif step.action == "add":
-            tunnel = Tunnel(thing.vni, thing.local, thing.port)
-            add(rtnl, thing.name, tunnel, thing.mtu, thing.bridge, thing.alias)
+            tunnel = Tunnel(obj.vni, obj.local, obj.port)
+            add(rtnl, obj.name, tunnel, obj.mtu, obj.bridge, obj.alias)
         else:
-            attach(rtnl, thing.name, thing.mtu, thing.bridge)
+            attach(rtnl, obj.name, obj.mtu, obj.bridge)
 
 
 VXLANS = _Vxlans(Vxlan)
@@ -582,17 +585,17 @@ class WireGuard(NamedTuple):
 
 
 class _WireGuards(Kind[WireGuard]):
-    holds_others = True
+    is_parent = True
 
-    def place(self, thing: WireGuard) -> str:
-        return link_place("", thing.name)
+    def parent_name(self, obj: WireGuard) -> str:
+        return link_parent("", obj.name)
 
-    def guards(self, thing: WireGuard) -> Iterable[Element]:
-        return (Element(INET, "ports", (thing.name,)),)
+    def guards(self, obj: WireGuard) -> Iterable[Element]:
+        return (Element(INET, "ports", (obj.name,)),)
 
     def describe(self, step: Step[WireGuard]) -> str:
 
-        link = step.thing
+        link = step.obj
         if step.action == "delete":
             return f"ip link delete {link.name}"
         made = (
@@ -611,10 +614,10 @@ class _WireGuards(Kind[WireGuard]):
             f" ip link set {link.name} alias {link.alias} mtu {link.mtu} up"
         )
 
-    def what(self, thing: WireGuard) -> str:
-        return f"WireGuard {thing.name}"
+    def noun(self, obj: WireGuard) -> str:
+        return f"WireGuard {obj.name}"
 
-    def in_the_way(self, want: State, have: State) -> frozenset[WireGuard]:
+    def blocking(self, want: State, have: State) -> frozenset[WireGuard]:
         """Return the existing interfaces that have another form than desired.
 
         The form changes if the kernel has gained or lost WireGuard support.
@@ -631,32 +634,32 @@ class _WireGuards(Kind[WireGuard]):
             return "its keys, endpoints or addresses of other hosts differ"
         return super().describe_field(field, wanted, present)
 
-    def field_follows(
-        self, thing: WireGuard, field: str, present: object, known: Collection[str]
+    def is_field_explained(
+        self, obj: WireGuard, field: str, present: object, known: Collection[str]
     ) -> bool:
-        return field in ("others", "port") and f"{self.place(thing)} without key" in known
+        return field in ("others", "port") and f"{self.parent_name(obj)} without key" in known
 
-    def conditions(self, thing: WireGuard, was: WireGuard) -> Iterable[str]:
-        if not was.public:
-            yield f"{self.place(was)} without key"
+    def conditions(self, obj: WireGuard, actual: WireGuard) -> Iterable[str]:
+        if not actual.public:
+            yield f"{self.parent_name(actual)} without key"
 
     def claimed(self, reading: Reading) -> Iterable[WireGuard]:
         link = reading.host.link(TUNNEL)
         if link is not None and link.alias == reading.alias:
             yield WireGuard(TUNNEL, "", "", 0, 0, "", link.alias)
 
-    def read(self, space: Space, things: Collection[WireGuard]) -> Iterable[WireGuard]:
+    def read(self, space: Space, objects: Collection[WireGuard]) -> Iterable[WireGuard]:
         """Read WireGuard interfaces.
 
         The settings that only wg(8) can read are assumed to be as desired, unless the change
         concerns them or foreign changes are read.
         """
         reading = space.reading
-        for name in {thing.name for thing in things}:
+        for name in {obj.name for obj in objects}:
             link = space.own_link(name)
             if link is None:
                 continue
-            same = [thing for thing in things if thing.name == name]
+            same = [obj for obj in objects if obj.name == name]
             read = same[0]._replace(form=link.kind, mtu=link.mtu, alias=link.alias, up=link.up)
             if reading.strays or reading.everything or len(same) > 1:
                 inside = [assigned.address for assigned in space.addresses(link)]
@@ -673,9 +676,9 @@ class _WireGuards(Kind[WireGuard]):
 
         (step,) = steps
         if step.action == "delete":
-            remove(writer.rtnl(""), step.thing.name)
+            remove(writer.rtnl(""), step.obj.name)
         else:
-            make(writer.rtnl(""), step.thing)
+            make(writer.rtnl(""), step.obj)
 
 
 WIREGUARDS = _WireGuards(WireGuard)
