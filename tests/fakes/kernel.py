@@ -40,8 +40,8 @@ from niso.base.errors import Conflict, Error, KernelError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import is_marked
 from niso.kernel import policy_rules, ruleset
-from niso.kernel.conntrack import Flow, Tracked
-from niso.kernel.foreign_chains import Chain, Foreign
+from niso.kernel.conntrack import Tracked
+from niso.kernel.foreign_chains import Chain, ForeignChains
 from niso.kernel.kinds.addresses import Address, Route, RoutingRule
 from niso.kernel.kinds.hosts_files import HostsEdit, HostsFile, HostsLine
 from niso.kernel.kinds.kind import KINDS, AnyStep, State, Step, kind_of
@@ -134,7 +134,7 @@ UPLINK, UPLINK_ADDRESS = "uplink0", "192.0.2.1/24"
 _LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 
 
-class NoForeignChains(Foreign):
+class NoForeignChains(ForeignChains):
     """A source of nftables chains that has no foreign chains."""
 
     def __init__(self) -> None:
@@ -148,6 +148,12 @@ class NoForeignChains(Foreign):
 
     def base_chains(self) -> list[Chain]:
         return []
+
+
+def untranslated(source: str, destination: str, port: int, handle: bytes = b"") -> Tracked:
+    """A TCP flow without NAT, with a reply."""
+    back = (destination, source, None)
+    return Tracked("tcp", source, destination, port, *back, port, True, handle)
 
 
 class FakeHost:
@@ -166,7 +172,7 @@ class FakeHost:
         self.own_hosts_refuses = False
         self.own_addresses = {UPLINK_ADDRESS: UPLINK}  # address with its prefix length -> link
         self.tracked: list[Tracked] = []
-        self.policed: list[Flow] = []  # the same flows, as policies match them
+        self.policed: list[Tracked] = []  # the same flows, as policies match them
         self.listening: dict[str, list[Listener]] = {}  # by protocol
         self.programs: dict[int, tuple[int, str]] = {}  # inode of a socket -> pid, name
         self.connected: dict[str, list[Connection]] = {}  # by namespace
@@ -201,11 +207,11 @@ class FakeHost:
     def flows(self) -> list[Tracked]:
         return list(self.tracked)
 
-    def flows_of(self, addresses: Iterable[str]) -> list[Flow]:
+    def flows_of(self, addresses: Iterable[str]) -> list[Tracked]:
         wanted = set(addresses)
         return [flow for flow in self.policed if wanted & {flow.source, flow.destination}]
 
-    def end_flows(self, flows: Iterable[Flow | Tracked]) -> int:
+    def end_flows(self, flows: Iterable[Tracked]) -> int:
         ended = list(flows)
         before = len(self.tracked) + len(self.policed)
         self.tracked = [flow for flow in self.tracked if flow not in ended]
@@ -217,7 +223,7 @@ class FakeHost:
         for connection in connections:
             key = (connection.client, connection.server, connection.server_port)
             if key not in known:
-                self.policed.append(Flow(*key, "tcp", repr(connection).encode()))
+                self.policed.append(untranslated(*key, repr(connection).encode()))
 
     def flush_addresses(self, addresses: Iterable[str]) -> None:
         gone = set(addresses)

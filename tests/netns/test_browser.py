@@ -42,7 +42,7 @@ def test_browser_draws_each_name_as_text(tmp_path: Path) -> None:
     services[1] = services[1]._replace(policy=policy([]), audits=True)
     there = world(services, [network("back", "10.99.1.0/24")], ["192.0.2.1"])
     rows = tuple(Recorded("10.99.1.2", f"10.99.1.{i}", "tcp", 80, 1, 60, 1.0) for i in (3, 4, 5, 6))
-    flows = look_flows.joined(there, look_flows.Memory(rows[:3], rows[3:], ()))
+    flows = look_flows.joined(there, look_flows.Memory(rows[:3], rows[3:], {}))
     text = graph.mermaid(graph.of_traffic(there, flows, None))
     assert ":80 would be denied" in text and ":80 denied" in text
     (tmp_path / "page.html").write_text(PAGE.format(text=html.escape(text)))

@@ -34,7 +34,7 @@ def made(db: dict[str, list[str]], guest: dict[str, list[str]]) -> World:
 
 def refused(there: World, source: str, to: str, port: int = 80) -> look_flows.Flow:
     row = Recorded(source, to, "tcp", port, 3, 60, 1.0)
-    (found,) = look_flows.joined(there, look_flows.Memory((), (row,), ()))
+    (found,) = look_flows.joined(there, look_flows.Memory((), (row,), {}))
     return found
 
 
@@ -117,7 +117,7 @@ def test_what_an_audit_lets_pass_has_the_lines_too() -> None:
     audited = there.services["db"]._replace(audits=True)
     there = there._replace(services={**there.services, "db": audited})
     row = Recorded(GUEST, DB, "tcp", 80, 3, 60, 1.0)
-    (flow,) = look_flows.joined(there, look_flows.Memory((row,), (), (), 0, (row,)))
+    (flow,) = look_flows.joined(there, look_flows.Memory((row,), (), {}, 0, (row,)))
     assert flow.verdict == look_flows.AUDIT
     (change,) = what_if.changes(there, flow, lambda owner, other: other)
     assert change.text == "guest:80/tcp"
@@ -137,7 +137,7 @@ def test_a_map_has_few_other_machines_and_counts_what_it_leaves_out() -> None:
     clients = [f"198.51.100.{i}" for i in range(1, 20)]
     rows = [Recorded(each, DB, "tcp", 80, 2, 60, float(i)) for i, each in enumerate(clients)]
     rows.append(Recorded(clients[3], DB, "tcp", 81, 2, 60, 5.0))  # with most rows
-    memory, left_out = map.bounded(look_flows.Memory(tuple(rows), (), ()))
+    memory, left_out = map.bounded(look_flows.Memory(tuple(rows), (), {}))
     assert left_out == 0
     groups = map.grouped(look_flows.joined(there, memory))
     names = {from_.name for (from_, _), _ in groups}
@@ -145,7 +145,7 @@ def test_a_map_has_few_other_machines_and_counts_what_it_leaves_out() -> None:
     others = next(flows for (from_, _), flows in groups if from_.kind == "others")
     assert [flow.new for flow in others] == [2] * (19 - 8)
     many = tuple(Recorded(DB, WEB, "tcp", port, 1, 60, float(port)) for port in range(1, 5001))
-    kept, left_out = map.bounded(look_flows.Memory(many, (), ()))
+    kept, left_out = map.bounded(look_flows.Memory(many, (), {}))
     assert left_out == 1000 and [row.port for row in kept.passed] == list(range(1, 4001))
 
 
@@ -153,8 +153,8 @@ def test_judged_flows_are_not_judged_again() -> None:
     there = made({"allow_from": []}, {})
     reader = look_flows.FlowReader(there)
     row = Recorded(GUEST, DB, "tcp", 80, 3, 60, 1.0)
-    first = look_flows.joined(there, look_flows.Memory((), (row,), ()), reader)
-    later = look_flows.joined(there, look_flows.Memory((), (row._replace(packets=9),), ()), reader)
+    first = look_flows.joined(there, look_flows.Memory((), (row,), {}), reader)
+    later = look_flows.joined(there, look_flows.Memory((), (row._replace(packets=9),), {}), reader)
     assert first[0]._replace(new=9) == later[0]
     assert later[0].from_ is first[0].from_
     assert reader.in_world(made({"allow_from": []}, {})) is reader

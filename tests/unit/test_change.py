@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from cluster_world import ME, SUBNETS, Cluster
 from fake_world import Steps, World
-from fakes.kernel import Fake
+from fakes.kernel import Fake, untranslated
 
 from niso.base import paths
 from niso.base.errors import Error
@@ -24,7 +24,7 @@ from niso.change.attach import Request, Wish
 from niso.change.deactivate import deactivate, remove
 from niso.cluster import encryption, mirror
 from niso.cluster.claims import Claims
-from niso.kernel.conntrack import Flow
+from niso.kernel.conntrack import Tracked
 from niso.kernel.sockets import Connection
 from niso.plan.dns_answers import Heard
 from niso.plan.records import Network, Port, Subnet, Tunnel
@@ -68,7 +68,7 @@ def watched(kernel: Fake, command: Callable[[], object]) -> Ended:
     kernel.forgotten.clear()
     flows_of = kernel.flows_of
 
-    def judged(addresses: Iterable[str]) -> list[Flow]:
+    def judged(addresses: Iterable[str]) -> list[Tracked]:
         sets["judged"].update(addresses)
         return flows_of(addresses)
 
@@ -131,7 +131,7 @@ def shared(world: World, *allowed: str) -> None:
 def test_sharer_that_is_deactivated_ends_all_flows_of_its_ports(world: World) -> None:
     shared(world)
     # the policy lets log in, which has the address of api
-    world.kernel.policed = [Flow(own(world, "api")[0], own(world, "web")[0], 80, "tcp", b"")]
+    world.kernel.policed = [untranslated(own(world, "api")[0], own(world, "web")[0], 80)]
     done = watched(world.kernel, lambda: deactivate(world.machine, ["log"]))
     assert done == ended(ports=["9090", "9090 all"], judged=own(world, "web"))
     assert world.kernel.policed == []
@@ -188,7 +188,7 @@ def test_activation_that_takes_a_name_ends_flows_of_who_had_it(world: World) -> 
     world.activate(world.package("web", network={"policy": {"allow_from": ["db"]}}))
     world.activate(world.package("db", network={"networks": ["front"]}))
     new = world.package("new", network={"aliases": ["db"]})
-    world.kernel.policed = [Flow(own(world, "db")[0], own(world, "web")[0], 80, "tcp", b"")]
+    world.kernel.policed = [untranslated(own(world, "db")[0], own(world, "web")[0], 80)]
     done = watched(world.kernel, lambda: world.activate(new))
     assert done.judged == set(own(world, "web")) and world.kernel.policed == []
 
@@ -219,7 +219,7 @@ def test_activation_that_fails_ends_what_its_policy_had_allowed(world: World) ->
     wide = {"policy": {"allow_from": ["web"]}}
     new = world.package("api", network=wide, environment={"LEVEL": "debug"})
 
-    flow = Flow(own(world, "web")[0], own(world, "api")[0], 80, "tcp", b"")
+    flow = untranslated(own(world, "web")[0], own(world, "api")[0], 80)
 
     started: list[str] = []
 
@@ -315,7 +315,7 @@ def test_open_flow_to_an_address_that_a_network_takes_from_a_name_ends(
     policy = {"egress": {"allow": ["api.example.com"]}}
     world.activate(world.package("web", network={"policy": policy}))
     store, kernel = world.store, world.kernel
-    kernel.policed = [Flow(own(world, "web")[0], "203.0.113.1", 443, "tcp", b"")]
+    kernel.policed = [untranslated(own(world, "web")[0], "203.0.113.1", 443)]
     near = Network("near", "niso-near", 1500, (Subnet(4, "203.0.113.0/24", "203.0.113.254"),))
     with change(kernel, store, Scope(("web",), ("near", "niso-default")), rows_first=True):
         store.add_network(near, implicit=False, now=0.0)

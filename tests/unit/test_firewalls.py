@@ -414,5 +414,7 @@ def test_no_bytes_can_make_it_fail(body) -> None:
 
 
 def test_no_bridge_asks_nothing(monkeypatch) -> None:
-    monkeypatch.setattr(foreign_chains.Foreign, "base_chains", lambda self: pytest.fail("asked"))
+    monkeypatch.setattr(
+        foreign_chains.ForeignChains, "base_chains", lambda self: pytest.fail("asked")
+    )
     assert other_firewalls.foreign_drops(Real(), [], True) == []

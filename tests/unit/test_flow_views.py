@@ -7,7 +7,6 @@ from policy_worlds import HOST, NOTHING, OUTSIDE, known, network, policy, world,
 from samples import samples
 
 from niso.cli.traffic_commands import _cells, _merged, decided_by
-from niso.kernel.conntrack import Open
 from niso.kernel.flow_memory import Recorded
 from niso.look import flows
 from niso.plan import verdict
@@ -30,8 +29,12 @@ def row(source: str, to: str, port: int = 80, packets: int = 1, ago: float = 5.0
     return Recorded(source, to, "tcp", port, packets, 60, ago)
 
 
-def memory(*passed: Recorded, refused: tuple[Recorded, ...] = (), opened: tuple[Open, ...] = ()):
-    return flows.Memory(passed, refused, opened)
+def memory(
+    *passed: Recorded,
+    refused: tuple[Recorded, ...] = (),
+    opened: dict[tuple[str, str, str, int], int] | None = None,
+):
+    return flows.Memory(passed, refused, opened or {})
 
 
 def lines(found: list[flows.Flow]) -> dict[tuple[str, str, int], tuple[bool, str, bool]]:
@@ -134,12 +137,11 @@ def test_client_from_outside_did_not_use_a_port_of_a_loopback_address() -> None:
 
 
 def test_open_connections_older_than_what_is_remembered() -> None:
-    opened = (
-        Open("tcp", API, 4000, DB, 80),
-        Open("tcp", API, 4001, DB, 80),
-        Open("tcp", WEB, 4000, OUTSIDE, 443),
-        Open("tcp", HOST, 4000, OUTSIDE, 22),  # of the host's own programs
-    )
+    opened = {
+        (API, DB, "tcp", 80): 2,
+        (WEB, OUTSIDE, "tcp", 443): 1,
+        (HOST, OUTSIDE, "tcp", 22): 1,  # of the host's own programs
+    }
     found = flows.joined(WORLD, memory(row(API, DB, packets=3), opened=opened))
     assert [(s.from_.name, s.to.name, s.new, s.open, s.ago) for s in found] == [
         ("api", "db", 3, 2, 5.0),

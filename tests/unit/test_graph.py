@@ -45,7 +45,7 @@ def row(source: str, to: str, port: int, proto: str = "tcp") -> Recorded:
 def test_traffic_as_mermaid() -> None:
     passed = [row("10.99.1.3", "10.99.1.2", 80), row("10.99.1.3", "10.99.1.2", 53, "udp")]
     passed += [row(OUTSIDE, "10.99.2.2", 80), row("127.0.0.1", "10.99.2.2", 80)]
-    memory = look_flows.Memory(tuple(passed), (row("10.99.1.9", "10.99.1.2", 80),), ())
+    memory = look_flows.Memory(tuple(passed), (row("10.99.1.9", "10.99.1.2", 80),), {})
     flows = look_flows.joined(WORLD, memory)
     assert (
         graph.mermaid(graph.of_traffic(WORLD, flows, None))
@@ -77,7 +77,7 @@ flowchart LR
     assert [node.lines[0] for group in only.groups for node in group.nodes] == ["web"]
     many = [row(f"198.51.100.{i}", "10.99.2.2", 80 + i) for i in range(9)]
     folded = graph.of_traffic(
-        WORLD, look_flows.joined(WORLD, look_flows.Memory(tuple(many), (), ())), None
+        WORLD, look_flows.joined(WORLD, look_flows.Memory(tuple(many), (), {})), None
     )
     assert [node.lines for node in folded.others] == [("outside",)]
     assert [e.label for e in folded.edges] == [":80, :81, :82, :83, :84, 4 more"]
@@ -150,7 +150,7 @@ def test_flows_that_pass_because_of_an_audit_are_not_drawn_as_allowed() -> None:
     api, bad = (known(n, {"back": [a]}) for n, a in (("api", "10.99.1.3"), ("bad", "10.99.1.9")))
     there = world([db, api, bad], [BACK], [HOST])
     rows = row("10.99.1.9", "10.99.1.2", 80), row("10.99.1.3", "10.99.1.2", 80)
-    flows = look_flows.joined(there, look_flows.Memory(rows, (), (), 0, rows[:1]))
+    flows = look_flows.joined(there, look_flows.Memory(rows, (), {}, 0, rows[:1]))
     text = graph.mermaid(graph.of_traffic(there, flows, None))
     assert text.splitlines()[-3:] == [
         '  n_api -- ":80" --> n_db',
@@ -176,7 +176,7 @@ def test_names_cannot_be_syntax(names: list[str]) -> None:
     there = world(services, [BACK._replace(name=names[0])], [HOST])
     there = there._replace(networks={"back": BACK._replace(name=names[0])})
     flows = look_flows.joined(
-        there, look_flows.Memory((row("10.99.1.2", "10.99.1.3", 80),), (), ())
+        there, look_flows.Memory((row("10.99.1.2", "10.99.1.3", 80),), (), {})
     )
     picture = graph.of_traffic(there, flows, None)
     ids = [node.id for group in picture.groups for node in group.nodes]
@@ -197,7 +197,7 @@ def test_graphviz_draws_it(format_: str) -> None:
     hostile = known('x"];\n<b>&amp;', {"back": ["10.99.1.7"]})
     there = WORLD._replace(services={**WORLD.services, hostile.name: hostile})
     flows = look_flows.joined(
-        there, look_flows.Memory((row("10.99.1.7", "10.99.1.2", 80),), (), ())
+        there, look_flows.Memory((row("10.99.1.7", "10.99.1.2", 80),), (), {})
     )
     text = graph.dot(graph.of_traffic(there, flows, None))
     done = subprocess.run(

@@ -27,7 +27,6 @@ from samples import samples
 
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.cli import traffic_commands
-from niso.kernel.conntrack import Open
 from niso.kernel.flow_memory import Recorded
 from niso.look import flows
 from niso.look import learn as look_learn
@@ -56,9 +55,12 @@ def row(
 
 
 def learned(
-    on: World, *passed: Recorded, refused: tuple[Recorded, ...] = (), opened: tuple[Open, ...] = ()
+    on: World,
+    *passed: Recorded,
+    refused: tuple[Recorded, ...] = (),
+    opened: dict[tuple[str, str, str, int], int] | None = None,
 ) -> LearnedPolicy:
-    joined = flows.joined(on, flows.Memory(passed, refused, opened))
+    joined = flows.joined(on, flows.Memory(passed, refused, opened or {}))
     return learn_flows(on, joined, "db", lambda other: other, True)
 
 
@@ -67,7 +69,7 @@ def shown(lines: tuple[LearnedEntry, ...] | None) -> list[str]:
 
 
 def test_names_before_addresses_and_open_connections() -> None:
-    opened = (Open("tcp", WEB, 4000, DB, 5432), Open("udp", DB, 5353, API, 53))
+    opened = {(WEB, DB, "tcp", 5432): 1, (DB, API, "udp", 53): 1}
     rows = (
         row(API),
         row(API, port=53, proto="udp"),
@@ -184,7 +186,7 @@ def test_network_is_offered_if_most_of_it_connects() -> None:
 
 def test_ambiguous_name_becomes_an_address() -> None:
     on = there()
-    joined = flows.joined(on, flows.Memory((row(API),), (), ()))
+    joined = flows.joined(on, flows.Memory((row(API),), (), {}))
     found = learn_flows(on, joined, "db", lambda _other: None, False)
     assert shown(found.allow_from) == [f"{API}:80/tcp"] and found.egress is None
 
@@ -201,7 +203,7 @@ def test_policy_allows_what_was_seen_and_nothing_that_was_denied(
     keys = [(a, b, port, proto) for a, b in pairs for port in (80, 81) for proto in ("tcp", "udp")]
     rows = data.draw(st.lists(st.sampled_from(keys), max_size=12, unique=True)) if keys else []
     joined = flows.joined(
-        drawn, flows.Memory(tuple(row(a, b, n, 1, p) for a, b, n, p in rows), (), ())
+        drawn, flows.Memory(tuple(row(a, b, n, 1, p) for a, b, n, p in rows), (), {})
     )
     for name, each in drawn.services.items():
         found = learn_flows(drawn, joined, name, lambda other: other, True)

@@ -32,7 +32,7 @@ def test_flows_are_counted_by_name_and_the_rarest_are_left_out() -> None:
     passed += [row(f"198.51.100.{n}", "10.99.1.2", 1) for n in range(9)]
     passed += [row(HOST, "10.99.1.2", 1), row("127.0.0.1", "10.99.1.2", 1)]
     audited = (row("10.99.1.3", "10.99.2.2", 1), row("10.99.1.3", "10.99.2.9", 1))
-    memory = look_flows.Memory(tuple(passed), (row(OUTSIDE, "10.99.1.2", 4),), (), 0, audited)
+    memory = look_flows.Memory(tuple(passed), (row(OUTSIDE, "10.99.1.2", 4),), {}, 0, audited)
     everything, none = look_flows.totals(WORLD, memory, 10)
     assert [(*names[:3], names[4], number) for names, number in everything] == [
         ("api", "db", 80, "audit", 1),

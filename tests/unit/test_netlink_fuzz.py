@@ -92,7 +92,7 @@ def of(kind: type, said: list[bytes]) -> Any:
 
 
 def _foreign(said: list[bytes]) -> Any:
-    reader = of(foreign_chains.Foreign, said)
+    reader = of(foreign_chains.ForeignChains, said)
     reader._rules, reader._key_lengths, reader._elements = {}, {}, {}
     return (
         reader.base_chains(),

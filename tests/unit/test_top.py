@@ -48,12 +48,12 @@ def look(at: float, memory: look_flows.Memory, *stats: Stats) -> TopSample:
 def test_rates_between_two_looks() -> None:
     before = look(
         10.0,
-        look_flows.Memory((row(API, DB, 5), row(HOST, DB, 9)), (row(OUTSIDE, DB, 50),), ()),
+        look_flows.Memory((row(API, DB, 5), row(HOST, DB, 9)), (row(OUTSIDE, DB, 50),), {}),
         Stats("db", 1, 1000, 3, 1, 500, 0, 0, None, None),
     )
     now = look(
         12.0,
-        look_flows.Memory((row(API, DB, 11), row(HOST, DB, 9)), (row(OUTSIDE, DB, 4),), ()),
+        look_flows.Memory((row(API, DB, 11), row(HOST, DB, 9)), (row(OUTSIDE, DB, 4),), {}),
         Stats("db", 9, 3000, 7, 9, 100, 0, 0, None, None),  # sent: a new interface
         Stats("api", 9, 900, None, 9, 900, None, 0, None, None),  # was not there before
     )

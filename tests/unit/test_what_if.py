@@ -40,7 +40,7 @@ def row(source: str, to: str = DB, port: int = 80) -> Recorded:
 def shown(
     before: World, after: World, *passed: Recorded, refused: tuple[Recorded, ...] = ()
 ) -> list[tuple[str, str, str]]:
-    joined = flows.joined(before, flows.Memory(passed, refused, ()))
+    joined = flows.joined(before, flows.Memory(passed, refused, {}))
     found: list[PolicyEffect] = effects(before, after, joined, frozenset(["db"]))
     return [(e.effect, e.from_.name, e.key or e.words or "") for e in found]
 
@@ -126,12 +126,12 @@ def test_what_an_audit_would_cut() -> None:
     ]
     assert shown(audited, enforced, row(API)) == [("cut", "api", key)]
     assert shown(enforced, audited, refused=(row(API),)) == [("new", "api", key)]
-    (seen,) = flows.joined(audited, flows.Memory((row(API),), (), ()))
+    (seen,) = flows.joined(audited, flows.Memory((row(API),), (), {}))
     assert (seen.verdict, seen.agrees) == ("audit", True)
     # what was audited, and would be denied now
-    (seen,) = flows.joined(enforced, flows.Memory((row(API),), (), (), 0, (row(API),)))
+    (seen,) = flows.joined(enforced, flows.Memory((row(API),), (), {}, 0, (row(API),)))
     assert (seen.verdict, seen.agrees) == ("audit", False)
-    (seen,) = flows.joined(before, flows.Memory((row(API),), (), (), 0, (row(API),)))
+    (seen,) = flows.joined(before, flows.Memory((row(API),), (), {}, 0, (row(API),)))
     assert (seen.verdict, seen.agrees) == ("pass", True)
 
 
@@ -170,7 +170,7 @@ def test_nothing_is_new_where_no_path_is_open() -> None:
     there = effects(
         before,
         after,
-        flows.joined(before, flows.Memory((), (row("10.99.3.3", OUTSIDE),), ())),
+        flows.joined(before, flows.Memory((), (row("10.99.3.3", OUTSIDE),), {})),
         frozenset(["in"]),
     )
     assert there == []
@@ -210,7 +210,7 @@ def test_effect_is_the_verdict_after_the_change(drawn: World, data: st.DataObjec
             now = verdict.decide(after, *sent).passes
             (passed if was.passes else refused).setdefault(key, set()).add(now)
     rows = [tuple(Recorded(*key, 1, 60, 1.0) for key in some) for some in (passed, refused)]
-    joined = flows.joined(drawn, flows.Memory(*rows, ()))
+    joined = flows.joined(drawn, flows.Memory(*rows, {}))
     found = {
         ((e.from_.address, e.to.address, e.proto, e.port), e.effect != "new"): e.effect
         for e in effects(drawn, after, joined, frozenset(drawn.services))

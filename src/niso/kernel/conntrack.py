@@ -7,6 +7,7 @@ deletes.
 from __future__ import annotations
 
 import errno
+import itertools
 import socket
 import struct
 import time
@@ -105,11 +106,11 @@ def flush_ports(
     wanted: dict[int, set[int]] = {}
     for proto, first, last in ports:
         wanted.setdefault(_PROTOCOLS[proto], set()).update(range(first, last + 1))
-    is_ours: Callable[[bytes], bool] | None = None
+    is_own: Callable[[bytes], bool] | None = None
     kinds = (_TUPLE_ORIG, _TUPLE_REPLY)
 
     def matches(family: int, entry: _Entry) -> bool:
-        nonlocal is_ours
+        nonlocal is_own
         status = int.from_bytes(entry[_STATUS], "big")
         for tuple_ in (attributes(entry[kind]) for kind in kinds):
             ends = attributes(tuple_[_TUPLE_PROTO])
@@ -117,8 +118,8 @@ def flush_ports(
             if int.from_bytes(port, "big") not in wanted.get(proto, ()):
                 continue
             if addresses is not None:
-                is_ours = is_ours or _within(addresses())
-                if not is_ours(attributes(tuple_[_TUPLE_IP])[_DESTINATION[family]]):
+                is_own = is_own or _within(addresses())
+                if not is_own(attributes(tuple_[_TUPLE_IP])[_DESTINATION[family]]):
                     continue
             if answered or proto != _TCP or not status & _SEEN_REPLY:
                 return True
@@ -173,19 +174,13 @@ def _flush(
 
     def parse(body: bytes) -> bytes | None:
         entry = attributes(body, 4)
-        if not matches(body[0], entry):
-            return None
-        # By now the tuple could belong to another entry: the id must match too.
-        tail = b"".join(attribute(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
-        return nfgenmsg(body[0]) + nested(_TUPLE_ORIG, entry[_TUPLE_ORIG]) + tail
+        return _handle(body[0], entry) if matches(body[0], entry) else None
 
     deleted = 0
     if not filters:
         return 0
     with netlink.Netfilter() as kernel:
-        what = "count conntrack entries"
-        answer = kernel.get_one(what, _CT_GET_STATS, nfgenmsg(socket.AF_UNSPEC), _ABSENT)
-        count = netlink.understood(what, _entries, answer or b"")
+        count = _count(kernel)
         if not count:
             return 0
         ours = [body for body in filters if body[0] == socket.AF_INET]
@@ -194,8 +189,7 @@ def _flush(
         # one request per address and end: only where that costs less than a dump of all entries
         if exact and ours and len(ours) * (_OWN_WALK + _OWN_SKIPPED * count) < dumped:
             can = _delete_by(kernel, ours)
-            answer = kernel.get_one(what, _CT_GET_STATS, nfgenmsg(socket.AF_UNSPEC), _ABSENT)
-            left = netlink.understood(what, _entries, answer or b"")
+            left = _count(kernel)
             deleted, count = max(0, count - left), left
             if can and is_all:
                 _delete_by(kernel, ours)  # delete what packets under way have created
@@ -206,16 +200,10 @@ def _flush(
         began = time.monotonic()
         for _ in range(_PASSES):
             late = time.monotonic() - began > _SETTLED
-            dumps = (
-                kernel.dump("list conntrack entries", _CT_GET, body, parse) for body in filters
-            )
-            matching = list({entry for dump in dumps for entry in dump})
-            for start in range(0, len(matching), _CHUNK):
-                chunk = matching[start : start + _CHUNK]
-                what = f"delete {len(chunk)} conntrack entries"
-                kernel.transact(
-                    *(Message(what, _CT_DELETE, 0, body, (errno.ENOENT,)) for body in chunk)
-                )
+            what = "list conntrack entries"
+            dumps = (kernel.dump(what, _CT_GET, body, parse) for body in filters)
+            matching = {entry for dump in dumps for entry in dump}
+            _delete(kernel, matching)
             deleted += len(matching)
             if late or not matching:
                 break
@@ -225,13 +213,10 @@ def _flush(
 def _delete_by(kernel: netlink.Netfilter, filters: list[bytes]) -> bool:
     """Let the kernel delete the entries that the filters select; return False if it cannot."""
     can = True
-    for start in range(0, len(filters), _CHUNK):
+    for chunk in itertools.batched(filters, _CHUNK):
         try:
             kernel.transact(
-                *(
-                    Message("delete conntrack entries", _CT_DELETE, 0, body)
-                    for body in filters[start : start + _CHUNK]
-                )
+                *(Message("delete conntrack entries", _CT_DELETE, 0, body) for body in chunk)
             )
         except KernelError as error:
             if error.errno not in (*_ABSENT, errno.ENOENT):
@@ -240,8 +225,15 @@ def _delete_by(kernel: netlink.Netfilter, filters: list[bytes]) -> bool:
     return can
 
 
-def _entries(answer: bytes) -> int:
-    return int.from_bytes(attributes(answer, 4).get(_STATS_ENTRIES, b""), "big")
+def _count(kernel: netlink.Netfilter) -> int:
+    """Return the number of tracked flows; 0 on a kernel without connection tracking."""
+
+    def parse(answer: bytes) -> int:
+        return int.from_bytes(attributes(answer, 4).get(_STATS_ENTRIES, b""), "big")
+
+    what, body = "count conntrack entries", nfgenmsg(socket.AF_UNSPEC)
+    answer = kernel.get_one(what, _CT_GET_STATS, body, _ABSENT) or b""
+    return netlink.understood(what, parse, answer)
 
 
 def _pack(address: str) -> tuple[bytes, int]:
@@ -276,7 +268,7 @@ def _within(addresses: Iterable[str]) -> Callable[[bytes], bool]:
 
 _CT_NEW = 0x0100
 _PROTOINFO, _TIMEOUT = 4, 7
-_SRC_PORT, _DST_PORT = 2, 3
+_SRC_PORT = 2
 _PROTOINFO_TCP, _TCP_STATE, _TCP_FLAGS_ORIG, _TCP_FLAGS_REPLY = 1, 1, 4, 5
 _ASSURED, _CONFIRMED = 0x4, 0x8  # IPS_*; niso confirms its entries at once
 _ESTABLISHED = 3  # TCP_CONNTRACK_ESTABLISHED
@@ -285,42 +277,13 @@ _IDLE_S = 432_000  # the default of nf_conntrack_tcp_timeout_established
 _NAMES = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 
 
-class Flow(NamedTuple):
-    """A tracked flow from ``source`` to ``destination`` and ``port``, after NAT.
-
-    ``proto`` is the protocol's name in policies. ``port`` is None if the protocol has none.
-    ``handle`` is what `end` needs to delete the flow.
-    """
-
-    source: str
-    destination: str
-    port: int | None
-    proto: str
-    handle: bytes
-
-
-def of(addresses: Iterable[str]) -> list[Flow]:
-    """Return the tracked flows with one of these addresses at either end, before or after NAT.
-
-    Raises KernelError.
-    """
-    wanted = set(addresses)
-    flows = []
-    with netlink.Netfilter() as kernel:
-        for flow, ends in kernel.dump(
-            "list conntrack entries", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _parse, _ABSENT
-        ):
-            if not wanted.isdisjoint(ends):
-                flows.append(flow)
-    return flows
-
-
 class Tracked(NamedTuple):
     """A tracked flow with the addresses of both directions. Without NAT, the reply is the reverse.
 
-    ``port`` is the destination port as sent, and ``answers_port`` the destination port of the
-    reply. ``answered`` says whether a reply has been seen. ``handle`` is what `end` needs to delete
-    the flow.
+    ``proto`` is the protocol's name in policies. ``port`` is the destination port as sent,
+    ``served_port`` the same after DNAT, and ``answers_port`` the destination port of the reply;
+    they are None if the protocol has no ports. ``answered`` says whether a reply has been seen.
+    ``handle`` is what `end` needs to delete the flow.
     """
 
     proto: str
@@ -330,52 +293,51 @@ class Tracked(NamedTuple):
     answers_from: str
     answers_to: str
     answers_port: int | None
+    served_port: int | None
     answered: bool
     handle: bytes
 
 
-class Open(NamedTuple):
-    """An open flow from ``source`` to ``destination`` and ``port``, after DNAT.
+def of(addresses: Iterable[str]) -> list[Tracked]:
+    """Return the tracked flows with one of these addresses at either end, before or after NAT.
 
-    TCP connections are established; flows of other protocols have had a reply.
+    Raises KernelError.
     """
-
-    proto: str
-    source: str
-    source_port: int
-    destination: str
-    port: int
-
-
-def opened() -> list[Open]:
-    """Return the tracked open flows of TCP, UDP and SCTP. Raises KernelError."""
-    with netlink.Netfilter() as kernel:
-        return kernel.dump(
-            "list conntrack entries", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _open, _ABSENT
-        )
+    wanted = set(addresses)
+    return [
+        flow
+        for flow in tracked()
+        if wanted & {flow.source, flow.destination, flow.answers_from, flow.answers_to}
+    ]
 
 
 def tracked() -> list[Tracked]:
     """Return all tracked flows. Raises KernelError."""
+    return _all(_parse)
+
+
+def opened() -> list[tuple[str, Connection]]:
+    """Return the tracked open flows of TCP, UDP and SCTP as (protocol, ends after DNAT).
+
+    TCP connections are established; flows of other protocols have had a reply. Raises KernelError.
+    """
+    return _all(_parse_open)
+
+
+def _all[T](parse: Callable[[bytes], T | None]) -> list[T]:
     with netlink.Netfilter() as kernel:
-        return kernel.dump(
-            "list conntrack entries", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _whole, _ABSENT
-        )
+        every = nfgenmsg(socket.AF_UNSPEC)
+        return kernel.dump("list conntrack entries", _CT_GET, every, parse, _ABSENT)
 
 
-def end(flows: Iterable[Flow | Tracked]) -> int:
+def end(flows: Iterable[Tracked]) -> int:
     """Delete these flows, so that their next packet counts as the first of a new flow.
 
     Returns the number of deleted flows. Raises KernelError.
     """
     handles = [flow.handle for flow in flows]
     with netlink.Netfilter() as kernel:
-        for start in range(0, len(handles), _CHUNK):
-            chunk = handles[start : start + _CHUNK]
-            what = f"delete {len(chunk)} conntrack entries"
-            kernel.transact(
-                *(Message(what, _CT_DELETE, 0, body, (errno.ENOENT,)) for body in chunk)
-            )
+        _delete(kernel, handles)
     return len(handles)
 
 
@@ -385,82 +347,81 @@ def introduce(connections: Iterable[Connection]) -> None:
     Use it for a bridge whose frames are about to be tracked. Otherwise a packet from the middle of
     a connection would count as the start of one. Raises KernelError.
     """
-    bodies = [_new(connection) for connection in connections]
+    flags = netlink.CREATE | netlink.EXCL
     with netlink.Netfilter() as kernel:
-        for start in range(0, len(bodies), _CHUNK):
-            chunk = bodies[start : start + _CHUNK]
-            flags = netlink.CREATE | netlink.EXCL
+        for bodies in itertools.batched(map(_new, connections), _CHUNK):
             kernel.transact(
                 *(
                     Message("track a connection", _CT_NEW, flags, body, (errno.EEXIST,))
-                    for body in chunk
+                    for body in bodies
                 )
             )
 
 
-def _parse(body: bytes) -> tuple[Flow, set[str]]:
-    family = body[0]
+def _parse(body: bytes) -> Tracked:
     entry = attributes(body, 4)
-    sent, answered = attributes(entry[_TUPLE_ORIG]), attributes(entry[_TUPLE_REPLY])
-    from_, to = _addresses(family, sent)
-    back_from, back_to = _addresses(family, answered)
-    ports = attributes(answered[_TUPLE_PROTO])
-    number = ports[_PROTO_NUM][0]
+    sent, reply = (attributes(entry[kind]) for kind in (_TUPLE_ORIG, _TUPLE_REPLY))
+    reply_ports = attributes(reply[_TUPLE_PROTO])
+    number = reply_ports[_PROTO_NUM][0]
     proto = _NAMES.get(number, str(number))
-    port = (
-        int.from_bytes(ports[_SRC_PORT], "big") if _SRC_PORT in ports and proto != "icmp" else None
+    has_port = _SRC_PORT in reply_ports and proto != "icmp"
+    port, answers_port, served_port = (
+        int.from_bytes(ports[kind], "big") if has_port and kind in ports else None
+        for ports, kind in (
+            (attributes(sent[_TUPLE_PROTO]), _PROTO_DST_PORT),
+            (reply_ports, _PROTO_DST_PORT),
+            (reply_ports, _SRC_PORT),
+        )
     )
-    tail = b"".join(attribute(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
-    handle = nfgenmsg(family) + nested(_TUPLE_ORIG, entry[_TUPLE_ORIG]) + tail
-    return Flow(from_, back_from, port, proto, handle), {from_, to, back_from, back_to}
+    return Tracked(
+        proto,
+        *_addresses(body[0], sent),
+        port,
+        *_addresses(body[0], reply),
+        answers_port,
+        served_port,
+        bool(int.from_bytes(entry.get(_STATUS, b""), "big") & _SEEN_REPLY),
+        _handle(body[0], entry),
+    )
 
 
-def _open(body: bytes) -> Open | None:
-    entry = attributes(body, 4)
-    flow, _ = _parse(body)
-    if flow.port is None:
+def _parse_open(body: bytes) -> tuple[str, Connection] | None:
+    flow, entry = _parse(body), attributes(body, 4)
+    if flow.served_port is None:
         return None
-    if flow.proto == "tcp":
-        tcp = attributes(attributes(entry.get(_PROTOINFO, b"")).get(_PROTOINFO_TCP, b""))
-        if tcp.get(_TCP_STATE) != bytes([_ESTABLISHED]):
-            return None
-    elif not int.from_bytes(entry.get(_STATUS, b""), "big") & _SEEN_REPLY:
+    tcp = attributes(attributes(entry.get(_PROTOINFO, b"")).get(_PROTOINFO_TCP, b""))
+    is_established = tcp.get(_TCP_STATE) == bytes([_ESTABLISHED])
+    if not (is_established if flow.proto == "tcp" else flow.answered):
         return None
     ports = attributes(attributes(entry[_TUPLE_ORIG])[_TUPLE_PROTO])
     own = int.from_bytes(ports[_SRC_PORT], "big")
-    return Open(flow.proto, flow.source, own, flow.destination, flow.port)
+    return flow.proto, Connection(flow.source, own, flow.answers_from, flow.served_port)
 
 
-def _whole(body: bytes) -> Tracked:
-    entry = attributes(body, 4)
-    sent, answer = attributes(entry[_TUPLE_ORIG]), attributes(entry[_TUPLE_REPLY])
-    flow, _ = _parse(body)
-    return Tracked(
-        flow.proto,
-        *_addresses(body[0], sent),
-        _sent_to(sent, flow),
-        *_addresses(body[0], answer),
-        _sent_to(answer, flow),
-        bool(int.from_bytes(entry.get(_STATUS, b""), "big") & _SEEN_REPLY),
-        flow.handle,
-    )
+def _handle(family: int, entry: _Entry) -> bytes:
+    """Return the body of the request that deletes an entry.
+
+    The id must match too, because the tuple could by then belong to another entry.
+    """
+    tail = b"".join(attribute(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
+    return nfgenmsg(family) + nested(_TUPLE_ORIG, entry[_TUPLE_ORIG]) + tail
 
 
-def _sent_to(tuple_: dict[int, bytes], flow: Flow) -> int | None:
-    port = attributes(tuple_[_TUPLE_PROTO]).get(_DST_PORT)
-    return int.from_bytes(port, "big") if port is not None and flow.port is not None else None
+def _delete(kernel: netlink.Netfilter, handles: Iterable[bytes]) -> None:
+    for chunk in itertools.batched(handles, _CHUNK):
+        what = f"delete {len(chunk)} conntrack entries"
+        kernel.transact(*(Message(what, _CT_DELETE, 0, body, (errno.ENOENT,)) for body in chunk))
 
 
-def _addresses(family: int, tuple_: dict[int, bytes]) -> tuple[str, str]:
+def _addresses(family: int, tuple_: _Entry) -> tuple[str, str]:
     ends = attributes(tuple_[_TUPLE_IP])
     source, destination = ends[_SOURCE[family]], ends[_DESTINATION[family]]
     return socket.inet_ntop(family, source), socket.inet_ntop(family, destination)
 
 
 def _new(connection: Connection) -> bytes:
+    client, server = connection[:2], connection[2:]
     family = socket.AF_INET6 if family_of(connection.client) == 6 else socket.AF_INET
-    client = (connection.client, connection.client_port)
-    server = (connection.server, connection.server_port)
     liberal = bytes([_BE_LIBERAL, _BE_LIBERAL])  # struct nf_ct_tcp_flags: flags, mask
     state = (
         attribute(_TCP_STATE, bytes([_ESTABLISHED])),
@@ -487,8 +448,8 @@ def _tuple(kind: int, family: int, source: tuple[str, int], destination: tuple[s
         ),
         nested(
             _TUPLE_PROTO,
-            attribute(_PROTO_NUM, bytes([socket.IPPROTO_TCP])),
+            attribute(_PROTO_NUM, bytes([_TCP])),
             attribute(_SRC_PORT, source[1].to_bytes(2, "big")),
-            attribute(_DST_PORT, destination[1].to_bytes(2, "big")),
+            attribute(_PROTO_DST_PORT, destination[1].to_bytes(2, "big")),
         ),
     )

@@ -186,7 +186,7 @@ _TARGETS_PASS |= {
 _TARGETS_DROP = {"REJECT", "DROP", "TARPIT", "DELUDE", "CHAOS"}
 
 
-class Foreign(Nfnetlink):
+class ForeignChains(Nfnetlink):
     """Reads nftables chains and sets in the caller's network namespace, and caches the results."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import niso.kernel.kinds.neighbours
 import niso.kernel.kinds.nft  # noqa: F401  # every kind is registered
@@ -26,9 +26,6 @@ from niso.kernel import (
     rtnetlink,
     sockets,
 )
-from niso.kernel.conntrack import Flow, Tracked, end
-from niso.kernel.foreign_chains import Foreign as ForeignChains
-from niso.kernel.host_facts import Network
 from niso.kernel.kinds import hosts_files, kind, tunnels
 from niso.kernel.kinds.addresses import RoutingRule
 from niso.kernel.kinds.kind import AnyStep, Foreign, State, Step
@@ -36,10 +33,10 @@ from niso.kernel.kinds.links import delete_links
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.sysctls import Sysctl, _link
 from niso.kernel.neighbour_tables import Table
-from niso.kernel.netns import ForeignNetns, Sockets, inside
+from niso.kernel.netns import Sockets, inside
 from niso.kernel.nft_elements import Element, Nfnetlink
 from niso.kernel.rtnetlink import Rtnl
-from niso.kernel.sockets import Connection, Listener, Measured
+from niso.kernel.sockets import Connection, Measured
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -74,33 +71,35 @@ class Real:
         strays: bool = False,
         taken: bool = False,
     ) -> State:
-
         with self:
             return kind.read(candidates, alias, self._sockets, foreign, strays, taken)
 
     def read_all(self, want: State, alias: str, foreign: Foreign) -> State:
-
         with self:
             return kind.read_all(want, alias, self._sockets, foreign)
 
     def write(self, steps: Iterable[AnyStep], ending: list[str] | None = None) -> None:
-
         with self:
             Writer(steps, self._sockets, ending).run()
 
     def write_what_can_be(
         self, steps: Iterable[AnyStep], ending: list[str] | None = None
     ) -> list[Error]:
-
         with self:
             return Writer(steps, self._sockets, ending).run_what_can_be()
 
     def end_links(self, names: list[str]) -> None:
-
-        end_links(names)
+        if not names:
+            return
+        what = f"delete links {', '.join(names)}"
+        try:
+            signals.hit(what)
+        except OSError as error:
+            raise KernelError(f"{what}: {error.strerror}", errno=error.errno or 0) from error
+        with Rtnl() as rtnl:
+            delete_links(rtnl, names)
 
     def list_elements(self, table: str, container: str) -> list[Element] | None:
-
         with Nfnetlink() as netlink:
             return netlink.all_of(table, container)
 
@@ -112,13 +111,12 @@ class Real:
         return {link.name: link.alias for link in links if is_marked(link.alias)}
 
     def marked_rules(self) -> list[RoutingRule]:
-
         with self:
             here = self._sockets.here()
             return [
-                RoutingRule(rule.link, family, rule.drift)
+                RoutingRule(link, family, drift)
                 for family in (4, 6)
-                for rule in rtnetlink.of_niso(here, family)
+                for link, drift, _ in rtnetlink.of_niso(here, family)
             ]
 
     def marked_netns(self) -> dict[str, str]:
@@ -131,7 +129,6 @@ class Real:
         return marked
 
     def marked_names(self) -> list[str]:
-
         with self:
             links = self._sockets.here().links()
         marked = {(link.peer_index, link.index) for link in links if is_marked(link.alias)}
@@ -144,42 +141,20 @@ class Real:
         with contextlib.suppress(KernelError):
             hosts_files.clear()
 
-    def host_names(self, mark: str) -> tuple[str, ...]:
+    host_names = staticmethod(hosts_files.host_lines)
+    write_host_names = staticmethod(hosts_files.write)
 
-        return hosts_files.host_lines(mark)
-
-    def write_host_names(self, mark: str, lines: Iterable[str], always: bool = False) -> bool:
-
-        return hosts_files.write(mark, lines, always)
-
-    # --- sysctls of the host ---
-
-    def sysctl(self, name: str) -> str | None:
-        return proc_sys.read(name)
-
-    def set_sysctl(self, name: str, value: str) -> None:
-        proc_sys.write(name, value)
+    sysctl = staticmethod(proc_sys.read)
+    set_sysctl = staticmethod(proc_sys.write)
 
     # --- namespaces of services ---
 
-    def has_netns(self, name: str) -> bool:
-        return netns.exists(name)
-
-    def cookie_at(self, path: str) -> int | None:
-        return netns.cookie_at(path)
-
-    def look_at(self, path: str) -> ForeignNetns | None:
-
-        return netns.look(path)
-
-    def clear_unfinished(self, name: str) -> None:
-        netns.clear_unfinished(name)
-
-    def alias_at(self, pid: int) -> str:
-        return netns.marked(pid)
-
-    def name_netns(self, name: str, pid: int, alias: str) -> None:
-        netns.attach(name, pid, alias)
+    has_netns = staticmethod(netns.exists)
+    cookie_at = staticmethod(netns.cookie_at)
+    look_at = staticmethod(netns.look)
+    clear_unfinished = staticmethod(netns.clear_unfinished)
+    alias_at = staticmethod(netns.marked)
+    name_netns = staticmethod(netns.attach)
 
     def addresses_in(self, name: str, link: str) -> list[str]:
         if not netns.exists(name):
@@ -189,14 +164,12 @@ class Real:
             return [assigned.address for assigned in rtnl.addresses(there.index)] if there else []
 
     def connections_in(self, name: str) -> list[Connection]:
-
         if not netns.exists(name):
             return []
         with inside(name):
             return sockets.connections()
 
     def measured_in(self, name: str) -> list[Measured]:
-
         if not netns.exists(name):
             return []
         with inside(name):
@@ -204,29 +177,14 @@ class Real:
 
     # --- flows ---
 
-    def flows(self) -> list[Tracked]:
-
-        return conntrack.tracked()
-
-    def flows_of(self, addresses: Iterable[str]) -> list[Flow]:
-
-        return conntrack.of(addresses)
-
-    def end_flows(self, flows: Iterable[Flow | Tracked]) -> int:
-
-        return end(flows)
-
-    def add_flows(self, connections: Iterable[Connection]) -> None:
-
-        conntrack.introduce(connections)
+    flows = staticmethod(conntrack.tracked)
+    flows_of = staticmethod(conntrack.of)
+    end_flows = staticmethod(conntrack.end)
+    add_flows = staticmethod(conntrack.introduce)
+    forget_flows = staticmethod(flow_memory.forget)
 
     def flush_addresses(self, addresses: Iterable[str]) -> None:
-
         conntrack.flush_addresses(addresses)
-
-    def forget_flows(self, addresses: Collection[str]) -> None:
-
-        flow_memory.forget(addresses)
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
         def own() -> list[str]:
@@ -241,70 +199,34 @@ class Real:
         with self:
             return [assigned.address for assigned in self._sockets.here().addresses()]
 
-    def used_prefixes(self, except_alias: str) -> list[tuple[Network, str]]:
-
-        return host_facts.used_prefixes(except_alias)
-
-    def local_prefixes(self) -> list[Network]:
-        return host_facts.local_prefixes()
-
-    def engine_prefixes(self) -> list[tuple[Network, str]]:
-
-        return host_facts.engine_prefixes()
-
-    def default_mtu(self) -> int:
-
-        return host_facts.default_mtu()
-
-    def mtu_of(self, address: str) -> int | None:
-
-        return host_facts.mtu_of(address)
-
-    def lacks_ipv6(self) -> str | None:
-
-        return host_facts.lacks_ipv6()
-
-    def lacks_wireguard(self, form: str) -> str | None:
-
-        return tunnels.lacks(form)
+    used_prefixes = staticmethod(host_facts.used_prefixes)
+    local_prefixes = staticmethod(host_facts.local_prefixes)
+    engine_prefixes = staticmethod(host_facts.engine_prefixes)
+    default_mtu = staticmethod(host_facts.default_mtu)
+    mtu_of = staticmethod(host_facts.mtu_of)
+    lacks_ipv6 = staticmethod(host_facts.lacks_ipv6)
+    lacks_wireguard = staticmethod(tunnels.lacks)
 
     def wireguard_keys(self, private: str) -> tuple[str, str]:
-
         private = private or tunnels.new_key()
         return private, tunnels.public_key(private)
 
-    def wireguard_answers(self, name: str, form: str) -> bool:
-
-        return tunnels.answers(name, form)
-
-    def receiving6(self) -> list[str]:
-
-        return host_facts.receiving6()
-
-    def not_forwarding(self) -> dict[str, set[str]]:
-
-        return host_facts.not_forwarding()
+    wireguard_answers = staticmethod(tunnels.answers)
+    receiving6 = staticmethod(host_facts.receiving6)
+    not_forwarding = staticmethod(host_facts.not_forwarding)
 
     def neighbour_tables(self) -> list[Table]:
-
         with self:
             return neighbour_tables.tables(self._sockets.here())
 
-    def listeners(self, proto: str) -> list[Listener]:
-
-        return sockets.listeners(proto)
-
-    def socket_holder(self, inode: int) -> tuple[int, str] | None:
-
-        return sockets.holder(inode)
+    listeners = staticmethod(sockets.listeners)
+    socket_holder = staticmethod(sockets.holder)
 
     def foreign_nat(self) -> dict[str, int]:
         with self.foreign_chains() as source:
             return source.nat4()
 
-    def foreign_chains(self) -> ForeignChains:
-
-        return foreign_chains.Foreign()
+    foreign_chains = foreign_chains.ForeignChains
 
 
 # --- writing steps --------------------------------------------------------------------------------
@@ -438,21 +360,6 @@ class Writer:
                 error.space = first.kind.space(first.obj)
                 error.obj = first.obj if len(batch) == 1 else None
             raise
-
-
-def end_links(names: list[str]) -> None:
-    """Delete the network interfaces that a `Writer` has detached.
-
-    When the call returns, the interfaces no longer exist. Raises KernelError.
-    """
-    if names:
-        what = f"delete links {', '.join(names)}"
-        try:
-            signals.hit(what)
-        except OSError as error:
-            raise KernelError(f"{what}: {error.strerror}", errno=error.errno or 0) from error
-        with Rtnl() as rtnl:
-            delete_links(rtnl, names)
 
 
 # --- settings of a new link -----------------------------------------------------------------------

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from fcntl import ioctl
 
 from niso.base.errors import KernelError
-from niso.base.named_tuples import NamedTuple
 from niso.kernel import link_records, netlink
 from niso.kernel.link_records import (
     IFA_ADDRESS,
@@ -582,24 +581,17 @@ _RULE_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _header = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr
 
 
-class Rule(NamedTuple):
-    """A routing rule that niso made, for the bridge ``link``.
-
-    ``body`` is the kernel's answer. ``drift`` describes how the rule differs from the desired one.
-    """
-
-    link: str
-    drift: str
-    body: bytes
-
-
 def selector(link: str) -> str:
     """Return the routing rule of a bridge in the syntax of ip-rule(8)."""
     return f"iif {link} fwmark 0/{CHECKED} priority {PRIORITY} protocol {PROTOCOL} prohibit"
 
 
-def of_niso(rtnl: Rtnl, family: int) -> list[Rule]:
-    """Return all routing rules of a family (4 or 6) that niso made. Raises KernelError."""
+def of_niso(rtnl: Rtnl, family: int) -> list[tuple[str, str, bytes]]:
+    """Return niso's routing rules of a family (4 or 6) as (bridge, drift, body).
+
+    ``drift`` describes how the rule differs from the desired one. ``body`` is the kernel's answer.
+    Raises KernelError.
+    """
     body = _header.pack(_RULE_FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0)
     # a kernel without IPv6 or without policy routing has none
     absent = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
@@ -620,12 +612,12 @@ def delete(rtnl: Rtnl, link: str, family: int, drift: str = "") -> None:
     Raises KernelError.
     """
     what = f"delete the routing rule of '{link}'"
-    for rule in of_niso(rtnl, family):
-        if (rule.link, rule.drift) == (link, drift):
-            rtnl.transact(Message(what, _DELRULE, 0, rule.body, (errno.ENOENT,)))
+    for *rule, body in of_niso(rtnl, family):
+        if rule == [link, drift]:
+            rtnl.transact(Message(what, _DELRULE, 0, body, (errno.ENOENT,)))
 
 
-def _parse(body: bytes) -> Rule | None:
+def _parse(body: bytes) -> tuple[str, str, bytes] | None:
     family, to, from_, tos, table, _, _, action, flags = _header.unpack_from(body)
     fields = attributes(body, _header.size)
     if fields.get(_PROTOCOL, b"") != bytes([PROTOCOL]):
@@ -647,7 +639,7 @@ def _parse(body: bytes) -> Rule | None:
         words.append("it has other selectors")
     # as a request, the flags say nothing about whether the link exists
     head = _header.pack(family, to, from_, tos, table, 0, 0, action, flags & _INVERT)
-    return Rule(string(fields.get(_IIFNAME, b"")), "; ".join(words), head + body[_header.size :])
+    return string(fields.get(_IIFNAME, b"")), "; ".join(words), head + body[_header.size :]
 
 
 _LITTLE = struct.pack("=H", 1) == b"\1\0"

@@ -16,7 +16,6 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of
 from niso.base.text import exact_time_text
 from niso.kernel import conntrack, flow_memory, policy_rules
-from niso.kernel.conntrack import Open
 from niso.kernel.flow_memory import Recorded
 from niso.plan import verdict as plan_verdict
 from niso.plan.records import Port
@@ -26,6 +25,7 @@ from niso.store.store import Store
 
 if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
+    from niso.kernel.sockets import Connection
     from niso.look.session import Session
 
 
@@ -132,7 +132,7 @@ class Memory(NamedTuple):
 
     passed: tuple[Recorded, ...]
     refused: tuple[Recorded, ...]
-    opened: tuple[Open, ...]
+    opened: dict[Key, int]  # number of connections
     missed: int = 0  # new flows that were not recorded because a set was full
     # flows that an audit let pass; they are in ``passed`` too, unless another rule dropped them
     audited: tuple[Recorded, ...] = ()
@@ -150,17 +150,19 @@ class Memory(NamedTuple):
 
 def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
     """Return the recorded flows and, if ``with_open``, the open connections. Raises KernelError."""
-    opened: set[Open] = set()
+    ends: set[tuple[str, Connection]] = set()
     if with_open:
-        opened.update(conntrack.opened())
+        ends.update(conntrack.opened())
         # conntrack has no connections of untracked networks, so ask the services' sockets
         plain = {n.name for n in world.networks.values() if not (n.publishes or n.policed)}
         for known in world.services.values():
             if known.active and plain & {endpoint.network for endpoint in known.endpoints}:
-                opened.update(
-                    conntrack.Open("tcp", c.client, c.client_port, c.server, c.server_port)
-                    for c in kernel.connections_in(names.netns(known.name))
-                )
+                there = kernel.connections_in(names.netns(known.name))
+                ends.update(("tcp", connection) for connection in there)
+    opened: dict[Key, int] = {}
+    for proto, (client, _, server, port) in ends:
+        key = (client, server, proto, port)
+        opened[key] = opened.get(key, 0) + 1
     refused = flow_memory.recorded(policy_rules.REFUSED)
     audited = flow_memory.recorded(policy_rules.AUDITED)
     passed = flow_memory.recorded(policy_rules.SEEN) + flow_memory.recorded(policy_rules.ENTERED)
@@ -169,7 +171,7 @@ def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
     switched = flow_memory.recorded(policy_rules.SWITCHED)
     passed += [row for row in switched if row[:4] not in elsewhere]
     missed = sum(flow_memory.missed().values())
-    return Memory(tuple(passed), tuple(refused), tuple(opened), missed, tuple(audited))
+    return Memory(tuple(passed), tuple(refused), opened, missed, tuple(audited))
 
 
 class FlowReader:
@@ -269,10 +271,7 @@ def joined(world: World, memory: Memory, reader: FlowReader | None = None) -> li
 
     ``reader`` is the one of an earlier call with an equal ``world``.
     """
-    counts: dict[Key, int] = {}
-    for opened in memory.opened:
-        key = (opened.source, opened.destination, opened.proto, opened.port)
-        counts[key] = counts.get(key, 0) + 1
+    counts = dict(memory.opened)
     reader = reader or FlowReader(world)
     result = []
     audits = {row[:4] for row in memory.audited}

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.kernel.conntrack import Open
 from niso.kernel.flow_memory import Recorded
 from niso.look import top, what_if
 from niso.look.flows import AUDIT, DROP, HOST, PASS, Flow, FlowEnd, FlowReader, Memory, joined, more
@@ -330,18 +329,9 @@ def bounded(memory: Memory) -> tuple[Memory, int]:
             return rows
         return tuple(sorted(rows, key=lambda row: (row.ago, row[:4]))[:most])
 
-    counts: dict[tuple[str, str, str, int], int] = {}
-    for flow in memory.opened:
-        key = (flow.source, flow.destination, flow.proto, flow.port)
-        counts[key] = counts.get(key, 0) + 1
-    opened: tuple[Open, ...] = memory.opened
-    if len(counts) > MOST_OPEN:
-        kept = set(sorted(counts, key=lambda key: (-counts[key], key))[:MOST_OPEN])
-        opened = tuple(
-            flow
-            for flow in opened
-            if (flow.source, flow.destination, flow.proto, flow.port) in kept
-        )
+    counts = memory.opened
+    kept = sorted(counts, key=lambda key: (-counts[key], key))[:MOST_OPEN]
+    opened = {key: counts[key] for key in kept}
     passed = latest(memory.passed, MOST_PASSED)
     refused = latest(memory.refused, MOST_REFUSED)
     left_out = len(memory.passed) - len(passed) + len(memory.refused) - len(refused)

@@ -26,7 +26,7 @@ from niso.kernel.foreign_chains import (
     ChainVerdict,
     ConntrackMatch,
     Expression,
-    Foreign,
+    ForeignChains,
     Lookup,
     Mask,
     RegisterLoad,
@@ -88,7 +88,7 @@ def unseen(families: Iterable[int] = (4,)) -> list[str]:
 
 
 def drops(
-    source: Foreign,
+    source: ForeignChains,
     chains: Iterable[Chain],
     bridges: Iterable[Bridge],
     bridged: bool,
@@ -310,7 +310,7 @@ def _name(ifname: str) -> bytes:
     return ifname.encode()[:16].ljust(16, b"\0")
 
 
-def follow(source: Foreign, chain: Chain, packet: PacketBits) -> tuple[bool, set[str]]:
+def follow(source: ForeignChains, chain: Chain, packet: PacketBits) -> tuple[bool, set[str]]:
     """Evaluate a base chain; return whether it accepts the packet, and the chains it traversed."""
     visited: set[str] = set()
     steps = 0
@@ -339,7 +339,9 @@ def follow(source: Foreign, chain: Chain, packet: PacketBits) -> tuple[bool, set
     return chain.accepts if accepted is None else accepted, visited
 
 
-def _verdict(source: Foreign, chain: Chain, packet: PacketBits, rule: Rule) -> ChainVerdict | None:
+def _verdict(
+    source: ForeignChains, chain: Chain, packet: PacketBits, rule: Rule
+) -> ChainVerdict | None:
     """Return the verdict of a rule; None if the rule does not match, or may not match."""
     registers = _Registers()
     for expression in rule:

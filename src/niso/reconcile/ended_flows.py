@@ -27,7 +27,7 @@ from niso.reconcile.live_world import read_world
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.kernel.conntrack import Flow, Tracked
+    from niso.kernel.conntrack import Tracked
     from niso.kernel.interface import Kernel
     from niso.kernel.sockets import Connection
 
@@ -247,13 +247,15 @@ def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
     return ended
 
 
-def _allowed(known: World, flow: Flow) -> bool:
+def _allowed(known: World, flow: Tracked) -> bool:
     """Return whether the policies of both services allow a flow.
 
     Published ports are not considered: an open TCP connection outlives the publishing of its port.
     """
 
-    egress, ingress = verdict.judge(known, flow.source, flow.destination, flow.port, flow.proto)
+    egress, ingress = verdict.judge(
+        known, flow.source, flow.answers_from, flow.served_port, flow.proto
+    )
     return egress.passes and ingress.passes
 
 

@@ -317,9 +317,9 @@ class _RoutingRules(Kind[RoutingRule]):
     def claimed(self, reading: Reading) -> Iterable[RoutingRule]:
 
         return (
-            RoutingRule(rule.link, family)
+            RoutingRule(link, family)
             for family in (4, 6)
-            for rule in rtnetlink.of_niso(reading.host.rtnl, family)
+            for link, _, _ in rtnetlink.of_niso(reading.host.rtnl, family)
         )
 
     def read(self, space: Space, objects: Collection[RoutingRule]) -> Iterable[RoutingRule]:
@@ -328,9 +328,9 @@ class _RoutingRules(Kind[RoutingRule]):
 
         for family in sorted({obj.family for obj in objects}):
             names = {obj.link for obj in objects if obj.family == family}
-            for rule in rtnetlink.of_niso(space.rtnl, family):
-                if rule.link in names:
-                    yield RoutingRule(rule.link, family, rule.drift)
+            for link, drift, _ in rtnetlink.of_niso(space.rtnl, family):
+                if link in names:
+                    yield RoutingRule(link, family, drift)
 
     def write(self, writer: Writer, steps: Sequence[Step[RoutingRule]]) -> None:
 
