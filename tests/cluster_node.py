@@ -16,9 +16,9 @@ from fake_world import Steps, World
 from niso.change.cluster_hosts import end_services
 from niso.cluster.agent import Agent, Me
 from niso.cluster.engine import Compacted, NoAnswer
-from niso.cluster.key_values import Host
-from niso.cluster.membership import Membership
-from niso.cluster.watch import Kept
+from niso.cluster.key_values import HostEntry
+from niso.cluster.membership import ClusterKeys
+from niso.cluster.watch import WatchedKeys
 from niso.store.store import Store
 
 NETWORKS = ("backend", "front")
@@ -82,10 +82,10 @@ class Node:
         self.world = World(self.folder)
         self.world.__enter__()
         self.state = os.environ["NISO_STATE_DIR"]
-        membership = Membership(engine)
+        membership = ClusterKeys(engine)
         cluster = membership.cluster() or membership.make()
         store = self.world.store
-        membership.join(Host(name, store.state_id(), self.address, 1500, False))
+        membership.join(HostEntry(name, store.state_id(), self.address, 1500, False))
         with store.transaction():
             store.across.set_cluster(cluster.identity)
         joined = Joined(name, self.address, self.link)  # type: ignore[arg-type]
@@ -125,7 +125,7 @@ class Node:
         with contextlib.suppress(NoAnswer):
             self.lease = self.agent.keep(self.link, self.lease)  # type: ignore[arg-type]
 
-    def kept(self) -> dict[str, Kept]:
+    def kept(self) -> dict[str, WatchedKeys]:
         """What watches bring, by their prefixes."""
         on = {KEYS.network(name): self.agent.kept(name) for name in NETWORKS}
         return {KEYS.hosts: self.agent.roster.kept, **on}

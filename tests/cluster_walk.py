@@ -31,7 +31,7 @@ from niso.change.deactivate import deactivate, remove
 from niso.cluster import view
 from niso.cluster.engine import NoAnswer, decode
 from niso.cluster.key_values import claim_of
-from niso.cluster.membership import Membership
+from niso.cluster.membership import ClusterKeys
 from niso.cluster.own_claims import STRAY_S
 from niso.plan.policy_elements import PASSES
 from niso.plan.subnets import NetworkRequest
@@ -344,7 +344,7 @@ class Walk:
     def require_agreed(self) -> None:
         items = self.engine.get(KEYS.services).items
         claims = {claim.service: claim for claim in (claim_of(item, KEYS) for item in items)}
-        hosts = Membership(self.engine).hosts()
+        hosts = ClusterKeys(self.engine).hosts()
         for node in self.nodes:
             if self.fake is not None:
                 node.hear(self.now_s)

@@ -17,8 +17,8 @@ from niso.cluster import mirror, view
 from niso.cluster.agent import Agent, Me
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import Keys, decode
-from niso.cluster.key_values import Claim, Host
-from niso.cluster.membership import Membership
+from niso.cluster.key_values import ClusterClaim, HostEntry
+from niso.cluster.membership import ClusterKeys
 from niso.kernel.kinds.hosts_files import HostsLine
 from niso.kernel.ruleset import CLAIMS
 from niso.plan.policy_elements import PASSES
@@ -44,7 +44,7 @@ class Joined(NamedTuple):
 
 def join(world: World, engine: FakeEngine, host: str, address: str) -> None:
     """Have a world be a host of the cluster that the engine has."""
-    cluster = Membership(engine).cluster()
+    cluster = ClusterKeys(engine).cluster()
     assert cluster is not None
     with world.store.transaction():
         world.store.across.set_cluster(cluster.identity)
@@ -57,10 +57,10 @@ class Cluster:
     def __init__(self, world: World) -> None:
         self.world = world
         self.engine = FakeEngine()
-        self.membership = Membership(self.engine)
+        self.membership = ClusterKeys(self.engine)
         self.membership.make()
         for number, name in enumerate("abc", 1):
-            self.membership.join(Host(name, f"id-{name}", f"198.51.100.{number}", 1500, False))
+            self.membership.join(HostEntry(name, f"id-{name}", f"198.51.100.{number}", 1500, False))
             self.lease = self.engine.grant(10)
             assert self.membership.live(name, f"id-{name}", self.lease, "boot")
         join(world, self.engine, ME, "198.51.100.2")
@@ -72,7 +72,7 @@ class Cluster:
 
     def claim(
         self, host: str, service: str, *aliases: str, address: str = "", up: bool = True
-    ) -> Claim:
+    ) -> ClusterClaim:
         asked = {"backend": (address,)} if address else {}
         claims = Claims(self.engine, host)
         made = claims.claim(Wanted(service, ("backend",), (service, *aliases), asked, {}))
@@ -89,7 +89,7 @@ class Cluster:
         now = self.seen()
         return mirror.follow(self.world.store, self.world.kernel, now, ME)
 
-    def seen(self) -> view.Seen:
+    def seen(self) -> view.EngineView:
         items = self.engine.get(KEYS.addresses("backend")).items
         return view.seen(self.membership.hosts(), {"backend": items}, KEYS)
 
@@ -140,7 +140,7 @@ class Hosted(Cluster):
     def look(self, now_s: float = 0.0) -> list[str]:
         return self.agent.look(self.world.store, self.world.kernel, self.engine, now_s)
 
-    def held(self, service: str) -> Claim | None:
+    def held(self, service: str) -> ClusterClaim | None:
         return Claims(self.engine, "x").held(service)
 
     def up(self, service: str) -> bool:

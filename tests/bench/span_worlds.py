@@ -24,8 +24,8 @@ from niso.cluster import config, mirror
 from niso.cluster.agent import Agent, Me
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import Delete, Put, Txn, encode
-from niso.cluster.key_values import Host
-from niso.cluster.membership import Membership
+from niso.cluster.key_values import HostEntry
+from niso.cluster.membership import ClusterKeys
 
 SPAN, SUBNET, WIDE = "span", "10.99.0.0/22", "10.96.0.0/17"
 GUARDED, GUARDED_SUBNET = "guarded", "10.99.8.0/22"
@@ -290,11 +290,11 @@ class Crowd(NisoWorld):
         self.activate([package("here", [], SPAN)])
         own = config.require()
         self.engine, self.keys = own.engine(), own.keys
-        membership = Membership(self.engine, self.keys)
+        membership = ClusterKeys(self.engine, self.keys)
         lease = self.engine.grant(LEASE_S)
         for number in range(1, CROWD_HOSTS + 1):
             name = f"h{number}"
-            membership.join(Host(name, f"id-{name}", f"198.51.100.{number}", 1500, False))
+            membership.join(HostEntry(name, f"id-{name}", f"198.51.100.{number}", 1500, False))
             membership.live(name, f"id-{name}", lease, "boot")
         puts = [self._put(number) for number in range(count)]
         for at in range(0, count, A_TXN):

@@ -16,21 +16,20 @@ from niso.cluster.engine import (
     Compacted,
     Compare,
     Delete,
-    Done,
     Event,
-    Item,
-    Mark,
+    KeyValue,
     NoAnswer,
     Put,
     Refused,
     Txn,
 )
+from niso.cluster.etcd import Etcd
 
 MOST_CHANGES = 128
 """The most operations of a transaction (etcd's --max-txn-ops)."""
 
 
-class FakeEngine:
+class FakeEngine(Etcd):
     """An engine in memory, shared by all who have the object; thread-safe.
 
     ``down``: nothing is answered. Each transaction consumes one entry of ``lose`` and is not
@@ -44,7 +43,7 @@ class FakeEngine:
         self.late: list[Txn] = []
         self._revision = 1
         self._compacted = 0
-        self._items: dict[str, Item] = {}
+        self._items: dict[str, KeyValue] = {}
         self._history: list[tuple[int, Event]] = []
         self._leases: dict[int, list[float]] = {}  # id -> [TTL, end]
         self._now = 0.0
@@ -65,12 +64,12 @@ class FakeEngine:
     def keys(self, prefix: str) -> list[str]:
         return [item.key for item in self.get(prefix).items]
 
-    def mark(self, prefix: str) -> Mark:
+    def mark(self, prefix: str) -> tuple[int, int, int, int]:
         revision, items = self.get(prefix)
-        last = max(items, key=lambda item: item.modified, default=Item("", "", 0))
-        return Mark(revision, last.modified, last.lease, len(items))
+        last = max(items, key=lambda item: item.modified, default=KeyValue("", "", 0))
+        return revision, last.modified, last.lease, len(items)
 
-    def commit(self, txn: Txn) -> Done:
+    def commit(self, txn: Txn) -> int:
         with self._changed:
             self._answers()
             lost = self.lose.pop(0) if self.lose else ""
@@ -108,17 +107,17 @@ class FakeEngine:
             with self._changed:
                 self._answers()
                 if revision <= self._compacted:
-                    raise Compacted(self._compacted)
+                    raise Compacted
                 come = partial(self._has, revision)
                 if not self._changed.wait_for(come, silence_s):
                     raise NoAnswer("the watch has ended: silence")
                 self._answers()
                 if revision <= self._compacted:
-                    raise Compacted(self._compacted)
+                    raise Compacted
                 events = tuple(
                     event
                     for at, event in self._history
-                    if at >= revision and event.key.startswith(prefix)
+                    if at >= revision and event[0].startswith(prefix)
                 )
                 now = self._revision
             revision = now + 1
@@ -152,7 +151,7 @@ class FakeEngine:
         if self.down and not stale:
             raise NoAnswer("the cluster does not answer")
 
-    def _commit(self, txn: Txn) -> Done:
+    def _commit(self, txn: Txn) -> int:
         if self.is_full and any(isinstance(change, Put) for change in txn.changes):
             raise Refused("etcd refuses the request: etcdserver: mvcc: database space exceeded")
         keys = [change.key for change in txn.changes]
@@ -164,9 +163,9 @@ class FakeEngine:
             if isinstance(change, Put) and change.lease and change.lease not in self._leases:
                 raise Refused("etcd refuses the request: requested lease not found")
         if not all(map(self._holds, txn.conditions)):
-            return Done(False, self._revision)
+            return 0
         self._change(txn.changes)
-        return Done(True, self._revision)
+        return self._revision
 
     def _holds(self, condition: Compare) -> bool:
         if condition.prefix:
@@ -179,9 +178,9 @@ class FakeEngine:
         events = []
         for change in changes:
             if isinstance(change, Put):
-                item = Item(change.key, change.value, revision, change.lease)
+                item = KeyValue(change.key, change.value, revision, change.lease)
                 self._items[change.key] = item
-                events.append(Event(change.key, item, revision))
+                events.append((change.key, item, revision))
                 continue
             gone = [
                 k
@@ -190,7 +189,7 @@ class FakeEngine:
             ]
             for key in gone:
                 del self._items[key]
-                events.append(Event(key, None, revision))
+                events.append((key, None, revision))
         if events:
             self._revision = revision
             self._history += [(revision, event) for event in events]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster_walk import Walk
 
-from niso.cluster.etcd import Access, Etcd
+from niso.cluster.etcd import Etcd, Reach
 
 LEAST = 20
 """Lines of what was done: on a slow machine it takes longer."""
@@ -21,7 +21,7 @@ def main(access: str, name: str, seed: str, seconds: str, share: str, folder: st
     places = json.loads(access)
 
     def connect() -> Etcd:
-        return Etcd(Access(tuple(places[0]), *places[1:]), 1.0, 2)
+        return Etcd(Reach(tuple(places[0]), *places[1:]), 1.0, 2)
 
     walk = Walk(Path(folder), int(seed), connect(), (name,), connect=connect)
     until = time.monotonic() + float(seconds)

@@ -17,7 +17,7 @@ from conftest import TESTS, Lab
 
 from niso.cluster import invitation
 from niso.cluster.engine import NoAnswer
-from niso.cluster.etcd import Access, Etcd
+from niso.cluster.etcd import Etcd, Reach
 
 BINARY = shutil.which("etcd") or str(TESTS.parent / ".cache/etcd/usr/bin/etcd")
 START_SECONDS = 90
@@ -92,11 +92,11 @@ class Members(list[Member]):
 
     folder: pathlib.Path
 
-    def access(self, *names: str) -> Access:
+    def access(self, *names: str) -> Reach:
         """How to reach these members, or all."""
         chosen = tuple(m.client for m in self if not names or m.name in names)
         files = (invitation.AUTHORITY, invitation.CERTIFICATE, invitation.KEY)
-        return Access(chosen, *(str(self.folder / name) for name in files))
+        return Reach(chosen, *(str(self.folder / name) for name in files))
 
 
 def free_ports(count: int) -> list[int]:

@@ -23,7 +23,7 @@ from etcd_world import Member, Members, etcd
 from niso.base.errors import Error
 from niso.cluster.engine import NoAnswer
 from niso.cluster.etcd import Etcd
-from niso.cluster.membership import Membership
+from niso.cluster.membership import ClusterKeys
 
 GROUP = 64_000
 HERE = Path(__file__).parent
@@ -149,7 +149,7 @@ def main(folder: str, text: str, seconds: float, share: float) -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     with etcd(Path(folder), 3, GROUP) as members:
         with Etcd(members.access()) as engine:
-            Membership(engine).make()
+            ClusterKeys(engine).make()
         drivers = [
             start(
                 members, name, draw.randrange(1 << 30), seconds, share, Path(folder, f"host-{name}")

@@ -17,10 +17,10 @@ from niso.change import networks
 from niso.cluster import view
 from niso.cluster.agent import Agent, Me
 from niso.cluster.engine import Batch, Keys
-from niso.cluster.etcd import Access, Etcd, _batch
-from niso.cluster.key_values import Host
-from niso.cluster.membership import Membership
-from niso.cluster.watch import Kept
+from niso.cluster.etcd import Etcd, Reach, _batch
+from niso.cluster.key_values import HostEntry
+from niso.cluster.membership import ClusterKeys
+from niso.cluster.watch import WatchedKeys
 from niso.kernel.ruleset import CLAIMS
 from niso.plan.subnets import NetworkRequest
 
@@ -44,7 +44,7 @@ class Joined:
 class Watch(Etcd):
     """A watch as the agent's, to select."""
 
-    def __init__(self, access: Access, prefix: str, kept: Kept, revision: int) -> None:
+    def __init__(self, access: Reach, prefix: str, kept: WatchedKeys, revision: int) -> None:
         super().__init__(access, 20.0)
         self.kept = kept
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
@@ -85,7 +85,7 @@ class Simulated:
         (folder / self.name).mkdir()
         self.world.__enter__()
         self.state = os.environ["NISO_STATE_DIR"]
-        cluster = Membership(engine).cluster()
+        cluster = ClusterKeys(engine).cluster()
         assert cluster is not None
         store = self.world.store
         with store.transaction():
@@ -107,15 +107,15 @@ class Simulated:
         on = {"networks": [self.network]}
         self.world.activate(*(self.world.package(name, network=on) for name in services))
 
-    def host(self) -> Host:
-        return Host(self.name, self.world.store.state_id(), self.address, 1500, False)
+    def host(self) -> HostEntry:
+        return HostEntry(self.name, self.world.store.state_id(), self.address, 1500, False)
 
     def look(self, whole: bool) -> list[str]:
         self.here()
         store, kernel = self.world.store, self.world.kernel
         return self.agent.look(store, kernel, self.engine, time.monotonic(), whole)
 
-    def differs(self, hosts: list[Host]) -> bool:
+    def differs(self, hosts: list[HostEntry]) -> bool:
         """Whether its mirror or its kernel is not as the cluster is."""
         items = self.engine.get(KEYS.addresses(self.network)).items
         seen = view.seen(hosts, {self.network: items}, KEYS, None, self.name)

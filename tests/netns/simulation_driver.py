@@ -26,9 +26,9 @@ from simulated_host import KEYS, NETWORK_HOSTS, Simulated, Watch
 
 from niso.change import deactivate
 from niso.cluster.engine import Put, Txn, encode
-from niso.cluster.etcd import Access, Etcd
+from niso.cluster.etcd import Etcd, Reach
 from niso.cluster.key_values import host_value
-from niso.cluster.membership import Membership
+from niso.cluster.membership import ClusterKeys
 
 SERVICES = 2
 PROCESSES = 2
@@ -47,7 +47,7 @@ LATER = 10
 class Worker:
     """The hosts of one process. Requests come by a pipe: (method, arguments)."""
 
-    def __init__(self, numbers: range, access: Access, folder: Path, pipe: Connection) -> None:
+    def __init__(self, numbers: range, access: Reach, folder: Path, pipe: Connection) -> None:
         folder.mkdir()
         os.environ["NISO_RUN_DIR"] = f"/dev/shm/{folder.name}"  # in memory, as /run
         self.pipe, self.folder, self.numbers = pipe, folder, numbers
@@ -136,7 +136,7 @@ class Worker:
         """Have all other hosts join, by the command's own code, and be followed by their agents."""
         for host in self.hosts.values():
             if host not in self.joined:
-                Membership(self.engine).join(host.host())
+                ClusterKeys(self.engine).join(host.host())
                 assert host.agent.keep(self.engine, self.engine.grant(TTL_S))
                 self.joined.append(host)
                 self._watch(host)
@@ -201,14 +201,14 @@ class Worker:
         return self.looks
 
     def differing(self) -> list[str]:
-        hosts = Membership(self.engine).hosts()
+        hosts = ClusterKeys(self.engine).hosts()
         return [host.name for host in self.joined if host.differs(hosts)]
 
 
 class Far:
     """The other end of a worker's pipe."""
 
-    def __init__(self, numbers: range, access: Access, folder: Path) -> None:
+    def __init__(self, numbers: range, access: Reach, folder: Path) -> None:
         self.numbers = numbers
         self._pipe, far = multiprocessing.Pipe()
         self._process = multiprocessing.Process(
@@ -235,7 +235,7 @@ class Far:
         self._process.join(60)
 
 
-def _work(numbers: range, access: Access, folder: Path, pipe: Connection) -> None:
+def _work(numbers: range, access: Reach, folder: Path, pipe: Connection) -> None:
     Worker(numbers, access, folder, pipe).run()
 
 
@@ -291,7 +291,7 @@ class Simulation:
 def simulate(members: Members, folder: Path, count: int, changes: int) -> Iterator[str]:
     """Yield the lines of the report."""
     with Etcd(members.access()) as engine:
-        Membership(engine).make()
+        ClusterKeys(engine).make()
     it = Simulation(members, folder, count)
     networks = -(-count // NETWORK_HOSTS)
     try:

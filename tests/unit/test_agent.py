@@ -23,9 +23,9 @@ from niso.cluster import mirror, watch
 from niso.cluster.agent import GUARD_S, TTL_S, Agent, Me
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import Answer, Delete, NoAnswer, Put, Txn, decode, encode
-from niso.cluster.key_values import Host
+from niso.cluster.key_values import HostEntry
 from niso.cluster.own_claims import recorded
-from niso.cluster.view import Seen
+from niso.cluster.view import EngineView
 from niso.kernel.interface import Kernel
 from niso.store.sqlite import encoded
 from niso.store.store import Store
@@ -142,7 +142,7 @@ def test_claims_that_a_backup_did_not_have_are_made_again(host: Hosted) -> None:
 def test_names_stay_for_a_while_if_all_go_at_once(host: Hosted) -> None:
     cluster = host.cluster
     for number, name in enumerate("defg", 11):
-        cluster.membership.join(Host(name, f"id-{name}", f"198.51.100.{number}", 1500, False))
+        cluster.membership.join(HostEntry(name, f"id-{name}", f"198.51.100.{number}", 1500, False))
         cluster.membership.live(name, f"id-{name}", cluster.engine.grant(10), "boot")
     address = cluster.claim("a", "api").networks["backend"][0]
     host.look(100)
@@ -249,7 +249,7 @@ def test_look_at_what_has_changed_leaves_nothing_to_a_whole_one(
     others, world, parts = Others(host, seed), host.world, 0
     follow = mirror.follow
 
-    def counted(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
+    def counted(store: Store, kernel: Kernel, now: EngineView, own: str) -> list[str]:
         nonlocal parts
         parts += now.only is not None
         return follow(store, kernel, now, own)
@@ -299,7 +299,7 @@ def test_running_agent_sees_what_changes(host: Hosted) -> None:
         wait(lambda: host.agent.roster.kept._is_followed)
         before = read.count(KEYS.hosts)
         for number in range(20):
-            more = Host(f"h{number}", f"id-{number}", f"198.51.101.{number}", 1500, False)
+            more = HostEntry(f"h{number}", f"id-{number}", f"198.51.101.{number}", 1500, False)
             cluster.membership.join(more)
         wait(lambda: len(host.world.store.across.peers()) == 22)
         assert read.count(KEYS.hosts) - before == 20, "those that join read all, and nobody else"

@@ -12,8 +12,8 @@ from refusals import refuses
 from niso.base.errors import Conflict, NotFound
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import Keys, NoAnswer, decode
-from niso.cluster.key_values import Host, Spec
-from niso.cluster.membership import FIRST_VNI, Membership
+from niso.cluster.key_values import HostEntry, Spec
+from niso.cluster.membership import FIRST_VNI, ClusterKeys
 
 KEYS = Keys()
 BACKEND = Spec("backend", 0, 1430, (("10.99.1.0/24", "10.99.1.1"), ("fd00:1::/64", "fd00:1::1")))
@@ -23,10 +23,10 @@ BACKEND = Spec("backend", 0, 1430, (("10.99.1.0/24", "10.99.1.1"), ("fd00:1::/64
 def engine() -> FakeEngine:
     """With hosts a, b and c, of which c does not live, and a network."""
     engine = FakeEngine()
-    cluster = Membership(engine)
+    cluster = ClusterKeys(engine)
     cluster.make()
     for number, name in enumerate("abc", 1):
-        cluster.join(Host(name, f"id-{name}", f"198.51.100.{number}", 1500, False))
+        cluster.join(HostEntry(name, f"id-{name}", f"198.51.100.{number}", 1500, False))
     for name in "ab":
         assert cluster.live(name, f"id-{name}", engine.grant(10), "boot")
     cluster.create_network(BACKEND)
@@ -97,7 +97,7 @@ def test_preferred_address_is_taken_if_it_is_free(engine: FakeEngine) -> None:
 
 
 def test_full_network_says_so(engine: FakeEngine) -> None:
-    Membership(engine).create_network(Spec("tiny", 0, 1430, (("10.99.9.0/30", "10.99.9.1"),)))
+    ClusterKeys(engine).create_network(Spec("tiny", 0, 1430, (("10.99.9.0/30", "10.99.9.1"),)))
     claims = Claims(engine, "a")
     claims.claim(wanted("api", "tiny"))
     with refuses(Conflict, "10.99.9.0/30", hint="create a larger network"):
@@ -133,7 +133,7 @@ def test_host_that_comes_back_in_the_last_moment_keeps_its_service(engine: FakeE
 
     def back_first(txn):
         engine.commit = commit
-        assert Membership(engine).live("c", "id-c", engine.grant(10), "boot")
+        assert ClusterKeys(engine).live("c", "id-c", engine.grant(10), "boot")
         return commit(txn)
 
     engine.commit = back_first
@@ -215,31 +215,31 @@ def test_claims_at_once_are_all_different(engine: FakeEngine) -> None:
 def test_cluster_is_made_once() -> None:
     engine = FakeEngine()
     engine.lose = ["back"]
-    made = Membership(engine).make()
-    assert Membership(engine).cluster() == made
+    made = ClusterKeys(engine).make()
+    assert ClusterKeys(engine).cluster() == made
     with refuses(Conflict, made.identity, hint="join it, or choose another prefix"):
-        Membership(engine).make()
-    assert Membership(FakeEngine()).cluster() is None
+        ClusterKeys(engine).make()
+    assert ClusterKeys(FakeEngine()).cluster() is None
 
 
 def test_hosts_are_known_by_name_id_and_address(engine: FakeEngine) -> None:
-    cluster = Membership(engine)
+    cluster = ClusterKeys(engine)
     assert [(h.name, h.alive) for h in cluster.hosts()] == [("a", True), ("b", True), ("c", False)]
     for wrong in (
-        Host("a", "id-other", "198.51.100.9", 1500, False),
-        Host("d", "id-a", "198.51.100.9", 1500, False),
-        Host("d", "id-d", "198.51.100.1", 1500, False),
+        HostEntry("a", "id-other", "198.51.100.9", 1500, False),
+        HostEntry("d", "id-a", "198.51.100.9", 1500, False),
+        HostEntry("d", "id-d", "198.51.100.1", 1500, False),
     ):
         with pytest.raises(Conflict):
             cluster.join(wrong)
     engine.lose = ["back", "there"]
-    cluster.join(Host("a", "id-a", "198.51.100.11", 9000, False))
+    cluster.join(HostEntry("a", "id-a", "198.51.100.11", 9000, False))
     assert cluster.hosts()[0][:4] == ("a", "id-a", "198.51.100.11", 9000)
     assert not cluster.live("a", "id-other", engine.grant(10), "boot")
 
 
 def test_host_that_is_lost_is_forgotten_with_its_claims(engine: FakeEngine) -> None:
-    cluster = Membership(engine)
+    cluster = ClusterKeys(engine)
     Claims(engine, "a").claim(wanted("api"))
     Claims(engine, "c").claim(wanted("web"))
     with refuses(Conflict, hint="only a host that is gone can be forgotten"):
@@ -253,7 +253,7 @@ def test_host_that_is_lost_is_forgotten_with_its_claims(engine: FakeEngine) -> N
 
 
 def test_networks_do_not_overlap_and_each_has_its_number(engine: FakeEngine) -> None:
-    cluster = Membership(engine)
+    cluster = ClusterKeys(engine)
     engine.lose = ["back"]
     front = cluster.create_network(Spec("front", 0, 1430, (("10.99.2.0/24", "10.99.2.1"),)))
     assert [spec.vni for spec in cluster.networks()] == [FIRST_VNI, FIRST_VNI + 1]

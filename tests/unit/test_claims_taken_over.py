@@ -8,7 +8,7 @@ from fake_world import World
 
 from niso.base.errors import Error
 from niso.cluster.claims import Claims, Wanted
-from niso.cluster.key_values import Host, Spec
+from niso.cluster.key_values import HostEntry, Spec
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_service_that_another_host_took_is_ended_and_its_address_is_free_for_oth
     host.look()
     assert host.said[0] == "taken over by other hosts, and ended here: db"
     if forgotten:
-        host.membership.join(Host(ME, f"id-{ME}", "198.51.100.2", 1500, False))
+        host.membership.join(HostEntry(ME, f"id-{ME}", "198.51.100.2", 1500, False))
     assert host.world.store.across.claim("db") is None
     host.release("a", "db")
     host.look()

@@ -14,7 +14,8 @@ from fakes.kernel import Fake
 from niso.change import cluster_check, networks
 from niso.cluster import agent as cluster_agent
 from niso.cluster import own_etcd
-from niso.cluster.config import Config, Reach
+from niso.cluster.config import Config
+from niso.cluster.etcd import Reach
 from niso.cluster.key_values import Spec
 from niso.cluster.own_etcd import EtcdState
 from niso.plan.subnets import NetworkRequest

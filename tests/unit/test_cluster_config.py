@@ -11,7 +11,8 @@ from refusals import refuses
 from niso.base import paths
 from niso.base.errors import Error, ErrorGroup, flatten
 from niso.cluster import config
-from niso.cluster.config import Config, Member, Reach
+from niso.cluster.config import Config, MemberStart
+from niso.cluster.etcd import Reach
 
 
 def test_what_is_written_is_read_and_files_are_below_its_folder() -> None:
@@ -23,7 +24,10 @@ def test_what_is_written_is_read_and_files_are_below_its_folder() -> None:
     )
     for each in (
         Config(
-            "a", "198.51.100.1", etcd._replace(own=True), Member(("a=https://198.51.100.1:2380",))
+            "a",
+            "198.51.100.1",
+            etcd._replace(own=True),
+            MemberStart(("a=https://198.51.100.1:2380",)),
         ),
         Config("b", "2001:db8::2", Reach(("etcd1:2379",), user_file="/etc/u", prefix="/niso/x/")),
         Config("c", "198.51.100.3", etcd),

@@ -23,8 +23,8 @@ from niso.cluster.agent import Agent
 from niso.cluster.config import Config
 from niso.cluster.engine import Keys, NoAnswer, Put, Txn
 from niso.cluster.etcd import Etcd
-from niso.cluster.key_values import Host
-from niso.cluster.membership import Membership
+from niso.cluster.key_values import HostEntry
+from niso.cluster.membership import ClusterKeys
 from niso.store.span_rows import Claim
 
 HERE = "192.0.2.1"
@@ -90,7 +90,7 @@ def test_init_leave_and_join_fail_at_each_request(
         cluster_join.leave(world.machine, False, lambda event: None)
 
     trying(lambda: init(world), lambda: world.store.cluster_id() != "")
-    hosts = Membership(engine).hosts()
+    hosts = ClusterKeys(engine).hosts()
     assert [(host.name, host.address, host.state_id) for host in hosts] == [
         ("a", HERE, world.store.state_id())
     ]
@@ -100,7 +100,7 @@ def test_init_leave_and_join_fail_at_each_request(
     text = cluster_join.invite(world.machine, "b", "192.0.2.2", False).encode()
     own = text.replace(b"192.0.2.2", HERE.encode())
     trying(leave, lambda: is_clean(world))
-    assert Membership(engine).hosts() == []
+    assert ClusterKeys(engine).hosts() == []
     joining = lambda: cluster_join.join(world.machine, own, None, lambda event: None)  # noqa: E731
     trying(joining, lambda: world.store.cluster_id() == made)
     assert config.require().host == "b"
@@ -150,7 +150,7 @@ def test_wrong_input_of_init_changes_nothing(
 def test_invitation_is_read_as_it_was_written_and_a_wrong_one_shows_nothing_of_it() -> None:
     made = invitation.Invitation(
         "5f0c21aa",
-        config.Own("b", "2001:db8::2"),
+        config.OwnHost("b", "2001:db8::2"),
         config.Reach(("[2001:db8::1]:2379",), own=True),
         invitation.Files("-----BEGIN\nü\n", "cert", "the key", "", "authority"),
     )
@@ -174,8 +174,8 @@ def test_invitation_is_read_as_it_was_written_and_a_wrong_one_shows_nothing_of_i
 def test_lost_host_is_forgotten_and_lives_no_more(world: World, engine: Engine) -> None:
     init(world)
     keys = Keys()
-    membership = Membership(engine, keys)
-    membership.join(key_values.Host("b", "id-b", "192.0.2.2", 1500, False))
+    membership = ClusterKeys(engine, keys)
+    membership.join(key_values.HostEntry("b", "id-b", "192.0.2.2", 1500, False))
     lease = engine.grant(10)
     assert membership.live("b", "id-b", lease, "boot")
     with refuses(Conflict, hint="only a host that is gone can be forgotten"):
@@ -212,7 +212,7 @@ def test_agent_runs_once_and_tells_the_cluster_of_its_host(
     world.kernel.mtu = 1400
     cluster_hosts.follow(world.machine, said.append).run()
     assert ran == ["a"] and said == [f"following cluster {world.store.cluster_id()} as a"]
-    [host] = Membership(engine).hosts()
+    [host] = ClusterKeys(engine).hosts()
     assert (host.mtu, host.version) == (1400, "9.9")
     value = json.loads(engine.get(Keys().host("a"), one=True).items[0].value)
     assert value["address"] == HERE
@@ -236,9 +236,9 @@ def test_renewal_takes_no_files_that_do_not_work(
 
 def test_certificates_of_a_forgotten_host_are_withdrawn_whatever_else_it_had() -> None:
     engine = FakeEngine()
-    membership = Membership(engine)
+    membership = ClusterKeys(engine)
     membership.make()
-    host = Host("c", "id-c", "198.51.100.3", 1500, False)
+    host = HostEntry("c", "id-c", "198.51.100.3", 1500, False)
     membership.join(host)
     for serial in ("0A", "0B"):
         membership.issued("c", serial)
@@ -272,18 +272,18 @@ def test_member_refuses_for_ever_what_it_once_refused(tmp_path: Path) -> None:
 
 def test_host_with_the_name_or_the_state_folder_of_another_one_is_refused() -> None:
     engine = FakeEngine()
-    membership = Membership(engine)
+    membership = ClusterKeys(engine)
     membership.make()
-    c = Host("c", "id-c", "198.51.100.3", 1500, False)
+    c = HostEntry("c", "id-c", "198.51.100.3", 1500, False)
     membership.join(c)
     with refuses(
         Conflict,
         "198.51.100.3",
         hint="use another name; if that host is lost, niso cluster forget c first",
     ):
-        membership.join(Host("c", "id-d", "198.51.100.4", 1500, False))
+        membership.join(HostEntry("c", "id-d", "198.51.100.4", 1500, False))
     with refuses(Conflict, hint="a copy of the machine c needs a state folder of its own"):
-        membership.join(Host("d", "id-c", "198.51.100.4", 1500, False))
+        membership.join(HostEntry("d", "id-c", "198.51.100.4", 1500, False))
     for version in ("\x1b[31m", "1" * 99):
         membership.refresh(c._replace(version=version))
         assert [host.version for host in membership.hosts()] == [""]

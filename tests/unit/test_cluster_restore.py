@@ -15,10 +15,10 @@ from niso.base.errors import Conflict
 from niso.change.deactivate import deactivate, remove
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import NoAnswer, decode
-from niso.cluster.key_values import Host
+from niso.cluster.key_values import HostEntry
 from niso.cluster.own_claims import restore
 
-OWN = Host(ME, f"id-{ME}", "198.51.100.2", 1500, True)
+OWN = HostEntry(ME, f"id-{ME}", "198.51.100.2", 1500, True)
 
 
 @pytest.fixture

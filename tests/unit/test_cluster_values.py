@@ -20,7 +20,7 @@ from niso.cluster.agent import Agent, Me
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import Delete, Put, Txn, encode
 from niso.cluster.key_values import Spec
-from niso.cluster.membership import Membership
+from niso.cluster.membership import ClusterKeys
 from niso.kernel.ruleset import CLAIMS
 
 SUBNETS = (("10.99.7.0/24", "10.99.7.1"),)
@@ -96,14 +96,14 @@ def test_claim_outside_the_network_or_of_a_wrong_name_is_ignored_and_named(
     outside = {"8.8.8.8": value, "fd00:2::8": value | {"service": "bad6", "names": ["bad6"]}}
     for host, place in (("own", "198.51.100.2"), ("many", "224.0.0.1"), ("six", "2001:db8::6")):
         put = Put(KEYS.host(host), encode({"id": host, "address": place, "mtu": 1500}))
-        assert cluster.engine.commit(Txn((), (put,))).done
+        assert cluster.engine.commit(Txn((), (put,)))
     for address, each in (wrong | outside).items():
         put = Put(KEYS.address("backend", address), encode(each))
-        assert cluster.engine.commit(Txn((), (put,))).done
+        assert cluster.engine.commit(Txn((), (put,)))
     for address, text in (("10.99.1.16", "no JSON"), ("10.99.1.17", "[" * 100_000)):
         wrong[address] = value
         put = Put(KEYS.address("backend", address), text)
-        assert cluster.engine.commit(Txn((), (put,))).done
+        assert cluster.engine.commit(Txn((), (put,)))
     said: list[str] = []
     looking = agent(cluster, said)
     for _ in range(2):
@@ -130,7 +130,7 @@ def test_any_damage_of_any_value_is_ignored_or_an_error_with_its_key(cluster: Cl
         return {e.fields[2:] for e in found}
 
     legal = heard()
-    membership, claims = Membership(engine), Claims(engine, "a")
+    membership, claims = ClusterKeys(engine), Claims(engine, "a")
     wanted = Wanted("new", ("backend",), ("new", "api"), {}, {})
     for seed in range(SAMPLES):
         chance = random.Random(seed)
@@ -145,7 +145,7 @@ def test_any_damage_of_any_value_is_ignored_or_an_error_with_its_key(cluster: Cl
             else:
                 value[name] = chance.choice(THINGS)
             text = json.dumps(value)
-        assert engine.commit(Txn((), (Put(item.key, text),))).done
+        assert engine.commit(Txn((), (Put(item.key, text),)))
         for call in (
             lambda: agent(cluster, []).look(store, kernel, engine, 0),
             membership.networks,
@@ -158,7 +158,7 @@ def test_any_damage_of_any_value_is_ignored_or_an_error_with_its_key(cluster: Cl
                 call()
         assert heard() <= legal, (seed, item.key, text)
         other = Delete(KEYS.network("other"), prefix=True)
-        assert engine.commit(Txn((), (Put(item.key, item.value), other))).done
+        assert engine.commit(Txn((), (Put(item.key, item.value), other)))
         agent(cluster, []).look(store, kernel, engine, float(seed))
     cluster.world.assert_whole()
     assert {service for service, _ in cluster.claims()} == {"api", "web"}

@@ -22,8 +22,8 @@ from niso.cluster.agent import Agent, Me
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.config import Config
 from niso.cluster.engine import Delete, Put, Txn, encode
-from niso.cluster.key_values import PROTO, Cluster, Host
-from niso.cluster.membership import Membership
+from niso.cluster.key_values import PROTO, Cluster, HostEntry
+from niso.cluster.membership import ClusterKeys
 from niso.kernel.kinds.kind import State
 from niso.kernel.kinds.neighbours import Fdb
 from niso.kernel.kinds.tunnels import KERNEL, USERSPACE, FarEnd, Vxlan, WireGuard
@@ -108,7 +108,7 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
     own = init(world, "kernel")
     assert own.encryption == "kernel" and config.require() == own
     assert stat.S_IMODE(os.stat(paths.wireguard_key()).st_mode) == 0o600
-    membership = Membership(engine)
+    membership = ClusterKeys(engine)
     assert membership.cluster() == Cluster(world.store.cluster_id(), 4799, "kernel")
     assert not links(world)
     networks.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",), span=True))
@@ -123,7 +123,7 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
         (element.container, element.fields) for element in elements
     }
     # another host comes, with a service
-    membership.join(Host("b", "id-b", "192.0.2.2", 1500, False, public=KEYS[0]))
+    membership.join(HostEntry("b", "id-b", "192.0.2.2", 1500, False, public=KEYS[0]))
     lease = engine.grant(10)
     assert membership.live("b", "id-b", lease, "boot")
     claims = Claims(engine, "b")
@@ -158,9 +158,9 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
 
 def test_cluster_that_is_written_again_is_encrypted_as_it_was(world: World, engine: Engine) -> None:
     init(world, "kernel")
-    membership = Membership(engine)
+    membership = ClusterKeys(engine)
     networks.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",), span=True))
-    membership.join(Host("b", "id-b", "192.0.2.2", 1500, False, public=KEYS[0]))
+    membership.join(HostEntry("b", "id-b", "192.0.2.2", 1500, False, public=KEYS[0]))
     assert membership.live("b", "id-b", engine.grant(10), "boot")
     look(world, engine)
     made, hosts, link = membership.cluster(), membership.hosts(), links(world)
@@ -187,15 +187,15 @@ def test_new_key_is_that_of_the_link_and_of_the_cluster_even_after_a_kill(
     text = cluster_join.invite(world.machine, "a", "", renew=True)
     cluster_join.join(world.machine, text.encode(), None, lambda event: None)
     [new] = links(world)
-    [host] = Membership(engine).hosts()
+    [host] = ClusterKeys(engine).hosts()
     assert link.public != new.public == host.public
     # another one that was killed once it had written the file
     private, public = world.kernel.wireguard_keys("")
     Path(paths.wireguard_key()).write_text(private)
     encryption.mend(world.store, world.kernel)
     assert links(world) == [new._replace(public=public)]
-    Membership(engine).refresh(cluster_join.as_member(world.machine, config.require(), 1500))
-    [host] = Membership(engine).hosts()
+    ClusterKeys(engine).refresh(cluster_join.as_member(world.machine, config.require(), 1500))
+    [host] = ClusterKeys(engine).hosts()
     assert host.public == public
 
 
@@ -218,10 +218,10 @@ def test_agent_mends_the_link_wholly_again_after_an_error(monkeypatch: pytest.Mo
 
 
 def test_all_hosts_of_a_cluster_encrypt_or_none(world: World, engine: Engine) -> None:
-    membership = Membership(engine)
+    membership = ClusterKeys(engine)
     with contextlib.suppress(Conflict):
         init(world, "userspace")
-    plain = Host("b", "id-b", "192.0.2.2", 1500, False)
+    plain = HostEntry("b", "id-b", "192.0.2.2", 1500, False)
     with refuses(Conflict, hint="all hosts of a cluster encrypt, or none"):
         membership.join(plain)
     text = cluster_join.invite(world.machine, "b", "192.0.2.2", False)
@@ -230,7 +230,7 @@ def test_all_hosts_of_a_cluster_encrypt_or_none(world: World, engine: Engine) ->
     with refuses(Conflict, hint="--encrypt=userspace"):
         init(world, "")
     assert not os.path.exists(paths.cluster_dir())
-    other = Membership(Engine())
+    other = ClusterKeys(Engine())
     other.make()
     with refuses(Conflict, hint="all hosts of a cluster encrypt, or none"):
         other.join(plain._replace(public=KEYS[0]))
@@ -259,9 +259,9 @@ def test_key_that_is_none_is_an_error_with_its_place(
     world: World, engine: Engine, key: object
 ) -> None:
     init(world, "kernel")
-    keys = Membership(engine).keys
+    keys = ClusterKeys(engine).keys
     value = {"id": "id-b", "address": "192.0.2.2", "mtu": 1500, "wgkey": key}
-    assert engine.commit(Txn((), (Put(keys.host("b"), encode(value)),))).done
+    assert engine.commit(Txn((), (Put(keys.host("b"), encode(value)),)))
     with pytest.raises(Error, match=keys.host("b")):
         look(world, engine)
 
@@ -277,8 +277,8 @@ def test_key_that_is_none_is_an_error_with_its_place(
 def test_cluster_that_is_otherwise_encrypted_than_known_changes_nothing(
     engine: Engine, value: dict[str, object]
 ) -> None:
-    membership = Membership(engine)
+    membership = ClusterKeys(engine)
     put = Put(membership.keys.cluster, encode({"id": "5f0c21aa", "port": 4799} | value))
-    assert engine.commit(Txn((), (put,))).done
+    assert engine.commit(Txn((), (put,)))
     with pytest.raises(Error):
         membership.cluster()

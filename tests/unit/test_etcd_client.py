@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 
 from niso.cluster import etcd
-from niso.cluster.etcd import Access, Etcd, _problem
+from niso.cluster.etcd import Etcd, Reach, _problem
 
 
 class Member(BaseHTTPRequestHandler):
@@ -46,17 +46,17 @@ class Member(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def access(tmp_path: Path) -> Iterator[Access]:
+def access(tmp_path: Path) -> Iterator[Reach]:
     (tmp_path / "user").write_text("niso:secret\n")
     Member.issued.clear()
     with HTTPServer(("127.0.0.1", 0), Member) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield Access((f"127.0.0.1:{server.server_port}",), user_file=str(tmp_path / "user"))
+        yield Reach((f"127.0.0.1:{server.server_port}",), user_file=str(tmp_path / "user"))
         server.shutdown()
 
 
 def test_password_is_checked_once_for_all_clients_until_the_token_ends(
-    access: Access, monkeypatch: pytest.MonkeyPatch
+    access: Reach, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(3):
         with Etcd(access) as client:

@@ -7,8 +7,17 @@ import random
 import pytest
 from fakes.engine import FakeEngine
 
-from niso.cluster.engine import Answer, Batch, Compacted, Delete, Event, Item, NoAnswer, Put, Txn
-from niso.cluster.watch import CHECK_S, TRUST_S, WHOLE_S, Kept
+from niso.cluster.engine import (
+    Answer,
+    Batch,
+    Compacted,
+    Delete,
+    KeyValue,
+    NoAnswer,
+    Put,
+    Txn,
+)
+from niso.cluster.watch import CHECK_S, TRUST_S, WHOLE_S, WatchedKeys
 
 AT = "h/"
 
@@ -30,19 +39,19 @@ class Counted(FakeEngine):
         return super().mark(prefix)
 
     def put(self, key: str, value: str = "{}") -> int:
-        return self.commit(Txn((), (Put(AT + key, value),))).revision
+        return self.commit(Txn((), (Put(AT + key, value),)))
 
     def delete(self, key: str) -> None:
         self.commit(Txn((), (Delete(AT + key),)))
 
-    def have(self) -> dict[str, Item]:
+    def have(self) -> dict[str, KeyValue]:
         return {item.key: item for item in super().get(AT).items}
 
 
 class Watch:
     """A watch that brings what there is when it is asked."""
 
-    def __init__(self, engine: Counted, kept: Kept) -> None:
+    def __init__(self, engine: Counted, kept: WatchedKeys) -> None:
         self.engine, self.kept = engine, kept
         self.next = 0
 
@@ -59,7 +68,7 @@ class Watch:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_what_is_kept_is_what_the_engine_has(seed: int) -> None:
-    draw, engine, kept = random.Random(seed), Counted(), Kept(AT)
+    draw, engine, kept = random.Random(seed), Counted(), WatchedKeys(AT)
     watch, now_s = Watch(engine, kept), 1000.0
     for _ in range(150):
         what, key = draw.random(), draw.choice("abcd")
@@ -87,7 +96,7 @@ def test_what_is_kept_is_what_the_engine_has(seed: int) -> None:
 
 
 def test_all_is_read_once_and_what_changes_is_brought_by_the_watch() -> None:
-    engine, kept = Counted(), Kept(AT)
+    engine, kept = Counted(), WatchedKeys(AT)
     watch = Watch(engine, kept)
     for number in range(5):
         engine.put(f"host{number}")
@@ -109,14 +118,14 @@ def test_all_is_read_once_and_what_changes_is_brought_by_the_watch() -> None:
 
 
 def test_data_from_a_backup_void_what_was_kept() -> None:
-    engine, kept, other = Counted(), Kept(AT), Counted()
+    engine, kept, other = Counted(), WatchedKeys(AT), Counted()
     for number in range(9):
         engine.put("a", str(number))
     watch = Watch(engine, kept)
     watch.hear(0)
     other.put("a", "old")
     assert kept.items(other, TRUST_S) == other.have()
-    assert not kept.hear(Batch(99, (Event(AT + "a", None, 99),)), TRUST_S), "of the former data"
+    assert not kept.hear(Batch(99, ((AT + "a", None, 99),)), TRUST_S), "of the former data"
     assert kept.items(other, TRUST_S) == other.have()
     assert kept.items(engine, TRUST_S) == engine.have()
     watch.engine, watch.next = other, 0
@@ -127,14 +136,14 @@ def test_data_from_a_backup_void_what_was_kept() -> None:
 
 
 def test_events_from_before_all_was_read_change_nothing() -> None:
-    engine, kept = Counted(), Kept(AT)
+    engine, kept = Counted(), WatchedKeys(AT)
     watch = Watch(engine, kept)
     watch.hear(0)
     late = engine.put("a", "old")
     engine.delete("a")
     engine.put("b")
     assert kept.items(engine, TRUST_S) == engine.have()
-    item = Item(AT + "a", "old", late)
-    assert kept.hear(Batch(late, (Event(item.key, item, late),)), TRUST_S)
-    assert kept.hear(Batch(late, (Event(AT + "b", None, late),)), TRUST_S)
+    item = KeyValue(AT + "a", "old", late)
+    assert kept.hear(Batch(late, ((item.key, item, late),)), TRUST_S)
+    assert kept.hear(Batch(late, ((AT + "b", None, late),)), TRUST_S)
     assert kept.items(engine, TRUST_S) == engine.have()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from niso.change.cluster_hosts import Forgotten, Status
     from niso.change.cluster_join import Joined
     from niso.cluster.config import Config
-    from niso.cluster.key_values import Host
+    from niso.cluster.key_values import HostEntry
     from niso.runtime.units import Following
 
 
@@ -376,7 +376,7 @@ def _status(seen: Status) -> ClusterStatus:
     )
 
 
-def _host(host: Host, seen: Status) -> ClusterHost:
+def _host(host: HostEntry, seen: Status) -> ClusterHost:
     held = [claim for claim in seen.claims if claim.host == host.name]
     networks = sorted({network for claim in held for network in claim.networks})
     here = host.name == seen.own.host

@@ -14,8 +14,8 @@ from niso.cluster import agent, own_etcd
 from niso.cluster.agent import LOOK_S
 from niso.cluster.config import Config
 from niso.cluster.engine import NoAnswer
-from niso.cluster.key_values import Claim, Host
-from niso.cluster.membership import Membership, require_own
+from niso.cluster.key_values import ClusterClaim, HostEntry
+from niso.cluster.membership import ClusterKeys, require_own
 from niso.kernel import probe
 from niso.plan.desired import Finding
 from niso.plan.records import Network
@@ -61,7 +61,7 @@ def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
     lost = lost_address(machine, own)
     try:
         with contextlib.closing(own.engine(brief=True)) as engine:
-            membership = Membership(engine, own.keys)
+            membership = ClusterKeys(engine, own.keys)
             require_own(store, membership)
             hosts = membership.hosts()
             late = membership.late()
@@ -103,7 +103,7 @@ def _own_agent() -> list[tuple[str, str]]:
 
 
 def _hidden(
-    store: Store, elsewhere: set[str], claims: Iterable[Claim], own: str
+    store: Store, elsewhere: set[str], claims: Iterable[ClusterClaim], own: str
 ) -> list[tuple[str, str]]:
     """Return warnings about networks and services of this host that hide those of the cluster.
 
@@ -146,7 +146,7 @@ def _etcd(own: Config) -> list[tuple[str, str]]:
 
 
 def _pairs(
-    store: Store, claims: Iterable[Claim], own: str, spans: list[Network]
+    store: Store, claims: Iterable[ClusterClaim], own: str, spans: list[Network]
 ) -> dict[str, list[_Pair]]:
     """Return pairs of services that may exchange packets, by the name of the other host."""
     claims = [claim for claim in claims if claim.up]
@@ -171,7 +171,7 @@ def _asks(store: Store, service: str) -> bool:
     return row is not None and row.active and row.has_process and open_
 
 
-def _meet(mine: Claim, other: Claim, on: set[str]) -> _Pair | None:
+def _meet(mine: ClusterClaim, other: ClusterClaim, on: set[str]) -> _Pair | None:
     """Return the services with their addresses on a common network of ``on``, or None."""
     for network in on & mine.networks.keys() & other.networks.keys():
         for to in other.networks[network]:
@@ -182,7 +182,7 @@ def _meet(mine: Claim, other: Claim, on: set[str]) -> _Pair | None:
 
 
 def _wires(
-    own: Config, hosts: list[Host], pairs: dict[str, list[_Pair]], spans: list[Network]
+    own: Config, hosts: list[HostEntry], pairs: dict[str, list[_Pair]], spans: list[Network]
 ) -> list[Finding]:
     """Return a problem for each host with which the test packets were not exchanged.
 

@@ -22,7 +22,7 @@ from niso.change.targets import Target
 from niso.cluster import mirror, view
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import NoAnswer
-from niso.cluster.membership import Membership, require_own
+from niso.cluster.membership import ClusterKeys, require_own
 from niso.cluster.own_claims import about, recorded, settle, untold, wanted_by_rows
 from niso.runtime import units
 from niso.runtime.machine import Machine
@@ -31,7 +31,8 @@ from niso.store.span_rows import Claim
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.cluster.engine import Engine, Joined
+    from niso.cluster.config import Config
+    from niso.cluster.etcd import Etcd
 
 
 # --- claims of a command --------------------------------------------------------------------------
@@ -46,8 +47,8 @@ class Held:
     def __init__(
         self,
         machine: Machine,
-        joined: Joined,
-        engine: Engine,
+        joined: Config,
+        engine: Etcd,
         arriving: span_networks.Arriving,
         unobserved: Collection[str],
         homes: Collection[str],
@@ -172,7 +173,7 @@ class Held:
             if have is None or have.gen < claim.gen:
                 store.across.set_claim(claim)
 
-    def _turned(self) -> dict[str, view.Known]:
+    def _turned(self) -> dict[str, view.ClaimedService]:
         seen, own = self._arriving.seen, self._joined.host
         return mirror.turned(self._machine.store, seen, own, self._held, self._addresses())
 
@@ -296,7 +297,7 @@ def tell(machine: Machine, services: Iterable[str], report: Report, final: bool 
     claims = Claims(engine, joined.host, joined.keys)
     report(AskingCluster())
     try:
-        require_own(store, Membership(engine, joined.keys))
+        require_own(store, ClusterKeys(engine, joined.keys))
         for name in told:
             try:
                 settle(store, machine.kernel, claims, name, final)
@@ -325,14 +326,14 @@ def tell_rest(machine: Machine) -> None:
 
 
 def _arriving(
-    store: Store, joined: Joined, engine: Engine, unknown: list[str], brief: bool
+    store: Store, joined: Config, engine: Etcd, unknown: list[str], brief: bool
 ) -> span_networks.Arriving:
     """Return the networks among ``unknown``, which this host does not have, that the cluster has.
 
     With ``brief``, an etcd that does not answer counts as having none of them; otherwise NoAnswer
     is raised.
     """
-    membership = Membership(engine, joined.keys)
+    membership = ClusterKeys(engine, joined.keys)
     try:
         cluster = require_own(store, membership)
     except NoAnswer as error:

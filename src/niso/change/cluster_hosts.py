@@ -23,11 +23,11 @@ from niso.change.deactivate import deactivate
 from niso.change.journal import recover
 from niso.cluster import config, encryption, invitation, own_claims, own_etcd
 from niso.cluster.agent import Agent, Me, last
-from niso.cluster.config import Config, Member
+from niso.cluster.config import Config, MemberStart
 from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.etcd import Etcd
-from niso.cluster.key_values import Claim, Host, host_of
-from niso.cluster.membership import Membership
+from niso.cluster.key_values import ClusterClaim, HostEntry, host_of
+from niso.cluster.membership import ClusterKeys
 from niso.runtime import units
 from niso.runtime.machine import Machine
 from niso.runtime.units import Following, alone
@@ -36,7 +36,7 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from niso.cluster.engine import Engine
+    from niso.cluster.etcd import Etcd
 
 
 AGENT_LOCK = "niso.agent"
@@ -48,8 +48,8 @@ class Status(NamedTuple):
     own: Config
     cluster: str
     members: tuple[tuple[own_etcd.EtcdMember, own_etcd.EtcdState | None], ...]
-    hosts: tuple[Host, ...]
-    claims: tuple[Claim, ...]
+    hosts: tuple[HostEntry, ...]
+    claims: tuple[ClusterClaim, ...]
     networks: tuple[str, ...]  # all that span hosts
     gone_s: dict[str, float]  # seconds since which hosts are gone, as seen by this host's agent
     late_s: dict[str, int]  # seconds by which agents lag, of those that do
@@ -68,7 +68,7 @@ def status(machine: Machine) -> Status:
     store = machine.store
     try:
         with own.engine() as engine:
-            membership = Membership(engine, own.keys)
+            membership = ClusterKeys(engine, own.keys)
             cluster = membership.cluster()
             if cluster is None or cluster.identity != store.cluster_id():
                 has = f"has cluster {cluster.identity}" if cluster else "has no cluster"
@@ -97,10 +97,10 @@ def status(machine: Machine) -> Status:
         tunnel = store.across.tunnel()
         places = {inside: place for _, place, inside in tunnel.others} if tunnel else {}
         hosts = tuple(
-            Host(name, state_id, _without_port(places.get(address, "")) or address, 0, live)
+            HostEntry(name, state_id, _without_port(places.get(address, "")) or address, 0, live)
             for name, (state_id, address, live) in store.across.peers().items()
         )
-        mine = Host(own.host, store.state_id(), own.address, 0, False)
+        mine = HostEntry(own.host, store.state_id(), own.address, 0, False)
         hosts = tuple(sorted((*hosts, mine)))
         claims, late = (), {}
         networks = tuple(network.name for network in store.networks() if network.span is not None)
@@ -145,7 +145,7 @@ def forget(machine: Machine, host: str) -> Forgotten:
         raise Conflict(f"this host is {host}", "niso cluster leave takes it out")
     with own.engine() as engine:
         member = _member(engine, host) if own.etcd.own else None
-        membership = Membership(engine, own.keys)
+        membership = ClusterKeys(engine, own.keys)
         count = len(membership.issued_to(host))
         try:
             left = membership.forget(host)
@@ -205,7 +205,7 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
             raise NotFound(f"{host} runs no member of etcd", "niso cluster status lists them")
         if any(
             present.name == host and present.alive
-            for present in Membership(engine, own.keys).hosts()
+            for present in ClusterKeys(engine, own.keys).hosts()
         ):
             raise Conflict(f"{host} is alive", f"run it on {host}, where it also ends etcd")
         own_etcd.remove(engine, member)
@@ -259,7 +259,7 @@ def restore(machine: Machine, report: Report) -> Joined:
                 "nothing is written: niso cluster leave, and join again",
             )
         with own.engine() as engine:
-            membership = Membership(engine, own.keys)
+            membership = ClusterKeys(engine, own.keys)
             host = as_member(machine, own, mtu)
             made = own_claims.restore(store, membership, host, own.encryption)
             if own.etcd.own:
@@ -287,7 +287,7 @@ def _answering(machine: Machine, own: Config, report: Report) -> Config:
     own_etcd.program()
     cluster_join.require_free(machine, cluster_join.ETCD)
     reach = own.etcd._replace(members=(own_etcd.client_place(own.address),))
-    member = Member((f"{own.host}={own_etcd.peer_url(own.address)}",))
+    member = MemberStart((f"{own.host}={own_etcd.peer_url(own.address)}",))
     own = own._replace(etcd=reach, member=member)
     cluster_join.pause_etcd(machine)
     config.save(own)
@@ -357,7 +357,7 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
     def end(services: list[str]) -> None:
         end_services(machine, services)
 
-    def tend(engine: Engine, whole: bool) -> None:
+    def tend(engine: Etcd, whole: bool) -> None:
         _tend(machine, engine, whole)
 
     mend = _mending(machine) if own.encryption else None
@@ -405,7 +405,7 @@ def end_services(machine: Machine, services: list[str]) -> None:
     deactivate(machine, list(dict.fromkeys((*sharers, *ending))))
 
 
-def _tend_certificates(machine: Machine, own: Config, membership: Membership) -> None:
+def _tend_certificates(machine: Machine, own: Config, membership: ClusterKeys) -> None:
     """Record this host's certificate in etcd, and configure etcd here to refuse revoked ones.
 
     No-op if etcd may have lost its data, because this cluster or this host is not in it.
@@ -424,7 +424,7 @@ def _tend_certificates(machine: Machine, own: Config, membership: Membership) ->
         membership.refuse({*own_etcd.refuse(refused)} - {*refused})
 
 
-def _tend(machine: Machine, engine: Engine, whole: bool) -> None:
+def _tend(machine: Machine, engine: Etcd, whole: bool) -> None:
     """Update this host's values in etcd, and the list of etcd's members in cluster.toml.
 
     ``whole`` is false if hosts have only joined or left. Only a host with an etcd member acts then:
@@ -435,10 +435,10 @@ def _tend(machine: Machine, engine: Engine, whole: bool) -> None:
         return
     mtu = machine.kernel.mtu_of(own.address)
     if mtu is not None:
-        Membership(engine, own.keys).refresh(as_member(machine, own, mtu))
+        ClusterKeys(engine, own.keys).refresh(as_member(machine, own, mtu))
     if not own.etcd.own:
         return
-    _tend_certificates(machine, own, Membership(engine, own.keys))
+    _tend_certificates(machine, own, ClusterKeys(engine, own.keys))
     with own.engine() as client:
         places = own_etcd.endpoints(own_etcd.members(client))
     try:

@@ -24,9 +24,8 @@ from niso.cluster import invitation, mirror, own_etcd
 from niso.cluster.config import (
     CLIENT_PORT,
     Config,
-    Member,
-    Own,
-    Reach,
+    MemberStart,
+    OwnHost,
     endpoint,
     host_name,
     ip_address,
@@ -37,10 +36,10 @@ from niso.cluster.config import (
 )
 from niso.cluster.encryption import chosen, prepare, renew, require_mtu, tunnel
 from niso.cluster.engine import NoAnswer
-from niso.cluster.etcd import Etcd
+from niso.cluster.etcd import Etcd, Reach
 from niso.cluster.invitation import Invitation
-from niso.cluster.key_values import Cluster, Host, require_family
-from niso.cluster.membership import Membership
+from niso.cluster.key_values import Cluster, HostEntry, require_family
+from niso.cluster.membership import ClusterKeys
 from niso.runtime.machine import Machine
 from niso.runtime.units import WANTED_BY, ChangingUnit, agent, agent_name, unit_file
 
@@ -101,7 +100,7 @@ def init(
         if existing is None:
             places = own_etcd.client_place(address), own_etcd.peer_url(address)
             reach = Reach((places[0],), *_OWN_FILES, own=True)
-            own = Config(host, address, reach, Member((f"{host}={places[1]}",)), how)
+            own = Config(host, address, reach, MemberStart((f"{host}={places[1]}",)), how)
             own_etcd.program()
             require_free(machine, ETCD)
         else:
@@ -116,7 +115,7 @@ def init(
             if existing is None:
                 start_etcd(machine, own, report)
             with own.engine() as engine:
-                membership = Membership(engine, own.keys)
+                membership = ClusterKeys(engine, own.keys)
                 left = None if membership.hosts() else membership.cluster()
                 if left is not None and left.encryption != encrypt:
                     raise _otherwise(left)
@@ -192,7 +191,7 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
     own = require_member(machine)
     host_name(host, "HOST")
     with own.engine() as engine:
-        known = {other.name: other for other in Membership(engine, own.keys).hosts()}
+        known = {other.name: other for other in ClusterKeys(engine, own.keys).hosts()}
         if renew:
             if host not in known:
                 raise Conflict(f"host {host} is not in the cluster", "leave out --renew")
@@ -213,15 +212,15 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
             places = own_etcd.endpoints(own_etcd.members(engine)) or places
             member = member or (not renew and voting(engine) < MOST_MEMBERS)
             kept, serial = invitation.issued(own, address, member)
-            Membership(engine, own.keys).issued(host, serial)
+            ClusterKeys(engine, own.keys).issued(host, serial)
         elif member:
             raise UsageError("is for a cluster whose etcd niso runs", key="--member")
         else:
             kept = invitation.contents(own)
-        cluster = Membership(engine, own.keys).cluster()
+        cluster = ClusterKeys(engine, own.keys).cluster()
     encryption = cluster.encryption if cluster else ""
     reach = Reach(places, prefix=own.etcd.prefix, own=own.etcd.own)
-    made = Invitation(machine.store.cluster_id(), Own(host, address, encryption), reach, kept)
+    made = Invitation(machine.store.cluster_id(), OwnHost(host, address, encryption), reach, kept)
     return invitation.text_of(made)
 
 
@@ -258,7 +257,7 @@ def join(
             invitation.keep(invited.files)
             save(own)
             with own.engine() as engine:
-                membership = Membership(engine, own.keys)
+                membership = ClusterKeys(engine, own.keys)
                 cluster = membership.cluster()
                 if cluster is None or cluster.identity != invited.cluster:
                     raise Error(
@@ -319,7 +318,7 @@ def _renew(machine: Machine, invited: Invitation, member: bool | None, report: R
         if own.encryption:
             renew(machine.store, machine.kernel)
             mtu = _require_own(machine, own.address, "cluster.toml")
-            Membership(engine, own.keys).refresh(as_member(machine, own, mtu))
+            ClusterKeys(engine, own.keys).refresh(as_member(machine, own, mtu))
         return Joined(own, invited.cluster, voting(engine) if own.etcd.own else 0)
 
 
@@ -341,7 +340,7 @@ def become_member(machine: Machine, own: Config, report: Report) -> Config:
             initial = tuple(
                 f"{member.name or own.host}={member.peer}" for member in own_etcd.members(engine)
             )
-            changed = own._replace(member=Member(initial, joins=True))
+            changed = own._replace(member=MemberStart(initial, joins=True))
             save(changed)
             start_etcd(machine, changed, report)
             own_etcd.promote(engine, peer)
@@ -404,22 +403,22 @@ def _require_own(machine: Machine, address: str, key: str) -> int:
     return mtu
 
 
-def as_member(machine: Machine, own: Config, mtu: int) -> Host:
+def as_member(machine: Machine, own: Config, mtu: int) -> HostEntry:
     """Return the values that this host publishes in etcd. ``mtu`` is in bytes."""
     store = machine.store
     tunnel = store.across.tunnel()
     public = tunnel.public if tunnel else ""
-    return Host(own.host, store.state_id(), own.address, mtu, True, niso.__version__, public)
+    return HostEntry(own.host, store.state_id(), own.address, mtu, True, niso.__version__, public)
 
 
 def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:
     """Add this host to the hosts of the cluster in etcd, and record the cluster in the store."""
     store = machine.store
-    host = Host(own.host, store.state_id(), own.address, mtu, False, niso.__version__)
+    host = HostEntry(own.host, store.state_id(), own.address, mtu, False, niso.__version__)
     if own.encryption:
         host = host._replace(public=prepare(machine.kernel))
     with own.engine() as engine:
-        Membership(engine, own.keys).join(host)
+        ClusterKeys(engine, own.keys).join(host)
     with Lock(), store.transaction():
         store.across.set_cluster(cluster.identity)
         if own.encryption:
@@ -520,7 +519,7 @@ def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> 
     """
     try:
         with own.engine() as engine:
-            membership = Membership(engine, own.keys)
+            membership = ClusterKeys(engine, own.keys)
             alone = all(host.name == own.host for host in membership.hosts())
             if own.member is not None and not alone and voting(engine) < 2:
                 raise Conflict(

@@ -14,7 +14,7 @@ from niso.base.report import Caution, Report
 from niso.change import networks
 from niso.cluster import encryption, mirror, view
 from niso.cluster.key_values import Cluster, Spec
-from niso.cluster.membership import FIRST_VNI, MOST_VNI, Membership, require_joined, require_own
+from niso.cluster.membership import FIRST_VNI, MOST_VNI, ClusterKeys, require_joined, require_own
 from niso.plan.records import Network, Span, Subnet
 from niso.plan.subnets import NetworkRequest, require_same
 from niso.runtime.machine import Machine
@@ -25,7 +25,8 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from niso.cluster.engine import Engine, Joined
+    from niso.cluster.config import Config
+    from niso.cluster.etcd import Etcd
 
 
 HEADERS = {4: 50, 6: 70}
@@ -35,14 +36,14 @@ HEADERS = {4: 50, 6: 70}
 class Arriving(NamedTuple):
     """Networks of the cluster to be added to this host, with the remote services on them."""
 
-    joined: Joined
+    joined: Config
     port: int  # UDP port of VXLAN
     specs: tuple[Spec, ...]
-    seen: view.Seen
+    seen: view.EngineView
 
     @classmethod
-    def none(cls, joined: Joined) -> Arriving:
-        return cls(joined, 0, (), view.Seen((), {}, frozenset()))
+    def none(cls, joined: Config) -> Arriving:
+        return cls(joined, 0, (), view.EngineView((), {}, frozenset()))
 
     def scope(self, store: Store) -> Scope:
         changed = mirror.turned(store, self.seen, self.joined.host)
@@ -88,12 +89,12 @@ class Arriving(NamedTuple):
         return made
 
 
-def arriving(joined: Joined, engine: Engine, cluster: Cluster, specs: Sequence[Spec]) -> Arriving:
+def arriving(joined: Config, engine: Etcd, cluster: Cluster, specs: Sequence[Spec]) -> Arriving:
     """Return networks of the cluster that are new to this host, with the remote services on them.
 
     Raises Conflict if their packets do not fit the MTU of the network interface between the hosts.
     """
-    hosts = Membership(engine, joined.keys).hosts()
+    hosts = ClusterKeys(engine, joined.keys).hosts()
     own = next((host for host in hosts if host.name == joined.host), None)
     for spec in specs:
         if own is not None and own.mtu - header(joined) < spec.mtu:
@@ -133,7 +134,7 @@ def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Propose
         require_same(present, request)
     engine = joined.engine()
     try:
-        membership = Membership(engine, joined.keys)
+        membership = ClusterKeys(engine, joined.keys)
         cluster = require_own(store, membership)
         spec, made = membership.network(name), False
         exists = spec is not None or not dry_run
@@ -175,8 +176,8 @@ def request_of(spec: Spec, observe: bool) -> NetworkRequest:
 def _planned(
     machine: Machine,
     request: NetworkRequest,
-    membership: Membership,
-    joined: Joined,
+    membership: ClusterKeys,
+    joined: Config,
     present: Network | None,
 ) -> Spec:
     """Return the settings of a new network that the cluster does not have yet.
@@ -214,7 +215,7 @@ def _planned(
     return Spec(request.name, free, network.mtu, pairs, network.internal)
 
 
-def header(joined: Joined) -> int:
+def header(joined: Config) -> int:
     """Return how many bytes VXLAN and encryption add to a packet between hosts."""
     outer = 6 if ":" in joined.address else 4
     if not joined.encryption:
@@ -223,7 +224,7 @@ def header(joined: Joined) -> int:
     return HEADERS[6] + encryption.HEADERS[outer]
 
 
-def _wire(store: Store, joined: Joined) -> str:
+def _wire(store: Store, joined: Config) -> str:
     """Return the source address of this host's VXLAN packets, the encrypted one if there is one."""
     if not joined.encryption:
         return joined.address
@@ -231,7 +232,7 @@ def _wire(store: Store, joined: Joined) -> str:
     return encryption.address(store.cluster_id(), joined.host)
 
 
-def _network(spec: Spec, joined: Joined, cluster: Cluster) -> Network:
+def _network(spec: Spec, joined: Config, cluster: Cluster) -> Network:
     subnets = tuple(
         Subnet(6 if ":" in cidr else 4, cidr, gateway) for cidr, gateway in spec.subnets
     )
@@ -261,7 +262,7 @@ def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> N
         return
     engine = joined.engine()
     try:
-        membership = Membership(engine, joined.keys)
+        membership = ClusterKeys(engine, joined.keys)
         require_own(machine.store, membership)
         for name in removed:
             if machine.store.network(name) is None and membership.network(name) is None:
@@ -282,7 +283,7 @@ def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> N
         engine.close()
 
 
-def _addresses(engine: Engine, joined: Joined, name: str) -> list[Address]:
+def _addresses(engine: Etcd, joined: Config, name: str) -> list[Address]:
     items = engine.get(joined.keys.addresses(name)).items
     services = view.seen((), {name: items}, joined.keys).services
     return [address for known in services.values() for address in known.addresses]

@@ -30,17 +30,17 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.cluster import encryption, mirror, own_claims
 from niso.cluster.claims import Claims
 from niso.cluster.engine import Keys
-from niso.cluster.key_values import Host, index_of
-from niso.cluster.membership import Membership
+from niso.cluster.key_values import HostEntry, index_of
+from niso.cluster.membership import ClusterKeys
 from niso.cluster.own_claims import OwnClaims
-from niso.cluster.view import Known, Seen, View
-from niso.cluster.watch import Kept, Lag, Roster, Watches, about, connected
+from niso.cluster.view import ClaimedService, EngineView, View
+from niso.cluster.watch import Lag, Roster, WatchedKeys, Watches, about, connected
 from niso.runtime import units
 from niso.store.sqlite import unusable
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.cluster.engine import Engine
+    from niso.cluster.etcd import Etcd
     from niso.kernel.interface import Kernel
 
 
@@ -91,11 +91,11 @@ class Agent:
     def __init__(
         self,
         me: Me,
-        connect: Callable[[], Engine],
+        connect: Callable[[], Etcd],
         end: Callable[[list[str]], None],
         log: Callable[[str], None],
         keys: Keys | None = None,
-        tend: Callable[[Engine, bool], None] = lambda engine, whole: None,
+        tend: Callable[[Etcd, bool], None] = lambda engine, whole: None,
         mend: Callable[[bool], None] | None = None,
     ) -> None:
         self.me = me
@@ -113,7 +113,7 @@ class Agent:
         self._called = threading.Event()  # set when a command has changed something here
         self._over = threading.Event()
         self._watches = Watches(connect, self._notice, self._over)
-        self._kept: dict[str, Kept] = {}  # by network
+        self._kept: dict[str, WatchedKeys] = {}  # by network
         self._own = OwnClaims(log, self._say)
         self._guard = Guard(me.host, self._say)
         self._lives = 0  # the lease on which this host's live key was last written
@@ -123,7 +123,7 @@ class Agent:
     # --- one sync pass --------------------------------------------------------
 
     def look(
-        self, store: Store, kernel: Kernel, engine: Engine, now_s: float, whole: bool = True
+        self, store: Store, kernel: Kernel, engine: Etcd, now_s: float, whole: bool = True
     ) -> list[str]:
         """Do one sync pass; return the names of other hosts' services that changed.
 
@@ -136,7 +136,7 @@ class Agent:
             self._view.doubt()
         if self._has_left(store):
             return []
-        membership = Membership(engine, self.keys)
+        membership = ClusterKeys(engine, self.keys)
         cluster = membership.cluster()
         # an etcd that was replaced or lost its data must not delete the services of this host
         if cluster is None or cluster.identity != self.me.cluster:
@@ -195,7 +195,7 @@ class Agent:
         self.stop()
         return True
 
-    def _spans(self, store: Store, kernel: Kernel, engine: Engine, member: bool) -> list[str]:
+    def _spans(self, store: Store, kernel: Kernel, engine: Etcd, member: bool) -> list[str]:
         """Return the names of this host's networks that span hosts.
 
         If this host is a member of the cluster, networks that the cluster no longer has are first
@@ -218,7 +218,7 @@ class Agent:
                 self._restore(store, engine, name)
         return kept
 
-    def _restore(self, store: Store, engine: Engine, name: str) -> None:
+    def _restore(self, store: Store, engine: Etcd, name: str) -> None:
         """Write a network to the cluster again if a service of this host has reserved an address on
         it.
 
@@ -231,7 +231,7 @@ class Agent:
         spec = own_claims.spec_of(store.require_network(name))
         try:
             base = own_claims.base_of(store)
-            Membership(engine, self.keys).restore_network(spec._replace(base=base))
+            ClusterKeys(engine, self.keys).restore_network(spec._replace(base=base))
             self.log(f"the cluster did not have network {name}, which has services here: restored")
         except Conflict as error:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
@@ -254,7 +254,7 @@ class Agent:
                 self._notice()
         return ended
 
-    def keep(self, engine: Engine, lease: int) -> int:
+    def keep(self, engine: Etcd, lease: int) -> int:
         """Renew this host's etcd lease, or create one if it has expired; return the id of the
         lease.
 
@@ -266,7 +266,7 @@ class Agent:
             lease = engine.grant(TTL_S)
         elif lease == self._lives:
             return lease
-        if Membership(engine, self.keys).live(self.me.host, self.me.state_id, lease, self.me.boot):
+        if ClusterKeys(engine, self.keys).live(self.me.host, self.me.state_id, lease, self.me.boot):
             self._lives = lease
             return lease
         engine.revoke(lease)
@@ -324,10 +324,10 @@ class Agent:
                 self._wake.set()
             self._over.wait(LEAST_S)
 
-    def kept(self, network: str) -> Kept:
+    def kept(self, network: str) -> WatchedKeys:
         """Return the cache of a network's address keys. It covers the services of all hosts."""
         if network not in self._kept:
-            self._kept[network] = Kept(self.keys.addresses(network))
+            self._kept[network] = WatchedKeys(self.keys.addresses(network))
         return self._kept[network]
 
     def watch(self, networks: Iterable[str]) -> None:
@@ -400,7 +400,7 @@ class Agent:
                 late = self.lag.seconds(time.monotonic())
                 late = late if late >= LATE_S else 0
                 if lease and (late or said):
-                    Membership(engine, self.keys).say_late(self.me.host, lease, int(late))
+                    ClusterKeys(engine, self.keys).say_late(self.me.host, lease, int(late))
                     said = bool(late)
             except (Error, OSError):
                 pass  # the main thread reports errors of etcd
@@ -471,7 +471,7 @@ class Guard:
         """True if the last state from etcd was implausible."""
         return self._doubt_since is not None
 
-    def guarded(self, store: Store, now: Seen, now_s: float) -> Seen:
+    def guarded(self, store: Store, now: EngineView, now_s: float) -> EngineView:
         """Return the state ``now`` that was read from etcd, or a corrected one if it is
         implausible.
 
@@ -503,10 +503,10 @@ class Guard:
         self._say(f"{what} have gone at once: their names stay for {GUARD_S:.0f} s")
         if empty:
             services = now.services | {
-                name: Known(rows, store.across.names(name)) for name, rows in known.items()
+                name: ClaimedService(rows, store.across.names(name)) for name, rows in known.items()
             }
             now = now._replace(services=services)
         hosts = [h._replace(alive=h.alive or h.name in gone) for h in now.hosts]
         missing = gone - {host.name for host in hosts}
-        hosts += [Host(name, *peers[name][:2], 0, True) for name in sorted(missing)]
+        hosts += [HostEntry(name, *peers[name][:2], 0, True) for name in sorted(missing)]
         return now._replace(hosts=tuple(hosts))

@@ -19,14 +19,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.cluster import key_values
-from niso.cluster.engine import Compare, Delete, Item, Keys, NoAnswer, Put, Txn, decode, encode
-from niso.cluster.key_values import About, Claim, address_value, claim_of, spec_of
+from niso.cluster.engine import Compare, Delete, Keys, KeyValue, NoAnswer, Put, Txn, decode, encode
+from niso.cluster.key_values import About, ClusterClaim, address_value, claim_of, spec_of
 from niso.plan import subnets
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from niso.cluster.engine import Engine
+    from niso.cluster.etcd import Etcd
 
 
 TRIES = 16
@@ -70,14 +70,14 @@ class Claims:
     Every method raises NoAnswer, Refused and Error.
     """
 
-    def __init__(self, engine: Engine, host: str, keys: Keys | None = None) -> None:
+    def __init__(self, engine: Etcd, host: str, keys: Keys | None = None) -> None:
         self.engine = engine
         self.host = host
         self.keys = keys or Keys()
 
     # --- reading --------------------------------------------------------------
 
-    def held(self, service: str) -> Claim | None:
+    def held(self, service: str) -> ClusterClaim | None:
         """Return the reservation of a service in etcd, of whichever host; None if no host has
         reserved it.
         """
@@ -98,7 +98,7 @@ class Claims:
         keep: bool = False,
         since: int = 0,
         renew: bool = False,
-    ) -> Claim:
+    ) -> ClusterClaim:
         """Reserve a service's addresses and names for this host; return the resulting claim.
 
         The claim is created, or changed, or left alone if it is already right. With ``keep``,
@@ -130,9 +130,8 @@ class Claims:
                     assert have is not None
                     return have
                 claim, txn = planned
-                done = self.engine.commit(txn)
-                if done.done:
-                    return claim._replace(revision=done.revision)
+                if revision := self.engine.commit(txn):
+                    return claim._replace(revision=revision)
                 raced = True
             except NoAnswer as error:
                 if not error.unknown:
@@ -142,7 +141,7 @@ class Claims:
             raise problem
         raise Conflict(f"{wanted.service}: other hosts keep changing what it needs", "try again")
 
-    def foreseen(self, wanted: Wanted, take: bool = False) -> Claim:
+    def foreseen(self, wanted: Wanted, take: bool = False) -> ClusterClaim:
         """Return the reservation that `claim` would make, without writing to etcd.
 
         Raises the same errors as `claim`.
@@ -163,7 +162,7 @@ class Claims:
         that are unchanged are not written.
         """
 
-        def change(claim: Claim, items: dict[str, Item]) -> list[Put | Delete]:
+        def change(claim: ClusterClaim, items: dict[str, KeyValue]) -> list[Put | Delete]:
             key = self.keys.service(service)
             value = decode(items[key].value, key)
             more: dict[str, Any] = {"up": up}
@@ -193,7 +192,7 @@ class Claims:
         was never up here, it is given back to that host instead.
         """
 
-        def change(claim: Claim, items: dict[str, Item]) -> list[Put | Delete]:
+        def change(claim: ClusterClaim, items: dict[str, KeyValue]) -> list[Put | Delete]:
             key = self.keys.service(service)
             if not claim.former:
                 return [Delete(gone) for gone in sorted({key, *claim.keys(self.keys)})]
@@ -231,14 +230,14 @@ class Claims:
                 if claim is None or claim.host != self.host or claim.mark != mark:
                     return gives_up and problem is not None and claim is None
                 own = self.keys.service(service)
-                items: dict[str, Item] = {}
+                items: dict[str, KeyValue] = {}
                 for key in (own, *claim.address_keys(self.keys)):
                     items |= {item.key: item for item in self.engine.get(key, one=True).items}
                 if own not in items or items[own].modified != claim.revision:
                     continue
                 changes = tuple(change(claim, items))
                 held = Compare(own, claim.revision)
-                if not changes or self.engine.commit(Txn((held,), changes)).done:
+                if not changes or self.engine.commit(Txn((held,), changes)):
                     return True
             except NoAnswer as error:
                 if not error.unknown:
@@ -246,7 +245,7 @@ class Claims:
                 problem = error
         raise problem or Conflict(f"{service}: other hosts keep changing it", "try again")
 
-    def _require_lost(self, have: Claim, take: bool) -> None:
+    def _require_lost(self, have: ClusterClaim, take: bool) -> None:
         """Raise Conflict unless this host may take over a service that another host has reserved.
 
         It may if the other host's lease in etcd has expired and ``take`` is set. ``have`` is the
@@ -265,8 +264,8 @@ class Claims:
             )
 
     def _planned(
-        self, wanted: Wanted, have: Claim | None, asked: Asked, raced: bool
-    ) -> tuple[Claim, Txn] | None:
+        self, wanted: Wanted, have: ClusterClaim | None, asked: Asked, raced: bool
+    ) -> tuple[ClusterClaim, Txn] | None:
         """Return the reservation to request, and the transaction that writes it; None if it
         exists already.
         """
@@ -276,7 +275,7 @@ class Claims:
             # not if the other host has come back: then its live key exists
             conditions.append(Compare(self.keys.live(have.host)))
         networks: dict[str, tuple[str, ...]] = {}
-        known: dict[str, Item] = {}
+        known: dict[str, KeyValue] = {}
         newest = base = 0
         for network in wanted.networks:
             answer = self.engine.get(self.keys.network(network))
@@ -292,7 +291,7 @@ class Claims:
             networks[network] = self._addresses(wanted, have, network, items, raced)
         # a revision is higher than the number of any former claim, even one that was given up
         gen = max(have.gen + 1 if have else base + newest, asked.since + 1)
-        claim = Claim(wanted.service, self.host, gen, asked.mark, networks, wanted.names, 0)
+        claim = ClusterClaim(wanted.service, self.host, gen, asked.mark, networks, wanted.names, 0)
         same = () if asked.renew else ("host", "networks", "names")
         if have is not None and same and all(getattr(claim, f) == getattr(have, f) for f in same):
             return None
@@ -332,7 +331,9 @@ class Claims:
         )
         return claim, Txn(tuple(conditions), changes)
 
-    def _entries(self, claim: Claim, known: Mapping[str, Item], is_own: bool) -> Iterator[Put]:
+    def _entries(
+        self, claim: ClusterClaim, known: Mapping[str, KeyValue], is_own: bool
+    ) -> Iterator[Put]:
         """Yield the writes of the keys that reserve a service's addresses and names.
 
         ``known`` maps keys to their present items. ``is_own``: the service was reserved for this
@@ -354,9 +355,9 @@ class Claims:
     def _addresses(
         self,
         wanted: Wanted,
-        have: Claim | None,
+        have: ClusterClaim | None,
         network: str,
-        items: dict[str, Item],
+        items: dict[str, KeyValue],
         raced: bool,
     ) -> tuple[str, ...]:
         """Choose a service's addresses on a network, one in each subnet.
@@ -394,7 +395,7 @@ class Claims:
             chosen.append(choices[0])
         return tuple(chosen)
 
-    def _require_free(self, claim: Claim, known: dict[str, Item]) -> None:
+    def _require_free(self, claim: ClusterClaim, known: dict[str, KeyValue]) -> None:
         """Raise Conflict if another service has one of the addresses or names to reserve."""
         for key in sorted(claim.keys(self.keys)):
             holder = decode(known[key].value, key).get("service") if key in known else None

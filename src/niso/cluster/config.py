@@ -15,8 +15,8 @@ from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.text import escaped, shown
 from niso.cluster import key_values
-from niso.cluster.engine import PREFIX, Keys
-from niso.cluster.etcd import Access, Etcd
+from niso.cluster.engine import Keys
+from niso.cluster.etcd import Etcd, Reach
 from niso.manifest import toml, validate, values
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ BRIEF_S = 1.0
 _HEAD = "# written by niso cluster, which also changes it\n"
 
 
-class Own(NamedTuple):
+class OwnHost(NamedTuple):
     """This host's own settings in cluster.toml."""
 
     name: str
@@ -38,19 +38,7 @@ class Own(NamedTuple):
     encryption: str = ""  # how it encrypts (cluster/encryption.py); in an invitation, how it may
 
 
-class Reach(NamedTuple):
-    """How to reach etcd. Relative paths are relative to the folder of cluster.toml."""
-
-    members: tuple[str, ...]  # "198.51.100.1:2379", "[2001:db8::1]:2379"
-    cacert: str = ""  # PEM; without it plain HTTP
-    cert: str = ""
-    key: str = ""
-    user_file: str = ""  # a file with one line, NAME:PASSWORD
-    prefix: str = PREFIX
-    own: bool = False  # niso set it up: members may come and go
-
-
-class Member(NamedTuple):
+class MemberStart(NamedTuple):
     """Settings of the etcd member that runs on this host."""
 
     initial: tuple[str, ...]  # "a=https://198.51.100.1:2380": all members when this one was added
@@ -58,9 +46,9 @@ class Member(NamedTuple):
 
 
 class _File(NamedTuple):
-    host: Own
+    host: OwnHost
     etcd: Reach
-    member: Member | None = None
+    member: MemberStart | None = None
 
 
 class Config(NamedTuple):
@@ -69,19 +57,16 @@ class Config(NamedTuple):
     host: str
     address: str
     etcd: Reach
-    member: Member | None = None
+    member: MemberStart | None = None
     encryption: str = ""  # how this host encrypts
 
     @property
     def keys(self) -> Keys:
         return Keys(self.etcd.prefix)
 
-    def access(self) -> Access:
-        """Return etcd's endpoints and the paths of the certificate files, as absolute paths."""
-        etcd = self.etcd
-        chosen = (etcd.cacert, etcd.cert, etcd.key, etcd.user_file)
-        where = [os.path.join(paths.cluster_dir(), file) if file else "" for file in chosen]
-        return Access(etcd.members, *where)
+    def access(self) -> Reach:
+        """Return how to reach etcd, with absolute paths."""
+        return self.etcd.located(paths.cluster_dir())
 
     def engine(self, brief: bool = False) -> Etcd:
         """Open a connection to etcd, for use in one thread.
@@ -224,7 +209,9 @@ def save(config: Config) -> None:
 def text_of(config: Config) -> str:
     """Format a configuration as TOML."""
     lines = [_HEAD]
-    file = _File(Own(config.host, config.address, config.encryption), config.etcd, config.member)
+    file = _File(
+        OwnHost(config.host, config.address, config.encryption), config.etcd, config.member
+    )
     for table, data in convert.plain(file).items():
         if data is not None:
             lines.append(f"\n[{table}]\n")

@@ -27,7 +27,7 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from niso.cluster.key_values import Host
+    from niso.cluster.key_values import HostEntry
     from niso.kernel.interface import Kernel
 
 
@@ -111,7 +111,9 @@ def prepare(kernel: Kernel) -> str:
     return public
 
 
-def tunnel(cluster: str, port: int, how: str, own: Host, hosts: Iterable[Host] = ()) -> Tunnel:
+def tunnel(
+    cluster: str, port: int, how: str, own: HostEntry, hosts: Iterable[HostEntry] = ()
+) -> Tunnel:
     """Return the WireGuard tunnel of host ``own``, with the other hosts as peers.
 
     ``port`` is the UDP port of the cluster's VXLAN. WireGuard uses the next port. ``how`` is
@@ -137,7 +139,7 @@ def tunnel(cluster: str, port: int, how: str, own: Host, hosts: Iterable[Host] =
     )
 
 
-def follow(store: Store, kernel: Kernel, hosts: Iterable[Host], own: str) -> None:
+def follow(store: Store, kernel: Kernel, hosts: Iterable[HostEntry], own: str) -> None:
     """Make the WireGuard interface's peers equal to the cluster's hosts; no-op without encryption.
 
     The caller must not have niso's lock. Raises KernelError, and then records nothing.

@@ -20,15 +20,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from niso.base.errors import Error
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.cluster.engine import (
+    PREFIX,
     Answer,
     Batch,
     Compacted,
     Compare,
     Delete,
-    Done,
-    Event,
-    Item,
-    Mark,
+    KeyValue,
     NoAnswer,
     Put,
     Refused,
@@ -67,33 +65,37 @@ _PASSWORD_S = 10.0
 """The timeout of a password check in seconds. A retry before it would start a second check."""
 
 
-class Access(NamedTuple):
-    """Endpoints of etcd's members, and paths of certificate files (PEM).
-
-    Without ``authority``, plain HTTP is used. ``user_file`` has one line, NAME:PASSWORD, if etcd
-    has users.
-    """
+class Reach(NamedTuple):
+    """How to reach etcd. In cluster.toml, paths are relative to its folder."""
 
     members: tuple[str, ...]  # "198.51.100.1:2379", "[2001:db8::1]:2379"
-    authority: str = ""
-    certificate: str = ""
+    cacert: str = ""  # PEM; without it plain HTTP
+    cert: str = ""
     key: str = ""
-    user_file: str = ""
+    user_file: str = ""  # a file with one line, NAME:PASSWORD, if etcd has users
+    prefix: str = PREFIX
+    own: bool = False  # niso set it up: members may come and go
+
+    def located(self, folder: str) -> Reach:
+        """Return the same with absolute paths, of files in ``folder``."""
+        chosen = (self.cacert, self.cert, self.key, self.user_file)
+        cacert, cert, key, user = (os.path.join(folder, file) if file else "" for file in chosen)
+        return self._replace(cacert=cacert, cert=cert, key=key, user_file=user)
 
 
 class Etcd:
     """A client of etcd. It is not thread-safe: use one client for each thread.
 
-    Raises Error if a file of ``access`` cannot be read.
+    Its methods raise NoAnswer and Refused. Raises Error if a file of ``reach`` is unusable.
     """
 
-    def __init__(self, access: Access, request_s: float = REQUEST_S, rounds: int = ROUNDS) -> None:
-        self._members = list(access.members)
+    def __init__(self, reach: Reach, request_s: float = REQUEST_S, rounds: int = ROUNDS) -> None:
+        self._members = list(reach.members)
         self._request_s = request_s
-        self._wait_s = request_s * max(1.0, rounds / len(access.members))
+        self._wait_s = request_s * max(1.0, rounds / len(reach.members))
         self._rounds = rounds
-        self._context = _context(access) if access.authority else None
-        self._user = _user(access.user_file) if access.user_file else None
+        self._context = _context(reach) if reach.cacert else None
+        self._user = _user(reach.user_file) if reach.user_file else None
         self.date = ""  # Date header of the last answer (RFC 9110, 6.6.1)
         self._connection: http.client.HTTPConnection | None = None
 
@@ -112,7 +114,10 @@ class Etcd:
     # --- requests -------------------------------------------------------------
 
     def get(self, prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
-        """Return keys and values with a prefix; see `Engine.get`."""
+        """Return all keys with a prefix and their values; with ``one``, only the key itself.
+
+        With ``stale``, an etcd member that is cut off from the others may answer too.
+        """
         body = _span(prefix, not one)
         if stale:
             body["serializable"] = True
@@ -121,41 +126,50 @@ class Etcd:
         return Answer(_revision(answer), tuple(items))
 
     def keys(self, prefix: str) -> list[str]:
-        """Return keys without values; see `Engine.keys`."""
+        """Return the keys with a prefix, without values."""
         answer = self._ask("/v3/kv/range", {**_span(prefix, True), "keys_only": True})
         return sorted(_text(item["key"]) for item in answer.get("kvs", ()))
 
-    def mark(self, prefix: str) -> Mark:
-        """Return a fingerprint of keys; see `Engine.mark`.
+    def mark(self, prefix: str) -> tuple[int, int, int, int]:
+        """Return a fingerprint of the keys with a prefix. While it is equal, no key has changed.
 
-        It does not use a count_only request, which ignores revisions (etcd 3.5.16).
+        It has etcd's revision, the modified revision of the newest key and its lease (0 without
+        keys; of any of several newest), and the number of keys. A changed key has a higher revision
+        than all others, and a deleted one changes the number. If etcd was restored from a backup,
+        revisions can repeat, but the lease then differs. A count_only request would ignore
+        revisions (etcd 3.5.16).
         """
         order = {"limit": 1, "keys_only": True, "sort_order": "DESCEND", "sort_target": "MOD"}
         answer = self._ask("/v3/kv/range", {**_span(prefix, True), **order})
         last: dict[str, Any] = next(iter(answer.get("kvs", ())), {})
         newest, lease = (int(last.get(field, 0)) for field in ("mod_revision", "lease"))
-        return Mark(_revision(answer), newest, lease, int(answer.get("count", 0)))
+        return _revision(answer), newest, lease, int(answer.get("count", 0))
 
-    def commit(self, txn: Txn) -> Done:
-        """Commit a transaction; see `Engine.commit`."""
+    def commit(self, txn: Txn) -> int:
+        """Carry out a transaction; return etcd's revision, or 0 if a condition was not met.
+
+        If NoAnswer with ``unknown`` is raised, etcd may have carried it out, may still do so, or
+        never.
+        """
         body = {
             "compare": [_compare(condition) for condition in txn.conditions],
             "success": [_change(change) for change in txn.changes],
         }
         answer = self._ask("/v3/kv/txn", body, repeatable=False)
-        return Done(bool(answer.get("succeeded")), _revision(answer))
+        return _revision(answer) if answer.get("succeeded") else 0
 
     def grant(self, ttl_s: int) -> int:
-        """Create a lease; see `Engine.grant`. etcd raises times under 2 s to 2 s."""
+        """Create a lease that expires if it is not renewed in time. The least time is 2 s."""
         return int(self._ask("/v3/lease/grant", {"TTL": ttl_s})["ID"])
 
     def keep(self, lease: int) -> bool:
-        """Renew a lease; see `Engine.keep`. The answer for an expired lease has no TTL."""
+        """Renew a lease; return whether it still exists."""
+        # the answer for an expired lease has no TTL
         answer = self._ask("/v3/lease/keepalive", {"ID": str(lease)}, wait_s=self._request_s)
         return int(answer.get("result", {}).get("TTL", 0)) > 0
 
     def revoke(self, lease: int) -> None:
-        """Revoke a lease; see `Engine.revoke`."""
+        """Revoke a lease, which deletes its keys. No-op if it has expired."""
         try:
             self._ask("/v3/lease/revoke", {"ID": str(lease)})
         except Refused as error:
@@ -163,10 +177,11 @@ class Etcd:
                 raise
 
     def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
-        """Yield changes of keys from the first member that answers; see `Engine.watch`.
+        """Yield changes of keys with a prefix, from a revision on.
 
-        A member that is cut off from the others would send no events, and would even report
-        progress. With ``hasleader``, it ends the stream instead.
+        Raises NoAnswer if etcd sends neither events nor progress messages for ``silence_s``
+        seconds, or if the member is cut off from the others. Raises Compacted if events are no
+        longer available.
         """
         request = {**_span(prefix, True), "start_revision": revision, "progress_notify": True}
         connection, response = self._open("/v3/watch", {"create_request": request})
@@ -288,6 +303,8 @@ class Etcd:
             self.close()  # a stream needs a connection of its own
             try:
                 connection = self._connected()
+                # a member that is cut off from the others then ends the stream: else it would send
+                # no events, but report progress
                 headers = self._headers() | {"Grpc-Metadata-hasleader": "true"}
                 self._connection = None
                 _wait(connection, self._wait_s)
@@ -332,25 +349,25 @@ def _wait(connection: http.client.HTTPConnection, seconds: float) -> None:
         connection.sock.settimeout(seconds)
 
 
-def _context(access: Access) -> ssl.SSLContext:
+def _context(reach: Reach) -> ssl.SSLContext:
     """Return the TLS settings for connections to etcd.
 
     Raises Error with the path of the file if a certificate or key is unusable.
     """
-    for path in (access.authority, access.certificate, access.key):
+    for path in (reach.cacert, reach.cert, reach.key):
         try:
-            with open(path or access.authority, "rb"):
+            with open(path or reach.cacert, "rb"):
                 pass
         except OSError as error:
             reason = os.strerror(error.errno or 0).lower()
             raise Error(f"cannot be read: {reason}", _FILES, file=path) from None
     try:
-        context = ssl.create_default_context(cafile=access.authority)
-        if access.certificate:
-            context.load_cert_chain(access.certificate, access.key)
+        context = ssl.create_default_context(cafile=reach.cacert)
+        if reach.cert:
+            context.load_cert_chain(reach.cert, reach.key)
     except ssl.SSLError as error:
         reason = f"not a certificate and its key, or its authority: {error.reason or error}"
-        raise Error(reason, _FILES, file=access.certificate or access.authority) from None
+        raise Error(reason, _FILES, file=reach.cert or reach.cacert) from None
     return context
 
 
@@ -442,9 +459,9 @@ def _change(change: Put | Delete) -> dict[str, Any]:
     return {"request_put": put}
 
 
-def _item(kv: dict[str, Any]) -> Item:
+def _item(kv: dict[str, Any]) -> KeyValue:
     lease = int(kv.get("lease", 0))
-    return Item(_text(kv["key"]), _text(kv.get("value", "")), int(kv["mod_revision"]), lease)
+    return KeyValue(_text(kv["key"]), _text(kv.get("value", "")), int(kv["mod_revision"]), lease)
 
 
 def _revision(answer: dict[str, Any]) -> int:
@@ -461,7 +478,7 @@ def _batch(line: bytes) -> Batch | None:
         raise NoAnswer(f"the watch has ended: {_error(line)[1]}", _HINT)
     result = document.get("result", {})
     if "compact_revision" in result:  # etcd would keep the stream open
-        raise Compacted(int(result["compact_revision"]))
+        raise Compacted
     if result.get("canceled"):
         raise NoAnswer(f"the watch has ended: {result.get('cancel_reason', '')}", _HINT)
     events: Sequence[dict[str, Any]] = result.get("events", ())
@@ -470,7 +487,7 @@ def _batch(line: bytes) -> Batch | None:
     return Batch(
         _revision(result),
         tuple(
-            Event(key, None if e.get("type") == "DELETE" else _item(e["kv"]), modified)
+            (key, None if e.get("type") == "DELETE" else _item(e["kv"]), modified)
             for e in events
             for key, modified in ((_text(e["kv"]["key"]), int(e["kv"]["mod_revision"])),)
         ),

@@ -23,9 +23,10 @@ from niso.base.files import replace, sync
 from niso.base.named_tuples import NamedTuple
 from niso.base.text import escaped
 from niso.cluster import config
-from niso.cluster.config import Config, Own, Reach
+from niso.cluster.config import Config, OwnHost
 from niso.cluster.engine import NoAnswer, Refused
-from niso.cluster.membership import Membership
+from niso.cluster.etcd import Reach
+from niso.cluster.membership import ClusterKeys
 
 # --- invitations ----------------------------------------------------------------------------------
 
@@ -48,7 +49,7 @@ class Files(NamedTuple):
 
 class Invitation(NamedTuple):
     cluster: str  # id of the cluster
-    host: Own
+    host: OwnHost
     etcd: Reach  # paths are empty: the contents are in `files`
     files: Files
 
@@ -101,8 +102,8 @@ def parsed(text: bytes) -> Invitation:
 
 def contents(own: Config) -> Files:
     """Read the files by which this host reaches etcd; return their contents. Raises Error."""
-    access = own.access()
-    wanted = (access.authority, access.certificate, access.key, access.user_file)
+    reach = own.access()
+    wanted = (reach.cacert, reach.cert, reach.key, reach.user_file)
     return Files(*(_content(path) if path else "" for path in wanted))
 
 
@@ -155,13 +156,12 @@ def require_valid(invited: Invitation, own: Config) -> None:
     """
     with tempfile.TemporaryDirectory(dir=paths.cluster_dir(), prefix="new-") as folder:
         keep(invited.files, folder)
-        new = invited.config().etcd
-        chosen = (new.cacert, new.cert, new.key, new.user_file)
-        cacert, cert, key, user = (os.path.join(folder, file) if file else "" for file in chosen)
-        reach = Reach(own.etcd.members, cacert, cert, key, user, own.etcd.prefix, own.etcd.own)
+        have = own.etcd
+        reach = invited.config().etcd.located(folder)
+        reach = reach._replace(members=have.members, prefix=have.prefix, own=have.own)
         try:
             with own._replace(etcd=reach).engine() as engine:
-                cluster = Membership(engine, own.keys).cluster()
+                cluster = ClusterKeys(engine, own.keys).cluster()
         except Error as error:
             if isinstance(error, NoAnswer) and not isinstance(error, Refused):
                 raise

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.cluster.engine import Item, Keys, decode, invalid
+from niso.cluster.engine import Keys, KeyValue, decode, invalid
 from niso.manifest import values
 from niso.plan.records import Entry, Policy
 from niso.plan.subnets import refusal
@@ -146,7 +146,7 @@ type Sharers = tuple[tuple[str, tuple[str, ...]], ...]
 """Pairs of an active service that shares the namespace of another, and its published ports."""
 
 
-class Claim(NamedTuple):
+class ClusterClaim(NamedTuple):
     """A host's reservation of a service, with its addresses and names, as recorded in etcd.
 
     ``revision`` is the modified revision of the service's key. ``gen`` is higher than in every
@@ -196,7 +196,7 @@ class About(NamedTuple):
         return {"ports": list(self.ports), "policy": policy, "sharers": sharers}
 
 
-def claim_of(item: Item, keys: Keys) -> Claim:
+def claim_of(item: KeyValue, keys: Keys) -> ClusterClaim:
     """Parse the value of a service's key in etcd: the reservation of the service.
 
     Raises Error if the value is malformed.
@@ -215,7 +215,7 @@ def claim_of(item: Item, keys: Keys) -> Claim:
         called = (value["host"], *former, *value["names"], *(name for name, _ in sharers))
         if not all(is_name(str(name)) for name in called):
             raise ValueError
-        return Claim(
+        return ClusterClaim(
             item.key.removeprefix(keys.services),
             str(value["host"]),
             int(value["gen"]),
@@ -234,7 +234,7 @@ def claim_of(item: Item, keys: Keys) -> Claim:
         raise invalid(item.key) from None
 
 
-def address_value(claim: Claim, up: bool) -> dict[str, Any]:
+def address_value(claim: ClusterClaim, up: bool) -> dict[str, Any]:
     """Return the JSON value of an address key in etcd. ``up``: whether the service is up."""
     return {
         "service": claim.service,
@@ -255,7 +255,7 @@ Encrypted clusters have version 2: hosts that know only version 1 would send in 
 """
 
 
-class Host(NamedTuple):
+class HostEntry(NamedTuple):
     name: str
     state_id: str
     address: str  # by which the other hosts reach it
@@ -271,7 +271,7 @@ class Cluster(NamedTuple):
     encryption: str = ""  # for new hosts: see cluster/encryption.py
 
 
-def host_of(item: Item, keys: Keys) -> Host:
+def host_of(item: KeyValue, keys: Keys) -> HostEntry:
     """Parse the value of a host's key. ``alive`` of the result is False: another key determines it.
 
     Raises Error if the value is invalid.
@@ -284,10 +284,10 @@ def host_of(item: Item, keys: Keys) -> Host:
     if public and not is_public_key(public):
         raise invalid(item.key)
     where = (str(value["address"]), int(value["mtu"]), False)
-    return Host(name, str(value["id"]), *where, version(value.get("niso")), public)
+    return HostEntry(name, str(value["id"]), *where, version(value.get("niso")), public)
 
 
-def cluster_of(item: Item) -> Cluster:
+def cluster_of(item: KeyValue) -> Cluster:
     """Parse the cluster's key. Raises Error if this niso does not support its version."""
     value = valid(decode(item.value, item.key), item.key, "id", "port")
     encryption = str(value.get("encrypt", ""))
@@ -311,7 +311,7 @@ def cluster_value(cluster: Cluster) -> dict[str, Any]:
     return value
 
 
-def host_value(host: Host) -> dict[str, Any]:
+def host_value(host: HostEntry) -> dict[str, Any]:
     """Return the value of a host's key."""
     value: dict[str, Any] = {"id": host.state_id, "address": host.address, "mtu": host.mtu}
     if host.public:
@@ -330,7 +330,7 @@ def require_family(address: str, other: str, host: str) -> None:
         )
 
 
-def clash(host: Host, other: Host) -> Conflict:
+def clash(host: HostEntry, other: HostEntry) -> Conflict:
     """Return the error for a host with the same name or the same state folder as another host."""
     if other.name == host.name:
         return Conflict(
@@ -375,7 +375,7 @@ def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
     return value
 
 
-def index_of(item: Item) -> dict[str, dict[str, Any]]:
+def index_of(item: KeyValue) -> dict[str, dict[str, Any]]:
     """Parse the index of all networks, {NETWORK: {vni, subnets}}. Raises Error."""
     index = decode(item.value, item.key)
     for value in index.values():
@@ -389,7 +389,7 @@ def index_of(item: Item) -> dict[str, dict[str, Any]]:
     return index
 
 
-def spec_of(name: str, item: Item) -> Spec:
+def spec_of(name: str, item: KeyValue) -> Spec:
     """Parse the value of a network's spec key. Raises Error if it is malformed."""
     value = valid(decode(item.value, item.key), item.key, "subnets", "vni", "mtu")
     try:

@@ -14,11 +14,11 @@ from niso.base.errors import Conflict, Error, NotFound
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.cluster import key_values
 from niso.cluster.claims import TRIES
-from niso.cluster.engine import Compare, Delete, Item, Keys, NoAnswer, Put, Txn, decode, encode
+from niso.cluster.engine import Compare, Delete, Keys, KeyValue, NoAnswer, Put, Txn, decode, encode
 from niso.cluster.key_values import (
-    Claim,
     Cluster,
-    Host,
+    ClusterClaim,
+    HostEntry,
     Spec,
     claim_of,
     clash,
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from niso.cluster.engine import Engine, Joined
+    from niso.cluster.config import Config
+    from niso.cluster.etcd import Etcd
 
 
 # --- changes of the keys --------------------------------------------------------------------------
@@ -51,10 +52,10 @@ SERIAL = re.compile("[0-9A-F]{1,64}", re.ASCII)
 MOST_VNI = (1 << 24) - 1
 
 
-class Membership:
+class ClusterKeys:
     """Read and write the cluster's own keys. All methods raise NoAnswer, Refused and Error."""
 
-    def __init__(self, engine: Engine, keys: Keys | None = None) -> None:
+    def __init__(self, engine: Etcd, keys: Keys | None = None) -> None:
         self.engine = engine
         self.keys = keys or Keys()
 
@@ -88,7 +89,7 @@ class Membership:
 
     # --- hosts ----------------------------------------------------------------
 
-    def hosts(self) -> list[Host]:
+    def hosts(self) -> list[HostEntry]:
         """Return all hosts, sorted by name."""
         items = {item.key: item for item in self.engine.get(self.keys.hosts).items}
         return [
@@ -97,11 +98,11 @@ class Membership:
             if "/" not in key.removeprefix(self.keys.hosts)
         ]
 
-    def host_item(self, host: str) -> Item | None:
+    def host_item(self, host: str) -> KeyValue | None:
         """Read the key of a host; return None if the host is not in the cluster."""
         return self._item(self.keys.host(host))
 
-    def join(self, host: Host) -> None:
+    def join(self, host: HostEntry) -> None:
         """Add a host to the cluster, or update its values.
 
         Raises Conflict if another host has its name, state folder or address, if their addresses
@@ -133,7 +134,7 @@ class Membership:
 
         self._settle(txn, lambda: self._has(key, value))
 
-    def refresh(self, host: Host) -> None:
+    def refresh(self, host: HostEntry) -> None:
         """Update the address, MTU, version and public key of a host in etcd if they differ.
 
         No-op if the host is not in the cluster.
@@ -155,7 +156,7 @@ class Membership:
         if item is None or decode(item.value, item.key).get("id") != state_id:
             return False
         live = Put(self.keys.live(host), encode({"boot": boot}), lease)
-        return self.engine.commit(Txn((Compare(item.key, item.modified),), (live,))).done
+        return self.engine.commit(Txn((Compare(item.key, item.modified),), (live,))) > 0
 
     def say_late(self, host: str, lease: int, seconds: int) -> None:
         """Write the lag in seconds of a host's agent, with the host's lease; 0 removes the key."""
@@ -193,7 +194,7 @@ class Membership:
         changes = (Delete(item.key), Delete(self.keys.live(host)))
         self._delete(item.key, Txn((Compare(item.key, item.modified),), changes))
 
-    def services(self) -> list[Claim]:
+    def services(self) -> list[ClusterClaim]:
         """Return the reservations of all services in etcd, sorted by service."""
         items = self.engine.get(self.keys.services, stale=True).items
         return [claim_of(item, self.keys) for item in items]
@@ -232,7 +233,7 @@ class Membership:
         self._delete(key, Txn(lost, (Delete(key), *self._withdrawing(host))))
         return gone
 
-    def _had_by(self, host: str) -> list[tuple[Item, Claim]]:
+    def _had_by(self, host: str) -> list[tuple[KeyValue, ClusterClaim]]:
         """Return the services that a host has reserved in etcd, or that another host may give back
         to it.
 
@@ -401,7 +402,7 @@ class Membership:
 
     # --- parts ----------------------------------------------------------------
 
-    def _item(self, key: str) -> Item | None:
+    def _item(self, key: str) -> KeyValue | None:
         items = self.engine.get(key, one=True).items
         return items[0] if items else None
 
@@ -418,7 +419,7 @@ class Membership:
         """
         for attempt in range(TRIES):
             try:
-                if self.engine.commit(txn()).done:
+                if self.engine.commit(txn()):
                     return
             except NoAnswer as error:
                 if not error.unknown or attempt == TRIES - 1:
@@ -458,9 +459,9 @@ def _require_apart(spec: Spec, index: dict[str, Any]) -> None:
 # --- requirements of networks that span hosts -----------------------------------------------------
 
 
-def require_joined(machine: Machine) -> Joined:
+def require_joined(machine: Machine) -> Config:
     """Return this host's access to its cluster. Raises Error if this host is in no cluster."""
-    joined: Joined | None = machine.joined()
+    joined: Config | None = machine.joined()
     if joined is None:
         raise Error(
             "this host is in no cluster",
@@ -469,7 +470,7 @@ def require_joined(machine: Machine) -> Joined:
     return joined
 
 
-def require_own(store: Store, membership: Membership) -> Cluster:
+def require_own(store: Store, membership: ClusterKeys) -> Cluster:
     """Return the cluster that etcd has. Raises Conflict if it is not this host's cluster.
 
     If etcd has lost its data, it has no cluster, and Conflict is raised too.

@@ -12,8 +12,8 @@ from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Report, silent
 from niso.cluster import encryption
-from niso.cluster.key_values import Host
-from niso.cluster.view import NOTHING, Known, Seen
+from niso.cluster.key_values import HostEntry
+from niso.cluster.view import NOTHING, ClaimedService, EngineView
 from niso.reconcile.change import change
 from niso.store.snapshots import Scope
 from niso.store.span_rows import Address, Attempt, Spans
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-def follow(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
+def follow(store: Store, kernel: Kernel, now: EngineView, own: str) -> list[str]:
     """Make rows and kernel equal to etcd's state ``now``; return the remote services that changed.
 
     Services of other hosts, called remote, are stored as rows of this host. ``own`` is the name of
@@ -63,7 +63,9 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
     return sorted(changed)
 
 
-def _wanted(store: Store, now: Seen, own: str, spans: Collection[str]) -> dict[str, Known]:
+def _wanted(
+    store: Store, now: EngineView, own: str, spans: Collection[str]
+) -> dict[str, ClaimedService]:
     """Return the remote services that rows should record, among those that may have changed.
 
     The result maps names to addresses on ``spans``, the networks of this host that span hosts.
@@ -74,11 +76,15 @@ def _wanted(store: Store, now: Seen, own: str, spans: Collection[str]) -> dict[s
         known = now.services.get(name, NOTHING)
         on = tuple(a for a in known.addresses if a.network in spans)
         if on and all(address.host != own for address in known.addresses):
-            wanted[name] = known if len(on) == len(known.addresses) else Known(on, known.names)
+            wanted[name] = (
+                known if len(on) == len(known.addresses) else ClaimedService(on, known.names)
+            )
     return _without_own(store, wanted)
 
 
-def _keep(wanted: dict[str, Known], present: dict[str, Known], networks: set[str]) -> None:
+def _keep(
+    wanted: dict[str, ClaimedService], present: dict[str, ClaimedService], networks: set[str]
+) -> None:
     """Add addresses from ``present`` to ``wanted``, for networks that etcd's state does not cover.
 
     ``networks`` are such networks. They were created after the state was read from etcd.
@@ -86,11 +92,11 @@ def _keep(wanted: dict[str, Known], present: dict[str, Known], networks: set[str
     for name, known in present.items() if networks else ():
         kept = [address for address in known.addresses if address.network in networks]
         if kept:
-            have = wanted.get(name, Known((), known.names))
-            wanted[name] = Known(tuple(sorted({*have.addresses, *kept})), have.names)
+            have = wanted.get(name, ClaimedService((), known.names))
+            wanted[name] = ClaimedService(tuple(sorted({*have.addresses, *kept})), have.names)
 
 
-def fenced(store: Store, now: Seen, own: str) -> list[str]:
+def fenced(store: Store, now: EngineView, own: str) -> list[str]:
     """Return this host's services that another host has reserved later, with a higher ``gen``.
 
     ``now`` is the state that was read from etcd.
@@ -103,17 +109,17 @@ def fenced(store: Store, now: Seen, own: str) -> list[str]:
     return lost
 
 
-def _present(store: Store, services: Collection[str] | None = None) -> dict[str, Known]:
+def _present(store: Store, services: Collection[str] | None = None) -> dict[str, ClaimedService]:
     """Return the remote services that this host has rows of; ``services`` limits them."""
     rows, names = store.across.addresses(services), store.across.called(services)
-    return {name: Known(some, names.get(name, ())) for name, some in rows.items()}
+    return {name: ClaimedService(some, names.get(name, ())) for name, some in rows.items()}
 
 
 def _apply(
     store: Store,
     kernel: Kernel,
-    now: Seen,
-    turn: tuple[dict[str, Known], dict[str, Known]],
+    now: EngineView,
+    turn: tuple[dict[str, ClaimedService], dict[str, ClaimedService]],
     own: str,
 ) -> set[str]:
     """Write the rows that differ and update the kernel; return the names of services that changed.
@@ -141,7 +147,7 @@ def _apply(
 def _change(
     store: Store,
     kernel: Kernel,
-    changed: dict[str, Known],
+    changed: dict[str, ClaimedService],
     peers: dict[str, tuple[str, str, bool] | None],
     report: Report,
 ) -> None:
@@ -182,7 +188,7 @@ def _go_back(store: Store, kernel: Kernel, report: Report) -> None:
         return
     here = {network.name for network in store.networks() if network.span is not None}
     made = {
-        name: Known(tuple(a for a in known[0] if a.network in here), known[1])
+        name: ClaimedService(tuple(a for a in known[0] if a.network in here), known[1])
         for name, known in attempt.services.items()
     }
     rows, hosts = _present(store, made), spans.peers()
@@ -216,7 +222,7 @@ def _write(
         spans.set_service(name, addresses, names)
 
 
-def _wire(store: Store, host: Host) -> str:
+def _wire(store: Store, host: HostEntry) -> str:
     """Return the address from which a host's VXLAN packets come: inside the tunnel if it
     encrypts.
     """
@@ -249,7 +255,7 @@ def make_way(
         _drop_claims(store, kernel, lost)
 
 
-def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, Known]) -> Scope:
+def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedService]) -> Scope:
     """Return the scope (which rows and kernel objects are concerned) of changing remote services.
 
     ``wanted`` maps the services to their new state. Services that are not in it are removed.
@@ -325,11 +331,11 @@ def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silen
 
 def turned(
     store: Store,
-    now: Seen,
+    now: EngineView,
     own: str,
     services: Collection[str] = (),
     addresses: Collection[tuple[str, str]] = (),
-) -> dict[str, Known]:
+) -> dict[str, ClaimedService]:
     """Return the remote services that a command of this host changes, mapped to their new state.
 
     ``now`` is etcd's state on the networks that are new to this host; remote services on them are
@@ -344,11 +350,11 @@ def turned(
         if rows:
             before = present.get(name, NOTHING).addresses
             kept = [a for a in before if a.network not in now.networks]
-            changed[name] = Known(tuple(sorted({*kept, *rows})), known.names)
+            changed[name] = ClaimedService(tuple(sorted({*kept, *rows})), known.names)
     return changed | _without(present | changed, services, addresses)
 
 
-def write(store: Store, now: Seen, own: str, changed: dict[str, Known]) -> None:
+def write(store: Store, now: EngineView, own: str, changed: dict[str, ClaimedService]) -> None:
     """Write the rows of the remote services in ``changed``, and of hosts that have no row yet.
 
     The caller is in a transaction, and must update the kernel for `scope_of` afterwards.
@@ -363,8 +369,10 @@ def write(store: Store, now: Seen, own: str, changed: dict[str, Known]) -> None:
 
 
 def _without(
-    some: dict[str, Known], services: Collection[str], addresses: Collection[tuple[str, str]]
-) -> dict[str, Known]:
+    some: dict[str, ClaimedService],
+    services: Collection[str],
+    addresses: Collection[tuple[str, str]],
+) -> dict[str, ClaimedService]:
     """Return how services change if ``services`` and ``addresses`` are removed from ``some``.
 
     Services that do not change are not in the result.
@@ -375,11 +383,11 @@ def _without(
         if name in services:
             changed[name] = NOTHING
         elif rows != known.addresses:
-            changed[name] = Known(rows, known.names)
+            changed[name] = ClaimedService(rows, known.names)
     return changed
 
 
-def _without_own(store: Store, wanted: dict[str, Known]) -> dict[str, Known]:
+def _without_own(store: Store, wanted: dict[str, ClaimedService]) -> dict[str, ClaimedService]:
     """Return ``wanted`` without services and addresses that this host has reserved.
 
     Addresses of services that are still active here are left out too, until they are deactivated.

@@ -25,15 +25,15 @@ from niso.cluster.engine import Compare, Keys, NoAnswer, Put, Refused, Txn, enco
 from niso.cluster.key_values import (
     About,
     Cluster,
-    Host,
+    HostEntry,
     Spec,
     address_value,
     cluster_value,
     host_value,
 )
-from niso.cluster.key_values import Claim as Held
-from niso.cluster.membership import PORT, Membership
-from niso.cluster.view import Seen
+from niso.cluster.key_values import ClusterClaim as Held
+from niso.cluster.membership import PORT, ClusterKeys
+from niso.cluster.view import EngineView
 from niso.plan.records import Network, Tunnel
 from niso.store.service_rows import ServiceRow
 from niso.store.span_rows import Claim
@@ -77,7 +77,7 @@ class OwnClaims:
         self._is_settled = False
 
     def bring(
-        self, store: Store, kernel: Kernel, claims: Claims, now: Seen, now_s: float
+        self, store: Store, kernel: Kernel, claims: Claims, now: EngineView, now_s: float
     ) -> tuple[list[str], bool]:
         """Make the reservations of this host's services in etcd match its rows.
 
@@ -122,7 +122,7 @@ class OwnClaims:
             is_sure = False
         return lost, is_sure
 
-    def _end_strays(self, store: Store, claims: Claims, now: Seen, now_s: float) -> bool:
+    def _end_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
         """Delete reservations of this host in etcd that it has not recorded; return False if there
         were any.
 
@@ -136,7 +136,7 @@ class OwnClaims:
             if all(address.host == claims.host for address in now.services[name].addresses)
         }
         if self._strays_s is None or now_s - self._strays_s >= STRAY_S:
-            own |= {*Membership(claims.engine, claims.keys).services_of(claims.host)}
+            own |= {*ClusterKeys(claims.engine, claims.keys).services_of(claims.host)}
             self._strays_s = now_s
         strays = own - {record.service for record in store.across.claims(own)}
         for service in sorted(strays):
@@ -200,7 +200,7 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
     return True
 
 
-def is_so(store: Store, record: Claim, now: Seen) -> bool:
+def is_so(store: Store, record: Claim, now: EngineView) -> bool:
     """Return whether a service's keys in etcd (``now``) match this host's rows.
 
     The recorded reservation ``record`` does not suffice, because an undone activation may have
@@ -316,7 +316,7 @@ def base_of(store: Store) -> int:
     return (max(known, default=0) // EPOCH + 1) * EPOCH
 
 
-def restore(store: Store, membership: Membership, own: Host, encryption: str = "") -> Cluster:
+def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: str = "") -> Cluster:
     """Write all keys that this host has recorded to etcd; return the cluster.
 
     ``own`` is this host, and ``encryption`` how it encrypts traffic to other hosts. Raises Conflict
@@ -350,7 +350,7 @@ def restore(store: Store, membership: Membership, own: Host, encryption: str = "
     return made
 
 
-def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[Host]:
+def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[HostEntry]:
     """Yield the other hosts of the cluster, with ``mtu`` as their MTU.
 
     In an encrypted cluster, only hosts whose public keys are known are included.
@@ -358,15 +358,15 @@ def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[Host]:
     inside = {end[2]: end for end in tunnel.others} if tunnel is not None else {}
     for name, (state_id, address, alive) in store.across.peers().items():
         if tunnel is None:
-            yield Host(name, state_id, address, mtu, alive)
+            yield HostEntry(name, state_id, address, mtu, alive)
         # the record has the address inside the tunnel, not the one between the hosts
         elif address in inside:
             public, place, _ = inside[address]
             between = place.rpartition(":")[0].strip("[]")
-            yield Host(name, state_id, between, mtu, alive, public=public)
+            yield HostEntry(name, state_id, between, mtu, alive, public=public)
 
 
-def _put(membership: Membership, values: dict[str, str], lease: int = 0) -> None:
+def _put(membership: ClusterKeys, values: dict[str, str], lease: int = 0) -> None:
     """Write keys if none of them exists and etcd has no cluster. Raises NoAnswer."""
     keys = membership.keys
     conditions = [Compare(key) for key in sorted({*values, keys.cluster})]

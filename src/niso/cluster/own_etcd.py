@@ -30,7 +30,7 @@ from niso.base.names import bracketed
 from niso.cluster import invitation
 from niso.cluster.config import CLIENT_PORT, PEER_PORT, Config
 from niso.cluster.engine import NoAnswer, Refused
-from niso.cluster.etcd import Access, Etcd
+from niso.cluster.etcd import Etcd, Reach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -343,9 +343,9 @@ def endpoints(listed: list[EtcdMember]) -> tuple[str, ...]:
     return tuple(member.client for member in listed if member.client and not member.learns)
 
 
-def state(access: Access, client: str) -> EtcdState | None:
+def state(reach: Reach, client: str) -> EtcdState | None:
     """Return the status of the member at the endpoint ``client``; None if it does not answer."""
-    with Etcd(access._replace(members=(client,)), _ANSWER_S, rounds=1) as engine:
+    with Etcd(reach._replace(members=(client,)), _ANSWER_S, rounds=1) as engine:
         try:
             answer = engine.call("/v3/maintenance/status", {})
         except NoAnswer:

@@ -8,29 +8,29 @@ from sys import intern
 from niso.base.errors import Error
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.cluster import key_values
-from niso.cluster.engine import Item, Keys, decode
-from niso.cluster.key_values import Host
+from niso.cluster.engine import Keys, KeyValue, decode
+from niso.cluster.key_values import HostEntry
 from niso.store.span_rows import Address
 
 if TYPE_CHECKING:
     Subnets = Mapping[str, Sequence[tuple[str, str]]]
 
 
-class Known(NamedTuple):
+class ClaimedService(NamedTuple):
     """A service recorded in etcd: its addresses on this host's networks, and its names."""
 
     addresses: tuple[Address, ...]
     names: tuple[str, ...]
 
 
-NOTHING = Known((), ())
+NOTHING = ClaimedService((), ())
 
 
-class Seen(NamedTuple):
+class EngineView(NamedTuple):
     """The state that was read from etcd: hosts, and services by name, including this host's own."""
 
-    hosts: tuple[Host, ...]
-    services: dict[str, Known]
+    hosts: tuple[HostEntry, ...]
+    services: dict[str, ClaimedService]
     networks: frozenset[str]  # the networks that were read
     wrong: tuple[str, ...] = ()  # keys with an invalid value, which count as absent
     only: frozenset[str] | None = None
@@ -43,12 +43,12 @@ class _Row(NamedTuple):
 
 
 def seen(
-    hosts: Iterable[Host],
-    networks: Mapping[str, Iterable[Item]],
+    hosts: Iterable[HostEntry],
+    networks: Mapping[str, Iterable[KeyValue]],
     keys: Keys,
     subnets: Subnets | None = None,
     own: str = "",
-) -> Seen:
+) -> EngineView:
     """Decode the address keys (``net/NETWORK/a/…``) of some networks to services.
 
     ``networks`` maps names to items, and ``subnets`` to (CIDR, gateway) pairs: addresses that a
@@ -68,21 +68,21 @@ class View:
     def __init__(self, keys: Keys, own: str) -> None:
         self._keys = keys
         self._own = own
-        self._hosts: tuple[Host, ...] = ()
+        self._hosts: tuple[HostEntry, ...] = ()
         self._strange: frozenset[str] = frozenset()
         self._subnets: dict[str, tuple[tuple[str, str], ...]] | None = None
-        self._items: dict[str, Mapping[str, Item]] = {}
+        self._items: dict[str, Mapping[str, KeyValue]] = {}
         self._rows: dict[str, _Row] = {}  # by key
         self._wrong: dict[str, None] = {}
-        self._services: dict[str, Known] = {}
+        self._services: dict[str, ClaimedService] = {}
         self._is_done = False
 
     def seen(
         self,
-        hosts: Iterable[Host],
-        networks: Mapping[str, Mapping[str, Item]],
+        hosts: Iterable[HostEntry],
+        networks: Mapping[str, Mapping[str, KeyValue]],
         subnets: Subnets | None = None,
-    ) -> Seen:
+    ) -> EngineView:
         """Decode the address keys of networks. ``networks`` maps each name to items by key.
 
         Otherwise as the function `seen`. Unchanged items are not decoded again, so callers must not
@@ -103,7 +103,9 @@ class View:
         for network, items in sorted(networks.items()):
             changed |= self._take(network, items)
         only = frozenset(changed) if same else None
-        return Seen(hosts, self._services, frozenset(networks), tuple(sorted(self._wrong)), only)
+        return EngineView(
+            hosts, self._services, frozenset(networks), tuple(sorted(self._wrong)), only
+        )
 
     def done(self) -> None:
         """Record that this host now matches the state that `seen` returned last."""
@@ -113,7 +115,7 @@ class View:
         """Make ``only`` of the next result None, since any service may have changed."""
         self._is_done = False
 
-    def _take(self, network: str, items: Mapping[str, Item]) -> set[str]:
+    def _take(self, network: str, items: Mapping[str, KeyValue]) -> set[str]:
         """Decode the changed items of a network; return the names of the affected services."""
         before = self._items.get(network, {})
         if items is before:
@@ -142,7 +144,7 @@ class View:
             if rows:
                 names = [row.names for row in rows if row.names]
                 addresses = tuple(row.address for row in rows)
-                self._services[name] = Known(addresses, names[-1] if names else ())
+                self._services[name] = ClaimedService(addresses, names[-1] if names else ())
             else:
                 self._services.pop(name, None)
         self._items[network] = items
@@ -152,7 +154,7 @@ class View:
         known = self._services.get(service, NOTHING)
         return {self._keys.address(address.network, address.address) for address in known.addresses}
 
-    def _row(self, network: str, item: Item) -> _Row | None:
+    def _row(self, network: str, item: KeyValue) -> _Row | None:
         """Decode an address key; return None if it names no service, or its value is invalid."""
         prefix = self._keys.addresses(network)
         if not item.key.startswith(prefix):
@@ -187,7 +189,7 @@ class View:
         return _Row(row, tuple(names))
 
 
-def _unreachable(hosts: Sequence[Host], own: str) -> frozenset[str]:
+def _unreachable(hosts: Sequence[HostEntry], own: str) -> frozenset[str]:
     """Return the hosts whose address this host, named ``own``, cannot reach.
 
     Such an address is not unicast, has another IP version than this host's address, or is this

@@ -14,12 +14,12 @@ from collections.abc import Callable
 
 from niso.base.errors import Error
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.cluster.engine import Batch, Compacted, Item, Keys, Mark
-from niso.cluster.key_values import Host, host_of
-from niso.cluster.membership import Membership
+from niso.cluster.engine import Batch, Compacted, Keys, KeyValue
+from niso.cluster.key_values import HostEntry, host_of
+from niso.cluster.membership import ClusterKeys
 
 if TYPE_CHECKING:
-    from niso.cluster.engine import Engine
+    from niso.cluster.etcd import Etcd
 
 
 # --- the cache of a prefix ------------------------------------------------------------------------
@@ -36,7 +36,7 @@ WHOLE_S = 600.0
 """Seconds after which all keys are read again."""
 
 
-class Kept:
+class WatchedKeys:
     """A cache of etcd's keys with a prefix. One thread may watch while another reads.
 
     Times are of one monotonic clock. While no watch is running, each read checks with etcd whether
@@ -46,14 +46,14 @@ class Kept:
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self._lock = threading.Lock()
-        self._items: dict[str, Item] = {}  # the dict is replaced, never changed
+        self._items: dict[str, KeyValue] = {}  # the dict is replaced, never changed
         self._is_followed = False
         self._all = 0  # all events up to this revision are applied: older ones are ignored
         self._at = 0  # the newest revision seen
         self._heard_s = self._checked_s = 0.0
         self._whole_s: float | None = None  # when all keys were last read
 
-    def begin(self, engine: Engine, now_s: float) -> int:
+    def begin(self, engine: Etcd, now_s: float) -> int:
         """Read all keys; return the revision from which the watch must start.
 
         Raises NoAnswer and Refused.
@@ -79,16 +79,16 @@ class Kept:
                 self._at = max(self._at, batch.revision)
                 return True
             items = {**self._items}
-            for event in batch.events:
-                if event.modified <= self._all:
+            for key, item, modified in batch.events:
+                if modified <= self._all:
                     continue
-                self._at = max(self._at, event.modified)
-                if not event.key.startswith(self.prefix):
+                self._at = max(self._at, modified)
+                if not key.startswith(self.prefix):
                     continue
-                if event.item is None:
-                    items.pop(event.key, None)
+                if item is None:
+                    items.pop(key, None)
                 else:
-                    items[event.key] = event.item
+                    items[key] = item
             self._items = items
         return True
 
@@ -97,7 +97,9 @@ class Kept:
         with self._lock:
             self._is_followed = False
 
-    def items(self, engine: Engine, now_s: float, known: Item | None = None) -> dict[str, Item]:
+    def items(
+        self, engine: Etcd, now_s: float, known: KeyValue | None = None
+    ) -> dict[str, KeyValue]:
         """Return all keys with the prefix, by name; the same dict as before if nothing has changed.
 
         ``known`` is an item that the caller has read from etcd. If it differs from the cached one,
@@ -118,7 +120,7 @@ class Kept:
                 return same
         return self._read(engine, now_s)
 
-    def _read(self, engine: Engine, now_s: float) -> dict[str, Item]:
+    def _read(self, engine: Etcd, now_s: float) -> dict[str, KeyValue]:
         """Read all keys from etcd, cache and return them.
 
         A cache with newer events is not overwritten.
@@ -137,25 +139,22 @@ class Kept:
                 self._checked_s = self._whole_s = now_s
         return items
 
-    def _checked(self, engine: Engine, now_s: float) -> dict[str, Item] | None:
+    def _checked(self, engine: Etcd, now_s: float) -> dict[str, KeyValue] | None:
         """Return the cached keys if etcd's fingerprint shows that they are complete, else None."""
         with self._lock:
             before = self._at
-        mark = engine.mark(self.prefix)
+        revision, newest, lease, number = engine.mark(self.prefix)
         with self._lock:
-            if mark.revision < before or not _are(self._items, mark):
+            items = self._items.values()
+            last = max((item.modified for item in items), default=0)
+            leases = {item.lease for item in items if item.modified == last} or {0}
+            same = (last, len(items)) == (newest, number) and lease in leases
+            if revision < before or not same:
                 return None
-            self._all = max(self._all, mark.revision)
-            self._at = max(self._at, mark.revision)
+            self._all = max(self._all, revision)
+            self._at = max(self._at, revision)
             self._checked_s = now_s
             return self._items
-
-
-def _are(items: dict[str, Item], mark: Mark) -> bool:
-    """Return whether the items match etcd's fingerprint of the keys."""
-    newest = max((item.modified for item in items.values()), default=0)
-    leases = {item.lease for item in items.values() if item.modified == newest} or {0}
-    return (newest, len(items)) == (mark.newest, mark.number) and mark.lease in leases
 
 
 # --- watching in threads --------------------------------------------------------------------------
@@ -175,7 +174,7 @@ class Watches:
 
     def __init__(
         self,
-        connect: Callable[[], Engine],
+        connect: Callable[[], Etcd],
         notice: Callable[[bool], None],
         over: threading.Event,
     ) -> None:
@@ -184,7 +183,7 @@ class Watches:
         self._over = over
         self._followed: set[str] = set()
 
-    def follow(self, prefix: str, kept: Kept, hurry: bool) -> None:
+    def follow(self, prefix: str, kept: WatchedKeys, hurry: bool) -> None:
         """Watch a prefix in a thread and update ``kept`` from it; no-op if the prefix is watched
         already.
 
@@ -194,7 +193,7 @@ class Watches:
             self._followed.add(prefix)
             threading.Thread(target=self._run, args=(prefix, kept, hurry), daemon=True).start()
 
-    def _run(self, prefix: str, kept: Kept, hurry: bool) -> None:
+    def _run(self, prefix: str, kept: WatchedKeys, hurry: bool) -> None:
         wait = _BACK_OFF_S[0]
         engine = connected(self._connect, self._over)
         while engine is not None and not self._over.is_set():
@@ -219,7 +218,7 @@ class Watches:
                 wait = min(2 * wait, _BACK_OFF_S[1])
 
 
-def connected(connect: Callable[[], Engine], over: threading.Event) -> Engine | None:
+def connected(connect: Callable[[], Etcd], over: threading.Event) -> Etcd | None:
     """Open a connection as soon as the files for it exist; return None if ``over`` is set first.
 
     A command may replace these files, and deletes them when the host leaves the cluster.
@@ -248,25 +247,27 @@ class Roster:
 
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
-        self.kept = Kept(keys.hosts)
-        self._items: dict[str, Item] = {}
-        self._decoded: dict[Item, Host] = {}
-        self.hosts: tuple[Host, ...] = ()  # sorted by name, as of the last call of `look`
+        self.kept = WatchedKeys(keys.hosts)
+        self._items: dict[str, KeyValue] = {}
+        self._decoded: dict[KeyValue, HostEntry] = {}
+        self.hosts: tuple[HostEntry, ...] = ()  # sorted by name, as of the last call of `look`
 
-    def look(self, engine: Engine, own: str, now_s: float) -> tuple[tuple[Host, ...], Host | None]:
+    def look(
+        self, engine: Etcd, own: str, now_s: float
+    ) -> tuple[tuple[HostEntry, ...], HostEntry | None]:
         """Return all hosts, and the host named ``own`` or None.
 
         The key of ``own`` is always read from etcd, the others from the cache. Raises NoAnswer,
         Refused, and Error if a value is invalid.
         """
-        item = Membership(engine, self.keys).host_item(own)
+        item = ClusterKeys(engine, self.keys).host_item(own)
         items = self.kept.items(engine, now_s, item)
         if items is not self._items:
             self._decode(items)
         return self.hosts, self._decoded.get(item) if item is not None else None
 
-    def _decode(self, items: dict[str, Item]) -> None:
-        decoded: dict[Item, Host] = {}
+    def _decode(self, items: dict[str, KeyValue]) -> None:
+        decoded: dict[KeyValue, HostEntry] = {}
         hosts = []
         for key in sorted(items):
             if "/" in key.removeprefix(self.keys.hosts):

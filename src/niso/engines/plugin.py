@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from niso.cluster.engine import Joined
+    from niso.cluster.config import Config
 
 
 # --- parts of a call ------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def machine() -> Machine:
     return Machine(Store.open(), kernel, processes, _joined)
 
 
-def _joined() -> Joined | None:
+def _joined() -> Config | None:
 
     from niso.cluster import config
 

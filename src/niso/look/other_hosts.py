@@ -12,8 +12,8 @@ from niso.base.names import span
 from niso.cluster import agent, key_values
 from niso.cluster.claims import Claims
 from niso.cluster.engine import NoAnswer
-from niso.cluster.key_values import Claim
-from niso.cluster.membership import Membership, require_joined, require_own
+from niso.cluster.key_values import ClusterClaim
+from niso.cluster.membership import ClusterKeys, require_joined, require_own
 from niso.look.services import service_lines
 from niso.manifest.addresses_and_ports import parse_port
 from niso.plan.records import Entry, Policy, Port
@@ -23,7 +23,7 @@ from niso.runtime.machine import Machine
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.cluster.engine import Joined
+    from niso.cluster.config import Config
     from niso.look.session import Session
 
 
@@ -114,11 +114,11 @@ def _port(service: str, host: str, port: Port) -> ClusterPort:
     return ClusterPort(service, host, side, inside, port.proto)
 
 
-def _others(store: Store, joined: Joined) -> tuple[list[Claim], set[str]]:
+def _others(store: Store, joined: Config) -> tuple[list[ClusterClaim], set[str]]:
     """Return the claims of other hosts in etcd, and the names of live hosts. Raises Error."""
     engine = joined.engine(brief=True)
     try:
-        membership = Membership(engine, joined.keys)
+        membership = ClusterKeys(engine, joined.keys)
         require_own(store, membership)
         alive = {host.name for host in membership.hosts() if host.alive}
         claims = membership.services()
@@ -127,7 +127,7 @@ def _others(store: Store, joined: Joined) -> tuple[list[Claim], set[str]]:
     return [claim for claim in claims if claim.host != joined.host], alive
 
 
-def _claimed(store: Store, joined: Joined) -> list[ClusterLine]:
+def _claimed(store: Store, joined: Config) -> list[ClusterLine]:
     claims, alive = _others(store, joined)
     return [
         ClusterLine(

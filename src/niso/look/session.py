@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from niso.base.report import Event, Report
-    from niso.cluster.engine import Joined
+    from niso.cluster.config import Config
     from niso.kernel.interface import Kernel
     from niso.runtime.machine import Machine
     from niso.runtime.processes import Processes
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     Progress = Callable[[Event], object]
 
 
-def joined() -> Joined | None:
+def joined() -> Config | None:
     """Return this host's access to its cluster; None if it is in no cluster. Raises Error."""
     from niso.cluster import config
 

@@ -27,4 +27,4 @@ class Machine(NamedTuple):
     kernel: Kernel
     processes: Processes
     joined: Callable[[], Any] = _alone
-    """Return this host's access to its cluster (`niso.cluster.engine.Joined`); None without one."""
+    """Return this host's access to its cluster (`niso.cluster.config.Config`); None without one."""
