@@ -62,7 +62,7 @@ LOADED = (
     "runtime.launch",
     "runtime.lifecycle",
     "runtime.oci",
-    "runtime.real_processes",
+    "runtime.processes",
 )
 """Modules of niso that its commands find loaded. What a command needs beside them it imports itself."""
 

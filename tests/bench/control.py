@@ -99,11 +99,11 @@ class World:
     def __init__(self) -> None:
         from niso.kernel.real import Real
         from niso.runtime.machine import Machine
-        from niso.runtime.real_processes import RealProcesses
+        from niso.runtime.processes import Processes
         from niso.store.store import Store
 
         self.store = Store.open()
-        self.machine = Machine(self.store, Real(), RealProcesses())
+        self.machine = Machine(self.store, Real(), Processes())
         _niso("net", "create", NETWORK, "--subnet", SUBNET)
         self._names: list[str] = []
 

@@ -65,7 +65,7 @@ def measure(count: int, profile: str | None) -> None:
     from niso.kernel.real import Real
     from niso.runtime import lifecycle, status
     from niso.runtime.machine import Machine
-    from niso.runtime.real_processes import RealProcesses
+    from niso.runtime.processes import Processes
     from niso.store.store import Store
 
     nothing = mock.Mock(return_value=None)
@@ -78,7 +78,7 @@ def measure(count: int, profile: str | None) -> None:
     names = [f"s{number:03}" for number in range(count)]
     folders = [package(name, number) for number, name in enumerate(names)]
     store = Store.open()
-    host = Machine(store, Real(), RealProcesses())
+    host = Machine(store, Real(), Processes())
 
     def activate(some: list[str]) -> None:
         change_activate.activate(host, find_targets(store, some), 60)

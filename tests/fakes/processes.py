@@ -29,7 +29,7 @@ from niso.plan.specs import ProcessSpec
 from niso.runtime import units
 from niso.runtime.crun import namespace
 from niso.runtime.health import Probe
-from niso.runtime.lifecycle import Lost, Mark, forget_health
+from niso.runtime.lifecycle import Mark, Orphan, forget_health
 from niso.runtime.sources import BLIND, INTERRUPTED, UNKNOWN
 from niso.runtime.status import NONE, Status, restarts_after
 from niso.runtime.units import UNITS, unit_file
@@ -80,7 +80,7 @@ class _Run:
 
 
 class _Begun:
-    """Implement `niso.runtime.processes.Start`: the run is created at once."""
+    """Implement `niso.runtime.lifecycle.ProcessStart`: the run is created at once."""
 
     def __init__(self, processes: FakeProcesses, run: _Run, service: str) -> None:
         self._processes, self._run, self._service = processes, run, service
@@ -133,7 +133,7 @@ class FakeProcesses:
         self.ill: dict[str, str] = {}  # service -> answer of its probe
         self.is_full = False  # whether every start fails
         self.current: dict[str, _Run] = {}
-        self.homeless: dict[str, Lost] = {}  # by service
+        self.homeless: dict[str, Orphan] = {}  # by service
         self.units = FakeUnits(self)
         self._pids = 1000
 
@@ -284,13 +284,13 @@ class FakeProcesses:
     def lose(self, service: str, state_id: str, stranger: bool = False) -> None:
         """Delete a service's runtime files, or hand it to another run folder (``stranger``)."""
         run = self.current.pop(service)
-        self.homeless[service] = Lost(service, state_id, run.pid if stranger else None)
+        self.homeless[service] = Orphan(service, state_id, run.pid if stranger else None)
 
-    def lost(self, state_ids: Iterable[str]) -> list[Lost]:
+    def orphans(self, state_ids: Iterable[str]) -> list[Orphan]:
         wanted = set(state_ids)
         return sorted(one for one in self.homeless.values() if one.state_id in wanted)
 
-    def end_lost(self, lost: Lost) -> None:
+    def kill_orphan(self, lost: Orphan) -> None:
         self.hit(f"end-lost {lost.service}")
         self.homeless.pop(lost.service, None)
 
@@ -359,7 +359,7 @@ class FakeProcesses:
 
 
 class FakeUnits:
-    """Implement `niso.runtime.processes.Units` in memory."""
+    """Implement `niso.runtime.units.Units` in memory."""
 
     def __init__(self, processes: FakeProcesses) -> None:
         self._processes = processes

@@ -28,7 +28,6 @@ from niso.kernel.kinds.namespaces import Netns
 from niso.plan.specs import ProcessSpec
 from niso.runtime import status
 from niso.runtime.processes import Processes
-from niso.runtime.real_processes import RealProcesses
 
 SERVICE, SPACE, ALIAS, STATE_ID = "demo", "niso-demo", "niso:test", "test"
 UID = 1_900_000_001
@@ -146,7 +145,7 @@ class Case:
                 "defect": defect and [defect.problem, defect.what, defect.defect],
                 "has init": fd >= 0,
                 "out_of_memory": ask.out_of_memory(SERVICE),
-                "lost": [[one.service, one.stranger] for one in ask.lost([STATE_ID, "other"])],
+                "lost": [[one.service, one.stranger] for one in ask.orphans([STATE_ID, "other"])],
             }
         )
 
@@ -336,8 +335,8 @@ def lost_files(case: Case) -> None:
     case.start()
     case.host.lose_files()
     case.look()
-    for lost in case.host.processes.lost([STATE_ID]):
-        case.do("end_lost", lost)
+    for lost in case.host.processes.orphans([STATE_ID]):
+        case.do("kill_orphan", lost)
     case.look()
 
 
@@ -425,7 +424,7 @@ class FakeHost:
 
 class RealHost:
     def __init__(self) -> None:
-        self.processes = RealProcesses()
+        self.processes = Processes()
         self.package = "/tmp/package"
         os.makedirs(self.package, exist_ok=True)
 

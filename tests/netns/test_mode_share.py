@@ -333,9 +333,9 @@ import sys
 from niso.change.activate import restart
 from niso.kernel.real import Real
 from niso.runtime.machine import Machine
-from niso.runtime.real_processes import RealProcesses
+from niso.runtime.processes import Processes
 from niso.store.store import Store
-all = Machine(Store.open(), Real(), RealProcesses())
+all = Machine(Store.open(), Real(), Processes())
 for _ in range(int(sys.argv[2])):
     restart(all, [sys.argv[1]])
 """

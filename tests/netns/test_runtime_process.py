@@ -96,7 +96,7 @@ from niso.plan.specs import ProcessSpec
 from niso.runtime import lifecycle as process
 from niso.runtime.crun import wait_readable
 with service_lock("{SERVICE}"):
-    start = process.Start(convert(json.loads(sys.argv[1]), ProcessSpec))
+    start = process.ProcessStart(convert(json.loads(sys.argv[1]), ProcessSpec))
     assert wait_readable(start.fd, 20)
     pid = int(open("{FOLDER}/run-0/pid").read())
     init = os.pidfd_open(pid)

@@ -17,13 +17,13 @@ from niso.store.store import Store
 from niso.change.targets import find_targets
 from niso.kernel.real import Real
 from niso.runtime.machine import Machine
-from niso.runtime.real_processes import RealProcesses
+from niso.runtime.processes import Processes
 folders, after, timeout_s = json.loads(sys.argv[1])
 store = Store.open()
 def shown(event):
     print(event.describe())
 try:
-    activation.activate(Machine(store, Real(), RealProcesses()), find_targets(store, folders), timeout_s, shown, after=after)
+    activation.activate(Machine(store, Real(), Processes()), find_targets(store, folders), timeout_s, shown, after=after)
 except Error as error:
     print("ERROR " + error.message)
 """

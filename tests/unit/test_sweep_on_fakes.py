@@ -104,7 +104,7 @@ def test_process_without_its_files_ends_unless_another_run_folder_has_it(full: W
     assert full.picture() == before
     full.processes.homeless["api"] = full.processes.homeless["api"]._replace(stranger=None)
     swept(full)
-    assert full.processes.lost([mine]) == []
+    assert full.processes.orphans([mine]) == []
 
 
 def test_store_that_cannot_be_updated_is_said_after_the_sweep(full: World) -> None:

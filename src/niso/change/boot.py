@@ -44,7 +44,7 @@ from niso.store.store import Store
 
 if TYPE_CHECKING:
     from niso.look.session import Session
-    from niso.runtime.processes import Units
+    from niso.runtime.units import Units
 
 
 # --- results --------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ from niso.plan.desired import Finding
 from niso.reconcile import ended_flows, host_settings, live_world
 from niso.reconcile.change import compare, desired_now, repair
 from niso.runtime import package
-from niso.runtime.lifecycle import Lost
+from niso.runtime.lifecycle import Orphan
 from niso.runtime.machine import Machine
 from niso.runtime.package import Contents
 from niso.runtime.sources import BLIND, UNKNOWN
@@ -387,7 +387,7 @@ def sweep(
     untold: Error | None = None
     with Lock() if dry_run else _alone():
         marked = kernel.marked_links()
-        lost = processes.lost(state_id_of(mark) for mark in marked.values())
+        lost = processes.orphans(state_id_of(mark) for mark in marked.values())
         _refuse_strangers(lost)
         for thing in (
             *_running(processes, lost),
@@ -450,7 +450,7 @@ def _alone() -> Iterator[None]:
     )
 
 
-def _refuse_strangers(lost: list[Lost]) -> None:
+def _refuse_strangers(lost: list[Orphan]) -> None:
     """Raise Conflict if services of another run folder, which would lose their network, are
     running.
     """
@@ -463,12 +463,12 @@ def _refuse_strangers(lost: list[Lost]) -> None:
             )
 
 
-def _running(processes: Processes, lost: list[Lost]) -> Iterator[_Thing]:
+def _running(processes: Processes, lost: list[Orphan]) -> Iterator[_Thing]:
     """Yield the processes of all services, including ``lost``: those without a run folder."""
     for name in processes.services():
         yield _Thing(Stopping(name), partial(processes.stop, name, 0))
     for one in lost:
-        yield _Thing(EndingLost(one.cgroup), partial(processes.end_lost, one))
+        yield _Thing(EndingLost(one.cgroup), partial(processes.kill_orphan, one))
 
 
 def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:

@@ -35,8 +35,8 @@ from niso.store.service_rows import ServiceRow
 
 if TYPE_CHECKING:
     from niso.change.admit import Change
+    from niso.runtime.lifecycle import ProcessStart
     from niso.runtime.processes import Processes
-    from niso.runtime.processes import Start as Begun
 
 
 # --- start ----------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ class _Starting:
         self._names = {start.name for start in starts}
         self._reached: dict[str, str] = {}
         self._ends: list[End] = []
-        self._begun: list[tuple[Start, Begun]] = []
+        self._begun: list[tuple[Start, ProcessStart]] = []
         self._waits: list[Wait] = []
 
     def all(self) -> None:

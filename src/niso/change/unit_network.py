@@ -21,7 +21,7 @@ from niso.runtime.machine import Machine
 from niso.runtime.units import AFTER, UNITS, ChangingUnit, command, drop_in, environment, quoted
 
 if TYPE_CHECKING:
-    from niso.runtime.processes import Units
+    from niso.runtime.units import Units
 
 OWNER = "systemd"
 """The owner of such an attachment. The attachment's id is the name of the ordinary unit."""

@@ -47,9 +47,9 @@ class _LateProcesses:
     """
 
     def __getattr__(self, name: str) -> Any:
-        from niso.runtime.real_processes import RealProcesses
+        from niso.runtime.processes import Processes
 
-        return getattr(RealProcesses(), name)
+        return getattr(Processes(), name)
 
 
 def machine() -> Machine:

@@ -108,9 +108,9 @@ class Session:
 
     def processes(self) -> Processes:
         """Return the processes of services, for calls that need no store."""
-        from niso.runtime.real_processes import RealProcesses
+        from niso.runtime.processes import Processes
 
-        return RealProcesses()
+        return Processes()
 
     def report_waits(self) -> None:
         """Report each wait for a lock, until the present call of the API ends."""

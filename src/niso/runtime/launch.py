@@ -33,6 +33,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 
@@ -42,10 +43,9 @@ from niso.base.locks import open_lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.signals import ENDING, signals_held
 from niso.plan.specs import ProcessSpec
-from niso.runtime import cgroups, crun, oci, sources, units, volumes
+from niso.runtime import cgroups, crun, logs, oci, sources, status, units, volumes
 from niso.runtime import root as runtime_root
 from niso.runtime.crun import cgroup_of, wait_readable, write_json
-from niso.runtime.logs import LOG_NAME
 from niso.runtime.root import (
     HOST,
     INIT,
@@ -63,7 +63,6 @@ from niso.runtime.root import (
     unmount,
     write_layer,
 )
-from niso.runtime.status import STOPPING, services
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -116,8 +115,8 @@ def nofile_max() -> int:
 
     Without the capability CAP_SYS_RESOURCE, root cannot exceed its own hard limit (setrlimit(2)).
     """
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-        effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+        effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
     with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
         most = int(file.read())
     if effective & (1 << _CAP_SYS_RESOURCE):
@@ -132,16 +131,25 @@ def _move_nowhere() -> None:
 
 
 class Launch:
-    """Create a service's container from the new folder ``bundle``. `finish` starts it.
+    """One run of a service, recorded in state.json: create its container; `finish` starts it.
 
-    The caller must have the service's lock, and must call `finish` or `close`. Raises OSError, or
-    `ProcessError` with the message of crun or conmon. After an error, the caller must remove what
-    was created (`niso.runtime.lifecycle.clear`).
+    ``number`` counts the runs of an activation from 0. ``counts`` has the numbers of restarts and
+    of consecutive failures. The caller must have the service's lock, and must call `finish` or
+    `close`. Raises OSError, or `ProcessError` with the message of crun or conmon. After an error,
+    the caller must remove what was created (`niso.runtime.lifecycle.clear`).
     """
 
-    def __init__(self, spec: ProcessSpec, bundle: str) -> None:
+    def __init__(self, spec: ProcessSpec, number: int, counts: dict[str, Any]) -> None:
         self._spec = spec
-        self._bundle = bundle
+        self._record = {
+            "run": number,
+            "phase": "starting",
+            "launched_at": time.time(),
+            "starter": os.getpid(),
+            **counts,
+        }
+        status.write_state(spec.service, self._record)
+        bundle = status.bundle_of(spec.service, number)
         self._held = ExitStack()
         try:
             signals.hit(f"write the bundle of {spec.service}")
@@ -172,16 +180,22 @@ class Launch:
             raise
 
     def finish(self) -> int:
-        """Wait for the container, start it, and return the pid of its PID 1 on the host.
-
-        Raises ProcessError or OSError.
-        """
+        """Wait for the container, start it, and return the pid of its PID 1 on the host."""
+        service = self._spec.service
         try:
             pid = self._creator.pid()
         finally:
             self.close()
-        signals.hit(f"start the process of {self._spec.service}")
-        crun.start(self._spec.service)
+        signals.hit(f"start the process of {service}")
+        crun.start(service)
+        logs.rotate_if_large(service)
+        now = {
+            "phase": "running",
+            "pid": pid,
+            "started_at": time.time(),
+            "started_monotonic": time.monotonic(),
+        }
+        status.write_state(service, {**self._record, **now})
         return pid
 
     def close(self) -> None:
@@ -330,9 +344,9 @@ class _Creator:
             self._ended.release()
 
     def _start_conmon(self) -> None:
-        logs = paths.log_dir(self._spec.service)
-        os.makedirs(logs, 0o700, exist_ok=True)
-        os.chdir(logs)
+        folder = paths.log_dir(self._spec.service)
+        os.makedirs(folder, 0o700, exist_ok=True)
+        os.chdir(folder)
         argv = _conmon_argv(self._spec, self._bundle, self._tid)
         answer, asked = self._ends
         pipes = {"_OCI_SYNCPIPE": str(answer), "_OCI_STARTPIPE": str(asked)}
@@ -475,7 +489,7 @@ def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
         ),
         *("-r", crun.tool("nsenter"), *(f"--runtime-arg={arg}" for arg in runtime)),
         *("-b", bundle, "-p", f"{bundle}/pid", "-P", f"{bundle}/conmon.pid"),
-        *("-l", f"k8s-file:{LOG_NAME}", "--log-size-max", str(LOG_SIZE_MAX), "--no-sync-log"),
+        *("-l", f"k8s-file:{logs.LOG_NAME}", "--log-size-max", str(LOG_SIZE_MAX), "--no-sync-log"),
         *(("-l", "journald") if units.logs_to_journal(spec.service) else ()),
         *("--exit-dir", f"{bundle}/exits", "--persist-dir", f"{bundle}/persist", "--full-attach"),
         *("--exit-command", SHELL),
@@ -616,7 +630,7 @@ def text() -> str:
         "# conmon runs this when a service of niso ends\n"
         # so that stopping a thousand services at once does not start Python a thousand times for
         # nothing
-        f'test -e "$2/{STOPPING}" && exit\n'
+        f'test -e "$2/{status.STOPPING}" && exit\n'
         f"if {' && '.join(f'test -e {_quoted(name)}' for name in needs)}; then\n"
         f'    exec {python} -I -m {MODULE} "$@"\n'
         "fi\n"
@@ -664,7 +678,7 @@ def remove_unused() -> None:
     try:
         fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         runtime_root.remove_unused()
-        if not services():
+        if not status.services():
             os.unlink(path())
     except (BlockingIOError, FileNotFoundError):  # a service is starting; no script
         return

@@ -34,7 +34,7 @@ from niso.base.errors import Error, ProcessError, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.signals import signals_held
 from niso.plan.specs import ProcessSpec
-from niso.runtime import cgroups, crun, launch, logs, status, units
+from niso.runtime import cgroups, crun, launch, status, units
 from niso.runtime.crun import (
     INIT,
     cgroup_of,
@@ -70,7 +70,6 @@ from niso.runtime.root import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
 
 # --- start and stop -------------------------------------------------------------------------------
@@ -113,7 +112,7 @@ def require_room() -> None:
         )
 
 
-class Start:
+class ProcessStart:
     """A start in progress: crun creates the container, and `finish` starts its process.
 
     The caller must call `finish` or `close`. The constructor first removes what an earlier
@@ -133,17 +132,16 @@ class Start:
             signals.hit(f"write the spec of {spec.service}")
             os.makedirs(paths.service_dir(spec.service), 0o700, exist_ok=True)
             save(spec)
-            self._run = Run(spec, 0, {"restarts": 0, "failures": 0})
-
-    @property
-    def fd(self) -> int:
+            self._run = launch.Launch(spec, 0, {"restarts": 0, "failures": 0})
+        self.fd = self._run.fd
         """A descriptor that becomes readable when `is_created` becomes true."""
-        return self._run.fd
+        self.close = self._run.close
+        """Give up a start, whose processes `stop` kills."""
 
     @property
     def is_created(self) -> bool:
         """Whether `finish` would not block: the container exists, or its creation has failed."""
-        return wait_readable(self._run.fd, 0)
+        return wait_readable(self.fd, 0)
 
     def finish(self) -> int:
         """Start the created container, and return the pid of its PID 1 on the host.
@@ -154,13 +152,6 @@ class Start:
             pid = self._run.finish()
             units.hand_over(self._service, status.conmon(self._service))
             return pid
-
-    def close(self) -> None:
-        """Release the resources of a start that will not be finished.
-
-        `stop` kills its processes.
-        """
-        self._run.close()
 
 
 @contextmanager
@@ -180,47 +171,8 @@ def _whole(service: str) -> Iterator[None]:
 
 
 def start(spec: ProcessSpec) -> int:
-    """Start a service as `Start` does, and return the pid of its PID 1 on the host."""
-    return Start(spec).finish()
-
-
-class Run:
-    """One run of a service, recorded in state.json.
-
-    ``number`` counts the runs of an activation from 0. ``counts`` has the numbers of restarts and
-    of consecutive failures. Raises the errors of `niso.runtime.launch.Launch`.
-    """
-
-    def __init__(self, spec: ProcessSpec, number: int, counts: dict[str, Any]) -> None:
-        self._service = spec.service
-        self._record = {
-            "run": number,
-            "phase": "starting",
-            "launched_at": time.time(),
-            "starter": os.getpid(),
-            **counts,
-        }
-        status.write_state(spec.service, self._record)
-
-        self._launch = launch.Launch(spec, status.bundle_of(spec.service, number))
-        self.fd = self._launch.fd
-
-    def finish(self) -> int:
-        """Start the container, record it as running, and return the pid of its PID 1."""
-        pid = self._launch.finish()
-        logs.rotate_if_large(self._service)
-        now = {
-            "phase": "running",
-            "pid": pid,
-            "started_at": time.time(),
-            "started_monotonic": time.monotonic(),
-        }
-        status.write_state(self._service, {**self._record, **now})
-        return pid
-
-    def close(self) -> None:
-        """Release the resources of a run that will not be finished."""
-        self._launch.close()
+    """Start a service as `ProcessStart` does, and return the pid of its PID 1 on the host."""
+    return ProcessStart(spec).finish()
 
 
 def open_init(service: str) -> int:
@@ -372,21 +324,13 @@ def _end_cgroup(service: str, spec: ProcessSpec | None) -> None:
         cgroups.remove_with_parent(cgroup_of(spec))
 
 
-def end_orphans(service: str, path: str) -> None:
-    """Kill the processes in the cgroup ``path`` of a service without runtime files.
-
-    The cgroup is removed afterwards. Raises `ProcessError`.
-    """
+def kill_orphan(orphan: Orphan) -> None:
+    """Kill the processes of a service without runtime files, and remove its cgroup."""
     try:
-        _end_orphans(service, path)
-        cgroups.remove_with_parent(path)
+        _end_orphans(orphan.service, orphan.cgroup)
+        cgroups.remove_with_parent(orphan.cgroup)
     except OSError as error:
-        raise _failed(service, "stop", error) from error
-
-
-def has_conmon(service: str) -> bool:
-    """Return whether a conmon that was started with this run folder supervises the service."""
-    return bool(_conmons((service,)))
+        raise _failed(orphan.service, "stop", error) from error
 
 
 def _end_orphans(service: str, path: str | None) -> None:
@@ -802,7 +746,7 @@ def _unmount_hosts() -> None:
 # --- services without runtime files ---------------------------------------------------------------
 
 
-class Lost(NamedTuple):
+class Orphan(NamedTuple):
     """A service that has a cgroup, but no runtime files in this run folder.
 
     Its runtime files were deleted, or belong to another run folder.
@@ -819,29 +763,21 @@ class Lost(NamedTuple):
         return f"/niso-{self.state_id}/{self.service}"
 
 
-def find(state_ids: Iterable[str]) -> list[Lost]:
-    """Return the services of these state folders that have lost their runtime files, sorted.
+def orphans(state_ids: Iterable[str]) -> list[Orphan]:
+    """Return the services that have a cgroup but no runtime files, sorted.
 
-    ``state_ids`` are the ids of the state folders.
+    ``state_ids`` are the ids of their state folders.
     """
-    known = set(status.services())
-    places = [
-        (state_id, name)
-        for state_id in sorted(set(state_ids))
-        for name in sorted(
-            {name for root in cgroups.roots() for name in _folders(f"{root}/niso-{state_id}")}
-            - {*known, cgroups.KEEPERS}
-        )
-    ]
-    return [_lost(state_id, name) for state_id, name in places]
-
-
-def _lost(state_id: str, service: str) -> Lost:
-    lost = Lost(service, state_id, None)
-    pids = cgroups.pids(lost.cgroup)
-    if pids and not has_conmon(service):
-        return lost._replace(stranger=pids[0])
-    return lost
+    known = {*status.services(), cgroups.KEEPERS}
+    found = []
+    for state_id in sorted(set(state_ids)):
+        names = {name for root in cgroups.roots() for name in _folders(f"{root}/niso-{state_id}")}
+        for service in sorted(names - known):
+            orphan = Orphan(service, state_id, None)
+            pids = cgroups.pids(orphan.cgroup)
+            stranger = pids[0] if pids and not _conmons((service,)) else None
+            found.append(orphan._replace(stranger=stranger))
+    return found
 
 
 def _folders(folder: str) -> list[str]:

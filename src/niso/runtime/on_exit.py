@@ -17,7 +17,7 @@ from niso.base.errors import Error
 from niso.base.locks import service_lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.plan.specs import ProcessSpec
-from niso.runtime import cgroups, lifecycle, logs, status, units
+from niso.runtime import cgroups, launch, lifecycle, logs, status, units
 from niso.runtime.crun import cgroup_of, load, read_state
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
         "exit_code": record["exit_code"],
     }
     try:
-        lifecycle.Run(spec, number, counts).finish()
+        launch.Launch(spec, number, counts).finish()
     except (Error, OSError) as error:
         lifecycle.abandon(spec, status.bundle_of(spec.service, number))
         record = {**record, "failures": counts["failures"] + 1, "error": str(error)}

@@ -218,8 +218,12 @@ def _stand(unit: str, wait: int, say: int) -> NoReturn:
 _SYSTEMCTL_S = 300.0
 
 
-class Systemd:
-    """The units of services of this machine's systemd."""
+class Units:
+    """The systemd units of services.
+
+    Methods other than `booted` require systemd as the init. All methods raise Error if systemd
+    refuses.
+    """
 
     def booted(self) -> bool:
         return booted()
@@ -234,6 +238,7 @@ class Systemd:
             return None
 
     def write(self, path: str, text: str) -> None:
+        """Write a unit file or drop-in. Call `enable` or `reload` to make systemd read it."""
         folder, draft = os.path.dirname(path), f"{path}.new"
         os.makedirs(folder, 0o755, exist_ok=True)
         with open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
@@ -255,10 +260,12 @@ class Systemd:
         return os.path.islink(os.path.join(UNITS, f"{WANTED_BY}.wants", unit_of(service)))
 
     def enable(self, services: Iterable[str]) -> None:
+        """Make systemd read the units of services, and enable them to start at boot."""
         _systemctl("daemon-reload")
         _systemctl("enable", *map(unit_of, services))
 
     def remove(self, services: Iterable[str]) -> None:
+        """Wait until the units of services are inactive, disable them, and delete their files."""
         names = list(services)
         if not names:
             return
@@ -291,19 +298,26 @@ class Systemd:
         _systemctl("start", *map(unit_of, services))
 
     def stop(self, services: Iterable[str]) -> None:
+        """Stop the units of services, whose processes must have been stopped before."""
         _systemctl("stop", *map(unit_of, services))
 
     def is_ours(self, service: str) -> bool:
+        """Return whether this command runs inside the service's unit."""
         return path(service) is not None
 
     def is_supervised(self, service: str) -> bool:
         return bool(status.supervisors(service))
 
     def is_outside(self, service: str) -> bool:
+        """Return whether the service has a conmon that does not run in the service's unit."""
         conmon = status.conmon(service)
         return conmon is not None and path(service, conmon) is None
 
     def ready(self, service: str) -> None:
+        """Make the service's conmon the main process of its unit, in which this command runs.
+
+        The caller must have the service's lock. Raises ProcessError if the process has exited.
+        """
         own = path(service)
         assert own is not None
         pids = status.supervisors(service)
@@ -313,6 +327,7 @@ class Systemd:
         tell(f"MAINPID={pids[0]}", "READY=1")
 
     def give_back(self, service: str) -> None:
+        """Stop a service's unit, but not its processes. The caller must have the service's lock."""
         spec = load(service)
         give_back(service, status.conmon(service), cgroup_of(spec) if spec is not None else None)
 
