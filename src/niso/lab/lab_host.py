@@ -68,10 +68,9 @@ def build_mounts(
 ) -> None:
     """Mount the file system of the lab ``name``, and make it the root.
 
-    A lab is a disposable host. The caller is the lab's PID 1, in new mount, pid, net and cgroup
-    namespaces. ``folders`` are the lab's cgroups. Hierarchies in ``cgroup_mounts`` that have no
-    such folder are read-only. The folders ``writable`` are the machine's own, so writes in them
-    stay. Raises KernelError, OSError.
+    The caller is the lab's PID 1, in new mount, pid, net and cgroup namespaces. ``folders`` are the
+    lab's cgroups. Hierarchies in ``cgroup_mounts`` that have no such folder are read-only. The
+    folders ``writable`` are the machine's own, so writes in them stay. Raises KernelError, OSError.
     """
     current = os.getcwd()
     _leave_chroot()
@@ -199,8 +198,7 @@ def _enter(root: str) -> None:
 def _build_dev(layers: _Layers, mounted: Iterable[str]) -> None:
     """Show the machine's devices in /dev. New files and sockets next to them stay in the lab.
 
-    ``mounted`` are the mount points in /dev. The lab has its own shared memory and message queues.
-    Other file systems, such as that of the terminals, are the machine's.
+    ``mounted`` are the mount points in /dev. Shared memory and message queues are the lab's own.
     """
     layers.cover(os.open("/dev", os.O_PATH | os.O_CLOEXEC), "/dev")
     for path in mounted:
@@ -262,9 +260,7 @@ def _build_sys(cgroup_mounts: list[Mount], folders: dict[str, str]) -> None:
 
 
 def _build_cgroup_tmpfs(new: str) -> None:
-    """Mount the parent folder of the v1 hierarchies, with its symbolic links (cpu ->
-    cpu,cpuacct).
-    """
+    """Mount the parent folder of v1 hierarchies, with its links (cpu -> cpu,cpuacct)."""
     _mount("tmpfs", new, "tmpfs", _PLAIN, "mode=755")
     with os.scandir(_CGROUP) as entries:
         for entry in entries:
@@ -273,19 +269,16 @@ def _build_cgroup_tmpfs(new: str) -> None:
 
 
 def _mounted() -> dict[str, str]:
-    """Return the file system type of each mount point, in the order of mounting."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         parts = [line.split(" - ") for line in lines]
     return {unescaped(left.split(" ")[4]): right.split(" ")[0] for left, right in parts}
 
 
 def _below(path: str, folders: Iterable[str]) -> bool:
-    """Return whether a path is one of the folders, or below one."""
     return any(f"{path}/".startswith(f"{folder}/") for folder in folders)
 
 
 def _open(path: str) -> int:
-    """Open a path with O_PATH; return the descriptor, or -1 if the path cannot be opened."""
     try:
         return os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -293,7 +286,6 @@ def _open(path: str) -> int:
 
 
 def _copy_owner(source: str, target: str) -> None:
-    """Give the folder ``target`` the owner and mode of ``source``."""
     info = os.stat(source)
     os.chown(target, info.st_uid, info.st_gid)
     os.chmod(target, stat.S_IMODE(info.st_mode))
@@ -302,8 +294,7 @@ def _copy_owner(source: str, target: str) -> None:
 def _reachable(current: str, covered: Iterable[str]) -> list[str]:
     """Return the folders below ``covered`` that must stay visible in the lab.
 
-    These are the current folder, Python's folders, and niso's checkout or installation. A folder
-    inside another of them is left out.
+    These are the current folder, Python's folders, and niso's checkout or installation.
     """
     source = str(Path(__file__).resolve().parents[3])
     checkout = os.path.dirname(source)
@@ -331,7 +322,6 @@ def _resolver() -> tuple[str, bytes] | None:
 
 
 def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
-    """Call mount(2). Raises KernelError."""
     if _libc.mount(
         os.fsencode(source), os.fsencode(target), kind.encode(), flags, os.fsencode(options)
     ):
@@ -388,10 +378,9 @@ def mounts() -> list[Mount]:
 
 
 def _v1_base(point: str, root: str, options: str, own: dict[frozenset[str], str]) -> str:
-    """Return the folder of this process's cgroup in a v1 hierarchy.
+    """Return the folder of this process's cgroup in a v1 hierarchy, or the mount point.
 
-    Returns the mount point if the cgroup is not visible there. ``own`` maps the controllers of each
-    hierarchy to this process's cgroup.
+    ``own`` maps the controllers of each hierarchy to this process's cgroup.
     """
     given = set(options.split(","))
     path = next((path for names, path in own.items() if names and names <= given), root)
@@ -410,7 +399,6 @@ def make(name: str) -> list[Folder]:
 
 
 def _make(mount: Mount, path: str) -> Folder:
-    """Create and lock a folder. Raises OSError."""
     for _ in range(_MAKE_TRIES):
         lock = -1
         try:
@@ -446,9 +434,9 @@ def enter(folders: list[Folder]) -> list[Folder]:
 
 
 def settle(folders: list[Folder]) -> None:
-    """Enable the v2 controllers for cgroups below the lab's.
+    """Enable the v2 controllers for the cgroups below those of the lab.
 
-    The lab's cgroups must already be the roots of its cgroup namespace.
+    They must already be the roots of its cgroup namespace.
     """
     for folder in folders:
         if not folder.mount.unified:
@@ -487,7 +475,6 @@ def sweep() -> None:
 
 
 def _sweep_one(path: str) -> None:
-    """Remove the cgroup of a dead lab. Raises BlockingIOError if the lab is alive, OSError."""
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -497,7 +484,6 @@ def _sweep_one(path: str) -> None:
 
 
 def _children(path: str) -> list[str]:
-    """List the folders in ``path``; none if it cannot be read."""
     try:
         with os.scandir(path) as entries:
             return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -506,7 +492,6 @@ def _children(path: str) -> list[str]:
 
 
 def _remove_tree(path: str) -> bool:
-    """Remove a folder with all subfolders; return whether it no longer exists."""
     for child in _children(path):
         _remove_tree(child)
     try:
@@ -556,8 +541,8 @@ _OTHERS = {
 def build_machines() -> int:
     """Build the network in the lab's new, empty network namespace. Raises KernelError.
 
-    Returns a descriptor of an unnamed network namespace with the segment's bridge. The namespace
-    ends when the descriptor is closed.
+    Returns a descriptor of an unnamed network namespace with the segment's bridge, which ends when
+    the descriptor is closed.
     """
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     for name in _OTHERS:
@@ -587,10 +572,6 @@ def build_machines() -> int:
 
 
 def _plug(rtnl: Rtnl, machine: _Machine, far: int) -> None:
-    """Connect a machine to the segment.
-
-    ``far`` is a descriptor of the machine's network namespace.
-    """
     rtnl.add_veth(
         machine.port,
         peer=machine.link,
@@ -604,7 +585,6 @@ def _plug(rtnl: Rtnl, machine: _Machine, far: int) -> None:
 
 
 def _configure(machine: _Machine, gateways: tuple[str, ...]) -> None:
-    """Set up a machine's interfaces, addresses and default routes in its network namespace."""
     families = 2 if os.path.exists("/proc/sys/net/ipv6") else 1
     _no_forwarding()
     if families == 2:

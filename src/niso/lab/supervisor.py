@@ -53,8 +53,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Terminal:
-    """The controlling terminal, which is given to the command if it can have a process group of its
-    own.
+    """The controlling terminal, given to the command if it can have its own process group.
 
     With its own group, ``kill 0`` only affects the lab, and Ctrl-C does not reach niso. In a
     pipeline or in the background, the shell's process group must keep the terminal, and the command
@@ -77,19 +76,14 @@ class _Terminal:
         self._settings = termios.tcgetattr(fd)
 
     def give(self) -> None:
-        """Put this process in the foreground of the terminal, in a process group of its own if
-        possible.
-        """
+        """Put this process in the foreground, in a process group of its own if possible."""
         if self.own_group:
             os.setpgid(0, 0)
         if self.fd >= 0:
             os.tcsetpgrp(self.fd, os.getpgrp())
 
     def take_back(self, status: int) -> None:
-        """Put niso in the foreground of the terminal again.
-
-        ``status`` is the exit status of the command.
-        """
+        """Put niso in the foreground again, after the command's exit status ``status``."""
         if self.fd < 0:
             return
 
@@ -183,10 +177,7 @@ def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
 
 
 def _wait_for(child: int) -> int:
-    """Wait for ``child`` and forward signals to it.
-
-    Returns its exit status, or 128 + N if signal N killed it.
-    """
+    """Wait for ``child``, forward signals to it, and return its exit status."""
     while True:
         info = signal.sigwaitinfo(_WATCHED)
         if info.si_signo == signal.SIGCHLD:
@@ -207,16 +198,12 @@ def _status(status: int) -> int:
 
 
 def _die_with_parent(number: int) -> None:
-    """Make the kernel send signal ``number`` to this process when its parent exits."""
     if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0):
         raise refused("follow the parent's death", ctypes.get_errno())
 
 
 def _supervise(lab: _Lab, caller: int, failure: int) -> int:
-    """Run the supervisor: start the lab's PID 1, wait for it, and clean up.
-
-    Returns the exit status. ``caller`` is the parent's PID.
-    """
+    """Run the supervisor: start the lab's PID 1, wait for it, and clean up."""
     _die_with_parent(_PARENT_GONE)
     if os.getppid() != caller:
         os.kill(os.getpid(), _PARENT_GONE)
@@ -238,7 +225,7 @@ def _supervise(lab: _Lab, caller: int, failure: int) -> int:
 def _run_init(lab: _Lab, supervisor: int) -> int:
     """Run the lab's PID 1: set up the lab, run the command, and reap exited processes.
 
-    Returns the command's exit status. ``supervisor`` is a pidfd of the supervisor.
+    ``supervisor`` is a pidfd of the supervisor.
     """
     _die_with_parent(signal.SIGKILL)
     poll = select.poll()
@@ -267,7 +254,6 @@ def _run_init(lab: _Lab, supervisor: int) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of the command: the caller's, without variables about the host."""
     dropped = {"NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL"}
     dropped |= {
         key for key in ("TMPDIR", "XDG_RUNTIME_DIR") if not os.path.isdir(os.environ.get(key, "/"))
@@ -283,10 +269,7 @@ def _environment() -> dict[str, str]:
 
 
 def _execute(lab: _Lab, environment: dict[str, str]) -> NoReturn:
-    """Replace this process with the command.
-
-    If the command cannot be run, print the reason on stderr and exit with 126 or 127.
-    """
+    """Replace this process with the command; if that fails, say why and exit with 126 or 127."""
     status = FAILED
     command = lab.command
     try:

@@ -52,10 +52,7 @@ def _own_cgroups() -> dict[str, str]:
 
 
 def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
-    """Return the limits of a service by cgroup controller.
-
-    They are in the form of the OCI runtime-spec (config-linux.md, Control groups).
-    """
+    """Return the limits of a service by controller (OCI, config-linux.md, Control groups)."""
     resources: dict[str, dict[str, int]] = {}
     if spec.memory_max is not None:
         # "swap" limits memory plus swap: no swap is allowed, which would only delay the OOM kill.
@@ -70,10 +67,9 @@ def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
 def usable(wanted: Iterable[str]) -> list[str]:
     """Return those of the ``wanted`` controllers (memory, cpu, pids) that can limit a service here.
 
-    With v1, a hierarchy with the controller must be mounted where crun expects it. crun does not
-    use a v2 hierarchy in addition to v1. With v2 alone, the controller must be enabled for the
-    children of the root cgroup; this function enables it if possible. Hierarchies are recognised by
-    their files, because reading the list of mounts takes 2 ms with 1,000 services.
+    With v1, a hierarchy with the controller must be mounted where crun expects it. With v2 alone,
+    the controller must be enabled for the children of the root cgroup; this function enables it if
+    possible. The list of mounts is not read, which takes 2 ms with 1,000 services.
     """
     wanted = list(wanted)
     available = _words(f"{_TOP}/cgroup.controllers")  # only v2 has this file
@@ -94,7 +90,7 @@ class _Mount(NamedTuple):
 
 
 def _mounts() -> Iterator[_Mount]:
-    """Yield the mounts of cgroup hierarchies.
+    """Yield (mount point, cgroup at its root, file system, options) of cgroup hierarchies.
 
     Other lines of the list of mounts are not parsed: there is one for each service's namespace.
     """
@@ -137,10 +133,7 @@ def move_nowhere() -> None:
 
 
 def _own_lines() -> list[tuple[str, str]]:
-    """Return a pair (controllers, path) for each cgroup of this process.
-
-    The format is that of proc_pid_cgroup(5).
-    """
+    """Return (controllers, path) for each cgroup of this process (proc_pid_cgroup(5))."""
     with open(_OWN, encoding="utf-8", errors="surrogateescape") as lines:
         parts = [line.rstrip("\n").split(":", 2) for line in lines]
     return [(controllers, path) for _, controllers, path in parts]
@@ -156,8 +149,7 @@ def _usual_root(controllers: str) -> str:
 def _own_folders(paths: dict[str, str]) -> Iterator[str]:
     """Yield the folder of this process's cgroup in each mounted hierarchy.
 
-    ``paths`` maps the controllers of a hierarchy ("" for v2) to this process's cgroup in it
-    (proc_pid_cgroup(5)).
+    ``paths`` maps the controllers of a hierarchy ("" for v2) to this process's cgroup in it.
     """
     for mount in _mounts():
         options = set(mount.options.split(","))
@@ -172,7 +164,6 @@ def _own_folders(paths: dict[str, str]) -> Iterator[str]:
 
 
 def _move_here(cgroup: str) -> bool:
-    """Move this process into the cgroup with the folder ``cgroup``; return whether it succeeded."""
     try:
         fd = os.open(f"{cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -185,10 +176,7 @@ def _move_here(cgroup: str) -> bool:
 
 
 def _enable(controller: str) -> bool:
-    """Enable a controller for the children of v2's root cgroup, if it is not enabled yet.
-
-    Returns whether it is enabled now (cgroups(7)).
-    """
+    """Enable a controller for the children of v2's root cgroup; return whether it is enabled."""
     path = f"{_TOP}/cgroup.subtree_control"
     if controller in _words(path):
         return True
@@ -201,7 +189,6 @@ def _enable(controller: str) -> bool:
 
 
 def _words(path: str) -> list[str]:
-    """Return the words of a file, separated by white space; empty if the file cannot be read."""
     try:
         with open(path, encoding="ascii") as file:
             return file.read().split()
@@ -212,8 +199,7 @@ def _words(path: str) -> list[str]:
 def holds(path: str, pid: int) -> bool:
     """Return whether a process is in the cgroup ``path`` or below it; False if it has exited.
 
-    ``path`` is relative to the hierarchy (``/niso-<id>/<service>``). The root that this process
-    sees may itself be below other cgroups.
+    The root that this process sees may itself be below other cgroups.
     """
     lines = os.fsdecode(files.of_process(pid, "cgroup")).split("\n")
     return any(f"{path}/" in f"{line}/" for line in lines)
@@ -239,7 +225,6 @@ def pids(path: str) -> list[int]:
 
 
 def pids_in(folder: str) -> list[int]:
-    """Return the pids of the processes in one cgroup folder; empty if it does not exist."""
     try:
         with open(f"{folder}/cgroup.procs", encoding="ascii") as procs:
             return [int(line) for line in procs]
@@ -248,20 +233,14 @@ def pids_in(folder: str) -> list[int]:
 
 
 def remove(path: str) -> None:
-    """Remove the cgroup ``path`` and its descendants in each hierarchy.
-
-    Cgroups that still contain processes are left unchanged.
-    """
+    """Remove the cgroup ``path`` and its descendants, except those with processes."""
     for root in roots():
         for folder, _, _ in os.walk(f"{root}{path}", topdown=False):
             remove_empty(folder)
 
 
 def remove_with_parent(path: str) -> None:
-    """Remove a service's cgroup, and its parent cgroup if that is empty.
-
-    The parent is not removed while a service is starting.
-    """
+    """Remove a service's cgroup; also its empty parent, unless a service is starting."""
     remove(path)
     guard = open_lock(".cgroup")
     try:
@@ -274,7 +253,6 @@ def remove_with_parent(path: str) -> None:
 
 
 def remove_parent(path: str) -> None:
-    """Remove the parent of the cgroup ``path`` in each hierarchy, if it contains nothing else."""
     for root in roots():
         parent = os.path.dirname(f"{root}{path}")
         remove_empty(f"{parent}/{KEEPERS}")
@@ -294,8 +272,7 @@ def keep(pid: int, path: str) -> None:
 
     ``path`` is the cgroup of its service. When a systemd unit, a session or a CI job ends, all
     processes in its cgroup are killed; and while it runs, its limits would apply to conmon. In a
-    hierarchy where the caller is in the root cgroup, conmon stays there: the root has no limits,
-    and its processes are not killed.
+    hierarchy where the caller is in the root cgroup, conmon stays there: the root has no limits.
     """
     for root, own in _own_cgroups().items():
         if own != "/":
@@ -305,8 +282,8 @@ def keep(pid: int, path: str) -> None:
 def keep_in(root: str, pid: int, path: str) -> None:
     """Move a process as `keep` does, in the hierarchy that is mounted at ``root``.
 
-    If the cgroup `KEEPERS` cannot take the process, it moves to the root cgroup. (For example, a
-    new cgroup of v1's cpuset has no CPUs.) If this fails too, the process stays where it is.
+    If the cgroup `KEEPERS` cannot take the process (a new cgroup of v1's cpuset has no CPUs), it
+    moves to the root cgroup. If this fails too, it stays where it is.
     """
     folder = f"{root}{os.path.dirname(path)}/{KEEPERS}"
     if move(pid, folder):
@@ -321,10 +298,7 @@ def keep_in(root: str, pid: int, path: str) -> None:
 
 
 def release(pids: Iterable[int], path: str) -> None:
-    """Move processes that `keep` has moved to the root cgroup, before they exit.
-
-    ``path`` is the cgroup of their service. Other processes are not moved.
-    """
+    """Move processes that `keep` has moved to the root cgroup, before they exit."""
     for root in roots():
         kept = pids_in(f"{root}{os.path.dirname(path)}/{KEEPERS}")
         for pid in set(pids) & set(kept):
@@ -332,7 +306,6 @@ def release(pids: Iterable[int], path: str) -> None:
 
 
 def move(pid: int, folder: str) -> bool:
-    """Move a process into the cgroup with this folder; return whether it succeeded."""
     try:
         with open(f"{folder}/cgroup.procs", "w", encoding="ascii") as file:
             file.write(str(pid))

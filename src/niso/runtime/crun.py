@@ -39,10 +39,7 @@ _TOOL_FOLDERS = (
 
 
 def tool(name: str) -> str:
-    """Return the absolute path of crun, conmon, catatonit or nsenter.
-
-    Raises `ProcessError` if the program is not installed.
-    """
+    """Return the absolute path of crun, conmon, catatonit or nsenter."""
     if signals.broken(name):
         return "/usr/bin/false"
     for folder in _TOOL_FOLDERS:
@@ -54,7 +51,6 @@ def tool(name: str) -> str:
 
 
 def state_dir() -> str:
-    """Return the folder in which crun records its containers (``crun --root``)."""
     return os.path.join(paths.run_dir(), "crun")
 
 
@@ -69,8 +65,7 @@ def container_id(service: str) -> str:
 def environment() -> dict[str, str]:
     """Return the environment variables of conmon, crun and niso's exit command.
 
-    They are PATH, LC_CTYPE and those that name niso's folders. With LANG, conmon and nsenter would
-    each read the twelve files of a locale.
+    With LANG, conmon and nsenter would each read the twelve files of a locale.
     """
     folders = {
         name: value
@@ -165,27 +160,23 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def path_env(environment: Mapping[str, str]) -> str:
-    """Return the value of PATH in a service with these environment variables."""
     return environment.get("PATH", DEFAULT_PATH)
 
 
 def cgroup_of(spec: ProcessSpec) -> str:
-    """Return the service's cgroup, relative to the root of each hierarchy."""
     return f"/niso-{spec.state_id}/{spec.service}"
 
 
 def namespace(spec: ProcessSpec) -> str | None:
-    """Return the name of a service's network namespace; None for the host's namespace."""
     return os.path.basename(spec.netns) if spec.netns else None
 
 
 def save(spec: ProcessSpec) -> None:
-    """Write spec.json into the service's folder, atomically. Raises OSError."""
     write_json(f"{paths.service_dir(spec.service)}/spec.json", convert.plain(spec))
 
 
 def load(service: str) -> ProcessSpec | None:
-    """Return the spec of a service's present activation; None if there is none or it is damaged."""
+    """Return the spec of a service's present activation; None without a valid one."""
     text = files.read(f"{paths.service_dir(service)}/spec.json")
     return None if text is None else _parsed(text)
 
@@ -193,8 +184,7 @@ def load(service: str) -> ProcessSpec | None:
 def group(service: str) -> str | None:
     """Return the cgroup of a service's present activation; None if it has no spec.json.
 
-    The result is that of `cgroup_of`. Only this part of the spec is decoded, because lists of many
-    services call it.
+    Only this part of the spec is decoded, because lists of many services call it.
     """
     fields = read_json(f"{paths.service_dir(service)}/spec.json") or {}
     state_id = fields.get("state_id")
@@ -215,7 +205,7 @@ def _parsed(text: bytes) -> ProcessSpec | None:
 
 
 def read_state(service: str) -> dict[str, Any] | None:
-    """Return the content of a service's state.json; None if there is none or it is damaged."""
+    """Return the content of a service's state.json; None without a valid one."""
     record = read_json(f"{paths.service_dir(service)}/state.json")
     kinds = {"run": int, "phase": str, "restarts": int, "failures": int}
     if record is None:
@@ -233,13 +223,12 @@ def write_json(path: str, value: object) -> None:
 
 
 def read_json(path: str) -> dict[str, Any] | None:
-    """Return the JSON object in a file; None if there is no file or no object. Raises OSError."""
+    """Return the JSON object in a file; None without a valid one."""
     text = files.read(path)
     return None if text is None else _parse_json(text)
 
 
 def _parse_json(text: bytes) -> dict[str, Any] | None:
-    """Return the JSON object in ``text``; None if it does not contain one."""
     try:
         value = json.loads(text.decode())
     except (ValueError, RecursionError):
@@ -255,16 +244,12 @@ _PID_MAX = 1 << 22
 
 
 def in_service(service: str, pid: int) -> bool:
-    """Return whether the process with this pid belongs to the service, according to its cgroup."""
     path = group(service)
     return path is not None and cgroups.holds(path, pid)
 
 
 def in_group(service: str, group: int) -> list[int]:
-    """Return the pids of a service's processes that are in the process group ``group``.
-
-    See setpgid(2).
-    """
+    """Return the pids of a service's processes in the process group ``group`` (setpgid(2))."""
     spec = load(service)
     members = []
     for pid in cgroups.pids(cgroup_of(spec)) if spec is not None else ():
@@ -286,10 +271,7 @@ def children(pid: int | None) -> list[int]:
 
 
 def open_in_service(service: str, pid: int | None) -> int:
-    """Return a pidfd of the service's process ``pid``.
-
-    Returns -1 if the process has exited or is not one of the service.
-    """
+    """Return a pidfd of the service's process ``pid``; -1 if it has none."""
     return _open_if(pid, lambda pid: in_service(service, pid))
 
 
@@ -299,10 +281,9 @@ def open_supervisor(pid: int | None, bundle: str) -> int:
 
 
 def _open_if(pid: int | None, is_it: Callable[[int], bool]) -> int:
-    """Return a pidfd of ``pid`` if ``is_it`` returns true for it, else -1.
+    """Return a pidfd of ``pid`` if the process exists and ``is_it`` returns true, else -1.
 
-    -1 is also returned if the process has exited. ``is_it`` is called after the open, because
-    before it the pid could be reused for another process.
+    ``is_it`` is called after the open: before it, the pid could be reused for another process.
     """
     if pid is None:
         return -1
@@ -317,10 +298,7 @@ def _open_if(pid: int | None, is_it: Callable[[int], bool]) -> int:
 
 
 def is_supervisor(pid: int | None, bundle: str) -> bool:
-    """Return whether the process is the conmon or the exit command of ``bundle``.
-
-    It is recognised by its command line.
-    """
+    """Return whether the process is the conmon or the exit command of ``bundle``."""
     words = [] if pid is None else command_line(pid)
     name = os.fsencode(bundle)
     return name in words or b"--exit-command-arg=" + name in words
@@ -333,9 +311,9 @@ def command_line(pid: int) -> list[bytes]:
 
 
 def state_letter(pid: int | None) -> str:
-    """Return the state letter of a process (proc_pid_stat(5)), such as Z for a zombie.
+    """Return the state letter of a process (proc_pid_stat(5)), or X if it has exited.
 
-    T and t stand for stopped. X is returned if the process has exited.
+    Z stands for a zombie, T and t for stopped.
     """
     return files.of_process(pid, "stat").rpartition(b") ")[2][:1].decode() or "X"
 
@@ -346,7 +324,6 @@ def is_init(pid: int | None) -> bool:
 
 
 def send_signal(pidfd: int, number: int) -> None:
-    """Send the signal ``number`` to the process of a pidfd; no-op if it has exited."""
     try:
         signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
@@ -354,7 +331,7 @@ def send_signal(pidfd: int, number: int) -> None:
 
 
 def read_pid(path: str) -> int | None:
-    """Return the pid in a file; None if there is no file or no valid pid in it. Raises OSError."""
+    """Return the pid in a file; None without a valid one."""
     try:
         pid = int(files.read(path) or b"")
     except ValueError:
@@ -363,7 +340,6 @@ def read_pid(path: str) -> int | None:
 
 
 def int_or_none(value: object) -> int | None:
-    """Return ``value`` if it is an int, else None."""
     return value if isinstance(value, int) else None
 
 

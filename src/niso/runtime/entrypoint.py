@@ -27,8 +27,6 @@ _ALWAYS_THERE = ("/", "/tmp", "/run", "/var/tmp", "/dev/shm")  # noqa: S108 - in
 
 
 class Problem(NamedTuple):
-    """Why a file cannot be executed in a service."""
-
     text: str
     """The reason as a predicate, such as "is not executable"."""
     hint: str = ""
@@ -46,8 +44,7 @@ _NOT_EXECUTABLE = Problem("is not executable", "chmod +x {} (beside manifest.tom
 def mounts_of(package: str, rootfs: str | None) -> dict[str, str]:
     """Map the mount points of a service to folders of the host; "" is the root.
 
-    If ``package`` is "", the service has no folder /app here. The activation checks again, with the
-    copy of the package.
+    If ``package`` is "", the service has no folder /app here.
     """
     return {"": rootfs or "/", APP: package}
 
@@ -92,8 +89,7 @@ def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_e
 def search(mounts: dict[str, str], command: str, path_env: str) -> str | None:
     """Search the folders of ``path_env`` for ``command``, as execvp(3) does.
 
-    Returns the path of the first file that can be executed. Without one, it returns the path of the
-    first file of that name, or None.
+    Returns the path of the first file that can be executed, or else of the first one, or None.
     """
     present = None
     for folder in path_env.split(":"):
@@ -162,7 +158,6 @@ def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> Problem |
 
 
 def _broken(mounts: dict[str, str], path: str) -> Problem:
-    """Return the problem with a path that does not exist or whose symbolic link is broken."""
     end = _end_of_links(mounts, path)
     if end == path:
         return _MISSING
@@ -175,7 +170,6 @@ def _broken(mounts: dict[str, str], path: str) -> Problem:
 
 
 def _end_of_links(mounts: dict[str, str], path: str, links: int = 0) -> str:
-    """Return the path inside the service to which the symbolic links of ``path`` lead."""
     folder, name = os.path.split(path)
     try:
         fd, real = open_inside(mounts, folder)
@@ -209,8 +203,8 @@ def check_working_dir(
 ) -> None:
     """Raise `InvalidInput` (key binary.working_dir) if the service will not have that folder.
 
-    Folders in or below one of the mount points ``volumes`` are accepted, because the content of a
-    volume is known only at run time.
+    Folders in or below the mount points ``volumes`` are accepted: their content is known only at
+    run time.
     """
     if any(working_dir == point or working_dir.startswith(f"{point}/") for point in volumes):
         return
@@ -257,9 +251,8 @@ def resolve_user(
 ) -> tuple[int, int, tuple[int, ...], str, str]:
     """Return the user of a service: uid, gid, supplementary gids, user name and home directory.
 
-    If ``user`` is None, the uid is ``own_uid`` and the user name is that of the service. Names are
-    looked up in /etc/passwd and /etc/group of the rootfs, or of the host if there is no rootfs.
-    Raises `InvalidInput` with the key service.user.
+    The default is ``own_uid`` and the service's name. Names are looked up in /etc/passwd and
+    /etc/group of the rootfs, or of the host. Raises `InvalidInput` with the key service.user.
     """
     if user is None:
         return own_uid, own_uid, (), service, _HOME
@@ -382,10 +375,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _open_real(mounts: dict[str, str], parts: list[str]) -> int:
-    """Return a descriptor of a folder inside the service; its path must have no symbolic links.
-
-    ``parts`` are the components of the path.
-    """
+    """Return a descriptor of a folder inside the service whose path has no symbolic links."""
     fd = os.open(mounts[""], _FOLDER)
     for i, part in enumerate(parts):
         target = mounts.get("/" + "/".join(parts[: i + 1]))

@@ -47,13 +47,12 @@ _END_S = 2.0
 
 
 def execute(service: str, command: list[str], user: User | None = None) -> int:
-    """Run ``command`` in a service, and return its exit status.
+    """Run ``command`` in a service, and return its exit status: 128 + N after signal N.
 
-    If a signal N ended the command, the result is 128 + N. The command runs as ``user``, by default
-    as the service's user, with the service's capabilities and limits. Its stdin, stdout, stderr and
-    signals are those of the caller. It gets a terminal if both stdin and stdout are terminals.
-    Raises `ProcessError` with exit_status 127 (command not found), 126 (not executable) or 125
-    (other).
+    The command runs as ``user``, by default as the service's user, with the service's capabilities
+    and limits. Its stdin, stdout, stderr and signals are those of the caller. It gets a terminal if
+    both stdin and stdout are terminals. Raises `ProcessError` with exit_status 127 (command not
+    found), 126 (not executable) or 125 (other).
     """
     return _execute(service, command, (0, 1, 2), FORWARDED, user)
 
@@ -63,8 +62,7 @@ def capture(
 ) -> tuple[int, bytes, bytes]:
     """Run ``command`` in a service; return its exit status, its stdout and its stderr.
 
-    Raises `ProcessError` as `execute` does. No signal is forwarded, so any thread can call this
-    function.
+    No signal is forwarded, so any thread can call this function. Raises the errors of `execute`.
     """
     files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
     try:
@@ -85,10 +83,7 @@ def _execute(
     forwarded: tuple[int, ...],
     user: User | None,
 ) -> int:
-    """Run a command as `execute` does, and return its exit status.
-
-    ``files`` are its stdin, stdout and stderr. The signals ``forwarded`` are passed on to it.
-    """
+    """Run a command as `execute` does, with the stdin, stdout and stderr ``files``."""
     for fd in (0, 1, 2):
         # Occupy the number of a closed standard descriptor, so that no other file gets it.
         # Read-only: a write still fails with EBADF.
@@ -111,8 +106,7 @@ def prepare(
     """Prepare a crun exec of a command in a service.
 
     Returns the path of its temporary files without their suffix, and its process object (OCI
-    runtime-spec, config.md, Process). The command runs as ``user``, by default as the service's
-    user. Raises `ProcessError` as `execute` does.
+    runtime-spec, config.md, Process). Raises the errors of `execute`.
     """
     now = read(service)
     if now.pid is None and now.state == "running":  # the service is starting or stopping
@@ -141,7 +135,7 @@ def _become(service: str, user: User, oci_process: dict[str, Any]) -> None:
     """Set the user, the groups and HOME in a process object (OCI runtime-spec, config.md, User).
 
     The user is looked up in the rootfs or on the host, not in files that the service may have
-    written. Raises `ProcessError` if there is no such user.
+    written.
     """
     spec = load(service)
     if spec is None:
@@ -191,8 +185,7 @@ class _Session:
     """One crun exec, and the copying of its input, output and signals.
 
     ``stem`` is the path of its temporary files without their suffix. ``oci_process`` is its process
-    object (OCI runtime-spec, config.md, Process). ``files`` are the caller's stdin, stdout and
-    stderr.
+    object. ``files`` are the caller's stdin, stdout and stderr.
     """
 
     def __init__(
@@ -222,10 +215,7 @@ class _Session:
         self._started = False
 
     def run(self, forwarded: tuple[int, ...]) -> int:
-        """Run the command, and return its exit status.
-
-        The signals ``forwarded`` are passed on to it. Raises `ProcessError`.
-        """
+        """Run the command, forward the signals ``forwarded``, and return its exit status."""
         for number in forwarded:
             self._handlers[number] = signal.signal(number, self._note)
         if self._terminal:
@@ -249,10 +239,7 @@ class _Session:
         return SIGNALLED - code if code < 0 else code
 
     def close(self) -> None:
-        """Restore the terminal and the signal handlers; close all descriptors and delete all files.
-
-        crun is killed if it still runs.
-        """
+        """Restore the terminal and the signal handlers; release all resources and kill crun."""
         if self._saved_tty is not None:
             with suppress(termios.error):  # it has hung up
                 termios.tcsetattr(0, termios.TCSADRAIN, self._saved_tty)
@@ -269,18 +256,15 @@ class _Session:
                 os.unlink(f"{self._stem}.{suffix}")
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        """Record the signal ``number`` until it can be forwarded."""
         self._signals.append(number)
 
     def _resize(self, *_: object) -> None:
-        """Set the size of the service's terminal to that of the caller's terminal."""
         if self._master >= 0:
             fcntl.ioctl(
                 self._master, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))
             )
 
     def _spawn(self, options: list[str], stdin: int, stdout: int, stderr: int) -> None:
-        """Start crun exec with these descriptors; ``options`` are further options for it."""
         write_json(f"{self._stem}.json", self._process)
         os.close(os.open(f"{self._stem}.log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         argv = ["crun", f"--root={crun.state_dir()}", f"--log=file:{self._stem}.log", "exec"]
@@ -297,7 +281,6 @@ class _Session:
         self._pidfd = os.pidfd_open(self._pid)
 
     def _spawn_on_pipes(self) -> None:
-        """Start crun exec with one pipe each for stdin, stdout and stderr."""
         stdin, self._sink = os.pipe()
         out, stdout = os.pipe()
         err, stderr = os.pipe()
@@ -375,10 +358,7 @@ class _Session:
                 return
 
     def _poll(self, stdin_open: bool) -> select.poll:
-        """Return a poll object with the descriptors to wait for at the moment.
-
-        ``stdin_open`` says whether more can be read from the caller's stdin.
-        """
+        """Return a poll object with the descriptors to wait for at the moment."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         for fd, target in self._sources.items():
@@ -418,10 +398,7 @@ class _Session:
         return True
 
     def _feed(self) -> None:
-        """Write pending bytes to the command's stdin.
-
-        The pipe is closed if the command has closed its end.
-        """
+        """Write pending bytes to the command's stdin; close it if the command has."""
         try:
             self._to_write = self._to_write[os.write(self._sink, self._to_write) :]
         except BlockingIOError:
@@ -433,10 +410,7 @@ class _Session:
             self._sink = -1
 
     def _pass_on(self, fd: int) -> bool:
-        """Copy one block of output from ``fd`` to the caller.
-
-        Returns False at the end of the output, or if reading would block.
-        """
+        """Copy one block of output to the caller; return whether there may be more."""
         try:
             block = os.read(fd, _BLOCK)
         except BlockingIOError:
@@ -452,7 +426,6 @@ class _Session:
         return False
 
     def _forward(self) -> None:
-        """Send the recorded signals to the command, if it has started."""
         if not self._signals:
             return
         try:
@@ -481,7 +454,6 @@ class _Session:
                     return
 
     def _refused(self, reply: str) -> ProcessError:
-        """Return the error, with its exit status, for an error message of crun."""
         state = os.path.join(crun.state_dir(), crun.container_id(self._service), "status")
         if not os.path.exists(state):
             message = f"{self._service}: crun has lost its state: {reply}"
@@ -494,10 +466,7 @@ class _Session:
 
 
 def _write_all(fd: int, data: bytes) -> bool:
-    """Write all of ``data`` to ``fd``, which may be non-blocking.
-
-    Returns False if the reader has closed its end. Raises OSError.
-    """
+    """Write ``data`` to ``fd``, which may be non-blocking; return False if no one reads it."""
     while data:
         try:
             data = data[os.write(fd, data) :]

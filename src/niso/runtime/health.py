@@ -44,8 +44,7 @@ if TYPE_CHECKING:
 def advance(probes: Sequence[Probe], others: Sequence[int], until: float) -> None:
     """Wait until a probe can continue or a descriptor is readable, and continue these probes.
 
-    ``others`` are the descriptors. The call returns at the monotonic time ``until``, in seconds, at
-    the latest.
+    ``others`` are the descriptors. The wait ends at the monotonic time ``until``, in seconds.
     """
     poll = select.poll()
     for probe in probes:
@@ -97,10 +96,9 @@ class Health(NamedTuple):
 
 
 def write_record(service: str, run: tuple[int, float], failure: str) -> None:
-    """Record the result of a probe. Raises OSError.
+    """Record the result of a probe: ``failure`` is "" or why it failed.
 
-    ``failure`` is `Probe.answer`: "" or why the probe failed. ``run`` is as in `Probed`. If the
-    service is removed concurrently, the record is deleted again.
+    ``run`` is as in `Probed`. If the service is removed concurrently, the record is deleted again.
     """
     before = read_record(service)
     now = time.time()
@@ -136,10 +134,10 @@ def read_record(service: str) -> Probed | None:
 
 
 def check_all(targets: Sequence[Target], report: Report) -> dict[str, Health]:
-    """Return the health of each service by name. Services are probed if a probe is due.
+    """Return the health of each service by name.
 
-    A probe is due if the last one is older than the interval of the healthcheck. The probes run
-    concurrently. ``report`` receives an event with the services that are probed.
+    A service is probed if its last probe is older than the interval of its healthcheck. The probes
+    run concurrently. ``report`` receives an event with the services that are probed.
     """
     if due := [target for target in targets if _is_due(target)]:
         report(WaitingForHealth(tuple(target.service for target in due)))
@@ -161,7 +159,6 @@ def check_all(targets: Sequence[Target], report: Report) -> dict[str, Health]:
 
 
 def _current(target: Target) -> Probed | None:
-    """Return the recorded probe results of the service's present run; None if there are none."""
     record = read_record(target.service)
     return record if record is not None and record.run == target.run else None
 
@@ -207,16 +204,10 @@ _Steps = Generator[tuple[socket.socket, int], None, str]
 
 
 class Probe:
-    """One probe in progress.
-
-    `go_on` can continue when ``fd`` is ready for ``events`` (poll(2)).
-    """
+    """One probe in progress. `go_on` can continue when ``fd`` is ready for ``events`` (poll(2))."""
 
     def __init__(self, check: Healthcheck, namespace: str | None) -> None:
-        """Start the probe.
-
-        ``namespace`` is a name below /run/netns; None stands for the caller's own namespace.
-        """
+        """Start the probe in a namespace of /run/netns; None is the caller's own."""
         self.began = time.monotonic()
         self.deadline = self.began + check.timeout_s
         self.fd = -1
@@ -239,10 +230,7 @@ class Probe:
             self.answer = f"{self._check.target}: {error}"
 
     def give_up_if_late(self) -> None:
-        """End the probe if its deadline has passed.
-
-        Its answer then names the step that timed out.
-        """
+        """End the probe if its deadline has passed: the answer names the pending step."""
         if self.answer is None and time.monotonic() >= self.deadline:
             self.close()
             late = f"{self._doing[0]}: no answer within {self._check.timeout_s:g}s"
@@ -254,7 +242,6 @@ class Probe:
         return ""
 
     def close(self) -> None:
-        """Close the socket of the probe; no-op if the probe has ended."""
         self._steps.close()
 
 
@@ -292,10 +279,9 @@ def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Step
 
 
 def _candidates(check: Healthcheck, namespace: str | None) -> Generator[str, None, None]:
-    """Yield the addresses to probe: the loopback addresses, then those of network interfaces.
+    """Yield the healthcheck's address, or loopback addresses and then those of interfaces.
 
-    The latter are read only if the probes of the former fail. If the healthcheck has an address,
-    only that address is yielded.
+    The latter are read only if the probes of the former fail.
     """
     if check.address:
         yield check.address
@@ -333,8 +319,7 @@ def _inside(namespace: str | None) -> Any:
 def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
     """Send an HTTP request (RFC 9112), and evaluate the status line of the final response.
 
-    Interim responses (RFC 9110, 15.2), which come before it, are skipped. Yields and returns what
-    `_steps` does.
+    Interim responses (RFC 9110, 15.2) are skipped. Yields and returns what `_steps` does.
     """
     lines = (
         f"GET {check.path} HTTP/1.1",
@@ -372,7 +357,7 @@ def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
 def _status(received: bytes) -> tuple[int | None, bytes]:
     """Return the status code of the final response, and the bytes that are still to be parsed.
 
-    The code is None if it has not been received yet. Interim responses are skipped.
+    The code is None if it has not been received yet.
     """
     while True:
         line, end, _ = received.partition(b"\n")
@@ -396,18 +381,13 @@ def _status(received: bytes) -> tuple[int | None, bytes]:
 
 
 def begin(check: Healthcheck, service: str, namespace: str | None) -> Probe:
-    """Start a probe of a service, by connection or by command; ``namespace`` is as for `Probe`."""
     if check.command:
         return CommandProbe(check, service)
     return Probe(check, namespace)
 
 
 def probe_all(targets: Sequence[tuple[Healthcheck, str, str | None]]) -> list[str]:
-    """Run probes concurrently, and return the answer of each: "" or why it failed.
-
-    A target is (healthcheck, service, namespace). The call takes at most as long as the longest
-    timeout.
-    """
+    """Run probes of (healthcheck, service, namespace) concurrently; return each answer."""
     probes: list[Probe] = []
     try:
         for target in targets:
@@ -429,16 +409,10 @@ _KEPT, _LINE = 4096, 200
 
 
 class CommandProbe(Probe):
-    """A probe that runs a command.
-
-    ``fd`` becomes ready when the command has exited or has written output.
-    """
+    """A probe that runs a command. ``fd`` is ready when it has exited or written output."""
 
     def __init__(self, check: Healthcheck, service: str) -> None:
-        """Start the command.
-
-        If the service has no process, the probe fails; no error is raised.
-        """
+        """Start the command. Without a process of the service, the probe fails."""
         self.began = time.monotonic()
         self.deadline = self.began + check.timeout_s
         self.fd, self.events = -1, select.POLLIN
@@ -528,7 +502,6 @@ class CommandProbe(Probe):
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in last[-_LINE:])
 
     def give_up_if_late(self) -> None:
-        """Kill the command if its deadline has passed. The probe has failed then."""
         if self.answer is None and time.monotonic() >= self.deadline:
             self.close()
             late = f"has not ended within {self._check.timeout_s:g}s"
@@ -542,7 +515,7 @@ class CommandProbe(Probe):
         self._output = -1
 
     def close(self) -> None:
-        """Kill the command with its process group if it still runs, and release all resources."""
+        """Kill the command with its process group if it still runs; release all resources."""
         if self._pid:
             self._kill()
         self._free()
@@ -568,8 +541,7 @@ class CommandProbe(Probe):
     def _end_group(self) -> None:
         """Kill the remaining processes in the process group of a command that has exited.
 
-        While a process is in the group, no other process group gets its number (free_pid,
-        kernel/pid.c).
+        While one is in the group, no other process group gets its number (free_pid, kernel/pid.c).
         """
         leader = crun.read_pid(f"{self._stem}.pid")
         for pid in crun.in_group(self._service, leader) if leader is not None else ():

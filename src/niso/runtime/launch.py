@@ -204,15 +204,14 @@ class Launch:
 
 
 def init() -> str:
-    """Return the real path of catatonit. Raises ProcessError if it is not installed."""
     return os.path.realpath(crun.tool("catatonit"))
 
 
 def write_bundle(spec: ProcessSpec, bundle: str, under: Skeleton | None) -> None:
     """Write the OCI bundle: config.json, and the folders from which the root is mounted.
 
-    ``spec`` is that of `sources.Held`. ``under`` is the read-only lower layer of a service without
-    a rootfs; None if the service has one. Raises OSError.
+    ``spec`` is that of `sources.OpenSources`. ``under`` is the skeleton of a service without a
+    rootfs, else None.
     """
     if not spec.netns:
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=of_host("resolv.conf"))
@@ -250,7 +249,6 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: Skeleton | None) -> None
 
 @cache
 def _profile() -> dict[str, Any]:
-    """Return the seccomp profile of all services."""
     with open(_PROFILE, encoding="utf-8") as file:
         profile: dict[str, Any] = json.loads(file.read())
     return profile
@@ -295,18 +293,12 @@ class _Creator:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "pthread_create") from None
 
     def create(self, folders: Sequence[str]) -> None:
-        """Mount the root and create the container, without waiting for it.
-
-        The root shows ``folders`` of the host. The bundle must be complete.
-        """
+        """Mount the root, with ``folders`` of the host, and create the container; do not wait."""
         self._folders = folders
         self._may_create.release()
 
     def pid(self) -> int:
-        """Wait until the container exists, and return the pid of its PID 1 on the host.
-
-        Raises ProcessError or OSError.
-        """
+        """Wait until the container exists, and return the pid of its PID 1 on the host."""
         line = _first_line(self.fd)
         if self._error is not None:
             raise self._error
@@ -390,7 +382,6 @@ class _Creator:
             ) from error
 
     def _let_conmon_create(self) -> None:
-        """Let conmon fork and create the container, and wait until it has forked."""
         signals.hit(f"create the process of {self._spec.service}")
         _set_limits(self._conmon)
         pidfd = os.pidfd_open(self._conmon)
@@ -412,7 +403,7 @@ class _Creator:
         self._ends.clear()
 
     def _end_conmon(self) -> None:
-        """Kill conmon if it has not forked yet. After the fork, its pid file records it."""
+        """Kill conmon unless it has forked: after that, its pid file records it."""
         if self._conmon:
             os.kill(self._conmon, signal.SIGKILL)
             os.waitpid(self._conmon, 0)
@@ -438,7 +429,6 @@ def _nothing_inherited() -> Iterator[None]:
 
 
 def _inherited() -> list[int]:
-    """Return the descriptors, other than 0 to 2, that a child would inherit."""
     return [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inherited(fd)]
 
 
@@ -462,10 +452,7 @@ def _set_inherited(fds: list[int], inherited: bool) -> None:
 
 
 def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
-    """Return the command line of conmon.
-
-    ``tid`` is the thread in whose mount namespace crun creates the container.
-    """
+    """Return conmon's command line. crun joins the mount namespace of the thread ``tid``."""
     exit_arguments = [path(), spec.service, bundle]
     runtime = [
         f"--mount=/proc/{tid}/ns/mnt",
@@ -516,7 +503,6 @@ def _set_limits(pid: int) -> None:
 
 
 def _first_line(fd: int) -> bytes:
-    """Return the bytes from a pipe up to the first newline, or up to the end."""
     line = b""
     while b"\n" not in line:
         chunk = os.read(fd, 4096)
@@ -529,8 +515,7 @@ def _first_line(fd: int) -> bytes:
 def _created_pid(spec: ProcessSpec, bundle: str, line: bytes) -> int:
     """Return the pid of the created container from ``line``, conmon's answer in JSON.
 
-    The format is that of write_sync_fd in conmon. Raises `ProcessError` with the message of crun if
-    the creation failed.
+    The format is that of write_sync_fd in conmon. Raises `ProcessError` with crun's message.
     """
     try:
         answer = json.loads(line.decode() or "{}")
@@ -584,10 +569,7 @@ def enter() -> None:
 
 
 def _close() -> None:
-    """Close the namespace that starts copy.
-
-    It would keep mounts in use that the host unmounts.
-    """
+    """Close the namespace that starts copy: it keeps mounts in use that the host unmounts."""
     while _base:
         os.close(_base.pop())
 
@@ -612,7 +594,6 @@ MODULE = "niso.runtime.on_exit"
 
 
 def path() -> str:
-    """Return the path of the script that conmon runs when a service ends."""
     return os.path.join(paths.run_dir(), "on-exit")
 
 
@@ -639,7 +620,7 @@ def text() -> str:
 
 
 def write() -> None:
-    """Write the script unless it is up to date. Raises OSError.
+    """Write the script unless it is up to date.
 
     The caller must have the lock ``.cgroup`` in shared mode, so that a concurrent `remove_unused`
     does not remove the script before the service has started.
@@ -657,10 +638,7 @@ def write() -> None:
 
 
 def renew() -> None:
-    """Write the script again if another installation of niso wrote it.
-
-    No-op if the script is missing. Errors are ignored.
-    """
+    """Write the script again if another installation of niso wrote it. Errors are ignored."""
     try:
         if files.read(path()) is not None:
             write()
@@ -669,9 +647,9 @@ def renew() -> None:
 
 
 def remove_unused() -> None:
-    """Delete the script if no service has runtime files, and remove unused lower layers of roots.
+    """Delete the script if no service has runtime files, and unused skeletons of roots.
 
-    No-op while a service is starting. Raises OSError.
+    No-op while a service is starting.
     """
 
     guard = open_lock(".cgroup")
@@ -687,5 +665,4 @@ def remove_unused() -> None:
 
 
 def _quoted(word: str) -> str:
-    """Return ``word`` quoted for a shell."""
     return "'" + word.replace("'", "'\\''") + "'"

@@ -144,10 +144,7 @@ class ProcessStart:
         return wait_readable(self.fd, 0)
 
     def finish(self) -> int:
-        """Start the created container, and return the pid of its PID 1 on the host.
-
-        Raises ProcessError.
-        """
+        """Start the created container, and return the pid of its PID 1 on the host."""
         with _whole(self._service):
             pid = self._run.finish()
             units.hand_over(self._service, status.conmon(self._service))
@@ -156,10 +153,7 @@ class ProcessStart:
 
 @contextmanager
 def _whole(service: str) -> Iterator[None]:
-    """Context that removes all processes and files of the service if the block fails.
-
-    An OSError of the block becomes a ProcessError.
-    """
+    """Context that removes all processes and files of the service if its block fails."""
     try:
         yield
     except Error:
@@ -171,7 +165,6 @@ def _whole(service: str) -> Iterator[None]:
 
 
 def start(spec: ProcessSpec) -> int:
-    """Start a service as `ProcessStart` does, and return the pid of its PID 1 on the host."""
     return ProcessStart(spec).finish()
 
 
@@ -227,10 +220,7 @@ def stop_all(services: Iterable[str]) -> dict[str, Error]:
     errors: dict[str, Error] = {}
 
     def attempt(names: Iterable[str], do: Callable[[str], bool]) -> list[str]:
-        """Call ``do`` for each service, and return the services for which it returned true.
-
-        Errors are recorded in ``errors``.
-        """
+        """Call ``do`` for each service, and return those for which it returned true."""
         done = []
         for name in names:
             try:
@@ -249,10 +239,7 @@ def stop_all(services: Iterable[str]) -> dict[str, Error]:
 
 
 def _end_runs(service: str, timeout_s: float | None) -> bool:
-    """Kill the processes of a service's runs and their conmons.
-
-    Returns False if the service has no runtime files.
-    """
+    """Kill the processes of a service's runs; return False if it has no runtime files."""
     folder = paths.service_dir(service)
     _end_orphans(service, None)
     if not os.path.isdir(folder):
@@ -266,10 +253,7 @@ def _end_runs(service: str, timeout_s: float | None) -> bool:
 
 
 def _remove(service: str) -> bool:
-    """Remove the cgroup and the runtime files of a service whose container crun has deleted.
-
-    Always returns True.
-    """
+    """Remove the cgroup and the runtime files of a service without a container; return True."""
     files.remove_tree(_crun_state(service))  # crun cannot read what an interrupted create left
     _end_cgroup(service, load(service))
     signals.hit(f"remove the runtime files of {service}")
@@ -286,10 +270,7 @@ def forget_health(service: str) -> None:
 
 
 def abandon(spec: ProcessSpec, bundle: str) -> None:
-    """Clean up after a run that failed to start. Only its own files are deleted.
-
-    Raises `ProcessError`.
-    """
+    """Clean up after a run that failed to start. Only its own files are deleted."""
     if os.path.isdir(bundle):
         _end_all(spec.service, spec, [bundle], 0)
         clear(spec.service)
@@ -305,8 +286,8 @@ def _failed(service: str, what: str, error: OSError) -> ProcessError:
 def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
     """Kill the processes of runs, and their conmons.
 
-    The caller deletes the container from crun afterwards, because a conmon that is creating a
-    container could still complete the creation.
+    The caller deletes the container from crun only then: until it exits, a conmon that is creating
+    a container could complete the creation.
     """
     signals.hit(f"stop the process of {service}")
     for bundle in runs:
@@ -357,9 +338,8 @@ def _end_orphans(service: str, path: str | None) -> None:
 def end_unrecorded_conmons(services: Collection[str]) -> None:
     """Kill each conmon of these services that an interrupted start has not recorded.
 
-    An interrupted start may leave a conmon without a pid file. Such a conmon would take a later run
-    in a folder of the same name for its own. The caller must have the locks of the services. All
-    processes of the host are scanned.
+    Such a conmon would take a later run in a folder of the same name for its own. The caller must
+    have the locks of the services. All processes of the host are scanned.
     """
     for pid, bundle in _conmons(services):
         if pid != read_pid(f"{bundle}/conmon.pid"):
@@ -367,11 +347,7 @@ def end_unrecorded_conmons(services: Collection[str]) -> None:
 
 
 def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
-    """Return pairs (pid, bundle) for all conmons of these services.
-
-    The bundle is the folder of the run that the conmon supervises. Conmons are found by the command
-    lines in /proc.
-    """
+    """Return (pid, bundle) for each conmon of these services, found by its command line."""
     start = os.fsencode(os.path.join(paths.run_dir(), "services")) + b"/"
     conmons = []
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
@@ -394,7 +370,7 @@ def clear(service: str) -> None:
 
 
 def _delete(services: Iterable[str]) -> None:
-    """Delete the containers of services by crun. One that crun cannot read stays."""
+    """Delete the containers of services by crun, except those that crun cannot read."""
     known = [name for name in services if os.path.isdir(_crun_state(name))]
     if len(known) == 1:
         crun.run("delete", "--force", crun.container_id(known[0]))
@@ -467,10 +443,7 @@ def _end_conmon(pid: int, bundle: str) -> None:
 
 
 def _kill_cgroup(service: str, path: str) -> None:
-    """Kill the processes in the cgroup ``path``, such as those of an interrupted crun create.
-
-    Raises ProcessError if a process does not exit.
-    """
+    """Kill the processes in the cgroup ``path``, such as those of an interrupted crun create."""
     for pid in cgroups.pids(path):
         try:
             pidfd = os.pidfd_open(pid)
@@ -488,7 +461,6 @@ def _kill_cgroup(service: str, path: str) -> None:
 
 
 def _touch(path: str) -> None:
-    """Create the file ``path``, unless that path exists."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
     except OSError as error:
@@ -507,10 +479,7 @@ _LOOK_S = 0.05
 
 
 def number(text: str) -> int:
-    """Return the number of a signal that is written as ``HUP``, ``SIGHUP`` or ``1``.
-
-    Raises UsageError for other strings.
-    """
+    """Return the number of a signal that is written as ``HUP``, ``SIGHUP`` or ``1``."""
     plain = text.upper().removeprefix("SIG")
     known = {sig.name.removeprefix("SIG"): sig.value for sig in signal.Signals}
     if plain in known:
@@ -616,19 +585,13 @@ def is_starved(init: int) -> bool:
 
 
 def _children(pid: int, tid: str) -> list[int]:
-    """Return the pids of the children of a thread (proc_pid_task_tid_children(5)).
-
-    Raises OSError if the thread has exited.
-    """
+    """Return the pids of a thread's children (proc_pid_task_tid_children(5))."""
     with open(f"/proc/{pid}/task/{tid}/children", encoding="ascii") as file:
         return [int(word) for word in file.read().split()]
 
 
 def _switches(path: str) -> bytes | None:
-    """Return the context switches in a thread's status file (proc_pid_status(5)), as text.
-
-    Returns None if the thread does not sleep.
-    """
+    """Return the context switches of a thread as text, or None if it does not sleep."""
     with open(path, "rb") as file:
         text = file.read()
     _, _, state = text.partition(b"\nState:\t")
@@ -683,8 +646,8 @@ def _clone(folder: str) -> int:
 def _swap_in_child(pidfd: int, tree: int, device: int) -> str:
     """Replace the hosts folder in the mount namespace of the process of ``pidfd``.
 
-    ``tree`` is a descriptor of the new mount. ``device`` is the device number (st_dev) of niso's
-    hosts files. Returns the error message; "" after success.
+    ``tree`` is the new mount. ``device`` is the st_dev of niso's hosts files. Returns the error
+    message; "" after success.
     """
     with signals_held():
         read, write = os.pipe()
@@ -706,10 +669,7 @@ def _swap_in_child(pidfd: int, tree: int, device: int) -> str:
 
 
 def _swap(tree: int, device: int) -> None:
-    """Replace the mount at /etc/niso-hosts, below this process's root, by ``tree``.
-
-    ``device`` is the device number that the present mount must have. Raises OSError.
-    """
+    """Replace the mount at /etc/niso-hosts, if it has the st_dev ``device``, by ``tree``."""
     os.chdir("/")
     etc = _open_folder(AT_FDCWD, "etc")
     os.fchdir(etc)
@@ -728,17 +688,13 @@ def _swap(tree: int, device: int) -> None:
 
 
 def _open_folder(folder: int, name: str) -> int:
-    """Return a descriptor of the folder ``name`` in ``folder``, following no symbolic link.
-
-    Raises OSError.
-    """
     return open_place(name, _RESOLVE, folder, os.O_DIRECTORY)
 
 
 def _unmount_hosts() -> None:
-    """Unmount the hosts folder in the current directory. Raises OSError.
+    """Unmount the hosts folder in the current directory, which was checked before.
 
-    The mount was checked before. Only a process with CAP_SYS_ADMIN could have replaced it since.
+    Only a process with CAP_SYS_ADMIN could have replaced it since.
     """
     unmount(HOSTS.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW)
 
@@ -759,7 +715,6 @@ class Orphan(NamedTuple):
 
     @property
     def cgroup(self) -> str:
-        """The service's cgroup, relative to the root of each hierarchy."""
         return f"/niso-{self.state_id}/{self.service}"
 
 

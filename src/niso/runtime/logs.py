@@ -55,8 +55,7 @@ class Record(NamedTuple):
 def rotate_if_large(service: str) -> None:
     """Start a new log file if the present one exceeds 16 MiB.
 
-    Otherwise this costs two calls of stat(2). No-op if another process is rotating the log. Raises
-    OSError.
+    No-op if another process is rotating the log.
     """
     path = f"{paths.log_dir(service)}/{LOG_NAME}"
     try:
@@ -101,9 +100,9 @@ def read(
 def records(
     service: str, last: int | None, follow: bool, since: float | None
 ) -> Iterator[Record | None]:
-    """Yield the records of a log. The parameters are those of `read`.
+    """Yield the records of a log; with ``follow``, None once after those that already exist.
 
-    With ``follow``, None is yielded once, after the records that already exist.
+    The parameters are those of `read`.
     """
     files = _open_files(f"{paths.log_dir(service)}/{LOG_NAME}")
     try:
@@ -139,10 +138,6 @@ def records(
 
 
 def _from(records: Iterator[Record], since: float) -> Iterator[Record]:
-    """Yield the records from the first one on that was written at or after ``since``.
-
-    ``since`` is a Unix time in seconds.
-    """
     for record in records:
         try:
             late = datetime.fromisoformat(record.stamp.decode()).timestamp() >= since
@@ -155,7 +150,6 @@ def _from(records: Iterator[Record], since: float) -> Iterator[Record]:
 
 
 def shown(record: Record, timestamps: bool) -> bytes:
-    """Return a record as a line of `read`."""
     end = b"" if record.partial else b"\n"
     return record.stamp + b" " + record.text + end if timestamps else record.text + end
 
@@ -163,8 +157,7 @@ def shown(record: Record, timestamps: bool) -> bytes:
 def _joined(lines: Iterator[bytes], begun: list[Record] | None = None) -> Iterator[Record]:
     """Yield records from the lines of log files, with the parts of each line joined.
 
-    Records of the other stream may be between the parts. ``begun`` are earlier parts, which the
-    lines continue.
+    Records of the other stream may be between the parts. The lines continue the parts ``begun``.
     """
     open_lines = {record.stream: record for record in begun or ()}
     for line in lines:
@@ -183,10 +176,7 @@ def _joined(lines: Iterator[bytes], begun: list[Record] | None = None) -> Iterat
 
 
 def _lines(fd: int, offset: int, end: int | None) -> Iterator[bytes]:
-    """Yield the complete lines of a file from ``offset`` to ``end``, without newlines.
-
-    Both must be offsets at which a line starts. None for ``end`` stands for the end of the file.
-    """
+    """Yield the complete lines of a file between two offsets, without newlines."""
     partial = b""
     while block := os.pread(fd, _BLOCK if end is None else min(_BLOCK, end - offset), offset):
         offset += len(block)
@@ -228,7 +218,6 @@ def _follow(service: str, fd: int, offset: int) -> Iterator[bytes]:
 
 
 def _end_of_last_line(fd: int) -> int:
-    """Return the offset after the last newline of a file; 0 if it has none."""
     end = os.fstat(fd).st_size
     while end > 0:
         begin = max(0, end - _BLOCK)
@@ -242,8 +231,7 @@ def _end_of_last_line(fd: int) -> int:
 def _tail(files: list[int], last: int) -> tuple[int, int]:
     """Return where the ``last`` lines of a log start: the index of a file, and an offset in it.
 
-    The files are read from their end. At least ``last`` lines, with all their parts, follow that
-    offset.
+    The files are read from their end. At least ``last`` lines follow that offset.
     """
     ended = 0
     for i in reversed(range(len(files))):
@@ -285,10 +273,7 @@ def _open_files(path: str) -> list[int]:
 
 
 def _rotate(service: str, path: str) -> None:
-    """Rename the log and make conmon open a new file.
-
-    The call waits for conmon at most `_REOPEN_S` seconds. Raises OSError.
-    """
+    """Rename the log and make conmon open a new file, waiting at most `_REOPEN_S` seconds."""
     record = read_state(service) or {"run": 0}
     ctl = -1
     try:
@@ -330,7 +315,6 @@ def _keep(path: str) -> None:
 
 
 def _shift(path: str, newest: str) -> None:
-    """Rename the log ``.1`` to ``.2``, and the file ``newest`` to ``.1``."""
     if os.path.exists(f"{path}.1"):
         os.rename(f"{path}.1", f"{path}.2")
     os.rename(newest, f"{path}.1")
@@ -342,7 +326,6 @@ def _same(first: str, second: str) -> bool:
 
 
 def _identity(file: str | int) -> tuple[int, int] | None:
-    """Return the device and inode numbers of a path or descriptor; None if it does not exist."""
     try:
         info = os.stat(file)
     except FileNotFoundError:
@@ -383,10 +366,7 @@ def _past(
 def _followed(
     services: list[str], last: int | None, since: float | None
 ) -> Iterator[tuple[str, Record]]:
-    """Yield the existing records of services, sorted by time, and then their new records.
-
-    One thread for each service reads its log.
-    """
+    """Yield the existing records of services, sorted by time, and then their new records."""
     queue: SimpleQueue[tuple[str, Record | None] | None] = SimpleQueue()
 
     def collect(service: str) -> None:

@@ -109,10 +109,7 @@ class Machine(NamedTuple):
 
 
 def process(spec: ProcessSpec, args: list[str], nofile_max: int) -> dict[str, Any]:
-    """Return the process object (config.md, Process) that runs ``args`` as the service does.
-
-    ``nofile_max`` is the largest limit of open files that niso may set.
-    """
+    """Return the process object (config.md, Process) that runs ``args`` as the service does."""
     environment = {
         "PATH": path_env(spec.environment),
         "HOME": spec.home,
@@ -223,7 +220,6 @@ def select_seccomp(profile: dict[str, Any], have: Collection[str]) -> dict[str, 
 
 
 def _mounts(spec: ProcessSpec, hosts_at: str, machine: Machine) -> list[dict[str, Any]]:
-    """Return the mount objects of niso itself. Volumes are mounted after them."""
     owner = [f"uid={spec.uid}", f"gid={spec.gid}"]
     shm, tmp = (
         [f"size={size}"] if size is not None else [] for size in (spec.shm_size, spec.tmp_size)

@@ -30,10 +30,9 @@ LONG_LIFE_S = 60.0
 
 
 def delay_s(first_s: float, failures: int) -> float:
-    """Return the delay before a restart in seconds.
+    """Return the delay before a restart: ``first_s`` seconds, doubled for each failure in a row.
 
-    It is ``first_s`` seconds, doubled for each consecutive failure. The maximum is `MAX_DELAY_S`,
-    or ``first_s`` if that is greater.
+    The maximum is `MAX_DELAY_S`, or ``first_s`` if that is greater.
     """
     return float(min(max(MAX_DELAY_S, first_s), first_s * 2 ** min(failures, 32)))
 
@@ -67,10 +66,7 @@ def main(service: str, bundle: str) -> None:
 
 
 def _current(service: str, bundle: str) -> ProcessSpec | None:
-    """Return the spec if ``bundle`` is still the present run and no stop has begun, else None.
-
-    The caller must have the service's lock.
-    """
+    """Return the spec if ``bundle`` is still the present run and no stop has begun, else None."""
     record = read_state(service)
     if files.read(f"{bundle}/{status.EXITED_PID}") != str(os.getpid()).encode():
         # this run's folder was removed, and another run has created one of the same name
@@ -81,10 +77,7 @@ def _current(service: str, bundle: str) -> ProcessSpec | None:
 
 
 def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
-    """Clean up after a run and write its end to state.json. Returns the new content.
-
-    ``code`` is the exit status of the run.
-    """
+    """Clean up after a run, and record its end. Returns the new content of state.json."""
     record = read_state(spec.service) or {"run": 0, "restarts": 0, "failures": 0}
     for older in status.bundles(os.path.dirname(bundle)):
         if older != bundle:
@@ -114,10 +107,9 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
 
 
 def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
-    """Start the next run of a service.
+    """Start the next run of a service, after the run recorded in ``record``.
 
-    ``record`` is the content of state.json for the run that ended. Returns {"phase": "running"}, or
-    after a failure the new content of state.json, with the error.
+    Returns {"phase": "running"}, or after a failure the new content of state.json, with the error.
     """
     number = int(record["run"]) + 1
     counts = {

@@ -56,9 +56,8 @@ def fingerprint(folder: str, apart: Apart, contents: Contents, manifest: str | N
     """Return the fingerprint of a package folder, 64 hexadecimal digits.
 
     The paths in ``apart`` are left out. So is the file ``manifest``: its changes are applied key by
-    key, and most keys need no restart. ``contents`` has cached digests, so that unchanged files
-    need not be read. Raises InvalidInput if an entry cannot be copied (device, socket, FIFO), and
-    Error if one cannot be read.
+    key, and most keys need no restart. Raises InvalidInput if an entry cannot be copied (device,
+    socket, FIFO), and Error if one cannot be read.
     """
     digest = sha256()
     for entry in _walk(folder, apart):
@@ -145,7 +144,6 @@ def _require_room(folder: str, apart: Apart, target: str) -> None:
 
 
 def _write_to_disk(copy: str) -> None:
-    """Flush the files and folders of a copy to the disk. Raises OSError."""
     paths = [
         os.path.join(folder, name)
         for folder, _, names in os.walk(copy)
@@ -169,7 +167,7 @@ def is_copied(
 ) -> bool:
     """Return whether a copy with this fingerprint exists and its files have the expected sizes.
 
-    The file ``manifest`` may have changed. Raises InvalidInput or Error as `fingerprint` does.
+    The file ``manifest`` may have changed. Raises the errors of `fingerprint`.
     """
     copy = os.path.join(package_dir(service), digest)
     if not _is_folder(copy):
@@ -182,10 +180,7 @@ def is_copied(
 
 
 def keep_manifest(copy: str, spec: ServiceSpec) -> None:
-    """Write the active manifest into a package copy; no-op if the copy already has it.
-
-    Raises Error if it cannot be written; the copy has its previous manifest then.
-    """
+    """Write the active manifest into a package copy; no-op if the copy already has it."""
     path = os.path.join(copy, MANIFEST)
     try:
         mark = _mark(spec)
@@ -215,10 +210,7 @@ def _write_manifest(copy: str, spec: ServiceSpec) -> None:
 
 
 def _mode(spec: ServiceSpec) -> int:
-    """Return the file mode of a manifest.
-
-    If the manifest has variables from files, only root may read it: they can be passwords.
-    """
+    """Return the file mode of a manifest. Variables from files can be passwords."""
     return 0o600 if spec.program.apart else 0o644
 
 
@@ -230,15 +222,12 @@ def _mark(spec: ServiceSpec) -> bytes:
 
 
 def _text(spec: ServiceSpec) -> bytes:
-    """Return the text of a manifest.toml with the keys that differ from their defaults."""
-
     data = load.written(spec)
     lines = [line for name, table in data.items() if table for line in toml.table(name, table, 0)]
     return "\n".join(lines).encode()
 
 
 def _is_folder(copy: str) -> bool:
-    """Return whether a copy is a folder that no other user can change."""
     try:
         info = os.lstat(copy)
     except OSError:
@@ -247,7 +236,6 @@ def _is_folder(copy: str) -> bool:
 
 
 def _is_same(entry: _Entry, path: str) -> bool:
-    """Return whether the file at ``path`` has the type and size of a package's entry."""
     try:
         info = os.lstat(path)
     except OSError:
@@ -259,8 +247,7 @@ def _is_same(entry: _Entry, path: str) -> bool:
 def is_emptied(copy: str) -> bool:
     """Return whether a copy has files that are all empty, as after a power failure.
 
-    Copies of an earlier niso were not flushed to the disk. The first file with content ends the
-    search.
+    Copies of an earlier niso were not flushed to the disk.
     """
     sizes = (
         os.lstat(os.path.join(folder, name)).st_size
@@ -276,10 +263,7 @@ def is_emptied(copy: str) -> bool:
 
 
 def keep_only(service: str, copies: set[str]) -> None:
-    """Delete all copies of a service's package except those with the paths ``copies``.
-
-    Errors are ignored.
-    """
+    """Delete all copies of a service's package except those with the paths ``copies``."""
     folder = package_dir(service)
     if not copies:
         forget(service)
@@ -308,10 +292,7 @@ def _delete_copy(path: str) -> None:
 
 
 def delete_tree(folder: str) -> OSError | None:
-    """Delete one of niso's folders with its content, following no symbolic link.
-
-    Returns None, or the error if that fails.
-    """
+    """Delete one of niso's folders with its content; return the error if that fails."""
     try:
         files.remove_tree(folder)
     except OSError as error:
@@ -339,8 +320,7 @@ def _walk(folder: str, apart: Apart) -> Iterator[_Entry]:
 
     A ``folder`` of "" stands for the empty package of a service without files of its own. Each
     folder is opened component by component from the top, and never through a symbolic link. So a
-    user who can write to the package cannot replace a folder with a link to make niso read files
-    elsewhere.
+    user who can write to the package cannot make niso read files elsewhere.
     """
     skipped = _identities(apart)
     pending = [("", 0)] if folder else []
@@ -357,10 +337,7 @@ def _walk(folder: str, apart: Apart) -> Iterator[_Entry]:
 
 
 def _entries(folder: str, base: str, skipped: set[tuple[int, int] | None]) -> Iterator[_Entry]:
-    """Yield the entries of the folder ``base`` of a package, sorted by name.
-
-    ``skipped`` are the device and inode numbers of excluded paths.
-    """
+    """Yield the entries of the folder ``base``, sorted by name, except the files ``skipped``."""
     try:
         inside = _open_folder(folder, base)
     except OSError as error:
@@ -396,7 +373,6 @@ def _entries(folder: str, base: str, skipped: set[tuple[int, int] | None]) -> It
 
 
 def _open_folder(folder: str, base: str) -> int:
-    """Return a descriptor of the folder ``base`` of a package, for listing it. Raises OSError."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for part in filter(None, base.split("/")):
@@ -420,7 +396,6 @@ def _hold(inside: int, name: str, path: str) -> int:
 
 
 def _identities(apart: Apart) -> set[tuple[int, int] | None]:
-    """Return the device and inode numbers of these paths; missing paths are left out."""
     identities: set[tuple[int, int] | None] = set()
     for path in (apart,) if isinstance(apart, str) else apart or ():
         with suppress(OSError):
@@ -430,10 +405,7 @@ def _identities(apart: Apart) -> set[tuple[int, int] | None]:
 
 
 def _leads_to(inside: int, name: str, info: os.stat_result) -> tuple[int, int] | None:
-    """Return the device and inode numbers of a name; None for a broken symbolic link.
-
-    ``info`` is the result of stat(2) for the name itself. A symbolic link is followed.
-    """
+    """Return the device and inode numbers of a name; None for a broken symbolic link."""
     if stat.S_ISLNK(info.st_mode):
         try:
             info = os.stat(name, dir_fd=inside)
@@ -452,10 +424,7 @@ def _unreadable(folder: str, base: str, error: OSError) -> Error:
 
 
 def _copy_one(entry: _Entry, source: str, target: str) -> None:
-    """Copy an entry of a package to ``target``. Raises OSError.
-
-    ``source`` is the entry's path for error messages.
-    """
+    """Copy an entry of a package to ``target``. ``source`` is its path for error messages."""
     info = entry.info
     if stat.S_ISLNK(info.st_mode):
         os.symlink(entry.target, target)
@@ -485,17 +454,14 @@ def _copy_one(entry: _Entry, source: str, target: str) -> None:
 
 
 def _send(writer: int, reader: int, start: int, end: int) -> None:
-    """Copy the bytes from ``start`` to ``end`` of one open file to the same place of another.
-
-    Fewer bytes are copied if the file has become shorter.
-    """
+    """Copy a range of one open file to the same place of another, as far as it exists."""
     os.lseek(writer, start, os.SEEK_SET)
     while start < end and (sent := os.sendfile(writer, reader, start, min(end - start, 1 << 30))):
         start += sent
 
 
 def _data(reader: int, info: os.stat_result) -> Iterator[tuple[int, int]]:
-    """Yield pairs (start, end) of the ranges of an open file that are not holes (lseek(2)).
+    """Yield the ranges (start, end) of an open file that are not holes (lseek(2)).
 
     They end at the size in ``info``, so a file that keeps growing is not read for ever.
     """
@@ -536,19 +502,16 @@ class PackageFiles(NamedTuple):
     contents: Contents | None = None  # the digests behind the fingerprint, if there is one
 
     def copy_path(self, service: str) -> str:
-        """Return the path of the copy that the package has or will have."""
         if self.fingerprint is None:
             return self.folder
         return os.path.join(package_dir(service), self.fingerprint)
 
     def must_be_copied(self, service: str, manifest: str) -> bool:
-        """Return whether the copy is missing or incomplete. Raises the errors of `is_copied`."""
         return self.fingerprint is not None and not is_copied(
             service, self.fingerprint, self.folder, self.apart, manifest
         )
 
     def copy(self, spec: ServiceSpec, manifest: str) -> None:
-        """Copy the package, with ``spec`` as the copy's manifest. Raises the errors of `copy`."""
         if self.fingerprint is not None and self.contents is not None:
             copy(
                 spec.name,
@@ -578,10 +541,9 @@ class Contents:
         self._recent: set[str] = set()
 
     def digest(self, path: str, info: os.stat_result, fd: int) -> str:
-        """Return the digest of a regular file, 64 hexadecimal digits.
+        """Return the digest of a regular file, 64 hexadecimal digits; read it unless cached.
 
-        ``path`` is relative to the package, and ``fd`` is open with O_PATH. The file is read unless
-        its digest is cached. Raises OSError.
+        ``path`` is relative to the package, and ``fd`` is open with O_PATH.
         """
         times = f"{info.st_mtime_ns} {info.st_ctime_ns}"
         stamp = f"{info.st_dev} {info.st_ino} {info.st_size} {times} {path}"
@@ -594,7 +556,6 @@ class Contents:
         return known
 
     def save(self) -> None:
-        """Write the digests that were requested to the cache file. Errors are ignored."""
         now = {stamp: value for stamp, value in self._seen.items() if stamp not in self._recent}
         if now == self._kept:
             return
@@ -613,7 +574,6 @@ class Contents:
 
 
 def forget(service: str) -> None:
-    """Delete the cached digests of a service. Errors are ignored."""
     path = contents_file(service)
     _remove(path)
     _remove(_draft(path))
@@ -633,7 +593,7 @@ def _remove(path: str) -> None:
 def _read(fd: int, size: int) -> str:
     """Return the digest of an open file, from its size and each chunk that is not all zeros.
 
-    A hole therefore has the same digest as zeros, and need not be read (lseek(2)). Raises OSError.
+    A hole therefore has the same digest as zeros, and need not be read (lseek(2)).
     """
     digest = sha256(f"{size}".encode())
     reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)

@@ -114,10 +114,7 @@ def assemble(
 
 
 def _write_secrets(spec: ProcessSpec, secrets: Mapping[str, bytes]) -> None:
-    """Write the secrets to a tmpfs of this mount namespace, readable only by the service's user.
-
-    On the host, the folder stays empty.
-    """
+    """Write the secrets to a tmpfs of this mount namespace, where only the user may read them."""
     mount("none", SECRETS, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
     for name, content in secrets.items():
         path = f"{SECRETS}/{name}"
@@ -157,7 +154,6 @@ def _show(folder: str, at: str) -> None:
 
 
 def _write_etc(spec: ProcessSpec, etc: str) -> None:
-    """Write the files in /etc that depend on the service: users, name resolution and host name."""
     read = (
         entrypoint.read_database
         if spec.rootfs is not None
@@ -192,7 +188,6 @@ def _write_etc(spec: ProcessSpec, etc: str) -> None:
 
 
 def of_host(name: str) -> str:
-    """Return the content of a file in the host's /etc; "" if it cannot be read."""
     try:
         with open(f"/etc/{name}", encoding="utf-8", errors="surrogateescape") as file:
             return file.read(entrypoint.MAX_FILE_BYTES)
@@ -201,7 +196,6 @@ def of_host(name: str) -> str:
 
 
 def _free_name(spec: ProcessSpec, lines: list[list[str]]) -> str:
-    """Return the service's user name; its uid is appended if another entry has that name."""
     taken = {line[0] for line in lines}
     return spec.user_name if spec.user_name not in taken else f"{spec.user_name}-{spec.uid}"
 
@@ -267,7 +261,7 @@ def _exists(rootfs: str, path: str) -> bool:
 
 
 def mount_point(below: str, layer: str, path: str) -> None:
-    """Create the folder ``path`` in the layer above ``below``, as a mount point. Raises OSError.
+    """Create the folder ``path`` in the layer above ``below``, as a mount point.
 
     ``below`` is the rootfs or skeleton. Folders of the path that exist there get the same owner and
     mode in the layer.
@@ -289,10 +283,7 @@ def mount_point(below: str, layer: str, path: str) -> None:
 
 
 def mount_file(below: str, layer: str, path: str) -> None:
-    """Create the empty file ``path`` in the layer, as a mount point; no-op if it exists.
-
-    ``below`` is the rootfs or skeleton. Raises OSError.
-    """
+    """Create the empty file ``path`` in the layer, as a mount point; no-op if it exists."""
     path = place(below, path)
     mount_point(below, layer, os.path.dirname(path))
     try:
@@ -388,7 +379,6 @@ class _Entry(NamedTuple):
 
 
 def etc_folders() -> list[str]:
-    """Return the folders of the host's /etc that a root without a rootfs shows, read-only."""
     java = [name for name in os.listdir("/etc") if name.startswith("java-")]
     return [f"/etc/{name}" for name in (*ETC_FOLDERS, *java) if os.path.isdir(f"/etc/{name}")]
 
@@ -396,9 +386,8 @@ def etc_folders() -> list[str]:
 def current() -> Skeleton:
     """Return the skeleton for the present state of the host. It is created if it is missing.
 
-    A skeleton is the lower layer of the root of services without a rootfs. The caller must have the
-    lock ``.cgroup`` in shared mode until its bundle has a link to the skeleton, so that
-    `remove_unused` does not delete it. Raises OSError.
+    The caller must have the lock ``.cgroup`` in shared mode until its bundle has a link to the
+    skeleton, so that `remove_unused` does not delete it.
     """
     known = once(_current)
     return known if os.path.isdir(known.path) else _current()
@@ -419,7 +408,6 @@ def _current() -> Skeleton:
 
 @cache
 def _key(*content: object) -> str:
-    """Return the folder name of a skeleton with this content."""
     whole = (*content, MOUNT_POINTS, _FOLDERS, _LINKS, NSSWITCH)
     return sha256(repr(whole).encode(errors="surrogateescape")).hexdigest()[:16]
 
@@ -451,11 +439,7 @@ def _files() -> Iterator[_Entry]:
 
 
 def _make(path: str, entries: list[_Entry], folders: list[str]) -> None:
-    """Create the skeleton ``path``, the lower layer of roots, atomically. Raises OSError.
-
-    ``entries`` are its symbolic links and files. ``folders`` are its mount points for folders of
-    the host.
-    """
+    """Create the skeleton ``path`` atomically, with mount points for ``folders`` of the host."""
     draft = f"{path}.{os.getpid()}.new"
     files.remove_tree(draft)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
@@ -501,10 +485,9 @@ def _write_skeleton_file(path: str, content: bytes) -> None:
 
 
 def remove_unused() -> None:
-    """Delete the skeletons that no service uses, except the newest one. Raises OSError.
+    """Delete the skeletons that no service uses, except the newest one.
 
-    A skeleton is the lower layer of the root of services without a rootfs. The caller must have the
-    lock ``.cgroup`` in exclusive mode, so that no service is starting.
+    The caller must have the lock ``.cgroup`` in exclusive mode, so that no service is starting.
     """
     try:
         names = os.listdir(_top())
@@ -518,7 +501,6 @@ def remove_unused() -> None:
 
 
 def _age(path: str) -> tuple[bool, int]:
-    """Return a sort key that orders skeletons by age. Incomplete ones come first."""
     return not path.endswith(".new"), os.stat(path).st_mtime_ns
 
 
@@ -566,20 +548,13 @@ def end() -> None:
 
 
 def at_end(drop: Callable[[], object]) -> None:
-    """Arrange that ``drop`` is called after the last start in progress.
-
-    The caller must be in a start.
-    """
+    """Call ``drop`` after the last start in progress. The caller must be in a start."""
     with _lock:
         _at_end.append(drop)
 
 
 def once[T](read: Callable[..., T], *args: object) -> T:
-    """Return ``read(*args)``. The result is cached while a start is in progress.
-
-    The caller must not modify the result. If no start is in progress, ``read`` is called each time.
-    Raises what ``read`` raises; nothing is cached then.
-    """
+    """Return ``read(*args)``, cached while a start is in progress. Do not modify the result."""
     key = (read, *args)
     with _lock:
         if key in _read:
@@ -629,66 +604,48 @@ def syncfs(fd: int) -> None:
 def open_place(path: str, resolve: int, folder: int = AT_FDCWD, flags: int = 0) -> int:
     """Return a descriptor (O_PATH) of ``path`` below ``folder``, by openat2(2).
 
-    ``resolve`` has RESOLVE_* flags, ``flags`` further O_* flags. Raises OSError.
+    ``resolve`` has RESOLVE_* flags, ``flags`` further O_* flags.
     """
     how = _open_how.pack(os.O_PATH | os.O_CLOEXEC | flags, 0, resolve)
     return _call("syscall", _OPENAT2, folder, os.fsencode(path), how, len(how), name=path)
 
 
 def clone_mount(fd: int, path: str = "", recursive: bool = False) -> int:
-    """Return a descriptor of a new detached bind mount (open_tree(2)). Raises OSError.
-
-    It shows ``path`` below the folder ``fd``, or ``fd`` itself if ``path`` is "".
-    """
+    """Return a new detached bind mount of ``path`` below ``fd``, or of ``fd`` (open_tree(2))."""
     flags = _CLONE | _CLOEXEC | (_RECURSIVE if recursive else 0)
     flags |= 0 if path else _AT_EMPTY_PATH
     return _call("syscall", _OPEN_TREE, fd, os.fsencode(path), flags, name=path)
 
 
 def set_attributes(tree: int, attributes: int, recursive: bool = False) -> None:
-    """Set MOUNT_ATTR_* flags of a detached mount (mount_setattr(2)). Raises OSError.
-
-    With ``recursive``, they are set for the mounts in it too.
-    """
+    """Set MOUNT_ATTR_* flags of a detached mount (mount_setattr(2))."""
     attr = _mount_attr.pack(attributes, 0, 0, 0)
     flags = _AT_EMPTY_PATH | (_RECURSIVE if recursive else 0)
     _call("syscall", _MOUNT_SETATTR, tree, b"", flags, attr, len(attr))
 
 
 def attach(tree: int, target: str, folder: int = AT_FDCWD) -> None:
-    """Attach the detached mount ``tree`` at ``target`` below ``folder`` (move_mount(2)).
-
-    Raises OSError.
-    """
+    """Attach the detached mount ``tree`` at ``target`` below ``folder`` (move_mount(2))."""
     where = (folder, os.fsencode(target))
     _call("syscall", _MOVE_MOUNT, tree, b"", *where, _FROM_EMPTY_PATH, name=target)
 
 
 def attach_beneath(tree: int, target: int) -> None:
-    """Attach the detached mount ``tree`` beneath the mount whose root is ``target``.
-
-    This needs Linux 6.5. Raises OSError.
-    """
+    """Attach the detached mount ``tree`` beneath the mount ``target``. Needs Linux 6.5."""
     flags = _FROM_EMPTY_PATH | _TO_EMPTY_PATH | _BENEATH
     _call("syscall", _MOVE_MOUNT, tree, b"", target, b"", flags)
 
 
 @cache
 def _libc() -> CDLL:
-    """Return the C library.
-
-    It is loaded at the first call, because most commands that load this module make no call.
-    """
+    """Return the C library, loaded when first needed: most commands do not call it."""
     import ctypes
 
     return ctypes.CDLL(None, use_errno=True)
 
 
 def _call(function: str, *arguments: int | bytes | None, name: str = "") -> int:
-    """Call a function of the C library, and return its result.
-
-    If the result is negative, raises OSError with ``name`` as its file name.
-    """
+    """Call a function of the C library. A negative result is an OSError with the file ``name``."""
     import ctypes
 
     words = (ctypes.c_long(value) if isinstance(value, int) else value for value in arguments)

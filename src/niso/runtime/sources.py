@@ -62,14 +62,13 @@ def _sources(spec: ProcessSpec) -> Iterator[_Source]:
 
 
 def is_shared(volume: MountedVolume) -> bool:
-    """Return whether a volume is a path of the host that the manifest names."""
     return volume.source is not None and not volume.named
 
 
 def recorded(spec: ProcessSpec) -> ProcessSpec:
     """Return the spec with the identities of its files that it does not have yet.
 
-    Symbolic links in a host volume's path are resolved now, and never again. Raises OSError.
+    Symbolic links in a host volume's path are resolved now, and never again.
     """
     boot = paths.boot_id()
     if spec.rootfs is not None and spec.rootfs_identity is None:
@@ -85,10 +84,7 @@ def recorded(spec: ProcessSpec) -> ProcessSpec:
 
 
 def _recorded_secret(secret: Secret) -> Secret:
-    """Return a secret with the salted digest of its content. Raises OSError.
-
-    Symbolic links in its path are resolved now, and never again.
-    """
+    """Return a secret with the salted digest of its content, links in its path resolved."""
     fd = root.open_place(os.path.realpath(secret.source), _NO_LINKS)
     try:
         source = os.readlink(f"/proc/self/fd/{fd}")
@@ -100,7 +96,6 @@ def _recorded_secret(secret: Secret) -> Secret:
 
 
 def read_secret(secret: Secret) -> bytes:
-    """Return the content of a secret, following no symbolic link. Raises OSError."""
     fd = root.open_place(secret.source, _NO_LINKS)
     try:
         return _content(fd, secret.source)
@@ -109,10 +104,7 @@ def read_secret(secret: Secret) -> bytes:
 
 
 def _content(fd: int, path: str) -> bytes:
-    """Return the content of a file that is open with O_PATH. ``path`` is for error messages.
-
-    Raises OSError if it is not a regular file or is too large.
-    """
+    """Return the content of a regular file of limited size that is open with O_PATH."""
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         raise OSError(errno.EINVAL, "is not a file", path)
     with open(f"/proc/self/fd/{fd}", "rb") as file:
@@ -147,7 +139,6 @@ def problems(spec: ProcessSpec) -> Iterator[Error]:
 
 
 def _no_secret(secret: Secret, error: OSError, service: str) -> ProcessError:
-    """Return the error for a secret that cannot be read. It has nothing of the secret's content."""
     what = {errno.ELOOP: "leads through a symlink", errno.ENOENT: "is gone"}
     reason = what.get(error.errno or 0) or f"cannot be read: {error.strerror}"
     return ProcessError(
@@ -215,7 +206,7 @@ class Held:
 
 
 def open_copy(path: str, service: str = "", manifest: str = "FOLDER") -> int:
-    """Return a descriptor (O_PATH) of a package copy after verifying that only niso can change it.
+    """Return a descriptor (O_PATH) of a package copy that no other user can change.
 
     ``service`` and ``manifest`` are for error messages. Raises ProcessError.
     """
@@ -289,12 +280,11 @@ def _not_it(source: _Source, what: str, service: str) -> ProcessError:
 
 
 def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str | None:
-    """Return a folder above ``path`` in which other users can replace entries; None without one.
+    """Return a folder above ``path`` in which other users can replace entries, or None.
 
     ``trusted`` are the uids that do not count as other users. ``path`` must have no symbolic links.
     In a folder with the sticky bit, only the owner of an entry can replace it (inode(7)). With
-    ``by_new_names``, users also count who could create the name after it was removed, for example
-    in /tmp after a reboot. Raises OSError.
+    ``by_new_names``, users also count who could create the name after it was removed.
     """
     folder = path
     while folder != "/":
@@ -307,8 +297,7 @@ def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str 
 def _identity(fd: int, boot: str) -> Identity:
     """Return the identity of an open file: device and inode number, and the id of the boot.
 
-    It shows later whether another file is at the same path. For files other than folders, device
-    and inode number are 0, because editors replace files.
+    For files other than folders, the numbers are 0, because editors replace files.
     """
     info = os.fstat(fd)
     if not stat.S_ISDIR(info.st_mode):
@@ -320,10 +309,7 @@ def _identity(fd: int, boot: str) -> Identity:
 
 
 def of_process(name: str) -> Finding | None:
-    """Return the problem of an active service's process that `niso net check` reports, or None.
-
-    A process that has exited is not a problem if its restart policy does not restart it.
-    """
+    """Return the problem of an active service's process that `niso net check` reports, or None."""
     from niso.plan.desired import Finding
 
     what = f"process of service {name!r}"
@@ -380,10 +366,7 @@ def _lost_sight(copy: str, pid: int | None) -> bool:
 
 
 def _sees_hosts(spec: ProcessSpec, pid: int | None) -> bool:
-    """Return whether a service sees the hosts folder that niso writes.
-
-    Returns True if that cannot be determined.
-    """
+    """Return whether a service sees the hosts folder that niso writes; True if unknown."""
     try:
         return os.path.samestat(
             os.stat(f"/proc/{pid}/root/etc/{HOSTS}"), os.stat(spec.hosts_folder)

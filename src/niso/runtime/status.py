@@ -71,8 +71,8 @@ NONE = Status("none", None, None, None, 0, None)
 def read(service: str, closely: bool = False) -> Status:
     """Return the status of a service's process.
 
-    With ``closely``, a PID 1 that has exited while its conmon does not react is detected too. In
-    that case the call takes up to `CONMON_S` seconds.
+    With ``closely``, a PID 1 that has exited while its conmon does not react is detected too, which
+    takes up to `CONMON_S` seconds.
     """
     shown = _read(service)
     if not closely or shown.state != "running":
@@ -119,10 +119,9 @@ def _read(service: str) -> Status:
 
 
 def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Status) -> Status:
-    """Return the status of a run that is recorded as running in state.json.
+    """Return the status ``shown`` of a run, updated if the run has ended since.
 
-    ``record`` is the content of state.json, and ``shown`` the status according to it. The run may
-    have ended since.
+    ``record`` is the content of state.json.
     """
     pid = int_or_none(record.get("pid"))
     if pid is not None and in_service(service, pid):
@@ -163,14 +162,12 @@ def is_stopping(service: str) -> bool:
 def in_own_netns(service: str) -> bool:
     """Return whether PID 1 is in the network namespace that has the service's name now.
 
-    A service without a namespace of its own must be in the caller's. Returns True if that cannot be
-    determined.
+    A service without a namespace of its own must be in the caller's. True if unknown.
     """
     return is_in_own_netns(load(service), read(service).pid)
 
 
 def is_in_own_netns(spec: ProcessSpec | None, pid: int | None) -> bool:
-    """Return what `in_own_netns` returns, for a service whose spec and PID 1 are already read."""
     try:
         expected = os.stat((spec.netns if spec else "") or "/proc/self/ns/net")
         actual = os.stat(f"/proc/{pid}/ns/net")
@@ -196,8 +193,8 @@ def known_to_crun(service: str, pid: int) -> bool:
 def outside_cgroup(service: str, keeper: int | None) -> bool:
     """Return whether PID 1 runs as conmon's child but was moved out of the service's cgroup.
 
-    ``keeper`` is the pid of its conmon, or None. If there are several hierarchies, PID 1 must be in
-    the cgroup in each hierarchy that crun uses.
+    ``keeper`` is the pid of its conmon, or None. PID 1 must be in the cgroup in each hierarchy that
+    crun uses.
     """
     record = read_json(f"{paths.service_dir(service)}/state.json")
     spec = load(service)
@@ -208,12 +205,10 @@ def outside_cgroup(service: str, keeper: int | None) -> bool:
 
 
 def restarts_after(policy: str, code: int) -> bool:
-    """Return whether the restart policy restarts a service after the exit status ``code``."""
     return policy == "always" or (policy == "on-failure" and code != 0)
 
 
 def conmon_alive(service: str) -> bool:
-    """Return whether the conmon of the service's present run is running."""
     return conmon(service) is not None
 
 
@@ -228,10 +223,7 @@ def conmon(service: str) -> int | None:
 
 
 def supervisors(service: str) -> list[int]:
-    """Return the pids of the present run's conmon and its descendants, such as the exit command.
-
-    The service's own processes are left out.
-    """
+    """Return the pids of the present run's conmon and its descendants, without the service's."""
     pids = [pid] if (pid := conmon(service)) is not None else []
     for parent in pids:  # the list grows while it is walked
         pids += children(parent)
@@ -251,10 +243,7 @@ def describe_exit(code: int | None) -> str:
 
 
 def out_of_memory(service: str) -> bool:
-    """Return whether the memory limit has killed a process of the present run.
-
-    conmon creates a file oom then.
-    """
+    """Return whether the memory limit has killed a process of the present run."""
     record = read_state(service)
     return record is not None and os.path.exists(
         f"{bundle_of(service, int(record['run']))}/persist/oom"
@@ -262,20 +251,15 @@ def out_of_memory(service: str) -> bool:
 
 
 def bundle_of(service: str, number: int) -> str:
-    """Return the path of the folder of the run with this number."""
     return f"{paths.service_dir(service)}/run-{number}"
 
 
 def write_state(service: str, record: dict[str, Any]) -> None:
-    """Write state.json. Raises OSError."""
     write_json(f"{paths.service_dir(service)}/state.json", record)
 
 
 def exit_code(service: str, bundle: str) -> int | None:
-    """Return the exit status that conmon has written.
-
-    Returns None while the process runs, and if the container could not be created.
-    """
+    """Return the exit status that conmon has written, or None."""
     try:
         return int(files.read(f"{bundle}/exits/{crun.container_id(service)}") or b"")
     except ValueError:
@@ -283,10 +267,7 @@ def exit_code(service: str, bundle: str) -> int | None:
 
 
 def ended_at(service: str, bundle: str) -> float | None:
-    """Return the Unix time, in seconds, at which conmon wrote the exit status.
-
-    Returns None if it has not written it yet.
-    """
+    """Return the Unix time, in seconds, at which conmon wrote the exit status, or None."""
     try:
         return os.stat(f"{bundle}/exits/{crun.container_id(service)}").st_mtime
     except OSError:
@@ -302,5 +283,4 @@ def services() -> list[str]:
 
 
 def bundles(folder: str) -> list[str]:
-    """Return the paths of the folders of all runs in a service's folder."""
     return [os.path.join(folder, name) for name in os.listdir(folder) if name.startswith("run-")]

@@ -48,7 +48,6 @@ _NOTIFY_S = 5.0
 
 
 def unit_of(service: str) -> str:
-    """Return the name of a service's unit."""
     return f"niso-{service}.service"
 
 
@@ -66,10 +65,9 @@ def has_ended() -> bool:
 
 
 def path(service: str, pid: int | None = None) -> str | None:
-    """Return the cgroup of a service's unit if a process is in it, else None.
+    """Return the cgroup of a service's unit if the process ``pid`` is in it, else None.
 
-    ``pid`` is the process; None stands for this one. Also returns None if the process has exited
-    (proc_pid_cgroup(5)).
+    The default is this process. Also returns None if the process has exited (proc_pid_cgroup(5)).
     """
     try:
         with open(
@@ -82,10 +80,7 @@ def path(service: str, pid: int | None = None) -> str | None:
 
 
 def logs_to_journal(service: str) -> bool:
-    """Return whether the service's log is also written to journald.
-
-    That is so if journald runs, and if a conmon that is started now will be in the service's unit.
-    """
+    """Return whether a conmon started now writes to journald too: only in the service's unit."""
     return (service in _stand_ins or path(service) is not None) and os.path.exists(_JOURNAL)
 
 
@@ -151,11 +146,7 @@ def stand_in(service: str, conmon: int | None) -> None:
 
 
 def hand_over(service: str, conmon: int | None) -> None:
-    """Make a new conmon the main process of the unit instead of the stand-in, which then exits.
-
-    The stand-in is niso's process that keeps the unit active between two conmons. No-op without
-    one.
-    """
+    """Make a new conmon the main process of the unit instead of the stand-in, which then exits."""
     if service not in _stand_ins or conmon is None:
         return
     hold, done, unit, _ = _stand_ins.pop(service)
@@ -171,11 +162,9 @@ def hand_over(service: str, conmon: int | None) -> None:
 
 
 def give_back(service: str, conmon: int | None, path: str | None) -> None:
-    """Stop a service's unit, but not its processes.
+    """Stop a service's unit, but move conmon and its children out of it before.
 
-    conmon and its children are moved out of the unit's cgroup (`keep_in`). ``path`` is the
-    service's cgroup; None if it has been removed. In that case the unit has only the stand-in
-    process.
+    ``path`` is the service's cgroup; None if it has been removed, and only the stand-in is left.
     """
     stand_in(service, conmon)
     if service not in _stand_ins:
@@ -346,10 +335,7 @@ def _wait_ended(units: list[str]) -> None:
 
 
 def _systemctl(*arguments: str, may_fail: bool = False) -> str:
-    """Run systemctl and return its output.
-
-    Raises Error with the error message of systemctl, unless ``may_fail``.
-    """
+    """Run systemctl and return its output. Raises Error if it fails, unless ``may_fail``."""
     import subprocess
 
     command = f"systemctl {' '.join(arguments)}"
@@ -404,7 +390,6 @@ they start before niso, niso records that forwarding was already on.
 
 
 def drop_in(unit: str) -> str:
-    """Return the path of niso's drop-in for a unit (systemd.unit(5))."""
     return os.path.join(UNITS, f"{unit}.d", "niso.conf")
 
 
@@ -422,9 +407,8 @@ def agent(
 ) -> list[str]:
     """Return the lines of a unit for a command that runs permanently (systemd.service(5)).
 
-    The command notifies systemd when it is ready, and systemd restarts it whenever it exits.
-    ``mark`` is the first line of the unit file, ``words`` are the arguments of niso, and ``more``
-    are further lines of ``[Service]``.
+    The command notifies systemd when it is ready. ``mark`` is the first line of the unit file,
+    ``words`` are the arguments of niso, and ``more`` are further lines of ``[Service]``.
     """
     return [
         mark,
@@ -446,10 +430,7 @@ def agent(
 
 
 def environment() -> list[str]:
-    """Return the ``Environment=`` lines for niso's folders and address pool.
-
-    Defaults are left out.
-    """
+    """Return the ``Environment=`` lines for niso's folders and address pool, if set."""
     folders = {"NISO_STATE_DIR": paths.state_dir(), "NISO_RUN_DIR": paths.run_dir()}
     usual = {"NISO_STATE_DIR": paths.STATE_DIR, "NISO_RUN_DIR": paths.RUN_DIR}
     variables = {name: value for name, value in folders.items() if value != usual[name]}
@@ -461,8 +442,7 @@ def environment() -> list[str]:
 def quoted(word: str) -> str:
     """Quote a word for a unit file (systemd.syntax(7); systemd.unit(5), Specifiers).
 
-    A ``$`` is left unchanged: commands have the prefix ``:``, and elsewhere it has no special
-    meaning.
+    A ``$`` needs no quoting: commands have the prefix ``:``, and it is special nowhere else.
     """
     if word and all(c.isascii() and (c.isalnum() or c in "/._-+=,@") for c in word):
         return word
@@ -485,7 +465,6 @@ WANTED_BY = "multi-user.target"
 
 
 def unit_file(service: str) -> str:
-    """Return the path of a service's unit file."""
     return os.path.join(UNITS, unit_of(service))
 
 
@@ -517,10 +496,7 @@ def agent_name(name: str = AGENT) -> bool:
 
 
 def listen(name: str, woken: Callable[[], object], over: threading.Event) -> None:
-    """Call ``woken`` each time a command wakes the agent ``name``, until ``over`` is set.
-
-    Raises OSError.
-    """
+    """Call ``woken`` each time a command wakes the agent ``name``, until ``over`` is set."""
     os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
     try:
         os.mkfifo(_path(name), 0o600)

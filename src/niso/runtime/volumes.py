@@ -53,7 +53,6 @@ def placed(rootfs: str | None, volumes: Iterable[MountedVolume]) -> list[Placed]
 
 
 def _place(rootfs: str | None, volume: MountedVolume) -> str:
-    """Return the mount point of one volume with symbolic links resolved. Raises InvalidInput."""
     path = volume.mount
     if any(_is_within(path, point) for point in TMPFS):
         return path  # a tmpfs of niso's own is mounted there, whatever the rootfs has
@@ -64,10 +63,6 @@ def _place(rootfs: str | None, volume: MountedVolume) -> str:
 
 
 def _place_assembled(volume: MountedVolume) -> str:
-    """Return the mount point of a volume in the root of a service without a rootfs.
-
-    Raises InvalidInput if it is in a read-only folder of the host.
-    """
     path = volume.mount
     read_only = ["/usr", *(f"/{name}" for name in TOP_LINKS)]
     read_only = [folder for folder in read_only if _is_within(path, folder)]
@@ -79,7 +74,6 @@ def _place_assembled(volume: MountedVolume) -> str:
 
 
 def _is_within(path: str, folder: str) -> bool:
-    """Return whether ``path`` is ``folder`` or below it."""
     return path == folder or path.startswith(f"{folder}/")
 
 
@@ -88,10 +82,6 @@ _LINKS = (("/var/run", "/run"), ("/var/lock", "/run/lock"))
 
 
 def _is_folder(volume: MountedVolume) -> bool:
-    """Return whether a volume is a folder.
-
-    Raises InvalidInput if its path on the host cannot be used.
-    """
     if volume.source is None or volume.named:
         return True
     try:
@@ -116,10 +106,9 @@ def _bad_mount(volume: MountedVolume, reason: str) -> InvalidInput:
 
 
 def is_writable(volume: MountedVolume, spec: ProcessSpec) -> bool:
-    """Return whether the service's user may write to a host volume.
+    """Return whether the service's user may write to a host volume; True if unknown.
 
-    Returns True if that is unknown, because the volume does not exist or has an access control list
-    (acl(5)).
+    That is so if the volume does not exist or has an access control list (acl(5)).
     """
     path = str(volume.source)
     try:
@@ -150,10 +139,7 @@ def unwritable(spec: ProcessSpec) -> list[MountedVolume]:
 
 
 def make_named(spec: ProcessSpec) -> None:
-    """Create the missing named volumes atomically, with mode 0700 and the service's user as owner.
-
-    Raises OSError.
-    """
+    """Create the missing named volumes atomically, owned by the service's user, mode 0700."""
     for volume in spec.volumes:
         if not volume.named or volume.source is None or os.path.isdir(volume.source):
             continue
@@ -170,8 +156,7 @@ def make_named(spec: ProcessSpec) -> None:
 def mounts(spec: ProcessSpec, where: list[Placed], shared: str) -> list[dict[str, Any]]:
     """Return the mount objects of the volumes (OCI runtime-spec, config.md, Mounts).
 
-    ``where`` has the resolved mount points. The folder ``shared`` contains the host volumes by
-    name.
+    The folder ``shared`` contains the host volumes by name.
     """
     result = []
     for volume, at, _ in where:
@@ -198,10 +183,6 @@ def make_sources(shared: str, where: list[Placed]) -> None:
 
 
 def make_points(below: str, layer: str, where: list[Placed]) -> None:
-    """Create the mount points of volumes in niso's layer. Raises OSError.
-
-    ``below`` is the rootfs or skeleton below the layer.
-    """
     for _, at, folder in where:
         (mount_point if folder else mount_file)(below, layer, at)
 
@@ -237,7 +218,6 @@ def owners() -> dict[str, set[int]]:
 
 
 def remove_empty(service: str) -> None:
-    """Remove the named volumes of a failed activation that are empty."""
     folder = paths.volume_dir(service)
     try:
         names = os.listdir(folder)
@@ -251,10 +231,7 @@ def remove_empty(service: str) -> None:
 
 
 def check_removable(service: str) -> None:
-    """Raise Conflict if a file system is mounted in a volume.
-
-    Its files would be deleted together with the volume.
-    """
+    """Raise Conflict if a file system is mounted in a volume: its files would be deleted."""
     for point in _mounted_below(os.path.realpath(paths.volume_dir(service))):
         raise Conflict(
             f"cannot remove its volumes: something is mounted at {point}",
@@ -287,7 +264,6 @@ def remove_all(service: str, report: Report) -> None:
 
 
 def _mounted_below(folder: str) -> list[str]:
-    """Return the mount points that are in a folder or are the folder (proc_pid_mountinfo(5))."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         points = [cgroups.unescaped(line.split(" ")[4]) for line in lines]
     return [point for point in points if _is_within(point, folder)]
