@@ -9,7 +9,7 @@ from __future__ import annotations
 from policy_worlds import HOST, known, network, world
 
 from niso.plan.records import ANY, Port
-from niso.plan.verdict import Verdict, World, decide
+from niso.plan.verdict import PolicyContext, Verdict, decide
 
 BACKEND = network("backend", "10.99.1.0/24", "fd00:1::/64")
 FRONTEND = network("frontend", "10.99.2.0/24")
@@ -30,7 +30,7 @@ SERVICES = (API, DB, CACHE, BLOG, WEB, SAFE, VAULT, IDLE)
 WORLD = world(SERVICES, NETWORKS, HOSTS)
 
 
-def lease(world: World, place: str, family: int = 4) -> str:
+def lease(world: PolicyContext, place: str, family: int = 4) -> str:
     """The address of a service's name, on its first network that has the family; an address stays as it is."""
     if place in world.services:
         own = (
@@ -43,7 +43,7 @@ def lease(world: World, place: str, family: int = 4) -> str:
 
 
 def ask(
-    world: World,
+    world: PolicyContext,
     source: str,
     destination: str,
     to: int | None = 80,
@@ -54,7 +54,7 @@ def ask(
 
 
 def passes(
-    world: World,
+    world: PolicyContext,
     source: str,
     destination: str,
     to: int | None = 80,
@@ -67,14 +67,14 @@ def passes(
 
 
 def who_reaches(
-    world: World, service: str, to: int | None = 80, proto: str = "tcp", family: int = 4
+    world: PolicyContext, service: str, to: int | None = 80, proto: str = "tcp", family: int = 4
 ) -> set[str]:
     """Which of the three others on backend do."""
     names = {"api", "db", "cache"} - {service}
     return {name for name in names if passes(world, name, service, to, proto, family)}
 
 
-def with_ports(name: str, *ports: Port, base: World = WORLD) -> World:
+def with_ports(name: str, *ports: Port, base: PolicyContext = WORLD) -> PolicyContext:
     return base._replace(
         services={**base.services, name: base.services[name]._replace(ports=ports)}
     )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from niso.manifest import policy as manifest_policy
 from niso.plan.records import ANY, ANY4, ANY6, Endpoint, Entry, Network, Policy, Port, Subnet
-from niso.plan.verdict import Known, World
+from niso.plan.verdict import KnownService, PolicyContext
 
 NOTHING = Policy()
 HOST, OUTSIDE = "192.0.2.1", "192.0.2.2"
@@ -52,14 +52,16 @@ def policy(
 
 def known(
     name: str, on: Mapping[str, Sequence[str]], rules: Policy = NOTHING, *ports: Port, **more: Any
-) -> Known:
+) -> KnownService:
     """A service with its addresses by network."""
     endpoints = tuple(Endpoint(network, tuple(addresses)) for network, addresses in on.items())
-    return Known(name, more.pop("names", (name,)), endpoints, rules, ports, **more)
+    return KnownService(name, more.pop("names", (name,)), endpoints, rules, ports, **more)
 
 
-def world(services: Iterable[Known], networks: Iterable[Network], host: Iterable[str]) -> World:
-    return World(
+def world(
+    services: Iterable[KnownService], networks: Iterable[Network], host: Iterable[str]
+) -> PolicyContext:
+    return PolicyContext(
         {service.name: service for service in services},
         {each.name: each for each in networks},
         frozenset(host),
@@ -67,7 +69,7 @@ def world(services: Iterable[Known], networks: Iterable[Network], host: Iterable
     )
 
 
-def with_policy(world: World, name: str, rules: Policy) -> World:
+def with_policy(world: PolicyContext, name: str, rules: Policy) -> PolicyContext:
     return world._replace(
         services={**world.services, name: world.services[name]._replace(policy=rules)}
     )
@@ -102,7 +104,7 @@ def _swapped_entries(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
     )
 
 
-def swapped_world(world: World) -> World:
+def swapped_world(world: PolicyContext) -> PolicyContext:
     services = {}
     for name, each in world.services.items():
         rules = Policy(
@@ -129,7 +131,7 @@ def swapped_world(world: World) -> World:
         for name, each in world.networks.items()
     }
     outside = {name: tuple(map(swapped, each)) for name, each in world.outside.items()}
-    return World(services, networks, frozenset(map(swapped, world.host)), outside=outside)
+    return PolicyContext(services, networks, frozenset(map(swapped, world.host)), outside=outside)
 
 
 # --- drawn -----------------------------------------------------------------------------------------------------------
@@ -229,7 +231,7 @@ def _networks(draw: st.DrawFn) -> list[Network]:
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> World:
+def worlds(draw: st.DrawFn) -> PolicyContext:
     """Three networks, four services on one or two of them, with policies and published ports that do not contradict."""
     networks = {each.name: each for each in draw(_networks())}
     services = []
@@ -264,7 +266,7 @@ def worlds(draw: st.DrawFn) -> World:
     return world(services, networks.values(), (HOST, image(HOST)))
 
 
-def addresses(world: World) -> list[str]:
+def addresses(world: PolicyContext) -> list[str]:
     """All that a packet of this world could come from or go to: leased, the host's, an outside one and a free one."""
     leased = [a for each in world.services.values() for e in each.endpoints for a in e.addresses]
     gateways = [subnet.gateway for each in world.networks.values() for subnet in each.subnets]
@@ -273,7 +275,7 @@ def addresses(world: World) -> list[str]:
 
 
 @st.composite
-def packets(draw: st.DrawFn, world: World, count: int = 16) -> list[Packet]:
+def packets(draw: st.DrawFn, world: PolicyContext, count: int = 16) -> list[Packet]:
     """Packets of one family each: from a service to another, to published ports, and from anywhere to anywhere."""
     everything = addresses(world)
     leased = [

@@ -18,7 +18,7 @@ from services import BUSYBOX, answer, ask, echo, idle, on
 
 from niso.kernel.packet_events import Dropped
 from niso.look import capture, drops
-from niso.plan.verdict import World
+from niso.plan.verdict import PolicyContext
 
 PATH = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 BLOCKS = {0x0A0D0D0A: "section", 4: "names", 1: "interface", 6: "packet"}
@@ -225,5 +225,5 @@ def test_rule_that_drops_by_its_own_condition_is_the_reason(
 ) -> None:
     """And no policy, even if one would deny the packet too: here the world is not looked at."""
     dropped = Dropped("inet niso", chain, rule, b"", 0)
-    world = cast(World, None)
+    world = cast(PolicyContext, None)
     assert drops.words(world, dropped) == (words or f"inet niso {chain}: {rule}")

@@ -26,7 +26,7 @@ from niso.kernel import flow_memory
 from niso.manifest import policy
 from niso.plan import verdict as plan_verdict
 from niso.plan.records import Policy
-from niso.plan.verdict import Verdict, World
+from niso.plan.verdict import PolicyContext, Verdict
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
 SEED = os.environ.get("NISO_TEST_SEED")
@@ -44,10 +44,10 @@ print(base64.b64encode(pickle.dumps(read_world(Real(), Store.open()))).decode())
 """
 
 
-def engine_world(lab: Lab) -> World:
+def engine_world(lab: Lab) -> PolicyContext:
     """What the engine judges by, as niso in the lab knows it."""
     found = pickle.loads(base64.b64decode(lab.run("python", "-c", WORLD).stdout))
-    assert isinstance(found, World)
+    assert isinstance(found, PolicyContext)
     return found
 
 
@@ -93,7 +93,7 @@ def places(lab: Lab, services: list[str]) -> dict[Place, list[tuple[str, str, in
 
 
 def cells(
-    fates: Fates, here: dict[Place, list[tuple[str, str, int]]], world: World
+    fates: Fates, here: dict[Place, list[tuple[str, str, int]]], world: PolicyContext
 ) -> Iterator[Cell]:
     """A packet from every address of every place to each address that there is, by every protocol and port of interest."""
     leased = [
@@ -148,7 +148,7 @@ def _flows(cell: Cell, to_host: bool, published: set[tuple[int, str]]) -> Iterat
         yield cell._replace(proto=other(cell.place))
 
 
-def judged(world: World, cell: Cell) -> Verdict:
+def judged(world: PolicyContext, cell: Cell) -> Verdict:
     return plan_verdict.decide(world, cell.source, cell.to, cell.port, cell.proto)
 
 
@@ -166,7 +166,10 @@ def expected(
 
 
 def differences(
-    fates: Fates, here: dict[Place, list[tuple[str, str, int]]], world: World, chosen: list[Cell]
+    fates: Fates,
+    here: dict[Place, list[tuple[str, str, int]]],
+    world: PolicyContext,
+    chosen: list[Cell],
 ) -> tuple[list[Wrong], int]:
     """Where the engine and the kernel do not agree, and how many of the cells pass."""
     verdicts = {cell: judged(world, cell) for cell in chosen}
@@ -298,7 +301,7 @@ class Run:
         )
 
     def unlike_remembered(
-        self, here: dict[Place, list[tuple[str, str, int]]], world: World, sent: list[Cell]
+        self, here: dict[Place, list[tuple[str, str, int]]], world: PolicyContext, sent: list[Cell]
     ) -> list[str]:
         """Where what the rules remember of these packets is not what the engine says of them.
 

@@ -116,7 +116,7 @@ def test_many_prefixes_and_ports_decide_as_the_engine_says(shop: Shop) -> None:
             source = shop.address(
                 str(each.client).removeprefix("niso-"), 6 if ":" in each.at[0] else 4
             )
-            ingress = verdict.judge(world, source, *each.at, each.proto)[1]
+            ingress = verdict.evaluate(world, source, *each.at, each.proto)[1]
             if (flow is not None) is not ingress.passes:
                 wrong.append((str(each), ingress))
         assert not wrong

@@ -14,14 +14,14 @@ from niso.look import map, what_if
 from niso.look.what_if import MapChange
 from niso.plan import verdict
 from niso.plan.records import Port
-from niso.plan.verdict import World
+from niso.plan.verdict import PolicyContext
 
 DB, WEB, GUEST, FAR = "10.99.1.2", "10.99.1.3", "10.99.1.4", "10.99.2.2"
 NETWORKS = [network("back", "10.99.1.0/24"), network("far", "10.99.2.0/24")]
 LISTS = ("allow_from", "deny_from", "allow", "deny")
 
 
-def made(db: dict[str, list[str]], guest: dict[str, list[str]]) -> World:
+def made(db: dict[str, list[str]], guest: dict[str, list[str]]) -> PolicyContext:
     """The services db (published on port 8080), web and guest on one network, and far on another."""
     services = [
         known("db", {"back": [DB]}, policy(**db), Port("", 8080, 80, "tcp")),
@@ -32,13 +32,13 @@ def made(db: dict[str, list[str]], guest: dict[str, list[str]]) -> World:
     return world(services, NETWORKS, [HOST])
 
 
-def refused(there: World, source: str, to: str, port: int = 80) -> look_flows.Flow:
+def refused(there: PolicyContext, source: str, to: str, port: int = 80) -> look_flows.Flow:
     row = Recorded(source, to, "tcp", port, 3, 60, 1.0)
     (found,) = look_flows.joined(there, look_flows.Memory((), (row,), {}))
     return found
 
 
-def applied(there: World, changes: tuple[MapChange, ...]) -> World:
+def applied(there: PolicyContext, changes: tuple[MapChange, ...]) -> PolicyContext:
     """With the lines changed as a person would: the lists written again."""
     for change in changes:
         own = there.services[change.service].policy
@@ -75,15 +75,15 @@ def test_the_lines_let_this_flow_pass_and_no_other_when_they_only_add(db, guest,
     flow = refused(there, source, DB)
     changes = what_if.changes(there, flow, lambda owner, other: other)
     after = applied(there, changes)
-    judged = verdict.judge(after, source, DB, 80, "tcp")
+    judged = verdict.evaluate(after, source, DB, 80, "tcp")
     assert all(reason.passes for reason in judged)
     if all(change.adds for change in changes):
         for other, port in ((WEB, 80), (GUEST, 80), (OUTSIDE, 80), (source, 81)):
             if (other, port) != (source, 80):
-                one, two = (verdict.judge(w, other, DB, port, "tcp") for w in (there, after))
+                one, two = (verdict.evaluate(w, other, DB, port, "tcp") for w in (there, after))
                 assert [r.passes for r in one] == [r.passes for r in two]
     assert bool(changes) == any(
-        not reason.passes for reason in verdict.judge(there, source, DB, 80, "tcp")
+        not reason.passes for reason in verdict.evaluate(there, source, DB, 80, "tcp")
     )
 
 

@@ -26,7 +26,7 @@ from niso.cluster import encryption, mirror
 from niso.cluster.claims import Claims
 from niso.kernel.conntrack import Tracked
 from niso.kernel.sockets import Connection
-from niso.plan.dns_answers import Heard
+from niso.plan.dns_answers import DnsAnswer
 from niso.plan.records import Network, Port, Subnet, Tunnel
 from niso.reconcile.change import change
 from niso.store.snapshots import Scope
@@ -292,7 +292,7 @@ def test_forward_ends_flows_of_its_port(world: World) -> None:
 def test_refresh_ends_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Open connections stay, whatever DNS answers."""
     now, answer = [1e6], ["203.0.113.1"]
-    heard = lambda names: {name: (Heard(4, tuple(answer), 60.0),) for name in names}  # noqa: E731
+    heard = lambda names: {name: (DnsAnswer(4, tuple(answer), 60.0),) for name in names}  # noqa: E731
     monkeypatch.setattr(outside_names_refresh, "ask", heard)
     monkeypatch.setattr(outside_names_refresh, "require", lambda: None)
     monkeypatch.setattr(outside_names_refresh.time, "time", lambda: now[0])
@@ -309,7 +309,7 @@ def test_refresh_ends_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> 
 def test_open_flow_to_an_address_that_a_network_takes_from_a_name_ends(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard = lambda names: {name: (Heard(4, ("203.0.113.1",), 60.0),) for name in names}  # noqa: E731
+    heard = lambda names: {name: (DnsAnswer(4, ("203.0.113.1",), 60.0),) for name in names}  # noqa: E731
     monkeypatch.setattr(outside_names_refresh, "ask", heard)
     monkeypatch.setattr(outside_names_refresh, "require", lambda: None)
     policy = {"egress": {"allow": ["api.example.com"]}}

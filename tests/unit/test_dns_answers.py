@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from answers_made import API, NOBODY, NOTHING, ONE, SIX, TWO, heard
 
-from niso.plan.dns_answers import FORMER, NOW, PAST, Bars, Heard, Known, Outside, after
+from niso.plan.dns_answers import FORMER, NOW, PAST, Bars, DnsAddress, DnsAnswer, Outside, after
 
 FINE = (
     *(ONE, SIX, "192.168.1.5", "192.0.2.7", "198.51.100.5", "198.51.100.8"),
@@ -55,7 +55,7 @@ def test_silence_keeps_the_last_answer_for_a_day_and_no_such_name_does_not() -> 
     half = after(both, (heard(TWO)[0], NOBODY[1]), FREE, 1300.0)
     assert states(half) == {ONE: FORMER, TWO: NOW, SIX: NOW}
     # an address of one family alone is no problem
-    single = (heard(ONE)[0], Heard(6, problem="DNS has no IPv6 address for it"))
+    single = (heard(ONE)[0], DnsAnswer(6, problem="DNS has no IPv6 address for it"))
     assert after(Outside(API), single, FREE, 0.0).problem == ""
 
 
@@ -135,7 +135,7 @@ def test_answer_never_leads_to_the_host_or_to_services(address: str, reason: str
     assert answer.in_state(NOW) == (ONE,)
     assert reason in answer.problem and answer.problem.startswith(f"{address} is refused")
     # and one that was used before goes at once
-    before = Outside(API, addresses=(Known(address, NOW, 1e6), Known(ONE, NOW, 1e6)))
+    before = Outside(API, addresses=(DnsAddress(address, NOW, 1e6), DnsAddress(ONE, NOW, 1e6)))
     for answers in (heard(ONE), NOBODY, heard(address, ONE)):
         assert states(after(before, answers, bars, 0.0)) == {address: PAST, ONE: NOW}
     assert all(not bars.reason(fine) for fine in FINE)

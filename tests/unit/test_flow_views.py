@@ -172,7 +172,7 @@ def test_a_verdict_needs_only_the_two_ends(drawn) -> None:
     pairs = [(a, b) for a in (*addresses, OUTSIDE) for b in addresses if (":" in a) == (":" in b)]
     rows = [row(a, b, 80) for a, b in pairs[:40]]
     for seen in flows.joined(drawn, memory(*rows)):
-        egress, ingress = verdict.judge(drawn, *seen.id[:2], seen.port, seen.proto)
+        egress, ingress = verdict.evaluate(drawn, *seen.id[:2], seen.port, seen.proto)
         assert seen.agrees == (egress.passes and ingress.passes)
         denied = [each for each in (egress, ingress) if not each.passes]
         assert not denied or seen.words == denied[0].message

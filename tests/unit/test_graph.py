@@ -109,7 +109,7 @@ def test_a_published_port_is_drawn_for_those_who_may_use_it() -> None:
         drawn = graph.of_policies(alone, None, False)
         names = {n.id: n.lines[0] for n in drawn.others}
         edges = {(names[e.source], e.label) for e in drawn.edges if "→" in e.label}
-        _, into = verdict.judge(alone, "203.0.113.9", "10.99.2.2", 80, "tcp")
+        _, into = verdict.evaluate(alone, "203.0.113.9", "10.99.2.2", 80, "tcp")
         assert into.passes == any(name in ("outside", "host") for name, _ in edges)
         return edges
 

@@ -34,14 +34,14 @@ from niso.look.learn import LearnedEntry, LearnedPolicy, PolicyChange, WrittenNa
 from niso.manifest.toml import Item, with_list
 from niso.plan import verdict
 from niso.plan.records import Policy, Port
-from niso.plan.verdict import World
+from niso.plan.verdict import PolicyContext
 
 BACK = network("back", "10.99.1.0/24", "fd00:99:1::/64")
 DB, API, WEB, GATEWAY = "10.99.1.2", "10.99.1.3", "10.99.1.4", "10.99.1.1"
 PUBLISHED = Port("", 8080, 80, "tcp")
 
 
-def there(rules: Policy = NOTHING, *ports: Port) -> World:
+def there(rules: Policy = NOTHING, *ports: Port) -> PolicyContext:
     db = known("db", {"back": [DB, "fd00:99:1::2"]}, rules, *ports)
     return world(
         [db, *(known(n, {"back": [a]}) for n, a in (("api", API), ("web", WEB)))], [BACK], [HOST]
@@ -55,7 +55,7 @@ def row(
 
 
 def learned(
-    on: World,
+    on: PolicyContext,
     *passed: Recorded,
     refused: tuple[Recorded, ...] = (),
     opened: dict[tuple[str, str, str, int], int] | None = None,
@@ -172,9 +172,9 @@ def test_prefix_of_addresses_outside_holds_no_service_and_not_the_host() -> None
         assert any("/" in text.removesuffix("/tcp") for text in texts) and len(texts) < len(some)
         after = with_policy(on, "db", policy(allow=texts))
         for address in some:
-            assert verdict.judge(after, DB, address, 443, "tcp")[0].passes
+            assert verdict.evaluate(after, DB, address, 443, "tcp")[0].passes
         for address in (API, "10.99.77.7", HOST, GATEWAY):
-            assert not verdict.judge(after, DB, address, 443, "tcp")[0].passes, (address, texts)
+            assert not verdict.evaluate(after, DB, address, 443, "tcp")[0].passes, (address, texts)
 
 
 def test_network_is_offered_if_most_of_it_connects() -> None:
@@ -194,7 +194,7 @@ def test_ambiguous_name_becomes_an_address() -> None:
 @settings(max_examples=samples(25, 2000), deadline=None)
 @given(worlds(), st.data())
 def test_policy_allows_what_was_seen_and_nothing_that_was_denied(
-    drawn: World, data: st.DataObject
+    drawn: PolicyContext, data: st.DataObject
 ) -> None:
     """And of what services send, nothing that was not seen, but by entries for everybody or of before."""
     leased = [a for each in drawn.services.values() for a in verdict.addresses_of(each)]
@@ -217,21 +217,21 @@ def test_policy_allows_what_was_seen_and_nothing_that_was_denied(
         for seen in joined:
             if seen.agrees:
                 assert all(
-                    r.passes for r in verdict.judge(after, *seen.id[:2], seen.port, seen.proto)
+                    r.passes for r in verdict.evaluate(after, *seen.id[:2], seen.port, seen.proto)
                 )
         by_name = {(s.from_.service, s.to.service, s.port, s.proto) for s in joined if s.agrees}
         wide = any("/0]:" in text or "/0:" in text for text in allowed)
         kept = was.allow_from is not None or was.egress_allow is not None
         for a, b, port, proto in keys:
-            now = all(r.passes for r in verdict.judge(after, a, b, port, proto))
-            before = all(r.passes for r in verdict.judge(drawn, a, b, port, proto))
+            now = all(r.passes for r in verdict.evaluate(after, a, b, port, proto))
+            before = all(r.passes for r in verdict.evaluate(drawn, a, b, port, proto))
             assert before or not now
             ends = [s.name if s else "" for s in (_of(drawn, a), _of(drawn, b))]
             if now and ends[1] == name and ends[0] not in ("", name) and not (wide or kept):
                 assert (*ends, port, proto) in by_name
 
 
-def _of(on: World, address: str) -> verdict.Known | None:
+def _of(on: PolicyContext, address: str) -> verdict.KnownService | None:
     return next((s for s in on.services.values() if address in verdict.addresses_of(s)), None)
 
 

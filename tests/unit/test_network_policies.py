@@ -236,7 +236,7 @@ def test_packets_pass_as_the_definition_says(cluster: tuple[list[Json], list[Jso
                     receiver is None
                     or permits("Ingress", receiver, sender, source, to, policies, spaces),
                 )
-                passes = verdict.judge(there, source, target, port, proto)
+                passes = verdict.evaluate(there, source, target, port, proto)
                 assert (passes[0].passes, passes[1].passes) == wanted, (source, target, port, proto)
 
 

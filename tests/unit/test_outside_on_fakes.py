@@ -23,7 +23,7 @@ from niso.cluster.key_values import Spec
 from niso.kernel.kinds.kind import State
 from niso.kernel.nft_elements import Element
 from niso.look import flows, packet_path, stack_members
-from niso.plan.dns_answers import Heard, Outside
+from niso.plan.dns_answers import DnsAnswer, Outside
 from niso.plan.policy_elements import PASSES, decides
 from niso.plan.verdict import decide
 from niso.reconcile import ended_flows
@@ -35,7 +35,7 @@ class Dns:
     """Answers for all names, a clock, and how often a name was asked for."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, tuple[Heard, ...]] = {}
+        self.answers: dict[str, tuple[DnsAnswer, ...]] = {}
         self.asked: list[str] = []
         self.now = 1_000_000.0
         self.missing = False
@@ -43,7 +43,7 @@ class Dns:
     def time(self) -> float:
         return self.now
 
-    def ask(self, wanted: Any) -> dict[str, tuple[Heard, ...]]:
+    def ask(self, wanted: Any) -> dict[str, tuple[DnsAnswer, ...]]:
         wanted = list(wanted)
         self.asked += wanted
         return {name: self.answers.get(name, NOTHING) for name in wanted}
@@ -260,9 +260,9 @@ def test_names_that_hang_take_turns_and_are_said_once(
     monkeypatch.setattr(outside_names_refresh, "_AT_ONCE", 1)
     asked: list[str] = []
 
-    def one(_dns: object, _resolver: object, name: str, family: int, _end: float) -> Heard:
+    def one(_dns: object, _resolver: object, name: str, family: int, _end: float) -> DnsAnswer:
         asked.append(name)
-        return Heard(family, problem="no name server answered", silent=True)
+        return DnsAnswer(family, problem="no name server answered", silent=True)
 
     monkeypatch.setattr(outside_names_refresh, "_one", one)
     for _ in range(9):

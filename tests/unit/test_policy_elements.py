@@ -17,7 +17,7 @@ from niso.kernel import policy_rules, ruleset
 from niso.kernel.nft_elements import Element, ports_of
 from niso.plan import policy_elements
 from niso.plan.records import Audit, Entry, Member, Peer, Policed, Policy
-from niso.plan.verdict import Known, World, judge
+from niso.plan.verdict import KnownService, PolicyContext, evaluate
 
 properties = settings(
     deadline=None,
@@ -37,11 +37,11 @@ def thrift(data: st.DataObject) -> Iterator[None]:
         yield
 
 
-def addresses(known: Known) -> tuple[str, ...]:
+def addresses(known: KnownService) -> tuple[str, ...]:
     return tuple(address for endpoint in known.endpoints for address in endpoint.addresses)
 
 
-def members(world: World) -> list[Member]:
+def members(world: PolicyContext) -> list[Member]:
     """What every name stands for."""
     found = [
         Member("service", name, addresses(each))
@@ -57,11 +57,11 @@ def members(world: World) -> list[Member]:
     return found
 
 
-def policed(known: Known, only: frozenset[str] | None = None) -> Policed:
+def policed(known: KnownService, only: frozenset[str] | None = None) -> Policed:
     return Policed(known.name, addresses(known), known.policy, only)
 
 
-def of(world: World, name: str, only: frozenset[str] | None = None) -> list[Element]:
+def of(world: PolicyContext, name: str, only: frozenset[str] | None = None) -> list[Element]:
     return policy_elements.elements(policed(world.services[name], only), members(world))
 
 
@@ -110,7 +110,7 @@ def test_elements_say_what_the_engine_says(data: st.DataObject) -> None:
             agree(drawn, all_elements, packet)
 
 
-def audited(data: st.DataObject, world: World) -> World:
+def audited(data: st.DataObject, world: PolicyContext) -> PolicyContext:
     """The world with the policies of some services in audit."""
     chosen = data.draw(st.sets(st.sampled_from(sorted(world.services))))
     return world._replace(
@@ -126,11 +126,11 @@ def audited(data: st.DataObject, world: World) -> World:
     )
 
 
-def agree(world: World, elements: dict[str, list[Element]], packet: Packet) -> None:
+def agree(world: PolicyContext, elements: dict[str, list[Element]], packet: Packet) -> None:
     source, destination, port, proto = packet
     if (":" in source) != (":" in destination) or source == destination:
         return
-    verdicts = judge(world, source, destination, port, proto)
+    verdicts = evaluate(world, source, destination, port, proto)
     holders = [
         next((each for each in world.services.values() if address in addresses(each)), None)
         for address in (source, destination)

@@ -24,7 +24,7 @@ from policy_worlds import HOST, OUTSIDE, known, policy, with_policy, world
 
 from niso.manifest.policy import parse_entry
 from niso.plan.records import Network, Policy
-from niso.plan.verdict import Known, matches
+from niso.plan.verdict import KnownService, matches
 
 # --- policies: the cases of Kubernetes' network-policy conformance ---------------------------------------------------
 
@@ -403,7 +403,7 @@ def test_entry_matches_peer_port_and_protocol(
 
 def test_sharer_means_its_provider_and_one_without_a_network_means_nobody() -> None:
     shared = known("api", {"backend": ("10.99.1.2",)}, names=("api", "sidecar"))
-    lonely = Known("lonely", ("lonely",), ())
+    lonely = KnownService("lonely", ("lonely",), ())
     base = world((shared, DB, lonely), NETWORKS, HOSTS)
     assert passes(with_policy(base, "db", policy(allow_from=["sidecar"])), "10.99.1.2", "db")
     assert not passes(with_policy(base, "db", policy(allow_from=["lonely"])), "10.99.1.2", "db")

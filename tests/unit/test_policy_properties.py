@@ -21,7 +21,7 @@ from samples import samples
 
 from niso.manifest.policy import parse_entry
 from niso.plan.records import Entry, Policy
-from niso.plan.verdict import Reason, Verdict, World, decide, matches
+from niso.plan.verdict import PolicyContext, Reason, Verdict, decide, matches
 
 properties = settings(
     deadline=None,
@@ -37,7 +37,7 @@ LISTS = {
 NAMES = st.sampled_from(SERVICES)
 
 
-def changed(world: World, name: str, **lists: tuple[Entry, ...] | None) -> World:
+def changed(world: PolicyContext, name: str, **lists: tuple[Entry, ...] | None) -> PolicyContext:
     return with_policy(world, name, world.services[name].policy._replace(**lists))
 
 
@@ -49,11 +49,11 @@ def concerned(verdict: Verdict) -> set[str]:
     return {verdict.source.service, verdict.destination.service}
 
 
-def asked(world: World, flows: Iterable[Packet]) -> list[Verdict]:
+def asked(world: PolicyContext, flows: Iterable[Packet]) -> list[Verdict]:
     return [decide(world, *packet) for packet in flows]
 
 
-def drawn(data: st.DataObject) -> tuple[World, list[Packet]]:
+def drawn(data: st.DataObject) -> tuple[PolicyContext, list[Packet]]:
     world = data.draw(worlds())
     return world, data.draw(packets(world))
 
@@ -203,7 +203,7 @@ def test_entries_of_one_family_say_nothing_in_the_other(data: st.DataObject) -> 
 # --- reasons ---------------------------------------------------------------------------------------------------------
 
 
-def names(entry: Entry, world: World, address: str, port: int | None, proto: str) -> bool:
+def names(entry: Entry, world: PolicyContext, address: str, port: int | None, proto: str) -> bool:
     """What an entry means, said in another way: as the set of all that it names."""
     number = ipaddress.ip_address(address)
     if entry.peer.kind == "service":
@@ -253,7 +253,12 @@ def test_matches_is_what_the_entry_means(data: st.DataObject, text: str) -> None
 
 
 def expected(
-    world: World, service: str, peer: str, verdict: Verdict, proto: str, which: tuple[str, str]
+    world: PolicyContext,
+    service: str,
+    peer: str,
+    verdict: Verdict,
+    proto: str,
+    which: tuple[str, str],
 ) -> tuple[bool, str]:
     """(passes, key) that one direction of a policy must give: the first deny that names it, else the first allow."""
     rules = world.services[service].policy
@@ -288,7 +293,12 @@ def test_entry_that_a_reason_names_is_the_one_and_without_it_the_next_one_decide
 
 
 def _without(
-    world: World, flow: Packet, reason: Reason, ingress: bool, which: tuple[str, str], peer: str
+    world: PolicyContext,
+    flow: Packet,
+    reason: Reason,
+    ingress: bool,
+    which: tuple[str, str],
+    peer: str,
 ) -> None:
     """Take away the entries that reasons name, one by one, until no entry decides."""
     while reason.text:
@@ -335,7 +345,7 @@ def test_reason_says_in_words_what_it_says_in_its_fields(data: st.DataObject) ->
 # --- what no policy and no world changes -----------------------------------------------------------------------------
 
 
-def is_host(world: World, address: str) -> bool:
+def is_host(world: PolicyContext, address: str) -> bool:
     return address in world.host or any(
         address == s.gateway for each in world.networks.values() for s in each.subnets
     )

@@ -10,7 +10,7 @@ from niso.kernel import probe, ruleset
 from niso.look import packet_path
 from niso.look.packet_path import Packet, PacketEnd
 from niso.plan.records import Port
-from niso.plan.verdict import World
+from niso.plan.verdict import PolicyContext
 from niso.store.store import Store
 
 NETWORKS = [
@@ -21,7 +21,7 @@ NETWORKS = [
 ]
 
 
-def made(**ports: Port) -> World:
+def made(**ports: Port) -> PolicyContext:
     services = [
         known("db", {"back": ["10.99.1.2", "fd00:99:1::2"]}, policy(["api:80"]), *ports.values()),
         known("api", {"back": ["10.99.1.3", "fd00:99:1::3"]}),

@@ -20,7 +20,7 @@ from samples import samples
 from niso.base.errors import Error
 from niso.change import activate, journal, networks, outside_names_refresh, port_forward, repair
 from niso.change.deactivate import deactivate, remove
-from niso.plan.dns_answers import Heard
+from niso.plan.dns_answers import DnsAnswer
 from niso.plan.records import Port
 from niso.plan.subnets import NetworkRequest
 
@@ -39,16 +39,16 @@ class Walk:
         self.done: list[str] = []
         self.now = 1e6
 
-    def ask(self, names: list[str]) -> dict[str, tuple[Heard, ...]]:
+    def ask(self, names: list[str]) -> dict[str, tuple[DnsAnswer, ...]]:
         """Answer for outside names, or not."""
         return {name: (self.heard(4), self.heard(6)) for name in names}
 
-    def heard(self, family: int) -> Heard:
+    def heard(self, family: int) -> DnsAnswer:
         kind = self.draw.randrange(5)
         if kind == 0:
-            return Heard(family, problem="no name server answered", silent=True)
+            return DnsAnswer(family, problem="no name server answered", silent=True)
         known = [address for address in ADDRESSES if (":" in address) == (family == 6)]
-        return Heard(family, tuple(self.draw.sample(known, min(kind - 1, len(known)))), 60.0)
+        return DnsAnswer(family, tuple(self.draw.sample(known, min(kind - 1, len(known)))), 60.0)
 
     def refresh(self) -> None:
         self.now += self.draw.choice((10, 100, 1000, 1e6))

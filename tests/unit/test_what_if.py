@@ -18,7 +18,7 @@ from niso.look import flows
 from niso.look.what_if import PolicyEffect, effects
 from niso.plan import verdict
 from niso.plan.records import Policy, Port
-from niso.plan.verdict import World
+from niso.plan.verdict import PolicyContext
 from niso.reconcile.live_world import read_world
 
 BACK = network("back", "10.99.1.0/24")
@@ -26,7 +26,7 @@ DB, API, WEB = "10.99.1.2", "10.99.1.3", "10.99.1.4"
 PUBLISHED = Port("", 8080, 80, "tcp")
 
 
-def there(rules: Policy, *ports: Port, api: str = API) -> World:
+def there(rules: Policy, *ports: Port, api: str = API) -> PolicyContext:
     db = known("db", {"back": [DB]}, rules, *ports)
     return world(
         [db, *(known(n, {"back": [a]}) for n, a in (("api", api), ("web", WEB)))], [BACK], [HOST]
@@ -38,7 +38,10 @@ def row(source: str, to: str = DB, port: int = 80) -> Recorded:
 
 
 def shown(
-    before: World, after: World, *passed: Recorded, refused: tuple[Recorded, ...] = ()
+    before: PolicyContext,
+    after: PolicyContext,
+    *passed: Recorded,
+    refused: tuple[Recorded, ...] = (),
 ) -> list[tuple[str, str, str]]:
     joined = flows.joined(before, flows.Memory(passed, refused, {}))
     found: list[PolicyEffect] = effects(before, after, joined, frozenset(["db"]))
@@ -81,7 +84,7 @@ def test_path_of_services_that_move() -> None:
     edge, inner = network("edge", "10.99.2.0/24"), network("inner", "10.99.3.0/24", internal=True)
     rules = policy(["api:80", "0.0.0.0/0:80"])
 
-    def moved(db: dict[str, list[str]], api: dict[str, list[str]], *ports: Port) -> World:
+    def moved(db: dict[str, list[str]], api: dict[str, list[str]], *ports: Port) -> PolicyContext:
         services = [known("db", db, rules, *ports), known("api", api)]
         return world(services, [BACK, edge, inner], [HOST])
 
@@ -155,7 +158,7 @@ def test_nothing_is_new_where_no_path_is_open() -> None:
     """A policy refuses before the path is looked at, so this is remembered as refused."""
     edge, inner = network("edge", "10.99.2.0/24"), network("inner", "10.99.3.0/24", internal=True)
 
-    def made(rules: Policy, *ports: Port, out: Policy | None = None) -> World:
+    def made(rules: Policy, *ports: Port, out: Policy | None = None) -> PolicyContext:
         services = [known("db", {"back": [DB]}, rules, *ports)]
         services += [known("api", {"edge": ["10.99.2.3"]})]
         services += [known("in", {"inner": ["10.99.3.3"]}, out or policy())]
@@ -189,7 +192,7 @@ def test_host_that_came_by_a_port_that_goes() -> None:
 
 @settings(max_examples=samples(25, 1000), deadline=None)
 @given(worlds(), st.data())
-def test_effect_is_the_verdict_after_the_change(drawn: World, data: st.DataObject) -> None:
+def test_effect_is_the_verdict_after_the_change(drawn: PolicyContext, data: st.DataObject) -> None:
     """Of a change of policies alone, which the engine judges as the kernel does (test_policy_packets)."""
     drawn, other = drawn._replace(outside_ever=drawn.outside), data.draw(worlds())
     after = drawn._replace(

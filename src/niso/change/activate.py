@@ -26,7 +26,7 @@ from niso.change.targets import Target, replaced
 from niso.change.undo import undo_all
 from niso.kernel import host_facts
 from niso.look.host_ports import Port, rows
-from niso.plan.verdict import World
+from niso.plan.verdict import PolicyContext
 from niso.reconcile.change import change, desired_now, plan
 from niso.reconcile.live_world import read_world
 from niso.runtime import package
@@ -104,12 +104,12 @@ def activate(
 
 def foreseen(
     machine: Machine, targets: list[Target], stack: Membership = NO_STACK
-) -> tuple[World, World]:
+) -> tuple[PolicyContext, PolicyContext]:
     """Return what policies would be evaluated against before and after `activate`.
 
     Nothing is changed. Raises the errors of `activate`.
     """
-    worlds: list[World] = []
+    worlds: list[PolicyContext] = []
     observe = lambda: worlds.append(read_world(machine.kernel, machine.store))  # noqa: E731
     _planned(machine, targets, stack, silent, observe)
     before, after = worlds

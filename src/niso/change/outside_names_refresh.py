@@ -19,7 +19,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Caution, Finished, Report, silent
 from niso.change.scope import concerned
 from niso.look.outside_names import OutsideName, described
-from niso.plan.dns_answers import FORMER, NOW, Bars, Heard, Outside, after, barred
+from niso.plan.dns_answers import FORMER, NOW, Bars, DnsAnswer, Outside, after, barred
 from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.reconcile.change import change, repair
 from niso.runtime.machine import Machine
@@ -127,7 +127,7 @@ def refresh(
 
 def _apply(
     machine: Machine,
-    heard: dict[str, tuple[Heard, ...]],
+    heard: dict[str, tuple[DnsAnswer, ...]],
     unsettled: Iterable[str],
     now: float,
     report: Report,
@@ -207,7 +207,7 @@ def require() -> Any:
     return dns
 
 
-def ask(names: Iterable[str]) -> dict[str, tuple[Heard, ...]]:
+def ask(names: Iterable[str]) -> dict[str, tuple[DnsAnswer, ...]]:
     """Resolve DNS names, and return for each name one answer per address family.
 
     This takes at most `_ALL_S` seconds, plus the time for queries already sent. Raises Error if
@@ -224,7 +224,7 @@ def ask(names: Iterable[str]) -> dict[str, tuple[Heard, ...]]:
     # ValueError: a name server's address is invalid
     except (dns.exception.DNSException, ValueError):
         reason = f"{RESOLV_CONF} has no usable name server"
-        heard = [Heard(family, problem=reason, silent=True) for _, family in questions]
+        heard = [DnsAnswer(family, problem=reason, silent=True) for _, family in questions]
     else:
         from concurrent.futures import ThreadPoolExecutor
 
@@ -237,20 +237,20 @@ def ask(names: Iterable[str]) -> dict[str, tuple[Heard, ...]]:
                     lambda question: _one(dns, resolver, question[0], question[1], end), questions
                 )
             )
-    answers: dict[str, tuple[Heard, ...]] = {}
+    answers: dict[str, tuple[DnsAnswer, ...]] = {}
     for (name, _), one in zip(questions, heard, strict=True):
         answers[name] = (*answers.get(name, ()), one)
     return answers
 
 
-def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> Heard:
+def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> DnsAnswer:
     """Resolve one name for one address family (4 or 6), following CNAME records.
 
     ``end`` is the monotonic time, in seconds, after which no query is sent.
     """
     left = end - time.monotonic()
     if left <= 0:
-        return Heard(family, problem="there was no time to ask", silent=True)
+        return DnsAnswer(family, problem="there was no time to ask", silent=True)
     try:
         answer = resolver.resolve(
             f"{name}.",
@@ -260,19 +260,19 @@ def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> Heard:
             lifetime=min(_QUESTION_S, left),
         )
     except dns.resolver.NXDOMAIN:
-        return Heard(family, problem="DNS has no such name")
+        return DnsAnswer(family, problem="DNS has no such name")
     except dns.exception.Timeout:
-        return Heard(family, problem="no name server answered", silent=True)
+        return DnsAnswer(family, problem="no name server answered", silent=True)
     except dns.resolver.NoNameservers:
-        return Heard(family, problem="no name server could answer", silent=True)
+        return DnsAnswer(family, problem="no name server could answer", silent=True)
     except (dns.exception.DNSException, OSError, ValueError) as error:
         reason = f"the answer is unusable ({type(error).__name__})"
-        return Heard(family, problem=reason, silent=True)
+        return DnsAnswer(family, problem=reason, silent=True)
     if answer.rrset is None:
-        return Heard(family, problem=f"DNS has no IPv{family} address for it")
+        return DnsAnswer(family, problem=f"DNS has no IPv{family} address for it")
     # the minimum over the chain of CNAMEs
     ttl_s = float(answer.chaining_result.minimum_ttl)
-    return Heard(family, tuple(record.address for record in answer.rrset), ttl_s)
+    return DnsAnswer(family, tuple(record.address for record in answer.rrset), ttl_s)
 
 
 # --- the systemd timer ----------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from niso.look.stack_members import _refuse_elsewhere, _request, members, named,
 from niso.manifest import stack as manifest_stack
 from niso.manifest.stack import Stack, as_stack_error
 from niso.plan.subnets import NetworkRequest
-from niso.plan.verdict import World
+from niso.plan.verdict import PolicyContext
 from niso.runtime import volumes
 from niso.runtime.machine import Machine
 from niso.store.store import Store
@@ -147,7 +147,9 @@ def _in_cluster(
         raise
 
 
-def foreseen(machine: Machine, stack: Stack, replace: bool = False) -> tuple[World, World]:
+def foreseen(
+    machine: Machine, stack: Stack, replace: bool = False
+) -> tuple[PolicyContext, PolicyContext]:
     """Return what policies would be evaluated against before and after `up`."""
     wanted, joins = _joining(machine.store, named(machine.store, stack), replace)
     return activate.foreseen(machine, wanted, joins)

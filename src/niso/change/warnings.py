@@ -17,7 +17,7 @@ from niso.look.session import Session
 from niso.manifest import process_keys
 from niso.plan.records import Port
 from niso.plan.specs import MountedVolume, ProcessSpec
-from niso.plan.verdict import World
+from niso.plan.verdict import PolicyContext
 from niso.reconcile import host_settings
 from niso.runtime import cgroups, oci, sources, units, volumes
 from niso.runtime.machine import Machine
@@ -255,7 +255,11 @@ def effects(session: Session, what: Sequence[str], since: float | None) -> tuple
 
 
 def _of_change(
-    session: Session, before: World, after: World, names: frozenset[str], since: float | None
+    session: Session,
+    before: PolicyContext,
+    after: PolicyContext,
+    names: frozenset[str],
+    since: float | None,
 ) -> tuple[PolicyEffect, ...]:
     from niso.look import flows, what_if
 

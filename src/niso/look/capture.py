@@ -45,7 +45,7 @@ from niso.kernel.packet_events import (
 from niso.kernel.ruleset import BRIDGE, INET
 from niso.look import packet_path
 from niso.look.drops import Dropping
-from niso.plan.verdict import Known, Verdict, addresses_of, decide
+from niso.plan.verdict import KnownService, Verdict, addresses_of, decide
 from niso.reconcile.live_world import read_world
 from niso.runtime import root
 
@@ -606,7 +606,7 @@ def capture(session: Session, wanted: CaptureRequest) -> Capture:
         raise UsageError("must be 1 or more", hint, "-c", value=str(wanted.most))
     store = session.store()
     world = read_world(session.kernel(), store)
-    known: dict[str, Known] = {}
+    known: dict[str, KnownService] = {}
     for service in wanted.services:
         if packet_path.parse_target(service)[1] is not None:
             hint = f"niso net capture SERVICE {service}"
@@ -651,7 +651,7 @@ def capture(session: Session, wanted: CaptureRequest) -> Capture:
     return Capture({name: netns(name) for name in known}, form)
 
 
-def _drops(session: Session, known: dict[str, Known], form: Format) -> Capture:
+def _drops(session: Session, known: dict[str, KnownService], form: Format) -> Capture:
     store = session.store()
     ends = [
         veth(row.name, network, row.generation)

@@ -21,7 +21,7 @@ from niso.kernel.ruleset import BRIDGE, INET
 from niso.look.prove import Source
 from niso.plan import verdict
 from niso.plan.policy_elements import PASSES
-from niso.plan.verdict import World
+from niso.plan.verdict import PolicyContext
 from niso.reconcile.live_world import read_world
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
@@ -75,7 +75,7 @@ class Log:
 
     def __init__(self, kernel: Kernel, store: Store, service: str | None) -> None:
         self._kernel, self._store, self._service = kernel, store, service
-        self._known: tuple[int, World] | None = None
+        self._known: tuple[int, PolicyContext] | None = None
         self._source = Nflog(policy_rules.LOG_GROUP)
 
     def __enter__(self) -> Log:
@@ -107,7 +107,7 @@ class Log:
             )
             service = source if direction == "out" else destination
             if self._service in (None, service):
-                egress, ingress = verdict.judge(
+                egress, ingress = verdict.evaluate(
                     self._world(), packet.source, packet.destination, packet.port, packet.proto
                 )
                 key = (egress if direction == "out" else ingress).key
@@ -122,7 +122,7 @@ class Log:
                     packet.link,
                 )
 
-    def _world(self) -> World:
+    def _world(self) -> PolicyContext:
         """Return services, networks and policies, from which verdicts are computed.
 
         They are read again if the store has changed.
@@ -159,7 +159,7 @@ class Dropping:
 
     def __init__(self, kernel: Kernel, store: Store) -> None:
         self._kernel, self._store = kernel, store
-        self._known: tuple[int, World] | None = None
+        self._known: tuple[int, PolicyContext] | None = None
 
     def words(self, dropped: Dropped) -> str:
         """Return why a packet was dropped: the manifest entry, or the rule. Raises KernelError."""
@@ -169,7 +169,7 @@ class Dropping:
         return words(self._known[1], dropped)
 
 
-def words(world: World, dropped: Dropped) -> str:
+def words(world: PolicyContext, dropped: Dropped) -> str:
     """Return why a packet was dropped: the manifest entry, or the nftables rule.
 
     ``world`` has the services, networks and policies.
@@ -183,7 +183,7 @@ def words(world: World, dropped: Dropped) -> str:
         return f"{place}: {dropped.rule}"
     packet = _packet(dropped.headers)
     # policies match after DNAT: a packet to a published port already has the service's own address
-    for reason in verdict.judge(world, *packet):
+    for reason in verdict.evaluate(world, *packet):
         if not reason.passes:
             return reason.message
     decided = verdict.decide(world, *packet).dropped_by

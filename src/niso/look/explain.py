@@ -10,7 +10,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import WaitingForPacket
 from niso.look import packet_path, prove
 from niso.look.prove import Proof, Sender
-from niso.plan.verdict import Reason, World
+from niso.plan.verdict import PolicyContext, Reason
 from niso.reconcile.live_world import read_world
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def explain(
     )
 
 
-def _judged(world: World, explained: packet_path.ExplainedPacket) -> Judged:
+def _judged(world: PolicyContext, explained: packet_path.ExplainedPacket) -> Judged:
     packet, verdict = explained.packet, explained.verdict
     to = verdict.destination
     hosts = [

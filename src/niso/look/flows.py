@@ -19,7 +19,15 @@ from niso.kernel import conntrack, flow_memory, policy_rules
 from niso.kernel.flow_memory import Recorded
 from niso.plan import verdict as plan_verdict
 from niso.plan.records import Port
-from niso.plan.verdict import Reason, World, addresses_of, decide, holder_of, is_for_services, judge
+from niso.plan.verdict import (
+    PolicyContext,
+    Reason,
+    addresses_of,
+    decide,
+    evaluate,
+    holder_of,
+    is_for_services,
+)
 from niso.reconcile.live_world import read_world
 from niso.store.store import Store
 
@@ -148,7 +156,7 @@ class Memory(NamedTuple):
         yield from ((DROP, row) for row in self.refused)
 
 
-def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
+def remembered(kernel: Kernel, world: PolicyContext, with_open: bool = True) -> Memory:
     """Return the recorded flows and, if ``with_open``, the open connections. Raises KernelError."""
     ends: set[tuple[str, Connection]] = set()
     if with_open:
@@ -177,11 +185,11 @@ def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
 class FlowReader:
     """Add names and the deciding policy entry to flows, and cache the results."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: PolicyContext) -> None:
         self.world = world
         self._flows: dict[tuple[Key, bool], Flow] = {}
         self._ends: dict[str, FlowEnd] = {}
-        self._parts: dict[tuple[frozenset[str], bool], World] = {}
+        self._parts: dict[tuple[frozenset[str], bool], PolicyContext] = {}
         for known in world.services.values():
             for address in addresses_of(known):
                 self._ends[address] = FlowEnd(known.name, known.name, address)
@@ -189,7 +197,7 @@ class FlowReader:
             for address in addresses:
                 self._ends[address] = FlowEnd(name, None, address)
 
-    def in_world(self, world: World) -> FlowReader:
+    def in_world(self, world: PolicyContext) -> FlowReader:
         """Return this reader if its world is equal and its cache is not full, else a new reader."""
         is_same = world == self.world and len(self._flows) <= _MOST_CACHED
         return self if is_same else FlowReader(world)
@@ -217,7 +225,7 @@ class FlowReader:
         if flow.gone:
             return flow
         world = self._part(flow.services, passes)
-        egress, ingress = judge(world, source, destination, port, proto)
+        egress, ingress = evaluate(world, source, destination, port, proto)
         refusing = next((reason for reason in (egress, ingress) if not reason.passes), None)
         reason: Reason | None
         by_port = None
@@ -234,7 +242,7 @@ class FlowReader:
         flow = flow._replace(published=by_port.host_port if by_port else None, agrees=agrees)
         return flow if reason is None else _with(flow, reason)
 
-    def _part(self, services: frozenset[str], passes: bool) -> World:
+    def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:
         """Return only the services that verdicts between ``services`` depend on, with all networks.
 
         Verdicts search all services, so fewer are faster. For flows that passed, a DNS name has all
@@ -266,7 +274,7 @@ def _with(flow: Flow, reason: Reason) -> Flow:
 _MOST_CACHED = 50_000
 
 
-def joined(world: World, memory: Memory, reader: FlowReader | None = None) -> list[Flow]:
+def joined(world: PolicyContext, memory: Memory, reader: FlowReader | None = None) -> list[Flow]:
     """Return all flows with names and verdicts, sorted by names and port.
 
     ``reader`` is the one of an earlier call with an equal ``world``.
@@ -318,7 +326,9 @@ def times(ago: float | None) -> tuple[str | None, float | None]:
     return (None, None) if ago is None else (exact_time_text(time.time() - ago), round(ago, 3))
 
 
-def published(world: World, service: str, proto: str, port: int, family: int) -> Port | None:
+def published(
+    world: PolicyContext, service: str, proto: str, port: int, family: int
+) -> Port | None:
     """Return the published port through which other machines reach a port of a service, or None.
 
     Ports published on a loopback address are ignored, because other machines cannot use them.
@@ -335,7 +345,7 @@ def published(world: World, service: str, proto: str, port: int, family: int) ->
 
 
 def closed(
-    world: World, source: str, destination: str, proto: str, port: int, across: bool = False
+    world: PolicyContext, source: str, destination: str, proto: str, port: int, across: bool = False
 ) -> Reason | None:
     """Return why no packet gets from one address to a port of another; None if a packet can.
 
@@ -451,7 +461,7 @@ Total = tuple[str, str, int, str, str]
 """Source, destination, port, protocol and verdict of flows."""
 
 
-def totals(world: World, memory: Memory, limit: int) -> tuple[list[tuple[Total, int]], int]:
+def totals(world: PolicyContext, memory: Memory, limit: int) -> tuple[list[tuple[Total, int]], int]:
     """Return the ``limit`` most frequent totals with their counts, and how many are omitted.
 
     A total counts all flows with equal names, port, protocol and verdict. The result is sorted.

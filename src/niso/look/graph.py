@@ -22,7 +22,7 @@ from niso.look import stack_members
 from niso.look.flows import AUDIT, DROP, HOST, PASS, Flow, joined, lately, remembered
 from niso.manifest.stack import Stack
 from niso.plan.records import Endpoint, Entry, Network, Peer, Port, Subnet
-from niso.plan.verdict import Known, World, addresses_of, judge, matches
+from niso.plan.verdict import KnownService, PolicyContext, addresses_of, evaluate, matches
 from niso.reconcile.live_world import read_world
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Graph(NamedTuple):
     edges: tuple[Edge, ...]
 
 
-def of_traffic(world: World, seen: Iterable[Flow], only: frozenset[str] | None) -> Graph:
+def of_traffic(world: PolicyContext, seen: Iterable[Flow], only: frozenset[str] | None) -> Graph:
     """Draw the recorded flows; ``only`` limits them to these services and their peers."""
     rows = [s for s in seen if only is None or not only.isdisjoint(s.services)]
     addresses = {
@@ -102,7 +102,7 @@ def of_traffic(world: World, seen: Iterable[Flow], only: frozenset[str] | None) 
     return _graph(world, drawn, edges, with_addresses=True)
 
 
-def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool) -> Graph:
+def of_policies(world: PolicyContext, only: frozenset[str] | None, with_addresses: bool) -> Graph:
     """Draw what policies and published ports allow, whether or not there is traffic.
 
     A published port has an edge from the clients that it admits: all other machines, some prefixes,
@@ -136,7 +136,7 @@ def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool)
     return _graph(world, {service.name for service in known}, edges, with_addresses)
 
 
-def _users(world: World, receiver: Known, port: Port) -> Iterator[str]:
+def _users(world: PolicyContext, receiver: KnownService, port: Port) -> Iterator[str]:
     """Yield the names of the boxes of a published port's clients."""
     if port.host_ip and ipaddress.ip_address(port.host_ip).is_loopback:
         yield HOST
@@ -159,7 +159,7 @@ def _users(world: World, receiver: Known, port: Port) -> Iterator[str]:
             yield from _outer(world, peer)
 
 
-def _outer(world: World, peer: Peer) -> Iterator[str]:
+def _outer(world: PolicyContext, peer: Peer) -> Iterator[str]:
     """Yield the name of the box of a peer outside niso's networks; its prefixes share a box."""
     if peer.kind == "outside":
         yield peer.name
@@ -176,7 +176,7 @@ def _port_text(port: Port) -> str:
     return f"{host}→{span(port.container_port, port.count)}{proto}"
 
 
-def _between(world: World, sender: Known, receiver: Known) -> Iterator[_Link]:
+def _between(world: PolicyContext, sender: KnownService, receiver: KnownService) -> Iterator[_Link]:
     """Yield an edge from one service to another for each policy entry about both services."""
     for endpoint in receiver.endpoints:
         beside = [e for e in sender.endpoints if e.network == endpoint.network]
@@ -195,7 +195,7 @@ def _between(world: World, sender: Known, receiver: Known) -> Iterator[_Link]:
             if label in done or not matches(entry, world, peer, port, proto):
                 continue
             done.add(label)
-            both = judge(world, from_, to, port, proto)
+            both = evaluate(world, from_, to, port, proto)
             passes = AUDIT if any(reason.audits for reason in both) else PASS
             word = passes if all(reason.passes for reason in both) else DROP
             yield sender.name, receiver.name, label, word
@@ -208,7 +208,7 @@ def _entry_text(entry: Entry) -> str:
     return f":{entry.first}{'' if entry.first == entry.last else f'-{entry.last}'}{proto}"
 
 
-def _is_inside(world: World, prefix: str) -> bool:
+def _is_inside(world: PolicyContext, prefix: str) -> bool:
     net = ipaddress.ip_network(prefix)
     return any(
         str(net.version) == str(subnet.family) and net.subnet_of(ipaddress.ip_network(subnet.cidr))  # type: ignore[arg-type]
@@ -224,7 +224,7 @@ def _ports_text(ports: Iterable[tuple[int, str]]) -> str:
 
 
 def _graph(
-    world: World,
+    world: PolicyContext,
     drawn: Iterable[str],
     edges: Iterable[_Link],
     with_addresses: bool,
@@ -268,7 +268,7 @@ def _ids(names: Iterable[str]) -> dict[str, str]:
     return ids
 
 
-def _network_title(world: World, name: str, with_addresses: bool) -> str:
+def _network_title(world: PolicyContext, name: str, with_addresses: bool) -> str:
     network = world.networks.get(name)
     if network is None or not with_addresses:
         return name
@@ -395,7 +395,7 @@ def _drawn(text: bytes, format_: str) -> bytes:
 _POOL = "10.99.{}.0/24"
 
 
-def declared_world(stack: Stack) -> World:
+def declared_world(stack: Stack) -> PolicyContext:
     """Return the services, networks and policies of a stack, as if it were active.
 
     A network without a declared subnet gets a made-up one, and services get made-up addresses. Both
@@ -419,8 +419,10 @@ def declared_world(stack: Stack) -> World:
             for name in (spec.network.networks if spec.network.mode == "bridge" else ())
         )
         ports = tuple(published.port for published in spec.network.ports)
-        services[spec.name] = Known(spec.name, spec.names, endpoints, spec.network.policy, ports)
-    return World(services, networks)
+        services[spec.name] = KnownService(
+            spec.name, spec.names, endpoints, spec.network.policy, ports
+        )
+    return PolicyContext(services, networks)
 
 
 def _addresses(network: Network, number: int, statics: tuple[str, ...]) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from niso.manifest.stack import applies, long_name, outline
 from niso.manifest.toml import Item
 from niso.plan import verdict
 from niso.plan.records import Entry, Peer, Policy
-from niso.plan.verdict import Known, World
+from niso.plan.verdict import KnownService, PolicyContext
 from niso.reconcile.live_world import read_world
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
@@ -90,7 +90,7 @@ class LearnedPolicy(NamedTuple):
 
 
 def learn_flows(
-    world: World,
+    world: PolicyContext,
     seen: Iterable[Flow],
     service: str,
     name: Name,
@@ -138,7 +138,7 @@ class _Learner:
     """Derive the policy of one service."""
 
     def __init__(
-        self, world: World, known: Known, name: Name, network: Callable[[str], str]
+        self, world: PolicyContext, known: KnownService, name: Name, network: Callable[[str], str]
     ) -> None:
         self._world, self._known, self._name, self._network = world, known, name, network
 

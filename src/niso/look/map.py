@@ -20,7 +20,7 @@ from niso.look.services import ServiceStates
 from niso.look.session import Session, guarded
 from niso.look.top import Metered, ServiceLoad, TopSample
 from niso.look.what_if import MapChange
-from niso.plan.verdict import Known, World
+from niso.plan.verdict import KnownService, PolicyContext
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
 
@@ -244,7 +244,7 @@ class Map(Metered):
 
 
 def _service(
-    store: Store, world: World, row: ServiceRow | None, line: Any, load: ServiceLoad
+    store: Store, world: PolicyContext, row: ServiceRow | None, line: Any, load: ServiceLoad
 ) -> MapService:
     return MapService(
         load.service,
@@ -268,7 +268,7 @@ def _service(
     )
 
 
-def _policy(known: Known | None) -> MapPolicy | None:
+def _policy(known: KnownService | None) -> MapPolicy | None:
     if known is None:
         return None
     own = known.policy

@@ -17,7 +17,7 @@ from niso.cluster.membership import ClusterKeys, require_joined, require_own
 from niso.look.services import service_lines
 from niso.manifest.addresses_and_ports import parse_port
 from niso.plan.records import Entry, Policy, Port
-from niso.plan.verdict import Known, World, holder_of
+from niso.plan.verdict import KnownService, PolicyContext, holder_of
 from niso.reconcile.live_world import audits
 from niso.runtime.machine import Machine
 from niso.store.store import Store
@@ -164,8 +164,8 @@ def _age() -> str:
 
 
 def world(
-    session: Session, here: World, source: str, destination: str, proves: bool = False
-) -> World:
+    session: Session, here: PolicyContext, source: str, destination: str, proves: bool = False
+) -> PolicyContext:
     """Add the policies of other hosts' services that have one of the packet's addresses.
 
     If the cluster does not answer, a warning says that they are unknown. Raises Error, also if
@@ -220,7 +220,7 @@ def world(
     return here._replace(services=services)
 
 
-def _require_within(here: World, source: str, destination: str) -> None:
+def _require_within(here: PolicyContext, source: str, destination: str) -> None:
     """Raise Error if another host sends the packet to no service: its routes are not known here."""
     sender = holder_of(here, source)
     if sender is not None and sender[0].host and holder_of(here, destination) is None:
@@ -231,7 +231,7 @@ def _require_within(here: World, source: str, destination: str) -> None:
         )
 
 
-def _policy(text: str, known: Known) -> Policy:
+def _policy(text: str, known: KnownService) -> Policy:
     try:
         return key_values.policy(text)
     except ValueError:
@@ -241,7 +241,7 @@ def _policy(text: str, known: Known) -> Policy:
         ) from None
 
 
-def _resolved(store: Store, here: World, known: Known, policy: Policy) -> Policy:
+def _resolved(store: Store, here: PolicyContext, known: KnownService, policy: Policy) -> Policy:
     """Replace the names in another host's policy by the services they mean on its networks."""
     on = {endpoint.network for endpoint in known.endpoints}
 

@@ -21,10 +21,10 @@ from niso.plan.elements import claim, endpoint, published, published_on
 from niso.plan.records import Member, Network, Policed, Policy, primary
 from niso.plan.verdict import (
     PORTED,
-    Known,
+    KnownService,
+    PolicyContext,
     Reason,
     Verdict,
-    World,
     addresses_of,
     decide,
     holds,
@@ -190,7 +190,7 @@ def _end(store: Store, service: str) -> PacketEnd:
 
 
 def ends(
-    world: World, source: PacketEnd, destination: PacketEnd, family: int | None = None
+    world: PolicyContext, source: PacketEnd, destination: PacketEnd, family: int | None = None
 ) -> tuple[str, str]:
     """Return the source and destination address of a packet.
 
@@ -227,7 +227,7 @@ def ends(
 
 
 def ends_by_family(
-    world: World, source: PacketEnd, destination: PacketEnd
+    world: PolicyContext, source: PacketEnd, destination: PacketEnd
 ) -> dict[int, tuple[str, str]]:
     """Return the addresses of `ends` for each IP version that both ends have; raises like it."""
     first = ends(world, source, destination)
@@ -239,13 +239,15 @@ def ends_by_family(
     return pairs
 
 
-def _ends(world: World, source: PacketEnd, to: PacketEnd, family: int) -> tuple[str, str] | None:
+def _ends(
+    world: PolicyContext, source: PacketEnd, to: PacketEnd, family: int
+) -> tuple[str, str] | None:
     address = _destination(world, source, to, family)
     own = address and _source(world, source, address, family)
     return (own, address) if own and address else None
 
 
-def _destination(world: World, source: PacketEnd, to: PacketEnd, family: int) -> str | None:
+def _destination(world: PolicyContext, source: PacketEnd, to: PacketEnd, family: int) -> str | None:
     """Return the address to which the sender resolves the destination, or None."""
     if to.address:
         return to.address
@@ -269,7 +271,7 @@ def _destination(world: World, source: PacketEnd, to: PacketEnd, family: int) ->
     return next((address for address in (*shared, *by_network.values()) if address), None)
 
 
-def _source(world: World, source: PacketEnd, to: str, family: int) -> str | None:
+def _source(world: PolicyContext, source: PacketEnd, to: str, family: int) -> str | None:
     """Return the source address that the sender's kernel chooses for ``to``, or None."""
     if source.address:
         return source.address
@@ -334,7 +336,7 @@ class ExplainedPacket(NamedTuple):
 
 def explain(
     store: Store,
-    world: World,
+    world: PolicyContext,
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> ExplainedPacket:
@@ -377,7 +379,7 @@ def explain(
 
 
 def _closed_link(
-    world: World, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
+    world: PolicyContext, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
 ) -> str:
     """Return the interface, if it does not forward, on which the packet arrives; else ""."""
     from_outside = (
@@ -391,7 +393,7 @@ def _closed_link(
 
 def other_family(
     store: Store,
-    world: World,
+    world: PolicyContext,
     source: PacketEnd,
     destination: PacketEnd,
     packet: Packet,
@@ -405,7 +407,7 @@ def other_family(
     return explain(store, world, packet._replace(source=from_, destination=to), closed)
 
 
-def _walks(world: World, packet: Packet, verdict: Verdict) -> bool:
+def _walks(world: PolicyContext, packet: Packet, verdict: Verdict) -> bool:
     """Return whether the packet leaves its namespace and therefore traverses the policy chains."""
     sender = world.services.get(verdict.source.service)
     if sender is None:
@@ -420,7 +422,7 @@ _Rules = tuple[Object, ...]
 
 
 def _path(
-    store: Store, world: World, packet: Packet, verdict: Verdict
+    store: Store, world: PolicyContext, packet: Packet, verdict: Verdict
 ) -> tuple[_Rules, _Rules, _Rules]:
     """Return the nftables objects on a packet's path: all, before and after the policies."""
     sender, receiver = (
@@ -492,7 +494,7 @@ def _path(
 
 
 def _dropping(
-    sender: Known | None, entered: Network | None, reached: Network | None, family: int
+    sender: KnownService | None, entered: Network | None, reached: Network | None, family: int
 ) -> tuple[_Rules, _Rules]:
     """Return the rules that drop a packet before the policies, and those that do after them."""
     if entered and entered.internal and (reached is None or reached.name != entered.name):
@@ -510,9 +512,9 @@ def _dropping(
 
 
 def _passing(
-    world: World,
+    world: PolicyContext,
     packet: Packet,
-    sender: Known | None,
+    sender: KnownService | None,
     entered: Network | None,
     reached: Network | None,
 ) -> _Rules:
@@ -550,7 +552,7 @@ def _object(element: Element) -> Object:
 
 
 def _port_elements(
-    store: Store, sender: Known, receiver: Known, network: Network, address: str
+    store: Store, sender: KnownService, receiver: KnownService, network: Network, address: str
 ) -> _Rules:
     """Return the nftables elements that allow a service's source address on its bridge port.
 
@@ -584,7 +586,7 @@ def _objects(elements: Iterable[Element], containers: Collection[str], host: str
 
 
 def _published(
-    world: World, packet: Packet, verdict: Verdict, entered: Network | None
+    world: PolicyContext, packet: Packet, verdict: Verdict, entered: Network | None
 ) -> list[Object]:
     """Return the nftables map element that translates a packet to a service, if any."""
     known = world.services[verdict.destination.service]
@@ -609,7 +611,12 @@ def _published(
 
 
 def _policy_objects(
-    world: World, known: Known | None, ingress: bool, own: str, peer: str, packet: _Judged
+    world: PolicyContext,
+    known: KnownService | None,
+    ingress: bool,
+    own: str,
+    peer: str,
+    packet: _Judged,
 ) -> _Rules:
     """Return the nftables elements that jump to a service's policy, and the one that decides."""
     if known is None or not known.active or not known.heard:
@@ -638,7 +645,7 @@ _Judged = tuple[str, int | None]
 """The protocol and the port of a packet, as policies see them."""
 
 
-def _members(world: World, policy: Policy) -> list[Member]:
+def _members(world: PolicyContext, policy: Policy) -> list[Member]:
     members = []
     for kind, name in sorted({(entry.peer.kind, entry.peer.name) for entry in policy.entries()}):
         if kind == "network" and name in world.networks:

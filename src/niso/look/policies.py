@@ -23,7 +23,7 @@ from niso.look.session import Session
 from niso.plan import verdict
 from niso.plan.policy_elements import PASSES
 from niso.plan.records import METADATA_WORD, Entry, Peer, Policy
-from niso.plan.verdict import World
+from niso.plan.verdict import PolicyContext
 from niso.reconcile import live_world
 from niso.reconcile.live_world import read_world
 from niso.store.name_rows import suggest
@@ -166,7 +166,7 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
         if flow.gone or not flow.agrees:
             continue
         # for a flow that passed, the policies of both ends have decided
-        both = verdict.judge(ever, *flow.id[:2], flow.port, flow.proto)
+        both = verdict.evaluate(ever, *flow.id[:2], flow.port, flow.proto)
         for own_key in [r.key for r in (both if flow.passes else (flow,)) if r.service == service]:
             if own_key:
                 count, ago = used.get(own_key, (0, None))
@@ -197,7 +197,7 @@ Warning_ = tuple[str, str]
 def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[Warning_]:
     """Yield a warning for each likely mistake in these services' policies. Raises KernelError."""
     terms = live_world.terms(store)
-    world: World | None = None  # read once, and only if a policy needs it
+    world: PolicyContext | None = None  # read once, and only if a policy needs it
     for name in services:
         policy = store.policy(name)
         if policy is None:
@@ -244,7 +244,7 @@ def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
 
 
 def _without_dns(
-    store: Store, world: World, name: str, policy: Policy, servers: Iterable[str]
+    store: Store, world: PolicyContext, name: str, policy: Policy, servers: Iterable[str]
 ) -> Iterator[Warning_]:
     """Yield a warning for each name server that a service's egress policy denies.
 
@@ -256,7 +256,7 @@ def _without_dns(
     if allowed is not None and all(_is_listed(world, entry) for entry in allowed):
         return
     for server in (address for address in servers if family_of(address) in own):
-        reason, _ = verdict.judge(world, own[family_of(server)], server, _DNS, "udp")
+        reason, _ = verdict.evaluate(world, own[family_of(server)], server, _DNS, "udp")
         if reason.key and (reason.audits or not reason.passes):
             line = f'"{bracketed(server)}:{_DNS}"'
             denying = next((e for e in policy.egress_deny if e.key == reason.key), None)
@@ -269,7 +269,7 @@ def _without_dns(
             )
 
 
-def _is_listed(world: World, entry: Entry) -> bool:
+def _is_listed(world: PolicyContext, entry: Entry) -> bool:
     """Return whether an entry only allows names in the hosts file, or addresses of networks."""
     if entry.peer.kind != "prefix":
         return entry.peer.kind != "prefixes"  # none of a manifest has them

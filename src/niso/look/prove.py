@@ -19,7 +19,7 @@ from niso.kernel.nft_elements import Nfnetlink
 from niso.look import packet_path
 from niso.look.packet_path import ExplainedPacket, Object, Packet, ends, resolve_both
 from niso.plan.records import Entry
-from niso.plan.verdict import Reason, Verdict, World, decide, is_broadcast, is_host, matches
+from niso.plan.verdict import PolicyContext, Reason, Verdict, decide, is_broadcast, is_host, matches
 from niso.reconcile.live_world import read_world
 from niso.store.store import Store
 
@@ -81,7 +81,7 @@ def send_ping(
     store: Store,
     source: str,
     destination: str,
-    wider: Callable[[World, Packet], World] = lambda world, packet: world,
+    wider: Callable[[PolicyContext, Packet], PolicyContext] = lambda world, packet: world,
 ) -> tuple[Packet, float]:
     """Send an echo request from one service to another; return it and the seconds to the reply.
 
@@ -149,7 +149,7 @@ def send_ping(
     )
 
 
-def _without_icmp(world: World, verdict: Verdict, reason: Reason) -> Entry | None:
+def _without_icmp(world: PolicyContext, verdict: Verdict, reason: Reason) -> Entry | None:
     """Return an entry of an allow list that allows ports of the peer but not ICMP, or None."""
     if not reason.service or reason.text:  # a deny entry explains enough
         return None
@@ -171,7 +171,7 @@ def _without_icmp(world: World, verdict: Verdict, reason: Reason) -> Entry | Non
 # --- prove: verdicts compared with packets --------------------------------------------------------
 
 
-def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
+def sender_namespace(world: PolicyContext, packet: Packet, verdict: Verdict) -> str:
     """Return the network namespace that sends the test packet; "" for the host.
 
     Raises Error if the sending service is not active, UsageError if the source is neither a service
@@ -193,7 +193,7 @@ def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
     return ""
 
 
-def prove(world: World, explained: ExplainedPacket) -> Proof:
+def prove(world: PolicyContext, explained: ExplainedPacket) -> Proof:
     """Send a test packet; observe whether it arrives and the explained rules count it."""
     packet, verdict = explained.packet, explained.verdict
     namespace = sender_namespace(world, packet, verdict)
@@ -318,7 +318,7 @@ def ping(session: Session, source: str, destination: str) -> Pong:
 
     store = session.store()
 
-    def wider(world: World, packet: packet_path.Packet) -> World:
+    def wider(world: PolicyContext, packet: packet_path.Packet) -> PolicyContext:
         try:
             return other_hosts.world(session, world, packet.source, packet.destination)
         except Error as error:  # the reason may be a policy on the other host

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from niso.look.session import Session
-    from niso.plan.verdict import World
+    from niso.plan.verdict import PolicyContext
     from niso.runtime.health import Health, Target
 
 
@@ -474,7 +474,7 @@ class ServiceStates:
         self._pids: dict[str, int] = {}
         self._targets: list[Target] = []
         self.rows: list[ServiceRow] = []
-        self.world: World
+        self.world: PolicyContext
 
     @property
     def lines(self) -> tuple[ServiceLine, ...]:

@@ -13,7 +13,7 @@ from niso.look import flows
 from niso.look.flows import Flow, FlowEnd
 from niso.plan import verdict
 from niso.plan.records import Entry, Peer, Policy
-from niso.plan.verdict import Reason, World
+from niso.plan.verdict import PolicyContext, Reason
 
 # --- flows under another policy -------------------------------------------------------------------
 
@@ -58,7 +58,7 @@ class PolicyEffect(NamedTuple):
 
 
 def effects(
-    before: World, after: World, seen: Iterable[Flow], services: frozenset[str]
+    before: PolicyContext, after: PolicyContext, seen: Iterable[Flow], services: frozenset[str]
 ) -> list[PolicyEffect]:
     """Return the effects on flows of a change from ``before`` to ``after``, cut flows first.
 
@@ -101,7 +101,7 @@ def _effect(kind: str, flow: Flow, reason: Reason | None) -> PolicyEffect:
     )
 
 
-def _reason(before: World, after: World, seen: Flow) -> Reason | None:
+def _reason(before: PolicyContext, after: PolicyContext, seen: Flow) -> Reason | None:
     """Return the reason for the verdict on a flow after the change; None if no policy concerns it.
 
     For a flow that passed, a DNS name has all the addresses that it ever had.
@@ -124,7 +124,7 @@ def _reason(before: World, after: World, seen: Flow) -> Reason | None:
             path = verdict.decide(after, source, destination, seen.port, seen.proto).path
             if not path.passes:
                 return path
-    judged = verdict.judge(after, source, destination, seen.port, seen.proto)
+    judged = verdict.evaluate(after, source, destination, seen.port, seen.proto)
     refusing = next((reason for reason in judged if not reason.passes), None)
     if refusing is None and not seen.passes:  # a change of policies opens no path
         refusing = flows.closed(after, source, destination, seen.proto, seen.port, across=True)
@@ -132,7 +132,7 @@ def _reason(before: World, after: World, seen: Flow) -> Reason | None:
     return refusing or next((reason for reason in reversed(judged) if reason.key), None)
 
 
-def _network(world: World, end: FlowEnd) -> str:
+def _network(world: PolicyContext, end: FlowEnd) -> str:
     """Return the network on which a service has the end's address; "" if it is no service."""
     if not end.service:
         return ""
@@ -140,7 +140,7 @@ def _network(world: World, end: FlowEnd) -> str:
     return next((e.network for e in endpoints if end.address in e.addresses), "")
 
 
-def _by_port(before: World, seen: Flow) -> bool:
+def _by_port(before: PolicyContext, seen: Flow) -> bool:
     """Return whether a flow must have come through a published port.
 
     It has if it comes from a service of another network, or from an address of the host other than
@@ -155,14 +155,14 @@ def _by_port(before: World, seen: Flow) -> bool:
     return _network(before, seen.from_) not in ("", network)
 
 
-def _address(before: World, after: World, end: FlowEnd) -> str | None:
+def _address(before: PolicyContext, after: PolicyContext, end: FlowEnd) -> str | None:
     """Return the end's address on the same network after the change; None if it has none there."""
     if not end.service:
         return end.address
     return _on(after, end, _network(before, end))
 
 
-def _on(after: World, end: FlowEnd, network: str) -> str | None:
+def _on(after: PolicyContext, end: FlowEnd, network: str) -> str | None:
     """Return a service's address on a network, of the end's IP version; None if it has none."""
     for on, address in _addresses(after, end):
         if on == network:
@@ -170,7 +170,7 @@ def _on(after: World, end: FlowEnd, network: str) -> str | None:
     return None
 
 
-def _addresses(after: World, end: FlowEnd) -> list[tuple[str, str]]:
+def _addresses(after: PolicyContext, end: FlowEnd) -> list[tuple[str, str]]:
     """Return an active service's networks, each with its address of the end's IP version."""
     known = after.services.get(end.service or "")
     family = family_of(end.address)
@@ -182,7 +182,7 @@ def _addresses(after: World, end: FlowEnd) -> list[tuple[str, str]]:
     ]
 
 
-def _moved(after: World, seen: Flow, by_port: bool) -> tuple[str, str] | None:
+def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] | None:
     """Return the two addresses that a flow can use if an end has left its network, or None.
 
     Two services use a network that both are on. Other ends, and flows through published ports, use
@@ -202,7 +202,7 @@ def _moved(after: World, seen: Flow, by_port: bool) -> tuple[str, str] | None:
     return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
 
 
-def _publishes(world: World, seen: Flow) -> bool:
+def _publishes(world: PolicyContext, seen: Flow) -> bool:
     """Return whether the flow's destination publishes its port, at its host port if recorded."""
     used, family = seen.published, family_of(seen.from_.address)
     known = world.services.get(seen.to.service or "")
@@ -236,7 +236,7 @@ class MapChange(NamedTuple):
     """true to add the entry, false to remove it"""
 
 
-def changes(world: World, seen: Flow, name: Name) -> tuple[MapChange, ...]:
+def changes(world: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, ...]:
     """Return the manifest changes that allow a denied flow, and only its port and protocol.
 
     A flow that passes only because a policy is in audit counts as denied. The result is empty if no
@@ -259,9 +259,9 @@ def changes(world: World, seen: Flow, name: Name) -> tuple[MapChange, ...]:
     return tuple(needed)
 
 
-def _refusing(world: World, seen: Flow) -> Reason | None:
+def _refusing(world: PolicyContext, seen: Flow) -> Reason | None:
     ends = (seen.from_.address, seen.to.address)
-    reasons = verdict.judge(world, *ends, seen.port, seen.proto)
+    reasons = verdict.evaluate(world, *ends, seen.port, seen.proto)
     return next((reason for reason in reasons if not reason.passes or reason.audits), None)
 
 

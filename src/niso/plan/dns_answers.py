@@ -52,7 +52,7 @@ METADATA = ("169.254.169.254", "fd00:ec2::254")
 """The addresses at which a machine in a cloud asks for its metadata, often with credentials."""
 
 
-class Known(NamedTuple):
+class DnsAddress(NamedTuple):
     """A recorded address of a DNS name in policies.
 
     ``state`` is NOW, FORMER or PAST. The meaning of ``until`` depends on it: for NOW the end of the
@@ -73,7 +73,7 @@ class Outside(NamedTuple):
     due_at: float = 0.0  # when the name should be resolved again
     problem: str = ""  # the problem of the last query; "" for none
     settled: bool = True  # the kernel has these addresses
-    addresses: tuple[Known, ...] = ()  # sorted
+    addresses: tuple[DnsAddress, ...] = ()  # sorted
 
     def in_state(self, *states: str) -> tuple[str, ...]:
         """Return the addresses that have one of these states: those with the first state, then the
@@ -93,7 +93,7 @@ class Outside(NamedTuple):
         return barred or not self.asked_at <= now < self.due_at
 
 
-class Heard(NamedTuple):
+class DnsAnswer(NamedTuple):
     """The DNS answer for the addresses of one family of a name.
 
     ``silent`` means that no server answered; ``problem`` then says why.
@@ -106,13 +106,13 @@ class Heard(NamedTuple):
     silent: bool = False
 
 
-def after(before: Outside, heard: Iterable[Heard], bars: Bars, now: float) -> Outside:
+def after(before: Outside, heard: Iterable[DnsAnswer], bars: Bars, now: float) -> Outside:
     """Return the new record of a name.
 
     ``before`` is the previous record, ``heard`` the answers for both families, and ``now`` the time
     in seconds since 1970. Addresses that ``bars`` forbids are not used.
     """
-    result: list[Known] = []
+    result: list[DnsAddress] = []
     problems: list[str] = []
     due = []
     for answer in heard:
@@ -157,7 +157,7 @@ def barred(before: Outside, bars: Bars, now: float) -> Outside:
     if not gone:
         return before
     known = (
-        Known(entry.address, PAST, now) if entry.address in gone else entry
+        DnsAddress(entry.address, PAST, now) if entry.address in gone else entry
         for entry in before.addresses
     )
     refused = (f"{address} is refused: {reason}" for address, reason in gone.items())
@@ -166,19 +166,19 @@ def barred(before: Outside, bars: Bars, now: float) -> Outside:
 
 
 def _family(
-    known: list[Known], answer: list[str] | None, until: float, bars: Bars, now: float
-) -> list[Known]:
+    known: list[DnsAddress], answer: list[str] | None, until: float, bars: Bars, now: float
+) -> list[DnsAddress]:
     """Return the new records of the addresses of one family.
 
     ``known`` are the previous records. ``answer`` are the addresses in the new answer, or None if
     no server answered. ``until`` is the end of their TTL.
     """
-    used: dict[str, Known] = {}
+    used: dict[str, DnsAddress] = {}
     if answer is not None:
         had = {entry.address for entry in known if entry.state == NOW}
         # addresses in use stay in use, so that a changing subset of many addresses changes little
         chosen = sorted(answer, key=lambda address: (address not in had, _order(address)))[:MOST]
-        used = {address: Known(address, NOW, until) for address in chosen}
+        used = {address: DnsAddress(address, NOW, until) for address in chosen}
     former, past = [], []
     for entry in known:
         if entry.address in used:
@@ -194,11 +194,11 @@ def _family(
         if state == NOW:
             used[entry.address] = entry._replace(until=end)
         elif state == FORMER:
-            former.append(Known(entry.address, FORMER, end))
+            former.append(DnsAddress(entry.address, FORMER, end))
         elif now - end < PAST_S:
-            past.append(Known(entry.address, PAST, end))
+            past.append(DnsAddress(entry.address, PAST, end))
     former.sort(key=lambda one: -one.until)
-    past += [Known(one.address, PAST, now) for one in former[MOST:]]
+    past += [DnsAddress(one.address, PAST, now) for one in former[MOST:]]
     past.sort(key=lambda one: -one.until)
     return [*used.values(), *former[:MOST], *past[:MOST]]
 

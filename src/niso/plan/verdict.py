@@ -75,7 +75,9 @@ class _Path(NamedTuple):
     itself: bool = False  # a packet of a service to itself, which no policy can forbid
 
 
-def decide(world: World, source: str, destination: str, port: int | None, proto: str) -> Verdict:
+def decide(
+    context: PolicyContext, source: str, destination: str, port: int | None, proto: str
+) -> Verdict:
     """Return the verdict on a packet with these addresses, port and protocol, as its sender sends
     it.
 
@@ -88,16 +90,16 @@ def decide(world: World, source: str, destination: str, port: int | None, proto:
     if (port is not None) != (proto in PORTED):
         raise ValueError(f"{proto} with port {port}")
     source, destination = str(ipaddress.ip_address(source)), str(ipaddress.ip_address(destination))
-    sender = holder_of(world, source)
-    path = _path(world, source, destination, port, proto)
-    receiver = holder_of(world, path.address)
+    sender = holder_of(context, source)
+    path = _path(context, source, destination, port, proto)
+    receiver = holder_of(context, path.address)
     if path.itself:
         assert sender
         receiver = sender
         egress = ingress = Reason(True, f"{sender[0].name} may always reach itself")
     else:
-        egress = _egress(world, sender, source, path, proto)
-        ingress = _ingress(world, receiver, source, path, proto)
+        egress = _egress(context, sender, source, path, proto)
+        ingress = _ingress(context, receiver, source, path, proto)
     return Verdict(
         path.reason.passes and egress.passes and ingress.passes,
         ingress,
@@ -109,25 +111,27 @@ def decide(world: World, source: str, destination: str, port: int | None, proto:
     )
 
 
-def judge(
-    world: World, source: str, destination: str, port: int | None, proto: str
+def evaluate(
+    context: PolicyContext, source: str, destination: str, port: int | None, proto: str
 ) -> tuple[Reason, Reason]:
     """Return the results (egress, ingress) of both policies for an open flow.
 
     ``source``, ``destination`` and ``port`` are those after NAT. The path is not evaluated. A
     service may always reach itself, even if NAT has changed its source address to its gateway's.
     """
-    sender, receiver = holder_of(world, source), holder_of(world, destination)
+    sender, receiver = holder_of(context, source), holder_of(context, destination)
     if sender is not None and receiver is not None and sender[0].name == receiver[0].name:
         free = Reason(True, f"{sender[0].name} may always reach itself")
         return free, free
     path = _Path(Reason(True, "open"), destination, port)
-    return _egress(world, sender, source, path, proto), _ingress(
-        world, receiver, source, path, proto
+    return _egress(context, sender, source, path, proto), _ingress(
+        context, receiver, source, path, proto
     )
 
 
-def matches(entry: Entry, world: World, address: str, port: int | None, proto: str) -> bool:
+def matches(
+    entry: Entry, context: PolicyContext, address: str, port: int | None, proto: str
+) -> bool:
     """Return whether a policy entry matches this peer with this port and protocol.
 
     ``address`` is the peer's address in canonical form. The port is the service's for ingress, and
@@ -145,36 +149,40 @@ def matches(entry: Entry, world: World, address: str, port: int | None, proto: s
     if peer.kind == "prefixes":
         return any(within(parsed(address), cidr) for cidr in peer.name.split(","))
     if peer.kind == "network":
-        network = world.networks.get(peer.name)
+        network = context.networks.get(peer.name)
         return network is not None and holds(network, address) and address not in gateways(network)
     if peer.kind == "outside":
-        return address in world.outside.get(peer.name, ())
-    holder = holder_of(world, address)
+        return address in context.outside.get(peer.name, ())
+    holder = holder_of(context, address)
     return holder is not None and peer.name in holder[0].names
 
 
 # --- the two policies -----------------------------------------------------------------------------
 
 
-def _egress(world: World, sender: Holder | None, source: str, path: _Path, proto: str) -> Reason:
+def _egress(
+    context: PolicyContext, sender: Holder | None, source: str, path: _Path, proto: str
+) -> Reason:
     if sender is None:
-        return Reason(True, f"{_who(world, source)} has no niso policy")
+        return Reason(True, f"{_who(context, source)} has no niso policy")
     policy = sender[0].policy
     side = _Side("egress", sender[0].name, policy.egress_deny, policy.egress_allow)
-    return _said(sender[0], _judge(world, side, path.address, path.port, proto))
+    return _said(sender[0], _judge(context, side, path.address, path.port, proto))
 
 
-def _ingress(world: World, receiver: Holder | None, source: str, path: _Path, proto: str) -> Reason:
+def _ingress(
+    context: PolicyContext, receiver: Holder | None, source: str, path: _Path, proto: str
+) -> Reason:
     if receiver is None:
-        return Reason(True, f"{_who(world, path.address)} has no niso policy")
-    if is_host(world, source):
+        return Reason(True, f"{_who(context, path.address)} has no niso policy")
+    if is_host(context, source):
         return Reason(True, "the host may always connect")
     policy = receiver[0].policy
     side = _Side("ingress", receiver[0].name, policy.deny_from, policy.allow_from)
-    return _said(receiver[0], _judge(world, side, source, path.port, proto))
+    return _said(receiver[0], _judge(context, side, source, path.port, proto))
 
 
-def _said(known: Known, reason: Reason) -> Reason:
+def _said(known: KnownService, reason: Reason) -> Reason:
     """Return the result of a service's policy, adjusted for its audit period and its host.
 
     A policy in its audit period denies no packets. The policies of other hosts' services are
@@ -205,7 +213,7 @@ class _Side(NamedTuple):
         return f"network.policy.{name}"
 
 
-def _judge(world: World, side: _Side, peer: str, port: int | None, proto: str) -> Reason:
+def _judge(context: PolicyContext, side: _Side, peer: str, port: int | None, proto: str) -> Reason:
     """Evaluate one direction of a policy for a peer, and return the result.
 
     Deny entries win over allow entries. If there is an allow list, peers that are not in it are
@@ -214,7 +222,7 @@ def _judge(world: World, side: _Side, peer: str, port: int | None, proto: str) -
     service = side.service
     for passes, entries in ((False, side.deny), (True, side.allow or ())):
         for entry in entries:
-            if matches(entry, world, peer, port, proto):
+            if matches(entry, context, peer, port, proto):
                 verb = "allowed" if passes else "denied"
                 message = f'{verb} by {entry.key} of {service} ("{entry.text}")'
                 return Reason(passes, message, service, entry.key, entry.text)
@@ -227,8 +235,8 @@ def _judge(world: World, side: _Side, peer: str, port: int | None, proto: str) -
     return Reason(False, message, service, key)
 
 
-def _who(world: World, address: str) -> str:
-    return "the host" if is_host(world, address) else address
+def _who(context: PolicyContext, address: str) -> str:
+    return "the host" if is_host(context, address) else address
 
 
 # --- the path -------------------------------------------------------------------------------------
@@ -244,7 +252,7 @@ class _Packet(NamedTuple):
     destination: str
     port: int | None
     proto: str
-    sender: Known | None
+    sender: KnownService | None
     entered: str
     from_host: bool
 
@@ -255,35 +263,37 @@ class _Packet(NamedTuple):
         return _Path(Reason(True, message), self.destination, self.port)
 
 
-def _path(world: World, source: str, destination: str, port: int | None, proto: str) -> _Path:
+def _path(
+    context: PolicyContext, source: str, destination: str, port: int | None, proto: str
+) -> _Path:
     """Return where a packet is led and whether it passes, without regard to policies."""
     to = ipaddress.ip_address(destination)
-    holder, from_host = holder_of(world, source), is_host(world, source)
+    holder, from_host = holder_of(context, source), is_host(context, source)
     sender, entered = holder or (None, "")
     packet = _Packet(source, destination, port, proto, sender, entered, from_host)
     if ipaddress.ip_address(source).version != to.version:
         return packet.drop("IPv4 and IPv6 addresses cannot reach each other")
     if sender:
-        stopped = _at_sender(world, packet, sender, to)
+        stopped = _at_sender(context, packet, sender, to)
         if stopped is not None:
             return stopped
-    elif not from_host and network_of(world, source) is not None:
+    elif not from_host and network_of(context, source) is not None:
         return packet.drop(f"no service has the address {source}")
     if to.is_loopback and not from_host:
         return packet.drop("the host's loopback addresses can only be reached from the host")
-    if is_broadcast(world, to):
+    if is_broadcast(context, to):
         if from_host:
             return packet.accept("the host can reach every service")
         return packet.drop("broadcast and multicast do not reach services")
 
-    if is_host(world, destination):
-        if not (sender or from_host) and network_of(world, destination) is not None:
+    if is_host(context, destination):
+        if not (sender or from_host) and network_of(context, destination) is not None:
             return packet.drop(
                 f"{destination} is the address of a bridge: from outside the host, published ports"
                 " can be reached only by its other addresses"
             )
-        port_of = _published(world, to, port, proto, entered)
-        if port_of is None and is_name_server_elsewhere(world, destination, port, proto, entered):
+        port_of = _published(context, to, port, proto, entered)
+        if port_of is None and is_name_server_elsewhere(context, destination, port, proto, entered):
             return packet.drop(
                 f"{destination} is the address of another network's bridge: its name server is for"
                 " that network alone"
@@ -292,36 +302,38 @@ def _path(world: World, source: str, destination: str, port: int | None, proto: 
             own = f"{destination} is the host's own address"
             unpublished = f", and no service publishes {port}/{proto} there" if port else ""
             return packet.accept(own + unpublished)
-        return _to_published(world, packet, port_of)
+        return _to_published(context, packet, port_of)
 
-    receiver = holder_of(world, destination)
+    receiver = holder_of(context, destination)
     if receiver:
-        return _to_service(world, packet, *receiver)
-    if network_of(world, destination) is not None:
+        return _to_service(context, packet, *receiver)
+    if network_of(context, destination) is not None:
         return packet.drop(f"no service has the address {destination}")
-    return _outwards(world, packet, to)
+    return _outwards(context, packet, to)
 
 
 def is_name_server_elsewhere(
-    world: World, destination: str, port: int | None, proto: str, entered: str
+    context: PolicyContext, destination: str, port: int | None, proto: str, entered: str
 ) -> bool:
     """Return whether a packet is for the name server of another network than ``entered``.
 
     ``entered`` is the network of the sender; "" if it has none. A name server may reveal names that
     only its own network may resolve, as Podman's aardvark-dns does.
     """
-    reached = network_of(world, destination)
+    reached = network_of(context, destination)
     return (
         port == 53
         and proto in ("tcp", "udp")
         and bool(entered)
         and reached is not None
         and reached.name != entered
-        and is_host(world, destination)
+        and is_host(context, destination)
     )
 
 
-def _at_sender(world: World, packet: _Packet, known: Known, to: Address) -> _Path | None:
+def _at_sender(
+    context: PolicyContext, packet: _Packet, known: KnownService, to: Address
+) -> _Path | None:
     """Return the path of a service's packet that does not leave the service; None if it leaves."""
     source, destination, entered = packet.source, packet.destination, packet.entered
     if not known.active:
@@ -331,7 +343,7 @@ def _at_sender(world: World, packet: _Packet, known: Known, to: Address) -> _Pat
         message = "own address" if own else "own loopback address"
         accepted = packet.accept(f"{destination} is {known.name}'s {message}")
         return accepted._replace(itself=True)
-    by = entered if is_link_local6(to) else _leaves_by(world, known, to)
+    by = entered if is_link_local6(to) else _leaves_by(context, known, to)
     if by is None:
         return packet.drop(f"{known.name} has no IPv{to.version} route out of its networks")
     if by != entered:
@@ -342,7 +354,9 @@ def _at_sender(world: World, packet: _Packet, known: Known, to: Address) -> _Pat
     return None
 
 
-def _to_service(world: World, packet: _Packet, known: Known, network: str) -> _Path:
+def _to_service(
+    context: PolicyContext, packet: _Packet, known: KnownService, network: str
+) -> _Path:
     """Return the path of a packet to a service's own address."""
     sender, entered = packet.sender, packet.entered
     if not known.active:
@@ -363,7 +377,7 @@ def _to_service(world: World, packet: _Packet, known: Known, network: str) -> _P
         return packet.accept(
             f"{_on_host(sender)} and {_on_host(known)} are both on network {network}{wire}"
         )
-    if world.networks[entered].internal:
+    if context.networks[entered].internal:
         return packet.drop(_stays(entered))
     return packet.drop(
         f"networks {entered} and {network} are isolated from each other:"
@@ -371,16 +385,16 @@ def _to_service(world: World, packet: _Packet, known: Known, network: str) -> _P
     )
 
 
-def _on_host(known: Known) -> str:
+def _on_host(known: KnownService) -> str:
     return f"{known.name} (on {known.host})" if known.host else known.name
 
 
-def _outwards(world: World, packet: _Packet, to: Address) -> _Path:
+def _outwards(context: PolicyContext, packet: _Packet, to: Address) -> _Path:
     """Return the path of a packet to an address that is neither the host's nor on a network."""
     if not packet.sender:
         both = (ipaddress.ip_address(packet.source), to)
-        on_a_wire = any(all(within(end, prefix) for end in both) for prefix in world.wires)
-        if to.version in world.closed and not (packet.from_host or on_a_wire):
+        on_a_wire = any(all(within(end, prefix) for end in both) for prefix in context.wires)
+        if to.version in context.closed and not (packet.from_host or on_a_wire):
             return packet.drop(
                 f"the host forwards IPv{to.version} for services only:"
                 " it did not forward before niso"
@@ -390,11 +404,11 @@ def _outwards(world: World, packet: _Packet, to: Address) -> _Path:
         return packet.drop(
             "services have no link-local addresses, and the host does not route them"
         )
-    if any(_is_for_all(wire, to) for wire in world.wires):
+    if any(_is_for_all(wire, to) for wire in context.wires):
         return packet.drop(
             f"{to} is a broadcast or anycast address of a link of the host, not a machine's own"
         )
-    if world.networks[packet.entered].internal:
+    if context.networks[packet.entered].internal:
         return packet.drop(_stays(packet.entered))
     if packet.proto not in (*PORTED, "icmp", *_PORTED_TOO):
         return packet.drop(
@@ -407,18 +421,18 @@ def _outwards(world: World, packet: _Packet, to: Address) -> _Path:
 class _Published(NamedTuple):
     """Where a published port leads."""
 
-    known: Known  # the service whose network the route leads to
+    known: KnownService  # the service whose network the route leads to
     network: str
     address: str
     port: int
     sharer: str  # the port's owner if it shares that network, else ""
 
 
-def _to_published(world: World, packet: _Packet, target: _Published) -> _Path:
+def _to_published(context: PolicyContext, packet: _Packet, target: _Published) -> _Path:
     """Return the path of a packet to a published port of the host."""
     known, network, address, port, sharer = target
     entered = packet.entered
-    if packet.sender and network != entered and world.networks[entered].internal:
+    if packet.sender and network != entered and context.networks[entered].internal:
         return _Path(Reason(False, _stays(entered)), address, port)
     owner = f"{sharer}, which shares the network of {known.name}" if sharer else known.name
     asked = f"{_at(packet.destination, packet.port)}/{packet.proto}"
@@ -435,7 +449,7 @@ def _at(address: str, port: int | None) -> str:
 
 
 def _published(
-    world: World, to: Address, port: int | None, proto: str, entered: str
+    context: PolicyContext, to: Address, port: int | None, proto: str, entered: str
 ) -> _Published | None:
     """Return where a published port of a host address leads; None if no service publishes it.
 
@@ -446,8 +460,8 @@ def _published(
     if port is None or (to.version == 6 and to.is_loopback):
         return None
     for hosts in ((str(to),), WIDE):
-        for known in world.services.values():
-            for published in known.ports if _publishes(world, known, to.version) else ():
+        for known in context.services.values():
+            for published in known.ports if _publishes(context, known, to.version) else ():
                 if (
                     published.host_ip in hosts
                     and published.proto == proto
@@ -455,7 +469,7 @@ def _published(
                     and published.host_port <= port <= published.last
                     and to.version in published.families
                 ):
-                    target = _target(world, known, to.version, entered)
+                    target = _target(context, known, to.version, entered)
                     if target is not None:
                         inside = published.container_port + port - published.host_port
                         sharer = dict(known.sharers).get(published, "")
@@ -463,23 +477,25 @@ def _published(
     return None
 
 
-def _publishes(world: World, known: Known, family: int) -> bool:
+def _publishes(context: PolicyContext, known: KnownService, family: int) -> bool:
     """Return whether a service is active and its default route has this family.
 
     Only then are ports of this family published.
     """
-    first = primary(known.endpoints, world.networks)
+    first = primary(known.endpoints, context.networks)
     addresses = first.addresses if first is not None else ()
     return known.active and any(family_of(address) == family for address in addresses)
 
 
-def _target(world: World, known: Known, family: int, entered: str) -> tuple[str, str] | None:
+def _target(
+    context: PolicyContext, known: KnownService, family: int, entered: str
+) -> tuple[str, str] | None:
     """Return (network, address) to which a published port leads clients on network ``entered``.
 
     Returns None if the service has no address of this family there.
     """
     shared = [endpoint for endpoint in known.endpoints if endpoint.network == entered]
-    first = primary(known.endpoints, world.networks)
+    first = primary(known.endpoints, context.networks)
     for endpoint in (*shared, *([first] if first is not None else ())):
         for address in endpoint.addresses:
             if family_of(address) == family:
@@ -487,18 +503,18 @@ def _target(world: World, known: Known, family: int, entered: str) -> tuple[str,
     return None
 
 
-def _leaves_by(world: World, known: Known, to: Address) -> str | None:
+def _leaves_by(context: PolicyContext, known: KnownService, to: Address) -> str | None:
     """Return the network through which a service sends to an address; None if it has no route.
 
     It is the network that contains the address, or else the network of the default route.
     """
     for endpoint in known.endpoints:
-        if holds(world.networks[endpoint.network], str(to)):
+        if holds(context.networks[endpoint.network], str(to)):
             return endpoint.network
-    first = primary(known.endpoints, world.networks)
+    first = primary(known.endpoints, context.networks)
     if first is None:
         return None
-    families = {subnet.family for subnet in world.networks[first.network].subnets}
+    families = {subnet.family for subnet in context.networks[first.network].subnets}
     return first.network if to.version in families else None
 
 
@@ -508,7 +524,7 @@ def _leaves_by(world: World, known: Known, to: Address) -> str | None:
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-class Known(NamedTuple):
+class KnownService(NamedTuple):
     """A recorded service. An inactive service is represented by its reserved addresses."""
 
     name: str
@@ -524,13 +540,13 @@ class Known(NamedTuple):
     heard: bool = True  # whether its policy is known on this host
 
 
-class World(NamedTuple):
+class PolicyContext(NamedTuple):
     """Everything that a verdict depends on: services, networks, and addresses of the host.
 
     Addresses are strings in canonical form.
     """
 
-    services: Mapping[str, Known]
+    services: Mapping[str, KnownService]
     networks: Mapping[str, Network]
     host: frozenset[str] = frozenset()  # the host's addresses, except 127.0.0.0/8, ::1 and gateways
     closed: frozenset[int] = frozenset()  # families that the host forwards for services only
@@ -541,33 +557,33 @@ class World(NamedTuple):
     outside_ever: Mapping[str, tuple[str, ...]] = {}  # the same, including PAST addresses
 
 
-Holder = tuple[Known, str]
+Holder = tuple[KnownService, str]
 """(service, network): the service that has an address, and the network of the address."""
 
 
-def holder_of(world: World, address: str) -> Holder | None:
+def holder_of(context: PolicyContext, address: str) -> Holder | None:
     """Return the service that has an address, with the network of the address; or None."""
-    for known in world.services.values():
+    for known in context.services.values():
         for endpoint in known.endpoints:
             if address in endpoint.addresses:
                 return known, endpoint.network
     return None
 
 
-def addresses_of(known: Known) -> tuple[str, ...]:
+def addresses_of(known: KnownService) -> tuple[str, ...]:
     """Return all addresses of a service."""
     return tuple(address for endpoint in known.endpoints for address in endpoint.addresses)
 
 
-def is_host(world: World, address: str) -> bool:
+def is_host(context: PolicyContext, address: str) -> bool:
     """Return whether an address is one of the host's.
 
     127.0.0.0/8 and ::1 count as the host's. A service also has them, so callers must first handle a
     service that sends to itself.
     """
-    if address in world.host or any(
+    if address in context.host or any(
         address == subnet.gateway
-        for network in world.networks.values()
+        for network in context.networks.values()
         for subnet in network.subnets
     ):
         return True
@@ -579,19 +595,19 @@ def gateways(network: Network) -> tuple[str, ...]:
     return tuple(subnet.gateway for subnet in network.subnets)
 
 
-def network_of(world: World, address: str) -> Network | None:
+def network_of(context: PolicyContext, address: str) -> Network | None:
     """Return the network whose subnets contain the address, even if it is not in use."""
-    return next((network for network in world.networks.values() if holds(network, address)), None)
+    return next((network for network in context.networks.values() if holds(network, address)), None)
 
 
-def is_for_services(world: World, address: str) -> bool:
+def is_for_services(context: PolicyContext, address: str) -> bool:
     """Return whether an address can only be a service's, because it is or was in a network.
 
     Networks that no longer exist are recognised by the prefixes from which niso takes subnets.
     """
     number = parsed(address)
-    in_pool = any(within(number, prefix) for prefix in world.pools)
-    return in_pool or network_of(world, address) is not None
+    in_pool = any(within(number, prefix) for prefix in context.pools)
+    return in_pool or network_of(context, address) is not None
 
 
 def holds(network: Network, address: str) -> bool:
@@ -619,7 +635,7 @@ def is_link_local6(address: Address) -> bool:
     return address.version == 6 and address.is_link_local
 
 
-def is_broadcast(world: World, to: Address) -> bool:
+def is_broadcast(context: PolicyContext, to: Address) -> bool:
     """Return whether an address is multicast, or the broadcast address of a network of niso.
 
     255.255.255.255 counts too. See RFC 919 and RFC 1112.
@@ -627,7 +643,7 @@ def is_broadcast(world: World, to: Address) -> bool:
     if to.is_multicast or str(to) == "255.255.255.255":
         return True
     cidrs = (
-        s.cidr for network in world.networks.values() for s in network.subnets if s.family == 4
+        s.cidr for network in context.networks.values() for s in network.subnets if s.family == 4
     )
     return to.version == 4 and any(
         to == ipaddress.IPv4Network(cidr).broadcast_address for cidr in cidrs

@@ -22,7 +22,7 @@ from niso.plan import verdict
 from niso.plan.elements import LOCAL, PUBLISHED
 from niso.plan.policy_elements import PASSES
 from niso.plan.records import Port
-from niso.plan.verdict import World
+from niso.plan.verdict import PolicyContext
 from niso.reconcile.live_world import read_world
 from niso.store.store import Store
 
@@ -232,29 +232,29 @@ def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
     may have created new ones. Raises KernelError.
     """
     addresses = [address for name in services for _, address in store.addresses(name)]
-    known: World | None = None
+    context: PolicyContext | None = None
     ended = 0
     for _ in range(_PASSES):
         flows = kernel.flows_of(addresses)
-        if flows and known is None:
-            known = read_world(kernel, store)
+        if flows and context is None:
+            context = read_world(kernel, store)
             # an address that DNS no longer returns is still allowed for open connections
-            known = known._replace(outside=known.outside_ever)
-        denied = [flow for flow in flows if known is not None and not _allowed(known, flow)]
+            context = context._replace(outside=context.outside_ever)
+        denied = [flow for flow in flows if context is not None and not _allowed(context, flow)]
         if not denied:
             break
         ended += kernel.end_flows(denied)
     return ended
 
 
-def _allowed(known: World, flow: Tracked) -> bool:
+def _allowed(context: PolicyContext, flow: Tracked) -> bool:
     """Return whether the policies of both services allow a flow.
 
     Published ports are not considered: an open TCP connection outlives the publishing of its port.
     """
 
-    egress, ingress = verdict.judge(
-        known, flow.source, flow.answers_from, flow.served_port, flow.proto
+    egress, ingress = verdict.evaluate(
+        context, flow.source, flow.answers_from, flow.served_port, flow.proto
     )
     return egress.passes and ingress.passes
 

@@ -18,7 +18,7 @@ from niso.kernel.policy_rules import NEVER
 from niso.plan.desired import shut
 from niso.plan.records import Audit, Endpoint, Policy
 from niso.plan.subnets import DEFAULT_POOL, unique_local
-from niso.plan.verdict import Known, World, holds
+from niso.plan.verdict import KnownService, PolicyContext, holds
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # --- services and networks ------------------------------------------------------------------------
 
 
-def read_world(kernel: Kernel, store: Store) -> World:
+def read_world(kernel: Kernel, store: Store) -> PolicyContext:
     """Return what policies are evaluated against, read from the store and the kernel.
 
     The result holds all recorded services with their addresses, names and policies, the networks,
@@ -44,7 +44,7 @@ def read_world(kernel: Kernel, store: Store) -> World:
         for network, address in store.addresses(row.name):
             endpoints[network] = (*endpoints.get(network, ()), address)
         policy = store.policy_now(row.name) or Policy()
-        services[row.name] = Known(
+        services[row.name] = KnownService(
             name=row.name,
             names=(row.name, *store.sharers(row.name)),
             endpoints=tuple(
@@ -67,7 +67,7 @@ def read_world(kernel: Kernel, store: Store) -> World:
     for remote in others:
         if remote.name in services:  # a service of this host hides it
             continue
-        services[remote.name] = Known(
+        services[remote.name] = KnownService(
             name=remote.name,
             names=(remote.name,),
             endpoints=remote.endpoints,
@@ -94,7 +94,7 @@ def read_world(kernel: Kernel, store: Store) -> World:
         )
         for name in named
     }
-    return World(services, networks, host, closed, wires, pools, outside, ever)
+    return PolicyContext(services, networks, host, closed, wires, pools, outside, ever)
 
 
 def audits(policy: Policy, now: float) -> bool:

@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Container, Iterable
 
 from niso.base.errors import Conflict, NotFound
-from niso.plan.dns_answers import FORMER, NOW, PAST, Known, Outside
+from niso.plan.dns_answers import FORMER, NOW, PAST, DnsAddress, Outside
 from niso.store.service_rows import ModeRows
 from niso.store.sqlite import decoded, encoded, others_intend
 
@@ -388,7 +388,7 @@ def _answer(name: str, text: str) -> Outside | None:
     try:
         asked_at, due_at, problem, settled, addresses = decoded(text)
         known = tuple(
-            Known(str(ipaddress.ip_address(address)), str(state), float(until))
+            DnsAddress(str(ipaddress.ip_address(address)), str(state), float(until))
             for address, state, until in addresses
         )
         times = float(asked_at), float(due_at)
