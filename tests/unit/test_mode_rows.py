@@ -304,7 +304,9 @@ def test_sharers_follow_a_provider_that_shows_them_something_else(store: Store) 
         store, "side", service_spec("side", network={"mode": "share", "share": "api"}), "api"
     )
     with store.transaction():
-        spec = SPEC._replace(service="side", **there._asdict())
+        spec = SPEC._replace(
+            service="side", **dict(zip(("netns", "hosts_folder", "hostname"), there, strict=True))
+        )
         store.put_service(row._replace(spec=encode_process(spec), package="/usr"))
     same = target(
         "api", network="one", hostname="web", ports=["1:1"], aliases=["x"], ip="10.99.1.9"
@@ -323,9 +325,11 @@ def test_sharers_follow_a_provider_that_shows_them_something_else(store: Store) 
         with refuses(Conflict, "api", hint="try again"):
             sharing.check(store, [moved])
         sharing.check(store, [moved, row])
-    assert sharing.home(
-        store, "open", service_spec("open", network={"mode": "host"}), None
-    ) == sharing.Home("", "", "")
+    assert sharing.home(store, "open", service_spec("open", network={"mode": "host"}), None) == (
+        "",
+        "",
+        "",
+    )
 
 
 # --- order of undoing ------------------------------------------------------------------------------------------------

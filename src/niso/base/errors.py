@@ -156,6 +156,12 @@ class ErrorGroup(Error):
         self.exit_status = errors[0].exit_status
 
 
+def raise_all(errors: list[Error]) -> None:
+    """Raise the only error, or an ErrorGroup of several; no-op without errors."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+
+
 def flatten(error: Error) -> list[Error]:
     """Return the errors of a group as a list, including those of nested groups.
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from niso.base.errors import Conflict, NotFound
+from niso.base.errors import Conflict, NotFound, raise_all
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import CopyingPackage, Report, Stopping, silent
@@ -221,8 +221,8 @@ class _Activation:
             with Lock(), change(self._kernel, self._store, self._scope(), dry_run=True):
                 self._record()
         begin(self._store, [*self._stack.leaving], "activate")
-        ended = stop.stop(self._machine.processes, self._leaving, self._report, self._stack.needs)
-        stop.raise_all([*ended.values()])
+        ended = stop.stop(self._machine.processes, self._leaving, self._report, {})
+        raise_all([*ended.values()])
 
     def change(self) -> list[Change]:
         """Write the rows of the services, and change the kernel to match."""
@@ -272,9 +272,7 @@ class _Activation:
         """Undo the activation because of ``error``. Raises ErrorGroup if undoing fails too."""
         undo_all(self._machine, self._names, error, self._report)
         if self.claims.homes:
-            from niso.change import cluster_claims
-
-            cluster_claims.tell(self._machine, self.claims.homes, self._report)
+            stop.report_to_cluster(self._machine, self.claims.homes, self._report)
 
     # --- without changing anything ------------------------------------------------------------
 

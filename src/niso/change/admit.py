@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 
-from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
+from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, flatten, raise_all
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import link_prefix, prefix, veth
 from niso.base.report import Report
 from niso.change import sharing, stop, targets
 from niso.change.networks import ensure, observes, plan_network
-from niso.change.ports import Command, admit
-from niso.change.stop import Needs
+from niso.change.ports import admit
 from niso.change.targets import Target
 from niso.look import host_ports
 from niso.plan.records import Entry, Peer, Policy, Port
@@ -32,13 +31,8 @@ from niso.store.service_rows import ServiceRow
 from niso.store.snapshots import Scope
 from niso.store.store import Store
 
-# --- one service ----------------------------------------------------------------------------------
-
-
 _ALIASES, _IP = "chosen_aliases", "chosen_ip"
-"""Keys of an attachment's labels (store/attached_rows.py): the aliases and the IP address that the
-user of a pod has chosen.
-"""
+"""Labels of an attachment: the aliases and the IP address that the user of a pod has chosen."""
 
 
 class Change(NamedTuple):
@@ -93,7 +87,7 @@ def record_all(
     for target in targets:
         release(store, target)
     together = frozenset((*copies, *(row.name for row in leaving)))
-    beside, links = frozenset(copies), LinkNames(store)
+    beside, links = frozenset(copies), generations(store)
     named = tuple(published.port for target in targets for published in target.spec.network.ports)
     made: dict[str, Change] = {}
     errors: list[Error] = []
@@ -104,13 +98,9 @@ def record_all(
             copy = copies[target.name]
             change = record(machine, target, copy, together, beside, links, named)
             made[target.name] = change
-        except (Conflict, InvalidInput) as error:
-            errors.append(error)
-        except ErrorGroup as group:
-            errors += group.errors
-    if errors:
-        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
-
+        except (Conflict, InvalidInput, ErrorGroup) as error:
+            errors += flatten(error)
+    raise_all(errors)
     changes = [made[target.name] for target in targets]
     sharing.check(store, [change.row for change in changes], leaving)
     if stack.stack:
@@ -124,9 +114,8 @@ def _takes(target: Target) -> tuple[bool, bool]:
 
     Otherwise a service without a fixed address could get an address that another one requests.
     """
-    return target.spec.network.mode == "share", not (
-        target.spec.network.addresses or target.spec.network.addresses6
-    )
+    network = target.spec.network
+    return network.mode == "share", not (network.addresses or network.addresses6)
 
 
 def record(
@@ -135,7 +124,7 @@ def record(
     copy: str,
     together: frozenset[str],
     beside: frozenset[str],
-    links: LinkNames,
+    links: Generations,
     named: tuple[Port, ...] = (),
 ) -> Change:
     """Write the desired rows of one service to the store; call `release` first.
@@ -149,10 +138,8 @@ def record(
     errors: list[Error] = []
     try:
         change = _record(machine, target, copy, together, beside, (links, named), errors)
-    except (Conflict, InvalidInput) as error:
-        errors.append(error)
-    except ErrorGroup as group:
-        errors += group.errors
+    except (Conflict, InvalidInput, ErrorGroup) as error:
+        errors += flatten(error)
     if not errors:
         return change
     for failure in errors:
@@ -166,7 +153,7 @@ def _record(
     copy: str,
     together: frozenset[str],
     beside: frozenset[str],
-    batch: tuple[LinkNames, tuple[Port, ...]],
+    batch: tuple[Generations, tuple[Port, ...]],
     errors: list[Error],
 ) -> Change:
     """Carry out `record`, without the names of the file and the service in errors.
@@ -179,26 +166,32 @@ def _record(
     before = store.service(name)
     if before is not None:
         _refuse_other(before, target)
-    provider = _provider_of(store, target, together)
+    provider = sharing.provider_of(store, target, together)
     held = _held_names(store, wanted, provider, together, beside)
     errors += held.values()
     on = wanted.network.networks
     for network in on:
-        _ensure_network(machine, network, wanted.network.addresses.get(network))
+        if store.network(network) is None:
+            made = plan_network(machine, network, holds=wanted.network.addresses.get(network))
+            store.add_network(made._replace(observe=observes()), implicit=True, now=time.time())
     was_active = before is not None and before.active
     # a new activation has new interface names: the old veth pairs may not be deleted yet
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
-    generation = links.generation(name, on, generation)
+    generation = links(name, on, generation)
     if target.files is None:
-        uid = before.uid if before else store.uid_of_nobody()
-        process = None
+        uid, spec, restarts, rehosts = (
+            before.uid if before else store.uid_of_nobody(),
+            "",
+            False,
+            False,
+        )
     else:
         from niso.change import process_record
 
-        process = process_record.specified(
+        uid, process, restarts, rehosts = process_record.specified(
             machine, target, target.files, copy, generation, provider, before
         )
-        uid = process.uid
+        spec = service_rows.encode_process(process)
     row = ServiceRow(
         name=name,
         manifest_path=target.manifest_path,
@@ -210,7 +203,7 @@ def _record(
         active=True,
         generation=generation,
         networks=on,
-        spec="" if process is None else service_rows.encode_process(process.spec),
+        spec=spec,
         created_at=before.created_at if before else time.time(),
         activated_at=before.activated_at if before and was_active else time.time(),
         mode="attached" if wanted.process is None else wanted.network.mode,
@@ -219,9 +212,8 @@ def _record(
     )
     ports_before = [port for _, port in store.ports(name)] if was_active else []
     store.put_service(row)
-    former = None
+    former = store.attachments.get(name) if target.attaching is not None else None
     if target.attaching is not None:
-        former = store.attachments.get(name)
         store.attachments.put(*target.attaching)
     store.set_names(name, tuple(alias for alias in wanted.names if alias not in held))
     store.set_extra_hosts(name, wanted.network.extra_hosts.items())
@@ -235,17 +227,15 @@ def _record(
     store.set_policy(name, None if policy.is_empty else policy)
     _check_peers(store, wanted, together)
     if target.attaching is not None:
-        _check_chosen(store, target.attaching.attached, former)
+        _check_chosen(store, target.attaching[0], former)
     for network in on:
         try:
             kept = store.attachment_key(name)
             service_rows.lease(store, name, network, wanted.network.statics(network), beside, kept)
         except (Conflict, InvalidInput) as error:
             errors.append(error)
-    _set_ports(machine, target, before, ports_before, Command(together, named))
-    if process is None:
-        return Change(target, before, row, restarts=False)
-    return Change(target, before, row, process.restarts, process.rehosts)
+    _set_ports(machine, target, before, ports_before, together, named)
+    return Change(target, before, row, restarts, rehosts)
 
 
 def _refuse_macs(store: Store, name: str, networks: tuple[str, ...]) -> None:
@@ -270,25 +260,30 @@ def _refuse_macs(store: Store, name: str, networks: tuple[str, ...]) -> None:
 
 
 def _set_ports(
-    machine: Machine, target: Target, before: ServiceRow | None, had: list[Port], command: Command
+    machine: Machine,
+    target: Target,
+    before: ServiceRow | None,
+    had: list[Port],
+    together: frozenset[str],
+    named: tuple[Port, ...],
 ) -> None:
     """Record a service's host ports; ``had`` are the previous ones. Raises as `ports.admit`."""
-    store, wanted = machine.store, target.spec
-    keys = [published.key for published in wanted.network.ports]
-    if not store.port_families(target.name):
-        _refuse_ports(store, target.name, keys)
-    ports, chosen = admit(
-        machine,
-        target.name,
-        [published.port for published in wanted.network.ports],
-        had,
-        keys,
-        command,
-        host_ports.published_by(before) if before is not None else (),
-        target.attaching is not None and target.attaching.attached.owner in host_ports.HOLDERS,
-    )
-    store.set_ports(target.name, ports, chosen)
-    for sharer in store.sharers(target.name):
+    store, name, wanted = machine.store, target.name, target.spec.network.ports
+    keys = [published.key for published in wanted]
+    if not store.port_families(name):
+        if keys:
+            raise Conflict(
+                f"service {store.home(name)!r}, whose network namespace it shares, has mode none: "
+                "it cannot be reached",
+                "remove network.ports, or share the namespace of a service of mode bridge",
+                keys[0],
+            )
+        store.end_publishing(name)
+    manifest = [published.port for published in wanted]
+    last = host_ports.published_by(before) if before is not None else ()
+    ports, chosen = admit(machine, name, manifest, had, keys, together, named, last)
+    store.set_ports(name, ports, chosen)
+    for sharer in store.sharers(name):
         store.note_published(sharer)
 
 
@@ -302,13 +297,6 @@ def _refuse_other(before: ServiceRow, target: Target) -> None:
             reason = f"{target.name!r} is already the name of an attachment"
             raise Conflict(reason, "choose another name", "package.name")
         targets.refuse_elsewhere(before, target)
-
-
-def _provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
-    if target.spec.network.mode != "share":
-        return None
-
-    return sharing.provider_of(store, target, together)
 
 
 def _held_names(
@@ -329,33 +317,21 @@ def _held_names(
     held: dict[str, Conflict] = {}
     for name in dict.fromkeys(names):
         others = store.holders_on(name, networks, spec.name, beside)
-        holder, on = next(
-            (
-                holding
-                for holding in others
-                if not (holding[0] in sharers or _share(store, spec, name, holding[0]))
-            ),
-            ("", ""),
-        )
-        if holder:
-            key = _name_key(spec, name)
+        for holder, on in others:
+            # two attachments may have the same alias, as in an engine
+            may_share = spec.process is None and name in spec.network.aliases and name != holder
+            if holder in sharers or (may_share and store.mode(holder) == "attached"):
+                continue
             hint = f"choose another name, here or in the manifest of {holder}"
             if holder in beside:
                 hint = f"{holder} is part of this command: choose another name for one of the two"
             held[name] = Conflict(
                 f"the name {name!r} is already used by service {holder!r} on network {on!r}",
                 hint,
-                key,
+                _name_key(spec, name),
             )
+            break
     return held
-
-
-def _share(store: Store, spec: ServiceSpec, name: str, holder: str) -> bool:
-    """Return whether both are attachments, which may have the same alias as in an engine."""
-    if spec.process is not None or name not in spec.network.aliases or name == holder:
-        return False
-    row = store.service(holder)
-    return row is not None and not row.has_process
 
 
 def _name_key(spec: ServiceSpec, name: str) -> str:
@@ -402,16 +378,10 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
 
     That user could have chosen it to get access.
     """
-    if entry not in (
-        *(spec.network.policy.allow_from or ()),
-        *(spec.network.policy.egress_allow or ()),
-    ):
-        return
-    for holder in beside:
+    for holder in beside if entry in _allowed(spec.network.policy) else ():
         labels = _labels(store, holder)
-        if entry.peer.name not in labels.get(_ALIASES, "").split():
-            continue
-        if not _is_own(store, spec.name, entry, labels.get("pod_namespace", "")):
+        is_alias = entry.peer.name in labels.get(_ALIASES, "").split()
+        if is_alias and not _is_own(store, spec.name, entry, labels.get("pod_namespace", "")):
             raise Conflict(
                 f"{entry.text!r} is an alias that the user of pod {holder!r} has chosen",
                 f"name the pod: {holder}",
@@ -429,14 +399,15 @@ def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
 
 
 def _labels(store: Store, name: str) -> Mapping[str, str]:
-    """Return the labels of an attachment; none for other services."""
-    attached = store.attachments.get(name) if store.mode(name) == "attached" else None
-    return _labels_of(attached) if attached is not None else {}
+    return _labels_of(store.attachments.get(name) if store.mode(name) == "attached" else None)
 
 
-def _labels_of(attached: Attached) -> Mapping[str, str]:
-    labels: Mapping[str, str] = wishes(attached).get("labels", {})
-    return labels
+def _labels_of(attached: Attached | None) -> Mapping[str, str]:
+    return wishes(attached).get("labels", {}) if attached is not None else {}
+
+
+def _allowed(policy: Policy | None) -> tuple[Entry, ...]:
+    return (*(policy.allow_from or ()), *(policy.egress_allow or ())) if policy else ()
 
 
 def _check_chosen(store: Store, attached: Attached, former: Attached | None) -> None:
@@ -445,14 +416,12 @@ def _check_chosen(store: Store, attached: Attached, former: Attached | None) -> 
     The policy's author may have meant another service. An alias or address that the pod had before
     (``former``) is not checked again.
     """
-    labels, was = _labels_of(attached), _labels_of(former) if former is not None else {}
+    labels, was = _labels_of(attached), _labels_of(former)
     aliases, ip = labels.get(_ALIASES, "").split(), labels.get(_IP, "")
     if (aliases, ip) == (was.get(_ALIASES, "").split(), was.get(_IP, "")):
         return
     for name in store.policied() if aliases or ip else ():
-        policy = store.policy(name) if name != attached.service else None
-        allowed = (*(policy.allow_from or ()), *(policy.egress_allow or ())) if policy else ()
-        for entry in allowed:
+        for entry in _allowed(store.policy(name)) if name != attached.service else ():
             if _is_own(store, name, entry, labels.get("pod_namespace", "")):
                 continue
             if entry.peer.kind == "service" and entry.peer.name in aliases:
@@ -516,51 +485,24 @@ def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> Non
         )
 
 
-def _refuse_ports(store: Store, service: str, keys: list[str]) -> None:
-    """Raise Conflict if a service without a network publishes ports; else drop its forwards."""
-    provider = store.home(service)
-    if keys:
-        raise Conflict(
-            f"service {provider!r}, whose network namespace it shares, has mode none: "
-            "it cannot be reached",
-            "remove network.ports, or share the namespace of a service of mode bridge",
-            keys[0],
-        )
-    store.end_publishing(service)
+Generations = Callable[[str, tuple[str, ...], int], int]
 
 
-def _ensure_network(machine: Machine, name: str, static: str | None) -> None:
-    if machine.store.network(name) is None:
-        network = plan_network(machine, name, holds=static)
-        network = network._replace(observe=observes())
-        machine.store.add_network(network, implicit=True, now=time.time())
+def generations(store: Store) -> Generations:
+    """Return a function that chooses a service's generation so that interface names are unique.
 
-
-class LinkNames:
-    """Choose the generations of services in a transaction so that interface names are unique.
-
-    An interface name contains a hash of service, network and generation, so two endpoints can have
-    the same name (`niso.base.names.veth`).
+    A name contains a hash of service, network and generation, so two endpoints can have the same
+    name (`niso.base.names.veth`). The function returns the lowest generation, at least ``first``,
+    whose names are free, and uses these names for the rest of the transaction.
     """
+    # by `link_prefix`, because each read of the store would read all intents of the command
+    endpoints: dict[str, dict[str, tuple[str, str, int]]] = {}
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._taken: dict[str, dict[str, tuple[str, str, int]]] = {}
-        """Interface names in use. The outer key is a `link_prefix`; the inner dictionary maps each
-        interface name to its (service, network, generation).
-
-        The result is cached, because each read of the store would read all intents of the command.
-        """
-
-    def generation(self, service: str, networks: tuple[str, ...], first: int) -> int:
-        """Return the lowest generation, at least ``first``, whose interface names are free; use
-        them.
-        """
+    def choose(service: str, networks: tuple[str, ...], first: int) -> int:
         prefix = link_prefix(service)
-        if prefix not in self._taken:
-            others = self._store.endpoints_like(prefix)
-            self._taken[prefix] = {veth(*other): other for other in others}
-        taken = self._taken[prefix]
+        if prefix not in endpoints:
+            endpoints[prefix] = {veth(*other): other for other in store.endpoints_like(prefix)}
+        taken = endpoints[prefix]
         for generation in count(first):
             own = {veth(service, on, generation): (service, on, generation) for on in networks}
             if len(own) == len(networks) and all(
@@ -569,6 +511,8 @@ class LinkNames:
                 break
         taken |= own
         return generation
+
+    return choose
 
 
 # --- the services of a stack ----------------------------------------------------------------------
@@ -583,12 +527,11 @@ class Membership(NamedTuple):
     shown: str  # the same path, printable
     networks: tuple[NetworkRequest, ...]
     leaving: tuple[str, ...]  # existing services of the stack that are no longer in its file
-    needs: Needs  # dependencies, for the order in which the leaving services end
-    replace: bool = False  # replace a stack of this name from another file
+    replace: bool = False  # a stack of this name from another file
     prefix: str = ""  # of its networks' names
 
 
-NO_STACK = Membership("", "", "", (), (), {})
+NO_STACK = Membership("", "", "", (), ())
 """The membership of services that are activated without a stack."""
 
 
@@ -655,14 +598,12 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
     for request in wanted.networks:
         on = [name for name, _ in store.members(request.name)]
         others = _others(store, wanted.stack, request.name)
-        short = request.name.removeprefix(wanted.prefix)
         if wanted.prefix and others:
-            # with prefixes, network y of stack shop-x has the same name as network x-y of stack
-            # shop
+            # network y of stack shop-x has the same name as network x-y of stack shop
             raise Conflict(
                 f"network {request.name!r} is used by stack {min(others)!r}",
                 "choose another name",
-                f"networks.{short}",
+                f"networks.{request.name.removeprefix(wanted.prefix)}",
                 file=wanted.shown,
             )
         try:

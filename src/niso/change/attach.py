@@ -12,19 +12,19 @@ from __future__ import annotations
 import ipaddress
 import os
 import time
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count
 
 from niso.base import paths
-from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound
+from niso.base.errors import Conflict, Error, InvalidInput, NotFound, raise_all
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import MAC_PREFIX, family_of
 from niso.base.report import Report, silent
 from niso.change import journal, stop
-from niso.change.admit import LinkNames, NoClaims, record, release
+from niso.change.admit import NoClaims, generations, record, release
 from niso.change.scope import leaving, scope_of
-from niso.change.targets import Attaching, Target
+from niso.change.targets import Target
 from niso.kernel.netns import ForeignNetns
 from niso.look.host_ports import Port, rows
 from niso.manifest.policy import Subject, about
@@ -44,17 +44,12 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-# --- results --------------------------------------------------------------------------------------
-
-
 POD_POLICY = "pod_policy"
 """Label that marks an attachment as a Kubernetes pod.
 
 Other programs, such as kube-proxy, translate addresses so that packets reach a pod, even packets
 from the pod to itself. Published ports of niso do the same.
 """
-
-
 _TRIES = 20
 """Maximum number of attempts to attach while another process attaches the same namespace."""
 
@@ -100,7 +95,8 @@ def attach(
         if foreign is not None:
             _refuse_attached(kernel, store, request, foreign.cookie)
         if before is not None and row is not None and not _is_same(before, row, request, foreign):
-            if row.active and before.lives(kernel) and not _is_of(before, request):
+            owns = request.id != "" and (before.owner, before.id) == (request.owner, request.id)
+            if row.active and before.lives(kernel) and not owns:
                 from niso.look.check import shown
 
                 raise Conflict(
@@ -122,8 +118,8 @@ def attach(
             raise
         finally:
             claims.close()
-        if request.name not in claims and store.cluster_id():
-            _tell(machine, request.name, report)
+        if request.name not in claims:
+            stop.report_to_cluster(machine, [request.name], report)
         return done
 
 
@@ -135,7 +131,7 @@ def _claimed(machine: Machine, target: Target, report: Report) -> cluster_claims
     from niso.change import cluster_claims
 
     claims = cluster_claims.prepare(machine, [target], (), report)
-    for link in target.attaching.links if target.attaching is not None else ():
+    for link in target.attaching[1] if target.attaching is not None else ():
         if link.mac and link.network in claims.networks(target.name):
             claims.close()
             raise InvalidInput(
@@ -146,17 +142,13 @@ def _claimed(machine: Machine, target: Target, report: Report) -> cluster_claims
     return claims
 
 
-def _tell(machine: Machine, name: str, report: Report) -> None:
-    from niso.change import cluster_claims
-
-    cluster_claims.tell(machine, [name], report)
-
-
 def _apply(
     machine: Machine, target: Target, claims: cluster_claims.Held | NoClaims, report: Report
 ) -> Attachment:
     """Record an attachment and update the kernel. After an error the caller undoes the change."""
     store, kernel, name = machine.store, machine.kernel, target.name
+    assert target.attaching is not None
+    attached, links = target.attaching
     alone = frozenset([name])
     with Lock():
         scope = scope_of(store, [target])
@@ -165,9 +157,7 @@ def _apply(
         with change(kernel, store, scope, report, rows_first=True) as made:
             claims.record()
             release(store, target)
-            recorded = record(machine, target, "", alone, alone, LinkNames(store))
-            assert target.attaching is not None
-            attached, links = target.attaching
+            recorded = record(machine, target, "", alone, alone, generations(store))
             if POD_POLICY in wishes(attached)["labels"] and not store.publishes(name):
                 to = next((link for link in links if link.routes), links[0])
                 store.put_published_row(name, (name, to.network, 0))
@@ -259,11 +249,6 @@ def _is_same(
     return (before.netns, before.cookie) == (request.netns, foreign.cookie)
 
 
-def _is_of(before: Attached, request: Request) -> bool:
-    """Return whether an attachment has the owner and the (non-empty) id of the request."""
-    return request.id != "" and (before.owner, before.id) == (request.owner, request.id)
-
-
 def current(store: Store, name: str) -> Request | None:
     """Return the request that would create the attachment as it is now; None if there is none."""
     row, attached = store.service(name), store.attachments.get(name)
@@ -315,8 +300,7 @@ def apply_policies(machine: Machine, report: Report = silent) -> list[Attachment
                     break
         else:
             errors.append(Conflict(f"{name!r} is attached again and again", "try again"))
-    if errors:
-        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+    raise_all(errors)
     return done
 
 
@@ -339,9 +323,8 @@ def detach(machine: Machine, name: str, id: str | None = None, report: Report = 
         if row is None or (id is not None and (attached is None or attached.id != id)):
             return False
         if row.has_process:
-            raise Conflict(
-                f"{name!r} is a service, not an attachment", "niso deactivate --help", "NAME"
-            )
+            reason = f"{name!r} is a service, not an attachment"
+            raise Conflict(reason, "niso deactivate --help", "NAME")
         _forget(machine, row, report)
     return True
 
@@ -351,8 +334,7 @@ def _forget(machine: Machine, row: ServiceRow, report: Report) -> None:
     with Lock(), store.transaction():
         store.begin_intent(row.name, "remove", time.time())
     stop.withdraw(machine, [row], report, ends=True, forgets=True)
-    if store.cluster_id():
-        _tell(machine, row.name, report)
+    stop.report_to_cluster(machine, [row.name], report)
 
 
 def collect(
@@ -373,10 +355,8 @@ def collect(
     done = []
     for attached in store.attachments.all(owner):
         row = store.service(attached.service)
-        if row is None:
-            continue
-        is_kept = known is None or attached.id in known
-        if row.active and is_kept and (attached.lives(kernel) or is_moving(attached)):
+        is_kept = row is not None and row.active and (known is None or attached.id in known)
+        if row is None or (is_kept and (attached.lives(kernel) or is_moving(attached))):
             continue
         if detach(machine, attached.service, attached.id, report):
             done.append(attached.service)
@@ -384,7 +364,6 @@ def collect(
 
 
 # --- what a request needs: rows, addresses, MAC ---------------------------------------------------
-
 
 CLI = "cli"
 """The owner of attachments that were made on the command line."""
@@ -449,7 +428,7 @@ def target_of(
             }
         ),
     )
-    return Target(_spec(request), "", files=None, attaching=Attaching(attached, tuple(links)))
+    return Target(_spec(request), "", files=None, attaching=(attached, tuple(links)))
 
 
 def _links(
@@ -466,11 +445,9 @@ def _links(
     own = {link.interface for link in had.values()}
     taken = (foreign.links if foreign is not None else frozenset(["lo"])) - own
     kept_names = {had[wish.network].interface for wish in request.wishes if wish.network in had}
-    free = _free_names(taken | kept_names | {wish.interface for wish in request.wishes})
-    routed = (
-        foreign is not None and bool(foreign.routed) and not any(x.routes for x in had.values())
-    )
-    routed |= request.owner == BY_INTERFACE
+    named = taken | kept_names | {wish.interface for wish in request.wishes}
+    free = (name for number in count() if (name := f"eth{number}") not in named)
+    routed = foreign is not None and foreign.routed and not any(x.routes for x in had.values())
     links: list[Link] = []
     for wish in request.wishes:
         kept = had.get(wish.network)
@@ -483,10 +460,9 @@ def _links(
                 "name another one, or none: niso chooses the next free eth<n>",
                 "interface",
             )
-        own_mac = _own_mac(store, request.name, wish)
-        links.append(Link(wish.network, interface, own_mac, False))
+        links.append(Link(wish.network, interface, _own_mac(store, request.name, wish), False))
     _refuse_twice([link.interface for link in links], "interface")
-    if links and not routed:
+    if links and not routed and request.owner != BY_INTERFACE:
         known = [store.network(link.network) for link in links]
         outer = (at for at, network in enumerate(known) if network is None or not network.internal)
         first = next(outer, 0)
@@ -549,10 +525,6 @@ def _refuse_twice(values: Sequence[str], what: str) -> None:
     for value in values:
         if values.count(value) > 1:
             raise InvalidInput(f"{what} {value} is given twice", "name each once")
-
-
-def _free_names(taken: Container[str]) -> Iterator[str]:
-    return (name for number in count() if (name := f"eth{number}") not in taken)
 
 
 def interface_name(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niso.base.errors import Conflict
+from niso.base.errors import Conflict, raise_all
 from niso.base.locks import Lock
 from niso.base.named_tuples import NamedTuple
 from niso.base.report import Report, silent
@@ -56,8 +56,8 @@ def deactivate(
             with Lock(), store.transaction():
                 for name in idle:
                     store.end_publishing(name)
-        _tell(machine, services, report)
-        stop.raise_all(errors)
+        stop.report_to_cluster(machine, services, report)
+        raise_all(errors)
     return [Done(name, name in active) for name in services]
 
 
@@ -84,8 +84,8 @@ def remove(
         for name in services if with_volumes else ():
             if name not in known:
                 volumes.remove_all(name, report)
-        _tell(machine, [*known, *homes], report)
-        stop.raise_all(errors)
+        stop.report_to_cluster(machine, [*known, *homes], report)
+        raise_all(errors)
 
 
 def remove_volumes(machine: Machine, services: list[str], report: Report = silent) -> None:
@@ -102,10 +102,3 @@ def remove_volumes(machine: Machine, services: list[str], report: Report = silen
             volumes.check_removable(name)
         for name in services:
             volumes.remove_all(name, report)
-
-
-def _tell(machine: Machine, services: list[str], report: Report) -> None:
-    from niso.change import cluster_claims
-
-    if machine.store.cluster_id():
-        cluster_claims.tell(machine, services, report)

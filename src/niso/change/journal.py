@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import groupby
 
-from niso.base.errors import Conflict, Error, ErrorGroup
+from niso.base.errors import Conflict, Error, ErrorGroup, raise_all
 from niso.base.locks import Lock, remove_locks, service_lock
 from niso.base.report import NotStarted, Recovered, Report, Unfinished, event_class, silent
 from niso.change import ports, stop
@@ -115,8 +115,6 @@ def _together(store: Store, intent: Intent) -> list[str]:
 
 def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error]:
     """Complete an interrupted change other than an activation; return the errors by service."""
-    from niso.change import cluster_claims
-
     name, removes = intent.service, intent.action in ("remove", "remove volumes")
     try:
         if intent.action == "ports":
@@ -126,13 +124,11 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
             machine.processes.end_unrecorded({name})
             end_restart(machine, [name], report)
         else:
-            stop.raise_all(
-                stop.finish(machine, [name], report, not removes, intent.action == "stop")
-            )
+            keep_forwards = intent.action == "stop"
+            raise_all(stop.finish(machine, [name], report, not removes, keep_forwards))
             if removes:
                 stop.forget(machine, [name], report, intent.action == "remove volumes")
-            if machine.store.cluster_id():
-                cluster_claims.tell(machine, [name], report)
+            stop.report_to_cluster(machine, [name], report)
     except Error as error:
         return {name: error}
     return {}
@@ -150,23 +146,17 @@ def locked(store: Store, services: list[str]) -> ExitStack:
         return locks.pop_all()
 
 
-class locked_one:
+@contextmanager
+def locked_one(store: Store, service: str) -> Iterator[None]:
     """Context in which the lock of one service is acquired.
 
     On exit, the lock file is removed if the service does not exist.
     """
-
-    def __init__(self, store: Store, service: str) -> None:
-        self._store, self._service, self._lock = store, service, service_lock(service)
-
-    def __enter__(self) -> None:
-        self._lock.__enter__()
-
-    def __exit__(self, *_: object) -> None:
+    with service_lock(service):
         try:
-            _remove_lock(self._store, self._service)
+            yield
         finally:
-            self._lock.__exit__()
+            _remove_lock(store, service)
 
 
 def _remove_lock(store: Store, name: str) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Container, Iterable, Sequence
 
-from niso.base.errors import Conflict, Error, ErrorGroup
+from niso.base.errors import Conflict, Error, raise_all
 from niso.base.locks import Lock
-from niso.base.named_tuples import NamedTuple
 from niso.base.report import Report, event_class, silent
 from niso.change import scope as change_scope
 from niso.kernel.kinds.kind import State
 from niso.kernel.nft_elements import Element
-from niso.look.host_ports import Listeners, as_held, published_by, same_place, taken
+from niso.look.host_ports import HOLDERS, Listeners, as_held, published_by, same_place, taken
 from niso.plan.elements import hairpin, published, published_on
 from niso.plan.records import Port
 from niso.reconcile.change import change
@@ -33,42 +32,32 @@ It is below Linux's ephemeral port range (ip_local_port_range).
 """
 
 
-class Command(NamedTuple):
-    """The services and the host ports in the manifests of one command.
-
-    `admit` uses them to decide which host ports are free for the command's services.
-    """
-
-    services: frozenset[str] = frozenset()
-    """Names of the services of the command. Ports that they release are free for the others,
-    because a rollback restores all of them.
-    """
-    named: tuple[Port, ...] = ()
-    """Host ports that the command's manifests name. niso does not choose them for other ports."""
-
-
 def admit(
     machine: Machine,
     service: str,
     wanted: Sequence[Port],
     before: Iterable[Port],
     keys: Sequence[str] = (),
-    command: Command = Command(),  # noqa: B008  # it is immutable
+    together: frozenset[str] = frozenset(),
+    named: tuple[Port, ...] = (),
     published: Container[Port] = (),
-    held: bool = False,
 ) -> tuple[list[Port], list[Port]]:
     """Check the host ports of a manifest, and choose those that it leaves open.
 
     Returns the ports to publish, all with a host port, and those of them whose host port was chosen
     here. ``wanted`` are the ports of the manifest, ``keys`` their manifest keys for error messages.
-    ``before`` are the present ports of the service, which are not checked again. ``published`` are
-    the manifest ports of the last activation; if a forward of another port has taken one of them
-    since, it is left out. With ``held``, the container engine of an attachment listens on the ports
-    itself, so listeners are not checked. The caller must be in a transaction of the store. Raises a
-    Conflict that names the key and the port's owner, or an ErrorGroup.
+    ``before`` are the present ports of the service, which are not checked again. Ports that the
+    command's services ``together`` release are free, because a rollback restores all of them.
+    ``named`` are the host ports in the command's manifests, which are not chosen for other ports.
+    ``published`` are the manifest ports of the last activation; if a forward of another port has
+    taken one of them since, it is left out. The caller must be in a transaction of the store.
+    Raises a Conflict that names the key and the port's owner, or an ErrorGroup.
     """
     store = machine.store
     keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
+    attached = store.attachments.get(service)
+    # the container engine of an attachment may listen on its ports itself
+    listens = attached is not None and attached.owner in HOLDERS
     have = set(before)
     families = store.port_families(service)
     forwards = store.forwards(service)
@@ -84,47 +73,32 @@ def admit(
             check_family(service, port, families, key)
             assigned = port
             if not port.host_port:
-                assigned = port._replace(
-                    host_port=_choose(
-                        store,
-                        service,
-                        port,
-                        ([*wanted, *ports], command.named),
-                        have,
-                        listeners,
-                        key,
-                    )
-                )
+                others = [*wanted, *ports], named
+                free = _choose(store, service, port, others, have, listeners, key)
+                assigned = port._replace(host_port=free)
                 chosen.append(assigned)
             # a port that the service has is not checked: its own listener would conflict
             elif port not in have:
                 if port in gone:
                     continue  # it stays with the service whose forward took it
-                _check_holders(store, service, port, key, command.services)
-                if not held:
+                _check_holders(store, service, port, key, together)
+                if not listens:
                     listeners.check(port, key)
                 _check_forwards(service, port, forwards, key)
             ports.append(assigned)
         except Conflict as error:
             errors.append(error)
     for forward in forwards:
+        key = f"port-forward {forward.text}"
         try:
-            check_family(service, forward, families, f"port-forward {forward.text}")
+            check_family(service, forward, families, key)
+            # after a reboot, another service or process may have the reserved host port
+            if forward not in have:
+                _check_holders(store, service, forward, key, together)
+                listeners.check(forward, key)
         except Conflict as error:
             errors.append(error)
-            continue
-        # the reservation survived a reboot, and another service or process may have the host port
-        # now
-        if forward not in have:
-            try:
-                _check_holders(
-                    store, service, forward, f"port-forward {forward.text}", command.services
-                )
-                listeners.check(forward, f"port-forward {forward.text}")
-            except Conflict as error:
-                errors.append(error)
-    if errors:
-        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+    raise_all(errors)
     return ports, chosen
 
 
@@ -239,12 +213,12 @@ def finish(machine: Machine, report: Report = silent) -> None:
             _end(store, moved)
 
 
-_One = tuple[str, Port]
-_Moved = list[_One]
+_Port = tuple[str, Port]  # of a service
+_Moved = list[_Port]
 
 
 def _change(
-    machine: Machine, come: _Moved, go: _Moved, report: Report, back: Sequence[_One] = ()
+    machine: Machine, come: _Moved, go: _Moved, report: Report, back: Sequence[_Port] = ()
 ) -> None:
     """Record added and withdrawn ports, and update the kernel. After an error, undo both.
 
@@ -306,10 +280,11 @@ def _elements(store: Store, ports: _Moved) -> State:
     elements: set[Element] = set()
     for service, port in ports:
         own = store.addresses(service)
-        first = [address for network, address in own if network == own[0][0]]
-        elements.update(published(service, port, first))
-        for name in {network for network, _ in own} - {own[0][0]}:
+        for name in {network for network, _ in own}:
             there = [address for network, address in own if network == name]
+            if name == own[0][0]:
+                elements.update(published(service, port, there))
+                continue
             elements.update(published_on(service, port, store.require_network(name).bridge, there))
         elements.update(hairpin(store.home(service), [(address, "") for _, address in own]))
     return State(elements)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from niso.base.errors import InvalidInput, ProcessError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Report, event_class
 from niso.change import sharing
 from niso.change.targets import FIRST_UID, Target
@@ -30,15 +30,6 @@ if TYPE_CHECKING:
 # --- uid and ProcessSpec --------------------------------------------------------------------------
 
 
-class Recorded(NamedTuple):
-    """What an activation records of a service's process, and what the running process needs."""
-
-    uid: int
-    spec: ProcessSpec
-    restarts: bool  # the process must be started or restarted
-    rehosts: bool  # the process only needs another hosts file
-
-
 def specified(
     machine: Machine,
     target: Target,
@@ -47,26 +38,21 @@ def specified(
     generation: int,
     provider: str | None,
     before: ServiceRow | None,
-) -> Recorded:
+) -> tuple[int, ProcessSpec, bool, bool]:
     """Return the desired process of a service whose row is ``before``; None for a new service.
 
-    ``generation`` and ``provider``, the owner of a shared namespace or None, are those of the new
-    row. A process that has exited and waits for its automatic restart is started immediately, and
-    the activation fails if it exits again. Raises InvalidInput.
+    The result is the uid of the row, the process, whether it must be started or restarted, and
+    whether it only needs another hosts file. ``generation`` and ``provider``, the owner of a shared
+    namespace or None, are those of the new row. A process that has exited and waits for its
+    automatic restart is started immediately, and the activation fails if it exits again. Raises
+    InvalidInput.
     """
-    store = machine.store
-    was_active = before is not None and before.active
-    uid = before.uid if before else _free_uid(store, target.name)
+    uid = before.uid if before else _free_uid(machine.store, target.name)
     old = before.process if before is not None else None
-    is_known = files.fingerprint is None
-    spec = _spec(store, target.spec, files, copy, generation, uid, provider)
-    spec = _identified(spec, old, is_known)
-    old = old if was_active else None
-    if (
-        before is not None
-        and old is not None
-        and "host" not in (before.mode, target.spec.network.mode)
-    ):
+    spec = _spec(machine.store, target.spec, files, copy, generation, uid, provider)
+    spec = _identified(spec, old, files.fingerprint is None)
+    old = old if before is not None and before.active else None
+    if before and old is not None and "host" not in (before.mode, target.spec.network.mode):
         # changed name servers do not by themselves cause a restart
         same = spec._replace(resolv_conf=old.resolv_conf)
         spec = same if same == old else spec
@@ -74,7 +60,7 @@ def specified(
     lives = processes.runs(name) and processes.status(name).state != "restarting"
     running = old if lives else None
     rehosts = can_swap(processes, running, spec)
-    return Recorded(uid, spec, not rehosts and running != spec, rehosts)
+    return uid, spec, not rehosts and running != spec, rehosts
 
 
 def _free_uid(store: Store, service: str) -> int:
@@ -128,7 +114,7 @@ def _spec(
 ) -> ProcessSpec:
     """Return the process that a manifest describes. ``copy`` is the path of the package copy."""
     program = wanted.program
-    at_home = sharing.home(store, wanted.name, wanted, provider)
+    netns, hosts_folder, hostname = sharing.home(store, wanted.name, wanted, provider)
     uid, gid, groups, user_name, home = resolve_user(files.rootfs, program.user, uid, wanted.name)
     package = copy if os.path.isdir(copy) else files.folder
     entrypoint = resolve_entrypoint(
@@ -151,10 +137,10 @@ def _spec(
         home=home,
         capabilities=program.capabilities,
         read_only=program.read_only,
-        hostname=at_home.hostname,
-        hosts_folder=at_home.hosts_folder,
-        resolv_conf=resolver if at_home.netns else "",
-        netns=at_home.netns,
+        hostname=hostname,
+        hosts_folder=hosts_folder,
+        resolv_conf=resolver if netns else "",
+        netns=netns,
         restart=program.restart,
         restart_delay_s=program.restart_delay_s,
         stop_timeout_s=program.stop_timeout_s,
@@ -182,11 +168,7 @@ RestartingInstead = event_class(
 
 def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) -> bool:
     """Return whether a running process only needs another hosts file to become as desired."""
-    if (
-        old is None
-        or not (old.hosts_folder and new.hosts_folder)
-        or old.hosts_folder == new.hosts_folder
-    ):
+    if old is None or not (old.hosts_folder and new.hosts_folder) or old == new:
         return False
     return (
         old._replace(hosts_folder=new.hosts_folder) == new

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 
 from niso.base import names, paths
 from niso.base.errors import Conflict, InvalidInput, NotFound
-from niso.base.named_tuples import NamedTuple
 from niso.change import targets
 from niso.change.targets import Target
 from niso.plan.specs import ServiceSpec
@@ -24,19 +23,10 @@ PROVIDERS = ("bridge", "none")
 _KEY = "network.share"
 
 
-class Home(NamedTuple):
-    """The namespace, hosts folder and host name of a process.
-
-    All are "" in the host's own network namespace.
-    """
-
-    netns: str  # path of the namespace
-    hosts_folder: str
-    hostname: str
-
-
-def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) -> Home:
-    """Return the namespace, hosts folder and host name of a service's process.
+def home(
+    store: Store, service: str, spec: ServiceSpec, provider: str | None
+) -> tuple[str, str, str]:
+    """Return the path of the namespace, hosts folder and host name of a service's process.
 
     All are "" in the host's own network namespace. ``provider`` is the existing service whose
     namespace the service shares, or None.
@@ -45,15 +35,13 @@ def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) ->
         row = store.service(provider)
         assert row is not None
         return home(store, provider, row.require_service(), None)
-    if spec.network.mode == "host":
-        return Home("", "", "")
     network = spec.network
-    apart = network.extra_hosts or network.policy.outside_names()
-    shared = network.networks and not apart
-    folder = names.hosts_folder(network.networks) if shared else names.own_hosts_folder(service)
-    return Home(
-        paths.netns_path(service), os.path.join(paths.hosts_root(), folder), network.hostname
-    )
+    if network.mode == "host":
+        return "", "", ""
+    own = not network.networks or network.extra_hosts or network.policy.outside_names()
+    folder = names.own_hosts_folder(service) if own else names.hosts_folder(network.networks)
+    netns = paths.netns_path(service)
+    return netns, os.path.join(paths.hosts_root(), folder), network.hostname
 
 
 def provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
@@ -69,41 +57,36 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
     try:
         provider = store.resolve(share)
     except NotFound:
-        message = f"no service {share!r} is known"
-        raise Conflict(
-            message,
-            f"activate it first, or both in one command: niso activate PATH {target.name}",
-            _KEY,
-        ) from None
+        hint = f"activate it first, or both in one command: niso activate PATH {target.name}"
+        raise Conflict(f"no service {share!r} is known", hint, _KEY) from None
     if provider == target.name:
-        raise InvalidInput(
-            f"{share!r} is a name of the service itself", "name another service", _KEY
-        )
+        reason = f"{share!r} is a name of the service itself"
+        raise InvalidInput(reason, "name another service", _KEY)
     row = store.service(provider)
     assert row is not None
-    if row.mode == "host":
-        message = f"service {provider!r} has mode host and no network namespace of its own"
-        raise Conflict(message, 'mode = "host" gives this service the same network', _KEY)
-    if row.mode == "share":
-        message = (
+    refused = {
+        "host": (
+            f"service {provider!r} has mode host and no network namespace of its own",
+            'mode = "host" gives this service the same network',
+        ),
+        "share": (
             f"service {provider!r} has no network namespace of its own, "
-            f"it shares that of {row.provider!r}"
-        )
-        raise Conflict(message, f'share = "{row.provider}"', _KEY)
-    if row.mode == "attached":
-        message = f"{provider!r} is an attachment, whose network namespace may end at any time"
-        raise Conflict(message, "name a service with a manifest", _KEY)
-    if not row.active:
-        message = f"service {provider!r} is not active"
-        raise Conflict(
-            message,
-            f"niso activate {provider}, or both in one command: "
-            f"niso activate {provider} {target.name}",
-            _KEY,
-        )
-    if provider not in together and store.intent(provider) is not None:
-        message = f"service {provider!r} is being changed by another command"
-        raise Conflict(message, "try again when that command has finished", _KEY)
+            f"it shares that of {row.provider!r}",
+            f'share = "{row.provider}"',
+        ),
+        "attached": (
+            f"{provider!r} is an attachment, whose network namespace may end at any time",
+            "name a service with a manifest",
+        ),
+    }.get(row.mode)
+    if refused is None and not row.active:
+        hint = f"niso activate {provider}, or both in one command: niso activate {provider}"
+        refused = f"service {provider!r} is not active", f"{hint} {target.name}"
+    elif refused is None and provider not in together and store.intent(provider) is not None:
+        reason = f"service {provider!r} is being changed by another command"
+        refused = reason, "try again when that command has finished"
+    if refused is not None:
+        raise Conflict(*refused, _KEY)
     return provider
 
 
@@ -114,14 +97,14 @@ def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> 
     change. Services in ``ending``, which the command stops, are left out.
     """
     chosen = list(wanted)
-    apart = {*ending, *(target.name for target in chosen)}
+    excluded = {*ending, *(target.name for target in chosen)}
     restarting = []
     for target in chosen:
         if target.spec.network.mode in PROVIDERS:
             there = home(store, target.name, target.spec, None)
             for sharer in store.sharers(target.name):
                 row = store.service(sharer)
-                if sharer not in apart and row is not None and not _sees(row, there):
+                if sharer not in excluded and row is not None and not _sees(row, there):
                     restarting.append(sharer)
     return restarting
 
@@ -145,8 +128,7 @@ def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[Service
     together = frozenset(row.name for row in (*rows, *ended))
     for row in ended:
         if sharers := store.held_sharers(row.name, together):
-            message = f"service {row.name!r} is in use: {they_share(sharers)} its network namespace"
-            raise Conflict(message, together_with(sharers))
+            raise in_use(row.name, sharers)
     for row in rows:
         sharers = store.held_sharers(row.name, together)
         if sharers and row.mode not in PROVIDERS:
@@ -172,14 +154,17 @@ def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[Service
                 )
 
 
-def _sees(row: ServiceRow, there: Home) -> bool:
+def _sees(row: ServiceRow, there: tuple[str, str, str]) -> bool:
     spec = row.process
-    return spec is not None and Home(spec.netns, spec.hosts_folder, spec.hostname) == there
+    return spec is not None and (spec.netns, spec.hosts_folder, spec.hostname) == there
 
 
-def together_with(sharers: list[str]) -> str:
-    """Return the hint for an error: ``sharers`` use the namespace of the service to stop."""
-    return f"it can end after these, or in the same command: {', '.join(sharers)}"
+def in_use(service: str, sharers: list[str]) -> Conflict:
+    """Return the error for a service to stop whose namespace ``sharers`` use."""
+    return Conflict(
+        f"service {service!r} is in use: {they_share(sharers)} its network namespace",
+        f"it can end after these, or in the same command: {', '.join(sharers)}",
+    )
 
 
 def they_share(sharers: list[str]) -> str:

@@ -173,7 +173,7 @@ def _membership(
     """
     requests = [_request(name, settings) for name, settings in stack.networks.items() if name in on]
     return Membership(
-        stack.name, stack.path, stack.file, tuple(requests), tuple(left), {}, replace, stack.prefix
+        stack.name, stack.path, stack.file, tuple(requests), tuple(left), replace, stack.prefix
     )
 
 

@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterable, Mapping
 
 from niso.base import paths
-from niso.base.errors import Conflict, Error, ErrorGroup
+from niso.base.errors import Error
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Forgetting, Report, Stopping
 from niso.change.scope import all_names, concerned, with_remotes
-from niso.change.sharing import they_share, together_with
+from niso.change.sharing import in_use
 from niso.reconcile import host_settings
 from niso.reconcile.change import change
 from niso.runtime.machine import Machine
@@ -175,24 +175,23 @@ def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
     return [name for name, (pidfd, until) in asked.items() if pidfd in ended or until <= now]
 
 
-def raise_all(errors: list[Error]) -> None:
-    """Raise the only error, or an ErrorGroup of several; no-op without errors."""
-    if errors:
-        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+def report_to_cluster(
+    machine: Machine, services: Iterable[str], report: Report, final: bool = True
+) -> None:
+    """Report the present state of services as `cluster_claims.tell`; no-op outside a cluster."""
+    if machine.store.cluster_id():
+        from niso.change import cluster_claims
+
+        cluster_claims.tell(machine, services, report, final)
 
 
 def refuse(store: Store, services: Iterable[str]) -> None:
     """Raise Conflict if other services share the namespace of one of ``services``."""
     together = frozenset(services)
     for name in sorted(together):
-        sharers = [
-            sharer for sharer in store.held_sharers(name, together) if sharer not in together
-        ]
+        sharers = [other for other in store.held_sharers(name, together) if other not in together]
         if sharers:
-            raise Conflict(
-                f"service {name!r} is in use: {they_share(sharers)} its network namespace",
-                together_with(sharers),
-            )
+            raise in_use(name, sharers)
 
 
 # --- networks, after the processes have exited ----------------------------------------------------

@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection, Iterable
 
 from niso.base import paths
-from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound
+from niso.base.errors import Conflict, Error, InvalidInput, NotFound, flatten, raise_all
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.plan.specs import MountedVolume, Secret, ServiceSpec
 from niso.store.attached_rows import Attached, Link
@@ -22,9 +22,6 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from niso.manifest import load
     from niso.runtime.package import PackageFiles
-
-
-# --- from arguments to targets --------------------------------------------------------------------
 
 
 FIRST_UID = 1_900_000_000
@@ -49,21 +46,14 @@ def find_targets(
     for argument in arguments:
         try:
             target = _find_target(store, argument, owners)
-        except ErrorGroup as group:
-            errors += group.errors
         except Error as error:
-            errors.append(error)
+            errors += flatten(error)
         else:
             other = targets.setdefault(target.name, target)
             if other.manifest_path != target.manifest_path:
-                errors.append(
-                    Conflict(
-                        f"{other.manifest_path} and {target.manifest_path} "
-                        f"are both named {target.name!r}"
-                    )
-                )
-    if errors:
-        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+                both = f"{other.manifest_path} and {target.manifest_path}"
+                errors.append(Conflict(f"{both} are both named {target.name!r}"))
+    raise_all(errors)
     return [target._replace(replace=replace) for target in targets.values()]
 
 
@@ -129,11 +119,8 @@ def known(store: Store, service: str) -> Target:
     if not os.path.isdir(row.package):
         raise gone
     if package.is_emptied(row.package):
-        raise Error(
-            f"its package copy {row.package} is damaged, all of its files are empty",
-            row.again,
-            service=service,
-        )
+        reason = f"its package copy {row.package} is damaged, all of its files are empty"
+        raise Error(reason, row.again, service=service)
     spec = row.require_service()
     files = package.PackageFiles(row.package, row.rootfs, None, (), volumes(spec))
     target = Target(spec, row.manifest_path, files)
@@ -157,12 +144,11 @@ def replaced(row: ServiceRow) -> None:
 
     os.close(sources.open_copy(row.package, row.name, row.manifest_path))
     spec = row.process  # None if the row is damaged: then the paths are not known
-    errors = list(sources.problems(spec)) if spec is not None else []
+    errors: list[Error] = [*sources.problems(spec)] if spec is not None else []
     for error in errors:
         error.service = row.name
         error.hint = f"put it back; or {row.again}, if it may be used"
-    if errors:
-        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+    raise_all(errors)
 
 
 def _find_target(
@@ -187,10 +173,9 @@ def of_manifest(loaded: load.Loaded) -> Target:
 
     Raises InvalidInput, ErrorGroup or Error.
     """
-    spec = loaded.spec
-    root = rootfs(loaded)
     from niso.runtime import package
 
+    spec, root = loaded.spec, rootfs(loaded)
     files = package.PackageFiles(loaded.folder, root, None, apart(root, spec), volumes(spec))
     target = Target(spec, loaded.path, files)
     _check_files(target, files)
@@ -234,20 +219,14 @@ def _check_files(target: Target, files: PackageFiles) -> None:
     """
     from niso.runtime import crun, entrypoint, root, sources
 
-    program = target.spec.program
+    program, folder, rootfs = target.spec.program, files.folder, files.rootfs
+    env, mounts = crun.path_env(program.environment), [one.mount for one in program.volumes]
     errors: list[Error] = []
     checks = (
-        lambda: None if files.rootfs is None else root.check_points(files.rootfs),
-        lambda: entrypoint.resolve_entrypoint(
-            files.folder, files.rootfs, program.entrypoint, crun.path_env(program.environment)
-        ),
-        lambda: entrypoint.resolve_user(files.rootfs, program.user, FIRST_UID, target.name),
-        lambda: entrypoint.check_working_dir(
-            files.folder,
-            files.rootfs,
-            program.working_dir,
-            [volume.mount for volume in program.volumes],
-        ),
+        lambda: None if rootfs is None else root.check_points(rootfs),
+        lambda: entrypoint.resolve_entrypoint(folder, rootfs, program.entrypoint, env),
+        lambda: entrypoint.resolve_user(rootfs, program.user, FIRST_UID, target.name),
+        lambda: entrypoint.check_working_dir(folder, rootfs, program.working_dir, mounts),
     )
     for name, path in program.secrets.items():
         try:
@@ -256,14 +235,13 @@ def _check_files(target: Target, files: PackageFiles) -> None:
             reason = "does not exist" if failed.errno == errno.ENOENT else failed.strerror
             wrong = InvalidInput(f"{path!r} {reason}", None, f"secrets.{name}.file")
             errors.append(_in_manifest(target, wrong))
-    errors += misplaced(target, files.rootfs, files.volumes)
+    errors += misplaced(target, rootfs, files.volumes)
     for call in checks:
         try:
             call()
         except Error as error:
             errors.append(_in_manifest(target, error))
-    if errors:
-        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+    raise_all(errors)
 
 
 def misplaced(
@@ -295,20 +273,13 @@ def volumes(spec: ServiceSpec) -> tuple[MountedVolume, ...]:
 # --- Target ---------------------------------------------------------------------------------------
 
 
-class Attaching(NamedTuple):
-    """The rows of an attachment that a command creates or changes."""
-
-    attached: Attached
-    links: tuple[Link, ...]
-
-
 class Target(NamedTuple):
     """A service or an attachment to activate."""
 
     spec: ServiceSpec
     manifest_path: str
     files: PackageFiles | None  # None without a process of niso's
-    attaching: Attaching | None = None  # None for a service
+    attaching: tuple[Attached, tuple[Link, ...]] | None = None  # None for a service
     replace: bool = False  # replace a service of this name from another folder
     take: bool = False  # claim it although a lost host of the cluster has it
 

@@ -15,7 +15,7 @@ from niso.base.errors import Error, ErrorGroup, ProcessError
 from niso.base.locks import Busy, Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Report, Undoing
-from niso.change import process_record
+from niso.change import process_record, stop
 from niso.change.scope import all_names, concerned, with_remotes
 from niso.change.start import until_started
 from niso.plan.specs import ProcessSpec
@@ -139,8 +139,6 @@ def undo(
     if a request to etcd may still be in progress. Returns the errors by service. Raises Busy if
     niso's lock is not free within ``wait_s``.
     """
-    from niso.change import cluster_claims
-
     if not intents:
         return {}
     store = machine.store
@@ -184,8 +182,7 @@ def undo(
     with store.transaction():
         for name in undone:
             store.end_intent(name)
-    if store.cluster_id():
-        cluster_claims.tell(machine, undone, report, final)
+    stop.report_to_cluster(machine, undone, report, final)
     return errors
 
 
