@@ -6,6 +6,7 @@ import errno
 import os
 import struct
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -164,17 +165,6 @@ def test_transactions_of_one_foreign_process_are_one_line_and_own_ones_none() ->
     assert lost.what == "lost" and lost.detail.endswith("niso net check")
 
 
-class _Tables(watches.Tables):
-    """Tables that reads prepared messages."""
-
-    def __init__(self, *messages: tuple[int, bytes]) -> None:
-        self._touched = []
-        self.messages = list(messages)
-
-    def received(self):
-        return self.messages
-
-
 def test_a_transaction_is_of_the_process_that_the_kernel_names() -> None:
     def message(kind: int, family: int, *attributes: bytes) -> tuple[int, bytes]:
         return 0x0A00 | kind, struct.pack("!BBH", family, 0, 1) + b"".join(attributes)
@@ -183,7 +173,7 @@ def test_a_transaction_is_of_the_process_that_the_kernel_names() -> None:
         return netlink.text(1, name)
 
     end = netlink.attribute(2, struct.pack(">I", 7)) + netlink.text(3, "nft")
-    tables = _Tables(
+    messages = [
         message(12, 1, table("niso")),
         message(12, 7, table("niso")),
         message(15, 0, end),
@@ -192,8 +182,8 @@ def test_a_transaction_is_of_the_process_that_the_kernel_names() -> None:
         message(15, 0, end),
         message(14, 7, table("niso")),
         message(15, 0, end),
-    )
-    assert tables.read() == [
+    ]
+    assert watches.table_changes(messages, []) == [
         TableChange(("inet niso", "bridge niso"), "nft", 7),
         TableChange(("bridge niso",), "nft", 7),
     ]
@@ -205,31 +195,28 @@ def test_transactions_that_the_kernel_had_to_skip_are_said(monkeypatch) -> None:
     def receive(self):
         raise answers.pop(0)
 
-    monkeypatch.setattr(netlink.Netlink, "_receive", receive)
-    tables = watches.Tables()
-    try:
-        assert tables.read() is None
-    finally:
-        tables.close()
+    monkeypatch.setattr(netlink.Netlink, "receive", receive)
+    with netlink.Netlink(netlink.NETFILTER) as source:
+        assert watches.received(source) is None
 
 
 def test_a_thread_has_nisos_name_only_inside_the_block() -> None:
     names = []
 
     def look() -> None:
-        netlink._rename_thread(b"app")
-        for name in (b"app", b"niso-cni"):
-            netlink._rename_thread(name)
+        for name in ("app", "niso-cni"):
+            own.write_text(name)
             with netlink.named():
-                names.append(netlink._thread_name())
-            names.append(netlink._thread_name())
+                names.append(own.read_text().strip())
+            names.append(own.read_text().strip())
 
-    main = netlink._thread_name()
+    own = Path("/proc/thread-self/comm")
+    main = own.read_text()
     thread = threading.Thread(target=look)
     thread.start()
     thread.join()
-    assert names == [b"niso", b"app", b"niso-cni", b"niso-cni"]
-    assert netlink._thread_name() == main
+    assert names == ["niso", "app", "niso-cni", "niso-cni"]
+    assert own.read_text() == main
 
 
 def test_folders_that_are_made_and_lost_are_noticed(tmp_path) -> None:

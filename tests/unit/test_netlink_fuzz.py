@@ -357,7 +357,7 @@ def test_answer_that_is_larger_than_the_buffer_is_an_error() -> None:
 @example(b"", "tcp", 4)
 @example(b"\x45", "icmp", 4)
 def test_no_packet_of_a_service_makes_a_probe_fail(packet: bytes, proto: str, version: int) -> None:
-    one = probe.Probe.__new__(probe.Probe)
+    one = probe.ProbePacket.__new__(probe.ProbePacket)
     one._version, one._proto, one._token, one._port, one._own_port = version, proto, b"abcd", 80, 1
     one._is_ours(packet, 80)
     if packet or proto == "udp":  # a raw socket gives a packet with its header

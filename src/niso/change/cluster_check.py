@@ -245,13 +245,13 @@ def _answered[K](wanted: dict[K, tuple[str, str, str, int]]) -> dict[K, bool]:
     """
     answered = dict.fromkeys(wanted, False)
     for _ in range(2):
-        sent: dict[K, probe.Probe] = {}
+        sent: dict[K, probe.ProbePacket] = {}
         try:
             for key, (namespace, source, to, size) in wanted.items():
                 if answered[key]:
                     continue
                 try:
-                    made = probe.Probe(namespace, source, to, None, "icmp", size=size)
+                    made = probe.ProbePacket(namespace, source, to, None, "icmp", size=size)
                 except KernelError:
                     continue
                 sent[key] = made
@@ -259,7 +259,7 @@ def _answered[K](wanted: dict[K, tuple[str, str, str, int]]) -> dict[K, bool]:
                     sent.pop(key).__exit__()
             until = time.monotonic() + PATIENCE_S
             for key, made in sent.items():
-                answered[key] = made.wait(max(0.0, until - time.monotonic())).answered
+                answered[key] = made.wait(max(0.0, until - time.monotonic()))[1]
         finally:
             for made in sent.values():
                 made.__exit__()

@@ -444,7 +444,7 @@ def _settled(id: str) -> bool:
     if moved is None:
         return False
     with Lock(), store.transaction():
-        store.attachments.move(attached.service, moved.cookie, moved.interface)
+        store.attachments.move(attached.service, *moved)
     request = attach.current(store, attached.service)
     if request is not None:
         attach.attach(machine, request)

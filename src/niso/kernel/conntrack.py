@@ -349,13 +349,10 @@ def introduce(connections: Iterable[Connection]) -> None:
     """
     flags = netlink.CREATE | netlink.EXCL
     with netlink.Netfilter() as kernel:
-        for bodies in itertools.batched(map(_new, connections), _CHUNK):
-            kernel.transact(
-                *(
-                    Message("track a connection", _CT_NEW, flags, body, (errno.EEXIST,))
-                    for body in bodies
-                )
-            )
+        kernel.transact_each(
+            Message("track a connection", _CT_NEW, flags, _new(connection), (errno.EEXIST,))
+            for connection in connections
+        )
 
 
 def _parse(body: bytes) -> Tracked:

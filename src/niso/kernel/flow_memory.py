@@ -31,7 +31,7 @@ from niso.kernel.ruleset import BRIDGE, INET
 
 _GETRULE, _GETSETELEM = 0x0A07, 0x0A0D
 _DESTROYSETELEM = 0x0A1E  # like DELSETELEM, but no error if the element is missing (Linux 6.3)
-_BATCH_BEGIN, _BATCH_END, _SUBSYSTEM = 0x10, 0x11, 10
+_SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
 _ELEM_KEY, _ELEM_EXPIRATION, _ELEM_EXPR = 1, 5, 7
 _EXPR_NAME, _EXPR_DATA, _DATA_VALUE = 1, 2, 1
@@ -201,8 +201,6 @@ def _delete(table: str, name: str, keys: list[bytes]) -> None:
     An element that has expired since it was read is no error.
     """
     what = f"forget flows in {table} {name}"
-    begin = netlink.Message(what, _BATCH_BEGIN, 0, nfgenmsg(0, _SUBSYSTEM))
-    end = netlink.Message(what, _BATCH_END, 0, nfgenmsg(0, _SUBSYSTEM))
     for start in range(0, len(keys), _CHUNK):
         elements = [
             nested(_LIST_ELEM, nested(_ELEM_KEY, netlink.attribute(_DATA_VALUE, key)))
@@ -211,7 +209,7 @@ def _delete(table: str, name: str, keys: list[bytes]) -> None:
         body = _set(table, name) + nested(_LIST_ELEMENTS, *elements)
         message = netlink.Message(what, _DESTROYSETELEM, 0, body)
         with Nfnetlink() as kernel:
-            kernel.transact_batch(what, begin, [message], end, ())
+            kernel.transact_batch(what, _SUBSYSTEM, [message])
 
 
 def _set(table: str, name: str) -> bytes:

@@ -90,32 +90,23 @@ class Lookup(NamedTuple):
     inverted: bool = False
 
 
-class ConntrackMatch(NamedTuple):
-    """Expression of a rule: the iptables match "conntrack".
+class IptablesMatch(NamedTuple):
+    """Expression of a rule: the iptables match "conntrack" or "physdev".
 
-    It tests for ``states`` (bits XT_CONNTRACK_STATE_BIT), for a direction (``reply``), or both.
+    It tests for ``states`` (bits XT_CONNTRACK_STATE_BIT; ``inverted``: for others), for a direction
+    (``reply``), or for whether the packet is bridged. None means that it does not test for this.
     """
 
-    states: int | None
+    states: int | None = None
     inverted: bool = False
     reply: bool | None = None
+    bridged: bool | None = None
 
 
-class Bridged(NamedTuple):
-    """Expression of a rule: the iptables match "physdev".
-
-    It matches if the packet is bridged; with ``inverted``, if it is not.
-    """
-
-    inverted: bool
-
-
-class Forget(NamedTuple):
-    """Expression of a rule: writes a value to registers that this module cannot know."""
-
-
-class Perhaps(NamedTuple):
-    """Expression of a rule: this module cannot know whether it matches."""
+CLOBBERS = "clobbers"
+"""Expression of a rule: it writes a value to registers that this module cannot know."""
+MAY_MATCH = "may match"
+"""Expression of a rule: this module cannot know whether it matches."""
 
 
 class ChainVerdict(NamedTuple):
@@ -133,10 +124,8 @@ Expression = (
     | Mask
     | Between
     | Lookup
-    | ConntrackMatch
-    | Bridged
-    | Forget
-    | Perhaps
+    | IptablesMatch
+    | str  # CLOBBERS or MAY_MATCH
     | ChainVerdict
 )
 Rule = tuple[Expression, ...]
@@ -317,7 +306,7 @@ def _nat_chain(body: bytes) -> tuple[str, int] | None:
 def rule(body: bytes) -> Rule:
     """Parse a rule (the body of NFT_MSG_NEWRULE) into the expressions that can decide on a packet.
 
-    An unreadable rule becomes `Perhaps`: it may match.
+    An unreadable rule becomes `MAY_MATCH`.
     """
     expressions: list[Expression] = []
     try:
@@ -327,7 +316,7 @@ def rule(body: bytes) -> Rule:
             if expression is not None:
                 expressions.append(expression)
     except MALFORMED:
-        expressions.append(Perhaps())
+        expressions.append(MAY_MATCH)
     return tuple(expressions)
 
 
@@ -341,7 +330,7 @@ def _expression(name: str, fields: dict[int, bytes]) -> Expression | None:
         return parse(fields)
     if name in _PASSES:
         return None
-    return Forget() if name in _LOADS else Perhaps()
+    return CLOBBERS if name in _LOADS else MAY_MATCH
 
 
 def _load(source: str, fields: dict[int, bytes]) -> Expression | None:
@@ -353,7 +342,7 @@ def _load(source: str, fields: dict[int, bytes]) -> Expression | None:
         return None
     # NFTA_CT_DIRECTION: an address or counter of one direction
     if source == "ct" and 3 in fields and _number(fields, 2) != 1:
-        return Forget()
+        return CLOBBERS
     return RegisterLoad(_register(fields, 1), source, _number(fields, 2))
 
 
@@ -368,7 +357,7 @@ def _payload(fields: dict[int, bytes]) -> Expression | None:
 def _bitwise(fields: dict[int, bytes]) -> Expression:
     mask, xor = _value(fields.get(4)), _value(fields.get(5))
     if _number(fields, 6) or not mask or len(mask) != len(xor):
-        return Forget()
+        return CLOBBERS
     return Mask(_register(fields, 1), _register(fields, 2), mask, xor)
 
 
@@ -376,7 +365,7 @@ def _compare(fields: dict[int, bytes]) -> Expression:
     """Parse a comparison: NFT_CMP_EQ, NEQ, LT, LTE, GT or GTE."""
     register, operator, data = _register(fields, 1), _number(fields, 2), _value(fields.get(3))
     if not data or operator > 5:
-        return Perhaps()
+        return MAY_MATCH
     if operator < 2:
         return Between(register, data, data, operator == 1)
     if operator in (2, 5):  # "less" is "not at least"
@@ -387,13 +376,13 @@ def _compare(fields: dict[int, bytes]) -> Expression:
 def _range(fields: dict[int, bytes]) -> Expression:
     first, last = _value(fields.get(3)), _value(fields.get(4))
     if not first or len(first) != len(last):
-        return Perhaps()
+        return MAY_MATCH
     return Between(_register(fields, 1), first, last, _number(fields, 2) == 1)
 
 
 def _lookup(fields: dict[int, bytes]) -> Expression:
     if _number(fields, 3):  # a map value that is not a verdict
-        return Forget()
+        return CLOBBERS
     return Lookup(
         string(fields.get(1, b"")), _register(fields, 2), 3 in fields, bool(_number(fields, 5) & 1)
     )
@@ -401,7 +390,7 @@ def _lookup(fields: dict[int, bytes]) -> Expression:
 
 def _immediate(fields: dict[int, bytes]) -> Expression:
     verdict = _verdict(attributes(fields.get(2, b"")).get(2))
-    return Forget() if _number(fields, 1) or verdict is None else verdict
+    return CLOBBERS if _number(fields, 1) or verdict is None else verdict
 
 
 def _object(fields: dict[int, bytes]) -> Expression | None:
@@ -409,12 +398,12 @@ def _object(fields: dict[int, bytes]) -> Expression | None:
 
     A quota, limit or connlimit may end the rule; any other object is ignored, also one from a map.
     """
-    return None if _number(fields, 1, 2) not in (2, 4, 5) else Perhaps()
+    return None if _number(fields, 1, 2) not in (2, 4, 5) else MAY_MATCH
 
 
 def _dynset(fields: dict[int, bytes]) -> Expression | None:
     # NFTA_DYNSET_EXPR, NFTA_DYNSET_EXPRESSIONS: for example a limit
-    return Perhaps() if 7 in fields or 10 in fields else None
+    return MAY_MATCH if 7 in fields or 10 in fields else None
 
 
 def _match(fields: dict[int, bytes]) -> Expression | None:
@@ -425,24 +414,24 @@ def _match(fields: dict[int, bytes]) -> Expression | None:
     if name == "comment":
         return None
     if name == "state" and len(info) >= 4:
-        return ConntrackMatch(*struct.unpack_from("=I", info))
+        return IptablesMatch(*struct.unpack_from("=I", info))
     if name == "physdev" and len(info) >= 66 and info[65] == 4:  # XT_PHYSDEV_OP_BRIDGED alone
-        return Bridged(bool(info[64] & 4))
+        return IptablesMatch(bridged=not info[64] & 4)
     if name == "conntrack" and revision in (2, 3) and len(info) >= 152:
         # struct xt_conntrack_mtinfo3: 128 bytes of addresses, 8 of times, 10 of ports, then
         flags, inverted, states = struct.unpack_from("=3H", info, 146)
         if not flags & ~0x3001:  # XT_CONNTRACK_STATE, _DIRECTION, _STATE_ALIAS
             # the bit selects the original direction; inverted, the reply direction
             reply = bool(inverted & 0x1000) if flags & 0x1000 else None
-            return ConntrackMatch(states if flags & 1 else None, bool(inverted & 1), reply)
-    return Perhaps()
+            return IptablesMatch(states if flags & 1 else None, bool(inverted & 1), reply)
+    return MAY_MATCH
 
 
 def _target(fields: dict[int, bytes]) -> Expression | None:
     name = string(fields.get(1, b""))
     if name in _TARGETS_DROP:
         return ChainVerdict("drop")
-    return None if name in _TARGETS_PASS else Perhaps()
+    return None if name in _TARGETS_PASS else MAY_MATCH
 
 
 def _number(fields: dict[int, bytes], kind: int, default: int = 0) -> int:

@@ -408,17 +408,6 @@ _ratespec = struct.Struct("=BBHhHI")  # cell_log, linklayer, overhead, cell_alig
 _parms = struct.Struct("=12s12sIII")  # tc_tbf_qopt: rate, peak rate, limit, buffer, mtu
 
 
-class Qdisc(NamedTuple):
-    """The root queueing discipline of a network interface.
-
-    ``rate`` and ``limit`` are set if ``kind`` is tbf, otherwise 0.
-    """
-
-    kind: str
-    rate: int  # bytes per second
-    limit: int  # bytes that queue
-
-
 def burst(rate: int) -> int:
     """Return how many bytes may pass at once at a rate in bytes per second: those of 20 ms."""
     return max(rate // 50, _LEAST_BURST)
@@ -432,32 +421,31 @@ def limit(rate: int) -> int:
     return rate // 20 + burst(rate)
 
 
-def limit_of(rtnl: Rtnl, link: Link) -> Qdisc | None:
-    """Return the root queueing discipline of a network interface if it is tbf, else None.
+def limit_of(rtnl: Rtnl, link: Link) -> tuple[int, int]:
+    """Return (rate in bytes per second, bytes that may queue) of an interface; zeros if unlimited.
 
-    Raises KernelError.
+    Only a root queueing discipline of the kind tbf limits the rate. Raises KernelError.
     """
     if link.qdisc != TBF:
-        return None
+        return 0, 0
     what = f"read the qdisc of link {link.index}"
     body = _tcmsg.pack(0, link.index, 0, _ROOT, 0)
     # The kernel answers with a notification to a requester that sets the echo flag, but not for a
     # built-in qdisc, such as noop of a link that is down. The acknowledgement comes in any case.
     answer = rtnl.get_one(what, _GETQDISC, body, _NONE, netlink.ECHO | netlink.ACK)
-    return None if answer is None else netlink.understood(what, _parse_qdisc, answer)
+    return (0, 0) if answer is None else netlink.understood(what, _parse_qdisc, answer)
 
 
-def _parse_qdisc(body: bytes) -> Qdisc:
+def _parse_qdisc(body: bytes) -> tuple[int, int]:
     fields = attributes(body[_tcmsg.size :])
-    kind = netlink.string(fields[_KIND])
-    if kind != TBF:
-        return Qdisc(kind, 0, 0)
+    if netlink.string(fields[_KIND]) != TBF:
+        return 0, 0
     options = attributes(fields[_OPTIONS])
     spec, _, waits, _, _ = _parms.unpack(options[_PARMS][: _parms.size])
     rate = _ratespec.unpack(spec)[5]
     if _RATE64 in options:
         rate = int(struct.unpack("=Q", options[_RATE64])[0])
-    return Qdisc(kind, rate, waits)
+    return rate, waits
 
 
 def set_rate(rtnl: Rtnl, link_index: int, rate: int) -> None:

@@ -29,10 +29,11 @@ _LEARNED = 0x10  # NTF_EXT_LEARNED: a routing daemon's
 _MOST, _STATS = 4, 7  # NDTA_THRESH3, NDTA_STATS
 _ABSENT = (errno.ENOENT, errno.ENODEV, errno.EINVAL)  # no entry; no link; not a bridge port
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
-AT_ONCE = 32
-"""The maximum number of entries in one message to the kernel.
 
-The answers must fit into the socket's buffer.
+StaticEntry = tuple[int, str, bool]
+"""(index of the port, MAC, whether frames to the MAC are for the host) in a bridge's table.
+
+The kernel adds entries for the host for the ports' own MACs.
 """
 
 _ndmsg = struct.Struct("=BxxxiHBB")
@@ -54,26 +55,6 @@ class Table(NamedTuple):
     most: int
     refused: int = 0
     """The number of new neighbours that were refused since boot, in all namespaces."""
-
-
-class Permanent(NamedTuple):
-    """A permanent neighbour entry: an address and its MAC."""
-
-    link_index: int
-    address: str
-    mac: str
-
-
-class Fixed(NamedTuple):
-    """A static entry in a bridge's forwarding database."""
-
-    link_index: int  # MAC of the port
-    mac: str
-    is_local: bool = False
-    """Whether frames to the MAC are for the host.
-
-    The kernel adds such entries for the ports' own MACs.
-    """
 
 
 def tables(rtnl: Rtnl) -> list[Table]:
@@ -99,40 +80,41 @@ def tables(rtnl: Rtnl) -> list[Table]:
     return present
 
 
-def permanent(rtnl: Rtnl) -> list[Permanent]:
-    """Return the permanent neighbour entries of both families. Raises KernelError."""
+def permanent(rtnl: Rtnl) -> list[tuple[int, str, str]]:
+    """Return the permanent neighbour entries of both families as (link index, address, MAC).
 
-    def parse(body: bytes) -> Permanent | None:
+    Raises KernelError.
+    """
+
+    def parse(body: bytes) -> tuple[int, str, str] | None:
         family, index, state, _, _ = _ndmsg.unpack_from(body)
-        if not state & _PERMANENT or family not in _FAMILIES:
-            return None
         entry = attributes(body, 12)
-        if _DST not in entry:
+        if not state & _PERMANENT or family not in _FAMILIES or _DST not in entry:
             return None
         address = socket.inet_ntop(family, entry[_DST])
-        return Permanent(index, address, entry.get(_LLADDR, b"").hex(":"))
+        return index, address, entry.get(_LLADDR, b"").hex(":")
 
     return rtnl.dump("list neighbours", _GETNEIGH, _request(socket.AF_UNSPEC), parse)
 
 
-def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[Fixed]]:
+def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[StaticEntry]]:
     """Return the static forwarding (FDB) entries of bridges, as a dict by the bridge's index.
 
     With ``bridge_index`` 0, they are those of all bridges, otherwise of one. They are read in one
     request, because the kernel walks all interfaces for each. Raises KernelError.
     """
 
-    def parse(body: bytes) -> tuple[int, Fixed] | None:
+    def parse(body: bytes) -> tuple[int, StaticEntry] | None:
         _, index, state, flags, _ = _ndmsg.unpack_from(body)
         if not state & (_NOARP | _PERMANENT) or flags & _SELF:
             return None
         entry = attributes(body, 12)
         bridge = int.from_bytes(entry.get(_MASTER, b""), sys.byteorder)
         mac = entry.get(_LLADDR, b"").hex(":")
-        return bridge, Fixed(index, mac, bool(state & _PERMANENT))
+        return bridge, (index, mac, bool(state & _PERMANENT))
 
     body = _request(_AF_BRIDGE) + (u32(_MASTER, bridge_index) if bridge_index else b"")
-    tables: dict[int, set[Fixed]] = {}
+    tables: dict[int, set[StaticEntry]] = {}
     for bridge, entry in rtnl.dump("list bridges' tables", _GETNEIGH, body, parse):
         tables.setdefault(bridge, set()).add(entry)
     return tables

@@ -8,11 +8,13 @@ answer is never returned.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from niso.base import signals
 from niso.base.errors import KernelError
@@ -40,16 +42,19 @@ _DUMP_INTR = 0x10
 _CAPPED = 0x100
 _ACK_TLVS = 0x200
 _SOL_NETLINK = 270
+_ADD_MEMBERSHIP = 1
 _CAP_ACK = 10
 _EXT_ACK = 11
 _GET_STRICT_CHK = 12
 _NESTED = 0x8000
 _KIND_MASK = 0x3FFF
 
-_SO_SNDBUFFORCE = 32  # asm-generic/socket.h
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 # bytes; the kernel packs dumps into at most 32 KiB. malloc(3) would map 128 KiB for each answer.
 _BUFFER = 1 << 16
 _DUMP_TRIES = 10
+_AT_ONCE = 64  # messages whose answers fit the socket's buffer together
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11  # NFNL_MSG_BATCH_*
 _TRUNCATED = socket.MSG_TRUNC
 _MOST_ERRNO = 4095  # MAX_ERRNO, linux/err.h
 _OWN = "/proc/thread-self/ns/net"
@@ -80,11 +85,8 @@ class Message(NamedTuple):
     fine: tuple[int, ...] = ()
 
 
-class _Reply(NamedTuple):
-    kind: int
-    flags: int
-    sequence: int
-    body: bytes
+Reply = tuple[int, int, int, bytes]
+"""(kind, flags, sequence number, body) of a message from the kernel."""
 
 
 def refused(what: str, number: int, message: str = "") -> KernelError:
@@ -100,43 +102,39 @@ def refused(what: str, number: int, message: str = "") -> KernelError:
     return KernelError(f"cannot {what}: {reason}", hint, number)
 
 
-class named:
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Raise an OSError of the ``with`` block as the KernelError of the step ``what``."""
+    try:
+        yield
+    except OSError as error:
+        raise refused(what, error.errno or 0) from error
+
+
+@contextlib.contextmanager
+def named() -> Iterator[None]:
     """Rename the calling thread to niso in a ``with`` block.
 
     The kernel reports the name of the thread that commits an nftables transaction
     (NFTA_GEN_PROC_NAME). By this name `niso events` recognises the transactions of Python programs
     that use niso as a library.
     """
-
-    def __enter__(self) -> None:
-        self._before = _thread_name()
-        if not self._before.startswith(OWN_THREAD.encode()):
-            _rename_thread(OWN_THREAD.encode())
-
-    def __exit__(self, *_: object) -> None:
-        if not self._before.startswith(OWN_THREAD.encode()):
-            _rename_thread(self._before)
-
-
-def _thread_name() -> bytes:
-    """Return the name of the calling thread (proc_pid_comm(5)); "niso" if /proc cannot be read."""
+    own = OWN_THREAD.encode()
     try:
-        fd = os.open(_THREAD_NAME, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(_THREAD_NAME, os.O_RDWR | os.O_CLOEXEC)
     except OSError:  # without /proc the thread is not renamed
-        return OWN_THREAD.encode()
-    try:
-        return os.read(fd, 64).rstrip(b"\n")
-    finally:
-        os.close(fd)
-
-
-def _rename_thread(name: bytes) -> None:
-    try:
-        fd = os.open(_THREAD_NAME, os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
+        yield
         return
     try:
-        os.write(fd, name)
+        before = os.read(fd, 64).rstrip(b"\n")
+        if before.startswith(own):
+            yield
+            return
+        os.write(fd, own)
+        try:
+            yield
+        finally:
+            os.write(fd, before)
     finally:
         os.close(fd)
 
@@ -161,10 +159,10 @@ def nested(kind: int, *parts: bytes) -> bytes:
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Parse the netlink attributes from ``offset`` to the end of ``data``.
+    """Return the payloads of the netlink attributes from ``offset`` by their kind.
 
-    The dict maps their kinds to their payloads. Of attributes with the same kind, the last one is
-    taken. Raises ValueError (one of `MALFORMED`) for an impossible length.
+    Of attributes with the same kind, the last one counts. Raises ValueError for an impossible
+    length.
     """
     payloads = {}
     end = len(data)
@@ -193,10 +191,7 @@ def several(data: bytes, kind: int) -> Iterator[bytes]:
 
 
 def understood[T](what: str, parse: Callable[[bytes], T], answer: bytes) -> T:
-    """Return what ``parse`` returns for the kernel's answer to the step ``what``.
-
-    Raises KernelError if the answer is malformed.
-    """
+    """Return what ``parse`` returns for an answer; raise KernelError if this is malformed."""
     try:
         return parse(answer)
     except MALFORMED as error:
@@ -212,14 +207,10 @@ class Netlink:
     """A socket for one netlink protocol, in the network namespace that opened it."""
 
     def __init__(self, protocol: int) -> None:
-        try:
+        with refusing(f"open a netlink socket (protocol {protocol})"):
             self._socket = socket.socket(
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
             )
-        except OSError as error:
-            raise refused(
-                f"open a netlink socket (protocol {protocol})", error.errno or 0
-            ) from error
         self._sequence = 0
         for option in (_EXT_ACK, _CAP_ACK, *((_GET_STRICT_CHK,) if protocol == ROUTE else ())):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
@@ -232,6 +223,22 @@ class Netlink:
 
     def close(self) -> None:
         self._socket.close()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def set_blocking(self, blocking: bool) -> None:
+        self._socket.setblocking(blocking)
+
+    def listen(self, group: int) -> None:
+        """Receive the messages that the kernel sends to a multicast group. Raises OSError."""
+        self._socket.bind((0, 0))  # the kernel sends nothing to port 0, its own
+        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+
+    def enlarge_buffer(self, size: int) -> None:
+        """Set the size of the receive buffer in bytes, if the caller may do this."""
+        with contextlib.suppress(PermissionError):  # in a user namespace
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
 
     def transact(self, *messages: Message) -> None:
         """Send ``messages`` in one sendmsg, so that a kill cannot separate them.
@@ -248,64 +255,54 @@ class Netlink:
             for sequence, message in enumerate(messages, first)
         )
         results: dict[int, tuple[int, str]] = {}
-        try:
+        with refusing(messages[0].what):
             signals.hit(messages[0].what)
             self._socket.sendto(packet, (0, 0))
             while last not in results:
-                for reply in self._receive():
-                    if reply.kind == _NLMSG_ERROR and first <= reply.sequence <= last:
-                        results[reply.sequence] = _result(reply, 20)
-        except OSError as error:
-            raise refused(messages[0].what, error.errno or 0) from error
+                for sequence, number, text in self._results():
+                    if first <= sequence <= last:
+                        results[sequence] = number, text
         for sequence, message in enumerate(messages, first):
             number, text = results.get(sequence, (0, ""))
             if number and number not in message.fine:
                 raise refused(message.what, number, text)
 
+    def transact_each(self, messages: Iterable[Message]) -> None:
+        """Send any number of messages with `transact`, in groups whose answers fit the buffer."""
+        for group in itertools.batched(messages, _AT_ONCE):
+            self.transact(*group)
+
     def transact_batch(
-        self,
-        what: str,
-        begin: Message,
-        messages: list[Message],
-        end: Message,
-        clashes: tuple[int, ...],
+        self, what: str, subsystem: int, messages: list[Message], clashes: tuple[int, ...] = ()
     ) -> None:
         """Send a batch (nfnetlink_rcv_batch), which the kernel applies completely or not at all.
 
-        ``begin`` and ``end`` are its first and last message. An error number in ``clashes`` is
-        reported as EEXIST. Raises KernelError.
+        ``subsystem`` is NFNL_SUBSYS_*. An error number in ``clashes`` is reported as EEXIST. Raises
+        KernelError.
         """
         start = self._sequence + 1
-        packets = [self._pack(begin.kind, begin.flags, begin.body)]
+        limit = struct.pack("!BBH", 0, 0, subsystem)  # struct nfgenmsg
+        packets = [self._pack(_BATCH_BEGIN, 0, limit)]
         for i, message in enumerate(messages):
             # the last message is acknowledged after the commit; errors of earlier ones come before
             # that
             flags = message.flags | (ACK if i == len(messages) - 1 else 0)
             packets.append(self._pack(message.kind, flags, message.body))
         last = self._sequence
-        packets.append(self._pack(end.kind, end.flags, end.body))
-        packet = b"".join(packets)
-        try:
+        packet = b"".join((*packets, self._pack(_BATCH_END, 0, limit)))
+        with refusing(what):
             signals.hit(what)
-            try:
-                self._socket.setsockopt(
-                    socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(packet) + _BUFFER
-                )
-            except PermissionError:
-                pass
+            with contextlib.suppress(PermissionError):
+                size = 2 * len(packet) + _BUFFER
+                self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
             with named():
                 self._socket.sendto(packet, (0, 0))
             while True:
-                for reply in self._receive():
-                    if reply.kind != _NLMSG_ERROR or reply.sequence < start:
-                        continue
-                    number, text = _result(reply, 20)
-                    if number:
+                for sequence, number, text in self._results():
+                    if number and sequence >= start:
                         raise refused(what, errno.EEXIST if number in clashes else number, text)
-                    if reply.sequence == last:
+                    if sequence == last:
                         return
-        except OSError as error:
-            raise refused(what, error.errno or 0) from error
 
     def get_one(
         self, what: str, kind: int, body: bytes, absent: tuple[int, ...], flags: int = 0
@@ -330,25 +327,24 @@ class Netlink:
         packet = b"".join(self._pack(kind, flags, body) for body in bodies)
         asked = range(first, self._sequence + 1)
         answers: dict[int, bytes | None] = {}
-        try:
+        ended: set[int] = set()
+        with refusing(what):
             self._socket.sendto(packet, (0, 0))
-            ended: set[int] = set()
             while len(ended) < len(bodies):
-                for reply in self._receive():
-                    if reply.sequence not in asked:
+                for reply in self.receive():
+                    reply_kind, _, sequence, answer = reply
+                    if sequence not in asked:
                         continue
-                    if reply.kind != _NLMSG_ERROR:
-                        answers[reply.sequence] = reply.body
+                    if reply_kind != _NLMSG_ERROR:
+                        answers[sequence] = answer
                         if not flags & ACK:
-                            ended.add(reply.sequence)
+                            ended.add(sequence)
                         continue
-                    number, text = _result(reply, 20)
+                    number, text = _result(reply)
                     if number and number not in absent:
                         raise refused(what, number, text)
-                    answers.setdefault(reply.sequence, None)
-                    ended.add(reply.sequence)
-        except OSError as error:
-            raise refused(what, error.errno or 0) from error
+                    answers.setdefault(sequence, None)
+                    ended.add(sequence)
         return [answers[sequence] for sequence in asked]
 
     def dump[T](
@@ -387,20 +383,27 @@ class Netlink:
     ) -> list[T] | None:
         self._socket.sendto(self._pack(kind, DUMP, body), (0, 0))
         entries: list[T] = []
-        whole = True
+        is_complete = True
         while True:
-            for reply in self._receive():
-                if reply.sequence != self._sequence:
+            for reply in self.receive():
+                reply_kind, flags, sequence, answer = reply
+                if sequence != self._sequence:
                     continue
-                whole = whole and not reply.flags & _DUMP_INTR
-                if reply.kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                    number, text = _result(reply, 4 if reply.kind == _NLMSG_DONE else 20)
+                is_complete = is_complete and not flags & _DUMP_INTR
+                if reply_kind in (_NLMSG_DONE, _NLMSG_ERROR):
+                    number, text = _result(reply)
                     if number and number not in absent:
                         raise refused(what, number, text)
-                    return entries if whole else None
-                thing = understood(what, parse, reply.body)
-                if thing is not None:
-                    entries.append(thing)
+                    return entries if is_complete else None
+                entry = understood(what, parse, answer)
+                if entry is not None:
+                    entries.append(entry)
+
+    def _results(self) -> Iterator[tuple[int, int, str]]:
+        """Yield (sequence number, error number or 0, text) of the next acknowledgements."""
+        for reply in self.receive():
+            if reply[0] == _NLMSG_ERROR:
+                yield reply[2], *_result(reply)
 
     def _pack(self, kind: int, flags: int, body: bytes) -> bytes:
         self._sequence += 1
@@ -410,7 +413,7 @@ class Netlink:
             + b"\0" * (-len(body) % 4)
         )
 
-    def _receive(self) -> list[_Reply]:
+    def receive(self) -> list[Reply]:
         """Return the messages of one datagram; empty if it does not come from the kernel.
 
         The kernel's port is 0 (netlink(7)). Raises OSError.
@@ -426,7 +429,7 @@ class Netlink:
             length, kind, flags, sequence, _ = _header.unpack_from(data, offset)
             if length < 16 or offset + length > len(data) or truncated & _TRUNCATED:
                 raise _bad()
-            replies.append(_Reply(kind, flags, sequence, data[offset + 16 : offset + length]))
+            replies.append((kind, flags, sequence, data[offset + 16 : offset + length]))
             offset += (length + 3) & ~3
         return replies
 
@@ -474,23 +477,22 @@ def _bad() -> OSError:
     return OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
 
 
-def _result(reply: _Reply, offset: int) -> tuple[int, str]:
+def _result(reply: Reply) -> tuple[int, str]:
     """Return (error number or 0, the kernel's error text) of a reply (struct nlmsgerr).
 
-    The attributes of the reply start at ``offset``. Raises OSError.
+    Raises OSError.
     """
+    kind, flags, _, body = reply
+    offset = 4 if kind == _NLMSG_DONE else 20  # of the reply's attributes
     try:
         # the message that ends a dump may lack an error number
-        number = (
-            -struct.unpack_from("=i", reply.body)[0]
-            if reply.body or reply.kind == _NLMSG_ERROR
-            else 0
-        )
+        has_number = bool(body) or kind == _NLMSG_ERROR
+        number = -struct.unpack_from("=i", body)[0] if has_number else 0
         text = ""
-        if reply.flags & _ACK_TLVS:
-            if reply.kind == _NLMSG_ERROR and not reply.flags & _CAPPED:
-                offset = 4 + (int(struct.unpack_from("=I", reply.body, 4)[0]) + 3 & ~3)
-            text = string(attributes(reply.body, offset).get(1, b""))  # NLMSGERR_ATTR_MSG
+        if flags & _ACK_TLVS:
+            if kind == _NLMSG_ERROR and not flags & _CAPPED:
+                offset = 4 + (int(struct.unpack_from("=I", body, 4)[0]) + 3 & ~3)
+            text = string(attributes(body, offset).get(1, b""))  # NLMSGERR_ATTR_MSG
     except MALFORMED as error:
         raise _bad() from error
     if not 0 <= number <= _MOST_ERRNO:

@@ -14,6 +14,7 @@ namespace yet.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -25,7 +26,7 @@ from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import is_marked
 from niso.kernel.link_records import IFF_UP, IFLA_IFNAME
-from niso.kernel.netlink import Message, refused, text, u32
+from niso.kernel.netlink import Message, refused, refusing, text, u32
 from niso.kernel.rtnetlink import NEWLINK, Rtnl, ifinfo
 
 if TYPE_CHECKING:
@@ -56,12 +57,11 @@ def make(name: str, *, alias: str = "") -> Rtnl:
     folder. A kill leaves at most an empty file, which counts as absent and is reused. Raises
     KernelError (EEXIST if the name is taken).
     """
-
     path = _path(name)
     what = f"create network namespace '{name}'"
     if exists(name):
         raise refused(what, errno.EEXIST)
-    try:
+    with refusing(what):
         share()
         signals.hit(what)
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0))
@@ -76,21 +76,17 @@ def make(name: str, *, alias: str = "") -> Rtnl:
             if rtnl is not None:
                 rtnl.close()
             # an interrupt may have come after the mount
-            try:
+            with contextlib.suppress(OSError):
                 unmount(path)
-            except OSError:
-                pass
             os.unlink(path)
             raise
         return rtnl
-    except OSError as error:
-        raise refused(what, error.errno or 0) from error
 
 
 def marked(pid: int) -> str:
     """Return the alias of ``lo`` in the network namespace of a process; "" if it cannot be read."""
     try:
-        with Elsewhere(None, f"/proc/{pid}/ns/net"), Rtnl() as rtnl:
+        with OtherNetns(None, f"/proc/{pid}/ns/net"), Rtnl() as rtnl:
             lo = rtnl.link("lo")
             return lo.alias if lo else ""
     except KernelError:
@@ -102,17 +98,16 @@ def attach(name: str, pid: int, alias: str) -> None:
 
     Raises KernelError.
     """
-
     path = _path(name)
     what = f"name the network namespace of process {pid} '{name}'"
     if exists(name):
         raise refused(what, errno.EEXIST)
-    try:
+    with refusing(what):
         # the descriptor refers to one namespace, even if the process ends
         fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             source = f"/proc/self/fd/{fd}"
-            with Elsewhere(None, source), Rtnl() as rtnl:
+            with OtherNetns(None, source), Rtnl() as rtnl:
                 lo = rtnl.link("lo")
             if lo is None or lo.alias != alias:
                 raise refused(what, errno.EPERM)
@@ -122,8 +117,6 @@ def attach(name: str, pid: int, alias: str) -> None:
             bind(source, path)
         finally:
             os.close(fd)
-    except OSError as error:
-        raise refused(what, error.errno or 0) from error
 
 
 def delete(name: str) -> None:
@@ -131,35 +124,27 @@ def delete(name: str) -> None:
 
     The namespace itself ends with its last process. Raises KernelError.
     """
-
     path = _path(name)
     what = f"delete network namespace '{name}'"
-    try:
+    with refusing(what):
         signals.hit(what)
         try:
             unmount(path)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOENT):
                 raise
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise refused(what, error.errno or 0) from error
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def clear_unfinished(name: str) -> None:
     """Remove the empty file left by an interrupted `create`; any other file stays."""
-    if exists(name):
-        return
-    try:
-        os.unlink(_path(name))
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise refused(
-            f"clear the leftovers of network namespace '{name}'", error.errno or 0
-        ) from error
+    if not exists(name):
+        with (
+            refusing(f"clear the leftovers of network namespace '{name}'"),
+            contextlib.suppress(FileNotFoundError),
+        ):
+            os.unlink(_path(name))
 
 
 def exists(name: str) -> bool:
@@ -206,10 +191,8 @@ def identity(name: str) -> tuple[int, int]:
     Earlier namespaces of the same name had another one (ioctl_ns(2)). Raises KernelError.
     """
     path, pin = _path(name), _pins.get(name)
-    try:
+    with refusing(f"open network namespace '{name}'"):
         status = os.stat(path) if pin is None else os.fstat(pin)
-    except OSError as error:
-        raise refused(f"open network namespace '{name}'", error.errno or 0) from error
     return status.st_dev, status.st_ino
 
 
@@ -226,15 +209,15 @@ def own_names() -> list[str]:
     alias. A namespace that one of niso's symbolic links leads to is an attachment, whatever its own
     name.
     """
-    attached = {_place(name) for name in symlinks()}
+    attached = {_inode(name) for name in symlinks()}
     return [
         name
         for name in names()
-        if name.startswith(_PREFIX) and not target(name) and _place(name) not in attached
+        if name.startswith(_PREFIX) and not target(name) and _inode(name) not in attached
     ]
 
 
-def _place(name: str) -> tuple[int, int] | None:
+def _inode(name: str) -> tuple[int, int] | None:
     try:
         status = os.stat(_path(name))
     except OSError:  # it has ended
@@ -243,19 +226,13 @@ def _place(name: str) -> tuple[int, int] | None:
 
 
 def _listed() -> list[str]:
-    try:
+    with refusing(f"list {paths.NETNS_DIR}"), contextlib.suppress(FileNotFoundError):
         return os.listdir(paths.NETNS_DIR)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise refused(f"list {paths.NETNS_DIR}", error.errno or 0) from error
+    return []
 
 
 def open_fd(name: str) -> int:
-    """Open the namespace and return a descriptor (close-on-exec).
-
-    The caller closes it. Raises KernelError.
-    """
+    """Open the namespace and return a descriptor, which the caller closes. Raises KernelError."""
     path = _path(name)
     if name in _pins:
         return os.dup(_pins[name])
@@ -295,20 +272,18 @@ def cookie_of(name: str) -> int | None:
 
 
 def _cookie(fd: int, name: str) -> int:
-    with Elsewhere(name, f"/proc/self/fd/{fd}"):
+    with OtherNetns(name, f"/proc/self/fd/{fd}"):
         return own_cookie()
 
 
 def own_cookie() -> int:
     """Return the cookie of the caller's namespace. Raises KernelError."""
-    try:
-        any_socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        try:
-            value = any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-        finally:
-            any_socket.close()
-    except OSError as error:
-        raise refused("read the cookie of a network namespace", error.errno or 0) from error
+    kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+    with (
+        refusing("read the cookie of a network namespace"),
+        socket.socket(socket.AF_UNIX, kind) as any_socket,
+    ):
+        value = any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
     return int.from_bytes(value, sys.byteorder)
 
 
@@ -374,18 +349,14 @@ def link(name: str, path: str) -> None:
     if target(name) == "":
         raise refused(what, errno.EEXIST)
     draft = os.path.join(paths.NETNS_DIR, f".{name}")
-    try:
+    with refusing(what):
         # a symlink needs no shared mount
         os.makedirs(paths.NETNS_DIR, 0o755, exist_ok=True)
         signals.hit(what)
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)  # left by a command that was killed
-        except FileNotFoundError:
-            pass
         os.symlink(path, draft)
         os.rename(draft, there)
-    except OSError as error:
-        raise refused(what, error.errno or 0) from error
 
 
 def unlink(name: str) -> None:
@@ -394,43 +365,32 @@ def unlink(name: str) -> None:
     Raises KernelError.
     """
     what = f"remove the name '{name}'"
-    try:
+    with refusing(what), contextlib.suppress(FileNotFoundError):
         signals.hit(what)
         if target(name):
             os.unlink(_path(name))
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise refused(what, error.errno or 0) from error
     _let_go(name)
 
 
-def inside(name: str) -> Elsewhere:
+def inside(name: str) -> OtherNetns:
     """Run a ``with`` block in the namespace ``name``.
 
     Raises KernelError if entering fails.
     """
-    return Elsewhere(name)
+    return OtherNetns(name)
 
 
-def at(name: str) -> Elsewhere | Here:
+def at(name: str) -> contextlib.AbstractContextManager[None]:
     """Run a ``with`` block in a namespace, as `inside`; "" is the caller's own namespace."""
-    return Elsewhere(name) if name else Here()
+    return OtherNetns(name) if name else contextlib.nullcontext()
 
 
-def unnamed() -> Elsewhere:
+def unnamed() -> OtherNetns:
     """Run a ``with`` block in a new namespace, which ends when nothing refers to it any more."""
-    return Elsewhere(None)
+    return OtherNetns(None)
 
 
-class Here:
-    """Context manager for a block in the caller's own network namespace; it does nothing."""
-
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
-
-
-class Elsewhere:
+class OtherNetns:
     """Context manager for a block in a namespace given by name or ``path``, or in a new one."""
 
     def __init__(self, name: str | None, path: str | None = None) -> None:
@@ -451,15 +411,12 @@ class Elsewhere:
     def _enter(self) -> None:
         target = self._open()
         try:
-            self._home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
-            if target >= 0:
-                os.setns(target, os.CLONE_NEWNET)
-            else:
-                os.unshare(os.CLONE_NEWNET)
-        except OSError as error:
-            raise refused(
-                f"enter network namespace '{self._name or '(new)'}'", error.errno or 0
-            ) from error
+            with refusing(f"enter network namespace '{self._name or '(new)'}'"):
+                self._home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+                if target >= 0:
+                    os.setns(target, os.CLONE_NEWNET)
+                else:
+                    os.unshare(os.CLONE_NEWNET)
         finally:
             if target >= 0:
                 os.close(target)
@@ -467,10 +424,8 @@ class Elsewhere:
     def _open(self) -> int:
         if self._path is None:
             return open_fd(self._name) if self._name is not None else -1
-        try:
+        with refusing(f"open network namespace '{self._path}'"):
             return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise refused(f"open network namespace '{self._path}'", error.errno or 0) from error
 
     def __exit__(self, *_: object) -> None:
         try:
@@ -590,7 +545,7 @@ def look(path: str) -> ForeignNetns | None:
     cookie = cookie_at(path)
     if cookie is None:
         return None
-    with Elsewhere(path, path), Rtnl() as rtnl:
+    with OtherNetns(path, path), Rtnl() as rtnl:
         links = rtnl.links()
         routes = rtnl.routes()
     lo = next((link for link in links if link.name == "lo"), None)
@@ -631,23 +586,13 @@ def dead_names(marked: set[tuple[int, int]]) -> list[str]:
 _IFLA_NET_NS_FD = 28  # linux/if_link.h
 
 
-class Moved(NamedTuple):
-    """The inner end of a veth pair after a container engine has moved it into a container.
-
-    ``cookie`` is that of the container's namespace, and ``interface`` the name there.
-    """
-
-    cookie: int  # index in the namespace
-    interface: str
-
-
 def new_namespace() -> int:
     """Create a network namespace that exists until the returned descriptor is closed.
 
     Raises KernelError.
     """
     with unnamed():
-        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def hand_over(space: int, interface: str, name: str) -> None:
@@ -655,9 +600,9 @@ def hand_over(space: int, interface: str, name: str) -> None:
 
     ``space`` is a descriptor. The interface is down afterwards. Raises KernelError.
     """
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with Elsewhere("(new)", f"/proc/self/fd/{space}"), Rtnl() as rtnl:
+        with OtherNetns("(new)", f"/proc/self/fd/{space}"), Rtnl() as rtnl:
             index = rtnl.index(interface)
             what = f"hand '{interface}' over as '{name}'"
             moved = ifinfo(index) + text(IFLA_IFNAME, name) + u32(_IFLA_NET_NS_FD, home)
@@ -669,11 +614,11 @@ def hand_over(space: int, interface: str, name: str) -> None:
         os.close(home)
 
 
-def find(path: str, host_end: str, address: str) -> Moved | None:
-    """Return the other end of the veth interface ``host_end`` in the namespace at ``path``.
+def find(path: str, host_end: str, address: str) -> tuple[int, str] | None:
+    """Return (cookie, interface) if the namespace at ``path`` has the other end of ``host_end``.
 
-    Returns None until the container engine has set the interface up with ``address``. Raises
-    KernelError.
+    ``host_end`` is a veth interface. Returns None until the container engine has set the other end
+    up with ``address``. Raises KernelError.
     """
     cookie = cookie_at(path)
     if cookie is None:
@@ -682,14 +627,14 @@ def find(path: str, host_end: str, address: str) -> Moved | None:
         outer = rtnl.link(host_end)
     if outer is None:
         return None
-    with Elsewhere(path, path), Rtnl() as rtnl:
+    with OtherNetns(path, path), Rtnl() as rtnl:
         ends = ((x.index, x.peer_index, x) for x in rtnl.links() if x.kind == "veth" and x.up)
         link = next((x for *pair, x in ends if pair == [outer.peer_index, outer.index]), None)
         if link is None:
             return None
         if address not in {x.address.partition("/")[0] for x in rtnl.addresses(link.index)}:
             return None
-    return Moved(cookie, link.name)
+    return cookie, link.name
 
 
 # --- rtnetlink sockets of namespaces --------------------------------------------------------------

@@ -256,7 +256,6 @@ _PROBED = " . inet_proto . inet_service"
 
 _NEWSETELEM, _DELSETELEM = 0x0A0C, 0x0A0E
 _DESTROYSETELEM = 0x0A1E  # no error without the element
-_BATCH_BEGIN, _BATCH_END = 0x10, 0x11  # NFNL_MSG_BATCH_*
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 # the key exists with another value; an interval overlaps
 _CLASHES = (errno.EEXIST, errno.EBUSY, errno.ENOTEMPTY)
@@ -300,16 +299,15 @@ class Nfnetlink(netlink.Netfilter):
             body = _container(header) + nested(_LIST_ELEMENTS, *chunk)
             kind, flags = (_NEWSETELEM, netlink.CREATE) if adds else (_deletion(header), 0)
             messages.append(netlink.Message(what, kind, flags, body))
-        self.transact_batch(
-            what,
-            netlink.Message(what, _BATCH_BEGIN, 0, nfgenmsg(0, _SUBSYSTEM)),
-            messages,
-            netlink.Message(what, _BATCH_END, 0, nfgenmsg(0, _SUBSYSTEM)),
-            _CLASHES,
-        )
+        self.transact_batch(what, _SUBSYSTEM, messages, _CLASHES)
 
-    def counts(self, header: Header) -> list[Counted]:
-        """Return the elements of a set or map that have a counter. Raises KernelError."""
+    def counts(self, header: Header) -> list[tuple[Element, int, float | None]]:
+        """Return (element, packets, age) for the elements of a set or map with a counter.
+
+        The age is the time in seconds since the last packet. It is None if no packet came, or if
+        the element does not record the time. For an interval of one field, the element has only the
+        interval's start. Raises KernelError.
+        """
         return self._listed(header, partial(_counted, header))
 
     def every(self, header: Header) -> list[Element]:
@@ -339,8 +337,8 @@ class Nfnetlink(netlink.Netfilter):
         dumped = self.dump(f"read {header.name}", _GETSETELEM, body, parse, _ABSENT)
         return [element for part in dumped for element in part]
 
-    def count(self, element: Element) -> Counted | None:
-        """Return an element as it is in the kernel, with its counter; None if it does not exist.
+    def count(self, element: Element) -> int | None:
+        """Return the packets that an element has counted; None if the kernel has no equal element.
 
         Raises KernelError.
         """
@@ -348,14 +346,11 @@ class Nfnetlink(netlink.Netfilter):
         first, last = _pack_key(header, element.fields)
         what = "read nftables elements"
         answer = self.get_one(what, _GETSETELEM, _request(header, first, last), _ABSENT)
-        counted = (
-            understood(what, lambda body: _counted(header, body), answer)
-            if answer is not None
-            else []
-        )
-        if not counted:
+        if answer is None:
             return None
-        return counted[0]._replace(element=counted[0].element._replace(fields=element.fields))
+        for found, packets, _ in understood(what, partial(_counted, header), answer):
+            return packets if found._replace(fields=element.fields) == element else None
+        return None
 
     def _set(self, table: str, container: str) -> bytes | None:
         """Return the kernel's description of a set or map, as bytes; None if it does not exist."""
@@ -422,18 +417,6 @@ class Nfnetlink(netlink.Netfilter):
                 if (element := understood(what, parse, answer)) is not None:
                     result.append(element)
         return result
-
-
-class Counted(NamedTuple):
-    """An element with its counter. For an interval of one field, it has only the interval's start.
-
-    ``ago`` is the time in seconds since the last packet. It is None if no packet came, or if the
-    element does not record the time.
-    """
-
-    element: Element
-    packets: int
-    ago: float | None = None
 
 
 class Edit(NamedTuple):
@@ -609,7 +592,7 @@ def _size(kinds: tuple[int, ...]) -> int:
     return sum(WIDTHS[kind] + 3 & ~3 for kind in kinds)
 
 
-def _counted(header: Header, answer: bytes) -> list[Counted]:
+def _counted(header: Header, answer: bytes) -> list[tuple[Element, int, float | None]]:
     result = []
     for packed in several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM):
         element = attributes(packed)
@@ -626,7 +609,7 @@ def _counted(header: Header, answer: bytes) -> list[Counted]:
             ago = int.from_bytes(last[_LAST_MSECS], "big") / 1000
         made = _made(header, _atoms(header.key, _data(element[_ELEM_KEY])), element)
         if made is not None:
-            result.append(Counted(made, number, ago))
+            result.append((made, number, ago))
     return result
 
 

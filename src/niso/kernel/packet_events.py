@@ -29,7 +29,15 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of
 from niso.kernel import netlink
 from niso.kernel.libnftables import Nft
-from niso.kernel.netlink import Message, attribute, attributes, refused, string, understood
+from niso.kernel.netlink import (
+    Message,
+    attribute,
+    attributes,
+    refused,
+    refusing,
+    string,
+    understood,
+)
 from niso.kernel.ruleset import ABSENT
 
 if TYPE_CHECKING:
@@ -48,7 +56,6 @@ _COPIED = 256  # bytes of each packet: the headers
 _TIMESTAMP, _INDEV, _OUTDEV, _PHYSINDEV, _PAYLOAD, _PREFIX = 3, 4, 5, 6, 9, 10
 _END_OF_TIME = 1 << 37  # seconds since 1970; datetime cannot hold later ones
 _RECEIVE_BYTES = 1 << 20
-_SO_RCVBUFFORCE = 33
 _BOUND = "/proc/net/netfilter/nfnetlink_log"
 _PROTOCOLS = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 _EXTENSIONS = {0, 43, 60, 135}  # IPv6 headers with their length in the second byte (RFC 8200, 4)
@@ -82,25 +89,21 @@ class Nflog(netlink.Netlink):
         super().__init__(netlink.NETFILTER)
         self._group = group
         try:
-            with contextlib.suppress(PermissionError):
-                self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BYTES)
+            self.enlarge_buffer(_RECEIVE_BYTES)
             self._bind()
         except BaseException:
             self.close()
             raise
 
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
     def read(self) -> list[Logged] | None:
         """Wait for packets and return them; None if some were lost because reading was too slow."""
         try:
-            replies = self._receive()
+            replies = self.receive()
         except OSError as error:
             if error.errno == errno.ENOBUFS:
                 return None
             raise refused("read logged packets", error.errno or 0) from error
-        packets = [reply.body for reply in replies if reply.kind == _PACKET]
+        packets = [body for kind, _, _, body in replies if kind == _PACKET]
         logged = (understood("read logged packets", _parse, body) for body in packets)
         return [packet for packet in logged if packet is not None]
 
@@ -134,18 +137,13 @@ def _holder(group: int) -> str:
 
     The port number of a netlink socket usually is the pid of its process (netlink(7)).
     """
-    try:
-        with open(_BOUND, encoding="ascii") as file:
-            ports = [line.split()[1] for line in file if line.split()[:1] == [str(group)]]
-    except OSError:
-        return ""
-    if not ports:
-        return ""
-    return (
-        f"another process (pid {ports[0]})"
-        if os.path.exists(f"/proc/{ports[0]}")
-        else "another process"
-    )
+    with contextlib.suppress(OSError), open(_BOUND, encoding="ascii") as file:
+        for line in file:
+            if line.split()[:1] == [str(group)]:
+                pid = line.split()[1]
+                known = os.path.exists(f"/proc/{pid}")
+                return f"another process (pid {pid})" if known else "another process"
+    return ""
 
 
 def _parse(body: bytes) -> Logged | None:
@@ -225,7 +223,8 @@ PREFIX = "niso_live_"
 """The prefix of the names of the temporary tables; the process id follows."""
 
 _TRACE = 0x0A11  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_TRACE
-_GROUP, _SOL_NETLINK, _ADD_MEMBERSHIP = 9, 270, 1  # NFNLGRP_NFTRACE
+_GROUP = 9  # NFNLGRP_NFTRACE
+_TRACE_BYTES = 4 << 20
 _TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID = 1, 2, 3, 4, 5, 6
 _NETWORK, _TRANSPORT, _POLICY = 8, 9, 16
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
@@ -286,38 +285,23 @@ class TraceStep(NamedTuple):
         return b""
 
 
-class PacketMatch(NamedTuple):
-    """Describes the packets to trace.
-
-    With ``starts``, TCP packets only if they begin a connection.
-    """
-
-    source: str
-    destination: str
-    port: int | None
-    proto: str
-    starts: bool = True
-
-
 class Trace(netlink.Netlink):
     """Traces packets while the object exists. A context manager. Raises KernelError.
 
-    ``tables`` is the text of the temporary tables that mark the packets (nft(8)). ``missed`` says
-    whether the kernel had to skip messages.
+    ``tables`` is the text of the temporary tables that mark the packets: that of `trace_rules` or
+    `drop_rules`.
     """
 
     def __init__(self, tables: str) -> None:
         super().__init__(netlink.NETFILTER)
         self._nft = Nft()
-        self.missed = False
+        self._headers: dict[int, tuple[bytes, bytes]] = {}
         try:
             self._rules = self._read_rules()
-            self._socket.bind((0, 0))  # the kernel sends nothing to port 0, its own
-            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
+            with refusing("follow packets"):
+                self.enlarge_buffer(_TRACE_BYTES)
+                self.listen(_GROUP)
             self._nft.run(tables)
-        except OSError as error:
-            self.close()
-            raise refused("follow packets", error.errno or 0) from error
         except BaseException:
             self.close()
             raise
@@ -353,14 +337,27 @@ class Trace(netlink.Netlink):
     def read(self) -> list[TraceStep]:
         """Wait for trace messages of the kernel, and return their steps."""
         try:
-            replies = self._receive()
+            replies = self.receive()
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise refused("follow packets", error.errno or 0) from error
-            self.missed = True
             return []
-        bodies = [reply.body for reply in replies if reply.kind == _TRACE]
+        bodies = [body for kind, _, _, body in replies if kind == _TRACE]
         return [understood("follow packets", self._parse, body) for body in bodies]
+
+    def dropped(self) -> list[Dropped]:
+        """Wait for trace messages of the kernel, and return the packets that were dropped."""
+        dropped = []
+        for step in self.read():
+            if step.network:
+                self._headers[step.id] = step.network, step.transport
+            if step.verdict == "drop" and step.id in self._headers:
+                rule = step.rule if step.kind == "rule" else ""
+                packet = _packet(*self._headers.pop(step.id))
+                dropped.append(Dropped(step.table, step.chain, rule, *packet))
+        while len(self._headers) > _MOST_WAYS:  # trace steps of packets that passed
+            del self._headers[next(iter(self._headers))]
+        return dropped
 
     def _parse(self, body: bytes) -> TraceStep:
         fields = attributes(body, 4)
@@ -395,27 +392,28 @@ class Trace(netlink.Netlink):
         return rules
 
 
-def _rule(packet: PacketMatch) -> str:
+def _rule(source: str, destination: str, port: int | None, proto: str, starts: bool) -> str:
     """Return the nftables rule that marks such packets for tracing, at most one per second."""
-    word = "ip6" if family_of(packet.destination) == 6 else "ip"
-    match = f"{word} saddr {packet.source} {word} daddr {packet.destination}"
-    if packet.port is not None:
-        match += f" {packet.proto} dport {packet.port}"
-        if packet.proto == "tcp" and packet.starts:
+    word = "ip6" if family_of(destination) == 6 else "ip"
+    match = f"{word} saddr {source} {word} daddr {destination}"
+    if port is not None:
+        match += f" {proto} dport {port}"
+        if proto == "tcp" and starts:
             match += " tcp flags & (syn | ack) == syn"
     else:
         match += f" meta l4proto {'ipv6-icmp' if word == 'ip6' else 'icmp'}"
     return f"{match} limit rate 1/second burst 1 packets meta nftrace set 1"
 
 
-def trace_rules(packets: Iterable[PacketMatch]) -> str:
-    """Return the temporary tables that mark these packets for tracing, in nft(8) syntax."""
-    rules = "; ".join(map(_rule, packets))
+def trace_rules(ends: Iterable[tuple[str, str]], port: int | None, proto: str, starts: bool) -> str:
+    """Return the temporary tables that mark packets for tracing, in nft(8) syntax.
+
+    ``ends`` are (source, destination). With ``starts``, only TCP packets that begin a connection
+    are marked.
+    """
+    rules = "; ".join(_rule(*pair, port, proto, starts) for pair in ends)
     name = f"{PREFIX}{os.getpid()}"
-    chains = {
-        "inet": ("prerouting", "output"),
-        "bridge": ("prerouting",),
-    }
+    chains = {"inet": ("prerouting", "output"), "bridge": ("prerouting",)}
     return "\n".join(
         f"table {family} {name} {{ flags owner;"
         + "".join(
@@ -432,7 +430,6 @@ def trace_rules(packets: Iterable[PacketMatch]) -> str:
 
 MOST_A_SECOND = 500
 """The maximum number of packets that each rule marks in a second. Further packets are not seen."""
-_BUFFER = 4 << 20
 _MOST_WAYS = 4096
 
 
@@ -447,42 +444,6 @@ class Dropped(NamedTuple):
     rule: str
     headers: bytes
     length: int
-
-
-class DropTrace(Trace):
-    """Reads the dropped packets of some services. A context manager. Raises KernelError.
-
-    ``addresses`` are those of the services, ``ends`` are the host's ends of their veth pairs, and
-    ``bridges`` are the bridges of all networks.
-    """
-
-    def __init__(
-        self, addresses: Collection[str], ends: Collection[str], bridges: Collection[str]
-    ) -> None:
-        super().__init__(drop_rules(addresses, ends, bridges))
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-        self._headers: dict[int, tuple[bytes, bytes]] = {}
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def dropped(self) -> list[Dropped]:
-        """Wait for trace messages of the kernel, and return the packets that were dropped."""
-        return self.among(self.read())
-
-    def among(self, steps: Iterable[TraceStep]) -> list[Dropped]:
-        """Return the packets whose path ends with a drop in one of these steps."""
-        dropped = []
-        for step in steps:
-            if step.network:
-                self._headers[step.id] = step.network, step.transport
-            if step.verdict == "drop" and step.id in self._headers:
-                network, transport = self._headers.pop(step.id)
-                rule = step.rule if step.kind == "rule" else ""
-                dropped.append(Dropped(step.table, step.chain, rule, *_packet(network, transport)))
-        while len(self._headers) > _MOST_WAYS:  # trace steps of packets that passed
-            del self._headers[next(iter(self._headers))]
-        return dropped
 
 
 def _packet(network: bytes, transport: bytes) -> tuple[bytes, int]:
@@ -500,9 +461,10 @@ def _packet(network: bytes, transport: bytes) -> tuple[bytes, int]:
 
 
 def drop_rules(addresses: Collection[str], ends: Collection[str], bridges: Collection[str]) -> str:
-    """Return the temporary tables that mark packets of these addresses, in nft(8) syntax.
+    """Return the temporary tables that mark packets of some services, in nft(8) syntax.
 
-    The arguments are those of `DropTrace`.
+    ``addresses`` are those of the services, ``ends`` are the host's ends of their veth pairs, and
+    ``bridges`` are the bridges of all networks.
     """
     limit = f"limit rate {MOST_A_SECOND}/second burst {MOST_A_SECOND} packets meta nftrace set 1"
     into, either, foreign = [], [], []

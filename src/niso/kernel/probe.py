@@ -15,7 +15,7 @@ import struct
 import time
 
 from niso.base.errors import KernelError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import family_of
 from niso.kernel import flow_memory, netns
 from niso.kernel.netlink import refused
@@ -47,20 +47,7 @@ _TCP = struct.Struct("!HHIIBBHHH")
 _AT_ONCE = 1000  # foreign packets to skip before the time is checked
 
 
-class ProbeResult(NamedTuple):
-    """The result of sending a test packet.
-
-    ``arrived`` says whether the packet reached the receiver's namespace; None if that is not
-    watched. ``answered`` says whether a reply came. ``unsent`` is why the sender's own kernel
-    refused to send it; "" if it sent the packet.
-    """
-
-    arrived: bool | None
-    answered: bool
-    unsent: str = ""
-
-
-class Probe:
+class ProbePacket:
     """A test packet from ``source`` to ``destination``, as a context manager.
 
     ``namespace`` is the sender's; "" is the caller's. ``proto`` is tcp (a SYN), udp (an empty
@@ -136,10 +123,11 @@ class Probe:
             return os.strerror(error.errno or 0).lower()
         return ""
 
-    def wait(self, seconds: float, for_answer: bool = False) -> ProbeResult:
-        """Wait at most ``seconds`` until the packet arrives, and return the result.
+    def wait(self, seconds: float, for_answer: bool = False) -> tuple[bool | None, bool]:
+        """Wait at most ``seconds`` until the packet arrives; return (arrived, answered).
 
-        With ``for_answer``, or if no namespace is watched, wait for the answer instead.
+        ``arrived`` is None if no namespace is watched. In this case, or with ``for_answer``, wait
+        for the answer instead.
         """
         deadline = time.monotonic() + seconds
         poll = select.poll()
@@ -153,7 +141,7 @@ class Probe:
             arrived = self._has_arrived() or arrived
             if left <= 0 or not events:
                 break
-        return ProbeResult((arrived or answered) if self._watched else None, answered)
+        return (arrived or answered) if self._watched else None, answered
 
     def _open(self) -> socket.socket:
         family = _FAMILY[self._version]
@@ -281,11 +269,11 @@ def echo(namespace: str, source: str, destination: str, seconds: float) -> float
 
     Raises KernelError, also if the sender's own kernel refuses to send.
     """
-    with Probe(namespace, source, destination, None, "icmp") as probe:
+    with ProbePacket(namespace, source, destination, None, "icmp") as probe:
         start = time.perf_counter()
         if unsent := probe.send():
             raise KernelError(f"cannot send from {source} to {destination}: {unsent}")
-        return time.perf_counter() - start if probe.wait(seconds).answered else None
+        return time.perf_counter() - start if probe.wait(seconds)[1] else None
 
 
 def own_address(destination: str) -> str | None:

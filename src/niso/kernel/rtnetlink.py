@@ -54,7 +54,17 @@ from niso.kernel.link_records import (
     rtmsg,
 )
 from niso.kernel.link_records import hairpin as hairpin_data
-from niso.kernel.netlink import Message, attribute, attributes, nested, refused, string, text, u32
+from niso.kernel.netlink import (
+    Message,
+    attribute,
+    attributes,
+    nested,
+    refused,
+    refusing,
+    string,
+    text,
+    u32,
+)
 from niso.kernel.ruleset import CHECKED
 
 # --- links, addresses and routes ------------------------------------------------------------------
@@ -116,10 +126,8 @@ class Rtnl(netlink.Netlink):
 
         Raises KernelError if the interface does not exist.
         """
-        try:
+        with refusing(f"find link '{name}'"):
             answer = ioctl(self._socket, _SIOCGIFINDEX, _ifreq.pack(name.encode(), 0))
-        except OSError as error:
-            raise refused(f"find link '{name}'", error.errno or 0) from error
         return int(_ifreq.unpack(answer)[1])
 
     def name(self, index: int) -> str:
@@ -165,10 +173,8 @@ class Rtnl(netlink.Netlink):
         ``what`` describes the step. The command has a struct ethtool_value (linux/ethtool.h).
         """
         data = array("I", (command, value))
-        try:
+        with refusing(what):
             ioctl(self._socket, _SIOCETHTOOL, _ifr_data.pack(name.encode(), data.buffer_info()[0]))
-        except OSError as error:
-            raise refused(what, error.errno or 0) from error
         return data[1]
 
     def add_bridge(
@@ -320,17 +326,17 @@ class Rtnl(netlink.Netlink):
 
         Afterwards no packet passes through them, whatever happens at the other end of a veth pair.
         """
-        for start in range(0, len(names), _AT_ONCE):
-            bodies = [
-                (name, ifinfo(0, 0, IFF_UP) + text(IFLA_IFNAME, name) + u32(IFLA_MASTER, 0))
-                for name in names[start : start + _AT_ONCE]
-            ]
-            self.transact(
-                *(
-                    Message(f"detach link '{n}'", NEWLINK, 0, body, (errno.ENODEV,))
-                    for n, body in bodies
-                )
+        down, no_master = ifinfo(0, 0, IFF_UP), u32(IFLA_MASTER, 0)
+        self.transact_each(
+            Message(
+                f"detach link '{name}'",
+                NEWLINK,
+                0,
+                down + text(IFLA_IFNAME, name) + no_master,
+                (errno.ENODEV,),
             )
+            for name in names
+        )
 
     def delete_link(self, name: str) -> None:
         """Delete an interface, and the other end if it is a veth; no-op if it is missing."""
@@ -346,15 +352,10 @@ class Rtnl(netlink.Netlink):
         """
         number = int.from_bytes(os.urandom(4)) >> 1 | 1
         what = f"delete links {', '.join(repr(name) for name in names)}"
-        for start in range(0, len(names), _AT_ONCE):
-            some = names[start : start + _AT_ONCE]
-            bodies = [
-                ifinfo() + text(IFLA_IFNAME, name) + u32(_IFLA_GROUP, number) for name in some
-            ]
-            self.transact(*(Message(what, NEWLINK, 0, body, (errno.ENODEV,)) for body in bodies))
-        self.transact(
-            Message(what, _DELLINK, 0, ifinfo() + u32(_IFLA_GROUP, number), (errno.ENODEV,))
-        )
+        group = u32(_IFLA_GROUP, number)
+        bodies = (ifinfo() + text(IFLA_IFNAME, name) + group for name in names)
+        self.transact_each(Message(what, NEWLINK, 0, body, (errno.ENODEV,)) for body in bodies)
+        self.transact(Message(what, _DELLINK, 0, ifinfo() + group, (errno.ENODEV,)))
 
     def addresses(self, link_index: int | None = None) -> list[LinkAddress]:
         """Return the addresses of both families, of one network interface or of all."""

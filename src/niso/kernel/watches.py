@@ -6,11 +6,11 @@ thread committed a transaction. A reader must read again everything that it need
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import select
-import socket
 import struct
 from collections.abc import Iterable
 
@@ -18,15 +18,13 @@ from niso.base import paths
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import netlink
-from niso.kernel.netlink import OWN_THREAD, attributes, refused, string, understood
+from niso.kernel.netlink import OWN_THREAD, attributes, refused, refusing, string, understood
 
 if TYPE_CHECKING:
     from typing import Self
 
 
-_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _NFNLGRP_NFTABLES, _RTNLGRP_LINK = 7, 1
-_SO_RCVBUFFORCE = 33
 _RECEIVE_BYTES = 4 << 20
 _SUBSYSTEM, _NEWGEN = 10, 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
 _TABLE_NAME = 1  # NFTA_TABLE_NAME, and the NFTA_*_TABLE of objects in a table
@@ -36,6 +34,7 @@ _TABLE = "niso"
 _IFNAME = 3  # IFLA_IFNAME
 _LINKS = ("niso-", "ni", "nx-")
 _IFINFO = 16  # sizeof(struct ifinfomsg)
+_LISTEN = "listen to changes"
 
 # linux/inotify.h: modified, written, moved, created, deleted, deleted itself
 _MASK = 0x2 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400
@@ -60,93 +59,62 @@ class TableChange(NamedTuple):
         return self.process.startswith(OWN_THREAD)
 
 
-class _MulticastGroup(netlink.Netlink):
-    """A netlink socket that listens to one multicast group. Raises KernelError."""
+def listener(protocol: int, group: int) -> netlink.Netlink:
+    """Return a netlink socket that listens to one multicast group. Raises KernelError."""
+    source = netlink.Netlink(protocol)
+    try:
+        with refusing(_LISTEN):
+            source.enlarge_buffer(_RECEIVE_BYTES)
+            source.set_blocking(False)
+            source.listen(group)
+    except KernelError:
+        source.close()
+        raise
+    return source
 
-    def __init__(self, protocol: int, group: int) -> None:
-        super().__init__(protocol)
+
+def received(source: netlink.Netlink) -> list[tuple[int, bytes]] | None:
+    """Return (type, body) of all messages that have arrived; None if some were lost."""
+    messages, lost = [], False
+    while True:
         try:
-            try:
-                self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BYTES)
-            except PermissionError:  # in a user namespace: the buffer is smaller
-                pass
-            self._socket.setblocking(False)
-            self._socket.bind((0, 0))  # the kernel sends nothing to port 0, its own
-            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+            messages += [(kind, body) for kind, _, _, body in source.receive()]
+        except BlockingIOError:
+            return None if lost else messages
         except OSError as error:
-            self.close()
-            raise refused("listen to changes", error.errno or 0) from error
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def received(self) -> list[tuple[int, bytes]] | None:
-        """Return (type, body) of all messages that have arrived; None if some were lost."""
-        messages, lost = [], False
-        while True:
-            try:
-                messages += [(reply.kind, reply.body) for reply in self._receive()]
-            except BlockingIOError:
-                return None if lost else messages
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise refused("listen to changes", error.errno or 0) from error
-                lost = True
+            if error.errno != errno.ENOBUFS:
+                raise refused(_LISTEN, error.errno or 0) from error
+            lost = True
 
 
-class Tables(_MulticastGroup):
-    """Watches nftables transactions while the object exists. Raises KernelError."""
+def table_changes(messages: Iterable[tuple[int, bytes]], touched: list[str]) -> list[TableChange]:
+    """Return the transactions that changed niso's tables, from messages about nftables.
 
-    def __init__(self) -> None:
-        super().__init__(netlink.NETFILTER, _NFNLGRP_NFTABLES)
-        self._touched: list[str] = []
-
-    def read(self) -> list[TableChange] | None:
-        """Return the transactions that changed niso's tables since the last call.
-
-        Returns None if the kernel had to skip some.
-        """
-        messages = self.received()
-        if messages is None:
-            self._touched = []
-            return None
-        changes = []
-        for kind, body in messages:
-            if kind >> 8 != _SUBSYSTEM:
-                continue
-            fields = understood("listen to changes", lambda body: attributes(body, 4), body)
-            if kind & 0xFF != _NEWGEN:
-                if string(fields.get(_TABLE_NAME, b"")) == _TABLE and body[0] in _FAMILIES:
-                    self._touched.append(f"{_FAMILIES[body[0]]} {_TABLE}")
-                continue
-            # the kernel sends this message last
-            if self._touched:
-                pid = int.from_bytes(fields.get(_GEN_PID, b""), "big")
-                tables = tuple(dict.fromkeys(self._touched))
-                changes.append(TableChange(tables, string(fields.get(_GEN_NAME, b"")), pid))
-            self._touched = []
-        return changes
+    ``touched`` has niso's tables that a transaction has changed whose last message is yet to come;
+    it is empty at first. Raises KernelError.
+    """
+    changes = []
+    for kind, body in messages:
+        if kind >> 8 != _SUBSYSTEM:
+            continue
+        fields = understood(_LISTEN, lambda body: attributes(body, 4), body)
+        if kind & 0xFF != _NEWGEN:
+            if string(fields.get(_TABLE_NAME, b"")) == _TABLE and body[0] in _FAMILIES:
+                touched.append(f"{_FAMILIES[body[0]]} {_TABLE}")
+            continue
+        # the kernel sends this message last
+        if touched:
+            pid = int.from_bytes(fields.get(_GEN_PID, b""), "big")
+            tables = tuple(dict.fromkeys(touched))
+            changes.append(TableChange(tables, string(fields.get(_GEN_NAME, b"")), pid))
+        touched.clear()
+    return changes
 
 
-class Links(_MulticastGroup):
-    """Watches the network interfaces of this namespace. Raises KernelError."""
-
-    def __init__(self) -> None:
-        super().__init__(netlink.ROUTE, _RTNLGRP_LINK)
-
-    def read(self) -> bool:
-        """Return whether a network interface that may be niso's has changed since the last call."""
-        messages = self.received()
-        if messages is None:
-            return True
-        return any(
-            string(
-                understood("listen to changes", lambda body: attributes(body, _IFINFO), body).get(
-                    _IFNAME, b""
-                )
-            ).startswith(_LINKS)
-            for _, body in messages
-        )
+def _is_own_link(body: bytes) -> bool:
+    """Return whether a message is about a network interface that may be niso's."""
+    fields = understood(_LISTEN, lambda body: attributes(body, _IFINFO), body)
+    return string(fields.get(_IFNAME, b"")).startswith(_LINKS)
 
 
 class Folders:
@@ -170,15 +138,15 @@ class Folders:
 
     def watch(self, folders: Iterable[str]) -> None:
         """Watch more folders. If a folder is missing, its nearest existing parent is watched."""
-        for folder in folders:
-            place = folder
-            while self._add(place) in (errno.ENOENT, errno.ENOTDIR) and place != "/":
-                place = os.path.dirname(place)
+        for path in folders:
+            folder = path
+            while self._add(folder) in (errno.ENOENT, errno.ENOTDIR) and folder != "/":
+                folder = os.path.dirname(folder)
 
     def _add(self, folder: str) -> int:
         """Watch a folder; return 0 or an errno. No-op if the folder is already watched."""
-        place = os.fsencode(folder)
-        if self._libc.inotify_add_watch(self._fd, place, _MASK | _ONLYDIR) >= 0:
+        path = os.fsencode(folder)
+        if self._libc.inotify_add_watch(self._fd, path, _MASK | _ONLYDIR) >= 0:
             return 0
         number = ctypes.get_errno()
         if number in (errno.ENOENT, errno.ENOTDIR):
@@ -222,20 +190,19 @@ class Watches:
     """
 
     def __init__(self) -> None:
-        self._open: list[_MulticastGroup | Folders] = []
-        self._poll = select.epoll()
-        try:
-            self._tables, self._links = self._add(Tables()), self._add(Links())
-            self._folders = self._add(Folders())
+        self._touched: list[str] = []
+        with contextlib.ExitStack() as stack:
+            self._poll = stack.enter_context(select.epoll())
+            self._tables = listener(netlink.NETFILTER, _NFNLGRP_NFTABLES)
+            stack.callback(self._tables.close)
+            self._links = listener(netlink.ROUTE, _RTNLGRP_LINK)
+            stack.callback(self._links.close)
+            self._folders = Folders()
+            stack.callback(self._folders.close)
+            for source in (self._tables, self._links, self._folders):
+                self._poll.register(source, select.EPOLLIN)
             self._watch()
-        except BaseException:
-            self.close()
-            raise
-
-    def _add[T: (Tables, Links, Folders)](self, source: T) -> T:
-        self._open.append(source)
-        self._poll.register(source, select.EPOLLIN)
-        return source
+            self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -244,10 +211,7 @@ class Watches:
         self.close()
 
     def close(self) -> None:
-        self._poll.close()
-        for source in self._open:
-            source.close()
-        self._open = []
+        self._open.close()
 
     def fileno(self) -> int:
         return self._poll.fileno()
@@ -261,8 +225,13 @@ class Watches:
 
         The transactions are None if the kernel had to skip some.
         """
-        tables = self._tables.read()
-        links, files = self._links.read(), self._folders.read()
+        messages = received(self._tables)
+        tables = None if messages is None else table_changes(messages, self._touched)
+        if messages is None:
+            self._touched.clear()
+        about_links = received(self._links)
+        links = about_links is None or any(_is_own_link(body) for _, body in about_links)
+        files = self._folders.read()
         if files:
             self._watch()
         return links or files or tables is None or bool(tables), tables

@@ -36,10 +36,9 @@ from niso.kernel.netns import at
 from niso.kernel.packet_events import (
     PREFIX,
     Dropped,
-    DropTrace,
-    PacketMatch,
     Trace,
     TraceStep,
+    drop_rules,
     trace_rules,
 )
 from niso.kernel.ruleset import BRIDGE, INET
@@ -212,7 +211,7 @@ class DropCapture(Capture):
     The kernel reports only the headers of these packets. tcpdump filters and prints them.
     """
 
-    def __init__(self, drops: DropTrace, words: Callable[[Dropped], str], form: Format) -> None:
+    def __init__(self, drops: Trace, words: Callable[[Dropped], str], form: Format) -> None:
         self._drops, self._words = drops, words
         self._reasons: dict[int, str] = {}
         self._last = 0
@@ -661,7 +660,7 @@ def _drops(session: Session, known: dict[str, KnownService], form: Format) -> Ca
     ]
     addresses = [a for service in known.values() for a in addresses_of(service)]
     bridges = [bridge(row.name) for row in store.networks()]
-    drops = DropTrace(addresses, ends, bridges)
+    drops = Trace(drop_rules(addresses, ends, bridges))
     return DropCapture(drops, Dropping(session.kernel(), store).words, form)
 
 
@@ -676,8 +675,7 @@ def trace(
     world = read_world(session.kernel(), store)
     # a program chooses if a name has addresses of both families
     pairs = packet_path.ends_by_family(world, from_, to)
-    packets = [PacketMatch(*pair, port, proto, not any_) for pair in pairs.values()]
-    with Trace(trace_rules(packets)) as tracing:
+    with Trace(trace_rules(pairs.values(), port, proto, not any_)) as tracing:
         session.report(WaitingForPacket(destination, "real"))
         steps = tracing.first(seconds)
     if not steps:

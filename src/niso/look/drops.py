@@ -337,15 +337,14 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
         if kernel.header(ruleset.INET, "owner") is None:
             return None, audits
         for name, direction in sorted((ruleset.COUNTED | policy_rules.PLACES).items()):
-            for counted in kernel.counts(HEADERS[ruleset.INET, name]):
+            for element, packets, _ in kernel.counts(HEADERS[ruleset.INET, name]):
                 # denials of a policy in audit are counted by the audit sets, both until the audit
                 # ends and after
-                element = counted.element
                 if element.value == PASSES or element.value in policy_rules.VERDICTS:
                     continue
                 key = (direction, element.owner)
                 sums = audits if name in policy_rules.PLACES else drops
-                sums[key] = sums.get(key, 0) + counted.packets
+                sums[key] = sums.get(key, 0) + packets
     return drops, audits
 
 
@@ -355,7 +354,7 @@ def _foreign() -> dict[str, int] | None:
         header = kernel.header(ruleset.BRIDGE, ruleset.DROPPED_FROM)
         if header is None:
             return None
-        return {port.element.fields[0]: port.packets for port in kernel.counts(header)}
+        return {port.fields[0]: packets for port, packets, _ in kernel.counts(header)}
 
 
 # --- the counters of a service --------------------------------------------------------------------

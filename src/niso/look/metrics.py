@@ -212,14 +212,14 @@ def _of_policies(store: Store) -> tuple[Metric, ...]:
     agos: dict[tuple[str, str], float] = {}
     with Nfnetlink() as kernel:
         for container in sorted(ruleset.COUNTED):
-            for counted in kernel.counts(HEADERS[INET, container]):
-                service, entry = counted.element.owner, counted.element.entry
+            for element, number, ago in kernel.counts(HEADERS[INET, container]):
+                service, entry = element.owner, element.entry
                 if service not in active or not entry.startswith("network.policy."):
                     continue
                 rule = service, entry.removeprefix("network.policy.")
-                packets[rule] = packets.get(rule, 0) + counted.packets
-                if counted.ago is not None:
-                    agos[rule] = min(agos.get(rule, counted.ago), counted.ago)
+                packets[rule] = packets.get(rule, 0) + number
+                if ago is not None:
+                    agos[rule] = min(agos.get(rule, ago), ago)
     now = time.time()
 
     terms = live_world.terms(store)

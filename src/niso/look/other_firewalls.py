@@ -21,12 +21,11 @@ from niso.kernel import foreign_chains
 from niso.kernel.foreign_chains import (
     FAMILIES,
     Between,
-    Bridged,
     Chain,
     ChainVerdict,
-    ConntrackMatch,
     Expression,
     ForeignChains,
+    IptablesMatch,
     Lookup,
     Mask,
     RegisterLoad,
@@ -373,15 +372,15 @@ def _matches(expression: Expression, packet: PacketBits, registers: _Registers) 
         case Between():
             matches = registers.between(expression)
             return matches if matches is None else matches is not expression.inverted
-        case ConntrackMatch():
+        case IptablesMatch():
+            if expression.bridged is not None:
+                return packet.bridged is expression.bridged
             if packet.tracked is None:
                 return None
             states = expression.states
             fits = states is None or bool(states & packet.tracked) is not expression.inverted
             return fits and expression.reply in (None, packet.reply)
-        case Bridged():
-            return packet.bridged is not expression.inverted
-        case foreign_chains.Forget():
+        case foreign_chains.CLOBBERS:
             registers.forget()
         case _:
             return None

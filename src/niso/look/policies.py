@@ -124,12 +124,11 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
             counts[key] = []
     with Nfnetlink() as kernel:
         for container in sorted(ruleset.COUNTED):
-            for counted in kernel.counts(HEADERS[INET, container]):
-                element = counted.element
+            for element, packets, ago in kernel.counts(HEADERS[INET, container]):
                 key = element.entry
                 if element.owner != service or key not in counts:
                     continue
-                counts[key].append((counted.packets, counted.ago, element.fields))
+                counts[key].append((packets, ago, element.fields))
                 if key not in listed and element.value == PASSES:
                     passing.add(key)
     return counts, passing

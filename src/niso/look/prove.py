@@ -199,14 +199,14 @@ def prove(world: PolicyContext, explained: ExplainedPacket) -> Proof:
     namespace = sender_namespace(world, packet, verdict)
     receiver = world.services.get(verdict.destination.service)
     watched = (names.netns(receiver.name), verdict.port) if receiver and receiver.active else None
-    with Nft() as kernel, probe.Probe(namespace, *packet, watched) as sent:
+    with Nft() as kernel, probe.ProbePacket(namespace, *packet, watched) as sent:
         before = [_packets(kernel, rule) for rule in explained.counted]
         unsent = sent.send()
         if unsent:
             return Proof(not verdict.passes and not explained.counted, None, False, unsent, ())
-        seen = probe.ProbeResult(None, False)
+        arrived, answered = None, False
         if verdict.passes:
-            seen = sent.wait(PATIENCE_S, for_answer=watched is None)
+            arrived, answered = sent.wait(PATIENCE_S, for_answer=watched is None)
         end = time.monotonic() + PATIENCE_S
         while True:
             after = [_packets(kernel, rule) for rule in explained.counted]
@@ -219,20 +219,23 @@ def prove(world: PolicyContext, explained: ExplainedPacket) -> Proof:
             time.sleep(_POLL_S)
         if not verdict.passes:
             # a counted drop has already happened; without a counter, wait for an arrival
-            seen = sent.wait(0 if counts else PATIENCE_S / 4)
+            arrived, answered = sent.wait(0 if counts else PATIENCE_S / 4)
             if is_broadcast(world, ipaddress.ip_address(packet.destination)):
                 # the host or the sender's own kernel may have answered, which is no answer of a
                 # service
-                seen = seen._replace(answered=False)
-    return Proof(_agrees(verdict.passes, seen, counts), seen.arrived, seen.answered, None, counts)
+                answered = False
+    agrees = _agrees(verdict.passes, arrived, answered, counts)
+    return Proof(agrees, arrived, answered, None, counts)
 
 
-def _agrees(passes: bool, seen: probe.ProbeResult, counts: tuple[Counter, ...]) -> bool | None:
+def _agrees(
+    passes: bool, arrived: bool | None, answered: bool, counts: tuple[Counter, ...]
+) -> bool | None:
     """Return whether the observations confirm the verdict; None if nothing could be observed."""
     if not all(count.rose for count in counts):
         return False
-    if seen.arrived is not None or seen.answered:
-        return passes == (seen.arrived or seen.answered)
+    if arrived is not None or answered:
+        return passes == (arrived or answered)
     return True if counts else None
 
 
@@ -240,8 +243,7 @@ def _packets(kernel: Nft, rule: Object) -> int | None:
     """Return the packet count of a rule or element; None if the kernel has no such rule."""
     if rule.element is not None:
         with Nfnetlink() as netlink:
-            counted = netlink.count(rule.element)
-        return counted.packets if counted is not None and counted.element == rule.element else None
+            return netlink.count(rule.element)
     try:
         listed = [
             item["rule"]

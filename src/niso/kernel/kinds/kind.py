@@ -32,7 +32,7 @@ from niso.base.errors import Conflict
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import neighbour_tables
 from niso.kernel.link_records import Link, LinkAddress, LinkRoute
-from niso.kernel.neighbour_tables import Fixed
+from niso.kernel.neighbour_tables import StaticEntry
 from niso.kernel.rtnetlink import Rtnl
 
 if TYPE_CHECKING:
@@ -540,7 +540,7 @@ class Space:
         self._all: list[Link] | None = None
         self._by_index: dict[int, Link] | None = None
         self._all_routes: list[LinkRoute] | None = None
-        self._tables: dict[int, set[Fixed]] = {}
+        self._tables: dict[int, set[StaticEntry]] = {}
         self._of_concern: list[Link] | None = None
 
     @property
@@ -656,7 +656,7 @@ class Space:
             self._all_routes = self.rtnl.routes()
         return self._all_routes
 
-    def bridge_table(self, bridge_index: int) -> set[Fixed]:
+    def bridge_table(self, bridge_index: int) -> set[StaticEntry]:
         """Return the static entries of a bridge's forwarding database.
 
         When everything of niso's is read, one request covers all bridges.

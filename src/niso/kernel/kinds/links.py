@@ -28,8 +28,8 @@ from niso.kernel.kinds.kind import (
     netns_parent,
 )
 from niso.kernel.kinds.namespaces import Netns, NetnsName
-from niso.kernel.link_records import ARP_OFF, ARP_OFF_INSIDE, NEW_PORT, Link, Qdisc, new_port
-from niso.kernel.neighbour_tables import Fixed, is_fixed
+from niso.kernel.link_records import ARP_OFF, ARP_OFF_INSIDE, NEW_PORT, Link, new_port
+from niso.kernel.neighbour_tables import is_fixed
 from niso.kernel.netns import open_fd
 from niso.kernel.nft_elements import Element
 from niso.kernel.proc_sys import load_bridge_netfilter
@@ -209,7 +209,7 @@ def _takes_own(space: Space, link: Link) -> bool:
     if not (space.reading.everything or space.reading.strays):
         return True
 
-    return Fixed(link.index, link.mac, is_local=True) in space.bridge_table(link.index)
+    return (link.index, link.mac, True) in space.bridge_table(link.index)
 
 
 BRIDGES = _Bridges(Bridge)
@@ -402,7 +402,7 @@ class _Veths(Kind[Veth]):
                 pair = _pair(link, space.name, inner, host.rtnl.name(link.master))
                 if pair.peer and pair.bridge:
                     fixed = (
-                        Fixed(link.index, pair.mac) in host.bridge_table(link.master)
+                        (link.index, pair.mac, False) in host.bridge_table(link.master)
                         if host.reading.everything
                         else is_fixed(host.rtnl, link.index, pair.mac)
                     )
@@ -717,9 +717,14 @@ class _Shapers(Kind[Shaper]):
             if near is None or far is None:
                 continue
             ends = (link_records.limit_of(host.rtnl, near), link_records.limit_of(space.rtnl, far))
-            rates = [_rate(end) for end in ends]
-            if any(rates):
-                yield Shaper(name, netns, peer, rates[0], rates[1], _drift(ends))
+            drift = ", ".join(
+                f"a queue of {size} bytes"
+                for rate, size in ends
+                if rate and size != link_records.limit(rate)
+            )
+            inward, outward = (rate for rate, _ in ends)
+            if inward or outward:
+                yield Shaper(name, netns, peer, inward, outward, drift)
 
     def write(self, writer: Writer, steps: Sequence[Step[Shaper]]) -> None:
 
@@ -734,19 +739,6 @@ class _Shapers(Kind[Shaper]):
                 link_records.set_rate(rtnl, writer.existing(index, link), rate)
             elif index is not None:
                 link_records.clear(rtnl, index)
-
-
-def _rate(end: Qdisc | None) -> int:
-    return end.rate if end is not None else 0
-
-
-def _drift(ends: Iterable[Qdisc | None]) -> str:
-
-    return ", ".join(
-        f"a queue of {end.limit} bytes"
-        for end in ends
-        if end is not None and end.rate and end.limit != link_records.limit(end.rate)
-    )
 
 
 def _command(netns: str, link: str, rate: int) -> str:

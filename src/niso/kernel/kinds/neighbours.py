@@ -93,10 +93,9 @@ class _PermanentNeighbours(Kind[PermanentNeighbour]):
         reading = space.reading
         if reading.everything or (space.name and reading.strays):
             links = {link.index: link.name for link in _links(space)}
-            for entry in neighbour_tables.permanent(space.rtnl) if links else ():
-                if entry.link_index in links:
-                    name = links[entry.link_index]
-                    yield PermanentNeighbour(space.name, name, entry.address, entry.mac)
+            for index, address, mac in neighbour_tables.permanent(space.rtnl) if links else ():
+                if index in links:
+                    yield PermanentNeighbour(space.name, links[index], address, mac)
             return
         for obj in objects:
             link = space.link(obj.link) if space.name else space.own_link(obj.link)
@@ -129,8 +128,7 @@ class _PermanentNeighbours(Kind[PermanentNeighbour]):
                 messages.append(neighbour_tables.resolve(index, peer.address, peer.mac))
             elif index is not None:
                 messages.append(neighbour_tables.forget(index, peer.address))
-        for start in range(0, len(messages), neighbour_tables.AT_ONCE):
-            writer.rtnl(netns).transact(*messages[start : start + neighbour_tables.AT_ONCE])
+        writer.rtnl(netns).transact_each(messages)
 
 
 def _links(space: Space) -> list[Link]:
@@ -187,13 +185,12 @@ class _Neighbours(Kind[Neighbour]):
             macs.setdefault(link.master, set()).add(link.mac)
         for bridge in (link for link in links if link.name in names):
             own = macs.get(bridge.index, set()) | {bridge.mac}
-            for entry in space.bridge_table(bridge.index):
-                port = by_index.get(entry.link_index)
+            for index, mac, is_local in space.bridge_table(bridge.index):
+                port = by_index.get(index)
                 # entries of services that are not read may be right
-                right = ports.get(entry.link_index, "") in (None, entry.mac)
-                right = right or (entry.is_local and entry.mac in own)
+                right = ports.get(index, "") in (None, mac) or (is_local and mac in own)
                 if port is not None and port not in tunnels and not right:
-                    yield Neighbour(port, entry.mac)
+                    yield Neighbour(port, mac)
 
     def write(self, writer: Writer, steps: Sequence[Step[Neighbour]]) -> None:
 
@@ -287,8 +284,7 @@ class _FdbKind(Kind[Fdb]):
                 messages += neighbour_tables.lead(index, entry.mac, entry.host, actual)
             elif index is not None:
                 messages += neighbour_tables.unlead(index, entry.mac)
-        for start in range(0, len(messages), neighbour_tables.AT_ONCE):
-            writer.rtnl("").transact(*messages[start : start + neighbour_tables.AT_ONCE])
+        writer.rtnl("").transact_each(messages)
 
 
 def _all(link: str, entries: Iterable[tuple[str, str]]) -> Iterable[Fdb]:
