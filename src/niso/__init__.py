@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from niso.change.deactivate import Done as Done
     from niso.change.stacks import StackDown as StackDown
     from niso.change.stacks import StackUp as StackUp
+    from niso.kernel.kinds.kind import Finding as Finding
     from niso.look.capture import Capture as Capture
     from niso.look.capture import Stage as Stage
     from niso.look.capture import Traced as Traced
@@ -122,7 +123,6 @@ if TYPE_CHECKING:
     from niso.look.top import Top as Top
     from niso.look.what_if import MapChange as MapChange
     from niso.look.what_if import PolicyEffect as PolicyEffect
-    from niso.plan.desired import Finding as Finding
 
 _MODULES = {
     "api.host": "Host connect plain",
@@ -160,7 +160,7 @@ _MODULES = {
     "look.services": "AttachedTo Endpoint Process Service ServiceLine User",
     "look.top": "FlowLoad Load ServiceLoad ServiceSocket Top",
     "look.what_if": "MapChange PolicyEffect",
-    "plan.desired": "Finding",
+    "kernel.kinds.kind": "Finding",
 }
 """Module -> names imported from it, separated by spaces."""
 

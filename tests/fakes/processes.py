@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from niso.base.errors import Error, ProcessError
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.plan.desired import Finding
+from niso.kernel.kinds.kind import Finding
 from niso.plan.records import Healthcheck
 from niso.plan.specs import ProcessSpec
 from niso.runtime import units

@@ -26,7 +26,7 @@ from niso.cluster.key_values import PROTO, Cluster, HostEntry
 from niso.cluster.membership import ClusterKeys
 from niso.kernel.kinds.kind import State
 from niso.kernel.kinds.neighbours import Fdb
-from niso.kernel.kinds.tunnels import KERNEL, USERSPACE, FarEnd, Vxlan, WireGuard
+from niso.kernel.kinds.tunnels import KERNEL, USERSPACE, Vxlan, WireGuard
 from niso.kernel.nft_elements import Element
 from niso.kernel.ruleset import TUNNEL
 from niso.plan.subnets import NetworkRequest
@@ -131,7 +131,7 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
     claims.publish("db", held.mark, up=True)
     look(world, engine)
     far = encryption.address(world.store.cluster_id(), "b")
-    assert links(world) == [link._replace(others=(FarEnd(KEYS[0], "192.0.2.2:4800", far),))]
+    assert links(world) == [link._replace(others=((KEYS[0], "192.0.2.2:4800", far),))]
     [entry] = world.kernel.everything(State())[Fdb]
     assert entry.host == far
     done = len(world.kernel.done)

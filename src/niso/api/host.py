@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from niso.api.host_services import Services
     from niso.api.host_stacks import Stacks
     from niso.change.boot import Marked
+    from niso.kernel.kinds.kind import Finding
     from niso.look.capture import Capture, Traced
     from niso.look.drops import Drops, Stats
     from niso.look.events import Events
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from niso.look.session import Progress
     from niso.look.top import Top
     from niso.look.what_if import PolicyEffect
-    from niso.plan.desired import Finding
 
 
 # --- connect, Host --------------------------------------------------------------------------------

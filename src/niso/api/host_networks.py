@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from niso.change.boot import Marked
+    from niso.kernel.kinds.kind import Finding
     from niso.look.host_ports import Port, PublishedPort
     from niso.look.other_hosts import ClusterPort
-    from niso.plan.desired import Finding
     from niso.runtime.machine import Machine
 
 

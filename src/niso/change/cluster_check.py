@@ -17,7 +17,7 @@ from niso.cluster.engine import NoAnswer
 from niso.cluster.key_values import ClusterClaim, HostEntry
 from niso.cluster.membership import ClusterKeys, require_own
 from niso.kernel import probe
-from niso.plan.desired import Finding
+from niso.kernel.kinds.kind import Finding
 from niso.plan.records import Network
 from niso.runtime.machine import Machine
 from niso.store.store import Store

@@ -32,7 +32,7 @@ from niso.base.report import (
 from niso.change import attach, journal, process_record
 from niso.change.targets import apart
 from niso.kernel import ruleset
-from niso.kernel.kinds.kind import Step
+from niso.kernel.kinds.kind import Finding, Step
 from niso.kernel.kinds.links import Veth
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.nft import NftTransaction
@@ -40,7 +40,6 @@ from niso.look import check, store_defects
 from niso.look.check import left_running, of_package, of_service
 from niso.look.store_defects import Defect, _marked_sysctls, _restored
 from niso.plan import elements
-from niso.plan.desired import Finding
 from niso.reconcile import ended_flows, host_settings, live_world
 from niso.reconcile.change import compare, desired_now, repair
 from niso.runtime import package

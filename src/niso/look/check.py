@@ -14,11 +14,12 @@ from niso.base.errors import Error, KernelError, NotFound
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import alias
+from niso.kernel.kinds.kind import Finding
 from niso.kernel.neighbour_tables import Table
 from niso.look import exposure, policies, store_defects
 from niso.look.host_ports import shadows, unpublished
 from niso.look.services import interrupted
-from niso.plan.desired import Finding, findings
+from niso.plan.desired import findings
 from niso.plan.records import Network
 from niso.reconcile import host_settings
 from niso.reconcile.change import compare, desired_now

@@ -11,20 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from niso.base import names
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import family_of
 from niso.kernel import ruleset
 from niso.kernel.diff import wanted as in_view_of
 from niso.kernel.kinds import hosts_files
 from niso.kernel.kinds.addresses import Address, Route, RoutingRule
-from niso.kernel.kinds.hosts_files import HostsFile, HostsLine
-from niso.kernel.kinds.kind import KINDS, KernelObject, State, by_key, kind_of
+from niso.kernel.kinds.hosts_files import HostsFile, HostsLine, line_names
+from niso.kernel.kinds.kind import KINDS, Finding, KernelObject, State, by_key, kind_of
 from niso.kernel.kinds.links import Bridge, Shaper, Veth
 from niso.kernel.kinds.namespaces import Netns, NetnsName
 from niso.kernel.kinds.neighbours import Fdb, PermanentNeighbour
 from niso.kernel.kinds.nft import Ruleset, owner
 from niso.kernel.kinds.sysctls import FORWARDING, ON, Sysctl
-from niso.kernel.kinds.tunnels import FarEnd, Vxlan, WireGuard
+from niso.kernel.kinds.tunnels import Vxlan, WireGuard
 from niso.kernel.nft_elements import Element
 from niso.kernel.ruleset import TUNNEL
 from niso.plan import elements as plan_elements
@@ -47,16 +47,13 @@ from niso.plan.records import (
     HOST_GATEWAY,
     Network,
     Port,
-    Remote,
     Service,
     Snapshot,
-    Span,
-    Tunnel,
     primary,
 )
 
 if TYPE_CHECKING:
-    from niso.kernel.kinds.kind import Problem
+    pass
 
 
 # --- the desired State: all objects of services and networks --------------------------------------
@@ -72,12 +69,7 @@ The host needs it to send neighbour solicitations for packets that it forwards (
 def desired(snapshot: Snapshot) -> State:
     """Return the desired kernel state for the snapshot's scope."""
     networks = {network.name: network for network in snapshot.networks}
-    objects: list[KernelObject] = [
-        *_shared(snapshot),
-        *_host_sysctls(snapshot),
-        *_hosts_files(snapshot),
-    ]
-    objects += _hosts_lines(snapshot)
+    objects: list[KernelObject] = [*_shared(snapshot), *_hosts_files(snapshot)]
     for network in snapshot.networks:
         objects += _network(snapshot, network)
     for service in snapshot.services:
@@ -92,7 +84,7 @@ def desired(snapshot: Snapshot) -> State:
 
 
 def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
-    """Yield niso's nftables tables, and the elements that all services and networks share."""
+    """Yield niso's nftables tables, host sysctls, and elements that all services share."""
     if snapshot.any_network:
         yield Ruleset(ruleset.DIGEST)
         yield from owner(snapshot.state_id)
@@ -100,22 +92,19 @@ def _shared(snapshot: Snapshot) -> Iterator[KernelObject]:
     if snapshot.tunnel is not None:
         yield from map(sealed, snapshot.wire)
         yield tunnel(TUNNEL)
-        yield _tunnel(snapshot.tunnel, names.alias(snapshot.state_id))
+        others = tuple(sorted(snapshot.tunnel.others))
+        yield WireGuard(TUNNEL, *snapshot.tunnel[:5], names.alias(snapshot.state_id), others)
     for policed in snapshot.policed:
         yield from policy_elements.elements(policed, snapshot.members)
     for family in shut(dict(snapshot.sysctls_before), snapshot.any_active, snapshot.any_active6):
         yield closed(family)
     for name, value in snapshot.sysctls_before:
-        if _needed(snapshot, name):
+        # on while a service needs it, then as before niso changed it
+        is_six = name.startswith("net/ipv6/")
+        needed = snapshot.any_active6 if is_six else snapshot.any_active
+        yield Sysctl("", name, ON[name.rpartition("/")[2]] if needed else value)
+        if needed:
             yield from before(name, value)
-
-
-def _tunnel(tunnel: Tunnel, alias: str) -> WireGuard:
-    """Return the WireGuard interface that connects the hosts of an encrypted cluster."""
-
-    others = tuple(sorted(FarEnd(*end) for end in tunnel.others))
-    own = (tunnel.form, tunnel.address, tunnel.port, tunnel.mtu, tunnel.public)
-    return WireGuard(TUNNEL, *own, alias, others)
 
 
 def _network(snapshot: Snapshot, network: Network) -> Iterator[KernelObject]:
@@ -142,24 +131,17 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[KernelObject]:
     if 6 in families:
         yield Address("", bridge, BRIDGE_LINK_LOCAL)
     if network.span is not None:
-        yield from _span(network, network.span, alias)
+        link, span = names.vxlan(network.name), network.span
+        yield Vxlan(link, span.vni, span.local, span.port, network.mtu, bridge, alias)
+        yield Sysctl("", f"net/ipv6/conf/{link}/disable_ipv6", "1")
+        yield from spans(network.name, link)
 
 
-def _span(network: Network, span: Span, alias: str) -> Iterator[KernelObject]:
-    """Yield the objects that a network needs only if it spans hosts: those of its VXLAN device."""
-
-    link = names.vxlan(network.name)
-    yield Vxlan(link, span.vni, span.local, span.port, network.mtu, network.bridge, alias)
-    yield Sysctl("", f"net/ipv6/conf/{link}/disable_ipv6", "1")
-    yield from spans(network.name, link)
-
-
-def _remote(remote: Remote, networks: dict[str, Network], alias: str) -> Iterator[KernelObject]:
+def _remote(remote: Service, networks: dict[str, Network], alias: str) -> Iterator[KernelObject]:
     """Yield the objects by which services on this host reach a service of another host.
 
     The same objects let only that service answer with its addresses.
     """
-
     for endpoint in remote.endpoints:
         network = networks[endpoint.network]
         if network.span is None:
@@ -167,9 +149,8 @@ def _remote(remote: Remote, networks: dict[str, Network], alias: str) -> Iterato
         link = names.vxlan(network.name)
         mac = names.mac(remote.name, network.name, network.span.cluster)
         yield Fdb(link, mac, remote.host)
-        yield from (
-            PermanentNeighbour("", network.bridge, address, mac) for address in endpoint.addresses
-        )
+        for address in endpoint.addresses:
+            yield PermanentNeighbour("", network.bridge, address, mac)
         yield from claim(remote.name, remote.host, network.span.vni, link, mac, endpoint.addresses)
         gateway_mac = names.mac("", network.bridge, alias)
         yield from receivers(remote.name, gateway_mac, mac, endpoint.addresses)
@@ -178,13 +159,11 @@ def _remote(remote: Remote, networks: dict[str, Network], alias: str) -> Iterato
 def _service(
     snapshot: Snapshot, service: Service, networks: dict[str, Network]
 ) -> Iterator[KernelObject]:
-    """Yield the network namespace of a service, and for each network a veth pair, addresses and
-    routes.
+    """Yield the namespace of a service, and for each network a veth pair, addresses and routes.
 
     A service sends all packets for a network to its gateway's MAC, which the nftables bridge table
-    replaces by the receiver's. Therefore a service has one neighbour on each network, however many
-    services it communicates with. The kernel's neighbour table, which all namespaces share, has no
-    entry for a pair of services.
+    replaces by the receiver's. Therefore a service has one neighbour on each network, and the
+    kernel's neighbour table, which all namespaces share, has no entry for a pair of services.
 
     If a program binds a socket to a network interface, the kernel treats any IPv4 address as a
     neighbour on it when no route through the interface matches. With mcast_solicit 0 the kernel
@@ -197,7 +176,12 @@ def _service(
         yield NetnsName(netns, *service.outside)
     else:
         yield Netns(netns, alias)
-        yield from _service_sysctls(netns, [networks[e.network] for e in service.endpoints])
+        yield Sysctl(netns, "net/ipv4/ip_unprivileged_port_start", "0")
+        yield Sysctl(netns, "net/ipv4/ping_group_range", "0\t2147483647")
+        # a new address is added before the old one is deleted, and must not be deleted with it
+        # (ip-sysctl.rst)
+        yield Sysctl(netns, "net/ipv4/conf/all/promote_secondaries", "1")
+        yield from _link_sysctls(netns, "default", [networks[e.network] for e in service.endpoints])
     own: list[tuple[str, str]] = []  # (address, gateway of its network)
     first = primary(service.endpoints, networks)
     for position, endpoint in enumerate(service.endpoints):
@@ -208,12 +192,14 @@ def _service(
         inner = endpoint.interface or f"eth{position}"
         routes = endpoint is first if endpoint.routes is None else endpoint.routes
         if service.outside is not None:
-            yield from _link_sysctls(netns, inner, network)
+            yield Sysctl(netns, f"net/ipv4/conf/{inner}/promote_secondaries", "1")
+            yield from _link_sysctls(netns, inner, [network])
         yield Sysctl(netns, f"net/ipv4/neigh/{inner}/mcast_solicit", "0")
         link = (network.mtu, network.bridge, service.publishes, alias)
         yield Veth(host_end, netns, inner, mac, *link, sums=service.raw)
         if any(service.bandwidth):
             yield Shaper(host_end, netns, inner, *service.bandwidth)
+        gateway_mac = names.mac("", network.bridge, alias)
         for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
             own.append((address, subnet.gateway))
             length = subnet.cidr.rpartition("/")[2]
@@ -228,14 +214,10 @@ def _service(
                 # an engine may add a network of its own, which leads outside
                 last = network.internal and service.outside is not None
                 yield Route(netns, everywhere, subnet.gateway, inner, last=last)
-        gateway_mac = names.mac("", network.bridge, alias)
-        for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
             yield PermanentNeighbour("", network.bridge, address, mac)
             yield PermanentNeighbour(netns, inner, subnet.gateway, gateway_mac)
-        own_limits = (service.limits, network.observe)
-        yield from plan_elements.endpoint(
-            service.name, host_end, mac, endpoint.addresses, *own_limits
-        )
+        own_port = (service.name, host_end, mac, endpoint.addresses)
+        yield from plan_elements.endpoint(*own_port, service.limits, network.observe)
         yield from receivers(service.name, gateway_mac, mac, endpoint.addresses)
         if network.span is not None:
             yield here(service.name, network.span.vni, mac)
@@ -246,27 +228,27 @@ def _service(
 def _published(service: Service, port: Port, networks: dict[str, Network]) -> list[Element]:
     """Return the nftables elements of one published port.
 
-    They lead to the service's address on the network of its default route (`primary`). Clients on
-    another network of the service are led to its address there.
+    They lead to the service's address on the network of its default route (`primary`), or for
+    clients on another network of the service to its address there.
     """
     first = primary(service.endpoints, networks)
     if first is None:
         return []
-    others = [endpoint for endpoint in service.endpoints if endpoint is not first]
     elements = published(service.name, port, first.addresses)
     families = {family_of(address) for address in first.addresses}
-    for endpoint in others:
+    for endpoint in service.endpoints:
         inside = [address for address in endpoint.addresses if family_of(address) in families]
-        elements += published_on(service.name, port, networks[endpoint.network].bridge, inside)
+        if endpoint is not first:
+            elements += published_on(service.name, port, networks[endpoint.network].bridge, inside)
     return elements
 
 
 def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> frozenset[int]:
     """Return the address families (4, 6) that the host forwards only because services need it.
 
-    ``before`` maps the names of sysctls to the values from before niso changed them: the forwarding
-    sysctl of these families was off. ``any_active`` says whether a service is active on any
-    network, ``any_active6`` whether one is on a network with IPv6.
+    ``before`` maps sysctls to their values from before niso changed them. ``any_active`` says
+    whether a service is active on any network, ``any_active6`` whether one is on a network with
+    IPv6.
     """
     four = any_active and before.get(FORWARDING) == "0"
     six = any_active6 and any(
@@ -276,90 +258,23 @@ def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> froz
     return frozenset(([4] if four else []) + ([6] if six else []))
 
 
-def _host_sysctls(snapshot: Snapshot) -> list[Sysctl]:
-    """Return the host's forwarding sysctls.
+def _link_sysctls(netns: str, link: str, networks: Iterable[Network]) -> Iterator[Sysctl]:
+    """Yield the sysctls of a service's interface, with ``default`` those of its future interfaces.
 
-    They are on while a service needs them; otherwise they get the values from before niso changed
-    them.
+    ``lo`` already exists and keeps ::1.
     """
-    return [
-        Sysctl("", name, ON[name.rpartition("/")[2]] if _needed(snapshot, name) else before)
-        for name, before in snapshot.sysctls_before
-    ]
-
-
-def _needed(snapshot: Snapshot, name: str) -> bool:
-    return snapshot.any_active6 if name.startswith("net/ipv6/") else snapshot.any_active
-
-
-def _service_sysctls(netns: str, networks: list[Network]) -> list[Sysctl]:
-    sysctls = [
-        Sysctl(netns, "net/ipv4/ip_unprivileged_port_start", "0"),
-        Sysctl(netns, "net/ipv4/ping_group_range", "0\t2147483647"),
-        # a new address is added before the old one is deleted, and must not be deleted with it
-        # (ip-sysctl.rst)
-        Sysctl(netns, "net/ipv4/conf/all/promote_secondaries", "1"),
-    ]
-    # the default of future interfaces: lo already exists and keeps ::1
     if any(subnet.family == 6 for network in networks for subnet in network.subnets):
         # niso assigns all addresses: packets from a generated one would be dropped
-        sysctls.append(Sysctl(netns, "net/ipv6/conf/default/addr_gen_mode", "1"))
-        # niso sets all routes: router advertisements must not add routes
-        sysctls.append(Sysctl(netns, "net/ipv6/conf/default/accept_ra", "0"))
-        sysctls.append(Sysctl(netns, "net/ipv6/conf/default/disable_ipv6", "0"))
-    else:
-        sysctls.append(Sysctl(netns, "net/ipv6/conf/default/disable_ipv6", "1"))
-    return sysctls
-
-
-def _link_sysctls(netns: str, link: str, network: Network) -> Iterator[Sysctl]:
-    """Yield the sysctls of the interface ``link`` that niso has in another program's namespace.
-
-    They have the same effect on this interface as `_service_sysctls` has on all interfaces in a
-    namespace of niso's own.
-    """
-    yield Sysctl(netns, f"net/ipv4/conf/{link}/promote_secondaries", "1")
-    if any(subnet.family == 6 for subnet in network.subnets):
         yield Sysctl(netns, f"net/ipv6/conf/{link}/addr_gen_mode", "1")
+        # niso sets all routes: router advertisements must not add routes
         yield Sysctl(netns, f"net/ipv6/conf/{link}/accept_ra", "0")
         yield Sysctl(netns, f"net/ipv6/conf/{link}/disable_ipv6", "0")
     else:
         yield Sysctl(netns, f"net/ipv6/conf/{link}/disable_ipv6", "1")
 
 
-def _hosts_files(snapshot: Snapshot) -> list[HostsFile]:
-    own = [
-        HostsFile(names.own_hosts_folder(service.name))
-        for service in snapshot.services
-        if service.mode == "none"
-    ]
-    return [*(HostsFile(reader.folder) for reader in _readers(snapshot)), *own]
-
-
-class _Reader(NamedTuple):
-    """A hosts file, and the ordered list of networks of the services that read it."""
-
-    folder: str
-    networks: tuple[str, ...]
-    fresh: bool  # services whose whole hosts file is in scope
-    extra: tuple[tuple[str, str], ...] = ()  # as in Service
-
-
-def _readers(snapshot: Snapshot) -> list[_Reader]:
-    scope = {service.name for service in snapshot.services}
-    readers = [
-        _Reader(names.hosts_folder(networks), networks, networks in snapshot.fresh)
-        for networks in snapshot.readers
-    ]
-    for service in snapshot.apart:
-        networks = tuple(endpoint.network for endpoint in service.endpoints)
-        folder = names.own_hosts_folder(service.name)
-        readers.append(_Reader(folder, networks, service.name in scope, service.extra_hosts))
-    return readers
-
-
-def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
-    """Return the lines of all hosts files in scope, one for each address of each listed service.
+def _hosts_files(snapshot: Snapshot) -> Iterator[HostsFile | HostsLine]:
+    """Yield all hosts files in scope with their lines, one for each address of a listed service.
 
     A hosts file is read by services with the same ordered list of networks. It has a service's
     addresses on the first of these networks that the service is on. The line has those names of the
@@ -367,98 +282,86 @@ def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
     that contains the network. The host itself is listed with the gateways of the first network. A
     service without a network, or with extra hosts, has a hosts file of its own.
     """
-    lines = [
-        HostsLine(
-            names.own_hosts_folder(service.name), address, hosts_files.line_names(service.names)
-        )
-        for service in snapshot.services
-        if service.mode == "none"
-        for address in ("127.0.0.1", "::1")
+    for service in snapshot.services:
+        if service.mode == "none":
+            folder, text = names.own_hosts_folder(service.name), line_names(service.names)
+            yield HostsFile(folder)
+            yield from (HostsLine(folder, address, text) for address in ("127.0.0.1", "::1"))
+    by_name = {network.name: network for network in snapshot.networks}
+    scope = {service.name for service in snapshot.services}
+    files: list[tuple[str, tuple[str, ...], bool, tuple[tuple[str, str], ...]]] = [
+        (names.hosts_folder(networks), networks, networks in snapshot.fresh, ())
+        for networks in snapshot.readers
     ]
-    networks = {network.name: network for network in snapshot.networks}
-    for reader in _readers(snapshot):
-        services = snapshot.neighbours if reader.fresh else snapshot.services
-        remotes = snapshot.listed if reader.fresh else snapshot.remotes
-        lines += _services_lines(reader, [*services, *map(_as_listed, remotes)])
-        if (first := networks.get(reader.networks[0])) is not None:
+    for service in snapshot.apart:
+        networks = tuple(endpoint.network for endpoint in service.endpoints)
+        folder, fresh = names.own_hosts_folder(service.name), service.name in scope
+        files.append((folder, networks, fresh, service.extra_hosts))
+    for folder, networks, fresh, extra in files:
+        yield HostsFile(folder)
+        if fresh:
+            services = (*snapshot.neighbours, *snapshot.listed)
+        else:
+            services = (*snapshot.services, *snapshot.remotes)
+        yield from _services_lines(folder, networks, extra, services)
+        if (first := by_name.get(networks[0])) is not None:
             gateways = [subnet.gateway for subnet in first.subnets]
-            lines += [HostsLine(reader.folder, gateway, hosts_files.HOST) for gateway in gateways]
-            lines += _extra_lines(reader, gateways)
-    return lines
+            yield from (HostsLine(folder, gateway, hosts_files.HOST) for gateway in gateways)
+            by_address: dict[str, list[str]] = {}
+            for name, address in extra:
+                for one in gateways if address == HOST_GATEWAY else [address]:
+                    by_address.setdefault(one, []).append(name)
+            for one, called in by_address.items():
+                yield HostsLine(folder, one, " ".join(called))
 
 
-def _as_listed(remote: Remote) -> Service:
-    """Convert a service of another host to a Service, for hosts files."""
-    return Service(remote.name, 0, remote.endpoints, (), remote.names)
+def _services_lines(
+    folder: str,
+    networks: tuple[str, ...],
+    extra: Iterable[tuple[str, str]],
+    services: Iterable[Service],
+) -> Iterator[HostsLine]:
+    """Yield the lines of one hosts file for the services that share a network with its readers.
 
-
-def _services_lines(reader: _Reader, services: Iterable[Service]) -> Iterator[HostsLine]:
-    """Yield the lines of one hosts file for the services that share a network with its readers."""
-    listed = []  # (position of the network in the reader's list, service, addresses there)
+    ``networks`` is the ordered list of the readers' networks; ``extra`` is as in Service.
+    """
+    listed = []  # (position of the network in ``networks``, service, addresses there)
     for service in services:
         if service.mode not in ("bridge", "attached"):
             continue
         by_network = {endpoint.network: endpoint.addresses for endpoint in service.endpoints}
-        shared = [at for at, on in enumerate(reader.networks) if on in by_network]
+        shared = [at for at, on in enumerate(networks) if on in by_network]
         if shared:
-            listed.append((shared[0], service, by_network[reader.networks[shared[0]]]))
-        for network in (reader.networks[at] for at in shared[1:]):
-            text = hosts_files.name_on(service.name, network)
-            yield from (HostsLine(reader.folder, one, text) for one in by_network[network])
-    first = {name: -1 for name, _ in reader.extra}
+            listed.append((shared[0], service, by_network[networks[shared[0]]]))
+        for network in (networks[at] for at in shared[1:]):
+            text = f"{service.name}.{network}.{names.DOMAIN}"
+            yield from (HostsLine(folder, one, text) for one in by_network[network])
+    first = {name: -1 for name, _ in extra}
     for at, service, _ in listed:
         for name in service.names:
             first[name] = min(at, first.get(name, at))
     for at, service, addresses in listed:
         own = tuple(name for name in service.names if first[name] == at)
         if own:
-            text = hosts_files.line_names(own)
-            yield from (HostsLine(reader.folder, address, text) for address in addresses)
-
-
-def _extra_lines(reader: _Reader, gateways: list[str]) -> Iterator[HostsLine]:
-    """Yield the lines of one hosts file for extra hosts, one for each address."""
-    by_address: dict[str, list[str]] = {}
-    for name, address in reader.extra:
-        for one in gateways if address == HOST_GATEWAY else [address]:
-            by_address.setdefault(one, []).append(name)
-    for one, called in by_address.items():
-        yield HostsLine(reader.folder, one, " ".join(called))
+            text = line_names(own)
+            yield from (HostsLine(folder, address, text) for address in addresses)
 
 
 # --- differences from the actual State ------------------------------------------------------------
 
 
-class Finding(NamedTuple):
-    """A problem that `niso net check` reports: one difference between desired and actual objects.
-
-    ``what`` names the object, and ``detail`` says how it differs. ``defect`` names a defect that
-    `niso net repair` handles specially (niso.runtime.sources).
-    """
-
-    problem: Problem
-    """missing, foreign, different, gone or dropped."""
-    what: str
-    """The name of the object."""
-    detail: str = ""
-    """How the object differs; "" if ``problem`` says it all."""
-    defect: str = ""
-
-    @property
-    def text(self) -> str:
-        """Return the difference as one line."""
-        return f"{self.problem}: {self.what}{f' ({self.detail})' if self.detail else ''}"
-
-
 def findings(want: State, have: State) -> list[Finding]:
-    """Return the differences between the desired state ``want`` and the actual state ``have``.
+    """Return the differences between the desired and the actual state.
 
     Differences that follow from another one are left out, such as an address of a missing network
     interface.
     """
     result: list[Finding] = []
-    # missing or foreign parents, and conditions that explain other differences
-    known = set(_unseen_links(want, have))
+    # missing or foreign parents, and conditions that explain other differences; sysctls are
+    # compared before the veth pairs that they are on
+    there = {veth.key() for veth in have[Veth] if veth.peer}
+    unseen = (veth for veth in want[Veth] if veth.key() not in there)
+    known = {kind_of(veth).parent_name(veth) for veth in unseen}
     want = in_view_of(want, have)
     for kind in KINDS:
         before, more = by_key(want[kind.type], have[kind.type])
@@ -469,10 +372,10 @@ def findings(want: State, have: State) -> list[Finding]:
             ):
                 continue
             if actual is None:
-                result.append(Finding(*kind.missing(obj)))
+                result.append(kind.missing(obj))
                 known.add(kind.parent_name(obj))
             else:
-                result += (Finding(*fields) for fields in kind.differences(obj, actual, known))
+                result += kind.differences(obj, actual, known)
                 known.update(kind.conditions(obj, actual))
         for obj in sorted([*before.values(), *more]):
             if kind.is_only_set or not known.isdisjoint(kind.parents(obj)):
@@ -480,15 +383,3 @@ def findings(want: State, have: State) -> list[Finding]:
             result.append(Finding("foreign", kind.noun(obj)))
             known.add(kind.parent_name(obj))
     return result
-
-
-def _unseen_links(want: State, have: State) -> Iterator[str]:
-    """Yield the parent names of services' interfaces that are missing, or in the wrong namespace.
-
-    The sysctls of such an interface are missing too, and are not reported again. They are compared
-    before veth pairs, because kinds are compared in the order of their creation.
-    """
-    there = {veth.key() for veth in have[Veth] if veth.peer}
-    for veth in want[Veth]:
-        if veth.key() not in there:
-            yield kind_of(veth).parent_name(veth)

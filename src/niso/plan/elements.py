@@ -296,7 +296,6 @@ def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
     A service must not receive packets from its own address, so the source becomes its gateway's
     address. ``own`` has (address, gateway) for each of its addresses.
     """
-
     pairs = list(own)
     return [
         Element(INET, f"hairpin{6 if ':' in to else 4}", (source, to), (gateway,), service)

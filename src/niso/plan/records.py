@@ -25,8 +25,6 @@ class Subnet(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The settings of a network that spans hosts (kernel/ruleset.py)."""
-
     cluster: str  # the id of the cluster, from which MACs are derived: equal on all hosts
     vni: int
     port: int  # UDP port
@@ -68,12 +66,10 @@ class Port(NamedTuple):
 
     @property
     def last(self) -> int:
-        """Return the last host port."""
         return self.host_port + self.count - 1
 
     @property
     def families(self) -> tuple[int, ...]:
-        """Return the families of the host addresses: 4, 6 or both."""
         return (4, 6) if self.host_ip == ANY else (family_of(self.host_ip),)
 
     @property
@@ -114,9 +110,7 @@ class Peer(NamedTuple):
     """A peer in a policy entry: who may connect, or to whom the service may connect."""
 
     kind: str  # "service", "network", "prefix", "prefixes" or "outside"
-    name: (
-        str  # its name; or a canonical prefix: "10.99.1.2/32", "fd00::/8"; or several, with commas
-    )
+    name: str  # or canonical prefixes: "10.99.1.2/32", "fd00::/8", separated by commas
 
 
 class Entry(NamedTuple):
@@ -165,19 +159,11 @@ class Policy(NamedTuple):
         return self._replace(log=False, audit=None) == Policy()
 
     def entries(self) -> tuple[Entry, ...]:
-        """Return the entries of all lists."""
-        return (
-            *(self.allow_from or ()),
-            *self.deny_from,
-            *(self.egress_allow or ()),
-            *self.egress_deny,
-        )
+        allowed = (self.allow_from or (), self.egress_allow or ())
+        return (*allowed[0], *self.deny_from, *allowed[1], *self.egress_deny)
 
     def outside_names(self) -> tuple[str, ...]:
-        """Return the DNS names in entries, without duplicates.
-
-        Only ``egress.allow`` can have them.
-        """
+        """Return the DNS names in entries; only ``egress.allow`` can have them."""
         peers = (entry.peer for entry in self.egress_allow or ())
         return tuple(dict.fromkeys(peer.name for peer in peers if peer.kind == "outside"))
 
@@ -268,13 +254,13 @@ SENDS_RAW = frozenset(("NET_RAW", "NET_ADMIN", "SYS_ADMIN"))
 
 
 class Service(NamedTuple):
-    """An active service."""
+    """An active service, of this host or of another host of the cluster."""
 
     name: str
     generation: int
     endpoints: tuple[Endpoint, ...]
     ports: tuple[Port, ...]
-    names: tuple[str, ...]  # hostname first
+    names: tuple[str, ...]  # hostname first; () for one of another host that no service may resolve
     # it, or a service that shares its namespace, has published ports, in scope or not
     publishes: bool = False
     # or host, none, share, attached; with share, the namespace's owner has the endpoints
@@ -284,18 +270,9 @@ class Service(NamedTuple):
     extra_hosts: tuple[tuple[str, str], ...] = ()  # name and address, or HOST_GATEWAY
     outside: tuple[str, int] | None = None  # path and cookie of a foreign namespace
     raw: bool = False  # it, or one that shares its namespace, may have `SENDS_RAW`
-
-
-class Remote(NamedTuple):
-    """A service of another host, with the names and addresses reserved for it in the cluster."""
-
-    name: str
-    host: str  # the underlay address of its host
-    endpoints: tuple[Endpoint, ...]  # on networks that this host has too
-    names: tuple[str, ...]  # hostname first; () if no service may resolve it
+    host: str = ""  # the underlay address of its host, if it is another one
 
     def is_on(self, network: str) -> bool:
-        """Return whether the service is on a network."""
         return any(endpoint.network == network for endpoint in self.endpoints)
 
 
@@ -327,5 +304,5 @@ class Snapshot(NamedTuple):
     sysctls_before: tuple[tuple[str, str], ...] = ()
     wire: tuple[int, ...] = ()  # UDP ports of all networks that span hosts
     tunnel: Tunnel | None = None  # the tunnel that packets to them must use; None without one
-    remotes: tuple[Remote, ...] = ()  # in scope
-    listed: tuple[Remote, ...] = ()  # services in the hosts files of ``fresh``
+    remotes: tuple[Service, ...] = ()  # services of other hosts, in scope
+    listed: tuple[Service, ...] = ()  # services in the hosts files of ``fresh``

@@ -252,7 +252,6 @@ def _allowed(context: PolicyContext, flow: Tracked) -> bool:
 
     Published ports are not considered: an open TCP connection outlives the publishing of its port.
     """
-
     egress, ingress = verdict.evaluate(
         context, flow.source, flow.answers_from, flow.served_port, flow.proto
     )

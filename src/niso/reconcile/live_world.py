@@ -34,7 +34,6 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
     The result holds all recorded services with their addresses, names and policies, the networks,
     the addresses of DNS names, and this host's own addresses. Raises KernelError.
     """
-
     services = {}
     now = time.time()
     for row in store.services():

@@ -29,7 +29,7 @@ from niso.runtime.crun import APP, load
 from niso.runtime.root import HOSTS, LOWER
 
 if TYPE_CHECKING:
-    from niso.plan.desired import Finding
+    from niso.kernel.kinds.kind import Finding
 
 # --- recorded and opened files --------------------------------------------------------------------
 
@@ -310,7 +310,7 @@ def _identity(fd: int, boot: str) -> Identity:
 
 def of_process(name: str) -> Finding | None:
     """Return the problem of an active service's process that `niso net check` reports, or None."""
-    from niso.plan.desired import Finding
+    from niso.kernel.kinds.kind import Finding
 
     what = f"process of service {name!r}"
     keeper = status.conmon(name)

@@ -14,7 +14,6 @@ from niso.plan.records import (
     Limits,
     Network,
     Port,
-    Remote,
     Service,
     Snapshot,
     Span,
@@ -195,7 +194,7 @@ class SnapshotRows(PortRows, PolicyRows):
         query = "SELECT 1 FROM meta WHERE key='attempt'"
         return self._db.execute(query).fetchone() is not None
 
-    def others(self) -> list[Remote]:
+    def others(self) -> list[Service]:
         """Return all services of other hosts, sorted by name."""
         spans = self._db.execute("SELECT 1 FROM span LIMIT 1").fetchone() is not None
         return self.across.remotes() if spans else []
@@ -207,7 +206,7 @@ class SnapshotRows(PortRows, PolicyRows):
 
     def _remotes(
         self, scope: Scope, seen: set[str]
-    ) -> tuple[tuple[Remote, ...], tuple[Remote, ...]]:
+    ) -> tuple[tuple[Service, ...], tuple[Service, ...]]:
         """Return services of other hosts as (those in scope, those on the networks ``seen``)."""
         spans = self.across
         if scope.services is None:

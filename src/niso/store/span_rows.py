@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Collection, Iterable, Mapping
 
 from niso.base.named_tuples import NamedTuple
-from niso.plan.records import Endpoint, Remote, Tunnel
+from niso.plan.records import Endpoint, Service, Tunnel
 from niso.store.sqlite import decoded, encoded
 
 _QUERY = (
@@ -66,7 +66,7 @@ class Spans:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
 
-    def remotes(self, services: Collection[str] | None = None) -> list[Remote]:
+    def remotes(self, services: Collection[str] | None = None) -> list[Service]:
         """Return the services of other hosts with these names, or all if it is None, sorted by
         name.
         """
@@ -75,7 +75,7 @@ class Spans:
         marks = ", ".join("?" for _ in services)
         return self._remotes(f"WHERE r.service IN ({marks})", tuple(services))
 
-    def remotes_on(self, networks: Collection[str]) -> list[Remote]:
+    def remotes_on(self, networks: Collection[str]) -> list[Service]:
         """Return the services of other hosts on these networks, sorted by name.
 
         Their endpoints on other networks are left out.
@@ -83,13 +83,14 @@ class Spans:
         marks = ", ".join("?" for _ in networks)
         return self._remotes(f"WHERE r.network IN ({marks})", tuple(networks))
 
-    def _remotes(self, where: str, values: tuple[str, ...]) -> list[Remote]:
+    def _remotes(self, where: str, values: tuple[str, ...]) -> list[Service]:
         rows = self._db.execute(f"{_QUERY} {where} ORDER BY r.service, r.network, r.family", values)
-        made: dict[str, Remote] = {}
+        made: dict[str, Service] = {}
         for service, host, network, address, seen in rows.fetchall():
             have = made.get(service)
             if have is None:
-                have = Remote(service, host, (), self.names(service) if seen else ())
+                known_as = self.names(service) if seen else ()
+                have = Service(service, 0, (), (), known_as, host=host)
             *others, last = have.endpoints or (Endpoint("", ()),)
             if last.network == network:
                 endpoint = last._replace(addresses=(*last.addresses, address))

@@ -50,12 +50,9 @@ class Address(NamedTuple):
         return (self.netns, self.link, self.address)
 
 
-class _Addresses(Kind[Address]):
+class _Addresses(Kind[Address], of=Address):
     names_links = True
     is_read_by_link = True
-
-    def space(self, obj: Address) -> str:
-        return obj.netns
 
     def links(self, obj: Address) -> tuple[str, ...]:
         return (obj.link,)
@@ -155,11 +152,7 @@ def _is_routed(address: str, destinations: set[str]) -> bool:
 
     A prefix that is only the address itself needs no route.
     """
-
     return address.endswith("/128" if ":" in address else "/32") or prefix(address) in destinations
-
-
-ADDRESSES = _Addresses(Address)
 
 
 # --- routes in services' namespaces (main table) --------------------------------------------------
@@ -191,12 +184,9 @@ class Route(NamedTuple):
         return (self.netns, self.destination, self.type)
 
 
-class _Routes(Kind[Route]):
+class _Routes(Kind[Route], of=Route):
     names_links = True
     is_read_by_link = True
-
-    def space(self, obj: Route) -> str:
-        return obj.netns
 
     def links(self, obj: Route) -> tuple[str, ...]:
         return (obj.link,)
@@ -277,9 +267,6 @@ class _Routes(Kind[Route]):
             rtnl.add_route(route.destination, route.gateway, index, LAST if route.last else 0)
 
 
-ROUTES = _Routes(Route)
-
-
 # --- routing rules of internal networks -----------------------------------------------------------
 
 
@@ -297,9 +284,10 @@ class RoutingRule(NamedTuple):
         return (self.link, str(self.family))
 
 
-class _RoutingRules(Kind[RoutingRule]):
-    def describe(self, step: Step[RoutingRule]) -> str:
+class _RoutingRules(Kind[RoutingRule], of=RoutingRule):
+    noun_format = "IPv{0.family} routing rule of bridge {0.link}"
 
+    def describe(self, step: Step[RoutingRule]) -> str:
         rule = step.obj
         start = f"ip -{rule.family} rule"
         add = f"{start} add {selector(rule.link)}"
@@ -308,14 +296,10 @@ class _RoutingRules(Kind[RoutingRule]):
         delete = f"{start} delete iif {rule.link} protocol {_protocol()}"
         return delete if step.action == "delete" else f"{delete} && {add}"
 
-    def noun(self, obj: RoutingRule) -> str:
-        return f"IPv{obj.family} routing rule of bridge {obj.link}"
-
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         return str(present)
 
     def claimed(self, reading: Reading) -> Iterable[RoutingRule]:
-
         return (
             RoutingRule(link, family)
             for family in (4, 6)
@@ -333,7 +317,6 @@ class _RoutingRules(Kind[RoutingRule]):
                     yield RoutingRule(link, family, drift)
 
     def write(self, writer: Writer, steps: Sequence[Step[RoutingRule]]) -> None:
-
         (step,) = steps
         rtnl, rule = writer.rtnl(""), step.obj
         if step.action != "delete":
@@ -346,8 +329,4 @@ class _RoutingRules(Kind[RoutingRule]):
 
 
 def _protocol() -> int:
-
     return PROTOCOL
-
-
-ROUTING_RULES = _RoutingRules(RoutingRule)

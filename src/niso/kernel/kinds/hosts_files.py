@@ -24,7 +24,17 @@ from niso.base.errors import KernelError
 from niso.base.files import make, read, rename, sync
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import DOMAIN, family_of
-from niso.kernel.kinds.kind import AnyStep, Difference, Kind, Space, State, Step, Steps, kind_of
+from niso.kernel.kinds.kind import (
+    BY_TYPE,
+    AnyStep,
+    Finding,
+    Kind,
+    Space,
+    State,
+    Step,
+    Steps,
+    kind_of,
+)
 
 if TYPE_CHECKING:
     from typing import Any
@@ -277,9 +287,6 @@ def clear() -> None:
             write(words[2].decode(errors="replace").rstrip(":"), ())
 
 
-# --- kind: line of a hosts file -------------------------------------------------------------------
-
-
 class HostsLine(NamedTuple):
     """A line of a hosts file.
 
@@ -294,12 +301,11 @@ class HostsLine(NamedTuple):
         return tuple(self)
 
 
-class _HostsLines(Kind[HostsLine]):
+class _HostsLines(Kind[HostsLine], of=HostsLine):
+    noun_format = "line {0.address} {0.names} in hosts file of {0.folder}"
+
     def parents(self, obj: HostsLine) -> tuple[str, ...]:
         return (f"hosts {obj.folder}",)
-
-    def noun(self, obj: HostsLine) -> str:
-        return f"line {obj.address} {obj.names} in hosts file of {obj.folder}"
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         return Steps()  # the steps of the hosts file change its lines
@@ -313,7 +319,6 @@ class _HostsLines(Kind[HostsLine]):
         They are searched for in the text, since parsing a whole file takes time for each of its
         services.
         """
-
         if space.name:
             return ()
         texts = space.reading.hosts_texts
@@ -328,12 +333,6 @@ class _HostsLines(Kind[HostsLine]):
             for line in objects
             if f"\n{hosts_line(line.address, line.names)}" in texts.get(line.folder, "")
         )
-
-
-HOSTS_LINES = _HostsLines(HostsLine)
-
-
-# --- kind: hosts file -----------------------------------------------------------------------------
 
 
 class HostsFile(NamedTuple):
@@ -355,7 +354,7 @@ class HostsEdit(NamedTuple):
 
     @property
     def kind(self) -> Kind[Any]:
-        return HOSTS_FILES
+        return BY_TYPE[HostsFile]
 
     def objects(self) -> tuple[Any, ...]:
         return (HostsFile(self.folder), *self.remove, *self.add)
@@ -367,7 +366,7 @@ class HostsEdit(NamedTuple):
         return parts[0] if len(parts) > 4 else ", ".join(parts)
 
 
-class _HostsFiles(Kind[HostsFile]):
+class _HostsFiles(Kind[HostsFile], of=HostsFile):
     is_parent = True
 
     def parent_name(self, obj: HostsFile) -> str:
@@ -394,9 +393,9 @@ class _HostsFiles(Kind[HostsFile]):
         deleted = sorted(file for file in have[HostsFile] if file.key() not in keys)
         return Steps(made=edits, deleted=[Step("delete", file) for file in deleted])
 
-    def missing(self, obj: HostsFile) -> Difference:
+    def missing(self, obj: HostsFile) -> Finding:
         if os.path.lexists(os.path.join(path_of(obj.folder), "hosts")):
-            return Difference("different", self.noun(obj), "not written by niso")
+            return Finding("different", self.noun(obj), "not written by niso")
         return super().missing(obj)
 
     def by_space(self, objects: Iterable[HostsFile]) -> dict[str, Collection[HostsFile]]:
@@ -449,7 +448,6 @@ def _text(folder: str) -> str | None:
 
     It must be readable for everybody, start with niso's header, and end with a newline.
     """
-
     try:
         text = (read(os.path.join(path_of(folder), "hosts"), 0o444) or b"").decode()
     except (OSError, ValueError):
@@ -458,7 +456,6 @@ def _text(folder: str) -> str | None:
 
 
 def _is_sound(folder: str, text: str) -> bool:
-
     try:
         is_open = os.lstat(path_of(folder)).st_mode & 0o555 == 0o555
     except OSError:
@@ -539,12 +536,6 @@ def remove(folder: str) -> None:
             raise
 
 
-HOSTS_FILES = _HostsFiles(HostsFile)
-
-
-# --- kind: leftover of an interrupted write -------------------------------------------------------
-
-
 class HostsLeftover(NamedTuple):
     """A folder left by an interrupted write: it is empty, or has only a temporary file.
 
@@ -557,7 +548,7 @@ class HostsLeftover(NamedTuple):
         return (self.folder,)
 
 
-class _HostsLeftovers(Kind[HostsLeftover]):
+class _HostsLeftovers(Kind[HostsLeftover], of=HostsLeftover):
     def describe(self, step: Step[HostsLeftover]) -> str:
         return f"hosts file {step.obj.folder}: {step.action}"
 
@@ -596,6 +587,3 @@ def _is_leftover(folder: str) -> bool:
         return not os.path.islink(path) and set(os.listdir(path)) <= {"hosts.new"}
     except OSError:
         return False
-
-
-HOSTS_LEFTOVERS = _HostsLeftovers(HostsLeftover)

@@ -38,6 +38,8 @@ from niso.kernel.rtnetlink import Rtnl
 if TYPE_CHECKING:
     from typing import Any, Generic, Literal, Protocol, TypeVar
 
+    from niso.kernel.kinds.hosts_files import HostsEdit
+    from niso.kernel.kinds.nft import NftTransaction
     from niso.kernel.netns import Sockets
     from niso.kernel.nft_elements import Atoms, Element
     from niso.kernel.real import Writer
@@ -51,9 +53,6 @@ else:
             return cls
 
 
-# --- a kind of object -----------------------------------------------------------------------------
-
-
 if TYPE_CHECKING:
     Problem = Literal["missing", "foreign", "different", "gone", "dropped"]
 
@@ -65,18 +64,9 @@ if TYPE_CHECKING:
         def __lt__(self, other: Any, /) -> bool: ...
         def __iter__(self) -> Iterator[Any]: ...
 
-    class AnyStep(Protocol):
-        """A step of a plan: a `Step`, or several changes that their kind writes together."""
-
-        def describe(self) -> str: ...
-        @property
-        def kind(self) -> Kind[Any]: ...
-        def objects(self) -> tuple[Any, ...]:
-            """Return the objects to read back after the step."""
-
     T = TypeVar("T", bound=KernelObject)
 else:
-    KernelObject = AnyStep = tuple
+    KernelObject = tuple
     T = None
 
 
@@ -91,7 +81,6 @@ class Step(NamedTuple, Generic[T]):  # type parameters import typing
     actual: T | None = None
 
     def describe(self) -> str:
-        """Return the step as a shell command, or as a description if there is no command for it."""
         return self.kind.describe(self)
 
     @property
@@ -99,7 +88,12 @@ class Step(NamedTuple, Generic[T]):  # type parameters import typing
         return kind_of(self.obj)
 
     def objects(self) -> tuple[T, ...]:
+        """Return the objects to read back after the step."""
         return (self.obj,) if self.kind.is_read_back(self.obj) else ()
+
+
+type AnyStep = Step[Any] | HostsEdit | NftTransaction
+"""A step of a plan. The latter two are several changes that their kind writes together."""
 
 
 class Steps(NamedTuple):
@@ -115,24 +109,40 @@ class Steps(NamedTuple):
     last: Sequence[AnyStep] = ()
 
 
-class Difference(NamedTuple):
-    """A problem with one object. ``what`` names the object, and ``detail`` says how it differs."""
+class Finding(NamedTuple):
+    """A problem that `niso net check` reports: one difference between desired and actual objects.
+
+    ``what`` names the object, and ``detail`` says how it differs. ``defect`` names a defect that
+    `niso net repair` handles specially (niso.runtime.sources).
+    """
 
     problem: Problem
+    """missing, foreign, different, gone or dropped."""
     what: str
+    """The name of the object."""
     detail: str = ""
+    """How the object differs; "" if ``problem`` says it all."""
+    defect: str = ""
+
+    @property
+    def text(self) -> str:
+        """Return the difference as one line."""
+        return f"{self.problem}: {self.what}{f' ({self.detail})' if self.detail else ''}"
 
 
-_by_type: dict[type, Kind[Any]] = {}
+BY_TYPE: dict[type, Kind[Any]] = {}
+"""The kinds by the type of their objects."""
 
 
 def kind_of(obj: T) -> Kind[T]:
-    """Return the `Kind` of an object."""
-    return _by_type[type(obj)]
+    return BY_TYPE[type(obj)]
 
 
 class Kind(Generic[T]):
-    """One kind of kernel object. The methods are called only with objects of this kind."""
+    """One kind of kernel object. The methods are called only with objects of this kind.
+
+    A subclass with ``of=TYPE``, the type of its objects, is instantiated when it is defined.
+    """
 
     is_transactional = False
     """Whether steps of this kind are nftables transactions.
@@ -162,53 +172,54 @@ class Kind(Generic[T]):
     reads_closed_spaces = False
     """Whether `read` is also called for network namespaces that are missing or foreign."""
 
+    noun_format = ""
+    """The name of an object in messages, in which ``{0}`` is the object."""
+
     def __init__(self, obj_type: type[T]) -> None:
         self.type = obj_type
-        _by_type[obj_type] = self
-        register(self)
+        BY_TYPE[obj_type] = self
+        KINDS.append(self)
+        KINDS.sort(key=lambda kind: ORDER.index(kind.type.__name__))
 
-    # --- identity and relations ---
+    def __init_subclass__(cls, of: type[Any] | None = None) -> None:
+        if of is not None:
+            cls(of)
 
     def space(self, obj: T) -> str:
         """Return the name of the object's network namespace; "" is the host's."""
-        return ""
+        return getattr(obj, "netns", "")
 
     def links(self, obj: T) -> tuple[str, ...]:
-        """Return the names of the network interfaces that the object is on, in the object's
-        namespace.
-        """
+        """Return the network interfaces in the object's namespace that the object is on."""
         return ()
 
     def parent_name(self, obj: T) -> str:
-        """Return the text by which other objects name this one as container; "" if none can."""
+        """Return the text by which other objects name this one as parent; "" if none can."""
         return ""
 
     def parents(self, obj: T) -> tuple[str, ...]:
-        """Return the names of the object's parents."""
         return ()
 
     def dependencies(self, obj: T) -> tuple[str, ...]:
-        """Return the names of the parents that must exist before the object can be created."""
+        """Return the parents that must exist before the object can be created."""
         return self.parents(obj)
 
     def guards(self, obj: T) -> Iterable[Element]:
         """Return the nftables elements without which niso's rules would not apply to the object."""
         return ()
 
-    # --- descriptions ---
-
     def describe(self, step: Step[T]) -> str:
-        """Return a description of a step, as a shell command if there is a command for it."""
+        """Describe a step, as a shell command if there is a command for it."""
         return f"{step.action} {type(step.obj).__name__.lower()} {' '.join(step.obj.key())}"
 
     def noun(self, obj: T) -> str:
-        """Return the name of the object in a problem that `niso net check` reports."""
+        """Return the name of the object in messages."""
+        if self.noun_format:
+            return self.noun_format.format(obj)
         return f"{type(obj).__name__.lower()} {' '.join(obj.key())}"
 
-    # --- planning ---
-
     def wanted(self, want: State, have: State) -> frozenset[T]:
-        """Return the desired objects of this kind, adjusted to the actual state ``have``."""
+        """Return the desired objects, adjusted to the actual state ``have``."""
         return want[self.type]
 
     def possible(
@@ -222,10 +233,9 @@ class Kind(Generic[T]):
         return want[self.type]
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[T]:
-        """Return the objects of ``have`` that the change may touch.
+        """Return the objects of the actual state ``have`` that the change may touch.
 
-        ``have`` is the actual state. ``want`` is the new desired state of the change, and
-        ``before`` the previous one.
+        ``want`` is the new desired state of the change, and ``before`` the previous one.
         """
         return have[self.type]
 
@@ -234,7 +244,7 @@ class Kind(Generic[T]):
         return frozenset()
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Return the steps that turn the actual state ``have`` into the desired state ``want``.
+        """Return the steps from the actual to the desired state.
 
         ``disappearing`` are the parents that this change deletes, with the objects in them.
         """
@@ -256,77 +266,66 @@ class Kind(Generic[T]):
         return Steps(made=made, deleted=deleted)
 
     def is_read_back(self, obj: T) -> bool:
-        """Return whether the object is read again after it was written, to verify the change."""
+        """Return whether the object is read again after a step, to verify the change."""
         return True
 
     def to_verify(self, have: State, want: State, candidates: State) -> frozenset[T]:
-        """Return the objects of ``have`` that a change must leave as in ``want``, for its
-        verification.
+        """Return the objects of ``have`` that must be as in ``want`` after a change.
 
         ``have`` is the state after the change, and ``candidates`` what the change could touch.
         """
         return have[self.type]
 
-    # --- findings ---
-
-    def missing(self, obj: T) -> Difference:
+    def missing(self, obj: T) -> Finding:
         """Return the problem to report for a desired object that does not exist."""
-        return Difference("missing", self.noun(obj))
+        return Finding("missing", self.noun(obj))
 
     def causes(self, obj: T, actual: T | None) -> tuple[str, ...]:
-        """Return the `conditions` that would explain why the object is missing, or has changed to
-        ``actual``.
+        """Return the `conditions` that explain why the object is missing or has changed.
 
         ``actual`` is None if the object is missing.
         """
         return ()
 
     def conditions(self, obj: T, actual: T) -> Iterable[str]:
-        """Return the conditions that an object causes for others by its difference from what is
-        desired.
+        """Return the conditions that an object causes for others by its difference from ``obj``.
 
-        ``obj`` is the desired object. A condition is a string, such as
-        "link /NETNS/NAME down".
+        ``obj`` is the desired object. A condition is a string, such as "link /NETNS/NAME down".
         """
         return ()
 
-    def differences(self, obj: T, actual: T, known: Collection[str]) -> list[Difference]:
-        """Return the problems to report for an object ``actual`` that differs from the desired
-        ``obj``.
+    def differences(self, obj: T, actual: T, known: Collection[str]) -> list[Finding]:
+        """Return the problems to report for an object that differs from the desired ``obj``.
 
-        ``known`` are the parents and conditions that have already been reported. Fields whose
-        difference they explain are left out.
+        ``known`` are the parents and conditions already reported. Fields that they explain are left
+        out.
         """
         texts = [
             self.describe_field(field, wanted, present)
             for field, wanted, present in zip(fields(obj), obj, actual, strict=True)
             if wanted != present and not self.is_field_explained(obj, field, present, known)
         ]
-        return [Difference("different", self.noun(obj), "; ".join(texts))] if texts else []
+        return [Finding("different", self.noun(obj), "; ".join(texts))] if texts else []
 
     def is_field_explained(
         self, obj: T, field: str, present: object, known: Collection[str]
     ) -> bool:
-        """Return whether the reported parents and conditions ``known`` explain the difference of a
-        field.
-        """
+        """Return whether the parents and conditions ``known`` explain a field's difference."""
         return False
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
-        """Return a text that says how a field differs: ``present`` is its actual value."""
+        """Describe the difference of a field, whose actual value is ``present``."""
         return f"{field} is {present!r}, should be {wanted!r}"
-
-    # --- reading a State from the kernel ----------------------------------------------------------
 
     def claimed(self, reading: Reading) -> Iterable[T]:
         """Return the objects that belong to this state folder according to the kernel.
 
-        They are looked for when everything of niso's is read, and then become candidates too.
+        When everything of niso's is read, they become candidates too.
         """
         return ()
 
     def by_space(self, objects: Iterable[T]) -> dict[str, Collection[T]]:
-        """Group objects by the network namespace from which they are read; "" is the host's."""
+        """Group objects by the network namespace from which they are read."""
         spaces: dict[str, list[T]] = {}
         for obj in objects:
             spaces.setdefault(self.space(obj), []).append(obj)
@@ -342,20 +341,14 @@ class Kind(Generic[T]):
         raise NotImplementedError(f"{type(self).__name__}.read")
 
     def leftovers(self, reading: Reading) -> Iterable[T]:
-        """Return the objects of this state folder that no `read` has returned.
+        """Return this state folder's objects that no `read` has returned.
 
         It is called only when everything of niso's is read.
         """
         return ()
 
-    # --- writing ---
-
     def batch(self, step: Step[T], writer: Writer) -> Hashable:
-        """Return a key by which consecutive steps are grouped: steps with equal keys are written
-        together.
-
-        None means that the step is written alone.
-        """
+        """Return a key; consecutive steps with equal keys, except None, are written together."""
         return None
 
     def write(self, writer: Writer, steps: Sequence[Any]) -> None:
@@ -368,8 +361,8 @@ def by_key(
 ) -> tuple[dict[tuple[str, ...], T], list[T]]:
     """Index existing objects by their key; return (index, other objects with a key of the index).
 
-    Objects have the same key if, for instance, the kernel has several routes to one destination
-    with different metrics. Of these, the index has the one that is ``wanted``.
+    The kernel can have several routes with one key, with different metrics. Of these, the index has
+    the one that is ``wanted``.
     """
     objects: dict[tuple[str, ...], T] = {}
     more = []
@@ -383,14 +376,11 @@ def by_key(
 
 
 def fields(obj: KernelObject) -> tuple[str, ...]:
-    """Return the names of an object's fields."""
     return obj._fields  # type: ignore[attr-defined, no-any-return]
 
 
 def inside(netns: str) -> str:
-    """Return the beginning of an iproute2 command for a namespace: ``ip -n NAME``, or ``ip`` for
-    "".
-    """
+    """Return the beginning of an iproute2 command for a namespace: ``ip -n NAME``, or ``ip``."""
     return f"ip -n {netns} " if netns else "ip "
 
 
@@ -405,9 +395,6 @@ def link_parent(netns: str, link: str) -> str:
 
 def netns_parent(name: str) -> str:
     return f"netns {name}"
-
-
-# --- the order of kinds ---------------------------------------------------------------------------
 
 
 ORDER = (
@@ -437,15 +424,8 @@ ORDER = (
 KINDS: list[Kind[Any]] = []
 """The kinds whose modules are loaded, in `ORDER`. No State has an object of another kind."""
 
-
-def register(kind: Kind[Any]) -> None:
-    """Add a kind to `KINDS`; called when its file is imported."""
-    KINDS.append(kind)
-    KINDS.sort(key=lambda one: ORDER.index(one.type.__name__))
-
-
-# --- State ----------------------------------------------------------------------------------------
-
+Foreign = dict[str, Conflict]
+"""A Conflict for the name of each foreign interface and namespace that niso needs for an object."""
 
 _NONE: frozenset[Any] = frozenset()
 
@@ -482,15 +462,11 @@ class State:
         return self._by_type.get(kind, _NONE)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield all objects, in the order of their kinds."""
         for kind in KINDS:
             yield from self[kind.type]
 
     def __or__(self, other: State) -> State:
-        """Return the objects of both states.
-
-        An object that has the same key but other fields in the two is included twice.
-        """
+        """Return the objects of both; one with the same key but other fields is included twice."""
         both = dict(self._by_type)
         for kind, objects in other._by_type.items():
             both[kind] = both[kind] | objects if kind in both else objects
@@ -509,11 +485,8 @@ class State:
         return f"State({list(self)!r})"
 
     def replace(self, kind: type[T], objects: Iterable[T]) -> State:
-        """Return a copy in which the objects of one kind are replaced by ``objects``."""
+        """Return a copy with other objects of one kind."""
         return State.of_sets({**self._by_type, kind: frozenset(objects)}.items())
-
-
-# --- reading --------------------------------------------------------------------------------------
 
 
 class Space:
@@ -549,14 +522,13 @@ class Space:
         return self.reading.sockets.at(self.name)
 
     def objects(self, kind: type[T]) -> Collection[T]:
-        """Return the requested objects (candidates) of a kind that are read from this namespace."""
+        """Return the candidates of a kind that are read from this namespace."""
         return self._objects.get(kind, ())
 
     def link(self, name: str) -> Link | None:
         """Return the network interface with this name, or None.
 
-        When everything of niso's is read, one request for all interfaces is made instead of one for
-        each.
+        When everything is read, there is one request for all interfaces.
         """
         if self.reading.everything:
             self.all_links()
@@ -565,10 +537,7 @@ class Space:
         return self._links[name]
 
     def other_end(self, link: Link) -> Link | None:
-        """Return the other end of a veth pair if it is in this namespace, or None.
-
-        ``link`` is the end in another namespace.
-        """
+        """Return the other end of a veth pair if it is in this namespace, or None."""
         if self._by_index is None:
             self._by_index = {link_.index: link_ for link_ in self.all_links()}
         end = self._by_index.get(link.peer_index)
@@ -577,7 +546,7 @@ class Space:
     def own_link(self, name: str) -> Link | None:
         """Return the network interface with this name if it belongs to this state folder, or None.
 
-        A foreign interface is recorded; if the caller wants no record, Conflict is raised.
+        A foreign interface is recorded, or Conflict is raised if the caller wants no record.
         """
         link = self.link(name)
         if link is None or link.alias == self.reading.alias:
@@ -601,8 +570,8 @@ class Space:
     def links_of_concern(self) -> list[Link]:
         """Return the network interfaces that the candidates are on.
 
-        When everything of niso's is read, all of its bridges on the host, and all veth ends in
-        services, are included.
+        When everything is read, all of niso's bridges on the host and all veth ends in services are
+        included.
         """
         if self._of_concern is not None:
             return self._of_concern
@@ -628,7 +597,7 @@ class Space:
     def addresses(self, link: Link) -> list[LinkAddress]:
         """Return the addresses of a network interface.
 
-        When everything of niso's is read, one request covers all interfaces.
+        When everything is read, there is one request for all interfaces.
         """
         everything = self.reading.everything
         if self._addresses is None:
@@ -659,7 +628,7 @@ class Space:
     def bridge_table(self, bridge_index: int) -> set[StaticEntry]:
         """Return the static entries of a bridge's forwarding database.
 
-        When everything of niso's is read, one request covers all bridges.
+        When everything is read, there is one request for all bridges.
         """
         if bridge_index not in self._tables:
             asked = 0 if self.reading.everything else bridge_index
@@ -698,10 +667,7 @@ class Reading:
         return self._present.get(kind, ())
 
     def note_foreign(self, name: str, error: Conflict) -> None:
-        """Record that the interface or namespace ``name`` is foreign.
-
-        Raises ``error`` if the caller passed no dict for the record.
-        """
+        """Record a foreign interface or namespace, or raise ``error`` if no record is kept."""
         if self.foreign is None:
             raise error
         self.foreign[name] = error
@@ -718,7 +684,7 @@ class Reading:
     def run(self, candidates: State, taken: bool = False) -> State:
         """Read the candidates, one namespace after another, and return those that exist.
 
-        With ``taken``, nftables tables and elements are not read: they are assumed to be as in
+        With ``taken``, nftables tables and elements are not read but assumed to be as in
         ``candidates``.
         """
         self.candidates = candidates
@@ -744,41 +710,30 @@ class Reading:
             for kind in KINDS:
                 self._note(kind, frozenset(kind.leftovers(self)))
         present = self._present
-        self._drop()
+        # this object and its spaces refer to each other, and what was read would stay in memory
+        self._present, self.elements, self.hosts_texts = {}, None, {}
+        self.candidates, self.host, self._open = State(), Space(self, "", {}), []
         return State.of_kinds(lambda kind: present.get(kind.type, ()))
 
     def inner_spaces(self) -> Iterator[Space]:
-        """Yield the namespaces of services that exist and have been read, for further queries."""
-        for name in self._open:
-            yield Space(self, name, {})
+        """Return the namespaces of services that exist and have been read."""
+        return (Space(self, name, {}) for name in self._open)
 
     def _note(self, kind: Kind[Any], present: frozenset[Any]) -> None:
-        """Add the objects of one kind that were read in one namespace.
-
-        The first set of a kind is stored without a copy.
-        """
+        """Add objects of one kind. The first set of a kind is stored without a copy."""
         known = self._present.get(kind.type)
         if not known:
             self._present[kind.type] = present
-            return
-        if not present:
-            return
-        if not isinstance(known, set):
-            known = self._present[kind.type] = set(known)
-        known.update(present)
-
-    def _drop(self) -> None:
-        """Forget what was read: this object and its spaces refer to each other, and would stay in
-        memory.
-        """
-        self._present, self.elements, self.hosts_texts = {}, None, {}
-        self.candidates, self.host, self._open = State(), Space(self, "", {}), []
+        elif present:
+            if not isinstance(known, set):
+                known = self._present[kind.type] = set(known)
+            known.update(present)
 
 
 def _same[T: KernelObject](objects: Collection[T], present: Iterable[T]) -> frozenset[T]:
     """Return ``present`` as a set in which objects equal to a candidate are that candidate itself.
 
-    A state is large, and most objects are as desired, so sharing them saves memory.
+    A state is large and most objects are as desired, so sharing them saves memory.
     """
     missing = set(objects)
     others = []
@@ -808,10 +763,7 @@ def read(
     strays: bool = False,
     taken: bool = False,
 ) -> State:
-    """Return those of the requested objects ``candidates`` that exist.
-
-    See `niso.kernel.interface.Kernel.read` for the other arguments.
-    """
+    """Return those of the candidates that exist (see `niso.kernel.interface.Kernel.read`)."""
     return Reading(alias, sockets, foreign, strays, everything=False).run(candidates, taken)
 
 
@@ -821,13 +773,3 @@ def read_all(want: State, alias: str, sockets: Sockets, foreign: Foreign) -> Sta
     reading.candidates = want
     claimed: Iterable[Any] = (obj for kind in KINDS for obj in kind.claimed(reading))
     return reading.run(want | State(claimed))
-
-
-# --- the interface for writing --------------------------------------------------------------------
-
-
-Foreign = dict[str, Conflict]
-"""Maps the names of foreign interfaces and namespaces to a Conflict.
-
-Their names are those that niso needs for its own objects.
-"""

@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from niso.kernel.real import Writer
 
 
-# --- kind: bridge ---------------------------------------------------------------------------------
-
-
 class Bridge(NamedTuple):
     """The bridge of a network.
 
@@ -67,7 +64,8 @@ class Bridge(NamedTuple):
         return (self.name,)
 
 
-class _Bridges(Kind[Bridge]):
+class _Bridges(Kind[Bridge], of=Bridge):
+    noun_format = "bridge {0.name}"
     is_parent = True
 
     def parent_name(self, obj: Bridge) -> str:
@@ -128,11 +126,7 @@ class _Bridges(Kind[Bridge]):
         command = f"ip link set {bridge.name} mtu {bridge.mtu}{address}{arp} up {tracked}"
         return " ".join((command, *usual)) + ("" if actual.takes_own else local)
 
-    def noun(self, obj: Bridge) -> str:
-        return f"bridge {obj.name}"
-
     def conditions(self, obj: Bridge, actual: Bridge) -> Iterable[str]:
-
         if actual.mac != obj.mac or ARP_OFF in actual.drift:
             yield f"{self.parent_name(actual)} forgets"
         if not actual.up:
@@ -212,12 +206,6 @@ def _takes_own(space: Space, link: Link) -> bool:
     return (link.index, link.mac, True) in space.bridge_table(link.index)
 
 
-BRIDGES = _Bridges(Bridge)
-
-
-# --- kind: veth pair ------------------------------------------------------------------------------
-
-
 class Veth(NamedTuple):
     """A veth pair between the host and a service.
 
@@ -250,15 +238,12 @@ class Veth(NamedTuple):
         return (self.name,)
 
 
-class _Veths(Kind[Veth]):
+class _Veths(Kind[Veth], of=Veth):
     names_links = True
     is_parent = True
     # a process could keep the namespace alive, and so the link on the bridge, without guards
     vanishes_with_parent = False
     reads_closed_spaces = True
-
-    def space(self, obj: Veth) -> str:
-        return obj.netns
 
     def links(self, obj: Veth) -> tuple[str, ...]:
         return (obj.peer,)
@@ -275,8 +260,6 @@ class _Veths(Kind[Veth]):
 
     def guards(self, obj: Veth) -> Iterable[Element]:
         return tuple(Element(table, "ports", (obj.name,)) for table in (INET, BRIDGE))
-
-    # --- descriptions ---
 
     def describe(self, step: Step[Veth]) -> str:
         veth = step.obj
@@ -302,8 +285,6 @@ class _Veths(Kind[Veth]):
 
     def noun(self, obj: Veth) -> str:
         return f"veth {obj.name}{f' to {obj.netns} {obj.peer}' if obj.netns else ''}"
-
-    # --- planning ---
 
     def wanted(self, want: State, have: State) -> frozenset[Veth]:
         """Return the desired pairs. If ``sums`` is on for an existing pair, it stays on.
@@ -337,16 +318,12 @@ class _Veths(Kind[Veth]):
 
         The kernel deletes the latter some time later.
         """
-
         stays = {space.name for space in want[Netns]} | {name.name for name in want[NetnsName]}
         dying = {veth.name for veth in candidates[Veth] if veth.netns not in stays}
         dying -= {veth.name for veth in want[Veth]}
         return frozenset(veth for veth in have[Veth] if veth.name not in dying or veth.bridge)
 
-    # --- findings ---
-
     def conditions(self, obj: Veth, actual: Veth) -> Iterable[str]:
-
         if not actual.peer:  # objects on the inner end cannot be seen
             yield self.parent_name(obj)
         if actual.mac != obj.mac or ARP_OFF_INSIDE in actual.drift:
@@ -374,14 +351,11 @@ class _Veths(Kind[Veth]):
         shown = "not in the pair" if present in ("", -1) else present
         return f"{field} is {shown!r}, should be {wanted!r}"
 
-    # --- reading ---
-
     def read(self, space: Space, objects: Collection[Veth]) -> Iterable[Veth]:
         """Read both ends of the pairs.
 
         If the namespace is missing or foreign, read only the host's end.
         """
-
         if not objects:
             return
         host = space.reading.host
@@ -432,8 +406,6 @@ class _Veths(Kind[Veth]):
             name, far = ends.get(link.index, ("", link))
             yield _pair(link, name, [far], names.get(link.master, ""))
 
-    # --- writing ---
-
     def batch(self, step: Step[Veth], writer: Writer) -> Hashable:
         """Group deletions: the kernel waits about 20 ms for RCU, for one pair or for many."""
         if step.action != "delete":
@@ -463,7 +435,6 @@ def _drift_commands(veth: Veth, actual: Veth) -> list[str]:
 
     ``actual`` is the actual pair.
     """
-
     flags = [f"hairpin {'on' if veth.hairpin else 'off'}"] if actual.hairpin != veth.hairpin else []
     arp = {
         ARP_OFF: f"ip link set {veth.name} arp on",
@@ -500,7 +471,6 @@ def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
     ``inner`` are interfaces in the namespace ``netns``. If the other end is not among them, the
     pair has no inner end.
     """
-
     pairs = (f for f in inner if f.index == link.peer_index and f.peer_index == link.index)
     peer = next(pairs, None)
     own = (bridge, link.hairpin, link.alias)
@@ -540,7 +510,6 @@ def delete_links(rtnl: Rtnl, names: list[str]) -> None:
 
 
 def _add(writer: Writer, veth: Veth) -> None:
-
     from niso.kernel.real import write_first
 
     rtnl = writer.rtnl("")
@@ -587,7 +556,6 @@ def _disable_ipv6(port: str) -> None:
     Otherwise the kernel adds a route to ff00::/8 for each port that has a carrier, in one list for
     all ports, and walks the list for each change of an interface (fib6_add, fib6_clean_all).
     """
-
     try:
         proc_sys.write(_no_ipv6(port), "1")
     except KernelError as error:
@@ -596,7 +564,6 @@ def _disable_ipv6(port: str) -> None:
 
 
 def _change(writer: Writer, veth: Veth, actual: Veth) -> None:
-
     rtnl = writer.rtnl("")
     if actual.bridge != veth.bridge:
         rtnl.set_link(veth.name, master=veth.bridge)
@@ -617,12 +584,6 @@ def _change(writer: Writer, veth: Veth, actual: Veth) -> None:
     inside.set_link(veth.peer, mtu=veth.mtu, up=True, drift=drift)
 
 
-VETHS = _Veths(Veth)
-
-
-# --- kind: foreign link on a bridge ---------------------------------------------------------------
-
-
 class ForeignPort(NamedTuple):
     bridge: str
     link: str
@@ -631,12 +592,11 @@ class ForeignPort(NamedTuple):
         return tuple(self)
 
 
-class _ForeignPorts(Kind[ForeignPort]):
+class _ForeignPorts(Kind[ForeignPort], of=ForeignPort):
+    noun_format = "link {0.link} on bridge {0.bridge}"
+
     def describe(self, step: Step[ForeignPort]) -> str:
         return f"ip link set {step.obj.link} nomaster"
-
-    def noun(self, obj: ForeignPort) -> str:
-        return f"link {obj.link} on bridge {obj.bridge}"
 
     def read(self, space: Space, objects: Collection[ForeignPort]) -> Iterable[ForeignPort]:
         reading = space.reading
@@ -652,12 +612,6 @@ class _ForeignPorts(Kind[ForeignPort]):
 
     def write(self, writer: Writer, steps: Sequence[Step[ForeignPort]]) -> None:
         writer.rtnl("").set_link(steps[0].obj.link, master="")
-
-
-FOREIGN_PORTS = _ForeignPorts(ForeignPort)
-
-
-# --- kind: rate limit of a veth pair --------------------------------------------------------------
 
 
 class Shaper(NamedTuple):
@@ -677,9 +631,8 @@ class Shaper(NamedTuple):
         return (self.name,)
 
 
-class _Shapers(Kind[Shaper]):
-    def space(self, obj: Shaper) -> str:
-        return obj.netns
+class _Shapers(Kind[Shaper], of=Shaper):
+    noun_format = "bandwidth of {0.netns} {0.peer}"
 
     def parents(self, obj: Shaper) -> tuple[str, ...]:
         return (netns_parent(obj.netns), link_parent(obj.netns, obj.peer))
@@ -695,16 +648,12 @@ class _Shapers(Kind[Shaper]):
             if rate or before or shaper.drift
         )
 
-    def noun(self, obj: Shaper) -> str:
-        return f"bandwidth of {obj.netns} {obj.peer}"
-
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "drift":
             return f"it has {present}"
         return f"{field[:-4]} is {_bits(present)}, should be {_bits(wanted)}"
 
     def read(self, space: Space, objects: Collection[Shaper]) -> Iterable[Shaper]:
-
         host = space.reading.host
         asked = {obj.name: (obj.netns, obj.peer) for obj in objects}
         if space.reading.everything and space.name:
@@ -727,7 +676,6 @@ class _Shapers(Kind[Shaper]):
                 yield Shaper(name, netns, peer, inward, outward, drift)
 
     def write(self, writer: Writer, steps: Sequence[Step[Shaper]]) -> None:
-
         (step,) = steps
         shaper = step.obj
         for netns, link, rate in (
@@ -742,7 +690,6 @@ class _Shapers(Kind[Shaper]):
 
 
 def _command(netns: str, link: str, rate: int) -> str:
-
     start = f"tc {f'-n {netns} ' if netns else ''}qdisc"
     if not rate:
         return f"{start} delete dev {link} root"
@@ -752,6 +699,3 @@ def _command(netns: str, link: str, rate: int) -> str:
 
 def _bits(rate: object) -> str:
     return f"{int(str(rate)) * 8}bit/s" if rate else "unlimited"
-
-
-RATE_LIMITS = _Shapers(Shaper)

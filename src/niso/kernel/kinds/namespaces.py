@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from niso.kernel.real import Writer
 
 
-# --- kind: name of a foreign namespace ------------------------------------------------------------
-
-
 class NetnsName(NamedTuple):
     """A symbolic link ``name`` in /run/netns that leads to the file ``target`` of a namespace.
 
@@ -38,7 +35,8 @@ class NetnsName(NamedTuple):
         return (self.name,)
 
 
-class _Names(Kind[NetnsName]):
+class _Names(Kind[NetnsName], of=NetnsName):
+    noun_format = "name {0.name} of the network namespace {0.target}"
     is_parent = True
     reads_closed_spaces = True
 
@@ -52,9 +50,6 @@ class _Names(Kind[NetnsName]):
         path = f"/run/netns/{step.obj.name}"
         return f"rm {path}" if step.action == "delete" else f"ln -sfT {step.obj.target} {path}"
 
-    def noun(self, obj: NetnsName) -> str:
-        return f"name {obj.name} of the network namespace {obj.target}"
-
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "cookie":
             return "it leads to another namespace"
@@ -64,7 +59,6 @@ class _Names(Kind[NetnsName]):
         """Yield the symbolic links to namespaces that contain the inner end of one of niso's veth
         pairs.
         """
-
         own: set[tuple[int, int]] | None = None
         for name in netns.symlinks():
             if not netns.exists(name):  # left by a removed attachment; no record says which one
@@ -79,7 +73,6 @@ class _Names(Kind[NetnsName]):
                 yield NetnsName(name, target, netns.cookie_at(target) or 0)
 
     def read(self, space: Space, objects: Collection[NetnsName]) -> Iterable[NetnsName]:
-
         if not objects:
             return ()
         target = netns.target(space.name)
@@ -107,12 +100,6 @@ class _Names(Kind[NetnsName]):
             netns.link(name, target)
 
 
-ATTACHED_NAMESPACES = _Names(NetnsName)
-
-
-# --- kind: network namespace of a service ---------------------------------------------------------
-
-
 class Netns(NamedTuple):
     """A namespace that niso created.
 
@@ -128,7 +115,8 @@ class Netns(NamedTuple):
         return (self.name,)
 
 
-class _Namespaces(Kind[Netns]):
+class _Namespaces(Kind[Netns], of=Netns):
+    noun_format = "network namespace {0.name}"
     is_parent = True
     reads_closed_spaces = True
 
@@ -143,11 +131,7 @@ class _Namespaces(Kind[Netns]):
             return f"ip -n {step.obj.name} link set lo up"
         return f"ip netns {'delete' if step.action == 'delete' else 'add'} {step.obj.name}"
 
-    def noun(self, obj: Netns) -> str:
-        return f"network namespace {obj.name}"
-
     def claimed(self, reading: Reading) -> Iterable[Netns]:
-
         wanted = {obj.name for obj in reading.candidates[Netns]}
         attached = {obj.cookie for obj in reading.candidates[NetnsName]}
         for name in netns.own_names():
@@ -160,7 +144,6 @@ class _Namespaces(Kind[Netns]):
                 yield Netns(name, reading.alias)
 
     def read(self, space: Space, objects: Collection[Netns]) -> Iterable[Netns]:
-
         if not objects or not netns.exists(space.name):
             return ()
         lo = space.link("lo")
@@ -172,7 +155,6 @@ class _Namespaces(Kind[Netns]):
         return (Netns(space.name, lo.alias, lo.up),)
 
     def write(self, writer: Writer, steps: Sequence[Step[Netns]]) -> None:
-
         (step,) = steps
         name = step.obj.name
         if step.action == "delete":
@@ -181,6 +163,3 @@ class _Namespaces(Kind[Netns]):
             writer.rtnl(name).set_link("lo", up=True)
         else:
             writer.sockets.keep(name, netns.make(name, alias=step.obj.alias))
-
-
-NAMESPACES = _Namespaces(Netns)

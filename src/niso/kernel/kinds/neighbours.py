@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from niso.kernel.real import Writer
 
 
-# --- kind: permanent neighbour entry --------------------------------------------------------------
-
-
 class PermanentNeighbour(NamedTuple):
     netns: str
     link: str  # the bridge, or the service's end of its veth pair
@@ -45,11 +42,8 @@ class PermanentNeighbour(NamedTuple):
         return (self.netns, self.link, self.address)
 
 
-class _PermanentNeighbours(Kind[PermanentNeighbour]):
+class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
     replaces = True
-
-    def space(self, obj: PermanentNeighbour) -> str:
-        return obj.netns
 
     def parents(self, obj: PermanentNeighbour) -> tuple[str, ...]:
         return (netns_parent(obj.netns), link_parent(obj.netns, obj.link))
@@ -89,7 +83,6 @@ class _PermanentNeighbours(Kind[PermanentNeighbour]):
         All entries of bridges are read only together with everything of niso's, since they belong
         to many services.
         """
-
         reading = space.reading
         if reading.everything or (space.name and reading.strays):
             links = {link.index: link.name for link in _links(space)}
@@ -115,7 +108,6 @@ class _PermanentNeighbours(Kind[PermanentNeighbour]):
         return (step.action == "delete", step.obj.netns)
 
     def write(self, writer: Writer, steps: Sequence[Step[PermanentNeighbour]]) -> None:
-
         messages = []
         netns = steps[0].obj.netns
         for step in steps:
@@ -139,12 +131,6 @@ def _links(space: Space) -> list[Link]:
     return [link for link in space.all_links() if link.name in bridges]
 
 
-NEIGHBOURS = _PermanentNeighbours(PermanentNeighbour)
-
-
-# --- kind: foreign entry --------------------------------------------------------------------------
-
-
 class Neighbour(NamedTuple):
     """A foreign static forwarding entry, by which a bridge sends frames for a MAC to a port."""
 
@@ -155,15 +141,14 @@ class Neighbour(NamedTuple):
         return tuple(self)
 
 
-class _Neighbours(Kind[Neighbour]):
+class _Neighbours(Kind[Neighbour], of=Neighbour):
+    noun_format = "forwarding entry {0.mac} of bridge port {0.link}"
+
     def parents(self, obj: Neighbour) -> tuple[str, ...]:
         return (link_parent("", obj.link),)
 
     def describe(self, step: Step[Neighbour]) -> str:
         return f"bridge fdb delete {step.obj.mac} dev {step.obj.link} master"
-
-    def noun(self, obj: Neighbour) -> str:
-        return f"forwarding entry {obj.mac} of bridge port {obj.link}"
 
     def read(self, space: Space, objects: Collection[Neighbour]) -> Iterable[Neighbour]:
         """Yield the static forwarding entries of niso's bridges that niso has not made.
@@ -193,17 +178,10 @@ class _Neighbours(Kind[Neighbour]):
                     yield Neighbour(port, mac)
 
     def write(self, writer: Writer, steps: Sequence[Step[Neighbour]]) -> None:
-
         entry = steps[0].obj
         rtnl, index = writer.link("", entry.link)
         if index is not None:
             rtnl.transact(neighbour_tables.unfix(index, entry.mac))
-
-
-FOREIGN_NEIGHBOURS = _Neighbours(Neighbour)
-
-
-# --- kind: FDB entry for a service of another host ------------------------------------------------
 
 
 class Fdb(NamedTuple):
@@ -222,7 +200,8 @@ class Fdb(NamedTuple):
         return (self.link, self.mac)
 
 
-class _FdbKind(Kind[Fdb]):
+class _FdbKind(Kind[Fdb], of=Fdb):
+    noun_format = "forwarding entry {0.mac} of VXLAN device {0.link}"
     replaces = True
 
     def parents(self, obj: Fdb) -> tuple[str, ...]:
@@ -234,9 +213,6 @@ class _FdbKind(Kind[Fdb]):
         to = "" if step.action == "delete" else f" dst {entry.host} permanent"
         static = "" if step.action == "delete" else " static"
         return f"{start} dev {entry.link} self{to} && {start} dev {entry.link} master{static}"
-
-    def noun(self, obj: Fdb) -> str:
-        return f"forwarding entry {obj.mac} of VXLAN device {obj.link}"
 
     def causes(self, obj: Fdb, actual: Fdb | None) -> tuple[str, ...]:
         return (f"{link_parent('', obj.link)} another",)
@@ -273,7 +249,6 @@ class _FdbKind(Kind[Fdb]):
         return step.action == "delete"
 
     def write(self, writer: Writer, steps: Sequence[Step[Fdb]]) -> None:
-
         messages: list[Message] = []
         for step in steps:
             entry = step.obj
@@ -295,6 +270,3 @@ def _all(link: str, entries: Iterable[tuple[str, str]]) -> Iterable[Fdb]:
     for mac, host in pairs:
         if host or mac not in led:
             yield Fdb(link, mac, host, mac in fixed)
-
-
-FDB_ENTRIES = _FdbKind(Fdb)

@@ -15,7 +15,17 @@ from niso.base.errors import Conflict, KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import netns, policy_rules, ruleset
 from niso.kernel.kinds.addresses import Address
-from niso.kernel.kinds.kind import KINDS, Difference, Kind, Reading, Space, State, Steps, kind_of
+from niso.kernel.kinds.kind import (
+    BY_TYPE,
+    KINDS,
+    Finding,
+    Kind,
+    Reading,
+    Space,
+    State,
+    Steps,
+    kind_of,
+)
 from niso.kernel.kinds.links import Veth
 from niso.kernel.libnftables import Nft, release_memory
 from niso.kernel.nft_elements import HEADERS, Atoms, Edit, Element, Nfnetlink, can_change
@@ -127,7 +137,7 @@ class NftTransaction(NamedTuple):
 
     @property
     def kind(self) -> Kind[Any]:
-        return ELEMENTS
+        return BY_TYPE[Element]
 
     def objects(self) -> tuple[Any, ...]:
         return ()
@@ -144,7 +154,7 @@ class NftTransaction(NamedTuple):
         return "\n".join(f"nft {statement!r}" for statement in self.statements)
 
 
-class _Elements(Kind[Element]):
+class _Elements(Kind[Element], of=Element):
     is_transactional = True
 
     def parents(self, obj: Element) -> tuple[str, ...]:
@@ -187,7 +197,6 @@ class _Elements(Kind[Element]):
         second one, after all other steps. If there is nothing to add, all deletions are in the
         second one.
         """
-
         if want[Ruleset] != have[Ruleset]:  # the step of the ruleset writes all elements
             return Steps()
         before = {element.key(): element for element in have[Element] - want[Element]}
@@ -238,7 +247,6 @@ class _Elements(Kind[Element]):
         Transactions that create or destroy tables, and those with elements that nft_elements.py
         cannot write, are executed by libnftables.
         """
-
         (step,) = steps
         edits = [edit for edit in step.edits if isinstance(edit, Edit)]
         headers = [HEADERS[edit.element.table, edit.element.container] for edit in edits]
@@ -256,7 +264,6 @@ def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set
 
     ``deleted`` are the elements that it deletes.
     """
-
     return {
         *(
             address.address.partition("/")[0]
@@ -297,7 +304,6 @@ def _all(reading: Reading) -> Iterator[Element]:
 
     Raises Conflict if the tables belong to another state folder.
     """
-
     with Nfnetlink() as netlink:
         for table, containers in ruleset.CONTAINERS.items():
             for container in containers:
@@ -336,24 +342,13 @@ def owner(state_id: str) -> list[Element]:
     ]
 
 
-# --- kind: element --------------------------------------------------------------------------------
-
-
-ELEMENTS = _Elements(Element)
-
-
-# --- kind: the two tables -------------------------------------------------------------------------
-
-
-class _Rulesets(Kind[Ruleset]):
+class _Rulesets(Kind[Ruleset], of=Ruleset):
+    noun_format = "nftables tables inet niso and bridge niso"
     is_transactional = True
     is_parent = True
 
     def parent_name(self, obj: Ruleset) -> str:
         return "ruleset"
-
-    def noun(self, obj: Ruleset) -> str:
-        return "nftables tables inet niso and bridge niso"
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Destroy and recreate both tables in one transaction, with all elements.
@@ -364,7 +359,6 @@ class _Rulesets(Kind[Ruleset]):
         recreates the tables, and so completes what a killed command left behind. A plan that
         creates tables covers everything, whatever its scope.
         """
-
         if want[Ruleset] == have[Ruleset]:
             return Steps()
         tables = tuple(f"destroy table {table}" for table in ruleset.CONTAINERS)
@@ -388,12 +382,10 @@ class _Rulesets(Kind[Ruleset]):
             last=[NftTransaction(last)] if last else [],
         )
 
-    def differences(
-        self, obj: Ruleset, actual: Ruleset, known: Collection[str]
-    ) -> list[Difference]:
+    def differences(self, obj: Ruleset, actual: Ruleset, known: Collection[str]) -> list[Finding]:
         if not actual.wrong:
-            return [Difference("different", self.noun(actual), "from another version of niso")]
-        return [Difference(problem, f"nftables {what}") for problem, what in actual.wrong]
+            return [Finding("different", self.noun(actual), "from another version of niso")]
+        return [Finding(problem, f"nftables {what}") for problem, what in actual.wrong]
 
     def conditions(self, obj: Ruleset, actual: Ruleset) -> Iterable[str]:
         wrong = [name for _, name in actual.wrong]
@@ -417,7 +409,6 @@ def _is_version(element: Element) -> bool:
 
 def _compared() -> Iterable[Ruleset]:
     """Return the tables with the differences from their text."""
-
     wrong = differences()
     release_memory()  # release the memory, since the objects read next need as much
     return () if wrong is None else (Ruleset(ruleset.DIGEST, wrong),)
@@ -428,7 +419,6 @@ def _other_tables(reading: Reading) -> Iterable[Ruleset]:
 
     Raises Conflict if the tables belong to another state folder.
     """
-
     with Nfnetlink() as netlink:
         digests: list[str] = []
         gone: list[tuple[Problem, str]] = []
@@ -445,6 +435,3 @@ def _other_tables(reading: Reading) -> Iterable[Ruleset]:
     if len(digests) != len(ruleset.CONTAINERS) or len(set(digests)) != 1:
         return (Ruleset("incomplete", tuple(gone)),) if digests else ()
     return (Ruleset(digests[0]),)
-
-
-RULESET = _Rulesets(Ruleset)

@@ -47,11 +47,8 @@ class Sysctl(NamedTuple):
         return (self.netns, self.name)
 
 
-class _Sysctls(Kind[Sysctl]):
+class _Sysctls(Kind[Sysctl], of=Sysctl):
     is_only_set = True
-
-    def space(self, obj: Sysctl) -> str:
-        return obj.netns
 
     def parents(self, obj: Sysctl) -> tuple[str, ...]:
         link = _link(obj)
@@ -67,8 +64,6 @@ class _Sysctls(Kind[Sysctl]):
     def noun(self, obj: Sysctl) -> str:
         return f"sysctl {obj.name}={obj.value!r}{in_netns(obj.netns)}"
 
-    # --- planning ---
-
     def wanted(self, want: State, have: State) -> frozenset[Sysctl]:
         """Return the desired sysctls, and valid values for some that niso normally leaves
         unchanged.
@@ -76,7 +71,6 @@ class _Sysctls(Kind[Sysctl]):
         These are added if the actual value breaks a service: IPv6 is disabled inside the service,
         or IPv4 forwarding of a bridge is.
         """
-
         inside = {obj.name for obj in want[Netns]}
         bridges = {obj.name for obj in want[Bridge]}
         known = {obj.key() for obj in want[Sysctl]}
@@ -101,7 +95,6 @@ class _Sysctls(Kind[Sysctl]):
         Left out are IPv6 sysctls on a kernel without IPv6, and sysctls of interfaces that are about
         to be deleted.
         """
-
         made = {bridge.name for bridge in want[Bridge]}
         going = {bridge.name for bridge in before[Bridge]} - made if before is not None else set()
         has_ipv6 = sysctl(FORWARDING6) is not None
@@ -148,8 +141,6 @@ class _Sysctls(Kind[Sysctl]):
         """
         return not obj.netns
 
-    # --- findings ---
-
     def causes(self, obj: Sysctl, actual: Sysctl | None) -> tuple[str, ...]:
         # it was reset by setting the sysctl of all links
         if obj.name.endswith("/default/disable_ipv6"):
@@ -161,10 +152,7 @@ class _Sysctls(Kind[Sysctl]):
             return (f"{link_parent(actual.netns, actual.name.split('/')[3])} without IPv6",)
         return ()
 
-    # --- reading and writing ---
-
     def read(self, space: Space, objects: Collection[Sysctl]) -> Iterable[Sysctl]:
-
         without = _links_without_ipv6(space)
         if not objects and not without:
             return ()
@@ -180,7 +168,6 @@ class _Sysctls(Kind[Sysctl]):
         return step.obj.netns
 
     def write(self, writer: Writer, steps: Sequence[Step[Sysctl]]) -> None:
-
         name = steps[0].obj.netns
         with at(name):
             proc_sys.write_all((step.obj.name, step.obj.value) for step in steps)
@@ -215,7 +202,6 @@ def _is_forwarding6(obj: Sysctl) -> bool:
 
 def _present(objects: Iterable[Sysctl]) -> set[Sysctl]:
     """Return the sysctls that exist in the caller's namespace, with their values."""
-
     asked = list(objects)
     values = zip(asked, proc_sys.read_all(obj.name for obj in asked), strict=True)
     return {obj._replace(value=value) for obj, value in values if value is not None}
@@ -223,7 +209,6 @@ def _present(objects: Iterable[Sysctl]) -> set[Sysctl]:
 
 def _links_without_ipv6(space: Space) -> list[str]:
     """Return a service's interfaces on which an IPv6 address of the candidates is missing."""
-
     if not space.name:
         return []
     asked = {(a.link, a.address) for a in space.objects(Address) if ":" in a.address}
@@ -255,12 +240,8 @@ def _bridges_that_do_not_forward(space: Space, present: set[Sysctl]) -> set[Sysc
     ``present`` are the sysctls that have been read. A bridge has the value of ip_forward until its
     own sysctl is set.
     """
-
     if Sysctl("", FORWARDING, "1") not in present:
         return set()
     names = (bridge.name for bridge in space.reading.so_far(Bridge))
     asked = (Sysctl("", f"net/ipv4/conf/{name}/forwarding", "1") for name in names)
     return {obj for obj in _present(asked) if obj.value == "0"}
-
-
-SYSCTLS = _Sysctls(Sysctl)

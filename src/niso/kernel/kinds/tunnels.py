@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from niso.kernel.real import Writer
 
 
-# --- create and parse VXLAN devices ---------------------------------------------------------------
-
-
 _ID, _GROUP, _LINK, _LOCAL, _TTL, _LEARNING = 1, 2, 3, 4, 5, 7  # IFLA_VXLAN_*
 _PORT, _GROUP6, _LOCAL6 = 15, 16, 17
 _OFF = {
@@ -54,21 +51,11 @@ _OFF = {
 _TTL_HOPS = 64
 
 
-class Tunnel(NamedTuple):
-    """The settings of a VXLAN device.
+def parse(data: bytes) -> tuple[int, str, int, str]:
+    """Parse a VXLAN device's IFLA_INFO_DATA; return (VNI, this host's address, UDP port, drift).
 
-    ``vni`` is its VXLAN network identifier, ``local`` this host's address, and ``port`` the UDP
-    port. ``drift`` names other settings that differ from those of `add`.
+    The drift names settings that differ from those of `add`.
     """
-
-    vni: int
-    local: str
-    port: int
-    drift: str = ""
-
-
-def parse(data: bytes) -> Tunnel:
-    """Parse a VXLAN device's IFLA_INFO_DATA."""
     have = attributes(data)
     local = ""
     if _LOCAL in have:
@@ -84,29 +71,26 @@ def parse(data: bytes) -> Tunnel:
         parts.append(f"ttl {have[_TTL][0]}")
     vni = struct.unpack("=I", have[_ID])[0] if _ID in have else 0
     port = struct.unpack("!H", have[_PORT])[0] if _PORT in have else 0
-    return Tunnel(vni, local, port, ", ".join(parts))
+    return vni, local, port, ", ".join(parts)
 
 
-def add(rtnl: Rtnl, name: str, tunnel: Tunnel, mtu: int, bridge: str, alias: str) -> None:
-    """Create a VXLAN device as a port of ``bridge``, and set it up.
+def add(rtnl: Rtnl, vxlan: Vxlan) -> None:
+    """Create a VXLAN device as a port of its bridge, and set it up. It neither learns nor floods.
 
-    It neither learns MACs nor floods.
-
-    ``alias`` contains the id of the state folder. Raises KernelError, and Conflict if another
-    device has the VNI or the UDP port.
+    Raises KernelError, and Conflict if another device has the VNI or the UDP port.
     """
-    master = rtnl.index(bridge)
+    name = vxlan.name
+    master = rtnl.index(vxlan.bridge)
     index = rtnl.free_index()
     what = f"create VXLAN device '{name}'"
-    family = socket.AF_INET6 if family_of(tunnel.local) == 6 else socket.AF_INET
+    is_six = family_of(vxlan.local) == 6
+    local = socket.inet_pton(socket.AF_INET6 if is_six else socket.AF_INET, vxlan.local)
     settings = (
-        u32(_ID, tunnel.vni),
-        attribute(
-            _LOCAL6 if family == socket.AF_INET6 else _LOCAL, socket.inet_pton(family, tunnel.local)
-        ),
+        u32(_ID, vxlan.vni),
+        attribute(_LOCAL6 if is_six else _LOCAL, local),
         attribute(_TTL, bytes([_TTL_HOPS])),
         attribute(_LEARNING, b"\0"),
-        attribute(_PORT, struct.pack("!H", tunnel.port)),
+        attribute(_PORT, struct.pack("!H", vxlan.port)),
     )
     try:
         rtnl.create(
@@ -114,23 +98,23 @@ def add(rtnl: Rtnl, name: str, tunnel: Tunnel, mtu: int, bridge: str, alias: str
             what,
             text(IFLA_IFNAME, name)
             # in the creation: the default without an underlying link is 1500 bytes
-            + u32(IFLA_MTU, mtu)
+            + u32(IFLA_MTU, vxlan.mtu)
             + of_kind("vxlan", *settings),
-            alias_data(alias),
-            join(name, index, bridge, master),
+            alias_data(vxlan.alias),
+            join(name, index, vxlan.bridge, master),
             *(Message(what, NEWLINK, 0, ifinfo(index) + setting) for setting in _port_settings()),
             raise_up(name, index),
         )
     except KernelError as error:
         if error.errno == errno.EEXIST and rtnl.link(name) is None:
             raise Conflict(
-                f"another VXLAN device has VNI {tunnel.vni} and UDP port {tunnel.port}",
+                f"another VXLAN device has VNI {vxlan.vni} and UDP port {vxlan.port}",
                 "ip -d link show type vxlan",
             ) from error
         if error.errno == errno.EADDRINUSE:
             raise Conflict(
-                f"UDP port {tunnel.port} is in use: VXLAN device {name!r} needs it",
-                f"ss -ulnp 'sport = :{tunnel.port}' and ip -d link show type vxlan show by what",
+                f"UDP port {vxlan.port} is in use: VXLAN device {name!r} needs it",
+                f"ss -ulnp 'sport = :{vxlan.port}' and ip -d link show type vxlan show by what",
             ) from error
         raise
 
@@ -152,11 +136,7 @@ def attach(rtnl: Rtnl, name: str, mtu: int, bridge: str) -> None:
 
 
 def _port_settings() -> list[bytes]:
-    """Return the attributes for the bridge port of a VXLAN device."""
     return link_records.usual(", ".join(link_records.TUNNEL_PORT), tunnel=True)
-
-
-# --- kind: VXLAN device ---------------------------------------------------------------------------
 
 
 class Vxlan(NamedTuple):
@@ -187,7 +167,8 @@ class Vxlan(NamedTuple):
         return (self.vni, self.local, self.port, self.device)
 
 
-class _Vxlans(Kind[Vxlan]):
+class _Vxlans(Kind[Vxlan], of=Vxlan):
+    noun_format = "VXLAN device {0.name}"
     is_parent = True
 
     def parent_name(self, obj: Vxlan) -> str:
@@ -223,9 +204,6 @@ class _Vxlans(Kind[Vxlan]):
             f"ip link add {vxlan.name} type vxlan id {vxlan.vni} local {vxlan.local}"
             f" dstport {vxlan.port} nolearning ttl 64 && {port}"
         )
-
-    def noun(self, obj: Vxlan) -> str:
-        return f"VXLAN device {obj.name}"
 
     def blocking(self, want: State, have: State) -> frozenset[Vxlan]:
         """Return the existing devices that must be deleted first.
@@ -275,34 +253,19 @@ class _Vxlans(Kind[Vxlan]):
             link = space.own_link(name)
             if link is not None:
                 bridge = space.rtnl.name(link.master) if link.master else ""
-                yield Vxlan(
-                    link.name,
-                    *parse(link.data)[:3],
-                    link.mtu,
-                    bridge,
-                    link.alias,
-                    parse(link.data).drift,
-                    link.up,
-                    link.drift,
-                )
+                vni, local, port, drift = parse(link.data)
+                own = (link.mtu, bridge, link.alias, drift, link.up, link.drift)
+                yield Vxlan(link.name, vni, local, port, *own)
 
     def write(self, writer: Writer, steps: Sequence[Step[Vxlan]]) -> None:
-
         (step,) = steps
         rtnl, obj = writer.rtnl(""), step.obj
         if step.action == "delete":
             rtnl.delete_link(obj.name)
         elif step.action == "add":
-            tunnel = Tunnel(obj.vni, obj.local, obj.port)
-            add(rtnl, obj.name, tunnel, obj.mtu, obj.bridge, obj.alias)
+            add(rtnl, obj)
         else:
             attach(rtnl, obj.name, obj.mtu, obj.bridge)
-
-
-VXLANS = _Vxlans(Vxlan)
-
-
-# --- create and read WireGuard links --------------------------------------------------------------
 
 
 _TUN = "/dev/net/tun"
@@ -321,14 +284,6 @@ _ALIVE_S = 180
 """
 _HELLO_S = 60
 _TIMEOUT_S, _PAUSE_S = 10.0, 0.02
-
-
-class WgSettings(NamedTuple):
-    """The settings that wg(8) shows of a WireGuard interface; empty if wg(8) cannot query it."""
-
-    public: str = ""
-    port: int = 0
-    others: tuple[FarEnd, ...] = ()
 
 
 def lacks(form: str) -> str | None:
@@ -393,12 +348,14 @@ def answers(name: str, form: str) -> bool:
     return True
 
 
-def shown_peer(name: str, known: Mapping[str, FarEnd]) -> WgSettings:
-    """Return the settings of a WireGuard interface, as wg(8) shows them.
+def shown(
+    name: str, endpoints: Mapping[str, str]
+) -> tuple[str, int, tuple[tuple[str, str, str], ...]]:
+    """Return (public, port, others) of a WireGuard interface; empty if wg(8) cannot query it.
 
-    ``known`` are the desired settings of the other hosts, by public key. WireGuard replies to the
-    address that a host last sent from, which may be another one than desired. Therefore the desired
-    endpoint is returned for a host with a session.
+    ``endpoints`` are the desired ones of the other hosts, by public key. WireGuard replies to the
+    address that a host last sent from, which may be another one. Therefore the desired endpoint is
+    returned for a host with a session.
     """
     try:
         lines = _run(["wg", "show", name, "dump"]).splitlines()
@@ -406,12 +363,12 @@ def shown_peer(name: str, known: Mapping[str, FarEnd]) -> WgSettings:
         others = []
         for line in lines[1:]:
             key, _, endpoint, inside, handshake, *_ = line.split("\t")
-            if key in known and time.time() - int(handshake) < _ALIVE_S:
-                endpoint = known[key].endpoint
-            others.append(FarEnd(key, endpoint, inside.removesuffix("/128")))
+            if key in endpoints and time.time() - int(handshake) < _ALIVE_S:
+                endpoint = endpoints[key]
+            others.append((key, endpoint, inside.removesuffix("/128")))
+        return public.replace("(none)", ""), int(port), tuple(sorted(others))
     except (KernelError, ValueError, IndexError):
-        return WgSettings()
-    return WgSettings(public.replace("(none)", ""), int(port), tuple(sorted(others)))
+        return "", 0, ()
 
 
 def make(rtnl: Rtnl, link: WireGuard) -> None:
@@ -518,9 +475,9 @@ def _configuration(link: WireGuard, keepalive_s: int) -> str:
     except OSError as error:
         raise KernelError(f"{path} cannot be read: {error.strerror}") from None
     lines = ["[Interface]", f"PrivateKey = {private}", f"ListenPort = {link.port}"]
-    for far in link.others:
-        lines += ["[Peer]", f"PublicKey = {far.public}", f"Endpoint = {far.endpoint}"]
-        lines += [f"AllowedIPs = {far.address}/128", f"PersistentKeepalive = {keepalive_s}"]
+    for key, endpoint, address in link.others:
+        lines += ["[Peer]", f"PublicKey = {key}", f"Endpoint = {endpoint}"]
+        lines += [f"AllowedIPs = {address}/128", f"PersistentKeepalive = {keepalive_s}"]
     return "\n".join((*lines, ""))
 
 
@@ -549,22 +506,11 @@ def _run(words: list[str], text: str = "") -> str:
     return done.stdout
 
 
-# --- kind: WireGuard link -------------------------------------------------------------------------
-
-
 KERNEL, USERSPACE = "wireguard", "tun"
 """The forms of WireGuard interfaces: one of the kernel, and one that wireguard-go serves.
 
 If the process of wireguard-go ends, its interface stays and drops all packets.
 """
-
-
-class FarEnd(NamedTuple):
-    """Another host of the cluster, as a WireGuard peer."""
-
-    public: str  # its public key, as wg(8) writes it
-    endpoint: str  # "198.51.100.1:4800", "[2001:db8::1]:4800"
-    address: str  # its address inside the tunnel, IPv6: the source of all packets that it sends
 
 
 class WireGuard(NamedTuple):
@@ -577,14 +523,17 @@ class WireGuard(NamedTuple):
     mtu: int  # bytes
     public: str
     alias: str
-    others: tuple[FarEnd, ...] = ()  # sorted
+    # other hosts, sorted: public key as wg(8) writes it, endpoint ("198.51.100.1:4800",
+    # "[2001:db8::1]:4800"), IPv6 address inside the tunnel, the source of all packets of the host
+    others: tuple[tuple[str, str, str], ...] = ()
     up: bool = True
 
     def key(self) -> tuple[str, ...]:
         return (self.name,)
 
 
-class _WireGuards(Kind[WireGuard]):
+class _WireGuards(Kind[WireGuard], of=WireGuard):
+    noun_format = "WireGuard {0.name}"
     is_parent = True
 
     def parent_name(self, obj: WireGuard) -> str:
@@ -594,7 +543,6 @@ class _WireGuards(Kind[WireGuard]):
         return (Element(INET, "ports", (obj.name,)),)
 
     def describe(self, step: Step[WireGuard]) -> str:
-
         link = step.obj
         if step.action == "delete":
             return f"ip link delete {link.name}"
@@ -604,8 +552,8 @@ class _WireGuards(Kind[WireGuard]):
             else f"ip tuntap add {link.name} mode tun; wireguard-go {link.name}"
         )
         others = "".join(
-            f" peer {far.public} endpoint {far.endpoint} allowed-ips {far.address}/128"
-            for far in link.others
+            f" peer {key} endpoint {endpoint} allowed-ips {address}/128"
+            for key, endpoint, address in link.others
         )
         start = f"{made}; " if step.action == "add" else ""
         return (
@@ -613,9 +561,6 @@ class _WireGuards(Kind[WireGuard]):
             f" {link.port}{others} && ip address replace {link.address} dev {link.name} &&"
             f" ip link set {link.name} alias {link.alias} mtu {link.mtu} up"
         )
-
-    def noun(self, obj: WireGuard) -> str:
-        return f"WireGuard {obj.name}"
 
     def blocking(self, want: State, have: State) -> frozenset[WireGuard]:
         """Return the existing interfaces that have another form than desired.
@@ -663,22 +608,15 @@ class _WireGuards(Kind[WireGuard]):
             read = same[0]._replace(form=link.kind, mtu=link.mtu, alias=link.alias, up=link.up)
             if reading.strays or reading.everything or len(same) > 1:
                 inside = [assigned.address for assigned in space.addresses(link)]
-                shown = shown_peer(name, {f.public: f for t in same for f in t.others})
-                read = read._replace(
-                    address=", ".join(sorted(inside)),
-                    port=shown.port,
-                    public=shown.public,
-                    others=shown.others,
-                )
+                endpoints = {key: endpoint for obj in same for key, endpoint, _ in obj.others}
+                public, port, others = shown(name, endpoints)
+                own = ", ".join(sorted(inside))
+                read = read._replace(address=own, port=port, public=public, others=others)
             yield read
 
     def write(self, writer: Writer, steps: Sequence[Step[WireGuard]]) -> None:
-
         (step,) = steps
         if step.action == "delete":
             remove(writer.rtnl(""), step.obj.name)
         else:
             make(writer.rtnl(""), step.obj)
-
-
-WIREGUARDS = _WireGuards(WireGuard)
