@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 
 from niso.base import names
@@ -23,7 +22,7 @@ from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import prefix
 from niso.change import attach, networks
-from niso.change.attach import Request, Wish, combined
+from niso.change.attach import Request, Wish
 from niso.engines import plugin
 from niso.kernel.libnftables import Nft
 from niso.manifest.addresses_and_ports import static_address
@@ -49,59 +48,43 @@ WRONG_VARIABLE, WRONG_CONFIG, KERNEL = 4, 7, 100
 _WRONG_VERSION, _NOT_READ, _NOT_JSON = 1, 5, 6
 
 
-class Failure(Exception):
-    """An error of the CNI specification, with its code."""
+class Failure(Error):
+    """An error of the CNI specification, with its code. Its hint is the field ``details``."""
 
     def __init__(self, code: int, message: str, details: str = "") -> None:
-        super().__init__(message)
-        self.code, self.message, self.details = code, message, details
+        super().__init__(message, details)
+        self.code = code
 
 
 def main() -> None:
     """Carry out one call of the engine, print the answer, and end the process."""
-    version, status = VERSIONS[-1], 0
-    try:
-        command = os.environ.get("CNI_COMMAND", "")
-        config = _config()
-        version = str(config.get("cniVersion", "0.3.0"))
-        answer = _answer(command, version, config)
-    except Failure as failure:
-        answer, status = _error(version, failure), 1
-    except Error as error:
-        answer, status = _error(version, _failure(error)), 1
-    except OSError as error:
-        text = f"{error.filename or 'system call'}: {error.strerror}"
-        answer, status = _error(version, Failure(KERNEL, text)), 1
-    except plugin.MALFORMED as error:
-        text = f"does not understand this call: {error!r}"
-        answer, status = _error(version, Failure(WRONG_CONFIG, text)), 1
-    if answer is not None:
-        sys.stdout.write(f"{json.dumps(answer)}\n")
-    sys.stdout.flush()
-    os._exit(status)
+    config: dict[str, Any] = {"cniVersion": VERSIONS[-1]}
+
+    def call() -> object:
+        config.update({"cniVersion": "0.3.0"} | _config())
+        return _answer(os.environ.get("CNI_COMMAND", ""), str(config["cniVersion"]), config)
+
+    plugin.run(call, lambda error: _error(str(config["cniVersion"]), error))
 
 
-def _error(version: str, failure: Failure) -> dict[str, object]:
-    shown = version if version in VERSIONS else VERSIONS[-1]
-    return {
-        "cniVersion": shown,
-        "code": failure.code,
-        "msg": f"niso: {failure.message}",
-        "details": failure.details,
-    }
-
-
-def _failure(error: Error) -> Failure:
-    """Convert an error of niso to the CNI error with the matching code."""
+def _error(version: str, error: Exception) -> dict[str, object]:
+    """Convert an error to an answer with the matching code of CNI."""
+    code, details = KERNEL, ""
     if isinstance(error, ErrorGroup):
-        text = "; ".join(one.message for one in error.errors)
-        return Failure(KERNEL, text, "; ".join(one.hint or "" for one in error.errors))
-    code = WRONG_CONFIG if isinstance(error, InvalidInput) else KERNEL
-    return Failure(code, error.message, error.hint or "")
+        message = "; ".join(one.message for one in error.errors)
+        details = "; ".join(one.hint or "" for one in error.errors)
+    elif isinstance(error, Error):
+        code = WRONG_CONFIG if isinstance(error, InvalidInput) else getattr(error, "code", KERNEL)
+        message, details = error.message, error.hint or ""
+    elif isinstance(error, OSError):
+        message = f"{error.filename or 'system call'}: {error.strerror}"
+    else:
+        code, message = WRONG_CONFIG, f"does not understand this call: {error!r}"
+    shown = version if version in VERSIONS else VERSIONS[-1]
+    return {"cniVersion": shown, "code": code, "msg": f"niso: {message}", "details": details}
 
 
 def _config() -> dict[str, Any]:
-    """Read the configuration from stdin. Raises Failure."""
     try:
         data = json.loads(plugin.read_stdin())
     except OSError as error:
@@ -136,28 +119,10 @@ _WAYS = {"in": "ingress", "out": "egress"}
 _SINCE_0_4, _SINCE_1_1 = VERSIONS[2:], VERSIONS[4:]
 _NOT_USABLE, _DIFFERENT = 50, 101
 _KEYS = {
-    "cniVersion",
-    "name",
-    "type",
-    "network",
-    "subnets",
-    "internal",
-    "ipv6",
-    "mtu",
-    "policy",
-    "kubernetes",
-    "annotations",
-    "names",
-    "capabilities",
-    "runtimeConfig",
-    "args",
-    "dns",
-    "prevResult",
-    "ipMasq",
-    "disableCheck",
-    "disableGC",
-    "cni.dev/valid-attachments",
-    "cni.dev/attachments",
+    *("cniVersion", "name", "type", "network", "subnets", "internal", "ipv6", "mtu", "policy"),
+    *("kubernetes", "annotations", "names", "capabilities", "runtimeConfig", "args", "dns"),
+    *("prevResult", "ipMasq", "disableCheck", "disableGC"),
+    *("cni.dev/valid-attachments", "cni.dev/attachments"),
 }
 _ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
 _PREFIX = "niso.io/"
@@ -185,11 +150,6 @@ def answer(command: str, version: str, config: dict[str, Any]) -> dict[str, Any]
 
 
 def _call(command: str, version: str, config: dict[str, Any]) -> Call:
-    """Return the checked parameters of a call, from variables and configuration.
-
-    Raises Failure, InvalidInput.
-    """
-
     container, interface = (os.environ.get(f"CNI_{n}", "") for n in ("CONTAINERID", "IFNAME"))
     netns = os.environ.get("CNI_NETNS", "")
     if command in ("ADD", "DEL", "CHECK"):
@@ -212,9 +172,11 @@ def _call(command: str, version: str, config: dict[str, Any]) -> Call:
     name = config.get("network", config.get("name"))
     if not isinstance(name, str):
         raise Failure(WRONG_CONFIG, "the configuration has no name")
-    return Call(
-        version, config, network_name(name, "network"), container, netns, interface, _args()
-    )
+    # K8S_POD_NAME=web;IP=10.99.1.9
+    pairs = (pair.partition("=") for pair in os.environ.get("CNI_ARGS", "").split(";"))
+    args = _once(((key, value) for key, equals, value in pairs if equals), "CNI_ARGS: ")
+    network = network_name(name, "network")
+    return Call(version, config, network, container, netns, interface, args)
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
@@ -242,34 +204,23 @@ def _check_config(config: Mapping[str, Any]) -> None:
         raise Failure(WRONG_CONFIG, "subnets is not a list of texts")
 
 
-def _args() -> dict[str, str]:
-    """Parse the KEY=VALUE pairs of CNI_ARGS: ``K8S_POD_NAME=web;IP=10.99.1.9``. Raises Failure."""
-    pairs = (pair.partition("=") for pair in os.environ.get("CNI_ARGS", "").split(";"))
-    return _once(((key, value) for key, equals, value in pairs if equals), "CNI_ARGS: ")
-
-
 # --- ADD ------------------------------------------------------------------------------------------
 
 
 def _add(call: Call) -> dict[str, Any]:
     runtime = _folded(call.config.get("runtimeConfig", {}))
-    servers = _name_servers(runtime.get("dns") or {})
+    servers = runtime.get("dns") or {}
+    keys = {"servers": "nameservers", "searches": "search", "options": "options"}
+    if not isinstance(servers, dict) or servers.keys() - keys:
+        raise Failure(WRONG_CONFIG, f"runtimeConfig.dns has other keys than {', '.join(keys)}")
     machine = plugin.machine()
     store = machine.store
-    known = store.attachments.all(OWNER, call.container)
-    there = machine.kernel.cookie_at(call.netns)
-    same = next((attached for attached in known if there and attached.cookie == there), None)
+    same, name = plugin.find(machine, OWNER, call.container, call.netns, _given(call))
     waits, is_chained = "kubernetes" in call.config, call.config.get("prevResult") is not None
     if is_chained:
         require_free(store, call, same)
     if waits:
         require(call, same)
-    if same is not None:
-        name = same.service
-    elif known:
-        name = known[0].service
-    else:
-        name = plugin.free_name(machine, _given(call), call.container)
     request = _request(call, runtime, name)
     if waits:
         request = closed(store, call, request, same)
@@ -277,7 +228,7 @@ def _add(call: Call) -> dict[str, Any]:
         request = plugin.joined(store, request)
     network = store.network(call.network)
     if network is None:
-        _create_network(machine, call)
+        networks.create(machine, _network_request(call))
     else:
         _require_configured(network, call.config)
     # the policy of the repeated request may be wider than what the agent has applied since
@@ -285,8 +236,8 @@ def _add(call: Call) -> dict[str, Any]:
     if waits:
         wait(machine, call, done.service)
     own = _result(store, call, done.service)
-    if servers:
-        own["dns"] = servers
+    if any(servers.values()):
+        own["dns"] = {keys[key]: value for key, value in servers.items() if value}
     return merged(call, own) if is_chained else own
 
 
@@ -302,18 +253,15 @@ def _folded(value: Any) -> dict[str, Any]:
     return folded if isinstance(folded, dict) else {}
 
 
-def _create_network(machine: Machine, call: Call) -> None:
-    """Create the network that the configuration describes. Raises Error."""
-
+def _network_request(call: Call) -> NetworkRequest:
     config = call.config
-    request = NetworkRequest(
+    return NetworkRequest(
         call.network,
         tuple(config.get("subnets", ())),
         ipv6=config.get("ipv6", False),
         internal=config.get("internal", False),
         mtu=config.get("mtu") or None,
     )
-    networks.create(machine, request)
 
 
 def _require_configured(network: Network, config: Mapping[str, Any]) -> None:
@@ -338,21 +286,8 @@ def _require_configured(network: Network, config: Mapping[str, Any]) -> None:
         )
 
 
-def _name_servers(given: Any) -> dict[str, Any]:
-    """Convert the capability ``dns`` of a call to the field ``dns`` of the result.
-
-    Raises Failure.
-    """
-    keys = {"servers": "nameservers", "searches": "search", "options": "options"}
-    if not isinstance(given, dict) or given.keys() - keys:
-        raise Failure(WRONG_CONFIG, f"runtimeConfig.dns has other keys than {', '.join(keys)}")
-    return {keys[key]: value for key, value in given.items() if value}
-
-
 def _given(call: Call) -> str:
-    """Return the name for the container: derived from its pod, or the container's id without a
-    pod.
-    """
+    """Return the name for the container: its pod's, or without a pod the container's id."""
     pod, space = (call.args.get(f"K8S_POD_{word}", "") for word in ("NAME", "NAMESPACE"))
     if not pod:
         return call.container
@@ -361,10 +296,7 @@ def _given(call: Call) -> str:
 
 
 def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
-    """Return the request to attach the container to the configuration's network.
-
-    Raises Failure, InvalidInput.
-    """
+    """Return the request to attach the container. Raises Failure, InvalidInput."""
     notes = runtime.get(_ANNOTATIONS) or {}
     if not isinstance(notes, dict):  # policies could be in it
         raise Failure(WRONG_CONFIG, f"{_ANNOTATIONS} is not an object")
@@ -382,7 +314,6 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
                 f'"annotations": ["{word}"] in the configuration lets them',
             )
     ips = [*(runtime.get("ips") or ()), call.args.get("IP", ""), own.get("ip", "")]
-    mac = str(runtime.get("mac") or call.args.get("MAC", ""))
     said = runtime.get("aliases") or ()
     listed = [*(said.get(call.network, ()) if isinstance(said, dict) else said)]
     chosen = own.get("aliases", "").replace(",", " ").split()
@@ -395,7 +326,7 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
         call.network,
         call.interface,
         tuple(dict.fromkeys(_address(str(ip)) for ip in ips if ip)),
-        attach.mac(mac) if mac else "",
+        plugin.mac(runtime.get("mac") or call.args.get("MAC")),
     )
     return Request(
         name,
@@ -413,22 +344,17 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
 
 
 def _bandwidth(given: Any) -> tuple[tuple[str, int], ...]:
-    """Return the rates of the capability ``bandwidth`` by direction, without those that are 0.
+    """Return the rates of the capability ``bandwidth`` in bit/s, without those that are 0.
 
-    The capability has bits per second. Its bursts are ignored, because niso derives them from the
-    rate. Raises InvalidInput.
+    Its bursts are ignored, because niso derives them from the rate. Raises InvalidInput.
     """
     rates = {way: given.get(f"{key}rate") for way, key in _WAYS.items()} if given else {}
-    if not any(rates.values()):
-        return ()
-
     return tuple(
         (way, rate_of_bits(int(rate), "bandwidth", rate)) for way, rate in rates.items() if rate
     )
 
 
 def _address(text: str) -> str:
-
     return plugin.address(static_address(text.partition("/")[0], "ips"))
 
 
@@ -445,7 +371,6 @@ def _ports(mappings: Any) -> Iterator[Port]:
 
 def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
     """Return the policy that allows only what configuration, annotations and CNI_ARGS all allow."""
-
     noted = _once(((key.replace("-", "_"), value) for key, value in notes.items()), _PREFIX)
     args = _once(
         (
@@ -460,14 +385,8 @@ def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
     if unknown := sorted(noted.keys() - {*plugin.POLICY_KEYS, "aliases", "ip"}):
         wrong = unknown[0].replace("_", "-")
         raise Failure(WRONG_CONFIG, f"annotation {_PREFIX}{wrong} is unknown")
-    return combined(
-        plugin.policy({key: given[key] for key in plugin.POLICY_KEYS if key in given}, where)
-        for given, where in (
-            (call.config.get("policy", {}), "policy."),
-            (noted, _PREFIX),
-            (args, "NISO_"),
-        )
-    )
+    given = call.config.get("policy", {})
+    return plugin.policies((given, "policy."), (noted, _PREFIX), (args, "NISO_"))
 
 
 def _once(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
@@ -482,29 +401,22 @@ def _once(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
 def _result(store: Store, call: Call, name: str) -> dict[str, Any]:
     """Return the result of ADD: the attachment's interface and addresses on the network."""
     network, row = store.require_network(call.network), store.service(name)
-    link = next(x for x in store.attachments.links(name) if x.network == call.network)
-    own = [address for on, address in store.addresses(name) if on == call.network]
-    inner = {
-        "name": link.interface,
-        "mac": link.mac or store.derived_mac(name, call.network),
-        "sandbox": call.netns,
-    }
+    link, mac, addresses = plugin.endpoint(store, name, network)
     assert row is not None
+    bridge_mac = names.mac("", network.bridge, names.alias(store.state_id()))
     interfaces: list[dict[str, Any]] = [
-        {"name": network.bridge, "mac": _bridge_mac(store, network)},
+        {"name": network.bridge, "mac": bridge_mac},
         {"name": names.veth(name, call.network, row.generation)},
-        inner,
+        {"name": link.interface, "mac": mac, "sandbox": call.netns},
     ]
     if call.version in _SINCE_1_1:
         for interface in interfaces:
             interface["mtu"] = network.mtu
-    ips: list[dict[str, Any]] = []
-    for subnet, address in zip(network.subnets, own, strict=True):
-        length = subnet.cidr.rpartition("/")[2]
-        ips.append(
-            {"address": f"{address}/{length}", "gateway": subnet.gateway, "interface": 2}
-            | ({"version": str(subnet.family)} if call.version < "1" else {})
-        )
+    ips = [
+        {"address": address, "gateway": subnet.gateway, "interface": 2}
+        | ({"version": str(subnet.family)} if call.version < "1" else {})
+        for subnet, address in addresses
+    ]
     return {
         "cniVersion": call.version,
         "interfaces": interfaces,
@@ -516,10 +428,6 @@ def _result(store: Store, call: Call, name: str) -> dict[str, Any]:
         ],
         "dns": call.config.get("dns", {}),
     }
-
-
-def _bridge_mac(store: Store, network: Network) -> str:
-    return names.mac("", network.bridge, names.alias(store.state_id()))
 
 
 # --- DEL, GC --------------------------------------------------------------------------------------
@@ -578,7 +486,6 @@ def _check(call: Call) -> None:
 
 def _status(call: Call) -> None:
     """Raise Failure if an ADD cannot succeed now."""
-
     try:
         machine = plugin.machine()
         with Nft():
@@ -586,7 +493,10 @@ def _status(call: Call) -> None:
     except (Error, OSError) as error:
         raise Failure(_NOT_USABLE, f"niso is not usable: {error}") from error
     if "kubernetes" in call.config:
-        require_agent()
+        from niso.engines import pod_agent
+
+        if not pod_agent.agent_runs():
+            raise Failure(_NOT_USABLE, _NO_AGENT, _POD_HINT)
     network = machine.store.network(call.network)
     for subnet in network.subnets if network is not None else ():
         whole = prefix(subnet.cidr)
@@ -608,8 +518,7 @@ _HINT = "look at the plugins before niso-cni in the list"
 def require_free(store: Store, call: Call, same: Attached | None) -> None:
     """Raise Failure if a plugin that ran before niso has created an interface of this name.
 
-    It is no error if the interface belongs to niso's own attachment: ADD may be repeated for a
-    container, and niso may be twice in a list.
+    niso's own interface is no error: ADD may be repeated, and niso may be twice in a list.
     """
     own = store.attachments.links(same.service) if same is not None else ()
     is_own = any(link.interface == call.interface for link in own)
@@ -644,10 +553,7 @@ def merged(call: Call, own: dict[str, Any]) -> dict[str, Any]:
 
 
 def addresses(call: Call) -> set[str]:
-    """Return the interface's addresses in the result of the whole list of plugins.
-
-    Raises Failure.
-    """
+    """Return the interface's addresses in the result of the whole list. Raises Failure."""
     if call.config.get(_KEY) is None:
         return set()
     previous = _previous(call)
@@ -679,17 +585,14 @@ def _previous(call: Call) -> dict[str, Any]:
 # --- Kubernetes pods ------------------------------------------------------------------------------
 
 
-_TRY_AGAIN, _NOT_READY = 11, 50
+_TRY_AGAIN = 11
 _WAIT_S, _LONGEST_S = 10, 120
 _NO_AGENT = "niso kubernetes does not run, so the network policies of pods are not known"
 _POD_HINT = "systemctl status niso_kubernetes"
 
 
 def require(call: Call, same: Attached | None) -> None:
-    """Raise Failure if a pod has no name, or cannot get its policy.
-
-    It can get its policy if the agent is running. A policy that is applied already is enough too.
-    """
+    """Raise Failure if a pod has no name, or if its policy is not applied and no agent runs."""
     from niso.engines import pod_agent
 
     _wait_s(call)
@@ -698,20 +601,10 @@ def require(call: Call, same: Attached | None) -> None:
         raise Failure(_TRY_AGAIN, _NO_AGENT, _POD_HINT)
 
 
-def require_agent() -> None:
-    """Raise Failure if no pod can be attached now, for the command STATUS."""
-    from niso.engines import pod_agent
-
-    if not pod_agent.agent_runs():
-        raise Failure(_NOT_READY, _NO_AGENT, _POD_HINT)
-
-
 def closed(store: Store, call: Call, request: Request, same: Attached | None) -> Request:
-    """Return a pod's request with its own policy if that is applied already, else one that denies
-    all.
+    """Return a pod's request with its own policy if that is applied, else one that denies all.
 
-    A pod has no aliases, because its user could otherwise impersonate a pod that other policies
-    name. Raises Failure.
+    A pod has no aliases: its user could impersonate a pod that policies name. Raises Failure.
     """
     from niso.engines import pod_agent
 
@@ -726,37 +619,33 @@ def closed(store: Store, call: Call, request: Request, same: Attached | None) ->
 
 
 def wait(machine: Machine, call: Call, service: str) -> None:
-    """Wait until the pod's policy is applied.
+    """Wait until the pod's policy is applied; after too long, detach the pod and raise Failure.
 
-    If this takes too long, the pod is detached and Failure raised. The container engine then tries
-    again.
+    The container engine then tries again.
     """
     from niso.engines import pod_agent
 
     limit_s = _wait_s(call)
     pod_agent.agent_runs()
     try:
-        stands = pod_agent.wait(machine.store, service, limit_s)
+        if not pod_agent.wait(machine.store, service, limit_s):
+            raise Failure(
+                _TRY_AGAIN,
+                f"the network policies of {service} were not applied within {limit_s:g} s",
+                _POD_HINT,
+            )
     except BaseException:
         attach.detach(machine, service, call.container)
         raise
-    if not stands:
-        attach.detach(machine, service, call.container)
-        raise Failure(
-            _TRY_AGAIN,
-            f"the network policies of {service} were not applied within {limit_s:g} s",
-            _POD_HINT,
-        )
 
 
 def _who(call: Call) -> pod_agent.Who:
     from niso.engines import pod_agent
 
-    words = ("NAMESPACE", "NAME", "UID")
-    namespace, name, uid = (call.args.get(f"K8S_POD_{word}", "") for word in words)
-    if not (namespace and name and uid):
+    pod = [call.args.get(f"K8S_POD_{word}", "") for word in ("NAMESPACE", "NAME", "UID")]
+    if not all(pod):
         raise Failure(WRONG_VARIABLE, "CNI_ARGS names no pod, and the key kubernetes needs one")
-    return pod_agent.Who(namespace, name, uid)
+    return pod_agent.Who(*pod)
 
 
 def _wait_s(call: Call) -> float:

@@ -27,8 +27,7 @@ from niso.base.errors import Error, InvalidInput, NotFound
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.change import attach, networks
-from niso.change.attach import Request, Wish, combined
-from niso.change.attach import mac as checked_mac
+from niso.change.attach import Request, Wish
 from niso.engines import plugin
 from niso.kernel import netns
 from niso.look import check
@@ -59,15 +58,16 @@ _OPTIONS = ("mtu", "network", _NAMED, *plugin.POLICY_KEYS)
 _OWN_OPTIONS = ("name", *plugin.POLICY_KEYS)
 
 _waiting: dict[str, float] = {}
-"""When the interface of each endpoint was handed over to Docker (time.monotonic()), by endpoint
-id.
-"""
+"""When each endpoint's interface was handed over to Docker, by endpoint id (time.monotonic())."""
 
 
 def answer_call(call: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Carry out a call of Docker's plugin API and return its answer. Raises Error."""
-    done = _CALLS.get(call, _nothing)(given)
-    return {} if done is None else done
+    """Carry out a call of Docker's plugin API and return its answer. Raises Error.
+
+    Calls that need no action, such as the discovery of other hosts, get an empty answer.
+    """
+    carry_out = _CALLS.get(call)
+    return (carry_out(given) if carry_out is not None else None) or {}
 
 
 def say(text: str) -> None:
@@ -76,13 +76,17 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def _say_error(where: str, error: Exception) -> None:
+    say(f"{where}{plugin.one_line(error) if isinstance(error, Error) else error}")
+
+
 # --- files with what Docker passes only once ------------------------------------------------------
 
 
 def _file(top: str, id: object) -> str:
-    """Return the path of the file with niso's data on a network or endpoint of Docker.
+    """Return the path below ``top`` of niso's data on a network or endpoint of Docker.
 
-    ``top`` is the state or run folder, ``id`` Docker's id. Raises InvalidInput.
+    Raises InvalidInput if ``id`` is not one of Docker's.
     """
     text = str(id)
     if not 0 < len(text) <= 64 or not set(text) <= set("0123456789abcdef"):
@@ -104,7 +108,6 @@ def _keep(path: str, value: Mapping[str, Any]) -> None:
 
 
 def _remove(path: str) -> None:
-    """Remove a file; no-op if it does not exist."""
     if os.path.lexists(path):
         files.remove(path)
 
@@ -121,26 +124,21 @@ def _network(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _create_network(given: dict[str, Any]) -> None:
-
     options = given.get("Options") or {}
-    own = {str(k): str(v) for k, v in (options.get(_GENERIC) or {}).items()}
-    if unknown := sorted(own.keys() - set(_OPTIONS)):
-        hint = f"one of {', '.join(_OPTIONS)}"
-        raise InvalidInput(f"-o {unknown[0]}: niso does not know this option", hint)
+    own = plugin.options(options.get(_GENERIC), _OPTIONS, "-o")
     path = _file(paths.state_dir(), given["NetworkID"])
     name = network_name(own.get("network") or f"docker-{os.path.basename(path)[:12]}", "-o network")
-    _policy(own, {})
+    plugin.policies((own, "-o "))
     plugin.flag(own.get(_NAMED, False), f"-o {_NAMED}")
     data = [*(given.get("IPv4Data") or ()), *(given.get("IPv6Data") or ())]
     if any(one.get("AddressSpace") == "null" for one in data):
         raise InvalidInput("--ipam-driver null: Docker must choose addresses", "leave it out")
-    mtu = plugin.mtu(own.get("mtu"), "-o mtu")
     request = NetworkRequest(
         name,
         tuple(str(one["Pool"]) for one in data),
         gateways=tuple(str(one["Gateway"]).partition("/")[0] for one in data if one.get("Gateway")),
         internal=bool(options.get(_INTERNAL)),
-        mtu=mtu,
+        mtu=plugin.mtu(own.get("mtu"), "-o mtu"),
     )
     machine, known = plugin.machine(), _known(path)
     # saved first: Docker repeats a call that a killed driver did not answer
@@ -158,7 +156,6 @@ def _create_network(given: dict[str, Any]) -> None:
 
 def _delete_network(given: dict[str, Any]) -> None:
     """Remove the network of a call if it was created for Docker and no service of niso is on it."""
-
     path = _file(paths.state_dir(), given["NetworkID"])
     known = _known(path)
     machine = plugin.machine()
@@ -174,13 +171,10 @@ def _delete_network(given: dict[str, Any]) -> None:
 
 
 def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
-    """Save an endpoint's data, which `_join` needs later.
-
-    An invalid option is refused here, before Docker creates the container.
-    """
+    """Save an endpoint's data for `_join`; refuse an invalid option before the container exists."""
     own, options = _own_options(given), _network(given)["options"]
     _policy(options, own)
-    _mac(given)
+    plugin.mac((given.get("Interface") or {}).get("MacAddress"))
     if own.get("name"):
         plugin.label(own["name"])
     elif plugin.flag(options.get(_NAMED, False), f"-o {_NAMED}"):
@@ -197,33 +191,16 @@ def _own_options(endpoint: Mapping[str, Any]) -> dict[str, str]:
 
     Raises InvalidInput for an unknown key.
     """
-    given = endpoint.get("Options") or {}
     own = {
-        str(key).removeprefix(_PREFIX): str(value)
-        for key, value in given.items()
+        str(key).removeprefix(_PREFIX): value
+        for key, value in (endpoint.get("Options") or {}).items()
         if str(key).startswith(_PREFIX)
     }
-    if unknown := sorted(own.keys() - set(_OWN_OPTIONS)):
-        known = ", ".join(f"{_PREFIX}{key}" for key in _OWN_OPTIONS)
-        raise InvalidInput(
-            f"driver-opt {_PREFIX}{unknown[0]}: niso does not know this option", f"one of {known}"
-        )
-    return own
-
-
-def _mac(endpoint: Mapping[str, Any]) -> str:
-    """Return the MAC address of ``--mac-address``; "" if none was given. Raises InvalidInput."""
-    text = str((endpoint.get("Interface") or {}).get("MacAddress") or "")
-    return checked_mac(text) if text else ""
+    return plugin.options(own, _OWN_OPTIONS, "driver-opt", _PREFIX)
 
 
 def _policy(options: Mapping[str, str], own: Mapping[str, str]) -> Policy:
-    """Return the policy that allows only what the options of network and endpoint both allow."""
-
-    return combined(
-        plugin.policy({key: some[key] for key in plugin.POLICY_KEYS if key in some}, where)
-        for some, where in ((options, "-o "), (own, f"driver-opt {_PREFIX}"))
-    )
+    return plugin.policies((options, "-o "), (own, f"driver-opt {_PREFIX}"))
 
 
 def _ports(given: Mapping[str, Any]) -> tuple[Port, ...]:
@@ -269,7 +246,8 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
     finally:
         os.close(space)
     _waiting[id] = time.monotonic()
-    gateways = {subnet.family: subnet.gateway for subnet in _subnets(machine, network)}
+    subnets = machine.store.require_network(str(network["network"])).subnets
+    gateways = {subnet.family: subnet.gateway for subnet in subnets}
     return {
         "InterfaceName": {"SrcName": interface, "DstPrefix": "eth"},
         "Gateway": gateways.get(4, ""),
@@ -306,15 +284,10 @@ def _forget_ended(machine: Machine, request: Request) -> None:
 
 
 def _forget_files(id: str) -> None:
-    """Remove the saved data of an endpoint."""
     _waiting.pop(id, None)
     path = _file(paths.run_dir(), id)
     _remove(f"{path}.netns")
     _remove(path)
-
-
-def _subnets(machine: Machine, network: Mapping[str, Any]) -> Any:
-    return machine.store.require_network(str(network["network"])).subnets
 
 
 def _lead(path: str, target: str) -> None:
@@ -341,7 +314,7 @@ def _request(
         name,
         "eth0",
         tuple(plugin.address(ip.partition("/")[0]) for ip in ips if ip),
-        _mac(endpoint),
+        plugin.mac(interface.get("MacAddress")),
     )
     return Request(
         plugin.free_name(machine, called, id),
@@ -354,14 +327,6 @@ def _request(
     )
 
 
-def _publish(given: dict[str, Any]) -> None:
-    _set_ports(given, _ports(given))
-
-
-def _withdraw(given: dict[str, Any]) -> None:
-    _set_ports(given, ())
-
-
 def _set_ports(given: Mapping[str, Any], ports: tuple[Port, ...]) -> None:
     """Publish exactly these ports of an endpoint, even while Docker is moving its interface."""
     machine = plugin.machine()
@@ -372,7 +337,6 @@ def _set_ports(given: Mapping[str, Any], ports: tuple[Port, ...]) -> None:
 
 
 def _leave(given: dict[str, Any]) -> None:
-    """Detach the endpoint of a call; no-op if it is not attached."""
     path = _file(paths.run_dir(), given["EndpointID"])
     machine, id = plugin.machine(), os.path.basename(path)
     _waiting.pop(id, None)
@@ -403,7 +367,7 @@ def take_up() -> bool:
             if row is not None and row.active and not attached.lives(machine.kernel):
                 _waiting[attached.id] = time.monotonic()
     except (Error, OSError) as error:
-        say(plugin.one_line(error) if isinstance(error, Error) else str(error))
+        _say_error("", error)
         return False
     return True
 
@@ -419,8 +383,7 @@ def settle() -> bool:
                 _waiting.pop(id, None)
         except (Error, OSError, *plugin.MALFORMED) as error:
             _waiting.pop(id, None)
-            text = plugin.one_line(error) if isinstance(error, Error) else str(error)
-            say(f"endpoint {id[:12]}: {text}")
+            _say_error(f"endpoint {id[:12]}: ", error)
     return bool(_waiting)
 
 
@@ -452,12 +415,6 @@ def _settled(id: str) -> bool:
     return True
 
 
-def _nothing(_: dict[str, Any]) -> None:
-    """Return an empty answer for a call that needs no action, such as the discovery of other
-    hosts.
-    """
-
-
 _CALLS: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
     "Activate": lambda _: {"Implements": ["NetworkDriver"]},
     "GetCapabilities": lambda _: {"Scope": "local", "ConnectivityScope": "local"},
@@ -468,8 +425,8 @@ _CALLS: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
     "EndpointOperInfo": lambda _: {"Value": {}},
     "Join": _join,
     "Leave": _leave,
-    "ProgramExternalConnectivity": _publish,
-    "RevokeExternalConnectivity": _withdraw,
+    "ProgramExternalConnectivity": lambda given: _set_ports(given, _ports(given)),
+    "RevokeExternalConnectivity": lambda given: _set_ports(given, ()),
 }
 
 
@@ -493,12 +450,8 @@ class _Handler(BaseHTTPRequestHandler):
         status = 200
         try:
             answer = answer_call(call, self._body())
-        except Error as error:
-            status, answer = 500, {"Err": plugin.one_line(error)}
-        except OSError as error:
-            status, answer = 500, {"Err": f"niso: {error}"}
-        except plugin.MALFORMED as error:
-            status, answer = 500, {"Err": f"niso: does not understand {call}: {error!r}"}
+        except (Error, OSError, *plugin.MALFORMED) as error:
+            status, answer = 500, {"Err": plugin.one_line(error, call)}
         if "Err" in answer:
             say(f"{call}: {answer['Err']}")
         text = json.dumps(answer).encode()

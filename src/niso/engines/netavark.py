@@ -34,7 +34,7 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import family_of, prefix
 from niso.base.report import Caution, Report, silent
 from niso.change import attach, networks
-from niso.change.attach import Request, Wish, combined
+from niso.change.attach import Request, Wish
 from niso.engines import plugin
 from niso.manifest.values import network_name
 from niso.plan.records import Network, Port
@@ -59,19 +59,7 @@ _OWN_OPTIONS = ("name", *plugin.POLICY_KEYS)
 
 def main() -> None:
     """Carry out one call of netavark, print the answer, and end the process."""
-    status = 0
-    try:
-        answer = _answer(sys.argv[1:])
-    except Error as error:
-        answer, status = {"error": plugin.one_line(error)}, 1
-    except OSError as error:
-        answer, status = {"error": f"niso: {error}"}, 1
-    except plugin.MALFORMED as error:
-        answer, status = {"error": f"niso: does not understand this call: {error!r}"}, 1
-    if answer is not None:
-        sys.stdout.write(f"{json.dumps(answer)}\n")
-    sys.stdout.flush()
-    os._exit(status)
+    plugin.run(lambda: _answer(sys.argv[1:]), lambda error: {"error": plugin.one_line(error)})
 
 
 def _answer(words: list[str]) -> dict[str, Any] | None:
@@ -127,10 +115,12 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
     Raises InvalidInput for unsupported settings, and Conflict if the existing network differs.
     """
     name = _network_name(given)
-    options = _checked(given.get("options"), _OPTIONS, "--opt")
+    options = plugin.options(given.get("options"), _OPTIONS, "--opt")
     if options.get("dns", "aardvark") not in ("aardvark", "none"):
         raise InvalidInput(f"--opt dns={options['dns']}: not a name server", "aardvark or none")
-    _policy(options, {}, name)  # refuse a wrong entry before the first container
+    plugin.policies(
+        (options, f"network-{name}.")
+    )  # refuse a wrong entry before the first container
     known = machine.store.network(name)
     subnets = given.get("subnets") or []
     if known is not None and _is_as_described(known, given, options.get("mtu")):
@@ -166,10 +156,7 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
 
 
 def _is_as_described(known: Network, given: Mapping[str, Any], mtu: str | None) -> bool:
-    """Return whether a network equals Podman's description.
-
-    When a container starts, it usually does.
-    """
+    """Return whether a network equals Podman's description. When a container starts, it does."""
     have = sorted((subnet.cidr, subnet.gateway) for subnet in known.subnets)
     want = [(str(s.get("subnet")), str(s.get("gateway"))) for s in given.get("subnets") or ()]
     return (
@@ -273,28 +260,6 @@ def _network_name(given: Mapping[str, Any]) -> str:
         return similar
 
 
-def _checked(given: Any, known: tuple[str, ...], what: str) -> dict[str, str]:
-    """Return Podman's options as strings. ``what`` names them in errors.
-
-    Raises InvalidInput for an unknown option, because it could be a misspelt policy.
-    """
-    options = {str(key): str(value) for key, value in (given or {}).items()}
-    if unknown := sorted(options.keys() - set(known)):
-        raise InvalidInput(
-            f"{what} {unknown[0]}: niso does not know this option", f"one of {', '.join(known)}"
-        )
-    return options
-
-
-def _policy(options: Mapping[str, str], own: Mapping[str, str], name: str) -> Any:
-    """Return the policy that allows only what the options of network and container both allow."""
-
-    return combined(
-        plugin.policy({key: some[key] for key in plugin.POLICY_KEYS if key in some}, where)
-        for some, where in ((options, f"network-{name}."), (own, "option."))
-    )
-
-
 # --- setup, teardown ------------------------------------------------------------------------------
 
 
@@ -302,25 +267,16 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
     network = _ensured(machine, given["network"])
     mine = given.get("network_options") or {}
     container, called = str(given["container_id"]), str(given["container_name"])
-    options = _checked(given["network"].get("options"), _OPTIONS, "--opt")
-    own = _checked(mine.get("options"), _OWN_OPTIONS, f"--network {network.name}:")
+    options = plugin.options(given["network"].get("options"), _OPTIONS, "--opt")
+    own = plugin.options(mine.get("options"), _OWN_OPTIONS, f"--network {network.name}:")
     store = machine.store
-    there = machine.kernel.cookie_at(netns)
-    known = store.attachments.all(OWNER, container)
-    same = next((attached for attached in known if there and attached.cookie == there), None)
     # netavark calls once for each network: a later call extends the attachment of the first
-    if same is not None:
-        name = same.service
-    elif known:
-        name = known[0].service
-    else:
-        name = plugin.free_name(machine, own.get("name") or called, container)
-    mac = str(mine.get("static_mac") or "")
+    same, name = plugin.find(machine, OWNER, container, netns, own.get("name") or called)
     wish = Wish(
         network.name,
         attach.interface_name(str(mine.get("interface_name") or "eth0")),
         tuple(map(plugin.address, mine.get("static_ips") or ())),
-        attach.mac(mac) if mac else "",
+        plugin.mac(mine.get("static_mac")),
     )
     request = Request(
         name,
@@ -331,7 +287,12 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
         owner=OWNER,
         id=container,
         given=called,
-        policies=((network.name, _policy(options, own, network.name)),),
+        policies=(
+            (
+                network.name,
+                plugin.policies((options, f"network-{network.name}."), (own, "option.")),
+            ),
+        ),
     )
     if same is not None:
         request = plugin.joined(store, request)
@@ -342,20 +303,15 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
     if has_names:
         update(machine, network.name, OWNER)
     resolvers = servers(network) if has_names else []
-    link = next(x for x in store.attachments.links(name) if x.network == network.name)
-    addresses = [address for on, address in store.addresses(name) if on == network.name]
+    link, mac, addresses = plugin.endpoint(store, name, network)
     return {
         "dns_search_domains": [DOMAIN] if resolvers else [],
         "dns_server_ips": resolvers,
         "interfaces": {
             link.interface: {
-                "mac_address": link.mac or store.derived_mac(name, network.name),
+                "mac_address": mac,
                 "subnets": [
-                    {
-                        "ipnet": f"{address}/{subnet.cidr.rpartition('/')[2]}",
-                        "gateway": subnet.gateway,
-                    }
-                    for subnet, address in zip(network.subnets, addresses, strict=True)
+                    {"ipnet": address, "gateway": subnet.gateway} for subnet, address in addresses
                 ],
             }
         },

@@ -1,10 +1,11 @@
-"""Share code between the container engines' plugins: names, ports, policies, input and errors.
+"""Share code between the container engines' plugins: calls, names, ports, policies and errors.
 
 An engine waits for its plugin, so this module imports no code for manifests or processes.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -15,12 +16,12 @@ from niso.base import paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.change import attach
-from niso.change.attach import POD_POLICY, Request
+from niso.change.attach import POD_POLICY, Request, combined
 from niso.kernel.real import Real
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.policy import denials, parse_entry
 from niso.manifest.values import host_label
-from niso.plan.records import ANY, Entry, Policy, Port
+from niso.plan.records import ANY, Entry, Network, Policy, Port, Subnet
 from niso.runtime.machine import Machine
 from niso.store.attached_rows import Attached, Link
 from niso.store.store import Store
@@ -28,8 +29,6 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
-
-    from niso.cluster.config import Config
 
 
 # --- parts of a call ------------------------------------------------------------------------------
@@ -40,10 +39,9 @@ _LONGEST_NAME = 40
 
 
 class _LateProcesses:
-    """The processes of services. The code is imported when it is first used.
+    """The processes of services. Only the undo of a change imports their code.
 
-    Only the undo of a change needs it. Its modules are 15 of those that a plugin call would import,
-    and take 10 % of the call's processor time.
+    To import their 15 modules takes 10 % of a call's processor time.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -57,23 +55,47 @@ def machine() -> Machine:
 
     Raises Error if the caller is not root.
     """
+    from niso.look import session
+
     if os.geteuid() != 0:
         raise Error("niso needs root", "niso has no rootless networks")
     paths.is_command = True
     processes: Any = _LateProcesses()
     kernel = Real()
     if not os.path.lexists(paths.database()):
-        from niso.look import session
-
         session.refuse(kernel, processes)
-    return Machine(Store.open(), kernel, processes, _joined)
+    return Machine(Store.open(), kernel, processes, session.joined)
 
 
-def _joined() -> Config | None:
+def find(
+    machine: Machine, owner: str, id: str, netns: str, wanted: str
+) -> tuple[Attached | None, str]:
+    """Return an owner's attachment of a namespace, and the name for the container with this id.
 
-    from niso.cluster import config
+    Without an attachment, the name is derived from ``wanted``.
+    """
+    known = machine.store.attachments.all(owner, id)
+    there = machine.kernel.cookie_at(netns)
+    same = next((attached for attached in known if there and attached.cookie == there), None)
+    if same is None and not known:
+        return None, free_name(machine, wanted, id)
+    return same, (same or known[0]).service
 
-    return config.load()
+
+def endpoint(
+    store: Store, name: str, network: Network
+) -> tuple[Link, str, list[tuple[Subnet, str]]]:
+    """Return an attachment's interface on a network, its MAC address, and its addresses there.
+
+    Each address is with its subnet, and has the length of the subnet's prefix.
+    """
+    link = next(link for link in store.attachments.links(name) if link.network == network.name)
+    own = [address for on, address in store.addresses(name) if on == network.name]
+    addresses = [
+        (subnet, f"{address}/{subnet.cidr.rpartition('/')[2]}")
+        for subnet, address in zip(network.subnets, own, strict=True)
+    ]
+    return link, link.mac or store.derived_mac(name, network.name), addresses
 
 
 def label(text: str) -> str:
@@ -94,15 +116,12 @@ def label(text: str) -> str:
 
 def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
     """Return those texts that are valid aliases, in lower case, without ``but``."""
-
     valid: dict[str, None] = {}
     for text in texts:
         try:
             valid[host_label(str(text).lower(), "alias")] = None
         except InvalidInput:
-            # a container's name may have characters that an alias cannot; it gets a derived name
-            # too
-            continue
+            continue  # a container's name with other characters; it gets a derived name too
     valid.pop(but, None)
     return tuple(valid)
 
@@ -112,12 +131,16 @@ def address(text: object) -> str:
     return str(ip_address(str(text)))
 
 
+def mac(text: object) -> str:
+    """Return a MAC address in canonical form; "" if none was given. Raises InvalidInput."""
+    return attach.mac(str(text)) if text else ""
+
+
 def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) -> Port:
     """Return the published port for an engine's numbers. Host port 0 means any free port.
 
     Raises InvalidInput.
     """
-
     address = f"[{host_ip}]:" if ":" in host_ip else f"{host_ip}:" if host_ip else ANY
     spans = [f"{n}-{n + count - 1}" if count > 1 else str(n) for n in (host, container)]
     if not host:
@@ -131,6 +154,31 @@ def mtu(text: str | None, option: str) -> int | None:
         return None if text is None else int(text)
     except ValueError:
         raise InvalidInput(f"{option}={text}: not a number", f"{option}=1400") from None
+
+
+def options(given: Any, known: tuple[str, ...], what: str, prefix: str = "") -> dict[str, str]:
+    """Return an engine's options as strings. ``what`` and ``prefix`` precede them in errors.
+
+    Raises InvalidInput for an unknown option, because it could be a misspelt policy.
+    """
+    strings = {str(key): str(value) for key, value in (given or {}).items()}
+    if unknown := sorted(strings.keys() - set(known)):
+        raise InvalidInput(
+            f"{what} {prefix}{unknown[0]}: niso does not know this option",
+            f"one of {', '.join(f'{prefix}{key}' for key in known)}",
+        )
+    return strings
+
+
+def policies(*given: tuple[Mapping[str, object], str]) -> Policy:
+    """Return the policy that allows only what each of several tables allows.
+
+    Each table is with the text that precedes its keys in errors. Raises InvalidInput.
+    """
+    return combined(
+        policy({key: some[key] for key in POLICY_KEYS if key in some}, where)
+        for some, where in given
+    )
 
 
 def policy(given: Mapping[str, object], where: str) -> Policy:
@@ -252,6 +300,22 @@ MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, Rec
 """Exceptions that a malformed call raises, before anything has changed."""
 
 
+def run(call: Callable[[], object], failed: Callable[[Exception], object]) -> None:
+    """Carry out a call, print its answer, or that of ``failed`` to an error, and end the process.
+
+    No answer is printed for None.
+    """
+    status = 0
+    try:
+        answer = call()
+    except (Error, OSError, *MALFORMED) as error:
+        answer, status = failed(error), 1
+    if answer is not None:
+        sys.stdout.write(f"{json.dumps(answer)}\n")
+    sys.stdout.flush()
+    os._exit(status)
+
+
 def read_stdin() -> str:
     """Return the text on stdin. Raises InvalidInput if it is too long, ValueError if not UTF-8."""
     data = sys.stdin.buffer.read(_MOST_BYTES + 1)
@@ -260,8 +324,12 @@ def read_stdin() -> str:
     return data.decode()
 
 
-def one_line(error: Error) -> str:
-    """Format an error with its hint on one line."""
+def one_line(error: Exception, call: str = "this call") -> str:
+    """Describe on one line why a call failed, with the hint if there is one."""
     if isinstance(error, ErrorGroup):
         return "; ".join(map(one_line, error.errors))
-    return f"niso: {error.message}{f' ({error.hint})' if error.hint else ''}"
+    if isinstance(error, Error):
+        return f"niso: {error.message}{f' ({error.hint})' if error.hint else ''}"
+    return (
+        f"niso: {error if isinstance(error, OSError) else f'does not understand {call}: {error!r}'}"
+    )
