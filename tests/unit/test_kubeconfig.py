@@ -14,7 +14,7 @@ from refusals import refuses
 
 from niso.base.errors import Error, InvalidInput, NotFound
 from niso.engines import api_server
-from niso.engines.api_server import Access, ApiServer, NoAnswer
+from niso.engines.api_server import Access, ApiServer, ApiServerError
 
 
 def config(cluster: dict[str, Any], user: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def test_name_that_leads_to_another_machine_gets_no_token(monkeypatch: pytest.Mo
     server = socket.create_server(("127.0.0.1", 0))
     access = Access(f"http://localhost:{server.getsockname()[1]}", token="secret")
     monkeypatch.setattr(api_server, "is_loopback", lambda address: address != "127.0.0.1")
-    with server, pytest.raises(NoAnswer, match="not on this machine, and without TLS"):
+    with server, pytest.raises(ApiServerError, match="not on this machine, and without TLS"):
         ApiServer(access, 2.0).get("/api/v1/pods")
     # the connection was closed before a request
 

@@ -392,22 +392,22 @@ def test_running_agent_follows_and_survives_the_server(
     thread.start()
     for number in range(3):
         node.create(f"p{number}")
-    until(lambda: len(pods.things()) == 3)
+    until(lambda: len(pods.objects()) == 3)
     api.delete("pods", "shop", "p1")
-    until(lambda: len(pods.things()) == 2)
+    until(lambda: len(pods.objects()) == 2)
     # what happened meanwhile is forgotten: a list
     api.end_watches()
     node.create("p3")
     api.forget()
     node.create("p4")
-    until(lambda: {name for _, name in pods.things()} == {"p0", "p2", "p3", "p4"})
+    until(lambda: {name for _, name in pods.objects()} == {"p0", "p2", "p3", "p4"})
     # refused, then not
     api.refuses = 403
     api.end_watches()
     until(lambda: any("answers 403" in line for line in node.said))
     api.refuses = 0
     node.create("p5")
-    until(lambda: ("shop", "p5") in pods.things())
+    until(lambda: ("shop", "p5") in pods.objects())
     assert len([line for line in node.said if "403" in line]) == 1
     over.set()
     api.end_watches()
@@ -463,8 +463,8 @@ def test_stream_outlives_answers_that_are_none(
     thread.start()
     node.create("p")
     until(lambda: not api.says or not thread.is_alive())
-    until(lambda: ("shop", "p") in pods.things() or not thread.is_alive())
-    assert thread.is_alive() and ("shop", "p") in pods.things()
+    until(lambda: ("shop", "p") in pods.objects() or not thread.is_alive())
+    assert thread.is_alive() and ("shop", "p") in pods.objects()
     over.set()
     api.end_watches()
     thread.join(60)
@@ -480,7 +480,7 @@ def test_what_a_restored_etcd_does_not_have_is_gone(node: Node) -> None:
     node.api.delete("networkpolicies", "shop", "web")
     node.api.version = 50
     node.hear()
-    assert node.agent.policies.things() == {}
+    assert node.agent.policies.objects() == {}
     assert node.look() == ["web-shop"]
 
 
@@ -501,7 +501,7 @@ def test_status_of_a_pod_wakes_nobody(node: Node, api: FakeApi) -> None:
     for _ in range(3):
         node.create("web", app="web")
     node.create("last")
-    until(lambda: ("shop", "last") in pods.things())
+    until(lambda: ("shop", "last") in pods.objects())
     until(lambda: len(woken) == 3)
     over.set()
     api.end_watches()
@@ -514,7 +514,7 @@ def test_lists_come_in_pages(node: Node, monkeypatch: pytest.MonkeyPatch) -> Non
     for number in range(5):
         node.create(f"p{number}")
     node.hear()
-    assert len(node.agent.pods.things()) == 5
+    assert len(node.agent.pods.objects()) == 5
     assert sum("continue=" in request for request in node.api.requests) == 2
 
 

@@ -33,10 +33,7 @@ if TYPE_CHECKING:
 
 REQUEST_S = 10.0
 _LONGEST = 64 << 20
-"""The maximum number of bytes of an answer.
-
-An object in etcd has at most 1.5 MB, and lists are read in pages of 500 objects.
-"""
+"""The maximum number of bytes of an answer: a page of 500 objects of at most 1.5 MB in etcd."""
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 """Socket options with which a server that no longer answers is detected after 25 s."""
 _FAILURES = (OSError, http.client.HTTPException, ValueError)
@@ -45,23 +42,19 @@ GONE = 410
 _NOT_FOUND = 404
 
 
-class NoAnswer(Error):
-    """Raised if the API server does not answer, or its answer is not one that its API defines."""
+class ApiServerError(Error):
+    """Raised if the API server refuses a request, or does not answer as its API defines.
 
+    ``status`` is the HTTP status of a refusal, 0 if unknown; -1 without an answer.
+    """
 
-class Refused(Error):
-    """Raised if the API server refuses a request; ``status`` is the HTTP status."""
-
-    def __init__(self, reason: str, hint: str | None, status: int) -> None:
+    def __init__(self, reason: str, hint: str | None = None, status: int = -1) -> None:
         super().__init__(reason, hint)
         self.status = status
 
 
 class ApiServer:
-    """A client of the API server. It is not thread-safe: use one client for each thread.
-
-    Raises Error if the certificates are unusable.
-    """
+    """A client of the API server, for one thread. Raises Error if the certificates are unusable."""
 
     def __init__(self, access: Access, request_s: float = REQUEST_S) -> None:
         self._access = access
@@ -70,10 +63,7 @@ class ApiServer:
         self._connection: http.client.HTTPConnection | None = None
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any] | None:
-        """Return the object or list at a path; None if it does not exist.
-
-        Raises NoAnswer, Refused.
-        """
+        """Return the object or list at a path; None if it does not exist. Raises ApiServerError."""
         try:
             for fresh in (False, True):
                 known = self._connection is not None and not fresh
@@ -82,8 +72,7 @@ class ApiServer:
                     data = _parsed(path, response.read(_LONGEST))
                     break
                 except _FAILURES:
-                    # a known connection may have been closed by the server while idle: try a new
-                    # one
+                    # the server may have closed a known connection while idle: try a new one
                     if not known:
                         raise
         except _FAILURES as error:
@@ -98,7 +87,7 @@ class ApiServer:
     def watch(
         self, path: str, query: Mapping[str, str], silence_s: float
     ) -> Iterator[dict[str, Any]]:
-        """Yield the events of a watch until the server ends the watch. Raises NoAnswer, Refused."""
+        """Yield the events of a watch until the server ends the watch. Raises ApiServerError."""
         connection: http.client.HTTPConnection | None = None
         try:
             connection = self._connect()
@@ -134,7 +123,6 @@ class ApiServer:
             self._connection = None
 
     def _connect(self) -> http.client.HTTPConnection:
-        """Open a connection. Raises OSError."""
         parts = urlsplit(self._access.server)
         host, timeout = parts.hostname or "", self._request_s
         connection: http.client.HTTPConnection
@@ -167,16 +155,15 @@ class ApiServer:
         connection.request("GET", f"{base}{path}{asked}", headers=headers)
         return connection.getresponse()
 
-    def _no_answer(self, error: Exception) -> NoAnswer:
+    def _no_answer(self, error: Exception) -> ApiServerError:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return NoAnswer(f"{self._access.server}: {reason}", "pods keep the policies that they have")
+        return ApiServerError(
+            f"{self._access.server}: {reason}", "pods keep the policies that they have"
+        )
 
 
 def _context(access: Access) -> ssl.SSLContext:
-    """Return the TLS settings: the server's authority, and this client's certificate.
-
-    Raises Error.
-    """
+    """Return the TLS settings: the server's authority and this client's certificate."""
     try:
         if access.authority:
             context = ssl.create_default_context(cadata=access.authority.decode("ascii"))
@@ -212,16 +199,16 @@ def _parsed(path: str, content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
-        raise NoAnswer(f"{path}: the answer is not an object of JSON")
+        raise ApiServerError(f"{path}: the answer is not an object of JSON")
     return data
 
 
-def _refused(path: str, status: int, data: Mapping[str, Any]) -> Refused:
+def _refused(path: str, status: int, data: Mapping[str, Any]) -> ApiServerError:
     said = str(data.get("message") or data.get("reason") or "no reason")
     hint = None
     if status in (http.client.UNAUTHORIZED, http.client.FORBIDDEN):
         hint = "it needs get, list and watch of pods, namespaces and networkpolicies"
-    return Refused(f"{path}: the API server answers {status}: {said}", hint, status)
+    return ApiServerError(f"{path}: the API server answers {status}: {said}", hint, status)
 
 
 # --- address and credentials ----------------------------------------------------------------------
@@ -230,20 +217,13 @@ def _refused(path: str, status: int, data: Mapping[str, Any]) -> Refused:
 _MOST_BYTES = 1 << 20
 _CLUSTER = ("server", "certificate-authority", "certificate-authority-data", "tls-server-name")
 _USER = (
-    "token",
-    "tokenFile",
-    "client-certificate",
-    "client-certificate-data",
-    "client-key",
-    "client-key-data",
+    *("token", "tokenFile", "client-certificate", "client-certificate-data"),
+    *("client-key", "client-key-data"),
 )
 
 
 class Access(NamedTuple):
-    """The address of an API server and the credentials for it; "" if there are none.
-
-    Certificates and keys are in PEM.
-    """
+    """The address of an API server and the credentials for it, in PEM; "" if there are none."""
 
     server: str  # "https://192.0.2.1:6443"
     authority: bytes = b""
@@ -288,15 +268,13 @@ def read(path: str) -> Access:
         certificate,
         key,
         str(user.get("token") or ""),
-        _beside(path, str(token_file)) if token_file else "",
+        os.path.join(os.path.dirname(path), str(token_file)) if token_file else "",
         str(cluster.get("tls-server-name") or ""),
     )
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a URL's host is an address of this machine's loopback interface, or
-    ``localhost``.
-    """
+    """Return whether a URL's host is a loopback address, or ``localhost``."""
     if host == "localhost":  # RFC 6761, 6.3
         return True
     try:
@@ -348,10 +326,7 @@ def _bytes(path: str) -> bytes:
 
 
 def _named(path: str, data: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
-    """Return the kubeconfig's context, cluster or user (``kind``) of this name.
-
-    Raises InvalidInput.
-    """
+    """Return the kubeconfig's context, cluster or user (``kind``) of this name."""
     some = data.get(f"{kind}s")
     for item in some if isinstance(some, list) else ():
         if isinstance(item, dict) and item.get("name") == name and isinstance(item.get(kind), dict):
@@ -361,9 +336,6 @@ def _named(path: str, data: Mapping[str, Any], kind: str, name: str) -> dict[str
 
 
 def _require(path: str, given: Mapping[str, Any], kind: str, keys: Iterable[str]) -> None:
-    """Raise InvalidInput if a key outside ``keys`` has a value, because niso does not support
-    it.
-    """
     for key in sorted(given.keys() - set(keys)):
         if given[key]:
             known = ", ".join(keys)
@@ -371,22 +343,14 @@ def _require(path: str, given: Mapping[str, Any], kind: str, keys: Iterable[str]
 
 
 def _content(path: str, given: Mapping[str, Any], key: str) -> bytes:
-    """Return the PEM text of a key, or the content of the file that the key names.
-
-    If both are given, the text is used. Raises InvalidInput, Error.
-    """
+    """Return the PEM text of a key, or without one the content of the file that the key names."""
     data, file = given.get(f"{key}-data"), given.get(key)
     if data:
         try:
             return base64.b64decode(str(data), validate=True)
         except ValueError:
             raise InvalidInput(f"{key}-data is not base64", file=path) from None
-    return _bytes(_beside(path, str(file))) if file else b""
-
-
-def _beside(path: str, file: str) -> str:
-    """Resolve the path of a file relative to the kubeconfig that names it."""
-    return os.path.join(os.path.dirname(path), file)
+    return _bytes(os.path.join(os.path.dirname(path), str(file))) if file else b""
 
 
 # --- listing and watching one kind of objects -----------------------------------------------------
@@ -406,13 +370,8 @@ Key = tuple[str, str]
 """The namespace and the name of an object."""
 
 
-class Kept(NamedTuple):
-    """A cached object with its resource version, which increases with each change in the
-    cluster.
-    """
-
-    version: int
-    thing: Any
+type Cached = dict[Key, tuple[int, Any]]
+"""Objects, each with its resource version, which increases with each change in the cluster."""
 
 
 class Stream:
@@ -435,8 +394,8 @@ class Stream:
         self._parse = parse
         self._changed = changed
         self._log = log
-        self._kept: dict[Key, Kept] = {}
-        self._merged: dict[Key, Kept] = {}  # objects merged since the current list was started
+        self._kept: Cached = {}
+        self._merged: Cached = {}  # objects merged since the current list was started
         self._version = 0  # resource version of the last list or event; 0 before the first
         self._lock = threading.Lock()
         self._said = ""
@@ -446,16 +405,16 @@ class Stream:
         """True if the first list of all objects has been read."""
         return self._version > 0
 
-    def things(self) -> dict[Key, Any]:
+    def objects(self) -> dict[Key, Any]:
         """Return the parsed objects in the cache, by namespace and name."""
         with self._lock:
-            return {key: kept.thing for key, kept in self._kept.items()}
+            return {key: obj for key, (_, obj) in self._kept.items()}
 
     def merge(self, data: Mapping[str, Any]) -> None:
-        """Add objects from a list of some objects that is newer than the cache.
+        """Add objects from a list of some objects, if it is newer than the cache.
 
-        The watch may not have reported these changes yet. A cached object that is not in the list
-        stays until the watch reports its deletion. Raises NoAnswer.
+        A cached object that is not in the list stays until the watch reports its deletion. Raises
+        ApiServerError.
         """
         version, items = self._listed(data)
         with self._lock:
@@ -465,22 +424,16 @@ class Stream:
                     self._keep(self._merged, item)
 
     def _listed(self, data: Mapping[str, Any]) -> tuple[int, list[Any]]:
-        """Return the resource version of a list, and its objects.
-
-        Raises NoAnswer if it is not a list.
-        """
+        """Return the resource version of a list, and its objects. Raises ApiServerError."""
         items = data.get("items") or []
         if not (version := _version(data)) or not isinstance(items, list):
-            raise NoAnswer(f"{self.path}: the answer is not a list with a resourceVersion")
+            raise ApiServerError(f"{self.path}: the answer is not a list with a resourceVersion")
         for item in items:
             _key(item)
         return version, items
 
     def run(self, over: threading.Event) -> None:
-        """List and watch objects until ``over`` is set.
-
-        Failures are retried after increasing delays.
-        """
+        """List and watch objects until ``over`` is set. Retry after increasing delays."""
         wait, listed = _BACK_OFF_S[0], 0.0
         again = True
         server: ApiServer | None = None
@@ -493,26 +446,25 @@ class Stream:
                     self._changed()
                 self._watch(server, over)
                 wait, self._said = _BACK_OFF_S[0], ""
-            except Refused as error:
-                again = True
-                # a watch from a version that the server has dropped is normal, not an error
-                if error.status != GONE:
-                    self._say(error.message)
             except Error as error:
-                self._say(error.message)
+                status = error.status if isinstance(error, ApiServerError) else -1
+                again = again or status >= 0
+                # a watch from a version that the server has dropped is normal, not an error
+                if status != GONE:
+                    self._say(error.message)
             over.wait(wait * (0.5 + os.urandom(1)[0] / 255))
             wait = min(2 * wait, _BACK_OFF_S[1])
 
     def _list(self, server: ApiServer) -> None:
-        """Replace the cached objects by a new list of all objects. Raises NoAnswer, Refused."""
-        kept: dict[Key, Kept] = {}
+        """Replace the cached objects by a new list of all objects. Raises ApiServerError."""
+        kept: Cached = {}
         with self._lock:
             self._merged.clear()
         query = {"limit": _PAGE}
         while True:
             page = server.get(self.path, query)
             if page is None:
-                raise Refused(f"{self.path}: the API server does not have it", None, 404)
+                raise ApiServerError(f"{self.path}: the API server does not have it", None, 404)
             version, items = self._listed(page)
             for item in items:
                 self._keep(kept, item)
@@ -523,11 +475,11 @@ class Stream:
         with self._lock:
             # drop what neither the list nor `merge` has, even with a higher version: etcd may have
             # been restored from a backup
-            kept |= {key: one for key, one in self._merged.items() if one.version > version}
+            kept |= {key: one for key, one in self._merged.items() if one[0] > version}
             self._kept, self._version = kept, version
 
     def _watch(self, server: ApiServer, over: threading.Event) -> None:
-        """Apply changes to the cache until the server ends the watch. Raises NoAnswer, Refused."""
+        """Apply changes to the cache until the server ends the watch. Raises ApiServerError."""
         query = {
             "resourceVersion": str(self._version),
             "allowWatchBookmarks": "true",
@@ -540,41 +492,39 @@ class Stream:
             kind = event.get("type")
             key, version = _key(item), _version(item)
             if not version or not isinstance(item, dict):
-                raise NoAnswer(f"{self.path}: a watch sends an object without a resourceVersion")
+                raise ApiServerError(
+                    f"{self.path}: a watch sends an object without a resourceVersion"
+                )
             with self._lock:
                 before = self._kept.get(key)
                 if kind in ("ADDED", "MODIFIED"):
                     self._keep(self._kept, item)
-                elif kind == "DELETED" and before is not None and before.version <= version:
+                elif kind == "DELETED" and before is not None and before[0] <= version:
                     del self._kept[key]
                 after = self._kept.get(key)
                 self._version = max(self._version, version)
             # most events of pods only change their status
-            if (before and before.thing) != (after and after.thing):
+            if (before and before[1]) != (after and after[1]):
                 self._changed()
 
-    def _keep(self, kept: dict[Key, Kept], item: Mapping[str, Any]) -> None:
-        """Parse an object and put it into ``kept``, unless that has a newer version of the
-        object.
-        """
+    def _keep(self, kept: Cached, item: Mapping[str, Any]) -> None:
+        """Parse an object and put it into ``kept``, unless that has a newer version of it."""
         key, version = _key(item), _version(item)
-        if key in kept and kept[key].version > version:
+        if key in kept and kept[key][0] > version:
             return
         try:
-            kept[key] = Kept(version, self._parse(item))
+            kept[key] = (version, self._parse(item))
         except ValueError as error:
             kept.pop(key, None)
             self._log(f"{self.path}: {error}")
 
     def _say(self, text: str) -> None:
-        """Log a line, unless it is equal to the last one."""
         if text != self._said:
             self._said = text
             self._log(text)
 
 
 def _key(item: object) -> Key:
-    """Return the namespace and name of an object. Raises NoAnswer if ``item`` is not an object."""
     meta = _meta(item)
     return str(meta.get("namespace") or ""), str(meta.get("name") or "")
 
@@ -588,5 +538,5 @@ def _version(item: object) -> int:
 def _meta(item: object) -> Mapping[str, Any]:
     meta = item.get("metadata") if isinstance(item, dict) else None
     if not isinstance(meta, dict):
-        raise NoAnswer("the API server sends what is not an object of its API")
+        raise ApiServerError("the API server sends what is not an object of its API")
     return meta

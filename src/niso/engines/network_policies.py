@@ -37,12 +37,11 @@ _IN, _NOT_IN, _EXISTS, _NOT = "In", "NotIn", "Exists", "DoesNotExist"
 Labels = Mapping[str, str]
 
 
-class Named(NamedTuple):
-    """A named port of a container."""
+type Expression = tuple[str, str, frozenset[str]]
+"""A condition on a label: its key, the operator In, NotIn, Exists or DoesNotExist, and values."""
 
-    name: str
-    port: int
-    proto: str
+type Selector = tuple[Expression, ...]
+"""Conditions that labels must all meet. Without conditions, all labels match."""
 
 
 class Pod(NamedTuple):
@@ -56,51 +55,24 @@ class Pod(NamedTuple):
     name: str
     uid: str
     labels: Labels
-    ports: tuple[Named, ...] = ()
+    ports: tuple[tuple[str, int, str], ...] = ()  # the named ones: name, port, protocol
     in_host_network: bool = False
 
 
-class Expression(NamedTuple):
-    """One condition on a label: In, NotIn, Exists or DoesNotExist."""
-
-    key: str
-    operator: str
-    values: frozenset[str]
-
-
-class Selector(NamedTuple):
-    """Conditions that labels must all meet. Without conditions, all labels match."""
-
-    expressions: tuple[Expression, ...] = ()
-
-    def selects(self, labels: Labels) -> bool:
-        """Return whether labels meet all conditions.
-
-        A missing label meets NotIn and DoesNotExist (k8s.io/apimachinery, pkg/labels).
-        """
-        return all(_meets(expression, labels) for expression in self.expressions)
-
-
-class Block(NamedTuple):
-    """A prefix, and the prefixes inside it that are excluded. All are in canonical form."""
-
-    cidr: str
-    excepted: tuple[str, ...] = ()
-
-
 class Other(NamedTuple):
-    """A peer of a rule: a block, or pods selected by their own and their namespaces' labels.
+    """A peer of a rule: a prefix, or pods selected by their own and their namespaces' labels.
 
     If ``spaces`` is None, the pods are in the policy's own namespace. If ``pods`` is None, all pods
     of the selected namespaces are meant.
     """
 
-    block: Block | None = None
+    cidr: str = ""  # in canonical form, as the excluded prefixes
+    excepted: tuple[str, ...] = ()
     pods: Selector | None = None
     spaces: Selector | None = None
 
 
-class Target(NamedTuple):
+class RulePorts(NamedTuple):
     """The ports of a rule: from ``first`` to ``last``, or the port with the name ``name``."""
 
     proto: str
@@ -109,37 +81,38 @@ class Target(NamedTuple):
     name: str = ""
 
 
-class Rule(NamedTuple):
-    """A rule of a policy in one direction.
-
-    If ``others`` is None, the rule is about all peers. If ``targets`` is None, it is about all
-    ports.
-    """
+class PolicyRule(NamedTuple):
+    """A rule of a policy in one direction; None for all peers or all ports."""
 
     others: tuple[Other, ...] | None = None
-    targets: tuple[Target, ...] | None = None
+    targets: tuple[RulePorts, ...] | None = None
 
 
 class NetworkPolicy(NamedTuple):
-    """A network policy of Kubernetes.
-
-    ``ingress`` or ``egress`` is None if the policy does not restrict this direction.
-    """
+    """A network policy; ``ingress`` or ``egress`` is None if it does not restrict the direction."""
 
     namespace: str
     name: str
     pods: Selector
-    ingress: tuple[Rule, ...] | None
-    egress: tuple[Rule, ...] | None
+    ingress: tuple[PolicyRule, ...] | None
+    egress: tuple[PolicyRule, ...] | None
     # why niso cannot parse it; it then applies to its whole namespace and allows nothing
     error: str = ""
 
 
-def _meets(one: Expression, labels: Labels) -> bool:
-    value = labels.get(one.key)
-    if one.operator in (_IN, _EXISTS):
-        return value is not None and (one.operator == _EXISTS or value in one.values)
-    return value is None or (one.operator == _NOT_IN and value not in one.values)
+def selects(selector: Selector, labels: Labels) -> bool:
+    """Return whether labels meet all conditions.
+
+    A missing label meets NotIn and DoesNotExist (k8s.io/apimachinery, pkg/labels).
+    """
+    for key, operator, values in selector:
+        value = labels.get(key)
+        if operator in (_IN, _EXISTS):
+            if value is None or (operator == _IN and value not in values):
+                return False
+        elif value is not None and (operator == _NOT or value in values):
+            return False
+    return True
 
 
 def pod(data: Mapping[str, Any]) -> Pod:
@@ -149,7 +122,7 @@ def pod(data: Mapping[str, Any]) -> Pod:
         mirror = (meta.get("annotations") or {}).get(_MIRROR)
         containers = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
         ports = tuple(
-            Named(port["name"], int(port["containerPort"]), _proto(port.get("protocol")))
+            (port["name"], int(port["containerPort"]), _proto(port.get("protocol")))
             for container in containers
             for port in container.get("ports") or ()
             if port.get("name")
@@ -167,10 +140,7 @@ def pod(data: Mapping[str, Any]) -> Pod:
 
 
 def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
-    """Return the name and labels of a namespace.
-
-    Raises ValueError if ``data`` is not a namespace.
-    """
+    """Return the name and labels of a namespace. Raises ValueError if it is none."""
     try:
         return data["metadata"]["name"], _labels(data["metadata"])
     except _MALFORMED as error:
@@ -178,10 +148,9 @@ def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
 
 
 def network_policy(data: Mapping[str, Any]) -> NetworkPolicy:
-    """Parse a network policy.
+    """Parse a network policy. Raises ValueError if the object has no name.
 
-    A policy that niso does not support becomes one that selects all pods of its namespace and
-    allows nothing. Raises ValueError if the object has no name.
+    A policy that niso does not support selects all pods of its namespace and allows nothing.
     """
     try:
         space, name = data["metadata"]["namespace"], data["metadata"]["name"]
@@ -201,7 +170,7 @@ def network_policy(data: Mapping[str, Any]) -> NetworkPolicy:
             _rules(spec.get("egress"), "to") if EGRESS in types else None,
         )
     except _MALFORMED as error:
-        return NetworkPolicy(space, name, Selector(), (), (), str(error) or repr(error))
+        return NetworkPolicy(space, name, (), (), (), str(error) or repr(error))
 
 
 def _labels(meta: Mapping[str, Any]) -> Labels:
@@ -219,27 +188,26 @@ def _require_known(data: Mapping[str, Any], keys: Iterable[str]) -> None:
 
 def _selector(data: Mapping[str, Any]) -> Selector:
     _require_known(data, ("matchLabels", "matchExpressions"))
-    expressions = [
-        Expression(key, _IN, frozenset([value]))
+    expressions: list[Expression] = [
+        (key, _IN, frozenset([value]))
         for key, value in sorted((data.get("matchLabels") or {}).items())
     ]
     for item in data.get("matchExpressions") or ():
         _require_known(item, ("key", "operator", "values"))
         if item["operator"] not in (_IN, _NOT_IN, _EXISTS, _NOT):
             raise ValueError(f"operator {item['operator']}")
-        values = frozenset(item.get("values") or ())
-        expressions.append(Expression(item["key"], item["operator"], values))
-    return Selector(tuple(expressions))
+        expressions.append((item["key"], item["operator"], frozenset(item.get("values") or ())))
+    return tuple(expressions)
 
 
-def _rules(data: Iterable[Mapping[str, Any]] | None, peers: str) -> tuple[Rule, ...]:
+def _rules(data: Iterable[Mapping[str, Any]] | None, peers: str) -> tuple[PolicyRule, ...]:
     rules = []
     for rule in data or ():
         _require_known(rule, ("ports", peers))
         # an empty list means the same as none: everything
         others = tuple(_other(one) for one in rule.get(peers) or ())
         targets = tuple(_target(one) for one in rule.get("ports") or ())
-        rules.append(Rule(others or None, targets or None))
+        rules.append(PolicyRule(others or None, targets or None))
     return tuple(rules)
 
 
@@ -249,34 +217,31 @@ def _other(data: Mapping[str, Any]) -> Other:
     if given is None:
         if pods is None and spaces is None:
             raise ValueError("a peer without a selector")
-        return Other(
-            None,
-            None if pods is None else _selector(pods),
-            None if spaces is None else _selector(spaces),
-        )
+        chosen = (None if one is None else _selector(one) for one in (pods, spaces))
+        return Other("", (), *chosen)
     if pods is not None or spaces is not None:
         raise ValueError("a peer with ipBlock and a selector")
     _require_known(given, ("cidr", "except"))
     # the API accepts prefixes with host bits set
     excepted = tuple(str(ipaddress.ip_network(x, False)) for x in given.get("except") or ())
-    return Other(Block(str(ipaddress.ip_network(given["cidr"], False)), excepted))
+    return Other(str(ipaddress.ip_network(given["cidr"], False)), excepted)
 
 
-def _target(data: Mapping[str, Any]) -> Target:
+def _target(data: Mapping[str, Any]) -> RulePorts:
     _require_known(data, ("protocol", "port", "endPort"))
     proto, port = _proto(data.get("protocol")), data.get("port")
     if port is None:
         if data.get("endPort") is not None:
             raise ValueError("endPort without a port")
-        return Target(proto)
+        return RulePorts(proto)
     if isinstance(port, str):
         if "endPort" in data:
             raise ValueError("endPort with a named port")
-        return Target(proto, name=port)
+        return RulePorts(proto, name=port)
     first, last = int(port), int(data.get("endPort") or port)
     if not 1 <= first <= last <= _LAST:
         raise ValueError(f"ports {first} to {last}")
-    return Target(proto, first, last)
+    return RulePorts(proto, first, last)
 
 
 # --- translation ----------------------------------------------------------------------------------
@@ -285,18 +250,16 @@ def _target(data: Mapping[str, Any]) -> Target:
 _EVERYWHERE = (Peer("prefix", "0.0.0.0/0"), Peer("prefix", "::/0"))
 _ALL = (0, 65535, "")
 _MOST_ENTRIES, _MOST_CHARACTERS = 10_000, 1_000_000
-"""Limits for one pod and direction: the number of entries, and the characters of their peers'
-names.
-"""
+"""Limits for one pod and direction: entries, and characters of the names of their peers."""
 MOST_ELEMENTS = 10_000
 """The maximum number of nftables elements of one pod's policy."""
-_ANYBODY = Other(spaces=Selector())
+_ANYBODY = Other(spaces=())
 
 Ports = tuple[int, int, str]
 """The first port, the last port, and the protocol."""
 
 
-class World(NamedTuple):
+class Objects(NamedTuple):
     """The pods, namespaces and policies from which niso's policies are computed.
 
     ``names`` maps pods of this node to their attachments. A pod has several while its sandbox is
@@ -309,17 +272,16 @@ class World(NamedTuple):
     names: Mapping[tuple[str, str], tuple[str, ...]]
 
 
-def policy_of(pod: Pod, world: World) -> Policy:
-    """Return niso's policy for a pod.
+def policy_of(pod: Pod, world: Objects) -> Policy:
+    """Return niso's policy for a pod. Raises InvalidInput if the policy would be too large.
 
     Its peers are prefixes, and pods of this node by the names of their attachments. Pods of other
-    nodes, and pods in the host network, are never peers. Raises InvalidInput if the policy would be
-    too large.
+    nodes, and pods in the host network, are never peers.
     """
     selecting = [
         policy
         for _, policy in sorted(world.policies.items())
-        if policy.namespace == pod.namespace and policy.pods.selects(pod.labels)
+        if policy.namespace == pod.namespace and selects(policy.pods, pod.labels)
     ]
     ingress = [policy for policy in selecting if policy.ingress is not None]
     egress = [policy for policy in selecting if policy.egress is not None]
@@ -342,9 +304,8 @@ Allowed = tuple[str, Peer, Ports]
 def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
     """Return policy entries without duplicates, each with a unique key.
 
-    Pods come first, then prefixes, then entries for all peers. In this order, the fewest nftables
-    elements are needed. Raises InvalidInput if there are so many entries that they would delay all
-    pods of the node.
+    Pods come first, then prefixes, then all peers: this order needs the fewest nftables elements.
+    Raises InvalidInput if there are so many entries that they would delay all pods of the node.
     """
     first: dict[tuple[Peer, Ports], str] = {}
     characters = 0
@@ -357,19 +318,15 @@ def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
                 f"at most {_MOST_ENTRIES} entries, {_MOST_CHARACTERS} characters of prefixes",
             )
 
-    def rank(item: tuple[tuple[Peer, Ports], str]) -> int:
-        peer = item[0][0]
-        return 2 if peer in _EVERYWHERE else 1 if peer.kind != "service" else 0
-
-    listed = sorted(first.items(), key=rank)
+    listed = sorted(first, key=lambda of: (of[0] in _EVERYWHERE, of[0].kind != "service"))
     return tuple(
         Entry(
             f"networkpolicy.{direction}[{number}]",
-            f"{policy}: {_shown(peer, ports)}",
+            f"{first[peer, ports]}: {_shown(peer, ports)}",
             peer,
             *ports,
         )
-        for number, ((peer, ports), policy) in enumerate(listed)
+        for number, (peer, ports) in enumerate(listed)
     )
 
 
@@ -383,7 +340,7 @@ def _shown(peer: Peer, ports: Ports) -> str:
     return f"{name}:{numbers}/{proto}"
 
 
-def _ingress(pod: Pod, policies: Iterable[NetworkPolicy], world: World) -> Iterator[Allowed]:
+def _ingress(pod: Pod, policies: Iterable[NetworkPolicy], world: Objects) -> Iterator[Allowed]:
     for policy in policies:
         for rule in policy.ingress or ():
             peers = [peer for peer, _ in _peers(rule, policy, world)]
@@ -392,7 +349,7 @@ def _ingress(pod: Pod, policies: Iterable[NetworkPolicy], world: World) -> Itera
                     yield policy.name, peer, ports
 
 
-def _egress(policies: Iterable[NetworkPolicy], world: World) -> Iterator[Allowed]:
+def _egress(policies: Iterable[NetworkPolicy], world: Objects) -> Iterator[Allowed]:
     for policy in policies:
         for rule in policy.egress or ():
             for peer, other in _peers(rule, policy, world):
@@ -406,11 +363,8 @@ def _egress(policies: Iterable[NetworkPolicy], world: World) -> Iterator[Allowed
                         yield policy.name, peer, ports
 
 
-def _ports(rule: Rule, receiver: Pod | None) -> Iterator[Ports]:
-    """Yield the ports that a rule allows.
-
-    A named port is looked up in ``receiver``. It matches nothing if the receiver is not a pod.
-    """
+def _ports(rule: PolicyRule, receiver: Pod | None) -> Iterator[Ports]:
+    """Yield the ports that a rule allows. A named port is one of ``receiver``, if it is a pod."""
     if rule.targets is None:
         yield _ALL
     for target in rule.targets or ():
@@ -420,22 +374,24 @@ def _ports(rule: Rule, receiver: Pod | None) -> Iterator[Ports]:
             yield from _named(target, receiver)
 
 
-def _named(target: Target, receiver: Pod | None) -> Iterator[Ports]:
-    for port in receiver.ports if receiver is not None else ():
-        if (port.name, port.proto) == (target.name, target.proto):
-            yield port.port, port.port, port.proto
+def _named(target: RulePorts, receiver: Pod | None) -> Iterator[Ports]:
+    for name, port, proto in receiver.ports if receiver is not None else ():
+        if (name, proto) == (target.name, target.proto):
+            yield port, port, proto
 
 
-def _peers(rule: Rule, policy: NetworkPolicy, world: World) -> Iterator[tuple[Peer, Pod | None]]:
+def _peers(
+    rule: PolicyRule, policy: NetworkPolicy, world: Objects
+) -> Iterator[tuple[Peer, Pod | None]]:
     """Yield the peers of a rule, each with its pod, or None if the peer is a prefix."""
     if rule.others is None:
         yield from ((peer, None) for peer in _EVERYWHERE)
     blocks: dict[str, None] = {}
     for other in rule.others or ():
-        if other.block is None:
+        if not other.cidr:
             yield from _pods(other, policy, world)
             continue
-        for prefix in _prefixes(other.block):
+        for prefix in _prefixes(other.cidr, other.excepted):
             peer = Peer("prefix", prefix)
             if peer in _EVERYWHERE:
                 yield peer, None
@@ -447,26 +403,23 @@ def _peers(rule: Rule, policy: NetworkPolicy, world: World) -> Iterator[tuple[Pe
         yield attach.prefixes(blocks), None
 
 
-def _pods(other: Other, policy: NetworkPolicy, world: World) -> Iterator[tuple[Peer, Pod]]:
+def _pods(other: Other, policy: NetworkPolicy, world: Objects) -> Iterator[tuple[Peer, Pod]]:
     for key, names in sorted(world.names.items()):
-        pod = world.pods.get(key)
-        if pod is not None and _is(pod, other, policy, world):
+        if (pod := world.pods.get(key)) is None:
+            continue
+        if other.spaces is None:
+            there = pod.namespace == policy.namespace
+        else:
+            labels = world.namespaces.get(pod.namespace)
+            there = labels is not None and selects(other.spaces, labels)
+        if there and (other.pods is None or selects(other.pods, pod.labels)):
             yield from ((Peer("service", name), pod) for name in names)
 
 
-def _is(pod: Pod, other: Other, policy: NetworkPolicy, world: World) -> bool:
-    if other.spaces is None:
-        there = pod.namespace == policy.namespace
-    else:
-        labels = world.namespaces.get(pod.namespace)
-        there = labels is not None and other.spaces.selects(labels)
-    return there and (other.pods is None or other.pods.selects(pod.labels))
-
-
-def _prefixes(block: Block) -> Iterator[str]:
-    """Yield the prefixes that cover a block without its excluded prefixes, in ascending order."""
-    whole = ipaddress.ip_network(block.cidr)
-    others = (ipaddress.ip_network(text) for text in block.excepted)
+def _prefixes(cidr: str, excluded: tuple[str, ...]) -> Iterator[str]:
+    """Yield the prefixes that cover a prefix without the excluded ones, in ascending order."""
+    whole = ipaddress.ip_network(cidr)
+    others = (ipaddress.ip_network(text) for text in excluded)
     excepted = [
         (int(one.network_address), int(one.broadcast_address))
         for one in others
@@ -482,8 +435,8 @@ def _left(
 ) -> Iterator[tuple[int, int]]:
     """Yield the parts of a prefix that are not excluded, as first address and length.
 
-    The prefix is halved until a part is completely inside or outside ``excepted``, which contains
-    pairs of first and last address.
+    The prefix is halved until a part is completely inside or outside ``excepted``, which are pairs
+    of first and last address.
     """
     last = first + (1 << (bits - length)) - 1
     inside = [(low, high) for low, high in excepted if low <= last and high >= first]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Mapping
 from urllib.parse import quote
 
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
@@ -28,22 +28,13 @@ from niso.base.report import Report, silent
 from niso.change import attach
 from niso.change.attach import POD_POLICY, Request
 from niso.engines import api_server, network_policies
-from niso.engines.api_server import ApiServer, NoAnswer, Stream
-from niso.engines.network_policies import MOST_ELEMENTS, Pod, World, policy_of
+from niso.engines.api_server import ApiServer, ApiServerError, Stream
+from niso.engines.network_policies import MOST_ELEMENTS, Objects, Pod, policy_of
 from niso.plan.policy_elements import cost
 from niso.plan.records import Policy
+from niso.runtime import units as systemd
 from niso.runtime.machine import Machine
-from niso.runtime.units import (
-    KUBERNETES,
-    UNITS,
-    WANTED_BY,
-    ChangingUnit,
-    Following,
-    agent,
-    agent_name,
-    alone,
-    listen,
-)
+from niso.runtime.units import KUBERNETES, UNITS, ChangingUnit, Following
 from niso.store.attached_rows import Attached, wishes
 from niso.store.store import Store
 
@@ -92,28 +83,35 @@ class PodAgent:
     def look(self, machine: Machine) -> list[str]:
         """Apply all policies that differ; return the names of the attachments that changed.
 
-        Raises Error if a policy could not be applied, after all others were tried. New pods then
-        keep waiting.
+        Raises Error if a policy could not be applied, after all others were tried.
         """
         if not all(watch.is_known for watch in (self.pods, self.spaces, self.policies)):
             return []
+        attachments = machine.store.attachments
+        active = {row.name for row in attachments.rows() if row.active}
         local = {
             attached.service: (attached, pod)
-            for attached in self._attached(machine)
-            if (pod := pod_of(attached)) is not None
+            for attached in attachments.all()
+            if attached.service in active and (pod := pod_of(attached)) is not None
         }
         errors: list[Error] = []
         new = {name for name, (attached, _) in local.items() if not stands(attached)}
         unread = {name for name in sorted(new) if not self._has_read(local[name][1], errors)}
-        known = self._known(local)
+        pods = self.pods.objects()
+        listed = {name: pods.get((pod.namespace, pod.name)) for name, (_, pod) in local.items()}
+        known = {
+            name: pod
+            for name, pod in listed.items()
+            if pod is not None and pod.uid == local[name][1].uid and not pod.in_host_network
+        }
         names: dict[tuple[str, str], tuple[str, ...]] = {}
         for name, known_pod in sorted(known.items()):
             key = (known_pod.namespace, known_pod.name)
             names[key] = (*names.get(key, ()), name)
-        world = World(
-            self.pods.things(),
-            dict(self.spaces.things().values()),
-            self.policies.things(),
+        world = Objects(
+            pods,
+            dict(self.spaces.objects().values()),
+            self.policies.objects(),
             names,
         )
         self._warn(world, local)
@@ -121,7 +119,9 @@ class PodAgent:
         heavy = {name for name, pod in known.items() if costs[pod.namespace] > _HEAVY}
         ready = known.keys() & new - unread
         # a heavy one may still name who has had the name of a new one
-        waits = ready & (heavy | self._named(machine, heavy - new))
+        present = [policy for n in heavy - new if (policy := machine.store.policy(n)) is not None]
+        named = {entry.peer.name for policy in present for entry in policy.entries()}
+        waits = ready & (heavy | named)
         changed: list[str] = []
         for group in (known.keys() - new - heavy, ready - waits, heavy - new, waits):
             for name in sorted(group, key=lambda name: (costs[known[name].namespace], name)):
@@ -129,8 +129,7 @@ class PodAgent:
                     if self._apply(machine, local[name][0], policies[name]):
                         changed.append(name)
                 except Error as error:
-                    # a pod that was detached or attached again in the meantime gets a sync pass of
-                    # its own
+                    # a pod that was detached or attached again since gets a sync pass of its own
                     if machine.store.attachments.get(name) == local[name][0]:
                         error.service = error.service or name
                         errors.append(error)
@@ -141,13 +140,12 @@ class PodAgent:
         return changed
 
     def _wanted(
-        self, known: Mapping[str, Pod], world: World
+        self, known: Mapping[str, Pod], world: Objects
     ) -> tuple[dict[str, Policy], dict[str, int]]:
         """Return the policy of each pod, and how many nftables elements each namespace needs.
 
-        A pod whose policy is too large gets the policy that denies all packets. If the policies of
-        a namespace are too large together, the smallest are applied, and the other pods get the
-        denying policy.
+        A pod whose policy is too large gets the one that denies all packets, and so do the pods
+        with the largest policies of a namespace that needs too many elements.
         """
         policies: dict[str, Policy] = {}
         each: dict[Policy, int] = {}
@@ -174,31 +172,10 @@ class PodAgent:
                 )
         return policies, costs
 
-    def _named(self, machine: Machine, services: Iterable[str]) -> set[str]:
-        """Return the names of all peers in the present policies of pods."""
-        policies = map(machine.store.policy, services)
-        return {e.peer.name for policy in policies if policy for e in policy.entries()}
-
-    def _known(self, local: Mapping[str, tuple[Attached, Who]]) -> dict[str, Pod]:
-        """Return the pod that the API server lists, for each attachment that has one."""
-        pods = self.pods.things()
-        result: dict[str, Pod] = {}
-        for name, (_, pod) in local.items():
-            known = pods.get((pod.namespace, pod.name))
-            if known is not None and known.uid == pod.uid and not known.in_host_network:
-                result[name] = known
-        return result
-
-    def _attached(self, machine: Machine) -> list[Attached]:
-        store = machine.store
-        rows = {row.name for row in store.attachments.rows() if row.active}
-        return [attached for attached in store.attachments.all() if attached.service in rows]
-
     def _has_read(self, pod: Who, errors: list[Error]) -> bool:
         """Read a new pod and the policies of its namespace; return whether this succeeded.
 
-        The watches may be late, but a policy that existed before a pod must apply from the pod's
-        start.
+        The watches may be late, but a policy that existed before a pod applies from its start.
         """
         space = quote(pod.namespace, safe="")
         query = {"fieldSelector": f"metadata.name={pod.name}"}
@@ -213,7 +190,7 @@ class PodAgent:
             ):
                 data = self._server.get(path, asked)
                 if data is None:
-                    raise NoAnswer(f"{path}: the API server does not have it")
+                    raise ApiServerError(f"{path}: the API server does not have it")
                 stream.merge(data)
         except Error as error:
             errors.append(error)
@@ -223,26 +200,23 @@ class PodAgent:
     def _apply(self, machine: Machine, attached: Attached, policy: Policy) -> bool:
         """Apply a pod's policy if it differs; return whether it changed. Raises Error.
 
-        If the policy cannot be combined with other policies of the pod, the pod gets the policy
-        that denies all packets.
+        If it cannot be combined with the pod's other policies, all packets are denied.
         """
         now = attach.current(machine.store, attached.service)
         if now is None or not attached.lives(machine.kernel):
             return False
+        wanted = standing(now, policy)
         try:
-            wanted = standing(now, policy)
-            if wanted == now:
-                return False
-            attach.attach(machine, wanted, instead_of=attached)
+            if wanted != now:
+                attach.attach(machine, wanted, instead_of=attached)
         except InvalidInput as error:
             self._say(attached.service, f"{error.message}: it is closed")
             wanted = standing(now, CLOSED)
-            if wanted == now:
-                return False
-            attach.attach(machine, wanted, instead_of=attached)
-        return True
+            if wanted != now:
+                attach.attach(machine, wanted, instead_of=attached)
+        return wanted != now
 
-    def _warn(self, world: World, local: Container[str]) -> None:
+    def _warn(self, world: Objects, local: Container[str]) -> None:
         """Log the network policies that niso does not understand."""
         wrong = {
             f"NetworkPolicy {space}/{name}": f"not understood, so {space} is closed: {policy.error}"
@@ -267,13 +241,9 @@ class PodAgent:
 
     def run(self, machine: Machine) -> None:
         """Run a sync pass after each change, until `stop`."""
-        threads = [
-            threading.Thread(target=watch.run, args=(self._over,), daemon=True)
-            for watch in (self.pods, self.spaces, self.policies)
-        ]
-        threads.append(threading.Thread(target=self._listen, daemon=True))
-        for thread in threads:
-            thread.start()
+        for watch in (self.pods, self.spaces, self.policies):
+            threading.Thread(target=watch.run, args=(self._over,), daemon=True).start()
+        threading.Thread(target=self._listen, daemon=True).start()
         while not self._over.is_set():
             self._wake.wait(LOOK_S * (0.5 + os.urandom(1)[0] / 255))
             self._over.wait(GATHER_S)
@@ -295,7 +265,7 @@ class PodAgent:
 
     def _listen(self) -> None:
         try:
-            listen(KUBERNETES, self._wake.set, self._over)
+            systemd.listen(KUBERNETES, self._wake.set, self._over)
         except OSError as error:
             self._log(f"new pods cannot wake the agent, and wait: {error}")
 
@@ -321,27 +291,24 @@ class Who(NamedTuple):
 
 def agent_runs() -> bool:
     """Wake the agent; return False if it is not running."""
-    return agent_name(KUBERNETES)
+    return systemd.agent_name(KUBERNETES)
 
 
 def closed(request: Request, pod: Who) -> Request:
-    """Return a pod's request with the policy that denies all packets, and with labels that say
-    so.
-    """
-    labels = {**dict(request.labels), **_labels(pod, _WAITS)}
+    """Return a pod's request with the policy that denies all packets, and labels that say so."""
+    own = {_NAMESPACE: pod.namespace, _NAME: pod.name, _UID: pod.uid, _POLICY: _WAITS}
+    labels = {**dict(request.labels), **own}
     return request._replace(policy=CLOSED, labels=tuple(sorted(labels.items())))
 
 
 def standing(request: Request, policy: Policy) -> Request:
-    """Return a pod's request with its own policy, and with labels that say that it is applied."""
+    """Return a pod's request with its own policy, and labels that say that it is applied."""
     labels = {**dict(request.labels), _POLICY: _STANDS}
     return request._replace(policy=policy, labels=tuple(sorted(labels.items())))
 
 
 def pod_of(attached: Attached) -> Who | None:
-    """Return the pod of an attachment; None if the agent does not manage the attachment's
-    policy.
-    """
+    """Return the pod of an attachment; None if the agent does not manage its policy."""
     labels = wishes(attached).get("labels", {})
     known = (labels.get(_NAMESPACE, ""), labels.get(_NAME, ""), labels.get(_UID, ""))
     return Who(*known) if _POLICY in labels and all(known) else None
@@ -353,10 +320,7 @@ def stands(attached: Attached) -> bool:
 
 
 def wait(store: Store, service: str, limit_s: float) -> bool:
-    """Wait until the agent has applied a pod's policy.
-
-    Returns False if this takes more than ``limit_s`` seconds, or the pod was detached.
-    """
+    """Wait until a pod's policy is applied; return False if it is late or the pod is detached."""
     until, pause = time.monotonic() + limit_s, _FIRST_S
     while True:
         attached = store.attachments.get(service)
@@ -366,10 +330,6 @@ def wait(store: Store, service: str, limit_s: float) -> bool:
             return False
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_S)
-
-
-def _labels(pod: Who, policy: str) -> dict[str, str]:
-    return {_NAMESPACE: pod.namespace, _NAME: pod.name, _UID: pod.uid, _POLICY: policy}
 
 
 # --- running the agent, and its unit --------------------------------------------------------------
@@ -396,7 +356,7 @@ def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Followi
         agent.run(machine)
 
     held = Conflict("niso kubernetes runs already", f"systemctl status {UNIT}")
-    return Following(lambda: alone(_LOCK, held, work), agent.stop)
+    return Following(lambda: systemd.alone(_LOCK, held, work), agent.stop)
 
 
 def unit_texts(config: str, state_id: str) -> dict[str, str]:
@@ -404,8 +364,8 @@ def unit_texts(config: str, state_id: str) -> dict[str, str]:
     mark = f"{_MARK}{state_id}"
     words = ("kubernetes", "--kubeconfig", config)
     files = {
-        UNIT: agent(mark, "niso: network policies of Kubernetes", words),
-        f"{WANTED_BY}.d/{UNIT}.conf": [mark, "[Unit]", f"Wants={UNIT}", ""],
+        UNIT: systemd.agent(mark, "niso: network policies of Kubernetes", words),
+        f"{systemd.WANTED_BY}.d/{UNIT}.conf": [mark, "[Unit]", f"Wants={UNIT}", ""],
     }
     return {os.path.join(UNITS, name): "\n".join(lines) for name, lines in files.items()}
 
@@ -413,8 +373,7 @@ def unit_texts(config: str, state_id: str) -> dict[str, str]:
 def enable(machine: Machine, config: str, report: Report = silent) -> bool:
     """Write and start the agent's systemd unit; return whether the unit changed.
 
-    Raises Error without systemd or for an unusable kubeconfig, and Conflict if the unit belongs to
-    another state folder.
+    Raises Error without systemd, for an unusable kubeconfig, or for another state folder's unit.
     """
     config = os.path.abspath(config)
     ApiServer(api_server.read(config))
@@ -444,17 +403,14 @@ def enable(machine: Machine, config: str, report: Report = silent) -> bool:
 def disable(machine: Machine, report: Report = silent) -> bool:
     """Stop and remove the agent's systemd unit; return whether this state folder had one."""
     units, state_id = machine.processes.units, machine.store.state_id()
-    ours = [
-        path
-        for path in unit_texts("", state_id)
-        if (units.read(path) or "").startswith(_MARK + state_id)
-    ]
-    if not ours:
+    mark = _MARK + state_id
+    own = [path for path in unit_texts("", "") if (units.read(path) or "").startswith(mark)]
+    if not own:
         return False
     report(ChangingUnit("remove", os.path.join(UNITS, UNIT)))
     if units.booted():
         units.stop_unit(UNIT)
-    for path in ours:
+    for path in own:
         units.delete(path)
     if units.booted():
         units.reload()
