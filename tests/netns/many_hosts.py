@@ -31,13 +31,13 @@ with store.transaction():
     db.execute("INSERT OR REPLACE INTO meta VALUES ('cluster', ?)", (json.dumps({"id": wanted["cluster"]}),))
     store.across.set_span("backend", *wanted["span"])
     for name, addresses in wanted["own"]:
-        store.across.set_claim(span_rows.Claim(name, "mark", 1, {"backend": addresses}))
+        store.across.set_claim(span_rows.ClaimRow(name, "mark", 1, {"backend": addresses}))
     db.execute("DELETE FROM remote")
     db.execute("DELETE FROM remote_name")
     for host, address, live in wanted["peers"]:
         store.across.set_peer(host, host, address, live)
     for name, host, addresses in wanted["remotes"]:
-        rows = [span_rows.Address("backend", 6 if ":" in a else 4, a, name, host, 1, True) for a in addresses]
+        rows = [span_rows.RemoteAddress("backend", 6 if ":" in a else 4, a, name, host, 1, True) for a in addresses]
         store.across.set_service(name, rows, [name])
 """
 

@@ -25,7 +25,7 @@ from niso.cluster.engine import Keys, NoAnswer, Put, Txn
 from niso.cluster.etcd import Etcd
 from niso.cluster.key_values import HostEntry
 from niso.cluster.membership import ClusterKeys
-from niso.store.span_rows import Claim
+from niso.store.span_rows import ClaimRow
 
 HERE = "192.0.2.1"
 ETCD = cluster_join.Existing(("http://etcd1:2379",))
@@ -112,7 +112,7 @@ def test_host_that_leaves_without_an_answer_does_not_say_that_its_agent_will_tel
     init(world)
     world.machine = world.machine._replace(joined=config.require)
     with world.store.transaction():
-        world.store.across.set_claim(Claim("old", "mark", 1, {}))
+        world.store.across.set_claim(ClaimRow("old", "mark", 1, {}))
     engine.down = True
     said: list[Any] = []
     cluster_join.leave(world.machine, True, said.append)

@@ -22,7 +22,7 @@ from niso.engines.pod_agent import PodAgent
 from niso.manifest.policy import parse_ingress
 from niso.plan.records import Policy
 from niso.runtime import units
-from niso.store.attached_rows import Attached, wishes
+from niso.store.attached_rows import AttachedRow, wishes
 
 DENY = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
@@ -350,15 +350,15 @@ def test_what_others_attached_is_left_alone(node: Node) -> None:
 def test_pod_that_goes_while_its_policy_is_applied_does_not_come_back(node: Node) -> None:
     node.create("web")
     node.pod("web")
-    lives = Attached.lives
+    lives = AttachedRow.lives
 
-    def goes(attached: Attached, kernel: Any) -> bool:
+    def goes(attached: AttachedRow, kernel: Any) -> bool:
         alive = lives(attached, kernel)
         change_attach.detach(node.world.machine, "web-shop")
         return alive
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Attached, "lives", goes)
+        patch.setattr(AttachedRow, "lives", goes)
         assert node.look() == []
     assert node.world.store.attachments.get("web-shop") is None
 

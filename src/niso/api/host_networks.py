@@ -403,7 +403,7 @@ def _elsewhere(store: Store, network: str) -> tuple[NetworkMember, ...]:
             (),
             hosts.get(service.host, service.host),
         )
-        for service in store.across.remotes_on((network,))
+        for service in store.across.remotes((network,), "network")
     )
 
 

@@ -26,7 +26,7 @@ from niso.plan.subnets import NetworkRequest
 from niso.reconcile import host_settings, live_world
 from niso.runtime.machine import Machine
 from niso.store import service_rows
-from niso.store.attached_rows import Attached, wishes
+from niso.store.attached_rows import AttachedRow, wishes
 from niso.store.service_rows import ServiceRow
 from niso.store.snapshots import Scope
 from niso.store.store import Store
@@ -402,7 +402,7 @@ def _labels(store: Store, name: str) -> Mapping[str, str]:
     return _labels_of(store.attachments.get(name) if store.mode(name) == "attached" else None)
 
 
-def _labels_of(attached: Attached | None) -> Mapping[str, str]:
+def _labels_of(attached: AttachedRow | None) -> Mapping[str, str]:
     return wishes(attached).get("labels", {}) if attached is not None else {}
 
 
@@ -410,7 +410,7 @@ def _allowed(policy: Policy | None) -> tuple[Entry, ...]:
     return (*(policy.allow_from or ()), *(policy.egress_allow or ())) if policy else ()
 
 
-def _check_chosen(store: Store, attached: Attached, former: Attached | None) -> None:
+def _check_chosen(store: Store, attached: AttachedRow, former: AttachedRow | None) -> None:
     """Raise Conflict if a policy names an alias or IP address that a pod's user has just chosen.
 
     The policy's author may have meant another service. An alias or address that the pod had before

@@ -33,7 +33,7 @@ from niso.plan.records import Entry, Peer, Policy
 from niso.plan.specs import NetworkSpec, Published, ServiceSpec
 from niso.reconcile.change import change
 from niso.runtime.machine import Machine
-from niso.store.attached_rows import BY_INTERFACE, Attached, Link, wishes
+from niso.store.attached_rows import BY_INTERFACE, AttachedLink, AttachedRow, wishes
 from niso.store.policy_rows import policy_of
 from niso.store.service_rows import ServiceRow
 from niso.store.sqlite import encoded
@@ -73,7 +73,10 @@ class Attachment(NamedTuple):
 
 
 def attach(
-    machine: Machine, request: Request, report: Report = silent, instead_of: Attached | None = None
+    machine: Machine,
+    request: Request,
+    report: Report = silent,
+    instead_of: AttachedRow | None = None,
 ) -> Attachment:
     """Attach a namespace to the networks of ``request``, and detach it from other networks.
 
@@ -191,7 +194,7 @@ def _end(machine: Machine, name: str, left: set[str], report: Report) -> None:
 
 
 def _located(
-    kernel: Kernel, request: Request, before: Attached | None
+    kernel: Kernel, request: Request, before: AttachedRow | None
 ) -> tuple[Request, ForeignNetns | None]:
     """Return the request with the real path of its namespace, and the namespace's properties.
 
@@ -240,7 +243,7 @@ def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int
 
 
 def _is_same(
-    before: Attached, row: ServiceRow, request: Request, foreign: ForeignNetns | None
+    before: AttachedRow, row: ServiceRow, request: Request, foreign: ForeignNetns | None
 ) -> bool:
     if not row.active or (before.owner, before.id) != (request.owner, request.id):
         return False
@@ -405,7 +408,7 @@ class Request(NamedTuple):
 
 
 def target_of(
-    store: Store, request: Request, foreign: ForeignNetns | None, before: Attached | None
+    store: Store, request: Request, foreign: ForeignNetns | None, before: AttachedRow | None
 ) -> Target:
     """Return the target that `admit.record` needs for an attach request.
 
@@ -413,7 +416,7 @@ def target_of(
     Conflict.
     """
     links = _links(store, request, foreign, before)
-    attached = Attached(
+    attached = AttachedRow(
         request.name,
         request.owner,
         request.id,
@@ -432,8 +435,8 @@ def target_of(
 
 
 def _links(
-    store: Store, request: Request, foreign: ForeignNetns | None, before: Attached | None
-) -> list[Link]:
+    store: Store, request: Request, foreign: ForeignNetns | None, before: AttachedRow | None
+) -> list[AttachedLink]:
     """Choose the interface name of each network of a request, and the one for the default route.
 
     A network that was attached before keeps its interface name. The default route uses the first
@@ -448,7 +451,7 @@ def _links(
     named = taken | kept_names | {wish.interface for wish in request.wishes}
     free = (name for number in count() if (name := f"eth{number}") not in named)
     routed = foreign is not None and foreign.routed and not any(x.routes for x in had.values())
-    links: list[Link] = []
+    links: list[AttachedLink] = []
     for wish in request.wishes:
         kept = had.get(wish.network)
         interface = wish.interface or (kept.interface if kept is not None else "")
@@ -460,7 +463,9 @@ def _links(
                 "name another one, or none: niso chooses the next free eth<n>",
                 "interface",
             )
-        links.append(Link(wish.network, interface, _own_mac(store, request.name, wish), False))
+        links.append(
+            AttachedLink(wish.network, interface, _own_mac(store, request.name, wish), False)
+        )
     _refuse_twice([link.interface for link in links], "interface")
     if links and not routed and request.owner != BY_INTERFACE:
         known = [store.network(link.network) for link in links]

@@ -27,7 +27,7 @@ from niso.cluster.own_claims import about, recorded, settle, untold, wanted_by_r
 from niso.runtime import units
 from niso.runtime.machine import Machine
 from niso.store.snapshots import Scope
-from niso.store.span_rows import Claim
+from niso.store.span_rows import ClaimRow
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Held:
         self._engine = engine
         self._arriving = arriving
         self._claims = Claims(engine, joined.host, joined.keys)
-        self._held: dict[str, Claim] = {}
+        self._held: dict[str, ClaimRow] = {}
         self._is_silent = False
         self.lost: NoAnswer | None = None
         """Why etcd's answers are ignored: it has lost the cluster's data. None if they are used."""
@@ -126,7 +126,7 @@ class Held:
                     raise
                 self._held[name] = record
 
-    def _own_record(self, name: str, target: Target, asked: Wanted) -> Claim | None:
+    def _own_record(self, name: str, target: Target, asked: Wanted) -> ClaimRow | None:
         store = self._machine.store
         if name in self.homes:
             return store.across.claim(name)
@@ -140,7 +140,7 @@ class Held:
                 for name in services:
                     store.begin_intent(name, "activate", time.time())
                     if store.across.claim(name) is None:
-                        store.across.set_claim(Claim(name, "", 0, {}))
+                        store.across.set_claim(ClaimRow(name, "", 0, {}))
 
     # --- under niso's lock ----------------------------------------------------
 
@@ -448,7 +448,7 @@ def needs_of(
     return Wanted(target.name, on, called, statics, had)
 
 
-def own_record(store: Store, target: Target, wanted: Wanted) -> Claim | None:
+def own_record(store: Store, target: Target, wanted: Wanted) -> ClaimRow | None:
     """Return the claim in this host's store if it contains all that is needed, otherwise None."""
     claim = store.across.claim(target.name)
     if claim is None or {*claim.addresses} != {*wanted.networks}:

@@ -19,7 +19,7 @@ from niso.plan.records import Network, Span, Subnet
 from niso.plan.subnets import NetworkRequest, require_same
 from niso.runtime.machine import Machine
 from niso.store.snapshots import Scope
-from niso.store.span_rows import Address
+from niso.store.span_rows import RemoteAddress
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> N
         engine.close()
 
 
-def _addresses(engine: Etcd, joined: Config, name: str) -> list[Address]:
+def _addresses(engine: Etcd, joined: Config, name: str) -> list[RemoteAddress]:
     items = engine.get(joined.keys.addresses(name)).items
     services = view.seen((), {name: items}, joined.keys).services
     return [address for known in services.values() for address in known.addresses]

@@ -14,7 +14,7 @@ from niso.base import paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, flatten, raise_all
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.plan.specs import MountedVolume, Secret, ServiceSpec
-from niso.store.attached_rows import Attached, Link
+from niso.store.attached_rows import AttachedLink, AttachedRow
 from niso.store.name_rows import bare_name
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
@@ -279,7 +279,7 @@ class Target(NamedTuple):
     spec: ServiceSpec
     manifest_path: str
     files: PackageFiles | None  # None without a process of niso's
-    attaching: tuple[Attached, tuple[Link, ...]] | None = None  # None for a service
+    attaching: tuple[AttachedRow, tuple[AttachedLink, ...]] | None = None  # None for a service
     replace: bool = False  # replace a service of this name from another folder
     take: bool = False  # claim it although a lost host of the cluster has it
 

@@ -16,7 +16,7 @@ from niso.cluster.key_values import HostEntry
 from niso.cluster.view import NOTHING, ClaimedService, EngineView
 from niso.reconcile.change import change
 from niso.store.snapshots import Scope
-from niso.store.span_rows import Address, Attempt, Spans
+from niso.store.span_rows import Attempt, RemoteAddress, SpanRows
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -205,8 +205,8 @@ def _go_back(store: Store, kernel: Kernel, report: Report) -> None:
 
 
 def _write(
-    spans: Spans,
-    services: Mapping[str, tuple[tuple[Address, ...], tuple[str, ...]]],
+    spans: SpanRows,
+    services: Mapping[str, tuple[tuple[RemoteAddress, ...], tuple[str, ...]]],
     peers: Mapping[str, tuple[str, str, bool] | None],
 ) -> None:
     """Write the rows of services and hosts.

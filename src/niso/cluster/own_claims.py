@@ -36,7 +36,7 @@ from niso.cluster.membership import PORT, ClusterKeys
 from niso.cluster.view import EngineView
 from niso.plan.records import Network, Tunnel
 from niso.store.service_rows import ServiceRow
-from niso.store.span_rows import Claim
+from niso.store.span_rows import ClaimRow
 from niso.store.sqlite import encoded
 from niso.store.store import Store
 
@@ -174,7 +174,7 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
         with store.transaction():
             store.across.drop_claim(service)
             if record is not None and not final:
-                store.across.set_claim(Claim(service, "", 0, {}))
+                store.across.set_claim(ClaimRow(service, "", 0, {}))
         return True
     since = record.gen if record is not None else 0
     if have is not None and not mine and have.gen >= since:
@@ -200,7 +200,7 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
     return True
 
 
-def is_so(store: Store, record: Claim, now: EngineView) -> bool:
+def is_so(store: Store, record: ClaimRow, now: EngineView) -> bool:
     """Return whether a service's keys in etcd (``now``) match this host's rows.
 
     The recorded reservation ``record`` does not suffice, because an undone activation may have
@@ -236,9 +236,9 @@ def _places(addresses: Mapping[str, Iterable[str]]) -> set[tuple[str, str]]:
     return {(network, address) for network, some in addresses.items() for address in some}
 
 
-def recorded(claim: Held) -> Claim:
+def recorded(claim: Held) -> ClaimRow:
     """Convert a reservation read from etcd to the form in which the store records it."""
-    return Claim(claim.service, claim.mark, claim.gen, claim.networks)
+    return ClaimRow(claim.service, claim.mark, claim.gen, claim.networks)
 
 
 def about(store: Store, service: str) -> About:
@@ -270,7 +270,7 @@ def _is_same(have: Held, wanted: Wanted) -> bool:
 
 
 def _is_wanted(
-    store: Store, row: ServiceRow, record: Claim | None, have: Held | None, mine: bool
+    store: Store, row: ServiceRow, record: ClaimRow | None, have: Held | None, mine: bool
 ) -> bool:
     """Return whether a service of this host should be reserved in etcd.
 

@@ -10,7 +10,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.cluster import key_values
 from niso.cluster.engine import Keys, KeyValue, decode
 from niso.cluster.key_values import HostEntry
-from niso.store.span_rows import Address
+from niso.store.span_rows import RemoteAddress
 
 if TYPE_CHECKING:
     Subnets = Mapping[str, Sequence[tuple[str, str]]]
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class ClaimedService(NamedTuple):
     """A service recorded in etcd: its addresses on this host's networks, and its names."""
 
-    addresses: tuple[Address, ...]
+    addresses: tuple[RemoteAddress, ...]
     names: tuple[str, ...]
 
 
@@ -38,7 +38,7 @@ class EngineView(NamedTuple):
 
 
 class _Row(NamedTuple):
-    address: Address
+    address: RemoteAddress
     names: tuple[str, ...]
 
 
@@ -185,7 +185,7 @@ class View:
         family = 6 if ":" in address else 4
         # share equal strings between rows, to save memory
         name, host, *names = (intern(str(text)) for text in (name, host, *names))
-        row = Address(network, family, address, name, host, gen, bool(value.get("up")))
+        row = RemoteAddress(network, family, address, name, host, gen, bool(value.get("up")))
         return _Row(row, tuple(names))
 
 

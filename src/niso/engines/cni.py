@@ -31,7 +31,7 @@ from niso.manifest.values import network_name
 from niso.plan.records import Network, Policy, Port
 from niso.plan.subnets import NetworkRequest, first_free
 from niso.runtime.machine import Machine
-from niso.store.attached_rows import CHOSEN_ALIASES, CHOSEN_IP, NAMESPACE, Attached, Link
+from niso.store.attached_rows import CHOSEN_ALIASES, CHOSEN_IP, NAMESPACE, AttachedLink, AttachedRow
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -455,7 +455,7 @@ def _gc(call: Call) -> None:
     machine = plugin.machine()
     for attached in machine.store.attachments.all(OWNER):
 
-        def goes(link: Link, id: str = attached.id) -> bool:
+        def goes(link: AttachedLink, id: str = attached.id) -> bool:
             return link.network == call.network and (id, link.interface) not in known
 
         plugin.take_off(machine, attached, goes)
@@ -515,7 +515,7 @@ _LISTS = ("interfaces", "ips", "routes")
 _HINT = "look at the plugins before niso-cni in the list"
 
 
-def require_free(store: Store, call: Call, same: Attached | None) -> None:
+def require_free(store: Store, call: Call, same: AttachedRow | None) -> None:
     """Raise Failure if a plugin that ran before niso has created an interface of this name.
 
     niso's own interface is no error: ADD may be repeated, and niso may be twice in a list.
@@ -591,7 +591,7 @@ _NO_AGENT = "niso kubernetes does not run, so the network policies of pods are n
 _POD_HINT = "systemctl status niso_kubernetes"
 
 
-def require(call: Call, same: Attached | None) -> None:
+def require(call: Call, same: AttachedRow | None) -> None:
     """Raise Failure if a pod has no name, or if its policy is not applied and no agent runs."""
     from niso.engines import pod_agent
 
@@ -601,7 +601,7 @@ def require(call: Call, same: Attached | None) -> None:
         raise Failure(_TRY_AGAIN, _NO_AGENT, _POD_HINT)
 
 
-def closed(store: Store, call: Call, request: Request, same: Attached | None) -> Request:
+def closed(store: Store, call: Call, request: Request, same: AttachedRow | None) -> Request:
     """Return a pod's request with its own policy if that is applied, else one that denies all.
 
     A pod has no aliases: its user could impersonate a pod that policies name. Raises Failure.

@@ -23,7 +23,7 @@ from niso.manifest.policy import denials, parse_entry
 from niso.manifest.values import host_label
 from niso.plan.records import ANY, Entry, Network, Policy, Port, Subnet
 from niso.runtime.machine import Machine
-from niso.store.attached_rows import Attached, Link
+from niso.store.attached_rows import AttachedLink, AttachedRow
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def machine() -> Machine:
 
 def find(
     machine: Machine, owner: str, id: str, netns: str, wanted: str
-) -> tuple[Attached | None, str]:
+) -> tuple[AttachedRow | None, str]:
     """Return an owner's attachment of a namespace, and the name for the container with this id.
 
     Without an attachment, the name is derived from ``wanted``.
@@ -84,7 +84,7 @@ def find(
 
 def endpoint(
     store: Store, name: str, network: Network
-) -> tuple[Link, str, list[tuple[Subnet, str]]]:
+) -> tuple[AttachedLink, str, list[tuple[Subnet, str]]]:
     """Return an attachment's interface on a network, its MAC address, and its addresses there.
 
     Each address is with its subnet, and has the length of the subnet's prefix.
@@ -265,7 +265,7 @@ def joined(store: Store, request: Request) -> Request:
     )
 
 
-def take_off(machine: Machine, attached: Attached, goes: Callable[[Link], bool]) -> None:
+def take_off(machine: Machine, attached: AttachedRow, goes: Callable[[AttachedLink], bool]) -> None:
     """Remove the interfaces that ``goes`` selects from an attachment.
 
     If no interface is left, the attachment is detached completely.

@@ -35,7 +35,7 @@ from niso.plan.records import Policy
 from niso.runtime import units as systemd
 from niso.runtime.machine import Machine
 from niso.runtime.units import KUBERNETES, UNITS, ChangingUnit, Following
-from niso.store.attached_rows import Attached, wishes
+from niso.store.attached_rows import AttachedRow, wishes
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class PodAgent:
             return False
         return True
 
-    def _apply(self, machine: Machine, attached: Attached, policy: Policy) -> bool:
+    def _apply(self, machine: Machine, attached: AttachedRow, policy: Policy) -> bool:
         """Apply a pod's policy if it differs; return whether it changed. Raises Error.
 
         If it cannot be combined with the pod's other policies, all packets are denied.
@@ -307,14 +307,14 @@ def standing(request: Request, policy: Policy) -> Request:
     return request._replace(policy=policy, labels=tuple(sorted(labels.items())))
 
 
-def pod_of(attached: Attached) -> Who | None:
+def pod_of(attached: AttachedRow) -> Who | None:
     """Return the pod of an attachment; None if the agent does not manage its policy."""
     labels = wishes(attached).get("labels", {})
     known = (labels.get(_NAMESPACE, ""), labels.get(_NAME, ""), labels.get(_UID, ""))
     return Who(*known) if _POLICY in labels and all(known) else None
 
 
-def stands(attached: Attached) -> bool:
+def stands(attached: AttachedRow) -> bool:
     """Return whether the agent has applied the policy of a pod."""
     return bool(wishes(attached).get("labels", {}).get(_POLICY) == _STANDS)
 

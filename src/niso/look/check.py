@@ -26,7 +26,7 @@ from niso.reconcile.change import compare, desired_now
 from niso.runtime import package, sources
 from niso.runtime.machine import Machine
 from niso.runtime.sources import BLIND, UNKNOWN
-from niso.store.attached_rows import BY_INTERFACE, Attached
+from niso.store.attached_rows import BY_INTERFACE, AttachedRow
 from niso.store.name_rows import bare_name, suggest
 from niso.store.service_rows import ServiceRow
 from niso.store.snapshots import Scope
@@ -373,7 +373,7 @@ container.
 # --- attachments without a namespace --------------------------------------------------------------
 
 
-def is_moving(attached: Attached) -> bool:
+def is_moving(attached: AttachedRow) -> bool:
     """Return whether a container engine is about to move the interface into its container.
 
     niso creates a symlink at the attachment's path. Once the interface is in the container, the
@@ -398,6 +398,6 @@ def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> li
     return ended
 
 
-def shown(attached: Attached) -> str:
+def shown(attached: AttachedRow) -> str:
     """Return an attachment's owner and the start of its id: ``podman b186d057f65e``."""
     return f"{attached.owner} {attached.id[:12]}".strip()

@@ -8,12 +8,11 @@ the same owner and name (table ``released``) until no other address is free.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.store.service_rows import ServiceRow, service_row
-from niso.store.sqlite import decoded
+from niso.store.sqlite import Rows, decoded
 
 if TYPE_CHECKING:
     from typing import Any
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 # --- attachments ----------------------------------------------------------------------------------
 
 
-class Attached(NamedTuple):
+class AttachedRow(NamedTuple):
     """An attachment; the fields are the columns of its table."""
 
     service: str
@@ -38,13 +37,13 @@ class Attached(NamedTuple):
     def lives(self, kernel: Kernel) -> bool:
         """Return whether the network namespace of the attachment still exists.
 
-        For a namespace that niso made, returns True without a check, because niso checks and
-        repairs it like that of any service. Raises KernelError.
+        niso checks and repairs a namespace that it made like that of any service: then the result
+        is True. Raises KernelError.
         """
         return not self.netns or kernel.cookie_at(self.netns) == self.cookie
 
 
-_LOST = Attached("", "", "", "", "/proc/0/ns/net", 0)
+_LOST = AttachedRow("", "", "", "", "/proc/0/ns/net", 0)
 """Stands for a row that was deleted. Its namespace is a path at which none can exist."""
 
 
@@ -54,7 +53,7 @@ NAMESPACE = "pod_namespace"
 """The label that has the Kubernetes namespace of a pod."""
 
 
-class Link(NamedTuple):
+class AttachedLink(NamedTuple):
     """The network interface that an attachment has on one network: the inner end of a veth pair."""
 
     network: str
@@ -63,39 +62,32 @@ class Link(NamedTuple):
     routes: bool  # whether the default route leads here
 
 
-class Attachments:
+class AttachedRows(Rows):
     """The queries of the store for attachments."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
+    def get(self, service: str) -> AttachedRow | None:
+        rows = self._db.execute("SELECT * FROM attached WHERE service=?", (service,))
+        return next((AttachedRow(*row) for row in rows), None)
 
-    def get(self, service: str) -> Attached | None:
-        """Return the attachment with this service name, or None."""
-        row = self._db.execute("SELECT * FROM attached WHERE service=?", (service,)).fetchone()
-        return Attached(*row) if row else None
-
-    def all(self, owner: str | None = None, id: str | None = None) -> list[Attached]:
-        """Return the attachments, sorted by service name.
-
-        With ``owner``, ``id`` or both, return only those with this owner and this id.
+    def all(self, owner: str | None = None, id: str | None = None) -> list[AttachedRow]:
+        """Return the attachments, sorted by service name: all, or those with this owner and this
+        id.
         """
         asked = {key: text for key, text in (("owner", owner), ("id", id)) if text is not None}
         where = " AND ".join(f"{key}=:{key}" for key in asked) or "TRUE"
-        query = f"SELECT * FROM attached WHERE {where} ORDER BY service"
-        rows = self._db.execute(query, asked)
-        return [Attached(*row) for row in rows]
+        rows = self._db.execute(f"SELECT * FROM attached WHERE {where} ORDER BY service", asked)
+        return [AttachedRow(*row) for row in rows]
 
-    def of_cookie(self, cookie: int) -> list[Attached]:
+    def of_cookie(self, cookie: int) -> list[AttachedRow]:
         """Return the attachments in the namespace that has this cookie (SO_NETNS_COOKIE)."""
         rows = self._db.execute("SELECT * FROM attached WHERE cookie=?", (cookie,))
-        return [Attached(*row) for row in rows]
+        return [AttachedRow(*row) for row in rows]
 
     def rows(self) -> list[ServiceRow]:
-        """Return the service rows of all attachments, sorted by name."""
         query = "SELECT * FROM service WHERE mode='attached' ORDER BY name"
         return [service_row(row) for row in self._db.execute(query)]
 
-    def links(self, service: str) -> list[Link]:
+    def links(self, service: str) -> list[AttachedLink]:
         """Return the network interfaces of an attachment, in the order of its networks."""
         rows = self._db.execute(
             "SELECT l.network, interface, mac, routes FROM attached_link l"
@@ -103,15 +95,15 @@ class Attachments:
             " WHERE l.service=? ORDER BY e.position",
             (service,),
         )
-        return [Link(row[0], row[1], row[2], bool(row[3])) for row in rows]
+        return [AttachedLink(row[0], row[1], row[2], bool(row[3])) for row in rows]
 
     def planned(
         self, service: str
     ) -> tuple[tuple[str, int] | None, dict[str, tuple[str, str, bool]]]:
-        """Return what a plan needs to know of an attachment: (namespace, interfaces).
+        """Return ((path, cookie) of the namespace, interfaces) for the plan.
 
-        The namespace is (path, cookie), or None if niso made it. The interfaces are a dict from
-        each network to (interface name, MAC, whether the default route leads there).
+        The namespace is None if niso made it. The interfaces are a dict from each network to
+        (interface name, MAC, whether the default route leads there).
         """
         attached = self.get(service) or _LOST
         outside = (attached.netns, attached.cookie) if attached.netns else None
@@ -121,11 +113,8 @@ class Attachments:
 
     # --- writing; inside a transaction ------------------------------------------------------------
 
-    def put(self, attached: Attached, links: Iterable[Link]) -> None:
-        """Insert or replace an attachment with its network interfaces.
-
-        The service's row must exist.
-        """
+    def put(self, attached: AttachedRow, links: Iterable[AttachedLink]) -> None:
+        """Insert or replace an attachment with its network interfaces, after its service's row."""
         self._db.execute("INSERT OR REPLACE INTO attached VALUES (?, ?, ?, ?, ?, ?, ?)", attached)
         self._db.execute("DELETE FROM attached_link WHERE service=?", (attached.service,))
         self._db.executemany(
@@ -134,20 +123,14 @@ class Attachments:
         )
 
     def move(self, service: str, cookie: int, interface: str) -> None:
-        """Record the new network namespace of an attachment that has only one interface.
-
-        ``cookie`` is that of the namespace, and ``interface`` the name of the interface in it.
-        """
+        """Record the new namespace (its cookie) of an attachment that has only one interface."""
         self._db.execute("UPDATE attached SET cookie=? WHERE service=?", (cookie, service))
         self._db.execute(
             "UPDATE attached_link SET interface=? WHERE service=?", (interface, service)
         )
 
     def release(self, service: str, now: float) -> None:
-        """Record that the addresses of an attachment are free, and whose they were.
-
-        ``now`` is the present time in seconds since 1970.
-        """
+        """Record that the addresses of an attachment are free, and whose they were."""
         self._db.execute(
             "INSERT OR REPLACE INTO released SELECT l.network, l.family, l.number, a.owner,"
             " a.given, ? FROM lease l JOIN attached a ON a.service=l.service WHERE l.service=?",
@@ -163,11 +146,8 @@ class Attachments:
         )
 
 
-def wishes(attached: Attached) -> dict[str, Any]:
-    """Return what the owner requested for an attachment.
-
-    The dict may have the keys ``policy``, ``policies`` (by network) and ``labels``.
-    """
+def wishes(attached: AttachedRow) -> dict[str, Any]:
+    """Return the owner's request. Its keys may be policy, policies (by network) and labels."""
     return dict(decoded(attached.asked))
 
 

@@ -11,13 +11,12 @@ is.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Container, Iterable
 
 from niso.base.errors import Conflict, NotFound
 from niso.plan.dns_answers import FORMER, NOW, PAST, DnsAddress, Outside
-from niso.store.service_rows import ModeRows
-from niso.store.sqlite import decoded, encoded, others_intend
+from niso.store.service_rows import ServiceRows
+from niso.store.sqlite import Rows, decoded, encoded, others_intend
 
 # --- names of services ----------------------------------------------------------------------------
 
@@ -28,26 +27,21 @@ _ON = (
 )
 
 
-class NameRows(ModeRows):
+class NameRows(ServiceRows):
     """The queries of the store for names."""
 
     def names(self, service: str) -> tuple[str, ...]:
         """Return the names of a service: its hostname, its service name, and its aliases."""
-        rows = self._db.execute(
-            "SELECT name FROM host_name WHERE service=? ORDER BY position", (service,)
+        return tuple(
+            self._column("SELECT name FROM host_name WHERE service=? ORDER BY position", service)
         )
-        return tuple(row[0] for row in rows)
 
     def names_there(self, service: str) -> tuple[str, ...]:
-        """Return all names that lead to a service's address.
-
-        These are its own names, then those of the active services that share its network namespace.
-        """
+        """Return the names of a service and of the active services in its network namespace."""
         sharers = self.sharers(service)
         return (*self.names(service), *(name for sharer in sharers for name in self.names(sharer)))
 
     def extra_hosts(self, service: str) -> tuple[tuple[str, str], ...]:
-        """Return (name, address) for each extra host in a service's manifest."""
         return tuple(
             self._db.execute(
                 "SELECT name, address FROM extra_host WHERE service=? ORDER BY name", (service,)
@@ -55,48 +49,42 @@ class NameRows(ModeRows):
         )
 
     def set_extra_hosts(self, service: str, hosts: Iterable[tuple[str, str]]) -> None:
-        """Replace the extra hosts of a service; the caller holds a transaction."""
         self._db.execute("DELETE FROM extra_host WHERE service=?", (service,))
         self._db.executemany(
             "INSERT INTO extra_host VALUES (?, ?, ?)", [(service, *host) for host in hosts]
         )
 
     def networks_of(self, service: str) -> tuple[str, ...]:
-        """Return the networks of a service in their order.
-
-        For a service that shares the namespace of another one, they are the networks of that one.
-        """
-        rows = self._db.execute(
-            "SELECT network FROM endpoint WHERE service=? ORDER BY position", (self.home(service),)
+        """Return the networks of a service, or of its provider, in their order."""
+        return tuple(
+            self._column(
+                "SELECT network FROM endpoint WHERE service=? ORDER BY position", self.home(service)
+            )
         )
-        return tuple(row[0] for row in rows)
 
     def networks_in_use(self) -> list[str]:
-        """Return the networks of the active services, sorted.
-
-        They are read from the services' own rows, and are therefore complete even if rows of
-        endpoints are missing.
+        """Return the networks of the active services, sorted, also if rows of endpoints are
+        missing.
         """
-        rows = self._db.execute("SELECT DISTINCT networks FROM service WHERE active=1")
-        return sorted({network for (networks,) in rows for network in decoded(networks)})
+        return sorted({network for networks in self._network_lists() for network in networks})
+
+    def _network_lists(self) -> list[list[str]]:
+        """Return the lists of networks that active services have, each once."""
+        rows = self._column("SELECT DISTINCT networks FROM service WHERE active=1")
+        return [decoded(text) for text in rows]
 
     def holders(self, name: str) -> list[str]:
         """Return the recorded services that have this name, hostname or alias, sorted."""
-        rows = self._db.execute(
-            "SELECT service FROM host_name WHERE name=? ORDER BY service", (name,)
-        )
-        return [row[0] for row in rows]
+        return self._column("SELECT service FROM host_name WHERE name=? ORDER BY service", name)
 
     def holders_beside(self, service: str, name: str) -> list[str]:
-        """Return the recorded services that have this name and share a network with ``service``,
-        sorted.
-        """
-        rows = self._db.execute(
+        """Return the services with this name that share a network with ``service``, sorted."""
+        return self._column(
             f"{_ON} WHERE h.name=? AND e.network IN (SELECT network FROM endpoint WHERE service=?)"
             " GROUP BY h.service ORDER BY h.service",
-            (name, self.home(service)),
+            name,
+            self.home(service),
         )
-        return [row[0] for row in rows]
 
     def holders_elsewhere(self, name: str, beside: str | None = None) -> list[str]:
         """Return the services of other hosts with this name, sorted.
@@ -111,20 +99,15 @@ class NameRows(ModeRows):
                 " JOIN endpoint e ON e.network=r.network AND e.service=?"
             )
             values = (self.home(beside), name)
-        rows = self._db.execute(f"{query} WHERE n.name=? ORDER BY n.service", values)
-        return [row[0] for row in rows]
+        return self._column(f"{query} WHERE n.name=? ORDER BY n.service", *values)
 
     def hosts_of(self, name: str) -> list[str]:
         """Return the other hosts that have a service with this name, sorted."""
-        query = (
+        return self._column(
             "SELECT DISTINCT r.host FROM remote r JOIN remote_name n ON n.service=r.service"
-            " WHERE n.name=? ORDER BY r.host"
+            " WHERE n.name=? ORDER BY r.host",
+            name,
         )
-        return [row[0] for row in self._db.execute(query, (name,))]
-
-    def _is_elsewhere(self, service: str) -> bool:
-        query = "SELECT 1 FROM remote WHERE service=? LIMIT 1"
-        return self._db.execute(query, (service,)).fetchone() is not None
 
     def meant(self, service: str, name: str) -> tuple[list[str], list[str]]:
         """Return the services that a name in the policy of ``service`` refers to, as two lists.
@@ -140,7 +123,8 @@ class NameRows(ModeRows):
         beside += [other for other in elsewhere if other not in beside]
         mode = self.mode(name)
         here = mode not in (None, "host")
-        called = [name] if here or (mode is None and self._is_elsewhere(name)) else []
+        remote = "SELECT 1 FROM remote WHERE service=? LIMIT 1"
+        called = [name] if here or (mode is None and self._has(remote, name)) else []
         allowed = beside if len(beside) == 1 else [] if beside else called
         return allowed, [*beside, *(own for own in called if own not in beside)]
 
@@ -160,17 +144,15 @@ class NameRows(ModeRows):
         if not others:
             return set()
         on = {*networks, *(network for service in own for network in self.networks_of(service))}
-        rows = self._db.execute("SELECT DISTINCT networks FROM service WHERE active=1")
-        lists = [set(decoded(row[0])) for row in rows]
-        beside: set[str] = set().union(*(one for one in lists if one & on))
+        beside = {network for one in self._network_lists() if on & set(one) for network in one}
         return {other for other in others if beside & set(self.networks_of(other))}
 
     def resolve(self, name: str, asker: str | None = None) -> str:
         """Return the service that a user means by a name, with or without the suffix .niso.local.
 
         The service that ``asker`` reaches by the name comes first. Next is the service whose
-        service name it is, then the only service with this hostname or alias. Raises NotFound, with
-        a similar name in the hint if there is one, and Conflict if the name is ambiguous.
+        service name it is, then the only service with this hostname or alias. Raises NotFound, and
+        Conflict if the name is ambiguous.
         """
         bare = bare_name(name)
         if (service := self._found(bare, asker)) is not None:
@@ -178,17 +160,16 @@ class NameRows(ModeRows):
         if there := self.hosts_of(bare):
             hint = f"it is on {', '.join(there)}: run the command there"
             raise NotFound(f"no service {name!r} on this host", hint)
-        names = self._db.execute("SELECT DISTINCT name FROM host_name WHERE name!='' ORDER BY name")
-        known = [known for (known,) in names]  # a damaged key may be NULL
+        # a damaged key may be NULL
+        known = self._column("SELECT DISTINCT name FROM host_name WHERE name!='' ORDER BY name")
         raise NotFound(f"no service {name!r}", suggest(bare, known, "niso ps lists the services"))
 
     # Names given up by a change in progress stay reserved: an undo may have to restore them.
 
     def name_holder(self, name: str) -> str | None:
-        """Return the service that has a name, or None.
+        """Return the service that has a name, or gets it back if its change is undone; or None.
 
-        It may also be a service that gets the name back if a change in progress is undone. Raises
-        Conflict if the name is ambiguous.
+        Raises Conflict if the name is ambiguous.
         """
         if (service := self._found(name, None)) is not None:
             return service
@@ -238,22 +219,21 @@ class NameRows(ModeRows):
         return candidates[0] if candidates else None
 
     def _reached(self, service: str, name: str) -> list[str]:
-        """Return the service that ``service`` reaches by a name, as a list with at most one item.
+        """Return a list with the service that ``service`` reaches by a name, or an empty one.
 
-        It is the one in the hosts file of ``service``: that file has the name from the first of the
-        service's networks on which an active service has it.
+        The hosts file of ``service`` has the name from the first of its networks on which an active
+        service has it.
         """
-        rows = self._db.execute(
+        return self._column(
             f"{_ON} JOIN endpoint own ON own.network=e.network AND own.service=?"
             " WHERE h.name=? ORDER BY s.active DESC, own.position LIMIT 1",
-            (self.home(service), name),
+            self.home(service),
+            name,
         )
-        return [row[0] for row in rows]
 
     def _restored(self, name: str) -> dict[str, set[str]]:
-        """Return which services get this name back if changes in progress are undone.
-
-        The dict maps each such service to the networks on which it then has the name.
+        """Return {service: networks} of the services that get a name back if their change is
+        undone.
         """
         restored: dict[str, set[str]] = {}
         rows = self._db.execute(
@@ -263,32 +243,26 @@ class NameRows(ModeRows):
             (name,),
         ).fetchall()
         for service, home in rows:
-            on = self._db.execute(
+            on = self._column(
                 "SELECT json_extract(value, '$.network') FROM intent,"
                 " json_each(undo, '$.endpoint') WHERE service=?"
                 " UNION SELECT network FROM endpoint WHERE service=?",
-                (home, home),
+                *(home, home),
             )
-            restored[service] = {row[0] for row in on}
+            restored[service] = set(on)
         return restored
 
     def mode(self, service: str) -> str | None:
-        """Return the mode of a service, or None if the service is not recorded."""
-        row = self._db.execute("SELECT mode FROM service WHERE name=?", (service,)).fetchone()
-        return str(row[0]) if row else None
+        return self._text("SELECT mode FROM service WHERE name=?", service)
 
 
 def bare_name(name: str) -> str:
-    """Remove the suffix .niso.local from a name."""
     # importing names.DOMAIN would load another module in every command
     return name.removesuffix(".niso.local")
 
 
 def suggest(name: str, known: list[str], otherwise: str) -> str:
-    """Return the hint for an unknown name.
-
-    It proposes the most similar of the names ``known``; if none is similar, it is ``otherwise``.
-    """
+    """Return a hint with the most similar of the names ``known``, or ``otherwise``."""
     import difflib
 
     near = difflib.get_close_matches(name, known, 1)
@@ -298,25 +272,21 @@ def suggest(name: str, known: list[str], otherwise: str) -> str:
 # --- outside names and the answers of DNS ---------------------------------------------------------
 
 
-class OutsideRows:
+class OutsideRows(Rows):
     """The queries of the store for DNS names in policies."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
 
     def of(self, service: str) -> tuple[str, ...]:
         """Return the DNS names in a service's policy, sorted."""
         query = "SELECT name FROM outside_peer WHERE service=? ORDER BY name"
-        return tuple(row[0] for row in self._db.execute(query, (service,)))
+        return tuple(self._column(query, service))
 
     def named(self, active: bool = False) -> list[str]:
         """Return the DNS names in all policies, or only in those of active services; sorted."""
-        rows = self._db.execute(
+        return self._column(
             "SELECT DISTINCT p.name FROM outside_peer p JOIN service s ON s.name=p.service"
             " WHERE s.active>=? ORDER BY p.name",
-            (int(active),),
+            int(active),
         )
-        return [row[0] for row in rows]
 
     def naming(self, names: Iterable[str]) -> list[str]:
         """Return the active services whose policies contain one of these DNS names, sorted."""
@@ -324,15 +294,12 @@ class OutsideRows:
             "SELECT p.service FROM outside_peer p JOIN service s ON s.name=p.service AND s.active=1"
             " WHERE p.name=?"
         )
-        return sorted({row[0] for name in names for row in self._db.execute(query, (name,))})
+        return sorted({service for name in names for service in self._column(query, name)})
 
     def answer(self, name: str) -> Outside:
-        """Return the record of a DNS name.
-
-        If it is missing or damaged, the record has no addresses.
-        """
-        row = self._db.execute("SELECT answer FROM outside_name WHERE name=?", (name,)).fetchone()
-        return (row and _answer(name, row[0])) or Outside(name)
+        """Return the record of a DNS name, without addresses if it is missing or damaged."""
+        text = self._text("SELECT answer FROM outside_name WHERE name=?", name)
+        return (text and _answer(name, text)) or Outside(name)
 
     def answers(self) -> list[Outside]:
         """Return the records of all names in policies, sorted by name."""
@@ -343,16 +310,11 @@ class OutsideRows:
         return self.answer(name).in_state(NOW, FORMER)
 
     def ever(self, name: str) -> tuple[str, ...]:
-        """Return all recorded addresses of a DNS name, also those that services may no longer
-        reach.
-        """
+        """Return all recorded addresses of a DNS name, also those that are no longer allowed."""
         return self.answer(name).in_state(NOW, FORMER, PAST)
 
     def hosts(self, service: str) -> list[tuple[str, str]]:
-        """Return (name, address) for each DNS name in a service's policy, for its hosts file.
-
-        Only addresses in the latest DNS answer are included.
-        """
+        """Return (name, address) of the latest DNS answers for a service's hosts file."""
         return [
             (name, address)
             for name in self.of(service)
@@ -362,21 +324,15 @@ class OutsideRows:
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def put(self, answers: Iterable[Outside]) -> None:
-        """Insert or replace the records of these DNS names."""
         self._db.executemany(
             "INSERT OR REPLACE INTO outside_name VALUES (?, ?)",
             [(answer.name, encoded(answer[1:])) for answer in answers],
         )
 
     def forget_others(self, before: float) -> None:
-        """Delete the records of names that are in no policy.
-
-        Records that were resolved after ``before``, in seconds since 1970, are kept.
-        """
-        rows = self._db.execute(
-            "SELECT name FROM outside_name WHERE name NOT IN (SELECT name FROM outside_peer)"
-        ).fetchall()
-        for (name,) in rows:
+        """Delete the records of names that are in no policy, unless resolved after ``before``."""
+        query = "SELECT name FROM outside_name WHERE name NOT IN (SELECT name FROM outside_peer)"
+        for name in self._column(query):
             if not self.answer(name).asked_at > before:
                 self._db.execute("DELETE FROM outside_name WHERE name=?", (name,))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from niso.plan.records import Audit, Entry, Member, Peer, Policed, Policy, Service
 from niso.store.name_rows import NameRows, OutsideRows
-from niso.store.sqlite import decoded, encoded
+from niso.store.sqlite import decoded, encoded, marks
 
 Name = tuple[str, str]
 """A peer in a policy as (kind, name). The kind is "service" or "network"."""
@@ -20,18 +20,16 @@ class PolicyRows(NameRows):
 
     def policy(self, service: str) -> Policy | None:
         """Return a service's policy as written in its manifest; None if it has none."""
-        row = self._db.execute("SELECT text FROM policy WHERE service=?", (service,)).fetchone()
-        return policy_of(decoded(row[0])) if row else None
+        text = self._text("SELECT text FROM policy WHERE service=?", service)
+        return None if text is None else policy_of(decoded(text))
 
     def policied(self) -> list[str]:
-        """Return the recorded services that have a policy."""
-        return [row[0] for row in self._db.execute("SELECT service FROM policy ORDER BY service")]
+        return self._column("SELECT service FROM policy ORDER BY service")
 
     def audits(self) -> dict[str, tuple[int, int]]:
-        """Return the audit periods of all policies, as a dict from the service to (since, until).
+        """Return {service: (since, until)} of all audits, also ended ones, in seconds since 1970.
 
-        During its audit period a policy denies nothing. The times are in seconds since 1970.
-        Periods that have ended are included; damaged rows are left out.
+        During its audit period a policy denies nothing. Damaged rows are left out.
         """
         rows = self._db.execute(
             "SELECT service, json_extract(audit, '$[1]'), json_extract(audit, '$[2]') FROM ("
@@ -76,27 +74,21 @@ class PolicyRows(NameRows):
 
     @property
     def outside(self) -> OutsideRows:
-        """Return the queries for DNS names in policies."""
-
         return OutsideRows(self._db)
 
     def names_outside(self, service: str | None = None) -> bool:
-        """Return whether the policy of ``service`` contains DNS names; with None, whether any
-        policy does.
-        """
+        """Return whether the policy of ``service``, or for None any policy, contains DNS names."""
         query = "SELECT 1 FROM outside_peer WHERE ?1 IS NULL OR service=?1 LIMIT 1"
-        return self._db.execute(query, (service,)).fetchone() is not None
+        return self._has(query, service)
 
     def _apart(self) -> list[str]:
         """Return the services with a hosts file of their own, sorted."""
-        rows = self._db.execute(
+        return self._column(
             "SELECT service FROM extra_host UNION SELECT service FROM outside_peer ORDER BY 1"
         )
-        return [row[0] for row in rows]
 
     def _policed(self, services: Iterable[Service], names: Iterable[Name]) -> Iterator[Policed]:
-        """Yield the policies of these active services, and of the services that name one of
-        ``names``.
+        """Yield the policies of these active services, and of those that name one of ``names``.
 
         For the latter, only the part of the policy is included that concerns the addresses of these
         names.
@@ -109,7 +101,7 @@ class PolicyRows(NameRows):
                     address for endpoint in service.endpoints for address in endpoint.addresses
                 )
                 yield Policed(service.name, addresses, policy)
-        only: dict[str, set[str] | None] = {}
+        only: dict[str, frozenset[str] | None] = {}
         for kind, name in sorted(names):
             # all services with the name count: each policy may refer to another one, or did before
             holders = (
@@ -117,37 +109,32 @@ class PolicyRows(NameRows):
                 if kind == "service"
                 else ()
             )
-            meant = {address for own in holders for address in self._meant(kind, own)[0]}
+            meant = frozenset(at for own in holders for at in self._meant(kind, own)[0])
             for service_name in self._naming(kind, name):
                 # changing a network affects more than single peers
-                before = only.get(service_name, set())
+                before = only.get(service_name, frozenset())
                 only[service_name] = None if kind == "network" or before is None else before | meant
         for service_name, values in sorted(only.items()):
             policy = self.policy_now(service_name)
             if service_name not in whole and policy is not None:
-                rows = self._db.execute(
-                    "SELECT address FROM lease WHERE service=? ORDER BY address", (service_name,)
-                )
-                own = tuple(row[0] for row in rows)
-                yield Policed(
-                    service_name, own, policy, None if values is None else frozenset(values)
-                )
+                query = "SELECT address FROM lease WHERE service=? ORDER BY address"
+                own = tuple(self._column(query, service_name))
+                yield Policed(service_name, own, policy, values)
 
     def naming(self, kind: str, name: str) -> list[str]:
         """Return the recorded services whose policies name this peer, sorted."""
-        rows = self._db.execute(
-            "SELECT service FROM policy_peer WHERE kind=? AND name=? ORDER BY service", (kind, name)
+        return self._column(
+            "SELECT service FROM policy_peer WHERE kind=? AND name=? ORDER BY service", kind, name
         )
-        return [row[0] for row in rows]
 
     def _naming(self, kind: str, name: str) -> list[str]:
         """Return the active services whose policies name this peer, sorted."""
-        rows = self._db.execute(
+        return self._column(
             "SELECT p.service FROM policy_peer p JOIN service s ON s.name=p.service AND s.active=1"
             " WHERE p.kind=? AND p.name=? ORDER BY p.service",
-            (kind, name),
+            kind,
+            name,
         )
-        return [row[0] for row in rows]
 
     def _members(self, policed: Iterable[Policed]) -> tuple[Member, ...]:
         """Return the addresses of the names in these policies.
@@ -173,25 +160,20 @@ class PolicyRows(NameRows):
         return tuple(Member(kind, name, *self._meant(kind, name)) for kind, name in sorted(wanted))
 
     def _names_of(self, address: str) -> list[str]:
-        """Return the services that use an address.
-
-        They are the service of this host or another one to which the address belongs, and the
-        active services that share its namespace.
-        """
-        rows = self._db.execute(
+        """Return the services of all hosts that use an address, with sharers of its namespace."""
+        return self._column(
             "SELECT s.name FROM lease l"
             " JOIN service s ON s.name=l.service OR (s.provider=l.service AND s.active=1)"
             " WHERE l.address=?"
             " UNION ALL SELECT service FROM remote WHERE address=?",
-            (address, address),
+            address,
+            address,
         )
-        return [row[0] for row in rows]
 
     def _meant(self, kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return what a name in a policy stands for, as (addresses or subnets, gateways).
 
-        Only a network has subnets and gateways. Both are empty if no service or network has this
-        name.
+        Only a network has subnets and gateways. Both are empty if the name is unknown.
         """
         if kind == "outside":
             return self.outside.meant(name), ()
@@ -204,18 +186,16 @@ class PolicyRows(NameRows):
             "SELECT name, provider, active FROM service WHERE name=?", (name,)
         ).fetchone()
         if holder is None:
-            rows = self._db.execute(_ELSEWHERE, (name,)).fetchall()
-            return tuple(row[0] for row in rows), ()
+            return tuple(self._column(_ELSEWHERE, name)), ()
         service, provider, active = holder
         # an inactive service keeps its addresses; one that shares another's namespace has the
         # addresses of that one only while it is active
         home = service if provider is None else provider if active else ""
-        rows = self._db.execute(
-            "SELECT address FROM lease WHERE service=? ORDER BY network, family", (home,)
-        ).fetchall()
-        if not rows and not active:  # the service may have been moved to another host
-            rows = self._db.execute(_ELSEWHERE, (name,)).fetchall()
-        return tuple(row[0] for row in rows), ()
+        query = "SELECT address FROM lease WHERE service=? ORDER BY network, family"
+        addresses = self._column(query, home)
+        if not addresses and not active:  # the service may have been moved to another host
+            addresses = self._column(_ELSEWHERE, name)
+        return tuple(addresses), ()
 
     # --- writing; inside a transaction ------------------------------------------------------------
 
@@ -225,19 +205,16 @@ class PolicyRows(NameRows):
             self._db.execute(f"DELETE FROM {table} WHERE service=?", (service,))
         if policy is None:
             return
-        on = self._db.execute("SELECT network FROM endpoint WHERE service=?", (service,))
-        for table, rows in rows_of_policy(service, policy, [row[0] for row in on]).items():
+        on = self._column("SELECT network FROM endpoint WHERE service=?", service)
+        for table, rows in rows_of_policy(service, policy, on).items():
             for row in rows:
-                self._db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' for _ in row)})", row)
+                self._db.execute(f"INSERT INTO {table} VALUES ({marks(row)})", row)
 
 
 def rows_of_policy(
     service: str, policy: Policy, networks: Iterable[str]
 ) -> dict[str, Sequence[tuple[object, ...]]]:
-    """Return the rows to store for a policy, as a dict from each table to its rows.
-
-    ``networks`` are the networks of the policy's service.
-    """
+    """Return {table: rows} to store for a policy; ``networks`` are those of its service."""
     peers = {
         (entry.peer.kind, entry.peer.name)
         for entry in policy.entries()

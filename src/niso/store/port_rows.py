@@ -6,16 +6,15 @@ manifest leaves it to niso, or ``forward`` if `niso port-forward` added the port
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
 from niso.plan.records import Port
-from niso.store.sqlite import decoded, encoded, others_intend
+from niso.store.sqlite import Rows, decoded, encoded, others_intend
 
 MANIFEST, CHOSEN, FORWARD = "manifest", "chosen", "forward"
-_PORT = "host_ip, host_port, container_port, proto, count"
+PORT_COLUMNS = "host_ip, host_port, container_port, proto, count"
 _IS = "service=? AND host_ip=? AND host_port=? AND container_port=? AND proto=? AND count=?"
 # a port of an intent's undo
 _UNDONE = ", ".join(f"json_extract(value, '$.{column}')" for column in Port._fields)
@@ -42,37 +41,26 @@ _TO_PUBLISH = (
 """The SQL query for the row that a service should have in the table published."""
 
 
-class PortRows:
+class PortRows(Rows):
     """The queries of the store for published ports."""
 
-    _db: sqlite3.Connection
-
     def ports(self, service: str | None = None) -> list[tuple[str, Port]]:
-        """Return (service, port) for each port of one service, or of all services if it is None.
+        """Return (service, port) for the ports of one service, or of all services if it is None.
 
         The ports of each service are in the order of its manifest. Those that `niso port-forward`
         added come last.
         """
-        where, values = ("WHERE service=?", (service,)) if service else ("", ())
-        rows = self._db.execute(
-            f"SELECT service, {_PORT} FROM port {where} ORDER BY service, position", values
-        )
-        return [(row[0], Port(*row[1:])) for row in rows]
+        return self._ports("WHERE service=?", service) if service else self._ports("")
+
+    def _ports(self, where: str, *values: str) -> list[tuple[str, Port]]:
+        query = f"SELECT service, {PORT_COLUMNS} FROM port {where} ORDER BY service, position"
+        return [(row[0], Port(*row[1:])) for row in self._db.execute(query, values)]
 
     def active_ports(self) -> list[tuple[str, Port]]:
-        """Return (service, port) for each port of the active services."""
-        rows = self._db.execute(
-            f"SELECT port.service, {_PORT} FROM port JOIN service s ON s.name=port.service"
-            " WHERE s.active=1 ORDER BY service, position"
-        )
-        return [(row[0], Port(*row[1:])) for row in rows]
+        return self._ports("JOIN service s ON s.name=port.service WHERE s.active=1")
 
     def has_port(self, service: str, port: Port) -> bool:
-        """Return whether a service has exactly this port."""
-        return (
-            self._db.execute(f"SELECT 1 FROM port WHERE {_IS}", (service, *port)).fetchone()
-            is not None
-        )
+        return self._has(f"SELECT 1 FROM port WHERE {_IS}", service, *port)
 
     def some_ports(self, service: str, among: Iterable[Port]) -> list[Port]:
         """Return the ports in ``among`` that a service has."""
@@ -83,49 +71,28 @@ class PortRows:
 
         A network that a service has left since it published a port is included.
         """
-        networks = {
-            network
-            for service in services
-            for (network,) in self._db.execute(
-                "SELECT network FROM published WHERE service=?", (service,)
-            )
-        }
-        if networks:
-            networks &= {row[0] for row in self._db.execute("SELECT name FROM network")}
-        return networks
+        query = "SELECT network FROM published WHERE service=?"
+        networks = {network for service in services for network in self._column(query, service)}
+        return networks & {*self._column("SELECT name FROM network")} if networks else networks
 
     def publishes(self, service: str) -> bool:
         """Return whether a service has published a port at any time since it was activated."""
-        return (
-            self._db.execute("SELECT 1 FROM published WHERE service=?", (service,)).fetchone()
-            is not None
-        )
+        return self._has("SELECT 1 FROM published WHERE service=?", service)
 
     def forwards(self, service: str) -> list[Port]:
         """Return the ports that `niso port-forward` added to a service."""
-        rows = self._db.execute(
-            f"SELECT {_PORT} FROM port WHERE service=? AND origin=? ORDER BY position",
-            (service, FORWARD),
-        )
-        return [Port(*row) for row in rows]
+        return self._of_origin(service, FORWARD)
+
+    def _of_origin(self, service: str, origin: str) -> list[Port]:
+        return [port for _, port in self._ports("WHERE service=? AND origin=?", service, origin)]
 
     def all_forwards(self) -> list[tuple[str, Port]]:
-        """Return (service, port) for each port that `niso port-forward` added, also of inactive
-        services.
-        """
-        rows = self._db.execute(
-            f"SELECT service, {_PORT} FROM port WHERE origin=? ORDER BY service, position",
-            (FORWARD,),
-        )
-        return [(row[0], Port(*row[1:])) for row in rows]
+        """Return the ports that `niso port-forward` added, also those of inactive services."""
+        return self._ports("WHERE origin=?", FORWARD)
 
     def manifest_ports(self, service: str) -> list[Port]:
         """Return the ports of a service whose host ports are set in its manifest."""
-        rows = self._db.execute(
-            f"SELECT {_PORT} FROM port WHERE service=? AND origin=? ORDER BY position",
-            (service, MANIFEST),
-        )
-        return [Port(*row) for row in rows]
+        return self._of_origin(service, MANIFEST)
 
     def port_holders(
         self, wanted: Port, but: frozenset[str] = frozenset()
@@ -137,7 +104,7 @@ class PortRows:
         """
         proto, first, last = wanted.proto, wanted.host_port, wanted.last
         live = (
-            f"SELECT service, {_PORT} FROM port JOIN service s ON s.name=port.service"
+            f"SELECT service, {PORT_COLUMNS} FROM port JOIN service s ON s.name=port.service"
             " WHERE s.active=1 AND proto=?"
         )
         undone = (
@@ -159,20 +126,16 @@ class PortRows:
         ]
 
     def chosen_port(self, service: str, wanted: Port) -> int | None:
-        """Return the host port that niso has chosen for a port of this service, or None.
-
-        ``wanted`` is a port without a fixed host port.
-        """
-        row = self._db.execute(
+        """Return the host port that niso has chosen for a port without a fixed one, or None."""
+        rows = self._column(
             "SELECT host_port FROM port WHERE service=? AND origin=?"
             " AND host_ip=? AND container_port=? AND proto=? AND count=?",
-            (service, CHOSEN, wanted.host_ip, wanted.container_port, wanted.proto, wanted.count),
-        ).fetchone()
-        return int(row[0]) if row else None
+            *(service, CHOSEN, wanted.host_ip, wanted.container_port, wanted.proto, wanted.count),
+        )
+        return next(iter(rows), None)
 
     def spans(self, proto: str, first: int, last: int) -> list[tuple[int, int]]:
-        """Return (first, last) host port for each recorded range that overlaps the range first to
-        last.
+        """Return (first, last) of each recorded range of host ports that overlaps first to last.
 
         Ports of inactive services are included. So are all ports of the protocol that a service
         gets back if a change in progress is undone, whether they overlap or not.
@@ -193,7 +156,7 @@ class PortRows:
         ``chosen`` are those of ``ports`` whose host port niso chose.
         """
         cursor = self._db.execute(
-            f"SELECT {_PORT}, origin FROM port WHERE service=? ORDER BY position", (service,)
+            f"SELECT {PORT_COLUMNS}, origin FROM port WHERE service=? ORDER BY position", (service,)
         )
         before = [(Port(*row[:-1]), row[-1]) for row in cursor]
         free = set(chosen)
@@ -210,7 +173,6 @@ class PortRows:
         self.note_published(service)
 
     def add_forward(self, service: str, port: Port) -> None:
-        """Add a port of `niso port-forward` to a service."""
         self._db.execute(
             "INSERT INTO port SELECT ?,"
             " COALESCE((SELECT MAX(position)+1 FROM port WHERE service=?), 0), ?, ?, ?, ?, ?, ?",
@@ -223,12 +185,7 @@ class PortRows:
 
         ``manifest`` are all ports of the service's manifest; they determine the order.
         """
-        chosen = [
-            Port(*row)
-            for row in self._db.execute(
-                f"SELECT {_PORT} FROM port WHERE service=? AND origin=?", (service, CHOSEN)
-            )
-        ]
+        chosen = self._of_origin(service, CHOSEN)
         mine = [port, *self.manifest_ports(service), *chosen]
 
         def place(one: Port) -> int:
@@ -258,43 +215,34 @@ class PortRows:
         return row is None or (noted is not None and noted[1] == row[1] and noted[2] >= row[2])
 
     def published_row(self, service: str) -> tuple[str, str, int] | None:
-        """Return the record of `note_published` for a service, to be restored by
-        `put_published_row`.
-        """
-        row: tuple[str, str, int] | None = self._db.execute(
-            "SELECT * FROM published WHERE service=?", (service,)
-        ).fetchone()
-        return row
+        """Return the record of `note_published` for a service, for `put_published_row`."""
+        rows = self._db.execute("SELECT * FROM published WHERE service=?", (service,))
+        return next(iter(rows), None)
 
     def put_published_row(self, service: str, row: tuple[object, ...] | None) -> None:
-        """Replace the record of `note_published` by an earlier one; None deletes it.
-
-        This is for a port that was not published after all.
-        """
+        """Replace the record of `note_published`; None deletes it: the port was not published."""
         self._db.execute("DELETE FROM published WHERE service=?", (service,))
         if row is not None:
             self._db.execute("INSERT INTO published VALUES (?, ?, ?)", row)
 
     def take_port(self, service: str, port: Port) -> None:
-        """Delete a port of a service; no-op if the service does not have it."""
         self._db.execute(f"DELETE FROM port WHERE {_IS}", (service, *port))
 
     def port_rows(self, service: str) -> list[tuple[object, ...]]:
-        """Return the rows of a service's ports, for `put_port_rows`."""
         return self._db.execute("SELECT * FROM port WHERE service=?", (service,)).fetchall()
 
     def put_port_rows(self, service: str, rows: Iterable[tuple[object, ...]]) -> None:
-        """Replace the rows of a service's ports."""
         self._db.execute("DELETE FROM port WHERE service=?", (service,))
         self._db.executemany("INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def begin_moving(
         self, ports: Iterable[tuple[str, Port]], networks: Iterable[str], now: float
     ) -> None:
-        """Record which ports a change is about to add or remove, given as (service, port).
+        """Record the ports (service, port) that a change adds or removes until the kernel is
+        updated.
 
-        The record stays until the kernel is updated. ``networks`` are the networks that the ports
-        concerned before the change. ``now`` is the present time in seconds since 1970.
+        ``networks`` are the networks that the ports concerned before the change. ``now`` is the
+        present time in seconds since 1970.
         """
         on = sorted(networks)
         for service, group in groupby(sorted(ports), key=itemgetter(0)):
@@ -314,13 +262,11 @@ class PortRows:
 
     def moved_on(self) -> set[str]:
         """Return the networks that the ports of changes in progress concerned before the change."""
-        rows = self._db.execute("SELECT undo FROM intent WHERE action='ports'")
-        return {network for (undo,) in rows for network in decoded(undo)["networks"]}
+        rows = self._column("SELECT undo FROM intent WHERE action='ports'")
+        return {network for undo in rows for network in decoded(undo)["networks"]}
 
     def end_publishing(self, service: str, keep_forwards: bool = False) -> None:
-        """Record that an inactive service publishes no ports.
-
-        The ports of its manifest stay recorded.
+        """Record that an inactive service publishes no ports; those of its manifest stay recorded.
 
         The ports that `niso port-forward` added are deleted, unless ``keep_forwards``.
         """

@@ -49,14 +49,6 @@ def here() -> str:
     return f"{paths.boot_id()} {os.stat('/proc/self/ns/net').st_ino} {started}"
 
 
-def boot_folder() -> str:
-    """Return the location of the state folder: device, inode and path. Raises OSError."""
-    path = os.path.abspath(paths.state_dir())
-    status = os.stat(path)
-    # escaped, because a path need not be UTF-8
-    return f"{status.st_dev} {status.st_ino} {ascii(path)[1:-1]}"
-
-
 def recorded(db: sqlite3.Connection) -> str | None:
     """Return the host identity recorded in the store; None in a new store."""
     row = db.execute("SELECT value FROM meta WHERE key='world'").fetchone()
@@ -64,16 +56,12 @@ def recorded(db: sqlite3.Connection) -> str | None:
 
 
 def record_boot(db: sqlite3.Connection, world: str) -> None:
-    """Record ``world``, a result of `here`, as the identity of the store's host.
-
-    The caller is in a transaction.
-    """
+    """Record the result of `here` as the identity of the store's host, in a transaction."""
     db.execute("INSERT OR REPLACE INTO meta VALUES ('world', ?)", (world,))
 
 
 def go_home(db: sqlite3.Connection, world: str) -> bool:
-    """Enter the network namespace of the store's services, if PID 1 is in it and this process is
-    not.
+    """Enter the network namespace of the store's services if PID 1 is in it.
 
     A command can be started in another network namespace, for instance by a unit with
     PrivateNetwork=. ``world`` is the identity that this process sees (`here`). Returns whether the
@@ -150,17 +138,20 @@ def _runs(service: str, state_id: str) -> bool:
 
 
 def changed(db: sqlite3.Connection) -> str | None:
-    """Return the location of the state folder if it must be recorded anew; None if it is the same.
+    """Return the location of the state folder if it must be recorded again, otherwise None.
 
-    Raises Error if the folder is a copy of one that still exists. Raises OSError.
+    The location is the device, inode and path. Raises Error if the folder is a copy of one that
+    still exists. Raises OSError.
     """
-    now = boot_folder()
-    here, folder = _parts(now)
+    folder = os.path.abspath(paths.state_dir())
+    here = _identity(folder)
+    now = f"{here} {ascii(folder)[1:-1]}"  # escaped, because a path need not be UTF-8
     row = db.execute("SELECT value FROM meta WHERE key='folder'").fetchone()
-    if row is None:
-        return now
+    if row is None or row[0] == now:
+        return None if row else now
     try:
-        was, before = _parts(str(row[0]))
+        device, inode, path = str(row[0]).split(" ", 2)
+        was, before = f"{device} {inode}", path.encode().decode("unicode_escape")
         there = _identity(before)
     except (OSError, ValueError):
         return now
@@ -176,21 +167,8 @@ def changed(db: sqlite3.Connection) -> str | None:
     return now
 
 
-def record_folder(db: sqlite3.Connection, place: str) -> None:
-    """Record the location of the state folder, a result of `boot_folder`.
-
-    The caller is in a transaction.
-    """
-    db.execute("INSERT OR REPLACE INTO meta VALUES ('folder', ?)", (place,))
-
-
-def _parts(place: str) -> tuple[str, str]:
-    """Split a recorded location into (device and inode, path)."""
-    device, inode, path = place.split(" ", 2)
-    return f"{device} {inode}", path.encode().decode("unicode_escape")
-
-
 def _identity(folder: str) -> str:
+    """Return the device and inode of a folder."""
     status = os.stat(folder)
     return f"{status.st_dev} {status.st_ino}"
 

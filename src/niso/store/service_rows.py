@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from heapq import merge
 
@@ -23,8 +22,8 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, prefix
 from niso.plan.records import Healthcheck, Network, Port, Subnet
 from niso.plan.specs import ProcessSpec, ProgramSpec, ServiceSpec
-from niso.store.port_rows import PRIMARY
-from niso.store.sqlite import decoded, encoded, others_intend
+from niso.store.port_rows import PORT_COLUMNS, PRIMARY
+from niso.store.sqlite import Rows, decoded, encoded, marks, others_intend
 
 if TYPE_CHECKING:
     from typing import Any
@@ -57,8 +56,11 @@ The column with the service's name is ``name`` in the first table, ``service`` i
 """
 
 
+_IS_FREE = (
+    "NOT EXISTS (SELECT 1 FROM lease l WHERE l.network=r.network AND l.family=r.family"
+    " AND l.number=r.number)"
+)
 _PROVIDER = "(SELECT COALESCE(provider, name) FROM service WHERE name=?)"
-_PORT = "host_ip, host_port, container_port, proto, count"
 
 
 class ServiceRow(NamedTuple):
@@ -83,10 +85,7 @@ class ServiceRow(NamedTuple):
 
     @property
     def has_process(self) -> bool:
-        """Return whether niso starts the service's process.
-
-        Another program starts that of an attachment.
-        """
+        """Return whether niso starts the service's process, unlike that of an attachment."""
         return self.mode != "attached"
 
     @property
@@ -101,33 +100,25 @@ class ServiceRow(NamedTuple):
     def process(self) -> ProcessSpec | None:
         """Return the ProcessSpec of the last activation; None if the row is damaged."""
 
-        return process(self.spec)
+        return _decode(self.spec, ProcessSpec)
 
     @property
     def healthcheck(self) -> Healthcheck | None:
-        """Return the healthcheck of the service; None if it has none, or if the row is damaged."""
-        program = self._program
-        return program.healthcheck if program is not None else None
+        """Return the healthcheck; None if there is none, or if the row is damaged."""
+        return self._program.healthcheck if self._program is not None else None
 
     @property
     def _program(self) -> ProgramSpec | None:
-        spec = self.service
-        return spec.process if spec is not None else None
+        return self.service.process if self.service is not None else None
 
     @property
     def is_job(self) -> bool:
-        """Return whether the service's process is a job, which runs until it exits.
-
-        False if the row is damaged.
-        """
-        program = self._program
-        return program is not None and program.kind == "job"
+        """Return whether the service's process runs until it exits; False if the row is damaged."""
+        return self._program is not None and self._program.kind == "job"
 
     @property
     def folder(self) -> str:
-        """Return the folder of the package from which the service was activated; "" for an empty
-        package.
-        """
+        """Return the folder of the package; "" for an empty package."""
         program = self._program
         here = os.path.dirname(self.manifest_path)
         return here if program is None or program.folder is None else program.folder
@@ -160,13 +151,12 @@ class ServiceRow(NamedTuple):
             )
 
     def damaged(self) -> Error:
-        """Return the error for a damaged row."""
         message = f"service {self.name!r}: its record in the store is damaged"
         return Error(message, f"{self.again} records it again; it can also be removed")
 
 
 def service_row(row: tuple[object, ...]) -> ServiceRow:
-    """Convert a row of the table service, as SQLite returns it, to a ServiceRow."""
+    """Convert a row of the table service, as SQLite returns it."""
     fields = ServiceRow(*row[: len(ServiceRow._fields)])  # type: ignore[arg-type]
     package, copy = fields.package, f"/packages/{fields.name}/{fields.fingerprint}"
     if package.endswith(copy):
@@ -200,22 +190,19 @@ class Intent(NamedTuple):
 
     @property
     def before(self) -> ServiceRow | None:
-        """Return the service's row before the change; None for a new service, or for the action
-        ports.
-        """
+        """Return the row before the change; None for a new service or the action ports."""
         saved = decoded(self.undo).get("service")
         return service_row(tuple(saved[0][name] for name in ServiceRow._fields)) if saved else None
 
     @property
     def names(self) -> list[str]:
-        """Return the names that the service had before the change."""
         return [row["name"] for row in decoded(self.undo).get("host_name", ())]
 
 
-class IntentRows:
-    """The queries of the store for changes in progress."""
+class ServiceRows(Rows):
+    """The queries of the store for changes in progress, stacks, network modes and leases."""
 
-    _db: sqlite3.Connection
+    # --- changes in progress ----------------------------------------------------------------------
 
     def intents(self) -> list[Intent]:
         """Return all changes in progress, the oldest first."""
@@ -223,15 +210,11 @@ class IntentRows:
         return [Intent(*row) for row in rows]
 
     def intent(self, service: str) -> Intent | None:
-        """Return the change in progress of a service, or None."""
-        row = self._db.execute(
-            "SELECT service, action, undo FROM intent WHERE service=?", (service,)
-        ).fetchone()
-        return Intent(*row) if row else None
+        query = "SELECT service, action, undo FROM intent WHERE service=?"
+        return next((Intent(*row) for row in self._db.execute(query, (service,))), None)
 
     def begin_intent(self, service: str, action: str, now: float) -> None:
-        """Record all rows of a service before a change, so that an interrupted change can be
-        undone.
+        """Record all rows of a service, so that an interrupted change can be undone.
 
         ``action`` is one of those of `Intent`. ``now`` is the present time in seconds since 1970.
         """
@@ -241,7 +224,6 @@ class IntentRows:
         )
 
     def end_intent(self, service: str) -> None:
-        """Delete the record of a service's change in progress; no-op if there is none."""
         self._db.execute("DELETE FROM intent WHERE service=?", (service,))
 
     def is_as_before(self, intent: Intent) -> bool:
@@ -249,10 +231,7 @@ class IntentRows:
         return bool(decoded(intent.undo) == self.rows(intent.service))
 
     def rows(self, service: str) -> dict[str, list[dict[str, object]]]:
-        """Return all rows of a service, as a dict from each table to its rows.
-
-        A row is a dict {column: value} that can be encoded as JSON.
-        """
+        """Return {table: [{column: value}, ...]} of a service, which can be encoded as JSON."""
         rows = {}
         for table in ROW_TABLES:
             key = "name" if table == "service" else "service"
@@ -268,93 +247,57 @@ class IntentRows:
         return rows
 
     def has_rows(self, table: str, service: str, rows: Collection[tuple[object, ...]]) -> bool:
-        """Return whether a service has all of these rows in a table."""
         if not rows:
             return True
         return set(rows) <= set(
             self._db.execute(f"SELECT * FROM {table} WHERE service=?", (service,))
         )
 
-
-class StackRows:
-    """The queries of the store for stacks."""
-
-    _db: sqlite3.Connection
+    # --- stacks -----------------------------------------------------------------------------------
 
     def stack_of(self, service: str) -> str | None:
-        """Return the name of the stack that a service belongs to, or None."""
-        row = self._db.execute(
-            "SELECT stack FROM stack_member WHERE service=?", (service,)
-        ).fetchone()
-        return str(row[0]) if row else None
+        return self._text("SELECT stack FROM stack_member WHERE service=?", service)
 
     def stack_members(self, stack: str) -> list[str]:
-        """Return the recorded services of a stack, sorted."""
-        rows = self._db.execute(
-            "SELECT service FROM stack_member WHERE stack=? ORDER BY service", (stack,)
+        return self._column(
+            "SELECT service FROM stack_member WHERE stack=? ORDER BY service", stack
         )
-        return [row[0] for row in rows]
 
     def stack_files(self, stack: str) -> list[str]:
         """Return the paths of the stack.toml files from which a stack's services were recorded."""
-        rows = self._db.execute(
-            "SELECT DISTINCT file FROM stack_member WHERE stack=? AND file!='' ORDER BY file",
-            (stack,),
+        return self._column(
+            "SELECT DISTINCT file FROM stack_member WHERE stack=? AND file!='' ORDER BY file", stack
         )
-        return [row[0] for row in rows]
 
     def stacks(self) -> list[str]:
-        """Return the names of all stacks with a recorded service, sorted."""
-        return [
-            row[0]
-            for row in self._db.execute("SELECT DISTINCT stack FROM stack_member ORDER BY stack")
-        ]
-
-    # --- writing; inside a transaction ------------------------------------------------------------
+        return self._column("SELECT DISTINCT stack FROM stack_member ORDER BY stack")
 
     def join_stack(self, service: str, stack: str, file: str) -> None:
-        """Record that a service belongs to the stack ``stack``, and to no other.
-
-        ``file`` is the path of the stack's stack.toml.
-        """
+        """Record that a service belongs to a stack of the stack.toml ``file``, and to no other."""
         self._db.execute(
             "INSERT OR REPLACE INTO stack_member VALUES (?, ?, ?)", (service, stack, file)
         )
 
     def leave_stack(self, service: str) -> None:
-        """Record that a service belongs to no stack."""
         self._db.execute("DELETE FROM stack_member WHERE service=?", (service,))
 
-
-class ModeRows:
-    """The queries of the store for network modes."""
-
-    _db: sqlite3.Connection
+    # --- network modes ----------------------------------------------------------------------------
 
     def home(self, service: str) -> str:
-        """Return the service whose endpoints a service uses.
-
-        For a service that shares the namespace of another one it is that one, otherwise the service
-        itself.
-        """
-        row = self._db.execute(f"SELECT {_PROVIDER}", (service,)).fetchone()
-        return str(row[0] or service)
+        """Return the service whose endpoints a service uses: its provider, or itself."""
+        return self._column(f"SELECT {_PROVIDER}", service)[0] or service
 
     def inactive_modes(self) -> list[tuple[str, str]]:
-        """Return (name, mode) for each inactive service, sorted.
-
-        This is fast even with many services.
-        """
+        """Return (name, mode) for each inactive service, sorted. Fast with many services."""
         return self._db.execute(
             "SELECT name, mode FROM service WHERE active=0 ORDER BY name"
         ).fetchall()
 
     def sharers(self, provider: str) -> list[str]:
         """Return the active services that share the network namespace of ``provider``, sorted."""
-        rows = self._db.execute(
-            "SELECT name FROM service WHERE provider=? AND active=1 ORDER BY name", (provider,)
+        return self._column(
+            "SELECT name FROM service WHERE provider=? AND active=1 ORDER BY name", provider
         )
-        return [row[0] for row in rows]
 
     def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
         """Return the services that share the namespace of ``provider``, or may do so again.
@@ -382,11 +325,9 @@ class ModeRows:
         return tuple(sorted(names | homes | sharers))
 
     def ports_there(self, service: str) -> list[Port]:
-        """Return the ports of a service, then those of the active services that share its
-        namespace.
-        """
+        """Return the ports of a service, then those of the active services in its namespace."""
         rows = self._db.execute(
-            f"SELECT {_PORT} FROM port JOIN service s ON s.name=port.service"
+            f"SELECT {PORT_COLUMNS} FROM port JOIN service s ON s.name=port.service"
             " WHERE s.name=? OR (s.provider=? AND s.active=1) ORDER BY s.name!=?, s.name, position",
             (service, service, service),
         )
@@ -406,24 +347,18 @@ class ModeRows:
 
     def port_families(self, service: str) -> tuple[int, ...]:
         """Return the address families (4, 6) of the network where a service publishes its ports."""
-        rows = self._db.execute(
-            "SELECT family FROM subnet s JOIN endpoint e ON e.network=s.network"
-            f" WHERE e.service={_PROVIDER} AND {PRIMARY} ORDER BY family",
-            (service,),
+        return tuple(
+            self._column(
+                "SELECT family FROM subnet s JOIN endpoint e ON e.network=s.network"
+                f" WHERE e.service={_PROVIDER} AND {PRIMARY} ORDER BY family",
+                service,
+            )
         )
-        return tuple(row[0] for row in rows)
 
-
-class LeaseRows:
-    """The queries of the store for leases, which are addresses reserved for services."""
-
-    _db: sqlite3.Connection
+    # --- leases -----------------------------------------------------------------------------------
 
     def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
-        """Return (address, service, whether it is active) for each reserved address of a network.
-
-        They are in ascending order.
-        """
+        """Return (address, service, whether it is active) for each lease, ascending."""
         rows = self._db.execute(
             "SELECT address, service, active FROM lease JOIN service s ON s.name=lease.service"
             " WHERE network=? AND family=? ORDER BY number",
@@ -436,11 +371,11 @@ class LeaseRows:
 
         Addresses that a service gets back if a change in progress is undone are included.
         """
-        marks = ", ".join("?" for _ in services)
+        among = f"service IN ({marks(services)})"
         rows = self._db.execute(
-            f"SELECT service, address FROM lease WHERE service IN ({marks})"
+            f"SELECT service, address FROM lease WHERE {among}"
             " UNION SELECT service, json_extract(value, '$.address')"
-            f" FROM intent, json_each(undo, '$.lease') WHERE service IN ({marks})",
+            f" FROM intent, json_each(undo, '$.lease') WHERE {among}",
             (*services, *services),
         )
         return set(rows)
@@ -454,22 +389,17 @@ class LeaseRows:
         return (row[0], bool(row[1])) if row else None
 
     def lease_holder(self, address: str) -> str | None:
-        """Return the service for which an address is reserved, or None.
-
-        An address that a service gets back if a change in progress is undone also counts as
-        reserved.
-        """
-        row = self._db.execute(
+        """Return the service that has an address, or gets it back by an undo; or None."""
+        return self._text(
             "SELECT service FROM lease WHERE address=?"
             " UNION ALL SELECT service FROM intent, json_each(undo, '$.lease')"
             " WHERE json_extract(value, '$.address')=?",
-            (address, address),
-        ).fetchone()
-        return str(row[0]) if row else None
+            address,
+            address,
+        )
 
     def endpoints_like(self, prefix: str) -> list[tuple[str, str, int]]:
-        """Return (service, network, generation) for the endpoints of services whose name has a
-        prefix.
+        """Return (service, network, generation) for endpoints of services whose name has a prefix.
 
         Endpoints of inactive services are included, because the kernel may still be deleting their
         network interfaces. So are endpoints that a service gets back if a change in progress is
@@ -487,63 +417,46 @@ class LeaseRows:
     def used_numbers(
         self, network: str, family: int, released: Iterable[int] = ()
     ) -> Iterator[int]:
-        """Yield the host numbers of all reserved addresses of a subnet and those in ``released``,
-        ascending.
+        """Yield the host numbers of all leases of a subnet and those in ``released``, ascending.
 
         A host number is the offset of an address in its subnet. Addresses that a service gets back
         if a change in progress is undone are included.
         """
-        held = self._db.execute(
+        held = self._column(
             "SELECT unhex(json_extract(value, '$.number.hex'))"
             " FROM intent, json_each(undo, '$.lease')"
             " WHERE json_extract(value, '$.network')=? AND json_extract(value, '$.family')=?",
-            (network, family),
-        ).fetchall()
+            *(network, family),
+        )
         rows = self._db.execute(
             "SELECT number FROM lease WHERE network=? AND family=? ORDER BY number",
             (network, family),
         )
         leased = (int.from_bytes(row[0]) for row in rows)
-        others = sorted({*(int.from_bytes(row[0]) for row in held), *released})
-        if not others:
-            return leased
-
-        return merge(leased, others)
+        return merge(leased, sorted({*map(int.from_bytes, held), *released}))
 
     def released(self, network: str, family: int) -> list[int]:
-        """Return the host numbers of free addresses that attachments had, the first released one
-        first.
-
-        A host number is the offset of an address in its subnet.
-        """
-        rows = self._db.execute(
-            "SELECT number FROM released r WHERE network=? AND family=? AND NOT EXISTS"
-            " (SELECT 1 FROM lease l WHERE l.network=r.network AND l.family=r.family"
-            " AND l.number=r.number) ORDER BY released_at, number",
-            (network, family),
-        )
-        return [int.from_bytes(row[0]) for row in rows]
+        """Return the host numbers of free addresses that attachments had, in order of release."""
+        query = f"SELECT number FROM released r WHERE network=? AND family=? AND {_IS_FREE}"
+        rows = self._column(f"{query} ORDER BY released_at, number", network, family)
+        return [int.from_bytes(number) for number in rows]
 
     def released_by(self, owner: str, given: str, network: str, family: int) -> int | None:
-        """Return the host number of the address that an earlier attachment had, if it is free; or
-        None.
+        """Return the host number of the free address that an earlier attachment had, or None.
 
         The attachment is given by its owner and the owner's name for it, ``given``.
         """
-        row = self._db.execute(
+        rows = self._column(
             "SELECT number FROM released r WHERE owner=? AND given=? AND network=? AND family=?"
-            " AND NOT EXISTS (SELECT 1 FROM lease l WHERE l.network=r.network"
-            " AND l.family=r.family AND l.number=r.number) ORDER BY released_at DESC LIMIT 1",
-            (owner, given, network, family),
-        ).fetchone()
-        return int.from_bytes(row[0]) if row else None
+            f" AND {_IS_FREE} ORDER BY released_at DESC LIMIT 1",
+            *(owner, given, network, family),
+        )
+        return int.from_bytes(rows[0]) if rows else None
 
     def attachment_key(self, service: str) -> tuple[str, str] | None:
         """Return (owner, the owner's name for it) of an attachment; None for another service."""
-        row = self._db.execute(
-            "SELECT owner, given FROM attached WHERE service=?", (service,)
-        ).fetchone()
-        return (row[0], row[1]) if row else None
+        query = "SELECT owner, given FROM attached WHERE service=?"
+        return next(iter(self._db.execute(query, (service,))), None)
 
     def add_lease(
         self, service: str, network: str, family: int, number: int, address: str, static: bool
@@ -555,7 +468,6 @@ class LeaseRows:
         )
 
     def drop_lease(self, service: str, network: str, family: int) -> None:
-        """Delete the reservation of a service's address; no-op if there is none."""
         self._db.execute(
             "DELETE FROM lease WHERE service=? AND network=? AND family=?",
             (service, network, family),
@@ -600,12 +512,6 @@ def encode_process(spec: ProcessSpec) -> str:
 def service(text: str) -> ServiceSpec | None:
     """Decode a ServiceSpec that `encode_service` wrote; None if the data are damaged."""
     return _decode(text, ServiceSpec)
-
-
-def process(text: str) -> ProcessSpec | None:
-    """Decode a ProcessSpec that `encode_process` wrote; None if the data are damaged."""
-
-    return _decode(text, ProcessSpec)
 
 
 def _decode[T](text: str, table: type[T]) -> T | None:

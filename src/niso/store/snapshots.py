@@ -20,11 +20,11 @@ from niso.plan.records import (
     Subnet,
     primary,
 )
-from niso.store.attached_rows import Attachments
+from niso.store.attached_rows import AttachedRows
 from niso.store.policy_rows import Name, PolicyRows
 from niso.store.port_rows import PortRows
-from niso.store.span_rows import Spans
-from niso.store.sqlite import Reading, damaged, decoded, encoded
+from niso.store.span_rows import SpanRows
+from niso.store.sqlite import Transaction, damaged, decoded, encoded, marks
 
 _PUBLISHED = (
     "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1"
@@ -55,8 +55,7 @@ class Scope(NamedTuple):
     """Names of services of other hosts."""
 
     def joined(self, other: Scope) -> Scope:
-        """Return a scope with the services, networks and names of both, and with the ports of this
-        one.
+        """Return a scope with the services, networks and names of both, and this one's ports.
 
         Neither scope may cover everything.
         """
@@ -77,17 +76,13 @@ class SnapshotRows(PortRows, PolicyRows):
 
     def state_id(self) -> str:
         """Return the random id of the state folder. Raises Error if it is missing."""
-        row = self._db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()
-        if row is None:
+        state_id = self._text("SELECT value FROM meta WHERE key='state_id'")
+        if state_id is None:
             raise damaged("it has no state_id")
-        return str(row[0])
+        return state_id
 
     def active_services(self) -> list[str]:
-        """Return the names of the active services, sorted."""
-        return [
-            row[0]
-            for row in self._db.execute("SELECT name FROM service WHERE active=1 ORDER BY name")
-        ]
+        return self._column("SELECT name FROM service WHERE active=1 ORDER BY name")
 
     def any_active(self, family: int | None = None) -> bool:
         """Return whether any service on a network is active.
@@ -95,56 +90,42 @@ class SnapshotRows(PortRows, PolicyRows):
         With ``family`` (4 or 6), only networks with this address family count.
         """
         if family is None:
-            query = "SELECT 1 FROM service WHERE active=1 AND networks!='[]' LIMIT 1"
-            return self._db.execute(query).fetchone() is not None
-        query = (
+            return self._has("SELECT 1 FROM service WHERE active=1 AND networks!='[]' LIMIT 1")
+        return self._has(
             # CROSS fixes the join order: few networks have a second family
             "SELECT 1 FROM subnet s CROSS JOIN endpoint e ON e.network=s.network"
-            " CROSS JOIN service v ON v.name=e.service AND v.active=1 WHERE s.family=? LIMIT 1"
+            " CROSS JOIN service v ON v.name=e.service AND v.active=1 WHERE s.family=? LIMIT 1",
+            family,
         )
-        return self._db.execute(query, (family,)).fetchone() is not None
 
     def sysctls_before(self) -> dict[str, str]:
-        """Return the values that sysctls had before niso changed them, as a dict by name."""
+        """Return {name: value} of sysctls before niso changed them."""
         return dict(self._db.execute("SELECT name, before FROM sysctl"))
 
     def nat_before(self) -> dict[str, int]:
         """Return how many NAT rules of others each chain had before niso's first service."""
-        row = self._db.execute("SELECT value FROM meta WHERE key='nat_before'").fetchone()
-        return dict(decoded(row[0])) if row else {}
+        text = self._text("SELECT value FROM meta WHERE key='nat_before'")
+        return dict(decoded(text)) if text else {}
 
     def set_nat_before(self, rules: dict[str, int]) -> None:
-        """Record the number of NAT rules of other programs by chain.
-
-        The caller is in a transaction.
-        """
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('nat_before', ?)", (encoded(rules),))
 
     def forget_nat_before(self) -> None:
-        """Delete the record of `set_nat_before`. The caller is in a transaction."""
         self._db.execute("DELETE FROM meta WHERE key='nat_before'")
 
     def host_knows(self) -> bool:
         """Return whether niso writes the names of services to the host's own hosts file."""
-        query = "SELECT 1 FROM meta WHERE key='host_knows'"
-        return self._db.execute(query).fetchone() is not None
+        return self._has("SELECT 1 FROM meta WHERE key='host_knows'")
 
     def set_host_knows(self, knows: bool) -> None:
-        """Record whether the host's own hosts file has the names of services.
-
-        The caller is in a transaction.
-        """
         self._db.execute("DELETE FROM meta WHERE key='host_knows'")
         if knows:
             self._db.execute("INSERT INTO meta VALUES ('host_knows', '1')")
 
     def network(self, name: str) -> Network | None:
-        """Return the network with this name, or None."""
-        networks = self._networks((name,))
-        return networks[0] if networks else None
+        return next(iter(self._networks((name,))), None)
 
     def networks(self) -> list[Network]:
-        """Return all networks, sorted by name."""
         return self._networks(None)
 
     def names_with(self, services: Iterable[str]) -> tuple[Name, ...]:
@@ -179,25 +160,20 @@ class SnapshotRows(PortRows, PolicyRows):
 
     def cluster_id(self) -> str:
         """Return the id of the cluster that this host is in; "" if it is in none."""
-        query = "SELECT json_extract(value, '$.id') FROM meta WHERE key='cluster'"
-        row = self._db.execute(query).fetchone()
-        return str(row[0]) if row else ""
+        return self._text("SELECT json_extract(value, '$.id') FROM meta WHERE key='cluster'") or ""
 
     @property
-    def across(self) -> Spans:
+    def across(self) -> SpanRows:
         """Return the queries for networks that span hosts."""
 
-        return Spans(self._db)
+        return SpanRows(self._db)
 
     def is_broken_off(self) -> bool:
         """Return whether a change of other hosts' services was interrupted and is incomplete."""
-        query = "SELECT 1 FROM meta WHERE key='attempt'"
-        return self._db.execute(query).fetchone() is not None
+        return self._has("SELECT 1 FROM meta WHERE key='attempt'")
 
     def others(self) -> list[Service]:
-        """Return all services of other hosts, sorted by name."""
-        spans = self._db.execute("SELECT 1 FROM span LIMIT 1").fetchone() is not None
-        return self.across.remotes() if spans else []
+        return self.across.remotes() if self._has("SELECT 1 FROM span LIMIT 1") else []
 
     def claimed(self, service: str, network: str) -> tuple[str, ...]:
         """Return the addresses that a service has reserved in the cluster on a network."""
@@ -213,15 +189,12 @@ class SnapshotRows(PortRows, PolicyRows):
             every = tuple(spans.remotes())
             return every, every
         some = spans.remotes(scope.remotes) if scope.remotes else ()
-        return tuple(some), tuple(spans.remotes_on(seen))
+        return tuple(some), tuple(spans.remotes(seen, "network"))
 
     def _active(
         self, names: Iterable[str], ports: tuple[Port, ...] | None = None
     ) -> Iterator[Service]:
-        """Yield the active services among ``names``, as a plan needs them.
-
-        Each has all of its published ports, or with ``ports`` only those among them.
-        """
+        """Yield the active services among ``names``, with all ports or only those in ``ports``."""
         any_named = self.names_outside()
         for name in names:
             row = self._db.execute(
@@ -235,7 +208,7 @@ class SnapshotRows(PortRows, PolicyRows):
             own = row[1] != "share"  # share: uses the namespace of another service
             sharers = self.sharers(name) if own else []
             if row[1] == "attached":
-                outside, links = Attachments(self._db).planned(name)
+                outside, links = AttachedRows(self._db).planned(name)
             else:
                 outside, links = None, {}
             endpoints: dict[str, tuple[str, ...]] = {}
@@ -265,11 +238,8 @@ class SnapshotRows(PortRows, PolicyRows):
             )
 
     def _sharer_is_raw(self, name: str) -> bool:
-        row = self._db.execute(
-            f"SELECT {_recorded('process.capabilities')} FROM service WHERE name=?",
-            (name,),
-        ).fetchone()
-        return row is not None and _is_raw(row[0])
+        query = f"SELECT {_recorded('process.capabilities')} FROM service WHERE name=?"
+        return any(map(_is_raw, self._column(query, name)))
 
     def _hosts(
         self, service: str, endpoints: dict[str, tuple[str, ...]]
@@ -290,15 +260,14 @@ class SnapshotRows(PortRows, PolicyRows):
 
     def snapshot(self, scope: Scope) -> Snapshot:
         """Return the part of the store that is in ``scope``, as input of `niso.plan.desired`."""
-        with Reading(self._db):
+        with Transaction(self._db, writes=False):
             return self._snapshot(scope)
 
     def _snapshot(self, scope: Scope) -> Snapshot:
         everything = scope.services is None
         named = self.active_services() if scope.services is None else scope.services
         services = tuple(self._active(named, scope.ports))
-        query = "SELECT DISTINCT port FROM span ORDER BY port"
-        wire = tuple(row[0] for row in self._db.execute(query))
+        wire = tuple(self._column("SELECT DISTINCT port FROM span ORDER BY port"))
         wanted = None
         if scope.services is not None:
             mine = {endpoint.network for service in services for endpoint in service.endpoints}
@@ -349,7 +318,7 @@ class SnapshotRows(PortRows, PolicyRows):
             apart=apart,
             policed=policed,
             members=self._members(policed),
-            any_network=self._db.execute("SELECT 1 FROM network LIMIT 1").fetchone() is not None,
+            any_network=self._has("SELECT 1 FROM network LIMIT 1"),
             any_active=self.any_active(),
             any_active6=self.any_active(6),
             sysctls_before=tuple(sorted(self.sysctls_before().items())),
@@ -360,33 +329,22 @@ class SnapshotRows(PortRows, PolicyRows):
         )
 
     def _networks_of(self, remotes: tuple[str, ...]) -> set[str]:
-        """Return the names of the networks of these services of other hosts."""
-        if not remotes:
-            return set()
         query = f"SELECT DISTINCT network FROM remote WHERE service IN ({marks(remotes)})"
-        return {row[0] for row in self._db.execute(query, remotes)}
+        return set(self._column(query, *remotes)) if remotes else set()
 
     def _on(self, networks: set[str]) -> list[str]:
         """Return the services of this host with an endpoint on one of these networks, sorted."""
-        names = tuple(networks)
-        rows = self._db.execute(
-            "SELECT DISTINCT service FROM endpoint"
-            f" WHERE network IN ({marks(names)}) ORDER BY service",
-            names,
-        )
-        return [row[0] for row in rows]
+        where = f"network IN ({marks(networks)})"
+        query = f"SELECT DISTINCT service FROM endpoint WHERE {where} ORDER BY service"
+        return self._column(query, *networks)
 
 
 def _recorded(field: str) -> str:
-    """Return the SQL expression for a field of a service's ServiceSpec.
-
-    The expression is NULL if the record is damaged.
-    """
+    """Return the SQL expression for a field of a ServiceSpec; NULL if the record is damaged."""
     return f"CASE WHEN json_valid(manifest) THEN json_extract(manifest, '$.{field}') END"
 
 
 def _limits(text: object) -> Limits:
-    """Decode the limits of a service's record; returns the default limits if it is damaged."""
     try:
         limits = Limits(**decoded(text))  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -397,8 +355,7 @@ def _limits(text: object) -> Limits:
 def _is_raw(text: object) -> bool:
     """Return whether a recorded list of capabilities contains one of `SENDS_RAW`.
 
-    Returns False if the record is damaged. `niso net check` reports such a record, and no network
-    interface gets more permissions because of it.
+    Returns False if the record is damaged: no interface gets more permissions because of it.
     """
     try:
         return not SENDS_RAW.isdisjoint(decoded(text))  # type: ignore[arg-type]
@@ -407,18 +364,10 @@ def _is_raw(text: object) -> bool:
 
 
 def _bandwidth(text: object) -> tuple[int, int]:
-    """Decode the bandwidths of a service's record as (in, out) in bytes per second.
-
-    0 means no limit, also if the record is damaged.
-    """
+    """Decode (in, out) in bytes per second. 0 means no limit, also if the record is damaged."""
     try:
         rates = decoded(text)  # type: ignore[arg-type]
         both = (rates.get("in", 0), rates.get("out", 0))
     except (TypeError, ValueError, AttributeError):
         return (0, 0)
     return both if all(type(rate) is int and rate >= 0 for rate in both) else (0, 0)
-
-
-def marks(values: Iterable[object]) -> str:
-    """Return the placeholders of an SQL statement for these values: ``?, ?``."""
-    return ", ".join("?" for _ in values)

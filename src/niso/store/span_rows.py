@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from niso.base.named_tuples import NamedTuple
 from niso.plan.records import Endpoint, Service, Tunnel
-from niso.store.sqlite import decoded, encoded
+from niso.store.sqlite import Rows, decoded, encoded, marks
 
 _QUERY = (
     "SELECT r.service, p.address, r.network, r.address, r.up AND p.live"
@@ -21,7 +21,7 @@ _QUERY = (
 )
 
 
-class Address(NamedTuple):
+class RemoteAddress(NamedTuple):
     """An address that a service of another host has reserved in the cluster."""
 
     network: str
@@ -33,13 +33,12 @@ class Address(NamedTuple):
     up: bool
 
 
-class Claim(NamedTuple):
+class ClaimRow(NamedTuple):
     """The reservation of names and addresses in the cluster for one of this host's services.
 
-    ``mark`` is a random string that is stored in the reservation. After a request without an
-    answer, the host reads it back to learn whether the request was carried out. It is "" while data
-    of the service may not be published yet. ``gen`` grows with each change and each new
-    reservation.
+    ``mark`` is a random string in the reservation: after a request without an answer, the host
+    reads it back to learn whether the request was carried out. It is "" while data of the service
+    may not be published yet. ``gen`` grows with each change and each new reservation.
     """
 
     service: str
@@ -51,40 +50,27 @@ class Claim(NamedTuple):
 class Attempt(NamedTuple):
     """A change of the copied rows of other hosts whose changes of the kernel are in progress.
 
-    ``services`` maps each service of another host to its new (addresses, names). ``peers`` maps
-    each host to its new (state id, address, whether the host is alive), or to None if the host is
-    to be removed.
+    ``services`` maps each service of another host to its new (addresses, names), and ``peers`` each
+    host to its new (state id, address, whether it is alive), or None if it is to be removed.
     """
 
-    services: Mapping[str, tuple[tuple[Address, ...], tuple[str, ...]]]
+    services: Mapping[str, tuple[tuple[RemoteAddress, ...], tuple[str, ...]]]
     peers: Mapping[str, tuple[str, str, bool] | None]
 
 
-class Spans:
+class SpanRows(Rows):
     """The queries of the store for networks that span hosts."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
+    def remotes(
+        self, values: Collection[str] | None = None, column: str = "service"
+    ) -> list[Service]:
+        """Return the services of other hosts with these names, or all for None, sorted by name.
 
-    def remotes(self, services: Collection[str] | None = None) -> list[Service]:
-        """Return the services of other hosts with these names, or all if it is None, sorted by
-        name.
+        With ``column`` "network", ``values`` are networks: the services have only the endpoints on
+        them.
         """
-        if services is None:
-            return self._remotes("", ())
-        marks = ", ".join("?" for _ in services)
-        return self._remotes(f"WHERE r.service IN ({marks})", tuple(services))
-
-    def remotes_on(self, networks: Collection[str]) -> list[Service]:
-        """Return the services of other hosts on these networks, sorted by name.
-
-        Their endpoints on other networks are left out.
-        """
-        marks = ", ".join("?" for _ in networks)
-        return self._remotes(f"WHERE r.network IN ({marks})", tuple(networks))
-
-    def _remotes(self, where: str, values: tuple[str, ...]) -> list[Service]:
-        rows = self._db.execute(f"{_QUERY} {where} ORDER BY r.service, r.network, r.family", values)
+        order = "ORDER BY r.service, r.network, r.family"
+        rows = self._of(_QUERY, values, f"r.{column}", order)
         made: dict[str, Service] = {}
         for service, host, network, address, seen in rows.fetchall():
             have = made.get(service)
@@ -100,76 +86,58 @@ class Spans:
             made[service] = have._replace(endpoints=(*others, endpoint))
         return list(made.values())
 
-    def addresses(self, services: Collection[str] | None = None) -> dict[str, tuple[Address, ...]]:
-        """Return the addresses of these services of other hosts, or of all if it is None.
-
-        The dict maps each service to its addresses, sorted.
-        """
-        by_service: dict[str, list[Address]] = {}
+    def addresses(
+        self, services: Collection[str] | None = None
+    ) -> dict[str, tuple[RemoteAddress, ...]]:
+        """Return the sorted addresses of these services of other hosts, or of all for None."""
+        by_service: dict[str, list[RemoteAddress]] = {}
         query = "SELECT network, family, address, service, host, gen, up FROM remote"
         for network, family, address, service, host, gen, up in self._of(query, services):
-            row = Address(network, family, address, service, host, gen, bool(up))
+            row = RemoteAddress(network, family, address, service, host, gen, bool(up))
             by_service.setdefault(service, []).append(row)
         return {service: tuple(sorted(rows)) for service, rows in by_service.items()}
 
     def called(self, services: Collection[str] | None = None) -> dict[str, tuple[str, ...]]:
-        """Return the names of these services of other hosts, or of all if it is None.
+        """Return the names of these services of other hosts, or of all for None, hostname first."""
+        by_service: dict[str, tuple[str, ...]] = {}
+        query = "SELECT service, name FROM remote_name"
+        for service, name in self._of(query, services, order="ORDER BY service, position"):
+            by_service[service] = (*by_service.get(service, ()), name)
+        return by_service
 
-        The dict maps each service to its names, the hostname first.
-        """
-        by_service: dict[str, list[tuple[int, str]]] = {}
-        query = "SELECT service, position, name FROM remote_name"
-        for service, position, name in self._of(query, services):
-            by_service.setdefault(service, []).append((position, name))
-        return {
-            service: tuple(name for _, name in sorted(names))
-            for service, names in by_service.items()
-        }
-
-    def _of(self, query: str, services: Collection[str] | None) -> sqlite3.Cursor:
-        if services is None:
-            return self._db.execute(query)
-        marks = ", ".join("?" for _ in services)
-        return self._db.execute(f"{query} WHERE service IN ({marks})", tuple(services))
+    def _of(
+        self, query: str, values: Collection[str] | None, column: str = "service", order: str = ""
+    ) -> sqlite3.Cursor:
+        """Return the rows of a query whose ``column`` is one of ``values``; all if that is None."""
+        if values is None:
+            return self._db.execute(f"{query} {order}")
+        where = f"WHERE {column} IN ({marks(values)})"
+        return self._db.execute(f"{query} {where} {order}", tuple(values))
 
     def holders(self, addresses: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
-        """Return the services of other hosts that have these addresses, given as (network,
-        address).
-
-        The dict maps (network, address) to the service. Addresses that no service has are left out.
-        """
-        services = {}
+        """Return the services of other hosts that have these addresses, by (network, address)."""
         query = "SELECT service FROM remote WHERE network=? AND address=?"
-        for place in addresses:
-            if (row := self._db.execute(query, place).fetchone()) is not None:
-                services[place] = str(row[0])
-        return services
+        found = {place: self._text(query, *place) for place in addresses}
+        return {place: service for place, service in found.items() if service is not None}
 
     def names(self, service: str) -> tuple[str, ...]:
-        """Return the names of a service of another host, hostname first."""
-        query = "SELECT name FROM remote_name WHERE service=? ORDER BY position"
-        return tuple(row[0] for row in self._db.execute(query, (service,)))
+        return self.called((service,)).get(service, ())
 
     def peers(self) -> dict[str, tuple[str, str, bool]]:
-        """Return the other hosts: a dict from the host name to (state id, address, whether it is
-        alive).
-        """
+        """Return {host name: (state id, address, whether it is alive)} of the other hosts."""
         rows = self._db.execute("SELECT host, id, address, live FROM peer")
         return {host: (state_id, address, bool(live)) for host, state_id, address, live in rows}
 
-    def claim(self, service: str) -> Claim | None:
-        """Return the reservation in the cluster of a service of this host, or None."""
+    def claim(self, service: str) -> ClaimRow | None:
         row = self._db.execute("SELECT * FROM claim WHERE service=?", (service,)).fetchone()
         return _claim(row) if row else None
 
-    def claims(self, services: Collection[str] | None = None) -> list[Claim]:
-        """Return the reservations of these (or, for None, all) services of this host, sorted."""
+    def claims(self, services: Collection[str] | None = None) -> list[ClaimRow]:
+        """Return the reservations of these (for None: all) services of this host, sorted."""
         return sorted(_claim(row) for row in self._of("SELECT * FROM claim", services))
 
     def leased(self) -> set[tuple[str, str]]:
-        """Return (network, address) for the active services of this host on networks that span
-        hosts.
-        """
+        """Return (network, address) for the active services on networks that span hosts."""
         rows = self._db.execute(
             "SELECT l.network, l.address FROM span s CROSS JOIN lease l ON l.network=s.network"
             " JOIN service v ON v.name=l.service AND v.active=1"
@@ -179,22 +147,21 @@ class Spans:
     def spanning(self, networks: Collection[str], implicit: bool = False) -> list[str]:
         """Return those of ``networks`` that span hosts, in the same order.
 
-        With ``implicit``, return only those that are deleted with their last service on this host.
+        With ``implicit``, only those that are deleted with their last service on this host.
         """
         which = "WHERE network IN (SELECT name FROM network WHERE implicit=1)" if implicit else ""
-        rows = self._db.execute(f"SELECT network FROM span {which}")
-        spans = {row[0] for row in rows}
+        spans = self._column(f"SELECT network FROM span {which}")
         return [network for network in networks if network in spans]
 
     def attempt(self) -> Attempt | None:
         """Return the change of the copied rows that was interrupted, or None."""
-        row = self._db.execute("SELECT value FROM meta WHERE key='attempt'").fetchone()
-        if row is None:
+        text = self._text("SELECT value FROM meta WHERE key='attempt'")
+        if text is None:
             return None
-        services, peers = decoded(row[0])
+        services, peers = decoded(text)
         return Attempt(
             {
-                name: (tuple(Address(*row) for row in addresses), tuple(names))
+                name: (tuple(RemoteAddress(*row) for row in addresses), tuple(names))
                 for name, (addresses, names) in services.items()
             },
             {host: tuple(peer) if peer else None for host, peer in peers.items()},
@@ -202,30 +169,24 @@ class Spans:
 
     def on(self, networks: Collection[str]) -> list[str]:
         """Return the services of other hosts on these networks, sorted."""
-        marks = ", ".join("?" for _ in networks)
-        query = f"SELECT DISTINCT service FROM remote WHERE network IN ({marks}) ORDER BY service"
-        return [row[0] for row in self._db.execute(query, tuple(networks))]
+        query = "SELECT DISTINCT service FROM remote"
+        return [row[0] for row in self._of(query, networks, "network", "ORDER BY service")]
 
     def vni_holder(self, vni: int) -> str | None:
-        """Return the network with this VNI, or None."""
-        row = self._db.execute("SELECT network FROM span WHERE vni=?", (vni,)).fetchone()
-        return str(row[0]) if row else None
+        return self._text("SELECT network FROM span WHERE vni=?", vni)
 
     def tunnel(self) -> Tunnel | None:
         """Return the WireGuard tunnel between the hosts; None if the cluster is not encrypted."""
-        row = self._db.execute("SELECT value FROM meta WHERE key='tunnel'").fetchone()
-        if row is None:
+        text = self._text("SELECT value FROM meta WHERE key='tunnel'")
+        if text is None:
             return None
-        made = Tunnel(*decoded(row[0]))
+        made = Tunnel(*decoded(text))
         return made._replace(others=tuple((*end,) for end in made.others))
 
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def set_cluster(self, identity: str) -> None:
-        """Record the id of the cluster that this host is in.
-
-        With "", delete all rows of the cluster.
-        """
+        """Record the id of the cluster that this host is in; "" deletes all rows of the cluster."""
         if identity:
             row = (encoded({"id": identity}),)
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('cluster', ?)", row)
@@ -235,7 +196,6 @@ class Spans:
             self._db.execute(f"DELETE FROM {table}")
 
     def set_tunnel(self, tunnel: Tunnel) -> None:
-        """Record the WireGuard tunnel between the hosts."""
         self._db.execute(
             "INSERT OR REPLACE INTO meta VALUES ('tunnel', ?)", (encoded(list(tunnel)),)
         )
@@ -258,19 +218,16 @@ class Spans:
         self._db.execute("INSERT OR REPLACE INTO span VALUES (?, ?, ?, ?)", row)
 
     def set_peer(self, host: str, state_id: str, address: str, live: bool) -> None:
-        """Insert or replace the record of another host."""
         row = (host, state_id, address, live)
         self._db.execute("INSERT OR REPLACE INTO peer VALUES (?, ?, ?, ?)", row)
 
     def drop_peer(self, host: str) -> None:
-        """Delete the record of another host; no-op if there is none."""
         self._db.execute("DELETE FROM peer WHERE host=?", (host,))
 
-    def set_service(self, service: str, addresses: Iterable[Address], names: Iterable[str]) -> None:
-        """Replace the addresses and names of another host's service.
-
-        Without addresses, the service is deleted.
-        """
+    def set_service(
+        self, service: str, addresses: Iterable[RemoteAddress], names: Iterable[str]
+    ) -> None:
+        """Replace the addresses and names of a remote service; without addresses, delete it."""
         self._db.execute("DELETE FROM remote WHERE service=?", (service,))
         self._db.execute("DELETE FROM remote_name WHERE service=?", (service,))
         rows = list(addresses)
@@ -288,8 +245,7 @@ class Spans:
         )
 
     def drop_stale_lease(self, service: str, address: str) -> None:
-        """Delete the reservation of an address on this host, if it belongs to another, inactive
-        service.
+        """Delete the lease of an address if it belongs to another, inactive service.
 
         ``service`` has reserved the address in the cluster. The inactive service has moved to
         another host, or has given up its own reservation in the cluster.
@@ -300,16 +256,15 @@ class Spans:
             (address, service),
         )
 
-    def set_claim(self, claim: Claim) -> None:
-        """Record the reservation in the cluster of a service of this host."""
+    def set_claim(self, claim: ClaimRow) -> None:
         row = (claim.service, claim.mark, claim.gen, encoded(claim.addresses))
         self._db.execute("INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?)", row)
 
     def drop_claim(self, service: str) -> None:
-        """Delete the record of a service's reservation in the cluster; no-op if there is none.
+        """Delete the record of a service's reservation in the cluster, and its addresses on this
+        host.
 
-        The service also loses its addresses on this host, since other services may reserve them
-        from now on.
+        Other services may reserve these addresses from now on.
         """
         self._db.execute("DELETE FROM claim WHERE service=?", (service,))
         self._db.execute(
@@ -318,7 +273,7 @@ class Spans:
         )
 
 
-def _claim(row: tuple[str, str, int, str]) -> Claim:
+def _claim(row: tuple[str, str, int, str]) -> ClaimRow:
     service, mark, gen, addresses = row
     held = {network: tuple(texts) for network, texts in decoded(addresses).items()}
-    return Claim(service, mark, gen, held)
+    return ClaimRow(service, mark, gen, held)

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import stat
 import time
+from collections.abc import Iterable
 from functools import lru_cache
 from weakref import ref
 
@@ -34,21 +35,52 @@ def decoded(text: str) -> Any:
     return json.loads(text)
 
 
-class Transaction:
-    """Run a ``with`` block as a write transaction: ``BEGIN IMMEDIATE``, then ``COMMIT``.
+class Rows:
+    """Base class of the queries of the store, with short forms of the most frequent ones."""
 
-    After an error in the block, or after `cancel`, the transaction is rolled back.
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def _column(self, query: str, *values: object) -> list[Any]:
+        """Return the first column of all rows."""
+        return [row[0] for row in self._db.execute(query, values)]
+
+    def _text(self, query: str, *values: object) -> str | None:
+        """Return the first column of the first row; None if there is none."""
+        row = self._db.execute(query, values).fetchone()
+        return None if row is None else str(row[0])
+
+    def _has(self, query: str, *values: object) -> bool:
+        """Return whether the query has a row."""
+        return self._db.execute(query, values).fetchone() is not None
+
+
+def marks(values: Iterable[object]) -> str:
+    """Return the placeholders of an SQL statement for these values: ``?, ?``."""
+    return ", ".join("?" for _ in values)
+
+
+class Transaction:
+    """Run a ``with`` block as a transaction.
+
+    After an error in the block, or after `cancel`, a write transaction (``BEGIN IMMEDIATE``) is
+    rolled back. A read transaction inside another transaction has no effect. All queries in it read
+    the same state of the store, and without the five system calls for locks that each query outside
+    a transaction needs.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, writes: bool = True) -> None:
         self._db = connection
+        self._writes = writes
         self._cancelled = False
+        self._begins = writes or not connection.in_transaction
 
     def __enter__(self) -> Transaction:
-        if signals.broken(signals.BUSY):
+        if self._writes and signals.broken(signals.BUSY):
             raise sqlite3.OperationalError("database is locked")
         try:
-            self._db.execute("BEGIN IMMEDIATE")
+            if self._begins:
+                self._db.execute("BEGIN IMMEDIATE" if self._writes else "BEGIN")
         except KeyboardInterrupt:
             # before or after BEGIN: an undo needs a transaction of its own
             if self._db.in_transaction:
@@ -62,62 +94,26 @@ class Transaction:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
-            if kind is None and not self._cancelled:
+            if self._writes and kind is None and not self._cancelled:
                 signals.hit("commit to the store")
                 if signals.broken(signals.FULL):
                     full = sqlite3.OperationalError("database or disk is full")
                     full.sqlite_errorcode = sqlite3.SQLITE_FULL
                     raise full
-                with room(make=True):
+                _empty_reserve()
+                try:
                     self._db.execute("COMMIT")
+                finally:
+                    _fill_reserve(make=True)
         finally:
-            if self._db.in_transaction:  # SQLite itself rolls back after some errors
-                self._db.execute("ROLLBACK")
-
-
-class Reading:
-    """Run a ``with`` block as a read transaction: ``BEGIN``, then ``COMMIT``.
-
-    Inside another transaction it has no effect of its own. All queries in the block read the same
-    state of the store. A query outside a transaction needs five system calls for locks, which take
-    as long as most queries themselves.
-    """
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
-        self._begins = not connection.in_transaction
-
-    def __enter__(self) -> None:
-        if self._begins:
-            self._db.execute("BEGIN")
-
-    def __exit__(self, *_: object) -> None:
-        if self._begins and self._db.in_transaction:
-            self._db.execute("COMMIT")
-
-
-def use_wal(connection: sqlite3.Connection) -> None:
-    """Switch the database to WAL mode. The mode is stored in the database.
-
-    SQLite does not wait for the lock of this change, which a second process may hold on a new
-    database. The change is therefore retried for at most 10 s.
-    """
-    for attempt in range(1000):
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or attempt == 999:
-                raise
-        time.sleep(0.01)
+            if self._begins and self._db.in_transaction:  # some errors have rolled back already
+                self._db.execute("ROLLBACK" if self._writes else "COMMIT")
 
 
 def others_intend(connection: sqlite3.Connection, but: frozenset[str]) -> bool:
     """Return whether a change of any service that is not in ``but`` is in progress.
 
-    The recorded data of a change is slow to read, and mostly not needed. A command for many
-    services calls this function several times for each of them. Therefore a single row gives the
-    names of all services with a change in progress.
+    It reads a single row of names, because the recorded data of a change is slow to read.
     """
     names = connection.execute("SELECT group_concat(service, ' ') FROM intent").fetchone()[0]
     return names is not None and not _split(names) <= but
@@ -135,10 +131,7 @@ def way_back() -> str:
 
 
 def damaged(reason: str) -> Error:
-    """Return the error for an unusable state.db.
-
-    ``reason`` may be a text of several lines from SQLite.
-    """
+    """Return the error for an unusable state.db. ``reason`` may have several lines."""
     return Error(
         f"{paths.database()}: {' '.join(reason.split())}",
         f"move it away; net repair has --sweep, which removes what is left; then {way_back()}",
@@ -160,10 +153,7 @@ def require_store() -> None:
 
 
 def unusable(error: Exception) -> Error:
-    """Convert an error of SQLite to an Error.
-
-    The hint depends on whether the file is damaged, locked, or not writable.
-    """
+    """Convert an error of SQLite to an Error, with a hint for its cause."""
     message = f"{paths.database()}: {error}"
     # the low byte is the primary code (sqlite.org/rescode.html)
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -189,43 +179,34 @@ def unusable(error: Exception) -> Error:
     return Error(message, "check the disk's free space, and that NISO_STATE_DIR is writable")
 
 
+# --- a reserve of disk space ----------------------------------------------------------------------
+
+
+# A file next to the store is emptied during a write, so that services can be stopped and removed on
+# a full disk. Other processes can take the space only during the milliseconds in between.
 ROOM = 1 << 20
 """The size of the reserve in bytes. SQLite's log and its index need a tenth of it for one command.
 """
 
 
-class room:
-    """Make up to ``ROOM`` bytes available on the store's disk during a ``with`` block.
+def _empty_reserve() -> None:
+    try:
+        if _free() < ROOM and os.path.getsize(_reserve()):
+            os.truncate(_reserve(), 0)
+    except OSError:
+        pass  # the reserve is missing; the write itself reports any problem
 
-    They come from a reserve: a file next to the store that is emptied during a write, so that
-    services can be stopped and removed on a full disk. After the block the file is filled again as
-    far as there is space. Other processes can take the space only during the milliseconds in
-    between.
+
+def _fill_reserve(make: bool = False) -> None:
+    """Fill the reserve as far as there is space.
 
     With ``make``, a missing reserve is created if twice its size is free on the disk.
     """
-
-    def __init__(self, make: bool = False) -> None:
-        self._make = make
-
-    def __enter__(self) -> None:
-        try:
-            if _free() < ROOM and os.path.getsize(_reserve()):
-                os.truncate(_reserve(), 0)
-        except OSError:
-            pass  # the reserve is missing; the write itself reports any problem
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._fill()
-        except OSError:
-            pass  # the disk is full or not writable: the next change tries again
-
-    def _fill(self) -> None:
+    try:
         try:
             have = os.path.getsize(_reserve())
         except FileNotFoundError:
-            if not self._make or _free() < 2 * ROOM:
+            if not make or _free() < 2 * ROOM:
                 return
             have = 0
         size = min(ROOM, have + _free())
@@ -235,6 +216,8 @@ class room:
                 os.posix_fallocate(fd, 0, size)
             finally:
                 os.close(fd)
+    except OSError:
+        pass  # the disk is full or not writable: the next change tries again
 
 
 def _reserve() -> str:
@@ -247,15 +230,15 @@ def _free() -> int:
     return status.f_bavail * status.f_frsize
 
 
+# --- connections ----------------------------------------------------------------------------------
+
+
 class _Connection(sqlite3.Connection):
     """A connection that supports weak references."""
 
 
 _open: list[ref[_Connection]] = []
-"""Weak references to all open connections.
-
-sqlite3 has reference cycles, so a connection can outlive the Store that used it.
-"""
+"""All open connections. sqlite3 has reference cycles: a connection can outlive its Store."""
 
 
 def close_all() -> None:
@@ -267,16 +250,25 @@ def close_all() -> None:
 
 
 def connected(path: str) -> sqlite3.Connection:
-    """Open a database in WAL mode and return the connection.
-
-    A query waits at most 10 s for a lock.
-    """
+    """Open a database in WAL mode. A query waits at most 10 s for a lock."""
     connection = sqlite3.connect(path, timeout=10, isolation_level=None, factory=_Connection)
     _open[:] = [*(reference for reference in _open if reference() is not None), ref(connection)]
     if path != ":memory:":
-        with room():  # SQLite creates its log and the index of it
-            use_wal(connection)
+        _empty_reserve()  # SQLite creates its log and the index of it
+        try:
+            # SQLite does not wait for the lock of this change, which a second process may hold on a
+            # new database: it is retried for at most 10 s
+            for attempt in range(1000):
+                try:
+                    connection.execute("PRAGMA journal_mode=WAL")
+                    break
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or attempt == 999:
+                        raise
+                time.sleep(0.01)
             connection.execute("PRAGMA user_version").fetchone()
+        finally:
+            _fill_reserve()
         connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
     return connection

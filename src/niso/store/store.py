@@ -18,27 +18,19 @@ from niso.base import files, names, paths, signals
 from niso.base.errors import Conflict, Error, NotFound
 from niso.plan.records import Network
 from niso.store import same_host
-from niso.store.attached_rows import Attachments
+from niso.store.attached_rows import AttachedRows
 from niso.store.name_rows import suggest
-from niso.store.service_rows import (
-    ROW_TABLES,
-    Intent,
-    IntentRows,
-    LeaseRows,
-    ServiceRow,
-    StackRows,
-    service_row,
-)
-from niso.store.snapshots import SnapshotRows, marks
+from niso.store.service_rows import ROW_TABLES, Intent, ServiceRow, service_row
+from niso.store.snapshots import SnapshotRows
 from niso.store.sqlite import (
     COLUMNS,
     VERSION,
-    Reading,
     Transaction,
     connected,
     damaged,
     decoded,
     encoded,
+    marks,
     require_store,
     unusable,
 )
@@ -46,20 +38,17 @@ from niso.store.sqlite import (
 # --- the store ------------------------------------------------------------------------------------
 
 
-class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
+class Store(SnapshotRows):
     """A connection to state.db. Make all changes inside ``with store.transaction():``."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
 
     # --- opening ------------------------------------------------------------
 
     @classmethod
     def open(cls, create: bool = True) -> Store:
-        """Open state.db in the state folder. It is created if it is missing.
+        """Open state.db in the state folder; create it if it is missing.
 
-        Without ``create``, a missing store is not created but reads as empty. Raises Error if the
-        store is damaged, locked, or of another version.
+        Without ``create``, a missing store reads as empty. Raises Error if the store is damaged,
+        locked, or of another version.
         """
         path = paths.database()
         exists = os.path.lexists(path)
@@ -74,11 +63,16 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
                 require_store()
                 store = cls(connected(path))
                 store._require_version()
-                store._require_form()
-                store._notice_move()
+                if (folder := same_host.changed(store._db)) is not None:
+                    with store.transaction():
+                        query = "INSERT OR REPLACE INTO meta VALUES ('folder', ?)"
+                        store._db.execute(query, (folder,))
             else:
                 store = cls.empty()
-            store._notice_reboot()
+            here = same_host.here()
+            if same_host.recorded(store._db) != here and not same_host.go_home(store._db, here):
+                with store.transaction():
+                    same_host.forget_if_gone(store._db, here)
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise unusable(error) from error
         except OSError as error:
@@ -87,7 +81,6 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
 
     @classmethod
     def empty(cls) -> Store:
-        """Return an empty store in memory."""
         store = cls(connected(":memory:"))
         store._fill()
         return store
@@ -96,7 +89,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
     def _create(cls, path: str) -> None:
         """Create the database under a temporary name, and rename it when it is complete.
 
-        If another process has created it meanwhile, it is left as it is.
+        If another process has created it in the meantime, it is left unchanged.
         """
 
         folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -133,8 +126,8 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             self._db.execute(f"PRAGMA user_version={VERSION}")
 
     def _require_version(self) -> None:
-        """Raise Error if the store is of another version than this niso supports."""
-        version = self._version()
+        """Raise Error if the store is of another version, or has not the tables of this one."""
+        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if version < 1:
             raise damaged("a database, but not a store of niso")
         if version != VERSION:
@@ -143,9 +136,6 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
                 "use the niso that made it. To start anew: its niso net repair --sweep stops all"
                 " its services and deletes their networks; then move the file away",
             )
-
-    def _require_form(self) -> None:
-        """Raise Error if the tables or columns are not those of this version."""
         query = (
             "SELECT COUNT(*) FROM sqlite_schema m, pragma_table_info(m.name) WHERE m.type='table'"
         )
@@ -153,69 +143,40 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             raise damaged("it does not have the tables of its version")
         self.state_id()
 
-    def _notice_move(self) -> None:
-        """Record the location of the state folder if it has changed.
-
-        Raises Error if the folder is a copy of another one.
-        """
-        row = self._db.execute("SELECT value FROM meta WHERE key='folder'").fetchone()
-        if row is not None and row[0] == same_host.boot_folder():
-            return
-
-        if (now := same_host.changed(self._db)) is not None:
-            with self.transaction():
-                same_host.record_folder(self._db, now)
-
-    def _notice_reboot(self) -> None:
-        here = same_host.here()
-        if same_host.recorded(self._db) != here and not same_host.go_home(self._db, here):
-            with self.transaction():
-                same_host.forget_if_gone(self._db, here)
-
-    def _version(self) -> int:
-        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
-
     def changes(self) -> int:
-        """Return a number that changes with every commit of another connection.
-
-        It is SQLite's data_version.
-        """
+        """Return SQLite's data_version, which changes with every commit of another connection."""
         return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     def transaction(self) -> Transaction:
         """Return a write transaction as a context manager. An error in its block rolls it back."""
         return Transaction(self._db)
 
-    def reading(self) -> Reading:
+    def reading(self) -> Transaction:
         """Return a read transaction as a context manager, for many queries in a row."""
-        return Reading(self._db)
+        return Transaction(self._db, writes=False)
 
     # --- integrity ------------------------------------------------------------
 
     def require_sound(self) -> None:
         """Let SQLite check all pages of the database. Raises Error if a page is damaged.
 
-        Afterwards the connection caches only 256 KiB of pages, instead of SQLite's default of 2
-        MiB.
+        Afterwards the connection caches only 256 KiB of pages: SQLite's default is 2 MiB.
         """
         self._db.execute("PRAGMA cache_size=-256")  # KiB
-        problems = [str(row[0]) for row in self._db.execute("PRAGMA quick_check(1)")]
+        problems = self._column("PRAGMA quick_check(1)")
         if problems != ["ok"]:
             raise damaged("; ".join(problems))
 
     def orphans(self) -> list[tuple[str, str]]:
         """Return (table, service) for rows that belong to a service which is not recorded."""
-        orphans = []
-        for table in ROW_TABLES[1:-1]:
-            rows = self._db.execute(
-                f"SELECT DISTINCT service FROM {table}"
-                " WHERE service NOT IN (SELECT name FROM service) ORDER BY service"
-            )
-            orphans += [(table, str(row[0])) for row in rows]
-        return orphans
+        query = "SELECT DISTINCT service FROM {} WHERE service NOT IN (SELECT name FROM service)"
+        return [
+            (table, str(service))
+            for table in ROW_TABLES[1:-1]
+            for service in self._column(f"{query.format(table)} ORDER BY service")
+        ]
 
     def drop_orphans(self) -> None:
-        """Delete the rows that belong to a service which is not recorded."""
         for table in ROW_TABLES[1:-1]:
             self._db.execute(f"DELETE FROM {table} WHERE service NOT IN (SELECT name FROM service)")
 
@@ -228,7 +189,6 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
     # --- reading ------------------------------------------------------------
 
     def service(self, name: str) -> ServiceRow | None:
-        """Return the row of a service, or None."""
         row = self._db.execute("SELECT * FROM service WHERE name=?", (name,)).fetchone()
         return service_row(row) if row else None
 
@@ -243,9 +203,8 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return row
 
     def require_active(self, name: str) -> ServiceRow:
-        """Return the row of an active service.
-
-        Raises Conflict if the service is not active, and NotFound as `require_known` does.
+        """Return the row of an active service. Raises Conflict, and NotFound as `require_known`
+        does.
         """
         row = self.require_known(name)
         if not row.active:
@@ -253,37 +212,27 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return row
 
     def services(self) -> list[ServiceRow]:
-        """Return the rows of all recorded services, sorted by name."""
         rows = self._db.execute("SELECT * FROM service ORDER BY name")
         return [service_row(row) for row in rows]
 
     def active_rows(self) -> list[ServiceRow]:
-        """Return the rows of the active services, sorted by name."""
         rows = self._db.execute("SELECT * FROM service WHERE active=1 ORDER BY name")
         return [service_row(row) for row in rows]
 
     def checked_services(self) -> list[str]:
-        """Return the active services with a healthcheck, sorted.
-
-        This is fast even with many services.
-        """
-        rows = self._db.execute(
+        """Return the active services with a healthcheck, sorted. Fast with many services."""
+        return self._column(
             "SELECT name FROM service WHERE active=1 AND CASE WHEN json_valid(manifest)"
             " THEN json_type(manifest, '$.process.healthcheck') END='object' ORDER BY name"
         )
-        return [row[0] for row in rows]
 
     def service_names(self) -> list[tuple[str, bool, bool]]:
-        """Return (name, whether it is active, whether it starts at boot) for each service, sorted.
-
-        This is fast even with many services.
-        """
+        """Return (name, is active, starts at boot) of all services, sorted by name."""
         rows = self._db.execute("SELECT name, active, enabled FROM service ORDER BY name")
         return [(row[0], bool(row[1]), bool(row[2])) for row in rows]
 
     def network_names(self) -> list[str]:
-        """Return the names of all networks, sorted."""
-        return [row[0] for row in self._db.execute("SELECT name FROM network ORDER BY name")]
+        return self._column("SELECT name FROM network ORDER BY name")
 
     def require_network(self, name: str) -> Network:
         """Return a network. Raises NotFound; its hint names a similar network if there is one."""
@@ -296,9 +245,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return network
 
     def bridge_holder(self, bridge: str) -> str | None:
-        """Return the network whose bridge has this name, or None."""
-        row = self._db.execute("SELECT name FROM network WHERE bridge=?", (bridge,)).fetchone()
-        return str(row[0]) if row else None
+        return self._text("SELECT name FROM network WHERE bridge=?", bridge)
 
     def members(self, network: str) -> list[tuple[str, bool]]:
         """Return (service, whether it is active) for each service on a network, ordered by address.
@@ -314,46 +261,34 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [(row[0], bool(row[1])) for row in rows]
 
     def derived_mac(self, service: str, network: str) -> str:
-        """Return the MAC that niso derives for a service on a network.
-
-        The service has this MAC unless an attachment chose another one.
-        """
+        """Return the MAC of a service on a network, unless an attachment chose another one."""
 
         known = self.network(network)
         span = known.span if known is not None else None
         return names.mac(service, network, span.cluster if span is not None else self.state_id())
 
     def chosen_macs(self, networks: Iterable[str]) -> list[tuple[str, str, str]]:
-        """Return (network, service, MAC) for each MAC that an attachment chose on these networks,
-        sorted.
-        """
+        """Return (network, service, MAC) for each MAC that an attachment chose, sorted."""
         rows = self._db.execute("SELECT network, service, mac FROM attached_link WHERE mac!=''")
         on = frozenset(networks)
         return sorted((row[0], row[1], row[2]) for row in rows if row[0] in on)
 
     def network_made_at(self, network: str) -> float | None:
-        """Return the time at which a network was created, in seconds since 1970; None if it is
-        unknown.
-        """
-        query = "SELECT created_at FROM network WHERE name=?"
-        row = self._db.execute(query, (network,)).fetchone()
-        return float(row[0]) if row else None
+        """Return the time at which a network was created, in seconds since 1970, or None."""
+        return next(
+            iter(self._column("SELECT created_at FROM network WHERE name=?", network)), None
+        )
 
     def held_by(self, network: str) -> list[str]:
-        """Return the services that get an endpoint on a network back if a change in progress is
-        undone.
-        """
-        rows = self._db.execute(
+        """Return the services that an undo of a change in progress would put back on a network."""
+        return self._column(
             "SELECT service FROM intent, json_each(undo, '$.endpoint')"
             " WHERE json_extract(value, '$.network')=?",
-            (network,),
+            network,
         )
-        return [row[0] for row in rows]
 
     def member_counts(self) -> dict[str, int]:
-        """Return how many recorded services each network has; networks without a service are left
-        out.
-        """
+        """Return how many recorded services each network with services has."""
         return dict(self._db.execute("SELECT network, COUNT(*) FROM endpoint GROUP BY network"))
 
     # --- writing; inside a transaction ------------------------------------------------------------
@@ -392,9 +327,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             for name in sorted(set(names))
             if not self._on({name})
             and not self.held_by(name)
-            and self._db.execute(
-                "SELECT 1 FROM network WHERE name=? AND implicit=1", (name,)
-            ).fetchone()
+            and self._has("SELECT 1 FROM network WHERE name=? AND implicit=1", name)
         ]
         for name in gone:
             self.drop_network(name)
@@ -416,7 +349,6 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         )
 
     def set_active(self, name: str, active: bool) -> None:
-        """Record whether a service is active."""
         self._db.execute("UPDATE service SET active=? WHERE name=?", (int(active), name))
 
     def set_enabled(self, name: str, enabled: bool) -> None:
@@ -431,9 +363,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         )
 
     def set_endpoints(self, service: str, networks: tuple[str, ...]) -> None:
-        """Replace the networks of a service, in this order, and delete its addresses on other
-        networks.
-        """
+        """Replace the networks of a service, and delete its addresses on other networks."""
         self._db.execute("DELETE FROM endpoint WHERE service=?", (service,))
         self._db.executemany(
             "INSERT INTO endpoint VALUES (?, ?, ?)",
@@ -445,9 +375,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         )
 
     def free_uid(self, first: int, skip: Container[int] = ()) -> int:
-        """Return the lowest uid, not below ``first``, that no service has and that is not in
-        ``skip``.
-        """
+        """Return the lowest uid from ``first`` on that is free and not in ``skip``."""
         row = self._db.execute(
             "SELECT COALESCE(MIN(uid + 1), ?) FROM service s"
             " WHERE NOT EXISTS (SELECT 1 FROM service WHERE uid=s.uid+1) AND s.uid>=?"
@@ -455,31 +383,23 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             (first, first, first),
         ).fetchone()
         uid = int(row[0])
-        while (
-            uid in skip or self._db.execute("SELECT 1 FROM service WHERE uid=?", (uid,)).fetchone()
-        ):
+        while uid in skip or self._has("SELECT 1 FROM service WHERE uid=?", uid):
             uid += 1
         return uid
 
     def uid_of_nobody(self) -> int:
-        """Return an unused negative number for the uid of an attachment.
-
-        niso starts no process for an attachment, but each service's row needs a uid of its own.
-        """
-        row = self._db.execute("SELECT MIN(uid) FROM service").fetchone()
-        return min(row[0] or 0, 0) - 1
+        """Return an unused negative number: each row needs a uid, also one of an attachment."""
+        return min(self._column("SELECT MIN(uid) FROM service")[0] or 0, 0) - 1
 
     @property
-    def attachments(self) -> Attachments:
-        """Return the queries for attachments."""
-
-        return Attachments(self._db)
+    def attachments(self) -> AttachedRows:
+        return AttachedRows(self._db)
 
     def forget(self, service: str, undoes: bool = False) -> None:
         """Delete all rows of a service except the record of its change in progress.
 
-        The addresses of an attachment stay reserved for its owner and the owner's name for it. With
-        ``undoes``, they do not: then it is the creation of the attachment that is undone.
+        The addresses of an attachment stay reserved for its owner and the owner's name for it,
+        unless the creation of the attachment is undone (``undoes``).
         """
         if not undoes and self.attachment_key(service) is not None:
             self.attachments.release(service, time.time())
