@@ -35,24 +35,43 @@ class Argument(NamedTuple):
 
 
 class Option(NamedTuple):
-    """An option of a command. With ``metavar`` it takes a value; without, it is a switch.
+    """An option of a command, such as ``-v --verbose``, ``-n N``, ``--port PORT...``.
 
-    Options with the same ``group`` exclude each other. ``means`` is the value that a given switch
-    has instead of True. ``ends`` is True if the option stops or deletes something. ``implied`` is
-    the value of an option that is given without a value. A value must then follow after ``=``.
+    With a word after its flags it takes a value; without, it is a switch. ``...`` allows the option
+    several times. Options with the same ``group`` exclude each other. ``means`` is the value that a
+    given switch has instead of True. ``ends`` is True if the option stops or deletes something.
+    ``implied`` is the value of an option that is given without a value. A value must then follow
+    after ``=``. ``key`` is the attribute of `Args`, if it is not the last flag.
     """
 
-    dest: str
-    flags: tuple[str, ...]
+    spelled: str
     help: str
-    metavar: str = ""
     default: str = ""
-    many: bool = False
     number: bool = False
     group: str = ""
     means: int = 0
     ends: bool = False
     implied: str = ""
+    key: str = ""
+
+    @property
+    def flags(self) -> list[str]:
+        return [word for word in self.spelled.split() if word.startswith("-")]
+
+    @property
+    def dest(self) -> str:
+        """The attribute of `Args` with the option's value."""
+        return self.key or self.flags[-1].lstrip("-").replace("-", "_")
+
+    @property
+    def metavar(self) -> str:
+        """The name of the option's value in help; "" if the option takes no value."""
+        word = self.spelled.split()[-1]
+        return "" if word.startswith("-") else word.removesuffix("...")
+
+    @property
+    def many(self) -> bool:
+        return self.spelled.endswith("...")
 
     @property
     def takes(self) -> str:
@@ -61,9 +80,7 @@ class Option(NamedTuple):
 
     @property
     def value(self) -> str:
-        """The option's value as help shows it after a flag, such as `` N``; "" if it takes no
-        value.
-        """
+        """The option's value as help shows it after a flag, such as `` N``."""
         if self.implied:
             return f"[={self.metavar}]"
         return f" {self.metavar}" if self.metavar else ""
@@ -72,10 +89,10 @@ class Option(NamedTuple):
 class Command(NamedTuple):
     """The description of a command.
 
-    ``does`` is an imperative phrase. ``examples`` are pairs of command and remark, ``exits`` pairs
-    of exit status and meaning. ``root`` is True if the command needs root. ``ends`` is True if it
-    stops or deletes something: such a command is never suggested for a misspelt one. If ``aside``
-    is True, overviews list only the command's name.
+    ``does`` is an imperative phrase. ``lines`` are examples, with remarks after ``  # ``.
+    ``statuses`` are exit statuses, each with its meaning. ``root`` is True if the command needs
+    root. ``ends`` is True if it stops or deletes something: such a command is never suggested for a
+    misspelt one. If ``aside`` is True, overviews list only the command's name.
     """
 
     name: str
@@ -83,11 +100,23 @@ class Command(NamedTuple):
     arguments: tuple[Argument, ...] = ()
     options: tuple[Option, ...] = ()
     about: str = ""
-    examples: tuple[tuple[str, str], ...] = ()
-    exits: tuple[tuple[str, str], ...] = ()
+    lines: tuple[str, ...] = ()
+    statuses: tuple[str, ...] = ()
     root: bool = True
     ends: bool = False
     aside: bool = False
+
+    @property
+    def examples(self) -> list[tuple[str, str]]:
+        """Pairs of an example and its remark, which can be empty."""
+        return [(line, remark) for line, _, remark in (one.partition("  # ") for one in self.lines)]
+
+    @property
+    def exits(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of an exit status and its meaning."""
+        return tuple(
+            (number, what) for number, _, what in (one.partition(" ") for one in self.statuses)
+        )
 
 
 class Group(NamedTuple):
@@ -98,21 +127,15 @@ class Group(NamedTuple):
     actions: tuple[Command, ...]
 
 
-VERBOSE = Option("verbose", ("-v", "--verbose"), "print each step")
-DRY_RUN = Option("dry_run", ("--dry-run",), "print the steps without changing anything")
-TRUST_OWNER = Option(
-    "trust_owner",
-    ("--trust-owner",),
-    "accept files that users other than root and you can change",
-)
-JSON = Option("json", ("--json",), "print the result and errors as JSON")
+VERBOSE = Option("-v --verbose", "print each step")
+TRUST_OWNER = Option("--trust-owner", "accept files that users other than root and you can change")
+JSON = Option("--json", "print the result and errors as JSON")
 TIMEOUT = Option(
-    "timeout",
-    ("--timeout",),
-    "how long to wait for each service to start or become healthy",
-    "TIME",
-    "60s",
+    "--timeout TIME", "how long to wait for each service to start or become healthy", "60s"
 )
+FOR = Option("--for TIME", "end after this time", key="seconds")
+REPORTS = (VERBOSE, JSON)
+CHANGES = (Option("--dry-run", "print the steps without changing anything"), *REPORTS)
 
 
 def synopsis(command: Command) -> list[str]:

@@ -260,7 +260,7 @@ def _targets(placed: list[str], given: list[str]) -> Candidates:
 
 
 _KINDS: dict[str, Callable[[list[str], list[str]], Iterable[tuple[str, str]]]] = {
-    "nothing": lambda placed, given: [],
+    "": lambda placed, given: [],
     "package": lambda placed, given: [*_services(), MANIFESTS],
     "file": lambda placed, given: [MANIFESTS],
     "service": lambda placed, given: _services(),

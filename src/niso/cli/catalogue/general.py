@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niso.cli.command import JSON, TIMEOUT, VERBOSE, Argument, Command, Group, Option
+from niso.cli.command import FOR, JSON, REPORTS, TIMEOUT, VERBOSE, Argument, Command, Group, Option
 
 # --- general commands -----------------------------------------------------------------------------
 
@@ -14,79 +14,66 @@ COMMANDS = (
         (Argument("names", "NAME", "a known service", "*", "disabled"),),
         (
             Option(
-                "firewall",
-                ("--firewall",),
+                "--firewall",
                 "instead restore niso's rules after nftables.service or firewalld.service",
             ),
-            VERBOSE,
-            JSON,
+            *REPORTS,
         ),
         "With systemd as init, each service gets a unit niso-NAME.service: systemctl status, stop, "
         "start and restart work, and journalctl -u niso-NAME shows the service's output. With "
         "another init, run niso restore at boot. --firewall adds niso net repair --kernel to each "
         "start, reload and stop of a firewall that may flush all rules.",
-        (("niso enable api", ""), ("niso enable db api", ""), ("niso enable --firewall", "")),
+        ("niso enable api", "niso enable db api", "niso enable --firewall"),
     ),
     Command(
         "disable",
         "do not start services at boot",
         (Argument("names", "NAME", "a known service", "*", "enabled"),),
-        (
-            Option("firewall", ("--firewall",), "instead undo niso enable --firewall"),
-            VERBOSE,
-            JSON,
-        ),
+        (Option("--firewall", "instead undo niso enable --firewall"), *REPORTS),
         "Active services stay active.",
-        (("niso disable api", ""),),
+        ("niso disable api",),
         aside=True,
     ),
     Command(
         "restore",
         "activate all enabled services, at boot or by hand",
-        (),
-        (TIMEOUT, VERBOSE, JSON),
-        "Each service gets the manifest of its last activation and its addresses, ports and "
+        options=(TIMEOUT, *REPORTS),
+        about="Each service gets the manifest of its last activation and its addresses, ports and "
         "forwards. If one fails, the others are still activated.",
-        (("niso restore", ""), ("@reboot /usr/local/bin/niso restore", "a line in root's crontab")),
-        (("0", "all enabled services are active"), ("1", "some failed; each has an error")),
+        lines=("niso restore", "@reboot /usr/local/bin/niso restore  # a line in root's crontab"),
+        statuses=("0 all enabled services are active", "1 some failed; each has an error"),
         aside=True,
     ),
     Command(
         "agent",
         "follow the cluster that this host is in, in the foreground",
-        (),
-        (),
-        "niso-agent.service runs this command. It keeps the names and addresses of services on "
-        "other hosts up to date, and shows them that this host is alive. Without it, this host "
+        about="niso-agent.service runs this command. It keeps the names and addresses of services "
+        "on other hosts up to date, and shows them that this host is alive. Without it, this host "
         "keeps what it knows, and after 10 seconds other hosts leave its names out.",
-        (("niso agent", "until Ctrl-C"),),
-        (("130", "stopped with Ctrl-C"),),
+        lines=("niso agent  # until Ctrl-C",),
+        statuses=("130 stopped with Ctrl-C",),
         aside=True,
     ),
     Command(
         "kubernetes",
         "apply Kubernetes' network policies to the pods of this node, in the foreground",
-        (),
-        (
+        options=(
             Option(
-                "kubeconfig",
-                ("--kubeconfig",),
+                "--kubeconfig FILE",
                 "file with the address and credentials of the API server",
-                "FILE",
                 "/etc/niso/kubeconfig",
             ),
-            Option("enable", ("--enable",), "let systemd run it, now and at boot", group="unit"),
-            Option("disable", ("--disable",), "undo --enable", group="unit"),
-            VERBOSE,
-            JSON,
+            Option("--enable", "let systemd run it, now and at boot", group="unit"),
+            Option("--disable", "undo --enable", group="unit"),
+            *REPORTS,
         ),
-        "Applies to pods that niso-cni attaches with the key kubernetes. While it does not run, "
-        "pods keep the policies that they have, and new pods do not start.",
-        (
-            ("niso kubernetes", "until Ctrl-C"),
-            ("niso kubernetes --enable --kubeconfig /root/kubeconfig", ""),
+        about="Applies to pods that niso-cni attaches with the key kubernetes. While it does not "
+        "run, pods keep the policies that they have, and new pods do not start.",
+        lines=(
+            "niso kubernetes  # until Ctrl-C",
+            "niso kubernetes --enable --kubeconfig /root/kubeconfig",
         ),
-        (("130", "stopped with Ctrl-C"),),
+        statuses=("130 stopped with Ctrl-C",),
         aside=True,
     ),
     Command(
@@ -102,24 +89,19 @@ COMMANDS = (
             ),
         ),
         (
-            Option("count", ("-n",), "print N tables, one every 2 seconds", "N", number=True),
-            Option("json", ("--json",), "print one JSON object per table"),
+            Option("-n N", "print N tables, one every 2 seconds", number=True, key="count"),
+            Option("--json", "print one JSON object per table"),
         ),
         "IN and OUT are bits per second, NEW/s new flows and refused attempts, DENIED the packets "
         "that the policy has dropped in all. BY is the published port or the manifest entry that "
         "decides on a flow. Of one service it also shows the TCP connections, with RTT, "
-        "retransmitted segments (RETRANS) and total bytes. On a terminal: arrows and Enter "
-        "choose a service and show its flows and connections, d shows only what was denied, s "
-        "sorts, / finds. e explains the flow or connection with the cursor, c captures it, or a "
-        "service; l follows the logs. Escape goes back, q ends. That needs Textual "
-        "(python3-textual, or niso[top] with pip). With -n, --json or a pipe it prints tables, one "
-        "without -n.",
-        (
-            ("niso top", ""),
-            ("niso top -n 1", ""),
-            ("niso top api -n 2 --json", "now, and two seconds later"),
-        ),
-        (("130", "stopped with Ctrl-C"),),
+        "retransmitted segments (RETRANS) and total bytes. On a terminal: arrows and Enter choose "
+        "a service and show its flows and connections, d shows only what was denied, s sorts, / "
+        "finds. e explains the flow or connection with the cursor, c captures it, or a service; l "
+        "follows the logs. Escape goes back, q ends. That needs Textual (python3-textual, or "
+        "niso[top] with pip). With -n, --json or a pipe it prints tables, one without -n.",
+        ("niso top", "niso top -n 1", "niso top api -n 2 --json  # now, and two seconds later"),
+        ("130 stopped with Ctrl-C",),
         aside=True,
     ),
     Command(
@@ -128,88 +110,78 @@ COMMANDS = (
         (Argument("name", "NAME", "only this service", "?", "service"),),
         (
             Option(
-                "since",
-                ("--since",),
+                "--since WHEN",
                 "begin with what is known since a time (2026-03-01T12:00:00Z) or period (2h)",
-                "WHEN",
             ),
-            Option("seconds", ("--for",), "end after this time", "TIME"),
-            Option("json", ("--json",), "print one JSON object per event"),
+            FOR,
+            Option("--json", "print one JSON object per event"),
         ),
         "Each line has the time, the service or network, what happened and details. What a command "
         "does at once is one line. Changes of niso's nftables tables by other programs are shown "
-        "as foreign, with the program and its PID. Health is as niso ps last probed it. "
-        "Nothing is recorded: --since shows what niso knows of the present run of each service.",
+        "as foreign, with the program and its PID. Health is as niso ps last probed it. Nothing is "
+        "recorded: --since shows what niso knows of the present run of each service.",
         (
-            ("niso events --for 10s", ""),
-            ("niso events api --since 1h --for 1s", "of the last hour, and one second more"),
-            ("niso events --for 1s --json", ""),
+            "niso events --for 10s",
+            "niso events api --since 1h --for 1s  # of the last hour, and one second more",
+            "niso events --for 1s --json",
         ),
-        (("130", "stopped with Ctrl-C"),),
+        ("130 stopped with Ctrl-C",),
         aside=True,
     ),
     Command(
         "web",
         "show services and their flows as a live map in a browser",
-        (),
-        (
-            Option("port", ("--port",), "port of 127.0.0.1", "PORT", "9500", number=True),
-            Option("socket", ("--socket",), "a Unix socket instead, for root alone", "PATH"),
-            Option("open", ("--open",), "open it in the browser of the user who called sudo"),
-            Option("seconds", ("--for",), "end after this time", "TIME"),
+        options=(
+            Option("--port PORT", "port of 127.0.0.1", "9500", number=True),
+            Option("--socket PATH", "a Unix socket instead, for root alone"),
+            Option("--open", "open it in the browser of the user who called sudo"),
+            FOR,
         ),
-        "Prints the address of the map, with the token that it asks for. The map is read-only. "
-        "One process reads the state as root. Another one, without privileges, files or network, "
-        "serves the page on 127.0.0.1. Both end with the command. Needs Starlette and uvicorn "
-        "(python3-starlette and python3-uvicorn, or niso[web] with pip).",
-        (
-            ("niso web", ""),
-            ("niso web --for 1h", ""),
-            ("niso web --socket /run/niso-web.sock", "ssh -L 9500:/run/niso-web.sock root@HOST"),
+        about="Prints the address of the map, with the token that it asks for. The map is "
+        "read-only. One process reads the state as root. Another one, without privileges, files or "
+        "network, serves the page on 127.0.0.1. Both end with the command. Needs Starlette and "
+        "uvicorn (python3-starlette and python3-uvicorn, or niso[web] with pip).",
+        lines=(
+            "niso web",
+            "niso web --for 1h",
+            "niso web --socket /run/niso-web.sock  # ssh -L 9500:/run/niso-web.sock root@HOST",
         ),
-        (("130", "stopped with Ctrl-C"),),
+        statuses=("130 stopped with Ctrl-C",),
         aside=True,
     ),
     Command(
         "metrics",
         "print metrics for Prometheus",
-        (),
-        (
+        options=(
             Option(
-                "listen",
-                ("--listen",),
+                "--listen PORT",
                 "serve them by HTTP until Ctrl-C, on 127.0.0.1 or at ADDR:PORT",
-                "PORT",
                 group="way",
             ),
-            Option("inetd", ("--inetd",), "answer one HTTP request on stdin", group="way"),
+            Option("--inetd", "answer one HTTP request on stdin", group="way"),
             Option(
-                "output",
-                ("-o", "--output"),
+                "-o --output FILE",
                 "write them to this file, as a whole, for node_exporter's textfile collector",
-                "FILE",
                 group="way",
             ),
             Option(
-                "flows",
-                ("--flows",),
+                "--flows N",
                 "print at most N series of flows, the most frequent first",
-                "N",
                 "200",
                 number=True,
             ),
         ),
-        "State and health of services, traffic by network, what policies let pass and dropped, "
-        "flows by name, published ports. The format is text 0.0.4. HTTP has no encryption and no "
-        "password: whoever reaches ADDR can read them. Needs prometheus_client "
+        about="State and health of services, traffic by network, what policies let pass and "
+        "dropped, flows by name, published ports. The format is text 0.0.4. HTTP has no encryption "
+        "and no password: whoever reaches ADDR can read them. Needs prometheus_client "
         "(python3-prometheus-client, or niso[metrics] with pip).",
-        (
-            ("niso metrics", ""),
-            ("niso metrics --listen 9501", "http://127.0.0.1:9501/metrics"),
-            ("niso metrics --listen [::1]:9501", ""),
-            ("niso metrics -o /var/lib/prometheus/node-exporter/niso.prom", "from a timer"),
+        lines=(
+            "niso metrics",
+            "niso metrics --listen 9501  # http://127.0.0.1:9501/metrics",
+            "niso metrics --listen [::1]:9501",
+            "niso metrics -o /var/lib/prometheus/node-exporter/niso.prom  # from a timer",
         ),
-        (("130", "stopped with Ctrl-C"),),
+        statuses=("130 stopped with Ctrl-C",),
         aside=True,
     ),
     Command(
@@ -224,15 +196,7 @@ COMMANDS = (
                 "command",
             ),
         ),
-        (
-            Option(
-                "write",
-                ("--write",),
-                "keep what is written in this folder of the machine",
-                "FOLDER",
-                many=True,
-            ),
-        ),
+        (Option("--write FOLDER...", "keep what is written in this folder of the machine"),),
         "The lab shows the files of the machine. What is written is discarded with the lab, also "
         "in the current folder; /tmp, /run and niso's state begin empty. Where the machine's /usr "
         "is an overlay, /usr is read-only. A lab protects the machine from accidents only: its "
@@ -243,16 +207,16 @@ COMMANDS = (
         "(192.0.2.2), `ip netns exec neighbour ...` on a third (192.0.2.3). The lab has no "
         "connection to the outside. Everything in it ends with the command.",
         (
-            ("niso lab", ""),
-            ("niso lab -- sh -c 'niso activate ./api && curl http://192.0.2.1:8080'", ""),
-            ("niso lab --write . -- sh -c 'ip address > addresses'", "keep the file"),
+            "niso lab",
+            "niso lab -- sh -c 'niso activate ./api && curl http://192.0.2.1:8080'",
+            "niso lab --write . -- sh -c 'ip address > addresses'  # keep the file",
         ),
         (
-            ("N", "the exit status of the command"),
-            ("125", "the lab could not be created"),
-            ("126", "the command is not executable"),
-            ("127", "the command was not found"),
-            ("128+N", "the command was killed by signal N"),
+            "N the exit status of the command",
+            "125 the lab could not be created",
+            "126 the command is not executable",
+            "127 the command was not found",
+            "128+N the command was killed by signal N",
         ),
     ),
     Command(
@@ -273,8 +237,8 @@ COMMANDS = (
         "other: two cannot have the same host port, address or name. niso activate --dry-run also "
         "checks what depends on a machine: whether programs, users and paths of the host exist, "
         "and whether names, ports and addresses are free there.",
-        (("niso check", "the files of this folder"), ("niso check ./api ./shop/stack.toml", "")),
-        (("0", "all files are valid"), ("1", "a file has errors")),
+        ("niso check  # the files of this folder", "niso check ./api ./shop/stack.toml"),
+        ("0 all files are valid", "1 a file has errors"),
         root=False,
     ),
     Command(
@@ -283,10 +247,7 @@ COMMANDS = (
         (Argument("file", "FILE", "manifest or stack", "?", "schema", "manifest"),),
         about="For editors that validate TOML against a JSON Schema. VS Code (Even Better TOML) "
         "and Taplo read the line `#:schema ./manifest.schema.json` at the top of a manifest.",
-        examples=(
-            ("niso schema > manifest.schema.json", ""),
-            ("niso schema stack > stack.schema.json", ""),
-        ),
+        lines=("niso schema > manifest.schema.json", "niso schema stack > stack.schema.json"),
         root=False,
         aside=True,
     ),
@@ -294,21 +255,13 @@ COMMANDS = (
         "import",
         "convert a compose file to a stack.toml",
         (Argument("file", "FILE", "a compose.yaml", "", "file"),),
-        (
-            Option(
-                "output",
-                ("-o", "--output"),
-                "folder for the stack.toml (default: print it)",
-                "DIR",
-            ),
-            JSON,
-        ),
+        (Option("-o --output DIR", "folder for the stack.toml (default: print it)"), JSON),
         "Takes over what niso has keys for, and lists everything else, also as comments in the "
         "file. The list goes to stderr if the file is printed. Images are not fetched; the "
         "commands that do it are printed. An existing stack.toml is never overwritten. Needs "
         "PyYAML (python3-yaml).",
-        (("niso import compose.yaml", ""), ("niso import compose.yaml --output my-shop", "")),
-        (("0", "the file was converted, maybe not all of it"), ("1", "it could not be read")),
+        ("niso import compose.yaml", "niso import compose.yaml --output my-shop"),
+        ("0 the file was converted, maybe not all of it", "1 it could not be read"),
         root=False,
         aside=True,
     ),
@@ -318,10 +271,10 @@ COMMANDS = (
         (Argument("shell", "SHELL", "bash or zsh", "", "shell"),),
         about="Commands, actions and options are completed for every user; names and ports only in "
         "root's shell, since only root can read the store.",
-        examples=(
-            ("source <(niso completion bash)", "in ~/.bashrc"),
-            ("niso completion bash > /etc/bash_completion.d/niso", "for all users"),
-            ("source <(niso completion zsh)", "in ~/.zshrc, after compinit"),
+        lines=(
+            "source <(niso completion bash)  # in ~/.bashrc",
+            "niso completion bash > /etc/bash_completion.d/niso  # for all users",
+            "source <(niso completion zsh)  # in ~/.zshrc, after compinit",
         ),
         root=False,
         aside=True,
@@ -357,211 +310,156 @@ COMMANDS = (
 
 
 _ENCRYPT = Option(
-    "encrypt",
-    ("--encrypt",),
+    "--encrypt HOW",
     "encrypt packets between hosts; HOW is kernel (default) or userspace",
-    "HOW",
     implied="kernel",
 )
-_MEMBER_ADD = Command(
-    "cluster member add",
-    "run a member of etcd on this host",
-    (Argument("host", "HOST", "this host's name, as a check", "?", "nothing"),),
-    (VERBOSE,),
-    "The first three hosts that join are members by themselves. After the loss of one, another "
-    "host takes its place. The host needs the key that members have: it comes with an invitation.",
-    (("niso cluster member add", ""),),
-)
-_MEMBER_REMOVE = Command(
-    "cluster member remove",
-    "stop running a member on this host, or drop that of a lost host",
-    (Argument("host", "HOST", "a lost host (default: this one)", "?", "nothing"),),
-    (VERBOSE,),
-    "Deletes the member's data. The host stays in the cluster.",
-    (("niso cluster member remove", ""), ("niso cluster member remove c", "c is lost")),
-    ends=True,
-)
-_MEMBER_ALONE = Command(
-    "cluster member alone",
-    "continue with this host's member alone, after most were lost for good",
-    (),
-    (VERBOSE,),
-    "Without most members of etcd, nothing can be claimed. This one then forgets the others, and "
-    "keeps its data: all but changes of the last moment. Stop all other members first: two halves "
-    "that both continue would lease the same addresses. On a host that was a member, niso "
-    "cluster member remove and then add make it one again.",
-    (("niso cluster member alone", ""),),
-    aside=True,
-)
-
-GROUP = Group(
-    "cluster",
-    "let several hosts share networks",
-    (
-        Command(
-            "cluster init",
-            "create a cluster with this host as its first one",
-            (),
-            (
-                Option(
-                    "address",
-                    ("--address",),
-                    "address of this host for the others (default: that of the default route)",
-                    "ADDRESS",
-                ),
-                Option("name", ("--name",), "name of this host (default: the hostname)", "HOST"),
-                _ENCRYPT,
-                Option(
-                    "etcd",
-                    ("--etcd",),
-                    "use an existing etcd, at URLs separated by commas",
-                    "URLS",
-                ),
-                Option("cacert", ("--cacert",), "the authority of its certificates (PEM)", "FILE"),
-                Option("cert", ("--cert",), "the certificate for it (PEM)", "FILE"),
-                Option("key", ("--key",), "the key of that certificate (PEM)", "FILE"),
-                Option(
-                    "user",
-                    ("--user",),
-                    "etcd's user: a file with one line, NAME:PASSWORD",
-                    "FILE",
-                ),
-                Option(
-                    "prefix",
-                    ("--prefix",),
-                    "prefix of the cluster's keys in etcd (default: /niso/v1/)",
-                    "PREFIX",
-                ),
-                Option(
-                    "restore",
-                    ("--restore",),
-                    "write the cluster's data again, after etcd has lost them",
-                ),
-                VERBOSE,
-                JSON,
+_ACTIONS = (
+    Command(
+        "cluster init",
+        "create a cluster with this host as its first one",
+        options=(
+            Option(
+                "--address ADDRESS",
+                "address of this host for the others (default: that of the default route)",
             ),
-            "Hosts agree through etcd on names and addresses. Without --etcd this host runs it, "
-            "with certificates of the cluster's own: niso-etcd.service, in /var/lib/niso-etcd. "
-            "niso-agent.service follows what other hosts have. Without systemd, etcd is started "
-            "in the background, and you have to run niso agent yourself. Hosts need TCP ports 2379 "
-            "and 2380 for etcd. Packets of services between them are VXLAN, UDP port 4799. With "
-            "--encrypt these packets go through the kernel's WireGuard, UDP port 4800. On a host "
-            "whose kernel lacks it, --encrypt=userspace uses the process wireguard-go, at a tenth "
-            "of the speed. All hosts encrypt, or none. --restore writes the cluster's hosts, "
-            "networks, names and addresses again, as far as this host knows them; the agents of "
-            "the others add what they know. "
-            "If no member of etcd answers, this host runs the first one. A backup has more, so "
-            "restore that if there is one.",
-            (
-                ("niso cluster init --address 198.51.100.1", ""),
-                ("niso cluster init --encrypt --address 198.51.100.1", ""),
-                ("niso cluster init --etcd https://e:2379 --cacert c --cert h --key k", ""),
-                ("niso cluster init --restore", "etcd has lost its data"),
-            ),
+            Option("--name HOST", "name of this host (default: the hostname)"),
+            _ENCRYPT,
+            Option("--etcd URLS", "use an existing etcd, at URLs separated by commas"),
+            Option("--cacert FILE", "the authority of its certificates (PEM)"),
+            Option("--cert FILE", "the certificate for it (PEM)"),
+            Option("--key FILE", "the key of that certificate (PEM)"),
+            Option("--user FILE", "etcd's user: a file with one line, NAME:PASSWORD"),
+            Option("--prefix PREFIX", "prefix of the cluster's keys in etcd (default: /niso/v1/)"),
+            Option("--restore", "write the cluster's data again, after etcd has lost them"),
+            *REPORTS,
         ),
-        Command(
-            "cluster invite",
-            "print the invitation of a host, a secret",
-            (Argument("host", "HOST", "name of the host", "", "nothing"),),
-            (
-                Option(
-                    "address",
-                    ("--address",),
-                    "address of HOST for the others; needed without --renew",
-                    "ADDRESS",
-                ),
-                Option(
-                    "renew",
-                    ("--renew",),
-                    "new certificates and keys for a host that is in the cluster",
-                ),
-                Option("member", ("--member",), "the host may run a member of etcd"),
-            ),
-            "The invitation has a certificate and its key, valid for ten years. Whoever has it can "
-            "join as that host, so it is never printed on a terminal. "
-            "`| ssh b niso cluster join -` keeps it off the disk. Any member of etcd can make it. "
-            "With --member, and for the first three hosts, it also has the key that signs "
-            "certificates.",
-            (
-                ("niso cluster invite b --address 198.51.100.2 > b.join", ""),
-                ("niso cluster invite b --renew > b.join", ""),
-            ),
-        ),
-        Command(
-            "cluster join",
-            "join a cluster with an invitation",
-            (Argument("file", "FILE", "the invitation, or - for stdin", "", "folder"),),
-            (
-                Option("member", ("--member",), "run a member of etcd", group="member", means=1),
-                Option("member", ("--no-member",), "run none", group="member", means=2),
-                _ENCRYPT,
-                VERBOSE,
-                JSON,
-            ),
-            "The first three hosts run a member of etcd: with three, the loss of one changes "
-            "nothing. A host of an encrypted cluster encrypts as the first host does. "
-            "--encrypt=HOW chooses another way for this host.",
-            (("niso cluster join b.join", ""),),
-        ),
-        Command(
-            "cluster status",
-            "show the hosts and the members of etcd",
-            (),
-            (JSON,),
-            "SERVICES counts the services of a host, whether they run or not. BEHIND is how long a "
-            "host's agent has had changes to read or apply. If etcd does not answer, hosts are "
-            "shown as this one last knew them.",
-            (("niso cluster status", ""),),
-            (("0", "etcd answers"), ("1", "it does not, or this host is in no cluster")),
-        ),
-        Command(
-            "cluster leave",
-            "take this host out of its cluster",
-            (),
-            (
-                Option(
-                    "force",
-                    ("--force",),
-                    "also if the cluster does not answer; it then still lists this host",
-                ),
-                VERBOSE,
-            ),
-            "Fails if services are on networks of the cluster. The member of etcd ends, and its "
-            "data are deleted.",
-            (("niso cluster leave", ""),),
-            ends=True,
-        ),
-        Command(
-            "cluster forget",
-            "remove a lost host from the cluster for good",
-            (Argument("host", "HOST", "a host that is gone", "", "nothing"),),
-            (),
-            "Its services' names and addresses become free, and its member of etcd is dropped. A "
-            "service that should continue elsewhere must be taken over first. Members of etcd "
-            "refuse the host's certificate. HOST can also have left, or never have used its "
-            "invitation.",
-            (("niso cluster forget c", ""),),
-            ends=True,
-        ),
-        _MEMBER_ADD,
-        _MEMBER_REMOVE,
-        _MEMBER_ALONE,
-        Command(
-            "cluster backup",
-            "write etcd's data to a file",
-            (Argument("file", "FILE", "the file to write; replaced as a whole", "", "folder"),),
-            (),
-            "The file is a snapshot, for etcdctl snapshot restore.",
-            (("niso cluster backup /root/cluster.db", ""),),
-        ),
-        Command(
-            "cluster etcd",
-            "run this host's member of etcd in the foreground",
-            (),
-            (),
-            "niso-etcd.service runs this command. Without systemd, run it at boot.",
-            (("niso cluster etcd", ""),),
-            aside=True,
+        about="Hosts agree through etcd on names and addresses. Without --etcd this host runs it, "
+        "with certificates of the cluster's own: niso-etcd.service, in /var/lib/niso-etcd. "
+        "niso-agent.service follows what other hosts have. Without systemd, etcd is started in the "
+        "background, and you have to run niso agent yourself. Hosts need TCP ports 2379 and 2380 "
+        "for etcd. Packets of services between them are VXLAN, UDP port 4799. With --encrypt these "
+        "packets go through the kernel's WireGuard, UDP port 4800. On a host whose kernel lacks "
+        "it, --encrypt=userspace uses the process wireguard-go, at a tenth of the speed. All hosts "
+        "encrypt, or none. --restore writes the cluster's hosts, networks, names and addresses "
+        "again, as far as this host knows them; the agents of the others add what they know. If no "
+        "member of etcd answers, this host runs the first one. A backup has more, so restore that "
+        "if there is one.",
+        lines=(
+            "niso cluster init --address 198.51.100.1",
+            "niso cluster init --encrypt --address 198.51.100.1",
+            "niso cluster init --etcd https://e:2379 --cacert c --cert h --key k",
+            "niso cluster init --restore  # etcd has lost its data",
         ),
     ),
+    Command(
+        "cluster invite",
+        "print the invitation of a host, a secret",
+        (Argument("host", "HOST", "name of the host"),),
+        (
+            Option("--address ADDRESS", "address of HOST for the others; needed without --renew"),
+            Option("--renew", "new certificates and keys for a host that is in the cluster"),
+            Option("--member", "the host may run a member of etcd"),
+        ),
+        "The invitation has a certificate and its key, valid for ten years. Whoever has it can "
+        "join as that host, so it is never printed on a terminal. `| ssh b niso cluster join -` "
+        "keeps it off the disk. Any member of etcd can make it. With --member, and for the first "
+        "three hosts, it also has the key that signs certificates.",
+        (
+            "niso cluster invite b --address 198.51.100.2 > b.join",
+            "niso cluster invite b --renew > b.join",
+        ),
+    ),
+    Command(
+        "cluster join",
+        "join a cluster with an invitation",
+        (Argument("file", "FILE", "the invitation, or - for stdin", "", "folder"),),
+        (
+            Option("--member", "run a member of etcd", group="member", means=1),
+            Option("--no-member", "run none", group="member", means=2, key="member"),
+            _ENCRYPT,
+            *REPORTS,
+        ),
+        "The first three hosts run a member of etcd: with three, the loss of one changes nothing. "
+        "A host of an encrypted cluster encrypts as the first host does. --encrypt=HOW chooses "
+        "another way for this host.",
+        ("niso cluster join b.join",),
+    ),
+    Command(
+        "cluster status",
+        "show the hosts and the members of etcd",
+        options=(JSON,),
+        about="SERVICES counts the services of a host, whether they run or not. BEHIND is how long "
+        "a host's agent has had changes to read or apply. If etcd does not answer, hosts are shown "
+        "as this one last knew them.",
+        lines=("niso cluster status",),
+        statuses=("0 etcd answers", "1 it does not, or this host is in no cluster"),
+    ),
+    Command(
+        "cluster leave",
+        "take this host out of its cluster",
+        options=(
+            Option("--force", "also if the cluster does not answer; it then still lists this host"),
+            VERBOSE,
+        ),
+        about="Fails if services are on networks of the cluster. The member of etcd ends, and its "
+        "data are deleted.",
+        lines=("niso cluster leave",),
+        ends=True,
+    ),
+    Command(
+        "cluster forget",
+        "remove a lost host from the cluster for good",
+        (Argument("host", "HOST", "a host that is gone"),),
+        about="Its services' names and addresses become free, and its member of etcd is dropped. A "
+        "service that should continue elsewhere must be taken over first. Members of etcd refuse "
+        "the host's certificate. HOST can also have left, or never have used its invitation.",
+        lines=("niso cluster forget c",),
+        ends=True,
+    ),
+    Command(
+        "cluster member add",
+        "run a member of etcd on this host",
+        (Argument("host", "HOST", "this host's name, as a check", "?"),),
+        (VERBOSE,),
+        "The first three hosts that join are members by themselves. After the loss of one, another "
+        "host takes its place. The host needs the key that members have: it comes with an "
+        "invitation.",
+        ("niso cluster member add",),
+    ),
+    Command(
+        "cluster member remove",
+        "stop running a member on this host, or drop that of a lost host",
+        (Argument("host", "HOST", "a lost host (default: this one)", "?"),),
+        (VERBOSE,),
+        "Deletes the member's data. The host stays in the cluster.",
+        ("niso cluster member remove", "niso cluster member remove c  # c is lost"),
+        ends=True,
+    ),
+    Command(
+        "cluster member alone",
+        "continue with this host's member alone, after most were lost for good",
+        options=(VERBOSE,),
+        about="Without most members of etcd, nothing can be claimed. This one then forgets the "
+        "others, and keeps its data: all but changes of the last moment. Stop all other members "
+        "first: two halves that both continue would lease the same addresses. On a host that was a "
+        "member, niso cluster member remove and then add make it one again.",
+        lines=("niso cluster member alone",),
+        aside=True,
+    ),
+    Command(
+        "cluster backup",
+        "write etcd's data to a file",
+        (Argument("file", "FILE", "the file to write; replaced as a whole", "", "folder"),),
+        about="The file is a snapshot, for etcdctl snapshot restore.",
+        lines=("niso cluster backup /root/cluster.db",),
+    ),
+    Command(
+        "cluster etcd",
+        "run this host's member of etcd in the foreground",
+        about="niso-etcd.service runs this command. Without systemd, run it at boot.",
+        lines=("niso cluster etcd",),
+        aside=True,
+    ),
 )
+GROUP = Group("cluster", "let several hosts share networks", _ACTIONS)

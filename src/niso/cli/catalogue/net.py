@@ -2,72 +2,122 @@
 
 from __future__ import annotations
 
-from niso.cli.command import DRY_RUN, JSON, VERBOSE, Argument, Command, Group, Option
+from niso.cli.command import CHANGES, FOR, JSON, REPORTS, Argument, Command, Group, Option
 
-# --- attachments ----------------------------------------------------------------------------------
+# --- niso net -------------------------------------------------------------------------------------
 
 
-ATTACHMENT_COMMANDS = (
+_SINCE = Option(
+    "--since TIME", "only what was new since then: a time (RFC 3339) or a period such as 2h"
+)
+_FROM = Argument("source", "FROM", "a service, an address or host", "", "end")
+_TO = Argument(
+    "destination",
+    "TO",
+    "a service, an address or host, optionally with :PORT and /PROTO",
+    "",
+    "target",
+)
+_ACTIONS = (
+    Command(
+        "net create",
+        "create a network and its bridge",
+        (Argument("name", "NAME", "up to 63 of a-z, 0-9 and -, starting with a letter"),),
+        (
+            Option(
+                "--subnet CIDR...",
+                "a subnet, at most one per family (default: the next free /24 of the pool that no "
+                "route of the host uses)",
+            ),
+            Option("--ipv6", "add an IPv6 subnet: a /64 of the host's unique local prefix"),
+            Option("--gateway IP...", "the bridge's address (default: the first of the subnet)"),
+            Option("--internal", "forward nothing out; the host and published ports are reachable"),
+            Option(
+                "--mtu N", "MTU in bytes (default: that of the default route's link)", number=True
+            ),
+            Option(
+                "--allow-public", "accept a public prefix, which this host can then no longer reach"
+            ),
+            Option("--no-observe", "do not have the kernel remember its flows"),
+            Option(
+                "--span", "span the hosts of the cluster; if the cluster has this network, use it"
+            ),
+            *CHANGES,
+        ),
+        "activate also creates missing networks that a manifest names. If the network already "
+        "exists with the same settings, nothing changes.",
+        (
+            "niso net create backend  # the next free /24",
+            "niso net create backend --subnet 10.99.1.0/24",
+            "niso net create dmz --subnet 10.50.0.0/22 --gateway 10.50.3.254 --mtu 1400",
+            "niso net create dual --ipv6  # both families",
+            "niso net create dual --subnet 10.99.2.0/24 --subnet fd00:99:2::/64",
+            "niso net create db --internal",
+        ),
+    ),
+    Command(
+        "net list",
+        "list networks",
+        options=(JSON,),
+        about="The default network, niso-default, comes first; the others are sorted by name. In a "
+        "cluster, ELSEWHERE counts services of other hosts.",
+        lines=("niso net list",),
+    ),
+    Command(
+        "net inspect",
+        "show a network and its services",
+        (Argument("name", "NAME", "a network", "", "network"),),
+        (JSON,),
+        lines=("niso net inspect niso-default",),
+    ),
+    Command(
+        "net remove",
+        "remove unused networks",
+        (Argument("names", "NAME", "a network", "+", "network"),),
+        CHANGES,
+        "Fails if a known service, active or not, uses one of the networks; the error names the "
+        "services. A network that spans hosts is removed from all of them.",
+        ("niso net remove backend",),
+        ends=True,
+    ),
     Command(
         "net attach",
         "connect a network namespace of another program to niso's networks",
-        (Argument("name", "NAME", "its name for commands, policies and services", "", "nothing"),),
+        (Argument("name", "NAME", "its name for commands, policies and services"),),
         (
-            Option("netns", ("--netns",), "the file of the namespace", "PATH"),
-            Option("pid", ("--pid",), "the namespace of this process", "N", number=True),
-            Option("new", ("--new",), "create a namespace, /run/netns/niso-NAME"),
+            Option("--netns PATH", "the file of the namespace"),
+            Option("--pid N", "the namespace of this process", number=True),
+            Option("--new", "create a namespace, /run/netns/niso-NAME"),
             Option(
-                "network",
-                ("--network",),
-                "a network, optionally with ,interface=NAME ,ip=ADDRESS ,mac=ADDRESS "
-                "(default: niso-default)",
-                "NETWORK",
-                many=True,
+                "--network NETWORK...",
+                "a network, optionally with ,interface=NAME ,ip=ADDRESS ,mac=ADDRESS (default: "
+                "niso-default)",
             ),
-            Option("port", ("-p", "--port"), "publish a port", "PORT", many=True),
-            Option("alias", ("--alias",), "an additional name", "NAME", many=True),
+            Option("-p --port PORT...", "publish a port"),
+            Option("--alias NAME...", "an additional name"),
+            Option("--allow-from ENTRIES", "entries of a policy, separated by spaces or commas"),
+            Option("--deny-from ENTRIES", "the same, of deny_from"),
+            Option("--egress-allow ENTRIES", "the same, of egress.allow"),
+            Option("--egress-deny ENTRIES", "the same, of egress.deny"),
+            Option("--log", "log what the policy drops"),
+            Option("--bandwidth in=RATE,out=RATE", "limits on each network, in bits per second"),
+            Option("--owner WORD", "the program that manages the namespace (default: cli)"),
+            Option("--id ID", "the owner's id for it"),
             Option(
-                "allow_from",
-                ("--allow-from",),
-                "entries of a policy, separated by spaces or commas",
-                "ENTRIES",
+                "--unit UNIT", "with --new: put this service unit of systemd into it, by a drop-in"
             ),
-            Option("deny_from", ("--deny-from",), "the same, of deny_from", "ENTRIES"),
-            Option("egress_allow", ("--egress-allow",), "the same, of egress.allow", "ENTRIES"),
-            Option("egress_deny", ("--egress-deny",), "the same, of egress.deny", "ENTRIES"),
-            Option("log", ("--log",), "log what the policy drops"),
-            Option(
-                "bandwidth",
-                ("--bandwidth",),
-                "limits on each network, in bits per second",
-                "in=RATE,out=RATE",
-            ),
-            Option(
-                "owner",
-                ("--owner",),
-                "the program that manages the namespace (default: cli)",
-                "WORD",
-            ),
-            Option("id", ("--id",), "the owner's id for it", "ID"),
-            Option(
-                "unit",
-                ("--unit",),
-                "with --new: put this service unit of systemd into it, by a drop-in",
-                "UNIT",
-            ),
-            VERBOSE,
-            JSON,
+            *REPORTS,
         ),
-        "The namespace gets an interface on each network, addresses, routes, ports and policy "
-        "as a service does. niso starts no process in it, and touches nothing else in it. "
-        "Attach again to change something: only the difference is applied. niso identifies the "
-        "namespace by its cookie: if the path leads to another one later, the attachment is gone. "
-        "With --unit, systemd attaches it before the unit starts, also after a reboot.",
+        "The namespace gets an interface on each network, addresses, routes, ports and policy as a "
+        "service does. niso starts no process in it, and touches nothing else in it. Attach again "
+        "to change something: only the difference is applied. niso identifies the namespace by its "
+        "cookie: if the path leads to another one later, the attachment is gone. With --unit, "
+        "systemd attaches it before the unit starts, also after a reboot.",
         (
-            ("niso net attach box --pid 4711 --network backend", ""),
-            ("niso net attach box --netns /run/netns/blue --network backend,ip=10.99.1.9", ""),
-            ("niso net attach web --new -p 8081:80 --allow-from '10.0.0.0/8 api:80'", ""),
-            ("niso net attach web --new --unit web.service -p 8081:80", "a unit of systemd"),
+            "niso net attach box --pid 4711 --network backend",
+            "niso net attach box --netns /run/netns/blue --network backend,ip=10.99.1.9",
+            "niso net attach web --new -p 8081:80 --allow-from '10.0.0.0/8 api:80'",
+            "niso net attach web --new --unit web.service -p 8081:80  # a unit of systemd",
         ),
         aside=True,
     ),
@@ -75,121 +125,262 @@ ATTACHMENT_COMMANDS = (
         "net detach",
         "disconnect attached namespaces from niso's networks",
         (Argument("names", "NAME", "an attachment", "+", "service"),),
-        (
-            Option("id", ("--id",), "only if the attachment still has this id", "ID"),
-            VERBOSE,
-            JSON,
-        ),
-        "An attachment that is gone already is not an error. The namespace stays, unless niso "
-        "made it. The address is kept for the same owner and name until no other is free. "
-        "Without --id, the files of net attach --unit are removed too; the unit has the host's "
-        "network from its next start on.",
-        (("niso net detach box", ""),),
+        (Option("--id ID", "only if the attachment still has this id"), *REPORTS),
+        "An attachment that is gone already is not an error. The namespace stays, unless niso made "
+        "it. The address is kept for the same owner and name until no other is free. Without --id, "
+        "the files of net attach --unit are removed too; the unit has the host's network from its "
+        "next start on.",
+        ("niso net detach box",),
         ends=True,
         aside=True,
     ),
     Command(
         "net gc",
         "detach attachments whose namespace has ended",
-        (),
-        (
-            Option("owner", ("--owner",), "only attachments of this owner", "WORD"),
+        options=(
+            Option("--owner WORD", "only attachments of this owner"),
             Option(
-                "valid",
-                ("--valid",),
+                "--valid IDS",
                 "ids that the owner still has, separated by spaces; detach its other attachments "
                 "too",
-                "IDS",
             ),
-            VERBOSE,
-            JSON,
+            *REPORTS,
         ),
-        "A namespace ends with the last process or mount that holds it, or by a reboot.",
-        (("niso net gc", ""), ("niso net gc --owner podman --valid 'b186d057f65e'", "")),
+        about="A namespace ends with the last process or mount that holds it, or by a reboot.",
+        lines=("niso net gc", "niso net gc --owner podman --valid 'b186d057f65e'"),
         ends=True,
         aside=True,
     ),
     Command(
         "net apply",
         "apply /etc/niso/policies to attachments",
-        (),
-        (VERBOSE, JSON),
-        "The policies of the files there must allow a packet as well as the attachment's own. "
-        "They are read whenever something is attached; after an edit, this applies them to "
+        options=REPORTS,
+        about="The policies of the files there must allow a packet as well as the attachment's "
+        "own. They are read whenever something is attached; after an edit, this applies them to "
         "what is attached already.",
-        (("niso net apply", ""),),
+        lines=("niso net apply",),
         aside=True,
     ),
-)
-
-
-# --- policies -------------------------------------------------------------------------------------
-
-
-POLICY_COMMANDS = (
+    Command(
+        "net ports",
+        "list published ports",
+        options=(
+            Option("--exposed", "show from where each port can be reached"),
+            Option("--all-hosts", "also list the ports of other hosts"),
+            JSON,
+        ),
+        about="A port without a host address has a row for each address family of its network. "
+        "With --all-hosts it has one row, and HOST is the host of the cluster where it is open. Of "
+        "other hosts only services on networks that span hosts are known. If the cluster does not "
+        "answer, a warning says that only the ports of this host are listed.",
+        lines=("niso net ports", "niso net ports --exposed"),
+    ),
+    Command(
+        "net rules",
+        "print niso's nftables rules",
+        options=(Option("--json", "print them as JSON, see libnftables-json(5)"),),
+        about="niso owns the tables inet niso and bridge niso and changes no others. Sets that "
+        "rules fill are shown without elements: niso net flows shows the flows that they remember.",
+        lines=("niso net rules",),
+        aside=True,
+    ),
+    Command(
+        "net ping",
+        "send an ICMP echo from one service to another",
+        (
+            Argument("source", "FROM", "an active service", "", "active"),
+            Argument("destination", "TO", "an active service on a common network", "", "active"),
+        ),
+        (JSON,),
+        "The packet is sent from FROM's namespace to the address of TO in FROM's hosts file. If "
+        "there is no reply, the error names the reason: a service is not active, there is no "
+        "common network, a policy entry drops the packet, or TO does not reply.",
+        ("niso net ping api postgres",),
+        ("0 TO replied", "1 no reply; the error names the reason"),
+    ),
+    Command(
+        "net explain",
+        "show whether a packet passes, and which manifest entry decides",
+        (_FROM, _TO),
+        (
+            Option("-4", "use IPv4", group="family", means=4, key="family"),
+            Option("-6", "use IPv6", group="family", means=6, key="family"),
+            Option("--prove", "send a test packet and check that the kernel agrees"),
+            JSON,
+        ),
+        "PROTO is tcp (the default), udp or sctp. Without a port the packet is an ICMP echo "
+        "request. Put an IPv6 address with a port in brackets. IPv4 is used between services if "
+        "both have it.",
+        (
+            "niso net explain api postgres:5432",
+            "niso net explain api postgres:5432 --prove  # with a test packet",
+            "niso net explain 192.0.2.7 192.0.2.1:8080/tcp"
+            "  # from another machine to a published port",
+            "niso net explain api '[fd00:99:1::2]:53/udp'",
+            "niso net explain host api  # ICMP echo",
+        ),
+        (
+            "0 the packet passes",
+            "1 it is dropped, or the test packet contradicts the verdict",
+            "2 invalid arguments: a name is unknown, or an end has no address of the family",
+        ),
+    ),
+    Command(
+        "net stats",
+        "show traffic and drop counters of services",
+        options=(JSON,),
+        about="IN and OUT are traffic to and from a service since its activation, counted by its "
+        "links. IN-DROPS and OUT-DROPS are packets dropped by the service's own ingress and egress "
+        "policy since the policy last changed; drops by the other side's policy are counted there. "
+        "FOREIGN counts frames dropped because the service sent them with an address or type that "
+        "it does not own. IN-AUDITS and OUT-AUDITS are packets that a policy in audit would have "
+        "dropped; they are shown while there is one.",
+        lines=("niso net stats",),
+    ),
+    Command(
+        "net flows",
+        "show who connected to whom and who was refused",
+        (Argument("name", "NAME", "a service (default: all)", "?", "service"),),
+        (
+            Option("-f --follow", "show new flows as they happen"),
+            Option("--denied", "show only what was dropped, or would be without an audit"),
+            _SINCE,
+            JSON,
+        ),
+        "The kernel remembers flows for a week; no process of niso runs. NEW counts new flows, or "
+        "attempts that were dropped, OPEN those that are open now. BY is the published port or the "
+        "manifest entry that decides at present. Only TCP, UDP and SCTP are shown; on a network "
+        "without ports and policies, UDP counts packets. niso's own test packets and networks with "
+        "--no-observe are left out. -f looks once a second.",
+        (
+            "niso net flows",
+            "niso net flows postgres --since 1h",
+            "niso net flows --denied",
+            "niso net flows -f api  # until Ctrl-C",
+        ),
+        ("130 stopped with Ctrl-C",),
+    ),
+    Command(
+        "net graph",
+        "draw who talks to whom",
+        options=(
+            Option(
+                "--format FORMAT",
+                "mermaid (which GitHub and GitLab render), dot, svg or png; the last two need the "
+                "program dot of Graphviz",
+                "mermaid",
+            ),
+            Option(
+                "--declared",
+                "what policies allow, without any traffic; with --stack it depends on the stack's "
+                "files alone",
+            ),
+            Option("--stack DIR", "only the services of this stack"),
+            _SINCE,
+            Option("-o --output FILE", "write to this file"),
+        ),
+        about="Services are grouped by their networks. Red, dashed edges were denied; yellow, "
+        "dotted ones would be without an audit. An edge of a --declared picture is an entry of a "
+        "policy or a published port. Beyond 8 addresses, other machines are drawn as one.",
+        lines=(
+            "niso net graph  # traffic of the last week",
+            "niso net graph --format svg -o net.svg",
+            "niso net graph --declared --stack ./shop  # for a README",
+        ),
+    ),
+    Command(
+        "net capture",
+        "capture packets of services, with names, by tcpdump",
+        (
+            Argument(
+                "names",
+                "NAME",
+                "an active service; the last one can be a PEER: a service with a port (db:5432), "
+                "an address, or host",
+                "+",
+                "active",
+            ),
+            Argument(
+                "filter",
+                "[-- EXPRESSION]",
+                "only packets that match this expression, see pcap-filter(7)",
+                "...",
+            ),
+        ),
+        (
+            Option(
+                "--drops", "show only the headers of packets that nftables drops, with the reason"
+            ),
+            Option("-w FILE", "write a pcapng file with the names; - is stdout", key="write"),
+            Option("-c N", "end after N packets", number=True, key="count"),
+            FOR,
+        ),
+        "tcpdump runs on the host, in the network namespaces of the services. With a PEER, only "
+        "packets from and to it are shown. With several services, each line begins with the "
+        "service that saw the packet. A packet that niso drops on its way is seen in the namespace "
+        "of its sender only; --drops shows it with the manifest entry, or the rule of any program, "
+        "that drops it. --drops looks at up to 500 packets a second for each rule. Wireshark shows "
+        "the names, and the reasons as comments. Ctrl-C ends it.",
+        (
+            "niso net capture api",
+            "niso net capture api postgres:5432 -c 10",
+            "niso net capture api postgres -- tcp port 5432  # what both see",
+            "niso net capture postgres --drops  # what is refused, with the reason",
+            "niso net capture api -w api.pcapng --for 1m",
+            "niso net capture api -w -  # for a pipe into wireshark -k -i -",
+        ),
+        ("130 stopped with Ctrl-C",),
+    ),
     Command(
         "net learn",
         "write policies from the traffic that was seen",
         (Argument("names", "SERVICE", "services (default: all active ones)", "*", "service"),),
         (
+            _SINCE._replace(group="time"),
             Option(
-                "since",
-                ("--since",),
-                "only what was new since then: a time (RFC 3339) or a period such as 2h",
-                "TIME",
-                group="time",
-            ),
-            Option(
-                "for_",
-                ("--for",),
+                "--for TIME",
                 "watch for this long, such as 10m, then print; Ctrl-C ends it early",
-                "TIME",
                 group="time",
+                key="for_",
             ),
-            Option("egress", ("--egress",), "also where the services connected"),
+            Option("--egress", "also where the services connected"),
             Option(
-                "write",
-                ("--write",),
-                "show how the manifests would change, ask, and write them",
-                group="form",
+                "--write", "show how the manifests would change, ask, and write them", group="form"
             ),
-            Option("yes", ("-y", "--yes"), "write without asking"),
+            Option("-y --yes", "write without asking"),
             JSON._replace(group="form"),
         ),
-        "Prints an allow list of what passed within a week and would still pass, or is open "
-        "now. Services are entries by name. A published port that another machine used is "
-        "allowed for everybody. What was denied is only a comment. The host may always connect "
-        "and is not listed. Only TCP, UDP and SCTP are seen, so add PEER/icmp where ping is "
-        "needed. An allow list that exists is narrowed, never widened. --write keeps comments "
-        "and order, and needs tomlkit (python3-tomlkit, or niso[learn] with pip).",
+        "Prints an allow list of what passed within a week and would still pass, or is open now. "
+        "Services are entries by name. A published port that another machine used is allowed for "
+        "everybody. What was denied is only a comment. The host may always connect and is not "
+        "listed. Only TCP, UDP and SCTP are seen, so add PEER/icmp where ping is needed. An allow "
+        "list that exists is narrowed, never widened. --write keeps comments and order, and needs "
+        "tomlkit (python3-tomlkit, or niso[learn] with pip).",
         (
-            ("niso net learn", ""),
-            ("niso net learn postgres --since 2d", ""),
-            ("niso net learn api --egress --write", ""),
+            "niso net learn",
+            "niso net learn postgres --since 2d",
+            "niso net learn api --egress --write",
         ),
-        (("1", "nothing was written, because the answer was no"),),
+        ("1 nothing was written, because the answer was no",),
     ),
     Command(
         "net refresh",
         "resolve the outside names of policies again",
-        (),
-        (
-            Option("all", ("--all",), "also names whose TTL has not expired"),
+        options=(
+            Option("--all", "also names whose TTL has not expired"),
             Option(
-                "for_",
-                ("--for",),
+                "--for TIME",
                 "keep running for this long, such as 24h, and resolve each name when it is due",
-                "TIME",
+                key="for_",
             ),
-            VERBOSE,
-            JSON,
+            *REPORTS,
         ),
-        "Asks the name servers of the host for the names in network.policy.egress.allow whose TTL "
-        "has expired, and puts the answers into the rules and the services' hosts files. Open "
-        "connections stay. niso activate asks too. niso enable has systemd call this every minute. "
-        "It needs dnspython (python3-dnspython, or niso[names] with pip).",
-        (("niso net refresh", ""), ("niso net refresh --all", "")),
-        (("3", "a name has no address"), ("130", "stopped with Ctrl-C")),
+        about="Asks the name servers of the host for the names in network.policy.egress.allow "
+        "whose TTL has expired, and puts the answers into the rules and the services' hosts files. "
+        "Open connections stay. niso activate asks too. niso enable has systemd call this every "
+        "minute. It needs dnspython (python3-dnspython, or niso[names] with pip).",
+        lines=("niso net refresh", "niso net refresh --all"),
+        statuses=("3 a name has no address", "130 stopped with Ctrl-C"),
         aside=True,
     ),
     Command(
@@ -198,10 +389,8 @@ POLICY_COMMANDS = (
         (Argument("name", "SERVICE", "a service", "", "service"),),
         (
             Option(
-                "unused",
-                ("--unused",),
+                "--unused TIME",
                 "only entries without open flows that decided on nothing for this long, such as 7d",
-                "TIME",
             ),
             JSON,
         ),
@@ -209,7 +398,7 @@ POLICY_COMMANDS = (
         "addresses of the peer. LAST is remembered for a week, also across such changes. An entry "
         "with OPEN flows is in use, however old they are. The lines without an entry are for peers "
         "that the list does not have.",
-        (("niso net policy show postgres", ""), ("niso net policy show postgres --unused 7d", "")),
+        ("niso net policy show postgres", "niso net policy show postgres --unused 7d"),
         aside=True,
     ),
     Command(
@@ -226,471 +415,113 @@ POLICY_COMMANDS = (
         ),
         (
             Option(
-                "since",
-                ("--since",),
+                "--since TIME",
                 "only flows that were new since then: a time (RFC 3339) or a period such as 2h",
-                "TIME",
             ),
             JSON,
         ),
-        "Judges the flows of the last week, and those that are open, as the rules would after "
-        "niso activate or stack up. Nothing changes. cut: it passes and would not. audit: it would "
-        "be cut, but the policy is in audit. new: it was denied and would pass. Ports that are no "
+        "Judges the flows of the last week, and those that are open, as the rules would after niso "
+        "activate or stack up. Nothing changes. cut: it passes and would not. audit: it would be "
+        "cut, but the policy is in audit. new: it was denied and would pass. Ports that are no "
         "longer published and networks that a service leaves cut flows too.",
-        (("niso net policy test ./postgres", ""),),
+        ("niso net policy test ./postgres",),
         (
-            ("0", "nothing would be cut"),
-            ("1", "something would be cut"),
-            ("2", "no flow was seen, so there is nothing to judge by"),
+            "0 nothing would be cut",
+            "1 something would be cut",
+            "2 no flow was seen, so there is nothing to judge by",
         ),
         aside=True,
     ),
-)
-
-
-# --- niso net -------------------------------------------------------------------------------------
-
-
-GROUP = Group(
-    "net",
-    "manage networks, published ports and policies",
-    (
-        Command(
-            "net create",
-            "create a network and its bridge",
-            (
-                Argument(
-                    "name",
-                    "NAME",
-                    "up to 63 of a-z, 0-9 and -, starting with a letter",
-                    "",
-                    "nothing",
-                ),
-            ),
-            (
-                Option(
-                    "subnet",
-                    ("--subnet",),
-                    "a subnet, at most one per family (default: the next free /24 of the pool that "
-                    "no route of the host uses)",
-                    "CIDR",
-                    many=True,
-                ),
-                Option(
-                    "ipv6",
-                    ("--ipv6",),
-                    "add an IPv6 subnet: a /64 of the host's unique local prefix",
-                ),
-                Option(
-                    "gateway",
-                    ("--gateway",),
-                    "the bridge's address (default: the first of the subnet)",
-                    "IP",
-                    many=True,
-                ),
-                Option(
-                    "internal",
-                    ("--internal",),
-                    "forward nothing out; the host and published ports are reachable",
-                ),
-                Option(
-                    "mtu",
-                    ("--mtu",),
-                    "MTU in bytes (default: that of the default route's link)",
-                    "N",
-                    number=True,
-                ),
-                Option(
-                    "allow_public",
-                    ("--allow-public",),
-                    "accept a public prefix, which this host can then no longer reach",
-                ),
-                Option(
-                    "no_observe",
-                    ("--no-observe",),
-                    "do not have the kernel remember its flows",
-                ),
-                Option(
-                    "span",
-                    ("--span",),
-                    "span the hosts of the cluster; if the cluster has this network, use it",
-                ),
-                DRY_RUN,
-                VERBOSE,
-                JSON,
-            ),
-            "activate also creates missing networks that a manifest names. If the network already "
-            "exists with the same settings, nothing changes.",
-            (
-                ("niso net create backend", "the next free /24"),
-                ("niso net create backend --subnet 10.99.1.0/24", ""),
-                ("niso net create dmz --subnet 10.50.0.0/22 --gateway 10.50.3.254 --mtu 1400", ""),
-                ("niso net create dual --ipv6", "both families"),
-                ("niso net create dual --subnet 10.99.2.0/24 --subnet fd00:99:2::/64", ""),
-                ("niso net create db --internal", ""),
-            ),
+    Command(
+        "net trace",
+        "follow a real packet through all hooks",
+        (_FROM, _TO),
+        (
+            Option("--for TIME", "how long to wait for one", "30s", key="seconds"),
+            Option("--any", "any packet, also of an open connection"),
+            JSON,
         ),
-        Command(
-            "net list",
-            "list networks",
-            (),
-            (JSON,),
-            "The default network, niso-default, comes first; the others are sorted by name. In a "
-            "cluster, ELSEWHERE counts services of other hosts.",
-            (("niso net list", ""),),
+        "Waits for the next packet from FROM to TO, by IPv4 or IPv6; of TCP for a new connection, "
+        "without :PORT for one of ICMP. Shows each chain that decided something, also those of "
+        "other programs. niso net explain follows a packet without sending one, and with --prove "
+        "sends one itself. Nothing is left in the kernel, even if the command is killed.",
+        (
+            "niso net trace api postgres:5432",
+            "niso net trace 192.0.2.2 192.0.2.1:8080  # a client of a published port",
         ),
-        Command(
-            "net inspect",
-            "show a network and its services",
-            (Argument("name", "NAME", "a network", "", "network"),),
-            (JSON,),
-            "",
-            (("niso net inspect niso-default", ""),),
+        ("0 the packet passed", "1 it was dropped, or none came", "130 stopped with Ctrl-C"),
+    ),
+    Command(
+        "net log",
+        "print packets dropped by policies, live",
+        (Argument("name", "NAME", "a service (default: all)", "?", "service"),),
+        (Option("--json", "print one JSON object per line"),),
+        "Prints a line for each packet dropped by a policy with `log = true`: time, service, "
+        "direction, manifest key, source, destination, link. It shows at most 20 per second for "
+        "each address of a service and direction, after a burst of 50. Nothing is stored: drops "
+        "while no reader runs are only counted (niso net stats). Only one reader can run at a "
+        "time. Stop it with Ctrl-C.",
+        ("niso net log", "niso net log api"),
+        ("130 stopped with Ctrl-C",),
+        aside=True,
+    ),
+    Command(
+        "net names",
+        "let the host itself resolve the names of services",
+        options=(
+            Option(
+                "--host on|off",
+                "write the names to the host's own /etc/hosts from now on, or remove them",
+            ),
+            JSON,
         ),
-        Command(
-            "net remove",
-            "remove unused networks",
-            (Argument("names", "NAME", "a network", "+", "network"),),
-            (DRY_RUN, VERBOSE, JSON),
-            "Fails if a known service, active or not, uses one of the networks; the error "
-            "names the services. A network that spans hosts is removed from all of them.",
-            (("niso net remove backend", ""),),
-            ends=True,
+        about="Services find each other by name in any case. With --host on, niso keeps a block of "
+        "NAME.niso.local in /etc/hosts up to date, and removes it with the last service. The rest "
+        "of the file stays as it is. A file that is a mount point, a symbolic link or immutable is "
+        "refused.",
+        lines=("niso net names", "niso net names --host on", "niso net names --host off"),
+        aside=True,
+    ),
+    Command(
+        "net check",
+        "compare the kernel with the configuration",
+        (Argument("name", "NAME", "a service or network (default: everything)", "?", "known"),),
+        (JSON,),
+        "Each line names one object that is missing, foreign or different. Nothing is changed. "
+        "Policies that are in audit, that name nobody, or that deny a service its name server are "
+        "warnings. In a cluster it also sends test packets to the other hosts.",
+        ("niso net check", "niso net check api"),
+        (
+            "0 the kernel matches the configuration",
+            "1 there are differences",
+            "2 the kernel could not be read, or NAME is unknown",
         ),
-        *ATTACHMENT_COMMANDS,
-        Command(
-            "net ports",
-            "list published ports",
-            (),
-            (
-                Option("exposed", ("--exposed",), "show from where each port can be reached"),
-                Option("all_hosts", ("--all-hosts",), "also list the ports of other hosts"),
-                JSON,
+    ),
+    Command(
+        "net repair",
+        "repair niso's own objects that net check reports",
+        options=(
+            Option(
+                "--sweep",
+                "instead remove everything of niso from the kernel",
+                group="way",
+                ends=True,
             ),
-            "A port without a host address has a row for each address family of its network. With "
-            "--all-hosts it has one row, and HOST is the host of the cluster where it is open. Of "
-            "other hosts only services on networks that span hosts are known. If the cluster does "
-            "not answer, a warning says that only the ports of this host are listed.",
-            (("niso net ports", ""), ("niso net ports --exposed", "")),
+            Option(
+                "--kernel",
+                "only the network: start and stop no process, finish no interrupted change",
+                group="way",
+            ),
+            *CHANGES,
         ),
-        Command(
-            "net rules",
-            "print niso's nftables rules",
-            (),
-            (Option("json", ("--json",), "print them as JSON, see libnftables-json(5)"),),
-            "niso owns the tables inet niso and bridge niso and changes no others. Sets that rules "
-            "fill are shown without elements: niso net flows shows the flows that they remember.",
-            (("niso net rules", ""),),
-            aside=True,
-        ),
-        Command(
-            "net ping",
-            "send an ICMP echo from one service to another",
-            (
-                Argument("source", "FROM", "an active service", "", "active"),
-                Argument(
-                    "destination", "TO", "an active service on a common network", "", "active"
-                ),
-            ),
-            (JSON,),
-            "The packet is sent from FROM's namespace to the address of TO in FROM's hosts "
-            "file. If there is no reply, the error names the reason: a service is not "
-            "active, there is no common network, a policy entry drops the packet, or TO does "
-            "not reply.",
-            (("niso net ping api postgres", ""),),
-            (("0", "TO replied"), ("1", "no reply; the error names the reason")),
-        ),
-        Command(
-            "net explain",
-            "show whether a packet passes, and which manifest entry decides",
-            (
-                Argument("source", "FROM", "a service, an address or host", "", "end"),
-                Argument(
-                    "destination",
-                    "TO",
-                    "a service, an address or host, optionally with :PORT and /PROTO",
-                    "",
-                    "target",
-                ),
-            ),
-            (
-                Option("family", ("-4",), "use IPv4", group="family", means=4),
-                Option("family", ("-6",), "use IPv6", group="family", means=6),
-                Option(
-                    "prove",
-                    ("--prove",),
-                    "send a test packet and check that the kernel agrees",
-                ),
-                JSON,
-            ),
-            "PROTO is tcp (the default), udp or sctp. Without a port the packet is an ICMP echo "
-            "request. Put an IPv6 address with a port in brackets. IPv4 is used between services "
-            "if both have it.",
-            (
-                ("niso net explain api postgres:5432", ""),
-                ("niso net explain api postgres:5432 --prove", "with a test packet"),
-                (
-                    "niso net explain 192.0.2.7 192.0.2.1:8080/tcp",
-                    "from another machine to a published port",
-                ),
-                ("niso net explain api '[fd00:99:1::2]:53/udp'", ""),
-                ("niso net explain host api", "ICMP echo"),
-            ),
-            (
-                ("0", "the packet passes"),
-                ("1", "it is dropped, or the test packet contradicts the verdict"),
-                (
-                    "2",
-                    "invalid arguments: a name is unknown, or an end has no address of the family",
-                ),
-            ),
-        ),
-        Command(
-            "net stats",
-            "show traffic and drop counters of services",
-            (),
-            (JSON,),
-            "IN and OUT are traffic to and from a service since its activation, counted by "
-            "its links. IN-DROPS and OUT-DROPS are packets dropped by the service's own "
-            "ingress and egress policy since the policy last changed; drops by the other "
-            "side's policy are counted there. FOREIGN counts frames dropped because the service "
-            "sent them with an address or type that it does not own. IN-AUDITS and OUT-AUDITS are "
-            "packets that a policy in audit would have dropped; they are shown while there is one.",
-            (("niso net stats", ""),),
-        ),
-        Command(
-            "net flows",
-            "show who connected to whom and who was refused",
-            (Argument("name", "NAME", "a service (default: all)", "?", "service"),),
-            (
-                Option("follow", ("-f", "--follow"), "show new flows as they happen"),
-                Option(
-                    "denied",
-                    ("--denied",),
-                    "show only what was dropped, or would be without an audit",
-                ),
-                Option(
-                    "since",
-                    ("--since",),
-                    "only what was new since then: a time (RFC 3339) or a period such as 2h",
-                    "TIME",
-                ),
-                JSON,
-            ),
-            "The kernel remembers flows for a week; no process of niso runs. NEW counts new flows, "
-            "or attempts that were dropped, OPEN those that are open now. BY is the published port "
-            "or the manifest entry that decides at present. Only TCP, UDP and SCTP are shown; on a "
-            "network without ports and policies, UDP counts packets. niso's own test packets and "
-            "networks with --no-observe are left out. -f looks once a second.",
-            (
-                ("niso net flows", ""),
-                ("niso net flows postgres --since 1h", ""),
-                ("niso net flows --denied", ""),
-                ("niso net flows -f api", "until Ctrl-C"),
-            ),
-            (("130", "stopped with Ctrl-C"),),
-        ),
-        Command(
-            "net graph",
-            "draw who talks to whom",
-            (),
-            (
-                Option(
-                    "format",
-                    ("--format",),
-                    "mermaid (which GitHub and GitLab render), dot, svg or png; the last two need "
-                    "the program dot of Graphviz",
-                    "FORMAT",
-                    "mermaid",
-                ),
-                Option(
-                    "declared",
-                    ("--declared",),
-                    "what policies allow, without any traffic; with --stack it depends on the "
-                    "stack's files alone",
-                ),
-                Option("stack", ("--stack",), "only the services of this stack", "DIR"),
-                Option(
-                    "since",
-                    ("--since",),
-                    "only what was new since then: a time (RFC 3339) or a period such as 2h",
-                    "TIME",
-                ),
-                Option("output", ("-o", "--output"), "write to this file", "FILE"),
-            ),
-            "Services are grouped by their networks. Red, dashed edges were denied; "
-            "yellow, dotted ones would be without an audit. An edge of a "
-            "--declared picture is an entry of a policy or a published port. Beyond 8 addresses, "
-            "other machines are drawn as one.",
-            (
-                ("niso net graph", "traffic of the last week"),
-                ("niso net graph --format svg -o net.svg", ""),
-                ("niso net graph --declared --stack ./shop", "for a README"),
-            ),
-        ),
-        Command(
-            "net capture",
-            "capture packets of services, with names, by tcpdump",
-            (
-                Argument(
-                    "names",
-                    "NAME",
-                    "an active service; the last one can be a PEER: a service with a port "
-                    "(db:5432), an address, or host",
-                    "+",
-                    "active",
-                ),
-                Argument(
-                    "filter",
-                    "[-- EXPRESSION]",
-                    "only packets that match this expression, see pcap-filter(7)",
-                    "...",
-                    "nothing",
-                ),
-            ),
-            (
-                Option(
-                    "drops",
-                    ("--drops",),
-                    "show only the headers of packets that nftables drops, with the reason",
-                ),
-                Option("write", ("-w",), "write a pcapng file with the names; - is stdout", "FILE"),
-                Option("count", ("-c",), "end after N packets", "N", number=True),
-                Option("seconds", ("--for",), "end after this time", "TIME"),
-            ),
-            "tcpdump runs on the host, in the network namespaces of the services. With a PEER, "
-            "only packets from and to it are shown. With several services, each line begins with "
-            "the service that saw the packet. A packet that niso drops on its way is seen in the "
-            "namespace of its sender only; --drops shows it with the manifest entry, or the rule "
-            "of any program, that drops it. --drops looks at up to 500 packets a second for each "
-            "rule. Wireshark shows the names, and the reasons as comments. Ctrl-C ends it.",
-            (
-                ("niso net capture api", ""),
-                ("niso net capture api postgres:5432 -c 10", ""),
-                ("niso net capture api postgres -- tcp port 5432", "what both see"),
-                ("niso net capture postgres --drops", "what is refused, with the reason"),
-                ("niso net capture api -w api.pcapng --for 1m", ""),
-                ("niso net capture api -w -", "for a pipe into wireshark -k -i -"),
-            ),
-            (("130", "stopped with Ctrl-C"),),
-        ),
-        *POLICY_COMMANDS,
-        Command(
-            "net trace",
-            "follow a real packet through all hooks",
-            (
-                Argument("source", "FROM", "a service, an address or host", "", "end"),
-                Argument(
-                    "destination",
-                    "TO",
-                    "a service, an address or host, optionally with :PORT and /PROTO",
-                    "",
-                    "target",
-                ),
-            ),
-            (
-                Option("seconds", ("--for",), "how long to wait for one", "TIME", "30s"),
-                Option("any", ("--any",), "any packet, also of an open connection"),
-                JSON,
-            ),
-            "Waits for the next packet from FROM to TO, by IPv4 or IPv6; of TCP for a new "
-            "connection, without :PORT for one of ICMP. Shows each "
-            "chain that decided something, also those of other programs. niso net explain follows "
-            "a packet without sending one, and with --prove sends one itself. Nothing is left in "
-            "the kernel, even if the command is killed.",
-            (
-                ("niso net trace api postgres:5432", ""),
-                ("niso net trace 192.0.2.2 192.0.2.1:8080", "a client of a published port"),
-            ),
-            (
-                ("0", "the packet passed"),
-                ("1", "it was dropped, or none came"),
-                ("130", "stopped with Ctrl-C"),
-            ),
-        ),
-        Command(
-            "net log",
-            "print packets dropped by policies, live",
-            (Argument("name", "NAME", "a service (default: all)", "?", "service"),),
-            (Option("json", ("--json",), "print one JSON object per line"),),
-            "Prints a line for each packet dropped by a policy with `log = true`: time, service, "
-            "direction, manifest key, source, destination, link. It shows at most 20 per second "
-            "for each address of a service and direction, after a burst of 50. "
-            "Nothing is stored: drops while no reader runs are only counted (niso net stats). Only "
-            "one reader can run at a time. Stop it with Ctrl-C.",
-            (("niso net log", ""), ("niso net log api", "")),
-            (("130", "stopped with Ctrl-C"),),
-            aside=True,
-        ),
-        Command(
-            "net names",
-            "let the host itself resolve the names of services",
-            (),
-            (
-                Option(
-                    "host",
-                    ("--host",),
-                    "write the names to the host's own /etc/hosts from now on, or remove them",
-                    "on|off",
-                ),
-                JSON,
-            ),
-            "Services find each other by name in any case. With --host on, niso keeps a block of "
-            "NAME.niso.local in /etc/hosts up to date, and removes it with the last service. The "
-            "rest of the file stays as it is. A file that is a mount point, a symbolic link or "
-            "immutable is refused.",
-            (
-                ("niso net names", ""),
-                ("niso net names --host on", ""),
-                ("niso net names --host off", ""),
-            ),
-            aside=True,
-        ),
-        Command(
-            "net check",
-            "compare the kernel with the configuration",
-            (Argument("name", "NAME", "a service or network (default: everything)", "?", "known"),),
-            (JSON,),
-            "Each line names one object that is missing, foreign or different. Nothing is changed. "
-            "Policies that are in audit, that name nobody, or that deny a service its name server "
-            "are warnings. In a cluster it also sends test packets to the other hosts.",
-            (("niso net check", ""), ("niso net check api", "")),
-            (
-                ("0", "the kernel matches the configuration"),
-                ("1", "there are differences"),
-                ("2", "the kernel could not be read, or NAME is unknown"),
-            ),
-        ),
-        Command(
-            "net repair",
-            "repair niso's own objects that net check reports",
-            (),
-            (
-                Option(
-                    "sweep",
-                    ("--sweep",),
-                    "instead remove everything of niso from the kernel",
-                    group="way",
-                    ends=True,
-                ),
-                Option(
-                    "kernel",
-                    ("--kernel",),
-                    "only the network: start and stop no process, finish no interrupted change",
-                    group="way",
-                ),
-                DRY_RUN,
-                VERBOSE,
-                JSON,
-            ),
-            "Correct objects are not touched. --sweep also stops the processes of all services, "
-            "and works without a store; the services stay known.",
-            (
-                ("niso net repair --dry-run", "show the steps"),
-                ("niso net repair", ""),
-                ("niso net repair --kernel", "after another firewall has loaded its rules"),
-                ("niso net repair --sweep", ""),
-            ),
+        about="Correct objects are not touched. --sweep also stops the processes of all services, "
+        "and works without a store; the services stay known.",
+        lines=(
+            "niso net repair --dry-run  # show the steps",
+            "niso net repair",
+            "niso net repair --kernel  # after another firewall has loaded its rules",
+            "niso net repair --sweep",
         ),
     ),
 )
+GROUP = Group("net", "manage networks, published ports and policies", _ACTIONS)

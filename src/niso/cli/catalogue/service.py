@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from niso.cli.command import (
-    DRY_RUN,
+    CHANGES,
     JSON,
+    REPORTS,
     TIMEOUT,
     TRUST_OWNER,
-    VERBOSE,
     Argument,
     Command,
     Group,
@@ -18,21 +18,10 @@ from niso.cli.command import (
 
 
 LOG_OPTIONS = (
-    Option("follow", ("-f", "--follow"), "follow new output until the service is removed"),
-    Option(
-        "lines",
-        ("-n", "--tail", "--lines"),
-        "print only the last N lines",
-        "N",
-        number=True,
-    ),
-    Option(
-        "since",
-        ("--since",),
-        "print only lines since a time (RFC 3339) or for a period: 10m, 2h",
-        "TIME",
-    ),
-    Option("timestamps", ("-t", "--timestamps"), "start each line with its time (RFC 3339)"),
+    Option("-f --follow", "follow new output until the service is removed"),
+    Option("-n --tail --lines N", "print only the last N lines", number=True),
+    Option("--since TIME", "print only lines since a time (RFC 3339) or for a period: 10m, 2h"),
+    Option("-t --timestamps", "start each line with its time (RFC 3339)"),
 )
 """The options of ``niso logs`` and ``niso stack logs``."""
 
@@ -47,42 +36,28 @@ COMMANDS = (
         ),
         (
             TIMEOUT,
-            Option(
-                "replace",
-                ("--replace",),
-                "take over services of these names from other folders",
-                ends=True,
-            ),
-            Option(
-                "take",
-                ("--take",),
-                "take over services from hosts of the cluster that are gone",
-            ),
+            Option("--replace", "take over services of these names from other folders", ends=True),
+            Option("--take", "take over services from hosts of the cluster that are gone"),
             TRUST_OWNER,
-            DRY_RUN,
-            VERBOSE,
-            JSON,
+            *CHANGES,
         ),
         "An argument that contains a / or ends in .toml is a manifest or its folder. Any other "
         "argument is a known service, with the manifest of its last activation, or else a folder. "
         "If anything fails, everything is rolled back. On an active service only the changes of "
         "its manifest are applied; its process is restarted only if a change requires it, or if it "
-        "has crashed. A name that a service from another folder has is refused unless --replace "
-        "is given. A manifest must belong to root or, with sudo, to you: who can change it decides "
+        "has crashed. A name that a service from another folder has is refused unless --replace is "
+        "given. A manifest must belong to root or, with sudo, to you: who can change it decides "
         "what runs as root.",
         (
-            ("niso activate ./api", "a folder with a manifest.toml"),
-            ("niso activate ./db ./cache ./api", "all or none"),
-            ("niso activate api", "a known service"),
-            ("niso activate --dry-run ./api", "show the steps"),
+            "niso activate ./api  # a folder with a manifest.toml",
+            "niso activate ./db ./cache ./api  # all or none",
+            "niso activate api  # a known service",
+            "niso activate --dry-run ./api  # show the steps",
         ),
         (
-            ("0", "all services run, and those that were started pass their health checks"),
-            (
-                "1",
-                "failed; changes were rolled back, or the error says what is left for niso net "
-                "repair",
-            ),
+            "0 all services run, and those that were started pass their health checks",
+            "1 failed; changes were rolled back, or the error says what is left for niso net "
+            "repair",
         ),
     ),
     Command(
@@ -90,22 +65,15 @@ COMMANDS = (
         "stop services and their networking",
         (Argument("names", "NAME", "an active service", "*", "active"),),
         (
-            Option(
-                "all",
-                ("--all",),
-                "stop all active services, sharers before their providers",
-                ends=True,
-            ),
-            DRY_RUN,
-            VERBOSE,
-            JSON,
+            Option("--all", "stop all active services, sharers before their providers", ends=True),
+            *CHANGES,
         ),
         "Addresses, logs and volumes are kept for the next activation. Ports published with niso "
         "port-forward are withdrawn.",
-        (("niso deactivate api", "its address stays reserved"), ("niso deactivate --all", "")),
+        ("niso deactivate api  # its address stays reserved", "niso deactivate --all"),
         (
-            ("0", "none of the services is active"),
-            ("1", "a service could not be stopped; the error says which"),
+            "0 none of the services is active",
+            "1 a service could not be stopped; the error says which",
         ),
         ends=True,
     ),
@@ -113,9 +81,9 @@ COMMANDS = (
         "restart",
         "stop and start the process of services; the network stays up",
         (Argument("names", "NAME", "an active service", "+", "active"),),
-        (VERBOSE, JSON),
+        REPORTS,
         "Namespace, addresses, published ports and sharing services are not affected.",
-        (("niso restart api", ""),),
+        ("niso restart api",),
         ends=True,
     ),
     Command(
@@ -130,40 +98,34 @@ COMMANDS = (
                 "service",
             ),
         ),
-        (
-            Option("volumes", ("--volumes",), "also delete the named volumes", ends=True),
-            VERBOSE,
-            JSON,
-        ),
+        (Option("--volumes", "also delete the named volumes", ends=True), *REPORTS),
         "Releases the addresses and deletes the logs and the copy of the package. Named volumes "
         "are kept unless --volumes is given.",
-        (("niso remove api", ""), ("niso remove --volumes api", "with its data")),
+        ("niso remove api", "niso remove --volumes api  # with its data"),
         ends=True,
     ),
     Command(
         "ps",
         "list known services and their status",
-        (),
-        (
-            Option("all", ("-a", "--all"), "no effect: inactive services are always listed"),
-            Option("all_hosts", ("--all-hosts",), "also list the services of other hosts"),
+        options=(
+            Option("-a --all", "no effect: inactive services are always listed"),
+            Option("--all-hosts", "also list the services of other hosts"),
             JSON,
         ),
-        "STATUS is running, starting, restarting, completed (of a job), exited (N), failed or "
-        "inactive. HEALTH is the "
-        "result of the health check, which runs now if its interval has passed. A service stays "
-        "active after its process has exited. With --all-hosts, the STATUS of a service on another "
-        "host is up, down, or host gone; only those on networks that span hosts are known. If the "
-        "cluster does not answer, a warning says how old the list of the others is.",
-        (("niso ps", ""), ("niso ps --json", "")),
+        about="STATUS is running, starting, restarting, completed (of a job), exited (N), failed "
+        "or inactive. HEALTH is the result of the health check, which runs now if its interval has "
+        "passed. A service stays active after its process has exited. With --all-hosts, the STATUS "
+        "of a service on another host is up, down, or host gone; only those on networks that span "
+        "hosts are known. If the cluster does not answer, a warning says how old the list of the "
+        "others is.",
+        lines=("niso ps", "niso ps --json"),
     ),
     Command(
         "inspect",
         "print everything about a service as JSON",
         (Argument("name", "NAME", "a known service", "", "service"),),
-        (Option("json", ("--json",), "no effect: the output is always JSON"),),
-        "",
-        (("niso inspect api", ""),),
+        (Option("--json", "no effect: the output is always JSON"),),
+        lines=("niso inspect api",),
     ),
     Command(
         "logs",
@@ -171,66 +133,51 @@ COMMANDS = (
         (Argument("name", "NAME", "a known service", "", "service"),),
         LOG_OPTIONS,
         "At least the last 10 MB are kept, across restarts and deactivations.",
-        (
-            ("niso logs api -n 20", ""),
-            ("niso logs api --since 10m", ""),
-            ("niso logs api -f -t", ""),
-        ),
+        ("niso logs api -n 20", "niso logs api --since 10m", "niso logs api -f -t"),
     ),
     Command(
         "exec",
         "run a command inside a service",
         (
             Argument("name", "NAME", "an active service", "", "active"),
-            Argument("command", "-- CMD...", "the command and its arguments", "...", "nothing"),
+            Argument("command", "-- CMD...", "the command and its arguments", "..."),
         ),
         (
-            Option("interactive", ("-i", "--interactive"), "no effect: stdin is always passed on"),
-            Option("tty", ("-t", "--tty"), "no effect: a terminal is used if there is one"),
+            Option("-i --interactive", "no effect: stdin is always passed on"),
+            Option("-t --tty", "no effect: a terminal is used if there is one"),
             Option(
-                "user",
-                ("-u", "--user"),
+                "-u --user USER",
                 "run as another user: a name of its root file system, or uid[:gid]",
-                "USER",
             ),
         ),
         "The command gets the service's namespaces, root file system, user, environment, "
         "capabilities and limits. Stdin, terminal, signals and exit status pass through. --user "
         "changes the user and its groups only: root gets no capability that the service lacks.",
         (
-            ("niso exec api -- cat /etc/hosts", ""),
-            ("niso exec api -- sh", ""),
-            ("niso exec --user 0 api -- id", "as root, but without its capabilities"),
+            "niso exec api -- cat /etc/hosts",
+            "niso exec api -- sh",
+            "niso exec --user 0 api -- id  # as root, but without its capabilities",
         ),
         (
-            ("N", "the exit status of the command"),
-            ("125", "niso could not run the command"),
-            ("126", "the command is not executable"),
-            ("127", "the command was not found"),
-            ("128+N", "the command was killed by signal N"),
+            "N the exit status of the command",
+            "125 niso could not run the command",
+            "126 the command is not executable",
+            "127 the command was not found",
+            "128+N the command was killed by signal N",
         ),
     ),
     Command(
         "kill",
         "send a signal to the process of services",
         (Argument("names", "NAME", "an active service", "+", "active"),),
-        (
-            Option(
-                "signal",
-                ("-s", "--signal"),
-                "a signal by name or number",
-                "SIG",
-                "KILL",
-            ),
-            JSON,
-        ),
+        (Option("-s --signal SIG", "a signal by name or number", "KILL"), JSON),
         "The services stay active. The signal goes to the process of the entrypoint, and KILL ends "
         "all processes. A process that ends by it is started again if its restart policy says so; "
         "niso deactivate ends a service for good.",
-        (("niso kill --signal HUP api", "reload"), ("niso kill db", "as if it had crashed")),
+        ("niso kill --signal HUP api  # reload", "niso kill db  # as if it had crashed"),
         (
-            ("0", "the signal was sent; the output says whether the process has ended"),
-            ("1", "a service is not active or has no process"),
+            "0 the signal was sent; the output says whether the process has ended",
+            "1 a service is not active or has no process",
         ),
         ends=True,
         aside=True,
@@ -249,16 +196,14 @@ COMMANDS = (
             ),
         ),
         (
-            Option("remove", ("--remove",), "withdraw the port", group="which", ends=True),
+            Option("--remove", "withdraw the port", group="which", ends=True),
             Option(
-                "replace",
-                ("--replace",),
+                "--replace",
                 "take over the host port from another service",
                 group="which",
                 ends=True,
             ),
-            VERBOSE,
-            JSON,
+            *REPORTS,
         ),
         "A forward survives crashes, restarts, reboots and activate, also with a changed manifest. "
         "deactivate withdraws it, and so does activate with a manifest that leaves the service no "
@@ -266,10 +211,10 @@ COMMANDS = (
         "port. --replace takes over the host port on all of its addresses, and --remove publishes "
         "the port of a manifest that was taken so again; established connections are kept.",
         (
-            ("niso port-forward api 9090:9090", ""),
-            ("niso port-forward dns 127.0.0.1:53:53/udp", "from this host only"),
-            ("niso port-forward api-2 8080:8080 --replace", "take over the port"),
-            ("niso port-forward api 9090:9090 --remove", ""),
+            "niso port-forward api 9090:9090",
+            "niso port-forward dns 127.0.0.1:53:53/udp  # from this host only",
+            "niso port-forward api-2 8080:8080 --replace  # take over the port",
+            "niso port-forward api 9090:9090 --remove",
         ),
     ),
 )
@@ -279,97 +224,77 @@ COMMANDS = (
 
 
 _DIR = Argument("dir", "DIR", "a stack.toml or its folder", "?", "folder", ".")
-
-GROUP = Group(
-    "stack",
-    "manage the services of a stack.toml: up, down, ps, logs, restart",
-    (
-        Command(
-            "stack up",
-            "apply a stack.toml, all or nothing",
-            (_DIR,),
-            (
-                TIMEOUT,
-                Option(
-                    "replace",
-                    ("--replace",),
-                    "take over the stack of this name, and services, from other folders",
-                    ends=True,
-                ),
-                TRUST_OWNER,
-                DRY_RUN,
-                VERBOSE,
-                JSON,
+_ACTIONS = (
+    Command(
+        "stack up",
+        "apply a stack.toml, all or nothing",
+        (_DIR,),
+        (
+            TIMEOUT,
+            Option(
+                "--replace",
+                "take over the stack of this name, and services, from other folders",
+                ends=True,
             ),
-            "Creates the networks and activates the services in dependency order, in parallel "
-            "where possible. On an active stack it applies the changes of the file and deactivates "
-            "services that were removed from it. If anything fails, everything is rolled back.",
-            (
-                ("niso stack up", "the stack.toml here"),
-                ("niso stack up ./shop", ""),
-                ("niso stack up --dry-run", "show the steps"),
-            ),
-            (
-                ("0", "the stack matches the file"),
-                (
-                    "1",
-                    "failed; changes were rolled back, or the error says what is left for niso "
-                    "net repair",
-                ),
-            ),
+            TRUST_OWNER,
+            *CHANGES,
         ),
-        Command(
-            "stack down",
-            "deactivate all services of the stack",
-            (_DIR,),
-            (
-                Option(
-                    "volumes",
-                    ("--volumes",),
-                    "also delete the named volumes of the services",
-                    ends=True,
-                ),
-                DRY_RUN,
-                VERBOSE,
-                JSON,
-            ),
-            "Addresses and networks are kept, and so are volumes unless --volumes is given. niso "
-            "remove NAME deletes the record of a service.",
-            (("niso stack down ./shop", ""),),
-            ends=True,
+        "Creates the networks and activates the services in dependency order, in parallel where "
+        "possible. On an active stack it applies the changes of the file and deactivates services "
+        "that were removed from it. If anything fails, everything is rolled back.",
+        (
+            "niso stack up  # the stack.toml here",
+            "niso stack up ./shop",
+            "niso stack up --dry-run  # show the steps",
         ),
-        Command(
-            "stack status",
-            "list the services of the stack and their status",
-            (_DIR,),
-            (JSON,),
-            "The columns are the same as those of niso ps.",
-            (("niso stack status ./shop", ""),),
-        ),
-        Command(
-            "stack ps",
-            "list the services of the stack, as stack status",
-            (_DIR,),
-            (JSON,),
-            examples=(("niso stack ps ./shop", ""),),
-        ),
-        Command(
-            "stack restart",
-            "restart the processes of the stack's active services",
-            (_DIR,),
-            (VERBOSE, JSON),
-            "Namespaces, addresses and published ports are not affected. Services that others "
-            "depend on restart first.",
-            (("niso stack restart ./shop", ""),),
-            ends=True,
-        ),
-        Command(
-            "stack logs",
-            "print the output of all services of the stack",
-            (_DIR,),
-            LOG_OPTIONS,
-            "Each line starts with the name of its service. -n counts for each service.",
-            (("niso stack logs ./shop -n 20", ""), ("niso stack logs -f", "")),
+        (
+            "0 the stack matches the file",
+            "1 failed; changes were rolled back, or the error says what is left for niso net "
+            "repair",
         ),
     ),
+    Command(
+        "stack down",
+        "deactivate all services of the stack",
+        (_DIR,),
+        (Option("--volumes", "also delete the named volumes of the services", ends=True), *CHANGES),
+        "Addresses and networks are kept, and so are volumes unless --volumes is given. niso "
+        "remove NAME deletes the record of a service.",
+        ("niso stack down ./shop",),
+        ends=True,
+    ),
+    Command(
+        "stack status",
+        "list the services of the stack and their status",
+        (_DIR,),
+        (JSON,),
+        "The columns are the same as those of niso ps.",
+        ("niso stack status ./shop",),
+    ),
+    Command(
+        "stack ps",
+        "list the services of the stack, as stack status",
+        (_DIR,),
+        (JSON,),
+        lines=("niso stack ps ./shop",),
+    ),
+    Command(
+        "stack restart",
+        "restart the processes of the stack's active services",
+        (_DIR,),
+        REPORTS,
+        "Namespaces, addresses and published ports are not affected. Services that others depend "
+        "on restart first.",
+        ("niso stack restart ./shop",),
+        ends=True,
+    ),
+    Command(
+        "stack logs",
+        "print the output of all services of the stack",
+        (_DIR,),
+        LOG_OPTIONS,
+        "Each line starts with the name of its service. -n counts for each service.",
+        ("niso stack logs ./shop -n 20", "niso stack logs -f"),
+    ),
 )
+GROUP = Group("stack", "manage the services of a stack.toml: up, down, ps, logs, restart", _ACTIONS)
