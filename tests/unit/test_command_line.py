@@ -355,20 +355,20 @@ def test_the_commands_that_need_no_root(capsys) -> None:
 
 
 def test_every_habit_is_answered_and_names_a_real_command() -> None:
-    from niso.cli.catalogue.habits import HABITS, answer
+    from niso.cli.catalogue.habits import HABITS
     from niso.cli.parse import unknown_command
 
-    typed = [theirs for habit in HABITS for theirs in habit.theirs]
+    typed = [command for theirs, _, _ in HABITS for command in theirs.split(", ")]
     assert len(typed) == len(set(typed))
-    for habit in HABITS:
-        for theirs in habit.theirs:
-            error = unknown_command([*theirs.split(), "-q", "web"])
-            assert error.hint == answer(habit) != ""
-        if habit.ours:
-            words = habit.ours.split()[1:]
+    for theirs, ours, remark in HABITS:
+        for command in theirs.split(", "):
+            error = unknown_command([*command.split(), "-q", "web"])
+            assert error.hint == f"{ours}: {remark}".removeprefix(": ").removesuffix(": ") != ""
+        if ours:
+            words = ours.split()[1:]
             command = " ".join(words[:2]) if words[0] in ("net", "stack") else words[0]
-            assert command in COMMANDS, habit
-            assert not any(theirs in COMMANDS for theirs in habit.theirs), habit
+            assert command in COMMANDS, theirs
+            assert not any(command in COMMANDS for command in theirs.split(", ")), theirs
     for typed_, like in (
         ("docker run -d web", "run"),
         ("docker compose up -d", "compose up"),

@@ -92,7 +92,6 @@ class Host:
     @property
     def networks(self) -> Networks:
         """The API of networks and published ports."""
-
         from niso.api.host_networks import Networks
 
         return Networks(self.session)
@@ -100,7 +99,6 @@ class Host:
     @property
     def services(self) -> Services:
         """The API of services."""
-
         from niso.api.host_services import Services
 
         return Services(self.session)
@@ -108,7 +106,6 @@ class Host:
     @property
     def attachments(self) -> Attachments:
         """The API of attachments: network namespaces that other programs created."""
-
         from niso.api.host_attachments import Attachments
 
         return Attachments(self.session)
@@ -116,7 +113,6 @@ class Host:
     @property
     def cluster(self) -> Clusters:
         """The API of this host's cluster."""
-
         from niso.api.host_cluster import Clusters
 
         return Clusters(self.session)
@@ -124,7 +120,6 @@ class Host:
     @property
     def kubernetes(self) -> Kubernetes:
         """The API of the agent that applies network policies of Kubernetes."""
-
         from niso.api.host_cluster import Kubernetes
 
         return Kubernetes(self.session)
@@ -132,7 +127,6 @@ class Host:
     @property
     def stacks(self) -> Stacks:
         """The API of stacks. A stack is the services of one stack.toml."""
-
         from niso.api.host_stacks import Stacks
 
         return Stacks(self.session)
@@ -149,7 +143,6 @@ class Host:
         ``db:5432``, ``db:53/udp``, ``db/icmp``. ``family`` is 4 or 6, by default 4 if both ends
         have IPv4. ``prove`` also sends a test packet. Raises NotFound, UsageError, Error.
         """
-
         from niso.look import explain
 
         ends = text(source, "source"), text(destination, "destination")
@@ -161,7 +154,6 @@ class Host:
 
         Raises Error with the reason if there is no reply.
         """
-
         from niso.look import prove
 
         return prove.ping(self.session, text(source, "source"), text(destination, "destination"))
@@ -169,7 +161,6 @@ class Host:
     @guarded
     def stats(self) -> tuple[Stats, ...]:
         """Return the counters of each active service. Raises KernelError."""
-
         from niso.look import drops
 
         return drops.stats(self.session)
@@ -180,7 +171,6 @@ class Host:
 
         ``flows`` is the maximum number of time series of flows. Raises UsageError, KernelError.
         """
-
         from niso.look import metrics
 
         return metrics.metrics(self.session, flows)
@@ -192,7 +182,6 @@ class Host:
         Each ``read()`` of the result returns a `niso.Load` with the rates since the last call. Use
         the result in a ``with`` block. Raises NotFound, KernelError.
         """
-
         from niso.look import top
 
         name = None if service is None else text(service, "service")
@@ -206,7 +195,6 @@ class Host:
         is an RFC 3339 time or a period such as ``2h``: ``past()`` of the result then returns the
         recorded events after that time. Raises NotFound, UsageError, KernelError.
         """
-
         from niso.look import events
 
         name = None if service is None else text(service, "service")
@@ -220,7 +208,6 @@ class Host:
         Each ``read()`` of the result returns a `niso.MapState`. Use the result in a ``with`` block,
         or close it: the kernel counts the bytes of flows until it is closed.
         """
-
         from niso.look.map import Map
 
         return Map(self.session)
@@ -232,7 +219,6 @@ class Host:
 
         Use the result in a ``with`` block. It is an endless iterator of `niso.Drop`.
         """
-
         from niso.look import drops
 
         name = None if service is None else text(service, "service")
@@ -249,7 +235,6 @@ class Host:
         ``since`` (an RFC 3339 time, or a period such as ``2h``) limits it to flows that began after
         that time or are open now. Raises NotFound, UsageError, KernelError.
         """
-
         from niso.look import flows
 
         name = None if service is None else text(service, "service")
@@ -262,7 +247,6 @@ class Host:
 
         Use the result in a ``with`` block. It is an endless iterator of `niso.Flow`.
         """
-
         from niso.look import flows
 
         name = None if service is None else text(service, "service")
@@ -284,7 +268,6 @@ class Host:
         the stack's files. ``since`` is as for `flows`. Raises UsageError, and Error if the program
         ``dot`` is needed and missing.
         """
-
         from niso.look import graph
 
         start = None if since is None else moment(since, "--since")
@@ -312,7 +295,6 @@ class Host:
         services' names, or with ``lines`` of text, and b"" at the end. Its ``stop()`` ends the
         capture. Raises Error without tcpdump, UsageError, Conflict, NotFound.
         """
-
         from niso.look import capture
 
         whose = tuple(text(name, "service") for name in (service, *others))
@@ -332,7 +314,6 @@ class Host:
         ``any_packet``, any packet is. Tables of other programs are included. Raises NotFound,
         UsageError, KernelError.
         """
-
         from niso.look import capture
 
         ends = text(source, "source"), text(destination, "destination")
@@ -349,7 +330,6 @@ class Host:
         ``since`` is as for `flows`. With ``egress``, the policies also limit the connections of
         services to the recorded destinations. Raises NotFound, UsageError, KernelError.
         """
-
         from niso.look import learn
 
         start = None if since is None else moment(since, "--since")
@@ -362,7 +342,6 @@ class Host:
         Raises Error if a service has no manifest, or if tomlkit is missing, and Conflict if
         services have the same manifest.
         """
-
         from niso.look import learn
 
         return learn.changes(self.session, learned)
@@ -373,7 +352,6 @@ class Host:
 
         Raises Conflict if a file was changed after ``changes`` was computed.
         """
-
         from niso.look import learn
 
         learn.write(changes)
@@ -399,7 +377,6 @@ class Host:
 
         Nothing is changed. ``since`` is as for `flows`. Raises the errors of `Services.activate`.
         """
-
         from niso.change import warnings
 
         start = None if since is None else moment(since, "--since")
@@ -414,7 +391,6 @@ class Host:
         ``force`` resolves all names. Rules and the services' hosts files are changed together.
         Returns all names. Raises Error if dnspython is not installed, KernelError.
         """
-
         from niso.change import outside_names_refresh
 
         return outside_names_refresh.refresh_names(self.session, force)
@@ -422,7 +398,6 @@ class Host:
     @guarded
     def names_due(self) -> float:
         """Return the seconds until `refresh_names` has a DNS name to resolve, at most 60."""
-
         from niso.look import outside_names
 
         return outside_names.next_due(self.session)
@@ -436,7 +411,6 @@ class Host:
         ``name`` limits the result to one service or network. Raises NotFound, KernelError,
         Conflict.
         """
-
         from niso.api import host_networks
 
         return host_networks.check(self.session, None if name is None else text(name, "name"))
@@ -449,7 +423,6 @@ class Host:
         attachment is removed, and no interrupted change is completed or rolled back. With
         ``dry_run``, nothing is changed.
         """
-
         from niso.api import host_networks
 
         return host_networks.repair(self.session, dry_run, kernel)
@@ -460,7 +433,6 @@ class Host:
 
         ``on=False`` turns this off. Raises Error without systemd, Conflict.
         """
-
         from niso.api import host_networks
 
         return host_networks.guard_firewalls(self.session, on)
@@ -471,7 +443,6 @@ class Host:
 
         With ``dry_run``, nothing is removed. Raises ErrorGroup.
         """
-
         from niso.api import host_networks
 
         return host_networks.sweep(self.session, dry_run)

@@ -76,7 +76,6 @@ class Attachments:
         No-op if the namespace is attached in exactly this way already. Raises UsageError, NotFound,
         Conflict, KernelError, and Error if systemd refuses the unit.
         """
-
         self.session.require()
         try:
             given = _complete(request)
@@ -116,7 +115,6 @@ class Attachments:
 
         Raises Error or ErrorGroup. An attachment that an error names keeps its previous policy.
         """
-
         machine = self.session.machine_for_change()
         done = attach.apply_policies(machine, self.session.report)
         warnings.attached(self.session, machine, done)
@@ -133,7 +131,6 @@ class Attachments:
         with other ids are detached too. Raises KernelError, and UsageError for ``valid`` without
         ``owner``.
         """
-
         from niso.engines import netavark
 
         ids = None if valid is None else texts(valid, "valid")
@@ -147,7 +144,6 @@ class Attachments:
 
 
 def _detach(machine: Machine, name: str, id: str | None, report: Report) -> bool:
-
     if id is None:
         unit = unit_network.unit_of(machine, name)
         if unit is not None:
@@ -205,7 +201,6 @@ def _words(given: AttachRequest) -> list[str]:
 
 def _request(given: AttachRequest) -> Request:
     """Parse the values of a request to attach a namespace. Raises UsageError, InvalidInput."""
-
     if sum((given.netns is not None, given.pid is not None, given.new)) != 1:
         raise UsageError(
             "which network namespace?", "exactly one of --netns PATH, --pid N and --new"
@@ -274,7 +269,6 @@ def _ports(written: Iterable[str]) -> tuple[records.Port, ...]:
 
 def _policy(given: AttachRequest) -> records.Policy:
     """Parse the four lists of policy entries. Raises InvalidInput."""
-
     lists = (
         _entries(given.allow_from, "allow_from"),
         texts(given.deny_from, "deny_from"),

@@ -182,7 +182,6 @@ class Clusters:
         cluster already. With ``member``, the host may run an etcd member. The first three hosts may
         even without it. Raises UsageError, Conflict, Error.
         """
-
         machine = self.session.machine()
         name, where = text(host, "HOST"), text(address, "--address")
         return _usage(lambda: cluster_join.invite(machine, name, where, renew, member))
@@ -197,7 +196,6 @@ class Clusters:
         do. ``encrypt`` ("kernel" or "userspace") is how this host encrypts, if it differs from the
         cluster's default. Raises InvalidInput, Conflict, Error.
         """
-
         machine = self.session.machine_for_change(create=True)
         how, report = text(encrypt, "--encrypt"), self.session.report
         return _membership(
@@ -211,7 +209,6 @@ class Clusters:
         With ``force``, the host leaves even if etcd does not answer. Raises Conflict if the host
         has services in the cluster, Error.
         """
-
         machine = self.session.machine_for_change()
         return cluster_join.leave(machine, force, self.session.report).host
 
@@ -221,7 +218,6 @@ class Clusters:
 
         Raises NotFound, and Conflict if the host is alive.
         """
-
         return cluster_hosts.forget(self.session.machine(), text(host, "HOST"))
 
     @guarded
@@ -230,7 +226,6 @@ class Clusters:
 
         Raises Conflict, Error.
         """
-
         machine = self.session.machine_for_change()
         return cluster_hosts.add_member(machine, text(host, "HOST"), self.session.report)
 
@@ -241,7 +236,6 @@ class Clusters:
 
         Raises Conflict, NotFound, Error.
         """
-
         machine = self.session.machine_for_change()
         return cluster_hosts.remove_member(machine, text(host, "HOST"), self.session.report)
 
@@ -251,7 +245,6 @@ class Clusters:
 
         Raises Conflict if most members still answer, Error.
         """
-
         cluster_hosts.be_only_member(self.session.machine_for_change(), self.session.report)
 
     @guarded
@@ -260,7 +253,6 @@ class Clusters:
 
         Raises Error.
         """
-
         return cluster_hosts.backup(self.session.machine(), path(file, "FILE"))
 
     @guarded
@@ -269,7 +261,6 @@ class Clusters:
 
         Raises Error if this host is in no cluster.
         """
-
         machine = self.session.machine()
         seen = cluster_hosts.status(machine)
         if seen.problem is not None:
@@ -290,7 +281,6 @@ class Clusters:
         Its ``run()`` returns after ``stop()`` is called. ``log`` gets each line to log. Raises
         Error if this host is in no cluster.
         """
-
         return cluster_hosts.follow(self.session.machine(), log)
 
     @guarded
@@ -299,13 +289,11 @@ class Clusters:
 
         Raises Error if this host has no member.
         """
-
         own_etcd.execute(require())
 
 
 def _usage[T](call: Callable[[], T]) -> T:
     """Return the result of ``call``. An InvalidInput that names no file is raised as UsageError."""
-
     try:
         return call()
     except InvalidInput as error:
@@ -321,7 +309,6 @@ def _entering[T](call: Callable[[], T]) -> T:
     Errors name the caller's arguments. The files that were made from the arguments no longer exist
     then.
     """
-
     try:
         return _usage(call)
     except NoAnswer as error:
@@ -338,7 +325,6 @@ def _entering[T](call: Callable[[], T]) -> T:
 
 
 def _existing(given: ExistingEtcd) -> Existing:
-
     chosen = (given.cacert, given.cert, given.key, given.user_file)
     named = zip(chosen, ("--cacert", "--cert", "--key", "--user"), strict=True)
     cacert, cert, key, user = ("" if file is None else path(file, name) for file, name in named)
@@ -412,7 +398,6 @@ class Kubernetes:
         Its ``run()`` returns after ``stop()`` is called. ``log`` gets each line to log. Raises
         Error if the kubeconfig is unusable.
         """
-
         from niso.engines import pod_agent
 
         config = path(kubeconfig, "--kubeconfig")
@@ -421,7 +406,6 @@ class Kubernetes:
     @guarded
     def enable(self, kubeconfig: str | os.PathLike[str] = KUBECONFIG) -> Marked:
         """Make systemd run the agent now and at boot. Raises Error without systemd, Conflict."""
-
         from niso.engines import pod_agent
 
         config = path(kubeconfig, "--kubeconfig")
@@ -432,14 +416,12 @@ class Kubernetes:
     @guarded
     def disable(self) -> Marked:
         """Stop the agent, and no longer start it at boot. Pods keep their present policies."""
-
         from niso.engines import pod_agent
 
         return _marked(pod_agent.disable(self.session.machine_for_change(), self.session.report))
 
 
 def _marked(changed: bool) -> Marked:
-
     from niso.change.boot import Marked
     from niso.engines import pod_agent
 

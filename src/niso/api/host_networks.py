@@ -166,7 +166,6 @@ class Networks:
         Raises Conflict, UsageError, KernelError, and Error if the cluster does not answer. Nothing
         has changed then.
         """
-
         from niso.change import journal, networks
         from niso.manifest.values import network_name
 
@@ -226,7 +225,6 @@ class Networks:
 
         Raises NotFound, and Conflict if a service uses one of them.
         """
-
         from niso.change import journal, networks
 
         wanted = [*dict.fromkeys(texts(names, "names"))]
@@ -253,7 +251,6 @@ class Networks:
         Of other hosts, only the services on networks that span hosts are known. Raises Error if
         this host is in no cluster.
         """
-
         from niso.look import other_hosts
 
         return other_hosts.ports(self.session, self.session.machine())
@@ -264,7 +261,6 @@ class Networks:
 
         Raises KernelError.
         """
-
         from niso.look import exposure
 
         return exposure.exposed_ports(self.session.kernel(), self.session.store())
@@ -277,7 +273,6 @@ class Networks:
         date. With False, it removes them. Raises KernelError if that file cannot be replaced
         atomically. Nothing has changed then.
         """
-
         from niso.change import networks
         from niso.reconcile import host_settings
 
@@ -329,7 +324,6 @@ def _declared(text: str) -> Iterator[str]:
 
 def _tables(as_text: bool) -> list[Any]:
     """Return niso's tables in the kernel, each as nft text or as a list of objects."""
-
     from niso.kernel import ruleset
     from niso.kernel.libnftables import Nft
     from niso.kernel.nft_elements import Nfnetlink
@@ -363,7 +357,6 @@ def _members(store: Store, network: str) -> list[tuple[str, bool]]:
 
 
 def _described(store: Store, network: records.Network) -> Network:
-
     from niso.look.host_ports import rows
 
     return Network(
@@ -426,7 +419,6 @@ class Swept(NamedTuple):
 
 def check(session: Session, name: str | None) -> tuple[Finding, ...]:
     """Return the differences between kernel and configuration; see `Host.check`."""
-
     from niso.look import check as look_check
     from niso.look import other_firewalls, outside_names
     from niso.look.check import full_neighbour_tables, policy_warnings, unpublished_ports
@@ -451,7 +443,6 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
 
 def _hosts(session: Session, machine: Machine, name: str | None) -> list[Finding]:
     """Return the differences between what this host and the other hosts know of the cluster."""
-
     from niso.change import cluster_check
     from niso.cluster import config
 
@@ -467,7 +458,6 @@ def _hosts(session: Session, machine: Machine, name: str | None) -> list[Finding
 
 def guard_firewalls(session: Session, on: bool) -> tuple[Marked, ...]:
     """Write or remove systemd drop-ins for the units of firewalls; see `Host.guard_firewalls`."""
-
     from niso.change import boot
 
     machine = session.machine_for_change(create=on)
@@ -477,7 +467,6 @@ def guard_firewalls(session: Session, on: bool) -> tuple[Marked, ...]:
 
 def repair(session: Session, dry_run: bool, kernel: bool) -> Repaired:
     """Repair the differences that `check` reports; see `Host.repair`."""
-
     from niso.change import boot
     from niso.change.repair import plan_repair, repair_all, repair_network
 
@@ -496,7 +485,6 @@ def repair(session: Session, dry_run: bool, kernel: bool) -> Repaired:
 
 def sweep(session: Session, dry_run: bool) -> Swept:
     """Remove everything that niso created in the kernel; see `Host.sweep`."""
-
     from niso.change import repair as change_repair
 
     session.report_waits()

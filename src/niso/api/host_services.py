@@ -94,7 +94,6 @@ class Services:
         Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup. Everything
         is rolled back then.
         """
-
         from niso.change import activate, targets, warnings
 
         self.session.require()
@@ -125,7 +124,6 @@ class Services:
 
         Raises Error.
         """
-
         from niso.change import boot
 
         wanted = texts(names, "names")
@@ -140,7 +138,6 @@ class Services:
     @guarded
     def deactivate_all(self, *, dry_run: bool = False) -> tuple[Done, ...]:
         """Stop all active services, as `deactivate` does."""
-
         from niso.change import boot, journal
 
         machine = self.session.machine_for_change()
@@ -164,7 +161,6 @@ class Services:
 
         ``after`` has the dependencies among them, or is None.
         """
-
         from niso.change import activate, boot, warnings
         from niso.change.deactivate import Done
 
@@ -187,7 +183,6 @@ class Services:
 
         Raises Error.
         """
-
         from niso.change import boot, deactivate
         from niso.change.deactivate import Done
 
@@ -205,7 +200,6 @@ class Services:
     @guarded
     def enable(self, *names: str) -> tuple[Marked, ...]:
         """Start services at boot. Raises Conflict, Error."""
-
         from niso.change import boot
 
         machine = self.session.machine_for_change()
@@ -216,7 +210,6 @@ class Services:
     @guarded
     def disable(self, *names: str) -> tuple[Marked, ...]:
         """No longer start services at boot. Active services stay active. Raises Conflict, Error."""
-
         from niso.change import boot
 
         machine = self.session.machine_for_change()
@@ -227,7 +220,6 @@ class Services:
     @guarded
     def restore(self, *, timeout: float = 60.0) -> Restored:
         """Create all bridges and activate all enabled services, as at boot without systemd."""
-
         from niso.change import boot, warnings
 
         self.session.require()
@@ -249,7 +241,6 @@ class Services:
 
         Health checks that are due are run.
         """
-
         from niso.look.services import service_lines
 
         return service_lines(self.session, self.session.store())
@@ -261,7 +252,6 @@ class Services:
         Raises Error if this host is in no cluster. If the cluster does not answer, a warning says
         so.
         """
-
         from niso.look import other_hosts
 
         return other_hosts.lines(self.session, self.session.machine())
@@ -279,7 +269,6 @@ class Services:
     @guarded
     def inspect(self, name: str) -> Service:
         """Return all details of a service. Raises NotFound, Error."""
-
         from niso.look.services import everything
 
         store = self.session.store()
@@ -310,7 +299,6 @@ class Services:
         ``timestamps`` puts the time (RFC 3339) before each line. ``since`` is a time (RFC 3339), or
         a period until now (``10m``). Raises NotFound, UsageError.
         """
-
         from niso.runtime import logs
 
         store = self.session.store()
@@ -333,7 +321,6 @@ class Services:
         are forwarded to the command, so call this method in the main thread. Raises Conflict if the
         service is not active, and ProcessError if the command cannot be run.
         """
-
         from niso.runtime.execute import execute
 
         threading = sys.modules.get("threading")
@@ -354,7 +341,6 @@ class Services:
 
         ``user`` is as for `exec`. Raises as `exec` does.
         """
-
         from niso.runtime.execute import capture
 
         if not isinstance(stdin, bytes):
@@ -369,7 +355,6 @@ class Services:
         ``signal`` is a name, such as HUP or SIGHUP, or a number. Raises Conflict if a service is
         not active, ProcessError if it has no process.
         """
-
         from niso.runtime import lifecycle
 
         number = lifecycle.number(text(signal, "signal"))
@@ -385,7 +370,6 @@ class Services:
 
         Raises Conflict if the service is not active.
         """
-
         words = texts(command, "command")
         if not words:
             raise UsageError("missing command", f"niso exec {text(name, 'name')} -- CMD")
@@ -406,7 +390,6 @@ class Services:
         ``replace`` takes the host port from the service that publishes it now. Raises Conflict,
         KernelError.
         """
-
         from niso.change import port_forward
 
         wanted = self._port(name, port)
@@ -424,7 +407,6 @@ class Services:
         If `port_forward` took the host port from a service's manifest, that service publishes it
         again.
         """
-
         from niso.change import port_forward
 
         wanted = self._port(name, port)
@@ -434,7 +416,6 @@ class Services:
         return forwarded(machine.store, service, wanted, True, returned=back)
 
     def _port(self, name: str, port: str) -> records.Port:
-
         from niso.manifest.addresses_and_ports import parse_port
 
         self.session.require()
@@ -490,7 +471,6 @@ def _known(store: Store, name: str, with_volumes: bool) -> str:
     With ``with_volumes``, it may also be a removed service whose volumes exist. Raises NotFound,
     Conflict.
     """
-
     from niso.runtime import volumes
 
     try:

@@ -53,7 +53,6 @@ class Stacks:
         ``trust_owner``, files that users other than root and the caller can change are refused.
         Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup.
         """
-
         self.session.require()
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
         loaded = stack_members.load(path(stack, "stack"), None if trust_owner else callers())
@@ -75,7 +74,6 @@ class Stacks:
         Reserved addresses and networks are kept. ``volumes`` deletes the named volumes. Raises
         Error.
         """
-
         machine = self.session.machine_for_change()
         where = path(stack, "stack")
         return stacks.down(machine, where, self.session.report, dry_run, volumes)
@@ -86,7 +84,6 @@ class Stacks:
 
         Raises Conflict if the stack came from another file.
         """
-
         self.session.require()
         store = self.session.store()
         outline = stack_members.own(store, path(stack, "stack"))
@@ -99,7 +96,6 @@ class Stacks:
 
         Raises Conflict if the stack came from another file, NotFound, ProcessError.
         """
-
         self.session.require()
         loaded = stack_members.load(path(stack, "stack"))
         names, after = stacks.active_members(self.session.store(), loaded)
@@ -121,7 +117,6 @@ class Stacks:
         The arguments are those of ``host.services.logs``. ``lines`` applies to each service. Raises
         NotFound, UsageError, and Conflict if the stack came from another file.
         """
-
         self.session.require()
         store = self.session.store()
         outline = stack_members.own(store, path(stack, "stack"))

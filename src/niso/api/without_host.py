@@ -61,7 +61,6 @@ def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
 
 def _locate(errors: list[Error]) -> None:
     """Add line numbers to errors. Errors of a file that cannot be read are left unchanged."""
-
     by_file: dict[str, list[Error]] = {}
     for error in errors:
         if error.file and error.key:
@@ -108,7 +107,6 @@ def _valid(file: str) -> Valid:
 
 def manifest_schema() -> dict[str, object]:
     """Return the JSON Schema of manifest.toml."""
-
     from niso.manifest import json_schema
 
     return json_schema.manifest_schema()
@@ -116,7 +114,6 @@ def manifest_schema() -> dict[str, object]:
 
 def stack_schema() -> dict[str, object]:
     """Return the JSON Schema of stack.toml."""
-
     from niso.manifest import json_schema
 
     return json_schema.stack_schema()

@@ -120,7 +120,6 @@ def _looks(host: Host) -> Iterator[bytes]:
 
     The first measurement may raise Error. Later errors are yielded as lines.
     """
-
     with host.map() as measured:
         yield _line({"state": plain(measured.read())})
         while True:

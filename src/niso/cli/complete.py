@@ -217,7 +217,6 @@ def _words(ports: Iterable[Port]) -> list[str]:
 
     A port on all addresses is one word, not one per IP version.
     """
-
     words = []
     for port in ports:
         host = "" if port.anywhere else f"{bracketed(port.host_ip)}:"

@@ -43,7 +43,6 @@ def run_meta(name: str, args: Args) -> int:
 
 
 def _schema(file: str) -> int:
-
     from niso.api import without_host
 
     known = {"manifest": without_host.manifest_schema, "stack": without_host.stack_schema}
@@ -54,7 +53,6 @@ def _schema(file: str) -> int:
 
 
 def _check(args: Args) -> int:
-
     from niso.api.without_host import validate
 
     valid = validate(*(args.paths or ["."]))
@@ -71,7 +69,6 @@ def _check(args: Args) -> int:
 
 def print_help(words: list[str]) -> int:
     """Print the help of the given command or action, or the first screen. Raises UsageError."""
-
     if not words or words[0] in HELP:
         print(parse.first_screen(__version__, first_screen()), end="")
         return 0

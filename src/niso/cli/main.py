@@ -206,7 +206,6 @@ def _refuse_early_option(arguments: list[str], place: int) -> None:
 
 
 def _print_help(words: list[str]) -> int:
-
     from niso.cli import general_commands
 
     return general_commands.print_help(words)
@@ -233,7 +232,6 @@ def _plain(arguments: list[str]) -> bool:
 
 def explained(error: Exception) -> Error:
     """Return an `Error` for an exception that no other layer has converted."""
-
     from niso.look.session import explained as known
 
     if isinstance(error, OSError) and error.filename is None:
@@ -261,7 +259,6 @@ def _of_output(error: OSError) -> Error | None:
 
 def report(error: Error, as_json: bool) -> None:
     """Print an error, or each error of a group, on stderr, as text or JSON."""
-
     errors = error.errors if isinstance(error, ErrorGroup) else [error]
     try:
         if as_json:

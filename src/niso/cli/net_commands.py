@@ -53,7 +53,6 @@ def run_net(name: str, args: Args) -> int:
 
 
 def _create(host: Host, args: Args) -> int:
-
     with Progress(args) as host.progress:
         made = host.networks.create(
             args.name,
@@ -142,7 +141,6 @@ def _print_network(network: Network) -> None:
 
 
 def _remove(host: Host, args: Args) -> int:
-
     with Progress(args) as host.progress:
         done = host.networks.remove(*args.names, dry_run=args.dry_run)
     if args.json:
@@ -192,7 +190,6 @@ def _ports_everywhere(host: Host, args: Args) -> int:
 
 
 def _attach(host: Host, args: Args) -> int:
-
     from niso.api.host_attachments import AttachRequest
 
     with Progress(args) as host.progress:
@@ -236,14 +233,12 @@ def _entries(text: str | None) -> list[str] | None:
 
 
 def _detach(host: Host, args: Args) -> int:
-
     with Progress(args) as host.progress:
         done = host.attachments.detach(*args.names, id=args.id)
     return _print_detached(args, done)
 
 
 def _gc(host: Host, args: Args) -> int:
-
     valid = None if args.valid is None else args.valid.split()
     with Progress(args) as host.progress:
         done = host.attachments.gc(owner=args.owner, valid=valid)
@@ -251,7 +246,6 @@ def _gc(host: Host, args: Args) -> int:
 
 
 def _apply(host: Host, args: Args) -> int:
-
     with Progress(args) as host.progress:
         done = host.attachments.apply_policies()
     words = ("unchanged", "changed")
@@ -285,7 +279,6 @@ def _check(host: Host, args: Args) -> int:
 
 
 def _repair(host: Host, args: Args) -> int:
-
     if args.sweep:
         return _sweep(host, args)
     with Progress(args) as host.progress:
@@ -301,7 +294,6 @@ def _repair(host: Host, args: Args) -> int:
 
 
 def _sweep(host: Host, args: Args) -> int:
-
     with Progress(args) as host.progress:
         swept = host.sweep(dry_run=args.dry_run)
     if args.dry_run:
@@ -350,7 +342,6 @@ def _entry(entry: PolicyEntry) -> tuple[str, ...]:
 
 def _test(host: Host, args: Args) -> int:
     # as the name of a service, it would mean the manifest in the store, which cuts nothing
-
     path = os.path.join(os.curdir, args.path)
     effects = host.policy_effects(path, since=args.since)
     if args.json:
@@ -431,7 +422,6 @@ def run_refresh(args: Args) -> int:
 
 
 def _refresh(host: Host, args: Args) -> int:
-
     with Progress(args) as host.progress:
         names = host.refresh_names(force=args.all)
     if args.json:

@@ -223,14 +223,12 @@ def unknown_command(words: list[str]) -> UsageError:
     If another tool has a command of this name, the hint is the niso command that does the same.
     Otherwise the hint is the closest command, unless that stops or deletes something.
     """
-
-    from niso.cli.catalogue.habits import answer, habit
+    from niso.cli.catalogue.habits import answer
 
     group = find(words[0], "") if words[0] in COMMANDS else None
     kind, name = ("action", " ".join(words[:2])) if group else ("command", words[0])
-    known = habit(words)
-    if known is not None:
-        return UsageError(f"unknown {kind} {name!r}", answer(known))
+    if known := answer(words):
+        return UsageError(f"unknown {kind} {name!r}", known)
     if isinstance(group, Group):
         actions = {action.name: action.ends for action in group.actions}
         return unknown(kind, name, actions, f"niso help {group.name} lists them", group.name)

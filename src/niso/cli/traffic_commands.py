@@ -254,7 +254,6 @@ def _write_picture(path: str, content: bytes) -> None:
 
 
 def _capture(host: Host, args: Args) -> int:
-
     seconds = None if args.seconds is None else duration(args.seconds, "--for")
     if args.write == "-" and output.is_terminal():
         raise UsageError("a capture is not for a terminal", "-w FILE, or a pipe", "-w")
@@ -349,7 +348,6 @@ def _copy(capture: Capture, file: IO[bytes], seconds: float | None, as_text: boo
 
 
 def _trace(host: Host, args: Args) -> int:
-
     seconds = duration(args.seconds, "--for")
     try:
         with Progress(args) as host.progress:
@@ -473,7 +471,6 @@ def _watch(period: str) -> str:
 def _lines(policy: LearnedPolicy) -> Iterator[str]:
     """Yield the lines of a policy as TOML, with the recorded flows as comments."""
     # a path with a newline must not end the comment
-
     where = output.escaped(policy.file or f"{policy.service} (no manifest)")
     peers = sum(entry.allowed for entry in policy.allow_from)
     denied = sum(entry.note.endswith("denied") for entry in policy.allow_from)
@@ -552,7 +549,6 @@ def _write_policies(host: Host, args: Args, changes: tuple[PolicyChange, ...]) -
 
 
 def run_events(_: str, args: Args) -> int:
-
     seconds = None if args.seconds is None else duration(args.seconds, "--for")
     end = None if seconds is None else time.monotonic() + seconds
     with output.Progress(args) as progress, connect(progress=progress) as host:
@@ -580,7 +576,6 @@ def _follow_events(events: Events, end: float | None, as_json: bool) -> None:
 
 
 def _print_events(happened: Iterable[Happened], as_json: bool) -> None:
-
     for one in happened:
         if as_json:
             print(json.dumps(plain(one)))
@@ -621,7 +616,6 @@ def _print_loads(host: Host, args: Args) -> None:
 
 
 def _print_looks(top: Top, args: Args) -> None:
-
     left = args.count or 1
     poll = select.poll()
     poll.register(sys.stdout, 0)  # reports a closed pipe even while nothing is written
