@@ -41,7 +41,6 @@ CLI_MAY = {
     "cli.service_commands": {
         "niso.change.activate.Outcome",
         "niso.change.boot.Marked",
-        "niso.change.deactivate.Done",
     },
     # what it serves needs no host
     "cli.browser": {"niso.web.page_server"},

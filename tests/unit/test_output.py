@@ -96,11 +96,11 @@ def test_json_is_read_back_and_holds_no_control_bytes(capsys) -> None:
 def test_port_text(port, shown, monkeypatch) -> None:
     monkeypatch.setattr(output, "arrow", lambda: "→")
     rows = host_ports.rows([port], (4, 6))
-    assert output.ports_text(rows) == [shown]
+    assert output.ports_text(rows) == shown
     assert output.as_listed(port.text) == shown  # in ps --all-hosts
     monkeypatch.undo()
     monkeypatch.setattr(output, "arrow", lambda: "->")
-    assert output.ports_text(rows) == [shown.replace("→", "->")]
+    assert output.ports_text(rows) == shown.replace("→", "->")
 
 
 @pytest.mark.parametrize(

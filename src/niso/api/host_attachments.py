@@ -6,6 +6,7 @@ from niso.base.errors import InvalidInput, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.change import attach, unit_network, warnings
 from niso.change.attach import Attachment, Request, Wish, interface_name, mac
+from niso.change.deactivate import Done
 from niso.look.session import Session, guarded, path, text, texts
 from niso.manifest.addresses_and_ports import distinct, parse_port, static_address
 from niso.manifest.policy import parse
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from niso.base.report import Report
     from niso.runtime.machine import Machine
 
+
+Changed = Done
+"""The result of `Attachments.detach`, `gc` and `apply_policies`, for one attachment."""
 
 _WISHES = {"interface": 1, "ip": 2, "mac": 1}
 """The maximum number of occurrences of each key of a network."""
@@ -52,15 +56,6 @@ class AttachRequest(NamedTuple):
     owner: str = "cli"  # who manages the namespace
     id: str = ""  # the owner's id for it
     unit: str | None = None  # with new: a systemd unit that a drop-in puts into the namespace
-
-
-class Changed(NamedTuple):
-    """Result of `Attachments.detach`, `gc` and `apply_policies`, for one attachment."""
-
-    service: str
-    """the attachment's name"""
-    changed: bool
-    """false if there was nothing to do"""
 
 
 class Attachments:

@@ -13,7 +13,7 @@ from niso.runtime.machine import Machine
 
 
 class Done(NamedTuple):
-    """Whether a command changed one service."""
+    """Whether a command changed one service or attachment. `niso.Changed` is the same class."""
 
     service: str
     """the service's name"""

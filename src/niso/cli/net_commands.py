@@ -9,18 +9,16 @@ import time
 from niso.api.host import Host, connect
 from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.names import bracketed, span
+from niso.base.names import span
 from niso.cli import output
 from niso.cli.output import Progress
 from niso.cli.parse import Args
 from niso.look.session import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
-    from niso.api.host_attachments import Changed
-    from niso.api.host_networks import Network
-    from niso.look.outside_names import OutsideName
+    from niso.api.host_networks import Network, Repaired, Swept
     from niso.look.policies import PolicyEntry
     from niso.look.what_if import PolicyEffect
 
@@ -28,28 +26,14 @@ if TYPE_CHECKING:
 # --- networks, ports, rules, check, repair --------------------------------------------------------
 
 
-ABOUT_PACKETS = ("ping", "explain", "stats", "log")
-"""The actions about packets, which cli/traffic_commands.py runs."""
-ABOUT_FLOWS = ("flows", "graph", "capture", "trace")
-"""The actions about flows, which cli/traffic_commands.py runs."""
-ABOUT_POLICIES = ("policy show", "policy test")
-
-
 def run_net(name: str, args: Args) -> int:
-    action = name.removeprefix("net ")
-    if action in (*ABOUT_PACKETS, *ABOUT_FLOWS, "learn"):
+    action = name.removeprefix("net ").replace(" ", "_")
+    run = globals().get(f"_{action}")
+    if run is None:
         from niso.cli import traffic_commands
 
-        if action == "learn":
-            return traffic_commands.run_learn(args)
-        if action in ABOUT_FLOWS:
-            return traffic_commands.run_see(action, args)
-        return traffic_commands.run_explain(action, args)
-    if action in ABOUT_POLICIES:
-        return run_policy(action, args)
-    if action == "refresh":
-        return run_refresh(args)
-    return int(globals()[f"_{action}"](connect(), args))
+        return traffic_commands.run_net(action, args)
+    return int(run(connect(), args))
 
 
 def _create(host: Host, args: Args) -> int:
@@ -66,14 +50,14 @@ def _create(host: Host, args: Args) -> int:
             span=args.span,
             dry_run=args.dry_run,
         )
-    network = made.network
-    if args.json:
-        output.as_json(network)
-    elif not args.dry_run:
-        state = "created" if made.changed else "already exists, unchanged"
-        spans = "" if network.vni is None else f"  VNI {network.vni}"
-        print(f"{network.name}: {state}  {network.subnet}  {network.bridge}{spans}")
-    return 0
+    state = "created" if made.changed else "already exists, unchanged"
+
+    def show(network: Network) -> None:
+        if not args.dry_run:
+            spans = "" if network.vni is None else f"  VNI {network.vni}"
+            print(f"{network.name}: {state}  {network.subnet}  {network.bridge}{spans}")
+
+    return output.result(args, made.network, show)
 
 
 def _names(host: Host, args: Args) -> int:
@@ -94,27 +78,16 @@ def _names(host: Host, args: Args) -> int:
 
 def _list(host: Host, args: Args) -> int:
     lines = host.networks.list()
-    if args.json:
-        output.as_json(lines)
-    else:
-        columns = ["NAME", "SUBNET", "SERVICES"]
-        cells = [[line.name, line.subnet, str(line.services)] for line in lines]
-        if any(line.vni is not None for line in lines):
-            columns += ["ELSEWHERE", "VNI"]
-            for cell, line in zip(cells, lines, strict=True):
-                vni = line.vni
-                cell.extend(["-", "-"] if vni is None else [str(line.elsewhere), str(vni)])
-        output.table(columns, cells)
-    return 0
+    columns, cells = ["NAME", "SUBNET", "SERVICES"], [[*map(str, line[:3])] for line in lines]
+    if any(line.vni is not None for line in lines):
+        columns += ["ELSEWHERE", "VNI"]
+        for cell, line in zip(cells, lines, strict=True):
+            cell.extend(("-", "-") if line.vni is None else map(str, (line.elsewhere, line.vni)))
+    return output.result(args, lines, lambda _: output.table(columns, cells))
 
 
 def _inspect(host: Host, args: Args) -> int:
-    network = host.networks.inspect(args.name)
-    if args.json:
-        output.as_json(network)
-    else:
-        _print_network(network)
-    return 0
+    return output.result(args, host.networks.inspect(args.name), _print_network)
 
 
 def _print_network(network: Network) -> None:
@@ -132,7 +105,7 @@ def _print_network(network: Network) -> None:
     addresses = [", ".join(member.address) for member in network.services]
     widths = [max(len(member.service) for member in network.services), max(map(len, addresses))]
     for member, address in zip(network.services, addresses, strict=True):
-        where = f"ports: {', '.join(output.ports_text(member.ports)) or 'none'}"
+        where = f"ports: {output.ports_text(member.ports) or 'none'}"
         where = where if member.host is None else f"on {member.host}"
         print(
             f"  {member.service.ljust(widths[0])}  {address.ljust(widths[1])}"
@@ -143,55 +116,32 @@ def _print_network(network: Network) -> None:
 def _remove(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
         done = host.networks.remove(*args.names, dry_run=args.dry_run)
-    if args.json:
-        output.as_json(done)
-    elif not args.dry_run:
-        for network in done:
-            print(f"{network.name}: removed")
-    return 0
+    shown = () if args.dry_run and not args.json else done
+    return output.results(args, shown, lambda network: f"{network.name}: removed")
 
 
 def _ports(host: Host, args: Args) -> int:
     if args.all_hosts:
-        return _ports_everywhere(host, args)
+        if args.exposed:
+            raise UsageError("is for the ports of this host", "leave out --all-hosts", "--exposed")
+        with Progress(args) as host.progress:
+            everywhere = host.networks.ports_everywhere()
+        columns = ["SERVICE", "HOST", "PORT", "CONTAINER", "PROTO"]
+        return output.result(args, everywhere, lambda rows: output.table(columns, rows))
     lines = host.networks.exposure() if args.exposed else host.networks.ports()
-    if args.json:
-        output.as_json(lines)
-        return 0
-    columns = ["SERVICE", "HOST", "CONTAINER", "PROTO"]
-    cells = [
-        [
-            line.service,
-            line.host,
-            span(line.container, line.mapping.range),
-            line.mapping.proto,
-        ]
+    columns = ["SERVICE", "HOST", "CONTAINER", "PROTO", *["FROM"] * args.exposed]
+    rows = (
+        (line.service, line.host, span(line.container, line.mapping.range), line.mapping.proto)
+        + ("; ".join(line.from_ or ()),) * args.exposed
         for line in lines
-    ]
-    if args.exposed:
-        columns.append("FROM")
-        for cell, line in zip(cells, lines, strict=True):
-            cell.append("; ".join(line.from_ or ()))
-    output.table(columns, cells)
-    return 0
-
-
-def _ports_everywhere(host: Host, args: Args) -> int:
-    """Print the published ports of all hosts of the cluster. Raises UsageError with --exposed."""
-    if args.exposed:
-        raise UsageError("is for the ports of this host", "leave out --all-hosts", "--exposed")
-    with output.Progress(args) as host.progress:
-        lines = host.networks.ports_everywhere()
-    if args.json:
-        output.as_json(lines)
-    else:
-        output.table(("SERVICE", "HOST", "PORT", "CONTAINER", "PROTO"), lines)
-    return 0
+    )
+    return output.result(args, lines, lambda _: output.table(columns, rows))
 
 
 def _attach(host: Host, args: Args) -> int:
     from niso.api.host_attachments import AttachRequest
 
+    pairs = (word.partition("=") for word in (args.bandwidth or "").split(",") if word)
     with Progress(args) as host.progress:
         request = AttachRequest(
             args.name,
@@ -206,7 +156,7 @@ def _attach(host: Host, args: Args) -> int:
             egress_allow=_entries(args.egress_allow),
             egress_deny=_entries(args.egress_deny) or (),
             log=args.log,
-            bandwidth=_pairs(args.bandwidth or ""),
+            bandwidth={direction: rate for direction, _, rate in pairs},
             owner=args.owner or "cli",
             id=args.id or "",
             unit=args.unit,
@@ -216,15 +166,9 @@ def _attach(host: Host, args: Args) -> int:
         output.as_json(done)
     else:
         state = "attached" if done.changed else "unchanged"
-        ports = ", ".join(output.ports_text(done.ports))
+        ports = output.ports_text(done.ports)
         print(f"{done.service}: {state}  {', '.join(done.address)}{f'  {ports}' if ports else ''}")
     return 0
-
-
-def _pairs(text: str) -> dict[str, str]:
-    """Return the pairs of a text such as ``in=100M,out=20M`` as a dict."""
-    pairs = (word.partition("=") for word in text.split(",") if word)
-    return {key: value for key, _, value in pairs}
 
 
 def _entries(text: str | None) -> list[str] | None:
@@ -235,26 +179,20 @@ def _entries(text: str | None) -> list[str] | None:
 def _detach(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
         done = host.attachments.detach(*args.names, id=args.id)
-    return _print_detached(args, done)
+    return output.changes(args, done, ("not attached", "detached"))
 
 
 def _gc(host: Host, args: Args) -> int:
     valid = None if args.valid is None else args.valid.split()
     with Progress(args) as host.progress:
         done = host.attachments.gc(owner=args.owner, valid=valid)
-    return _print_detached(args, done)
+    return output.changes(args, done, ("not attached", "detached"))
 
 
 def _apply(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
         done = host.attachments.apply_policies()
-    words = ("unchanged", "changed")
-    return output.results(args, done, lambda one: f"{one.service}: {words[one.changed]}")
-
-
-def _print_detached(args: Args, done: tuple[Changed, ...]) -> int:
-    words = ("not attached", "detached")
-    return output.results(args, done, lambda one: f"{one.service}: {words[one.changed]}")
+    return output.changes(args, done, ("unchanged", "changed"))
 
 
 def _rules(host: Host, args: Args) -> int:
@@ -266,44 +204,30 @@ def _rules(host: Host, args: Args) -> int:
 
 
 def _check(host: Host, args: Args) -> int:
-    with output.Progress(args) as host.progress:
+    with Progress(args) as host.progress:
         findings = host.check(args.name)
-    if args.json:
-        output.as_json(findings)
-    else:
-        for finding in findings:
-            print(output.escaped(finding.text))
-        if not findings:
-            print(f"{args.name or 'OK'}: the kernel matches the configuration")
+    output.results(args, findings, lambda finding: output.escaped(finding.text))
+    if not findings and not args.json:
+        print(f"{args.name or 'OK'}: the kernel matches the configuration")
     return 1 if findings else 0
 
 
 def _repair(host: Host, args: Args) -> int:
-    if args.sweep:
-        return _sweep(host, args)
     with Progress(args) as host.progress:
-        repaired = host.repair(dry_run=args.dry_run, kernel=args.kernel)
+        if args.sweep:
+            done: Repaired | Swept = host.sweep(dry_run=args.dry_run)
+        else:
+            done = host.repair(dry_run=args.dry_run, kernel=args.kernel)
     if args.dry_run:
         return 0
-    if args.json:
-        output.as_json(repaired)
-    else:
-        steps = "1 step" if repaired.steps == 1 else f"{repaired.steps} steps"
-        print(f"repaired: {steps}" if repaired.steps else "nothing to repair")
-    return 0
-
-
-def _sweep(host: Host, args: Args) -> int:
-    with Progress(args) as host.progress:
-        swept = host.sweep(dry_run=args.dry_run)
-    if args.dry_run:
-        return 0
-    if args.json:
-        output.as_json(swept)
-    else:
-        count = "1 object" if swept.removed == 1 else f"{swept.removed} objects"
-        print(f"swept: {count}" if swept.removed else "no objects of niso in the kernel")
-    return 0
+    state, what, nothing = (
+        ("swept", "object", "no objects of niso in the kernel")
+        if args.sweep
+        else ("repaired", "step", "nothing to repair")
+    )
+    count = done[0]
+    shown = f"{state}: {count} {what}{'s' * (count != 1)}" if count else nothing
+    return output.result(args, done, lambda _: print(shown))
 
 
 # --- niso net policy, and the preview of a dry run ------------------------------------------------
@@ -314,85 +238,53 @@ EFFECTS = ("EFFECT", "FROM", "TO", "NEW", "OPEN", "LAST", "BY")
 _PREFIX = "network.policy."
 
 
-def run_policy(action: str, args: Args) -> int:
-    host = connect()
-    with output.Progress(args) as host.progress:
-        return _show(host, args) if action == "policy show" else _test(host, args)
+def _policy_show(host: Host, args: Args) -> int:
+    def show(entries: Iterable[PolicyEntry]) -> None:
+        if entries or args.unused:
+            output.table(ENTRIES, map(_entry, entries))
+        else:
+            print(f"{args.name} has no policy")
 
-
-def _show(host: Host, args: Args) -> int:
-    entries = host.policy(args.name, unused=args.unused)
-    if args.json:
-        output.as_json(entries)
-    elif entries or args.unused:
-        output.table(ENTRIES, [_entry(entry) for entry in entries])
-    else:
-        print(f"{args.name} has no policy")
-    return 0
+    with Progress(args) as host.progress:
+        return output.result(args, host.policy(args.name, unused=args.unused), show)
 
 
 def _entry(entry: PolicyEntry) -> tuple[str, ...]:
-    last = "never" if entry.ago is None else _ago(entry.ago)
     denied = "others would be denied" if entry.audited else "others are denied"
     verdict = "others pass" if entry.passes else denied
     shown = entry.text if entry.text is not None else f"({verdict})"
     key, open_ = entry.key.removeprefix(_PREFIX), str(entry.open or "-")
-    return key, shown, str(entry.packets), open_, last, entry.note or "-"
+    return key, shown, str(entry.packets), open_, output.ago(entry.ago, "never"), entry.note or "-"
 
 
-def _test(host: Host, args: Args) -> int:
+def _policy_test(host: Host, args: Args) -> int:
     # as the name of a service, it would mean the manifest in the store, which cuts nothing
     path = os.path.join(os.curdir, args.path)
-    effects = host.policy_effects(path, since=args.since)
-    if args.json:
-        output.as_json(effects)
-    else:
-        _print(effects)
+    with Progress(args) as host.progress:
+        effects = host.policy_effects(path, since=args.since)
+        output.result(args, effects, _print_effects)
     if not effects:
         return 2
     return int(any(effect.effect == "cut" for effect in effects))
 
 
 def say_what_changes(host: Host, *what: str) -> None:
-    """Print the recorded flows that an activation would cut or allow.
-
-    Prints nothing if there are none.
-    """
+    """Print the recorded flows that an activation would cut or allow, if there are any."""
     effects = [e for e in host.policy_effects(*what) if e.effect != "pass"]
     if effects:
-        _print(effects)
+        _print_effects(effects)
 
 
-def _print(effects: Sequence[PolicyEffect]) -> None:
-    rows = output.merged(effects, lambda e: (e.effect, e.from_.name, _to(e), _by(e)))
-    output.table(EFFECTS, [_effect(row) for row in rows])
-    print(_sum(rows))
-
-
-def _sum(effects: Sequence[PolicyEffect]) -> str:
-    cut = sum(effect.effect == "cut" for effect in effects)
-    if not effects:
-        return "no flow was seen: nothing to judge by"
+def _print_effects(effects: Iterable[PolicyEffect]) -> None:
+    rows = output.merged(effects, lambda e: (e.effect, *output.ends(e), _by(e)))
+    output.table(EFFECTS, [(e.effect, *output.flow_cells(e), _by(e)) for e in rows])
+    if not rows:
+        print("no flow was seen: nothing to judge by")
+        return
+    cut = sum(row.effect == "cut" for row in rows)
     flows = "1 flow that exists" if cut == 1 else f"{cut or 'no'} flows that exist"
-    audited = sum(effect.effect == "audit" for effect in effects)
-    later = f", {audited} when the audit ends" if audited else ""
-    return f"{flows} would be cut{later}"
-
-
-def _effect(effect: PolicyEffect) -> tuple[str, ...]:
-    return (
-        effect.effect,
-        effect.from_.name,
-        _to(effect),
-        str(effect.new or "-"),
-        str(effect.open or "-"),
-        "-" if effect.ago is None else _ago(effect.ago),
-        _by(effect),
-    )
-
-
-def _to(effect: PolicyEffect) -> str:
-    return f"{bracketed(effect.to.name)}:{effect.port}/{effect.proto}"
+    audited = sum(row.effect == "audit" for row in rows)
+    print(f"{flows} would be cut{f', {audited} when the audit ends' if audited else ''}")
 
 
 def _by(effect: PolicyEffect) -> str:
@@ -402,46 +294,22 @@ def _by(effect: PolicyEffect) -> str:
     return effect.words if effect.effect == "cut" and effect.words else "-"
 
 
-def _ago(seconds: float) -> str:
-    return "now" if seconds < 1 else f"{output.duration(seconds)} ago"
-
-
 # --- niso net refresh -----------------------------------------------------------------------------
 
 
 _WITHOUT = 3
 """The exit status if a DNS name has no address. Errors have the exit status 1."""
-COLUMNS = ("NAME", "ADDRESSES", "UNTIL", "SERVICES", "PROBLEM")
-
-
-def run_refresh(args: Args) -> int:
-    host = connect()
-    if args.for_:
-        return _loop(host, args, time.monotonic() + duration(args.for_, "--for"))
-    return _refresh(host, args)
+_COLUMNS = ("NAME", "ADDRESSES", "UNTIL", "SERVICES", "PROBLEM")
 
 
 def _refresh(host: Host, args: Args) -> int:
-    with Progress(args) as host.progress:
-        names = host.refresh_names(force=args.all)
-    if args.json:
-        output.as_json(names)
-    elif names:
-        output.table(COLUMNS, [_row(name) for name in names])
-    else:
-        print("no policy has an outside name")
-    return _WITHOUT if any(not name.addresses for name in names if name.services) else 0
-
-
-def _loop(host: Host, args: Args, end: float) -> int:
-    """Resolve DNS names whenever one is due, until ``end`` or Ctrl-C; return the exit status.
-
-    ``end`` is a time of time.monotonic().
-    """
-    status = 0
+    """Resolve the DNS names; with --for, again whenever one is due, until Ctrl-C."""
+    if not args.for_:
+        return _refresh_once(host, args)
+    end = time.monotonic() + duration(args.for_, "--for")
     try:
         while True:
-            status = _refresh(host, args)
+            status = _refresh_once(host, args)
             sys.stdout.flush()
             wait = min(host.names_due(), end - time.monotonic())
             if wait <= 0:
@@ -451,11 +319,21 @@ def _loop(host: Host, args: Args, end: float) -> int:
         return 130
 
 
-def _row(name: OutsideName) -> tuple[str, ...]:
-    return (
-        name.name,
-        ", ".join(name.addresses) or "-",
-        name.until or "-",
-        ", ".join(name.services) or "-",
-        output.escaped(name.problem or "-"),
-    )
+def _refresh_once(host: Host, args: Args) -> int:
+    with Progress(args) as host.progress:
+        names = host.refresh_names(force=args.all)
+    rows = [
+        (
+            name.name,
+            ", ".join(name.addresses) or "-",
+            name.until or "-",
+            ", ".join(name.services) or "-",
+            output.escaped(name.problem or "-"),
+        )
+        for name in names
+    ]
+    if names or args.json:
+        output.result(args, names, lambda _: output.table(_COLUMNS, rows))
+    else:
+        print("no policy has an outside name")
+    return _WITHOUT if any(not name.addresses for name in names if name.services) else 0

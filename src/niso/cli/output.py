@@ -41,9 +41,11 @@ from niso.base.signals import signals_held
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from niso.api.host_attachments import Changed
     from niso.cli.parse import Args
     from niso.look.flows import Flow
     from niso.look.host_ports import Port
+    from niso.look.top import FlowLoad
     from niso.look.what_if import PolicyEffect
 
 
@@ -218,6 +220,23 @@ def _painted(cell: str) -> str:
     return f"\x1b[{colour}m{word}\x1b[0m{cell[len(word) :]}" if colour else cell
 
 
+def ends(flow: Flow | PolicyEffect | FlowLoad) -> tuple[str, str]:
+    """Return the source and the destination of a flow: ``api``, ``[fd00::2]:53/udp``."""
+    return flow.from_.name, f"{bracketed(flow.to.name)}:{flow.port}/{flow.proto}"
+
+
+def ago(seconds: float | None, never: str = "-") -> str:
+    """Format an age as ``3m12s ago`` or ``now``; ``never`` if it is None."""
+    if seconds is None:
+        return never
+    return "now" if seconds < 1 else f"{duration(seconds)} ago"
+
+
+def flow_cells(flow: Flow | PolicyEffect) -> tuple[str, ...]:
+    """Return the cells FROM, TO, NEW, OPEN and LAST of a flow."""
+    return (*ends(flow), str(flow.new or "-"), str(flow.open or "-"), ago(flow.ago))
+
+
 def merged[T: (Flow, PolicyEffect)](flows: Iterable[T], key: Callable[[T], object]) -> list[T]:
     """Merge rows for which ``key`` returns equal values, such as those for IPv4 and IPv6.
 
@@ -242,25 +261,31 @@ def as_json(value: object) -> None:
     print(json.dumps(plain(value), indent=2))
 
 
-def results[T](args: Args, done: Sequence[T], line: Callable[[T], str]) -> int:
-    """Print the results of a command: as JSON with --json, else one line for each. Returns 0.
-
-    ``line`` returns the line for a result.
-    """
+def result[T](args: Args, value: T, show: Callable[[T], object]) -> int:
+    """Print a result of the API: as JSON with --json, else by calling ``show``. Returns 0."""
     if args.json:
-        as_json(done)
-        return 0
-    for result in done:
-        print(line(result))
+        as_json(value)
+    else:
+        show(value)
     return 0
 
 
-def ports_text(ports: Iterable[Port]) -> list[str]:
-    """Format ports as ``8080→8080``, ``53→53/udp``, ``[::]:8000-8010→8000-8010``.
+def results[T](args: Args, done: Sequence[T], line: Callable[[T], str]) -> int:
+    """Print results like `result`, but as text one line for each."""
+    return result(args, done, lambda done: [print(line(one)) for one in done])
+
+
+def changes(args: Args, done: Sequence[Changed], words: tuple[str, str]) -> int:
+    """Print which services were changed; ``words`` are for unchanged and changed ones."""
+    return results(args, done, lambda one: f"{one.service}: {words[one.changed]}")
+
+
+def ports_text(ports: Iterable[Port]) -> str:
+    """Format ports as ``8080→8080, 53→53/udp, [::]:8000-8010→8000-8010``.
 
     A port on all addresses has a `Port` for each IP version, but is listed once.
     """
-    return list(dict.fromkeys(_port_text(port) for port in ports))
+    return ", ".join(dict.fromkeys(map(_port_text, ports)))
 
 
 def as_listed(port: str) -> str:

@@ -17,24 +17,25 @@ from niso.look.session import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
+    from niso.api.host_services import Forwarded
     from niso.change.activate import Outcome
     from niso.change.boot import Marked
-    from niso.change.deactivate import Done
+    from niso.look.other_hosts import ClusterLine
     from niso.look.services import ServiceLine
 
 
 # --- activate, deactivate, remove, restart --------------------------------------------------------
 
 
-def run_service(name: str, args: Args) -> int:
-    host = connect()
-    return {
-        "activate": _activate,
-        "deactivate": _deactivate,
-        "remove": _remove,
-        "restart": _restart,
-    }[name](host, args)
+STOPPED = ("already inactive, unchanged", "inactive")
+RESTARTED = ("restarted", "restarted")
+_UNDERSCORES = {ord(" "): "_", ord("-"): "_"}
+
+
+def run(name: str, args: Args) -> int:
+    return int(globals()[f"_{name.translate(_UNDERSCORES)}"](connect(), args))
 
 
 def _activate(host: Host, args: Args) -> int:
@@ -49,7 +50,7 @@ def _activate(host: Host, args: Args) -> int:
             trust_owner=args.trust_owner,
         )
     if not args.dry_run:
-        print_outcomes(args, outcomes)
+        _print_outcomes(args, outcomes)
     elif not args.json:
         net_commands.say_what_changes(host, *args.what)
     return 0
@@ -66,7 +67,7 @@ def _deactivate(host: Host, args: Args) -> int:
         else:
             done = host.services.deactivate(*args.names, dry_run=args.dry_run)
     if not args.dry_run:
-        print_stopped(args, done)
+        output.changes(args, done, STOPPED)
         if args.all and not done and not args.json:
             print("no service is active")
     return 0
@@ -75,35 +76,21 @@ def _deactivate(host: Host, args: Args) -> int:
 def _remove(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
         done = host.services.remove(*args.names, volumes=args.volumes)
-    print_done(args, done, "removed")
-    return 0
+    return output.changes(args, done, ("removed", "removed"))
 
 
 def _restart(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
         done = host.services.restart(*args.names)
-    print_done(args, done, "restarted")
-    return 0
+    return output.changes(args, done, RESTARTED)
 
 
-def print_done(args: Args, done: tuple[Done, ...], state: str) -> None:
-    """Print the results of a removal or a restart."""
-    output.results(args, done, lambda one: f"{one.service}: {state}")
-
-
-def print_stopped(args: Args, done: tuple[Done, ...]) -> None:
-    """Print the results of a deactivation."""
-    words = ("already inactive, unchanged", "inactive")
-    output.results(args, done, lambda one: f"{one.service}: {words[one.changed]}")
-
-
-def print_outcomes(args: Args, outcomes: tuple[Outcome, ...]) -> None:
-    """Print the results of an activation, as lines or as JSON."""
+def _print_outcomes(args: Args, outcomes: tuple[Outcome, ...]) -> None:
 
     def line(result: Outcome) -> str:
         state = "active" if result.changed else "already active, unchanged"
         state = "completed" if result.completed else state
-        ports = ", ".join(output.ports_text(result.ports))
+        ports = output.ports_text(result.ports)
         shown = f"  ports: {ports}" if ports else ""
         return f"{result.service}: {state}  {', '.join(result.address)}{shown}".rstrip()
 
@@ -113,18 +100,7 @@ def print_outcomes(args: Args, outcomes: tuple[Outcome, ...]) -> None:
 # --- niso stack -----------------------------------------------------------------------------------
 
 
-def run_stack(name: str, args: Args) -> int:
-    return {
-        "stack up": _up,
-        "stack down": _down,
-        "stack status": _status,
-        "stack ps": _status,
-        "stack restart": _stack_restart,
-        "stack logs": _stack_logs,
-    }[name](connect(), args)
-
-
-def _up(host: Host, args: Args) -> int:
+def _stack_up(host: Host, args: Args) -> int:
     timeout_s = duration(args.timeout, "--timeout")
     with Progress(args) as host.progress:
         done = host.stacks.up(
@@ -137,9 +113,8 @@ def _up(host: Host, args: Args) -> int:
     if args.dry_run:
         if not args.json:
             is_file = os.path.isfile(args.dir)
-            net_commands.say_what_changes(
-                host, args.dir if is_file else os.path.join(args.dir, "stack.toml")
-            )
+            file = args.dir if is_file else os.path.join(args.dir, "stack.toml")
+            net_commands.say_what_changes(host, file)
         return 0
     if args.json:
         output.as_json(done)
@@ -150,49 +125,47 @@ def _up(host: Host, args: Args) -> int:
         print(f"network {name}: not created, no service uses it")
     for name in done.left:
         print(f"{name}: inactive, removed from the stack")
-    print_outcomes(args, done.services)
+    _print_outcomes(args, done.services)
     return 0
 
 
-def _down(host: Host, args: Args) -> int:
+def _stack_down(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
         done = host.stacks.down(args.dir, volumes=args.volumes, dry_run=args.dry_run)
     if args.dry_run:
         return 0
-    print_stopped(args, done.services)
+    output.changes(args, done.services, STOPPED)
     if not args.json and not done.services:
         print(f"stack {done.stack}: no known services, unchanged")
     return 0
 
 
-def _status(host: Host, args: Args) -> int:
-    with output.Progress(args) as host.progress:
+def _stack_status(host: Host, args: Args) -> int:
+    with Progress(args) as host.progress:
         lines = host.stacks.status(args.dir)
-    print_lines(args, lines)
-    return 0
+    return output.result(args, lines, _print_lines)
+
+
+_stack_ps = _stack_status
 
 
 def _stack_restart(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
         done = host.stacks.restart(args.dir)
-    print_done(args, done, "restarted")
+    output.changes(args, done, RESTARTED)
     if not args.json and not done:
         print("no service of the stack is active")
     return 0
 
 
 def _stack_logs(host: Host, args: Args) -> int:
-    lines = host.stacks.logs(
-        args.dir,
-        lines=args.lines,
-        follow=args.follow,
-        timestamps=args.timestamps,
-        since=args.since,
-    )
-    return print_chunks(
-        (f"{name} | ".encode() + line.removesuffix(b"\n") + b"\n" for name, line in lines),
-        args.follow,
-    )
+    lines = host.stacks.logs(args.dir, **_log_options(args))
+    chunks = (f"{name} | ".encode() + line.removesuffix(b"\n") + b"\n" for name, line in lines)
+    return _print_chunks(chunks, args.follow)
+
+
+def _log_options(args: Args) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("lines", "follow", "timestamps", "since")}
 
 
 # --- ps, inspect and logs -------------------------------------------------------------------------
@@ -201,65 +174,48 @@ def _stack_logs(host: Host, args: Args) -> int:
 COLUMNS = ("SERVICE", "STATUS", "HEALTH", "MODE", "ADDRESS", "PORTS", "UPTIME")
 
 
-def run_inspect(name: str, args: Args) -> int:
-    host = connect()
-    if name == "logs":
-        return _logs(host, args)
-    if name == "ps" and args.all_hosts:
-        return _everywhere(host, args)
-    with output.Progress(args) as host.progress:
-        if name == "inspect":
-            output.as_json(host.services.inspect(args.name))
-        else:
-            lines = host.services.list()
-    if name == "ps":
-        print_lines(args, lines)
+def _inspect(host: Host, args: Args) -> int:
+    with Progress(args) as host.progress:
+        output.as_json(host.services.inspect(args.name))
     return 0
 
 
-def _everywhere(host: Host, args: Args) -> int:
-    """Print the services of all hosts of the cluster."""
-    with output.Progress(args) as host.progress:
-        lines = host.services.everywhere()
-    if args.json:
-        output.as_json(lines)
-        return 0
-    output.table(
-        ("SERVICE", "HOST", "STATUS", "ADDRESS", "PORTS"),
-        [
-            (
-                line.service,
-                line.host,
-                line.status,
-                ", ".join(line.address) or "-",
-                ", ".join(map(output.as_listed, line.ports)) or "-",
-            )
-            for line in lines
-        ],
+def _ps(host: Host, args: Args) -> int:
+    if args.all_hosts:
+        with Progress(args) as host.progress:
+            everywhere = host.services.everywhere()
+        return output.result(args, everywhere, _print_everywhere)
+    with Progress(args) as host.progress:
+        lines = host.services.list()
+    return output.result(args, lines, _print_lines)
+
+
+def _print_everywhere(lines: Iterable[ClusterLine]) -> None:
+    rows = (
+        (
+            *line[:3],
+            ", ".join(line.address) or "-",
+            ", ".join(map(output.as_listed, line.ports)) or "-",
+        )
+        for line in lines
     )
-    return 0
+    output.table(("SERVICE", "HOST", "STATUS", "ADDRESS", "PORTS"), rows)
 
 
-def print_lines(args: Args, lines: tuple[ServiceLine, ...]) -> None:
-    """Print services as a table or as JSON."""
-    if args.json:
-        output.as_json(lines)
-        return
-    with_policy = any(line.audit_until for line in lines)
+def _print_lines(lines: tuple[ServiceLine, ...]) -> None:
+    policies = ("POLICY",) * any(line.audit_until for line in lines)
     output.table(
-        (*COLUMNS, "POLICY") if with_policy else COLUMNS,
+        (*COLUMNS, *policies),
         [
             (
                 line.service,
-                f"{line.status}, {line.interrupted} interrupted"
-                if line.interrupted
-                else line.status,
+                line.status + (f", {line.interrupted} interrupted" if line.interrupted else ""),
                 line.health or "-",
                 line.mode or "-",
                 ", ".join(line.address) or "-",
-                ", ".join(output.ports_text(line.ports)) if line.ports else "-",
+                output.ports_text(line.ports or ()) or "-",
                 "-" if line.uptime is None else output.duration(line.uptime),
-                *(("audit" if line.audit_until else "-",) if with_policy else ()),
+                *("audit" if line.audit_until else "-" for _ in policies),
             )
             for line in lines
         ],
@@ -267,17 +223,10 @@ def print_lines(args: Args, lines: tuple[ServiceLine, ...]) -> None:
 
 
 def _logs(host: Host, args: Args) -> int:
-    chunks = host.services.logs(
-        args.name,
-        lines=args.lines,
-        follow=args.follow,
-        timestamps=args.timestamps,
-        since=args.since,
-    )
-    return print_chunks(chunks, args.follow)
+    return _print_chunks(host.services.logs(args.name, **_log_options(args)), args.follow)
 
 
-def print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
+def _print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
     """Print lines of logs; return the exit status. With ``follow``, each is printed immediately."""
     raw = sys.stdout.buffer
     terminal = output.is_terminal()
@@ -286,7 +235,8 @@ def print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
         if follow:
             _watch_reader(gone)
         for chunk in chunks:
-            raw.write(_on_terminal(chunk) if terminal else chunk)
+            text = output.escaped_lines(chunk.decode("utf-8", "replace")) if terminal else None
+            raw.write(chunk if text is None else text.encode())
             if follow:
                 raw.flush()
         raw.flush()
@@ -314,17 +264,15 @@ def _watch_reader(gone: list[bool]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _on_terminal(chunk: bytes) -> bytes:
-    return output.escaped_lines(chunk.decode("utf-8", "replace")).encode()
-
-
 # --- exec and kill --------------------------------------------------------------------------------
 
 
-def run_exec(name: str, args: Args) -> int:
-    if name == "exec":
-        return connect().services.exec(args.name, args.command, user=args.user)
-    sent = connect().services.kill(*args.names, signal=args.signal)
+def _exec(host: Host, args: Args) -> int:
+    return host.services.exec(args.name, args.command, user=args.user)
+
+
+def _kill(host: Host, args: Args) -> int:
+    sent = host.services.kill(*args.names, signal=args.signal)
     ended = ("", ", its process has ended")
     return output.results(args, sent, lambda s: f"{s.service}: {s.signal} sent{ended[s.ended]}")
 
@@ -332,47 +280,34 @@ def run_exec(name: str, args: Args) -> int:
 # --- port-forward ---------------------------------------------------------------------------------
 
 
-def run_forward(_: str, args: Args) -> int:
-    host = connect()
+def _port_forward(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
         if args.remove:
             done = host.services.port_unforward(args.name, args.port)
         else:
             done = host.services.port_forward(args.name, args.port, replace=args.replace)
-    if args.json:
-        output.as_json(done)
-        return 0
-    state = (
-        "no longer published"
-        if args.remove
-        else "published"
-        if done.changed
-        else "already published, unchanged"
-    )
-    print(f"{done.service}: {', '.join(output.ports_text(done.ports))} {state}")
+    return output.result(args, done, lambda done: _print_forwarded(done, args.remove))
+
+
+def _print_forwarded(done: Forwarded, remove: bool) -> None:
+    state = "published" if done.changed else "already published, unchanged"
+    state = "no longer published" if remove else state
+    print(f"{done.service}: {output.ports_text(done.ports)} {state}")
     for lost in done.taken:
-        back = (
-            ""
-            if lost.service == done.service
-            else "; --remove publishes the ports of its manifest again"
-        )
-        ports = ", ".join(output.ports_text(lost.ports))
-        print(f"{lost.service}: {ports} no longer published{back}")
+        own = lost.service == done.service
+        back = "" if own else "; --remove publishes the ports of its manifest again"
+        print(f"{lost.service}: {output.ports_text(lost.ports)} no longer published{back}")
     for again in done.returned:
-        print(f"{again.service}: {', '.join(output.ports_text(again.ports))} published again")
-    return 0
+        print(f"{again.service}: {output.ports_text(again.ports)} published again")
 
 
 # --- enable, disable and restore ------------------------------------------------------------------
 
 
-def run_boot(name: str, args: Args) -> int:
-    host = connect()
-    if name == "restore":
-        return _restore(host, args)
+def _enable(host: Host, args: Args, on: bool = True) -> int:
+    name = "enable" if on else "disable"
     if bool(args.names) == args.firewall:
         raise UsageError("missing NAME, or --firewall alone", f"niso help {name}")
-    on = name == "enable"
     unchanged = "already enabled, unchanged" if on else "not enabled, unchanged"
     with Progress(args) as host.progress:
         if args.firewall:
@@ -387,11 +322,15 @@ def run_boot(name: str, args: Args) -> int:
     return output.results(args, marked, line)
 
 
+def _disable(host: Host, args: Args) -> int:
+    return _enable(host, args, on=False)
+
+
 def _restore(host: Host, args: Args) -> int:
     timeout_s = duration(args.timeout, "--timeout")
     with Progress(args) as host.progress:
         done = host.services.restore(timeout=timeout_s)
-    print_outcomes(args, done.outcomes)
+    _print_outcomes(args, done.outcomes)
     if not args.json and not done.outcomes and not done.errors:
         print("no service is enabled")
     if done.errors:

@@ -20,14 +20,14 @@ from niso.cli.parse import Args
 from niso.look.session import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from typing import IO, NoReturn
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import IO
 
     from niso.look.capture import Capture, Traced
     from niso.look.drops import Drop, Drops
     from niso.look.events import Events, Happened
     from niso.look.explain import Explanation, Judged
-    from niso.look.flows import Flow, Flows
+    from niso.look.flows import Flow
     from niso.look.learn import LearnedEntry, LearnedPolicy, PolicyChange
     from niso.look.prove import Proof
     from niso.look.top import FlowLoad, Load, ServiceLoad, ServiceSocket, Top
@@ -48,7 +48,7 @@ DROP_COLUMNS = (
 )
 
 
-def run_explain(action: str, args: Args) -> int:
+def run_net(action: str, args: Args) -> int:
     return int(globals()[f"_{action}"](connect(), args))
 
 
@@ -58,20 +58,10 @@ def run_explain(action: str, args: Args) -> int:
 def _ping(host: Host, args: Args) -> int:
     with Progress(args) as host.progress:
         pong = host.ping(args.source, args.destination)
-    if args.json:
-        output.as_json(pong)
-    else:
-        from_, to = (
-            _end(end.service, end.address, None, end.host) for end in (pong.from_, pong.to)
-        )
-        print(f"{from_} {output.arrow()} {to}: ok ({_ms(pong.seconds)}ms)")
-    return 0
-
-
-def _ms(seconds: float) -> str:
-    """Format seconds as milliseconds, with one decimal, or with two below 0.1 ms."""
-    ms = seconds * 1000
-    return f"{ms:.1f}" if ms >= 0.1 else f"{ms:.2f}"
+    from_, to = (_end(end.service, end.address, None, end.host) for end in (pong.from_, pong.to))
+    ms = pong.seconds * 1000
+    shown = f"{from_} {output.arrow()} {to}: ok ({ms:.{1 if ms >= 0.1 else 2}f}ms)"
+    return output.result(args, pong, lambda _: print(shown))
 
 
 # --- explain --------------------------------------------------------------------------------------
@@ -82,10 +72,7 @@ def _explain(host: Host, args: Args) -> int:
         explained = host.explain(
             args.source, args.destination, family=args.family, prove=args.prove
         )
-    if args.json:
-        output.as_json(explained)
-    else:
-        _print_explained(explained)
+    output.result(args, explained, _print_explained)
     proof = explained.proof
     return 0 if explained.passes and (proof is None or proof.agrees is not False) else 1
 
@@ -158,36 +145,43 @@ def _print_proof(judged: Judged, proof: Proof) -> None:
 
 def _stats(host: Host, args: Args) -> int:
     rows = host.stats()
-    if args.json:
-        output.as_json(rows)
-    else:
-        columns: tuple[str, ...] = DROP_COLUMNS
-        if any(row.in_audits is not None for row in rows):
-            columns = (*DROP_COLUMNS, "IN-AUDITS", "OUT-AUDITS")
-        cells = [["-" if value is None else str(value) for value in row] for row in rows]
-        output.table(columns, [line[: len(columns)] for line in cells])
-    return 0
+    audits = any(row.in_audits is not None for row in rows)
+    columns = DROP_COLUMNS + ("IN-AUDITS", "OUT-AUDITS") * audits
+    cells = [["-" if value is None else str(value) for value in row] for row in rows]
+    shown = [line[: len(columns)] for line in cells]
+    return output.result(args, rows, lambda _: output.table(columns, shown))
 
 
 def _log(host: Host, args: Args) -> int:
     try:
-        with output.Progress(args) as host.progress, host.drops(args.name) as drops:
-            _follow_drops(drops, args.json)
+        with Progress(args) as host.progress, host.drops(args.name) as drops:
+            while True:
+                _wait(drops)
+                _print_lines(drops.read(), args.json, _drop_text)
     except KeyboardInterrupt:
         return 130
 
 
-def _follow_drops(drops: Drops, as_json: bool) -> NoReturn:
+def _wait(source: Drops | Events | None, seconds: float | None = None) -> bool:
+    """Wait until ``source`` can be read; return False if ``seconds`` are over before.
+
+    Raises BrokenPipeError when the program that reads stdout exits, even if nothing is written.
+    """
     poll = select.poll()
-    poll.register(drops, select.POLLIN)
-    poll.register(sys.stdout, 0)  # reports a closed pipe even while nothing is written
-    while True:
-        ready = dict(poll.poll())
-        if ready.get(sys.stdout.fileno(), 0):
-            raise BrokenPipeError
-        for drop in drops.read():
-            print(json.dumps(plain(drop)) if as_json else output.escaped(_drop_text(drop)))
-        sys.stdout.flush()
+    if source is not None:
+        poll.register(source, select.POLLIN)
+    poll.register(sys.stdout, 0)
+    ready = dict(poll.poll(None if seconds is None else max(0.0, seconds) * 1000))
+    if sys.stdout.fileno() in ready:
+        raise BrokenPipeError
+    return bool(ready)
+
+
+def _print_lines[T](results: Iterable[T], as_json: bool, line: Callable[[T], str]) -> None:
+    """Print a line for each result, or with ``as_json`` a JSON object, immediately."""
+    for one in results:
+        print(json.dumps(plain(one)) if as_json else output.escaped(line(one)))
+    sys.stdout.flush()
 
 
 def _drop_text(drop: Drop) -> str:
@@ -202,55 +196,44 @@ def _drop_text(drop: Drop) -> str:
 
 
 COLUMNS = ("FROM", "TO", "NEW", "OPEN", "LAST", "VERDICT", "BY")
-_EVERY_MS = 1000
-
-
-def run_see(action: str, args: Args) -> int:
-    return int(globals()[f"_{action}"](connect(), args))
+_EVERY_S = 1.0
 
 
 def _flows(host: Host, args: Args) -> int:
-    with output.Progress(args) as host.progress:
+    with Progress(args) as host.progress:
         if args.follow:
             try:
                 with host.follow_flows(args.name, denied=args.denied) as flows:
-                    _follow_flows(flows, args.json)
+                    while True:
+                        _wait(None, _EVERY_S)
+                        _print_lines(flows.read(), args.json, _line)
             except KeyboardInterrupt:
                 return 130
         rows = host.flows(args.name, denied=args.denied, since=args.since)
-    if args.json:
-        output.as_json(rows)
-    else:
-        output.table(COLUMNS, [_cells(flow) for flow in _merged(rows)])
-    return 0
+    return output.result(args, rows, lambda r: output.table(COLUMNS, map(_cells, _merged(r))))
 
 
 def _merged(flows: Iterable[Flow]) -> list[Flow]:
-    return output.merged(flows, lambda f: (f.from_.name, _to(f), f.verdict, decided_by(f)))
+    return output.merged(flows, lambda f: (*output.ends(f), f.verdict, decided_by(f)))
 
 
 def _graph(host: Host, args: Args) -> int:
-    with output.Progress(args) as host.progress:
+    with Progress(args) as host.progress:
         if args.format == "png" and not args.output and output.is_terminal():
             raise UsageError("a PNG is not for a terminal", "-o FILE.png", "--format")
         picture = host.graph(
             args.format, stack=args.stack, since=args.since, declared=args.declared
         )
     if args.output:
-        _write_picture(args.output, picture)
+        try:
+            with open(args.output, "wb") as file:
+                file.write(picture)
+        except OSError as error:
+            raise _unwritten(args.output, error, "-o") from None
     else:
         sys.stdout.buffer.write(picture)
         sys.stdout.flush()
     return 0
-
-
-def _write_picture(path: str, content: bytes) -> None:
-    try:
-        with open(path, "wb") as file:
-            file.write(content)
-    except OSError as error:
-        reason = (error.strerror or "").lower()
-        raise UsageError(f"cannot write {path}: {reason}", "choose another file", "-o") from None
 
 
 def _capture(host: Host, args: Args) -> int:
@@ -298,9 +281,9 @@ def _write_all(file: IO[bytes], data: bytes) -> None:
     file.flush()
 
 
-def _unwritten(path: str, error: OSError) -> UsageError:
+def _unwritten(path: str, error: OSError, option: str = "-w") -> UsageError:
     reason = (error.strerror or "").lower()
-    return UsageError(f"cannot write {path}: {reason}", "choose another file", "-w")
+    return UsageError(f"cannot write {path}: {reason}", "choose another file", option)
 
 
 def _is_peer(word: str) -> bool:
@@ -360,19 +343,14 @@ def _trace(host: Host, args: Args) -> int:
             f"no {which} from {args.source} to {args.destination} within {args.seconds}",
             f"niso net explain {args.source} {args.destination} says what would happen to one",
         )
-    if args.json:
-        output.as_json(traced)
-    else:
-        _print_traced(traced)
+    output.result(args, traced, _print_traced)
     return 0 if traced.passes else 1
 
 
 def _print_traced(traced: Traced) -> None:
-    def end(address: str, port: int | None) -> str:
-        return address if port is None else f"{bracketed(address)}:{port}"
-
-    ends = end(traced.source, traced.source_port), end(traced.destination, traced.port)
-    print(f"{ends[0]} {output.arrow()} {ends[1]}/{traced.proto}")
+    from_ = _end(None, traced.source, traced.source_port)
+    to = _end(None, traced.destination, traced.port)
+    print(f"{from_} {output.arrow()} {to}/{traced.proto}")
     wide = max((len(f"{s.table} {s.chain}") for s in traced.stages), default=0)
     for stage in traced.stages:
         verdict = stage.verdict.replace("→", output.arrow())
@@ -383,15 +361,7 @@ def _print_traced(traced: Traced) -> None:
 
 
 def _cells(flow: Flow) -> tuple[str, ...]:
-    last = "-"
-    if flow.ago is not None:
-        last = "now" if flow.ago < 1 else f"{output.duration(flow.ago)} ago"
-    new, opened = str(flow.new or "-"), str(flow.open or "-")
-    return (flow.from_.name, _to(flow), new, opened, last, flow.verdict, decided_by(flow) or "-")
-
-
-def _to(flow: Flow) -> str:
-    return f"{bracketed(flow.to.name)}:{flow.port}/{flow.proto}"
+    return (*output.flow_cells(flow), flow.verdict, decided_by(flow) or "-")
 
 
 def decided_by(flow: Flow | FlowLoad) -> str:
@@ -406,19 +376,8 @@ def decided_by(flow: Flow | FlowLoad) -> str:
     return ", ".join(parts)
 
 
-def _follow_flows(flows: Flows, as_json: bool) -> NoReturn:
-    poll = select.poll()
-    poll.register(sys.stdout, 0)  # reports a closed pipe even while nothing is written
-    while True:
-        if poll.poll(_EVERY_MS):
-            raise BrokenPipeError
-        for flow in flows.read():
-            print(json.dumps(plain(flow)) if as_json else output.escaped(_line(flow)))
-        sys.stdout.flush()
-
-
 def _line(flow: Flow) -> str:
-    ends = f"{flow.from_.name} {output.arrow()} {_to(flow)}"
+    ends = f" {output.arrow()} ".join(output.ends(flow))
     times = f"  ({flow.new} times)" if flow.new > 1 else ""
     by = f"  {decided_by(flow)}" if decided_by(flow) else ""
     return f"{flow.last}  {ends}  {flow.verdict}{by}{times}"
@@ -431,12 +390,11 @@ _SHORT_S = 86_400
 """If flows were recorded for less than this time in seconds, daily events may be missing."""
 
 
-def run_learn(args: Args) -> int:
-    host = connect()
+def _learn(host: Host, args: Args) -> int:
     if args.write and not args.yes and not sys.stdin.isatty():
         raise UsageError("--write asks before it writes, and there is no terminal", "add --yes")
     since = args.since
-    with output.Progress(args) as host.progress:
+    with Progress(args) as host.progress:
         if args.for_:
             host.learn(*args.names, egress=args.egress)  # reports mistakes before the wait
             since = _watch(args.for_)
@@ -506,8 +464,7 @@ def _evidence(entry: LearnedEntry) -> str:
         times = "once" if entry.new == 1 else f"{entry.new} times"
         parts.append(f"{entry.new} new" if entry.allowed else times)
     if entry.ago is not None:
-        when = "now" if entry.ago < 1 else f"{output.duration(entry.ago)} ago"
-        parts.append(f"last {when}")
+        parts.append(f"last {output.ago(entry.ago)}")
     if entry.open:
         parts.append(f"{entry.open} open" if entry.new else f"{entry.open} open, none new")
     return ", ".join(parts)
@@ -551,39 +508,21 @@ def _write_policies(host: Host, args: Args, changes: tuple[PolicyChange, ...]) -
 def run_events(_: str, args: Args) -> int:
     seconds = None if args.seconds is None else duration(args.seconds, "--for")
     end = None if seconds is None else time.monotonic() + seconds
-    with output.Progress(args) as progress, connect(progress=progress) as host:
+    with Progress(args) as progress, connect(progress=progress) as host:
         try:
             with host.events(args.name, since=args.since) as events:
-                _print_events(events.past(), args.json)
-                _follow_events(events, end, args.json)
+                _print_lines(events.past(), args.json, _event_text)
+                while _wait(events, None if end is None else end - time.monotonic()):
+                    _print_lines(events.read(), args.json, _event_text)
         except KeyboardInterrupt:
             return 130
     return 0
 
 
-def _follow_events(events: Events, end: float | None, as_json: bool) -> None:
-    poll = select.poll()
-    poll.register(events, select.POLLIN)
-    poll.register(sys.stdout, 0)  # reports a closed pipe even while nothing is written
-    while True:
-        left = None if end is None else max(0.0, end - time.monotonic()) * 1000
-        ready = dict(poll.poll(left))
-        if sys.stdout.fileno() in ready:
-            raise BrokenPipeError
-        if not ready:
-            return
-        _print_events(events.read(), as_json)
-
-
-def _print_events(happened: Iterable[Happened], as_json: bool) -> None:
-    for one in happened:
-        if as_json:
-            print(json.dumps(plain(one)))
-            continue
-        name = one.service or one.network or "-"
-        detail = one.detail.replace("→", output.arrow())
-        print(output.escaped(f"{one.time}  {name:<12}  {one.what:<15}  {detail}".rstrip()))
-    sys.stdout.flush()
+def _event_text(event: Happened) -> str:
+    detail = event.detail.replace("→", output.arrow())
+    name = event.service or event.network or "-"
+    return f"{event.time}  {name:<12}  {event.what:<15}  {detail}".rstrip()
 
 
 # --- niso top -------------------------------------------------------------------------------------
@@ -596,40 +535,31 @@ SOCKET_COLUMNS = ("FROM", "TO", "STATE", "RTT", "RETRANS", "RECEIVED", "SENT")
 
 
 def run_top(_: str, args: Args) -> int:
-    from niso.cli import output, top_screen
+    from niso.cli import top_screen
 
     if args.count is not None and args.count < 1:
         raise UsageError("must be 1 or more", "niso top -n 1", "-n", value=str(args.count))
     if args.count is None and not args.json and output.is_terminal() and os.isatty(0):
         return top_screen.show(args.name)
-    with output.Progress(args) as progress, connect(progress=progress) as host:
+    with Progress(args) as progress, connect(progress=progress) as host:
         try:
-            _print_loads(host, args)
+            with host.top(args.name) as top:
+                _print_loads(top, args)
         except KeyboardInterrupt:
             return 130
     return 0
 
 
-def _print_loads(host: Host, args: Args) -> None:
-    with host.top(args.name) as top:
-        _print_looks(top, args)
-
-
-def _print_looks(top: Top, args: Args) -> None:
-    left = args.count or 1
-    poll = select.poll()
-    poll.register(sys.stdout, 0)  # reports a closed pipe even while nothing is written
-    first = True
-    while left:
+def _print_loads(top: Top, args: Args) -> None:
+    for number in range(args.count or 1):
         end = time.monotonic() + EVERY_S
         while (wait := end - time.monotonic()) > 0:
-            if poll.poll(wait * 1000):
-                raise BrokenPipeError
+            _wait(None, wait)
         load = top.read()
         if args.json:
             print(json.dumps(plain(load)))
         else:
-            print("\n" * (not first), end="")
+            print("\n" * bool(number), end="")
             output.table(TOP_COLUMNS, [cells(service) for service in load.services])
             if args.name is not None:
                 print()
@@ -637,8 +567,6 @@ def _print_looks(top: Top, args: Args) -> None:
                 print()
                 output.table(SOCKET_COLUMNS, [socket_cells(socket) for socket in load.sockets])
         sys.stdout.flush()
-        first = False
-        left -= 1
 
 
 def summary(load: Load) -> list[tuple[str, str]]:
@@ -671,9 +599,8 @@ def cells(load: ServiceLoad) -> tuple[str, ...]:
 
 def flow_cells(flow: FlowLoad) -> tuple[str, ...]:
     """Return the cells of a flow, in the order of `FLOW_COLUMNS`."""
-    to = f"{bracketed(flow.to.name)}:{flow.port}/{flow.proto}"
     figures = rate(flow.bits), f"{flow.new:.1f}"
-    return (flow.from_.name, to, *figures, flow.verdict, decided_by(flow) or "-")
+    return (*output.ends(flow), *figures, flow.verdict, decided_by(flow) or "-")
 
 
 def socket_cells(socket: ServiceSocket) -> tuple[str, ...]:

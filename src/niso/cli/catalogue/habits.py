@@ -106,6 +106,6 @@ def answer(words: list[str]) -> str:
     for count in (2, 1):
         if count == 1 and typed and typed[0] in _PROGRAMS and (known := answer(typed[1:])):
             return known
-        if len(typed) >= count and (known := meant.get(" ".join(typed[:count]))):
+        if len(typed) >= count and (known := meant.get(" ".join(typed[:count]), "")):
             return known
     return ""
