@@ -11,22 +11,17 @@ import stat
 import sys
 
 from niso.api.host import Host, connect
-from niso.api.host_cluster import (
-    ClusterHost,
-    ClusterMember,
-    ClusterStatus,
-    ExistingEtcd,
-    Membership,
-)
+from niso.api.host_cluster import ClusterStatus, ExistingEtcd, Membership
 from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.cli import output
-from niso.cli.output import Progress
+from niso.cli.output import Progress, duration, result
 from niso.cli.parse import Args
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
+
+    from niso.runtime.units import Following
 
 
 # --- niso cluster ---------------------------------------------------------------------------------
@@ -37,12 +32,12 @@ _MOST_BYTES = 1 << 20
 
 
 def run_cluster(name: str, args: Args) -> int:
-    words = name.removeprefix("cluster ").replace(" ", "_")
-    return int(globals()[f"_{words}"](connect(), args))
+    action = name.removeprefix("cluster ").replace(" ", "_")
+    return int(globals()[f"_{action}"](connect(), args))
 
 
 def _init(host: Host, args: Args) -> int:
-    with output.Progress(args) as host.progress:
+    with Progress(args) as host.progress:
         made = host.cluster.init(
             name=args.name or "",
             address=args.address or "",
@@ -50,18 +45,17 @@ def _init(host: Host, args: Args) -> int:
             encrypt=args.encrypt or "",
             restore=args.restore,
         )
-    if args.json:
-        output.as_json(made)
-        return 0
     if args.restore:
-        print(f"cluster {made.cluster}: written again, as {made.host} ({made.address}) knows it")
-        print("  next: niso cluster status, and on hosts that ran a member of etcd whose data are")
-        print("  lost, niso cluster member remove and then add")
-        return 0
-    where = "an existing etcd" if not made.members else "member 1 of etcd"
-    print(f"cluster {made.cluster}: created; this host is {made.host} ({made.address}), {where}")
-    print("  next: niso cluster invite HOST --address ADDRESS | ssh HOST niso cluster join -")
-    return 0
+        shown = f"""\
+cluster {made.cluster}: written again, as {made.host} ({made.address}) knows it
+  next: niso cluster status, and on hosts that ran a member of etcd whose data are
+  lost, niso cluster member remove and then add"""
+    else:
+        where = "an existing etcd" if not made.members else "member 1 of etcd"
+        shown = f"""\
+cluster {made.cluster}: created; this host is {made.host} ({made.address}), {where}
+  next: niso cluster invite HOST --address ADDRESS | ssh HOST niso cluster join -"""
+    return result(args, made, lambda _: print(shown))
 
 
 def _existing(args: Args) -> ExistingEtcd | None:
@@ -102,29 +96,21 @@ def _invite(host: Host, args: Args) -> int:
 
 
 def _join(host: Host, args: Args) -> int:
-    text = _content(args.file)
-    member = {1: True, 2: False}.get(args.member)
-    with output.Progress(args) as host.progress:
-        made = host.cluster.join(text, member=member, encrypt=args.encrypt or "")
-    if args.json:
-        output.as_json(made)
-    else:
-        print(f"cluster {made.cluster}: joined as {made.host}, {_membership(made)}")
-    return 0
-
-
-def _content(name: str) -> bytes:
-    """Return the content of a file, or of stdin if the name is "-". Raises UsageError."""
     try:
-        if name == "-":
-            return sys.stdin.buffer.read(_MOST_BYTES)
-        with open(name, "rb") as file:
-            return file.read(_MOST_BYTES)
+        if args.file == "-":
+            text = sys.stdin.buffer.read(_MOST_BYTES)
+        else:
+            with open(args.file, "rb") as file:
+                text = file.read(_MOST_BYTES)
     except OSError as error:
         reason = (error.strerror or "").lower()
-        raise UsageError(
-            f"cannot read {name}: {reason}", "the file of niso cluster invite"
-        ) from None
+        hint = "the file of niso cluster invite"
+        raise UsageError(f"cannot read {args.file}: {reason}", hint) from None
+    member = {1: True, 2: False}.get(args.member)
+    with Progress(args) as host.progress:
+        made = host.cluster.join(text, member=member, encrypt=args.encrypt or "")
+    shown = f"cluster {made.cluster}: joined as {made.host}, {_membership(made)}"
+    return result(args, made, lambda _: print(shown))
 
 
 def _membership(made: Membership) -> str:
@@ -140,7 +126,7 @@ def _membership(made: Membership) -> str:
 
 
 def _leave(host: Host, args: Args) -> int:
-    with output.Progress(args) as host.progress:
+    with Progress(args) as host.progress:
         name = host.cluster.leave(force=args.force)
     print(f"{name}: has left the cluster")
     return 0
@@ -155,19 +141,19 @@ def _forget(host: Host, args: Args) -> int:
 
 
 def _member_add(host: Host, args: Args) -> int:
-    with output.Progress(args) as host.progress:
+    with Progress(args) as host.progress:
         print(f"member added: {_members(host.cluster.add_member(args.host or ''))}")
     return 0
 
 
 def _member_remove(host: Host, args: Args) -> int:
-    with output.Progress(args) as host.progress:
+    with Progress(args) as host.progress:
         print(f"member removed: {_members(host.cluster.remove_member(args.host or ''))}")
     return 0
 
 
 def _member_alone(host: Host, args: Args) -> int:
-    with output.Progress(args) as host.progress:
+    with Progress(args) as host.progress:
         host.cluster.be_only_member()
     print("this host has the only member of etcd")
     return 0
@@ -194,25 +180,37 @@ def _agent(host: Host, args: Args) -> int:
 
 
 def _status(host: Host, args: Args) -> int:
-    with output.Progress(args) as host.progress:
+    with Progress(args) as host.progress:
         seen = host.cluster.status()
-    if args.json:
-        output.as_json(seen)
-        return 0 if seen.answers else 1
+    result(args, seen, _print_status)
+    return 0 if seen.answers else 1
+
+
+def _print_status(seen: ClusterStatus) -> None:
     print(_headline(seen))
-    members = {member.name: _member(member) for member in seen.members if member.name}
+    members = {
+        member.name: "no answer"
+        if member.version is None
+        else "leader"
+        if member.leader
+        else "learns"
+        if member.learns
+        else "member"
+        for member in seen.members
+        if member.name
+    }
     output.table(
         COLUMNS,
         [
             (
                 row.name,
                 row.address,
-                _state(row),
+                row.state if row.gone_s is None else f"gone for {duration(row.gone_s)}",
                 members.get(row.name, "-"),
                 ", ".join(row.networks) or "-",
                 str(row.services) if seen.answers else "-",
                 row.niso or "-",
-                "-" if row.behind_s is None else output.duration(row.behind_s),
+                "-" if row.behind_s is None else duration(row.behind_s),
             )
             for row in seen.hosts
         ],
@@ -227,50 +225,29 @@ def _status(host: Host, args: Args) -> int:
     late = [row.name for row in seen.hosts if row.behind_s and row.state != "gone"]
     if late and seen.answers:
         print(f"  hint: the agent of {', '.join(late)} is behind: journalctl -u niso-agent there")
-    return 0 if seen.answers else 1
-
-
-def _state(host: ClusterHost) -> str:
-    return host.state if host.gone_s is None else f"gone for {output.duration(host.gone_s)}"
 
 
 def _headline(seen: ClusterStatus) -> str:
     there = [member for member in seen.members if member.version]
     versions = ", ".join(sorted({member.version for member in there if member.version}))
-    leader = next((member.name for member in there if member.leader), "")
-    parts = [f"cluster {seen.cluster}", f"etcd {versions}".strip()]
-    parts[-1] += f", {len(there)} of {len(seen.members)} answer"
-    parts[-1] += f", leader {leader}" if leader else ""
-    if seen.revision:
-        parts.append(f"revision {seen.revision}")
-    parts.append("TLS" if seen.tls else "no TLS")
-    if seen.encryption:
-        parts.append(f"WireGuard ({seen.encryption})")
-    return "  ".join(parts)
-
-
-def _member(member: ClusterMember) -> str:
-    if member.version is None:
-        return "no answer"
-    return "leader" if member.leader else "learns" if member.learns else "member"
+    leader = next(
+        (f", leader {member.name}" for member in there if member.leader and member.name), ""
+    )
+    etcd = f"etcd {versions}".strip()
+    parts = (
+        f"cluster {seen.cluster}",
+        f"{etcd}, {len(there)} of {len(seen.members)} answer{leader}",
+        f"revision {seen.revision}" if seen.revision else "",
+        "TLS" if seen.tls else "no TLS",
+        f"WireGuard ({seen.encryption})" if seen.encryption else "",
+    )
+    return "  ".join(filter(None, parts))
 
 
 # --- agents ---------------------------------------------------------------------------------------
 
 
-if TYPE_CHECKING:
-
-    class RunningAgent(Protocol):
-        """The interface of an agent: ``run`` returns after ``stop`` is called."""
-
-        @property
-        def run(self) -> Callable[[], None]: ...
-
-        @property
-        def stop(self) -> Callable[[], None]: ...
-
-
-def follow(start: Callable[[Callable[[str], None]], RunningAgent]) -> int:
+def follow(start: Callable[[Callable[[str], None]], Following]) -> int:
     """Run an agent, and print its log on stdout; return the exit status.
 
     ``start`` takes a function that logs a line, and returns the agent.
@@ -298,9 +275,5 @@ def run_kubernetes(name: str, args: Args) -> int:
         return follow(lambda log: host.kubernetes.follow(log, config))
     with Progress(args) as host.progress:
         done = host.kubernetes.enable(config) if args.enable else host.kubernetes.disable()
-    if args.json:
-        output.as_json(done)
-        return 0
     state = ("enabled" if args.enable else "disabled") if done.changed else "unchanged"
-    print(f"{done.service}: {state}  {done.unit}")
-    return 0
+    return result(args, done, lambda _: print(f"{done.service}: {state}  {done.unit}"))

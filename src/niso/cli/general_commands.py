@@ -9,11 +9,10 @@ from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.cli import output, parse
 from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, Group, find
-from niso.cli.output import as_json
 from niso.cli.parse import HELP, Args
 
 if TYPE_CHECKING:
-    from niso.api.without_host import ImportedStack
+    from niso.api.without_host import ImportedStack, Valid
 
 
 # --- help, version and others ---------------------------------------------------------------------
@@ -24,47 +23,34 @@ def run_meta(name: str, args: Args) -> int:
         return print_help(args.words)
     if name == "version":
         print(f"niso {__version__}")
-        return 0
-    if name == "check":
-        return _check(args)
-    if name == "schema":
-        return _schema(args.file)
-    if name == "on-exit":
+    elif name == "on-exit":
         from niso.runtime import on_exit
 
         on_exit.main(args.service, args.run)
-        return 0
-    if args.command and not args.command[0]:
-        raise UsageError("the command is empty", "niso lab -- CMD; niso lab alone starts a shell")
+    elif name == "lab":
+        if args.command and not args.command[0]:
+            hint = "niso lab -- CMD; niso lab alone starts a shell"
+            raise UsageError("the command is empty", hint)
 
-    from niso.lab.supervisor import run
+        from niso.lab.supervisor import run
 
-    return run(args.command, args.write)
+        return run(args.command, args.write)
+    else:
+        from niso.api import without_host
 
-
-def _schema(file: str) -> int:
-    from niso.api import without_host
-
-    known = {"manifest": without_host.manifest_schema, "stack": without_host.stack_schema}
-    if file not in known:
-        raise UsageError(f"unknown file {file!r}", "manifest or stack")
-    as_json(known[file]())
+        if name == "check":
+            valid = without_host.validate(*(args.paths or ["."]))
+            return output.results(args, valid, _valid)
+        known = {"manifest": without_host.manifest_schema, "stack": without_host.stack_schema}
+        if args.file not in known:
+            raise UsageError(f"unknown file {args.file!r}", "manifest or stack")
+        output.as_json(known[args.file]())
     return 0
 
 
-def _check(args: Args) -> int:
-    from niso.api.without_host import validate
-
-    valid = validate(*(args.paths or ["."]))
-    if args.json:
-        output.as_json(valid)
-        return 0
-    for file in valid:
-        what = f"{file.kind} {file.name}"
-        if file.kind == "stack":
-            what += f" of {', '.join(file.services)}"
-        print(f"{output.escaped(file.path)}: valid {what}")
-    return 0
+def _valid(file: Valid) -> str:
+    services = f" of {', '.join(file.services)}" if file.kind == "stack" else ""
+    return f"{output.escaped(file.path)}: valid {file.kind} {file.name}{services}"
 
 
 def print_help(words: list[str]) -> int:
@@ -96,19 +82,14 @@ def first_screen() -> list[Command | Group]:
 def run_importing(_: str, args: Args) -> int:
     from niso.api.without_host import import_compose
 
-    made = import_compose(args.file, args.output or None)
-    if args.json:
-        output.as_json(made)
-    elif made.file is None:
+    return output.result(args, import_compose(args.file, args.output or None), _print_imported)
+
+
+def _print_imported(made: ImportedStack) -> None:
+    if made.file is None:
         print(made.text, end="")
-        print("\n".join(_notes(made)), file=sys.stderr)
     else:
         print(f"{output.escaped(made.file)}: stack {made.stack} of {', '.join(made.services)}")
-        print("\n".join(_notes(made)))
-    return 0
-
-
-def _notes(made: ImportedStack) -> list[str]:
     lines = ["not taken over:"] if made.missing else ["everything was taken over"]
     for gap in made.missing:
         place = ": ".join(filter(None, (gap.service, gap.key)))
@@ -116,4 +97,4 @@ def _notes(made: ImportedStack) -> list[str]:
     if made.commands:
         lines.append("root file systems, in the folder of the stack.toml; one of each two lines:")
         lines += (output.escaped(f"  {command}") for command in made.commands)
-    return lines
+    print("\n".join(lines), file=sys.stderr if made.file is None else None)
