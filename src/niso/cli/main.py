@@ -81,11 +81,8 @@ def run(arguments: list[str]) -> int:
     as_json = False
     try:
         try:
-            as_json = (
-                "--json" in arguments[: arguments.index("--")]
-                if "--" in arguments
-                else "--json" in arguments
-            )
+            end = arguments.index("--") if "--" in arguments else None
+            as_json = "--json" in arguments[:end]
             return _run(arguments, as_json)
         finally:
             state.over = True
@@ -96,13 +93,9 @@ def run(arguments: list[str]) -> int:
 
 def _run(arguments: list[str], as_json: bool) -> int:
     """Run one command and return its exit status. Raises KeyboardInterrupt after a signal."""
-    failed = (
-        125
-        if arguments[:1] in (["exec"], ["lab"])
-        else 2
-        if " ".join(arguments[:2]) in JUDGES
-        else 0
-    )
+    failed = 2 if " ".join(arguments[:2]) in JUDGES else 0
+    if arguments[:1] in (["exec"], ["lab"]):
+        failed = 125
     try:
         status = _command(arguments or ["help"])
         sys.stdout.flush()
@@ -115,17 +108,13 @@ def _run(arguments: list[str], as_json: bool) -> int:
     except Exception as error:
         if os.environ.get("NISO_TRACEBACK") == "1":
             raise
-        return _failed(_explained(error), as_json, failed or 1)
-
-
-def _explained(error: Exception) -> Error:
-    """Return an `Error` for any exception, even if there is no memory to import the code for it."""
-    try:
-        return explained(error)
-    except (OSError, MemoryError):  # without descriptors or memory, nothing can be imported
-        if isinstance(error, OSError):
-            return Error(f"{error.filename or 'system call'}: {error.strerror}")
-        return Error(str(error) or type(error).__name__)
+        try:
+            known = explained(error)
+        except (OSError, MemoryError):  # without descriptors or memory, nothing can be imported
+            known = Error(str(error) or type(error).__name__)
+            if isinstance(error, OSError):
+                known = Error(f"{error.filename or 'system call'}: {error.strerror}")
+        return _failed(known, as_json, failed or 1)
 
 
 def _report(error: Error, as_json: bool) -> None:
@@ -158,10 +147,10 @@ def _command(arguments: list[str]) -> int:
     name = ALIASES.get(arguments[0], arguments[0])
     for word in arguments:
         # the store and the JSON for crun can only contain text
-        if name != "lab" and not _encodable(word):
-            raise UsageError(
-                f"{word!r} is not valid UTF-8", "names, paths and commands must be UTF-8"
-            )
+        # invalid UTF-8 is decoded to surrogates (PEP 383)
+        if name != "lab" and any("\ud800" <= character <= "\udfff" for character in word):
+            hint = "names, paths and commands must be UTF-8"
+            raise UsageError(f"{word!r} is not valid UTF-8", hint)
     if name not in COMMANDS:
         _refuse_early_option(arguments, 0)
         raise unknown_command(arguments)
@@ -177,10 +166,8 @@ def _command(arguments: list[str]) -> int:
         return _print_help(command.name.split())
     parsed = parse(command, words)
     if command.root and os.geteuid() != 0:
-        raise Error(
-            "needs root",
-            f"sudo niso {' '.join(arguments)}" if _plain(arguments) else "run it with sudo",
-        )
+        shown = f"sudo niso {' '.join(arguments)}"
+        raise Error("needs root", shown if _plain(arguments) else "run it with sudo")
     if command.root:
         paths.is_command = True
     return runner(name)(command.name, parsed)
@@ -197,11 +184,9 @@ def _refuse_early_option(arguments: list[str], place: int) -> None:
     if isinstance(command, Command):
         takes = any(option in known.flags and not known.metavar for known in command.options)
         fits = takes and "--" not in words and _plain([*words, option])
-        hint = (
-            f"niso {' '.join(words)} {option}"
-            if fits
-            else f"niso {command.name} --help lists its options"
-        )
+        hint = f"niso {command.name} --help lists its options"
+        if fits:
+            hint = f"niso {' '.join(words)} {option}"
         raise UsageError(f"unknown command {option!r}", f"options go after the command: {hint}")
 
 
@@ -209,17 +194,6 @@ def _print_help(words: list[str]) -> int:
     from niso.cli import general_commands
 
     return general_commands.print_help(words)
-
-
-def _encodable(word: str) -> bool:
-    """Return whether a word is valid UTF-8. In invalid ones, Python has put surrogates (PEP
-    383).
-    """
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _plain(arguments: list[str]) -> bool:
@@ -251,9 +225,8 @@ def _of_output(error: OSError) -> Error | None:
         os.write(1, b"")
     except OSError as again:
         if again.errno == error.errno:
-            return Error(
-                f"cannot write to stdout: {error.strerror}", "redirect the output elsewhere"
-            )
+            hint = "redirect the output elsewhere"
+            return Error(f"cannot write to stdout: {error.strerror}", hint)
     return None
 
 

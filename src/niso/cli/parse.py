@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING
@@ -34,17 +35,8 @@ if TYPE_CHECKING:
 HELP = ("-h", "--help")
 
 
-class Args:
-    """The values of a command's arguments and options, as attributes."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self._values = values
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__["_values"][name]
-        except KeyError:
-            raise AttributeError(name) from None
+Args = SimpleNamespace
+"""The values of a command's arguments and options, as attributes."""
 
 
 def asks_help(words: list[str], command: Command) -> bool:
@@ -88,7 +80,8 @@ def parse(command: Command, words: list[str]) -> Args:
         flag, value = _split(word, flags)
         option = flags.get(flag)
         if option is None:
-            raise _no_option(command, flag, flags)
+            known = {name: one.ends for name, one in flags.items()} | dict.fromkeys(HELP, False)
+            raise unknown("option", flag, known, f"niso {command.name} --help lists them")
         if option.group and set_by.setdefault(option.group, flag) != flag:
             raise _wrong(command, f"{set_by[option.group]} and {flag} are mutually exclusive")
         if not option.metavar:
@@ -105,7 +98,11 @@ def parse(command: Command, words: list[str]) -> Args:
                 raise _wrong(command, f"{flag} needs a value: {option.takes}")
             value = left.pop(0)
         _take(command, option, flag, value, given)
-    return Args(_defaults(command) | given | _places(command, placed, remaining))
+    values: dict[str, Any] = {}
+    for option in command.options:
+        without = (option.default or None) if option.metavar or option.means else False
+        values[option.dest] = [] if option.many else without
+    return Args(**(values | given | _places(command, placed, remaining)))
 
 
 def _is_option(word: str) -> bool:
@@ -136,19 +133,6 @@ def _take(command: Command, option: Option, flag: str, value: str, given: dict[s
         given[option.dest] = value
 
 
-def _defaults(command: Command) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for option in command.options:
-        values[option.dest] = (
-            []
-            if option.many
-            else (option.default or None)
-            if option.metavar or option.means
-            else False
-        )
-    return values
-
-
 def _places(command: Command, placed: list[str], remaining: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     left = list(placed)
@@ -174,11 +158,6 @@ def _missing(command: Command, argument: Argument) -> UsageError:
     return _wrong(command, f"missing {argument.metavar}: {argument.help}")
 
 
-def _no_option(command: Command, flag: str, flags: dict[str, Option]) -> UsageError:
-    every = {known: option.ends for known, option in flags.items()} | dict.fromkeys(HELP, False)
-    return unknown("option", flag, every, f"niso {command.name} --help lists them")
-
-
 def _wrong(command: Command, message: str) -> UsageError:
     return UsageError(message, f"niso {command.name} --help")
 
@@ -201,17 +180,16 @@ def unknown(
     if not near and typed.startswith("--"):  # an abbreviation
         near = [word for word in words if word.startswith(typed)][:1]
     hint = otherwise
-    if near and not _is_opposite(typed, near[0]):
+    # exactly one of the two words begins with a negation, such as `unattach`
+    is_opposite = near and any(
+        typed.startswith(start) != near[0].startswith(start) for start in ("de", "dis", "un")
+    )
+    if near and not is_opposite:
         as_near = difflib.SequenceMatcher(None, near[0], typed).ratio()
         ending = [word for word, ends in words.items() if ends]
         if not difflib.get_close_matches(typed, ending, 1, as_near):
             hint = f"did you mean '{shared}{near[0]}'?"
     return UsageError(f"unknown {kind} {name!r}", hint)
-
-
-def _is_opposite(typed: str, word: str) -> bool:
-    """Return whether exactly one of two words begins with a negation, such as ``unattach``."""
-    return any(typed.startswith(start) != word.startswith(start) for start in ("de", "dis", "un"))
 
 
 # --- unknown commands -----------------------------------------------------------------------------
@@ -315,7 +293,11 @@ def command(of: Command) -> str:
             "arguments:\n"
             + _list([(a.metavar, _defaulted(a.help, a.default)) for a in of.arguments], columns)
         )
-    options = [(_aligned(o.takes), _defaulted(o.help, o.default)) for o in of.options]
+    # a long option without a short form is indented, so that the long names are aligned
+    options = [
+        (" " * 4 * o.spelled.startswith("--") + o.takes, _defaulted(o.help, o.default))
+        for o in of.options
+    ]
     parts.append("options:\n" + _list([*options, ("-h, --help", "print this help")], columns))
     if of.examples:
         head = "examples:\n" if len(of.examples) > 1 else "example:\n"
@@ -323,11 +305,6 @@ def command(of: Command) -> str:
     if of.exits:
         parts.append("exit status:\n" + _list(list(of.exits), columns))
     return "\n".join(parts)
-
-
-def _aligned(option: str) -> str:
-    """Indent a long option that has no short form, so that the long names are aligned."""
-    return f"    {option}" if option.startswith("--") else option
 
 
 def _defaulted(text: str, default: str) -> str:
@@ -349,29 +326,27 @@ def usage(of: Command, columns: int, before: str = "") -> str:
     return "\n".join([*lines, line])
 
 
-def _wrapped(text: str, columns: int) -> str:
+def _wrapped(text: str, columns: int, head: str = "", indent: int = 0) -> str:
+    """Wrap a text behind ``head``, with ``indent`` columns in front of its other lines."""
     import textwrap
 
-    return textwrap.fill(text, columns, break_on_hyphens=False, break_long_words=False) + "\n"
+    filled = textwrap.TextWrapper(
+        columns, head, " " * indent, break_on_hyphens=False, break_long_words=False
+    )
+    return filled.fill(text) + "\n"
 
 
 def _list(rows: list[tuple[str, str]], columns: int) -> str:
     """Format rows in two columns. Text of the second column is wrapped inside the column."""
-    import textwrap
-
     left = min(max(len(word) for word, _ in rows), 22)
-    shown = []
+    shown = ""
     for word, meaning in rows:
-        lines = textwrap.wrap(
-            meaning, columns - left - 4, break_on_hyphens=False, break_long_words=False
-        )
         head = f"  {word:<{left}}  "
         if len(word) > left:
-            shown.append(f"  {word}")
+            shown += f"  {word}\n"
             head = " " * (left + 4)
-        shown.append(f"{head}{lines[0]}")
-        shown += [" " * (left + 4) + line for line in lines[1:]]
-    return "\n".join(shown) + "\n"
+        shown += _wrapped(meaning, columns, head, left + 4)
+    return shown
 
 
 def examples(of: Command, columns: int) -> list[str]:
@@ -379,11 +354,7 @@ def examples(of: Command, columns: int) -> list[str]:
 
     A remark that does not fit next to its command is above the command.
     """
-    short = [
-        len(line)
-        for line, remark in of.examples
-        if remark and len(line) + len(remark) <= columns - 6
-    ]
+    short = [len(a) for a, b in of.examples if b and len(a) + len(b) <= columns - 6]
     column = max((length for length in short if length <= 44), default=0)
     lines = []
     for line, remark in of.examples:
