@@ -51,14 +51,6 @@ class Package(NamedTuple):
     folder: str | os.PathLike[str]
 
 
-class Name(NamedTuple):
-    """The name of an existing service, whether it is active, and whether it starts at boot."""
-
-    service: str
-    active: bool
-    enabled: bool
-
-
 class Services:
     """Manage services: ``host.services``.
 
@@ -257,9 +249,12 @@ class Services:
         return other_hosts.lines(self.session, self.session.machine())
 
     @guarded
-    def names(self) -> tuple[Name, ...]:
-        """Return all services by name, without reading the status of their processes."""
-        return tuple(Name(*row) for row in self.session.store().service_names())
+    def names(self) -> tuple[tuple[str, bool, bool], ...]:
+        """Return the name of each service, whether it is active, and whether it starts at boot.
+
+        The status of processes is not read.
+        """
+        return tuple(self.session.store().service_names())
 
     @guarded
     def resolve(self, name: str) -> str:

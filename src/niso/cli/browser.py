@@ -16,7 +16,8 @@ import socket
 import stat
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
 
 from niso.api.host import Host, connect, plain
 from niso.base import files
@@ -54,62 +55,42 @@ def run(_: str, args: Args) -> int:
         hint = "--port 9500: the local port of the tunnel to the socket"
         raise UsageError("cannot be chosen with --socket", hint, "--port", value="0")
     path = None if args.socket is None else os.path.abspath(args.socket)
-    _require_libraries()
-    opener = None
+    if find_spec("starlette") is None or find_spec("uvicorn") is None:  # the server imports them
+        hint = "apt install python3-starlette python3-uvicorn, or install niso[web] with pip"
+        raise Error("starlette and uvicorn, which serve the page, are not installed", hint)
     try:
-        with _listening(path, port) as listener, _PageServer(listener) as server:
+        with ExitStack() as stack:
+            listener = stack.enter_context(_listening(path, port))
+            server = stack.enter_context(_PageServer(listener))
             if path is None:
                 port = listener.getsockname()[1]
             address = f"http://{LOCAL}:{port}/#token={server.token}"
             listener.close()  # from here on only the server uses it
-            with connect() as host:
-                look = _looks(host)
-                server.write(next(look))  # reports mistakes before the address is printed
-                print(address, flush=True)
-                _say(path, port)
-                if args.open:
-                    opener = Opener(address)
-                _serve(look, server, end)
+            look = _looks(stack.enter_context(connect()))
+            server.write(next(look))  # reports mistakes before the address is printed
+            print(address, flush=True)
+            output.note("niso: a read-only map of this host; Ctrl-C ends it")
+            there, user = (f"{LOCAL}:{port}", "") if path is None else (path, "root@")
+            name = os.uname().nodename
+            output.note(f"  from another machine: ssh -L {port}:{there} {user}{name}")
+            if args.open:
+                stack.enter_context(_in_browser(address))
+            _serve(look, server, end)
     except KeyboardInterrupt:
         return 130
-    finally:
-        if opener is not None:
-            opener.close()
     return 0
 
 
-def _require_libraries() -> None:
-    """Raise Error if starlette or uvicorn is not installed.
-
-    Only the server process imports them.
-    """
-    from importlib.util import find_spec
-
-    if find_spec("starlette") is None or find_spec("uvicorn") is None:
-        hint = "apt install python3-starlette python3-uvicorn, or install niso[web] with pip"
-        raise Error("starlette and uvicorn, which serve the page, are not installed", hint)
-
-
-def _say(path: str | None, port: int) -> None:
-    output.note("niso: a read-only map of this host; Ctrl-C ends it")
-    there = path or f"{LOCAL}:{port}"
-    user = "root@" if path else ""
-    output.note(f"  from another machine: ssh -L {port}:{there} {user}{os.uname().nodename}")
-
-
 def _serve(look: Iterator[bytes], server: _PageServer, end: float | None) -> None:
-    """Measure repeatedly until the time ``end``, and pass each state to the server.
+    """Measure repeatedly and pass each state to the server, until ``end`` (time.monotonic()).
 
-    ``end`` is of time.monotonic(); None means without end. Raises Error if the server has exited.
+    Raises Error if the server has exited.
     """
     began = time.monotonic()
     while True:
-        took = time.monotonic() - began
-        wait = max(EVERY_S, _SHARE * took)
-        if end is not None:
-            wait = min(wait, end - time.monotonic())
-            if wait <= 0:
-                return
+        wait = max(EVERY_S, _SHARE * (time.monotonic() - began))
+        if end is not None and (wait := min(wait, end - time.monotonic())) <= 0:
+            return
         server.wait(wait)
         began = time.monotonic()
         server.write(next(look))
@@ -136,10 +117,8 @@ def _line(value: object) -> bytes:
 class _PageServer:
     """The process that serves the page.
 
-    As a context manager, it is stopped at the end of the block.
-
-    The process is forked before this one opens the store, so its memory contains none of the
-    store's data.
+    It is forked before this process opens the store, so its memory contains none of the store's
+    data. It is stopped at the end of the ``with`` block.
     """
 
     def __init__(self, listener: socket.socket) -> None:
@@ -233,42 +212,33 @@ def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> No
 # --- sockets --------------------------------------------------------------------------------------
 
 
-class _listening:
-    """A listening socket: a port of 127.0.0.1, or a Unix socket that only root can use.
-
-    Use it as a context manager. Raises Error.
-    """
-
-    def __init__(self, path: str | None, port: int) -> None:
-        self._path = path
-        where = f"{LOCAL}:{port}" if path is None else path
-        self._socket = socket.socket(socket.AF_INET if path is None else socket.AF_UNIX)
+@contextmanager
+def _listening(path: str | None, port: int) -> Iterator[socket.socket]:
+    """Listen on a port of 127.0.0.1, or on a Unix socket that only root can use. Raises Error."""
+    with socket.socket(socket.AF_INET if path is None else socket.AF_UNIX) as listener:
         try:
             if path is None:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                self._socket.bind((LOCAL, port))
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind((LOCAL, port))
             else:
                 _remove_dead(path)
                 before = os.umask(0o177)
                 try:
-                    self._socket.bind(path)
+                    listener.bind(path)
                 finally:
                     os.umask(before)
-            self._socket.listen(16)
+            listener.listen(16)
         except OSError as error:
-            self._socket.close()
+            where = f"{LOCAL}:{port}" if path is None else path
             reason = (error.strerror or str(error)).lower()
             hint = "niso web --port 0 takes a free port" if path is None else "choose another path"
             raise Error(f"cannot listen on {where}: {reason}", hint) from None
-
-    def __enter__(self) -> socket.socket:
-        return self._socket
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-        if self._path is not None:
-            with suppress(OSError):
-                os.unlink(self._path)
+        try:
+            yield listener
+        finally:
+            if path is not None:
+                with suppress(OSError):
+                    os.unlink(path)
 
 
 def _remove_dead(path: str) -> None:
@@ -296,43 +266,42 @@ def _remove_dead(path: str) -> None:
 _KEPT = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "LANG", "PATH", "TERM")
 
 
-class Opener:
-    """Open an address in the user's browser. Raises UsageError if there is no user of sudo(8).
+@contextmanager
+def _in_browser(address: str) -> Iterator[None]:
+    """Open an address in the browser of the user who called sudo(8).
 
     The address contains the token, and all users can read the arguments of a process (proc(5)). The
     browser therefore gets the path of a file that only the user can read. The file redirects to the
-    address.
+    address, and is removed at the end. Raises UsageError if there is no such user.
     """
-
-    def __init__(self, address: str) -> None:
-        sudo = os.environ.get("SUDO_UID", "")
-        uid = int(sudo) if sudo.isascii() and sudo.isdigit() else 0
-        folder = f"/run/user/{uid}"
-        try:
-            user = pwd.getpwuid(uid)
-        except (KeyError, OverflowError):
-            user = None
-        if uid == 0 or user is None or not os.path.isdir(folder):
-            hint = "run it from a desktop session, or open the address yourself"
-            raise UsageError("needs the session of a user who calls sudo", hint, "--open")
-        self._path = f"{folder}/niso-web-{secrets.token_hex(8)}.html"
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        try:
-            os.fchown(fd, uid, user.pw_gid)
-            refresh = f'<meta http-equiv="refresh" content="0; url={address}">\n'
-            files.write(fd, f"<!DOCTYPE html><title>niso</title>{refresh}".encode())
-        finally:
-            os.close(fd)
-        environment = {key: os.environ[key] for key in _KEPT if key in os.environ}
-        environment |= {
-            "HOME": user.pw_dir,
-            "USER": user.pw_name,
-            "XDG_RUNTIME_DIR": folder,
-            "DBUS_SESSION_BUS_ADDRESS": f"unix:path={folder}/bus",
-        }
+    sudo = os.environ.get("SUDO_UID", "")
+    uid = int(sudo) if sudo.isascii() and sudo.isdigit() else 0
+    folder = f"/run/user/{uid}"
+    try:
+        user = pwd.getpwuid(uid)
+    except (KeyError, OverflowError):
+        user = None
+    if uid == 0 or user is None or not os.path.isdir(folder):
+        hint = "run it from a desktop session, or open the address yourself"
+        raise UsageError("needs the session of a user who calls sudo", hint, "--open")
+    path = f"{folder}/niso-web-{secrets.token_hex(8)}.html"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        os.fchown(fd, uid, user.pw_gid)
+        refresh = f'<meta http-equiv="refresh" content="0; url={address}">\n'
+        files.write(fd, f"<!DOCTYPE html><title>niso</title>{refresh}".encode())
+    finally:
+        os.close(fd)
+    environment = {key: os.environ[key] for key in _KEPT if key in os.environ} | {
+        "HOME": user.pw_dir,
+        "USER": user.pw_name,
+        "XDG_RUNTIME_DIR": folder,
+        "DBUS_SESSION_BUS_ADDRESS": f"unix:path={folder}/bus",
+    }
+    try:
         try:
             subprocess.Popen(
-                ["xdg-open", self._path],
+                ["xdg-open", path],
                 user=uid,
                 group=user.pw_gid,
                 extra_groups=os.getgrouplist(user.pw_name, user.pw_gid),
@@ -344,11 +313,9 @@ class Opener:
                 start_new_session=True,
             )
         except OSError:
-            self.close()
             hint = "apt install xdg-utils, or open the address yourself"
             raise UsageError("needs xdg-open, which is not installed", hint, "--open") from None
-
-    def close(self) -> None:
-        """Remove the file with the address."""
+        yield
+    finally:
         with suppress(OSError):
-            os.unlink(self._path)
+            os.unlink(path)

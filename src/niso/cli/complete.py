@@ -172,11 +172,11 @@ def _options(command: Command, given: list[str]) -> Candidates:
     had = [option for option in command.options if set(option.flags) & set(given)]
     groups = {option.group for option in had if option.group}
     free = [
-        option
+        (option.flags[-1], option.help)
         for option in command.options
         if (option.many or option not in had) and option.group not in groups
     ]
-    return [*((option.flags[-1], option.help) for option in free), (HELP[-1], "print this help")]
+    return [*free, (HELP[-1], "print this help")]
 
 
 # --- names, which only root can read --------------------------------------------------------------
@@ -197,19 +197,15 @@ def _from_host(read: Callable[[Host], Candidates]) -> Candidates:
 def _services(wanted: Callable[[bool, bool], bool] = lambda active, enabled: True) -> Candidates:
     return _from_host(
         lambda host: [
-            (name.service, "active" if name.active else "inactive")
-            for name in host.services.names()
-            if wanted(name.active, name.enabled)
+            (name, "active" if active else "inactive")
+            for name, active, enabled in host.services.names()
+            if wanted(active, enabled)
         ]
     )
 
 
 def _networks() -> Candidates:
     return _from_host(lambda host: [(name, "network") for name in host.networks.names()])
-
-
-def _active() -> Candidates:
-    return _services(lambda active, enabled: active)
 
 
 def _words(ports: Iterable[Port]) -> list[str]:
@@ -232,14 +228,9 @@ def _forwards(placed: list[str], given: list[str]) -> Candidates:
         if "--replace" not in given:
             return [(word, "forwarded") for word in _words(host.services.forwards(placed[0]))]
         name = host.services.resolve(placed[0])
-        return list(
-            dict.fromkeys(
-                (word, f"port of {line.service}")
-                for line in host.networks.ports()
-                if line.service != name
-                for word in _words([line.mapping])
-            )
-        )
+        others = [line for line in host.networks.ports() if line.service != name]
+        words = ((one, word) for one in others for word in _words([one.mapping]))
+        return list(dict.fromkeys((word, f"port of {one.service}") for one, word in words))
 
     return _from_host(read)
 
@@ -248,12 +239,9 @@ def _targets(placed: list[str], given: list[str]) -> Candidates:
     """Return all services, and SERVICE:PORT for each port of services that publish ports."""
 
     def read(host: Host) -> Candidates:
-        return list(
-            dict.fromkeys(
-                (f"{line.service}:{line.container}/{line.mapping.proto}", "port")
-                for line in host.networks.ports()
-            )
-        )
+        ports = host.networks.ports()
+        words = (f"{line.service}:{line.container}/{line.mapping.proto}" for line in ports)
+        return [(word, "port") for word in dict.fromkeys(words)]
 
     return [*_services(), ("host", "this machine"), *_from_host(read)]
 
@@ -263,7 +251,7 @@ _KINDS: dict[str, Callable[[list[str], list[str]], Iterable[tuple[str, str]]]] =
     "package": lambda placed, given: [*_services(), MANIFESTS],
     "file": lambda placed, given: [MANIFESTS],
     "service": lambda placed, given: _services(),
-    "active": lambda placed, given: _active(),
+    "active": lambda placed, given: _services(lambda active, enabled: active),
     "enabled": lambda placed, given: _services(lambda active, enabled: enabled),
     "disabled": lambda placed, given: _services(lambda active, enabled: not enabled),
     "network": lambda placed, given: _networks(),

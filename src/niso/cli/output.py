@@ -13,29 +13,10 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 
+from niso.base import report
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import bracketed, span
-from niso.base.report import (
-    AskingCluster,
-    Caution,
-    CopyingPackage,
-    Event,
-    Expects,
-    Finished,
-    Healthy,
-    NotStarted,
-    Recovered,
-    RemovingVolumes,
-    Report,
-    Starting,
-    Stopping,
-    Undoing,
-    Unfinished,
-    WaitingForHealth,
-    WaitingForLock,
-    WaitingForPacket,
-    silent,
-)
+from niso.base.report import Event, Report, silent
 from niso.base.signals import signals_held
 
 if TYPE_CHECKING:
@@ -350,15 +331,15 @@ AT_ONCE_S = 1.0
 AGAIN_S = 10.0
 SOON_S = 0.5
 SLOW = (
-    Starting,
-    Stopping,
-    CopyingPackage,
-    Undoing,
-    RemovingVolumes,
-    WaitingForLock,
-    WaitingForHealth,
-    WaitingForPacket,
-    AskingCluster,
+    report.Starting,
+    report.Stopping,
+    report.CopyingPackage,
+    report.Undoing,
+    report.RemovingVolumes,
+    report.WaitingForLock,
+    report.WaitingForHealth,
+    report.WaitingForPacket,
+    report.AskingCluster,
 )
 """Events that can take long. Most other events are kernel steps, which are many and fast."""
 
@@ -394,15 +375,15 @@ class Progress:
         step(event.describe())
 
     def _receive(self, event: Event) -> None:
-        if isinstance(event, Expects):
+        if isinstance(event, report.Expects):
             self._waits = frozenset(event.services)
-        elif isinstance(event, Finished):
+        elif isinstance(event, report.Finished):
             self._stop()
-        elif isinstance(event, Caution):
+        elif isinstance(event, report.Caution):
             warn(event.text, event.hints)
-        elif isinstance(event, Recovered | Unfinished | NotStarted):
+        elif isinstance(event, report.Recovered | report.Unfinished | report.NotStarted):
             warn(event.describe())
-        elif isinstance(event, WaitingForLock | AskingCluster):  # also with --dry-run
+        elif isinstance(event, report.WaitingForLock | report.AskingCluster):  # also with --dry-run
             self._notify(event)
         else:
             self._show(event)
@@ -467,11 +448,11 @@ class Progress:
 
     def _follow(self, event: Event) -> None:
         """Record which of the services that must become healthy are not healthy yet."""
-        if isinstance(event, Starting) and event.service in self._waits:
+        if isinstance(event, report.Starting) and event.service in self._waits:
             self._unhealthy[event.service] = None
-        elif isinstance(event, Healthy):
+        elif isinstance(event, report.Healthy):
             self._unhealthy.pop(event.service, None)
-        elif isinstance(event, Undoing | Stopping):
+        elif isinstance(event, report.Undoing | report.Stopping):
             self._unhealthy.clear()
 
 

@@ -7,8 +7,10 @@ import signal
 import socket
 import socketserver
 import sys
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
+from types import SimpleNamespace
 
 from niso.api.host import connect
 from niso.base import files
@@ -57,32 +59,22 @@ def _library() -> Any:
     return prometheus_client
 
 
-class _Families:
-    """Pass the metrics to prometheus_client, as one of its collectors."""
+def text(flows: int, progress: Any = None) -> bytes:
+    """Return all metrics in Prometheus' text format 0.0.4. Raises Error."""
+    library = _library()
 
-    def __init__(self, flows: int, progress: Any) -> None:
-        self._flows, self._progress = flows, progress
-
-    def collect(self) -> Iterator[Family]:
-        """Yield all metrics for prometheus_client, including those without a sample."""
-        from prometheus_client.core import Metric as Family
-
-        with connect(progress=self._progress) as host:
-            metrics = host.metrics(flows=self._flows)
+    def collect() -> Iterator[Family]:
+        with connect(progress=progress) as host:
+            metrics = host.metrics(flows=flows)
         for metric in metrics:
             # a counter's family has the name without _total
-            family = Family(metric.name.removesuffix("_total"), metric.help, metric.type)
+            name = metric.name.removesuffix("_total")
+            family: Family = library.core.Metric(name, metric.help, metric.type)
             for sample in metric.samples:
                 family.add_sample(metric.name, sample.labels, sample.value)
             yield family
 
-
-def text(flows: int, progress: Any = None) -> bytes:
-    """Return all metrics in Prometheus' text format 0.0.4. Raises Error."""
-    library = _library()
-    registry = library.CollectorRegistry(auto_describe=False)
-    registry.register(_Families(flows, progress))
-    body: bytes = library.generate_latest(registry)
+    body: bytes = library.generate_latest(SimpleNamespace(collect=collect))
     return body
 
 
@@ -103,10 +95,8 @@ def _write(path: str, body: bytes) -> None:
             os.close(fd)
         os.rename(draft, path)
     except OSError as error:
-        try:
+        with suppress(OSError):
             files.remove(draft)
-        except OSError:
-            pass
         reason = (error.strerror or "").lower()
         hint = "choose another file, or omit -o and redirect the output"
         raise UsageError(f"cannot write {path}: {reason}", hint, "-o") from None
