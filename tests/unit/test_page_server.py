@@ -209,8 +209,8 @@ def test_a_connection_that_asks_nothing_is_ended_and_a_stream_is_not(monkeypatch
 
 
 def test_the_page_asks_nobody_else_and_parses_no_text() -> None:
-    for path, file in page_server.files().items():
-        text = file.body.decode().replace("http://www.w3.org/2000/svg", "")
+    for path, (body, _) in page_server.files().items():
+        text = body.decode().replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?:|//[a-z]+\.[a-z]", text), path
         assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text)
         assert not re.search(r"<[^>]+ (style|on\w+)=", text), f"{path}: the page's policy stops it"

@@ -18,7 +18,7 @@ import tempfile
 from hmac import compare_digest
 
 from niso.base.errors import Error
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
@@ -81,21 +81,18 @@ HEADERS = {
 }
 
 
-class File(NamedTuple):
-    """A file of the page, with its media type."""
-
-    body: bytes
-    type: str
+Page = dict[str, tuple[bytes, str]]
+"""The content and the media type of each file of the page, by URL path."""
 
 
-def files() -> dict[str, File]:
-    """Read the page's files; return them by their URL path. Raises OSError."""
+def files() -> Page:
+    """Read the page's files. Raises OSError."""
     page = {}
     for name in sorted(os.listdir(PAGE)):
         kind = _TYPES.get(os.path.splitext(name)[1])
         if kind is not None:
             with open(os.path.join(PAGE, name), "rb") as file:
-                page["/" if name == "index.html" else f"/{name}"] = File(file.read(), kind)
+                page["/" if name == "index.html" else f"/{name}"] = file.read(), kind
     return page
 
 
@@ -142,11 +139,8 @@ class States:
             self.streams -= 1
 
 
-def application(states: States, token: str, page: dict[str, File]) -> ASGIApp:
-    """Return the ASGI application that serves the page.
-
-    ``page`` maps URL paths to files. Clients need ``token`` to read states.
-    """
+def application(states: States, token: str, page: Page) -> ASGIApp:
+    """Return the ASGI application that serves the page. Clients need ``token`` to read states."""
 
     def allowed(request: Request) -> bool:
         given = request.headers.get("authorization", "")
@@ -167,8 +161,8 @@ def application(states: States, token: str, page: dict[str, File]) -> ASGIApp:
         return StreamingResponse(states.stream(), media_type="application/x-ndjson")
 
     async def file(request: Request) -> Response:
-        wanted = page[request.url.path]
-        return Response(wanted.body, media_type=wanted.type)
+        body, kind = page[request.url.path]
+        return Response(body, media_type=kind)
 
     async def unknown(request: Request, error: Exception) -> Response:
         return _refusal(getattr(error, "status_code", 404))
@@ -178,7 +172,23 @@ def application(states: States, token: str, page: dict[str, File]) -> ASGIApp:
         Route("/api/states.jsonl", stream, methods=["GET"]),
         *(Route(path, file, methods=["GET"]) for path in page),
     ]
-    return _Guard(Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown}))
+    inner = Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown})
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse some requests (`refused`), and add headers to each answer."""
+        if scope["type"] != "http":
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *own]}
+            await send(message)
+
+        status = refused(scope)
+        await (_refusal(status) if status else inner)(scope, receive, with_headers)
+
+    return guarded
 
 
 _WORDS = {
@@ -192,28 +202,6 @@ _WORDS = {
 
 def _refusal(status: int) -> Response:
     return PlainTextResponse(f"{_WORDS.get(status, 'refused')}\n", status)
-
-
-class _Guard:
-    """Refuse requests for other host names or from other sites, and add headers to each answer."""
-
-    def __init__(self, inner: ASGIApp) -> None:
-        self._inner = inner
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request (ASGI)."""
-        if scope["type"] != "http":
-            return
-        status = refused(scope)
-        answer = _refusal(status) if status else self._inner
-
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                own = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
-                message = {**message, "headers": [*message.get("headers", ()), *own]}
-            await send(message)
-
-        await answer(scope, receive, with_headers)
 
 
 def refused(scope: Scope) -> int:
@@ -280,7 +268,7 @@ def serve(listener: socket.socket, pipe: int, status: int, token: str) -> None:
     asyncio.run(_serve(listener, pipe, status, token, page))
 
 
-async def _rehearse(page: dict[str, File]) -> None:
+async def _rehearse(page: Page) -> None:
     """Answer requests without a socket, so that all libraries are imported before `confine`."""
     states = States()
     states.put(b"{}\n")
@@ -312,9 +300,7 @@ async def _rehearse(page: dict[str, File]) -> None:
         await application_(scope, receive, send)
 
 
-async def _serve(
-    listener: socket.socket, pipe: int, status: int, token: str, page: dict[str, File]
-) -> None:
+async def _serve(listener: socket.socket, pipe: int, status: int, token: str, page: Page) -> None:
     states = States()
     config = uvicorn.Config(
         application(states, token, page),
