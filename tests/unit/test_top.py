@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import html
+import importlib
 import os
 import pathlib
 import re
+import sys
 
 import pytest
 from policy_worlds import HOST, NOTHING, OUTSIDE, known, network, policy, world
 
+from niso.base.errors import Error
 from niso.cli import traffic_commands
 from niso.kernel.flow_memory import Recorded
 from niso.kernel.sockets import Connection, Measured
@@ -196,7 +199,7 @@ def test_screen() -> None:
 
 
 async def _on_the_screen() -> None:
-    from niso.cli.top_screen import Listed, Rows, TopScreen
+    from niso.cli.top_screen import Rows, TopScreen
 
     screen = TopScreen()
     async with screen.run_test(size=(120, 16)) as pilot:
@@ -251,9 +254,9 @@ async def _on_the_screen() -> None:
         await pilot.press("tab", "home", "down", "enter")
         await pilot.pause()
         assert screen.chosen == "db" and flows.has_focus and not services.display
-        screen.on_listed(Listed("api", SOCKETS))  # was chosen when it was asked for
+        screen.update_sockets("api", SOCKETS)  # was chosen when it was asked for
         assert sockets.display and sockets.keys == []
-        screen.on_listed(Listed("db", SOCKETS + SOCKETS[:1]))  # the last one: its other end
+        screen.update_sockets("db", SOCKETS + SOCKETS[:1])  # the last one: its other end
         await pilot.pause()
         assert len(sockets.keys) == 3
         picture = shown(screen.export_screenshot())
@@ -284,6 +287,14 @@ async def _on_the_screen() -> None:
     assert not screen.signalled
 
 
+def test_without_its_libraries_the_screen_names_the_package(monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, "niso.cli.top_screen", raising=False)
+    monkeypatch.setitem(sys.modules, "rich.segment", None)
+    with pytest.raises(Error) as caught:
+        importlib.import_module("niso.cli.top_screen")
+    assert "python3-textual" in (caught.value.hint or "")
+
+
 def test_commands_of_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("textual")
     from niso.cli import top_screen
@@ -300,7 +311,7 @@ def test_commands_of_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
 async def _commands() -> None:
     from textual.widgets import Log
 
-    from niso.cli.top_screen import Listed, Output, TopScreen
+    from niso.cli.top_screen import Output, TopScreen
 
     failures: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, what: failures.append(what))
@@ -344,7 +355,7 @@ async def _commands() -> None:
         await pilot.press("escape")
         assert "net capture db 10.99.1.9:5432 --drops" in await said("c")
         await pilot.press("escape", "enter")
-        screen.on_listed(Listed("db", SOCKETS))
+        screen.update_sockets("db", SOCKETS)
         await pilot.press("tab")
         assert "net capture db 10.99.1.9:5432\n" in await said("c")
         await pilot.press("escape")

@@ -12,18 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import ClassVar
-
-from rich.segment import Segment
-from rich.style import Style
-from textual.app import ComposeResult
-from textual.binding import Binding
-from textual.geometry import Size
-from textual.message import Message
-from textual.screen import ModalScreen
-from textual.scroll_view import ScrollView
-from textual.strip import Strip
-from textual.widgets import Footer, Log, Static
 
 from niso.api.host import connect
 from niso.base.errors import Error
@@ -33,23 +23,27 @@ from niso.cli.output import escaped
 from niso.look.top import FlowLoad, Load, ServiceLoad, ServiceSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from textual.events import Click, Resize
+
+
+try:
+    from rich.segment import Segment
+    from rich.style import Style
+    from rich.text import Text
+    from textual.app import App, ComposeResult
+    from textual.binding import Binding
+    from textual.geometry import Size
+    from textual.screen import ModalScreen
+    from textual.scroll_view import ScrollView
+    from textual.strip import Strip
+    from textual.widgets import Footer, Input, Log, Static
+except ImportError:
+    hint = "niso top -n 1, apt install python3-textual, or install niso[top] with pip"
+    raise Error("textual, which draws the screen, is not installed", hint) from None
 
 
 # --- the screen -----------------------------------------------------------------------------------
 
-
-try:
-    from rich.text import Text
-    from textual.app import App, ComposeResult
-    from textual.binding import Binding
-    from textual.message import Message
-    from textual.widgets import Footer, Input, Static
-except ImportError:
-    hint = "niso top -n 1, apt install python3-textual, or install niso[top] with pip"
-    raise Error("textual, which draws the screen, is not installed", hint) from None
 
 HISTORY = 15
 TALL = 24
@@ -58,7 +52,19 @@ _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = (*traffic_commands.TOP_COLUMNS[:4], "LAST 30 s", *traffic_commands.TOP_COLUMNS[4:])
 _FLOW_COLUMNS = ("FROM", "TO", "VERDICT", "TRAFFIC", "LAST 30 s", "NEW/s", "BY")
 _VERDICTS = {"drop": "bad", "audit": "waiting", "pass": "good"}
-ORDERS = ("name", "traffic", "new", "denied")
+
+
+def _denied(load: ServiceLoad) -> int:
+    return (load.denied_in or 0) + (load.denied_out or 0)
+
+
+ORDERS: dict[str, Callable[[ServiceLoad], float]] = {
+    "name": lambda load: 0,
+    "traffic": lambda load: -(load.received or 0) - (load.sent or 0),
+    "new": lambda load: -(load.new or 0),
+    "denied": lambda load: -_denied(load),
+}
+"""The sort keys of services, which the screen gets sorted by name."""
 
 
 def show(name: str | None) -> int:
@@ -70,7 +76,7 @@ def show(name: str | None) -> int:
     with connect() as host, host.top(name) as measured:
         screen = TopScreen(measured.service)
     reader = threading.Thread(target=_read, args=(screen,), daemon=True)
-    screen.begin = lambda: _begin(screen, reader)
+    screen.begin = reader.start
     try:
         screen.run()
     finally:
@@ -82,14 +88,6 @@ def show(name: str | None) -> int:
     if screen.failure is not None:
         raise screen.failure
     return 130 if screen.signalled else screen.return_code or 0
-
-
-def _begin(screen: TopScreen, reader: threading.Thread) -> None:
-    """Start to measure, and make signals close the screen, so that the terminal is restored."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, screen.action_interrupt)
-    reader.start()
 
 
 def _read(screen: TopScreen) -> None:
@@ -106,28 +104,12 @@ def _read(screen: TopScreen) -> None:
                     return
                 if time.monotonic() >= due:
                     due = time.monotonic() + traffic_commands.EVERY_S
-                    screen.post_message(Looked(measured.read()))  # safe to call in a thread
+                    screen.call_later(screen.update_load, measured.read())  # safe in a thread
                 if (chosen := screen.chosen) is not None:
-                    screen.post_message(Listed(chosen, measured.sockets(chosen)))
+                    screen.call_later(screen.update_sockets, chosen, measured.sockets(chosen))
     except Exception as error:  # raised again by `show`
         screen.failure = error
-        screen.post_message(Looked(None))
-
-
-class Looked(Message):
-    """A message with each new measurement; None after the last one."""
-
-    def __init__(self, load: Load | None) -> None:
-        self.load = load
-        super().__init__()
-
-
-class Listed(Message):
-    """A message with the sockets of a service."""
-
-    def __init__(self, service: str, sockets: tuple[ServiceSocket, ...]) -> None:
-        self.service, self.sockets = service, sockets
-        super().__init__()
+        screen.call_later(screen.exit)
 
 
 class TopScreen(App[None]):
@@ -157,7 +139,7 @@ class TopScreen(App[None]):
     def __init__(self, name: str | None = None) -> None:
         super().__init__()
         self.chosen, self._fixed = name, name is not None
-        self.only_denied, self.order, self.wanted = False, ORDERS[0], ""
+        self.only_denied, self.order, self.wanted = False, "name", ""
         self.is_over = False
         self.wake = threading.Event()
         """An event that wakes the measuring thread to end it, or to list another service's
@@ -165,7 +147,7 @@ class TopScreen(App[None]):
         """
         self.failure: Exception | None = None
         self.signalled = False
-        self.begin: Callable[[], None] = lambda: None
+        self.begin: Callable[[], None] | None = None
         self._is_tall = False
         self._load: Load | None = None
         self._history: dict[str, list[float]] = {}
@@ -176,16 +158,19 @@ class TopScreen(App[None]):
     def compose(self) -> ComposeResult:
         """Yield the parts of the screen, from top to bottom."""
         yield Static("niso top: measuring", id="summary", markup=False)
-        yield Rows("services")
-        yield Rows("flows")
-        yield Rows("sockets")
+        for name in ("services", "flows", "sockets"):
+            yield Rows(name, self._choose_row)
         yield Input(placeholder="part of a name", id="find")
         yield Footer()
 
     def on_mount(self) -> None:
-        """Start measuring."""
+        """Start measuring, and make signals close the screen, so that the terminal is restored."""
         self._arrange()
-        self.begin()
+        if self.begin is not None:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                loop.add_signal_handler(number, self.action_interrupt)
+            self.begin()
 
     def on_resize(self, event: Resize) -> None:
         """Show flows below the services if the terminal has enough lines."""
@@ -193,25 +178,15 @@ class TopScreen(App[None]):
         self._arrange()
         self._draw()
 
-    def on_looked(self, event: Looked) -> None:
-        """Show a new measurement, or exit after the last one."""
-        if event.load is None:
-            self.exit()
-        else:
-            self.update_load(event.load)
-
-    def on_listed(self, event: Listed) -> None:
+    def update_sockets(self, service: str, sockets: tuple[ServiceSocket, ...]) -> None:
         """Show the sockets of a service, if this service is still the chosen one."""
-        if event.service == self.chosen:
-            self.update_sockets(event.sockets)
-
-    def update_sockets(self, sockets: tuple[ServiceSocket, ...]) -> None:
-        """Show the sockets of the chosen service."""
+        if service != self.chosen:
+            return
         self._sockets = {}
-        for socket in sockets:
-            key = _socket_key(socket)
+        for one in sockets:
+            key = f"{one.from_.address}|{one.from_port}|{one.to.address}|{one.port}"
             # a connection of a service to itself has both ends here
-            self._sockets[key + "|" * (key in self._sockets)] = socket
+            self._sockets[key + "|" * (key in self._sockets)] = one
         self._draw()
 
     def update_load(self, load: Load) -> None:
@@ -224,11 +199,12 @@ class TopScreen(App[None]):
         self._history = {
             name: [*self._history.get(name, ()), now][-HISTORY:] for name, now in bits.items()
         }
-        fresh = {_flow_key(flow): flow for flow in load.flows}
         kept = {
             key: flow._replace(new=0.0, bits=None if flow.bits is None else 0.0)
             for key, flow in self._flows.items()
-        } | fresh
+        }
+        for one in load.flows:
+            kept[f"{one.from_.address}|{one.to.address}|{one.port}|{one.proto}|{one.verdict}"] = one
         history = {
             key: [*self._flow_history.get(key, ()), flow.bits or flow.new][-HISTORY:]
             for key, flow in kept.items()
@@ -249,11 +225,8 @@ class TopScreen(App[None]):
 
     def _tables(self) -> tuple[Rows, Rows, Rows]:
         """Return the tables of services, flows and sockets."""
-        return (
-            self.query_one("#services", Rows),
-            self.query_one("#flows", Rows),
-            self.query_one("#sockets", Rows),
-        )
+        services, flows, sockets = self.query(Rows)
+        return services, flows, sockets
 
     def _draw(self) -> None:
         load = self._load
@@ -262,13 +235,16 @@ class TopScreen(App[None]):
         parts = [("niso top", "name"), *traffic_commands.summary(load)]
         if self.chosen is not None:
             parts.insert(1, (self.chosen, "name"))
-        parts += [(f"sorted by {self.order}", "")] * (self.order != ORDERS[0])
+        parts += [(f"sorted by {self.order}", "")] * (self.order != "name")
         parts += [("only denied", "")] * self.only_denied
         parts += [(repr(self.wanted), "")] * bool(self.wanted)
         words = Text("  ").join(Text(text, STYLES[kind]) for text, kind in parts)
         self.query_one("#summary", Static).update(words)
-        shown = [service for service in self._sorted(load.services) if self._is_shown(service)]
-        loads = {service.service: service for service in shown}
+        loads = {
+            one.service: one
+            for one in sorted(load.services, key=ORDERS[self.order])
+            if self.wanted in one.service and (_denied(one) or not self.only_denied)
+        }
         services, flows, sockets = self._tables()
         if services.display:
             services.fill(_COLUMNS, list(loads), lambda key: self._cells(loads[key]))
@@ -335,28 +311,12 @@ class TopScreen(App[None]):
             (escaped(networks), "soft"),
         )
 
-    def _is_shown(self, load: ServiceLoad) -> bool:
-        denied = (load.denied_in or 0) + (load.denied_out or 0)
-        return self.wanted in load.service and (bool(denied) or not self.only_denied)
-
-    def _sorted(self, services: tuple[ServiceLoad, ...]) -> list[ServiceLoad]:
-        keys = {
-            "name": lambda service: 0,
-            "traffic": lambda service: -(service.received or 0) - (service.sent or 0),
-            "new": lambda service: -(service.new or 0),
-            "denied": lambda service: -(service.denied_in or 0) - (service.denied_out or 0),
-        }
-        return sorted(services, key=keys[self.order])
-
-    def on_rows_chosen(self, event: Rows.Chosen) -> None:
-        """Show the flows of the chosen service, or of a service at one end of the chosen flow."""
+    def _choose_row(self, key: str) -> None:
+        """Show the flows of a service, or of a service at one end of a flow."""
         if self.chosen is not None:
             return  # only flows and sockets of one service are shown
-        name: str | None = event.key
-        if event.key in self._flows:
-            flow = self._flows[event.key]
-            name = flow.to.service or flow.from_.service
-        self._choose(name)
+        flow = self._flows.get(key)
+        self._choose(key if flow is None else flow.to.service or flow.from_.service)
 
     def _choose(self, name: str | None) -> None:
         if name != self.chosen:
@@ -387,8 +347,9 @@ class TopScreen(App[None]):
         self._draw()
 
     def action_sort(self) -> None:
-        """Sort by the next column of `ORDERS`."""
-        self.order = ORDERS[(ORDERS.index(self.order) + 1) % len(ORDERS)]
+        """Sort by the next of `ORDERS`."""
+        orders = list(ORDERS)
+        self.order = orders[(orders.index(self.order) + 1) % len(orders)]
         self._draw()
         self.query_one("#services", Rows).action_move(0)
 
@@ -452,14 +413,6 @@ class TopScreen(App[None]):
         self._choose(self.chosen if self._fixed else None)
 
 
-def _flow_key(flow: FlowLoad) -> str:
-    return f"{flow.from_.address}|{flow.to.address}|{flow.port}|{flow.proto}|{flow.verdict}"
-
-
-def _socket_key(socket: ServiceSocket) -> str:
-    return f"{socket.from_.address}|{socket.from_port}|{socket.to.address}|{socket.port}"
-
-
 def _bars(values: list[float]) -> str:
     """Draw a bar for each value, relative to the highest value."""
     most = max(values, default=0)
@@ -487,20 +440,8 @@ if TYPE_CHECKING:
     Cells = tuple[tuple[str, str], ...]
     """The texts of one row, each with the name of its style (`STYLES`)."""
 
-_AT_THE_RIGHT = frozenset(
-    (
-        "IN",
-        "OUT",
-        "TRAFFIC",
-        "NEW/s",
-        "DENIED IN",
-        "DENIED OUT",
-        "RTT",
-        "RETRANS",
-        "RECEIVED",
-        "SENT",
-    )
-)
+_LEFT = ("SERVICE", "HEALTH", "LAST 30 s", "NETWORKS", "FROM", "TO", "VERDICT", "BY", "STATE")
+"""The titles of columns whose values are aligned at the left."""
 _SPACE = "  "
 STYLES = {
     "": Style(),
@@ -536,15 +477,9 @@ class Rows(ScrollView, can_focus=True):
         Binding("enter", "choose", show=False),
     ]
 
-    class Chosen(Message):
-        """A message that a row was chosen, with Enter or by a click."""
-
-        def __init__(self, key: str) -> None:
-            self.key = key
-            super().__init__()
-
-    def __init__(self, id_: str) -> None:
+    def __init__(self, id_: str, choose: Callable[[str], None]) -> None:
         super().__init__(id=id_)
+        self._choose = choose
         self.keys: list[str] = []
         self.cursor = 0
         self._titles: tuple[str, ...] = ()
@@ -603,7 +538,7 @@ class Rows(ScrollView, can_focus=True):
                 over = self.get_component_rich_style("rows--cursor")
         segments = [Segment(" ", over or plain)]
         for (text, kind), title, width in zip(cells, self._titles, self._widths, strict=False):
-            words = text.rjust(width) if title in _AT_THE_RIGHT else text.ljust(width)
+            words = text.ljust(width) if title in _LEFT else text.rjust(width)
             segments.append(Segment(words + _SPACE, over or plain + STYLES[kind]))
         x = self.scroll_offset.x
         return Strip(segments).crop_extend(x, x + self.size.width, over or plain)
@@ -627,7 +562,7 @@ class Rows(ScrollView, can_focus=True):
     def action_choose(self) -> None:
         """Choose the row with the cursor."""
         if self.key is not None:
-            self.post_message(self.Chosen(self.key))
+            self._choose(self.key)
 
     def on_click(self, event: Click) -> None:
         """Move the cursor to the clicked row. If the cursor is there already, choose the row."""
