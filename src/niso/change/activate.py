@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from niso.change import cluster_claims
 
 
-# --- activate -------------------------------------------------------------------------------------
-
-
 _TRIES = 10
 
 
@@ -183,7 +180,6 @@ class _Activation:
         """The names and addresses that the services have reserved in etcd."""
 
     # --- the steps, in order ------------------------------------------------------------------
-
     def copy_packages(self) -> None:
         """Copy changed packages; by the intents recorded first, recovery deletes the copies."""
         fresh = self._fresh()
@@ -275,7 +271,6 @@ class _Activation:
             stop.report_to_cluster(self._machine, self.claims.homes, self._report)
 
     # --- without changing anything ------------------------------------------------------------
-
     def plan(self) -> list[Outcome]:
         """Report what the steps would do, and return the outcomes that they would have.
 
@@ -315,7 +310,6 @@ class _Activation:
         return [_outcome(store, done, done.name in changed) for done in changes]
 
     # --- parts of steps -----------------------------------------------------------------------
-
     def _fresh(self) -> list[Target]:
         return [
             target
@@ -377,9 +371,6 @@ def _outcome(store: Store, done: Change, changed: bool) -> Outcome:
     addresses = tuple(address for _, address in store.addresses(name))
     ports = rows((port for _, port in store.ports(name)), store.port_families(name))
     return Outcome(name, changed, addresses, ports, done.target.spec.program.kind == "job")
-
-
-# --- restart --------------------------------------------------------------------------------------
 
 
 def restart(

@@ -353,11 +353,8 @@ def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> N
         if entry.peer.kind == "service":
             beside = store.holders_beside(spec.name, entry.peer.name)
             if len(beside) > 1:
-                raise Conflict(
-                    f"{entry.text!r} is ambiguous, it could be {store.shown(beside)}",
-                    "use the name of the service",
-                    entry.key,
-                )
+                reason = f"{entry.text!r} is ambiguous, it could be {store.shown(beside)}"
+                raise Conflict(reason, "use the name of the service", entry.key)
             _check_alias(store, spec, entry, beside)
             if not beside and store.mode(entry.peer.name) == "host":
                 raise Conflict(
@@ -382,11 +379,8 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
         labels = _labels(store, holder)
         is_alias = entry.peer.name in labels.get(_ALIASES, "").split()
         if is_alias and not _is_own(store, spec.name, entry, labels.get("pod_namespace", "")):
-            raise Conflict(
-                f"{entry.text!r} is an alias that the user of pod {holder!r} has chosen",
-                f"name the pod: {holder}",
-                entry.key,
-            )
+            reason = f"{entry.text!r} is an alias that the user of pod {holder!r} has chosen"
+            raise Conflict(reason, f"name the pod: {holder}", entry.key)
 
 
 def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
@@ -516,7 +510,6 @@ def generations(store: Store) -> Generations:
 
 
 # --- the services of a stack ----------------------------------------------------------------------
-
 
 OR_REPLACE = "choose another name; --replace takes over its services"
 

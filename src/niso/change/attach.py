@@ -69,9 +69,6 @@ class Attachment(NamedTuple):
     """path of niso's name for the network namespace"""
 
 
-# --- attach ---------------------------------------------------------------------------------------
-
-
 def attach(
     machine: Machine,
     request: Request,
@@ -102,11 +99,8 @@ def attach(
             if row.active and before.lives(kernel) and not owns:
                 from niso.look.check import shown
 
-                raise Conflict(
-                    f"{request.name!r} is already attached, by {shown(before)}",
-                    "choose another name, or detach it first",
-                    "NAME",
-                )
+                reason = f"{request.name!r} is already attached, by {shown(before)}"
+                raise Conflict(reason, "choose another name, or detach it first", "NAME")
             _forget(machine, row, report)
             before = None
         target = target_of(store, request, foreign, before)
@@ -211,21 +205,15 @@ def _located(
     if request.awaited and before is not None and cookie != before.cookie:
         foreign = ForeignNetns(before.cookie, "", frozenset(), frozenset())
     if foreign is None:
-        raise NotFound(
-            f"{request.netns}: the network namespace does not exist",
-            "a path like /proc/PID/ns/net or /run/netns/NAME",
-        )
+        reason = f"{request.netns}: the network namespace does not exist"
+        raise NotFound(reason, "a path like /proc/PID/ns/net or /run/netns/NAME")
     if foreign.is_host:
-        raise InvalidInput(
-            f"{request.netns} is the network namespace of the host itself",
-            "name the namespace of a container",
-        )
+        reason = f"{request.netns} is the network namespace of the host itself"
+        raise InvalidInput(reason, "name the namespace of a container")
     # the attached program may have set niso's alias itself, to prevent a change of its policy
     if foreign.mark and (before is None or before.cookie != foreign.cookie):
-        raise Conflict(
-            f"{request.netns} is the network namespace of a service of niso",
-            "network.networks in its manifest names its networks",
-        )
+        reason = f"{request.netns} is the network namespace of a service of niso"
+        raise Conflict(reason, "network.networks in its manifest names its networks")
     return request._replace(netns=path), foreign
 
 
@@ -236,10 +224,8 @@ def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int
         if other.service == request.name or other.owner == request.owner == BY_INTERFACE:
             continue
         if row is not None and row.active and other.lives(kernel):
-            raise Conflict(
-                f"this network namespace is already attached as {other.service!r}",
-                f"attach {other.service} to more networks, or detach it first",
-            )
+            reason = f"this network namespace is already attached as {other.service!r}"
+            raise Conflict(reason, f"attach {other.service} to more networks, or detach it first")
 
 
 def _is_same(
@@ -458,14 +444,11 @@ def _links(
         if interface in {link.interface for link in links} or not interface:
             interface = next(free)
         if interface in taken:
-            raise Conflict(
-                f"interface {interface!r} already exists in {request.netns or 'it'}",
-                "name another one, or none: niso chooses the next free eth<n>",
-                "interface",
-            )
-        links.append(
-            AttachedLink(wish.network, interface, _own_mac(store, request.name, wish), False)
-        )
+            reason = f"interface {interface!r} already exists in {request.netns or 'it'}"
+            hint = "name another one, or none: niso chooses the next free eth<n>"
+            raise Conflict(reason, hint, "interface")
+        mac = _own_mac(store, request.name, wish)
+        links.append(AttachedLink(wish.network, interface, mac, False))
     _refuse_twice([link.interface for link in links], "interface")
     if links and not routed and request.owner != BY_INTERFACE:
         known = [store.network(link.network) for link in links]
@@ -536,10 +519,8 @@ def interface_name(text: str) -> str:
     """Return ``text`` if it is valid by dev_valid_name in net/core/dev.c. Raises InvalidInput."""
     bad = text in _NO_INTERFACE or len(text.encode()) > _MAX_INTERFACE
     if bad or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
-        raise InvalidInput(
-            f"{text!r} is not a valid name of an interface",
-            f"at most {_MAX_INTERFACE} characters, none of them a space, / or :",
-        )
+        hint = f"at most {_MAX_INTERFACE} characters, none of them a space, / or :"
+        raise InvalidInput(f"{text!r} is not a valid name of an interface", hint)
     return text
 
 
@@ -555,7 +536,6 @@ def mac(text: str) -> str:
 
 
 # --- policy of the attachment and of the administrator --------------------------------------------
-
 
 _ALL_PORTS = (0, 65535)
 

@@ -47,9 +47,6 @@ if TYPE_CHECKING:
     from niso.runtime.units import Units
 
 
-# --- results --------------------------------------------------------------------------------------
-
-
 _MARK = "# written by niso enable, removed by niso disable; state folder "
 """The first line of a unit file of a service. The state id follows."""
 _SERVICE = (
@@ -83,9 +80,6 @@ class Marked(NamedTuple):
     """false if nothing changed"""
     unit: str | None
     """path of the systemd unit; with --firewall, of the drop-in"""
-
-
-# --- the text of a service's unit -----------------------------------------------------------------
 
 
 def unit_text(
@@ -142,20 +136,16 @@ def _refuse_foreign(units: Units, store: Store, service: str) -> None:
         reason = f"{unit_of(service)} is a unit of niso itself"
         raise Conflict(reason, "give the service another name")
     if text is not None and not _is_marked(text, store.state_id()):
-        raise Conflict(
-            f"{unit_file(service)} already exists and was not made for this state folder",
-            "move it away, or give the service another name",
-        )
+        reason = f"{unit_file(service)} already exists and was not made for this state folder"
+        raise Conflict(reason, "move it away, or give the service another name")
 
 
 def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> None:
     """Raise Conflict unless the owner of a service's namespace is enabled or in ``together``."""
     provider = row.provider and store.service(row.provider)
     if provider and not provider.enabled and provider.name not in together:
-        raise Conflict(
-            f"{row.name!r} shares the namespace of {provider.name!r}, which is not enabled",
-            f"niso enable {provider.name} {row.name}",
-        )
+        reason = f"{row.name!r} shares the namespace of {provider.name!r}, which is not enabled"
+        raise Conflict(reason, f"niso enable {provider.name} {row.name}")
 
 
 def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list[str]:
@@ -219,10 +209,8 @@ def disable(machine: Machine, names: list[str], report: Report = silent) -> list
     rows = [_row(store, name) for name in names]
     for other in store.services():
         if other.enabled and other.provider in names and other.name not in names:
-            raise Conflict(
-                f"{other.name!r}, which is enabled, shares the namespace of {other.provider!r}",
-                f"niso disable {other.name} {other.provider}",
-            )
+            reason = f"{other.name!r}, which is enabled, shares the namespace of {other.provider!r}"
+            raise Conflict(reason, f"niso disable {other.name} {other.provider}")
     was = {row.name for row in rows if row.enabled}
     _set_enabled(store, was, False)
     was.update(clear(machine, names, report))
@@ -305,9 +293,6 @@ def _start_units(units: Units, rows: Iterable[ServiceRow]) -> None:
         units.start(waiting)
 
 
-# --- restore --------------------------------------------------------------------------------------
-
-
 class Restored(NamedTuple):
     """Result of `Services.restore`: outcomes of activated services, and errors of the others."""
 
@@ -373,7 +358,6 @@ def _naming(service: str, error: Error) -> Error:
 
 # --- units of other firewalls ---------------------------------------------------------------------
 
-
 _UNITS = ("nftables.service", "firewalld.service")
 _MARK = "# written by niso enable --firewall, removed by niso disable --firewall; state folder "
 
@@ -406,19 +390,14 @@ def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
     """
     units, state_id = machine.processes.units, machine.store.state_id()
     if not units.booted():
-        raise Error(
-            "systemd did not boot this machine",
-            "let the script that loads the firewall run niso net repair --kernel",
-            "--firewall",
-        )
+        hint = "let the script that loads the firewall run niso net repair --kernel"
+        raise Error("systemd did not boot this machine", hint, "--firewall")
     text = _text(state_id)
     texts = {unit: units.read(drop_in(unit)) for unit in _UNITS}
     for unit, now in texts.items():
         if now is not None and not now.startswith(_MARK + state_id):
-            raise Conflict(
-                f"{drop_in(unit)} already exists and was not made for this state folder",
-                "move it away",
-            )
+            reason = f"{drop_in(unit)} already exists and was not made for this state folder"
+            raise Conflict(reason, "move it away")
     done = [Marked(unit, texts[unit] != text, drop_in(unit)) for unit in _UNITS]
     for guarded in done:
         if guarded.changed:

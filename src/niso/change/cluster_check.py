@@ -89,9 +89,6 @@ def lost_address(machine: Machine, own: Config) -> list[Finding]:
     return [Finding("missing", what, detail)]
 
 
-# --- names, clocks, the agent ---------------------------------------------------------------------
-
-
 def _own_agent() -> list[tuple[str, str]]:
     """Return a warning (text, next step) if this host's agent has not synchronised for long."""
     at_s = agent.last().at_s

@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from niso.cluster.etcd import Etcd
 
 
-# --- claims of a command --------------------------------------------------------------------------
-
-
 _LATER = "the agent says it once the cluster answers: niso cluster status"
 
 
@@ -78,7 +75,6 @@ class Held:
         return claim.addresses if claim is not None else ()
 
     # --- before niso's lock ---------------------------------------------------
-
     def claim(self, wanted: dict[str, tuple[Target, Wanted]], report: Report) -> None:
         """Reserve in etcd what services need.
 
@@ -143,7 +139,6 @@ class Held:
                         store.across.set_claim(ClaimRow(name, "", 0, {}))
 
     # --- under niso's lock ----------------------------------------------------
-
     def make_way(self, report: Report) -> None:
         """Remove from this host's copy of the cluster's data what this host has just claimed.
 
@@ -182,7 +177,6 @@ class Held:
         return {(net, a) for claim in claims for net, some in claim.addresses.items() for a in some}
 
     # --- at the end -----------------------------------------------------------
-
     def publish(self, report: Report) -> None:
         """Report to the cluster that the services are active.
 
@@ -204,10 +198,8 @@ class Held:
                 report(Caution(error.message))
                 break
             if not held:
-                raise Conflict(
-                    f"another host has taken {name} over while it started",
-                    "niso ps --all-hosts shows where it is",
-                )
+                reason = f"another host has taken {name} over while it started"
+                raise Conflict(reason, "niso ps --all-hosts shows where it is")
         units.agent_name()
 
 

@@ -254,10 +254,8 @@ def restore(machine: Machine, report: Report) -> Joined:
     with service_lock(LOCK):
         own = _answering(machine, own, report)
         if (store.across.tunnel() is not None) != bool(own.encryption):
-            raise Error(
-                "cluster.toml and the store differ on whether the cluster is encrypted",
-                "nothing is written: niso cluster leave, and join again",
-            )
+            reason = "cluster.toml and the store differ on whether the cluster is encrypted"
+            raise Error(reason, "nothing is written: niso cluster leave, and join again")
         with own.engine() as engine:
             membership = ClusterKeys(engine, own.keys)
             host = as_member(machine, own, mtu)
@@ -278,10 +276,8 @@ def _answering(machine: Machine, own: Config, report: Report) -> Config:
         if isinstance(error, Refused) or not own.etcd.own:
             raise
     if os.path.lexists(os.path.join(own_etcd.data(), "member")):
-        raise Conflict(
-            "most members of etcd do not answer, and this host has the data of one",
-            "niso cluster member alone goes on with them",
-        )
+        reason = "most members of etcd do not answer, and this host has the data of one"
+        raise Conflict(reason, "niso cluster member alone goes on with them")
     if not os.path.lexists(os.path.join(paths.cluster_dir(), invitation.AUTHORITY_KEY)):
         raise Error("this host has never run a member of etcd", "run it on one that has")
     own_etcd.program()
@@ -326,10 +322,8 @@ def backup(machine: Machine, path: str) -> int:
 def _require_own_etcd(machine: Machine) -> Config:
     own = require_member(machine)
     if not own.etcd.own:
-        raise Error(
-            "this cluster is in an etcd that is not niso's",
-            "etcdctl changes its members and backs it up",
-        )
+        reason = "this cluster is in an etcd that is not niso's"
+        raise Error(reason, "etcdctl changes its members and backs it up")
     return own
 
 

@@ -43,9 +43,6 @@ from niso.cluster.membership import ClusterKeys
 from niso.runtime.machine import Machine
 from niso.runtime.units import WANTED_BY, ChangingUnit, agent, agent_name, unit_file
 
-# --- results --------------------------------------------------------------------------------------
-
-
 LOCK = "niso.cluster"
 LOCK_S = 60.0
 MOST_MEMBERS = 3
@@ -69,9 +66,6 @@ class Joined(NamedTuple):
     config: Config
     cluster: str  # the cluster's id
     members: int  # voting members of etcd; 0 if niso does not run it
-
-
-# --- create a cluster -----------------------------------------------------------------------------
 
 
 def init(
@@ -164,11 +158,8 @@ def _reach(existing: Existing) -> Reach:
         places.append(endpoint(place, "--etcd"))
         schemes.add(parts.scheme)
     if schemes != {"https" if existing.cacert else "http"}:
-        raise UsageError(
-            "https needs --cacert, and http has none",
-            "http has neither encryption nor authentication: use it for trials only",
-            "--etcd",
-        )
+        hint = "http has neither encryption nor authentication: use it for trials only"
+        raise UsageError("https needs --cacert, and http has none", hint, "--etcd")
     chosen = (existing.cacert, existing.cert, existing.key, existing.user_file)
     cacert, cert, key, user = (os.path.abspath(file) if file else "" for file in chosen)
     reach = Reach(tuple(places), cacert, cert, key, user)
@@ -197,10 +188,8 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
                 raise Conflict(f"host {host} is not in the cluster", "leave out --renew")
             address = address or known[host].address
         elif host in known:
-            raise Conflict(
-                f"host {host} is in the cluster already",
-                "--renew makes new certificates for it; a new host needs another name",
-            )
+            hint = "--renew makes new certificates for it; a new host needs another name"
+            raise Conflict(f"host {host} is in the cluster already", hint)
         elif not address:
             raise UsageError("is needed", "by which other hosts reach it", "--address")
         address = ip_address(address, "--address")
@@ -260,10 +249,8 @@ def join(
                 membership = ClusterKeys(engine, own.keys)
                 cluster = membership.cluster()
                 if cluster is None or cluster.identity != invited.cluster:
-                    raise Error(
-                        f"etcd does not have cluster {invited.cluster}",
-                        "the invitation is of another one, or its data were lost",
-                    )
+                    reason = f"etcd does not have cluster {invited.cluster}"
+                    raise Error(reason, "the invitation is of another one, or its data were lost")
                 count = voting(engine) if own.etcd.own else 0
                 if member is None:
                     member = bool(invited.files.authority_key) and count < MOST_MEMBERS
@@ -283,10 +270,8 @@ def join(
             try:
                 own = become_member(machine, own, report)
             except Error as error:
-                raise Error(
-                    f"joined as {own.host}, but not as a member of etcd: {error.message}",
-                    "niso cluster member add tries it again",
-                ) from error
+                reason = f"joined as {own.host}, but not as a member of etcd: {error.message}"
+                raise Error(reason, "niso cluster member add tries it again") from error
             count += 1
     return Joined(own, cluster.identity, count)
 
@@ -369,17 +354,12 @@ def voting(engine: Etcd) -> int:
     return sum(not member.learns for member in own_etcd.members(engine))
 
 
-# --- shared parts ---------------------------------------------------------------------------------
-
-
 def require_member(machine: Machine) -> Config:
     """Return this host's cluster.toml. Raises Error if the host is in no cluster."""
     own = require()
     if not machine.store.cluster_id():
-        raise Error(
-            "joining the cluster was interrupted",
-            "do it again: niso cluster init or niso cluster join",
-        )
+        reason = "joining the cluster was interrupted"
+        raise Error(reason, "do it again: niso cluster init or niso cluster join")
     return own
 
 
@@ -443,10 +423,8 @@ def clear(machine: Machine, report: Report) -> None:
 
 def _require_key(invited: Invitation) -> None:
     if not invited.files.authority_key:
-        raise InvalidInput(
-            "the invitation is not that of a member of etcd",
-            f"niso cluster invite {invited.host.name} --member; or join without --member",
-        )
+        hint = f"niso cluster invite {invited.host.name} --member; or join without --member"
+        raise InvalidInput("the invitation is not that of a member of etcd", hint)
 
 
 def _require_etcd() -> None:
@@ -480,9 +458,6 @@ def _own_address() -> str:
     raise UsageError("is needed, since this host has no default route", key="--address")
 
 
-# --- leave ----------------------------------------------------------------------------------------
-
-
 def leave(machine: Machine, force: bool, report: Report) -> Config:
     """Remove this host from its cluster, and return its former configuration.
 
@@ -496,10 +471,8 @@ def leave(machine: Machine, force: bool, report: Report) -> Config:
         spans = [network.name for network in store.networks() if network.span is not None]
         held = [service for name in spans for service, _ in store.members(name)]
         if held:
-            raise Conflict(
-                f"services are on networks of the cluster: {', '.join(sorted(set(held)))}",
-                "the host can leave once they are removed, or on other networks",
-            )
+            reason = f"services are on networks of the cluster: {', '.join(sorted(set(held)))}"
+            raise Conflict(reason, "the host can leave once they are removed, or on other networks")
         if store.cluster_id():
             cluster_claims.tell_rest(machine)
             _give_notice(machine, own, force, report)
@@ -522,10 +495,8 @@ def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> 
             membership = ClusterKeys(engine, own.keys)
             alone = all(host.name == own.host for host in membership.hosts())
             if own.member is not None and not alone and voting(engine) < 2:
-                raise Conflict(
-                    "this host runs the only member of etcd",
-                    "niso cluster member add on another host makes a second one",
-                )
+                reason = "this host runs the only member of etcd"
+                raise Conflict(reason, "niso cluster member add on another host makes a second one")
             membership.leave(own.host, machine.store.state_id())
             if own.member is not None and not alone:
                 end_member(machine, own, engine, report)
@@ -541,7 +512,6 @@ def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> 
 
 
 # --- the agent and etcd ---------------------------------------------------------------------------
-
 
 AGENT, ETCD = "agent", "etcd"
 _MARK = "# written by niso cluster, which also removes it; state folder "
@@ -565,10 +535,8 @@ def require_free(machine: Machine, which: str) -> None:
     units = machine.processes.units
     text = units.read(unit_file(which)) if units.booted() else None
     if text is not None and not text.startswith(f"{_MARK}{machine.store.state_id()}"):
-        raise Conflict(
-            f"{unit_file(which)} already exists and was not made for this state folder",
-            "move it away",
-        )
+        reason = f"{unit_file(which)} already exists and was not made for this state folder"
+        raise Conflict(reason, "move it away")
 
 
 def start_agent(machine: Machine, report: Report) -> None:

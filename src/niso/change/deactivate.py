@@ -95,10 +95,8 @@ def remove_volumes(machine: Machine, services: list[str], report: Report = silen
     with locked(store, services):
         for name in services:
             if (row := store.service(name)) is not None and row.active:
-                raise Conflict(
-                    f"service {name!r} is active and uses its volumes",
-                    "they can be removed once it is inactive",
-                )
+                reason = f"service {name!r} is active and uses its volumes"
+                raise Conflict(reason, "they can be removed once it is inactive")
             volumes.check_removable(name)
         for name in services:
             volumes.remove_all(name, report)

@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from niso.change.span_networks import Arriving
 
 
-# --- planning -------------------------------------------------------------------------------------
-
-
 def pool() -> subnets.Network:
     """Return the IPv4 prefix for new subnets (``NISO_POOL``).
 
@@ -53,11 +50,8 @@ def pool() -> subnets.Network:
             f"{error}", f"a prefix like {subnets.DEFAULT_POOL}", "NISO_POOL"
         ) from None
     if prefix.version != 4 or prefix.prefixlen > PREFIX_LENGTH:
-        raise InvalidInput(
-            f"{text!r} is not an IPv4 prefix of at least a /24",
-            f"an IPv4 prefix like {subnets.DEFAULT_POOL}",
-            "NISO_POOL",
-        )
+        reason = f"{text!r} is not an IPv4 prefix of at least a /24"
+        raise InvalidInput(reason, f"an IPv4 prefix like {subnets.DEFAULT_POOL}", "NISO_POOL")
     if prefix.is_global:
         raise InvalidInput(f"{text!r} is a public prefix", PRIVATE[4], "NISO_POOL")
     return prefix
@@ -129,13 +123,9 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
     if not nets:
         nets.append(around or _next_free(name, taken))
     if around is not None and around.is_global:
-        raise Conflict(
-            f"is a public address: new network {name!r} would take {around} from this host",
-            f"if the prefix is yours: niso net create {name} --subnet {around} --allow-public",
-            "network.ip",
-            value=f'"{holds}"',
-            right=PRIVATE[4],
-        )
+        reason = f"is a public address: new network {name!r} would take {around} from this host"
+        hint = f"if the prefix is yours: niso net create {name} --subnet {around} --allow-public"
+        raise Conflict(reason, hint, "network.ip", value=f'"{holds}"', right=PRIVATE[4])
     if ipv6:
         nets.append(_next_unique_local(name, store.state_id(), taken))
     for net in nets:
@@ -147,10 +137,8 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
     bridge = base_names.bridge(name)
     holder = store.bridge_holder(bridge)
     if holder is not None:
-        raise Conflict(
-            f"network {name!r} would use bridge {bridge}, which belongs to network {holder!r}",
-            "choose another name",
-        )
+        reason = f"network {name!r} would use bridge {bridge}, which belongs to network {holder!r}"
+        raise Conflict(reason, "choose another name")
     given = _gateways(nets, gateways)
     return Network(
         name=name,
@@ -198,10 +186,8 @@ def _require_free(
         if other.version != net.version or not other.overlaps(net):
             continue
         if holds is None:
-            raise Conflict(
-                f"network {name!r}: subnet {net} overlaps {other} of {whose}",
-                "choose another subnet",
-            )
+            reason = f"network {name!r}: subnet {net} overlaps {other} of {whose}"
+            raise Conflict(reason, "choose another subnet")
         raise Conflict(
             f"is not available: new network {name!r} would get {net}, "
             f"which overlaps {other} of {whose}",
@@ -219,10 +205,8 @@ def _next_unique_local(
     whole = subnets.unique_local(state_id)
     prefix = subnets.free_prefix(whole, 64, [net for net, _ in taken])
     if prefix is None:
-        raise Conflict(
-            f"network {name!r}: no free /64 is left in {whole}",
-            "choose a free IPv6 prefix as its subnet",
-        )
+        reason = f"network {name!r}: no free /64 is left in {whole}"
+        raise Conflict(reason, "choose a free IPv6 prefix as its subnet")
     return prefix
 
 
@@ -349,13 +333,8 @@ def _require_unused(store: Store, name: str) -> None:
     store.require_network(name)
     members = [service for service, _ in store.members(name)] or store.held_by(name)
     if members:
-        raise Conflict(
-            f"network {name!r} is used by {', '.join(members)}",
-            "it can be removed once they are removed or on other networks",
-        )
-
-
-# --- names in the host's own hosts file -----------------------------------------------------------
+        reason = f"network {name!r} is used by {', '.join(members)}"
+        raise Conflict(reason, "it can be removed once they are removed or on other networks")
 
 
 def show(machine: Machine, on: bool) -> bool:

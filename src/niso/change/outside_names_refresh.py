@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-# --- rules and hosts files ------------------------------------------------------------------------
-
-
 KEPT_S = 3600.0
 """Seconds for which the answer for a DNS name in no policy is stored. An activation that will
 record such a policy may be in progress.
@@ -188,7 +185,6 @@ def _bars(machine: Machine) -> Bars:
 
 # --- queries to name servers ----------------------------------------------------------------------
 
-
 RESOLV_CONF = "/etc/resolv.conf"
 _SERVER_S, _QUESTION_S, _ALL_S = 1.5, 4.0, 15.0
 """Timeouts in seconds: of one name server, of one question, and of all questions together."""
@@ -277,7 +273,6 @@ def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> DnsAnsw
 
 # --- the systemd timer ----------------------------------------------------------------------------
 
-
 EVERY_S = 60
 """Interval in seconds between calls of `niso net refresh`. A call resolves only names whose TTL is
 over.
@@ -360,9 +355,6 @@ def texts(state_id: str) -> dict[str, str]:
 
 def _path(name: str) -> str:
     return os.path.join(UNITS, name)
-
-
-# --- Host.refresh_names ---------------------------------------------------------------------------
 
 
 def refresh_names(session: Session, force: bool) -> tuple[OutsideName, ...]:

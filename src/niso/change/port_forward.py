@@ -13,8 +13,6 @@ from niso.plan.records import Port
 from niso.runtime.machine import Machine
 from niso.store.store import Store
 
-# --- Host.services.port_forward -------------------------------------------------------------------
-
 
 def port_forward(
     machine: Machine, name: str, port: Port, *, replace: bool = False, report: Report = silent
@@ -34,9 +32,6 @@ def port_unforward(
     held = {name, *(holder for holder, _ in kept_out(machine.store, name, port))}
     with locked(machine.store, sorted(held)):
         return unforward(machine, name, port, held, report)
-
-
-# --- rows and kernel ------------------------------------------------------------------------------
 
 
 def forward(
@@ -83,12 +78,8 @@ def forward(
                     message, "move the whole range, or change that manifest", key, names_key=False
                 )
             if holder not in locked:
-                raise Conflict(
-                    f"{holder!r} has just taken host port {port.host_side}",
-                    "try again",
-                    key,
-                    names_key=False,
-                )
+                reason = f"{holder!r} has just taken host port {port.host_side}"
+                raise Conflict(reason, "try again", key, names_key=False)
         Listeners(machine.kernel, store.port_families(service)).check(port, key)
         _change(machine, [(service, port)], losers, report)
     return True, losers
@@ -171,8 +162,5 @@ def _check_mode(store: Store, service: str, key: str) -> None:
             raise Conflict(
                 f"{whose} has mode host", "its listening ports are already the host's", key
             )
-        raise Conflict(
-            f"{whose} has mode none: it cannot be reached",
-            'set mode = "bridge" to have a network',
-            key,
-        )
+        reason = f"{whose} has mode none: it cannot be reached"
+        raise Conflict(reason, 'set mode = "bridge" to have a network', key)

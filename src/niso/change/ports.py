@@ -22,9 +22,6 @@ from niso.reconcile.change import change
 from niso.runtime.machine import Machine
 from niso.store.store import Store
 
-# --- admitting host ports -------------------------------------------------------------------------
-
-
 FREE_FIRST, FREE_LAST = 20_000, 29_999
 """The range from which niso chooses a host port if a manifest names none.
 
@@ -137,11 +134,9 @@ def _check_forwards(service: str, port: Port, forwards: Iterable[Port], key: str
     """Raise Conflict if another port of this service is forwarded from the same host port."""
     for forward in forwards:
         if same_place(forward, port):
-            raise Conflict(
-                f"host port {port.host_side} is forwarded to another port of {service!r}",
-                f"choose another host port, or withdraw the forward {forward.text}",
-                key,
-            )
+            reason = f"host port {port.host_side} is forwarded to another port of {service!r}"
+            hint = f"choose another host port, or withdraw the forward {forward.text}"
+            raise Conflict(reason, hint, key)
 
 
 def _choose(
@@ -185,7 +180,6 @@ def _choose(
 
 
 # --- changes of a running service's ports ---------------------------------------------------------
-
 
 FinishingPorts = event_class(
     "FinishingPorts", lambda services: f"complete the port changes of {', '.join(services)}"

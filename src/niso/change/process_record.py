@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from niso.runtime.processes import Processes
 
 
-# --- uid and ProcessSpec --------------------------------------------------------------------------
-
-
 def specified(
     machine: Machine,
     target: Target,
@@ -97,10 +94,8 @@ def _identified(spec: ProcessSpec, old: ProcessSpec | None, is_known: bool) -> P
     try:
         return sources.recorded(spec)
     except OSError as error:
-        raise InvalidInput(
-            f"{error.filename}: {error.strerror}; it was there a moment ago",
-            "activate again when nothing changes it",
-        ) from error
+        reason = f"{error.filename}: {error.strerror}; it was there a moment ago"
+        raise InvalidInput(reason, "activate again when nothing changes it") from error
 
 
 def _spec(
@@ -155,9 +150,6 @@ def _spec(
         dns_search=wanted.network.dns_search,
         secrets=tuple(Secret(name, path) for name, path in program.secrets.items()),
     )
-
-
-# --- another hosts file instead of a restart ------------------------------------------------------
 
 
 RestartingInstead = event_class(

@@ -58,9 +58,6 @@ if TYPE_CHECKING:
     from niso.runtime.processes import Processes
 
 
-# --- repair ---------------------------------------------------------------------------------------
-
-
 RepairingStore = event_class(
     "RepairingStore",
     lambda action, table, service="": (
@@ -364,7 +361,6 @@ def _mending(name: str, finding: Finding) -> Event:
 
 # --- sweep: remove what is in the kernel ----------------------------------------------------------
 
-
 EndingLost = event_class("EndingLost", lambda cgroup: f"kill the processes in the cgroup {cgroup}")
 
 
@@ -443,10 +439,8 @@ def _alone() -> Iterator[None]:
             if locked_services() <= known:
                 yield
                 return
-    raise Conflict(
-        "other niso commands keep starting and locking services",
-        "try again when they have finished",
-    )
+    reason = "other niso commands keep starting and locking services"
+    raise Conflict(reason, "try again when they have finished")
 
 
 def _refuse_strangers(lost: list[Orphan]) -> None:

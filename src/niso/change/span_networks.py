@@ -187,11 +187,8 @@ def _planned(
     """
     fits = min((host.mtu for host in membership.hosts()), default=1500) - header(joined)
     if request.mtu is not None and request.mtu > fits:
-        raise Conflict(
-            f"{request.mtu}: between the hosts of the cluster, packets of {fits} bytes fit",
-            f"omit it to use {fits}",
-            "--mtu",
-        )
+        reason = f"{request.mtu}: between the hosts of the cluster, packets of {fits} bytes fit"
+        raise Conflict(reason, f"omit it to use {fits}", "--mtu")
     network = present
     if network is None:
         besides = [

@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from niso.runtime.processes import Processes
 
 
-# --- start ----------------------------------------------------------------------------------------
-
-
 TIMEOUT_S = 60.0
 """Seconds that a restart waits for a service to become healthy."""
 
@@ -190,10 +187,8 @@ def _check_order(processes: Processes, starts: list[Start], after: After) -> Non
                     state == STARTED or (recorded is not None and recorded.failures == 0)
                 )
             if not well:
-                raise Conflict(
-                    f"{name} waits until {dependency} is {state}, but it is not",
-                    f"niso ps, for {dependency}",
-                )
+                reason = f"{name} waits until {dependency} is {state}, but it is not"
+                raise Conflict(reason, f"niso ps, for {dependency}")
 
 
 class _Starting:
@@ -223,10 +218,8 @@ class _Starting:
                     self._begin(start)
                 elif not self._waits and not self._begun and not self._ends and self._todo:
                     names = ", ".join(start.name for start in self._todo)
-                    raise Conflict(
-                        f"dependency cycle among {names}",
-                        "remove one of the dependencies between them",
-                    )
+                    reason = f"dependency cycle among {names}"
+                    raise Conflict(reason, "remove one of the dependencies between them")
                 self._turn(wait=next(self._ready(), None) is None)
         finally:
             for end in self._ends:
@@ -361,7 +354,6 @@ class _Starting:
 
 
 # --- waiting: started, healthy, or failed with the reason -----------------------------------------
-
 
 STARTED_WITHIN_S = 0.2
 """Seconds. A process that exits earlier than this has failed to start.

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from niso.runtime.processes import Processes
 
 
-# --- processes and records ------------------------------------------------------------------------
-
-
 Needs = Mapping[str, Iterable[str]]
 """Maps a service to the services that it depends on. Those are stopped after it."""
 

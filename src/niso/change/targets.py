@@ -63,11 +63,9 @@ def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
 
     if target.replace or not is_elsewhere(before.manifest_path, target.manifest_path):
         return
-    raise Conflict(
-        f"{target.name!r} is already the service of {before.manifest_path}",
-        "choose another name; --replace takes over its addresses, ports and volumes",
-        "package.name",
-    )
+    reason = f"{target.name!r} is already the service of {before.manifest_path}"
+    hint = "choose another name; --replace takes over its addresses, ports and volumes"
+    raise Conflict(reason, hint, "package.name")
 
 
 def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
@@ -268,9 +266,6 @@ def volumes(spec: ServiceSpec) -> tuple[MountedVolume, ...]:
         source = os.path.join(kept, name) if named else host
         result.append(MountedVolume(name, mount, source, named, read_only, size))
     return tuple(result)
-
-
-# --- Target ---------------------------------------------------------------------------------------
 
 
 class Target(NamedTuple):

@@ -247,10 +247,8 @@ def _undo_records(
             except sqlite3.IntegrityError as error:
                 # another command is undoing a service of the same activation, and has not yet
                 # released a name, address or port that this service had
-                raise Error(
-                    f"another service still holds its name, address or port: {error}",
-                    "niso net repair",
-                ) from error
+                reason = f"another service still holds its name, address or port: {error}"
+                raise Error(reason, "niso net repair") from error
             host_settings.note_late(kernel, store)
             # include networks of services that stay inactive: the activation may have dropped an
             # implicit network as its last step

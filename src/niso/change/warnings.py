@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from niso.look.what_if import PolicyEffect
 
 
-# --- warnings after a change ----------------------------------------------------------------------
-
-
 def activated(session: Session, machine: Machine, outcomes: Sequence[Outcome]) -> None:
     """Warn about likely problems of activated services, and let systemd supervise the services."""
     store = machine.store
