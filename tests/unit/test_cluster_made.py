@@ -28,7 +28,7 @@ from niso.cluster.membership import ClusterKeys
 from niso.store.span_rows import ClaimRow
 
 HERE = "192.0.2.1"
-ETCD = cluster_join.Existing(("http://etcd1:2379",))
+ETCD = cluster_join.Reach(("http://etcd1:2379",))
 
 
 class Engine(FakeEngine):
@@ -58,9 +58,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     return engine
 
 
-def init(
-    world: World, existing: cluster_join.Existing = ETCD, host: str = "a"
-) -> cluster_join.Joined:
+def init(world: World, existing: cluster_join.Reach = ETCD, host: str = "a") -> cluster_join.Joined:
     return cluster_join.init(world.machine, host, HERE, existing, lambda event: None)
 
 
@@ -126,17 +124,17 @@ def test_host_that_leaves_without_an_answer_does_not_say_that_its_agent_will_tel
         (ETCD, "A b", HERE, "--name"),
         (ETCD, "a", "127.0.0.1", "not an address of a host"),
         (ETCD, "a", "192.0.2.77", "not an address of this host"),
-        (cluster_join.Existing(("etcd1:2379",)), "a", HERE, "not a URL of etcd"),
-        (cluster_join.Existing(("https://etcd1",)), "a", HERE, "https needs --cacert"),
-        (cluster_join.Existing(("http://e",), cacert="/c"), "a", HERE, "https needs --cacert"),
-        (cluster_join.Existing(("http://e/x",)), "a", HERE, "not a URL of etcd"),
+        (cluster_join.Reach(("etcd1:2379",)), "a", HERE, "not a URL of etcd"),
+        (cluster_join.Reach(("https://etcd1",)), "a", HERE, "https needs --cacert"),
+        (cluster_join.Reach(("http://e",), cacert="/c"), "a", HERE, "https needs --cacert"),
+        (cluster_join.Reach(("http://e/x",)), "a", HERE, "not a URL of etcd"),
         (ETCD._replace(prefix="niso"), "a", HERE, "not a prefix of keys"),
     ],
 )
 def test_wrong_input_of_init_changes_nothing(
     world: World,
     engine: Engine,
-    existing: cluster_join.Existing,
+    existing: cluster_join.Reach,
     host: str,
     address: str,
     words: str,

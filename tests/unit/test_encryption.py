@@ -32,7 +32,7 @@ from niso.kernel.ruleset import TUNNEL
 from niso.plan.subnets import NetworkRequest
 
 HERE = "192.0.2.1"
-ETCD = cluster_join.Existing(("http://etcd1:2379",))
+ETCD = cluster_join.Reach(("http://etcd1:2379",))
 KEYS = [f"{number:042}w=" for number in range(10, 14)]
 NO_KERNEL = {KERNEL: "the kernel has no WireGuard (Error: Unknown device type.)"}
 

@@ -101,7 +101,7 @@ def test_stack_that_lost_a_race_for_a_name_is_told_to_run_again(world: World) ->
     """When its command began, no other stack had the name, so that its services have no prefix."""
     world.package("db")
     world.up(world.stack("db", name="first"))
-    second = admit.Membership("second", "/other/stack.toml", "/other/stack.toml", (), ())
+    second = admit.StackMembership("second", "/other/stack.toml", "/other/stack.toml", (), ())
     with refuses(
         Conflict, "first", hint="another command has just made that stack: run this one again"
     ) as caught:

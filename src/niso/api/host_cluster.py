@@ -9,10 +9,10 @@ from niso.base import paths
 from niso.base.errors import Error, InvalidInput, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.change import cluster_check, cluster_hosts, cluster_join
-from niso.change.cluster_join import Existing
 from niso.cluster import own_etcd
 from niso.cluster.config import require
 from niso.cluster.engine import NoAnswer, Refused
+from niso.cluster.etcd import Reach
 from niso.look.session import Session, guarded, path, text, texts
 from niso.runtime.units import UNITS
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from niso.change.boot import Marked
-    from niso.change.cluster_hosts import Forgotten, Status
+    from niso.change.cluster_hosts import ClusterState, Forgotten
     from niso.change.cluster_join import Joined
     from niso.cluster.config import Config
     from niso.cluster.key_values import HostEntry
@@ -324,12 +324,12 @@ def _entering[T](call: Callable[[], T]) -> T:
         raise InvalidInput(f"the invitation has {error.reason}", hint) from None
 
 
-def _existing(given: ExistingEtcd) -> Existing:
+def _existing(given: ExistingEtcd) -> Reach:
     chosen = (given.cacert, given.cert, given.key, given.user_file)
     named = zip(chosen, ("--cacert", "--cert", "--key", "--user"), strict=True)
     cacert, cert, key, user = ("" if file is None else path(file, name) for file, name in named)
     urls = tuple(texts(given.urls, "--etcd"))
-    return Existing(urls, cacert, cert, key, user, text(given.prefix, "--prefix"))
+    return Reach(urls, cacert, cert, key, user, text(given.prefix, "--prefix"))
 
 
 def _membership(made: Joined) -> Membership:
@@ -337,7 +337,7 @@ def _membership(made: Joined) -> Membership:
     return Membership(made.cluster, own.host, own.address, own.member is not None, made.members)
 
 
-def _status(seen: Status) -> ClusterStatus:
+def _status(seen: ClusterState) -> ClusterStatus:
     states = [state for _, state in seen.members if state is not None]
     leaders = {state.leader for state in states}
     return ClusterStatus(
@@ -362,7 +362,7 @@ def _status(seen: Status) -> ClusterStatus:
     )
 
 
-def _host(host: HostEntry, seen: Status) -> ClusterHost:
+def _host(host: HostEntry, seen: ClusterState) -> ClusterHost:
     held = [claim for claim in seen.claims if claim.host == host.name]
     networks = sorted({network for claim in held for network in claim.networks})
     here = host.name == seen.own.host

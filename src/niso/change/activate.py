@@ -18,7 +18,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import CopyingPackage, Report, Stopping, silent
 from niso.base.signals import signals_held
 from niso.change import outside_names_refresh, sharing, start, stop
-from niso.change.admit import NO_STACK, Change, Membership, NoClaims, record_all
+from niso.change.admit import NO_STACK, Change, NoClaims, StackMembership, record_all
 from niso.change.journal import begin, end_intents, end_restart, locked, recover
 from niso.change.scope import leaving, scope_left, scope_of
 from niso.change.start import After
@@ -65,7 +65,7 @@ def activate(
     report: Report = silent,
     dry_run: bool = False,
     after: After | None = None,
-    stack: Membership = NO_STACK,
+    stack: StackMembership = NO_STACK,
 ) -> list[Outcome]:
     """Activate ``targets``; if one of them fails, roll back all of them.
 
@@ -100,7 +100,7 @@ def activate(
 
 
 def foreseen(
-    machine: Machine, targets: list[Target], stack: Membership = NO_STACK
+    machine: Machine, targets: list[Target], stack: StackMembership = NO_STACK
 ) -> tuple[PolicyContext, PolicyContext]:
     """Return what policies would be evaluated against before and after `activate`.
 
@@ -116,7 +116,7 @@ def foreseen(
 def _planned(
     machine: Machine,
     targets: list[Target],
-    stack: Membership,
+    stack: StackMembership,
     report: Report,
     observe: Callable[[], object] = lambda: None,
 ) -> list[Outcome]:
@@ -140,7 +140,7 @@ def _planned(
 
 
 def _locked(
-    store: Store, wanted: list[Target], stack: Membership
+    store: Store, wanted: list[Target], stack: StackMembership
 ) -> tuple[ExitStack, list[Target]]:
     """Lock the services, those that leave the stack, and those that must restart with them.
 
@@ -162,7 +162,7 @@ class _Activation:
     """The steps of one activation. The caller must have locked its services."""
 
     def __init__(
-        self, machine: Machine, targets: list[Target], stack: Membership, report: Report
+        self, machine: Machine, targets: list[Target], stack: StackMembership, report: Report
     ) -> None:
         self._machine, self._store, self._kernel = machine, machine.store, machine.kernel
         self._targets, self._stack, self._report = targets, stack, report
@@ -176,7 +176,7 @@ class _Activation:
         """Rows of the active services that leave the stack."""
         self._has_steps = False
         """Whether the activation changed, or would change, an object of the kernel."""
-        self.claims: cluster_claims.Held | NoClaims = NoClaims()
+        self.claims: cluster_claims.ActivationClaims | NoClaims = NoClaims()
         """The names and addresses that the services have reserved in etcd."""
 
     # --- the steps, in order ------------------------------------------------------------------

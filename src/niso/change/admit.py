@@ -72,7 +72,7 @@ def record_all(
     targets: list[Target],
     copies: dict[str, str],
     leaving: list[ServiceRow],
-    stack: Membership,
+    stack: StackMembership,
 ) -> list[Change]:
     """Write the desired rows of all services of a command, and of its ``stack``, to the store.
 
@@ -514,7 +514,7 @@ def generations(store: Store) -> Generations:
 OR_REPLACE = "choose another name; --replace takes over its services"
 
 
-class Membership(NamedTuple):
+class StackMembership(NamedTuple):
     stack: str
     file: str  # absolute path of its stack.toml
     shown: str  # the same path, printable
@@ -524,12 +524,12 @@ class Membership(NamedTuple):
     prefix: str = ""  # of its networks' names
 
 
-NO_STACK = Membership("", "", "", (), ())
+NO_STACK = StackMembership("", "", "", (), ())
 """The membership of services that are activated without a stack."""
 
 
 class NoClaims:
-    """The reservations of a command that needs none in etcd; see `cluster_claims.Held`."""
+    """The claims of a command that needs none; see `cluster_claims.ActivationClaims`."""
 
     homes: Collection[str] = ()
 
@@ -555,7 +555,7 @@ class NoClaims:
         """Publish nothing."""
 
 
-def shared(store: Store, wanted: Membership) -> Iterator[tuple[str, str]]:
+def shared(store: Store, wanted: StackMembership) -> Iterator[tuple[str, str]]:
     """Yield (network, other stack) for each declared network that another stack already uses.
 
     Services of both stacks could connect to each other on it. Networks that span hosts are meant to
@@ -573,7 +573,7 @@ def _others(store: Store, stack: str, network: str) -> set[str]:
     return set() if stack in on else {other for other in on if other is not None}
 
 
-def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> None:
+def prepare(machine: Machine, wanted: StackMembership, services: Iterable[str]) -> None:
     """Record the stack's networks, and remove the services from the stack that are no longer in it.
 
     Call this before the stack's services are recorded, in the same transaction. Raises a Conflict
@@ -607,7 +607,9 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
         store.leave_stack(name)
 
 
-def network_error(wanted: Membership, name: str, error: Error, on: Sequence[str] = ()) -> Conflict:
+def network_error(
+    wanted: StackMembership, name: str, error: Error, on: Sequence[str] = ()
+) -> Conflict:
     """Return ``error`` of a stack's network as a Conflict that names the stack's file and the key.
 
     The hint lists ``on``, the services on the network.

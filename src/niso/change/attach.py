@@ -104,7 +104,7 @@ def attach(
             _forget(machine, row, report)
             before = None
         target = target_of(store, request, foreign, before)
-        claims: cluster_claims.Held | NoClaims = NoClaims()
+        claims: cluster_claims.ActivationClaims | NoClaims = NoClaims()
         try:
             claims = _claimed(machine, target, report)
             done = _apply(machine, target, claims, report)
@@ -120,7 +120,9 @@ def attach(
         return done
 
 
-def _claimed(machine: Machine, target: Target, report: Report) -> cluster_claims.Held | NoClaims:
+def _claimed(
+    machine: Machine, target: Target, report: Report
+) -> cluster_claims.ActivationClaims | NoClaims:
     """Reserve in etcd the name and addresses of an attachment on networks that span hosts."""
     if not machine.store.cluster_id():
         return NoClaims()
@@ -140,7 +142,10 @@ def _claimed(machine: Machine, target: Target, report: Report) -> cluster_claims
 
 
 def _apply(
-    machine: Machine, target: Target, claims: cluster_claims.Held | NoClaims, report: Report
+    machine: Machine,
+    target: Target,
+    claims: cluster_claims.ActivationClaims | NoClaims,
+    report: Report,
 ) -> Attachment:
     """Record an attachment and update the kernel. After an error the caller undoes the change."""
     store, kernel, name = machine.store, machine.kernel, target.name
@@ -447,8 +452,8 @@ def _links(
             reason = f"interface {interface!r} already exists in {request.netns or 'it'}"
             hint = "name another one, or none: niso chooses the next free eth<n>"
             raise Conflict(reason, hint, "interface")
-        mac = _own_mac(store, request.name, wish)
-        links.append(AttachedLink(wish.network, interface, mac, False))
+        own_mac = _own_mac(store, request.name, wish)
+        links.append(AttachedLink(wish.network, interface, own_mac, False))
     _refuse_twice([link.interface for link in links], "interface")
     if links and not routed and request.owner != BY_INTERFACE:
         known = [store.network(link.network) for link in links]
@@ -529,9 +534,8 @@ def mac(text: str) -> str:
     parts = text.lower().replace("-", ":").split(":")
     octets = [int(p, 16) for p in parts if len(p) == 2 and not set(p) - set("0123456789abcdef")]
     if len(parts) != 6 or len(octets) != 6 or octets[0] & 1 or not any(octets):
-        raise InvalidInput(
-            f"{text!r} is not a MAC address of one station", "six octets like 02:00:00:00:00:01"
-        )
+        reason = f"{text!r} is not a MAC address of one station"
+        raise InvalidInput(reason, "six octets like 02:00:00:00:00:01")
     return ":".join(f"{octet:02x}" for octet in octets)
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _LATER = "the agent says it once the cluster answers: niso cluster status"
 
 
-class Held:
+class ActivationClaims:
     """The claims of one activation, and the networks of the cluster that are new to this host."""
 
     def __init__(
@@ -210,7 +210,7 @@ def prepare(
     report: Report,
     dry_run: bool = False,
     unobserved: Collection[str] = (),
-) -> Held | NoClaims:
+) -> ActivationClaims | NoClaims:
     """Reserve in etcd what services need, and return the reservations.
 
     ``made`` are networks that the command creates on this host alone, ``unobserved`` those whose
@@ -256,7 +256,7 @@ def prepare(
             for target in every
             if (home := homes[target.name]) in around
         }
-        held = Held(machine, joined, engine, arriving, unobserved, around)
+        held = ActivationClaims(machine, joined, engine, arriving, unobserved, around)
         held.lost = lost
         if dry_run:
             held.foresee(wanted)

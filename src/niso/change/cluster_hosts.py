@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 
 from niso.base import files, paths
 from niso.base.errors import Conflict, Error, NotFound
@@ -11,14 +12,7 @@ from niso.base.locks import service_lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import Report
 from niso.change import attach, cluster_join
-from niso.change.cluster_join import (
-    LOCK,
-    Joined,
-    as_member,
-    become_member,
-    end_member,
-    require_member,
-)
+from niso.change.cluster_join import LOCK, Joined, as_member, require_member
 from niso.change.deactivate import deactivate
 from niso.change.journal import recover
 from niso.cluster import config, encryption, invitation, own_claims, own_etcd
@@ -42,7 +36,7 @@ if TYPE_CHECKING:
 AGENT_LOCK = "niso.agent"
 
 
-class Status(NamedTuple):
+class ClusterState(NamedTuple):
     """The state of the cluster. If etcd does not answer, it is what this host has recorded."""
 
     own: Config
@@ -58,50 +52,47 @@ class Status(NamedTuple):
     problem: Error | None  # why the cluster does not answer
 
 
-class _Other(Error):
-    """Raised if etcd has the data of another cluster, or of none."""
-
-
-def status(machine: Machine) -> Status:
+def status(machine: Machine) -> ClusterState:
     """Return the state of the cluster as this host sees it. Raises Error."""
     own = require_member(machine)
     store = machine.store
+    problem: Error | None = None
     try:
         with own.engine() as engine:
             membership = ClusterKeys(engine, own.keys)
-            cluster = membership.cluster()
+            cluster, hosts = membership.cluster(), tuple(membership.hosts())
+            me = (own.host, store.state_id())
             if cluster is None or cluster.identity != store.cluster_id():
                 has = f"has cluster {cluster.identity}" if cluster else "has no cluster"
-                raise _Other(
+                problem = Error(
                     f"etcd {has}, and this host is in {store.cluster_id()}",
                     "if its data are lost: the guide says how to restore a backup, and niso cluster"
                     " init --restore makes it again from what this host knows",
                 )
-            hosts = tuple(membership.hosts())
-            me = (own.host, store.state_id())
-            if me not in {(host.name, host.state_id) for host in hosts}:
-                raise _Other(
+            elif me not in {(host.name, host.state_id) for host in hosts}:
+                problem = Error(
                     f"{own.host} is not a host of the cluster any more: others have forgotten it",
                     "niso cluster leave; then it can be invited again",
                 )
-            claims = tuple(membership.services())
-            known = _members(own, engine)
-            late = membership.late()
-            networks = tuple(membership.network_names())
-            problem: Error | None = None
-    except (NoAnswer, _Other) as error:
+            else:
+                claims = tuple(membership.services())
+                known = _members(own, engine)
+                late = membership.late()
+                networks = tuple(membership.network_names())
+    except NoAnswer as error:
         hint = (
             "running services continue; a host that others have forgotten gets no answer any more"
         )
-        problem = error if isinstance(error, _Other) else Error(error.reason, hint)
+        problem = Error(error.reason, hint)
+    if problem is not None:
         tunnel = store.across.tunnel()
         places = {inside: place for _, place, inside in tunnel.others} if tunnel else {}
-        hosts = tuple(
-            HostEntry(name, state_id, _without_port(places.get(address, "")) or address, 0, live)
-            for name, (state_id, address, live) in store.across.peers().items()
-        )
-        mine = HostEntry(own.host, store.state_id(), own.address, 0, False)
-        hosts = tuple(sorted((*hosts, mine)))
+        hosts = (HostEntry(own.host, store.state_id(), own.address, 0, False),)
+        for name, (state_id, address, live) in store.across.peers().items():
+            # without the port, as in "198.51.100.1:4800" or "[2001:db8::1]:4800"
+            outer = places.get(address, "").rpartition(":")[0].strip("[]")
+            hosts += (HostEntry(name, state_id, outer or address, 0, live),)
+        hosts = tuple(sorted(hosts))
         claims, late = (), {}
         networks = tuple(network.name for network in store.networks() if network.span is not None)
         known = _members(own, None)
@@ -110,12 +101,7 @@ def status(machine: Machine) -> Status:
     ages = {host: now - seen_s for host, seen_s in look.gone.items()}
     looked_s = None if look.at_s is None else now - look.at_s
     seen = (asked, hosts, claims, networks, ages, late, looked_s)
-    return Status(own, store.cluster_id(), *seen, problem)
-
-
-def _without_port(place: str) -> str:
-    """Return the address in "198.51.100.1:4800" or "[2001:db8::1]:4800"."""
-    return place.rpartition(":")[0].strip("[]")
+    return ClusterState(own, store.cluster_id(), *seen, problem)
 
 
 def _members(own: Config, engine: Etcd | None) -> list[own_etcd.EtcdMember]:
@@ -177,7 +163,7 @@ def add_member(machine: Machine, host: str, report: Report) -> int:
             " FILE --member",
         )
     with service_lock(LOCK):
-        become_member(machine, own, report)
+        cluster_join.become_member(machine, own, report)
     return _count(own)
 
 
@@ -198,7 +184,7 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
         if host in ("", own.host):
             places = own_etcd.endpoints(others)
             own = own._replace(etcd=own.etcd._replace(members=places))
-            end_member(machine, own, engine, report)
+            cluster_join.end_member(machine, own, engine, report)
             return _count(own)
         member = _member(engine, host)
         if member is None:
@@ -228,9 +214,8 @@ def be_only_member(machine: Machine, report: Report) -> None:
         except NoAnswer:
             pass
         else:
-            raise Conflict(
-                "most members of etcd answer", "niso cluster member remove HOST drops a lost one"
-            )
+            reason = "most members of etcd answer"
+            raise Conflict(reason, "niso cluster member remove HOST drops a lost one")
         place = own_etcd.client_place(own.address)
         own = own._replace(etcd=own.etcd._replace(members=(place,)))
         cluster_join.pause_etcd(machine)
@@ -333,7 +318,7 @@ def _member(engine: Etcd, host: str) -> own_etcd.EtcdMember | None:
 
 def _count(own: Config) -> int:
     with own.engine() as engine:
-        return sum(not member.learns for member in own_etcd.members(engine))
+        return cluster_join.voting(engine)
 
 
 # --- the agent ------------------------------------------------------------------------------------
@@ -348,13 +333,8 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
     def connect() -> Etcd:
         return config.require().engine()
 
-    def end(services: list[str]) -> None:
-        end_services(machine, services)
-
-    def tend(engine: Etcd, whole: bool) -> None:
-        _tend(machine, engine, whole)
-
     mend = _mending(machine) if own.encryption else None
+    end, tend = partial(end_services, machine), partial(_tend, machine)
     agent = Agent(me, connect, end, log, own.keys, tend, mend)
 
     def work() -> None:

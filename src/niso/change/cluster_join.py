@@ -20,22 +20,10 @@ from niso.base.locks import Lock, service_lock
 from niso.base.named_tuples import NamedTuple
 from niso.base.report import Caution, Report
 from niso.change import cluster_claims
-from niso.cluster import invitation, mirror, own_etcd
-from niso.cluster.config import (
-    CLIENT_PORT,
-    Config,
-    MemberStart,
-    OwnHost,
-    endpoint,
-    host_name,
-    ip_address,
-    key_prefix,
-    require,
-    save,
-    way_to_encrypt,
-)
+from niso.cluster import config, invitation, mirror, own_etcd
+from niso.cluster.config import Config
 from niso.cluster.encryption import chosen, prepare, renew, require_mtu, tunnel
-from niso.cluster.engine import NoAnswer
+from niso.cluster.engine import PREFIX, NoAnswer
 from niso.cluster.etcd import Etcd, Reach
 from niso.cluster.invitation import Invitation
 from niso.cluster.key_values import Cluster, HostEntry, require_family
@@ -47,17 +35,6 @@ LOCK = "niso.cluster"
 LOCK_S = 60.0
 MOST_MEMBERS = 3
 """The number of hosts that get an etcd member by default. With three members, one may fail."""
-
-
-class Existing(NamedTuple):
-    """How to reach an etcd that niso does not run: its URLs, and the paths of the credentials."""
-
-    urls: tuple[str, ...]
-    cacert: str = ""
-    cert: str = ""
-    key: str = ""
-    user_file: str = ""
-    prefix: str = ""
 
 
 class Joined(NamedTuple):
@@ -72,7 +49,7 @@ def init(
     machine: Machine,
     host: str,
     address: str,
-    existing: Existing | None,
+    existing: Reach | None,
     report: Report,
     encrypt: str = "",
 ) -> Joined:
@@ -83,9 +60,9 @@ def init(
     kind in `niso.cluster.encryption`. Raises UsageError, Conflict, Error or NoAnswer, after
     everything that was created has been removed.
     """
-    way_to_encrypt(encrypt, "--encrypt")
-    host = host_name(host or _own_name(), "--name")
-    address = ip_address(address or _own_address(), "--address")
+    config.way_to_encrypt(encrypt, "--encrypt")
+    host = config.host_name(host or os.uname().nodename.partition(".")[0].lower(), "--name")
+    address = config.ip_address(address or _own_address(), "--address")
     mtu = _require_own(machine, address, "--address")
     with service_lock(LOCK, LOCK_S):
         _require_apart(machine)
@@ -94,7 +71,7 @@ def init(
         if existing is None:
             places = own_etcd.client_place(address), own_etcd.peer_url(address)
             reach = Reach((places[0],), *_OWN_FILES, own=True)
-            own = Config(host, address, reach, MemberStart((f"{host}={places[1]}",)), how)
+            own = Config(host, address, reach, config.MemberStart((f"{host}={places[1]}",)), how)
             own_etcd.program()
             require_free(machine, ETCD)
         else:
@@ -105,14 +82,18 @@ def init(
             if existing is None:
                 invitation.make_authority(paths.cluster_dir(), f"of {host}")
                 invitation.issue(paths.cluster_dir(), paths.cluster_dir(), [address])
-            save(own)
+            config.save(own)
             if existing is None:
                 start_etcd(machine, own, report)
             with own.engine() as engine:
                 membership = ClusterKeys(engine, own.keys)
                 left = None if membership.hosts() else membership.cluster()
                 if left is not None and left.encryption != encrypt:
-                    raise _otherwise(left)
+                    if not left.encryption:
+                        reason = f"cluster {left.identity} is not encrypted"
+                        raise Conflict(reason, "leave out --encrypt")
+                    option = f"--encrypt={left.encryption}"
+                    raise Conflict(f"cluster {left.identity} is encrypted with {option}", option)
                 # the cluster that an interrupted command created
                 cluster = left or membership.make(encryption=encrypt)
                 if existing is None:
@@ -128,45 +109,31 @@ def init(
 
 def _encrypts(machine: Machine, asked: str, mtu: int, address: str) -> str:
     """Return how this host encrypts for the requested kind; "" is no encryption. Raises Error."""
-    if not asked:
-        return ""
-
-    require_mtu(address, mtu)
-    return chosen(machine.kernel, asked)
-
-
-def _otherwise(cluster: Cluster) -> Conflict:
-    if not cluster.encryption:
-        return Conflict(f"cluster {cluster.identity} is not encrypted", "leave out --encrypt")
-    how = f"--encrypt={cluster.encryption}"
-    return Conflict(f"cluster {cluster.identity} is encrypted with {how}", how)
+    if asked:
+        require_mtu(address, mtu)
+    return chosen(machine.kernel, asked) if asked else ""
 
 
 _OWN_FILES = (invitation.AUTHORITY, invitation.CERTIFICATE, invitation.KEY)
 
 
-def _reach(existing: Existing) -> Reach:
+def _reach(existing: Reach) -> Reach:
     """Return the validated access to an etcd that niso does not run. Raises UsageError or Error."""
     places, schemes = [], set()
-    for url in existing.urls:
+    for url in existing.members:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or parts.path.strip("/") or not parts.netloc:
-            raise UsageError(
-                "is not a URL of etcd", "--etcd https://etcd1:2379", "--etcd", value=url
-            )
-        place = parts.netloc if parts.port else f"{parts.netloc}:{CLIENT_PORT}"
-        places.append(endpoint(place, "--etcd"))
+            reason = "is not a URL of etcd"
+            raise UsageError(reason, "--etcd https://etcd1:2379", "--etcd", value=url)
+        place = parts.netloc if parts.port else f"{parts.netloc}:{config.CLIENT_PORT}"
+        places.append(config.endpoint(place, "--etcd"))
         schemes.add(parts.scheme)
     if schemes != {"https" if existing.cacert else "http"}:
         hint = "http has neither encryption nor authentication: use it for trials only"
         raise UsageError("https needs --cacert, and http has none", hint, "--etcd")
-    chosen = (existing.cacert, existing.cert, existing.key, existing.user_file)
-    cacert, cert, key, user = (os.path.abspath(file) if file else "" for file in chosen)
-    reach = Reach(tuple(places), cacert, cert, key, user)
-    if existing.prefix:
-        prefix = key_prefix(existing.prefix, "--prefix")
-        reach = reach._replace(prefix=prefix)
-    return reach
+    prefix = config.key_prefix(existing.prefix or PREFIX, "--prefix")
+    cacert, cert, key, user = (os.path.abspath(file) if file else "" for file in existing[1:5])
+    return Reach(tuple(places), cacert, cert, key, user, prefix)
 
 
 # --- invite and join ------------------------------------------------------------------------------
@@ -180,7 +147,7 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
     or InvalidInput.
     """
     own = require_member(machine)
-    host_name(host, "HOST")
+    config.host_name(host, "HOST")
     with own.engine() as engine:
         known = {other.name: other for other in ClusterKeys(engine, own.keys).hosts()}
         if renew:
@@ -192,7 +159,7 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
             raise Conflict(f"host {host} is in the cluster already", hint)
         elif not address:
             raise UsageError("is needed", "by which other hosts reach it", "--address")
-        address = ip_address(address, "--address")
+        address = config.ip_address(address, "--address")
         if any(other.address == address and other.name != host for other in known.values()):
             raise Conflict(f"{address} is the address of another host", "choose another address")
         require_family(address, own.address, own.host)
@@ -209,7 +176,9 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
         cluster = ClusterKeys(engine, own.keys).cluster()
     encryption = cluster.encryption if cluster else ""
     reach = Reach(places, prefix=own.etcd.prefix, own=own.etcd.own)
-    made = Invitation(machine.store.cluster_id(), OwnHost(host, address, encryption), reach, kept)
+    made = Invitation(
+        machine.store.cluster_id(), config.OwnHost(host, address, encryption), reach, kept
+    )
     return invitation.text_of(made)
 
 
@@ -224,7 +193,7 @@ def join(
     that was created has been removed. After the host has joined, a failure to start its etcd member
     does not undo the join.
     """
-    way_to_encrypt(encrypt, "--encrypt")
+    config.way_to_encrypt(encrypt, "--encrypt")
     invited = invitation.parsed(text)
     own = invited.config()
     if member and not own.etcd.own:
@@ -244,7 +213,7 @@ def join(
         require_free(machine, AGENT)
         try:
             invitation.keep(invited.files)
-            save(own)
+            config.save(own)
             with own.engine() as engine:
                 membership = ClusterKeys(engine, own.keys)
                 cluster = membership.cluster()
@@ -278,7 +247,7 @@ def join(
 
 def _renew(machine: Machine, invited: Invitation, member: bool | None, report: Report) -> Joined:
     """Install an invitation's certificates on a host of the cluster, with a new encryption key."""
-    own = require()
+    own = config.require()
     if invited.host.name != own.host:
         raise Conflict(
             f"this host is {own.host} in the cluster, and the invitation is of {invited.host.name}",
@@ -322,16 +291,14 @@ def become_member(machine: Machine, own: Config, report: Report) -> Config:
         own_etcd.forget()
         try:
             own_etcd.add(engine, peer)
-            initial = tuple(
-                f"{member.name or own.host}={member.peer}" for member in own_etcd.members(engine)
-            )
-            changed = own._replace(member=MemberStart(initial, joins=True))
-            save(changed)
+            initial = [f"{one.name or own.host}={one.peer}" for one in own_etcd.members(engine)]
+            changed = own._replace(member=config.MemberStart(tuple(initial), joins=True))
+            config.save(changed)
             start_etcd(machine, changed, report)
             own_etcd.promote(engine, peer)
             places = own_etcd.endpoints(own_etcd.members(engine))
             changed = changed._replace(etcd=own.etcd._replace(members=places))
-            save(changed)
+            config.save(changed)
         except BaseException:
             end_member(machine, own, engine, report)
             raise
@@ -345,7 +312,7 @@ def end_member(machine: Machine, own: Config, engine: Etcd, report: Report) -> N
         if member.peer == peer:
             own_etcd.remove(engine, member)
     end(machine, ETCD, report)
-    save(own._replace(member=None))
+    config.save(own._replace(member=None))
     own_etcd.forget()
 
 
@@ -356,7 +323,7 @@ def voting(engine: Etcd) -> int:
 
 def require_member(machine: Machine) -> Config:
     """Return this host's cluster.toml. Raises Error if the host is in no cluster."""
-    own = require()
+    own = config.require()
     if not machine.store.cluster_id():
         reason = "joining the cluster was interrupted"
         raise Error(reason, "do it again: niso cluster init or niso cluster join")
@@ -377,9 +344,8 @@ def _require_own(machine: Machine, address: str, key: str) -> int:
     """
     mtu = machine.kernel.mtu_of(address)
     if mtu is None:
-        raise InvalidInput(
-            f"{address} is not an address of this host", "ip address lists them", key
-        )
+        reason = f"{address} is not an address of this host"
+        raise InvalidInput(reason, "ip address lists them", key)
     return mtu
 
 
@@ -406,17 +372,13 @@ def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:
             store.across.set_tunnel(made)
 
 
-_OF_THE_RUN = ("lease", "gone", "agent.wake", "etcd.pid")
-"""Names of files of the agent and of etcd in the run folder."""
-
-
 def clear(machine: Machine, report: Report) -> None:
     """Stop the agent and etcd, and remove all files of a cluster that this host is not in."""
     end(machine, AGENT, report)
     end(machine, ETCD, report)
     own_etcd.forget()
     shutil.rmtree(paths.cluster_dir(), ignore_errors=True)
-    for name in _OF_THE_RUN:
+    for name in ("lease", "gone", "agent.wake", "etcd.pid"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(paths.run_dir(), name))
 
@@ -442,10 +404,6 @@ def _drop_authority_key() -> None:
         files.remove(path)
 
 
-def _own_name() -> str:
-    return os.uname().nodename.partition(".")[0].lower()
-
-
 def _own_address() -> str:
     """Return the source address of packets to the internet. Nothing is sent. Raises UsageError."""
     for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
@@ -466,7 +424,7 @@ def leave(machine: Machine, force: bool, report: Report) -> Config:
     Error.
     """
     store = machine.store
-    own = require()
+    own = config.require()
     with service_lock(LOCK, LOCK_S):
         spans = [network.name for network in store.networks() if network.span is not None]
         held = [service for name in spans for service, _ in store.members(name)]
@@ -552,13 +510,13 @@ def start_agent(machine: Machine, report: Report) -> None:
     )
 
 
-def start_etcd(machine: Machine, config: Config, report: Report) -> None:
+def start_etcd(machine: Machine, own: Config, report: Report) -> None:
     """Start this host's etcd member, enable it at boot under systemd, and wait until it answers."""
     if machine.processes.units.booted():
         _start_unit(machine, ETCD, report)
     else:
-        own_etcd.start(config)
-    own_etcd.wait(config)
+        own_etcd.start(own)
+    own_etcd.wait(own)
 
 
 def pause_etcd(machine: Machine) -> None:

@@ -46,9 +46,8 @@ def pool() -> subnets.Network:
     try:
         prefix = ipaddress.ip_network(text)
     except ValueError as error:
-        raise InvalidInput(
-            f"{error}", f"a prefix like {subnets.DEFAULT_POOL}", "NISO_POOL"
-        ) from None
+        reason = f"{error}"
+        raise InvalidInput(reason, f"a prefix like {subnets.DEFAULT_POOL}", "NISO_POOL") from None
     if prefix.version != 4 or prefix.prefixlen > PREFIX_LENGTH:
         reason = f"{text!r} is not an IPv4 prefix of at least a /24"
         raise InvalidInput(reason, f"an IPv4 prefix like {subnets.DEFAULT_POOL}", "NISO_POOL")

@@ -159,8 +159,7 @@ def _check_mode(store: Store, service: str, key: str) -> None:
             else f"{home.name!r}, whose network {service!r} shares,"
         )
         if home.mode == "host":
-            raise Conflict(
-                f"{whose} has mode host", "its listening ports are already the host's", key
-            )
+            reason = f"{whose} has mode host"
+            raise Conflict(reason, "its listening ports are already the host's", key)
         reason = f"{whose} has mode none: it cannot be reached"
         raise Conflict(reason, 'set mode = "bridge" to have a network', key)

@@ -14,7 +14,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import Caution, RemovingVolumes, Report, silent
 from niso.change import activate, admit, deactivate, journal, start, static_check, targets
 from niso.change.activate import Outcome
-from niso.change.admit import Membership
+from niso.change.admit import StackMembership
 from niso.change.deactivate import Done
 from niso.change.targets import Target
 from niso.look import stack_members
@@ -111,7 +111,7 @@ def refuse(plain: Stack) -> None:
 @contextlib.contextmanager
 def _in_cluster(
     machine: Machine,
-    joins: Membership,
+    joins: StackMembership,
     spanning: list[NetworkRequest],
     report: Report,
     dry_run: bool,
@@ -155,7 +155,7 @@ def foreseen(
     return activate.foreseen(machine, wanted, joins)
 
 
-def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], Membership]:
+def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], StackMembership]:
     """Return a stack's targets, and the membership that the activation gives them."""
     wanted = [target._replace(replace=replace) for target in _targets(store, stack)]
     names = {member.name for member in stack.members}
@@ -166,13 +166,13 @@ def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], M
 
 def _membership(
     stack: Stack, on: Container[str], left: Iterable[str] = (), replace: bool = False
-) -> Membership:
+) -> StackMembership:
     """Return the membership of a stack's services, with the networks among ``on``.
 
     ``left`` are the services that are no longer in the file.
     """
     requests = [_request(name, settings) for name, settings in stack.networks.items() if name in on]
-    return Membership(
+    return StackMembership(
         stack.name, stack.path, stack.file, tuple(requests), tuple(left), replace, stack.prefix
     )
 

@@ -14,7 +14,7 @@ from niso.base import names
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, flatten
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.change import admit, networks, targets
-from niso.change.admit import NO_STACK, Membership, record_all
+from niso.change.admit import NO_STACK, StackMembership, record_all
 from niso.change.targets import Target
 from niso.manifest.load import Loaded
 from niso.plan import subnets
@@ -67,7 +67,7 @@ class _BareHost:
         return {}
 
 
-def refuse(loaded: Iterable[Loaded], stack: Membership = NO_STACK) -> None:
+def refuse(loaded: Iterable[Loaded], stack: StackMembership = NO_STACK) -> None:
     """Raise the errors that activating these services would raise on any host.
 
     ``stack`` is their membership if they are activated as a stack. Nothing of this machine is read
@@ -163,7 +163,7 @@ def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
     return sharer._replace(name=name, network=network)
 
 
-def _make_unknown(host: Machine, wanted: Iterable[Target], stack: Membership) -> None:
+def _make_unknown(host: Machine, wanted: Iterable[Target], stack: StackMembership) -> None:
     """Record each network that the services use and that is not recorded yet.
 
     A network whose subnet no file declares gets one that contains all addresses. Raises Conflict if

@@ -36,13 +36,11 @@ def unit_name(text: str) -> str:
     """Return the full name of a service unit, ``web.service`` for ``web``. Raises InvalidInput."""
     name = text if text.endswith(".service") else f"{text}.service"
     if not _UNIT.fullmatch(name) or len(name) > _LONGEST or name.endswith("@.service"):
-        raise InvalidInput(
-            f"{text!r} is not the name of a service unit", "a name like web.service", "--unit"
-        )
+        reason = f"{text!r} is not the name of a service unit"
+        raise InvalidInput(reason, "a name like web.service", "--unit")
     if name.startswith("niso-"):
-        raise InvalidInput(
-            f"{name} is a unit of niso", "the networks of a service are in its manifest", "--unit"
-        )
+        reason = f"{name} is a unit of niso"
+        raise InvalidInput(reason, "the networks of a service are in its manifest", "--unit")
     return name
 
 
@@ -120,9 +118,8 @@ def attach(
     texts = {path: units.read(path) for path in wanted}
     for path, text in texts.items():
         if text is not None and not text.startswith(_MARK + store.state_id()):
-            raise Conflict(
-                f"{path} already exists and was not made for this state folder", "move it away"
-            )
+            reason = f"{path} already exists and was not made for this state folder"
+            raise Conflict(reason, "move it away")
     _refuse_other(name, unit, texts[_file(name)], texts[drop_in(unit)])
     before = current(store, name)
     done = change_attach.attach(machine, request, report)
@@ -150,9 +147,8 @@ def _refuse_other(name: str, unit: str, network: str | None, dropped: str | None
     if of is not None and of[1] != unit:
         raise Conflict(f"{name!r} is the network of {of[1]}", "choose another name", "NAME")
     if dropped is not None and not _binds(dropped, name):
-        raise Conflict(
-            f"{unit} has a network already, by {drop_in(unit)}", "attach it by the name there"
-        )
+        reason = f"{unit} has a network already, by {drop_in(unit)}"
+        raise Conflict(reason, "attach it by the name there")
 
 
 def _put(units: Units, path: str, text: str, is_new: bool, report: Report) -> bool:
