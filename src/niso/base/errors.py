@@ -75,10 +75,7 @@ class Error(Exception):
 
     @property
     def message(self) -> str:
-        """Return the whole message: the file and line, or else the service, and then `detail`.
-
-        It is usually one line.
-        """
+        """Return the complete message: the file and line, or else the service; then `detail`."""
         place = f"{self.file}:{self.line}" if self.file and self.line else self.file or self.service
         return f"{place}: {self.detail}" if place else self.detail
 
@@ -87,9 +84,7 @@ class Error(Exception):
 
     @classmethod
     def of(cls, error: Error) -> Self:
-        """Return a new error of this class with the fields of ``error``, whatever the class of that
-        is.
-        """
+        """Return an error of this class with the fields of another one."""
         new = cls(error.reason, error.hint, error.key)
         new.file, new.line, new.service = error.file, error.line, error.service
         new.value, new.right = error.value, error.right
@@ -122,9 +117,8 @@ class KernelError(Error):
     """Raised if the kernel refused a step of a change.
 
     ``errno`` is the error number (errno.h), or 0 if there is none. ``space`` is the network
-    namespace in which the step failed. It is "" for the host's own namespace, and also if the
-    namespace is not known. ``obj`` is the object that the step was to create or change, or None
-    if the step concerned several.
+    namespace in which the step failed; "" if it is the host's own or unknown. ``thing`` is the
+    object that the step was to create or change, or None if the step concerned several.
     """
 
     def __init__(self, reason: str, hint: str | None = None, errno: int = 0) -> None:
@@ -135,9 +129,8 @@ class KernelError(Error):
 
 
 class ProcessError(Error):
-    """Raised if the process of a service cannot be started, reached or stopped.
-
-    The message quotes the OCI runtime.
+    """Raised if a service's process cannot be started, reached or stopped; it quotes the OCI
+    runtime.
     """
 
 
@@ -163,10 +156,7 @@ def raise_all(errors: list[Error]) -> None:
 
 
 def flatten(error: Error) -> list[Error]:
-    """Return the errors of a group as a list, including those of nested groups.
-
-    For an error that is no group, the list contains only that error.
-    """
+    """Return the errors of a group and of its nested groups, or a list of one error."""
     if not isinstance(error, ErrorGroup):
         return [error]
     return [one for inner in error.errors for one in flatten(inner)]

@@ -69,9 +69,8 @@ def of_process(pid: int | None, name: str) -> bytes:
 
 
 def make(path: str, mode: int) -> int:
-    """Create the file ``path`` with the permissions ``mode`` and return a descriptor for writing.
-
-    An existing file or empty folder at ``path`` is removed first. Raises OSError.
+    """Create the file ``path``, open for writing, instead of a file or empty folder. Raises
+    OSError.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
@@ -91,9 +90,8 @@ def write(fd: int, content: bytes) -> None:
 def replace(path: str, content: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
     """Replace the file ``path`` atomically: a reader sees either the old file or the new one.
 
-    This also holds after a power cut. The content is written to ``path``.new, flushed to disk, and
-    then renamed. ``mode`` are the permissions of the new file. ``owner`` is its (uid, gid); with
-    None, the file belongs to the user of this process. Raises OSError.
+    This also holds after a power cut: the content is written to ``path``.new, flushed to disk, and
+    then renamed. ``owner`` is (uid, gid), by default the user of this process. Raises OSError.
     """
     draft = f"{path}.new"
     fd = make(draft, mode)
@@ -126,10 +124,7 @@ def sync(path: str) -> None:
 
 
 def rename(draft: str, path: str) -> None:
-    """Rename the temporary file ``draft`` to ``path``, replacing a file or an empty folder there.
-
-    Raises OSError.
-    """
+    """Rename ``draft`` to ``path``, replacing a file or an empty folder there. Raises OSError."""
     try:
         os.rename(draft, path)
     except IsADirectoryError:
@@ -148,13 +143,13 @@ def remove(path: str) -> None:
 def file_changed_by_others(
     path: str, trusted: Collection[int], fd: int | None = None
 ) -> str | None:
-    """Describe how users not in ``trusted`` can change or replace a file; None if they cannot.
+    """Describe how users not in ``trusted`` (uids) can change or replace a file, or return None.
 
-    ``trusted`` are uids. ``fd`` is an open descriptor of the file, if the caller has read it. If
-    ``path`` is a symbolic link, both the folder of the link and the folder of the file that it
-    leads to are checked. All links on the path must belong to users in ``trusted``: whoever can
-    create names in a folder can create a link to any file of root. The result is a clause, such as
-    "its folder is writable for group devs". Raises OSError.
+    ``fd`` is an open descriptor of the file, if the caller has read it. If ``path`` is a symbolic
+    link, both the folder of the link and the folder of the file that it leads to are checked. All
+    links on the path must belong to users in ``trusted``: whoever can create names in a folder can
+    create a link to any file of root. The result is a clause, such as "its folder is writable for
+    group devs". Raises OSError.
     """
     if fd is not None and not os.path.samestat(os.fstat(fd), os.stat(path)):
         return "it was replaced while it was read"
@@ -169,12 +164,12 @@ def file_changed_by_others(
 
 
 def link_of_others(path: str, trusted: Collection[int]) -> str | None:
-    """Describe a symbolic link in a path that belongs to a user not in ``trusted``; None if none
-    does.
+    """Describe a symbolic link in a path that belongs to a user not in ``trusted`` (uids), or
+    return None.
 
-    ``trusted`` are uids. The result continues a sentence, such as "leads through /srv/app, which
-    belongs to user bob". Symbolic links in /proc are not followed, because the links to a process's
-    descriptors belong to that process. Raises OSError.
+    The result continues a sentence, such as "leads through /srv/app, which belongs to user bob".
+    Symbolic links in /proc are not followed, because the links to a process's descriptors belong to
+    that process. Raises OSError.
     """
     at, followed = "/", 0
     # a working folder outside the root of its namespace has no path, and absolute paths need none
@@ -248,10 +243,9 @@ _ACL_USER, _ACL_GROUP_OBJ, _ACL_GROUP = 0x02, 0x04, 0x08
 
 
 def _listed(place: str | int) -> tuple[list[int], list[int]] | None:
-    """Return (uids, gids) of the users and groups that an access control list allows to write.
+    """Return (uids, gids) that an access control list allows to write; None if there is no list.
 
-    The mask of the list is ignored. Returns None if the file has no list. Raises OSError, also if
-    the list cannot be parsed.
+    The mask of the list is ignored. Raises OSError, also if the list cannot be parsed.
     """
     try:
         value = os.getxattr(place, _ACL)
@@ -317,11 +311,7 @@ def _group(gid: int) -> str:
 
 
 def is_own_folder(info: os.stat_result) -> bool:
-    """Return whether ``info``, the result of os.stat, is of a folder that only root and we can
-    change.
-
-    "We" is the effective user of this process.
-    """
+    """Return whether ``info`` is of a folder that only root and this process's user can change."""
     own = info.st_uid in (0, os.geteuid()) and not info.st_mode & 0o022
     return stat.S_ISDIR(info.st_mode) and own
 
@@ -341,8 +331,7 @@ def remove_tree(path: str) -> None:
     """Remove a folder with its content, without following links; no-op if it does not exist.
 
     Immutable and append-only files are removed too (ioctl_iflags(2)). No other process may modify
-    the folder meanwhile. After a failure, part of the content is gone, and another call removes the
-    rest. Raises OSError.
+    the folder at the same time. After a failure, another call removes the rest. Raises OSError.
     """
     try:
         top = os.open(path, _FOLDER)
@@ -364,11 +353,7 @@ def remove_tree(path: str) -> None:
 
 
 def _empty(name: str, top: int, numbers: count[int]) -> None:
-    """Remove the folder ``name`` in ``top``, after moving its subfolders that have content to
-    ``top``.
-
-    ``top`` is a descriptor. ``numbers`` yields the new names of the subfolders. Raises OSError.
-    """
+    """Remove a folder in ``top``, after moving its subfolders with content to ``top``."""
     folder = os.open(name, _FOLDER, dir_fd=top)
     try:
         for inner in os.listdir(folder):
@@ -411,10 +396,7 @@ def _rmdir(name: str, folder: int) -> bool:
 
 
 def _move(name: str, folder: int, top: int, numbers: count[int]) -> None:
-    """Move a folder from ``folder`` to ``top``, both descriptors.
-
-    Its new name is a dot and the next of ``numbers`` that is not in use. Raises OSError.
-    """
+    """Move a folder to ``top``, with a dot and the next unused number as its name."""
     for number in numbers:
         try:
             os.rename(name, f".{number}", src_dir_fd=folder, dst_dir_fd=top)
@@ -425,10 +407,7 @@ def _move(name: str, folder: int, top: int, numbers: count[int]) -> None:
 
 
 def _unprotect(name: str, folder: int | None) -> None:
-    """Clear the immutable and append-only attributes of a file or folder; no-op for other types.
-
-    Raises OSError.
-    """
+    """Clear the immutable and append-only attributes of a file or folder; no-op for other types."""
     if stat.S_IFMT(os.lstat(name, dir_fd=folder).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
         return
     import struct

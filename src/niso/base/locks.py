@@ -33,8 +33,8 @@ def take(fd: int, service: str, at_most_s: float | None = None) -> bool:
     """Lock the file ``fd`` exclusively (flock(2)), waiting while another process holds the lock.
 
     If it must wait, it first reports WaitingForLock with ``service``, which is "" for the global
-    lock. Returns False if another process still holds the lock after ``at_most_s`` seconds; with
-    None, there is no limit. Raises OSError.
+    lock. Returns False if another process still holds the lock after ``at_most_s`` seconds. Raises
+    OSError.
     """
     from niso.base.report import WaitingForLock
 
@@ -114,8 +114,7 @@ class service_lock:
 def is_held(service: str) -> bool:
     """Return whether any process holds the lock of a service, without taking the lock.
 
-    It searches /proc/locks, which lists each lock with the device and inode of its file
-    (proc_locks(5)).
+    /proc/locks lists each lock with the device and inode of its file (proc_locks(5)).
     """
     try:
         info = os.stat(_path(service))
@@ -133,10 +132,7 @@ def is_held(service: str) -> bool:
 
 
 def locked_services() -> set[str]:
-    """Return the names of all services with a lock file.
-
-    A service that is being activated for the first time has one before it is recorded.
-    """
+    """Return the services with a lock file, also those that are not recorded yet."""
     try:
         names = os.listdir(paths.lock_dir())
     except FileNotFoundError:
@@ -169,10 +165,10 @@ def _path(name: str) -> str:
 
 
 def open_lock(name: str) -> int:
-    """Open the lock file of ``name`` and return its descriptor; create the file if it is missing.
+    """Open the lock file of ``name``, and create it with mode 0600 if it is missing.
 
     ``name`` is a service, or the name of an internal lock. Internal names contain a dot, which
-    service names cannot contain. A new file has mode 0600. Raises OSError.
+    service names cannot contain. Raises OSError.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     try:

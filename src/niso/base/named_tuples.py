@@ -24,9 +24,8 @@ _templates: dict[int, Any] = {}
 
 
 def _template(count: int) -> Any:
-    """Return a ``__new__`` function with ``count`` arguments, compiled when it is first needed.
-
-    It is cached, because compiling it takes as long as creating a class.
+    """Return a ``__new__`` function with ``count`` arguments: compiling one takes as long as a
+    class.
     """
     if count not in _templates:
         arguments = "".join(f"a{i}, " for i in range(count))
@@ -36,7 +35,7 @@ def _template(count: int) -> Any:
 
 
 def _maker(name: str, fields: tuple[str, ...], defaults: tuple[object, ...]) -> FunctionType:
-    """Return the ``__new__`` function of the named tuple class ``name`` with these fields.
+    """Return the ``__new__`` function of a named tuple class.
 
     Classes with the same number of fields share compiled code; only the argument names differ.
     ``defaults`` are the values of the last fields.
@@ -95,18 +94,10 @@ class _Kind(type):
 
 
 if not TYPE_CHECKING:
-
-    class NamedTuple(metaclass=_Kind):
-        """Base class of named tuples, used like `typing.NamedTuple`.
-
-        A module that derives from it must have ``from __future__ import annotations``.
-        """
+    # a module that derives a class from it must have "from __future__ import annotations"
+    NamedTuple = _Kind("NamedTuple", (), {"__module__": __name__})
 
 
 def named_tuple(name: str, types: dict[str, Any], defaults: dict[str, Any]) -> Any:
-    """Return a new named tuple class with the name ``name``.
-
-    ``types`` maps its fields to their types, and ``defaults`` maps the last of them to their
-    defaults.
-    """
+    """Return a new named tuple class; ``defaults`` are those of its last fields."""
     return _Kind(name, (NamedTuple,), {"__annotations__": types, **defaults})

@@ -36,10 +36,7 @@ def _digest(text: str, length: int) -> str:
 
 
 def bridge(network: str) -> str:
-    """Return the bridge name of a network: ``niso-backend`` for ``backend``.
-
-    The bridge of the network ``niso-default`` has the same name as the network.
-    """
+    """Return the bridge name of a network: ``niso-backend`` for ``backend``."""
     if network == DEFAULT_NETWORK:
         return DEFAULT_NETWORK
     name = f"niso-{network}"
@@ -59,10 +56,9 @@ def vxlan(network: str) -> str:
 def veth(service: str, network: str, generation: int) -> str:
     """Return the name of the host's end of the veth pair that connects a service to a network.
 
-    ``generation`` is the number of activations of the service. Each activation uses a new name,
-    because the kernel deletes the interfaces of a deleted namespace only some time later. The
-    digest in the name has 28 bits, so two interfaces may get the same name: `niso.change.admit`
-    then chooses another generation.
+    Each activation (``generation``) uses a new name, because the kernel deletes the interfaces of a
+    deleted namespace only some time later. The digest in the name has 28 bits, so two interfaces
+    may get the same name: `niso.change.admit` then chooses another generation.
     """
     return f"ni{link_prefix(service)}-{_digest(f'{service}/{network}/{generation}', 7)}"
 
@@ -80,17 +76,12 @@ _MARK = "niso:"
 
 
 def alias(state_id: str) -> str:
-    """Return the alias (IFLA_IFALIAS) of a network interface that niso creates.
-
-    It contains ``state_id``, the id of the state folder, and so says which niso owns the interface.
-    """
+    """Return the alias (IFLA_IFALIAS) of interfaces that the niso of this state folder creates."""
     return f"{_MARK}{state_id}"
 
 
 def is_marked(alias: str) -> bool:
-    """Return whether a network interface with this alias was created by niso, from any state
-    folder.
-    """
+    """Return whether an interface with this alias was created by niso, from any state folder."""
     return alias.startswith(_MARK)
 
 
@@ -100,8 +91,7 @@ def state_id_of(alias: str) -> str:
 
 
 def mac(service: str, network: str, owner: str) -> str:
-    """Return the MAC of a service on a network; it is locally administered and unicast (IEEE 802,
-    8.2.2).
+    """Return the MAC of a service on a network: locally administered and unicast (IEEE 802, 8.2.2).
 
     ``owner`` is the id of the state folder, or the id of the cluster if the network spans hosts.
     The MAC therefore stays the same when the service is activated again, or moves to another host.
@@ -122,10 +112,7 @@ def own_hosts_folder(service: str) -> str:
 
 
 def hosts_folder(networks: tuple[str, ...]) -> str:
-    """Return the name of the folder for the hosts file of all services on exactly these networks.
-
-    The order of the networks counts.
-    """
+    """Return the folder name of the hosts file for exactly these networks in this order."""
     plain = "+".join(networks)
     return plain if len(plain) <= 100 else f"{plain[:80]}+{_digest(plain, 16)}"
 

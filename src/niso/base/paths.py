@@ -17,19 +17,13 @@ is_command = False
 
 
 def state_dir() -> str:
-    """Return the folder of persistent state (``NISO_STATE_DIR``), mode 0700.
-
-    It contains state.db, cluster/, packages/, contents/, logs/ and volumes/.
-    """
+    """Return the folder of persistent state (``NISO_STATE_DIR``), mode 0700."""
     other = os.environ.get("NISO_STATE_DIR")
     return os.path.abspath(other) if other else STATE_DIR
 
 
 def run_dir() -> str:
-    """Return the folder of volatile state (``NISO_RUN_DIR``), which a reboot clears.
-
-    It contains locks/, hosts/, health/, services/ and skeletons/.
-    """
+    """Return the folder of volatile state (``NISO_RUN_DIR``), which a reboot clears."""
     other = os.environ.get("NISO_RUN_DIR")
     return os.path.abspath(other) if other else RUN_DIR
 
@@ -49,15 +43,11 @@ def cluster_dir() -> str:
 
 
 def wireguard_key() -> str:
-    """Return the file of this host's private WireGuard key for an encrypted cluster.
-
-    Only root can read it.
-    """
+    """Return the file of this host's private WireGuard key, which only root can read."""
     return f"{cluster_dir()}/wireguard.key"
 
 
 def packages_dir() -> str:
-    """Return the folder of all package copies."""
     return f"{state_dir()}/packages"
 
 
@@ -106,8 +96,7 @@ def netns_path(service: str) -> str:
 def in_lab() -> bool:
     """Return whether this process runs in a disposable host created by ``niso lab``.
 
-    Both NISO_LAB=1 and the file /run/niso-lab must be present, so that a stray environment variable
-    is not enough.
+    Two marks are necessary, so that a stray environment variable is not enough.
     """
     return os.environ.get("NISO_LAB") == "1" and os.path.exists(LAB_MARK)
 
@@ -119,7 +108,5 @@ def boot_id() -> str:
 
 
 def shown(path: str) -> str:
-    """Shorten a path for a message: of a path with more than 200 characters, the middle is left
-    out.
-    """
+    """Leave out the middle of a path of more than 200 characters, for a message."""
     return path if len(path) <= 200 else f"{path[:120]} ... {path[-75:]}"

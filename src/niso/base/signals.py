@@ -50,23 +50,9 @@ class signals_held:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
 
-class signals_delivered:
-    """Unblock the signals for a part of a `signals_held` block, and block them again afterwards.
-
-    Use it for long work, when everything that an interrupt would have to undo is already recorded.
-    """
-
-    def __enter__(self) -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-
-    def __exit__(self, *_: object) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-
-
 def keep_only(fds: Iterable[int]) -> None:
-    """Close all descriptors except ``fds`` in a forked child.
-
-    Otherwise the child would keep locks and pipes of its parent open.
+    """Close all descriptors except ``fds`` in a forked child: it would keep its parent's locks and
+    pipes.
     """
     for low, high in pairwise([-1, *sorted(fds), 1 << 20]):
         if (
@@ -76,10 +62,7 @@ def keep_only(fds: Iterable[int]) -> None:
 
 
 def heed_signals() -> None:
-    """Restore the default action of SIGINT, SIGTERM and SIGHUP in a child, and unblock them.
-
-    A child calls it that keeps running or executes another program.
-    """
+    """Restore the default action of SIGINT, SIGTERM and SIGHUP in a child, and unblock them."""
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
@@ -124,8 +107,8 @@ def _note(line: str) -> None:
 def hit(name: str) -> None:
     """Count a step that is about to run; ``name`` describes it.
 
-    If a test has chosen this step, kills this process with SIGKILL, or raises OSError with the
-    requested errno, or makes a later operation fail (`broken`).
+    If a test has chosen this step, kill this process with SIGKILL, raise OSError with the requested
+    errno, or make a later operation fail (`broken`).
     """
     global _count, _spec, _broken
     if _spec is None:

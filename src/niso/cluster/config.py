@@ -110,7 +110,7 @@ def parsed(data: dict[str, Any], path: str) -> Config:
         own, etcd, member = convert.convert(data, _File)
         config = Config(own.name, own.address, etcd, member, own.encryption)
         errors = _wrong(config)
-    except convert.Mismatch:
+    except ValueError:
         errors = [*validate.walk(data, _File)]
     for error in errors:
         error.file = escaped(path)

@@ -93,7 +93,7 @@ def parsed(text: bytes) -> Invitation:
         for member in invitation.etcd.members:
             config.endpoint(member, "etcd.members")
         config.key_prefix(invitation.etcd.prefix, "etcd.prefix")
-    except (ValueError, convert.Mismatch, InvalidInput, RecursionError):
+    except (ValueError, InvalidInput, RecursionError):
         raise InvalidInput("not an invitation of niso cluster", _NOT_ONE) from None
     if not invitation.etcd.members:
         raise InvalidInput("not an invitation of niso cluster", _NOT_ONE)

@@ -243,7 +243,7 @@ KEYS = (
     ),
     Key(
         "service.restart",
-        convert.Choice(("on-failure", "no", "always")),
+        convert.choice("on-failure", "no", "always"),
         "When to restart the process after it exits. Always no for a job.",
         "on-failure",
         to="restart",
@@ -266,7 +266,7 @@ KEYS = (
     ),
     Key(
         "service.kind",
-        convert.Choice(("service", "job")),
+        convert.choice("service", "job"),
         "service: runs until it is stopped. job: activate waits until it has ended, and fails "
         "unless it exits with status 0.",
         "service",
@@ -491,7 +491,7 @@ KEYS = (
     ),
     Key(
         "volumes.*.mode",
-        convert.Choice(("rw", "ro")),
+        convert.choice("rw", "ro"),
         "Whether the path of the host is writable (rw) or read-only (ro).",
         "rw",
         Rule(lambda text, _: text == "ro"),
@@ -529,7 +529,7 @@ KEYS = (
     Key("network", "Network", "Networks, names, published ports and policy.", {}),
     Key(
         "network.mode",
-        convert.Choice(("bridge", "host", "none", "share")),
+        convert.choice("bridge", "host", "none", "share"),
         "bridge: own network namespace, on bridges. host: the host's network. none: own network "
         "namespace with only lo. share: network namespace of another service.",
         "bridge",
@@ -709,7 +709,7 @@ KEYS = (
     ),
     Key(
         "network.policy.mode",
-        convert.Choice(("enforce", "audit")),
+        convert.choice("enforce", "audit"),
         "enforce: what the policy denies is dropped. audit: it is counted and remembered "
         "(`niso net flows --denied`), and dropped only from audit_until on.",
         "enforce",

@@ -208,7 +208,7 @@ def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None
     data = resolved.data
     try:
         manifest = convert.convert(data, Manifest)
-    except convert.Mismatch:
+    except ValueError:
         errors += validate.walk(data, Manifest)
     errors += validate.rules(data, os.path.dirname(path), parsed)
     errors = resolved.fresh(errors)

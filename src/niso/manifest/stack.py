@@ -194,7 +194,7 @@ def outline(path: str) -> Outline:
     try:
         name, asks = convert.convert(data.get("stack"), Head)
         values.service_name(name, "stack.name")
-    except convert.Mismatch:
+    except ValueError:
         errors = validate.walk({"stack": data.get("stack", {})}, _Whole)
         raise ErrorGroup(
             [_in_file(path, error) for error in errors if (error.key or "").startswith("stack")]

@@ -18,7 +18,7 @@ from functools import lru_cache
 from niso.base import convert, files, paths, signals
 from niso.base.errors import ProcessError
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.signals import signals_delivered, signals_held
+from niso.base.signals import ENDING, signals_held
 from niso.plan.specs import ProcessSpec
 from niso.runtime import cgroups
 
@@ -99,8 +99,11 @@ def run(*args: str) -> tuple[int, str]:
         finally:
             os.close(write)
         try:
-            with signals_delivered():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+            try:
                 output = read_all(read)
+            finally:
+                signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         finally:
             _, wait_status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(wait_status), plain_message(output)
@@ -200,7 +203,7 @@ def _parsed(text: bytes) -> ProcessSpec | None:
     fields = _parse_json(text)
     try:
         return None if fields is None else convert.convert(fields, ProcessSpec)
-    except convert.Mismatch:  # damaged
+    except ValueError:  # damaged
         return None
 
 

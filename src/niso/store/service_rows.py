@@ -523,7 +523,7 @@ def _decode[T](text: str, table: type[T]) -> T | None:
                 # json accepts lone surrogates, which are not valid text
                 json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
             _remember(known, convert.convert(data, table))
-        except (ValueError, RecursionError):  # Mismatch is a ValueError
+        except (ValueError, RecursionError):
             _remember(known, None)
     return _decoded[known]  # type: ignore[no-any-return]
 
