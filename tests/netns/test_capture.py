@@ -41,9 +41,9 @@ def test_pcap_that_comes_in_pieces_becomes_pcapng_with_names() -> None:
         pcap += struct.pack("=IIII", 1_700_000_000 + at, 5, len(packet), 99) + packet
     names = {"10.99.1.2": "db", "fd00::2": "db"}
     file = capture.CaptureFile(names, lambda time: "why" if time % 2 else "", most=3)
-    converter, other = capture.Converter(file, "db"), capture.Converter(file, "api")
-    whole = b"".join(converter.feed(pcap[i : i + 1]) for i in range(len(pcap)))
-    whole += other.feed(pcap)
+    convert, other = file.converter("db"), file.converter("api")
+    whole = b"".join(convert(pcap[i : i + 1]) for i in range(len(pcap)))
+    whole += other(pcap)
     found = blocks(whole)
     kinds = [kind for kind, _ in found]
     # a second interface, and the file takes three packets
@@ -54,7 +54,7 @@ def test_pcap_that_comes_in_pieces_becomes_pcapng_with_names() -> None:
     assert (number, high << 32 | low, kept, length) == (0, 1_700_000_000_000_005, 5, 99)
     assert b"why" in found[3][1] and struct.unpack_from("=I", found[6][1]) == (1,)
     with pytest.raises(ValueError):
-        capture.Converter(file, "x").feed(b"x" * 24)
+        file.converter("x")(b"x" * 24)
 
 
 def test_expression_of_a_peer() -> None:

@@ -74,20 +74,20 @@ flowchart LR
     text = graph.mermaid(graph.of_traffic(shared, (), None))
     assert 'n_pod["pod #43; a #43; b<br>10.99.1.7"]' in text
     only = graph.of_traffic(WORLD, flows, frozenset(["web"]))
-    assert [node.lines[0] for group in only.groups for node in group.nodes] == ["web"]
+    assert [lines[0] for _, nodes in only[0] for _, lines in nodes] == ["web"]
     many = [row(f"198.51.100.{i}", "10.99.2.2", 80 + i) for i in range(9)]
     folded = graph.of_traffic(
         WORLD, look_flows.joined(WORLD, look_flows.Memory(tuple(many), (), {})), None
     )
-    assert [node.lines for node in folded.others] == [("outside",)]
-    assert [e.label for e in folded.edges] == [":80, :81, :82, :83, :84, 4 more"]
+    assert [lines for _, lines in folded[1]] == [("outside",)]
+    assert [label for _, _, label, _ in folded[2]] == [":80, :81, :82, :83, :84, 4 more"]
 
 
 def test_what_policies_allow_is_what_the_engine_says() -> None:
     drawn = graph.of_policies(WORLD, None, False)
-    names = {n.id: n.lines[0] for g in drawn.groups for n in g.nodes}
-    names |= {n.id: n.lines[0] for n in drawn.others}
-    assert {(names[e.source], names[e.target], e.label) for e in drawn.edges} == {
+    names = {id_: lines[0] for _, nodes in drawn[0] for id_, lines in nodes}
+    names |= {id_: lines[0] for id_, lines in drawn[1]}
+    assert {(names[source], names[to], label) for source, to, label, _ in drawn[2]} == {
         ("api", "db", ":80"),
         ("api", "db", ":81 denied"),
         ("api", "db", "* denied"),  # api may go to db with everything, and db takes port 80 alone
@@ -107,8 +107,8 @@ def test_a_published_port_is_drawn_for_those_who_may_use_it() -> None:
         port = Port(host_ip, 8080, 80, "tcp", **more)
         alone = world([known("web", {"edge": ["10.99.2.2"]}, own, port)], [EDGE], [HOST])
         drawn = graph.of_policies(alone, None, False)
-        names = {n.id: n.lines[0] for n in drawn.others}
-        edges = {(names[e.source], e.label) for e in drawn.edges if "→" in e.label}
+        names = {id_: lines[0] for id_, lines in drawn[1]}
+        edges = {(names[source], label) for source, _, label, _ in drawn[2] if "→" in label}
         _, into = verdict.evaluate(alone, "203.0.113.9", "10.99.2.2", 80, "tcp")
         assert into.passes == any(name in ("outside", "host") for name, _ in edges)
         return edges
@@ -162,7 +162,7 @@ def test_flows_that_pass_because_of_an_audit_are_not_drawn_as_allowed() -> None:
         graph.of_traffic(there, flows, None)
     )
     declared = graph.of_policies(there, None, False)
-    assert [(e.label, e.verdict) for e in declared.edges] == [
+    assert [edge[2:] for edge in declared[2]] == [
         (":80", "pass"),
         ("* would be denied", "audit"),
     ]
@@ -179,7 +179,7 @@ def test_names_cannot_be_syntax(names: list[str]) -> None:
         there, look_flows.Memory((row("10.99.1.2", "10.99.1.3", 80),), (), {})
     )
     picture = graph.of_traffic(there, flows, None)
-    ids = [node.id for group in picture.groups for node in group.nodes]
+    ids = [id_ for _, nodes in picture[0] for id_, _ in nodes]
     assert len(set(ids)) == len(names)
     quoted = r'"[^"\n]*"'
     plain = rf"(flowchart LR|end|subgraph g\d+\[{quoted}\]|\w+\[{quoted}\]|\w+ -- {quoted} --> \w+)"

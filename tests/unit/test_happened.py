@@ -13,7 +13,7 @@ import pytest
 from niso.kernel import netlink, watches
 from niso.kernel.watches import TableChange
 from niso.look import events
-from niso.look.events import ServiceState, StateSample, between, past
+from niso.look.events import ServiceState, between, past
 
 OFF = ServiceState(False, False)
 UP = ServiceState(
@@ -30,7 +30,7 @@ BOX = ServiceState(True, True, activated_at=10.0, state="attached", addresses=("
 
 
 def said(old: ServiceState | None, new: ServiceState | None) -> list[tuple[str, str]]:
-    looks = [StateSample({} if shown is None else {"a": shown}, {}) for shown in (old, new)]
+    looks = [({} if shown is None else {"a": shown}, {}) for shown in (old, new)]
     assert between(looks[1], looks[1], 99.0) == []
     changes = between(looks[0], looks[1], 99.0)
     assert [change.time for change in changes] == sorted(change.time for change in changes)
@@ -124,8 +124,8 @@ def test_each_change_is_one_line(old, new, lines) -> None:
 
 def test_a_network_is_made_before_its_services_and_removed_after_them() -> None:
     empty, full = (
-        StateSample({}, {}),
-        StateSample({"a": UP}, {"back": ("10.99.0.0/24", "fd00::/64")}),
+        ({}, {}),
+        ({"a": UP}, {"back": ("10.99.0.0/24", "fd00::/64")}),
     )
     made = between(empty, full, 99.0)
     assert [(c.network, c.service, c.what) for c in made] == [
@@ -138,9 +138,7 @@ def test_a_network_is_made_before_its_services_and_removed_after_them() -> None:
 
 def test_the_past_is_what_is_still_known() -> None:
     ended = UP._replace(state="exited", exit_code=0, ended_at=30.0, restarts=2, started_at=20.0)
-    known = StateSample(
-        {"a": ended, "b": OFF, "c": UP._replace(health="unhealthy", probed_at=25.0)}, {}
-    )
+    known = ({"a": ended, "b": OFF, "c": UP._replace(health="unhealthy", probed_at=25.0)}, {})
     assert [(c.time, c.service, c.what) for c in past(known, 10.5)] == [
         ("1970-01-01T00:00:20.000Z", "a", "restarted"),
         ("1970-01-01T00:00:25.000Z", "c", "unhealthy"),

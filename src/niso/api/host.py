@@ -163,7 +163,7 @@ class Host:
         """Return the counters of each active service. Raises KernelError."""
         from niso.look import drops
 
-        return drops.stats(self.session)
+        return tuple(drops.count(self.session.store().active_rows()))
 
     @guarded
     def metrics(self, *, flows: int = 200) -> tuple[Metric, ...]:
@@ -185,7 +185,7 @@ class Host:
         from niso.look import top
 
         name = None if service is None else text(service, "service")
-        return top.top(self.session, name)
+        return top.Top(self.session, name)
 
     @guarded
     def events(self, service: str | None = None, *, since: str | None = None) -> Events:
@@ -199,7 +199,7 @@ class Host:
 
         name = None if service is None else text(service, "service")
         start = None if since is None else moment(since, "--since")
-        return events.follow(self.session, name, start)
+        return events.Events(self.session, name, start)
 
     @guarded
     def map(self) -> Map:
@@ -222,7 +222,7 @@ class Host:
         from niso.look import drops
 
         name = None if service is None else text(service, "service")
-        return drops.drops(self.session, name)
+        return drops.Drops(self.session, name)
 
     @guarded
     def flows(
@@ -250,7 +250,7 @@ class Host:
         from niso.look import flows
 
         name = None if service is None else text(service, "service")
-        return flows.follow(self.session, name, denied)
+        return flows.Flows(self.session, name, denied)
 
     @guarded
     def graph(

@@ -24,7 +24,7 @@ import shutil
 import signal
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, ProcessError, UsageError
@@ -43,7 +43,8 @@ from niso.kernel.packet_events import (
 )
 from niso.kernel.ruleset import BRIDGE, INET
 from niso.look import packet_path
-from niso.look.drops import Dropping
+from niso.look.drops import fresh_world
+from niso.look.drops import words as why
 from niso.plan.verdict import KnownService, Verdict, addresses_of, decide
 from niso.reconcile.live_world import read_world
 from niso.runtime import root
@@ -59,17 +60,15 @@ if TYPE_CHECKING:
 _MOST_REASONS = 4096
 
 
-class Format(NamedTuple):
-    """The output of a capture: lines of text, or a pcapng file.
+class CaptureRequest(NamedTuple):
+    """The arguments of `Host.capture`; ``filter`` is an expression of pcap-filter(7)."""
 
-    ``names`` maps addresses to names. ``filter`` is an expression (pcap-filter(7)). The capture
-    ends after ``most`` packets.
-    """
-
-    names: Mapping[str, str]
-    filter: str = ""
-    most: int | None = None
-    text: bool = True
+    services: tuple[str, ...]
+    peer: str | None
+    filter: str
+    most: int | None  # the number of packets after which the capture ends
+    text: bool  # lines of text, not a pcapng file
+    drops: bool
 
 
 def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
@@ -85,27 +84,21 @@ def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
     return " and ".join(parts)
 
 
-class _Tap:
-    """One running tcpdump of a capture. A capture has one for each service."""
-
-    def __init__(self, name: str, tcpdump: Tcpdump, converter: Converter) -> None:
-        self.name, self.tcpdump, self.converter = name, tcpdump, converter
-        self.incomplete = b""  # the end of the output, if it is a part of a line
-
-
 class Capture:
     """Running captures of several services, whose packets are merged. A context manager.
 
-    ``namespaces`` maps service names to network namespaces. Raises Error if tcpdump is not
-    installed, KernelError and ProcessError.
+    ``namespaces`` maps service names to network namespaces, ``names`` addresses to names. Raises
+    Error if tcpdump is not installed, KernelError and ProcessError.
     """
 
-    def __init__(self, namespaces: Mapping[str, str], form: Format) -> None:
-        self._form = form
-        self._file = CaptureFile(form.names, self._reason, form.most)
-        self._left = form.most
+    def __init__(
+        self, namespaces: Mapping[str, str], names: Mapping[str, str], wanted: CaptureRequest
+    ) -> None:
+        self._names, self._wanted = names, wanted
+        self._file = CaptureFile(names, self._reason, wanted.most)
+        self._left = wanted.most
         self._epoll = select.epoll()
-        self._sources: list[_Tap] = []
+        self._sources: list[Tcpdump] = []  # one for each service
         self._wide = 0
         try:
             for name, namespace in namespaces.items():
@@ -143,47 +136,46 @@ class Capture:
     def stop(self) -> None:
         """Stop the captures; `read` still returns the packets captured before."""
         for source in self._sources:
-            source.tcpdump.stop()
+            source.stop()
 
     def close(self) -> None:
         """Stop all captures and close their descriptors."""
         for source in self._sources:
-            source.tcpdump.close()
+            source.close()
         self._sources = []
         self._epoll.close()
 
     def _start(
         self, name: str, words: Sequence[str], namespace: str = "", stdin: int | None = None
     ) -> None:
-        form = self._form
-        argv = [*words, *(["-l"] if form.text else ["-U", "-w", "-"])]
-        argv += [] if form.most is None else ["-c", str(form.most)]
-        tcpdump = Tcpdump(argv, form.filter, form.names, namespace, stdin)
-        self._sources.append(_Tap(name, tcpdump, Converter(self._file, name)))
+        wanted = self._wanted
+        argv = [*words, *(["-l"] if wanted.text else ["-U", "-w", "-"])]
+        argv += [] if wanted.most is None else ["-c", str(wanted.most)]
+        convert = self._file.converter(name)
+        tcpdump = Tcpdump(name, convert, argv, wanted.filter, self._names, namespace, stdin)
+        self._sources.append(tcpdump)
         for fd in (tcpdump.out, tcpdump.err):
             self._epoll.register(fd, select.EPOLLIN)
 
     def _take(self, fd: int) -> bytes:
         """Read from a ready descriptor of a tcpdump; return the output for the caller."""
         for source in self._sources:
-            if fd == source.tcpdump.err:
-                if not source.tcpdump.hear():
+            if fd == source.err:
+                if not source.hear():
                     self._epoll.unregister(fd)
                 return b""
-            if fd == source.tcpdump.out:
-                data = source.tcpdump.read()
+            if fd == source.out:
+                data = source.read()
                 if not data:
                     self._sources.remove(source)
-                    source.tcpdump.close()
-                shown = (
-                    self._lines(source, data) if self._form.text else source.converter.feed(data)
-                )
+                    source.close()
+                shown = self._lines(source, data) if self._wanted.text else source.convert(data)
                 if self._file.is_full or self._left == 0:
                     self.stop()
                 return shown
         return b""
 
-    def _lines(self, source: _Tap, data: bytes) -> bytes:
+    def _lines(self, source: Tcpdump, data: bytes) -> bytes:
         """Return the complete lines of a tcpdump's output, up to the number of packets left."""
         *lines, source.incomplete = (source.incomplete + data).split(b"\n")
         shown = []
@@ -193,9 +185,8 @@ class Capture:
                 if self._left == 0:
                     break
                 self._left -= 1
-            shown.append(
-                f"{source.name:<{self._wide}}".encode() * (self._wide > 0) + self._line(line)
-            )
+            head = f"{source.name:<{self._wide}}" if self._wide else ""
+            shown.append(head.encode() + self._line(line))
         return b"".join(line + b"\n" for line in shown)
 
     def _line(self, line: bytes) -> bytes:
@@ -211,16 +202,22 @@ class DropCapture(Capture):
     The kernel reports only the headers of these packets. tcpdump filters and prints them.
     """
 
-    def __init__(self, drops: Trace, words: Callable[[Dropped], str], form: Format) -> None:
+    def __init__(
+        self,
+        drops: Trace,
+        words: Callable[[Dropped], str],
+        names: Mapping[str, str],
+        wanted: CaptureRequest,
+    ) -> None:
         self._drops, self._words = drops, words
         self._reasons: dict[int, str] = {}
         self._last = 0
         self._pipe = -1
-        super().__init__({}, form)
+        super().__init__({}, names, wanted)
         try:
             end, self._pipe = os.pipe2(os.O_CLOEXEC)
             try:
-                words_ = ["-r", "-", *(["-tt"] if form.text else [])]
+                words_ = ["-r", "-", *(["-tt"] if wanted.text else [])]
                 self._start("dropped", words_, stdin=end)
             finally:
                 os.close(end)
@@ -290,6 +287,8 @@ class Tcpdump:
 
     def __init__(
         self,
+        name: str,
+        convert: Callable[[bytes], bytes],
         arguments: Sequence[str],
         filter_: str,
         names: Mapping[str, str],
@@ -300,6 +299,8 @@ class Tcpdump:
         if program is None:
             raise Error("the program tcpdump is not installed", "apt install tcpdump")
         argv = [program, *arguments, "--", *([filter_] if filter_ else [])]
+        self.name, self.convert = name, convert
+        self.incomplete = b""  # the end of the output, if it is a part of a line
         self._filters = bool(filter_)
         self._said = b""
         self._pid = self._watcher = 0
@@ -478,41 +479,37 @@ class CaptureFile:
             _PACKET, head + _padded(data) + (_option(_PCAP_COMMENT, comment) if comment else b"")
         )
 
+    def converter(self, name: str) -> Callable[[bytes], bytes]:
+        """Return a function that converts the next bytes of a pcap stream to complete blocks.
 
-class Converter:
-    """Convert a pcap stream into blocks of a pcapng file."""
-
-    def __init__(self, file: CaptureFile, name: str) -> None:
-        self._file, self._name = file, name
-        self._rest = b""
-        self._interface: int | None = None
-
-    def feed(self, data: bytes) -> bytes:
-        """Convert more bytes of the pcap stream; return the pcapng blocks that are now complete.
-
-        Raises ValueError if the stream is not pcap.
+        The function raises ValueError if the stream is not pcap.
         """
-        self._rest += data
-        return b"".join(self._blocks())
+        rest = b""
+        interface: int | None = None
 
-    def _blocks(self) -> Iterator[bytes]:
-        if self._interface is None:
-            if len(self._rest) < _HEADER.size:
-                return
-            magic, _, _, _, _, most, link = _HEADER.unpack_from(self._rest)
-            if magic != _MAGIC:
-                raise ValueError("not a pcap file")
-            self._rest = self._rest[_HEADER.size :]
-            self._interface, head = self._file.interface(self._name, link, most)
-            yield head
-        while len(self._rest) >= _RECORD.size:
-            seconds, micros, kept, whole = _RECORD.unpack_from(self._rest)
-            end = _RECORD.size + kept
-            if len(self._rest) < end:
-                return
-            data = self._rest[_RECORD.size : end]
-            yield self._file.packet(self._interface, seconds * 1_000_000 + micros, data, whole)
-            self._rest = self._rest[end:]
+        def convert(data: bytes) -> bytes:
+            nonlocal rest, interface
+            rest += data
+            blocks = []
+            if interface is None:
+                if len(rest) < _HEADER.size:
+                    return b""
+                magic, _, _, _, _, most, link = _HEADER.unpack_from(rest)
+                if magic != _MAGIC:
+                    raise ValueError("not a pcap file")
+                rest = rest[_HEADER.size :]
+                interface, head = self.interface(name, link, most)
+                blocks.append(head)
+            while len(rest) >= _RECORD.size:
+                seconds, micros, kept, length = _RECORD.unpack_from(rest)
+                end = _RECORD.size + kept
+                if len(rest) < end:
+                    break
+                data, rest = rest[_RECORD.size : end], rest[end:]
+                blocks.append(self.packet(interface, seconds * 1_000_000 + micros, data, length))
+            return b"".join(blocks)
+
+        return convert
 
 
 def pcap_header() -> bytes:
@@ -587,17 +584,6 @@ class Traced(NamedTuple):
     """the chains that decided something, in order"""
 
 
-class CaptureRequest(NamedTuple):
-    """The arguments of `Host.capture`."""
-
-    services: tuple[str, ...]
-    peer: str | None
-    filter: str
-    most: int | None
-    text: bool
-    drops: bool
-
-
 def capture(session: Session, wanted: CaptureRequest) -> Capture:
     """Start a capture; see `Host.capture`."""
     if wanted.most is not None and wanted.most < 1:
@@ -643,25 +629,19 @@ def capture(session: Session, wanted: CaptureRequest) -> Capture:
         for address in addresses_of(holder)
     }
     named |= dict.fromkeys(gateways, "host")
-    filter_ = expression(dict.fromkeys(addresses), port, wanted.filter)
-    form = Format(named, filter_, wanted.most, wanted.text)
-    if wanted.drops:
-        return _drops(session, known, form)
-    return Capture({name: netns(name) for name in known}, form)
-
-
-def _drops(session: Session, known: dict[str, KnownService], form: Format) -> Capture:
-    store = session.store()
+    wanted = wanted._replace(filter=expression(dict.fromkeys(addresses), port, wanted.filter))
+    if not wanted.drops:
+        return Capture({name: netns(name) for name in known}, named, wanted)
     ends = [
         veth(row.name, network, row.generation)
         for row in store.services()
         if row.name in known
         for network in row.networks
     ]
-    addresses = [a for service in known.values() for a in addresses_of(service)]
-    bridges = [bridge(row.name) for row in store.networks()]
-    drops = Trace(drop_rules(addresses, ends, bridges))
-    return DropCapture(drops, Dropping(session.kernel(), store).words, form)
+    own = [address for service in known.values() for address in addresses_of(service)]
+    drops = Trace(drop_rules(own, ends, [bridge(row.name) for row in store.networks()]))
+    present = fresh_world(session.kernel(), store)
+    return DropCapture(drops, lambda dropped: why(present(), dropped), named, wanted)
 
 
 def trace(
@@ -690,8 +670,8 @@ def trace(
         ends[1],
         port,
         proto,
-        passed(path),
-        bool(others(path)),
+        all(stage.verdict != "drop" for stage in path),
+        any(stage.table not in (INET, BRIDGE) for stage in path),
         tuple(path),
     )
 
@@ -715,16 +695,6 @@ def stages(steps: list[TraceStep], verdict: Verdict | None) -> list[Stage]:
             continue
         result.append(Stage(step.table, step.chain, _word(step), _words(step, verdict)))
     return result
-
-
-def passed(path: list[Stage]) -> bool:
-    """Return whether no chain dropped the packet."""
-    return all(stage.verdict != "drop" for stage in path)
-
-
-def others(path: list[Stage]) -> list[Stage]:
-    """Return those steps of a traced packet that are in chains of other programs."""
-    return [stage for stage in path if stage.table not in (INET, BRIDGE)]
 
 
 def _word(step: TraceStep) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from niso.base import names
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
@@ -66,77 +66,96 @@ class Drop(NamedTuple):
     """the network interface on which the packet arrived"""
 
 
-class Log:
-    """A live log of packets dropped by policies, for one service or all; a context manager.
+class Drops:
+    """An endless iterator of `Drop`. Use it in a ``with`` block; `fileno` is for poll(2)."""
 
-    Packets dropped before the log was opened are not included. Raises Conflict if another process
-    reads the log, KernelError if the kernel has no nflog.
-    """
-
-    def __init__(self, kernel: Kernel, store: Store, service: str | None) -> None:
-        self._kernel, self._store, self._service = kernel, store, service
-        self._known: tuple[int, PolicyContext] | None = None
+    def __init__(self, session: Session, name: str | None) -> None:
+        store = session.store()
+        self.session = session
+        self._store = store
+        self._service = None if name is None else store.home(store.resolve(name))
+        self._world = fresh_world(session.kernel(), store)
+        # packets dropped before are not included; Conflict if another process reads the log
         self._source = Nflog(policy_rules.LOG_GROUP)
+        try:
+            self._warn_of_silence()
+        except BaseException:
+            self.close()
+            raise
 
-    def __enter__(self) -> Log:
+    def __enter__(self) -> Drops:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._source.close()
+        self.close()
+
+    def __iter__(self) -> Iterator[Drop]:
+        while True:
+            yield from self.read()
 
     def fileno(self) -> int:
+        """Return a descriptor that is readable when `read` returns without waiting."""
         return self._source.fileno()
 
-    def read(self) -> tuple[Drop, ...] | None:
-        """Wait for packets and return the drops; None if the kernel's buffer overflowed.
+    def read(self) -> tuple[Drop, ...]:
+        """Wait for packets and return those that the policies of the selected services dropped.
 
-        After an overflow, some drops are missing.
+        Sends a `niso.Caution` if the kernel skipped some packets.
         """
         packets = self._source.read()
-        return None if packets is None else tuple(self._drops(packets))
+        if packets is None:
+            text = "packets arrive faster than they are read: some drops are not shown"
+            self.session.caution(text)
+        return tuple(self._drops(packets or ()))
 
-    def _drops(self, packets: list[Logged]) -> Iterator[Drop]:
-        """Yield a drop for each packet that belongs to the log's service."""
+    def close(self) -> None:
+        """Stop streaming."""
+        self._source.close()
+
+    def _drops(self, packets: Iterable[Logged]) -> Iterator[Drop]:
         for packet in packets:
             direction = packet.prefix.removeprefix("niso ")
             if direction not in ("in", "out"):
                 continue  # a rule of another program
-            source, destination = (
-                self._store.lease_holder(address) or ""
-                for address in (packet.source, packet.destination)
-            )
-            service = source if direction == "out" else destination
+            source, destination = map(self._store.lease_holder, (packet.source, packet.destination))
+            service = (source if direction == "out" else destination) or ""
             if self._service in (None, service):
                 egress, ingress = verdict.evaluate(
                     self._world(), packet.source, packet.destination, packet.port, packet.proto
                 )
-                key = (egress if direction == "out" else ingress).key
                 yield Drop(
                     exact_time_text(packet.time),
                     service,
                     direction,
-                    key,
+                    (egress if direction == "out" else ingress).key,
                     Source(source or None, packet.source),
                     DropTarget(destination or None, packet.destination, packet.port),
                     packet.proto,
                     packet.link,
                 )
 
-    def _world(self) -> PolicyContext:
-        """Return services, networks and policies, from which verdicts are computed.
+    def _warn_of_silence(self) -> None:
+        services = [self._service] if self._service else self._store.active_services()
+        if not any(policy.log for name in services if (policy := self._store.policy(name))):
+            whose = self._service or "any active service"
+            self.session.caution(
+                f"log = true is not set in the policy of {whose}: no drops are shown until it is",
+                ["[network.policy] log = true"],
+            )
 
-        They are read again if the store has changed.
-        """
-        version = self._store.changes()
-        if self._known is None or self._known[0] != version:
-            self._known = (version, read_world(self._kernel, self._store))
-        return self._known[1]
 
+def fresh_world(kernel: Kernel, store: Store) -> Callable[[], PolicyContext]:
+    """Return a function that returns services and policies, and reads only a changed store."""
+    known: tuple[int, PolicyContext] | None = None
 
-def logging(store: Store, service: str | None) -> bool:
-    """Return whether a service's policy, or any active one, has ``log = true``."""
-    services = [service] if service else store.active_services()
-    return any(policy.log for name in services if (policy := store.policy(name)) is not None)
+    def world() -> PolicyContext:
+        nonlocal known
+        version = store.changes()
+        if known is None or known[0] != version:
+            known = (version, read_world(kernel, store))
+        return known[1]
+
+    return world
 
 
 # --- which rule dropped a packet ------------------------------------------------------------------
@@ -149,24 +168,6 @@ Their rules do not tell which entry decided.
 """
 _COUNTER = re.compile(r"counter(?: packets \d+ bytes \d+)? ?")
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
-
-
-class Dropping:
-    """Explain why packets were dropped, from the present policies and rules.
-
-    The store is read again only after a change.
-    """
-
-    def __init__(self, kernel: Kernel, store: Store) -> None:
-        self._kernel, self._store = kernel, store
-        self._known: tuple[int, PolicyContext] | None = None
-
-    def words(self, dropped: Dropped) -> str:
-        """Return why a packet was dropped: the manifest entry, or the rule. Raises KernelError."""
-        version = self._store.changes()
-        if self._known is None or self._known[0] != version:
-            self._known = version, read_world(self._kernel, self._store)
-        return words(self._known[1], dropped)
 
 
 def words(world: PolicyContext, dropped: Dropped) -> str:
@@ -211,74 +212,6 @@ def _packet(headers: bytes) -> tuple[str, str, int | None, str]:
     if proto not in verdict.PORTED or len(port) < 2:
         return source, destination, None, proto if proto not in verdict.PORTED else "icmp"
     return source, destination, int.from_bytes(port, "big"), proto
-
-
-# --- drops of services ----------------------------------------------------------------------------
-
-
-class Drops:
-    """An endless iterator of `Drop`. Use it in a ``with`` block; `fileno` is for poll(2)."""
-
-    def __init__(self, session: Session, log: Log) -> None:
-        self.session = session
-        self._log = log
-
-    def __enter__(self) -> Drops:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[Drop]:
-        while True:
-            yield from self.read()
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable when `read` returns without waiting."""
-        return self._log.fileno()
-
-    def read(self) -> tuple[Drop, ...]:
-        """Wait for packets and return those that the policies of the selected services dropped.
-
-        Sends a `niso.Caution` if the kernel skipped some packets.
-        """
-        drops = self._log.read()
-        if drops is None:
-            self.session.caution(
-                "packets arrive faster than they are read: some drops are not shown"
-            )
-        return drops or ()
-
-    def close(self) -> None:
-        """Stop streaming."""
-        self._log.__exit__()
-
-
-def stats(session: Session) -> tuple[Stats, ...]:
-    """Read the counters of all active services; see `Host.stats`."""
-    return tuple(count(session.store().active_rows()))
-
-
-def drops(session: Session, name: str | None) -> Drops:
-    """Start streaming dropped packets; see `Host.drops`."""
-    store = session.store()
-    service = None if name is None else store.home(store.resolve(name))
-    log = Log(session.kernel(), store, service)
-    try:
-        _warn_of_silence(session, store, service)
-    except BaseException:
-        log.__exit__()
-        raise
-    return Drops(session, log)
-
-
-def _warn_of_silence(session: Session, store: Store, service: str | None) -> None:
-    if not logging(store, service):
-        whose = f"the policy of {service}" if service else "the policy of any active service"
-        session.caution(
-            f"log = true is not set in {whose}: no drops are shown until it is",
-            ["[network.policy] log = true"],
-        )
 
 
 # --- counters -------------------------------------------------------------------------------------

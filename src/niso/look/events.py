@@ -14,7 +14,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import bracketed, span
 from niso.base.text import exact_time_text
 from niso.kernel.watches import TableChange, Watches
-from niso.look.services import interrupted
+from niso.look.services import fate, interrupted
 from niso.look.session import Session, guarded
 from niso.plan import records
 from niso.runtime import status
@@ -69,18 +69,16 @@ class Events:
 
     def __init__(self, session: Session, name: str | None, since: float | None) -> None:
         self.session = session
-        self._name = name
-        if name is not None:
-            self._name = session.store().resolve(name)
+        self._name = None if name is None else session.store().resolve(name)
         # opened before the first snapshot, so that nothing is missed
         self._watches: Watches = Watches()
         try:
-            self._look = look(session, StateSample({}, {}))
+            self._snapshot = take_snapshot(session, ({}, {}))
         except BaseException:
             self.close()
             raise
         self._free_at = time.monotonic()
-        self._past = [] if since is None else past(self._look, since)
+        self._past = [] if since is None else past(self._snapshot, since)
 
     def __enter__(self) -> Self:
         return self
@@ -113,9 +111,9 @@ class Events:
         if not changed:
             return ()
         now, began = time.time(), time.monotonic()
-        before, self._look = self._look, look(self.session, self._look)
+        before, self._snapshot = self._snapshot, take_snapshot(self.session, self._snapshot)
         self._free_at = time.monotonic() + _SHARE * (time.monotonic() - began)
-        changes = between(before, self._look, now)
+        changes = between(before, self._snapshot, now)
         return self._chosen([*changes, *_foreign(tables, now)])
 
     def close(self) -> None:
@@ -154,45 +152,29 @@ def _foreign(tables: list[TableChange] | None, now: float) -> list[Happened]:
     for change in tables:
         if not change.is_own:
             lines.setdefault((change.process, change.pid), []).extend(change.tables)
-    return [
-        _event(
-            now,
-            None,
-            "foreign",
-            f"{' and '.join(dict.fromkeys(names))} changed by {process} (pid {pid}):"
-            " niso net check",
-        )._replace(program=process, pid=pid)
-        for (process, pid), names in lines.items()
-    ]
+    result = []
+    for (process, pid), names in lines.items():
+        tables_ = " and ".join(dict.fromkeys(names))
+        detail = f"{tables_} changed by {process} (pid {pid}): niso net check"
+        result.append(_event(now, None, "foreign", detail, program=process, pid=pid))
+    return result
 
 
-def look(session: Session, before: StateSample) -> StateSample:
+def take_snapshot(session: Session, before: Snapshot) -> Snapshot:
     """Return a snapshot of all services and networks.
 
     The state of a service that a command is changing is copied from the earlier snapshot.
     """
     store = session.store()
-    intents = {intent.service for intent in store.intents()}
-    busy = intents - interrupted(store).keys() if intents else set()
+    busy = {intent.service for intent in store.intents()} - interrupted(store).keys()
     services = {}
     for row in store.services():
-        if row.name in busy or (row.active and row.has_process and _is_stopping(row.name)):
-            if row.name in before.services:
-                services[row.name] = before.services[row.name]
-            continue
-        services[row.name] = _shown(session, store, row)
-    for name in busy - services.keys():
-        if name in before.services:
-            services[name] = before.services[name]
-    networks = {
-        network.name: tuple(subnet.cidr for subnet in network.subnets)
-        for network in store.networks()
-    }
-    return StateSample(services, networks)
-
-
-def _is_stopping(service: str) -> bool:
-    return status.is_stopping(service)
+        if row.name in busy or (row.active and row.has_process and status.is_stopping(row.name)):
+            busy.add(row.name)
+        else:
+            services[row.name] = _shown(session, store, row)
+    services |= {name: before[0][name] for name in busy if name in before[0]}
+    return services, {n.name: tuple(s.cidr for s in n.subnets) for n in store.networks()}
 
 
 def _shown(session: Session, store: Store, row: ServiceRow) -> ServiceState:
@@ -209,8 +191,7 @@ def _shown(session: Session, store: Store, row: ServiceRow) -> ServiceState:
         forwards=tuple(_port(port) for port in ports if port in forwards),
     )
     if not row.has_process:
-        return shown._replace(state=_fate(session, store, row))
-
+        return shown._replace(state=fate(session, store, row))
     now = status.read(row.name)
     spec = row.process
     health, failure, probed_at = _health(row, now)
@@ -227,12 +208,6 @@ def _shown(session: Session, store: Store, row: ServiceRow) -> ServiceState:
         failure=failure,
         probed_at=probed_at,
     )
-
-
-def _fate(session: Session, store: Store, row: ServiceRow) -> str:
-    known = store.attachments.get(row.name)
-    lives = known is not None and known.lives(session.kernel())
-    return "attached" if lives else "gone"
 
 
 def _health(row: ServiceRow, now: Status) -> tuple[str, str, float | None]:
@@ -253,11 +228,6 @@ def _port(port: records.Port) -> str:
     proto = "" if port.proto == "tcp" else f"/{port.proto}"
     ends = span(port.host_port, port.count), span(port.container_port, port.count)
     return f"{host}{ends[0]}→{ends[1]}{proto}"
-
-
-def follow(session: Session, name: str | None, since: float | None) -> Events:
-    """Start streaming events; see `Host.events`."""
-    return Events(session, name, since)
 
 
 # --- events from two snapshots (pure) -------------------------------------------------------------
@@ -297,40 +267,44 @@ class ServiceState(NamedTuple):
     """Ports that `niso port-forward` published, as strings."""
 
 
-class StateSample(NamedTuple):
-    """A snapshot: the properties of services, and the subnets of networks, each by name."""
-
-    services: dict[str, ServiceState]
-    networks: dict[str, tuple[str, ...]]
+Snapshot = tuple[dict[str, ServiceState], dict[str, tuple[str, ...]]]
+"""The properties of services, and the subnets of networks, each by name."""
 
 
 def _event(
-    at: float, service: str | None, what: str, detail: str = "", exit_code: int | None = None
+    at: float,
+    service: str | None,
+    what: str,
+    detail: str = "",
+    exit_code: int | None = None,
+    network: str | None = None,
+    program: str | None = None,
+    pid: int | None = None,
 ) -> Happened:
-    return Happened(exact_time_text(at), service, None, what, detail, exit_code, None, None)
+    return Happened(exact_time_text(at), service, network, what, detail, exit_code, program, pid)
 
 
-def between(before: StateSample, after: StateSample, now: float) -> list[Happened]:
+def between(before: Snapshot, after: Snapshot, now: float) -> list[Happened]:
     """Return the events between two snapshots, sorted by time."""
     events: list[Happened] = []
-    for service in sorted(before.services.keys() | after.services.keys()):
-        events += _service(service, before.services.get(service), after.services.get(service), now)
+    for service in sorted(before[0].keys() | after[0].keys()):
+        events += _service(service, before[0].get(service), after[0].get(service), now)
     first = min((event.time for event in events), default=exact_time_text(now))
-    for network in sorted(before.networks.keys() | after.networks.keys()):
-        old, new = before.networks.get(network), after.networks.get(network)
+    for network in sorted(before[1].keys() | after[1].keys()):
+        old, new = before[1].get(network), after[1].get(network)
         if old is None and new is not None:
             # a network comes before the services on it
-            created = _event(now, None, "network created", ", ".join(new))
-            events.insert(0, created._replace(time=first, network=network))
+            created = _event(now, None, "network created", ", ".join(new), network=network)
+            events.insert(0, created._replace(time=first))
         elif new is None:
-            events.append(_event(now, None, "network removed")._replace(network=network))
+            events.append(_event(now, None, "network removed", network=network))
     return sorted(events, key=lambda event: event.time)
 
 
-def past(look: StateSample, since: float) -> list[Happened]:
+def past(snapshot: Snapshot, since: float) -> list[Happened]:
     """Return the events after ``since`` (seconds since 1970) that one snapshot shows, by time."""
     events: list[Happened] = []
-    for name, shown in look.services.items():
+    for name, shown in snapshot[0].items():
         if not shown.active:
             continue
         events.append(_began(name, shown, shown.activated_at or 0.0))
@@ -371,12 +345,8 @@ def _ports(name: str, old: ServiceState, new: ServiceState, now: float) -> Itera
         (old.ports, new.ports, ""),
         (old.forwards, new.forwards, " (port-forward)"),
     ):
-        for port in before:
-            if port not in after:
-                yield _event(now, name, "unpublished", port + note)
-        for port in after:
-            if port not in before:
-                yield _event(now, name, "published", port + note)
+        for what, ports, others in (("unpublished", before, after), ("published", after, before)):
+            yield from (_event(now, name, what, p + note) for p in ports if p not in others)
 
 
 def _process(name: str, old: ServiceState, new: ServiceState, now: float) -> Iterator[Happened]:

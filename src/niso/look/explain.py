@@ -9,6 +9,7 @@ from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import WaitingForPacket
 from niso.look import packet_path, prove
+from niso.look.packet_path import ExplainedPacket, Object, Packet
 from niso.look.prove import Proof, Sender
 from niso.plan.verdict import PolicyContext, Reason
 from niso.reconcile.live_world import read_world
@@ -139,34 +140,38 @@ def explain(
     who, port, proto = packet_path.parse_target(destination)
     from_, to = packet_path.resolve_both(store, source, who)
     world = read_world(kernel, store)
-    packet = packet_path.Packet(*packet_path.ends(world, from_, to, family), port, proto)
+    packet = Packet(*packet_path.ends(world, from_, to, family), port, proto)
     if store.cluster_id():
         world = other_hosts.world(session, world, packet.source, packet.destination, proves=proves)
     closed = kernel.not_forwarding()
     explained = packet_path.explain(store, world, packet, closed)
     if proves:
         prove.sender_namespace(world, packet, explained.verdict)
-    other = None if family else packet_path.other_family(store, world, from_, to, packet, closed)
-    proof = prove.prove(world, explained) if proves else None
+    other = None
+    if family is None:
+        other = packet_path.other_family(store, world, from_, to, packet, closed)
     return Explanation(
         _judged(world, explained),
         None if other is None else _judged(world, other),
         {end.sharer: end.service for end in (from_, to) if end.sharer},
-        proof,
+        prove.prove(world, explained) if proves else None,
     )
 
 
-def _judged(world: PolicyContext, explained: packet_path.ExplainedPacket) -> Judged:
+def _judged(world: PolicyContext, explained: ExplainedPacket) -> Judged:
     packet, verdict = explained.packet, explained.verdict
-    to = verdict.destination
-    hosts = [
-        world.services[party.service].host or None if party.service else None
-        for party in (verdict.source, to)
-    ]
+    from_, to = verdict.source, verdict.destination
+    known, reached = (world.services.get(party.service) for party in (from_, to))
     return Judged(
-        Sender(verdict.source.service or None, packet.source, hosts[0]),
+        Sender(from_.service or None, packet.source, (known and known.host) or None),
         AskedDestination(packet.destination, packet.port, packet.proto),
-        Destination(to.service or None, to.address, verdict.port, packet.proto, hosts[1]),
+        Destination(
+            to.service or None,
+            to.address,
+            verdict.port,
+            packet.proto,
+            (reached and reached.host) or None,
+        ),
         _word(verdict.passes),
         _judgement(verdict.path, explained.path),
         _judgement(verdict.egress, explained.egress),
@@ -174,7 +179,7 @@ def _judged(world: PolicyContext, explained: packet_path.ExplainedPacket) -> Jud
     )
 
 
-def _judgement(reason: Reason, objects: tuple[packet_path.Object, ...]) -> Judgement:
+def _judgement(reason: Reason, objects: tuple[Object, ...]) -> Judgement:
     return Judgement(
         "audit" if reason.audits else _word(reason.passes),
         reason.message,

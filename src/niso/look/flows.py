@@ -8,7 +8,7 @@ the number of addresses.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from niso.base import names
 from niso.base.errors import Error
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 # --- recorded flows, joined with services and policies --------------------------------------------
 
 HOST = "host"
+EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
 PASS, AUDIT, DROP = "pass", "audit", "drop"
 """What happened to a flow. ``audit``: it passed, although a policy in audit would deny it."""
 Key = tuple[str, str, str, int]
@@ -60,6 +61,11 @@ class FlowEnd(NamedTuple):
     """an IPv4 or IPv6 address"""
     is_host: bool = False
     gone: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        """True for a service or the host."""
+        return self.service is not None or self.is_host
 
 
 class Flow(NamedTuple):
@@ -116,7 +122,7 @@ class Flow(NamedTuple):
         """True if the service at one end of the flows no longer exists."""
         # only flows of services are recorded: if neither end is known, one was a service then
         ends = (self.from_, self.to)
-        return any(end.gone for end in ends) or not any(end.service or end.is_host for end in ends)
+        return any(end.gone for end in ends) or not any(end.is_known for end in ends)
 
     @property
     def id(self) -> Key:
@@ -140,7 +146,7 @@ class Memory(NamedTuple):
 
     passed: tuple[Recorded, ...]
     refused: tuple[Recorded, ...]
-    opened: dict[Key, int]  # number of connections
+    opened: Mapping[Key, int]  # the number of open connections
     missed: int = 0  # new flows that were not recorded because a set was full
     # flows that an audit let pass; they are in ``passed`` too, unless another rule dropped them
     audited: tuple[Recorded, ...] = ()
@@ -171,15 +177,14 @@ def remembered(kernel: Kernel, world: PolicyContext, with_open: bool = True) -> 
     for proto, (client, _, server, port) in ends:
         key = (client, server, proto, port)
         opened[key] = opened.get(key, 0) + 1
-    refused = flow_memory.recorded(policy_rules.REFUSED)
-    audited = flow_memory.recorded(policy_rules.AUDITED)
-    passed = flow_memory.recorded(policy_rules.SEEN) + flow_memory.recorded(policy_rules.ENTERED)
-    # flows that another program's rule had recorded by the bridge table too are in the inet sets
-    elsewhere = {row[:4] for row in (*passed, *refused, *audited)}
+    inet = (policy_rules.SEEN, policy_rules.ENTERED, policy_rules.REFUSED, policy_rules.AUDITED)
+    seen, entered, refused, audited = map(flow_memory.recorded, inet)
     switched = flow_memory.recorded(policy_rules.SWITCHED)
-    passed += [row for row in switched if row[:4] not in elsewhere]
+    # flows that another program's rule had recorded by the bridge table too are in the inet sets
+    elsewhere = {row[:4] for row in (*seen, *entered, *refused, *audited)}
+    passed = (*seen, *entered, *(row for row in switched if row[:4] not in elsewhere))
     missed = sum(flow_memory.missed().values())
-    return Memory(tuple(passed), tuple(refused), opened, missed, tuple(audited))
+    return Memory(passed, tuple(refused), opened, missed, tuple(audited))
 
 
 class FlowReader:
@@ -233,14 +238,23 @@ class FlowReader:
             deciding = [reason for reason in (egress, ingress) if reason.key]
             audit = next((reason for reason in deciding if reason.audits), None)
             reason = refusing or audit or (deciding[-1] if deciding else None)
-            agrees = refusing is None
-            if not (from_.service or from_.is_host):
+            if not from_.is_known:
                 by_port = published(world, to.service or "", proto, port, family_of(destination))
         else:
             reason = refusing or closed(world, source, destination, proto, port)
-            agrees = reason is not None
-        flow = flow._replace(published=by_port.host_port if by_port else None, agrees=agrees)
-        return flow if reason is None else _with(flow, reason)
+        flow = flow._replace(
+            published=by_port.host_port if by_port else None,
+            agrees=(refusing is None) if passes else reason is not None,
+        )
+        if reason is None:
+            return flow
+        return flow._replace(
+            verdict=AUDIT if reason.audits else word,
+            service=reason.service or None,
+            key=reason.key or None,
+            text=reason.text or None,
+            words=reason.message,
+        )
 
     def _part(self, services: frozenset[str], passes: bool) -> PolicyContext:
         """Return only the services that verdicts between ``services`` depend on, with all networks.
@@ -259,16 +273,6 @@ class FlowReader:
 
 _UNDECIDED = (None, None, None, None, None, True)
 """The fields of a `Flow` from ``service`` to ``agrees`` if no policy entry decides about it."""
-
-
-def _with(flow: Flow, reason: Reason) -> Flow:
-    return flow._replace(
-        verdict=AUDIT if reason.audits else flow.verdict,
-        service=reason.service or None,
-        key=reason.key or None,
-        text=reason.text or None,
-        words=reason.message,
-    )
 
 
 _MOST_CACHED = 50_000
@@ -298,21 +302,20 @@ def joined(world: PolicyContext, memory: Memory, reader: FlowReader | None = Non
 
 def lately(flows: Iterable[Flow], since: float | None) -> list[Flow]:
     """Return the flows that are open, or whose last one began after ``since`` (Unix time)."""
-    oldest = None if since is None else time.time() - since
-    return [
-        flow
-        for flow in flows
-        if oldest is None or flow.open or (flow.ago is not None and flow.ago <= oldest)
-    ]
+    if since is None:
+        return list(flows)
+    oldest = time.time() - since
+    return [f for f in flows if f.open or (f.ago is not None and f.ago <= oldest)]
 
 
 def changes(before: Iterable[Flow], after: Iterable[Flow]) -> list[Flow]:
     """Return the flows between two queries, oldest first, with only those counted in ``new``."""
     counted = {(flow.id, flow.verdict): flow.new for flow in before}
-    fresh = []
-    for flow in after:
-        if grown := more(counted.get((flow.id, flow.verdict), 0), flow.new):
-            fresh.append(flow._replace(new=grown))
+    fresh = (
+        flow._replace(new=grown)
+        for flow in after
+        if (grown := more(counted.get((flow.id, flow.verdict), 0), flow.new))
+    )
     return sorted(fresh, key=lambda flow: -(flow.ago or 0.0))
 
 
@@ -335,11 +338,10 @@ def published(
     """
     known = world.services.get(service)
     for mapping in known.ports if known else ():
-        last = mapping.container_port + mapping.count - 1
-        remote = not mapping.host_ip.startswith("127.")
-        of_it = remote and mapping.proto == proto and family in mapping.families
-        if of_it and mapping.container_port <= port <= last:
-            first = mapping.host_port + port - mapping.container_port
+        offset = port - mapping.container_port
+        remote = not mapping.host_ip.startswith("127.") and family in mapping.families
+        if remote and mapping.proto == proto and 0 <= offset < mapping.count:
+            first = mapping.host_port + offset
             return mapping._replace(host_port=first, container_port=port, count=1)
     return None
 
@@ -366,11 +368,16 @@ def closed(
     return None if led else path
 
 
-def read(kernel: Kernel, store: Store, with_open: bool = True) -> tuple[list[Flow], int]:
-    """Return all flows, and how many were not recorded because a set was full."""
+def read(
+    kernel: Kernel, store: Store, since: float | None = None, with_open: bool = True
+) -> tuple[PolicyContext, list[Flow], int]:
+    """Return services and policies, their flows, and how many were not recorded in full sets.
+
+    ``since`` (Unix time) limits the flows as `lately` does. Raises KernelError.
+    """
     world = read_world(kernel, store)
     memory = remembered(kernel, world, with_open)
-    return joined(world, memory), memory.missed
+    return world, lately(joined(world, memory), since), memory.missed
 
 
 # --- niso net flows -------------------------------------------------------------------------------
@@ -379,10 +386,11 @@ def read(kernel: Kernel, store: Store, with_open: bool = True) -> tuple[list[Flo
 class Flows:
     """An endless iterator of new `Flow`. Use it in a ``with`` block."""
 
-    def __init__(self, session: Session, service: str | None, denied: bool) -> None:
+    def __init__(self, session: Session, name: str | None, denied: bool) -> None:
         self.session = session
-        self._service, self._denied = service, denied
-        self._before, _ = read(session.kernel(), session.store(), with_open=False)
+        self._service = None if name is None else _home(session.store(), name)
+        self._denied = denied
+        self._before = self._read()
 
     def __enter__(self) -> Flows:
         return self
@@ -397,10 +405,11 @@ class Flows:
 
     def read(self) -> tuple[Flow, ...]:
         """Return the flows that were recorded after the last call, oldest first. Does not wait."""
-        now, _ = read(self.session.kernel(), self.session.store(), with_open=False)
-        fresh = changes(self._before, now)
-        self._before = now
-        return _chosen(fresh, self._service, self._denied)
+        before, self._before = self._before, self._read()
+        return _chosen(changes(before, self._before), self._service, self._denied)
+
+    def _read(self) -> list[Flow]:
+        return read(self.session.kernel(), self.session.store(), with_open=False)[1]
 
 
 def flows(
@@ -409,19 +418,13 @@ def flows(
     """List the recorded flows; see `Host.flows`. ``since`` is in seconds since 1970."""
     store = session.store()
     service = None if name is None else _home(store, name)
-    found, missed = read(session.kernel(), store)
+    _, found, missed = read(session.kernel(), store, since)
     if missed:
         session.caution(
             f"{missed} new flows are not shown: there are more than the kernel remembers",
             ["docs/design/seeing.md has the limits"],
         )
-    return _chosen(lately(found, since), service, denied)
-
-
-def follow(session: Session, name: str | None, denied: bool) -> Flows:
-    """Start streaming new flows; see `Host.follow_flows`."""
-    store = session.store()
-    return Flows(session, None if name is None else _home(store, name), denied)
+    return _chosen(found, service, denied)
 
 
 def _home(store: Store, name: str) -> str:
@@ -470,7 +473,7 @@ def totals(world: PolicyContext, memory: Memory, limit: int) -> tuple[list[tuple
 
     def name(address: str) -> str:
         end = reader.end(address)
-        return end.name if end.service or end.is_host else OUTSIDE
+        return end.name if end.is_known else OUTSIDE
 
     counts: dict[Total, int] = {}
     for verdict, row in memory.by_verdict():

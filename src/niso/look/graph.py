@@ -12,14 +12,14 @@ from __future__ import annotations
 import ipaddress
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from niso.base import names
 from niso.base.errors import Error, UsageError
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import span
 from niso.look import stack_members
-from niso.look.flows import AUDIT, DROP, HOST, PASS, Flow, joined, lately, remembered
+from niso.look.flows import AUDIT, DROP, EVERYBODY, HOST, OUTSIDE, PASS, Flow, read
 from niso.manifest.stack import Stack
 from niso.plan.records import Endpoint, Entry, Network, Peer, Port, Subnet
 from niso.plan.verdict import KnownService, PolicyContext, addresses_of, evaluate, matches
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 # --- graphs of traffic and of policies ------------------------------------------------------------
 
-OUTSIDE = "outside"
 _ALL = (0, 65_535)
-_EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
 _MOST_OUTSIDE = 8  # outside addresses that get a node each
 _MOST_PORTS = 5  # ports that an edge's label lists
 _WORDS = {PASS: "", AUDIT: " would be denied", DROP: " denied"}
@@ -43,54 +41,23 @@ _LINES = {AUDIT: "style=dotted", DROP: "style=dashed, arrowhead=tee"}  # of dot
 _PLAIN = re.compile(r"[A-Za-z0-9 .,:/_→*()-]")
 
 
-class Node(NamedTuple):
-    """A box of the picture: a service and its sharers, the host, or another address."""
-
-    id: str
-    lines: tuple[str, ...]
-
-
-class Frame(NamedTuple):
-    """A frame around services that are on the same networks."""
-
-    title: str
-    nodes: tuple[Node, ...]
+Node = tuple[str, tuple[str, ...]]
+"""The identifier and the lines of a box: a service and its sharers, the host, or an address."""
+Edge = tuple[str, str, str, str]
+"""The source, destination, label and verdict of an edge."""
+Picture = tuple[list[tuple[str, list[Node]]], list[Node], list[Edge]]
+"""The title and boxes of each group of services with equal networks, other boxes, and the edges."""
 
 
-class Edge(NamedTuple):
-    source: str
-    target: str
-    label: str
-    verdict: str
-
-
-_Link = tuple[str, str, str, str]
-"""Source, destination, label and verdict of an edge."""
-
-
-class Graph(NamedTuple):
-    """A picture of services and flows. ``others`` are boxes that are on no network."""
-
-    groups: tuple[Frame, ...]
-    others: tuple[Node, ...]
-    edges: tuple[Edge, ...]
-
-
-def of_traffic(world: PolicyContext, seen: Iterable[Flow], only: frozenset[str] | None) -> Graph:
+def of_traffic(world: PolicyContext, seen: Iterable[Flow], only: frozenset[str] | None) -> Picture:
     """Draw the recorded flows; ``only`` limits them to these services and their peers."""
     rows = [s for s in seen if only is None or not only.isdisjoint(s.services)]
-    addresses = {
-        end.address
-        for row in rows
-        for end in (row.from_, row.to)
-        if not (end.service or end.is_host)
-    }
+    addresses = {e.address for row in rows for e in (row.from_, row.to) if not e.is_known}
     folded = len(addresses) > _MOST_OUTSIDE
     ports: dict[tuple[str, str, str], set[tuple[int, str]]] = {}
     for row in rows:
         source, target = (
-            end.name if end.service or end.is_host or not folded else OUTSIDE
-            for end in (row.from_, row.to)
+            end.name if end.is_known or not folded else OUTSIDE for end in (row.from_, row.to)
         )
         ports.setdefault((source, target, row.verdict), set()).add((row.port, row.proto))
     edges = [
@@ -99,10 +66,10 @@ def of_traffic(world: PolicyContext, seen: Iterable[Flow], only: frozenset[str] 
     ]
     drawn = set(world.services) if only is None else only
     drawn = drawn.union(*(row.services for row in rows))
-    return _graph(world, drawn, edges, with_addresses=True)
+    return _picture(world, drawn, edges, with_addresses=True)
 
 
-def of_policies(world: PolicyContext, only: frozenset[str] | None, with_addresses: bool) -> Graph:
+def of_policies(world: PolicyContext, only: frozenset[str] | None, with_addresses: bool) -> Picture:
     """Draw what policies and published ports allow, whether or not there is traffic.
 
     A published port has an edge from the clients that it admits: all other machines, some prefixes,
@@ -112,7 +79,7 @@ def of_policies(world: PolicyContext, only: frozenset[str] | None, with_addresse
     known = [
         service for name, service in sorted(world.services.items()) if only is None or name in only
     ]
-    edges: list[_Link] = []
+    edges: list[Edge] = []
     for receiver in known:
         for port in receiver.ports:
             edges += (
@@ -133,7 +100,7 @@ def of_policies(world: PolicyContext, only: frozenset[str] | None, with_addresse
                     ends = (name, receiver.name)
                     source, target = ends if incoming else reversed(ends)
                     edges.append((source, target, _entry_text(entry), verdict_))
-    return _graph(world, {service.name for service in known}, edges, with_addresses)
+    return _picture(world, {service.name for service in known}, edges, with_addresses)
 
 
 def _users(world: PolicyContext, receiver: KnownService, port: Port) -> Iterator[str]:
@@ -150,7 +117,7 @@ def _users(world: PolicyContext, receiver: KnownService, port: Port) -> Iterator
     own = receiver.policy
     allowed = [entry.peer for entry in own.allow_from or () if is_about(entry)]
     denied = {entry.peer.name for entry in own.deny_from if is_about(entry)}
-    everybody = {_EVERYBODY[family] for family in port.families}
+    everybody = {EVERYBODY[family] for family in port.families}
     admitted = everybody if own.allow_from is None else everybody & {peer.name for peer in allowed}
     if admitted - denied:
         yield OUTSIDE
@@ -176,7 +143,7 @@ def _port_text(port: Port) -> str:
     return f"{host}→{span(port.container_port, port.count)}{proto}"
 
 
-def _between(world: PolicyContext, sender: KnownService, receiver: KnownService) -> Iterator[_Link]:
+def _between(world: PolicyContext, sender: KnownService, receiver: KnownService) -> Iterator[Edge]:
     """Yield an edge from one service to another for each policy entry about both services."""
     for endpoint in receiver.endpoints:
         beside = [e for e in sender.endpoints if e.network == endpoint.network]
@@ -223,12 +190,9 @@ def _ports_text(ports: Iterable[tuple[int, str]]) -> str:
     return ", ".join(texts[:_MOST_PORTS]) + (f", {more} more" if more > 0 else "")
 
 
-def _graph(
-    world: PolicyContext,
-    drawn: Iterable[str],
-    edges: Iterable[_Link],
-    with_addresses: bool,
-) -> Graph:
+def _picture(
+    world: PolicyContext, drawn: Iterable[str], edges: Iterable[Edge], with_addresses: bool
+) -> Picture:
     ids = _ids(drawn)
     groups: dict[tuple[str, ...], list[Node]] = {}
     for name, own in ids.items():
@@ -237,24 +201,23 @@ def _graph(
         sharers = sorted(set(known.names) - {name})
         lines = (" + ".join((name, *sharers)), *addresses, *(() if known.active else ("inactive",)))
         on = tuple(endpoint.network for endpoint in known.endpoints)
-        groups.setdefault(on, []).append(Node(own, lines))
+        groups.setdefault(on, []).append((own, lines))
     others: dict[str, Node] = {}
     drawn_edges = []
     for source, target, label, verdict_ in sorted(set(edges)):
         for end in (source, target):
             if end not in ids and end not in others:
                 key = "host" if end == HOST else f"o{len(others) + 1}"
-                others[end] = Node(f"x_{key}", (end,))
-        from_, to = (ids.get(end) or others[end].id for end in (source, target))
-        drawn_edges.append(Edge(from_, to, label + _WORDS[verdict_], verdict_))
-    made = [
-        Frame(
-            " + ".join(_network_title(world, name, with_addresses) for name in on) or "no network",
-            tuple(nodes),
-        )
-        for on, nodes in sorted(groups.items())
-    ]
-    return Graph(tuple(made), tuple(others.values()), tuple(drawn_edges))
+                others[end] = f"x_{key}", (end,)
+        from_, to = (ids.get(end) or others[end][0] for end in (source, target))
+        drawn_edges.append((from_, to, label + _WORDS[verdict_], verdict_))
+
+    def title(network: str) -> str:
+        known = world.networks.get(network) if with_addresses else None
+        return " ".join((network, *(subnet.cidr for subnet in known.subnets))) if known else network
+
+    titled = [(" + ".join(map(title, on)) or "no network", groups[on]) for on in sorted(groups)]
+    return titled, list(others.values()), drawn_edges
 
 
 def _ids(names: Iterable[str]) -> dict[str, str]:
@@ -268,69 +231,60 @@ def _ids(names: Iterable[str]) -> dict[str, str]:
     return ids
 
 
-def _network_title(world: PolicyContext, name: str, with_addresses: bool) -> str:
-    network = world.networks.get(name)
-    if network is None or not with_addresses:
-        return name
-    return " ".join((name, *(subnet.cidr for subnet in network.subnets)))
-
-
 # --- Mermaid and dot ------------------------------------------------------------------------------
 
 
-def mermaid(graph: Graph) -> str:
+def mermaid(picture: Picture) -> str:
     """Render the picture as a Mermaid 11 flowchart (https://mermaid.js.org)."""
+    groups, others, edges = picture
     lines = ["flowchart LR"]
-    for number, group in enumerate(graph.groups):
-        lines.append(f"  subgraph g{number}[{_quoted(group.title)}]")
-        lines += [f"    {node.id}[{_box(node)}]" for node in group.nodes]
+    for number, (title, nodes) in enumerate(groups):
+        lines.append(f"  subgraph g{number}[{_quoted([title])}]")
+        lines += [f"    {id_}[{_quoted(text)}]" for id_, text in nodes]
         lines.append("  end")
-    lines += [f"  {node.id}([{_box(node)}])" for node in graph.others]
-    for edge in graph.edges:
-        arrow = _ARROWS[edge.verdict].format(_quoted(edge.label))
-        lines.append(f"  {edge.source} {arrow} {edge.target}")
+    lines += [f"  {id_}([{_quoted(text)}])" for id_, text in others]
+    for source, target, label, verdict_ in edges:
+        lines.append(f"  {source} {_ARROWS[verdict_].format(_quoted([label]))} {target}")
     for verdict_, colour in _COLOURS.items():
-        links = [str(i) for i, edge in enumerate(graph.edges) if edge.verdict == verdict_]
+        links = [str(i) for i, edge in enumerate(edges) if edge[-1] == verdict_]
         if links:
             lines.append(f"  linkStyle {','.join(links)} stroke:{colour},color:{colour}")
     return "\n".join(lines) + "\n"
 
 
-def dot(graph: Graph) -> str:
+def dot(picture: Picture) -> str:
     """Render the picture in Graphviz's language (dot(1))."""
+    groups, others, edges = picture
     lines = [
         "digraph niso {",
         "  rankdir=LR;",
         '  node [shape=box, style=rounded, fontname="sans-serif"];',
         '  edge [fontname="sans-serif", fontsize=10];',
     ]
-    for number, group in enumerate(graph.groups):
+    for number, (title, nodes) in enumerate(groups):
         lines.append(f"  subgraph cluster_{number} {{")
-        lines.append(f'    label={_dot_text((group.title,))}; fontname="sans-serif";')
-        lines += [f"    {node.id} [label={_dot_text(node.lines)}];" for node in group.nodes]
+        lines.append(f'    label={_quoted_for_dot([title])}; fontname="sans-serif";')
+        lines += [f"    {id_} [label={_quoted_for_dot(text)}];" for id_, text in nodes]
         lines.append("  }")
-    lines += [f"  {node.id} [label={_dot_text(node.lines)}, shape=oval];" for node in graph.others]
-    for edge in graph.edges:
-        text = f"label={_dot_text((edge.label,))}"
-        if colour := _COLOURS.get(edge.verdict):
-            text += f', color="{colour}", fontcolor="{colour}", {_LINES[edge.verdict]}'
-        lines.append(f"  {edge.source} -> {edge.target} [{text}];")
+    lines += [f"  {id_} [label={_quoted_for_dot(text)}, shape=oval];" for id_, text in others]
+    for source, target, label, verdict_ in edges:
+        text = f"label={_quoted_for_dot([label])}"
+        if colour := _COLOURS.get(verdict_):
+            text += f', color="{colour}", fontcolor="{colour}", {_LINES[verdict_]}'
+        lines.append(f"  {source} -> {target} [{text}];")
     return "\n".join((*lines, "}")) + "\n"
 
 
-def _quoted(text: str) -> str:
-    """Quote a string for Mermaid: all characters except those of `_PLAIN` are escaped."""
-    return '"' + "".join(c if _PLAIN.fullmatch(c) else f"#{ord(c)};" for c in text) + '"'
+def _quoted(lines: Iterable[str], escape: str = "#{};", separator: str = "<br>") -> str:
+    """Quote lines for Mermaid: all characters except those of `_PLAIN` are escaped."""
+    escaped = (
+        "".join(c if _PLAIN.fullmatch(c) else escape.format(ord(c)) for c in line) for line in lines
+    )
+    return f'"{separator.join(escaped)}"'
 
 
-def _box(node: Node) -> str:
-    return '"' + "<br>".join(_quoted(line)[1:-1] for line in node.lines) + '"'
-
-
-def _dot_text(lines: Sequence[str]) -> str:
-    return '"' + "\\n".join(
-        "".join(c if _PLAIN.fullmatch(c) else f"&#{ord(c)};" for c in line) for line in lines
-    ) + '"'  # fmt: skip
+def _quoted_for_dot(lines: Iterable[str]) -> str:
+    return _quoted(lines, "&#{};", "\\n")
 
 
 # --- Host.graph -----------------------------------------------------------------------------------
@@ -347,27 +301,29 @@ def graph(
         raise UsageError(f"{format_!r} is not a format", ", ".join(FORMATS), "--format")
     if declared and since is not None:
         raise UsageError("and --declared exclude each other", "omit one of them", "--since")
-    picture = _picture(session, stack, declared, since)
+    if declared and stack is not None:
+        picture = of_policies(declared_world(stack_members.load(stack)), None, False)
+    else:
+        picture = _picture_of_host(session, stack, declared, since)
     if format_ == "mermaid":
         return mermaid(picture).encode()
     text = dot(picture).encode()
     return text if format_ == "dot" else _drawn(text, format_)
 
 
-def _picture(session: Session, stack: str | None, declared: bool, since: float | None) -> Graph:
-    if declared and stack is not None:
-        return of_policies(declared_world(stack_members.load(stack)), None, False)
+def _picture_of_host(
+    session: Session, stack: str | None, declared: bool, since: float | None
+) -> Picture:
     store, kernel = session.store(), session.kernel()
-    only = None
-    if stack is not None:
-        only = frozenset(stack_members.outlined(store, stack).after)
-    world = read_world(kernel, store)
+    only = None if stack is None else frozenset(stack_members.outlined(store, stack).after)
+    seen: list[Flow] = []
+    if declared:
+        world = read_world(kernel, store)
+    else:
+        world, seen, _ = read(kernel, store, since)
     if only is not None:
         only &= frozenset(world.services)
-    if declared:
-        return of_policies(world, only, True)
-    flows = lately(joined(world, remembered(kernel, world)), since)
-    return of_traffic(world, flows, only)
+    return of_policies(world, only, True) if declared else of_traffic(world, seen, only)
 
 
 def _drawn(text: bytes, format_: str) -> bytes:

@@ -21,7 +21,7 @@ from niso.base.named_tuples import NamedTuple
 from niso.base.names import DEFAULT_NETWORK, bracketed, family_of
 from niso.kernel.policy_rules import KEPT_S
 from niso.look import flows
-from niso.look.flows import Flow
+from niso.look.flows import EVERYBODY, Flow
 from niso.look.session import Session, callers
 from niso.manifest import toml
 from niso.manifest.policy import parse_entry
@@ -30,7 +30,6 @@ from niso.manifest.toml import Item
 from niso.plan import verdict
 from niso.plan.records import Entry, Peer, Policy
 from niso.plan.verdict import KnownService, PolicyContext
-from niso.reconcile.live_world import read_world
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
 
@@ -43,7 +42,6 @@ If there are more addresses, they are merged into prefixes.
 """
 # from so many services of a network on that all use a port, suggest the network's name
 _LEAST_MEMBERS = 8
-_EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
 _DNS = 53
 
 Name = Callable[[str], str | None]
@@ -214,7 +212,7 @@ class _Learner:
                 note = f"everybody: published as {flow.published}"
                 if first != last:
                     note = "everybody: published"
-                peer_text = bracketed(_EVERYBODY[family])
+                peer_text = bracketed(EVERYBODY[family])
                 group = _PeerPorts(peer_text, first, last, flow.proto, note)
                 groups.setdefault(group, []).append(flow)
             else:
@@ -234,10 +232,10 @@ class _Learner:
 
     def _add_families(self, groups: dict[_PeerPorts, list[Flow]]) -> None:
         for group in list(groups):
-            for family, prefix in _EVERYBODY.items():
+            for family, prefix in EVERYBODY.items():
                 own = bracketed(prefix)
                 other = group._replace(peer=own)
-                is_everybody = group.peer in map(bracketed, _EVERYBODY.values())
+                is_everybody = group.peer in map(bracketed, EVERYBODY.values())
                 if is_everybody and family in self._published(group.proto, group.first):
                     groups.setdefault(other, [])
 
@@ -285,7 +283,7 @@ class _Learner:
             elif egress:
                 group = _of(peer.address, flow, denied)
             else:  # any number of outside addresses may have tried
-                everybody = bracketed(_EVERYBODY[family_of(peer.address)])
+                everybody = bracketed(EVERYBODY[family_of(peer.address)])
                 note = f"other machines {'would be' if in_audit else 'were'} denied"
                 group = _PeerPorts(everybody, flow.port, flow.port, flow.proto, note)
             others.setdefault(group, []).append(flow)
@@ -306,7 +304,7 @@ class _Learner:
         for port in self._known.ports:
             last = port.container_port + port.count - 1
             for family in sorted(self._published(port.proto, port.container_port)):
-                peer = bracketed(_EVERYBODY[family])
+                peer = bracketed(EVERYBODY[family])
                 text = _PeerPorts(peer, port.container_port, last, port.proto).text
                 if text not in entries and family in port.families:
                     unused[text] = None
@@ -446,15 +444,13 @@ def learn(
     session: Session, services: Sequence[str], since: float | None, egress: bool
 ) -> tuple[LearnedPolicy, ...]:
     """Derive policies from recorded flows; see `Host.learn`. ``since`` is in seconds since 1970."""
-    store, kernel = session.store(), session.kernel()
-    world = read_world(kernel, store)
-    memory = flows.remembered(kernel, world)
-    if memory.missed:
+    store = session.store()
+    world, seen, missed = flows.read(session.kernel(), store, since)
+    if missed:
         session.caution(
-            f"{memory.missed} new flows are missing: there are more than the kernel remembers",
+            f"{missed} new flows are missing: there are more than the kernel remembers",
             ["a policy from these would deny some of them; docs/design/seeing.md has the limits"],
         )
-    seen = flows.lately(flows.joined(world, memory), since)
     rows = {row.name: row for row in store.services()}
     wanted = [store.home(store.resolve(name)) for name in services]
     wanted = wanted or [name for name, row in rows.items() if row.active and _has_network(row)]

@@ -13,12 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel.flow_memory import Recorded
 from niso.look import top, what_if
-from niso.look.flows import AUDIT, DROP, HOST, PASS, Flow, FlowEnd, FlowReader, Memory, joined, more
+from niso.look.flows import AUDIT, DROP, HOST, PASS, Flow, FlowEnd, Memory, joined
 from niso.look.host_ports import Port
 from niso.look.learn import WrittenNames
-from niso.look.services import ServiceStates
 from niso.look.session import Session, guarded
-from niso.look.top import Metered, ServiceLoad, TopSample
+from niso.look.top import Metered, ServiceLoad
 from niso.look.what_if import MapChange
 from niso.plan.verdict import KnownService, PolicyContext
 from niso.store.service_rows import ServiceRow
@@ -170,38 +169,29 @@ class Map(Metered):
     """
 
     def __init__(self, session: Session) -> None:
-        self.session = session
-        self._states = ServiceStates(session)
-        self._reader: FlowReader | None = None
+        super().__init__(session)
         self._names: dict[tuple[str, str], str | None] = {}
         self._version = -1
-        self._before: TopSample | None = None
-        super().__init__()
 
     @guarded
     def read(self) -> MapState:
         """Return all services, networks and flows. Rates are averages since the last call."""
         store = self.session.store()
-        now, memory = top.look(self.session, self._states, with_open=True)
+        before, now, memory, moved = self._sample(with_open=True)
         world = self._states.world
-        before, self._before = self._before or now, now
-        self._reader = self._reader.in_world(world) if self._reader else FlowReader(world)
         kept, left_out = bounded(memory)
         seconds = round(top.elapsed(before, now), 3)
-        loads = top.services_between(self._reader, before, now)
-
-        moved = self._moved()
+        new = {} if before is now else top.growth(before, now)
 
         def grown(flow: Flow) -> int:
             verdicts = (PASS, AUDIT) if flow.passes else (DROP,)
-            was = sum(before.flows.get((flow.id, verdict), 0) for verdict in verdicts)
-            return 0 if before is now else more(was, flow.new)
+            return sum(new.get((flow.id, verdict), 0) for verdict in verdicts)
 
         def octets(flow: Flow) -> int:
             return 0 if before is now or not flow.passes else (moved or {}).get(flow.id, 0)
 
-        flows = joined(world, kept, self._reader)
         known = {row.name: row for row in self._states.rows}
+        loads = top.services_between(self._reader, before, now)
         name = self._name_in(store)
         return MapState(
             os.uname().nodename,
@@ -218,12 +208,12 @@ class Map(Metered):
             tuple(
                 _flow(
                     ends,
-                    together,
-                    sum(map(grown, together)) / (seconds or 1.0),
-                    None if moved is None else sum(map(octets, together)) / (seconds or 1.0),
+                    group,
+                    sum(map(grown, group)) / (seconds or 1.0),
+                    None if moved is None else sum(map(octets, group)) / (seconds or 1.0),
                     lambda flow: what_if.changes(world, flow, name),
                 )
-                for ends, together in grouped(flows)
+                for ends, group in grouped(joined(world, kept, self._reader))
             ),
             left_out,
             memory.missed,
@@ -329,14 +319,12 @@ def bounded(memory: Memory) -> tuple[Memory, int]:
             return rows
         return tuple(sorted(rows, key=lambda row: (row.ago, row[:4]))[:most])
 
-    counts = memory.opened
-    kept = sorted(counts, key=lambda key: (-counts[key], key))[:MOST_OPEN]
-    opened = {key: counts[key] for key in kept}
-    passed = latest(memory.passed, MOST_PASSED)
-    refused = latest(memory.refused, MOST_REFUSED)
-    left_out = len(memory.passed) - len(passed) + len(memory.refused) - len(refused)
-    left_out += max(len(counts) - MOST_OPEN, 0)
-    return memory._replace(passed=passed, refused=refused, opened=opened), left_out
+    kept = memory._replace(
+        passed=latest(memory.passed, MOST_PASSED),
+        refused=latest(memory.refused, MOST_REFUSED),
+        opened=dict(sorted(memory.opened.items(), key=lambda e: (-e[1], e[0]))[:MOST_OPEN]),
+    )
+    return kept, sum(len(all_) - len(some) for all_, some in zip(memory[:3], kept[:3], strict=True))
 
 
 def grouped(flows: Sequence[Flow]) -> list[tuple[tuple[MapEnd, MapEnd], list[Flow]]]:
@@ -355,7 +343,7 @@ def _shown(ends: Iterable[FlowEnd]) -> Mapping[str, int]:
     """Return the DNS names and addresses with the most flows, and their numbers of flows."""
     counts: dict[str, int] = {}
     for end in ends:
-        if not (end.service or end.is_host or end.gone):
+        if not (end.is_known or end.gone):
             counts[end.name] = counts.get(end.name, 0) + 1
     ranked = sorted(counts, key=lambda name: (-counts[name], name))
     return {name: counts[name] for name in ranked[:MOST_OUTSIDE]}

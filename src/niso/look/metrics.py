@@ -21,7 +21,7 @@ from niso.runtime import status
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 COUNTER, GAUGE = "counter", "gauge"
@@ -69,77 +69,71 @@ def _metric(type_: str, name: str, help_: str, samples: Iterable[Sample]) -> Met
     return Metric(f"niso_{name}", type_, help_, tuple(samples))
 
 
+def _by_service(
+    type_: str, name: str, help_: str, values: Iterable[tuple[str, float | None]]
+) -> Metric:
+    """Return a metric with one value for each service; values that are None are left out."""
+    samples = (Sample({"service": service}, v) for service, v in values if v is not None)
+    return _metric(type_, name, help_, samples)
+
+
 def _of_services(session: Session, store: Store) -> tuple[Metric, ...]:
     lines = {line.service: line for line in services.service_lines(session, store)}
     rows = [row for row in store.services() if row.name in lines]
     states = {row.name: status.read(row.name) for row in rows if row.has_process and row.active}
-    info = [
-        Sample({"service": row.name, "mode": row.mode, "network": network}, 1)
-        for row in rows
-        for network in (row.networks or ("",))
-    ]
-
-    def of(service: str) -> dict[str, str]:
-        return {"service": service}
-
+    statuses = {row.name: lines[row.name].status for row in rows}
     return (
-        _metric(
+        _by_service(
             GAUGE,
             "service_up",
             "1 if the service's process runs, or its namespace is attached.",
-            (
-                Sample(of(row.name), int(lines[row.name].status in ("running", "attached")))
-                for row in rows
-            ),
+            ((name, int(state in ("running", "attached"))) for name, state in statuses.items()),
         ),
-        _metric(
+        _by_service(
             GAUGE,
             "service_active",
             "1 if the service is activated.",
-            (Sample(of(row.name), int(row.active)) for row in rows),
+            ((row.name, int(row.active)) for row in rows),
         ),
-        _metric(
+        _by_service(
             GAUGE,
             "service_completed",
             "1 if the job has exited with status 0; absent for services.",
-            (
-                Sample(of(row.name), int(lines[row.name].status == "completed"))
-                for row in rows
-                if row.is_job
-            ),
+            ((row.name, int(statuses[row.name] == "completed")) for row in rows if row.is_job),
         ),
-        _metric(
+        _by_service(
             GAUGE,
             "service_enabled",
             "1 if the service starts at boot.",
-            (Sample(of(row.name), int(row.enabled)) for row in rows),
+            ((row.name, int(row.enabled)) for row in rows),
         ),
-        _metric(
+        _by_service(
             GAUGE,
             "service_healthy",
             "1 if the last probe succeeded; absent without a healthcheck or a process.",
-            (
-                Sample(of(name), int(line.health == "healthy"))
-                for name, line in lines.items()
-                if line.health is not None
-            ),
-        ),
-        _metric(GAUGE, "service_info", "Mode and networks of the service; always 1.", info),
-        _metric(
-            COUNTER,
-            "service_restarts_total",
-            "Restarts by the restart policy since the activation.",
-            (Sample(of(name), now.restarts) for name, now in states.items()),
+            ((name, int(x.health == "healthy")) for name, x in lines.items() if x.health),
         ),
         _metric(
             GAUGE,
+            "service_info",
+            "Mode and networks of the service; always 1.",
+            (
+                Sample({"service": row.name, "mode": row.mode, "network": network}, 1)
+                for row in rows
+                for network in (row.networks or ("",))
+            ),
+        ),
+        _by_service(
+            COUNTER,
+            "service_restarts_total",
+            "Restarts by the restart policy since the activation.",
+            ((name, now.restarts) for name, now in states.items()),
+        ),
+        _by_service(
+            GAUGE,
             "service_start_time_seconds",
             "Start of the running process, in seconds since 1970.",
-            (
-                Sample(of(name), now.started_at)
-                for name, now in states.items()
-                if now.state == "running" and now.started_at is not None
-            ),
+            ((name, x.started_at) for name, x in states.items() if x.state == "running"),
         ),
     )
 
@@ -156,18 +150,13 @@ def _of_traffic(store: Store) -> tuple[Metric, ...]:
         for end, traffic in link_records.of_links(ends).items()
     ]
     stats = drops.count(active)
-    dropped = [
-        Sample({"service": counts.service, "direction": direction}, number)
-        for counts in stats
-        for direction, number in (("ingress", counts.in_drops), ("egress", counts.out_drops))
-        if number is not None
-    ]
-    audited = [
-        Sample({"service": counts.service, "direction": direction}, number)
-        for counts in stats
-        for direction, number in (("ingress", counts.in_audits), ("egress", counts.out_audits))
-        if number is not None
-    ]
+
+    def by_direction(suffix: str) -> Iterator[Sample]:
+        for counts in stats:
+            for direction, way in (("ingress", "in"), ("egress", "out")):
+                if (number := getattr(counts, f"{way}_{suffix}")) is not None:
+                    yield Sample({"service": counts.service, "direction": direction}, number)
+
     # the host's end of a veth pair receives what the service sends
     return (
         *(
@@ -185,23 +174,19 @@ def _of_traffic(store: Store) -> tuple[Metric, ...]:
             COUNTER,
             "policy_dropped_packets_total",
             "Packets that the service's policy dropped.",
-            dropped,
+            by_direction("drops"),
         ),
         _metric(
             COUNTER,
             "policy_audited_packets_total",
             "Packets that the service's policy would have dropped; absent unless it is in audit.",
-            audited,
+            by_direction("audits"),
         ),
-        _metric(
+        _by_service(
             COUNTER,
             "foreign_frames_total",
             "Frames that the service sent with an address of others, all dropped.",
-            (
-                Sample({"service": counts.service}, counts.foreign)
-                for counts in stats
-                if counts.foreign is not None
-            ),
+            ((counts.service, counts.foreign) for counts in stats),
         ),
     )
 
@@ -221,21 +206,20 @@ def _of_policies(store: Store) -> tuple[Metric, ...]:
                 if ago is not None:
                     agos[rule] = min(agos.get(rule, ago), ago)
     now = time.time()
-
     terms = live_world.terms(store)
-    policied = [name for name in store.policied() if name in active]
 
     def labels(rule: tuple[str, str]) -> dict[str, str]:
         return {"service": rule[0], "rule": rule[1]}
 
     return (
-        _metric(
+        _by_service(
             GAUGE,
             "policy_audit",
             "1 if the service's policy is in audit and denies nothing; absent without a policy.",
             (
-                Sample({"service": name}, int(name in terms and terms[name].lasts))
-                for name in policied
+                (name, int(name in terms and terms[name].lasts))
+                for name in store.policied()
+                if name in active
             ),
         ),
         _metric(

@@ -169,24 +169,18 @@ def _end(store: Store, service: str) -> PacketEnd:
             f"{service} shares the network of {row.provider}, which does not exist",
             f"niso inspect {service}",
         )
+    shared = f"shares the network of {home.name}" if home and home.name != service else ""
     if home is not None and home.mode == "none":
-        whose = (
-            service
-            if home.name == service
-            else f"{service} shares the network of {home.name}, which"
-        )
+        whose = f"{service} {shared}, which" if shared else service
         raise Error(
             f"{whose} has mode none: it has only a loopback interface",
             'use mode = "bridge"',
         )
-    if row is not None and home is not None and home.name != service:
-        if not row.active:
-            raise Error(
-                f"{service} is not active: it shares the network of {home.name}",
-                f"niso activate {service}",
-            )
-        return PacketEnd(service=home.name, sharer=service)
-    return PacketEnd(service=service)
+    if row is None or home is None or not shared:
+        return PacketEnd(service=service)
+    if not row.active:
+        raise Error(f"{service} is not active: it {shared}", f"niso activate {service}")
+    return PacketEnd(service=home.name, sharer=service)
 
 
 def ends(
@@ -349,27 +343,23 @@ def explain(
     sender, receiver = (
         world.services.get(party.service) for party in (verdict.source, verdict.destination)
     )
-    path, early, late = _path(store, world, packet, verdict)
-    egress: tuple[Object, ...] = ()
-    ingress: tuple[Object, ...] = ()
-    if _walks(world, packet, verdict):
+    walks = _walks(world, packet, sender)
+    path, early, late = _path(store, world, packet, verdict, sender, receiver)
+    egress: _Rules = ()
+    ingress: _Rules = ()
+    if walks:
         judged = (packet.proto, verdict.port)
         to = verdict.destination.address
         egress = _policy_objects(world, sender, False, packet.source, to, judged)
-        ingress = (
-            ()
-            if is_host(world, packet.source)
-            else _policy_objects(world, receiver, True, to, packet.source, judged)
-        )
+        if not is_host(world, packet.source):
+            ingress = _policy_objects(world, receiver, True, to, packet.source, judged)
+    counted: _Rules = ()
     if early:
-        counted: tuple[Object, ...] = early
-    elif not _walks(world, packet, verdict) or (not verdict.path.passes and not late):
-        counted = ()
-    else:
-        counted = egress if not verdict.egress.passes else egress + ingress
-        counted = (
-            counted if not (verdict.egress.passes and verdict.ingress.passes) else counted + late
-        )
+        counted = early
+    elif walks and (verdict.path.passes or late):
+        counted = egress
+        if verdict.egress.passes:
+            counted += ingress + (late if verdict.ingress.passes else ())
     link = _closed_link(world, packet, verdict, closed)
     if link:
         message = f"the host forwards no packets from {link}: net/ipv4/conf/{link}/forwarding is 0"
@@ -407,33 +397,32 @@ def other_family(
     return explain(store, world, packet._replace(source=from_, destination=to), closed)
 
 
-def _walks(world: PolicyContext, packet: Packet, verdict: Verdict) -> bool:
+def _walks(world: PolicyContext, packet: Packet, sender: KnownService | None) -> bool:
     """Return whether the packet leaves its namespace and therefore traverses the policy chains."""
-    sender = world.services.get(verdict.source.service)
     if sender is None:
         return not is_host(world, packet.source)
-    own = (address for endpoint in sender.endpoints for address in endpoint.addresses)
-    return (
-        packet.destination not in own and not ipaddress.ip_address(packet.destination).is_loopback
-    )
+    to = packet.destination
+    return to not in addresses_of(sender) and not ipaddress.ip_address(to).is_loopback
 
 
 _Rules = tuple[Object, ...]
 
 
 def _path(
-    store: Store, world: PolicyContext, packet: Packet, verdict: Verdict
+    store: Store,
+    world: PolicyContext,
+    packet: Packet,
+    verdict: Verdict,
+    sender: KnownService | None,
+    receiver: KnownService | None,
 ) -> tuple[_Rules, _Rules, _Rules]:
     """Return the nftables objects on a packet's path: all, before and after the policies."""
-    sender, receiver = (
-        world.services.get(party.service) for party in (verdict.source, verdict.destination)
-    )
     family = packet.family
-    raw = "raw" if family == 4 else "raw6"
+    raw, word = ("raw", "ip") if family == 4 else ("raw6", "ip6")
     # each return is a point where the packet stops, in the order in which it meets them: rules that
     # it never reaches are not part of the answer
     if family_of(packet.source) != family or (
-        sender and not (sender.active and _walks(world, packet, verdict))
+        sender and not (sender.active and _walks(world, packet, sender))
     ):
         return (), (), ()
     to = ipaddress.ip_address(packet.destination)
@@ -462,9 +451,7 @@ def _path(
             return spoofed, spoofed if family == 4 else (), ()
         objects += _port_elements(store, sender, receiver or sender, by, packet.source)
     elif not sender and not is_host(world, packet.source) and network_of(world, packet.source):
-        spoofed = _static(
-            ruleset.INET, raw, f"{'ip' if family == 4 else 'ip6'} saddr @subnets{family}"
-        )
+        spoofed = _static(ruleset.INET, raw, f"{word} saddr @subnets{family}")
         return spoofed, spoofed, ()
     if target != packet.destination:
         objects += _published(world, packet, verdict, entered)
@@ -480,31 +467,32 @@ def _path(
     if not sender and is_host(world, packet.source):
         return tuple(objects), (), ()
     if to.is_loopback:
-        martian = _static(
-            ruleset.INET, raw, "ip daddr 127.0.0.0/8" if family == 4 else "ip6 daddr ::1"
-        )
+        loopback = "127.0.0.0/8" if family == 4 else "::1"
+        martian = _static(ruleset.INET, raw, f"{word} daddr {loopback}")
         return martian, martian, ()
     if entered and is_name_server_elsewhere(
         world, packet.destination, packet.port, packet.proto, entered.name
     ):
         there = _static(ruleset.INET, "input", f"daddr @subnets{family} meta l4proto")
         return (*objects, *there), there, ()
-    early, late = _dropping(sender, entered, reached, family)
+    early, late = _dropping(sender, entered, reached, raw, f"{word} daddr @subnets{family}")
     return (*objects, *early, *late), early, late
 
 
 def _dropping(
-    sender: KnownService | None, entered: Network | None, reached: Network | None, family: int
+    sender: KnownService | None,
+    entered: Network | None,
+    reached: Network | None,
+    raw: str,
+    inside: str,
 ) -> tuple[_Rules, _Rules]:
     """Return the rules that drop a packet before the policies, and those that do after them."""
-    if entered and entered.internal and (reached is None or reached.name != entered.name):
+    is_within = entered is not None and reached is not None and reached.name == entered.name
+    if entered and entered.internal and not is_within:
         return _static(ruleset.INET, "forward", "out of an internal network"), ()
     if reached and sender is None:
-        word = "ip" if family == 4 else "ip6"
-        return _static(
-            ruleset.INET, "raw" if family == 4 else "raw6", f"{word} daddr @subnets{family}"
-        ), ()
-    if reached and (entered is None or reached.name != entered.name):
+        return _static(ruleset.INET, raw, inside), ()
+    if reached and not is_within:
         return (), _static(ruleset.INET, "forward", "not published")
     if reached and sender and not sender.host:
         return _static(ruleset.INET, "from_bridge", "to an address that no service has"), ()
@@ -518,32 +506,24 @@ def _passing(
     entered: Network | None,
     reached: Network | None,
 ) -> _Rules:
-    if sender is None or entered is None:
+    if sender is None or entered is None or is_host(world, packet.destination):
         return ()
-    if (
-        reached is not None
-        and reached.name == entered.name
-        and not is_host(world, packet.destination)
-    ):
-        # a bridge without connection tracking switches frames without evaluating these rules
-        return (
-            _static(ruleset.INET, "forward", "@same_bridge accept", 1)
-            if reached.publishes or reached.policed
-            else ()
-        )
-    if reached is None and not is_host(world, packet.destination):
+    if reached is None:
         word = "ip" if packet.family == 4 else "ip6"
         return _static(ruleset.INET, "postrouting", f"{word} saddr @subnets")
+    # a bridge without connection tracking switches frames without evaluating these rules
+    if reached.name == entered.name and (reached.publishes or reached.policed):
+        return _static(ruleset.INET, "forward", "@same_bridge accept", 1)
     return ()
 
 
 def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:
     """Return the first (or last) fixed rule of a chain that contains ``fragment``."""
     rules = ruleset.rules_of(table, chain)
-    matching = [
+    found = [
         Object(table, chain, text, place) for place, text in enumerate(rules) if fragment in text
     ]
-    return tuple(matching[-1:] if last else matching[:1])
+    return tuple(found[-1:] if last else found[:1])
 
 
 def _object(element: Element) -> Object:
@@ -622,22 +602,17 @@ def _policy_objects(
     if known is None or not known.active or not known.heard:
         return ()
     policed = Policed(known.name, addresses_of(known), known.policy)
-    found = policy_elements.looked_up(
-        policed, _members(world, known.policy), ingress, own, peer, *packet
-    )
+    members = _members(world, known.policy)
+    found = policy_elements.looked_up(policed, members, ingress, own, peer, *packet)
     if not found:
         return ()
-    deciding = found[-1]
-    audit: _Rules = ()
-    if known.audits and deciding.value in policy_rules.VERDICTS:
+    objects = [_object(policy_elements.gate(known.name, ingress, own))]
+    for e in found:
+        text = f'{e.text} comment "{e.comment}" : {e.value_text}'
+        objects.append(Object(e.table, e.container, text, element=e))
+    if known.audits and found[-1].value in policy_rules.VERDICTS:
         place = f"audit_{'in' if ingress else 'out'}{6 if ':' in own else 4}"
-        audit = (Object(ruleset.INET, place, own),)
-    said = (
-        Object(e.table, e.container, f'{e.text} comment "{e.comment}" : {e.value_text}', element=e)
-        for e in found
-    )
-    leads = policy_elements.gate(known.name, ingress, own)
-    objects = (_object(leads), *said, *audit)
+        objects.append(Object(ruleset.INET, place, own))
     return tuple(object_._replace(host=known.host) for object_ in objects)
 
 
@@ -650,9 +625,8 @@ def _members(world: PolicyContext, policy: Policy) -> list[Member]:
     for kind, name in sorted({(entry.peer.kind, entry.peer.name) for entry in policy.entries()}):
         if kind == "network" and name in world.networks:
             subnets = world.networks[name].subnets
-            cidrs = tuple(subnet.cidr for subnet in subnets)
-            gateways = tuple(subnet.gateway for subnet in subnets)
-            members.append(Member(kind, name, cidrs, gateways))
+            pairs = tuple(s.cidr for s in subnets), tuple(s.gateway for s in subnets)
+            members.append(Member(kind, name, *pairs))
         elif kind == "outside":
             members.append(Member(kind, name, world.outside.get(name, ())))
         elif kind == "service":

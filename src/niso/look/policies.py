@@ -14,7 +14,6 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import bracketed, family_of
 from niso.base.text import exact_time_text, period_text
 from niso.kernel import ruleset
-from niso.kernel.flow_memory import Recorded
 from niso.kernel.nft_elements import HEADERS, Atoms, Nfnetlink
 from niso.kernel.ruleset import INET
 from niso.look import flows
@@ -152,13 +151,12 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
     memory = flows.remembered(session.kernel(), world)
     own = set(verdict.addresses_of(world.services[service]))
 
-    def of_it(rows: Iterable[Recorded]) -> tuple[Recorded, ...]:
-        return tuple(row for row in rows if row.source in own or row.destination in own)
-
-    opened = {key: count for key, count in memory.opened.items() if not own.isdisjoint(key[:2])}
-    memory = memory._replace(
-        passed=of_it(memory.passed), refused=of_it(memory.refused), opened=opened
+    passed, refused = (
+        tuple(row for row in rows if not own.isdisjoint(row[:2]))
+        for rows in (memory.passed, memory.refused)
     )
+    opened = {key: count for key, count in memory.opened.items() if not own.isdisjoint(key[:2])}
+    memory = memory._replace(passed=passed, refused=refused, opened=opened)
     ever = world._replace(outside=world.outside_ever)
     used: dict[str, tuple[int, float | None]] = {}
     for flow in flows.joined(world, memory):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Callable
 
 from niso.base import names
 from niso.base.errors import Error, KernelError, UsageError
@@ -16,15 +15,12 @@ from niso.base.report import WaitingForPacket
 from niso.kernel import probe
 from niso.kernel.libnftables import Nft
 from niso.kernel.nft_elements import Nfnetlink
-from niso.look import packet_path
 from niso.look.packet_path import ExplainedPacket, Object, Packet, ends, resolve_both
 from niso.plan.records import Entry
 from niso.plan.verdict import PolicyContext, Reason, Verdict, decide, is_broadcast, is_host, matches
 from niso.reconcile.live_world import read_world
-from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.kernel.interface import Kernel
     from niso.look.session import Session
 
 
@@ -71,101 +67,6 @@ class Proof(NamedTuple):
     """why the sender's kernel refused to send the packet; null if it did not"""
     counters: tuple[Counter, ...]
     """rules that count the packet"""
-
-
-# --- ping -----------------------------------------------------------------------------------------
-
-
-def send_ping(
-    kernel: Kernel,
-    store: Store,
-    source: str,
-    destination: str,
-    wider: Callable[[PolicyContext, Packet], PolicyContext] = lambda world, packet: world,
-) -> tuple[Packet, float]:
-    """Send an echo request from one service to another; return it and the seconds to the reply.
-
-    ``wider`` adds the policies of other hosts' services, which may explain a missing reply. Raises
-    Error with the reason if there is no reply, and UsageError if an end is not a service.
-    """
-    sender, receiver = resolve_both(store, source, destination)
-    for end, name in ((sender, source), (receiver, destination)):
-        if not end.service:
-            hint = "niso net explain accepts host and addresses"
-            raise UsageError(f"{name!r} is not a service", hint)
-        row = store.service(end.service)
-        if row is None and end is receiver:
-            continue  # it is on another host
-        if row is None:
-            raise Error(f"{end.name} is on another host", "niso net ping there")
-        if not row.active:
-            raise Error(f"{end.name} is not active", f"niso activate {end.name}")
-    from_, to = sender.service, receiver.service
-    world = read_world(kernel, store)
-    for name in (from_, to):
-        if not world.services[name].active:
-            raise Error(
-                f"{name} is not attached any longer: its network namespace has ended",
-                "niso net repair forgets it",
-            )
-    networks = [
-        {endpoint.network for endpoint in world.services[name].endpoints} for name in (from_, to)
-    ]
-    if not networks[0] & networks[1]:
-        lists = " and ".join(
-            f"{name} is on {', '.join(e.network for e in world.services[name].endpoints) or 'none'}"
-            for name in (from_, to)
-        )
-        raise Error(
-            f"{from_} and {to} have no common network: {lists}",
-            "add one to network.networks of a manifest, or publish a port",
-        )
-    packet = Packet(*ends(world, sender, receiver), None, "icmp")
-    took = probe.echo(names.netns(from_), packet.source, packet.destination, PATIENCE_S)
-    if took is not None:
-        return packet, took
-    where = f"{sender.name} ({packet.source}) to {receiver.name} ({packet.destination})"
-    # only now: a reply proves the path, whatever the recorded policies say
-    world = wider(world, packet)
-    verdict = decide(world, *packet)
-    reason = verdict.dropped_by
-    if reason is None:
-        host = world.services[to].host
-        raise Error(
-            f"{where}: no reply within {PATIENCE_S:g}s, although no rule of niso forbids it",
-            f"niso net check {to}{f' on {host}' if host else ''}",
-        )
-    without = _without_icmp(world, verdict, reason)
-    message = (
-        f"{without.key} of {reason.service}, {without.text!r}, allows ports but no ICMP"
-        if without
-        else reason.message
-    )
-    raise Error(
-        f"{where}: {message}",
-        f"niso net explain {from_} {to}",
-        (without.key if without else reason.key) or None,
-        names_key=False,
-    )
-
-
-def _without_icmp(world: PolicyContext, verdict: Verdict, reason: Reason) -> Entry | None:
-    """Return an entry of an allow list that allows ports of the peer but not ICMP, or None."""
-    if not reason.service or reason.text:  # a deny entry explains enough
-        return None
-    policy = world.services[reason.service].policy
-    egress = reason is verdict.egress
-    peer = verdict.destination.address if egress else verdict.source.address
-    entries = (policy.egress_allow if egress else policy.allow_from) or ()
-    anything = (entry._replace(first=0, last=65535, proto="") for entry in entries)
-    return next(
-        (
-            e
-            for e, any_ in zip(entries, anything, strict=True)
-            if matches(any_, world, peer, None, "icmp")
-        ),
-        None,
-    )
 
 
 # --- prove: verdicts compared with packets --------------------------------------------------------
@@ -261,7 +162,18 @@ def _packets(kernel: Nft, rule: Object) -> int | None:
     return next((int(e["counter"]["packets"]) for e in actual["expr"] if "counter" in e), None)
 
 
-# --- senders and receivers ------------------------------------------------------------------------
+# --- Host.ping ------------------------------------------------------------------------------------
+
+
+class Sender(NamedTuple):
+    """The source of an explained packet."""
+
+    service: str | None
+    """name of the service; null if the address is not a service's"""
+    address: str
+    """an IPv4 or IPv6 address"""
+    host: str | None
+    """the other host that the service is on; null for this host"""
 
 
 class Participant(NamedTuple):
@@ -297,46 +209,91 @@ class Source(NamedTuple):
     """an IPv4 or IPv6 address"""
 
 
-class Sender(NamedTuple):
-    """The source of an explained packet."""
-
-    service: str | None
-    """name of the service; null if the address is not a service's"""
-    address: str
-    """an IPv4 or IPv6 address"""
-    host: str | None
-    """the other host that the service is on; null for this host"""
-
-
-# --- Host.ping ------------------------------------------------------------------------------------
-
-
 def ping(session: Session, source: str, destination: str) -> Pong:
     """Send an echo request and wait for the reply; see `Host.ping`."""
-    from niso.look import other_hosts
-
     session.report(WaitingForPacket(destination, "reply"))
-    # after the event, so that the user sees it before this slow import
+    kernel, store = session.kernel(), session.store()
+    sender, receiver = resolve_both(store, source, destination)
+    for end, name in ((sender, source), (receiver, destination)):
+        if not end.service:
+            hint = "niso net explain accepts host and addresses"
+            raise UsageError(f"{name!r} is not a service", hint)
+        row = store.service(end.service)
+        if row is None and end is receiver:
+            continue  # it is on another host
+        if row is None:
+            raise Error(f"{end.name} is on another host", "niso net ping there")
+        if not row.active:
+            raise Error(f"{end.name} is not active", f"niso activate {end.name}")
+    from_, to = sender.service, receiver.service
+    world = read_world(kernel, store)
+    for name in (from_, to):
+        if not world.services[name].active:
+            raise Error(
+                f"{name} is not attached any longer: its network namespace has ended",
+                "niso net repair forgets it",
+            )
+    networks = [
+        {endpoint.network for endpoint in world.services[name].endpoints} for name in (from_, to)
+    ]
+    if not networks[0] & networks[1]:
+        lists = " and ".join(
+            f"{name} is on {', '.join(e.network for e in world.services[name].endpoints) or 'none'}"
+            for name in (from_, to)
+        )
+        raise Error(
+            f"{from_} and {to} have no common network: {lists}",
+            "add one to network.networks of a manifest, or publish a port",
+        )
+    packet = Packet(*ends(world, sender, receiver), None, "icmp")
+    took = probe.echo(names.netns(from_), packet.source, packet.destination, PATIENCE_S)
+    if took is not None:
+        elsewhere = next(iter(store.hosts_of(to)), None) if store.service(to) is None else None
+        return Pong(
+            Participant(sender.name, packet.source, None),
+            Participant(receiver.name, packet.destination, elsewhere),
+            True,
+            round(took, 6),
+        )
+    where = f"{sender.name} ({packet.source}) to {receiver.name} ({packet.destination})"
+    # only now: a reply proves the path, whatever the recorded policies say
+    if store.cluster_id():
+        from niso.look import other_hosts
 
-    store = session.store()
-
-    def wider(world: PolicyContext, packet: packet_path.Packet) -> PolicyContext:
         try:
-            return other_hosts.world(session, world, packet.source, packet.destination)
+            world = other_hosts.world(session, world, packet.source, packet.destination)
         except Error as error:  # the reason may be a policy on the other host
             session.caution(error.message)
-            return world
-
-    known = {"wider": wider} if store.cluster_id() else {}
-    packet, took = send_ping(session.kernel(), store, source, destination, **known)
-    from_, to = packet_path.resolve_both(store, source, destination)
-    return Pong(
-        Participant(from_.name, packet.source, None),
-        Participant(to.name, packet.destination, _elsewhere(store, to.service)),
-        True,
-        round(took, 6),
+    verdict = decide(world, *packet)
+    reason = verdict.dropped_by
+    if reason is None:
+        host = world.services[to].host
+        raise Error(
+            f"{where}: no reply within {PATIENCE_S:g}s, although no rule of niso forbids it",
+            f"niso net check {to}{f' on {host}' if host else ''}",
+        )
+    without = _without_icmp(world, verdict, reason)
+    message = (
+        f"{without.key} of {reason.service}, {without.text!r}, allows ports but no ICMP"
+        if without
+        else reason.message
+    )
+    raise Error(
+        f"{where}: {message}",
+        f"niso net explain {from_} {to}",
+        (without.key if without else reason.key) or None,
+        names_key=False,
     )
 
 
-def _elsewhere(store: Store, service: str) -> str | None:
-    return next(iter(store.hosts_of(service)), None) if store.service(service) is None else None
+def _without_icmp(world: PolicyContext, verdict: Verdict, reason: Reason) -> Entry | None:
+    """Return an entry of an allow list that allows ports of the peer but not ICMP, or None."""
+    if not reason.service or reason.text:  # a deny entry explains enough
+        return None
+    policy = world.services[reason.service].policy
+    egress = reason is verdict.egress
+    peer = verdict.destination.address if egress else verdict.source.address
+    for entry in (policy.egress_allow if egress else policy.allow_from) or ():
+        if matches(entry._replace(first=0, last=65535, proto=""), world, peer, None, "icmp"):
+            return entry
+    return None

@@ -28,7 +28,7 @@ from niso.store.service_rows import Intent, ServiceRow
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from typing import Any
 
     from niso.look.session import Session
@@ -199,27 +199,20 @@ def service_lines(
     every = store.active_rows() if rows is None else rows
     known = [row for row in every if wanted is None or row.name in wanted]
     healths = _healths(session, store, known)
-    pending = _interrupted(store)
+    pending = interrupted(store)
     audits = _audits(store)
     with store.reading():
         lines = [
-            _line(
-                session,
-                store,
-                row,
-                healths.get(row.name),
-                (pending.get(row.name), audits.get(row.name)),
-            )
-            for row in known
+            _line(session, store, row, healths.get(row.name), pending, audits) for row in known
         ]
         lines += [
-            _inactive(name, mode, (pending.get(name), audits.get(name)))
+            _inactive(name, mode, pending, audits)
             for name, mode in (store.inactive_modes() if rows is None else ())
             if wanted is None or name in wanted
         ]
     others = pending.keys() if wanted is None else wanted
     for name in others and others - {line.service for line in lines}:
-        lines.append(_inactive(name, None, (pending.get(name), None)))
+        lines.append(_inactive(name, None, pending, {}))
     return tuple(sorted(lines, key=lambda line: line.service))
 
 
@@ -233,7 +226,7 @@ def of_stack(
     members = {*store.stack_members(stack)}
     own = {name for name in names if name in members or store.service(name) is None}
     found = [*service_lines(session, store, own | members)]
-    found += [_inactive(name, None, (None, None)) for name in names if name not in own]
+    found += [_inactive(name, None, {}, {}) for name in names if name not in own]
     return tuple(sorted(found, key=lambda line: line.service))
 
 
@@ -252,28 +245,20 @@ def _audits(store: Store) -> dict[str, str | None]:
     }
 
 
-def _interrupted(store: Store) -> dict[str, str]:
-    if not store.intents():
-        return {}
-
-    return interrupted(store)
-
-
 def _line(
     session: Session,
     store: Store,
     row: ServiceRow,
     health: Health | None,
-    notes: tuple[str | None, str | None],
+    pending: Mapping[str, str],
+    audits: Mapping[str, str | None],
 ) -> ServiceLine:
-    """Return the line of a service. ``notes`` are `interrupted` and `audit_until`."""
     if not row.active:
-        return _inactive(row.name, row.mode, notes)
-    interrupted, audit_until = notes
+        return _inactive(row.name, row.mode, pending, audits)
     status, now = _status(session, store, row)
     address = tuple(address for _, address in store.addresses(row.name))
     ports = rows((port for _, port in store.ports(row.name)), store.port_families(row.name))
-    uptime = None if now is None else _uptime(now)
+    uptime, ended_at = _times(now)
     return ServiceLine(
         row.name,
         status,
@@ -282,22 +267,32 @@ def _line(
         address,
         ports,
         None if uptime is None else round(uptime, 3),
-        interrupted,
-        None if now is None else _ended_at(now),
-        audit_until,
+        pending.get(row.name),
+        ended_at,
+        audits.get(row.name),
     )
 
 
-def _inactive(name: str, mode: str | None, notes: tuple[str | None, str | None]) -> ServiceLine:
-    interrupted, audit_until = notes
+def _times(now: Status | None) -> tuple[float | None, str | None]:
+    """Return the uptime of a process in seconds, and the end time of one that has ended."""
+    if now is None:
+        return None, None
+    is_running = now.state == "running"
+    return (now.lives_s, None) if is_running else (None, time_text(now.ended_at))
+
+
+def _inactive(
+    name: str, mode: str | None, pending: Mapping[str, str], audits: Mapping[str, str | None]
+) -> ServiceLine:
     status = "gone" if mode == "attached" else "inactive"
-    return ServiceLine(name, status, None, mode, (), (), None, interrupted, None, audit_until)
+    notes = (pending.get(name), None, audits.get(name))
+    return ServiceLine(name, status, None, mode, (), (), None, *notes)
 
 
 def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:
     """Return the status of a service, and that of its process; None if it should have none."""
     if not row.has_process:
-        return _fate(session, store, row), None
+        return fate(session, store, row), None
     if not row.active:
         return "inactive", None
 
@@ -314,26 +309,7 @@ def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Statu
     return status, now
 
 
-def _uptime(now: Status) -> float | None:
-    return now.lives_s if now.state == "running" else None
-
-
-def _ended_at(now: Status) -> str | None:
-    return None if now.state == "running" else time_text(now.ended_at)
-
-
-def _process(service: str, now: Status) -> Process:
-    return Process(
-        now.pid,
-        now.exit_code,
-        out_of_memory(service),
-        now.restarts,
-        time_text(now.started_at),
-        _ended_at(now),
-    )
-
-
-def _fate(session: Session, store: Store, row: ServiceRow) -> str:
+def fate(session: Session, store: Store, row: ServiceRow) -> str:
     """Return "attached" if an attachment's namespace exists, else "gone"."""
     attached = store.attachments.get(row.name)
     if not row.active or attached is None:
@@ -389,17 +365,26 @@ def everything(session: Session, store: Store, name: str) -> Service:
     health = _healths(session, store, [row]).get(row.name)
     endpoints = _endpoints(store, row)
     families = store.port_families(row.name)
+    uptime, ended_at = _times(now)
+    process = now and Process(
+        now.pid,
+        now.exit_code,
+        out_of_memory(row.name),
+        now.restarts,
+        time_text(now.started_at),
+        ended_at,
+    )
     return Service(
         service=row.name,
         status=status,
-        interrupted=_interrupted(store).get(name),
+        interrupted=interrupted(store).get(name),
         health=health.state if health else None,
         health_said=health.failure or None if health else None,
         mode=row.mode,
         shares=row.provider,
         shared_by=tuple(store.sharers(row.name)),
-        uptime=None if now is None else _uptime(now),
-        process=None if now is None else _process(row.name, now),
+        uptime=uptime,
+        process=process,
         hostname=hostname or (os.uname().nodename if row.mode == "host" else ""),
         names=tuple(store.names(row.name)),
         networks=tuple(endpoint.network for endpoint in endpoints),
@@ -417,15 +402,10 @@ def everything(session: Session, store: Store, name: str) -> Service:
         created_at=time_text(row.created_at) or "",
         activated_at=time_text(row.activated_at),
         attached=None if attached is None else AttachedTo(*attached[1:5]),
-        outside=_outside(store, row.name),
+        outside=outside_names.described(store, store.outside.of(row.name))
+        if store.names_outside(row.name)
+        else (),
     )
-
-
-def _outside(store: Store, service: str) -> tuple[OutsideName, ...]:
-    if not store.names_outside(service):
-        return ()
-
-    return outside_names.described(store, store.outside.of(service))
 
 
 def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
@@ -561,8 +541,8 @@ def interrupted(store: Store) -> dict[str, str]:
     A command holds the service's lock from before it records its change until the record is
     deleted. A recorded change without a lock is therefore interrupted.
     """
-    pending = {}
-    for intent in store.intents():
-        if not is_held(intent.service) and store.intent(intent.service) == intent:
-            pending[intent.service] = command_of(intent)
-    return pending
+    return {
+        intent.service: command_of(intent)
+        for intent in store.intents()
+        if not is_held(intent.service) and store.intent(intent.service) == intent
+    }

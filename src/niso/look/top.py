@@ -5,6 +5,7 @@ The kernel counts the bytes of flows while a reader needs them (`niso.kernel.flo
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from niso.base import names
@@ -22,36 +23,6 @@ from niso.plan.verdict import parsed
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Self
-
-
-# --- counters of bytes while a reader needs them --------------------------------------------------
-
-
-class Metered:
-    """Measure the bytes of flows until it is closed."""
-
-    def __init__(self) -> None:
-        self._meter: Meter | None
-        try:
-            self._meter = Meter()
-        except KernelError:  # this kernel cannot count them
-            self._meter = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop counting. Otherwise the kernel counts until this process exits."""
-        meter, self._meter = self._meter, None
-        if meter is not None:
-            meter.close()
-
-    def _moved(self) -> dict[Key, int] | None:
-        """Return the bytes of each flow after the last call; None if the kernel cannot count."""
-        return None if self._meter is None else self._meter.read()
 
 
 # --- samples and rates ----------------------------------------------------------------------------
@@ -162,6 +133,62 @@ class TopSample(NamedTuple):
     flows: dict[tuple[Key, str], int]
 
 
+class Metered:
+    """Sample services and flows, and measure the bytes of flows, until it is closed.
+
+    Use it in a ``with`` block: the kernel counts the bytes until then (`niso.kernel.flow_memory`).
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._states = ServiceStates(session)
+        self._reader: FlowReader
+        self._before: TopSample | None = None
+        self._meter: Meter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop counting. Otherwise the kernel counts until this process exits."""
+        meter, self._meter = self._meter, None
+        if meter is not None:
+            meter.close()
+
+    def _sample(
+        self, with_open: bool
+    ) -> tuple[TopSample, TopSample, Memory, Mapping[Key, int] | None]:
+        """Return the last sample and a new one, the flows, and their bytes since the last one.
+
+        The bytes are None if the kernel cannot count them.
+        """
+        states = self._states
+        states.read()
+        memory = remembered(self.session.kernel(), states.world, with_open)
+        now = TopSample(
+            time.monotonic(),
+            states.lines,
+            {row.name: row.networks for row in states.rows},
+            {row.name: row.provider for row in states.rows if row.provider},
+            {
+                counts.service: counts
+                for counts in drops.count([r for r in states.rows if r.active])
+            },
+            counts(memory),
+        )
+        before, self._before = self._before, now
+        if before is None:
+            self._reader = FlowReader(states.world)
+            with contextlib.suppress(KernelError):  # this kernel cannot count them
+                self._meter = Meter()
+        self._reader = self._reader.in_world(states.world)
+        moved = None if self._meter is None else self._meter.read()
+        return before or now, now, memory, moved
+
+
 class Top(Metered):
     """Measure rates, of one service or all, between calls of `read`. Use it in a ``with`` block.
 
@@ -169,20 +196,15 @@ class Top(Metered):
     """
 
     def __init__(self, session: Session, name: str | None) -> None:
-        self.session = session
-        self.service = name
-        self._states = ServiceStates(session)
-        self._before, _ = look(session, self._states)
-        self._reader = FlowReader(self._states.world)
-        super().__init__()
+        super().__init__(session)
+        self.service = None if name is None else session.store().resolve(name)
+        self._sample(with_open=False)
 
     @guarded
     def read(self) -> Load:
         """Return the rates since the last call, or since the start."""
-        now, _ = look(self.session, self._states)
-        before, self._before = self._before, now
-        self._reader = self._reader.in_world(self._states.world)
-        load = between(self._reader, before, now, self._moved())
+        before, now, _, moved = self._sample(with_open=False)
+        load = between(self._reader, before, now, moved)
         if self.service is None:
             return load
         # a service that shares the namespace of another has the flows of that service
@@ -207,32 +229,14 @@ class Top(Metered):
         return sockets_of(self._reader, measured)
 
 
-def look(
-    session: Session, states: ServiceStates, with_open: bool = False
-) -> tuple[TopSample, Memory]:
-    """Take a sample; return it and the recorded flows, with ``with_open`` also open connections."""
-    states.read()
-    networks = {row.name: row.networks for row in states.rows}
-    shares = {row.name: row.provider for row in states.rows if row.provider}
-    memory = remembered(session.kernel(), states.world, with_open)
-    active = [row for row in states.rows if row.active]
-    stats = {counted.service: counted for counted in drops.count(active)}
-    return TopSample(
-        time.monotonic(), states.lines, networks, shares, stats, counts(memory)
-    ), memory
-
-
-def top(session: Session, name: str | None) -> Top:
-    """Start measuring with a first sample; see `Host.top`."""
-    return Top(session, None if name is None else session.store().resolve(name))
-
-
 def counts(memory: Memory) -> dict[tuple[Key, str], int]:
     """Return the number of packets for each flow and verdict."""
-    return {
-        ((row.source, row.destination, row.proto, row.port), verdict): row.packets
-        for verdict, row in memory.by_verdict()
-    }
+    return {(row[:4], verdict): row.packets for verdict, row in memory.by_verdict()}
+
+
+def growth(before: TopSample, now: TopSample) -> dict[tuple[Key, str], int]:
+    """Return the new flows between two samples, for each flow and verdict."""
+    return {key: more(before.flows.get(key, 0), count) for key, count in now.flows.items()}
 
 
 def between(
@@ -242,8 +246,7 @@ def between(
     seconds = elapsed(before, now)
     flows = []
     left = dict(moved or {})
-    for (key, verdict), count in now.flows.items():
-        grown = more(before.flows.get((key, verdict), 0), count)
+    for (key, verdict), grown in growth(before, now).items():
         octets = 0 if verdict == DROP else left.pop(key, 0)
         if not grown and not octets:
             continue
@@ -263,8 +266,7 @@ def between(
     flows.sort(
         key=lambda f: (-f.new, -(f.bits or 0), f.from_.name, f.to.name, f.port, f.proto, f.verdict)
     )
-    services = services_between(reader, before, now)
-    return Load(round(seconds, 3), services, tuple(flows))
+    return Load(round(seconds, 3), services_between(reader, before, now), tuple(flows))
 
 
 def elapsed(before: TopSample, now: TopSample) -> float:
@@ -278,10 +280,9 @@ def services_between(
     """Return the rates of services between two samples, in the order of ``now``."""
     seconds = elapsed(before, now)
     new: dict[str, int] = {}
-    for (key, verdict), count in now.flows.items():
-        if grown := more(before.flows.get((key, verdict), 0), count):
-            for service in {reader.end(address).service or "" for address in key[:2]}:
-                new[service] = new.get(service, 0) + grown
+    for (key, _), grown in growth(before, now).items():
+        for service in {reader.end(address).service or "" for address in key[:2] if grown}:
+            new[service] = new.get(service, 0) + grown
     services = []
     for line in now.lines:
         networks = now.networks.get(line.service, ())
@@ -317,9 +318,8 @@ def sockets_of(reader: FlowReader, measured: Iterable[Measured]) -> tuple[Servic
             ends, published = [flow.from_, flow.to], flow.published
         figures = (socket.state, socket.rtt, socket.retransmitted, socket.received, socket.acked)
         sockets.append(ServiceSocket(ends[0], client_port, ends[1], port, published, *figures))
-    return tuple(
-        sorted(sockets, key=lambda s: (s.from_.name, s.to.name, s.port, s.from_port, s.from_))
-    )
+    sockets.sort(key=lambda s: (s.from_.name, s.to.name, s.port, s.from_port, s.from_))
+    return tuple(sockets)
 
 
 def _bits(before: int | None, now: int | None, seconds: float) -> float | None:
