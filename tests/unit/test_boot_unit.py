@@ -86,7 +86,10 @@ def test_usual_folders_are_not_named(monkeypatch) -> None:
         [f":{sys.executable}", "-I", "-m", "niso.cli", "activate", "api"]
     ]
     assert lines(text, "Restart") == ["no"] and lines(text, "Type") == ["notify"]
-    assert text.startswith("# written by niso enable") and "01234567" in text.splitlines()[0]
+    assert (
+        text.startswith("# written by niso enable, removed by niso disable;")
+        and "01234567" in text.splitlines()[0]
+    )
 
 
 def test_only_units_of_this_state_folder_are_replaced() -> None:

@@ -24,21 +24,8 @@ from niso.change.activate import Outcome
 from niso.change.deactivate import Done
 from niso.change.targets import find_targets
 from niso.reconcile.change import repair
+from niso.runtime import units as systemd
 from niso.runtime.machine import Machine
-from niso.runtime.units import (
-    AFTER,
-    WANTED_BY,
-    ChangingUnit,
-    booted,
-    command,
-    drop_in,
-    environment,
-    has_ended,
-    path,
-    quoted,
-    unit_file,
-    unit_of,
-)
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
 
@@ -90,54 +77,45 @@ def unit_text(
     ``provider`` owns the namespace that the service shares, or is None. ``stop_timeout_s`` is in
     seconds. With ``job``, the unit stays active after the process has exited.
     """
-    after = ["network-online.target", *AFTER, *([unit_of(provider)] if provider else [])]
-    return "\n".join(
-        [
-            _MARK + state_id,
-            "[Unit]",
-            f"Description=niso service {service}",
-            "Wants=network-online.target",
-            f"After={' '.join(after)}",
-            *([f"Requires={unit_of(provider)}"] if provider else []),
-            f"RequiresMountsFor={quoted(paths.state_dir())}",
-            "StartLimitIntervalSec=0",
-            "",
-            "[Service]",
-            *(_JOB if job else _SERVICE),
-            "Restart=no",
-            *environment(),
-            f"ExecStart={command('activate', service)}",
-            f"ExecStop={command('deactivate', service)}",
-            "SuccessExitStatus=143",
-            f"TimeoutStartSec={'infinity' if job else int(start.TIMEOUT_S) + _SPARE_S}",
-            f"TimeoutStopSec={int(stop_timeout_s) + _SPARE_S}",
-            "",
-            "[Install]",
-            f"WantedBy={WANTED_BY}",
-            "",
-        ]
-    )
-
-
-def _is_marked(text: str, state_id: str = "") -> bool:
-    """Return whether niso wrote this unit file, for the state folder if ``state_id`` is given."""
-    return text.startswith(_MARK + state_id)
-
-
-def _text_of(store: Store, row: ServiceRow) -> str:
-    stop_timeout_s = row.require_process().stop_timeout_s
-    return unit_text(row.name, store.state_id(), row.provider, stop_timeout_s, row.is_job)
+    after = [
+        "network-online.target",
+        *systemd.AFTER,
+        *([systemd.unit_of(provider)] if provider else []),
+    ]
+    lines = [
+        _MARK + state_id,
+        "[Unit]",
+        f"Description=niso service {service}",
+        "Wants=network-online.target",
+        f"After={' '.join(after)}",
+        *([f"Requires={systemd.unit_of(provider)}"] if provider else []),
+        f"RequiresMountsFor={systemd.quoted(paths.state_dir())}",
+        "StartLimitIntervalSec=0",
+        "",
+        "[Service]",
+        *(_JOB if job else _SERVICE),
+        "Restart=no",
+        *systemd.environment(),
+        f"ExecStart={systemd.command('activate', service)}",
+        f"ExecStop={systemd.command('deactivate', service)}",
+        "SuccessExitStatus=143",
+        f"TimeoutStartSec={'infinity' if job else int(start.TIMEOUT_S) + _SPARE_S}",
+        f"TimeoutStopSec={int(stop_timeout_s) + _SPARE_S}",
+        "",
+        "[Install]",
+        f"WantedBy={systemd.WANTED_BY}",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _refuse_foreign(units: Units, store: Store, service: str) -> None:
     """Raise Conflict if the name of the service's unit file is taken."""
-    text = units.read(unit_file(service))
+    file, hint = systemd.unit_file(service), "give the service another name"
+    text = units.read(file)
     if text is None and service in RESERVED:
-        reason = f"{unit_of(service)} is a unit of niso itself"
-        raise Conflict(reason, "give the service another name")
-    if text is not None and not _is_marked(text, store.state_id()):
-        reason = f"{unit_file(service)} already exists and was not made for this state folder"
-        raise Conflict(reason, "move it away, or give the service another name")
+        raise Conflict(f"{systemd.unit_of(service)} is a unit of niso itself", hint)
+    systemd.refuse_foreign(file, text, _MARK + store.state_id(), f"move it away, or {hint}")
 
 
 def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> None:
@@ -152,11 +130,12 @@ def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list
     """Write and enable the units that are missing, outdated or disabled; return their services."""
     stale = []
     for row in rows:
-        text = _text_of(store, row)
-        if units.read(unit_file(row.name)) != text:
-            units.write(unit_file(row.name), text)
-            stale.append(row.name)
-        elif not units.is_enabled(row.name):
+        file, timeout_s = systemd.unit_file(row.name), row.require_process().stop_timeout_s
+        text = unit_text(row.name, store.state_id(), row.provider, timeout_s, row.is_job)
+        is_written = units.read(file) == text
+        if not is_written:
+            units.write(file, text)
+        if not (is_written and units.is_enabled(row.name)):
             stale.append(row.name)
     if stale:
         units.enable(stale)
@@ -183,20 +162,16 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
     if units.booted():
         written = _write_units(units, store, rows)
         for name in written:
-            report(ChangingUnit("write", unit_file(name)))
+            report(systemd.ChangingUnit("write", systemd.unit_file(name)))
         fresh.update(written)
         _start_units(units, (row for row in rows if row.active and not row.is_job))
         outside_names_refresh.settle(machine, report)
     elif fresh:
-        report(
-            Caution(
-                "systemd did not boot this machine, so nothing starts enabled services by itself",
-                ("run niso restore at boot: from the init, or from @reboot in root's crontab",),
-            )
-        )
-    return [
-        Marked(name, name in fresh, unit_file(name) if units.booted() else None) for name in names
-    ]
+        text = "systemd did not boot this machine, so nothing starts enabled services by itself"
+        hint = "run niso restore at boot: from the init, or from @reboot in root's crontab"
+        report(Caution(text, (hint,)))
+    has_unit = units.booted()
+    return [Marked(n, n in fresh, systemd.unit_file(n) if has_unit else None) for n in names]
 
 
 def disable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
@@ -214,10 +189,8 @@ def disable(machine: Machine, names: list[str], report: Report = silent) -> list
     was = {row.name for row in rows if row.enabled}
     _set_enabled(store, was, False)
     was.update(clear(machine, names, report))
-    return [
-        Marked(name, name in was, unit_file(name) if name in was and units.booted() else None)
-        for name in names
-    ]
+    had_unit = was if units.booted() else set[str]()
+    return [Marked(n, n in was, systemd.unit_file(n) if n in had_unit else None) for n in names]
 
 
 def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> list[str]:
@@ -230,13 +203,13 @@ def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> li
         return []
     mine = []
     for name in names:
-        text = units.read(unit_file(name))
-        if text is None or not _is_marked(text):
+        text = units.read(systemd.unit_file(name))
+        if text is None or not text.startswith(_MARK):
             continue
         mine.append(name)
         with journal.locked(machine.store, [name]):
             units.give_back(name)
-        report(ChangingUnit("remove", unit_file(name)))
+        report(systemd.ChangingUnit("remove", systemd.unit_file(name)))
     units.remove(mine)
     outside_names_refresh.settle(machine, report)
     return mine
@@ -264,11 +237,8 @@ def hand_over(machine: Machine, names: Iterable[str]) -> None:
     Raises Error or OSError.
     """
     store, units = machine.store, machine.processes.units
-    rows = [
-        row
-        for name in names
-        if (row := store.service(name)) is not None and row.active and not row.is_job
-    ]
+    known = (row for name in names if (row := store.service(name)) is not None)
+    rows = [row for row in known if row.active and not row.is_job]
     for row in rows:
         if units.is_ours(row.name):
             # its conmon was killed, but the process is still running
@@ -319,10 +289,8 @@ def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Rest
         errors += flatten(error)
     enabled = [row for row in store.services() if row.enabled]
     outcomes: list[Outcome] = []
-    for together in (
-        [row.name for row in enabled if row.provider is None],
-        [row.name for row in enabled if row.provider is not None],
-    ):
+    for shares in (False, True):
+        together = [row.name for row in enabled if (row.provider is not None) is shares]
         outcomes += _activate(machine, together, timeout_s, report, errors)
     return Restored(tuple(sorted(outcomes)), tuple(errors))
 
@@ -342,11 +310,8 @@ def _activate(
         if len(names) == 1:
             errors += [_naming(names[0], one) for one in flatten(error)]
             return []
-    return [
-        outcome
-        for name in names
-        for outcome in _activate(machine, [name], timeout_s, report, errors)
-    ]
+    each = (_activate(machine, [name], timeout_s, report, errors) for name in names)
+    return [outcome for outcomes in each for outcome in outcomes]
 
 
 def _naming(service: str, error: Error) -> Error:
@@ -359,7 +324,9 @@ def _naming(service: str, error: Error) -> Error:
 # --- units of other firewalls ---------------------------------------------------------------------
 
 _UNITS = ("nftables.service", "firewalld.service")
-_MARK = "# written by niso enable --firewall, removed by niso disable --firewall; state folder "
+_FIREWALL_MARK = (
+    "# written by niso enable --firewall, removed by niso disable --firewall; state folder "
+)
 
 
 def _text(state_id: str) -> str:
@@ -368,18 +335,9 @@ def _text(state_id: str) -> str:
     The prefix ``+`` runs the command outside the unit's file system sandbox, within which niso
     could not name network namespaces. With ``-``, a failure does not fail the firewall's unit.
     """
-    repair = f"-+{command('net', 'repair', '--kernel')}"
-    return "\n".join(
-        [
-            _MARK + state_id,
-            "[Service]",
-            *environment(),
-            f"ExecStartPost={repair}",
-            f"ExecReload={repair}",
-            f"ExecStopPost={repair}",
-            "",
-        ]
-    )
+    repair = f"-+{systemd.command('net', 'repair', '--kernel')}"
+    hooks = [f"{hook}={repair}" for hook in ("ExecStartPost", "ExecReload", "ExecStopPost")]
+    return "\n".join([_FIREWALL_MARK + state_id, "[Service]", *systemd.environment(), *hooks, ""])
 
 
 def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
@@ -393,16 +351,14 @@ def enable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
         hint = "let the script that loads the firewall run niso net repair --kernel"
         raise Error("systemd did not boot this machine", hint, "--firewall")
     text = _text(state_id)
-    texts = {unit: units.read(drop_in(unit)) for unit in _UNITS}
+    texts = {unit: units.read(systemd.drop_in(unit)) for unit in _UNITS}
     for unit, now in texts.items():
-        if now is not None and not now.startswith(_MARK + state_id):
-            reason = f"{drop_in(unit)} already exists and was not made for this state folder"
-            raise Conflict(reason, "move it away")
-    done = [Marked(unit, texts[unit] != text, drop_in(unit)) for unit in _UNITS]
+        systemd.refuse_foreign(systemd.drop_in(unit), now, _FIREWALL_MARK + state_id)
+    done = [Marked(unit, texts[unit] != text, systemd.drop_in(unit)) for unit in _UNITS]
     for guarded in done:
         if guarded.changed:
-            report(ChangingUnit("write", drop_in(guarded.service)))
-            units.write(drop_in(guarded.service), text)
+            report(systemd.ChangingUnit("write", systemd.drop_in(guarded.service)))
+            units.write(systemd.drop_in(guarded.service), text)
     if any(guarded.changed for guarded in done):
         units.reload()
     return done
@@ -413,11 +369,11 @@ def disable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
     units, state_id = machine.processes.units, machine.store.state_id()
     done = []
     for unit in _UNITS:
-        is_ours = (units.read(drop_in(unit)) or "").startswith(_MARK + state_id)
+        is_ours = (units.read(systemd.drop_in(unit)) or "").startswith(_FIREWALL_MARK + state_id)
         if is_ours:
-            report(ChangingUnit("remove", drop_in(unit)))
-            units.delete(drop_in(unit))
-        done.append(Marked(unit, is_ours, drop_in(unit)))
+            report(systemd.ChangingUnit("remove", systemd.drop_in(unit)))
+            units.delete(systemd.drop_in(unit))
+        done.append(Marked(unit, is_ours, systemd.drop_in(unit)))
     if any(guarded.changed for guarded in done) and units.booted():
         units.reload()
     return done
@@ -431,9 +387,10 @@ def hand_over_started(session: Session, machine: Machine, names: list[str]) -> N
 
     Errors are raised if systemd requested the start, otherwise printed as warnings.
     """
-    by_systemd = any(path(name) is not None for name in names)
+    by_systemd = any(systemd.path(name) is not None for name in names)
     if not by_systemd and not (
-        booted() and any((row := machine.store.service(name)) and row.enabled for name in names)
+        systemd.booted()
+        and any((row := machine.store.service(name)) and row.enabled for name in names)
     ):
         return
 
@@ -450,7 +407,7 @@ def has_ended_by_itself(names: list[str]) -> bool:
 
     systemd stops the unit then, and the service stays active in niso.
     """
-    return has_ended() and any(path(name) is not None for name in names)
+    return systemd.has_ended() and any(systemd.path(name) is not None for name in names)
 
 
 def deactivate(session: Session, machine: Machine, names: list[str], dry_run: bool) -> list[Done]:
@@ -459,12 +416,10 @@ def deactivate(session: Session, machine: Machine, names: list[str], dry_run: bo
     If systemd requested the stop, services that share the namespaces are stopped too, and the port
     forwards are kept for the next start.
     """
-    by_systemd = any(path(name) is not None for name in names)
+    by_systemd = any(systemd.path(name) is not None for name in names)
     if by_systemd:  # systemd cannot be refused, so stop the services that share the namespace too
-        names = [
-            *names,
-            *(row.name for row in machine.store.services() if row.active and row.provider in names),
-        ]
+        rows = machine.store.services()
+        names = [*names, *(row.name for row in rows if row.active and row.provider in names)]
     return change_deactivate.deactivate(
         machine, names, session.report, dry_run, keep_forwards=by_systemd
     )

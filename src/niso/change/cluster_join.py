@@ -29,7 +29,7 @@ from niso.cluster.invitation import Invitation
 from niso.cluster.key_values import Cluster, HostEntry, require_family
 from niso.cluster.membership import ClusterKeys
 from niso.runtime.machine import Machine
-from niso.runtime.units import WANTED_BY, ChangingUnit, agent, agent_name, unit_file
+from niso.runtime.units import WANTED_BY, ChangingUnit, agent, agent_name, refuse_foreign, unit_file
 
 LOCK = "niso.cluster"
 LOCK_S = 60.0
@@ -492,9 +492,7 @@ def require_free(machine: Machine, which: str) -> None:
     """Raise Conflict if the unit file of `AGENT` or `ETCD` is not of this state folder."""
     units = machine.processes.units
     text = units.read(unit_file(which)) if units.booted() else None
-    if text is not None and not text.startswith(f"{_MARK}{machine.store.state_id()}"):
-        reason = f"{unit_file(which)} already exists and was not made for this state folder"
-        raise Conflict(reason, "move it away")
+    refuse_foreign(unit_file(which), text, f"{_MARK}{machine.store.state_id()}")
 
 
 def start_agent(machine: Machine, report: Report) -> None:
@@ -502,12 +500,8 @@ def start_agent(machine: Machine, report: Report) -> None:
     if machine.processes.units.booted():
         _start_unit(machine, AGENT, report)
         return
-    report(
-        Caution(
-            "systemd did not boot this machine, so nothing runs the agent",
-            ("run niso agent; at boot, niso cluster etcd on members, and niso agent",),
-        )
-    )
+    hint = "run niso agent; at boot, niso cluster etcd on members, and niso agent"
+    report(Caution("systemd did not boot this machine, so nothing runs the agent", (hint,)))
 
 
 def start_etcd(machine: Machine, own: Config, report: Report) -> None:

@@ -15,7 +15,7 @@ from functools import partial
 from niso.base import names, paths, signals
 from niso.base.errors import Conflict, Error, ErrorGroup, flatten
 from niso.base.locks import Lock, locked_services, service_lock
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import alias, state_id_of
 from niso.base.report import (
     Command,
@@ -64,7 +64,6 @@ RepairingStore = event_class(
         f"{action} {table}{f' of {service}' if service else ''} in the store"
     ),
 )
-
 WritingSpec = event_class("WritingSpec", lambda service: f"write spec.json of {service}")
 
 
@@ -78,10 +77,9 @@ def plan_repair(machine: Machine, report: Report, network_only: bool = False) ->
     for defect in lost:
         report(_event_of(defect))
     if lost:
-        copy = store.in_memory()
-        repair_defects(kernel, copy, lost)
-        store = copy
-        machine = machine._replace(store=copy)
+        store = store.in_memory()
+        repair_defects(kernel, store, lost)
+        machine = machine._replace(store=store)
     homes = _nameless(machine)
     for name, pid in homes:
         report(Command(f"ip netns attach {names.netns(name)} {pid}"))
@@ -89,23 +87,20 @@ def plan_repair(machine: Machine, report: Report, network_only: bool = False) ->
     steps, want, _, _ = compare(kernel, store)
     back |= {veth.name for veth in want[Veth] if veth.netns in back}
     for step in steps:
-        if not (
-            isinstance(step, Step) and ({step.obj.key()[0], getattr(step.obj, "netns", "")} & back)
-        ):
+        touched = isinstance(step, Step) and {step.obj.key()[0], getattr(step.obj, "netns", "")}
+        if not (touched and touched & back):
             report(step)
     if network_only:
         return
     for name in check.gone(kernel, store):
         report(Forgetting(name))
-    for name in store.active_services():
-        row = store.service(name)
-        if row is not None and not row.has_process:
+    for row in store.active_rows():
+        if not row.has_process:
             continue
-        if row is not None and of_package(row) is not None:
+        if of_package(row) is not None:
             report(CopyingPackage(row.folder))
-        finding = of_service(processes, row) if row is not None else None
-        if finding is not None:
-            report(_mending(name, finding))
+        if (finding := of_service(processes, row)) is not None:
+            report(_mending(row.name, finding))
     for name in left_running(machine):
         report(Stopping(name))
 
@@ -155,6 +150,15 @@ def _raise_all(errors: list[Error]) -> None:
         raise ErrorGroup([one for error in errors for one in flatten(error)])
 
 
+@contextmanager
+def _collecting(errors: list[Error]) -> Iterator[None]:
+    """Context that adds an Error of its block to ``errors`` instead of raising it."""
+    try:
+        yield
+    except Error as error:
+        errors.append(error)
+
+
 def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
     """Repair the rows of the store, and return the number of repairs.
 
@@ -171,21 +175,18 @@ def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
         report(_event_of(defect))
     done = len(lost)
     for damaged in (defect for defect in defects if defect.problem == "different"):
-        try:
+        with _collecting(errors):
             repair_row(machine.processes, store, damaged.service)
             report(_event_of(damaged))
             done += 1
-        except Error as error:
-            errors.append(error)
     return done
 
 
 def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
-    try:
-        return journal.recover(machine, report, every=True)
-    except Error as error:
-        errors.append(error)
-        return 0
+    done = 0
+    with _collecting(errors):
+        done = journal.recover(machine, report, every=True)
+    return done
 
 
 def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
@@ -196,22 +197,20 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
     """
     store, kernel, *_ = machine
     done, steps = 0, []
-    try:
-        done = _name_again(machine, report)
+    with _collecting(errors):
+        for name, pid in _nameless(machine):
+            report(Command(f"ip netns attach {names.netns(name)} {pid}"))
+            kernel.name_netns(names.netns(name), pid, alias(store.state_id()))
+            done += 1
         steps = repair(kernel, store, report)
         if store.host_knows():
             done += host_settings.settle(kernel, store, report)
-    except Error as error:
-        errors.append(error)
     if steps or errors:
         # flows that began while a rule was missing have no NAT, so their packets would be misrouted
         ended_flows.clear(kernel, desired_now(kernel, store, ALL))
         # flows that began while a policy was missing may be denied by it
-        ended_flows.cut(
-            kernel,
-            store,
-            [name for name in store.active_services() if store.policy(name) is not None],
-        )
+        policied = [name for name in store.active_services() if store.policy(name) is not None]
+        ended_flows.cut(kernel, store, policied)
     elif ended := live_world.ended(store):
         # flows that an audit let pass: when it ends, the kernel does not check open flows
         ended_flows.cut(kernel, store, ended)
@@ -227,23 +226,19 @@ def _repair_process(machine: Machine, name: str, report: Report, errors: list[Er
     if row is None or not row.active or not row.has_process:
         return 0
     done = 0
-    try:
+    with _collecting(errors):
         done += _copy_again(row, report) + _write_spec_again(processes, row, report)
-    except Error as error:
-        errors.append(error)
     finding = of_service(processes, row)
     if finding is None:
         return done
     report(_mending(name, finding))
-    try:
+    with _collecting(errors):
         spec = row.require_process()
         if finding.defect == BLIND:
             process_record.swap_or_restart(processes, spec, report)
         else:
             processes.stop(name, spec.stop_timeout_s)
             processes.start(spec)
-    except Error as error:
-        errors.append(error)
     return done + 1
 
 
@@ -252,10 +247,8 @@ def _forget_gone(machine: Machine, report: Report, errors: list[Error]) -> int:
     done = 0
     for name in check.gone(machine.kernel, machine.store):
         report(Forgetting(name))
-        try:
+        with _collecting(errors):
             done += attach.detach(machine, name, report=report)
-        except Error as error:
-            errors.append(error)
     return done
 
 
@@ -267,10 +260,8 @@ def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) ->
             if name not in left_running(machine):  # another command has changed it
                 continue
             report(Stopping(name))
-            try:
+            with _collecting(errors):
                 machine.processes.stop(name)
-            except Error as error:
-                errors.append(error)
             done += 1
     return done
 
@@ -283,20 +274,15 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
     """
     if of_package(row) is None:
         return 0
-
     folder, contents, spec = row.folder, Contents(row.name), row.require_service()
     without = apart(row.rootfs, spec)
     try:
         now = package.fingerprint(folder, without, contents, row.manifest_path)
-        same = now == row.fingerprint
     except Error:
-        same = False
-    if not same:
-        message = (
-            f"{row.name}: its package copy {row.package} is gone or damaged, "
-            f"and {folder} no longer contains the same package"
-        )
-        raise Error(message, row.again)
+        now = None
+    if now != row.fingerprint:
+        reason = f"{row.name}: its package copy {row.package} is gone or damaged"
+        raise Error(f"{reason}, and {folder} no longer contains the same package", row.again)
     report(CopyingPackage(folder))
     package.copy(row.name, folder, without, row.fingerprint, contents, row.manifest_path, spec)
     return 1
@@ -332,26 +318,12 @@ def _nameless(machine: Machine) -> list[tuple[str, int]]:
     mark = alias(store.state_id())
     nameless = []
     for name in store.active_services():
-        spec = processes.spec(name)
-        pid = processes.status(name).pid
-        if (
-            spec is None
-            or pid is None
-            or spec.netns != paths.netns_path(name)
-            or kernel.has_netns(names.netns(name))
-        ):
+        spec, pid = processes.spec(name), processes.status(name).pid
+        if spec is None or pid is None or spec.netns != paths.netns_path(name):
             continue
-        if kernel.alias_at(pid) == mark:
+        if not kernel.has_netns(names.netns(name)) and kernel.alias_at(pid) == mark:
             nameless.append((name, pid))
     return nameless
-
-
-def _name_again(machine: Machine, report: Report) -> int:
-    homes = _nameless(machine)
-    for name, pid in homes:
-        report(Command(f"ip netns attach {names.netns(name)} {pid}"))
-        machine.kernel.name_netns(names.netns(name), pid, alias(machine.store.state_id()))
-    return len(homes)
 
 
 def _mending(name: str, finding: Finding) -> Event:
@@ -383,23 +355,26 @@ def sweep(
     with Lock() if dry_run else _alone():
         marked = kernel.marked_links()
         lost = processes.orphans(state_id_of(mark) for mark in marked.values())
-        _refuse_strangers(lost)
-        for thing in (
-            *_running(processes, lost),
-            *_marked(kernel, marked),
-            *_all_rules(kernel, marked),
-        ):
-            if errors and thing.is_guard:  # the objects that the table protects may still exist
+        for one in lost:
+            if one.stranger is not None:  # a sweep would remove its network
+                raise Conflict(
+                    f"service {one.service!r} of the niso state folder with id {one.state_id} "
+                    f"runs (pid {one.stranger}), under another run folder",
+                    "set NISO_STATE_DIR and NISO_RUN_DIR to theirs, or end its processes first",
+                )
+        removals = (*_running(processes, lost), *_marked(kernel, marked))
+        for event, remove, is_guard in (*removals, *_all_rules(kernel, marked)):
+            if errors and is_guard:  # the objects that the table protects may still exist
                 continue
-            report(thing.event)
+            report(event)
             gone += 1
             if dry_run:
                 continue
             try:
-                signals.hit(thing.event.describe())
-                thing.remove()
+                signals.hit(event.describe())
+                remove()
             except OSError as error:
-                errors.append(Error(f"{thing.event.describe()}: {error.strerror}"))
+                errors.append(Error(f"{event.describe()}: {error.strerror}"))
             except Error as error:
                 errors.append(error)
         if not dry_run:
@@ -412,14 +387,6 @@ def sweep(
     if errors:
         raise ErrorGroup(errors)
     return gone, untold
-
-
-class _Thing(NamedTuple):
-    """An object that niso created, with its event and the function that removes it."""
-
-    event: Event
-    remove: Callable[[], object]
-    is_guard: bool = False  # a table: its rules protect everything else
 
 
 @contextmanager
@@ -443,28 +410,19 @@ def _alone() -> Iterator[None]:
     raise Conflict(reason, "try again when they have finished")
 
 
-def _refuse_strangers(lost: list[Orphan]) -> None:
-    """Raise Conflict if services of another run folder, which would lose their network, are
-    running.
-    """
-    for one in lost:
-        if one.stranger is not None:
-            raise Conflict(
-                f"service {one.service!r} of the niso state folder with id {one.state_id} "
-                f"runs (pid {one.stranger}), under another run folder",
-                "set NISO_STATE_DIR and NISO_RUN_DIR to theirs, or end its processes first",
-            )
+_Removal = tuple[Event, Callable[[], object], bool]
+"""An event, the function that removes the object, and whether it is a table, which protects it."""
 
 
-def _running(processes: Processes, lost: list[Orphan]) -> Iterator[_Thing]:
+def _running(processes: Processes, lost: list[Orphan]) -> Iterator[_Removal]:
     """Yield the processes of all services, including ``lost``: those without a run folder."""
     for name in processes.services():
-        yield _Thing(Stopping(name), partial(processes.stop, name, 0))
+        yield Stopping(name), partial(processes.stop, name, 0), False
     for one in lost:
-        yield _Thing(EndingLost(one.cgroup), partial(processes.kill_orphan, one))
+        yield EndingLost(one.cgroup), partial(processes.kill_orphan, one), False
 
 
-def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
+def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Removal]:
     """Yield niso's namespaces, network interfaces and routing rules, in the order of removal.
 
     ``links`` maps each interface with niso's alias to that alias. Of the namespace of an
@@ -476,15 +434,15 @@ def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
         if attached and kernel.cookie_at(os.path.join(paths.NETNS_DIR, name)) in attached:
             continue
         step = Step("delete", Netns(name, mark))
-        yield _Thing(Command(step.describe()), partial(kernel.write, [step]))
+        yield Command(step.describe()), partial(kernel.write, [step]), False
     for name in kernel.marked_names():
         unnamed = Step("delete", NetnsName(name, "", 0))
-        yield _Thing(Command(unnamed.describe()), partial(kernel.write, [unnamed]))
+        yield Command(unnamed.describe()), partial(kernel.write, [unnamed]), False
     for name in links:
-        yield _Thing(Command(f"ip link delete {name}"), partial(kernel.end_links, [name]))
+        yield Command(f"ip link delete {name}"), partial(kernel.end_links, [name]), False
     for rule in kernel.marked_rules():
         delete = Step("delete", rule)
-        yield _Thing(Command(delete.describe()), partial(kernel.write, [delete]))
+        yield Command(delete.describe()), partial(kernel.write, [delete]), False
 
 
 def _attached() -> frozenset[int]:
@@ -509,7 +467,7 @@ def _attached() -> frozenset[int]:
         return frozenset()
 
 
-def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Thing]:
+def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Removal]:
     """Yield niso's nftables tables, preceded by the sysctls whose former values they record.
 
     Sysctls of the network interfaces in ``going`` vanish with these.
@@ -518,12 +476,12 @@ def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Thing]:
     for name, value in host_settings.to_put_back(kernel, dict(map(elements.sysctl_before, marks))):
         if not going.keys() & set(name.split("/")):
             put_back = Command(f"sysctl -w {name}={value}")
-            yield _Thing(put_back, partial(kernel.set_sysctl, name, value))
+            yield put_back, partial(kernel.set_sysctl, name, value), False
     for table in ruleset.CONTAINERS:
         if kernel.list_elements(table, "owner") is not None:
             destroy = f"destroy table {table}"
             write = partial(kernel.write, [NftTransaction((destroy,))])
-            yield _Thing(Command(f"nft {destroy}"), write, is_guard=True)
+            yield Command(f"nft {destroy}"), write, True
 
 
 def _forget_active(kernel: Kernel, store: Store) -> None:

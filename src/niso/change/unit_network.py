@@ -17,11 +17,12 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Caution, Report, silent
 from niso.change import attach as change_attach
 from niso.change.attach import Attachment, Request, current
+from niso.runtime import units as systemd
 from niso.runtime.machine import Machine
-from niso.runtime.units import AFTER, UNITS, ChangingUnit, command, drop_in, environment, quoted
+from niso.runtime.units import ChangingUnit, command, drop_in
 
 if TYPE_CHECKING:
-    from niso.runtime.units import Units
+    pass
 
 OWNER = "systemd"
 """The owner of such an attachment. The attachment's id is the name of the ordinary unit."""
@@ -50,7 +51,7 @@ def network_unit(attachment: str) -> str:
 
 
 def _file(attachment: str) -> str:
-    return os.path.join(UNITS, network_unit(attachment))
+    return os.path.join(systemd.UNITS, network_unit(attachment))
 
 
 def _network_text(attachment: str, unit: str, words: Sequence[str], state_id: str) -> str:
@@ -58,43 +59,41 @@ def _network_text(attachment: str, unit: str, words: Sequence[str], state_id: st
 
     ``unit`` is the ordinary unit. ``words`` are the arguments of the niso command that attaches.
     """
-    return "\n".join(
-        [
-            _MARK + state_id,
-            "[Unit]",
-            f"Description=niso network {attachment} of {quoted(unit)}",
-            f"After={' '.join(AFTER)}",
-            f"RequiresMountsFor={quoted(paths.state_dir())}",
-            "",
-            "[Service]",
-            "Type=oneshot",
-            "RemainAfterExit=yes",
-            *environment(),
-            f"ExecStart={command(*words)}",
-            f"ExecStop={command('net', 'detach', attachment, '--id', unit)}",
-            f"TimeoutStartSec={_TIMEOUT_S}",
-            f"TimeoutStopSec={_TIMEOUT_S}",
-            "",
-            "[X-niso]",
-            f"Unit={unit}",
-            "",
-        ]
-    )
+    lines = [
+        _MARK + state_id,
+        "[Unit]",
+        f"Description=niso network {attachment} of {systemd.quoted(unit)}",
+        f"After={' '.join(systemd.AFTER)}",
+        f"RequiresMountsFor={systemd.quoted(paths.state_dir())}",
+        "",
+        "[Service]",
+        "Type=oneshot",
+        "RemainAfterExit=yes",
+        *systemd.environment(),
+        f"ExecStart={command(*words)}",
+        f"ExecStop={command('net', 'detach', attachment, '--id', unit)}",
+        f"TimeoutStartSec={_TIMEOUT_S}",
+        f"TimeoutStopSec={_TIMEOUT_S}",
+        "",
+        "[X-niso]",
+        f"Unit={unit}",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _drop_in_text(attachment: str, state_id: str) -> str:
-    return "\n".join(
-        [
-            _MARK + state_id,
-            "[Unit]",
-            f"BindsTo={network_unit(attachment)}",
-            f"After={network_unit(attachment)}",
-            "",
-            "[Service]",
-            f"NetworkNamespacePath={os.path.join(paths.NETNS_DIR, names.netns(attachment))}",
-            "",
-        ]
-    )
+    lines = [
+        _MARK + state_id,
+        "[Unit]",
+        f"BindsTo={network_unit(attachment)}",
+        f"After={network_unit(attachment)}",
+        "",
+        "[Service]",
+        f"NetworkNamespacePath={os.path.join(paths.NETNS_DIR, names.netns(attachment))}",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def attach(
@@ -117,24 +116,25 @@ def attach(
     }
     texts = {path: units.read(path) for path in wanted}
     for path, text in texts.items():
-        if text is not None and not text.startswith(_MARK + store.state_id()):
-            reason = f"{path} already exists and was not made for this state folder"
-            raise Conflict(reason, "move it away")
+        systemd.refuse_foreign(path, text, _MARK + store.state_id())
     _refuse_other(name, unit, texts[_file(name)], texts[drop_in(unit)])
     before = current(store, name)
     done = change_attach.attach(machine, request, report)
     try:
-        changed = [
-            path
-            for path, text in wanted.items()
-            if _put(units, path, text, text != texts[path], report)
-        ]
+        # the drop-in last: systemd stops a unit that is bound to an inactive unit
+        for path, text in wanted.items():
+            if text != texts[path]:
+                report(ChangingUnit("write", path))
+                units.write(path, text)
+                units.reload()
+            if not path.endswith(".conf"):
+                units.start_unit(os.path.basename(path))
     except BaseException:
         _undo(machine, name, before, texts, report)
         raise
-    if drop_in(unit) in changed and units.is_active(unit):
+    if wanted[drop_in(unit)] != texts[drop_in(unit)] and units.is_active(unit):
         report(Caution(f"{unit} is in this network only from its next start on"))
-    return done._replace(changed=done.changed or bool(changed))
+    return done._replace(changed=done.changed or wanted != texts)
 
 
 def _binds(dropped: str, attachment: str) -> bool:
@@ -149,21 +149,6 @@ def _refuse_other(name: str, unit: str, network: str | None, dropped: str | None
     if dropped is not None and not _binds(dropped, name):
         reason = f"{unit} has a network already, by {drop_in(unit)}"
         raise Conflict(reason, "attach it by the name there")
-
-
-def _put(units: Units, path: str, text: str, is_new: bool, report: Report) -> bool:
-    """Write a unit file or drop-in if it is new, and start the unit if it attaches a network.
-
-    The drop-in must be written after the network's unit has started, because systemd stops a unit
-    that is bound to an inactive unit.
-    """
-    if is_new:
-        report(ChangingUnit("write", path))
-        units.write(path, text)
-        units.reload()
-    if not path.endswith(".conf"):
-        units.start_unit(os.path.basename(path))
-    return is_new
 
 
 def _undo(

@@ -34,7 +34,7 @@ from niso.plan.policy_elements import cost
 from niso.plan.records import Policy
 from niso.runtime import units as systemd
 from niso.runtime.machine import Machine
-from niso.runtime.units import KUBERNETES, UNITS, ChangingUnit, Following
+from niso.runtime.units import KUBERNETES, UNITS, ChangingUnit, Following, refuse_foreign
 from niso.store.attached_rows import AttachedRow, wishes
 from niso.store.store import Store
 
@@ -385,10 +385,7 @@ def enable(machine: Machine, config: str, report: Report = silent) -> bool:
     texts = unit_texts(config, state_id)
     there = {path: units.read(path) for path in texts}
     for path, text in there.items():
-        if text is not None and not text.startswith(_MARK + state_id):
-            raise Conflict(
-                f"{path} already exists and was not made for this state folder", "move it away"
-            )
+        refuse_foreign(path, text, _MARK + state_id)
     changed = there != texts
     if changed:
         report(ChangingUnit("write", os.path.join(UNITS, UNIT)))

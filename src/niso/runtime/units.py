@@ -389,6 +389,12 @@ they start before niso, niso records that forwarding was already on.
 """
 
 
+def refuse_foreign(path: str, text: str | None, mark: str, hint: str = "move it away") -> None:
+    """Raise Conflict if a unit file or drop-in has a ``text`` that does not begin with ``mark``."""
+    if text is not None and not text.startswith(mark):
+        raise Conflict(f"{path} already exists and was not made for this state folder", hint)
+
+
 def drop_in(unit: str) -> str:
     return os.path.join(UNITS, f"{unit}.d", "niso.conf")
 
