@@ -14,7 +14,7 @@ from cluster_world import KEYS, Joined
 from fake_world import Steps, World
 
 from niso.change.cluster_hosts import end_services
-from niso.cluster.agent import Agent, Me
+from niso.cluster.agent import Agent
 from niso.cluster.engine import Compacted, NoAnswer
 from niso.cluster.key_values import HostEntry
 from niso.cluster.membership import ClusterKeys
@@ -90,7 +90,7 @@ class Node:
             store.across.set_cluster(cluster.identity)
         joined = Joined(name, self.address, self.link)  # type: ignore[arg-type]
         self.world.machine = self.world.machine._replace(joined=lambda: joined)
-        self.me = Me(name, store.state_id(), cluster.identity, "boot")
+        self.me = (name, store.state_id(), cluster.identity, "boot")
         self.busy: set[str] = set()  # "command", "look"
         self.steps: list[Steps | None] = [None]  # of what is in progress, None for another process
         self.is_half = False  # a network has not been made as a whole

@@ -14,7 +14,7 @@ from niso.change.activate import activate
 from niso.change.attach import Request, Wish
 from niso.change.cluster_hosts import end_services
 from niso.cluster import mirror, view
-from niso.cluster.agent import Agent, Me
+from niso.cluster.agent import Agent
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import Keys, decode
 from niso.cluster.key_values import ClusterClaim, HostEntry
@@ -123,7 +123,7 @@ class Hosted(Cluster):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self.said: list[str] = []
-        me = Me(ME, f"id-{ME}", world.store.cluster_id(), "boot")
+        me = (ME, f"id-{ME}", world.store.cluster_id(), "boot")
         self.agent = Agent(me, lambda: self.engine, self.end, self.said.append)
         self.warned: list[str] = []
 

@@ -21,7 +21,7 @@ from niso.base import paths
 from niso.base.errors import Error
 from niso.change import cluster_claims, deactivate
 from niso.cluster import config, mirror
-from niso.cluster.agent import Agent, Me
+from niso.cluster.agent import Agent
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import Delete, Put, Txn, encode
 from niso.cluster.key_values import HostEntry
@@ -299,7 +299,7 @@ class Crowd(NisoWorld):
         puts = [self._put(number) for number in range(count)]
         for at in range(0, count, A_TXN):
             self.engine.commit(Txn((), tuple(puts[at : at + A_TXN])))
-        me = Me(own.host, self.store.state_id(), self.store.cluster_id(), paths.boot_id())
+        me = (own.host, self.store.state_id(), self.store.cluster_id(), paths.boot_id())
         self.agent = Agent(me, own.engine, lambda lost: None, lambda line: None, self.keys)
         self._next = count
         took = timed(self._look)

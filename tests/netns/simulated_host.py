@@ -15,7 +15,7 @@ from fake_world import World
 
 from niso.change import networks
 from niso.cluster import view
-from niso.cluster.agent import Agent, Me
+from niso.cluster.agent import Agent
 from niso.cluster.engine import Batch, Keys
 from niso.cluster.etcd import Etcd, Reach, _batch
 from niso.cluster.key_values import HostEntry
@@ -92,7 +92,7 @@ class Simulated:
             store.across.set_cluster(cluster.identity)
         joined: Any = Joined(self.name, self.address, engine)
         self.world.machine = self.world.machine._replace(joined=lambda: joined)
-        me = Me(self.name, store.state_id(), cluster.identity, "boot")
+        me = (self.name, store.state_id(), cluster.identity, "boot")
         self.agent = Agent(me, lambda: engine, lambda lost: None, lambda line: None)
         subnet = f"10.{100 + number // NETWORK_HOSTS // 250}.{number // NETWORK_HOSTS % 250}.0/24"
         self.here()

@@ -20,7 +20,7 @@ from niso.base.locks import Lock
 from niso.change.deactivate import deactivate
 from niso.cluster import agent as cluster_agent
 from niso.cluster import mirror, watch
-from niso.cluster.agent import GUARD_S, TTL_S, Agent, Me
+from niso.cluster.agent import GUARD_S, TTL_S, Agent
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import Answer, Delete, NoAnswer, Put, Txn, decode, encode
 from niso.cluster.key_values import HostEntry
@@ -39,7 +39,7 @@ class Hosted:
         self.world = cluster.world
         self.said: list[str] = []
         self.ended: list[str] = []
-        me = Me(ME, f"id-{ME}", self.world.store.cluster_id(), "boot")
+        me = (ME, f"id-{ME}", self.world.store.cluster_id(), "boot")
         self.agent = Agent(me, lambda: cluster.engine, self.end, self.said.append)
 
     def end(self, services: list[str]) -> None:
@@ -193,7 +193,7 @@ def test_agent_that_cannot_look_says_by_how_much_it_is_behind(host: Hosted) -> N
     assert membership.late() == {}, "it goes with the host"
     host.look(100)
     host.look(130)
-    assert cluster_agent.last() == cluster_agent.Look(130, dict.fromkeys("abc", 100))
+    assert cluster_agent.last() == (130, dict.fromkeys("abc", 100))
 
 
 class Others:

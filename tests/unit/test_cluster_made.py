@@ -200,7 +200,7 @@ def test_agent_runs_once_and_tells_the_cluster_of_its_host(
     second = cluster_hosts.follow(world.machine, said.append)
 
     def run(agent: Agent, store: object, kernel: object) -> None:
-        ran.append(agent.me.host)
+        ran.append(agent.host)
         agent.tend(engine, True)
         with refuses(Conflict, hint="niso cluster status"):
             second.run()

@@ -16,7 +16,7 @@ from samples import samples
 
 from niso.base.errors import Error
 from niso.cluster import key_values
-from niso.cluster.agent import Agent, Me
+from niso.cluster.agent import Agent
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import Delete, Put, Txn, encode
 from niso.cluster.key_values import Spec
@@ -52,7 +52,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def agent(cluster: Cluster, said: list[str]) -> Agent:
-    me = Me(ME, f"id-{ME}", cluster.world.store.cluster_id(), "boot")
+    me = (ME, f"id-{ME}", cluster.world.store.cluster_id(), "boot")
     return Agent(me, lambda: cluster.engine, lambda names: None, said.append)
 
 

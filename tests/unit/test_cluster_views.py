@@ -15,7 +15,7 @@ from stored import service_spec
 
 from niso.base.errors import Error
 from niso.cluster.claims import Claims
-from niso.cluster.key_values import About
+from niso.cluster.key_values import shown_values
 from niso.look import other_hosts
 from niso.look.packet_path import ExplainedPacket, Packet, explain
 from niso.plan.records import Audit
@@ -46,7 +46,7 @@ class Shown(Cluster):
         """Have a host publish a service with a policy; return its address."""
         held = self.claim(host, service, up=False)
         claims = Claims(self.engine, host)
-        assert claims.publish(service, held.mark, up, About((), policy))
+        assert claims.publish(service, held.mark, up, shown_values((), policy))
         self.follow()
         return held.networks["backend"][0]
 
@@ -108,7 +108,7 @@ def test_ports_of_all_hosts_are_listed_where_they_are_open(shown: Shown) -> None
     share = {"mode": "share", "share": "log", "ports": ["9100:91"]}
     world.activate(world.package("side", network=share))
     held = shown.claim("c", "web", up=False)
-    about = About(("8080:80", "no port"), "", (("tail", ("[2001:db8::1]:8081:81",)),))
+    about = shown_values(("8080:80", "no port"), "", (("tail", ("[2001:db8::1]:8081:81",)),))
     assert claims.publish("web", held.mark, True, about)
     address = held.networks["backend"]
 

@@ -18,7 +18,7 @@ from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.change import cluster_hosts, cluster_join, networks
 from niso.cluster import config, encryption, invitation
-from niso.cluster.agent import Agent, Me
+from niso.cluster.agent import Agent
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.config import Config
 from niso.cluster.engine import Delete, Put, Txn, encode
@@ -63,7 +63,7 @@ def init(world: World, encrypt: str) -> Config:
 
 
 def look(world: World, engine: Engine) -> None:
-    me = Me("a", world.store.state_id(), world.store.cluster_id(), "boot")
+    me = ("a", world.store.state_id(), world.store.cluster_id(), "boot")
     agent = Agent(me, lambda: engine, lambda names: None, lambda line: None)
     agent.look(world.store, world.kernel, engine, 0)
 
@@ -211,7 +211,7 @@ def test_agent_mends_the_link_wholly_again_after_an_error(monkeypatch: pytest.Mo
         if len(calls) == 4:
             agent.stop()
 
-    agent = Agent(Me("a", "id", "5f", "b"), Engine, lambda names: None, said.append, mend=mend)
+    agent = Agent(("a", "id", "5f", "b"), Engine, lambda names: None, said.append, mend=mend)
     agent._mend()
     assert calls == [True, False, True, False]
     assert said == ["wg syncconf: no buffer space available"]

@@ -91,7 +91,7 @@ def lost_address(machine: Machine, own: Config) -> list[Finding]:
 
 def _own_agent() -> list[tuple[str, str]]:
     """Return a warning (text, next step) if this host's agent has not synchronised for long."""
-    at_s = agent.last().at_s
+    at_s = agent.last()[0]
     ago_s = None if at_s is None else time.monotonic() - at_s
     if ago_s is not None and ago_s < _LATE_S:
         return []

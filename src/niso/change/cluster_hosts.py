@@ -16,7 +16,7 @@ from niso.change.cluster_join import LOCK, Joined, as_member, require_member
 from niso.change.deactivate import deactivate
 from niso.change.journal import recover
 from niso.cluster import config, encryption, invitation, own_claims, own_etcd
-from niso.cluster.agent import Agent, Me, last
+from niso.cluster.agent import Agent, last
 from niso.cluster.config import Config, MemberStart
 from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.etcd import Etcd
@@ -97,9 +97,9 @@ def status(machine: Machine) -> ClusterState:
         networks = tuple(network.name for network in store.networks() if network.span is not None)
         known = _members(own, None)
     asked = tuple((member, own_etcd.state(own.access(), member.client)) for member in known)
-    now, look = time.monotonic(), last()
-    ages = {host: now - seen_s for host, seen_s in look.gone.items()}
-    looked_s = None if look.at_s is None else now - look.at_s
+    now, (at_s, gone) = time.monotonic(), last()
+    ages = {host: now - seen_s for host, seen_s in gone.items()}
+    looked_s = None if at_s is None else now - at_s
     seen = (asked, hosts, claims, networks, ages, late, looked_s)
     return ClusterState(own, store.cluster_id(), *seen, problem)
 
@@ -328,7 +328,7 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
     """Return the agent of this host, ready to run. Raises Error if the host is in no cluster."""
     own = require_member(machine)
     store = machine.store
-    me = Me(own.host, store.state_id(), store.cluster_id(), paths.boot_id())
+    me = (own.host, store.state_id(), store.cluster_id(), paths.boot_id())
 
     def connect() -> Etcd:
         return config.require().engine()
@@ -338,7 +338,7 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
     agent = Agent(me, connect, end, log, own.keys, tend, mend)
 
     def work() -> None:
-        log(f"following cluster {me.cluster} as {me.host}")
+        log(f"following cluster {agent.cluster} as {agent.host}")
         agent.run(store, machine.kernel)
 
     held = Conflict("the agent of this host runs already", "niso cluster status")

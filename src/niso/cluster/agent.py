@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 from niso.base import files, paths
 from niso.base.errors import Conflict, Error
 from niso.base.locks import Busy, service_lock
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.cluster import encryption, mirror, own_claims
 from niso.cluster.claims import Claims
 from niso.cluster.engine import Keys
@@ -34,7 +34,7 @@ from niso.cluster.key_values import HostEntry, index_of
 from niso.cluster.membership import ClusterKeys
 from niso.cluster.own_claims import OwnClaims
 from niso.cluster.view import ClaimedService, EngineView, View
-from niso.cluster.watch import Lag, Roster, WatchedKeys, Watches, about, connected
+from niso.cluster.watch import Lag, Roster, WatchedKeys, about, connected
 from niso.runtime import units
 from niso.store.sqlite import unusable
 from niso.store.store import Store
@@ -64,24 +64,17 @@ or left. The sum is varied at random.
 """
 LATE_S = 5.0
 """The lag in seconds from which on the agent reports that it is behind."""
-
-
-class Me(NamedTuple):
-    """This host's identity in the cluster: its name, the ids of its state folder, cluster and
-    boot.
-    """
-
-    host: str
-    state_id: str
-    cluster: str
-    boot: str
+GUARD_S = 60.0
+"""Seconds for which names are kept if most hosts, or all services, seem to disappear at once."""
+_GUARDED = 4
 
 
 class Agent:
     """Keep this host synchronised with the cluster.
 
-    ``connect`` opens a connection to etcd. ``end`` gets the names of services that another host has
-    taken over, and deactivates them here. ``log`` gets each line to log.
+    ``me`` is this host's name, and the ids of its state folder, cluster and boot. ``connect`` opens
+    a connection to etcd. ``end`` deactivates the services here that another host has taken over.
+    ``log`` gets each line to log.
 
     ``tend`` gets a connection and a boolean. It is called at the start and about every `LOOK_S`
     seconds, with True, and when hosts join or leave, with False. ``mend`` is called every `MEND_S`
@@ -90,7 +83,7 @@ class Agent:
 
     def __init__(
         self,
-        me: Me,
+        me: tuple[str, str, str, str],
         connect: Callable[[], Etcd],
         end: Callable[[list[str]], None],
         log: Callable[[str], None],
@@ -99,6 +92,7 @@ class Agent:
         mend: Callable[[bool], None] | None = None,
     ) -> None:
         self.me = me
+        self.host, self.state_id, self.cluster, self.boot = me
         self.connect = connect
         self.end = end
         self.log = log
@@ -106,16 +100,16 @@ class Agent:
         self.tend = tend
         self.lag = Lag()
         self.roster = Roster(self.keys)
-        self._view = View(self.keys, me.host)
+        self._view = View(self.keys, self.host)
         self.mend = mend
         self._wake = threading.Event()
         self._hurry = threading.Event()  # set if there is more to do than hosts that come or go
         self._called = threading.Event()  # set when a command has changed something here
         self._over = threading.Event()
-        self._watches = Watches(connect, self._notice, self._over)
+        self._followed: set[str] = set()
         self._kept: dict[str, WatchedKeys] = {}  # by network
         self._own = OwnClaims(log, self._say)
-        self._guard = Guard(me.host, self._say)
+        self._doubt_since: float | None = None  # since when etcd's state is implausible
         self._lives = 0  # the lease on which this host's live key was last written
         self._said = ""
         self._wrong: tuple[str, ...] = ()
@@ -127,10 +121,9 @@ class Agent:
     ) -> list[str]:
         """Do one sync pass; return the names of other hosts' services that changed.
 
-        With ``whole``, the pass compares all services. Otherwise it compares only services that
-        changed in the cluster after the last pass, provided that the last pass was completed and
-        that hosts and networks are unchanged. ``now_s`` is a time of a monotonic clock. Raises
-        NoAnswer, Refused and Error.
+        Without ``whole``, only services that changed in the cluster since are compared, if the last
+        pass was completed and hosts and networks are unchanged. ``now_s`` is a time of a monotonic
+        clock. Raises NoAnswer and Error.
         """
         if whole:
             self._view.doubt()
@@ -139,17 +132,17 @@ class Agent:
         membership = ClusterKeys(engine, self.keys)
         cluster = membership.cluster()
         # an etcd that was replaced or lost its data must not delete the services of this host
-        if cluster is None or cluster.identity != self.me.cluster:
+        if cluster is None or cluster.identity != self.cluster:
             other = f"cluster {cluster.identity}" if cluster else "no cluster"
-            self._say(f"etcd has {other}, not {self.me.cluster}: nothing is changed")
+            self._say(f"etcd has {other}, not {self.cluster}: nothing is changed")
             self._own.doubt()
             self._view.doubt()
             return []
         if bool(cluster.encryption) != (store.across.tunnel() is not None):
             self._say("the cluster is otherwise encrypted than this host: nothing is changed")
             return []
-        hosts, own = self.roster.look(engine, self.me.host, now_s)
-        member = own is not None and own.state_id == self.me.state_id
+        hosts, own = self.roster.look(engine, self.host, now_s)
+        member = own is not None and own.state_id == self.state_id
         spans = self._spans(store, kernel, engine, member)
         items = {name: self.kept(name).items(engine, now_s) for name in spans}
         subnets = {n.name: tuple((s.cidr, s.gateway) for s in n.subnets) for n in store.networks()}
@@ -157,13 +150,13 @@ class Agent:
         if now.wrong and now.wrong != self._wrong:
             self.log(f"without a valid value, and ignored: {', '.join(now.wrong[:20])}")
         self._wrong = now.wrong
-        claims = Claims(engine, self.me.host, self.keys)
-        fenced = mirror.fenced(store, now, self.me.host)
+        claims = Claims(engine, self.host, self.keys)
+        fenced = mirror.fenced(store, now, self.host)
         lost, is_sure = self._still(store, claims, fenced), not fenced
         if member:
             others, is_so = self._own.bring(store, kernel, claims, now, now_s)
             lost, is_sure = sorted({*lost, *others}), is_sure and is_so
-            now = self._guard.guarded(store, now, now_s)
+            now = self._guarded(store, now, now_s)
         if lost:
             self.log(f"taken over by other hosts, and ended here: {', '.join(lost)}")
             # another host uses the addresses already, so nothing else comes first
@@ -171,35 +164,34 @@ class Agent:
             mirror.drop_claims(store, kernel, lost)
         # other hosts have released what it had, and its addresses may be in use again
         if not member:
-            self._say(f"{self.me.host} is not a host of the cluster: nothing is changed")
+            self._say(f"{self.host} is not a host of the cluster: nothing is changed")
             return []
         if store.across.tunnel() is not None:
-            encryption.follow(store, kernel, hosts, self.me.host)
+            encryption.follow(store, kernel, hosts, self.host)
         # some claims of this host were not as recorded, so any service may be affected
         if not is_sure:
             now = now._replace(only=None)
-        changed = mirror.follow(store, kernel, now, self.me.host)
-        if is_sure and not self._guard.doubts:
+        changed = mirror.follow(store, kernel, now, self.host)
+        if is_sure and self._doubt_since is None:
             self._view.done()
         self.lag.caught_up(now_s)
         with contextlib.suppress(OSError):  # only lists show this record
             note((host.name for host in hosts if not host.alive), now_s)
-        self._said = self._said if self._guard.doubts else ""
+        self._said = self._said if self._doubt_since is not None else ""
         return changed
 
     def _has_left(self, store: Store) -> bool:
         """Return whether this host has left the cluster; if so, stop the agent."""
-        if store.cluster_id() == self.me.cluster:
+        if store.cluster_id() == self.cluster:
             return False
-        self._say(f"this host has left cluster {self.me.cluster}")
+        self._say(f"this host has left cluster {self.cluster}")
         self.stop()
         return True
 
     def _spans(self, store: Store, kernel: Kernel, engine: Etcd, member: bool) -> list[str]:
         """Return the names of this host's networks that span hosts.
 
-        If this host is a member of the cluster, networks that the cluster no longer has are first
-        removed from this host.
+        A member first removes the networks that the cluster no longer has.
         """
         here = {n.name: n.span.vni for n in store.networks() if n.span is not None}
         if not member:
@@ -219,11 +211,9 @@ class Agent:
         return kept
 
     def _restore(self, store: Store, engine: Etcd, name: str) -> None:
-        """Write a network to the cluster again if a service of this host has reserved an address on
-        it.
+        """Write a network to the cluster again if a service here has reserved an address on it.
 
-        A network with reserved addresses is never removed. If etcd does not have such a network,
-        its data must have been restored from a backup.
+        Such a network is never removed: etcd's data must come from a backup.
         """
         if not any(name in claim.addresses for claim in store.across.claims()):
             self._say(f"the cluster does not have network {name}, which has services here")
@@ -237,47 +227,82 @@ class Agent:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
     def _still(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
-        """Return the services in ``lost`` that are now reserved by another host, with a higher
-        ``gen``.
+        """Return the services in ``lost`` that another host has reserved with a higher ``gen``.
 
-        Each reservation is read from etcd again under the service's lock, because a command may
-        have reserved the service for this host after ``lost`` was computed.
+        Each is read again under the service's lock: a command may have reserved it here since.
         """
         ended = []
         for service in lost:
             try:
                 with service_lock(service, 0):
                     held, record = claims.held(service), store.across.claim(service)
-                    if held and record and held.host != self.me.host and held.gen > record.gen:
+                    if held and record and held.host != self.host and held.gen > record.gen:
                         ended.append(service)
             except Busy:
                 self._notice()
         return ended
 
     def keep(self, engine: Etcd, lease: int) -> int:
-        """Renew this host's etcd lease, or create one if it has expired; return the id of the
-        lease.
+        """Renew this host's etcd lease, or create one if it has expired; return its id.
 
         Returns 0 if this host is not in the cluster. The lease of an earlier process is used only
-        after this host's ``live`` key has been written with it, because the host may have left the
-        cluster and joined again. Raises NoAnswer, Refused, Error.
+        after the ``live`` key has been written with it, because the host may have left the cluster
+        and joined again. Raises NoAnswer, Error.
         """
         if not (lease and engine.keep(lease)):
             lease = engine.grant(TTL_S)
         elif lease == self._lives:
             return lease
-        if ClusterKeys(engine, self.keys).live(self.me.host, self.me.state_id, lease, self.me.boot):
+        if ClusterKeys(engine, self.keys).live(self.host, self.state_id, lease, self.boot):
             self._lives = lease
             return lease
         engine.revoke(lease)
-        self._say(f"{self.me.host} is not a host of the cluster: nothing is changed")
+        self._say(f"{self.host} is not a host of the cluster: nothing is changed")
         return 0
 
     def _say(self, text: str) -> None:
-        """Log a line, unless it is equal to the previous line."""
         if text != self._said:
             self._said = text
             self.log(text)
+
+    def _guarded(self, store: Store, now: EngineView, now_s: float) -> EngineView:
+        """Return the state ``now`` that was read from etcd, corrected if it is implausible.
+
+        If etcd has lost its data, or this host's member is cut off, all other hosts seem to have
+        disappeared. The corrected state still contains them and their services. After `GUARD_S`
+        seconds ``now`` is returned unchanged.
+        """
+        others = [host for host in now.hosts if host.name != self.host]
+        empty = not any(
+            a.host != self.host for service in now.services.values() for a in service.addresses
+        )
+        if now.only is not None and not empty:
+            return now  # no host has changed
+        now = now._replace(only=None)
+        known = store.across.addresses() if empty else {}
+        empty = bool(known)
+        peers = store.across.peers()
+        before = {name for name, (_, _, live) in peers.items() if live}
+        gone = before - {host.name for host in others if host.alive}
+        most = len(before) >= _GUARDED and len(gone) * 2 > len(before)
+        if not (most or (empty and len(known) > 1)):
+            self._doubt_since = None
+            return now
+        if self._doubt_since is None:
+            self._doubt_since = now_s
+        if now_s - self._doubt_since >= GUARD_S:
+            return now
+        what = "all services" if empty else f"{len(gone)} of {len(before)} hosts"
+        self._say(f"{what} have gone at once: their names stay for {GUARD_S:.0f} s")
+        if empty:
+            services = now.services | {
+                name: ClaimedService(rows, store.across.names(name)) for name, rows in known.items()
+            }
+            now = now._replace(services=services)
+        hosts = [h._replace(alive=h.alive or h.name in gone) for h in now.hosts]
+        missing = gone - {host.name for host in hosts}
+        hosts += [HostEntry(name, *peers[name][:2], 0, True) for name in sorted(missing)]
+        return now._replace(hosts=tuple(hosts))
 
     # --- the loop -------------------------------------------------------------
 
@@ -325,16 +350,20 @@ class Agent:
             self._over.wait(LEAST_S)
 
     def kept(self, network: str) -> WatchedKeys:
-        """Return the cache of a network's address keys. It covers the services of all hosts."""
+        """Return the cache of a network's address keys, of all hosts."""
         if network not in self._kept:
             self._kept[network] = WatchedKeys(self.keys.addresses(network))
         return self._kept[network]
 
     def watch(self, networks: Iterable[str]) -> None:
         """Watch the hosts, and each of the networks that is not watched yet, in one thread each."""
-        self._watches.follow(self.keys.hosts, self.roster.kept, hurry=False)
-        for name in networks:
-            self._watches.follow(self.keys.network(name), self.kept(name), hurry=True)
+        watched = [(self.keys.hosts, self.roster.kept, False)]
+        watched += [(self.keys.network(name), self.kept(name), True) for name in networks]
+        for prefix, kept, hurry in watched:
+            if prefix not in self._followed:
+                self._followed.add(prefix)
+                words = (prefix, self.connect, self._notice, self._over, hurry)
+                threading.Thread(target=kept.follow, args=words, daemon=True).start()
 
     def stop(self) -> None:
         """Make `run` return within a short time."""
@@ -343,10 +372,7 @@ class Agent:
         self._hurry.set()
 
     def _notice(self, hurry: bool = True) -> None:
-        """Request a sync pass.
-
-        Without ``hurry``, the pass may wait so that hosts do not run it together.
-        """
+        """Request a sync pass, which may wait without ``hurry``, so that hosts spread theirs."""
         self.lag.notice(time.monotonic())
         self._wake.set()
         if hurry:
@@ -363,9 +389,7 @@ class Agent:
             self.log(f"commands of this host cannot wake the agent: {error}")
 
     def _mend(self) -> None:
-        """Call ``mend`` every `MEND_S` seconds to repair the tunnel, also while etcd does not
-        answer.
-        """
+        """Call ``mend`` periodically to repair the tunnel, also while etcd does not answer."""
         assert self.mend is not None
         whole = -LOOK_S
         while not self._over.is_set():
@@ -400,7 +424,7 @@ class Agent:
                 late = self.lag.seconds(time.monotonic())
                 late = late if late >= LATE_S else 0
                 if lease and (late or said):
-                    ClusterKeys(engine, self.keys).say_late(self.me.host, lease, int(late))
+                    ClusterKeys(engine, self.keys).say_late(self.host, lease, int(late))
                     said = bool(late)
             except (Error, OSError):
                 pass  # the main thread reports errors of etcd
@@ -408,7 +432,6 @@ class Agent:
 
 
 def _text(error: Exception) -> str:
-    """Format an error for the log."""
     error = unusable(error) if isinstance(error, sqlite3.Error) else error
     return error.message if isinstance(error, Error) else str(error)
 
@@ -416,28 +439,21 @@ def _text(error: Exception) -> str:
 # --- when this agent synchronised, and absent hosts -----------------------------------------------
 
 
-class Look(NamedTuple):
-    """The record of the agent's last sync pass; times are of time.monotonic()."""
+def last() -> tuple[float | None, dict[str, float]]:
+    """Return the time of the last sync pass, and the missing hosts, each with the time since when.
 
-    at_s: float | None  # time of the last pass; None before the first
-    gone: dict[str, float]  # hosts that are gone, each with the time since when
-
-
-def last() -> Look:
-    """Read the record of the last sync pass. Returns an empty record if the file is unusable."""
+    Times are of time.monotonic(); None before the first pass, or if the record is unusable.
+    """
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         kept = json.loads(files.read(_path()) or b"{}")
         gone = {str(host): float(seen_s) for host, seen_s in kept["gone"].items()}
-        return Look(float(kept["at"]), gone)
-    return Look(None, {})
+        return float(kept["at"]), gone
+    return None, {}
 
 
 def note(gone: Iterable[str], now_s: float) -> None:
-    """Record the time of a sync pass and the names of the hosts that are missing.
-
-    Raises OSError.
-    """
-    before = last().gone
+    """Record the time of a sync pass and the hosts that are missing. Raises OSError."""
+    before = last()[1]
     now = {host: before.get(host, now_s) for host in sorted(gone)}
     kept = json.dumps({"at": now_s, "gone": now})
     files.replace(_path(), kept.encode(), 0o600)
@@ -445,68 +461,3 @@ def note(gone: Iterable[str], now_s: float) -> None:
 
 def _path() -> str:
     return os.path.join(paths.run_dir(), "gone")
-
-
-# --- delay of implausible changes -----------------------------------------------------------------
-
-
-GUARD_S = 60.0
-"""Seconds for which names are kept if most hosts, or all services, seem to disappear at once."""
-_GUARDED = 4
-
-
-class Guard:
-    """Delay implausible changes that etcd reports.
-
-    ``own`` is the name of this host. ``say`` gets each line to log.
-    """
-
-    def __init__(self, own: str, say: Callable[[str], None]) -> None:
-        self._own = own
-        self._say = say
-        self._doubt_since: float | None = None
-
-    @property
-    def doubts(self) -> bool:
-        """True if the last state from etcd was implausible."""
-        return self._doubt_since is not None
-
-    def guarded(self, store: Store, now: EngineView, now_s: float) -> EngineView:
-        """Return the state ``now`` that was read from etcd, or a corrected one if it is
-        implausible.
-
-        If etcd has lost its data, or this host's member is cut off, all other hosts seem to have
-        disappeared. The corrected state then still contains the missing hosts and services. After
-        `GUARD_S` seconds ``now`` is returned unchanged. ``now_s`` is a time of a monotonic clock.
-        """
-        others = [host for host in now.hosts if host.name != self._own]
-        empty = not any(
-            a.host != self._own for service in now.services.values() for a in service.addresses
-        )
-        if now.only is not None and not empty:
-            return now  # no host has changed
-        now = now._replace(only=None)
-        known = store.across.addresses() if empty else {}
-        empty = bool(known)
-        peers = store.across.peers()
-        before = {name for name, (_, _, live) in peers.items() if live}
-        gone = before - {host.name for host in others if host.alive}
-        most = len(before) >= _GUARDED and len(gone) * 2 > len(before)
-        if not (most or (empty and len(known) > 1)):
-            self._doubt_since = None
-            return now
-        if self._doubt_since is None:
-            self._doubt_since = now_s
-        if now_s - self._doubt_since >= GUARD_S:
-            return now
-        what = "all services" if empty else f"{len(gone)} of {len(before)} hosts"
-        self._say(f"{what} have gone at once: their names stay for {GUARD_S:.0f} s")
-        if empty:
-            services = now.services | {
-                name: ClaimedService(rows, store.across.names(name)) for name, rows in known.items()
-            }
-            now = now._replace(services=services)
-        hosts = [h._replace(alive=h.alive or h.name in gone) for h in now.hosts]
-        missing = gone - {host.name for host in hosts}
-        hosts += [HostEntry(name, *peers[name][:2], 0, True) for name in sorted(missing)]
-        return now._replace(hosts=tuple(hosts))

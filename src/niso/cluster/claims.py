@@ -20,7 +20,7 @@ from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.cluster import key_values
 from niso.cluster.engine import Compare, Delete, Keys, KeyValue, NoAnswer, Put, Txn, decode, encode
-from niso.cluster.key_values import About, ClusterClaim, address_value, claim_of, spec_of
+from niso.cluster.key_values import ClusterClaim, address_value, claim_of, spec_of
 from niso.plan import subnets
 
 if TYPE_CHECKING:
@@ -30,15 +30,11 @@ if TYPE_CHECKING:
 
 
 TRIES = 16
-"""The maximum number of attempts of a change that another host's change defeats or etcd leaves
-unanswered.
-"""
+"""The maximum number of attempts of a change that fails or that etcd leaves unanswered."""
 NEAR = 64
 """After a lost race, a free address is chosen at random from the lowest so many free ones."""
 MOST_KEYS = key_values.MOST_NAMES
-"""The maximum number of keys that reserve a service: etcd accepts 128 operations in a
-transaction.
-"""
+"""The maximum number of keys of a service: etcd accepts 128 operations in a transaction."""
 
 
 class Wanted(NamedTuple):
@@ -55,20 +51,8 @@ class Wanted(NamedTuple):
     preferred: dict[str, tuple[str, ...]]
 
 
-class Asked(NamedTuple):
-    """The options of a reservation, as described at `Claims.claim`."""
-
-    mark: str = ""
-    keep: bool = False
-    since: int = 0
-    renew: bool = False
-
-
 class Claims:
-    """Read and change in etcd which addresses and names services have reserved, for one host.
-
-    Every method raises NoAnswer, Refused and Error.
-    """
+    """Read and change one host's reservations of services. All methods raise NoAnswer and Error."""
 
     def __init__(self, engine: Etcd, host: str, keys: Keys | None = None) -> None:
         self.engine = engine
@@ -78,9 +62,7 @@ class Claims:
     # --- reading --------------------------------------------------------------
 
     def held(self, service: str) -> ClusterClaim | None:
-        """Return the reservation of a service in etcd, of whichever host; None if no host has
-        reserved it.
-        """
+        """Return the reservation of a service, of whichever host; None if there is none."""
         key = self.keys.service(service)
         items = self.engine.get(key, one=True).items
         return claim_of(items[0], self.keys) if items else None
@@ -115,17 +97,17 @@ class Claims:
         Raises Conflict if another host has the service or another service has an address or name,
         and NotFound for an unknown network.
         """
-        asked = Asked(os.urandom(16).hex(), keep, since, renew)
+        mark = os.urandom(16).hex()
         problem: NoAnswer | None = None
         raced = False
         for _ in range(TRIES):
             try:
                 have = self.held(wanted.service)
-                if have is not None and have.mark == asked.mark:
+                if have is not None and have.mark == mark:
                     return have  # the request without an answer was carried out
                 if have is not None and have.host != self.host and have.gen >= since:
                     self._require_lost(have, take)
-                planned = self._planned(wanted, have, asked, raced)
+                planned = self._planned(wanted, have, mark, keep, since, renew, raced)
                 if planned is None:
                     assert have is not None
                     return have
@@ -149,14 +131,16 @@ class Claims:
         have = self.held(wanted.service)
         if have is not None and have.host != self.host:
             self._require_lost(have, take)
-        planned = self._planned(wanted, have, Asked(), False)
+        planned = self._planned(wanted, have)
         if planned is None:
             assert have is not None
             return have
         return planned[0]
 
-    def publish(self, service: str, mark: str, up: bool, about: About | None = None) -> bool:
-        """Write to etcd whether a service is up, with data that other hosts display.
+    def publish(
+        self, service: str, mark: str, up: bool, about: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Write to etcd whether a service is up, with fields ``about`` that other hosts display.
 
         Returns whether the service is still reserved for this host with the id ``mark``. Values
         that are unchanged are not written.
@@ -165,13 +149,10 @@ class Claims:
         def change(claim: ClusterClaim, items: dict[str, KeyValue]) -> list[Put | Delete]:
             key = self.keys.service(service)
             value = decode(items[key].value, key)
-            more: dict[str, Any] = {"up": up}
-            if about is not None:
-                more |= about.values()
             if up:
                 value.pop("former", None)
             value["kept"] = []
-            values = {key: value | more}
+            values = {key: {**value, "up": up, **(about or {})}}
             for network, addresses in claim.networks.items():
                 for address in addresses:
                     key = self.keys.address(network, address)
@@ -215,12 +196,11 @@ class Claims:
     # --- parts ----------------------------------------------------------------
 
     def _changed(self, service: str, mark: str, change: Any, gives_up: bool) -> bool:
-        """Change the etcd keys that reserve a service for this host; return False if the host lost
-        them.
+        """Change the keys that reserve a service for this host; return False if it lost them.
 
-        ``change`` takes the reservation and the items of its keys, and returns the writes and
-        deletions. It may be called several times. With ``gives_up``, a change that got no answer
-        counts as successful if the reservation is absent afterwards.
+        ``change`` converts the reservation and the items of its keys to writes and deletions. It
+        may be called several times. With ``gives_up``, a change without an answer is successful if
+        the reservation is absent afterwards.
         """
         problem: NoAnswer | None = None
         for _ in range(TRIES):
@@ -246,11 +226,7 @@ class Claims:
         raise problem or Conflict(f"{service}: other hosts keep changing it", "try again")
 
     def _require_lost(self, have: ClusterClaim, take: bool) -> None:
-        """Raise Conflict unless this host may take over a service that another host has reserved.
-
-        It may if the other host's lease in etcd has expired and ``take`` is set. ``have`` is the
-        reservation.
-        """
+        """Raise Conflict unless ``take`` is set and the lease of the claim's host has expired."""
         if self.is_alive(have.host):
             raise Conflict(
                 f"{have.service} is on {have.host}, which is alive",
@@ -264,13 +240,18 @@ class Claims:
             )
 
     def _planned(
-        self, wanted: Wanted, have: ClusterClaim | None, asked: Asked, raced: bool
+        self,
+        wanted: Wanted,
+        have: ClusterClaim | None,
+        mark: str = "",
+        keep: bool = False,
+        since: int = 0,
+        renew: bool = False,
+        raced: bool = False,
     ) -> tuple[ClusterClaim, Txn] | None:
-        """Return the reservation to request, and the transaction that writes it; None if it
-        exists already.
-        """
+        """Return the reservation to request, and its transaction; None if it exists already."""
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
-        takes = have is not None and have.host != self.host and have.gen >= asked.since
+        takes = have is not None and have.host != self.host and have.gen >= since
         if have is not None and takes:
             # not if the other host has come back: then its live key exists
             conditions.append(Compare(self.keys.live(have.host)))
@@ -290,25 +271,27 @@ class Claims:
             known |= items
             networks[network] = self._addresses(wanted, have, network, items, raced)
         # a revision is higher than the number of any former claim, even one that was given up
-        gen = max(have.gen + 1 if have else base + newest, asked.since + 1)
-        claim = ClusterClaim(wanted.service, self.host, gen, asked.mark, networks, wanted.names, 0)
-        same = () if asked.renew else ("host", "networks", "names")
+        gen = max(have.gen + 1 if have else base + newest, since + 1)
+        claim = ClusterClaim(wanted.service, self.host, gen, mark, networks, wanted.names, 0)
+        same = () if renew else ("host", "networks", "names")
         if have is not None and same and all(getattr(claim, f) == getattr(have, f) for f in same):
             return None
         self._require_free(claim, known)
         old = have.keys(self.keys) if have else set()
         # an undo of the command needs the former addresses and names
-        if asked.keep and have is not None and have.host == self.host:
+        if keep and have is not None and have.host == self.host:
             claim = claim._replace(kept=tuple(sorted(old - claim.keys(self.keys))))
         new = claim.keys(self.keys)
         if len(new | old) > MOST_KEYS:
             raise Error(f"{wanted.service} has too many names and networks for one claim")
         conditions += [Compare(key) for key in sorted(new - old)]
-        before = decode(self._text(wanted.service), wanted.service) if have else {}
+        key = self.keys.service(wanted.service)
+        present = self.engine.get(key, one=True).items if have else ()
+        before = decode(present[0].value, wanted.service) if present else {}
         value: dict[str, Any] = {
             "host": self.host,
             "gen": gen,
-            "claim": asked.mark,
+            "claim": mark,
             "networks": networks,
             "kept": list(claim.kept),
         }
@@ -325,7 +308,7 @@ class Claims:
         own = encode(before | value | {"names": list(wanted.names)})
         is_own = have is not None and have.host == self.host
         changes: tuple[Put | Delete, ...] = (
-            Put(self.keys.service(wanted.service), own),
+            Put(key, own),
             *self._entries(claim, known, is_own),
             *(Delete(key) for key in sorted(old - new)),
         )
@@ -336,8 +319,7 @@ class Claims:
     ) -> Iterator[Put]:
         """Yield the writes of the keys that reserve a service's addresses and names.
 
-        ``known`` maps keys to their present items. ``is_own``: the service was reserved for this
-        host before.
+        ``is_own``: the service was reserved for this host before.
         """
         for network, addresses in claim.networks.items():
             for address in addresses:
@@ -347,10 +329,6 @@ class Claims:
                 yield Put(key, encode(kept | address_value(claim, up)))
             for name in claim.names:
                 yield Put(self.keys.name(network, name), encode({"service": claim.service}))
-
-    def _text(self, service: str) -> str:
-        items = self.engine.get(self.keys.service(service), one=True).items
-        return items[0].value if items else "{}"
 
     def _addresses(
         self,
@@ -362,8 +340,7 @@ class Claims:
     ) -> tuple[str, ...]:
         """Choose a service's addresses on a network, one in each subnet.
 
-        The first that applies is chosen: the requested address, the present one, the preferred one
-        if it is free, a free one.
+        The first that exists is chosen: requested, present, preferred if it is free, a free one.
         """
         prefix = self.keys.addresses(network)
         spec = spec_of(network, items[self.keys.spec(network)])
@@ -382,7 +359,11 @@ class Claims:
             requested = inside(wanted.requested.get(network, ()))
             # with the gateway's address, other services' traffic would go to this service
             for text in requested:
-                require_usable(net, gateway, text)
+                base = int(net.network_address)
+                own, number = (int(ipaddress.ip_address(a)) - base for a in (gateway, text))
+                if reason := subnets.refusal(net, own, number):
+                    reason = f"{text} cannot be a service's address: {reason}"
+                    raise InvalidInput(reason, None, "network.ip")
             held = inside(have.networks.get(network, ())) if have else []
             preferred = [
                 text
@@ -412,22 +393,10 @@ class Claims:
             )
 
 
-def require_usable(net: subnets.Network, gateway: str, text: str) -> None:
-    """Raise InvalidInput if a service cannot have an address of this subnet."""
-    base = int(net.network_address)
-    own, number = (int(ipaddress.ip_address(address)) - base for address in (gateway, text))
-    if reason := subnets.refusal(net, own, number):
-        raise InvalidInput(f"{text} cannot be a service's address: {reason}", None, "network.ip")
-
-
 def _free(
     net: subnets.Network, gateway: str, taken: dict[str, Any], raced: bool, network: str
 ) -> str:
-    """Return the lowest free address of a subnet; after a lost race, one of the lowest `NEAR` at
-    random.
-
-    Raises Conflict if the subnet is full.
-    """
+    """Return the lowest free address; after a lost race, one of the lowest `NEAR` at random."""
     base = int(net.network_address)
     known = map(ipaddress.ip_address, filter(key_values.is_address, taken))
     here = [address for address in known if address in net]
@@ -447,7 +416,5 @@ def _free(
 
 
 def _of(error: NoAnswer, earlier: NoAnswer | None) -> NoAnswer:
-    """Return the error to raise for ``error``: marked as ``unknown`` if an earlier attempt may
-    have worked.
-    """
+    """Return the error to raise: with ``unknown`` if an earlier attempt may have worked."""
     return NoAnswer(error.reason, error.hint, unknown=True) if earlier is not None else error

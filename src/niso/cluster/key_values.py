@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 _KEPT = 1 << 16
 _LONGEST_VERSION = 40
 MOST_NAMES = 120
-"""The maximum number of names of a service. Each name is an etcd key of its reservation.
-
-etcd accepts 128 operations per transaction (`niso.cluster.claims.MOST_KEYS`).
-"""
+"""The maximum number of names of a service: each is a key, of 128 in a transaction of etcd."""
+# 32 bytes in base64, for WireGuard
 _PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=", re.ASCII)
 
 
@@ -64,16 +62,8 @@ def version(text: object) -> str:
     return str(text) if good else ""
 
 
-def is_public_key(text: str) -> bool:
-    """Return whether a string is a WireGuard public key: 32 bytes in base64."""
-    return _PUBLIC_KEY.fullmatch(text) is not None
-
-
 def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
-    """Return whether a service can have this address.
-
-    ``networks`` are subnets, each (CIDR, gateway).
-    """
+    """Return whether a service can have this address on subnets, each (CIDR, gateway)."""
     number = ipaddress.ip_address(address)
     for cidr, gateway in networks:
         net = ipaddress.ip_network(cidr)
@@ -105,10 +95,7 @@ _PROTOCOLS = ("", "tcp", "udp", "sctp", "icmp")
 
 
 def policy(text: str) -> Policy:
-    """Parse the policy of another host's service from JSON. Raises ValueError if it is not
-    valid.
-    """
-
+    """Parse the policy of another host's service from JSON. Raises ValueError."""
     try:
         made = policy_of(decoded(text))
         sound = all(map(_is_entry, made.entries()))
@@ -171,9 +158,7 @@ class ClusterClaim(NamedTuple):
     sharers: Sharers = ()  # for display
 
     def keys(self, keys: Keys) -> set[str]:
-        """Return the etcd keys that reserve the addresses and names, including former ones in
-        ``kept``.
-        """
+        """Return the etcd keys of the addresses and names, including former ones in ``kept``."""
         names = {keys.name(net, name) for net in self.networks for name in self.names}
         return {*names, *self.address_keys(keys), *self.kept}
 
@@ -182,25 +167,14 @@ class ClusterClaim(NamedTuple):
         return {keys.address(net, a) for net, some in self.networks.items() for a in some}
 
 
-class About(NamedTuple):
-    """Data about a service that other hosts only display. No decision uses them."""
-
-    ports: tuple[str, ...]
-    policy: str
-    sharers: Sharers = ()
-
-    def values(self) -> dict[str, Any]:
-        """Return these data as fields for the JSON value of the service's key."""
-        sharers = {name: list(ports) for name, ports in self.sharers}
-        policy = self.policy if len(self.policy) <= MOST_POLICY else "too long"
-        return {"ports": list(self.ports), "policy": policy, "sharers": sharers}
+def shown_values(ports: tuple[str, ...], policy: str, sharers: Sharers = ()) -> dict[str, Any]:
+    """Return the fields of a service's key that other hosts only display. No decision uses them."""
+    policy = policy if len(policy) <= MOST_POLICY else "too long"
+    return {"ports": list(ports), "policy": policy, "sharers": {n: [*some] for n, some in sharers}}
 
 
 def claim_of(item: KeyValue, keys: Keys) -> ClusterClaim:
-    """Parse the value of a service's key in etcd: the reservation of the service.
-
-    Raises Error if the value is malformed.
-    """
+    """Parse the value of a service's key in etcd. Raises Error."""
     value = decode(item.value, item.key)
     try:
         networks = {str(net): tuple(map(str, some)) for net, some in value["networks"].items()}
@@ -272,16 +246,13 @@ class Cluster(NamedTuple):
 
 
 def host_of(item: KeyValue, keys: Keys) -> HostEntry:
-    """Parse the value of a host's key. ``alive`` of the result is False: another key determines it.
-
-    Raises Error if the value is invalid.
-    """
+    """Parse the value of a host's key, with ``alive`` False: another key has it. Raises Error."""
     value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
     name = item.key.removeprefix(keys.hosts)
     if not (is_name(name) and is_address(str(value["address"]))):
         raise invalid(item.key)
     public = str(value.get("wgkey", ""))
-    if public and not is_public_key(public):
+    if public and not _PUBLIC_KEY.fullmatch(public):
         raise invalid(item.key)
     where = (str(value["address"]), int(value["mtu"]), False)
     return HostEntry(name, str(value["id"]), *where, version(value.get("niso")), public)
@@ -304,7 +275,6 @@ def cluster_of(item: KeyValue) -> Cluster:
 
 
 def cluster_value(cluster: Cluster) -> dict[str, Any]:
-    """Return the value of the cluster's key."""
     value: dict[str, Any] = {"id": cluster.identity, "port": cluster.port, "proto": PROTO}
     if cluster.encryption:
         value |= {"encrypt": cluster.encryption, "proto": ENCRYPTED}
@@ -312,7 +282,6 @@ def cluster_value(cluster: Cluster) -> dict[str, Any]:
 
 
 def host_value(host: HostEntry) -> dict[str, Any]:
-    """Return the value of a host's key."""
     value: dict[str, Any] = {"id": host.state_id, "address": host.address, "mtu": host.mtu}
     if host.public:
         value["wgkey"] = host.public
@@ -365,10 +334,7 @@ _MOST = {"port": 1 << 16, "mtu": 1 << 17, "vni": 1 << 24}
 
 
 def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
-    """Return a key's value, after a check that the ``needed`` fields exist and are in range.
-
-    Raises Error if they are not.
-    """
+    """Return a key's value. Raises Error unless the ``needed`` fields exist and are in range."""
     for name in needed:
         if name not in value or (name in _MOST and not is_number(value[name], _MOST[name])):
             raise invalid(key)
@@ -393,9 +359,7 @@ def spec_of(name: str, item: KeyValue) -> Spec:
     """Parse the value of a network's spec key. Raises Error if it is malformed."""
     value = valid(decode(item.value, item.key), item.key, "subnets", "vni", "mtu")
     try:
-        subnets = tuple(
-            (str(subnet["cidr"]), str(subnet["gateway"])) for subnet in value["subnets"]
-        )
+        subnets = tuple((str(each["cidr"]), str(each["gateway"])) for each in value["subnets"])
         for cidr, gateway in subnets:
             if ipaddress.ip_address(gateway) not in ipaddress.ip_network(cidr):
                 raise invalid(item.key)
@@ -409,7 +373,6 @@ def spec_of(name: str, item: KeyValue) -> Spec:
 
 
 def spec_value(spec: Spec) -> dict[str, Any]:
-    """Return the value of a network's spec key."""
     return {
         "vni": spec.vni,
         "mtu": spec.mtu,

@@ -23,13 +23,13 @@ from niso.cluster import mirror
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.engine import Compare, Keys, NoAnswer, Put, Refused, Txn, encode
 from niso.cluster.key_values import (
-    About,
     Cluster,
     HostEntry,
     Spec,
     address_value,
     cluster_value,
     host_value,
+    shown_values,
 )
 from niso.cluster.key_values import ClusterClaim as Held
 from niso.cluster.membership import PORT, ClusterKeys
@@ -51,10 +51,7 @@ if TYPE_CHECKING:
 
 
 ORPHAN_S = 60.0
-"""Seconds for which etcd may reserve a service that this host has no row of.
-
-A command may be about to write the row.
-"""
+"""Seconds for which etcd may reserve a service without a row here: a command may write it."""
 STRAY_S = 600.0
 """Seconds between searches for reservations of this host on networks that it does not have."""
 
@@ -62,7 +59,7 @@ STRAY_S = 600.0
 class OwnClaims:
     """Make the reservations of this host's services in etcd match its rows.
 
-    ``log`` gets each line to log. ``say`` also logs a line, but omits repetitions.
+    ``log`` logs a line; ``say`` omits repetitions.
     """
 
     def __init__(self, log: Callable[[str], None], say: Callable[[str], None]) -> None:
@@ -79,11 +76,10 @@ class OwnClaims:
     def bring(
         self, store: Store, kernel: Kernel, claims: Claims, now: EngineView, now_s: float
     ) -> tuple[list[str], bool]:
-        """Make the reservations of this host's services in etcd match its rows.
+        """Write, change or delete the reservations in etcd that do not match this host's rows.
 
-        They are written, changed to up or down, or deleted. A service that a command is changing is
-        skipped. Returns the services that other hosts now have, and whether all keys were already
-        right. ``now_s`` is a time of a monotonic clock.
+        A service that a command is changing is skipped. Returns the services that other hosts now
+        have, and whether all keys were already right. ``now_s`` is of a monotonic clock.
         """
         lost, is_sure = [], True
         records = store.across.claims(now.only)
@@ -123,11 +119,10 @@ class OwnClaims:
         return lost, is_sure
 
     def _end_strays(self, store: Store, claims: Claims, now: EngineView, now_s: float) -> bool:
-        """Delete reservations of this host in etcd that it has not recorded; return False if there
-        were any.
+        """Delete reservations of this host that it has not recorded; return False if any exist.
 
-        Such reservations exist if etcd carried out a request late, if another host gave back a
-        service that it had taken over, or if etcd or the store was restored from a backup.
+        They exist if etcd carried out a request late, if another host gave back a service, or if
+        etcd or the store was restored from a backup.
         """
         names = now.services if now.only is None else now.only & now.services.keys()
         own = {
@@ -157,10 +152,9 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
     """Make a service's reservation in etcd match its rows; return False if another host has it.
 
     The caller has the service's lock, but not niso's, and no change of the service is in progress.
-    Without ``final``, an empty record of the reservation is kept, because a request may still be on
+    Without ``final``, an empty record of the reservation stays, because a request may still be on
     its way. A service that is not reserved loses its addresses, so that no policy resolves to them.
-
-    Raises NoAnswer, Refused, Error, and Conflict if other services have its addresses or names.
+    Raises NoAnswer, Error, and Conflict if other services have its addresses or names.
     """
     row, record, have = store.service(service), store.across.claim(service), claims.held(service)
     on = store.across.spanning(row.networks) if row is not None else []
@@ -179,7 +173,7 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
     since = record.gen if record is not None else 0
     if have is not None and not mine and have.gen >= since:
         return False
-    if not mine or have is None or not _is_same(have, wanted):
+    if not mine or have is None or (have.networks, have.names) != (wanted.requested, wanted.names):
         try:
             have = claims.claim(wanted, since=since)
         except Conflict:
@@ -203,9 +197,8 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
 def is_so(store: Store, record: ClaimRow, now: EngineView) -> bool:
     """Return whether a service's keys in etcd (``now``) match this host's rows.
 
-    The recorded reservation ``record`` does not suffice, because an undone activation may have
-    changed etcd. Ports and policies are not part of ``now``; `untold` records that they are
-    unpublished.
+    An undone activation may have changed etcd since ``record``. Ports and policies are not part of
+    ``now``; `untold` records that they are unpublished.
     """
     row, known = store.service(record.service), now.services.get(record.service)
     if row is None or known is None or not record.addresses or not record.mark:
@@ -222,10 +215,7 @@ def is_so(store: Store, record: ClaimRow, now: EngineView) -> bool:
 
 
 def untold(store: Store, services: Iterable[str]) -> None:
-    """Record that etcd may not have the latest data of services, so that the agent writes them.
-
-    The caller must not have niso's lock.
-    """
+    """Record that the agent must publish services again. The caller must not have niso's lock."""
     with Lock(), store.transaction():
         for service in services:
             if (record := store.across.claim(service)) is not None:
@@ -241,10 +231,9 @@ def recorded(claim: Held) -> ClaimRow:
     return ClaimRow(claim.service, claim.mark, claim.gen, claim.networks)
 
 
-def about(store: Store, service: str) -> About:
-    """Return the data about a service that other hosts display."""
+def about(store: Store, service: str) -> dict[str, Any]:
     policy = store.policy(service)
-    return About(
+    return shown_values(
         tuple(port.text for _, port in store.ports(service)),
         "" if policy is None else encoded(policy),
         tuple(
@@ -255,9 +244,7 @@ def about(store: Store, service: str) -> About:
 
 
 def wanted_by_rows(store: Store, row: ServiceRow, on: Sequence[str]) -> Wanted:
-    """Return what a service must reserve according to its rows: its addresses on ``on``, and all
-    names.
-    """
+    """Return what a service must reserve by its rows: its addresses on ``on``, and its names."""
     leased: dict[str, tuple[str, ...]] = {}
     for network, address in store.addresses(row.name):
         if network in on:
@@ -265,18 +252,13 @@ def wanted_by_rows(store: Store, row: ServiceRow, on: Sequence[str]) -> Wanted:
     return Wanted(row.name, tuple(on), store.names_there(row.name), leased, {})
 
 
-def _is_same(have: Held, wanted: Wanted) -> bool:
-    return (have.networks, have.names) == (wanted.requested, wanted.names)
-
-
 def _is_wanted(
     store: Store, row: ServiceRow, record: ClaimRow | None, have: Held | None, mine: bool
 ) -> bool:
     """Return whether a service of this host should be reserved in etcd.
 
-    An active service should. An inactive one should not if a command tried to take it over or to
-    reserve it and failed. It should not either if it has since lost an address to another service,
-    because the reservation would then contain an address that is not in its rows.
+    An inactive one should not if a command failed to take it over or to reserve it, or if it has
+    lost an address to another service since: the address is not in its rows then.
     """
     if row.active:
         return True
@@ -293,9 +275,7 @@ def _is_wanted(
 
 EPOCH = 1 << 32
 LIVES_S = 30
-"""Seconds for which a host that was alive counts as alive after a restore, until its agent
-reports.
-"""
+"""Seconds for which a host that was alive counts as alive after a restore."""
 
 
 def spec_of(network: Network) -> Spec:
@@ -306,10 +286,10 @@ def spec_of(network: Network) -> Spec:
 
 
 def base_of(store: Store) -> int:
-    """Return a number greater than the ``gen`` of every reservation of a service so far.
+    """Return a number greater than the ``gen`` of every reservation so far, and of late requests.
 
-    It also exceeds those of requests that etcd may still carry out. When etcd has lost its data,
-    its revisions start again, and an earlier reservation must not seem newer than a later one.
+    When etcd has lost its data, its revisions start again, and an earlier reservation must not seem
+    newer than a later one.
     """
     known = [claim.gen for claim in store.across.claims()]
     known += [row.gen for rows in store.across.addresses().values() for row in rows]
@@ -317,10 +297,9 @@ def base_of(store: Store) -> int:
 
 
 def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: str = "") -> Cluster:
-    """Write all keys that this host has recorded to etcd; return the cluster.
+    """Write all keys that host ``own`` has recorded to etcd; return the cluster.
 
-    ``own`` is this host, and ``encryption`` how it encrypts traffic to other hosts. Raises Conflict
-    if etcd has the data of a cluster.
+    ``encryption`` is the host's. Raises Conflict if etcd has the data of a cluster.
     """
     networks = [network for network in store.networks() if network.span is not None]
     tunnel = store.across.tunnel()
@@ -351,10 +330,7 @@ def restore(store: Store, membership: ClusterKeys, own: HostEntry, encryption: s
 
 
 def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[HostEntry]:
-    """Yield the other hosts of the cluster, with ``mtu`` as their MTU.
-
-    In an encrypted cluster, only hosts whose public keys are known are included.
-    """
+    """Yield the other hosts, with ``mtu``; of an encrypted cluster, those with known keys."""
     inside = {end[2]: end for end in tunnel.others} if tunnel is not None else {}
     for name, (state_id, address, alive) in store.across.peers().items():
         if tunnel is None:
@@ -379,10 +355,8 @@ def _put(membership: ClusterKeys, values: dict[str, str], lease: int = 0) -> Non
         membership.engine.commit(txn)  # this one changes nothing if the first was carried out
 
 
-def _own(store: Store, host: str) -> Iterable[tuple[Held, About]]:
-    """Yield the recorded reservations of this host's own services, each with its data for
-    display.
-    """
+def _own(store: Store, host: str) -> Iterable[tuple[Held, dict[str, Any]]]:
+    """Yield the recorded reservations of this host's services, with the fields for display."""
     for record in store.across.claims():
         row = store.service(record.service)
         if row is not None and record.addresses:
@@ -392,21 +366,21 @@ def _own(store: Store, host: str) -> Iterable[tuple[Held, About]]:
             yield Held(*who, *what, up=row.active), about(store, record.service)
 
 
-def _others(store: Store) -> Iterable[tuple[Held, About]]:
-    """Yield the reservations of other hosts on networks that this host has too.
-
-    Their data for display are unknown, and therefore empty.
-    """
+def _others(store: Store) -> Iterable[tuple[Held, dict[str, Any]]]:
+    """Yield the reservations of other hosts on this host's networks. Nothing is to display."""
     for service, rows in store.across.addresses().items():
         networks: dict[str, tuple[str, ...]] = {}
         for row in rows:
             networks[row.network] = (*networks.get(row.network, ()), row.address)
         newest = max(rows, key=lambda row: row.gen)
         who = (service, newest.host, newest.gen, os.urandom(16).hex())
-        yield Held(*who, networks, store.across.names(service), 0, up=newest.up), About((), "")
+        yield (
+            Held(*who, networks, store.across.names(service), 0, up=newest.up),
+            shown_values((), ""),
+        )
 
 
-def _values(claim: Held, shown: About, keys: Keys) -> dict[str, str]:
+def _values(claim: Held, shown: Mapping[str, Any], keys: Keys) -> dict[str, str]:
     """Return the etcd keys of a service's reservation, with their JSON values."""
     service = {
         "host": claim.host,
@@ -416,7 +390,8 @@ def _values(claim: Held, shown: About, keys: Keys) -> dict[str, str]:
         "names": claim.names,
         "kept": claim.kept,
         "up": claim.up,
-    } | shown.values()
+        **shown,
+    }
     values: dict[str, dict[str, Any]] = {keys.service(claim.service): service}
     values |= {
         keys.name(network, name): {"service": claim.service}

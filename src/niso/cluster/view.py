@@ -37,9 +37,8 @@ class EngineView(NamedTuple):
     """The services that changed after the last pass; None if any service may have changed."""
 
 
-class _Row(NamedTuple):
-    address: RemoteAddress
-    names: tuple[str, ...]
+type _Row = tuple[RemoteAddress, tuple[str, ...]]
+"""An address of a service, and the service's names."""
 
 
 def seen(
@@ -52,18 +51,14 @@ def seen(
     """Decode the address keys (``net/NETWORK/a/…``) of some networks to services.
 
     ``networks`` maps names to items, and ``subnets`` to (CIDR, gateway) pairs: addresses that a
-    service cannot have there are rejected. ``own`` is this host's name: other hosts whose address
-    this host cannot reach are rejected.
+    service cannot have there are rejected, and hosts that the host ``own`` cannot reach.
     """
     items = {name: {item.key: item for item in some} for name, some in networks.items()}
     return View(keys, own).seen(hosts, items, subnets)
 
 
 class View:
-    """Decode the cluster's keys incrementally, from one sync pass to the next.
-
-    ``own`` is the name of this host.
-    """
+    """Decode the cluster's keys incrementally, from one sync pass of host ``own`` to the next."""
 
     def __init__(self, keys: Keys, own: str) -> None:
         self._keys = keys
@@ -83,11 +78,10 @@ class View:
         networks: Mapping[str, Mapping[str, KeyValue]],
         subnets: Subnets | None = None,
     ) -> EngineView:
-        """Decode the address keys of networks. ``networks`` maps each name to items by key.
+        """Decode the address keys of networks as the function `seen`, from items by key.
 
-        Otherwise as the function `seen`. Unchanged items are not decoded again, so callers must not
-        modify the mappings. If `done` is not called afterwards, ``only`` of the next result is
-        None.
+        Unchanged items are not decoded again, so callers must not modify the mappings. If `done` is
+        not called afterwards, ``only`` of the next result is None.
         """
         pairs = None if subnets is None else {n: (*subnets.get(n, ()),) for n in networks}
         hosts, strange = tuple(hosts), self._strange
@@ -132,27 +126,24 @@ class View:
             self._wrong.pop(key, None)
             now = self._row(network, items[key]) if key in items else None
             for row in (was, now):
-                if row is not None and row.address.service not in touched:
-                    touched[row.address.service] = self._keys_of(row.address.service)
+                if row is not None and (name := row[0].service) not in touched:
+                    addresses = self._services.get(name, NOTHING).addresses
+                    touched[name] = {self._keys.address(a.network, a.address) for a in addresses}
             if was is not None:
-                touched[was.address.service].discard(key)
+                touched[was[0].service].discard(key)
             if now is not None:
                 self._rows[key] = now
-                touched[now.address.service].add(key)
+                touched[now[0].service].add(key)
         for name, keys in touched.items():
             rows = sorted(self._rows[key] for key in keys)
             if rows:
-                names = [row.names for row in rows if row.names]
-                addresses = tuple(row.address for row in rows)
+                names = [called for _, called in rows if called]
+                addresses = tuple(address for address, _ in rows)
                 self._services[name] = ClaimedService(addresses, names[-1] if names else ())
             else:
                 self._services.pop(name, None)
         self._items[network] = items
         return {*touched}
-
-    def _keys_of(self, service: str) -> set[str]:
-        known = self._services.get(service, NOTHING)
-        return {self._keys.address(address.network, address.address) for address in known.addresses}
 
     def _row(self, network: str, item: KeyValue) -> _Row | None:
         """Decode an address key; return None if it names no service, or its value is invalid."""
@@ -186,14 +177,13 @@ class View:
         # share equal strings between rows, to save memory
         name, host, *names = (intern(str(text)) for text in (name, host, *names))
         row = RemoteAddress(network, family, address, name, host, gen, bool(value.get("up")))
-        return _Row(row, tuple(names))
+        return row, tuple(names)
 
 
 def _unreachable(hosts: Sequence[HostEntry], own: str) -> frozenset[str]:
-    """Return the hosts whose address this host, named ``own``, cannot reach.
+    """Return the hosts with an address that host ``own`` cannot reach.
 
-    Such an address is not unicast, has another IP version than this host's address, or is this
-    host's own.
+    Such an address is not unicast, of another IP version, or the host's own.
     """
     here = next((host.address for host in hosts if host.name == own), "")
     return frozenset(

@@ -1,8 +1,7 @@
 """Cache etcd's keys with a prefix: read them all, then update them from the events of a watch.
 
 It is expensive for etcd if many hosts read all keys, and cheap to check whether a cache is
-complete. Each prefix is watched in a thread of its own. `Lag` measures for how long changes have
-been waiting for an agent.
+complete.
 """
 
 from __future__ import annotations
@@ -34,13 +33,16 @@ CHECK_S = 30.0
 """Seconds after which the cache is checked with etcd, even if the watch works."""
 WHOLE_S = 600.0
 """Seconds after which all keys are read again."""
+SILENCE_S = 12.0
+_AGAIN_S = 1.0
+_BACK_OFF_S = (0.2, 5.0)
 
 
 class WatchedKeys:
     """A cache of etcd's keys with a prefix. One thread may watch while another reads.
 
-    Times are of one monotonic clock. While no watch is running, each read checks with etcd whether
-    the cache is current.
+    While no watch is running, each read checks the cache with etcd. Times are of one monotonic
+    clock.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -54,10 +56,7 @@ class WatchedKeys:
         self._whole_s: float | None = None  # when all keys were last read
 
     def begin(self, engine: Etcd, now_s: float) -> int:
-        """Read all keys; return the revision from which the watch must start.
-
-        Raises NoAnswer and Refused.
-        """
+        """Read all keys; return the revision from which the watch must start. Raises NoAnswer."""
         self.lose()
         self.items(engine, now_s)
         with self._lock:
@@ -66,11 +65,7 @@ class WatchedKeys:
             return self._at + 1
 
     def hear(self, batch: Batch, now_s: float) -> bool:
-        """Apply the events of a watch in their order; return False if the watch must be restarted.
-
-        A batch without events shows that the connection works. The watch may be of a shorter prefix
-        than the cache.
-        """
+        """Apply the events of a watch in their order; return False if it must be restarted."""
         with self._lock:
             if not self._is_followed:
                 return False
@@ -92,6 +87,41 @@ class WatchedKeys:
             self._items = items
         return True
 
+    def follow(
+        self,
+        prefix: str,
+        connect: Callable[[], Etcd],
+        notice: Callable[[bool], None],
+        over: threading.Event,
+        hurry: bool,
+    ) -> None:
+        """Watch a prefix and update the cache, which may be a part of it, until ``over`` is set.
+
+        ``notice`` is called after each change, with ``hurry``: whether to apply the change at once.
+        """
+        wait = _BACK_OFF_S[0]
+        engine = connected(connect, over)
+        while engine is not None and not over.is_set():
+            try:
+                start = self.begin(engine, time.monotonic())
+                notice(True)  # for changes from before the watch
+                try:
+                    for batch in engine.watch(prefix, start, SILENCE_S):
+                        wait = _BACK_OFF_S[0]
+                        if not self.hear(batch, time.monotonic()):
+                            break
+                        if batch.events:
+                            notice(hurry)
+                        if over.is_set():
+                            return
+                finally:
+                    self.lose()
+            except Compacted:
+                continue
+            except Error:
+                over.wait(about(wait))
+                wait = min(2 * wait, _BACK_OFF_S[1])
+
     def lose(self) -> None:
         """Record that the watch has ended. Each read then checks the cache with etcd."""
         with self._lock:
@@ -102,8 +132,8 @@ class WatchedKeys:
     ) -> dict[str, KeyValue]:
         """Return all keys with the prefix, by name; the same dict as before if nothing has changed.
 
-        ``known`` is an item that the caller has read from etcd. If it differs from the cached one,
-        all keys are read again. Raises NoAnswer and Refused.
+        If ``known``, which the caller has read from etcd, is not cached, all keys are read again.
+        Raises NoAnswer.
         """
         with self._lock:
             items = self._items
@@ -121,10 +151,7 @@ class WatchedKeys:
         return self._read(engine, now_s)
 
     def _read(self, engine: Etcd, now_s: float) -> dict[str, KeyValue]:
-        """Read all keys from etcd, cache and return them.
-
-        A cache with newer events is not overwritten.
-        """
+        """Read all keys from etcd and return them; cache them unless newer events are cached."""
         with self._lock:
             before = self._at
         answer = engine.get(self.prefix)
@@ -157,71 +184,13 @@ class WatchedKeys:
             return self._items
 
 
-# --- watching in threads --------------------------------------------------------------------------
-
-
-SILENCE_S = 12.0
-_AGAIN_S = 1.0
-_BACK_OFF_S = (0.2, 5.0)
-
-
-class Watches:
-    """The threads that watch etcd. ``connect`` opens a connection for each of them.
-
-    ``notice`` is called after each change. Its argument is False if the change need not be applied
-    at once. The threads end when ``over`` is set.
-    """
-
-    def __init__(
-        self,
-        connect: Callable[[], Etcd],
-        notice: Callable[[bool], None],
-        over: threading.Event,
-    ) -> None:
-        self._connect = connect
-        self._notice = notice
-        self._over = over
-        self._followed: set[str] = set()
-
-    def follow(self, prefix: str, kept: WatchedKeys, hurry: bool) -> None:
-        """Watch a prefix in a thread and update ``kept`` from it; no-op if the prefix is watched
-        already.
-
-        The cache may cover only a part of the prefix. ``hurry`` is the argument of ``notice``.
-        """
-        if prefix not in self._followed:
-            self._followed.add(prefix)
-            threading.Thread(target=self._run, args=(prefix, kept, hurry), daemon=True).start()
-
-    def _run(self, prefix: str, kept: WatchedKeys, hurry: bool) -> None:
-        wait = _BACK_OFF_S[0]
-        engine = connected(self._connect, self._over)
-        while engine is not None and not self._over.is_set():
-            try:
-                start = kept.begin(engine, time.monotonic())
-                self._notice(True)  # for changes from before the watch
-                try:
-                    for batch in engine.watch(prefix, start, SILENCE_S):
-                        wait = _BACK_OFF_S[0]
-                        if not kept.hear(batch, time.monotonic()):
-                            break
-                        if batch.events:
-                            self._notice(hurry)
-                        if self._over.is_set():
-                            return
-                finally:
-                    kept.lose()
-            except Compacted:
-                continue
-            except Error:
-                self._over.wait(about(wait))
-                wait = min(2 * wait, _BACK_OFF_S[1])
+# --- parts of threads -----------------------------------------------------------------------------
 
 
 def connected(connect: Callable[[], Etcd], over: threading.Event) -> Etcd | None:
     """Open a connection as soon as the files for it exist; return None if ``over`` is set first.
 
-    A command may replace these files, and deletes them when the host leaves the cluster.
+    Commands replace and delete these files.
     """
     while not over.is_set():
         try:
@@ -232,10 +201,7 @@ def connected(connect: Callable[[], Etcd], over: threading.Event) -> Etcd | None
 
 
 def about(seconds: float) -> float:
-    """Return a random time between half and one and a half of ``seconds``.
-
-    It spreads the requests of many hosts over time.
-    """
+    """Return a random time from half to one and a half of ``seconds``, to spread requests."""
     return seconds * (0.5 + os.urandom(1)[0] / 255)
 
 
@@ -258,33 +224,28 @@ class Roster:
         """Return all hosts, and the host named ``own`` or None.
 
         The key of ``own`` is always read from etcd, the others from the cache. Raises NoAnswer,
-        Refused, and Error if a value is invalid.
+        and Error if a value is invalid.
         """
         item = ClusterKeys(engine, self.keys).host_item(own)
         items = self.kept.items(engine, now_s, item)
         if items is not self._items:
-            self._decode(items)
+            decoded: dict[KeyValue, HostEntry] = {}
+            hosts = []
+            for key, each in sorted(items.items()):
+                if "/" not in key.removeprefix(self.keys.hosts):
+                    decoded[each] = self._decoded.get(each) or host_of(each, self.keys)
+                    hosts.append(decoded[each]._replace(alive=f"{key}/live" in items))
+            self._items, self._decoded, self.hosts = items, decoded, tuple(hosts)
         return self.hosts, self._decoded.get(item) if item is not None else None
-
-    def _decode(self, items: dict[str, KeyValue]) -> None:
-        decoded: dict[KeyValue, HostEntry] = {}
-        hosts = []
-        for key in sorted(items):
-            if "/" in key.removeprefix(self.keys.hosts):
-                continue
-            item = items[key]
-            decoded[item] = host = self._decoded.get(item) or host_of(item, self.keys)
-            hosts.append(host._replace(alive=f"{key}/live" in items))
-        self._items, self._decoded, self.hosts = items, decoded, tuple(hosts)
 
 
 # --- lag of an agent ------------------------------------------------------------------------------
 
 
 class Lag:
-    """Measure for how long changes have been waiting for the agent.
+    """Measure for how long changes have been waiting for the agent, in seconds.
 
-    Times are seconds of one monotonic clock. Several threads may call `notice`.
+    Several threads may call `notice`.
     """
 
     def __init__(self) -> None:

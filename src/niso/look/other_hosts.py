@@ -158,7 +158,7 @@ def _mirrored(store: Store) -> list[ClusterLine]:
 
 
 def _age() -> str:
-    at_s = agent.last().at_s
+    at_s = agent.last()[0]
     when = "before the boot" if at_s is None else f"{time.monotonic() - at_s:.0f} s ago"
     return f"services of other hosts are as they were {when}, on the networks of this host"
 
