@@ -47,7 +47,7 @@ def _disappearing_parents(want: State, have: State) -> set[str]:
     """
     disappearing: set[str] = set()
     for kind in KINDS:
-        if kind.is_parent:
+        if kind.parent_name_format:
             keys = {obj.key() for obj in want[kind.type]}
             disappearing |= {kind.parent_name(t) for t in have[kind.type] if t.key() not in keys}
     return disappearing

@@ -53,11 +53,10 @@ METADATA = ("169.254.169.254", "fd00:ec2::254")
 
 
 class DnsAddress(NamedTuple):
-    """A recorded address of a DNS name in policies.
+    """A recorded address of a DNS name in policies. Times are in seconds since 1970.
 
-    ``state`` is NOW, FORMER or PAST. The meaning of ``until`` depends on it: for NOW the end of the
-    TTL, for FORMER the time when the address leaves the rules, for PAST the time at which it became
-    PAST. Times are in seconds since 1970.
+    ``until`` is the end of the TTL for NOW, the time when the address leaves the rules for FORMER,
+    and the time at which it became PAST for PAST.
     """
 
     address: str
@@ -76,9 +75,7 @@ class Outside(NamedTuple):
     addresses: tuple[DnsAddress, ...] = ()  # sorted
 
     def in_state(self, *states: str) -> tuple[str, ...]:
-        """Return the addresses that have one of these states: those with the first state, then the
-        others.
-        """
+        """Return the addresses with one of these states, in the order of ``states``."""
         return tuple(
             known.address for state in states for known in self.addresses if known.state == state
         )
@@ -86,18 +83,15 @@ class Outside(NamedTuple):
     def is_due(self, bars: Bars, now: float) -> bool:
         """Return whether the name should be resolved again at time ``now``.
 
-        It should if its time has come, if the clock was set back, or if ``bars`` now forbids a
-        recorded address.
+        It should if its time has come, if the clock was set back, or if a recorded address is now
+        forbidden.
         """
         barred = any(bars.reason(address) for address in self.in_state(NOW, FORMER))
         return barred or not self.asked_at <= now < self.due_at
 
 
 class DnsAnswer(NamedTuple):
-    """The DNS answer for the addresses of one family of a name.
-
-    ``silent`` means that no server answered; ``problem`` then says why.
-    """
+    """The DNS answer for one family of a name; ``silent`` if no server answered."""
 
     family: int
     addresses: tuple[str, ...] = ()
@@ -110,7 +104,7 @@ def after(before: Outside, heard: Iterable[DnsAnswer], bars: Bars, now: float) -
     """Return the new record of a name.
 
     ``before`` is the previous record, ``heard`` the answers for both families, and ``now`` the time
-    in seconds since 1970. Addresses that ``bars`` forbids are not used.
+    in seconds since 1970. Forbidden addresses are not used.
     """
     result: list[DnsAddress] = []
     problems: list[str] = []
@@ -148,10 +142,7 @@ def after(before: Outside, heard: Iterable[DnsAnswer], bars: Bars, now: float) -
 
 
 def barred(before: Outside, bars: Bars, now: float) -> Outside:
-    """Return the record of a name with the addresses that ``bars`` forbids made PAST.
-
-    An address can become forbidden after the name was resolved.
-    """
+    """Return the record of a name with the addresses that are now forbidden made PAST."""
     in_use = before.in_state(NOW, FORMER)
     gone = {address: reason for address in in_use if (reason := bars.reason(address))}
     if not gone:

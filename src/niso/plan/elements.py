@@ -16,7 +16,7 @@ from niso.plan.records import LIMITS, Limits, Port, Subnet
 
 
 def closed(family: int) -> Element:
-    """Return the nftables element that lets the host forward packets of a family only for niso."""
+    """Return the element that lets the host forward packets of a family only for niso."""
     return Element(INET, "closed", (f"ipv{family}",))
 
 
@@ -25,11 +25,10 @@ _SHORT = {"force_forwarding": "force"}  # an interface name has at most 15 chara
 
 
 def before(sysctl: str, value: str) -> list[Element]:
-    """Return the nftables element that records the value of a host sysctl before niso changed it.
+    """Return the element that records the value of a host sysctl before niso changed it.
 
-    No rule uses the element; `niso net repair --sweep` reads it, which works without a store.
-    Returns an empty list if nft's syntax cannot express the name of the network interface. Then
-    only the store has the value.
+    No rule uses it; `niso net repair --sweep` reads it, which works without a store. The list is
+    empty if nft's syntax cannot express the name of the network interface.
     """
     match sysctl.split("/"):
         case ["net", "ipv4", "ip_forward" as what]:
@@ -62,7 +61,7 @@ def network(
     internal: bool = False,
     observe: bool = True,
 ) -> list[Element]:
-    """Return the nftables elements of a network. ``mac`` is the MAC of its bridge."""
+    """Return the elements of a network. ``mac`` is the MAC of its bridge."""
     elements = [
         Element(INET, "bridges", (bridge,), (), name),
         Element(INET, "same_bridge", (bridge, bridge), (), name),
@@ -86,28 +85,22 @@ def network(
 
 
 def wire(port: int) -> Element:
-    """Return the nftables element by which packets to this UDP port, of VXLAN, are checked.
-
-    All networks that span hosts share it.
-    """
+    """Return the element by which VXLAN packets to this UDP port are checked."""
     return Element(INET, "wire", (port,))
 
 
 def sealed(port: int) -> Element:
-    """Return the nftables element that accepts VXLAN packets to this UDP port only from the tunnel.
-
-    The tunnel is the WireGuard interface between the hosts.
-    """
+    """Return the element that accepts VXLAN packets to this UDP port only from WireGuard."""
     return Element(INET, "sealed", (port,))
 
 
 def tunnel(link: str) -> Element:
-    """Return the nftables element by which the WireGuard interface may carry only VXLAN."""
+    """Return the element by which the WireGuard interface may carry only VXLAN."""
     return Element(INET, "ports", (link,))
 
 
 def spans(network: str, vxlan: str) -> list[Element]:
-    """Return the nftables elements of the VXLAN device of a network."""
+    """Return the elements of the VXLAN device of a network."""
     return [
         Element(INET, "ports", (vxlan,), (), network),
         Element(BRIDGE, "ports", (vxlan,), (), network),
@@ -116,17 +109,17 @@ def spans(network: str, vxlan: str) -> list[Element]:
 
 
 def here(service: str, vni: int, mac: str) -> Element:
-    """Return the nftables element that lets other hosts send to a service on this host by VXLAN."""
+    """Return the element that lets other hosts send to a service on this host by VXLAN."""
     return Element(INET, "here", (vni, mac or _NO_MAC), (), service)
 
 
 def claim(
     service: str, host: str, vni: int, vxlan: str, mac: str, addresses: Iterable[str]
 ) -> list[Element]:
-    """Return the nftables elements by which only ``host`` may send as this service of another host.
+    """Return the elements by which only ``host`` may send as this service of another host.
 
     ``host`` is the address of that host, ``vni`` and ``vxlan`` are the network's VXLAN identifier
-    and device. ``mac`` and ``addresses`` are the service's.
+    and device.
     """
     elements: list[Element] = []
     outer = family_of(host)
@@ -142,7 +135,7 @@ _NO_MAC = "00:00:00:00:00:00"
 
 
 def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
-    """Return the nftables elements that allow a source address on a bridge port or VXLAN device."""
+    """Return the elements that allow a source address on a bridge port or VXLAN device."""
     family = family_of(address)
     elements = [
         Element(BRIDGE, f"sources{family}", (link, mac, address), (), service),
@@ -154,10 +147,7 @@ def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
 
 
 def receivers(service: str, bridge_mac: str, mac: str, addresses: Iterable[str]) -> list[Element]:
-    """Return the nftables elements that write a service's MAC into packets to its addresses.
-
-    Such packets arrive with the MAC of the bridge, ``bridge_mac``.
-    """
+    """Return the elements that write a service's MAC into packets with the bridge's MAC."""
     return [
         Element(BRIDGE, f"receivers{family_of(address)}", (bridge_mac, address), (mac,), service)
         for address in addresses
@@ -172,11 +162,9 @@ def endpoint(
     limits: Limits = LIMITS,
     observe: bool = True,
 ) -> list[Element]:
-    """Return the nftables elements of a service's bridge port: its MAC, source addresses and
-    limits.
+    """Return the elements of a service's bridge port: its MAC, source addresses and limits.
 
-    ``host_end`` is the name of the port. ``observe`` says whether flows on the network are
-    recorded.
+    ``host_end`` is the name of the port. ``observe`` says whether its flows are recorded.
     """
     port = (host_end,)
     elements = [
@@ -223,7 +211,7 @@ The value says whether keys have the host's address after the bridge, before pro
 
 
 def published(service: str, port: Port, addresses: Iterable[str]) -> list[Element]:
-    """Return the nftables elements of one published port or range of ports.
+    """Return the elements of one published port or range of ports.
 
     They are for each of the service's ``addresses`` whose family the host address has too. A range
     is a single element if its host and container ports are equal, otherwise one for each port.
@@ -254,10 +242,10 @@ def published(service: str, port: Port, addresses: Iterable[str]) -> list[Elemen
 
 
 def _kept(service: str, port: Port, where: str, start: tuple[str, ...]) -> list[Element]:
-    """Return the nftables element that reserves the host ports of a published port.
+    """Return the element that reserves the host ports of a published port.
 
-    Masquerading then does not choose these ports as source ports for flows of services or the host.
-    ``where`` and ``start`` are the end of the set's name and the first fields of the key.
+    Masquerading then does not choose them as source ports. ``where`` and ``start`` are the end of
+    the set's name and the first fields of the key.
     """
     if port.count > 1:
         key = (*start, (port.host_port, port.last))
@@ -266,11 +254,10 @@ def _kept(service: str, port: Port, where: str, start: tuple[str, ...]) -> list[
 
 
 def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]) -> list[Element]:
-    """Return the nftables elements for clients on another network of the service.
+    """Return the elements for clients on another network of the service.
 
-    A client on ``bridge`` that connects to the published port is sent to the service's
-    ``addresses`` on that network. Otherwise the replies would bypass the host: the service would
-    send them through the interface on the client's network.
+    A client on ``bridge`` is sent to the service's ``addresses`` on that network. Otherwise the
+    replies would bypass the host: the service would send them through its interface there.
     """
     if port.host_ip.startswith("127."):
         return []
@@ -291,7 +278,7 @@ def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]
 
 
 def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
-    """Return the nftables elements for a service that connects to its own published port.
+    """Return the elements for a service that connects to its own published port.
 
     A service must not receive packets from its own address, so the source becomes its gateway's
     address. ``own`` has (address, gateway) for each of its addresses.

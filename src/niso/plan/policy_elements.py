@@ -66,10 +66,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Decision(NamedTuple):
-    """Whether a policy lets a packet pass, and why.
-
-    ``key`` is the manifest key of the entry that decides; "" if no entry does.
-    """
+    """Whether a policy lets a packet pass, and the manifest key of the entry that decides or ""."""
 
     passes: bool
     key: str
@@ -108,10 +105,7 @@ class _Direction(NamedTuple):
 
     @property
     def free(self) -> Decision:
-        """Return the decision on a peer that no entry matches.
-
-        It passes if there is no allow list.
-        """
+        """Return the decision on a peer that no entry matches."""
         if self.allow is None:
             return Decision(True, "")
         return Decision(
@@ -164,11 +158,7 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
 
 
 def gate(service: str, ingress: bool, own: str) -> Element:
-    """Return the nftables element by which packets of ``own`` are checked against its service's
-    policy.
-
-    It is for one direction of the policy.
-    """
+    """Return the element by which packets of ``own`` are checked against its service's policy."""
     place = f"{'in' if ingress else 'e'}gress{family_of(own)}"
     return Element(INET, place, (own,), (), service)
 
@@ -199,7 +189,7 @@ def cost(policy: Policy, most: int) -> int:
 
 
 def _audit(policed: Policed, own: str) -> list[Element]:
-    """Return the nftables elements that accept what a policy denies during its audit period.
+    """Return the elements that accept what a policy denies during its audit period.
 
     They are returned even if the period has ended.
     """
@@ -220,7 +210,7 @@ def decides(
     proto: str,
     port: int | None,
 ) -> Element | None:
-    """Return the nftables element that decides on a packet between ``own`` and ``peer``, or None.
+    """Return the element that decides on a packet between ``own`` and ``peer``, or None.
 
     ``own`` is an address of the service. ``proto`` is a protocol as in an Entry, or any other name.
     ``port`` is None if the protocol has no ports.
@@ -238,7 +228,7 @@ def looked_up(
     proto: str,
     port: int | None,
 ) -> list[Element]:
-    """Return the nftables elements that a packet matches, in the order of their lookup.
+    """Return the elements that a packet matches, in the order of their lookup.
 
     They are the class of the peer's prefix, if it has one, and the element that decides. The
     arguments are those of `decides`.
@@ -336,8 +326,8 @@ class _TooMuch(Exception):
 class _Entries:
     """The entries of one direction of a policy, indexed by their peers.
 
-    Numbers are positions in ``all``. Methods raise `_TooMuch` when more than ``most`` pairs of an
-    entry and a peer have been handled; with None, there is no limit.
+    Numbers are positions in ``all``. Methods raise OverflowError when more than ``most`` pairs of
+    an entry and a peer have been handled.
     """
 
     def __init__(self, direction: _Direction, meaning: _Meaning, most: int | None = None) -> None:
@@ -382,9 +372,7 @@ class _Entries:
         return known
 
     def table(self, numbers: Iterable[int]) -> _Table:
-        """Return the decisions of the entries with these numbers together with the entries for
-        everybody.
-        """
+        """Return the decisions of these entries together with the entries for everybody."""
         both = sorted({*numbers, *self.everybody})
         self._take(len(both))
         return _table(self.direction, [self.all[number] for number in both])
@@ -433,9 +421,7 @@ class _Entries:
         return self.runs[at][2]
 
     def named(self, address: str) -> Iterator[int]:
-        """Yield the numbers of the entries that name an address itself, not a prefix or network
-        with it.
-        """
+        """Yield the numbers of the entries that name an address itself."""
         yield from self.singles.get(address, ())
         for peer in self.meaning.peers.get(address, ()):
             yield from self.of_peer.get(peer, ())
@@ -458,7 +444,7 @@ class _Entries:
 def _elements(
     direction: _Direction, policed: Policed, meaning: _Meaning, most: int | None = None
 ) -> Iterator[Element]:
-    """Yield the nftables elements of one direction for one address of the service."""
+    """Yield the elements of one direction for one address of the service."""
     entries = _Entries(direction, meaning, most)
     addresses = entries.addresses(policed.only)
     if policed.only is None:
@@ -480,7 +466,7 @@ def _elements(
 
 
 def _of_peer(entries: _Entries, address: str, key: Atoms) -> Iterator[Element]:
-    """Yield the nftables elements of a peer that has elements for its address.
+    """Yield the elements of a peer that has elements for its address.
 
     ``key`` is (own address, address of the peer).
     """
@@ -503,7 +489,6 @@ def _of_peer(entries: _Entries, address: str, key: Atoms) -> Iterator[Element]:
 
 
 def _is_one(cidr: str) -> bool:
-    """Return whether a prefix is a single address."""
     address, _, length = cidr.partition("/")
     return length == ("128" if family_of(address) == 6 else "32")
 
@@ -518,7 +503,7 @@ The addresses are integers, and the peers are prefixes and networks.
 
 
 def _of_classes(entries: _Entries) -> Iterator[Element]:
-    """Yield the nftables elements for classes of peers: those in prefixes and networks."""
+    """Yield the elements for classes of peers: those in prefixes and networks."""
     direction, wide = entries.direction, entries.wide
     numbers: dict[_Table, int] = {}
     for first, last, peers in entries.runs:
@@ -548,8 +533,7 @@ def _of_class(direction: _Direction, number: int, table: _Table, wide: _Table) -
 
 
 def _spans(peer: Peer, family: int, meaning: _Meaning) -> list[tuple[int, int]]:
-    """Return the addresses of one family in a prefix, prefixes or a network, as (first, last)
-    integers.
+    """Return the addresses of one family in prefixes or a network, as (first, last) integers.
 
     The host does not belong to a network, so the gateways of the network are left out.
     """
@@ -600,7 +584,7 @@ def _table(direction: _Direction, entries: list[Entry]) -> _Table:
 
 
 def _decision(direction: _Direction, entries: list[Entry], proto: str) -> Decision:
-    """Return the decision on a protocol without ports; "" means a protocol without an entry."""
+    """Return the decision on a protocol without ports; "" means one without an entry."""
     for entry in entries:
         if entry.proto in ("", proto) and (entry.first, entry.last) == ALL_PORTS:
             return Decision(entry.key not in direction.denied, entry.key)
@@ -635,7 +619,8 @@ def _by_port(direction: _Direction, entries: list[Entry], proto: str) -> _Runs:
 
 
 def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list[_Ports]:
-    """Return the ports of each protocol on which the decision differs from ``table.base``.
+    """Return the ports (protocol, first, last, decision) whose decision differs from
+    ``table.base``.
 
     With ``wider``, the table of a wider peer, a port is compared with the decision of ``wider`` if
     that differs from the base of ``wider``, because the rules look there next. The same verdict by

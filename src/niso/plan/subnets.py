@@ -31,8 +31,7 @@ DEFAULT_POOL = "10.99.0.0/16"
 def unique_local(state_id: str) -> ipaddress.IPv6Network:
     """Return the /48 prefix for IPv6 subnets: fd, and 40 bits derived from the state id.
 
-    See RFC 4193, 3.2.2. All subnets of one host are in this prefix. Prefixes of different hosts
-    rarely clash.
+    See RFC 4193, 3.2.2. Prefixes of different hosts rarely clash.
     """
     global_id = sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
     return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
@@ -41,8 +40,7 @@ def unique_local(state_id: str) -> ipaddress.IPv6Network:
 def last(subnet: Network | Prefix) -> int:
     """Return the highest number that a service's address can have in a subnet.
 
-    In IPv4, the highest address of a subnet is the broadcast address (RFC 919), so it is the one
-    below.
+    The highest address of an IPv4 subnet is the broadcast address (RFC 919).
     """
     return subnet.num_addresses - (2 if subnet.version == 4 else 1)
 
@@ -80,10 +78,7 @@ def refusal(subnet: Network | Prefix, gateway: int, number: int) -> str | None:
 def free_prefix(
     pool: Network, length: int, taken: Iterable[Network], kept: Network | None = None
 ) -> Network | None:
-    """Return the lowest free prefix with this ``length`` in ``pool``; None if there is none.
-
-    A prefix is free if it overlaps none of ``taken`` and does not overlap ``kept``.
-    """
+    """Return the lowest prefix with this ``length`` in ``pool`` that overlaps no other; or None."""
     size = 1 << (pool.max_prefixlen - length)
     spans = sorted(
         (int(net.network_address), int(net.broadcast_address))
@@ -138,10 +133,10 @@ EXAMPLES = ("a prefix like 10.99.1.0/24", "a prefix like fd12:3456:789a:1::/64")
 def parse_subnet(text: str) -> Network:
     """Parse a subnet from user input. Raises UsageError.
 
-    IPv6 subnets are global unicast or unique local prefixes from /48 (a site, RFC 6177) to /126. A
-    /126 is the longest with room for a service next to the bridge, because the subnet's own address
-    is the routers' anycast address (RFC 4291, 2.6.1). Usually it is a /64. Other lengths work
-    because no service configures its own address (SLAAC).
+    IPv6 subnets are global unicast or unique local prefixes from /48 (a site, RFC 6177) to /126,
+    the longest with room for a service next to the bridge, because the subnet's own address is the
+    routers' anycast address (RFC 4291, 2.6.1). Lengths other than /64 work because no service
+    configures its own address (SLAAC).
     """
     key = "--subnet"
     try:
@@ -195,7 +190,6 @@ class NetworkRequest(NamedTuple):
 
     @property
     def families(self) -> set[int]:
-        """Return the requested address families (4, 6)."""
         return ({net.version for net in self.nets} or {4}) | ({6} if self.ipv6 else set())
 
 
@@ -246,10 +240,7 @@ def _parsed(subnets: Sequence[str], ipv6: bool) -> list[Network]:
 
 
 def _gateways(nets: Sequence[Network], texts: Sequence[str]) -> dict[int, str]:
-    """Return the requested gateways in canonical notation, as a dict by family (4, 6).
-
-    ``nets`` are the subnets of the network. Raises UsageError.
-    """
+    """Return the requested gateways in canonical notation, by family. Raises UsageError."""
     gateways: dict[int, str] = {}
     for text in texts:
         hint = f"an address of {' or '.join(map(str, nets))}"
@@ -268,7 +259,6 @@ def _gateways(nets: Sequence[Network], texts: Sequence[str]) -> dict[int, str]:
 
 
 def _gateway(text: str, hint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Parse the address of a gateway. Raises UsageError with this hint."""
     try:
         return ipaddress.ip_address(text)
     except ValueError as error:

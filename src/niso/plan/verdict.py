@@ -44,10 +44,9 @@ class Reason(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Whether a packet passes, with the results of the three checks.
+    """Whether a packet passes: whether ``path``, ``egress`` and ``ingress`` all pass.
 
-    ``destination`` and ``port`` are those after DNAT. ``passes`` is true if ``path``, ``egress``
-    and ``ingress`` all pass.
+    ``destination`` and ``port`` are those after DNAT.
     """
 
     passes: bool
@@ -60,10 +59,7 @@ class Verdict(NamedTuple):
 
     @property
     def dropped_by(self) -> Reason | None:
-        """Return the first check that drops the packet; None if the packet passes.
-
-        The kernel checks the path first, then egress, then ingress.
-        """
+        """Return the first check that drops the packet, in the kernel's order; or None."""
         checks = (self.path, self.egress, self.ingress)
         return next((reason for reason in checks if not reason.passes), None)
 
@@ -78,8 +74,7 @@ class _Path(NamedTuple):
 def decide(
     context: PolicyContext, source: str, destination: str, port: int | None, proto: str
 ) -> Verdict:
-    """Return the verdict on a packet with these addresses, port and protocol, as its sender sends
-    it.
+    """Return the verdict on a packet with these addresses, port and protocol, as it is sent.
 
     ``destination`` and ``port`` may be those of a published port. ``proto`` is tcp, udp or sctp
     with a port; or icmp (both families) or any other protocol without one. A broadcast or multicast
@@ -135,7 +130,7 @@ def matches(
     """Return whether a policy entry matches this peer with this port and protocol.
 
     ``address`` is the peer's address in canonical form. The port is the service's for ingress, and
-    the peer's for egress. An entry matches only addresses of the family of its own peer.
+    the peer's for egress.
     """
     if entry.proto not in ("", proto):
         return False
@@ -185,8 +180,7 @@ def _ingress(
 def _said(known: KnownService, reason: Reason) -> Reason:
     """Return the result of a service's policy, adjusted for its audit period and its host.
 
-    A policy in its audit period denies no packets. The policies of other hosts' services are
-    enforced on those hosts. This host evaluates them as they were published.
+    The policies of other hosts' services are enforced there, and evaluated here as published.
     """
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")
@@ -214,10 +208,9 @@ class _Side(NamedTuple):
 
 
 def _judge(context: PolicyContext, side: _Side, peer: str, port: int | None, proto: str) -> Reason:
-    """Evaluate one direction of a policy for a peer, and return the result.
+    """Return the result of one direction of a policy for a peer.
 
-    Deny entries win over allow entries. If there is an allow list, peers that are not in it are
-    denied.
+    Deny entries win over allow entries. Peers that are not in an allow list are denied.
     """
     service = side.service
     for passes, entries in ((False, side.deny), (True, side.allow or ())):
@@ -243,10 +236,7 @@ def _who(context: PolicyContext, address: str) -> str:
 
 
 class _Packet(NamedTuple):
-    """A packet and its sender.
-
-    ``entered`` is the network whose bridge the packet enters first; "" if it enters none.
-    """
+    """A packet and its sender. ``entered`` is the first network that it enters, or ""."""
 
     source: str
     destination: str
@@ -266,7 +256,7 @@ class _Packet(NamedTuple):
 def _path(
     context: PolicyContext, source: str, destination: str, port: int | None, proto: str
 ) -> _Path:
-    """Return where a packet is led and whether it passes, without regard to policies."""
+    """Return where a packet is sent and whether it passes, without regard to policies."""
     to = ipaddress.ip_address(destination)
     holder, from_host = holder_of(context, source), is_host(context, source)
     sender, entered = holder or (None, "")
@@ -317,8 +307,8 @@ def is_name_server_elsewhere(
 ) -> bool:
     """Return whether a packet is for the name server of another network than ``entered``.
 
-    ``entered`` is the network of the sender; "" if it has none. A name server may reveal names that
-    only its own network may resolve, as Podman's aardvark-dns does.
+    ``entered`` is the network of the sender, or "". A name server may reveal names that only its
+    own network may resolve, as Podman's aardvark-dns does.
     """
     reached = network_of(context, destination)
     return (
@@ -453,9 +443,9 @@ def _published(
 ) -> _Published | None:
     """Return where a published port of a host address leads; None if no service publishes it.
 
-    A client on a network of the service (``entered``) is sent to the service's address on that
-    network, any other client to its address on the network of its default route. A port that is
-    published on one host address has precedence over one that is published on all.
+    A client on a network of the service (``entered``) is sent to the service's address there, any
+    other to its address on the network of its default route. A port that is published on one host
+    address has precedence over one that is published on all.
     """
     if port is None or (to.version == 6 and to.is_loopback):
         return None
@@ -478,10 +468,7 @@ def _published(
 
 
 def _publishes(context: PolicyContext, known: KnownService, family: int) -> bool:
-    """Return whether a service is active and its default route has this family.
-
-    Only then are ports of this family published.
-    """
+    """Return whether ports of this family are published: its default route has the family."""
     first = primary(known.endpoints, context.networks)
     addresses = first.addresses if first is not None else ()
     return known.active and any(family_of(address) == family for address in addresses)
@@ -504,10 +491,7 @@ def _target(
 
 
 def _leaves_by(context: PolicyContext, known: KnownService, to: Address) -> str | None:
-    """Return the network through which a service sends to an address; None if it has no route.
-
-    It is the network that contains the address, or else the network of the default route.
-    """
+    """Return the network through which a service sends to an address; None without a route."""
     for endpoint in known.endpoints:
         if holds(context.networks[endpoint.network], str(to)):
             return endpoint.network
@@ -541,10 +525,7 @@ class KnownService(NamedTuple):
 
 
 class PolicyContext(NamedTuple):
-    """Everything that a verdict depends on: services, networks, and addresses of the host.
-
-    Addresses are strings in canonical form.
-    """
+    """Everything that a verdict depends on. Addresses are strings in canonical form."""
 
     services: Mapping[str, KnownService]
     networks: Mapping[str, Network]
@@ -571,7 +552,6 @@ def holder_of(context: PolicyContext, address: str) -> Holder | None:
 
 
 def addresses_of(known: KnownService) -> tuple[str, ...]:
-    """Return all addresses of a service."""
     return tuple(address for endpoint in known.endpoints for address in endpoint.addresses)
 
 
@@ -591,7 +571,6 @@ def is_host(context: PolicyContext, address: str) -> bool:
 
 
 def gateways(network: Network) -> tuple[str, ...]:
-    """Return the addresses of the network's bridge."""
     return tuple(subnet.gateway for subnet in network.subnets)
 
 
@@ -603,7 +582,7 @@ def network_of(context: PolicyContext, address: str) -> Network | None:
 def is_for_services(context: PolicyContext, address: str) -> bool:
     """Return whether an address can only be a service's, because it is or was in a network.
 
-    Networks that no longer exist are recognised by the prefixes from which niso takes subnets.
+    Former networks are recognised by the prefixes from which niso takes subnets.
     """
     number = parsed(address)
     in_pool = any(within(number, prefix) for prefix in context.pools)
@@ -621,13 +600,13 @@ parsed = functools.lru_cache(4096)(ipaddress.ip_address)
 
 
 def within(address: Address, prefix: str) -> bool:
-    """Return whether a prefix contains an address. It is False if their families differ."""
+    """Return whether a prefix contains an address; False if their families differ."""
     return address in _network(prefix)
 
 
 @functools.lru_cache(1024)
 def _network(prefix: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    """Parse a prefix. Results are cached, because many flows are compared with the same prefix."""
+    """Parse a prefix. Results are cached: many flows are compared with the same prefix."""
     return ipaddress.ip_network(prefix)
 
 
@@ -636,10 +615,7 @@ def is_link_local6(address: Address) -> bool:
 
 
 def is_broadcast(context: PolicyContext, to: Address) -> bool:
-    """Return whether an address is multicast, or the broadcast address of a network of niso.
-
-    255.255.255.255 counts too. See RFC 919 and RFC 1112.
-    """
+    """Return whether an address is multicast or broadcast (RFC 919, RFC 1112)."""
     if to.is_multicast or str(to) == "255.255.255.255":
         return True
     cidrs = (

@@ -103,9 +103,9 @@ class change:
     def doubt(self, objects: State | None = None) -> None:
         """Treat ``objects`` as if the kernel had them before the change.
 
-        It is used after an interrupted command, when the kernel may or may not have them. None
-        stands for the objects that the rows require now but did not require at the beginning of the
-        block: the block can write rows, call this method, and then write other rows.
+        It is used after an interrupted command. None stands for the objects that the rows require
+        now but did not at the beginning of the block: the block can write rows, call this method,
+        and then write other rows.
         """
         if objects is None:
             snapshot, now = wanted_now(self._kernel, self._store, self.scope)
@@ -114,9 +114,8 @@ class change:
         self._doubt |= objects
 
     def then(self, call: Callable[[], object]) -> None:
-        """Call ``call`` after the kernel has changed and before the rows are committed.
-
-        With ``rows_first``, the rows have already been committed by then.
+        """Call ``call`` after the kernel has changed and, without ``rows_first``, before the
+        commit.
         """
         self._last.append(call)
 
@@ -137,10 +136,7 @@ class change:
             self._carry_out(planned)
 
     def _planned(self) -> Plan:
-        """Return the plan. Raises Conflict if a foreign object has a required name.
-
-        No row is committed in that case.
-        """
+        """Return the plan. Raises Conflict if a foreign object has a required name."""
         kernel, store, before = self._kernel, self._store, self._before | self._doubt
         planned = plan(kernel, store, self.scope, before, trusting=not self._dry_run)
         self._snapshots.append(planned.snapshot)
@@ -207,8 +203,8 @@ class change:
     def _is_of_names_alone(self) -> bool:
         """Return whether policies change only because DNS names have other addresses now.
 
-        Open connections to the former addresses stay in that case. The result is False if a network
-        of niso contains such a former address now.
+        Open connections to the former addresses stay in that case, unless a network of niso now
+        contains such an address.
         """
         first, *others = self._snapshots
         if any(_meaning(first) != _meaning(other) for other in others):
@@ -224,11 +220,7 @@ def _own(state: State) -> set[tuple[str, str]]:
 
 
 def _holders(state: State) -> set[tuple[str, str]]:
-    """Return pairs that say which service has an address.
-
-    For this host's services they are (namespace, address), for those of other hosts (MAC address,
-    address).
-    """
+    """Return pairs that say which service has an address: (namespace or MAC, address)."""
     own = _own(state)
     here = {address for _, address in own}
     return own | {
@@ -322,12 +314,12 @@ def carry_out(
     teardown: bool = False,
     ending: list[str] | None = None,
 ) -> list[AnyStep]:
-    """Carry out a plan, and return the steps that were taken.
+    """Carry out a plan, made with niso's lock, and return the steps that were taken.
 
-    The plan must have been made since niso's lock was acquired. With ``teardown``, a failed step
-    does not stop the other steps. With ``ending``, veth pairs of deleted namespaces are only
-    detached, and their names are added to ``ending``; the caller must pass that list to `end_links`
-    after releasing the lock. Raises KernelError, or with ``teardown`` an ErrorGroup.
+    With ``teardown``, a failed step does not stop the other steps. With ``ending``, veth pairs of
+    deleted namespaces are only detached, and their names are added to it; the caller must pass the
+    list to `end_links` after releasing the lock. Raises KernelError, or with ``teardown`` an
+    ErrorGroup.
     """
     steps = _carried_out(kernel, store, planned, report, teardown, ending)
     if store.host_knows():
@@ -391,9 +383,8 @@ def _carried_out(
 def _touched(steps: list[AnyStep], candidates: State) -> State:
     """Return the objects to read back after the steps, with the namespaces that contain them.
 
-    nftables set and map elements are left out: the kernel applies a transaction completely or not
-    at all, so its acknowledgement is enough. Network interfaces in other namespaces are read only
-    if a step concerns them.
+    The kernel applies a transaction of elements completely or not at all, so its acknowledgement is
+    enough. Interfaces in other namespaces are read only if a step concerns them.
     """
     objects = [obj for step in steps for obj in step.objects()]
     touched = State(objects)
@@ -405,8 +396,7 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
 def _of(want: State, touched: State) -> State:
     """Return the objects of ``want`` that have the identity of an object in ``touched``.
 
-    For a network interface, all its addresses and routes are included. The rules are always
-    included.
+    All addresses and routes of an interface are included, and the rules always.
     """
     links = {
         (kind.space(obj), link)
@@ -432,8 +422,7 @@ def _of(want: State, touched: State) -> State:
 def _left(want: State, candidates: State, have: State) -> list[AnyStep]:
     """Return the steps that are still needed after a change.
 
-    ``have`` is the state that was read after the change, and ``candidates`` are the objects that
-    the change concerned.
+    ``have`` is the state after the change, and ``candidates`` are the objects that it concerned.
     """
     return diff(want, State.of_kinds(lambda kind: kind.to_verify(have, want, candidates)))
 
@@ -450,10 +439,7 @@ def desired_now(kernel: Kernel, store: Store, scope: Scope) -> State:
 
 
 def _desired(snapshot: Snapshot) -> State:
-    """Return the desired state for a snapshot (`niso.plan.desired`).
-
-    Raises Error if rows are missing that other rows refer to.
-    """
+    """Return the desired state. Raises Error if rows are missing that other rows refer to."""
     try:
         return desired(snapshot)
     except (ValueError, LookupError) as error:
@@ -469,8 +455,8 @@ def _possible(kernel: Kernel, want: State, before: State | None = None) -> State
 def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
     """Return ``want`` without ended namespaces of attachments, and the names of these namespaces.
 
-    Objects in these namespaces are removed from ``want`` too. nftables elements for their addresses
-    stay, because an address belongs to its attachment until the attachment is deleted.
+    nftables elements for addresses there stay: an address belongs to its attachment until that is
+    deleted.
     """
     ended = frozenset(
         named.name for named in want[NetnsName] if kernel.cookie_at(named.target) != named.cookie
@@ -481,10 +467,10 @@ def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
 
 
 def _without(state: State, every: State, ended: frozenset[str]) -> State:
-    """Return ``state`` without the objects in ended namespaces.
+    """Return ``state`` without the objects in the namespaces ``ended``.
 
-    ``ended`` are the names of the namespaces. ``every`` has all desired objects, which show what is
-    in these namespaces. The objects are deleted together with their attachment.
+    ``every`` has all desired objects, which show what is in these namespaces. The objects are
+    deleted together with their attachment.
     """
     if not ended:
         return state
@@ -496,8 +482,8 @@ def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[s
     """Return the namespaces in which a container has replaced niso's interface by its own.
 
     The result maps the namespace to the name of the interface. A container with the capability
-    NET_ADMIN can do this. If niso created its veth pair again, that would fail at each change of
-    the attachment's policy and when it is detached. Therefore the pair is deleted, and the nftables
+    NET_ADMIN can do this. Creating niso's veth pair again would fail at each change of the
+    attachment's policy and when it is detached. Therefore the pair is deleted, and the nftables
     elements for its address stay, as for an ended namespace.
     """
     # one that has lost its name has not been read
@@ -540,10 +526,9 @@ routes.
 def _is_of_container(error: KernelError, want: State, before: State) -> bool:
     """Return whether a step failed because of what a container did in an attachment's namespace.
 
-    A container with NET_ADMIN can, for example, move a route of niso's to another interface. If
-    that happens during the first attachment, the attachment fails and is undone. A later change
-    must not fail: it may change the attachment's policy, or concern other services. Therefore the
-    veth pair is deleted then, and the other steps are carried out.
+    A container with NET_ADMIN can, for example, move a route of niso's to another interface. During
+    the first attachment this is an error. A later change must not fail, since it may concern the
+    policy or other services: the veth pair is deleted, and the other steps are carried out.
     """
     return (
         error.errno in _BY_CONTAINER
@@ -555,10 +540,7 @@ def _is_of_container(error: KernelError, want: State, before: State) -> bool:
 def _without_container(
     kernel: Kernel, store: Store, planned: Plan, report: Report, error: KernelError
 ) -> list[AnyStep]:
-    """Carry out a plan without objects that a program in an attached container has blocked.
-
-    A warning about these is reported. Returns the steps that were taken.
-    """
+    """Carry out a plan without the objects that a container has blocked, and warn about them."""
     report(Caution(*_closed(error)))
     closed = planned.closed | {_culprit(error)}
     again = plan(kernel, store, planned.scope, planned.before, closed=closed)
@@ -573,10 +555,10 @@ def _not_kept(reason: str, hint: str, step: AnyStep) -> KernelError:
 
 
 def _culprit(error: KernelError) -> object:
-    """Return what to leave out after a step failed because of a container.
+    """Return what to leave out after a step failed because of a container: a route or a namespace.
 
-    It is a single route, or the name of the namespace. A single route is left out if the container
-    has its own in that place: a program such as a VPN may have added it, and needs the network.
+    Only a route is left out if the container has its own in that place: a program such as a VPN may
+    have added it, and needs the network.
     """
     is_route = isinstance(error.obj, Route) and error.errno == errno.EEXIST
     return error.obj if is_route else error.space
@@ -592,7 +574,7 @@ def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
 
 
 def _outside(state: State, spaces: Container[object], but: type | None = None) -> State:
-    """Return ``state`` without the objects in ``spaces`` and without the namespaces themselves.
+    """Return ``state`` without ``spaces`` and the objects in these namespaces.
 
     ``spaces`` can also contain single objects. Objects of the type ``but`` stay.
     """
@@ -604,10 +586,10 @@ def _outside(state: State, spaces: Container[object], but: type | None = None) -
 
 
 def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -> bool:
-    """Return whether objects outside the scope of a change must be missing too.
+    """Return whether the tables, or a hosts file that other services read, do not exist.
 
-    That is so if the tables, or a hosts file that other services read, do not exist. ``whole`` are
-    the hosts folders that only services of the scope read.
+    Then objects outside the scope are missing too. ``whole`` are the hosts folders that only
+    services of the scope read.
     """
     if want[Ruleset] != have[Ruleset]:
         return True
@@ -621,10 +603,9 @@ def compare(
 ) -> tuple[list[AnyStep], State, State, Foreign]:
     """Compare all of niso's objects in the kernel with the rows. Nothing is changed.
 
-    Returns four values: the steps that a repair would take, the desired state, the actual state,
-    and the conflicts. A conflict is a foreign object that has a required name; neither state
-    contains the object or what depends on it. ``closed`` maps what is left out, as in `plan`, to
-    the error that was the reason.
+    Returns the steps that a repair would take, the desired state, the actual state, and the
+    conflicts: foreign objects with a required name. Neither state contains these or what depends on
+    them. ``closed`` maps what is left out, as in `plan`, to the error that was the reason.
     """
     foreign: Foreign = {}
     every = desired_now(kernel, store, ALL)
@@ -659,10 +640,9 @@ def _read_again(
     have: State,
     closed: Mapping[object, KernelError],
 ) -> State:
-    """Return the state of the kernel after a repair.
+    """Return the state of the kernel after a repair; ``have`` is the state before.
 
-    ``have`` is the state before. If the repair changed only nftables rules and elements, only these
-    are read again, and no namespace is entered.
+    If only nftables rules and elements changed, only these are read again.
     """
     if not all(step.kind.is_transactional for step in steps):
         return compare(kernel, store, closed)[2]

@@ -44,11 +44,11 @@ NO_STATE = State()
 
 
 def clear(kernel: Kernel, want: State) -> int:
-    """Delete the flows whose NAT differs from the NAT that ``want`` requires.
+    """Delete the flows whose NAT differs from what the complete state ``want`` requires.
 
-    ``want`` is the complete desired state. Returns the number of deleted flows. TCP flows in which
-    both ends have sent packets stay: they belong to the host that answers. The search is repeated
-    until it finds no such flow, because packets in transit may create new ones. Raises KernelError.
+    Returns their number. TCP flows in which both ends have sent packets stay: they belong to the
+    host that answers. The search is repeated, because packets in transit may create new ones.
+    Raises KernelError.
     """
     is_stray = _judge(want, {address.partition("/")[0] for address in kernel.host_addresses()})
     ended = 0
@@ -63,8 +63,8 @@ def clear(kernel: Kernel, want: State) -> int:
 def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
     """Return a function that says whether a flow must be deleted.
 
-    A flow must be deleted if it was created without the NAT that the rules require now, or if it
-    uses a port of the host that is now published. ``own`` are the addresses of the host.
+    That is one without the NAT that the rules require now, or one that uses a port of the host that
+    is now published. ``own`` are the addresses of the host.
     """
     targets = _Targets(want)
     subnets = [
@@ -100,7 +100,7 @@ def _within(address: str, subnets: Iterable[Net]) -> bool:
 
 
 class _Targets:
-    """A table of the published ports, which finds the addresses they are translated to."""
+    """The published ports, and the addresses they are translated to."""
 
     def __init__(self, want: State) -> None:
         self._at: dict[tuple[str, str, int], set[str]] = {}  # host's address or "", protocol, port
@@ -118,11 +118,7 @@ class _Targets:
                 self._at.setdefault((host, proto, port), set()).add(target)
 
     def of(self, proto: str, address: str, port: int | None) -> set[str]:
-        """Return the addresses to which a published port of the host is translated.
-
-        Only those of the same family as ``address`` are returned. The result is empty if the port
-        is not published.
-        """
+        """Return the addresses, of the same family, to which a published port is translated."""
         if port is None:
             return set()
         targets: set[str] = set()
@@ -141,9 +137,8 @@ def flush_changed_ports(
 ) -> None:
     """Delete the flows of published ports that have changed, or that are in ``doubt``.
 
-    TCP flows in which both ends have sent packets stay, because an open connection outlives the
-    publishing of its port. For other flows, a packet that was sent while the port was not published
-    has left an entry without NAT, which would misroute the client.
+    Open TCP connections stay. For other flows, a packet that was sent while the port was not
+    published has left an entry without NAT, which would misroute the client.
     """
     changed = {
         element.fields[-2:]
@@ -157,19 +152,15 @@ def flush_changed_ports(
 def flush_ports(
     kernel: Kernel, claims: Iterable[tuple[str, int, int]], answered: bool = False
 ) -> None:
-    """Delete the flows to ports of this host's own addresses.
+    """Delete the flows to (protocol, first port, last port) of this host's own addresses.
 
-    A port is (protocol, first port, last port). TCP flows in which both ends have sent packets are
-    deleted only with ``answered``.
+    TCP flows in which both ends have sent packets are deleted only with ``answered``.
     """
     kernel.flush_ports(claims, answered)
 
 
 def end_flows(kernel: Kernel, ports: Iterable[Port]) -> None:
-    """Delete the flows to published ports of services that were deactivated.
-
-    It is used for ports of addresses that another service still has.
-    """
+    """Delete the flows to published ports of deactivated services whose address another one has."""
     claims = [(port.proto, port.host_port, port.last) for port in ports]
     if claims:
         flush_ports(kernel, claims, answered=True)
@@ -187,8 +178,8 @@ _BRIDGED = {
 def narrows(before: State, after: State) -> bool:
     """Return whether a change of policies may deny packets that were allowed before.
 
-    That is so if an nftables element that allows is removed, if one that denies is added, if an
-    address gets another class of addresses, or if an audit ends.
+    That is so if an element that allows is removed, if one that denies is added, if an address gets
+    another class of addresses, or if an audit ends.
     """
     was, now = _said(before), _said(after)
     if was == now:
@@ -214,10 +205,7 @@ def _audits(state: State) -> set[Atoms]:
 
 
 def _said(state: State) -> set[tuple[Atoms, Atoms]]:
-    """Return pairs (key, value) of the nftables elements for policies, without their comments.
-
-    The comment of an element names a manifest key, which does not change the verdict.
-    """
+    """Return pairs (key, value) of the elements for policies, without their comments."""
     return {
         (element.key(), element.value)
         for element in state[Element]
@@ -228,8 +216,8 @@ def _said(state: State) -> set[tuple[Atoms, Atoms]]:
 def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
     """Delete the open flows of these services that policies now deny, and return their number.
 
-    The search is repeated until it finds no such flow, because packets in transit during the change
-    may have created new ones. Raises KernelError.
+    The search is repeated, because packets in transit may have created new ones. Raises
+    KernelError.
     """
     addresses = [address for name in services for _, address in store.addresses(name)]
     context: PolicyContext | None = None
@@ -248,10 +236,7 @@ def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
 
 
 def _allowed(context: PolicyContext, flow: Tracked) -> bool:
-    """Return whether the policies of both services allow a flow.
-
-    Published ports are not considered: an open TCP connection outlives the publishing of its port.
-    """
+    """Return whether the policies of both services allow a flow, whatever is published."""
     egress, ingress = verdict.evaluate(
         context, flow.source, flow.answers_from, flow.served_port, flow.proto
     )
@@ -306,9 +291,9 @@ def _reversed(connection: Connection) -> Connection:
 
 
 def _by_ports(connection: Connection) -> bool:
-    """Return whether the client end probably opened the connection, to judge by the port numbers.
+    """Return whether the client end probably opened the connection: it has the higher port.
 
-    This is needed if no end has a listening socket any more. Clients usually have the higher port.
+    This is needed if no end has a listening socket any more.
     """
     return connection.client_port > connection.server_port
 

@@ -41,8 +41,7 @@ FORCE, ACCEPT_RA = "force_forwarding", "accept_ra"
 def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
     """Record the present values of the sysctls that services on these networks need changed.
 
-    Sysctls that are already recorded are skipped. The caller must be in a transaction. Raises
-    KernelError.
+    The caller must be in a transaction. Raises KernelError.
     """
     before = store.sysctls_before()
     if FORWARDING not in before:
@@ -109,8 +108,7 @@ def note_late(kernel: Kernel, store: Store) -> None:
 def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
     """Return the sysctls of interfaces that were added while niso's IPv6 defaults were set.
 
-    The result maps each sysctl to the value that it would have without niso. Interfaces in
-    ``before`` are left out.
+    The values are those without niso. Interfaces in ``before`` are left out.
     """
     late = {}
     for what in (FORCE, ACCEPT_RA):
@@ -124,10 +122,7 @@ def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
 
 
 def forget(store: Store) -> None:
-    """Delete the recorded values that no active service needs.
-
-    The sysctls must have been restored before.
-    """
+    """Delete the recorded values that no active service needs. The sysctls must be restored."""
     if not store.any_active():
         store.clear_sysctls_before("*")
         store.forget_nat_before()
@@ -136,9 +131,9 @@ def forget(store: Store) -> None:
 
 
 def put_back(kernel: Kernel, store: Store) -> None:
-    """Restore all recorded sysctls, whatever their present values are, and delete the records.
+    """Restore all recorded sysctls and delete the records. Raises KernelError.
 
-    Call this only if no service is active. Raises KernelError.
+    Call this only if no service is active.
     """
     for name, value in to_put_back(kernel, store.sysctls_before()):
         kernel.set_sysctl(name, value)
@@ -191,9 +186,8 @@ def _found6(kernel: Kernel) -> dict[str, str]:
 def wanted(store: Store) -> list[str]:
     """Return the desired lines of the host's hosts file.
 
-    A line has an address of a service on its first network and the name ``NAME.niso.local``. Names
-    without the domain, host names and aliases are left out, because they may mean something else on
-    the host.
+    A line has an address of a service on its first network and the name ``NAME.niso.local``. Other
+    names may mean something else on the host.
     """
     names: dict[str, list[str]] = {}
     for service in store.active_services():

@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 
 
 def read_world(kernel: Kernel, store: Store) -> PolicyContext:
-    """Return what policies are evaluated against, read from the store and the kernel.
-
-    The result holds all recorded services with their addresses, names and policies, the networks,
-    the addresses of DNS names, and this host's own addresses. Raises KernelError.
+    """Return what policies are evaluated against, from the store and the kernel. Raises
+    KernelError.
     """
     services = {}
     now = time.time()
@@ -97,10 +95,7 @@ def read_world(kernel: Kernel, store: Store) -> PolicyContext:
 
 
 def audits(policy: Policy, now: float) -> bool:
-    """Return whether a policy has an audit that has not ended.
-
-    ``now`` is the Unix time in seconds.
-    """
+    """Return whether a policy has an audit that has not ended at the Unix time ``now``."""
     if policy.audit is None:
         return False
 
@@ -124,10 +119,10 @@ _KEY = "network.policy.audit_until"
 def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
     """Return a policy with the end of its audit.
 
-    ``before`` is the service's previous policy. If the audit in the manifest is unchanged, its end
-    stays: only a change of the manifest prolongs an audit. ``now`` is a Unix time in seconds.
-    Raises InvalidInput if a new audit would last too long, or if its end has passed: then the
-    policy would drop packets immediately, which its author did not intend.
+    ``before`` is the service's previous policy. Only a change of the manifest prolongs an audit.
+    ``now`` is a Unix time in seconds. Raises InvalidInput if a new audit would last too long, or if
+    its end has passed: then the policy would drop packets immediately, which its author did not
+    intend.
     """
     audit = policy.audit
     assert audit is not None
@@ -156,10 +151,7 @@ def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
 
 
 def kept(policy: Policy, store: Store, name: str) -> Policy:
-    """Return ``policy`` with the end of its audit from the store.
-
-    If the stored end is missing or damaged, the result has an audit that has ended.
-    """
+    """Return ``policy`` with the end of its audit from the store, or ended if that is damaged."""
     try:
         held = store.policy(name)
     except (ValueError, TypeError, LookupError):
@@ -172,10 +164,7 @@ def kept(policy: Policy, store: Store, name: str) -> Policy:
 
 
 class Term(NamedTuple):
-    """The end of the audit of a service's policy, and whether the audit still lasts.
-
-    ``until`` is a Unix time in seconds, or `NEVER`.
-    """
+    """The end of the audit of a service's policy, a Unix time or `NEVER`, and whether it lasts."""
 
     until: int
     lasts: bool
@@ -187,10 +176,7 @@ class Term(NamedTuple):
 
 
 def terms(store: Store) -> dict[str, Term]:
-    """Return the end of the audit of each service whose policy has one.
-
-    Audits that have ended are included.
-    """
+    """Return the end of the audit of each service whose policy has one, even if it has passed."""
     now = time.time()
     return {
         service: Term(until, policy_rules.left_s(since, until, now) > 0)
@@ -199,9 +185,6 @@ def terms(store: Store) -> dict[str, Term]:
 
 
 def ended(store: Store) -> list[str]:
-    """Return the active services whose audit has ended.
-
-    Their policies must be enforced now.
-    """
+    """Return the active services whose audit has ended, to enforce their policies now."""
     terms_ = terms(store)
     return [name for name in store.active_services() if name in terms_ and not terms_[name].lasts]

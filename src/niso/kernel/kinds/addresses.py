@@ -20,7 +20,6 @@ from niso.kernel.kinds.kind import (
     in_netns,
     inside,
     link_parent,
-    netns_parent,
 )
 from niso.kernel.link_records import prefix
 from niso.kernel.rtnetlink import KERNEL, NOWHERE, PROTOCOL, selector
@@ -51,6 +50,7 @@ class Address(NamedTuple):
 
 
 class _Addresses(Kind[Address], of=Address):
+    parents_format = ("netns {0.netns}", "link /{0.netns}/{0.link}")
     names_links = True
     is_read_by_link = True
 
@@ -58,16 +58,11 @@ class _Addresses(Kind[Address], of=Address):
         return (obj.link,)
 
     def parent_name(self, obj: Address) -> str:
-        """Return the parent name of everything that the kernel drops with the interface's IPv4
-        addresses.
+        """Return the parent of what the kernel drops with the interface's IPv4 addresses.
 
-        When an interface loses its last IPv4 address, the kernel also drops its IPv4 neighbours and
-        routes. Returns "" for an IPv6 address.
+        With its last IPv4 address an interface loses its IPv4 neighbours and routes.
         """
         return "" if ":" in obj.address else f"{link_parent(obj.netns, obj.link)} IPv4"
-
-    def parents(self, obj: Address) -> tuple[str, ...]:
-        return (netns_parent(obj.netns), link_parent(obj.netns, obj.link))
 
     def describe(self, step: Step[Address]) -> str:
         address = step.obj
@@ -92,11 +87,7 @@ class _Addresses(Kind[Address], of=Address):
         return f"address {obj.address} on {obj.link}{in_netns(obj.netns)}"
 
     def causes(self, obj: Address, actual: Address | None) -> tuple[str, ...]:
-        """Return the conditions that explain a missing or changed address.
-
-        An interface that is down loses its routes and IPv6 addresses. One without IPv6 has no IPv6
-        address.
-        """
+        """Return why an address is missing: the interface is down, or without IPv6."""
         link = link_parent(obj.netns, obj.link)
         if ":" in obj.address:
             whole = link_parent(obj.netns, "all")
@@ -113,8 +104,7 @@ class _Addresses(Kind[Address], of=Address):
     def read(self, space: Space, objects: Collection[Address]) -> Iterable[Address]:
         """Read all addresses of the interfaces that the candidates are on.
 
-        In services, the kernel's routes to the prefixes of the addresses are read too. On the host,
-        they are read only if foreign changes are requested (``strays``).
+        The kernel's routes to their prefixes are read too, on the host only with ``strays``.
         """
         for link in space.links_of_concern():
             by_link = space.routes(link) if space.name or space.reading.strays else None
@@ -148,10 +138,7 @@ class _Addresses(Kind[Address], of=Address):
 
 
 def _is_routed(address: str, destinations: set[str]) -> bool:
-    """Return whether the kernel's route to an address's prefix is among ``destinations``.
-
-    A prefix that is only the address itself needs no route.
-    """
+    """Return whether the kernel's route to an address's prefix, if it needs one, is there."""
     return address.endswith("/128" if ":" in address else "/32") or prefix(address) in destinations
 
 
@@ -185,14 +172,12 @@ class Route(NamedTuple):
 
 
 class _Routes(Kind[Route], of=Route):
+    parents_format = ("netns {0.netns}", "link /{0.netns}/{0.link}")
     names_links = True
     is_read_by_link = True
 
     def links(self, obj: Route) -> tuple[str, ...]:
         return (obj.link,)
-
-    def parents(self, obj: Route) -> tuple[str, ...]:
-        return (netns_parent(obj.netns), link_parent(obj.netns, obj.link))
 
     def describe(self, step: Step[Route]) -> str:
         route = step.obj
@@ -216,8 +201,7 @@ class _Routes(Kind[Route], of=Route):
     def causes(self, obj: Route, actual: Route | None) -> tuple[str, ...]:
         """Return the conditions under which the kernel has dropped all routes of the interface.
 
-        IPv4 routes are lost with the interface's last IPv4 address (fib_disable_ip,
-        net/ipv4/fib_frontend.c).
+        IPv4 routes are lost with the last IPv4 address (fib_disable_ip, net/ipv4/fib_frontend.c).
         """
         link = link_parent(obj.netns, obj.link)
         if ":" in obj.destination:
@@ -226,12 +210,10 @@ class _Routes(Kind[Route], of=Route):
         return (f"{link} down", f"{link} IPv4")
 
     def read(self, space: Space, objects: Collection[Route]) -> Iterable[Route]:
-        """Read all routes of the interfaces that the candidates are on, except the kernel's prefix
-        routes.
+        """Read all routes of the interfaces that the candidates are on, in services.
 
-        A prefix route leads to the prefix of an address, and belongs to that `Address`. It is
-        recognised by its destination, because any program can label its route as the kernel's.
-        Routes of the host's own namespace are not read, since none is niso's.
+        The route to the prefix of an address is a field of that `Address`. It is recognised by its
+        destination, because any program can label its route as the kernel's.
         """
         if not space.name:
             return
@@ -286,6 +268,7 @@ class RoutingRule(NamedTuple):
 
 class _RoutingRules(Kind[RoutingRule], of=RoutingRule):
     noun_format = "IPv{0.family} routing rule of bridge {0.link}"
+    field_texts = (("drift", "{}"),)
 
     def describe(self, step: Step[RoutingRule]) -> str:
         rule = step.obj
@@ -295,9 +278,6 @@ class _RoutingRules(Kind[RoutingRule], of=RoutingRule):
             return add
         delete = f"{start} delete iif {rule.link} protocol {_protocol()}"
         return delete if step.action == "delete" else f"{delete} && {add}"
-
-    def describe_field(self, field: str, wanted: object, present: object) -> str:
-        return str(present)
 
     def claimed(self, reading: Reading) -> Iterable[RoutingRule]:
         return (

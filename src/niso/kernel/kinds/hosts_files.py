@@ -33,16 +33,12 @@ from niso.kernel.kinds.kind import (
     State,
     Step,
     Steps,
-    kind_of,
 )
 
 if TYPE_CHECKING:
     from typing import Any
 
     from niso.kernel.real import Writer
-
-
-# --- parse and edit lines (hosts(5)) --------------------------------------------------------------
 
 
 HEADER = (
@@ -56,19 +52,8 @@ HOST = f"host.{DOMAIN}"
 
 
 def line_names(names: tuple[str, ...]) -> str:
-    """Return the names for a service's line: each name with the domain, followed by the name
-    without it.
-    """
+    """Return the names for a service's line: each with the domain, then without it."""
     return " ".join(f"{name}.{DOMAIN} {name}" for name in names)
-
-
-def name_on(service: str, network: str) -> str:
-    """Return the name for a service's addresses on one network, such as ``db.backend.niso.local``.
-
-    It is used for networks after the first one that the reader of the hosts file shares with the
-    service.
-    """
-    return f"{service}.{network}.{DOMAIN}"
 
 
 def hosts_line(address: str, names: str) -> str:
@@ -127,10 +112,7 @@ def _offset(text: str, line: str) -> int:
 
 
 def _find(text: str, line: str, offset: int) -> int:
-    """Return the offset of a line among the lines of its address; -1 if it is missing.
-
-    These lines end at ``offset``.
-    """
+    """Return the offset of a line among those of its address, which end at ``offset``; or -1."""
     order = _order(line)
     while offset > len(HEADER):
         end, offset = offset, text.rfind("\n", 0, offset - 1) + 1
@@ -171,7 +153,7 @@ _WHY = {
 
 
 def host_lines(mark: str) -> tuple[str, ...]:
-    """Return the lines of niso's block in the host's hosts file; empty if there is no block.
+    """Return the lines of niso's block in the host's hosts file, empty without a block.
 
     ``mark`` is the id in the block's first line, which says which state folder owns the block.
     Raises KernelError if the file is unusable.
@@ -181,8 +163,7 @@ def host_lines(mark: str) -> tuple[str, ...]:
 
 
 def write(mark: str, wanted: Iterable[str], always: bool = False) -> bool:
-    """Replace niso's block with this ``mark`` (see `host_lines`); without ``wanted`` lines, remove
-    it.
+    """Replace niso's block with this ``mark``; without ``wanted`` lines, remove it.
 
     Returns whether the block changed. With ``always`` the file is replaced even if nothing changes,
     to test whether this is possible. Mode, owner and extended attributes (SELinux) are preserved.
@@ -209,9 +190,9 @@ def _marks(mark: str) -> tuple[bytes, bytes]:
 
 
 def _parts(text: bytes, mark: str) -> tuple[bytes, bytes, bytes]:
-    """Split the text of the host's hosts file at niso's block with this ``mark``.
+    """Split the host's hosts file into the parts before, in and after niso's block.
 
-    Returns the parts before, in and after the block. Raises KernelError if the block is damaged.
+    Raises KernelError if the block is damaged.
     """
     begin, end = _marks(mark)
     if text.count(begin) == text.count(end) == 0:
@@ -239,10 +220,7 @@ def _read() -> tuple[bytes, os.stat_result]:
 
 
 def _replace(text: bytes, status: os.stat_result) -> bool:
-    """Replace the file atomically, unless another program has changed it since it was read.
-
-    Returns whether the file was replaced.
-    """
+    """Replace the file atomically; return False if another program has changed it."""
     draft = f"{PATH}.niso-new"
     try:
         fd = make(draft, 0o600)
@@ -256,11 +234,8 @@ def _replace(text: bytes, status: os.stat_result) -> bool:
         finally:
             os.close(fd)
         now = os.lstat(PATH)
-        if (now.st_ino, now.st_mtime_ns, now.st_size) != (
-            status.st_ino,
-            status.st_mtime_ns,
-            status.st_size,
-        ):
+        changed = (now.st_ino - status.st_ino, now.st_mtime_ns - status.st_mtime_ns)
+        if any(changed) or now.st_size != status.st_size:
             os.unlink(draft)
             return False
         signals.hit(f"rename {PATH}")
@@ -288,11 +263,6 @@ def clear() -> None:
 
 
 class HostsLine(NamedTuple):
-    """A line of a hosts file.
-
-    ``folder`` is the file's folder, ``names`` the text after the address.
-    """
-
     folder: str
     address: str
     names: str
@@ -302,10 +272,8 @@ class HostsLine(NamedTuple):
 
 
 class _HostsLines(Kind[HostsLine], of=HostsLine):
+    parents_format = ("hosts {0.folder}",)
     noun_format = "line {0.address} {0.names} in hosts file of {0.folder}"
-
-    def parents(self, obj: HostsLine) -> tuple[str, ...]:
-        return (f"hosts {obj.folder}",)
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         return Steps()  # the steps of the hosts file change its lines
@@ -316,8 +284,7 @@ class _HostsLines(Kind[HostsLine], of=HostsLine):
     def read(self, space: Space, objects: Collection[HostsLine]) -> Iterable[HostsLine]:
         """Return which of these lines exist.
 
-        They are searched for in the text, since parsing a whole file takes time for each of its
-        services.
+        They are searched for in the text, since parsing a file takes time for each of its services.
         """
         if space.name:
             return ()
@@ -336,7 +303,7 @@ class _HostsLines(Kind[HostsLine], of=HostsLine):
 
 
 class HostsFile(NamedTuple):
-    """A hosts file. ``folder`` is its folder, named after the networks (`names.hosts_folder`)."""
+    """A hosts file. ``folder`` is named after the networks (`names.hosts_folder`)."""
 
     folder: str
 
@@ -367,10 +334,7 @@ class HostsEdit(NamedTuple):
 
 
 class _HostsFiles(Kind[HostsFile], of=HostsFile):
-    is_parent = True
-
-    def parent_name(self, obj: HostsFile) -> str:
-        return f"hosts {obj.folder}"
+    parent_name_format = "hosts {0.folder}"
 
     def describe(self, step: Step[HostsFile]) -> str:
         return f"hosts file {step.obj.folder}: {step.action}"
@@ -379,7 +343,7 @@ class _HostsFiles(Kind[HostsFile], of=HostsFile):
         return f"hosts file {os.path.join(path_of(obj.folder), 'hosts')}"
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
-        """Return the steps: each changed file is written once, with all changes of its lines."""
+        """Write each changed file once, with all changes of its lines."""
         wanted, present = _lines_by_folder(want), _lines_by_folder(have)
         edits: list[AnyStep] = []
         for file in sorted(want[HostsFile]):
@@ -404,8 +368,8 @@ class _HostsFiles(Kind[HostsFile], of=HostsFile):
     def read(self, space: Space, objects: Collection[HostsFile]) -> Iterable[HostsFile]:
         """Yield the hosts files that exist.
 
-        If the reading covers everything, a damaged file is left out, so that it is written again:
-        one with a malformed line, or in a folder that some users cannot read.
+        If everything is read, a file with a malformed line or in a folder that some users cannot
+        read is left out, so that it is written again.
         """
         if space.name:
             return
@@ -444,10 +408,7 @@ def folders() -> list[str]:
 
 
 def _text(folder: str) -> str | None:
-    """Return a hosts file's text; None if it is missing, or not as niso writes it.
-
-    It must be readable for everybody, start with niso's header, and end with a newline.
-    """
+    """Return a hosts file's text; None if it is missing, or not readable and as niso writes it."""
     try:
         text = (read(os.path.join(path_of(folder), "hosts"), 0o444) or b"").decode()
     except (OSError, ValueError):
@@ -457,10 +418,9 @@ def _text(folder: str) -> str | None:
 
 def _is_sound(folder: str, text: str) -> bool:
     try:
-        is_open = os.lstat(path_of(folder)).st_mode & 0o555 == 0o555
+        return os.lstat(path_of(folder)).st_mode & 0o555 == 0o555 and lines(text) is not None
     except OSError:
         return False
-    return is_open and lines(text) is not None
 
 
 def _edit(step: HostsEdit) -> None:
@@ -471,11 +431,10 @@ def _edit(step: HostsEdit) -> None:
         _make_folder(folder)
     else:
         text = (read(path) or b"").decode()
-    text = edit(
-        text,
-        {hosts_line(line.address, line.names) for line in step.remove},
-        {hosts_line(line.address, line.names) for line in step.add},
+    removed, added = (
+        {hosts_line(line.address, line.names) for line in some} for some in (step.remove, step.add)
     )
+    text = edit(text, removed, added)
     # readers see the old or the new file; services mount the folder, because a mounted file would
     # not follow the rename
     temporary = f"{path}.new"
@@ -515,10 +474,7 @@ def _make_folder(folder: str) -> None:
 
 
 def remove(folder: str) -> None:
-    """Delete a hosts file with its folder; no-op if there is none.
-
-    A temporary file that an interrupted write left is deleted too. Raises OSError.
-    """
+    """Delete a hosts file with its folder; no-op if missing. Raises OSError."""
     path = path_of(folder)
     for name in ("hosts", "hosts.new"):
         try:
@@ -537,10 +493,7 @@ def remove(folder: str) -> None:
 
 
 class HostsLeftover(NamedTuple):
-    """A folder left by an interrupted write: it is empty, or has only a temporary file.
-
-    It does not count as a hosts file.
-    """
+    """A folder left by an interrupted write: empty, or with only a temporary file."""
 
     folder: str
 
@@ -553,14 +506,10 @@ class _HostsLeftovers(Kind[HostsLeftover], of=HostsLeftover):
         return f"hosts file {step.obj.folder}: {step.action}"
 
     def noun(self, obj: HostsLeftover) -> str:
-        file = HostsFile(obj.folder)
-        return kind_of(file).noun(file)
+        return f"hosts file {os.path.join(path_of(obj.folder), 'hosts')}"
 
     def wanted(self, want: State, have: State) -> frozenset[HostsLeftover]:
-        """Return those leftovers of interrupted writes that are in folders of desired files.
-
-        They are not deleted, because writing the file reuses the folder.
-        """
+        """Return the leftovers in folders of desired files: writing the file reuses the folder."""
         files = want[HostsFile]
         return frozenset(r for r in have[HostsLeftover] if HostsFile(r.folder) in files)
 

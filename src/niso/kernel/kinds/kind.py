@@ -150,8 +150,10 @@ class Kind(Generic[T]):
     Then objects are not read again after a change, and rules that guard an object are deleted after
     it.
     """
-    is_parent = False
-    """Whether objects of this kind are parents of other objects."""
+    parent_name_format = ""
+    """The text by which other objects name one of these as parent; "" if none can."""
+    parents_format: tuple[str, ...] = ()
+    """The names of the parents of an object. In all of these formats ``{0}`` is the object."""
     vanishes_with_parent = True
     """Whether deleting the parent of an object deletes the object at once, so that it needs no
     step.
@@ -173,7 +175,9 @@ class Kind(Generic[T]):
     """Whether `read` is also called for network namespaces that are missing or foreign."""
 
     noun_format = ""
-    """The name of an object in messages, in which ``{0}`` is the object."""
+    """The name of an object in messages."""
+    field_texts: tuple[tuple[str, str], ...] = ()
+    """Pairs (field, how it differs), if its values do not say it; ``{}`` is the actual value."""
 
     def __init__(self, obj_type: type[T]) -> None:
         self.type = obj_type
@@ -194,11 +198,10 @@ class Kind(Generic[T]):
         return ()
 
     def parent_name(self, obj: T) -> str:
-        """Return the text by which other objects name this one as parent; "" if none can."""
-        return ""
+        return self.parent_name_format.format(obj)
 
     def parents(self, obj: T) -> tuple[str, ...]:
-        return ()
+        return tuple(name.format(obj) for name in self.parents_format)
 
     def dependencies(self, obj: T) -> tuple[str, ...]:
         """Return the parents that must exist before the object can be created."""
@@ -315,7 +318,8 @@ class Kind(Generic[T]):
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         """Describe the difference of a field, whose actual value is ``present``."""
-        return f"{field} is {present!r}, should be {wanted!r}"
+        text = dict(self.field_texts).get(field)
+        return text.format(present) if text else f"{field} is {present!r}, should be {wanted!r}"
 
     def claimed(self, reading: Reading) -> Iterable[T]:
         """Return the objects that belong to this state folder according to the kernel.

@@ -66,10 +66,11 @@ class Bridge(NamedTuple):
 
 class _Bridges(Kind[Bridge], of=Bridge):
     noun_format = "bridge {0.name}"
-    is_parent = True
-
-    def parent_name(self, obj: Bridge) -> str:
-        return link_parent("", obj.name)
+    field_texts = (
+        ("drift", "non-default settings: {}"),
+        ("takes_own", "its forwarding entry for its own MAC is missing or leads to a port"),
+    )
+    parent_name_format = "link //{0.name}"
 
     def guards(self, obj: Bridge) -> Iterable[Element]:
         return (
@@ -109,10 +110,8 @@ class _Bridges(Kind[Bridge], of=Bridge):
             f" nf_call_ip6tables {int(bridge.tracked6)}"
         )
         if step.action == "add":
-            return (
-                f"ip link add {bridge.name} mtu {bridge.mtu} {tracked}"
-                f" && ip link set {bridge.name} alias {bridge.alias} up"
-            )
+            start = f"ip link add {bridge.name} mtu {bridge.mtu} {tracked}"
+            return f"{start} && ip link set {bridge.name} alias {bridge.alias} up"
         actual = step.actual or bridge
         address = f" address {bridge.mac}" if actual.mac != bridge.mac else ""
         local = f" && bridge fdb replace {bridge.mac} dev {bridge.name} self permanent"
@@ -132,31 +131,26 @@ class _Bridges(Kind[Bridge], of=Bridge):
         if not actual.up:
             yield f"{self.parent_name(actual)} down"
 
-    def describe_field(self, field: str, wanted: object, present: object) -> str:
-        if field == "drift":
-            return f"non-default settings: {present}"
-        if field == "takes_own":
-            return "its forwarding entry for its own MAC is missing or leads to a port"
-        return super().describe_field(field, wanted, present)
-
     def claimed(self, reading: Reading) -> Iterable[Bridge]:
-        alias = reading.alias
         return (
-            Bridge(link.name, 0, alias)
+            Bridge(link.name, 0, link.alias)
             for link in reading.host.all_links()
-            if link.alias == alias and link.kind == "bridge"
+            if link.alias == reading.alias and link.kind == "bridge"
         )
 
     def read(self, space: Space, objects: Collection[Bridge]) -> Iterable[Bridge]:
         for name in {obj.name for obj in objects}:
             link = space.own_link(name)
             if link is not None:
-                tracked = (link.call_iptables, link.call_ip6tables)
-                takes_own = _takes_own(space, link)
-                own = (link.mac, link.drift)
-                yield Bridge(
-                    link.name, link.mtu, link.alias, link.up, *tracked, *own, takes_own=takes_own
+                reading = space.reading
+                # no command of niso replaces the entry, so it is read for check and repair alone
+                takes_own = not (reading.everything or reading.strays)
+                takes_own = takes_own or (link.index, link.mac, True) in space.bridge_table(
+                    link.index
                 )
+                tracked = (link.call_iptables, link.call_ip6tables)
+                own = (*tracked, link.mac, link.drift, takes_own)
+                yield Bridge(link.name, link.mtu, link.alias, link.up, *own)
 
     def write(self, writer: Writer, steps: Sequence[Step[Bridge]]) -> None:
         (step,) = steps
@@ -194,18 +188,6 @@ class _Bridges(Kind[Bridge], of=Bridge):
             rtnl.transact(neighbour_tables.take(rtnl.index(bridge.name), bridge.mac))
 
 
-def _takes_own(space: Space, link: Link) -> bool:
-    """Return whether frames to a bridge's own MAC are for the host, by an entry in its table.
-
-    The entry is read only for `niso net check` and `niso net repair`, since no command of niso
-    replaces it. Otherwise True is returned.
-    """
-    if not (space.reading.everything or space.reading.strays):
-        return True
-
-    return (link.index, link.mac, True) in space.bridge_table(link.index)
-
-
 class Veth(NamedTuple):
     """A veth pair between the host and a service.
 
@@ -239,8 +221,14 @@ class Veth(NamedTuple):
 
 
 class _Veths(Kind[Veth], of=Veth):
+    field_texts = (
+        ("drift", "non-default settings: {}"),
+        ("fixed", "the bridge has no static forwarding entry for it"),
+        ("sums", "its other end leaves checksums to later links, so packets can change there"),
+    )
+    parents_format = ("netns {0.netns}",)
     names_links = True
-    is_parent = True
+    parent_name_format = "link /{0.netns}/{0.peer}"
     # a process could keep the namespace alive, and so the link on the bridge, without guards
     vanishes_with_parent = False
     reads_closed_spaces = True
@@ -248,15 +236,9 @@ class _Veths(Kind[Veth], of=Veth):
     def links(self, obj: Veth) -> tuple[str, ...]:
         return (obj.peer,)
 
-    def parent_name(self, obj: Veth) -> str:
-        return link_parent(obj.netns, obj.peer)
-
-    def parents(self, obj: Veth) -> tuple[str, ...]:
-        return (netns_parent(obj.netns),)
-
     def dependencies(self, obj: Veth) -> tuple[str, ...]:
-        host_end = link_parent("", obj.name)  # a foreign link may have its name
-        return (*self.parents(obj), link_parent("", obj.bridge), host_end)
+        # a foreign link may have its name
+        return (*self.parents(obj), f"link //{obj.bridge}", f"link //{obj.name}")
 
     def guards(self, obj: Veth) -> Iterable[Element]:
         return tuple(Element(table, "ports", (obj.name,)) for table in (INET, BRIDGE))
@@ -287,7 +269,7 @@ class _Veths(Kind[Veth], of=Veth):
         return f"veth {obj.name}{f' to {obj.netns} {obj.peer}' if obj.netns else ''}"
 
     def wanted(self, want: State, have: State) -> frozenset[Veth]:
-        """Return the desired pairs. If ``sums`` is on for an existing pair, it stays on.
+        """Keep ``sums`` on for an existing pair that has it.
 
         A service whose capabilities were removed keeps them until its process has been restarted.
         """
@@ -299,25 +281,18 @@ class _Veths(Kind[Veth], of=Veth):
         )
 
     def blocking(self, want: State, have: State) -> frozenset[Veth]:
-        """Return the existing pairs that must be deleted first.
-
-        They have the name or the inner end of a desired pair, but not both its name and its inner
-        end.
-        """
-        wanted = {veth.key(): veth for veth in want[Veth]}
-        ends = {_end(veth) for veth in want[Veth]}
+        """Return the pairs with the name or the inner end of a desired pair, but not both."""
+        wanted = {veth.name: veth[1:4] for veth in want[Veth]}
+        ends = {(veth.netns, veth.peer) for veth in want[Veth]}
         return frozenset(
             veth
             for veth in have[Veth]
-            if (veth.key() in wanted or _end(veth) in ends)
-            and not (veth.key() in wanted and _far_end(veth) == _far_end(wanted[veth.key()]))
+            if (veth.name in wanted or (veth.netns, veth.peer) in ends)
+            and wanted.get(veth.name) != (veth.netns, veth.peer, veth.mac)
         )
 
     def to_verify(self, have: State, want: State, candidates: State) -> frozenset[Veth]:
-        """Return the pairs to verify, without those whose namespaces the change has deleted.
-
-        The kernel deletes the latter some time later.
-        """
+        """Leave out pairs of deleted namespaces: the kernel deletes them some time later."""
         stays = {space.name for space in want[Netns]} | {name.name for name in want[NetnsName]}
         dying = {veth.name for veth in candidates[Veth] if veth.netns not in stays}
         dying -= {veth.name for veth in want[Veth]}
@@ -342,20 +317,11 @@ class _Veths(Kind[Veth], of=Veth):
         )
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
-        if field == "drift":
-            return f"non-default settings: {present}"
-        if field == "fixed":
-            return "the bridge has no static forwarding entry for it"
-        if field == "sums":
-            return "its other end leaves checksums to later links, so packets can change there"
         shown = "not in the pair" if present in ("", -1) else present
-        return f"{field} is {shown!r}, should be {wanted!r}"
+        return super().describe_field(field, wanted, shown)
 
     def read(self, space: Space, objects: Collection[Veth]) -> Iterable[Veth]:
-        """Read both ends of the pairs.
-
-        If the namespace is missing or foreign, read only the host's end.
-        """
+        """Read both ends of the pairs; only the host's if the namespace is missing or foreign."""
         if not objects:
             return
         host = space.reading.host
@@ -413,28 +379,20 @@ class _Veths(Kind[Veth], of=Veth):
         return "detach" if step.obj.netns in writer.detached else "delete"
 
     def write(self, writer: Writer, steps: Sequence[Step[Veth]]) -> None:
-        step = steps[0]
-        if step.action == "delete":
-            _end_pairs(writer, [step.obj for step in steps])
+        step, names = steps[0], [step.obj.name for step in steps]
+        if step.action == "delete" and step.obj.netns in writer.detached:
+            writer.rtnl("").detach(names)  # deleted later, with its namespace
+            writer.ending += names
+        elif step.action == "delete":
+            delete_links(writer.rtnl(""), names)
         elif step.action == "add":
             _add(writer, step.obj)
         else:
             _change(writer, step.obj, step.actual or step.obj)
 
 
-def _end(veth: Veth) -> tuple[str, str]:
-    return (veth.netns, veth.peer)
-
-
-def _far_end(veth: Veth) -> tuple[str, str, str]:
-    return (veth.netns, veth.peer, veth.mac)
-
-
 def _drift_commands(veth: Veth, actual: Veth) -> list[str]:
-    """Return the shell commands that would give a pair its desired settings.
-
-    ``actual`` is the actual pair.
-    """
+    """Return the shell commands that would give the actual pair its desired settings."""
     flags = [f"hairpin {'on' if veth.hairpin else 'off'}"] if actual.hairpin != veth.hairpin else []
     arp = {
         ARP_OFF: f"ip link set {veth.name} arp on",
@@ -483,25 +441,10 @@ def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
     return Veth(link.name, netns, peer.name, peer.mac, mtu, *own, link.up and peer.up, drift)
 
 
-def _end_pairs(writer: Writer, veths: list[Veth]) -> None:
-    """Delete all pairs.
-
-    If the namespace of a pair is deleted too, the pair is only detached from the bridge, and
-    deleted later. A deletion takes the kernel about 20 ms, for one pair or for many.
-    """
-    names = [veth.name for veth in veths]
-    if veths[0].netns in writer.detached:
-        writer.rtnl("").detach(names)
-        writer.ending += names
-    else:
-        delete_links(writer.rtnl(""), names)
-
-
 def delete_links(rtnl: Rtnl, names: list[str]) -> None:
     """Delete network interfaces; no-op for missing ones.
 
-    Several are deleted as a group. For a single one this would be slower, because deleting a group
-    walks all interfaces.
+    Deleting a group walks all interfaces, and so is slower for a single one.
     """
     if len(names) == 1:
         rtnl.delete_link(names[0])
@@ -528,16 +471,22 @@ def _add(writer: Writer, veth: Veth) -> None:
     finally:
         os.close(fd)
     neighbour_tables.fix(rtnl, index, veth.mac, own)
-    _disable_ipv6(veth.name)
+    # A port needs no address, and the bridge still forwards IPv6. Otherwise the kernel adds a route
+    # to ff00::/8 for each port that has a carrier, in one list for all ports, and walks the list
+    # for each change of an interface (fib6_add, fib6_clean_all).
+    try:
+        proc_sys.write(_no_ipv6(veth.name), "1")
+    except KernelError as error:
+        if error.errno != errno.ENOENT:  # a kernel without IPv6
+            raise
     write_first(writer, veth.netns, veth.peer)
-    inside = writer.rtnl(veth.netns)
     if veth.sums:
         _make_sums(writer, veth)
-    inside.set_link(veth.peer, mtu=veth.mtu, up=True)
+    writer.rtnl(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True)
 
 
 def _make_sums(writer: Writer, veth: Veth) -> None:
-    """Make the inner end complete checksums, and make the host's end join small TCP segments.
+    """Make the inner end complete checksums, and the host's end join small TCP segments.
 
     The kernel has checked the checksums of segments that it joins. Joining recovers most of the
     throughput that is lost because the inner end has no offloads.
@@ -548,19 +497,6 @@ def _make_sums(writer: Writer, veth: Veth) -> None:
 
 def _no_ipv6(port: str) -> str:
     return f"net/ipv6/conf/{port}/disable_ipv6"
-
-
-def _disable_ipv6(port: str) -> None:
-    """Disable IPv6 on a bridge port, which needs no address. The bridge still forwards IPv6.
-
-    Otherwise the kernel adds a route to ff00::/8 for each port that has a carrier, in one list for
-    all ports, and walks the list for each change of an interface (fib6_add, fib6_clean_all).
-    """
-    try:
-        proc_sys.write(_no_ipv6(port), "1")
-    except KernelError as error:
-        if error.errno != errno.ENOENT:  # a kernel without IPv6
-            raise
 
 
 def _change(writer: Writer, veth: Veth, actual: Veth) -> None:
@@ -578,10 +514,9 @@ def _change(writer: Writer, veth: Veth, actual: Veth) -> None:
         drift=actual.drift if actual.bridge == veth.bridge else NEW_PORT,
     )
     drift = ARP_OFF if ARP_OFF_INSIDE in actual.drift else ""
-    inside = writer.rtnl(veth.netns)
     if veth.sums and not actual.sums:
         _make_sums(writer, veth)
-    inside.set_link(veth.peer, mtu=veth.mtu, up=True, drift=drift)
+    writer.rtnl(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True, drift=drift)
 
 
 class ForeignPort(NamedTuple):
@@ -632,10 +567,8 @@ class Shaper(NamedTuple):
 
 
 class _Shapers(Kind[Shaper], of=Shaper):
+    parents_format = ("netns {0.netns}", "link /{0.netns}/{0.peer}")
     noun_format = "bandwidth of {0.netns} {0.peer}"
-
-    def parents(self, obj: Shaper) -> tuple[str, ...]:
-        return (netns_parent(obj.netns), link_parent(obj.netns, obj.peer))
 
     def describe(self, step: Step[Shaper]) -> str:
         shaper, actual = step.obj, step.actual

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import netns
-from niso.kernel.kinds.kind import Kind, Reading, Space, Step, netns_parent
+from niso.kernel.kinds.kind import Kind, Reading, Space, Step
 from niso.kernel.rtnetlink import Rtnl
 
 if TYPE_CHECKING:
@@ -37,28 +37,19 @@ class NetnsName(NamedTuple):
 
 class _Names(Kind[NetnsName], of=NetnsName):
     noun_format = "name {0.name} of the network namespace {0.target}"
-    is_parent = True
+    field_texts = (("cookie", "it leads to another namespace"), ("target", "it leads to {}"))
+    parent_name_format = "netns {0.name}"
     reads_closed_spaces = True
 
     def space(self, obj: NetnsName) -> str:
         return obj.name
 
-    def parent_name(self, obj: NetnsName) -> str:
-        return netns_parent(obj.name)
-
     def describe(self, step: Step[NetnsName]) -> str:
         path = f"/run/netns/{step.obj.name}"
         return f"rm {path}" if step.action == "delete" else f"ln -sfT {step.obj.target} {path}"
 
-    def describe_field(self, field: str, wanted: object, present: object) -> str:
-        if field == "cookie":
-            return "it leads to another namespace"
-        return f"it leads to {present}"
-
     def claimed(self, reading: Reading) -> Iterable[NetnsName]:
-        """Yield the symbolic links to namespaces that contain the inner end of one of niso's veth
-        pairs.
-        """
+        """Yield the links to namespaces that contain the inner end of one of niso's veth pairs."""
         own: set[tuple[int, int]] | None = None
         for name in netns.symlinks():
             if not netns.exists(name):  # left by a removed attachment; no record says which one
@@ -117,14 +108,11 @@ class Netns(NamedTuple):
 
 class _Namespaces(Kind[Netns], of=Netns):
     noun_format = "network namespace {0.name}"
-    is_parent = True
+    parent_name_format = "netns {0.name}"
     reads_closed_spaces = True
 
     def space(self, obj: Netns) -> str:
         return obj.name
-
-    def parent_name(self, obj: Netns) -> str:
-        return netns_parent(obj.name)
 
     def describe(self, step: Step[Netns]) -> str:
         if step.action == "change":

@@ -22,7 +22,7 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.kernel import neighbour_tables
-from niso.kernel.kinds.kind import Kind, Space, Step, in_netns, inside, link_parent, netns_parent
+from niso.kernel.kinds.kind import Kind, Space, Step, in_netns, inside, link_parent
 from niso.kernel.kinds.links import Bridge, Veth
 from niso.kernel.kinds.tunnels import Vxlan
 from niso.kernel.link_records import Link
@@ -43,10 +43,8 @@ class PermanentNeighbour(NamedTuple):
 
 
 class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
+    parents_format = ("netns {0.netns}", "link /{0.netns}/{0.link}")
     replaces = True
-
-    def parents(self, obj: PermanentNeighbour) -> tuple[str, ...]:
-        return (netns_parent(obj.netns), link_parent(obj.netns, obj.link))
 
     def describe(self, step: Step[PermanentNeighbour]) -> str:
         peer = step.obj
@@ -60,12 +58,10 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
         return f"neighbour entry {obj.address} on {obj.link}{in_netns(obj.netns)}"
 
     def causes(self, obj: PermanentNeighbour, actual: PermanentNeighbour | None) -> tuple[str, ...]:
-        """Return the conditions under which the kernel has dropped all neighbour entries of the
-        interface.
+        """Return the conditions under which the kernel drops an interface's neighbour entries.
 
-        IPv4 entries are lost with the interface's last IPv4 address (fib_disable_ip,
-        net/ipv4/fib_frontend.c). All entries are lost when its MAC changes or ARP is switched on or
-        off (neigh_changeaddr).
+        IPv4 entries are lost with the last IPv4 address (fib_disable_ip, net/ipv4/fib_frontend.c).
+        All are lost when its MAC changes or ARP is switched on or off (neigh_changeaddr).
         """
         link = link_parent(obj.netns, obj.link)
         lost = (f"{link} down", f"{link} forgets")
@@ -77,11 +73,9 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
     def read(
         self, space: Space, objects: Collection[PermanentNeighbour]
     ) -> Iterable[PermanentNeighbour]:
-        """Read the candidates, and with ``strays`` all other permanent entries on services'
-        interfaces.
+        """Read the candidates, and with ``strays`` all permanent entries of services' interfaces.
 
-        All entries of bridges are read only together with everything of niso's, since they belong
-        to many services.
+        Entries of bridges belong to many services: all are read only with everything of niso's.
         """
         reading = space.reading
         if reading.everything or (space.name and reading.strays):
@@ -98,10 +92,7 @@ class _PermanentNeighbours(Kind[PermanentNeighbour], of=PermanentNeighbour):
                     yield obj._replace(mac=mac)
 
     def is_read_back(self, obj: PermanentNeighbour) -> bool:
-        """Return whether an entry is read again after it was written: only the host's are.
-
-        For entries in services, the kernel's acknowledgement is sufficient.
-        """
+        """For entries in services, the kernel's acknowledgement is sufficient."""
         return not obj.netns
 
     def batch(self, step: Step[PermanentNeighbour], writer: Writer) -> Hashable:
@@ -142,19 +133,14 @@ class Neighbour(NamedTuple):
 
 
 class _Neighbours(Kind[Neighbour], of=Neighbour):
+    parents_format = ("link //{0.link}",)
     noun_format = "forwarding entry {0.mac} of bridge port {0.link}"
-
-    def parents(self, obj: Neighbour) -> tuple[str, ...]:
-        return (link_parent("", obj.link),)
 
     def describe(self, step: Step[Neighbour]) -> str:
         return f"bridge fdb delete {step.obj.mac} dev {step.obj.link} master"
 
     def read(self, space: Space, objects: Collection[Neighbour]) -> Iterable[Neighbour]:
-        """Yield the static forwarding entries of niso's bridges that niso has not made.
-
-        niso's own entries are those of Veth and Fdb objects.
-        """
+        """Yield the static entries of niso's bridges other than those of Veth and Fdb objects."""
         if space.name or not space.reading.strays:
             return
 
@@ -201,11 +187,9 @@ class Fdb(NamedTuple):
 
 
 class _FdbKind(Kind[Fdb], of=Fdb):
+    parents_format = ("link //{0.link}",)
     noun_format = "forwarding entry {0.mac} of VXLAN device {0.link}"
     replaces = True
-
-    def parents(self, obj: Fdb) -> tuple[str, ...]:
-        return (link_parent("", obj.link),)
 
     def describe(self, step: Step[Fdb]) -> str:
         entry = step.obj
@@ -263,7 +247,7 @@ class _FdbKind(Kind[Fdb], of=Fdb):
 
 
 def _all(link: str, entries: Iterable[tuple[str, str]]) -> Iterable[Fdb]:
-    """Yield one object for each MAC and host of a VXLAN device, from its (MAC, host) entries."""
+    """Yield one object for each MAC and host, from the (MAC, host) entries of a VXLAN device."""
     pairs = list(entries)
     fixed = {mac for mac, host in pairs if not host}
     led = {mac for mac, host in pairs if host}

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 def differences() -> tuple[tuple[Problem, str], ...] | None:
     """Return the chains, sets and maps of niso's tables that differ from their text.
 
-    They are returned as (problem, name); the problem is missing, foreign or different. If a table
-    is missing, only the table is returned. Returns None if both are missing.
+    The result has (problem, name); the problem is missing, foreign or different. If a table is
+    missing, only the table is returned. Returns None if both are missing.
     """
     # libnftables keeps what it has listed, so it is closed before the next one is opened
     with Nft() as kernel:
@@ -80,8 +80,8 @@ def _objects(kernel: Nft) -> dict[str, list[str]]:
     """Return the objects of niso's tables as text.
 
     The dict maps a name such as ``chain inet niso forward`` to the lines of the definition. ``table
-    inet niso`` has the table's own lines, such as its flags: a dormant table has no effect. The
-    definitions are compared as text: JSON would take 2.5 MiB more memory, and more time.
+    inet niso`` has the table's own lines, such as its flags: a dormant table has no effect. JSON
+    would take 2.5 MiB more memory, and more time.
     """
     objects: dict[str, list[str]] = {}
     for table in ruleset.CONTAINERS:
@@ -103,10 +103,9 @@ def _objects(kernel: Nft) -> dict[str, list[str]]:
 
 
 def check_owner(table: str, texts: set[str], state_id: str) -> None:
-    """Raise Conflict if a table belongs to another state folder, or to none.
+    """Raise Conflict if a table belongs to another state folder than ``state_id``, or to none.
 
     ``texts`` are the elements of its set ``owner``, which has the id of the state folder.
-    ``state_id`` is the id of this one.
     """
     others = {text[3:] for text in texts if text.startswith("id-")} - {state_id}
     if others or not texts:
@@ -125,14 +124,13 @@ def check_owner(table: str, texts: set[str], state_id: str) -> None:
 class NftTransaction(NamedTuple):
     """An nftables transaction, which the kernel applies completely or not at all.
 
-    It consists of edits of elements. If the tables are recreated, it also has text in nft's syntax.
+    The edits are of elements, or text in nft's syntax if the tables are recreated.
     """
 
     edits: tuple[Edit | str, ...]
 
     @property
     def statements(self) -> tuple[str, ...]:
-        """Return all statements in nft's syntax."""
         return tuple(edit if isinstance(edit, str) else edit.text() for edit in self.edits)
 
     @property
@@ -170,19 +168,15 @@ class _Elements(Kind[Element], of=Element):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[Element]:
-        """Return the desired elements, without those of audit periods that have ended or are about
-        to end.
-        """
+        """Leave out the elements of audit periods that have ended or are about to end."""
         now = time.time()
         return frozenset(
             e for e in want[Element] if not e.ends or policy_rules.is_wanted(e.value, now)
         )
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
-        """Return the existing elements that the change may touch.
-
-        Left out are elements that now belong to another service or network, for example of a port
-        that has moved to another service.
+        """Leave out elements that now belong to another service or network, such as of a moved
+        port.
         """
         keys = {element.key() for element in want[Element]}
         owners = {(element.key(), element.owner, element.entry) for element in before[Element]}
@@ -242,11 +236,7 @@ class _Elements(Kind[Element], of=Element):
         return [present[key] for key in keys if key in present]
 
     def write(self, writer: Writer, steps: Sequence[NftTransaction]) -> None:
-        """Execute one transaction through netlink.
-
-        Transactions that create or destroy tables, and those with elements that nft_elements.py
-        cannot write, are executed by libnftables.
-        """
+        """Execute one transaction, through netlink if it can express the transaction."""
         (step,) = steps
         edits = [edit for edit in step.edits if isinstance(edit, Edit)]
         headers = [HEADERS[edit.element.table, edit.element.container] for edit in edits]
@@ -262,7 +252,7 @@ class _Elements(Kind[Element], of=Element):
 def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set[str]:
     """Return the addresses, without prefix length, that services lose by this change.
 
-    ``deleted`` are the elements that it deletes.
+    ``gone`` are the elements that it deletes.
     """
     return {
         *(
@@ -275,10 +265,9 @@ def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set
 
 
 def _room(element: Element) -> Atoms | None:
-    """Return the fields that two intervals of a policy must have in common to overlap.
+    """Return the fields that two intervals of a policy have in common if they can overlap, or None.
 
-    Returns None if the element has no interval. A new interval may overlap an old one, which must
-    then be deleted first.
+    A new interval may overlap an old one, which must then be deleted first.
     """
     _, part = policy_rules.POLICY_MAPS.get(element.container, ("", ""))
     if not part or not policy_rules.POLICY_PARTS[part][1]:
@@ -331,7 +320,7 @@ class Ruleset(NamedTuple):
 
 
 def owner(state_id: str) -> list[Element]:
-    """Return the elements that say which state folder owns the tables, and which version they have.
+    """Return the elements that record the state folder and the version of the tables.
 
     Every new process reads them first.
     """
@@ -345,19 +334,16 @@ def owner(state_id: str) -> list[Element]:
 class _Rulesets(Kind[Ruleset], of=Ruleset):
     noun_format = "nftables tables inet niso and bridge niso"
     is_transactional = True
-    is_parent = True
-
-    def parent_name(self, obj: Ruleset) -> str:
-        return "ruleset"
+    parent_name_format = "ruleset"
 
     def steps(self, want: State, have: State, disappearing: Collection[str]) -> Steps:
         """Destroy and recreate both tables in one transaction, with all elements.
 
-        Interfaces that are about to be deleted get guard elements in the new tables until they are
-        deleted: otherwise their packets would pass. If services run and more than the rules
-        differs, the element with the version is added last. Without this element the next command
-        recreates the tables, and so completes what a killed command left behind. A plan that
-        creates tables covers everything, whatever its scope.
+        Interfaces that are about to be deleted keep their guard elements in the new tables until
+        then: otherwise their packets would pass. If services run and more than the rules differs,
+        the element with the version is added last. Without it the next command recreates the
+        tables, and so completes what a killed command left. A plan that creates tables covers
+        everything, whatever its scope.
         """
         if want[Ruleset] == have[Ruleset]:
             return Steps()
@@ -408,14 +394,13 @@ def _is_version(element: Element) -> bool:
 
 
 def _compared() -> Iterable[Ruleset]:
-    """Return the tables with the differences from their text."""
     wrong = differences()
     release_memory()  # release the memory, since the objects read next need as much
     return () if wrong is None else (Ruleset(ruleset.DIGEST, wrong),)
 
 
 def _other_tables(reading: Reading) -> Iterable[Ruleset]:
-    """Return the tables after their ``owner`` elements were found to differ from what is expected.
+    """Return the tables whose ``owner`` elements differ from what is expected.
 
     Raises Conflict if the tables belong to another state folder.
     """

@@ -65,8 +65,7 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         return f"sysctl {obj.name}={obj.value!r}{in_netns(obj.netns)}"
 
     def wanted(self, want: State, have: State) -> frozenset[Sysctl]:
-        """Return the desired sysctls, and valid values for some that niso normally leaves
-        unchanged.
+        """Return the desired sysctls, with some that niso normally leaves unchanged.
 
         These are added if the actual value breaks a service: IPv6 is disabled inside the service,
         or IPv4 forwarding of a bridge is.
@@ -90,11 +89,7 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[Sysctl]:
-        """Return the desired sysctls that can exist on this kernel.
-
-        Left out are IPv6 sysctls on a kernel without IPv6, and sysctls of interfaces that are about
-        to be deleted.
-        """
+        """Leave out IPv6 sysctls on a kernel without IPv6, and those of disappearing interfaces."""
         made = {bridge.name for bridge in want[Bridge]}
         going = {bridge.name for bridge in before[Bridge]} - made if before is not None else set()
         has_ipv6 = sysctl(FORWARDING6) is not None
@@ -134,10 +129,9 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
         return Steps(made=made, last=last)
 
     def is_read_back(self, obj: Sysctl) -> bool:
-        """Return whether a sysctl is read again after it was written: only the host's are.
+        """Return False in services, where no other program sets sysctls.
 
-        No other program sets the sysctls of services. Those of the host's interfaces depend on
-        other sysctls.
+        Those of the host's interfaces depend on other sysctls.
         """
         return not obj.netns
 
@@ -174,10 +168,9 @@ class _Sysctls(Kind[Sysctl], of=Sysctl):
 
 
 def _parts(obj: Sysctl) -> tuple[str, str, str]:
-    """Split the name ``net/FAMILY/conf/LINK/NAME`` into (FAMILY, LINK, NAME).
+    """Split ``net/FAMILY/conf/LINK/NAME`` into (FAMILY, LINK, NAME); "" for missing parts.
 
-    The name may have ``neigh`` instead of ``conf``. For names of another form, LINK and NAME are
-    "".
+    The name may have ``neigh`` instead of ``conf``.
     """
     _, family, _, link, name = (*obj.name.split("/"), "", "", "")[:5]
     return family, link, name
@@ -222,10 +215,7 @@ def _links_without_ipv6(space: Space) -> list[str]:
 
 
 def _switched_off(netns: str, links: list[str]) -> set[Sysctl]:
-    """Return the sysctls that disable IPv6 on these interfaces.
-
-    If IPv6 is disabled on all interfaces by one sysctl, only this one is returned.
-    """
+    """Return the sysctls that disable IPv6 on these interfaces, or the one for all interfaces."""
     for some in (["all"], links) if links else ():
         asked = (Sysctl(netns, f"net/ipv6/conf/{link}/disable_ipv6", "0") for link in some)
         off = {obj for obj in _present(asked) if obj.value == "1"}
@@ -235,7 +225,7 @@ def _switched_off(netns: str, links: list[str]) -> set[Sysctl]:
 
 
 def _bridges_that_do_not_forward(space: Space, present: set[Sysctl]) -> set[Sysctl]:
-    """Return the sysctls of niso's bridges whose IPv4 forwarding is off although the host forwards.
+    """Return the sysctls of niso's bridges with IPv4 forwarding off on a host that forwards.
 
     ``present`` are the sysctls that have been read. A bridge has the value of ip_forward until its
     own sysctl is set.

@@ -120,10 +120,7 @@ def add(rtnl: Rtnl, vxlan: Vxlan) -> None:
 
 
 def attach(rtnl: Rtnl, name: str, mtu: int, bridge: str) -> None:
-    """Set the MTU, bridge and port settings of an existing VXLAN device, and set it up.
-
-    Raises KernelError.
-    """
+    """Set MTU, bridge and port settings of a VXLAN device, and set it up. Raises KernelError."""
     rtnl.set_link(name, mtu=mtu, master=bridge)
     named = ifinfo() + text(IFLA_IFNAME, name)
     what = f"reset port '{name}'"
@@ -169,10 +166,8 @@ class Vxlan(NamedTuple):
 
 class _Vxlans(Kind[Vxlan], of=Vxlan):
     noun_format = "VXLAN device {0.name}"
-    is_parent = True
-
-    def parent_name(self, obj: Vxlan) -> str:
-        return link_parent("", obj.name)
+    field_texts = tuple((field, "non-default settings: {}") for field in ("drift", "device"))
+    parent_name_format = "link //{0.name}"
 
     def dependencies(self, obj: Vxlan) -> tuple[str, ...]:
         return (
@@ -206,10 +201,7 @@ class _Vxlans(Kind[Vxlan], of=Vxlan):
         )
 
     def blocking(self, want: State, have: State) -> frozenset[Vxlan]:
-        """Return the existing devices that must be deleted first.
-
-        They have another VNI, address or port than desired, or a VNI that another device needs.
-        """
+        """Return the devices that are not as desired, or have a VNI that another one needs."""
         wanted = {vxlan.name: vxlan for vxlan in want[Vxlan]}
         numbers = {(vxlan.vni, vxlan.port) for vxlan in want[Vxlan]}
         return frozenset(
@@ -234,11 +226,6 @@ class _Vxlans(Kind[Vxlan], of=Vxlan):
         self, obj: Vxlan, field: str, present: object, known: Collection[str]
     ) -> bool:
         return field in ("bridge", "drift") and link_parent("", obj.bridge) in known
-
-    def describe_field(self, field: str, wanted: object, present: object) -> str:
-        if field in ("drift", "device"):
-            return f"non-default settings: {present}"
-        return super().describe_field(field, wanted, present)
 
     def claimed(self, reading: Reading) -> Iterable[Vxlan]:
         alias = reading.alias
@@ -287,10 +274,7 @@ _TIMEOUT_S, _PAUSE_S = 10.0, 0.02
 
 
 def lacks(form: str) -> str | None:
-    """Return why this host cannot have a WireGuard interface of this form; None if it can.
-
-    ``form`` is `KERNEL` or `USERSPACE`.
-    """
+    """Return why this host cannot have a WireGuard interface of this form; None if it can."""
     import shutil
     import threading
 
@@ -308,10 +292,9 @@ def lacks(form: str) -> str | None:
 
 
 def _probe(errors: list[KernelError]) -> None:
-    """Try to create a WireGuard interface in a new network namespace; append an error to
-    ``errors``.
+    """Try to create a WireGuard interface in a new namespace; append an error to ``errors``.
 
-    It runs in a thread of its own, because the thread stays in the new namespace.
+    The thread that runs it stays in the new namespace.
     """
     what = "create a WireGuard link"
     body = ifinfo() + text(IFLA_IFNAME, "probe")
@@ -372,9 +355,8 @@ def shown(
 
 
 def make(rtnl: Rtnl, link: WireGuard) -> None:
-    """Create a WireGuard interface, or change an existing one, so that it is as in ``link``.
-
-    Raises KernelError.
+    """Create a WireGuard interface, or change an existing one, to be as ``link``. Raises
+    KernelError.
     """
     fresh = rtnl.link(link.name) is None
     if fresh:
@@ -400,10 +382,7 @@ def make(rtnl: Rtnl, link: WireGuard) -> None:
 
 
 def remove(rtnl: Rtnl, name: str) -> None:
-    """Delete a WireGuard interface, and stop the process that serves it; no-op if it is missing.
-
-    Raises KernelError.
-    """
+    """Delete a WireGuard interface, and so stop wireguard-go. Raises KernelError."""
     path = os.path.join(_SOCKETS, f"{name}.sock")
     if os.path.lexists(path):
         files.remove(path)
@@ -457,17 +436,13 @@ def _serve(name: str) -> None:
 def _configure(link: WireGuard, keepalive_s: int = 0) -> None:
     """Set the keys, port and peers of a WireGuard interface.
 
-    With ``keepalive_s``, it also sends a packet to each peer at this interval in seconds. Raises
-    KernelError.
+    With ``keepalive_s``, it also sends a packet to each peer at this interval. Raises KernelError.
     """
     _run(["wg", "syncconf", link.name, "/dev/stdin"], _configuration(link, keepalive_s))
 
 
 def _configuration(link: WireGuard, keepalive_s: int) -> str:
-    """Return the configuration of a WireGuard interface in the syntax of wg(8).
-
-    Raises KernelError if the private key cannot be read.
-    """
+    """Return the configuration in the syntax of wg(8). Raises KernelError."""
     path = paths.wireguard_key()
     try:
         with open(path, encoding="ascii") as file:
@@ -534,10 +509,8 @@ class WireGuard(NamedTuple):
 
 class _WireGuards(Kind[WireGuard], of=WireGuard):
     noun_format = "WireGuard {0.name}"
-    is_parent = True
-
-    def parent_name(self, obj: WireGuard) -> str:
-        return link_parent("", obj.name)
+    field_texts = (("others", "its keys, endpoints or addresses of other hosts differ"),)
+    parent_name_format = "link //{0.name}"
 
     def guards(self, obj: WireGuard) -> Iterable[Element]:
         return (Element(INET, "ports", (obj.name,)),)
@@ -563,10 +536,7 @@ class _WireGuards(Kind[WireGuard], of=WireGuard):
         )
 
     def blocking(self, want: State, have: State) -> frozenset[WireGuard]:
-        """Return the existing interfaces that have another form than desired.
-
-        The form changes if the kernel has gained or lost WireGuard support.
-        """
+        """Return the interfaces of another form: the kernel has gained or lost WireGuard."""
         forms = {link.name: link.form for link in want[WireGuard]}
         return frozenset(
             link for link in have[WireGuard] if forms.get(link.name, link.form) != link.form
@@ -575,8 +545,6 @@ class _WireGuards(Kind[WireGuard], of=WireGuard):
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "public" and not present:
             return "it has no key: wireguard-go does not run, or wg(8) is missing"
-        if field == "others":
-            return "its keys, endpoints or addresses of other hosts differ"
         return super().describe_field(field, wanted, present)
 
     def is_field_explained(
@@ -596,8 +564,8 @@ class _WireGuards(Kind[WireGuard], of=WireGuard):
     def read(self, space: Space, objects: Collection[WireGuard]) -> Iterable[WireGuard]:
         """Read WireGuard interfaces.
 
-        The settings that only wg(8) can read are assumed to be as desired, unless the change
-        concerns them or foreign changes are read.
+        Settings that only wg(8) can read are assumed to be as desired, unless the change concerns
+        them or foreign changes are read.
         """
         reading = space.reading
         for name in {obj.name for obj in objects}:
