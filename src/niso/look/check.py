@@ -107,13 +107,18 @@ def _others(machine: Machine, name: str | None) -> list[Finding]:
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
     others = host_settings.others(kernel, store) if name is None and store.any_active() else []
+    # without active services, no interface has to forward
+    closed = exposure.closed_links(kernel) if active else []
     return [
-        *_other_firewalls(kernel, networks),
-        *_closed_links(kernel, active),
+        *(
+            Finding("foreign", drop.describe(), f"add: {'; '.join(drop.remedy)}")
+            for drop in exposure.drops(kernel, networks)
+        ),
+        *(Finding("foreign", *texts) for texts in closed),
         *(Finding("foreign", *texts) for texts in exposure.others_dropped(others)),
         *(
-            Finding("foreign", shadow.what, f"service {shadow.service!r} publishes it")
-            for shadow in shadows(kernel, store, active)
+            Finding("foreign", text, f"service {service!r} publishes it")
+            for service, _, _, text in shadows(kernel, store, active)
         ),
     ]
 
@@ -265,21 +270,6 @@ def _interrupted(store: Store, only: str | None = None) -> list[Finding]:
     ]
 
 
-def _other_firewalls(kernel: Kernel, networks: Iterable[Network]) -> list[Finding]:
-    return [
-        Finding("foreign", drop.describe(), f"add: {'; '.join(drop.remedy)}")
-        for drop in exposure.drops(kernel, networks)
-    ]
-
-
-def _closed_links(kernel: Kernel, active: list[str]) -> list[Finding]:
-    return (
-        [Finding("foreign", what, remedy) for what, remedy in exposure.closed_links(kernel)]
-        if active
-        else []
-    )
-
-
 NOT_ACTIVE = "it is not active"
 
 
@@ -293,10 +283,9 @@ def left_running(machine: Machine) -> list[str]:
     return running
 
 
-def _gone(machine: Machine, active: list[str]) -> list[Finding]:
-    """Return a problem for each attachment in ``active`` without its network namespace."""
+def _processes(machine: Machine, active: list[str]) -> list[Finding]:
     store = machine.store
-    return [
+    defects = [
         Finding(
             "gone",
             f"attachment {name!r}{f' ({shown(attached)})' if attached else ''}",
@@ -306,11 +295,6 @@ def _gone(machine: Machine, active: list[str]) -> list[Finding]:
         for attached in (store.attachments.get(name),)
         if store.intent(name) is None
     ]
-
-
-def _processes(machine: Machine, active: list[str]) -> list[Finding]:
-    store, defects = machine.store, []
-    defects += _gone(machine, active)
     for name in active:
         if store.intent(name) is not None:  # a command is changing it
             continue
@@ -318,9 +302,17 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
         # it was removed in the meantime, or is an attachment
         if row is None or not row.has_process:
             continue
-        defects += of_sources(row)
-        process = of_service(machine.processes, row)
-        defects += [defect for defect in (of_package(row), process) if defect is not None]
+        # host paths that changed after the activation
+        defects += [
+            Finding(
+                "different",
+                f"{error.key} of service {row.name!r}",
+                f"{error.reason}; {row.again}, if it may be used",
+            )
+            for error in (sources.problems(row.process) if row.process is not None else ())
+        ]
+        found = (of_package(row), of_service(machine.processes, row))
+        defects += [defect for defect in found if defect is not None]
     return defects
 
 
@@ -349,28 +341,12 @@ def of_package(row: ServiceRow) -> Finding | None:
     return None
 
 
-def of_sources(row: ServiceRow) -> list[Finding]:
-    """Return a problem for each host path of a service that changed after its activation."""
-    spec = row.process
-    return [
-        Finding(
-            "different",
-            f"{error.key} of service {row.name!r}",
-            f"{error.reason}; {row.again}, if it may be used",
-        )
-        for error in (sources.problems(spec) if spec is not None else ())
-    ]
-
-
 # --- attachments ----------------------------------------------------------------------------------
 
 _MOVING_S = 120
 """The maximum time in seconds that a container engine needs to move an interface into a
 container.
 """
-
-
-# --- attachments without a namespace --------------------------------------------------------------
 
 
 def is_moving(attached: AttachedRow) -> bool:

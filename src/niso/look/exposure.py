@@ -33,13 +33,12 @@ def drops(kernel: Kernel, networks: Iterable[Network]) -> list[ForeignDrop]:
         if not source.base_chains():
             return []
 
-    return list(
-        dict.fromkeys(
-            drop
-            for (family, bridged), bridges in sorted(groups.items())
-            for drop in other_firewalls.foreign_drops(kernel, bridges, bridged, (family,))
-        )
+    found = (
+        drop
+        for (family, bridged), bridges in sorted(groups.items())
+        for drop in other_firewalls.foreign_drops(kernel, bridges, bridged, (family,))
     )
+    return list(dict.fromkeys(found))
 
 
 def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
@@ -76,38 +75,6 @@ def _forwarding(link: str) -> str:
     return f"net/ipv4/conf/{link}/forwarding"
 
 
-def ways_in(
-    kernel: Kernel, ports: Iterable[tuple[Port, Network, Sequence[str]]]
-) -> list[list[str]]:
-    """Return the lines that describe who can reach each port: one list of lines for each port.
-
-    Each of ``ports`` consists of the port (with one address, or all of one IP version), its
-    network, and the internal networks from which it cannot be reached. Raises KernelError.
-    """
-    wanted = list(ports)
-    addresses, closed = _addresses(), set(kernel.not_forwarding())
-    blocked: dict[tuple[str, int], list[str]] = {}
-    for network in {network for _, network, _ in wanted}:
-        for family in (4, 6):
-            only = network._replace(subnets=tuple(s for s in network.subnets if s.family == family))
-            blocked[network.name, family] = [
-                d.chain for d in drops(kernel, [only]) if "published" in d.what
-            ]
-    ways = []
-    for port, network, internal in wanted:
-        chains = blocked[network.name, port.families[0]]
-        ways.append(
-            _ways(
-                port,
-                addresses,
-                closed,
-                internal,
-                f" (but {', '.join(chains)} drops it)" if chains else "",
-            )
-        )
-    return ways
-
-
 def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
     """Limit the lines on who can reach a port to what the service's policy allows.
 
@@ -128,17 +95,15 @@ def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
 
 def _addresses() -> list[tuple[str, str, bool]]:
     """Return (address, network interface, whether other machines are behind it) of the host."""
+    addresses = []
     with Rtnl() as rtnl:
         links = {link.index: link for link in rtnl.links()}
-        addresses = []
         for assigned in rtnl.addresses():
             address = ipaddress.ip_interface(assigned.address).ip
             link = links.get(assigned.index)
             if link is not None and not address.is_link_local:
-                outside = (
-                    not address.is_loopback and not is_marked(link.alias) and link.name != "lo"
-                )
-                addresses.append((str(address), link.name, outside))
+                is_own = address.is_loopback or is_marked(link.alias) or link.name == "lo"
+                addresses.append((str(address), link.name, not is_own))
     return addresses
 
 
@@ -180,35 +145,30 @@ def _ways(
 
 def exposed_ports(kernel: Kernel, store: Store) -> tuple[host_ports.PublishedPort, ...]:
     """Return the published ports and from where each is reachable: `Networks.exposure`."""
-    lines = [*host_ports.port_rows(store)]
+    lines = host_ports.port_rows(store)
     services = {service for service, _, _ in lines}
     internal = [network.name for network in store.networks() if network.internal]
     on = {service: [network for network, _ in store.addresses(service)] for service in services}
     first = {service: store.require_network(on[service][0]) for service in services}
-    # traffic of an internal network stays on it, so only its own services are reachable
-    closed = {
-        service: [name for name in internal if name not in on[service]] for service in services
-    }
-    ways = ways_in(
-        kernel,
-        (
-            (port._replace(host_ip=row.host_ip), first[service], closed[service])
-            for service, port, row in lines
-        ),
-    )
-    shadowed: dict[tuple[str, Port, int], list[str]] = {}
-    for shadow in host_ports.shadows(kernel, store, services):
-        key = (shadow.service, shadow.port, shadow.family)
-        shadowed.setdefault(key, []).append(shadow.what)
     policies = {service: store.policy(store.home(service)) for service in services}
-    return tuple(
-        host_ports.published_port(
-            service,
-            row,
-            (
-                *narrowed(way, policies[service]),
-                *shadowed.get((service, port, family_of(row.host_ip)), ()),
-            ),
-        )
-        for way, (service, port, row) in zip(ways, lines, strict=True)
-    )
+    addresses, not_forwarding = _addresses(), set(kernel.not_forwarding())
+    blocked: dict[tuple[Network, int], str] = {}
+    for network in set(first.values()):
+        for family in (4, 6):
+            only = network._replace(subnets=tuple(s for s in network.subnets if s.family == family))
+            chains = [d.chain for d in drops(kernel, [only]) if "published" in d.what]
+            blocked[network, family] = f" (but {', '.join(chains)} drops it)" if chains else ""
+    shadowed: dict[tuple[str, Port, int], list[str]] = {}
+    for service, port, family, text in host_ports.shadows(kernel, store, services):
+        shadowed.setdefault((service, port, family), []).append(text)
+    result = []
+    for service, port, row in lines:
+        family = family_of(row.host_ip)
+        # traffic of an internal network stays on it, so only its own services are reachable
+        closed = [name for name in internal if name not in on[service]]
+        but = blocked[first[service], family]
+        at = port._replace(host_ip=row.host_ip)
+        ways = narrowed(_ways(at, addresses, not_forwarding, closed, but), policies[service])
+        ways = [*ways, *shadowed.get((service, port, family), ())]
+        result.append(host_ports.published_port(service, row, tuple(ways)))
+    return tuple(result)

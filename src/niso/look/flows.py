@@ -20,6 +20,7 @@ from niso.kernel.flow_memory import Recorded
 from niso.plan import verdict as plan_verdict
 from niso.plan.records import Port
 from niso.plan.verdict import (
+    KnownService,
     PolicyContext,
     Reason,
     addresses_of,
@@ -336,14 +337,20 @@ def published(
 
     Ports published on a loopback address are ignored, because other machines cannot use them.
     """
-    known = world.services.get(service)
-    for mapping in known.ports if known else ():
-        offset = port - mapping.container_port
-        remote = not mapping.host_ip.startswith("127.") and family in mapping.families
-        if remote and mapping.proto == proto and 0 <= offset < mapping.count:
-            first = mapping.host_port + offset
+    for mapping in mappings(world.services.get(service), proto, port):
+        if not mapping.host_ip.startswith("127.") and family in mapping.families:
+            first = mapping.host_port + port - mapping.container_port
             return mapping._replace(host_port=first, container_port=port, count=1)
     return None
+
+
+def mappings(known: KnownService | None, proto: str, port: int) -> list[Port]:
+    """Return the published ports and ranges that lead to a port of a service."""
+    return [
+        mapping
+        for mapping in (known.ports if known else ())
+        if mapping.proto == proto and 0 <= port - mapping.container_port < mapping.count
+    ]
 
 
 def closed(

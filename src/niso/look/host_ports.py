@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable
 
 from niso.base.errors import Conflict
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import bracketed, family_of
+from niso.base.names import bracketed, family_of, span
 from niso.plan import records
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
@@ -126,26 +126,14 @@ class Listeners:
         return program, f"{bracketed(listener.address)}:{listener.port}"
 
 
-class Shadow(NamedTuple):
-    """A program of the host that started to listen on a published port after the activation.
+def shadows(
+    kernel: Kernel, store: Store, services: Iterable[str]
+) -> list[tuple[str, records.Port, int, str]]:
+    """Return programs of the host that listen on services' published ports. Raises KernelError.
 
-    The program receives no packets, because they are sent to the service.
+    Each result has the service, its port, an IP version, and a text that names the program. They
+    started to listen after the activation, and get no packets.
     """
-
-    service: str
-    port: records.Port
-    program: str
-    at: str
-    """The address and port on which the program listens."""
-    family: int
-
-    @property
-    def what(self) -> str:
-        return f"{self.program} listens on {self.at}, and gets no packets for {self.port.host_side}"
-
-
-def shadows(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Shadow]:
-    """Return programs of the host that listen on services' published ports. Raises KernelError."""
     listeners: dict[tuple[int, ...], Listeners] = {}
     result = []
     for service in services:
@@ -156,8 +144,8 @@ def shadows(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Shado
         for _, port in store.ports(service):
             for listener in present.clashing(port):
                 program, at = present.described(listener)
-                family = family_of(listener.address)
-                result.append(Shadow(service, port, program, at, family))
+                text = f"{program} listens on {at}, and gets no packets for {port.host_side}"
+                result.append((service, port, family_of(listener.address), text))
     return result
 
 
@@ -193,17 +181,12 @@ def rows(ports: Iterable[records.Port], families: tuple[int, ...]) -> tuple[Port
 
     A port on all addresses becomes one for each of ``families``.
     """
+    everywhere = [address for family, address in ((4, "0.0.0.0"), (6, "::")) if family in families]
     return tuple(
         Port(address, port.host_port, port.container_port, port.proto, port.count, not port.host_ip)
         for port in ports
-        for address in _addresses(port, families)
+        for address in ([port.host_ip] if port.host_ip else everywhere)
     )
-
-
-def _addresses(port: records.Port, families: tuple[int, ...]) -> list[str]:
-    if port.host_ip:
-        return [port.host_ip]
-    return [everywhere for family, everywhere in ((4, "0.0.0.0"), (6, "::")) if family in families]
 
 
 class PublishedPort(NamedTuple):
@@ -231,18 +214,14 @@ def published_ports(store: Store) -> tuple[PublishedPort, ...]:
 
 def port_rows(store: Store) -> list[tuple[str, records.Port, Port]]:
     """Return the service, its port and the `Port` to show, for all ports of active services."""
-    families: dict[str, tuple[int, ...]] = {}
-    lines = []
-    for service, port in store.active_ports():
-        if service not in families:
-            families[service] = store.port_families(service)
-        lines += [(service, port, row) for row in rows([port], families[service])]
-    return lines
+    ports = store.active_ports()
+    families = {service: store.port_families(service) for service in {name for name, _ in ports}}
+    return [
+        (service, port, row) for service, port in ports for row in rows([port], families[service])
+    ]
 
 
 def published_port(service: str, port: Port, ways: tuple[str, ...] | None) -> PublishedPort:
     """Return the result for a published port; ``ways`` say from where it can be reached."""
-    last = port.host_port + port.range - 1
-    address = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
-    span = str(port.host_port) if port.range == 1 else f"{port.host_port}-{last}"
-    return PublishedPort(service, f"{address}:{span}", port.container_port, port, ways)
+    address = f"{bracketed(port.host_ip)}:{span(port.host_port, port.range)}"
+    return PublishedPort(service, address, port.container_port, port, ways)

@@ -42,6 +42,7 @@ If there are more addresses, they are merged into prefixes.
 """
 # from so many services of a network on that all use a port, suggest the network's name
 _LEAST_MEMBERS = 8
+_EVERYBODY = {family: bracketed(prefix) for family, prefix in EVERYBODY.items()}
 _DNS = 53
 
 Name = Callable[[str], str | None]
@@ -100,13 +101,11 @@ def learn_flows(
     ``name`` and ``network`` map services and networks to their names in the policy.
     """
     world = world._replace(outside=world.outside_ever)
-    known = world.services[service]
     others = [s for s in seen if s.from_.service != s.to.service]
-    incoming = [
-        s for s in others if s.to.service == service and not s.from_.is_host
-    ]  # flows from the host are left out: the host may always connect
+    # flows from the host are left out: the host may always connect
+    incoming = [s for s in others if s.to.service == service and not s.from_.is_host]
     outgoing = [s for s in others if s.from_.service == service]
-    learner = _Learner(world, known, name, network)
+    learner = _Learner(world, world.services[service], name, network)
     return LearnedPolicy(
         service,
         None,
@@ -201,26 +200,29 @@ class _Learner:
             family = family_of(peer.address)
             if peer.service:
                 group = self._named(peer.service, peer.address, flow)
-                groups.setdefault(group, []).append(flow)
             elif peer.is_host:
                 group = _of(peer.address, flow, "the host")
-                groups.setdefault(group, []).append(flow)
             elif flow.gone:
                 gone.append(flow)  # whoever gets the address next is another service
+                continue
             elif not egress and flow.published is not None:
-                first, last = self._ports_of(flow)
-                note = f"everybody: published as {flow.published}"
-                if first != last:
-                    note = "everybody: published"
-                peer_text = bracketed(EVERYBODY[family])
-                group = _PeerPorts(peer_text, first, last, flow.proto, note)
-                groups.setdefault(group, []).append(flow)
+                mapping = flows.mappings(self._known, flow.proto, flow.port)[:1]
+                first = mapping[0].container_port if mapping else flow.port
+                last = first + mapping[0].count - 1 if mapping else flow.port
+                note = f" as {flow.published}" if first == last else ""
+                note = f"everybody: published{note}"
+                group = _PeerPorts(_EVERYBODY[family], first, last, flow.proto, note)
             else:
                 outside.setdefault((flow.port, flow.proto, family), []).append(flow)
+                continue
+            groups.setdefault(group, []).append(flow)
         for (_, _, family), some in outside.items():
             for group, its in _outside(some, egress, self._inside(family)):
                 groups.setdefault(group, []).extend(its)
-        self._add_families(groups)
+        # add the other IP version to each published port, since clients can use both
+        for group in [group for group in groups if group.peer in _EVERYBODY.values()]:
+            for family in sorted(self._published(group.proto, group.first)):
+                groups.setdefault(group._replace(peer=_EVERYBODY[family]), [])
         return groups, gone
 
     def _inside(self, family: int) -> list[_Prefix]:
@@ -230,32 +232,15 @@ class _Learner:
         texts = (*world.host, *world.pools, *subnets)
         return [ipaddress.ip_network(text) for text in texts if family_of(text) == family]
 
-    def _add_families(self, groups: dict[_PeerPorts, list[Flow]]) -> None:
-        for group in list(groups):
-            for family, prefix in EVERYBODY.items():
-                own = bracketed(prefix)
-                other = group._replace(peer=own)
-                is_everybody = group.peer in map(bracketed, EVERYBODY.values())
-                if is_everybody and family in self._published(group.proto, group.first):
-                    groups.setdefault(other, [])
-
     def _published(self, proto: str, port: int) -> set[int]:
         """Return the IP versions in which a port of the service is published to other machines."""
         own = {family_of(address) for address in verdict.addresses_of(self._known)}
-        families: set[int] = set()
-        for published in self._known.ports:
-            inside = published.container_port <= port < published.container_port + published.count
-            local = published.host_ip and ipaddress.ip_address(published.host_ip).is_loopback
-            if published.proto == proto and inside and not local:
-                families.update(published.families)
-        return families & own
-
-    def _ports_of(self, seen: Flow) -> tuple[int, int]:
-        for port in self._known.ports:
-            last = port.container_port + port.count - 1
-            if port.proto == seen.proto and port.container_port <= seen.port <= last:
-                return port.container_port, last
-        return seen.port, seen.port
+        return {
+            family
+            for mapping in flows.mappings(self._known, proto, port)
+            if not (mapping.host_ip and ipaddress.ip_address(mapping.host_ip).is_loopback)
+            for family in own & {*mapping.families}
+        }
 
     def _named(self, service: str, address: str, seen: Flow) -> _PeerPorts:
         name = self._name(service)
@@ -283,7 +268,7 @@ class _Learner:
             elif egress:
                 group = _of(peer.address, flow, denied)
             else:  # any number of outside addresses may have tried
-                everybody = bracketed(EVERYBODY[family_of(peer.address)])
+                everybody = _EVERYBODY[family_of(peer.address)]
                 note = f"other machines {'would be' if in_audit else 'were'} denied"
                 group = _PeerPorts(everybody, flow.port, flow.port, flow.proto, note)
             others.setdefault(group, []).append(flow)
@@ -304,8 +289,7 @@ class _Learner:
         for port in self._known.ports:
             last = port.container_port + port.count - 1
             for family in sorted(self._published(port.proto, port.container_port)):
-                peer = bracketed(EVERYBODY[family])
-                text = _PeerPorts(peer, port.container_port, last, port.proto).text
+                text = _PeerPorts(_EVERYBODY[family], port.container_port, last, port.proto).text
                 if text not in entries and family in port.families:
                     unused[text] = None
         for text in unused:
@@ -453,7 +437,9 @@ def learn(
         )
     rows = {row.name: row for row in store.services()}
     wanted = [store.home(store.resolve(name)) for name in services]
-    wanted = wanted or [name for name, row in rows.items() if row.active and _has_network(row)]
+    wanted = wanted or [
+        name for name, row in rows.items() if row.active and row.mode in ("bridge", "attached")
+    ]
     learned = []
     for name in dict.fromkeys(wanted):
         if name not in world.services or not world.services[name].endpoints:
@@ -470,10 +456,10 @@ def learn(
             )
         names = WrittenNames(store, name)
         policy = learn_flows(world, seen, name, names.service, egress, names.network)
-        place = _place(store, rows[name])
-        table = ".".join(str(key) for key in place.path if isinstance(key, str))
+        file, path = _place(store, rows[name])
+        table = ".".join(str(key) for key in path if isinstance(key, str))
         watched = watched_s(rows[name], since)
-        learned.append(policy._replace(file=place.file or None, table=table, watched=watched))
+        learned.append(policy._replace(file=file or None, table=table, watched=watched))
     return tuple(learned)
 
 
@@ -492,32 +478,32 @@ def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyC
         for file in store.stack_files(stack) if stack else ():
             if os.path.isfile(file):
                 _read(file)  # raises if the file is invalid, because its content is then unknown
-        place = _place(store, row)
-        if not place.file:
+        place = target, table = _place(store, row)
+        if not target:
             hint = "niso net learn without --write prints it"
             raise Error(f"{policy.service!r} has no manifest that could have its policy", hint)
         _require_own(store, row, place, writers)
-        if place.file not in after:
-            before[place.file] = after[place.file] = _read(place.file)
-        rows.setdefault(place.file, []).append(row)
+        if target not in after:
+            before[target] = after[target] = _read(target)
+        rows.setdefault(target, []).append(row)
         active = store.policy(policy.service) or Policy()
-        lists = [(place.path, "allow_from", policy.allow_from, active.allow_from)]
+        lists = [(table, "allow_from", policy.allow_from, active.allow_from)]
         if policy.egress is not None:
-            path = (*place.path, "egress")
-            lists.append((path, "allow", policy.egress, active.egress_allow))
+            lists.append(((*table, "egress"), "allow", policy.egress, active.egress_allow))
         for path, key, entries, applied in lists:
-            old = after[place.file]
+            old = after[target]
+            items = (Item(entry.text, entry.allowed, entry.note) for entry in entries)
             try:
-                new = after[place.file] = toml.with_list(old, path, key, _items(entries))
+                new = after[target] = toml.with_list(old, path, key, items)
             except InvalidInput as error:
-                error.file, error.service = place.file, policy.service
+                error.file, error.service = target, policy.service
                 raise
             written = toml.list_at(old, path, key)
             if new != old and written not in (None, [entry.text for entry in applied or ()]):
                 where = ".".join(str(part) for part in (*path, key) if isinstance(part, str))
                 session.caution(
-                    f"{place.file}: {where} is not active yet, and what is learned replaces it",
-                    [f"{_apply(store, place.file, [row])} first, and niso net learn narrows it"],
+                    f"{target}: {where} is not active yet, and what is learned replaces it",
+                    [f"{_apply(store, target, [row])} first, and niso net learn narrows it"],
                 )
     return tuple(
         PolicyChange(
@@ -574,16 +560,8 @@ def _draft(path: str, text: str, drafts: dict[str, str]) -> None:
 # --- locations of policies in files ---------------------------------------------------------------
 
 
-class _Place(NamedTuple):
-    """The location of a service's policy: a file, and the keys of the table.
-
-    ``file`` "" means none.
-    """
-
-    file: str
-    path: tuple[str | int, ...]
-
-
+_Place = tuple[str, tuple[str | int, ...]]
+"""The location of a service's policy: a file ("": none), and the keys of the table."""
 _OWN = ("network", "policy")
 
 
@@ -603,15 +581,15 @@ def _place(store: Store, row: ServiceRow) -> _Place:
         tables, items = data.get("services"), data.get("service")
         for name in names if isinstance(tables, dict) else ():
             if isinstance(tables, dict) and name in tables:
-                return _Place(file, ("services", name, *_OWN))
+                return file, ("services", name, *_OWN)
         entries = items if isinstance(items, list) else []
         entries = [item if isinstance(item, dict) else {} for item in entries]
         packages = [item.get("package") for item in entries]
         for number, item in enumerate(entries):
             shared = packages.count(item.get("package")) > 1
             if item.get("name") in names and ("policy" in item or shared):
-                return _Place(file, ("service", number, "policy"))
-    return _Place(row.manifest_path if os.path.isfile(row.manifest_path) else "", _OWN)
+                return file, ("service", number, "policy")
+    return row.manifest_path if os.path.isfile(row.manifest_path) else "", _OWN
 
 
 def _require_own(
@@ -619,13 +597,14 @@ def _require_own(
 ) -> None:
     """Raise Conflict if another service's policy has the same location."""
     other = writers.setdefault(place, row.name)
-    if place.path == _OWN and other == row.name:
-        real = os.path.realpath(place.file)
+    file, path = place
+    if path == _OWN and other == row.name:
+        real = os.path.realpath(file)
         sharers = (r for r in store.services() if os.path.realpath(r.manifest_path) == real)
         other = next((r.name for r in sharers if r.name != row.name), other)
     if other != row.name:
         raise Conflict(
-            f"{row.name!r} and {other!r} have one manifest, {place.file}, and so one policy",
+            f"{row.name!r} and {other!r} have one manifest, {file}, and so one policy",
             "write the policies into their stack.toml: niso net learn prints them",
         )
 
@@ -653,10 +632,6 @@ def _apply(store: Store, file: str, rows: Sequence[ServiceRow]) -> str:
 # --- how long flows were watched ------------------------------------------------------------------
 
 
-def _has_network(row: ServiceRow) -> bool:
-    return row.mode in ("bridge", "attached")
-
-
 def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
     """Return the seconds for which flows of a service have been recorded; None if it is inactive.
 
@@ -665,10 +640,6 @@ def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
     if not row.active or row.activated_at is None:
         return None
     return max(0.0, min(KEPT_S, time.time() - max(row.activated_at, since or 0.0)))
-
-
-def _items(entries: Iterable[LearnedEntry]) -> Iterator[Item]:
-    return (Item(entry.text, entry.allowed, entry.note) for entry in entries)
 
 
 # --- names of services and networks in policies ---------------------------------------------------
@@ -728,16 +699,15 @@ class WrittenNames:
         return self._networks.get(network, network)
 
     def _means(self, name: str, other: str) -> bool:
-        own = self._own.get(other)
-        if name != own and name in self._file:
-            return False
-        store = self._store
-        if name != own and any(
+        store, own = self._store, self._own.get(other)
+        if name == own:
+            meant = other  # with a prefix, the service's own name replaces the file's name
+        elif name in self._file or any(
             member != other and name in store.names(member) for member in self._members
         ):
             return False
-        # with a prefix, the service's own name replaces the file's name
-        meant = other if name == own else name
+        else:
+            meant = name
         return _is_a_name(name) and store.meant(self._service, meant)[0] == [other]
 
 

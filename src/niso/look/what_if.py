@@ -68,37 +68,36 @@ def effects(
     """
     result = []
     for flow in seen:
-        is_own = not services.isdisjoint(flow.services)
         reason = _reason(before, after, flow)
         denied = reason is not None and not reason.passes
-        audited = reason is not None and reason.audits
         if flow.passes and flow.agrees:
-            if denied or is_own:
-                kind = CUT if denied else AUDIT if audited else PASS
-                result.append(_effect(kind, flow, reason))
+            if not (denied or services & flow.services):
+                continue
+            kind = CUT if denied else AUDIT if reason is not None and reason.audits else PASS
         # only a flow that a policy denied: a changed policy cannot open a closed path
         elif not flow.passes and flow.agrees and not denied and flow.key:
-            result.append(_effect(NEW, flow, reason))
+            kind = NEW
+        else:
+            continue
+        own = reason or Reason(True, "")
+        result.append(
+            PolicyEffect(
+                kind,
+                flow.from_,
+                flow.to,
+                flow.port,
+                flow.proto,
+                own.service or None,
+                own.key or None,
+                own.text or None,
+                own.message or None,
+                flow.new,
+                flows.times(flow.ago)[1],
+                flow.open,
+            )
+        )
     order = (CUT, AUDIT, NEW, PASS)
     return sorted(result, key=lambda effect: order.index(effect.effect))
-
-
-def _effect(kind: str, flow: Flow, reason: Reason | None) -> PolicyEffect:
-    own = reason or Reason(True, "")
-    return PolicyEffect(
-        kind,
-        flow.from_,
-        flow.to,
-        flow.port,
-        flow.proto,
-        own.service or None,
-        own.key or None,
-        own.text or None,
-        own.message or None,
-        flow.new,
-        flows.times(flow.ago)[1],
-        flow.open,
-    )
 
 
 def _reason(before: PolicyContext, after: PolicyContext, seen: Flow) -> Reason | None:
@@ -113,7 +112,9 @@ def _reason(before: PolicyContext, after: PolicyContext, seen: Flow) -> Reason |
     if by_port and _publishes(before, seen) and not _publishes(after, seen):
         text = f"port {port or seen.port} is no longer published"
         return Reason(False, text, seen.to.service or "")
-    source, destination = (_address(before, after, e) for e in (seen.from_, seen.to))
+    source, destination = (
+        _address(after, end, _network(before, end)) for end in (seen.from_, seen.to)
+    )
     if source is None or destination is None:
         moved = _moved(after, seen, by_port)
         if moved is None:
@@ -155,30 +156,21 @@ def _by_port(before: PolicyContext, seen: Flow) -> bool:
     return _network(before, seen.from_) not in ("", network)
 
 
-def _address(before: PolicyContext, after: PolicyContext, end: FlowEnd) -> str | None:
-    """Return the end's address on the same network after the change; None if it has none there."""
+def _address(after: PolicyContext, end: FlowEnd, network: str) -> str | None:
+    """Return the end's address, for a service the one that it has on a network after the change."""
     if not end.service:
         return end.address
-    return _on(after, end, _network(before, end))
-
-
-def _on(after: PolicyContext, end: FlowEnd, network: str) -> str | None:
-    """Return a service's address on a network, of the end's IP version; None if it has none."""
-    for on, address in _addresses(after, end):
-        if on == network:
-            return address
-    return None
+    return next((address for on, address in _addresses(after, end) if on == network), None)
 
 
 def _addresses(after: PolicyContext, end: FlowEnd) -> list[tuple[str, str]]:
     """Return an active service's networks, each with its address of the end's IP version."""
     known = after.services.get(end.service or "")
-    family = family_of(end.address)
     return [
         (endpoint.network, address)
         for endpoint in (known.endpoints if known and known.active else ())
         for address in endpoint.addresses
-        if family_of(address) == family
+        if family_of(address) == family_of(end.address)
     ]
 
 
@@ -188,30 +180,26 @@ def _moved(after: PolicyContext, seen: Flow, by_port: bool) -> tuple[str, str] |
     Two services use a network that both are on. Other ends, and flows through published ports, use
     the first network of the service.
     """
-    source, destination = seen.from_, seen.to
-    if source.service and destination.service and not by_port:
-        for network, address in _addresses(after, destination):
-            from_ = _on(after, source, network)
-            if from_ is not None:
+    if seen.from_.service and seen.to.service and not by_port:
+        for network, address in _addresses(after, seen.to):
+            if (from_ := _address(after, seen.from_, network)) is not None:
                 return from_, address
         return None
-    ends = []
-    for end in (source, destination):
-        its = [address for _, address in _addresses(after, end)] if end.service else [end.address]
-        ends.append(next(iter(its), None))
+    ends = [
+        next((address for _, address in _addresses(after, end)), None)
+        if end.service
+        else end.address
+        for end in (seen.from_, seen.to)
+    ]
     return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
 
 
 def _publishes(world: PolicyContext, seen: Flow) -> bool:
     """Return whether the flow's destination publishes its port, at its host port if recorded."""
     used, family = seen.published, family_of(seen.from_.address)
-    known = world.services.get(seen.to.service or "")
     return any(
-        port.proto == seen.proto
-        and port.container_port <= seen.port < port.container_port + port.count
-        and family in port.families
-        and (used is None or used == port.host_port + seen.port - port.container_port)
-        for port in (known.ports if known else ())
+        family in port.families and used in (None, port.host_port + seen.port - port.container_port)
+        for port in flows.mappings(world.services.get(seen.to.service or ""), seen.proto, seen.port)
     )
 
 
@@ -246,7 +234,11 @@ def changes(world: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, ..
         return ()
     needed: list[MapChange] = []
     ends = (seen.from_.address, seen.to.address)
-    while (refusing := _refusing(world, seen)) is not None:
+    while True:
+        reasons = verdict.evaluate(world, *ends, seen.port, seen.proto)
+        refusing = next((reason for reason in reasons if not reason.passes or reason.audits), None)
+        if refusing is None:
+            break
         change, entry = _change(refusing, seen, name)
         policy = _changed(world.services[change.service].policy, change, entry)
         if policy is None or len(needed) == _MOST:
@@ -254,15 +246,8 @@ def changes(world: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, ..
         needed.append(change)
         known = world.services[change.service]._replace(policy=policy)
         world = world._replace(services={**world.services, change.service: known})
-    if flows.closed(world, *ends, seen.proto, seen.port) is not None:
-        return ()
-    return tuple(needed)
-
-
-def _refusing(world: PolicyContext, seen: Flow) -> Reason | None:
-    ends = (seen.from_.address, seen.to.address)
-    reasons = verdict.evaluate(world, *ends, seen.port, seen.proto)
-    return next((reason for reason in reasons if not reason.passes or reason.audits), None)
+    is_closed = flows.closed(world, *ends, seen.proto, seen.port) is not None
+    return () if is_closed else tuple(needed)
 
 
 def _change(refusing: Reason, seen: Flow, name: Name) -> tuple[MapChange, Entry | None]:
@@ -270,18 +255,16 @@ def _change(refusing: Reason, seen: Flow, name: Name) -> tuple[MapChange, Entry 
     key = refusing.key
     if key.endswith("]"):
         return MapChange(refusing.service, key, refusing.text, False), None
-    peer = seen.to if key == "network.policy.egress.allow" else seen.from_
-    who, called = _peer(peer, refusing.service, name)
+    end = seen.to if key == "network.policy.egress.allow" else seen.from_
+    called = name(refusing.service, end.service) if end.service else None
+    if end.service and called is not None:
+        peer = Peer("service", end.service)
+    else:
+        length = 32 if family_of(end.address) == 4 else 128
+        peer, called = Peer("prefix", f"{end.address}/{length}"), bracketed(end.address)
     text = f"{called}:{seen.port}/{seen.proto}"
-    entry = Entry(key, text, who, seen.port, seen.port, seen.proto)
+    entry = Entry(key, text, peer, seen.port, seen.port, seen.proto)
     return MapChange(refusing.service, key, text, True), entry
-
-
-def _peer(end: FlowEnd, service: str, name: Name) -> tuple[Peer, str]:
-    if end.service and (called := name(service, end.service)) is not None:
-        return Peer("service", end.service), called
-    length = 32 if family_of(end.address) == 4 else 128
-    return Peer("prefix", f"{end.address}/{length}"), bracketed(end.address)
 
 
 def _changed(policy: Policy, change: MapChange, entry: Entry | None) -> Policy | None:
