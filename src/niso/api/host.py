@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.look.session import Session, guarded, moment, open_session, path, seconds, text, texts
+from niso.look.session import ApiPart, moment, open_session, path, seconds, since_time, text, texts
 
 if TYPE_CHECKING:
     import os
@@ -59,11 +59,8 @@ def connect(
     return Host(open_session(state_dir, run_dir, progress))
 
 
-class Host:
+class Host(ApiPart):
     """niso on this machine. Use it only in the thread and process that created it."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
 
     def __enter__(self) -> Host:
         return self
@@ -133,7 +130,6 @@ class Host:
 
     # --- packets ---------------------------------------------------------------------------------
 
-    @guarded
     def explain(
         self, source: str, destination: str, *, family: int | None = None, prove: bool = False
     ) -> Explanation:
@@ -148,7 +144,6 @@ class Host:
         ends = text(source, "source"), text(destination, "destination")
         return explain.explain(self.session, *ends, family, prove)
 
-    @guarded
     def ping(self, source: str, destination: str) -> Pong:
         """Send an ICMP echo request between two services and wait 1 s for the reply.
 
@@ -158,14 +153,12 @@ class Host:
 
         return prove.ping(self.session, text(source, "source"), text(destination, "destination"))
 
-    @guarded
     def stats(self) -> tuple[Stats, ...]:
         """Return the counters of each active service. Raises KernelError."""
         from niso.look import drops
 
         return tuple(drops.count(self.session.store().active_rows()))
 
-    @guarded
     def metrics(self, *, flows: int = 200) -> tuple[Metric, ...]:
         """Return metrics of services, traffic, policies and flows, for Prometheus.
 
@@ -175,7 +168,6 @@ class Host:
 
         return metrics.metrics(self.session, flows)
 
-    @guarded
     def top(self, service: str | None = None) -> Top:
         """Start to measure traffic and new flows, of one service or of all services.
 
@@ -184,10 +176,8 @@ class Host:
         """
         from niso.look import top
 
-        name = None if service is None else text(service, "service")
-        return top.Top(self.session, name)
+        return top.Top(self.session, _name(service))
 
-    @guarded
     def events(self, service: str | None = None, *, since: str | None = None) -> Events:
         """Stream events of services and networks; ``service`` limits them to one service.
 
@@ -197,11 +187,8 @@ class Host:
         """
         from niso.look import events
 
-        name = None if service is None else text(service, "service")
-        start = None if since is None else moment(since, "--since")
-        return events.Events(self.session, name, start)
+        return events.Events(self.session, _name(service), since_time(since))
 
-    @guarded
     def map(self) -> Map:
         """Start to observe services, networks and flows, as the map of ``niso web`` does.
 
@@ -212,7 +199,6 @@ class Host:
 
         return Map(self.session)
 
-    @guarded
     def drops(self, service: str | None = None) -> Drops:
         """Stream packets that policies with ``log = true`` drop; ``service`` limits them to one
         service.
@@ -221,10 +207,8 @@ class Host:
         """
         from niso.look import drops
 
-        name = None if service is None else text(service, "service")
-        return drops.Drops(self.session, name)
+        return drops.Drops(self.session, _name(service))
 
-    @guarded
     def flows(
         self, service: str | None = None, *, denied: bool = False, since: str | None = None
     ) -> tuple[Flow, ...]:
@@ -237,11 +221,8 @@ class Host:
         """
         from niso.look import flows
 
-        name = None if service is None else text(service, "service")
-        start = None if since is None else moment(since, "--since")
-        return flows.flows(self.session, name, denied, start)
+        return flows.flows(self.session, _name(service), denied, since_time(since))
 
-    @guarded
     def follow_flows(self, service: str | None = None, *, denied: bool = False) -> Flows:
         """Stream new flows; ``service`` limits them to one service, ``denied`` to refused flows.
 
@@ -249,10 +230,8 @@ class Host:
         """
         from niso.look import flows
 
-        name = None if service is None else text(service, "service")
-        return flows.Flows(self.session, name, denied)
+        return flows.Flows(self.session, _name(service), denied)
 
-    @guarded
     def graph(
         self,
         format: str = "mermaid",
@@ -270,11 +249,11 @@ class Host:
         """
         from niso.look import graph
 
-        start = None if since is None else moment(since, "--since")
         folder = None if stack is None else path(stack, "stack")
-        return graph.graph(self.session, text(format, "format"), folder, declared, start)
+        return graph.graph(
+            self.session, text(format, "format"), folder, declared, since_time(since)
+        )
 
-    @guarded
     def capture(
         self,
         service: str,
@@ -297,13 +276,12 @@ class Host:
         """
         from niso.look import capture
 
-        whose = tuple(text(name, "service") for name in (service, *others))
+        whose = tuple(texts((service, *others), "service"))
         who = None if peer is None else text(peer, "peer")
         more = "" if filter is None else text(filter, "filter")
         wanted = capture.CaptureRequest(whose, who, more, count, lines, drops)
         return capture.capture(self.session, wanted)
 
-    @guarded
     def trace(
         self, source: str, destination: str, *, any_packet: bool = False, wait_s: float = 30.0
     ) -> Traced | None:
@@ -317,10 +295,8 @@ class Host:
         from niso.look import capture
 
         ends = text(source, "source"), text(destination, "destination")
-        wait = seconds(wait_s, "wait_s", 0.01)
-        return capture.trace(self.session, *ends, any_packet, wait)
+        return capture.trace(self.session, *ends, any_packet, seconds(wait_s, "wait_s", 0.01))
 
-    @guarded
     def learn(
         self, *services: str, since: str | None = None, egress: bool = False
     ) -> tuple[LearnedPolicy, ...]:
@@ -332,10 +308,8 @@ class Host:
         """
         from niso.look import learn
 
-        start = None if since is None else moment(since, "--since")
-        return learn.learn(self.session, texts(services, "services"), start, egress)
+        return learn.learn(self.session, texts(services, "services"), since_time(since), egress)
 
-    @guarded
     def learned_changes(self, learned: Iterable[LearnedPolicy]) -> tuple[PolicyChange, ...]:
         """Return how learned policies would change the services' manifests; no file is changed.
 
@@ -346,7 +320,6 @@ class Host:
 
         return learn.changes(self.session, learned)
 
-    @guarded
     def write_policies(self, changes: Iterable[PolicyChange]) -> None:
         """Write changed manifests. Each file is replaced atomically.
 
@@ -356,7 +329,6 @@ class Host:
 
         learn.write(changes)
 
-    @guarded
     def policy(self, service: str, *, unused: str | None = None) -> tuple[PolicyEntry, ...]:
         """Return for each entry of a service's policy what it has allowed or denied, and when it
         last did.
@@ -369,7 +341,6 @@ class Host:
         period = None if unused is None else time.time() - moment(unused, "--unused")
         return policies.show(self.session, text(service, "service"), period)
 
-    @guarded
     def policy_effects(
         self, *what: str | os.PathLike[str], since: str | None = None
     ) -> tuple[PolicyEffect, ...]:
@@ -379,11 +350,10 @@ class Host:
         """
         from niso.change import warnings
 
-        start = None if since is None else moment(since, "--since")
-        files = [path(file, "what") for file in what]
-        return warnings.effects(self.session, files, start)
+        return warnings.effects(
+            self.session, [path(file, "what") for file in what], since_time(since)
+        )
 
-    @guarded
     def refresh_names(self, *, force: bool = False) -> tuple[OutsideName, ...]:
         """Resolve the DNS names in policies whose answers have expired, and apply the new
         addresses.
@@ -395,7 +365,6 @@ class Host:
 
         return outside_names_refresh.refresh_names(self.session, force)
 
-    @guarded
     def names_due(self) -> float:
         """Return the seconds until `refresh_names` has a DNS name to resolve, at most 60."""
         from niso.look import outside_names
@@ -404,7 +373,6 @@ class Host:
 
     # --- check and repair ------------------------------------------------------------------------
 
-    @guarded
     def check(self, name: str | None = None) -> tuple[Finding, ...]:
         """Return the differences between actual and configured state, without changing anything.
 
@@ -415,7 +383,6 @@ class Host:
 
         return host_networks.check(self.session, None if name is None else text(name, "name"))
 
-    @guarded
     def repair(self, *, dry_run: bool = False, kernel: bool = False) -> Repaired:
         """Repair the differences that `check` reports. Raises ErrorGroup, Error.
 
@@ -427,7 +394,6 @@ class Host:
 
         return host_networks.repair(self.session, dry_run, kernel)
 
-    @guarded
     def guard_firewalls(self, on: bool = True) -> tuple[Marked, ...]:
         """Make systemd repair niso's rules each time that another firewall was started or reloaded.
 
@@ -437,7 +403,6 @@ class Host:
 
         return host_networks.guard_firewalls(self.session, on)
 
-    @guarded
     def sweep(self, *, dry_run: bool = False) -> Swept:
         """Remove everything that niso created in the kernel, even if the store is missing.
 
@@ -448,24 +413,17 @@ class Host:
         return host_networks.sweep(self.session, dry_run)
 
 
+def _name(service: str | None) -> str | None:
+    return None if service is None else text(service, "service")
+
+
 # --- results as JSON ------------------------------------------------------------------------------
 
 
-KEYS = {
-    "from_": "from",
-    **{
-        name: name.replace("_", "-")
-        for name in (
-            "in_packets",
-            "in_bytes",
-            "in_drops",
-            "out_packets",
-            "out_bytes",
-            "out_drops",
-            "in_audits",
-            "out_audits",
-        )
-    },
+KEYS = {"from_": "from"} | {
+    f"{way}_{what}": f"{way}-{what}"
+    for way in ("in", "out")
+    for what in ("packets", "bytes", "drops", "audits")
 }
 """The JSON key of each field whose key differs from the field's name."""
 

@@ -7,7 +7,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.change import attach, unit_network, warnings
 from niso.change.attach import Attachment, Request, Wish, interface_name, mac
 from niso.change.deactivate import Done
-from niso.look.session import Session, guarded, path, text, texts
+from niso.look.session import ApiPart, path, text, texts
 from niso.manifest.addresses_and_ports import distinct, parse_port, static_address
 from niso.manifest.policy import parse
 from niso.manifest.process_keys import WAYS, rate
@@ -58,13 +58,9 @@ class AttachRequest(NamedTuple):
     unit: str | None = None  # with new: a systemd unit that a drop-in puts into the namespace
 
 
-class Attachments:
+class Attachments(ApiPart):
     """Manage attachments: ``host.attachments``."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    @guarded
     def attach(self, request: AttachRequest) -> Attachment:
         """Connect a network namespace to networks, with published ports and a policy.
 
@@ -87,7 +83,6 @@ class Attachments:
         warnings.attached(self.session, machine, [done])
         return done
 
-    @guarded
     def detach(self, *names: str, id: str | None = None) -> tuple[Changed, ...]:
         """Detach namespaces from niso's networks and delete their records.
 
@@ -104,7 +99,6 @@ class Attachments:
             for name in dict.fromkeys(wanted)
         )
 
-    @guarded
     def apply_policies(self) -> tuple[Changed, ...]:
         """Apply the files in /etc/niso/policies, as they are now, to all attachments.
 
@@ -115,7 +109,6 @@ class Attachments:
         warnings.attached(self.session, machine, done)
         return tuple(Changed(one.service, one.changed) for one in done)
 
-    @guarded
     def gc(
         self, *, owner: str | None = None, valid: Iterable[str] | None = None
     ) -> tuple[Changed, ...]:

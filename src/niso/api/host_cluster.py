@@ -13,7 +13,7 @@ from niso.cluster import own_etcd
 from niso.cluster.config import require
 from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.etcd import Reach
-from niso.look.session import Session, guarded, path, text, texts
+from niso.look.session import ApiPart, path, text, texts
 from niso.runtime.units import UNITS
 
 if TYPE_CHECKING:
@@ -119,13 +119,9 @@ class ClusterStatus(NamedTuple):
     """strings: networks that span hosts; if etcd does not answer, those of this host"""
 
 
-class Clusters:
+class Clusters(ApiPart):
     """Manage this host's cluster: ``host.cluster``."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    @guarded
     def init(
         self,
         *,
@@ -171,7 +167,6 @@ class Clusters:
         )
         return _membership(made)
 
-    @guarded
     def invite(
         self, host: str, *, address: str = "", renew: bool = False, member: bool = False
     ) -> str:
@@ -186,7 +181,6 @@ class Clusters:
         name, where = text(host, "HOST"), text(address, "--address")
         return _usage(lambda: cluster_join.invite(machine, name, where, renew, member))
 
-    @guarded
     def join(
         self, invitation: bytes, *, member: bool | None = None, encrypt: str = ""
     ) -> Membership:
@@ -202,7 +196,6 @@ class Clusters:
             _entering(lambda: cluster_join.join(machine, invitation, member, report, how))
         )
 
-    @guarded
     def leave(self, *, force: bool = False) -> str:
         """Remove this host from its cluster; return the name that it had there.
 
@@ -212,7 +205,6 @@ class Clusters:
         machine = self.session.machine_for_change()
         return cluster_join.leave(machine, force, self.session.report).host
 
-    @guarded
     def forget(self, host: str) -> Forgotten:
         """Remove a lost host and its services from the cluster, and revoke its certificates.
 
@@ -220,7 +212,6 @@ class Clusters:
         """
         return cluster_hosts.forget(self.session.machine(), text(host, "HOST"))
 
-    @guarded
     def add_member(self, host: str = "") -> int:
         """Run an etcd member on this host; return the number of etcd's members.
 
@@ -229,7 +220,6 @@ class Clusters:
         machine = self.session.machine_for_change()
         return cluster_hosts.add_member(machine, text(host, "HOST"), self.session.report)
 
-    @guarded
     def remove_member(self, host: str = "") -> int:
         """Remove the etcd member of this host, or of a lost host; return the number of members
         left.
@@ -239,7 +229,6 @@ class Clusters:
         machine = self.session.machine_for_change()
         return cluster_hosts.remove_member(machine, text(host, "HOST"), self.session.report)
 
-    @guarded
     def be_only_member(self) -> None:
         """Make this host's etcd member the only one, after most members were lost for good.
 
@@ -247,7 +236,6 @@ class Clusters:
         """
         cluster_hosts.be_only_member(self.session.machine_for_change(), self.session.report)
 
-    @guarded
     def backup(self, file: str | os.PathLike[str]) -> int:
         """Write etcd's data to a file that only root can read; return its size in bytes.
 
@@ -255,7 +243,6 @@ class Clusters:
         """
         return cluster_hosts.backup(self.session.machine(), path(file, "FILE"))
 
-    @guarded
     def status(self) -> ClusterStatus:
         """Return the cluster's hosts and etcd's members.
 
@@ -274,7 +261,6 @@ class Clusters:
             self.session.caution(finding.text)
         return _status(seen)
 
-    @guarded
     def follow(self, log: Callable[[str], None]) -> Following:
         """Return this host's agent, which keeps the host synchronised with the cluster.
 
@@ -283,7 +269,6 @@ class Clusters:
         """
         return cluster_hosts.follow(self.session.machine(), log)
 
-    @guarded
     def become_etcd(self) -> None:
         """Replace this process with this host's etcd member (execve(2)).
 
@@ -383,13 +368,9 @@ def _host(host: HostEntry, seen: ClusterState) -> ClusterHost:
 KUBECONFIG = "/etc/niso/kubeconfig"
 
 
-class Kubernetes:
+class Kubernetes(ApiPart):
     """The agent that applies Kubernetes' network policies to the pods of this node."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    @guarded
     def follow(
         self, log: Callable[[str], None], kubeconfig: str | os.PathLike[str] = KUBECONFIG
     ) -> Following:
@@ -403,7 +384,6 @@ class Kubernetes:
         config = path(kubeconfig, "--kubeconfig")
         return pod_agent.follow(self.session.machine(create=True), config, log)
 
-    @guarded
     def enable(self, kubeconfig: str | os.PathLike[str] = KUBECONFIG) -> Marked:
         """Make systemd run the agent now and at boot. Raises Error without systemd, Conflict."""
         from niso.engines import pod_agent
@@ -413,7 +393,6 @@ class Kubernetes:
         changed = pod_agent.enable(machine, config, self.session.report)
         return _marked(changed)
 
-    @guarded
     def disable(self) -> Marked:
         """Stop the agent, and no longer start it at boot. Pods keep their present policies."""
         from niso.engines import pod_agent

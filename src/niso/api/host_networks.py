@@ -5,7 +5,7 @@ from __future__ import annotations
 from niso.base.errors import InvalidInput, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import AskingCluster, Finished
-from niso.look.session import Session, guarded, text, texts
+from niso.look.session import ApiPart, Session, text, texts
 from niso.plan import records
 from niso.store.store import Store
 
@@ -131,13 +131,9 @@ class Rules(NamedTuple):
     """objects of libnftables-json(5)"""
 
 
-class Networks:
+class Networks(ApiPart):
     """Manage networks: ``host.networks``."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    @guarded
     def create(  # noqa: PLR0913  # settings, by keyword
         self,
         name: str,
@@ -191,7 +187,6 @@ class Networks:
             made is not None, _described(store, made or store.require_network(name))
         )
 
-    @guarded
     def list(self) -> tuple[NetworkLine, ...]:
         """Return all networks, the default one first."""
         store = self.session.store()
@@ -208,18 +203,15 @@ class Networks:
         ]
         return tuple(sorted(lines, key=lambda line: (line.name != _DEFAULT_NETWORK, line.name)))
 
-    @guarded
     def names(self) -> tuple[str, ...]:
         """Return the names of all networks."""
         return tuple(self.session.store().network_names())
 
-    @guarded
     def inspect(self, name: str) -> Network:
         """Return all details of a network. Raises NotFound."""
         store = self.session.store()
         return _described(store, store.require_network(text(name, "name")))
 
-    @guarded
     def remove(self, *names: str, dry_run: bool = False) -> tuple[RemovedNetwork, ...]:
         """Remove networks and their bridges. If one of them cannot be removed, none is.
 
@@ -234,7 +226,6 @@ class Networks:
         networks.remove(machine, wanted, self.session.report, dry_run)
         return tuple(RemovedNetwork(name, not dry_run) for name in wanted)
 
-    @guarded
     def ports(self) -> tuple[PublishedPort, ...]:
         """Return the published ports of active services, one for each host address or IP
         version.
@@ -243,7 +234,6 @@ class Networks:
 
         return host_ports.published_ports(self.session.store())
 
-    @guarded
     def ports_everywhere(self) -> tuple[ClusterPort, ...]:
         """Return the published ports of active services on all hosts of the cluster, sorted by
         service.
@@ -255,7 +245,6 @@ class Networks:
 
         return other_hosts.ports(self.session, self.session.machine())
 
-    @guarded
     def exposure(self) -> tuple[PublishedPort, ...]:
         """Return the published ports like `ports`, and in ``from_`` from where each can be reached.
 
@@ -265,7 +254,6 @@ class Networks:
 
         return exposure.exposed_ports(self.session.kernel(), self.session.store())
 
-    @guarded
     def host_names(self, *, on_host: bool | None = None) -> HostNames:
         """Return the names by which the host itself can reach services.
 
@@ -285,7 +273,6 @@ class Networks:
         rows = tuple(HostName(name, address) for address, *called in lines for name in called)
         return HostNames(store.host_knows(), changed, rows)
 
-    @guarded
     def rules(self) -> Rules:
         """Return niso's nftables tables as data, without dynamic elements. Raises KernelError.
 
@@ -298,7 +285,6 @@ class Networks:
                 held.pop("elem", None)
         return Rules(items)
 
-    @guarded
     def rules_text(self) -> str:
         """Return niso's nftables tables as nft(8) prints them, without dynamic elements.
 

@@ -7,17 +7,16 @@ import sys
 
 from niso.base.errors import InvalidInput, NotFound, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.report import Caution, Finished
+from niso.base.report import Finished
 from niso.look.host_ports import Port, rows
 from niso.look.session import (
     LEAST_TIMEOUT_S,
-    Session,
+    ApiPart,
     callers,
-    guarded,
     line_count,
-    moment,
     path,
     seconds,
+    since_time,
     text,
     texts,
     user_of,
@@ -51,18 +50,14 @@ class Package(NamedTuple):
     folder: str | os.PathLike[str]
 
 
-class Services:
+class Services(ApiPart):
     """Manage services: ``host.services``.
 
     A service can be given by its name, hostname or alias.
     """
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
     # --- start and stop --------------------------------------------------------------------------
 
-    @guarded
     def activate(
         self,
         *what: str | os.PathLike[str] | Package,
@@ -92,16 +87,17 @@ class Services:
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
         requested = [_requested(item) for item in what]
         machine = self.session.machine_for_change(create=not dry_run)
-        store = machine.store
-        wanted = targets.find_targets(store, requested, replace, None if trust_owner else callers())
-        wanted = [target._replace(take=take) for target in wanted]
-        for name, copy, one in ((t.name, t.files, t) for t in wanted):
+        trusted = None if trust_owner else callers()
+        found = targets.find_targets(machine.store, requested, replace, trusted)
+        wanted = [target._replace(take=take) for target in found]
+        for one in wanted:
+            copy, name = one.files, one.name
             if copy is None or copy.fingerprint is not None:
                 continue
             # the caller may have meant that folder
             if targets.is_beside_another(name, one.manifest_path, copy.folder):
                 text = f"{name}: has the manifest of its last activation, not that of ./{name}"
-                self.session.report(Caution(text, (f"to apply that one: niso activate ./{name}",)))
+                self.session.caution(text, (f"to apply that one: niso activate ./{name}",))
         self.session.expect(target.name for target in wanted if target.spec.program.healthcheck)
         outcomes = activate.activate(machine, wanted, timeout_s, self.session.report, dry_run)
         self.session.report(Finished())
@@ -109,7 +105,6 @@ class Services:
             warnings.activated(self.session, machine, outcomes)
         return tuple(outcomes)
 
-    @guarded
     def deactivate(self, *names: str, dry_run: bool = False) -> tuple[Done, ...]:
         """Stop services and remove their network namespaces; reserved addresses and volumes are
         kept.
@@ -123,11 +118,9 @@ class Services:
         if boot.has_ended_by_itself(wanted):
             return ()
         machine = self.session.machine_for_change()
-        store = machine.store
-        outcomes = boot.deactivate(self.session, machine, _resolved(store, wanted), dry_run)
-        return tuple(outcomes)
+        names_ = _resolved(machine.store, wanted)
+        return tuple(boot.deactivate(self.session, machine, names_, dry_run))
 
-    @guarded
     def deactivate_all(self, *, dry_run: bool = False) -> tuple[Done, ...]:
         """Stop all active services, as `deactivate` does."""
         from niso.change import boot, journal
@@ -137,10 +130,8 @@ class Services:
         if not dry_run:
             journal.recover(machine, self.session.report)  # recovery can restore services
         own = [row.name for row in store.services() if row.active and row.has_process]
-        outcomes = boot.deactivate(self.session, machine, own, dry_run)
-        return tuple(outcomes)
+        return tuple(boot.deactivate(self.session, machine, own, dry_run))
 
-    @guarded
     def restart(self, *names: str) -> tuple[Done, ...]:
         """Restart the processes of active services without changing addresses and ports.
 
@@ -167,7 +158,6 @@ class Services:
         boot.hand_over_started(self.session, machine, wanted)
         return tuple(Done(name, True) for name in wanted)
 
-    @guarded
     def remove(self, *names: str, volumes: bool = False) -> tuple[Done, ...]:
         """Stop services and delete their records.
 
@@ -189,27 +179,22 @@ class Services:
 
     # --- at boot ---------------------------------------------------------------------------------
 
-    @guarded
     def enable(self, *names: str) -> tuple[Marked, ...]:
         """Start services at boot. Raises Conflict, Error."""
         from niso.change import boot
 
         machine = self.session.machine_for_change()
-        store = machine.store
-        marked = boot.enable(machine, _resolved(store, texts(names, "names")), self.session.report)
-        return tuple(marked)
+        wanted = _resolved(machine.store, texts(names, "names"))
+        return tuple(boot.enable(machine, wanted, self.session.report))
 
-    @guarded
     def disable(self, *names: str) -> tuple[Marked, ...]:
         """No longer start services at boot. Active services stay active. Raises Conflict, Error."""
         from niso.change import boot
 
         machine = self.session.machine_for_change()
-        store = machine.store
-        marked = boot.disable(machine, _resolved(store, texts(names, "names")), self.session.report)
-        return tuple(marked)
+        wanted = _resolved(machine.store, texts(names, "names"))
+        return tuple(boot.disable(machine, wanted, self.session.report))
 
-    @guarded
     def restore(self, *, timeout: float = 60.0) -> Restored:
         """Create all bridges and activate all enabled services, as at boot without systemd."""
         from niso.change import boot, warnings
@@ -227,7 +212,6 @@ class Services:
 
     # --- inspect ---------------------------------------------------------------------------------
 
-    @guarded
     def list(self) -> tuple[ServiceLine, ...]:
         """Return all services with their status, sorted by name.
 
@@ -237,7 +221,6 @@ class Services:
 
         return service_lines(self.session, self.session.store())
 
-    @guarded
     def everywhere(self) -> tuple[ClusterLine, ...]:
         """Return the services of all hosts of the cluster, sorted by name.
 
@@ -248,7 +231,6 @@ class Services:
 
         return other_hosts.lines(self.session, self.session.machine())
 
-    @guarded
     def names(self) -> tuple[tuple[str, bool, bool], ...]:
         """Return the name of each service, whether it is active, and whether it starts at boot.
 
@@ -256,12 +238,10 @@ class Services:
         """
         return tuple(self.session.store().service_names())
 
-    @guarded
     def resolve(self, name: str) -> str:
         """Return the name of the service with this name, hostname or alias. Raises NotFound."""
         return self.session.store().resolve(text(name, "name"))
 
-    @guarded
     def inspect(self, name: str) -> Service:
         """Return all details of a service. Raises NotFound, Error."""
         from niso.look.services import everything
@@ -269,14 +249,12 @@ class Services:
         store = self.session.store()
         return everything(self.session, store, store.resolve(text(name, "name")))
 
-    @guarded
     def forwards(self, name: str) -> tuple[Port, ...]:
         """Return the ports of a service that `port_forward` published. Raises NotFound."""
         store = self.session.store()
         service = store.resolve(text(name, "name"))
         return rows(store.forwards(service), store.port_families(service))
 
-    @guarded
     def logs(
         self,
         name: str,
@@ -296,16 +274,12 @@ class Services:
         """
         from niso.runtime import logs
 
-        store = self.session.store()
-        service = store.resolve(text(name, "name"))
-        _require_own(store, service)
+        service = _own(self.session.store(), text(name, "name"))
         logs.rotate_if_large(service)
-        start = None if since is None else moment(since, "--since")
-        return logs.read(service, line_count(lines), follow, timestamps, start)
+        return logs.read(service, line_count(lines), follow, timestamps, since_time(since))
 
     # --- run commands ----------------------------------------------------------------------------
 
-    @guarded
     def exec(self, name: str, command: Iterable[str], *, user: str | None = None) -> int:
         """Run a command in an active service with this process's stdin, stdout and stderr.
 
@@ -323,7 +297,6 @@ class Services:
             raise UsageError("exec forwards signals: call it in the main thread", "use run()")
         return execute(*self._to_run(name, command), user_of(user))
 
-    @guarded
     def run(
         self,
         name: str,
@@ -342,7 +315,6 @@ class Services:
             raise UsageError(f"must be bytes, not {type(stdin).__name__}", None, "stdin")
         return Executed(*capture(*self._to_run(name, command), stdin, user_of(user)))
 
-    @guarded
     def kill(self, *names: str, signal: str = "KILL") -> tuple[Signalled, ...]:
         """Send a signal to the processes of active services.
 
@@ -371,14 +343,12 @@ class Services:
         if any("\0" in word for word in words):
             raise UsageError("contains a NUL character", None, "command")
         store = self.session.store()
-        service = store.resolve(text(name, "name"))
-        _require_own(store, service)
+        service = _own(store, text(name, "name"))
         store.require_active(service)
         return service, words
 
     # --- ports -----------------------------------------------------------------------------------
 
-    @guarded
     def port_forward(self, name: str, port: str, *, replace: bool = False) -> Forwarded:
         """Publish one more port of an active service: ``8080:80``, ``127.0.0.1:53:53/udp``.
 
@@ -395,7 +365,6 @@ class Services:
         )
         return forwarded(machine.store, service, wanted, changed, taken=taken)
 
-    @guarded
     def port_unforward(self, name: str, port: str) -> Forwarded:
         """Withdraw a port published with `port_forward`. Raises NotFound, Conflict.
 
@@ -444,34 +413,26 @@ def _requested(what: object) -> Any:
 
 
 def _resolved(store: Store, names: Iterable[str]) -> list[str]:
-    """Return the services with these names, hostnames or aliases.
+    return [*dict.fromkeys(_own(store, name) for name in names)]
 
-    Raises NotFound, and Conflict if one of them is an attachment.
+
+def _own(store: Store, name: str) -> str:
+    """Return the service with this name, hostname or alias.
+
+    Raises NotFound, and Conflict if it is an attachment, whose process niso does not start.
     """
-    services = [*dict.fromkeys(store.resolve(name) for name in names)]
-    for service in services:
-        _require_own(store, service)
-    return services
-
-
-def _require_own(store: Store, service: str) -> None:
-    """Raise Conflict if a service is an attachment, whose process niso does not start."""
+    service = store.resolve(name)
     if (row := store.service(service)) is not None:
         row.require_own()
+    return service
 
 
 def _known(store: Store, name: str, with_volumes: bool) -> str:
-    """Return the name of an existing service that niso starts.
-
-    With ``with_volumes``, it may also be a removed service whose volumes exist. Raises NotFound,
-    Conflict.
-    """
+    """Return a service like `_own`, or with ``with_volumes`` a removed one whose volumes exist."""
     from niso.runtime import volumes
 
     try:
-        service = store.resolve(name)
-        _require_own(store, service)
-        return service
+        return _own(store, name)
     except NotFound:
         if with_volumes and "/" not in name and volumes.kept(name):
             return name

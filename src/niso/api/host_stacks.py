@@ -10,13 +10,12 @@ from niso.look import stack_members
 from niso.look.services import of_stack
 from niso.look.session import (
     LEAST_TIMEOUT_S,
-    Session,
+    ApiPart,
     callers,
-    guarded,
     line_count,
-    moment,
     path,
     seconds,
+    since_time,
 )
 from niso.runtime import logs
 from niso.runtime.logs import rotate_if_large
@@ -30,13 +29,9 @@ if TYPE_CHECKING:
     from niso.look.services import ServiceLine
 
 
-class Stacks:
+class Stacks(ApiPart):
     """Manage stacks: ``host.stacks``. The argument ``stack`` is a stack.toml or its folder."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    @guarded
     def up(
         self,
         stack: str | os.PathLike[str],
@@ -65,7 +60,6 @@ class Stacks:
             warnings.activated(self.session, machine, done.services)
         return done
 
-    @guarded
     def down(
         self, stack: str | os.PathLike[str], *, volumes: bool = False, dry_run: bool = False
     ) -> StackDown:
@@ -78,7 +72,6 @@ class Stacks:
         where = path(stack, "stack")
         return stacks.down(machine, where, self.session.report, dry_run, volumes)
 
-    @guarded
     def status(self, stack: str | os.PathLike[str]) -> tuple[ServiceLine, ...]:
         """Return the services of a stack with their status, as ``host.services.list()`` does.
 
@@ -89,7 +82,6 @@ class Stacks:
         outline = stack_members.own(store, path(stack, "stack"))
         return of_stack(self.session, store, outline.after, outline.name)
 
-    @guarded
     def restart(self, stack: str | os.PathLike[str]) -> tuple[Done, ...]:
         """Restart the processes of a stack's active services, each after the services it depends
         on.
@@ -101,7 +93,6 @@ class Stacks:
         names, after = stacks.active_members(self.session.store(), loaded)
         return Services(self.session).restart_in_order(names, after) if names else ()
 
-    @guarded
     def logs(
         self,
         stack: str | os.PathLike[str],
@@ -123,5 +114,4 @@ class Stacks:
         names = store.stack_members(outline.name)
         for name in names:
             rotate_if_large(name)
-        start = None if since is None else moment(since, "--since")
-        return logs.read_joint(names, line_count(lines), follow, timestamps, start)
+        return logs.read_joint(names, line_count(lines), follow, timestamps, since_time(since))

@@ -232,6 +232,18 @@ def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+class ApiPart:
+    """A part of the public API. All its public methods are `guarded`."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __init_subclass__(cls) -> None:
+        for name, member in [*vars(cls).items()]:
+            if callable(member) and not name.startswith("_"):
+                setattr(cls, name, guarded(member))
+
+
 def explained(error: Exception) -> Error | None:
     """Return the `Error` for an sqlite3.Error, an OSError or a damaged row; None for others."""
     kind = type(error)
@@ -351,6 +363,11 @@ def moment(value: object, what: str) -> float:
             what,
             value=repr(given),
         ) from None
+
+
+def since_time(since: str | None) -> float | None:
+    """Parse an optional argument ``since`` like `moment`. Raises UsageError."""
+    return None if since is None else moment(since, "--since")
 
 
 def callers() -> set[int]:
