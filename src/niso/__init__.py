@@ -16,11 +16,7 @@ if TYPE_CHECKING:
     from niso.api.host import plain as plain
     from niso.api.host_attachments import AttachRequest as AttachRequest
     from niso.api.host_attachments import Changed as Changed
-    from niso.api.host_cluster import ClusterHost as ClusterHost
-    from niso.api.host_cluster import ClusterMember as ClusterMember
-    from niso.api.host_cluster import ClusterStatus as ClusterStatus
     from niso.api.host_cluster import ExistingEtcd as ExistingEtcd
-    from niso.api.host_cluster import Membership as Membership
     from niso.api.host_networks import CreatedNetwork as CreatedNetwork
     from niso.api.host_networks import HostName as HostName
     from niso.api.host_networks import HostNames as HostNames
@@ -70,7 +66,11 @@ if TYPE_CHECKING:
     from niso.change.attach import Attachment as Attachment
     from niso.change.boot import Marked as Marked
     from niso.change.boot import Restored as Restored
+    from niso.change.cluster_hosts import ClusterHost as ClusterHost
+    from niso.change.cluster_hosts import ClusterMember as ClusterMember
+    from niso.change.cluster_hosts import ClusterStatus as ClusterStatus
     from niso.change.cluster_hosts import Forgotten as Forgotten
+    from niso.change.cluster_join import Membership as Membership
     from niso.change.deactivate import Done as Done
     from niso.change.stacks import StackDown as StackDown
     from niso.change.stacks import StackUp as StackUp
@@ -127,7 +127,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "api.host": "Host connect plain",
     "api.host_attachments": "AttachRequest Changed",
-    "api.host_cluster": "ClusterHost ClusterMember ClusterStatus ExistingEtcd Membership",
+    "api.host_cluster": "ExistingEtcd",
     "api.host_networks": "CreatedNetwork HostName HostNames Network NetworkLine NetworkMember"
     " RemovedNetwork Repaired Rules Subnet Swept",
     "api.host_services": "Executed Forwarded Package Signalled Taken",
@@ -141,7 +141,8 @@ _MODULES = {
     "change.activate": "Outcome",
     "change.attach": "Attachment",
     "change.boot": "Marked Restored",
-    "change.cluster_hosts": "Forgotten",
+    "change.cluster_hosts": "ClusterHost ClusterMember ClusterStatus Forgotten",
+    "change.cluster_join": "Membership",
     "change.deactivate": "Done",
     "change.stacks": "StackDown StackUp",
     "look.capture": "Capture Stage Traced",

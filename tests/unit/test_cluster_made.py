@@ -58,7 +58,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     return engine
 
 
-def init(world: World, existing: cluster_join.Reach = ETCD, host: str = "a") -> cluster_join.Joined:
+def init(
+    world: World, existing: cluster_join.Reach = ETCD, host: str = "a"
+) -> cluster_join.Membership:
     return cluster_join.init(world.machine, host, HERE, existing, lambda event: None)
 
 

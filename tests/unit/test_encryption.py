@@ -59,7 +59,8 @@ def world(world: World) -> World:
 
 
 def init(world: World, encrypt: str) -> Config:
-    return cluster_join.init(world.machine, "a", HERE, ETCD, lambda event: None, encrypt).config
+    cluster_join.init(world.machine, "a", HERE, ETCD, lambda event: None, encrypt)
+    return config.require()
 
 
 def look(world: World, engine: Engine) -> None:
@@ -139,7 +140,7 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
     assert len(world.kernel.done) == done
     # hosts are shown by their addresses between them, also if nothing answers
     engine.down = True
-    seen = cluster_hosts.status(world.machine)
+    seen, _ = cluster_hosts.status(world.machine)
     assert {host.name: host.address for host in seen.hosts} == {
         "a": "192.0.2.1",
         "b": "192.0.2.2",

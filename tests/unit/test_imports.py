@@ -38,7 +38,11 @@ CLI_MAY = {
     # makes a machine, where `niso.connect` is of one; is conmon's, with no user
     "cli.general_commands": {"niso.lab.supervisor.run", "niso.runtime.on_exit"},
     # types of results
-    "cli.cluster_commands": {"niso.runtime.units.Following"},
+    "cli.cluster_commands": {
+        "niso.change.cluster_hosts.ClusterStatus",
+        "niso.change.cluster_join.Membership",
+        "niso.runtime.units.Following",
+    },
     "cli.service_commands": {
         "niso.change.activate.Outcome",
         "niso.change.boot.Marked",

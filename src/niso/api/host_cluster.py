@@ -8,7 +8,7 @@ from __future__ import annotations
 from niso.base import paths
 from niso.base.errors import Error, InvalidInput, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.change import cluster_check, cluster_hosts, cluster_join
+from niso.change import cluster_hosts, cluster_join
 from niso.cluster import own_etcd
 from niso.cluster.config import require
 from niso.cluster.engine import NoAnswer, Refused
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from niso.change.boot import Marked
-    from niso.change.cluster_hosts import ClusterState, Forgotten
-    from niso.change.cluster_join import Joined
-    from niso.cluster.config import Config
-    from niso.cluster.key_values import HostEntry
+    from niso.change.cluster_hosts import ClusterStatus, Forgotten
+    from niso.change.cluster_join import Membership
     from niso.runtime.units import Following
 
 
@@ -43,80 +41,6 @@ class ExistingEtcd(NamedTuple):
     key: str | os.PathLike[str] | None = None
     user_file: str | os.PathLike[str] | None = None
     prefix: str = ""
-
-
-class Membership(NamedTuple):
-    """Result of `Clusters.init` and `Clusters.join`: this host's membership."""
-
-    cluster: str
-    """the cluster's id"""
-    host: str
-    """this host's name"""
-    address: str
-    """the host's address for traffic from other hosts"""
-    member: bool
-    """whether it runs a member of etcd"""
-    members: int
-    """number of etcd's members; 0 if niso does not run etcd"""
-
-
-class ClusterMember(NamedTuple):
-    """An etcd member of the cluster."""
-
-    name: str
-    """the member's name, which is its host's name; empty if etcd does not answer"""
-    address: str
-    """its client endpoint"""
-    version: str | None
-    """etcd's version; null if the member does not answer"""
-    leader: bool
-    """whether the member is etcd's leader"""
-    learns: bool
-    """whether the member is a learner, which does not vote yet"""
-
-
-class ClusterHost(NamedTuple):
-    """A host of the cluster."""
-
-    name: str
-    """the host's name"""
-    address: str
-    """the host's address for traffic from other hosts"""
-    state: str
-    """here, alive or gone"""
-    gone_s: float | None
-    """seconds since an agent found the host missing; null if it is not gone or no agent noticed"""
-    networks: tuple[str, ...]
-    """strings: the networks that services of the host are on"""
-    services: int
-    """the number of services that the host has reserved in etcd"""
-    niso: str
-    """version of niso on the host; can be empty"""
-    behind_s: float | None
-    """seconds by which the host's agent lags; null if unknown"""
-
-
-class ClusterStatus(NamedTuple):
-    """The cluster as this host sees it."""
-
-    cluster: str
-    """the cluster's id"""
-    host: str
-    """this host's name"""
-    answers: bool
-    """whether etcd answers; if not, hosts are as this host last recorded them"""
-    revision: int
-    """etcd's revision; 0 if etcd does not answer"""
-    tls: bool
-    """whether requests to etcd are encrypted"""
-    encryption: str | None
-    """what encrypts this host's traffic to others: kernel or userspace; null if nothing does"""
-    members: tuple[ClusterMember, ...]
-    """etcd's members"""
-    hosts: tuple[ClusterHost, ...]
-    """hosts, sorted by name"""
-    networks: tuple[str, ...]
-    """strings: networks that span hosts; if etcd does not answer, those of this host"""
 
 
 class Clusters(ApiPart):
@@ -151,11 +75,11 @@ class Clusters(ApiPart):
                 )
 
             machine = self.session.machine_for_change()
-            return _membership(cluster_hosts.restore(machine, self.session.report))
+            return cluster_hosts.restore(machine, self.session.report)
 
         machine = self.session.machine_for_change(create=True)
         existing = None if etcd is None else _existing(etcd)
-        made = _entering(
+        return _entering(
             lambda: cluster_join.init(
                 machine,
                 text(name, "--name"),
@@ -165,7 +89,6 @@ class Clusters(ApiPart):
                 text(encrypt, "--encrypt"),
             )
         )
-        return _membership(made)
 
     def invite(
         self, host: str, *, address: str = "", renew: bool = False, member: bool = False
@@ -192,9 +115,7 @@ class Clusters(ApiPart):
         """
         machine = self.session.machine_for_change(create=True)
         how, report = text(encrypt, "--encrypt"), self.session.report
-        return _membership(
-            _entering(lambda: cluster_join.join(machine, invitation, member, report, how))
-        )
+        return _entering(lambda: cluster_join.join(machine, invitation, member, report, how))
 
     def leave(self, *, force: bool = False) -> str:
         """Remove this host from its cluster; return the name that it had there.
@@ -249,17 +170,10 @@ class Clusters(ApiPart):
         Raises Error if this host is in no cluster.
         """
         machine = self.session.machine()
-        seen = cluster_hosts.status(machine)
-        if seen.problem is not None:
-            self.session.caution(
-                seen.problem.message,
-                (seen.problem.hint or "", "hosts are listed as this one knew them last"),
-            )
-        for line, step in own_etcd.alarmed(state for _, state in seen.members if state):
-            self.session.caution(line, (step,))
-        for finding in cluster_check.lost_address(machine, seen.own):
-            self.session.caution(finding.text)
-        return _status(seen)
+        seen, warnings = cluster_hosts.status(machine)
+        for warning in warnings:
+            self.session.caution(*warning)
+        return seen
 
     def follow(self, log: Callable[[str], None]) -> Following:
         """Return this host's agent, which keeps the host synchronised with the cluster.
@@ -315,51 +229,6 @@ def _existing(given: ExistingEtcd) -> Reach:
     cacert, cert, key, user = ("" if file is None else path(file, name) for file, name in named)
     urls = tuple(texts(given.urls, "--etcd"))
     return Reach(urls, cacert, cert, key, user, text(given.prefix, "--prefix"))
-
-
-def _membership(made: Joined) -> Membership:
-    own: Config = made.config
-    return Membership(made.cluster, own.host, own.address, own.member is not None, made.members)
-
-
-def _status(seen: ClusterState) -> ClusterStatus:
-    states = [state for _, state in seen.members if state is not None]
-    leaders = {state.leader for state in states}
-    return ClusterStatus(
-        seen.cluster,
-        seen.own.host,
-        seen.problem is None,
-        max((state.revision for state in states), default=0) if seen.problem is None else 0,
-        bool(seen.own.etcd.cacert),
-        seen.own.encryption or None,
-        tuple(
-            ClusterMember(
-                member.name,
-                member.client,
-                state.version if state else None,
-                bool(member.identity) and member.identity in leaders,
-                member.learns,
-            )
-            for member, state in seen.members
-        ),
-        tuple(_host(host, seen) for host in seen.hosts),
-        seen.networks,
-    )
-
-
-def _host(host: HostEntry, seen: ClusterState) -> ClusterHost:
-    held = [claim for claim in seen.claims if claim.host == host.name]
-    networks = sorted({network for claim in held for network in claim.networks})
-    here = host.name == seen.own.host
-    state = "here" if here else "alive" if host.alive else "gone"
-    gone_s = seen.gone_s.get(host.name) if state == "gone" else None
-    where = (host.name, host.address, state, gone_s)
-    behind_s: float | None = None
-    if host.alive and seen.problem is None:
-        behind_s = seen.late_s.get(host.name, 0)
-    elif here:  # its agent is not running, or cannot reach the cluster
-        behind_s = seen.looked_s
-    return ClusterHost(*where, tuple(networks), len(held), host.version, behind_s)
 
 
 # --- host.kubernetes ------------------------------------------------------------------------------

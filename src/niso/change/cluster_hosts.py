@@ -11,8 +11,8 @@ from niso.base.errors import Conflict, Error, NotFound
 from niso.base.locks import service_lock
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.report import Report
-from niso.change import attach, cluster_join
-from niso.change.cluster_join import LOCK, Joined, as_member, require_member
+from niso.change import attach, cluster_check, cluster_join
+from niso.change.cluster_join import LOCK, Membership, as_member, membership_of, require_member
 from niso.change.deactivate import deactivate
 from niso.change.journal import recover
 from niso.cluster import config, encryption, invitation, own_claims, own_etcd
@@ -20,7 +20,7 @@ from niso.cluster.agent import Agent, last
 from niso.cluster.config import Config, MemberStart
 from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.etcd import Etcd
-from niso.cluster.key_values import ClusterClaim, HostEntry, host_of
+from niso.cluster.key_values import HostEntry, host_of
 from niso.cluster.membership import ClusterKeys
 from niso.runtime import units
 from niso.runtime.machine import Machine
@@ -36,24 +36,70 @@ if TYPE_CHECKING:
 AGENT_LOCK = "niso.agent"
 
 
-class ClusterState(NamedTuple):
-    """The state of the cluster. If etcd does not answer, it is what this host has recorded."""
+class ClusterMember(NamedTuple):
+    """An etcd member of the cluster."""
 
-    own: Config
+    name: str
+    """the member's name, which is its host's name; empty if etcd does not answer"""
+    address: str
+    """its client endpoint"""
+    version: str | None
+    """etcd's version; null if the member does not answer"""
+    leader: bool
+    """whether the member is etcd's leader"""
+    learns: bool
+    """whether the member is a learner, which does not vote yet"""
+
+
+class ClusterHost(NamedTuple):
+    """A host of the cluster."""
+
+    name: str
+    """the host's name"""
+    address: str
+    """the host's address for traffic from other hosts"""
+    state: str
+    """here, alive or gone"""
+    gone_s: float | None
+    """seconds since an agent found the host missing; null if it is not gone or no agent noticed"""
+    networks: tuple[str, ...]
+    """strings: the networks that services of the host are on"""
+    services: int
+    """the number of services that the host has reserved in etcd"""
+    niso: str
+    """version of niso on the host; can be empty"""
+    behind_s: float | None
+    """seconds by which the host's agent lags; null if unknown"""
+
+
+class ClusterStatus(NamedTuple):
+    """The cluster as this host sees it."""
+
     cluster: str
-    members: tuple[tuple[own_etcd.EtcdMember, own_etcd.EtcdState | None], ...]
-    hosts: tuple[HostEntry, ...]
-    claims: tuple[ClusterClaim, ...]
-    networks: tuple[str, ...]  # all that span hosts
-    gone_s: dict[str, float]  # seconds since which hosts are gone, as seen by this host's agent
-    late_s: dict[str, int]  # seconds by which agents lag, of those that do
-    # seconds since the last sync pass of this host's agent; None if there was none
-    looked_s: float | None
-    problem: Error | None  # why the cluster does not answer
+    """the cluster's id"""
+    host: str
+    """this host's name"""
+    answers: bool
+    """whether etcd answers; if not, hosts are as this host last recorded them"""
+    revision: int
+    """etcd's revision; 0 if etcd does not answer"""
+    tls: bool
+    """whether requests to etcd are encrypted"""
+    encryption: str | None
+    """what encrypts this host's traffic to others: kernel or userspace; null if nothing does"""
+    members: tuple[ClusterMember, ...]
+    """etcd's members"""
+    hosts: tuple[ClusterHost, ...]
+    """hosts, sorted by name"""
+    networks: tuple[str, ...]
+    """strings: networks that span hosts; if etcd does not answer, those of this host"""
 
 
-def status(machine: Machine) -> ClusterState:
-    """Return the state of the cluster as this host sees it. Raises Error."""
+def status(machine: Machine) -> tuple[ClusterStatus, list[tuple[str, tuple[str, ...]]]]:
+    """Return the state of the cluster as this host sees it, and warnings with their next steps.
+
+    If etcd does not answer, the state is what this host has recorded. Raises Error.
+    """
     own = require_member(machine)
     store = machine.store
     problem: Error | None = None
@@ -96,12 +142,53 @@ def status(machine: Machine) -> ClusterState:
         claims, late = (), {}
         networks = tuple(network.name for network in store.networks() if network.span is not None)
         known = _members(own, None)
-    asked = tuple((member, own_etcd.state(own.access(), member.client)) for member in known)
+    warnings: list[tuple[str, tuple[str, ...]]] = []
+    if problem is not None:
+        hints = (problem.hint or "", "hosts are listed as this one knew them last")
+        warnings.append((problem.message, hints))
+    asked = [(member, own_etcd.state(own.access(), member.client)) for member in known]
+    states = [state for _, state in asked if state is not None]
+    warnings += [(line, (step,)) for line, step in own_etcd.alarmed(states)]
+    warnings += [(found.text, ()) for found in cluster_check.lost_address(machine, own)]
+    leaders = {state.leader for state in states}
     now, (at_s, gone) = time.monotonic(), last()
-    ages = {host: now - seen_s for host, seen_s in gone.items()}
-    looked_s = None if at_s is None else now - at_s
-    seen = (asked, hosts, claims, networks, ages, late, looked_s)
-    return ClusterState(own, store.cluster_id(), *seen, problem)
+
+    def described(host: HostEntry) -> ClusterHost:
+        own_claims = [claim for claim in claims if claim.host == host.name]
+        used = sorted({network for claim in own_claims for network in claim.networks})
+        here = host.name == own.host
+        state = "here" if here else "alive" if host.alive else "gone"
+        gone_at = gone.get(host.name) if state == "gone" else None
+        gone_s = None if gone_at is None else now - gone_at
+        behind_s: float | None = None
+        if host.alive and problem is None:
+            behind_s = late.get(host.name, 0)
+        elif here and at_s is not None:  # its agent is not running, or reaches no etcd
+            behind_s = now - at_s
+        where = (host.name, host.address, state, gone_s)
+        return ClusterHost(*where, tuple(used), len(own_claims), host.version, behind_s)
+
+    seen = ClusterStatus(
+        store.cluster_id(),
+        own.host,
+        problem is None,
+        max((state.revision for state in states), default=0) if problem is None else 0,
+        bool(own.etcd.cacert),
+        own.encryption or None,
+        tuple(
+            ClusterMember(
+                member.name,
+                member.client,
+                state.version if state else None,
+                bool(member.identity) and member.identity in leaders,
+                member.learns,
+            )
+            for member, state in asked
+        ),
+        tuple(map(described, hosts)),
+        networks,
+    )
+    return seen, warnings
 
 
 def _members(own: Config, engine: Etcd | None) -> list[own_etcd.EtcdMember]:
@@ -224,7 +311,7 @@ def be_only_member(machine: Machine, report: Report) -> None:
         cluster_join.start_etcd(machine, own, report)
 
 
-def restore(machine: Machine, report: Report) -> Joined:
+def restore(machine: Machine, report: Report) -> Membership:
     """Write this host's cluster from its store to etcd, after etcd has lost its data.
 
     If no etcd answers, this host starts the first member. Raises Conflict if etcd has the data of a
@@ -248,7 +335,7 @@ def restore(machine: Machine, report: Report) -> Joined:
             if own.etcd.own:
                 _tend_certificates(machine, own, membership)
         units.agent_name()
-    return Joined(own, made.identity, _count(own) if own.etcd.own else 0)
+    return membership_of(own, made.identity, _count(own) if own.etcd.own else 0)
 
 
 def _answering(machine: Machine, own: Config, report: Report) -> Config:

@@ -37,12 +37,23 @@ MOST_MEMBERS = 3
 """The number of hosts that get an etcd member by default. With three members, one may fail."""
 
 
-class Joined(NamedTuple):
-    """Result of creating or joining a cluster."""
+class Membership(NamedTuple):
+    """Result of `Clusters.init` and `Clusters.join`: this host's membership."""
 
-    config: Config
-    cluster: str  # the cluster's id
-    members: int  # voting members of etcd; 0 if niso does not run it
+    cluster: str
+    """the cluster's id"""
+    host: str
+    """this host's name"""
+    address: str
+    """the host's address for traffic from other hosts"""
+    member: bool
+    """whether it runs a member of etcd"""
+    members: int
+    """number of etcd's members; 0 if niso does not run etcd"""
+
+
+def membership_of(own: Config, cluster: str, members: int) -> Membership:
+    return Membership(cluster, own.host, own.address, own.member is not None, members)
 
 
 def init(
@@ -52,7 +63,7 @@ def init(
     existing: Reach | None,
     report: Report,
     encrypt: str = "",
-) -> Joined:
+) -> Membership:
     """Create a cluster with this host as its first host.
 
     ``host`` and ``address`` are this host's name and address in the cluster, "" for the default.
@@ -104,7 +115,7 @@ def init(
             clear(machine, report)
             raise
         start_agent(machine, report)
-    return Joined(own, cluster.identity, 1 if existing is None else 0)
+    return membership_of(own, cluster.identity, 1 if existing is None else 0)
 
 
 def _encrypts(machine: Machine, asked: str, mtu: int, address: str) -> str:
@@ -184,7 +195,7 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
 
 def join(
     machine: Machine, text: bytes, member: bool | None, report: Report, encrypt: str = ""
-) -> Joined:
+) -> Membership:
     """Join the cluster that the invitation ``text`` is for.
 
     ``member`` says whether to run an etcd member on this host; None means that the first three
@@ -242,10 +253,12 @@ def join(
                 reason = f"joined as {own.host}, but not as a member of etcd: {error.message}"
                 raise Error(reason, "niso cluster member add tries it again") from error
             count += 1
-    return Joined(own, cluster.identity, count)
+    return membership_of(own, cluster.identity, count)
 
 
-def _renew(machine: Machine, invited: Invitation, member: bool | None, report: Report) -> Joined:
+def _renew(
+    machine: Machine, invited: Invitation, member: bool | None, report: Report
+) -> Membership:
     """Install an invitation's certificates on a host of the cluster, with a new encryption key."""
     own = config.require()
     if invited.host.name != own.host:
@@ -273,7 +286,7 @@ def _renew(machine: Machine, invited: Invitation, member: bool | None, report: R
             renew(machine.store, machine.kernel)
             mtu = _require_own(machine, own.address, "cluster.toml")
             ClusterKeys(engine, own.keys).refresh(as_member(machine, own, mtu))
-        return Joined(own, invited.cluster, voting(engine) if own.etcd.own else 0)
+        return membership_of(own, invited.cluster, voting(engine) if own.etcd.own else 0)
 
 
 # --- becoming a member of etcd --------------------------------------------------------------------

@@ -11,7 +11,7 @@ import stat
 import sys
 
 from niso.api.host import Host, connect
-from niso.api.host_cluster import ClusterStatus, ExistingEtcd, Membership
+from niso.api.host_cluster import ExistingEtcd
 from niso.base.errors import UsageError
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.cli import output
@@ -21,6 +21,8 @@ from niso.cli.parse import Args
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from niso.change.cluster_hosts import ClusterStatus
+    from niso.change.cluster_join import Membership
     from niso.runtime.units import Following
 
 
