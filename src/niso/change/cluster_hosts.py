@@ -154,8 +154,8 @@ def status(machine: Machine) -> tuple[ClusterStatus, list[tuple[str, tuple[str, 
     now, (at_s, gone) = time.monotonic(), last()
 
     def described(host: HostEntry) -> ClusterHost:
-        own_claims = [claim for claim in claims if claim.host == host.name]
-        used = sorted({network for claim in own_claims for network in claim.networks})
+        claimed = [claim for claim in claims if claim.host == host.name]
+        used = sorted({network for claim in claimed for network in claim.networks})
         here = host.name == own.host
         state = "here" if here else "alive" if host.alive else "gone"
         gone_at = gone.get(host.name) if state == "gone" else None
@@ -166,7 +166,7 @@ def status(machine: Machine) -> tuple[ClusterStatus, list[tuple[str, tuple[str, 
         elif here and at_s is not None:  # its agent is not running, or reaches no etcd
             behind_s = now - at_s
         where = (host.name, host.address, state, gone_s)
-        return ClusterHost(*where, tuple(used), len(own_claims), host.version, behind_s)
+        return ClusterHost(*where, tuple(used), len(claimed), host.version, behind_s)
 
     seen = ClusterStatus(
         store.cluster_id(),
