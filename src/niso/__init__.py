@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from niso.api.host_services import Package as Package
     from niso.api.host_services import Signalled as Signalled
     from niso.api.host_services import Taken as Taken
-    from niso.api.without_host import ImportedStack as ImportedStack
-    from niso.api.without_host import Missing as Missing
     from niso.api.without_host import Valid as Valid
     from niso.api.without_host import import_compose as import_compose
     from niso.api.without_host import manifest_schema as manifest_schema
@@ -74,6 +72,8 @@ if TYPE_CHECKING:
     from niso.change.deactivate import Done as Done
     from niso.change.stacks import StackDown as StackDown
     from niso.change.stacks import StackUp as StackUp
+    from niso.compose.compose_file import ImportedStack as ImportedStack
+    from niso.compose.service_tables import Missing as Missing
     from niso.kernel.kinds.kind import Finding as Finding
     from niso.look.capture import Capture as Capture
     from niso.look.capture import Stage as Stage
@@ -131,8 +131,7 @@ _MODULES = {
     "api.host_networks": "CreatedNetwork HostName HostNames Network NetworkLine NetworkMember"
     " RemovedNetwork Repaired Rules Subnet Swept",
     "api.host_services": "Executed Forwarded Package Signalled Taken",
-    "api.without_host": "ImportedStack Missing Valid import_compose manifest_schema stack_schema"
-    " validate",
+    "api.without_host": "Valid import_compose manifest_schema stack_schema validate",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
     " UsageError",
     "base.report": "Caution Completed CopyingPackage Event Expects Finished Healthy"
@@ -145,6 +144,8 @@ _MODULES = {
     "change.cluster_join": "Membership",
     "change.deactivate": "Done",
     "change.stacks": "StackDown StackUp",
+    "compose.compose_file": "ImportedStack",
+    "compose.service_tables": "Missing",
     "look.capture": "Capture Stage Traced",
     "look.drops": "Drop Drops Stats",
     "look.events": "Events Happened",

@@ -36,7 +36,11 @@ ORDER = (
 
 CLI_MAY = {
     # makes a machine, where `niso.connect` is of one; is conmon's, with no user
-    "cli.general_commands": {"niso.lab.supervisor.run", "niso.runtime.on_exit"},
+    "cli.general_commands": {
+        "niso.compose.compose_file.ImportedStack",
+        "niso.lab.supervisor.run",
+        "niso.runtime.on_exit",
+    },
     # types of results
     "cli.cluster_commands": {
         "niso.change.cluster_hosts.ClusterStatus",

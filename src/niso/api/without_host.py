@@ -19,6 +19,8 @@ from niso.manifest.stack import stack
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from niso.compose.compose_file import ImportedStack
+
 
 # --- manifests, stacks and schemas ----------------------------------------------------------------
 
@@ -125,36 +127,6 @@ def stack_schema() -> dict[str, object]:
 FILE_NAME = "stack.toml"
 
 
-class Missing(NamedTuple):
-    """A key or service of a compose file that was not converted."""
-
-    service: str
-    """the service in the compose file; empty for the file itself"""
-    key: str
-    """the key in the compose file; can be empty"""
-    text: str
-    """what the key does, and what to do instead"""
-
-
-class ImportedStack(NamedTuple):
-    """A compose file as a stack."""
-
-    stack: str
-    """name of the stack"""
-    services: tuple[str, ...]
-    """strings: names of the services"""
-    file: str | None
-    """path of the written stack.toml; null if none was written"""
-    text: str
-    """content of the stack.toml"""
-    missing: tuple[Missing, ...]
-    """what was not converted"""
-    commands: tuple[str, ...]
-    """strings: commands that fetch the root file systems; run them in the folder of the
-    stack.toml
-    """
-
-
 def import_compose(
     file: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
 ) -> ImportedStack:
@@ -167,24 +139,7 @@ def import_compose(
 
     target = None if output is None else path(output, "--output")
     made = compose_file.convert(path(file, "FILE"), target)
-    commands = tuple(command for name, image in made.images for command in _fetch(name, image))
-    missing = tuple(Missing(*gap) for gap in made.gaps)
-    written = None if target is None else _write(target, made.text)
-    return ImportedStack(made.stack, made.services, written, made.text, missing, commands)
-
-
-def _fetch(service: str, image: str) -> list[str]:
-    """Return shell commands that fetch an image and unpack it as a service's root file system."""
-    if not image:
-        return []
-    import shlex
-
-    word, folder = shlex.quote(image), f"rootfs/{service}"
-    return [
-        f"skopeo copy docker://{word} oci:images/{service}:latest"
-        f" && umoci raw unpack --image images/{service}:latest {folder}",
-        f"mkdir -p {folder} && podman export $(podman create {word}) | tar -x -C {folder}",
-    ]
+    return made if target is None else made._replace(file=_write(target, made.text))
 
 
 def _write(folder: str, text: str) -> str:

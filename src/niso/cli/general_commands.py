@@ -12,7 +12,8 @@ from niso.cli.command import ALIASES, COMMANDS, HIDDEN, Command, Group, find
 from niso.cli.parse import HELP, Args
 
 if TYPE_CHECKING:
-    from niso.api.without_host import ImportedStack, Valid
+    from niso.api.without_host import Valid
+    from niso.compose.compose_file import ImportedStack
 
 
 # --- help, version and others ---------------------------------------------------------------------

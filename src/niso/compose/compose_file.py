@@ -9,6 +9,7 @@ from __future__ import annotations
 import graphlib
 import ipaddress
 import os
+import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from niso.base.errors import InvalidInput
@@ -16,7 +17,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
 from niso.base.text import escaped
 from niso.compose import storage
-from niso.compose.service_tables import DEFAULT, Gap, Service, World, has_check, label
+from niso.compose.service_tables import DEFAULT, Missing, Service, World, has_check, label
 from niso.compose.storage import Place, Storage
 from niso.manifest import toml, yaml_file
 from niso.manifest.addresses_and_ports import parse_port
@@ -45,17 +46,26 @@ _NOT_HERE = {
 }
 
 
-class Imported(NamedTuple):
-    """The result of converting a compose file."""
+class ImportedStack(NamedTuple):
+    """A compose file as a stack."""
 
     stack: str
+    """name of the stack"""
     services: tuple[str, ...]
-    text: str  # name of the stack.toml
-    gaps: tuple[Gap, ...]
-    images: tuple[tuple[str, str], ...]  # service -> image; "" if it is built
+    """strings: names of the services"""
+    file: str | None
+    """path of the written stack.toml; null if none was written"""
+    text: str
+    """content of the stack.toml"""
+    missing: tuple[Missing, ...]
+    """what was not converted"""
+    commands: tuple[str, ...]
+    """strings: commands that fetch the root file systems; run them in the folder of the
+    stack.toml
+    """
 
 
-def convert(path: str, target: str | None = None) -> Imported:
+def convert(path: str, target: str | None = None) -> ImportedStack:
     """Convert the compose file at ``path`` to a stack.toml in the folder ``target``.
 
     Without ``target``, all host paths are absolute. Nothing is written. Raises the errors of
@@ -63,7 +73,7 @@ def convert(path: str, target: str | None = None) -> Imported:
     """
     folder = os.path.dirname(os.path.abspath(path))
     place = Place(folder, None if target is None else os.path.abspath(target))
-    gaps: list[Gap] = []
+    gaps: list[Missing] = []
     data = _with_variables(yaml_file.load(path), gaps)
     given = data.get("services")
     if not isinstance(given, dict) or not given:
@@ -94,10 +104,10 @@ def convert(path: str, target: str | None = None) -> Imported:
     gaps += [gap for service in made for gap in service.gaps]
     for name, keys in _items(data.get("volumes")):
         if storage.beyond(keys, ("labels", "driver")) or keys.get("driver", "local") != "local":
-            gaps.append(Gap("", f"volumes.{name}", "its settings are not taken over"))
+            gaps.append(Missing("", f"volumes.{name}", "its settings are not taken over"))
     for key in storage.beyond(data, _IN_FILE):
         if not key.startswith("x-") and data[key]:
-            gaps.append(Gap("", key, _NOT_HERE.get(key, "niso has no such key")))
+            gaps.append(Missing("", key, _NOT_HERE.get(key, "niso has no such key")))
     # a network that no service uses would only occupy a subnet
     used = {name for one in made for name in one.tables.get("network", {}).get("networks", ())}
     text = "\n".join(
@@ -107,13 +117,23 @@ def convert(path: str, target: str | None = None) -> Imported:
             *(line for one in made for line in _lines(one)),
         )
     )
-    return Imported(
-        stack,
+    names, commands = (
         tuple(one.name for one in made),
-        text.rstrip() + "\n",
-        tuple(gaps),
-        tuple((one.name, one.image) for one in made),
+        tuple(line for one in made for line in _fetch(one.name, one.image)),
     )
+    return ImportedStack(stack, names, None, text.rstrip() + "\n", tuple(gaps), commands)
+
+
+def _fetch(service: str, image: str) -> list[str]:
+    """Return shell commands that fetch an image and unpack it as a service's root file system."""
+    if not image:
+        return []
+    word, folder = shlex.quote(image), f"rootfs/{service}"
+    return [
+        f"skopeo copy docker://{word} oci:images/{service}:latest"
+        f" && umoci raw unpack --image images/{service}:latest {folder}",
+        f"mkdir -p {folder} && podman export $(podman create {word}) | tar -x -C {folder}",
+    ]
 
 
 def _refuse_cycles(services: list[Service], path: str) -> None:
@@ -128,7 +148,7 @@ def _refuse_cycles(services: list[Service], path: str) -> None:
         ) from None
 
 
-def _with_variables(data: dict[str, Any], gaps: list[Gap]) -> dict[str, Any]:
+def _with_variables(data: dict[str, Any], gaps: list[Missing]) -> dict[str, Any]:
     """Return the data with its variables in the syntax of a stack.toml.
 
     ``gaps`` gets an entry for the variables that must be set.
@@ -136,13 +156,13 @@ def _with_variables(data: dict[str, Any], gaps: list[Gap]) -> dict[str, Any]:
     variables = storage.Variables()
     kept: dict[str, Any] = variables.kept(data)
     for name in sorted(variables.without_default):
-        gaps.append(Gap("", f"${{{name}}}", "it must be set, in .env beside the stack.toml"))
+        gaps.append(Missing("", f"${{{name}}}", "it must be set, in .env beside the stack.toml"))
     if names := ", ".join(sorted(variables.used - variables.without_default)):
-        gaps.append(Gap("", ".env", f"copy it beside the stack.toml, if it has {names}"))
+        gaps.append(Missing("", ".env", f"copy it beside the stack.toml, if it has {names}"))
     return kept
 
 
-def _started(given: Mapping[str, Any], gaps: list[Gap]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _started(given: Mapping[str, Any], gaps: list[Missing]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name and keys of each service that `docker compose up` starts.
 
     A service with a profile is not started, and added to ``gaps``.
@@ -150,11 +170,11 @@ def _started(given: Mapping[str, Any], gaps: list[Gap]) -> Iterator[tuple[str, d
     for name, keys in given.items():
         if isinstance(keys, dict) and keys.get("profiles"):
             profiles = ", ".join(map(storage.text, storage.items(keys["profiles"])))
-            gaps.append(Gap(name, "profiles", f"left out: it belongs to {profiles}"))
+            gaps.append(Missing(name, "profiles", f"left out: it belongs to {profiles}"))
         elif isinstance(keys, dict):
             yield name, keys
         else:
-            gaps.append(Gap(name, "", "is not a mapping: left out"))
+            gaps.append(Missing(name, "", "is not a mapping: left out"))
 
 
 def _names(services: Mapping[str, Any]) -> dict[str, str]:
@@ -191,7 +211,7 @@ def _items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _networks(
-    given: object, stack: str, gaps: list[Gap]
+    given: object, stack: str, gaps: list[Missing]
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     """Return the name in the stack for each network of the compose file, and its settings by that
     name.
@@ -212,18 +232,20 @@ def _networks(
             external.setdefault(called or name, _free(label(called or name), external.values()))
             names[name] = external[called or name]
             make = f"niso net create {names[name]}"
-            gaps.append(Gap("", f"networks.{name}", f"it is external: {make}, unless it exists"))
+            gaps.append(
+                Missing("", f"networks.{name}", f"it is external: {make}, unless it exists")
+            )
         elif name != DEFAULT or keys:
             own = _free("main" if name == DEFAULT else label(name), names.values())
             names[name] = own
             tables[own] = _network(name, keys, gaps)
             if called:
                 what = f"it is {long_name(stack, own)}, for other stacks too"
-                gaps.append(Gap("", f"networks.{name}.name", what))
+                gaps.append(Missing("", f"networks.{name}.name", what))
     return names, tables
 
 
-def _network(name: str, keys: Mapping[str, Any], gaps: list[Gap]) -> dict[str, Any]:
+def _network(name: str, keys: Mapping[str, Any], gaps: list[Missing]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     if keys.get("internal"):
         table["internal"] = True
@@ -232,18 +254,18 @@ def _network(name: str, keys: Mapping[str, Any], gaps: list[Gap]) -> dict[str, A
     pools = [entry for entry in storage.items(entries) if isinstance(entry, dict)]
     place = f"networks.{name}"
     if ipam and len(pools) != len(storage.items(entries) or [ipam]):
-        gaps.append(Gap("", f"{place}.ipam", "is not a list of mappings: not taken over"))
+        gaps.append(Missing("", f"{place}.ipam", "is not a list of mappings: not taken over"))
     for key, rule in _OF_POOLS.items():
         texts = []
         for text in (storage.text(pool[key]) for pool in pools if pool.get(key)):
             if "${" in text or _is_valid(text, rule):
                 texts.append(text)
             else:
-                gaps.append(Gap("", f"{place}.{key}", f"{text!r} is not one: not taken over"))
+                gaps.append(Missing("", f"{place}.{key}", f"{text!r} is not one: not taken over"))
         if texts:
             table[key] = texts[0] if len(texts) == 1 else texts
     for key in sorted({key for pool in pools for key in pool} - _OF_POOLS.keys()):
-        gaps.append(Gap("", f"{place}.{key}", "niso has no such key"))
+        gaps.append(Missing("", f"{place}.{key}", "niso has no such key"))
     if keys.get("enable_ipv6") and not any(
         ":" in storage.text(pool.get("subnet")) for pool in pools
     ):
@@ -255,12 +277,12 @@ def _network(name: str, keys: Mapping[str, Any], gaps: list[Gap]) -> dict[str, A
         table["mtu"] = int(mtu)
     for key in options:
         if key != _MTU or not mtu.isdigit():
-            gaps.append(Gap("", f"{place}.driver_opts", f"{key} is not taken over"))
+            gaps.append(Missing("", f"{place}.driver_opts", f"{key} is not taken over"))
     for key in storage.beyond(keys, _OF_NETWORK):
         if not key.startswith("x-") and keys[key]:
-            gaps.append(Gap("", f"{place}.{key}", "niso has no such key"))
+            gaps.append(Missing("", f"{place}.{key}", "niso has no such key"))
     if storage.text(keys.get("driver")) not in ("", "bridge"):
-        gaps.append(Gap("", f"{place}.driver", "niso's networks are bridges"))
+        gaps.append(Missing("", f"{place}.driver", "niso's networks are bridges"))
     return table
 
 
@@ -345,7 +367,7 @@ class _Taken:
             holder = self._names.get((network, name), service.name)
             if holder != service.name:
                 what = f"{name!r} is a name of {holder} on the same network: left out"
-                service.gaps.append(Gap(service.given, key, what))
+                service.gaps.append(Missing(service.given, key, what))
                 return False
         self._names |= dict.fromkeys(((network, name) for network in on), service.name)
         return True
@@ -362,7 +384,7 @@ class _Taken:
         for other, holder in self._ports:
             if port.host_port and port.clashes(other):
                 what = f"{text!r} has a host port of {holder}: left out"
-                service.gaps.append(Gap(service.given, "ports", what))
+                service.gaps.append(Missing(service.given, "ports", what))
                 return False
         if port.host_port:
             self._ports.append((port, service.name))

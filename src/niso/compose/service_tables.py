@@ -41,12 +41,15 @@ UNKNOWN = "SET-ME"
 """The entrypoint written for a service whose command is only known to its image."""
 
 
-class Gap(NamedTuple):
-    """A key of the compose file that niso does not support, and why."""
+class Missing(NamedTuple):
+    """A key or service of a compose file that was not converted."""
 
     service: str
+    """the service in the compose file; empty for the file itself"""
     key: str
+    """the key in the compose file; can be empty"""
     text: str
+    """what the key does, and what to do instead"""
 
 
 class World(NamedTuple):
@@ -70,7 +73,7 @@ class Service:
     """
 
     def __init__(self, name: str, keys: Mapping[str, Any], world: World) -> None:
-        self.gaps: list[Gap] = []
+        self.gaps: list[Missing] = []
         self.tables: dict[str, Any] = {}
         self.given, self._keys, self._world = name, keys, world
         self.name = world.names[name]
@@ -95,7 +98,7 @@ class Service:
         self.tables = {table: data for table, data in self.tables.items() if data}
 
     def _gap(self, key: str, what: str) -> None:
-        self.gaps.append(Gap(self.given, key, what))
+        self.gaps.append(Missing(self.given, key, what))
 
     def _put(self, table: str, key: str, value: object) -> None:
         self.tables.setdefault(table, {})[key] = value
