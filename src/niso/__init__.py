@@ -4,6 +4,8 @@ Start with ``host = niso.connect()``. Names are imported on first use (PEP 562),
 is cheap. Names that start with an underscore and all submodules are not part of the API.
 """
 
+# ruff: noqa: I001  # many names on one line
+
 from __future__ import annotations
 
 __version__ = "0.1.0"
@@ -11,118 +13,65 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # importing typing for it would cost more than this module
 
 if TYPE_CHECKING:
-    from niso.api.host import Host as Host
-    from niso.api.host import connect as connect
-    from niso.api.host import plain as plain
-    from niso.api.host_attachments import AttachRequest as AttachRequest
-    from niso.api.host_attachments import Changed as Changed
+    from niso.api.host import Host as Host, connect as connect, plain as plain
+    from niso.api.host_attachments import AttachRequest as AttachRequest, Changed as Changed
     from niso.api.host_cluster import ExistingEtcd as ExistingEtcd
-    from niso.api.host_networks import CreatedNetwork as CreatedNetwork
-    from niso.api.host_networks import HostName as HostName
-    from niso.api.host_networks import HostNames as HostNames
-    from niso.api.host_networks import Network as Network
-    from niso.api.host_networks import NetworkLine as NetworkLine
-    from niso.api.host_networks import NetworkMember as NetworkMember
-    from niso.api.host_networks import RemovedNetwork as RemovedNetwork
-    from niso.api.host_networks import Repaired as Repaired
-    from niso.api.host_networks import Rules as Rules
-    from niso.api.host_networks import Subnet as Subnet
-    from niso.api.host_networks import Swept as Swept
-    from niso.api.host_services import Executed as Executed
-    from niso.api.host_services import Forwarded as Forwarded
-    from niso.api.host_services import Package as Package
-    from niso.api.host_services import Signalled as Signalled
-    from niso.api.host_services import Taken as Taken
-    from niso.api.without_host import Valid as Valid
-    from niso.api.without_host import import_compose as import_compose
+    from niso.api.host_networks import CreatedNetwork as CreatedNetwork, HostName as HostName
+    from niso.api.host_networks import HostNames as HostNames, Network as Network
+    from niso.api.host_networks import NetworkLine as NetworkLine, NetworkMember as NetworkMember
+    from niso.api.host_networks import RemovedNetwork as RemovedNetwork, Repaired as Repaired
+    from niso.api.host_networks import Rules as Rules, Subnet as Subnet, Swept as Swept
+    from niso.api.host_services import Executed as Executed, Forwarded as Forwarded
+    from niso.api.host_services import Package as Package, Signalled as Signalled, Taken as Taken
+    from niso.api.without_host import Valid as Valid, import_compose as import_compose
     from niso.api.without_host import manifest_schema as manifest_schema
-    from niso.api.without_host import stack_schema as stack_schema
-    from niso.api.without_host import validate as validate
-    from niso.base.errors import Conflict as Conflict
-    from niso.base.errors import Error as Error
-    from niso.base.errors import ErrorGroup as ErrorGroup
-    from niso.base.errors import InvalidInput as InvalidInput
-    from niso.base.errors import KernelError as KernelError
-    from niso.base.errors import NotFound as NotFound
-    from niso.base.errors import ProcessError as ProcessError
+    from niso.api.without_host import stack_schema as stack_schema, validate as validate
+    from niso.base.errors import Conflict as Conflict, Error as Error, ErrorGroup as ErrorGroup
+    from niso.base.errors import InvalidInput as InvalidInput, KernelError as KernelError
+    from niso.base.errors import NotFound as NotFound, ProcessError as ProcessError
     from niso.base.errors import UsageError as UsageError
-    from niso.base.report import Caution as Caution
-    from niso.base.report import Completed as Completed
-    from niso.base.report import CopyingPackage as CopyingPackage
-    from niso.base.report import Event as Event
-    from niso.base.report import Expects as Expects
-    from niso.base.report import Finished as Finished
-    from niso.base.report import Healthy as Healthy
-    from niso.base.report import RemovingVolumes as RemovingVolumes
-    from niso.base.report import Starting as Starting
-    from niso.base.report import Stopping as Stopping
-    from niso.base.report import Undoing as Undoing
+    from niso.base.report import Caution as Caution, Completed as Completed
+    from niso.base.report import CopyingPackage as CopyingPackage, Event as Event
+    from niso.base.report import Expects as Expects, Finished as Finished, Healthy as Healthy
+    from niso.base.report import RemovingVolumes as RemovingVolumes, Starting as Starting
+    from niso.base.report import Stopping as Stopping, Undoing as Undoing
     from niso.base.report import WaitingForHealth as WaitingForHealth
     from niso.base.report import WaitingForLock as WaitingForLock
     from niso.base.report import WaitingForPacket as WaitingForPacket
     from niso.change.activate import Outcome as Outcome
     from niso.change.attach import Attachment as Attachment
-    from niso.change.boot import Marked as Marked
-    from niso.change.boot import Restored as Restored
-    from niso.change.cluster_hosts import ClusterHost as ClusterHost
-    from niso.change.cluster_hosts import ClusterMember as ClusterMember
-    from niso.change.cluster_hosts import ClusterStatus as ClusterStatus
-    from niso.change.cluster_hosts import Forgotten as Forgotten
+    from niso.change.boot import Marked as Marked, Restored as Restored
+    from niso.change.cluster_hosts import ClusterHost as ClusterHost, ClusterMember as ClusterMember
+    from niso.change.cluster_hosts import ClusterStatus as ClusterStatus, Forgotten as Forgotten
     from niso.change.cluster_join import Membership as Membership
     from niso.change.deactivate import Done as Done
-    from niso.change.stacks import StackDown as StackDown
-    from niso.change.stacks import StackUp as StackUp
+    from niso.change.stacks import StackDown as StackDown, StackUp as StackUp
     from niso.compose.compose_file import ImportedStack as ImportedStack
     from niso.compose.service_tables import Missing as Missing
     from niso.kernel.kinds.kind import Finding as Finding
-    from niso.look.capture import Capture as Capture
-    from niso.look.capture import Stage as Stage
-    from niso.look.capture import Traced as Traced
-    from niso.look.drops import Drop as Drop
-    from niso.look.drops import Drops as Drops
-    from niso.look.drops import Stats as Stats
-    from niso.look.events import Events as Events
-    from niso.look.events import Happened as Happened
-    from niso.look.explain import Explanation as Explanation
-    from niso.look.explain import Judged as Judged
-    from niso.look.explain import Judgement as Judgement
-    from niso.look.explain import OtherHostObject as OtherHostObject
-    from niso.look.flows import Flow as Flow
-    from niso.look.flows import FlowEnd as FlowEnd
-    from niso.look.flows import Flows as Flows
-    from niso.look.host_ports import Port as Port
-    from niso.look.host_ports import PublishedPort as PublishedPort
-    from niso.look.learn import LearnedEntry as LearnedEntry
-    from niso.look.learn import LearnedPolicy as LearnedPolicy
+    from niso.look.capture import Capture as Capture, Stage as Stage, Traced as Traced
+    from niso.look.drops import Drop as Drop, Drops as Drops, Stats as Stats
+    from niso.look.events import Events as Events, Happened as Happened
+    from niso.look.explain import Explanation as Explanation, Judged as Judged
+    from niso.look.explain import Judgement as Judgement, OtherHostObject as OtherHostObject
+    from niso.look.flows import Flow as Flow, FlowEnd as FlowEnd, Flows as Flows
+    from niso.look.host_ports import Port as Port, PublishedPort as PublishedPort
+    from niso.look.learn import LearnedEntry as LearnedEntry, LearnedPolicy as LearnedPolicy
     from niso.look.learn import PolicyChange as PolicyChange
-    from niso.look.map import Map as Map
-    from niso.look.map import MapEnd as MapEnd
-    from niso.look.map import MapFlow as MapFlow
-    from niso.look.map import MapNetwork as MapNetwork
-    from niso.look.map import MapPolicy as MapPolicy
-    from niso.look.map import MapService as MapService
-    from niso.look.map import MapState as MapState
-    from niso.look.metrics import Metric as Metric
-    from niso.look.metrics import Sample as Sample
-    from niso.look.other_hosts import ClusterLine as ClusterLine
-    from niso.look.other_hosts import ClusterPort as ClusterPort
+    from niso.look.map import Map as Map, MapEnd as MapEnd, MapFlow as MapFlow
+    from niso.look.map import MapNetwork as MapNetwork, MapPolicy as MapPolicy
+    from niso.look.map import MapService as MapService, MapState as MapState
+    from niso.look.metrics import Metric as Metric, Sample as Sample
+    from niso.look.other_hosts import ClusterLine as ClusterLine, ClusterPort as ClusterPort
     from niso.look.outside_names import OutsideName as OutsideName
     from niso.look.policies import PolicyEntry as PolicyEntry
-    from niso.look.prove import Pong as Pong
-    from niso.look.prove import Proof as Proof
-    from niso.look.services import AttachedTo as AttachedTo
-    from niso.look.services import Endpoint as Endpoint
-    from niso.look.services import Process as Process
-    from niso.look.services import Service as Service
-    from niso.look.services import ServiceLine as ServiceLine
-    from niso.look.services import User as User
-    from niso.look.top import FlowLoad as FlowLoad
-    from niso.look.top import Load as Load
-    from niso.look.top import ServiceLoad as ServiceLoad
-    from niso.look.top import ServiceSocket as ServiceSocket
-    from niso.look.top import Top as Top
-    from niso.look.what_if import MapChange as MapChange
-    from niso.look.what_if import PolicyEffect as PolicyEffect
+    from niso.look.prove import Pong as Pong, Proof as Proof
+    from niso.look.services import AttachedTo as AttachedTo, Endpoint as Endpoint
+    from niso.look.services import Process as Process, Service as Service
+    from niso.look.services import ServiceLine as ServiceLine, User as User
+    from niso.look.top import FlowLoad as FlowLoad, Load as Load, ServiceLoad as ServiceLoad
+    from niso.look.top import ServiceSocket as ServiceSocket, Top as Top
+    from niso.look.what_if import MapChange as MapChange, PolicyEffect as PolicyEffect
 
 _MODULES = {
     "api.host": "Host connect plain",
