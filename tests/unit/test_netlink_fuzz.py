@@ -359,7 +359,7 @@ def test_answer_that_is_larger_than_the_buffer_is_an_error() -> None:
 def test_no_packet_of_a_service_makes_a_probe_fail(packet: bytes, proto: str, version: int) -> None:
     one = probe.ProbePacket.__new__(probe.ProbePacket)
     one._version, one._proto, one._token, one._port, one._own_port = version, proto, b"abcd", 80, 1
-    one._is_ours(packet, 80)
+    one._is_own(packet, 80)
     if packet or proto == "udp":  # a raw socket gives a packet with its header
         one._is_answer(packet)
 

@@ -1,7 +1,7 @@
 """Read, delete and add entries of connection tracking through ctnetlink.
 
 See linux/netfilter/nfnetlink_conntrack.h. `niso.reconcile.ended_flows` decides which flows a change
-deletes.
+deletes. All functions raise KernelError. A kernel without connection tracking has no flows.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable
 
 from niso.base.errors import KernelError
 from niso.base.named_tuples import NamedTuple
-from niso.base.names import family_of
+from niso.base.names import packed, prefix
 from niso.kernel import netlink
-from niso.kernel.netlink import Message, attribute, attributes, nested, u32
+from niso.kernel.netlink import Message, address_family, attribute, attributes, nested, u32
 from niso.kernel.nft_elements import nfgenmsg
 from niso.kernel.sockets import Connection
 
@@ -58,27 +58,26 @@ def flush_addresses(addresses: Iterable[str]) -> int:
     """Delete all tracked flows with one of these addresses at either end, before or after NAT.
 
     All protocols are covered, also ICMP. It repeats until no entry is found, since packets in
-    flight create new entries. Returns the number of deleted entries; 0 on a kernel without
-    connection tracking. Raises KernelError.
+    flight create new entries. Returns the number of deleted entries.
     """
-    packed = dict(map(_pack, addresses))
+    wanted = dict.fromkeys(map(packed, addresses))
 
     def matches(_: int, entry: _Entry) -> bool:
         return any(
-            end in packed
+            end in wanted
             for kind in (_TUPLE_ORIG, _TUPLE_REPLY)
             for end in attributes(attributes(entry[kind])[_TUPLE_IP]).values()
         )
 
     # For IPv6 the kernel's filter returns the entries that do not match
     # (ctnetlink_filter_match_tuple, Linux 5.8 to 6.18 at least).
-    filters = [nfgenmsg(socket.AF_INET6)] if socket.AF_INET6 in packed.values() else []
+    filters = [nfgenmsg(socket.AF_INET6)] if any(len(end) == 16 for end in wanted) else []
     filters += [
         _filter(
             socket.AF_INET, kind, flag, nested(_TUPLE_IP, attribute(end[socket.AF_INET], address))
         )
-        for address, family in packed.items()
-        if family == socket.AF_INET
+        for address in wanted
+        if len(address) == 4
         for kind in (_TUPLE_ORIG, _TUPLE_REPLY)
         for flag, end in ((_FILTER_SOURCE, _SOURCE), (_FILTER_DESTINATION, _DESTINATION))
     ]
@@ -90,18 +89,15 @@ def flush_ports(
     addresses: Callable[[], Iterable[str]] | None = None,
     answered: bool = False,
 ) -> int:
-    """Delete the tracked flows to or from these ports; TCP flows with a reply stay.
+    """Delete the tracked flows to or from these ports of the host, and return their number.
 
     Use it when published ports are added, removed or moved. A port is (protocol, first, last),
-    before NAT; the protocol is "tcp", "udp" or "sctp". Returns the number of deleted entries.
+    before NAT. ``addresses`` is called at most once, if there is a flow to one of the ports; only
+    flows to the addresses or prefixes that it returns are deleted.
 
-    ``addresses`` returns addresses or prefixes, such as "127.0.0.0/8"; only flows to these are
-    deleted. It is called at most once, and only if there is a flow to one of the ports. With
-    ``answered``, TCP flows with a reply are deleted too; use this when their server no longer
-    exists.
-
-    A TCP handshake in progress is treated like an established flow: its next packet would count as
-    the first of a new flow, go to the new service, and be reset. Raises KernelError.
+    TCP flows with a reply stay, unless ``answered``; use this when their server no longer exists. A
+    TCP handshake in progress is treated like an established flow: its next packet would count as
+    the first of a new flow, go to the new service, and be reset.
     """
     wanted: dict[int, set[int]] = {}
     for proto, first, last in ports:
@@ -118,7 +114,7 @@ def flush_ports(
             if int.from_bytes(port, "big") not in wanted.get(proto, ()):
                 continue
             if addresses is not None:
-                is_own = is_own or _within(addresses())
+                is_own = is_own or within(addresses())
                 if not is_own(attributes(tuple_[_TUPLE_IP])[_DESTINATION[family]]):
                     continue
             if answered or proto != _TCP or not status & _SEEN_REPLY:
@@ -127,17 +123,16 @@ def flush_ports(
 
     filters = []
     for number, of_proto in wanted.items():
-        its = attribute(_PROTO_NUM, bytes([number]))
-        flags, tuples, status = _FILTER_PROTO, [its], b""
+        proto_only = attribute(_PROTO_NUM, bytes([number]))
+        flags, tuples, status = _FILTER_PROTO, [proto_only], b""
         if number == _TCP and not answered:
             # the kernel leaves out flows that have seen a reply: nearly all
-            status = attribute(_STATUS, bytes(4)) + attribute(
-                _STATUS_MASK, _SEEN_REPLY.to_bytes(4, "big")
-            )
+            mask = _SEEN_REPLY.to_bytes(4, "big")
+            status = attribute(_STATUS, bytes(4)) + attribute(_STATUS_MASK, mask)
         if len(of_proto) <= _FEW_PORTS.get(number, 0):
             flags |= _FILTER_DST_PORT
             tuples = [
-                its + attribute(_PROTO_DST_PORT, port.to_bytes(2, "big"))
+                proto_only + attribute(_PROTO_DST_PORT, port.to_bytes(2, "big"))
                 for port in sorted(of_proto)
             ]
         filters += [
@@ -152,8 +147,7 @@ def flush_ports(
 def _filter(family: int, kind: int, flags: int, wanted: bytes) -> bytes:
     """Return a request for the entries in which the direction ``kind`` has the values ``wanted``.
 
-    ``flags`` say which values are compared. Before Linux 5.8 the kernel ignores the filter and
-    returns all entries.
+    ``flags`` say which values are compared. Before Linux 5.8 the kernel returns all entries.
     """
     return nfgenmsg(family) + nested(kind, wanted) + nested(_FILTER, u32(kind, flags))
 
@@ -161,11 +155,10 @@ def _filter(family: int, kind: int, flags: int, wanted: bytes) -> bytes:
 def _flush(
     filters: list[bytes], matches: Callable[[int, _Entry], bool], exact: bool = False
 ) -> int:
-    """Delete the entries that the requests ``filters`` return and that ``matches`` accepts.
+    """Delete the entries that the requests return and ``matches`` accepts; return their number.
 
-    Returns their number. It repeats until a pass finds no entry. Clients of a busy service never
-    stop sending, so it also ends after a pass that began so late that all entries it found were
-    created under the new rules.
+    It repeats until a pass finds no entry. Clients of a busy service never stop sending, so it also
+    ends after a pass that began so late that all entries it found were created under the new rules.
 
     ``exact`` says that the IPv4 requests return only entries to be deleted. Where this is cheaper,
     the kernel is then asked to delete by the filter. Linux 6.18 can do this; an older kernel
@@ -213,11 +206,10 @@ def _flush(
 def _delete_by(kernel: netlink.Netfilter, filters: list[bytes]) -> bool:
     """Let the kernel delete the entries that the filters select; return False if it cannot."""
     can = True
+    what = "delete conntrack entries"
     for chunk in itertools.batched(filters, _CHUNK):
         try:
-            kernel.transact(
-                *(Message("delete conntrack entries", _CT_DELETE, 0, body) for body in chunk)
-            )
+            kernel.transact(*(Message(what, _CT_DELETE, 0, body) for body in chunk))
         except KernelError as error:
             if error.errno not in (*_ABSENT, errno.ENOENT):
                 raise
@@ -226,8 +218,6 @@ def _delete_by(kernel: netlink.Netfilter, filters: list[bytes]) -> bool:
 
 
 def _count(kernel: netlink.Netfilter) -> int:
-    """Return the number of tracked flows; 0 on a kernel without connection tracking."""
-
     def parse(answer: bytes) -> int:
         return int.from_bytes(attributes(answer, 4).get(_STATS_ENTRIES, b""), "big")
 
@@ -236,31 +226,23 @@ def _count(kernel: netlink.Netfilter) -> int:
     return netlink.understood(what, parse, answer)
 
 
-def _pack(address: str) -> tuple[bytes, int]:
-    family = socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
-    return socket.inet_pton(family, address), family
-
-
-def _within(addresses: Iterable[str]) -> Callable[[bytes], bool]:
+def within(addresses: Iterable[str]) -> Callable[[bytes], bool]:
     """Return a function that tests whether a packed address is in these addresses or prefixes."""
-    exact = set()
-    prefixes = []
+    exact, prefixes = set(), []
     for text in addresses:
-        address, slash, length = text.partition("/")
-        packed, _ = _pack(address)
-        shift = len(packed) * 8 - int(length) if slash else 0
-        if shift:
-            prefixes.append((len(packed), shift, int.from_bytes(packed, "big") >> shift))
+        if "/" in text:
+            prefixes.append(prefix(text))
         else:
-            exact.add(packed)
+            exact.add(packed(text))
 
-    def holds(packed: bytes) -> bool:
-        return packed in exact or any(
-            len(packed) == size and int.from_bytes(packed, "big") >> shift == prefix
-            for size, shift, prefix in prefixes
+    def contains(address: bytes) -> bool:
+        number, version = int.from_bytes(address), 6 if len(address) == 16 else 4
+        return address in exact or any(
+            span.version == version and 0 <= number - span.start < span.num_addresses
+            for span in prefixes
         )
 
-    return holds
+    return contains
 
 
 # --- read, delete and add single flows ------------------------------------------------------------
@@ -299,10 +281,7 @@ class Tracked(NamedTuple):
 
 
 def of(addresses: Iterable[str]) -> list[Tracked]:
-    """Return the tracked flows with one of these addresses at either end, before or after NAT.
-
-    Raises KernelError.
-    """
+    """Return the tracked flows with one of these addresses at either end, before or after NAT."""
     wanted = set(addresses)
     return [
         flow
@@ -312,14 +291,13 @@ def of(addresses: Iterable[str]) -> list[Tracked]:
 
 
 def tracked() -> list[Tracked]:
-    """Return all tracked flows. Raises KernelError."""
     return _all(_parse)
 
 
 def opened() -> list[tuple[str, Connection]]:
     """Return the tracked open flows of TCP, UDP and SCTP as (protocol, ends after DNAT).
 
-    TCP connections are established; flows of other protocols have had a reply. Raises KernelError.
+    TCP connections are established; flows of other protocols have had a reply.
     """
     return _all(_parse_open)
 
@@ -333,7 +311,7 @@ def _all[T](parse: Callable[[bytes], T | None]) -> list[T]:
 def end(flows: Iterable[Tracked]) -> int:
     """Delete these flows, so that their next packet counts as the first of a new flow.
 
-    Returns the number of deleted flows. Raises KernelError.
+    Returns the number of deleted flows.
     """
     handles = [flow.handle for flow in flows]
     with netlink.Netfilter() as kernel:
@@ -345,7 +323,7 @@ def introduce(connections: Iterable[Connection]) -> None:
     """Add open TCP connections to connection tracking as established; no-op for tracked ones.
 
     Use it for a bridge whose frames are about to be tracked. Otherwise a packet from the middle of
-    a connection would count as the start of one. Raises KernelError.
+    a connection would count as the start of one.
     """
     flags = netlink.CREATE | netlink.EXCL
     with netlink.Netfilter() as kernel:
@@ -418,7 +396,7 @@ def _addresses(family: int, tuple_: _Entry) -> tuple[str, str]:
 
 def _new(connection: Connection) -> bytes:
     client, server = connection[:2], connection[2:]
-    family = socket.AF_INET6 if family_of(connection.client) == 6 else socket.AF_INET
+    family = address_family(connection.client)
     liberal = bytes([_BE_LIBERAL, _BE_LIBERAL])  # struct nf_ct_tcp_flags: flags, mask
     state = (
         attribute(_TCP_STATE, bytes([_ESTABLISHED])),
@@ -440,8 +418,8 @@ def _tuple(kind: int, family: int, source: tuple[str, int], destination: tuple[s
         kind,
         nested(
             _TUPLE_IP,
-            attribute(_SOURCE[family], socket.inet_pton(family, source[0])),
-            attribute(_DESTINATION[family], socket.inet_pton(family, destination[0])),
+            attribute(_SOURCE[family], packed(source[0])),
+            attribute(_DESTINATION[family], packed(destination[0])),
         ),
         nested(
             _TUPLE_PROTO,

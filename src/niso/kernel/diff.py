@@ -54,9 +54,7 @@ def _disappearing_parents(want: State, have: State) -> set[str]:
 
 
 def _without(have: State, early: State) -> State:
-    """Return ``have`` without the objects of ``early``, and without everything that is inside
-    these.
-    """
+    """Return ``have`` without the objects of ``early`` and everything that is inside these."""
     if not early:
         return have
     parents = {kind_of(obj).parent_name(obj) for obj in early}

@@ -13,12 +13,12 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import Prefix, family_of, packed, prefix, unpacked
-from niso.kernel import netlink, policy_rules
+from niso.base.names import family_of, unpacked
+from niso.kernel import conntrack, netlink, policy_rules
 from niso.kernel.libnftables import Nft
 from niso.kernel.netlink import attributes, nested, several, string, text
 from niso.kernel.nft_elements import PROTOCOLS, Edit, Element, Nfnetlink, nfgenmsg
@@ -75,24 +75,19 @@ class Recorded(NamedTuple):
 
 
 def recorded(name: str) -> list[Recorded]:
-    """Return the flows in the sets ``name`` of both families; empty if niso's tables do not exist.
+    """Return the flows in the sets ``name`` of both families; none without niso's tables.
 
     Raises KernelError.
     """
-    names = (f"{name}{number}" for number in (4, 6))
-    return [flow for set_ in names for flow in flows_in(PLACES[set_], set_)]
-
-
-def flows_in(table: str, name: str) -> list[Recorded]:
-    """Return the flows in a set of an nftables table; empty if the set does not exist.
-
-    The field ``ago`` is valid only for sets of niso's own tables. Raises KernelError.
-    """
-    return dump(table, name, _flow)
+    return [
+        flow
+        for set_ in (f"{name}4", f"{name}6")
+        for flow in dump(PLACES[set_], set_, _parse_recorded)
+    ]
 
 
 def missed() -> dict[str, int]:
-    """Return how many new flows were not recorded because a set was full, as a dict by set.
+    """Return how many new flows were not recorded because a set was full, by set.
 
     Raises KernelError.
     """
@@ -104,30 +99,13 @@ def forget(addresses: Collection[str]) -> None:
 
     Call it for addresses that are given to another service, or taken from one. Raises KernelError.
     """
-    for family in (4, 6):
-        size = 16 if family == 6 else 4
-        own = [address for address in addresses if family_of(address) == family]
-        gone = {packed(address) for address in own if "/" not in address}
-        spans = [prefix(address) for address in own if "/" in address]
-        if not own:
-            continue
-
-        def goes(
-            end: bytes, gone: Collection[bytes] = gone, spans: Collection[Prefix] = spans
-        ) -> bool:
-            if end in gone:
-                return True
-            number = int.from_bytes(end)
-            return any(0 <= number - span.start < span.num_addresses for span in spans)
-
-        for name, table in PLACES.items():
-            if name.endswith(str(family)):
-                keys = [
-                    key
-                    for key in dump(table, name, lambda key, _: key)
-                    if goes(key[:size]) or goes(key[size : 2 * size])
-                ]
-                _delete(table, name, keys)
+    families = {str(family_of(address)) for address in addresses}
+    has = conntrack.within(addresses)
+    for name, table in PLACES.items():
+        if name[-1] in families:
+            size = 16 if name.endswith("6") else 4
+            keys = dump(table, name, lambda key, _: key)
+            _delete(table, name, [k for k in keys if has(k[:size]) or has(k[size : 2 * size])])
 
 
 def leave_out(source: str, proto: str, port: int) -> None:
@@ -138,68 +116,60 @@ def leave_out(source: str, proto: str, port: int) -> None:
     name = f"{policy_rules.PROBES}{family_of(source)}"
     for table in (INET, BRIDGE):
         probe = Element(table, name, (source, proto, port))
-        with Nfnetlink() as kernel:
-            try:
+        try:
+            with Nfnetlink() as kernel:
                 kernel.change("mark a test packet", [Edit("add", probe)])
-            except KernelError as error:
-                if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENFILE):
-                    raise
+        except KernelError as error:
+            if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENFILE):
+                raise
 
 
 def dump[T](table: str, name: str, parse: Callable[[bytes, dict[int, bytes]], T]) -> list[T]:
-    """Return what ``parse`` returns for each element of an nftables set.
+    """Return what ``parse`` returns for (key, netlink attributes) of each element of a set.
 
-    ``parse`` is called with the key and the netlink attributes of an element. The result is empty
-    if the set does not exist. Raises KernelError.
+    The result is empty if the set does not exist. Raises KernelError.
     """
-    body = _set(table, name)
 
-    def whole(answer: bytes) -> list[T]:
+    def parse_all(answer: bytes) -> list[T]:
         elements = attributes(answer, 4).get(_LIST_ELEMENTS, b"")
         return [
             parse(attributes(fields[_ELEM_KEY])[_DATA_VALUE], fields)
             for fields in map(attributes, several(elements, _LIST_ELEM))
         ]
 
+    what, body = f"read {table} {name}", _set(table, name)
     with Nfnetlink() as kernel:
-        parts = kernel.dump(f"read {table} {name}", _GETSETELEM, body, whole, _ABSENT)
+        parts = kernel.dump(what, _GETSETELEM, body, parse_all, _ABSENT)
     return [item for part in parts for item in part]
 
 
-def _flow(key: bytes, fields: dict[int, bytes]) -> Recorded:
-    size = 16 if len(key) == 40 else 4
-    source, destination = (unpacked(key[at : at + size]) for at in (0, size))
-    proto, port = key[2 * size], int.from_bytes(key[2 * size + 4 : 2 * size + 6], "big")
-    packets, octets = counted(fields)
+def _ends(key: bytes) -> tuple[tuple[str, str, str], bytes]:
+    """Return ((source, destination, protocol), ports) of a set's key.
+
+    The protocol is a number if it has no name here. Each port has 4 bytes.
+    """
+    size = 16 if len(key) >= 40 else 4
+    proto = key[2 * size]
+    source, destination = unpacked(key[:size]), unpacked(key[size : 2 * size])
+    return (source, destination, _NAMES.get(proto, str(proto))), key[2 * size + 4 :]
+
+
+def _parse_recorded(key: bytes, fields: dict[int, bytes]) -> Recorded:
+    ends, ports = _ends(key)
     left_ms = int.from_bytes(fields.get(_ELEM_EXPIRATION, b""), "big")
-    return Recorded(
-        source,
-        destination,
-        proto_name(proto),
-        port,
-        packets,
-        octets,
-        max(0.0, policy_rules.KEPT_S - left_ms / 1000),
-    )
+    ago = max(0.0, policy_rules.KEPT_S - left_ms / 1000)
+    return Recorded(*ends, int.from_bytes(ports[:2], "big"), *_counted(fields), ago)
 
 
-def counted(fields: dict[int, bytes]) -> tuple[int, int]:
+def _counted(fields: dict[int, bytes]) -> tuple[int, int]:
     """Return (packets, bytes) of the counter in an element whose attributes are ``fields``."""
     counter = attributes(attributes(fields[_ELEM_EXPR])[_EXPR_DATA])
-    packets, octets = (counter[attribute] for attribute in (_COUNTER_PACKETS, _COUNTER_BYTES))
+    packets, octets = (counter[kind] for kind in (_COUNTER_PACKETS, _COUNTER_BYTES))
     return int.from_bytes(packets, "big"), int.from_bytes(octets, "big")
 
 
-def proto_name(number: int) -> str:
-    """Return the name of a protocol; if it has no name here, its number as a string."""
-    return _NAMES.get(number, str(number))
-
-
 def _delete(table: str, name: str, keys: list[bytes]) -> None:
-    """Delete the elements with these keys from an nftables set.
-
-    An element that has expired since it was read is no error.
-    """
+    """Delete the elements with these keys from a set; an expired one is no error."""
     what = f"forget flows in {table} {name}"
     for start in range(0, len(keys), _CHUNK):
         elements = [
@@ -221,19 +191,17 @@ def _count(table: str, chain: str) -> int:
     """Return the packets of the only counter in a chain; 0 if the chain does not exist."""
     family, _, own = table.partition(" ")
     body = nfgenmsg(_FAMILIES[family]) + text(_RULE_TABLE, own) + text(_RULE_CHAIN, chain)
+
+    def parse(answer: bytes) -> int:
+        expressions = attributes(answer, 4).get(_RULE_EXPRESSIONS, b"")
+        return sum(
+            int.from_bytes(attributes(expression[_EXPR_DATA])[_COUNTER_PACKETS], "big")
+            for expression in map(attributes, several(expressions, _LIST_ELEM))
+            if string(expression.get(_EXPR_NAME, b"")) == "counter"
+        )
+
     with Nfnetlink() as kernel:
-        rules = kernel.dump(f"read {table} {chain}", _GETRULE, body, _counters, _ABSENT)
-    return sum(number for numbers in rules for number in numbers)
-
-
-def _counters(answer: bytes) -> list[int]:
-    return list(_each_counter(attributes(answer, 4).get(_RULE_EXPRESSIONS, b"")))
-
-
-def _each_counter(expressions: bytes) -> Iterator[int]:
-    for expression in map(attributes, several(expressions, _LIST_ELEM)):
-        if string(expression.get(_EXPR_NAME, b"")) == "counter":
-            yield int.from_bytes(attributes(expression[_EXPR_DATA])[_COUNTER_PACKETS], "big")
+        return sum(kernel.dump(f"read {table} {chain}", _GETRULE, body, parse, _ABSENT))
 
 
 # --- bytes of each flow ---------------------------------------------------------------------------
@@ -266,7 +234,6 @@ class Meter:
             raise
 
     def close(self) -> None:
-        """Delete the temporary tables that count."""
         self._nft.close()
 
     def __del__(self) -> None:
@@ -289,13 +256,13 @@ class Meter:
             return octets - before if octets >= before else octets
 
         for number in _WORDS:
-            for key, octets in dump(f"bridge {self._name}", f"{_EITHER}{number}", _either):
+            for key, octets in dump(f"bridge {self._name}", f"{_EITHER}{number}", _parse_switched):
                 source, to, proto, source_port, port = key
                 more = moved(_EITHER, key, octets)
                 for flow in ((source, to, proto, port), (to, source, proto, source_port)):
                     switched[flow] = switched.get(flow, 0) + more
             for way in (_THERE, _BACK):
-                for row in flows_in(f"inet {self._name}", f"{way}{number}"):
+                for row in dump(f"inet {self._name}", f"{way}{number}", _parse_recorded):
                     more = moved(way, row[:4], row.octets)
                     tracked[row[:4]] = tracked.get(row[:4], 0) + more
         self._before = now
@@ -303,17 +270,17 @@ class Meter:
         return switched | tracked
 
 
-def _either(key: bytes, fields: dict[int, bytes]) -> tuple[tuple[str, str, str, int, int], int]:
+def _parse_switched(
+    key: bytes, fields: dict[int, bytes]
+) -> tuple[tuple[str, str, str, int, int], int]:
     """Return ((source, destination, protocol, both ports), bytes) of an element."""
-    size = 16 if len(key) == 44 else 4
-    source, to = (unpacked(key[at : at + size]) for at in (0, size))
-    proto, ports = key[2 * size], key[2 * size + 4 :]
+    ends, ports = _ends(key)
     source_port, port = (int.from_bytes(ports[at : at + 2], "big") for at in (0, 4))
-    return (source, to, proto_name(proto), source_port, port), counted(fields)[1]
+    return (*ends, source_port, port), _counted(fields)[1]
 
 
 def tables(name: str) -> str:
-    """Return the text of the temporary tables in nft(8) syntax. ``name`` is their name.
+    """Return the text of the temporary tables in nft(8) syntax.
 
     If a set is full, new flows are neither counted nor dropped.
     """

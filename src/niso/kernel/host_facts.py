@@ -1,4 +1,7 @@
-"""Read facts about the host that planning needs: its MTU, the prefixes in use, its name servers."""
+"""Read facts about the host that planning needs: its MTU, the prefixes in use, its name servers.
+
+`niso.kernel.interface.Kernel` describes most of these functions.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from collections.abc import Sequence
 
 from niso.base.names import is_marked
 from niso.kernel import proc_sys
-from niso.kernel.link_records import Link
 from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.ruleset import TUNNEL
 
@@ -18,22 +20,15 @@ RESOLVED_UPSTREAMS = "/run/systemd/resolve/resolv.conf"
 
 
 def default_mtu() -> int:
-    """Return the MTU in bytes of the network interface with the default route; 1500 if there is
-    none.
-
-    An IPv4 route is preferred to an IPv6 route.
-    """
+    """Prefer the IPv4 default route; without any, return 1500."""
     with Rtnl() as rtnl:
         routes = rtnl.routes()
         mtus = {link.index: link.mtu for link in rtnl.links()}
-    ways = (
-        r for everywhere in ("0.0.0.0/0", "::/0") for r in routes if r.destination == everywhere
-    )
-    return next((mtus[way.index] for way in ways if way.index in mtus), DEFAULT_MTU)
+    indexes = (r.index for all_ in ("0.0.0.0/0", "::/0") for r in routes if r.destination == all_)
+    return next((mtus[index] for index in indexes if index in mtus), DEFAULT_MTU)
 
 
 def mtu_of(address: str) -> int | None:
-    """Return the MTU in bytes of the network interface with this address; None if there is none."""
     with Rtnl() as rtnl:
         for own in rtnl.addresses():
             if own.address.partition("/")[0] == address:
@@ -42,7 +37,7 @@ def mtu_of(address: str) -> int | None:
 
 
 def used_prefixes(except_alias: str) -> list[tuple[Network, str]]:
-    """Return (prefix, interface) for each route and each address of the host.
+    """Return (prefix, interface) for the host's routes and addresses.
 
     Default routes, link-local prefixes, and interfaces with the alias ``except_alias`` are left
     out.
@@ -53,11 +48,8 @@ def used_prefixes(except_alias: str) -> list[tuple[Network, str]]:
         for route in rtnl.routes():
             link = links.get(route.index)
             net = ipaddress.ip_network(route.destination)
-            if (
-                net.prefixlen
-                and not (link and link.alias == except_alias)
-                and not net.is_link_local
-            ):
+            is_excluded = link is not None and link.alias == except_alias
+            if net.prefixlen and not is_excluded and not net.is_link_local:
                 used[net, link.name if link else "no link"] = None
         for address in rtnl.addresses():
             link = links.get(address.index)
@@ -71,7 +63,7 @@ _LOCAL, _RTN_LOCAL = 255, 2  # RT_TABLE_LOCAL and RTN_LOCAL, linux/rtnetlink.h
 
 
 def local_prefixes() -> list[Network]:
-    """Return the prefixes whose packets the host itself receives, by a route of type local.
+    """Return the prefixes whose packets the host itself receives.
 
     Each address of the host has such a route. Others are made by ``ip route add local PREFIX``.
     """
@@ -110,10 +102,7 @@ def engine_prefixes() -> list[tuple[Network, str]]:
 
 
 def lacks_ipv6() -> str | None:
-    """Return why this host cannot have a network with IPv6; None if it can.
-
-    See ip-sysctl.rst, conf/all/disable_ipv6.
-    """
+    """Return why this host cannot have a network with IPv6 (ip-sysctl.rst); None if it can."""
     disabled = proc_sys.read("net/ipv6/conf/all/disable_ipv6")
     if disabled is None:
         return "this kernel has no IPv6 or was booted with ipv6.disable=1"
@@ -140,10 +129,10 @@ def receiving6() -> list[str]:
 
 
 def not_forwarding() -> dict[str, set[str]]:
-    """Return the foreign network interfaces that do not forward IPv4 although the host does.
+    """Return the foreign interfaces that are up and do not forward IPv4 although the host does.
 
-    The dict maps the name of each such interface that is up to its IPv4 addresses. The sysctl of
-    the interface decides (ip-sysctl.rst, conf/interface/forwarding). Raises KernelError.
+    The dict maps their names to their IPv4 addresses. The sysctl of the interface decides
+    (ip-sysctl.rst, conf/interface/forwarding).
     """
     if proc_sys.read("net/ipv4/ip_forward") != "1":
         return {}
@@ -155,16 +144,13 @@ def not_forwarding() -> dict[str, set[str]]:
                 by_link.setdefault(rtnl.name(entry.index), set()).add(str(address))
         # one link at a time: there may be a thousand links without an address
         links = [link for name in by_link if name and (link := rtnl.link(name)) is not None]
-        by_link = {link.name: by_link[link.name] for link in links if _is_foreign(link)}
     return {
-        name: own
-        for name, own in by_link.items()
-        if proc_sys.read(f"net/ipv4/conf/{name}/forwarding") == "0"
+        link.name: by_link[link.name]
+        for link in links
+        if link.up
+        and not is_marked(link.alias)
+        and proc_sys.read(f"net/ipv4/conf/{link.name}/forwarding") == "0"
     }
-
-
-def _is_foreign(link: Link) -> bool:
-    return link.up and not is_marked(link.alias)
 
 
 def resolv_conf(
@@ -175,7 +161,7 @@ def resolv_conf(
     The content is that of the host, with ``dns`` as name servers and ``search`` as search domains
     if these are not None.
     """
-    text, warning = _of_host()
+    text, warning = _host_resolv_conf()
     replaced = {"nameserver": dns, "search": search, "domain": search}
     lines = [line for line in text.splitlines() if replaced.get((line.split() or [""])[0]) is None]
     lines += [f"nameserver {address}" for address in dns or ()]
@@ -185,7 +171,7 @@ def resolv_conf(
     return "".join(f"{line}\n" for line in lines), None if dns else warning
 
 
-def _of_host() -> tuple[str, str | None]:
+def _host_resolv_conf() -> tuple[str, str | None]:
     """Return (content of resolv.conf, warning or None) for a service that uses the host's servers.
 
     The content is the host's resolv.conf without loopback servers, which a service cannot reach. If
@@ -193,19 +179,19 @@ def _of_host() -> tuple[str, str | None]:
     its stub.
     """
     text = _read("/etc/resolv.conf")
-    if not any(_is_loopback(line) for line in text.splitlines()):
+    if not any(map(_is_loopback, text.splitlines())):
         return text, None
-    upstreams = _read(RESOLVED_UPSTREAMS)
-    for candidate in (upstreams, text):
-        kept = [line for line in candidate.splitlines() if not _is_loopback(line)]
-        if any(line.split()[:1] == ["nameserver"] for line in kept):
-            return "\n".join(kept) + "\n", None
-    remaining = [line for line in text.splitlines() if not _is_loopback(line)]
+    remaining = ""
+    for candidate in (_read(RESOLVED_UPSTREAMS), text):
+        lines = [line for line in candidate.splitlines() if not _is_loopback(line)]
+        remaining = "".join(f"{line}\n" for line in lines)
+        if any(line.split()[:1] == ["nameserver"] for line in lines):
+            return remaining, None
     warning = (
         "the host's only name servers are on its loopback, which services cannot reach:"
         " external names will not resolve"
     )
-    return "".join(f"{line}\n" for line in remaining), warning
+    return remaining, warning
 
 
 def _is_loopback(line: str) -> bool:

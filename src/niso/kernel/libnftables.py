@@ -14,7 +14,7 @@ import os
 from niso.base import signals
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.kernel.netlink import MALFORMED, named, refused
+from niso.kernel.netlink import MALFORMED, named, refused, refusing
 
 if TYPE_CHECKING:
     import ctypes
@@ -98,10 +98,8 @@ class Nft:
         Raises KernelError; then nothing has changed.
         """
         what = f"apply nftables rules ({text.strip().partition(chr(10))[0][:80]})"
-        try:
+        with refusing(what):
             signals.hit(what)
-        except OSError as error:
-            raise refused(what, error.errno or 0) from error
         with named():
             failed = self._nft.nft_run_cmd_from_buffer(self._context, text.encode())
         if failed:
@@ -122,33 +120,30 @@ class Nft:
 
         The object ``metainfo`` is left out.
         """
-        self._nft.nft_ctx_output_set_flags(self._context, _JSON)
-        failed = self._nft.nft_run_cmd_from_buffer(self._context, command.encode())
-        self._nft.nft_ctx_output_set_flags(self._context, 0)
-        if failed:
-            raise self._error(self._errors(), command)
-        answer: bytes = self._nft.nft_ctx_get_output_buffer(self._context) or b'{"nftables": []}'
+        answer = self._list(command, _JSON) or b'{"nftables": []}'
         try:
             items = json.loads(answer.decode())["nftables"]
             return [item for item in items if "metainfo" not in item]
         except _MALFORMED as error:
-            raise _unreadable(command) from error
+            raise KernelError(
+                f"nft: cannot parse the reply to '{command}'", "nft -j list ruleset shows it"
+            ) from error
 
     def text(self, command: str, flags: int = 0) -> str:
-        """Return the text output of a ``list`` command.
-
-        ``flags`` are output flags of libnftables(3).
+        """Return the text output of a ``list`` command; ``flags`` are those of libnftables(3).
 
         Raises KernelError.
         """
+        return self._list(command, flags).decode("utf-8", "replace")
+
+    def _list(self, command: str, flags: int) -> bytes:
         self._nft.nft_ctx_output_set_flags(self._context, flags)
         failed = self._nft.nft_run_cmd_from_buffer(self._context, command.encode())
         self._nft.nft_ctx_output_set_flags(self._context, 0)
         if failed:
             raise self._error(self._errors(), command)
-        return (self._nft.nft_ctx_get_output_buffer(self._context) or b"").decode(
-            "utf-8", "replace"
-        )
+        output: bytes = self._nft.nft_ctx_get_output_buffer(self._context) or b""
+        return output
 
     def outline(self) -> str:
         """Return all nftables tables as text, with the handles of rules, without elements of sets.
@@ -203,9 +198,3 @@ class Nft:
         where = f"line {number}, " if number and "\n" in text.strip() else ""
         near = f"at '{token[:80]}' of " if token and token != shown.strip() else ""
         return KernelError(f"nft: {reason}: {where}{near}'{shown.strip()[:160]}'")
-
-
-def _unreadable(command: str) -> KernelError:
-    return KernelError(
-        f"nft: cannot parse the reply to '{command}'", "nft -j list ruleset shows it"
-    )

@@ -2,7 +2,8 @@
 
 A neighbour entry maps an address to a MAC, so that packets need no ARP. An entry of a bridge's
 forwarding database (FDB) maps a MAC to a port; in the FDB of a VXLAN device, to another host. niso
-adds the first two for each service, and all three for each service of another host.
+adds the first two for each service, and all three for each service of another host. Functions with
+an rtnetlink socket raise KernelError.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import sys
 
 from niso.base.errors import KernelError
 from niso.base.named_tuples import NamedTuple
-from niso.base.names import family_of
+from niso.base.names import packed, unpacked
 from niso.kernel import netlink
 from niso.kernel.link_records import packed_mac
-from niso.kernel.netlink import Message, attribute, attributes, u32
+from niso.kernel.netlink import Message, address_family, attribute, attributes, u32
 from niso.kernel.rtnetlink import Rtnl
 
 _NEWNEIGH, _DELNEIGH, _GETNEIGH, _GETNEIGHTBL = 28, 29, 30, 66
@@ -28,6 +29,7 @@ _MASTERS, _SELF = 0x04, 0x02  # NTF_MASTER: the bridge's table; NTF_SELF: the de
 _LEARNED = 0x10  # NTF_EXT_LEARNED: a routing daemon's
 _MOST, _STATS = 4, 7  # NDTA_THRESH3, NDTA_STATS
 _ABSENT = (errno.ENOENT, errno.ENODEV, errno.EINVAL)  # no entry; no link; not a bridge port
+_MISSING = (errno.ENOENT, errno.ENODEV)
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 StaticEntry = tuple[int, str, bool]
@@ -58,8 +60,6 @@ class Table(NamedTuple):
 
 
 def tables(rtnl: Rtnl) -> list[Table]:
-    """Return how full the neighbour tables of both families are. Raises KernelError."""
-
     def parse(body: bytes) -> Table | None:
         have = attributes(body, 4)
         if body[0] not in _FAMILIES or _STATS not in have or _MOST not in have:
@@ -81,27 +81,22 @@ def tables(rtnl: Rtnl) -> list[Table]:
 
 
 def permanent(rtnl: Rtnl) -> list[tuple[int, str, str]]:
-    """Return the permanent neighbour entries of both families as (link index, address, MAC).
-
-    Raises KernelError.
-    """
+    """Return the permanent neighbour entries of both families as (link index, address, MAC)."""
 
     def parse(body: bytes) -> tuple[int, str, str] | None:
         family, index, state, _, _ = _ndmsg.unpack_from(body)
         entry = attributes(body, 12)
         if not state & _PERMANENT or family not in _FAMILIES or _DST not in entry:
             return None
-        address = socket.inet_ntop(family, entry[_DST])
-        return index, address, entry.get(_LLADDR, b"").hex(":")
+        return index, unpacked(entry[_DST]), entry.get(_LLADDR, b"").hex(":")
 
     return rtnl.dump("list neighbours", _GETNEIGH, _request(socket.AF_UNSPEC), parse)
 
 
 def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[StaticEntry]]:
-    """Return the static forwarding (FDB) entries of bridges, as a dict by the bridge's index.
+    """Return the static forwarding (FDB) entries of all bridges, or of one, by the bridge's index.
 
-    With ``bridge_index`` 0, they are those of all bridges, otherwise of one. They are read in one
-    request, because the kernel walks all interfaces for each. Raises KernelError.
+    They are read in one request, because the kernel walks all interfaces for each.
     """
 
     def parse(body: bytes) -> tuple[int, StaticEntry] | None:
@@ -121,24 +116,21 @@ def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[StaticEntry]]
 
 
 def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:
-    """Return whether a bridge has a static entry by which it sends a MAC to this port.
-
-    Raises KernelError.
-    """
-    have = _entry(rtnl, port_index, mac)
-    return have is not None and have[0] == port_index and bool(have[2] & _NOARP)
+    """Return whether a bridge has a static entry by which it sends a MAC to this port."""
+    index, _, state = _entry(rtnl, port_index, mac)
+    return index == port_index and bool(state & _NOARP)
 
 
-def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int] | None:
+def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int]:
     """Return (interface, bridge, state) of a MAC's entry in the bridge that a port is on.
 
     Interface and bridge are indexes; the state is NUD_*. For an entry of the bridge itself, the
-    interface is the bridge. Returns None if there is no entry. Raises KernelError.
+    interface is the bridge. All are 0 if there is no entry.
     """
     body = _request(_AF_BRIDGE, port_index) + _mac(mac)
     answer = rtnl.get_one(f"find the port of {mac}", _GETNEIGH, body, _ABSENT)
     if answer is None:
-        return None
+        return 0, 0, 0
     _, index, state, _, _ = _ndmsg.unpack_from(answer)
     bridge = int.from_bytes(attributes(answer, 12).get(_MASTER, b""), sys.byteorder)
     return index, bridge, state
@@ -150,8 +142,7 @@ def fix(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
     ``own`` is the MAC of the port itself if it is new. The entry that the kernel adds for that MAC
     is deleted: no service sends to it, and the kernel walks all entries for each port that is added
     or removed. A new port replaces no entry for the host. No port replaces the bridge's own entry,
-    because services could then no longer reach the host. Raises KernelError, with EADDRINUSE if
-    such an entry is in the way.
+    because services could then no longer reach the host: KernelError has EADDRINUSE then.
     """
     body = _ndmsg.pack(_AF_BRIDGE, port_index, _NOARP, _MASTERS, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for link {port_index}"
@@ -162,8 +153,8 @@ def fix(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
     except KernelError as error:
         if error.errno != errno.EEXIST:
             raise
-    have = _entry(rtnl, port_index, mac)
-    if have is not None and have[2] & _PERMANENT and (own or have[0] == have[1]):
+    index, bridge, state = _entry(rtnl, port_index, mac)
+    if state & _PERMANENT and (own or index == bridge):
         reason = "it is the MAC address of the bridge or of the host's end of a port"
         raise netlink.refused(what, errno.EADDRINUSE, reason)
     flags = netlink.CREATE | netlink.REPLACE
@@ -171,9 +162,7 @@ def fix(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
 
 
 def take(bridge_index: int, mac: str) -> Message:
-    """Return the message that adds an entry to a bridge by which frames to its own MAC are the
-    host's.
-    """
+    """Return the message by which a bridge passes frames to its own MAC to the host."""
     body = _ndmsg.pack(_AF_BRIDGE, bridge_index, _PERMANENT, _SELF, 0) + _mac(mac)
     what = f"add the forwarding entry of {mac} for bridge {bridge_index} itself"
     return Message(what, _NEWNEIGH, netlink.CREATE | netlink.REPLACE, body)
@@ -183,15 +172,14 @@ def unfix(port_index: int, mac: str) -> Message:
     """Return the message that deletes a bridge's static entry of a MAC; no-op if it is missing."""
     body = _request(_AF_BRIDGE, port_index, _MASTERS) + _mac(mac)
     what = f"delete the forwarding entry of {mac}"
-    return Message(what, _DELNEIGH, 0, body, (errno.ENOENT, errno.ENODEV))
+    return Message(what, _DELNEIGH, 0, body, _MISSING)
 
 
 def of_tunnel(rtnl: Rtnl, index: int) -> list[tuple[str, str]]:
-    """Return the forwarding entries of a VXLAN device as (MAC, host), and those of its port as
-    (MAC, "").
+    """Return the forwarding entries of a VXLAN device as (MAC, host), and of its port as (MAC, "").
 
     The port is the device as a port of its bridge. Entries that the kernel itself adds are left
-    out. Raises KernelError.
+    out.
     """
     body = _request(_AF_BRIDGE, index)
     parsed = rtnl.dump("list a VXLAN device's table", _GETNEIGH, body, _tunnel_entry)
@@ -203,19 +191,16 @@ def _tunnel_entry(body: bytes) -> tuple[int, str, str] | None:
     have = attributes(body, 12)
     mac = have.get(_LLADDR, b"").hex(":")
     if flags & _SELF and _DST in have:
-        packed = have[_DST]
-        family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
-        return index, mac, socket.inet_ntop(family, packed)
+        return index, mac, unpacked(have[_DST])
     if flags & _SELF or state & _PERMANENT:  # the device's own MAC
         return None
     return index, mac, ""
 
 
 def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
-    """Return (host, fixed): the host to which a VXLAN device sends a MAC, "" if none.
+    """Return (host to which a VXLAN device sends a MAC, whether its bridge sends it to the device).
 
-    ``fixed`` says whether the bridge has an entry that sends the MAC to the device. Raises
-    KernelError.
+    The host is "" if there is none.
     """
     body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
     answer = rtnl.get_one(f"find the host of {mac}", _GETNEIGH, body, _ABSENT)
@@ -233,7 +218,7 @@ def lead(index: int, mac: str, host: str, was: str = "") -> list[Message]:
     port = _ndmsg.pack(_AF_BRIDGE, index, _NOARP, _MASTERS, 0) + _mac(mac)
     device = _ndmsg.pack(_AF_BRIDGE, index, _PERMANENT | _NOARP, _SELF, 0) + _mac(mac)
     messages = [
-        Message(what, _NEWNEIGH, flags, device + _address(_DST, host)),
+        Message(what, _NEWNEIGH, flags, device + attribute(_DST, packed(host))),
         Message(what, _NEWNEIGH, flags, port),
     ]
     # the entry has an address of another family: the kernel would replace it, but 4 bytes fill an
@@ -244,21 +229,17 @@ def lead(index: int, mac: str, host: str, was: str = "") -> list[Message]:
 def unlead(index: int, mac: str, port: bool = True) -> list[Message]:
     """Return the messages that delete the entries of a MAC on a VXLAN device and on its bridge.
 
-    Missing entries are no error. Without ``port``, the bridge's entry stays.
+    Without ``port``, the bridge's entry stays.
     """
     what = f"delete the forwarding entry of {mac}"
-    gone = (errno.ENOENT, errno.ENODEV)
-    device = Message(what, _DELNEIGH, 0, _request(_AF_BRIDGE, index, _SELF) + _mac(mac), gone)
+    body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
+    device = Message(what, _DELNEIGH, 0, body, _MISSING)
     return [unfix(index, mac), device] if port else [device]
 
 
 def mac_of(rtnl: Rtnl, index: int, address: str) -> str:
-    """Return the MAC of an interface's permanent neighbour entry for an address; "" if there is
-    none.
-
-    Raises KernelError.
-    """
-    body = _request(_family(address), index) + _address(_DST, address)
+    """Return the MAC of an interface's permanent neighbour entry for an address, or ""."""
+    body = _request(address_family(address), index) + attribute(_DST, packed(address))
     answer = rtnl.get_one(f"find the MAC of {address}", _GETNEIGH, body, _ABSENT)
     if answer is None or not _ndmsg.unpack_from(answer)[2] & _PERMANENT:
         return ""
@@ -267,25 +248,17 @@ def mac_of(rtnl: Rtnl, index: int, address: str) -> str:
 
 def resolve(index: int, address: str, mac: str) -> Message:
     """Return the message that adds or replaces a permanent neighbour entry."""
-    body = _ndmsg.pack(_family(address), index, _PERMANENT, 0, 0)
-    body += _address(_DST, address) + _mac(mac)
+    body = _ndmsg.pack(address_family(address), index, _PERMANENT, 0, 0)
+    body += attribute(_DST, packed(address)) + _mac(mac)
     what = f"add neighbour {address} of link {index}"
     return Message(what, _NEWNEIGH, netlink.CREATE | netlink.REPLACE, body)
 
 
 def forget(index: int, address: str) -> Message:
     """Return the message that deletes the neighbour entry of an address; no-op if it is missing."""
-    body = _request(_family(address), index) + _address(_DST, address)
+    body = _request(address_family(address), index) + attribute(_DST, packed(address))
     what = f"delete neighbour {address} of link {index}"
-    return Message(what, _DELNEIGH, 0, body, (errno.ENOENT, errno.ENODEV))
-
-
-def _family(address: str) -> int:
-    return socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
-
-
-def _address(kind: int, address: str) -> bytes:
-    return attribute(kind, socket.inet_pton(_family(address), address))
+    return Message(what, _DELNEIGH, 0, body, _MISSING)
 
 
 def _mac(mac: str) -> bytes:

@@ -139,6 +139,11 @@ def named() -> Iterator[None]:
         os.close(fd)
 
 
+def address_family(address: str) -> int:
+    """Return AF_INET or AF_INET6."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def attribute(kind: int, payload: bytes) -> bytes:
     """Return one netlink attribute as bytes, padded to a multiple of four."""
     return _attribute.pack(4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)

@@ -16,9 +16,9 @@ import time
 
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING
-from niso.base.names import family_of
+from niso.base.names import family_of, packed
 from niso.kernel import flow_memory, netns
-from niso.kernel.netlink import refused
+from niso.kernel.netlink import address_family, refused, refusing
 
 if TYPE_CHECKING:
     from typing import Self
@@ -72,35 +72,28 @@ class ProbePacket:
         self._source, self._version = source, family_of(source)
         self._token = os.urandom(4)
         self._own_port = 0
-        self._stack = contextlib.ExitStack()
         self._watched: tuple[socket.socket, int] | None = None
-        what = f"send from {source}"
-        try:
+        with contextlib.ExitStack() as self._stack, refusing(f"send from {source}"):
             with netns.at(namespace):
                 self._socket = self._open()
             if watched is not None:
                 with netns.inside(watched[0]):
-                    kind, ethertype = (
-                        socket.SOCK_DGRAM | socket.SOCK_CLOEXEC,
-                        socket.htons(_ETHERTYPE[self._version]),
-                    )
-                    sniffer = self._stack.enter_context(
-                        socket.socket(socket.AF_PACKET, kind, ethertype)
-                    )
+                    ethertype = socket.htons(_ETHERTYPE[self._version])
+                    sniffer = self._new_socket(socket.AF_PACKET, socket.SOCK_DGRAM, ethertype)
                 sniffer.setblocking(False)
                 self._watched = (sniffer, watched[1] or 0)
-        except OSError as error:
-            self._stack.close()
-            raise refused(what, error.errno or 0) from error
-        except BaseException:
-            self._stack.close()
-            raise
+            self._open_sockets = self._stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._open_sockets.close()
+
+    def _new_socket(self, family: int, kind: int, proto: int = 0) -> socket.socket:
+        new = socket.socket(family, kind | socket.SOCK_CLOEXEC, proto)
+        self._stack.enter_context(new)
+        return new
 
     def send(self) -> str:
         """Send the packet once.
@@ -149,36 +142,31 @@ class ProbePacket:
             # a port of niso's own, so that answers to other programs are not mistaken for the
             # probe's
             kind = socket.SOCK_STREAM if self._proto == "tcp" else socket.SOCK_DGRAM
-            holder = self._stack.enter_context(socket.socket(family, kind | socket.SOCK_CLOEXEC))
-            holder.bind((self._source, 0))
-            holder.setblocking(False)
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-            self._own_port = holder.getsockname()[1]
+            bound = self._bind(self._new_socket(family, kind))
+            self._own_port = bound.getsockname()[1]
             if self._proto == "udp":
-                return holder
+                return bound
         else:
             self._own_port = 49152 + int.from_bytes(self._token, "big") % 16384
         number = _ECHO[self._version][0] if self._proto == "icmp" else _NUMBERS[self._proto]
-        raw = self._stack.enter_context(
-            socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, number)
-        )
-        raw.bind((self._source, 0))
-        raw.setblocking(False)
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        raw = self._bind(self._new_socket(family, socket.SOCK_RAW, number))
         if self._size:
             raw.setsockopt(*_PROBE[self._version])
         return raw
 
+    def _bind(self, new: socket.socket) -> socket.socket:
+        new.bind((self._source, 0))
+        new.setblocking(False)
+        new.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        return new
+
     def _packet(self) -> bytes:
         if self._proto == "icmp":
-            request = (
-                struct.pack("!BBHHH", _ECHO[self._version][1], 0, 0, self._own_port, 1)
-                + self._token
-            )
+            request = struct.pack("!BBHHH", _ECHO[self._version][1], 0, 0, self._own_port, 1)
+            request += self._token
             request += bytes(max(0, self._size - _IP_HEADER[self._version] - len(request)))
-            return _with_sum(
-                request, 2, request
-            )  # for ICMPv6 the kernel computes it (RFC 3542, 3.1)
+            # for ICMPv6 the kernel computes the checksum (RFC 3542, 3.1)
+            return _with_sum(request, 2, request)
         if self._proto == "sctp":
             # INIT (RFC 9260, 3.3.2): tag, window, one stream each way, initial TSN
             chunk = struct.pack("!BBH4sIHHI", 1, 0, 20, self._token, 65536, 1, 1, 1)
@@ -186,21 +174,16 @@ class ProbePacket:
             return packet[:8] + struct.pack("<I", _crc32c(packet)) + packet[12:]
         sequence = int.from_bytes(self._token, "big")
         packet = _TCP.pack(self._own_port, self._port, sequence, 0, 5 << 4, _SYN, 64240, 0, 0)
-        family = _FAMILY[self._version]
-        ends = socket.inet_pton(family, self._source) + socket.inet_pton(family, self._to)
-        return _with_sum(
-            packet, 16, ends + struct.pack("!II", len(packet), _NUMBERS["tcp"]) + packet
-        )
+        pseudo_header = packed(self._source) + packed(self._to)
+        pseudo_header += struct.pack("!II", len(packet), _NUMBERS["tcp"])
+        return _with_sum(packet, 16, pseudo_header + packet)
 
     def _is_answered(self) -> bool:
         try:
             for _ in range(_AT_ONCE):
                 data = self._socket.recv(4096)
-                if self._is_answer(
-                    data
-                    if self._version == 6 or self._proto == "udp"
-                    else data[(data[0] & 15) * 4 :]
-                ):
+                has_header = self._version == 4 and self._proto != "udp"
+                if self._is_answer(data[(data[0] & 15) * 4 :] if has_header else data):
                     return True
             return False
         except BlockingIOError:
@@ -235,26 +218,22 @@ class ProbePacket:
             for _ in range(_AT_ONCE):
                 packet, where = sniffer.recvfrom(4096)
                 # copies of outgoing packets are not arrivals
-                if where[2] != socket.PACKET_OUTGOING and self._is_ours(packet, port):
+                if where[2] != socket.PACKET_OUTGOING and self._is_own(packet, port):
                     return True
             return False
         except BlockingIOError:
             return False
 
-    def _is_ours(self, packet: bytes, port: int) -> bool:
+    def _is_own(self, packet: bytes, port: int) -> bool:
         if len(packet) < 20:
             return False
-        number, offset = (
-            (packet[9], (packet[0] & 15) * 4) if self._version == 4 else (packet[6], 40)
-        )
+        is_4 = self._version == 4
+        number, offset = (packet[9], (packet[0] & 15) * 4) if is_4 else (packet[6], 40)
         data = packet[offset:]
         if self._proto == "icmp":
             return number == _ECHO[self._version][0] and data[8:12] == self._token
-        if (
-            number != _NUMBERS[self._proto]
-            or len(data) < 8
-            or int.from_bytes(data[2:4], "big") != port
-        ):
+        has_port = len(data) >= 8 and int.from_bytes(data[2:4], "big") == port
+        if number != _NUMBERS[self._proto] or not has_port:
             return False
         if self._proto == "tcp":
             return data[4:8] == self._token
@@ -264,8 +243,7 @@ class ProbePacket:
 
 
 def echo(namespace: str, source: str, destination: str, seconds: float) -> float | None:
-    """Return the round-trip time in seconds of an ICMP echo; None if no answer comes in
-    ``seconds``.
+    """Return the round-trip time of an ICMP echo in seconds; None without an answer in ``seconds``.
 
     Raises KernelError, also if the sender's own kernel refuses to send.
     """
@@ -277,11 +255,10 @@ def echo(namespace: str, source: str, destination: str, seconds: float) -> float
 
 
 def own_address(destination: str) -> str | None:
-    """Return the source address that the caller's packets to ``destination`` have; None without a
-    route.
-    """
-    family = socket.AF_INET6 if family_of(destination) == 6 else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+    """Return the source address of the caller's packets to an address; None without a route."""
+    with socket.socket(
+        address_family(destination), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+    ) as asker:
         try:
             asker.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             asker.connect((destination, 9))  # a socket for the route lookup; it sends nothing

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from niso.base import paths, signals
 from niso.base.errors import KernelError
-from niso.kernel.netlink import refused
+from niso.kernel.netlink import refused, refusing
 
 # --- sysctls --------------------------------------------------------------------------------------
 
@@ -45,10 +45,8 @@ def read(name: str) -> str | None:
 
 def read_all(names: Iterable[str]) -> list[str | None]:
     """Return the values of several sysctls, each as `read` does. Raises KernelError."""
-    try:
+    with refusing("read sysctls"):
         inode = os.stat(_OWN).st_ino
-    except OSError as error:
-        raise refused("read sysctls", error.errno or 0) from error
     return [_read(inode, name) for name in names]
 
 
@@ -63,7 +61,7 @@ def write_all(values: Iterable[tuple[str, str]]) -> None:
     for name, value in values:
         what = f"set sysctl {name} to '{value}'"
         _check(name)
-        try:
+        with refusing(what):
             signals.hit(what)
             inode = inode or os.stat(_OWN).st_ino
             fd = _open(inode, name, os.O_WRONLY | os.O_TRUNC)
@@ -71,8 +69,6 @@ def write_all(values: Iterable[tuple[str, str]]) -> None:
                 os.write(fd, value.encode())
             finally:
                 os.close(fd)
-        except OSError as error:
-            raise refused(what, error.errno or 0) from error
 
 
 def _read(inode: int, name: str) -> str | None:
@@ -122,14 +118,6 @@ def _open_folder(family: str) -> int:
     return os.open(f"net/{family}", _FOLDER, dir_fd=_top)
 
 
-def _has_many() -> bool:
-    """Return whether the host has many network namespaces, by the number of their names."""
-    try:
-        return len(os.listdir(paths.NETNS_DIR)) > _FEW
-    except OSError:
-        return False
-
-
 def _own_sys() -> int:
     """Return a descriptor of /proc/sys, or of the same folder in a private mount of proc
     (fsopen(2)).
@@ -139,7 +127,11 @@ def _own_sys() -> int:
     private mount it takes 0.07 ms, including the mount. If /proc/sys/net is read-only, /proc/sys is
     used, so that niso respects this.
     """
-    if not _has_many():
+    try:
+        has_few = len(os.listdir(paths.NETNS_DIR)) <= _FEW
+    except OSError:
+        has_few = True
+    if has_few:
         return os.open(_SYS, _FOLDER)
     import ctypes
 

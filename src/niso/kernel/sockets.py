@@ -5,6 +5,7 @@ See sock_diag(7) and linux/inet_diag.h.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -17,8 +18,6 @@ from niso.kernel.netlink import attributes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-
-if TYPE_CHECKING:
     _End = tuple[str, int]
     _Figures = tuple[str, float | None, int | None, int | None, int | None]
 
@@ -52,13 +51,11 @@ _acked_received = struct.Struct("=QQ")  # tcpi_bytes_acked, tcpi_bytes_received
 _RTT, _ACKED = 68, 120  # offset at which they begin
 _id = struct.Struct(">HH16s16s")  # struct inet_diag_sockid, before interface and cookie
 _ID_SIZE = 48
+_ATTRIBUTES = 4 + _ID_SIZE + 20  # offset of the attributes in struct inet_diag_msg
 
 
 class Listener(NamedTuple):
-    """A socket that receives at ``port`` of ``address``.
-
-    "0.0.0.0" and "::" stand for all addresses of the family.
-    """
+    """A socket that receives at ``port`` of ``address``: "0.0.0.0" and "::" are all addresses."""
 
     family: int
     address: str
@@ -98,21 +95,28 @@ def listeners(proto: str, first: int | None = None, last: int | None = None) -> 
 
     For "tcp" and "sctp" these are listening sockets, for "udp" those that are bound and not
     connected. With ``first``, only sockets at this port, or at a port of ``first`` to ``last``, are
-    returned. An IPv6 socket that also accepts IPv4 is returned once for each family. A kernel
-    without SCTP has no such sockets. Raises KernelError.
+    returned. An IPv6 socket that also accepts IPv4 is returned once for each family. Raises
+    KernelError.
     """
     number, state = _PROTOCOLS[proto]
     low, high = (1, _LAST_PORT) if first is None else (first, first if last is None else last)
     # the kernel cannot list SCTP sockets without the module, but then there are none
     absent = (errno.ENOENT,) if proto == "sctp" else ()
-    result: list[Listener] = []
+    wanted = _id.pack(low if low == high else 0, 0, b"", b"").ljust(_ID_SIZE, b"\0")
     with netlink.Netlink(netlink.SOCK_DIAG) as kernel:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            body = _request.pack(family, number, 0, 1 << state)
-            body += _id.pack(low if low == high else 0, 0, b"", b"").ljust(_ID_SIZE, b"\0")
-            for several in kernel.dump(f"list {proto} sockets", _BY_FAMILY, body, _parse, absent):
-                result += several
-    return [listener for listener in result if low <= listener.port <= high]
+        return [
+            listener
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for several in kernel.dump(
+                f"list {proto} sockets",
+                _BY_FAMILY,
+                _request.pack(family, number, 0, 1 << state) + wanted,
+                _parse,
+                absent,
+            )
+            for listener in several
+            if low <= listener.port <= high
+        ]
 
 
 def connections() -> list[Connection]:
@@ -121,13 +125,13 @@ def connections() -> list[Connection]:
     If the port of an end has a listener here, this end is the server's; otherwise the local end is
     the client's. Raises KernelError.
     """
-    return [connection for connection, _, _ in _connections((_ESTABLISHED,), 0, _parse_ends)]
+    return [connection for connection, *_ in _connections((_ESTABLISHED,), 0, _parse_ends)]
 
 
 def measured() -> list[Measured]:
-    """Return the TCP connections of this network namespace with their measurements.
+    """Return the TCP connections of this namespace, also those being opened or closed.
 
-    Connections that are being opened or closed are included. Raises KernelError.
+    Raises KernelError.
     """
     return [
         Measured(connection, is_server, *figures)
@@ -159,10 +163,16 @@ def holder(inode: int) -> tuple[int, str] | None:
     If there are several, it is the one with the lowest pid.
     """
     wanted = f"socket:[{inode}]"
+
+    def link(path: str) -> str:
+        with contextlib.suppress(FileNotFoundError):
+            return os.readlink(path)
+        return ""
+
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
         folder = f"/proc/{pid}/fd"
         try:
-            if any(_link(f"{folder}/{fd}") == wanted for fd in os.listdir(folder)):
+            if any(link(f"{folder}/{fd}") == wanted for fd in os.listdir(folder)):
                 with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
                     # a program chooses its own name: a newline in it would break the output
                     return pid, file.read().rstrip("\n").replace("\n", " ")
@@ -171,22 +181,16 @@ def holder(inode: int) -> tuple[int, str] | None:
     return None
 
 
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except FileNotFoundError:
-        return ""
-
-
 def _parse_ends(body: bytes) -> tuple[_End, _End, None]:
     port, far_port, source, destination = _id.unpack_from(body, 4)
-    return (_text(body[0], source), port), (_text(body[0], destination), far_port), None
+    near, far = (_address(body[0], packed)[1] for packed in (source, destination))
+    return (near, port), (far, far_port), None
 
 
 def _parse_measured(body: bytes) -> tuple[_End, _End, _Figures]:
     local, remote, _ = _parse_ends(body)
     state = _STATES.get(body[1], str(body[1]))
-    info = attributes(body, 4 + _ID_SIZE + 20).get(_INFO)
+    info = attributes(body, _ATTRIBUTES).get(_INFO)
     if info is None:
         return local, remote, (state, None, None, None, None)
     micros, retransmitted = _rtt_retransmitted.unpack_from(info, _RTT)
@@ -195,26 +199,19 @@ def _parse_measured(body: bytes) -> tuple[_End, _End, _Figures]:
     return local, remote, (state, rtt, retransmitted, received, acked)
 
 
-def _text(family: int, packed: bytes) -> str:
-    if family == socket.AF_INET:
-        return socket.inet_ntop(socket.AF_INET, packed[:4])
-    if packed.startswith(_MAPPED):
-        return socket.inet_ntop(socket.AF_INET, packed[12:])
-    return socket.inet_ntop(socket.AF_INET6, packed)
+def _address(family: int, packed: bytes) -> tuple[int, str]:
+    """Return (family, address) of a socket's end; an IPv4-mapped address is an IPv4 address."""
+    if family == socket.AF_INET6 and packed.startswith(_MAPPED):
+        family, packed = socket.AF_INET, packed[12:]
+    size = 4 if family == socket.AF_INET else 16
+    return family, socket.inet_ntop(family, packed[:size])
 
 
 def _parse(body: bytes) -> list[Listener]:
-    family = body[0]
     port, _, source, _ = _id.unpack_from(body, 4)
     inode: int = struct.unpack_from("=I", body, 4 + _ID_SIZE + 16)[0]
-    if family == socket.AF_INET:
-        return [Listener(family, socket.inet_ntop(socket.AF_INET, source[:4]), port, inode)]
-    if source.startswith(_MAPPED):
-        return [
-            Listener(socket.AF_INET, socket.inet_ntop(socket.AF_INET, source[12:]), port, inode)
-        ]
-    result = [Listener(family, socket.inet_ntop(socket.AF_INET6, source), port, inode)]
-    only_v6 = attributes(body, 4 + _ID_SIZE + 20).get(_SKV6ONLY, b"\1") != b"\0"
-    if source == bytes(16) and not only_v6:
+    result = [Listener(*_address(body[0], source), port, inode)]
+    only_v6 = attributes(body, _ATTRIBUTES).get(_SKV6ONLY, b"\1") != b"\0"
+    if body[0] == socket.AF_INET6 and source == bytes(16) and not only_v6:
         result.append(Listener(socket.AF_INET, "0.0.0.0", port, inode))
     return result
