@@ -10,10 +10,19 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from niso.base.named_tuples import NamedTuple
-from niso.kernel.netlink import MALFORMED, attribute, attributes, nested, string, text, understood
+from niso.kernel.netlink import (
+    MALFORMED,
+    attribute,
+    attributes,
+    nested,
+    several,
+    string,
+    text,
+    understood,
+)
 from niso.kernel.nft_elements import Nfnetlink, nfgenmsg
 
 FAMILIES = {1: "inet", 2: "ip", 7: "bridge", 10: "ip6"}
@@ -133,50 +142,19 @@ Rule = tuple[Expression, ...]
 # Statements that always continue. A limit, a quota or an unknown expression may end the rule
 # instead.
 _PASSES = {"counter", "log", "last", "notrack", "dup"}
-_LOADS = {
-    "exthdr",
-    "fib",
-    "rt",
-    "socket",
-    "osf",
-    "hash",
-    "numgen",
-    "tunnel",
-    "xfrm",
-    "byteorder",
-    "inner",
-}
-_TARGETS_PASS = {
-    "LOG",
-    "NFLOG",
-    "ULOG",
-    "MARK",
-    "CONNMARK",
-    "CONNSECMARK",
-    "SECMARK",
-    "CLASSIFY",
-    "TCPMSS",
-    "TRACE",
-}
-_TARGETS_PASS |= {
-    "DSCP",
-    "TOS",
-    "TTL",
-    "HL",
-    "CHECKSUM",
-    "AUDIT",
-    "TEE",
-    "SET",
-    "IDLETIMER",
-    "LED",
-    "RATEEST",
-    "mark",
-}
+_LOADS = {"exthdr", "fib", "rt", "socket", "osf", "hash", "numgen", "tunnel", "xfrm"}
+_LOADS |= {"byteorder", "inner"}
+_TARGETS_PASS = {"LOG", "NFLOG", "ULOG", "MARK", "CONNMARK", "CONNSECMARK", "SECMARK", "CLASSIFY"}
+_TARGETS_PASS |= {"TCPMSS", "TRACE", "DSCP", "TOS", "TTL", "HL", "CHECKSUM", "AUDIT", "TEE", "SET"}
+_TARGETS_PASS |= {"IDLETIMER", "LED", "RATEEST", "mark"}
 _TARGETS_DROP = {"REJECT", "DROP", "TARPIT", "DELUDE", "CHAOS"}
 
 
 class ForeignChains(Nfnetlink):
-    """Reads nftables chains and sets in the caller's network namespace, and caches the results."""
+    """Reads nftables chains and sets in the caller's network namespace, and caches the results.
+
+    Methods raise KernelError.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,10 +163,9 @@ class ForeignChains(Nfnetlink):
         self._elements: dict[tuple[int, str, str, bytes], tuple[bool, ChainVerdict | None]] = {}
 
     def base_chains(self) -> list[Chain]:
-        """Return all base chains at the hook ``forward`` in tables that are not dormant, except
-        niso's.
+        """Return all base chains at the hook ``forward`` in tables that are not dormant.
 
-        Raises KernelError.
+        niso's own chains are left out.
         """
         chains = self.dump("list chains", _GETCHAIN, nfgenmsg(0), _base_chain)
         asleep = {table for table in {chain[:2] for chain in chains} if self._dormant(*table)}
@@ -197,34 +174,29 @@ class ForeignChains(Nfnetlink):
     def nat4(self) -> dict[str, int]:
         """Return the number of rules in each chain that translates sources of IPv4 packets.
 
-        The keys are "FAMILY TABLE CHAIN". niso's own chain is left out. Raises KernelError.
+        The keys are "FAMILY TABLE CHAIN". niso's own chain is left out.
         """
         return dict(self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain))
 
     def rules(self, family: int, table: str, chain: str) -> list[Rule]:
-        """Return the rules of a chain, in order; empty if there is no such chain.
-
-        Raises KernelError.
-        """
+        """Return the rules of a chain, in order; empty if there is no such chain."""
         key = (family, table, chain)
         if key not in self._rules:
-            # NFTA_RULE_TABLE, NFTA_RULE_CHAIN
-            body = nfgenmsg(family) + text(1, table) + text(2, chain)
+            body = _named(*key)
             self._rules[key] = self.dump(f"list chain {chain}", _GETRULE, body, rule, _MISSING)
         return self._rules[key]
 
     def key_length(self, family: int, table: str, name: str) -> int:
-        """Return the length in bytes of the keys in a set; 0 if there is no such set.
+        """Return the length in bytes of the keys in a set; 0 if there is no such set."""
 
-        Raises KernelError.
-        """
+        def parse(answer: bytes) -> int:
+            return _number(attributes(answer, 4), 5)  # NFTA_SET_KEY_LEN
+
         key = (family, table, name)
         if key not in self._key_lengths:
-            # NFTA_SET_TABLE, NFTA_SET_NAME
-            body = nfgenmsg(family) + text(1, table) + text(2, name)
             what = f"read set {name}"
-            answer = self.get_one(what, _GETSET, body, _MISSING) or b""
-            self._key_lengths[key] = understood(what, _key_length, answer)
+            answer = self.get_one(what, _GETSET, _named(*key), _MISSING) or b""
+            self._key_lengths[key] = understood(what, parse, answer)
         return self._key_lengths[key]
 
     def element(
@@ -232,47 +204,43 @@ class ForeignChains(Nfnetlink):
     ) -> tuple[bool, ChainVerdict | None]:
         """Return (whether the set has this key or a catch-all element, the verdict of the element).
 
-        The verdict is None if the element has none. Raises KernelError.
+        The verdict is None if the element has none.
         """
-        place = (family, table, name, key)
-        if place not in self._elements:
-            self._elements[place] = self._element(*place)
-        return self._elements[place]
+        cached = self._elements.get((family, table, name, key))
+        if cached is None:
+            cached = self._element(_named(family, table, name), f"read set {name}", key)
+            self._elements[family, table, name, key] = cached
+        return cached
 
-    def _element(
-        self, family: int, table: str, name: str, key: bytes
-    ) -> tuple[bool, ChainVerdict | None]:
-        prefix = nfgenmsg(family) + text(1, table) + text(2, name)  # NFTA_SET_ELEM_LIST_TABLE, _SET
+    def _element(self, prefix: bytes, what: str, key: bytes) -> tuple[bool, ChainVerdict | None]:
+        def parse(answer: bytes) -> ChainVerdict | None:
+            element = attributes(attributes(attributes(answer, 4).get(3, b"")).get(1, b""))
+            # NFTA_SET_ELEM_DATA, NFTA_DATA_VERDICT
+            return _verdict(attributes(element.get(2, b"")).get(2))
+
+        # EINVAL, EOPNOTSUPP: the element does not exist, or the kernel cannot look it up in this
+        # set
+        absent = (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP)
         # NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_FLAGS
         for which in (nested(1, attribute(1, key)), attribute(3, struct.pack(">I", _CATCHALL))):
             body = prefix + nested(3, nested(1, which))
-            # EINVAL, EOPNOTSUPP: the element does not exist, or the kernel cannot look it up in
-            # this set
-            what = f"read set {name}"
-            answer = self.get_one(
-                what, _GETSETELEM, body, (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP)
-            )
+            answer = self.get_one(what, _GETSETELEM, body, absent)
             if answer is not None:
-                return True, understood(what, _verdict_of_element, answer)
+                return True, understood(what, parse, answer)
         return False, None
 
     def _dormant(self, family: int, table: str) -> bool:
+        def parse(answer: bytes) -> bool:
+            return bool(_number(attributes(answer, 4), 2) & _DORMANT)  # NFTA_TABLE_FLAGS
+
         what = f"read table {table}"
         answer = self.get_one(what, _GETTABLE, nfgenmsg(family) + text(1, table), _MISSING)
-        return answer is None or understood(what, _is_dormant, answer)
+        return answer is None or understood(what, parse, answer)
 
 
-def _key_length(answer: bytes) -> int:
-    return _number(attributes(answer, 4), 5)  # NFTA_SET_KEY_LEN
-
-
-def _is_dormant(answer: bytes) -> bool:
-    return bool(_number(attributes(answer, 4), 2) & _DORMANT)  # NFTA_TABLE_FLAGS
-
-
-def _verdict_of_element(answer: bytes) -> ChainVerdict | None:
-    element = attributes(attributes(attributes(answer, 4).get(3, b"")).get(1, b""))
-    return _verdict(attributes(element.get(2, b"")).get(2))  # NFTA_SET_ELEM_DATA, NFTA_DATA_VERDICT
+def _named(family: int, table: str, name: str) -> bytes:
+    """Return the first bytes of a message about a chain or set: its table is NFTA_*_TABLE."""
+    return nfgenmsg(family) + text(1, table) + text(2, name)
 
 
 def _base_chain(body: bytes) -> Chain | None:
@@ -310,7 +278,7 @@ def rule(body: bytes) -> Rule:
     """
     expressions: list[Expression] = []
     try:
-        for entry in _list(attributes(body, 4).get(4, b"")):  # NFTA_RULE_EXPRESSIONS
+        for entry in several(attributes(body, 4).get(4, b"")):  # NFTA_RULE_EXPRESSIONS
             outer = attributes(entry)
             expression = _expression(string(outer.get(1, b"")), attributes(outer.get(2, b"")))
             if expression is not None:
@@ -334,24 +302,20 @@ def _expression(name: str, fields: dict[int, bytes]) -> Expression | None:
 
 
 def _load(source: str, fields: dict[int, bytes]) -> Expression | None:
-    """Parse an expression of type meta or ct; attribute 1 is the register, and 2 the field.
+    """Parse an expression of type meta, ct or payload from its register (1) and field (2).
 
-    Returns None for an expression that has no register: it sets the field instead.
+    Returns None for an expression that has no register: it sets the field instead. For a payload,
+    the attributes 3 and 4 are offset and length.
     """
     if 1 not in fields:
         return None
+    if source == "payload":
+        numbers = (_number(fields, kind) for kind in (2, 3, 4))
+        return RegisterLoad(_register(fields, 1), source, *numbers)
     # NFTA_CT_DIRECTION: an address or counter of one direction
     if source == "ct" and 3 in fields and _number(fields, 2) != 1:
         return CLOBBERS
     return RegisterLoad(_register(fields, 1), source, _number(fields, 2))
-
-
-def _payload(fields: dict[int, bytes]) -> Expression | None:
-    if 1 not in fields:
-        return None
-    return RegisterLoad(
-        _register(fields, 1), "payload", _number(fields, 2), _number(fields, 3), _number(fields, 4)
-    )
 
 
 def _bitwise(fields: dict[int, bytes]) -> Expression:
@@ -401,15 +365,8 @@ def _object(fields: dict[int, bytes]) -> Expression | None:
     return None if _number(fields, 1, 2) not in (2, 4, 5) else MAY_MATCH
 
 
-def _dynset(fields: dict[int, bytes]) -> Expression | None:
-    # NFTA_DYNSET_EXPR, NFTA_DYNSET_EXPRESSIONS: for example a limit
-    return MAY_MATCH if 7 in fields or 10 in fields else None
-
-
 def _match(fields: dict[int, bytes]) -> Expression | None:
-    """Parse an iptables match from its name, its revision, and its struct of
-    linux/netfilter/xt_*.h.
-    """
+    """Parse an iptables match from name, revision and its struct of linux/netfilter/xt_*.h."""
     name, revision, info = string(fields.get(1, b"")), _number(fields, 2), fields.get(3, b"")
     if name == "comment":
         return None
@@ -462,14 +419,15 @@ def _verdict(nest: bytes | None) -> ChainVerdict | None:
 _PARSERS: dict[str, Callable[[dict[int, bytes]], Expression | None]] = {
     "meta": lambda fields: _load("meta", fields),
     "ct": lambda fields: _load("ct", fields),
-    "payload": _payload,
+    "payload": lambda fields: _load("payload", fields),
     "bitwise": _bitwise,
     "cmp": _compare,
     "range": _range,
     "lookup": _lookup,
     "immediate": _immediate,
     "objref": _object,
-    "dynset": _dynset,
+    # NFTA_DYNSET_EXPR, NFTA_DYNSET_EXPRESSIONS: for example a limit
+    "dynset": lambda fields: MAY_MATCH if 7 in fields or 10 in fields else None,
     "match": _match,
     "target": _target,
     "reject": lambda _: ChainVerdict("drop"),
@@ -478,29 +436,14 @@ _PARSERS: dict[str, Callable[[dict[int, bytes]], Expression | None]] = {
 }
 
 
-def _list(data: bytes) -> Iterator[bytes]:
-    """Yield the payloads in a nested attribute whose members all have the same type.
-
-    Raises ValueError for an impossible length.
-    """
-    offset = 0
-    while offset + 4 <= len(data):
-        length = int(struct.unpack_from("=H", data, offset)[0])
-        if length < 4 or offset + length > len(data):
-            raise ValueError("impossible length of an attribute")
-        yield data[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-
-
 def unseen(family: int) -> bool:
     """Return whether iptables-legacy has a filter table for this family (4 or 6).
 
     nf_tables does not show the rules of such a table.
     """
+    path = f"/proc/thread-self/net/ip{'6' if family == 6 else ''}_tables_names"
     try:
-        with open(
-            f"/proc/thread-self/net/ip{'6' if family == 6 else ''}_tables_names", encoding="ascii"
-        ) as file:
+        with open(path, encoding="ascii") as file:
             return "filter" in file.read(4096).split()
     except (OSError, UnicodeDecodeError):
         return False

@@ -14,17 +14,19 @@ for 1,000 interfaces, where a list of interfaces with all their attributes takes
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import socket
 import struct
+import sys
 from collections.abc import Iterable
 
 from niso.base.errors import KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import family_of
+from niso.base.names import packed
 from niso.kernel import netlink
-from niso.kernel.netlink import Message, attribute, attributes, nested, text, u32
+from niso.kernel.netlink import Message, address_family, attribute, attributes, nested, text, u32
 
 if TYPE_CHECKING:
     from niso.kernel.rtnetlink import Rtnl
@@ -119,35 +121,25 @@ class LinkRoute(NamedTuple):
 
 def parse_cidr(cidr: str) -> tuple[int, bytes, int]:
     address, _, length = cidr.partition("/")
-    family = socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
-    return family, socket.inet_pton(family, address), int(length)
+    return address_family(address), packed(address), int(length)
 
 
 def prefix(cidr: str) -> str:
-    """Return the prefix that contains an address with a prefix length: "10.0.0.0/8" for
-    "10.1.2.3/8".
-    """
-    family, packed, length = parse_cidr(cidr)
-    beyond = 8 * len(packed) - length
-    number = int.from_bytes(packed, "big") >> beyond << beyond
-    return f"{socket.inet_ntop(family, number.to_bytes(len(packed), 'big'))}/{length}"
+    """Return the prefix of an address with a prefix length: "10.0.0.0/8" for "10.1.2.3/8"."""
+    family, address, length = parse_cidr(cidr)
+    beyond = 8 * len(address) - length
+    number = int.from_bytes(address) >> beyond << beyond
+    return f"{socket.inet_ntop(family, number.to_bytes(len(address)))}/{length}"
 
 
 def canonical(cidr: str) -> str:
-    family, packed, length = parse_cidr(cidr)
-    return f"{socket.inet_ntop(family, packed)}/{length}"
+    family, address, length = parse_cidr(cidr)
+    return f"{socket.inet_ntop(family, address)}/{length}"
 
 
 def _number(attributes_: dict[int, bytes], kind: int, default: int) -> int:
     payload = attributes_.get(kind)
-    return (
-        int.from_bytes(payload, "little" if _LITTLE else "big", signed=default < 0)
-        if payload
-        else default
-    )
-
-
-_LITTLE = struct.pack("=H", 1) == b"\1\0"
+    return int.from_bytes(payload, sys.byteorder, signed=default < 0) if payload else default
 
 
 def parse_link(body: bytes) -> Link:
@@ -158,13 +150,11 @@ def parse_link(body: bytes) -> Link:
     own = attributes(info.get(INFO_DATA, b"")) if kind == "bridge" else {}
     is_port = netlink.string(info.get(INFO_SLAVE_KIND, b"")) == "bridge"
     port = attributes(info.get(INFO_SLAVE_DATA, b"")) if is_port else {}
-    drift = (
-        drift_of_port(port, _number(fields, _IFLA_OPERSTATE, 0), kind == "vxlan")
-        if port
-        else drift_of_bridge(own)
-    )
-    if flags & IFF_NOARP:
-        drift = f"{ARP_OFF}, {drift}" if drift else ARP_OFF
+    drift = [ARP_OFF] if flags & IFF_NOARP else []
+    if port:
+        drift += _port_drift(port, _number(fields, _IFLA_OPERSTATE, 0), kind == "vxlan")
+    else:
+        drift += _bridge_drift(own)
     return Link(
         index=index,
         name=netlink.string(fields[IFLA_IFNAME]),
@@ -179,37 +169,31 @@ def parse_link(body: bytes) -> Link:
         hairpin=port.get(BRPORT_MODE, b"\0") != b"\0",
         call_iptables=own.get(BR_NF_CALL_IPTABLES, b"\0") != b"\0",
         call_ip6tables=own.get(BR_NF_CALL_IP6TABLES, b"\0") != b"\0",
-        drift=drift,
+        drift=", ".join(drift),
         data=info.get(INFO_DATA, b"") if kind == "vxlan" else b"",
         qdisc=netlink.string(fields.get(_IFLA_QDISC, b"")),
     )
 
 
 def parse_address(body: bytes) -> LinkAddress | None:
-    """Parse a message about an address; None if its family is neither IPv4 nor IPv6."""
     family, length, flags, scope, index = ifaddrmsg.unpack_from(body)
     if family not in (socket.AF_INET, socket.AF_INET6):
         return None
     fields = attributes(body, 8)
     # IFA_LOCAL is the address itself; a point-to-point link has its peer in IFA_ADDRESS. IPv6
     # mostly has IFA_ADDRESS only.
-    packed = fields.get(IFA_LOCAL) or fields[IFA_ADDRESS]
-    return LinkAddress(
-        index,
-        family,
-        f"{socket.inet_ntop(family, packed)}/{length}",
-        scope,
-        _number(fields, IFA_FLAGS, flags),
-    )
+    address = socket.inet_ntop(family, fields.get(IFA_LOCAL) or fields[IFA_ADDRESS])
+    flags = _number(fields, IFA_FLAGS, flags)
+    return LinkAddress(index, family, f"{address}/{length}", scope, flags)
 
 
 def parse_route(body: bytes) -> tuple[int, LinkRoute]:
     family, length, _, _, table, protocol, _, kind, _ = rtmsg.unpack_from(body)
     fields = attributes(body, 12)
-    packed = fields.get(RTA_DST) or bytes(16 if family == socket.AF_INET6 else 4)
+    network = fields.get(RTA_DST) or bytes(16 if family == socket.AF_INET6 else 4)
     gateway = fields.get(RTA_GATEWAY)
     route = LinkRoute(
-        destination=f"{socket.inet_ntop(family, packed)}/{length}",
+        destination=f"{socket.inet_ntop(family, network)}/{length}",
         gateway=socket.inet_ntop(family, gateway) if gateway else "",
         index=_number(fields, RTA_OIF, 0),
         table=_number(fields, RTA_TABLE, table),
@@ -221,12 +205,11 @@ def parse_route(body: bytes) -> tuple[int, LinkRoute]:
 
 
 def packed_mac(mac: str) -> bytes:
-    """Return the six bytes of a MAC address."""
     return bytes.fromhex(mac.replace(":", ""))
 
 
 def call_flags(call_iptables: bool | None, call_ip6tables: bool | None) -> list[bytes]:
-    """Return the netlink attributes that set those of a bridge's flags that are not None."""
+    """Return the netlink attributes for those of a bridge's flags that are not None."""
     wanted = ((BR_NF_CALL_IPTABLES, call_iptables), (BR_NF_CALL_IP6TABLES, call_ip6tables))
     return [attribute(kind, bytes([on])) for kind, on in wanted if on is not None]
 
@@ -238,28 +221,29 @@ def of_kind(kind: str, *settings: bytes) -> bytes:
 
 
 def alias_data(alias: str) -> bytes:
-    """Return the netlink attribute that sets the alias of an interface."""
     return attribute(IFLA_IFALIAS, alias.encode())
 
 
 def hairpin(on: bool) -> bytes:
-    """Return the netlink attribute that sets the hairpin mode of a bridge port."""
-    data = nested(INFO_SLAVE_DATA, attribute(BRPORT_MODE, bytes([on])))
+    return _port_setting(attribute(BRPORT_MODE, bytes([on])))
+
+
+def _port_setting(setting: bytes) -> bytes:
+    data = nested(INFO_SLAVE_DATA, setting)
     return nested(IFLA_LINKINFO, text(INFO_SLAVE_KIND, "bridge"), data)
 
 
 # --- settings of bridges and their ports ----------------------------------------------------------
 
 
-_INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _UP = 6  # IF_OPER_UP
 _FORWARDING = 3  # BR_STATE_FORWARDING
 _PORT_STATE = 1
 NEW_PORT = "learning on, flood on"
-"""The `drift_of_port` of a port as the kernel creates it."""
+"""The drift of a port as the kernel creates it."""
 _STATES = {0: "disabled", 1: "listening", 2: "learning", 4: "blocking"}
 
-_MODE, _LEARNING, _FLOOD = 4, 8, 9  # IFLA_BRPORT_MODE (hairpin), _LEARNING, _UNICAST_FLOOD
+_LEARNING, _FLOOD = 8, 9  # IFLA_BRPORT_*
 
 # IFLA_BRPORT_*: (name in bridge(8), value of niso's ports)
 _FLAGS: dict[int, tuple[str, int]] = {
@@ -302,12 +286,12 @@ _SETTINGS: dict[int, tuple[str, str, int]] = {
 }
 
 
-def drift_of_port(settings: dict[int, bytes], operstate: int, tunnel: bool) -> str:
-    """Return the settings of a port that differ from niso's, such as ``isolated on, learning on``.
+def _port_drift(settings: dict[int, bytes], operstate: int, tunnel: bool) -> list[str]:
+    """Return the settings of a port that differ from niso's, such as ``isolated on``.
 
-    ``settings`` is the port's IFLA_INFO_SLAVE_DATA. ``operstate`` is its operational state
-    (IF_OPER_*). ``tunnel`` says whether the port is a VXLAN device. The port state is compared only
-    while the port has a carrier; otherwise the kernel sets it.
+    ``settings`` is the port's IFLA_INFO_SLAVE_DATA. ``operstate`` is IF_OPER_*. ``tunnel`` says
+    whether the port is a VXLAN device. The port state is compared only while the port has a
+    carrier; otherwise the kernel sets it.
     """
     parts = [
         f"{name} {'on' if settings[kind][0] else 'off'}"
@@ -319,21 +303,18 @@ def drift_of_port(settings: dict[int, bytes], operstate: int, tunnel: bool) -> s
     state = settings.get(_PORT_STATE, b"")[:1]
     if operstate == _UP and state and state[0] != _FORWARDING:
         parts.append(f"state {_STATES.get(state[0], state[0])}")
-    return ", ".join(parts)
+    return parts
 
 
-def drift_of_bridge(settings: dict[int, bytes]) -> str:
-    """Return the settings of a bridge that differ from niso's, such as ``stp_state 1``.
-
-    ``settings`` is the bridge's IFLA_INFO_DATA.
-    """
+def _bridge_drift(settings: dict[int, bytes]) -> list[str]:
+    """Return the settings of a bridge (IFLA_INFO_DATA) that differ from niso's: ``stp_state 1``."""
     parts = []
     for kind, (name, form, usual) in _SETTINGS.items():
         payload = settings.get(kind, b"")
         value = struct.unpack(form, payload)[0] if len(payload) == struct.calcsize(form) else usual
         if value != usual:
             parts.append(f"{name} {value}")
-    return ", ".join(parts)
+    return parts
 
 
 def _flags(tunnel: bool) -> dict[int, tuple[str, int]]:
@@ -348,15 +329,12 @@ def new_port(hairpin: bool, learns: bool = False) -> bytes:
     With ``learns``, learning and flooding stay on, as by default. For each message that changes one
     of the two, the kernel walks all ports (nbp_update_port_count, net/bridge/br_if.c).
     """
-    flags = attribute(_MODE, bytes([hairpin]))
-    for kind in (_LEARNING, _FLOOD):
-        flags += attribute(kind, bytes([learns]))
-    return _linkinfo(_INFO_SLAVE_KIND, _INFO_SLAVE_DATA, flags)
+    flags = {BRPORT_MODE: hairpin, _LEARNING: learns, _FLOOD: learns}
+    return _port_setting(b"".join(attribute(kind, bytes([on])) for kind, on in flags.items()))
 
 
 def usual(drift: str, tunnel: bool = False) -> list[bytes]:
-    """Return the netlink attributes that reset the settings named in ``drift``, of a bridge or
-    port.
+    """Return the netlink attributes that reset the settings in ``drift``, of a bridge or port.
 
     Each of them must be sent in an RTM_NEWLINK of its own, in this order. ``tunnel`` says whether
     the port is a VXLAN device.
@@ -376,14 +354,7 @@ def usual(drift: str, tunnel: bool = False) -> list[bytes]:
         for kind, (name, form, usual) in _SETTINGS.items()
         if name in names
     ]
-    return [
-        *(_linkinfo(_INFO_SLAVE_KIND, _INFO_SLAVE_DATA, setting) for setting in port),
-        *(_linkinfo(_INFO_KIND, _INFO_DATA, setting) for setting in own),
-    ]
-
-
-def _linkinfo(kind: int, data: int, setting: bytes) -> bytes:
-    return nested(18, text(kind, "bridge"), nested(data, setting))
+    return [*map(_port_setting, port), *(of_kind("bridge", setting) for setting in own)]
 
 
 # --- rate limits (queueing discipline tbf) --------------------------------------------------------
@@ -414,10 +385,7 @@ def burst(rate: int) -> int:
 
 
 def limit(rate: int) -> int:
-    """Return how many bytes may queue at a rate in bytes per second; more are dropped.
-
-    They are the burst and the bytes of 50 ms.
-    """
+    """Return how many bytes may queue at a rate in bytes per second: the burst and 50 ms."""
     return rate // 20 + burst(rate)
 
 
@@ -470,10 +438,7 @@ def set_rate(rtnl: Rtnl, link_index: int, rate: int) -> None:
 
 
 def clear(rtnl: Rtnl, link_index: int) -> None:
-    """Restore the default queueing discipline of a network interface; no-op if it has that.
-
-    Raises KernelError.
-    """
+    """Restore the default queueing discipline of a network interface. Raises KernelError."""
     body = _tcmsg.pack(0, link_index, 0, _ROOT, 0)
     rtnl.transact(Message(f"clear the rate of link {link_index}", _DELQDISC, 0, body, _NONE))
 
@@ -499,7 +464,7 @@ class Traffic(NamedTuple):
 
 
 def of_links(names: Iterable[str]) -> dict[str, Traffic]:
-    """Return the traffic of network interfaces in the caller's namespace, as a dict by name.
+    """Return the traffic of network interfaces in the caller's namespace, by name.
 
     Missing interfaces are left out. Raises KernelError.
     """
@@ -513,21 +478,13 @@ def of_links(names: Iterable[str]) -> dict[str, Traffic]:
 
 
 def _indexes(names: Iterable[str]) -> dict[str, int]:
-    """Return the indexes of those network interfaces that exist, as a dict by name (netdevice(7)).
-
-    socket.if_nametoindex would be slower.
-    """
+    """Return the indexes of existing interfaces by name; if_nametoindex(3) would be slower."""
     indexes = {}
-    any_socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-    try:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
         for name in names:
-            try:
+            with contextlib.suppress(OSError):  # ENODEV
                 answer = fcntl.ioctl(any_socket, _SIOCGIFINDEX, _ifreq.pack(name.encode(), 0))
-            except OSError:  # ENODEV
-                continue
-            indexes[name] = _ifreq.unpack(answer)[1]
-    finally:
-        any_socket.close()
+                indexes[name] = _ifreq.unpack(answer)[1]
     return indexes
 
 

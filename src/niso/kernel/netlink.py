@@ -180,8 +180,8 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     return payloads
 
 
-def several(data: bytes, kind: int) -> Iterator[bytes]:
-    """Yield the payloads of all netlink attributes of one kind.
+def several(data: bytes, kind: int | None = None) -> Iterator[bytes]:
+    """Yield the payloads of all netlink attributes, or of those of one kind.
 
     Raises ValueError for an impossible length.
     """
@@ -190,7 +190,7 @@ def several(data: bytes, kind: int) -> Iterator[bytes]:
         length, own_kind = _attribute.unpack_from(data, offset)
         if length < 4 or offset + length > len(data):
             raise ValueError("impossible length of an attribute")
-        if own_kind & _KIND_MASK == kind:
+        if kind in (None, own_kind & _KIND_MASK):
             yield data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
 

@@ -10,6 +10,8 @@ since anything it does later would change the wrong host.
 A network interface is handed over to a container engine that itself moves the inner end of a veth
 pair into a container: Docker requests the interface on the host at a time when its container has no
 namespace yet.
+
+Functions raise KernelError; those that mount raise OSError with the path.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import is_marked
 from niso.kernel.link_records import IFF_UP, IFLA_IFNAME
 from niso.kernel.netlink import Message, refused, refusing, text, u32
-from niso.kernel.rtnetlink import NEWLINK, Rtnl, ifinfo
+from niso.kernel.rtnetlink import IFLA_NET_NS_FD, NEWLINK, Rtnl, ifinfo
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -45,17 +47,15 @@ _PREFIX = "niso-"
 
 
 def create(name: str, *, alias: str = "") -> None:
-    """Create the namespace ``name``; see `make`."""
     make(name, alias=alias).close()
 
 
 def make(name: str, *, alias: str = "") -> Rtnl:
-    """Create the namespace ``name``, with ``lo`` up and, if given, with the alias ``alias``.
+    """Create the namespace ``name`` with ``lo`` up; return an rtnetlink socket in it.
 
-    Returns an rtnetlink socket in the namespace, which the caller closes. The name is added last,
-    so that a namespace with this name always has its alias, which contains the id of the state
-    folder. A kill leaves at most an empty file, which counts as absent and is reused. Raises
-    KernelError (EEXIST if the name is taken).
+    The caller closes the socket. The name is added last, so that a namespace with this name always
+    has its ``alias`` (of ``lo``), which contains the id of the state folder. A kill leaves at most
+    an empty file, which counts as absent and is reused. Fails with EEXIST if the name is taken.
     """
     path = _path(name)
     what = f"create network namespace '{name}'"
@@ -94,10 +94,7 @@ def marked(pid: int) -> str:
 
 
 def attach(name: str, pid: int, alias: str) -> None:
-    """Restore the name of the network namespace of process ``pid``; its ``lo`` must have ``alias``.
-
-    Raises KernelError.
-    """
+    """Restore the name of the network namespace of a process; its ``lo`` must have ``alias``."""
     path = _path(name)
     what = f"name the network namespace of process {pid} '{name}'"
     if exists(name):
@@ -120,10 +117,7 @@ def attach(name: str, pid: int, alias: str) -> None:
 
 
 def delete(name: str) -> None:
-    """Remove the name of a namespace; no-op if it is missing.
-
-    The namespace itself ends with its last process. Raises KernelError.
-    """
+    """Remove the name of a namespace, which itself ends with its last process."""
     path = _path(name)
     what = f"delete network namespace '{name}'"
     with refusing(what):
@@ -138,7 +132,7 @@ def delete(name: str) -> None:
 
 
 def clear_unfinished(name: str) -> None:
-    """Remove the empty file left by an interrupted `create`; any other file stays."""
+    """Remove the empty file left by an interrupted `make`; any other file stays."""
     if not exists(name):
         with (
             refusing(f"clear the leftovers of network namespace '{name}'"),
@@ -150,7 +144,7 @@ def clear_unfinished(name: str) -> None:
 def exists(name: str) -> bool:
     """Return whether a network namespace has this name.
 
-    An empty file, which an interrupted `create` left, does not count.
+    The empty file of an interrupted `make` does not count.
     """
     fd = _open(_path(name), name)
     if fd is not None:
@@ -159,10 +153,7 @@ def exists(name: str) -> bool:
 
 
 def _open(path: str, name: str) -> int | None:
-    """Open the namespace at ``path`` and return a descriptor; None if there is none.
-
-    Raises KernelError, in which the namespace is called ``name``.
-    """
+    """Return a descriptor of the namespace at ``path``, called ``name`` in errors, or None."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
@@ -178,7 +169,6 @@ def _open(path: str, name: str) -> int | None:
 
 
 def _is_namespace(fd: int) -> bool:
-    """Return whether an open file is a network namespace (ioctl_nsfs(2))."""
     try:
         return ioctl(fd, _NS_GET_NSTYPE) == os.CLONE_NEWNET
     except OSError:  # not a file of nsfs
@@ -186,10 +176,7 @@ def _is_namespace(fd: int) -> bool:
 
 
 def identity(name: str) -> tuple[int, int]:
-    """Return the (device, inode) of the namespace with this name.
-
-    Earlier namespaces of the same name had another one (ioctl_ns(2)). Raises KernelError.
-    """
+    """Return the (device, inode) of the namespace that now has this name (ioctl_ns(2))."""
     path, pin = _path(name), _pins.get(name)
     with refusing(f"open network namespace '{name}'"):
         status = os.stat(path) if pin is None else os.fstat(pin)
@@ -197,17 +184,15 @@ def identity(name: str) -> tuple[int, int]:
 
 
 def names() -> list[str]:
-    """Return the names of all network namespaces, whoever created them, sorted."""
     return sorted(name for name in _listed() if exists(name))
 
 
 def own_names() -> list[str]:
-    """Return the names in /run/netns that namespaces of niso's own can have, sorted.
+    """Return the names in /run/netns that niso's own namespaces can have, sorted.
 
-    These names begin with "niso-" and are no symbolic links. The alias of ``lo`` in a namespace is
-    not enough to recognise it: a program with NET_ADMIN can give the ``lo`` of its container any
-    alias. A namespace that one of niso's symbolic links leads to is an attachment, whatever its own
-    name.
+    These names begin with "niso-" and are no symbolic links. The alias of ``lo`` is not enough: a
+    program with NET_ADMIN can give the ``lo`` of its container any alias. A namespace that one of
+    niso's symbolic links leads to is an attachment, whatever its own name.
     """
     attached = {_inode(name) for name in symlinks()}
     return [
@@ -218,11 +203,10 @@ def own_names() -> list[str]:
 
 
 def _inode(name: str) -> tuple[int, int] | None:
-    try:
+    with contextlib.suppress(OSError):  # it has ended
         status = os.stat(_path(name))
-    except OSError:  # it has ended
-        return None
-    return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino
+    return None
 
 
 def _listed() -> list[str]:
@@ -232,7 +216,7 @@ def _listed() -> list[str]:
 
 
 def open_fd(name: str) -> int:
-    """Open the namespace and return a descriptor, which the caller closes. Raises KernelError."""
+    """Open the namespace and return a descriptor, which the caller closes."""
     path = _path(name)
     if name in _pins:
         return os.dup(_pins[name])
@@ -255,7 +239,7 @@ reused.
 def cookie_at(path: str) -> int | None:
     """Return the cookie of the namespace at ``path``; None if there is none.
 
-    The cookie is unique within a boot (SO_NETNS_COOKIE, net/core/sock.c). Raises KernelError.
+    The cookie is unique within a boot (SO_NETNS_COOKIE, net/core/sock.c).
     """
     fd = _open(path, path)
     if fd is None:
@@ -267,7 +251,6 @@ def cookie_at(path: str) -> int | None:
 
 
 def cookie_of(name: str) -> int | None:
-    """Return the cookie of the namespace ``name``; None if there is none. Raises KernelError."""
     return cookie_at(_path(name))
 
 
@@ -277,7 +260,6 @@ def _cookie(fd: int, name: str) -> int:
 
 
 def own_cookie() -> int:
-    """Return the cookie of the caller's namespace. Raises KernelError."""
     kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
     with (
         refusing("read the cookie of a network namespace"),
@@ -288,9 +270,7 @@ def own_cookie() -> int:
 
 
 def target(name: str) -> str | None:
-    """Return where the symbolic link ``name`` leads; "" for another file, None if it does not
-    exist.
-    """
+    """Return where the symbolic link ``name`` leads; "" for another file, or None."""
     try:
         return os.readlink(_path(name))
     except FileNotFoundError:
@@ -307,11 +287,9 @@ def symlinks() -> list[str]:
 
 
 def pin(name: str, path: str, cookies: Collection[int]) -> int:
-    """Let ``name`` stand for the namespace that is now at ``path``, if its cookie is in
-    ``cookies``.
+    """Let ``name`` stand for the namespace now at ``path``, if its cookie is in ``cookies``.
 
-    This lasts until `unpin`. Returns the cookie of that namespace; 0 if there is none. Raises
-    KernelError.
+    This lasts until `unpin`. Returns the cookie of that namespace; 0 if there is none.
     """
     fd = _open(path, path)
     if fd is None:
@@ -341,8 +319,7 @@ def _let_go(name: str) -> None:
 def link(name: str, path: str) -> None:
     """Make ``name`` a symbolic link to ``path``; an existing link is replaced atomically.
 
-    The link does not keep the namespace alive. Raises KernelError (EEXIST if ``name`` is not a
-    symbolic link).
+    The link does not keep the namespace alive. Fails with EEXIST if ``name`` is no symbolic link.
     """
     there = _path(name)
     what = f"name the network namespace {path} '{name}'"
@@ -360,10 +337,7 @@ def link(name: str, path: str) -> None:
 
 
 def unlink(name: str) -> None:
-    """Remove the symbolic link ``name``, but not what it leads to; no-op if it is missing.
-
-    Raises KernelError.
-    """
+    """Remove the symbolic link ``name``, but not what it leads to."""
     what = f"remove the name '{name}'"
     with refusing(what), contextlib.suppress(FileNotFoundError):
         signals.hit(what)
@@ -373,10 +347,7 @@ def unlink(name: str) -> None:
 
 
 def inside(name: str) -> OtherNetns:
-    """Run a ``with`` block in the namespace ``name``.
-
-    Raises KernelError if entering fails.
-    """
+    """Run a ``with`` block in the namespace ``name``."""
     return OtherNetns(name)
 
 
@@ -455,12 +426,12 @@ _MNT_DETACH = 2
 
 
 def bind(source: str, path: str) -> None:
-    """Mount the namespace ``source`` on the file ``path``. Raises OSError with the path."""
+    """Mount the namespace ``source`` on the file ``path``."""
     _mount(source, path, _MS_BIND)
 
 
 def unmount(path: str) -> None:
-    """Unmount ``path`` at once, even if it is in use. Raises OSError with the path."""
+    """Unmount ``path`` at once, even if it is in use."""
     _call("umount2", path.encode(), _MNT_DETACH, path=path)
 
 
@@ -468,7 +439,7 @@ def share() -> None:
     """Make /run/netns a shared mount, so that deletions here take effect in all mount namespaces.
 
     Only the folder itself is changed: including the namespaces mounted in it would take 0.3 ms for
-    1,000 of them. Raises OSError.
+    1,000 of them.
     """
     try:
         _mount("", paths.NETNS_DIR, _MS_SHARED)
@@ -500,7 +471,7 @@ def is_hidden() -> bool:
 def _peer_group(process: str) -> str | None:
     """Return the peer group "shared:N" of /run/netns as a process sees it (proc_pid_mountinfo(5)).
 
-    Returns None if /run/netns is not a mount point or not shared. Raises OSError.
+    Returns None if /run/netns is not a mount point or not shared.
     """
     group = None
     with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
@@ -517,7 +488,6 @@ def _mount(source: str, target: str, flags: int) -> None:
 
 
 def _call(function: str, *arguments: object, path: str) -> None:
-    """Call a function of the C library. Raises OSError with the path."""
     import ctypes  # `is_hidden` does not need it
 
     if getattr(ctypes.CDLL(None, use_errno=True), function)(*arguments):
@@ -538,59 +508,46 @@ class ForeignNetns(NamedTuple):
 
 
 def look(path: str) -> ForeignNetns | None:
-    """Return what is known of the namespace at ``path``; None if there is none.
-
-    Raises KernelError.
-    """
+    """Return what is known of the namespace at ``path``; None if there is none."""
     cookie = cookie_at(path)
     if cookie is None:
         return None
     with OtherNetns(path, path), Rtnl() as rtnl:
         links = rtnl.links()
         routes = rtnl.routes()
-    lo = next((link for link in links if link.name == "lo"), None)
+    lo = next((link.alias for link in links if link.name == "lo"), "")
+    everywhere = {"0.0.0.0/0": 4, "::/0": 6}
     return ForeignNetns(
         cookie,
-        lo.alias if lo is not None and is_marked(lo.alias) else "",
+        lo if is_marked(lo) else "",
         frozenset(link.name for link in links),
-        frozenset(
-            6 if route.destination == "::/0" else 4
-            for route in routes
-            if route.destination in ("0.0.0.0/0", "::/0")
-        ),
+        frozenset(everywhere[r.destination] for r in routes if r.destination in everywhere),
         cookie == own_cookie(),
     )
 
 
 def dead_names(marked: set[tuple[int, int]]) -> list[str]:
-    """Return niso's symbolic links to namespaces that no longer exist or have one of niso's veth
-    ends.
+    """Return niso's symbolic links to ended namespaces, and to those with one of niso's veth ends.
 
     ``marked`` are niso's veth pairs, as (index of the inner end, index of the host's end). One
-    index alone is not enough, because it is unique only within a namespace. Raises KernelError.
+    index alone is not enough, because it is unique only within a namespace.
     """
-    names = []
-    for name in symlinks():
+
+    def is_dead(name: str) -> bool:
         if not exists(name):
-            names.append(name)
-            continue
+            return True
         with inside(name), Rtnl() as rtnl:
-            if marked & {(x.index, x.peer_index) for x in rtnl.links() if x.kind == "veth"}:
-                names.append(name)
-    return names
+            ends = {(x.index, x.peer_index) for x in rtnl.links() if x.kind == "veth"}
+        return not marked.isdisjoint(ends)
+
+    return [name for name in symlinks() if is_dead(name)]
 
 
 # --- links that an engine moves -------------------------------------------------------------------
 
 
-_IFLA_NET_NS_FD = 28  # linux/if_link.h
-
-
 def new_namespace() -> int:
-    """Create a network namespace that exists until the returned descriptor is closed.
-
-    Raises KernelError.
-    """
+    """Create a network namespace that exists until the returned descriptor is closed."""
     with unnamed():
         return os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -598,14 +555,14 @@ def new_namespace() -> int:
 def hand_over(space: int, interface: str, name: str) -> None:
     """Move a network interface from the namespace ``space`` into the caller's, as ``name``.
 
-    ``space`` is a descriptor. The interface is down afterwards. Raises KernelError.
+    ``space`` is a descriptor. The interface is down afterwards.
     """
     home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with OtherNetns("(new)", f"/proc/self/fd/{space}"), Rtnl() as rtnl:
             index = rtnl.index(interface)
             what = f"hand '{interface}' over as '{name}'"
-            moved = ifinfo(index) + text(IFLA_IFNAME, name) + u32(_IFLA_NET_NS_FD, home)
+            moved = ifinfo(index) + text(IFLA_IFNAME, name) + u32(IFLA_NET_NS_FD, home)
             rtnl.transact(
                 Message(what, NEWLINK, 0, ifinfo(index, 0, IFF_UP)),
                 Message(what, NEWLINK, 0, moved),
@@ -618,7 +575,7 @@ def find(path: str, host_end: str, address: str) -> tuple[int, str] | None:
     """Return (cookie, interface) if the namespace at ``path`` has the other end of ``host_end``.
 
     ``host_end`` is a veth interface. Returns None until the container engine has set the other end
-    up with ``address``. Raises KernelError.
+    up with ``address``.
     """
     cookie = cookie_at(path)
     if cookie is None:
@@ -640,11 +597,7 @@ def find(path: str, host_end: str, address: str) -> tuple[int, str] | None:
 # --- rtnetlink sockets of namespaces --------------------------------------------------------------
 
 
-_MOST = 64
-"""The maximum number of open sockets.
-
-A command may touch more services than a process may have open files.
-"""
+_MOST = 64  # open sockets: a command may touch more services than a process may have files
 
 
 class Sockets:
@@ -664,19 +617,13 @@ class Sockets:
         unpin()
 
     def here(self) -> Rtnl:
-        """Return a socket in the namespace in which this method was first called.
-
-        Raises KernelError.
-        """
+        """Return a socket in the namespace in which this method was first called."""
         if self._here is None:
             self._here = Rtnl()
         return self._here
 
     def at(self, name: str) -> Rtnl:
-        """Return a socket in the namespace that now has this name; for "", that of `here`.
-
-        Raises KernelError if there is no such namespace.
-        """
+        """Return a socket in the namespace that now has this name; for "", that of `here`."""
         if not name:
             return self.here()
         known = self._inside.get(name)
@@ -687,10 +634,10 @@ class Sockets:
 
     def keep(self, name: str, rtnl: Rtnl) -> Rtnl:
         """Keep a socket in the namespace ``name`` for later calls of `at`, and return it."""
-        gone = self._inside.pop(name, None)
-        if gone is None and len(self._inside) >= _MOST:
-            gone = self._inside.pop(next(iter(self._inside)))
-        if gone is not None:
-            gone[0].close()
+        replaced = self._inside.pop(name, None)
+        if replaced is None and len(self._inside) >= _MOST:
+            replaced = self._inside.pop(next(iter(self._inside)))
+        if replaced is not None:
+            replaced[0].close()
         self._inside[name] = (rtnl, identity(name))
         return rtnl

@@ -26,7 +26,7 @@ import time
 
 from niso.base.errors import Conflict, KernelError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.names import family_of
+from niso.base.names import family_of, unpacked
 from niso.kernel import netlink
 from niso.kernel.libnftables import Nft
 from niso.kernel.netlink import (
@@ -133,7 +133,7 @@ class Nflog(netlink.Netlink):
 
 
 def _holder(group: int) -> str:
-    """Describe the process that reads a group; "" if no process does.
+    """Describe the process that reads a group, or return "".
 
     The port number of a netlink socket usually is the pid of its process (netlink(7)).
     """
@@ -174,15 +174,13 @@ def _link(index: bytes) -> str:
 
 
 def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
-    """Return (source, destination, destination port, protocol) of an IP packet that may be cut off.
+    """Return (source, destination, destination port, protocol) of a packet that may be cut off.
 
     The port is None if there is none. Returns None for anything but an IP packet.
     """
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
-        source, destination = (
-            socket.inet_ntop(socket.AF_INET, packet[at : at + 4]) for at in (12, 16)
-        )
+        source, destination = unpacked(packet[12:16]), unpacked(packet[16:20])
         first = not int.from_bytes(packet[6:8], "big") & 0x1FFF
         number, offset = packet[9], (packet[0] & 15) * 4
     elif version == 6 and len(packet) >= 40:
@@ -199,8 +197,7 @@ def _ends(packet: bytes) -> tuple[str, str, int | None, str] | None:
 
 
 def _upper(packet: bytes) -> tuple[int, int, bool]:
-    """Return (protocol, offset, is_first) of what an IPv6 packet carries after its extension
-    headers.
+    """Return (protocol, offset, is_first) of what follows an IPv6 packet's extension headers.
 
     ``is_first`` is False for a fragment other than the first.
     """
@@ -255,19 +252,14 @@ class TraceStep(NamedTuple):
 
     @property
     def source_port(self) -> int | None:
-        """Return the source port; None if the step has no headers, or if these have no port."""
         return int.from_bytes(self.transport[:2], "big") if len(self.transport) >= 4 else None
 
     @property
     def version(self) -> int | None:
-        """Return the IP version; None if the step has no headers."""
         return self.network[0] >> 4 if self.network else None
 
     def is_of_packet(self, other: TraceStep) -> bool:
-        """Return whether both steps have headers of the same packet.
-
-        Source NAT must not have changed it.
-        """
+        """Return whether both steps have headers of the same packet, without source NAT."""
         return self._sent != b"" and self._sent == other._sent
 
     @property
@@ -314,8 +306,7 @@ class Trace(netlink.Netlink):
         super().close()
 
     def first(self, seconds: float) -> list[TraceStep]:
-        """Wait for one packet and return the steps of its path; empty if none comes within
-        ``seconds``.
+        """Wait for one packet and return the steps of its path; none if it does not come in time.
 
         When a bridge passes the packet up to the host, the kernel changes its trace id, because the
         id depends on the network interface by which the packet came (trace_fill_id,
@@ -339,9 +330,9 @@ class Trace(netlink.Netlink):
         try:
             replies = self.receive()
         except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise refused("follow packets", error.errno or 0) from error
-            return []
+            if error.errno == errno.ENOBUFS:  # the kernel had to skip messages
+                return []
+            raise refused("follow packets", error.errno or 0) from error
         bodies = [body for kind, _, _, body in replies if kind == _TRACE]
         return [understood("follow packets", self._parse, body) for body in bodies]
 
@@ -379,8 +370,7 @@ class Trace(netlink.Netlink):
         )
 
     def _read_rules(self) -> dict[tuple[str, str, int], str]:
-        """Return the text of each rule by table, chain and handle."""
-        rules = {}
+        rules: dict[tuple[str, str, int], str] = {}
         table = chain = ""
         for line in self._nft.outline().splitlines():
             if line.startswith("table "):
@@ -447,7 +437,6 @@ class Dropped(NamedTuple):
 
 
 def _packet(network: bytes, transport: bytes) -> tuple[bytes, int]:
-    """Return (headers of a packet, length of the whole packet in bytes)."""
     if network[0] >> 4 == 4:
         size = (network[0] & 15) * 4
         length = int.from_bytes(network[2:4], "big")
@@ -476,10 +465,10 @@ def drop_rules(addresses: Collection[str], ends: Collection[str], bridges: Colle
         into.append(f"{outside}{word} daddr {{ {own} }} {limit}")
         # the bridge table has already marked what raw refuses
         into.append(f"meta mark & {ABSENT} != 0 {word} saddr {{ {own} }} {limit}")
-        for side in ("saddr", "daddr"):
-            either.append(
-                f"ct state != {{ established, related }} {word} {side} {{ {own} }} {limit}"
-            )
+        either += [
+            f"ct state != {{ established, related }} {word} {side} {{ {own} }} {limit}"
+            for side in ("saddr", "daddr")
+        ]
         if ends:
             foreign.append(f"iifname {{ {', '.join(ends)} }} {word} saddr != {{ {own} }} {limit}")
     name = f"{PREFIX}{os.getpid()}_drops"

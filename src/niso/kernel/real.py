@@ -259,7 +259,6 @@ class Writer:
         }
 
     def steps_in(self, netns: str) -> Sequence[Step[Any]]:
-        """Return the steps for objects in a network namespace, in order."""
         if not self._by_space:
             for step in self.steps:
                 if isinstance(step, Step):
@@ -267,13 +266,12 @@ class Writer:
         return self._by_space.get(netns, ())
 
     def rtnl(self, netns: str) -> Rtnl:
-        """Return an rtnetlink socket in a namespace; "" is the host's. Raises KernelError."""
         return self.sockets.at(netns)
 
     def link(self, netns: str, name: str) -> tuple[Rtnl, int | None]:
-        """Return (rtnetlink socket of the namespace, index of the network interface ``name``).
+        """Return (rtnetlink socket of the namespace, index of the interface or None).
 
-        The index is None if the interface does not exist. Then no object on it exists either.
+        Without the interface, no object on it exists either.
         """
         rtnl = self.rtnl(netns)
         try:
@@ -285,21 +283,13 @@ class Writer:
 
     @staticmethod
     def existing(index: int | None, link: str) -> int:
-        """Return ``index``.
-
-        Raises KernelError if it is None: the network interface does not exist.
-        """
+        """Return ``index``; raise KernelError if it is None: the interface does not exist."""
         if index is None:
-            raise KernelError(
-                f"link {link!r} does not exist", "niso net repair", errno=errno.ENODEV
-            )
+            raise KernelError(f"link {link!r} does not exist", "niso net repair", errno.ENODEV)
         return index
 
     def run(self) -> None:
-        """Execute all steps in order, stopping at the first failure.
-
-        Raises KernelError with the description of the failed step.
-        """
+        """Execute all steps; see `Kernel.write`."""
         for batch in self._batches():
             self._do(batch)
 
@@ -325,24 +315,18 @@ class Writer:
         return errors
 
     def _batches(self) -> list[list[AnyStep]]:
-        """Return the steps in order, grouped into batches that their kind writes together."""
         batches: list[list[AnyStep]] = []
         last: Hashable = None
         for step in self.steps:
             common = step.kind.batch(step, self) if isinstance(step, Step) else None
             key = None if common is None else (step.kind, common)
-            if key is not None and key == last:
-                batches[-1].append(step)
-            else:
-                batches.append([step])
+            if key is None or key != last:
+                batches.append([])
+            batches[-1].append(step)
             last = key
         return batches
 
     def _do(self, batch: list[AnyStep]) -> None:
-        """Execute the steps of one batch.
-
-        Raises KernelError with the description of the step that failed.
-        """
         description = ""
         try:
             try:

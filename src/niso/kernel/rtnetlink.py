@@ -15,6 +15,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 from array import array
 from collections.abc import Sequence
 from fcntl import ioctl
@@ -81,7 +82,7 @@ NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 
-_IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK, _IFLA_GROUP = 26, 28, 29, 27
+IFLA_NET_NS_FD, _IFLA_AF_SPEC, _IFLA_EXT_MASK, _IFLA_GROUP = 28, 26, 29, 27
 _AT_ONCE = 64  # messages whose answers fit the socket's buffer together
 _BR_FORWARD_DELAY, _BR_STP_STATE, _BR_MCAST_SNOOPING = 1, 5, 23
 _VETH_INFO_PEER = 1
@@ -108,7 +109,8 @@ _ifr_data = struct.Struct("@16sP16x")
 class Rtnl(netlink.Netlink):
     """An rtnetlink socket in the network namespace that opened it. A context manager.
 
-    Every method raises KernelError, with the object's name and the kernel's error text.
+    Methods raise KernelError, with the object's name and the kernel's error text. Deleting an
+    object that does not exist is a no-op.
     """
 
     def __init__(self) -> None:
@@ -122,26 +124,22 @@ class Rtnl(netlink.Netlink):
         return netlink.understood(what, parse_link, answer) if answer is not None else None
 
     def index(self, name: str) -> int:
-        """Return the index of a network interface (netdevice(7)), at a tenth of the cost of `link`.
-
-        Raises KernelError if the interface does not exist.
-        """
+        """Return the index of an interface (netdevice(7)), at a tenth of the cost of `link`."""
         with refusing(f"find link '{name}'"):
             answer = ioctl(self._socket, _SIOCGIFINDEX, _ifreq.pack(name.encode(), 0))
         return int(_ifreq.unpack(answer)[1])
 
     def name(self, index: int) -> str:
-        """Return the name of the network interface with this index; "" if there is none."""
+        """Return the name of the network interface with this index, or ""."""
         try:
             answer = ioctl(self._socket, _SIOCGIFNAME, _ifreq.pack(b"", index))
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return ""
             raise refused(f"find link {index}", error.errno or 0) from error
-        return netlink.string(_ifreq.unpack(answer)[0])
+        return string(_ifreq.unpack(answer)[0])
 
     def links(self) -> list[Link]:
-        """Return all network interfaces of the namespace, in the kernel's order."""
         body = ifinfo() + u32(_IFLA_EXT_MASK, _SKIP_STATS)
         return self.dump("list links", _GETLINK, body, parse_link)
 
@@ -150,17 +148,14 @@ class Rtnl(netlink.Netlink):
         return not self._ethtool(f"read offloads of link '{name}'", name, _GTXCSUM, 0)
 
     def make_sums(self, name: str) -> None:
-        """Make a network interface complete checksums and cut large packets before it sends them.
+        """Make a network interface complete checksums before it sends (ETHTOOL_STXCSUM).
 
-        This uses ETHTOOL_STXCSUM.
+        It then also cuts large packets.
         """
         self._ethtool(f"switch off checksum offload of link '{name}'", name, _STXCSUM, 0)
 
     def join_segments(self, name: str) -> None:
-        """Make a network interface join the small TCP segments that it receives, if it can.
-
-        This uses ETHTOOL_SGRO.
-        """
+        """Make an interface join the small TCP segments it receives, if it can (ETHTOOL_SGRO)."""
         try:
             self._ethtool(f"switch on GRO of link '{name}'", name, _SGRO, 1)
         except KernelError as error:
@@ -168,10 +163,7 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def _ethtool(self, what: str, name: str, command: int, value: int) -> int:
-        """Execute an ethtool command on a network interface, and return the resulting value.
-
-        ``what`` describes the step. The command has a struct ethtool_value (linux/ethtool.h).
-        """
+        """Execute a command with a struct ethtool_value (linux/ethtool.h); return the value."""
         data = array("I", (command, value))
         with refusing(what):
             ioctl(self._socket, _SIOCETHTOOL, _ifr_data.pack(name.encode(), data.buffer_info()[0]))
@@ -244,7 +236,7 @@ class Rtnl(netlink.Netlink):
             + text(IFLA_IFNAME, peer)
             + attribute(IFLA_ADDRESS, packed_mac(peer_mac))
             + u32(IFLA_MTU, mtu)
-            + u32(_IFLA_NET_NS_FD, peer_netns_fd)
+            + u32(IFLA_NET_NS_FD, peer_netns_fd)
         )
         self.create(
             index,
@@ -281,7 +273,7 @@ class Rtnl(netlink.Netlink):
         flags, switched = IFF_UP if up else 0, 0 if up is None else IFF_UP
         if link_records.ARP_OFF in drift.split(", "):
             switched |= IFF_NOARP
-        changes = text(IFLA_IFNAME, name)
+        named = changes = text(IFLA_IFNAME, name)
         shown = []
         if mtu is not None:
             changes += u32(IFLA_MTU, mtu)
@@ -303,11 +295,9 @@ class Rtnl(netlink.Netlink):
             messages.append(Message(what, NEWLINK, 0, ifinfo(0, flags, switched) + changes))
         if hairpin is not None:
             what = f"set hairpin of '{name}' {'on' if hairpin else 'off'}"
-            named = ifinfo() + text(IFLA_IFNAME, name)
-            messages.append(Message(what, NEWLINK, 0, named + hairpin_data(hairpin)))
-        body = ifinfo() + text(IFLA_IFNAME, name)
+            messages.append(Message(what, NEWLINK, 0, ifinfo() + named + hairpin_data(hairpin)))
         messages += [
-            Message(f"reset '{name}' ({drift})", NEWLINK, 0, body + reset)
+            Message(f"reset '{name}' ({drift})", NEWLINK, 0, ifinfo() + named + reset)
             for reset in link_records.usual(drift)
         ]
         if messages:
@@ -316,13 +306,12 @@ class Rtnl(netlink.Netlink):
     def set_calls(
         self, name: str, call_iptables: bool | None = None, call_ip6tables: bool | None = None
     ) -> None:
-        """Change those settings of the bridge ``name`` that are not None; see `add_bridge`."""
         what = f"set nf_call_iptables, nf_call_ip6tables of '{name}'"
         own = of_kind("bridge", *call_flags(call_iptables, call_ip6tables))
         self.transact(Message(what, NEWLINK, 0, ifinfo() + text(IFLA_IFNAME, name) + own))
 
     def detach(self, names: Sequence[str]) -> None:
-        """Set network interfaces down and detach them from their bridge; no-op for missing ones.
+        """Set interfaces down and detach them from their bridge; no-op for missing ones.
 
         Afterwards no packet passes through them, whatever happens at the other end of a veth pair.
         """
@@ -358,17 +347,13 @@ class Rtnl(netlink.Netlink):
         self.transact(Message(what, _DELLINK, 0, ifinfo() + group, (errno.ENODEV,)))
 
     def addresses(self, link_index: int | None = None) -> list[LinkAddress]:
-        """Return the addresses of both families, of one network interface or of all."""
-        result = []
+        result: list[LinkAddress] = []
         # a dump of both families would walk all links to find this one
         for family in _FAMILIES if link_index else (socket.AF_UNSPEC,):
             body = ifaddrmsg.pack(family, 0, 0, 0, link_index or 0)
-            for address in self.dump(
-                "list addresses", _GETADDR, body, parse_address, (errno.ENODEV,)
-            ):
-                # without IPv6 the kernel answers with all families
-                if family in (address.family, socket.AF_UNSPEC):
-                    result.append(address)
+            found = self.dump("list addresses", _GETADDR, body, parse_address, (errno.ENODEV,))
+            # without IPv6 the kernel answers with all families
+            result += [entry for entry in found if family in (entry.family, socket.AF_UNSPEC)]
         return result
 
     def add_address(
@@ -396,32 +381,22 @@ class Rtnl(netlink.Netlink):
         self.transact(*messages)
 
     def add_connected_route(self, link_index: int, cidr: str) -> None:
-        """Restore the route to an address's prefix that the kernel adds with the address.
-
-        No-op if the route exists.
-        """
+        """Add the route to an address's prefix that the kernel adds with the address."""
         family, packed, length = parse_cidr(cidr)
-        whole = 8 * len(packed)
-        number = int.from_bytes(packed) >> (whole - length) << (whole - length)
+        _, network, _ = parse_cidr(prefix(cidr))
         is_4 = family == socket.AF_INET
         scope = _SCOPE_LINK if is_4 else _SCOPE_UNIVERSE
         body = rtmsg.pack(family, length, 0, 0, MAIN, KERNEL, scope, UNICAST, 0)
-        body += attribute(RTA_DST, number.to_bytes(len(packed))) + u32(RTA_OIF, link_index)
+        body += attribute(RTA_DST, network) + u32(RTA_OIF, link_index)
         body += attribute(_RTA_PREFSRC, packed) if is_4 else u32(RTA_PRIORITY, _METRIC6)
         what = f"add the route to {cidr} by link {link_index}"
         self.transact(Message(what, _NEWROUTE, netlink.CREATE, body, (errno.EEXIST,)))
 
     def delete_connected_route(self, link_index: int, cidr: str) -> None:
-        """Delete the route to an address's prefix that the kernel has added; no-op if it is
-        missing.
-        """
-        self._delete_routes(
-            f"delete the route to {cidr} by link {link_index}",
-            _route(prefix(cidr), "", link_index, KERNEL),
-        )
+        what = f"delete the route to {cidr} by link {link_index}"
+        self._delete_routes(what, _route(prefix(cidr), "", link_index, KERNEL))
 
     def delete_address(self, link_index: int, cidr: str) -> None:
-        """Delete an address of a network interface; no-op if it does not exist."""
         family, packed, length = parse_cidr(cidr)
         body = ifaddrmsg.pack(family, length, 0, _SCOPE_UNIVERSE, link_index) + attribute(
             IFA_LOCAL, packed
@@ -430,9 +405,7 @@ class Rtnl(netlink.Netlink):
         self.transact(Message(what, _DELADDR, 0, body, (errno.EADDRNOTAVAIL, errno.ENODEV)))
 
     def routes(self, link_index: int | None = None, table: int = MAIN) -> list[LinkRoute]:
-        """Return the routes of a table in both families, through one network interface or through
-        any.
-        """
+        """Return the routes of a table in both families, through one interface or through any."""
         body = rtmsg.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0) + u32(RTA_TABLE, table)
         body += u32(RTA_OIF, link_index) if link_index else b""
         absent = (errno.ENOENT, errno.ENODEV)  # no such table yet; no such link
@@ -440,9 +413,7 @@ class Rtnl(netlink.Netlink):
         return [route for family, route in dumped if family in _FAMILIES and route.table == table]
 
     def add_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
-        """Add a unicast route to the main table.
-
-        If ``gateway`` is "", the destination is on the link.
+        """Add a unicast route to the main table; with gateway "", the destination is on the link.
 
         The gateway is taken as reachable through the interface with this index, without a route to
         it. ``metric`` 0 is the kernel's default. No-op if the route exists. Raises KernelError if
@@ -455,23 +426,18 @@ class Rtnl(netlink.Netlink):
             self.transact(Message(what, _NEWROUTE, netlink.CREATE | netlink.EXCL, body))
         except KernelError as error:
             wanted = (canonical(destination), gateway, index)
-            if error.errno != errno.EEXIST or all(
-                route[:3] != wanted for route in self.routes(index)
-            ):
+            exists = error.errno == errno.EEXIST
+            if not exists or wanted not in (route[:3] for route in self.routes(index)):
                 raise
 
     def delete_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
-        """Delete a route; no-op if it no longer exists. Other routes to ``destination`` stay.
-
-        With ``metric`` 0, one route of any metric is deleted.
-        """
-        self._delete_routes(
-            f"delete route {destination} via {gateway or 'link'} {index}",
-            _route(destination, gateway, index, 0) + (u32(RTA_PRIORITY, metric) if metric else b""),
-        )
+        """Delete a route, with metric 0 one of any metric. Other routes to ``destination`` stay."""
+        body = _route(destination, gateway, index, 0)
+        body += u32(RTA_PRIORITY, metric) if metric else b""
+        self._delete_routes(f"delete route {destination} via {gateway or 'link'} {index}", body)
 
     def delete_nowhere(self, destination: str, kind: str) -> None:
-        """Delete a route of a type in `NOWHERE`, with any metric; no-op if it does not exist."""
+        """Delete a route of a type in `NOWHERE`, with any metric."""
         family, packed, length = parse_cidr(destination)
         body = rtmsg.pack(family, length, 0, 0, MAIN, 0, _SCOPE_NOWHERE, NOWHERE[kind], 0)
         body += attribute(RTA_DST, packed) if length else b""
@@ -480,10 +446,7 @@ class Rtnl(netlink.Netlink):
         self._delete_routes(f"delete {kind} route {destination}", body)
 
     def _delete_routes(self, what: str, body: bytes) -> None:
-        """Delete all matching routes one by one.
-
-        Without a metric in the request, the kernel deletes only the first match.
-        """
+        """Delete all matching routes; without a metric, a request deletes only the first."""
         for _ in range(_AT_ONCE):
             try:
                 self.transact(Message(what, _DELROUTE, 0, body))
@@ -504,17 +467,16 @@ class Rtnl(netlink.Netlink):
         """Create a network interface, set its alias, and send the messages ``more``.
 
         ``made`` are its attributes, and ``marked`` is the attribute with the alias. All messages
-        are in one sendmsg; if one of ``more`` fails, the interface is deleted. It has no automatic
-        link-local address. ``what`` describes the creation in a KernelError.
+        are in one sendmsg; if one fails, the interface is deleted. It has no automatic link-local
+        address.
         """
         new = Message(what, NEWLINK, netlink.CREATE | netlink.EXCL, ifinfo(index) + made)
         mark = Message(what, NEWLINK, 0, ifinfo(index) + marked)
         try:
             self.transact(new, mark, no_link_local(what, index), *more)
         except KernelError:
-            self.transact(
-                Message("delete the unfinished link", _DELLINK, 0, ifinfo(index), (errno.ENODEV,))
-            )
+            undo = "delete the unfinished link"
+            self.transact(Message(undo, _DELLINK, 0, ifinfo(index), (errno.ENODEV,)))
             raise
 
 
@@ -527,20 +489,18 @@ def ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
 
 
 def join(name: str, index: int, bridge: str, master: int) -> Message:
-    """Return the message that makes an interface a port of the bridge with index ``master``."""
     what = f"attach '{name}' to bridge '{bridge}'"
     return Message(what, NEWLINK, 0, ifinfo(index) + u32(IFLA_MASTER, master))
 
 
 def raise_up(name: str, index: int) -> Message:
-    """Return the message that sets a network interface up."""
     return Message(f"set link '{name}' up", NEWLINK, 0, ifinfo(index, IFF_UP, IFF_UP))
 
 
 def no_link_local(what: str, index: int) -> Message:
     """Return the message that disables the automatic IPv6 link-local address of an interface.
 
-    On a kernel without IPv6, or with an MTU too small for it, it does nothing.
+    It has no effect on a kernel without IPv6, or with an MTU too small for it.
     """
     mode = attribute(_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
     body = ifinfo(index) + nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
@@ -591,7 +551,6 @@ def of_niso(rtnl: Rtnl, family: int) -> list[tuple[str, str, bytes]]:
     """Return niso's routing rules of a family (4 or 6) as (bridge, drift, body).
 
     ``drift`` describes how the rule differs from the desired one. ``body`` is the kernel's answer.
-    Raises KernelError.
     """
     body = _header.pack(_RULE_FAMILIES[family], 0, 0, 0, 0, 0, 0, 0, 0)
     # a kernel without IPv6 or without policy routing has none
@@ -600,7 +559,7 @@ def of_niso(rtnl: Rtnl, family: int) -> list[tuple[str, str, bytes]]:
 
 
 def add(rtnl: Rtnl, link: str, family: int) -> None:
-    """Add the routing rule of a bridge, which need not exist yet. Raises KernelError."""
+    """Add the routing rule of a bridge, which need not exist yet."""
     body = _header.pack(_RULE_FAMILIES[family], 0, 0, 0, 0, 0, 0, _PROHIBIT, 0)
     body += text(_IIFNAME, link) + u32(_PRIORITY, PRIORITY) + u32(_FWMARK, 0)
     body += u32(_FWMASK, _MASK) + attribute(_PROTOCOL, bytes([PROTOCOL]))
@@ -608,10 +567,7 @@ def add(rtnl: Rtnl, link: str, family: int) -> None:
 
 
 def delete(rtnl: Rtnl, link: str, family: int, drift: str = "") -> None:
-    """Delete the routing rules of a bridge that differ from niso's as ``drift`` says.
-
-    Raises KernelError.
-    """
+    """Delete the routing rules of a bridge that differ from niso's as ``drift`` says."""
     what = f"delete the routing rule of '{link}'"
     for *rule, body in of_niso(rtnl, family):
         if rule == [link, drift]:
@@ -625,7 +581,7 @@ def _parse(body: bytes) -> tuple[str, str, bytes] | None:
         return None
 
     def number(kind: int) -> int:
-        return int.from_bytes(fields.get(kind, b""), "little" if _LITTLE else "big")
+        return int.from_bytes(fields.get(kind, b""), sys.byteorder)
 
     known = {_IIFNAME, _PRIORITY, _FWMARK, _TABLE, _SUPPRESS, _FWMASK, _PROTOCOL}
     words = []
@@ -641,6 +597,3 @@ def _parse(body: bytes) -> tuple[str, str, bytes] | None:
     # as a request, the flags say nothing about whether the link exists
     head = _header.pack(family, to, from_, tos, table, 0, 0, action, flags & _INVERT)
     return string(fields.get(_IIFNAME, b"")), "; ".join(words), head + body[_header.size :]
-
-
-_LITTLE = struct.pack("=H", 1) == b"\1\0"

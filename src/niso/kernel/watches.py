@@ -137,14 +137,13 @@ class Folders:
         return self._fd
 
     def watch(self, folders: Iterable[str]) -> None:
-        """Watch more folders. If a folder is missing, its nearest existing parent is watched."""
+        """Watch more folders; for a missing one, its nearest existing parent."""
         for path in folders:
             folder = path
             while self._add(folder) in (errno.ENOENT, errno.ENOTDIR) and folder != "/":
                 folder = os.path.dirname(folder)
 
     def _add(self, folder: str) -> int:
-        """Watch a folder; return 0 or an errno. No-op if the folder is already watched."""
         path = os.fsencode(folder)
         if self._libc.inotify_add_watch(self._fd, path, _MASK | _ONLYDIR) >= 0:
             return 0
@@ -161,7 +160,7 @@ class Folders:
         raise error
 
     def read(self) -> bool:
-        """Return whether a file in a watched folder has changed since the last call of `read`."""
+        """Return whether a file in a watched folder has changed since the last call."""
         changed = False
         while True:
             try:
@@ -172,7 +171,7 @@ class Folders:
 
 
 def _is_noise(events: bytes) -> bool:
-    """Return whether these events (struct inotify_event) only concern SQLite's shared memory."""
+    """Return whether events (struct inotify_event) only concern SQLite's shared memory."""
     offset = 0
     while offset + 16 <= len(events):
         mask, _, length = struct.unpack_from("=III", events, offset + 4)
