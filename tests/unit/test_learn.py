@@ -31,7 +31,7 @@ from niso.kernel.flow_memory import Recorded
 from niso.look import flows
 from niso.look import learn as look_learn
 from niso.look.learn import LearnedEntry, LearnedPolicy, PolicyChange, WrittenNames, learn_flows
-from niso.manifest.toml import Item, with_list
+from niso.manifest.toml import ListLine, with_list
 from niso.plan import verdict
 from niso.plan.records import Policy, Port
 from niso.plan.verdict import PolicyContext
@@ -238,9 +238,9 @@ def _of(on: PolicyContext, address: str) -> verdict.KnownService | None:
 # --- into a manifest -------------------------------------------------------------------------------------------------
 
 ITEMS = [
-    Item("api:5432/tcp", True),
-    Item("a:53/udp", True, "DNS"),
-    Item("bad:1/tcp", False, "denied"),
+    ListLine("api:5432/tcp", True),
+    ListLine("a:53/udp", True, "DNS"),
+    ListLine("bad:1/tcp", False, "denied"),
 ]
 OWN = ("network", "policy")
 FORMS = [
@@ -295,7 +295,10 @@ def test_comments_of_the_old_list_stay() -> None:
     result = with_list(text, OWN, "allow_from", ITEMS)
     assert '  # "mine"\n  "api:5432/tcp",  # the api\n' in result and "older" not in result
     again = with_list(
-        result, OWN, "allow_from", [*ITEMS, Item("old", False, "in the manifest; nothing used it")]
+        result,
+        OWN,
+        "allow_from",
+        [*ITEMS, ListLine("old", False, "in the manifest; nothing used it")],
     )
     assert again.count('# "bad:1/tcp",') == 1 and '# "old",' in again
 

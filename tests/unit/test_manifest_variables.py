@@ -15,7 +15,6 @@ from samples import samples
 
 from niso.base.errors import Error, ErrorGroup, InvalidInput, flatten
 from niso.manifest import load, stack, toml, variables
-from niso.manifest.variables import Variables
 from niso.plan.specs import ServiceSpec
 
 HEAD = '[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "run"\n'
@@ -69,7 +68,7 @@ def errors(folder: Path, text: str, env: str | None = None) -> dict[str | None, 
     ],
 )
 def test_text_with_variables(written: str, result: str) -> None:
-    assert variables.text(written, Variables(SET, ".env")) == result
+    assert variables.text(written, (SET, ".env")) == result
 
 
 @pytest.mark.parametrize(
@@ -102,8 +101,8 @@ def test_text_that_cannot_be_resolved_names_file_key_and_variable(
 @given(st.text("${}:-?+A_ \\\"'", max_size=20))
 def test_any_text_is_resolved_or_refused(written: str) -> None:
     try:
-        result = variables.text(written, Variables(SET, ".env"))
-    except variables._Wrong:
+        result = variables.text(written, (SET, ".env"))
+    except InvalidInput:
         assert "${" in written
     else:
         assert "${" in written or result == written

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from refusals import refuses
 
 from niso.base.errors import Error, InvalidInput
 from niso.change.attach import both, combined
-from niso.manifest.policy import Subject, about, parse
+from niso.manifest.policy import about, parse
 from niso.plan.records import Policy
 
-BOX = Subject("box", ("backend",), "podman", {"pod_namespace": "shop"})
+BOX: dict[str, Any] = {
+    "name": "box",
+    "networks": ("backend",),
+    "owner": "podman",
+    "labels": {"pod_namespace": "shop"},
+}
 OPEN = Policy()
 
 
@@ -38,8 +44,8 @@ def texts(policy: Policy) -> list[list[str] | None]:
     return [shown(policy.allow_from), shown(policy.deny_from), shown(policy.egress_allow)]
 
 
-def whole(subject: Subject) -> Policy:
-    return combined(about(subject))
+def whole(**changes: Any) -> Policy:
+    return combined(about(**(BOX | changes)))
 
 
 @pytest.mark.parametrize(
@@ -96,11 +102,11 @@ allow_from = []
 """,
     )
     write(folder, "not read", "b.txt")
-    policy = whole(BOX)
+    policy = whole()
     assert texts(policy) == [["api:80-80/"], ["web:0-65535/"], []]
     assert policy.deny_from[0].key == "a.toml:policy[0].deny_from[0]"
-    assert whole(BOX._replace(owner="cli", labels={})) == OPEN
-    assert whole(BOX._replace(name="other", owner="cli", labels={})).allow_from == ()
+    assert whole(owner="cli", labels={}) == OPEN
+    assert whole(name="other", owner="cli", labels={}).allow_from == ()
 
 
 @pytest.mark.parametrize(
@@ -120,7 +126,7 @@ allow_from = []
 def test_file_that_is_not_right_refuses(folder: Path, text: str) -> None:
     write(folder, text)
     with pytest.raises(Error):
-        whole(BOX)
+        whole()
 
 
 def test_file_of_others_or_that_cannot_be_read_refuses(folder: Path) -> None:
@@ -128,14 +134,14 @@ def test_file_of_others_or_that_cannot_be_read_refuses(folder: Path) -> None:
     with refuses(
         Error, hint="pass the path of a file of policies or of its folder", file="dangling.toml"
     ):
-        whole(BOX)
+        whole()
     (folder / "dangling.toml").unlink()
     write(folder, "")
     if os.geteuid() == 0:
-        assert whole(BOX) == OPEN
+        assert whole() == OPEN
         (folder / "a.toml").chmod(0o666)
     with pytest.raises(Error):
-        whole(BOX)
+        whole()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="changes the group of files")
@@ -145,18 +151,18 @@ def test_file_or_folder_that_a_group_can_write_refuses(folder: Path) -> None:
     inner.mkdir(parents=True)
     os.environ["NISO_POLICY_DIR"] = str(inner)  # the fixture restores it
     write(inner, "[[policy]]\nallow_from = []\n")
-    assert whole(BOX).allow_from == ()
+    assert whole().allow_from == ()
     for place, mode in ((inner / "a.toml", 0o664), (inner, 0o2775), (above, 0o775)):
         before = place.stat().st_mode & 0o7777
         os.chown(place, 0, 60)
         place.chmod(mode)
         with pytest.raises(Error, match="is writable for group games") as caught:
-            whole(BOX)
+            whole()
         assert f"chmod go-w {place}; nothing is attached until then" in str(caught.value.hint)
         place.chmod(before)
     # a folder that was moved away is a policy that was taken away
     inner.rename(above / "gone")
-    assert whole(BOX) == OPEN
+    assert whole() == OPEN
     above.chmod(0o775)
     with pytest.raises(Error, match="is writable for group games"):
-        whole(BOX)
+        whole()

@@ -14,6 +14,7 @@ from niso.manifest import load as manifest_load
 from niso.manifest import stack as manifest_stack
 from niso.plan.records import Port
 from niso.plan.specs import ServiceSpec
+from niso.plan.subnets import NetworkRequest
 
 HEAD = '[stack]\nname = "shop"\n'
 MANIFEST = """\
@@ -128,12 +129,12 @@ def test_networks_are_as_net_create_knows_them(shop: Any) -> None:
     text = '[networks]\na = { subnet = "10.99.1.0/24", gateway = "10.99.1.9", mtu = 1400 }\nb = { ipv6 = true, internal = true }\n'
     text += 'c = { subnet = ["10.99.2.0/24", "fd00:2::/64"], gateway = ["fd00:2::9"] }\nd = {}\n'
     networks = stack_members.load(shop(text + service("db"))).networks
-    assert networks["a"] == manifest_stack.Network(
-        subnet="10.99.1.0/24", gateway="10.99.1.9", mtu=1400
+    assert networks["a"] == NetworkRequest(
+        "a", ("10.99.1.0/24",), gateways=("10.99.1.9",), mtu=1400
     )
     assert (networks["a"].subnets, networks["a"].gateways) == (("10.99.1.0/24",), ("10.99.1.9",))
     assert (
-        networks["b"] == manifest_stack.Network(ipv6=True, internal=True)
+        networks["b"] == NetworkRequest("b", ipv6=True, internal=True)
         and networks["b"].subnets == ()
     )
     assert networks["c"].subnets == ("10.99.2.0/24", "fd00:2::/64") and networks["c"].gateways == (

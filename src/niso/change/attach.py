@@ -27,7 +27,7 @@ from niso.change.scope import leaving, scope_of
 from niso.change.targets import Target
 from niso.kernel.netns import ForeignNetns
 from niso.look.host_ports import Port, rows
-from niso.manifest.policy import Subject, about
+from niso.manifest.policy import about
 from niso.plan import records
 from niso.plan.records import Entry, Peer, Policy
 from niso.plan.specs import NetworkSpec, Published, ServiceSpec
@@ -509,7 +509,7 @@ def _whole_policy(request: Request) -> Policy:
     files: Iterable[Policy] = ()
     # also without the folder: who can write to the one above can take it away
     if os.path.lexists(os.path.dirname(paths.policy_dir())):
-        files = about(Subject(request.name, networks, request.owner, dict(request.labels)))
+        files = about(request.name, networks, request.owner, dict(request.labels))
 
     return combined([*own, *files])
 

@@ -18,7 +18,7 @@ from niso.change.admit import StackMembership
 from niso.change.deactivate import Done
 from niso.change.targets import Target
 from niso.look import stack_members
-from niso.look.stack_members import _refuse_elsewhere, _request, members, named, own
+from niso.look.stack_members import _refuse_elsewhere, members, named, own
 from niso.manifest import stack as manifest_stack
 from niso.manifest.stack import Stack, as_stack_error
 from niso.plan.subnets import NetworkRequest
@@ -171,7 +171,7 @@ def _membership(
 
     ``left`` are the services that are no longer in the file.
     """
-    requests = [_request(name, settings) for name, settings in stack.networks.items() if name in on]
+    requests = [request for name, request in stack.networks.items() if name in on]
     return StackMembership(
         stack.name, stack.path, stack.file, tuple(requests), tuple(left), replace, stack.prefix
     )

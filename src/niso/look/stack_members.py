@@ -56,25 +56,11 @@ def members(store: Store, outline: stack.Outline) -> list[str]:
     return [*(name for name in known if name not in order), *order]
 
 
-def _request(name: str, network: stack.Network) -> NetworkRequest:
-    return NetworkRequest(
-        name,
-        network.subnets,
-        network.ipv6,
-        network.gateways,
-        network.internal,
-        network.mtu,
-        network.allow_public,
-        network.observe,
-        network.span,
-    )
-
-
-def _network_errors(name: str, network: stack.Network) -> Iterable[InvalidInput]:
+def _network_errors(network: NetworkRequest) -> Iterable[InvalidInput]:
     try:
-        subnets.check(_request(name, network))
+        subnets.check(network)
     except Error as error:
-        yield error_of(name, error)
+        yield error_of(network.name, error)
 
 
 # --- prefixes and names that are taken ------------------------------------------------------------

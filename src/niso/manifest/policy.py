@@ -24,7 +24,7 @@ from datetime import datetime
 from niso.base import files, paths
 from niso.base import text as base_text
 from niso.base.errors import Error, InvalidInput
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import DOMAIN
 from niso.kernel.policy_rules import NEVER
 from niso.manifest import toml
@@ -431,30 +431,15 @@ The name is part of the comments of nftables elements, whose length is limited.
 """
 
 
-class Subject(NamedTuple):
-    """An attachment, as the matchers of a policy file see it."""
-
-    name: str
-    networks: tuple[str, ...]
-    owner: str
-    labels: Mapping[str, str]
-
-    def values(self, matcher: str) -> tuple[str, ...]:
-        """Return the attachment's values that a matcher is compared with; empty if it has none."""
-        if matcher == "name":
-            return (self.name,)
-        if matcher == "network":
-            return self.networks
-        if matcher == "owner":
-            return (self.owner,)
-        return (self.labels[matcher],) if matcher in self.labels else ()
-
-
-def about(subject: Subject) -> Iterator[Policy]:
+def about(
+    name: str, networks: tuple[str, ...], owner: str, labels: Mapping[str, str]
+) -> Iterator[Policy]:
     """Yield the administrator's policies that apply to an attachment.
 
     Raises Error if a file cannot be read or is invalid, since it could apply to this attachment.
     """
+    subject: dict[str, tuple[str, ...]] = {label: (text,) for label, text in labels.items()}
+    subject |= {"name": (name,), "network": networks, "owner": (owner,)}
     for file in _files():
         for number, table in enumerate(_tables(file)):
             if _is_about(table, subject):
@@ -519,7 +504,7 @@ def _wrong_file(file: str, reason: str) -> InvalidInput:
     return InvalidInput(f"{file}: {reason}", "nothing is attached until this file is right")
 
 
-def _is_about(table: Mapping[str, Any], subject: Subject) -> bool:
+def _is_about(table: Mapping[str, Any], subject: Mapping[str, tuple[str, ...]]) -> bool:
     """Return whether each matcher in a table matches one of the attachment's values."""
     from fnmatch import fnmatchcase
 
@@ -527,7 +512,7 @@ def _is_about(table: Mapping[str, Any], subject: Subject) -> bool:
         if matcher in table:
             given = table[matcher]
             patterns = [given] if isinstance(given, str) else given
-            values = subject.values(matcher)
+            values = subject.get(matcher, ())
             if not any(fnmatchcase(value, pattern) for value in values for pattern in patterns):
                 return False
     return True

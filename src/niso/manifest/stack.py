@@ -20,7 +20,7 @@ from functools import cache
 from niso.base import convert
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.files import changed_by_others
-from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple, named_tuple
 from niso.base.names import DEFAULT_NETWORK
 from niso.base.text import escaped, shown
 from niso.manifest import load as manifest_load
@@ -29,9 +29,10 @@ from niso.manifest import variables as manifest_variables
 from niso.manifest.keys import TABLES, Manifest
 from niso.manifest.load import Loaded, Outer, prepared, with_paths
 from niso.manifest.values import join
-from niso.manifest.variables import Resolved, Variables, has_variables
+from niso.manifest.variables import Resolved, has_variables
 from niso.plan.records import Entry, Peer, Policy
 from niso.plan.specs import ServiceSpec
+from niso.plan.subnets import NetworkRequest
 
 if TYPE_CHECKING:
     from typing import Any, Literal
@@ -50,73 +51,105 @@ OVERRIDES = tuple(name for name in Manifest._fields if name not in ("package", "
 """The tables of a manifest that a [[service]] can have, such as [service.environment]."""
 
 
-class Head(NamedTuple):
-    name: str
-    prefix: bool | None = None
-
-
-class Network(NamedTuple):
-    """A network of a stack, with the options of `niso net create`."""
-
-    subnet: str | tuple[str, ...] = ()
-    ipv6: bool = False
-    internal: bool = False
-    gateway: str | tuple[str, ...] = ()
-    mtu: int | None = None
-    allow_public: bool = False
-    observe: bool = True
-    span: bool = False
-
-    @property
-    def subnets(self) -> tuple[str, ...]:
-        return (self.subnet,) if isinstance(self.subnet, str) else self.subnet
-
-    @property
-    def gateways(self) -> tuple[str, ...]:
-        return (self.gateway,) if isinstance(self.gateway, str) else self.gateway
-
-
-class Own(NamedTuple):
-    """The keys of a [[service]] that a manifest does not have."""
-
-    name: str
-    package: str
-    depends_on: dict[str, Literal["started", "healthy", "completed"]] | tuple[str, ...] = ()
-
-
+CONDITIONS = ("started", "healthy", "completed")
+_CHOICE = convert.choice(*CONDITIONS)
+_NEEDS: Any = dict[str, _CHOICE] | tuple[str, ...]  # type: ignore[valid-type]
 _DEPENDS_ON = (
     'Services that come first: a table of service = "started", "healthy" or, of a job, '
     '"completed"; or an array, which means started.'
 )
-ABOUT = {
-    "Head.name": "Name of the stack, unique on the host; same rules as for services.",
-    "Head.prefix": "Whether services and networks are named after the stack: shop-db for db, whose "
-    "hostname stays db. Default: as the stack has them already; a new stack has the prefix if "
-    "another stack has one of its services' names.",
-    "Network.subnet": "A subnet, or an array of one per family. Default: the next free /24 of the "
-    "pool.",
-    "Network.ipv6": "Whether to add an IPv6 subnet: a /64 of the host's unique local prefix.",
-    "Network.internal": "Whether to forward nothing out; the host and published ports are "
-    "reachable.",
-    "Network.gateway": "The bridge's address, or an array of one per family. Default: the first of "
-    "the subnet.",
-    "Network.mtu": "MTU in bytes. Default: that of the default route's link.",
-    "Network.allow_public": "Whether a subnet can be a public prefix, which the host can then no "
-    "longer reach.",
-    "Network.observe": "Whether the kernel remembers its flows.",
-    "Network.span": "Whether it spans the hosts of the cluster that this host is in.",
-    "Own.name": "Name of the service, instead of the package's; a package can be used several "
-    "times.",
-    "Own.package": "A manifest.toml or its folder, relative to the stack.toml.",
-    "Own.depends_on": _DEPENDS_ON,
-    "Needs.depends_on": _DEPENDS_ON,
-    "Package.folder": "Folder that the service sees at /app, relative to this file. If unset, /app "
-    "is empty.",
-}
+ABOUT: dict[str, str] = {}
 """The descriptions of the keys that a manifest does not have, for the schema and the reference."""
 
 
-class Member(NamedTuple):
+def _table(title: str, **keys: tuple[Any, Any, str]) -> Any:
+    """Return the named tuple class of a table. A key is (type, default, description).
+
+    The default of a required key is Ellipsis.
+    """
+    ABOUT.update({f"{title}.{name}": about for name, (_, _, about) in keys.items()})
+    types = {name: of for name, (of, _, _) in keys.items()}
+    defaults = {name: default for name, (_, default, _) in keys.items() if default is not ...}
+    return named_tuple(title, types, defaults)
+
+
+Head = _table(
+    "Head",
+    name=(str, ..., "Name of the stack, unique on the host; same rules as for services."),
+    prefix=(
+        bool | None,
+        None,
+        "Whether services and networks are named after the stack: shop-db for db, whose "
+        "hostname stays db. Default: as the stack has them already; a new stack has the prefix if "
+        "another stack has one of its services' names.",
+    ),
+)
+# the options of `niso net create`
+Network = _table(
+    "Network",
+    subnet=(
+        str | tuple[str, ...],
+        (),
+        "A subnet, or an array of one per family. Default: the next free /24 of the pool.",
+    ),
+    ipv6=(bool, False, "Whether to add an IPv6 subnet: a /64 of the host's unique local prefix."),
+    internal=(
+        bool,
+        False,
+        "Whether to forward nothing out; the host and published ports are reachable.",
+    ),
+    gateway=(
+        str | tuple[str, ...],
+        (),
+        "The bridge's address, or an array of one per family. Default: the first of the subnet.",
+    ),
+    mtu=(int | None, None, "MTU in bytes. Default: that of the default route's link."),
+    allow_public=(
+        bool,
+        False,
+        "Whether a subnet can be a public prefix, which the host can then no longer reach.",
+    ),
+    observe=(bool, True, "Whether the kernel remembers its flows."),
+    span=(bool, False, "Whether it spans the hosts of the cluster that this host is in."),
+)
+# the keys of a [[service]] that a manifest does not have
+Own = _table(
+    "Own",
+    name=(
+        str,
+        ...,
+        "Name of the service, instead of the package's; a package can be used several times.",
+    ),
+    package=(str, ..., "A manifest.toml or its folder, relative to the stack.toml."),
+    depends_on=(_NEEDS, (), _DEPENDS_ON),
+)
+# the key of a [services.NAME] that a manifest does not have, and its table package
+Needs = _table("Needs", depends_on=(_NEEDS, (), _DEPENDS_ON))
+VERSION = "0"
+"""The version of a service that is written in a stack.toml, if it specifies none."""
+Package = _table(
+    "Package",
+    name=(str | None, None, ""),
+    version=(str, VERSION, ""),
+    rootfs=(str | None, None, ""),
+    folder=(
+        str | None,
+        None,
+        "Folder that the service sees at /app, relative to this file. If unset, /app is empty.",
+    ),
+)
+# a check of the whole file accepts a [[service]] with any keys: they are checked separately
+_Blank = _table("_Blank")
+_Whole = _table(
+    "_Whole",
+    stack=(Head, ..., ""),
+    service=(tuple[_Blank, ...], (), ""),  # type: ignore[valid-type]
+    services=(dict[str, _Blank], {}, ""),  # type: ignore[valid-type]
+    networks=(dict[str, Network], {}, ""),  # type: ignore[valid-type]
+)
+
+
+class StackMember(NamedTuple):
     """A service of a stack, with its manifest."""
 
     key: str  # service[1], or services.api for a service written in the stack
@@ -138,8 +171,8 @@ class Stack(NamedTuple):
 
     name: str
     path: str  # absolute path of the file
-    networks: Mapping[str, Network]
-    members: tuple[Member, ...]  # each after its dependencies
+    networks: Mapping[str, NetworkRequest]
+    members: tuple[StackMember, ...]  # each after its dependencies
     asks: bool | None = None  # whether the file requests the prefix (`niso.manifest.stack`)
     prefix: str = ""  # prefix of the names of services and networks: shop-
 
@@ -161,10 +194,10 @@ class Outline(NamedTuple):
     asks: bool | None = None  # as in Stack
 
 
-Also = Callable[[str, Network], Iterable[InvalidInput]]
-"""A function that returns further errors of a network, given its name and its keys.
+Also = Callable[[NetworkRequest], Iterable[InvalidInput]]
+"""A function that returns further errors of a network, whose keys have the right types.
 
-The keys have the right types. The errors have complete key paths (``networks.backend.subnet``).
+The errors have complete key paths (``networks.backend.subnet``).
 """
 
 
@@ -219,9 +252,7 @@ def _names(needs: object) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(name, str))
 
 
-def load(
-    path: str, also: Also = lambda _name, _network: (), owners: Collection[int] | None = None
-) -> Stack:
+def load(path: str, also: Also = lambda _: (), owners: Collection[int] | None = None) -> Stack:
     """Read and check the stack.toml at ``path``, a file or its folder, and its manifests.
 
     With ``owners``, all these files must belong to one of these uids (`niso.manifest.toml.load`).
@@ -230,13 +261,12 @@ def load(
     and in the manifests. Each names its file, key and value.
     """
     path = place(path)
-    tables = {Own: Own._fields, TABLES["network"]: NETWORK_KEYS, Manifest: OVERRIDES}
-    resolved, variables = resolve(toml.load(path, FILE_NAME, owners), path, owners, tables, _Whole)
+    resolved, variables = resolve(toml.load(path, FILE_NAME, owners), path, owners)
     data = resolved.data
-    head, networks, errors = _top(data, also)
+    name, asks, networks, errors = _top(data, also)
     others: list[Error] = []  # errors about other files, such as manifests
-    items: dict[str, Item] = {}
-    members: list[Member] = []
+    items: dict[str, _Item] = {}
+    members: list[StackMember] = []
     for key, keys in _tables(data.get("service")):
         own = {name: value for name, value in keys.items() if name in Own._fields}
         overrides = {
@@ -252,7 +282,7 @@ def load(
             loaded, wrongs, elsewhere = _package(at, here, package, overrides, (owners, variables))
             errors, others = errors + wrongs, others + elsewhere
             if loaded is not None:
-                members.append(Member(key, loaded, overrides, here.after))
+                members.append(StackMember(key, loaded, overrides, here.after))
     for key, name_, keys in inline_tables(data.get("services")):
         here = item({"name": name_, "depends_on": keys.get("depends_on")}, key)
         if wrong := _name_error(here, name_, items):
@@ -263,7 +293,7 @@ def load(
         loaded, wrongs, elsewhere = checked(path, key, name_, keys, owners)
         errors, others = errors + wrongs, others + elsewhere
         if loaded is not None:
-            members.append(Member(key, loaded, None, here.after))
+            members.append(StackMember(key, loaded, None, here.after))
     for error in errors:
         error.hint = error.hint or _form(error.key or "", data)
     errors += dependencies(items, {member.name: member.loaded.spec for member in members})
@@ -273,10 +303,10 @@ def load(
     order = ordered({item.name: item.after for item in items.values()})
     members.sort(key=lambda member: order.index(member.name))
     members = _with_apart(members, os.path.dirname(path))
-    return Stack(head.name, path, networks, tuple(members), head.prefix)
+    return Stack(name, path, networks, tuple(members), asks)
 
 
-def _with_apart(members: list[Member], folder: str) -> list[Member]:
+def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
     """Return the members such that no package copy contains a file with secrets or variables.
 
     ``folder`` is that of the stack.toml.
@@ -294,7 +324,7 @@ def _with_apart(members: list[Member], folder: str) -> list[Member]:
     ]
 
 
-def as_stack_error(stack: Stack, error: Error, of: Member | None = None) -> Error:
+def as_stack_error(stack: Stack, error: Error, of: StackMember | None = None) -> Error:
     """Convert an error of a manifest to an error of the stack.toml if its key is in that file.
 
     Otherwise return it unchanged. ``of`` is the service of an error that names none.
@@ -317,19 +347,6 @@ def as_stack_error(stack: Stack, error: Error, of: Member | None = None) -> Erro
 
 
 # --- the parts of the file ------------------------------------------------------------------------
-
-
-class _Blank(NamedTuple):
-    """Accepts a [[service]] with any keys in a check of the whole file: they are checked
-    separately.
-    """
-
-
-class _Whole(NamedTuple):
-    stack: Head
-    service: tuple[_Blank, ...] = ()
-    services: dict[str, _Blank] = {}  # noqa: RUF012 (convert copies it)
-    networks: dict[str, Network] = {}  # noqa: RUF012 (convert copies it)
 
 
 def _in_file(path: str, error: Error) -> Error:
@@ -355,21 +372,15 @@ def _refused(rule: Callable[[str, str], object], value: str, key: str) -> Invali
 
 def _top(
     data: dict[str, object], also: Also
-) -> tuple[Head, dict[str, Network], list[InvalidInput]]:
-    """Return ([stack], networks by name, errors) of a stack.toml, without its services."""
-    shape = {
-        **data,
-        "service": [{} for _ in items] if isinstance(items := data.get("service"), list) else items,
-    }
-    if "service" not in data:
-        del shape["service"]
+) -> tuple[str, bool | None, dict[str, NetworkRequest], list[InvalidInput]]:
+    """Return (name, prefix, networks by name, errors) of a stack.toml, without its services."""
+    shape = dict(data)
+    if isinstance(items := data.get("service"), list):
+        shape["service"] = [{} if isinstance(one, dict) else one for one in items]
     if isinstance(tables := data.get("services"), dict):
         shape["services"] = {
             name: {} if isinstance(table, dict) else table for name, table in tables.items()
         }
-    for index, table in enumerate(items if isinstance(items, list) else []):
-        if not isinstance(table, dict):
-            shape["service"][index] = table  # type: ignore[index]
     errors = validate.walk(shape, _Whole)
     if "service" not in data and data.get("services", {}) == {}:
         missing, hint = "missing table [[service]]", "add [[service]] or [services.NAME]"
@@ -380,17 +391,20 @@ def _top(
     name, asks = (head.get("name"), head.get("prefix")) if isinstance(head, dict) else (None, None)
     if isinstance(name, str) and (error := _refused(values.service_name, name, "stack.name")):
         errors.append(error)
-    networks: dict[str, Network] = {}
+    networks: dict[str, NetworkRequest] = {}
     made = data.get("networks")
     for own, keys in made.items() if isinstance(made, dict) else ():
         key = values.join("networks", own)
-        wrong = _refused(values.network_name, own, key)
-        if wrong:
+        if wrong := _refused(values.network_name, own, key):
             errors.append(wrong)
         elif isinstance(keys, dict) and not validate.walk(keys, Network, key):
-            networks[own] = convert.convert(keys, Network)
-            errors += also(own, networks[own])
-    return Head(str(name), asks), networks, errors
+            subnet, ipv6, internal, gateway, *others = convert.convert(keys, Network)
+            subnets, gateways = (
+                (one,) if isinstance(one, str) else one for one in (subnet, gateway)
+            )
+            networks[own] = NetworkRequest(own, subnets, ipv6, gateways, internal, *others)
+            errors += also(networks[own])
+    return str(name), asks, networks, errors
 
 
 def _form(key: str, data: Mapping[str, object]) -> str | None:
@@ -422,7 +436,7 @@ def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
 # --- a service and its package --------------------------------------------------------------------
 
 
-def _name_error(item: Item, name: object, items: Mapping[str, Item]) -> InvalidInput | None:
+def _name_error(item: _Item, name: object, items: Mapping[str, _Item]) -> InvalidInput | None:
     if not isinstance(name, str):
         return None
     key = f"{item.key}.name"
@@ -434,7 +448,7 @@ def _name_error(item: Item, name: object, items: Mapping[str, Item]) -> InvalidI
 
 def _package(
     path: str,
-    item: Item,
+    item: _Item,
     package: str,
     overrides: Mapping[str, Any],
     of_stack: tuple[Collection[int] | None, Outer],
@@ -526,24 +540,7 @@ def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str 
 # --- services written in the file: [services.NAME] ------------------------------------------------
 
 
-VERSION = "0"
-"""The version of a service that is written in a stack.toml, if it specifies none."""
 _TABLES = "|".join(Manifest._fields)
-
-
-class Package(NamedTuple):
-    """The keys of the table [services.NAME.package]."""
-
-    name: str | None = None
-    version: str = VERSION
-    rootfs: str | None = None
-    folder: str | None = None
-
-
-class Needs(NamedTuple):
-    """The key of a [services.NAME] that a manifest does not have."""
-
-    depends_on: dict[str, Literal["started", "healthy", "completed"]] | tuple[str, ...] = ()
 
 
 def inline_tables(services: object) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -572,7 +569,12 @@ def checked(
     if isinstance(package, dict):
         data["package"] = {"version": VERSION, **package, "name": name}
         data["package"].pop("folder", None)
-        errors += _own_name(package, name, key)
+        if package.get("name", name) != name:
+            reason = "is not the name of its table"
+            wrong_name = values.wrong(
+                f"{key}.package.name", package["name"], reason, "leave it out"
+            )
+            errors.append(wrong_name)
         folder, wrong = _folder(path, f"{key}.package.folder", package.get("folder"), owners)
         errors += wrong
     try:
@@ -585,12 +587,6 @@ def checked(
         return None, errors, others
     spec = spec._replace(process=spec.program._replace(folder=folder))
     return Loaded(spec, path, folder or ""), [], []
-
-
-def _own_name(package: Mapping[str, Any], name: str, key: str) -> Iterable[InvalidInput]:
-    if package.get("name", name) != name:
-        reason = "is not the name of its table"
-        yield values.wrong(f"{key}.package.name", package["name"], reason, "leave it out")
 
 
 def _folder(
@@ -638,67 +634,54 @@ def moved_error(error: Error, key: str, file: str = "") -> InvalidInput:
 
 
 def resolve(
-    data: dict[str, Any],
-    path: str,
-    owners: Collection[int] | None,
-    tables: Mapping[type, tuple[str, ...]],
-    top: type,
+    data: dict[str, Any], path: str, owners: Collection[int] | None
 ) -> tuple[Resolved, Outer]:
-    """Substitute the variables in the data of the stack.toml at ``path``.
+    """Substitute the variables in the data of the stack.toml at ``path``; make paths absolute.
 
-    Returns (data with absolute paths, function that returns the variables). ``tables`` maps the
-    tables that define the keys of a [[service]] to those keys; ``top`` defines the other keys of
-    the file. The file .env next to it is read if a variable is used. Raises Error and InvalidInput
-    if .env cannot be used.
+    Returns (data, function that returns the variables). The file .env next to it is read if a
+    variable is used. Raises Error and InvalidInput if .env cannot be used.
     """
-
     folder = os.path.dirname(path)
-    outer = cache(lambda: manifest_variables.variables(folder, owners).values)
+    outer = cache(lambda: manifest_variables.variables(folder, owners)[0])
     uses = has_variables(data)
-    own = manifest_variables.variables(folder, owners) if uses else Variables({}, "")
+    own = manifest_variables.variables(folder, owners) if uses else ({}, "")
     services, inline = data.get("service"), data.get("services")
     more = {name: value for name, value in data.items() if name not in ("service", "services")}
-    whole = manifest_variables.resolve(more, own, {dict: top})
+    whole = manifest_variables.resolve(more, own, {dict: _Whole})
     errors = list(whole.errors)
     result = {**data, **whole.data}
+
+    def resolved(written: Any, key: str, fill: Callable[[dict[str, Any], str], Resolved]) -> Any:
+        if not isinstance(written, dict):
+            return written
+        service = with_paths(fill(written, key), folder, owners, key)
+        errors.extend(service.errors)
+        return service.data
+
+    def of_package(item: dict[str, Any], key: str) -> Resolved:
+        data, wrongs = dict(item), []
+        tables = {Own: Own._fields, TABLES["network"]: NETWORK_KEYS, Manifest: OVERRIDES}
+        for table, names in tables.items():
+            part = {name: item[name] for name in names if name in item}
+            filled = manifest_variables.resolve(part, own, {dict: table}, key)
+            data |= filled.data
+            wrongs += filled.errors
+        return Resolved(data, wrongs)
+
+    def of_manifest(item: dict[str, Any], key: str) -> Resolved:
+        return manifest_variables.resolve(item, own, {dict: Manifest}, key)
+
     if isinstance(services, list):
-        items = []
-        for index, written in enumerate(services):
-            key, item = f"service[{index}]", written
-            if isinstance(written, dict):
-                service = with_paths(_service(written, own, tables, key), folder, owners, key)
-                errors, item = errors + service.errors, service.data
-            items.append(item)
-        result["service"] = items
+        result["service"] = [
+            resolved(written, f"service[{index}]", of_package)
+            for index, written in enumerate(services)
+        ]
     if isinstance(inline, dict):
-        whole_ones = {}
-        for name, written in inline.items():
-            key, whole_ones[name] = join("services", name), written
-            if isinstance(written, dict):
-                filled = manifest_variables.resolve(written, own, {dict: Manifest}, key)
-                service = with_paths(filled, folder, owners, key)
-                errors, whole_ones[name] = errors + service.errors, service.data
-        result["services"] = whole_ones
+        result["services"] = {
+            name: resolved(written, join("services", name), of_manifest)
+            for name, written in inline.items()
+        }
     return Resolved(result, errors), outer
-
-
-def _service(
-    item: dict[str, Any],
-    variables: Variables,
-    tables: Mapping[type, tuple[str, ...]],
-    key: str,
-) -> Resolved:
-    """Substitute the variables in a [[service]]; ``key`` is its path.
-
-    ``tables`` is as for `resolve`.
-    """
-    data, errors = dict(item), []
-    for table, names in tables.items():
-        part = {name: item[name] for name in names if name in item}
-        resolved = manifest_variables.resolve(part, variables, {dict: table}, key)
-        data |= resolved.data
-        errors += resolved.errors
-    return Resolved(data, errors)
 
 
 _INSTEAD = {"network": ("network", "networks"), "healthcheck": process_keys.KINDS}
@@ -729,10 +712,7 @@ def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") ->
 # --- order by dependencies ------------------------------------------------------------------------
 
 
-CONDITIONS = ("started", "healthy", "completed")
-
-
-class Item(NamedTuple):
+class _Item(NamedTuple):
     """What checks of other services need to know of a service in a stack."""
 
     key: str
@@ -750,8 +730,8 @@ class Item(NamedTuple):
         )
 
 
-def item(own: Mapping[str, Any], key: str) -> Item:
-    """Build the `Item` of a service from its own keys. Values of a wrong type are skipped."""
+def item(own: Mapping[str, Any], key: str) -> _Item:
+    """Build the `_Item` of a service from its own keys. Values of a wrong type are skipped."""
     needs = own.get("depends_on")
     after: dict[str, Condition] = {}
     if isinstance(needs, list):
@@ -759,7 +739,7 @@ def item(own: Mapping[str, Any], key: str) -> Item:
     for name, state in needs.items() if isinstance(needs, dict) else ():
         if state in CONDITIONS:
             after[name] = state
-    return Item(key, str(own.get("name", "")), after, isinstance(needs, list))
+    return _Item(key, str(own.get("name", "")), after, isinstance(needs, list))
 
 
 def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
@@ -771,7 +751,7 @@ def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def dependencies(
-    items: Mapping[str, Item], known: Mapping[str, ServiceSpec]
+    items: Mapping[str, _Item], known: Mapping[str, ServiceSpec]
 ) -> Iterable[InvalidInput]:
     """Yield an error for each cycle and each invalid dependency.
 
@@ -795,26 +775,15 @@ def dependencies(
                 reason = f"is not possible: {name!r} is not a job"
                 right = f'"started", or service.kind = "job" for {name!r}'
                 yield values.wrong(path, condition, reason, right)
-    cycle = _cycle(
-        {item.name: [name for name in item.after if name in items] for item in items.values()}
-    )
-    if cycle:
+    after = {item.name: [name for name in item.after if name in items] for item in items.values()}
+    try:
+        graphlib.TopologicalSorter(after).prepare()
+    except graphlib.CycleError as error:
+        cycle = list(reversed(error.args[1]))  # the first one is repeated at the end
         first = items[min(cycle, key=list(items).index)]
         reason = f"is a dependency cycle: {' -> '.join(cycle)}"
         key = f"{first.key}.depends_on"
         yield values.wrong(key, list(first.after), reason, "remove one of these dependencies")
-
-
-def _cycle(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Return the services of a dependency cycle; empty if there is none.
-
-    Each is followed by one that it depends on. The first one is repeated at the end.
-    """
-    try:
-        graphlib.TopologicalSorter(after).prepare()
-    except graphlib.CycleError as error:
-        return list(reversed(error.args[1]))
-    return []
 
 
 # --- prefix of names ------------------------------------------------------------------------------
@@ -868,35 +837,32 @@ def stack(plain: Stack) -> Stack:
         spec.network.statics(DEFAULT_NETWORK)
         for spec in specs  # the network's subnet then contains these addresses
     ):
-        declared.setdefault(DEFAULT_NETWORK, Network())
+        declared.setdefault(DEFAULT_NETWORK, NetworkRequest(DEFAULT_NETWORK))
     networks = {name: long_name(plain.name, name) for name in (*declared, DEFAULT_NETWORK)}
-    lone = {name for name, count in Counter(_prefixed_names(plain)).items() if count == 1}
+    shorts = Counter(name for member in plain.members for name in member.loaded.spec.names)
+    lone = {name for name, count in shorts.items() if count == 1}
     full = [
-        (
-            member.key if member.overrides is None else f"{member.key}.name",
-            member.name,
-            names[member.name],
-        )
+        (member.key if member.overrides is None else f"{member.key}.name", member.name)
         for member in plain.members
     ]
-    full += [(f"networks.{name}", name, networks[name]) for name in declared]
-    errors = [_too_long(plain, *one) for one in full if len(one[2]) > values.MAX_NAME]
+    full += [(f"networks.{name}", name) for name in declared]
+    errors: list[Error] = []
+    for key, name in full:
+        if (length := len(long_name(plain.name, name))) > values.MAX_NAME:
+            reason = f"has {length} characters with the prefix of the stack"
+            right = f"at most {values.MAX_NAME}, or [stack] prefix = false"
+            errors.append(values.wrong(key, name, reason, right))
+            errors[-1].file = plain.file
     if errors:
-        raise ErrorGroup([*errors])
+        raise ErrorGroup(errors)
     return plain._replace(
         prefix=f"{plain.name}-",
-        networks={networks[name]: network for name, network in declared.items()},
+        networks={
+            networks[name]: network._replace(name=networks[name])
+            for name, network in declared.items()
+        },
         members=tuple(_member(member, names, called, networks, lone) for member in plain.members),
     )
-
-
-def _too_long(plain: Stack, key: str, short: str, full: str) -> InvalidInput:
-    reason = f"has {len(full)} characters with the prefix of the stack"
-    error = values.wrong(
-        key, short, reason, f"at most {values.MAX_NAME}, or [stack] prefix = false"
-    )
-    error.file = plain.file
-    return error
 
 
 def _called(plain: Stack, names: Mapping[str, str]) -> dict[str, str]:
@@ -911,19 +877,13 @@ def _called(plain: Stack, names: Mapping[str, str]) -> dict[str, str]:
     return {name: full for name, (full, *more) in holders.items() if not more} | dict(names)
 
 
-def _prefixed_names(plain: Stack) -> Iterator[str]:
-    """Yield the names that all services have without the prefix."""
-    for member in plain.members:
-        yield from member.loaded.spec.names
-
-
 def _member(
-    member: Member,
+    member: StackMember,
     names: Mapping[str, str],
     called: Mapping[str, str],
     networks: Mapping[str, str],
     lone: Container[str],
-) -> Member:
+) -> StackMember:
     """Return a service of a stack with the prefix in its name.
 
     Its short name becomes its hostname. If it already has another hostname, the short name becomes

@@ -340,7 +340,7 @@ _TOKEN = re.compile(r"""("(?:\\.|[^"\\\n])*"|'[^'\n]*')|\#([^\n]*)|(\n)""")
 """Matches the tokens in an array of strings: a string, a comment, or the end of a line."""
 
 
-class Item(NamedTuple):
+class ListLine(NamedTuple):
     """A line of a list: a string with a comment, or, if it is not ``used``, only a comment."""
 
     text: str
@@ -354,7 +354,7 @@ def _loads(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def with_list(text: str, path: KeyPath, key: str, items: Iterable[Item]) -> str:
+def with_list(text: str, path: KeyPath, key: str, items: Iterable[ListLine]) -> str:
     """Return a TOML text in which ``key`` of the table at ``path`` has this list of strings.
 
     Missing tables are added. Comments of the old list stay if they are on lines of their own or
@@ -394,7 +394,7 @@ def list_at(text: str, path: KeyPath, key: str) -> object:
     return value
 
 
-def _edited(tomlkit: Any, text: str, path: KeyPath, key: str, items: Sequence[Item]) -> str:
+def _edited(tomlkit: Any, text: str, path: KeyPath, key: str, items: Sequence[ListLine]) -> str:
     document = tomlkit.parse(text)
     table: Any = document
     added = False
@@ -417,7 +417,7 @@ def _edited(tomlkit: Any, text: str, path: KeyPath, key: str, items: Sequence[It
     return result
 
 
-def listed(items: Iterable[Item]) -> Iterator[str]:
+def listed(items: Iterable[ListLine]) -> Iterator[str]:
     """Yield the lines of a list of strings, without the brackets."""
     for item in items:
         quoted = json.dumps(item.text)
@@ -425,7 +425,7 @@ def listed(items: Iterable[Item]) -> Iterator[str]:
         yield f"{quoted},{note}" if item.used else f"# {quoted},{note}"
 
 
-def _item_lines(items: Sequence[Item], old: str) -> Iterator[str]:
+def _item_lines(items: Sequence[ListLine], old: str) -> Iterator[str]:
     """Yield the lines of a new list, with the comments of the list ``old`` that it replaces."""
     beside, alone = _comments(old)
     for comment in alone:

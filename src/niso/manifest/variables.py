@@ -58,14 +58,11 @@ def variables(
             raise InvalidInput("is a link out of its folder", hint, file=escaped(path))
         own = read(real, os.environ, owners, path)
     environment = {name: value for name, value in os.environ.items() if _is_text(value)}
-    return Variables({**own, **(outer or {}), **environment}, escaped(path))
+    return {**own, **(outer or {}), **environment}, escaped(path)
 
 
 def _is_text(value: str) -> bool:
-    """Return whether the value of a variable is UTF-8.
-
-    In os.environ, other bytes are surrogates.
-    """
+    """Return whether a value is UTF-8: other bytes of os.environ are surrogates."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -167,13 +164,8 @@ MAX_DEPTH = 16
 """How deep defaults may be nested in each other."""
 _NAME = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_"
 LITERAL = "write $${ for a literal ${"
-
-
-class Variables(NamedTuple):
-    """The variables that a file may use."""
-
-    values: Mapping[str, str]
-    file: str  # the path of the .env file in which users can set the variables
+Variables = tuple[Mapping[str, str], str]
+"""The variables that a file may use, and the path of the .env file in which users can set them."""
 
 
 def has_variables(value: object) -> bool:
@@ -186,13 +178,6 @@ def has_variables(value: object) -> bool:
         if isinstance(one, dict | list):
             todo += one.values() if isinstance(one, dict) else one
     return False
-
-
-class _Wrong(Exception):
-    """Raised if a variable cannot be substituted: ``reason`` is why, and ``right`` a valid form."""
-
-    def __init__(self, reason: str, right: str) -> None:
-        self.reason, self.right = reason, right
 
 
 class Resolved(NamedTuple):
@@ -219,14 +204,13 @@ def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = 
     errors: list[InvalidInput] = []
 
     def walk(value: Any, may_be: Kind, path: str) -> Any:
-
         inside: Any = may_be.get(type(value))
         if isinstance(value, str):
             if "${" not in value:
                 return value
             try:
                 return _typed(text(value, variables), may_be)
-            except _Wrong as wrong:
+            except InvalidInput as wrong:
                 errors.append(manifest_values.wrong(path, value, wrong.reason, wrong.right))
                 return value
         if isinstance(value, list):
@@ -249,24 +233,18 @@ def _typed(text: str, may_be: Kind) -> object:
     if str not in may_be and bool in may_be and text in ("true", "false"):
         return text == "true"
     plain = text.removeprefix("-")
-    if (
-        str not in may_be
-        and int in may_be
-        and plain.isascii()
-        and plain.isdigit()
-        and len(plain) < 20
-    ):
-        return int(text)
-    return text
+    is_number = plain.isascii() and plain.isdigit() and len(plain) < 20
+    return int(text) if str not in may_be and int in may_be and is_number else text
 
 
 def text(written: str, variables: Variables, depth: int = 0) -> str:
     """Substitute the variables in a string. ``depth`` is the number of defaults around it.
 
-    Raises _Wrong.
+    Raises InvalidInput.
     """
     if depth > MAX_DEPTH:
-        raise _Wrong("is nested too deeply", f"at most {MAX_DEPTH} defaults in each other")
+        right = f"at most {MAX_DEPTH} defaults in each other"
+        raise InvalidInput("is nested too deeply", right=right)
     parts: list[str] = []
     while True:
         before, opens, after = written.partition("${")
@@ -281,7 +259,7 @@ def text(written: str, variables: Variables, depth: int = 0) -> str:
 
 
 def _closed(after: str) -> tuple[str, str]:
-    """Split the text after a ``${`` into (what is inside the braces, the rest). Raises _Wrong."""
+    """Split the text after a ``${`` into (text inside the braces, the rest)."""
     open_, at = 1, 0
     while at < len(after):
         if after.startswith("${", at):
@@ -292,11 +270,11 @@ def _closed(after: str) -> tuple[str, str]:
             if not open_:
                 return after[:at], after[at + 1 :]
         at += 1
-    raise _Wrong("has a ${ that is not closed", LITERAL)
+    raise InvalidInput("has a ${ that is not closed", right=LITERAL)
 
 
 def _substituted(inside: str, variables: Variables, depth: int) -> str:
-    """Return the value of a variable whose text inside the braces is ``inside``. Raises _Wrong."""
+    """Return the value of a variable whose text in the braces is ``inside``."""
     end = next(
         (i for i, c in enumerate(inside) if not (c.isascii() and (c.isalnum() or c == "_"))),
         len(inside),
@@ -306,8 +284,9 @@ def _substituted(inside: str, variables: Variables, depth: int) -> str:
     sign, other = operation[colon : colon + 1], operation[colon + 1 :]
     if not name.isidentifier() or (operation and sign not in {"-", "?", "+"}):
         shown = base_text.shown(f"${{{inside}}}")
-        raise _Wrong(f"has {shown}, which is not a variable", f"${{NAME}}; {LITERAL}")
-    value = variables.values.get(name)
+        raise InvalidInput(f"has {shown}, which is not a variable", right=f"${{NAME}}; {LITERAL}")
+    values, file = variables
+    value = values.get(name)
     is_set = bool(value) if colon else value is not None
     if sign == "+":
         return text(other, variables, depth + 1) if is_set else ""
@@ -318,11 +297,11 @@ def _substituted(inside: str, variables: Variables, depth: int) -> str:
     if sign == "?":
         message = text(other, variables, depth + 1)
         shown = f": {escaped(message)}" if message else ""
-        raise _Wrong(f"needs the variable {name}{shown}", f"set it in {variables.file}")
+        raise InvalidInput(f"needs the variable {name}{shown}", right=f"set it in {file}")
     if value == "":
         return ""
-    raise _Wrong(
+    raise InvalidInput(
         f"needs the variable {name}, which is not set",
-        f"set it in {variables.file} or in the environment, which sudo does not pass on; "
+        right=f"set it in {file} or in the environment, which sudo does not pass on; "
         f"or write ${{{name}:-default}}",
     )
