@@ -31,9 +31,9 @@ _HOST_CHARACTERS = values.NAME_CHARACTERS | {"_"}
 
 
 def static_address(text: str, key: str) -> str:
-    """Return ``text`` if a service can have it as an address: it must be a unicast address.
+    """Return ``text`` if it is a unicast address. Raises InvalidInput.
 
-    Whether it is in the service's network is checked later. Raises InvalidInput.
+    Whether it is in the service's network is checked later.
     """
     example = '"10.99.1.10"'
     if values.is_ipv6(text):
@@ -60,7 +60,6 @@ def _not_unicast6(text: str) -> str | None:
 
 
 def server_address(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid address for a name server. Raises InvalidInput."""
     if not (values.is_ipv4(text) or values.is_ipv6(text)):
         raise values.wrong(
             key, text, "is not a valid address", "an IPv4 or IPv6 address", '"192.0.2.53"'
@@ -77,10 +76,7 @@ def _is_domain(text: str) -> bool:
 
 
 def domain(text: str, key: str) -> str:
-    """Return ``text`` if it is a domain name (RFC 1035, 2.3.1) or has ``_`` in addition.
-
-    Raises InvalidInput.
-    """
+    """Return ``text`` if it is a domain name (RFC 1035, 2.3.1) or has ``_`` in addition."""
     if not _is_domain(text):
         right = "labels of letters, digits, - and _, with dots between them"
         raise values.wrong(key, text, "is not a valid domain", right, '"example.com"')
@@ -88,7 +84,7 @@ def domain(text: str, key: str) -> str:
 
 
 def extra_host(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid name for extra_hosts, which is a domain name in lower case.
+    """Return ``text`` if it is a valid name for extra_hosts: a domain name in lower case.
 
     ``localhost`` and the names of the host are reserved. Raises InvalidInput.
     """
@@ -101,10 +97,7 @@ def extra_host(text: str, key: str) -> str:
 
 
 def extra_address(text: str, key: str) -> str:
-    """Return an address of extra_hosts in canonical form, or ``host-gateway`` unchanged.
-
-    Raises InvalidInput.
-    """
+    """Return an address of extra_hosts in canonical form, or ``host-gateway`` unchanged."""
     if text == HOST_GATEWAY:
         return text
     if not (values.is_ipv4(text) or values.is_ipv6(text)):
@@ -116,10 +109,7 @@ def extra_address(text: str, key: str) -> str:
 
 
 def problems(network: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each array of addresses in [network] that is empty or too long.
-
-    ``network`` is the table as tomllib returned it.
-    """
+    """Yield an error for each array of addresses in [network] that is empty or too long."""
     yield from _families(network.get("ip"), "network.ip")
     dns = network.get("dns")
     if isinstance(dns, list) and len(dns) > MAX_SERVERS:
@@ -131,10 +121,7 @@ def problems(network: dict[str, Any]) -> Iterator[InvalidInput]:
 
 
 def _families(ip: object, key: str) -> Iterator[InvalidInput]:
-    """Yield an error for each second address of the same family, and for an empty array.
-
-    ``ip`` is the value of network.ip, and ``key`` its path.
-    """
+    """Yield an error for each second address of the same family, and for an empty array."""
 
     if isinstance(ip, dict):
         for name, items in ip.items():
@@ -181,10 +168,7 @@ def parse_port(text: str, key: str) -> Port:
 
 
 def _split_address(text: str, key: str) -> tuple[str, str]:
-    """Split a published port into (host address in canonical form, ports).
-
-    The address is `ANY` if there is none.
-    """
+    """Split a published port into (host address in canonical form or `ANY`, ports)."""
     if text.startswith("["):
         address, bracket, ports = text[1:].partition("]:")
         if not (bracket and values.is_ipv6(address)):

@@ -68,8 +68,7 @@ def manifest_schema() -> dict[str, Any]:
 def _mode(mode: str, without: list[str]) -> dict[str, Any]:
     """Build the condition on the keys that [network] must and must not have in a mode.
 
-    ``without`` are the keys that it must not have. If the key ``mode`` is missing, the mode is
-    bridge.
+    If the key ``mode`` is missing, the mode is bridge.
     """
     needs: dict[str, Any] = {"properties": {"mode": {"const": mode}}}
     if mode != "bridge":
@@ -115,7 +114,7 @@ def _tables(may_be: Kind) -> Iterator[Any]:
 
 
 def _kind(may_be: Kind) -> dict[str, Any]:
-    """Build the schema of a value of this kind. None is left out, since TOML has no such value."""
+    """Build the schema of a value of this kind, without None: TOML has no such value."""
     choices = [_choice(form, inside) for form, inside in may_be.items() if form is not NoneType]
     return choices[0] if len(choices) == 1 else {"anyOf": choices}
 
@@ -227,7 +226,7 @@ def stack_schema() -> dict[str, Any]:
 
 
 def _inline(tables: dict[str, Any]) -> dict[str, Any]:
-    """Return the schemas for [services.NAME], which is a complete manifest without a package name.
+    """Return the schemas for [services.NAME], a complete manifest without a package name.
 
     Tables of which a [[service]] requires less than a manifest are defined a second time.
     """

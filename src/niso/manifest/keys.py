@@ -30,10 +30,7 @@ if TYPE_CHECKING:
 
 
 class Rule(NamedTuple):
-    """A condition that the value of a key must meet.
-
-    If the value is an array or a table, each item of it must meet the condition.
-    """
+    """A condition that a value, or each item of an array or table, must meet."""
 
     parse: Callable[[Any, str], Any]
     """A function that takes a value and its key path, and returns the parsed value.
@@ -49,8 +46,6 @@ ANY = Rule(lambda value, _: value)
 
 
 class Key(NamedTuple):
-    """A key of the manifest."""
-
     path: str
     """The path, such as service.stop_timeout. volumes.*.size is a key of each table in [volumes].
     """
@@ -92,9 +87,7 @@ class Key(NamedTuple):
 
     @property
     def has_any_names(self) -> bool:
-        """Return whether the key is a table of tables whose names the user chooses, as
-        [volumes.data].
-        """
+        """Return whether the key is a table of tables with chosen names, as [volumes.data]."""
         return self.path.endswith(".*")
 
 
@@ -102,20 +95,16 @@ class Key(NamedTuple):
 
 
 def _pattern(parse: Callable[[str, str], Any], pattern: str) -> Rule:
-    """Build the rule for a string, from a function and the pattern that all valid strings match."""
     return Rule(parse, {"pattern": pattern})
 
 
 def _duration(low: float, high: float) -> Rule:
-    """Build the rule for a duration, which is parsed to seconds and must be ``low`` to ``high``."""
+    """Build the rule for a duration, which is parsed to seconds."""
     return _pattern(lambda text, key: values.duration(text, key, low, high), _DURATION)
 
 
 def _number(low: int, high: int, right: str, example: str, reason: str = "is out of range") -> Rule:
-    """Build the rule for an integer from ``low`` to ``high``.
-
-    ``right``, ``example`` and ``reason`` are for the error about another value.
-    """
+    """Build the rule for an integer; ``right``, ``example`` and ``reason`` are for its error."""
 
     def parse(number: int, key: str) -> int:
         if not low <= number <= high:
@@ -740,10 +729,7 @@ TABLES: dict[str, Any] = {}
 
 
 def _table(path: str, title: str) -> Any:
-    """Return the named tuple class for the table at ``path``, and add it to `TABLES`.
-
-    Its subtables are added too.
-    """
+    """Return the class for the table at ``path``, and add it and its subtables to `TABLES`."""
     types: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     for name, key in SECTIONS[path].items():
@@ -824,10 +810,7 @@ def spec(manifest: Any, parsed: Mapping[str, Any]) -> ServiceSpec:
 
 
 def _completed(manifest: Any, parsed: Mapping[str, Any]) -> Any:
-    """Return the manifest with the defaults that depend on other keys filled in.
-
-    Therefore the manifest that is stored has the values in effect.
-    """
+    """Fill in the defaults that depend on other keys: the stored manifest has all values."""
     isolation, service = manifest.isolation, manifest.service
     limits, path = isolation.resources, "isolation.resources.memory_max"
     if limits.tmp_size is None:

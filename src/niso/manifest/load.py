@@ -100,8 +100,7 @@ def prepared(
     owners: Collection[int] | None = None,
     outer: Outer | None = None,
 ) -> Resolved:
-    """Substitute the variables in the data of the manifest at ``path``, and make its paths
-    absolute.
+    """Substitute the variables in the manifest at ``path``, and make its paths absolute.
 
     ``outer`` returns the variables of a stack, which have precedence over those in the file .env
     next to the manifest. Raises Error and InvalidInput if that file exists but cannot be used.
@@ -121,8 +120,7 @@ def with_paths(
 
     ``base`` is the key path of the data in its file. With ``owners``, symbolic links in the path of
     an env_file must belong to these users. The host path of a volume is relative if it begins with
-    ``./``. Such a path, and a relative path of a secret or of env_file, must not lead out of
-    ``folder``.
+    ``./``. No relative path may lead out of ``folder``.
     """
 
     data, errors = resolved.data, list(resolved.errors)
@@ -196,7 +194,7 @@ def _is_relative(text: str, always: bool) -> bool:
 
 
 def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None) -> ServiceSpec:
-    """Check the data of the manifest at ``path``, read its files of variables, and return its spec.
+    """Check the manifest at ``path``, read its files of variables, and return its spec.
 
     Raises ErrorGroup as `load` does.
     """
@@ -289,7 +287,6 @@ def _changed(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
 
 
 def _literal(value: Any) -> Any:
-    """Return a value in which ``${`` is escaped as ``$${``, so that it is no variable."""
     if isinstance(value, str):
         return value.replace("${", "$${")
     if isinstance(value, list | tuple):

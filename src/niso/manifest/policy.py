@@ -114,7 +114,7 @@ def parse(
 
 
 def denials(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """Return the entries of ``egress.deny``; for "metadata", two entries with addresses are added.
+    """Return the entries of ``egress.deny``, with two addresses before each "metadata".
 
     The entry "metadata" itself stays, because it can also mean a service of this name: a list must
     not deny less than it declares.
@@ -175,10 +175,7 @@ def parse_ingress(text: str, key: str) -> Entry:
 
 
 def parse_egress(text: str, key: str) -> Entry:
-    """Parse an entry of ``egress.deny``, or of an ``egress.allow`` that may have no DNS names.
-
-    Raises InvalidInput.
-    """
+    """Parse an entry for egress that may not be a DNS name. Raises InvalidInput."""
     return parse_entry(text, key, True)
 
 
@@ -188,11 +185,7 @@ def parse_egress_allow(text: str, key: str) -> Entry:
 
 
 def parse_entry(text: str, key: str, egress: bool, outside: bool = False) -> Entry:
-    """Parse an entry of a policy. Raises InvalidInput.
-
-    ``egress`` says whether it is in a list for egress, and ``outside`` whether it may be a DNS
-    name.
-    """
+    """Parse an entry of a policy, which with ``outside`` may be a DNS name. Raises InvalidInput."""
     peer, suffix = _split(text, key)
     ports, slash, proto = (
         suffix[1:].partition("/") if suffix.startswith(":") else ("", suffix, suffix[1:])
@@ -277,10 +270,7 @@ def _is_domain(peer: str) -> bool:
 
 
 def _outside(peer: str, text: str, key: str, allowed: bool) -> Peer:
-    """Parse a DNS name to a Peer (RFC 1123, 2.1; RFC 1035, 2.3.4). Raises InvalidInput.
-
-    ``allowed`` says whether a DNS name may be here.
-    """
+    """Parse a DNS name, if it is ``allowed`` here (RFC 1123, 2.1; RFC 1035, 2.3.4)."""
     example = '"api.example.com:443"'
     if peer == DOMAIN or peer.endswith(f".{DOMAIN}"):
         reason = f"only NAME.{DOMAIN} is a name of a service"
@@ -341,7 +331,6 @@ def _service(peer: str, text: str, key: str, egress: bool) -> str:
 
 
 def _prefix(peer: str, suffix: str, text: str, key: str) -> _Prefix:
-    """Parse an address or prefix. Raises InvalidInput."""
     address, slash, length = peer.partition("/")
     if not (is_ipv4(address) or is_ipv6(address)):
         raise _wrong_entry(text, key, _not_an_address(address, bool(slash)))
@@ -365,7 +354,7 @@ def _prefix(peer: str, suffix: str, text: str, key: str) -> _Prefix:
 
 
 def _not_an_address(text: str, with_length: bool) -> str:
-    """Return why ``text`` is not a valid address. ``with_length``: a prefix length follows it."""
+    """Return why ``text`` is not an address; ``with_length``: a prefix length follows it."""
     shown = base_text.shown(text)
     if ":" not in text:
         if with_length and not _OF_IPV4.issuperset(text):
@@ -391,10 +380,7 @@ def _written(peer: str, suffix: str) -> str:
 
 
 def _not_a_peer(prefix: _Prefix) -> tuple[str, str] | None:
-    """Return (reason, valid form) for a prefix that no packet of a service can come from or go to.
-
-    Returns None if the prefix is valid.
-    """
+    """Return (reason, valid form) for a prefix that no service's packets can have, or None."""
     if isinstance(prefix, ipaddress.IPv6Network) and prefix.subnet_of(_MAPPED):
         number = ipaddress.IPv4Network(
             (int(prefix.network_address) & 0xFFFFFFFF, prefix.prefixlen - 96)
@@ -462,7 +448,6 @@ def _files() -> list[str]:
 
 
 def _untrusted(path: str) -> str:
-    """Return the hint for a file or folder that users other than root can change."""
     return f"chown root: {path}; chmod go-w {path}; nothing is attached until then"
 
 

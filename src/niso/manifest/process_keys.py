@@ -89,10 +89,7 @@ def _after(text: str) -> tuple[str, str]:
 
 
 def _address(text: str, key: str, name: str, names: set[str]) -> str:
-    """Return the address to connect to for the host of a URL. Raises InvalidInput.
-
-    ``text`` is the URL, ``name`` its host, and ``names`` are the service's own names.
-    """
+    """Return the address to connect to for the host ``name`` of the URL ``text``."""
     if name == "localhost" or name in names or name.removesuffix(".niso.local") in names:
         return ""
     if values.is_ipv4(name) and name.startswith("127."):
@@ -107,20 +104,13 @@ def _address(text: str, key: str, name: str, names: set[str]) -> str:
 
 
 def own_names(name: object, hostname: object, aliases: object) -> set[str]:
-    """Return the host names in a URL that mean the service itself.
-
-    Values of a wrong type are skipped.
-    """
+    """Return the host names in a URL that mean the service itself."""
     more = aliases if isinstance(aliases, list | tuple) else ()
     return {own for own in (name, hostname, *more) if isinstance(own, str)}
 
 
 def health_problems(section: Mapping[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each key of [healthcheck] that conflicts with another one, or if none is
-    set.
-
-    ``section`` is the table as tomllib returned it.
-    """
+    """Yield an error for each conflict of keys in [healthcheck], and if none is set."""
     command = section.get("command")
     if isinstance(command, list) and (not command or command[0] == ""):
         right = "a program and its arguments"
@@ -163,10 +153,7 @@ MIN_RATE, MAX_BANDWIDTH = 64_000, 100 * 10**9
 
 
 def memory_max(text: str, key: str) -> int:
-    """Parse a memory limit such as ``512M`` to bytes. Raises InvalidInput.
-
-    Less than 1M is invalid, since PID 1 of the service could not start.
-    """
+    """Parse a memory limit to bytes. PID 1 of the service needs 1M. Raises InvalidInput."""
     size = values.size(text, key)
     if not MIN_MEMORY <= size <= MAX_MEMORY:
         raise values.wrong(key, text, "is out of range", "1M to 1000000000G", '"512M"')
@@ -174,9 +161,8 @@ def memory_max(text: str, key: str) -> int:
 
 
 def rate(text: str, key: str) -> int:
-    """Parse ``100M``, which is in bits per second (powers of 1000), to bytes per second.
-
-    Raises InvalidInput.
+    """Parse ``100M``, in bits per second (powers of 1000), to bytes per second. Raises
+    InvalidInput.
     """
     unit = _RATE_UNITS.get(text[-1:])
     digits = text[:-1]
@@ -195,10 +181,7 @@ def rate_of_bits(bits: int, key: str, written: object) -> int:
 
 
 def way(text: str, key: str) -> str:
-    """Return ``text`` if it is a direction of network.bandwidth, "in" or "out".
-
-    Raises InvalidInput.
-    """
+    """Return ``text`` if it is a direction of network.bandwidth. Raises InvalidInput."""
     if text not in WAYS:
         raise values.wrong(key, text, "is an unknown direction", "in or out")
     return text
@@ -219,10 +202,7 @@ def cpu_max(text: str, key: str) -> int:
 
 
 def tmpfs(text: str, key: str) -> int:
-    """Parse the size of a tmpfs that every service has, such as /tmp, to bytes.
-
-    Raises InvalidInput.
-    """
+    """Parse the size of a tmpfs such as /tmp to bytes. Raises InvalidInput."""
     size = values.size(text, key)
     if not MIN_TMPFS <= size <= MAX_MEMORY:
         raise values.wrong(key, text, "is out of range", "64K to 1000000000G", '"256M"')
@@ -232,8 +212,7 @@ def tmpfs(text: str, key: str) -> int:
 def tmp_default(memory_max: int | None) -> str:
     """Return the default size of each of /tmp, /run and /var/tmp, as in a manifest.
 
-    ``memory_max`` is the service's memory limit in bytes, or None. With a limit, the size is a
-    quarter of it. Without one, it is 256M.
+    ``memory_max`` is the service's memory limit in bytes, or None.
     """
     size = TMP if memory_max is None else memory_max // 4
     if size >= 1 << 39:  # the text of a size has at most nine digits
@@ -268,8 +247,7 @@ def secret_name(text: str, key: str) -> str:
 def file(text: str, key: str) -> str:
     """Return ``text`` if it is an absolute path of the host. Raises InvalidInput.
 
-    `niso.manifest.load` has already made relative paths absolute. The file is read at the
-    activation.
+    `niso.manifest.load` has already made relative paths absolute.
     """
     reason = values.path_reason(text) or (None if text.startswith("/") else "is not absolute")
     if reason:
@@ -280,10 +258,7 @@ def file(text: str, key: str) -> str:
 def secrets_problems(
     section: Mapping[str, Any], volumes: Mapping[str, Any]
 ) -> Iterator[InvalidInput]:
-    """Yield an error for each volume of a manifest that would hide its secrets.
-
-    ``section`` is [secrets] and ``volumes`` is [volumes], as tomllib returned them.
-    """
+    """Yield an error for each volume of a manifest that would hide its secrets."""
     for volume, keys in volumes.items() if section else ():
         mount = keys.get("mount") if isinstance(keys, dict) else None
         if isinstance(mount, str) and (mount == "/run" or f"{mount}/".startswith(f"{FOLDER}/")):
@@ -309,10 +284,7 @@ def volume_name(text: str, key: str) -> str:
 
 
 def mount(text: str, key: str) -> str:
-    """Return ``text`` if it can be a mount point inside the service. Raises InvalidInput.
-
-    It must be an absolute path without ``.``, ``..`` and ``//``.
-    """
+    """Return ``text`` if it can be a mount point inside the service. Raises InvalidInput."""
     reason = values.path_reason(text)
     parts = text.split("/")[1:]
     if reason is None and not text.startswith("/"):
@@ -330,8 +302,7 @@ def mount(text: str, key: str) -> str:
 def host(text: str, key: str) -> str:
     """Return ``text`` if it is an absolute path of the host. Raises InvalidInput.
 
-    `niso.manifest.load` has already made relative paths absolute. The activation checks that the
-    path exists.
+    `niso.manifest.load` has already made relative paths absolute.
     """
     reason = values.path_reason(text) or (None if text.startswith("/") else "is not absolute")
     if reason:
@@ -351,10 +322,7 @@ def size(text: str, key: str) -> int:
 def volumes_problems(
     section: Mapping[str, Any], parsed: Mapping[str, Any]
 ) -> Iterator[InvalidInput]:
-    """Yield an error for each mount point that overlaps another one, and for conflicting keys.
-
-    ``section`` is [volumes] as tomllib returned it. ``parsed`` has its valid values, by key path.
-    """
+    """Yield an error for each mount point that overlaps another one, and for conflicting keys."""
     points: dict[str, str] = {}  # mount point -> its key
     above: dict[str, str] = {}  # parent folder of a mount point -> that mount point
     for volume, keys in section.items():
@@ -369,11 +337,7 @@ def volumes_problems(
 def _overlapping(
     point: str, key: str, points: dict[str, str], above: dict[str, str]
 ) -> Iterator[InvalidInput]:
-    """Yield an error if a mount point overlaps an earlier one; add it to both dicts.
-
-    ``points`` maps each earlier mount point to its key, and ``above`` each folder above a mount
-    point to that mount point.
-    """
+    """Yield an error if a mount point overlaps an earlier one; add it to both dicts."""
     parts = point.split("/")
     folders = ["/".join(parts[:end]) for end in range(2, len(parts))]
     other = next((folder for folder in folders if folder in points), None)

@@ -178,15 +178,12 @@ class Stack(NamedTuple):
 
     @property
     def file(self) -> str:
-        """Return the path of the stack.toml in a form that a terminal can print."""
+        """Return the path in a form that a terminal can print."""
         return escaped(self.path)
 
 
 class Outline(NamedTuple):
-    """The part of a stack that needs no packages.
-
-    It can be read even if other parts are invalid.
-    """
+    """The part of a stack that needs no packages. Other parts of the file may be invalid."""
 
     name: str
     path: str
@@ -244,10 +241,7 @@ def outline(path: str) -> Outline:
 
 
 def _names(needs: object) -> tuple[str, ...]:
-    """Return the names of services in the value of a depends_on.
-
-    Values of a wrong type are skipped.
-    """
+    """Return the names of services in the value of a depends_on, without values of a wrong type."""
     names = needs if isinstance(needs, dict | list) else ()
     return tuple(name for name in names if isinstance(name, str))
 
@@ -307,10 +301,7 @@ def load(path: str, also: Also = lambda _: (), owners: Collection[int] | None = 
 
 
 def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
-    """Return the members such that no package copy contains a file with secrets or variables.
-
-    ``folder`` is that of the stack.toml.
-    """
+    """Return the members such that no package copy contains a file with secrets or variables."""
     specs = [member.loaded.spec for member in members]
     programs = [spec.program for spec in specs]
     own = (path for program in programs for path in (*program.apart, *program.secrets.values()))
@@ -325,7 +316,7 @@ def _with_apart(members: list[StackMember], folder: str) -> list[StackMember]:
 
 
 def as_stack_error(stack: Stack, error: Error, of: StackMember | None = None) -> Error:
-    """Convert an error of a manifest to an error of the stack.toml if its key is in that file.
+    """Convert an error of a manifest to one of the stack.toml if its key is in that file.
 
     Otherwise return it unchanged. ``of`` is the service of an error that names none.
     """
@@ -362,7 +353,6 @@ def _tables(items: object) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _refused(rule: Callable[[str, str], object], value: str, key: str) -> InvalidInput | None:
-    """Return the error that a rule raises for a value, or None if the value is valid."""
     try:
         rule(value, key)
     except InvalidInput as error:
@@ -408,7 +398,7 @@ def _top(
 
 
 def _form(key: str, data: Mapping[str, object]) -> str | None:
-    """Return a hint for a table that is written as another kind of table, such as [service.api]."""
+    """Return a hint for a table that is written as another kind, such as [service.api]."""
     if key in ("service", "services") and isinstance(data.get(key), dict | list):
         return "[[service]] with name and package, or [services.NAME] with the tables of a manifest"
     if key.startswith("service[") and key.endswith("].network"):
@@ -486,9 +476,9 @@ def _package(
 
 
 def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the data of a package's manifest with the stack's overrides, key by key.
+    """Return a package's manifest with the stack's overrides, for the service ``name``.
 
-    An array or a volume is replaced as a whole. ``name`` is the name of the service in the stack.
+    An array or a volume is replaced as a whole.
     """
     network = {key: value for key, value in overrides.items() if key in NETWORK_KEYS}
     more = {key: value for key, value in overrides.items() if key in OVERRIDES}
@@ -521,10 +511,7 @@ def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> Inva
 
 
 def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str | None:
-    """Return the path in stack.toml of a manifest's key; None if the stack does not set it.
-
-    ``key`` is the path of the [[service]].
-    """
+    """Return the path in stack.toml of a manifest's key; None if it is not set there."""
     if manifest_key == "package.name":
         return f"{key}.name"
     table, _, path = manifest_key.partition(".")
@@ -553,11 +540,10 @@ def inline_tables(services: object) -> Iterator[tuple[str, str, dict[str, Any]]]
 def checked(
     path: str, key: str, name: str, table: Mapping[str, Any], owners: Collection[int] | None
 ) -> tuple[Loaded | None, list[InvalidInput], list[Error]]:
-    """Check a service that is written in the stack.toml at ``path``.
+    """Check the service at the path ``key`` in the stack.toml at ``path``.
 
     Returns (its manifest, errors of the stack.toml, errors of its files of variables). The manifest
-    is None if there is an error. ``key`` is the key path of the service. ``owners`` is as for
-    `load`.
+    is None if there is an error. ``owners`` is as for `load`.
     """
     errors: list[InvalidInput] = []
     others: list[Error] = []
@@ -592,10 +578,7 @@ def checked(
 def _folder(
     path: str, key: str, folder: object, owners: Collection[int] | None
 ) -> tuple[str | None, list[InvalidInput]]:
-    """Return (absolute path of a package's folder, errors).
-
-    The path is "" if there is no folder.
-    """
+    """Return (absolute path of a package's folder, errors). The path is "" without a folder."""
     right, example = "a folder beside the stack.toml", '"./api"'
     if folder is None:
         return "", []
@@ -692,10 +675,7 @@ One of them in the stack replaces the others in the manifest.
 
 
 def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") -> dict[str, Any]:
-    """Return the data ``base`` with the keys of ``laid`` instead of its own.
-
-    Both have the form of the table ``table``. Nested tables are merged key by key.
-    """
+    """Return the data of a table with the keys of ``laid`` instead of its own, at all levels."""
     choice = set(_INSTEAD.get(table, ()))
     gone = choice - laid.keys() if choice & laid.keys() else set()
     merged = {key: value for key, value in base.items() if key not in gone}
@@ -731,7 +711,7 @@ class _Item(NamedTuple):
 
 
 def item(own: Mapping[str, Any], key: str) -> _Item:
-    """Build the `_Item` of a service from its own keys. Values of a wrong type are skipped."""
+    """Build the `_Item` of a service from its keys. Values of a wrong type are skipped."""
     needs = own.get("depends_on")
     after: dict[str, Condition] = {}
     if isinstance(needs, list):
@@ -753,10 +733,7 @@ def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
 def dependencies(
     items: Mapping[str, _Item], known: Mapping[str, ServiceSpec]
 ) -> Iterable[InvalidInput]:
-    """Yield an error for each cycle and each invalid dependency.
-
-    Invalid: an unknown service, health without a healthcheck, completion of what is no job.
-    """
+    """Yield an error for each cycle and each invalid dependency."""
     for item in items.values():
         for name, condition in item.after.items():
             path = item.path(name)
@@ -800,7 +777,7 @@ def applies(
 ) -> bool:
     """Return whether the services of a stack have its name as prefix.
 
-    ``prefix`` is the setting in its file, or None. With None, a stack that exists keeps its names:
+    ``prefix`` is the setting in its file. With None, a stack that exists keeps its names:
     ``members`` are its recorded services, also those that its file no longer has. A new stack gets
     the prefix if another stack already has a service with one of ``names`` (``taken``).
     """
@@ -866,7 +843,7 @@ def stack(plain: Stack) -> Stack:
 
 
 def _called(plain: Stack, names: Mapping[str, str]) -> dict[str, str]:
-    """Return the names by which policies of the stack can mean its services, each with the service.
+    """Return {name: service} of the names by which policies of the stack can mean its services.
 
     A hostname or alias that two services have, on different networks, is left out.
     """
@@ -909,9 +886,9 @@ def _member(
 
 
 def _written(spec: ServiceSpec, policy: Policy) -> dict[str, object]:
-    """Return the manifest of a service with the names that the prefix has changed.
+    """Return the manifest with the prefixed names, for the package's copy.
 
-    The package's copy gets it. ``policy`` is the service's policy without the prefix.
+    ``policy`` is the service's policy without the prefix.
     """
     network = spec.network
     data: dict[str, Any] = dict(spec.manifest)

@@ -53,9 +53,7 @@ def load(
 
 
 def _meant(path: str, is_missing: bool) -> str | None:
-    """Return a hint for a file that is YAML, or that is missing while a similar one exists; or
-    None.
-    """
+    """Return a hint for a file that is YAML, or that is missing while a similar one exists."""
     folder, name = os.path.split(path)
     # the command line may have taken the argument for a folder
     file = folder if is_missing else path
@@ -79,10 +77,9 @@ def content(
 ) -> bytes:
     """Return the content of a user's file. ``name`` is the name of such files in messages.
 
-    ``hint`` is the hint if the file is missing or not a regular file; by default, it is to pass the
-    path. Without ``links``, an absolute path with a symbolic link is refused. With ``owners``, only
-    these uids may be able to change the file or its folder; ``untrusted`` is the hint if others
-    can. Raises NotFound, Error and InvalidInput.
+    ``hint`` is for a missing file, by default to pass the path. Without ``links``, an absolute path
+    with a symbolic link is refused. With ``owners``, only these uids may be able to change the file
+    or its folder; ``untrusted`` is the hint if others can. Raises NotFound, Error and InvalidInput.
     """
     hint = hint or f"pass the path of a {name} or of its folder"
     try:
@@ -110,7 +107,7 @@ def content(
 
 
 def require_owner(how: str | None, owners: Container[int], hint: str | None = None) -> None:
-    """Raise InvalidInput if users other than ``owners`` (uids) can change a file or folder.
+    """Raise InvalidInput if others than ``owners`` (uids) can change a file or folder.
 
     ``how`` says how they can, as `files.changed_by_others` returns it; None if they cannot.
     ``hint`` is the next step, by default to pass --trust-owner.
@@ -236,10 +233,7 @@ _PIECE = re.compile(
 
 
 def locate(text: str, errors: list[Error]) -> None:
-    """Set the line of each error, by finding its key in ``text``.
-
-    If the key is not there, it is the line of the innermost table that contains it.
-    """
+    """Set the line of each error: that of its key, or of the innermost table around it."""
     lines = dict(_lines(text))
     for error in errors:
         path = _path(error.key or "")
@@ -300,9 +294,7 @@ def _path_of_header(statement: str) -> Path:
 
 
 def _resolved(names: Path, counts: dict[Path, int]) -> Path:
-    """Return the path of a table with the index of the latest item after each array of tables in
-    it.
-    """
+    """Return a table's path with the index of the latest item after each array of tables."""
     path: Path = ()
     for position, name in enumerate(names):
         path = (*path, name)
@@ -382,9 +374,7 @@ def with_list(text: str, path: KeyPath, key: str, items: Iterable[ListLine]) -> 
 
 
 def list_at(text: str, path: KeyPath, key: str) -> object:
-    """Return the value of ``key`` in the table at ``path`` of a valid TOML text; None if it is
-    missing.
-    """
+    """Return the value of ``key`` in the table at ``path`` of a valid TOML text, or None."""
     value: Any = _loads(text)
     try:
         for name in (*path, key):
@@ -438,10 +428,7 @@ def _item_lines(items: Sequence[ListLine], old: str) -> Iterator[str]:
 
 
 def _comments(array: str) -> tuple[dict[str, str], list[str]]:
-    """Return the comments of an array of strings as (those next to a string, the others).
-
-    The former are a dict from the string to its comment.
-    """
+    """Return the comments of an array of strings as ({string: comment next to it}, the others)."""
     beside: dict[str, str] = {}
     alone: list[str] = []
     last = ""

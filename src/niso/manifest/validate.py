@@ -67,9 +67,9 @@ def unknown_key(
 ) -> InvalidInput:
     """Build the error for an unknown key.
 
-    ``key`` is its path. ``near`` is the path of a similar known key, or None; the message then
-    proposes it. Otherwise the message lists the ``known`` keys, and names the path of a key with
-    this name in another table (``elsewhere``).
+    ``key`` is its path. ``near`` is the path of a similar known key, which the message proposes.
+    Otherwise the message lists the ``known`` keys, and names the path of a key with this name in
+    another table (``elsewhere``).
     """
     right = f"did you mean {near}?" if near else f"known keys: {known}"
     hint = None if near else f"remove {key}"
@@ -128,10 +128,9 @@ def _walk_table(
 
 
 def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
-    """Return the path of a key ``name`` in another table that accepts this type of value.
+    """Return the path of the only key ``name`` in other tables for this type of value, or "".
 
-    Nested tables count too: ``policy`` is network.policy. ``key`` is the path of ``table``. Returns
-    "" if there is no such key, or several.
+    Nested tables count too: ``policy`` is network.policy. ``key`` is the path of ``table``.
     """
     places = [
         path
@@ -151,7 +150,6 @@ def _keys(table: Any, key: str) -> Iterator[tuple[str, Kind]]:
 
 
 def _missing(path: str, name: str, table: str, may_be: Kind) -> InvalidInput:
-    """Build the error for the missing key or table at ``path``, which is ``name`` in ``table``."""
     if dict in may_be or not table:
         header = f"[{path}]" if dict in may_be else f"[[{path}]]"
         return InvalidInput(f"missing table {header}", f"add {header}", path, names_key=False)
@@ -195,10 +193,7 @@ def _example(value: object, may_be: Kind, key: str) -> str:
 
 
 def _accepted(path: str, *texts: str) -> str:
-    """Return the first of ``texts`` that is valid for the key at ``path``, in quotes.
-
-    If none is valid, returns the example of the key's rule.
-    """
+    """Return the first of ``texts`` that is valid for the key, in quotes, or its rule's example."""
     example, key = "", keys.key_at(path)
     rule = keys.ANY if key is None else key.rule
     for text in texts:
@@ -211,7 +206,7 @@ def _accepted(path: str, *texts: str) -> str:
 
 
 def nearest(name: str, known: list[str]) -> str | None:
-    """Return the name in ``known`` that is most similar, if the user probably meant it; or None."""
+    """Return the name in ``known`` that the user probably meant, or None."""
     if len(name) > values.MAX_NAME:
         return None
     import difflib
@@ -288,9 +283,7 @@ def _written(data: dict[str, Any]) -> Iterator[tuple[Parse, Any, str]]:
 
 
 def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (path, content) for each table of a section; only a section such as [volumes] has
-    several.
-    """
+    """Yield (path, content) for each table of a section; [volumes] can have several."""
     if not section:
         yield "", data
     elif section.endswith(".*"):
@@ -303,10 +296,7 @@ def _tables(data: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str,
 
 
 def _typed(value: Any, may_be: Kind, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield (path, value) for each single value of the right type in ``value``.
-
-    The items of arrays and tables are single values.
-    """
+    """Yield (path, value) for each value of the right type, also inside arrays and tables."""
     form = type(value)
     inside = may_be.get(form)
     if form is list and inside is not None:

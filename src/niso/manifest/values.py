@@ -62,10 +62,7 @@ def wrong(key: str, value: object, reason: str, right: str, example: str = "") -
 
 
 def _require_name(text: str, key: str, right: str, example: str, *, label: bool) -> None:
-    """Raise InvalidInput if ``text`` is not a valid name.
-
-    With ``label``, it must also be valid as a name in /etc/hosts.
-    """
+    """Raise InvalidInput if ``text`` is no name; with ``label``, if it is no host name."""
     reason = ""
     invalid = next((character for character in text if character not in NAME_CHARACTERS), None)
     if not text:
@@ -85,10 +82,7 @@ def _require_name(text: str, key: str, right: str, example: str, *, label: bool)
 
 
 def service_name(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid name of a service. Raises InvalidInput.
-
-    The name is also used in /etc/hosts, so the rules of `host_label` apply.
-    """
+    """Return ``text`` if it is a valid name of a service, with the rules of `host_label`."""
     _require_name(text, key, NAME_RIGHT, '"api"', label=True)
     return text
 
@@ -106,8 +100,8 @@ def network_name(text: str, key: str) -> str:
     """Return ``text`` if it is a valid name of a network. Raises InvalidInput.
 
     ``default`` is refused, because its bridge would have the same name as that of ``niso-default``.
-    ``none`` and ``host`` are refused, because they are modes, and a network named so would be the
-    opposite of docker's ``--network none``.
+    ``none`` and ``host`` are modes, and a network named so would be the opposite of docker's
+    ``--network none``.
     """
     _require_name(text, key, NETWORK_RIGHT, '"backend"', label=False)
     if text == "default":
@@ -120,10 +114,7 @@ def network_name(text: str, key: str) -> str:
 
 
 def _number(text: str, digits: int) -> int | None:
-    """Parse a decimal number of at most ``digits`` digits; None if it is invalid.
-
-    A sign or a leading zero is not accepted.
-    """
+    """Parse a decimal number without sign and leading zeros; None if it is invalid."""
     if (
         not text
         or len(text) > digits
@@ -141,10 +132,7 @@ def port_number(text: str) -> int | None:
 
 
 def duration(text: str, key: str, low: float = 0.0, high: float = 86_400.0) -> float:
-    """Parse ``200ms``, ``5s``, ``2m`` or ``1h`` to seconds.
-
-    ``low`` and ``high`` are the lowest and the highest valid value in seconds. Raises InvalidInput.
-    """
+    """Parse ``200ms``, ``5s``, ``2m`` or ``1h`` to seconds, from ``low`` to ``high``."""
     right, example = "a whole number with unit ms, s, m or h", '"10s"'
     digits = text.rstrip("hms")
     unit, number = _DURATION_UNITS.get(text[len(digits) :]), _number(digits, 9)
@@ -176,7 +164,10 @@ def size(text: str, key: str) -> int:
 
 
 def ipv4_octets(text: str) -> tuple[int, ...] | None:
-    """Parse an IPv4 address to its four numbers; None if invalid."""
+    """Parse an IPv4 address to its four numbers; None if invalid.
+
+    Leading zeros are not allowed (the strict form of RFC 6943, 3.1.1).
+    """
     parts = text.split(".", 4)
     numbers = [_number(part, 3) for part in parts]
     octets = tuple(number for number in numbers if number is not None and number <= 255)
@@ -184,10 +175,6 @@ def ipv4_octets(text: str) -> tuple[int, ...] | None:
 
 
 def is_ipv4(text: str) -> bool:
-    """Return whether ``text`` is an IPv4 address: four decimal numbers with dots between them.
-
-    Leading zeros are not allowed (the strict form of RFC 6943, 3.1.1).
-    """
     return ipv4_octets(text) is not None
 
 
@@ -246,10 +233,7 @@ def _wrong_user(key: str, text: str, reason: str) -> NoReturn:
 
 
 def version(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid version of a package. Raises InvalidInput.
-
-    It has at most 64 letters, digits and ``. + - _ ~``, and starts with a letter or digit.
-    """
+    """Return ``text`` if it is a valid version of a package. Raises InvalidInput."""
     plain = text.translate(dict.fromkeys(map(ord, ".+-_~")))
     if not (text[:1].isalnum() and text.isascii() and plain.isalnum() and len(text) <= 64):
         right = "at most 64 letters, digits and . + - _ ~, first a letter or digit"
@@ -294,10 +278,7 @@ def working_dir(text: str, key: str) -> str:
 
 
 def rootfs(text: str, key: str) -> str:
-    """Return ``text`` if it is a relative path without ``..``. Raises InvalidInput.
-
-    `niso.manifest.validate` checks that it is a folder of the package.
-    """
+    """Return ``text`` if it is a relative path without ``..``. Raises InvalidInput."""
     reason = path_reason(text)
     if reason is None and text.startswith("/"):
         reason = "is not relative"
@@ -322,10 +303,7 @@ def path_below(text: str, key: str, folder: str) -> str:
 
 
 def argument(text: str, key: str) -> str:
-    """Return ``text`` if execve(2) accepts it: it has no NUL and is not too long.
-
-    Raises InvalidInput.
-    """
+    """Return ``text`` if execve(2) accepts it. Raises InvalidInput."""
     reason = "contains a NUL character" if "\0" in text else None
     if reason is None and len(text.encode(errors="surrogatepass")) > MAX_STRING:
         reason = f"is longer than {MAX_STRING} bytes"
@@ -335,10 +313,7 @@ def argument(text: str, key: str) -> str:
 
 
 def environment_name(text: str, key: str) -> str:
-    """Return ``text`` if it is a valid name of an environment variable. Raises InvalidInput.
-
-    The rule is that of POSIX.1, XBD 8.1, with lower case allowed.
-    """
+    """Return ``text`` if it is a name of a variable (POSIX.1, XBD 8.1, or lower case)."""
     if not (text.isascii() and text.isidentifier() and len(text) <= 255):
         right = "letters, digits and _, first not a digit, at most 255 characters"
         raise wrong(key, text, "is not a valid environment variable name", right, "LOG_LEVEL")
@@ -365,10 +340,7 @@ def join(base: str, name: str) -> str:
 
 
 def texts(items: object, key: str) -> Iterator[tuple[str, str]]:
-    """Yield (key path, string) for each string in an array or table.
-
-    ``key`` is the path of that.
-    """
+    """Yield (key path, string) for each string in the array or table at ``key``."""
     if isinstance(items, list):
         yield from (
             (f"{key}[{index}]", item) for index, item in enumerate(items) if isinstance(item, str)

@@ -44,7 +44,7 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "$": "$"}
 def variables(
     folder: str, owners: Collection[int] | None = None, outer: Mapping[str, str] | None = None
 ) -> Variables:
-    """Return the variables that a file in ``folder`` can use.
+    """Return the variables that a file in ``folder`` can use, and the path of .env.
 
     They are those of the environment, those of ``outer``, and those of .env in ``folder``; the
     former have precedence. Raises Error and InvalidInput if a .env exists that cannot be used.
@@ -103,9 +103,9 @@ def read(
 
 
 def _line(line: str, where: str) -> tuple[str, str | None]:
-    """Parse a line to (name, value). The name is "" if the line has no variable.
+    """Parse a line to (name, value). Raises InvalidInput.
 
-    The value is None if the line has only a name. ``where`` names the line. Raises InvalidInput.
+    The name is "" without a variable. The value is None if the line has only a name.
     """
     line = line.strip()
     if not line or line.startswith("#"):
@@ -190,7 +190,7 @@ class Resolved(NamedTuple):
     errors: list[InvalidInput]
 
     def fresh(self, others: list[InvalidInput]) -> list[InvalidInput]:
-        """Return the errors of this object, and those of ``others`` that are about other values."""
+        """Return these errors, and those of ``others`` that are about other values."""
         unresolved = {error.key for error in self.errors}
         return [*self.errors, *(error for error in others if error.key not in unresolved)]
 
@@ -238,10 +238,7 @@ def _typed(text: str, may_be: Kind) -> object:
 
 
 def text(written: str, variables: Variables, depth: int = 0) -> str:
-    """Substitute the variables in a string. ``depth`` is the number of defaults around it.
-
-    Raises InvalidInput.
-    """
+    """Substitute the variables in a string. ``depth`` is the number of defaults around it."""
     if depth > MAX_DEPTH:
         right = f"at most {MAX_DEPTH} defaults in each other"
         raise InvalidInput("is nested too deeply", right=right)

@@ -106,9 +106,8 @@ def _loader(yaml: Any) -> Any:
 
 
 def _plain(value: object, count: list[int]) -> Any:
-    """Copy a value, with keys, dates and bytes converted to strings.
-
-    ``count`` has the number of values so far. Raises OverflowError if there are too many.
+    """Copy a value with keys, dates and bytes as strings. ``count`` has the number of values so
+    far.
     """
     count[0] += 1
     if count[0] > MAX_VALUES:
