@@ -292,12 +292,12 @@ class _Activation:
             self._report(step)
         for done in changes:
             if done.rehosts:
-                self._report(start.event_of(done))
+                self._report(start.event_of(done.row, rehosts=True))
         for done in changes:
             if done.restarts:
                 if done.before is not None and done.before.active:
                     self._report(Stopping(done.name))
-                self._report(start.event_of(done))
+                self._report(start.event_of(done.row, done.rehosts))
         changed = self._changed(changes)
         left = _left(changes)
         scope = scope_left(store, left)

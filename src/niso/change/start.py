@@ -77,35 +77,24 @@ def run(
     """
     for change in changes:
         if change.rehosts:
-            report(event_of(change))
+            report(event_of(change.row, rehosts=True))
             process_record.swap_or_restart(processes, change.row.require_process(), report)
     begin = {change.name for change in changes if change.restarts}
     after = {name: needs for name, needs in (after or {}).items() if name in begin}
-    needed = {
-        dependency
-        for needs in after.values()
-        for dependency, state in needs.items()
-        if state == HEALTHY
-    }
+    needed = {name for needs in after.values() for name, state in needs.items() if state == HEALTHY}
     starts = []
     for change in changes:
         was = change.before if change.before is not None and change.before.active else None
-        check = change.row.healthcheck
+        row, restarts, check = change.row, change.restarts, change.row.healthcheck
         asked = (
-            change.restarts
-            or change.name in needed
+            restarts
+            or row.name in needed
             or (was is not None and was.healthcheck != check)
-            or (check is not None and not _was_healthy(processes, change.name))
+            or (check is not None and not _was_healthy(processes, row.name))
         )
         # if the old record is damaged, the new one has the stop timeout
-        stops = (
-            (was.process or change.row.require_process())
-            if was is not None and change.restarts
-            else None
-        )
-        starts.append(
-            _begins(change.row, stops, change.restarts, check if asked else None, timeout_s)
-        )
+        stops = (was.process or row.require_process()) if was is not None and restarts else None
+        starts.append(_begins(row, stops, restarts, check if asked else None, timeout_s))
     _check_order(processes, starts, after)
     _Starting(processes, starts, after, report).all()
 
@@ -135,13 +124,13 @@ def _begins(
     return Start(row, stops, starts, None, program.timeout_s or math.inf, job=True)
 
 
-def event_of(change: Change) -> Event:
-    """Return the event to report when a service starts or gets another hosts file."""
-    if change.rehosts:
-        folder = os.path.basename(change.row.require_process().hosts_folder)
-        event: Event = ShowingHosts(change.name, folder)
-        return event
-    return _starting(change.row)
+def event_of(row: ServiceRow, rehosts: bool = False) -> Event:
+    """Return the event to report when a service starts or, with ``rehosts``, gets a hosts file."""
+    process = row.require_process()
+    event: Event = Starting(row.name, process.argv)
+    if rehosts:
+        event = ShowingHosts(row.name, os.path.basename(process.hosts_folder))
+    return event
 
 
 def _was_healthy(processes: Processes, service: str) -> bool:
@@ -153,11 +142,6 @@ def _was_healthy(processes: Processes, service: str) -> bool:
     return known is not None and known.run == run and known.well_at > 0
 
 
-def _starting(row: ServiceRow) -> Event:
-    event: Event = Starting(row.name, row.require_process().argv)
-    return event
-
-
 def _check_order(processes: Processes, starts: list[Start], after: After) -> None:
     """Raise Conflict if a service depends on one that cannot reach the required state."""
     known = {start.name: start for start in starts}
@@ -165,18 +149,13 @@ def _check_order(processes: Processes, starts: list[Start], after: After) -> Non
         for dependency, state in dependencies.items():
             start = known.get(dependency)
             if start is not None:
+                reason = f"{name} waits until {dependency} is {state}, but {dependency}"
                 if state == HEALTHY and start.check is None:
-                    raise Conflict(
-                        f"{name} waits until {dependency} is healthy, "
-                        f"but {dependency} has no healthcheck",
-                        f"add [healthcheck] to the manifest of {dependency}, or wait for started",
-                    )
+                    hint = f"add [healthcheck] to the manifest of {dependency}, or wait for started"
+                    raise Conflict(f"{reason} has no healthcheck", hint)
                 if state == COMPLETED and not start.job:
-                    raise Conflict(
-                        f"{name} waits until {dependency} is completed, "
-                        f"but {dependency} is not a job",
-                        f'set service.kind = "job" for {dependency}, or wait for started',
-                    )
+                    hint = f'set service.kind = "job" for {dependency}, or wait for started'
+                    raise Conflict(f"{reason} is not a job", hint)
                 continue
             now = processes.status(dependency)
             if state == COMPLETED:
@@ -237,9 +216,8 @@ class _Starting:
         for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
             if all(
-                dependency not in self._names
-                or self._reached.get(dependency) in _REACHES.get(state, (state,))
-                for dependency, state in needs.items()
+                name not in self._names or self._reached.get(name) in _REACHES.get(state, (state,))
+                for name, state in needs.items()
             ):
                 yield start
 
@@ -255,7 +233,7 @@ class _Starting:
 
     def _start(self, start: Start) -> None:
         if start.starts:
-            self._report(_starting(start.row))
+            self._report(event_of(start.row))
             self._begun.append((start, self._processes.begin(start.row.require_process())))
         else:
             self._waits.append(Wait(self._processes, start))
@@ -277,19 +255,11 @@ class _Starting:
             under_way: list[Wait | End] = [*self._waits, *self._ends]
             moments = (waiter.next_at for waiter in under_way)
             until = min((*moments, time.monotonic() + TIMEOUT_S)) if wait else 0.0
-            probes = [
-                waiter.probe
-                for waiter in self._waits
-                if waiter.probe is not None and waiter.probe.answer is None
-            ]
-            over = any(
-                waiter.probe is not None and waiter.probe.answer is not None
-                for waiter in self._waits
-            )
-            pidfds = [waiter.pidfd for waiter in under_way if waiter.pidfd >= 0] + [
-                begun.fd for _, begun in self._begun
-            ]
-            health.advance(probes, pidfds, 0.0 if over else until)
+            probes = [waiter.probe for waiter in self._waits if waiter.probe is not None]
+            waiting = [probe for probe in probes if probe.answer is None]
+            pidfds = [waiter.pidfd for waiter in under_way if waiter.pidfd >= 0]
+            pidfds += [begun.fd for _, begun in self._begun]
+            health.advance(waiting, pidfds, until if len(waiting) == len(probes) else 0.0)
         self._created()
         self._stop_ended()
         for waiter in list(self._waits):
@@ -346,9 +316,8 @@ class _Starting:
             wait.close()
         elif now >= wait.deadline:
             reason = wait.reason or "no probe has ended"
-            raise failed(
-                self._processes, start.name, f"is not healthy after {start.timeout_s:g}s: {reason}"
-            )
+            what = f"is not healthy after {start.timeout_s:g}s: {reason}"
+            raise failed(self._processes, start.name, what)
         else:
             self._reached.setdefault(start.name, STARTED)
 
@@ -398,7 +367,6 @@ class End:
     def close(self) -> None:
         if self.pidfd >= 0:
             os.close(self.pidfd)
-            self.pidfd = -1
 
 
 class Wait:
@@ -407,11 +375,10 @@ class Wait:
     def __init__(self, processes: Processes, start: Start) -> None:
         self.start, self._processes = start, processes
         now = processes.status(start.name)
-        # a restart since our start means that the process ended; if it ran before, the restart may
-        # be an old one
-        self.pidfd = (
-            processes.open_init(start.name) if now.restarts == 0 or not start.starts else -1
-        )
+        # a restart since our start means that the process ended, but it may be an old one if the
+        # process ran before
+        is_new = now.restarts == 0 or not start.starts
+        self.pidfd = processes.open_init(start.name) if is_new else -1
         self.run = (now.pid or 0, now.started_at or 0.0)
         began = time.monotonic()
         self.deadline = began + start.timeout_s
@@ -457,17 +424,9 @@ class Wait:
                 self._ripe_at, self._rests = now, True
             self._look_at = now + (self._look_s if mark is None else RESTS_S)
             self._look_s *= 1.25
-        waits_on = (
-            self.start.starts
-            and not self._rests
-            and now < min(self._began + _BUSY_S, self.deadline)
-        )
-        if (
-            now >= self._ripe_at
-            and waits_on
-            and self.pidfd >= 0
-            and self._processes.is_starved(self.run[0])
-        ):
+        is_ripe = self._ripe_at <= now < min(self._began + _BUSY_S, self.deadline)
+        waits_on = is_ripe and self.start.starts and not self._rests and self.pidfd >= 0
+        if waits_on and self._processes.is_starved(self.run[0]):
             self._ripe_at = now + STARTED_WITHIN_S / 4
         self._started = now >= self._ripe_at
         return self._started
@@ -500,16 +459,12 @@ class Wait:
             self._counts_at = probe.began + check.interval_s
             if self._failures >= check.retries:
                 times = "once" if check.retries == 1 else f"{check.retries} times"
-                raise failed(
-                    self._processes,
-                    self.start.name,
-                    f"is unhealthy, the probe failed {times}: {self.reason}",
-                )
+                what = f"is unhealthy, the probe failed {times}: {self.reason}"
+                raise failed(self._processes, self.start.name, what)
         self.ask_at = now + min(self._pause_s, check.interval_s)
         self._pause_s = min(2 * self._pause_s, _MOST_PAUSE_S)
 
     def close(self) -> None:
-        """Close the pidfd, and end a running probe."""
         if self.probe is not None:
             self.probe.close()
         if self.pidfd >= 0:
@@ -543,11 +498,8 @@ def late(processes: Processes, start: Start) -> ProcessError:
 
 
 def failed(processes: Processes, service: str, what: str) -> ProcessError:
-    return ProcessError(
-        f"{what}{_last_output(processes, service)}",
-        "see [healthcheck] in its manifest",
-        service=service,
-    )
+    what += _last_output(processes, service)
+    return ProcessError(what, "see [healthcheck] in its manifest", service=service)
 
 
 def ended(processes: Processes, start: Start, unhealthy: bool) -> Error:
@@ -566,9 +518,8 @@ def ended(processes: Processes, start: Start, unhealthy: bool) -> Error:
     if denied := volumes.unwritable(spec):
         paths = ", ".join(f"{volume.source} (volumes.{volume.name})" for volume in denied)
         hint = f"its user, uid {spec.uid}, cannot write to {paths}"
-    if start.job:
-        return ProcessError(f"the job failed ({how})" + output, hint, service=service)
-    return ProcessError(f"its process ended {when} ({how})" + output, hint, service=service)
+    what = "the job failed" if start.job else f"its process ended {when}"
+    return ProcessError(f"{what} ({how}){output}", hint, service=service)
 
 
 def _last_output(processes: Processes, service: str) -> str:
