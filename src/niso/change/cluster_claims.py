@@ -10,14 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable
 
-from niso.base.errors import Conflict, Error, ErrorGroup
+from niso.base.errors import Conflict, Error, raise_all
 from niso.base.locks import Lock
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.names import DEFAULT_NETWORK
-from niso.base.report import AskingCluster, Caution, Report, silent
+from niso.base.report import AskingCluster, Caution, Event, Report, silent
 from niso.change import span_networks
 from niso.change.admit import NoClaims
 from niso.change.journal import locked
+from niso.change.scope import named_provider
 from niso.change.targets import Target
 from niso.cluster import mirror, view
 from niso.cluster.claims import Claims, Wanted
@@ -82,7 +83,6 @@ class ActivationClaims:
         claim in this host's store is used, with a warning. Raises Conflict if another host has a
         name or address, NoAnswer, or ErrorGroup.
         """
-        store = self._machine.store
         known = {name: self._own_record(name, *pair) for name, pair in wanted.items()}
         self._begin([name for name, record in known.items() if record is None])
         errors: list[Error] = []
@@ -90,24 +90,21 @@ class ActivationClaims:
             try:
                 if self.lost is not None:
                     raise self.lost
-                row = store.service(name)
+                row = self._machine.store.service(name)
                 renew = row is None or not row.active
                 held = self._claims.claim(asked, target.take, keep=True, renew=renew)
                 self._held[name] = recorded(held)
             except NoAnswer as error:
-                record = known[name]
-                if record is None:
+                if (record := known[name]) is None:
                     raise
-                self._is_silent = True
-                self._held[name] = record
+                self._is_silent, self._held[name] = True, record
                 text = f"{target.name} starts by this host's own record: {error.message}"
                 report(Caution(text, (_LATER,)))
             except Error as error:
                 if error.key:
                     error.file, error.service = target.manifest_path, name
                 errors.append(error)
-        if errors:
-            raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+        raise_all(errors)
 
     def foresee(self, wanted: dict[str, tuple[Target, Wanted]]) -> None:
         """Compute the claims that `claim` would request. Raises Conflict or NoAnswer as it does."""
@@ -117,16 +114,14 @@ class ActivationClaims:
                     raise self.lost
                 self._held[name] = recorded(self._claims.foreseen(asked, target.take))
             except NoAnswer:
-                record = self._own_record(name, target, asked)
-                if record is None:
+                if (record := self._own_record(name, target, asked)) is None:
                     raise
                 self._held[name] = record
 
     def _own_record(self, name: str, target: Target, asked: Wanted) -> ClaimRow | None:
         store = self._machine.store
-        if name in self.homes:
-            return store.across.claim(name)
-        return own_record(store, target, asked)
+        is_around = name in self.homes
+        return store.across.claim(name) if is_around else own_record(store, target, asked)
 
     def _begin(self, services: list[str]) -> None:
         """Record intents and pending claims of services, so that recovery can find them."""
@@ -251,11 +246,8 @@ def prepare(
             for target in targets
             if not {*target.spec.network.networks}.isdisjoint(spans)
         }
-        wanted |= {
-            home: (target, around[home])
-            for target in every
-            if (home := homes[target.name]) in around
-        }
+        shared = ((homes[target.name], target) for target in every)
+        wanted |= {home: (target, around[home]) for home, target in shared if home in around}
         held = ActivationClaims(machine, joined, engine, arriving, unobserved, around)
         held.lost = lost
         if dry_run:
@@ -296,15 +288,20 @@ def tell(machine: Machine, services: Iterable[str], report: Report, final: bool 
             except NoAnswer:
                 raise
             except Error as error:
-                report(Caution(error.message, (error.hint,) if error.hint else ()))
+                report(_caution(error))
     except NoAnswer as error:
         untold(store, told)
         report(Caution(f"other hosts do not know it yet: {error.message}", (_LATER,)))
     except Error as error:
-        report(Caution(error.message, (error.hint,) if error.hint else ()))
+        report(_caution(error))
     finally:
         engine.close()
     units.agent_name()
+
+
+def _caution(error: Error) -> Event:
+    event: Event = Caution(error.message, (error.hint,) if error.hint else ())
+    return event
 
 
 def tell_rest(machine: Machine) -> None:
@@ -345,16 +342,13 @@ def _arriving(
 
 def home_network(store: Store, target: Target, targets: Iterable[Target]) -> str:
     """Return the service whose namespace ``target`` will share; "" if none is determined."""
-    share = target.spec.network.share if target.spec.network.mode == "share" else None
-    if share is None:
+    share = target.spec.network.share
+    if target.spec.network.mode != "share" or share is None:
         return ""
     for other in targets:
         if share == other.name or share in other.spec.names:
             return other.name
-    try:
-        return store.name_holder(share) or ""
-    except Conflict:  # recording the service refuses the ambiguous name
-        return ""
+    return named_provider(store, target) or ""
 
 
 def _shares(store: Store, target: Target) -> bool:
@@ -371,17 +365,12 @@ def needed_names(
     owner claims the name after the old one has released it (`behind`).
     """
     providers = {*homes.values(), *(target.name for target in targets)} - {""}
-    fresh = [
-        target.name
-        for target in targets
-        if store.across.claim(target.name) is None and not _shares(store, target)
-    ]
-    return {
-        provider: tuple(
-            sorted({*store.sharers(provider), *(s for s in fresh if homes[s] == provider)})
-        )
-        for provider in providers
-    }
+    needed = {provider: {*store.sharers(provider)} for provider in providers}
+    for target in targets:
+        is_new = store.across.claim(target.name) is None and not _shares(store, target)
+        if is_new and (home := homes[target.name]):
+            needed[home].add(target.name)
+    return {provider: tuple(sorted(names)) for provider, names in needed.items()}
 
 
 def needed_around(

@@ -95,7 +95,7 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
     """Return the scope of activating ``targets``, according to the rows before and after it."""
     touched: set[str] = set()
     for target in targets:
-        provider = _provider(store, target)
+        provider = named_provider(store, target)
         touched.update((target.name, provider) if provider else (target.name,))
     on = {network for target in targets for network in target.spec.network.networks}
     fresh = {name for target in targets for name in target.spec.names}
@@ -118,7 +118,7 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
     statics = [(network, address) for network in on for address in wanted.statics(network)]
     leased = store.addresses(target.name)
     names_ = target.spec.names
-    shared = _provider(store, target)
+    shared = named_provider(store, target)
     kept = row is not None and row.networks == on and set(store.names(target.name)) == set(names_)
     kept = kept and shared is None and row is not None and row.provider is None
     if not kept or any(static not in leased for static in statics):
@@ -129,7 +129,7 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
     return changed
 
 
-def _provider(store: Store, target: Target) -> str | None:
+def named_provider(store: Store, target: Target) -> str | None:
     """Return the existing service whose namespace a manifest shares, or None.
 
     Also returns None if the name is ambiguous; `admit.record` refuses it later.
