@@ -102,10 +102,7 @@ def activate(
 def foreseen(
     machine: Machine, targets: list[Target], stack: StackMembership = NO_STACK
 ) -> tuple[PolicyContext, PolicyContext]:
-    """Return what policies would be evaluated against before and after `activate`.
-
-    Nothing is changed. Raises the errors of `activate`.
-    """
+    """Return what policies would be evaluated against before and after `activate`."""
     worlds: list[PolicyContext] = []
     observe = lambda: worlds.append(read_world(machine.kernel, machine.store))  # noqa: E731
     _planned(machine, targets, stack, silent, observe)
@@ -190,10 +187,7 @@ class _Activation:
                 files.copy(target.spec, target.manifest_path)
 
     def claim(self, dry_run: bool = False) -> None:
-        """Reserve in etcd the names and addresses of services on networks that span hosts.
-
-        With ``dry_run``, the reservations are only checked.
-        """
+        """Reserve in etcd, or with ``dry_run`` only check, what the services need."""
         if not self._store.cluster_id():
             return
 
@@ -207,10 +201,7 @@ class _Activation:
         )
 
     def stop_leaving(self) -> None:
-        """Stop the services that leave the stack; a failed activation starts them again.
-
-        Raises Conflict, before any process is stopped, if the new rows cannot be recorded.
-        """
+        """Stop the services that leave the stack, unless the new rows are refused."""
         self._find_leaving()
         if self._leaving:
             # detect conflicts before anything is stopped
@@ -232,10 +223,7 @@ class _Activation:
         return changes
 
     def finish(self, changes: list[Change]) -> set[str]:
-        """Complete the activation: delete its intents, unused networks and old package copies.
-
-        Returns the names of the services that changed.
-        """
+        """Delete intents, unused networks and old copies; return the services that changed."""
         for done in changes:
             package.keep_manifest(done.row.package, done.target.spec)
         left = _left(changes)
@@ -272,10 +260,7 @@ class _Activation:
 
     # --- without changing anything ------------------------------------------------------------
     def plan(self) -> list[Outcome]:
-        """Report what the steps would do, and return the outcomes that they would have.
-
-        The caller must have niso's lock, and must cancel the transaction afterwards.
-        """
+        """Report what the steps would do, in the caller's transaction, which it cancels."""
         store, kernel = self._store, self._kernel
         for target in self._fresh():
             self._report_copy(target)
@@ -339,10 +324,7 @@ class _Activation:
         return record_all(self._machine, self._targets, self._copies, self._leaving, self._stack)
 
     def _changed(self, changes: list[Change]) -> set[str]:
-        """Return the services whose rows changed or whose process restarts.
-
-        If only objects of the kernel changed, all services of the activation are returned.
-        """
+        """Return the services whose rows or processes changed; all if only the kernel did."""
         changed = {
             done.name
             for done in changes
@@ -406,10 +388,7 @@ def restart(
 
 
 def _refreshed(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:
-    """Write the host's present DNS settings into the rows of services, and return the rows.
-
-    Services in the host's own network namespace read the host's resolv.conf directly.
-    """
+    """Write the host's present DNS settings into the rows, except in its own namespace."""
     now = []
     for row in rows:
         old = row.require_process()

@@ -110,10 +110,7 @@ def record_all(
 
 
 def _takes(target: Target) -> tuple[bool, bool]:
-    """Return a sort key: services with fixed addresses first, sharers of a namespace last.
-
-    Otherwise a service without a fixed address could get an address that another one requests.
-    """
+    """Return a sort key: services that request addresses first, sharers of a namespace last."""
     network = target.spec.network
     return network.mode == "share", not (network.addresses or network.addresses6)
 
@@ -156,10 +153,7 @@ def _record(
     batch: tuple[Generations, tuple[Port, ...]],
     errors: list[Error],
 ) -> Change:
-    """Carry out `record`, without the names of the file and the service in errors.
-
-    Raises an error after which nothing more can be checked. Adds other errors to ``errors``.
-    """
+    """Carry out `record`; add errors after which checks can go on to ``errors``."""
     store = machine.store
     links, named = batch
     wanted, name = target.spec, target.name
@@ -239,11 +233,7 @@ def _record(
 
 
 def _refuse_macs(store: Store, name: str, networks: tuple[str, ...]) -> None:
-    """Raise Conflict if another service has the same MAC address on one of its networks.
-
-    Frames to a duplicate address would reach whichever service was attached last. Inactive services
-    count too: they have the same MAC address at their next activation.
-    """
+    """Raise Conflict if another service, even an inactive one, has the same MAC address."""
     chosen = store.chosen_macs(networks)
     for network in dict.fromkeys(network for network, _, _ in chosen):
         taken = {service: mac for on, service, mac in chosen if on == network}
@@ -344,10 +334,9 @@ def _name_key(spec: ServiceSpec, name: str) -> str:
 
 
 def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> None:
-    """Raise Conflict if a policy's name is ambiguous, or names a service with network mode host.
+    """Raise Conflict if names in policies are ambiguous, or of services of mode host.
 
     A policy cannot match a service of mode host, whose packets have the host's own addresses.
-    Policies of other services that name this service are checked too.
     """
     for entry in spec.network.policy.entries():
         if entry.peer.kind == "service":
@@ -371,10 +360,7 @@ def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> N
 
 
 def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str]) -> None:
-    """Raise Conflict if a policy allows an alias that the user of another pod has chosen.
-
-    That user could have chosen it to get access.
-    """
+    """Raise Conflict if a policy allows an alias that the user of another pod has chosen."""
     for holder in beside if entry in _allowed(spec.network.policy) else ():
         labels = _labels(store, holder)
         is_alias = entry.peer.name in labels.get(_ALIASES, "").split()
@@ -384,10 +370,7 @@ def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str
 
 
 def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
-    """Return whether the user of a Kubernetes namespace wrote an entry of pod ``name``'s policy.
-
-    The keys of entries that users write begin with ``niso.io/``.
-    """
+    """Return whether the user of a pod's ``namespace`` wrote this entry of pod ``name``."""
     same = namespace != "" and _labels(store, name).get("pod_namespace") == namespace
     return same and entry.key.startswith("niso.io/")
 
@@ -451,10 +434,7 @@ def _picks(store: Store, peer: Peer, address: str) -> bool:
 
 
 def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> None:
-    """Raise Conflict if this service would make an entry in the policy of ``other`` invalid.
-
-    The name would be ambiguous, or the service has network mode host.
-    """
+    """Raise Conflict if a policy of ``other`` could not name this service any more."""
     row = store.service(other)
     entries = (store.policy(other) or Policy()).entries()
     entry = next((item for item in entries if item.peer == Peer("service", name)), None)
@@ -556,11 +536,7 @@ class NoClaims:
 
 
 def shared(store: Store, wanted: StackMembership) -> Iterator[tuple[str, str]]:
-    """Yield (network, other stack) for each declared network that another stack already uses.
-
-    Services of both stacks could connect to each other on it. Networks that span hosts are meant to
-    be shared.
-    """
+    """Yield (network, other stack) for each network whose services another stack's could reach."""
     for request in wanted.networks:
         others = _others(store, wanted.stack, request.name)
         if others and not request.span:
@@ -610,10 +586,7 @@ def prepare(machine: Machine, wanted: StackMembership, services: Iterable[str]) 
 def network_error(
     wanted: StackMembership, name: str, error: Error, on: Sequence[str] = ()
 ) -> Conflict:
-    """Return ``error`` of a stack's network as a Conflict that names the stack's file and the key.
-
-    The hint lists ``on``, the services on the network.
-    """
+    """Return ``error`` as a Conflict of the stack's file; ``on`` are services on the network."""
     from niso.look.stack_members import error_of
 
     moved = Conflict.of(error_of(name.removeprefix(wanted.prefix), error))

@@ -337,11 +337,7 @@ def collect(
     valid: Iterable[str] | None = None,
     report: Report = silent,
 ) -> list[str]:
-    """Detach the attachments whose namespace no longer exists, and return their names.
-
-    ``owner`` limits the call to one owner. With ``valid``, attachments whose id is not in it are
-    detached too.
-    """
+    """Detach attachments (of ``owner``) without a namespace or, if given, a ``valid`` id."""
     from niso.look.check import is_moving
 
     store, kernel = machine.store, machine.kernel
@@ -401,11 +397,7 @@ class Request(NamedTuple):
 def target_of(
     store: Store, request: Request, foreign: ForeignNetns | None, before: AttachedRow | None
 ) -> Target:
-    """Return the target that `admit.record` needs for an attach request.
-
-    ``foreign`` are the properties of the namespace, None if niso creates it. Raises InvalidInput or
-    Conflict.
-    """
+    """Return the target of a request; ``foreign`` is None if niso creates the namespace."""
     links = _links(store, request, foreign, before)
     attached = AttachedRow(
         request.name,
@@ -464,11 +456,7 @@ def _links(
 
 
 def _own_mac(store: Store, name: str, wish: Wish) -> str:
-    """Return the MAC address that a request chooses on a network; "" if niso derives it.
-
-    niso's prefix cannot be chosen: niso derives addresses with it for present and future bridges
-    and services of all hosts. Raises InvalidInput.
-    """
+    """Return the MAC address that a request chooses, "" if niso derives it. Raises InvalidInput."""
     chosen = mac(wish.mac) if wish.mac else ""
     if not chosen or chosen == store.derived_mac(name, wish.network):
         return ""
@@ -545,10 +533,7 @@ _ALL_PORTS = (0, 65535)
 
 
 def combined(policies: Iterable[Policy]) -> Policy:
-    """Return the policy that allows exactly what all the policies allow.
-
-    Raises InvalidInput if that policy cannot be written as a list.
-    """
+    """Return the policy that allows what all policies allow. Raises InvalidInput if none can."""
     whole = Policy()
     for policy in policies:
         whole = both(whole, policy)
@@ -556,9 +541,7 @@ def combined(policies: Iterable[Policy]) -> Policy:
 
 
 def both(one: Policy, other: Policy) -> Policy:
-    """Return the policy that allows exactly what both policies allow. Raises InvalidInput as
-    `combined`.
-    """
+    """Return the policy that allows exactly what both policies allow."""
     return Policy(
         _meeting(one.allow_from, other.allow_from),
         tuple(dict.fromkeys((*one.deny_from, *other.deny_from))),

@@ -194,10 +194,7 @@ def disable(machine: Machine, names: list[str], report: Report = silent) -> list
 
 
 def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> list[str]:
-    """Remove the units of services, and return the services that had a unit of niso.
-
-    Running processes keep running. Does nothing without systemd.
-    """
+    """Remove the units of services; return those that had one. Their processes keep running."""
     units = machine.processes.units
     if not units.booted():
         return []
@@ -298,10 +295,7 @@ def restore(machine: Machine, timeout_s: float, report: Report = silent) -> Rest
 def _activate(
     machine: Machine, names: list[str], timeout_s: float, report: Report, errors: list[Error]
 ) -> list[Outcome]:
-    """Activate services in one change; if it fails, activate them one by one.
-
-    Errors of single services are added to ``errors``.
-    """
+    """Activate services together or, if that fails, one by one; add to ``errors``."""
     if not names:
         return []
     try:
@@ -383,10 +377,7 @@ def disable_firewall(machine: Machine, report: Report = silent) -> list[Marked]:
 
 
 def hand_over_started(session: Session, machine: Machine, names: list[str]) -> None:
-    """Let systemd supervise services that were just started, if systemd is the init.
-
-    Errors are raised if systemd requested the start, otherwise printed as warnings.
-    """
+    """Let systemd supervise started services; raise errors only if it requested them."""
     by_systemd = any(systemd.path(name) is not None for name in names)
     if not by_systemd and not (
         systemd.booted()
@@ -403,10 +394,7 @@ def hand_over_started(session: Session, machine: Machine, names: list[str]) -> N
 
 
 def has_ended_by_itself(names: list[str]) -> bool:
-    """Return whether systemd started this command because a service's process has exited.
-
-    systemd stops the unit then, and the service stays active in niso.
-    """
+    """Return whether systemd calls because a process has exited: it stays active."""
     return systemd.has_ended() and any(systemd.path(name) is not None for name in names)
 
 

@@ -49,11 +49,7 @@ class _Pair(NamedTuple):
 
 
 def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
-    """Compare this host with the other hosts of the cluster.
-
-    ``name`` limits the comparison to one network. If the cluster does not answer, the result has a
-    warning. Raises KernelError or Error.
-    """
+    """Compare this host with the others, or one network; without an answer, only warn of this."""
     store = machine.store
     spans = [network for network in store.networks() if network.span is not None]
     spans = [network for network in spans if name in (None, network.name)]
@@ -102,11 +98,7 @@ def _own_agent() -> list[tuple[str, str]]:
 def _hidden(
     store: Store, elsewhere: set[str], claims: Iterable[ClusterClaim], own: str
 ) -> list[tuple[str, str]]:
-    """Return warnings about networks and services of this host that hide those of the cluster.
-
-    ``elsewhere`` are the names of the cluster's networks, ``claims`` its services, ``own`` this
-    host's name.
-    """
+    """Return warnings about networks and services of host ``own`` that hide the cluster's."""
     hidden = [
         (
             f"network {network.name} is this host's own, and hides the one that spans hosts",
@@ -181,10 +173,7 @@ def _meet(mine: ClusterClaim, other: ClusterClaim, on: set[str]) -> _Pair | None
 def _wires(
     own: Config, hosts: list[HostEntry], pairs: dict[str, list[_Pair]], spans: list[Network]
 ) -> list[Finding]:
-    """Return a problem for each host with which the test packets were not exchanged.
-
-    Packets are sent between services, between hosts, and in the largest size between hosts.
-    """
+    """Return a problem for each host that packets of services, or of the largest size, miss."""
     if not spans:
         return []
     inner = _answered(

@@ -135,11 +135,7 @@ class ActivationClaims:
 
     # --- under niso's lock ----------------------------------------------------
     def make_way(self, report: Report) -> None:
-        """Remove from this host's copy of the cluster's data what this host has just claimed.
-
-        Services of other hosts lose these names and addresses here. The caller must not be in a
-        transaction.
-        """
+        """Take from remote services here what this host has claimed. Not in a transaction."""
         machine = self._machine
         mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
 
@@ -149,11 +145,7 @@ class ActivationClaims:
         return mirror.scope_of(self._machine.store, changed, changed)
 
     def record(self) -> None:
-        """Record the new networks and the claims, and update the recorded remote services.
-
-        Remote services lose what this host has claimed. The caller must be in the transaction that
-        records the local services.
-        """
+        """Record new networks, claims and remote services, in the caller's transaction."""
         store, changed = self._machine.store, self._turned()
         self._arriving.record(self._machine, True, self._unobserved)
         mirror.write(store, self._arriving.seen, self._joined.host, changed)
@@ -305,10 +297,7 @@ def _caution(error: Error) -> Event:
 
 
 def tell_rest(machine: Machine) -> None:
-    """Release this host's claims for services that are no longer active. Raises no Error.
-
-    This host cannot leave the cluster as long as claims remain.
-    """
+    """Release this host's claims for services that are not active. Raises no Error."""
     left = [claim.service for claim in machine.store.across.claims()]
     with locked(machine.store, left):
         tell(machine, left, silent)
@@ -317,11 +306,7 @@ def tell_rest(machine: Machine) -> None:
 def _arriving(
     store: Store, joined: Config, engine: Etcd, unknown: list[str], brief: bool
 ) -> span_networks.Arriving:
-    """Return the networks among ``unknown``, which this host does not have, that the cluster has.
-
-    With ``brief``, an etcd that does not answer counts as having none of them; otherwise NoAnswer
-    is raised.
-    """
+    """Return the cluster's networks among ``unknown``; with ``brief``, none without an answer."""
     membership = ClusterKeys(engine, joined.keys)
     try:
         cluster = require_own(store, membership)

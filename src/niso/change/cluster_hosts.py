@@ -234,10 +234,7 @@ def forget(machine: Machine, host: str) -> Forgotten:
 
 
 def add_member(machine: Machine, host: str, report: Report) -> int:
-    """Start an etcd member on this host, and return the number of voting members.
-
-    ``host`` must be "" or this host's name. Raises Conflict or Error.
-    """
+    """Start an etcd member on this host; return the number of voting ones. Raises Error."""
     own = _require_own_etcd(machine)
     if host not in ("", own.host):
         raise Conflict(f"this host is {own.host}", f"run it on {host}")
@@ -286,10 +283,7 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
 
 
 def be_only_member(machine: Machine, report: Report) -> None:
-    """Make this host's etcd member the only one, after most members were lost permanently.
-
-    The member keeps its data. Raises Conflict if most members answer, and Error.
-    """
+    """Make this host's etcd member the only one, with its data, if most members are lost."""
     own = _require_own_etcd(machine)
     if own.member is None:
         raise Error("this host runs no member of etcd", "run it on one that does")
@@ -451,10 +445,7 @@ def _mending(machine: Machine) -> Callable[[bool], None]:
 
 
 def end_services(machine: Machine, services: list[str]) -> None:
-    """Deactivate services that another host has claimed since, and detach such attachments.
-
-    Services that share their namespaces are deactivated too. Raises Error.
-    """
+    """Deactivate or detach services, and their sharers, that another host has claimed."""
     store = machine.store
     recover(machine, names=services)  # it may complete the removal of one
     services = [name for name in services if store.service(name) is not None]
@@ -467,10 +458,7 @@ def end_services(machine: Machine, services: list[str]) -> None:
 
 
 def _tend_certificates(machine: Machine, own: Config, membership: ClusterKeys) -> None:
-    """Record this host's certificate in etcd, and configure etcd here to refuse revoked ones.
-
-    No-op if etcd may have lost its data, because this cluster or this host is not in it.
-    """
+    """Record this host's certificate in etcd, unless its data were lost; refuse revoked ones."""
     cluster, item = membership.cluster(), membership.host_item(own.host)
     if cluster is None or cluster.identity != machine.store.cluster_id():
         return

@@ -293,10 +293,7 @@ def _renew(
 
 
 def become_member(machine: Machine, own: Config, report: Report) -> Config:
-    """Start an etcd member on this host, and return the new configuration.
-
-    After an error the member is removed again. Raises Error or NoAnswer.
-    """
+    """Start an etcd member here, and return the new configuration. Raises Error or NoAnswer."""
     own_etcd.program()
     require_free(machine, ETCD)
     peer = own_etcd.peer_url(own.address)
@@ -350,11 +347,7 @@ def _require_apart(machine: Machine) -> None:
 
 
 def _require_own(machine: Machine, address: str, key: str) -> int:
-    """Return the MTU, in bytes, of this host's network interface with an address.
-
-    ``key`` is the option or file that the error names. Raises InvalidInput if no interface of this
-    host has the address.
-    """
+    """Return the MTU in bytes of this host's interface with an address. Raises InvalidInput."""
     mtu = machine.kernel.mtu_of(address)
     if mtu is None:
         reason = f"{address} is not an address of this host"

@@ -25,10 +25,7 @@ EndingRestart = event_class("EndingRestart", lambda service: f"complete the rest
 
 
 def end_restart(machine: Machine, services: list[str], report: Report) -> None:
-    """Start the processes that an interrupted restart has stopped, and delete its intents.
-
-    If a process cannot start, this is reported, and `niso ps` shows its service as failed.
-    """
+    """Complete an interrupted restart; report processes that cannot start."""
     from niso.change.undo import start_again
 
     for name in services:
@@ -135,11 +132,7 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
 
 
 def locked(store: Store, services: list[str]) -> ExitStack:
-    """Return the acquired locks of several services as a context that releases them.
-
-    The locks are acquired in sorted order to avoid deadlocks. The exit also removes the lock files
-    of services that do not exist.
-    """
+    """Return the locks of several services, acquired in sorted order, as a context."""
     with ExitStack() as locks:
         for name in sorted(set(services)):
             locks.enter_context(locked_one(store, name))
@@ -148,10 +141,7 @@ def locked(store: Store, services: list[str]) -> ExitStack:
 
 @contextmanager
 def locked_one(store: Store, service: str) -> Iterator[None]:
-    """Context in which the lock of one service is acquired.
-
-    On exit, the lock file is removed if the service does not exist.
-    """
+    """Context with the lock of a service; its file is removed without the service."""
     with service_lock(service):
         try:
             yield
@@ -169,11 +159,7 @@ def _remove_lock(store: Store, name: str) -> None:
 
 
 def begin(store: Store, services: list[str], action: str) -> None:
-    """Record the intents of all services of a command in one transaction, to be recovered together.
-
-    Raises Conflict if another active service shares the namespace of a service that is to be
-    stopped.
-    """
+    """Record the intents of a command's services at once. Raises Conflict for a shared namespace."""
     if services:
         with Lock(), store.transaction():
             if action not in ("activate", "restart"):

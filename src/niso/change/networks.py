@@ -38,10 +38,7 @@ if TYPE_CHECKING:
 
 
 def pool() -> subnets.Network:
-    """Return the IPv4 prefix for new subnets (``NISO_POOL``).
-
-    Raises InvalidInput for an invalid, public or too small prefix.
-    """
+    """Return the IPv4 prefix for new subnets (``NISO_POOL``). Raises InvalidInput."""
     text = os.environ.get("NISO_POOL") or subnets.DEFAULT_POOL
     try:
         prefix = ipaddress.ip_network(text)
@@ -177,10 +174,7 @@ def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:
 def _require_free(
     name: str, net: subnets.Network, taken: Sequence[tuple[subnets.Network, str]], holds: str | None
 ) -> None:
-    """Raise Conflict if the subnet ``net`` overlaps one of ``taken``: pairs (prefix, owner).
-
-    ``holds`` is the address of a service for which the subnet was chosen, or None.
-    """
+    """Raise Conflict if ``net``, chosen for the address ``holds`` or None, is ``taken``."""
     for other, whose in taken:
         if other.version != net.version or not other.overlaps(net):
             continue
@@ -337,10 +331,7 @@ def _require_unused(store: Store, name: str) -> None:
 
 
 def show(machine: Machine, on: bool) -> bool:
-    """Write the names of services to the host's /etc/hosts from now on, or remove them.
-
-    Returns whether anything changed. Raises KernelError; nothing has changed then.
-    """
+    """Write services' names to the host's /etc/hosts or remove them; return whether any changed."""
     store, kernel = machine.store, machine.kernel
     with Lock():
         was, mark = store.host_knows(), store.state_id()

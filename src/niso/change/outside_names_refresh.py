@@ -79,10 +79,7 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
-    """Resolve the DNS names without a recent answer in services' policies; record nothing.
-
-    Raises KernelError, and Error if dnspython is not installed.
-    """
+    """Resolve the DNS names that have no recent answer in these policies; record nothing."""
     names = _names(targets)
     if not names:
         return []
@@ -206,8 +203,7 @@ def require() -> Any:
 def ask(names: Iterable[str]) -> dict[str, tuple[DnsAnswer, ...]]:
     """Resolve DNS names, and return for each name one answer per address family.
 
-    This takes at most `_ALL_S` seconds, plus the time for queries already sent. Raises Error if
-    dnspython is not installed.
+    This takes at most `_ALL_S` seconds, plus the time for queries already sent.
     """
     import random  # dnspython loads it anyway
 
@@ -240,10 +236,7 @@ def ask(names: Iterable[str]) -> dict[str, tuple[DnsAnswer, ...]]:
 
 
 def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> DnsAnswer:
-    """Resolve one name for one address family (4 or 6), following CNAME records.
-
-    ``end`` is the monotonic time, in seconds, after which no query is sent.
-    """
+    """Resolve a name for a family (4 or 6) before ``end``, a monotonic time in seconds."""
     left = end - time.monotonic()
     if left <= 0:
         return DnsAnswer(family, problem="there was no time to ask", silent=True)
@@ -285,10 +278,7 @@ _MARK = "# written by niso enable for outside names; state folder "
 
 
 def settle(machine: Machine, report: Report = silent) -> None:
-    """Write the timer's units if enabled services have DNS names in policies, else remove them.
-
-    No-op without systemd. Raises Error or OSError.
-    """
+    """Write the timer's units if enabled services have DNS names in policies, else remove them."""
     store, units = machine.store, machine.processes.units
     if not units.booted():
         return

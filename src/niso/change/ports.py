@@ -115,10 +115,7 @@ def check_family(service: str, port: Port, families: tuple[int, ...], key: str) 
 def _check_holders(
     store: Store, service: str, port: Port, key: str, together: frozenset[str]
 ) -> None:
-    """Raise Conflict if another service publishes the host port.
-
-    Ports that the services ``together`` of this command release are free.
-    """
+    """Raise Conflict if a service keeps the host port after the command's changes."""
     for holder, held in store.port_holders(port, together):
         if holder != service:
             message = f"host port {port.host_side} is published by {holder!r}{as_held(held, port)}"

@@ -61,11 +61,7 @@ def specified(
 
 
 def _free_uid(store: Store, service: str) -> int:
-    """Return a uid for a new service: the owner of its existing volumes, otherwise a free uid.
-
-    The volumes may be left from a removed service of the same name. A free uid is used neither by a
-    service nor by a volume of a removed service.
-    """
+    """Return the uid of a new service: the owner of volumes left from its name, or a free one."""
     kept = volumes.owners()
     for uid in sorted(kept.pop(service, ())):
         if uid >= FIRST_UID and store.free_uid(uid) == uid:
@@ -169,10 +165,7 @@ def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) ->
 
 
 def swap_or_restart(processes: Processes, spec: ProcessSpec, report: Report) -> None:
-    """Mount the hosts file of ``spec.hosts_folder`` in a running service, or restart the service.
-
-    It is restarted if the hosts file cannot be mounted. Raises ProcessError.
-    """
+    """Mount ``spec.hosts_folder`` in a running service, or restart it. Raises ProcessError."""
     try:
         processes.swap_hosts(spec)
     except ProcessError as error:

@@ -68,10 +68,7 @@ WritingSpec = event_class("WritingSpec", lambda service: f"write spec.json of {s
 
 
 def plan_repair(machine: Machine, report: Report, network_only: bool = False) -> None:
-    """Report the steps of `repair_all`, or of `repair_network`, without carrying them out.
-
-    The recovery of interrupted changes is not reported.
-    """
+    """Report the steps of `repair_all` or `repair_network`, except of the recovery."""
     store, kernel, processes, _ = machine
     lost = _of_rows(store_defects.find_defects(kernel, store))
     for defect in lost:
@@ -160,11 +157,7 @@ def _collecting(errors: list[Error]) -> Iterator[None]:
 
 
 def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Repair the rows of the store, and return the number of repairs.
-
-    Errors of single services are added to ``errors``. The caller must have niso's lock. Raises
-    Error if the rows cannot be repaired.
-    """
+    """Repair rows, and return the number of repairs. The caller must have niso's lock."""
     store, kernel = machine.store, machine.kernel
     defects = store_defects.find_defects(kernel, store)
     lost = _of_rows(defects)
@@ -190,11 +183,7 @@ def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
 
 
 def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Repair the objects in the kernel, and return the number of repairs.
-
-    After a repair or an earlier error, flows that do not match the rules are deleted. The caller
-    must have niso's lock.
-    """
+    """Repair the kernel and delete flows that its rules deny; return the number of repairs."""
     store, kernel, *_ = machine
     done, steps = 0, []
     with _collecting(errors):
@@ -218,10 +207,7 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
 
 
 def _repair_process(machine: Machine, name: str, report: Report, errors: list[Error]) -> int:
-    """Repair the package copy, the spec.json and the process of an active service.
-
-    Returns the number of repairs. The caller must have the lock of the service.
-    """
+    """Repair the copy, spec.json and process of a service that the caller has locked."""
     processes, row = machine.processes, machine.store.service(name)
     if row is None or not row.active or not row.has_process:
         return 0
@@ -267,11 +253,7 @@ def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) ->
 
 
 def _copy_again(row: ServiceRow, report: Report) -> int:
-    """Copy a service's package again if the copy is missing or damaged.
-
-    Returns 1 if it was copied, else 0. Raises Error if the package itself is missing or has
-    changed.
-    """
+    """Copy a service's package again if its copy is damaged; return how many were copied."""
     if of_package(row) is None:
         return 0
     folder, contents, spec = row.folder, Contents(row.name), row.require_service()
@@ -391,10 +373,7 @@ def sweep(
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Context in which niso's lock and the locks of all services are acquired.
-
-    Raises Conflict if locks of new services keep appearing.
-    """
+    """Context with niso's lock and those of all services. Raises Conflict."""
     for _ in range(_TRIES):
         known = locked_services()
         with ExitStack() as locks:
@@ -468,10 +447,7 @@ def _attached() -> frozenset[int]:
 
 
 def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Removal]:
-    """Yield niso's nftables tables, preceded by the sysctls whose former values they record.
-
-    Sysctls of the network interfaces in ``going`` vanish with these.
-    """
+    """Yield niso's tables, preceded by the sysctls that they record and the links leave."""
     marks = kernel.list_elements(ruleset.INET, "before") or ()
     for name, value in host_settings.to_put_back(kernel, dict(map(elements.sysctl_before, marks))):
         if not going.keys() & set(name.split("/")):
@@ -501,10 +477,7 @@ def _forget_active(kernel: Kernel, store: Store) -> None:
 
 
 def repair_row(processes: Processes, store: Store, name: str) -> None:
-    """Write the spec of the running process into its service's row.
-
-    Raises Error if there is no spec.json, or if the manifest in the row is damaged.
-    """
+    """Write the spec of the running process into its service's row. Raises Error without it."""
     row = store.service(name)
     if row is None:
         return

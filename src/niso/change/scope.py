@@ -46,10 +46,7 @@ def concerned(
 
 
 def _shadowed(store: Store, services: Iterable[str], names: Iterable[Name]) -> tuple[str, ...]:
-    """Return the services of other hosts that have a name of ``services``, or one of ``names``.
-
-    They are affected because a hosts file has each name once, from the first network that has it.
-    """
+    """Return the services of other hosts whose lines in hosts files may change."""
     called = {name for service in services for name in store.names(service)}
     called |= {name for kind, name in names if kind == "service"}
     return tuple(sorted({other for name in called for other in store.holders_elsewhere(name)}))
@@ -130,10 +127,7 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
 
 
 def named_provider(store: Store, target: Target) -> str | None:
-    """Return the existing service whose namespace a manifest shares, or None.
-
-    Also returns None if the name is ambiguous; `admit.record` refuses it later.
-    """
+    """Return the existing service whose namespace a manifest shares; None if ambiguous."""
     try:
         return store.name_holder(target.spec.network.share) if target.spec.network.share else None
     except Conflict:

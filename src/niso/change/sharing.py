@@ -119,11 +119,7 @@ def with_followers(
 
 
 def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[ServiceRow] = ()) -> None:
-    """Raise Conflict if a command would leave active services without the namespace they share.
-
-    ``changed`` are the new rows of the command's services, already recorded. ``leaving`` are the
-    rows of services that the command deactivates.
-    """
+    """Raise Conflict if ``changed`` or ``leaving`` rows leave active sharers without a namespace."""
     rows, ended = list(changed), list(leaving)
     together = frozenset(row.name for row in (*rows, *ended))
     for row in ended:

@@ -90,10 +90,7 @@ class Arriving(NamedTuple):
 
 
 def arriving(joined: Config, engine: Etcd, cluster: Cluster, specs: Sequence[Spec]) -> Arriving:
-    """Return networks of the cluster that are new to this host, with the remote services on them.
-
-    Raises Conflict if their packets do not fit the MTU of the network interface between the hosts.
-    """
+    """Return new networks of the cluster with the remote services there. Raises Conflict."""
     hosts = ClusterKeys(engine, joined.keys).hosts()
     own = next((host for host in hosts if host.name == joined.host), None)
     for spec in specs:
@@ -180,11 +177,7 @@ def _planned(
     joined: Config,
     present: Network | None,
 ) -> Spec:
-    """Return the settings of a new network that the cluster does not have yet.
-
-    ``present`` is this host's network of the same name, or None. Raises Conflict if the requested
-    MTU is too large or the subnet is taken.
-    """
+    """Return the settings of a network for the cluster; ``present`` is this host's, or None."""
     fits = min((host.mtu for host in membership.hosts()), default=1500) - header(joined)
     if request.mtu is not None and request.mtu > fits:
         reason = f"{request.mtu}: between the hosts of the cluster, packets of {fits} bytes fit"

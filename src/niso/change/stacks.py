@@ -94,11 +94,7 @@ def up(
 
 
 def refuse(plain: Stack) -> None:
-    """Raise the errors that `up` of a stack would raise on any host.
-
-    Nothing of this host is read or changed. The errors name the keys of the stack's file where
-    these are known.
-    """
+    """Raise the errors that `up` of a stack would raise on any host, with keys of its file."""
     stack = manifest_stack.stack(plain) if plain.asks else plain
     loaded = [member.loaded for member in stack.members]
     on = {network for one in loaded for network in one.spec.network.networks}
@@ -116,10 +112,7 @@ def _in_cluster(
     report: Report,
     dry_run: bool,
 ) -> Iterator[None]:
-    """Context for which networks exist in the cluster; they are removed again if the block fails.
-
-    Networks that the cluster had before are not removed.
-    """
+    """Context for which networks exist in the cluster; a failure removes the new ones."""
     from niso.change import span_networks
     from niso.cluster.engine import NoAnswer
 
@@ -167,10 +160,7 @@ def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], S
 def _membership(
     stack: Stack, on: Container[str], left: Iterable[str] = (), replace: bool = False
 ) -> StackMembership:
-    """Return the membership of a stack's services, with the networks among ``on``.
-
-    ``left`` are the services that are no longer in the file.
-    """
+    """Return the membership of a stack's services; ``left`` are those not in its file."""
     requests = [request for name, request in stack.networks.items() if name in on]
     return StackMembership(
         stack.name, stack.path, stack.file, tuple(requests), tuple(left), replace, stack.prefix
@@ -208,10 +198,7 @@ def down(
 
 
 def active_members(store: Store, stack: Stack) -> tuple[list[str], start.After]:
-    """Return the active services of a stack, and the dependencies among them for `start.run`.
-
-    Raises Conflict if the stack of this name was activated from another file.
-    """
+    """Return a stack's active services and their dependencies, for `start.run`."""
     _refuse_elsewhere(store, stack.name, stack.path)
     stack = named(store, stack)
     active = {*store.active_services()} & {*store.stack_members(stack.name)}

@@ -209,10 +209,7 @@ class _Starting:
                 wait.close()
 
     def _ready(self) -> Iterator[Start]:
-        """Yield the services whose dependencies have reached their required states.
-
-        Nothing is yielded while `_AT_ONCE` containers are being created.
-        """
+        """Yield the services that may start now: at most `_AT_ONCE` are created at a time."""
         for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
             if all(
@@ -291,10 +288,7 @@ class _Starting:
         return True
 
     def _look(self, wait: Wait) -> None:
-        """Record whether the process of ``wait`` has started or has become healthy.
-
-        Raises ProcessError if the process has failed or exceeded its timeout.
-        """
+        """Record what the process of ``wait`` has reached. Raises ProcessError."""
         start = wait.start
         if not is_alive(wait.pidfd):
             if self._has_succeeded(wait):
@@ -432,10 +426,7 @@ class Wait:
         return self._started
 
     def step(self) -> None:
-        """Evaluate a finished probe of the healthcheck, and start the next probe when it is due.
-
-        Raises ProcessError if so many probes have failed that the service is unhealthy.
-        """
+        """Evaluate a probe of the healthcheck, start the next one. Raises ProcessError."""
         check = self.start.check
         if check is None or self.well:
             return
@@ -503,10 +494,7 @@ def failed(processes: Processes, service: str, what: str) -> ProcessError:
 
 
 def ended(processes: Processes, start: Start, unhealthy: bool) -> Error:
-    """Return the error for a process that has exited, with its exit status and its last output.
-
-    ``unhealthy`` says whether the process exited while niso waited for it to become healthy.
-    """
+    """Return the error for a process that has exited, maybe while it was ``unhealthy``."""
     service = start.name
     how = describe_exit(processes.exit_code(service))
     output = _last_output(processes, service)

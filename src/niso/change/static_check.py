@@ -34,10 +34,7 @@ _SPACE = 1 << 12
 
 
 class _BareHost:
-    """Stand-in for `niso.kernel.interface.Kernel` that answers as a host without configuration.
-
-    That host has no addresses, listeners, foreign rules or services, and it supports all features.
-    """
+    """The `niso.kernel.interface.Kernel` of a host without any configuration."""
 
     def sysctl(self, name: str) -> str:
         return "0"
@@ -105,10 +102,7 @@ def refuse(loaded: Iterable[Loaded], stack: StackMembership = NO_STACK) -> None:
 
 
 def _target(loaded: Loaded) -> Target:
-    """Return the target of a service without checking its files.
-
-    An audit of its policy is left out: its end depends on the date and on the previous activation.
-    """
+    """Return the target of a service without its files, and without an audit, which has a date."""
     spec = loaded.spec
     network = spec.network._replace(policy=spec.network.policy._replace(audit=None))
     spec = spec._replace(network=network)
@@ -116,10 +110,7 @@ def _target(loaded: Loaded) -> Target:
 
 
 def _misplaced(loaded: Loaded, target: Target) -> list[InvalidInput]:
-    """Return an error for each invalid mount point of a service.
-
-    Without a rootfs, mount points below /etc depend on the folders of the host and are not checked.
-    """
+    """Return an error for each invalid mount point, except those that the host decides."""
     rootfs = targets.rootfs(loaded)
     own = rootfs is not None
     placed = [volume for volume in targets.volumes(target.spec) if own or not _is_etc(volume.mount)]
@@ -146,10 +137,7 @@ def _providers(wanted: Iterable[Target]) -> list[Target]:
 
 
 def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
-    """Return a stand-in for an unknown service whose namespace ``sharer`` shares.
-
-    It is on a network of its own, whose name no manifest can use.
-    """
+    """Return a stand-in, on its own network, for the unknown provider of ``sharer``."""
     network = sharer.network._replace(
         mode="bridge",
         share=None,

@@ -80,10 +80,10 @@ def plan_only(machine: Machine, services: list[str], report: Report) -> None:
 def forget(
     machine: Machine, services: list[str], report: Report, with_volumes: bool = False
 ) -> None:
-    """Delete the records, reserved addresses, package copies and logs of stopped services.
+    """Delete the records, files and intents of stopped services, maybe with their volumes.
 
-    Their intents are deleted too, and with ``with_volumes`` their named volumes. Raises Error if a
-    file cannot be deleted; no record is deleted then, and the call can be repeated.
+    Raises Error if a file cannot be deleted; no record is deleted then, and the call can be
+    repeated.
     """
     from niso.runtime import package, volumes
 
@@ -157,11 +157,7 @@ def stop(
 
 
 def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
-    """Wait until a process has exited or timed out, and return all such services.
-
-    ``asked`` maps a service to its pidfd and the monotonic time, in seconds, when its timeout is
-    over.
-    """
+    """Wait until a process of ``asked`` has exited or timed out, and return all such services."""
     poll = select.poll()
     for pidfd, _ in asked.values():
         if pidfd >= 0:

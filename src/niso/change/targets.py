@@ -92,22 +92,14 @@ def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
 
 
 def still_so(store: Store, target: Target) -> Target:
-    """Return the target as it is now, after the caller has locked the service.
-
-    The row of an existing service, named by its name, is read again. Raises NotFound if it was
-    removed.
-    """
+    """Return the target as it is now that its service is locked. Raises NotFound."""
     if target.files is None or target.files.fingerprint is not None:
         return target
     return _find_target(store, store.resolve(target.name))._replace(take=target.take)
 
 
 def known(store: Store, service: str) -> Target:
-    """Return the target of an existing service, with the manifest of its last activation.
-
-    Raises NotFound if its package copy no longer exists, and Error if the copy is damaged or was
-    replaced.
-    """
+    """Return the target of a service as it was last activated. Raises NotFound or Error."""
     from niso.runtime import package
 
     row = store.service(service)
@@ -133,11 +125,7 @@ def known(store: Store, service: str) -> Target:
 
 
 def replaced(row: ServiceRow) -> None:
-    """Raise Error if a path of a service was replaced since its activation.
-
-    The paths are those of the package copy, the rootfs, host volumes and secrets. Raises an
-    ErrorGroup for several.
-    """
+    """Raise Error if the copy or a path of a service was replaced since its activation."""
     from niso.runtime import sources
 
     os.close(sources.open_copy(row.package, row.name, row.manifest_path))
@@ -167,10 +155,7 @@ def _find_target(
 
 
 def of_manifest(loaded: load.Loaded) -> Target:
-    """Return the target of a valid manifest after checking the files of its service.
-
-    Raises InvalidInput, ErrorGroup or Error.
-    """
+    """Return the target of a valid manifest after checking the files of its service."""
     from niso.runtime import package
 
     spec, root = loaded.spec, rootfs(loaded)
@@ -183,10 +168,7 @@ def of_manifest(loaded: load.Loaded) -> Target:
 
 
 def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
-    """Return the paths that are excluded from a package copy, even if they are in its folder.
-
-    What a service writes there would otherwise count as a change of its package.
-    """
+    """Return the paths excluded from a package copy, such as those that a service may write."""
     program = spec.program
     written = [volume.host for volume in program.volumes if volume.host and not volume.read_only]
     kept = (*program.secrets.values(), *program.apart)
@@ -211,10 +193,7 @@ def rootfs(loaded: load.Loaded) -> str | None:
 
 
 def _check_files(target: Target, files: PackageFiles) -> None:
-    """Check the rootfs, entrypoint, user, working folder, secrets and volumes of a service.
-
-    Raises InvalidInput, or an ErrorGroup of several.
-    """
+    """Check the rootfs, program, user, working folder, secrets and volumes of a service."""
     from niso.runtime import crun, entrypoint, root, sources
 
     program, folder, rootfs = target.spec.program, files.folder, files.rootfs

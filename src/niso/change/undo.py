@@ -187,10 +187,7 @@ def undo(
 
 
 def _end_job(machine: Machine, name: str) -> None:
-    """Stop a job that an undone activation started; it does not run again by itself.
-
-    The job gets its stop timeout to exit, because it may be changing data.
-    """
+    """Stop a job that an undone activation started, within its stop timeout."""
     row = machine.store.service(name)
     if row is not None and row.is_job and machine.processes.runs(name):
         with suppress(Error):  # a process that does not end is reported by the undo, or by `check`
@@ -198,10 +195,7 @@ def _end_job(machine: Machine, name: str) -> None:
 
 
 def start_again(machine: Machine, name: str) -> None:
-    """Start the process of an active service if it does not run as recorded.
-
-    A process that exited by itself is not started. Raises Error.
-    """
+    """Start the process of an active service unless it runs as recorded or exited itself."""
     processes = machine.processes
     restored = machine.store.service(name)
     if restored is not None and restored.active and restored.has_process:
@@ -267,10 +261,7 @@ def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:
 
 
 def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
-    """Kill the processes that do not match the rows before the activation.
-
-    Returns the specs of the processes that match but need their previous hosts file.
-    """
+    """Kill processes unlike the old rows; return those that need their old hosts file."""
     store, _, processes, _ = machine
     shown: list[ProcessSpec] = []
     for intent in intents:
@@ -298,10 +289,7 @@ def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
 
 
 def _forget_failed(name: str, kept: ServiceRow | None) -> None:
-    """Delete the package copies that a failed activation has made.
-
-    Of a service that did not exist before (None), also its log and its empty volumes.
-    """
+    """Delete what a failed activation has made; all of it for a new service (None)."""
     package.keep_only(name, {kept.package} if kept else set())
     if kept is None:
         package.delete_tree(paths.log_dir(name))

@@ -55,10 +55,7 @@ def _file(attachment: str) -> str:
 
 
 def _network_text(attachment: str, unit: str, words: Sequence[str], state_id: str) -> str:
-    """Return the text of the unit `network_unit`.
-
-    ``unit`` is the ordinary unit. ``words`` are the arguments of the niso command that attaches.
-    """
+    """Return the text of `network_unit`; ``words`` are the command that attaches."""
     lines = [
         _MARK + state_id,
         "[Unit]",
@@ -158,10 +155,7 @@ def _undo(
     texts: dict[str, str | None],
     report: Report,
 ) -> None:
-    """Restore the unit files and the attachment after an error.
-
-    ``texts`` maps the path of a file to its previous text, None if it did not exist.
-    """
+    """Restore the unit files to ``texts``, None for no file, and the attachment to ``before``."""
     units = machine.processes.units
     try:
         for path, text in reversed(texts.items()):
