@@ -159,7 +159,7 @@ def _remove_lock(store: Store, name: str) -> None:
 
 
 def begin(store: Store, services: list[str], action: str) -> None:
-    """Record the intents of a command's services at once. Raises Conflict for a shared namespace."""
+    """Record the intents of a command's services. Raises Conflict if a sharer is active."""
     if services:
         with Lock(), store.transaction():
             if action not in ("activate", "restart"):

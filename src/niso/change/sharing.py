@@ -119,7 +119,7 @@ def with_followers(
 
 
 def check(store: Store, changed: Iterable[ServiceRow], leaving: Iterable[ServiceRow] = ()) -> None:
-    """Raise Conflict if ``changed`` or ``leaving`` rows leave active sharers without a namespace."""
+    """Raise Conflict if ``changed`` or ``leaving`` rows leave sharers without a namespace."""
     rows, ended = list(changed), list(leaving)
     together = frozenset(row.name for row in (*rows, *ended))
     for row in ended:
