@@ -69,10 +69,9 @@ class Config(NamedTuple):
         return self.etcd.located(paths.cluster_dir())
 
     def engine(self, brief: bool = False) -> Etcd:
-        """Open a connection to etcd, for use in one thread.
+        """Open a connection to etcd, for use in one thread. Raises Error.
 
         With ``brief``, a request waits `BRIEF_S` seconds for each member and is not repeated.
-        Raises Error if a certificate, key or user file is unusable.
         """
         return Etcd(self.access(), BRIEF_S, 1) if brief else Etcd(self.access())
 
@@ -82,10 +81,7 @@ def file_path() -> str:
 
 
 def load() -> Config | None:
-    """Read cluster.toml; return None if the file does not exist.
-
-    Raises InvalidInput for one error, ErrorGroup for several, and Error if the file cannot be read.
-    """
+    """Read cluster.toml; return None if it does not exist. Raises Error."""
     path = file_path()
     return parsed(toml.load(path, FILE_NAME), path) if os.path.lexists(path) else None
 
@@ -102,10 +98,7 @@ def require() -> Config:
 
 
 def parsed(data: dict[str, Any], path: str) -> Config:
-    """Validate the parsed content of cluster.toml and return it; ``path`` is for errors.
-
-    Raises InvalidInput for one error and ErrorGroup for several.
-    """
+    """Return the validated content of cluster.toml. Raises InvalidInput, ErrorGroup for several."""
     try:
         own, etcd, member = convert.convert(data, _File)
         config = Config(own.name, own.address, etcd, member, own.encryption)
@@ -140,15 +133,12 @@ def _wrong(config: Config) -> list[Error]:
 
 
 def host_name(text: str, key: str) -> str:
-    """Return a host's name if it is valid: a label, like a service's name. Raises InvalidInput."""
+    """Return a host's name, a label like a service's name. Raises InvalidInput."""
     return values.host_label(text, key)
 
 
 def ip_address(text: str, key: str) -> str:
-    """Return the canonical form of a host's address.
-
-    Raises InvalidInput if it is not an address.
-    """
+    """Return the canonical form of a host's address. Raises InvalidInput."""
     if not key_values.is_host_address(text):
         raise InvalidInput(
             "is not an address of a host",
@@ -160,10 +150,7 @@ def ip_address(text: str, key: str) -> str:
 
 
 def endpoint(text: str, key: str) -> str:
-    """Return an etcd endpoint, HOST:PORT with IPv6 in brackets, if it is valid.
-
-    Raises InvalidInput if it is not.
-    """
+    """Return an etcd endpoint, HOST:PORT with IPv6 in brackets. Raises InvalidInput."""
     host, _, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     good = port.isascii() and port.isdigit() and 0 < int(port) < 65536 and bare
@@ -175,7 +162,7 @@ def endpoint(text: str, key: str) -> str:
 
 
 def key_prefix(text: str, key: str) -> str:
-    """Return a prefix of etcd keys if it is valid. Raises InvalidInput."""
+    """Return a prefix of etcd keys. Raises InvalidInput if it is not valid."""
     if not (text.startswith("/") and text.endswith("/") and text.isascii() and text.isprintable()):
         raise InvalidInput(
             "is not a prefix of keys",
@@ -187,7 +174,7 @@ def key_prefix(text: str, key: str) -> str:
 
 
 def way_to_encrypt(text: str, key: str) -> str:
-    """Return a host's kind of encryption if it is valid; "" means none. Raises InvalidInput."""
+    """Return a host's kind of encryption; "" means none. Raises InvalidInput."""
     if text not in ("", "kernel", "userspace"):
         raise InvalidInput(
             "is not a way to encrypt",
@@ -220,8 +207,5 @@ def text_of(config: Config) -> str:
 
 
 def line(name: str, value: str | bool | list[str]) -> str:
-    """Return a key and its value as a line of TOML.
-
-    The value is written as JSON, which for these types is valid TOML too.
-    """
+    """Return a key and its value as a line of TOML, which is JSON for these types."""
     return f"{name} = {json.dumps(value)}\n"

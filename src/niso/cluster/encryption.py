@@ -46,8 +46,7 @@ _LENGTH = 64
 def chosen(kernel: Kernel, asked: str) -> str:
     """Return how this host can encrypt: "kernel" if the kernel has WireGuard, else "userspace".
 
-    "userspace" is returned only if ``asked`` is "userspace" and wireguard-go is available. Raises
-    Error with the reason if the host cannot encrypt.
+    "userspace" must be ``asked`` for, and needs wireguard-go. Raises Error with the reason.
     """
     why = kernel.lacks_ipv6()  # addresses inside the tunnel are IPv6
     if why is not None:
@@ -78,18 +77,12 @@ def address(cluster: str, host: str) -> str:
 
 
 def mtu(between: str, link: int) -> int:
-    """Return the MTU of a tunnel over a network interface with MTU ``link``.
-
-    ``between`` is a host's address. Its IP version determines the overhead of WireGuard.
-    """
+    """Return the MTU of a tunnel from address ``between``, over a link of MTU ``link``."""
     return link - HEADERS[6 if ":" in between else 4]
 
 
 def require_mtu(between: str, link: int) -> None:
-    """Raise Error if a network interface's MTU is too small for the tunnel.
-
-    ``link`` is the MTU of the interface that has the address ``between``.
-    """
+    """Raise Error if the MTU of the link of address ``between`` is too small for the tunnel."""
     least = LEAST_MTU + link - mtu(between, link)
     if link < least:
         raise Error(
@@ -99,10 +92,7 @@ def require_mtu(between: str, link: int) -> None:
 
 
 def prepare(kernel: Kernel) -> str:
-    """Create this host's key pair if it has none; return the public key.
-
-    Raises KernelError, OSError.
-    """
+    """Create this host's key pair if it has none; return the public key. Raises KernelError."""
     path = paths.wireguard_key()
     held = files.read(path)
     private, public = kernel.wireguard_keys(held.decode("ascii", "replace").strip() if held else "")
@@ -116,8 +106,7 @@ def tunnel(
 ) -> Tunnel:
     """Return the WireGuard tunnel of host ``own``, with the other hosts as peers.
 
-    ``port`` is the UDP port of the cluster's VXLAN. WireGuard uses the next port. ``how`` is
-    "kernel" or "userspace".
+    ``port`` is the UDP port of VXLAN, and WireGuard's is the next. ``how`` is of `FORMS`.
     """
     others = {
         host.public: (
@@ -140,7 +129,7 @@ def tunnel(
 
 
 def follow(store: Store, kernel: Kernel, hosts: Iterable[HostEntry], own: str) -> None:
-    """Make the WireGuard interface's peers equal to the cluster's hosts; no-op without encryption.
+    """Make WireGuard's peers equal to the cluster's hosts; no-op without encryption.
 
     The caller must not have niso's lock. Raises KernelError, and then records nothing.
     """
@@ -163,7 +152,7 @@ def follow(store: Store, kernel: Kernel, hosts: Iterable[HostEntry], own: str) -
 
 
 def renew(store: Store, kernel: Kernel) -> str:
-    """Replace this host's key pair; return the new public key, which the caller must publish.
+    """Replace this host's key pair; return the new public key, which the caller publishes.
 
     The caller must not have niso's lock. Raises KernelError, OSError.
     """
@@ -173,7 +162,7 @@ def renew(store: Store, kernel: Kernel) -> str:
 
 
 def _adopt(store: Store, kernel: Kernel) -> str:
-    """Make record and WireGuard interface match the private key in its file; return the public key.
+    """Make record and interface match the private key in its file; return the public key.
 
     They differ if a command was killed while it replaced the key.
     """
@@ -194,10 +183,9 @@ def _adopt(store: Store, kernel: Kernel) -> str:
 
 
 def mend(store: Store, kernel: Kernel) -> None:
-    """Restore the WireGuard interface as recorded, whatever its present state.
+    """Restore the WireGuard interface as recorded. No event may report a change of it.
 
-    The agent calls this periodically, since no event may report a change of the interface. The
-    caller must not have niso's lock. Raises KernelError and Conflict.
+    The caller must not have niso's lock. Raises KernelError and Conflict.
     """
     if store.across.tunnel() is None:
         return
@@ -212,9 +200,7 @@ def mend(store: Store, kernel: Kernel) -> None:
 
 
 def serves(store: Store, kernel: Kernel) -> bool:
-    """Return whether the WireGuard interface exists and works; True if this host does not need
-    it.
-    """
+    """Return whether the WireGuard interface works; True if this host does not need it."""
     present = store.across.tunnel()
     spans = any(network.span is not None for network in store.networks())
     return present is None or not spans or kernel.wireguard_answers(TUNNEL, present.form)

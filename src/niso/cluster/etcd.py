@@ -204,8 +204,7 @@ class Etcd:
     def call(self, path: str, body: dict[str, Any], repeatable: bool = False) -> dict[str, Any]:
         """Call etcd's maintenance or membership API; return the answer.
 
-        A ``repeatable`` request may be sent to another member even if the first may have received
-        it. Raises NoAnswer, Refused.
+        A ``repeatable`` request may be sent again, even if a member may have received it.
         """
         return self._ask(path, body, repeatable)
 
@@ -234,8 +233,7 @@ class Etcd:
     ) -> dict[str, Any]:
         """Send a request to the members in turn until one answers; return the answer.
 
-        A request that is not ``repeatable`` is sent to another member only if it cannot have
-        reached the previous member. Raises NoAnswer, Refused.
+        If it is not ``repeatable``, it is sent again only if no member can have received it.
         """
         problems: dict[str, None] = {}  # a set that keeps the order
         tries, renewed = self._rounds * len(self._members), False
@@ -270,10 +268,7 @@ class Etcd:
         raise NoAnswer(self._silence(problems), _HINT)
 
     def _headers(self) -> dict[str, str]:
-        """Return the headers of a request, with the user's token if etcd has users.
-
-        Raises OSError, HTTPException, ValueError, and Refused.
-        """
+        """Return a request's headers, with the user's token. Raises OSError, Refused."""
         headers = {"Host": "niso"}
         token = _tokens.get(self._user)
         if self._user and not token:
@@ -295,9 +290,7 @@ class Etcd:
     def _open(
         self, path: str, body: dict[str, Any]
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Send a request to the members until one answers with a stream; return connection and
-        response.
-        """
+        """Send a request until a member answers with a stream; return connection and response."""
         problem = ""
         for _ in range(len(self._members)):
             self.close()  # a stream needs a connection of its own
@@ -350,10 +343,7 @@ def _wait(connection: http.client.HTTPConnection, seconds: float) -> None:
 
 
 def _context(reach: Reach) -> ssl.SSLContext:
-    """Return the TLS settings for connections to etcd.
-
-    Raises Error with the path of the file if a certificate or key is unusable.
-    """
+    """Return the TLS settings. Raises Error with the path of an unusable certificate or key."""
     for path in (reach.cacert, reach.cert, reach.key):
         try:
             with open(path or reach.cacert, "rb"):
@@ -372,7 +362,6 @@ def _context(reach: Reach) -> ssl.SSLContext:
 
 
 def _user(path: str) -> tuple[str, str]:
-    """Read name and password from a file. Raises Error."""
     try:
         with open(path, encoding="utf-8") as file:
             name, separator, password = file.readline().rstrip("\n").partition(":")
@@ -384,7 +373,6 @@ def _user(path: str) -> tuple[str, str]:
 
 
 def _document(text: bytes) -> dict[str, Any]:
-    """Parse an answer of etcd as a JSON object. Raises ValueError."""
     document = json.loads(text)
     if not isinstance(document, dict):
         raise ValueError("not an answer of etcd")
@@ -392,9 +380,7 @@ def _document(text: bytes) -> dict[str, Any]:
 
 
 def _error(text: bytes) -> tuple[int, str]:
-    """Parse an error response of etcd; return its code and reason, or 0 and a text if it is
-    invalid.
-    """
+    """Parse an error response; return its code and reason, 0 and a text if it is invalid."""
     try:
         document = _document(text)
         inner = document.get("error", document)
@@ -426,18 +412,12 @@ def _packed(text: str) -> str:
 
 
 def _text(packed: str) -> str:
-    """Decode a base64 key or value.
-
-    Bytes that are not UTF-8, which niso never writes, are replaced.
-    """
+    """Decode a base64 key or value. Bytes that are not UTF-8, never niso's, are replaced."""
     return base64.b64decode(packed).decode(errors="replace")
 
 
 def _end(prefix: str) -> str:
-    """Return the end of etcd's key range for a prefix.
-
-    The prefix must end with an ASCII character.
-    """
+    """Return the end of etcd's range of keys with a prefix, which ends with an ASCII character."""
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
@@ -469,7 +449,7 @@ def _revision(answer: dict[str, Any]) -> int:
 
 
 def _batch(line: bytes) -> Batch | None:
-    """Parse a line of a watch to its events; return None for the line that confirms the watch.
+    """Parse a line of a watch; return None for the one that confirms the watch.
 
     Raises Compacted, NoAnswer, ValueError.
     """

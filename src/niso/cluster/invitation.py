@@ -110,9 +110,8 @@ def contents(own: Config) -> Files:
 def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
     """Create a certificate for a host with this address; return its files and its serial number.
 
-    Only hosts that become etcd members get the authority's key. The holder of that key can create
-    certificates that no host records and that therefore cannot be revoked. Raises Error if this
-    host does not have the key.
+    Only hosts that become etcd members get the authority's key: its holder can create certificates
+    that no host records or can revoke. Raises Error if this host does not have the key.
     """
     folder = paths.cluster_dir()
     key = os.path.join(folder, AUTHORITY_KEY)
@@ -130,10 +129,7 @@ def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
 
 
 def keep(made: Files, folder: str = "") -> None:
-    """Write the contents of files into a folder, each file atomically. Raises OSError.
-
-    The default folder is that of cluster.toml.
-    """
+    """Write files into a folder, by default that of cluster.toml, each atomically."""
     named = {
         AUTHORITY: made.cacert,
         CERTIFICATE: made.cert,
@@ -150,10 +146,7 @@ def keep(made: Files, folder: str = "") -> None:
 
 
 def require_valid(invited: Invitation, own: Config) -> None:
-    """Check an invitation's files with a request to the cluster, before they are installed.
-
-    Raises InvalidInput if they do not work or lead to another cluster, and NoAnswer.
-    """
+    """Check an invitation's files with a request to the cluster. Raises InvalidInput, NoAnswer."""
     with tempfile.TemporaryDirectory(dir=paths.cluster_dir(), prefix="new-") as folder:
         keep(invited.files, folder)
         have = own.etcd
@@ -220,10 +213,7 @@ default_md = sha256
 
 
 def make_authority(folder: str, cluster: str) -> None:
-    """Create a cluster's certificate authority in an existing folder: certificate and private key.
-
-    Both are valid for 10 years. Raises Error.
-    """
+    """Create a certificate authority in an existing folder, valid for 10 years. Raises Error."""
     _run(
         *("req", "-x509", *_CURVE, *_period(), "-config", "/dev/stdin"),
         *("-subj", f"/O=niso/CN=cluster {cluster}"),
@@ -234,11 +224,10 @@ def make_authority(folder: str, cluster: str) -> None:
 
 
 def issue(authority: str, folder: str, addresses: Sequence[str]) -> None:
-    """Create a host's certificate and private key in an existing folder.
+    """Create a host's certificate and private key in an existing folder. Raises Error.
 
-    ``authority`` is the folder with the authority's certificate and key, which signs. The
-    certificate is valid for the given addresses and for localhost, as server and as client. Raises
-    Error.
+    The authority in the folder ``authority`` signs. The certificate is valid for the addresses and
+    for localhost, as server and as client.
     """
     names = [f"IP:{address}" for address in (*addresses, "127.0.0.1", "::1")]
     key, request = os.path.join(folder, KEY), os.path.join(folder, "host.csr")
@@ -262,10 +251,7 @@ def serial_of(path: str) -> str:
 
 
 def refusal(authority: str, serials: Sequence[str]) -> bytes:
-    """Return a certificate revocation list in PEM (RFC 5280, 5) with these serial numbers.
-
-    It is signed by the authority in the folder ``authority``. Raises Error.
-    """
+    """Return a certificate revocation list in PEM (RFC 5280, 5) of the authority in a folder."""
     with tempfile.TemporaryDirectory(dir=authority, prefix="new-") as folder:
         index = os.path.join(folder, "index")
         with open(index, "w", encoding="ascii") as file:  # the columns of openssl-ca(1)
@@ -292,10 +278,7 @@ def _period() -> tuple[str, ...]:
 
 
 def _run(*words: str, text: str = "") -> str:
-    """Run openssl with the arguments ``words`` and ``text`` as stdin; return its output.
-
-    Only the caller can read the keys that openssl writes. Raises Error.
-    """
+    """Run openssl with ``text`` as stdin; return its output. Only the caller can read keys."""
     try:
         done = subprocess.run(
             ["openssl", *words],

@@ -68,10 +68,7 @@ class ClusterKeys:
         return cluster_of(item) if item is not None else None
 
     def make(self, port: int = PORT, encryption: str = "") -> Cluster:
-        """Create the cluster in etcd and return it.
-
-        Raises Conflict if etcd has the data of a cluster.
-        """
+        """Create the cluster in etcd and return it. Raises Conflict if etcd has one."""
         made = Cluster(os.urandom(4).hex(), port, encryption)
         put = Put(self.keys.cluster, encode(cluster_value(made)))
 
@@ -135,10 +132,7 @@ class ClusterKeys:
         self._settle(txn, lambda: self._has(key, value))
 
     def refresh(self, host: HostEntry) -> None:
-        """Update the address, MTU, version and public key of a host in etcd if they differ.
-
-        No-op if the host is not in the cluster.
-        """
+        """Update address, MTU, version and public key of a host in etcd; no-op if it has none."""
         item = self._item(self.keys.host(host.name))
         before = decode(item.value, item.key) if item else {}
         value = {"address": host.address, "mtu": host.mtu, "niso": host.version}
@@ -149,9 +143,7 @@ class ClusterKeys:
             self.engine.commit(Txn((Compare(item.key, item.modified),), (put,)))
 
     def live(self, host: str, state_id: str, lease: int, boot: str) -> bool:
-        """Record that a host is alive, until its lease expires; return False if it is not in the
-        cluster.
-        """
+        """Record that a host is alive, until its lease expires; return False if it is no host."""
         item = self._item(self.keys.host(host))
         if item is None or decode(item.value, item.key).get("id") != state_id:
             return False
@@ -165,10 +157,7 @@ class ClusterKeys:
         self.engine.commit(Txn((), (Put(key, value, lease) if seconds else Delete(key),)))
 
     def late(self) -> dict[str, int]:
-        """Return the lag of agents in seconds, by host. Hosts without a lag are left out.
-
-        The result is only for display, so an invalid value counts as no lag.
-        """
+        """Return the lag of agents in seconds by host, for display: an invalid value is no lag."""
         behind = {}
         for item in self.engine.get(self.keys.late, stale=True).items:
             with contextlib.suppress(Error):
@@ -178,10 +167,7 @@ class ClusterKeys:
         return behind
 
     def leave(self, host: str, state_id: str) -> None:
-        """Remove a host that has no services; no-op if the host is not in the cluster.
-
-        Raises Conflict if it has services.
-        """
+        """Remove a host; no-op if there is none. Raises Conflict if it has services."""
         item = self._item(self.keys.host(host))
         if item is None or decode(item.value, item.key).get("id") != state_id:
             return
@@ -234,11 +220,7 @@ class ClusterKeys:
         return gone
 
     def _had_by(self, host: str) -> list[tuple[KeyValue, ClusterClaim]]:
-        """Return the services that a host has reserved in etcd, or that another host may give back
-        to it.
-
-        Each is a pair of the key's item and the reservation.
-        """
+        """Return the claims that a host has, or that another host may give back to it."""
         items = self.engine.get(self.keys.services).items
         claims = [(item, claim_of(item, self.keys)) for item in items]
         return [(item, claim) for item, claim in claims if host in (claim.host, claim.former)]
@@ -250,31 +232,23 @@ class ClusterKeys:
         self._put(Put(self.keys.certificates(host) + serial, encode({})))
 
     def issued_to(self, host: str) -> list[str]:
-        """Return the etcd keys that record the certificates that a host was given."""
+        """Return the etcd keys of the certificates that a host was given."""
         return self.engine.keys(self.keys.certificates(host))
 
     def withdraw(self, host: str) -> int:
-        """Revoke all certificates of a host; return their number.
-
-        Members of etcd then refuse these certificates at each new connection.
-        """
+        """Revoke all certificates of a host at etcd's members; return their number."""
         changes = self._withdrawing(host)
         if changes:
             self._settle(lambda: Txn((), changes), lambda: not self._withdrawing(host))
         return len(changes) // 2
 
     def refuse(self, serials: Iterable[str]) -> None:
-        """Revoke certificates, given by serial number, that a restored backup of etcd does not
-        revoke.
-        """
+        """Revoke the certificates with these serial numbers, for a restored backup of etcd."""
         for serial in serials:
             self._put(Put(self.keys.refused + serial, encode({})))
 
     def refused(self) -> list[str]:
-        """Return the serial numbers of revoked certificates, sorted.
-
-        Keys that are not serial numbers are ignored, because etcd's members could not refuse them.
-        """
+        """Return the serial numbers of revoked certificates, sorted, without invalid ones."""
         serials = (
             key.removeprefix(self.keys.refused) for key in self.engine.keys(self.keys.refused)
         )
@@ -346,7 +320,7 @@ class ClusterKeys:
         return made[0]
 
     def restore_network(self, spec: Spec) -> None:
-        """Write a network to etcd again, with its VNI, after etcd lost it; no-op if it exists.
+        """Write a network to etcd again after etcd lost it; no-op if it exists.
 
         Raises Conflict if another network has its name, its VNI or one of its subnets.
         """
@@ -411,11 +385,9 @@ class ClusterKeys:
         return item is not None and value.items() <= decode(item.value, key).items()
 
     def _settle(self, txn: Callable[[], Txn], is_done: Callable[[], bool]) -> None:
-        """Commit the transaction that ``txn`` builds, up to `TRIES` times; ``txn`` is called for
-        each.
+        """Commit the transaction of ``txn``, up to `TRIES` times. Raises Conflict if all fail.
 
         After a request without an answer, ``is_done`` returns whether the change was carried out.
-        Raises Conflict if other hosts always changed the same keys first.
         """
         for attempt in range(TRIES):
             try:
@@ -429,18 +401,14 @@ class ClusterKeys:
         raise Conflict("other hosts keep changing the same", "try again")
 
     def _put(self, put: Put) -> None:
-        """Write a key unconditionally."""
         self._settle(lambda: Txn((), (put,)), lambda: self._item(put.key) is not None)
 
     def _delete(self, key: str, txn: Txn) -> None:
-        """Carry out a transaction that deletes ``key``, possibly with other changes."""
         self._settle(lambda: txn, lambda: self._item(key) is None)
 
 
 def _require_apart(spec: Spec, index: dict[str, Any]) -> None:
-    """Raise Conflict if a network in ``index`` has the name of ``spec``, or an overlapping
-    subnet.
-    """
+    """Raise Conflict if a network in ``index`` has the name of ``spec``, or overlaps it."""
     for name, network in index.items():
         if name == spec.name:
             raise Conflict(f"network {name!r} exists in the cluster", "choose another name")
@@ -471,10 +439,7 @@ def require_joined(machine: Machine) -> Config:
 
 
 def require_own(store: Store, membership: ClusterKeys) -> Cluster:
-    """Return the cluster that etcd has. Raises Conflict if it is not this host's cluster.
-
-    If etcd has lost its data, it has no cluster, and Conflict is raised too.
-    """
+    """Return the cluster that etcd has. Raises Conflict if it is not this host's, or none."""
     cluster, own = membership.cluster(), store.cluster_id()
     if cluster is None or cluster.identity != own:
         has = f"cluster {cluster.identity}" if cluster else "no cluster"

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 def follow(store: Store, kernel: Kernel, now: EngineView, own: str) -> list[str]:
     """Make rows and kernel equal to etcd's state ``now``; return the remote services that changed.
 
-    Services of other hosts, called remote, are stored as rows of this host. ``own`` is the name of
-    this host. Its own services are not copied, nor services or addresses that a command has
-    reserved here after ``now`` was read.
+    Services of other hosts, called remote, are stored as rows of this host, ``own``. Its own
+    services are not copied, nor what a command has reserved here after ``now`` was read.
 
     If an address has moved from one service to another, it is first removed from the old one, with
     its conntrack entries. The caller must not have niso's lock. Raises KernelError and Error.
@@ -66,10 +65,7 @@ def follow(store: Store, kernel: Kernel, now: EngineView, own: str) -> list[str]
 def _wanted(
     store: Store, now: EngineView, own: str, spans: Collection[str]
 ) -> dict[str, ClaimedService]:
-    """Return the remote services that rows should record, among those that may have changed.
-
-    The result maps names to addresses on ``spans``, the networks of this host that span hosts.
-    """
+    """Return the remote services to record, among those that may have changed, on ``spans``."""
     names = now.services if now.only is None else now.only
     wanted = {}
     for name in names:
@@ -85,10 +81,7 @@ def _wanted(
 def _keep(
     wanted: dict[str, ClaimedService], present: dict[str, ClaimedService], networks: set[str]
 ) -> None:
-    """Add addresses from ``present`` to ``wanted``, for networks that etcd's state does not cover.
-
-    ``networks`` are such networks. They were created after the state was read from etcd.
-    """
+    """Add ``present`` addresses on ``networks`` to ``wanted``: etcd's state is older than these."""
     for name, known in present.items() if networks else ():
         kept = [address for address in known.addresses if address.network in networks]
         if kept:
@@ -97,10 +90,7 @@ def _keep(
 
 
 def fenced(store: Store, now: EngineView, own: str) -> list[str]:
-    """Return this host's services that another host has reserved later, with a higher ``gen``.
-
-    ``now`` is the state that was read from etcd.
-    """
+    """Return this host's services that another host has reserved later, with a higher ``gen``."""
     lost = []
     for claim in store.across.claims(now.only):
         known = now.services.get(claim.service, NOTHING)
@@ -122,10 +112,9 @@ def _apply(
     turn: tuple[dict[str, ClaimedService], dict[str, ClaimedService]],
     own: str,
 ) -> set[str]:
-    """Write the rows that differ and update the kernel; return the names of services that changed.
+    """Write the rows that differ and update the kernel; return the services that changed.
 
-    ``turn`` is a pair: the present and the wanted remote services. Rows of hosts are compared only
-    if ``now.only`` is None.
+    Rows of hosts are compared only if ``now.only`` is None.
     """
     present, wanted = turn
     peers, before_peers = {}, {}
@@ -153,9 +142,8 @@ def _change(
 ) -> None:
     """Change rows and kernel objects of remote services and hosts in one transaction.
 
-    ``changed`` maps services to their new state. ``peers`` maps hosts to (state id, address,
-    alive), None to delete. The attempt is recorded first, so that a later command can undo it after
-    a failure.
+    ``peers`` maps hosts to (state id, address, alive), None to delete. The attempt is recorded
+    first, so that a later command can undo it after a failure.
     """
     spans = store.across
     with store.transaction():
@@ -177,10 +165,9 @@ def go_back(store: Store, kernel: Kernel, report: Report) -> None:
 
 
 def _go_back(store: Store, kernel: Kernel, report: Report) -> None:
-    """Undo an interrupted change of remote services: make the kernel equal to the rows.
+    """Do the same as `go_back`; the caller has niso's lock.
 
-    The change may no longer be wanted, and its addresses would otherwise stay reachable. No-op if
-    no change was interrupted. The caller has niso's lock.
+    The change may no longer be wanted, and its addresses would otherwise stay reachable.
     """
     spans = store.across
     attempt = spans.attempt()
@@ -209,10 +196,7 @@ def _write(
     services: Mapping[str, tuple[tuple[RemoteAddress, ...], tuple[str, ...]]],
     peers: Mapping[str, tuple[str, str, bool] | None],
 ) -> None:
-    """Write the rows of services and hosts.
-
-    A service without addresses is deleted, and so is a host whose row is None.
-    """
+    """Write rows; delete a service without addresses, and a host whose row is None."""
     for host, row in peers.items():
         if row is not None:
             spans.set_peer(host, *row)
@@ -223,9 +207,7 @@ def _write(
 
 
 def _wire(store: Store, host: HostEntry) -> str:
-    """Return the address from which a host's VXLAN packets come: inside the tunnel if it
-    encrypts.
-    """
+    """Return the source address of a host's VXLAN packets: inside the tunnel if it encrypts."""
     if not host.public:
         return host.address
 
@@ -241,9 +223,9 @@ def make_way(
 ) -> None:
     """Remove remote services, and (network, address) pairs of them, that this host has reserved.
 
-    This host's copy of the cluster's state may be older than etcd's. If an inactive service of this
-    host had one of the addresses, the record of its reservation is deleted. The caller has niso's
-    lock, and no open transaction. Raises KernelError.
+    This host's copy of the cluster's state may be older than etcd's. If an inactive service here
+    had one of the addresses, its claim is deleted. The caller has niso's lock, and no open
+    transaction. Raises KernelError.
     """
     _go_back(store, kernel, report)
     had = {*services, *store.across.holders(addresses).values()}
@@ -256,10 +238,7 @@ def make_way(
 
 
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedService]) -> Scope:
-    """Return the scope (which rows and kernel objects are concerned) of changing remote services.
-
-    ``wanted`` maps the services to their new state. Services that are not in it are removed.
-    """
+    """Return the scope of changing remote services to ``wanted``; others are removed."""
     changed = {*changed}
     present = _present(store, changed)
     both = [
@@ -278,7 +257,7 @@ def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, ClaimedServ
 
 
 def scope_on(store: Store, networks: Collection[str]) -> Scope:
-    """Return the scope (which rows and kernel objects are concerned) of removing networks."""
+    """Return the scope of removing networks."""
     remotes = store.across.on(networks)
     called = {name for remote in remotes for name in (remote, *store.across.names(remote))}
     # services of this host may have the same names on other networks, in the same hosts files
@@ -293,11 +272,10 @@ def scope_on(store: Store, networks: Collection[str]) -> Scope:
 
 
 def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Delete this host's records that it has reserved services which other hosts have taken over.
+    """Delete the records of claims of services that other hosts have taken over.
 
-    The services must have been deactivated here. Afterwards policies no longer resolve to their
-    addresses. A service that a command has activated again is skipped. The caller must not have
-    niso's lock. Raises KernelError.
+    Policies then no longer resolve to their addresses. A service that is active again is skipped.
+    The caller must not have niso's lock. Raises KernelError.
     """
     with Lock():
         _drop_claims(store, kernel, services)
@@ -317,7 +295,7 @@ def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> Non
 def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silent) -> bool:
     """Remove a network that the cluster no longer has; return False if a local service is on it.
 
-    The caller must not have niso's lock. Raises KernelError: the network is kept then.
+    The caller must not have niso's lock. Raises KernelError: the network stays then.
     """
     with Lock():
         if store.members(name) or store.held_by(name):
@@ -338,9 +316,8 @@ def turned(
 ) -> dict[str, ClaimedService]:
     """Return the remote services that a command of this host changes, mapped to their new state.
 
-    ``now`` is etcd's state on the networks that are new to this host; remote services on them are
-    added. ``services`` and ``addresses``, pairs of network and address, are reserved by this host,
-    and are removed from the services of other hosts.
+    ``now`` is etcd's state on networks that are new to this host; their services are added.
+    ``services`` and (network, address) pairs that this host has reserved are removed.
     """
     had = store.across.holders(addresses).values()
     present = _present(store, {*now.services, *services, *had})
@@ -355,7 +332,7 @@ def turned(
 
 
 def write(store: Store, now: EngineView, own: str, changed: dict[str, ClaimedService]) -> None:
-    """Write the rows of the remote services in ``changed``, and of hosts that have no row yet.
+    """Write the rows of remote services, and of hosts that have no row yet.
 
     The caller is in a transaction, and must update the kernel for `scope_of` afterwards.
     """
@@ -373,10 +350,7 @@ def _without(
     services: Collection[str],
     addresses: Collection[tuple[str, str]],
 ) -> dict[str, ClaimedService]:
-    """Return how services change if ``services`` and ``addresses`` are removed from ``some``.
-
-    Services that do not change are not in the result.
-    """
+    """Return the services that change if ``services`` and ``addresses`` are removed."""
     changed = {}
     for name, known in some.items():
         rows = tuple(a for a in known.addresses if (a.network, a.address) not in addresses)
@@ -388,7 +362,7 @@ def _without(
 
 
 def _without_own(store: Store, wanted: dict[str, ClaimedService]) -> dict[str, ClaimedService]:
-    """Return ``wanted`` without services and addresses that this host has reserved.
+    """Return ``wanted`` without services and addresses that this host has.
 
     Addresses of services that are still active here are left out too, until they are deactivated.
     """

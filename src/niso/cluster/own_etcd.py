@@ -61,7 +61,7 @@ def log() -> str:
 
 
 def client_place(address: str) -> str:
-    """Return the endpoint ADDRESS:PORT at which the member at an address serves clients."""
+    """Return the endpoint at which the member at an address serves clients."""
     return f"{bracketed(address)}:{CLIENT_PORT}"
 
 
@@ -82,10 +82,7 @@ def program() -> str:
 
 
 def words(config: Config) -> list[str]:
-    """Return etcd's command-line options.
-
-    Those named ``initial-…`` matter only at its first start.
-    """
+    """Return etcd's command-line options. ``initial-…`` ones matter only at its first start."""
     assert config.member is not None
     tls = os.path.join(folder(), "tls")
     authority, certificate, key = (os.path.join(tls, name) for name in _COPIED)
@@ -120,9 +117,7 @@ def words(config: Config) -> list[str]:
 
 
 def prepare() -> pwd.struct_passwd | None:
-    """Create etcd's folders and copies of its certificates; return the user it runs as, None for
-    root.
-    """
+    """Create etcd's folders and copies of its certificates; return its user, None for root."""
     user, owner = _user()
     os.makedirs(folder(), 0o755, exist_ok=True)
     os.makedirs(data(), 0o700, exist_ok=True)
@@ -141,10 +136,10 @@ def prepare() -> pwd.struct_passwd | None:
 
 
 def refuse(serials: Sequence[str]) -> list[str]:
-    """Make this host's member refuse more certificates; return the serial numbers of all refused.
+    """Make this host's member refuse certificates; return the serial numbers of all refused.
 
-    ``serials`` are serial numbers. Certificates that were refused before stay refused, because
-    etcd's data may come from a backup. Raises Error, OSError.
+    Those that were refused before stay refused, because etcd's data may come from a backup. Raises
+    Error, OSError.
     """
     before = (files.read(_refused_file()) or b"").decode().split()
     every = sorted({*before, *serials})
@@ -164,7 +159,7 @@ def _refused_file() -> str:
 
 
 def _user() -> tuple[pwd.struct_passwd | None, tuple[int, int]]:
-    """Return the user that etcd runs as (None for root), and that user's uid and gid."""
+    """Return the user that etcd runs as (None for root), with uid and gid."""
     try:
         user = pwd.getpwnam(USER)
     except KeyError:
@@ -173,10 +168,7 @@ def _user() -> tuple[pwd.struct_passwd | None, tuple[int, int]]:
 
 
 def execute(config: Config, *more: str) -> NoReturn:
-    """Replace this process with etcd; never returns. ``more`` are further options.
-
-    Raises Error if this host has no member, or etcd is not installed.
-    """
+    """Replace this process with etcd. Raises Error if this host has no member or no etcd."""
     if config.member is None:
         raise Error("this host runs no member of etcd", "niso cluster status lists the members")
     etcd = program()
@@ -193,9 +185,9 @@ def execute(config: Config, *more: str) -> NoReturn:
 
 
 def start(config: Config, *more: str) -> None:
-    """Start etcd in the background. ``more`` are further options. Raises Error, OSError.
+    """Start etcd in the background, with ``more`` options. Raises Error, OSError.
 
-    etcd keeps running after this process exits. If etcd ends, it is not started again.
+    etcd outlives this process. If etcd ends, it is not started again.
     """
     prepare()
     output = os.open(log(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -218,10 +210,7 @@ def start(config: Config, *more: str) -> None:
 
 
 def wait(config: Config) -> None:
-    """Wait until this host's member answers.
-
-    Raises Error, with the last line of its log, if it does not.
-    """
+    """Wait until this host's member answers. Raises Error, with the last line of its log."""
 
     until = time.monotonic() + _START_S
     while state(config.access(), client_place(config.address)) is None:
@@ -244,10 +233,7 @@ def stop() -> None:
 
 
 def be_alone(config: Config) -> None:
-    """Reduce the etcd cluster to this host's member, with its data.
-
-    The member must not be running. Raises Error.
-    """
+    """Reduce etcd to this host's member, which is not running, with its data. Raises Error."""
     start(config, "--force-new-cluster")
     try:
         wait(config)
@@ -276,7 +262,7 @@ def _pid_file() -> str:
 
 
 def _last_words() -> str:
-    """Return the last error in etcd's log as ": REASON"; "" if there is no error."""
+    """Return the last error in etcd's log as ": REASON"; "" if there is none."""
     try:
         with open(log(), encoding="utf-8", errors="replace") as file:
             last = file.read()[-10_000:].strip().splitlines()[-1]
@@ -389,10 +375,7 @@ def _ahead_s(date: str, now_s: float) -> float:
 
 
 def add(engine: Etcd, peer: str) -> None:
-    """Add the member with the URL ``peer`` to etcd as a learner; no-op if it is a member.
-
-    Raises NoAnswer, Refused.
-    """
+    """Add the member with the URL ``peer`` to etcd as a learner; no-op if it is a member."""
     request = {"peerURLs": [peer], "isLearner": True}
     _insist(
         lambda: engine.call("/v3/cluster/member/add", request),
@@ -401,10 +384,7 @@ def add(engine: Etcd, peer: str) -> None:
 
 
 def promote(engine: Etcd, peer: str) -> None:
-    """Make a learner a voting member as soon as it has all data. ``peer`` is its URL.
-
-    Raises NotFound, NoAnswer, Refused.
-    """
+    """Make the learner with the URL ``peer`` a voting member as soon as it has all data."""
 
     def it() -> EtcdMember:
         for member in members(engine):
@@ -419,7 +399,7 @@ def promote(engine: Etcd, peer: str) -> None:
 
 
 def remove(engine: Etcd, member: EtcdMember) -> None:
-    """Remove a member from etcd; no-op if it is not a member. Raises NoAnswer, Refused."""
+    """Remove a member from etcd; no-op if it is not a member. Raises NoAnswer."""
     _insist(
         lambda: engine.call("/v3/cluster/member/remove", {"ID": member.identity}),
         lambda: all(other.identity != member.identity for other in members(engine)),
@@ -427,10 +407,7 @@ def remove(engine: Etcd, member: EtcdMember) -> None:
 
 
 def snapshot(engine: Etcd) -> Iterator[bytes]:
-    """Yield the parts of a backup of etcd's data, for ``etcdutl snapshot restore``.
-
-    Raises NoAnswer, and Error if the checksum does not match.
-    """
+    """Yield a backup of etcd's data, for ``etcdutl snapshot restore``. Raises Error."""
     digest, last = hashlib.sha256(), b""
     for answer in engine.stream("/v3/maintenance/snapshot", {}):
         blob = last + base64.b64decode(answer.get("blob", ""))
@@ -443,9 +420,9 @@ def snapshot(engine: Etcd) -> Iterator[bytes]:
 
 
 def _insist(request: Callable[[], object], is_done: Callable[[], bool]) -> None:
-    """Repeat a request until ``is_done`` returns True. Raises NoAnswer, Refused.
+    """Repeat a request until ``is_done`` returns True, for up to `PATIENCE_S` seconds.
 
-    It gives up after `PATIENCE_S` seconds, or at once if etcd refuses for good.
+    Raises NoAnswer, and Refused at once if etcd refuses for good.
     """
     until = time.monotonic() + PATIENCE_S
     while not is_done():
