@@ -165,10 +165,7 @@ def key_prefix(text: str, key: str) -> str:
     """Return a prefix of etcd keys. Raises InvalidInput if it is not valid."""
     if not (text.startswith("/") and text.endswith("/") and text.isascii() and text.isprintable()):
         raise InvalidInput(
-            "is not a prefix of keys",
-            key=key,
-            value=shown(text),
-            right="such as /niso/prod/",
+            "is not a prefix of keys", key=key, value=shown(text), right="such as /niso/prod/"
         )
     return text
 
@@ -177,10 +174,7 @@ def way_to_encrypt(text: str, key: str) -> str:
     """Return a host's kind of encryption; "" means none. Raises InvalidInput."""
     if text not in ("", "kernel", "userspace"):
         raise InvalidInput(
-            "is not a way to encrypt",
-            key=key,
-            value=shown(text),
-            right="kernel or userspace",
+            "is not a way to encrypt", key=key, value=shown(text), right="kernel or userspace"
         )
     return text
 

@@ -225,11 +225,7 @@ class Etcd:
     # --- transport ------------------------------------------------------------
 
     def _ask(
-        self,
-        path: str,
-        body: dict[str, Any],
-        repeatable: bool = True,
-        wait_s: float | None = None,
+        self, path: str, body: dict[str, Any], repeatable: bool = True, wait_s: float | None = None
     ) -> dict[str, Any]:
         """Send a request to the members in turn until one answers; return the answer.
 

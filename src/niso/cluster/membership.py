@@ -366,10 +366,7 @@ class ClusterKeys:
                     Compare(self.keys.nets, item.modified),
                     Compare(self.keys.addresses(name), prefix=True),
                 ),
-                (
-                    Put(self.keys.nets, encode(index)),
-                    Delete(self.keys.network(name), prefix=True),
-                ),
+                (Put(self.keys.nets, encode(index)), Delete(self.keys.network(name), prefix=True)),
             )
 
         self._settle(txn, lambda: self._item(self.keys.spec(name)) is None)

@@ -108,12 +108,7 @@ class PodAgent:
         for name, known_pod in sorted(known.items()):
             key = (known_pod.namespace, known_pod.name)
             names[key] = (*names.get(key, ()), name)
-        world = Objects(
-            pods,
-            dict(self.spaces.objects().values()),
-            self.policies.objects(),
-            names,
-        )
+        world = Objects(pods, dict(self.spaces.objects().values()), self.policies.objects(), names)
         self._warn(world, local)
         policies, costs = self._wanted(known, world)
         heavy = {name for name, pod in known.items() if costs[pod.namespace] > _HEAVY}
