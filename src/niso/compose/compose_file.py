@@ -16,9 +16,15 @@ from niso.base.errors import InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
 from niso.base.text import escaped
-from niso.compose import storage
-from niso.compose.service_tables import DEFAULT, Missing, Service, World, has_check, label
-from niso.compose.storage import Place, Storage
+from niso.compose.service_tables import (
+    DEFAULT,
+    ComposeFile,
+    ComposeService,
+    Missing,
+    has_check,
+    label,
+)
+from niso.compose.storage import Place, Storage, beyond, items, scalar, with_variables
 from niso.manifest import toml, yaml_file
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.stack import long_name
@@ -74,16 +80,20 @@ def convert(path: str, target: str | None = None) -> ImportedStack:
     folder = os.path.dirname(os.path.abspath(path))
     place = Place(folder, None if target is None else os.path.abspath(target))
     gaps: list[Missing] = []
-    data = _with_variables(yaml_file.load(path), gaps)
+    data, used, needed = with_variables(yaml_file.load(path))
+    for name in sorted(needed):
+        gaps.append(Missing("", f"${{{name}}}", "it must be set, in .env beside the stack.toml"))
+    if listed := ", ".join(sorted(used)):
+        gaps.append(Missing("", ".env", f"copy it beside the stack.toml, if it has {listed}"))
     given = data.get("services")
     if not isinstance(given, dict) or not given:
         raise InvalidInput("has no services", "pass a compose.yaml", "services", file=path)
     services = dict(_started(given, gaps))
     if not services:
         raise InvalidInput("has no service without a profile", None, "services", file=path)
-    stack = label(storage.text(data.get("name")) or os.path.basename(folder) or "stack")
+    stack = label(scalar(data.get("name")) or os.path.basename(folder) or "stack")
     networks, tables = _networks(data.get("networks"), stack, gaps)
-    world = World(
+    world = ComposeFile(
         stack,
         _names(services),
         networks,
@@ -95,25 +105,26 @@ def convert(path: str, target: str | None = None) -> ImportedStack:
         {
             name: text
             for name, keys in _items(data.get("secrets"))
-            if (text := storage.text(keys.get("file")))
+            if (text := scalar(keys.get("file")))
         },
     )
-    made = [Service(name, keys, world) for name, keys in services.items()]
+    made = [ComposeService(name, keys, world) for name, keys in services.items()]
     _refuse_cycles(made, path)
     settle(made)
     gaps += [gap for service in made for gap in service.gaps]
     for name, keys in _items(data.get("volumes")):
-        if storage.beyond(keys, ("labels", "driver")) or keys.get("driver", "local") != "local":
+        if beyond(keys, ("labels", "driver")) or keys.get("driver", "local") != "local":
             gaps.append(Missing("", f"volumes.{name}", "its settings are not taken over"))
-    for key in storage.beyond(data, _IN_FILE):
+    for key in beyond(data, _IN_FILE):
         if not key.startswith("x-") and data[key]:
             gaps.append(Missing("", key, _NOT_HERE.get(key, "niso has no such key")))
     # a network that no service uses would only occupy a subnet
     used = {name for one in made for name in one.tables.get("network", {}).get("networks", ())}
+    own = {name: keys for name, keys in tables.items() if name in used}
     text = "\n".join(
         (
             *toml.table("stack", {"name": stack, "prefix": True}, 0),
-            *_network_lines({name: keys for name, keys in tables.items() if name in used}),
+            *(toml.table("networks", own, 0) if own else ()),
             *(line for one in made for line in _lines(one)),
         )
     )
@@ -136,8 +147,8 @@ def _fetch(service: str, image: str) -> list[str]:
     ]
 
 
-def _refuse_cycles(services: list[Service], path: str) -> None:
-    """Raise InvalidInput if services depend on each other in a cycle. Compose refuses this too."""
+def _refuse_cycles(services: list[ComposeService], path: str) -> None:
+    """Raise InvalidInput if services depend on each other in a cycle, as Compose does."""
     needs = {one.name: one.tables.get("depends_on", {}) for one in services}
     try:
         graphlib.TopologicalSorter(needs).prepare()
@@ -148,28 +159,11 @@ def _refuse_cycles(services: list[Service], path: str) -> None:
         ) from None
 
 
-def _with_variables(data: dict[str, Any], gaps: list[Missing]) -> dict[str, Any]:
-    """Return the data with its variables in the syntax of a stack.toml.
-
-    ``gaps`` gets an entry for the variables that must be set.
-    """
-    variables = storage.Variables()
-    kept: dict[str, Any] = variables.kept(data)
-    for name in sorted(variables.without_default):
-        gaps.append(Missing("", f"${{{name}}}", "it must be set, in .env beside the stack.toml"))
-    if names := ", ".join(sorted(variables.used - variables.without_default)):
-        gaps.append(Missing("", ".env", f"copy it beside the stack.toml, if it has {names}"))
-    return kept
-
-
 def _started(given: Mapping[str, Any], gaps: list[Missing]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name and keys of each service that `docker compose up` starts.
-
-    A service with a profile is not started, and added to ``gaps``.
-    """
+    """Yield name and keys of each service that `docker compose up` starts: without a profile."""
     for name, keys in given.items():
         if isinstance(keys, dict) and keys.get("profiles"):
-            profiles = ", ".join(map(storage.text, storage.items(keys["profiles"])))
+            profiles = ", ".join(map(scalar, items(keys["profiles"])))
             gaps.append(Missing(name, "profiles", f"left out: it belongs to {profiles}"))
         elif isinstance(keys, dict):
             yield name, keys
@@ -213,12 +207,10 @@ def _items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _networks(
     given: object, stack: str, gaps: list[Missing]
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    """Return the name in the stack for each network of the compose file, and its settings by that
-    name.
+    """Return the name in the stack for each network of the compose file, and settings by name.
 
     The stack has a prefix, so its networks belong to it alone. Compose's network ``default``
-    becomes niso-default. Different networks get different names, so that services without a common
-    network in the compose file have none in the stack either.
+    becomes niso-default. Services without a common network have none in the stack either.
     """
     names: dict[str, str] = {DEFAULT: DEFAULT_NETWORK}
     external: dict[str, str] = {}
@@ -227,7 +219,7 @@ def _networks(
     for name, keys in sorted(_items(given), key=lambda item: not item[1].get("external")):
         outside = keys.get("external")
         # external: {name: ...} is the form of version 2 and 3 of the file
-        called = storage.text((outside if isinstance(outside, dict) else keys).get("name"))
+        called = scalar((outside if isinstance(outside, dict) else keys).get("name"))
         if outside:
             external.setdefault(called or name, _free(label(called or name), external.values()))
             names[name] = external[called or name]
@@ -251,13 +243,13 @@ def _network(name: str, keys: Mapping[str, Any], gaps: list[Missing]) -> dict[st
         table["internal"] = True
     ipam = keys.get("ipam")
     entries = ipam.get("config") if isinstance(ipam, dict) else None
-    pools = [entry for entry in storage.items(entries) if isinstance(entry, dict)]
+    pools = [entry for entry in items(entries) if isinstance(entry, dict)]
     place = f"networks.{name}"
-    if ipam and len(pools) != len(storage.items(entries) or [ipam]):
+    if ipam and len(pools) != len(items(entries) or [ipam]):
         gaps.append(Missing("", f"{place}.ipam", "is not a list of mappings: not taken over"))
     for key, rule in _OF_POOLS.items():
         texts = []
-        for text in (storage.text(pool[key]) for pool in pools if pool.get(key)):
+        for text in (scalar(pool[key]) for pool in pools if pool.get(key)):
             if "${" in text or _is_valid(text, rule):
                 texts.append(text)
             else:
@@ -266,22 +258,20 @@ def _network(name: str, keys: Mapping[str, Any], gaps: list[Missing]) -> dict[st
             table[key] = texts[0] if len(texts) == 1 else texts
     for key in sorted({key for pool in pools for key in pool} - _OF_POOLS.keys()):
         gaps.append(Missing("", f"{place}.{key}", "niso has no such key"))
-    if keys.get("enable_ipv6") and not any(
-        ":" in storage.text(pool.get("subnet")) for pool in pools
-    ):
+    if keys.get("enable_ipv6") and not any(":" in scalar(pool.get("subnet")) for pool in pools):
         table["ipv6"] = True
     options = keys.get("driver_opts")
     options = options if isinstance(options, dict) else {}
-    mtu = storage.text(options.get(_MTU))
+    mtu = scalar(options.get(_MTU))
     if mtu.isdigit():
         table["mtu"] = int(mtu)
     for key in options:
         if key != _MTU or not mtu.isdigit():
             gaps.append(Missing("", f"{place}.driver_opts", f"{key} is not taken over"))
-    for key in storage.beyond(keys, _OF_NETWORK):
+    for key in beyond(keys, _OF_NETWORK):
         if not key.startswith("x-") and keys[key]:
             gaps.append(Missing("", f"{place}.{key}", "niso has no such key"))
-    if storage.text(keys.get("driver")) not in ("", "bridge"):
+    if scalar(keys.get("driver")) not in ("", "bridge"):
         gaps.append(Missing("", f"{place}.driver", "niso's networks are bridges"))
     return table
 
@@ -294,19 +284,14 @@ def _is_valid(text: str, rule: Callable[[str], object]) -> bool:
     return True
 
 
-def _network_lines(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return list(toml.table("networks", tables, 0)) if tables else []
-
-
-def _lines(service: Service) -> Iterator[str]:
+def _lines(service: ComposeService) -> Iterator[str]:
     """Yield the lines of a [services.NAME] table, after comments about unsupported settings."""
     for gap in service.gaps:
         place = f"{gap.key}: " if gap.key else ""
         yield escaped(f"# {place}{gap.text}")
     header = f"services.{service.name}"
-    needs = {"depends_on": service.tables["depends_on"]} if "depends_on" in service.tables else {}
-    if needs:
-        yield from toml.table(header, needs, 0)
+    if "depends_on" in service.tables:
+        yield from toml.table(header, {"depends_on": service.tables["depends_on"]}, 0)
     for name, data in service.tables.items():
         if name != "depends_on":
             yield from toml.table(f"{header}.{name}", data, 1 if name == "isolation" else 0)
@@ -315,77 +300,58 @@ def _lines(service: Service) -> Iterator[str]:
 # --- names and ports of several services ----------------------------------------------------------
 
 
-def settle(services: Iterable[Service]) -> None:
+def _networks_of(name: str, services: Mapping[str, ComposeService]) -> tuple[str, ...]:
+    """Return the networks of a service, or of the service whose network namespace it shares."""
+    table = services[name].tables.get("network", {})
+    if table.get("mode") == "share":
+        table = services[table["share"]].tables.get("network", {})
+    if table.get("mode", "bridge") != "bridge":
+        return ()
+    return tuple(table.get("networks", (DEFAULT_NETWORK,)))
+
+
+def settle(services: Iterable[ComposeService]) -> None:
     """Remove hostnames, aliases and host ports from services if an earlier service has them."""
-    taken = _Taken(services)
-    for service in taken.services.values():
-        table = service.tables.get("network", {})
-        if "hostname" in table and not taken.may_have(service, "hostname", table["hostname"]):
-            del table["hostname"]
-        aliases = table.get("aliases", ())
-        _keep(table, "aliases", [a for a in aliases if taken.may_have(service, "aliases", a)])
-        _keep(table, "ports", [p for p in table.get("ports", ()) if taken.may_publish(service, p)])
-        if not table:
-            service.tables.pop("network", None)
+    by_name = {service.name: service for service in services}
+    # a service keeps its own name, whatever aliases earlier services have
+    names = {(on, name): name for name in by_name for on in _networks_of(name, by_name)}
+    ports: list[tuple[Port, str]] = []
 
-
-def _keep(table: dict[str, Any], key: str, kept: list[str]) -> None:
-    if kept:
-        table[key] = kept
-    else:
-        table.pop(key, None)
-
-
-class _Taken:
-    """The names on each network, and the host ports, that services converted so far use."""
-
-    def __init__(self, services: Iterable[Service]) -> None:
-        self.services = {service.name: service for service in services}
-        # a service keeps its own name, whatever aliases earlier services have
-        self._names = {
-            (network, name): name
-            for name, service in self.services.items()
-            for network in self._on(service)
-        }
-        self._ports: list[tuple[Port, str]] = []
-
-    def _on(self, service: Service) -> tuple[str, ...]:
-        """Return the networks of a service, or of the service whose network namespace it shares."""
-        table = service.tables.get("network", {})
-        if table.get("mode") == "share":
-            table = self.services[table["share"]].tables.get("network", {})
-        if table.get("mode", "bridge") != "bridge":
-            return ()
-        return tuple(table.get("networks", (DEFAULT_NETWORK,)))
-
-    def may_have(self, service: Service, key: str, name: str) -> bool:
-        """Reserve a name for a service on its networks; return False if another service has the
-        name.
-        """
-        on = self._on(service)
+    def may_have(service: ComposeService, key: str, name: str) -> bool:
+        """Reserve a name on a service's networks; return False if another service has it."""
+        on = _networks_of(service.name, by_name)
         for network in on:
-            holder = self._names.get((network, name), service.name)
+            holder = names.get((network, name), service.name)
             if holder != service.name:
                 what = f"{name!r} is a name of {holder} on the same network: left out"
                 service.gaps.append(Missing(service.given, key, what))
                 return False
-        self._names |= dict.fromkeys(((network, name) for network in on), service.name)
+        names.update(dict.fromkeys(((network, name) for network in on), service.name))
         return True
 
-    def may_publish(self, service: Service, text: str) -> bool:
-        """Reserve the host ports of a ``ports`` entry for a service.
-
-        Returns False if another service has one of them.
-        """
+    def may_publish(service: ComposeService, key: str, text: str) -> bool:
+        """Reserve the host ports of an entry; return False if another service has one of them."""
         try:
-            port = parse_port(text, "ports")
+            port = parse_port(text, key)
         except InvalidInput:  # the entry has a variable
             return True
-        for other, holder in self._ports:
+        for other, holder in ports:
             if port.host_port and port.clashes(other):
                 what = f"{text!r} has a host port of {holder}: left out"
-                service.gaps.append(Missing(service.given, "ports", what))
+                service.gaps.append(Missing(service.given, key, what))
                 return False
         if port.host_port:
-            self._ports.append((port, service.name))
+            ports.append((port, service.name))
         return True
+
+    for service in by_name.values():
+        table = service.tables.get("network", {})
+        if "hostname" in table and not may_have(service, "hostname", table["hostname"]):
+            del table["hostname"]
+        for key, may in (("aliases", may_have), ("ports", may_publish)):
+            if kept := [text for text in table.get(key, ()) if may(service, key, text)]:
+                table[key] = kept
+            else:
+                table.pop(key, None)
+        if not table:
+            service.tables.pop("network", None)

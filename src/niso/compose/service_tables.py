@@ -11,18 +11,8 @@ from collections.abc import Callable, Mapping
 from niso.base.errors import InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
-from niso.compose import storage as compose_storage
-from niso.compose.storage import (
-    Place,
-    Storage,
-    beyond,
-    duration,
-    items,
-    pairs,
-    parse_size,
-    port,
-    seconds,
-)
+from niso.compose import storage
+from niso.compose.storage import Place, Storage, beyond, duration, items, pairs, scalar, seconds
 from niso.manifest import addresses_and_ports, process_keys, values
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.keys import BY_PATH
@@ -36,6 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "default"
 """The network of services that name no network."""
+_STATES = {"service_healthy": "healthy", "service_completed_successfully": "completed"}
 _CONDITIONS = {"none": "no", "any": "always"}
 UNKNOWN = "SET-ME"
 """The entrypoint written for a service whose command is only known to its image."""
@@ -52,7 +43,7 @@ class Missing(NamedTuple):
     """what the key does, and what to do instead"""
 
 
-class World(NamedTuple):
+class ComposeFile(NamedTuple):
     """The properties of the whole compose file that the conversion of one service needs."""
 
     stack: str
@@ -66,19 +57,16 @@ class World(NamedTuple):
     secrets: Mapping[str, str]  # secret -> its file
 
 
-class Service:
-    """Convert one service of a compose file.
+class ComposeService:
+    """Convert one service to `tables`; `gaps` has the keys that niso does not support."""
 
-    `tables` has the resulting tables, and `gaps` the keys that niso does not support.
-    """
-
-    def __init__(self, name: str, keys: Mapping[str, Any], world: World) -> None:
+    def __init__(self, name: str, keys: Mapping[str, Any], world: ComposeFile) -> None:
         self.gaps: list[Missing] = []
         self.tables: dict[str, Any] = {}
         self.given, self._keys, self._world = name, keys, world
         self.name = world.names[name]
         self._at_boot = f"niso enable {world.stack}-{self.name} starts it at boot"
-        self.image = "" if keys.get("build") else compose_storage.text(keys.get("image"))
+        self.image = "" if keys.get("build") else scalar(keys.get("image"))
         if self.name != name:
             self._gap("", f"its name is {self.name!r}: niso's names are a-z, 0-9 and -")
         self._depends_on()
@@ -87,7 +75,9 @@ class Service:
         self._life()
         self._isolation()
         self._healthcheck()
-        self._storage()
+        self.tables["volumes"], unsupported = world.storage.volumes(keys)
+        for key, what in unsupported:
+            self._gap(key, what)
         self._secrets()
         self._network()
         for key in beyond(keys, HANDLED):
@@ -104,10 +94,7 @@ class Service:
         self.tables.setdefault(table, {})[key] = value
 
     def _valid(self, key: str, value: str, rule: Callable[[str, str], object]) -> bool:
-        """Return whether niso accepts a value. If not, the key is reported as unsupported.
-
-        ``rule`` is a function that raises InvalidInput for a wrong value.
-        """
+        """Return whether ``rule`` accepts a value, or report the key as unsupported."""
         if "${" in value:  # niso reads the variable when it has a value
             return True
         try:
@@ -123,7 +110,7 @@ class Service:
     def _depends_on(self) -> None:
         given = self._keys.get("depends_on")
         if isinstance(given, list):
-            given = {compose_storage.text(name): {} for name in given}
+            given = {scalar(name): {} for name in given}
         needs: dict[str, str] = {}
         for name, item in given.items() if isinstance(given, dict) else ():
             if name not in self._world.names:
@@ -132,10 +119,7 @@ class Service:
             wanted = item.get("condition") if isinstance(item, dict) else None
             if isinstance(item, dict) and item.get("restart"):
                 self._gap("depends_on", f"a restart of {name!r} does not restart it")
-            state = {
-                "service_healthy": "healthy",
-                "service_completed_successfully": "completed",
-            }.get(compose_storage.text(wanted), "started")
+            state = _STATES.get(scalar(wanted), "started")
             if state == "healthy" and name not in self._world.checked:
                 self._gap("depends_on", f"{name!r} has no health check here: waits until started")
                 state = "started"
@@ -144,7 +128,7 @@ class Service:
 
     def _program(self) -> None:
         keys = self._keys
-        image = compose_storage.text(keys.get("image"))
+        image = scalar(keys.get("image"))
         self._put("package", "rootfs", f"./rootfs/{self.name}")
         if keys.get("build"):
             self._gap("build", f"build it as before, and put its files into rootfs/{self.name}")
@@ -166,7 +150,7 @@ class Service:
         self._put("binary", "entrypoint", argv[0])
         if argv[1:]:
             self._put("binary", "args", argv[1:])
-        folder = compose_storage.text(keys.get("working_dir")) or "/"
+        folder = scalar(keys.get("working_dir")) or "/"
         if not self._valid("working_dir", folder, values.working_dir):
             folder = "/"
         self._put("binary", "working_dir", folder)
@@ -174,20 +158,14 @@ class Service:
             self._gap("working_dir", "/app is the service's package, and hides that of the image")
 
     def _words(self, key: str) -> list[str] | None:
-        """Return the words of the command in a key; None if there is none, or if it is not
-        supported.
-        """
+        """Return the words of the command in a key; None if there is none."""
         given = self._keys.get(key)
-        words = compose_storage.words(given)
-        if given is not None and words is None:
+        argv = storage.words(given)
+        if given is not None and argv is None:
             self._gap(key, f"{given!r} is not a list of words: not taken over")
-        return words
+        return argv
 
     def _shaped(self, key: str, *kinds: type) -> None:
-        """Report a key as unsupported if its value has none of the types ``kinds``.
-
-        A bool does not count as an int.
-        """
         given = self._keys.get(key)
         is_one = isinstance(given, kinds) and not isinstance(given, bool)
         if given is not None and not is_one:
@@ -204,7 +182,7 @@ class Service:
         self.tables["environment"] = taken
         files = []
         for item in items(self._keys.get("env_file")):
-            file = compose_storage.text(item.get("path") if isinstance(item, dict) else item)
+            file = scalar(item.get("path") if isinstance(item, dict) else item)
             if isinstance(item, dict) and item.get("required") is False:
                 self._gap("env_file", f"{file} must exist")
             files.append(self._world.place.path(file))
@@ -212,18 +190,15 @@ class Service:
             self._put("service", "env_file", files)
 
     def _restart(self) -> str:
-        """Return the restart policy in the form of the key ``restart``.
-
-        The key ``deploy`` has precedence.
-        """
+        """Return the restart policy, of the key ``deploy`` if it has one, as ``restart``."""
         given = self._keys.get("restart")
         swarm = _mapping(_mapping(self._keys.get("deploy")).get("restart_policy"))
         if not swarm:
-            return "no" if given in (None, False, "") else compose_storage.text(given)
+            return "no" if given in (None, False, "") else scalar(given)
         for key in beyond(swarm, ("condition", "max_attempts")):
             self._gap(f"deploy.restart_policy.{key}", "niso has no such key")
-        when = compose_storage.text(swarm.get("condition")) or "any"
-        return f"{_CONDITIONS.get(when, when)}:{compose_storage.text(swarm.get('max_attempts'))}"
+        when = scalar(swarm.get("condition")) or "any"
+        return f"{_CONDITIONS.get(when, when)}:{scalar(swarm.get('max_attempts'))}"
 
     def _life(self) -> None:
         keys = self._keys
@@ -243,7 +218,7 @@ class Service:
                 self._gap("restart", self._at_boot)
         else:
             self._gap("restart", f"{policy!r} is not known")
-        user = compose_storage.text(keys.get("user"))
+        user = scalar(keys.get("user"))
         if user and self._valid("user", user, values.user):
             self._put("service", "user", user)
         grace = seconds(keys.get("stop_grace_period"))
@@ -253,14 +228,14 @@ class Service:
             text = duration(grace)
             if self._valid("stop_grace_period", text, BY_PATH["service.stop_timeout"].rule.parse):
                 self._put("service", "stop_timeout", text)
-        if compose_storage.text(keys.get("stop_signal")) not in ("", "SIGTERM", "TERM", "15"):
+        if scalar(keys.get("stop_signal")) not in ("", "SIGTERM", "TERM", "15"):
             self._gap("stop_signal", "niso sends TERM, then KILL")
 
     def _isolation(self) -> None:
         keys = self._keys
         kept = []
         for item in items(keys.get("cap_add")):
-            name = compose_storage.text(item).upper().removeprefix("CAP_")
+            name = scalar(item).upper().removeprefix("CAP_")
             if name == "ALL":
                 self._gap("cap_add", "list the capabilities that it needs")
             elif self._valid("cap_add", name, values.capability):
@@ -270,7 +245,7 @@ class Service:
         if not keys.get("read_only"):
             self._put("isolation", "read_only", False)
         for item in items(keys.get("security_opt")):
-            if not compose_storage.text(item).startswith(("no-new-privileges", "label")):
+            if not scalar(item).startswith(("no-new-privileges", "label")):
                 self._gap("security_opt", f"{item}: niso's own seccomp filter applies")
         deploy = _mapping(keys.get("deploy"))
         for key in beyond(deploy, ("resources", "restart_policy", "mode", "labels")):
@@ -292,7 +267,7 @@ class Service:
             ("shm_size", keys.get("shm_size")),
         ):
             rule = BY_PATH[f"isolation.resources.{key}"].rule
-            if given is not None and (size := parse_size(given)) is None:
+            if given is not None and (size := storage.parse_size(given)) is None:
                 self._gap(key, f"{given!r} is not a size")
             elif given is not None and self._valid(key, size or "", rule.parse):
                 table[key] = size
@@ -320,13 +295,13 @@ class Service:
             self._gap("healthcheck", "a job has none")
             return
         test = check.get("test")
-        given = compose_storage.words(test) if isinstance(test, list) else None
+        given = storage.words(test) if isinstance(test, list) else None
         if given and given[0] == "CMD":
             command = given[1:]
         elif given and given[0] == "CMD-SHELL":
             command = ["/bin/sh", "-c", *given[1:]]
         else:
-            command = ["/bin/sh", "-c", compose_storage.text(test)]
+            command = ["/bin/sh", "-c", scalar(test)]
         table: dict[str, Any] = {"command": command}
         for key, low, high in (
             ("interval", 0.1, 86_400.0),
@@ -353,17 +328,11 @@ class Service:
             self._gap(f"healthcheck.{key}", "niso has no such key")
         self.tables["healthcheck"] = table
 
-    def _storage(self) -> None:
-        made, gaps = self._world.storage.volumes(self._keys)
-        self.tables["volumes"] = made
-        for key, text in gaps:
-            self._gap(key, text)
-
     def _secrets(self) -> None:
         taken = {}
         for item in items(self._keys.get("secrets")):
-            name = compose_storage.text(item.get("source") if isinstance(item, dict) else item)
-            target = compose_storage.text(item.get("target")) if isinstance(item, dict) else ""
+            name = scalar(item.get("source") if isinstance(item, dict) else item)
+            target = scalar(item.get("target")) if isinstance(item, dict) else ""
             file = self._world.secrets.get(name)
             if file is None:
                 self._gap("secrets", f"{name} is not a file: write it into one")
@@ -380,7 +349,7 @@ class Service:
 
     def _network(self) -> None:
         keys = self._keys
-        mode = compose_storage.text(keys.get("network_mode"))
+        mode = scalar(keys.get("network_mode"))
         kind, _, other = mode.partition(":")
         if kind in ("host", "none"):
             self._put("network", "mode", kind)
@@ -400,7 +369,7 @@ class Service:
         keys, known = self._keys, self._world.networks
         given = keys.get("networks")
         if isinstance(given, list):
-            given = {compose_storage.text(name): None for name in given}
+            given = {scalar(name): None for name in given}
         if not isinstance(given, dict) or not given:
             given = {DEFAULT: None}
         for name in beyond(given, known):
@@ -414,21 +383,21 @@ class Service:
         addresses = {}
         for name, item in given.items():
             settings = _mapping(item)
-            aliases |= dict.fromkeys(map(compose_storage.text, items(settings.get("aliases"))))
+            aliases |= dict.fromkeys(map(scalar, items(settings.get("aliases"))))
             fixed = [
                 address
                 for key in ("ipv4_address", "ipv6_address")
-                if (address := compose_storage.text(settings.get(key)))
+                if (address := scalar(settings.get(key)))
                 and self._valid(key, address, addresses_and_ports.static_address)
             ]
             if fixed and name in known:
                 addresses[known[name]] = fixed[0] if len(fixed) == 1 else fixed
             for key in beyond(settings, OF_NETWORKS):
                 self._gap(f"networks.{name}.{key}", "niso has no such key")
-        hostname = compose_storage.text(keys.get("hostname"))
+        hostname = scalar(keys.get("hostname"))
         if hostname and self._valid("hostname", hostname, values.host_label):
             self._put("network", "hostname", hostname)
-        if container := compose_storage.text(keys.get("container_name")):
+        if container := scalar(keys.get("container_name")):
             aliases[container] = None
         taken = [
             name
@@ -442,14 +411,13 @@ class Service:
         self._resolver()
 
     def _resolver(self) -> None:
-        """Convert extra_hosts, dns and dns_search."""
         given = self._keys.get("extra_hosts")
         if isinstance(given, list):
-            parts = (re.split("[:=]", compose_storage.text(item), maxsplit=1) for item in given)
+            parts = (re.split("[:=]", scalar(item), maxsplit=1) for item in given)
             given = {part[0]: part[-1] for part in parts}
         hosts = {}
         for name, address in _mapping(given).items():
-            text = compose_storage.text(address).strip("[]")
+            text = scalar(address).strip("[]")
             if self._valid("extra_hosts", name, addresses_and_ports.extra_host) and self._valid(
                 "extra_hosts", text, addresses_and_ports.extra_address
             ):
@@ -460,7 +428,7 @@ class Service:
             ("dns", addresses_and_ports.server_address),
             ("dns_search", addresses_and_ports.domain),
         ):
-            texts = map(compose_storage.text, items(self._keys.get(key)))
+            texts = map(scalar, items(self._keys.get(key)))
             kept = [text for text in texts if self._valid(key, text, rule)]
             if kept:
                 self._put("network", key, kept)
@@ -469,7 +437,7 @@ class Service:
         taken = []
         given = self._keys.get("ports")
         for item in given if isinstance(given, list) else ():
-            entry = port(item)
+            entry = storage.port(item)
             if entry is None:
                 self._gap("ports", f"{item!r} cannot be taken over")
             elif self._valid("ports", entry, parse_port):
@@ -503,50 +471,15 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 HANDLED = frozenset(
-    [
-        "image",
-        "build",
-        "entrypoint",
-        "command",
-        "working_dir",
-        "environment",
-        "env_file",
-        "ports",
-        "expose",
-        "networks",
-        "network_mode",
-        "hostname",
-        "container_name",
-        "depends_on",
-        "secrets",
-        "dns",
-        "dns_search",
-        "extra_hosts",
-        "healthcheck",
-        "restart",
-        "stop_grace_period",
-        "user",
-        "cap_add",
-        "cap_drop",
-        "read_only",
-        "tmpfs",
-        "volumes",
-        "mem_limit",
-        "cpus",
-        "pids_limit",
-        "shm_size",
-        "deploy",
-        "init",
-        "security_opt",
-        "profiles",
-        "stdin_open",
-        "tty",
-        "attach",
-        "annotations",
-        "labels",
-        "pull_policy",
+    (
+        *("image", "build", "entrypoint", "command", "working_dir", "environment", "env_file"),
+        *("ports", "expose", "networks", "network_mode", "hostname", "container_name"),
+        *("depends_on", "secrets", "dns", "dns_search", "extra_hosts", "healthcheck", "restart"),
+        *("stop_grace_period", "user", "cap_add", "cap_drop", "read_only", "tmpfs", "volumes"),
+        *("mem_limit", "cpus", "pids_limit", "shm_size", "deploy", "init", "security_opt"),
+        *("profiles", "stdin_open", "tty", "attach", "annotations", "labels", "pull_policy"),
         "stop_signal",
-    ]
+    )
 )
 OF_NETWORKS = {"aliases", "ipv4_address", "ipv6_address", "priority", "gw_priority"}
 OF_CHECK = {"test", "interval", "timeout", "start_period", "retries", "disable"}

@@ -27,7 +27,7 @@ _OF_MOUNT = ("type", "source", "target", "read_only", "tmpfs", "consistency")
 _MODES = ("", "ro", "rw", "z", "Z", "cached", "delegated", "consistent", "nocopy", "private")
 
 
-class Mount(NamedTuple):
+class VolumeMount(NamedTuple):
     """One mount of a service. ``source`` is the name of a volume, a path of the host, or empty."""
 
     kind: str  # volume, bind or tmpfs
@@ -47,8 +47,7 @@ class Place(NamedTuple):
         """Convert a path of the compose file to a path for the stack.toml.
 
         A path below the folder of the stack.toml becomes relative, so that a copy of the folder
-        uses its own files. If a symbolic link leads out of the folder, the path stays absolute,
-        because niso refuses such a relative path.
+        uses its own files, unless a symbolic link leads out of it: niso refuses that.
         """
         whole = os.path.normpath(os.path.join(self.folder, text))
         if self.target is None:
@@ -63,7 +62,6 @@ class Storage:
     """The volumes of all services of a compose file."""
 
     def __init__(self, stack: str, place: Place, services: Mapping[str, Mapping[str, Any]]) -> None:
-        """Count the mounts of each named volume."""
         self._stack, self._place = stack, place
         users: dict[str, list[str]] = {}
         for name, keys in services.items():
@@ -73,10 +71,7 @@ class Storage:
         self._users = {source: names for source, names in users.items() if len(names) > 1}
 
     def volumes(self, keys: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Return a service's [volumes] table, and the settings that niso does not support.
-
-        Each such setting is a pair of key and explanation.
-        """
+        """Return a service's [volumes] table, and unsupported keys, each with an explanation."""
         gaps: list[tuple[str, str]] = []
         made: dict[str, Any] = {}
         points: dict[str, str] = {}
@@ -88,7 +83,11 @@ class Storage:
             except InvalidInput as error:
                 gaps.append(("volumes", f"{mount.target!r} {error.reason or error.message}"))
                 continue
-            outer = next((at for at in points if _overlap(at, mount.target)), None)
+            inner = mount.target
+            overlapping = (
+                at for at in points if _below(f"{at}/", inner) or _below(f"{inner}/", at)
+            )
+            outer = next(overlapping, None)
             if outer is not None:
                 what = f"{mount.target} overlaps {outer}: none can be in another"
                 gaps.append(("volumes", what))
@@ -99,7 +98,7 @@ class Storage:
                 made[name] = table
         return made, gaps
 
-    def _table(self, mount: Mount, gaps: list[tuple[str, str]]) -> dict[str, Any] | None:
+    def _table(self, mount: VolumeMount, gaps: list[tuple[str, str]]) -> dict[str, Any] | None:
         if mount.kind == "tmpfs":
             size = {"size": mount.size} if mount.size else {}
             return {"mount": mount.target, "tmpfs": True, **size}
@@ -134,15 +133,8 @@ def _below(path: str, folder: str) -> bool:
     return path.startswith(f"{folder}/")
 
 
-def _overlap(one: str, other: str) -> bool:
-    return _below(f"{one}/", other) or _below(f"{other}/", one)
-
-
-def _name(mount: Mount, taken: Mapping[str, Any]) -> str:
-    """Return a name for a volume that is not in ``taken``.
-
-    It is the declared name, or one derived from the mount point.
-    """
+def _name(mount: VolumeMount, taken: Mapping[str, Any]) -> str:
+    """Return a volume's declared name, or one of its mount point, that is not in ``taken``."""
     given = mount.source if mount.kind == "volume" and mount.source else mount.target
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", given).strip("-_")
     plain = (plain if plain[:1].isalpha() else f"v-{plain}")[:55].rstrip("-")
@@ -152,30 +144,27 @@ def _name(mount: Mount, taken: Mapping[str, Any]) -> str:
     return name
 
 
-def _mounts(keys: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Iterator[Mount]:
-    """Yield the mounts of a service.
-
-    An entry that cannot be parsed is added to ``gaps``, as a pair of key and explanation.
-    """
+def _mounts(keys: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Iterator[VolumeMount]:
+    """Yield the mounts of a service. Explain entries that cannot be parsed in ``gaps``."""
     given = keys.get("volumes")
     for item in given if isinstance(given, list) else ():
-        mount = _long(item, gaps) if isinstance(item, dict) else _short(text(item), gaps)
+        mount = _long(item, gaps) if isinstance(item, dict) else _short(scalar(item), gaps)
         if mount is None:
             gaps.append(("volumes", f"{item!r} cannot be taken over"))
         else:
             yield mount
     tmpfs = keys.get("tmpfs")
     for item in items(tmpfs):
-        target, _, options = text(item).partition(":")
+        target, _, options = scalar(item).partition(":")
         for option in filter(None, options.split(",")):
             if not (option.startswith("size=") and parse_size(option[5:])):
                 gaps.append(("tmpfs", f"{target}: {option} is not taken over"))
         size = pairs(options.split(",")).get("size")
-        yield Mount("tmpfs", "", target, size=parse_size(size) if size else None)
+        yield VolumeMount("tmpfs", "", target, size=parse_size(size) if size else None)
 
 
-def _long(item: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Mount | None:
-    kind, target = text(item.get("type")) or "volume", text(item.get("target"))
+def _long(item: Mapping[str, Any], gaps: list[tuple[str, str]]) -> VolumeMount | None:
+    kind, target = scalar(item.get("type")) or "volume", scalar(item.get("target"))
     if kind not in ("volume", "bind", "tmpfs") or not target:
         return None
     options = item.get("tmpfs")
@@ -184,14 +173,16 @@ def _long(item: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Mount | None:
         gaps.append(("volumes", f"{target}: {options['size']!r} is not a size"))
     for key in beyond(item, _OF_MOUNT):
         gaps.append(("volumes", f"{target}: {key} is not taken over"))
-    return Mount(kind, text(item.get("source")), target, item.get("read_only") is True, size)
+    return VolumeMount(
+        kind, scalar(item.get("source")), target, item.get("read_only") is True, size
+    )
 
 
-def _short(text: str, gaps: list[tuple[str, str]]) -> Mount | None:
+def _short(text: str, gaps: list[tuple[str, str]]) -> VolumeMount | None:
     """Parse a mount in the short form ``[SOURCE:]TARGET[:MODE]``; return None if it is invalid."""
     parts = fields(text)
     if len(parts) == 1:
-        return Mount("volume", "", text)
+        return VolumeMount("volume", "", text)
     if len(parts) > 3:
         return None
     source, target, *more = parts
@@ -200,7 +191,7 @@ def _short(text: str, gaps: list[tuple[str, str]]) -> Mount | None:
         if mode not in _MODES:
             gaps.append(("volumes", f"{text}: the mode {mode!r} is not known"))
     kind = "bind" if source.startswith((".", "/", "~", "$")) else "volume"
-    return Mount(kind, source, target, "ro" in modes)
+    return VolumeMount(kind, source, target, "ro" in modes)
 
 
 # --- single values --------------------------------------------------------------------------------
@@ -217,10 +208,7 @@ _BYTES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def words(value: object) -> list[str] | None:
-    """Return the words of a command: a list, or a string that is split as by a shell.
-
-    None if invalid.
-    """
+    """Return a command's words: a list, or a string that is split as by a shell; else None."""
     if isinstance(value, str):
         import shlex
 
@@ -229,11 +217,11 @@ def words(value: object) -> list[str] | None:
         except ValueError:
             return None
     if isinstance(value, list):
-        return [text(item) for item in value]
+        return [scalar(item) for item in value]
     return None
 
 
-def text(value: object) -> str:
+def scalar(value: object) -> str:
     """Return a YAML scalar as text, such as ``true`` or ``1``; "" for null."""
     if value is None:
         return ""
@@ -241,10 +229,7 @@ def text(value: object) -> str:
 
 
 def items(value: object) -> list[Any]:
-    """Return a list unchanged.
-
-    A string or number becomes a list with it, another value an empty list.
-    """
+    """Return a list unchanged, a string or number in a list, and else an empty list."""
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return [value]
     return value if isinstance(value, list) else []
@@ -258,10 +243,10 @@ def beyond(given: Iterable[str], known: Container[str]) -> list[str]:
 def pairs(value: object) -> dict[str, str | None]:
     """Return a mapping, or a list of ``NAME=value``, as a dict. A missing value is None."""
     if isinstance(value, dict):
-        return {name: None if item is None else text(item) for name, item in value.items()}
+        return {name: None if item is None else scalar(item) for name, item in value.items()}
     values: dict[str, str | None] = {}
     for item in value if isinstance(value, list) else ():
-        name, equals, after = text(item).partition("=")
+        name, equals, after = scalar(item).partition("=")
         values[name] = after if equals else None
     return values
 
@@ -284,12 +269,8 @@ def duration(value_s: float) -> str:
 
 
 def parse_size(value: object) -> str | None:
-    """Return a size such as ``512m``, ``1gb`` or a number of bytes in niso's syntax; None if
-    invalid.
-
-    The size is rounded up to a multiple of 1K.
-    """
-    parsed = _SIZE.fullmatch(text(value).strip())
+    """Return a size such as ``512m`` in niso's syntax, in whole K; None if it is invalid."""
+    parsed = _SIZE.fullmatch(scalar(value).strip())
     if parsed is None:
         return None
     kilobytes = -(-int(float(parsed[1]) * (1 << _BYTES[parsed[2].lower()])) // 1024)
@@ -300,18 +281,18 @@ def parse_size(value: object) -> str | None:
 
 
 def port(value: object) -> str | None:
-    """Return an entry of ``ports``, short or long, in niso's syntax; None if it is invalid.
+    """Return an entry of ``ports`` in niso's syntax; None if it is invalid.
 
-    An entry without a host port becomes ``:80``. niso then chooses a host port, as compose does.
+    Without a host port it is ``:80``: niso chooses a host port, as Compose does.
     """
     if isinstance(value, dict):
-        target, published = text(value.get("target")), text(value.get("published"))
-        address = text(value.get("host_ip"))
+        target, published = scalar(value.get("target")), scalar(value.get("published"))
+        address = scalar(value.get("host_ip"))
         address = f"[{address}]:" if ":" in address else f"{address}:" if address else ""
-        protocol = text(value.get("protocol"))
+        protocol = scalar(value.get("protocol"))
         suffix = "" if protocol in ("", "tcp") else f"/{protocol}"
         return f"{address}{published}:{target}{suffix}" if target else None
-    entry = text(value)
+    entry = scalar(value)
     mapping, _, protocol = entry.partition("/")
     if not mapping:
         return None
@@ -324,33 +305,27 @@ def fields(entry: str) -> list[str]:
     return re.split(r":(?![^{}]*\})", entry)
 
 
-class Variables:
-    """Convert variables to the syntax of a stack.toml, and collect their names.
+def with_variables(data: Any) -> tuple[Any, set[str], set[str]]:
+    """Return data with the variables of its strings in the syntax of a stack.toml, and their names.
 
-    Forms with braces are equal in both. ``$NAME`` becomes ``${NAME}``, and ``$$`` becomes ``$``.
+    The names are in two sets: those with a default, and those without. Forms with braces are equal
+    in both files. ``$NAME`` becomes ``${NAME}``, and ``$$`` becomes ``$``. Keys are not changed.
     """
+    used: set[str] = set()
+    needed: set[str] = set()
 
-    def __init__(self) -> None:
-        """Start without any names."""
-        self.used: set[str] = set()
-        self.without_default: set[str] = set()
-
-    def kept(self, data: Any) -> Any:
-        """Return plain data with the variables in all its strings converted.
-
-        Keys are not changed.
-        """
+    def converted(data: Any) -> Any:
         if isinstance(data, dict):
-            return {name: self.kept(item) for name, item in data.items()}
+            return {name: converted(item) for name, item in data.items()}
         if isinstance(data, list):
-            return [self.kept(item) for item in data]
-        return _VARIABLE.sub(self._one, data) if isinstance(data, str) and "$" in data else data
+            return [converted(item) for item in data]
+        return _VARIABLE.sub(one, data) if isinstance(data, str) and "$" in data else data
 
-    def _one(self, match: re.Match[str]) -> str:
+    def one(match: re.Match[str]) -> str:
         if match["dollar"]:
             return match[0] if match.string[match.end() :].startswith("{") else "$"
         name, how = match["bare"] or match["name"], match["how"] or ""
-        self.used.add(name)
-        if how[-1:] not in ("-", "+"):
-            self.without_default.add(name)
+        (used if how[-1:] in ("-", "+") else needed).add(name)
         return f"${{{name}{how}{match['text'] or ''}}}"
+
+    return converted(data), used - needed, needed
