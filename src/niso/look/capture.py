@@ -55,8 +55,6 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-# --- captures as text or pcapng -------------------------------------------------------------------
-
 _MOST_REASONS = 4096
 
 
@@ -87,27 +85,36 @@ def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
 class Capture:
     """Running captures of several services, whose packets are merged. A context manager.
 
-    ``namespaces`` maps service names to network namespaces, ``names`` addresses to names. Raises
-    Error if tcpdump is not installed, KernelError and ProcessError.
+    ``namespaces`` maps service names to network namespaces, ``names`` addresses to names. With
+    ``drops``, it has the packets that rules drop, each with the reason that ``reason`` returns. The
+    kernel reports only the headers of these packets; tcpdump filters and prints them. Raises Error
+    if tcpdump is not installed, KernelError and ProcessError.
     """
 
     def __init__(
-        self, namespaces: Mapping[str, str], names: Mapping[str, str], wanted: CaptureRequest
+        self,
+        namespaces: Mapping[str, str],
+        names: Mapping[str, str],
+        wanted: CaptureRequest,
+        drops: Trace | None = None,
+        reason: Callable[[Dropped], str] = lambda _: "",
     ) -> None:
-        self._names, self._wanted = names, wanted
-        self._file = CaptureFile(names, self._reason, wanted.most)
+        self._names, self._wanted, self._drops, self._reason = names, wanted, drops, reason
+        self._reasons: dict[int, str] = {}  # by time in microseconds since 1970
+        self._file = CaptureFile(names, lambda time: self._reasons.get(time, ""), wanted.most)
         self._left = wanted.most
         self._epoll = select.epoll()
         self._sources: list[Tcpdump] = []  # one for each service
-        self._wide = 0
+        self._wide = max(map(len, namespaces)) + 2 if len(namespaces) > 1 else 0
+        self._last, self._pipe = 0, -1
         try:
             for name, namespace in namespaces.items():
                 self._start(name, ["-i", "any"], namespace)
+            if drops is not None:
+                self._start_with_drops(drops)
         except BaseException:
             self.close()
             raise
-        if len(namespaces) > 1:
-            self._wide = max(map(len, namespaces)) + 2
 
     def __enter__(self) -> Self:
         return self
@@ -135,15 +142,24 @@ class Capture:
 
     def stop(self) -> None:
         """Stop the captures; `read` still returns the packets captured before."""
-        for source in self._sources:
+        self._hang_up()  # of dropped packets: tcpdump exits at the end of its input
+        for source in self._sources if self._drops is None else ():
             source.stop()
 
     def close(self) -> None:
         """Stop all captures and close their descriptors."""
+        if self._drops is not None:
+            self._drops.close()
+        self._hang_up()
         for source in self._sources:
             source.close()
         self._sources = []
         self._epoll.close()
+
+    def _hang_up(self) -> None:
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
 
     def _start(
         self, name: str, words: Sequence[str], namespace: str = "", stdin: int | None = None
@@ -157,8 +173,35 @@ class Capture:
         for fd in (tcpdump.out, tcpdump.err):
             self._epoll.register(fd, select.EPOLLIN)
 
+    def _start_with_drops(self, drops: Trace) -> None:
+        end, self._pipe = os.pipe2(os.O_CLOEXEC)
+        try:
+            words = ["-r", "-", *(["-tt"] if self._wanted.text else [])]
+            self._start("dropped", words, stdin=end)
+        finally:
+            os.close(end)
+        os.set_blocking(self._pipe, False)
+        os.write(self._pipe, pcap_header())
+        self._epoll.register(drops, select.EPOLLIN)
+
+    def _pass_on(self, drops: Trace) -> None:
+        for dropped in drops.dropped():
+            self._last = max(self._last + 1, time.time_ns() // 1000)
+            self._reasons[self._last] = self._reason(dropped)
+            if len(self._reasons) > _MOST_REASONS:
+                del self._reasons[next(iter(self._reasons))]
+            packet = pcap_packet(self._last, dropped.headers, dropped.length)
+            # the pipe is full because tcpdump cannot keep up, or tcpdump has just exited: drop the
+            # packet
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):
+                if self._pipe >= 0:
+                    os.write(self._pipe, packet)
+
     def _take(self, fd: int) -> bytes:
-        """Read from a ready descriptor of a tcpdump; return the output for the caller."""
+        """Read from a ready descriptor; return the output for the caller."""
+        if self._drops is not None and fd == self._drops.fileno():
+            self._pass_on(self._drops)
+            return b""
         for source in self._sources:
             if fd == source.err:
                 if not source.hear():
@@ -190,84 +233,14 @@ class Capture:
         return b"".join(line + b"\n" for line in shown)
 
     def _line(self, line: bytes) -> bytes:
-        return line
-
-    def _reason(self, _: int) -> str:
-        return ""
-
-
-class DropCapture(Capture):
-    """A capture of packets that rules drop, each with the reason, which ``words`` returns.
-
-    The kernel reports only the headers of these packets. tcpdump filters and prints them.
-    """
-
-    def __init__(
-        self,
-        drops: Trace,
-        words: Callable[[Dropped], str],
-        names: Mapping[str, str],
-        wanted: CaptureRequest,
-    ) -> None:
-        self._drops, self._words = drops, words
-        self._reasons: dict[int, str] = {}
-        self._last = 0
-        self._pipe = -1
-        super().__init__({}, names, wanted)
-        try:
-            end, self._pipe = os.pipe2(os.O_CLOEXEC)
-            try:
-                words_ = ["-r", "-", *(["-tt"] if wanted.text else [])]
-                self._start("dropped", words_, stdin=end)
-            finally:
-                os.close(end)
-            os.set_blocking(self._pipe, False)
-            os.write(self._pipe, pcap_header())
-            self._epoll.register(drops, select.EPOLLIN)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        self._drops.close()
-        self._hang_up()
-        super().close()
-
-    def stop(self) -> None:
-        self._hang_up()  # tcpdump exits at the end of its input
-
-    def _hang_up(self) -> None:
-        if self._pipe >= 0:
-            os.close(self._pipe)
-            self._pipe = -1
-
-    def _take(self, fd: int) -> bytes:
-        if fd != self._drops.fileno():
-            return super()._take(fd)
-        for dropped in self._drops.dropped():
-            self._last = max(self._last + 1, time.time_ns() // 1000)
-            self._reasons[self._last] = self._words(dropped)
-            if len(self._reasons) > _MOST_REASONS:
-                del self._reasons[next(iter(self._reasons))]
-            packet = pcap_packet(self._last, dropped.headers, dropped.length)
-            # the pipe is full because tcpdump cannot keep up, or tcpdump has just exited: drop the
-            # packet
-            with contextlib.suppress(BlockingIOError, BrokenPipeError):
-                if self._pipe >= 0:
-                    os.write(self._pipe, packet)
-        return b""
-
-    def _line(self, line: bytes) -> bytes:
+        """Return a line of a dropped packet with its reason, and any other line unchanged."""
         seconds, dot, others = line.partition(b".")
         micros, _, what = others.partition(b" ")
-        if not (dot and seconds.isdigit() and micros.isdigit()):
+        if self._drops is None or not (dot and seconds.isdigit() and micros.isdigit()):
             return line
         clock = time.strftime("%H:%M:%S", time.localtime(int(seconds)))
-        reason = self._reason(int(seconds) * 1_000_000 + int(micros))
+        reason = self._reasons.get(int(seconds) * 1_000_000 + int(micros), "")
         return f"{clock}.{micros.decode()} ".encode() + what + f"  ({reason})".encode()
-
-    def _reason(self, at: int) -> str:
-        return self._reasons.get(at, "")
 
 
 # --- tcpdump in a service's namespace -------------------------------------------------------------
@@ -641,7 +614,7 @@ def capture(session: Session, wanted: CaptureRequest) -> Capture:
     own = [address for service in known.values() for address in addresses_of(service)]
     drops = Trace(drop_rules(own, ends, [bridge(row.name) for row in store.networks()]))
     present = fresh_world(session.kernel(), store)
-    return DropCapture(drops, lambda dropped: why(present(), dropped), named, wanted)
+    return Capture({}, named, wanted, drops, lambda dropped: why(present(), dropped))
 
 
 def trace(

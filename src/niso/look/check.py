@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from niso.runtime.processes import Processes
 
 
-# --- all findings ---------------------------------------------------------------------------------
-
 _LOOKS, _PAUSE_S = 3, 0.03
 """The number of comparisons, and the seconds between two of them.
 
@@ -340,8 +338,6 @@ def of_package(row: ServiceRow) -> Finding | None:
         return Finding("different", what, f"all of its files are empty: {row.again}")
     return None
 
-
-# --- attachments ----------------------------------------------------------------------------------
 
 _MOVING_S = 120
 """The maximum time in seconds that a container engine needs to move an interface into a

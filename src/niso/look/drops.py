@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-# --- stream of dropped packets --------------------------------------------------------------------
-
-
 class DropTarget(NamedTuple):
     """The destination of a dropped packet."""
 
@@ -288,9 +285,6 @@ def _foreign() -> dict[str, int] | None:
         if header is None:
             return None
         return {port.fields[0]: packets for port, packets, _ in kernel.counts(header)}
-
-
-# --- the counters of a service --------------------------------------------------------------------
 
 
 class Stats(NamedTuple):

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-# --- the stream of events -------------------------------------------------------------------------
-
 _QUIET_S = 0.1
 """Changes that follow each other within this time in seconds are combined."""
 _LONGEST_S = 1.0

@@ -140,9 +140,6 @@ def _ways(
     return ["this host", f"services{inner}{but}", *others, *nobody]
 
 
-# --- published ports ------------------------------------------------------------------------------
-
-
 def exposed_ports(kernel: Kernel, store: Store) -> tuple[host_ports.PublishedPort, ...]:
     """Return the published ports and from where each is reachable: `Networks.exposure`."""
     lines = host_ports.port_rows(store)

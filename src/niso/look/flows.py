@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-# --- recorded flows, joined with services and policies --------------------------------------------
-
 HOST = "host"
 EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
 PASS, AUDIT, DROP = "pass", "audit", "drop"
@@ -133,13 +131,6 @@ class Flow(NamedTuple):
     def services(self) -> frozenset[str]:
         """The services at both ends: none, one or two."""
         return frozenset(end.service for end in (self.from_, self.to) if end.service)
-
-    @property
-    def decision(
-        self,
-    ) -> tuple[str | None, str | None, str | None, str | None, int | None, bool]:
-        """The fields from ``service`` to ``agrees``, as a tuple."""
-        return self.service, self.key, self.text, self.words, self.published, self.agrees
 
 
 class Memory(NamedTuple):

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-# --- graphs of traffic and of policies ------------------------------------------------------------
-
 _ALL = (0, 65_535)
 _MOST_OUTSIDE = 8  # outside addresses that get a node each
 _MOST_PORTS = 5  # ports that an edge's label lists
@@ -286,8 +284,6 @@ def _quoted(lines: Iterable[str], escape: str = "#{};", separator: str = "<br>")
 def _quoted_for_dot(lines: Iterable[str]) -> str:
     return _quoted(lines, "&#{};", "\\n")
 
-
-# --- Host.graph -----------------------------------------------------------------------------------
 
 FORMATS = ("mermaid", "dot", "svg", "png")
 _PATIENCE_S = 120

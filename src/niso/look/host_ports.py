@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from niso.kernel.sockets import Listener
 
 
-# --- published ports and conflicting listeners ----------------------------------------------------
-
 HOLDERS = ("podman",)
 """Owners of attachments whose own programs listen on published ports."""
 
@@ -147,9 +145,6 @@ def shadows(
                 text = f"{program} listens on {at}, and gets no packets for {port.host_side}"
                 result.append((service, port, family_of(listener.address), text))
     return result
-
-
-# --- results --------------------------------------------------------------------------------------
 
 
 class Port(NamedTuple):

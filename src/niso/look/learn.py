@@ -33,8 +33,6 @@ from niso.plan.verdict import KnownService, PolicyContext
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
 
-# --- policies from flows (pure) -------------------------------------------------------------------
-
 MOST_OUTSIDE = 8
 """The maximum number of entries for outside addresses of one port and IP version.
 
@@ -627,9 +625,6 @@ def _apply(store: Store, file: str, rows: Sequence[ServiceRow]) -> str:
     if stack and file in store.stack_files(stack):
         return f"niso stack up {folder}"
     return f"niso activate {folder}"
-
-
-# --- how long flows were watched ------------------------------------------------------------------
 
 
 def watched_s(row: ServiceRow, since: float | None = None) -> float | None:

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# --- the map --------------------------------------------------------------------------------------
-
-
 class MapPolicy(NamedTuple):
     """The policy of a service, as written."""
 

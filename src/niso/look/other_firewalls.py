@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-# --- drops and their remedies ---------------------------------------------------------------------
-
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 

@@ -36,8 +36,6 @@ from niso.plan.verdict import (
 from niso.store.name_rows import bare_name
 from niso.store.store import Store
 
-# --- FROM and TO ----------------------------------------------------------------------------------
-
 PROTOCOLS = (*PORTED, "icmp")
 HOST = "host"
 TARGET = "NAME, ADDRESS or [IPV6], then :PORT or :PORT/PROTO; or /icmp"

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
 
 
-# --- results --------------------------------------------------------------------------------------
-
 if TYPE_CHECKING:
     _Count = tuple[int, float | None, Atoms]  # packets, seconds since the last, element's key
 
@@ -64,9 +62,6 @@ class PolicyEntry(NamedTuple):
     """addresses of a DNS name, or a narrower form of the entry; can be empty"""
     audited: bool
     """whether the entry denies, but packets pass because the policy is in audit"""
-
-
-# --- niso net policy ------------------------------------------------------------------------------
 
 
 def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from niso.look.session import Session
 
 
-# --- results --------------------------------------------------------------------------------------
-
 PATIENCE_S = 1.0
 _POLL_S = 0.02
 
@@ -67,9 +65,6 @@ class Proof(NamedTuple):
     """why the sender's kernel refused to send the packet; null if it did not"""
     counters: tuple[Counter, ...]
     """rules that count the packet"""
-
-
-# --- prove: verdicts compared with packets --------------------------------------------------------
 
 
 def sender_namespace(world: PolicyContext, packet: Packet, verdict: Verdict) -> str:
@@ -162,9 +157,6 @@ def _packets(kernel: Nft, rule: Object) -> int | None:
     return next((int(e["counter"]["packets"]) for e in actual["expr"] if "counter" in e), None)
 
 
-# --- Host.ping ------------------------------------------------------------------------------------
-
-
 class Sender(NamedTuple):
     """The source of an explained packet."""
 
@@ -233,13 +225,10 @@ def ping(session: Session, source: str, destination: str) -> Pong:
                 f"{name} is not attached any longer: its network namespace has ended",
                 "niso net repair forgets it",
             )
-    networks = [
-        {endpoint.network for endpoint in world.services[name].endpoints} for name in (from_, to)
-    ]
-    if not networks[0] & networks[1]:
+    on = {name: [e.network for e in world.services[name].endpoints] for name in (from_, to)}
+    if not {*on[from_]} & {*on[to]}:
         lists = " and ".join(
-            f"{name} is on {', '.join(e.network for e in world.services[name].endpoints) or 'none'}"
-            for name in (from_, to)
+            f"{name} is on {', '.join(on[name]) or 'none'}" for name in (from_, to)
         )
         raise Error(
             f"{from_} and {to} have no common network: {lists}",

@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from niso.runtime.health import Health, Target
 
 
-# --- ps and inspect -------------------------------------------------------------------------------
-
-
 class ServiceLine(NamedTuple):
     """One service in the result of `Services.list`."""
 
@@ -331,12 +328,9 @@ def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> 
 
 def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[Target]:
     """Return the health checks of those of the given services that are running and have one."""
-    checked_services = set(store.checked_services())
-    checked = [row for row in services if row.name in checked_services]
-    if not checked:
-        return []
-
-    running = [(row, now) for row in checked if (now := read(row.name)).state == "running"]
+    checked = {*store.checked_services()}
+    known = ((row, read(row.name)) for row in services if row.name in checked)
+    running = [(row, now) for row, now in known if now.state == "running"]
     if not running:
         return []
 

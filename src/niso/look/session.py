@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from niso.runtime.processes import Processes
 
 
-# --- the session ----------------------------------------------------------------------------------
-
 if TYPE_CHECKING:
     Progress = Callable[[Event], object]
 
@@ -179,7 +177,8 @@ def open_session(
     Raises Error if the caller is not root.
     """
     for variable, folder in (("NISO_STATE_DIR", state_dir), ("NISO_RUN_DIR", run_dir)):
-        given = _path(variable, folder) if folder is not None else os.environ.get(variable)
+        name = variable.removeprefix("NISO_").lower()
+        given = path(folder, name) if folder is not None else os.environ.get(variable)
         if given:
             # absolute, for child processes, which read it too, and threads with another working
             # folder
@@ -192,10 +191,6 @@ def open_session(
 def close_all() -> None:
     """Close every store, for a process that skips the interpreter's shutdown."""
     sqlite.close_all()
-
-
-def _path(variable: str, folder: object) -> str:
-    return path(folder, variable.removeprefix("NISO_").lower())
 
 
 # --- checked arguments and errors of API calls ----------------------------------------------------

@@ -13,8 +13,6 @@ from niso.plan.subnets import NetworkRequest
 from niso.runtime import volumes
 from niso.store.store import Store
 
-# --- loading, and members -------------------------------------------------------------------------
-
 
 def load(path: str, owners: Collection[int] | None = None) -> Stack:
     """Read and validate a stack.toml, its manifests and networks. Raises as `stack.load` does."""
@@ -114,9 +112,6 @@ def error_of(network: str, error: Error) -> InvalidInput:
     hint = (error.hint or "").replace("--allow-public", "allow_public = true")
     new.hint = hint.replace("--", "") or None
     return new
-
-
-# --- the file of a stack --------------------------------------------------------------------------
 
 
 def is_elsewhere(before: str, now: str) -> bool:

@@ -44,35 +44,31 @@ class Defect(NamedTuple):
 def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
     """Return the defects of the store. Raises Error if the database itself is damaged."""
     with store.reading():
-        return _defects(kernel, store)
-
-
-def _defects(kernel: Kernel, store: Store) -> list[Defect]:
-    store.require_sound()
-    defects = [Defect("foreign", table, service) for table, service in store.orphans()]
-    changing = {intent.service for intent in store.intents()}
-    networks = {network.name: network for network in store.networks()}
-    lacking = []
-    for name, _, _ in store.service_names():
-        row = store.require_known(name)
-        spec = row.service
-        if spec is None or (row.has_process and row.process is None):
-            defects.append(Defect("different", "service", row.name))
-        if (
-            spec is not None
-            and row.name not in changing
-            and not _is_whole(kernel, store, networks, row, spec)
-        ):
-            lacking.append(row.name)
-    if lacking:
-        copy = store.in_memory()
-        try:
-            defects += _restored(kernel, copy, lacking)
-        finally:
-            copy.close()
-    if store.any_active() and _lost_sysctl(kernel, store):
-        defects.append(Defect("missing", "sysctl", ""))
-    return defects
+        store.require_sound()
+        defects = [Defect("foreign", table, service) for table, service in store.orphans()]
+        changing = {intent.service for intent in store.intents()}
+        networks = {network.name: network for network in store.networks()}
+        lacking = []
+        for name, _, _ in store.service_names():
+            row = store.require_known(name)
+            spec = row.service
+            if spec is None or (row.has_process and row.process is None):
+                defects.append(Defect("different", "service", row.name))
+            if (
+                spec is not None
+                and row.name not in changing
+                and not _is_whole(kernel, store, networks, row, spec)
+            ):
+                lacking.append(row.name)
+        if lacking:
+            copy = store.in_memory()
+            try:
+                defects += _restored(kernel, copy, lacking)
+            finally:
+                copy.close()
+        if store.any_active() and _lost_sysctl(kernel, store):
+            defects.append(Defect("missing", "sysctl", ""))
+        return defects
 
 
 def _restored(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Defect]:

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-# --- samples and rates ----------------------------------------------------------------------------
-
-
 class ServiceLoad(NamedTuple):
     """The rates of a service between two samples."""
 
@@ -251,18 +248,10 @@ def between(
         if not grown and not octets:
             continue
         flow = reader.flow(key, verdict != DROP)
-        flows.append(
-            FlowLoad(
-                flow.from_,
-                flow.to,
-                flow.port,
-                flow.proto,
-                verdict,
-                round(grown / seconds, 3),
-                None if moved is None else round(8 * octets / seconds, 1),
-                *flow.decision,
-            )
-        )
+        rate = round(grown / seconds, 3)
+        bits = None if moved is None else round(8 * octets / seconds, 1)
+        # both ends, port and protocol; then from the service whose policy decides to ``agrees``
+        flows.append(FlowLoad(*(*flow[:4], verdict, rate, bits, *flow[5:11])))
     flows.sort(
         key=lambda f: (-f.new, -(f.bits or 0), f.from_.name, f.to.name, f.port, f.proto, f.verdict)
     )

@@ -15,8 +15,6 @@ from niso.plan import verdict
 from niso.plan.records import Entry, Peer, Policy
 from niso.plan.verdict import PolicyContext, Reason
 
-# --- flows under another policy -------------------------------------------------------------------
-
 CUT, AUDIT, NEW, PASS = "cut", "audit", "new", "pass"
 """The effects of a change of policies on a flow.
 
@@ -83,10 +81,7 @@ def effects(
         result.append(
             PolicyEffect(
                 kind,
-                flow.from_,
-                flow.to,
-                flow.port,
-                flow.proto,
+                *flow[:4],  # both ends, port and protocol
                 own.service or None,
                 own.key or None,
                 own.text or None,
