@@ -9,7 +9,7 @@ from fake_world import World
 from niso.base import names
 from niso.kernel.nft_elements import Element
 from niso.plan.desired import desired
-from niso.plan.policy_elements import PASSES, decides
+from niso.plan.policy_elements import PASSES, looked_up
 from niso.plan.verdict import decide
 from niso.reconcile.live_world import read_world
 from niso.store.snapshots import ALL
@@ -40,7 +40,8 @@ def allowed(world: World, source: str, to: str, port: int | None = None) -> bool
     verdict = decide(read_world(world.kernel, world.store), peer, own, port, proto)
     snapshot = world.store.snapshot(ALL)
     policed = next(one for one in snapshot.policed if one.service == to)
-    element = decides(policed, snapshot.members, True, own, peer, proto, port)
+    found = looked_up(policed, snapshot.members, True, own, peer, proto, port)
+    element = found[-1] if found else None
     assert element is None or element in world.kernel.everything(desired(snapshot))[Element]
     passes = element is None or element.value == PASSES
     assert passes == verdict.ingress.passes

@@ -5,13 +5,22 @@ from __future__ import annotations
 import pytest
 from answers_made import API, NOBODY, NOTHING, ONE, SIX, TWO, heard
 
-from niso.plan.dns_answers import FORMER, NOW, PAST, Bars, DnsAddress, DnsAnswer, Outside, after
+from niso.plan.dns_answers import (
+    FORMER,
+    NOW,
+    PAST,
+    DnsAddress,
+    DnsAnswer,
+    Outside,
+    after,
+    forbidden_addresses,
+)
 
 FINE = (
     *(ONE, SIX, "192.168.1.5", "192.0.2.7", "198.51.100.5", "198.51.100.8"),
     *("64:ff9b::203.0.113.9", "2002:cb00:7109::1"),
 )
-FREE = Bars(frozenset(), ())
+FREE = forbidden_addresses(frozenset(), ())
 
 
 def states(answer: Outside) -> dict[str, str]:
@@ -125,7 +134,7 @@ def test_ttl_has_bounds_and_so_have_numbers_of_addresses() -> None:
     ],
 )
 def test_answer_never_leads_to_the_host_or_to_services(address: str, reason: str) -> None:
-    bars = Bars(
+    bars = forbidden_addresses(
         ("192.0.2.1/24", "198.51.100.4/31", "198.51.100.9", "2001:db8:7::1/64", "2001:db8:8::/127"),
         ("10.99.0.0/16", "fd00:99:1::/64"),
         [("172.17.0.0/16", "docker0")],
@@ -138,4 +147,4 @@ def test_answer_never_leads_to_the_host_or_to_services(address: str, reason: str
     before = Outside(API, addresses=(DnsAddress(address, NOW, 1e6), DnsAddress(ONE, NOW, 1e6)))
     for answers in (heard(ONE), NOBODY, heard(address, ONE)):
         assert states(after(before, answers, bars, 0.0)) == {address: PAST, ONE: NOW}
-    assert all(not bars.reason(fine) for fine in FINE)
+    assert all(not bars(fine) for fine in FINE)

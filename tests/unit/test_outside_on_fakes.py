@@ -24,7 +24,7 @@ from niso.kernel.kinds.kind import State
 from niso.kernel.nft_elements import Element
 from niso.look import flows, packet_path, stack_members
 from niso.plan.dns_answers import DnsAnswer, Outside
-from niso.plan.policy_elements import PASSES, decides
+from niso.plan.policy_elements import PASSES, looked_up
 from niso.plan.verdict import decide
 from niso.reconcile import ended_flows
 from niso.reconcile.live_world import read_world
@@ -90,8 +90,8 @@ def reaches(world: World, service: str = "web", port: int = 443) -> set[str]:
         own = next((a for a in policed.addresses if (":" in a) == (":" in to)), None)
         if own is None:
             continue
-        element = decides(policed, snapshot.members, False, own, to, "tcp", port)
-        assert element is not None and element in have
+        element = looked_up(policed, snapshot.members, False, own, to, "tcp", port)[-1]
+        assert element in have
         assert (element.value == PASSES) is decide(judged, own, to, port, "tcp").egress.passes
         found |= {to} if element.value == PASSES else set()
     return found

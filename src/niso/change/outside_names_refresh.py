@@ -19,7 +19,16 @@ from niso.base.named_tuples import TYPE_CHECKING
 from niso.base.report import Caution, Finished, Report, silent
 from niso.change.scope import concerned
 from niso.look.outside_names import OutsideName, described
-from niso.plan.dns_answers import FORMER, NOW, Bars, DnsAnswer, Outside, after, barred
+from niso.plan.dns_answers import (
+    FORMER,
+    NOW,
+    DnsAnswer,
+    Forbids,
+    Outside,
+    after,
+    barred,
+    forbidden_addresses,
+)
 from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.reconcile.change import change, repair
 from niso.runtime.machine import Machine
@@ -70,9 +79,9 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
     """
     if not (names := _names(targets)):
         return
-    rows, bars, now = machine.store.outside, _bars(machine), time.time()
+    rows, forbids, now = machine.store.outside, _forbids(machine), time.time()
     for before in map(rows.answer, names):
-        answer = barred(before, bars, now)
+        answer = barred(before, forbids, now)
         if answer != before:
             rows.put([answer])
             report(Caution(f"{answer.name}: {answer.problem}"))
@@ -83,9 +92,9 @@ def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
     names = _names(targets)
     if not names:
         return []
-    now, rows, bars = time.time(), machine.store.outside, _bars(machine)
-    heard = ask([name for name in names if rows.answer(name).is_due(bars, now)])
-    return [after(rows.answer(name), answers, bars, now) for name, answers in heard.items()]
+    now, rows, forbids = time.time(), machine.store.outside, _forbids(machine)
+    heard = ask([name for name in names if rows.answer(name).is_due(forbids, now)])
+    return [after(rows.answer(name), answers, forbids, now) for name, answers in heard.items()]
 
 
 def _names(targets: Iterable[Target]) -> list[str]:
@@ -109,8 +118,8 @@ def refresh(
     rows = machine.store.outside
     now = time.time()
     known = [rows.answer(name) for name in (rows.named() if names is None else names)]
-    bars = _bars(machine)
-    due = [answer.name for answer in known if force or answer.is_due(bars, now)]
+    forbids = _forbids(machine)
+    due = [answer.name for answer in known if force or answer.is_due(forbids, now)]
     unsettled = [answer.name for answer in known if not answer.settled]
     if not (due or unsettled):
         return []
@@ -144,9 +153,9 @@ def _apply(
         if made is not None and not all(answer.settled for answer in before.values()):
             rows.put(_all_in_use(answer) for answer in before.values() if not answer.settled)
             made.doubt()
-        bars = _bars(machine)
+        forbids = _forbids(machine)
         reached = [
-            after(before[name], heard[name], bars, now) if name in heard else before[name]
+            after(before[name], heard[name], forbids, now) if name in heard else before[name]
             for name in sorted(before)
         ]
         rows.put(answer._replace(settled=False) for answer in reached)
@@ -170,14 +179,14 @@ def _all_in_use(answer: Outside) -> Outside:
     return answer._replace(addresses=tuple(known._replace(state=NOW) for known in answer.addresses))
 
 
-def _bars(machine: Machine) -> Bars:
+def _forbids(machine: Machine) -> Forbids:
     """Return the addresses and prefixes to which no DNS name of a policy may resolve."""
     store: Store = machine.store
     pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
     subnets = (subnet.cidr for network in store.networks() for subnet in network.subnets)
     bridges = [(str(prefix), link) for prefix, link in machine.kernel.engine_prefixes()]
     local = map(str, machine.kernel.local_prefixes())
-    return Bars(machine.kernel.host_addresses(), (*pools, *subnets), bridges, local)
+    return forbidden_addresses(machine.kernel.host_addresses(), (*pools, *subnets), bridges, local)
 
 
 # --- queries to name servers ----------------------------------------------------------------------

@@ -11,7 +11,7 @@ An address is in one of three states:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from niso.base.named_tuples import NamedTuple
 from niso.base.names import family_of
@@ -52,6 +52,10 @@ METADATA = ("169.254.169.254", "fd00:ec2::254")
 """The addresses at which a machine in a cloud asks for its metadata, often with credentials."""
 
 
+Forbids = Callable[[str], str]
+"""Return why a DNS name may not have an address; "" if it may."""
+
+
 class DnsAddress(NamedTuple):
     """A recorded address of a DNS name in policies. Times are in seconds since 1970.
 
@@ -80,13 +84,13 @@ class Outside(NamedTuple):
             known.address for state in states for known in self.addresses if known.state == state
         )
 
-    def is_due(self, bars: Bars, now: float) -> bool:
+    def is_due(self, forbids: Forbids, now: float) -> bool:
         """Return whether the name should be resolved again at time ``now``.
 
         It should if its time has come, if the clock was set back, or if a recorded address is now
         forbidden.
         """
-        barred = any(bars.reason(address) for address in self.in_state(NOW, FORMER))
+        barred = any(forbids(address) for address in self.in_state(NOW, FORMER))
         return barred or not self.asked_at <= now < self.due_at
 
 
@@ -100,7 +104,7 @@ class DnsAnswer(NamedTuple):
     silent: bool = False
 
 
-def after(before: Outside, heard: Iterable[DnsAnswer], bars: Bars, now: float) -> Outside:
+def after(before: Outside, heard: Iterable[DnsAnswer], forbids: Forbids, now: float) -> Outside:
     """Return the new record of a name.
 
     ``before`` is the previous record, ``heard`` the answers for both families, and ``now`` the time
@@ -113,7 +117,7 @@ def after(before: Outside, heard: Iterable[DnsAnswer], bars: Bars, now: float) -
         known = [entry for entry in before.addresses if family_of(entry.address) == answer.family]
         allowed = []
         for address in dict.fromkeys(answer.addresses):
-            if reason := bars.reason(address):
+            if reason := forbids(address):
                 problems.append(f"{address} is refused: {reason}")
             else:
                 allowed.append(address)
@@ -124,7 +128,7 @@ def after(before: Outside, heard: Iterable[DnsAnswer], bars: Bars, now: float) -
         ttl_s = min(max(answer.ttl_s, LEAST_TTL_S), MOST_TTL_S)
         due.append(now + (ttl_s if allowed else RETRY_S))
         until = now + ttl_s
-        result += _family(known, None if answer.silent else allowed, until, bars, now)
+        result += _family(known, None if answer.silent else allowed, until, forbids, now)
     in_use = [known for known in result if known.state == NOW]
     if in_use and not any(answer.silent for answer in heard):
         # a name with addresses of one family alone is not a problem
@@ -141,10 +145,10 @@ def after(before: Outside, heard: Iterable[DnsAnswer], bars: Bars, now: float) -
     )
 
 
-def barred(before: Outside, bars: Bars, now: float) -> Outside:
+def barred(before: Outside, forbids: Forbids, now: float) -> Outside:
     """Return the record of a name with the addresses that are now forbidden made PAST."""
     in_use = before.in_state(NOW, FORMER)
-    gone = {address: reason for address in in_use if (reason := bars.reason(address))}
+    gone = {address: reason for address in in_use if (reason := forbids(address))}
     if not gone:
         return before
     known = (
@@ -157,7 +161,7 @@ def barred(before: Outside, bars: Bars, now: float) -> Outside:
 
 
 def _family(
-    known: list[DnsAddress], answer: list[str] | None, until: float, bars: Bars, now: float
+    known: list[DnsAddress], answer: list[str] | None, until: float, forbids: Forbids, now: float
 ) -> list[DnsAddress]:
     """Return the new records of the addresses of one family.
 
@@ -180,7 +184,7 @@ def _family(
             state, end = FORMER, max(end, now + GRACE_S)
         elif (state == NOW and now >= end + STALE_S) or (state == FORMER and now >= end):
             state, end = PAST, now
-        if state != PAST and bars.reason(entry.address):
+        if state != PAST and forbids(entry.address):
             state, end = PAST, now
         if state == NOW:
             used[entry.address] = entry._replace(until=end)
@@ -200,72 +204,74 @@ def _order(address: str) -> tuple[int, int]:
     return family_of(address), int(ipaddress.ip_address(address))
 
 
-class Bars:
-    """The addresses that a DNS name may never have, whatever DNS answers (DNS rebinding)."""
+def forbidden_addresses(
+    host: Iterable[str],
+    prefixes: Iterable[str],
+    bridges: Iterable[tuple[str, str]] = (),
+    local: Iterable[str] = (),
+) -> Forbids:
+    """Return a function for the addresses that a DNS name may never have (DNS rebinding).
 
-    def __init__(
-        self,
-        host: Iterable[str],
-        prefixes: Iterable[str],
-        bridges: Iterable[tuple[str, str]] = (),
-        local: Iterable[str] = (),
-    ) -> None:
-        """Store the addresses and prefixes that answers must not contain.
+    It returns why an address is forbidden, or "". ``host`` are the host's own addresses with their
+    prefix lengths. ``prefixes`` are those of niso's networks. ``bridges`` are (prefix, bridge name)
+    of the bridges of container engines. ``local`` are the prefixes whose packets the host itself
+    receives.
+    """
+    import ipaddress
 
-        ``host`` are the host's own addresses with their prefix lengths. ``prefixes`` are those of
-        niso's networks. ``bridges`` are (prefix, bridge name) of the bridges of container engines.
-        ``local`` are the prefixes whose packets the host itself receives.
-        """
-        import ipaddress
+    nowhere, nat64, own_prefixes, own_networks = (
+        [ipaddress.ip_network(prefix) for prefix in some]
+        for some in (_NOWHERE, _NAT64, local, prefixes)
+    )
+    of_engines = [(ipaddress.ip_network(prefix), link) for prefix, link in bridges]
+    own: set[str] = set()
+    broadcasts: set[str] = set()
+    for text in host:
+        own.add(text.partition("/")[0])
+        network = ipaddress.ip_interface(text).network
+        if network.num_addresses > 2:
+            # the first address of a subnet was one of BSD (RFC 1122, 3.3.6), and is of no host;
+            # in IPv6 it is the one of all routers, also of this host (RFC 4291, 2.6.1)
+            broadcasts.add(str(network[0]))
+            if network.version == 4:
+                broadcasts.add(str(network[-1]))
 
-        self._nowhere = [ipaddress.ip_network(prefix) for prefix in _NOWHERE]
-        self._nat64 = [ipaddress.ip_network(prefix) for prefix in _NAT64]
-        self._host: set[str] = set()
-        self._broadcasts: set[str] = set()
-        for text in host:
-            self._host.add(text.partition("/")[0])
-            network = ipaddress.ip_interface(text).network
-            if network.num_addresses > 2:
-                # the first address of a subnet was one of BSD (RFC 1122, 3.3.6), and is of no host;
-                # in IPv6 it is the one of all routers, also of this host (RFC 4291, 2.6.1)
-                self._broadcasts |= {str(network[0])}
-                if network.version == 4:
-                    self._broadcasts |= {str(network[-1])}
-        self._prefixes = [ipaddress.ip_network(prefix) for prefix in prefixes]
-        self._local = [ipaddress.ip_network(prefix) for prefix in local]
-        self._bridges = [(ipaddress.ip_network(prefix), link) for prefix, link in bridges]
-
-    def reason(self, address: str) -> str:
-        """Return why an address is forbidden; "" if it is allowed."""
-        import ipaddress
-
-        number = ipaddress.ip_address(address)
-        if isinstance(number, ipaddress.IPv6Address):
-            if number.ipv4_mapped:
-                return "it is IPv4-mapped"
-            # a translator or relay leads to the IPv4 address in it (RFC 6052, RFC 3056)
-            inner = number.sixtofour
-            if any(number in prefix for prefix in self._nat64):
-                inner = ipaddress.IPv4Address(int(number) & 0xFFFFFFFF)
-            if inner is not None and (reason := self.reason(str(inner))):
-                return f"it stands for {inner}: {reason}"
-        if address in METADATA:
-            return "it is the metadata service of a cloud"
-        if number.is_loopback:
-            return "it is a loopback address"
-        if number.is_link_local:
-            return "it is a link-local address"
-        if number.is_multicast:
-            return "it is a multicast address"
-        if number.is_unspecified or any(number in prefix for prefix in self._nowhere):
-            return "it is not the address of a machine"
-        if address in self._host or any(number in prefix for prefix in self._local):
-            return "it is the host's own address"
-        if address in self._broadcasts:
-            return "it is a broadcast or anycast address of a link of the host"
-        if any(number in prefix for prefix in self._prefixes):
-            return "it is in a network of niso"
-        for prefix, link in self._bridges:
-            if number in prefix:
-                return f"it is on {link}, the bridge of a container engine"
+    def translated(number: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+        """Return why the IPv4 address in an IPv6 address is forbidden (RFC 6052, RFC 3056)."""
+        if isinstance(number, ipaddress.IPv4Address):
+            return ""
+        if number.ipv4_mapped:
+            return "it is IPv4-mapped"
+        inner = number.sixtofour
+        if any(number in prefix for prefix in nat64):
+            inner = ipaddress.IPv4Address(int(number) & 0xFFFFFFFF)
+        if inner is not None and (why := reason(str(inner))):
+            return f"it stands for {inner}: {why}"
         return ""
+
+    def reason(address: str) -> str:
+        number = ipaddress.ip_address(address)
+        if why := translated(number):
+            return why
+        is_nowhere = number.is_unspecified or any(number in prefix for prefix in nowhere)
+        is_own = address in own or any(number in prefix for prefix in own_prefixes)
+        for is_so, why in (
+            (address in METADATA, "it is the metadata service of a cloud"),
+            (number.is_loopback, "it is a loopback address"),
+            (number.is_link_local, "it is a link-local address"),
+            (number.is_multicast, "it is a multicast address"),
+            (is_nowhere, "it is not the address of a machine"),
+            (is_own, "it is the host's own address"),
+            (address in broadcasts, "it is a broadcast or anycast address of a link of the host"),
+            (any(number in prefix for prefix in own_networks), "it is in a network of niso"),
+        ):
+            if is_so:
+                return why
+        on = (
+            f"it is on {link}, the bridge of a container engine"
+            for prefix, link in of_engines
+            if number in prefix
+        )
+        return next(on, "")
+
+    return reason

@@ -65,26 +65,21 @@ With more pairs, single addresses become classes, as prefixes are.
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-class Decision(NamedTuple):
-    """Whether a policy lets a packet pass, and the manifest key of the entry that decides or ""."""
+Decision = tuple[bool, str]
+"""Whether a policy lets a packet pass, and the manifest key of the entry that decides or ""."""
+_Ports = tuple[str, int, int, Decision]
+"""A protocol, its first and last port, and the decision on these ports."""
+_Meaning = tuple[dict[Peer, Member], dict[str, set[Peer]]]
+"""What the names in policies stand for now, and the peers that an address is by name."""
 
-    passes: bool
-    key: str
 
-
-class _Ports(NamedTuple):
-    """The ports of one protocol from ``first`` to ``last``, and the decision on them."""
-
-    proto: str
-    first: int
-    last: int
-    decision: Decision
-
-    def key(self, part: str) -> Atoms:
-        """Return the last fields of an element's key in this part: the protocol, and the port or
-        range.
-        """
-        return (self.proto, self.first if part in _SINGLE else (self.first, self.last))
+def _meaning(members: Iterable[Member]) -> _Meaning:
+    by_name = {Peer(member.kind, member.name): member for member in members}
+    peers: dict[str, set[Peer]] = {}
+    for peer, member in by_name.items():
+        for value in member.values if peer.kind != "network" else ():
+            peers.setdefault(value, set()).add(peer)
+    return by_name, peers
 
 
 class _Direction(NamedTuple):
@@ -107,31 +102,38 @@ class _Direction(NamedTuple):
     def free(self) -> Decision:
         """Return the decision on a peer that no entry matches."""
         if self.allow is None:
-            return Decision(True, "")
-        return Decision(
-            False, "network.policy.allow_from" if self.ingress else "network.policy.egress.allow"
-        )
+            return True, ""
+        name = "allow_from" if self.ingress else "egress.allow"
+        return False, f"network.policy.{name}"
+
+    def of(self, entry: Entry) -> Decision:
+        """Return the decision of an entry."""
+        return entry.key not in self.denied, entry.key
 
     def element(self, part: str, key: Atoms, decision: Decision) -> Element:
+        passes, entry = decision
         verdict: Atoms = PASSES
-        if not decision.passes:
-            to = REFUSE
-            if self.audit:
-                to = policy_rules.chain(self.ingress, self.log)
-            elif self.log:
-                to = f"log_{_word(self.ingress)}"
-            verdict = ("goto", to)
-        place = container(self.ingress, self.family, part)
-        return Element(INET, place, key, verdict, self.service, decision.key)
+        if not passes and self.audit:
+            verdict = ("goto", policy_rules.chain(self.ingress, self.log))
+        elif not passes:
+            log = "log_in" if self.ingress else "log_out"
+            verdict = ("goto", log if self.log else REFUSE)
+        name = container(self.ingress, self.family, part)
+        return Element(INET, name, key, verdict, self.service, entry)
+
+    def of_ports(
+        self, single: str, ranged: str, key: Atoms, found: Iterable[_Ports]
+    ) -> Iterator[Element]:
+        """Yield the elements for ports, in the part ``single`` for one port, else ``ranged``."""
+        for proto, first, last, decision in found:
+            part = single if first == last else ranged
+            ports = first if part in _SINGLE else (first, last)
+            yield self.element(part, (*key, proto, ports), decision)
 
 
 def container(ingress: bool, family: int, part: str) -> str:
     """Return the nftables map for a part of one direction, such as ``in4_port``."""
-    return f"{_word(ingress)}{family}_{part}"
-
-
-def _word(ingress: bool) -> str:
-    return "in" if ingress else "out"
+    return f"{'in' if ingress else 'out'}{family}_{part}"
 
 
 def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
@@ -140,7 +142,7 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
     ``members`` are the addresses of the names in it. With ``policed.only``, return only the
     elements for peers with these addresses.
     """
-    meaning = _Meaning(members)
+    meaning = _meaning(members)
     result: list[Element] = []
     for own in policed.addresses:
         family = family_of(own)
@@ -159,8 +161,8 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
 
 def gate(service: str, ingress: bool, own: str) -> Element:
     """Return the element by which packets of ``own`` are checked against its service's policy."""
-    place = f"{'in' if ingress else 'e'}gress{family_of(own)}"
-    return Element(INET, place, (own,), (), service)
+    name = f"{'in' if ingress else 'e'}gress{family_of(own)}"
+    return Element(INET, name, (own,), (), service)
 
 
 def cost(policy: Policy, most: int) -> int:
@@ -174,7 +176,7 @@ def cost(policy: Policy, most: int) -> int:
         Member("service", name, (f"127.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}", f"::1:{n:x}"))
         for n, name in enumerate(names)
     ]
-    count, meaning = 0, _Meaning(members)
+    count, meaning = 0, _meaning(members)
     try:
         for own in ("127.255.255.255", "::1"):
             policed = Policed("", (own,), policy)
@@ -183,7 +185,7 @@ def cost(policy: Policy, most: int) -> int:
                     count += 1
                     if count > most:
                         return count
-    except _TooMuch:
+    except OverflowError:
         return most + 1
     return count
 
@@ -201,24 +203,6 @@ def _audit(policed: Policed, own: str) -> list[Element]:
     return [Element(INET, name, (own,), term, policed.service) for name in names]
 
 
-def decides(
-    policed: Policed,
-    members: Iterable[Member],
-    ingress: bool,
-    own: str,
-    peer: str,
-    proto: str,
-    port: int | None,
-) -> Element | None:
-    """Return the element that decides on a packet between ``own`` and ``peer``, or None.
-
-    ``own`` is an address of the service. ``proto`` is a protocol as in an Entry, or any other name.
-    ``port`` is None if the protocol has no ports.
-    """
-    found = looked_up(policed, members, ingress, own, peer, proto, port)
-    return found[-1] if found else None
-
-
 def looked_up(
     policed: Policed,
     members: Iterable[Member],
@@ -230,8 +214,9 @@ def looked_up(
 ) -> list[Element]:
     """Return the elements that a packet matches, in the order of their lookup.
 
-    They are the class of the peer's prefix, if it has one, and the element that decides. The
-    arguments are those of `decides`.
+    They are the class of the peer's prefix, if it has one, and the element that decides. ``own`` is
+    an address of the service. ``proto`` is a protocol as in an Entry, or any other name. ``port``
+    is None if the protocol has no ports.
     """
     by_part: dict[str, list[Element]] = {}
     for element in elements(policed._replace(only=None), members):
@@ -280,47 +265,18 @@ def _ends(cidr: str) -> tuple[int, int]:
 
 def _directions(policed: Policed, own: str) -> list[_Direction]:
     """Return the directions in which a policy has entries, for the service's address ``own``."""
-    policy: Policy = policed.policy
+    policy = policed.policy
     sides = (
         (True, policy.deny_from, policy.allow_from),
         (False, policy.egress_deny, policy.egress_allow),
     )
-    both = [
-        _Direction(
-            policed.service,
-            ingress,
-            own,
-            deny,
-            allow,
-            frozenset(entry.key for entry in deny),
-            policy.log,
-            policy.audit is not None,
-        )
-        for ingress, deny, allow in sides
-    ]
-    return [direction for direction in both if direction.deny or direction.allow is not None]
-
-
-class _Meaning:
-    """The addresses that the names in policies stand for now."""
-
-    def __init__(self, members: Iterable[Member]) -> None:
-        self.addresses: dict[str, tuple[str, ...]] = {}
-        self.outside: dict[str, tuple[str, ...]] = {}  # name -> its addresses
-        self.networks: dict[str, Member] = {}
-        self.peers: dict[str, set[Peer]] = {}  # address -> those that it is by name
-        for member in members:
-            if member.kind == "network":
-                self.networks[member.name] = member
-                continue
-            named = self.outside if member.kind == "outside" else self.addresses
-            named[member.name] = member.values
-            for value in member.values:
-                self.peers.setdefault(value, set()).add(Peer(member.kind, member.name))
-
-
-class _TooMuch(Exception):
-    """Raised if computing the elements of a policy would take too long."""
+    both = []
+    for ingress, deny, allow in sides:
+        if deny or allow is not None:
+            denied = frozenset(entry.key for entry in deny)
+            rules = (own, deny, allow, denied, policy.log, policy.audit is not None)
+            both.append(_Direction(policed.service, ingress, *rules))
+    return both
 
 
 class _Entries:
@@ -332,7 +288,7 @@ class _Entries:
 
     def __init__(self, direction: _Direction, meaning: _Meaning, most: int | None = None) -> None:
         self.direction = direction
-        self.meaning = meaning
+        self.by_name, self.peers = meaning
         self._left = most
         self.all = (*direction.deny, *(direction.allow or ()))
         self.of_peer: dict[Peer, list[int]] = {}
@@ -347,10 +303,10 @@ class _Entries:
                 continue
             if cidr.endswith("/0"):
                 self.everybody += numbers
-            elif cidr and _is_one(cidr):
+            elif cidr.endswith("/128" if direction.family == 6 else "/32"):
                 self.singles[cidr.partition("/")[0]] = numbers
             else:
-                spans += [(*span, peer) for span in _spans(peer, direction.family, meaning)]
+                spans += [(*span, peer) for span in self._spans(peer)]
         self.everybody.sort()
         self.wide = _table(direction, [self.all[number] for number in self.everybody])
         ported = sum((self.all[n].first, self.all[n].last) != ALL_PORTS for n in self.everybody)
@@ -381,7 +337,7 @@ class _Entries:
         if self._left is not None:
             self._left -= pairs
             if self._left < 0:
-                raise _TooMuch
+                raise OverflowError
 
     def _runs(self, spans: list[tuple[int, int, Peer]]) -> list[_Run]:
         """Split ranges of addresses into runs whose addresses all are in the same ranges.
@@ -403,14 +359,37 @@ class _Entries:
                 else:
                     runs.append((begin, at - 1, peers))
             for step, peer in changes[at]:
-                count = now.get(peer, 0) + step
-                if count:
-                    now[peer] = count
-                else:
-                    now.pop(peer, None)
+                now[peer] = now.get(peer, 0) + step
+                if not now[peer]:
+                    del now[peer]
             self._take(len(now))
             begin, peers = at, frozenset(now)
         return runs
+
+    def _spans(self, peer: Peer) -> list[tuple[int, int]]:
+        """Return the addresses of one family in prefixes or a network, as (first, last) integers.
+
+        The host does not belong to a network, so the gateways of the network are left out.
+        """
+        family = self.direction.family
+        if peer.kind in ("prefix", "prefixes"):
+            return [_ends(cidr) for cidr in peer.name.split(",") if family_of(cidr) == family]
+        member = self.by_name.get(peer)
+        if member is None or peer.kind != "network":
+            return []
+        spans = [_ends(cidr) for cidr in member.values if family_of(cidr) == family]
+        for gateway in member.gateways:
+            if family_of(gateway) == family:
+                at = int(ipaddress.ip_address(gateway))
+                spans = [
+                    part
+                    for low, high in spans
+                    for part in (
+                        ((low, at - 1), (at + 1, high)) if low <= at <= high else ((low, high),)
+                    )
+                    if part[0] <= part[1]
+                ]
+        return spans
 
     def around(self, address: str) -> frozenset[Peer]:
         """Return the prefixes and networks that contain an address."""
@@ -423,7 +402,7 @@ class _Entries:
     def named(self, address: str) -> Iterator[int]:
         """Yield the numbers of the entries that name an address itself."""
         yield from self.singles.get(address, ())
-        for peer in self.meaning.peers.get(address, ()):
+        for peer in self.peers.get(address, ()):
             yield from self.of_peer.get(peer, ())
 
     def addresses(self, only: frozenset[str] | None) -> set[str]:
@@ -433,11 +412,10 @@ class _Entries:
         """
         found = set(self.singles)  # they do not depend on who has them
         for peer in self.of_peer:
-            if peer.kind == "service":
-                own = self.meaning.addresses.get(peer.name, ())
-                found.update(a for a in own if only is None or a in only)
-            elif peer.kind == "outside":
-                found.update(self.meaning.outside.get(peer.name, ()))
+            member = self.by_name.get(peer)
+            if member is not None and peer.kind != "network":
+                limit = only if peer.kind == "service" else None
+                found.update(a for a in member.values if limit is None or a in limit)
         return {address for address in found if family_of(address) == self.direction.family}
 
 
@@ -452,17 +430,16 @@ def _elements(
     for address in sorted(addresses):
         key = (direction.own, address)
         if address in policed.addresses:  # a service may always reach itself
-            yield direction.element("peer", key, Decision(True, "itself"))
+            yield direction.element("peer", key, (True, "itself"))
         else:
             yield from _of_peer(entries, address, key)
     if policed.only is not None:
         return
     yield from _of_classes(entries)
-    own = direction.own
-    for ports in _deviations(entries.wide, direction.family):
-        part = "any_port" if ports.first == ports.last else "any_ports"
-        yield direction.element(part, (own, *ports.key(part)), ports.decision)
-    yield direction.element("rest", (own,), entries.wide.base)
+    own = (direction.own,)
+    found = _deviations(entries.wide, direction.family)
+    yield from direction.of_ports("any_port", "any_ports", own, found)
+    yield direction.element("rest", own, entries.wide.base)
 
 
 def _of_peer(entries: _Entries, address: str, key: Atoms) -> Iterator[Element]:
@@ -481,16 +458,9 @@ def _of_peer(entries: _Entries, address: str, key: Atoms) -> Iterator[Element]:
         apart = _deviations(table, direction.family, wider)
         if len(apart) + _WORTH < len(found):
             found, falls = apart, True
-    for ports in found:
-        part = "port" if ports.first == ports.last else "ports"
-        yield direction.element(part, (*key, *ports.key(part)), ports.decision)
+    yield from direction.of_ports("port", "ports", key, found)
     if not falls:
         yield direction.element("peer", key, table.base)
-
-
-def _is_one(cidr: str) -> bool:
-    address, _, length = cidr.partition("/")
-    return length == ("128" if family_of(address) == 6 else "32")
 
 
 # --- classes of prefixes --------------------------------------------------------------------------
@@ -514,9 +484,8 @@ def _of_classes(entries: _Entries) -> Iterator[Element]:
         if number is None:
             number = numbers[table] = FIRST_CLASS + 16 * (len(numbers) + 1)
             yield from _of_class(direction, number, table, wide)
-        place = container(direction.ingress, direction.family, CLASS)
-        key = (direction.own, (first, last))
-        yield Element(INET, place, key, (number,), direction.service)
+        name = container(direction.ingress, direction.family, CLASS)
+        yield Element(INET, name, (direction.own, (first, last)), (number,), direction.service)
 
 
 def _of_class(direction: _Direction, number: int, table: _Table, wide: _Table) -> Iterator[Element]:
@@ -526,35 +495,9 @@ def _of_class(direction: _Direction, number: int, table: _Table, wide: _Table) -
         apart = _deviations(table, direction.family, wide)
         if len(apart) + _WORTH < len(found):
             found, part = apart, "" if table.base == wide.base else "class_rest"
-    for ports in found:
-        yield direction.element("class_ports", (*key, *ports.key("class_ports")), ports.decision)
+    yield from direction.of_ports("class_ports", "class_ports", key, found)
     if part:
         yield direction.element(part, key, table.base)
-
-
-def _spans(peer: Peer, family: int, meaning: _Meaning) -> list[tuple[int, int]]:
-    """Return the addresses of one family in prefixes or a network, as (first, last) integers.
-
-    The host does not belong to a network, so the gateways of the network are left out.
-    """
-    if peer.kind in ("prefix", "prefixes"):
-        return [_ends(cidr) for cidr in peer.name.split(",") if family_of(cidr) == family]
-    member = meaning.networks.get(peer.name) if peer.kind == "network" else None
-    if member is None:
-        return []
-    spans = [_ends(cidr) for cidr in member.values if family_of(cidr) == family]
-    for gateway in member.gateways:
-        if family_of(gateway) == family:
-            at = int(ipaddress.ip_address(gateway))
-            spans = [
-                part
-                for low, high in spans
-                for part in (
-                    ((low, at - 1), (at + 1, high)) if low <= at <= high else ((low, high),)
-                )
-                if part[0] <= part[1]
-            ]
-    return spans
 
 
 # --- protocols and ports --------------------------------------------------------------------------
@@ -587,20 +530,20 @@ def _decision(direction: _Direction, entries: list[Entry], proto: str) -> Decisi
     """Return the decision on a protocol without ports; "" means one without an entry."""
     for entry in entries:
         if entry.proto in ("", proto) and (entry.first, entry.last) == ALL_PORTS:
-            return Decision(entry.key not in direction.denied, entry.key)
+            return direction.of(entry)
     return direction.free
 
 
 def _by_port(direction: _Direction, entries: list[Entry], proto: str) -> _Runs:
     concerned = [entry for entry in entries if entry.proto in ("", proto)]
     cuts = sorted({0, 65536} | {e.first for e in concerned} | {e.last + 1 for e in concerned})
-    place = {cut: at for at, cut in enumerate(cuts)}
+    position = {cut: at for at, cut in enumerate(cuts)}
     decisions = [direction.free] * (len(cuts) - 1)
     # the next stretch that no entry has decided on: the first entry decides
     after = list(range(len(cuts)))
     for entry in concerned:
-        decision = Decision(entry.key not in direction.denied, entry.key)
-        at, end = place[entry.first], place[entry.last + 1]
+        decision = direction.of(entry)
+        at, end = position[entry.first], position[entry.last + 1]
         while True:
             while after[at] != at:
                 after[at] = after[after[at]]
@@ -632,16 +575,14 @@ def _deviations(table: _Table, family: int, wider: _Table | None = None) -> list
         expected = wider.icmp
     if table.icmp != expected:
         name = "ipv6-icmp" if family == 6 else "icmp"
-        result.append(_Ports(name, *ALL_PORTS, table.icmp))
+        result.append((name, *ALL_PORTS, table.icmp))
     for at, proto in enumerate(PORTED):
         found: list[_Ports] = []
         for first, last, decision, expected in _beside(table, wider, at):
             if decision == expected:
                 continue
-            if found and (found[-1].last, found[-1].decision) == (first - 1, decision):
-                found[-1] = found[-1]._replace(last=last)
-            else:
-                found.append(_Ports(proto, first, last, decision))
+            extends = found and found[-1][2:] == (first - 1, decision)
+            found.append((proto, found.pop()[1] if extends else first, last, decision))
         result += found
     return result
 

@@ -79,7 +79,7 @@ class Port(NamedTuple):
 
     @property
     def host_side(self) -> str:
-        """Return the host address, ports and protocol for messages: ``127.0.0.1:8000-8010/udp``."""
+        """Return the host address, ports and protocol: ``127.0.0.1:8000-8010/udp``."""
         return f"{self._host}{span(self.host_port, self.count)}/{self.proto}"
 
     @property
@@ -114,10 +114,7 @@ class Peer(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One entry of a policy: a peer and ports.
-
-    For ingress they are ports of the service, for egress ports of the peer.
-    """
+    """One entry of a policy: a peer, and ports of the service (ingress) or of the peer (egress)."""
 
     key: str  # the manifest key: "network.policy.allow_from[0]"
     text: str  # the entry as written
@@ -141,7 +138,7 @@ class Audit(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """The peers that may connect to a service, and the peers that the service may connect to.
+    """Who may connect to a service, and to whom it may connect.
 
     An allow list of None allows everything, an empty one nothing.
     """
@@ -169,10 +166,9 @@ class Policy(NamedTuple):
 
 
 class Member(NamedTuple):
-    """The addresses that a name in policies stands for.
+    """The addresses that a name in policies stands for: of a service, or the subnets of a network.
 
-    They are the addresses of a service, or the subnets of a network. For a DNS name, they are the
-    addresses by which the service may reach it.
+    For a DNS name, they are the addresses by which the service may reach it.
     """
 
     kind: str  # kind of the name, as in Peer
@@ -183,11 +179,7 @@ class Member(NamedTuple):
 
 
 class Policed(NamedTuple):
-    """An active service with its policy.
-
-    With ``only``, it stands for only the part of the policy that concerns peers with these
-    addresses.
-    """
+    """An active service with its policy, with ``only`` the part about peers of these addresses."""
 
     service: str
     addresses: tuple[str, ...]  # the service's own addresses

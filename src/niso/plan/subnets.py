@@ -17,9 +17,6 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import Prefix
 from niso.plan import records
 
-# --- addresses and prefixes -----------------------------------------------------------------------
-
-
 if TYPE_CHECKING:
     Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -80,13 +77,9 @@ def free_prefix(
 ) -> Network | None:
     """Return the lowest prefix with this ``length`` in ``pool`` that overlaps no other; or None."""
     size = 1 << (pool.max_prefixlen - length)
-    spans = sorted(
-        (int(net.network_address), int(net.broadcast_address))
-        for net in taken
-        if net.version == pool.version
-    )
-    if kept is not None:
-        spans = sorted([*spans, (int(kept.network_address), int(kept.broadcast_address))])
+    every = [net for net in taken if net.version == pool.version]
+    every += [kept] if kept is not None else []
+    spans = sorted((int(net.network_address), int(net.broadcast_address)) for net in every)
     start = int(pool.network_address)
     end = int(pool.broadcast_address)
     for low, high in spans:
@@ -97,11 +90,8 @@ def free_prefix(
         start = (high // size + 1) * size
     if start + size - 1 > end:
         return None
-    return (
-        ipaddress.ip_network((start, length))
-        if pool.version == 4
-        else ipaddress.IPv6Network((start, length))
-    )
+    of_version = ipaddress.IPv4Network if pool.version == 4 else ipaddress.IPv6Network
+    return of_version((start, length))
 
 
 # --- requests for networks ------------------------------------------------------------------------
@@ -109,10 +99,8 @@ def free_prefix(
 
 PREFIX_LENGTH = 24
 PREFIX_LENGTHS = {4: (8, 30), 6: (48, 126)}
-MIN_MTUS = {
-    4: 576,
-    6: 1280,
-}  # RFC 791: datagram size that every host accepts; RFC 8200: minimum link MTU
+# RFC 791: datagram size that every host accepts; RFC 8200: minimum link MTU
+MIN_MTUS = {4: 576, 6: 1280}
 MAX_MTU = 65535  # the largest MTU of a link
 THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")  # RFC 1122, 3.2.1.3
 PRIVATE = {
@@ -123,10 +111,8 @@ PRIVATE = {
 
 100.64.0.0/10 of RFC 6598 is allowed too.
 """
-UNICAST6 = (
-    ipaddress.IPv6Network("2000::/3"),
-    ipaddress.IPv6Network("fc00::/7"),
-)  # global unicast (RFC 4291) and unique local (RFC 4193)
+# global unicast (RFC 4291) and unique local (RFC 4193)
+UNICAST6 = (ipaddress.IPv6Network("2000::/3"), ipaddress.IPv6Network("fc00::/7"))
 EXAMPLES = ("a prefix like 10.99.1.0/24", "a prefix like fd12:3456:789a:1::/64")
 
 
@@ -185,8 +171,23 @@ class NetworkRequest(NamedTuple):
 
     @property
     def nets(self) -> list[Network]:
-        """Return the subnets that the request names, IPv4 first. Raises UsageError."""
-        return _parsed(self.subnets, self.ipv6)
+        """Return the subnets that the request names, IPv4 first. Raises UsageError.
+
+        There can be at most one of each family. With ``ipv6``, niso chooses the IPv6 subnet, so
+        none may be named.
+        """
+        nets = sorted(map(parse_subnet, self.subnets), key=lambda net: net.version)
+        for one, other in pairwise(nets):
+            if one.version == other.version:
+                raise UsageError(
+                    f"{one}, --subnet {other}: a network can have only one IPv{one.version} subnet",
+                    "niso net create NAME creates another network",
+                    "--subnet",
+                )
+        if self.ipv6 and any(net.version == 6 for net in nets):
+            reason = f"chooses a subnet, and --subnet {nets[-1]} names one"
+            raise UsageError(reason, "omit one of them", "--ipv6")
+        return nets
 
     @property
     def families(self) -> set[int]:
@@ -198,45 +199,17 @@ def check(request: NetworkRequest) -> None:
     nets, least = request.nets, MIN_MTUS[max(request.families)]
     for net in nets:
         if net.is_global and not request.allow_public:
-            raise UsageError(
-                f"{net}: a public prefix: this host could no longer reach its real addresses",
-                f"{PRIVATE[net.version]}; --allow-public if the prefix is yours",
-                "--subnet",
-            )
+            reason = f"{net}: a public prefix: this host could no longer reach its real addresses"
+            hint = f"{PRIVATE[net.version]}; --allow-public if the prefix is yours"
+            raise UsageError(reason, hint, "--subnet")
     if request.mtu is not None and not least <= request.mtu <= MAX_MTU:
-        raise UsageError(
-            f"{request.mtu}: must be {least} to {MAX_MTU}"
-            f"{' with IPv6' if least == MIN_MTUS[6] else ''}",
-            "omit it to use the MTU of the default route",
-            "--mtu",
-        )
+        with_six = " with IPv6" if least == MIN_MTUS[6] else ""
+        reason = f"{request.mtu}: must be {least} to {MAX_MTU}{with_six}"
+        raise UsageError(reason, "omit it to use the MTU of the default route", "--mtu")
     if nets and not request.ipv6:
         _gateways(nets, request.gateways)
     for text in request.gateways:
         _gateway(text, "an address of the network's subnet")
-
-
-def _parsed(subnets: Sequence[str], ipv6: bool) -> list[Network]:
-    """Parse subnets and return them, IPv4 first. Raises UsageError.
-
-    There can be at most one of each family. With ``ipv6``, niso chooses the IPv6 subnet, so none
-    may be named.
-    """
-    nets = sorted(map(parse_subnet, subnets), key=lambda net: net.version)
-    for one, other in pairwise(nets):
-        if one.version == other.version:
-            raise UsageError(
-                f"{one}, --subnet {other}: a network can have only one IPv{one.version} subnet",
-                "niso net create NAME creates another network",
-                "--subnet",
-            )
-    if ipv6 and any(net.version == 6 for net in nets):
-        raise UsageError(
-            f"chooses a subnet, and --subnet {nets[-1]} names one",
-            "omit one of them",
-            "--ipv6",
-        )
-    return nets
 
 
 def _gateways(nets: Sequence[Network], texts: Sequence[str]) -> dict[int, str]:
@@ -271,29 +244,25 @@ def require_same(present: records.Network, request: NetworkRequest, where: str =
     ``where`` is inserted in the message after "already exists".
     """
     there = {subnet.family: subnet for subnet in present.subnets}
-    shown = ", ".join(subnet.cidr for subnet in present.subnets)
-    differs = None
+    nets = [ipaddress.ip_network(subnet.cidr) for subnet in present.subnets]
+    have = {family: subnet.gateway for family, subnet in there.items()}
     if request.span != (present.span is not None):
         differs = "and spans hosts" if present.span else "on this host alone"
     elif request.families != there.keys() or any(
         str(net) != there[net.version].cidr for net in request.nets
     ):
-        differs = f"with subnet {shown}"
-    elif request.gateways:
-        have = {family: subnet.gateway for family, subnet in there.items()}
-        given = _gateways(
-            [ipaddress.ip_network(subnet.cidr) for subnet in present.subnets], request.gateways
-        )
-        if any(have[family] != gateway for family, gateway in given.items()):
-            differs = f"with gateway {', '.join(have.values())}"
-    if differs is None and request.internal != present.internal:
+        differs = f"with subnet {', '.join(map(str, nets))}"
+    elif any(have[f] != gateway for f, gateway in _gateways(nets, request.gateways).items()):
+        differs = f"with gateway {', '.join(have.values())}"
+    elif request.internal != present.internal:
         differs = "as an internal network" if present.internal else "and is not internal"
-    if differs is None and not request.observe and present.observe:
+    elif present.observe and not request.observe:
         differs = "and is observed"
-    if differs is None and request.mtu is not None and request.mtu != present.mtu:
+    elif request.mtu not in (None, present.mtu):
         differs = f"with mtu {present.mtu}"
-    if differs is not None:
-        raise Conflict(
-            f"network {present.name!r} already exists {where}{differs}",
-            "match it, or choose another name",
-        )
+    else:
+        return
+    raise Conflict(
+        f"network {present.name!r} already exists {where}{differs}",
+        "match it, or choose another name",
+    )

@@ -64,13 +64,6 @@ class Verdict(NamedTuple):
         return next((reason for reason in checks if not reason.passes), None)
 
 
-class _Path(NamedTuple):
-    reason: Reason
-    address: str  # address of the destination, after DNAT
-    port: int | None
-    itself: bool = False  # a packet of a service to itself, which no policy can forbid
-
-
 def decide(
     context: PolicyContext, source: str, destination: str, port: int | None, proto: str
 ) -> Verdict:
@@ -86,23 +79,21 @@ def decide(
         raise ValueError(f"{proto} with port {port}")
     source, destination = str(ipaddress.ip_address(source)), str(ipaddress.ip_address(destination))
     sender = holder_of(context, source)
-    path = _path(context, source, destination, port, proto)
-    receiver = holder_of(context, path.address)
-    if path.itself:
-        assert sender
-        receiver = sender
+    path, address, port, to_itself = _path(context, source, destination, port, proto)
+    receiver = sender if to_itself else holder_of(context, address)
+    if to_itself and sender is not None:
         egress = ingress = Reason(True, f"{sender[0].name} may always reach itself")
     else:
-        egress = _egress(context, sender, source, path, proto)
-        ingress = _ingress(context, receiver, source, path, proto)
+        egress = _egress(context, sender, address, port, proto, source)
+        ingress = _ingress(context, receiver, source, port, proto, address)
     return Verdict(
-        path.reason.passes and egress.passes and ingress.passes,
+        path.passes and egress.passes and ingress.passes,
         ingress,
         egress,
-        path.reason,
+        path,
         Party(sender[0].name if sender else "", source),
-        Party(receiver[0].name if receiver else "", path.address),
-        path.port,
+        Party(receiver[0].name if receiver else "", address),
+        port,
     )
 
 
@@ -118,10 +109,8 @@ def evaluate(
     if sender is not None and receiver is not None and sender[0].name == receiver[0].name:
         free = Reason(True, f"{sender[0].name} may always reach itself")
         return free, free
-    path = _Path(Reason(True, "open"), destination, port)
-    return _egress(context, sender, source, path, proto), _ingress(
-        context, receiver, source, path, proto
-    )
+    egress = _egress(context, sender, destination, port, proto, source)
+    return egress, _ingress(context, receiver, source, port, proto, destination)
 
 
 def matches(
@@ -156,25 +145,21 @@ def matches(
 
 
 def _egress(
-    context: PolicyContext, sender: Holder | None, source: str, path: _Path, proto: str
+    context: PolicyContext, sender: Holder | None, to: str, port: int | None, proto: str, own: str
 ) -> Reason:
     if sender is None:
-        return Reason(True, f"{_who(context, source)} has no niso policy")
-    policy = sender[0].policy
-    side = _Side("egress", sender[0].name, policy.egress_deny, policy.egress_allow)
-    return _said(sender[0], _judge(context, side, path.address, path.port, proto))
+        return Reason(True, f"{_who(context, own)} has no niso policy")
+    return _said(sender[0], _judge(context, sender[0], False, to, port, proto))
 
 
 def _ingress(
-    context: PolicyContext, receiver: Holder | None, source: str, path: _Path, proto: str
+    context: PolicyContext, receiver: Holder | None, by: str, port: int | None, proto: str, own: str
 ) -> Reason:
     if receiver is None:
-        return Reason(True, f"{_who(context, path.address)} has no niso policy")
-    if is_host(context, source):
+        return Reason(True, f"{_who(context, own)} has no niso policy")
+    if is_host(context, by):
         return Reason(True, "the host may always connect")
-    policy = receiver[0].policy
-    side = _Side("ingress", receiver[0].name, policy.deny_from, policy.allow_from)
-    return _said(receiver[0], _judge(context, side, source, path.port, proto))
+    return _said(receiver[0], _judge(context, receiver[0], True, by, port, proto))
 
 
 def _said(known: KnownService, reason: Reason) -> Reason:
@@ -193,38 +178,35 @@ def _said(known: KnownService, reason: Reason) -> Reason:
     return reason
 
 
-class _Side(NamedTuple):
-    """One direction of a service's policy."""
-
-    direction: str  # "ingress" or "egress"
-    service: str
-    deny: tuple[Entry, ...]
-    allow: tuple[Entry, ...] | None
-
-    def key(self, verb: str) -> str:
-        """Return the manifest key of the list ``verb``, which is ``allow`` or ``deny``."""
-        name = f"{verb}_from" if self.direction == "ingress" else f"egress.{verb}"
-        return f"network.policy.{name}"
-
-
-def _judge(context: PolicyContext, side: _Side, peer: str, port: int | None, proto: str) -> Reason:
-    """Return the result of one direction of a policy for a peer.
+def _judge(
+    context: PolicyContext,
+    known: KnownService,
+    ingress: bool,
+    peer: str,
+    port: int | None,
+    proto: str,
+) -> Reason:
+    """Return the result of one direction of a service's policy for a peer.
 
     Deny entries win over allow entries. Peers that are not in an allow list are denied.
     """
-    service = side.service
-    for passes, entries in ((False, side.deny), (True, side.allow or ())):
+    service, policy = known.name, known.policy
+    if ingress:
+        deny, allow, key = policy.deny_from, policy.allow_from, "network.policy.{}_from"
+    else:
+        deny, allow, key = policy.egress_deny, policy.egress_allow, "network.policy.egress.{}"
+    for passes, entries in ((False, deny), (True, allow or ())):
         for entry in entries:
             if matches(entry, context, peer, port, proto):
                 verb = "allowed" if passes else "denied"
                 message = f'{verb} by {entry.key} of {service} ("{entry.text}")'
                 return Reason(passes, message, service, entry.key, entry.text)
-    if side.allow is None:
-        if side.deny:
-            return Reason(True, f"not listed in {side.key('deny')} of {service}")
-        return Reason(True, f"{service} has no {side.direction} policy")
-    key = side.key("allow")
-    message = f"not listed in {key} of {service}" if side.allow else f"{key} of {service} is empty"
+    if allow is None:
+        if deny:
+            return Reason(True, f"not listed in {key.format('deny')} of {service}")
+        return Reason(True, f"{service} has no {'ingress' if ingress else 'egress'} policy")
+    key = key.format("allow")
+    message = f"not listed in {key} of {service}" if allow else f"{key} of {service} is empty"
     return Reason(False, message, service, key)
 
 
@@ -240,66 +222,98 @@ class _Packet(NamedTuple):
 
     source: str
     destination: str
+    to: Address  # the destination
     port: int | None
     proto: str
     sender: KnownService | None
     entered: str
     from_host: bool
 
-    def drop(self, message: str) -> _Path:
-        return _Path(Reason(False, message), self.destination, self.port)
-
-    def accept(self, message: str) -> _Path:
-        return _Path(Reason(True, message), self.destination, self.port)
-
 
 def _path(
     context: PolicyContext, source: str, destination: str, port: int | None, proto: str
-) -> _Path:
-    """Return where a packet is sent and whether it passes, without regard to policies."""
-    to = ipaddress.ip_address(destination)
-    holder, from_host = holder_of(context, source), is_host(context, source)
-    sender, entered = holder or (None, "")
-    packet = _Packet(source, destination, port, proto, sender, entered, from_host)
-    if ipaddress.ip_address(source).version != to.version:
-        return packet.drop("IPv4 and IPv6 addresses cannot reach each other")
-    if sender:
-        stopped = _at_sender(context, packet, sender, to)
-        if stopped is not None:
-            return stopped
-    elif not from_host and network_of(context, source) is not None:
-        return packet.drop(f"no service has the address {source}")
-    if to.is_loopback and not from_host:
-        return packet.drop("the host's loopback addresses can only be reached from the host")
-    if is_broadcast(context, to):
-        if from_host:
-            return packet.accept("the host can reach every service")
-        return packet.drop("broadcast and multicast do not reach services")
+) -> tuple[Reason, str, int | None, bool]:
+    """Return where a packet is sent and whether it passes, without regard to policies.
 
+    The result is (reason, address and port after DNAT, whether a service sends to itself). No
+    policy can forbid the latter.
+    """
+    to, from_host = ipaddress.ip_address(destination), is_host(context, source)
+    sender, entered = holder_of(context, source) or (None, "")
+    packet = _Packet(source, destination, to, port, proto, sender, entered, from_host)
+    if sender and sender.active and ipaddress.ip_address(source).version == to.version:
+        is_own = destination in addresses_of(sender)
+        if is_own or to.is_loopback:
+            what = "own address" if is_own else "own loopback address"
+            reason = Reason(True, f"{destination} is {sender.name}'s {what}")
+            return reason, destination, port, True
+    stopped = _before_dnat(context, packet)
+    if stopped is not None:
+        return stopped, destination, port, False
     if is_host(context, destination):
-        if not (sender or from_host) and network_of(context, destination) is not None:
-            return packet.drop(
-                f"{destination} is the address of a bridge: from outside the host, published ports"
-                " can be reached only by its other addresses"
-            )
-        port_of = _published(context, to, port, proto, entered)
-        if port_of is None and is_name_server_elsewhere(context, destination, port, proto, entered):
-            return packet.drop(
+        published = _published(context, to, port, proto, entered)
+        if published is not None:
+            known, network, address, inside, sharer = published
+            if sender and network != entered and context.networks[entered].internal:
+                return Reason(False, _stays(entered)), address, inside, False
+            owner = f"{sharer}, which shares the network of {known.name}" if sharer else known.name
+            asked = f"{bracketed(destination)}:{port}/{proto}"
+            led_to = f"it leads to {bracketed(address)}:{inside}"
+            reason = Reason(True, f"{asked} is a published port of {owner}; {led_to}")
+            return reason, address, inside, known is sender
+        if is_name_server_elsewhere(context, destination, port, proto, entered):
+            reason = Reason(
+                False,
                 f"{destination} is the address of another network's bridge: its name server is for"
-                " that network alone"
+                " that network alone",
             )
-        if port_of is None:
+        else:
             own = f"{destination} is the host's own address"
             unpublished = f", and no service publishes {port}/{proto} there" if port else ""
-            return packet.accept(own + unpublished)
-        return _to_published(context, packet, port_of)
+            reason = Reason(True, own + unpublished)
+    elif (receiver := holder_of(context, destination)) is not None:
+        reason = _to_service(context, packet, *receiver)
+    elif network_of(context, destination) is not None:
+        reason = Reason(False, f"no service has the address {destination}")
+    else:
+        reason = _outwards(context, packet)
+    return reason, destination, port, False
 
-    receiver = holder_of(context, destination)
-    if receiver:
-        return _to_service(context, packet, *receiver)
-    if network_of(context, destination) is not None:
-        return packet.drop(f"no service has the address {destination}")
-    return _outwards(context, packet, to)
+
+def _before_dnat(context: PolicyContext, packet: _Packet) -> Reason | None:
+    """Return the result for a packet that is decided before published ports are; else None."""
+    source, destination, to, _, _, sender, entered, from_host = packet
+    if ipaddress.ip_address(source).version != to.version:
+        return Reason(False, "IPv4 and IPv6 addresses cannot reach each other")
+    if sender:
+        if not sender.active:
+            return Reason(False, f"{sender.name} is not active")
+        by = entered if is_link_local6(to) else _leaves_by(context, sender, to)
+        if by is None:
+            return Reason(False, f"{sender.name} has no IPv{to.version} route out of its networks")
+        if by != entered:
+            return Reason(
+                False,
+                f"{sender.name} reaches {destination} through network {by},"
+                f" where {source} is not its address",
+            )
+    elif not from_host and network_of(context, source) is not None:
+        return Reason(False, f"no service has the address {source}")
+    if to.is_loopback and not from_host:
+        return Reason(False, "the host's loopback addresses can only be reached from the host")
+    if is_broadcast(context, to):
+        if from_host:
+            return Reason(True, "the host can reach every service")
+        return Reason(False, "broadcast and multicast do not reach services")
+    from_outside = not (sender or from_host)
+    is_bridge = is_host(context, destination) and network_of(context, destination) is not None
+    if from_outside and is_bridge:
+        return Reason(
+            False,
+            f"{destination} is the address of a bridge: from outside the host, published ports"
+            " can be reached only by its other addresses",
+        )
+    return None
 
 
 def is_name_server_elsewhere(
@@ -321,57 +335,36 @@ def is_name_server_elsewhere(
     )
 
 
-def _at_sender(
-    context: PolicyContext, packet: _Packet, known: KnownService, to: Address
-) -> _Path | None:
-    """Return the path of a service's packet that does not leave the service; None if it leaves."""
-    source, destination, entered = packet.source, packet.destination, packet.entered
-    if not known.active:
-        return packet.drop(f"{known.name} is not active")
-    own = destination in addresses_of(known)
-    if own or to.is_loopback:
-        message = "own address" if own else "own loopback address"
-        accepted = packet.accept(f"{destination} is {known.name}'s {message}")
-        return accepted._replace(itself=True)
-    by = entered if is_link_local6(to) else _leaves_by(context, known, to)
-    if by is None:
-        return packet.drop(f"{known.name} has no IPv{to.version} route out of its networks")
-    if by != entered:
-        return packet.drop(
-            f"{known.name} reaches {destination} through network {by},"
-            f" where {source} is not its address"
-        )
-    return None
-
-
 def _to_service(
     context: PolicyContext, packet: _Packet, known: KnownService, network: str
-) -> _Path:
+) -> Reason:
     """Return the path of a packet to a service's own address."""
     sender, entered = packet.sender, packet.entered
     if not known.active:
-        return packet.drop(f"{known.name} is not active")
+        return Reason(False, f"{known.name} is not active")
     if packet.from_host and known.host:
-        return packet.drop(
+        return Reason(
+            False,
             f"{known.name} is on {known.host}, and programs of the host reach services of this"
-            " host alone"
+            " host alone",
         )
     if packet.from_host:
-        return packet.accept("the host can reach every service")
+        return Reason(True, "the host can reach every service")
     if not sender:
-        return packet.drop(
-            f"{known.name} can be reached from outside the host only by its published ports"
+        return Reason(
+            False, f"{known.name} can be reached from outside the host only by its published ports"
         )
     if network == entered:
         wire = ", by VXLAN" if sender.host != known.host else ""
-        return packet.accept(
-            f"{_on_host(sender)} and {_on_host(known)} are both on network {network}{wire}"
+        return Reason(
+            True, f"{_on_host(sender)} and {_on_host(known)} are both on network {network}{wire}"
         )
     if context.networks[entered].internal:
-        return packet.drop(_stays(entered))
-    return packet.drop(
+        return Reason(False, _stays(entered))
+    return Reason(
+        False,
         f"networks {entered} and {network} are isolated from each other:"
-        " only published ports can be reached across"
+        " only published ports can be reached across",
     )
 
 
@@ -379,70 +372,49 @@ def _on_host(known: KnownService) -> str:
     return f"{known.name} (on {known.host})" if known.host else known.name
 
 
-def _outwards(context: PolicyContext, packet: _Packet, to: Address) -> _Path:
+def _outwards(context: PolicyContext, packet: _Packet) -> Reason:
     """Return the path of a packet to an address that is neither the host's nor on a network."""
+    to = packet.to
     if not packet.sender:
         both = (ipaddress.ip_address(packet.source), to)
         on_a_wire = any(all(within(end, prefix) for end in both) for prefix in context.wires)
         if to.version in context.closed and not (packet.from_host or on_a_wire):
-            return packet.drop(
+            return Reason(
+                False,
                 f"the host forwards IPv{to.version} for services only:"
-                " it did not forward before niso"
+                " it did not forward before niso",
             )
-        return packet.accept("no service is involved")
+        return Reason(True, "no service is involved")
     if is_link_local6(to):
-        return packet.drop(
-            "services have no link-local addresses, and the host does not route them"
+        return Reason(
+            False, "services have no link-local addresses, and the host does not route them"
         )
     if any(_is_for_all(wire, to) for wire in context.wires):
-        return packet.drop(
-            f"{to} is a broadcast or anycast address of a link of the host, not a machine's own"
+        return Reason(
+            False,
+            f"{to} is a broadcast or anycast address of a link of the host, not a machine's own",
         )
     if context.networks[packet.entered].internal:
-        return packet.drop(_stays(packet.entered))
+        return Reason(False, _stays(packet.entered))
     if packet.proto not in (*PORTED, "icmp", *_PORTED_TOO):
-        return packet.drop(
+        return Reason(
+            False,
             f"protocol {packet.proto} has no ports: answers could not be told from what is meant"
-            " for the host"
+            " for the host",
         )
-    return packet.accept(f"network {packet.entered} has access to the outside")
-
-
-class _Published(NamedTuple):
-    """Where a published port leads."""
-
-    known: KnownService  # the service whose network the route leads to
-    network: str
-    address: str
-    port: int
-    sharer: str  # the port's owner if it shares that network, else ""
-
-
-def _to_published(context: PolicyContext, packet: _Packet, target: _Published) -> _Path:
-    """Return the path of a packet to a published port of the host."""
-    known, network, address, port, sharer = target
-    entered = packet.entered
-    if packet.sender and network != entered and context.networks[entered].internal:
-        return _Path(Reason(False, _stays(entered)), address, port)
-    owner = f"{sharer}, which shares the network of {known.name}" if sharer else known.name
-    asked = f"{_at(packet.destination, packet.port)}/{packet.proto}"
-    message = f"{asked} is a published port of {owner}; it leads to {_at(address, port)}"
-    return _Path(Reason(True, message), address, port, itself=known is packet.sender)
+    return Reason(True, f"network {packet.entered} has access to the outside")
 
 
 def _stays(network: str) -> str:
     return f"network {network} is internal: it reaches only the host and its own services"
 
 
-def _at(address: str, port: int | None) -> str:
-    return f"{bracketed(address)}:{port}"
-
-
 def _published(
     context: PolicyContext, to: Address, port: int | None, proto: str, entered: str
-) -> _Published | None:
+) -> tuple[KnownService, str, str, int, str] | None:
     """Return where a published port of a host address leads; None if no service publishes it.
 
+    The result is (service, network, address, port, the port's owner if it shares that network).
     A client on a network of the service (``entered``) is sent to the service's address there, any
     other to its address on the network of its default route. A port that is published on one host
     address has precedence over one that is published on all.
@@ -463,7 +435,7 @@ def _published(
                     if target is not None:
                         inside = published.container_port + port - published.host_port
                         sharer = dict(known.sharers).get(published, "")
-                        return _Published(known, *target, inside, sharer)
+                        return known, *target, inside, sharer
     return None
 
 
