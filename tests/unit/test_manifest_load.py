@@ -466,23 +466,12 @@ def test_table_header_forgotten_is_an_error_of_the_key(tmp_path: Path) -> None:
 # --- one declaration -------------------------------------------------------------------------------------------------
 
 ENTRY = """
-    Key(
-        "service.nice",
-        int,
-        "Scheduling priority.",
-        5,
-        _number(-20, 19, "-20 to 19", "10"),
-        "nice",
+    Key("service.nice", int, 5, _number(-20, 19, "-20 to 19", "10"), "nice").described(
+        "Scheduling priority."
     ),
     Key(
-        "network.labels",
-        dict[str, str],
-        "Labels.",
-        {},
-        _HOST_LABEL,
-        names=_NETWORK_NAME,
-        modes=("bridge",),
-    ),
+        "network.labels", dict[str, str], {}, _HOST_LABEL, names=_NETWORK_NAME, modes=("bridge",)
+    ).described("Labels."),
 """
 SCRIPT = """
 import json, sys

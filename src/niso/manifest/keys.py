@@ -52,8 +52,6 @@ class Key(NamedTuple):
     type: Any
     """The type, as in `niso.base.convert`. If it is a string, the key is a table with this title.
     """
-    about: str
-    """The description, for the schema and the reference."""
     default: Any = ...
     """The default value; Ellipsis if the key is required.
 
@@ -71,6 +69,11 @@ class Key(NamedTuple):
     """Further conditions on the whole value, for the JSON Schema."""
     modes: tuple[str, ...] = ()
     """For a key of [network], the modes in which it is allowed; empty means all."""
+    about: str = ""
+    """The description, for the schema and the reference."""
+
+    def described(self, about: str) -> Key:
+        return self._replace(about=about)
 
     @property
     def table(self) -> str:
@@ -157,559 +160,366 @@ _NETWORK_NAME = _pattern(values.network_name, _NETWORK)
 _TEXT = _pattern(values.argument, _ARGUMENT)
 _TMPFS = _pattern(process_keys.tmpfs, _SIZE)
 _RATE = _number(
-    0,
-    process_keys.MAX_RATE,
-    f"0, for no limit, to {process_keys.MAX_RATE} a second",
-    "5000",
+    0, process_keys.MAX_RATE, f"0, for no limit, to {process_keys.MAX_RATE} a second", "5000"
 )
 _PEER_IN = _pattern(policy.parse_ingress, f"^(?:{_PEERS})$")
 _PEER_OUT = _pattern(policy.parse_egress, f"^(?:{_PEERS})$")
+_PACKAGE_VERSION = _pattern(values.version, r"^[A-Za-z0-9][A-Za-z0-9.+_~-]{0,63}$")
+_PACKAGE_ROOTFS = _pattern(values.rootfs, rf"^(?!/){_NO_CLIMB}{_PATH[1:]}")
+_BINARY_ENTRYPOINT = _pattern(values.entrypoint, rf"^{_NO_CLIMB}(?!.*/$){_PATH[1:]}")
+_BINARY_WORKING_DIR = _pattern(values.working_dir, rf"^/{_PATH[1:-2]}*$")
+_ENVIRONMENT_NAME = _pattern(values.environment_name, r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")
+_SERVICE_USER = _pattern(
+    values.user,
+    r"^(?:(?:0|[1-9][0-9]{0,9})(?::(?:0|[1-9][0-9]{0,9}))?|[A-Za-z_][A-Za-z0-9_.-]{0,31})$",
+)
+_CAPABILITIES = Rule(values.capability, {"enum": [*values.CAPABILITIES]})
+_RESOURCES_MEMORY_MAX = _pattern(process_keys.memory_max, _SIZE)
+_RESOURCES_CPU_MAX = _pattern(process_keys.cpu_max, r"^[1-9][0-9]{0,6}%$")
+_RESOURCES_PIDS_LIMIT = _number(
+    process_keys.MIN_PIDS,
+    process_keys.MAX_PIDS,
+    f"{process_keys.MIN_PIDS}, for PID 1 and the program, to {process_keys.MAX_PIDS}",
+    "4096",
+)
+_HEALTHCHECK_TCP = _number(1, 65535, "1 to 65535", "8080", "is not a valid port")
+_HEALTHCHECK_HTTP = _pattern(
+    process_keys.url,
+    r"^http://(?:localhost|127\.[0-9.]+|\[[0-9a-fA-F:.]+\]|[a-z][a-z0-9.-]*)"
+    r"(?::[0-9]{1,5})?(?:[/?#].*)?$",
+)
+_HEALTHCHECK_RETRIES = _number(1, process_keys.MAX_RETRIES, f"1 to {process_keys.MAX_RETRIES}", "3")
+_VOLUMES_NAME = _pattern(process_keys.volume_name, "^[A-Za-z][A-Za-z0-9_-]{0,62}$")
+_VOLUMES_MOUNT = _pattern(process_keys.mount, _MOUNT)
+_VOLUMES_HOST = _pattern(process_keys.host, rf"^(?:/|\.$|\./){_PATH[1:-2]}*$")
+_VOLUMES_MODE = Rule(lambda text, _: text == "ro")
+_VOLUMES_SIZE = _pattern(process_keys.size, _SIZE)
+_SECRETS_NAME = _pattern(process_keys.secret_name, "^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,62}$")
+_PUBLISHED = _pattern(
+    addresses_and_ports.parse_port,
+    rf"^(?:{_OCTET}(?:\.{_OCTET}){{3}}:(?:{_PORTS})?:"
+    rf"|(?:\[[0-9A-Fa-f:.]{{2,45}}\]:)?(?:(?:{_PORTS})?:)?)"
+    rf"{_PORTS}(?:/(?:tcp|udp|sctp))?$",
+)
+_IP = _pattern(
+    addresses_and_ports.static_address,
+    # not 0/8, 127/8, 169.254/16, nor 224/4 and above; for IPv6 only the characters
+    rf"^(?:(?!0\.|127\.|169\.254\.|22[4-9]\.|2[3-5][0-9]\.){_OCTET}(?:\.{_OCTET}){{3}}"
+    rf"|{_IPV6})$",
+)
+_EXTRA_HOSTS = _pattern(addresses_and_ports.extra_address, f"^(?:{_ADDRESS}|host-gateway)$")
+_EXTRA_HOSTS_NAME = _pattern(
+    addresses_and_ports.extra_host,
+    r"^(?!(?:localhost|host\.niso\.local)$|ip6-)[a-z0-9_-]{1,63}"
+    r"(?:\.[a-z0-9_-]{1,63})*$",
+)
+_DNS = _pattern(addresses_and_ports.server_address, f"^(?:{_ADDRESS})$")
+_DNS_SEARCH = _pattern(
+    addresses_and_ports.domain, r"^[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*$"
+)
+_BANDWIDTH = _pattern(process_keys.rate, _SIZE)
+_BANDWIDTH_NAME = Rule(process_keys.way, {"enum": [*process_keys.WAYS]})
+_POLICY_EGRESS_ALLOW = _pattern(policy.parse_egress_allow, f"^(?:{_PEERS}|{_OUTSIDE}{_SUFFIX})$")
+_POLICY_AUDIT_UNTIL = _pattern(policy.audit_end, rf"^(?:{policy.DATE}|{policy.NO_END})$")
 
 
 # --- keys ----------------------------------------------------------------------------------------
 
 
 KEYS = (
-    Key("package", "Package", "Name and version of the service."),
-    Key(
-        "package.name",
-        str,
-        f"Name of the service: {values.NAME_RIGHT}. host, localhost and ip6-* are reserved.",
-        rule=_SERVICE_NAME,
-        to="name",
+    Key("package", "Package").described("Name and version of the service."),
+    Key("package.name", str, rule=_SERVICE_NAME, to="name").described(
+        f"Name of the service: {values.NAME_RIGHT}. host, localhost and ip6-* are reserved."
+    ),
+    Key("package.version", str, rule=_PACKAGE_VERSION).described("Version of the package."),
+    Key("package.rootfs", str | None, None, _PACKAGE_ROOTFS, "rootfs").described(
+        "Folder beside the manifest: the service's root file system. niso never writes to it."
+    ),
+    Key("binary", "Binary").described("Program to run."),
+    Key("binary.entrypoint", str, rule=_BINARY_ENTRYPOINT, to="entrypoint").described(
+        "File of the package, absolute path in the rootfs, or command on the service's PATH."
+    ),
+    Key("binary.args", tuple[str, ...], (), _TEXT, "args").described(
+        "Arguments of the entrypoint."
+    ),
+    Key("binary.working_dir", str, "/app", _BINARY_WORKING_DIR, "working_dir").described(
+        "Working directory. /app is the package."
+    ),
+    Key("environment", dict[str, str], {}, _TEXT, "environment", names=_ENVIRONMENT_NAME).described(
+        "Environment variables of the service."
+    ),
+    Key("service", "Service", {}).described("User, restarts and stopping."),
+    Key("service.user", str | None, None, _SERVICE_USER, "user").described(
+        "User name of the rootfs, or uid[:gid]. If unset, niso assigns a uid."
     ),
     Key(
-        "package.version",
-        str,
-        "Version of the package.",
-        rule=_pattern(values.version, r"^[A-Za-z0-9][A-Za-z0-9.+_~-]{0,63}$"),
+        "service.restart", convert.choice("on-failure", "no", "always"), "on-failure", to="restart"
+    ).described("When to restart the process after it exits. Always no for a job."),
+    Key("service.restart_delay", str, "1s", _duration(0.01, 60.0), "restart_delay_s").described(
+        "Delay before the first restart, 10ms to 1m. It doubles with each failure, up to 1m."
     ),
-    Key(
-        "package.rootfs",
-        str | None,
-        "Folder beside the manifest: the service's root file system. niso never writes to it.",
-        None,
-        _pattern(values.rootfs, rf"^(?!/){_NO_CLIMB}{_PATH[1:]}"),
-        "rootfs",
+    Key("service.stop_timeout", str, "10s", _duration(0.0, 3600.0), "stop_timeout_s").described(
+        "Time from TERM to KILL, up to 1h."
     ),
-    Key("binary", "Binary", "Program to run."),
-    Key(
-        "binary.entrypoint",
-        str,
-        "File of the package, absolute path in the rootfs, or command on the service's PATH.",
-        rule=_pattern(values.entrypoint, rf"^{_NO_CLIMB}(?!.*/$){_PATH[1:]}"),
-        to="entrypoint",
-    ),
-    Key("binary.args", tuple[str, ...], "Arguments of the entrypoint.", (), _TEXT, "args"),
-    Key(
-        "binary.working_dir",
-        str,
-        "Working directory. /app is the package.",
-        "/app",
-        _pattern(values.working_dir, rf"^/{_PATH[1:-2]}*$"),
-        "working_dir",
-    ),
-    Key(
-        "environment",
-        dict[str, str],
-        "Environment variables of the service.",
-        {},
-        _TEXT,
-        "environment",
-        names=_pattern(values.environment_name, r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"),
-    ),
-    Key("service", "Service", "User, restarts and stopping.", {}),
-    Key(
-        "service.user",
-        str | None,
-        "User name of the rootfs, or uid[:gid]. If unset, niso assigns a uid.",
-        None,
-        _pattern(
-            values.user,
-            r"^(?:(?:0|[1-9][0-9]{0,9})(?::(?:0|[1-9][0-9]{0,9}))?|[A-Za-z_][A-Za-z0-9_.-]{0,31})$",
-        ),
-        "user",
-    ),
-    Key(
-        "service.restart",
-        convert.choice("on-failure", "no", "always"),
-        "When to restart the process after it exits. Always no for a job.",
-        "on-failure",
-        to="restart",
-    ),
-    Key(
-        "service.restart_delay",
-        str,
-        "Delay before the first restart, 10ms to 1m. It doubles with each failure, up to 1m.",
-        "1s",
-        _duration(0.01, 60.0),
-        "restart_delay_s",
-    ),
-    Key(
-        "service.stop_timeout",
-        str,
-        "Time from TERM to KILL, up to 1h.",
-        "10s",
-        _duration(0.0, 3600.0),
-        "stop_timeout_s",
-    ),
-    Key(
-        "service.kind",
-        convert.choice("service", "job"),
+    Key("service.kind", convert.choice("service", "job"), "service", to="kind").described(
         "service: runs until it is stopped. job: activate waits until it has ended, and fails "
-        "unless it exits with status 0.",
-        "service",
-        to="kind",
+        "unless it exits with status 0."
     ),
-    Key(
-        "service.timeout",
-        str | None,
-        "Time limit of a job, 100ms to 24h. If unset, it has none.",
-        None,
-        _duration(0.1, 86_400.0),
-        "timeout_s",
+    Key("service.timeout", str | None, None, _duration(0.1, 86_400.0), "timeout_s").described(
+        "Time limit of a job, 100ms to 24h. If unset, it has none."
     ),
-    Key(
-        "service.env_file",
-        str | tuple[str, ...],
+    # `niso.manifest.load` reads the files
+    Key("service.env_file", str | tuple[str, ...], (), _pattern(ANY.parse, _PATH)).described(
         "File of environment variables, or an array of them, relative to the manifest. "
-        "[environment] comes before them.",
-        (),
-        _pattern(ANY.parse, _PATH),  # `niso.manifest.load` reads the files
+        "[environment] comes before them."
     ),
-    Key("isolation", "Isolation", "Capabilities, file system access and resource limits.", {}),
-    Key(
-        "isolation.capabilities",
-        tuple[str, ...],
-        "Capabilities that the service keeps: names of capabilities(7) without CAP_.",
-        (),
-        Rule(values.capability, {"enum": [*values.CAPABILITIES]}),
-        "capabilities",
+    Key("isolation", "Isolation", {}).described(
+        "Capabilities, file system access and resource limits."
     ),
-    Key(
-        "isolation.read_only",
-        bool,
-        "Whether / is read-only. /tmp, /run and /var/tmp are always tmpfs.",
-        True,
-        to="read_only",
+    Key("isolation.capabilities", tuple[str, ...], (), _CAPABILITIES, "capabilities").described(
+        "Capabilities that the service keeps: names of capabilities(7) without CAP_."
     ),
-    Key(
-        "isolation.restrict_suid_sgid",
-        bool,
+    Key("isolation.read_only", bool, True, to="read_only").described(
+        "Whether / is read-only. /tmp, /run and /var/tmp are always tmpfs."
+    ),
+    Key("isolation.restrict_suid_sgid", bool, True, to="restrict_suid_sgid").described(
         "Whether the service cannot make setuid and setgid files, and cannot set these bits of "
-        "folders (RestrictSUIDSGID of systemd).",
-        True,
-        to="restrict_suid_sgid",
+        "folders (RestrictSUIDSGID of systemd)."
+    ),
+    Key("isolation.resources", "Resources", {}).described(
+        "Resource limits, enforced as far as the host's cgroups can."
     ),
     Key(
-        "isolation.resources",
-        "Resources",
-        "Resource limits, enforced as far as the host's cgroups can.",
-        {},
-    ),
-    Key(
-        "isolation.resources.memory_max",
-        str | None,
-        "Memory limit, including swap: 64K, 512M, 2G (powers of 1024). At least 1M.",
-        None,
-        _pattern(process_keys.memory_max, _SIZE),
-        "memory_max",
-    ),
-    Key(
-        "isolation.resources.cpu_max",
-        str | None,
-        "CPU limit: 100% is one CPU, 200% two.",
-        None,
-        _pattern(process_keys.cpu_max, r"^[1-9][0-9]{0,6}%$"),
-        "cpu_max",
+        "isolation.resources.memory_max", str | None, None, _RESOURCES_MEMORY_MAX, "memory_max"
+    ).described("Memory limit, including swap: 64K, 512M, 2G (powers of 1024). At least 1M."),
+    Key("isolation.resources.cpu_max", str | None, None, _RESOURCES_CPU_MAX, "cpu_max").described(
+        "CPU limit: 100% is one CPU, 200% two."
     ),
     Key(
         "isolation.resources.pids_limit",
         int,
-        "Limit of processes and threads, including PID 1 of the service. 4194304 is the kernel's "
-        "own limit.",
         process_keys.PIDS,
-        _number(
-            process_keys.MIN_PIDS,
-            process_keys.MAX_PIDS,
-            f"{process_keys.MIN_PIDS}, for PID 1 and the program, to {process_keys.MAX_PIDS}",
-            "4096",
-        ),
+        _RESOURCES_PIDS_LIMIT,
         "pids_limit",
+    ).described(
+        "Limit of processes and threads, including PID 1 of the service. 4194304 is the kernel's "
+        "own limit."
     ),
-    Key(
-        "isolation.resources.shm_size",
-        str,
-        "Size limit of /dev/shm: 64K, 512M, 2G. At least 64K.",
-        "64M",  # as Docker's and Podman's
-        _TMPFS,
-        "shm_size",
+    # 64M as in Docker and Podman
+    Key("isolation.resources.shm_size", str, "64M", _TMPFS, "shm_size").described(
+        "Size limit of /dev/shm: 64K, 512M, 2G. At least 64K."
     ),
-    Key(
-        "isolation.resources.tmp_size",
-        str | None,
+    Key("isolation.resources.tmp_size", str | None, None, _TMPFS, "tmp_size").described(
         "Size limit of each of /tmp, /run and /var/tmp, at least 64K. If unset, a quarter of "
-        "memory_max, or 256M without it.",
-        None,
-        _TMPFS,
-        "tmp_size",
+        "memory_max, or 256M without it."
     ),
-    Key(
-        "isolation.resources.new_flows_limit",
-        int,
+    Key("isolation.resources.new_flows_limit", int, 1000, _RATE, "limits.new_flows").described(
         "Connections and other flows a second that the service may open through the host's "
-        "connection tracking, of each family; 5 s of them at once. 0: no limit.",
-        1000,
-        _RATE,
-        "limits.new_flows",
+        "connection tracking, of each family; 5 s of them at once. 0: no limit."
     ),
-    Key(
-        "isolation.resources.arp_limit",
-        int,
+    Key("isolation.resources.arp_limit", int, 100, _RATE, "limits.arp").described(
         "ARP and neighbour discovery packets a second that the service may send; 10 s of them at "
-        "once. 0: no limit.",
-        100,
-        _RATE,
-        "limits.arp",
+        "once. 0: no limit."
     ),
     Key(
-        "isolation.resources.fragments_limit",
-        int | None,
+        "isolation.resources.fragments_limit", int | None, None, _RATE, "limits.fragments"
+    ).described(
         "IP fragments a second that the service may send; 5 s of them at once. 0: no limit. If "
-        "unset, 40 with the capability NET_RAW, NET_ADMIN or SYS_ADMIN, else no limit.",
-        None,
-        _RATE,
-        "limits.fragments",
+        "unset, 40 with the capability NET_RAW, NET_ADMIN or SYS_ADMIN, else no limit."
     ),
-    Key(
-        "isolation.resources.new_neighbours_limit",
-        int,
+    Key("isolation.resources.new_neighbours_limit", int, 20, _RATE, "limits.neighbours").described(
         "Addresses a second on the host's own links that the host asks for because of the service, "
         "of each family; 5 s of them at once. 0: no limit. Those asked for in the last 10 s do not "
-        "count.",
-        20,
-        _RATE,
-        "limits.neighbours",
+        "count."
     ),
-    Key(
-        "healthcheck", "Healthcheck", "Health probe inside the service: tcp, http or command.", None
+    Key("healthcheck", "Healthcheck", None).described(
+        "Health probe inside the service: tcp, http or command."
     ),
-    Key(
-        "healthcheck.tcp",
-        int | None,
-        "Port that must accept connections, on loopback or the service's addresses.",
-        None,
-        _number(1, 65535, "1 to 65535", "8080", "is not a valid port"),
-        "healthcheck.port",
+    Key("healthcheck.tcp", int | None, None, _HEALTHCHECK_TCP, "healthcheck.port").described(
+        "Port that must accept connections, on loopback or the service's addresses."
     ),
-    Key(
-        "healthcheck.http",
-        str | None,
-        "URL of the service itself that must respond with status 200 to 399.",
-        None,
-        _pattern(
-            process_keys.url,
-            r"^http://(?:localhost|127\.[0-9.]+|\[[0-9a-fA-F:.]+\]|[a-z][a-z0-9.-]*)"
-            r"(?::[0-9]{1,5})?(?:[/?#].*)?$",
-        ),
+    Key("healthcheck.http", str | None, None, _HEALTHCHECK_HTTP).described(
+        "URL of the service itself that must respond with status 200 to 399."
     ),
     Key(
         "healthcheck.command",
         tuple[str, ...] | None,
-        "Command to run inside the service, as its user, without a shell. Exit status 0 is "
-        "healthy.",
         None,
         _TEXT,
         "healthcheck.command",
         schema={"minItems": 1, "prefixItems": [{"type": "string", "pattern": _WORD}]},
+    ).described(
+        "Command to run inside the service, as its user, without a shell. Exit status 0 is healthy."
     ),
     Key(
-        "healthcheck.interval",
-        str,
-        "Time between probes, 100ms to 24h.",
-        "5s",
-        _duration(0.1, 86_400.0),
-        "healthcheck.interval_s",
+        "healthcheck.interval", str, "5s", _duration(0.1, 86_400.0), "healthcheck.interval_s"
+    ).described("Time between probes, 100ms to 24h."),
+    Key("healthcheck.timeout", str, "2s", _duration(0.01, 60.0), "healthcheck.timeout_s").described(
+        "Time limit of a probe, 10ms to 1m."
+    ),
+    Key("healthcheck.retries", int, 3, _HEALTHCHECK_RETRIES, "healthcheck.retries").described(
+        "Consecutive failures, after start_period, that count as unhealthy."
     ),
     Key(
-        "healthcheck.timeout",  # `niso ps` may wait for it
-        str,
-        "Time limit of a probe, 10ms to 1m.",
-        "2s",
-        _duration(0.01, 60.0),
-        "healthcheck.timeout_s",
+        "healthcheck.start_period", str, "10s", _duration(0.0, 3600.0), "healthcheck.start_period_s"
+    ).described("Time after the start in which failures do not count, up to 1h."),
+    Key("volumes.*", "Volume", {}, names=_VOLUMES_NAME).described(
+        "Storage besides the root file system: folders that niso keeps, paths of the host, tmpfs."
     ),
-    Key(
-        "healthcheck.retries",
-        int,
-        "Consecutive failures, after start_period, that count as unhealthy.",
-        3,
-        _number(1, process_keys.MAX_RETRIES, f"1 to {process_keys.MAX_RETRIES}", "3"),
-        "healthcheck.retries",
+    Key("volumes.*.mount", str, rule=_VOLUMES_MOUNT, to="volumes.mount").described(
+        "Mount point inside the service: an absolute path that overlaps no other volume."
     ),
-    Key(
-        "healthcheck.start_period",
-        str,
-        "Time after the start in which failures do not count, up to 1h.",
-        "10s",
-        _duration(0.0, 3600.0),
-        "healthcheck.start_period_s",
-    ),
-    Key(
-        "volumes.*",
-        "Volume",
-        "Storage besides the root file system: folders that niso keeps, paths of the host, tmpfs.",
-        {},
-        names=_pattern(process_keys.volume_name, "^[A-Za-z][A-Za-z0-9_-]{0,62}$"),
-    ),
-    Key(
-        "volumes.*.mount",
-        str,
-        "Mount point inside the service: an absolute path that overlaps no other volume.",
-        rule=_pattern(process_keys.mount, _MOUNT),
-        to="volumes.mount",
-    ),
-    Key(
-        "volumes.*.host",
-        str | None,
+    Key("volumes.*.host", str | None, None, _VOLUMES_HOST, "volumes.host").described(
         "Path of an existing folder or file on the host: absolute, or ./ and a path below the "
-        "manifest's folder.",
-        None,
-        _pattern(process_keys.host, rf"^(?:/|\.$|\./){_PATH[1:-2]}*$"),
-        "volumes.host",
+        "manifest's folder."
     ),
     Key(
-        "volumes.*.mode",
-        convert.choice("rw", "ro"),
-        "Whether the path of the host is writable (rw) or read-only (ro).",
-        "rw",
-        Rule(lambda text, _: text == "ro"),
-        "volumes.read_only",
+        "volumes.*.mode", convert.choice("rw", "ro"), "rw", _VOLUMES_MODE, "volumes.read_only"
+    ).described("Whether the path of the host is writable (rw) or read-only (ro)."),
+    Key("volumes.*.tmpfs", bool, False, to="volumes.tmpfs").described(
+        "Whether the volume is in memory and empty at each start."
     ),
-    Key(
-        "volumes.*.tmpfs",
-        bool,
-        "Whether the volume is in memory and empty at each start.",
-        False,
-        to="volumes.tmpfs",
+    Key("volumes.*.size", str | None, None, _VOLUMES_SIZE, "volumes.size").described(
+        "Size limit of a tmpfs: 64K, 512M, 2G (powers of 1024)."
     ),
-    Key(
-        "volumes.*.size",
-        str | None,
-        "Size limit of a tmpfs: 64K, 512M, 2G (powers of 1024).",
-        None,
-        _pattern(process_keys.size, _SIZE),
-        "volumes.size",
+    Key("secrets.*", "Secret", {}, names=_SECRETS_NAME).described(
+        "Files in /run/secrets that only the service's user can read."
     ),
-    Key(
-        "secrets.*",
-        "Secret",
-        "Files in /run/secrets that only the service's user can read.",
-        {},
-        names=_pattern(process_keys.secret_name, "^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,62}$"),
-    ),
-    Key(
-        "secrets.*.file",
-        str,
+    Key("secrets.*.file", str, rule=_pattern(process_keys.file, _PATH)).described(
         "File of the host with the secret: absolute, or below the manifest's folder. It is read at "
-        "each start.",
-        rule=_pattern(process_keys.file, _PATH),
+        "each start."
     ),
-    Key("network", "Network", "Networks, names, published ports and policy.", {}),
+    Key("network", "Network", {}).described("Networks, names, published ports and policy."),
     Key(
-        "network.mode",
-        convert.choice("bridge", "host", "none", "share"),
+        "network.mode", convert.choice("bridge", "host", "none", "share"), "bridge", to="mode"
+    ).described(
         "bridge: own network namespace, on bridges. host: the host's network. none: own network "
-        "namespace with only lo. share: network namespace of another service.",
-        "bridge",
-        to="mode",
+        "namespace with only lo. share: network namespace of another service."
     ),
-    Key(
-        "network.share",
-        str | None,
+    Key("network.share", str | None, None, _SERVICE_NAME, "share", modes=("share",)).described(
         'With mode = "share": join the network namespace of this service, whose mode is bridge or '
-        "none.",
-        None,
-        _SERVICE_NAME,
-        "share",
-        modes=("share",),
+        "none."
     ),
-    Key(
-        "network.network",
-        str,
-        f"Name of the network: {values.NETWORK_RIGHT}. default, none and host are reserved.",
-        DEFAULT_NETWORK,
-        _NETWORK_NAME,
-        modes=("bridge",),
+    Key("network.network", str, DEFAULT_NETWORK, _NETWORK_NAME, modes=("bridge",)).described(
+        f"Name of the network: {values.NETWORK_RIGHT}. default, none and host are reserved."
     ),
     Key(
         "network.networks",
         tuple[str, ...],
-        "Several networks instead of one: eth0, eth1 and so on. The first that is not internal has "
-        "the default route.",
         (),
         _NETWORK_NAME,
         schema={"minItems": 1, "uniqueItems": True},
         modes=("bridge",),
+    ).described(
+        "Several networks instead of one: eth0, eth1 and so on. The first that is not internal has "
+        "the default route."
     ),
     Key(
-        "network.ports",
-        tuple[str, ...],
-        "Published ports: [ADDRESS:]HOST:CONTAINER[/PROTOCOL]. Ports can be ranges.",
-        (),
-        _pattern(
-            addresses_and_ports.parse_port,
-            rf"^(?:{_OCTET}(?:\.{_OCTET}){{3}}:(?:{_PORTS})?:"
-            rf"|(?:\[[0-9A-Fa-f:.]{{2,45}}\]:)?(?:(?:{_PORTS})?:)?)"
-            rf"{_PORTS}(?:/(?:tcp|udp|sctp))?$",
-        ),
-        "ports",
-        modes=("bridge", "share"),
-    ),
+        "network.ports", tuple[str, ...], (), _PUBLISHED, "ports", modes=("bridge", "share")
+    ).described("Published ports: [ADDRESS:]HOST:CONTAINER[/PROTOCOL]. Ports can be ranges."),
     Key(
-        "network.hostname",
-        str | None,
-        "Name in the /etc/hosts of all peers. If unset, the package's name.",
-        None,
-        _HOST_LABEL,
-        "hostname",
-        modes=("bridge", "none"),
-    ),
+        "network.hostname", str | None, None, _HOST_LABEL, "hostname", modes=("bridge", "none")
+    ).described("Name in the /etc/hosts of all peers. If unset, the package's name."),
     Key(
         "network.aliases",
         tuple[str, ...],
-        "Additional names of the service.",
         (),
         _HOST_LABEL,
         "aliases",
         schema={"uniqueItems": True},
         modes=("bridge",),
-    ),
+    ).described("Additional names of the service."),
     Key(
         "network.ip",
         str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None,
-        "Static address, or an array of one IPv4 and one IPv6 address; on several networks, a "
-        "table of these by network.",
         None,
-        _pattern(
-            addresses_and_ports.static_address,
-            # unicast only: not 0/8, 127/8, 169.254/16, nor 224/4 and above; for IPv6 only the
-            # characters
-            rf"^(?:(?!0\.|127\.|169\.254\.|22[4-9]\.|2[3-5][0-9]\.){_OCTET}(?:\.{_OCTET}){{3}}"
-            rf"|{_IPV6})$",
-        ),
+        _IP,
         modes=("bridge",),
+    ).described(
+        "Static address, or an array of one IPv4 and one IPv6 address; on several networks, a "
+        "table of these by network."
     ),
     Key(
         "network.extra_hosts",
         dict[str, str],
-        "Names that only this service's /etc/hosts has, each with an address. host-gateway is the "
-        "host, as host.niso.local.",
         {},
-        _pattern(addresses_and_ports.extra_address, f"^(?:{_ADDRESS}|host-gateway)$"),
+        _EXTRA_HOSTS,
         "extra_hosts",
-        names=_pattern(
-            addresses_and_ports.extra_host,
-            r"^(?!(?:localhost|host\.niso\.local)$|ip6-)[a-z0-9_-]{1,63}"
-            r"(?:\.[a-z0-9_-]{1,63})*$",
-        ),
+        names=_EXTRA_HOSTS_NAME,
         modes=("bridge",),
+    ).described(
+        "Names that only this service's /etc/hosts has, each with an address. host-gateway is the "
+        "host, as host.niso.local."
     ),
     Key(
         "network.dns",
         tuple[str, ...] | None,
-        "Addresses of name servers, at most three. If unset, those of the host.",
         None,
-        _pattern(addresses_and_ports.server_address, f"^(?:{_ADDRESS})$"),
+        _DNS,
         "dns",
         schema={"minItems": 1, "maxItems": addresses_and_ports.MAX_SERVERS},
         modes=("bridge",),
-    ),
+    ).described("Addresses of name servers, at most three. If unset, those of the host."),
     Key(
         "network.dns_search",
         tuple[str, ...] | None,
-        "Search domains of the service's resolv.conf; none if empty. If unset, those of the host.",
         None,
-        _pattern(addresses_and_ports.domain, r"^[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*$"),
+        _DNS_SEARCH,
         "dns_search",
         modes=("bridge",),
+    ).described(
+        "Search domains of the service's resolv.conf; none if empty. If unset, those of the host."
     ),
     Key(
         "network.bandwidth",
         dict[str, str],
-        "Limits of what the service receives (in) and sends (out) on each network, in bits per "
-        "second: 64K to 100G, in powers of 1000.",
         {},
-        _pattern(process_keys.rate, _SIZE),
+        _BANDWIDTH,
         "bandwidth",
-        names=Rule(process_keys.way, {"enum": [*process_keys.WAYS]}),
+        names=_BANDWIDTH_NAME,
         modes=("bridge",),
+    ).described(
+        "Limits of what the service receives (in) and sends (out) on each network, in bits per "
+        "second: 64K to 100G, in powers of 1000."
     ),
-    Key(
-        "network.policy",
-        "Policy",
+    Key("network.policy", "Policy", {}, modes=("bridge",)).described(
         "Who may connect to the service and where it may connect. It only narrows what the "
-        "networks allow.",
-        {},
-        modes=("bridge",),
+        "networks allow."
     ),
     Key(
-        "network.policy.allow_from",
-        tuple[str, ...] | None,
-        f"Only these peers may connect; if unset, anyone may. {_PEER_FORMS}",
-        None,
-        _PEER_IN,
-        "policy.allow_from",
+        "network.policy.allow_from", tuple[str, ...] | None, None, _PEER_IN, "policy.allow_from"
+    ).described(f"Only these peers may connect; if unset, anyone may. {_PEER_FORMS}"),
+    Key("network.policy.deny_from", tuple[str, ...], (), _PEER_IN, "policy.deny_from").described(
+        f"These peers may not connect, even if allow_from lists them. {_PEER_FORMS}"
     ),
-    Key(
-        "network.policy.deny_from",
-        tuple[str, ...],
-        f"These peers may not connect, even if allow_from lists them. {_PEER_FORMS}",
-        (),
-        _PEER_IN,
-        "policy.deny_from",
+    Key("network.policy.log", bool, False, to="policy.log").described(
+        "Whether `niso net log` shows packets that the policy drops."
     ),
-    Key(
-        "network.policy.log",
-        bool,
-        "Whether `niso net log` shows packets that the policy drops.",
-        False,
-        to="policy.log",
-    ),
-    Key("network.policy.egress", "Egress", "Where the service may connect.", {}),
+    Key("network.policy.egress", "Egress", {}).described("Where the service may connect."),
     Key(
         "network.policy.egress.allow",
         tuple[str, ...] | None,
+        None,
+        _POLICY_EGRESS_ALLOW,
+        "policy.egress_allow",
+    ).described(
         f"The service may connect only to these peers; if unset, to anyone. {_PEER_FORMS} A name "
         "with a dot is an outside name: niso resolves it, and puts its addresses into the rules "
-        "and the service's /etc/hosts.",
-        None,
-        _pattern(policy.parse_egress_allow, f"^(?:{_PEERS}|{_OUTSIDE}{_SUFFIX})$"),
-        "policy.egress_allow",
+        "and the service's /etc/hosts."
     ),
     Key(
-        "network.policy.egress.deny",
-        tuple[str, ...],
+        "network.policy.egress.deny", tuple[str, ...], (), _PEER_OUT, "policy.egress_deny"
+    ).described(
         f"The service may not connect to these peers, even if allow lists them. {_PEER_FORMS} "
-        "metadata is the metadata service of a cloud: 169.254.169.254 and fd00:ec2::254.",
-        (),
-        _PEER_OUT,
-        "policy.egress_deny",
+        "metadata is the metadata service of a cloud: 169.254.169.254 and fd00:ec2::254."
     ),
-    Key(
-        "network.policy.mode",
-        convert.choice("enforce", "audit"),
+    Key("network.policy.mode", convert.choice("enforce", "audit"), "enforce").described(
         "enforce: what the policy denies is dropped. audit: it is counted and remembered "
-        "(`niso net flows --denied`), and dropped only from audit_until on.",
-        "enforce",
+        "(`niso net flows --denied`), and dropped only from audit_until on."
     ),
-    Key(
-        "network.policy.audit_until",
-        str | None,
+    Key("network.policy.audit_until", str | None, None, _POLICY_AUDIT_UNTIL).described(
         "End of the audit: a date, or a date and time, at most 14 days ahead; never: it has no "
-        "end. If unset, 14 days after it began.",
-        None,
-        _pattern(policy.audit_end, rf"^(?:{policy.DATE}|{policy.NO_END})$"),
+        "end. If unset, 14 days after it began."
     ),
 )
 

@@ -26,7 +26,7 @@ from niso.base.text import escaped, shown
 from niso.manifest import load as manifest_load
 from niso.manifest import process_keys, toml, validate, values
 from niso.manifest import variables as manifest_variables
-from niso.manifest.keys import TABLES, Manifest
+from niso.manifest.keys import TABLES, Key, Manifest
 from niso.manifest.load import Loaded, Outer, prepared, with_paths
 from niso.manifest.values import join
 from niso.manifest.variables import Resolved, has_variables
@@ -54,98 +54,90 @@ OVERRIDES = tuple(name for name in Manifest._fields if name not in ("package", "
 CONDITIONS = ("started", "healthy", "completed")
 _CHOICE = convert.choice(*CONDITIONS)
 _NEEDS: Any = dict[str, _CHOICE] | tuple[str, ...]  # type: ignore[valid-type]
-_DEPENDS_ON = (
-    'Services that come first: a table of service = "started", "healthy" or, of a job, '
-    '"completed"; or an array, which means started.'
-)
 ABOUT: dict[str, str] = {}
 """The descriptions of the keys that a manifest does not have, for the schema and the reference."""
 
 
-def _table(title: str, **keys: tuple[Any, Any, str]) -> Any:
-    """Return the named tuple class of a table. A key is (type, default, description).
-
-    The default of a required key is Ellipsis.
-    """
-    ABOUT.update({f"{title}.{name}": about for name, (_, _, about) in keys.items()})
-    types = {name: of for name, (of, _, _) in keys.items()}
-    defaults = {name: default for name, (_, default, _) in keys.items() if default is not ...}
-    return named_tuple(title, types, defaults)
+def _table(title: str, *keys: Key) -> Any:
+    """Return the named tuple class of a table, and add the descriptions of its keys to `ABOUT`."""
+    ABOUT.update({f"{title}.{key.name}": key.about for key in keys})
+    types = {key.name: key.type for key in keys}
+    return named_tuple(
+        title, types, {key.name: key.default for key in keys if key.default is not ...}
+    )
 
 
 Head = _table(
     "Head",
-    name=(str, ..., "Name of the stack, unique on the host; same rules as for services."),
-    prefix=(
-        bool | None,
-        None,
+    Key("name", str).described(
+        "Name of the stack, unique on the host; same rules as for services."
+    ),
+    Key("prefix", bool | None, None).described(
         "Whether services and networks are named after the stack: shop-db for db, whose "
         "hostname stays db. Default: as the stack has them already; a new stack has the prefix if "
-        "another stack has one of its services' names.",
+        "another stack has one of its services' names."
     ),
 )
 # the options of `niso net create`
 Network = _table(
     "Network",
-    subnet=(
-        str | tuple[str, ...],
-        (),
-        "A subnet, or an array of one per family. Default: the next free /24 of the pool.",
+    Key("subnet", str | tuple[str, ...], ()).described(
+        "A subnet, or an array of one per family. Default: the next free /24 of the pool."
     ),
-    ipv6=(bool, False, "Whether to add an IPv6 subnet: a /64 of the host's unique local prefix."),
-    internal=(
-        bool,
-        False,
-        "Whether to forward nothing out; the host and published ports are reachable.",
+    Key("ipv6", bool, False).described(
+        "Whether to add an IPv6 subnet: a /64 of the host's unique local prefix."
     ),
-    gateway=(
-        str | tuple[str, ...],
-        (),
-        "The bridge's address, or an array of one per family. Default: the first of the subnet.",
+    Key("internal", bool, False).described(
+        "Whether to forward nothing out; the host and published ports are reachable."
     ),
-    mtu=(int | None, None, "MTU in bytes. Default: that of the default route's link."),
-    allow_public=(
-        bool,
-        False,
-        "Whether a subnet can be a public prefix, which the host can then no longer reach.",
+    Key("gateway", str | tuple[str, ...], ()).described(
+        "The bridge's address, or an array of one per family. Default: the first of the subnet."
     ),
-    observe=(bool, True, "Whether the kernel remembers its flows."),
-    span=(bool, False, "Whether it spans the hosts of the cluster that this host is in."),
+    Key("mtu", int | None, None).described(
+        "MTU in bytes. Default: that of the default route's link."
+    ),
+    Key("allow_public", bool, False).described(
+        "Whether a subnet can be a public prefix, which the host can then no longer reach."
+    ),
+    Key("observe", bool, True).described("Whether the kernel remembers its flows."),
+    Key("span", bool, False).described(
+        "Whether it spans the hosts of the cluster that this host is in."
+    ),
+)
+_DEPENDS_ON = Key("depends_on", _NEEDS, ()).described(
+    'Services that come first: a table of service = "started", "healthy" or, of a job, '
+    '"completed"; or an array, which means started.'
 )
 # the keys of a [[service]] that a manifest does not have
 Own = _table(
     "Own",
-    name=(
-        str,
-        ...,
-        "Name of the service, instead of the package's; a package can be used several times.",
+    Key("name", str).described(
+        "Name of the service, instead of the package's; a package can be used several times."
     ),
-    package=(str, ..., "A manifest.toml or its folder, relative to the stack.toml."),
-    depends_on=(_NEEDS, (), _DEPENDS_ON),
+    Key("package", str).described("A manifest.toml or its folder, relative to the stack.toml."),
+    _DEPENDS_ON,
 )
 # the key of a [services.NAME] that a manifest does not have, and its table package
-Needs = _table("Needs", depends_on=(_NEEDS, (), _DEPENDS_ON))
+Needs = _table("Needs", _DEPENDS_ON)
 VERSION = "0"
 """The version of a service that is written in a stack.toml, if it specifies none."""
 Package = _table(
     "Package",
-    name=(str | None, None, ""),
-    version=(str, VERSION, ""),
-    rootfs=(str | None, None, ""),
-    folder=(
-        str | None,
-        None,
-        "Folder that the service sees at /app, relative to this file. If unset, /app is empty.",
+    Key("name", str | None, None),
+    Key("version", str, VERSION),
+    Key("rootfs", str | None, None),
+    Key("folder", str | None, None).described(
+        "Folder that the service sees at /app, relative to this file. If unset, /app is empty."
     ),
 )
 # a check of the whole file accepts a [[service]] with any keys: they are checked separately
 _Blank = _table("_Blank")
 _Whole = _table(
     "_Whole",
-    stack=(Head, ..., ""),
-    service=(tuple[_Blank, ...], (), ""),  # type: ignore[valid-type]
-    services=(dict[str, _Blank], {}, ""),  # type: ignore[valid-type]
-    networks=(dict[str, Network], {}, ""),  # type: ignore[valid-type]
+    Key("stack", Head),
+    Key("service", tuple[_Blank, ...], ()),  # type: ignore[valid-type]
+    Key("services", dict[str, _Blank], {}),  # type: ignore[valid-type]
+    Key("networks", dict[str, Network], {}),  # type: ignore[valid-type]
 )
 
 
