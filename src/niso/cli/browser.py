@@ -82,10 +82,7 @@ def run(_: str, args: Args) -> int:
 
 
 def _serve(look: Iterator[bytes], server: _PageServer, end: float | None) -> None:
-    """Measure repeatedly and pass each state to the server, until ``end`` (time.monotonic()).
-
-    Raises Error if the server has exited.
-    """
+    """Pass a measurement to the server every `EVERY_S`, until ``end`` of time.monotonic()."""
     began = time.monotonic()
     while True:
         wait = max(EVERY_S, _SHARE * (time.monotonic() - began))
@@ -97,10 +94,7 @@ def _serve(look: Iterator[bytes], server: _PageServer, end: float | None) -> Non
 
 
 def _looks(host: Host) -> Iterator[bytes]:
-    """Yield states of services, networks and flows as lines of JSON, one for each measurement.
-
-    The first measurement may raise Error. Later errors are yielded as lines.
-    """
+    """Yield measurements as lines of JSON. The first may raise Error; later errors are lines."""
     with host.map() as measured:
         yield _line({"state": plain(measured.read())})
         while True:
@@ -174,7 +168,6 @@ class _PageServer:
         return Error(f"the process that serves the page has ended: {how}", "niso web")
 
     def __exit__(self, *_: object) -> None:
-        """Stop the server by closing its pipe; kill it if it does not exit."""
         os.close(self._pipe)
         os.close(self._status)
         if not self._over:
@@ -185,11 +178,7 @@ class _PageServer:
 
 
 def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> None:
-    """Serve the page, then exit this forked process; never returns.
-
-    The signals INT, TERM and HUP stay blocked. The process exits when the other end of ``pipe`` is
-    closed.
-    """
+    """Serve the page with INT, TERM and HUP blocked until ``pipe`` is closed; exit this process."""
     from niso.web import page_server
 
     code = 1
@@ -242,11 +231,7 @@ def _listening(path: str | None, port: int) -> Iterator[socket.socket]:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove the Unix socket of a killed niso web: it belongs to root, and no process listens on
-    it.
-
-    A socket in use is kept. Raises OSError if the path is another kind of file.
-    """
+    """Remove root's Unix socket if no process listens on it. Raises OSError for other files."""
     with suppress(FileNotFoundError):
         info = os.lstat(path)
         if not stat.S_ISSOCK(info.st_mode):

@@ -61,10 +61,6 @@ cluster {made.cluster}: created; this host is {made.host} ({made.address}), {whe
 
 
 def _existing(args: Args) -> ExistingEtcd | None:
-    """Return the etcd that the options describe; None without --etcd.
-
-    Raises UsageError for an option that needs --etcd.
-    """
     if not args.etcd:
         for name in ("cacert", "cert", "key", "user", "prefix"):
             if getattr(args, name):
@@ -116,7 +112,6 @@ def _join(host: Host, args: Args) -> int:
 
 
 def _membership(made: Membership) -> str:
-    """Describe this host's role in etcd, and how many members etcd can lose."""
     if not made.member:
         return "not a member of etcd"
     number = f"member {made.members} of etcd"
@@ -250,10 +245,7 @@ def _headline(seen: ClusterStatus) -> str:
 
 
 def follow(start: Callable[[Callable[[str], None]], Following]) -> int:
-    """Run an agent, and print its log on stdout; return the exit status.
-
-    ``start`` takes a function that logs a line, and returns the agent.
-    """
+    """Run the agent that ``start`` returns, and print its log on stdout; return the exit status."""
     following = start(lambda line: print(output.escaped(line), flush=True))
     ended = []
 

@@ -60,7 +60,6 @@ class Option(NamedTuple):
 
     @property
     def dest(self) -> str:
-        """The attribute of `Args` with the option's value."""
         return self.key or self.flags[-1].lstrip("-").replace("-", "_")
 
     @property
@@ -108,12 +107,10 @@ class Command(NamedTuple):
 
     @property
     def examples(self) -> list[tuple[str, str]]:
-        """Pairs of an example and its remark, which can be empty."""
         return [(line, remark) for line, _, remark in (one.partition("  # ") for one in self.lines)]
 
     @property
     def exits(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of an exit status and its meaning."""
         return tuple(
             (number, what) for number, _, what in (one.partition(" ") for one in self.statuses)
         )
@@ -139,10 +136,7 @@ CHANGES = (Option("--dry-run", "print the steps without changing anything"), *RE
 
 
 def synopsis(command: Command) -> list[str]:
-    """Return the parts of a usage line: ``niso net create``, ``NAME``, ``[--subnet CIDR]...``.
-
-    The line may be wrapped between two parts, but not inside a part.
-    """
+    """Return the parts of a usage line, between which it may be wrapped: ``[--subnet CIDR]...``."""
     shown = [f"niso {command.name}"]
     for argument in command.arguments:
         if argument.times == "...":
@@ -165,7 +159,6 @@ def synopsis(command: Command) -> list[str]:
 
 
 def sentence(phrase: str) -> str:
-    """Return a phrase as a sentence, with a capital letter and a full stop."""
     return f"{phrase[:1].upper()}{phrase[1:]}."
 
 
@@ -219,10 +212,7 @@ ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "versio
 
 
 def find(name: str, action: str) -> Command | Group:
-    """Return the command with this name and action; the group if it has no such action.
-
-    ``action`` may consist of two words, of which the second may be an argument.
-    """
+    """Return a command, or its group. ``action`` may be two words, of which one is an argument."""
     catalogue = module(f"catalogue.{COMMANDS[name][1]}")
     group: Group | None = catalogue.GROUP if name in GROUPS else None
     commands: tuple[Command, ...] = group.actions if group else catalogue.COMMANDS
@@ -239,6 +229,5 @@ def runner(name: str) -> Callable[[str, Args], int]:
 
 
 def module(name: str) -> ModuleType:
-    """Import and return a module of cli."""
     # importlib would load two more modules for every command
     return __import__(f"niso.cli.{name}", fromlist=["run"])

@@ -62,10 +62,7 @@ def _script(shell: str) -> int:
 
 
 def split(line: str) -> tuple[list[str], str]:
-    """Split a line, up to the cursor, into its complete words and the word that is being typed.
-
-    Quotes and backslashes are removed as a shell removes them.
-    """
+    """Split a line up to the cursor into its complete words, without quotes, and the last word."""
     words: list[str] = []
     word, quote, begun, escaped = "", "", False, False
     for letter in line:
@@ -87,13 +84,7 @@ def split(line: str) -> tuple[list[str], str]:
 
 
 def candidates(words: list[str], current: str) -> Candidates:
-    """Return the words that can follow ``words``, with descriptions.
-
-    ``words`` does not include niso.
-
-    ``current`` is the word that is being typed. The result also contains words that do not begin
-    with it.
-    """
+    """Return words that can follow ``words``, with descriptions, also those without ``current``."""
     if not words:
         return _commands()
     name = ALIASES.get(words[0], words[0])
@@ -113,9 +104,7 @@ def _commands() -> Candidates:
 
 
 def _actions(group: Command | Group | None, words: Sequence[str]) -> Candidates:
-    """Return the next word of each action of a group that begins with ``words``, with
-    descriptions.
-    """
+    """Return the next word of each action that begins with ``words``, with descriptions."""
     following: dict[str, str] = {}
     for action in group.actions if isinstance(group, Group) else ():
         own = action.name.split()[1:]
@@ -168,7 +157,6 @@ def _of_command(command: Command, words: list[str], current: str) -> Candidates:
 
 
 def _options(command: Command, given: list[str]) -> Candidates:
-    """Return the long names of the options that can still be given, with descriptions."""
     had = [option for option in command.options if set(option.flags) & set(given)]
     groups = {option.group for option in had if option.group}
     free = [
@@ -209,10 +197,7 @@ def _networks() -> Candidates:
 
 
 def _words(ports: Iterable[Port]) -> list[str]:
-    """Return ports as a manifest has them.
-
-    A port on all addresses is one word, not one per IP version.
-    """
+    """Return ports as a manifest has them. A port on all addresses is one word."""
     words = []
     for port in ports:
         host = "" if port.anywhere else f"{bracketed(port.host_ip)}:"

@@ -68,9 +68,7 @@ def _have_outputs() -> None:
 
 
 def _end(status: int) -> NoReturn:
-    """Close the stores and end this process, without the interpreter's shutdown, which takes up
-    to 8 ms.
-    """
+    """Close the stores and end this process without the interpreter's shutdown (8 ms)."""
     if "niso.look.session" in sys.modules:
         sys.modules["niso.look.session"].close_all()
     os._exit(status)
@@ -129,10 +127,8 @@ def _report(error: Error, as_json: bool) -> None:
 
 
 def _failed(error: Error, as_json: bool, status: int) -> int:
-    """Report an error and return ``status``.
-
-    Raises KeyboardInterrupt instead if a signal came before, because the signal may have caused the
-    error.
+    """Report an error and return ``status``. Raises KeyboardInterrupt if a signal may have caused
+    it.
     """
     _report(error, as_json)
     if state.last > 0:
@@ -197,7 +193,7 @@ def _print_help(words: list[str]) -> int:
 
 
 def _plain(arguments: list[str]) -> bool:
-    """Return whether none of the words needs quotes in a shell."""
+    """Return whether no word needs quotes in a shell."""
     return all(word and all(c.isalnum() or c in "-_./:=,@%+" for c in word) for word in arguments)
 
 

@@ -172,7 +172,6 @@ def _attach(host: Host, args: Args) -> int:
 
 
 def _entries(text: str | None) -> list[str] | None:
-    """Split policy entries at blanks and commas; return None if ``text`` is None."""
     return None if text is None else text.replace(",", " ").split()
 
 

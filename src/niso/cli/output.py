@@ -34,10 +34,7 @@ if TYPE_CHECKING:
 
 
 def escaped(text: str) -> str:
-    """Return ``text`` with control characters as \x1b or \u202e.
-
-    Control characters are C0, C1, DEL, line separators and bidi overrides.
-    """
+    """Return ``text`` with control characters and bidi overrides escaped, such as \\x1b."""
     if text.isprintable():
         return text
     return "".join(
@@ -54,10 +51,7 @@ def escaped_lines(text: str) -> str:
 
 
 def arrow() -> str:
-    """Return ``→``, or ``->`` if the output's encoding or the locale lacks it.
-
-    In the locales C and POSIX, Python writes UTF-8 (PEP 540), but a terminal may not display it.
-    """
+    """Return ``→``, or ``->`` if the output's encoding or the locale may lack it."""
     locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_CTYPE", "LANG"))), "")
     if locale in ("C", "POSIX"):
         return "->"
@@ -69,10 +63,10 @@ def arrow() -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows below the titles of their columns. Each column is as wide as its widest value.
+    """Print rows below the titles of their columns.
 
-    On a narrow terminal, lists in a cell are wrapped. If that is not enough, columns are one space
-    apart instead of two. Nothing is truncated.
+    On a narrow terminal, lists in a cell are wrapped, and columns are one space apart. Nothing is
+    truncated.
     """
     lines = [list(columns), *map(_escaped_row, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -91,7 +85,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _escaped_row(row: Sequence[str]) -> list[str]:
-    """Return the values of a row, escaped. This is fast for rows without control characters."""
     return list(row) if "".join(row).isprintable() else [escaped(value) for value in row]
 
 
@@ -101,10 +94,9 @@ _BREAKS = (", ", "; ")
 def _narrowed(
     lines: list[list[str]], widths: list[int], room: int
 ) -> tuple[list[list[str]], list[int]]:
-    """Wrap the lists in a table's cells, so that the table fits into ``room`` columns.
+    """Wrap the lists in a table's cells between items, in the widest columns first.
 
-    Returns the new lines and the widths of the columns. Lists are wrapped between items, in the
-    widest columns first.
+    Returns the new lines and the widths of the columns.
     """
     least = [
         max(len(item) for line in lines for item in _items(line[i])) for i in range(len(widths))
@@ -179,10 +171,7 @@ def terminal_columns(descriptor: int) -> int:
 
 
 def coloured(descriptor: int) -> bool:
-    """Return whether output to a descriptor should be coloured.
-
-    It should on a terminal, unless TERM is dumb or NO_COLOR is set (https://no-color.org).
-    """
+    """Return whether output to a descriptor is coloured (https://no-color.org)."""
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb")
     try:
         return wanted and os.isatty(descriptor)
@@ -195,7 +184,6 @@ def painted(text: str, colour: str, descriptor: int) -> str:
 
 
 def _painted(cell: str) -> str:
-    """Return a table cell, coloured if it is a status such as ``running``."""
     word = cell.rstrip()
     colour = "" if word == "exited (0)" else _COLOURS.get(word.partition(" ")[0], "")
     return f"\x1b[{colour}m{word}\x1b[0m{cell[len(word) :]}" if colour else cell
@@ -219,10 +207,7 @@ def flow_cells(flow: Flow | PolicyEffect) -> tuple[str, ...]:
 
 
 def merged[T: (Flow, PolicyEffect)](flows: Iterable[T], key: Callable[[T], object]) -> list[T]:
-    """Merge rows for which ``key`` returns equal values, such as those for IPv4 and IPv6.
-
-    The numbers of a merged row are sums.
-    """
+    """Merge rows with the same ``key``, such as those for IPv4 and IPv6, and add their numbers."""
     rows: dict[object, T] = {}
     for flow in flows:
         known = rows.setdefault(key(flow), flow)
@@ -234,7 +219,6 @@ def merged[T: (Flow, PolicyEffect)](flows: Iterable[T], key: Callable[[T], objec
 
 
 def as_json(value: object) -> None:
-    """Print a result of the API, or several, as JSON."""
     import json
 
     from niso.api.host import plain
@@ -262,10 +246,7 @@ def changes(args: Args, done: Sequence[Changed], words: tuple[str, str]) -> int:
 
 
 def ports_text(ports: Iterable[Port]) -> str:
-    """Format ports as ``8080→8080, 53→53/udp, [::]:8000-8010→8000-8010``.
-
-    A port on all addresses has a `Port` for each IP version, but is listed once.
-    """
+    """Format ports as ``8080→8080, [::]:53→53/udp``. A port on all addresses is listed once."""
     return ", ".join(dict.fromkeys(map(_port_text, ports)))
 
 
@@ -296,12 +277,11 @@ def duration(seconds: float) -> str:
 
 
 def note(line: str) -> None:
-    """Print a step on stderr, for the option ``-v``."""
+    """Print a step on stderr, for ``-v``."""
     print(escaped_lines(line), file=sys.stderr)
 
 
 def step(line: str) -> None:
-    """Print a step on stdout, for the option ``--dry-run``."""
     print(escaped_lines(line))
 
 
@@ -314,7 +294,6 @@ def error(message: str, hint: str | None) -> None:
 
 
 def warn(text: str, hints: Iterable[str] = ()) -> None:
-    """Print a warning and its hints on stderr."""
     print(f"{painted('niso: warning:', _YELLOW, 2)} {escaped(text)}", file=sys.stderr)
     for hint in hints:
         print(f"  hint: {escaped(hint)}", file=sys.stderr)
@@ -347,9 +326,8 @@ SLOW = (
 class Progress:
     """Print events as -v and --dry-run ask for: ``with Progress(args) as host.progress:``.
 
-    Without these options, only steps that take more than a second are printed. Warnings are always
-    printed. A thread starts with the first event that can be slow. It sleeps until a step has taken
-    a second.
+    Without these options, a thread prints the steps that take more than a second. It starts with
+    the first event that can be slow. Warnings are always printed.
     """
 
     def __init__(self, args: Args) -> None:
@@ -370,7 +348,6 @@ class Progress:
         return self._receive
 
     def _plan(self, event: Event) -> None:
-        """Print a step that would be taken without --dry-run."""
         self._planned = True
         step(event.describe())
 
@@ -418,9 +395,7 @@ class Progress:
                 self._running = False
 
     def _print_slow_steps(self) -> None:
-        """Print each step that has taken one second, and print it again every ten seconds, until
-        `_stop`.
-        """
+        """Print each step that takes a second, and again every ten seconds, until `_stop`."""
         while True:
             due = self._since + (self._reported + AGAIN_S if self._reported else AT_ONCE_S)
             if self._over.acquire(timeout=max(0.0, due - time.monotonic())):

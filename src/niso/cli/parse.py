@@ -40,9 +40,7 @@ Args = SimpleNamespace
 
 
 def asks_help(words: list[str], command: Command) -> bool:
-    """Return whether -h or --help in a command line is for niso, and not for a command that niso
-    runs.
-    """
+    """Return whether the words ask for help of niso, and not of a command that niso runs."""
     for word in words:
         if word == "--" or (
             not word.startswith("-") and command.arguments and command.arguments[0].times == "..."
@@ -110,9 +108,7 @@ def _is_option(word: str) -> bool:
 
 
 def _split(word: str, flags: dict[str, Option]) -> tuple[str, str | None]:
-    """Split ``--mtu=9``, ``-n5`` or ``-ft`` into the option and the rest; None if there is no
-    rest.
-    """
+    """Split ``--mtu=9``, ``-n5`` or ``-ft`` into the option and the rest, or None."""
     if word.startswith("--"):
         flag, equals, value = word.partition("=")
         return flag, value if equals else None
@@ -196,10 +192,9 @@ def unknown(
 
 
 def unknown_command(words: list[str]) -> UsageError:
-    """Return the error for words that name no command, or no action of a group.
+    """Return the error for words that name no command or action.
 
-    If another tool has a command of this name, the hint is the niso command that does the same.
-    Otherwise the hint is the closest command, unless that stops or deletes something.
+    The hint is the niso command for that of another tool, or else the closest one (`unknown`).
     """
     from niso.cli.catalogue.habits import answer
 
@@ -233,10 +228,7 @@ def width() -> int:
 
 
 def first_screen(version: str, commands: list[Command | Group]) -> str:
-    """Return the output of ``niso`` without arguments: at most 23 lines of 80 columns.
-
-    On a terminal of 24 lines, the shell's prompt then fits below it.
-    """
+    """Return the output of ``niso``: at most 23 lines, so that 24 also have the shell's prompt."""
     columns = width()
     head = f"niso {version}: networking for services on Linux, without a daemon or a proxy"
     use, more = "usage: niso COMMAND ...", "niso help COMMAND shows its options and examples"
@@ -263,7 +255,6 @@ start:  {first}   {what}
 
 
 def group(of: Group) -> str:
-    """Return the help text of a command with actions."""
     columns = width()
     short = {action: action.name.removeprefix(f"{of.name} ") for action in of.actions}
     lines = _list([(name, one.does) for one, name in short.items() if not one.aside], columns)
@@ -283,7 +274,6 @@ def group(of: Group) -> str:
 
 
 def command(of: Command) -> str:
-    """Return the help text of one command."""
     columns = width()
     parts = [usage(of, columns, "usage: ") + "\n", _wrapped(sentence(of.does), columns)]
     if of.about:
@@ -350,10 +340,7 @@ def _list(rows: list[tuple[str, str]], columns: int) -> str:
 
 
 def examples(of: Command, columns: int) -> list[str]:
-    """Return lines with commands and remarks. Commands are never wrapped.
-
-    A remark that does not fit next to its command is above the command.
-    """
+    """Return lines with commands, which are not wrapped, and remarks next to or above them."""
     short = [len(a) for a, b in of.examples if b and len(a) + len(b) <= columns - 6]
     column = max((length for length in short if length <= 44), default=0)
     lines = []

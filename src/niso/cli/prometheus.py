@@ -79,9 +79,7 @@ def text(flows: int, progress: Any = None) -> bytes:
 
 
 def _write(path: str, body: bytes) -> None:
-    """Replace a file atomically, so that a reader sees the old or the new content.
-
-    Only a plain file is replaced. A folder, a device such as /dev/null, or a link is not. Raises
+    """Replace a plain file atomically; a device such as /dev/null or a link is none. Raises
     UsageError.
     """
     # node_exporter reads *.prom, so it ignores this name
@@ -117,7 +115,6 @@ class _Scrape(BaseHTTPRequestHandler):
         super().setup()
 
     def do_GET(self) -> None:
-        """Answer a request with the metrics, or with an error status."""
         if self.path.partition("?")[0] not in ("/", "/metrics"):
             self.send_error(HTTPStatus.NOT_FOUND)
             return
@@ -193,10 +190,7 @@ def address_of(where: str) -> tuple[str, int]:
 
 
 def _answer_stdin(flows: int) -> int:
-    """Answer one HTTP request on stdin, which is a socket from systemd with Accept=yes.
-
-    Returns the exit status.
-    """
+    """Answer one HTTP request on stdin, a socket from systemd with Accept=yes."""
     _Scrape.flows = flows
     try:
         connection = socket.socket(fileno=os.dup(0))

@@ -248,10 +248,7 @@ def _print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
 
 
 def _watch_reader(gone: list[bool]) -> None:
-    """Interrupt this command when the program that reads its output exits.
-
-    This works even if nothing is written. An item is then added to ``gone``.
-    """
+    """Interrupt this command, and add to ``gone``, when the program that reads its output exits."""
     import threading
 
     def watch() -> None:

@@ -68,10 +68,7 @@ ORDERS: dict[str, Callable[[ServiceLoad], float]] = {
 
 
 def show(name: str | None) -> int:
-    """Show the screen until q or Ctrl-C; return the exit status.
-
-    ``name`` limits it to one service. Raises Error.
-    """
+    """Show the screen, for one service or all, until q or Ctrl-C. Raises Error."""
     # reports mistakes before the screen is drawn
     with connect() as host, host.top(name) as measured:
         screen = TopScreen(measured.service)
@@ -91,9 +88,7 @@ def show(name: str | None) -> int:
 
 
 def _read(screen: TopScreen) -> None:
-    """Measure every `EVERY_S` seconds, in a thread of its own because health checks can take
-    long.
-    """
+    """Measure every `EVERY_S` seconds, in a thread because health checks can take long."""
     try:
         with connect() as host, host.top() as measured:
             due = time.monotonic() + traffic_commands.EVERY_S
@@ -156,7 +151,6 @@ class TopScreen(App[None]):
         self._sockets: dict[str, ServiceSocket] = {}
 
     def compose(self) -> ComposeResult:
-        """Yield the parts of the screen, from top to bottom."""
         yield Static("niso top: measuring", id="summary", markup=False)
         for name in ("services", "flows", "sockets"):
             yield Rows(name, self._choose_row)
@@ -190,10 +184,7 @@ class TopScreen(App[None]):
         self._draw()
 
     def update_load(self, load: Load) -> None:
-        """Show a new measurement.
-
-        A flow is removed when it had no traffic in `HISTORY` measurements.
-        """
+        """Show a new measurement, and flows that had traffic in the last `HISTORY` measurements."""
         self._load = load
         bits = {row.service: (row.received or 0) + (row.sent or 0) for row in load.services}
         self._history = {
@@ -224,7 +215,6 @@ class TopScreen(App[None]):
             shown[0].focus()
 
     def _tables(self) -> tuple[Rows, Rows, Rows]:
-        """Return the tables of services, flows and sockets."""
         services, flows, sockets = self.query(Rows)
         return services, flows, sockets
 
@@ -254,8 +244,8 @@ class TopScreen(App[None]):
             sockets.fill(traffic_commands.SOCKET_COLUMNS, list(self._sockets), self._socket_cells)
 
     def _flow_keys(self) -> list[str]:
-        """Return the keys of the flows to show: denied flows first, then those with most traffic
-        in 30 s.
+        """Return the keys of flows to show, first denied ones, then those with most traffic in 30
+        s.
         """
         keys = []
         home = self._home(self.chosen)
@@ -327,7 +317,6 @@ class TopScreen(App[None]):
         self._draw()
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Filter the table while the user types a part of a name."""
         self.wanted = event.value
         self._draw()
 
@@ -337,30 +326,25 @@ class TopScreen(App[None]):
         self._arrange()
 
     def action_interrupt(self) -> None:
-        """Exit the screen as after a signal."""
         self.signalled = True
         self.exit()
 
     def action_denied(self) -> None:
-        """Show only denied flows, or all flows again."""
         self.only_denied = not self.only_denied
         self._draw()
 
     def action_sort(self) -> None:
-        """Sort by the next of `ORDERS`."""
         orders = list(ORDERS)
         self.order = orders[(orders.index(self.order) + 1) % len(orders)]
         self._draw()
         self.query_one("#services", Rows).action_move(0)
 
     def action_find(self) -> None:
-        """Let the user type a part of a name."""
         field = self.query_one(Input)
         field.add_class("shown")
         field.focus()
 
     def action_explain(self) -> None:
-        """Explain the flow or the socket's connection at the cursor."""
         _, flow = self._subject()
         if flow is None:
             self.notify("e explains a flow; Tab or Enter shows the flows")
@@ -368,22 +352,19 @@ class TopScreen(App[None]):
             self.push_screen(Output(traffic_commands.explain_words(flow)))
 
     def action_capture(self) -> None:
-        """Capture the packets of the service, flow or socket at the cursor."""
         service, flow = self._subject()
         if service is not None:
             self.push_screen(Output(traffic_commands.capture_words(service, flow)))
 
     def action_logs(self) -> None:
-        """Show the logs of the chosen service, or of the service at the cursor."""
         service = self.chosen or self._subject()[0]
         if service is not None:
             self.push_screen(Output(traffic_commands.logs_words(service)))
 
     def _subject(self) -> tuple[str | None, FlowLoad | None]:
-        """Return the service and the flow at the cursor. Each is None if there is none.
+        """Return the service and the flow at the cursor, each or None.
 
-        For a flow, the service is the chosen one; without a chosen one, a service at one end of the
-        flow.
+        For a flow, the service is the chosen one, or one at an end of the flow.
         """
         services, _, sockets = self._tables()
         table = next((part for part in self._tables() if part.has_focus), services)
@@ -398,15 +379,11 @@ class TopScreen(App[None]):
         return self._home(self.chosen) or flow.to.service or flow.from_.service, flow
 
     def _home(self, name: str | None) -> str | None:
-        """Return the service that owns the network namespace of a service.
-
-        This is the service itself, or the service whose namespace it shares.
-        """
+        """Return the service that owns the network namespace of a service."""
         loads = self._load.services if self._load else ()
         return next((load.shares or name for load in loads if load.service == name), name)
 
     def action_leave(self) -> None:
-        """Return from one service to all services, or end a search."""
         field = self.query_one(Input)
         field.value = ""
         self.on_input_submitted()
@@ -414,7 +391,6 @@ class TopScreen(App[None]):
 
 
 def _bars(values: list[float]) -> str:
-    """Draw a bar for each value, relative to the highest value."""
     most = max(values, default=0)
     if not most:
         return ""
@@ -455,10 +431,9 @@ STYLES = {
 
 
 class Rows(ScrollView, can_focus=True):
-    """A table that may have many rows. Only the visible lines are drawn.
+    """A table that may have many rows, of which only the visible ones are drawn.
 
-    The first line has the titles. If the order of the rows changes, the cursor stays on the row
-    with the same key.
+    The first line has the titles. The cursor stays on its row if the order of the rows changes.
     """
 
     COMPONENT_CLASSES: ClassVar = {"rows--titles", "rows--cursor"}
@@ -507,14 +482,10 @@ class Rows(ScrollView, can_focus=True):
         self._measure()
 
     def on_resize(self) -> None:
-        """Adapt the columns to the rows that become visible."""
         self._measure()
 
     def _measure(self) -> None:
-        """Redraw the table.
-
-        A column becomes wider if a visible row needs it, but never narrower.
-        """
+        """Redraw the table. A column becomes wider for a visible row, but never narrower."""
         first = self.scroll_offset.y
         for key in self.keys[first : first + self.size.height]:
             needed = [len(text) for text, _ in self._cells(key)]
@@ -524,7 +495,6 @@ class Rows(ScrollView, can_focus=True):
         self.refresh()
 
     def render_line(self, y: int) -> Strip:
-        """Draw the visible line ``y``."""
         plain = self.rich_style
         at = y - 1 + self.scroll_offset.y
         cells: Cells = ()
@@ -544,11 +514,9 @@ class Rows(ScrollView, can_focus=True):
         return Strip(segments).crop_extend(x, x + self.size.width, over or plain)
 
     def action_move(self, by: int) -> None:
-        """Move the cursor down by some rows; up if ``by`` is negative."""
         self.action_move_to(max(0, min(self.cursor + by, len(self.keys) - 1)))
 
     def action_page(self, by: int) -> None:
-        """Move the cursor down by some pages; up if ``by`` is negative."""
         self.action_move(by * max(1, self.size.height - 2))
 
     def action_move_to(self, at: int) -> None:
@@ -560,7 +528,6 @@ class Rows(ScrollView, can_focus=True):
         self.refresh()
 
     def action_choose(self) -> None:
-        """Choose the row with the cursor."""
         if self.key is not None:
             self._choose(self.key)
 
@@ -587,10 +554,7 @@ _END_S = 5.0
 
 
 class Output(ModalScreen[None]):
-    """Run ``niso WORDS`` and show its output. The command is stopped when the screen is left.
-
-    The screen is modal, so that the keys of the tables have no effect.
-    """
+    """Run ``niso WORDS`` and show its output. The command is stopped when the screen is left."""
 
     CSS = """
     #command { padding: 0 1; background: $panel; text-style: bold; }
@@ -609,13 +573,11 @@ class Output(ModalScreen[None]):
         self._process: subprocess.Popen[bytes] | None = None
 
     def compose(self) -> ComposeResult:
-        """Yield the parts of the screen, from top to bottom."""
         yield Static(id="command", markup=False)
         yield Log(id="output", max_lines=_MOST_LINES)
         yield Footer()
 
     def on_mount(self) -> None:
-        """Start the command."""
         self._title("")
         self.query_one(Log).focus()
         self._process = subprocess.Popen(
@@ -627,7 +589,6 @@ class Output(ModalScreen[None]):
         asyncio.get_running_loop().add_reader(self._descriptor(), self._read)
 
     def on_unmount(self) -> None:
-        """Stop the command."""
         self._end()
 
     def _descriptor(self) -> int:
@@ -635,7 +596,7 @@ class Output(ModalScreen[None]):
         return self._process.stdout.fileno()
 
     def _read(self) -> None:
-        """Show the command's complete lines, and its exit status when it has ended."""
+        """Measure every `EVERY_S` seconds, in a thread because health checks can take long."""
         log = next(iter(self.query(Log)), None)
         if log is None:  # the screen is being left
             self._end()

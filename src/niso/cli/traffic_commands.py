@@ -112,9 +112,8 @@ def _print_judged(judged: Judged) -> None:
 
 
 def _end(service: str | None, address: str, port: int | None, host: str | None = None) -> str:
-    """Format a source or destination: ``db (10.99.1.2):5432``, ``[2001:db8::2]:80``.
-
-    The name of another host is added: ``db (10.99.1.2 on b)``.
+    """Format an end of a flow: ``db (10.99.1.2):5432``, ``db (10.99.1.2 on HOST)``,
+    ``[2001:db8::2]:80``.
     """
     shown = bracketed(address) if port is not None else address
     if service:
@@ -287,17 +286,12 @@ def _unwritten(path: str, error: OSError, option: str = "-w") -> UsageError:
 
 
 def _is_peer(word: str) -> bool:
-    """Return whether a word can only be a peer, not a service.
-
-    Such words are ``db:80``, ``host`` and addresses.
-    """
+    """Return whether a word can only be a peer: ``db:80``, ``host`` or an address."""
     return word == "host" or not word[:1].isalpha() or not set(word).isdisjoint(":/")
 
 
 def _copy(capture: Capture, file: IO[bytes], seconds: float | None, as_text: bool) -> int:
-    """Copy a capture to a file until it ends, or until ``seconds`` are over; return the exit
-    status.
-    """
+    """Copy a capture to a file until it ends, or for ``seconds``; return the exit status."""
     end = None if seconds is None else time.monotonic() + seconds
     poll = select.poll()
     poll.register(capture, select.POLLIN)
@@ -412,10 +406,7 @@ def _learn(host: Host, args: Args) -> int:
 
 
 def _watch(period: str) -> str:
-    """Wait for a period, or until Ctrl-C; return the time (RFC 3339) at which the wait started.
-
-    Raises UsageError if the period is invalid.
-    """
+    """Wait for a period, or until Ctrl-C; return the time (RFC 3339) at which the wait started."""
     seconds = duration(period, "--for")
     start = datetime.now(UTC)
     output.note(f"niso: watching for {period}; Ctrl-C ends it early")
@@ -586,7 +577,6 @@ def summary(load: Load) -> list[tuple[str, str]]:
 
 
 def cells(load: ServiceLoad) -> tuple[str, ...]:
-    """Return the cells of a service, in the order of the columns of niso top."""
     state = load.health if load.health and load.status == "running" else load.status
     denied = (
         "-" if number is None else str(number) for number in (load.denied_in, load.denied_out)
@@ -598,13 +588,11 @@ def cells(load: ServiceLoad) -> tuple[str, ...]:
 
 
 def flow_cells(flow: FlowLoad) -> tuple[str, ...]:
-    """Return the cells of a flow, in the order of `FLOW_COLUMNS`."""
     figures = rate(flow.bits), f"{flow.new:.1f}"
     return (*output.ends(flow), *figures, flow.verdict, decided_by(flow) or "-")
 
 
 def socket_cells(socket: ServiceSocket) -> tuple[str, ...]:
-    """Return the cells of a socket, in the order of `SOCKET_COLUMNS`."""
     from_ = f"{bracketed(socket.from_.name)}:{socket.from_port}"
     to = f"{bracketed(socket.to.name)}:{socket.port}/tcp"
     rtt = "-" if socket.rtt is None else f"{socket.rtt * 1000:.2f} ms"
@@ -633,7 +621,6 @@ def _scaled(number: float | None, unit: str) -> str:
 
 
 def explain_words(flow: FlowLoad) -> list[str]:
-    """Return the arguments of ``niso net explain`` for a flow."""
     to, port = bracketed(flow.to.address), flow.port
     if flow.published is not None:
         to, port = "host", flow.published  # the destination before DNAT
@@ -652,5 +639,4 @@ def capture_words(service: str, flow: FlowLoad | None) -> list[str]:
 
 
 def logs_words(service: str) -> list[str]:
-    """Return the arguments of ``niso logs`` for a service."""
     return ["logs", service, "-n", "200", "-f"]

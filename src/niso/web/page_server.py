@@ -107,13 +107,11 @@ class States:
         self._changed = asyncio.Event()
 
     def put(self, line: bytes) -> None:
-        """Replace the state and wake all streams."""
         self.last = line
         self.number += 1
         self._wake()
 
     def end(self) -> None:
-        """Make all streams end."""
         self.over = True
         self._wake()
 
@@ -233,17 +231,14 @@ def _is_own(host: str) -> bool:
 
 
 class _Impatient(H11Protocol):
-    """Close connections on which no complete request arrives in time, since other clients wait for
-    them.
-
-    uvicorn itself only limits the time between a complete answer and the next request.
+    """Close connections without a complete request in time: uvicorn limits the time after an answer
+    only.
     """
 
     _last: object = None
     """The request at the previous check; None if there was none."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the checks (asyncio.Protocol)."""
         super().connection_made(transport)
         self.loop.call_later(_IDLE_S, self._look)
 
@@ -393,7 +388,6 @@ def confine() -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    """Call prctl(2). Raises OSError."""
     if _libc.prctl(option, value, 0, 0, 0):
         number = ctypes.get_errno()
         raise OSError(number, f"prctl {option}: {os.strerror(number)}")
