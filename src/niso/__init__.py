@@ -13,14 +13,15 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # importing typing for it would cost more than this module
 
 if TYPE_CHECKING:
-    from niso.api.host import Host as Host, connect as connect, plain as plain
+    from niso.api.host import Host as Host, Repaired as Repaired, Swept as Swept
+    from niso.api.host import connect as connect, plain as plain
     from niso.api.host_attachments import AttachRequest as AttachRequest, Changed as Changed
     from niso.api.host_cluster import ExistingEtcd as ExistingEtcd
     from niso.api.host_networks import CreatedNetwork as CreatedNetwork, HostName as HostName
     from niso.api.host_networks import HostNames as HostNames, Network as Network
     from niso.api.host_networks import NetworkLine as NetworkLine, NetworkMember as NetworkMember
-    from niso.api.host_networks import RemovedNetwork as RemovedNetwork, Repaired as Repaired
-    from niso.api.host_networks import Rules as Rules, Subnet as Subnet, Swept as Swept
+    from niso.api.host_networks import RemovedNetwork as RemovedNetwork
+    from niso.api.host_networks import Rules as Rules, Subnet as Subnet
     from niso.api.host_services import Executed as Executed, Forwarded as Forwarded
     from niso.api.host_services import Package as Package, Signalled as Signalled, Taken as Taken
     from niso.api.without_host import Valid as Valid, import_compose as import_compose
@@ -74,11 +75,11 @@ if TYPE_CHECKING:
     from niso.look.what_if import MapChange as MapChange, PolicyEffect as PolicyEffect
 
 _MODULES = {
-    "api.host": "Host connect plain",
+    "api.host": "Host Repaired Swept connect plain",
     "api.host_attachments": "AttachRequest Changed",
     "api.host_cluster": "ExistingEtcd",
     "api.host_networks": "CreatedNetwork HostName HostNames Network NetworkLine NetworkMember"
-    " RemovedNetwork Repaired Rules Subnet Swept",
+    " RemovedNetwork Rules Subnet",
     "api.host_services": "Executed Forwarded Package Signalled Taken",
     "api.without_host": "Valid import_compose manifest_schema stack_schema validate",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"

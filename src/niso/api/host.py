@@ -8,8 +8,19 @@ from __future__ import annotations
 
 import time
 
-from niso.base.named_tuples import TYPE_CHECKING
-from niso.look.session import ApiPart, moment, open_session, path, seconds, since_time, text, texts
+from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
+from niso.base.report import AskingCluster, Finished
+from niso.look.session import (
+    ApiPart,
+    Session,
+    moment,
+    open_session,
+    path,
+    seconds,
+    since_time,
+    text,
+    texts,
+)
 
 if TYPE_CHECKING:
     import os
@@ -19,7 +30,7 @@ if TYPE_CHECKING:
 
     from niso.api.host_attachments import Attachments
     from niso.api.host_cluster import Clusters, Kubernetes
-    from niso.api.host_networks import Networks, Repaired, Swept
+    from niso.api.host_networks import Networks
     from niso.api.host_services import Services
     from niso.api.host_stacks import Stacks
     from niso.change.boot import Marked
@@ -38,6 +49,7 @@ if TYPE_CHECKING:
     from niso.look.session import Progress
     from niso.look.top import Top
     from niso.look.what_if import PolicyEffect
+    from niso.runtime.machine import Machine
 
 
 # --- connect, Host --------------------------------------------------------------------------------
@@ -57,6 +69,20 @@ def connect(
     Raises `niso.Error` without root.
     """
     return Host(open_session(state_dir, run_dir, progress))
+
+
+class Repaired(NamedTuple):
+    """Result of `Host.repair`."""
+
+    steps: int
+    """number of steps taken; only without --sweep"""
+
+
+class Swept(NamedTuple):
+    """Result of `Host.sweep`."""
+
+    removed: int
+    """number of objects removed; only with --sweep"""
 
 
 class Host(ApiPart):
@@ -145,10 +171,7 @@ class Host(ApiPart):
         return explain.explain(self.session, *ends, family, prove)
 
     def ping(self, source: str, destination: str) -> Pong:
-        """Send an ICMP echo request between two services and wait 1 s for the reply.
-
-        Raises Error with the reason if there is no reply.
-        """
+        """Send an ICMP echo request between two services. Raises Error if no reply comes in 1 s."""
         from niso.look import prove
 
         return prove.ping(self.session, text(source, "source"), text(destination, "destination"))
@@ -160,19 +183,20 @@ class Host(ApiPart):
         return tuple(drops.count(self.session.store().active_rows()))
 
     def metrics(self, *, flows: int = 200) -> tuple[Metric, ...]:
-        """Return metrics of services, traffic, policies and flows, for Prometheus.
+        """Return metrics for Prometheus, with at most ``flows`` time series of flows.
 
-        ``flows`` is the maximum number of time series of flows. Raises UsageError, KernelError.
+        Raises UsageError, KernelError.
         """
         from niso.look import metrics
 
         return metrics.metrics(self.session, flows)
 
     def top(self, service: str | None = None) -> Top:
-        """Start to measure traffic and new flows, of one service or of all services.
+        """Start to measure traffic and new flows, of one service or all. Raises NotFound,
+        KernelError.
 
         Each ``read()`` of the result returns a `niso.Load` with the rates since the last call. Use
-        the result in a ``with`` block. Raises NotFound, KernelError.
+        it in a ``with`` block.
         """
         from niso.look import top
 
@@ -200,8 +224,7 @@ class Host(ApiPart):
         return Map(self.session)
 
     def drops(self, service: str | None = None) -> Drops:
-        """Stream packets that policies with ``log = true`` drop; ``service`` limits them to one
-        service.
+        """Stream packets that policies with ``log = true`` drop, of one service or all.
 
         Use the result in a ``with`` block. It is an endless iterator of `niso.Drop`.
         """
@@ -212,12 +235,11 @@ class Host(ApiPart):
     def flows(
         self, service: str | None = None, *, denied: bool = False, since: str | None = None
     ) -> tuple[Flow, ...]:
-        """Return the flows of the last week, including refused ones, each with what decides about
-        it.
+        """Return the flows of the last week, also refused ones, each with what decides about it.
 
-        ``service`` limits the result to flows from and to one service, ``denied`` to refused flows.
-        ``since`` (an RFC 3339 time, or a period such as ``2h``) limits it to flows that began after
-        that time or are open now. Raises NotFound, UsageError, KernelError.
+        ``service`` limits them to flows from and to one service, ``denied`` to refused ones,
+        ``since`` (an RFC 3339 time, or a period such as ``2h``) to those that began later or are
+        open. Raises NotFound, UsageError, KernelError.
         """
         from niso.look import flows
 
@@ -300,41 +322,36 @@ class Host(ApiPart):
     def learn(
         self, *services: str, since: str | None = None, egress: bool = False
     ) -> tuple[LearnedPolicy, ...]:
-        """Return policies that allow the recorded flows, for the given services or for all active
-        ones.
+        """Return policies that allow the recorded flows, for the given services or all active ones.
 
-        ``since`` is as for `flows`. With ``egress``, the policies also limit the connections of
-        services to the recorded destinations. Raises NotFound, UsageError, KernelError.
+        ``since`` is as for `flows`. With ``egress``, they also limit where the services connect.
+        Raises NotFound, UsageError, KernelError.
         """
         from niso.look import learn
 
         return learn.learn(self.session, texts(services, "services"), since_time(since), egress)
 
     def learned_changes(self, learned: Iterable[LearnedPolicy]) -> tuple[PolicyChange, ...]:
-        """Return how learned policies would change the services' manifests; no file is changed.
+        """Return how learned policies would change the services' manifests, without changing them.
 
-        Raises Error if a service has no manifest, or if tomlkit is missing, and Conflict if
-        services have the same manifest.
+        Raises Error if a service has no manifest or tomlkit is missing, Conflict if two have the
+        same.
         """
         from niso.look import learn
 
         return learn.changes(self.session, learned)
 
     def write_policies(self, changes: Iterable[PolicyChange]) -> None:
-        """Write changed manifests. Each file is replaced atomically.
-
-        Raises Conflict if a file was changed after ``changes`` was computed.
-        """
+        """Write changed manifests, each atomically. Raises Conflict if a file was changed since."""
         from niso.look import learn
 
         learn.write(changes)
 
     def policy(self, service: str, *, unused: str | None = None) -> tuple[PolicyEntry, ...]:
-        """Return for each entry of a service's policy what it has allowed or denied, and when it
-        last did.
+        """Return what each entry of a service's policy has allowed or denied, and when last.
 
-        ``unused``, a period such as ``7d``, limits the result to entries that matched nothing in
-        that period. Raises NotFound, UsageError, KernelError.
+        ``unused``, a period such as ``7d``, limits them to entries that matched nothing in that
+        time. Raises NotFound, UsageError, KernelError.
         """
         from niso.look import policies
 
@@ -346,7 +363,7 @@ class Host(ApiPart):
     ) -> tuple[PolicyEffect, ...]:
         """Return which recorded flows an activation of manifests or of a stack would cut or allow.
 
-        Nothing is changed. ``since`` is as for `flows`. Raises the errors of `Services.activate`.
+        ``since`` is as for `flows`. Raises the errors of `Services.activate`.
         """
         from niso.change import warnings
 
@@ -355,11 +372,11 @@ class Host(ApiPart):
         )
 
     def refresh_names(self, *, force: bool = False) -> tuple[OutsideName, ...]:
-        """Resolve the DNS names in policies whose answers have expired, and apply the new
-        addresses.
+        """Resolve the DNS names in policies whose answers have expired, or with ``force`` all
+        names.
 
-        ``force`` resolves all names. Rules and the services' hosts files are changed together.
-        Returns all names. Raises Error if dnspython is not installed, KernelError.
+        Rules and the services' hosts files are changed together. Returns all names. Raises Error if
+        dnspython is not installed, KernelError.
         """
         from niso.change import outside_names_refresh
 
@@ -374,43 +391,93 @@ class Host(ApiPart):
     # --- check and repair ------------------------------------------------------------------------
 
     def check(self, name: str | None = None) -> tuple[Finding, ...]:
-        """Return the differences between actual and configured state, without changing anything.
+        """Return the differences between actual and configured state, of one service or network or
+        all.
 
-        ``name`` limits the result to one service or network. Raises NotFound, KernelError,
-        Conflict.
+        Raises NotFound, KernelError, Conflict.
         """
-        from niso.api import host_networks
+        from niso.look import check, other_firewalls, outside_names
 
-        return host_networks.check(self.session, None if name is None else text(name, "name"))
+        name = None if name is None else text(name, "name")
+        session, machine = self.session, self.session.machine()
+        before = machine.kernel.neighbour_tables()
+        findings = check.check(machine, name)
+        for line in other_firewalls.unseen((4, 6)):
+            session.caution(line)
+        after = machine.kernel.neighbour_tables()
+        for line, hint in (
+            *check.full_neighbour_tables(before, after),
+            *check.unpublished_ports(machine, name),
+            *check.policy_warnings(machine, name),
+        ):
+            session.caution(line, (hint,))
+        if machine.store.names_outside():
+            outside_names.warn(session, name)
+        if machine.store.cluster_id():
+            findings += _of_cluster(session, machine, name)
+        return tuple(findings)
 
     def repair(self, *, dry_run: bool = False, kernel: bool = False) -> Repaired:
-        """Repair the differences that `check` reports. Raises ErrorGroup, Error.
+        """Repair the differences that `check` reports; with ``dry_run``, only report the steps.
 
-        With ``kernel``, only the network is repaired: no process is started or stopped, no
-        attachment is removed, and no interrupted change is completed or rolled back. With
-        ``dry_run``, nothing is changed.
+        With ``kernel``, no process is started or stopped, no attachment is removed, and no
+        interrupted change is completed or rolled back. Raises ErrorGroup, Error.
         """
-        from niso.api import host_networks
+        from niso.change import boot
+        from niso.change.repair import plan_repair, repair_all, repair_network
 
-        return host_networks.repair(self.session, dry_run, kernel)
+        machine = self.session.machine_for_change()
+        if dry_run:
+            plan_repair(machine, self.session.report, kernel)
+            return Repaired(0)
+        if kernel:
+            return Repaired(repair_network(machine, self.session.report))
+        steps = repair_all(machine, self.session.report)
+        self.session.report(Finished())
+        if steps:
+            boot.hand_over_started(self.session, machine, machine.store.active_services())
+        return Repaired(steps)
 
     def guard_firewalls(self, on: bool = True) -> tuple[Marked, ...]:
         """Make systemd repair niso's rules each time that another firewall was started or reloaded.
 
         ``on=False`` turns this off. Raises Error without systemd, Conflict.
         """
-        from niso.api import host_networks
+        from niso.change import boot
 
-        return host_networks.guard_firewalls(self.session, on)
+        machine = self.session.machine_for_change(create=on)
+        change = boot.enable_firewall if on else boot.disable_firewall
+        return tuple(change(machine, self.session.report))
 
     def sweep(self, *, dry_run: bool = False) -> Swept:
         """Remove everything that niso created in the kernel, even if the store is missing.
 
-        With ``dry_run``, nothing is removed. Raises ErrorGroup.
+        With ``dry_run``, only report the steps. Raises ErrorGroup.
         """
-        from niso.api import host_networks
+        from niso.change import repair
 
-        return host_networks.sweep(self.session, dry_run)
+        session = self.session
+        session.report_waits()
+        kernel, processes = session.kernel(), session.processes()
+        removed, warning = repair.sweep(kernel, processes, session.report, dry_run)
+        session.report(Finished())
+        if warning is not None and not dry_run:
+            session.caution(warning.message)
+        return Swept(removed)
+
+
+def _of_cluster(session: Session, machine: Machine, name: str | None) -> list[Finding]:
+    from niso.change import cluster_check
+    from niso.cluster import config
+
+    own = config.load()
+    if own is None or not cluster_check.concerned(machine, name):
+        return []
+    session.report(AskingCluster())
+    checked = cluster_check.check(machine, own, name)
+    for line, hint in checked.warnings:
+        session.caution(line, (hint,))
+    return checked.findings
 
 
 def _name(service: str | None) -> str | None:
@@ -435,9 +502,7 @@ PYTHON_ONLY = ("anywhere", "label", "idle", "is_host", "gone", "was_dropped", "d
 
 
 def plain(value: object) -> Any:
-    """Convert a result, or a sequence of results, to a dict or list of str, int, float, bool and
-    None.
-    """
+    """Convert a result, or several, to dicts and lists of str, int, float, bool and None."""
     fields: tuple[str, ...] | None = getattr(value, "_fields", None)
     if fields is None:
         return [plain(item) for item in value] if isinstance(value, tuple | list) else value

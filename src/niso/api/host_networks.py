@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from niso.base.errors import InvalidInput, UsageError
 from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
-from niso.base.report import AskingCluster, Finished
-from niso.look.session import ApiPart, Session, text, texts
+from niso.look.session import ApiPart, text, texts
 from niso.plan import records
 from niso.store.store import Store
 
@@ -13,11 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
-    from niso.change.boot import Marked
-    from niso.kernel.kinds.kind import Finding
     from niso.look.host_ports import Port, PublishedPort
     from niso.look.other_hosts import ClusterPort
-    from niso.runtime.machine import Machine
 
 
 # --- host.networks --------------------------------------------------------------------------------
@@ -384,100 +380,3 @@ def _elsewhere(store: Store, network: str) -> tuple[NetworkMember, ...]:
         )
         for service in store.across.remotes((network,), "network")
     )
-
-
-# --- check, repair and sweep ----------------------------------------------------------------------
-
-
-class Repaired(NamedTuple):
-    """Result of `Host.repair`."""
-
-    steps: int
-    """number of steps taken; only without --sweep"""
-
-
-class Swept(NamedTuple):
-    """Result of `Host.sweep`."""
-
-    removed: int
-    """number of objects removed; only with --sweep"""
-
-
-def check(session: Session, name: str | None) -> tuple[Finding, ...]:
-    """Return the differences between kernel and configuration; see `Host.check`."""
-    from niso.look import check as look_check
-    from niso.look import other_firewalls, outside_names
-    from niso.look.check import full_neighbour_tables, policy_warnings, unpublished_ports
-
-    machine = session.machine()
-    before = machine.kernel.neighbour_tables()
-    findings = look_check.check(machine, name)
-    for line in other_firewalls.unseen((4, 6)):
-        session.caution(line)
-    for line, hint in full_neighbour_tables(before, machine.kernel.neighbour_tables()):
-        session.caution(line, (hint,))
-    for line, hint in unpublished_ports(machine, name):
-        session.caution(line, (hint,))
-    for line, hint in policy_warnings(machine, name):
-        session.caution(line, (hint,))
-    if machine.store.names_outside():
-        outside_names.warn(session, name)
-    if machine.store.cluster_id():
-        findings += _hosts(session, machine, name)
-    return tuple(findings)
-
-
-def _hosts(session: Session, machine: Machine, name: str | None) -> list[Finding]:
-    """Return the differences between what this host and the other hosts know of the cluster."""
-    from niso.change import cluster_check
-    from niso.cluster import config
-
-    own = config.load()
-    if own is None or not cluster_check.concerned(machine, name):
-        return []
-    session.report(AskingCluster())
-    checked = cluster_check.check(machine, own, name)
-    for line, hint in checked.warnings:
-        session.caution(line, (hint,))
-    return checked.findings
-
-
-def guard_firewalls(session: Session, on: bool) -> tuple[Marked, ...]:
-    """Write or remove systemd drop-ins for the units of firewalls; see `Host.guard_firewalls`."""
-    from niso.change import boot
-
-    machine = session.machine_for_change(create=on)
-    change = boot.enable_firewall if on else boot.disable_firewall
-    return tuple(change(machine, session.report))
-
-
-def repair(session: Session, dry_run: bool, kernel: bool) -> Repaired:
-    """Repair the differences that `check` reports; see `Host.repair`."""
-    from niso.change import boot
-    from niso.change.repair import plan_repair, repair_all, repair_network
-
-    machine = session.machine_for_change()
-    if dry_run:
-        plan_repair(machine, session.report, kernel)
-        return Repaired(0)
-    if kernel:
-        return Repaired(repair_network(machine, session.report))
-    steps = repair_all(machine, session.report)
-    session.report(Finished())
-    if steps:
-        boot.hand_over_started(session, machine, machine.store.active_services())
-    return Repaired(steps)
-
-
-def sweep(session: Session, dry_run: bool) -> Swept:
-    """Remove everything that niso created in the kernel; see `Host.sweep`."""
-    from niso.change import repair as change_repair
-
-    session.report_waits()
-    removed, warning = change_repair.sweep(
-        session.kernel(), session.processes(), session.report, dry_run
-    )
-    session.report(Finished())
-    if warning is not None and not dry_run:
-        session.caution(warning.message)
-    return Swept(removed)

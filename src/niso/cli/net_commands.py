@@ -18,7 +18,8 @@ from niso.look.session import duration
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from niso.api.host_networks import Network, Repaired, Swept
+    from niso.api.host import Repaired, Swept
+    from niso.api.host_networks import Network
     from niso.look.policies import PolicyEntry
     from niso.look.what_if import PolicyEffect
 
