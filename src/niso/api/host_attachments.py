@@ -64,8 +64,8 @@ class Attachments(ApiPart):
     def attach(self, request: AttachRequest) -> Attachment:
         """Connect a network namespace to networks, with published ports and a policy.
 
-        No-op if the namespace is attached in exactly this way already. Raises UsageError, NotFound,
-        Conflict, KernelError, and Error if systemd refuses the unit.
+        No-op if it is attached in exactly this way already. Raises UsageError, NotFound, Conflict,
+        KernelError, and Error if systemd refuses the unit.
         """
         self.session.require()
         try:
@@ -84,13 +84,12 @@ class Attachments(ApiPart):
         return done
 
     def detach(self, *names: str, id: str | None = None) -> tuple[Changed, ...]:
-        """Detach namespaces from niso's networks and delete their records.
+        """Detach namespaces from niso's networks and delete their records; unknown names are
+        ignored.
 
-        Unknown names are ignored.
-
-        With ``id``, an attachment is detached only if it still has this id. Without ``id``, the
-        files that put a systemd unit into the namespace are removed too. Raises Conflict if a name
-        belongs to a service.
+        With ``id``, an attachment is detached only if it still has this id. Without, the files that
+        put a systemd unit into the namespace are removed too. Raises Conflict if a name belongs to
+        a service.
         """
         wanted = texts(names, "names")
         machine = self.session.machine_for_change()
@@ -100,9 +99,9 @@ class Attachments(ApiPart):
         )
 
     def apply_policies(self) -> tuple[Changed, ...]:
-        """Apply the files in /etc/niso/policies, as they are now, to all attachments.
+        """Apply the files in /etc/niso/policies to all attachments. Raises Error or ErrorGroup.
 
-        Raises Error or ErrorGroup. An attachment that an error names keeps its previous policy.
+        An attachment that an error names keeps its previous policy.
         """
         machine = self.session.machine_for_change()
         done = attach.apply_policies(machine, self.session.report)
@@ -114,9 +113,9 @@ class Attachments(ApiPart):
     ) -> tuple[Changed, ...]:
         """Detach the attachments whose namespace no longer exists.
 
-        Networks that Podman has removed are removed here too, if no service is on them. ``owner``
-        limits both to one owner. ``valid`` are the ids that the owner still has: its attachments
-        with other ids are detached too. Raises KernelError, and UsageError for ``valid`` without
+        Networks that Podman has removed are removed too, if no service is on them. ``owner`` limits
+        both to one owner. ``valid`` are the ids that the owner still has: its attachments with
+        other ids are detached too. Raises KernelError, and UsageError for ``valid`` without
         ``owner``.
         """
         from niso.engines import netavark
@@ -141,7 +140,7 @@ def _detach(machine: Machine, name: str, id: str | None, report: Report) -> bool
 
 
 def _complete(given: AttachRequest) -> AttachRequest:
-    """Return a request with lists of strings, and with owner and id of its unit if it has a unit.
+    """Return a request with lists of strings, and with owner and id of its unit, if any.
 
     Raises UsageError, InvalidInput.
     """
@@ -188,7 +187,6 @@ def _words(given: AttachRequest) -> list[str]:
 
 
 def _request(given: AttachRequest) -> Request:
-    """Parse the values of a request to attach a namespace. Raises UsageError, InvalidInput."""
     if sum((given.netns is not None, given.pid is not None, given.new)) != 1:
         raise UsageError(
             "which network namespace?", "exactly one of --netns PATH, --pid N and --new"
@@ -211,10 +209,7 @@ def _request(given: AttachRequest) -> Request:
 
 
 def _wish(written: str) -> Wish:
-    """Parse a network argument such as ``backend,interface=net0,ip=10.99.1.9``.
-
-    Raises InvalidInput.
-    """
+    """Parse a network such as ``backend,interface=net0,ip=10.99.1.9``. Raises InvalidInput."""
     from ipaddress import ip_address
 
     name, *keys = written.split(",")
@@ -237,7 +232,6 @@ def _wish(written: str) -> Wish:
 
 
 def _bandwidth(written: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
-    """Convert bandwidth limits, by direction, to bytes per second. Raises InvalidInput."""
     if not written:
         return ()
 
@@ -248,7 +242,6 @@ def _bandwidth(written: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
 
 
 def _ports(written: Iterable[str]) -> tuple[records.Port, ...]:
-    """Parse published ports. Raises InvalidInput."""
     if not written:
         return ()
 
@@ -256,7 +249,6 @@ def _ports(written: Iterable[str]) -> tuple[records.Port, ...]:
 
 
 def _policy(given: AttachRequest) -> records.Policy:
-    """Parse the four lists of policy entries. Raises InvalidInput."""
     lists = (
         _entries(given.allow_from, "allow_from"),
         texts(given.deny_from, "deny_from"),

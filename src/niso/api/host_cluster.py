@@ -93,12 +93,12 @@ class Clusters(ApiPart):
     def invite(
         self, host: str, *, address: str = "", renew: bool = False, member: bool = False
     ) -> str:
-        """Return an invitation: a string with a private key, with which a host can join the
-        cluster.
+        """Return an invitation, with which a host can join: a string with a private key. Keep it
+        secret.
 
-        Keep it secret. With ``renew``, it contains new certificates for a host that is in the
-        cluster already. With ``member``, the host may run an etcd member. The first three hosts may
-        even without it. Raises UsageError, Conflict, Error.
+        With ``renew``, it has new certificates for a host of the cluster. With ``member``, the host
+        may run an etcd member; the first three hosts may even without it. Raises UsageError,
+        Conflict, Error.
         """
         machine = self.session.machine()
         name, where = text(host, "HOST"), text(address, "--address")
@@ -118,10 +118,9 @@ class Clusters(ApiPart):
         return _entering(lambda: cluster_join.join(machine, invitation, member, report, how))
 
     def leave(self, *, force: bool = False) -> str:
-        """Remove this host from its cluster; return the name that it had there.
+        """Remove this host from its cluster, with ``force`` even if etcd does not answer.
 
-        With ``force``, the host leaves even if etcd does not answer. Raises Conflict if the host
-        has services in the cluster, Error.
+        Returns the name that it had there. Raises Conflict if the host has services in it, Error.
         """
         machine = self.session.machine_for_change()
         return cluster_join.leave(machine, force, self.session.report).host
@@ -134,10 +133,7 @@ class Clusters(ApiPart):
         return cluster_hosts.forget(self.session.machine(), text(host, "HOST"))
 
     def add_member(self, host: str = "") -> int:
-        """Run an etcd member on this host; return the number of etcd's members.
-
-        Raises Conflict, Error.
-        """
+        """Run an etcd member on this host; return the number of members. Raises Conflict, Error."""
         machine = self.session.machine_for_change()
         return cluster_hosts.add_member(machine, text(host, "HOST"), self.session.report)
 
@@ -158,16 +154,12 @@ class Clusters(ApiPart):
         cluster_hosts.be_only_member(self.session.machine_for_change(), self.session.report)
 
     def backup(self, file: str | os.PathLike[str]) -> int:
-        """Write etcd's data to a file that only root can read; return its size in bytes.
-
-        Raises Error.
-        """
+        """Write etcd's data to a file that only root can read; return its size. Raises Error."""
         return cluster_hosts.backup(self.session.machine(), path(file, "FILE"))
 
     def status(self) -> ClusterStatus:
-        """Return the cluster's hosts and etcd's members.
-
-        Raises Error if this host is in no cluster.
+        """Return the cluster's hosts and etcd's members. Raises Error if this host is in no
+        cluster.
         """
         machine = self.session.machine()
         seen, warnings = cluster_hosts.status(machine)
@@ -184,10 +176,7 @@ class Clusters(ApiPart):
         return cluster_hosts.follow(self.session.machine(), log)
 
     def become_etcd(self) -> None:
-        """Replace this process with this host's etcd member (execve(2)).
-
-        Raises Error if this host has no member.
-        """
+        """Replace this process with this host's etcd member. Raises Error without one."""
         own_etcd.execute(require())
 
 
@@ -202,11 +191,9 @@ def _usage[T](call: Callable[[], T]) -> T:
 
 
 def _entering[T](call: Callable[[], T]) -> T:
-    """Return the result of ``call``, which adds this host to a cluster; convert errors like
-    `_usage`.
+    """Return the result of ``call``, which adds this host to a cluster, like `_usage`.
 
-    Errors name the caller's arguments. The files that were made from the arguments no longer exist
-    then.
+    Errors name the caller's arguments, not files that were made from them and no longer exist.
     """
     try:
         return _usage(call)

@@ -150,10 +150,8 @@ class Networks(ApiPart):
         ``gateways`` are the bridge's addresses. ``ipv6`` adds a unique local /64. ``internal``
         disables forwarding out of the network. ``mtu`` is in bytes. ``allow_public`` permits public
         prefixes, whose real addresses this host can then no longer reach. ``observe`` records
-        flows.
-
-        ``span`` creates the network in the cluster too, or adds a network of the cluster to this
-        host.
+        flows. ``span`` creates the network in the cluster too, or adds a network of the cluster to
+        this host.
 
         Raises Conflict, UsageError, KernelError, and Error if the cluster does not answer. Nothing
         has changed then.
@@ -223,29 +221,23 @@ class Networks(ApiPart):
         return tuple(RemovedNetwork(name, not dry_run) for name in wanted)
 
     def ports(self) -> tuple[PublishedPort, ...]:
-        """Return the published ports of active services, one for each host address or IP
-        version.
-        """
+        """Return the published ports of active services, one for each address or IP version."""
         from niso.look import host_ports
 
         return host_ports.published_ports(self.session.store())
 
     def ports_everywhere(self) -> tuple[ClusterPort, ...]:
-        """Return the published ports of active services on all hosts of the cluster, sorted by
-        service.
+        """Return the published ports of active services on all hosts, sorted by service.
 
-        Of other hosts, only the services on networks that span hosts are known. Raises Error if
-        this host is in no cluster.
+        Of other hosts, only services on networks that span hosts are known. Raises Error if this
+        host is in no cluster.
         """
         from niso.look import other_hosts
 
         return other_hosts.ports(self.session, self.session.machine())
 
     def exposure(self) -> tuple[PublishedPort, ...]:
-        """Return the published ports like `ports`, and in ``from_`` from where each can be reached.
-
-        Raises KernelError.
-        """
+        """Return `ports` with ``from_``: from where each can be reached. Raises KernelError."""
         from niso.look import exposure
 
         return exposure.exposed_ports(self.session.kernel(), self.session.store())
@@ -253,9 +245,9 @@ class Networks(ApiPart):
     def host_names(self, *, on_host: bool | None = None) -> HostNames:
         """Return the names by which the host itself can reach services.
 
-        With ``on_host`` True, niso writes them to the host's own /etc/hosts and keeps them up to
-        date. With False, it removes them. Raises KernelError if that file cannot be replaced
-        atomically. Nothing has changed then.
+        With ``on_host`` True, niso keeps them in the host's own /etc/hosts. With False, it removes
+        them. Raises KernelError if that file cannot be replaced atomically; nothing has changed
+        then.
         """
         from niso.change import networks
         from niso.reconcile import host_settings
@@ -270,9 +262,8 @@ class Networks(ApiPart):
         return HostNames(store.host_knows(), changed, rows)
 
     def rules(self) -> Rules:
-        """Return niso's nftables tables as data, without dynamic elements. Raises KernelError.
-
-        Dynamic elements are those that rules add when packets match, such as flows.
+        """Return niso's nftables tables as data, without elements that rules add. Raises
+        KernelError.
         """
         items = [item for table in _tables(as_text=False) for item in table]
         for item in items:
@@ -282,9 +273,7 @@ class Networks(ApiPart):
         return Rules(items)
 
     def rules_text(self) -> str:
-        """Return niso's nftables tables as nft(8) prints them, without dynamic elements.
-
-        Dynamic elements are those that rules add when packets match, such as flows. Raises
+        """Return niso's nftables tables like `rules`, but as nft(8) prints them. Raises
         KernelError.
         """
         return "".join(_declared("".join(_tables(as_text=True))))
@@ -305,7 +294,6 @@ def _declared(text: str) -> Iterator[str]:
 
 
 def _tables(as_text: bool) -> list[Any]:
-    """Return niso's tables in the kernel, each as nft text or as a list of objects."""
     from niso.kernel import ruleset
     from niso.kernel.libnftables import Nft
     from niso.kernel.nft_elements import Nfnetlink
@@ -327,10 +315,7 @@ def _vni(network: records.Network) -> int | None:
 
 
 def _members(store: Store, network: str) -> list[tuple[str, bool]]:
-    """Return the services of a network, each with whether it is active.
-
-    Each service is followed by the active services that share its namespace.
-    """
+    """Return (service, whether it is active) for a network, each followed by its active sharers."""
     return [
         member
         for service, active in store.members(network)
@@ -365,10 +350,7 @@ def _described(store: Store, network: records.Network) -> Network:
 
 
 def _elsewhere(store: Store, network: str) -> tuple[NetworkMember, ...]:
-    """Return the services of other hosts on a network.
-
-    A service counts as active if other services can resolve its name.
-    """
+    """Return the services of other hosts on a network, active if their names can be resolved."""
     hosts = {address: host for host, (_, address, _) in store.across.peers().items()}
     return tuple(
         NetworkMember(

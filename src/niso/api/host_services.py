@@ -40,10 +40,9 @@ if TYPE_CHECKING:
 
 
 class Package(NamedTuple):
-    """A service to activate, given as data instead of a folder with a manifest.toml.
+    """A service to activate, given as data: the content of a manifest.toml, as tomllib returns it.
 
-    ``manifest`` is the content of a manifest.toml, as tomllib returns it. Paths in it are relative
-    to ``folder``.
+    Paths in ``manifest`` are relative to ``folder``.
     """
 
     manifest: Mapping[str, Any]
@@ -51,10 +50,7 @@ class Package(NamedTuple):
 
 
 class Services(ApiPart):
-    """Manage services: ``host.services``.
-
-    A service can be given by its name, hostname or alias.
-    """
+    """Manage services: ``host.services``. A service is given by name, hostname or alias."""
 
     # --- start and stop --------------------------------------------------------------------------
 
@@ -106,8 +102,7 @@ class Services(ApiPart):
         return tuple(outcomes)
 
     def deactivate(self, *names: str, dry_run: bool = False) -> tuple[Done, ...]:
-        """Stop services and remove their network namespaces; reserved addresses and volumes are
-        kept.
+        """Stop services and remove their network namespaces; addresses and volumes are kept.
 
         Raises Error.
         """
@@ -140,9 +135,8 @@ class Services(ApiPart):
         return self.restart_in_order(texts(names, "names"), None)
 
     def restart_in_order(self, names: list[str], after: After | None) -> tuple[Done, ...]:
-        """Restart active services, each after those that it depends on. Raises as `restart` does.
-
-        ``after`` has the dependencies among them, or is None.
+        """Restart services like `restart`, each after those that it depends on according to
+        ``after``.
         """
         from niso.change import activate, boot, warnings
         from niso.change.deactivate import Done
@@ -159,9 +153,7 @@ class Services(ApiPart):
         return tuple(Done(name, True) for name in wanted)
 
     def remove(self, *names: str, volumes: bool = False) -> tuple[Done, ...]:
-        """Stop services and delete their records.
-
-        With ``volumes``, also delete their named volumes.
+        """Stop services and delete their records; with ``volumes``, also their named volumes.
 
         Raises Error.
         """
@@ -213,9 +205,8 @@ class Services(ApiPart):
     # --- inspect ---------------------------------------------------------------------------------
 
     def list(self) -> tuple[ServiceLine, ...]:
-        """Return all services with their status, sorted by name.
-
-        Health checks that are due are run.
+        """Return all services with their status, sorted by name. Health checks that are due are
+        run.
         """
         from niso.look.services import service_lines
 
@@ -224,18 +215,15 @@ class Services(ApiPart):
     def everywhere(self) -> tuple[ClusterLine, ...]:
         """Return the services of all hosts of the cluster, sorted by name.
 
-        Raises Error if this host is in no cluster. If the cluster does not answer, a warning says
-        so.
+        If the cluster does not answer, a warning says so. Raises Error if this host is in no
+        cluster.
         """
         from niso.look import other_hosts
 
         return other_hosts.lines(self.session, self.session.machine())
 
     def names(self) -> tuple[tuple[str, bool, bool], ...]:
-        """Return the name of each service, whether it is active, and whether it starts at boot.
-
-        The status of processes is not read.
-        """
+        """Return (name, whether it is active, whether it starts at boot) for each service."""
         return tuple(self.session.store().service_names())
 
     def resolve(self, name: str) -> str:
@@ -264,13 +252,12 @@ class Services(ApiPart):
         timestamps: bool = False,
         since: str | None = None,
     ) -> Iterator[bytes]:
-        """Return the output of a service, stdout and stderr in order of arrival, as an iterator of
-        lines.
+        """Return the output of a service, stdout and stderr in order of arrival, as lines.
 
-        Lines include their newline, except an incomplete last one. ``lines`` limits the output to
-        the last N lines. ``follow`` waits for new lines until the service is removed.
-        ``timestamps`` puts the time (RFC 3339) before each line. ``since`` is a time (RFC 3339), or
-        a period until now (``10m``). Raises NotFound, UsageError.
+        Lines include their newline, except an incomplete last one. ``lines`` limits them to the
+        last N. ``follow`` waits for new lines until the service is removed. ``timestamps`` puts the
+        time (RFC 3339) before each line. ``since`` is a time (RFC 3339), or a period until now
+        (``10m``). Raises NotFound, UsageError.
         """
         from niso.runtime import logs
 
@@ -283,11 +270,9 @@ class Services(ApiPart):
     def exec(self, name: str, command: Iterable[str], *, user: str | None = None) -> int:
         """Run a command in an active service with this process's stdin, stdout and stderr.
 
-        ``user`` is a user of the service's root file system, or uid[:gid]. The default is the
-        service's user.
-
-        Returns the exit status, or 128 + N if signal N killed the command. Signals to this process
-        are forwarded to the command, so call this method in the main thread. Raises Conflict if the
+        ``user`` is a user of the service's root file system, or uid[:gid]; the default is the
+        service's. Returns the exit status, or 128 + N if signal N killed the command. Signals are
+        forwarded to the command, so call this method in the main thread. Raises Conflict if the
         service is not active, and ProcessError if the command cannot be run.
         """
         from niso.runtime.execute import execute
@@ -305,10 +290,7 @@ class Services(ApiPart):
         stdin: bytes = b"",
         user: str | None = None,
     ) -> Executed:
-        """Run a command in an active service; return its exit status and output.
-
-        ``user`` is as for `exec`. Raises as `exec` does.
-        """
+        """Run a command in an active service as `exec` does; return its exit status and output."""
         from niso.runtime.execute import capture
 
         if not isinstance(stdin, bytes):
@@ -316,11 +298,11 @@ class Services(ApiPart):
         return Executed(*capture(*self._to_run(name, command), stdin, user_of(user)))
 
     def kill(self, *names: str, signal: str = "KILL") -> tuple[Signalled, ...]:
-        """Send a signal to the processes of active services.
+        """Send a signal, given by name (HUP, SIGHUP) or number, to the processes of active
+        services.
 
-        If a process exits because of the signal, the restart policy of its service applies.
-        ``signal`` is a name, such as HUP or SIGHUP, or a number. Raises Conflict if a service is
-        not active, ProcessError if it has no process.
+        If a process exits because of it, the restart policy of its service applies. Raises Conflict
+        if a service is not active, ProcessError if it has no process.
         """
         from niso.runtime import lifecycle
 
@@ -332,10 +314,8 @@ class Services(ApiPart):
         )
 
     def _to_run(self, name: str, command: Iterable[str]) -> tuple[str, Any]:
-        """Return the service, and the arguments of the command to run in it after they were
-        validated.
-
-        Raises Conflict if the service is not active.
+        """Return the service and the valid arguments of a command. Raises Conflict if it is not
+        active.
         """
         words = texts(command, "command")
         if not words:
@@ -368,8 +348,7 @@ class Services(ApiPart):
     def port_unforward(self, name: str, port: str) -> Forwarded:
         """Withdraw a port published with `port_forward`. Raises NotFound, Conflict.
 
-        If `port_forward` took the host port from a service's manifest, that service publishes it
-        again.
+        If it was taken from a service's manifest, that service publishes the port again.
         """
         from niso.change import port_forward
 
@@ -397,13 +376,11 @@ class Services(ApiPart):
 
 
 def with_healthcheck(store: Store, names: Iterable[str]) -> list[str]:
-    """Return the services whose manifests define a health check."""
     checked = set(store.checked_services())
     return [name for name in names if name in checked]
 
 
 def _requested(what: object) -> Any:
-    """Return what to activate: a path or name as str, or the validated manifest of a `Package`."""
     from niso.manifest import load
 
     if isinstance(what, Package):
@@ -474,9 +451,6 @@ def forwarded(
     taken: Iterable[tuple[str, records.Port]] = (),
     returned: Iterable[tuple[str, records.Port]] = (),
 ) -> Forwarded:
-    """Return the result for a port of a service, with the ports that other services lost or got
-    back.
-    """
 
     def ports_of(name: str, one: records.Port) -> tuple[Port, ...]:
         return rows([one], store.port_families(name))

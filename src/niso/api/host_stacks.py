@@ -41,7 +41,7 @@ class Stacks(ApiPart):
         replace: bool = False,
         trust_owner: bool = True,
     ) -> StackUp:
-        """Apply a stack.toml: activate its services, and roll back everything if one of them fails.
+        """Apply a stack.toml: activate its services; if one of them fails, roll back everything.
 
         ``replace`` takes over services, and a stack, of these names from other folders. ``timeout``
         is the number of seconds for each service to start or become healthy. Without
@@ -65,8 +65,7 @@ class Stacks(ApiPart):
     ) -> StackDown:
         """Deactivate all services of a stack, each before the services that it depends on.
 
-        Reserved addresses and networks are kept. ``volumes`` deletes the named volumes. Raises
-        Error.
+        Addresses and networks are kept. ``volumes`` deletes the named volumes. Raises Error.
         """
         machine = self.session.machine_for_change()
         where = path(stack, "stack")
@@ -83,8 +82,7 @@ class Stacks(ApiPart):
         return of_stack(self.session, store, outline.after, outline.name)
 
     def restart(self, stack: str | os.PathLike[str]) -> tuple[Done, ...]:
-        """Restart the processes of a stack's active services, each after the services it depends
-        on.
+        """Restart the processes of a stack's active services, each after those it depends on.
 
         Raises Conflict if the stack came from another file, NotFound, ProcessError.
         """
@@ -102,8 +100,7 @@ class Stacks(ApiPart):
         timestamps: bool = False,
         since: str | None = None,
     ) -> Iterator[tuple[str, bytes]]:
-        """Return the output of all services of a stack as pairs of service and line, ordered by
-        time.
+        """Return pairs of service and line, ordered by time, of all services of a stack.
 
         The arguments are those of ``host.services.logs``. ``lines`` applies to each service. Raises
         NotFound, UsageError, and Conflict if the stack came from another file.

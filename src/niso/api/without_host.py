@@ -39,7 +39,7 @@ class Valid(NamedTuple):
 
 
 def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
-    """Validate manifest.toml and stack.toml files. For a folder, validate those in the folder.
+    """Validate manifest.toml and stack.toml files, or those in folders.
 
     Does not need root, and ignores the state of this machine, such as its networks and programs.
     Everything that an activation refuses on any machine is refused here too. Raises Error, or
@@ -62,7 +62,6 @@ def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
 
 
 def _locate(errors: list[Error]) -> None:
-    """Add line numbers to errors. Errors of a file that cannot be read are left unchanged."""
     by_file: dict[str, list[Error]] = {}
     for error in errors:
         if error.file and error.key:
@@ -76,10 +75,7 @@ def _locate(errors: list[Error]) -> None:
 
 
 def _places(given: str) -> Iterator[str]:
-    """Yield the manifest and stack files at a path.
-
-    For a folder without such files, yields the path of its missing manifest.
-    """
+    """Yield the manifest and stack files at a path; for a folder without, its missing manifest."""
     if not os.path.isdir(given):
         yield os.path.abspath(given)
         return
@@ -143,10 +139,7 @@ def import_compose(
 
 
 def _write(folder: str, text: str) -> str:
-    """Write stack.toml into a folder and return its path. Raises Conflict if the file exists.
-
-    Only its owner can read the file, because it may contain passwords.
-    """
+    """Write stack.toml, readable for its owner only. Raises Conflict if it exists."""
     target = os.path.join(os.path.abspath(folder), FILE_NAME)
     try:
         os.makedirs(folder, exist_ok=True)
