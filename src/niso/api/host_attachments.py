@@ -13,7 +13,6 @@ from niso.manifest.policy import parse
 from niso.manifest.process_keys import WAYS, rate
 from niso.manifest.values import host_label, network_name, service_name
 from niso.plan import records
-from niso.plan.records import Policy
 
 if TYPE_CHECKING:
     import os
@@ -167,11 +166,8 @@ def _complete(given: AttachRequest) -> AttachRequest:
 def _words(given: AttachRequest) -> list[str]:
     """Return the arguments of the niso command with which a systemd unit attaches its namespace."""
     words = ["net", "attach", given.name, "--new", "--owner", given.owner, "--id", given.id]
-    for flag, values in (
-        ("--network", given.networks),
-        ("--port", given.ports),
-        ("--alias", given.aliases),
-    ):
+    lists = {"--network": given.networks, "--port": given.ports, "--alias": given.aliases}
+    for flag, values in lists.items():
         words += [word for value in values for word in (flag, value)]
     for flag, entries in (
         ("--allow-from", given.allow_from),
@@ -188,23 +184,27 @@ def _words(given: AttachRequest) -> list[str]:
 
 def _request(given: AttachRequest) -> Request:
     if sum((given.netns is not None, given.pid is not None, given.new)) != 1:
-        raise UsageError(
-            "which network namespace?", "exactly one of --netns PATH, --pid N and --new"
-        )
+        hint = "exactly one of --netns PATH, --pid N and --new"
+        raise UsageError("which network namespace?", hint)
     pid = given.pid
     if pid is not None and (isinstance(pid, bool) or not isinstance(pid, int) or pid < 1):
         raise UsageError("must be the id of a process", None, "--pid", value=repr(pid))
+    for way in given.bandwidth:
+        if way not in WAYS:
+            raise InvalidInput(f"{way!r} is not a direction", "in=RATE,out=RATE", "--bandwidth")
     there = "" if given.new else f"/proc/{pid}/ns/net" if pid else path(given.netns, "netns")
     return Request(
         service_name(text(given.name, "NAME"), "NAME"),
         there,
         tuple(map(_wish, given.networks or ["niso-default"])),
-        _ports(given.ports),
+        distinct(tuple(parse_port(port, "--port") for port in given.ports)),
         tuple(host_label(alias, "--alias") for alias in given.aliases),
         _policy(given),
         text(given.owner, "owner"),
         text(given.id, "id"),
-        bandwidth=_bandwidth(given.bandwidth),
+        bandwidth=tuple(
+            sorted((way, rate(rated, "--bandwidth")) for way, rated in given.bandwidth.items())
+        ),
     )
 
 
@@ -217,11 +217,8 @@ def _wish(written: str) -> Wish:
     for key in keys:
         word, _, value = key.partition("=")
         if word not in given or not value or len(given[word]) >= _WISHES[word]:
-            raise InvalidInput(
-                f"{written!r} is not a valid network",
-                "NAME[,interface=NAME][,ip=ADDRESS][,ip=IPV6][,mac=ADDRESS]",
-                "--network",
-            )
+            hint = "NAME[,interface=NAME][,ip=ADDRESS][,ip=IPV6][,mac=ADDRESS]"
+            raise InvalidInput(f"{written!r} is not a valid network", hint, "--network")
         given[word].append(value)
     return Wish(
         network_name(name, "--network"),
@@ -231,33 +228,10 @@ def _wish(written: str) -> Wish:
     )
 
 
-def _bandwidth(written: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
-    if not written:
-        return ()
-
-    for way in written:
-        if way not in WAYS:
-            raise InvalidInput(f"{way!r} is not a direction", "in=RATE,out=RATE", "--bandwidth")
-    return tuple(sorted((way, rate(rated, "--bandwidth")) for way, rated in written.items()))
-
-
-def _ports(written: Iterable[str]) -> tuple[records.Port, ...]:
-    if not written:
-        return ()
-
-    return distinct(tuple(parse_port(port, "--port") for port in written))
-
-
 def _policy(given: AttachRequest) -> records.Policy:
-    lists = (
-        _entries(given.allow_from, "allow_from"),
-        texts(given.deny_from, "deny_from"),
-        _entries(given.egress_allow, "egress_allow"),
-        texts(given.egress_deny, "egress_deny"),
-    )
+    lists = (given.allow_from, given.deny_from, given.egress_allow, given.egress_deny)
     if lists == (None, [], None, []) and not given.log:
-        return Policy()
-
+        return records.Policy()
     # the container engine writes the hosts file: outside names in it could differ from the rules
     return parse(*lists, given.log, outside=False)
 

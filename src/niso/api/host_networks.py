@@ -158,6 +158,7 @@ class Networks(ApiPart):
         """
         from niso.change import journal, networks
         from niso.manifest.values import network_name
+        from niso.plan.subnets import NetworkRequest
 
         self.session.require()
         try:
@@ -166,35 +167,28 @@ class Networks(ApiPart):
             raise UsageError.of(error) from None
         if mtu is not None and (isinstance(mtu, bool) or not isinstance(mtu, int)):
             raise UsageError(f"must be an integer, not {type(mtu).__name__}", None, "mtu")
-        from niso.plan.subnets import NetworkRequest
-
-        given = tuple(texts(subnets, "subnets")), tuple(texts(gateways, "gateways"))
+        prefixes, bridges = tuple(texts(subnets, "subnets")), tuple(texts(gateways, "gateways"))
         machine = self.session.machine_for_change(create=not dry_run)
         store = machine.store
         request = NetworkRequest(
-            name, given[0], ipv6, given[1], internal, mtu, allow_public, observe, span
+            name, prefixes, ipv6, bridges, internal, mtu, allow_public, observe, span
         )
         if not dry_run and store.intents():
             journal.recover(machine, self.session.report)
         made = networks.create(machine, request, self.session.report, dry_run)
-        return CreatedNetwork(
-            made is not None, _described(store, made or store.require_network(name))
-        )
+        network = _described(store, made or store.require_network(name))
+        return CreatedNetwork(made is not None, network)
 
     def list(self) -> tuple[NetworkLine, ...]:
         """Return all networks, the default one first."""
         store = self.session.store()
         counts, others = store.member_counts(), store.others()
-        lines = [
-            NetworkLine(
-                network.name,
-                _subnets(network),
-                counts.get(network.name, 0),
-                _vni(network),
-                sum(other.is_on(network.name) for other in others),
-            )
-            for network in store.networks()
-        ]
+        lines = []
+        for network in store.networks():
+            count = counts.get(network.name, 0)
+            elsewhere = sum(other.is_on(network.name) for other in others)
+            line = NetworkLine(network.name, _subnets(network), count, _vni(network), elsewhere)
+            lines.append(line)
         return tuple(sorted(lines, key=lambda line: (line.name != _DEFAULT_NETWORK, line.name)))
 
     def names(self) -> tuple[str, ...]:
@@ -262,9 +256,7 @@ class Networks(ApiPart):
         return HostNames(store.host_knows(), changed, rows)
 
     def rules(self) -> Rules:
-        """Return niso's nftables tables as data, without elements that rules add. Raises
-        KernelError.
-        """
+        """Return niso's nftables tables as data, without dynamic elements. Raises KernelError."""
         items = [item for table in _tables(as_text=False) for item in table]
         for item in items:
             held = item.get("set") or item.get("map") or {}
@@ -273,9 +265,7 @@ class Networks(ApiPart):
         return Rules(items)
 
     def rules_text(self) -> str:
-        """Return niso's nftables tables like `rules`, but as nft(8) prints them. Raises
-        KernelError.
-        """
+        """Return `rules` as nft(8) prints them. Raises KernelError."""
         return "".join(_declared("".join(_tables(as_text=True))))
 
 
@@ -314,18 +304,18 @@ def _vni(network: records.Network) -> int | None:
     return None if network.span is None else network.span.vni
 
 
-def _members(store: Store, network: str) -> list[tuple[str, bool]]:
-    """Return (service, whether it is active) for a network, each followed by its active sharers."""
-    return [
-        member
-        for service, active in store.members(network)
-        for member in ((service, active), *((sharer, True) for sharer in store.sharers(service)))
-    ]
-
-
 def _described(store: Store, network: records.Network) -> Network:
     from niso.look.host_ports import rows
 
+    services = []
+    for member, is_active in store.members(network.name):
+        sharers = [(sharer, True) for sharer in store.sharers(member)]
+        for service, active in ((member, is_active), *sharers):
+            addresses = tuple(a for n, a in store.addresses(service) if n == network.name)
+            ports = rows((port for _, port in store.ports(service)), store.port_families(service))
+            services.append(NetworkMember(service, active, addresses, ports, None))
+    if network.span is not None:
+        services += _elsewhere(store, network.name)
     return Network(
         network.name,
         _subnets(network),
@@ -335,30 +325,15 @@ def _described(store: Store, network: records.Network) -> Network:
         network.observe,
         network.mtu,
         _vni(network),
-        tuple(
-            NetworkMember(
-                service,
-                active,
-                tuple(a for n, a in store.addresses(service) if n == network.name),
-                rows((port for _, port in store.ports(service)), store.port_families(service)),
-                None,
-            )
-            for service, active in _members(store, network.name)
-        )
-        + (() if network.span is None else _elsewhere(store, network.name)),
+        tuple(services),
     )
 
 
-def _elsewhere(store: Store, network: str) -> tuple[NetworkMember, ...]:
-    """Return the services of other hosts on a network, active if their names can be resolved."""
+def _elsewhere(store: Store, network: str) -> Iterator[NetworkMember]:
+    """Yield the services of other hosts on a network, active if their names can be resolved."""
     hosts = {address: host for host, (_, address, _) in store.across.peers().items()}
-    return tuple(
-        NetworkMember(
-            service.name,
-            bool(service.names),
-            tuple(a for e in service.endpoints if e.network == network for a in e.addresses),
-            (),
-            hosts.get(service.host, service.host),
-        )
-        for service in store.across.remotes((network,), "network")
-    )
+    for service in store.across.remotes((network,), "network"):
+        endpoints = [e for e in service.endpoints if e.network == network]
+        addresses = tuple(address for e in endpoints for address in e.addresses)
+        host = hosts.get(service.host, service.host)
+        yield NetworkMember(service.name, bool(service.names), addresses, (), host)
