@@ -20,7 +20,10 @@ from niso.kernel import netlink, policy_rules, ruleset
 from niso.kernel.netlink import attribute, attributes, nested, several, string, text, understood
 
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Literal
+
+    Codec = tuple[int, Callable[[Any], bytes], Callable[[bytes], Any]]
+    """(width in bytes, encode, decode) of a type."""
 
 # --- values as bytes of registers -----------------------------------------------------------------
 
@@ -36,11 +39,10 @@ PROTOCOLS = {
     "udplite": 136,
 }
 
-ELEM_EXPR = 7  # NFTA_SET_ELEM_EXPR
 _LIMIT_RATE, _LIMIT_UNIT, _LIMIT_BURST, _LIMIT_TYPE, _LIMIT_FLAGS = 1, 2, 3, 4, 5
 _LIMIT_INV = 1  # NFT_LIMIT_F_INV: matches what is over the rate
 
-# nftables, include/datatype.h: number and width in bytes of each type that niso uses
+# nftables, include/datatype.h: number of each type that niso uses
 _NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _CLASS, _IFNAME = 2, 7, 8, 9, 12, 13, 23, 41
 # bytes of a packet without an nft type: a MAC, addresses of a quoted or wrapped packet, a VNI
 _MAC_NUMBER, _QUOTED4, _QUOTED6, _VNI = -1, -2, -3, -4
@@ -48,28 +50,52 @@ _SORTED_CLASS = -5  # a class as intervals have it
 # ports and addresses of intervals that are always ranges
 _PORTS, _SPAN4, _SPAN6 = -6, -7, -8
 _RANGES = (_PORTS, _SPAN4, _SPAN6)
-WIDTHS = {
-    _VNI: 3,
-    _MAC_NUMBER: 6,
-    _QUOTED4: 4,
-    _QUOTED6: 16,
-    _NFPROTO: 1,
-    _IPV4: 4,
-    _IPV6: 16,
-    _ETHER: 6,
-    _PROTO: 1,
-    _SERVICE: 2,
-    _CLASS: 4,
-    _SORTED_CLASS: 4,
-    _IFNAME: 16,
-    _PORTS: 2,
-    _SPAN4: 4,
-    _SPAN6: 16,
+
+
+def _number(width: int, is_native: bool = False) -> Codec:
+    order: Literal["little", "big"] = sys.byteorder if is_native else "big"
+    return (
+        width,
+        lambda atom: atom.to_bytes(width, order),
+        lambda packed: int.from_bytes(packed, order),
+    )
+
+
+def _byte(numbers: dict[str, int]) -> Codec:
+    """Return the codec of a number of one byte that mostly has a name."""
+    words = {number: word for word, number in numbers.items()}
+    return (
+        1,
+        lambda atom: bytes([numbers[atom] if atom in numbers else int(atom)]),
+        lambda packed: words.get(packed[0]) or str(packed[0]),
+    )
+
+
+def _address(width: int, family: int) -> Codec:
+    return width, partial(socket.inet_pton, family), partial(socket.inet_ntop, family)
+
+
+_ADDRESS4, _ADDRESS6 = _address(4, socket.AF_INET), _address(16, socket.AF_INET6)
+_MAC: Codec = 6, lambda atom: bytes.fromhex(atom.replace(":", "")), lambda packed: packed.hex(":")
+_CODECS: dict[int, Codec] = {
+    _VNI: _number(3),
+    _MAC_NUMBER: _MAC,
+    _QUOTED4: _ADDRESS4,
+    _QUOTED6: _ADDRESS6,
+    _NFPROTO: _byte({"ipv4": 2, "ipv6": 10}),  # NFPROTO_*
+    _IPV4: _ADDRESS4,
+    _IPV6: _ADDRESS6,
+    _ETHER: _MAC,
+    _PROTO: _byte(PROTOCOLS),
+    _SERVICE: _number(2),
+    _CLASS: _number(4, is_native=True),
+    _SORTED_CLASS: _number(4),
+    _IFNAME: (16, lambda atom: atom.encode().ljust(16, b"\0"), string),
+    _PORTS: _number(2),
+    _SPAN4: _number(4),
+    _SPAN6: _number(16),
 }
-_NFPROTOS = {"ipv4": 2, "ipv6": 10}  # NFPROTO_*
-_NFPROTO_NAMES = {number: name for name, number in _NFPROTOS.items()}
-_PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
-NAMES = {
+_NAMES = {
     "nf_proto": _NFPROTO,
     "ipv4_addr": _IPV4,
     "ipv6_addr": _IPV6,
@@ -90,8 +116,7 @@ NAMES = {
     "@th,336,32": _QUOTED4,
     "@th,304,128": _QUOTED6,
 }
-
-
+# in sets with intervals, all fields are in network byte order
 _IN_INTERVALS = {_CLASS: _SORTED_CLASS, _SERVICE: _PORTS}
 _SPANS = {_IPV4: _SPAN4, _IPV6: _SPAN6}
 _BARE = {_SPAN4: _IPV4, _SPAN6: _IPV6}
@@ -100,18 +125,11 @@ type Atoms = tuple[Any, ...]
 """The fields of a key or value of an nftables element. `Element` lists their types."""
 
 
-def in_intervals(kinds: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the types of a key's fields for a set with intervals, where all are in network byte
-    order.
-    """
-    return tuple(_IN_INTERVALS.get(kind, kind) for kind in kinds)
-
-
-def pack_limit(value: Atoms) -> bytes:
+def _pack_limit(value: Atoms) -> bytes:
     """Encode a rate limit, a tuple as `ruleset.limit` returns it, as a netlink attribute."""
     rate, _, burst, _ = value
     return nested(
-        ELEM_EXPR,
+        _ELEM_EXPR,
         text(_EXPR_NAME, "limit"),
         nested(
             _EXPR_DATA,
@@ -124,7 +142,7 @@ def pack_limit(value: Atoms) -> bytes:
     )
 
 
-def limit(expression: dict[int, bytes]) -> Atoms:
+def _limit(expression: dict[int, bytes]) -> Atoms:
     """Return the rate limit of an element as `ruleset.limit` does; () if it has none."""
     if string(expression[_EXPR_NAME]) != "limit":
         return ()
@@ -136,81 +154,43 @@ def limit(expression: dict[int, bytes]) -> Atoms:
 
 def pack_range(kind: int, atom: Any) -> tuple[bytes, bytes]:
     """Encode a field of a key as (first value, last value); they are equal if it is no range."""
+    width, pack, _ = _CODECS[kind]
     if kind in _RANGES:
-        width = WIDTHS[kind]
-        return atom[0].to_bytes(width, "big"), atom[1].to_bytes(width, "big")
+        return pack(atom[0]), pack(atom[1])
     if kind in (_IPV4, _IPV6):
         address, slash, length = atom.partition("/")
         if slash:
-            first = pack(kind, address)
-            host = (1 << len(first) * 8 - int(length)) - 1
-            return first, (int.from_bytes(first, "big") | host).to_bytes(len(first), "big")
+            first = pack(address)
+            host = (1 << width * 8 - int(length)) - 1
+            return first, (int.from_bytes(first, "big") | host).to_bytes(width, "big")
         low, dash, high = atom.partition("-")  # made by another program
         if dash:
-            return pack(kind, low), pack(kind, high)
-    packed = pack(kind, atom)
+            return pack(low), pack(high)
+    packed = pack(atom)
     return packed, packed
 
 
-def pack(kind: int, atom: Any) -> bytes:
-    if kind in (_IPV4, _QUOTED4):
-        return socket.inet_pton(socket.AF_INET, atom)
-    if kind in (_IPV6, _QUOTED6):
-        return socket.inet_pton(socket.AF_INET6, atom)
-    if kind in (_ETHER, _MAC_NUMBER):
-        return bytes.fromhex(atom.replace(":", ""))
-    if kind in (_SERVICE, _VNI, _SORTED_CLASS):
-        number: int = atom
-        return number.to_bytes(WIDTHS[kind], "big")
-    if kind == _CLASS:
-        number = atom
-        return number.to_bytes(4, sys.byteorder)
-    if kind == _NFPROTO:
-        return bytes([_NFPROTOS[atom]])
-    if kind == _PROTO:
-        return bytes([PROTOCOLS[atom] if atom in PROTOCOLS else int(atom)])
-    name: str = atom
-    return name.encode().ljust(16, b"\0")
-
-
 def unpack_range(kind: int, first: bytes, last: bytes) -> Any:
-    """Decode a field of an interval from its first and its last value, as `pack_range` returns
-    them.
-    """
+    """Decode a field of an interval from its first and last value; the reverse of `pack_range`."""
+    width, _, unpack = _CODECS[kind]
     if kind in _RANGES:
-        return int.from_bytes(first, "big"), int.from_bytes(last, "big")
+        return unpack(first), unpack(last)
     if first == last:
-        return unpack(kind, first)
+        return unpack(first)
     if kind in (_IPV4, _IPV6):
         low, high = int.from_bytes(first, "big"), int.from_bytes(last, "big")
         length = (low ^ high).bit_length()
         if low ^ high == (1 << length) - 1 and high & low == low:
-            return f"{unpack(kind, first)}/{8 * len(first) - length}"
-    return f"{unpack(kind, first)}-{unpack(kind, last)}"
+            return f"{unpack(first)}/{8 * width - length}"
+    return f"{unpack(first)}-{unpack(last)}"
 
 
-def unpack(kind: int, packed: bytes) -> Any:
-    if kind in (_IPV4, _QUOTED4):
-        return socket.inet_ntop(socket.AF_INET, packed)
-    if kind in (_IPV6, _QUOTED6):
-        return socket.inet_ntop(socket.AF_INET6, packed)
-    if kind in (_ETHER, _MAC_NUMBER):
-        return packed.hex(":")
-    if kind in (_SERVICE, _VNI, _SORTED_CLASS):
-        return int.from_bytes(packed, "big")
-    if kind == _CLASS:
-        return int.from_bytes(packed, sys.byteorder)
-    if kind in _RANGES:
-        return (number := int.from_bytes(packed, "big")), number
-    if kind == _NFPROTO:
-        return _NFPROTO_NAMES.get(packed[0]) or str(packed[0])
-    if kind == _PROTO:
-        return _PROTOCOL_NAMES.get(packed[0]) or str(packed[0])
-    return string(packed)
+def written(kinds: tuple[int, ...], atoms: Atoms) -> str:
+    """Format the fields of a key or value in nft's syntax."""
+    return " . ".join(map(_written, kinds, atoms))
 
 
 def _written(kind: int, atom: Any) -> str:
-    """Format a field of a key or value in nft's syntax."""
     if kind == _IFNAME:
         return f'"{atom}"'
     if kind == _PORTS:
@@ -219,20 +199,18 @@ def _written(kind: int, atom: Any) -> str:
         return str(unpack_range(_BARE[kind], *pack_range(kind, atom)))
     if kind in (_CLASS, _SORTED_CLASS):
         return f"{atom >> 16:x}:{atom & 0xFFFF:x}"
-    if kind in (_MAC_NUMBER, _QUOTED4):
-        return str(int.from_bytes(pack(kind, atom), "big"))
-    if kind == _QUOTED6:  # nft has no longer integer type
-        return hex(int.from_bytes(pack(kind, atom), "big"))
+    if kind in (_MAC_NUMBER, _QUOTED4, _QUOTED6):
+        number = int.from_bytes(pack_range(kind, atom)[0], "big")
+        return hex(number) if kind == _QUOTED6 else str(number)  # nft has no longer integer type
     return str(atom)
 
 
 # --- read and change elements ---------------------------------------------------------------------
 
 
-_FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
+_FAMILIES = {"inet": 1, "bridge": 7}
 _GETSET, _GETSETELEM = 0x0A0A, 0x0A0D  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_*
-_SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LEN = 1, 2, 3, 4, 5
-_SET_DATA_TYPE, _SET_DATA_LEN = 6, 7
+_SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_LEN, _SET_DATA_TYPE, _SET_DATA_LEN = 1, 2, 3, 5, 6, 7
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM = 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_EXPR, _ELEM_KEY_END = 1, 2, 6, 7, 10
@@ -250,9 +228,6 @@ _FLAG_INTERVAL, _FLAG_MAP = 0x4, 0x8
 _VERDICT_TYPE = 0xFFFFFF00  # NFT_DATA_VERDICT
 _VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5: "return"}
 _VERDICT_CODES = {word: number for number, word in _VERDICTS.items()}
-
-_TYPE_BITS = 6
-_PROBED = " . inet_proto . inet_service"
 
 _NEWSETELEM, _DELSETELEM = 0x0A0C, 0x0A0E
 _DESTROYSETELEM = 0x0A1E  # no error without the element
@@ -279,25 +254,31 @@ class Header(NamedTuple):
     value: tuple[int, ...] | None
 
     @property
-    def readable(self) -> bool:
-        """Return whether this module knows all types of the set's keys and values."""
-        return all(kind in WIDTHS for kind in (*self.key, *(self.value or ())))
+    def is_lone(self) -> bool:
+        """Return whether the set has intervals of a single field.
+
+        They are stored as starts and ends, and an end is left out if the next interval follows at
+        once. Therefore `Nfnetlink.change` cannot write them.
+        """
+        return self.interval and len(self.key) == 1
 
 
 class Nfnetlink(netlink.Netfilter):
-    """A socket for nf_tables in the network namespace that opened it."""
+    """A socket for nf_tables in the network namespace that opened it. Methods raise KernelError."""
 
     def change(self, what: str, edits: Iterable[Edit]) -> None:
         """Apply all edits in one transaction; if one fails, none is applied.
 
         The cost does not depend on the existing elements: libnftables would first list all sets,
-        and for intervals their elements. ``what`` describes the step in errors. Raises KernelError,
-        with EEXIST if an element already exists.
+        and for intervals their elements. ``what`` describes the step in errors, which have EEXIST
+        if an element already exists.
         """
         messages = []
         for adds, header, chunk in _chunks(edits):
             body = _container(header) + nested(_LIST_ELEMENTS, *chunk)
-            kind, flags = (_NEWSETELEM, netlink.CREATE) if adds else (_deletion(header), 0)
+            # an element with a timeout may have expired before it is deleted
+            deletion = _DESTROYSETELEM if header.name in policy_rules.PLACES else _DELSETELEM
+            kind, flags = (_NEWSETELEM, netlink.CREATE) if adds else (deletion, 0)
             messages.append(netlink.Message(what, kind, flags, body))
         self.transact_batch(what, _SUBSYSTEM, messages, _CLASHES)
 
@@ -306,14 +287,14 @@ class Nfnetlink(netlink.Netfilter):
 
         The age is the time in seconds since the last packet. It is None if no packet came, or if
         the element does not record the time. For an interval of one field, the element has only the
-        interval's start. Raises KernelError.
+        interval's start.
         """
         return self._listed(header, partial(_counted, header))
 
     def every(self, header: Header) -> list[Element]:
-        """Return all elements of an nftables set or map. Raises KernelError."""
-        if _is_lone(header):
-            bounds = self._listed(header, partial(_bounds, header))
+        """Return all elements of an nftables set or map."""
+        if header.is_lone:
+            bounds = self._listed(header, _bounds)
             return understood(f"read {header.name}", lambda _: _intervals(header, bounds), b"")
         return self._listed(header, partial(_parse_elements, header))
 
@@ -321,27 +302,23 @@ class Nfnetlink(netlink.Netfilter):
         """Return all elements of one of niso's sets and maps; None if it does not exist.
 
         If another version of niso created the set with other types, the list is empty, because niso
-        will recreate its table. Raises KernelError.
+        will recreate its table.
         """
-        packed = self._set(table, container)
+        header = HEADERS[table, container]
+        name = table.partition(" ")[2]
+        body = nfgenmsg(header.family) + text(_SET_TABLE, name) + text(_SET_NAME, container)
+        packed = self.get_one(f"read {table} {container}", _GETSET, body, (errno.ENOENT,))
         if packed is None:
             return None
-        header = HEADERS[table, container]
         return self.every(header) if _has_types(header, packed) else []
 
     def _listed[T](self, header: Header, parse: Callable[[bytes], list[T]]) -> list[T]:
-        """Return what ``parse`` returns for each message with elements of a set or map, as one
-        list.
-        """
-        body = _container(header)
-        dumped = self.dump(f"read {header.name}", _GETSETELEM, body, parse, _ABSENT)
+        what, body = f"read {header.name}", _container(header)
+        dumped = self.dump(what, _GETSETELEM, body, parse, _ABSENT)
         return [element for part in dumped for element in part]
 
     def count(self, element: Element) -> int | None:
-        """Return the packets that an element has counted; None if the kernel has no equal element.
-
-        Raises KernelError.
-        """
+        """Return the packets that an element has counted; None without an equal element."""
         header = HEADERS[element[:2]]
         first, last = _pack_key(header, element.fields)
         what = "read nftables elements"
@@ -352,70 +329,30 @@ class Nfnetlink(netlink.Netfilter):
             return packets if found._replace(fields=element.fields) == element else None
         return None
 
-    def _set(self, table: str, container: str) -> bytes | None:
-        """Return the kernel's description of a set or map, as bytes; None if it does not exist."""
-        family, _, name = table.partition(" ")
-        body = nfgenmsg(_FAMILIES[family]) + text(_SET_TABLE, name) + text(_SET_NAME, container)
-        return self.get_one(f"read {table} {container}", _GETSET, body, (errno.ENOENT,))
-
-    def header(self, table: str, container: str) -> Header | None:
-        """Return the types of a set or map in a table ("inet niso"); None if it does not exist.
-
-        Raises KernelError.
-        """
-        answer = self._set(table, container)
-        if answer is None:
-            return None
-        what = f"read {table} {container}"
-        return understood(what, lambda body: _header(table, container, body), answer)
-
-    def get(self, header: Header, keys: Iterable[Atoms]) -> dict[Atoms, Element]:
-        """Return those elements of a set or map that have one of these keys, as a dict by key.
-
-        Raises KernelError.
-        """
-        elements = self._get((header, key) for key in keys)
-        return {element.fields: element for element in elements}
-
-    def get_many(self, keys: Iterable[tuple[str, str, Atoms]]) -> dict[Atoms, Element]:
-        """Return those elements of niso's sets and maps that have one of these keys, as a dict by
-        key.
-
-        A key is (table, set or map, fields), as `Element.key` returns it. Raises KernelError.
-        """
-        elements = self._get((HEADERS[key[:2]], key[2]) for key in keys)
-        return {element[:3]: element for element in elements}
-
-    def _get(self, wanted: Iterable[tuple[Header, Atoms]]) -> list[Element]:
-        pairs = list(wanted)
-        result = []
-        for start in range(0, len(pairs), _CHUNK):
-            chunk = pairs[start : start + _CHUNK]
-            asked: list[tuple[Header, Atoms, bytes, bytes]] = []
-            for header, key in chunk:
-                first, last = _pack_key(header, key)
-                asked.append((header, key, first, last))
+    def get(self, wanted: Iterable[tuple[Header, Atoms]]) -> dict[Atoms, Element]:
+        """Return the existing elements among (set or map, fields), by `Element.key`."""
+        result: dict[Atoms, Element] = {}
+        for chunk in itertools.batched(wanted, _CHUNK):
+            asked = [(header, key, *_pack_key(header, key)) for header, key in chunk]
             bodies = [_request(header, first, last) for header, _, first, last in asked]
-            # Intervals of one field are stored as starts and ends, and the end is left out if the
-            # next interval follows at once. So the interval is this one if its last value belongs
-            # to the same start, and the value after it does not.
-            lone = {
-                i: len(bodies) + 2 * n
-                for n, i in enumerate(i for i, a in enumerate(asked) if _is_lone(a[0]))
-            }
-            for i in lone:
-                header, _, _, last = asked[i]
-                bodies += [_request(header, last, b""), _request(header, _next(last), b"")]
+            # For intervals of one field, the kernel answers with the start of an interval. This is
+            # the wanted one if its last value belongs to the same start, and the value after it
+            # does not.
+            more: dict[int, int] = {}
+            for i, (header, _, _, last) in enumerate(asked):
+                if header.is_lone:
+                    more[i] = len(bodies)
+                    bodies += [_request(header, last, b""), _request(header, _next(last), b"")]
             what = "read nftables elements"
             answers = self.get_all(what, _GETSETELEM, bodies, _ABSENT)
             for i, (header, key, first, last) in enumerate(asked):
                 answer = answers[i]
                 if answer is None:
                     continue
-                ends = answers[lone[i] : lone[i] + 2] if i in lone else []
+                ends = answers[more[i] : more[i] + 2] if i in more else []
                 parse = partial(_parse_element, header, key, first, last, ends)
                 if (element := understood(what, parse, answer)) is not None:
-                    result.append(element)
+                    result[element[:3]] = element
         return result
 
 
@@ -444,6 +381,15 @@ class Edit(NamedTuple):
         return f"{self.verb} element {table} {container} {{ {what} }}"
 
 
+def _elements(answer: bytes) -> Iterator[dict[int, bytes]]:
+    """Yield the netlink attributes of each element in a message of the kernel."""
+    return map(attributes, several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM))
+
+
+def _only(answer: bytes) -> dict[int, bytes]:
+    return attributes(attributes(attributes(answer, 4)[_LIST_ELEMENTS])[_LIST_ELEM])
+
+
 def _parse_element(
     header: Header,
     key: Atoms,
@@ -457,12 +403,12 @@ def _parse_element(
     The request was for ``key``, whose bytes are ``first`` to ``last``. For an interval with one
     field, ``ends`` are the answers for its last value and for the value after it.
     """
-    element = attributes(attributes(attributes(answer, 4)[_LIST_ELEMENTS])[_LIST_ELEM])
+    element = _only(answer)
     # an interval set answers with the element that contains the key, possibly a wider one
     if _data(element[_ELEM_KEY]) != first:
         return None
     if ends:
-        at_end, after = map(_answered, ends)
+        at_end, after = (_data(_only(end)[_ELEM_KEY]) if end is not None else b"" for end in ends)
         if at_end != first or after == first:
             return None
     elif _data(element.get(_ELEM_KEY_END, b"")) != last:
@@ -471,10 +417,8 @@ def _parse_element(
 
 
 def _parse_elements(header: Header, answer: bytes) -> list[Element]:
-    """Return the elements in a message of the kernel."""
     result = []
-    for packed in several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM):
-        element = attributes(packed)
+    for element in _elements(answer):
         first, last = _data(element[_ELEM_KEY]), _data(element.get(_ELEM_KEY_END, b""))
         made = _made(header, _atoms(header.key, first, last), element)
         if made is not None:
@@ -483,20 +427,21 @@ def _parse_elements(header: Header, answer: bytes) -> list[Element]:
 
 
 _Bound = tuple[bytes, bool, dict[int, bytes]]
-"""(value, whether an interval starts there, netlink attributes): a bound of intervals."""
+"""(value, whether an interval starts there, netlink attributes): a bound of intervals.
+
+A bound that starts no interval ends one: it is the number after the interval's last value.
+"""
 
 
-def _bounds(header: Header, answer: bytes) -> list[_Bound]:
-    """Return the bounds of intervals in a message of the kernel.
-
-    A bound that starts no interval ends one: it is the number after the interval's last value.
-    """
-    result = []
-    for packed in several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM):
-        element = attributes(packed)
-        starts = not int.from_bytes(element.get(_ELEM_FLAGS, b""), "big") & _INTERVAL_END
-        result.append((_data(element[_ELEM_KEY]), starts, element))
-    return result
+def _bounds(answer: bytes) -> list[_Bound]:
+    return [
+        (
+            _data(element[_ELEM_KEY]),
+            not int.from_bytes(element.get(_ELEM_FLAGS, b""), "big") & _INTERVAL_END,
+            element,
+        )
+        for element in _elements(answer)
+    ]
 
 
 def _intervals(header: Header, bounds: Iterable[_Bound]) -> list[Element]:
@@ -523,7 +468,7 @@ def _made(header: Header, key: Atoms, element: dict[int, bytes]) -> Element | No
     Returns None for an element of an audit period that is about to expire.
     """
     owner, _, entry = _comment(element).partition(" ")
-    value: Atoms
+    value: Atoms = ()
     if header.value != ():
         value = _value(header, element.get(_ELEM_DATA, b""))
     elif header.name in policy_rules.PLACES:
@@ -531,35 +476,13 @@ def _made(header: Header, key: Atoms, element: dict[int, bytes]) -> Element | No
         left_s = None
         if _ELEM_EXPIRATION in element:
             left_s = int.from_bytes(element[_ELEM_EXPIRATION], "big") / 1000
-        wrong = policy_rules.seen(left_s, term, time.time())
-        if wrong is None:
+        problem = policy_rules.seen(left_s, term, time.time())
+        if problem is None:
             return None
-        value, entry = (*term, *([wrong] if wrong else [])), "" if term else entry
+        value, entry = (*term, *([problem] if problem else [])), "" if term else entry
     elif _ELEM_EXPR in element:
-        value = limit(attributes(element[_ELEM_EXPR]))
-    else:
-        value = ()
+        value = _limit(attributes(element[_ELEM_EXPR]))
     return Element(header.table, header.name, key, value, owner, entry)
-
-
-def _deletion(header: Header) -> int:
-    """Return the type of the message that deletes elements of a set.
-
-    An element with a timeout may have expired, so its deletion must not fail if it is missing.
-    """
-    return _DESTROYSETELEM if header.name in policy_rules.PLACES else _DELSETELEM
-
-
-def _header(table: str, name: str, answer: bytes) -> Header:
-    fields = attributes(answer, 4)
-    flags = int.from_bytes(fields.get(_SET_FLAGS, b""), "big")
-    data = int.from_bytes(fields.get(_SET_DATA_TYPE, b""), "big")
-    value = None if data == _VERDICT_TYPE else _unpack_type(data)
-    key = _unpack_type(int.from_bytes(fields[_SET_KEY_TYPE], "big"))
-    interval = bool(flags & _FLAG_INTERVAL)
-    key = in_intervals(key) if interval else key
-    family = _FAMILIES[table.partition(" ")[0]]
-    return Header(family, table, name, interval, key, value if flags & _FLAG_MAP else ())
 
 
 def _has_types(header: Header, answer: bytes) -> bool:
@@ -567,35 +490,29 @@ def _has_types(header: Header, answer: bytes) -> bool:
 
     ``answer`` is the kernel's description. Only the sizes of keys and values are compared.
     """
+
+    def number(kind: int) -> int:
+        return int.from_bytes(fields.get(kind, b""), "big")
+
+    def size(kinds: tuple[int, ...]) -> int:
+        widths = [_CODECS[kind][0] for kind in kinds]
+        return widths[0] if len(widths) == 1 else sum(width + 3 & ~3 for width in widths)
+
     fields = attributes(answer, 4)
-    flags = int.from_bytes(fields.get(_SET_FLAGS, b""), "big")
-    interval, mapped = bool(flags & _FLAG_INTERVAL), bool(flags & _FLAG_MAP)
-    verdict = int.from_bytes(fields.get(_SET_DATA_TYPE, b""), "big") == _VERDICT_TYPE
-    key, data = (
-        int.from_bytes(fields.get(number, b""), "big") for number in (_SET_KEY_LEN, _SET_DATA_LEN)
-    )
+    flags = number(_SET_FLAGS)
+    is_map = bool(flags & _FLAG_MAP)
+    is_verdict = is_map and number(_SET_DATA_TYPE) == _VERDICT_TYPE
     return (
-        (interval, mapped, mapped and verdict)
+        (bool(flags & _FLAG_INTERVAL), is_map, is_verdict)
         == (header.interval, header.value != (), header.value is None)
-        and key == _size(header.key)
-        and (not header.value or data == _size(header.value))
+        and number(_SET_KEY_LEN) == size(header.key)
+        and (not header.value or number(_SET_DATA_LEN) == size(header.value))
     )
-
-
-def _size(kinds: tuple[int, ...]) -> int:
-    """Return the length of a key or value in bytes.
-
-    If there are several fields, each is padded to a multiple of 32 bits.
-    """
-    if len(kinds) == 1:
-        return WIDTHS[kinds[0]]
-    return sum(WIDTHS[kind] + 3 & ~3 for kind in kinds)
 
 
 def _counted(header: Header, answer: bytes) -> list[tuple[Element, int, float | None]]:
     result = []
-    for packed in several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM):
-        element = attributes(packed)
+    for element in _elements(answer):
         expressions = several(element.get(_ELEM_EXPRESSIONS, b""), _LIST_ELEM)
         fields = {
             string(expression.get(_EXPR_NAME, b"")): attributes(expression.get(_EXPR_DATA, b""))
@@ -618,46 +535,19 @@ def nfgenmsg(family: int, resource: int = 0) -> bytes:
     return struct.pack("!BBH", family, 0, resource)
 
 
-def _unpack_type(packed: int) -> tuple[int, ...]:
-    kinds: tuple[int, ...] = ()
-    while packed:
-        kinds = (packed & (1 << _TYPE_BITS) - 1, *kinds)
-        packed >>= _TYPE_BITS
-    return kinds
-
-
-def _answered(answer: bytes | None) -> bytes:
-    """Return the key of the element in an answer of the kernel; b"" if there is no answer."""
-    if answer is None:
-        return b""
-    return _data(
-        attributes(attributes(attributes(answer, 4)[_LIST_ELEMENTS])[_LIST_ELEM])[_ELEM_KEY]
-    )
-
-
-def can_change(header: Header) -> bool:
-    """Return whether `Nfnetlink.change` can write elements of this set.
-
-    It cannot write intervals of a single field, since their end may be missing if the next interval
-    follows at once.
-    """
-    return header.readable and not _is_lone(header)
-
-
-def _is_lone(header: Header) -> bool:
-    return header.interval and len(header.key) == 1
-
-
 def _next(last: bytes) -> bytes:
     """Return the number after ``last``; zero after the highest one. Both are bytes."""
     return ((int.from_bytes(last, "big") + 1) % (1 << 8 * len(last))).to_bytes(len(last), "big")
 
 
 def _request(header: Header, first: bytes, last: bytes) -> bytes:
-    parts = [nested(_ELEM_KEY, attribute(_DATA_VALUE, first))]
-    if last and not _is_lone(header):
-        parts.append(nested(_ELEM_KEY_END, attribute(_DATA_VALUE, last)))
-    return _container(header) + nested(_LIST_ELEMENTS, nested(_LIST_ELEM, *parts))
+    element = _packed_key(first, b"" if header.is_lone else last)
+    return _container(header) + nested(_LIST_ELEMENTS, nested(_LIST_ELEM, element))
+
+
+def _packed_key(first: bytes, last: bytes) -> bytes:
+    key = nested(_ELEM_KEY, attribute(_DATA_VALUE, first))
+    return key + nested(_ELEM_KEY_END, attribute(_DATA_VALUE, last)) if last else key
 
 
 def _container(header: Header) -> bytes:
@@ -671,40 +561,36 @@ def _chunks(edits: Iterable[Edit]) -> Iterator[tuple[bool, Header, list[bytes]]]
 
     The elements of a group are limited in size.
     """
-    verb, header = "", None
-    chunk: list[bytes] = []
-    size = 0
-    for edit in edits:
-        its = HEADERS[edit.element[:2]]
-        packed = _element(its, edit)
-        if header is not None and (
-            its is not header or edit.verb != verb or size + len(packed) > _MOST_BYTES
-        ):
-            yield verb == "add", header, chunk
-            chunk, size = [], 0
-        verb, header = edit.verb, its
-        chunk.append(packed)
-        size += len(packed)
-    if header is not None:
+    for (verb, place), group in itertools.groupby(
+        edits, lambda edit: (edit.verb, edit.element[:2])
+    ):
+        header = HEADERS[place]
+        chunk: list[bytes] = []
+        size = 0
+        for edit in group:
+            packed = _element(header, edit)
+            if chunk and size + len(packed) > _MOST_BYTES:
+                yield verb == "add", header, chunk
+                chunk, size = [], 0
+            chunk.append(packed)
+            size += len(packed)
         yield verb == "add", header, chunk
 
 
 def _element(header: Header, edit: Edit) -> bytes:
-    _, _, key, value, _, _ = element = edit.element
-    first, last = _pack_key(header, key)
-    parts = [nested(_ELEM_KEY, attribute(_DATA_VALUE, first))]
-    if last:
-        parts.append(nested(_ELEM_KEY_END, attribute(_DATA_VALUE, last)))
+    element = edit.element
+    parts = [_packed_key(*_pack_key(header, element.fields))]
     if edit.verb == "add":
+        value = element.value
         if header.value != ():
             parts.append(nested(_ELEM_DATA, _pack_value(header, value)))
-        elif header.name in policy_rules.PLACES:
+        elif element.ends:
             left_s = policy_rules.timeout_s(value, time.time())
             if left_s != policy_rules.ENDLESS:
                 left_ms = max(1, int(left_s * 1000))
                 parts.append(attribute(_ELEM_TIMEOUT, left_ms.to_bytes(8, "big")))
         elif value:
-            parts.append(pack_limit(value))
+            parts.append(_pack_limit(value))
         if comment := element.comment:
             packed = comment.encode() + b"\0"
             parts.append(attribute(_ELEM_USERDATA, bytes([_UDATA_COMMENT, len(packed)]) + packed))
@@ -712,17 +598,13 @@ def _element(header: Header, edit: Edit) -> bytes:
 
 
 def _pack_value(header: Header, value: Atoms) -> bytes:
-    if header.value is None:
-        verdict, *chain = value
-        parts = [attribute(_VERDICT_CODE, struct.pack(">i", _VERDICT_CODES[verdict]))]
-        if chain:
-            parts.append(text(_VERDICT_CHAIN, chain[0]))
-        return nested(_DATA_VERDICT, *parts)
-    packed = b"".join(
-        pack(kind, field) + (b"\0" * (-WIDTHS[kind] % 4) if len(value) > 1 else b"")
-        for kind, field in zip(header.value, value, strict=True)
-    )
-    return attribute(_DATA_VALUE, packed)
+    if header.value is not None:
+        return attribute(_DATA_VALUE, _pack_fields(header.value, value)[0])
+    verdict, *chain = value
+    parts = [attribute(_VERDICT_CODE, struct.pack(">i", _VERDICT_CODES[verdict]))]
+    if chain:
+        parts.append(text(_VERDICT_CHAIN, chain[0]))
+    return nested(_DATA_VERDICT, *parts)
 
 
 def declared(table: str, container: str, key: str, value: str | None, interval: bool) -> Header:
@@ -731,12 +613,12 @@ def declared(table: str, container: str, key: str, value: str | None, interval: 
     ``key`` and ``value`` are type names, such as "inet_proto . inet_service".
     """
     types = [
-        tuple(NAMES[name] for name in names.split(" . "))
+        tuple(_NAMES[name] for name in names.split(" . "))
         for names in (key, value)
         if names and names not in ("verdict", "limit")
     ]
     values = None if value == "verdict" else types[1] if types[1:] else ()
-    keys = in_intervals(types[0]) if interval else types[0]
+    keys = tuple(_IN_INTERVALS.get(kind, kind) for kind in types[0]) if interval else types[0]
     if policy_rules.POLICY_MAPS.get(container, ("", ""))[1] == policy_rules.CLASS:
         # peers there are ranges of addresses
         keys = (keys[0], _SPANS[keys[1]])
@@ -747,11 +629,17 @@ HEADERS = {
     (table, name): declared(table, name, *types)
     for (table, name), types in ruleset.DECLARED.items()
 } | {
-    (table, name): declared(table, name, f"ipv{name[-1]}_addr{_PROBED}", None, False)
-    for table in ruleset.CONTAINERS
-    for name in (f"{policy_rules.PROBES}{family}" for family in (4, 6))
+    (table, name): declared(table, name, key, None, False)
+    for table, name, key in (
+        *(
+            (table, f"{policy_rules.PROBES}{n}", f"ipv{n}_addr . inet_proto . inet_service")
+            for table in ruleset.CONTAINERS
+            for n in (4, 6)
+        ),
+        (ruleset.BRIDGE, ruleset.DROPPED_FROM, "ifname"),
+    )
 }
-"""The types of each set and map in niso's tables whose elements niso writes.
+"""The types of each set and map in niso's tables whose elements niso reads or writes.
 
 The keys are (table, set or map).
 """
@@ -762,20 +650,24 @@ def _data(nest: bytes) -> bytes:
 
 
 def _pack_key(header: Header, key: Atoms) -> tuple[bytes, bytes]:
-    """Encode a key as (first value, last value); the latter is b"" unless the set has intervals.
+    """Encode a key as (first value, last value); the latter is b"" unless the set has intervals."""
+    first, last = _pack_fields(header.key, key)
+    return first, last if header.interval else b""
+
+
+def _pack_fields(kinds: tuple[int, ...], atoms: Atoms) -> tuple[bytes, bytes]:
+    """Encode fields as (first values, last values).
 
     If there are several fields, each is padded to a multiple of 32 bits.
     """
-    if len(key) == 1:
-        first, last = pack_range(header.key[0], key[0])
-        return first, last if header.interval else b""
-    start = end = b""
-    for kind, field in zip(header.key, key, strict=True):
-        first, last = pack_range(kind, field)
-        pad = b"\0" * (-len(first) % 4)
-        start += first + pad
-        end += last + pad
-    return start, end if header.interval else b""
+    ranges = [pack_range(kind, atom) for kind, atom in zip(kinds, atoms, strict=True)]
+    if len(ranges) == 1:
+        return ranges[0]
+    start, end = (
+        b"".join(field + b"\0" * (-len(field) % 4) for field in side)
+        for side in zip(*ranges, strict=True)
+    )
+    return start, end
 
 
 def _value(header: Header, data: bytes) -> Atoms:
@@ -792,10 +684,10 @@ def _atoms(kinds: tuple[int, ...], packed: bytes, last: bytes = b"") -> Atoms:
     fields = []
     offset = 0
     for kind in kinds:
-        part = slice(offset, offset + WIDTHS[kind])
-        first = packed[part]
-        fields.append(unpack_range(kind, first, last[part]) if last else unpack(kind, first))
-        offset += WIDTHS[kind] + 3 & ~3
+        width = _CODECS[kind][0]
+        first, end = (side[offset : offset + width] for side in (packed, last or packed))
+        fields.append(unpack_range(kind, first, end))
+        offset += width + 3 & ~3
     return tuple(fields)
 
 
@@ -852,9 +744,7 @@ class Element(NamedTuple):
 
     @property
     def value_text(self) -> str:
-        """Return the value or limit in nft's syntax; for an audit period, what is wrong with its
-        end.
-        """
+        """Return the value or limit in nft's syntax; for an audit period, what is wrong with it."""
         if self.ends:
             return " ".join(self.value[2:])
         if not self.value:
@@ -874,8 +764,3 @@ class Element(NamedTuple):
 def ports_of(field: int | tuple[int, int]) -> tuple[int, int]:
     """Return (first, last) for the ports in a key, which is one port in sets without intervals."""
     return field if isinstance(field, tuple) else (field, field)
-
-
-def written(kinds: tuple[int, ...], atoms: Atoms) -> str:
-    """Format the fields of a key or value in nft's syntax."""
-    return " . ".join(map(_written, kinds, atoms))

@@ -264,7 +264,7 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
     drops: _Counts = {}
     audits: _Counts = {}
     with Nfnetlink() as kernel:
-        if kernel.header(ruleset.INET, "owner") is None:
+        if kernel.all_of(ruleset.INET, "owner") is None:
             return None, audits
         for name, direction in sorted((ruleset.COUNTED | policy_rules.PLACES).items()):
             for element, packets, _ in kernel.counts(HEADERS[ruleset.INET, name]):
@@ -281,9 +281,9 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
 def _foreign() -> dict[str, int] | None:
     """Return how many forged frames were dropped, by bridge port; None without niso's table."""
     with Nfnetlink() as kernel:
-        header = kernel.header(ruleset.BRIDGE, ruleset.DROPPED_FROM)
-        if header is None:
+        if kernel.all_of(ruleset.BRIDGE, "owner") is None:
             return None
+        header = HEADERS[ruleset.BRIDGE, ruleset.DROPPED_FROM]
         return {port.fields[0]: packets for port, packets, _ in kernel.counts(header)}
 
 

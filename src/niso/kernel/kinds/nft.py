@@ -28,7 +28,7 @@ from niso.kernel.kinds.kind import (
 )
 from niso.kernel.kinds.links import Veth
 from niso.kernel.libnftables import Nft, release_memory
-from niso.kernel.nft_elements import HEADERS, Atoms, Edit, Element, Nfnetlink, can_change
+from niso.kernel.nft_elements import HEADERS, Atoms, Edit, Element, Nfnetlink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,7 +240,7 @@ class _Elements(Kind[Element], of=Element):
         (step,) = steps
         edits = [edit for edit in step.edits if isinstance(edit, Edit)]
         headers = [HEADERS[edit.element.table, edit.element.container] for edit in edits]
-        if len(edits) < len(step.edits) or not all(map(can_change, headers)):
+        if len(edits) < len(step.edits) or any(header.is_lone for header in headers):
             with Nft() as kernel:
                 kernel.run("\n".join(step.statements))
             return
@@ -284,7 +284,7 @@ def lookup(reading: Reading) -> dict[Atoms, Element]:
     if reading.elements is None:
         keys = {e.key() for e in (*owner(reading.state_id), *reading.candidates[Element])}
         with Nfnetlink() as netlink:
-            reading.elements = netlink.get_many(keys)
+            reading.elements = netlink.get((HEADERS[key[:2]], key[2]) for key in keys)
     return reading.elements
 
 
