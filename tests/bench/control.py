@@ -97,13 +97,13 @@ class World:
     """Services without processes, by this process, and single ones with a process, by the command."""
 
     def __init__(self) -> None:
-        from niso.kernel.real import Real
+        from niso.kernel.real import Kernel
         from niso.runtime.machine import Machine
         from niso.runtime.processes import Processes
         from niso.store.store import Store
 
         self.store = Store.open()
-        self.machine = Machine(self.store, Real(), Processes())
+        self.machine = Machine(self.store, Kernel(), Processes())
         _niso("net", "create", NETWORK, "--subnet", SUBNET)
         self._names: list[str] = []
 

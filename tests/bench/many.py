@@ -62,7 +62,7 @@ def measure(count: int, profile: str | None) -> None:
     from niso.change import deactivate as change_deactivate
     from niso.change import start
     from niso.change.targets import find_targets
-    from niso.kernel.real import Real
+    from niso.kernel.real import Kernel
     from niso.runtime import lifecycle, status
     from niso.runtime.machine import Machine
     from niso.runtime.processes import Processes
@@ -78,7 +78,7 @@ def measure(count: int, profile: str | None) -> None:
     names = [f"s{number:03}" for number in range(count)]
     folders = [package(name, number) for number, name in enumerate(names)]
     store = Store.open()
-    host = Machine(store, Real(), Processes())
+    host = Machine(store, Kernel(), Processes())
 
     def activate(some: list[str]) -> None:
         change_activate.activate(host, find_targets(store, some), 60)

@@ -529,7 +529,7 @@ _FORWARDING6 = re.compile(r"net/ipv6/conf/[^/]+/forwarding")
 
 
 class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
-    """Implement `niso.kernel.interface.Kernel` in memory.
+    """Implement `niso.kernel.real.Kernel` in memory.
 
     ``strict`` also refuses what the real kernel accepts without effect, such as deleting a missing
     object: a plan never contains such a step. ``fail`` is called before each step; if it returns a

@@ -9,7 +9,6 @@ from ruleset_elements import element_of
 
 from niso.base.errors import Conflict, KernelError
 from niso.kernel import ruleset
-from niso.kernel.interface import Kernel
 from niso.kernel.kinds.addresses import Address, Route
 from niso.kernel.kinds.kind import AnyStep, State, Step
 from niso.kernel.kinds.links import Bridge, Veth
@@ -20,7 +19,7 @@ from niso.kernel.kinds.sysctls import Sysctl
 from niso.kernel.kinds.tunnels import Vxlan
 from niso.kernel.link_records import prefix
 from niso.kernel.nft_elements import Edit, Element
-from niso.kernel.real import Real
+from niso.kernel.real import Kernel
 
 ALIAS = "niso:0123abcd"
 BRIDGE = Bridge("niso-b", 1500, ALIAS, mac="0a:00:00:00:00:01")
@@ -199,12 +198,12 @@ def outcome(kernel: Kernel, steps: tuple[AnyStep, ...]) -> tuple[list[int], set[
 @pytest.mark.parametrize("case", CASES)
 @throw_away_host
 def test_both_kernels_take_and_refuse_the_same(case: str) -> None:
-    assert outcome(Real(), CASES[case]) == outcome(Fake(), CASES[case])
+    assert outcome(Kernel(), CASES[case]) == outcome(Fake(), CASES[case])
 
 
 @throw_away_host
 def test_links_are_ended_by_name() -> None:
-    kernels: tuple[Kernel, ...] = (Real(), Fake())
+    kernels: tuple[Kernel, ...] = (Kernel(), Fake())
     for kernel in kernels:
         kernel.write(LINKS)
         kernel.end_links(["niapi-1", "niso-b", "nonesuch"])
@@ -217,7 +216,7 @@ def test_bridge_is_full_at_1023_ports() -> None:
     """Add 1,023 ports by hand: the fake and the real kernel refuse the next one."""
     from fakes.kernel import MOST_PORTS
 
-    kernels: tuple[Kernel, ...] = (Real(), Fake())
+    kernels: tuple[Kernel, ...] = (Kernel(), Fake())
     for kernel in kernels:
         kernel.write(add(BRIDGE, SPACE))
         with kernel:

@@ -331,11 +331,11 @@ def test_sharer_killed_or_provider_killed_the_namespace_stays(lab: Lab) -> None:
 AGAIN = """
 import sys
 from niso.change.activate import restart
-from niso.kernel.real import Real
+from niso.kernel.real import Kernel
 from niso.runtime.machine import Machine
 from niso.runtime.processes import Processes
 from niso.store.store import Store
-all = Machine(Store.open(), Real(), Processes())
+all = Machine(Store.open(), Kernel(), Processes())
 for _ in range(int(sys.argv[2])):
     restart(all, [sys.argv[1]])
 """

@@ -17,9 +17,9 @@ ALL = ("published", "outward", "within the network")
 OUT = ("outward", "within the network")
 
 DROPS = (
-    "import json, sys\nfrom niso.look.other_firewalls import foreign_drops\nfrom niso.kernel.real import Real\n"
+    "import json, sys\nfrom niso.look.other_firewalls import foreign_drops\nfrom niso.kernel.real import Kernel\n"
     "names, bridged = sys.argv[2:], sys.argv[1] == '1'\n"
-    "print(json.dumps([[*drop, drop.describe()] for drop in foreign_drops(Real(), names, bridged)]))"
+    "print(json.dumps([[*drop, drop.describe()] for drop in foreign_drops(Kernel(), names, bridged)]))"
 )
 
 
@@ -269,7 +269,7 @@ def test_docker_user_that_no_packet_reaches_is_not_where_the_rule_goes(host: Lab
 def test_ipv6_chains_count_only_where_niso_has_ipv6(host: Lab) -> None:
     host.run("ip6tables", "-P", "FORWARD", "DROP")
     assert drops(host) == []
-    code = "import json; from niso.look.other_firewalls import foreign_drops; from niso.kernel.real import Real; print(json.dumps(foreign_drops(Real(), ['niso-backend'], False, (4, 6))))"
+    code = "import json; from niso.look.other_firewalls import foreign_drops; from niso.kernel.real import Kernel; print(json.dumps(foreign_drops(Kernel(), ['niso-backend'], False, (4, 6))))"
     ((chain, what, remedy, _),) = json.loads(host.run(sys.executable, "-c", code).stdout)
     assert (chain, what) == ("ip6 filter FORWARD", ["published", "outward"])
     assert remedy == iptables("FORWARD", tool="ip6tables")

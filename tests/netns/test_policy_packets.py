@@ -38,9 +38,9 @@ LINK_LOCAL = "fe80::1"
 WORLD = """\
 import base64, pickle
 from niso.reconcile.live_world import read_world
-from niso.kernel.real import Real
+from niso.kernel.real import Kernel
 from niso.store.store import Store
-print(base64.b64encode(pickle.dumps(read_world(Real(), Store.open()))).decode())
+print(base64.b64encode(pickle.dumps(read_world(Kernel(), Store.open()))).decode())
 """
 
 

@@ -15,7 +15,7 @@ from niso.change import activate as activation
 from niso.base.errors import Error
 from niso.store.store import Store
 from niso.change.targets import find_targets
-from niso.kernel.real import Real
+from niso.kernel.real import Kernel
 from niso.runtime.machine import Machine
 from niso.runtime.processes import Processes
 folders, after, timeout_s = json.loads(sys.argv[1])
@@ -23,7 +23,7 @@ store = Store.open()
 def shown(event):
     print(event.describe())
 try:
-    activation.activate(Machine(store, Real(), Processes()), find_targets(store, folders), timeout_s, shown, after=after)
+    activation.activate(Machine(store, Kernel(), Processes()), find_targets(store, folders), timeout_s, shown, after=after)
 except Error as error:
     print("ERROR " + error.message)
 """

@@ -26,7 +26,7 @@ from niso.cluster.engine import Answer, Delete, NoAnswer, Put, Txn, decode, enco
 from niso.cluster.key_values import HostEntry
 from niso.cluster.own_claims import recorded
 from niso.cluster.view import EngineView
-from niso.kernel.interface import Kernel
+from niso.kernel.real import Kernel
 from niso.store.sqlite import encoded
 from niso.store.store import Store
 

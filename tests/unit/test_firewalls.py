@@ -43,7 +43,7 @@ from niso.kernel.foreign_chains import (
     rule,
 )
 from niso.kernel.netlink import attribute, nested, text
-from niso.kernel.real import Real
+from niso.kernel.real import Kernel
 from niso.look import other_firewalls
 from niso.look.other_firewalls import OUTWARD, PUBLISHED, WITHIN, Bridge, drops
 
@@ -416,4 +416,4 @@ def test_no_bridge_asks_nothing(monkeypatch) -> None:
     monkeypatch.setattr(
         foreign_chains.ForeignChains, "base_chains", lambda self: pytest.fail("asked")
     )
-    assert other_firewalls.foreign_drops(Real(), [], True) == []
+    assert other_firewalls.foreign_drops(Kernel(), [], True) == []

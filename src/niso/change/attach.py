@@ -41,7 +41,7 @@ from niso.store.store import Store
 
 if TYPE_CHECKING:
     from niso.change import cluster_claims
-    from niso.kernel.interface import Kernel
+    from niso.kernel.real import Kernel
 
 
 POD_POLICY = "pod_policy"

@@ -54,7 +54,7 @@ from niso.store.sqlite import connected, unusable
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.kernel.interface import Kernel
+    from niso.kernel.real import Kernel
     from niso.runtime.processes import Processes
 
 

@@ -34,7 +34,7 @@ _SPACE = 1 << 12
 
 
 class _BareHost:
-    """The `niso.kernel.interface.Kernel` of a host without any configuration."""
+    """The `niso.kernel.real.Kernel` of a host without any configuration."""
 
     def sysctl(self, name: str) -> str:
         return "0"

@@ -41,7 +41,7 @@ from niso.store.store import Store
 
 if TYPE_CHECKING:
     from niso.cluster.etcd import Etcd
-    from niso.kernel.interface import Kernel
+    from niso.kernel.real import Kernel
 
 
 # --- the agent ------------------------------------------------------------------------------------

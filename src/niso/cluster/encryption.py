@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from niso.cluster.key_values import HostEntry
-    from niso.kernel.interface import Kernel
+    from niso.kernel.real import Kernel
 
 
 KERNEL, BY_PROCESS = "kernel", "userspace"

@@ -20,7 +20,7 @@ from niso.store.span_rows import Attempt, RemoteAddress, SpanRows
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.kernel.interface import Kernel
+    from niso.kernel.real import Kernel
 
 
 def follow(store: Store, kernel: Kernel, now: EngineView, own: str) -> list[str]:

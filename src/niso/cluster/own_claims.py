@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
-    from niso.kernel.interface import Kernel
+    from niso.kernel.real import Kernel
 
 
 # --- all services of this host --------------------------------------------------------------------

@@ -17,7 +17,7 @@ from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.change import attach
 from niso.change.attach import POD_POLICY, Request, combined
-from niso.kernel.real import Real
+from niso.kernel.real import Kernel
 from niso.manifest.addresses_and_ports import parse_port
 from niso.manifest.policy import denials, parse_entry
 from niso.manifest.values import host_label
@@ -61,7 +61,7 @@ def machine() -> Machine:
         raise Error("niso needs root", "niso has no rootless networks")
     paths.is_command = True
     processes: Any = _LateProcesses()
-    kernel = Real()
+    kernel = Kernel()
     if not os.path.lexists(paths.database()):
         session.refuse(kernel, processes)
     return Machine(Store.open(), kernel, processes, session.joined)

@@ -291,6 +291,7 @@ def of(addresses: Iterable[str]) -> list[Tracked]:
 
 
 def tracked() -> list[Tracked]:
+    """Return all tracked flows."""
     return _all(_parse)
 
 

@@ -1,7 +1,4 @@
-"""Read facts about the host that planning needs: its MTU, the prefixes in use, its name servers.
-
-`niso.kernel.interface.Kernel` describes most of these functions.
-"""
+"""Read facts about the host that planning needs: its MTU, the prefixes in use, its name servers."""
 
 from __future__ import annotations
 
@@ -20,7 +17,10 @@ RESOLVED_UPSTREAMS = "/run/systemd/resolve/resolv.conf"
 
 
 def default_mtu() -> int:
-    """Prefer the IPv4 default route; without any, return 1500."""
+    """Return the MTU in bytes of the interface with the default route; 1500 without one.
+
+    An IPv4 route is preferred to an IPv6 route.
+    """
     with Rtnl() as rtnl:
         routes = rtnl.routes()
         mtus = {link.index: link.mtu for link in rtnl.links()}
@@ -29,6 +29,7 @@ def default_mtu() -> int:
 
 
 def mtu_of(address: str) -> int | None:
+    """Return the MTU in bytes of the network interface with this address, or None."""
     with Rtnl() as rtnl:
         for own in rtnl.addresses():
             if own.address.partition("/")[0] == address:

@@ -1,4 +1,4 @@
-"""Implement `niso.kernel.interface.Kernel` on the host's kernel, and write steps to it.
+"""Define `Kernel`, the interface to the network of the host's kernel, and write steps to it.
 
 Only this module executes steps. The code that writes an object is in its kind (kernel/kinds).
 """
@@ -46,8 +46,15 @@ if TYPE_CHECKING:
 # --- the host's kernel ----------------------------------------------------------------------------
 
 
-class Real:
-    """The kernel of the caller's network namespace. Not thread-safe."""
+class Kernel:
+    """The kernel of the caller's network namespace. Not thread-safe.
+
+    Inside a ``with`` block, its sockets stay open between calls. ``alias`` is the text that marks
+    the network interfaces of a state folder as niso's, with the folder's id. All methods raise
+    KernelError. Functions of other modules that are assigned here have their docstrings there.
+
+    The tests' `fakes.kernel.Fake` has the same methods, in memory; contract tests compare both.
+    """
 
     def __init__(self) -> None:
         self._sockets = Sockets()
@@ -71,24 +78,50 @@ class Real:
         strays: bool = False,
         taken: bool = False,
     ) -> State:
+        """Return those of ``candidates`` that exist, with their actual fields.
+
+        All addresses and routes of the candidates' interfaces are returned too. The cost depends
+        only on the number of candidates. With ``strays``, changes of other programs to the
+        candidates' interfaces are read as well. With ``taken``, nftables tables and elements are
+        not read: they are assumed to be as in ``candidates``.
+
+        Raises Conflict if an object with a candidate's name belongs to another program or state
+        folder. With ``foreign``, the Conflict is recorded there, and the object is left out.
+        """
         with self:
             return kind.read(candidates, alias, self._sockets, foreign, strays, taken)
 
     def read_all(self, want: State, alias: str, foreign: Foreign) -> State:
+        """Return all objects of the state folder with this ``alias``, desired or not.
+
+        ``want`` selects the sysctls to read. Conflicts are recorded in ``foreign``.
+        """
         with self:
             return kind.read_all(want, alias, self._sockets, foreign)
 
     def write(self, steps: Iterable[AnyStep], ending: list[str] | None = None) -> None:
+        """Execute all steps in order, stopping at the first failure.
+
+        With ``ending``, veth pairs whose namespace is deleted too are only detached from their
+        bridge, and their names are added to ``ending``. The caller must pass these to `end_links`
+        after releasing the lock, because deleting takes 20 ms. The KernelError has the description
+        of the failed step.
+        """
         with self:
             Writer(steps, self._sockets, ending).run()
 
     def write_what_can_be(
         self, steps: Iterable[AnyStep], ending: list[str] | None = None
     ) -> list[Error]:
+        """Execute all steps as `write` does, but continue after failures, and return the errors.
+
+        After a failure no nftables rule or element is deleted.
+        """
         with self:
             return Writer(steps, self._sockets, ending).run_what_can_be()
 
     def end_links(self, names: list[str]) -> None:
+        """Delete the network interfaces that `write` has detached; no-op for missing ones."""
         if not names:
             return
         what = f"delete links {', '.join(names)}"
@@ -100,17 +133,23 @@ class Real:
             delete_links(rtnl, names)
 
     def list_elements(self, table: str, container: str) -> list[Element] | None:
+        """Return the elements of one of niso's nftables sets or maps; None if it does not exist."""
         with Nfnetlink() as netlink:
             return netlink.all_of(table, container)
 
     # --- objects with niso's mark ---
 
     def marked_links(self) -> dict[str, str]:
+        """Return the host's network interfaces that any niso created: a dict from name to alias.
+
+        The alias contains the id of the state folder. Bridges come last.
+        """
         with self:
             links = sorted(self._sockets.here().links(), key=lambda link: link.kind == "bridge")
         return {link.name: link.alias for link in links if is_marked(link.alias)}
 
     def marked_rules(self) -> list[RoutingRule]:
+        """Return the host's routing rules that any niso created."""
         with self:
             here = self._sockets.here()
             return [
@@ -120,6 +159,10 @@ class Real:
             ]
 
     def marked_netns(self) -> dict[str, str]:
+        """Return the network namespaces that any niso created: a dict from name to alias.
+
+        The alias, of the namespace's ``lo``, contains the id of the state folder.
+        """
         marked = {}
         for name in netns.own_names():
             with inside(name), Rtnl() as rtnl:
@@ -129,12 +172,18 @@ class Real:
         return marked
 
     def marked_names(self) -> list[str]:
+        """Return the names that niso gave to network namespaces of other programs.
+
+        Included are names of namespaces that no longer exist, and of those with one of niso's veth
+        ends.
+        """
         with self:
             links = self._sockets.here().links()
         marked = {(link.peer_index, link.index) for link in links if is_marked(link.alias)}
         return netns.dead_names(marked)
 
     def clear_hosts(self) -> None:
+        """Remove all hosts files in the run folder, and niso's blocks in the host's hosts file."""
         import shutil
 
         shutil.rmtree(paths.hosts_root(), ignore_errors=True)
@@ -157,6 +206,10 @@ class Real:
     name_netns = staticmethod(netns.attach)
 
     def addresses_in(self, name: str, link: str) -> list[str]:
+        """Return the addresses, with prefix lengths, of a network interface in a namespace.
+
+        The list is empty if the interface does not exist.
+        """
         if not netns.exists(name):
             return []
         with inside(name), Rtnl() as rtnl:
@@ -164,12 +217,20 @@ class Real:
             return [assigned.address for assigned in rtnl.addresses(there.index)] if there else []
 
     def connections_in(self, name: str) -> list[Connection]:
+        """Return the established TCP connections in a network namespace.
+
+        The list is empty if the namespace does not exist.
+        """
         if not netns.exists(name):
             return []
         with inside(name):
             return sockets.connections()
 
     def measured_in(self, name: str) -> list[Measured]:
+        """Return all TCP connections in a network namespace with measurements (round-trip times).
+
+        The list is empty if the namespace does not exist.
+        """
         if not netns.exists(name):
             return []
         with inside(name):
@@ -184,9 +245,16 @@ class Real:
     forget_flows = staticmethod(flow_memory.forget)
 
     def flush_addresses(self, addresses: Iterable[str]) -> None:
+        """Delete all flows with one of these addresses at either end, until no flow is left."""
         conntrack.flush_addresses(addresses)
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
+        """Delete the flows to these ports of the host, until no flow is left.
+
+        A port is (protocol, first, last). TCP flows that have had a reply are deleted only with
+        ``answered``.
+        """
+
         def own() -> list[str]:
             plain = {address.partition("/")[0] for address in self.host_addresses()}
             return [*sorted(plain), "127.0.0.0/8"]
@@ -196,6 +264,7 @@ class Real:
     # --- the host ---
 
     def host_addresses(self) -> list[str]:
+        """Return all addresses of the host with their prefix lengths: "192.0.2.1/24"."""
         with self:
             return [assigned.address for assigned in self._sockets.here().addresses()]
 
@@ -208,6 +277,7 @@ class Real:
     lacks_wireguard = staticmethod(tunnels.lacks)
 
     def wireguard_keys(self, private: str) -> tuple[str, str]:
+        """Return (private key, public key); for "", a new private key is generated."""
         private = private or tunnels.new_key()
         return private, tunnels.public_key(private)
 
@@ -216,6 +286,7 @@ class Real:
     not_forwarding = staticmethod(host_facts.not_forwarding)
 
     def neighbour_tables(self) -> list[Table]:
+        """Return how full the neighbour tables of both families are."""
         with self:
             return neighbour_tables.tables(self._sockets.here())
 
@@ -223,6 +294,10 @@ class Real:
     socket_holder = staticmethod(sockets.holder)
 
     def foreign_nat(self) -> dict[str, int]:
+        """Return the number of rules in each chain of other programs that translates IPv4 sources.
+
+        The keys are "FAMILY TABLE CHAIN".
+        """
         with self.foreign_chains() as source:
             return source.nat4()
 

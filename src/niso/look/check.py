@@ -33,8 +33,8 @@ from niso.store.snapshots import Scope
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.kernel.interface import Kernel
     from niso.kernel.kinds.kind import Problem
+    from niso.kernel.real import Kernel
     from niso.runtime.processes import Processes
 
 

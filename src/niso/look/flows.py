@@ -33,7 +33,7 @@ from niso.reconcile.live_world import read_world
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.kernel.interface import Kernel
+    from niso.kernel.real import Kernel
     from niso.kernel.sockets import Connection
     from niso.look.session import Session
 

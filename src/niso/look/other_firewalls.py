@@ -34,7 +34,7 @@ from niso.kernel.foreign_chains import (
 from niso.kernel.rtnetlink import Rtnl
 
 if TYPE_CHECKING:
-    from niso.kernel.interface import Kernel
+    from niso.kernel.real import Kernel
 
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")

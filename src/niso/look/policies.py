@@ -30,7 +30,7 @@ from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.kernel.interface import Kernel
+    from niso.kernel.real import Kernel
 
 
 if TYPE_CHECKING:

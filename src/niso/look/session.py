@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from niso.base.report import Event, Report
     from niso.cluster.config import Config
-    from niso.kernel.interface import Kernel
+    from niso.kernel.real import Kernel
     from niso.runtime.machine import Machine
     from niso.runtime.processes import Processes
 
@@ -100,9 +100,9 @@ class Session:
 
     def kernel(self) -> Kernel:
         """Return the kernel of this host, for calls that need no store."""
-        from niso.kernel.real import Real
+        from niso.kernel.real import Kernel
 
-        return Real()
+        return Kernel()
 
     def processes(self) -> Processes:
         """Return the processes of services, for calls that need no store."""

@@ -25,8 +25,8 @@ from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.kernel.interface import Kernel
     from niso.kernel.kinds.kind import Problem
+    from niso.kernel.real import Kernel
 
 
 class Defect(NamedTuple):

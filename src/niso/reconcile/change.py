@@ -34,7 +34,7 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from niso.kernel.interface import Kernel
+    from niso.kernel.real import Kernel
 
 
 # --- one change of rows and kernel ----------------------------------------------------------------

@@ -28,7 +28,7 @@ from niso.store.store import Store
 
 if TYPE_CHECKING:
     from niso.kernel.conntrack import Tracked
-    from niso.kernel.interface import Kernel
+    from niso.kernel.real import Kernel
     from niso.kernel.sockets import Connection
 
 

@@ -28,7 +28,7 @@ from niso.kernel.kinds.sysctls import FORWARDING, FORWARDING6, ON
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.kernel.interface import Kernel
+    from niso.kernel.real import Kernel
 
 
 # --- forwarding sysctls ---------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from niso.plan.verdict import KnownService, PolicyContext, holds
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.kernel.interface import Kernel
+    from niso.kernel.real import Kernel
 
 
 # --- services and networks ------------------------------------------------------------------------

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from niso.kernel.interface import Kernel
+    from niso.kernel.real import Kernel
     from niso.runtime.processes import Processes
     from niso.store.store import Store
 

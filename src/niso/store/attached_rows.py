@@ -17,7 +17,7 @@ from niso.store.sqlite import Rows, decoded
 if TYPE_CHECKING:
     from typing import Any
 
-    from niso.kernel.interface import Kernel
+    from niso.kernel.real import Kernel
 
 
 # --- attachments ----------------------------------------------------------------------------------

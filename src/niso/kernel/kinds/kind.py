@@ -767,12 +767,12 @@ def read(
     strays: bool = False,
     taken: bool = False,
 ) -> State:
-    """Return those of the candidates that exist (see `niso.kernel.interface.Kernel.read`)."""
+    """Return those of the candidates that exist (see `niso.kernel.real.Kernel.read`)."""
     return Reading(alias, sockets, foreign, strays, everything=False).run(candidates, taken)
 
 
 def read_all(want: State, alias: str, sockets: Sockets, foreign: Foreign) -> State:
-    """Return all objects of niso. See `niso.kernel.interface.Kernel.read_all`."""
+    """Return all objects of niso. See `niso.kernel.real.Kernel.read_all`."""
     reading = Reading(alias, sockets, foreign, strays=True, everything=True)
     reading.candidates = want
     claimed: Iterable[Any] = (obj for kind in KINDS for obj in kind.claimed(reading))
