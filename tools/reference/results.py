@@ -54,11 +54,11 @@ class Result(NamedTuple):
 def fields(name: str, module: str = "") -> tuple[Field, ...]:
     """Return the JSON fields of a result: a class of ``module``, or one that `niso` exports.
 
-    They come from its annotations and the docstrings below them.
+    They come from its annotations, with the comments after them or the docstrings below them.
     """
     module = module or getattr(niso, name).__module__
-    source = importlib.import_module(module)
-    tree = ast.parse(inspect.getsource(source))
+    source = inspect.getsource(importlib.import_module(module))
+    tree = ast.parse(source)
     defined = next(
         (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None
     )
@@ -79,7 +79,8 @@ def fields(name: str, module: str = "") -> tuple[Field, ...]:
             result += of
             continue
         after = defined.body[place + 1] if place + 1 < len(defined.body) else None
-        description, _, when = _text(after).partition(ONLY)
+        comment = source.splitlines()[(line.end_lineno or 0) - 1].partition("  # ")[2]
+        description, _, when = (comment or _text(after)).partition(ONLY)
         type_ = _KINDS.get(kind, "object")
         result.append(
             Field(

@@ -526,35 +526,23 @@ def _padded(data: bytes) -> bytes:
 class Stage(NamedTuple):
     """What happened to a packet in one chain."""
 
-    table: str
-    """family and name of the table: inet niso"""
-    chain: str
-    """the chain"""
-    verdict: str
-    """pass, drop, or an arrow and the next chain"""
-    words: str
-    """the reason, or the text of another program's rule"""
+    table: str  # family and name of the table: inet niso
+    chain: str  # the chain
+    verdict: str  # pass, drop, or an arrow and the next chain
+    words: str  # the reason, or the text of another program's rule
 
 
 class Traced(NamedTuple):
     """The path of one real packet."""
 
-    source: str
-    """the sender's address"""
-    source_port: int | None
-    """port of the sender; null for icmp"""
-    destination: str
-    """the address that it was sent to"""
-    port: int | None
-    """the port that it was sent to; null for icmp"""
-    proto: str
-    """tcp, udp, sctp or icmp"""
-    passes: bool
-    """whether no chain dropped it"""
-    others: bool
-    """whether chains of other programs processed it"""
-    stages: tuple[Stage, ...]
-    """the chains that decided something, in order"""
+    source: str  # the sender's address
+    source_port: int | None  # port of the sender; null for icmp
+    destination: str  # the address that it was sent to
+    port: int | None  # the port that it was sent to; null for icmp
+    proto: str  # tcp, udp, sctp or icmp
+    passes: bool  # whether no chain dropped it
+    others: bool  # whether chains of other programs processed it
+    stages: tuple[Stage, ...]  # the chains that decided something, in order
 
 
 def capture(session: Session, wanted: CaptureRequest) -> Capture:

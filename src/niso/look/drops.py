@@ -34,33 +34,22 @@ if TYPE_CHECKING:
 class DropTarget(NamedTuple):
     """The destination of a dropped packet."""
 
-    service: str | None
-    """name of the service; null if the address is not a service's"""
-    address: str
-    """an IPv4 or IPv6 address"""
-    port: int | None
-    """the port of the receiver; null for icmp"""
+    service: str | None  # name of the service; null if the address is not a service's
+    address: str  # an IPv4 or IPv6 address
+    port: int | None  # the port of the receiver; null for icmp
 
 
 class Drop(NamedTuple):
     """A packet dropped by a policy with ``log = true``."""
 
-    time: str
-    """when the packet was dropped, to the millisecond"""
-    service: str
-    """the service whose policy dropped the packet"""
-    direction: str
-    """in: dropped by the service's ingress policy; out: dropped by its egress policy"""
-    key: str
-    """the key of the policy entry in the manifest"""
-    source: Source
-    """the sender"""
-    destination: DropTarget
-    """the receiver"""
-    proto: str
-    """tcp, udp, sctp or icmp"""
-    interface: str
-    """the network interface on which the packet arrived"""
+    time: str  # when the packet was dropped, to the millisecond
+    service: str  # the service whose policy dropped the packet
+    direction: str  # in: dropped by the service's ingress policy; out: dropped by its egress policy
+    key: str  # the key of the policy entry in the manifest
+    source: Source  # the sender
+    destination: DropTarget  # the receiver
+    proto: str  # tcp, udp, sctp or icmp
+    interface: str  # the network interface on which the packet arrived
 
 
 class Drops:
@@ -293,20 +282,13 @@ class Stats(NamedTuple):
     A value is None if the rule or network interface that counts is missing.
     """
 
-    service: str
-    """the service's name"""
-    in_packets: int | None
-    """packets received"""
-    in_bytes: int | None
-    """bytes received"""
-    in_drops: int | None
-    """packets dropped by the service's ingress policy"""
-    out_packets: int | None
-    """packets sent"""
-    out_bytes: int | None
-    """bytes sent"""
-    out_drops: int | None
-    """packets dropped by the service's egress policy"""
+    service: str  # the service's name
+    in_packets: int | None  # packets received
+    in_bytes: int | None  # bytes received
+    in_drops: int | None  # packets dropped by the service's ingress policy
+    out_packets: int | None  # packets sent
+    out_bytes: int | None  # bytes sent
+    out_drops: int | None  # packets dropped by the service's egress policy
     foreign: int | None
     """frames dropped because of a forged source address or a type that is not allowed"""
     in_audits: int | None

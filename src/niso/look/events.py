@@ -42,24 +42,18 @@ A snapshot takes longer with more services.
 class Happened(NamedTuple):
     """An event of a service, a network, or niso's nftables tables."""
 
-    time: str
-    """when it happened, to the millisecond"""
-    service: str | None
-    """the service; null if the event is about a network or the tables"""
-    network: str | None
-    """the network; null if the event is not about a network"""
+    time: str  # when it happened, to the millisecond
+    service: str | None  # the service; null if the event is about a network or the tables
+    network: str | None  # the network; null if the event is not about a network
     what: str
     """activated, deactivated, removed, exited (N), completed, failed, restarted, published,
     unpublished, healthy, unhealthy, attached, detached, gone, network created, network removed,
     foreign or lost"""
-    detail: str
-    """a description of the event; can be empty"""
+    detail: str  # a description of the event; can be empty
     exit_code: int | None
     """exit status, or 128 + N if signal N ended the process; null unless a process has exited"""
-    program: str | None
-    """name of the foreign program; null unless ``what`` is foreign"""
-    pid: int | None
-    """PID of the foreign program; null unless ``what`` is foreign"""
+    program: str | None  # name of the foreign program; null unless ``what`` is foreign
+    pid: int | None  # PID of the foreign program; null unless ``what`` is foreign
 
 
 class Events:
@@ -238,8 +232,7 @@ class ServiceState(NamedTuple):
     """The properties of a service that are compared. Times are in seconds since 1970."""
 
     active: bool
-    attached: bool
-    """Whether the service is an attachment, which has no process."""
+    attached: bool  # Whether the service is an attachment, which has no process.
     job: bool = False
     activated_at: float | None = None
     state: str = ""
@@ -252,17 +245,14 @@ class ServiceState(NamedTuple):
     ended_at: float | None = None
     restarts: int = 0
     error: str = ""
-    restart: str = ""
-    """The restart policy."""
+    restart: str = ""  # The restart policy.
     health: str = ""
     """Result of the last health check: starting, healthy or unhealthy; "" if there was none."""
     failure: str = ""
     probed_at: float | None = None
     addresses: tuple[str, ...] = ()
-    ports: tuple[str, ...] = ()
-    """Ports of the manifest, as strings: 8080→80."""
-    forwards: tuple[str, ...] = ()
-    """Ports that `niso port-forward` published, as strings."""
+    ports: tuple[str, ...] = ()  # Ports of the manifest, as strings: 8080→80.
+    forwards: tuple[str, ...] = ()  # Ports that `niso port-forward` published, as strings.
 
 
 Snapshot = tuple[dict[str, ServiceState], dict[str, tuple[str, ...]]]

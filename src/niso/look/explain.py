@@ -21,53 +21,37 @@ if TYPE_CHECKING:
 class AskedDestination(NamedTuple):
     """The destination to which a packet was sent, before DNAT."""
 
-    address: str
-    """an IPv4 or IPv6 address"""
-    port: int | None
-    """the port; null for icmp"""
-    proto: str
-    """tcp, udp, sctp or icmp"""
+    address: str  # an IPv4 or IPv6 address
+    port: int | None  # the port; null for icmp
+    proto: str  # tcp, udp, sctp or icmp
 
 
 class Destination(NamedTuple):
     """The destination of a packet after DNAT."""
 
-    service: str | None
-    """name of the service; null if the address is not a service's"""
-    address: str
-    """an IPv4 or IPv6 address"""
-    port: int | None
-    """the port; null for icmp"""
-    proto: str
-    """tcp, udp, sctp or icmp"""
-    host: str | None
-    """the other host that the service is on; null for this host"""
+    service: str | None  # name of the service; null if the address is not a service's
+    address: str  # an IPv4 or IPv6 address
+    port: int | None  # the port; null for icmp
+    proto: str  # tcp, udp, sctp or icmp
+    host: str | None  # the other host that the service is on; null for this host
 
 
 class OtherHostObject(NamedTuple):
     """An nftables object that another host of the cluster should have."""
 
-    host: str
-    """the host's name"""
-    nft: str
-    """the nftables object, as nft(8) writes it"""
+    host: str  # the host's name
+    nft: str  # the nftables object, as nft(8) writes it
 
 
 class Judgement(NamedTuple):
     """The verdict of one part of the configuration on a packet."""
 
-    verdict: str
-    """pass, drop, or audit: it passes because the policy is in audit"""
-    words: str
-    """the reason for the verdict"""
-    service: str | None
-    """the service whose policy decides; null if no policy does"""
-    key: str | None
-    """the key of the policy entry in the manifest"""
-    text: str | None
-    """the policy entry that decides"""
-    nft: tuple[str, ...]
-    """strings: the nftables objects of this host that implement it"""
+    verdict: str  # pass, drop, or audit: it passes because the policy is in audit
+    words: str  # the reason for the verdict
+    service: str | None  # the service whose policy decides; null if no policy does
+    key: str | None  # the key of the policy entry in the manifest
+    text: str | None  # the policy entry that decides
+    nft: tuple[str, ...]  # strings: the nftables objects of this host that implement it
     elsewhere: tuple[OtherHostObject, ...]
     """nftables objects of other hosts, computed from what they have published in the cluster"""
 
@@ -75,20 +59,13 @@ class Judgement(NamedTuple):
 class Judged(NamedTuple):
     """A packet, and the verdict on it."""
 
-    from_: Sender
-    """the sender"""
-    asked: AskedDestination
-    """the destination to which the packet was sent"""
-    to: Destination
-    """the destination after DNAT of published ports"""
-    verdict: str
-    """pass or drop"""
-    path: Judgement
-    """verdict of networks and published ports"""
-    egress: Judgement
-    """verdict of the sender's policy"""
-    ingress: Judgement
-    """verdict of the receiver's policy"""
+    from_: Sender  # the sender
+    asked: AskedDestination  # the destination to which the packet was sent
+    to: Destination  # the destination after DNAT of published ports
+    verdict: str  # pass or drop
+    path: Judgement  # verdict of networks and published ports
+    egress: Judgement  # verdict of the sender's policy
+    ingress: Judgement  # verdict of the receiver's policy
 
     @property
     def passes(self) -> bool:
@@ -112,8 +89,7 @@ class Explanation(NamedTuple):
     """for each end that shares the namespace of another service, the service that owns the
     namespace
     """
-    proof: Proof | None = None
-    """result of the test packet; only with --prove"""
+    proof: Proof | None = None  # result of the test packet; only with --prove
 
     @property
     def passes(self) -> bool:

@@ -52,12 +52,9 @@ class FlowEnd(NamedTuple):
     ``gone`` is True if the service that had the address no longer exists.
     """
 
-    name: str
-    """the service, host, the DNS name that a policy uses, or the address"""
-    service: str | None
-    """name of the service; null if the address is not a service's"""
-    address: str
-    """an IPv4 or IPv6 address"""
+    name: str  # the service, host, the DNS name that a policy uses, or the address
+    service: str | None  # name of the service; null if the address is not a service's
+    address: str  # an IPv4 or IPv6 address
     is_host: bool = False
     gone: bool = False
 
@@ -74,36 +71,21 @@ class Flow(NamedTuple):
     exists (``gone``), its policy is unknown, and no deciding entry can be given.
     """
 
-    from_: FlowEnd
-    """source of the flows"""
-    to: FlowEnd
-    """destination of the flows"""
-    port: int
-    """port of the destination"""
-    proto: str
-    """tcp, udp or sctp"""
-    verdict: str
-    """pass, drop, or audit: it passed because a policy that denies it was in audit"""
-    service: str | None
-    """the service whose policy decides"""
-    key: str | None
-    """the key of the policy entry in the manifest"""
-    text: str | None
-    """the policy entry that decides"""
-    words: str | None
-    """the reason for the verdict"""
-    published: int | None
-    """the host port through which another machine connected; null without one"""
-    agrees: bool
-    """whether the present configuration gives the same verdict"""
-    new: int
-    """new flows, or dropped attempts, of the last week; with -f since the previous update"""
-    last: str | None
-    """when the last new flow began, to the millisecond"""
-    ago: float | None
-    """seconds since the last new flow began"""
-    open: int
-    """flows that are open now"""
+    from_: FlowEnd  # source of the flows
+    to: FlowEnd  # destination of the flows
+    port: int  # port of the destination
+    proto: str  # tcp, udp or sctp
+    verdict: str  # pass, drop, or audit: it passed because a policy that denies it was in audit
+    service: str | None  # the service whose policy decides
+    key: str | None  # the key of the policy entry in the manifest
+    text: str | None  # the policy entry that decides
+    words: str | None  # the reason for the verdict
+    published: int | None  # the host port through which another machine connected; null without one
+    agrees: bool  # whether the present configuration gives the same verdict
+    new: int  # new flows, or dropped attempts, of the last week; with -f since the previous update
+    last: str | None  # when the last new flow began, to the millisecond
+    ago: float | None  # seconds since the last new flow began
+    open: int  # flows that are open now
     was_dropped: bool = False
 
     @property

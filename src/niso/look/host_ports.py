@@ -154,16 +154,11 @@ class Port(NamedTuple):
     each IP version of its network. ``anywhere`` is left out of ``--json``.
     """
 
-    host_ip: str
-    """the host address; 0.0.0.0 and :: mean all IPv4 or IPv6 addresses"""
-    host_port: int
-    """first port on the host"""
-    container_port: int
-    """first port inside the service"""
-    proto: str
-    """tcp, udp or sctp"""
-    range: int = 1
-    """number of ports; only for ranges"""
+    host_ip: str  # the host address; 0.0.0.0 and :: mean all IPv4 or IPv6 addresses
+    host_port: int  # first port on the host
+    container_port: int  # first port inside the service
+    proto: str  # tcp, udp or sctp
+    range: int = 1  # number of ports; only for ranges
     anywhere: bool = False
 
     def left_out(self) -> tuple[str, ...]:
@@ -187,10 +182,8 @@ def rows(ports: Iterable[records.Port], families: tuple[int, ...]) -> tuple[Port
 class PublishedPort(NamedTuple):
     """A published port and the active service behind it."""
 
-    service: str
-    """the service's name"""
-    host: str
-    """host address and port or range"""
+    service: str  # the service's name
+    host: str  # host address and port or range
     container: int
     """the port inside the service, or the first of a range; the same as container_port"""
     mapping: Port

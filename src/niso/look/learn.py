@@ -53,35 +53,25 @@ class LearnedEntry(NamedTuple):
     ``note`` is the reason for the entry. It is written to the file as a comment.
     """
 
-    text: str
-    """the entry"""
-    allowed: bool
-    """false: only a comment, for example for a peer that was denied"""
-    note: str
-    """the reason for the entry; can be empty"""
-    new: int
-    """new flows, or attempts that were dropped"""
-    last: str | None
-    """time of the last new flow or attempt, to the millisecond"""
-    ago: float | None
-    """seconds since the last new flow or attempt"""
-    open: int
-    """flows that are open now"""
+    text: str  # the entry
+    allowed: bool  # false: only a comment, for example for a peer that was denied
+    note: str  # the reason for the entry; can be empty
+    new: int  # new flows, or attempts that were dropped
+    last: str | None  # time of the last new flow or attempt, to the millisecond
+    ago: float | None  # seconds since the last new flow or attempt
+    open: int  # flows that are open now
 
 
 class LearnedPolicy(NamedTuple):
     """The policy of a service that allows its recorded flows."""
 
-    service: str
-    """the service's name"""
+    service: str  # the service's name
     file: str | None
     """the manifest or stack.toml that has the service's policy; null if there is none"""
-    table: str
-    """the table of the file in which the policy is"""
+    table: str  # the table of the file in which the policy is
     watched: float | None
     """seconds for which the service's flows have been recorded, at most a week; null if inactive"""
-    allow_from: tuple[LearnedEntry, ...]
-    """entries for the peers that connected to it"""
+    allow_from: tuple[LearnedEntry, ...]  # entries for the peers that connected to it
     egress: tuple[LearnedEntry, ...] | None
     """entries for the peers that it connected to; null without --egress"""
 
@@ -399,16 +389,11 @@ def _line(text: str, rows: Sequence[Flow], allowed: bool = True, note: str = "")
 class PolicyChange(NamedTuple):
     """A change of a file that has not been written yet."""
 
-    file: str
-    """the absolute path of the file"""
-    services: tuple[str, ...]
-    """services whose policies are in the file"""
-    before: str
-    """present content of the file"""
-    after: str
-    """new content of the file"""
-    apply: str
-    """the command that activates the new file"""
+    file: str  # the absolute path of the file
+    services: tuple[str, ...]  # services whose policies are in the file
+    before: str  # present content of the file
+    after: str  # new content of the file
+    apply: str  # the command that activates the new file
 
     @property
     def diff(self) -> str:

@@ -31,108 +31,70 @@ if TYPE_CHECKING:
 class MapPolicy(NamedTuple):
     """The policy of a service, as written."""
 
-    allow_from: tuple[str, ...] | None
-    """strings: who may connect; null: everyone"""
-    deny_from: tuple[str, ...]
-    """strings: who may not connect"""
-    egress_allow: tuple[str, ...] | None
-    """strings: where it may connect; null: anywhere"""
-    egress_deny: tuple[str, ...]
-    """strings: where it may not connect"""
+    allow_from: tuple[str, ...] | None  # strings: who may connect; null: everyone
+    deny_from: tuple[str, ...]  # strings: who may not connect
+    egress_allow: tuple[str, ...] | None  # strings: where it may connect; null: anywhere
+    egress_deny: tuple[str, ...]  # strings: where it may not connect
 
 
 class MapService(NamedTuple):
     """A service on the map."""
 
-    service: str
-    """the service's name"""
-    status: str
-    """the state of the service, as niso ps shows it"""
-    health: str | None
-    """starting, healthy or unhealthy; null without a healthcheck"""
-    mode: str | None
-    """bridge, host, none, share or attached"""
-    stack: str | None
-    """the stack that it belongs to; null without one"""
-    shares: str | None
-    """in mode share, the service that owns the network namespace; otherwise null"""
-    networks: tuple[str, ...]
-    """strings: names of its networks"""
-    address: tuple[str, ...]
-    """addresses, one for each network and IP version"""
-    ports: tuple[Port, ...]
-    """published ports, one for each IP version"""
-    uptime: float | None
-    """seconds since the process started; null if none runs"""
-    received: float | None
-    """bits per second; null if the service has no interface of its own"""
-    sent: float | None
-    """bits per second; null if the service has no interface of its own"""
+    service: str  # the service's name
+    status: str  # the state of the service, as niso ps shows it
+    health: str | None  # starting, healthy or unhealthy; null without a healthcheck
+    mode: str | None  # bridge, host, none, share or attached
+    stack: str | None  # the stack that it belongs to; null without one
+    shares: str | None  # in mode share, the service that owns the network namespace; otherwise null
+    networks: tuple[str, ...]  # strings: names of its networks
+    address: tuple[str, ...]  # addresses, one for each network and IP version
+    ports: tuple[Port, ...]  # published ports, one for each IP version
+    uptime: float | None  # seconds since the process started; null if none runs
+    received: float | None  # bits per second; null if the service has no interface of its own
+    sent: float | None  # bits per second; null if the service has no interface of its own
     new: float | None
     """new flows of the service, and refused attempts, per second; null if ``received`` is null"""
-    denied_in: int | None
-    """total packets dropped by its ingress policy; null if unknown"""
-    denied_out: int | None
-    """total packets dropped by its egress policy; null if unknown"""
-    policy: MapPolicy | None
-    """its policy; null without one"""
+    denied_in: int | None  # total packets dropped by its ingress policy; null if unknown
+    denied_out: int | None  # total packets dropped by its egress policy; null if unknown
+    policy: MapPolicy | None  # its policy; null without one
     audit_until: str | None
     """when the audit of its policy ends, or never; null if the policy is not in audit"""
-    file: str | None
-    """the manifest of the last activation"""
+    file: str | None  # the manifest of the last activation
 
 
 class MapNetwork(NamedTuple):
     """A network on the map."""
 
-    network: str
-    """the network's name"""
-    subnets: tuple[str, ...]
-    """strings: its subnets"""
-    internal: bool
-    """whether forwarding out of it is disabled"""
-    observed: bool
-    """whether its flows are recorded"""
+    network: str  # the network's name
+    subnets: tuple[str, ...]  # strings: its subnets
+    internal: bool  # whether forwarding out of it is disabled
+    observed: bool  # whether its flows are recorded
 
 
 class MapEnd(NamedTuple):
     """A source or destination of flows on the map."""
 
-    name: str
-    """the service, host, the address, or other machines"""
-    kind: str
-    """service, host, outside, others or gone"""
+    name: str  # the service, host, the address, or other machines
+    kind: str  # service, host, outside, others or gone
 
 
 class MapFlow(NamedTuple):
     """The flows between two names on one port, after DNAT."""
 
-    from_: MapEnd
-    """source of the flows"""
-    to: MapEnd
-    """destination of the flows"""
-    port: int
-    """port of the destination"""
-    proto: str
-    """tcp, udp or sctp"""
-    verdict: str
-    """pass, drop, or audit: it passed because a policy that denies it was in audit"""
-    published: int | None
-    """the host port through which another machine connected; null without one"""
-    words: str | None
-    """the reason for the verdict on the latest of these flows"""
-    agrees: bool
-    """whether the present configuration gives the same verdict"""
-    new: int
-    """new flows, or dropped attempts, of the last week"""
-    rate: float
-    """new flows per second since the previous update"""
+    from_: MapEnd  # source of the flows
+    to: MapEnd  # destination of the flows
+    port: int  # port of the destination
+    proto: str  # tcp, udp or sctp
+    verdict: str  # pass, drop, or audit: it passed because a policy that denies it was in audit
+    published: int | None  # the host port through which another machine connected; null without one
+    words: str | None  # the reason for the verdict on the latest of these flows
+    agrees: bool  # whether the present configuration gives the same verdict
+    new: int  # new flows, or dropped attempts, of the last week
+    rate: float  # new flows per second since the previous update
     bits: float | None
     """bits per second in both directions since the previous update; null if not counted"""
-    ago: float | None
-    """seconds since the last new flow"""
-    open: int
-    """flows that are open now"""
+    ago: float | None  # seconds since the last new flow
+    open: int  # flows that are open now
     changes: tuple[MapChange, ...]
     """changes that would allow a denied or audited flow; empty if none would"""
 
@@ -140,22 +102,14 @@ class MapFlow(NamedTuple):
 class MapState(NamedTuple):
     """All services, networks and flows at one point in time."""
 
-    host: str
-    """the host's name"""
-    at: str
-    """when it was measured"""
-    seconds: float
-    """seconds since the previous update"""
-    services: tuple[MapService, ...]
-    """all services, by name"""
-    networks: tuple[MapNetwork, ...]
-    """all networks, by name"""
-    flows: tuple[MapFlow, ...]
-    """all flows, sorted by the names of source and destination"""
-    not_shown: int
-    """flows that are left out because there are too many"""
-    missed: int
-    """new flows that were not recorded because an nftables set was full"""
+    host: str  # the host's name
+    at: str  # when it was measured
+    seconds: float  # seconds since the previous update
+    services: tuple[MapService, ...]  # all services, by name
+    networks: tuple[MapNetwork, ...]  # all networks, by name
+    flows: tuple[MapFlow, ...]  # all flows, sorted by the names of source and destination
+    not_shown: int  # flows that are left out because there are too many
+    missed: int  # new flows that were not recorded because an nftables set was full
 
 
 class Map(Metered):

@@ -30,23 +30,17 @@ COUNTER, GAUGE = "counter", "gauge"
 class Sample(NamedTuple):
     """One value of a metric."""
 
-    labels: dict[str, str]
-    """the name and value of each label"""
-    value: float
-    """the value; times are in seconds since 1970"""
+    labels: dict[str, str]  # the name and value of each label
+    value: float  # the value; times are in seconds since 1970
 
 
 class Metric(NamedTuple):
     """A metric with its samples; possibly none."""
 
-    name: str
-    """name, as in Prometheus"""
-    type: str
-    """counter or gauge"""
-    help: str
-    """what the metric counts"""
-    samples: tuple[Sample, ...]
-    """one value for each set of labels"""
+    name: str  # name, as in Prometheus
+    type: str  # counter or gauge
+    help: str  # what the metric counts
+    samples: tuple[Sample, ...]  # one value for each set of labels
 
 
 def metrics(session: Session, flows: int) -> tuple[Metric, ...]:

@@ -30,33 +30,25 @@ if TYPE_CHECKING:
 class ClusterLine(NamedTuple):
     """One service in a list of all hosts' services."""
 
-    service: str
-    """the service's name"""
-    host: str
-    """the host that the service is on"""
+    service: str  # the service's name
+    host: str  # the host that the service is on
     status: str
     """the state as niso ps shows it; for a service of another host up, down or host gone"""
     address: tuple[str, ...]
     """addresses, one for each network and IP version; of other hosts only on networks that span
     hosts
     """
-    ports: tuple[str, ...]
-    """published ports: HOST_PORT:PORT"""
+    ports: tuple[str, ...]  # published ports: HOST_PORT:PORT
 
 
 class ClusterPort(NamedTuple):
     """A published port, or range of ports, in a list of all hosts' ports."""
 
-    service: str
-    """the service's name"""
-    host: str
-    """the host that the service is on, where the port is open"""
-    port: str
-    """the port of the host, ADDRESS:PORT if it is on one of its addresses, or a range"""
-    container: str
-    """the port inside the service, or the range"""
-    proto: str
-    """tcp, udp or sctp"""
+    service: str  # the service's name
+    host: str  # the host that the service is on, where the port is open
+    port: str  # the port of the host, ADDRESS:PORT if it is on one of its addresses, or a range
+    container: str  # the port inside the service, or the range
+    proto: str  # tcp, udp or sctp
 
 
 def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:

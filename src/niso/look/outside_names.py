@@ -23,20 +23,15 @@ OVERDUE_S = 600.0
 class OutsideName(NamedTuple):
     """A DNS name outside niso.local that policies use, and its addresses."""
 
-    name: str
-    """the DNS name"""
-    services: tuple[str, ...]
-    """strings: the active services whose policies use the name"""
+    name: str  # the DNS name
+    services: tuple[str, ...]  # strings: the active services whose policies use the name
     addresses: tuple[str, ...]
     """strings: its addresses in the rules and in the services' hosts files"""
     former: tuple[str, ...]
     """strings: addresses that the rules still allow, for programs that resolved the name earlier"""
-    asked_at: str | None
-    """when the name was last resolved; null if it never was"""
-    until: str | None
-    """when the answer expires; null without addresses"""
-    problem: str | None
-    """why the last query failed; null if it did not"""
+    asked_at: str | None  # when the name was last resolved; null if it never was
+    until: str | None  # when the answer expires; null without addresses
+    problem: str | None  # why the last query failed; null if it did not
 
 
 def described(store: Store, names: Iterable[str] | None = None) -> tuple[OutsideName, ...]:

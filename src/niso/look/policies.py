@@ -40,28 +40,19 @@ if TYPE_CHECKING:
 class PolicyEntry(NamedTuple):
     """An entry of a service's policy, or a list's default for packets that no entry matches."""
 
-    service: str
-    """name of the service"""
-    key: str
-    """key of the manifest; without an index for the list's default"""
-    text: str | None
-    """the entry; null for the list's default"""
-    passes: bool
-    """whether the entry allows packets"""
+    service: str  # name of the service
+    key: str  # key of the manifest; without an index for the list's default
+    text: str | None  # the entry; null for the list's default
+    passes: bool  # whether the entry allows packets
     packets: int
     """first packets of flows that the entry decided on, counted from the last change of the
     policy
     """
-    open: int
-    """flows that the entry allows and that are open now"""
-    last: str | None
-    """when the last new flow began, within a week; kept if the policy changes"""
-    ago: float | None
-    """seconds since the last new flow began"""
-    note: str
-    """addresses of a DNS name, or a narrower form of the entry; can be empty"""
-    audited: bool
-    """whether the entry denies, but packets pass because the policy is in audit"""
+    open: int  # flows that the entry allows and that are open now
+    last: str | None  # when the last new flow began, within a week; kept if the policy changes
+    ago: float | None  # seconds since the last new flow began
+    note: str  # addresses of a DNS name, or a narrower form of the entry; can be empty
+    audited: bool  # whether the entry denies, but packets pass because the policy is in audit
 
 
 def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:

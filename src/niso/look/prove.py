@@ -34,12 +34,9 @@ class Counter(NamedTuple):
     ``label`` is its table, its chain or set, and its text.
     """
 
-    rule: str
-    """the rule in nft syntax"""
-    before: int | None
-    """packets before the test"""
-    after: int | None
-    """packets after the test"""
+    rule: str  # the rule in nft syntax
+    before: int | None  # packets before the test
+    after: int | None  # packets after the test
     label: str
 
     @property
@@ -55,16 +52,11 @@ class Proof(NamedTuple):
     not a service, and no reply arrived.
     """
 
-    agrees: bool | None
-    """whether the observations confirm the verdict; null if inconclusive"""
-    arrived: bool | None
-    """whether the packet arrived; null if unknown"""
-    answered: bool
-    """whether there was a reply"""
-    unsent: str | None
-    """why the sender's kernel refused to send the packet; null if it did not"""
-    counters: tuple[Counter, ...]
-    """rules that count the packet"""
+    agrees: bool | None  # whether the observations confirm the verdict; null if inconclusive
+    arrived: bool | None  # whether the packet arrived; null if unknown
+    answered: bool  # whether there was a reply
+    unsent: str | None  # why the sender's kernel refused to send the packet; null if it did not
+    counters: tuple[Counter, ...]  # rules that count the packet
 
 
 def sender_namespace(world: PolicyContext, packet: Packet, verdict: Verdict) -> str:
@@ -160,45 +152,33 @@ def _packets(kernel: Nft, rule: Object) -> int | None:
 class Sender(NamedTuple):
     """The source of an explained packet."""
 
-    service: str | None
-    """name of the service; null if the address is not a service's"""
-    address: str
-    """an IPv4 or IPv6 address"""
-    host: str | None
-    """the other host that the service is on; null for this host"""
+    service: str | None  # name of the service; null if the address is not a service's
+    address: str  # an IPv4 or IPv6 address
+    host: str | None  # the other host that the service is on; null for this host
 
 
 class Participant(NamedTuple):
     """The sender or receiver of a ping."""
 
-    service: str
-    """the service's name"""
-    address: str
-    """an IPv4 or IPv6 address"""
-    host: str | None
-    """the other host that the service is on; null for this host"""
+    service: str  # the service's name
+    address: str  # an IPv4 or IPv6 address
+    host: str | None  # the other host that the service is on; null for this host
 
 
 class Pong(NamedTuple):
     """Result of `Host.ping`."""
 
-    from_: Participant
-    """the sender"""
-    to: Participant
-    """the receiver"""
-    ok: bool
-    """always true; a missing reply is an error"""
-    seconds: float
-    """seconds from the request to the reply"""
+    from_: Participant  # the sender
+    to: Participant  # the receiver
+    ok: bool  # always true; a missing reply is an error
+    seconds: float  # seconds from the request to the reply
 
 
 class Source(NamedTuple):
     """The sender of a dropped packet."""
 
-    service: str | None
-    """name of the service; null if the address is not a service's"""
-    address: str
-    """an IPv4 or IPv6 address"""
+    service: str | None  # name of the service; null if the address is not a service's
+    address: str  # an IPv4 or IPv6 address
 
 
 def ping(session: Session, source: str, destination: str) -> Pong:

@@ -39,25 +39,19 @@ if TYPE_CHECKING:
 class ServiceLine(NamedTuple):
     """One service in the result of `Services.list`."""
 
-    service: str
-    """the service's name"""
+    service: str  # the service's name
     status: str
     """running, starting, restarting, completed, exited (N), failed or inactive; of an attachment
     attached or gone"""
-    health: str | None
-    """starting, healthy or unhealthy; null without a healthcheck"""
+    health: str | None  # starting, healthy or unhealthy; null without a healthcheck
     mode: str | None
     """bridge, host, none, share or attached; null if it is not known yet (stack status)"""
-    address: tuple[str, ...]
-    """addresses, one for each network and IP version; can be empty"""
-    ports: tuple[Port, ...]
-    """published ports, one for each IP version"""
-    uptime: float | None
-    """seconds since the process started; null if none is running"""
+    address: tuple[str, ...]  # addresses, one for each network and IP version; can be empty
+    ports: tuple[Port, ...]  # published ports, one for each IP version
+    uptime: float | None  # seconds since the process started; null if none is running
     interrupted: str | None
     """the command that was killed while it changed the service; null if none was"""
-    ended_at: str | None
-    """end time of the last process; null while one runs"""
+    ended_at: str | None  # end time of the last process; null while one runs
     audit_until: str | None
     """when the audit of its policy ends, or never; null if the policy is not in audit"""
 
@@ -65,124 +59,79 @@ class ServiceLine(NamedTuple):
 class Process(NamedTuple):
     """The process of an active service."""
 
-    pid: int | None
-    """the PID on the host of the service's first process; only if active"""
-    exit_code: int | None
-    """exit status of the last process; only if active"""
+    pid: int | None  # the PID on the host of the service's first process; only if active
+    exit_code: int | None  # exit status of the last process; only if active
     out_of_memory: bool
     """whether the kernel killed a process for exceeding memory_max; only if active"""
-    restarts: int
-    """restarts since the activation; only if active"""
-    started_at: str | None
-    """start time of the process; only if active"""
-    ended_at: str | None
-    """end time of the last process, null while one runs; only if active"""
+    restarts: int  # restarts since the activation; only if active
+    started_at: str | None  # start time of the process; only if active
+    ended_at: str | None  # end time of the last process, null while one runs; only if active
 
 
 class Endpoint(NamedTuple):
     """The connection of a service to one network."""
 
-    network: str
-    """name of the network"""
-    bridge: str
-    """the network's bridge on the host"""
-    address: tuple[str, ...]
-    """addresses, one for each network and IP version; can be empty"""
-    gateway: tuple[str, ...]
-    """addresses of the bridge, one for each IP version"""
-    mac: str
-    """MAC address of the interface inside the service"""
-    interface: str
-    """interface inside the service"""
-    host_interface: str | None
-    """host end of the veth pair; null if inactive"""
-    mtu: int
-    """MTU in bytes"""
+    network: str  # name of the network
+    bridge: str  # the network's bridge on the host
+    address: tuple[str, ...]  # addresses, one for each network and IP version; can be empty
+    gateway: tuple[str, ...]  # addresses of the bridge, one for each IP version
+    mac: str  # MAC address of the interface inside the service
+    interface: str  # interface inside the service
+    host_interface: str | None  # host end of the veth pair; null if inactive
+    mtu: int  # MTU in bytes
 
 
 class User(NamedTuple):
     """The user that a service runs as."""
 
-    uid: int
-    """user id, inside and on the host"""
-    gid: int
-    """group id, inside and on the host"""
-    name: str
-    """user name inside the service"""
+    uid: int  # user id, inside and on the host
+    gid: int  # group id, inside and on the host
+    name: str  # user name inside the service
 
 
 class AttachedTo(NamedTuple):
     """The program that manages an attachment's network namespace, and its names for it."""
 
-    owner: str
-    """program that manages it: cli, podman, cni"""
-    id: str
-    """the owner's id for it; can be empty"""
-    given: str
-    """the owner's name for it"""
-    namespace: str
-    """path of the namespace as the owner gave it; empty if niso created it"""
+    owner: str  # program that manages it: cli, podman, cni
+    id: str  # the owner's id for it; can be empty
+    given: str  # the owner's name for it
+    namespace: str  # path of the namespace as the owner gave it; empty if niso created it
 
 
 class Service(NamedTuple):
     """All details of a service. ``process`` is None if the service is not active."""
 
-    service: str
-    """the service's name"""
+    service: str  # the service's name
     status: str
     """running, starting, restarting, completed, exited (N), failed or inactive; of an attachment
     attached or gone"""
     interrupted: str | None
     """the command that was killed while it changed the service; null if none was"""
-    health: str | None
-    """starting, healthy or unhealthy; null without a healthcheck"""
-    health_said: str | None
-    """the output of the last health check"""
-    mode: str
-    """bridge, host, none, share or attached"""
-    shares: str | None
-    """in mode share, the service that owns the network namespace; otherwise null"""
-    shared_by: tuple[str, ...]
-    """strings: the active services that share its network namespace"""
-    uptime: float | None
-    """seconds since the process started"""
+    health: str | None  # starting, healthy or unhealthy; null without a healthcheck
+    health_said: str | None  # the output of the last health check
+    mode: str  # bridge, host, none, share or attached
+    shares: str | None  # in mode share, the service that owns the network namespace; otherwise null
+    shared_by: tuple[str, ...]  # strings: the active services that share its network namespace
+    uptime: float | None  # seconds since the process started
     process: Process | None
-    hostname: str
-    """hostname inside the service"""
-    names: tuple[str, ...]
-    """strings: all names of the service"""
-    networks: tuple[str, ...]
-    """strings, in the order of eth0, eth1, ..."""
-    endpoints: tuple[Endpoint, ...]
-    """one per network"""
-    ports: tuple[Port, ...]
-    """published ports, one for each IP version"""
-    forwards: tuple[Port, ...]
-    """ports published with niso port-forward"""
-    netns: str | None
-    """path of the network namespace"""
-    user: User | None
-    """user that the service runs as; null for an attachment"""
-    enabled: bool
-    """whether it starts at boot"""
-    manifest_path: str
-    """manifest of the last activation"""
-    manifest: dict[str, Any]
-    """all keys of the manifest, with defaults filled in"""
-    package: str
-    """path of the copy of the package"""
-    rootfs: str | None
-    """path of the root file system"""
-    logs: str
-    """folder of the logs"""
-    created_at: str
-    """time of the first activation"""
-    activated_at: str | None
-    """time of the last activation"""
-    attached: AttachedTo | None
-    """null if niso starts its process"""
-    outside: tuple[OutsideName, ...]
-    """DNS names in the service's policy"""
+    hostname: str  # hostname inside the service
+    names: tuple[str, ...]  # strings: all names of the service
+    networks: tuple[str, ...]  # strings, in the order of eth0, eth1, ...
+    endpoints: tuple[Endpoint, ...]  # one per network
+    ports: tuple[Port, ...]  # published ports, one for each IP version
+    forwards: tuple[Port, ...]  # ports published with niso port-forward
+    netns: str | None  # path of the network namespace
+    user: User | None  # user that the service runs as; null for an attachment
+    enabled: bool  # whether it starts at boot
+    manifest_path: str  # manifest of the last activation
+    manifest: dict[str, Any]  # all keys of the manifest, with defaults filled in
+    package: str  # path of the copy of the package
+    rootfs: str | None  # path of the root file system
+    logs: str  # folder of the logs
+    created_at: str  # time of the first activation
+    activated_at: str | None  # time of the last activation
+    attached: AttachedTo | None  # null if niso starts its process
+    outside: tuple[OutsideName, ...]  # DNS names in the service's policy
 
 
 def service_lines(

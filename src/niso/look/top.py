@@ -28,93 +28,58 @@ if TYPE_CHECKING:
 class ServiceLoad(NamedTuple):
     """The rates of a service between two samples."""
 
-    service: str
-    """the service's name"""
-    status: str
-    """the state of the service, as niso ps shows it"""
-    health: str | None
-    """starting, healthy or unhealthy; null without a healthcheck"""
-    networks: tuple[str, ...]
-    """strings: names of its networks"""
-    received: float | None
-    """bits per second; null if the service has no interface of its own"""
-    sent: float | None
-    """bits per second; null if the service has no interface of its own"""
+    service: str  # the service's name
+    status: str  # the state of the service, as niso ps shows it
+    health: str | None  # starting, healthy or unhealthy; null without a healthcheck
+    networks: tuple[str, ...]  # strings: names of its networks
+    received: float | None  # bits per second; null if the service has no interface of its own
+    sent: float | None  # bits per second; null if the service has no interface of its own
     new: float | None
     """new flows of the service, and refused attempts, per second; null if ``received`` is null"""
-    denied_in: int | None
-    """total packets dropped by its ingress policy; null if unknown"""
-    denied_out: int | None
-    """total packets dropped by its egress policy; null if unknown"""
-    shares: str | None
-    """the service whose network namespace it shares; null if it has its own"""
+    denied_in: int | None  # total packets dropped by its ingress policy; null if unknown
+    denied_out: int | None  # total packets dropped by its egress policy; null if unknown
+    shares: str | None  # the service whose network namespace it shares; null if it has its own
 
 
 class FlowLoad(NamedTuple):
     """Flows from one address to a port of another address that had new flows or traffic."""
 
-    from_: FlowEnd
-    """source of the flows"""
-    to: FlowEnd
-    """destination of the flows"""
-    port: int
-    """port of the destination"""
-    proto: str
-    """tcp, udp or sctp"""
-    verdict: str
-    """pass, audit or drop"""
-    new: float
-    """new flows, or refused attempts, per second"""
-    bits: float | None
-    """bits per second in both directions; null if the kernel cannot count them"""
-    service: str | None
-    """the service whose policy decides"""
-    key: str | None
-    """the key of the policy entry in the manifest"""
-    text: str | None
-    """the policy entry that decides"""
-    words: str | None
-    """the reason for the verdict"""
-    published: int | None
-    """the host port through which another machine connected; null without one"""
-    agrees: bool
-    """whether the present configuration gives the same verdict"""
+    from_: FlowEnd  # source of the flows
+    to: FlowEnd  # destination of the flows
+    port: int  # port of the destination
+    proto: str  # tcp, udp or sctp
+    verdict: str  # pass, audit or drop
+    new: float  # new flows, or refused attempts, per second
+    bits: float | None  # bits per second in both directions; null if the kernel cannot count them
+    service: str | None  # the service whose policy decides
+    key: str | None  # the key of the policy entry in the manifest
+    text: str | None  # the policy entry that decides
+    words: str | None  # the reason for the verdict
+    published: int | None  # the host port through which another machine connected; null without one
+    agrees: bool  # whether the present configuration gives the same verdict
 
 
 class ServiceSocket(NamedTuple):
     """A TCP connection of a service, as the kernel reports it for its own socket (tcp(7))."""
 
-    from_: FlowEnd
-    """the client"""
-    from_port: int
-    """the client's port"""
-    to: FlowEnd
-    """the server"""
-    port: int
-    """the server's port"""
-    published: int | None
-    """the host port through which another machine connected; null without one"""
-    state: str
-    """established, or a state named as in ss(8): syn-sent, fin-wait-1 ..."""
-    rtt: float | None
-    """smoothed round-trip time in seconds; null if none was measured"""
-    retransmitted: int | None
-    """segments that the service retransmitted; null if unknown"""
-    received: int | None
-    """bytes that the service received; null if unknown"""
-    sent: int | None
-    """bytes sent by the service and acknowledged by the peer; null if unknown"""
+    from_: FlowEnd  # the client
+    from_port: int  # the client's port
+    to: FlowEnd  # the server
+    port: int  # the server's port
+    published: int | None  # the host port through which another machine connected; null without one
+    state: str  # established, or a state named as in ss(8): syn-sent, fin-wait-1 ...
+    rtt: float | None  # smoothed round-trip time in seconds; null if none was measured
+    retransmitted: int | None  # segments that the service retransmitted; null if unknown
+    received: int | None  # bytes that the service received; null if unknown
+    sent: int | None  # bytes sent by the service and acknowledged by the peer; null if unknown
 
 
 class Load(NamedTuple):
     """The rates of services and flows between two samples."""
 
-    seconds: float
-    """seconds between the two samples"""
-    services: tuple[ServiceLoad, ...]
-    """all services, by name"""
-    flows: tuple[FlowLoad, ...]
-    """flows with new flows or traffic, the most frequent first"""
+    seconds: float  # seconds between the two samples
+    services: tuple[ServiceLoad, ...]  # all services, by name
+    flows: tuple[FlowLoad, ...]  # flows with new flows or traffic, the most frequent first
     sockets: tuple[ServiceSocket, ...] = ()
     """TCP connections of the requested service, sorted by client and server"""
 

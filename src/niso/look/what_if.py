@@ -31,28 +31,17 @@ class PolicyEffect(NamedTuple):
 
     effect: str
     """cut, pass, new (it was denied and would pass) or audit (it would be cut without the audit)"""
-    from_: FlowEnd
-    """source of the flows"""
-    to: FlowEnd
-    """destination of the flows"""
-    port: int
-    """port of the destination"""
-    proto: str
-    """tcp, udp or sctp"""
-    service: str | None
-    """the service whose policy would decide"""
-    key: str | None
-    """the key of the policy entry in the manifest"""
-    text: str | None
-    """the policy entry that would decide"""
-    words: str | None
-    """the reason for the verdict"""
-    new: int
-    """number of new flows in the last week"""
-    ago: float | None
-    """seconds since the last new flow began"""
-    open: int
-    """number of flows that are open now"""
+    from_: FlowEnd  # source of the flows
+    to: FlowEnd  # destination of the flows
+    port: int  # port of the destination
+    proto: str  # tcp, udp or sctp
+    service: str | None  # the service whose policy would decide
+    key: str | None  # the key of the policy entry in the manifest
+    text: str | None  # the policy entry that would decide
+    words: str | None  # the reason for the verdict
+    new: int  # number of new flows in the last week
+    ago: float | None  # seconds since the last new flow began
+    open: int  # number of flows that are open now
 
 
 def effects(
@@ -209,14 +198,10 @@ Name = Callable[[str, str], str | None]
 class MapChange(NamedTuple):
     """A change of a policy. Together with the other suggested changes, it allows a denied flow."""
 
-    service: str
-    """the service whose manifest changes"""
-    key: str
-    """key of the manifest"""
-    text: str
-    """the entry"""
-    adds: bool
-    """true to add the entry, false to remove it"""
+    service: str  # the service whose manifest changes
+    key: str  # key of the manifest
+    text: str  # the entry
+    adds: bool  # true to add the entry, false to remove it
 
 
 def changes(world: PolicyContext, seen: Flow, name: Name) -> tuple[MapChange, ...]:
