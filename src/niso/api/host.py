@@ -474,10 +474,10 @@ def _of_cluster(session: Session, machine: Machine, name: str | None) -> list[Fi
     if own is None or not cluster_check.concerned(machine, name):
         return []
     session.report(AskingCluster())
-    checked = cluster_check.check(machine, own, name)
-    for line, hint in checked.warnings:
+    findings, warnings = cluster_check.check(machine, own, name)
+    for line, hint in warnings:
         session.caution(line, (hint,))
-    return checked.findings
+    return findings
 
 
 def _name(service: str | None) -> str | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable
+from itertools import islice
 
 from niso.base import names
 from niso.base.errors import KernelError
-from niso.base.named_tuples import NamedTuple
 from niso.change import span_networks
 from niso.cluster import agent, own_etcd
 from niso.cluster.agent import LOOK_S
@@ -29,26 +29,13 @@ _APART_S = 60.0
 _LATE_S = 2 * LOOK_S
 
 
-class Checked(NamedTuple):
-    """Problems for `niso net check`, and pairs (warning, next step) for likely mistakes."""
-
-    findings: list[Finding]
-    warnings: list[tuple[str, str]]
+_Pair = tuple[str, str, str, str]
+"""A service of this host, one of another host that may answer it, and the addresses of both."""
 
 
-class _Pair(NamedTuple):
-    """A service of this host and one of another host that may exchange packets by their policies.
-
-    ``source`` is the address of the first and ``destination`` the address of the second.
-    """
-
-    service: str
-    other: str
-    source: str
-    destination: str
-
-
-def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
+def check(
+    machine: Machine, own: Config, name: str | None = None
+) -> tuple[list[Finding], list[tuple[str, str]]]:
     """Compare this host with the others, or one network; without an answer, only warn of this."""
     store = machine.store
     spans = [network for network in store.networks() if network.span is not None]
@@ -65,15 +52,14 @@ def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
             elsewhere = {*membership.network_names()} if name is None else set()
     except NoAnswer as error:
         what = f"this host is not compared with the others: {error.message}"
-        return Checked(lost, [*warnings, (what, "running services continue; niso cluster status")])
+        return lost, [*warnings, (what, "running services continue; niso cluster status")]
     if name is None:
         warnings += _hidden(store, elsewhere, claims, own.host)
         warnings += _etcd(own)
-    reachable = [
-        host for host in hosts if host.name != own.host and host.alive and host.name not in late
-    ]
+    others = [host for host in hosts if host.name != own.host]
+    reachable = [host for host in others if host.alive and host.name not in late]
     pairs = {} if lost else _pairs(store, claims, own.host, spans)
-    return Checked(lost or _wires(own, reachable, pairs, spans), warnings)
+    return lost or _wires(own, reachable, pairs, spans), warnings
 
 
 def lost_address(machine: Machine, own: Config) -> list[Finding]:
@@ -144,13 +130,9 @@ def _pairs(
     pairs: dict[str, list[_Pair]] = {}
     for other in claims:
         have = pairs.setdefault(other.host, [])
-        if other.host == own or other.policy or len(have) >= _TRIES:
-            continue
-        for mine in here:
-            pair = _meet(mine, other, on)
-            if pair is not None:
-                have.append(pair)
-                break
+        if other.host != own and not other.policy and len(have) < _TRIES:
+            meeting = (pair for mine in here if (pair := _meet(mine, other, on)) is not None)
+            have += islice(meeting, 1)
     return pairs
 
 
@@ -166,7 +148,7 @@ def _meet(mine: ClusterClaim, other: ClusterClaim, on: set[str]) -> _Pair | None
         for to in other.networks[network]:
             for source in mine.networks[network]:
                 if (":" in source) == (":" in to):
-                    return _Pair(mine.service, other.service, source, to)
+                    return mine.service, other.service, source, to
     return None
 
 
@@ -176,22 +158,12 @@ def _wires(
     """Return a problem for each host that packets of services, or of the largest size, miss."""
     if not spans:
         return []
-    inner = _answered(
-        {
-            (host.name, pair): (names.netns(pair.service), pair.source, pair.destination, 0)
-            for host in hosts
-            for pair in pairs.get(host.name, ())
-        }
-    )
+    tests = ((host.name, pair) for host in hosts for pair in pairs.get(host.name, ()))
+    inner = _answered({test: (names.netns(test[1][0]), *test[1][2:], 0) for test in tests})
     most = max(network.mtu for network in spans)
     size = most + span_networks.header(own)
-    outer = _answered(
-        {
-            (host.name, bytes_): ("", own.address, host.address, bytes_)
-            for host in hosts
-            for bytes_ in (0, size)
-        }
-    )
+    sizes = ((host, bytes_) for host in hosts for bytes_ in (0, size))
+    outer = _answered({(h.name, n): ("", own.address, h.address, n) for h, n in sizes})
     port = next(network.span.port for network in spans if network.span is not None)
     port += 1 if own.encryption else 0  # WireGuard uses the next port
     findings = []
@@ -199,26 +171,18 @@ def _wires(
         where = f"{host.name} ({host.address})"
         tried = [(pair, ok) for (name, pair), ok in inner.items() if name == host.name]
         if tried and not any(ok for _, ok in tried):
-            pair = tried[0][0]
+            service, other, _, _ = tried[0][0]
             ping = "answers ping" if outer[host.name, 0] else "does not answer ping"
-            findings.append(
-                Finding(
-                    "dropped",
-                    f"packets of services between this host and {where}",
-                    f"{host.name} {ping}; {pair.other} does not answer {pair.service};"
-                    f" UDP port {port} has to pass both ways between {own.address} and"
-                    f" {host.address}",
-                )
+            what = f"packets of services between this host and {where}"
+            detail = (
+                f"{host.name} {ping}; {other} does not answer {service}; UDP port {port} has to"
+                f" pass both ways between {own.address} and {host.address}"
             )
+            findings.append(Finding("dropped", what, detail))
         if outer[host.name, 0] and not outer[host.name, size]:
-            findings.append(
-                Finding(
-                    "dropped",
-                    f"packets of {size} bytes between this host and {where}",
-                    f"packets of services have up to {most} bytes, and {size - most} more there;"
-                    " smaller ones pass",
-                )
-            )
+            what = f"packets of {size} bytes between this host and {where}"
+            detail = f"packets of services have up to {most} bytes, and {size - most} more there"
+            findings.append(Finding("dropped", what, f"{detail}; smaller ones pass"))
     return findings
 
 

@@ -8,10 +8,11 @@ describes, services that no file has, and the present time.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 
 from niso.base import names
-from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, flatten
+from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, flatten, raise_all
 from niso.base.named_tuples import TYPE_CHECKING
 from niso.change import admit, networks, targets
 from niso.change.admit import NO_STACK, StackMembership, record_all
@@ -26,42 +27,27 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from typing import Any
 
-    from niso.kernel.sockets import Listener
-
 
 _SPACE = 1 << 12
 """Number of addresses reserved for each network whose subnet is unknown."""
 
 
-class _BareHost:
-    """The `niso.kernel.real.Kernel` of a host without any configuration."""
+_BARE_HOST = {
+    "sysctl": "0",
+    "default_mtu": 1500,
+    "mtu_of": None,
+    "lacks_ipv6": None,
+    "host_addresses": [],
+    "used_prefixes": [],
+    "receiving6": [],
+    "listeners": [],
+    "foreign_nat": {},
+}
+"""What the methods of a `niso.kernel.real.Kernel` return on a host without configuration."""
 
-    def sysctl(self, name: str) -> str:
-        return "0"
 
-    def default_mtu(self) -> int:
-        return 1500
-
-    def mtu_of(self, address: str) -> None:
-        return None
-
-    def lacks_ipv6(self) -> None:
-        return None
-
-    def host_addresses(self) -> list[str]:
-        return []
-
-    def used_prefixes(self, except_alias: str) -> list[tuple[subnets.Network, str]]:
-        return []
-
-    def receiving6(self) -> list[str]:
-        return []
-
-    def listeners(self, proto: str) -> list[Listener]:
-        return []
-
-    def foreign_nat(self) -> dict[str, int]:
-        return {}
+def _constant(value: object) -> Callable[..., object]:
+    return lambda *_: value
 
 
 def refuse(loaded: Iterable[Loaded], stack: StackMembership = NO_STACK) -> None:
@@ -72,11 +58,10 @@ def refuse(loaded: Iterable[Loaded], stack: StackMembership = NO_STACK) -> None:
     """
     manifests = list(loaded)
     wanted = [_target(one) for one in manifests]
-    errors: list[Error] = []
-    for one, target in zip(manifests, wanted, strict=True):
-        errors += _misplaced(one, target)
+    pairs = zip(manifests, wanted, strict=True)
+    errors: list[Error] = [error for pair in pairs for error in _misplaced(*pair)]
     store = Store.empty()
-    kernel: Any = _BareHost()
+    kernel: Any = SimpleNamespace(**{name: _constant(it) for name, it in _BARE_HOST.items()})
     processes: Any = None
     host = Machine(store, kernel, processes)
     try:
@@ -97,16 +82,14 @@ def refuse(loaded: Iterable[Loaded], stack: StackMembership = NO_STACK) -> None:
         errors += flatten(error)
     finally:
         store.close()
-    if errors:
-        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+    raise_all(errors)
 
 
 def _target(loaded: Loaded) -> Target:
     """Return the target of a service without its files, and without an audit, which has a date."""
-    spec = loaded.spec
-    network = spec.network._replace(policy=spec.network.policy._replace(audit=None))
-    spec = spec._replace(network=network)
-    return Target(spec, loaded.path, files=None)
+    network = loaded.spec.network
+    network = network._replace(policy=network.policy._replace(audit=None))
+    return Target(loaded.spec._replace(network=network), loaded.path, files=None)
 
 
 def _misplaced(loaded: Loaded, target: Target) -> list[InvalidInput]:

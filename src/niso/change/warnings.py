@@ -15,7 +15,6 @@ from niso.kernel import host_facts, netns
 from niso.look import exposure, host_ports, outside_names
 from niso.look.session import Session
 from niso.manifest import process_keys
-from niso.plan.records import Port
 from niso.plan.specs import MountedVolume, ProcessSpec
 from niso.plan.verdict import PolicyContext
 from niso.reconcile import host_settings
@@ -33,16 +32,16 @@ if TYPE_CHECKING:
 
 def activated(session: Session, machine: Machine, outcomes: Sequence[Outcome]) -> None:
     """Warn about likely problems of activated services, and let systemd supervise the services."""
-    store = machine.store
+    store, names = machine.store, [outcome.service for outcome in outcomes]
     changed = [outcome.service for outcome in outcomes if outcome.changed]
     _warn_of_rights(session, store, changed)
-    _warn_of_taken(session, store, [outcome.service for outcome in outcomes])
+    _warn_of_taken(session, store, names)
     warn_of_limits(session, store, changed)
     warn_of_name_servers(session, changed)
-    _warn_of_policies(session, machine, [outcome.service for outcome in outcomes])
+    _warn_of_policies(session, machine, names)
     _warn_of_names(session, store, changed)
     _warn_of_host(session, machine, changed)
-    hand_over_started(session, machine, [outcome.service for outcome in outcomes])
+    hand_over_started(session, machine, names)
 
 
 def attached(session: Session, machine: Machine, outcomes: Sequence[Attachment]) -> None:
@@ -66,7 +65,6 @@ def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> No
             )
         for drop in exposure.drops(machine.kernel, networks):
             session.caution(drop.describe(), drop.remedy)
-
         for problem, remedy in exposure.others_dropped(host_settings.others(machine.kernel, store)):
             session.caution(problem, [remedy])
 
@@ -89,14 +87,10 @@ def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
         for outside in store.outside.of(name):
             outside_names.warn_of_families(session, store.outside.answer(outside), [name])
         if store.names_outside(name) and not (row and row.enabled and units.booted()):
-            session.caution(
-                f"{name}: nothing resolves the outside names of its policy again",
-                (
-                    f"niso enable {name}"
-                    if units.booted()
-                    else "call niso net refresh every minute, or run niso net refresh --for 24h",
-                ),
-            )
+            hint = "call niso net refresh every minute, or run niso net refresh --for 24h"
+            hint = f"niso enable {name}" if units.booted() else hint
+            text = f"{name}: nothing resolves the outside names of its policy again"
+            session.caution(text, (hint,))
 
 
 def warn_of_name_servers(session: Session, names: list[str]) -> None:
@@ -118,35 +112,25 @@ def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
         if limits.get("pids") == {"limit": process_keys.PIDS}:
             del limits["pids"]
         for controller in set(limits) - set(cgroups.usable(limits)):
+            text = f"{name}: {cgroups.CONTROLLERS[controller]} has no effect"
+            hint = "enable it in a v1 hierarchy or in cgroup.subtree_control of the v2 root"
             session.caution(
-                f"{name}: {cgroups.CONTROLLERS[controller]} has no effect:"
-                f" this machine has no cgroup controller {controller}",
-                (
-                    "enable it in a v1 hierarchy or in cgroup.subtree_control of the v2 root,"
-                    " see cgroups(7)",
-                ),
+                f"{text}: this machine has no cgroup controller {controller}",
+                (f"{hint}, see cgroups(7)",),
             )
 
 
 def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
     """Warn about manifest ports that are not published, because `niso port-forward` uses them."""
-    rows = (
-        [row for name in names if (row := store.service(name)) is not None]
-        if store.all_forwards()
-        else []
-    )
-    for row in rows:
-        name, ports = row.name, host_ports.published_by(row)
+    for name in names if store.all_forwards() else ():
+        row = store.service(name)
+        ports = host_ports.published_by(row) if row is not None else ()
         for port, holder, held in host_ports.taken(store, name, ports, ports):
+            to = f"its port {held.container_port}" if holder == name else repr(holder)
             session.caution(
-                f"{name}: host port {port.host_side} is not published: it is forwarded to"
-                f" {_whose(name, holder, held)}",
+                f"{name}: host port {port.host_side} is not published: it is forwarded to {to}",
                 (f"it is published again once the forward {held.text} of {holder} is withdrawn",),
             )
-
-
-def _whose(name: str, holder: str, held: Port) -> str:
-    return f"its port {held.container_port}" if holder == name else repr(holder)
 
 
 def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
@@ -168,16 +152,13 @@ def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
                 f' cannot write to {volume.source}, and mode is "rw"',
                 ('let that uid write to it, set service.user to its owner, or mode = "ro"',),
             )
-        if process.uid == 0:
-            root, instead = "is root (uid 0)", "set service.user to the owner of that path"
-        else:
+        root, instead = "is root (uid 0)", "set service.user to the owner of that path"
+        if process.uid != 0:
             root, instead = "can become root (SETUID)", "leave out SETUID"
         for volume in shared if process.uid == 0 or "SETUID" in process.capabilities else ():
-            session.caution(
-                f"{name}: volumes.{volume.name}.host: the service {root}, also in"
-                f" {volume.source} on the host",
-                (f'{instead}, or mode = "ro"',),
-            )
+            text = f"{name}: volumes.{volume.name}.host: the service {root}"
+            hint = f'{instead}, or mode = "ro"'
+            session.caution(f"{text}, also in {volume.source} on the host", (hint,))
         where = ", ".join(str(volume.source) for volume in shared)
         if shared and not process.restrict_suid_sgid:
             session.caution(
@@ -199,10 +180,8 @@ def _warn_of_capabilities(
     means = oci.THE_MACHINE | more.get(holder.mode if holder else "", {})
     for capability in process.capabilities:
         if capability in means:
-            session.caution(
-                f"{row.name}: isolation.capabilities: {capability} affects the whole machine:"
-                f" {means[capability]}"
-            )
+            text = f"{row.name}: isolation.capabilities: {capability} affects the whole machine"
+            session.caution(f"{text}: {means[capability]}")
 
 
 def _warn_of_others(session: Session, name: str, volume: MountedVolume) -> None:
