@@ -16,7 +16,7 @@ from niso.base.named_tuples import NamedTuple
 from niso.base.names import link_prefix, prefix, veth
 from niso.base.report import Report
 from niso.change import sharing, stop, targets
-from niso.change.networks import ensure, observes, plan_network
+from niso.change.networks import ensure
 from niso.change.ports import admit
 from niso.change.targets import Target
 from niso.look import host_ports
@@ -166,8 +166,8 @@ def _record(
     on = wanted.network.networks
     for network in on:
         if store.network(network) is None:
-            made = plan_network(machine, network, holds=wanted.network.addresses.get(network))
-            store.add_network(made._replace(observe=observes()), implicit=True, now=time.time())
+            holds = wanted.network.addresses.get(network)
+            ensure(machine, NetworkRequest(network), implicit=True, holds=holds)
     was_active = before is not None and before.active
     # a new activation has new interface names: the old veth pairs may not be deleted yet
     generation = 1 if before is None else before.generation if was_active else before.generation + 1

@@ -18,15 +18,7 @@ from niso.base.names import DEFAULT_NETWORK, alias
 from niso.base.report import Report, silent
 from niso.plan import subnets
 from niso.plan.records import Network, Subnet
-from niso.plan.subnets import (
-    MIN_MTUS,
-    PREFIX_LENGTH,
-    PRIVATE,
-    NetworkRequest,
-    _gateways,
-    check,
-    require_same,
-)
+from niso.plan.subnets import PREFIX_LENGTH, PRIVATE, NetworkRequest
 from niso.reconcile import host_settings
 from niso.reconcile.change import change
 from niso.runtime.machine import Machine
@@ -61,68 +53,54 @@ def observes() -> bool:
     return text == "1"
 
 
-def ensure(machine: Machine, request: NetworkRequest, implicit: bool) -> Network | None:
+def ensure(
+    machine: Machine, request: NetworkRequest, implicit: bool, holds: str | None = None
+) -> Network | None:
     """Record a network, and return it; return None if it exists and satisfies the request.
 
     An implicit network is one that niso drops when no service uses it. An existing network stays
-    implicit only if the request is ``implicit`` too. The caller must be in a transaction. Raises
-    UsageError, and Conflict if the existing network differs, or if the name, subnet or bridge is
-    taken.
+    implicit only if the request is ``implicit`` too. ``holds`` is as in `plan_network`. The caller
+    must be in a transaction. Raises UsageError, and Conflict if the existing network differs, or if
+    the name, subnet or bridge is taken.
     """
     store = machine.store
     present = store.network(request.name)
     if present is not None:
-        require_same(present, request)
+        subnets.require_same(present, request)
         if not implicit:
             store.keep_network(request.name)
         return None
-    network = plan_network(
-        machine,
-        request.name,
-        subnets=request.nets,
-        ipv6=request.ipv6,
-        gateways=request.gateways,
-        internal=request.internal,
-        mtu=request.mtu,
-    )._replace(observe=request.observe and observes())
+    network = plan_network(machine, request, holds)
+    network = network._replace(observe=request.observe and observes())
     store.add_network(network, implicit=implicit, now=time.time())
     return network
 
 
-def plan_network(  # noqa: PLR0913  # settings, by keyword
+def plan_network(
     machine: Machine,
-    name: str,
-    *,
-    subnets: Sequence[subnets.Network] = (),
-    ipv6: bool = False,
-    gateways: Sequence[str] = (),
-    internal: bool = False,
-    mtu: int | None = None,
+    request: NetworkRequest,
     holds: str | None = None,
     besides: Sequence[tuple[subnets.Network, str]] = (),
 ) -> Network:
     """Return a network with all its settings that could be created now. Nothing is recorded.
 
-    Without ``subnets``, the network gets the /24 prefix that contains the address ``holds``, or the
-    next free /24 of the pool. With ``ipv6``, it gets a free /64 too. It must not overlap
-    ``besides`` either: pairs (subnet, owner). ``mtu`` is in bytes. Raises UsageError, and Conflict
-    if the subnet or bridge is taken or if the host has no IPv6.
+    If the request names no subnet, the network gets the /24 prefix that contains the address
+    ``holds``, or the next free /24 of the pool. It must not overlap ``besides`` either: pairs
+    (subnet, owner). Raises UsageError, and Conflict if the subnet or bridge is taken or if the host
+    has no IPv6.
     """
-    store, kernel = machine.store, machine.kernel
+    store, kernel, name = machine.store, machine.kernel, request.name
     taken = [*_taken(machine), *besides]
-    nets = list(subnets)
-    around = (
-        ipaddress.ip_network((holds, PREFIX_LENGTH), strict=False)
-        if holds is not None and not nets
-        else None
-    )
+    nets, around = list(request.nets), None
     if not nets:
+        if holds is not None:
+            around = ipaddress.ip_network((holds, PREFIX_LENGTH), strict=False)
         nets.append(around or _next_free(name, taken))
     if around is not None and around.is_global:
         reason = f"is a public address: new network {name!r} would take {around} from this host"
         hint = f"if the prefix is yours: niso net create {name} --subnet {around} --allow-public"
         raise Conflict(reason, hint, "network.ip", value=f'"{holds}"', right=PRIVATE[4])
-    if ipv6:
+    if request.ipv6:
         nets.append(_next_unique_local(name, store.state_id(), taken))
     for net in nets:
         _require_free(name, net, taken, holds if net == around else None)
@@ -135,18 +113,15 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
     if holder is not None:
         reason = f"network {name!r} would use bridge {bridge}, which belongs to network {holder!r}"
         raise Conflict(reason, "choose another name")
-    given = _gateways(nets, gateways)
-    return Network(
-        name=name,
-        bridge=bridge,
+    given, mtu = subnets._gateways(nets, request.gateways), request.mtu
+    if mtu is None:
         # IPv6 needs a least MTU (RFC 8200, 5), also where the host's MTU is smaller
-        mtu=mtu if mtu is not None else max(kernel.default_mtu(), MIN_MTUS[6] if with_ipv6 else 0),
-        subnets=tuple(
-            Subnet(net.version, str(net), given.get(net.version, str(net.network_address + 1)))
-            for net in sorted(nets, key=lambda net: net.version)
-        ),
-        internal=internal,
-    )
+        mtu = max(kernel.default_mtu(), subnets.MIN_MTUS[6] if with_ipv6 else 0)
+    own = [
+        Subnet(net.version, str(net), given.get(net.version, str(net.network_address + 1)))
+        for net in sorted(nets, key=lambda net: net.version)
+    ]
+    return Network(name, bridge, mtu, tuple(own), request.internal)
 
 
 def _taken(machine: Machine) -> list[tuple[subnets.Network, str]]:
@@ -178,14 +153,13 @@ def _require_free(
     for other, whose in taken:
         if other.version != net.version or not other.overlaps(net):
             continue
+        overlap = f"overlaps {other} of {whose}"
         if holds is None:
-            reason = f"network {name!r}: subnet {net} overlaps {other} of {whose}"
-            raise Conflict(reason, "choose another subnet")
+            raise Conflict(f"network {name!r}: subnet {net} {overlap}", "choose another subnet")
+        command = f"niso net create {name} --subnet CIDR"
         raise Conflict(
-            f"is not available: new network {name!r} would get {net}, "
-            f"which overlaps {other} of {whose}",
-            "choose another one, or create the network first: "
-            f"niso net create {name} --subnet CIDR",
+            f"is not available: new network {name!r} would get {net}, which {overlap}",
+            f"choose another one, or create the network first: {command}",
             "network.ip",
             value=f'"{holds}"',
             right=f"an address in a free /{PREFIX_LENGTH}",
@@ -240,7 +214,7 @@ def create(
     KernelError, and Conflict if the name, subnet or bridge is taken. After an error nothing has
     changed.
     """
-    check(request)
+    subnets.check(request)
     if not request.span:
         return _create(machine, request, report, dry_run)
 

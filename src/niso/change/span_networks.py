@@ -189,16 +189,8 @@ def _planned(
             for spec in membership.networks()
             for cidr, _ in spec.subnets
         ]
-        network = networks.plan_network(
-            machine,
-            request.name,
-            subnets=request.nets,
-            ipv6=request.ipv6,
-            gateways=request.gateways,
-            internal=request.internal,
-            mtu=fits if request.mtu is None else request.mtu,
-            besides=besides,
-        )
+        sized = request._replace(mtu=fits if request.mtu is None else request.mtu)
+        network = networks.plan_network(machine, sized, besides=besides)
     pairs = tuple((subnet.cidr, subnet.gateway) for subnet in network.subnets)
     taken = {spec.vni for spec in membership.networks()}
     free = next(vni for vni in range(FIRST_VNI, MOST_VNI) if vni not in taken)
@@ -208,18 +200,13 @@ def _planned(
 def header(joined: Config) -> int:
     """Return how many bytes VXLAN and encryption add to a packet between hosts."""
     outer = 6 if ":" in joined.address else 4
-    if not joined.encryption:
-        return HEADERS[outer]
-
-    return HEADERS[6] + encryption.HEADERS[outer]
+    return HEADERS[6] + encryption.HEADERS[outer] if joined.encryption else HEADERS[outer]
 
 
 def _wire(store: Store, joined: Config) -> str:
     """Return the source address of this host's VXLAN packets, the encrypted one if there is one."""
-    if not joined.encryption:
-        return joined.address
-
-    return encryption.address(store.cluster_id(), joined.host)
+    own = joined.address
+    return encryption.address(store.cluster_id(), joined.host) if joined.encryption else own
 
 
 def _network(spec: Spec, joined: Config, cluster: Cluster) -> Network:

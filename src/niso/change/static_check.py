@@ -150,10 +150,9 @@ def _make_unknown(host: Machine, wanted: Iterable[Target], stack: StackMembershi
         request = requests.get(name)
         known: tuple[Subnet, ...] = ()
         if request is not None and request.nets:
+            declared = request._replace(ipv6=False)
             try:
-                known = networks.plan_network(
-                    host, name, subnets=request.nets, gateways=request.gateways, besides=planned
-                ).subnets
+                known = networks.plan_network(host, declared, besides=planned).subnets
             except Error as error:
                 raise admit.network_error(stack, name, error) from None
             planned += [(net, f"network {name!r}") for net in request.nets]
