@@ -23,7 +23,6 @@ from niso.kernel.sockets import Connection
 
 # --- delete all flows of addresses or ports -------------------------------------------------------
 
-
 _CT_GET, _CT_DELETE, _CT_GET_STATS = 0x0101, 0x0102, 0x0105  # subsystem 1, IPCTNL_MSG_CT_*
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE, _FILTER, _STATUS_MASK = 1, 2, 3, 12, 18, 25, 26
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
@@ -246,7 +245,6 @@ def within(addresses: Iterable[str]) -> Callable[[bytes], bool]:
 
 
 # --- read, delete and add single flows ------------------------------------------------------------
-
 
 _CT_NEW = 0x0100
 _PROTOINFO, _TIMEOUT = 4, 7

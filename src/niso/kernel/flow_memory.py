@@ -28,7 +28,6 @@ from niso.kernel.ruleset import BRIDGE, INET
 
 # --- recorded flows -------------------------------------------------------------------------------
 
-
 _GETRULE, _GETSETELEM = 0x0A07, 0x0A0D
 _DESTROYSETELEM = 0x0A1E  # like DELSETELEM, but no error if the element is missing (Linux 6.3)
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
@@ -205,7 +204,6 @@ def _count(table: str, chain: str) -> int:
 
 
 # --- bytes of each flow ---------------------------------------------------------------------------
-
 
 if TYPE_CHECKING:
     Key = tuple[str, str, str, int]

@@ -13,16 +13,8 @@ import struct
 from collections.abc import Callable
 
 from niso.base.named_tuples import NamedTuple
-from niso.kernel.netlink import (
-    MALFORMED,
-    attribute,
-    attributes,
-    nested,
-    several,
-    string,
-    text,
-    understood,
-)
+from niso.kernel import netlink
+from niso.kernel.netlink import attribute, attributes, nested, string, text, understood
 from niso.kernel.nft_elements import Nfnetlink, nfgenmsg
 
 FAMILIES = {1: "inet", 2: "ip", 7: "bridge", 10: "ip6"}
@@ -278,12 +270,12 @@ def rule(body: bytes) -> Rule:
     """
     expressions: list[Expression] = []
     try:
-        for entry in several(attributes(body, 4).get(4, b"")):  # NFTA_RULE_EXPRESSIONS
+        for entry in netlink.several(attributes(body, 4).get(4, b"")):  # NFTA_RULE_EXPRESSIONS
             outer = attributes(entry)
             expression = _expression(string(outer.get(1, b"")), attributes(outer.get(2, b"")))
             if expression is not None:
                 expressions.append(expression)
-    except MALFORMED:
+    except netlink.MALFORMED:
         expressions.append(MAY_MATCH)
     return tuple(expressions)
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import ctypes
     from typing import Any, Self
 
-
 # NFT_CTX_OUTPUT_... of libnftables(3)
 _STATELESS, _HANDLES, _JSON, _TERSE = 1 << 2, 1 << 3, 1 << 4, 1 << 11
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 # --- links, addresses and routes ------------------------------------------------------------------
 
-
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_IFALIAS = 18, 20
 _IFLA_QDISC = 6
@@ -235,7 +234,6 @@ def _port_setting(setting: bytes) -> bytes:
 
 # --- settings of bridges and their ports ----------------------------------------------------------
 
-
 _UP = 6  # IF_OPER_UP
 _FORWARDING = 3  # BR_STATE_FORWARDING
 _PORT_STATE = 1
@@ -359,7 +357,6 @@ def usual(drift: str, tunnel: bool = False) -> list[bytes]:
 
 # --- rate limits (queueing discipline tbf) --------------------------------------------------------
 
-
 TBF = "tbf"
 _NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
 _ROOT = 0xFFFFFFFF  # TC_H_ROOT
@@ -444,7 +441,6 @@ def clear(rtnl: Rtnl, link_index: int) -> None:
 
 
 # --- traffic counters -----------------------------------------------------------------------------
-
 
 _GETSTATS = 94
 _IFLA_STATS_LINK_64 = 1

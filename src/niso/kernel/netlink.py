@@ -23,7 +23,6 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from typing import Self
 
-
 ROUTE = 0  # NETLINK_ROUTE
 SOCK_DIAG = 4  # NETLINK_SOCK_DIAG
 NETFILTER = 12  # NETLINK_NETFILTER
@@ -59,13 +58,12 @@ _TRUNCATED = socket.MSG_TRUNC
 _MOST_ERRNO = 4095  # MAX_ERRNO, linux/err.h
 _OWN = "/proc/thread-self/ns/net"
 
-OWN_THREAD = "niso"
-"""What the names of niso's programs begin with: niso, niso-cni, niso-netavark."""
+OWN_THREAD = "niso"  # what the names of niso's programs begin with: niso, niso-cni
 
 _THREAD_NAME = "/proc/thread-self/comm"
 
+# what parsing raises for an answer which the kernel would not send
 MALFORMED = (struct.error, LookupError, ValueError, OverflowError)
-"""The exceptions that parsing raises for an answer which the kernel would not send."""
 
 _header = struct.Struct("=IHHII")  # struct nlmsghdr
 _attribute = struct.Struct("=HH")  # struct nlattr
@@ -92,7 +90,7 @@ Reply = tuple[int, int, int, bytes]
 def refused(what: str, number: int, message: str = "") -> KernelError:
     """Build the error for the step ``what``, which failed with errno ``number``.
 
-    ``message`` is the kernel's extended ACK text, if any.
+    ``message`` is the kernel's extended ACK text.
     """
     reason = os.strerror(number) if number else ""
     reason = reason[:1].lower() + reason[1:]
@@ -140,17 +138,14 @@ def named() -> Iterator[None]:
 
 
 def address_family(address: str) -> int:
-    """Return AF_INET or AF_INET6."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
-    """Return one netlink attribute as bytes, padded to a multiple of four."""
     return _attribute.pack(4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
 
 
 def text(kind: int, value: str) -> bytes:
-    """Return a netlink attribute with a string and its final NUL."""
     return attribute(kind, value.encode() + b"\0")
 
 
@@ -159,7 +154,6 @@ def u32(kind: int, value: int) -> bytes:
 
 
 def nested(kind: int, *parts: bytes) -> bytes:
-    """Return a netlink attribute that contains other attributes."""
     return attribute(kind | _NESTED, b"".join(parts))
 
 
@@ -204,7 +198,6 @@ def understood[T](what: str, parse: Callable[[bytes], T], answer: bytes) -> T:
 
 
 def string(payload: bytes) -> str:
-    """Return the text of a netlink attribute with a NUL-terminated string."""
     return payload.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
@@ -253,8 +246,7 @@ class Netlink:
         the first failure that is not in a message's ``fine``.
         """
         first, last = self._sequence + 1, self._sequence + len(messages)
-        # errors are always answered, and arrive before the ACK, which only the last message
-        # requests
+        # errors are always answered, and arrive before the ACK that only the last message requests
         packet = b"".join(
             self._pack(message.kind, message.flags | (ACK if sequence == last else 0), message.body)
             for sequence, message in enumerate(messages, first)

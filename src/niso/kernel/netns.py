@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 # --- niso's namespaces ----------------------------------------------------------------------------
 
-
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 _OWN = "/proc/thread-self/ns/net"
@@ -420,7 +419,6 @@ def _path(name: str) -> str:
 
 # --- mounts of /run/netns -------------------------------------------------------------------------
 
-
 _MS_BIND, _MS_REC, _MS_SHARED = 0x1000, 0x4000, 0x100000
 _MNT_DETACH = 2
 
@@ -595,7 +593,6 @@ def find(path: str, host_end: str, address: str) -> tuple[int, str] | None:
 
 
 # --- rtnetlink sockets of namespaces --------------------------------------------------------------
-
 
 _MOST = 64  # open sockets: a command may touch more services than a process may have files
 

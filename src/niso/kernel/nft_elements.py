@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 # --- values as bytes of registers -----------------------------------------------------------------
 
-
 PROTOCOLS = {
     "icmp": 1,
     "igmp": 2,
@@ -206,7 +205,6 @@ def _written(kind: int, atom: Any) -> str:
 
 
 # --- read and change elements ---------------------------------------------------------------------
-
 
 _FAMILIES = {"inet": 1, "bridge": 7}
 _GETSET, _GETSETELEM = 0x0A0A, 0x0A0D  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_*

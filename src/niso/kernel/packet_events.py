@@ -29,15 +29,7 @@ from niso.base.named_tuples import TYPE_CHECKING, NamedTuple
 from niso.base.names import family_of, unpacked
 from niso.kernel import netlink
 from niso.kernel.libnftables import Nft
-from niso.kernel.netlink import (
-    Message,
-    attribute,
-    attributes,
-    refused,
-    refusing,
-    string,
-    understood,
-)
+from niso.kernel.netlink import Message, attribute, attributes, refused, string, understood
 from niso.kernel.ruleset import ABSENT
 
 if TYPE_CHECKING:
@@ -46,7 +38,6 @@ if TYPE_CHECKING:
 
 
 # --- logged packets -------------------------------------------------------------------------------
-
 
 _PACKET, _CONFIG = 0x0400, 0x0401  # NFNL_SUBSYS_ULOG << 8 | NFULNL_MSG_*
 _CFG_CMD, _CFG_MODE, _CFG_QTHRESH = 1, 2, 5
@@ -215,7 +206,6 @@ def _upper(packet: bytes) -> tuple[int, int, bool]:
 
 # --- traced packets -------------------------------------------------------------------------------
 
-
 PREFIX = "niso_live_"
 """The prefix of the names of the temporary tables; the process id follows."""
 
@@ -290,7 +280,7 @@ class Trace(netlink.Netlink):
         self._headers: dict[int, tuple[bytes, bytes]] = {}
         try:
             self._rules = self._read_rules()
-            with refusing("follow packets"):
+            with netlink.refusing("follow packets"):
                 self.enlarge_buffer(_TRACE_BYTES)
                 self.listen(_GROUP)
             self._nft.run(tables)
@@ -416,7 +406,6 @@ def trace_rules(ends: Iterable[tuple[str, str]], port: int | None, proto: str, s
 
 
 # --- dropped packets ------------------------------------------------------------------------------
-
 
 MOST_A_SECOND = 500
 """The maximum number of packets that each rule marks in a second. Further packets are not seen."""

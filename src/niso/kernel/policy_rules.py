@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 # --- sets and rules that record flows -------------------------------------------------------------
 
-
 WATCHED = "watched"
 """The set in both tables with the bridges, and their ports, of networks whose flows are recorded.
 """
@@ -208,7 +207,6 @@ BRIDGE_CHAINS = f"""\
 
 # --- maps of policies in lookup order, and their logging ------------------------------------------
 
-
 LOG_GROUP = 28271
 """The nfnetlink_log group of packets that policies with ``log = true`` drop."""
 LOG_RATE = "rate 20/second burst 50 packets"
@@ -239,7 +237,6 @@ POLICY_PARTS = {
 The parts are in the order of their lookup. ``own`` is an address of the service with the policy.
 plan/policy_elements.py explains the parts.
 """
-
 
 POLICY_MAPS = {
     f"{way}{family}_{part}": (way, part)
@@ -326,7 +323,6 @@ POLICY_CHAINS = f"""\
 
 
 # --- policies in audit mode -----------------------------------------------------------------------
-
 
 _AUDIT_WORDS = {4: "ip", 6: "ip6"}
 _OWN = {"in": "daddr", "out": "saddr"}

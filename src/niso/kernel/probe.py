@@ -23,7 +23,6 @@ from niso.kernel.netlink import address_family, refused, refusing
 if TYPE_CHECKING:
     from typing import Self
 
-
 _NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
 # protocol, request, reply
 _ECHO = {4: (socket.IPPROTO_ICMP, 8, 0), 6: (socket.IPPROTO_ICMPV6, 128, 129)}

@@ -16,7 +16,6 @@ from niso.kernel.netlink import refused, refusing
 
 # --- sysctls --------------------------------------------------------------------------------------
 
-
 _OWN = "/proc/thread-self/ns/net"
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # asm-generic/unistd.h
 _FSCONFIG_CMD_CREATE = 6  # linux/mount.h; its FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC are 1
@@ -159,7 +158,6 @@ def _check(name: str) -> None:
 
 
 # --- kernel modules -------------------------------------------------------------------------------
-
 
 BRIDGE_NETFILTER = "net/bridge"
 _GLOBAL = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables")

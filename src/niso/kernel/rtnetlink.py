@@ -23,53 +23,28 @@ from fcntl import ioctl
 from niso.base.errors import KernelError
 from niso.kernel import link_records, netlink
 from niso.kernel.link_records import (
-    IFA_ADDRESS,
-    IFA_FLAGS,
-    IFA_LOCAL,
-    IFF_NOARP,
     IFF_UP,
     IFLA_ADDRESS,
     IFLA_IFNAME,
     IFLA_MASTER,
     IFLA_MTU,
     RTA_DST,
-    RTA_GATEWAY,
     RTA_OIF,
     RTA_PRIORITY,
-    RTA_TABLE,
     Link,
     LinkAddress,
-    LinkRoute,
     alias_data,
-    call_flags,
-    canonical,
     ifaddrmsg,
-    ifinfomsg,
     of_kind,
     packed_mac,
-    parse_address,
     parse_cidr,
-    parse_link,
-    parse_route,
     prefix,
     rtmsg,
 )
-from niso.kernel.link_records import hairpin as hairpin_data
-from niso.kernel.netlink import (
-    Message,
-    attribute,
-    attributes,
-    nested,
-    refused,
-    refusing,
-    string,
-    text,
-    u32,
-)
+from niso.kernel.netlink import Message, attribute, attributes, nested, refused, string, text, u32
 from niso.kernel.ruleset import CHECKED
 
 # --- links, addresses and routes ------------------------------------------------------------------
-
 
 MAIN = 254  # RT_TABLE_MAIN
 KERNEL = 2  # RTPROT_KERNEL: added by the kernel with an address
@@ -83,7 +58,7 @@ _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 
 IFLA_NET_NS_FD, _IFLA_AF_SPEC, _IFLA_EXT_MASK, _IFLA_GROUP = 28, 26, 29, 27
-_AT_ONCE = 64  # messages whose answers fit the socket's buffer together
+_MOST_ROUTES = 64  # to the same destination, which differ in metric
 _BR_FORWARD_DELAY, _BR_STP_STATE, _BR_MCAST_SNOOPING = 1, 5, 23
 _VETH_INFO_PEER = 1
 _INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
@@ -119,13 +94,17 @@ class Rtnl(netlink.Netlink):
     def link(self, name: str) -> Link | None:
         """Return the network interface ``name``, or None."""
         what = f"read link '{name}'"
-        body = ifinfo() + text(IFLA_IFNAME, name) + u32(_IFLA_EXT_MASK, _SKIP_STATS)
+        body = _named(name) + u32(_IFLA_EXT_MASK, _SKIP_STATS)
         answer = self.get_one(what, _GETLINK, body, (errno.ENODEV,))
-        return netlink.understood(what, parse_link, answer) if answer is not None else None
+        return (
+            netlink.understood(what, link_records.parse_link, answer)
+            if answer is not None
+            else None
+        )
 
     def index(self, name: str) -> int:
         """Return the index of an interface (netdevice(7)), at a tenth of the cost of `link`."""
-        with refusing(f"find link '{name}'"):
+        with netlink.refusing(f"find link '{name}'"):
             answer = ioctl(self._socket, _SIOCGIFINDEX, _ifreq.pack(name.encode(), 0))
         return int(_ifreq.unpack(answer)[1])
 
@@ -141,7 +120,7 @@ class Rtnl(netlink.Netlink):
 
     def links(self) -> list[Link]:
         body = ifinfo() + u32(_IFLA_EXT_MASK, _SKIP_STATS)
-        return self.dump("list links", _GETLINK, body, parse_link)
+        return self.dump("list links", _GETLINK, body, link_records.parse_link)
 
     def makes_sums(self, name: str) -> bool:
         """Return whether an interface completes checksums before it sends (ETHTOOL_GTXCSUM)."""
@@ -165,7 +144,7 @@ class Rtnl(netlink.Netlink):
     def _ethtool(self, what: str, name: str, command: int, value: int) -> int:
         """Execute a command with a struct ethtool_value (linux/ethtool.h); return the value."""
         data = array("I", (command, value))
-        with refusing(what):
+        with netlink.refusing(what):
             ioctl(self._socket, _SIOCETHTOOL, _ifr_data.pack(name.encode(), data.buffer_info()[0]))
         return data[1]
 
@@ -191,13 +170,12 @@ class Rtnl(netlink.Netlink):
             u32(_BR_FORWARD_DELAY, 0),
             u32(_BR_STP_STATE, 0),
             attribute(_BR_MCAST_SNOOPING, b"\0"),
-            *call_flags(call_iptables, call_ip6tables),
+            *link_records.call_flags(call_iptables, call_ip6tables),
         )
         own = packed_mac(mac) if mac else _random_mac()
-        what = f"create bridge '{name}'"
         self.create(
             index,
-            what,
+            f"create bridge '{name}'",
             text(IFLA_IFNAME, name)
             + attribute(IFLA_ADDRESS, own)
             + u32(IFLA_MTU, mtu ^ 1)
@@ -229,7 +207,6 @@ class Rtnl(netlink.Netlink):
         """
         master = self.index(bridge)
         index = self.free_index()
-        what = f"create veth '{name}'"
         own = _random_mac()  # udev replaces a MAC that the kernel has chosen
         far = (
             ifinfo()
@@ -240,14 +217,14 @@ class Rtnl(netlink.Netlink):
         )
         self.create(
             index,
-            what,
+            f"create veth '{name}'",
             text(IFLA_IFNAME, name)
             + u32(IFLA_MTU, mtu)
             + attribute(IFLA_ADDRESS, own)
             + of_kind("veth", attribute(_VETH_INFO_PEER, far)),
             alias_data(alias),
             join(name, index, bridge, master),
-            Message(f"set port '{name}'", NEWLINK, 0, ifinfo(index) + port),
+            change_link(f"set port '{name}'", ifinfo(index) + port),
             raise_up(name, index),
         )
         return index, own.hex(":")
@@ -272,8 +249,8 @@ class Rtnl(netlink.Netlink):
         """
         flags, switched = IFF_UP if up else 0, 0 if up is None else IFF_UP
         if link_records.ARP_OFF in drift.split(", "):
-            switched |= IFF_NOARP
-        named = changes = text(IFLA_IFNAME, name)
+            switched |= link_records.IFF_NOARP
+        changes = b""
         shown = []
         if mtu is not None:
             changes += u32(IFLA_MTU, mtu)
@@ -292,12 +269,12 @@ class Rtnl(netlink.Netlink):
         messages = []
         if shown:
             what = f"set link '{name}' {', '.join(shown)}"
-            messages.append(Message(what, NEWLINK, 0, ifinfo(0, flags, switched) + changes))
+            messages.append(change_link(what, _named(name, flags, switched) + changes))
         if hairpin is not None:
             what = f"set hairpin of '{name}' {'on' if hairpin else 'off'}"
-            messages.append(Message(what, NEWLINK, 0, ifinfo() + named + hairpin_data(hairpin)))
+            messages.append(change_link(what, _named(name) + link_records.hairpin(hairpin)))
         messages += [
-            Message(f"reset '{name}' ({drift})", NEWLINK, 0, ifinfo() + named + reset)
+            change_link(f"reset '{name}' ({drift})", _named(name) + reset)
             for reset in link_records.usual(drift)
         ]
         if messages:
@@ -307,43 +284,37 @@ class Rtnl(netlink.Netlink):
         self, name: str, call_iptables: bool | None = None, call_ip6tables: bool | None = None
     ) -> None:
         what = f"set nf_call_iptables, nf_call_ip6tables of '{name}'"
-        own = of_kind("bridge", *call_flags(call_iptables, call_ip6tables))
-        self.transact(Message(what, NEWLINK, 0, ifinfo() + text(IFLA_IFNAME, name) + own))
+        own = of_kind("bridge", *link_records.call_flags(call_iptables, call_ip6tables))
+        self.transact(change_link(what, _named(name) + own))
 
     def detach(self, names: Sequence[str]) -> None:
-        """Set interfaces down and detach them from their bridge; no-op for missing ones.
+        """Set interfaces down and detach them from their bridge.
 
         Afterwards no packet passes through them, whatever happens at the other end of a veth pair.
         """
-        down, no_master = ifinfo(0, 0, IFF_UP), u32(IFLA_MASTER, 0)
+        bodies = ((n, _named(n, change=IFF_UP) + u32(IFLA_MASTER, 0)) for n in names)
         self.transact_each(
-            Message(
-                f"detach link '{name}'",
-                NEWLINK,
-                0,
-                down + text(IFLA_IFNAME, name) + no_master,
-                (errno.ENODEV,),
-            )
-            for name in names
+            change_link(f"detach link '{name}'", body, (errno.ENODEV,)) for name, body in bodies
         )
 
     def delete_link(self, name: str) -> None:
-        """Delete an interface, and the other end if it is a veth; no-op if it is missing."""
-        body = ifinfo() + text(IFLA_IFNAME, name)
-        self.transact(Message(f"delete link '{name}'", _DELLINK, 0, body, (errno.ENODEV,)))
+        """Delete an interface, and the other end if it is a veth."""
+        what = f"delete link '{name}'"
+        self.transact(Message(what, _DELLINK, 0, _named(name), (errno.ENODEV,)))
 
     def delete_links(self, names: Sequence[str]) -> None:
-        """Delete several network interfaces at the cost of one; no-op for missing ones.
+        """Delete several interfaces, and the other ends of veth pairs, at the cost of one.
 
-        The other ends of veth pairs are deleted too. The interfaces are put into a group with a
-        random number (IFLA_GROUP), which is then deleted: the kernel unregisters the interfaces of
-        a group together and waits for RCU once (rtnl_group_dellink, net/core/rtnetlink.c).
+        The interfaces are put into a group with a random number (IFLA_GROUP), which is then
+        deleted: the kernel unregisters the interfaces of a group together and waits for RCU once
+        (rtnl_group_dellink, net/core/rtnetlink.c).
         """
         number = int.from_bytes(os.urandom(4)) >> 1 | 1
         what = f"delete links {', '.join(repr(name) for name in names)}"
         group = u32(_IFLA_GROUP, number)
-        bodies = (ifinfo() + text(IFLA_IFNAME, name) + group for name in names)
-        self.transact_each(Message(what, NEWLINK, 0, body, (errno.ENODEV,)) for body in bodies)
+        self.transact_each(
+            change_link(what, _named(name) + group, (errno.ENODEV,)) for name in names
+        )
         self.transact(Message(what, _DELLINK, 0, ifinfo() + group, (errno.ENODEV,)))
 
     def addresses(self, link_index: int | None = None) -> list[LinkAddress]:
@@ -351,7 +322,9 @@ class Rtnl(netlink.Netlink):
         # a dump of both families would walk all links to find this one
         for family in _FAMILIES if link_index else (socket.AF_UNSPEC,):
             body = ifaddrmsg.pack(family, 0, 0, 0, link_index or 0)
-            found = self.dump("list addresses", _GETADDR, body, parse_address, (errno.ENODEV,))
+            found = self.dump(
+                "list addresses", _GETADDR, body, link_records.parse_address, (errno.ENODEV,)
+            )
             # without IPv6 the kernel answers with all families
             result += [entry for entry in found if family in (entry.family, socket.AF_UNSPEC)]
         return result
@@ -369,8 +342,10 @@ class Rtnl(netlink.Netlink):
         family, packed, length = parse_cidr(cidr)
         flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
         body = ifaddrmsg.pack(family, length, flags, _SCOPE_UNIVERSE, link_index)
-        body += attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
-        body += b"" if routed else u32(IFA_FLAGS, flags | _IFA_F_NOPREFIXROUTE)
+        body += attribute(link_records.IFA_LOCAL, packed) + attribute(
+            link_records.IFA_ADDRESS, packed
+        )
+        body += b"" if routed else u32(link_records.IFA_FLAGS, flags | _IFA_F_NOPREFIXROUTE)
         what = f"add address {cidr} to link {link_index}"
         how = netlink.REPLACE if replace else netlink.EXCL
         messages = [Message(what, _NEWADDR, netlink.CREATE | how, body, (errno.EEXIST,))]
@@ -399,17 +374,21 @@ class Rtnl(netlink.Netlink):
     def delete_address(self, link_index: int, cidr: str) -> None:
         family, packed, length = parse_cidr(cidr)
         body = ifaddrmsg.pack(family, length, 0, _SCOPE_UNIVERSE, link_index) + attribute(
-            IFA_LOCAL, packed
+            link_records.IFA_LOCAL, packed
         )
         what = f"delete address {cidr} from link {link_index}"
         self.transact(Message(what, _DELADDR, 0, body, (errno.EADDRNOTAVAIL, errno.ENODEV)))
 
-    def routes(self, link_index: int | None = None, table: int = MAIN) -> list[LinkRoute]:
+    def routes(
+        self, link_index: int | None = None, table: int = MAIN
+    ) -> list[link_records.LinkRoute]:
         """Return the routes of a table in both families, through one interface or through any."""
-        body = rtmsg.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0) + u32(RTA_TABLE, table)
+        body = rtmsg.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0) + u32(
+            link_records.RTA_TABLE, table
+        )
         body += u32(RTA_OIF, link_index) if link_index else b""
         absent = (errno.ENOENT, errno.ENODEV)  # no such table yet; no such link
-        dumped = self.dump("list routes", _GETROUTE, body, parse_route, absent)
+        dumped = self.dump("list routes", _GETROUTE, body, link_records.parse_route, absent)
         return [route for family, route in dumped if family in _FAMILIES and route.table == table]
 
     def add_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
@@ -425,7 +404,7 @@ class Rtnl(netlink.Netlink):
         try:
             self.transact(Message(what, _NEWROUTE, netlink.CREATE | netlink.EXCL, body))
         except KernelError as error:
-            wanted = (canonical(destination), gateway, index)
+            wanted = (link_records.canonical(destination), gateway, index)
             exists = error.errno == errno.EEXIST
             if not exists or wanted not in (route[:3] for route in self.routes(index)):
                 raise
@@ -447,7 +426,7 @@ class Rtnl(netlink.Netlink):
 
     def _delete_routes(self, what: str, body: bytes) -> None:
         """Delete all matching routes; without a metric, a request deletes only the first."""
-        for _ in range(_AT_ONCE):
+        for _ in range(_MOST_ROUTES):
             try:
                 self.transact(Message(what, _DELROUTE, 0, body))
             except KernelError as error:
@@ -471,7 +450,7 @@ class Rtnl(netlink.Netlink):
         address.
         """
         new = Message(what, NEWLINK, netlink.CREATE | netlink.EXCL, ifinfo(index) + made)
-        mark = Message(what, NEWLINK, 0, ifinfo(index) + marked)
+        mark = change_link(what, ifinfo(index) + marked)
         try:
             self.transact(new, mark, no_link_local(what, index), *more)
         except KernelError:
@@ -485,16 +464,26 @@ def _random_mac() -> bytes:
 
 
 def ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
-    return ifinfomsg.pack(socket.AF_UNSPEC, 0, index, flags, change)
+    return link_records.ifinfomsg.pack(socket.AF_UNSPEC, 0, index, flags, change)
+
+
+def _named(name: str, flags: int = 0, change: int = 0) -> bytes:
+    return ifinfo(0, flags, change) + text(IFLA_IFNAME, name)
+
+
+def change_link(what: str, body: bytes, fine: tuple[int, ...] = ()) -> Message:
+    """Return the message that changes an existing interface."""
+    return Message(what, NEWLINK, 0, body, fine)
 
 
 def join(name: str, index: int, bridge: str, master: int) -> Message:
-    what = f"attach '{name}' to bridge '{bridge}'"
-    return Message(what, NEWLINK, 0, ifinfo(index) + u32(IFLA_MASTER, master))
+    return change_link(
+        f"attach '{name}' to bridge '{bridge}'", ifinfo(index) + u32(IFLA_MASTER, master)
+    )
 
 
 def raise_up(name: str, index: int) -> Message:
-    return Message(f"set link '{name}' up", NEWLINK, 0, ifinfo(index, IFF_UP, IFF_UP))
+    return change_link(f"set link '{name}' up", ifinfo(index, IFF_UP, IFF_UP))
 
 
 def no_link_local(what: str, index: int) -> Message:
@@ -504,7 +493,7 @@ def no_link_local(what: str, index: int) -> Message:
     """
     mode = attribute(_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
     body = ifinfo(index) + nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
-    return Message(what, NEWLINK, 0, body, (errno.EAFNOSUPPORT,))
+    return change_link(what, body, (errno.EAFNOSUPPORT,))
 
 
 def _route(destination: str, gateway: str, index: int, protocol: int) -> bytes:
@@ -518,12 +507,11 @@ def _route(destination: str, gateway: str, index: int, protocol: int) -> bytes:
     body = rtmsg.pack(family, length, 0, 0, MAIN, protocol, scope, UNICAST, flags)
     body += attribute(RTA_DST, packed) if length else b""
     if gateway:
-        body += attribute(RTA_GATEWAY, socket.inet_pton(family, gateway))
+        body += attribute(link_records.RTA_GATEWAY, socket.inet_pton(family, gateway))
     return body + u32(RTA_OIF, index)
 
 
 # --- routing rules --------------------------------------------------------------------------------
-
 
 PROTOCOL = 78
 """The number by which niso's routing rules are recognised (FRA_PROTOCOL).

@@ -29,7 +29,6 @@ from niso.kernel.policy_rules import CLASS
 
 # --- packets of other hosts (VXLAN) ---------------------------------------------------------------
 
-
 TUNNEL = "nw-cluster"
 """The name of the WireGuard interface of an encrypted cluster (kinds/tunnels.py)."""
 # Offsets are in bits from the UDP header: flags 64, VNI 96, then the inner frame: destination 128,
@@ -119,7 +118,6 @@ CLAIMS = tuple(f"vx{o}{i}" for o, i in _PAIRS)
 
 # --- rate limits of packets -----------------------------------------------------------------------
 
-
 FLOWS, FRAGMENTS, ARP, ASKERS = "flows", "fragments", "arp_nd", "askers"
 """Sets whose elements each have a rate limit. A source without an element has no limit.
 
@@ -147,7 +145,6 @@ def limit_text(value: tuple[int, str, int, bool]) -> str:
 
 
 # --- the bridge table -----------------------------------------------------------------------------
-
 
 SWITCHED = "0x4e150000"
 """The packet mark of a frame that a foreign bridge switches.
@@ -324,7 +321,6 @@ table bridge niso {{
 
 
 # --- the inet table: DNAT, masquerading, forwarding -----------------------------------------------
-
 
 INET = "inet niso"
 BRIDGE = "bridge niso"

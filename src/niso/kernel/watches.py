@@ -23,7 +23,6 @@ from niso.kernel.netlink import OWN_THREAD, attributes, refused, refusing, strin
 if TYPE_CHECKING:
     from typing import Self
 
-
 _NFNLGRP_NFTABLES, _RTNLGRP_LINK = 7, 1
 _RECEIVE_BYTES = 4 << 20
 _SUBSYSTEM, _NEWGEN = 10, 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
